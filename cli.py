@@ -1,0 +1,652 @@
+"""The command line: one command a stage. Parse, call one function, print its result.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline import errors, progress
+
+if TYPE_CHECKING:
+    from model.run import Plan
+    from pipeline.artifact import Artifact, Built
+    from pipeline.recipe import Recipe
+    from pipeline.refresh import Refreshed, TrainStage
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that every command takes."""
+
+    root: Path
+    quiet: bool
+    json: bool
+    progress: progress.Progress
+
+
+@dataclass
+class Outcome:
+    """What a command has to say: fields of the --json object, and the lines that a person sees instead."""
+
+    result: str
+    artifact: str | None = None
+    path: Path | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    always: bool = False  # the lines are what was asked for: --quiet does not silence them
+    exit_code: int = 0
+
+    def as_json(self, seconds: float) -> str:
+        fields = {
+            "result": self.result,
+            "artifact": self.artifact,
+            "path": str(self.path) if self.path else None,
+            "counts": self.counts,
+            "ledger": self.ledger,
+            "seconds": round(seconds, 3),
+            **self.extra,
+        }
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def _global_options() -> list[click.Option]:
+    where = "Folder of all artifacts (default: $INKSTONE_ARTIFACTS, or artifacts)."
+    return [
+        click.Option(["--artifacts"], type=click.Path(path_type=Path), metavar="DIR", help=where),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on success."),
+        click.Option(["--json"], is_flag=True, help="Print one JSON object at the end, and nothing else."),
+        click.Option(["--log-json"], type=click.Path(path_type=Path), metavar="FILE", help="Append events to FILE."),
+        click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the global options too, hands `Settings` to its function, and prints the Outcome."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _global_options()
+
+    def invoke(self, context: click.Context) -> None:
+        start = time.monotonic()
+        given = {name: context.params.pop(name) for name in ("artifacts", "quiet", "json", "log_json", "debug")}
+        before = context.parent.params if context.parent else {}
+        chosen = {name: value or before.get(name) for name, value in given.items()}
+        settings = _settings(chosen)
+        outcome: Outcome = self.callback(settings, **context.params) if self.callback else Outcome("unchanged")
+        if settings.json:
+            click.echo(outcome.as_json(time.monotonic() - start))
+        elif outcome.lines and (outcome.always or not settings.quiet):
+            click.echo("\n".join(outcome.lines))
+        context.exit(outcome.exit_code)
+
+
+class Group(click.Group):
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _global_options()
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+def _settings(chosen: dict[str, Any]) -> Settings:
+    shown: progress.Progress = progress.Bars() if sys.stderr.isatty() else progress.Lines()
+    if chosen["quiet"]:
+        shown = progress.Silent()
+    if chosen["log_json"]:
+        shown = progress.Logged(shown, chosen["log_json"])
+    root = chosen["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
+    return Settings(root, bool(chosen["quiet"]), bool(chosen["json"]), shown)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+def cli(**_: Any) -> None:
+    """From raw text to a trained compact GPT, one stage at a time.
+
+    Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample.
+    `refresh` runs all of it for a recipe, as far as it is stale; `demo` runs it on the text that comes along.
+    """
+
+
+def _jobs(jobs: int) -> int:
+    from pipeline import engines
+
+    return jobs or engines.default_jobs()
+
+
+JOBS = click.option("--jobs", type=click.IntRange(0), default=0, help="Worker processes; 0 (default): one a core.")
+NAME = click.option("--name", default="", help="Name of the artifact that is made.")
+MAX_BAD = click.option(
+    "--max-bad", type=float, default=0.001, show_default=True, help="Share of bad documents allowed."
+)
+DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
+
+
+@cli.command()
+@click.argument("references", metavar="SOURCE|URL|PATH...", nargs=-1, required=True)
+@click.option("--shards", default="", help="Of the Pile: 0-2,val,test or all.")
+@click.option("--mirror", default="", metavar="URL", help="Server to use in place of the source's own.")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Files fetched at the same time.")
+@click.option("--decompress", is_flag=True, help="Also leave the files decompressed, in a folder beside.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
+def download(
+    settings: Settings,
+    references: tuple[str, ...],
+    shards: str,
+    mirror: str,
+    jobs: int,
+    decompress: bool,
+    dry_run: bool,
+) -> Outcome:
+    """Fetch a source into the verified raw cache.
+
+    Sources: sample, pile, shuihu, song-ci; or a URL; or a file or folder of this machine.
+    """
+    from pipeline import decompress as stage
+    from pipeline import download as fetching
+    from pipeline import sources
+
+    chosen = [sources.resolve(reference, shards=shards, mirror=mirror) for reference in references]
+    if dry_run:
+        rows = [row for source in chosen for row in fetching.plan(settings.root, source)]
+        lines = [f"{'there' if there else 'fetch':<6} {name:<28} {origin}" for name, origin, there in rows]
+        listed = [{"name": name, "origin": origin, "there": there} for name, origin, there in rows]
+        return Outcome("unchanged", extra={"files": listed}, lines=lines)
+    done = [fetching.download(settings.root, source, settings.progress, jobs=jobs) for source in chosen]
+    if decompress:
+        for each in done:
+            packed = [each.path / name for name in each.names if name.endswith(stage.COMPRESSED)]
+            stage.decompress(packed, each.path / "decompressed", settings.progress)
+    counts = {
+        "files": sum(len(each.names) for each in done),
+        "fetched": sum(each.fetched for each in done),
+        "unchanged": sum(each.unchanged for each in done),
+        "bytes": sum(each.bytes for each in done),
+    }
+    result = "built" if counts["fetched"] else "unchanged"
+    lines = [f"{each.result}: {each.fetched} fetched, {each.unchanged} there already, {each.path}" for each in done]
+    last = done[-1]
+    return Outcome(result, f"raw/{last.source}", last.path, counts, lines=lines)
+
+
+@cli.command()
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results; else beside.")
+def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) -> Outcome:
+    """Decompress .zst and .gz files, each to its very end or not at all."""
+    from pipeline import decompress as stage
+
+    written = stage.decompress(paths, out, settings.progress)
+    counts = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
+    lines = [f"built: {path} ({path.stat().st_size:,} bytes)" for path in written]
+    return Outcome("built", path=written[-1], counts=counts, lines=lines)
+
+
+@cli.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@NAME
+@click.option("--profile", default="auto", show_default=True, help="plain, chinese-poetry, pile; auto: by file name.")
+@click.option(
+    "--unit", default="chapter", show_default=True, help="A document is a chapter, paragraph, sentence or document."
+)
+@click.option("--encoding", default="utf-8", show_default=True, help="Of plain text files.")
+@click.option("--min-chars", type=int, default=1, show_default=True, help="Shorter documents are dropped.")
+@MAX_BAD
+def clean(settings: Settings, inputs: tuple[str, ...], name: str, **options: Any) -> Outcome:
+    """Clean downloaded sources, files or folders into a corpus."""
+    from pipeline import artifact, corpus, raw
+
+    chosen = corpus.CleanOptions(**options)
+    files = [file for reference in inputs for file in raw.inputs(settings.root, reference, corpora=False)]
+    name = artifact.check_name(name) if name else artifact.name_from(inputs[0])
+    return _built(
+        corpus.clean(settings.root, name, files, chosen, settings.progress), ("documents", "characters", "headings")
+    )
+
+
+@cli.command("train-tokenizer")
+@click.argument("corpus", metavar="[CORPUS]", default="")
+@NAME
+@click.option("--kind", default="bpe", show_default=True, help="bpe, unigram (SentencePiece) or char.")
+@click.option(
+    "--vocab-size", type=click.IntRange(0), default=8000, show_default=True, help="Number of ids; char: 0 for all."
+)
+def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab_size: int) -> Outcome:
+    """Train a tokenizer on a corpus (the newest one if none is named)."""
+    from pipeline import artifact, tokenizers
+
+    corpus = corpus or _newest(settings, "corpora").ref
+    sentences, made_from = tokenizers.sentences_of(settings.root, corpus)
+    name = name or _stem(corpus, "corpora")
+    source = click.get_current_context().get_parameter_source("vocab_size")
+    if kind == "char" and source == click.core.ParameterSource.DEFAULT:
+        vocab_size = 0
+    artifact.check_name(name)
+    return _built(tokenizers.train(settings.root, name, sentences, made_from, kind, vocab_size), ("vocab_size",))
+
+
+@cli.command()
+@click.argument("corpora", metavar="[CORPUS]...", nargs=-1)
+@click.option("--tokenizer", "reference", default="", help="A trained one, a .model file, r50k_base, cl100k_base, ...")
+@NAME
+@click.option("--format", "layout", default="memmap", show_default=True, help="memmap, hdf5 or both.")
+@click.option("--val-fraction", type=float, help="Share of documents held out, by a hash of their text (default 0.05).")
+@click.option("--val", multiple=True, metavar="CORPUS", help="Validate on this corpus instead (repeatable).")
+@MAX_BAD
+@JOBS
+def tokenize(
+    settings: Settings,
+    corpora: tuple[str, ...],
+    reference: str,
+    name: str,
+    layout: str,
+    val_fraction: float | None,
+    val: tuple[str, ...],
+    max_bad: float,
+    jobs: int,
+) -> Outcome:
+    """Turn corpora, downloaded sources or files into token arrays (the newest corpus if none is named)."""
+    from pipeline import artifact, tokenizers
+    from pipeline import tokenize as stage
+
+    if val and val_fraction is not None:
+        raise errors.BadConfig("--val and --val-fraction exclude each other", hint="give one of them")
+    corpora = corpora or (_newest(settings, "corpora").ref,)
+    name = artifact.check_name(name or _stem(corpora[0], "corpora"))
+    inputs = stage.gather(settings.root, corpora, val)
+    if not inputs.val and val_fraction is None:
+        val_fraction = stage.DEFAULT_VAL_FRACTION
+    if not reference:
+        same = artifact.current(settings.root, "tokenizers", name)
+        reference = (same or _newest(settings, "tokenizers")).ref
+    tokenizer, trained = tokenizers.find(settings.root, reference)
+    options = stage.TokenizeOptions(layout, val_fraction or 0.0, max_bad)
+    built = stage.tokenize(
+        settings.root, name, inputs, tokenizer, trained, options, settings.progress, jobs=_jobs(jobs)
+    )
+    counts = built.artifact.manifest.counts
+    extra = {key: counts[key] for key in ("tokens", "documents", "input_bytes", "dtype", "tokenizer")}
+    return _built(built, ("documents", "train_tokens", "val_tokens"), **extra)
+
+
+@cli.command()
+@click.option("--tokens", "reference", default="", help="The token arrays to train on (default: the newest).")
+@click.option("--preset", default="sample", show_default=True, help="Model and training numbers; see model/config.py.")
+@NAME
+@click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.")
+@click.option("--minutes", type=float, help="Plan the schedule to end after so many minutes.")
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Go on with an unfinished run of the same plan."
+)
+@click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset (repeatable)."
+)
+@click.option("--counting", is_flag=True, help="Train on 1, 2, 3, ... instead of text.")
+@DEVICE
+def train(
+    settings: Settings,
+    reference: str,
+    preset: str,
+    name: str,
+    steps: int | None,
+    minutes: float | None,
+    resume: bool,
+    pairs: tuple[str, ...],
+    counting: bool,
+    device: str,
+) -> Outcome:
+    """Train a GPT on token arrays; the run holds all that `sample` needs."""
+    from model import run
+    from pipeline import artifact
+    from pipeline import counting as toy
+
+    if counting:
+        tokens = toy.build(settings.root).artifact
+    else:
+        tokens = artifact.find(settings.root, "tokens", reference) if reference else _newest(settings, "tokens")
+    planned = run.plan(tokens, preset, name=name, steps=steps, minutes=minutes, settings=_pairs(pairs))
+    built = run.train(settings.root, planned, device=device, resume=resume, report=settings.progress.note)
+    return _trained(built)
+
+
+def _trained(built: Built) -> Outcome:
+    import msgspec
+
+    from model import run
+
+    result = run.read_result(built.artifact)
+    outcome = _built(built, ("steps", "tokens", "parameters"))
+    fields = msgspec.structs.asdict(result)
+    outcome.extra |= {key: fields[key] for key in fields if key not in ("seconds", "last", "best")}
+    outcome.extra["checkpoint"] = str(built.artifact.path / "checkpoints" / result.best)
+    outcome.extra["loss_curve"] = str(built.artifact.path / "loss.png")
+    outcome.lines += [
+        f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "
+        f"(best {result.best_bits_per_char:.3f}), {result.val_loss:.3f} nats per token",
+        f"loss curve: {outcome.extra['loss_curve']}",
+    ]
+    return outcome
+
+
+@cli.command()
+@click.argument("reference", metavar="[RUN]", default="")
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue (repeatable).")
+@click.option("--prompt-ids", multiple=True, metavar="IDS", help="Token ids to continue, as 1,2,3 (repeatable).")
+@click.option("--max-tokens", type=int, default=100, show_default=True)
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Choose among the k likeliest; 0: all.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among the likeliest that make up p.")
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--num-samples", type=click.IntRange(1), default=1, show_default=True, help="Continuations of each prompt."
+)
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@DEVICE
+def sample(
+    settings: Settings,
+    reference: str,
+    prompts: tuple[str, ...],
+    prompt_ids: tuple[str, ...],
+    num_samples: int,
+    checkpoint: str,
+    device: str,
+    **options: Any,
+) -> Outcome:
+    """Continue prompts with a trained model (the newest run if none is named)."""
+    from pipeline import artifact
+
+    found = artifact.find(settings.root, "runs", reference) if reference else _newest(settings, "runs")
+    samples = _sample(settings, found, prompts, prompt_ids, num_samples, checkpoint, device, options)
+    lines = [line for each in samples for line in ("", each["prompt"] + _joint(each) + each["text"])][1:]
+    return Outcome(
+        "built", found.ref, found.path, {"samples": len(samples)}, extra={"samples": samples}, lines=lines, always=True
+    )
+
+
+def _joint(sample: dict[str, Any]) -> str:
+    """A space where a prompt of ids meets numbers; nothing where text goes on."""
+    return " → " if sample["prompt"].replace(",", "").isdigit() else ""
+
+
+def _sample(
+    settings: Settings,
+    run: Artifact,
+    prompts: tuple[str, ...],
+    prompt_ids: tuple[str, ...],
+    num_samples: int,
+    checkpoint: str,
+    device: str,
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    from model import run as runs
+
+    tokenizer = runs.open_tokenizer(run)
+    asked = [(text, tokenizer.encode(text)) for text in prompts]
+    asked += [(text, _ids(text, tokenizer.vocab_size)) for text in prompt_ids]
+    for text in prompts:
+        if unknown := tokenizer.unknown(text):
+            settings.progress.note(f"warning: the tokenizer has never seen {unknown}")
+    path = runs.checkpoint_path(run, checkpoint)
+
+    from model import checkpoint as checkpoints
+    from model import device as devices
+    from model import generate
+
+    chosen = generate.SampleOptions(**options)
+    model = checkpoints.load_model(path, devices.pick(device))
+    repeated = [each for each in asked or [("", [])] for _ in range(num_samples)]
+    return [asdict(each) for each in generate.sample(model, tokenizer, repeated, chosen)]
+
+
+def _ids(text: str, vocab_size: int) -> list[int]:
+    from pipeline.tokenizers import Integers
+
+    return Integers(vocab_size).encode(text)
+
+
+@cli.command()
+@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only show which stages are stale, and why.")
+@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for another refresh to end.")
+@click.option("--through", default="train", show_default=True, metavar="STAGE", help="The last stage to run.")
+@click.option("--set", "pairs", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one entry (repeatable).")
+@JOBS
+@DEVICE
+def refresh(
+    settings: Settings,
+    path: Path,
+    dry_run: bool,
+    wait: float,
+    through: str,
+    pairs: tuple[str, ...],
+    jobs: int,
+    device: str,
+) -> Outcome:
+    """Run a recipe: every stage whose inputs or options changed, and no other."""
+    from pipeline import recipe as recipes
+    from pipeline import refresh as chain
+
+    recipe = recipes.load(path, pairs)
+    stage = _train_stage(settings, recipe, device)
+    if dry_run:
+        done = chain.plan(settings.root, recipe, stage, settings.progress, through=through)
+        lines = [f"{step.stage:<16} {step.result:<6} {step.what:<40} {step.why}".rstrip() for step in done.steps]
+        return Outcome("unchanged", extra={"stages": [asdict(step) for step in done.steps]}, lines=lines)
+    done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs), through=through, wait=wait)
+    return _refreshed(done, [f"{done.result}: {done.last.ref if done.last else recipe.name}"])
+
+
+def _refreshed(done: Refreshed, lines: list[str]) -> Outcome:
+    last = done.last
+    return Outcome(
+        done.result,
+        last.ref if last else None,
+        last.path if last else None,
+        last.manifest.counts if last else {},
+        last.manifest.ledger if last else {},
+        extra={"stages": [asdict(step) for step in done.steps]},
+        lines=lines,
+    )
+
+
+def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
+    from model import run
+    from pipeline.refresh import TrainStage
+
+    def plan(tokens: Artifact) -> Plan:
+        chosen = recipe.train
+        return run.plan(
+            tokens, chosen.preset, name=recipe.name, steps=chosen.steps, minutes=chosen.minutes, settings=chosen.set
+        )
+
+    return TrainStage(
+        identify=lambda tokens: run.identify(plan(tokens)),
+        run=lambda tokens: run.train(
+            settings.root, plan(tokens), device=device, resume=True, report=settings.progress.note
+        ),
+    )
+
+
+@cli.command()
+@JOBS
+@DEVICE
+def demo(settings: Settings, jobs: int, device: str) -> Outcome:
+    """Run everything above on the text that comes with Inkstone, offline."""
+    from model import run
+    from pipeline import recipe as recipes
+    from pipeline import refresh as chain
+
+    recipe = recipes.load(HERE / "recipes" / "sample.toml")
+    stage = _train_stage(settings, recipe, device)
+    done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs))
+    assert done.last
+    result = run.read_result(done.last)
+    asked = recipe.sample
+    options = {
+        "max_tokens": asked.max_tokens,
+        "temperature": asked.temperature,
+        "top_k": asked.top_k,
+        "seed": asked.seed,
+    }
+    samples = _sample(settings, done.last, asked.prompts, (), 1, "best", device, options)
+    lines = [
+        "everything is unchanged; what there is:" if done.result == "unchanged" else "built:",
+        *(f"  {step.stage:<16} {step.what}" for step in done.steps),
+        f"  in               {settings.root.resolve()}",
+        "",
+        f"validation: {result.first_bits_per_char:.3f} bits per character before training, "
+        f"{result.bits_per_char:.3f} after {result.steps:,} steps",
+        f"loss curve: {done.last.path / 'loss.png'}",
+        "",
+        "continuations:",
+        *(f"  {each['prompt']}|{each['text']}".replace("\n", "\n    ") for each in samples),
+        "",
+        "next, with your own text:",
+        "  inkstone clean BOOK.txt --name book",
+        "  inkstone train-tokenizer book --vocab-size 8000",
+        "  inkstone tokenize book",
+        "  inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book",
+        "  inkstone sample book --prompt 话说",
+    ]
+    outcome = _refreshed(done, lines)
+    outcome.extra |= {
+        "first_bits_per_char": result.first_bits_per_char,
+        "bits_per_char": result.bits_per_char,
+        "loss_curve": str(done.last.path / "loss.png"),
+        "samples": samples,
+    }
+    return outcome
+
+
+@cli.command()
+def status(settings: Settings) -> Outcome:
+    """Show every source and artifact: what is current, how old, how large."""
+    from pipeline import status as shelf
+
+    rows = shelf.status(settings.root)
+    lines = [
+        f"{row.ref:<48} {row.state:<10} {row.age_hours:>7.1f} h {row.bytes / 1e6:>10.1f} MB  {row.summary}"
+        for row in rows
+    ]
+    listed = [shelf.as_dict(row) for row in rows]
+    nothing = [f"nothing in {settings.root} yet; `demo` fills it, and so does `download`"]
+    return Outcome(
+        "unchanged",
+        path=settings.root,
+        counts={"rows": len(rows)},
+        extra={"rows": listed},
+        lines=lines or nothing,
+        always=True,
+    )
+
+
+@cli.command()
+@click.argument("reference", metavar="[ARTIFACT]", default="")
+@click.option("--deep", is_flag=True, help="Hash every byte; without it only sizes are compared.")
+def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
+    """Check that published files are as they were published."""
+    from pipeline import status as shelf
+
+    checked = list(shelf.verify(settings.root, reference, deep=deep))
+    found = [problem for _, problems in checked for problem in problems]
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise errors.BadData(f"{found[0]}{more}", hint="run the stage that made it again")
+    how = "every byte" if deep else "every size"
+    return Outcome(
+        "unchanged", path=settings.root, counts={"checked": len(checked)}, lines=[f"{len(checked)} whole by {how}"]
+    )
+
+
+def _built(built: Built, shown: tuple[str, ...], **extra: Any) -> Outcome:
+    found = built.artifact
+    counts = found.manifest.counts
+    summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in shown if name in counts)
+    dropped = {reason: count for tally in found.manifest.ledger.values() for reason, count in tally["dropped"].items()}
+    lines = [f"{built.result}: {found.ref} ({summary})"]
+    if dropped:
+        lines.append("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()))
+    return Outcome(built.result, found.ref, found.path, counts, found.manifest.ledger, dict(extra), lines)
+
+
+def _newest(settings: Settings, kind: str) -> Artifact:
+    from pipeline import artifact
+
+    found = artifact.latest(settings.root, kind)
+    settings.progress.note(f"using {found.ref}, the newest")
+    return found
+
+
+def _stem(reference: str, kind: str) -> str:
+    """The name that an artifact passes on to what is made from it: `corpora/shuihu/<key>` → shuihu."""
+    from pipeline import artifact
+
+    parts = reference.removeprefix(f"{kind}/").split("/")
+    return parts[0] if artifact.is_name(parts[0]) else artifact.name_from(reference)
+
+
+def _pairs(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise errors.BadConfig(f"--set {pair}: not of the form key=value", hint="for example --set dropout=0.2")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. The one place where errors become messages and codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    start = time.monotonic()
+    try:
+        return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
+    except click.ClickException as error:
+        failed: errors.InkstoneError = _Usage(error.format_message(), hint="see --help")
+    except (click.Abort, KeyboardInterrupt):
+        failed = _Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
+        return 0
+    except errors.InkstoneError as error:
+        failed = error
+    except OSError as error:
+        failed = errors.from_os_error(error)
+    except Exception as error:  # noqa: BLE001 - nothing may end in a bare traceback
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        failed = errors.InternalError(what, hint="a bug of this program; --debug shows where")
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print(f"error: {failed.what}" + (f" — {failed.hint}" if failed.hint else ""), file=sys.stderr)
+    if "--json" in arguments:
+        extra = {"error": failed.what, "exit_code": failed.exit_code, "hint": failed.hint}
+        print(Outcome("failed", extra=extra).as_json(time.monotonic() - start))
+    return failed.exit_code
+
+
+class _Usage(errors.InkstoneError):
+    exit_code = 2
+
+
+class _Interrupted(errors.InkstoneError):
+    exit_code = 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

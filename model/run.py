@@ -1,0 +1,122 @@
+"""A run: what a training is made from, its stage, and what `sample` opens again. Imports no torch by itself.
+
+runs/<name>/<key>/config.json       the preset with all its numbers
+                  tokenizer.json    and the model file: sampling needs nothing outside this folder
+                  checkpoints/      the last one, and the best one where that is another
+                  metrics.csv, loss.png, result.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from model import config
+from model.config import Preset
+from pipeline import artifact, tokenizers
+from pipeline.artifact import Artifact, Built, Content, Identity
+from pipeline.errors import BadConfig, BadData
+from pipeline.tokenizers import Tokenizer
+
+SCHEMA = 1
+RESULT = "result.json"
+Report = Callable[[str], None]
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a training came to. Losses in nats per token on the validation set; the checkpoints by folder name.
+
+    `mfu` is the share of the device's peak that was used, None where the peak is not known.
+    """
+
+    steps: int
+    tokens: int
+    parameters: int
+    device: str
+    seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    val_loss: float
+    bits_per_char: float
+    bits_per_byte: float
+    first_bits_per_char: float
+    best_val_loss: float
+    best_bits_per_char: float
+    last: str
+    best: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that may be run: on which tokens, under which name, with which numbers."""
+
+    name: str
+    preset_name: str
+    preset: Preset
+    tokens: Artifact
+
+
+def plan(
+    tokens: Artifact,
+    preset_name: str,
+    *,
+    name: str = "",
+    steps: int | None = None,
+    minutes: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The preset with the overrides in it. `steps` and `minutes` exclude each other; `minutes` is by the clock."""
+    if steps is not None and minutes is not None:
+        raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
+    chosen = dict(settings or {})
+    if minutes is not None:
+        chosen["minutes"] = minutes
+    if steps is not None:
+        chosen |= {"steps": steps, "minutes": 0.0}
+    made = config.override(config.preset(preset_name), chosen)
+    fitted = dataclasses.replace(made, model=config.fit(made.model, tokens.manifest.counts["vocab_size"]))
+    return Plan(artifact.check_name(name or preset_name), preset_name, fitted, tokens)
+
+
+def identify(planned: Plan) -> Identity:
+    options = {
+        "stage": SCHEMA,
+        "model": dataclasses.asdict(planned.preset.model),
+        "train": dataclasses.asdict(planned.preset.train),
+    }
+    inputs = (planned.tokens.as_input("tokens"),)
+    return Identity("runs", planned.name, options, inputs, planned.tokens.manifest.tokenizer, ("torch",))
+
+
+def train(root: Path, planned: Plan, *, device: str, resume: bool, report: Report) -> Built:
+    """Train, and publish the run. An unfinished run of the same plan goes on from its last checkpoint if `resume`."""
+
+    def write(draft: Path) -> Content:
+        from model.train import fit  # torch takes two seconds to import: not for a run that stands already
+
+        result = fit(draft, planned, device=device, resume=resume, report=report)
+        return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
+
+    return artifact.build(root, identify(planned), write, keep_draft=True)
+
+
+def read_result(run: Artifact) -> Result:
+    try:
+        return msgspec.json.decode(run.file(RESULT).read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadData(f"{run.file(RESULT)}: {error}", hint="`train` it again") from None
+
+
+def open_tokenizer(run: Artifact) -> Tokenizer:
+    return tokenizers.open_folder(run.path)
+
+
+def checkpoint_path(run: Artifact, which: str) -> Path:
+    """The folder of the "best" or the "last" checkpoint."""
+    result = read_result(run)
+    return run.file("checkpoints") / (result.last if which == "last" else result.best)

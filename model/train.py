@@ -1,0 +1,322 @@
+"""The training loop: blocks, loss, step; now and then an evaluation and a checkpoint; a loss curve at the end."""
+
+from __future__ import annotations
+
+import csv
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+import torch
+
+from model import batches, checkpoint, curve, optim
+from model import device as devices
+from model.checkpoint import State
+from model.config import TrainConfig
+from model.evaluate import Evaluation, ValidationSet, evaluate, validation_set
+from model.gpt import GPT
+from model.run import RESULT, Plan, Report, Result
+from pipeline import files, tokens
+from pipeline.errors import BadData, TrainingDiverged, TryAgain
+from pipeline.tokens import TokenStore
+
+_LOG_SECONDS = 5.0
+
+
+class Progress:
+    """How far a schedule has come: by steps, or by the clock when `minutes` is set."""
+
+    def __init__(self, config: TrainConfig, step: int, seconds: float) -> None:
+        self._config = config
+        self._before = seconds
+        self._start = time.monotonic()
+        self.step = step
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    @property
+    def done(self) -> float:
+        """Share of the schedule that has passed, 1 or more at its end."""
+        if self._config.minutes:
+            return self.seconds / (60 * self._config.minutes)
+        return self.step / self._config.steps
+
+
+def fit(folder: Path, planned: Plan, *, device: str, resume: bool, report: Report) -> Result:
+    """Train the plan's model in `folder`, the draft of its run, and write there all that a run holds.
+
+    Raises TryAgain when a signal stopped it (everything is saved), TrainingDiverged when the loss is no number.
+    """
+    model_config, config = planned.preset.model, planned.preset.train
+    store = tokens.open_store(planned.tokens)
+    validation = validation_set(store, config.eval_tokens)
+    batches.batch(store.train, config.seed, 0, 1, model_config.block_size)  # too few tokens: say so before any work
+    where = devices.pick(device)
+    store.tokenizer.save(folder)
+    files.write_file(folder / "config.json", _config_json(planned))
+
+    model = GPT(model_config)
+    model.initialise(config.seed)
+    model.to(where)
+    optimizer = optim.adamw(model, config)
+    checkpoints = folder / "checkpoints"
+    progress = _restore(checkpoints, model, optimizer, config, report, resume=resume)
+    if progress.step == 0:
+        _announce(planned, store, model, where, report)
+
+    loop = _Loop(folder, model, optimizer, config, store, validation, where, report)
+    with _stop_signal() as stopped, Metrics(folder / "metrics.csv", progress.step) as metrics:
+        loop.run(progress, metrics, stopped)
+    return _finish(folder, planned, loop, progress, where)
+
+
+class _Loop:
+    """The state of a training while it runs: what is trained, and the best and last evaluation so far."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: GPT,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        store: TokenStore,
+        validation: ValidationSet,
+        device: torch.device,
+        report: Report,
+    ) -> None:
+        self.model, self.optimizer, self.config, self.store = model, optimizer, config, store
+        self.validation, self.device, self.report = validation, device, report
+        self.checkpoints = folder / "checkpoints"
+        self.trained_tokens = config.batch_size * config.accumulate * model.config.block_size
+        self.last: Evaluation | None = None
+        self._loss_sum = torch.zeros((), device=device)
+        self._loss_count = 0
+
+    def run(self, progress: Progress, metrics: Metrics, stopped: threading.Event) -> None:
+        config = self.config
+        if progress.step == 0:
+            self._evaluate(progress, metrics)
+        evaluations = math.floor(progress.done * config.evaluations)
+        logged = time.monotonic()
+        self.model.train()
+        while progress.done < 1:
+            rate = optim.learning_rate(config, progress.step, progress.done)
+            self._step(progress.step, rate)
+            progress.step += 1
+            if stopped.is_set():
+                self._save(progress)
+                raise TryAgain(
+                    f"stopped by a signal at step {progress.step:,}; everything is saved",
+                    hint="the same command goes on from there",
+                )
+            due = math.floor(progress.done * config.evaluations)
+            if due > evaluations or progress.done >= 1:
+                evaluations, logged = due, time.monotonic()
+                self._evaluate(progress, metrics, rate)
+                self._save(progress)
+            elif time.monotonic() - logged > _LOG_SECONDS:
+                logged = time.monotonic()
+                loss = self._mean_loss(progress.step)
+                metrics.add(progress, self._tokens(progress), rate, loss)
+                self.report(f"step {progress.step:>6,}  loss {loss:.3f}  {self._rate(progress):,.0f} tokens/s")
+
+    def _step(self, step: int, rate: float) -> None:
+        """One step of the optimiser on `accumulate` batches. Dropout is seeded by the step: a resumed run repeats it."""
+        config, block = self.config, self.model.config.block_size
+        torch.manual_seed((config.seed << 32) + step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rows = config.batch_size * config.accumulate
+        ids = torch.from_numpy(batches.batch(self.store.train, config.seed, step, rows, block)).to(self.device)
+        for part in ids.split(config.batch_size):
+            with devices.autocast(self.device):
+                loss = self.model(part[:, :-1], part[:, 1:]) / config.accumulate
+            loss.backward()
+            self._loss_sum += loss.detach()
+        self._loss_count += 1
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _mean_loss(self, step: int) -> float:
+        """Mean training loss since it was last asked for. Raises TrainingDiverged when it is not a finite number."""
+        mean = float(self._loss_sum) / max(self._loss_count, 1)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        if not math.isfinite(mean):
+            raise TrainingDiverged(
+                f"the loss is {mean} at step {step:,}; the last checkpoint was kept",
+                hint="try a smaller --set learning_rate=…",
+            )
+        return mean
+
+    def _evaluate(self, progress: Progress, metrics: Metrics, rate: float = 0.0) -> None:
+        loss = self._mean_loss(progress.step) if self._loss_count else None
+        self.last = evaluate(self.model, self.validation, self.device)
+        metrics.add(progress, self._tokens(progress), rate, loss, self.last)
+        shown = f"loss {loss:.3f}  " if loss is not None else ""
+        speed = f"  {self._rate(progress):,.0f} tokens/s" if progress.step else ""
+        self.report(
+            f"step {progress.step:>6,}  {shown}validation {self.last.loss:.3f} nats/token, "
+            f"{self.last.bits_per_char:.3f} bits/char{speed}"
+        )
+
+    def _save(self, progress: Progress) -> None:
+        """Checkpoint now; keep this one and the one with the lowest validation loss."""
+        loss = self.last.loss if self.last else math.inf
+        state = State(progress.step, progress.seconds, loss, self.model.config)
+        newest = checkpoint.save(self.checkpoints, state, self.model, self.optimizer)
+        checkpoint.keep(self.checkpoints, {newest, best_checkpoint(self.checkpoints)})
+
+    def _tokens(self, progress: Progress) -> int:
+        return progress.step * self.trained_tokens
+
+    def _rate(self, progress: Progress) -> float:
+        return self._tokens(progress) / max(progress.seconds, 1e-9)
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The checkpoint with the lowest validation loss, the later one of two equals."""
+    return min(checkpoint.steps(folder), key=lambda path: checkpoint.read_state(path).val_loss)
+
+
+def _restore(
+    folder: Path, model: GPT, optimizer: torch.optim.Optimizer, config: TrainConfig, report: Report, *, resume: bool
+) -> Progress:
+    """Load the newest checkpoint that is whole. Never starts afresh in silence when there are only damaged ones."""
+    if not resume:
+        files.remove_tree(folder)
+    found = checkpoint.steps(folder) if folder.is_dir() else []
+    for path in found:
+        try:
+            state = checkpoint.read_state(path)
+            device = next(model.parameters()).device
+            weights = checkpoint.load_model(path, device).state_dict()
+            checkpoint.load_optimizer(path, model, optimizer)
+        except BadData as error:
+            report(f"warning: {error}; trying the one before it")
+            continue
+        model.load_state_dict(weights)
+        report(f"going on from step {state.step:,} of an unfinished run")
+        return Progress(config, state.step, state.seconds)
+    if found:
+        raise TryAgain(
+            f"{folder}: no checkpoint of the unfinished run can be read", hint="start again with --no-resume"
+        )
+    return Progress(config, 0, 0.0)
+
+
+def _announce(planned: Plan, store: TokenStore, model: GPT, device: torch.device, report: Report) -> None:
+    config = planned.preset.train
+    per_step = config.batch_size * config.accumulate * model.config.block_size
+    end = f"{config.minutes:g} minutes" if config.minutes else f"{config.steps:,} steps"
+    report(
+        f"{planned.preset_name}: {model.config.parameters / 1e6:.2f}M parameters on {device}, "
+        f"{len(store.train):,} training tokens, {per_step:,} a step, {end}"
+    )
+
+
+def _config_json(planned: Plan) -> bytes:
+    preset = {"preset": planned.preset_name, **asdict(planned.preset)}
+    return msgspec.json.format(msgspec.json.encode(preset), indent=2)
+
+
+def _finish(folder: Path, planned: Plan, loop: _Loop, progress: Progress, device: torch.device) -> Result:
+    """Write the result and draw the curve."""
+    metrics = folder / "metrics.csv"
+    evaluated = [row for row in read_metrics(metrics) if row["val_loss"]]
+    best = min(evaluated[1:] or evaluated, key=lambda row: float(row["val_loss"]))
+    newest, lowest = checkpoint.steps(folder / "checkpoints")[0], best_checkpoint(folder / "checkpoints")
+    if lowest != newest:
+        checkpoint.drop_optimizer(lowest)
+    rate = loop._rate(progress)
+    peak = devices.peak_flops(device)
+    result = Result(
+        steps=progress.step,
+        tokens=progress.step * loop.trained_tokens,
+        parameters=planned.preset.model.parameters,
+        device=str(device),
+        seconds=round(progress.seconds, 3),
+        tokens_per_second=round(rate, 1),
+        mfu=round(rate * planned.preset.model.flops_per_token / peak, 4) if peak else None,
+        val_loss=float(evaluated[-1]["val_loss"]),
+        bits_per_char=float(evaluated[-1]["bits_per_char"]),
+        bits_per_byte=float(evaluated[-1]["bits_per_byte"]),
+        first_bits_per_char=float(evaluated[0]["bits_per_char"]),
+        best_val_loss=float(best["val_loss"]),
+        best_bits_per_char=float(best["bits_per_char"]),
+        last=newest.name,
+        best=lowest.name,
+    )
+    files.write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
+    uniform = math.log(planned.preset.model.vocab_size)
+    curve.draw(metrics, folder / "loss.png", f"{planned.name} ({planned.preset_name})", uniform)
+    return result
+
+
+class Metrics:
+    """`metrics.csv`, a line at a time. A resumed run goes on after the row of the step that it resumes from."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if step and path.exists() else []
+        self._file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed in __exit__
+        self._writer = csv.DictWriter(self._file, curve.COLUMNS, lineterminator="\n")
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+
+    def add(
+        self, progress: Progress, count: int, rate: float, loss: float | None, found: Evaluation | None = None
+    ) -> None:
+        row = {
+            "step": progress.step,
+            "tokens": count,
+            "seconds": f"{progress.seconds:.2f}",
+            "learning_rate": f"{rate:.6g}",
+            "train_loss": "" if loss is None else f"{loss:.5f}",
+        }
+        if found:
+            row |= {name: f"{value:.5f}" for name, value in zip(curve.COLUMNS[5:], asdict(found).values(), strict=True)}
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one ends the process as usual."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: object) -> None:
+        stopped.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

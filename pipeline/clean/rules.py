@@ -1,0 +1,116 @@
+"""The cleaning rules, in the order in which they apply.
+
+A rule is a name and one function from text to text. A rule may map one character to another and may remove
+characters, and never adds any: so what each removed is the difference in length, and the ledger closes by itself.
+They are idempotent, and none of them touches a Chinese character. The rules and their order: reference/cleaning.md 4.2.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇□"
+_MARK = "，。！？：；、“”‘’「」『』《》〈〉（）〔〕【】…—"
+_NEAR = f"[{_HAN}{_MARK}]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    apply: Callable[[str], str]
+
+
+def _controls(text: str) -> str:
+    """Drop control characters, zero-width and direction marks, soft hyphens and byte order marks."""
+    return re.sub(
+        r"[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "", text
+    )
+
+
+def _newlines(text: str) -> str:
+    """One kind of line end: CRLF, CR, NEL, U+2028, U+2029, VT and FF become LF."""
+    return re.sub("\r\n|[\r\x0b\x0c\x85\u2028\u2029]", "\n", text)
+
+
+_FULL_WIDTH = {ord(ascii_mark): full for ascii_mark, full in zip(",!?;:()", "，！？；：（）", strict=True)}
+_VERTICAL = {ord(vertical): flat for vertical, flat in zip("︽︾﹁﹂︵︶", "《》「」（）", strict=True)}
+_DIGITS_AND_LETTERS = {
+    code: unicodedata.normalize("NFKC", chr(code))
+    for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))
+}
+
+
+def _width(text: str) -> str:
+    """Chinese punctuation is full width, digits and Latin letters are not: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
+    text = text.translate({**_VERTICAL, **_DIGITS_AND_LETTERS})
+    text = re.sub(r"(?<=[0-9])．(?=[0-9])", ".", text).replace("．", "。")
+    text = re.sub(rf"(?<={_NEAR})[,!?;:()]|[,!?;:()](?={_NEAR})", lambda mark: mark[0].translate(_FULL_WIDTH), text)
+    return re.sub(rf"(?<={_NEAR})\.(?=$|\n|{_NEAR})", "。", text)
+
+
+_ASCII_QUOTE = re.compile(rf"(?<={_NEAR})[\"']|[\"'](?={_NEAR})")
+
+
+def _quotes(text: str) -> str:
+    """ASCII quotes in Chinese text become “ ” ‘ ’ by their context; quotes of any other kind stay as they are."""
+    if '"' not in text and "'" not in text:
+        return text
+    return "\n".join(_quotes_of_line(line) for line in text.split("\n"))
+
+
+def _quotes_of_line(line: str) -> str:
+    out: list[str] = []
+    is_open = {'"': False, "'": False}
+    curly = {'"': "“”", "'": "‘’"}
+    place = 0
+    for event in re.finditer("[\"'“”‘’]", line):
+        mark, at = event[0], event.start()
+        if mark in "“”":
+            is_open['"'] = mark == "“"
+        elif mark in "‘’":
+            is_open["'"] = mark == "‘"
+        elif _ASCII_QUOTE.match(line, at):
+            before = line[:at].rstrip(" \u3000")[-1:]
+            if before in ("", "：", "“"):
+                opens = True
+            elif before in "。！？" and is_open[mark]:
+                opens = False
+            else:
+                opens = not is_open[mark]
+            is_open[mark] = opens
+            out += [line[place:at], curly[mark][0 if opens else 1]]
+            place = at + 1
+    return "".join([*out, line[place:]])
+
+
+def _spaces(text: str) -> str:
+    """Drop spaces next to Chinese text and at the ends of lines; keep them between Latin words."""
+    text = re.sub(rf"[ \t\u00a0\u3000]+(?={_NEAR}|$|\n)", "", text)
+    text = re.sub(rf"(?<={_NEAR})[ \t\u00a0\u3000]+", "", text)
+    return re.sub(r"(?m)^[ \t\u00a0\u3000]+", "", text)
+
+
+def _marks(text: str) -> str:
+    """Doubled and odd marks: ...... → ……, -- → ——, ，， → ，, 。。 → 。 (？！ stays)."""
+    text = re.sub(rf"(?<={_NEAR})(?:\.{{3,}}|。{{3,}}|⋯{{2,}}|…{{3,}})", "……", text)
+    text = re.sub(rf"(?<={_NEAR})-{{2,}}|—{{3,}}", "——", text)
+    return re.sub("([，。；：、])\\1+", r"\1", text)
+
+
+def _blank_lines(text: str) -> str:
+    """One newline between paragraphs, none at the ends."""
+    return re.sub("\n{2,}", "\n", text).strip("\n")
+
+
+CONTROLS = Rule("controls", _controls)
+NEWLINES = Rule("newlines", _newlines)
+CHINESE = (
+    Rule("width", _width),
+    Rule("quotes", _quotes),
+    Rule("spaces", _spaces),
+    Rule("marks", _marks),
+)
+BLANK_LINES = Rule("blank-lines", _blank_lines)

@@ -1,0 +1,34 @@
+"""The decompress stage: a `.zst` or `.gz` file becomes the plain file, or an error; never half of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import documents, files
+from pipeline.errors import BadConfig, InputMissing
+from pipeline.progress import Progress
+
+COMPRESSED = (".zst", ".gz")
+
+
+def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> list[Path]:
+    """Decompress each file into the folder `out` (None: beside the file) and return the new files.
+
+    A file whose frames do not all end, or that goes on after the last one, raises BadData and leaves no output.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise InputMissing(f"{path}: no such file", hint="check the path")
+        if path.suffix not in COMPRESSED:
+            raise BadConfig(f"{path}: not a compressed file by its name", hint="names end in .zst or .gz")
+    written = []
+    for path in paths:
+        folder = out or path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / path.stem
+        with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:
+            for block in documents.blocks(path, advance):
+                plain.write(block)
+        written.append(target)
+    return written

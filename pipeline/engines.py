@@ -1,0 +1,77 @@
+"""Run one function over many units of work, in this process or in several.
+
+A unit says by itself what it reads and where it writes, so the order in which units finish never shows in the bytes.
+Workers are spawned, never forked: a fork copies the locks of threads that do not exist in the child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from pipeline.errors import WorkerLost
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run(
+    function: Callable[[Unit], Result],
+    units: Sequence[Unit],
+    *,
+    jobs: int,
+    isolated: bool = False,
+    done: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """`[function(unit) for unit in units]`, by up to `jobs` processes; `done` hears of each result as it comes.
+
+    With one job or one unit the work is done here, unless `isolated` asks for a process of its own (C libraries
+    that can take the interpreter down with them). Raises what the function raises, and WorkerLost when a worker
+    was killed.
+    """
+    if (jobs <= 1 or len(units) <= 1) and not isolated:
+        return [_told(function(unit), done) for unit in units]
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(jobs, len(units)))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
+    try:
+        futures = [pool.submit(function, unit) for unit in units]
+        for future in as_completed(futures):
+            done(future.result())
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise WorkerLost(
+            "a worker process was killed, most likely for lack of memory", hint="try again with a smaller --jobs"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def default_jobs() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _told(result: Result, done: Callable[[Result], None]) -> Result:
+    done(result)
+    return result
+
+
+def _die_with(parent: int) -> None:
+    """Let this worker end with its parent, however that ends, and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before prctl took hold
+            os._exit(1)

@@ -1,0 +1,74 @@
+"""The ledger: proof that nothing was lost without being counted.
+
+Every stage shows that `in = out + Σ dropped[reason]`, for documents and for characters, and refuses to publish
+when that does not add up. Reasons that start with `bad-` are faults of the input and fall under `--max-bad`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import InternalError, TooManyRejects
+
+DEFAULT_MAX_BAD = 0.001
+
+
+@dataclass
+class Tally:
+    """A count of one kind of thing as it came in, went out, or was dropped for a reason."""
+
+    came: int = 0
+    out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, count: int) -> None:
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def add(self, other: Tally) -> None:
+        self.came += other.came
+        self.out += other.out
+        for reason, count in other.dropped.items():
+            self.drop(reason, count)
+
+    @property
+    def bad(self) -> int:
+        return sum(count for reason, count in self.dropped.items() if reason.startswith("bad-"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"in": self.came, "out": self.out, "dropped": dict(sorted(self.dropped.items()))}
+
+
+@dataclass
+class Ledger:
+    """One stage's tallies of documents and of characters (Unicode code points)."""
+
+    documents: Tally = field(default_factory=Tally)
+    characters: Tally = field(default_factory=Tally)
+
+    def add(self, other: Ledger) -> None:
+        self.documents.add(other.documents)
+        self.characters.add(other.characters)
+
+    def close(self, *, max_bad: float = DEFAULT_MAX_BAD) -> dict[str, Any]:
+        """The ledger as a plain dict, once it is proven.
+
+        Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents are more than
+        the share `max_bad` of all documents.
+        """
+        for name, tally in (("documents", self.documents), ("characters", self.characters)):
+            accounted = tally.out + sum(tally.dropped.values())
+            if tally.came != accounted:
+                raise InternalError(
+                    f"the ledger of {name} does not add up: {tally.came:,} in, {accounted:,} accounted for",
+                    hint="this is a bug; nothing was published",
+                )
+        if self.documents.bad > max_bad * self.documents.came:
+            reasons = ", ".join(f"{count:,} {r}" for r, count in self.documents.dropped.items() if r.startswith("bad-"))
+            raise TooManyRejects(
+                f"{self.documents.bad:,} of {self.documents.came:,} documents are bad ({reasons}), "
+                f"more than --max-bad {max_bad:g} allows",
+                hint="look at rejects.jsonl.zst, mend the input or raise --max-bad",
+            )
+        return {"documents": self.documents.to_dict(), "characters": self.characters.to_dict()}

@@ -1,0 +1,115 @@
+"""The raw cache, `artifacts/raw/<source>/`: downloaded files beside one `sources.lock.json` that pins their content.
+
+And, from it, from corpora and from plain paths, the files that a stage reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipeline import artifact, files
+from pipeline.documents import SUFFIXES
+from pipeline.errors import BadData, InputMissing
+from pipeline.sources import CATALOGUE
+
+_LOCK_FILE = "sources.lock.json"
+
+
+class RawFile(msgspec.Struct, frozen=True):
+    """A cached file. `origin` is its URL, or for a local file its size and time at the origin when it was copied."""
+
+    size: int
+    sha256: str
+    mtime_ns: int
+    origin: str
+    split: str = ""
+
+
+def folder(root: Path, source: str) -> Path:
+    return root / "raw" / source
+
+
+def read_lock(root: Path, source: str) -> dict[str, RawFile]:
+    """What `sources.lock.json` pins, by file name; empty when the source was never downloaded."""
+    path = folder(root, source) / _LOCK_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:
+        raise BadData(f"{path}: {error}", hint="delete it and download again") from None
+
+
+def write_lock(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
+    data = msgspec.json.format(msgspec.json.encode(pinned, order="deterministic"), indent=2)
+    files.write_file(folder(root, source) / _LOCK_FILE, data)
+
+
+def is_whole(path: Path, pin: RawFile) -> bool:
+    """Whether the cached file is the one that was verified: by size and time, by its hash if only the time differs."""
+    if not path.is_file() or path.stat().st_size != pin.size:
+        return False
+    return path.stat().st_mtime_ns == pin.mtime_ns or files.sha256_of(path) == pin.sha256
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that a stage reads; `digest` decides the stage's key and `split` is "train", "val", "test" or ""."""
+
+    path: Path
+    name: str
+    digest: str
+    split: str = ""
+
+    def as_input(self, role: str) -> artifact.Input:
+        return artifact.Input(role, self.name, self.digest)
+
+
+def inputs(root: Path, reference: str, *, corpora: bool) -> list[InputFile]:
+    """The files that `reference` means, in a fixed order: a corpus (where a stage reads those), a raw source or a
+    part of one (`pile/train`), a file, or a folder.
+
+    Raises InputMissing with what to run first when there is nothing, BadData when a cached file was damaged.
+    """
+    if corpora and (corpus := _corpus(root, reference)):
+        return [corpus_file(corpus)]
+    source, _, part = reference.partition("/")
+    if pinned := read_lock(root, source) if artifact.is_name(source) else {}:
+        return _pinned(root, source, part, pinned)
+    path = Path(reference)
+    if path.is_file():
+        return [InputFile(path, path.name, files.sha256_of(path))]
+    if path.is_dir() and (found := [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES)]):
+        return [InputFile(file, file.relative_to(path).as_posix(), files.sha256_of(file)) for file in found]
+    if reference in CATALOGUE:
+        raise InputMissing(f"the source {reference} is not downloaded yet", hint=f"run `download {reference}` first")
+    kinds = "no corpus, no downloaded source and no path" if corpora else "no downloaded source and no path"
+    raise InputMissing(f"{reference}: {kinds} of this name", hint="`status` lists what there is")
+
+
+def corpus_file(corpus: artifact.Artifact) -> InputFile:
+    """The documents of a corpus."""
+    return InputFile(artifact.require_whole(corpus).file("documents.jsonl.zst"), corpus.ref, corpus.digest)
+
+
+def _corpus(root: Path, reference: str) -> artifact.Artifact | None:
+    try:
+        return artifact.find(root, "corpora", reference)
+    except InputMissing:
+        return None
+
+
+def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile]) -> list[InputFile]:
+    chosen = sorted(name for name in pinned if not part or name == part or name.startswith(part.rstrip("/") + "/"))
+    if not chosen:
+        raise InputMissing(f"{source}: nothing named {part} was downloaded", hint=f"there: {', '.join(sorted(pinned))}")
+    found = []
+    for name in chosen:
+        path = folder(root, source) / name
+        if not is_whole(path, pinned[name]):
+            raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")
+        found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, pinned[name].split))
+    return found

@@ -1,0 +1,163 @@
+"""Refresh: walk the chain of one recipe, run what is stale, leave the rest alone.
+
+It runs the very functions that the single commands run. Whether a stage is stale is a matter of keys: the plan
+computes the key that each stage would publish under, as far as its inputs are already known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import artifact, corpus, download, files, raw, sources, tokenize, tokenizers
+from pipeline.artifact import Artifact, Built, Identity
+from pipeline.errors import BadConfig
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+
+STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """Training, handed in from above: this package never imports the model. `identify` does no work."""
+
+    identify: Callable[[Artifact], Identity]
+    run: Callable[[Artifact], Built]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of one stage, or with --dry-run would become of it: "built", "unchanged", "stale" or "fresh"."""
+
+    stage: str
+    result: str
+    what: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    steps: tuple[Step, ...]
+    last: Artifact | None
+
+    @property
+    def result(self) -> str:
+        return "built" if any(step.result == "built" for step in self.steps) else "unchanged"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage that publishes: `prepare` gives what it would make, and the function that makes it."""
+
+    name: str
+    prepare: Callable[[], tuple[Identity, Callable[[], Built]]]
+
+
+def plan(root: Path, recipe: Recipe, train: TrainStage, progress: Progress, *, through: str = STAGES[-1]) -> Refreshed:
+    """What `refresh` would do, without doing it: which stages are fresh, which are stale and why."""
+    chain = _Chain(root, recipe, train, progress, jobs=1)
+    missing = [name for name, _, there in download.plan(root, chain.source) if not there]
+    cause = f"{len(missing)} of {len(chain.source.files)} files to fetch" if missing else ""
+    steps = [Step("download", "stale" if cause else "fresh", f"raw/{chain.source.name}", cause)]
+    last: Artifact | None = None
+    for stage in chain.stages(through):
+        found = None
+        if steps[-1].result == "fresh":
+            identity, _ = stage.prepare()
+            found = artifact.published(root, identity)
+            cause = f"{identity.kind}/{identity.name}/{identity.key} is not published"
+        else:
+            cause = f"{steps[-1].stage} is stale"
+        if found:
+            chain.made[stage.name] = last = found
+            steps.append(Step(stage.name, "fresh", found.ref))
+        else:
+            steps.append(Step(stage.name, "stale", recipe.name, cause))
+    return Refreshed(tuple(steps), last)
+
+
+def refresh(
+    root: Path,
+    recipe: Recipe,
+    train: TrainStage,
+    progress: Progress,
+    *,
+    jobs: int,
+    through: str = STAGES[-1],
+    wait: float = 0.0,
+) -> Refreshed:
+    """Run the recipe's stages up to and including `through`. Raises what the first failing stage raises."""
+    root.mkdir(parents=True, exist_ok=True)
+    with files.lock(root / f".refresh-{recipe.name}.lock", wait=wait, doing=f"refresh {recipe.name}"):
+        chain = _Chain(root, recipe, train, progress, jobs)
+        done = download.download(root, chain.source, progress, jobs=jobs)
+        steps = [_told(Step("download", done.result, f"raw/{done.source} ({len(done.names)} files)"), progress)]
+        last: Artifact | None = None
+        for stage in chain.stages(through):
+            _, run = stage.prepare()
+            built = run()
+            chain.made[stage.name] = last = built.artifact
+            steps.append(_told(Step(stage.name, built.result, last.ref), progress))
+    return Refreshed(tuple(steps), last)
+
+
+def _told(step: Step, progress: Progress) -> Step:
+    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}")
+    return step
+
+
+class _Chain:
+    """The stages of one recipe in order. `made` holds what each has published, for those after it."""
+
+    def __init__(self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int) -> None:
+        self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
+        self.made: dict[str, Artifact] = {}
+        chosen = recipe.download
+        self.source = sources.resolve(chosen.source, shards=chosen.shards, mirror=chosen.mirror)
+
+    def stages(self, through: str) -> list[_Stage]:
+        """Those after the download, up to and including `through`."""
+        wanted = {
+            "clean": self._clean if self.recipe.clean else None,
+            "train-tokenizer": None if self.recipe.tokenizer.use else self._train_tokenizer,
+            "tokenize": self._tokenize,
+            "train": self._train,
+        }
+        if through not in STAGES:
+            raise BadConfig(f"no stage {through!r}", hint=f"stages: {', '.join(STAGES)}")
+        reached = STAGES[: STAGES.index(through) + 1]
+        return [_Stage(name, prepare) for name, prepare in wanted.items() if prepare and name in reached]
+
+    def _clean(self) -> tuple[Identity, Callable[[], Built]]:
+        assert self.recipe.clean
+        name, options = self.recipe.name, self.recipe.clean.options()
+        inputs = raw.inputs(self.root, self.source.name, corpora=False)
+        identity = corpus.identify(name, inputs, options)
+        return identity, lambda: corpus.clean(self.root, name, inputs, options, self.progress)
+
+    def _train_tokenizer(self) -> tuple[Identity, Callable[[], Built]]:
+        if "clean" not in self.made:
+            raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
+        name, choice, made_from = self.recipe.name, self.recipe.tokenizer, self.made["clean"]
+        sentences, entry = made_from.file("sentences.txt"), made_from.as_input("corpus")
+        identity = tokenizers.identify(name, entry, choice.kind, choice.vocab_size)
+        return identity, lambda: tokenizers.train(self.root, name, sentences, entry, choice.kind, choice.vocab_size)
+
+    def _tokenize(self) -> tuple[Identity, Callable[[], Built]]:
+        name, options = self.recipe.name, self.recipe.tokenize.options()
+        cleaned, trained = self.made.get("clean"), self.made.get("train-tokenizer")
+        files = [raw.corpus_file(cleaned)] if cleaned else raw.inputs(self.root, self.source.name, corpora=False)
+        inputs = tokenize.divide(files, [])
+        tokenizer = tokenizers.open_folder(trained.path) if trained else None
+        if tokenizer is None:
+            tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use)
+        identity = tokenize.identify(name, inputs, tokenizer, trained, options)
+        return identity, lambda: tokenize.tokenize(
+            self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs
+        )
+
+    def _train(self) -> tuple[Identity, Callable[[], Built]]:
+        made_from = self.made["tokenize"]
+        return self.train.identify(made_from), lambda: self.train.run(made_from)

@@ -1,0 +1,405 @@
+"""Tokenizers: one interface over tiktoken's encodings, SentencePiece models and plain characters.
+
+Text that spells a special token is ordinary text, always: no method here turns text into the end-of-text id.
+A tokenizer is saved as a small folder (`tokenizer.json` and, where there is one, a model file), so that token arrays
+and runs carry the very tokenizer they were made with.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import tempfile
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from pipeline import artifact, files
+from pipeline.artifact import Artifact, Built, Content, Identity, Input
+from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
+
+END_OF_TEXT = "<|endoftext|>"
+KINDS = ("bpe", "unigram", "char")
+SCHEMA = 1
+_CARD, _MODEL, _CHARACTERS = "tokenizer.json", "tokenizer.model", "characters.txt"
+
+# tiktoken's name of an encoding → gigatoken's name of its split pattern
+_PATTERNS = {
+    "gpt2": "gpt2",
+    "r50k_base": "gpt2",
+    "p50k_base": "gpt2",
+    "cl100k_base": "gpt4",
+    "o200k_base": "o200k",
+}
+ENCODINGS = tuple(_PATTERNS)
+
+Encoded = tuple[np.ndarray, np.ndarray]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. `end_of_text` is the id that follows every document; `vocab_size` counts all ids."""
+
+    kind: str
+    name: str
+    vocab_size: int
+    end_of_text: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without the end-of-text id."""
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """(flat uint32 ids of all texts in order, int64 number of ids of each text)."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; the end-of-text id gives nothing."""
+
+    def unknown(self, text: str) -> str:
+        """The characters of `text` that this tokenizer cannot represent."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `open_folder` needs, the card last."""
+
+
+class Card(msgspec.Struct, frozen=True):
+    """`tokenizer.json`: enough to open a tokenizer again and to know it is the same one."""
+
+    kind: str
+    name: str
+    vocab_size: int
+    end_of_text: int
+    fingerprint: str
+
+
+def _save_card(tokenizer: Tokenizer, folder: Path) -> None:
+    card = Card(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint)
+    files.write_file(folder / _CARD, msgspec.json.format(msgspec.json.encode(card), indent=2))
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Encoded:
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    flat = np.fromiter((token for row in rows for token in row), np.uint32, int(lengths.sum()))
+    return flat, lengths
+
+
+class Tiktoken:
+    """One of OpenAI's encodings. tiktoken defines the ids; gigatoken gives the same ids many times faster."""
+
+    kind = "tiktoken"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._encoding = _tiktoken_encoding(name)
+        self.vocab_size = self._encoding.n_vocab
+        self.end_of_text = self._encoding.eot_token
+        ranks = hashlib.sha256(self._rank_lines()).hexdigest()[:16]
+        self.fingerprint = f"tiktoken:{name}:{ranks}"
+
+    def _rank_lines(self) -> bytes:
+        """The mergeable ranks in the format of tiktoken's own files."""
+        pairs = sorted(self._encoding._mergeable_ranks.items(), key=lambda pair: pair[1])
+        return b"".join(b64encode(token) + b" %d\n" % rank for token, rank in pairs)
+
+    @functools.cached_property
+    def _fast(self) -> Any:
+        import gigatoken
+
+        with tempfile.NamedTemporaryFile(suffix=".tiktoken") as ranks:
+            ranks.write(self._rank_lines())
+            ranks.flush()
+            return gigatoken.Tokenizer.from_tiktoken(ranks.name, pretokenizer=_PATTERNS[self.name], special_tokens={})
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        import awkward
+
+        if not texts:
+            return _flat([])
+        rows = self._fast.encode_batch(list(texts), parallel=False)
+        flat = awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False)
+        return flat, awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._encoding.decode([token for token in ids if token != self.end_of_text])
+
+    def unknown(self, text: str) -> str:
+        return ""
+
+    def save(self, folder: Path) -> None:
+        _save_card(self, folder)
+
+
+def _tiktoken_encoding(name: str) -> Any:
+    import requests
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding(name)
+    except (requests.RequestException, OSError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise TryAgain(
+            f"the ranks of {name} are neither in tiktoken's cache nor to be fetched: {reason}",
+            hint="set TIKTOKEN_CACHE_DIR to a folder that holds them, or go online once",
+        ) from None
+    except ValueError as error:
+        raise BadData(
+            f"the ranks of {name} are damaged: {error}", hint="empty tiktoken's cache and try again"
+        ) from None
+
+
+class SentencePiece:
+    """A SentencePiece model (BPE or unigram), from its file's bytes."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, name: str) -> None:
+        import sentencepiece
+
+        self.name = name
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise BadData(f"{name}: not a SentencePiece model: {error}", hint="train it again") from None
+        self.vocab_size = self._processor.get_piece_size()
+        self.end_of_text = self._processor.eos_id()
+        if self.end_of_text < 0:
+            raise BadData(f"{name}: the model has no end-of-text (eos) piece", hint="train it with eos_id set")
+        self.fingerprint = f"sentencepiece:{hashlib.sha256(model).hexdigest()[:16]}"
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        return _flat(self._processor.encode(list(texts), num_threads=1))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._processor.decode([int(token) for token in ids if token != self.end_of_text])
+
+    def unknown(self, text: str) -> str:
+        pieces = self._processor.encode(text, out_type="proto").pieces
+        return "".join(piece.surface for piece in pieces if piece.id == self._processor.unk_id())
+
+    def save(self, folder: Path) -> None:
+        files.write_file(folder / _MODEL, self._model)
+        _save_card(self, folder)
+
+
+class Characters:
+    """One id a character: 0 ends a text, 1 stands for any character that was not in the training text."""
+
+    kind = "char"
+    UNKNOWN = 1
+    _FIRST = 2
+
+    def __init__(self, characters: str, name: str) -> None:
+        self.name = name
+        self._characters = characters
+        self.end_of_text = 0
+        self.vocab_size = self._FIRST + len(characters)
+        self.fingerprint = f"char:{hashlib.sha256(characters.encode()).hexdigest()[:16]}"
+        self._ids = np.full(0x110000, self.UNKNOWN, np.uint32)
+        self._ids[_code_points(characters)] = np.arange(self._FIRST, self.vocab_size)
+
+    def encode(self, text: str) -> list[int]:
+        return self._ids[_code_points(text)].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        return self._ids[_code_points("".join(texts))], lengths
+
+    def decode(self, ids: Iterable[int]) -> str:
+        # □ is what editions print for a character that cannot be read.
+        shown = {self.end_of_text: "", self.UNKNOWN: "□"}
+        return "".join(shown.get(token) or self._shown(token) for token in ids if token != self.end_of_text)
+
+    def _shown(self, token: int) -> str:
+        return self._characters[token - self._FIRST]
+
+    def unknown(self, text: str) -> str:
+        known = set(self._characters)
+        return "".join(dict.fromkeys(character for character in text if character not in known))
+
+    def save(self, folder: Path) -> None:
+        files.write_file(folder / _CHARACTERS, self._characters.encode())
+        _save_card(self, folder)
+
+
+class Integers:
+    """Numbers below `vocab_size` as themselves, 0 ends a text: the tokenizer of the counting toy."""
+
+    kind = "integers"
+    name = "integers"
+    end_of_text = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.fingerprint = f"integers:{vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids = [int(word) for word in text.replace(",", " ").split()]
+        except ValueError:
+            raise BadData(f"{text!r}: not a list of numbers", hint="for example 1,2,3") from None
+        if bad := [number for number in ids if not 0 <= number < self.vocab_size]:
+            raise BadData(f"{bad[0]} is out of range", hint=f"numbers from 0 to {self.vocab_size - 1}")
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        return _flat([self.encode(text) for text in texts])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(str(token) for token in ids if token != self.end_of_text)
+
+    def unknown(self, text: str) -> str:
+        return ""
+
+    def save(self, folder: Path) -> None:
+        _save_card(self, folder)
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def open_folder(folder: Path) -> Tokenizer:
+    """The tokenizer saved in `folder`. Raises BadData when its fingerprint is not the one on its card."""
+    try:
+        card = msgspec.json.decode((folder / _CARD).read_bytes(), type=Card)
+        tokenizer = _open(card, folder)
+    except FileNotFoundError as error:
+        raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
+    except msgspec.DecodeError as error:
+        raise BadData(f"{folder / _CARD}: {error}", hint="build the artifact again") from None
+    if tokenizer.fingerprint != card.fingerprint:
+        raise BadData(
+            f"{folder}: the tokenizer is {tokenizer.fingerprint}, its card says {card.fingerprint}",
+            hint="the files were changed or mixed; build the artifact again",
+        )
+    return tokenizer
+
+
+def _open(card: Card, folder: Path) -> Tokenizer:
+    if card.kind == "tiktoken":
+        return Tiktoken(card.name)
+    if card.kind == "sentencepiece":
+        return SentencePiece((folder / _MODEL).read_bytes(), card.name)
+    if card.kind == "char":
+        return Characters((folder / _CHARACTERS).read_bytes().decode(), card.name)
+    if card.kind == "integers":
+        return Integers(card.vocab_size)
+    raise BadData(f"{folder / _CARD}: no tokenizer kind {card.kind!r}", hint="written by a newer version?")
+
+
+def find(root: Path, reference: str) -> tuple[Tokenizer, Artifact | None]:
+    """The tokenizer that `reference` means: an encoding of tiktoken, a trained one by name, or a `.model` file."""
+    if reference in ENCODINGS:
+        return Tiktoken(reference), None
+    path = Path(reference)
+    if path.suffix == ".model" and path.is_file():
+        return SentencePiece(path.read_bytes(), path.stem), None
+    try:
+        found = artifact.find(root, "tokenizers", reference)
+    except InputMissing as error:
+        raise InputMissing(error.what, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
+    return open_folder(artifact.require_whole(found).path), found
+
+
+def sentences_of(root: Path, reference: str) -> tuple[Path, Input]:
+    """The text to train on, one sentence a line: a corpus's, or a plain text file that is laid out so."""
+    path = Path(reference)
+    if path.is_file():
+        return path, Input("sentences", path.name, files.sha256_of(path))
+    corpus = artifact.require_whole(artifact.find(root, "corpora", reference))
+    return corpus.file("sentences.txt"), corpus.as_input("corpus")
+
+
+def identify(name: str, made_from: Input, kind: str, vocab_size: int) -> Identity:
+    """What training would make. For characters `vocab_size` is the most that are kept, 0 for all."""
+    if kind not in KINDS:
+        raise BadConfig(f"no tokenizer kind {kind!r}", hint=f"kinds: {', '.join(KINDS)}")
+    options = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
+    libraries = () if kind == "char" else ("sentencepiece",)
+    return Identity("tokenizers", name, options, (made_from,), libraries=libraries)
+
+
+def train(root: Path, name: str, sentences: Path, made_from: Input, kind: str, vocab_size: int) -> Built:
+    """Train a tokenizer on a file of sentences (see `sentences_of`) and publish it.
+
+    Raises BadData when the text is too small for the vocabulary, or is not UTF-8.
+    """
+
+    def write(draft: Path) -> Content:
+        try:
+            if kind == "char":
+                made: Tokenizer = _train_characters(sentences, vocab_size, name)
+            else:
+                made = _train_sentencepiece(sentences, kind, vocab_size, name)
+        except UnicodeDecodeError as error:
+            raise BadData(f"{sentences}: not UTF-8 text ({error.reason})", hint="`clean` it first") from None
+        made.save(draft)
+        return Content({"vocab_size": made.vocab_size, "end_of_text": made.end_of_text})
+
+    return artifact.build(root, identify(name, made_from, kind, vocab_size), write)
+
+
+def _train_characters(sentences: Path, most: int, name: str) -> Characters:
+    counts: Counter[str] = Counter()
+    with open(sentences, encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            counts.update(line)
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    kept = ranked[: most - Characters._FIRST] if most else ranked
+    return Characters("".join(kept), name)
+
+
+def _train_sentencepiece(sentences: Path, kind: str, vocab_size: int, name: str) -> SentencePiece:
+    """SentencePiece with the settings that Chinese text needs.
+
+    `identity` keeps ，！？ as they are (the default NFKC turns them into ASCII), no dummy prefix keeps ▁ away from the
+    head of every line, byte fallback leaves no character unknown. The model is written to memory and the text is
+    handed over line by line: a path would be stored in the model, and one thread makes its bytes repeatable.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    with open(sentences, encoding="utf-8", newline="\n") as lines:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(line.rstrip("\n") for line in lines),
+                model_writer=model,
+                model_type=kind,
+                vocab_size=vocab_size,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                byte_fallback=True,
+                character_coverage=0.9999,
+                max_sentence_length=1 << 20,
+                num_threads=1,
+                unk_id=0,
+                eos_id=1,
+                eos_piece=END_OF_TEXT,
+                bos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise BadData(
+                f"no {kind} vocabulary of {vocab_size:,} can be trained on this corpus: {_reason(error)}",
+                hint="choose another --vocab-size, or give more text",
+            ) from None
+    return SentencePiece(model.getvalue(), name)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The part of a SentencePiece message that a person can use: what follows the source position and the check."""
+    return " ".join(str(error).split()).rsplit("] ", 1)[-1] or "the trainer gave no reason"

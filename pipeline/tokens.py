@@ -1,0 +1,201 @@
+"""The token store: segments of token ids on disk, read as one array.
+
+    train-00000.bin    token ids, little-endian, no header: <u2 when the vocabulary fits 65,536 ids, else <u4
+    train-00000.idx    Megatron's index of the same bytes: where each document begins
+    train.h5           with --format hdf5 or both: the same ids as one dataset `tokens`
+    tokenizer.json     the tokenizer that made them
+
+`val-*` likewise. A document is its ids followed by the end-of-text id.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from pipeline import artifact, tokenizers
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData
+from pipeline.tokenizers import Tokenizer
+
+SPLITS = ("train", "val")
+FORMATS = ("memmap", "hdf5", "both")
+
+# megatron/core/datasets/indexed_dataset.py; there is no code for uint32, and ids below 2**31 are the same in int32
+_IDX_MAGIC = b"MMIDIDX\x00\x00"
+_IDX_CODES = {"<u2": 8, "<u4": 4}
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The dtype of token ids on disk for a vocabulary."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+class SegmentWriter:
+    """Writes one segment: `NAME.bin` as ids come, `NAME.idx` at the end."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, end_of_text: int) -> None:
+        self._index_path = folder / f"{name}.idx"
+        self._dtype = dtype
+        self._end_of_text = end_of_text
+        self._file = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 - closed in __exit__
+        self._lengths: list[np.ndarray] = []
+        self.tokens = 0
+        self.documents = 0
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add documents: flat ids and the number of ids of each; the end-of-text id is put after each of them."""
+        ends = np.cumsum(lengths + 1)
+        out = np.empty(len(ids) + len(lengths), self._dtype)
+        is_text = np.ones(len(out), bool)
+        is_text[ends - 1] = False
+        out[is_text] = ids
+        out[ends - 1] = self._end_of_text
+        self._file.write(out.data)
+        self._lengths.append((lengths + 1).astype("<i4"))
+        self.tokens += len(out)
+        self.documents += len(lengths)
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
+            self._index_path.write_bytes(_index(lengths, self._dtype))
+
+
+def _index(lengths: np.ndarray, dtype: str) -> bytes:
+    """A Megatron `.idx` with one sequence a document (reference/formats.md)."""
+    count = len(lengths)
+    ends = np.cumsum(lengths, dtype="<i8") * np.dtype(dtype).itemsize
+    offsets = np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[:count]
+    head = _IDX_MAGIC + struct.pack("<QBQQ", 1, _IDX_CODES[dtype], count, count + 1)
+    documents = np.arange(count + 1, dtype="<i8")
+    return head + lengths.astype("<i4").tobytes() + offsets.astype("<i8").tobytes() + documents.tobytes()
+
+
+def read_index(path: Path) -> np.ndarray:
+    """int32 lengths in tokens, end-of-text included, of the documents of the segment that `path` indexes."""
+    data = path.read_bytes()
+    size = len(_IDX_MAGIC) + struct.calcsize("<QBQQ")
+    if data[: len(_IDX_MAGIC)] != _IDX_MAGIC or len(data) < size:
+        raise BadData(f"{path}: not a Megatron index", hint="`tokenize` it again")
+    count = struct.unpack_from("<Q", data, len(_IDX_MAGIC) + 9)[0]
+    return np.frombuffer(data, "<i4", count, size)
+
+
+def write_hdf5(folder: Path, split: str, dtype: str, attributes: dict[str, str | int]) -> Path:
+    """`SPLIT.h5` from the segments of a split: one contiguous 1-D dataset `tokens` of their exact length.
+
+    Contiguous and not chunked: a random block is then one read at an offset, and the array can be memory-mapped
+    where it lies. Its integrity is in the manifest's sha256. Run it in a process of its own: on a full disk HDF5
+    takes the interpreter down when it exits (reference/reliability.md, M10).
+    """
+    import h5py
+
+    paths = sorted(folder.glob(f"{split}-*.bin"))
+    path = folder / f"{split}.h5"
+    total = sum(file.stat().st_size for file in paths) // np.dtype(dtype).itemsize
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("tokens", shape=(total,), dtype=dtype)
+        start = 0
+        for segment in paths:
+            ids = _map(segment, dtype)
+            for at in range(0, len(ids), 1 << 24):
+                piece = ids[at : at + (1 << 24)]
+                dataset[start : start + len(piece)] = piece
+                start += len(piece)
+        for name, value in attributes.items():
+            dataset.attrs[name] = value
+    return path
+
+
+def _map(path: Path, dtype: str) -> np.ndarray:
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _map_hdf5(path: Path, dtype: str) -> np.ndarray:
+    """The dataset `tokens` of an HDF5 file, memory-mapped; anything but a plain contiguous array is refused."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            dataset = file["tokens"]
+            if dataset.external or dataset.is_virtual or dataset.chunks or dataset.dtype != np.dtype(dtype):
+                raise BadData(f"{path}: `tokens` is not a contiguous array of {dtype}", hint="`tokenize` it again")
+            offset, count = dataset.id.get_offset(), dataset.shape[0]
+    except (OSError, KeyError) as error:
+        raise BadData(f"{path}: not a token file: {error}", hint="`tokenize` it again") from None
+    return np.memmap(path, dtype, "r", offset=offset, shape=(count,)) if count else np.empty(0, dtype)
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """The ids of one split as one array, over one or more segments that stay on disk."""
+
+    segments: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.segments))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """int64 ids of `[start, stop)`, which may lie across segments."""
+        pieces = []
+        first = 0
+        for segment in self.segments:
+            pieces.append(segment[max(start - first, 0) : max(stop - first, 0)])
+            first += len(segment)
+        return np.concatenate(pieces).astype(np.int64)
+
+    def blocks(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """int64 ids of shape (len(starts), length): row i is `[starts[i], starts[i] + length)`.
+
+        Rows inside one segment are gathered at once; the few that cross a border are read one by one.
+        """
+        out = np.empty((len(starts), length), np.int64)
+        whole = np.zeros(len(starts), bool)
+        first = 0
+        for segment in self.segments:
+            inside = (starts >= first) & (starts + length <= first + len(segment))
+            out[inside] = segment[(starts[inside] - first)[:, None] + np.arange(length)]
+            whole |= inside
+            first += len(segment)
+        for row in np.flatnonzero(~whole):
+            out[row] = self.read(int(starts[row]), int(starts[row]) + length)
+        return out
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A tokens artifact, opened: its two splits and the tokenizer that made them."""
+
+    artifact: Artifact
+    tokenizer: Tokenizer
+    train: TokenArray
+    val: TokenArray
+
+
+def open_store(found: Artifact) -> TokenStore:
+    """Open a tokens artifact, memmap or HDF5. Raises BadData when files are missing or not what the manifest says."""
+    artifact.require_whole(found)
+    dtype = found.manifest.counts["dtype"]
+    names = [record.name for record in found.manifest.files]
+    train, val = (_open_split(found, names, split, dtype) for split in SPLITS)
+    for split, array in (("train", train), ("val", val)):
+        if len(array) != found.manifest.counts[f"{split}_tokens"]:
+            raise BadData(f"{found.path}: {len(array):,} {split} tokens, the manifest says otherwise")
+    return TokenStore(found, tokenizers.open_folder(found.path), train, val)
+
+
+def _open_split(found: Artifact, names: Sequence[str], split: str, dtype: str) -> TokenArray:
+    segments = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]
+    if segments:
+        return TokenArray(tuple(_map(found.file(name), dtype) for name in segments))
+    return TokenArray((_map_hdf5(found.file(f"{split}.h5"), dtype),))
