@@ -16,7 +16,7 @@ from pipeline.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How the next token is chosen: `temperature` 0 or `greedy` takes the likeliest, `top_k` 0 and `top_p` 1 keep all."""
+    """How a token is chosen: `temperature` 0 or `greedy` takes the likeliest, `top_k` 0 and `top_p` 1 keep all."""
 
     max_tokens: int = 100
     temperature: float = 0.8

@@ -129,7 +129,7 @@ class _Loop:
                 self.report(f"step {progress.step:>6,}  loss {loss:.3f}  {self._rate(progress):,.0f} tokens/s")
 
     def _step(self, step: int, rate: float) -> None:
-        """One step of the optimiser on `accumulate` batches. Dropout is seeded by the step: a resumed run repeats it."""
+        """One step on `accumulate` batches. Dropout is seeded by the step, so that a resumed run repeats it."""
         config, block = self.config, self.model.config.block_size
         torch.manual_seed((config.seed << 32) + step)
         for group in self.optimizer.param_groups:

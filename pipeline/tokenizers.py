@@ -185,8 +185,8 @@ class SentencePiece:
         return self._processor.decode([int(token) for token in ids if token != self.end_of_text])
 
     def unknown(self, text: str) -> str:
-        pieces = self._processor.encode(text, out_type="proto").pieces
-        return "".join(piece.surface for piece in pieces if piece.id == self._processor.unk_id())
+        unknown = self._processor.unk_id()
+        return "".join(each for each in dict.fromkeys(text) if unknown in self._processor.encode(each))
 
     def save(self, folder: Path) -> None:
         files.write_file(folder / _MODEL, self._model)
