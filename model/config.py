@@ -114,7 +114,7 @@ PRESETS: dict[str, Preset] = {
     "sample": Preset(
         "for the embedded sample: a minute on two CPU cores",
         GPTConfig(block_size=128, layers=4, heads=4, width=128, dropout=0.1, positions="rotary"),
-        TrainConfig(batch_size=16, steps=400, learning_rate=2e-3, warmup=30, evaluations=8),
+        TrainConfig(batch_size=16, steps=300, learning_rate=2e-3, warmup=30, evaluations=6),
     ),
     "babygpt": Preset(
         "nanoGPT's train_shakespeare_char and buildyourownllm's babygpt_v12, characters on Song ci",

@@ -23,6 +23,7 @@ if SHARED.is_dir():  # tiktoken's rank files, so that no test needs the network
 def shared() -> Path:
     """The folder of real texts and rank files. Tests that need it are skipped where it is not."""
     if not SHARED.is_dir():
+        assert not os.environ.get("INKSTONE_REQUIRE_SHARED"), f"the shared texts are required, and not at {SHARED}"
         pytest.skip(f"no folder of shared texts at {SHARED} (INKSTONE_SHARED)")
     return SHARED
 

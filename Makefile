@@ -1,0 +1,31 @@
+# Every target sets up .venv by itself, from setup.cfg and constraints.txt, and only when one of them changed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# Where the real texts for tests and benchmarks lie; without them those tests are skipped with a reason.
+export INKSTONE_SHARED ?= ../shared
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	@$(BIN)/inkstone demo
+
+test: $(READY)
+	@$(BIN)/pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.spine
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + \
+	    "; name another one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "setting up .venv (once; torch is the large part)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $(READY)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
