@@ -11,7 +11,7 @@ import functools
 import hashlib
 import io
 import tempfile
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("bpe", "unigram", "char")
 SCHEMA = 1
-_CARD, _MODEL, _CHARACTERS = "tokenizer.json", "tokenizer.model", "characters.txt"
+_CARD, _MODEL, _RANKS, _CHARACTERS = "tokenizer.json", "tokenizer.model", "ranks.tiktoken", "characters.txt"
 
 # tiktoken's name of an encoding → gigatoken's name of its split pattern
 _PATTERNS = {
@@ -68,17 +68,23 @@ class Tokenizer(Protocol):
 
 
 class Card(msgspec.Struct, frozen=True):
-    """`tokenizer.json`: enough to open a tokenizer again and to know it is the same one."""
+    """`tokenizer.json`: enough to open a tokenizer again and to know it is the same one.
+
+    `pattern` is the regular expression by which a tiktoken encoding splits text before it merges bytes.
+    """
 
     kind: str
     name: str
     vocab_size: int
     end_of_text: int
     fingerprint: str
+    pattern: str = ""
 
 
-def _save_card(tokenizer: Tokenizer, folder: Path) -> None:
-    card = Card(tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint)
+def _save_card(tokenizer: Tokenizer, folder: Path, pattern: str = "") -> None:
+    card = Card(
+        tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint, pattern
+    )
     files.write_file(folder / _CARD, msgspec.json.format(msgspec.json.encode(card), indent=2))
 
 
@@ -89,31 +95,58 @@ def _flat(rows: Sequence[Sequence[int]]) -> Encoded:
 
 
 class Tiktoken:
-    """One of OpenAI's encodings. tiktoken defines the ids; gigatoken gives the same ids many times faster."""
+    """One of OpenAI's encodings. tiktoken defines the ids; gigatoken gives the same ids many times faster.
+
+    `ranks` is a file in tiktoken's own format. It is saved with the tokenizer, so that what was made with it can be
+    opened without tiktoken's cache and without a network.
+    """
 
     kind = "tiktoken"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._encoding = _tiktoken_encoding(name)
-        self.vocab_size = self._encoding.n_vocab
-        self.end_of_text = self._encoding.eot_token
-        ranks = hashlib.sha256(self._rank_lines()).hexdigest()[:16]
-        self.fingerprint = f"tiktoken:{name}:{ranks}"
+    def __init__(self, name: str, ranks: bytes, pattern: str, vocab_size: int, end_of_text: int) -> None:
+        import tiktoken
 
-    def _rank_lines(self) -> bytes:
-        """The mergeable ranks in the format of tiktoken's own files."""
-        pairs = sorted(self._encoding._mergeable_ranks.items(), key=lambda pair: pair[1])
-        return b"".join(b64encode(token) + b" %d\n" % rank for token, rank in pairs)
+        self.name, self.vocab_size, self.end_of_text = name, vocab_size, end_of_text
+        self._ranks, self._pattern = ranks, pattern
+        self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(ranks).hexdigest()[:16]}"
+        pairs = (line.split() for line in ranks.splitlines())
+        self._encoding = tiktoken.Encoding(
+            name,
+            pat_str=pattern,
+            mergeable_ranks={b64decode(token): int(rank) for token, rank in pairs},
+            special_tokens={END_OF_TEXT: end_of_text},
+        )
+
+    @classmethod
+    def named(cls, name: str) -> Tiktoken:
+        """The encoding as tiktoken defines it, from its cache or the network. Raises TryAgain when it has neither."""
+        import requests
+        from tiktoken_ext import openai_public
+
+        try:
+            definition = openai_public.ENCODING_CONSTRUCTORS[name]()
+        except (requests.RequestException, OSError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise TryAgain(
+                f"the ranks of {name} are neither in tiktoken's cache nor to be fetched: {reason}",
+                hint="set TIKTOKEN_CACHE_DIR to a folder that holds them, or go online once",
+            ) from None
+        except ValueError as error:
+            raise BadData(f"the ranks of {name} are damaged: {error}", hint="empty tiktoken's cache") from None
+        special: dict[str, int] = definition["special_tokens"]
+        pairs = sorted(definition["mergeable_ranks"].items(), key=lambda pair: pair[1])
+        ranks = b"".join(b64encode(token) + b" %d\n" % rank for token, rank in pairs)
+        size = max(pairs[-1][1], *special.values()) + 1
+        return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT])
 
     @functools.cached_property
     def _fast(self) -> Any:
         import gigatoken
 
-        with tempfile.NamedTemporaryFile(suffix=".tiktoken") as ranks:
-            ranks.write(self._rank_lines())
-            ranks.flush()
-            return gigatoken.Tokenizer.from_tiktoken(ranks.name, pretokenizer=_PATTERNS[self.name], special_tokens={})
+        with tempfile.NamedTemporaryFile(suffix=".tiktoken") as file:
+            file.write(self._ranks)
+            file.flush()
+            return gigatoken.Tokenizer.from_tiktoken(file.name, pretokenizer=_PATTERNS[self.name], special_tokens={})
 
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
@@ -134,25 +167,8 @@ class Tiktoken:
         return ""
 
     def save(self, folder: Path) -> None:
-        _save_card(self, folder)
-
-
-def _tiktoken_encoding(name: str) -> Any:
-    import requests
-    import tiktoken
-
-    try:
-        return tiktoken.get_encoding(name)
-    except (requests.RequestException, OSError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise TryAgain(
-            f"the ranks of {name} are neither in tiktoken's cache nor to be fetched: {reason}",
-            hint="set TIKTOKEN_CACHE_DIR to a folder that holds them, or go online once",
-        ) from None
-    except ValueError as error:
-        raise BadData(
-            f"the ranks of {name} are damaged: {error}", hint="empty tiktoken's cache and try again"
-        ) from None
+        files.write_file(folder / _RANKS, self._ranks)
+        _save_card(self, folder, pattern=self._pattern)
 
 
 class SentencePiece:
@@ -289,7 +305,8 @@ def open_folder(folder: Path) -> Tokenizer:
 
 def _open(card: Card, folder: Path) -> Tokenizer:
     if card.kind == "tiktoken":
-        return Tiktoken(card.name)
+        ranks = (folder / _RANKS).read_bytes()
+        return Tiktoken(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text)
     if card.kind == "sentencepiece":
         return SentencePiece((folder / _MODEL).read_bytes(), card.name)
     if card.kind == "char":
@@ -302,7 +319,7 @@ def _open(card: Card, folder: Path) -> Tokenizer:
 def find(root: Path, reference: str) -> tuple[Tokenizer, Artifact | None]:
     """The tokenizer that `reference` means: an encoding of tiktoken, a trained one by name, or a `.model` file."""
     if reference in ENCODINGS:
-        return Tiktoken(reference), None
+        return Tiktoken.named(reference), None
     path = Path(reference)
     if path.suffix == ".model" and path.is_file():
         return SentencePiece(path.read_bytes(), path.stem), None

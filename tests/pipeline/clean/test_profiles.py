@@ -1,0 +1,144 @@
+"""Profiles: which rules a kind of source gets, the units it is cut into, and that the ledger closes on all of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.clean.profiles import PROFILES, UNITS, apply, for_file
+from pipeline.errors import BadConfig
+from pipeline.ledger import Ledger
+
+BOOK = """\ufeff第一回　得宝　求砚
+　　话说大宋 天下,太平。 又一日。
+　　“走！”他道。
+第二回　墨海
+　　却说宋江。
+"""
+
+
+def cleaned(text: str, *, profile: str = "plain", unit: str = "chapter", title: str = "") -> list[tuple[str, str]]:
+    return [(each.title, each.text) for each in apply(PROFILES[profile], text, title, unit, Ledger())]
+
+
+def test_a_chapter_is_a_document_under_its_heading() -> None:
+    assert cleaned(BOOK) == [
+        ("第一回 得宝 求砚", "话说大宋天下，太平。又一日。\n“走！”他道。"),
+        ("第二回 墨海", "却说宋江。"),
+    ]
+
+
+def test_a_paragraph_is_a_line_where_there_are_no_blank_lines() -> None:
+    assert cleaned(BOOK, unit="paragraph") == [
+        ("第一回 得宝 求砚", "话说大宋天下，太平。又一日。"),
+        ("第一回 得宝 求砚", "“走！”他道。"),
+        ("第二回 墨海", "却说宋江。"),
+    ]
+
+
+def test_a_paragraph_is_what_stands_between_blank_lines_where_there_are_any() -> None:
+    assert cleaned("\n一\n二\n\n　\n三\n", unit="paragraph") == [("", "一\n二"), ("", "三")]
+
+
+def test_a_sentence_is_a_unit_of_its_own() -> None:
+    assert [text for _, text in cleaned(BOOK, unit="sentence")] == [
+        "话说大宋天下，太平。",
+        "又一日。",
+        "“走！”他道。",
+        "却说宋江。",
+    ]
+
+
+def test_a_whole_document_loses_its_headings_and_keeps_its_own_title() -> None:
+    assert cleaned(BOOK, unit="document", title="书") == [
+        ("书", "话说大宋天下，太平。又一日。\n“走！”他道。\n却说宋江。")
+    ]
+
+
+def test_only_the_first_unit_below_a_heading_is_headed() -> None:
+    units = list(apply(PROFILES["plain"], "引子。\n" + BOOK.lstrip("\ufeff"), "", "sentence", Ledger()))
+    assert [unit.headed for unit in units] == [False, True, False, False, True]
+
+
+def test_text_before_the_first_heading_keeps_the_title_of_the_document() -> None:
+    assert cleaned("引子。\n第一回\n林冲。", title="书") == [("书", "引子。"), ("第一回", "林冲。")]
+
+
+def test_unpunctuated_text_survives_whole() -> None:
+    verse = "床前明月光\n疑是地上霜"
+    for unit in UNITS:
+        assert "".join(text for _, text in cleaned(verse, unit=unit)).replace("\n", "") == verse.replace("\n", "")
+
+
+def test_poems_know_no_headings() -> None:
+    assert cleaned("卷三\n白日 依山尽,\n序", profile="chinese-poetry", title="诗") == [("诗", "卷三\n白日依山尽，\n序")]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_pile_profile_only_normalises_newlines_and_controls(unit: str) -> None:
+    text = '\ufeff# Title\r\n\r\n\r\n  "Hi,"  she said... 第一回 汉 字,\u200b好\n第二回\n\x00'
+    assert cleaned(text, profile="pile", unit=unit, title="t") == [
+        ("t", '# Title\n\n\n  "Hi,"  she said... 第一回 汉 字,好\n第二回\n')
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "profile"),
+    [
+        ("shuihu.txt", "auto", "plain"),
+        ("shuihu.txt.zst", "auto", "plain"),
+        ("00.jsonl", "auto", "pile"),
+        ("00.jsonl.zst", "auto", "pile"),
+        ("val.jsonl.gz", "auto", "pile"),
+        ("ci.song.0.json", "auto", "chinese-poetry"),
+        ("README", "auto", "plain"),
+        ("00.jsonl.zst", "plain", "plain"),
+        ("shuihu.txt", "pile", "pile"),
+        ("ci.song.0.json", "plain", "plain"),
+    ],
+)
+def test_auto_goes_by_the_name_and_anything_else_by_what_was_asked(name: str, asked: str, profile: str) -> None:
+    assert for_file(name, asked).name == profile
+
+
+@pytest.mark.xfail(strict=True, reason="any `.json` inside the name makes a text file a chinese-poetry file")
+def test_auto_goes_by_the_end_of_the_name_as_reading_does() -> None:
+    assert for_file("dump.json.txt", "auto").name == "plain"
+
+
+def test_an_unknown_profile_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(BadConfig, match="poetry2") as caught:
+        for_file("a.txt", "poetry2")
+    assert caught.value.exit_code == 78
+    assert all(name in caught.value.hint for name in ("auto", *PROFILES))
+
+
+TEXT = st.lists(
+    st.sampled_from(
+        ["第一回", "第二回  林冲，", "卷上", "# x", "\n", "\n\n", " ", "　　", "\r\n", "\ufeff", "。", "，，", "...", '"']
+        + ["“", "”", "汉", "𤣥", "\ue10e", "a b", "．", "--"]
+    ),
+    max_size=20,
+).map("".join)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("profile", PROFILES)
+@given(text=TEXT)
+@example(text="")
+@example(text="\n")
+@example(text="第一回")
+@example(text="\n第一回\n第二回\n\n")
+def test_the_ledger_closes_on_every_unit(profile: str, unit: str, text: str) -> None:
+    ledger = Ledger()
+    units = list(apply(PROFILES[profile], text, "", unit, ledger))
+    ledger.characters.came = len(text)
+    ledger.characters.out = sum(len(each.text) for each in units)
+    assert ledger.close()["characters"]["in"] == len(text)
+
+
+@given(text=TEXT)
+def test_the_text_of_all_units_is_the_same_but_for_newlines(text: str) -> None:
+    joined = {unit: "".join(body for _, body in cleaned(text, unit=unit)).replace("\n", "") for unit in UNITS}
+    assert len(set(joined.values())) == 1

@@ -1,0 +1,308 @@
+"""Durable files: whole or absent, never replaced in silence, one holder of a lock."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import files
+from pipeline.errors import StorageFailed, TryAgain
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HOLD_THE_LOCK = """
+import subprocess, sys
+from pathlib import Path
+from pipeline import files
+with files.lock(Path(sys.argv[1]), doing="clean pile"):
+    child = subprocess.Popen(["sleep", "30"])
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+WRITE_HALF = """
+import sys, time
+from pathlib import Path
+from pipeline import files
+with files.new_file(Path(sys.argv[1])) as out:
+    out.write(b"half of the new")
+    print("half", flush=True)
+    time.sleep(30)
+"""
+
+
+@contextmanager
+def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that runs `script` on `path`, and the first line it printed."""
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@contextmanager
+def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock `path` and has a child of its own."""
+    with another_process(HOLD_THE_LOCK, path) as (process, child):
+        try:
+            yield process
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_new_file_holds_what_was_written_and_knows_its_hash(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with files.new_file(target) as out:
+        out.write(b"ink")
+        assert not target.exists()
+        out.write(b"stone")
+    assert target.read_bytes() == b"inkstone"
+    assert (out.size, out.sha256) == (8, hashlib.sha256(b"inkstone").hexdigest())
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_content_and_no_temporary(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "a.txt"
+    target.write_bytes(b"old")
+    with pytest.raises(error), files.new_file(target) as out:
+        out.write(b"new")
+        raise error
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_an_exception_before_the_first_content_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), files.new_file(tmp_path / "a.txt"):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_cannot_sync_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.txt"
+    target.write_bytes(b"old")
+
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="input/output"):
+        files.write_file(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_writer_killed_half_way_leaves_the_old_content(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_bytes(b"old")
+    with another_process(WRITE_HALF, target) as (process, said):
+        assert said == "half"
+        process.kill()
+        process.wait()
+    assert target.read_bytes() == b"old"
+
+
+def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        done.append("sync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        fsync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        done.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    files.write_file(tmp_path / "a.txt", b"new")
+    assert done == ["sync file", "rename", "sync folder"]
+
+
+def test_any_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+    for name in ("水浒传" * 28, "a" * 230):
+        files.write_file(tmp_path / name, b"text")
+        assert (tmp_path / name).read_bytes() == b"text"
+
+
+@given(before=st.lists(st.binary()), after=st.lists(st.binary()))
+def test_a_restart_forgets_all_that_came_before(before: list[bytes], after: list[bytes]) -> None:
+    handle = io.BytesIO()
+    out = files.HashingFile(handle)
+    for piece in before:
+        out.write(piece)
+    assert out.sha256 == hashlib.sha256(b"".join(before)).hexdigest()
+    out.restart()
+    for piece in after:
+        out.write(piece)
+    whole = b"".join(after)
+    assert (handle.getvalue(), out.size, out.sha256) == (whole, len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def folder_with(path: Path, text: str) -> Path:
+    (path / "deep").mkdir(parents=True)
+    (path / "deep" / "a.txt").write_text(text)
+    return path
+
+
+def test_a_published_folder_appears_whole_and_its_draft_is_gone(tmp_path: Path) -> None:
+    draft = folder_with(tmp_path / ".draft", "new")
+    assert files.publish_directory(draft, tmp_path / "key")
+    assert (tmp_path / "key" / "deep" / "a.txt").read_text() == "new"
+    assert not draft.exists()
+
+
+def test_publishing_never_replaces_what_stands(tmp_path: Path) -> None:
+    standing = folder_with(tmp_path / "key", "old")
+    draft = folder_with(tmp_path / ".draft", "new")
+    assert not files.publish_directory(draft, standing)
+    assert (standing / "deep" / "a.txt").read_text() == "old"
+    assert not draft.exists()
+
+
+def test_publishing_over_a_file_fails_and_keeps_both(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("old")
+    draft = folder_with(tmp_path / ".draft", "new")
+    with pytest.raises(NotADirectoryError):
+        files.publish_directory(draft, tmp_path / "key")
+    assert (tmp_path / "key").read_text() == "old"
+    assert (draft / "deep" / "a.txt").read_text() == "new"
+
+
+def test_point_swaps_a_relative_symlink(tmp_path: Path) -> None:
+    for key in ("first", "second"):
+        folder_with(tmp_path / key, key)
+        files.point(tmp_path / "current", key)
+        assert os.readlink(tmp_path / "current") == key
+        assert (tmp_path / "current" / "deep" / "a.txt").read_text() == key
+    assert sorted(os.listdir(tmp_path)) == ["current", "first", "second"]
+
+
+def test_removing_a_tree_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    files.remove_tree(folder_with(tmp_path / "key", "old"))
+    files.remove_tree(tmp_path / "key")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, files.BLOCK, files.BLOCK + 1])
+def test_sha256_of_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    files.require_space(tmp_path / "not" / "there" / "yet", 1)
+    with pytest.raises(StorageFailed, match="GB are needed") as caught:
+        files.require_space(tmp_path / "not" / "there" / "yet", 1 << 62)
+    assert caught.value.exit_code == 74
+
+
+def test_a_second_process_is_told_to_try_again_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "shelf" / ".lock"
+    with lock_holder(path) as holder:
+        start = time.monotonic()
+        with pytest.raises(TryAgain) as caught, files.lock(path):
+            pytest.fail("two processes hold the lock")
+        assert time.monotonic() - start < 1
+        assert caught.value.exit_code == 75
+        assert str(holder.pid) in caught.value.what
+        assert "clean pile" in caught.value.what
+        assert files.is_locked(path)
+
+
+def test_a_lock_is_free_once_its_holder_is_killed_though_its_child_lives(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with lock_holder(path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert not files.is_locked(path)
+        with files.lock(path, doing="tokenize"):
+            assert json.loads(path.read_text()) == {"pid": os.getpid(), "doing": "tokenize"}
+
+
+def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with files.lock(path):
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(TryAgain), files.lock(path, wait=0.15):
+        pytest.fail("two hold the lock")
+    release.set()
+    with files.lock(path, wait=10):
+        pass
+    thread.join()
+
+
+def test_a_lock_is_free_after_an_exception_and_its_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with pytest.raises(RuntimeError), files.lock(path):
+        assert files.is_locked(path)
+        raise RuntimeError
+    assert path.exists()
+    assert not files.is_locked(path)
+
+
+def test_a_lock_that_was_never_taken_is_not_locked(tmp_path: Path) -> None:
+    assert not files.is_locked(tmp_path / ".lock")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_symlink_is_no_lock_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("keep me")
+    (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic"), files.lock(tmp_path / ".lock"):
+        pytest.fail("the lock was taken through a symlink")
+    assert (tmp_path / "precious").read_text() == "keep me"
+
+
+def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    waiter_holds, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with files.lock(path, wait=10):
+            waiter_holds.set()
+            done.wait(10)
+
+    waiter = threading.Thread(target=wait)
+    try:
+        with files.lock(path):
+            waiter.start()
+            time.sleep(0.2)
+            path.unlink()
+            second = files.lock(path)
+            second.__enter__()
+        assert not waiter_holds.wait(0.5)
+    finally:
+        done.set()
+        second.__exit__(None, None, None)
+        waiter.join()
