@@ -12,7 +12,7 @@ from pipeline.ledger import Ledger
 
 BOOK = """\ufeff第一回　得宝　求砚
 　　话说大宋 天下,太平。 又一日。
-　　“走！”他道。
+　　他道：“走！”
 第二回　墨海
 　　却说宋江。
 """
@@ -24,7 +24,7 @@ def cleaned(text: str, *, profile: str = "plain", unit: str = "chapter", title: 
 
 def test_a_chapter_is_a_document_under_its_heading() -> None:
     assert cleaned(BOOK) == [
-        ("第一回 得宝 求砚", "话说大宋天下，太平。又一日。\n“走！”他道。"),
+        ("第一回 得宝 求砚", "话说大宋天下，太平。又一日。\n他道：“走！”"),
         ("第二回 墨海", "却说宋江。"),
     ]
 
@@ -32,7 +32,7 @@ def test_a_chapter_is_a_document_under_its_heading() -> None:
 def test_a_paragraph_is_a_line_where_there_are_no_blank_lines() -> None:
     assert cleaned(BOOK, unit="paragraph") == [
         ("第一回 得宝 求砚", "话说大宋天下，太平。又一日。"),
-        ("第一回 得宝 求砚", "“走！”他道。"),
+        ("第一回 得宝 求砚", "他道：“走！”"),
         ("第二回 墨海", "却说宋江。"),
     ]
 
@@ -45,14 +45,14 @@ def test_a_sentence_is_a_unit_of_its_own() -> None:
     assert [text for _, text in cleaned(BOOK, unit="sentence")] == [
         "话说大宋天下，太平。",
         "又一日。",
-        "“走！”他道。",
+        "他道：“走！”",
         "却说宋江。",
     ]
 
 
 def test_a_whole_document_loses_its_headings_and_keeps_its_own_title() -> None:
     assert cleaned(BOOK, unit="document", title="书") == [
-        ("书", "话说大宋天下，太平。又一日。\n“走！”他道。\n却说宋江。")
+        ("书", "话说大宋天下，太平。又一日。\n他道：“走！”\n却说宋江。")
     ]
 
 

@@ -118,9 +118,8 @@ def test_the_pieces_of_a_long_unit_fit_and_joined_they_are_the_unit(unit: str, m
     assert all(len(piece.encode()) <= max_bytes for piece in pieces)
 
 
+@pytest.mark.xfail(strict=True, reason="a long part that ends in the mark it is cut at leaves an empty piece behind it")
 @given(LONG.filter(bool), st.integers(4, 60))
-@example("林林林林林，", 9)
-@pytest.mark.xfail(strict=True, reason="a part too long that ends in the mark it is cut at leaves an empty piece: 甲甲甲甲甲；")
 @example("甲甲甲甲甲；", 9)
 def test_no_piece_of_a_long_unit_is_empty(unit: str, max_bytes: int) -> None:
     assert all(limit(unit, max_bytes))
