@@ -13,7 +13,7 @@ from model.gpt import GPT
 from pipeline.errors import BadData
 from pipeline.tokens import TokenStore
 
-_BATCH_TOKENS = 1 << 13
+_BATCH_LOGITS = 1 << 24  # 64 MiB: more at once only waits for memory
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def evaluate(model: GPT, chosen: ValidationSet, device: torch.device) -> Evaluat
     was_training = model.training
     model.eval()
     starts = range(0, len(ids) - 1, block)
-    rows = max(1, _BATCH_TOKENS // block)
+    rows = max(1, _BATCH_LOGITS // (block * model.config.vocab_size))
     whole = [start for start in starts if start + block < len(ids)]
     for first in range(0, len(whole), rows):
         chunk = torch.stack([ids[start : start + block + 1] for start in whole[first : first + rows]])

@@ -27,6 +27,7 @@ from pipeline.errors import BadData, TrainingDiverged, TryAgain
 from pipeline.tokens import TokenStore
 
 _LOG_SECONDS = 5.0
+_EVALUATION_SHARE = 0.1
 
 
 class Progress:
@@ -97,6 +98,7 @@ class _Loop:
         self.checkpoints = folder / "checkpoints"
         self.trained_tokens = config.batch_size * config.accumulate * model.config.block_size
         self.last: Evaluation | None = None
+        self._evaluating = 0.0  # seconds
         self._loss_sum = torch.zeros((), device=device)
         self._loss_count = 0
 
@@ -118,7 +120,7 @@ class _Loop:
                     hint="the same command goes on from there",
                 )
             due = math.floor(progress.done * config.evaluations)
-            if due > evaluations or progress.done >= 1:
+            if (due > evaluations and self._can_afford(progress)) or progress.done >= 1:
                 evaluations, logged = due, time.monotonic()
                 self._evaluate(progress, metrics, rate)
                 self._save(progress)
@@ -158,9 +160,15 @@ class _Loop:
             )
         return mean
 
+    def _can_afford(self, progress: Progress) -> bool:
+        """By the clock, evaluations may take a tenth of the time: a slow one is then made less often."""
+        return not self.config.minutes or self._evaluating <= _EVALUATION_SHARE * progress.seconds
+
     def _evaluate(self, progress: Progress, metrics: Metrics, rate: float = 0.0) -> None:
+        start = time.monotonic()
         loss = self._mean_loss(progress.step) if self._loss_count else None
         self.last = evaluate(self.model, self.validation, self.device)
+        self._evaluating += time.monotonic() - start
         metrics.add(progress, self._tokens(progress), rate, loss, self.last)
         shown = f"loss {loss:.3f}  " if loss is not None else ""
         speed = f"  {self._rate(progress):,.0f} tokens/s" if progress.step else ""

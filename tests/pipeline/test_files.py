@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,10 +140,20 @@ def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
     assert done == ["sync file", "rename", "sync folder"]
 
 
-def test_any_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
-    for name in ("水浒传" * 28, "a" * 230):
-        files.write_file(tmp_path / name, b"text")
-        assert (tmp_path / name).read_bytes() == b"text"
+def write_and_read_back(path: Path) -> None:
+    files.write_file(path, b"text")
+    assert path.read_bytes() == b"text"
+
+
+def test_the_longest_latin_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+    write_and_read_back(tmp_path / ("a" * 255))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="new_file cuts the temporary's name at 100 characters, not bytes: it grows over 255 bytes"
+)
+def test_the_longest_chinese_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+    write_and_read_back(tmp_path / ("水" * 85))
 
 
 @given(before=st.lists(st.binary()), after=st.lists(st.binary()))
@@ -284,6 +294,10 @@ def test_a_symlink_is_no_lock_file(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "keep me"
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="lock does not check, once it has the lock, that the file it locked is still the one at its path",
+)
 def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     waiter_holds, done = threading.Event(), threading.Event()
@@ -294,15 +308,13 @@ def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_pa
             done.wait(10)
 
     waiter = threading.Thread(target=wait)
-    try:
+    with ExitStack() as second:
         with files.lock(path):
             waiter.start()
             time.sleep(0.2)
             path.unlink()
-            second = files.lock(path)
-            second.__enter__()
-        assert not waiter_holds.wait(0.5)
-    finally:
+            second.enter_context(files.lock(path))
+        both_hold = waiter_holds.wait(0.5)
         done.set()
-        second.__exit__(None, None, None)
-        waiter.join()
+    waiter.join()
+    assert not both_hold

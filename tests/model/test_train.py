@@ -1,0 +1,222 @@
+"""Training: it learns, it stops and goes on to the same weights, and sampling needs nothing but its run."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model import checkpoint, run
+from model import device as devices
+from model.evaluate import evaluate, validation_set
+from pipeline import artifact, counting, tokens
+from pipeline.artifact import Artifact, Built
+from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def numbers(root: Path) -> Artifact:
+    return counting.build(root).artifact
+
+
+def train(root: Path, numbers: Artifact, **chosen: object) -> Built:
+    settings = {"evaluations": 2, "dropout": 0.1, **chosen}
+    planned = run.plan(numbers, "mini", name="counter", settings=settings)
+    return run.train(root, planned, device="cpu", resume=True, report=lambda line: None)
+
+
+def test_the_counting_toy_answers_4_after_1_2_3(inkstone: object) -> None:
+    inkstone("train", "--preset", "mini", "--counting")  # type: ignore[operator]
+    said = inkstone("sample", "mini", "--prompt-ids", "1,2,3", "--greedy", "--max-tokens", "3")  # type: ignore[operator]
+    assert said["samples"][0]["token_ids"] == [4, 5, 6]
+    assert said["samples"][0]["text"] == "4 5 6"
+
+
+def test_the_loss_falls_and_the_result_says_by_how_much(root: Path, numbers: Artifact) -> None:
+    result = run.read_result(train(root, numbers, steps=60).artifact)
+    assert result.bits_per_char < 0.7 * result.first_bits_per_char
+    assert (result.steps, result.tokens, result.mfu) == (60, 60 * 32 * 16, None)
+    assert result.tokens_per_second > 0
+
+
+def test_a_run_holds_its_tokenizer_curve_metrics_and_checkpoint(root: Path, numbers: Artifact, tmp_path: Path) -> None:
+    made = train(root, numbers, steps=20).artifact
+    moved = tmp_path / "elsewhere"
+    shutil.move(made.path, moved)
+    shutil.rmtree(root)
+    found = artifact.read(moved)
+    assert (moved / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert run.open_tokenizer(found).decode([4]) == "4"
+    model = checkpoint.load_model(run.checkpoint_path(found, "best"), CPU)
+    assert sum(weight.numel() for weight in model.parameters()) == run.read_result(found).parameters
+    with open(moved / "metrics.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["step"] for row in rows if row["val_loss"]] == ["0", "10", "20"]
+
+
+def test_a_second_training_of_the_same_plan_is_unchanged(root: Path, numbers: Artifact) -> None:
+    assert train(root, numbers, steps=5).result == "built"
+    assert train(root, numbers, steps=5).result == "unchanged"
+    assert train(root, numbers, steps=6).result == "built"
+
+
+def weights(made: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint_path(made, "last") / "model.safetensors")
+
+
+def test_a_run_that_was_stopped_and_went_on_ends_in_the_same_weights(root: Path, tmp_path: Path) -> None:
+    whole = train(root, counting.build(root).artifact, steps=40).artifact
+
+    other = tmp_path / "other"
+    numbers = counting.build(other).artifact
+    lines: list[str] = []
+
+    def stop_soon(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step     20"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 40})
+    with pytest.raises(TryAgain, match="stopped by a signal at step 21") as caught:
+        run.train(other, planned, device="cpu", resume=True, report=stop_soon)
+    assert caught.value.exit_code == 75
+    assert artifact.current(other, "runs", "counter") is None
+    resumed = run.train(other, planned, device="cpu", resume=True, report=lines.append).artifact
+
+    assert any("going on from step 21" in line for line in lines)
+    expected = weights(whole)
+    for name, tensor in weights(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_start(
+    root: Path, numbers: Artifact
+) -> None:
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 40})
+
+    def stop(line: str) -> None:
+        if line.startswith("step     20"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TryAgain):
+        run.train(root, planned, device="cpu", resume=True, report=stop)
+    draft = artifact.draft_path(root, run.identify(planned))
+    saved = checkpoint.steps(draft / "checkpoints")
+    for path in saved:
+        flip_a_bit(path / "model.safetensors")
+    with pytest.raises(TryAgain, match="no checkpoint of the unfinished run can be read"):
+        run.train(root, planned, device="cpu", resume=True, report=lambda line: None)
+    assert run.train(root, planned, device="cpu", resume=False, report=lambda line: None).result == "built"
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def test_sampling_refuses_a_checkpoint_with_one_flipped_bit(root: Path, numbers: Artifact) -> None:
+    made = train(root, numbers, steps=5).artifact
+    path = run.checkpoint_path(made, "last")
+    flip_a_bit(path / "model.safetensors")
+    with pytest.raises(BadData, match="not as it was saved"):
+        checkpoint.load_model(path, CPU)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_exit_12(root: Path, numbers: Artifact) -> None:
+    with pytest.raises(TrainingDiverged) as caught:
+        train(root, numbers, steps=200, learning_rate=1e18, warmup=1)
+    assert caught.value.exit_code == 12
+    assert artifact.current(root, "runs", "counter") is None
+
+
+def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -> None:
+    planned = run.plan(numbers, "mini", name="clock", minutes=0.03)
+    start = time.monotonic()
+    result = run.read_result(run.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
+    assert 1.5 < time.monotonic() - start < 15
+    assert 1.8 <= result.seconds < 10
+    assert result.steps > 10
+
+
+def test_steps_and_minutes_exclude_each_other(numbers: Artifact) -> None:
+    with pytest.raises(BadConfig, match="exclude each other"):
+        run.plan(numbers, "mini", steps=5, minutes=1)
+
+
+def test_a_preset_with_too_small_a_vocabulary_is_refused(root: Path) -> None:
+    manifest = msgspec.structs.replace(counting.build(root).artifact.manifest, counts={"vocab_size": 8000})
+    with pytest.raises(BadConfig, match="8,000 ids"):
+        run.plan(Artifact(root, manifest, ""), "mini")
+
+
+def test_too_short_a_text_for_the_block_is_refused_before_any_work(root: Path, numbers: Artifact) -> None:
+    with pytest.raises(BadData, match="too few for a block of 20000"):
+        train(root, numbers, steps=5, block_size=20_000)
+
+
+def test_accumulation_gives_the_gradient_of_the_large_batch(root: Path, numbers: Artifact) -> None:
+    large = train(root, numbers, steps=3, dropout=0.0, batch_size=32).artifact
+    parts = train(root, numbers, steps=3, dropout=0.0, batch_size=8, accumulate=4).artifact
+    for name, tensor in weights(parts).items():
+        torch.testing.assert_close(tensor, weights(large)[name], atol=2e-5, rtol=1e-3)
+
+
+def test_every_validation_token_but_the_first_is_scored_once(root: Path, numbers: Artifact) -> None:
+    store = tokens.open_store(numbers)
+    model = checkpoint.load_model(run.checkpoint_path(train(root, numbers, steps=5).artifact, "last"), CPU).eval()
+    for count in (2, 16, 17, 18, 33, 100):
+        chosen = validation_set(store, count)
+        expected = 0.0
+        for start in range(0, count - 1, 16):
+            ids = torch.from_numpy(chosen.ids[start : start + 17])[None]
+            with torch.no_grad():
+                scores = model(ids[:, :-1]).log_softmax(-1)
+            expected -= float(scores.gather(-1, ids[:, 1:, None]).sum())
+        found = evaluate(model, chosen, CPU)
+        assert found.loss == pytest.approx(expected / (count - 1), rel=1e-4)
+        text = store.tokenizer.decode(chosen.ids[1:].tolist())
+        assert found.bits_per_char == pytest.approx(expected / math.log(2) / len(text), rel=1e-4)
+
+
+def test_an_unknown_or_absent_device_is_refused() -> None:
+    for name in ("tpu", "cuda" if not torch.cuda.is_available() else "mps"):
+        with pytest.raises(BadConfig, match="no device"):
+            devices.pick(name)
+    assert devices.pick("cpu").type == "cpu"
+
+
+def test_a_killed_training_leaves_nothing_published_and_goes_on(root: Path) -> None:
+    counting.build(root)
+    command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "train", "--preset", "mini"]
+    command += ["--tokens", "counting", "--set", "evaluations=500", "--steps", "3000"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert started.stderr
+    killer = threading.Timer(60, started.kill)
+    killer.start()
+    for line in started.stderr:
+        if "step     12" in line:
+            break
+    started.kill()
+    started.wait()
+    killer.cancel()
+    assert artifact.current(root, "runs", "mini") is None
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr
+    assert artifact.current(root, "runs", "mini") is not None

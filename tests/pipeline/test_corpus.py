@@ -1,0 +1,291 @@
+"""The clean stage: raw files become a corpus in which every loss is counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zstandard
+
+from pipeline import corpus, documents, raw
+from pipeline.artifact import Artifact
+from pipeline.corpus import MAX_SENTENCE_BYTES, CleanOptions
+from pipeline.errors import BadConfig, BadData, TooManyRejects
+from pipeline.ledger import Ledger
+from pipeline.progress import Silent
+
+SAMPLE = Path(corpus.__file__).parent / "sample"
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def clean(root: Path, *paths: Path, name: str = "sample", **options: Any) -> Artifact:
+    inputs = [file for path in paths for file in raw.inputs(root, str(path), corpora=False)]
+    return corpus.clean(root, name, inputs, CleanOptions(**options), Silent()).artifact
+
+
+def entries(made: Artifact) -> list[dict[str, Any]]:
+    data = b"".join(documents.blocks(made.file("documents.jsonl.zst")))
+    return [msgspec.json.decode(line) for line in data.splitlines()]
+
+
+def rejects(folder: Path) -> list[dict[str, Any]]:
+    data = b"".join(documents.blocks(folder / "rejects.jsonl.zst"))
+    return [msgspec.json.decode(line) for line in data.splitlines()]
+
+
+def json_lines(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The corpus of the text that comes with the project."""
+    return clean(tmp_path_factory.mktemp("artifacts"), SAMPLE)
+
+
+def test_the_sample_has_15_chapters_and_96_english_documents(sample: Artifact) -> None:
+    assert sample.manifest.counts["headings"] == 15
+    assert Counter(entry["source"] for entry in entries(sample)) == {"yanshan.txt": 15, "sample.jsonl.zst": 96}
+    assert sample.manifest.counts["documents"] == 111
+
+
+def test_no_heading_stays_in_the_text_and_each_becomes_a_title(sample: Artifact) -> None:
+    chapters = [entry for entry in entries(sample) if entry["source"] == "yanshan.txt"]
+    assert [entry["title"].split()[0] for entry in chapters] == [f"第{number}回" for number in NUMBERS]
+    text = "\n".join(entry["text"] for entry in chapters)
+    assert not any(title_part in text for entry in chapters for title_part in entry["title"].split()[1:])
+    assert not re.search("^第[一二三四五十]+回", text, re.MULTILINE)
+    assert "第一回" not in sample.file("sentences.txt").read_text(encoding="utf-8")
+
+
+NUMBERS = [*"一二三四五六七八九十", "十一", "十二", "十三", "十四", "十五"]
+
+
+def test_every_han_character_of_the_sample_is_kept_rare_ones_too(sample: Artifact) -> None:
+    chapters = [entry for entry in entries(sample) if entry["source"] == "yanshan.txt"]
+    kept = Counter(HAN.findall("".join(entry["title"] + entry["text"] for entry in chapters)))
+    assert kept == Counter(HAN.findall((SAMPLE / "yanshan.txt").read_text(encoding="utf-8")))
+    assert all(kept[rare] for rare in "𠮷𤣥㸌𢎞𧍪𩽾𩾌𥻗𪚥𤩽𩾃")
+
+
+def test_quotes_and_marks_of_the_sample_are_kept(sample: Artifact) -> None:
+    text = "".join(entry["text"] for entry in entries(sample) if entry["source"] == "yanshan.txt")
+    before = Counter((SAMPLE / "yanshan.txt").read_text(encoding="utf-8"))
+    for mark in "，。？！：；、“”‘’《》（）…—":
+        assert text.count(mark) == before[mark]
+
+
+def test_english_documents_of_the_sample_come_through_byte_for_byte(sample: Artifact) -> None:
+    before = documents.read(SAMPLE / "sample.jsonl.zst", Ledger(), print)
+    after = [entry for entry in entries(sample) if entry["source"] == "sample.jsonl.zst"]
+    assert [(entry["text"], entry["meta"]) for entry in after] == [(each.text, each.meta) for each in before]
+
+
+def test_the_ledger_of_the_sample_adds_up(sample: Artifact) -> None:
+    ledger = sample.manifest.ledger
+    for tally in ledger.values():
+        assert tally["in"] == tally["out"] + sum(tally["dropped"].values())
+    raw_text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8")
+    english = sum(len(each.text) for each in documents.read(SAMPLE / "sample.jsonl.zst", Ledger(), print))
+    assert ledger["characters"]["in"] == len(raw_text) + english
+    assert ledger["characters"]["out"] == sum(len(entry["text"]) for entry in entries(sample))
+    assert ledger["documents"] == {"in": 111, "out": 111, "dropped": {}}
+
+
+def test_a_line_of_sentences_txt_is_one_sentence_that_sentencepiece_does_not_skip(sample: Artifact) -> None:
+    lines = sample.file("sentences.txt").read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert len(lines) == sample.manifest.counts["sentences"]
+    assert max(map(len, lines)) <= MAX_SENTENCE_BYTES == 4192
+    assert all(line.strip() for line in lines)
+
+
+def test_a_sentence_too_long_is_cut_and_not_dropped(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("却说" + "林冲，宋江；" * 2000 + "。\n" + "𤣥" * 3000, encoding="utf-8")
+    made = clean(root, path)
+    lines = made.file("sentences.txt").read_text(encoding="utf-8").splitlines()
+    assert max(len(line.encode()) for line in lines) <= MAX_SENTENCE_BYTES
+    assert "".join(lines) == path.read_text(encoding="utf-8").replace("\n", "")
+
+
+@pytest.mark.xfail(strict=True, reason="sentences.limit leaves an empty piece behind a long part that ends in its mark")
+def test_a_sentence_too_long_leaves_no_empty_line(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("林" * 3000 + "；\n宋江。", encoding="utf-8")
+    assert all(clean(root, path).file("sentences.txt").read_text(encoding="utf-8").splitlines())
+
+
+def test_cleaning_twice_gives_the_same_bytes(sample: Artifact, root: Path) -> None:
+    again = clean(root, SAMPLE)
+    assert again.path != sample.path
+    assert again.manifest == sample.manifest
+
+
+def test_cleaning_the_same_again_has_nothing_to_do(root: Path) -> None:
+    inputs = raw.inputs(root, str(SAMPLE), corpora=False)
+    results = [corpus.clean(root, "sample", inputs, CleanOptions(), Silent()).result for _ in range(2)]
+    assert results == ["built", "unchanged"]
+
+
+@pytest.mark.parametrize("unit", ["chapter", "paragraph", "sentence", "document"])
+def test_the_ledger_closes_and_no_han_character_is_lost_on_every_unit(root: Path, unit: str) -> None:
+    made = clean(root, SAMPLE / "yanshan.txt", unit=unit)
+    ledger = made.manifest.ledger["characters"]
+    assert ledger["in"] == ledger["out"] + sum(ledger["dropped"].values())
+    text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")
+    body = "\n".join(line for line in text.split("\n") if not re.match("第.+回　", line))
+    assert Counter(HAN.findall("".join(entry["text"] for entry in entries(made)))) == Counter(HAN.findall(body))
+
+
+@pytest.mark.xfail(strict=True, reason="with --unit document no unit is headed, so the headings that went are counted as 0")
+def test_headings_are_counted_on_the_unit_document_too(root: Path) -> None:
+    assert clean(root, SAMPLE / "yanshan.txt", unit="document").manifest.counts["headings"] == 15
+
+
+def test_documents_that_are_empty_or_too_short_are_dropped_by_name(root: Path, tmp_path: Path) -> None:
+    lines = ['{"text":"long enough"}', '{"text":""}', '{"text":" \\n "}', '{"text":"no"}']
+    made = clean(root, json_lines(tmp_path / "some.jsonl", *lines), min_chars=3)
+    assert [entry["text"] for entry in entries(made)] == ["long enough"]
+    assert made.manifest.ledger["documents"] == {"in": 4, "out": 1, "dropped": {"empty": 2, "too-short": 1}}
+    assert made.manifest.ledger["characters"] == {"in": 16, "out": 11, "dropped": {"empty": 3, "too-short": 2}}
+
+
+@pytest.mark.xfail(strict=True, reason="an empty document has no sentences, and the ledger then forgets that it came in")
+def test_an_empty_poem_is_counted_on_the_unit_sentence_too(root: Path, tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "poems.json", '[{"paragraphs":["白日。"]},{"paragraphs":[]}]')
+    made = clean(root, path, unit="sentence")
+    assert made.manifest.ledger["documents"] == {"in": 2, "out": 1, "dropped": {"empty": 1}}
+
+
+@pytest.mark.xfail(strict=True, reason="--min-chars 0 publishes entries without `text`, which tokenize then refuses as bad")
+def test_every_entry_of_a_corpus_has_a_text(root: Path, tmp_path: Path) -> None:
+    made = clean(root, json_lines(tmp_path / "some.jsonl", '{"text":"one"}', '{"text":""}'), min_chars=0)
+    assert all("text" in entry for entry in entries(made))
+
+
+def test_poems_keep_their_titles_and_authors(root: Path, tmp_path: Path) -> None:
+    poems = [
+        {"title": "登鹳雀楼", "author": "王之涣", "paragraphs": ["白日依山尽,", "黄河入海流。"]},
+        {"rhythmic": "虞美人", "paragraphs": ["春花秋月何时了？"]},
+    ]
+    path = json_lines(tmp_path / "poems.json", json.dumps(poems, ensure_ascii=False))
+    assert entries(clean(root, path)) == [
+        {"text": "白日依山尽，\n黄河入海流。", "title": "登鹳雀楼", "source": "poems.json", "meta": {"author": "王之涣"}},
+        {"text": "春花秋月何时了？", "title": "虞美人", "source": "poems.json"},
+    ]
+
+
+def test_too_many_broken_lines_publish_nothing_and_keep_the_rejects(root: Path, tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "some.jsonl", '{"text":"good"}', '{"text":"cut', '{"body":"x"}', '{"text":"fine"}')
+    with pytest.raises(TooManyRejects, match="2 of 4 documents are bad") as caught:
+        clean(root, path)
+    assert caught.value.exit_code == 11
+    assert not list(root.glob("corpora/sample/*/manifest.json"))
+    assert not (root / "corpora" / "sample" / "current").exists()
+    (draft,) = root.glob("corpora/sample/.draft-*")
+    assert str(draft) in caught.value.what
+    assert [(entry["file"], entry["line"], entry["offset"], entry["reason"]) for entry in rejects(draft)] == [
+        ("some.jsonl", 2, 16, "bad-json"),
+        ("some.jsonl", 3, 29, "bad-record"),
+    ]
+
+
+def test_as_many_broken_lines_as_are_allowed_are_published_with_their_rejects(root: Path, tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "some.jsonl", '{"text":"good"}', '{"text":"cut', '{"text":"fine"}')
+    made = clean(root, path, max_bad=0.5)
+    assert made.manifest.ledger["documents"] == {"in": 3, "out": 2, "dropped": {"bad-json": 1}}
+    assert [entry["excerpt"] for entry in rejects(made.path)] == ['{"text":"cut']
+
+
+def test_mending_the_broken_lines_is_enough_to_go_on(root: Path, tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "some.jsonl", '{"text":"cut')
+    with pytest.raises(TooManyRejects):
+        clean(root, path)
+    assert clean(root, json_lines(path, '{"text":"mended"}')).manifest.counts["documents"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "　　\n", "\ufeff", "第一回　得宝\n"])
+def test_a_file_without_text_is_bad_data(root: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(BadData, match=r"empty\.txt: no text is left") as caught:
+        clean(root, path)
+    assert caught.value.exit_code == 65
+    assert not list(root.glob("corpora/sample/*/manifest.json"))
+
+
+def test_a_file_cut_short_publishes_nothing(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl.zst"
+    path.write_bytes(zstandard.compress(b'{"text":"a document"}\n' * 1000)[:-4])
+    with pytest.raises(BadData, match="cut short"):
+        clean(root, path)
+    assert not list(root.glob("corpora/sample/*/manifest.json"))
+
+
+def test_a_file_in_another_encoding_gives_the_same_text(root: Path, tmp_path: Path) -> None:
+    text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8")
+    (tmp_path / "book.txt").write_text(text, encoding="gb18030")
+    made = clean(root, tmp_path / "book.txt", name="gb", encoding="gb18030")
+    plain = clean(root, SAMPLE / "yanshan.txt", name="utf8")
+    assert [entry["text"] for entry in entries(made)] == [entry["text"] for entry in entries(plain)]
+
+
+def test_options_that_cannot_be_are_refused_before_any_work() -> None:
+    with pytest.raises(BadConfig, match="verse"):
+        CleanOptions(unit="verse")
+    with pytest.raises(BadConfig, match="prose"):
+        CleanOptions(profile="prose")
+
+
+def test_what_decides_the_bytes_decides_the_key(root: Path, tmp_path: Path) -> None:
+    inputs = raw.inputs(root, str(json_lines(tmp_path / "some.jsonl", '{"text":"one"}')), corpora=False)
+    options = (CleanOptions(), CleanOptions(unit="sentence"), CleanOptions(profile="pile"), CleanOptions(min_chars=2))
+    keys = [corpus.identify("some", inputs, each).key for each in options]
+    assert len(set(keys)) == len(keys)
+    assert corpus.identify("other", inputs, CleanOptions()).key == keys[0]
+    assert corpus.identify("some", inputs, CleanOptions(max_bad=0.5)).key == keys[0]
+
+
+def test_shuihu_becomes_161_documents_and_no_character_goes_uncounted(shared: Path, root: Path) -> None:
+    path = shared / "data" / "shuihu_raw.txt"
+    text = path.read_text(encoding="utf-8")
+    made = clean(root, path, name="shuihu")
+    found = entries(made)
+    assert (len(found), made.manifest.counts["headings"]) == (161, 161)
+    ledger = made.manifest.ledger
+    assert ledger["documents"] == {"in": 161, "out": 161, "dropped": {}}
+    assert ledger["characters"]["in"] == len(text) == 863_188
+    assert ledger["characters"]["out"] == sum(len(entry["text"]) for entry in found)
+    dropped = ledger["characters"]["dropped"]
+    assert ledger["characters"]["in"] == ledger["characters"]["out"] + sum(dropped.values())
+    assert dropped["controls"] == 1  # the byte order mark
+    assert dropped["newlines"] == 160  # between 161 chapters
+    assert dropped["headings"] == sum(len(entry["title"]) + 2 for entry in found)
+
+
+def test_shuihu_keeps_its_quotes_and_its_unknown_characters(shared: Path, root: Path) -> None:
+    path = shared / "data" / "shuihu_raw.txt"
+    before = Counter(path.read_text(encoding="utf-8"))
+    after = Counter("".join(entry["text"] for entry in entries(clean(root, path, name="shuihu"))))
+    assert after["“"] + after["”"] == before["“"] + before["”"] + before['"'] == 9_188 + 9_167 + 2_038
+    assert after["‘"] + after["’"] == before["‘"] + before["’"] + before["'"]
+    assert abs(after["“"] - after["”"]) <= 1
+    private = {character: count for character, count in before.items() if "\ue000" <= character <= "\uf8ff"}
+    assert sum(private.values()) == 47
+    assert {character: after[character] for character in private} == private
+    assert after["…"] == before["…"]
+    assert not any(after[intruder] for intruder in "\"',!?．\u3000\ufeff\t ")
+
+
+def test_the_chapters_of_shuihu_lose_no_han_character(shared: Path, root: Path) -> None:
+    path = shared / "data" / "shuihu_raw.txt"
+    found = entries(clean(root, path, name="shuihu"))
+    kept = Counter(HAN.findall("".join(entry["title"] + entry["text"] for entry in found)))
+    assert kept == Counter(HAN.findall(path.read_text(encoding="utf-8")))
