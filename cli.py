@@ -617,27 +617,32 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
-    except click.ClickException as error:
-        failed: errors.InkstoneError = _Usage(error.format_message(), hint="see --help")
-    except (click.Abort, KeyboardInterrupt):
-        failed = _Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
         return 0
-    except errors.InkstoneError as error:
-        failed = error
-    except OSError as error:
-        failed = errors.from_os_error(error)
-    except Exception as error:  # noqa: BLE001 - nothing may end in a bare traceback
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        failed = errors.InternalError(what, hint="a bug of this program; --debug shows where")
-    if "--debug" in arguments:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing may end in a bare traceback
+        if "--debug" in arguments:
+            traceback.print_exc()
+        failed = _explain(error)
     print(f"error: {failed.what}" + (f" — {failed.hint}" if failed.hint else ""), file=sys.stderr)
     if "--json" in arguments:
         extra = {"error": failed.what, "exit_code": failed.exit_code, "hint": failed.hint}
         print(Outcome("failed", extra=extra).as_json(time.monotonic() - start))
     return failed.exit_code
+
+
+def _explain(error: BaseException) -> errors.InkstoneError:
+    """What an error means for the person who ran the command."""
+    if isinstance(error, errors.InkstoneError):
+        return error
+    if isinstance(error, click.ClickException):
+        return _Usage(error.format_message(), hint="see --help")
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return _Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
+    if isinstance(error, OSError):
+        return errors.from_os_error(error)
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return errors.InternalError(what, hint="a bug of this program; --debug shows where")
 
 
 class _Usage(errors.InkstoneError):

@@ -1,0 +1,170 @@
+"""Refresh runs what is stale and nothing else; its plan says so before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifact, files, refresh, status
+from pipeline import recipe as recipes
+from pipeline.artifact import Artifact, Built, Content, Identity
+from pipeline.errors import BadConfig, TryAgain
+from pipeline.progress import Silent
+from pipeline.recipe import Recipe
+
+SAMPLE = Path(__file__).resolve().parents[2] / "pipeline" / "sample"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder of two files that a test may change."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("yanshan.txt", "sample.jsonl.zst"):
+        shutil.copy(SAMPLE / name, folder / name)
+    return folder
+
+
+def recipe(source: Path, tmp_path: Path, **sections: str) -> Recipe:
+    text = f"""
+name = "small"
+[download]
+source = "{source}"
+[clean]
+unit = "{sections.get("unit", "paragraph")}"
+[tokenizer]
+kind = "{sections.get("kind", "char")}"
+vocab_size = {sections.get("vocab_size", "0")}
+[tokenize]
+val_fraction = {sections.get("val_fraction", "0.1")}
+[train]
+preset = "sample"
+"""
+    path = tmp_path / "small.toml"
+    path.write_text(text, encoding="utf-8")
+    return recipes.load(path)
+
+
+def stage(root: Path, ran: list[str]) -> refresh.TrainStage:
+    """A training that only writes a file: the model's own is tested where the model is."""
+
+    def identify(tokens: Artifact) -> Identity:
+        return Identity("runs", "small", {}, (tokens.as_input("tokens"),))
+
+    def run(tokens: Artifact) -> Built:
+        def write(draft: Path) -> Content:
+            ran.append(tokens.ref)
+            (draft / "weights").write_bytes(b"\x00")
+            return Content({})
+
+        return artifact.build(root, identify(tokens), write)
+
+    return refresh.TrainStage(identify, run)
+
+
+def results(done: refresh.Refreshed) -> dict[str, str]:
+    return {step.stage: step.result for step in done.steps}
+
+
+def test_a_refresh_builds_every_stage_and_a_second_one_none(root: Path, source: Path, tmp_path: Path) -> None:
+    ran: list[str] = []
+    chosen = recipe(source, tmp_path)
+    first = refresh.refresh(root, chosen, stage(root, ran), Silent(), jobs=1)
+    assert set(results(first).values()) == {"built"}
+    assert list(results(first)) == list(refresh.STAGES)
+    second = refresh.refresh(root, chosen, stage(root, ran), Silent(), jobs=1)
+    assert set(results(second).values()) == {"unchanged"}
+    assert len(ran) == 1
+
+
+def test_the_plan_says_what_a_refresh_then_does(root: Path, source: Path, tmp_path: Path) -> None:
+    chosen, train = recipe(source, tmp_path), stage(root, [])
+    plan = refresh.plan(root, chosen, train, Silent())
+    assert set(results(plan).values()) == {"stale"}
+    assert "2 of 2 files to fetch" in plan.steps[0].why
+    assert not list(root.glob("*"))
+    refresh.refresh(root, chosen, train, Silent(), jobs=1)
+    assert set(results(refresh.plan(root, chosen, train, Silent())).values()) == {"fresh"}
+
+    other = recipe(source, tmp_path, val_fraction="0.2")
+    expected = {
+        "download": "fresh",
+        "clean": "fresh",
+        "train-tokenizer": "fresh",
+        "tokenize": "stale",
+        "train": "stale",
+    }
+    assert results(refresh.plan(root, other, train, Silent())) == expected
+    done = refresh.refresh(root, other, train, Silent(), jobs=1)
+    assert [step.stage for step in done.steps if step.result == "built"] == ["tokenize", "train"]
+
+
+def test_going_back_to_old_options_finds_the_old_generation(root: Path, source: Path, tmp_path: Path) -> None:
+    train = stage(root, [])
+    old = refresh.refresh(root, recipe(source, tmp_path), train, Silent(), jobs=1).last
+    refresh.refresh(root, recipe(source, tmp_path, unit="sentence"), train, Silent(), jobs=1)
+    assert refresh.plan(root, recipe(source, tmp_path), train, Silent()).last == old
+    again = refresh.refresh(root, recipe(source, tmp_path), train, Silent(), jobs=1)
+    assert again.result == "unchanged"
+    assert artifact.current(root, "runs", "small") == old
+
+
+def test_a_changed_source_file_is_noticed_and_everything_after_it_is_made_anew(
+    root: Path, source: Path, tmp_path: Path
+) -> None:
+    chosen, train = recipe(source, tmp_path), stage(root, [])
+    refresh.refresh(root, chosen, train, Silent(), jobs=1)
+    with open(source / "yanshan.txt", "a", encoding="utf-8") as book:
+        book.write("　　后来又有一段。\n")
+    plan = refresh.plan(root, chosen, train, Silent())
+    assert plan.steps[0].why == "1 of 2 files to fetch"
+    done = refresh.refresh(root, chosen, train, Silent(), jobs=1)
+    assert results(done)["clean"] == results(done)["tokenize"] == results(done)["train"] == "built"
+
+
+def test_through_stops_after_the_stage_that_it_names(root: Path, source: Path, tmp_path: Path) -> None:
+    chosen, train = recipe(source, tmp_path), stage(root, [])
+    done = refresh.refresh(root, chosen, train, Silent(), jobs=1, through="train-tokenizer")
+    assert list(results(done)) == ["download", "clean", "train-tokenizer"]
+    assert artifact.names(root, "tokens") == []
+    with pytest.raises(BadConfig, match="no stage 'tran'"):
+        refresh.refresh(root, chosen, train, Silent(), jobs=1, through="tran")
+
+
+def test_two_refreshes_of_one_recipe_do_not_run_at_once(root: Path, source: Path, tmp_path: Path) -> None:
+    root.mkdir()
+    with files.lock(root / ".refresh-small.lock"), pytest.raises(TryAgain) as caught:
+        refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    assert caught.value.exit_code == 75
+
+
+def test_status_lists_every_artifact_and_sees_a_missing_file(root: Path, source: Path, tmp_path: Path) -> None:
+    done = refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    rows = {row.ref.rsplit("/", 1)[0] if row.ref.count("/") > 1 else row.ref: row for row in status.status(root)}
+    assert set(rows) == {"raw/texts", "corpora/small", "tokenizers/small", "tokens/small", "runs/small"}
+    assert {row.state for row in rows.values()} == {"current"}
+    assert done.last
+    (done.last.path / "weights").unlink()
+    assert [row.state for row in status.status(root) if row.ref == done.last.ref] == ["damaged"]
+
+
+def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path, source: Path, tmp_path: Path) -> None:
+    refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    assert all(not problems for _, problems in status.verify(root, deep=True))
+    victims = [path for path in root.rglob("*.bin") if path.stat().st_size] + [root / "raw" / "texts" / "yanshan.txt"]
+    for victim in victims:
+        status_before = victim.stat()
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+        os.utime(victim, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
+        assert all(not problems for _, problems in status.verify(root))
+        found = [problem for _, problems in status.verify(root, deep=True) for problem in problems]
+        assert len(found) == 1
+        assert victim.name in found[0]
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+        os.utime(victim, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
