@@ -216,13 +216,14 @@ def encode(unit: Unit) -> Record:
         record = msgspec.json.decode(path.read_bytes(), type=Record)
         if all((unit.folder / name).stat().st_size == size for name, size in record.files.items()):
             return record
-    record = _encode(unit, tokenizers.open_folder(unit.folder))
+    record = encode_with(unit, tokenizers.open_folder(unit.folder))
     files.sync_directory(unit.folder)
     files.write_file(path, msgspec.json.encode(record))
     return record
 
 
-def _encode(unit: Unit, tokenizer: Tokenizer) -> Record:
+def encode_with(unit: Unit, tokenizer: Tokenizer) -> Record:
+    """Read the unit's file, encode its documents, write its segments and rejects."""
     record = Record(unit.number)
     splits = (unit.split,) if unit.split else tokens.SPLITS
     rejects_path = unit.folder / f"rejects-{unit.number:05d}.jsonl.zst"

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: two ways to do one thing, in turn, on the same machine. Figures go to README.md here."""
