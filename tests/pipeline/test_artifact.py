@@ -289,14 +289,14 @@ def test_an_artifact_without_its_manifest_is_made_anew(root: Path) -> None:
 @pytest.mark.xfail(
     strict=True, reason="build reads the damaged manifest and stops with the hint to do what the person just did"
 )
-@pytest.mark.parametrize("torn", [b"", b'{"schema": 1, "ki', b"\0" * 100])
+@pytest.mark.parametrize("torn", [b"", b'{"schema": 1, "ki', b"\0\0\0"])
 def test_an_artifact_with_a_torn_manifest_is_made_anew(root: Path, torn: bytes) -> None:
     built = artifact.build(root, BOOK, writes("一")).artifact
     built.file("manifest.json").write_bytes(torn)
     assert artifact.build(root, BOOK, writes("一")).result == "built"
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"schema": 1, "ki', b"\0" * 100, b"[]", b"{}"])
+@pytest.mark.parametrize("torn", [b"", b'{"schema": 1, "ki', b"\0\0\0", b"[]", b"{}"])
 def test_a_torn_manifest_is_bad_data(root: Path, torn: bytes) -> None:
     built = artifact.build(root, BOOK, writes("一")).artifact
     built.file("manifest.json").write_bytes(torn)
@@ -419,6 +419,8 @@ def test_any_path_gives_a_name(path: str) -> None:
     assert artifact.is_name(artifact.name_from(path))
 
 
-@pytest.mark.xfail(strict=True, reason="name_from strips leading '.', '_' and '-' but not '+', which no name begins with")
+@pytest.mark.xfail(
+    strict=True, reason="name_from strips leading '.', '_' and '-' but not '+', which no name begins with"
+)
 def test_a_path_that_begins_with_a_plus_gives_a_name() -> None:
     assert artifact.is_name(artifact.name_from("+more.txt"))

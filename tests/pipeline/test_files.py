@@ -83,9 +83,14 @@ def test_a_new_file_holds_what_was_written_and_knows_its_hash(tmp_path: Path) ->
 def test_an_exception_leaves_the_old_content_and_no_temporary(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.txt"
     target.write_bytes(b"old")
-    with pytest.raises(error), files.new_file(target) as out:
-        out.write(b"new")
-        raise error
+
+    def write_and_fail() -> None:
+        with files.new_file(target) as out:
+            out.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        write_and_fail()
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -274,9 +279,14 @@ def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
 
 def test_a_lock_is_free_after_an_exception_and_its_file_stays(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    with pytest.raises(RuntimeError), files.lock(path):
-        assert files.is_locked(path)
-        raise RuntimeError
+
+    def hold_and_fail() -> None:
+        with files.lock(path):
+            assert files.is_locked(path)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        hold_and_fail()
     assert path.exists()
     assert not files.is_locked(path)
 
