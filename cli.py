@@ -570,7 +570,7 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     found = [problem for _, problems in checked for problem in problems]
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise errors.BadData(f"{found[0]}{more}", hint="run the stage that made it again")
+        raise errors.BadData(f"{found[0]}{more}", hint="delete that folder or file, then run its stage again")
     how = "every byte" if deep else "every size"
     return Outcome(
         "unchanged", path=settings.root, counts={"checked": len(checked)}, lines=[f"{len(checked)} whole by {how}"]

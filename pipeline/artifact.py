@@ -66,6 +66,12 @@ class Manifest(msgspec.Struct, frozen=True):
     ledger: dict[str, Any]
 
 
+class _Schema(msgspec.Struct):
+    """The one field of a manifest that every version has."""
+
+    schema: int
+
+
 @dataclass(frozen=True)
 class Identity:
     """What a stage is about to make: all that decides its bytes, before any work is done.
@@ -152,7 +158,7 @@ def check_name(name: str) -> str:
 def name_from(path_or_name: str) -> str:
     """An artifact name made from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
     stem = re.sub(r"(\.(txt|jsonl?|zst|gz))+$", "", path_or_name.rstrip("/").rsplit("/", 1)[-1])
-    return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._-")[:80] or "unnamed")
+    return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._+-")[:80] or "unnamed")
 
 
 def draft_path(root: Path, identity: Identity) -> Path:
@@ -162,10 +168,10 @@ def draft_path(root: Path, identity: Identity) -> Path:
 
 def published(root: Path, identity: Identity) -> Artifact | None:
     """The artifact of this identity if it is already published and whole by size, else None."""
-    target = root / identity.kind / check_name(identity.name) / identity.key
-    if not (target / _MANIFEST).exists():
+    try:
+        artifact = read(root / identity.kind / check_name(identity.name) / identity.key)
+    except (InputMissing, BadData):  # never built, or its manifest is torn: to be built
         return None
-    artifact = read(target)
     return None if problems(artifact) else artifact
 
 
@@ -188,7 +194,7 @@ def build(
     with files.lock(shelf / ".lock", wait=wait, doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if artifact := published(root, identity):
-            if current(root, identity.kind, identity.name) != artifact:
+            if not _points_to(shelf / "current", identity.key):
                 files.point(shelf / "current", identity.key)
             return Built(artifact, "unchanged", time.monotonic() - start)
         if target.exists():  # damaged since it was published: set it aside and make it anew
@@ -196,6 +202,7 @@ def build(
         if not keep_draft:
             files.remove_tree(draft)
         draft.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(draft)
         try:
             content = write(draft)
         except TooManyRejects as error:  # the draft stays: it holds the rejects that the person is asked to look at
@@ -208,6 +215,10 @@ def build(
         files.publish_directory(draft, target)
         files.point(shelf / "current", identity.key)
     return Built(read(target), "built", time.monotonic() - start)
+
+
+def _points_to(link: Path, key: str) -> bool:
+    return link.is_symlink() and os.readlink(link) == key
 
 
 def _write_manifest(draft: Path, identity: Identity, content: Content, start: float) -> None:
@@ -249,13 +260,13 @@ def read(path: Path) -> Artifact:
     """The artifact in the folder `path`. Raises InputMissing, BadData, or BadConfig for a newer schema."""
     try:
         data = (path / _MANIFEST).read_bytes()
+        if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
+            raise BadConfig(f"{path}: written by a newer version (schema {schema})", hint="upgrade this program")
         manifest = msgspec.json.decode(data, type=Manifest)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no artifact here", hint="`status` lists what there is") from None
     except msgspec.DecodeError as error:
         raise BadData(f"{path / _MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
-    if manifest.schema > SCHEMA:
-        raise BadConfig(f"{path}: written by a newer version (schema {manifest.schema})", hint="upgrade this program")
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest())
 
 

@@ -36,6 +36,8 @@ class CleanOptions:
         profiles.for_file("", self.profile)
         if self.unit not in profiles.UNITS:
             raise BadConfig(f"no unit {self.unit!r}", hint=f"units: {', '.join(profiles.UNITS)}")
+        if self.min_chars < 1:
+            raise BadConfig(f"min_chars is {self.min_chars}", hint="1 or more: a document has a text")
 
 
 def identify(name: str, inputs: Sequence[raw.InputFile], options: CleanOptions) -> Identity:
@@ -79,9 +81,11 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
             for document in found:
                 units = list(profiles.apply(profile, document.text, document.title, options.unit, ledger))
                 # The ledger counts what the corpus holds: a file of 161 chapters came in as 161 documents.
-                ledger.documents.came += len(units) - 1
+                ledger.documents.came += max(len(units), 1) - 1
+                if not units:
+                    ledger.documents.drop("empty", 1)
                 for unit in units:
-                    counts["headings"] += unit.headed
+                    counts["headings"] += unit.headings
                     if len(unit.text.strip()) < options.min_chars:
                         reason = "too-short" if unit.text.strip() else "empty"
                         ledger.documents.drop(reason, 1)

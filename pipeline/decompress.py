@@ -22,13 +22,12 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
             raise InputMissing(f"{path}: no such file", hint="check the path")
         if path.suffix not in COMPRESSED:
             raise BadConfig(f"{path}: not a compressed file by its name", hint="names end in .zst or .gz")
-    written = []
-    for path in paths:
-        folder = out or path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / path.stem
+    targets = [(out or path.parent) / path.stem for path in paths]
+    if twice := {target for target in targets if targets.count(target) > 1}:
+        raise BadConfig(f"two files would become {min(twice)}", hint="decompress them into different folders")
+    for path, target in zip(paths, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
         with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:
             for block in documents.blocks(path, advance):
                 plain.write(block)
-        written.append(target)
-    return written
+    return targets

@@ -20,11 +20,11 @@ from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import Ledger
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # after a first byte 0x50 to 0x5f (RFC 8878, section 3.1.2)
+_SKIPPABLE_FIRST, _SKIPPABLE_MAGIC = bytes(range(0x50, 0x60)), b"\x2a\x4d\x18"  # RFC 8878, section 3.1.2
 _SLICE = 1 << 14  # a frame can expand 32,768 times: this bounds one call's output at 512 MiB
 _BLOCK = 1 << 20
 _MAX_WINDOW = 1 << 27
-SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".txt", ".txt.zst", ".txt.gz")
+SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json", ".txt") for packed in ("", ".zst", ".gz"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,10 @@ def read(
     What came in and what was dropped as bad goes to `ledger`; the caller accounts for every document it is given.
     Raises BadData when the file as a whole cannot be trusted.
     """
-    if path.name.endswith((".jsonl", ".jsonl.zst", ".jsonl.gz")):
+    plain = path.name.removesuffix(".zst").removesuffix(".gz")
+    if plain.endswith(".jsonl"):
         yield from _read_json_lines(path, ledger, on_reject, advance)
-    elif path.name.endswith(".json"):
+    elif plain.endswith(".json"):
         yield from _read_poems(path, ledger, advance)
     else:
         text = _decode(path, b"".join(blocks(path, advance)), encoding)
@@ -112,14 +113,13 @@ def _zstd_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[byt
     reader: Any = None
     pending = b""
     while data := pending or handle.read(_SLICE):
-        if not pending:
-            position += len(data)
-            advance(len(data))
+        if reader is None and len(data) < 4:  # a magic number split over two slices
+            data += handle.read(4 - len(data))
+        advance(handle.tell() - position)
+        position = handle.tell()
         pending = b""
         if reader is None:
-            if len(data) < 4:  # a magic number split over two slices
-                data += handle.read(4 - len(data))
-            if data[:4] != ZSTD_MAGIC and not (data[:1] in b"PQRSTUVWXYZ[\\]^_" and data[1:4] == _SKIPPABLE_MAGIC):
+            if not begins_zstd(data):
                 raise BadData(
                     f"{path}: {_what_it_is(data)} where zstd frame {frame + 1} should begin, at byte {start:,}",
                     hint="download the file again",
@@ -146,6 +146,18 @@ def _zstd_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[byt
         raise BadData(f"{path}: the file is empty", hint="download the file again")
 
 
+def check_zstd(path: Path) -> None:
+    """Read a zstd file to its end, whatever its name. Raises BadData when a frame of it is broken or cut short."""
+    with open(path, "rb") as handle:
+        for _ in _zstd_blocks(path, handle, lambda count: None):
+            pass
+
+
+def begins_zstd(head: bytes) -> bool:
+    """Whether bytes begin like a zstd frame, or like a skippable one."""
+    return head.startswith(ZSTD_MAGIC) or (head[:1] in _SKIPPABLE_FIRST and head[1:4] == _SKIPPABLE_MAGIC)
+
+
 def _what_it_is(data: bytes) -> str:
     if data[:2] == b"\x1f\x8b":
         return "gzip data"
@@ -155,15 +167,17 @@ def _what_it_is(data: bytes) -> str:
 
 
 def _gzip_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[bytes]:
-    read = 0
+    read, empty = 0, True
     try:
         with gzip.GzipFile(fileobj=handle) as unzipped:
             while block := unzipped.read(_BLOCK):
                 advance(handle.tell() - read)
-                read = handle.tell()
+                read, empty = handle.tell(), False
                 yield block
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadData(f"{path}: not whole gzip data: {error}", hint="download the file again") from None
+    if empty and not handle.tell():
+        raise BadData(f"{path}: the file is empty", hint="download the file again")
 
 
 def lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -214,7 +228,7 @@ def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: A
 def _read_poems(path: Path, ledger: Ledger, advance: Advance) -> Iterator[Document]:
     try:
         poems = msgspec.json.decode(b"".join(blocks(path, advance)), type=list[_Poem])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(
             f"{path}: not a chinese-poetry file (a JSON list of objects with `paragraphs`): {error}",
             hint="give JSON lines with `text` as .jsonl, or plain text as .txt",

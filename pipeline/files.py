@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -24,13 +24,15 @@ from pipeline.errors import StorageFailed, TryAgain
 
 BLOCK = 1 << 20
 TEMPORARY = ".tmp."
+_LOCK_PATIENCE = 0.2  # seconds: `status` holds a lock for an instant to see whether it is free
 
 
 class HashingFile:
     """A binary file that keeps the sha256 and the length of what was written to it."""
 
-    def __init__(self, handle: BinaryIO) -> None:
+    def __init__(self, handle: BinaryIO, path: Path) -> None:
         self._handle = handle
+        self._path = path
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -47,6 +49,11 @@ class HashingFile:
         self._hash = hashlib.sha256()
         self.size = 0
 
+    def flushed(self) -> Path:
+        """Where all that was written so far can be read."""
+        self._handle.flush()
+        return self._path
+
     @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
@@ -55,10 +62,11 @@ class HashingFile:
 @contextmanager
 def new_file(target: Path) -> Iterator[HashingFile]:
     """Write `target` so that it is whole, or as it was before: nothing appears until the block has ended well."""
-    temporary = target.with_name(f"{TEMPORARY}{target.name[:100]}.{secrets.token_hex(4)}")
+    # The name is cut: with what is added, one of 255 bytes would be too long for the file system.
+    temporary = target.with_name(f"{TEMPORARY}{target.name[:60]}.{secrets.token_hex(4)}")
     handle = open(temporary, "xb")  # noqa: SIM115 - closed on both paths below
     try:
-        yield HashingFile(handle)
+        yield HashingFile(handle, temporary)
         handle.flush()
         os.fsync(handle.fileno())
         handle.close()
@@ -88,16 +96,30 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync(paths: Iterable[Path]) -> None:
+    """Make the bytes of files durable, and then their names."""
+    folders = set()
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        folders.add(path.parent)
+    for folder in folders:
+        sync_directory(folder)
+
+
 def sync_tree(root: Path) -> None:
     """Make every file and folder below `root` durable."""
     for folder, _, names in os.walk(root):
-        for name in names:
-            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        sync(Path(folder, name) for name in names)
         sync_directory(Path(folder))
+
+
+def size_of(path: Path) -> int | None:
+    """Size of a file in bytes, None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def publish_directory(draft: Path, target: Path) -> bool:
@@ -131,6 +153,15 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_temporaries(root: Path) -> None:
+    """Delete what killed writers left below `root`. Only for one who holds the lock on it."""
+    for path in list(root.rglob(f"{TEMPORARY}*")):
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as handle:
@@ -156,26 +187,36 @@ def lock(path: Path, *, wait: float = 0.0, doing: str = "") -> Iterator[None]:
     The JSON inside is for people only. Raises TryAgain when another process holds it longer than `wait` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + max(wait, _LOCK_PATIENCE)
+    while (descriptor := _try_lock(path)) is None:
+        if time.monotonic() >= deadline:
+            holder = path.read_text(errors="replace").strip() or "another process"
+            raise TryAgain(
+                f"{path.parent}: in use by {holder}", hint="wait for it to end, then run the same command again"
+            )
+        time.sleep(0.05)
     try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.1)
-                    continue
-                holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
-                raise TryAgain(
-                    f"{path.parent}: in use by {holder}", hint="wait for it to end, then run the same command again"
-                ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "doing": doing}).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock, or None. A file that was deleted while held is no lock any more."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def is_locked(path: Path) -> bool:

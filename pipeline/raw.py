@@ -12,10 +12,8 @@ import msgspec
 
 from pipeline import artifact, files
 from pipeline.documents import SUFFIXES
-from pipeline.errors import BadData, InputMissing
-from pipeline.sources import CATALOGUE
-
-_LOCK_FILE = "sources.lock.json"
+from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.sources import CATALOGUE, LOCK_FILE, data_files
 
 
 class RawFile(msgspec.Struct, frozen=True):
@@ -34,7 +32,7 @@ def folder(root: Path, source: str) -> Path:
 
 def read_lock(root: Path, source: str) -> dict[str, RawFile]:
     """What `sources.lock.json` pins, by file name; empty when the source was never downloaded."""
-    path = folder(root, source) / _LOCK_FILE
+    path = folder(root, source) / LOCK_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
     except FileNotFoundError:
@@ -45,7 +43,7 @@ def read_lock(root: Path, source: str) -> dict[str, RawFile]:
 
 def write_lock(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
     data = msgspec.json.format(msgspec.json.encode(pinned, order="deterministic"), indent=2)
-    files.write_file(folder(root, source) / _LOCK_FILE, data)
+    files.write_file(folder(root, source) / LOCK_FILE, data)
 
 
 def is_whole(path: Path, pin: RawFile) -> bool:
@@ -76,16 +74,23 @@ def inputs(root: Path, reference: str, *, corpora: bool) -> list[InputFile]:
     """
     if corpora and (corpus := _corpus(root, reference)):
         return [corpus_file(corpus)]
+    if not reference:
+        raise BadConfig("an empty name is no input", hint="`status` lists what there is")
     source, _, part = reference.partition("/")
     if pinned := read_lock(root, source) if artifact.is_name(source) else {}:
         return _pinned(root, source, part, pinned)
     path = Path(reference)
     if path.is_file():
         return [InputFile(path, path.name, files.sha256_of(path))]
-    if path.is_dir() and (found := [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES)]):
+    if path.is_dir() and (found := data_files(path)):
         return [InputFile(file, file.relative_to(path).as_posix(), files.sha256_of(file)) for file in found]
-    if reference in CATALOGUE:
-        raise InputMissing(f"the source {reference} is not downloaded yet", hint=f"run `download {reference}` first")
+    if path.is_dir():
+        raise InputMissing(
+            f"{reference}: no data files in this folder", hint=f"names end in {', '.join(SUFFIXES[::3])}"
+        )
+    if source in CATALOGUE:
+        command = "download pile --shards 0,val" if source == "pile" else f"download {source}"
+        raise InputMissing(f"the source {source} is not downloaded yet", hint=f"run `{command}` first")
     kinds = "no corpus, no downloaded source and no path" if corpora else "no downloaded source and no path"
     raise InputMissing(f"{reference}: {kinds} of this name", hint="`status` lists what there is")
 
@@ -109,6 +114,8 @@ def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile]) -> l
     found = []
     for name in chosen:
         path = folder(root, source) / name
+        if not path.resolve().is_relative_to(folder(root, source).resolve()):
+            raise BadData(f"{folder(root, source) / LOCK_FILE}: {name!r} leads out of the cache", hint="delete it")
         if not is_whole(path, pinned[name]):
             raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")
         found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, pinned[name].split))

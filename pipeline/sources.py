@@ -16,6 +16,7 @@ from pipeline.artifact import name_from
 from pipeline.documents import SUFFIXES
 from pipeline.errors import BadConfig, InputMissing
 
+LOCK_FILE = "sources.lock.json"
 HUB = "https://huggingface.co"
 RAW_GITHUB = "https://raw.githubusercontent.com"
 PILE_TRAIN_SHARDS = 30
@@ -27,7 +28,8 @@ class SourceFile:
     """One file of a source: its path inside the raw cache and where its bytes come from.
 
     `urls` are equivalent, tried in order when one answers 404; `local` is set instead for a file on this machine.
-    `split` is "train", "val" or "test" where the source itself says so, else "".
+    `split` is "train", "val" or "test" where the source itself says so, else "". The URL of a catalogue's file may
+    differ from mirror to mirror; `plain` says that this one is all that is known of the file, and so is its identity.
     """
 
     name: str
@@ -35,6 +37,7 @@ class SourceFile:
     local: Path | None = None
     split: str = ""
     token: str = field(default="", repr=False)
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ def resolve(
     if shards and reference != "pile":
         raise BadConfig(f"--shards is for the source pile, not for {reference}", hint="leave it out")
     if reference == "sample":
-        return Source("sample", tuple(SourceFile(path.name, local=path) for path in _data_files(_SAMPLE)))
+        return Source("sample", tuple(SourceFile(path.name, local=path) for path in data_files(_SAMPLE)))
     if reference == "pile":
         endpoint = mirror or environment.get("HF_ENDPOINT") or HUB
-        token = environment.get("HF_TOKEN", "")
+        token = environment.get("HF_TOKEN", "").strip() if _is_private(endpoint) else ""
         return Source("pile", tuple(_pile_file(shard, endpoint, token) for shard in pile_shards(shards)))
     if reference == "shuihu":
         return Source("shuihu", (_github("colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", mirror),))
@@ -81,8 +84,22 @@ def resolve(
         file_name = unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
         if not re.fullmatch(r"[^/\x00]{1,200}", file_name) or file_name.startswith("."):
             raise BadConfig(f"{reference}: the URL does not end in a file's name", hint="name a file, not a folder")
-        return Source(name_from(file_name), (SourceFile(file_name, (reference,)),))
+        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), plain=True),))
+    if not reference:
+        raise BadConfig("an empty name is no source", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
     return _local(Path(reference))
+
+
+def _is_private(endpoint: str) -> bool:
+    """Whether a token may be sent there: over TLS, or to this machine itself."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def _own_name(file_name: str) -> str:
+    """The name of a source that is not in the catalogue, so that `pile.txt` never mixes with the Pile."""
+    name = name_from(file_name)
+    return f"my-{name}" if name in CATALOGUE else name
 
 
 def pile_shards(shards: str) -> list[str]:
@@ -121,13 +138,15 @@ def _github(path: str, mirror: str) -> SourceFile:
 
 def _local(path: Path) -> Source:
     if path.is_file():
-        return Source(name_from(path.name), (SourceFile(path.name, local=path),))
-    if path.is_dir() and (found := _data_files(path)):
+        return Source(_own_name(path.name), (SourceFile(path.name, local=path),))
+    if path.is_dir() and (found := data_files(path)):
         files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in found)
-        return Source(name_from(path.resolve().name), files)
+        return Source(_own_name(path.resolve().name), files)
     what = "no data files in this folder" if path.is_dir() else "neither a source nor a path"
     raise InputMissing(f"{path}: {what}", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder of files")
 
 
-def _data_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+def data_files(folder: Path) -> list[Path]:
+    """Files below `folder` that can be read, in a fixed order; not the lock file of a cache."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+    return sorted(path for path in found if path.name != LOCK_FILE)

@@ -214,10 +214,10 @@ def encode(unit: Unit) -> Record:
     path = unit.folder / f"unit-{unit.number:05d}.json"
     if path.exists():
         record = msgspec.json.decode(path.read_bytes(), type=Record)
-        if all((unit.folder / name).stat().st_size == size for name, size in record.files.items()):
+        if all(files.size_of(unit.folder / name) == size for name, size in record.files.items()):
             return record
     record = encode_with(unit, tokenizers.open_folder(unit.folder))
-    files.sync_directory(unit.folder)
+    files.sync([unit.folder / name for name in record.files])  # the record must not outlive what it vouches for
     files.write_file(path, msgspec.json.encode(record))
     return record
 

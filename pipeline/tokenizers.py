@@ -33,7 +33,7 @@ _CARD, _MODEL, _RANKS, _CHARACTERS = "tokenizer.json", "tokenizer.model", "ranks
 _PATTERNS = {
     "gpt2": "gpt2",
     "r50k_base": "gpt2",
-    "p50k_base": "gpt2",
+    "p50k_base": "",  # its ranks have a gap, which gigatoken does not take: tiktoken itself encodes
     "cl100k_base": "gpt4",
     "o200k_base": "o200k",
 }
@@ -108,13 +108,13 @@ class Tiktoken:
 
         self.name, self.vocab_size, self.end_of_text = name, vocab_size, end_of_text
         self._ranks, self._pattern = ranks, pattern
-        self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(ranks).hexdigest()[:16]}"
+        definition = b"%d %d %s\n%s" % (vocab_size, end_of_text, pattern.encode(), ranks)
+        self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(definition).hexdigest()[:16]}"
         pairs = (line.split() for line in ranks.splitlines())
+        mergeable = {b64decode(token): int(rank) for token, rank in pairs}
+        self._texts = frozenset(mergeable.values())
         self._encoding = tiktoken.Encoding(
-            name,
-            pat_str=pattern,
-            mergeable_ranks={b64decode(token): int(rank) for token, rank in pairs},
-            special_tokens={END_OF_TEXT: end_of_text},
+            name, pat_str=pattern, mergeable_ranks=mergeable, special_tokens={END_OF_TEXT: end_of_text}
         )
 
     @classmethod
@@ -154,14 +154,15 @@ class Tiktoken:
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         import awkward
 
-        if not texts:
-            return _flat([])
+        if not texts or not _PATTERNS[self.name]:
+            return _flat(self._encoding.encode_ordinary_batch(list(texts), num_threads=1))
         rows = self._fast.encode_batch(list(texts), parallel=False)
         flat = awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False)
         return flat, awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._encoding.decode([token for token in ids if token != self.end_of_text])
+        # Some ids below `vocab_size` have no text at all, and a model that has learned little may choose one.
+        return self._encoding.decode([token for token in ids if token in self._texts])
 
     def unknown(self, text: str) -> str:
         return ""
@@ -201,8 +202,8 @@ class SentencePiece:
         return self._processor.decode([int(token) for token in ids if token != self.end_of_text])
 
     def unknown(self, text: str) -> str:
-        unknown = self._processor.unk_id()
-        return "".join(each for each in dict.fromkeys(text) if unknown in self._processor.encode(each))
+        # Also ▁, which SentencePiece takes for its own sign of a space.
+        return "".join(each for each in dict.fromkeys(text) if self.decode(self.encode(each)) != each)
 
     def save(self, folder: Path) -> None:
         files.write_file(folder / _MODEL, self._model)
@@ -214,16 +215,16 @@ class Characters:
 
     kind = "char"
     UNKNOWN = 1
-    _FIRST = 2
+    FIRST = 2
 
     def __init__(self, characters: str, name: str) -> None:
         self.name = name
         self._characters = characters
         self.end_of_text = 0
-        self.vocab_size = self._FIRST + len(characters)
+        self.vocab_size = self.FIRST + len(characters)
         self.fingerprint = f"char:{hashlib.sha256(characters.encode()).hexdigest()[:16]}"
         self._ids = np.full(0x110000, self.UNKNOWN, np.uint32)
-        self._ids[_code_points(characters)] = np.arange(self._FIRST, self.vocab_size)
+        self._ids[_code_points(characters)] = np.arange(self.FIRST, self.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         return self._ids[_code_points(text)].tolist()
@@ -238,7 +239,7 @@ class Characters:
         return "".join(shown.get(token) or self._shown(token) for token in ids if token != self.end_of_text)
 
     def _shown(self, token: int) -> str:
-        return self._characters[token - self._FIRST]
+        return self._characters[token - self.FIRST]
 
     def unknown(self, text: str) -> str:
         known = set(self._characters)
@@ -250,7 +251,7 @@ class Characters:
 
 
 class Integers:
-    """Numbers below `vocab_size` as themselves, 0 ends a text: the tokenizer of the counting toy."""
+    """Numbers below `vocab_size` as themselves: the tokenizer of the counting toy. 0 ends a text, also when typed."""
 
     kind = "integers"
     name = "integers"
@@ -293,8 +294,8 @@ def open_folder(folder: Path) -> Tokenizer:
         tokenizer = _open(card, folder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
-    except msgspec.DecodeError as error:
-        raise BadData(f"{folder / _CARD}: {error}", hint="build the artifact again") from None
+    except (msgspec.DecodeError, ValueError) as error:  # a damaged card, or ranks or characters that do not decode
+        raise BadData(f"{folder / _CARD}: a damaged tokenizer: {error}", hint="build the artifact again") from None
     if tokenizer.fingerprint != card.fingerprint:
         raise BadData(
             f"{folder}: the tokenizer is {tokenizer.fingerprint}, its card says {card.fingerprint}",
@@ -344,6 +345,8 @@ def identify(name: str, made_from: Input, kind: str, vocab_size: int) -> Identit
     if kind not in KINDS:
         raise BadConfig(f"no tokenizer kind {kind!r}", hint=f"kinds: {', '.join(KINDS)}")
     options = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
+    if kind == "char" and 0 < vocab_size <= Characters.FIRST:
+        raise BadConfig(f"{vocab_size} ids leave no room for a character", hint="0 keeps all characters")
     libraries = () if kind == "char" else ("sentencepiece",)
     return Identity("tokenizers", name, options, (made_from,), libraries=libraries)
 
@@ -374,7 +377,7 @@ def _train_characters(sentences: Path, most: int, name: str) -> Characters:
         for line in lines:
             counts.update(line)
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    kept = ranked[: most - Characters._FIRST] if most else ranked
+    kept = ranked[: most - Characters.FIRST] if most else ranked
     return Characters("".join(kept), name)
 
 

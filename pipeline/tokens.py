@@ -88,6 +88,8 @@ def read_index(path: Path) -> np.ndarray:
     if data[: len(_IDX_MAGIC)] != _IDX_MAGIC or len(data) < size:
         raise BadData(f"{path}: not a Megatron index", hint="`tokenize` it again")
     count = struct.unpack_from("<Q", data, len(_IDX_MAGIC) + 9)[0]
+    if len(data) != size + 20 * count + 8:
+        raise BadData(f"{path}: {len(data):,} bytes do not fit an index of {count:,}", hint="`tokenize` it again")
     return np.frombuffer(data, "<i4", count, size)
 
 
@@ -128,9 +130,12 @@ def _map_hdf5(path: Path, dtype: str) -> np.ndarray:
     try:
         with h5py.File(path, "r") as file:
             dataset = file["tokens"]
-            if dataset.external or dataset.is_virtual or dataset.chunks or dataset.dtype != np.dtype(dtype):
+            plain = isinstance(dataset, h5py.Dataset) and dataset.ndim == 1 and dataset.dtype == np.dtype(dtype)
+            if not plain or dataset.external or dataset.is_virtual or dataset.chunks:
                 raise BadData(f"{path}: `tokens` is not a contiguous array of {dtype}", hint="`tokenize` it again")
-            offset, count = dataset.id.get_offset(), dataset.shape[0]
+            count, offset = dataset.shape[0], dataset.id.get_offset()
+            if count and offset is None:
+                raise BadData(f"{path}: `tokens` does not lie in the file itself", hint="`tokenize` it again")
     except (OSError, KeyError) as error:
         raise BadData(f"{path}: not a token file: {error}", hint="`tokenize` it again") from None
     return np.memmap(path, dtype, "r", offset=offset, shape=(count,)) if count else np.empty(0, dtype)

@@ -19,7 +19,8 @@ FLOORS = (
     {"documents", "clean.headings", "clean.rules", "clean.sentences", "clean", "tokenizers", "decompress"},
     {"sources", "tokens", "clean.profiles"},
     {"raw", "counting"},
-    {"download", "corpus", "tokenize", "status"},
+    {"transfer", "corpus", "tokenize", "status"},
+    {"download"},
     {"recipe"},
     {"refresh"},
 )

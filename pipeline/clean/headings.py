@@ -55,7 +55,8 @@ def sections(text: str) -> list[Section]:
 def match(line: str) -> tuple[str, str] | None:
     """(title, body) when `line` begins with a heading, else None. The body of an own-line heading is ""."""
     if _MARKED.match(line) and len(line) <= MAX_TITLE and not re.search("[。！？，]", line):
-        return _tidy(line.strip(" \t\u3000◎#*=")), ""
+        title = _tidy(line.strip(" \t\u3000◎#*="))
+        return (title, "") if title else None
     heading = _HEADING.match(line)
     if not heading:
         return None

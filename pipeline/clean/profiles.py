@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.clean import headings, sentences
-from pipeline.clean.rules import BLANK_LINES, CHINESE, CONTROLS, NEWLINES, Rule
+from pipeline.clean.rules import BLANK_LINES, CHINESE, CONTROLS, INVISIBLE, NEWLINES, Rule
 from pipeline.errors import BadConfig
 from pipeline.ledger import Ledger
 
@@ -31,8 +31,10 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("plain", headings=True, chinese=True, characters=(CONTROLS, NEWLINES), body=CHINESE),
-        Profile("chinese-poetry", headings=False, chinese=True, characters=(CONTROLS, NEWLINES), body=CHINESE),
+        Profile("plain", headings=True, chinese=True, characters=(CONTROLS, INVISIBLE, NEWLINES), body=CHINESE),
+        Profile(
+            "chinese-poetry", headings=False, chinese=True, characters=(CONTROLS, INVISIBLE, NEWLINES), body=CHINESE
+        ),
         Profile("pile", headings=False, chinese=False, characters=(CONTROLS, NEWLINES), body=()),
     )
 }
@@ -41,8 +43,8 @@ PROFILES = {
 def for_file(name: str, asked: str) -> Profile:
     """The profile named `asked`, or with "auto" the one that fits the file's name."""
     if asked == "auto":
-        kinds = {".jsonl": "pile", ".json": "chinese-poetry"}
-        asked = next((kind for part, kind in kinds.items() if part in {f".{p}" for p in name.split(".")[1:]}), "plain")
+        suffix = name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
+        asked = {"jsonl": "pile", "json": "chinese-poetry"}.get(suffix, "plain")
     if asked not in PROFILES:
         raise BadConfig(f"no profile {asked!r}", hint=f"profiles: auto, {', '.join(PROFILES)}")
     return PROFILES[asked]
@@ -50,11 +52,11 @@ def for_file(name: str, asked: str) -> Profile:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """One unit of cleaned text under its title; `headed` when it is the first unit below a heading."""
+    """One unit of cleaned text under its title; `headings` counts those that were taken out just before it or in it."""
 
     title: str
     text: str
-    headed: bool = False
+    headings: int = 0
 
 
 def apply(profile: Profile, text: str, title: str, unit: str, ledger: Ledger) -> Iterator[Cleaned]:
@@ -70,14 +72,16 @@ def apply(profile: Profile, text: str, title: str, unit: str, ledger: Ledger) ->
     ledger.characters.drop("headings", sum(part.removed for part in parts))
     bodies = [_run(profile.body, part.text, ledger) for part in parts]
     if unit == "document":
-        yield Cleaned(title, _run((BLANK_LINES,), "\n".join(bodies), ledger))
+        whole = _run((BLANK_LINES,), "\n".join(bodies), ledger)
+        yield Cleaned(title, whole, sum(part.headed for part in parts))
         return
     ledger.characters.drop("newlines", len(parts) - 1)  # those that stood between two sections
+    found = 0
     for part, body in zip(parts, bodies, strict=True):
-        headed = part.headed
+        found += part.headed
         for piece in _pieces(body, unit, ledger):
-            yield Cleaned(part.title or title, piece, headed)
-            headed = False
+            yield Cleaned(part.title or title, piece, found)
+            found = 0
 
 
 def _run(rules: tuple[Rule, ...], text: str, ledger: Ledger) -> str:

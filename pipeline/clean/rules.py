@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇□"
-_MARK = "，。！？：；、“”‘’「」『』《》〈〉（）〔〕【】…—"
-_NEAR = f"[{_HAN}{_MARK}]"
+_MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # those that only Chinese text has; “”‘’…— are everybody's
+_NEAR = f"[{_HAN}{_MARKS}]"
+_GAP = "[ \t\u00a0\u3000]*"
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,13 @@ class Rule:
 
 
 def _controls(text: str) -> str:
-    """Drop control characters, zero-width and direction marks, soft hyphens and byte order marks."""
-    return re.sub(
-        r"[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "", text
-    )
+    """Drop control characters other than tab and line ends, and byte order marks."""
+    return re.sub("[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff]", "", text)
+
+
+def _invisible(text: str) -> str:
+    """Drop zero-width and direction marks, soft hyphens and tag characters; Chinese has no use for them."""
+    return re.sub("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\U000e0000-\U000e007f]", "", text)
 
 
 def _newlines(text: str) -> str:
@@ -47,11 +51,12 @@ def _width(text: str) -> str:
     """Chinese punctuation is full width, digits and Latin letters are not: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
     text = text.translate({**_VERTICAL, **_DIGITS_AND_LETTERS})
     text = re.sub(r"(?<=[0-9])．(?=[0-9])", ".", text).replace("．", "。")
-    text = re.sub(rf"(?<={_NEAR})[,!?;:()]|[,!?;:()](?={_NEAR})", lambda mark: mark[0].translate(_FULL_WIDTH), text)
+    text = re.sub(_ASCII_MARKS, lambda marks: marks[0].translate(_FULL_WIDTH), text)
     return re.sub(rf"(?<={_NEAR})\.(?=$|\n|{_NEAR})", "。", text)
 
 
-_ASCII_QUOTE = re.compile(rf"(?<={_NEAR})[\"']|[\"'](?={_NEAR})")
+_ASCII_MARKS = re.compile(rf"(?<={_NEAR}){_GAP}[,!?;:()]+|[,!?;:()]+(?={_GAP}{_NEAR})")
+_ASCII_QUOTES = re.compile(rf"(?<={_NEAR}){_GAP}[\"']+|[\"']+(?={_GAP}{_NEAR})")
 
 
 def _quotes(text: str) -> str:
@@ -62,18 +67,18 @@ def _quotes(text: str) -> str:
 
 
 def _quotes_of_line(line: str) -> str:
-    out: list[str] = []
+    chinese = {at for run in _ASCII_QUOTES.finditer(line) for at in range(*run.span())}
     is_open = {'"': False, "'": False}
     curly = {'"': "“”", "'": "‘’"}
-    place = 0
+    out = list(line)
     for event in re.finditer("[\"'“”‘’]", line):
         mark, at = event[0], event.start()
         if mark in "“”":
             is_open['"'] = mark == "“"
         elif mark in "‘’":
             is_open["'"] = mark == "‘"
-        elif _ASCII_QUOTE.match(line, at):
-            before = line[:at].rstrip(" \u3000")[-1:]
+        elif at in chinese:
+            before = "".join(out[max(at - 8, 0) : at]).rstrip(" \u3000")[-1:]
             if before in ("", "：", "“"):
                 opens = True
             elif before in "。！？" and is_open[mark]:
@@ -81,9 +86,8 @@ def _quotes_of_line(line: str) -> str:
             else:
                 opens = not is_open[mark]
             is_open[mark] = opens
-            out += [line[place:at], curly[mark][0 if opens else 1]]
-            place = at + 1
-    return "".join([*out, line[place:]])
+            out[at] = curly[mark][0 if opens else 1]
+    return "".join(out)
 
 
 def _spaces(text: str) -> str:
@@ -95,8 +99,8 @@ def _spaces(text: str) -> str:
 
 def _marks(text: str) -> str:
     """Doubled and odd marks: ...... → ……, -- → ——, ，， → ，, 。。 → 。 (？！ stays)."""
-    text = re.sub(rf"(?<={_NEAR})(?:\.{{3,}}|。{{3,}}|⋯{{2,}}|…{{3,}})", "……", text)
-    text = re.sub(rf"(?<={_NEAR})-{{2,}}|—{{3,}}", "——", text)
+    text = re.sub(rf"(?<={_NEAR})(?:…+|⋯+|\.{{3,}}|。{{3,}})+", lambda run: "……"[: len(run[0])], text)
+    text = re.sub(rf"(?<={_NEAR})(?:—+|-{{2,}})+", lambda run: "——"[: len(run[0])], text)
     return re.sub("([，。；：、])\\1+", r"\1", text)
 
 
@@ -106,6 +110,7 @@ def _blank_lines(text: str) -> str:
 
 
 CONTROLS = Rule("controls", _controls)
+INVISIBLE = Rule("invisible", _invisible)
 NEWLINES = Rule("newlines", _newlines)
 CHINESE = (
     Rule("width", _width),

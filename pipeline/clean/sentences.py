@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _CLOSERS = "”’」』）》〉】〕〗"
-_CLUSTER = f"[。！？…]*[。！？][。！？…]*[{_CLOSERS}]*|…+[{_CLOSERS}]+"
+_CLUSTER = f"(?:…*+[。！？][。！？…]*+[{_CLOSERS}]*+)+|…+[{_CLOSERS}]+"  # “好。”。 is one end, not two
 _EVENT = re.compile(f"{_CLUSTER}|[“「”」]")
 _CONTINUES = "，、；："
 
@@ -64,7 +64,7 @@ def _repack(piece: str, pattern: str, max_bytes: int) -> list[str]:
     size = 0
     for part in re.split(pattern, piece) if pattern else piece:
         length = len(part.encode())
-        if held and size + length > max_bytes:
+        if held and part and size + length > max_bytes:
             packed.append("".join(held))
             held, size = [], 0
         held.append(part)

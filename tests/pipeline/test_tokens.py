@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -34,7 +35,7 @@ def megatron_documents(prefix: Path) -> list[list[int]]:
     dtype = np.dtype({1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}[code])
     body = prefix.with_suffix(".bin").read_bytes()
     found = []
-    for first, last in zip(documents[:-1], documents[1:], strict=True):
+    for first, last in pairwise(documents):
         ids: list[int] = []
         for sequence in range(first, last):
             ids += np.frombuffer(body, dtype, lengths[sequence], offsets[sequence]).tolist()
@@ -55,9 +56,7 @@ def write(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 @pytest.mark.parametrize("documents", [[], [[1, 2, 3]], [[]], [[1], [], [2, 3], [4, 5, 6, 65535], []]])
-def test_a_segment_reads_back_as_a_megatron_dataset(
-    tmp_path: Path, documents: list[list[int]], dtype: str
-) -> None:
+def test_a_segment_reads_back_as_a_megatron_dataset(tmp_path: Path, documents: list[list[int]], dtype: str) -> None:
     prefix = write(tmp_path, "train-00000", documents, dtype)
     assert megatron_documents(prefix) == [[*document, END] for document in documents]
 
@@ -85,7 +84,7 @@ def test_our_own_reader_of_the_index_gives_the_lengths_with_the_end_of_text(tmp_
     assert read_index(prefix.with_suffix(".idx")).tolist() == [3, 1, 2]
 
 
-@pytest.mark.parametrize("data", [b"", b"MMIDIDX", b"MMIDIDX\x00\x00" + bytes(10), b"something else of enough length...."])
+@pytest.mark.parametrize("data", [b"", b"MMIDIDX", b"MMIDIDX\x00\x00" + bytes(10), b"x" * 40])
 def test_a_file_that_is_no_index_is_bad_data(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "train-00000.idx"
     path.write_bytes(data)
@@ -93,7 +92,6 @@ def test_a_file_that_is_no_index_is_bad_data(tmp_path: Path, data: bytes) -> Non
         read_index(path)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's ValueError comes through where BadData is promised")
 def test_an_index_that_is_cut_short_is_bad_data(tmp_path: Path) -> None:
     path = write(tmp_path, "train-00000", [[1], [2], [3]]).with_suffix(".idx")
     path.write_bytes(path.read_bytes()[:40])
@@ -108,7 +106,7 @@ def test_a_segment_that_failed_leaves_no_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "dtype"), [(2, "<u2"), (50257, "<u2"), (65535, "<u2"), (65536, "<u2"), (65537, "<u4"), (200019, "<u4")]
+    ("vocab_size", "dtype"), [(2, "<u2"), (50257, "<u2"), (65536, "<u2"), (65537, "<u4"), (200019, "<u4")]
 )
 def test_ids_take_two_bytes_while_the_vocabulary_fits(vocab_size: int, dtype: str) -> None:
     assert dtype_for(vocab_size) == dtype
@@ -185,7 +183,8 @@ def store(root: Path, layout: str) -> Artifact:
                 path.unlink()
         return Content({"dtype": "<u2", "train_tokens": 7, "val_tokens": 2})
 
-    return artifact.build(root, Identity("tokens", "small", {"layout": layout}, (), tokenizer.fingerprint), fill).artifact
+    identity = Identity("tokens", "small", {"layout": layout}, (), tokenizer.fingerprint)
+    return artifact.build(root, identity, fill).artifact
 
 
 @pytest.mark.parametrize("layout", ["memmap", "hdf5"])
@@ -264,14 +263,14 @@ def hdf5_with(root: Path, make: str) -> Artifact:
         "compression",
         "another name",
         "external",
-        pytest.param("two dimensions", marks=pytest.mark.xfail(strict=True, reason="read as if it had one")),
-        pytest.param("a group", marks=pytest.mark.xfail(strict=True, reason="AttributeError comes through")),
-        pytest.param("no dimension", marks=pytest.mark.xfail(strict=True, reason="IndexError comes through")),
+        "two dimensions",
+        "a group",
+        "no dimension",
     ],
 )
 def test_an_hdf5_file_that_is_not_a_plain_array_of_the_right_dtype_is_refused(root: Path, make: str) -> None:
     path = hdf5_with(root, make).file("train.h5")
-    with pytest.raises(BadData, match="train.h5"):
+    with pytest.raises(BadData, match=r"train\.h5"):
         tokens._map_hdf5(path, "<u2")
 
 

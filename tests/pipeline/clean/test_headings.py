@@ -130,16 +130,9 @@ def test_a_text_without_headings_is_one_section(text: str) -> None:
     assert (only.text, only.removed, only.headed) == (text, 0, False)
 
 
-LINES = st.lists(
-    st.lists(
-        st.sampled_from(
-            ["第一回", "第３段", "卷上", "楔子", "水浒传", "# ", "◎", "==", "  ", "　", "\t", " ", "林冲", "，", "。", "”"]
-            + ["𤣥", "\ue10e", "话说大宋天下太平无事" * 4, "\n"]
-        ),
-        max_size=8,
-    ).map("".join),
-    max_size=8,
-).map("\n".join)
+MARKS = st.sampled_from(["第一回", "第３段", "卷上", "楔子", "# ", "◎", "==", "  ", "\u3000", "\t", " ", "\n"])
+PROSE = st.sampled_from(["水浒传", "林冲", "，", "。", "”", "𤣥", "\ue10e", "话说大宋天下太平无事" * 4])
+LINES = st.lists(MARKS | PROSE, max_size=60).map("".join)
 
 
 @given(LINES)

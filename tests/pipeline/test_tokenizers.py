@@ -1,0 +1,472 @@
+"""Tokenizers: text to ids and back, for every kind, and never an end of text that the text only spells."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline import artifact, corpus, documents, raw, tokenizers
+from pipeline.artifact import Artifact, Built
+from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.ledger import Ledger
+from pipeline.progress import Silent
+from pipeline.tokenizers import END_OF_TEXT, Characters, Integers, Tiktoken, Tokenizer, open_folder
+
+SAMPLE = Path(tokenizers.__file__).parent / "sample"
+BOOK = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")
+TRICKY = [
+    "",
+    " ",
+    "  double  spaces  ",
+    "line\nline\r\n\ttab\n\n",
+    "说：“走！”，。！？；（）",
+    "𠮷𤣥㸌𢎞𧍪",
+    "\ue10e\U000f0001",
+    "🙂 café °",
+    END_OF_TEXT,
+    f"before{END_OF_TEXT}after {END_OF_TEXT}",
+    "<|endofprompt|><|fim_prefix|><s></s><unk><0x0A>",
+    "ＡＢＣ１２３ⅷ①豈",
+    "\u200b\u00a0\u3000",
+]
+ENCODINGS_HERE = ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"]
+
+
+def train(root: Path, text: str, kind: str, vocab_size: int, name: str = "small") -> Built:
+    root.mkdir(parents=True, exist_ok=True)
+    sentences = root / "sentences.txt"
+    sentences.write_text(text, encoding="utf-8", newline="\n")
+    return tokenizers.train(root, name, *tokenizers.sentences_of(root, str(sentences)), kind, vocab_size)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
+    """A small tokenizer of each kind, trained once on the novel that comes with the project."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    sizes = {"bpe": 2600, "unigram": 2600, "char": 0}
+    made: dict[str, Artifact] = {}
+
+    def get(kind: str) -> Artifact:
+        if kind not in made:
+            made[kind] = train(root / kind, BOOK, kind, sizes[kind]).artifact
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(params=["bpe", "unigram"])
+def sentencepiece(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> Tokenizer:
+    return open_folder(trained(request.param).path)
+
+
+@pytest.fixture(params=["r50k_base", "bpe", "unigram", "char"])
+def tokenizer(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> Tokenizer:
+    """Each kind that reads text."""
+    if request.param == "r50k_base":
+        request.getfixturevalue("shared")
+        return Tiktoken.named("r50k_base")
+    return open_folder(trained(request.param).path)
+
+
+def rows(encoded: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
+    flat, lengths = encoded
+    assert (flat.dtype, lengths.dtype) == (np.uint32, np.int64)
+    assert lengths.sum() == len(flat)
+    return [part.tolist() for part in np.split(flat, np.cumsum(lengths))[:-1]]
+
+
+def shown(tokenizer: Tokenizer, text: str) -> str:
+    """What is left of a text when each unknown character is shown as □."""
+    unknown = tokenizer.unknown(text)
+    return "".join("□" if character in unknown else character for character in text)
+
+
+@pytest.mark.parametrize("text", [*TRICKY, BOOK], ids=range(len(TRICKY) + 1))
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == shown(tokenizer, text)
+
+
+def test_only_the_character_tokenizer_leaves_anything_unknown(tokenizer: Tokenizer) -> None:
+    assert tokenizer.unknown("砚𠮷") == ""
+    assert tokenizer.unknown("龘q龘𪛖") == ("龘q𪛖" if tokenizer.kind == "char" else "")
+
+
+def test_a_batch_is_encoded_as_its_texts_are_one_by_one(tokenizer: Tokenizer) -> None:
+    texts = [*TRICKY, *BOOK.split("\n")[:60], BOOK]
+    assert rows(tokenizer.encode_batch(texts)) == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""], ["", "砚", ""]])
+def test_empty_batches_and_empty_texts_have_no_ids(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert rows(tokenizer.encode_batch(texts)) == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("text", [text for text in TRICKY if "<" in text])
+def test_text_that_spells_the_end_of_text_never_becomes_its_id(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.end_of_text not in tokenizer.encode(text)
+    assert tokenizer.end_of_text not in tokenizer.encode_batch([text, text])[0]
+
+
+def test_every_id_is_below_the_vocabulary_size(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("".join(TRICKY) + BOOK)
+    assert 0 <= min(ids) <= max(ids) < tokenizer.vocab_size
+    assert 0 <= tokenizer.end_of_text < tokenizer.vocab_size
+
+
+def test_every_id_of_the_vocabulary_decodes(tokenizer: Tokenizer) -> None:
+    assert all(isinstance(tokenizer.decode([token]), str) for token in range(tokenizer.vocab_size))
+
+
+def test_the_end_of_text_id_decodes_to_nothing(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("砚山")
+    assert tokenizer.decode([*ids, tokenizer.end_of_text, *ids]) == "砚山砚山"
+    assert tokenizer.decode(np.array([*ids, tokenizer.end_of_text])) == "砚山"
+
+
+def test_a_saved_tokenizer_opens_as_the_same_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    opened = open_folder(tmp_path)
+    for field in ("kind", "name", "vocab_size", "end_of_text", "fingerprint"):
+        assert getattr(opened, field) == getattr(tokenizer, field)
+    assert opened.encode(BOOK[:2000]) == tokenizer.encode(BOOK[:2000])
+
+
+def test_a_card_with_another_fingerprint_is_bad_data(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    change_card(tmp_path, fingerprint="other:0123456789abcdef")
+    with pytest.raises(BadData, match="other:0123456789abcdef"):
+        open_folder(tmp_path)
+
+
+def change_card(folder: Path, **fields: Any) -> None:
+    card = folder / "tokenizer.json"
+    card.write_bytes(msgspec.json.encode(msgspec.json.decode(card.read_bytes()) | fields))
+
+
+def test_files_of_two_tokenizers_mixed_up_are_bad_data(tmp_path: Path) -> None:
+    Characters("山水", "one").save(tmp_path)
+    (tmp_path / "characters.txt").write_text("水山", encoding="utf-8")
+    with pytest.raises(BadData, match="mixed"):
+        open_folder(tmp_path)
+
+
+def test_an_unknown_kind_on_the_card_is_bad_data(tmp_path: Path) -> None:
+    Integers(10).save(tmp_path)
+    change_card(tmp_path, kind="wordpiece")
+    with pytest.raises(BadData, match="wordpiece"):
+        open_folder(tmp_path)
+
+
+def test_a_card_with_another_split_pattern_is_bad_data(shared: Path, tmp_path: Path) -> None:
+    Tiktoken.named("r50k_base").save(tmp_path)
+    change_card(tmp_path, pattern=".")
+    with pytest.raises(BadData):
+        open_folder(tmp_path)
+
+
+def test_characters_that_are_not_utf_8_are_bad_data(tmp_path: Path) -> None:
+    Characters("山水", "one").save(tmp_path)
+    (tmp_path / "characters.txt").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(BadData):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("ranks", [b"not ranks", b"IQ== zero\n"])
+def test_damaged_ranks_are_bad_data(shared: Path, tmp_path: Path, ranks: bytes) -> None:
+    Tiktoken.named("r50k_base").save(tmp_path)
+    (tmp_path / "ranks.tiktoken").write_bytes(ranks)
+    with pytest.raises(BadData):
+        open_folder(tmp_path)
+
+
+def test_a_saved_encoding_needs_neither_cache_nor_network(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Tiktoken.named("r50k_base")
+    wanted.save(tmp_path)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "nothing"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert open_folder(tmp_path).encode(BOOK[:2000]) == wanted.encode(BOOK[:2000])
+
+
+def test_a_folder_without_a_tokenizer_or_without_its_model_is_missing(
+    tmp_path: Path, trained: Callable[[str], Artifact]
+) -> None:
+    with pytest.raises(InputMissing, match=r"tokenizer\.json"):
+        open_folder(tmp_path)
+    shutil.copy(trained("bpe").file("tokenizer.json"), tmp_path)
+    with pytest.raises(InputMissing, match=r"tokenizer\.model"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("card", [b"", b"{", b"[]", b'{"kind":"char"}'])
+def test_a_card_that_does_not_parse_is_bad_data(tmp_path: Path, card: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(card)
+    with pytest.raises(BadData, match=r"tokenizer\.json"):
+        open_folder(tmp_path)
+
+
+# SentencePiece
+
+
+def test_sentencepiece_keeps_chinese_punctuation_as_it_is(sentencepiece: Tokenizer) -> None:
+    for mark in "，。！？：；（）…“”‘’、《》—":
+        assert sentencepiece.decode(sentencepiece.encode(f"砚{mark}山")) == f"砚{mark}山"
+    assert sentencepiece.encode("，") != sentencepiece.encode(",")
+
+
+def test_sentencepiece_puts_no_blank_before_a_text(sentencepiece: Tokenizer) -> None:
+    (piece,) = sentencepiece.encode("砚")
+    assert sentencepiece.encode(" 砚") != [piece]
+    assert sentencepiece.decode([piece, piece]) == "砚砚"
+
+
+def test_sentencepiece_falls_back_to_bytes_for_a_character_it_never_saw(sentencepiece: Tokenizer) -> None:
+    assert "龘" not in BOOK
+    assert len(sentencepiece.encode("龘")) == 3
+    assert len(sentencepiece.encode("𪛖")) == 4
+
+
+ALPHABET = "砚山石𠮷𪛖龘，。！？“”… \t\n\u3000\u00a0ab<|endoftext|>0x_\ue10e\u200b\x00\x1b"
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from(ALPHABET), max_size=30))
+@example(text=" a  b ")
+@example(text="\n\n\t")
+def test_sentencepiece_loses_nothing_of_any_text(trained: Callable[[str], Artifact], text: str) -> None:
+    for kind in ("bpe", "unigram"):
+        opened = open_folder(trained(kind).path)
+        ids = opened.encode(text)
+        assert opened.decode(ids) == text
+        assert opened.end_of_text not in ids
+
+
+def test_sentencepiece_says_that_it_takes_a_lower_block_for_a_space(sentencepiece: Tokenizer) -> None:
+    assert sentencepiece.decode(sentencepiece.encode("a▁b")) == "a b"
+    assert sentencepiece.unknown("a▁b") == "▁"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
+def test_training_twice_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    built = [train(tmp_path / folder, BOOK[:12_000], kind, 1700) for folder in ("one", "other")]
+    first, second = (each.artifact for each in built)
+    assert [each.result for each in built] == ["built", "built"]
+    assert first.manifest == second.manifest
+    assert first.digest == second.digest
+
+
+def test_training_the_same_again_has_nothing_to_do(root: Path) -> None:
+    results = [train(root, BOOK[:3000], "char", 0).result for _ in range(2)]
+    assert results == ["built", "unchanged"]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_vocabulary_too_large_for_the_text_names_the_size_that_is_possible(root: Path, kind: str) -> None:
+    with pytest.raises(BadData, match="50,000") as caught:
+        train(root, BOOK[:3000], kind, 50_000)
+    possible = int(re.findall(r"\d+", caught.value.what)[-1])
+    assert train(root, BOOK[:3000], kind, possible).artifact.manifest.counts["vocab_size"] == possible
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("vocab_size", [1, 100, 300])
+def test_a_vocabulary_too_small_for_the_characters_is_bad_data(root: Path, kind: str, vocab_size: int) -> None:
+    with pytest.raises(BadData, match=f"{kind} vocabulary of {vocab_size}"):
+        train(root, BOOK, kind, vocab_size)
+    assert not list(root.glob("tokenizers/small/*/manifest.json"))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_an_empty_text_trains_no_sentencepiece_model(root: Path, kind: str) -> None:
+    with pytest.raises(BadData):
+        train(root, "", kind, 300)
+
+
+def test_a_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
+    root.mkdir()
+    path = root / "sentences.txt"
+    path.write_bytes("砚山".encode("gb18030"))
+    for kind in tokenizers.KINDS:
+        with pytest.raises(BadData, match="not UTF-8"):
+            tokenizers.train(root, "small", *tokenizers.sentences_of(root, str(path)), kind, 500)
+
+
+def test_an_unknown_kind_is_refused(root: Path) -> None:
+    with pytest.raises(BadConfig, match="wordpiece") as caught:
+        train(root, "砚山", "wordpiece", 100)
+    assert all(kind in caught.value.hint for kind in tokenizers.KINDS)
+
+
+def test_a_file_that_is_no_model_is_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "odd.model").write_bytes(b"not a model")
+    with pytest.raises(BadData, match="not a SentencePiece model"):
+        tokenizers.find(tmp_path, str(tmp_path / "odd.model"))
+
+
+# Characters
+
+
+def test_characters_are_numbered_by_how_often_they_occur(root: Path) -> None:
+    made = open_folder(train(root, "山山山水水石\n", "char", 0).artifact.path)
+    assert made.encode("山水石") == [2, 3, 5]  # the newline and 石 occur once each, and the newline sorts first
+    assert made.encode("\n") == [4]
+    assert (made.vocab_size, made.end_of_text) == (6, 0)
+
+
+def test_a_limit_on_characters_keeps_the_most_frequent_and_names_the_unknown(root: Path) -> None:
+    made = open_folder(train(root, "山山山水水石\n", "char", 4).artifact.path)
+    assert made.vocab_size == 4
+    assert made.encode("山水石𠮷") == [2, 3, 1, 1]
+    assert made.decode([2, 3, 1, 1]) == "山水□□"
+    assert made.unknown("山石水𠮷石") == "石𠮷"
+
+
+def test_a_vocabulary_of_one_has_no_room_for_characters(root: Path) -> None:
+    try:
+        made = train(root, "山山山水水石\n", "char", 1).artifact
+    except (BadConfig, BadData):
+        return
+    assert made.manifest.counts["vocab_size"] <= 2
+
+
+# Integers
+
+
+def test_integers_are_their_own_ids() -> None:
+    numbers = Integers(100)
+    assert numbers.encode("1,2 3, 99") == [1, 2, 3, 99]
+    assert numbers.decode([1, 2, 0, 99]) == "1 2 99"
+    assert rows(numbers.encode_batch(["1,2", "", "3"])) == [[1, 2], [], [3]]
+    assert numbers.unknown("1") == ""
+
+
+@pytest.mark.parametrize("text", ["one", "100", "-1", END_OF_TEXT, "1.5"])
+def test_what_is_no_number_of_the_vocabulary_is_bad_data(text: str) -> None:
+    with pytest.raises(BadData):
+        Integers(100).encode(text)
+
+
+def test_saved_integers_open_again(tmp_path: Path) -> None:
+    Integers(100).save(tmp_path)
+    opened = open_folder(tmp_path)
+    assert (opened.kind, opened.vocab_size, opened.fingerprint) == ("integers", 100, "integers:100")
+
+
+# Finding one
+
+
+def test_a_reference_finds_an_encoding_a_trained_one_or_a_model_file(
+    shared: Path, trained: Callable[[str], Artifact]
+) -> None:
+    found = trained("bpe")
+    root = found.path.parents[2]
+    assert tokenizers.find(root, "r50k_base")[0].fingerprint.startswith("tiktoken:r50k_base:")
+    for reference in ("small", found.ref, f"small/{found.manifest.key}", str(found.path)):
+        tokenizer, made_by = tokenizers.find(root, reference)
+        assert made_by == found
+        assert tokenizer.fingerprint == open_folder(found.path).fingerprint
+    tokenizer, made_by = tokenizers.find(root, str(found.file("tokenizer.model")))
+    assert made_by is None
+    assert tokenizer.fingerprint == open_folder(found.path).fingerprint
+
+
+def test_a_tokenizer_that_is_not_there_is_missing_and_the_hint_lists_what_is(root: Path) -> None:
+    train(root, "山水", "char", 0)
+    with pytest.raises(InputMissing, match="nothing-here") as caught:
+        tokenizers.find(root, "nothing-here")
+    assert "small" in caught.value.hint
+    assert all(name in caught.value.hint for name in tokenizers.ENCODINGS)
+
+
+def test_a_damaged_tokenizer_is_bad_data(root: Path) -> None:
+    made = train(root, "山水", "char", 0).artifact
+    made.file("characters.txt").write_bytes(b"")
+    with pytest.raises(BadData, match=r"characters\.txt"):
+        tokenizers.find(root, "small")
+
+
+def test_a_corpus_gives_its_sentences_to_train_on(root: Path) -> None:
+    inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
+    made = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
+    sentences, made_from = tokenizers.sentences_of(root, "book")
+    assert sentences == made.file("sentences.txt")
+    assert made_from.digest == made.digest
+
+
+# tiktoken
+
+
+@pytest.fixture(params=[*ENCODINGS_HERE])
+def encoding(request: pytest.FixtureRequest, shared: Path) -> Tiktoken:
+    """Each encoding whose ranks are at hand."""
+    return Tiktoken.named(request.param)
+
+
+@pytest.mark.parametrize("name", ["pile_val.jsonl.zst", "shuihu_raw.txt"])
+def test_the_fast_engine_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: Path, name: str) -> None:
+    texts = [each.text for each in documents.read(shared / "data" / name, Ledger(), print)]
+    texts = [line for text in texts for line in text.split("\n")] if name.endswith(".txt") else texts
+    fast = rows(encoding.encode_batch(texts))
+    slow = tiktoken.get_encoding(encoding.name).encode_ordinary_batch(texts, num_threads=2)
+    differing = [number for number, (ours, theirs) in enumerate(zip(fast, slow, strict=True)) if ours != theirs]
+    assert not differing
+
+
+def test_the_fast_engine_agrees_on_text_made_to_be_hard(encoding: Tiktoken) -> None:
+    dice = random.Random(1)
+    parts = [*TRICKY, "'s", "'LL", "12345", " \n ", "\r\n\r\n", "İß", "e\u0301", "한국어", "नमस्ते", "\u2028", "x" * 50]
+    texts = ["".join(dice.choices(parts, k=dice.randint(1, 12))) for _ in range(500)]
+    assert rows(encoding.encode_batch(texts)) == [encoding.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("name", ENCODINGS_HERE)
+def test_a_tiktoken_encoding_gives_the_text_back_and_knows_its_end(shared: Path, name: str) -> None:
+    opened = Tiktoken.named(name)
+    reference = tiktoken.get_encoding(name)
+    assert (opened.vocab_size, opened.end_of_text) == (reference.n_vocab, reference.eot_token)
+    for text in TRICKY:
+        ids = opened.encode(text)
+        assert ids == reference.encode_ordinary(text)
+        assert opened.decode(ids) == text
+        assert opened.end_of_text not in ids
+
+
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+def test_every_id_that_a_model_can_sample_decodes(shared: Path, name: str) -> None:
+    opened = Tiktoken.named(name)
+    assert all(isinstance(opened.decode([token]), str) for token in range(50_250, opened.vocab_size))
+
+
+def test_two_encodings_have_two_fingerprints(shared: Path) -> None:
+    prints = [Tiktoken.named(name).fingerprint for name in ENCODINGS_HERE]
+    assert len(set(prints)) == len(prints)
+    assert Tiktoken.named("r50k_base").fingerprint == prints[0]
+
+
+def test_missing_ranks_without_a_network_ask_to_try_again(
+    inkstone: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "no-ranks"
+    empty.mkdir()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(empty))
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    failed = inkstone("tokenize", SAMPLE, "--tokenizer", "r50k_base", code=75)
+    assert failed["result"] == "failed"
+    assert "r50k_base" in failed["error"]
+    assert "TIKTOKEN_CACHE_DIR" in failed["hint"]
+    assert not artifact.names(tmp_path / "artifacts", "tokens")
