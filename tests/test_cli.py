@@ -145,7 +145,7 @@ BAD_INPUT = [
     (("decompress", "{not-zstd}"), 65, "a web page where zstd frame 1 should begin"),
     (("decompress", "{truncated}"), 65, "cut short"),
     (("clean", "{missing}"), 66, "no downloaded source"),
-    (("clean", "pile"), 66, "run `download pile` first"),
+    (("clean", "pile"), 66, "run `download pile --shards 0,val` first"),
     (("clean", "{truncated}"), 65, "cut short"),
     (("clean", "{not-zstd}"), 65, "a web page"),
     (("clean", "{bad-line}"), 11, "1 bad-json"),
