@@ -5,18 +5,18 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import errors, progress
+from pipeline import errors
+from pipeline.console import Group, Outcome, Settings
 
 if TYPE_CHECKING:
     from model.run import Plan
@@ -25,96 +25,6 @@ if TYPE_CHECKING:
     from pipeline.refresh import Refreshed, TrainStage
 
 HERE = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options that every command takes."""
-
-    root: Path
-    quiet: bool
-    json: bool
-    progress: progress.Progress
-
-
-@dataclass
-class Outcome:
-    """What a command has to say: fields of the --json object, and the lines that a person sees instead."""
-
-    result: str
-    artifact: str | None = None
-    path: Path | None = None
-    counts: dict[str, Any] = field(default_factory=dict)
-    ledger: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    always: bool = False  # the lines are what was asked for: --quiet does not silence them
-    exit_code: int = 0
-
-    def as_json(self, seconds: float) -> str:
-        fields = {
-            "result": self.result,
-            "artifact": self.artifact,
-            "path": str(self.path) if self.path else None,
-            "counts": self.counts,
-            "ledger": self.ledger,
-            "seconds": round(seconds, 3),
-            **self.extra,
-        }
-        return json.dumps(fields, ensure_ascii=False)
-
-
-def _global_options() -> list[click.Option]:
-    where = "Folder of all artifacts (default: $INKSTONE_ARTIFACTS, or artifacts)."
-    return [
-        click.Option(["--artifacts"], type=click.Path(path_type=Path), metavar="DIR", help=where),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on success."),
-        click.Option(["--json"], is_flag=True, help="Print one JSON object at the end, and nothing else."),
-        click.Option(["--log-json"], type=click.Path(path_type=Path), metavar="FILE", help="Append events to FILE."),
-        click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
-    ]
-
-
-class Command(click.Command):
-    """A command that takes the global options too, hands `Settings` to its function, and prints the Outcome."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params += _global_options()
-
-    def invoke(self, context: click.Context) -> None:
-        start = time.monotonic()
-        given = {name: context.params.pop(name) for name in ("artifacts", "quiet", "json", "log_json", "debug")}
-        before = context.parent.params if context.parent else {}
-        chosen = {name: value or before.get(name) for name, value in given.items()}
-        settings = _settings(chosen)
-        outcome: Outcome = self.callback(settings, **context.params) if self.callback else Outcome("unchanged")
-        if settings.json:
-            click.echo(outcome.as_json(time.monotonic() - start))
-        elif outcome.lines and (outcome.always or not settings.quiet):
-            click.echo("\n".join(outcome.lines))
-        context.exit(outcome.exit_code)
-
-
-class Group(click.Group):
-    command_class = Command
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params += _global_options()
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the work, not of the alphabet
-
-
-def _settings(chosen: dict[str, Any]) -> Settings:
-    shown: progress.Progress = progress.Bars() if sys.stderr.isatty() else progress.Lines()
-    if chosen["quiet"]:
-        shown = progress.Silent()
-    if chosen["log_json"]:
-        shown = progress.Logged(shown, chosen["log_json"])
-    root = chosen["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
-    return Settings(root, bool(chosen["quiet"]), bool(chosen["json"]), shown)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -231,16 +141,17 @@ def clean(settings: Settings, inputs: tuple[str, ...], name: str, **options: Any
 )
 def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab_size: int) -> Outcome:
     """Train a tokenizer on a corpus (the newest one if none is named)."""
-    from pipeline import artifact, tokenizers
+    from pipeline import artifact
+    from pipeline import train_tokenizer as stage
 
     corpus = corpus or _newest(settings, "corpora").ref
-    sentences, made_from = tokenizers.sentences_of(settings.root, corpus)
+    sentences, made_from = stage.sentences_of(settings.root, corpus)
     name = name or _stem(corpus, "corpora")
     source = click.get_current_context().get_parameter_source("vocab_size")
     if kind == "char" and source == click.core.ParameterSource.DEFAULT:
         vocab_size = 0
     artifact.check_name(name)
-    return _built(tokenizers.train(settings.root, name, sentences, made_from, kind, vocab_size), ("vocab_size",))
+    return _built(stage.train(settings.root, name, sentences, made_from, kind, vocab_size), ("vocab_size",))
 
 
 @cli.command()
@@ -314,7 +225,7 @@ def train(
     device: str,
 ) -> Outcome:
     """Train a GPT on token arrays; the run holds all that `sample` needs."""
-    from model import run
+    from model import run, stage
     from pipeline import artifact
     from pipeline import counting as toy
 
@@ -323,7 +234,7 @@ def train(
     else:
         tokens = artifact.find(settings.root, "tokens", reference) if reference else _newest(settings, "tokens")
     planned = run.plan(tokens, preset, name=name, steps=steps, minutes=minutes, settings=_pairs(pairs))
-    built = run.train(settings.root, planned, device=device, resume=resume, report=settings.progress.note)
+    built = stage.train(settings.root, planned, device=device, resume=resume, report=settings.progress.note)
     return _trained(built)
 
 
@@ -469,7 +380,7 @@ def _refreshed(done: Refreshed, lines: list[str]) -> Outcome:
 
 
 def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
-    from model import run
+    from model import run, stage
     from pipeline.refresh import TrainStage
 
     def plan(tokens: Artifact) -> Plan:
@@ -480,7 +391,7 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
 
     return TrainStage(
         identify=lambda tokens: run.identify(plan(tokens)),
-        run=lambda tokens: run.train(
+        run=lambda tokens: stage.train(
             settings.root, plan(tokens), device=device, resume=True, report=settings.progress.note
         ),
     )

@@ -1,4 +1,4 @@
-"""A run: what a training is made from, its stage, and what `sample` opens again. Imports no torch by itself.
+"""A run: what a training is made from, and what `sample` opens again. Imports no torch by itself.
 
 runs/<name>/<key>/config.json       the preset with all its numbers
                   tokenizer.json    and the model file: sampling needs nothing outside this folder
@@ -19,7 +19,7 @@ import msgspec
 from model import config
 from model.config import Preset
 from pipeline import artifact, tokenizers
-from pipeline.artifact import Artifact, Built, Content, Identity
+from pipeline.artifact import Artifact, Identity
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import Tokenizer
 
@@ -91,18 +91,6 @@ def identify(planned: Plan) -> Identity:
     }
     inputs = (planned.tokens.as_input("tokens"),)
     return Identity("runs", planned.name, options, inputs, planned.tokens.manifest.tokenizer, ("torch",))
-
-
-def train(root: Path, planned: Plan, *, device: str, resume: bool, report: Report) -> Built:
-    """Train, and publish the run. An unfinished run of the same plan goes on from its last checkpoint if `resume`."""
-
-    def write(draft: Path) -> Content:
-        from model.train import fit  # torch takes two seconds to import: not for a run that stands already
-
-        result = fit(draft, planned, device=device, resume=resume, report=report)
-        return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
-
-    return artifact.build(root, identify(planned), write, keep_draft=True)
 
 
 def read_result(run: Artifact) -> Result:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import artifact, corpus, download, files, raw, sources, tokenize, tokenizers
+from pipeline import artifact, corpus, download, files, raw, sources, tokenize, tokenizers, train_tokenizer
 from pipeline.artifact import Artifact, Built, Identity
 from pipeline.errors import BadConfig
 from pipeline.progress import Progress
@@ -142,8 +142,10 @@ class _Chain:
             raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
         name, choice, made_from = self.recipe.name, self.recipe.tokenizer, self.made["clean"]
         sentences, entry = made_from.file("sentences.txt"), made_from.as_input("corpus")
-        identity = tokenizers.identify(name, entry, choice.kind, choice.vocab_size)
-        return identity, lambda: tokenizers.train(self.root, name, sentences, entry, choice.kind, choice.vocab_size)
+        identity = train_tokenizer.identify(name, entry, choice.kind, choice.vocab_size)
+        return identity, lambda: train_tokenizer.train(
+            self.root, name, sentences, entry, choice.kind, choice.vocab_size
+        )
 
     def _tokenize(self) -> tuple[Identity, Callable[[], Built]]:
         name, options = self.recipe.name, self.recipe.tokenize.options()

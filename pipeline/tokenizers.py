@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import tempfile
 from base64 import b64decode, b64encode
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +19,10 @@ import msgspec
 import numpy as np
 
 from pipeline import artifact, files
-from pipeline.artifact import Artifact, Built, Content, Identity, Input
-from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData, InputMissing, TryAgain
 
 END_OF_TEXT = "<|endoftext|>"
-KINDS = ("bpe", "unigram", "char")
-SCHEMA = 1
 _CARD, _MODEL, _RANKS, _CHARACTERS = "tokenizer.json", "tokenizer.model", "ranks.tiktoken", "characters.txt"
 
 # tiktoken's name of an encoding → gigatoken's name of its split pattern
@@ -329,97 +325,3 @@ def find(root: Path, reference: str) -> tuple[Tokenizer, Artifact | None]:
     except InputMissing as error:
         raise InputMissing(error.what, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
     return open_folder(artifact.require_whole(found).path), found
-
-
-def sentences_of(root: Path, reference: str) -> tuple[Path, Input]:
-    """The text to train on, one sentence a line: a corpus's, or a plain text file that is laid out so."""
-    path = Path(reference)
-    if path.is_file():
-        return path, Input("sentences", path.name, files.sha256_of(path))
-    corpus = artifact.require_whole(artifact.find(root, "corpora", reference))
-    return corpus.file("sentences.txt"), corpus.as_input("corpus")
-
-
-def identify(name: str, made_from: Input, kind: str, vocab_size: int) -> Identity:
-    """What training would make. For characters `vocab_size` is the most that are kept, 0 for all."""
-    if kind not in KINDS:
-        raise BadConfig(f"no tokenizer kind {kind!r}", hint=f"kinds: {', '.join(KINDS)}")
-    options = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
-    if kind == "char" and 0 < vocab_size <= Characters.FIRST:
-        raise BadConfig(f"{vocab_size} ids leave no room for a character", hint="0 keeps all characters")
-    libraries = () if kind == "char" else ("sentencepiece",)
-    return Identity("tokenizers", name, options, (made_from,), libraries=libraries)
-
-
-def train(root: Path, name: str, sentences: Path, made_from: Input, kind: str, vocab_size: int) -> Built:
-    """Train a tokenizer on a file of sentences (see `sentences_of`) and publish it.
-
-    Raises BadData when the text is too small for the vocabulary, or is not UTF-8.
-    """
-
-    def write(draft: Path) -> Content:
-        try:
-            if kind == "char":
-                made: Tokenizer = _train_characters(sentences, vocab_size, name)
-            else:
-                made = _train_sentencepiece(sentences, kind, vocab_size, name)
-        except UnicodeDecodeError as error:
-            raise BadData(f"{sentences}: not UTF-8 text ({error.reason})", hint="`clean` it first") from None
-        made.save(draft)
-        return Content({"vocab_size": made.vocab_size, "end_of_text": made.end_of_text})
-
-    return artifact.build(root, identify(name, made_from, kind, vocab_size), write)
-
-
-def _train_characters(sentences: Path, most: int, name: str) -> Characters:
-    counts: Counter[str] = Counter()
-    with open(sentences, encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            counts.update(line)
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    kept = ranked[: most - Characters.FIRST] if most else ranked
-    return Characters("".join(kept), name)
-
-
-def _train_sentencepiece(sentences: Path, kind: str, vocab_size: int, name: str) -> SentencePiece:
-    """SentencePiece with the settings that Chinese text needs.
-
-    `identity` keeps ，！？ as they are (the default NFKC turns them into ASCII), no dummy prefix keeps ▁ away from the
-    head of every line, byte fallback leaves no character unknown. The model is written to memory and the text is
-    handed over line by line: a path would be stored in the model, and one thread makes its bytes repeatable.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    with open(sentences, encoding="utf-8", newline="\n") as lines:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(line.rstrip("\n") for line in lines),
-                model_writer=model,
-                model_type=kind,
-                vocab_size=vocab_size,
-                normalization_rule_name="identity",
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                byte_fallback=True,
-                character_coverage=0.9999,
-                max_sentence_length=1 << 20,
-                num_threads=1,
-                unk_id=0,
-                eos_id=1,
-                eos_piece=END_OF_TEXT,
-                bos_id=-1,
-                pad_id=-1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise BadData(
-                f"no {kind} vocabulary of {vocab_size:,} can be trained on this corpus: {_reason(error)}",
-                hint="choose another --vocab-size, or give more text",
-            ) from None
-    return SentencePiece(model.getvalue(), name)
-
-
-def _reason(error: RuntimeError) -> str:
-    """The part of a SentencePiece message that a person can use: what follows the source position and the check."""
-    return " ".join(str(error).split()).rsplit("] ", 1)[-1] or "the trainer gave no reason"

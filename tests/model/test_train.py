@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import checkpoint, run
+from model import checkpoint, run, stage
 from model import device as devices
 from model.evaluate import evaluate, validation_set
 from pipeline import artifact, counting, tokens
@@ -37,7 +37,7 @@ def numbers(root: Path) -> Artifact:
 def train(root: Path, numbers: Artifact, **chosen: object) -> Built:
     settings = {"evaluations": 2, "dropout": 0.1, **chosen}
     planned = run.plan(numbers, "mini", name="counter", settings=settings)
-    return run.train(root, planned, device="cpu", resume=True, report=lambda line: None)
+    return stage.train(root, planned, device="cpu", resume=True, report=lambda line: None)
 
 
 def test_the_counting_toy_answers_4_after_1_2_3(inkstone: object) -> None:
@@ -93,10 +93,10 @@ def test_a_run_that_was_stopped_and_went_on_ends_in_the_same_weights(root: Path,
 
     planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 40})
     with pytest.raises(TryAgain, match="stopped by a signal at step 21") as caught:
-        run.train(other, planned, device="cpu", resume=True, report=stop_soon)
+        stage.train(other, planned, device="cpu", resume=True, report=stop_soon)
     assert caught.value.exit_code == 75
     assert artifact.current(other, "runs", "counter") is None
-    resumed = run.train(other, planned, device="cpu", resume=True, report=lines.append).artifact
+    resumed = stage.train(other, planned, device="cpu", resume=True, report=lines.append).artifact
 
     assert any("going on from step 21" in line for line in lines)
     expected = weights(whole)
@@ -114,14 +114,14 @@ def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TryAgain):
-        run.train(root, planned, device="cpu", resume=True, report=stop)
+        stage.train(root, planned, device="cpu", resume=True, report=stop)
     draft = artifact.draft_path(root, run.identify(planned))
     saved = checkpoint.steps(draft / "checkpoints")
     for path in saved:
         flip_a_bit(path / "model.safetensors")
     with pytest.raises(TryAgain, match="no checkpoint of the unfinished run can be read"):
-        run.train(root, planned, device="cpu", resume=True, report=lambda line: None)
-    assert run.train(root, planned, device="cpu", resume=False, report=lambda line: None).result == "built"
+        stage.train(root, planned, device="cpu", resume=True, report=lambda line: None)
+    assert stage.train(root, planned, device="cpu", resume=False, report=lambda line: None).result == "built"
 
 
 def flip_a_bit(path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_exit_12(root: Path, numbers:
 def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -> None:
     planned = run.plan(numbers, "mini", name="clock", minutes=0.03)
     start = time.monotonic()
-    result = run.read_result(run.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
+    result = run.read_result(stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
     assert 1.5 < time.monotonic() - start < 15
     assert 1.8 <= result.seconds < 10
     assert result.steps > 10

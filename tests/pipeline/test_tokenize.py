@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiktoken
 
-from pipeline import artifact, corpus, documents, raw, tokenize, tokenizers, tokens
+from pipeline import artifact, corpus, documents, raw, tokenize, tokenizers, tokens, train_tokenizer
 from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.ledger import Ledger
@@ -77,8 +77,8 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     """A root with the corpus of the embedded sample and a small SentencePiece tokenizer trained on it."""
     root = tmp_path_factory.mktemp("artifacts")
     corpus.clean(root, "sample", raw.inputs(root, str(SAMPLE), corpora=False), corpus.CleanOptions(), Silent())
-    sentences, made_from = tokenizers.sentences_of(root, "sample")
-    return root, tokenizers.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
+    sentences, made_from = train_tokenizer.sentences_of(root, "sample")
+    return root, train_tokenizer.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
 
 
 def test_the_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -> None:

@@ -16,7 +16,7 @@ import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifact, corpus, documents, raw, tokenizers
+from pipeline import artifact, corpus, documents, raw, tokenizers, train_tokenizer
 from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.ledger import Ledger
@@ -47,7 +47,7 @@ def train(root: Path, text: str, kind: str, vocab_size: int, name: str = "small"
     root.mkdir(parents=True, exist_ok=True)
     sentences = root / "sentences.txt"
     sentences.write_text(text, encoding="utf-8", newline="\n")
-    return tokenizers.train(root, name, *tokenizers.sentences_of(root, str(sentences)), kind, vocab_size)
+    return train_tokenizer.train(root, name, *train_tokenizer.sentences_of(root, str(sentences)), kind, vocab_size)
 
 
 @pytest.fixture(scope="session")
@@ -298,15 +298,15 @@ def test_a_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
     root.mkdir()
     path = root / "sentences.txt"
     path.write_bytes("砚山".encode("gb18030"))
-    for kind in tokenizers.KINDS:
+    for kind in train_tokenizer.KINDS:
         with pytest.raises(BadData, match="not UTF-8"):
-            tokenizers.train(root, "small", *tokenizers.sentences_of(root, str(path)), kind, 500)
+            train_tokenizer.train(root, "small", *train_tokenizer.sentences_of(root, str(path)), kind, 500)
 
 
 def test_an_unknown_kind_is_refused(root: Path) -> None:
     with pytest.raises(BadConfig, match="wordpiece") as caught:
         train(root, "砚山", "wordpiece", 100)
-    assert all(kind in caught.value.hint for kind in tokenizers.KINDS)
+    assert all(kind in caught.value.hint for kind in train_tokenizer.KINDS)
 
 
 def test_a_file_that_is_no_model_is_bad_data(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_a_damaged_tokenizer_is_bad_data(root: Path) -> None:
 def test_a_corpus_gives_its_sentences_to_train_on(root: Path) -> None:
     inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
     made = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
-    sentences, made_from = tokenizers.sentences_of(root, "book")
+    sentences, made_from = train_tokenizer.sentences_of(root, "book")
     assert sentences == made.file("sentences.txt")
     assert made_from.digest == made.digest
 
