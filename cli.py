@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import traceback
@@ -27,13 +26,16 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-def cli(**_: Any) -> None:
+@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def cli(context: click.Context, **_: Any) -> None:
     """From raw text to a trained compact GPT, one stage at a time.
 
     Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample.
     `refresh` runs all of it for a recipe, as far as it is stale; `demo` runs it on the text that comes along.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _jobs(jobs: int) -> int:
@@ -55,7 +57,7 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="cuda,
 @click.option("--shards", default="", help="Of the Pile: 0-2,val,test or all.")
 @click.option("--mirror", default="", metavar="URL", help="Server to use in place of the source's own.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Files fetched at the same time.")
-@click.option("--decompress", is_flag=True, help="Also leave the files decompressed, in a folder beside.")
+@click.option("--decompress", is_flag=True, help="Also leave them decompressed, below decompressed/.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
 def download(
     settings: Settings,
@@ -70,21 +72,24 @@ def download(
 
     Sources: sample, pile, shuihu, song-ci; or a URL; or a file or folder of this machine.
     """
-    from pipeline import decompress as stage
-    from pipeline import download as fetching
+    from pipeline import download as stage
     from pipeline import sources
 
     chosen = [sources.resolve(reference, shards=shards, mirror=mirror) for reference in references]
+    names = [source.name for source in chosen]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise errors.BadConfig(
+            f"two of these would become raw/{min(twice)}", hint="rename one, or put both in a folder"
+        )
     if dry_run:
-        rows = [row for source in chosen for row in fetching.plan(settings.root, source)]
+        rows = [row for source in chosen for row in stage.plan(settings.root, source)]
         lines = [f"{'there' if there else 'fetch':<6} {name:<28} {origin}" for name, origin, there in rows]
         listed = [{"name": name, "origin": origin, "there": there} for name, origin, there in rows]
         return Outcome("unchanged", extra={"files": listed}, lines=lines)
-    done = [fetching.download(settings.root, source, settings.progress, jobs=jobs) for source in chosen]
-    if decompress:
-        for each in done:
-            packed = [each.path / name for name in each.names if name.endswith(stage.COMPRESSED)]
-            stage.decompress(packed, each.path / "decompressed", settings.progress)
+    done = [
+        stage.download(settings.root, source, settings.progress, jobs=jobs, decompress_too=decompress)
+        for source in chosen
+    ]
     counts = {
         "files": sum(len(each.names) for each in done),
         "fetched": sum(each.fetched for each in done),
@@ -178,18 +183,14 @@ def tokenize(
     from pipeline import artifact, tokenizers
     from pipeline import tokenize as stage
 
-    if val and val_fraction is not None:
-        raise errors.BadConfig("--val and --val-fraction exclude each other", hint="give one of them")
     corpora = corpora or (_newest(settings, "corpora").ref,)
     name = artifact.check_name(name or _stem(corpora[0], "corpora"))
     inputs = stage.gather(settings.root, corpora, val)
-    if not inputs.val and val_fraction is None:
-        val_fraction = stage.DEFAULT_VAL_FRACTION
     if not reference:
         same = artifact.current(settings.root, "tokenizers", name)
         reference = (same or _newest(settings, "tokenizers")).ref
     tokenizer, trained = tokenizers.find(settings.root, reference)
-    options = stage.TokenizeOptions(layout, val_fraction or 0.0, max_bad)
+    options = stage.TokenizeOptions(layout, val_fraction, max_bad)
     built = stage.tokenize(
         settings.root, name, inputs, tokenizer, trained, options, settings.progress, jobs=_jobs(jobs)
     )
@@ -201,7 +202,7 @@ def tokenize(
 @cli.command()
 @click.option("--tokens", "reference", default="", help="The token arrays to train on (default: the newest).")
 @click.option("--preset", default="sample", show_default=True, help="Model and training numbers; see model/config.py.")
-@NAME
+@click.option("--name", default="", help="Name of the run (default: the preset's).")
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.")
 @click.option("--minutes", type=float, help="Plan the schedule to end after so many minutes.")
 @click.option(
@@ -229,10 +230,16 @@ def train(
     from pipeline import artifact
     from pipeline import counting as toy
 
+    if counting and reference:
+        raise errors.BadConfig("--counting and --tokens exclude each other", hint="give one of them")
     if counting:
         tokens = toy.build(settings.root).artifact
     else:
-        tokens = artifact.find(settings.root, "tokens", reference) if reference else _newest(settings, "tokens")
+        tokens = (
+            artifact.find(settings.root, "tokens", reference)
+            if reference
+            else _newest(settings, "tokens", besides="counting")
+        )
     planned = run.plan(tokens, preset, name=name, steps=steps, minutes=minutes, settings=_pairs(pairs))
     built = stage.train(settings.root, planned, device=device, resume=resume, report=settings.progress.note)
     return _trained(built)
@@ -287,15 +294,17 @@ def sample(
 
     found = artifact.find(settings.root, "runs", reference) if reference else _newest(settings, "runs")
     samples = _sample(settings, found, prompts, prompt_ids, num_samples, checkpoint, device, options)
-    lines = [line for each in samples for line in ("", each["prompt"] + _joint(each) + each["text"])][1:]
+    joints = [""] * len(prompts) * num_samples + [" → "] * len(prompt_ids) * num_samples or [""] * num_samples
+    lines = [f"{each['prompt']}{joint}{each['text']}" for each, joint in zip(samples, joints, strict=True)]
     return Outcome(
-        "built", found.ref, found.path, {"samples": len(samples)}, extra={"samples": samples}, lines=lines, always=True
+        "built",
+        found.ref,
+        found.path,
+        {"samples": len(samples)},
+        extra={"samples": samples},
+        lines=["\n\n".join(lines)],
+        always=True,
     )
-
-
-def _joint(sample: dict[str, Any]) -> str:
-    """A space where a prompt of ids meets numbers; nothing where text goes on."""
-    return " → " if sample["prompt"].replace(",", "").isdigit() else ""
 
 
 def _sample(
@@ -363,7 +372,28 @@ def refresh(
         lines = [f"{step.stage:<16} {step.result:<6} {step.what:<40} {step.why}".rstrip() for step in done.steps]
         return Outcome("unchanged", extra={"stages": [asdict(step) for step in done.steps]}, lines=lines)
     done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs), through=through, wait=wait)
-    return _refreshed(done, [f"{done.result}: {done.last.ref if done.last else recipe.name}"])
+    outcome = _refreshed(done, [f"{done.result}: {done.last.ref if done.last else recipe.name}"])
+    if done.result == "built" and done.last and done.last.manifest.kind == "runs" and recipe.sample.prompts:
+        outcome.extra["samples"] = _continuations(settings, recipe, done.last, device)
+        outcome.lines += _shown(outcome.extra["samples"])
+    return outcome
+
+
+def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
+    """What the run makes of the recipe's prompts."""
+    asked = recipe.sample
+    options = {
+        "max_tokens": asked.max_tokens,
+        "temperature": asked.temperature,
+        "top_k": asked.top_k,
+        "seed": asked.seed,
+    }
+    return _sample(settings, run, asked.prompts, (), 1, "best", device, options)
+
+
+def _shown(samples: list[dict[str, Any]]) -> list[str]:
+    """Continuations as lines, each with its prompt marked off."""
+    return [f"  {each['prompt']}|{each['text']}".replace("\n", "\n    ") for each in samples]
 
 
 def _refreshed(done: Refreshed, lines: list[str]) -> Outcome:
@@ -390,6 +420,7 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
         )
 
     return TrainStage(
+        check=lambda: run.check(recipe.train.preset, recipe.train.steps, recipe.train.minutes, recipe.train.set),
         identify=lambda tokens: run.identify(plan(tokens)),
         run=lambda tokens: stage.train(
             settings.root, plan(tokens), device=device, resume=True, report=settings.progress.note
@@ -411,14 +442,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs))
     assert done.last
     result = run.read_result(done.last)
-    asked = recipe.sample
-    options = {
-        "max_tokens": asked.max_tokens,
-        "temperature": asked.temperature,
-        "top_k": asked.top_k,
-        "seed": asked.seed,
-    }
-    samples = _sample(settings, done.last, asked.prompts, (), 1, "best", device, options)
+    samples = _continuations(settings, recipe, done.last, device)
     lines = [
         "everything is unchanged; what there is:" if done.result == "unchanged" else "built:",
         *(f"  {step.stage:<16} {step.what}" for step in done.steps),
@@ -429,7 +453,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         f"loss curve: {done.last.path / 'loss.png'}",
         "",
         "continuations:",
-        *(f"  {each['prompt']}|{each['text']}".replace("\n", "\n    ") for each in samples),
+        *_shown(samples),
         "",
         "next, with your own text:",
         "  inkstone clean BOOK.txt --name book",
@@ -480,7 +504,9 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     checked = list(shelf.verify(settings.root, reference, deep=deep))
     found = [problem for _, problems in checked for problem in problems]
     if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        for problem in found[1:]:
+            settings.progress.note(problem)
+        more = f" (and {len(found) - 1} more, above)" if len(found) > 1 else ""
         raise errors.BadData(f"{found[0]}{more}", hint="delete that folder or file, then run its stage again")
     how = "every byte" if deep else "every size"
     return Outcome(
@@ -492,17 +518,18 @@ def _built(built: Built, shown: tuple[str, ...], **extra: Any) -> Outcome:
     found = built.artifact
     counts = found.manifest.counts
     summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in shown if name in counts)
-    dropped = {reason: count for tally in found.manifest.ledger.values() for reason, count in tally["dropped"].items()}
     lines = [f"{built.result}: {found.ref} ({summary})"]
-    if dropped:
-        lines.append("dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()))
+    for what, tally in found.manifest.ledger.items():
+        if tally["dropped"]:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally["dropped"].items())
+            lines.append(f"dropped {what}: {reasons}")
     return Outcome(built.result, found.ref, found.path, counts, found.manifest.ledger, dict(extra), lines)
 
 
-def _newest(settings: Settings, kind: str) -> Artifact:
+def _newest(settings: Settings, kind: str, besides: str = "") -> Artifact:
     from pipeline import artifact
 
-    found = artifact.latest(settings.root, kind)
+    found = artifact.latest(settings.root, kind, besides=besides)
     settings.progress.note(f"using {found.ref}, the newest")
     return found
 
@@ -528,8 +555,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
+    except SystemExit:  # click's answer to a reader that went away, as `| head` does
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing may end in a bare traceback
         if "--debug" in arguments:

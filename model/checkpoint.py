@@ -22,18 +22,18 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 
 
 class State(msgspec.Struct, frozen=True):
-    """Where training stood. `seconds` is the time trained so far, `val_loss` in nats per token."""
+    """Where training stood. `seconds` is the time trained so far; `val_loss` in nats per token, None: not evaluated."""
 
     step: int
     seconds: float
-    val_loss: float
+    val_loss: float | None
     model: GPTConfig
     sha256: dict[str, str] = {}
 
 
 def save(folder: Path, state: State, model: GPT, optimizer: torch.optim.Optimizer) -> Path:
     """Write the checkpoint of `state.step` into `folder`; it appears under its name when it is whole."""
-    target = folder / f"step-{state.step:08d}"
+    target = folder / name(state.step)
     draft = folder / f"{files.TEMPORARY}{target.name}"
     files.remove_tree(draft)
     draft.mkdir(parents=True)
@@ -42,8 +42,14 @@ def save(folder: Path, state: State, model: GPT, optimizer: torch.optim.Optimize
     hashes = {name: files.sha256_of(draft / name) for name in (_MODEL, _OPTIMIZER)}
     data = msgspec.json.encode(msgspec.structs.replace(state, sha256=hashes))
     files.write_file(draft / _STATE, msgspec.json.format(data, indent=2))
+    files.remove_tree(target)  # it was damaged, or training would not have come by here again
     files.publish_directory(draft, target)
     return target
+
+
+def name(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
 
 
 def _cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -88,7 +94,7 @@ def load_optimizer(path: Path, model: GPT, optimizer: torch.optim.Optimizer) -> 
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         weight = weights[name]
-        optimizer.state[weight][key] = tensor if key == "step" else tensor.to(weight.device)
+        optimizer.state[weight][key] = tensor.to(weight.device)
 
 
 def _verified(path: Path, name: str, state: State) -> dict[str, torch.Tensor]:
@@ -98,7 +104,20 @@ def _verified(path: Path, name: str, state: State) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def keep(folder: Path, kept: set[Path]) -> None:
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, the later one of two equals; None where none was evaluated."""
+    losses = {}
+    for path in steps(folder):
+        try:
+            loss = read_state(path).val_loss
+        except (BadData, InputMissing):
+            continue  # damaged: not the best of anything
+        if loss is not None:
+            losses[path] = loss
+    return min(losses, key=lambda path: losses[path]) if losses else None
+
+
+def keep(folder: Path, kept: set[Path | None]) -> None:
     """Delete the checkpoints in `folder` that are not in `kept`."""
     for path in steps(folder):
         if path not in kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,10 +87,20 @@ class TrainConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.accumulate < 1 or self.evaluations < 1:
-            raise BadConfig("steps, batch_size, accumulate and evaluations must be 1 or more", hint="see --set")
-        if self.minutes < 0 or self.learning_rate <= 0 or self.eval_tokens < 2:
-            raise BadConfig("minutes, learning_rate and eval_tokens must be positive", hint="see --set")
+        counts = (self.steps, self.batch_size, self.accumulate, self.evaluations)
+        amounts = (self.minutes, self.warmup, self.seed, self.weight_decay)
+        rules = (
+            (min(counts) >= 1, "steps, batch_size, accumulate and evaluations must be 1 or more"),
+            (min(amounts) >= 0, "minutes, warmup, seed and weight_decay must be 0 or more"),
+            (self.minutes < math.inf and self.seed < 1 << 31, "minutes must be finite and seed below 2**31"),
+            (0 < self.learning_rate < math.inf and self.clip > 0, "learning_rate and clip must be above 0"),
+            (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be from 0 to below 1"),
+            (0 <= self.final_share <= 1, "final_share must be from 0 to 1"),
+            (self.eval_tokens >= 2, "eval_tokens must be 2 or more"),
+        )
+        for holds, rule in rules:
+            if not holds:
+                raise BadConfig(rule, hint="see --set")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def draw(metrics: Path, target: Path, title: str, uniform_loss: float) -> None:
     axes = figure.subplots()
     for column, label, style in (("train_loss", "training", "-"), ("val_loss", "validation", "o-")):
         points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
-        axes.plot(*zip(*points, strict=True), style, label=label, markersize=4) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axes.axhline(uniform_loss, linestyle=":", color="grey", label="all tokens alike (ln V)")
     axes.set(xlabel="step", ylabel="loss, nats per token", title=title)
     axes.set_ylim(bottom=0)

@@ -61,6 +61,25 @@ class Plan:
     tokens: Artifact
 
 
+def check(
+    preset_name: str, steps: int | None = None, minutes: float | None = None, settings: Mapping[str, Any] | None = None
+) -> Preset:
+    """The preset with the overrides in it. `steps` and `minutes` exclude each other; `minutes` is by the clock.
+
+    Raises BadConfig for a training that cannot be, whatever the tokens.
+    """
+    if steps is not None and minutes is not None:
+        raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
+    if minutes is not None and not minutes > 0:
+        raise BadConfig(f"{minutes} minutes are no time to train", hint="a number above 0")
+    chosen = dict(settings or {})
+    if minutes is not None:
+        chosen["minutes"] = minutes
+    if steps is not None:
+        chosen |= {"steps": steps, "minutes": 0.0}
+    return config.override(config.preset(preset_name), chosen)
+
+
 def plan(
     tokens: Artifact,
     preset_name: str,
@@ -70,15 +89,8 @@ def plan(
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The preset with the overrides in it. `steps` and `minutes` exclude each other; `minutes` is by the clock."""
-    if steps is not None and minutes is not None:
-        raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
-    chosen = dict(settings or {})
-    if minutes is not None:
-        chosen["minutes"] = minutes
-    if steps is not None:
-        chosen |= {"steps": steps, "minutes": 0.0}
-    made = config.override(config.preset(preset_name), chosen)
+    """The training that `check` allows, fitted to the vocabulary of `tokens`; its run is named after the preset."""
+    made = check(preset_name, steps, minutes, settings)
     fitted = dataclasses.replace(made, model=config.fit(made.model, tokens.manifest.counts["vocab_size"]))
     return Plan(artifact.check_name(name or preset_name), preset_name, fitted, tokens)
 

@@ -28,9 +28,10 @@ from pipeline.tokens import TokenStore
 
 _LOG_SECONDS = 5.0
 _EVALUATION_SHARE = 0.1
+_CHECKPOINT_SECONDS = 300.0
 
 
-class Progress:
+class Schedule:
     """How far a schedule has come: by steps, or by the clock when `minutes` is set."""
 
     def __init__(self, config: TrainConfig, step: int, seconds: float) -> None:
@@ -69,18 +70,18 @@ def fit(folder: Path, planned: Plan, *, device: str, resume: bool, report: Repor
     model.to(where)
     optimizer = optim.adamw(model, config)
     checkpoints = folder / "checkpoints"
-    progress = _restore(checkpoints, model, optimizer, config, report, resume=resume)
-    if progress.step == 0:
+    schedule = _restore(checkpoints, model, optimizer, config, report, resume=resume)
+    if schedule.step == 0:
         _announce(planned, store, model, where, report)
 
     loop = _Loop(folder, model, optimizer, config, store, validation, where, report)
-    with _stop_signal() as stopped, Metrics(folder / "metrics.csv", progress.step) as metrics:
-        loop.run(progress, metrics, stopped)
-    return _finish(folder, planned, loop, progress, where)
+    with _stop_signal() as stopped, Metrics(folder / "metrics.csv", schedule.step) as metrics:
+        loop.run(schedule, metrics, stopped)
+    return _finish(folder, planned, loop, schedule, where)
 
 
 class _Loop:
-    """The state of a training while it runs: what is trained, and the best and last evaluation so far."""
+    """The state of a training while it runs: what is trained, and what was evaluated and saved."""
 
     def __init__(
         self,
@@ -97,38 +98,43 @@ class _Loop:
         self.validation, self.device, self.report = validation, device, report
         self.checkpoints = folder / "checkpoints"
         self.trained_tokens = config.batch_size * config.accumulate * model.config.block_size
-        self.last: Evaluation | None = None
         self._evaluating = 0.0  # seconds
+        self._evaluated_step = self._saved_step = -1
         self._loss_sum = torch.zeros((), device=device)
         self._loss_count = 0
 
-    def run(self, progress: Progress, metrics: Metrics, stopped: threading.Event) -> None:
+    def run(self, schedule: Schedule, metrics: Metrics, stopped: threading.Event) -> None:
+        """Train to the end of the schedule. Raises TryAgain, with everything saved, when `stopped` is set before."""
         config = self.config
-        if progress.step == 0:
-            self._evaluate(progress, metrics)
-        evaluations = math.floor(progress.done * config.evaluations)
-        logged = time.monotonic()
+        if schedule.step == 0:
+            self._evaluate(schedule, metrics)
+        evaluations = math.floor(schedule.done * config.evaluations)
+        logged = saved = time.monotonic()
         self.model.train()
-        while progress.done < 1:
-            rate = optim.learning_rate(config, progress.step, progress.done)
-            self._step(progress.step, rate)
-            progress.step += 1
-            if stopped.is_set():
-                self._save(progress)
-                raise TryAgain(
-                    f"stopped by a signal at step {progress.step:,}; everything is saved",
-                    hint="the same command goes on from there",
-                )
-            due = math.floor(progress.done * config.evaluations)
-            if (due > evaluations and self._can_afford(progress)) or progress.done >= 1:
-                evaluations, logged = due, time.monotonic()
-                self._evaluate(progress, metrics, rate)
-                self._save(progress)
+        while schedule.done < 1:
+            rate = optim.learning_rate(config, schedule.step, schedule.done)
+            self._step(schedule.step, rate)
+            schedule.step += 1
+            due = math.floor(schedule.done * config.evaluations)
+            if due > evaluations and self._can_afford(schedule):
+                self._save(schedule, self._evaluate(schedule, metrics, rate))
+                evaluations, logged, saved = due, time.monotonic(), time.monotonic()
+            elif time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                saved = time.monotonic()
+                self._save(schedule, None)
             elif time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
-                loss = self._mean_loss(progress.step)
-                metrics.add(progress, self._tokens(progress), rate, loss)
-                self.report(f"step {progress.step:>6,}  loss {loss:.3f}  {self._rate(progress):,.0f} tokens/s")
+                loss = self._mean_loss(schedule.step)
+                metrics.add(schedule, self._tokens(schedule), rate, loss)
+                self.report(f"step {schedule.step:>6,}  loss {loss:.3f}  {self.rate(schedule):,.0f} tokens/s")
+            if stopped.is_set() and schedule.done < 1:
+                self._save(schedule, None)
+                raise TryAgain(
+                    f"stopped by a signal at step {schedule.step:,}; everything is saved",
+                    hint="the same command goes on from there",
+                )
+        if self._evaluated_step != schedule.step:
+            self._save(schedule, self._evaluate(schedule, metrics))
 
     def _step(self, step: int, rate: float) -> None:
         """One step on `accumulate` batches. Dropout is seeded by the step, so that a resumed run repeats it."""
@@ -154,51 +160,59 @@ class _Loop:
         self._loss_sum.zero_()
         self._loss_count = 0
         if not math.isfinite(mean):
-            raise TrainingDiverged(
-                f"the loss is {mean} at step {step:,}; the last checkpoint was kept",
-                hint="try a smaller --set learning_rate=…",
-            )
+            raise _diverged("loss", mean, step)
         return mean
 
-    def _can_afford(self, progress: Progress) -> bool:
+    def _can_afford(self, schedule: Schedule) -> bool:
         """By the clock, evaluations may take a tenth of the time: a slow one is then made less often."""
-        return not self.config.minutes or self._evaluating <= _EVALUATION_SHARE * progress.seconds
+        return not self.config.minutes or self._evaluating <= _EVALUATION_SHARE * schedule.seconds
 
-    def _evaluate(self, progress: Progress, metrics: Metrics, rate: float = 0.0) -> None:
+    def _evaluate(self, schedule: Schedule, metrics: Metrics, rate: float = 0.0) -> float:
+        """Measure, record and report; returns the validation loss."""
         start = time.monotonic()
-        loss = self._mean_loss(progress.step) if self._loss_count else None
-        self.last = evaluate(self.model, self.validation, self.device)
+        loss = self._mean_loss(schedule.step) if self._loss_count else None
+        found = evaluate(self.model, self.validation, self.device)
+        self._evaluated_step = schedule.step
         self._evaluating += time.monotonic() - start
-        metrics.add(progress, self._tokens(progress), rate, loss, self.last)
+        if not math.isfinite(found.loss):
+            raise _diverged("validation loss", found.loss, schedule.step)
+        metrics.add(schedule, self._tokens(schedule), rate, loss, found)
         shown = f"loss {loss:.3f}  " if loss is not None else ""
-        speed = f"  {self._rate(progress):,.0f} tokens/s" if progress.step else ""
+        speed = f"  {self.rate(schedule):,.0f} tokens/s" if schedule.step else ""
         self.report(
-            f"step {progress.step:>6,}  {shown}validation {self.last.loss:.3f} nats/token, "
-            f"{self.last.bits_per_char:.3f} bits/char{speed}"
+            f"step {schedule.step:>6,}  {shown}validation {found.loss:.3f} nats/token, "
+            f"{found.bits_per_char:.3f} bits/char{speed}"
         )
+        return found.loss
 
-    def _save(self, progress: Progress) -> None:
-        """Checkpoint now; keep this one and the one with the lowest validation loss."""
-        loss = self.last.loss if self.last else math.inf
-        state = State(progress.step, progress.seconds, loss, self.model.config)
-        newest = checkpoint.save(self.checkpoints, state, self.model, self.optimizer)
-        checkpoint.keep(self.checkpoints, {newest, best_checkpoint(self.checkpoints)})
+    def _save(self, schedule: Schedule, loss: float | None) -> None:
+        """Checkpoint now, with the validation loss if it was just measured; keep the last two and the best one."""
+        if self._saved_step == schedule.step:
+            return  # just now, with its evaluation
+        self._mean_loss(schedule.step)  # nothing that is not a number is ever saved
+        state = State(schedule.step, schedule.seconds, loss, self.model.config)
+        checkpoint.save(self.checkpoints, state, self.model, self.optimizer)
+        self._saved_step = schedule.step
+        kept = checkpoint.steps(self.checkpoints)[:2]
+        checkpoint.keep(self.checkpoints, {*kept, checkpoint.best(self.checkpoints)})
 
-    def _tokens(self, progress: Progress) -> int:
-        return progress.step * self.trained_tokens
+    def _tokens(self, schedule: Schedule) -> int:
+        return schedule.step * self.trained_tokens
 
-    def _rate(self, progress: Progress) -> float:
-        return self._tokens(progress) / max(progress.seconds, 1e-9)
+    def rate(self, schedule: Schedule) -> float:
+        return self._tokens(schedule) / max(schedule.seconds, 1e-9)
 
 
-def best_checkpoint(folder: Path) -> Path:
-    """The checkpoint with the lowest validation loss, the later one of two equals."""
-    return min(checkpoint.steps(folder), key=lambda path: checkpoint.read_state(path).val_loss)
+def _diverged(what: str, value: float, step: int) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"the {what} is {value} at step {step:,}; the last checkpoint was kept",
+        hint="try a smaller --set learning_rate=…",
+    )
 
 
 def _restore(
     folder: Path, model: GPT, optimizer: torch.optim.Optimizer, config: TrainConfig, report: Report, *, resume: bool
-) -> Progress:
+) -> Schedule:
     """Load the newest checkpoint that is whole. Never starts afresh in silence when there are only damaged ones."""
     if not resume:
         files.remove_tree(folder)
@@ -214,12 +228,12 @@ def _restore(
             continue
         model.load_state_dict(weights)
         report(f"going on from step {state.step:,} of an unfinished run")
-        return Progress(config, state.step, state.seconds)
+        return Schedule(config, state.step, state.seconds)
     if found:
         raise TryAgain(
             f"{folder}: no checkpoint of the unfinished run can be read", hint="start again with --no-resume"
         )
-    return Progress(config, 0, 0.0)
+    return Schedule(config, 0, 0.0)
 
 
 def _announce(planned: Plan, store: TokenStore, model: GPT, device: torch.device, report: Report) -> None:
@@ -237,22 +251,24 @@ def _config_json(planned: Plan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(preset), indent=2)
 
 
-def _finish(folder: Path, planned: Plan, loop: _Loop, progress: Progress, device: torch.device) -> Result:
+def _finish(folder: Path, planned: Plan, loop: _Loop, schedule: Schedule, device: torch.device) -> Result:
     """Write the result and draw the curve."""
     metrics = folder / "metrics.csv"
     evaluated = [row for row in read_metrics(metrics) if row["val_loss"]]
     best = min(evaluated[1:] or evaluated, key=lambda row: float(row["val_loss"]))
-    newest, lowest = checkpoint.steps(folder / "checkpoints")[0], best_checkpoint(folder / "checkpoints")
+    newest = checkpoint.steps(folder / "checkpoints")[0]
+    lowest = checkpoint.best(folder / "checkpoints") or newest
+    checkpoint.keep(folder / "checkpoints", {newest, lowest})
     if lowest != newest:
         checkpoint.drop_optimizer(lowest)
-    rate = loop._rate(progress)
+    rate = loop.rate(schedule)
     peak = devices.peak_flops(device)
     result = Result(
-        steps=progress.step,
-        tokens=progress.step * loop.trained_tokens,
+        steps=schedule.step,
+        tokens=schedule.step * loop.trained_tokens,
         parameters=planned.preset.model.parameters,
         device=str(device),
-        seconds=round(progress.seconds, 3),
+        seconds=round(schedule.seconds, 3),
         tokens_per_second=round(rate, 1),
         mfu=round(rate * planned.preset.model.flops_per_token / peak, 4) if peak else None,
         val_loss=float(evaluated[-1]["val_loss"]),
@@ -281,17 +297,22 @@ class Metrics:
         self._writer.writerows(kept)
 
     def add(
-        self, progress: Progress, count: int, rate: float, loss: float | None, found: Evaluation | None = None
+        self, schedule: Schedule, count: int, rate: float, loss: float | None, found: Evaluation | None = None
     ) -> None:
         row = {
-            "step": progress.step,
+            "step": schedule.step,
             "tokens": count,
-            "seconds": f"{progress.seconds:.2f}",
+            "seconds": f"{schedule.seconds:.2f}",
             "learning_rate": f"{rate:.6g}",
             "train_loss": "" if loss is None else f"{loss:.5f}",
         }
         if found:
-            row |= {name: f"{value:.5f}" for name, value in zip(curve.COLUMNS[5:], asdict(found).values(), strict=True)}
+            scored = {
+                "val_loss": found.loss,
+                "bits_per_char": found.bits_per_char,
+                "bits_per_byte": found.bits_per_byte,
+            }
+            row |= {name: f"{value:.5f}" for name, value in scored.items()}
         self._writer.writerow(row)
         self._file.flush()
 

@@ -137,7 +137,6 @@ class Built:
 
     artifact: Artifact
     result: str
-    seconds: float
 
 
 def is_name(name: str) -> bool:
@@ -175,46 +174,40 @@ def published(root: Path, identity: Identity) -> Artifact | None:
     return None if problems(artifact) else artifact
 
 
-def build(
-    root: Path,
-    identity: Identity,
-    write: Callable[[Path], Content],
-    *,
-    keep_draft: bool = False,
-    wait: float = 0.0,
-) -> Built:
+def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, keep_draft: bool = False) -> Built:
     """Publish the artifact that `identity` describes, unless it stands already.
 
     `write` fills an empty folder and says what it wrote. When it raises, nothing is published; with `keep_draft`
-    its folder is left and handed to it again the next time, so that it can go on where it stopped (but not after
-    bad data or a bad option: going on would not help).
+    its folder is left and handed to it again the next time, so that it can go on where it stopped. So is an artifact
+    of this identity that was damaged after it was published.
     """
     start = time.monotonic()
     shelf = root / identity.kind / check_name(identity.name)
-    with files.lock(shelf / ".lock", wait=wait, doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
+    with files.lock(shelf / ".lock", doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if artifact := published(root, identity):
             if not _points_to(shelf / "current", identity.key):
                 files.point(shelf / "current", identity.key)
-            return Built(artifact, "unchanged", time.monotonic() - start)
-        if target.exists():  # damaged since it was published: set it aside and make it anew
-            files.remove_tree(target)
+            return Built(artifact, "unchanged")
         if not keep_draft:
             files.remove_tree(draft)
+        elif target.is_dir() and not draft.exists():
+            files.publish_directory(target, draft)
         draft.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(draft)
         try:
             content = write(draft)
         except TooManyRejects as error:  # the draft stays: it holds the rejects that the person is asked to look at
             raise TooManyRejects(f"{draft}: {error.what}", hint=error.hint) from None
-        except BaseException as error:
-            if not keep_draft or isinstance(error, (BadData, BadConfig)):
+        except BaseException:
+            if not keep_draft or not any(draft.iterdir()):
                 files.remove_tree(draft)
             raise
         _write_manifest(draft, identity, content, start)
+        files.remove_tree(target)  # if it stands, it is damaged
         files.publish_directory(draft, target)
         files.point(shelf / "current", identity.key)
-    return Built(read(target), "built", time.monotonic() - start)
+    return Built(read(target), "built")
 
 
 def _points_to(link: Path, key: str) -> bool:
@@ -278,7 +271,7 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
 
 def names(root: Path, kind: str) -> list[str]:
     """Names of the artifacts of one kind that have a current generation."""
-    return sorted(link.parent.name for link in (root / kind).glob("*/current"))
+    return sorted(link.parent.name for link in (root / kind).glob("*/current") if link.exists())
 
 
 def find(root: Path, kind: str, reference: str) -> Artifact:
@@ -301,20 +294,21 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
     )
 
 
-def latest(root: Path, kind: str) -> Artifact:
-    """The artifact of a kind that was published last: what a command takes when it is told none."""
-    links = sorted((root / kind).glob("*/current"), key=lambda link: link.lstat().st_mtime_ns)
+def latest(root: Path, kind: str, *, besides: str = "") -> Artifact:
+    """The artifact of a kind that was published last, not counting `besides`: what a command takes when told none."""
+    links = [link for link in (root / kind).glob("*/current") if link.exists() and link.parent.name != besides]
+    links.sort(key=lambda link: link.lstat().st_mtime_ns)
     if not links:
         raise InputMissing(f"no {kind} in {root} yet", hint=f"`{_MADE_BY[kind]}` makes one")
     return read(links[-1].resolve())
 
 
-def generations(root: Path) -> Iterator[Artifact]:
-    """Every published generation of every kind below `root`."""
+def generations(root: Path) -> Iterator[Path]:
+    """The folder of every published generation of every kind below `root`."""
     for kind in KINDS:
         for manifest in sorted((root / kind).glob(f"*/[!.]*/{_MANIFEST}")):
             if not manifest.parent.is_symlink():
-                yield read(manifest.parent)
+                yield manifest.parent
 
 
 def problems(artifact: Artifact, *, deep: bool = False) -> list[str]:

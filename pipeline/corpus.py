@@ -65,7 +65,7 @@ def clean(root: Path, name: str, inputs: Sequence[raw.InputFile], options: Clean
 
 
 def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Progress) -> Content:
-    ledger = Ledger()
+    ledger, records = Ledger(), 0
     counts = {"documents": 0, "characters": 0, "sentences": 0, "headings": 0, "input_bytes": 0}
     total = sum(entry.path.stat().st_size for entry in inputs)
     with (
@@ -79,6 +79,7 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
             profile = profiles.for_file(entry.path.name, options.profile)
             found = documents.read(entry.path, ledger, rejects.write_reject, encoding=options.encoding, advance=advance)
             for document in found:
+                records += 1
                 units = list(profiles.apply(profile, document.text, document.title, options.unit, ledger))
                 # The ledger counts what the corpus holds: a file of 161 chapters came in as 161 documents.
                 ledger.documents.came += max(len(units), 1) - 1
@@ -90,6 +91,7 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
                         reason = "too-short" if unit.text.strip() else "empty"
                         ledger.documents.drop(reason, 1)
                         ledger.characters.drop(reason, len(unit.text))
+                        rejects.write_reject(document.as_reject(reason))
                         continue
                     ledger.documents.out += 1
                     ledger.characters.out += len(unit.text)
@@ -97,7 +99,7 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
                     for sentence in _sentences(profile, unit.text):
                         counts["sentences"] += 1
                         lines.write(sentence + "\n")
-    closed = ledger.close(max_bad=options.max_bad)
+    closed = ledger.close(max_bad=options.max_bad, of=records + ledger.documents.bad)
     if not ledger.documents.out:
         files = ", ".join(entry.name for entry in inputs)
         raise BadData(f"{files}: no text is left after cleaning", hint="is it empty, or not a text?")

@@ -10,6 +10,7 @@ from pipeline import artifact, tokens
 from pipeline.artifact import Built, Content, Identity
 from pipeline.tokenizers import Integers
 
+SCHEMA = 1
 VOCAB_SIZE = 100
 _REPEATS = {"train": 100, "val": 5}
 
@@ -17,7 +18,7 @@ _REPEATS = {"train": 100, "val": 5}
 def build(root: Path) -> Built:
     """Publish `tokens/counting`: documents that count from 1 to 99."""
     tokenizer = Integers(VOCAB_SIZE)
-    identity = Identity("tokens", "counting", {"vocab_size": VOCAB_SIZE}, (), tokenizer.fingerprint)
+    identity = Identity("tokens", "counting", {"stage": SCHEMA, "vocab_size": VOCAB_SIZE}, (), tokenizer.fingerprint)
 
     def write(draft: Path) -> Content:
         tokenizer.save(draft)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import documents, files
-from pipeline.errors import BadConfig, InputMissing
+from pipeline.errors import BadConfig, CannotCreate, InputMissing
 from pipeline.progress import Progress
 
 COMPRESSED = (".zst", ".gz")
@@ -25,6 +25,8 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
     targets = [(out or path.parent) / path.stem for path in paths]
     if twice := {target for target in targets if targets.count(target) > 1}:
         raise BadConfig(f"two files would become {min(twice)}", hint="decompress them into different folders")
+    if there := [target for target in targets if target.exists()]:
+        raise CannotCreate(f"{there[0]}: exists already", hint="move it away, or name another folder with --out")
     for path, target in zip(paths, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:

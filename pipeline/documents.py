@@ -18,6 +18,7 @@ import zstandard
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import Ledger
+from pipeline.progress import Advance
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_FIRST, _SKIPPABLE_MAGIC = bytes(range(0x50, 0x60)), b"\x2a\x4d\x18"  # RFC 8878, section 3.1.2
@@ -38,10 +39,14 @@ class Document:
     line: int = 1
     offset: int = 0
 
+    def as_reject(self, reason: str) -> Reject:
+        """The record of this document, or of a part of it, having been dropped."""
+        return Reject(self.file, self.line, self.offset, reason, self.text[:200])
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Something that could not become a document."""
+    """Something that could not become a document, or did not stay one."""
 
     file: str
     line: int
@@ -51,7 +56,6 @@ class Reject:
 
 
 OnReject = Callable[[Reject], None]
-Advance = Callable[[int], None]
 
 
 class _JSONLine(msgspec.Struct):
@@ -205,6 +209,8 @@ def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: A
     decode = msgspec.json.Decoder(_JSONLine).decode
     for number, (offset, line) in enumerate(lines(blocks(path, advance)), start=1):
         ledger.documents.came += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON does not know
         try:
             entry = decode(line)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

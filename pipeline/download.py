@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import files, raw, transfer
-from pipeline.errors import BadConfig
+from pipeline import decompress, files, raw, transfer
+from pipeline.errors import BadConfig, TryAgain
 from pipeline.progress import Advance, Progress
 from pipeline.sources import Source, SourceFile
 
@@ -35,10 +35,13 @@ class Downloaded:
         return "built" if self.fetched else "unchanged"
 
 
-def download(root: Path, source: Source, progress: Progress, *, jobs: int = 2) -> Downloaded:
+def download(
+    root: Path, source: Source, progress: Progress, *, jobs: int = 2, decompress_too: bool = False
+) -> Downloaded:
     """Bring every file of `source` into the raw cache; those that are there and whole are left alone.
 
-    What was fetched before an error is kept and pinned, so the next run does not fetch it again.
+    What was fetched before an error is kept and pinned, so the next run does not fetch it again. With
+    `decompress_too` the plain files are put below `decompressed/` in the cache; no stage reads those.
     """
     folder = raw.folder(root, source.name)
     for file in source.files:
@@ -50,25 +53,53 @@ def download(root: Path, source: Source, progress: Progress, *, jobs: int = 2) -
         if all(file.local for file in source.files):  # a file that left the folder is no longer part of the source
             pinned = {file.name: pinned[file.name] for file in source.files if file.name in pinned}
         missing = [file for file in source.files if not _is_there(folder, file, pinned)]
-        known = sum(file.local.stat().st_size for file in missing if file.local)
-        files.require_space(folder, known)
-        pinning = threading.Lock()
-
-        def fetch(file: SourceFile) -> int:
-            pin = _fetch(file, folder / file.name, pinned.get(file.name), advance)
-            with pinning:
-                pinned[file.name] = pin
-                raw.write_lock(root, source.name, pinned)
-            return pin.size
-
-        if missing:
-            total = known if all(file.local for file in missing) else None
-            with progress.bar(f"download {source.name}", total) as advance, ThreadPoolExecutor(max(1, jobs)) as pool:
-                size = sum(pool.map(fetch, missing))
-        else:
-            size = 0
+        size = _fetch_all(root, source, missing, pinned, progress, jobs) if missing else 0
+        if decompress_too:
+            _decompress(folder, [file.name for file in source.files], {file.name for file in missing}, progress)
     names = tuple(file.name for file in source.files)
     return Downloaded(source.name, folder, names, len(missing), len(names) - len(missing), size)
+
+
+def _fetch_all(
+    root: Path, source: Source, missing: list[SourceFile], pinned: dict[str, raw.RawFile], progress: Progress, jobs: int
+) -> int:
+    """Fetch and pin files, `jobs` at a time; their bytes. Ctrl-C ends every transfer at its next piece."""
+    folder = raw.folder(root, source.name)
+    known = sum(file.local.stat().st_size for file in missing if file.local)
+    files.require_space(folder, known)
+    pinning, stopped = threading.Lock(), threading.Event()
+
+    def fetch(file: SourceFile) -> int:
+        def counted(count: int) -> None:
+            if stopped.is_set():
+                raise TryAgain("stopped", hint="run it again")
+            advance(count)
+
+        pin = _fetch(file, folder / file.name, pinned.get(file.name), counted)
+        with pinning:
+            pinned[file.name] = pin
+            raw.write_lock(root, source.name, pinned)
+        return pin.size
+
+    total = known if all(file.local for file in missing) else None
+    with progress.bar(f"download {source.name}", total) as advance, ThreadPoolExecutor(max(1, jobs)) as pool:
+        try:
+            return sum(pool.map(fetch, missing))
+        except KeyboardInterrupt:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Progress) -> None:
+    for name in names:
+        if not name.endswith(decompress.COMPRESSED):
+            continue
+        target = (folder / "decompressed" / name).with_suffix("")
+        if name in fetched:
+            target.unlink(missing_ok=True)  # what was there was made from another file
+        if not target.exists():
+            decompress.decompress([folder / name], target.parent, progress)
 
 
 def plan(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
@@ -91,9 +122,9 @@ def _is_there(folder: Path, file: SourceFile, pinned: dict[str, raw.RawFile]) ->
 
 
 def _origin(local: Path) -> str:
-    """What tells whether a local file was changed since it was copied. Its path may move with the machine."""
+    """What tells whether a local file is another one, or was changed, since it was copied."""
     status = local.stat()
-    return f"local:{status.st_size}:{status.st_mtime_ns}"
+    return f"{local.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _fetch(file: SourceFile, target: Path, pin: raw.RawFile | None, advance: Advance) -> raw.RawFile:

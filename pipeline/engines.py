@@ -48,6 +48,10 @@ def run(
         for future in as_completed(futures):
             done(future.result())
         return [future.result() for future in futures]
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():  # a unit may take minutes; its draft survives
+            worker.terminate()
+        raise
     except BrokenProcessPool:
         raise WorkerLost(
             "a worker process was killed, most likely for lack of memory", hint="try again with a smaller --jobs"
@@ -69,7 +73,7 @@ def _told(result: Result, done: Callable[[Result], None]) -> Result:
 
 
 def _die_with(parent: int) -> None:
-    """Let this worker end with its parent, however that ends, and leave Ctrl-C to the parent."""
+    """Let this worker end with its parent, however that ends (on Linux), and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Durable file operations: what is published is whole, and stays after a power cut.
+"""Durable file operations: what is published is whole, and stays after a power cut (as far as fsync is honest).
 
 The only room that renames, syncs and locks. A file is written under a temporary name beside its target, synced,
 renamed, and then its folder is synced: without the first sync the name may come back with no bytes, without the
@@ -22,7 +22,6 @@ from typing import BinaryIO
 
 from pipeline.errors import StorageFailed, TryAgain
 
-BLOCK = 1 << 20
 TEMPORARY = ".tmp."
 _LOCK_PATIENCE = 0.2  # seconds: `status` holds a lock for an instant to see whether it is free
 

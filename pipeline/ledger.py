@@ -51,12 +51,13 @@ class Ledger:
         self.documents.add(other.documents)
         self.characters.add(other.characters)
 
-    def close(self, *, max_bad: float = DEFAULT_MAX_BAD) -> dict[str, Any]:
+    def close(self, *, max_bad: float = DEFAULT_MAX_BAD, of: int | None = None) -> dict[str, Any]:
         """The ledger as a plain dict, once it is proven.
 
         Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents are more than
-        the share `max_bad` of all documents.
+        the share `max_bad` of the `of` records that were read (None: of all documents).
         """
+        records = self.documents.came if of is None else of
         for name, tally in (("documents", self.documents), ("characters", self.characters)):
             accounted = tally.out + sum(tally.dropped.values())
             if tally.came != accounted:
@@ -64,11 +65,11 @@ class Ledger:
                     f"the ledger of {name} does not add up: {tally.came:,} in, {accounted:,} accounted for",
                     hint="this is a bug; nothing was published",
                 )
-        if self.documents.bad > max_bad * self.documents.came:
+        if self.documents.bad > max_bad * records:
             reasons = ", ".join(f"{count:,} {r}" for r, count in self.documents.dropped.items() if r.startswith("bad-"))
             raise TooManyRejects(
-                f"{self.documents.bad:,} of {self.documents.came:,} documents are bad ({reasons}), "
+                f"{self.documents.bad:,} of {records:,} documents are bad ({reasons}), "
                 f"more than --max-bad {max_bad:g} allows",
-                hint="look at rejects.jsonl.zst, mend the input or raise --max-bad",
+                hint="look at its rejects, mend the input or raise --max-bad",
             )
         return {"documents": self.documents.to_dict(), "characters": self.characters.to_dict()}

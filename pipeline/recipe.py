@@ -52,7 +52,7 @@ class Tokenize(_Section, frozen=True):
     """As the options of `tokenize`."""
 
     format: str = "memmap"
-    val_fraction: float = 0.0
+    val_fraction: float | None = None
     max_bad: float = DEFAULT_MAX_BAD
 
     def options(self) -> TokenizeOptions:
@@ -115,6 +115,10 @@ def _set(content: dict[str, Any], setting: str) -> None:
     if not equals or not name:
         raise BadConfig(f"--set {setting}: not of the form section.key=value", hint="for example train.minutes=3")
     table = content.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise BadConfig(f"--set {setting}: {section} is no section", hint="for example train.minutes=3")
+    if section == "train" and name in ("steps", "minutes"):  # the one replaces the other
+        table.pop("minutes" if name == "steps" else "steps", None)
     if name.startswith("set."):
         table, name = table.setdefault("set", {}), name.removeprefix("set.")
     table[name] = value

@@ -21,8 +21,13 @@ STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
 
 @dataclass(frozen=True)
 class TrainStage:
-    """Training, handed in from above: this package never imports the model. `identify` does no work."""
+    """Training, handed in from above: this package never imports the model.
 
+    `check` raises BadConfig for a training that cannot be, before anything is known of the tokens; `identify` does
+    no work.
+    """
+
+    check: Callable[[], object]
     identify: Callable[[Artifact], Identity]
     run: Callable[[Artifact], Built]
 
@@ -92,10 +97,11 @@ def refresh(
     root.mkdir(parents=True, exist_ok=True)
     with files.lock(root / f".refresh-{recipe.name}.lock", wait=wait, doing=f"refresh {recipe.name}"):
         chain = _Chain(root, recipe, train, progress, jobs)
+        stages = chain.stages(through)
         done = download.download(root, chain.source, progress, jobs=jobs)
         steps = [_told(Step("download", done.result, f"raw/{done.source} ({len(done.names)} files)"), progress)]
         last: Artifact | None = None
-        for stage in chain.stages(through):
+        for stage in stages:
             _, run = stage.prepare()
             built = run()
             chain.made[stage.name] = last = built.artifact
@@ -114,8 +120,21 @@ class _Chain:
     def __init__(self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int) -> None:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
         self.made: dict[str, Artifact] = {}
+        self._check()
         chosen = recipe.download
         self.source = sources.resolve(chosen.source, shards=chosen.shards, mirror=chosen.mirror)
+
+    def _check(self) -> None:
+        """Refuse a recipe that cannot be before any work, not when its turn comes hours later."""
+        recipe = self.recipe
+        if recipe.clean:
+            recipe.clean.options()
+        elif not recipe.tokenizer.use:
+            raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
+        recipe.tokenize.options()
+        if not recipe.tokenizer.use:
+            train_tokenizer.check(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
+        self.train.check()
 
     def stages(self, through: str) -> list[_Stage]:
         """Those after the download, up to and including `through`."""
@@ -138,8 +157,6 @@ class _Chain:
         return identity, lambda: corpus.clean(self.root, name, inputs, options, self.progress)
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], Built]]:
-        if "clean" not in self.made:
-            raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
         name, choice, made_from = self.recipe.name, self.recipe.tokenizer, self.made["clean"]
         sentences, entry = made_from.file("sentences.txt"), made_from.as_input("corpus")
         identity = train_tokenizer.identify(name, entry, choice.kind, choice.vocab_size)
@@ -150,8 +167,8 @@ class _Chain:
     def _tokenize(self) -> tuple[Identity, Callable[[], Built]]:
         name, options = self.recipe.name, self.recipe.tokenize.options()
         cleaned, trained = self.made.get("clean"), self.made.get("train-tokenizer")
-        files = [raw.corpus_file(cleaned)] if cleaned else raw.inputs(self.root, self.source.name, corpora=False)
-        inputs = tokenize.divide(files, [])
+        found = [raw.corpus_file(cleaned)] if cleaned else raw.inputs(self.root, self.source.name, corpora=False)
+        inputs = tokenize.divide(found, [])
         tokenizer = tokenizers.open_folder(trained.path) if trained else None
         if tokenizer is None:
             tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import msgspec
 
 from pipeline import artifact, files, raw
 from pipeline.artifact import KINDS, Artifact
+from pipeline.errors import BadData, InkstoneError
 
 
 @dataclass(frozen=True)
 class Row:
-    """One name on the shelf. `state` is "current", "unfinished" (a draft was left) or "in use" (being built now)."""
+    """One name on the shelf. `state`: "current", "damaged", "unfinished" (a draft was left), "in use" (being built)."""
 
     ref: str
     state: str
@@ -27,17 +30,24 @@ class Row:
 
 def status(root: Path) -> list[Row]:
     """Every raw source and every artifact below `root` with its current generation."""
-    rows = [_raw_row(root, folder.name) for folder in sorted((root / "raw").glob("*")) if folder.is_dir()]
+    rows = [_raw_row(root, folder) for folder in sorted((root / "raw").glob("*")) if folder.is_dir()]
     for kind in KINDS:
         for shelf in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
-            found = artifact.current(root, kind, shelf.name)
-            if found:
-                rows.append(_row(found, shelf))
+            link = shelf / "current"
+            if link.is_symlink():
+                rows.append(_current_row(root, link, f"{kind}/{shelf.name}/{os.readlink(link)}"))
             if drafts := list(shelf.glob(".draft-*")):
                 state = "in use" if files.is_locked(shelf / ".lock") else "unfinished"
                 key = drafts[0].name.removeprefix(".draft-")
                 rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), _size(drafts[0]), ""))
     return rows
+
+
+def _current_row(root: Path, link: Path, ref: str) -> Row:
+    try:
+        return _row(artifact.read(link.resolve()), link.parent)
+    except InkstoneError as error:  # one that cannot be read must not hide the others
+        return Row(ref, "damaged", _age(link), 0, error.what)
 
 
 def _row(found: Artifact, shelf: Path) -> Row:
@@ -46,15 +56,15 @@ def _row(found: Artifact, shelf: Path) -> Row:
     return Row(found.ref, state, _age(shelf / "current"), size, _summary(found))
 
 
-def _raw_row(root: Path, source: str) -> Row:
-    pinned = raw.read_lock(root, source)
-    folder = raw.folder(root, source)
+def _raw_row(root: Path, folder: Path) -> Row:
+    try:
+        pinned = raw.read_lock(root, folder.name)
+    except BadData as error:
+        return Row(f"raw/{folder.name}", "damaged", _age(folder), 0, error.what)
     size = sum(pin.size for pin in pinned.values())
-    whole = all(
-        (folder / name).is_file() and (folder / name).stat().st_size == pin.size for name, pin in pinned.items()
-    )
-    state = "current" if pinned and whole else "damaged" if pinned else "unfinished"
-    return Row(f"raw/{source}", state, _age(folder), size, f"{len(pinned)} files")
+    whole = all(files.size_of(folder / name) == pin.size for name, pin in pinned.items())
+    state = "damaged" if not whole else "current" if pinned else "unfinished"
+    return Row(f"raw/{folder.name}", state, _age(folder), size, f"{len(pinned)} files")
 
 
 def _summary(found: Artifact) -> str:
@@ -77,24 +87,39 @@ def _size(folder: Path) -> int:
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """(name, what is wrong) of the artifact that `reference` names, or of every raw source and every generation."""
-    if reference:
-        kind, _, rest = reference.partition("/")
-        found = artifact.find(root, kind, rest) if kind in KINDS and rest else _any_kind(root, reference)
-        yield found.ref, artifact.problems(found, deep=deep)
-        return
-    for folder in sorted((root / "raw").glob("*")):
-        yield f"raw/{folder.name}", _raw_problems(root, folder, deep=deep)
-    for found in artifact.generations(root):
+    """(name, what is wrong) of every raw source and every generation, or of those that `reference` names.
+
+    A reference is a name (`shuihu`, of whatever kind), a kind and a name, both and a key, or the path of an artifact.
+    """
+    wanted = reference.removesuffix("/").removeprefix("raw/")
+    any_found = False
+    for name, check in _everything(root, deep):
+        kind, own, *_ = name.split("/")
+        if not reference or wanted in (name, own, f"{kind}/{own}", kind):
+            any_found = True
+            yield name, check()
+    if reference and not any_found:
+        found = artifact.read(Path(reference))
         yield found.ref, artifact.problems(found, deep=deep)
 
 
-def _any_kind(root: Path, reference: str) -> Artifact:
-    """The newest artifact of this name, of whatever kind, or the one in the folder of this path."""
-    for kind in reversed(KINDS):
-        if artifact.current(root, kind, reference.partition("/")[0]):
-            return artifact.find(root, kind, reference)
-    return artifact.read(Path(reference))
+def _everything(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+    """The name of each raw source and each generation, with the function that checks it."""
+    for folder in sorted(path for path in (root / "raw").glob("*") if path.is_dir()):
+        yield f"raw/{folder.name}", partial(_problems, partial(_raw_problems, root, folder, deep=deep))
+    for path in artifact.generations(root):
+        yield path.relative_to(root).as_posix(), partial(_problems, partial(_artifact_problems, path, deep))
+
+
+def _problems(check: Callable[[], list[str]]) -> list[str]:
+    try:
+        return check()
+    except InkstoneError as error:  # torn manifests and lock files are what verify looks for
+        return [error.what]
+
+
+def _artifact_problems(path: Path, deep: bool) -> list[str]:
+    return artifact.problems(artifact.read(path), deep=deep)
 
 
 def _raw_problems(root: Path, folder: Path, *, deep: bool) -> list[str]:

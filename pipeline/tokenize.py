@@ -32,16 +32,19 @@ _LIBRARIES = {"tiktoken": ("tiktoken", "gigatoken"), "sentencepiece": ("sentence
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """What a person can choose. `val_fraction` is the share of documents, by a hash of their text, held out."""
+    """What a person can choose. `val_fraction` is the share of documents, by a hash of their text, held out.
+
+    None means 0.05, or nothing where there is a validation corpus.
+    """
 
     format: str = "memmap"
-    val_fraction: float = 0.0
+    val_fraction: float | None = None
     max_bad: float = DEFAULT_MAX_BAD
 
     def __post_init__(self) -> None:
         if self.format not in tokens.FORMATS:
             raise BadConfig(f"no format {self.format!r}", hint=f"formats: {', '.join(tokens.FORMATS)}")
-        if not 0 <= self.val_fraction < 1:
+        if not 0 <= (self.val_fraction or 0) < 1:
             raise BadConfig(
                 f"--val-fraction {self.val_fraction} is no share", hint="from 0 to below 1, for example 0.05"
             )
@@ -54,6 +57,15 @@ class Inputs:
     train: tuple[raw.InputFile, ...]
     val: tuple[raw.InputFile, ...]
 
+    def fraction(self, asked: float | None) -> float:
+        """The share of documents to hold out. BadConfig when one is asked for beside files to validate on."""
+        if self.val and asked:
+            raise BadConfig(
+                f"{self.val[0].name} validates; --val-fraction {asked:g} would hold out more",
+                hint="leave --val-fraction out",
+            )
+        return 0.0 if self.val else DEFAULT_VAL_FRACTION if asked is None else asked
+
 
 def gather(root: Path, corpora: Sequence[str], val: Sequence[str]) -> Inputs:
     """The files of all `corpora`, and of the validation corpora `val`."""
@@ -65,7 +77,7 @@ def gather(root: Path, corpora: Sequence[str], val: Sequence[str]) -> Inputs:
 def divide(found: Sequence[raw.InputFile], chosen: Sequence[raw.InputFile]) -> Inputs:
     """Which files train and which validate: `chosen` for validation, or else those that their source marks as "val".
 
-    Files marked "test" are left out, unless nothing else was named.
+    Files marked "test", and "val" where something else was chosen, are left out, unless nothing else was named.
     """
     kept = [file for file in found if file.split in ("", "train")]
     held_out = list(chosen) or [file for file in found if file.split == "val"]
@@ -87,7 +99,7 @@ def identify(
     libraries = _LIBRARIES.get(tokenizer.kind, ())
     if options.format != "memmap":
         libraries += ("h5py",)
-    chosen = {"stage": SCHEMA, "format": options.format, "val_fraction": options.val_fraction}
+    chosen = {"stage": SCHEMA, "format": options.format, "val_fraction": inputs.fraction(options.val_fraction)}
     return Identity("tokens", name, chosen, tuple(made_from), tokenizer.fingerprint, libraries)
 
 
@@ -135,7 +147,12 @@ def tokenize(
     """
 
     def write(draft: Path) -> Content:
-        return _write(draft, inputs, tokenizer, options, progress, jobs)
+        try:
+            return _write(draft, inputs, tokenizer, options, progress, jobs)
+        except BadData:  # going on with what other units have done would not help
+            files.remove_tree(draft)
+            draft.mkdir()
+            raise
 
     return artifact.build(root, identify(name, inputs, tokenizer, trained, options), write, keep_draft=True)
 
@@ -147,7 +164,7 @@ def _write(
     dtype = tokens.dtype_for(tokenizer.vocab_size)
     train_split = "train" if inputs.val else ""
     work = [(entry, train_split) for entry in inputs.train] + [(entry, "val") for entry in inputs.val]
-    fraction = 0.0 if inputs.val else options.val_fraction
+    fraction = inputs.fraction(options.val_fraction)
     units = [Unit(e.path, n, split, fraction, draft, dtype) for n, (e, split) in enumerate(work)]
     with progress.bar("tokenize", sum(unit.path.stat().st_size for unit in units)) as advance:
         records = engines.run(
@@ -166,8 +183,7 @@ def _write(
     for split in tokens.SPLITS:
         if not counts[f"{split}_tokens"]:
             raise BadData(
-                f"the {split} split is empty: {ledger.documents.out:,} documents, "
-                f"val fraction {options.val_fraction:g}",
+                f"the {split} split is empty: {ledger.documents.out:,} documents, val fraction {fraction:g}",
                 hint="raise --val-fraction, name a validation corpus with --val, or clean into smaller units (--unit)",
             )
     if options.format != "memmap":
@@ -267,6 +283,7 @@ def _kept(unit: Unit, record: Record, rejects: documents.ZstdLines) -> Iterator[
     for document in documents.read(unit.path, record.ledger, rejects.write_reject):
         if not document.text:
             record.ledger.documents.drop("empty", 1)
+            rejects.write_reject(document.as_reject("empty"))
             continue
         record.ledger.documents.out += 1
         record.ledger.characters.out += len(document.text)

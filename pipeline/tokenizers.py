@@ -148,10 +148,10 @@ class Tiktoken:
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        import awkward
-
         if not texts or not _PATTERNS[self.name]:
             return _flat(self._encoding.encode_ordinary_batch(list(texts), num_threads=1))
+        import awkward
+
         rows = self._fast.encode_batch(list(texts), parallel=False)
         flat = awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False)
         return flat, awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False)
@@ -231,11 +231,11 @@ class Characters:
 
     def decode(self, ids: Iterable[int]) -> str:
         # □ is what editions print for a character that cannot be read.
-        shown = {self.end_of_text: "", self.UNKNOWN: "□"}
-        return "".join(shown.get(token) or self._shown(token) for token in ids if token != self.end_of_text)
-
-    def _shown(self, token: int) -> str:
-        return self._characters[token - self.FIRST]
+        return "".join(
+            "□" if token == self.UNKNOWN else self._characters[token - self.FIRST]
+            for token in ids
+            if token != self.end_of_text
+        )
 
     def unknown(self, text: str) -> str:
         known = set(self._characters)

@@ -24,13 +24,18 @@ def sentences_of(root: Path, reference: str) -> tuple[Path, Input]:
     return corpus.file("sentences.txt"), corpus.as_input("corpus")
 
 
-def identify(name: str, made_from: Input, kind: str, vocab_size: int) -> Identity:
-    """What training would make. For characters `vocab_size` is the most that are kept, 0 for all."""
+def check(kind: str, vocab_size: int) -> None:
+    """Raise BadConfig for a vocabulary that cannot be, whatever the text."""
     if kind not in KINDS:
         raise BadConfig(f"no tokenizer kind {kind!r}", hint=f"kinds: {', '.join(KINDS)}")
-    options = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
     if kind == "char" and 0 < vocab_size <= Characters.FIRST:
         raise BadConfig(f"{vocab_size} ids leave no room for a character", hint="0 keeps all characters")
+
+
+def identify(name: str, made_from: Input, kind: str, vocab_size: int) -> Identity:
+    """What training would make. For characters `vocab_size` is the most that are kept, 0 for all."""
+    check(kind, vocab_size)
+    options = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
     libraries = () if kind == "char" else ("sentencepiece",)
     return Identity("tokenizers", name, options, (made_from,), libraries=libraries)
 

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from model import checkpoint, run, stage
 from model import device as devices
 from model.evaluate import evaluate, validation_set
+from model.run import Report
+from model.train import read_metrics
 from pipeline import artifact, counting, tokens
 from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
@@ -85,23 +87,89 @@ def test_a_run_that_was_stopped_and_went_on_ends_in_the_same_weights(root: Path,
     other = tmp_path / "other"
     numbers = counting.build(other).artifact
     lines: list[str] = []
-
-    def stop_soon(line: str) -> None:
-        lines.append(line)
-        if line.startswith("step     20"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 40})
-    with pytest.raises(TryAgain, match="stopped by a signal at step 21") as caught:
-        stage.train(other, planned, device="cpu", resume=True, report=stop_soon)
+    with pytest.raises(TryAgain, match="stopped by a signal at step 20") as caught:
+        stage.train(other, planned, device="cpu", resume=True, report=stop_at(20, lines))
     assert caught.value.exit_code == 75
     assert artifact.current(other, "runs", "counter") is None
     resumed = stage.train(other, planned, device="cpu", resume=True, report=lines.append).artifact
 
-    assert any("going on from step 21" in line for line in lines)
+    assert any("going on from step 20" in line for line in lines)
     expected = weights(whole)
     for name, tensor in weights(resumed).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def stop_at(step: int, lines: list[str] | None = None) -> Report:
+    """A report that sends SIGTERM when it hears of an evaluation at `step`."""
+
+    def report(line: str) -> None:
+        if lines is not None:
+            lines.append(line)
+        if line.startswith(f"step {step:>6,}"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return report
+
+
+def test_a_run_may_be_stopped_again_and_again(root: Path, numbers: Artifact) -> None:
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
+    for step in (10, 20, 30):
+        with pytest.raises(TryAgain, match=f"at step {step}"):
+            stage.train(root, planned, device="cpu", resume=True, report=stop_at(step))
+    made = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
+    assert [row["step"] for row in read_metrics(made.file("metrics.csv")) if row["val_loss"]] == [
+        "0",
+        "10",
+        "20",
+        "30",
+        "40",
+    ]
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end_well(root: Path, numbers: Artifact) -> None:
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+    made = stage.train(root, planned, device="cpu", resume=True, report=stop_at(20)).artifact
+    assert run.read_result(made).last == "step-00000020"
+
+
+def test_a_wrong_option_leaves_the_checkpoints_of_an_unfinished_run_alone(root: Path, numbers: Artifact) -> None:
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+    with pytest.raises(TryAgain):
+        stage.train(root, planned, device="cpu", resume=True, report=stop_at(10))
+    with pytest.raises(BadConfig, match="no device"):
+        stage.train(root, planned, device="tpu", resume=True, report=lambda line: None)
+    lines: list[str] = []
+    stage.train(root, planned, device="cpu", resume=True, report=lines.append)
+    assert any("going on from step 10" in line for line in lines)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_replaced(
+    root: Path, numbers: Artifact
+) -> None:
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
+    with pytest.raises(TryAgain):
+        stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
+    checkpoints = artifact.draft_path(root, run.identify(planned)) / "checkpoints"
+    newest, before = checkpoint.steps(checkpoints)
+    flip_a_bit(newest / "model.safetensors")
+    lines: list[str] = []
+    made = stage.train(root, planned, device="cpu", resume=True, report=lines.append).artifact
+    assert any("trying the one before it" in line for line in lines)
+    assert any(f"going on from step {int(before.name[5:])}" in line for line in lines)
+    checkpoint.load_model(run.checkpoint_path(made, "best"), CPU)
+
+
+def test_a_published_run_that_lost_its_picture_gets_it_back_without_training(root: Path, numbers: Artifact) -> None:
+    made = train(root, numbers, steps=20).artifact
+    before = weights(made)
+    made.file("loss.png").unlink()
+    lines: list[str] = []
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 20})
+    again = stage.train(root, planned, device="cpu", resume=True, report=lines.append).artifact
+    assert any("going on from step 20" in line for line in lines)
+    assert again.file("loss.png").exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(again).items())
 
 
 def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_start(
@@ -109,12 +177,8 @@ def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_
 ) -> None:
     planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 40})
 
-    def stop(line: str) -> None:
-        if line.startswith("step     20"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(TryAgain):
-        stage.train(root, planned, device="cpu", resume=True, report=stop)
+        stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
     draft = artifact.draft_path(root, run.identify(planned))
     saved = checkpoint.steps(draft / "checkpoints")
     for path in saved:
@@ -143,6 +207,11 @@ def test_a_loss_that_is_no_number_ends_the_run_with_exit_12(root: Path, numbers:
         train(root, numbers, steps=200, learning_rate=1e18, warmup=1)
     assert caught.value.exit_code == 12
     assert artifact.current(root, "runs", "counter") is None
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_with_exit_12(root: Path, numbers: Artifact) -> None:
+    with pytest.raises(TrainingDiverged, match="validation loss"):
+        train(root, numbers, steps=1, learning_rate=1e30, warmup=1)
 
 
 def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -> None:
@@ -204,7 +273,7 @@ def test_an_unknown_or_absent_device_is_refused() -> None:
 def test_a_killed_training_leaves_nothing_published_and_goes_on(root: Path) -> None:
     counting.build(root)
     command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "train", "--preset", "mini"]
-    command += ["--tokens", "counting", "--set", "evaluations=500", "--steps", "3000"]
+    command += ["--tokens", "counting", "--set", "evaluations=100", "--steps", "600"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert started.stderr
     killer = threading.Timer(60, started.kill)

@@ -208,11 +208,38 @@ def test_a_kept_draft_is_handed_to_the_next_try(root: Path, error: BaseException
     assert not draft.exists()
 
 
-@pytest.mark.parametrize("error", [BadData("broken"), BadConfig("no such thing")])
-def test_a_draft_is_not_kept_after_bad_data_or_a_bad_option(root: Path, error: Exception) -> None:
+@pytest.mark.parametrize("error", [BadData("broken"), BadConfig("no such thing"), TryAgain("stopped")])
+def test_a_kept_draft_stays_whatever_happens_unless_it_is_empty(root: Path, error: Exception) -> None:
     with pytest.raises(type(error)):
         artifact.build(root, BOOK, fails(error), keep_draft=True)
-    assert tree(root) == ["corpora", "corpora/shuihu"]
+    assert [path.name for path in artifact.draft_path(root, BOOK).iterdir()] == ["half.txt"]
+
+    def fail_at_once(draft: Path) -> Content:
+        raise error
+
+    other = Identity("corpora", "other", {}, ())
+    with pytest.raises(type(error)):
+        artifact.build(root, other, fail_at_once, keep_draft=True)
+    assert not artifact.draft_path(root, other).exists()
+
+
+def test_a_damaged_artifact_that_kept_its_draft_is_handed_back_to_go_on_with(root: Path) -> None:
+    def write(draft: Path) -> Content:
+        (draft / "precious").touch()
+        (draft / "redrawn").write_bytes(b"picture")
+        return Content({})
+
+    made = artifact.build(root, BOOK, write, keep_draft=True).artifact
+    (made.path / "precious").write_bytes(b"")
+    (made.path / "redrawn").unlink()
+    found: list[str] = []
+
+    def write_again(draft: Path) -> Content:
+        found.extend(path.name for path in draft.iterdir())
+        return write(draft)
+
+    assert artifact.build(root, BOOK, write_again, keep_draft=True).result == "built"
+    assert "precious" in found
 
 
 def test_too_many_rejects_leave_the_draft_to_look_at_and_say_where_it_is(root: Path) -> None:
@@ -359,7 +386,7 @@ def test_generations_are_every_published_folder_once(root: Path) -> None:
     ]
     with pytest.raises(TryAgain):
         artifact.build(root, changed(options={"x": 1}), fails(TryAgain("later")), keep_draft=True)
-    assert sorted(found.ref for found in artifact.generations(root)) == sorted(made.ref for made in built)
+    assert sorted(artifact.generations(root)) == sorted(made.path for made in built)
 
 
 @pytest.mark.parametrize("name", ["水浒", "a", "pile-v2.1_x+y", "9", "a" * 80, "é"])

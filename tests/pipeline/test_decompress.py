@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from pipeline.decompress import decompress
-from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.errors import BadConfig, BadData, CannotCreate, InputMissing
 from pipeline.progress import Silent
 
 PLAIN = "".join(f"第{n}回\n" for n in range(1, 5000)).encode()
@@ -58,10 +58,10 @@ def test_a_file_that_goes_on_after_its_end_leaves_no_output(tmp_path: Path, name
 
 
 @PACKED
-def test_a_broken_file_leaves_the_plain_file_of_before(tmp_path: Path, name: str, pack: Pack) -> None:
+def test_a_file_that_stands_there_already_is_never_replaced(tmp_path: Path, name: str, pack: Pack) -> None:
     (tmp_path / "a.txt").write_bytes(b"old")
-    (tmp_path / name).write_bytes(pack(PLAIN)[:-1])
-    with pytest.raises(BadData):
+    (tmp_path / name).write_bytes(pack(PLAIN))
+    with pytest.raises(CannotCreate):
         decompress([tmp_path / name], None, Silent())
     assert (tmp_path / "a.txt").read_bytes() == b"old"
 

@@ -217,7 +217,7 @@ def test_removing_a_tree_that_is_not_there_is_no_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("size", [0, 1, files.BLOCK, files.BLOCK + 1])
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
 def test_sha256_of_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     (tmp_path / "a").write_bytes(data)

@@ -66,7 +66,7 @@ def test_a_recipe_that_cannot_be_is_refused_with_the_place(tmp_path: Path, text:
     assert caught.value.exit_code == 78
 
 
-@pytest.mark.parametrize("setting", ["minutes=3", "train.minutes", "train=3", "=", "train.preset.x=1"])
+@pytest.mark.parametrize("setting", ["minutes=3", "train.minutes", "train=3", "=", "train.preset.x=1", "name.x=1"])
 def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(BadConfig):
         recipes.load(written(tmp_path, SMALL), [setting])
@@ -75,3 +75,9 @@ def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str) -> No
 def test_a_missing_recipe_is_input_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputMissing):
         recipes.load(tmp_path / "none.toml")
+
+
+def test_steps_and_minutes_replace_each_other(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL + "minutes = 30\n")
+    recipe = recipes.load(path, ["train.steps=5"])
+    assert (recipe.train.steps, recipe.train.minutes) == (5, None)

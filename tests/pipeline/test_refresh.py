@@ -62,7 +62,7 @@ def stage(root: Path, ran: list[str]) -> refresh.TrainStage:
 
         return artifact.build(root, identify(tokens), write)
 
-    return refresh.TrainStage(identify, run)
+    return refresh.TrainStage(lambda: None, identify, run)
 
 
 def results(done: refresh.Refreshed) -> dict[str, str]:
@@ -168,3 +168,41 @@ def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path,
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
         os.utime(victim, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
+
+
+def test_a_recipe_that_cannot_be_is_refused_before_any_work(root: Path, source: Path, tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise BadConfig("no such preset")
+
+    good = stage(root, [])
+    wrong = [
+        (recipe(source, tmp_path, unit="para"), good),
+        (recipe(source, tmp_path, kind="bpf"), good),
+        (recipe(source, tmp_path, val_fraction="7.0"), good),
+        (recipe(source, tmp_path), refresh.TrainStage(refuse, good.identify, good.run)),
+    ]
+    for chosen, train in wrong:
+        with pytest.raises(BadConfig):
+            refresh.plan(root, chosen, train, Silent())
+        with pytest.raises(BadConfig):
+            refresh.refresh(root, chosen, train, Silent(), jobs=1)
+    assert not (root / "raw").exists()
+
+
+def test_one_torn_manifest_hides_nothing_else(root: Path, source: Path, tmp_path: Path) -> None:
+    done = refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    assert done.last
+    (done.last.path / "manifest.json").write_bytes(b"{")
+    assert [row.state for row in status.status(root)].count("current") == 4
+    wrong = [name for name, problems in status.verify(root) if problems]
+    assert wrong == [done.last.ref]
+
+
+def test_verify_knows_a_name_a_kind_and_what_status_prints(root: Path, source: Path, tmp_path: Path) -> None:
+    refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    every = [row.ref for row in status.status(root)]
+    assert [name for name, _ in status.verify(root)] == every
+    assert [name for name, _ in status.verify(root, "small")] == [ref for ref in every if "/small/" in ref]
+    assert [name for name, _ in status.verify(root, "raw/texts")] == ["raw/texts"]
+    for ref in every:
+        assert [name for name, _ in status.verify(root, ref)] == [ref]

@@ -363,6 +363,7 @@ def test_broken_lines_are_counted_and_set_aside(tmp_path: Path, root: Path) -> N
     assert [(each["file"], each["line"], each["offset"], each["reason"]) for each in found] == [
         ("broken.jsonl", 2, 15, "bad-json"),
         ("broken.jsonl", 3, 28, "blank-line"),
+        ("broken.jsonl", 4, 29, "empty"),
     ]
 
 
