@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -553,6 +554,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. The one place where errors become messages and codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
     start = time.monotonic()
+    # torch's threads spin while they wait unless told otherwise before it loads. On a machine that does anything else
+    # that makes training several times slower; asleep they cost it 6 % (benchmarks/NOTES.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
     except SystemExit:  # click's answer to a reader that went away, as `| head` does

@@ -15,6 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("INKSTONE_SHARED") or ROOT.parent / "shared").resolve()
 
+# Threads that spin while they wait make two trainings on two cores many times slower; these wait asleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if SHARED.is_dir():  # tiktoken's rank files, so that no test needs the network
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
 
