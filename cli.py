@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="inkstone", prog_name="inkstone")
 @click.pass_context
 def cli(context: click.Context, **_: Any) -> None:
     """From raw text to a trained compact GPT, one stage at a time.
@@ -325,7 +326,8 @@ def _sample(
     asked += [(text, _ids(text, tokenizer.vocab_size)) for text in prompt_ids]
     for text in prompts:
         if unknown := tokenizer.unknown(text):
-            settings.progress.note(f"warning: the tokenizer has never seen {unknown}")
+            shown = (each if each.isprintable() else f"U+{ord(each):04X}" for each in unknown)
+            settings.progress.note(f"warning: the tokenizer has never seen {' '.join(shown)}")
     path = runs.checkpoint_path(run, checkpoint)
 
     from model import checkpoint as checkpoints
@@ -433,7 +435,7 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
 @JOBS
 @DEVICE
 def demo(settings: Settings, jobs: int, device: str) -> Outcome:
-    """Run everything above on the text that comes with Inkstone, offline."""
+    """Run every stage on the text that comes with Inkstone, offline, and show what came out."""
     from model import run
     from pipeline import recipe as recipes
     from pipeline import refresh as chain
@@ -479,10 +481,7 @@ def status(settings: Settings) -> Outcome:
     from pipeline import status as shelf
 
     rows = shelf.status(settings.root)
-    lines = [
-        f"{row.ref:<48} {row.state:<10} {row.age_hours:>7.1f} h {row.bytes / 1e6:>10.1f} MB  {row.summary}"
-        for row in rows
-    ]
+    lines = [f"{row.ref:<48} {row.state:<10} {shelf.age(row):>7} {shelf.size(row):>10}  {row.summary}" for row in rows]
     listed = [shelf.as_dict(row) for row in rows]
     nothing = [f"nothing in {settings.root} yet; `demo` fills it, and so does `download`"]
     return Outcome(

@@ -67,8 +67,8 @@ class TrainConfig:
 
     The schedule ends after `steps`, or, when `minutes` is set, after that much time; the learning rate warms up over
     `warmup` steps and falls by a cosine to `final_share` of its peak. The validation split is evaluated at the start,
-    at the end and `evaluations` - 1 times between (by the clock, fewer when they would take over a tenth of the time),
-    on its first `eval_tokens` tokens.
+    at the end and `evaluations` - 1 times between, on its first `eval_tokens` tokens: by steps, never less than 10
+    apart; by the clock, less often when that would take over a tenth of the time.
     """
 
     batch_size: int = 16

@@ -26,7 +26,7 @@ from pipeline import files, tokens
 from pipeline.errors import BadData, TrainingDiverged, TryAgain
 from pipeline.tokens import TokenStore
 
-_LOG_SECONDS = 5.0
+_LOG_SECONDS = 10.0
 _EVALUATION_SHARE = 0.1
 _CHECKPOINT_SECONDS = 300.0
 
@@ -37,8 +37,12 @@ class Schedule:
     def __init__(self, config: TrainConfig, step: int, seconds: float) -> None:
         self._config = config
         self._before = seconds
-        self._start = time.monotonic()
         self.step = step
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count the time: what came before, like the first evaluation, is no training."""
+        self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -100,6 +104,7 @@ class _Loop:
         self.trained_tokens = config.batch_size * config.accumulate * model.config.block_size
         self._evaluating = 0.0  # seconds
         self._evaluated_step = self._saved_step = -1
+        self._paced = (time.monotonic(), 0)  # when, and at which step
         self._loss_sum = torch.zeros((), device=device)
         self._loss_count = 0
 
@@ -108,14 +113,17 @@ class _Loop:
         config = self.config
         if schedule.step == 0:
             self._evaluate(schedule, metrics)
-        evaluations = math.floor(schedule.done * config.evaluations)
+            schedule.start()
+        wanted = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
+        evaluations = math.floor(schedule.done * wanted)
         logged = saved = time.monotonic()
+        self._paced = (logged, schedule.step)
         self.model.train()
-        while schedule.done < 1:
+        while schedule.done < 1 or schedule.step == 0:
             rate = optim.learning_rate(config, schedule.step, schedule.done)
             self._step(schedule.step, rate)
             schedule.step += 1
-            due = math.floor(schedule.done * config.evaluations)
+            due = math.floor(schedule.done * wanted)
             if due > evaluations and self._can_afford(schedule):
                 self._save(schedule, self._evaluate(schedule, metrics, rate))
                 evaluations, logged, saved = due, time.monotonic(), time.monotonic()
@@ -126,14 +134,14 @@ class _Loop:
                 logged = time.monotonic()
                 loss = self._mean_loss(schedule.step)
                 metrics.add(schedule, self._tokens(schedule), rate, loss)
-                self.report(f"step {schedule.step:>6,}  loss {loss:.3f}  {self.rate(schedule):,.0f} tokens/s")
+                self.report(f"step {schedule.step:>6,}  {schedule.done:4.0%}  loss {loss:.3f}  {self._pace(schedule)}")
             if stopped.is_set() and schedule.done < 1:
                 self._save(schedule, None)
                 raise TryAgain(
                     f"stopped by a signal at step {schedule.step:,}; everything is saved",
                     hint="the same command goes on from there",
                 )
-        if self._evaluated_step != schedule.step:
+        if self._evaluated_step != schedule.step or self._saved_step != schedule.step:
             self._save(schedule, self._evaluate(schedule, metrics))
 
     def _step(self, step: int, rate: float) -> None:
@@ -169,7 +177,7 @@ class _Loop:
 
     def _evaluate(self, schedule: Schedule, metrics: Metrics, rate: float = 0.0) -> float:
         """Measure, record and report; returns the validation loss."""
-        start = time.monotonic()
+        start, pace = time.monotonic(), self._pace(schedule)
         loss = self._mean_loss(schedule.step) if self._loss_count else None
         found = evaluate(self.model, self.validation, self.device)
         self._evaluated_step = schedule.step
@@ -178,11 +186,12 @@ class _Loop:
             raise _diverged("validation loss", found.loss, schedule.step)
         metrics.add(schedule, self._tokens(schedule), rate, loss, found)
         shown = f"loss {loss:.3f}  " if loss is not None else ""
-        speed = f"  {self.rate(schedule):,.0f} tokens/s" if schedule.step else ""
+        speed = f"  {pace}" if schedule.step else ""
         self.report(
-            f"step {schedule.step:>6,}  {shown}validation {found.loss:.3f} nats/token, "
+            f"step {schedule.step:>6,}  {schedule.done:4.0%}  {shown}validation {found.loss:.3f} nats/token, "
             f"{found.bits_per_char:.3f} bits/char{speed}"
         )
+        self._paced = (time.monotonic(), schedule.step)
         return found.loss
 
     def _save(self, schedule: Schedule, loss: float | None) -> None:
@@ -198,6 +207,12 @@ class _Loop:
 
     def _tokens(self, schedule: Schedule) -> int:
         return schedule.step * self.trained_tokens
+
+    def _pace(self, schedule: Schedule) -> str:
+        """Tokens per second since it was last asked for, evaluations not counted."""
+        now, (then, step) = time.monotonic(), self._paced
+        self._paced = (now, schedule.step)
+        return f"{(schedule.step - step) * self.trained_tokens / max(now - then, 1e-9):,.0f} tokens/s"
 
     def rate(self, schedule: Schedule) -> float:
         return self._tokens(schedule) / max(schedule.seconds, 1e-9)

@@ -31,7 +31,7 @@ SCHEMA = 1
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
 _MADE_BY = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
-_MANIFEST, _RUN = "manifest.json", "run.json"
+MANIFEST, _RUN = "manifest.json", "run.json"
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -240,26 +240,26 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
         ledger=content.ledger,
     )
     data = msgspec.json.encode(manifest, order="deterministic")
-    files.write_file(draft / _MANIFEST, msgspec.json.format(data, indent=2))
+    files.write_file(draft / MANIFEST, msgspec.json.format(data, indent=2))
 
 
 def _names(folder: Path) -> list[str]:
     """Paths of the files below `folder` that a manifest lists, in a fixed order."""
     found = (os.path.relpath(os.path.join(top, name), folder) for top, _, names in os.walk(folder) for name in names)
-    return sorted(name for name in found if name not in (_MANIFEST, _RUN))
+    return sorted(name for name in found if name not in (MANIFEST, _RUN))
 
 
 def read(path: Path) -> Artifact:
     """The artifact in the folder `path`. Raises InputMissing, BadData, or BadConfig for a newer schema."""
     try:
-        data = (path / _MANIFEST).read_bytes()
+        data = (path / MANIFEST).read_bytes()
         if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
             raise BadConfig(f"{path}: written by a newer version (schema {schema})", hint="upgrade this program")
         manifest = msgspec.json.decode(data, type=Manifest)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no artifact here", hint="`status` lists what there is") from None
     except msgspec.DecodeError as error:
-        raise BadData(f"{path / _MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
+        raise BadData(f"{path / MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest())
 
 
@@ -283,7 +283,7 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
     if not key and (artifact := current(root, kind, name)):
         return artifact
     for folder in (root / kind / reference, path):
-        if (folder / _MANIFEST).exists():
+        if (folder / MANIFEST).exists():
             artifact = read(folder.resolve())
             if artifact.manifest.kind != kind:
                 raise InputMissing(f"{path} is one of the {artifact.manifest.kind}, not of the {kind}")
@@ -306,7 +306,7 @@ def latest(root: Path, kind: str, *, besides: str = "") -> Artifact:
 def generations(root: Path) -> Iterator[Path]:
     """The folder of every published generation of every kind below `root`."""
     for kind in KINDS:
-        for manifest in sorted((root / kind).glob(f"*/[!.]*/{_MANIFEST}")):
+        for manifest in sorted((root / kind).glob(f"*/[!.]*/{MANIFEST}")):
             if not manifest.parent.is_symlink():
                 yield manifest.parent
 

@@ -247,7 +247,15 @@ def _read_poems(path: Path, ledger: Ledger, advance: Advance) -> Iterator[Docume
         yield Document(text, poem.title or poem.rhythmic or poem.chapter, meta, path.name, number)
 
 
+_BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_NOT_TEXT = {b"PK\x03\x04": "a Word file or another archive", b"%PDF": "a PDF", b"\xd0\xcf\x11\xe0": "an old Word file"}
+
+
 def _decode(path: Path, data: bytes, encoding: str) -> str:
+    """The text of a file. A byte order mark is proof of its encoding, whatever `encoding` says."""
+    if kind := next((kind for magic, kind in _NOT_TEXT.items() if data.startswith(magic)), ""):
+        raise BadData(f"{path}: {kind}, not a text", hint="save it as plain text (.txt) first")
+    encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), encoding)
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -30,7 +30,8 @@ class Row:
 
 def status(root: Path) -> list[Row]:
     """Every raw source and every artifact below `root` with its current generation."""
-    rows = [_raw_row(root, folder) for folder in sorted((root / "raw").glob("*")) if folder.is_dir()]
+    sources = sorted(path.parent for path in (root / "raw").glob(f"*/{raw.LOCK_FILE}"))
+    rows = [_raw_row(root, folder) for folder in sources]
     for kind in KINDS:
         for shelf in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
             link = shelf / "current"
@@ -53,7 +54,9 @@ def _current_row(root: Path, link: Path, ref: str) -> Row:
 def _row(found: Artifact, shelf: Path) -> Row:
     size = sum(record.size for record in found.manifest.files)
     state = "current" if not artifact.problems(found) else "damaged"
-    return Row(found.ref, state, _age(shelf / "current"), size, _summary(found))
+    older = len(list(shelf.glob(f"[!.]*/{artifact.MANIFEST}"))) - 2  # `current` is the same folder once more
+    more = f", {older} older" if older > 0 else ""
+    return Row(found.ref, state, _age(shelf / "current"), size, _summary(found) + more)
 
 
 def _raw_row(root: Path, folder: Path) -> Row:
@@ -63,7 +66,7 @@ def _raw_row(root: Path, folder: Path) -> Row:
         return Row(f"raw/{folder.name}", "damaged", _age(folder), 0, error.what)
     size = sum(pin.size for pin in pinned.values())
     whole = all(files.size_of(folder / name) == pin.size for name, pin in pinned.items())
-    state = "damaged" if not whole else "current" if pinned else "unfinished"
+    state = "current" if whole else "damaged"
     return Row(f"raw/{folder.name}", state, _age(folder), size, f"{len(pinned)} files")
 
 
@@ -139,3 +142,16 @@ def as_dict(row: Row) -> dict[str, Any]:
         "bytes": row.bytes,
         "summary": row.summary,
     }
+
+
+def age(row: Row) -> str:
+    """The age of a row as a person says it."""
+    if row.age_hours < 1:
+        return f"{row.age_hours * 60:.0f} min"
+    return f"{row.age_hours:.1f} h" if row.age_hours < 48 else f"{row.age_hours / 24:.0f} d"
+
+
+def size(row: Row) -> str:
+    """The size of a row in the largest unit that leaves a whole digit."""
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
+    return next((f"{row.bytes / unit:,.1f} {name}" for unit, name in units if row.bytes >= unit), f"{row.bytes} B")

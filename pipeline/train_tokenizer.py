@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -110,5 +111,10 @@ def _train_sentencepiece(sentences: Path, kind: str, vocab_size: int, name: str)
 
 
 def _reason(error: RuntimeError) -> str:
-    """The part of a SentencePiece message that a person can use: what follows the source position and the check."""
-    return " ".join(str(error).split()).rsplit("] ", 1)[-1] or "the trainer gave no reason"
+    """What a SentencePiece message says to a person: the number that would do, else its last part."""
+    text = " ".join(str(error).split())
+    if most := re.search(r"set it to a value <= (\d+)", text):
+        return f"it has text for {int(most[1]):,} at most"
+    if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", text):
+        return f"its characters and bytes alone need {int(least[1]):,}"
+    return text.rsplit("] ", 1)[-1] or "the trainer gave no reason"

@@ -204,6 +204,8 @@ class _Transfer:
         """The error in a line, with nothing in it that is secret."""
         if isinstance(error, requests.exceptions.InvalidHeader):
             return "HF_TOKEN is not a token"
+        if isinstance(error, requests.exceptions.ConnectionError) and "read" not in str(error).lower():
+            return f"no connection to {urlsplit(self._url).netloc.rpartition('@')[2]}"
         return " ".join(str(error).replace(self._url, self._shown).split())[:200] or type(error).__name__
 
 

@@ -157,7 +157,7 @@ BAD_INPUT = [
     (("clean", "{one}", "--profile", "poetry"), 78, "profiles:"),
     (("clean", "{one}", "--name", "../one"), 78, "cannot be an artifact's name"),
     (("train-tokenizer", "nothing"), 66, "there: book"),
-    (("train-tokenizer", "book", "--vocab-size", "8000"), 65, "value <="),
+    (("train-tokenizer", "book", "--vocab-size", "8000"), 65, "at most"),
     (("train-tokenizer", "book", "--kind", "wordpiece"), 78, "kinds:"),
     (("tokenize", "nothing"), 66, "no corpus"),
     (("tokenize", "book", "--tokenizer", "nothing"), 66, "ready ones: gpt2, r50k_base"),

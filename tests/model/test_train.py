@@ -279,7 +279,7 @@ def test_a_killed_training_leaves_nothing_published_and_goes_on(root: Path) -> N
     killer = threading.Timer(60, started.kill)
     killer.start()
     for line in started.stderr:
-        if "step     12" in line:
+        if "step     20" in line:
             break
     started.kill()
     started.wait()
@@ -289,3 +289,11 @@ def test_a_killed_training_leaves_nothing_published_and_goes_on(root: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stderr
     assert artifact.current(root, "runs", "mini") is not None
+
+
+def test_a_first_evaluation_that_takes_longer_than_the_whole_time_still_leaves_a_trained_run(
+    root: Path, numbers: Artifact
+) -> None:
+    planned = run.plan(numbers, "mini", name="clock", minutes=1e-6)
+    result = run.read_result(stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
+    assert result.steps >= 1
