@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# Where the real texts for tests and benchmarks lie; without them those tests are skipped with a reason.
-export INKSTONE_SHARED ?= ../shared
 
 .PHONY: demo test lint bench clean
 
