@@ -44,6 +44,10 @@ class Schedule:
         """Begin to count the time: what came before, like the first evaluation, is no training."""
         self._start = time.monotonic()
 
+    def __str__(self) -> str:
+        done = min(self.done, 1.0) if self.step else 0.0
+        return f"step {self.step:>6,}  {done:4.0%}"
+
     @property
     def seconds(self) -> float:
         return self._before + time.monotonic() - self._start
@@ -134,7 +138,7 @@ class _Loop:
                 logged = time.monotonic()
                 loss = self._mean_loss(schedule.step)
                 metrics.add(schedule, self._tokens(schedule), rate, loss)
-                self.report(f"step {schedule.step:>6,}  {schedule.done:4.0%}  loss {loss:.3f}  {self._pace(schedule)}")
+                self.report(f"{schedule}  loss {loss:.3f}  {self._pace(schedule)}")
             if stopped.is_set() and schedule.done < 1:
                 self._save(schedule, None)
                 raise TryAgain(
@@ -188,8 +192,7 @@ class _Loop:
         shown = f"loss {loss:.3f}  " if loss is not None else ""
         speed = f"  {pace}" if schedule.step else ""
         self.report(
-            f"step {schedule.step:>6,}  {schedule.done:4.0%}  {shown}validation {found.loss:.3f} nats/token, "
-            f"{found.bits_per_char:.3f} bits/char{speed}"
+            f"{schedule}  {shown}validation {found.loss:.3f} nats/token, {found.bits_per_char:.3f} bits/char{speed}"
         )
         self._paced = (time.monotonic(), schedule.step)
         return found.loss
