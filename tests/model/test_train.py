@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -297,3 +298,24 @@ def test_a_first_evaluation_that_takes_longer_than_the_whole_time_still_leaves_a
     planned = run.plan(numbers, "mini", name="clock", minutes=1e-6)
     result = run.read_result(stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
     assert result.steps >= 1
+
+
+def test_checkpoints_come_by_the_clock_too_and_three_are_kept_at_most(
+    root: Path, numbers: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    kept: list[int] = []
+    save = checkpoint.save
+
+    def watched(folder: Path, state: checkpoint.State, *rest: Any) -> Path:
+        made = save(folder, state, *rest)
+        saved.append(state.step)
+        kept.append(len(checkpoint.steps(folder)))
+        return made
+
+    monkeypatch.setattr(checkpoint, "save", watched)
+    monkeypatch.setattr("model.train._CHECKPOINT_SECONDS", 0.0)
+    made = train(root, numbers, steps=8, evaluations=1).artifact
+    assert saved == list(range(1, 9))
+    assert max(kept) <= 4  # the newest beside the two before it and the best, until those are tidied
+    assert run.read_result(made).last == "step-00000008"
