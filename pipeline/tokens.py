@@ -93,6 +93,13 @@ def read_index(path: Path) -> np.ndarray:
     return np.frombuffer(data, "<i4", count, size)
 
 
+def document_lengths(found: Artifact, split: str) -> np.ndarray:
+    """int32 lengths in tokens, end-of-text included, of all documents of a split in the order of its tokens."""
+    names = [record.name for record in found.manifest.files]
+    indexes = [name for name in names if name.startswith(f"{split}-") and name.endswith(".idx")]
+    return np.concatenate([np.empty(0, "<i4"), *(read_index(found.file(name)) for name in indexes)])
+
+
 def write_hdf5(folder: Path, split: str, dtype: str, attributes: dict[str, str | int]) -> Path:
     """`SPLIT.h5` from the segments of a split: one contiguous 1-D dataset `tokens` of their exact length.
 
