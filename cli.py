@@ -168,6 +168,13 @@ def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab
 @click.option("--format", "layout", default="memmap", show_default=True, help="memmap, hdf5 or both.")
 @click.option("--val-fraction", type=float, help="Share of documents held out, by a hash of their text (default 0.05).")
 @click.option("--val", multiple=True, metavar="CORPUS", help="Validate on this corpus instead (repeatable).")
+@click.option("--include-set", "include_sets", multiple=True, metavar="SET", help="Keep only this set (repeatable).")
+@click.option("--exclude-set", "exclude_sets", multiple=True, metavar="SET", help="Leave this set out (repeatable).")
+@click.option("--min-chars", type=click.IntRange(0), default=0, help="Shorter documents are dropped.")
+@click.option("--max-documents", type=click.IntRange(0), default=0, help="Stop after so many; 0 (default): all.")
+@click.option("--dedup", default="no", show_default=True, help="exact: of equal texts the first stays.")
+@click.option("--encoder", default="auto", show_default=True, help="Of a tiktoken encoding: gigatoken or tiktoken.")
+@click.option("--deep", is_flag=True, help="Hash every byte of the inputs, also where size and time are as before.")
 @MAX_BAD
 @JOBS
 def tokenize(
@@ -176,28 +183,34 @@ def tokenize(
     reference: str,
     name: str,
     layout: str,
-    val_fraction: float | None,
     val: tuple[str, ...],
-    max_bad: float,
+    encoder: str,
+    deep: bool,
     jobs: int,
+    **options: Any,
 ) -> Outcome:
-    """Turn corpora, downloaded sources or files into token arrays (the newest corpus if none is named)."""
+    """Turn corpora, downloaded sources or files into token arrays (the newest corpus if none is named).
+
+    SET is a name that documents carry as meta.pile_set_name, as `Pile-CC`.
+    """
     from pipeline import artifact, tokenizers
     from pipeline import tokenize as stage
 
     corpora = corpora or (_newest(settings, "corpora").ref,)
     name = artifact.check_name(name or _stem(corpora[0], "corpora"))
-    inputs = stage.gather(settings.root, corpora, val)
+    inputs = stage.gather(settings.root, corpora, val, deep=deep)
     if not reference:
         same = artifact.current(settings.root, "tokenizers", name)
         reference = (same or _newest(settings, "tokenizers")).ref
-    tokenizer, trained = tokenizers.find(settings.root, reference)
-    options = stage.TokenizeOptions(layout, val_fraction, max_bad)
-    built = stage.tokenize(
-        settings.root, name, inputs, tokenizer, trained, options, settings.progress, jobs=_jobs(jobs)
-    )
+    tokenizer, trained = tokenizers.find(settings.root, reference, encoder)
+    if encoder == "auto" and tokenizer.encoder == "tiktoken":
+        why = "does not know this encoding" if tokenizers.has_gigatoken() else "is not installed"
+        settings.progress.note(f"gigatoken {why}: tiktoken encodes, with the same ids and about 12 times slower")
+    chosen = stage.TokenizeOptions(layout, **options)
+    built = stage.tokenize(settings.root, name, inputs, tokenizer, trained, chosen, settings.progress, jobs=_jobs(jobs))
     counts = built.artifact.manifest.counts
-    extra = {key: counts[key] for key in ("tokens", "documents", "input_bytes", "dtype", "tokenizer")}
+    shown = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
+    extra = {key: counts[key] for key in shown}
     return _built(built, ("documents", "train_tokens", "val_tokens"), **extra)
 
 

@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ KINDS = ("corpora", "tokenizers", "tokens", "runs")
 _MADE_BY = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
 MANIFEST, _RUN = "manifest.json", "run.json"
+SCRATCH = ".work"  # in a draft: what its stage needs to go on after a kill; it is not published
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -106,10 +107,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class Content:
-    """What a stage says of the files it wrote: its counts and its closed ledger."""
+    """What a stage says of the files it wrote: its counts and its closed ledger.
+
+    `hashed` are files whose sha256 was taken while they were written; the others are read once more. `run` goes to
+    run.json, and so decides nothing.
+    """
 
     counts: dict[str, Any]
     ledger: dict[str, Any] = field(default_factory=dict)
+    hashed: Sequence[FileRecord] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,7 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
     with files.lock(shelf / ".lock", doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if artifact := published(root, identity):
+            files.remove_tree(target / SCRATCH)
             if not _points_to(shelf / "current", identity.key):
                 files.point(shelf / "current", identity.key)
             return Built(artifact, "unchanged")
@@ -206,6 +214,7 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
         _write_manifest(draft, identity, content, start)
         files.remove_tree(target)  # if it stands, it is damaged
         files.publish_directory(draft, target)
+        files.remove_tree(target / SCRATCH)
         files.point(shelf / "current", identity.key)
     return Built(read(target), "built")
 
@@ -221,10 +230,14 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
         "host": platform.node(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        **content.run,
     }
     files.write_file(draft / _RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
+    known = {(record.name, record.size): record for record in content.hashed}
     records = tuple(
-        FileRecord(name, (draft / name).stat().st_size, files.sha256_of(draft / name)) for name in _names(draft)
+        known.get((name, size := (draft / name).stat().st_size))
+        or FileRecord(name, size, files.sha256_of(draft / name))
+        for name in _names(draft)
     )
     manifest = Manifest(
         schema=SCHEMA,
@@ -246,7 +259,7 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
 def _names(folder: Path) -> list[str]:
     """Paths of the files below `folder` that a manifest lists, in a fixed order."""
     found = (os.path.relpath(os.path.join(top, name), folder) for top, _, names in os.walk(folder) for name in names)
-    return sorted(name for name in found if name not in (MANIFEST, _RUN))
+    return sorted(name for name in found if name not in (MANIFEST, _RUN) and Path(name).parts[0] != SCRATCH)
 
 
 def read(path: Path) -> Artifact:

@@ -10,7 +10,7 @@ from pipeline import artifact, tokens
 from pipeline.artifact import Built, Content, Identity
 from pipeline.tokenizers import Integers
 
-SCHEMA = 1
+SCHEMA = 2
 VOCAB_SIZE = 100
 _REPEATS = {"train": 100, "val": 5}
 
@@ -26,8 +26,11 @@ def build(root: Path) -> Built:
         numbers = np.arange(1, VOCAB_SIZE)
         counts: dict[str, int | str] = {"dtype": dtype, "vocab_size": VOCAB_SIZE, "end_of_text": tokenizer.end_of_text}
         for split, repeats in _REPEATS.items():
-            with tokens.SegmentWriter(draft, f"{split}-00000", dtype, tokenizer.end_of_text) as segment:
-                segment.append(np.tile(numbers, repeats), np.full(repeats, len(numbers)))
+            lengths = np.full(repeats, len(numbers))
+            ids = tokens.with_ends(np.tile(numbers, repeats), lengths, dtype, tokenizer.end_of_text)
+            segment = tokens.SegmentWriter(draft, f"{split}-00000-0000", dtype)
+            segment.append(ids, lengths + 1, np.zeros(repeats))
+            segment.close()
             counts |= {f"{split}_tokens": segment.tokens, f"{split}_documents": segment.documents}
         return Content(counts)
 

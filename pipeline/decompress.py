@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import documents, files
+from pipeline import compression, files
 from pipeline.errors import BadConfig, CannotCreate, InputMissing
 from pipeline.progress import Progress
 
@@ -30,6 +30,6 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
     for path, target in zip(paths, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:
-            for block in documents.blocks(path, advance):
+            for block in compression.blocks(path, advance):
                 plain.write(block)
     return targets

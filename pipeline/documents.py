@@ -1,31 +1,31 @@
-"""From files to documents: decompress, decode, parse; count and set aside what is bad.
+"""From files to documents: decode, parse; count and set aside what is bad.
 
-zstd is read frame by frame, and every frame must end: the library's own readers accept a truncated file in silence
-(reference/reliability.md, M1 to M3).
+`read` gives documents one by one, for cleaning. `json_lines` gives any file as a stream of JSON lines, the one form
+that tokenizing cuts into pieces of work.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import zstandard
 
+from pipeline.compression import blocks
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import Ledger
 from pipeline.progress import Advance
 
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_SKIPPABLE_FIRST, _SKIPPABLE_MAGIC = bytes(range(0x50, 0x60)), b"\x2a\x4d\x18"  # RFC 8878, section 3.1.2
-_SLICE = 1 << 14  # a frame can expand 32,768 times: this bounds one call's output at 512 MiB
-_BLOCK = 1 << 20
-_MAX_WINDOW = 1 << 27
-SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json", ".txt") for packed in ("", ".zst", ".gz"))
+KINDS = (".jsonl", ".json", ".txt", ".parquet")
+SUFFIXES = (*(kind + packed for kind in KINDS[:3] for packed in ("", ".zst", ".gz")), ".parquet")
+MAX_LINE = 512 << 20  # bytes; what is longer is no document, and would not fit a small machine's memory
+_EXCERPT = 200
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Document:
 
     def as_reject(self, reason: str) -> Reject:
         """The record of this document, or of a part of it, having been dropped."""
-        return Reject(self.file, self.line, self.offset, reason, self.text[:200])
+        return Reject(self.file, self.line, self.offset, reason, self.text[:_EXCERPT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ class Reject:
 OnReject = Callable[[Reject], None]
 
 
-class _JSONLine(msgspec.Struct):
+class Record(msgspec.Struct):
+    """One JSON line; what else it holds is passed over."""
+
     text: str
     title: Any = ""
     meta: Any = None
@@ -87,151 +89,112 @@ def read(
     What came in and what was dropped as bad goes to `ledger`; the caller accounts for every document it is given.
     Raises BadData when the file as a whole cannot be trusted.
     """
-    plain = path.name.removesuffix(".zst").removesuffix(".gz")
-    if plain.endswith(".jsonl"):
+    kind = _kind(path)
+    if kind == ".jsonl":
         yield from _read_json_lines(path, ledger, on_reject, advance)
-    elif plain.endswith(".json"):
-        yield from _read_poems(path, ledger, advance)
-    else:
-        text = _decode(path, b"".join(blocks(path, advance)), encoding)
+        return
+    for document in _whole_documents(path, kind, encoding, advance):
         ledger.documents.came += 1
-        ledger.characters.came += len(text)
-        yield Document(text, file=path.name)
+        ledger.characters.came += len(document.text)
+        yield document
 
 
-def blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]:
-    """The decompressed bytes of a file in pieces; `advance` hears how many bytes of the file itself were read."""
-    with open(path, "rb") as handle:
-        if path.name.endswith(".zst"):
-            yield from _zstd_blocks(path, handle, advance)
-        elif path.name.endswith(".gz"):
-            yield from _gzip_blocks(path, handle, advance)
-        else:
-            while block := handle.read(_BLOCK):
-                advance(len(block))
-                yield block
+def json_lines(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]:
+    """Any file as blocks of JSON lines: those of a .jsonl as they are, every other document as a line of its own."""
+    kind = _kind(path)
+    if kind == ".jsonl":
+        found = blocks(path, advance)
+        yield next(found, b"").removeprefix(_BOM)  # a byte order mark, which JSON does not know
+        yield from found
+    elif kind == ".txt":  # as it is read: a text file is one document, however long
+        yield b'{"text":"'
+        for number, text in enumerate(_text(path, "utf-8", advance)):
+            yield msgspec.json.encode(text if number else text.removeprefix("\ufeff"))[1:-1]
+        yield b'"}\n'
+    else:
+        for document in _whole_documents(path, kind, "utf-8", advance):
+            yield json_line(document.text, document.title, "", document.meta)
 
 
-def _zstd_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[bytes]:
-    frame, position, start = 0, 0, 0
-    reader: Any = None
-    pending = b""
-    while data := pending or handle.read(_SLICE):
-        if reader is None and len(data) < 4:  # a magic number split over two slices
-            data += handle.read(4 - len(data))
-        advance(handle.tell() - position)
-        position = handle.tell()
-        pending = b""
-        if reader is None:
-            if not begins_zstd(data):
-                raise BadData(
-                    f"{path}: {_what_it_is(data)} where zstd frame {frame + 1} should begin, at byte {start:,}",
-                    hint="download the file again",
-                )
-            reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
-        try:
-            out = reader.decompress(data)
-        except zstandard.ZstdError as error:
-            raise BadData(
-                f"{path}: zstd frame {frame + 1} is broken near byte {position:,}: {error}",
-                hint="download the file again",
-            ) from None
-        if out:
-            yield out
-        if reader.eof:
-            pending = reader.unused_data
-            frame, start, reader = frame + 1, position - len(pending), None
-    if reader is not None:
-        raise BadData(
-            f"{path}: zstd frame {frame + 1} is cut short, the file ends at byte {position:,}",
-            hint="download the file again",
-        )
-    if frame == 0:
-        raise BadData(f"{path}: the file is empty", hint="download the file again")
+def _kind(path: Path) -> str:
+    plain = path.name.removesuffix(".zst").removesuffix(".gz")
+    return next((kind for kind in KINDS if plain.endswith(kind)), ".txt")
 
 
-def check_zstd(path: Path) -> None:
-    """Read a zstd file to its end, whatever its name. Raises BadData when a frame of it is broken or cut short."""
-    with open(path, "rb") as handle:
-        for _ in _zstd_blocks(path, handle, lambda count: None):
-            pass
+def _whole_documents(path: Path, kind: str, encoding: str, advance: Advance) -> Iterator[Document]:
+    if kind == ".json":
+        yield from _poems(path, advance)
+    elif kind == ".parquet":
+        yield from _rows(path, advance)
+    else:
+        yield Document("".join(_text(path, encoding, advance)), file=path.name)
 
 
-def begins_zstd(head: bytes) -> bool:
-    """Whether bytes begin like a zstd frame, or like a skippable one."""
-    return head.startswith(ZSTD_MAGIC) or (head[:1] in _SKIPPABLE_FIRST and head[1:4] == _SKIPPABLE_MAGIC)
+def lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
+    """Byte offset and bytes of each line, and whether that is all of it: of one above MAX_LINE the beginning is given.
 
-
-def _what_it_is(data: bytes) -> str:
-    if data[:2] == b"\x1f\x8b":
-        return "gzip data"
-    if data.lstrip()[:1] == b"<":
-        return "a web page"
-    return "something that is not zstd"
-
-
-def _gzip_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[bytes]:
-    read, empty = 0, True
-    try:
-        with gzip.GzipFile(fileobj=handle) as unzipped:
-            while block := unzipped.read(_BLOCK):
-                advance(handle.tell() - read)
-                read, empty = handle.tell(), False
-                yield block
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadData(f"{path}: not whole gzip data: {error}", hint="download the file again") from None
-    if empty and not handle.tell():
-        raise BadData(f"{path}: the file is empty", hint="download the file again")
-
-
-def lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Byte offset and bytes of each line, split on b"\\n" alone (str.splitlines also splits at U+2028 and others)."""
-    offset = 0
+    Split on b"\\n" alone: str.splitlines also splits at U+2028 and others.
+    """
+    offset, size = 0, 0
     held: list[bytes] = []
     for piece in pieces:
         head, newline, rest = piece.partition(b"\n")
-        held.append(head)
+        size += len(head)
+        if size <= MAX_LINE:
+            held.append(head)
+        elif sum(map(len, held)) > _EXCERPT:
+            held = [b"".join(held)[:_EXCERPT]]
         if not newline:
             continue
-        line = b"".join(held)
-        yield offset, line
-        offset += len(line) + 1
+        yield offset, b"".join(held), size <= MAX_LINE
+        offset += size + 1
         *whole, last = rest.split(b"\n")
         for line in whole:
-            yield offset, line
+            yield offset, line, True
             offset += len(line) + 1
-        held = [last]
-    if tail := b"".join(held):
-        yield offset, tail
+        held, size = [last], len(last)
+    if size:
+        yield offset, b"".join(held), size <= MAX_LINE
 
 
 def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
-    decode = msgspec.json.Decoder(_JSONLine).decode
-    for number, (offset, line) in enumerate(lines(blocks(path, advance)), start=1):
-        ledger.documents.came += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which JSON does not know
-        try:
-            entry = decode(line)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            shown = line[: 1 << 20].decode(errors="replace")
-            if not line.strip():
-                reason = "blank-line"
-            elif isinstance(error, msgspec.ValidationError):
-                reason = "bad-record"
-            else:
-                reason = "bad-json"
-            ledger.documents.drop(reason, 1)
-            ledger.characters.came += len(shown)
-            ledger.characters.drop(reason, len(shown))
-            on_reject(Reject(path.name, number, offset, reason, shown[:200]))
+    for number, (offset, line, whole) in enumerate(lines(json_lines(path, advance)), start=1):
+        found = parse(line) if whole else "bad-too-long"
+        if isinstance(found, str):
+            reject_line(ledger, on_reject, found, line, path.name, number, offset)
             continue
-        ledger.characters.came += len(entry.text)
-        title = entry.title if isinstance(entry.title, str) else ""
-        yield Document(entry.text, title, entry.meta, path.name, number, offset)
+        ledger.documents.came += 1
+        ledger.characters.came += len(found.text)
+        title = found.title if isinstance(found.title, str) else ""
+        yield Document(found.text, title, found.meta, path.name, number, offset)
 
 
-def _read_poems(path: Path, ledger: Ledger, advance: Advance) -> Iterator[Document]:
+_decode_record = msgspec.json.Decoder(Record).decode
+
+
+def parse(line: bytes | memoryview) -> Record | str:
+    """The record in one line, or the reason why there is none."""
+    try:
+        return _decode_record(line)
+    except msgspec.ValidationError:
+        return "bad-record"
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return "bad-json" if bytes(line).strip() else "blank-line"
+
+
+def reject_line(
+    ledger: Ledger, on_reject: OnReject, reason: str, line: bytes, file: str, number: int, offset: int
+) -> None:
+    """Account for a line that is no document. Its characters are those of its first MiB, read as well as can be."""
+    shown = line[: 1 << 20].decode(errors="replace")
+    ledger.documents.came += 1
+    ledger.documents.drop(reason, 1)
+    ledger.characters.came += len(shown)
+    ledger.characters.drop(reason, len(shown))
+    on_reject(Reject(file, number, offset, reason, shown[:_EXCERPT]))
+
+
+def _poems(path: Path, advance: Advance) -> Iterator[Document]:
     try:
         poems = msgspec.json.decode(b"".join(blocks(path, advance)), type=list[_Poem])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -240,31 +203,62 @@ def _read_poems(path: Path, ledger: Ledger, advance: Advance) -> Iterator[Docume
             hint="give JSON lines with `text` as .jsonl, or plain text as .txt",
         ) from None
     for number, poem in enumerate(poems, start=1):
-        text = "\n".join(poem.paragraphs)
-        ledger.documents.came += 1
-        ledger.characters.came += len(text)
         meta = {"author": poem.author} if poem.author else None
-        yield Document(text, poem.title or poem.rhythmic or poem.chapter, meta, path.name, number)
+        title = poem.title or poem.rhythmic or poem.chapter
+        yield Document("\n".join(poem.paragraphs), title, meta, path.name, number)
+
+
+def _rows(path: Path, advance: Advance) -> Iterator[Document]:
+    """Rows of a Parquet file with a column `text`; `title` and `meta` are taken where they are. Null is no text."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise BadConfig(f"{path}: Parquet needs pyarrow", hint="pip install 'inkstone[parquet]'") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "text" not in names:
+                raise BadData(f"{path}: no column `text`", hint=f"its columns: {', '.join(names)}")
+            wanted = [name for name in ("text", "title", "meta") if name in names]
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    text = row["text"] if isinstance(row["text"], str) else ""
+                    yield Document(text, row.get("title") or "", row.get("meta"), path.name, number)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise BadData(f"{path}: not a whole Parquet file: {error}", hint="download the file again") from None
+    advance(path.stat().st_size)
 
 
 _BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _NOT_TEXT = {b"PK\x03\x04": "a Word file or another archive", b"%PDF": "a PDF", b"\xd0\xcf\x11\xe0": "an old Word file"}
 
 
-def _decode(path: Path, data: bytes, encoding: str) -> str:
-    """The text of a file. A byte order mark is proof of its encoding, whatever `encoding` says."""
-    if kind := next((kind for magic, kind in _NOT_TEXT.items() if data.startswith(magic)), ""):
-        raise BadData(f"{path}: {kind}, not a text", hint="save it as plain text (.txt) first")
-    encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), encoding)
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise BadData(
-            f"{path}: not {encoding} text: byte {data[error.start]:#04x} at offset {error.start:,}",
-            hint="name the right one with --encoding (gb18030, big5, utf-16), or check that it is a text",
-        ) from None
-    except LookupError:
-        raise BadConfig(f"there is no encoding {encoding!r}", hint="for example utf-8, gb18030, big5") from None
+def _text(path: Path, encoding: str, advance: Advance) -> Iterator[str]:
+    """The text of a file in pieces. A byte order mark is proof of its encoding, whatever `encoding` says."""
+    decoder: codecs.IncrementalDecoder | None = None
+    offset = 0
+    for block in chain(blocks(path, advance), [b""]):
+        if decoder is None:
+            if kind := next((kind for magic, kind in _NOT_TEXT.items() if block.startswith(magic)), ""):
+                raise BadData(f"{path}: {kind}, not a text", hint="save it as plain text (.txt) first")
+            encoding = next((name for mark, name in _BOMS.items() if block.startswith(mark)), encoding)
+            try:
+                decoder = codecs.getincrementaldecoder(encoding)()
+            except LookupError:
+                raise BadConfig(f"there is no encoding {encoding!r}", hint="for example utf-8, gb18030, big5") from None
+        held = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            at = offset - held + error.start
+            raise BadData(
+                f"{path}: not {encoding} text: byte {error.object[error.start]:#04x} at offset {at:,}",
+                hint="name the right one with --encoding (gb18030, big5, utf-16), or check that it is a text",
+            ) from None
+        offset += len(block)
 
 
 def json_line(text: str, title: str, source: str, meta: Any) -> bytes:

@@ -5,13 +5,15 @@ And, from it, from corpora and from plain paths, the files that a stage reads.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from pipeline import artifact, files
-from pipeline.documents import SUFFIXES
+from pipeline.documents import KINDS
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.sources import CATALOGUE, LOCK_FILE, data_files
 
@@ -66,28 +68,64 @@ class InputFile:
         return artifact.Input(role, self.name, self.digest)
 
 
-def inputs(root: Path, reference: str, *, corpora: bool) -> list[InputFile]:
+class _Hashed(msgspec.Struct, frozen=True):
+    """The hash of a local file as it was when it had this size and this time."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+_HASHES = ".hashes.json"
+_SETTLED = 2_000_000_000  # ns: a file that was written just now may change again within the grain of its time
+
+
+def hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str]:
+    """sha256 of local files. One that was hashed before is read again if its size or time changed, or if `deep`."""
+    try:
+        known = msgspec.json.decode((root / _HASHES).read_bytes(), type=dict[str, _Hashed])
+    except (FileNotFoundError, msgspec.DecodeError):  # a cache: what it lost is hashed again
+        known = {}
+    found = []
+    learned: dict[str, _Hashed] = {}
+    for path in paths:
+        status, name = path.stat(), str(path.resolve())
+        entry = known.get(name)
+        if deep or entry is None or (entry.size, entry.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            entry = _Hashed(status.st_size, status.st_mtime_ns, files.sha256_of(path))
+            if time.time_ns() - entry.mtime_ns > _SETTLED:
+                learned[name] = entry
+        found.append(entry.sha256)
+    if learned:
+        kept = {name: entry for name, entry in (known | learned).items() if Path(name).exists()}
+        root.mkdir(parents=True, exist_ok=True)
+        files.write_file(root / _HASHES, msgspec.json.encode(kept, order="deterministic"))
+    return found
+
+
+def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> list[InputFile]:
     """The files that `reference` means, in a fixed order: a corpus (where a stage reads those), a raw source or a
-    part of one (`pile/train`), a file, or a folder.
+    part of one (`pile/train`), a file, or a folder. With `deep` every byte is hashed, whatever is remembered.
 
     Raises InputMissing with what to run first when there is nothing, BadData when a cached file was damaged.
     """
     if corpora and (corpus := _corpus(root, reference)):
-        return [corpus_file(corpus)]
+        return [corpus_file(corpus, deep=deep)]
     if not reference:
         raise BadConfig("an empty name is no input", hint="`status` lists what there is")
     source, _, part = reference.partition("/")
     if pinned := read_lock(root, source) if artifact.is_name(source) else {}:
-        return _pinned(root, source, part, pinned)
+        return _pinned(root, source, part, pinned, deep)
     path = Path(reference)
     if path.is_file():
-        return [InputFile(path, path.name, files.sha256_of(path))]
+        return [InputFile(path, path.name, *hashes(root, [path], deep=deep))]
     if path.is_dir() and (found := data_files(path)):
-        return [InputFile(file, file.relative_to(path).as_posix(), files.sha256_of(file)) for file in found]
+        digests = hashes(root, found, deep=deep)
+        return [
+            InputFile(each, each.relative_to(path).as_posix(), sha) for each, sha in zip(found, digests, strict=True)
+        ]
     if path.is_dir():
-        raise InputMissing(
-            f"{reference}: no data files in this folder", hint=f"names end in {', '.join(SUFFIXES[::3])}"
-        )
+        raise InputMissing(f"{reference}: no data files in this folder", hint=f"names end in {', '.join(KINDS)}")
     if source in CATALOGUE:
         command = "download pile --shards 0,val" if source == "pile" else f"download {source}"
         raise InputMissing(f"the source {source} is not downloaded yet", hint=f"run `{command}` first")
@@ -95,8 +133,10 @@ def inputs(root: Path, reference: str, *, corpora: bool) -> list[InputFile]:
     raise InputMissing(f"{reference}: {kinds} of this name", hint="`status` lists what there is")
 
 
-def corpus_file(corpus: artifact.Artifact) -> InputFile:
+def corpus_file(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
     """The documents of a corpus."""
+    if deep and (found := artifact.problems(corpus, deep=True)):
+        raise BadData(found[0], hint="`clean` it again")
     return InputFile(artifact.require_whole(corpus).file("documents.jsonl.zst"), corpus.ref, corpus.digest)
 
 
@@ -107,7 +147,7 @@ def _corpus(root: Path, reference: str) -> artifact.Artifact | None:
         return None
 
 
-def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile]) -> list[InputFile]:
+def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile], deep: bool) -> list[InputFile]:
     chosen = sorted(name for name in pinned if not part or name == part or name.startswith(part.rstrip("/") + "/"))
     if not chosen:
         raise InputMissing(f"{source}: nothing named {part} was downloaded", hint=f"there: {', '.join(sorted(pinned))}")
@@ -116,7 +156,7 @@ def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile]) -> l
         path = folder(root, source) / name
         if not path.resolve().is_relative_to(folder(root, source).resolve()):
             raise BadData(f"{folder(root, source) / LOCK_FILE}: {name!r} leads out of the cache", hint="delete it")
-        if not is_whole(path, pinned[name]):
+        if not is_whole(path, pinned[name]) or (deep and files.sha256_of(path) != pinned[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")
         found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, pinned[name].split))
     return found

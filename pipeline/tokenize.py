@@ -1,45 +1,57 @@
-"""The tokenize stage: documents become token arrays, one segment for each unit of work.
+"""The tokenize stage: documents become token arrays.
 
-A unit is one input file. What it writes depends on the file, the tokenizer and the options alone, so the bytes are
-the same for any number of workers, and a unit that a killed run had finished is not done again.
+    file ──json_lines──▶ text ──cut──▶ pieces ──workers: encode──▶ ids ──assembly──▶ segments ──▶ artifact
+
+One process reads and cuts, `jobs` others encode, and the results are put together in the order of the input: so the
+bytes are the same for any number of workers, and a unit that a killed run had finished is not done again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from pipeline import artifact, documents, engines, files, raw, tokenizers, tokens
+from pipeline import artifact, documents, encode, engines, files, pieces, raw, tokens
 from pipeline.artifact import Artifact, Built, Content, Identity, Input
-from pipeline.documents import Document
+from pipeline.assembly import Assembly, Record
+from pipeline.encode import Choice, Job, Long, Task
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
-from pipeline.progress import Progress
+from pipeline.pieces import Unbroken
+from pipeline.progress import Advance, Progress
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokens import SegmentWriter
 
-SCHEMA = 1  # raise when the same options give other bytes
+SCHEMA = 2  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
-_BATCH = 4 << 20  # characters handed to the tokenizer at once
-_CHECK_FIRST, _CHECK_EVERY = 8, 1000
-_LIBRARIES = {"tiktoken": ("tiktoken", "gigatoken"), "sentencepiece": ("sentencepiece",)}
+DEDUP = ("no", "exact")
+_CHECK_FIRST = 8  # documents of each unit
+_SMALL = 4 << 20  # bytes of input that are not worth another worker
+_LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
 
 
 @dataclass(frozen=True)
 class TokenizeOptions:
     """What a person can choose. `val_fraction` is the share of documents, by a hash of their text, held out.
 
-    None means 0.05, or nothing where there is a validation corpus.
+    None means 0.05, or nothing where there is a validation corpus. `max_documents` 0 sets no limit. `dedup` "exact"
+    keeps the first of equal texts in the order of the input; it holds about 110 bytes of memory for each document.
     """
 
     format: str = "memmap"
     val_fraction: float | None = None
     max_bad: float = DEFAULT_MAX_BAD
+    include_sets: tuple[str, ...] = ()
+    exclude_sets: tuple[str, ...] = ()
+    min_chars: int = 0
+    max_documents: int = 0
+    dedup: str = "no"
 
     def __post_init__(self) -> None:
         if self.format not in tokens.FORMATS:
@@ -48,6 +60,14 @@ class TokenizeOptions:
             raise BadConfig(
                 f"--val-fraction {self.val_fraction} is no share", hint="from 0 to below 1, for example 0.05"
             )
+        if self.dedup not in DEDUP:
+            raise BadConfig(f"no --dedup {self.dedup!r}", hint=f"one of {', '.join(DEDUP)}")
+        if both := set(self.include_sets) & set(self.exclude_sets):
+            raise BadConfig(f"{min(both)} is both included and excluded", hint="leave one of them out")
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(tuple(sorted(self.include_sets)), tuple(sorted(self.exclude_sets)), self.min_chars)
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,10 @@ class Inputs:
         return 0.0 if self.val else DEFAULT_VAL_FRACTION if asked is None else asked
 
 
-def gather(root: Path, corpora: Sequence[str], val: Sequence[str]) -> Inputs:
-    """The files of all `corpora`, and of the validation corpora `val`."""
-    found = [file for reference in corpora for file in raw.inputs(root, reference, corpora=True)]
-    chosen = [file for reference in val for file in raw.inputs(root, reference, corpora=True)]
+def gather(root: Path, corpora: Sequence[str], val: Sequence[str], *, deep: bool = False) -> Inputs:
+    """The files of all `corpora`, and of the validation corpora `val`; with `deep` their bytes are hashed anew."""
+    found = [file for reference in corpora for file in raw.inputs(root, reference, corpora=True, deep=deep)]
+    chosen = [file for reference in val for file in raw.inputs(root, reference, corpora=True, deep=deep)]
     return divide(found, chosen)
 
 
@@ -96,38 +116,21 @@ def identify(
     made_from += [entry.as_input("val") for entry in inputs.val]
     if trained:
         made_from.append(Input("tokenizer", trained.ref, trained.digest))
-    libraries = _LIBRARIES.get(tokenizer.kind, ())
+    libraries = _LIBRARIES.get(tokenizer.encoder, ())
     if options.format != "memmap":
         libraries += ("h5py",)
-    chosen = {"stage": SCHEMA, "format": options.format, "val_fraction": inputs.fraction(options.val_fraction)}
+    if any(entry.path.suffix == ".parquet" for entry in (*inputs.train, *inputs.val)):
+        libraries += ("pyarrow",)
+    chosen = {
+        "stage": SCHEMA,
+        "format": options.format,
+        "val_fraction": inputs.fraction(options.val_fraction),
+        "encoder": tokenizer.encoder,
+        "max_documents": options.max_documents,
+        "dedup": options.dedup,
+        **msgspec.structs.asdict(options.choice),
+    }
     return Identity("tokens", name, chosen, tuple(made_from), tokenizer.fingerprint, libraries)
-
-
-class Unit(msgspec.Struct, frozen=True):
-    """One piece of work: tokenize the file `path` into segments `<split>-<number>` in `folder`.
-
-    `split` is "train" or "val" when the whole file belongs there, "" to divide its documents by hash.
-    """
-
-    path: Path
-    number: int
-    split: str
-    val_fraction: float
-    folder: Path
-    dtype: str
-
-
-class Record(msgspec.Struct):
-    """What a unit did. It is written last, so its presence says that the unit is done."""
-
-    number: int
-    input_bytes: int = 0
-    tokens: dict[str, int] = {}
-    documents: dict[str, int] = {}
-    characters: dict[str, int] = {}
-    compared: int = 0
-    files: dict[str, int] = {}
-    ledger: Ledger = msgspec.field(default_factory=Ledger)
 
 
 def tokenize(
@@ -143,7 +146,8 @@ def tokenize(
 ) -> Built:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
 
-    Raises BadData when a split would be empty, or when gigatoken and tiktoken disagree on any document compared.
+    Raises BadData when a file is broken, when a split would be empty, or when gigatoken and tiktoken disagree on any
+    document compared; TooManyRejects when more than `options.max_bad` of the documents are bad.
     """
 
     def write(draft: Path) -> Content:
@@ -160,25 +164,120 @@ def tokenize(
 def _write(
     draft: Path, inputs: Inputs, tokenizer: Tokenizer, options: TokenizeOptions, progress: Progress, jobs: int
 ) -> Content:
-    tokenizer.save(draft)
+    fraction = inputs.fraction(options.val_fraction)
     dtype = tokens.dtype_for(tokenizer.vocab_size)
     train_split = "train" if inputs.val else ""
     work = [(entry, train_split) for entry in inputs.train] + [(entry, "val") for entry in inputs.val]
-    fraction = inputs.fraction(options.val_fraction)
-    units = [Unit(e.path, n, split, fraction, draft, dtype) for n, (e, split) in enumerate(work)]
-    with progress.bar("tokenize", sum(unit.path.stat().st_size for unit in units)) as advance:
-        records = engines.run(
-            encode, units, jobs=jobs, done=lambda record: advance(units[record.number].path.stat().st_size)
-        )
-    ledger, compared = Ledger(), 0
+    given = [
+        Job(draft, tokenizer.encoder, dtype, entry.name, split, fraction, options.choice, options.dedup == "exact")
+        for entry, split in work
+    ]
+    paths = [entry.path for entry, _ in work]
+    tokenizer.save(draft)
+    with (
+        progress.bar("tokenize", total := sum(path.stat().st_size for path in paths)) as advance,
+        Assembly(
+            draft,
+            dtype,
+            keep_bins=options.format != "hdf5",
+            dedup=options.dedup == "exact",
+            max_documents=options.max_documents,
+        ) as assembly,
+    ):
+        jobs = min(jobs, 1 + total // _SMALL)
+        encode_here = functools.partial(encode.encode_with, tokenizer)
+        tasks = _tasks(paths, given, tokenizer, assembly, advance)
+        with contextlib.closing(engines.stream(encode.encode if jobs > 1 else encode_here, tasks, jobs=jobs)) as done:
+            for task, encoded, answer in done:
+                assembly.add(task, encoded, answer)
+                if assembly.is_full:
+                    break
+        records = assembly.finish()
+        assembly.write_rejects()
+    content = _content(records, tokenizer, dtype, options, fraction)
+    if options.format != "memmap":
+        attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
+        hdf5 = [
+            _HDF5(draft / f"{split}.h5", assembly.bins(split), dtype, {**attributes, "documents": count})
+            for split in tokens.SPLITS
+            for count in [content.counts[f"{split}_documents"]]
+        ]
+        engines.run(_write_hdf5, hdf5, jobs=1, isolated=True)
+    read = {entry.name: str(entry.path.absolute()) for entry, _ in work}
+    return dataclasses.replace(content, run={"inputs": read})
+
+
+def _tasks(
+    paths: Sequence[Path], given: Sequence[Job], tokenizer: Tokenizer, assembly: Assembly, advance: Advance
+) -> Iterator[tuple[Task, bytes | bytearray]]:
+    """All pieces of all files that are still to do, in order."""
+    for number, (path, job) in enumerate(zip(paths, given, strict=True)):
+        first = assembly.next_unit(number)
+        if first is None or assembly.is_full:
+            advance(path.stat().st_size)
+            continue
+        unit, lines = -1, 0
+        for piece in pieces.cut(documents.json_lines(path, advance)):
+            if piece.unit < first:
+                continue
+            if piece.unit != unit:
+                unit, lines = piece.unit, 0
+            check = max(0, _CHECK_FIRST - lines)
+            if check:
+                lines += piece.data.count(b"\n")
+            task = Task(job, number, unit, piece.offset, len(piece.data), check)
+            if piece.overlong:
+                yield msgspec.structs.replace(task, refused="bad-too-long"), piece.data
+            elif piece.long:
+                yield from _parts(task, piece.data, tokenizer)
+            else:
+                yield task, piece.data
+
+
+def _parts(task: Task, line: bytes | bytearray, tokenizer: Tokenizer) -> Iterator[tuple[Task, bytes | bytearray]]:
+    """One long document in parts, or the one task that says why it is not kept."""
+    characters, digest = 0, hashlib.sha256()
+    try:
+        text = pieces.LongText(line)
+        for part in text.parts(tokenizer.boundary):
+            characters += len(part)
+            digest.update(part.encode())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Unbroken) as error:
+        reason = "bad-record" if isinstance(error, msgspec.ValidationError) else "bad-json"
+        reason = "bad-unbroken" if isinstance(error, Unbroken) else reason
+        yield msgspec.structs.replace(task, refused=reason), line[:200]
+        return
+    short = digest.digest()[: encode.DIGEST_BYTES]
+    name = encode.set_name(text.meta)
+    task = msgspec.structs.replace(task, long=Long(characters, name, short, task.job.split_of(short)))
+    if reason := task.job.choice.refuses(characters, name):
+        yield msgspec.structs.replace(task, refused=reason), b""
+        return
+    held: str | None = None
+    first = True
+    for part in text.parts(tokenizer.boundary):
+        if held is not None:
+            yield msgspec.structs.replace(task, first=first, final=False), held.encode()
+            first, task = False, msgspec.structs.replace(task, size=0)
+        held = part
+    yield msgspec.structs.replace(task, first=first), (held or "").encode()
+
+
+def _content(
+    records: Sequence[Record], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
+) -> Content:
+    """Counts over all units, the closed ledger, and the hashes taken on the way."""
+    ledger = Ledger()
     counts = {f"{split}_{what}": 0 for split in tokens.SPLITS for what in ("tokens", "documents", "characters")}
+    sets: dict[str, int] = {}
     for record in records:
         ledger.add(record.ledger)
-        compared += record.compared
         for split in tokens.SPLITS:
             counts[f"{split}_tokens"] += record.tokens.get(split, 0)
             counts[f"{split}_documents"] += record.documents.get(split, 0)
             counts[f"{split}_characters"] += record.characters.get(split, 0)
+        for name, count in record.sets.items():
+            sets[name] = sets.get(name, 0) + count
     closed = ledger.close(max_bad=options.max_bad)
     for split in tokens.SPLITS:
         if not counts[f"{split}_tokens"]:
@@ -186,127 +285,30 @@ def _write(
                 f"the {split} split is empty: {ledger.documents.out:,} documents, val fraction {fraction:g}",
                 hint="raise --val-fraction, name a validation corpus with --val, or clean into smaller units (--unit)",
             )
-    if options.format != "memmap":
-        attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
-        hdf5 = [
-            _HDF5(draft, split, dtype, {**attributes, "documents": counts[f"{split}_documents"]})
-            for split in tokens.SPLITS
-        ]
-        engines.run(_write_hdf5, hdf5, jobs=1, isolated=True)
-    for path in draft.glob("unit-*.json"):
-        path.unlink()
-    if options.format == "hdf5":
-        for path in draft.glob("*.bin"):
-            path.unlink()
-    return Content(
-        {
-            "tokens": counts["train_tokens"] + counts["val_tokens"],
-            "documents": counts["train_documents"] + counts["val_documents"],
-            "input_bytes": sum(record.input_bytes for record in records),
-            "dtype": dtype,
-            "tokenizer": tokenizer.name,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-            "compared": compared,
-            **counts,
-        },
-        closed,
-    )
+    told = {
+        "tokens": counts["train_tokens"] + counts["val_tokens"],
+        "documents": counts["train_documents"] + counts["val_documents"],
+        "input_bytes": sum(record.input_bytes for record in records),
+        "units": len(records),
+        "longest_document": max(record.longest for record in records),
+        "sets": dict(sorted(sets.items())),
+        "dtype": dtype,
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "encoder": tokenizer.encoder,
+        "compared": sum(record.compared for record in records),
+        **counts,
+    }
+    return Content(told, closed, hashed=[each for record in records for each in record.files])
 
 
 class _HDF5(msgspec.Struct, frozen=True):
-    folder: Path
-    split: str
+    path: Path
+    segments: list[Path]
     dtype: str
     attributes: dict[str, str | int]
 
 
 def _write_hdf5(unit: _HDF5) -> None:
-    tokens.write_hdf5(unit.folder, unit.split, unit.dtype, unit.attributes)
-
-
-def encode(unit: Unit) -> Record:
-    """Do one unit of work, unless its record says that it was done before."""
-    path = unit.folder / f"unit-{unit.number:05d}.json"
-    if path.exists():
-        record = msgspec.json.decode(path.read_bytes(), type=Record)
-        if all(files.size_of(unit.folder / name) == size for name, size in record.files.items()):
-            return record
-    record = encode_with(unit, tokenizers.open_folder(unit.folder))
-    files.sync([unit.folder / name for name in record.files])  # the record must not outlive what it vouches for
-    files.write_file(path, msgspec.json.encode(record))
-    return record
-
-
-def encode_with(unit: Unit, tokenizer: Tokenizer) -> Record:
-    """Read the unit's file, encode its documents, write its segments and rejects."""
-    record = Record(unit.number)
-    splits = (unit.split,) if unit.split else tokens.SPLITS
-    rejects_path = unit.folder / f"rejects-{unit.number:05d}.jsonl.zst"
-    names = [rejects_path.name]
-    with documents.ZstdLines(rejects_path) as rejects:
-        writers = {
-            split: SegmentWriter(unit.folder, f"{split}-{unit.number:05d}", unit.dtype, tokenizer.end_of_text)
-            for split in splits
-        }
-        pending: dict[str, list[str]] = {split: [] for split in splits}
-        sizes = dict.fromkeys(splits, 0)
-
-        def flush(split: str) -> None:
-            texts = pending[split]
-            ids, lengths = tokenizer.encode_batch(texts)
-            record.compared += _compare(unit, tokenizer, texts, ids, lengths, writers[split].documents)
-            writers[split].append(ids, lengths)
-            record.characters[split] = record.characters.get(split, 0) + sizes[split]
-            texts.clear()
-            sizes[split] = 0
-
-        for document in _kept(unit, record, rejects):
-            split = unit.split or ("val" if is_validation(document.text, unit.val_fraction) else "train")
-            pending[split].append(document.text)
-            sizes[split] += len(document.text)
-            record.input_bytes += len(document.text.encode())
-            if sizes[split] >= _BATCH:
-                flush(split)
-        for split, writer in writers.items():
-            with writer:
-                if pending[split]:
-                    flush(split)
-            record.tokens[split] = writer.tokens
-            record.documents[split] = writer.documents
-            names += [f"{split}-{unit.number:05d}.bin", f"{split}-{unit.number:05d}.idx"]
-    record.files = {name: (unit.folder / name).stat().st_size for name in names}
-    return record
-
-
-def _kept(unit: Unit, record: Record, rejects: documents.ZstdLines) -> Iterator[Document]:
-    for document in documents.read(unit.path, record.ledger, rejects.write_reject):
-        if not document.text:
-            record.ledger.documents.drop("empty", 1)
-            rejects.write_reject(document.as_reject("empty"))
-            continue
-        record.ledger.documents.out += 1
-        record.ledger.characters.out += len(document.text)
-        yield document
-
-
-def is_validation(text: str, fraction: float) -> bool:
-    """Whether a document is held out: by a hash of its content, so that adding others never moves it."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
-def _compare(
-    unit: Unit, tokenizer: Tokenizer, texts: Sequence[str], ids: np.ndarray, lengths: np.ndarray, first: int
-) -> int:
-    """Encode a sample of a batch again, one document at a time, with the reference: the first 8 of the segment, then
-    one in 1,000. The number compared; BadData at the first difference."""
-    chosen = [n for n in range(len(texts)) if first + n < _CHECK_FIRST or (first + n) % _CHECK_EVERY == 0]
-    ends = np.cumsum(lengths)
-    for n in chosen:
-        if ids[ends[n] - lengths[n] : ends[n]].tolist() != tokenizer.encode(texts[n]):
-            raise BadData(
-                f"{unit.path}: document {first + n} is encoded differently by the fast path and by {tokenizer.kind}",
-                hint="please report it with the document; nothing was published",
-            )
-    return len(chosen)
+    tokens.write_hdf5(unit.path, unit.segments, unit.dtype, unit.attributes)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import tempfile
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +23,7 @@ import numpy as np
 
 from pipeline import artifact, files
 from pipeline.artifact import Artifact
-from pipeline.errors import BadData, InputMissing, TryAgain
+from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
 
 END_OF_TEXT = "<|endoftext|>"
 _CARD, _MODEL, _RANKS, _CHARACTERS = "tokenizer.json", "tokenizer.model", "ranks.tiktoken", "characters.txt"
@@ -35,23 +38,44 @@ _PATTERNS = {
 }
 ENCODINGS = tuple(_PATTERNS)
 
+ENCODERS = ("auto", "gigatoken", "tiktoken")
+
 Encoded = tuple[np.ndarray, np.ndarray]
+
+# Where each of tiktoken's split patterns ends a piece of text, whatever comes before and after: so a text may be cut
+# there and its parts encoded one by one. Latin words, lines, and Chinese phrases; other places are left alone.
+_WORD_OR_LINE = re.compile(
+    "(?<=[a-z])(?= [a-z])|(?<=[^\\s]\n)(?=[a-z\u5000-\u9fa5])|(?<=[\u5000-\u9fa5])(?=[。，！？；：、])"
+)
+_ANYWHERE = re.compile("(?s:(?<=.)(?=.))")
+
+
+class Unencodable(Exception):
+    """The tokenizer's library gave up on a text."""
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `end_of_text` is the id that follows every document; `vocab_size` counts all ids."""
+    """Text to ids and back. `end_of_text` is the id that follows every document; `vocab_size` counts all ids.
+
+    `encoder` names the library that encodes batches. `boundary` matches (with no width) where a text may be cut so
+    that the ids of its parts, put together, are the ids of the whole; None where no such place is known.
+    """
 
     kind: str
     name: str
     vocab_size: int
     end_of_text: int
     fingerprint: str
+    encoder: str
+
+    @property
+    def boundary(self) -> re.Pattern[str] | None: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without the end-of-text id."""
+        """Ids of a text, without the end-of-text id, by the library that defines them. Raises Unencodable."""
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """(flat uint32 ids of all texts in order, int64 number of ids of each text)."""
+        """(flat uint32 ids of all texts in order, int64 number of ids of each text). Raises Unencodable."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; the end-of-text id gives nothing."""
@@ -86,8 +110,7 @@ def _save_card(tokenizer: Tokenizer, folder: Path, pattern: str = "") -> None:
 
 def _flat(rows: Sequence[Sequence[int]]) -> Encoded:
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    flat = np.fromiter((token for row in rows for token in row), np.uint32, int(lengths.sum()))
-    return flat, lengths
+    return np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum())), lengths
 
 
 class Tiktoken:
@@ -98,23 +121,37 @@ class Tiktoken:
     """
 
     kind = "tiktoken"
+    boundary = _WORD_OR_LINE
 
-    def __init__(self, name: str, ranks: bytes, pattern: str, vocab_size: int, end_of_text: int) -> None:
-        import tiktoken
-
+    def __init__(
+        self, name: str, ranks: bytes, pattern: str, vocab_size: int, end_of_text: int, encoder: str = "auto"
+    ) -> None:
         self.name, self.vocab_size, self.end_of_text = name, vocab_size, end_of_text
+        self.encoder = _encoder(name, encoder)
         self._ranks, self._pattern = ranks, pattern
         definition = b"%d %d %s\n%s" % (vocab_size, end_of_text, pattern.encode(), ranks)
         self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(definition).hexdigest()[:16]}"
-        pairs = (line.split() for line in ranks.splitlines())
-        mergeable = {b64decode(token): int(rank) for token, rank in pairs}
-        self._texts = frozenset(mergeable.values())
-        self._encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=mergeable, special_tokens={END_OF_TEXT: end_of_text}
+
+    @functools.cached_property
+    def _mergeable(self) -> dict[bytes, int]:
+        pairs = (line.split() for line in self._ranks.splitlines())
+        return {b64decode(token): int(rank) for token, rank in pairs}
+
+    @functools.cached_property
+    def _texts(self) -> frozenset[int]:
+        return frozenset(self._mergeable.values())
+
+    @functools.cached_property
+    def _reference(self) -> Any:
+        import tiktoken
+
+        special = {END_OF_TEXT: self.end_of_text}
+        return tiktoken.Encoding(
+            self.name, pat_str=self._pattern, mergeable_ranks=self._mergeable, special_tokens=special
         )
 
     @classmethod
-    def named(cls, name: str) -> Tiktoken:
+    def named(cls, name: str, encoder: str = "auto") -> Tiktoken:
         """The encoding as tiktoken defines it, from its cache or the network. Raises TryAgain when it has neither."""
         import requests
         from tiktoken_ext import openai_public
@@ -133,7 +170,7 @@ class Tiktoken:
         pairs = sorted(definition["mergeable_ranks"].items(), key=lambda pair: pair[1])
         ranks = b"".join(b64encode(token) + b" %d\n" % rank for token, rank in pairs)
         size = max(pairs[-1][1], *special.values()) + 1
-        return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT])
+        return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT], encoder)
 
     @functools.cached_property
     def _fast(self) -> Any:
@@ -145,20 +182,20 @@ class Tiktoken:
             return gigatoken.Tokenizer.from_tiktoken(file.name, pretokenizer=_PATTERNS[self.name], special_tokens={})
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        with _panics():
+            return self._reference.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        if not texts or not _PATTERNS[self.name]:
-            return _flat(self._encoding.encode_ordinary_batch(list(texts), num_threads=1))
-        import awkward
-
-        rows = self._fast.encode_batch(list(texts), parallel=False)
-        flat = awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False)
-        return flat, awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False)
+        if not texts or self.encoder == "tiktoken":
+            with _panics():
+                return _flat(self._reference.encode_ordinary_batch(list(texts), num_threads=1))
+        with _panics():
+            rows = self._fast.encode_batch(list(texts), parallel=False).layout
+        return np.asarray(rows.content.data), np.diff(np.asarray(rows.offsets.data))
 
     def decode(self, ids: Iterable[int]) -> str:
         # Some ids below `vocab_size` have no text at all, and a model that has learned little may choose one.
-        return self._encoding.decode([token for token in ids if token in self._texts])
+        return self._reference.decode([token for token in ids if token in self._texts])
 
     def unknown(self, text: str) -> str:
         return ""
@@ -168,10 +205,45 @@ class Tiktoken:
         _save_card(self, folder, pattern=self._pattern)
 
 
+def _encoder(name: str, asked: str) -> str:
+    """The library that encodes `name`: gigatoken where it is there and knows the encoding, unless told otherwise."""
+    if asked not in ENCODERS:
+        raise BadConfig(f"no encoder {asked!r}", hint=f"encoders: {', '.join(ENCODERS)}")
+    if asked == "tiktoken" or (asked == "auto" and not (_PATTERNS.get(name) and has_gigatoken())):
+        return "tiktoken"
+    if not _PATTERNS.get(name):
+        raise BadConfig(f"gigatoken does not know {name}", hint="use --encoder tiktoken")
+    if not has_gigatoken():
+        raise BadConfig("gigatoken is not installed", hint="pip install gigatoken, or use --encoder tiktoken")
+    return "gigatoken"
+
+
+@functools.cache
+def has_gigatoken() -> bool:
+    """Whether the fast encoder is installed: there are machines that it is not built for."""
+    try:
+        import gigatoken  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Rust's panics are no Exceptions (tiktoken's on a million spaces, with o200k_base): make them one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise Unencodable(str(error)) from None
+        raise
+
+
 class SentencePiece:
     """A SentencePiece model (BPE or unigram), from its file's bytes."""
 
     kind = "sentencepiece"
+    encoder = "sentencepiece"
 
     def __init__(self, model: bytes, name: str) -> None:
         import sentencepiece
@@ -187,6 +259,21 @@ class SentencePiece:
         if self.end_of_text < 0:
             raise BadData(f"{name}: the model has no end-of-text (eos) piece", hint="train it with eos_id set")
         self.fingerprint = f"sentencepiece:{hashlib.sha256(model).hexdigest()[:16]}"
+
+    @functools.cached_property
+    def boundary(self) -> re.Pattern[str] | None:
+        # A merge never crosses a place that no piece of the vocabulary has inside it; the probes see whether the
+        # model's normaliser leaves such a place alone.
+        pieces = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+        places = []
+        if not any(re.search("[^▁]▁", piece) for piece in pieces) and self._splits("ab", " cd"):
+            places.append(r"(?<=[a-z])(?= [a-z])")
+        if not any("\n" in piece for piece in pieces) and self._splits("ab\n", "cd") and self._splits("山\n", "石"):
+            places.append(r"(?<=\S\n)(?=\S)")
+        return re.compile("|".join(places)) if places else None
+
+    def _splits(self, left: str, right: str) -> bool:
+        return self.encode(left) + self.encode(right) == self.encode(left + right)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
@@ -210,6 +297,8 @@ class Characters:
     """One id a character: 0 ends a text, 1 stands for any character that was not in the training text."""
 
     kind = "char"
+    encoder = "characters"
+    boundary = _ANYWHERE
     UNKNOWN = 1
     FIRST = 2
 
@@ -250,6 +339,8 @@ class Integers:
     """Numbers below `vocab_size` as themselves: the tokenizer of the counting toy. 0 ends a text, also when typed."""
 
     kind = "integers"
+    encoder = "integers"
+    boundary = None
     name = "integers"
     end_of_text = 0
 
@@ -283,11 +374,11 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def open_folder(folder: Path) -> Tokenizer:
+def open_folder(folder: Path, encoder: str = "auto") -> Tokenizer:
     """The tokenizer saved in `folder`. Raises BadData when its fingerprint is not the one on its card."""
     try:
         card = msgspec.json.decode((folder / _CARD).read_bytes(), type=Card)
-        tokenizer = _open(card, folder)
+        tokenizer = _open(card, folder, encoder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
     except (msgspec.DecodeError, ValueError) as error:  # a damaged card, or ranks or characters that do not decode
@@ -300,10 +391,10 @@ def open_folder(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _open(card: Card, folder: Path) -> Tokenizer:
+def _open(card: Card, folder: Path, encoder: str) -> Tokenizer:
     if card.kind == "tiktoken":
         ranks = (folder / _RANKS).read_bytes()
-        return Tiktoken(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text)
+        return Tiktoken(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text, encoder)
     if card.kind == "sentencepiece":
         return SentencePiece((folder / _MODEL).read_bytes(), card.name)
     if card.kind == "char":
@@ -313,10 +404,15 @@ def _open(card: Card, folder: Path) -> Tokenizer:
     raise BadData(f"{folder / _CARD}: no tokenizer kind {card.kind!r}", hint="written by a newer version?")
 
 
-def find(root: Path, reference: str) -> tuple[Tokenizer, Artifact | None]:
-    """The tokenizer that `reference` means: an encoding of tiktoken, a trained one by name, or a `.model` file."""
+def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, Artifact | None]:
+    """The tokenizer that `reference` means: an encoding of tiktoken, a trained one by name, or a `.model` file.
+
+    `encoder` chooses who encodes one of tiktoken's encodings; the others have no choice, and refuse one.
+    """
     if reference in ENCODINGS:
-        return Tiktoken.named(reference), None
+        return Tiktoken.named(reference, encoder), None
+    if encoder != "auto":
+        raise BadConfig(f"--encoder {encoder}: {reference} is none of tiktoken's encodings", hint="leave it out")
     path = Path(reference)
     if path.suffix == ".model" and path.is_file():
         return SentencePiece(path.read_bytes(), path.stem), None

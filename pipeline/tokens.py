@@ -1,26 +1,29 @@
 """The token store: segments of token ids on disk, read as one array.
 
-    train-00000.bin    token ids, little-endian, no header: <u2 when the vocabulary fits 65,536 ids, else <u4
-    train-00000.idx    Megatron's index of the same bytes: where each document begins
-    train.h5           with --format hdf5 or both: the same ids as one dataset `tokens`
-    tokenizer.json     the tokenizer that made them
+    train-00000-0000.bin    token ids, little-endian, no header: <u2 when the vocabulary fits 65,536 ids, else <u4
+    train-00000-0000.idx    Megatron's index of the same bytes: where each document begins
+    train-00000-0000.src    where each document lies in its source: <u8 byte offsets in the text of that file
+    train.h5                with --format hdf5 or both: the same ids as one dataset `tokens`
+    tokenizer.json          the tokenizer that made them
 
-`val-*` likewise. A document is its ids followed by the end-of-text id.
+The numbers are those of an input file and of a unit of work in it. `val-*` likewise. A document is its ids followed
+by the end-of-text id.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from pipeline import artifact, tokenizers
-from pipeline.artifact import Artifact
-from pipeline.errors import BadData
+from pipeline.artifact import Artifact, FileRecord
+from pipeline.errors import BadData, InternalError
+from pipeline.files import HashingFile
 from pipeline.tokenizers import Tokenizer
 
 SPLITS = ("train", "val")
@@ -36,39 +39,66 @@ def dtype_for(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-class SegmentWriter:
-    """Writes one segment: `NAME.bin` as ids come, `NAME.idx` at the end."""
+def with_ends(ids: np.ndarray, lengths: np.ndarray, dtype: str, end_of_text: int) -> np.ndarray:
+    """Documents as they are stored: flat ids, and after the `lengths[i]` ids of each the end-of-text id."""
+    out = np.empty(len(ids) + len(lengths), dtype)
+    ends = np.cumsum(lengths)
+    if len(ids) < _LONG_DOCUMENT * len(lengths):
+        is_text = np.ones(len(out), bool)
+        is_text[ends + np.arange(len(lengths))] = False
+        out[is_text] = ids
+    else:  # fewer and longer documents are copied faster one by one
+        start = 0
+        for place, end in enumerate(ends.tolist()):
+            out[start + place : end + place] = ids[start:end]
+            start = end
+    out[ends + np.arange(len(lengths))] = end_of_text
+    return out
 
-    def __init__(self, folder: Path, name: str, dtype: str, end_of_text: int) -> None:
-        self._index_path = folder / f"{name}.idx"
-        self._dtype = dtype
-        self._end_of_text = end_of_text
-        self._file = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 - closed in __exit__
+
+_LONG_DOCUMENT = 256  # tokens
+
+
+class SegmentWriter:
+    """Writes one segment: `NAME.bin` as ids come, `NAME.idx` and `NAME.src` at the end."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, *, ids_folder: Path | None = None) -> None:
+        self._folder, self._name, self._dtype = folder, name, dtype
+        self._path = (ids_folder or folder) / f"{name}.bin"
+        self._file = open(self._path, "wb")  # noqa: SIM115 - closed in close() and discard()
+        self._out = HashingFile(self._file, self._path)
         self._lengths: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
         self.tokens = 0
         self.documents = 0
 
-    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Add documents: flat ids and the number of ids of each; the end-of-text id is put after each of them."""
-        ends = np.cumsum(lengths + 1)
-        out = np.empty(len(ids) + len(lengths), self._dtype)
-        is_text = np.ones(len(out), bool)
-        is_text[ends - 1] = False
-        out[is_text] = ids
-        out[ends - 1] = self._end_of_text
-        self._file.write(out.data)
-        self._lengths.append((lengths + 1).astype("<i4"))
-        self.tokens += len(out)
+    def append(self, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray) -> None:
+        """Add ids of the segment's dtype, and the length (end-of-text included) and source offset of each document
+        that they complete. A document may come in several calls; its length is told with its last ids."""
+        self._out.write(np.ascontiguousarray(ids).view(np.uint8).data)
+        self._lengths.append(lengths.astype("<i4"))
+        self._offsets.append(offsets.astype("<u8"))
+        self.tokens += len(ids)
         self.documents += len(lengths)
 
-    def __enter__(self) -> SegmentWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def close(self) -> list[FileRecord]:
+        """Finish the three files. What they are, by their names in the artifact."""
         self._file.close()
-        if kind is None:
-            lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
-            self._index_path.write_bytes(_index(lengths, self._dtype))
+        lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
+        if int(lengths.sum(dtype=np.int64)) != self.tokens:
+            raise InternalError(f"{self._path}: its documents have not as many tokens as were written")
+        beside = [(".idx", _index(lengths, self._dtype)), (".src", np.concatenate(self._offsets).tobytes())]
+        records = [FileRecord(f"{self._name}.bin", self._out.size, self._out.sha256)]
+        for suffix, data in beside:
+            with open(self._folder / f"{self._name}{suffix}", "wb") as handle:
+                out = HashingFile(handle, Path(handle.name))
+                out.write(data)
+            records.append(FileRecord(f"{self._name}{suffix}", out.size, out.sha256))
+        return records
+
+    def discard(self) -> None:
+        """Let go of the file: the segment is not to be finished."""
+        self._file.close()
 
 
 def _index(lengths: np.ndarray, dtype: str) -> bytes:
@@ -100,8 +130,13 @@ def document_lengths(found: Artifact, split: str) -> np.ndarray:
     return np.concatenate([np.empty(0, "<i4"), *(read_index(found.file(name)) for name in indexes)])
 
 
-def write_hdf5(folder: Path, split: str, dtype: str, attributes: dict[str, str | int]) -> Path:
-    """`SPLIT.h5` from the segments of a split: one contiguous 1-D dataset `tokens` of their exact length.
+def source_offsets(found: Artifact, segment: str) -> np.ndarray:
+    """uint64 byte offsets of the documents of a segment in the text of its source file."""
+    return np.fromfile(found.file(f"{segment}.src"), "<u8")
+
+
+def write_hdf5(path: Path, segments: Sequence[Path], dtype: str, attributes: dict[str, str | int]) -> None:
+    """One HDF5 file from the segments of a split: one contiguous 1-D dataset `tokens` of their exact length.
 
     Contiguous and not chunked: a random block is then one read at an offset, and the array can be memory-mapped
     where it lies. Its integrity is in the manifest's sha256. Run it in a process of its own: on a full disk HDF5
@@ -109,13 +144,11 @@ def write_hdf5(folder: Path, split: str, dtype: str, attributes: dict[str, str |
     """
     import h5py
 
-    paths = sorted(folder.glob(f"{split}-*.bin"))
-    path = folder / f"{split}.h5"
-    total = sum(file.stat().st_size for file in paths) // np.dtype(dtype).itemsize
+    total = sum(file.stat().st_size for file in segments) // np.dtype(dtype).itemsize
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("tokens", shape=(total,), dtype=dtype)
         start = 0
-        for segment in paths:
+        for segment in segments:
             ids = _map(segment, dtype)
             for at in range(0, len(ids), 1 << 24):
                 piece = ids[at : at + (1 << 24)]
@@ -123,7 +156,6 @@ def write_hdf5(folder: Path, split: str, dtype: str, attributes: dict[str, str |
                 start += len(piece)
         for name, value in attributes.items():
             dataset.attrs[name] = value
-    return path
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:
@@ -159,12 +191,14 @@ class TokenArray:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int64 ids of `[start, stop)`, which may lie across segments."""
+        ends = self._ends
         pieces = []
-        first = 0
-        for segment in self.segments:
-            pieces.append(segment[max(start - first, 0) : max(stop - first, 0)])
-            first += len(segment)
-        return np.concatenate(pieces).astype(np.int64)
+        for place in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+            first = int(ends[place]) - len(self.segments[place])
+            if first >= stop:
+                break
+            pieces.append(self.segments[place][max(start - first, 0) : stop - first])
+        return np.concatenate([np.empty(0, np.int64), *pieces]).astype(np.int64, copy=False)
 
     def blocks(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int64 ids of shape (len(starts), length): row i is `[starts[i], starts[i] + length)`.
@@ -172,16 +206,22 @@ class TokenArray:
         Rows inside one segment are gathered at once; the few that cross a border are read one by one.
         """
         out = np.empty((len(starts), length), np.int64)
-        whole = np.zeros(len(starts), bool)
-        first = 0
-        for segment in self.segments:
-            inside = (starts >= first) & (starts + length <= first + len(segment))
-            out[inside] = segment[(starts[inside] - first)[:, None] + np.arange(length)]
-            whole |= inside
-            first += len(segment)
+        ends = self._ends
+        places = np.searchsorted(ends, starts, side="right")
+        whole = starts + length <= ends[np.minimum(places, len(ends) - 1)]
+        for place in np.unique(places[whole]):
+            rows = np.flatnonzero(whole & (places == place))
+            segment = self.segments[place]
+            within = starts[rows] - (ends[place] - len(segment))
+            out[rows] = segment[within[:, None] + np.arange(length)]
         for row in np.flatnonzero(~whole):
             out[row] = self.read(int(starts[row]), int(starts[row]) + length)
         return out
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """int64 place after the last token of each segment."""
+        return np.cumsum([len(segment) for segment in self.segments], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 import urllib3
 
-from pipeline import documents
-from pipeline.documents import ZSTD_MAGIC
+from pipeline import compression
+from pipeline.compression import ZSTD_MAGIC
 from pipeline.errors import BadData, NotPermitted, ProtocolBroken, RemoteGone, TryAgain, UpstreamChanged
 from pipeline.files import HashingFile
 from pipeline.progress import Advance
@@ -166,7 +166,7 @@ class _Transfer:
             )
         if promise.size is None and not wanted and self._file.name.endswith(".zst"):
             try:
-                documents.check_zstd(out.flushed())
+                compression.check_zstd(out.flushed())
             except BadData:
                 raise _Retry(f"the answer ended inside a zstd frame, after {out.size:,} bytes") from None
         return True
@@ -178,7 +178,7 @@ class _Transfer:
         )
 
     def _check_magic(self, head: bytes) -> None:
-        if not documents.begins_zstd(head):
+        if not compression.begins_zstd(head):
             raise TryAgain(
                 f"{self._shown}: the answer is not a zstd file (it begins {head[:16]!r})",
                 hint="a login page of the network, or a wrong --mirror?",

@@ -29,12 +29,12 @@ def clean(root: Path, *paths: Path, name: str = "sample", **options: Any) -> Art
 
 
 def entries(made: Artifact) -> list[dict[str, Any]]:
-    data = b"".join(documents.blocks(made.file("documents.jsonl.zst")))
+    data = b"".join(compression.blocks(made.file("documents.jsonl.zst")))
     return [msgspec.json.decode(line) for line in data.splitlines()]
 
 
 def rejects(folder: Path) -> list[dict[str, Any]]:
-    data = b"".join(documents.blocks(folder / "rejects.jsonl.zst"))
+    data = b"".join(compression.blocks(folder / "rejects.jsonl.zst"))
     return [msgspec.json.decode(line) for line in data.splitlines()]
 
 

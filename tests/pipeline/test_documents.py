@@ -160,7 +160,7 @@ def test_rejects_are_written_as_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rejects.jsonl.zst"
     with ZstdLines(path) as out:
         out.write_reject(Reject("a.jsonl", 3, 40, "bad-json", "{水"))
-    lines = b"".join(documents.blocks(path)).splitlines()
+    lines = b"".join(compression.blocks(path)).splitlines()
     assert [json.loads(line) for line in lines] == [
         {"file": "a.jsonl", "line": 3, "offset": 40, "reason": "bad-json", "excerpt": "{水"}
     ]
@@ -191,7 +191,7 @@ def test_broken_gzip_is_bad_data(tmp_path: Path, broken: bytes) -> None:
 
 def heard(path: Path) -> int:
     counts: list[int] = []
-    for _ in documents.blocks(path, counts.append):
+    for _ in compression.blocks(path, counts.append):
         pass
     return sum(counts)
 

@@ -358,7 +358,7 @@ def test_broken_lines_are_counted_and_set_aside(tmp_path: Path, root: Path) -> N
     ledger = made.manifest.ledger
     assert ledger["documents"] == {"in": 6, "out": 3, "dropped": {"bad-json": 1, "blank-line": 1, "empty": 1}}
     assert ledger["characters"] == {"in": 21, "out": 9, "dropped": {"bad-json": 12}}
-    entries = b"".join(documents.blocks(made.file("rejects-00000.jsonl.zst"))).splitlines()
+    entries = b"".join(compression.blocks(made.file("rejects-00000.jsonl.zst"))).splitlines()
     found: list[dict[str, Any]] = [msgspec.json.decode(entry) for entry in entries]
     assert [(each["file"], each["line"], each["offset"], each["reason"]) for each in found] == [
         ("broken.jsonl", 2, 15, "bad-json"),

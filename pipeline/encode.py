@@ -1,0 +1,340 @@
+"""What a worker does with one piece of text: parse its lines, choose documents, encode them, compare a sample.
+
+Nothing here depends on other pieces: what does (order, duplicates, a largest number) is the stage's, pipeline/tokenize.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pipeline import documents, pieces, tokenizers, tokens
+from pipeline.documents import Record, Reject
+from pipeline.errors import BadData
+from pipeline.ledger import Ledger
+from pipeline.tokenizers import Tokenizer, Unencodable
+
+DIGEST_BYTES = 16
+_CHECK_EVERY = 1000
+_CHECK_LENGTH = 1 << 16  # characters: of a longer document its beginning is compared, which bounds the time
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Which documents are kept, by what can be seen on a document alone. Empty names no set; 0 no least length."""
+
+    include_sets: tuple[str, ...] = ()
+    exclude_sets: tuple[str, ...] = ()
+    min_chars: int = 0
+
+    def refuses(self, characters: int, set_name: str) -> str:
+        """The reason to drop a document, "" for none."""
+        if not characters:
+            return "empty"
+        if self.include_sets and set_name not in self.include_sets:
+            return "set-not-included"
+        if set_name in self.exclude_sets:
+            return "set-excluded"
+        return "too-short" if characters < self.min_chars else ""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What is the same for all pieces of a file.
+
+    `split` is "train" or "val" when the whole file belongs there, "" to divide its documents by a hash of their text.
+    `digests` asks for a hash of each document.
+    """
+
+    folder: Path
+    encoder: str
+    dtype: str
+    file: str
+    split: str
+    val_fraction: float
+    choice: Choice
+    digests: bool
+
+    @property
+    def needs_digest(self) -> bool:
+        return self.digests or bool(not self.split and self.val_fraction)
+
+    def split_of(self, digest: bytes) -> str:
+        return self.split or ("val" if is_validation(digest, self.val_fraction) else "train")
+
+
+class Long(msgspec.Struct, frozen=True):
+    """A document that is encoded in parts: all that is known of it before."""
+
+    characters: int
+    set_name: str
+    digest: bytes
+    split: str
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One piece: lines that begin at byte `offset` of their file's text and are `size` bytes of it.
+
+    `check_first` documents of it are compared, and one in 1,000 of the others. With `long` it is a part of one
+    document, its text without JSON around it. With `refused` it is the beginning of a line that is not kept, and why.
+    """
+
+    job: Job
+    file: int
+    unit: int
+    offset: int
+    size: int
+    check_first: int
+    long: Long | None = None
+    first: bool = True
+    final: bool = True
+    refused: str = ""
+
+
+@dataclass
+class Batch:
+    """Documents of one split, encoded, column by column. Their ids lie in the answer's bytes."""
+
+    split: str
+    tokens: int
+    lengths: np.ndarray  # int64, in tokens, end-of-text included
+    offsets: np.ndarray  # int64, of the line in the file's text
+    numbers: np.ndarray  # int64, of the line in the piece, from 0
+    characters: np.ndarray  # int64
+    sets: list[str]
+    digests: list[bytes]
+
+
+@dataclass
+class Encoded:
+    """What became of a piece. `ledger` has what came in and what was dropped here; rejects count lines from 0."""
+
+    batches: list[Batch] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    rejects: list[Reject] = field(default_factory=list)
+    lines: int = 0
+    compared: int = 0
+
+
+def encode(task: Task, data: memoryview) -> tuple[Encoded, Sequence[np.ndarray]]:
+    """Encode one piece with the tokenizer in `task.job.folder`."""
+    return encode_with(_tokenizer(task.job.folder, task.job.encoder), task, data)
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: Path, encoder: str) -> Tokenizer:
+    return tokenizers.open_folder(folder, encoder)
+
+
+def encode_with(tokenizer: Tokenizer, task: Task, data: memoryview) -> tuple[Encoded, Sequence[np.ndarray]]:
+    """Raises BadData when a document is encoded differently by the fast way and by the tokenizer's own library."""
+    job, out = task.job, Encoded()
+    if task.refused:
+        _refuse(task, data, out)
+        return out, []
+    if task.long:
+        return out, [_encode_part(tokenizer, task, str(data, "utf-8"), out)]
+    columns: dict[str, list[_Kept]] = {}
+    for number, (offset, record) in enumerate(_records(task, data, out)):
+        if record is None:
+            continue
+        name = set_name(record.meta)
+        if reason := job.choice.refuses(len(record.text), name):
+            drop(out, Reject(job.file, number, offset, reason, record.text[:200]), len(record.text))
+            continue
+        digest = digest_of(record.text) if job.needs_digest else b""
+        columns.setdefault(job.split_of(digest), []).append(_Kept(record.text, offset, number, name, digest))
+    return out, [_encode_batch(tokenizer, task, split, columns[split], out) for split in sorted(columns)]
+
+
+@dataclass(slots=True)
+class _Kept:
+    text: str
+    offset: int
+    line: int
+    set_name: str
+    digest: bytes
+
+
+def _encode_batch(tokenizer: Tokenizer, task: Task, split: str, kept: list[_Kept], out: Encoded) -> np.ndarray:
+    """Ids of the documents of one split, as they are stored; their columns go to `out`."""
+    try:
+        ids, lengths = tokenizer.encode_batch([each.text for each in kept])
+    except Unencodable:
+        kept = [each for each in kept if _encodable(tokenizer, each, task, out)]
+        ids, lengths = tokenizer.encode_batch([each.text for each in kept])
+    _compare(tokenizer, task, kept, ids, lengths, out)
+    batch = Batch(
+        split,
+        len(ids) + len(kept),
+        lengths + 1,
+        np.array([each.offset for each in kept], np.int64),
+        np.array([each.line for each in kept], np.int64),
+        np.array([len(each.text) for each in kept], np.int64),
+        [each.set_name for each in kept],
+        [each.digest for each in kept],
+    )
+    out.batches.append(batch)
+    return tokens.with_ends(ids, lengths, task.job.dtype, tokenizer.end_of_text)
+
+
+def _encodable(tokenizer: Tokenizer, each: _Kept, task: Task, out: Encoded) -> bool:
+    try:
+        tokenizer.encode_batch([each.text])
+    except Unencodable:
+        reject = Reject(task.job.file, each.line, each.offset, "bad-not-encodable", each.text[:200])
+        drop(out, reject, len(each.text))
+        return False
+    return True
+
+
+def _refuse(task: Task, data: memoryview, out: Encoded) -> None:
+    out.lines = 1
+    if task.long:
+        out.ledger.documents.came += 1
+        out.ledger.characters.came += task.long.characters
+        drop(out, Reject(task.job.file, 0, task.offset, task.refused, ""), task.long.characters)
+    else:
+        documents.reject_line(out.ledger, out.rejects.append, task.refused, bytes(data), task.job.file, 0, task.offset)
+
+
+def _encode_part(tokenizer: Tokenizer, task: Task, text: str, out: Encoded) -> np.ndarray:
+    """Ids of one part of a long document, with the end-of-text id after its last."""
+    try:
+        ids, lengths = tokenizer.encode_batch([text])
+    except Unencodable:
+        raise BadData(
+            f"{task.job.file}: {tokenizer.encoder} cannot encode the document at byte {task.offset:,} of its text",
+            hint="take the document out, or use another --encoder",
+        ) from None
+    if task.first:
+        out.lines = 1
+        _compare(tokenizer, task, [_Kept(text, task.offset, 0, "", b"")], ids, lengths, out)
+    stored = ids.astype(task.job.dtype)
+    return np.append(stored, np.array([tokenizer.end_of_text], stored.dtype)) if task.final else stored
+
+
+class _Meta(msgspec.Struct):
+    pile_set_name: str = ""
+
+
+class _Line(msgspec.Struct):
+    text: str
+    meta: _Meta | None = None
+
+
+_decode_lines = msgspec.json.Decoder(_Line).decode_lines
+
+
+def _records(task: Task, data: memoryview, out: Encoded) -> Sequence[tuple[int, _Line | Record | None]]:
+    """Offset in the file's text, and record, of each line; None for one that was dropped here.
+
+    All lines are decoded at once, as nearly all pieces allow. Where one is not a record of the usual kind, or where a
+    line might not be exactly one record, each is decoded by itself.
+    """
+    text = bytes(data)
+    starts = _line_starts(text)
+    out.lines = len(starts)
+    rows: list[_Line] = []
+    if _one_object_a_line(text, starts):
+        try:
+            rows = _decode_lines(text)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            rows = []
+    if len(rows) == len(starts):
+        out.ledger.documents.came += len(rows)
+        out.ledger.characters.came += sum(len(row.text) for row in rows)
+        return [(task.offset + start, row) for start, row in zip(starts, rows, strict=True)]
+    return [_record(task, number, start, text, starts, out) for number, start in enumerate(starts)]
+
+
+def _record(
+    task: Task, number: int, start: int, text: bytes, starts: list[int], out: Encoded
+) -> tuple[int, Record | None]:
+    end = starts[number + 1] - 1 if number + 1 < len(starts) else len(text.removesuffix(b"\n"))
+    line = text[start:end]
+    found = documents.parse(line)
+    if isinstance(found, str):
+        offset = task.offset + start
+        documents.reject_line(out.ledger, out.rejects.append, found, line, task.job.file, number, offset)
+        return offset, None
+    out.ledger.documents.came += 1
+    out.ledger.characters.came += len(found.text)
+    return task.offset + start, found
+
+
+def _line_starts(text: bytes) -> list[int]:
+    starts, place = [0], text.find(b"\n")
+    while 0 <= place < len(text) - 1:
+        starts.append(place + 1)
+        place = text.find(b"\n", place + 1)
+    return starts
+
+
+def _one_object_a_line(text: bytes, starts: list[int]) -> bool:
+    """Whether every line begins with { and ends with }. A stream of as many objects as lines is then one on each: an
+    object that went on in the next line would need a comma or a colon between its } and {."""
+    brace, close = b"{}"
+    return text.endswith((b"}\n", b"}")) and all(
+        text[start] == brace and (not start or text[start - 2] == close) for start in starts
+    )
+
+
+def set_name(meta: object) -> str:
+    """The Pile's name of the set that a document comes from, "" where there is none."""
+    name = (
+        meta.pile_set_name if isinstance(meta, _Meta) else meta.get("pile_set_name") if isinstance(meta, dict) else ""
+    )
+    return name if isinstance(name, str) else ""
+
+
+def drop(out: Encoded, reject: Reject, characters: int) -> None:
+    """Account for a document that came in and is not kept."""
+    out.ledger.documents.drop(reject.reason, 1)
+    out.ledger.characters.drop(reject.reason, characters)
+    out.rejects.append(reject)
+
+
+def digest_of(text: str) -> bytes:
+    """The first 16 bytes of the sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+
+
+def is_validation(digest: bytes, fraction: float) -> bool:
+    """Whether a document is held out: by a hash of its content, so that adding others never moves it."""
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _compare(
+    tokenizer: Tokenizer, task: Task, kept: Sequence[_Kept], ids: np.ndarray, lengths: np.ndarray, out: Encoded
+) -> None:
+    """Encode a sample of the documents again with the library that defines the ids; BadData at the first difference."""
+    chosen = [each for each in range(len(kept)) if each < task.check_first or _drawn(kept[each].offset, task.unit)]
+    ends = np.cumsum(lengths)
+    for each in chosen:
+        text, found = kept[each].text, ids[ends[each] - lengths[each] : ends[each]]
+        if len(text) > _CHECK_LENGTH:
+            if not (tokenizer.boundary and (place := pieces.last_boundary(tokenizer.boundary, text[:_CHECK_LENGTH]))):
+                continue
+            text = text[:place]
+        try:
+            expected = tokenizer.encode(text)
+        except Unencodable:
+            continue
+        whole = len(text) == len(kept[each].text)
+        if found[: len(expected)].tolist() != expected or (whole and len(found) != len(expected)):
+            raise BadData(
+                f"{task.job.file}: the document at byte {kept[each].offset:,} of its text is encoded differently by "
+                f"{tokenizer.encoder} and by {tokenizer.kind}",
+                hint="nothing was published; --encoder tiktoken is slower and right, and please report the document",
+            )
+        out.compared += 1
+
+
+def _drawn(offset: int, seed: int) -> bool:
+    """One in 1,000, by a multiplicative hash (Knuth) of where the document lies."""
+    return ((offset + seed) * 0x9E3779B97F4A7C15 % 2**64 >> 32) % _CHECK_EVERY == 0

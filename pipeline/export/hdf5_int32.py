@@ -1,0 +1,68 @@
+"""train-llm-from-scratch: `train.h5` and `val.h5` with one dataset `tokens`, int32, 1-D, that can grow.
+
+int32 because its loader hands what it reads to `nn.Embedding`, which takes no unsigned ids.
+Source: train-llm-from-scratch's scripts/prepare_pretrain_data.py and data_loader/data_loader.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pipeline import artifact, engines, tokens
+from pipeline.export import stream
+from pipeline.export.interface import Format, Source, Span, broken, open_source
+
+_DTYPE = "<i4"
+# A dataset that can grow lies in chunks. A loader reads one short block at a time and HDF5 a whole chunk for it, so
+# they are small: 256 KiB.
+_CHUNK = 1 << 16
+_PIECE = 1 << 22
+
+
+class _Unit(msgspec.Struct, frozen=True):
+    """Write the split `split` of the artifact in `source` to the new file `target`."""
+
+    source: Path
+    split: str
+    target: Path
+
+
+def _write(source: Source, folder: Path) -> None:
+    """In a process of its own: on a full disk HDF5 takes the interpreter down when it exits (reliability.md, M10)."""
+    units = [_Unit(source.artifact.path, split.name, folder / f"{split.name}.h5") for split in source.splits]
+    engines.run(_write_file, units, jobs=1, isolated=True)
+
+
+def _write_file(unit: _Unit) -> None:
+    import h5py
+
+    source = open_source(artifact.read(unit.source))
+    (split,) = (each for each in source.splits if each.name == unit.split)
+    with h5py.File(unit.target, "x") as file:
+        dataset = file.create_dataset("tokens", (len(split.ids),), _DTYPE, maxshape=(None,), chunks=(_CHUNK,))
+        start = 0
+        for piece in stream.pieces(split.ids):
+            dataset[start : start + len(piece)] = piece
+            start += len(piece)
+
+
+def _read(folder: Path) -> Iterator[Span]:
+    import h5py
+
+    for split in tokens.SPLITS:
+        path = folder / f"{split}.h5"
+        if not path.exists():
+            continue
+        with h5py.File(path, "r") as file:
+            dataset = file["tokens"]
+            if dataset.dtype != np.dtype(_DTYPE) or dataset.ndim != 1:
+                raise broken(path.name, f"`tokens` is no array of {_DTYPE}")
+            for start in range(0, len(dataset), _PIECE):
+                yield Span(split, path.name, dataset[start : start + _PIECE])
+
+
+FORMAT = Format("hdf5-int32", _write, _read, itemsize=4)

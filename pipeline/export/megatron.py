@@ -1,0 +1,82 @@
+"""Megatron-LM, and gpt-neox and NeMo after it: `NAME_train_document.bin` and its index `.idx`, one over all segments.
+
+    .idx    MMIDIDX\\0\\0 | u64 version | u8 dtype code | u64 sequences S | u64 documents + 1
+            | i32[S] lengths in tokens | i64[S] byte offsets | i64[documents + 1] first sequence of each document
+
+Source: Megatron-LM's megatron/core/datasets/indexed_dataset.py. A document is one sequence.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import tokens
+from pipeline.export import stream
+from pipeline.export.interface import Borders, Format, Source, Span, broken
+
+_HEAD = struct.Struct("<9sQBQQ")
+_MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
+_CODES = {"<u2": 8, "<u4": 4}  # 4 is int32: there is no code for uint32, and ids are below 2**31
+_DTYPES = {8: "<u2", 4: "<i4"}
+
+
+def _write(source: Source, folder: Path) -> None:
+    for split in source.splits:
+        stem = f"{source.name}_{split.name}_document"
+        stream.write_split(split, folder / f"{stem}.bin")
+        if split.idx:
+            stream.link_or_copy(split.idx, folder / f"{stem}.idx")
+        else:
+            _write_index(folder / f"{stem}.idx", source.lengths(split.name), source.dtype)
+
+
+def _write_index(path: Path, lengths: np.ndarray, dtype: str) -> None:
+    count = len(lengths)
+    offsets = np.zeros(count, "<i8")
+    np.cumsum(lengths[:-1], out=offsets[1:])
+    offsets *= np.dtype(dtype).itemsize
+    arrays = [lengths.astype("<i4", copy=False), offsets, np.arange(count + 1, dtype="<i8")]
+    stream.write_ids(path, arrays, _HEAD.pack(_MAGIC, _VERSION, _CODES[dtype], count, count + 1))
+
+
+def _read(folder: Path) -> Iterator[Span]:
+    for split in tokens.SPLITS:
+        for path in folder.glob(f"*_{split}_document.bin"):
+            dtype, _, _ = _head(path.with_suffix(".idx"))
+            for ids in stream.read_ids(path, dtype):
+                yield Span(split, path.name, ids)
+
+
+def _head(path: Path) -> tuple[str, int, int]:
+    """(dtype, number of sequences, number of document indices) from the header of an index."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        raise broken(path.name, f"{len(head)} bytes are no Megatron index")
+    magic, version, code, sequences, documents = _HEAD.unpack(head)
+    if (magic, version) != (_MAGIC, _VERSION) or code not in _DTYPES:
+        raise broken(path.name, "not a Megatron index of u16 or i32 ids")
+    return _DTYPES[code], sequences, documents
+
+
+def _borders(folder: Path, split: str) -> Borders:
+    (path,) = folder.glob(f"*_{split}_document.idx")
+    dtype, count, documents = _head(path)
+    if path.stat().st_size != _HEAD.size + 12 * count + 8 * documents or documents != count + 1:
+        raise broken(path.name, f"{path.stat().st_size:,} bytes do not fit an index of {count:,}")
+    with open(path, "rb") as file:
+        file.seek(_HEAD.size)
+        lengths, offsets, first = (
+            np.fromfile(file, kind, size) for kind, size in (("<i4", count), ("<i8", count), ("<i8", documents))
+        )
+    ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize
+    if not np.array_equal(offsets[1:], ends[:-1]) or offsets[0] or not np.array_equal(first, np.arange(documents)):
+        raise broken(path.name, "its offsets are not the sums of its lengths")
+    return Borders(path.name, lengths)
+
+
+FORMAT = Format("megatron", _write, _read, _borders, links=True)

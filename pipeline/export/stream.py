@@ -1,0 +1,86 @@
+"""What all formats do with ids and files: take ids in pieces, write and read them, link what is already there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.export.interface import Split, broken
+from pipeline.tokens import TokenArray
+
+_PIECE = 1 << 22  # ids; 8 or 16 MiB
+
+# other disks, file systems without hard links, kernels that refuse links to others' files, files with too many links
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def pieces(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """The ids of `[start, stop)` in order, as views of some MiB: the array itself stays on disk."""
+    stop = len(array) if stop is None else stop
+    first = 0
+    for segment in array.segments:
+        if first >= stop:
+            return
+        high = min(stop - first, len(segment))
+        for at in range(max(start - first, 0), high, _PIECE):
+            yield segment[at : min(at + _PIECE, high)]
+        first += len(segment)
+
+
+def cuts(total: int, size: int, least: int = 1) -> list[tuple[int, int]]:
+    """`[start, stop)` of each file when `total` ids go into files of `size`.
+
+    What is left over for the last file is put to the file before it when it is less than `least`.
+    """
+    starts = list(range(0, total, size))
+    if len(starts) > 1 and total - starts[-1] < least:
+        starts.pop()
+    return list(pairwise([*starts, total]))
+
+
+def write_ids(path: Path, ids: Iterable[np.ndarray], header: bytes = b"") -> None:
+    """A new file of `header` and then ids."""
+    with open(path, "xb") as file:
+        file.write(header)
+        for piece in ids:
+            file.write(piece.data)
+
+
+def write_split(split: Split, path: Path) -> None:
+    """All ids of a split as one file without a header: the segment itself where there is only one."""
+    if split.bin:
+        link_or_copy(split.bin, path)
+    else:
+        write_ids(path, pieces(split.ids))
+
+
+def read_ids(path: Path, dtype: str, offset: int = 0) -> Iterator[np.ndarray]:
+    """The ids from byte `offset` to the end of a file, some MiB at a time. BadData when the last one is cut."""
+    size = path.stat().st_size - offset
+    if size < 0 or size % np.dtype(dtype).itemsize:
+        raise broken(path.name, f"{size:,} bytes of ids are no whole number of {dtype}")
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while len(piece := np.fromfile(file, dtype, _PIECE)):
+            yield piece
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy of it where the file system has no such links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)
+
+
+def can_link(source: Path, folder: Path) -> bool:
+    """Whether both lie on one file system, so that a hard link is likely to succeed."""
+    return source.stat().st_dev == folder.stat().st_dev
