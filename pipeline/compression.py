@@ -64,7 +64,7 @@ def _zstd_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[byt
         try:
             out = reader.decompress(data)
         except zstandard.ZstdError as error:
-            raise BadData(f"{path}: {_complaint(frame + 1, position, error)}", hint=_AGAIN) from None
+            raise _broken(path, frame + 1, position, error) from None
         total += len(out)
         if total > max(_BLOCK, position * _MAX_RATIO):
             raise BadData(
@@ -83,10 +83,13 @@ def _zstd_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[byt
         raise BadData(f"{path}: the file is empty", hint=_AGAIN)
 
 
-def _complaint(frame: int, position: int, error: zstandard.ZstdError) -> str:
+def _broken(path: Path, frame: int, position: int, error: zstandard.ZstdError) -> BadData:
     if "requires too much memory" in str(error):
-        return f"zstd frame {frame} needs a window of more than {_MAX_WINDOW >> 20} MiB (zstd --long or --ultra?)"
-    return f"zstd frame {frame} is broken near byte {position:,}: {error}"
+        return BadData(
+            f"{path}: zstd frame {frame} needs a window of more than {_MAX_WINDOW >> 20} MiB",
+            hint="made with zstd --long? `zstd -d --long=31` and a plain `zstd` give one that any machine can read",
+        )
+    return BadData(f"{path}: zstd frame {frame} is broken near byte {position:,}: {error}", hint=_AGAIN)
 
 
 def check_zstd(path: Path) -> None:

@@ -246,6 +246,7 @@ def _text(path: Path, encoding: str, advance: Advance) -> Iterator[str]:
                 raise BadData(f"{path}: {kind}, not a text", hint="save it as plain text (.txt) first")
             encoding = next((name for mark, name in _BOMS.items() if block.startswith(mark)), encoding)
             try:
+                b"".decode(encoding)  # refuses what is no encoding of text, as base64
                 decoder = codecs.getincrementaldecoder(encoding)()
             except LookupError:
                 raise BadConfig(f"there is no encoding {encoding!r}", hint="for example utf-8, gb18030, big5") from None
