@@ -21,6 +21,7 @@ from pipeline.console import Group, Outcome, Settings
 if TYPE_CHECKING:
     from model.run import Plan
     from pipeline.artifact import Artifact, Built
+    from pipeline.inspection import Facts
     from pipeline.recipe import Recipe
     from pipeline.refresh import Refreshed, TrainStage
 
@@ -212,6 +213,90 @@ def tokenize(
     shown = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
     extra = {key: counts[key] for key in shown}
     return _built(built, ("documents", "train_tokens", "val_tokens"), **extra)
+
+
+@cli.command()
+@click.argument("kind", metavar="tokens", type=click.Choice(["tokens"]))
+@click.argument("reference", metavar="[NAME]", default="")
+@click.option("--locate", "index", type=int, metavar="INDEX", help="Say where this token came from.")
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="Of --locate.")
+def inspect(settings: Settings, kind: str, reference: str, index: int | None, split: str) -> Outcome:
+    """Show what token arrays hold, or which line of which file a token came from (the newest if none is named)."""
+    from pipeline import artifact, inspection
+
+    found = artifact.find(settings.root, kind, reference) if reference else _newest(settings, kind)
+    if index is not None:
+        place = inspection.locate(found, index, split)
+        lines = [
+            f"{split} token {place.index:,}: {place.token!r}, number {place.place:,} of document {place.document:,}",
+            f"source    {place.source}, line {place.line:,}, byte {place.offset:,} of its text",
+            f"file      {place.path}",
+            *([f"title     {place.title}"] if place.title else []),
+            f"text      {place.before!r}",
+            f"        → {place.after!r}",
+        ]
+        return Outcome("unchanged", found.ref, found.path, extra={"location": asdict(place)}, lines=lines, always=True)
+    facts = inspection.describe(found)
+    return Outcome(
+        "unchanged",
+        found.ref,
+        found.path,
+        facts.counts,
+        found.manifest.ledger,
+        {"longest": facts.longest, "segments": facts.segments, "first_document": facts.first},
+        _facts(found, facts),
+        always=True,
+    )
+
+
+def _facts(found: Artifact, facts: Facts) -> list[str]:
+    counts = facts.counts
+    lines = [
+        found.ref,
+        f"tokenizer  {counts.get('tokenizer', found.manifest.tokenizer)}: {counts['vocab_size']:,} ids, "
+        f"end of text {counts['end_of_text']}, stored as {counts['dtype']}",
+        *(
+            f"{split:<10} {counts[f'{split}_tokens']:,} tokens in {counts[f'{split}_documents']:,} documents, "
+            f"{facts.segments[split]} segments"
+            for split in facts.segments
+        ),
+        f"longest    {facts.longest:,} tokens",
+    ]
+    if "encoder" in counts:
+        lines.append(f"encoder    {counts['encoder']}, {counts['compared']:,} documents compared")
+    for number, (name, documents) in enumerate(sorted(counts.get("sets", {}).items(), key=lambda row: -row[1])):
+        lines.append(f"{'' if number else 'sets':<10} {documents:>12,} {name}")
+    return [*lines, f"begins     {facts.first!r}"]
+
+
+@cli.command()
+@click.argument("kind", metavar="tokens", type=click.Choice(["tokens"]))
+@click.argument("reference", metavar="[NAME]", default="")
+@click.option("--to", "layout", default="", help="nanogpt, megatron, llmc, datatrove, hdf5-int32 or litdata.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The new folder (default: exports/NAME-FORMAT)."
+)
+@click.option("--verify", is_flag=True, help="Read all of it back and compare, before it is published.")
+def export(settings: Settings, kind: str, reference: str, layout: str, out: Path | None, verify: bool) -> Outcome:
+    """Write token arrays in another tool's format (the newest ones if none is named)."""
+    from pipeline import artifact
+    from pipeline.export import formats
+
+    if not layout:
+        raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(formats.FORMATS)}")
+    found = artifact.find(settings.root, kind, reference) if reference else _newest(settings, kind)
+    target = out or Path("exports") / f"{found.manifest.name}-{layout}"
+    done = formats.export(found, layout, target, verify=verify)
+    checked = ", read back and equal" if done.verified else ""
+    counts = {"tokens": done.tokens, "documents": done.documents, "bytes": done.bytes, "linked": done.linked}
+    return Outcome(
+        "built",
+        found.ref,
+        done.path,
+        counts,
+        extra={"format": done.format, "files": list(done.files), "verified": done.verified},
+        lines=[f"built: {done.path} ({done.tokens:,} tokens as {done.format}{checked})"],
+    )
 
 
 @cli.command()

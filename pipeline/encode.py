@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from pipeline import documents, pieces, tokenizers, tokens
-from pipeline.documents import Record, Reject
+from pipeline import documents, pieces, records, tokenizers, tokens
+from pipeline.documents import Reject
 from pipeline.errors import BadData
 from pipeline.ledger import Ledger
 from pipeline.tokenizers import Tokenizer, Unencodable
@@ -139,15 +139,16 @@ def encode_with(tokenizer: Tokenizer, task: Task, data: memoryview) -> tuple[Enc
     if task.long:
         return out, [_encode_part(tokenizer, task, str(data, "utf-8"), out)]
     columns: dict[str, list[_Kept]] = {}
-    for number, (offset, record) in enumerate(_records(task, data, out)):
-        if record is None:
+    found = records.decode(bytes(data), job.file, task.offset, out.ledger, out.rejects.append)
+    out.lines = len(found)
+    for number, (offset, text, name) in enumerate(found):
+        if text is None:
             continue
-        name = set_name(record.meta)
-        if reason := job.choice.refuses(len(record.text), name):
-            drop(out, Reject(job.file, number, offset, reason, record.text[:200]), len(record.text))
+        if reason := job.choice.refuses(len(text), name):
+            drop(out, Reject(job.file, number, offset, reason, text[:200]), len(text))
             continue
-        digest = digest_of(record.text) if job.needs_digest else b""
-        columns.setdefault(job.split_of(digest), []).append(_Kept(record.text, offset, number, name, digest))
+        digest = digest_of(text) if job.needs_digest else b""
+        columns.setdefault(job.split_of(digest), []).append(_Kept(text, offset, number, name, digest))
     return out, [_encode_batch(tokenizer, task, split, columns[split], out) for split in sorted(columns)]
 
 
@@ -216,80 +217,6 @@ def _encode_part(tokenizer: Tokenizer, task: Task, text: str, out: Encoded) -> n
         _compare(tokenizer, task, [_Kept(text, task.offset, 0, "", b"")], ids, lengths, out)
     stored = ids.astype(task.job.dtype)
     return np.append(stored, np.array([tokenizer.end_of_text], stored.dtype)) if task.final else stored
-
-
-class _Meta(msgspec.Struct):
-    pile_set_name: str = ""
-
-
-class _Line(msgspec.Struct):
-    text: str
-    meta: _Meta | None = None
-
-
-_decode_lines = msgspec.json.Decoder(_Line).decode_lines
-
-
-def _records(task: Task, data: memoryview, out: Encoded) -> Sequence[tuple[int, _Line | Record | None]]:
-    """Offset in the file's text, and record, of each line; None for one that was dropped here.
-
-    All lines are decoded at once, as nearly all pieces allow. Where one is not a record of the usual kind, or where a
-    line might not be exactly one record, each is decoded by itself.
-    """
-    text = bytes(data)
-    starts = _line_starts(text)
-    out.lines = len(starts)
-    rows: list[_Line] = []
-    if _one_object_a_line(text, starts):
-        try:
-            rows = _decode_lines(text)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            rows = []
-    if len(rows) == len(starts):
-        out.ledger.documents.came += len(rows)
-        out.ledger.characters.came += sum(len(row.text) for row in rows)
-        return [(task.offset + start, row) for start, row in zip(starts, rows, strict=True)]
-    return [_record(task, number, start, text, starts, out) for number, start in enumerate(starts)]
-
-
-def _record(
-    task: Task, number: int, start: int, text: bytes, starts: list[int], out: Encoded
-) -> tuple[int, Record | None]:
-    end = starts[number + 1] - 1 if number + 1 < len(starts) else len(text.removesuffix(b"\n"))
-    line = text[start:end]
-    found = documents.parse(line)
-    if isinstance(found, str):
-        offset = task.offset + start
-        documents.reject_line(out.ledger, out.rejects.append, found, line, task.job.file, number, offset)
-        return offset, None
-    out.ledger.documents.came += 1
-    out.ledger.characters.came += len(found.text)
-    return task.offset + start, found
-
-
-def _line_starts(text: bytes) -> list[int]:
-    starts, place = [0], text.find(b"\n")
-    while 0 <= place < len(text) - 1:
-        starts.append(place + 1)
-        place = text.find(b"\n", place + 1)
-    return starts
-
-
-def _one_object_a_line(text: bytes, starts: list[int]) -> bool:
-    """Whether every line begins with { and ends with }. A stream of as many objects as lines is then one on each: an
-    object that went on in the next line would need a comma or a colon between its } and {."""
-    brace, close = b"{}"
-    return text.endswith((b"}\n", b"}")) and all(
-        text[start] == brace and (not start or text[start - 2] == close) for start in starts
-    )
-
-
-def set_name(meta: object) -> str:
-    """The Pile's name of the set that a document comes from, "" where there is none."""
-    name = (
-        meta.pile_set_name if isinstance(meta, _Meta) else meta.get("pile_set_name") if isinstance(meta, dict) else ""
-    )
-    return name if isinstance(name, str) else ""
 
 
 def drop(out: Encoded, reject: Reject, characters: int) -> None:

@@ -54,9 +54,14 @@ class Tokenize(_Section, frozen=True):
     format: str = "memmap"
     val_fraction: float | None = None
     max_bad: float = DEFAULT_MAX_BAD
+    include_sets: tuple[str, ...] = ()
+    exclude_sets: tuple[str, ...] = ()
+    min_chars: int = 0
+    max_documents: int = 0
+    dedup: str = "no"
 
     def options(self) -> TokenizeOptions:
-        return TokenizeOptions(self.format, self.val_fraction, self.max_bad)
+        return TokenizeOptions(**msgspec.structs.asdict(self))
 
 
 class Train(_Section, frozen=True):

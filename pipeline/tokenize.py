@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import artifact, documents, encode, engines, files, pieces, raw, tokens
+from pipeline import artifact, documents, encode, engines, files, pieces, raw, records, tokens
 from pipeline.artifact import Artifact, Built, Content, Identity, Input
 from pipeline.assembly import Assembly, Record
 from pipeline.encode import Choice, Job, Long, Task
@@ -192,9 +192,9 @@ def _write(
                 assembly.add(task, encoded, answer)
                 if assembly.is_full:
                     break
-        records = assembly.finish()
+        done_units = assembly.finish()
         assembly.write_rejects()
-    content = _content(records, tokenizer, dtype, options, fraction)
+    content = _content(done_units, tokenizer, dtype, options, fraction)
     if options.format != "memmap":
         attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
         hdf5 = [
@@ -248,7 +248,7 @@ def _parts(task: Task, line: bytes | bytearray, tokenizer: Tokenizer) -> Iterato
         yield msgspec.structs.replace(task, refused=reason), line[:200]
         return
     short = digest.digest()[: encode.DIGEST_BYTES]
-    name = encode.set_name(text.meta)
+    name = records.set_name(text.meta)
     task = msgspec.structs.replace(task, long=Long(characters, name, short, task.job.split_of(short)))
     if reason := task.job.choice.refuses(characters, name):
         yield msgspec.structs.replace(task, refused=reason), b""
@@ -264,13 +264,13 @@ def _parts(task: Task, line: bytes | bytearray, tokenizer: Tokenizer) -> Iterato
 
 
 def _content(
-    records: Sequence[Record], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
+    units: Sequence[Record], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
 ) -> Content:
     """Counts over all units, the closed ledger, and the hashes taken on the way."""
     ledger = Ledger()
     counts = {f"{split}_{what}": 0 for split in tokens.SPLITS for what in ("tokens", "documents", "characters")}
     sets: dict[str, int] = {}
-    for record in records:
+    for record in units:
         ledger.add(record.ledger)
         for split in tokens.SPLITS:
             counts[f"{split}_tokens"] += record.tokens.get(split, 0)
@@ -288,19 +288,19 @@ def _content(
     told = {
         "tokens": counts["train_tokens"] + counts["val_tokens"],
         "documents": counts["train_documents"] + counts["val_documents"],
-        "input_bytes": sum(record.input_bytes for record in records),
-        "units": len(records),
-        "longest_document": max(record.longest for record in records),
+        "input_bytes": sum(record.input_bytes for record in units),
+        "units": len(units),
+        "longest_document": max(record.longest for record in units),
         "sets": dict(sorted(sets.items())),
         "dtype": dtype,
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text": tokenizer.end_of_text,
         "encoder": tokenizer.encoder,
-        "compared": sum(record.compared for record in records),
+        "compared": sum(record.compared for record in units),
         **counts,
     }
-    return Content(told, closed, hashed=[each for record in records for each in record.files])
+    return Content(told, closed, hashed=[each for record in units for each in record.files])
 
 
 class _HDF5(msgspec.Struct, frozen=True):

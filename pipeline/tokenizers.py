@@ -11,7 +11,7 @@ import functools
 import hashlib
 import re
 import tempfile
-from base64 import b64decode, b64encode
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -135,7 +135,7 @@ class Tiktoken:
     @functools.cached_property
     def _mergeable(self) -> dict[bytes, int]:
         pairs = (line.split() for line in self._ranks.splitlines())
-        return {b64decode(token): int(rank) for token, rank in pairs}
+        return {a2b_base64(token): int(rank) for token, rank in pairs}
 
     @functools.cached_property
     def _texts(self) -> frozenset[int]:
@@ -168,7 +168,7 @@ class Tiktoken:
             raise BadData(f"the ranks of {name} are damaged: {error}", hint="empty tiktoken's cache") from None
         special: dict[str, int] = definition["special_tokens"]
         pairs = sorted(definition["mergeable_ranks"].items(), key=lambda pair: pair[1])
-        ranks = b"".join(b64encode(token) + b" %d\n" % rank for token, rank in pairs)
+        ranks = b"".join(b"%b %d\n" % (b2a_base64(token, newline=False), rank) for token, rank in pairs)
         size = max(pairs[-1][1], *special.values()) + 1
         return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT], encoder)
 

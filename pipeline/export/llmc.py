@@ -59,13 +59,13 @@ def _shifted(split: Split, start: int, stop: int, end_of_text: np.ndarray) -> It
 
 def _read(folder: Path) -> Iterator[Span]:
     for split in tokens.SPLITS:
-        first: np.ndarray | None = None
+        first: Span | None = None  # the end-of-text that stands before the first document; here it ends the last one
         for path in sorted(folder.glob(f"*_{split}_[0-9][0-9][0-9][0-9][0-9][0-9].bin")):
             for ids in stream.read_ids(path, _checked_dtype(path), _HEADER * 4):
-                yield Span(split, path.name, ids[1:] if first is None else ids)
-                first = ids[:1] if first is None else first
-        if first is not None:  # it ends the last document again
-            yield Span(split, path.name, first)
+                yield Span(split, path.name, ids if first else ids[1:])
+                first = first or Span(split, path.name, ids[:1])
+        if first:
+            yield first
 
 
 def _checked_dtype(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import BadData
 from pipeline.export.interface import Split, broken
 from pipeline.tokens import TokenArray
 
@@ -21,7 +23,7 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTS
 
 
 def pieces(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """The ids of `[start, stop)` in order, as views of some MiB: the array itself stays on disk."""
+    """The ids of `[start, stop)` in order, some MiB at a time."""
     stop = len(array) if stop is None else stop
     first = 0
     for segment in array.segments:
@@ -29,8 +31,23 @@ def pieces(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterat
             return
         high = min(stop - first, len(segment))
         for at in range(max(start - first, 0), high, _PIECE):
-            yield segment[at : min(at + _PIECE, high)]
+            yield _read(segment, at, min(at + _PIECE, high))
         first += len(segment)
+
+
+def _read(segment: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """`segment[start:stop]`, by reading the file where the segment is a map of one.
+
+    What is touched of a map counts as this process's memory for as long as the map stands, and a disk that fails
+    below a map kills the process instead of raising OSError.
+    """
+    if not isinstance(segment, np.memmap) or not isinstance(segment.base, mmap.mmap) or not segment.filename:
+        return segment[start:stop]
+    offset = segment.offset + start * segment.itemsize
+    ids = np.fromfile(segment.filename, segment.dtype, stop - start, offset=offset)
+    if len(ids) < stop - start:
+        raise BadData(f"{segment.filename}: shorter than when it was opened", hint="`tokenize` it again")
+    return ids
 
 
 def cuts(total: int, size: int, least: int = 1) -> list[tuple[int, int]]:
