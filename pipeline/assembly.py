@@ -1,11 +1,14 @@
 """Encoded pieces become segments: in order, unit by unit, so that a killed run goes on after its last whole unit.
 
     <split>-FFFFF-UUUU.bin .idx .src      a segment: what one split got from unit UUUU of input file FFFFF
-    .work/unit-FFFFF-UUUU.json            the record of a unit, written when all its files are durable
+    .work/unit-FFFFF-UUUU.json            the record of a unit, written when all its files are
     .work/rejects-FFFFF-UUUU.jsonl.zst    what was dropped from it, and why
     .work/digests-FFFFF-UUUU              with --dedup: the hashes of its documents
 
 What one piece cannot know is decided here: whether a document came before, and whether there are enough.
+
+Nothing waits for the disk on the way: a record holds the sha256 of its files, and a run that goes on reads them again
+before it believes it, so after a power cut, too, only whole units count. What is published is synced once, at the end.
 """
 
 from __future__ import annotations
@@ -268,7 +271,7 @@ class Assembly:
         )
 
     def _commit(self, *, last: bool) -> None:
-        """Make the open unit durable, then say in its record that it is."""
+        """Finish the files of the open unit, then say in its record what they are."""
         unit, record = self._unit, self._unit.record
         record.last = last
         for split, writer in unit.writers.items():
@@ -283,9 +286,8 @@ class Assembly:
             path = self._scratch / f"digests-{record.stem}"
             path.write_bytes(unit.digests)
             record.scratch.append(_on_disk(path))
-        written = [self._place(each.name) for each in record.files]
-        files.sync([*written, *(self._scratch / each.name for each in record.scratch)])
-        files.write_file(self._scratch / f"unit-{record.stem}.json", msgspec.json.encode(record))
+        files.start_writing(self._place(each.name) for each in record.files)
+        (self._scratch / f"unit-{record.stem}.json").write_bytes(msgspec.json.encode(record))
         self.records.append(record)
         self._open = None
 
