@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test chaos lint bench clean
 
 demo: $(READY)
 	@$(BIN)/inkstone demo
@@ -11,11 +11,15 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/pytest
 
+# Kills tokenizing 200 times and looks at what comes out; make test does 20 of these rounds.
+chaos: $(READY)
+	@$(BIN)/python -m tests.chaos
+
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.spine
+	@$(BIN)/inkstone bench
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + \

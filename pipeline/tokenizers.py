@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import resource
 import tempfile
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +22,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from pipeline import artifact, files
+from pipeline import artifact, engines, files
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
+from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain, WorkerLost
 
 END_OF_TEXT = "<|endoftext|>"
 _CARD, _MODEL, _RANKS, _CHARACTERS = "tokenizer.json", "tokenizer.model", "ranks.tiktoken", "characters.txt"
@@ -258,7 +259,7 @@ class SentencePiece:
         self.end_of_text = self._processor.eos_id()
         if self.end_of_text < 0:
             raise BadData(f"{name}: the model has no end-of-text (eos) piece", hint="train it with eos_id set")
-        self.fingerprint = f"sentencepiece:{hashlib.sha256(model).hexdigest()[:16]}"
+        self.fingerprint = _fingerprint_of(model)
 
     @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:
@@ -279,7 +280,9 @@ class SentencePiece:
         return self._processor.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        return _flat(self._processor.encode(list(texts), num_threads=1))
+        rows = self._processor.encode(list(texts), num_threads=1, return_type="numpy")
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.concatenate([np.empty(0, np.int32), *rows]).view(np.uint32), lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(token) for token in ids if token != self.end_of_text])
@@ -370,6 +373,30 @@ class Integers:
         _save_card(self, folder)
 
 
+def _fingerprint_of(model: bytes) -> str:
+    return f"sentencepiece:{hashlib.sha256(model).hexdigest()[:16]}"
+
+
+_CHILD_MEMORY, _CHILD_SECONDS = 4 << 30, 60
+
+
+def _try_elsewhere(path: Path) -> None:
+    """Load a model that came from outside in a process of its own first: a crafted one can take the process down."""
+    try:
+        engines.run(_load_limited, [path], jobs=1, isolated=True)
+    except WorkerLost:
+        raise BadData(f"{path}: loading this model kills the process that does it", hint="do not use it") from None
+
+
+def _load_limited(path: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_CHILD_MEMORY, _CHILD_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_SECONDS, _CHILD_SECONDS))
+    try:
+        SentencePiece(path.read_bytes(), path.stem).encode("一 a")
+    except MemoryError:
+        raise BadData(f"{path}: this model needs more than {_CHILD_MEMORY >> 30} GiB", hint="do not use it") from None
+
+
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
@@ -396,7 +423,10 @@ def _open(card: Card, folder: Path, encoder: str) -> Tokenizer:
         ranks = (folder / _RANKS).read_bytes()
         return Tiktoken(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text, encoder)
     if card.kind == "sentencepiece":
-        return SentencePiece((folder / _MODEL).read_bytes(), card.name)
+        model = (folder / _MODEL).read_bytes()
+        if _fingerprint_of(model) != card.fingerprint:  # before the library sees bytes that nobody vouches for
+            raise BadData(f"{folder / _MODEL}: not the model of its card", hint="build the artifact again")
+        return SentencePiece(model, card.name)
     if card.kind == "char":
         return Characters((folder / _CHARACTERS).read_bytes().decode(), card.name)
     if card.kind == "integers":
@@ -415,6 +445,7 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
         raise BadConfig(f"--encoder {encoder}: {reference} is none of tiktoken's encodings", hint="leave it out")
     path = Path(reference)
     if path.suffix == ".model" and path.is_file():
+        _try_elsewhere(path)
         return SentencePiece(path.read_bytes(), path.stem), None
     try:
         found = artifact.find(root, "tokenizers", reference)

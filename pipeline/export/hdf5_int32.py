@@ -6,6 +6,7 @@ Source: train-llm-from-scratch's scripts/prepare_pretrain_data.py and data_loade
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,12 +43,17 @@ def _write_file(unit: _Unit) -> None:
 
     source = open_source(artifact.read(unit.source))
     (split,) = (each for each in source.splits if each.name == unit.split)
-    with h5py.File(unit.target, "x") as file:
-        dataset = file.create_dataset("tokens", (len(split.ids),), _DTYPE, maxshape=(None,), chunks=(_CHUNK,))
-        start = 0
-        for piece in stream.pieces(split.ids):
-            dataset[start : start + len(piece)] = piece
-            start += len(piece)
+    try:
+        with h5py.File(unit.target, "x") as file:
+            dataset = file.create_dataset("tokens", (len(split.ids),), _DTYPE, maxshape=(None,), chunks=(_CHUNK,))
+            start = 0
+            for piece in stream.pieces(split.ids):
+                dataset[start : start + len(piece)] = piece
+                start += len(piece)
+    except OSError as error:
+        if error.errno:  # HDF5 makes a paragraph of it
+            raise OSError(error.errno, os.strerror(error.errno), unit.target.name) from None
+        raise
 
 
 def _read(folder: Path) -> Iterator[Span]:
