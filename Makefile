@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
 .PHONY: demo test chaos lint bench clean
 
 demo: $(READY)
 	@$(BIN)/inkstone demo
 
-test: $(READY)
+test: $(PEERS)
 	@$(BIN)/pytest
 
 # Kills tokenizing 200 times and looks at what comes out; make test does 20 of these rounds.
@@ -18,7 +19,7 @@ chaos: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(READY)
+bench: $(PEERS)
 	@$(BIN)/inkstone bench
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -28,6 +29,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	@touch $(READY)
+
+# Other tools, which read what `export` writes in the tests, and are measured beside ours.
+$(PEERS): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@touch $(PEERS)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -136,4 +136,5 @@ def from_os_error(error: OSError) -> InkstoneError:
         error.errno or 0, (StorageFailed, "see the cause above, then run the same command again")
     )
     where = f"{error.filename}: " if error.filename else ""
-    return kind(f"{where}{(error.strerror or str(error)).lower()}", hint=hint)
+    said = " ".join((error.strerror or str(error)).lower().split())  # HDF5 says it in several lines
+    return kind(f"{where}{said[:300]}", hint=hint)

@@ -179,7 +179,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int, *, option: str = "--artifacts") -> None:
     """Raise StorageFailed unless `needed` bytes are free where `folder` (or its nearest parent) lies."""
     while not folder.exists():
         folder = folder.parent
@@ -187,7 +187,7 @@ def require_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise StorageFailed(
             f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
-            hint="free some space or choose another disk with --artifacts",
+            hint=f"free some space or choose another disk with {option}",
         )
 
 

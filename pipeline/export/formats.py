@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig, CannotCreate, StorageFailed
+from pipeline.errors import BadConfig, CannotCreate
 from pipeline.export import datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt, stream
 from pipeline.export.comparison import require_same
 from pipeline.export.interface import Format, Source, open_source
@@ -88,10 +88,7 @@ def _require_fit(source: Source, chosen: Format) -> None:
 def _require_space(source: Source, chosen: Format, folder: Path) -> None:
     itemsize = chosen.itemsize or np.dtype(source.dtype).itemsize
     copied = [s for s in source.splits if not (chosen.links and s.bin and stream.can_link(s.bin, folder))]
-    try:
-        files.require_space(folder, sum(len(split.ids) for split in copied) * itemsize)
-    except StorageFailed as error:
-        raise StorageFailed(error.what, hint="free some space or choose another disk with --out") from None
+    files.require_space(folder, sum(len(split.ids) for split in copied) * itemsize, option="--out")
 
 
 def _describe(source: Source, chosen: Format, draft: Path, out: Path, verified: bool) -> Exported:
