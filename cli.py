@@ -274,7 +274,10 @@ def _facts(found: Artifact, facts: Facts) -> list[str]:
 @click.argument("reference", metavar="[NAME]", default="")
 @click.option("--to", "layout", default="", help="nanogpt, megatron, llmc, datatrove, hdf5-int32 or litdata.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The new folder (default: exports/NAME-FORMAT)."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The new folder (default: exports/NAME-FORMAT below that of the artifacts).",
 )
 @click.option("--verify", is_flag=True, help="Read all of it back and compare, before it is published.")
 def export(settings: Settings, kind: str, reference: str, layout: str, out: Path | None, verify: bool) -> Outcome:
@@ -285,7 +288,7 @@ def export(settings: Settings, kind: str, reference: str, layout: str, out: Path
     if not layout:
         raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(formats.FORMATS)}")
     found = artifact.find(settings.root, kind, reference) if reference else _newest(settings, kind)
-    target = out or Path("exports") / f"{found.manifest.name}-{layout}"
+    target = out or settings.root / "exports" / f"{found.manifest.name}-{layout}"
     done = formats.export(found, layout, target, verify=verify)
     checked = ", read back and equal" if done.verified else ""
     counts = {"tokens": done.tokens, "documents": done.documents, "bytes": done.bytes, "linked": done.linked}
