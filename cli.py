@@ -615,6 +615,35 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     )
 
 
+@cli.command()
+@click.argument("what", metavar="[tokenize|batches]", default="")
+@click.argument("shards", metavar="[SHARD]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of which the median counts.")
+@click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text, of tokenize.")
+def bench(settings: Settings, what: str, shards: tuple[Path, ...], rounds: int, size: int) -> Outcome:
+    """Measure this program beside other ways of doing the same, in turn, on this machine."""
+    known = ("tokenize", "batches")
+    if what and what not in known:
+        raise errors.BadConfig(f"there is no bench {what!r}", hint=f"one of {', '.join(known)}")
+    if missing := [path for path in shards if not path.is_file()]:
+        raise errors.InputMissing(f"{missing[0]}: no such file", hint="check the path")
+    rows = []
+    if what in ("", "tokenize"):
+        from benchmarks import tokenize as comparison
+
+        rows += comparison.bench(rounds, shards=shards, size=size, report=settings.progress.note)
+    if what in ("", "batches"):
+        from benchmarks import batches
+
+        rows += batches.bench(rounds)
+    return Outcome(
+        "unchanged",
+        extra={"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]},
+        lines=[row.line() for row in rows],
+        always=True,
+    )
+
+
 def _built(built: Built, shown: tuple[str, ...], **extra: Any) -> Outcome:
     found = built.artifact
     counts = found.manifest.counts

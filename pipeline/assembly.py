@@ -244,12 +244,8 @@ class Assembly:
         record.ledger.documents.out += len(lengths)
         record.ledger.characters.out += characters
         record.longest = max(record.longest, int(lengths.max()))
-        for tally, count in (
-            (record.tokens, 0),
-            (record.documents, len(lengths)),
-            (record.characters, characters),
-        ):
-            tally[split] = tally.get(split, 0) + count
+        record.documents[split] = record.documents.get(split, 0) + len(lengths)
+        record.characters[split] = record.characters.get(split, 0) + characters
         for name in set_names:
             if name:
                 record.sets[name] = record.sets.get(name, 0) + 1
