@@ -32,7 +32,8 @@ SCHEMA = 2  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
 _CHECK_FIRST = 8  # documents of each unit
-_SMALL = 4 << 20  # bytes of input that are not worth another worker
+# Bytes of input that are not worth another worker, which takes a second to start; gigatoken does far more in it.
+_SMALL, _GIGATOKEN = 4 << 20, 16
 _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
 
 
@@ -184,7 +185,8 @@ def _write(
             max_documents=options.max_documents,
         ) as assembly,
     ):
-        jobs = min(jobs, 1 + total // _SMALL)
+        worth = _SMALL * (_GIGATOKEN if tokenizer.encoder == "gigatoken" else 1)
+        jobs = min(jobs, 1 + total // worth)
         encode_here = functools.partial(encode.encode_with, tokenizer)
         tasks = _tasks(paths, given, tokenizer, assembly, advance)
         with contextlib.closing(engines.stream(encode.encode if jobs > 1 else encode_here, tasks, jobs=jobs)) as done:

@@ -229,7 +229,7 @@ def test_rejects_of_a_refused_corpus_are_kept_where_the_message_says(inkstone: I
 
 @pytest.mark.usefixtures("shelf")
 def test_a_damaged_artifact_is_named_and_not_used(inkstone: Inkstone, root: Path) -> None:
-    victim = next((root / "tokens" / "book").glob("*/train-00000.bin"))
+    victim = next((root / "tokens" / "book").glob("*/train-00000-0000.bin"))
     victim.write_bytes(victim.read_bytes()[:-2])
     said = inkstone("verify", code=65)
     assert str(victim.parent.name) in said["error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import artifact, files
-from pipeline.artifact import Content, Identity, Input
+from pipeline.artifact import Content, FileRecord, Identity, Input
 from pipeline.errors import BadConfig, BadData, InputMissing, InternalError, TooManyRejects, TryAgain
 
 BOOK = Identity(
@@ -259,6 +260,64 @@ def test_a_temporary_that_a_kill_left_in_the_draft_is_not_published(root: Path) 
     (draft / f"{files.TEMPORARY}unit-00000.json.0badcafe").write_text("half a rec")
     built = artifact.build(root, BOOK, writes("一"), keep_draft=True)
     assert [record.name for record in built.artifact.manifest.files] == ["part/00000.txt"]
+
+
+def works(draft: Path) -> Content:
+    """A stage that keeps notes to go on with after a kill."""
+    (draft / artifact.SCRATCH / "deep").mkdir(parents=True, exist_ok=True)
+    (draft / artifact.SCRATCH / "deep" / "notes").write_text("half")
+    return writes("一")(draft)
+
+
+def test_what_a_stage_works_with_is_neither_listed_nor_published(root: Path) -> None:
+    built = artifact.build(root, BOOK, works, keep_draft=True)
+    assert tree(built.artifact.path) == ["manifest.json", "part", "part/00000.txt", "run.json"]
+    assert [record.name for record in built.artifact.manifest.files] == ["part/00000.txt"]
+    assert built.artifact.digest == artifact.build(root / "other", BOOK, writes("一")).artifact.digest
+
+
+def test_what_a_stage_works_with_is_there_when_it_goes_on(root: Path) -> None:
+    def stop(draft: Path) -> Content:
+        works(draft)
+        raise TryAgain("a signal came")
+
+    def go_on(draft: Path) -> Content:
+        assert (draft / artifact.SCRATCH / "deep" / "notes").read_text() == "half"
+        return works(draft)
+
+    with pytest.raises(TryAgain):
+        artifact.build(root, BOOK, stop, keep_draft=True)
+    assert artifact.build(root, BOOK, go_on, keep_draft=True).result == "built"
+
+
+def test_what_a_kill_left_in_a_published_folder_is_cleared_away(root: Path) -> None:
+    built = artifact.build(root, BOOK, writes("一")).artifact
+    works(built.path)
+    assert artifact.problems(built, deep=True) == []
+    assert artifact.build(root, BOOK, must_not_be_called).result == "unchanged"
+    assert not built.file(artifact.SCRATCH).exists()
+
+
+def test_a_hash_that_was_taken_on_the_way_is_believed_where_the_size_is_right(root: Path) -> None:
+    hashed = [FileRecord("part/00000.txt", 3, "taken"), FileRecord("part/00001.txt", 4, "of more")]
+
+    def write(draft: Path) -> Content:
+        return dataclasses.replace(writes("一", "二")(draft), hashed=hashed)
+
+    first, second = artifact.build(root, BOOK, write).artifact.manifest.files
+    assert first == hashed[0]
+    assert second == FileRecord("part/00001.txt", 3, hashlib.sha256("二".encode()).hexdigest())
+
+
+def test_what_a_stage_says_of_its_run_is_beside_the_manifest_and_not_in_it(root: Path) -> None:
+    def write(draft: Path) -> Content:
+        return dataclasses.replace(writes("一")(draft), run={"inputs": {"a.txt": "/home/one/a.txt"}})
+
+    built = artifact.build(root, BOOK, write).artifact
+    run = json.loads(built.file("run.json").read_text())
+    assert run["inputs"] == {"a.txt": "/home/one/a.txt"}
+    assert {"seconds", "host", "python"} <= run.keys()
+    assert built.digest == artifact.build(root / "other", BOOK, writes("一")).artifact.digest
 
 
 def test_two_builds_of_one_name_do_not_run_at_once(root: Path) -> None:

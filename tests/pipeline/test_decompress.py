@@ -39,10 +39,10 @@ def test_the_plain_file_appears_in_the_folder_named(tmp_path: Path, name: str, p
 
 
 @PACKED
-def test_a_file_cut_short_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
+def test_case_24_a_file_cut_short_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
     whole = pack(PLAIN)
-    for quarter in range(1, 4):
-        (tmp_path / name).write_bytes(whole[: len(whole) * quarter // 4])
+    for twentieth in range(20):
+        (tmp_path / name).write_bytes(whole[: len(whole) * twentieth // 20])
         with pytest.raises(BadData) as caught:
             decompress([tmp_path / name], None, Silent())
         assert caught.value.exit_code == 65
@@ -50,11 +50,19 @@ def test_a_file_cut_short_leaves_no_output(tmp_path: Path, name: str, pack: Pack
 
 
 @PACKED
-def test_a_file_that_goes_on_after_its_end_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
-    (tmp_path / name).write_bytes(pack(PLAIN) + b"garbage")
-    with pytest.raises(BadData):
-        decompress([tmp_path / name], None, Silent())
-    assert os.listdir(tmp_path) == [name]
+def test_case_25_a_file_that_goes_on_after_its_end_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
+    for more in (b"garbage", pack(PLAIN)[:-1]):
+        (tmp_path / name).write_bytes(pack(PLAIN) + more)
+        with pytest.raises(BadData):
+            decompress([tmp_path / name], None, Silent())
+        assert os.listdir(tmp_path) == [name]
+
+
+def test_case_27_a_bomb_leaves_no_output(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.zst").write_bytes(compress_zstd(bytes(64 << 20)))
+    with pytest.raises(BadData, match="as no text does"):
+        decompress([tmp_path / "a.txt.zst"], None, Silent())
+    assert os.listdir(tmp_path) == ["a.txt.zst"]
 
 
 @PACKED
@@ -67,7 +75,7 @@ def test_a_file_that_stands_there_already_is_never_replaced(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["a.txt.zst", "a.txt.gz"])
-def test_an_empty_file_leaves_no_output(tmp_path: Path, name: str) -> None:
+def test_case_28_an_empty_file_leaves_no_output(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(BadData):
         decompress([tmp_path / name], None, Silent())

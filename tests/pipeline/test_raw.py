@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from pipeline import artifact, documents, raw
+from pipeline import artifact, compression, documents, raw, status
 from pipeline.artifact import Artifact, Content, Identity
 from pipeline.download import download
 from pipeline.errors import BadConfig, BadData, InputMissing
@@ -206,3 +209,182 @@ def test_a_torn_lock_file_is_bad_data_and_says_what_to_do(root: Path, pile: Path
     (pile / "sources.lock.json").write_bytes(torn)
     with pytest.raises(BadData, match="delete it and download again"):
         raw.inputs(root, "pile", corpora=True)
+
+
+# Hashes that are remembered
+
+
+LONG_AGO = 10**18  # ns
+
+
+def book(folder: Path, text: str = "old", name: str = "book.txt", written: int = LONG_AGO) -> Path:
+    """A file as it was left at `written` ns."""
+    path = folder / name
+    path.write_text(text)
+    os.utime(path, ns=(written, written))
+    return path
+
+
+@pytest.fixture
+def remembered(root: Path, tmp_path: Path) -> Path:
+    """A file whose hash is remembered."""
+    path = book(tmp_path)
+    assert raw.hashes(root, [path]) == [sha256(b"old")]
+    return path
+
+
+def test_hashes_are_those_of_the_files_in_their_order(root: Path, tmp_path: Path) -> None:
+    paths = [book(tmp_path, name, name) for name in ("b", "a", "c")]
+    for _ in range(2):
+        assert raw.hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
+    assert raw.hashes(root, [*reversed(paths), paths[0]]) == [sha256(name) for name in (b"c", b"a", b"b", b"b")]
+    assert raw.hashes(root, []) == []
+
+
+def test_a_file_of_the_same_size_and_time_is_not_read_again(root: Path, remembered: Path) -> None:
+    book(remembered.parent, "new")
+    assert raw.hashes(root, [remembered]) == [sha256(b"old")]
+
+
+def test_a_deep_look_finds_a_change_that_kept_size_and_time_and_remembers_it(root: Path, remembered: Path) -> None:
+    book(remembered.parent, "new")
+    assert raw.hashes(root, [remembered], deep=True) == [sha256(b"new")]
+    assert raw.hashes(root, [remembered]) == [sha256(b"new")]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("new", LONG_AGO + 1), ("new", LONG_AGO - 1), ("newer", LONG_AGO), ("", LONG_AGO)]
+)
+def test_a_file_of_another_size_or_time_is_read_again(root: Path, remembered: Path, text: str, written: int) -> None:
+    book(remembered.parent, text, written=written)
+    assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
+    assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
+
+
+@pytest.mark.parametrize("ahead", [0, 10**9, 10**15])
+def test_a_file_that_was_written_just_now_or_will_be_is_not_remembered(root: Path, tmp_path: Path, ahead: int) -> None:
+    now = time.time_ns() + ahead
+    path = book(tmp_path, "old", written=now)
+    assert raw.hashes(root, [path]) == [sha256(b"old")]
+    book(tmp_path, "new", written=now)
+    assert raw.hashes(root, [path]) == [sha256(b"new")]
+
+
+def test_a_file_is_remembered_by_where_it_really_lies(
+    root: Path, remembered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link.txt").symlink_to(remembered)
+    book(tmp_path, "new")
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("book.txt"), tmp_path / "link.txt", tmp_path / ".." / tmp_path.name / "book.txt"):
+        assert raw.hashes(root, [path]) == [sha256(b"old")]
+    book(tmp_path, "other", "elsewhere.txt")
+    (tmp_path / "link.txt").unlink()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
+    assert raw.hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
+
+
+def test_files_that_are_gone_are_forgotten(root: Path, remembered: Path) -> None:
+    other = book(remembered.parent, "other", "other.txt")
+    remembered.unlink()
+    raw.hashes(root, [other])
+    assert list(json.loads((root / ".hashes.json").read_bytes())) == [str(other)]
+
+
+NOT_UTF_8 = pytest.mark.xfail(strict=True, reason="msgspec raises UnicodeDecodeError, which is no DecodeError")
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"",
+        b'{"a": {"siz',
+        b"[]",
+        b'{"a": {}}',
+        b'{"a": {"size": "3"}}',
+        bytes(100),
+        b"\xff",
+        pytest.param(b'{"\xff": {}}', marks=NOT_UTF_8),
+    ],
+)
+def test_a_torn_cache_is_hashed_again_and_mended(root: Path, remembered: Path, torn: bytes) -> None:
+    (root / ".hashes.json").write_bytes(torn)
+    book(remembered.parent, "new")
+    assert raw.hashes(root, [remembered]) == [sha256(b"new")]
+    assert json.loads((root / ".hashes.json").read_bytes())[str(remembered)]["sha256"] == sha256(b"new")
+
+
+@pytest.mark.xfail(strict=True, reason="the cache is JSON, and its keys are paths", raises=UnicodeEncodeError)
+def test_a_file_below_a_folder_whose_name_is_not_utf_8_is_hashed(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    assert raw.hashes(root, [book(folder)]) == [sha256(b"old")]
+
+
+def test_a_missing_file_is_an_error_of_the_system(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        raw.hashes(root, [tmp_path / "nothing.txt"])
+
+
+def test_inputs_are_remembered_and_looked_at_anew_when_asked(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    path = book(folder)
+    for reference in (str(path), str(folder)):
+        book(folder)
+        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        book(folder, "new")
+        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True, deep=True)] == [sha256(b"new")]
+        raw.hashes(root, [book(folder)], deep=True)
+
+
+# Case 26: a bit flipped in zstd without a checksum may give other text; then the hash of the file is the guard
+
+
+def flipped_unseen(whole: bytes, plain: bytes) -> bytes:
+    """A zstd frame with one bit flipped that decompresses without complaint, to something else."""
+    for place in reversed(range(len(whole))):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            try:
+                if zstandard.ZstdDecompressor().decompress(flipped, max_output_size=1 << 20) != plain:
+                    return bytes(flipped)
+            except zstandard.ZstdError:
+                continue
+    raise AssertionError("no bit is without a guard")
+
+
+def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_file(root: Path, tmp_path: Path) -> None:
+    plain = b"".join(line(f"{n}: {sha256(b'%d' % n)}") for n in range(100))
+    whole = zstandard.ZstdCompressor().compress(plain)
+    flipped = flipped_unseen(whole, plain)
+    upstream = tmp_path / "pile.jsonl.zst"
+    upstream.write_bytes(whole)
+    cached = (
+        download(root, Source("pile", (SourceFile("00.jsonl.zst", local=upstream),)), Silent()).path / "00.jsonl.zst"
+    )
+    before = cached.stat()
+    cached.write_bytes(flipped)
+    assert b"".join(compression.blocks(cached)) != plain
+    with pytest.raises(BadData, match="not the file that was downloaded"):
+        raw.inputs(root, "pile", corpora=True)
+    os.utime(cached, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk flips bits without touching the time
+    with pytest.raises(BadData, match="not the file that was downloaded") as caught:
+        raw.inputs(root, "pile", corpora=True, deep=True)
+    assert caught.value.exit_code == 65
+    (found,) = [problems for name, problems in status.verify(root, deep=True) if name == "raw/pile"]
+    assert "00.jsonl.zst" in found[0]
+
+
+def test_case_26_a_flipped_bit_in_a_corpus_is_caught_by_its_manifest_and_by_its_checksum(root: Path) -> None:
+    made = corpus(root, "shuihu")
+    path = made.file("documents.jsonl.zst")
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(BadData, match="`clean` it again"):
+        raw.inputs(root, "shuihu", corpora=True, deep=True)
+    with pytest.raises(BadData):
+        list(compression.blocks(path))
