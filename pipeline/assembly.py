@@ -36,6 +36,8 @@ class Record(msgspec.Struct):
 
     file: int
     unit: int
+    after: str = ""  # the stem of the record before
+    split: str = ""  # of the file: "train", "val" or "" for one that is divided
     last: bool = False  # of its file
     lines: int = 0
     input_bytes: int = 0
@@ -63,6 +65,7 @@ class _Open:
     digests: bytearray
     rejects: ZstdLines | None = None
     part_tokens: int = 0
+    parts_left: bool = False
     skips_parts: bool = False
 
 
@@ -76,7 +79,8 @@ class Assembly:
         self._scratch = draft / artifact.SCRATCH
         self._bins = draft if keep_bins else self._scratch
         self._seen: set[bytes] | None = set() if dedup else None
-        self._left = max_documents or None
+        self._most = max_documents
+        self._kept: dict[str, int] = {}  # documents so far, by the split of their file
         self._open: _Open | None = None
         self._lines = 0  # of the file so far
         self._scratch.mkdir(exist_ok=True)
@@ -95,7 +99,7 @@ class Assembly:
 
     def _done_before(self) -> Iterator[Record]:
         """Records of the units that an earlier run finished, up to the first that is not as it was left."""
-        before = (-1, -1)
+        before = ""
         for path in sorted(self._scratch.glob("unit-*.json")):
             try:
                 record = msgspec.json.decode(path.read_bytes(), type=Record)
@@ -104,9 +108,9 @@ class Assembly:
             kept = [(self._place(each.name), each) for each in record.files]
             kept += [(self._scratch / each.name, each) for each in record.scratch]
             whole = all(files.size_of(at) == each.size and files.sha256_of(at) == each.sha256 for at, each in kept)
-            if not whole or (record.file, record.unit) <= before:
+            if not whole or record.after != before:
                 return
-            before = (record.file, record.unit)
+            before = record.stem
             yield record
 
     def _take_up(self) -> None:
@@ -117,8 +121,8 @@ class Assembly:
         for path in begun:
             if path.name not in kept:
                 path.unlink()
-        if self._left is not None:
-            self._left = max(0, self._left - sum(sum(record.documents.values()) for record in self.records))
+        for record in self.records:
+            self._take(record.split, sum(record.documents.values()))
         if self._seen is not None:
             for record in self.records:
                 data = (self._scratch / f"digests-{record.stem}").read_bytes()
@@ -132,10 +136,12 @@ class Assembly:
     def _place(self, name: str) -> Path:
         return (self._bins if name.endswith(".bin") else self._draft) / name
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there are as many documents as were asked for."""
-        return self._left == 0
+    def is_full(self, split: str) -> bool:
+        """Whether there are as many documents as were asked for of the files of a split ("": those to be divided)."""
+        return self._most > 0 and self._kept.get(split, 0) >= self._most and not (self._open and self._open.parts_left)
+
+    def _take(self, split: str, documents: int) -> None:
+        self._kept[split] = self._kept.get(split, 0) + documents
 
     def next_unit(self, file: int) -> int | None:
         """The first unit of an input file that is still to do, None where all of it is done."""
@@ -147,7 +153,7 @@ class Assembly:
         if self._open and (task.file, task.unit) != (self._open.record.file, self._open.record.unit):
             self._commit(last=task.file != self._open.record.file)
         if not self._open:
-            self._begin(task.file, task.unit)
+            self._begin(task)
         record = self._unit.record
         record.ledger.add(encoded.ledger)
         record.compared += encoded.compared
@@ -158,7 +164,7 @@ class Assembly:
         if task.long and not task.refused:
             self._add_part(task, task.long, ids)
         else:
-            self._add_batches(encoded.batches, task.job.file, ids)
+            self._add_batches(encoded.batches, task, ids)
         self._lines += encoded.lines
         record.lines += encoded.lines
 
@@ -168,12 +174,13 @@ class Assembly:
             self._commit(last=True)
         return self.records
 
-    def _begin(self, file: int, unit: int) -> None:
-        done = [record for record in self.records if record.file == file]
+    def _begin(self, task: Task) -> None:
+        done = [record for record in self.records if record.file == task.file]
         self._lines = sum(record.lines for record in done)
-        self._open = _Open(Record(file, unit), {}, bytearray())
+        after = self.records[-1].stem if self.records else ""
+        self._open = _Open(Record(task.file, task.unit, after, split=task.job.split), {}, bytearray())
 
-    def _add_batches(self, batches: list[Batch], file: str, ids: np.ndarray) -> None:
+    def _add_batches(self, batches: list[Batch], task: Task, ids: np.ndarray) -> None:
         record, start = self._unit.record, 0
         dropped = self._dropped(batches)
         for place, batch in enumerate(batches):
@@ -186,7 +193,7 @@ class Assembly:
                 record.ledger.characters.drop(reason, int(batch.characters[row]))
                 if reason == "duplicate":
                     line, offset = int(batch.numbers[row]), int(batch.offsets[row])
-                    self._reject(Reject(file, line, offset, reason, ""), line)
+                    self._reject(Reject(task.job.file, line, offset, reason, ""), line)
             lengths = batch.lengths[keep]
             if len(lengths):
                 found = found if keep.all() else found[np.repeat(keep, batch.lengths)]
@@ -197,7 +204,7 @@ class Assembly:
     def _dropped(self, batches: list[Batch]) -> dict[int, dict[int, str]]:
         """Batch → row → reason, for what is a duplicate or too much: the first in the order of the input stays."""
         dropped: dict[int, dict[int, str]] = {}
-        if self._seen is None and self._left is None:
+        if self._seen is None and not self._most:
             return dropped
         rows = [(offset, place, row) for place, each in enumerate(batches) for row, offset in enumerate(each.offsets)]
         for _, place, row in sorted(rows):
@@ -207,15 +214,16 @@ class Assembly:
 
     def _refuses(self, digest: bytes) -> str:
         """The reason to drop a document that comes now, "" for none; one that is kept is remembered."""
-        if self._left == 0:
+        split = self._unit.record.split
+        if self.is_full(split):
             return "over-max-documents"
         if self._seen is not None:
             if digest in self._seen:
                 return "duplicate"
             self._seen.add(digest)
             self._unit.digests += digest
-        if self._left is not None:
-            self._left -= 1
+        if self._most:
+            self._take(split, 1)
         return ""
 
     def _add_part(self, task: Task, long: Long, ids: np.ndarray) -> None:
@@ -230,6 +238,7 @@ class Assembly:
                 ledger.documents.drop(reason, 1)
                 ledger.characters.drop(reason, long.characters)
                 self._reject(Reject(task.job.file, 0, task.offset, reason, ""), 0)
+        unit.parts_left = not (task.final or unit.skips_parts)
         if unit.skips_parts:
             return
         unit.part_tokens += len(ids)

@@ -25,7 +25,7 @@ _MAX_WINDOW = 1 << 27
 # One block of zstd expands at most 32,768 times. Text reaches 4 to 10, one line repeated for ever about 11,000:
 # what lies above that is no text. Slices stay small until a file has shown that it expands like text.
 _MAX_RATIO = 1 << 14
-_SLICE, _FIRST_SLICE, _CALM_RATIO = 1 << 14, 1 << 10, 64
+_SLICE, _FIRST_SLICE, _CALM_RATIO = 1 << 13, 1 << 10, 64
 
 _AGAIN = "download the file again"
 

@@ -49,7 +49,8 @@ def identify(name: str, inputs: Sequence[raw.InputFile], options: CleanOptions) 
         "min_chars": options.min_chars,
         "files": [entry.name for entry in inputs],  # a document says which file it came from
     }
-    return Identity("corpora", name, chosen, tuple(entry.as_input("raw") for entry in inputs), libraries=("zstandard",))
+    libraries = ("zstandard", "pyarrow") if any(entry.path.suffix == ".parquet" for entry in inputs) else ("zstandard",)
+    return Identity("corpora", name, chosen, tuple(entry.as_input("raw") for entry in inputs), libraries=libraries)
 
 
 def clean(root: Path, name: str, inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Progress) -> Built:

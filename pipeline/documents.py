@@ -59,11 +59,28 @@ OnReject = Callable[[Reject], None]
 
 
 class Record(msgspec.Struct):
-    """One JSON line; what else it holds is passed over."""
+    """One JSON line. Only its text must be right: what else it holds is looked at when it is asked for."""
 
     text: str
-    title: Any = ""
-    meta: Any = None
+    raw_title: msgspec.Raw = msgspec.field(default=msgspec.Raw(b'""'), name="title")
+    raw_meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="meta")
+
+    @property
+    def title(self) -> str:
+        """The title where it is a string, else ""."""
+        title = _value(self.raw_title)
+        return title if isinstance(title, str) else ""
+
+    @property
+    def meta(self) -> Any:
+        return _value(self.raw_meta)
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # a number beyond all bounds, broken UTF-8
+        return None
 
 
 class _Poem(msgspec.Struct):
@@ -103,7 +120,7 @@ def json_lines(path: Path, advance: Advance = lambda count: None) -> Iterator[by
     """Any file as blocks of JSON lines: those of a .jsonl as they are, every other document as a line of its own."""
     kind = _kind(path)
     if kind == ".jsonl":
-        found = blocks(path, advance)
+        found = _with_head(blocks(path, advance))
         yield next(found, b"").removeprefix(_BOM)  # a byte order mark, which JSON does not know
         yield from found
     elif kind == ".txt":  # as it is read: a text file is one document, however long
@@ -119,6 +136,17 @@ def json_lines(path: Path, advance: Advance = lambda count: None) -> Iterator[by
 def _kind(path: Path) -> str:
     plain = path.name.removesuffix(".zst").removesuffix(".gz")
     return next((kind for kind in KINDS if plain.endswith(kind)), ".txt")
+
+
+def _with_head(found: Iterator[bytes]) -> Iterator[bytes]:
+    """The same blocks, the first of them long enough to tell by it what the file is."""
+    head = b""
+    for block in found:
+        head += block
+        if len(head) >= 4:
+            break
+    yield head
+    yield from found
 
 
 def _whole_documents(path: Path, kind: str, encoding: str, advance: Advance) -> Iterator[Document]:
@@ -165,8 +193,7 @@ def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: A
             continue
         ledger.documents.came += 1
         ledger.characters.came += len(found.text)
-        title = found.title if isinstance(found.title, str) else ""
-        yield Document(found.text, title, found.meta, path.name, number, offset)
+        yield Document(found.text, found.title, found.meta, path.name, number, offset)
 
 
 _decode_record = msgspec.json.Decoder(Record).decode
@@ -221,13 +248,19 @@ def _rows(path: Path, advance: Advance) -> Iterator[Document]:
             names = file.schema_arrow.names
             if "text" not in names:
                 raise BadData(f"{path}: no column `text`", hint=f"its columns: {', '.join(names)}")
+            kind = file.schema_arrow.field("text").type
+            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+                raise BadData(f"{path}: its column `text` is {kind}, not string", hint="write it as strings")
             wanted = [name for name in ("text", "title", "meta") if name in names]
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     text = row["text"] if isinstance(row["text"], str) else ""
-                    yield Document(text, row.get("title") or "", row.get("meta"), path.name, number)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+                    title = row.get("title")
+                    yield Document(text, title if isinstance(title, str) else "", row.get("meta"), path.name, number)
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of what is on it
+            raise
         raise BadData(f"{path}: not a whole Parquet file: {error}", hint="download the file again") from None
     advance(path.stat().st_size)
 
@@ -240,13 +273,13 @@ def _text(path: Path, encoding: str, advance: Advance) -> Iterator[str]:
     """The text of a file in pieces. A byte order mark is proof of its encoding, whatever `encoding` says."""
     decoder: codecs.IncrementalDecoder | None = None
     offset = 0
-    for block in chain(blocks(path, advance), [b""]):
+    for block in chain(_with_head(blocks(path, advance)), [b""]):
         if decoder is None:
             if kind := next((kind for magic, kind in _NOT_TEXT.items() if block.startswith(magic)), ""):
                 raise BadData(f"{path}: {kind}, not a text", hint="save it as plain text (.txt) first")
             encoding = next((name for mark, name in _BOMS.items() if block.startswith(mark)), encoding)
             try:
-                b"".decode(encoding)  # refuses what is no encoding of text, as base64
+                "".encode(encoding)  # refuses what is no encoding of text, as base64
                 decoder = codecs.getincrementaldecoder(encoding)()
             except LookupError:
                 raise BadConfig(f"there is no encoding {encoding!r}", hint="for example utf-8, gb18030, big5") from None
@@ -264,8 +297,8 @@ def _text(path: Path, encoding: str, advance: Advance) -> Iterator[str]:
 
 def json_line(text: str, title: str, source: str, meta: Any) -> bytes:
     """A document as one line of a corpus; fields that are empty are left out."""
-    fields = {"text": text, "title": title, "source": source, "meta": meta}
-    return msgspec.json.encode({name: value for name, value in fields.items() if value}) + b"\n"
+    fields = {"title": title, "source": source, "meta": meta}
+    return msgspec.json.encode({"text": text} | {name: value for name, value in fields.items() if value}) + b"\n"
 
 
 class ZstdLines:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -52,7 +54,8 @@ def run(
             done(future.result())
         return [future.result() for future in futures]
     except KeyboardInterrupt:
-        _stop_workers()  # a unit may take minutes; its draft survives
+        for worker in multiprocessing.active_children():  # a unit may take minutes; its draft survives
+            worker.terminate()
         raise
     except BrokenProcessPool:
         raise _worker_lost() from None
@@ -68,55 +71,73 @@ def stream(
 ) -> Generator[tuple[Unit, Result, memoryview]]:
     """`function(task, data)` for each task and its bytes, in their order, by `jobs` processes.
 
-    The function answers with a small result and with arrays; their bytes, one array after the other, come back as a
-    view that is good until the next step. No more than `jobs + 2` tasks are taken ahead of the one that is given
-    back, so a slow reader of the results holds up the maker of the tasks, and memory stays flat.
+    The function answers with a small result and with arrays, which must not be views of its data; the bytes of the
+    arrays, one after the other, come back as a view that is good until the next step. No more than `jobs + 2` tasks
+    are taken ahead of the one that is given back, so a slow reader holds up the maker of the tasks, and memory stays
+    flat.
 
     With one job the work is done here. Else bytes travel both ways through memory that the processes share: a pipe
-    costs as much as half of the tokenizing. Raises what the function raises, and WorkerLost when a worker was killed.
+    costs as much as half of the tokenizing, and a worker that dies while it fills one leaves its reader waiting for
+    ever. What does not fit there is done here. Raises what the function raises, and WorkerLost when a worker was
+    killed.
     """
     if jobs <= 1:
         for task, data in tasks:
-            result, arrays = function(task, memoryview(data))
-            yield task, result, memoryview(b"".join(map(_bytes, arrays)))
+            yield task, *_here(function, task, memoryview(data))
         return
     context = multiprocessing.get_context("spawn")
     shared = [context.RawArray(ctypes.c_ubyte, _SLOT) for _ in range(jobs + 2)]
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_take_slots, initargs=(os.getpid(), shared))
     slots = [memoryview(slot).cast("B") for slot in shared]
-    free, waiting = deque(range(len(slots))), deque[tuple[Unit, int, Future[tuple[Result, int | bytes]]]]()
-
-    def oldest() -> tuple[Unit, int, Result, memoryview]:
-        task, slot, future = waiting.popleft()
-        result, answer = future.result()
-        return task, slot, result, slots[slot][:answer] if isinstance(answer, int) else memoryview(answer)
-
+    free, waiting = deque(range(len(slots))), deque[_Waiting[Unit]]()
     try:
         for task, data in tasks:
             if not free:
-                done, slot, result, view = oldest()
-                yield done, result, view
-                free.append(slot)
+                yield _oldest(function, waiting[0], slots)
+                free.append(waiting.popleft().slot)
             slot = free.popleft()
-            fits = len(data) <= _SLOT
-            if fits:
+            future = None
+            if len(data) <= _SLOT:
                 slots[slot][: len(data)] = data
-            waiting.append((task, slot, pool.submit(_work, function, task, slot, len(data) if fits else data)))
+                future = pool.submit(_work, function, task, slot, len(data))
+            waiting.append(_Waiting(task, slot, data, future))
         while waiting:
-            done, slot, result, view = oldest()
-            yield done, result, view
-            free.append(slot)
+            yield _oldest(function, waiting[0], slots)
+            waiting.popleft()
     except BrokenProcessPool:
         raise _worker_lost() from None
-    except BaseException:
-        _stop_workers()  # nobody will ask for what they are doing
-        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_SLOT = 8 << 20  # bytes: four times the piece that tokenizing sends, so that its answer fits too
+_SLOT = 8 << 20  # bytes: four times the piece that tokenizing sends, so that nearly every answer fits too
 _slots: list[memoryview] = []  # in a worker: the memory it shares with its parent
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Unit]):
+    """A task that was taken, and where its bytes and its answer lie; without a future it is to be done here."""
+
+    task: Unit
+    slot: int
+    data: bytes | bytearray
+    future: Future[tuple[int, int] | None] | None
+
+
+def _oldest(
+    function: Work[Unit, Result], taken: _Waiting[Unit], slots: Sequence[memoryview]
+) -> tuple[Unit, Result, memoryview]:
+    sizes = taken.future.result() if taken.future else None
+    if sizes is None:
+        return taken.task, *_here(function, taken.task, memoryview(taken.data))
+    answer, end = sizes
+    slot = slots[taken.slot]
+    return taken.task, pickle.loads(slot[answer:end]), slot[:answer]
+
+
+def _here(function: Work[Unit, Result], task: Unit, data: memoryview) -> tuple[Result, memoryview]:
+    result, arrays = function(task, data)
+    return result, memoryview(b"".join(map(_bytes, arrays)))
 
 
 def _take_slots(parent: int, shared: Sequence[ctypes.Array[ctypes.c_ubyte]]) -> None:
@@ -124,19 +145,19 @@ def _take_slots(parent: int, shared: Sequence[ctypes.Array[ctypes.c_ubyte]]) -> 
     _slots.extend(memoryview(slot).cast("B") for slot in shared)
 
 
-def _work(
-    function: Work[Unit, Result], task: Unit, slot: int, given: int | bytes | bytearray
-) -> tuple[Result, int | bytes]:
-    """In a worker: do a task whose bytes lie in a slot, and put the answer into the same slot if it fits."""
-    result, arrays = function(task, _slots[slot][:given] if isinstance(given, int) else memoryview(given))
-    size = sum(array.nbytes for array in arrays)
-    if size > _SLOT:
-        return result, b"".join(map(_bytes, arrays))
+def _work(function: Work[Unit, Result], task: Unit, slot: int, size: int) -> tuple[int, int] | None:
+    """In a worker: do the task whose bytes lie in a slot. Its arrays and then its result, pickled, take their place:
+    where the arrays and where the result end, or None when they do not fit."""
+    result, arrays = function(task, _slots[slot][:size])
+    parts = [*map(_bytes, arrays), memoryview(pickle.dumps(result))]
+    end = sum(map(len, parts))
+    if end > _SLOT:
+        return None
     place = 0
-    for array in arrays:
-        _slots[slot][place : place + array.nbytes] = _bytes(array)
-        place += array.nbytes
-    return result, size
+    for part in parts:
+        _slots[slot][place : place + len(part)] = part
+        place += len(part)
+    return end - len(parts[-1]), end
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -148,11 +169,6 @@ def default_jobs() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _stop_workers() -> None:
-    for worker in multiprocessing.active_children():
-        worker.terminate()
 
 
 def _worker_lost() -> WorkerLost:

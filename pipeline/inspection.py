@@ -89,7 +89,7 @@ def locate(found: Artifact, index: int, split: str = "train") -> Location:
         path=str(path),
         line=line,
         offset=int(offsets[within]),
-        title=record.title if isinstance(record.title, str) else "",
+        title=record.title,
         before=store.tokenizer.decode(ids[max(0, index - start - _AROUND) : index - start]),
         after=store.tokenizer.decode(ids[index - start : index - start + _AROUND]),
     )

@@ -48,20 +48,19 @@ def cut(blocks: Iterator[bytes]) -> Iterator[Piece]:
         held += block
         while len(held) >= (border := PIECE_BYTES - start % PIECE_BYTES):
             # A line that begins before the border belongs to this piece, so it ends with the first newline after.
-            end = held.find(b"\n", max(border - 1, searched)) + 1
-            if not end:
-                searched = len(held)
+            if end := held.find(b"\n", max(border - 1, searched)) + 1:
+                rest = held[end:]
+                del held[end:]
+                yield from _pieces(held, start)
+                held, start, searched = rest, start + end, 0
+                continue
+            searched = len(held)
+            if len(held) <= MAX_LINE or len(held) - (line := held.rfind(b"\n") + 1) <= MAX_LINE:
                 break
-            rest = held[end:]
-            del held[end:]
-            yield from _pieces(held, start)
-            held, start, searched = rest, start + end, 0
-        if len(held) > MAX_LINE and len(held) - (line := held.rfind(b"\n") + 1) > MAX_LINE:
-            size = len(held)
             del held[line + _EXCERPT :]
             rest, skipped = _after_newline(blocks)
             yield from _pieces(held, start, overlong=True)
-            held, start, searched = rest, start + size + skipped, 0
+            held, start, searched = rest, start + searched + skipped, 0
     if held:
         yield from _pieces(held, start)
 
@@ -120,13 +119,14 @@ class LongText:
             raise msgspec.ValidationError("`text` is not a string")
 
     def parts(self, boundary: re.Pattern[str] | None) -> Iterator[str]:
-        """The text in parts that end where `boundary` matches. Raises Unbroken, and what a bad string raises."""
-        if boundary is None:
-            raise Unbroken
+        """The text in parts that end where `boundary` matches, in one where there is no `boundary`.
+
+        Raises Unbroken, and what a bad string raises.
+        """
         held = ""
         for text in self._decoded():
             held += text
-            if place := last_boundary(boundary, held):
+            if boundary and (place := last_boundary(boundary, held)):
                 yield held[:place]
                 held = held[place:]
             elif len(held) > MAX_UNBROKEN:

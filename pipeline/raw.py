@@ -84,12 +84,12 @@ def hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str
     """sha256 of local files. One that was hashed before is read again if its size or time changed, or if `deep`."""
     try:
         known = msgspec.json.decode((root / _HASHES).read_bytes(), type=dict[str, _Hashed])
-    except (FileNotFoundError, msgspec.DecodeError):  # a cache: what it lost is hashed again
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # a cache: what it lost is hashed again
         known = {}
     found = []
     learned: dict[str, _Hashed] = {}
     for path in paths:
-        status, name = path.stat(), str(path.resolve())
+        status, name = path.stat(), str(path.resolve()).encode(errors="backslashreplace").decode()
         entry = known.get(name)
         if deep or entry is None or (entry.size, entry.mtime_ns) != (status.st_size, status.st_mtime_ns):
             entry = _Hashed(status.st_size, status.st_mtime_ns, files.sha256_of(path))

@@ -41,8 +41,9 @@ _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",),
 class TokenizeOptions:
     """What a person can choose. `val_fraction` is the share of documents, by a hash of their text, held out.
 
-    None means 0.05, or nothing where there is a validation corpus. `max_documents` 0 sets no limit. `dedup` "exact"
-    keeps the first of equal texts in the order of the input; it holds about 110 bytes of memory for each document.
+    None means 0.05, or nothing where there is a validation corpus. `max_documents` is the most of the files to train
+    on, and of those to validate on; 0 sets no limit. `dedup` "exact" keeps the first of equal texts in the order of
+    the input; it holds about 110 bytes of memory for each document.
     """
 
     format: str = "memmap"
@@ -191,9 +192,8 @@ def _write(
         tasks = _tasks(paths, given, tokenizer, assembly, advance)
         with contextlib.closing(engines.stream(encode.encode if jobs > 1 else encode_here, tasks, jobs=jobs)) as done:
             for task, encoded, answer in done:
-                assembly.add(task, encoded, answer)
-                if assembly.is_full:
-                    break
+                if not assembly.is_full(task.job.split):  # what was encoded ahead of its end is left out
+                    assembly.add(task, encoded, answer)
         done_units = assembly.finish()
         assembly.write_rejects()
     content = _content(done_units, tokenizer, dtype, options, fraction)
@@ -215,13 +215,15 @@ def _tasks(
     """All pieces of all files that are still to do, in order."""
     for number, (path, job) in enumerate(zip(paths, given, strict=True)):
         first = assembly.next_unit(number)
-        if first is None or assembly.is_full:
+        if first is None or assembly.is_full(job.split):
             advance(path.stat().st_size)
             continue
         unit, lines = -1, 0
         for piece in pieces.cut(documents.json_lines(path, advance)):
             if piece.unit < first:
                 continue
+            if assembly.is_full(job.split):
+                break
             if piece.unit != unit:
                 unit, lines = piece.unit, 0
             check = max(0, _CHECK_FIRST - lines)

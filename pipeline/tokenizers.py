@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, Protocol
 
 import msgspec
@@ -264,17 +265,29 @@ class SentencePiece:
     @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:
         # A merge never crosses a place that no piece of the vocabulary has inside it; the probes see whether the
-        # model's normaliser leaves such a place alone.
-        pieces = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+        # model's normaliser leaves it alone. Unknown characters merge with their neighbours, so there are none there.
+        # A unigram model has no such place: in a long text its 32-bit scores let what came before decide ties.
+        if not self._is_bpe():
+            return None
+        try:
+            pieces = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+        except UnicodeDecodeError:  # a model may hold pieces that are no text
+            return None
         places = []
-        if not any(re.search("[^▁]▁", piece) for piece in pieces) and self._splits("ab", " cd"):
+        if not any(re.search("[^▁]▁", piece) for piece in pieces) and self._splits(ascii_lowercase, " cd"):
             places.append(r"(?<=[a-z])(?= [a-z])")
         if not any("\n" in piece for piece in pieces) and self._splits("ab\n", "cd") and self._splits("山\n", "石"):
             places.append(r"(?<=\S\n)(?=\S)")
         return re.compile("|".join(places)) if places else None
 
+    def _is_bpe(self) -> bool:
+        # BPE's scores are the ranks of its merges, 0, -1, -2, …; unigram's are logarithms of probabilities.
+        scores = (self._processor.get_score(token) for token in range(self.vocab_size))
+        return all(score == round(score) for score in scores)
+
     def _splits(self, left: str, right: str) -> bool:
-        return self.encode(left) + self.encode(right) == self.encode(left + right)
+        whole = self.encode(left + right)
+        return self.encode(left) + self.encode(right) == whole and self._processor.unk_id() not in whole
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)

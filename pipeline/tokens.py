@@ -87,7 +87,10 @@ class SegmentWriter:
         lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
         if int(lengths.sum(dtype=np.int64)) != self.tokens:
             raise InternalError(f"{self._path}: its documents have not as many tokens as were written")
-        beside = [(".idx", _index(lengths, self._dtype)), (".src", np.concatenate(self._offsets).tobytes())]
+        beside = [
+            (".idx", _index(lengths, self._dtype)),
+            (".src", np.concatenate([np.empty(0, "<u8"), *self._offsets]).tobytes()),
+        ]
         records = [FileRecord(f"{self._name}.bin", self._out.size, self._out.sha256)]
         for suffix, data in beside:
             with open(self._folder / f"{self._name}{suffix}", "wb") as handle:
