@@ -202,6 +202,7 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
         elif target.is_dir() and not draft.exists():
             files.publish_directory(target, draft)
         draft.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(shelf, below=False)
         files.remove_temporaries(draft)
         try:
             content = write(draft)

@@ -164,9 +164,9 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def remove_temporaries(root: Path) -> None:
-    """Delete what killed writers left below `root`. Only for one who holds the lock on it."""
-    for path in list(root.rglob(f"{TEMPORARY}*")):
+def remove_temporaries(root: Path, *, below: bool = True) -> None:
+    """Delete what killed writers left in `root` and `below` it. Only for one who holds the lock on it."""
+    for path in list((root.rglob if below else root.glob)(f"{TEMPORARY}*")):
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
         else:

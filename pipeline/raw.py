@@ -99,7 +99,7 @@ def hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str
     if learned:
         kept = {name: entry for name, entry in (known | learned).items() if Path(name).exists()}
         root.mkdir(parents=True, exist_ok=True)
-        files.write_file(root / _HASHES, msgspec.json.encode(kept, order="deterministic"))
+        (root / _HASHES).write_bytes(msgspec.json.encode(kept, order="deterministic"))
     return found
 
 

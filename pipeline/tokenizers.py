@@ -405,7 +405,12 @@ def _load_limited(path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_CHILD_MEMORY, _CHILD_MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_SECONDS, _CHILD_SECONDS))
     try:
-        SentencePiece(path.read_bytes(), path.stem).encode("一 a")
+        loaded = SentencePiece(path.read_bytes(), path.stem)
+        loaded.encode("一 a")
+        for token in range(loaded.vocab_size):
+            loaded._processor.id_to_piece(token)
+    except UnicodeDecodeError:
+        raise BadData(f"{path}: this model holds pieces that are no text", hint="do not use it") from None
     except MemoryError:
         raise BadData(f"{path}: this model needs more than {_CHILD_MEMORY >> 30} GiB", hint="do not use it") from None
 
@@ -464,4 +469,6 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
         found = artifact.find(root, "tokenizers", reference)
     except InputMissing as error:
         raise InputMissing(error.what, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
-    return open_folder(artifact.require_whole(found).path), found
+    if damage := artifact.problems(found, deep=True):  # it is small, and everything is made with it
+        raise BadData(damage[0], hint="`train-tokenizer` it again")
+    return open_folder(found.path), found

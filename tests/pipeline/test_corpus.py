@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import zstandard
 
-from pipeline import corpus, documents, raw
+from pipeline import compression, corpus, documents, raw
 from pipeline.artifact import Artifact
 from pipeline.corpus import MAX_SENTENCE_BYTES, CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects

@@ -167,6 +167,14 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 DIGITS = b"9" * 5000
 
 
+@pytest.mark.parametrize("meta", [DIGITS, b"1e999", b'"\xff"'], ids=["digits", "infinite", "not-utf-8"])
+def test_case_31_a_meta_that_cannot_be_read_costs_the_meta_and_not_the_text(tmp_path: Path, meta: bytes) -> None:
+    (found,), rejects, _ = read(
+        file_of(tmp_path, b'{"text": "a", "title": ' + meta + b', "meta": ' + meta + b"}", "a.jsonl")
+    )
+    assert (found.text, found.title, found.meta, rejects) == ("a", "", None, [])
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -195,8 +203,6 @@ DIGITS = b"9" * 5000
         (b'["text"]', "bad-record"),
         (b'"text"', "bad-record"),
         (b"null", "bad-record"),
-        (b'{"text": "a", "meta": ' + DIGITS + b"}", "bad-record"),
-        (b'{"text": "a", "meta": 1e999}', "bad-record"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -262,7 +268,6 @@ def test_a_byte_order_mark_before_json_lines_is_passed_over(tmp_path: Path, name
     assert texts(file_of(tmp_path, pack(BOM + b'{"text":"a"}\n{"text":"b"}\n'), name)) == ["a", "b"]
 
 
-@pytest.mark.xfail(strict=True, reason="a byte order mark is looked for in the first block alone, however small")
 @pytest.mark.parametrize(
     ("name", "data", "text"),
     [
@@ -342,12 +347,7 @@ def test_text_in_another_encoding_than_named_is_bad_data_with_its_place(tmp_path
     refuse(path, "not utf-8 text: byte 0xd6 at offset 3")
 
 
-BYTES_TO_BYTES = pytest.mark.xfail(strict=True, reason='b"".decode() of nothing never asks what the encoding is')
-
-
-@pytest.mark.parametrize(
-    "encoding", ["klingon", *(pytest.param(each, marks=BYTES_TO_BYTES) for each in ("base64", "zlib"))]
-)
+@pytest.mark.parametrize("encoding", ["klingon", "base64", "zlib"])
 def test_an_encoding_that_does_not_exist_is_a_bad_option(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(BadConfig, match="there is no encoding") as caught:
         read(file_of(tmp_path, b"abc", "a.txt"), encoding=encoding)
@@ -395,9 +395,6 @@ def test_null_is_an_empty_text_that_stands_in_its_place(tmp_path: Path) -> None:
     assert b"".join(documents.json_lines(path)).count(b"\n") == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="json_line leaves an empty text out, so its line is a bad record, not an empty one"
-)
 def test_a_document_without_text_is_empty_and_not_bad_when_it_is_tokenized(tmp_path: Path) -> None:
     poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
     for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
@@ -426,7 +423,6 @@ def test_a_parquet_file_cut_short_is_bad_data(tmp_path: Path) -> None:
     refuse(file_of(tmp_path, b'{"text": "a"}\n' * 10, "a.parquet"), "not a whole Parquet file")
 
 
-@pytest.mark.xfail(strict=True, reason="pyarrow raises OSError for a damaged page, which is no ArrowException")
 def test_a_parquet_file_with_a_damaged_page_is_bad_data(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": [f"第{n}回" for n in range(5000)]}, compression="gzip")
     damaged = bytearray(path.read_bytes())
@@ -434,7 +430,6 @@ def test_a_parquet_file_with_a_damaged_page_is_bad_data(tmp_path: Path) -> None:
     refuse(file_of(tmp_path, bytes(damaged), "a.parquet"), "not a whole Parquet file")
 
 
-@pytest.mark.xfail(strict=True, reason="a title of JSON lines that is no string is left out, one of Parquet is not")
 def test_a_title_that_is_no_string_is_no_title_in_parquet_either(tmp_path: Path) -> None:
     (found,) = read(table(tmp_path, {"text": ["a"], "title": [7]}))[0]
     assert found.title == ""

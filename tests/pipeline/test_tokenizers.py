@@ -235,7 +235,7 @@ def opened(trained: Callable[[str], Artifact]) -> Callable[[str], Tokenizer]:
     return get
 
 
-CUT = pytest.mark.parametrize("name", ["r50k_base", "cl100k_base", "o200k_base", "bpe", "unigram", "char"])
+CUT = pytest.mark.parametrize("name", ["r50k_base", "cl100k_base", "o200k_base", "bpe", "char"])
 
 FRAGMENTS = [
     *("a", "the", " the", " word", " ab cd", "Word", " Word", "İß", "ﬁ", "é", "ſ", "ⅷ", "ª"),
@@ -249,8 +249,8 @@ FRAGMENTS = [
 
 
 @CUT
-@given(text=st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=2), max_size=25).map("".join))
-@settings(max_examples=600, deadline=None, derandomize=True)
+@given(text=st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=2), max_size=16).map("".join))
+@settings(max_examples=500, deadline=None, derandomize=True)
 @example(text="it's a 'd\n'll go\nre's\n山。石，a b")
 @example(text="a\n\nb\r\nc \nd. \ne\t\nf/\ng")
 def test_a_text_cut_at_any_boundary_has_the_ids_of_the_whole(
@@ -277,8 +277,7 @@ def test_words_lines_and_phrases_are_boundaries(shared: Path, opened: Callable[[
 
 
 def test_a_trained_model_may_be_cut_between_words_and_lines(opened: Callable[[str], Tokenizer]) -> None:
-    for kind in ("bpe", "unigram"):
-        assert boundaries(opened(kind), "砚山 ab cd\n山\n\n石\n砚") == [5, 9, 14]
+    assert boundaries(opened("bpe"), "砚山 ab cd\n山\n\n石\n砚") == [5, 9, 14]
 
 
 @CUT
@@ -299,19 +298,11 @@ def joined(path: Path) -> str:
     return "\n".join(each.text for each in documents.read(path, Ledger(), print))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="unigram adds up scores in 32 bits: in a long text what came before decides ties"
-)
-def test_a_unigram_of_many_words_gives_the_ids_of_the_whole_too(shared: Path, root: Path) -> None:
-    text = joined(shared / "data" / "pile_val.jsonl.zst")[:400_000]
-    tokenizer = open_folder(train(root, text[:200_000], "unigram", 4000).artifact.path)
-    whole, places = tokenizer.encode(text), boundaries(tokenizer, text)
-    for place in random.Random(1).sample(places, 30):
-        assert tokenizer.encode(text[:place]) + tokenizer.encode(text[place:]) == whole
+def test_a_unigram_model_may_be_cut_nowhere(opened: Callable[[str], Tokenizer]) -> None:
+    assert opened("unigram").boundary is None  # scores are added in 32 bits, so what came before decides ties
 
 
-@pytest.mark.xfail(strict=True, reason="unknown characters that follow one another become one id; so may \\n be one")
-def test_a_model_without_byte_fallback_gives_the_ids_of_the_whole_too(tmp_path: Path) -> None:
+def test_a_model_without_byte_fallback_is_cut_only_where_it_knows_every_character(tmp_path: Path) -> None:
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter([*BOOK.split("\n"), *["abcd ab cd dcba"] * 100]),
@@ -323,8 +314,7 @@ def test_a_model_without_byte_fallback_gives_the_ids_of_the_whole_too(tmp_path: 
         minloglevel=2,
     )
     tokenizer, text = SentencePiece(model.getvalue(), "foreign"), "砚\n龘"
-    for place in boundaries(tokenizer, text):
-        assert tokenizer.encode(text[:place]) + tokenizer.encode(text[place:]) == tokenizer.encode(text)
+    assert tokenizer.boundary is None or not boundaries(tokenizer, text)
 
 
 # SentencePiece
