@@ -103,7 +103,7 @@ class Assembly:
         for path in sorted(self._scratch.glob("unit-*.json")):
             try:
                 record = msgspec.json.decode(path.read_bytes(), type=Record)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 return
             kept = [(self._place(each.name), each) for each in record.files]
             kept += [(self._scratch / each.name, each) for each in record.scratch]

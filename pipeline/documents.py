@@ -68,15 +68,16 @@ class Record(msgspec.Struct):
     @property
     def title(self) -> str:
         """The title where it is a string, else ""."""
-        title = _value(self.raw_title)
+        title = value_of(self.raw_title)
         return title if isinstance(title, str) else ""
 
     @property
     def meta(self) -> Any:
-        return _value(self.raw_meta)
+        return value_of(self.raw_meta)
 
 
-def _value(raw: msgspec.Raw) -> Any:
+def value_of(raw: msgspec.Raw) -> Any:
+    """What a field says that need not be right, None where it cannot be read."""
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # a number beyond all bounds, broken UTF-8

@@ -107,6 +107,8 @@ def stream(
     except BrokenProcessPool:
         raise _worker_lost() from None
     finally:
+        for worker in multiprocessing.active_children():  # one that died with the lock of the queue would hold up
+            worker.terminate()  # the others, and so the shutdown, for ever
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
-from pipeline.documents import MAX_LINE
+from pipeline.documents import MAX_LINE, value_of
 
 UNIT_BYTES = 256 << 20
 PIECE_BYTES = 2 << 20
@@ -105,7 +104,7 @@ class Unbroken(Exception):
 
 class _LongLine(msgspec.Struct):
     text: msgspec.Raw
-    meta: Any = None
+    meta: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class LongText:
@@ -113,7 +112,7 @@ class LongText:
 
     def __init__(self, line: bytes | bytearray) -> None:
         found = msgspec.json.decode(line, type=_LongLine)
-        self.meta = found.meta
+        self.meta = value_of(found.meta)
         self._raw = memoryview(found.text)
         if self._raw[:1] != b'"':
             raise msgspec.ValidationError("`text` is not a string")
