@@ -339,7 +339,7 @@ RUNS = st.lists(
         | st.sampled_from(
             ["\u0301", "\u200d", "\ufe0f", "👨", "🇨", "\U000e0061", "\U000f0000", "\uffff", "\0", "水", "한"]
         )
-        | st.characters(),
+        | st.characters(exclude_categories=["Cs"]),
         st.integers(1, 4),
     ).map(lambda made: made[0] * made[1]),
     max_size=25,
