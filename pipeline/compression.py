@@ -1,16 +1,17 @@
 """The bytes inside a packed file: zstd and gzip, read to their very end or not accepted at all.
 
-zstd is read frame by frame, and every frame must end: the library's own readers accept a truncated file in silence
-(reference/reliability.md, M1 to M3). What comes out is bounded, whatever went in.
+zstd's own readers take the end of a file for the end of its last frame, so a truncated file passes in silence
+(reference/reliability.md, M1 to M3). Here the structure of the frames is followed beside the decompression: a frame
+that has begun must end. What comes out is bounded, whatever went in.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import zstandard
 
@@ -19,13 +20,14 @@ from pipeline.progress import Advance
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_FIRST, _SKIPPABLE_MAGIC = bytes(range(0x50, 0x60)), b"\x2a\x4d\x18"  # RFC 8878, section 3.1.2
+_REPEATED_BYTE = 1  # a block of this kind holds one byte, whatever its size
 _BLOCK = 1 << 20
+_READ, _FIRST_READ = 1 << 18, 1 << 10  # reads grow with what was read, so that a bomb is known before it is large
 _MAX_WINDOW = 1 << 27
 
 # One block of zstd expands at most 32,768 times. Text reaches 4 to 10, one line repeated for ever about 11,000:
-# what lies above that is no text. Slices stay small until a file has shown that it expands like text.
+# what lies above that is no text.
 _MAX_RATIO = 1 << 14
-_SLICE, _FIRST_SLICE, _CALM_RATIO = 1 << 13, 1 << 10, 64
 
 _AGAIN = "download the file again"
 
@@ -46,50 +48,106 @@ def blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]
                 yield block
 
 
+class _Frames:
+    """A zstd file, read from its beginning: `read` passes its bytes on, and follows where its frames begin and end.
+
+    Only sizes are looked at (RFC 8878, section 3.1): what the blocks hold is the decompressor's to judge.
+    """
+
+    def __init__(self, path: Path, handle: BinaryIO, advance: Advance) -> None:
+        self._path, self._handle, self._advance = path, handle, advance
+        self.position = 0  # bytes read
+        self.count, self.start = 0, 0  # frames that have begun, and where the last of them does
+        self._whole = True  # whether it has ended
+        self._skip, self._head = 0, b""  # bytes to pass over, and what has come of the header after them
+        self._lost = False  # whether something else stood where a frame should begin
+        self._headers = self._walk()
+        self._wanted = next(self._headers)
+
+    def read(self, size: int) -> bytes:
+        data = self._handle.read(min(size, max(_FIRST_READ, self.position)))
+        self._advance(len(data))
+        start, self.position = self.position, self.position + len(data)
+        place = 0
+        while place < len(data) and not self._lost:
+            if self._skip:
+                step = min(self._skip, len(data) - place)
+                self._skip -= step
+            else:
+                if self._whole:
+                    self._whole, self.start, self.count = False, start + place, self.count + 1
+                step = self._wanted - len(self._head)
+                self._head += data[place : place + step]
+            place += step
+            if not self._skip and len(self._head) == self._wanted:
+                head, self._head = self._head, b""
+                self._wanted = self._headers.send(head)
+        return data
+
+    def check_end(self) -> None:
+        """Raises BadData when the last frame has not ended, or there was none."""
+        if not self.count:
+            raise BadData(f"{self._path}: the file is empty", hint=_AGAIN)
+        if self._lost or self.position - self.start < 4:
+            raise self.no_frame()
+        if self._skip or not self._whole:
+            what = f"zstd frame {self.count} is cut short, the file ends at byte {self.position:,}"
+            raise BadData(f"{self._path}: {what}", hint=_AGAIN)
+
+    def no_frame(self) -> BadData:
+        """What to say where a frame should begin and does not."""
+        what = f"{_what_it_is(self._head)} where zstd frame {self.count} should begin, at byte {self.start:,}"
+        return BadData(f"{self._path}: {what}", hint=_AGAIN)
+
+    def _walk(self) -> Generator[int, bytes, None]:
+        """Asks for each header by its size, and sets how many bytes to skip after it."""
+        while True:
+            head = yield 4
+            if not begins_zstd(head):
+                self._lost, self._head = True, head
+                yield 4
+            if head != ZSTD_MAGIC:  # a skippable frame: its size, and that many bytes
+                self._skip = int.from_bytes((yield 4), "little")
+            else:
+                head += yield 1
+                head += yield zstandard.frame_header_size(head) - len(head)
+                last = False
+                while not last:
+                    block = int.from_bytes((yield 3), "little")
+                    last, kind, size = bool(block & 1), block >> 1 & 3, block >> 3
+                    self._skip = 1 if kind == _REPEATED_BYTE else size
+                if zstandard.get_frame_parameters(head).has_checksum:
+                    self._skip += 4
+            self._whole = True
+
+
 def _zstd_blocks(path: Path, handle: BinaryIO, advance: Advance) -> Iterator[bytes]:
-    frame, position, start, total = 0, 0, 0, 0
-    reader: Any = None
-    pending, size = b"", _FIRST_SLICE
-    while data := pending or handle.read(size):
-        if reader is None and len(data) < 4:  # a magic number split over two slices
-            data += handle.read(4 - len(data))
-        advance(handle.tell() - position)
-        position = handle.tell()
-        pending = b""
-        if reader is None:
-            if not begins_zstd(data):
-                what = f"{_what_it_is(data)} where zstd frame {frame + 1} should begin, at byte {start:,}"
-                raise BadData(f"{path}: {what}", hint=_AGAIN)
-            reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
-        try:
-            out = reader.decompress(data)
-        except zstandard.ZstdError as error:
-            raise _broken(path, frame + 1, position, error) from None
-        total += len(out)
-        if total > max(_BLOCK, position * _MAX_RATIO):
-            raise BadData(
-                f"{path}: its first {position:,} bytes expand to {total:,}, as no text does",
-                hint="a decompression bomb? Look at where it comes from",
-            )
-        size = _FIRST_SLICE if len(out) > _CALM_RATIO * len(data) else _SLICE
-        if out:
-            yield out
-        if reader.eof:
-            pending = reader.unused_data
-            frame, start, reader = frame + 1, position - len(pending), None
-    if reader is not None:
-        raise BadData(f"{path}: zstd frame {frame + 1} is cut short, the file ends at byte {position:,}", hint=_AGAIN)
-    if frame == 0:
-        raise BadData(f"{path}: the file is empty", hint=_AGAIN)
+    frames, total = _Frames(path, handle, advance), 0
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    reader = decompressor.stream_reader(frames, read_size=_READ, read_across_frames=True)  # type: ignore[arg-type]
+    try:
+        while block := reader.read(_BLOCK):
+            total += len(block)
+            if total > max(_BLOCK, frames.position * _MAX_RATIO):
+                raise BadData(
+                    f"{path}: its first {frames.position:,} bytes expand to {total:,} and more, as no text does",
+                    hint="a decompression bomb? Look at where it comes from",
+                )
+            yield block
+    except zstandard.ZstdError as error:
+        raise _broken(path, frames, error) from None
+    frames.check_end()
 
 
-def _broken(path: Path, frame: int, position: int, error: zstandard.ZstdError) -> BadData:
+def _broken(path: Path, frames: _Frames, error: zstandard.ZstdError) -> BadData:
     if "requires too much memory" in str(error):
         return BadData(
-            f"{path}: zstd frame {frame} needs a window of more than {_MAX_WINDOW >> 20} MiB",
+            f"{path}: a zstd frame needs a window of more than {_MAX_WINDOW >> 20} MiB",
             hint="made with zstd --long? `zstd -d --long=31` and a plain `zstd` give one that any machine can read",
         )
-    return BadData(f"{path}: zstd frame {frame} is broken near byte {position:,}: {error}", hint=_AGAIN)
+    if "Unknown frame descriptor" in str(error):
+        return frames.no_frame()
+    return BadData(f"{path}: zstd is broken near byte {frames.position:,}: {error}", hint=_AGAIN)
 
 
 def check_zstd(path: Path) -> None:

@@ -224,7 +224,7 @@ def test_case_26_a_bit_flipped_under_a_checksum_is_bad_data(tmp_path: Path) -> N
     for _ in range(150):
         flipped = bytearray(whole)
         flipped[dice.randrange(zstandard.frame_header_size(whole), len(whole))] ^= 1 << dice.randrange(8)
-        refuse(file_of(tmp_path, bytes(flipped)), "frame 1 is (broken|cut short)|where zstd frame 2 should begin")
+        refuse(file_of(tmp_path, bytes(flipped)), "zstd is broken near|frame 1 is cut short|where zstd frame 2 should begin")
 
 
 def test_case_26_a_bit_flipped_in_the_header_never_changes_the_text(tmp_path: Path) -> None:
@@ -286,17 +286,17 @@ def test_case_27_two_kilobytes_that_become_64_mebibytes_are_refused_in_little_me
     assert len(bomb) < 2100
     path = file_of(tmp_path, bomb, name)
     refuse(path, "expand to .*, as no text does")
-    assert peak(read, path) < 200
+    assert peak(read, path) < 300
 
 
-def test_case_27_a_bomb_is_known_after_its_first_kilobyte(tmp_path: Path) -> None:
+def test_case_27_a_bomb_is_known_before_much_of_it_is_read(tmp_path: Path) -> None:
     path = file_of(tmp_path, repeating(20_000))
-    refuse(path, r"its first 1,024 bytes expand to .* \(a decompression bomb\?")
+    refuse(path, r"its first \d,\d{3} bytes expand to .* \(a decompression bomb\?")
 
 
 def test_case_27_a_bomb_after_text_comes_in_small_blocks_too(tmp_path: Path) -> None:
     path = file_of(tmp_path, frame(rough(100_000)) + repeating(5000))
-    assert max(map(len, compression.blocks(path))) <= 256 * MIB
+    assert max(map(len, compression.blocks(path))) <= MIB
 
 
 def test_case_27_text_that_repeats_itself_is_no_bomb(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_case_27_text_that_repeats_itself_is_no_bomb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("window_log", [28, 31, 41])
 def test_case_27_a_window_above_128_mib_is_bad_data_and_named(tmp_path: Path, window_log: int) -> None:
     path = file_of(tmp_path, header(window_log) + b"\x09\0\0a")
-    refuse(path, "frame 1 needs a window of more than 128 MiB")
+    refuse(path, "a zstd frame needs a window of more than 128 MiB")
     assert peak("compression.blocks(path)", path) < 100
 
 
