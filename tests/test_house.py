@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors", "progress"},
     {"files", "ledger", "console"},
-    {"artifact", "engines", "compression"},
+    {"artifact", "engines", "compression", "tokenizers.interface", "tokenizers.gigatoken"},
+    {"tokenizers.tiktoken", "tokenizers.sentencepiece", "tokenizers.characters"},
+    {"tokenizers.foreign"},
+    {"tokenizers.store"},
     {"documents", "clean.headings", "clean.rules", "clean.sentences", "clean", "tokenizers", "decompress"},
     {"sources", "tokens", "clean.profiles"},
     {"raw", "counting", "pieces", "records"},

@@ -7,9 +7,12 @@ import io
 import random
 import re
 import shutil
+import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import msgspec
@@ -18,16 +21,25 @@ import pytest
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceTrainer
+from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
 
 from pipeline import artifact, corpus, documents, raw, tokenizers, train_tokenizer
 from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.ledger import Ledger
 from pipeline.progress import Silent
-from pipeline.tokenizers import END_OF_TEXT, Characters, Integers, SentencePiece, Tiktoken, Tokenizer, open_folder
+from pipeline.tokenizers import (
+    END_OF_TEXT,
+    Characters,
+    Integers,
+    SentencePiece,
+    Tiktoken,
+    Tokenizer,
+    Unencodable,
+    open_folder,
+)
 
-SAMPLE = Path(tokenizers.__file__).parent / "sample"
+SAMPLE = Path(train_tokenizer.__file__).parent / "sample"
 BOOK = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")
 TRICKY = [
     "",
@@ -409,10 +421,81 @@ def test_an_unknown_kind_is_refused(root: Path) -> None:
     assert all(kind in caught.value.hint for kind in train_tokenizer.KINDS)
 
 
-def test_a_file_that_is_no_model_is_bad_data(tmp_path: Path) -> None:
-    (tmp_path / "odd.model").write_bytes(b"not a model")
+@pytest.mark.parametrize("data", [b"", b"not a model"])
+def test_a_file_that_is_no_model_is_bad_data_and_the_library_says_nothing_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    (tmp_path / "odd.model").write_bytes(data)
     with pytest.raises(BadData, match="not a SentencePiece model"):
         tokenizers.find(tmp_path, str(tmp_path / "odd.model"))
+    assert capfd.readouterr().err == ""
+
+
+def foreign(path: Path, normalizer: SentencePieceNormalizer) -> Path:
+    """A model file that this project would not have made: its normaliser is not the identity."""
+    with open(path, "wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(BOOK.split("\n")[:40]),
+            model_writer=file,
+            vocab_size=2000,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalizer=normalizer,
+            minloglevel=2,
+        )
+    return path
+
+
+LONG = {
+    "one character": ("☃", "b" * 65),
+    "several characters": ("zq", "b" * 65),
+    "many ids of few characters": ("☀", "𪛖" * 20),  # each is four bytes, which the model does not know
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_model_from_elsewhere_that_makes_texts_grow_is_refused(tmp_path: Path, case: str) -> None:
+    rule, path = LONG[case], tmp_path / "odd.model"
+    foreign(path, SentencePieceNormalizer(norm_map=[rule, ("a", "A")]))
+    with pytest.raises(BadData, match=f"odd.model: this model makes more than 64 characters or ids of '{rule[0]}'"):
+        tokenizers.find(tmp_path, str(path))
+
+
+def test_a_model_from_elsewhere_may_normalise(tmp_path: Path) -> None:
+    for name, normalizer in {
+        "unicode": SentencePieceNormalizer(rule_name="nmt_nfkc_cf"),
+        "longest": SentencePieceNormalizer(norm_map=[("☃", "b" * 63), ("zq", "b" * 64)]),  # and a blank in front
+    }.items():
+        path = foreign(tmp_path / f"{name}.model", normalizer)
+        assert isinstance(tokenizers.find(tmp_path, str(path))[0], SentencePiece)
+
+
+def test_a_rule_for_a_part_of_a_character_is_seen_too(tmp_path: Path, trained: Callable[[str], Artifact]) -> None:
+    # Rules for the first bytes of U+2000 to U+2FFF and of U+3000 to U+3FFF: read as text both are for �, and the
+    # second, which is short, hides the first.
+    charsmap = trie({0xE2: 2, 0xE3: 0}) + b"x\0" + b"b" * 65 + b"\0"
+    spec = b"\x12" + length(charsmap) + charsmap  # of sentencepiece_model.proto: NormalizerSpec.precompiled_charsmap
+    path = tmp_path / "odd.model"
+    path.write_bytes(trained("bpe").file("tokenizer.model").read_bytes() + b"\x1a" + length(spec) + spec)
+    assert SentencePieceNormalizer(model_file=str(path)).decompile() == [("�", "x")]
+    with pytest.raises(BadData, match=r"more than 64 characters or ids of '\\u2000'"):
+        tokenizers.find(tmp_path, str(path))
+
+
+def trie(values: dict[int, int]) -> bytes:
+    """Keys of one byte and the places of what replaces them: a double array (Darts-clone) and its size."""
+    units = [1 << 31] * 512  # of labels that no byte has
+    units[0] = 256 << 10
+    for leaf, (key, value) in enumerate(values.items(), start=1):
+        node = 256 ^ key
+        units[node] = (node ^ leaf) << 10 | 1 << 8 | key
+        units[leaf] = 1 << 31 | value
+    return struct.pack("<513I", 4 * len(units), *units)
+
+
+def length(data: bytes) -> bytes:
+    """The size of a field of a protobuf message, between 128 and 16,383, as a varint."""
+    return bytes([len(data) & 0x7F | 0x80, len(data) >> 7])
 
 
 # Characters
@@ -529,6 +612,59 @@ def test_the_fast_engine_agrees_on_text_made_to_be_hard(encoding: Tiktoken) -> N
     parts = [*TRICKY, "'s", "'LL", "12345", " \n ", "\r\n\r\n", "İß", "e\u0301", "한국어", "नमस्ते", "\u2028", "x" * 50]
     texts = ["".join(dice.choices(parts, k=dice.randint(1, 12))) for _ in range(500)]
     assert rows(encoding.encode_batch(texts)) == [encoding.encode(text) for text in texts]
+
+
+SURROGATES = ["\ud800", "a\ud800b", "\udc00 山", "\ud83d\ude00", "\ude00\ud83d", f"\udfff{END_OF_TEXT}"]
+ALL_SPECIAL = "".join(f"<|{name}|> " for name in ("endoftext", "fim_prefix", "fim_middle", "fim_suffix", "endofprompt"))
+
+
+@pytest.mark.parametrize("name", ENCODINGS_HERE)
+def test_tiktoken_as_the_encoder_gives_the_ids_of_encode_ordinary(shared: Path, name: str) -> None:
+    encoding, reference = Tiktoken.named(name, "tiktoken"), tiktoken.get_encoding(name)
+    dice = random.Random(2)
+    texts = ["".join(dice.choices(FRAGMENTS, k=dice.randint(0, 12))) for _ in range(500)]
+    texts += [*TRICKY, *SURROGATES, ALL_SPECIAL, ALL_SPECIAL * 100, BOOK]
+    assert encoding.encoder == "tiktoken"
+    ordinary = [reference.encode_ordinary(text) for text in texts]
+    assert rows(encoding.encode_batch(texts)) == ordinary
+    assert [encoding.encode(text) for text in texts] == ordinary
+
+
+def test_the_library_gives_up_on_a_text_without_a_word_to_the_terminal(
+    shared: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    encoding = Tiktoken.named("o200k_base", "tiktoken")
+    for encode in (lambda text: encoding.encode(text), lambda text: encoding.encode_batch(["before", text])):
+        with pytest.raises(Unencodable):
+            encode(" " * 1_000_000)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("encoder", ["gigatoken", "tiktoken"])
+def test_threads_that_encode_at_the_same_time_give_the_ids_of_one(shared: Path, encoder: str) -> None:
+    texts = [*TRICKY, *BOOK.split("\n")]
+    one, many, start = Tiktoken.named("r50k_base", encoder), Tiktoken.named("r50k_base", encoder), Barrier(4)
+
+    def encode(count: int) -> list[list[list[int]]]:
+        start.wait()
+        return [rows(many.encode_batch(texts[count:])) for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(encode, range(4)))
+    assert made == [[rows(one.encode_batch(texts[count:]))] * 5 for count in range(4)]
+
+
+def test_each_thread_has_a_fast_encoder_of_its_own_and_keeps_it(shared: Path) -> None:
+    encoding, start = Tiktoken.named("r50k_base", "gigatoken"), Barrier(2)
+
+    def encoders(_: int) -> list[object]:
+        start.wait()
+        return [encoding._fast for _ in range(3)]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(encoders, range(2))
+    assert len(set(map(id, first))) == len(set(map(id, second))) == 1
+    assert first[0] is not second[0]
 
 
 @pytest.mark.parametrize("name", ENCODINGS_HERE)

@@ -1,0 +1,35 @@
+"""Tokenizers: one interface over tiktoken's encodings, SentencePiece models and plain characters.
+
+Text that spells a special token is ordinary text, always: no method here turns text into the end-of-text id.
+A tokenizer is saved as a small folder (`tokenizer.json` and, where there is one, a model file), so that token arrays
+and runs carry the very tokenizer they were made with.
+
+`interface.py` says what a tokenizer is. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
+encoder), `sentencepiece.py`, and `characters.py` (with the numbers of the counting toy). `foreign.py` tries a
+SentencePiece model that came from elsewhere before it is trusted, and `store.py` is the way in: it opens a saved
+folder and finds what a name means.
+"""
+
+from pipeline.tokenizers.characters import Characters, Integers
+from pipeline.tokenizers.gigatoken import ENCODERS, has_gigatoken
+from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
+from pipeline.tokenizers.sentencepiece import SentencePiece
+from pipeline.tokenizers.store import find, open_folder
+from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
+
+__all__ = [
+    "ENCODERS",
+    "ENCODINGS",
+    "END_OF_TEXT",
+    "Card",
+    "Characters",
+    "FlatIds",
+    "Integers",
+    "SentencePiece",
+    "Tiktoken",
+    "Tokenizer",
+    "Unencodable",
+    "find",
+    "has_gigatoken",
+    "open_folder",
+]

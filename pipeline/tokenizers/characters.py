@@ -1,0 +1,104 @@
+"""The kinds that need no library: one id a character, and numbers that are their own ids."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import files
+from pipeline.errors import BadData
+from pipeline.tokenizers.interface import Card, FlatIds, flat_ids, save_card
+
+_CHARACTERS = "characters.txt"
+_ANYWHERE = re.compile("(?s:(?<=.)(?=.))")
+
+
+class Characters:
+    """One id a character: 0 ends a text, 1 stands for any character that was not in the training text."""
+
+    kind = "char"
+    encoder = "characters"
+    boundary = _ANYWHERE
+    UNKNOWN = 1
+    FIRST = 2
+
+    def __init__(self, characters: str, name: str) -> None:
+        self.name = name
+        self._characters = characters
+        self.end_of_text = 0
+        self.vocab_size = self.FIRST + len(characters)
+        self.fingerprint = f"char:{hashlib.sha256(characters.encode()).hexdigest()[:16]}"
+        self._ids = np.full(0x110000, self.UNKNOWN, np.uint32)
+        self._ids[_code_points(characters)] = np.arange(self.FIRST, self.vocab_size)
+
+    @classmethod
+    def load(cls, folder: Path, card: Card) -> Characters:
+        """The characters that `save` wrote. Raises FileNotFoundError, and ValueError when they are not UTF-8."""
+        return cls((folder / _CHARACTERS).read_bytes().decode(), card.name)
+
+    def save(self, folder: Path) -> None:
+        files.write_file(folder / _CHARACTERS, self._characters.encode())
+        save_card(self, folder)
+
+    def encode(self, text: str) -> list[int]:
+        return self._ids[_code_points(text)].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> FlatIds:
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        return self._ids[_code_points("".join(texts))], lengths
+
+    def decode(self, ids: Iterable[int]) -> str:
+        # □ is what editions print for a character that cannot be read.
+        return "".join(
+            "□" if token == self.UNKNOWN else self._characters[token - self.FIRST]
+            for token in ids
+            if token != self.end_of_text
+        )
+
+    def unknown(self, text: str) -> str:
+        known = set(self._characters)
+        return "".join(dict.fromkeys(character for character in text if character not in known))
+
+
+def _code_points(text: str) -> np.ndarray:
+    """uint32 [number of characters]"""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+class Integers:
+    """Numbers below `vocab_size` as themselves: the tokenizer of the counting toy. 0 ends a text, also when typed."""
+
+    kind = "integers"
+    encoder = "integers"
+    boundary = None
+    name = "integers"
+    end_of_text = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.fingerprint = f"integers:{vocab_size}"
+
+    def save(self, folder: Path) -> None:
+        save_card(self, folder)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids = [int(word) for word in text.replace(",", " ").split()]
+        except ValueError:
+            raise BadData(f"{text!r}: not a list of numbers", hint="for example 1,2,3") from None
+        if bad := [number for number in ids if not 0 <= number < self.vocab_size]:
+            raise BadData(f"{bad[0]} is out of range", hint=f"numbers from 0 to {self.vocab_size - 1}")
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> FlatIds:
+        return flat_ids([np.array(self.encode(text), np.uint32) for text in texts])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(str(token) for token in ids if token != self.end_of_text)
+
+    def unknown(self, text: str) -> str:
+        return ""

@@ -1,0 +1,101 @@
+"""SentencePiece models: BPE and unigram."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import ascii_lowercase
+
+from pipeline import files
+from pipeline.errors import BadData
+from pipeline.tokenizers.interface import Card, FlatIds, flat_ids, save_card
+
+_MODEL = "tokenizer.model"
+
+
+class SentencePiece:
+    """A SentencePiece model (BPE or unigram), from its file's bytes. `processor` is the library's own object."""
+
+    kind = "sentencepiece"
+    encoder = "sentencepiece"
+
+    def __init__(self, model: bytes, name: str) -> None:
+        """Raises BadData for bytes that are no model, and for a model that knows no end of text."""
+        import sentencepiece
+
+        self.name = name
+        self._model = model
+        if not model:  # which the library takes for a model still to come, and then writes to stderr that none came
+            raise BadData(f"{name}: not a SentencePiece model: the file is empty", hint="train it again")
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise BadData(f"{name}: not a SentencePiece model: {error}", hint="train it again") from None
+        self.vocab_size = self.processor.get_piece_size()
+        self.end_of_text = self.processor.eos_id()
+        if self.end_of_text < 0:
+            raise BadData(f"{name}: the model has no end-of-text (eos) piece", hint="train it with eos_id set")
+        self.fingerprint = _fingerprint_of(model)
+
+    @classmethod
+    def load(cls, folder: Path, card: Card) -> SentencePiece:
+        """The model that `save` wrote. Raises FileNotFoundError, and BadData when it is not the one of its card."""
+        model = (folder / _MODEL).read_bytes()
+        if _fingerprint_of(model) != card.fingerprint:  # before the library sees bytes that nobody vouches for
+            raise BadData(f"{folder / _MODEL}: not the model of its card", hint="build the artifact again")
+        return cls(model, card.name)
+
+    def save(self, folder: Path) -> None:
+        files.write_file(folder / _MODEL, self._model)
+        save_card(self, folder)
+
+    @functools.cached_property
+    def boundary(self) -> re.Pattern[str] | None:
+        # A merge never crosses a place that no piece of the vocabulary has inside it; the probes see whether the
+        # model's normaliser leaves it alone. Unknown characters merge with their neighbours, so there are none there.
+        # A unigram model has no such place: in a long text its 32-bit scores let what came before decide ties.
+        if not self._is_bpe():
+            return None
+        try:
+            pieces = self.pieces()
+        except UnicodeDecodeError:
+            return None
+        places = []
+        if not any(re.search("[^▁]▁", piece) for piece in pieces) and self._splits(ascii_lowercase, " cd"):
+            places.append(r"(?<=[a-z])(?= [a-z])")
+        if not any("\n" in piece for piece in pieces) and self._splits("ab\n", "cd") and self._splits("山\n", "石"):
+            places.append(r"(?<=\S\n)(?=\S)")
+        return re.compile("|".join(places)) if places else None
+
+    def pieces(self) -> list[str]:
+        """The text of every id. Raises UnicodeDecodeError: a model may hold pieces that are no text."""
+        return [self.processor.id_to_piece(token) for token in range(self.vocab_size)]
+
+    def _is_bpe(self) -> bool:
+        # BPE's scores are the ranks of its merges, 0, -1, -2, …; unigram's are logarithms of probabilities.
+        scores = (self.processor.get_score(token) for token in range(self.vocab_size))
+        return all(score == round(score) for score in scores)
+
+    def _splits(self, left: str, right: str) -> bool:
+        whole = self.encode(left + right)
+        return self.encode(left) + self.encode(right) == whole and self.processor.unk_id() not in whole
+
+    def encode(self, text: str) -> list[int]:
+        return self.processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> FlatIds:
+        return flat_ids(self.processor.encode(list(texts), num_threads=1, return_type="numpy"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.processor.decode([int(token) for token in ids if token != self.end_of_text])
+
+    def unknown(self, text: str) -> str:
+        # Also ▁, which SentencePiece takes for its own sign of a space.
+        return "".join(each for each in dict.fromkeys(text) if self.decode(self.encode(each)) != each)
+
+
+def _fingerprint_of(model: bytes) -> str:
+    return f"sentencepiece:{hashlib.sha256(model).hexdigest()[:16]}"

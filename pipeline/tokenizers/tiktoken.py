@@ -1,0 +1,153 @@
+"""OpenAI's encodings: tiktoken defines their ids, gigatoken gives the same ids many times faster."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import threading
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.errors import BadData, TryAgain
+from pipeline.tokenizers.gigatoken import build_fast, choose_encoder
+from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Unencodable, flat_ids, save_card
+
+ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
+
+_RANKS = "ranks.tiktoken"
+
+# Where each of tiktoken's split patterns ends a piece of text, whatever comes before and after: so a text may be cut
+# there and its parts encoded one by one. Latin words, lines, and Chinese phrases; other places are left alone.
+_WORD_OR_LINE = re.compile(
+    "(?<=[a-z])(?= [a-z])|(?<=[^\\s]\n)(?=[a-z\u5000-\u9fa5])|(?<=[\u5000-\u9fa5])(?=[。，！？；：、])"
+)
+
+
+class Tiktoken:
+    """One of OpenAI's encodings.
+
+    `ranks` is a file in tiktoken's own format. It is saved with the tokenizer, so that what was made with it can be
+    opened without tiktoken's cache and without a network.
+    """
+
+    kind = "tiktoken"
+    boundary = _WORD_OR_LINE
+
+    def __init__(
+        self, name: str, ranks: bytes, pattern: str, vocab_size: int, end_of_text: int, encoder: str = "auto"
+    ) -> None:
+        self.name, self.vocab_size, self.end_of_text = name, vocab_size, end_of_text
+        self.encoder = choose_encoder(name, encoder)
+        self._ranks, self._pattern = ranks, pattern
+        self._of_this_thread, self._building = threading.local(), threading.Lock()
+        definition = b"%d %d %s\n%s" % (vocab_size, end_of_text, pattern.encode(), ranks)
+        self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(definition).hexdigest()[:16]}"
+
+    @classmethod
+    def named(cls, name: str, encoder: str = "auto") -> Tiktoken:
+        """The encoding as tiktoken defines it, from its cache or the network. Raises TryAgain when it has neither."""
+        import requests
+        from tiktoken_ext import openai_public
+
+        try:
+            definition = openai_public.ENCODING_CONSTRUCTORS[name]()
+        except (requests.RequestException, OSError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise TryAgain(
+                f"the ranks of {name} are neither in tiktoken's cache nor to be fetched: {reason}",
+                hint="set TIKTOKEN_CACHE_DIR to a folder that holds them, or go online once",
+            ) from None
+        except ValueError as error:
+            raise BadData(f"the ranks of {name} are damaged: {error}", hint="empty tiktoken's cache") from None
+        special: dict[str, int] = definition["special_tokens"]
+        pairs = sorted(definition["mergeable_ranks"].items(), key=lambda pair: pair[1])
+        ranks = b"".join(b"%b %d\n" % (b2a_base64(token, newline=False), rank) for token, rank in pairs)
+        size = max(pairs[-1][1], *special.values()) + 1
+        return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT], encoder)
+
+    @classmethod
+    def load(cls, folder: Path, card: Card, encoder: str = "auto") -> Tiktoken:
+        """The encoding that `save` wrote. Raises FileNotFoundError, and ValueError for ranks that do not decode."""
+        ranks = (folder / _RANKS).read_bytes()
+        return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text, encoder)
+
+    def save(self, folder: Path) -> None:
+        files.write_file(folder / _RANKS, self._ranks)
+        save_card(self, folder, pattern=self._pattern)
+
+    @functools.cached_property
+    def _mergeable(self) -> dict[bytes, int]:
+        pairs = (line.split() for line in self._ranks.splitlines())
+        return {a2b_base64(token): int(rank) for token, rank in pairs}
+
+    @functools.cached_property
+    def _texts(self) -> frozenset[int]:
+        return frozenset(self._mergeable.values())
+
+    @property
+    def _reference(self) -> Any:
+        """tiktoken's object, one for all threads, of which the first one builds it."""
+        with self._building:
+            return self._encoding
+
+    @functools.cached_property
+    def _encoding(self) -> Any:
+        import tiktoken
+
+        special = {END_OF_TEXT: self.end_of_text}
+        return tiktoken.Encoding(
+            self.name, pat_str=self._pattern, mergeable_ranks=self._mergeable, special_tokens=special
+        )
+
+    @property
+    def _fast(self) -> Any:
+        """gigatoken's object, one for each thread: threads that share one wait for each other."""
+        if not hasattr(self._of_this_thread, "fast"):
+            self._of_this_thread.fast = build_fast(self.name, self._ranks)
+        return self._of_this_thread.fast
+
+    def encode(self, text: str) -> list[int]:
+        with _panics():
+            return self._by_definition(text).tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> FlatIds:
+        with _panics():
+            if not texts or self.encoder == "tiktoken":
+                return flat_ids([self._by_definition(text) for text in texts])
+            rows = self._fast.encode_batch(list(texts), parallel=False).layout
+        return np.asarray(rows.content.data), np.diff(np.asarray(rows.offsets.data))
+
+    def _by_definition(self, text: str) -> np.ndarray:
+        """uint32 [number of ids]: those of tiktoken's `encode_ordinary`, which makes a list of them while other
+        threads wait, and prints a backtrace before it gives up on a text."""
+        try:
+            return self._reference.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half of a surrogate pair, which `encode_ordinary` replaces in this way
+            return self._by_definition(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        except ValueError as error:  # a million spaces are too much for its regular expressions
+            raise Unencodable(str(error)) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        # Some ids below `vocab_size` have no text at all, and a model that has learned little may choose one.
+        return self._reference.decode([token for token in ids if token in self._texts])
+
+    def unknown(self, text: str) -> str:
+        return ""
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Rust's panics are no Exceptions: make them one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise Unencodable(str(error)) from None
+        raise
