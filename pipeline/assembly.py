@@ -31,7 +31,7 @@ from pipeline.tokens import SPLITS, SegmentWriter
 REJECTS = "rejects.jsonl.zst"
 
 
-class Record(msgspec.Struct):
+class UnitRecord(msgspec.Struct):
     """What was done of one unit. It is written last, so its presence says that the unit is done."""
 
     file: int
@@ -60,7 +60,7 @@ class Record(msgspec.Struct):
 class _Open:
     """The unit that is being written, and the long document in it of which only some parts have come."""
 
-    record: Record
+    record: UnitRecord
     writers: dict[str, SegmentWriter]
     digests: bytearray
     rejects: ZstdLines | None = None
@@ -97,12 +97,12 @@ class Assembly:
             if self._open.rejects:
                 self._open.rejects.close()
 
-    def _done_before(self) -> Iterator[Record]:
+    def _done_before(self) -> Iterator[UnitRecord]:
         """Records of the units that an earlier run finished, up to the first that is not as it was left."""
         before = ""
         for path in sorted(self._scratch.glob("unit-*.json")):
             try:
-                record = msgspec.json.decode(path.read_bytes(), type=Record)
+                record = msgspec.json.decode(path.read_bytes(), type=UnitRecord)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return
             kept = [(self._place(each.name), each) for each in record.files]
@@ -148,8 +148,12 @@ class Assembly:
         done = [record for record in self.records if record.file == file]
         return None if done and done[-1].last else done[-1].unit + 1 if done else 0
 
-    def add(self, task: Task, encoded: Encoded, answer: memoryview) -> None:
-        """Add the next piece. `answer` holds the ids of its batches, one after the other."""
+    def add(self, task: Task, encoded: Encoded) -> None:
+        """Add the next piece; one that comes after there is enough changes nothing. Raises the fault of a piece."""
+        if self.is_full(task.job.split):  # it was encoded ahead
+            return
+        if encoded.fault:
+            raise encoded.fault
         if self._open and (task.file, task.unit) != (self._open.record.file, self._open.record.unit):
             self._commit(last=task.file != self._open.record.file)
         if not self._open:
@@ -160,15 +164,13 @@ class Assembly:
         record.input_bytes += task.size
         for reject in encoded.rejects:
             self._reject(reject, reject.line)
-        ids = np.frombuffer(answer, self._dtype)
-        if task.long and not task.refused:
-            self._add_part(task, task.long, ids)
-        else:
-            self._add_batches(encoded.batches, task, ids)
+        if encoded.part is not None and task.long:
+            self._add_part(task, task.long, encoded.part)
+        self._add_batches(encoded.batches, task)
         self._lines += encoded.lines
         record.lines += encoded.lines
 
-    def finish(self) -> list[Record]:
+    def finish(self) -> list[UnitRecord]:
         """The records of all units, once the last is done."""
         if self._open:
             self._commit(last=True)
@@ -178,14 +180,12 @@ class Assembly:
         done = [record for record in self.records if record.file == task.file]
         self._lines = sum(record.lines for record in done)
         after = self.records[-1].stem if self.records else ""
-        self._open = _Open(Record(task.file, task.unit, after, split=task.job.split), {}, bytearray())
+        self._open = _Open(UnitRecord(task.file, task.unit, after, split=task.job.split), {}, bytearray())
 
-    def _add_batches(self, batches: list[Batch], task: Task, ids: np.ndarray) -> None:
-        record, start = self._unit.record, 0
+    def _add_batches(self, batches: list[Batch], task: Task) -> None:
+        record = self._unit.record
         dropped = self._dropped(batches)
         for place, batch in enumerate(batches):
-            found = ids[start : start + batch.tokens]
-            start += batch.tokens
             keep = np.ones(len(batch.lengths), bool)
             for row, reason in dropped.get(place, {}).items():
                 keep[row] = False
@@ -196,8 +196,8 @@ class Assembly:
                     self._reject(Reject(task.job.file, line, offset, reason, ""), line)
             lengths = batch.lengths[keep]
             if len(lengths):
-                found = found if keep.all() else found[np.repeat(keep, batch.lengths)]
-                self._writer(batch.split).append(found, lengths, batch.offsets[keep])
+                ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
+                self._writer(batch.split).append(ids, lengths, batch.offsets[keep])
                 names = [name for name, kept in zip(batch.sets, keep, strict=True) if kept]
                 self._count(batch.split, lengths, int(batch.characters[keep].sum()), names)
 

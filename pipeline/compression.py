@@ -21,8 +21,8 @@ from pipeline.progress import Advance
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_FIRST, _SKIPPABLE_MAGIC = bytes(range(0x50, 0x60)), b"\x2a\x4d\x18"  # RFC 8878, section 3.1.2
 _REPEATED_BYTE = 1  # a block of this kind holds one byte, whatever its size
-_BLOCK = 1 << 20
-_READ, _FIRST_READ = 1 << 18, 1 << 10  # reads grow with what was read, so that a bomb is known before it is large
+_BLOCK = 1 << 22
+_READ, _FIRST_READ = 1 << 20, 1 << 10  # reads grow with what was read, so that a bomb is known before it is large
 _MAX_WINDOW = 1 << 27
 
 # One block of zstd expands at most 32,768 times. Text reaches 4 to 10, one line repeated for ever about 11,000:

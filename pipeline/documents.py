@@ -23,6 +23,7 @@ from pipeline.progress import Advance
 
 KINDS = (".jsonl", ".json", ".txt", ".parquet")
 SUFFIXES = (*(kind + packed for kind in KINDS[:3] for packed in ("", ".zst", ".gz")), ".parquet")
+SHOWN = 1 << 20  # bytes of a line that is no document, of which the characters are counted
 MAX_LINE = 512 << 20  # bytes; what is longer is no document, and would not fit a small machine's memory
 _EXCERPT = 200
 _BOM = b"\xef\xbb\xbf"
@@ -134,6 +135,11 @@ def json_lines(path: Path, advance: Advance = lambda count: None) -> Iterator[by
             yield json_line(document.text, document.title, "", document.meta)
 
 
+def has_lines(path: Path) -> bool:
+    """Whether a file may hold more than one document."""
+    return _kind(path) != ".txt"
+
+
 def _kind(path: Path) -> str:
     plain = path.name.removesuffix(".zst").removesuffix(".gz")
     return next((kind for kind in KINDS if plain.endswith(kind)), ".txt")
@@ -179,7 +185,7 @@ def lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
         offset += size + 1
         *whole, last = rest.split(b"\n")
         for line in whole:
-            yield offset, line, True
+            yield offset, line, len(line) <= MAX_LINE
             offset += len(line) + 1
         held, size = [last], len(last)
     if size:
@@ -198,23 +204,29 @@ def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: A
 
 
 _decode_record = msgspec.json.Decoder(Record).decode
+UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # what decoding a line may raise
 
 
-def parse(line: bytes | memoryview) -> Record | str:
+def parse(line: bytes) -> Record | str:
     """The record in one line, or the reason why there is none."""
     try:
         return _decode_record(line)
-    except msgspec.ValidationError:
+    except UNREADABLE as error:
+        return reason_of(error, line)
+
+
+def reason_of(error: Exception, line: bytes | bytearray) -> str:
+    """The reason to reject a line, from what decoding it raised."""
+    if isinstance(error, msgspec.ValidationError):
         return "bad-record"
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return "bad-json" if bytes(line).strip() else "blank-line"
+    return "blank-line" if not line or line.isspace() else "bad-json"
 
 
 def reject_line(
     ledger: Ledger, on_reject: OnReject, reason: str, line: bytes, file: str, number: int, offset: int
 ) -> None:
     """Account for a line that is no document. Its characters are those of its first MiB, read as well as can be."""
-    shown = line[: 1 << 20].decode(errors="replace")
+    shown = line[:SHOWN].decode(errors="replace")
     ledger.documents.came += 1
     ledger.documents.drop(reason, 1)
     ledger.characters.came += len(shown)

@@ -1,20 +1,18 @@
 """What a worker does with one piece of text: parse its lines, choose documents, encode them, compare a sample.
 
-Nothing here depends on other pieces: what does (order, duplicates, a largest number) is the stage's, pipeline/tokenize.
+Nothing here depends on other pieces: what does (order, duplicates, a largest number) is the assembly's.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from pipeline import documents, pieces, records, tokenizers, tokens
+from pipeline import documents, pieces, records, tokens
 from pipeline.documents import Reject
 from pipeline.errors import BadData
 from pipeline.ledger import Ledger
@@ -50,8 +48,6 @@ class Job(msgspec.Struct, frozen=True):
     `digests` asks for a hash of each document.
     """
 
-    folder: Path
-    encoder: str
     dtype: str
     file: str
     split: str
@@ -79,28 +75,32 @@ class Long(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True):
     """One piece: lines that begin at byte `offset` of their file's text and are `size` bytes of it.
 
-    `check_first` documents of it are compared, and one in 1,000 of the others. With `long` it is a part of one
-    document, its text without JSON around it. With `refused` it is the beginning of a line that is not kept, and why.
+    `check_first` documents of it are compared, and one in 1,000 of the others. With `long` it is `part` of one
+    document. With `refused` it is the beginning of a line that is not kept, and why. With `fault` the file could not
+    be read on from there.
     """
 
     job: Job
     file: int
     unit: int
     offset: int
-    size: int
-    check_first: int
+    size: int = 0
+    lines: bytes | bytearray = b""
+    check_first: int = 0
     long: Long | None = None
+    part: str = ""
     first: bool = True
     final: bool = True
     refused: str = ""
+    fault: BadData | None = None
 
 
 @dataclass
 class Batch:
-    """Documents of one split, encoded, column by column. Their ids lie in the answer's bytes."""
+    """Documents of one split, encoded, column by column."""
 
     split: str
-    tokens: int
+    ids: np.ndarray  # of the dtype on disk: the ids of each document and the end-of-text id
     lengths: np.ndarray  # int64, in tokens, end-of-text included
     offsets: np.ndarray  # int64, of the line in the file's text
     numbers: np.ndarray  # int64, of the line in the piece, from 0
@@ -111,45 +111,50 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """What became of a piece. `ledger` has what came in and what was dropped here; rejects count lines from 0."""
+    """What became of a piece. `ledger` has what came in and what was dropped here; rejects count lines from 0.
+
+    `part` has the ids of a part of a long document. A `fault` counts only if the piece is wanted at all.
+    """
 
     batches: list[Batch] = field(default_factory=list)
+    part: np.ndarray | None = None
+    fault: BadData | None = None
     ledger: Ledger = field(default_factory=Ledger)
     rejects: list[Reject] = field(default_factory=list)
     lines: int = 0
     compared: int = 0
 
 
-def encode(task: Task, data: memoryview) -> tuple[Encoded, Sequence[np.ndarray]]:
-    """Encode one piece with the tokenizer in `task.job.folder`."""
-    return encode_with(_tokenizer(task.job.folder, task.job.encoder), task, data)
+def encode(tokenizer: Tokenizer, task: Task) -> Encoded:
+    """Encode one piece. A document that the fast way and the tokenizer's own library encode differently is a fault."""
+    out = Encoded(fault=task.fault)
+    try:
+        if task.refused:
+            _refuse(task, out)
+        elif task.long:
+            _encode_part(tokenizer, task, out)
+        elif not task.fault:
+            _encode_lines(tokenizer, task, out)
+    except BadData as error:
+        out.fault = error
+    return out
 
 
-@functools.lru_cache(maxsize=1)
-def _tokenizer(folder: Path, encoder: str) -> Tokenizer:
-    return tokenizers.open_folder(folder, encoder)
-
-
-def encode_with(tokenizer: Tokenizer, task: Task, data: memoryview) -> tuple[Encoded, Sequence[np.ndarray]]:
-    """Raises BadData when a document is encoded differently by the fast way and by the tokenizer's own library."""
-    job, out = task.job, Encoded()
-    if task.refused:
-        _refuse(task, data, out)
-        return out, []
-    if task.long:
-        return out, [_encode_part(tokenizer, task, str(data, "utf-8"), out)]
+def _encode_lines(tokenizer: Tokenizer, task: Task, out: Encoded) -> None:
+    job = task.job
     columns: dict[str, list[_Kept]] = {}
-    found = records.decode(bytes(data), job.file, task.offset, out.ledger, out.rejects.append)
+    found = records.decode(bytes(task.lines), job.file, task.offset, out.ledger, out.rejects.append)
     out.lines = len(found)
     for number, (offset, text, name) in enumerate(found):
         if text is None:
             continue
         if reason := job.choice.refuses(len(text), name):
-            drop(out, Reject(job.file, number, offset, reason, text[:200]), len(text))
+            _drop(out, Reject(job.file, number, offset, reason, text[:200]), len(text))
             continue
         digest = digest_of(text) if job.needs_digest else b""
         columns.setdefault(job.split_of(digest), []).append(_Kept(text, offset, number, name, digest))
-    return out, [_encode_batch(tokenizer, task, split, columns[split], out) for split in sorted(columns)]
+    for split in sorted(columns):
+        out.batches.append(_encode_batch(tokenizer, task, split, columns[split], out))
 
 
 @dataclass(slots=True)
@@ -161,17 +166,16 @@ class _Kept:
     digest: bytes
 
 
-def _encode_batch(tokenizer: Tokenizer, task: Task, split: str, kept: list[_Kept], out: Encoded) -> np.ndarray:
-    """Ids of the documents of one split, as they are stored; their columns go to `out`."""
+def _encode_batch(tokenizer: Tokenizer, task: Task, split: str, kept: list[_Kept], out: Encoded) -> Batch:
     try:
         ids, lengths = tokenizer.encode_batch([each.text for each in kept])
     except Unencodable:
         kept = [each for each in kept if _encodable(tokenizer, each, task, out)]
         ids, lengths = tokenizer.encode_batch([each.text for each in kept])
     _compare(tokenizer, task, kept, ids, lengths, out)
-    batch = Batch(
+    return Batch(
         split,
-        len(ids) + len(kept),
+        tokens.with_ends(ids, lengths, task.job.dtype, tokenizer.end_of_text),
         lengths + 1,
         np.array([each.offset for each in kept], np.int64),
         np.array([each.line for each in kept], np.int64),
@@ -179,8 +183,6 @@ def _encode_batch(tokenizer: Tokenizer, task: Task, split: str, kept: list[_Kept
         [each.set_name for each in kept],
         [each.digest for each in kept],
     )
-    out.batches.append(batch)
-    return tokens.with_ends(ids, lengths, task.job.dtype, tokenizer.end_of_text)
 
 
 def _encodable(tokenizer: Tokenizer, each: _Kept, task: Task, out: Encoded) -> bool:
@@ -188,25 +190,26 @@ def _encodable(tokenizer: Tokenizer, each: _Kept, task: Task, out: Encoded) -> b
         tokenizer.encode_batch([each.text])
     except Unencodable:
         reject = Reject(task.job.file, each.line, each.offset, "bad-not-encodable", each.text[:200])
-        drop(out, reject, len(each.text))
+        _drop(out, reject, len(each.text))
         return False
     return True
 
 
-def _refuse(task: Task, data: memoryview, out: Encoded) -> None:
+def _refuse(task: Task, out: Encoded) -> None:
     out.lines = 1
     if task.long:
         out.ledger.documents.came += 1
         out.ledger.characters.came += task.long.characters
-        drop(out, Reject(task.job.file, 0, task.offset, task.refused, ""), task.long.characters)
+        _drop(out, Reject(task.job.file, 0, task.offset, task.refused, ""), task.long.characters)
     else:
-        documents.reject_line(out.ledger, out.rejects.append, task.refused, bytes(data), task.job.file, 0, task.offset)
+        line = bytes(task.lines)
+        documents.reject_line(out.ledger, out.rejects.append, task.refused, line, task.job.file, 0, task.offset)
 
 
-def _encode_part(tokenizer: Tokenizer, task: Task, text: str, out: Encoded) -> np.ndarray:
+def _encode_part(tokenizer: Tokenizer, task: Task, out: Encoded) -> None:
     """Ids of one part of a long document, with the end-of-text id after its last."""
     try:
-        ids, lengths = tokenizer.encode_batch([text])
+        ids, lengths = tokenizer.encode_batch([task.part])
     except Unencodable:
         raise BadData(
             f"{task.job.file}: {tokenizer.encoder} cannot encode the document at byte {task.offset:,} of its text",
@@ -214,12 +217,12 @@ def _encode_part(tokenizer: Tokenizer, task: Task, text: str, out: Encoded) -> n
         ) from None
     if task.first:
         out.lines = 1
-        _compare(tokenizer, task, [_Kept(text, task.offset, 0, "", b"")], ids, lengths, out)
-    stored = ids.astype(task.job.dtype)
-    return np.append(stored, np.array([tokenizer.end_of_text], stored.dtype)) if task.final else stored
+        _compare(tokenizer, task, [_Kept(task.part, task.offset, 0, "", b"")], ids, lengths, out)
+    ends = [tokenizer.end_of_text] if task.final else []
+    out.part = np.append(ids, np.array(ends, ids.dtype)).astype(task.job.dtype)
 
 
-def drop(out: Encoded, reject: Reject, characters: int) -> None:
+def _drop(out: Encoded, reject: Reject, characters: int) -> None:
     """Account for a document that came in and is not kept."""
     out.ledger.documents.drop(reject.reason, 1)
     out.ledger.characters.drop(reject.reason, characters)

@@ -125,13 +125,10 @@ def _document(found: Artifact, split: str, index: int) -> tuple[str, int, int, i
 
 def _source(found: Artifact, number: int) -> tuple[Input, Path]:
     """The input file of a segment, and where it lies now: in the store, or where it lay when it was read."""
-    sources = [each for each in found.manifest.inputs if each.role in tokens.SPLITS]
-    source = sources[number]
+    source = [each for each in found.manifest.inputs if each.role in tokens.SPLITS][number]
     root = found.path.parents[2]
     run: dict[str, Any] = msgspec.json.decode(found.file("run.json").read_bytes())
-    places = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst"]
-    if source.name in run.get("inputs", {}):
-        places.append(Path(run["inputs"][source.name]))
+    places = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst", Path(run["inputs"][number])]
     for place in places:
         if place.is_file():
             return source, place

@@ -1,7 +1,7 @@
 """Cut a stream of JSON lines into pieces of work, by the place of a line in the text alone.
 
 A *unit* is the lines whose first byte lies in one stretch of 256 MiB of a file's decompressed text: what is written
-as one segment, and what a killed run loses at most. A *piece* is the same by 2 MiB: what a worker encodes at once.
+as one segment, and what a killed run loses at most. A *piece* is the same by 4 MiB: what a worker encodes at once.
 So the borders of both depend on the input only, and no byte is parsed to find them.
 
 A line above 8 MiB is a piece of its own, and its text is encoded in parts, each cut where the tokenizer would cut.
@@ -18,7 +18,7 @@ import msgspec
 from pipeline.documents import MAX_LINE, value_of
 
 UNIT_BYTES = 256 << 20
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 4 << 20
 LONG_LINE = 8 << 20
 PART = 4 << 20  # bytes of JSON that one part of a long document is made from, at least
 MAX_UNBROKEN = 32 << 20  # characters without a single place where a text may be cut

@@ -62,10 +62,17 @@ class InputFile:
     path: Path
     name: str
     digest: str
+    stamp: tuple[int, int]  # size and mtime_ns of the bytes that `digest` is of
     split: str = ""
 
     def as_input(self, role: str) -> artifact.Input:
         return artifact.Input(role, self.name, self.digest)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes with a file: its size and the nanosecond of its last change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 class _Hashed(msgspec.Struct, frozen=True):
@@ -118,12 +125,9 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
         return _pinned(root, source, part, pinned, deep)
     path = Path(reference)
     if path.is_file():
-        return [InputFile(path, path.name, *hashes(root, [path], deep=deep))]
+        return _local(root, {path: path.name}, deep)
     if path.is_dir() and (found := data_files(path)):
-        digests = hashes(root, found, deep=deep)
-        return [
-            InputFile(each, each.relative_to(path).as_posix(), sha) for each, sha in zip(found, digests, strict=True)
-        ]
+        return _local(root, {each: each.relative_to(path).as_posix() for each in found}, deep)
     if path.is_dir():
         raise InputMissing(f"{reference}: no data files in this folder", hint=f"names end in {', '.join(KINDS)}")
     if source in CATALOGUE:
@@ -133,11 +137,18 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
     raise InputMissing(f"{reference}: {kinds} of this name", hint="`status` lists what there is")
 
 
+def _local(root: Path, names: dict[Path, str], deep: bool) -> list[InputFile]:
+    stamps = [stamp(path) for path in names]  # before the hashes: what changes meanwhile is noticed when it is read
+    digests = hashes(root, list(names), deep=deep)
+    return [InputFile(*each) for each in zip(names, names.values(), digests, stamps, strict=True)]
+
+
 def corpus_file(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
     """The documents of a corpus."""
     if deep and (found := artifact.problems(corpus, deep=True)):
         raise BadData(found[0], hint="`clean` it again")
-    return InputFile(artifact.require_whole(corpus).file("documents.jsonl.zst"), corpus.ref, corpus.digest)
+    path = artifact.require_whole(corpus).file("documents.jsonl.zst")
+    return InputFile(path, corpus.ref, corpus.digest, stamp(path))
 
 
 def _corpus(root: Path, reference: str) -> artifact.Artifact | None:
@@ -158,5 +169,5 @@ def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile], deep
             raise BadData(f"{folder(root, source) / LOCK_FILE}: {name!r} leads out of the cache", hint="delete it")
         if not is_whole(path, pinned[name]) or (deep and files.sha256_of(path) != pinned[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")
-        found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, pinned[name].split))
+        found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, stamp(path), pinned[name].split))
     return found

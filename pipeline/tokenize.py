@@ -2,7 +2,7 @@
 
     file ──json_lines──▶ text ──cut──▶ pieces ──workers: encode──▶ ids ──assembly──▶ segments ──▶ artifact
 
-One process reads and cuts, `jobs` others encode, and the results are put together in the order of the input: so the
+One thread reads and cuts, `jobs` others encode, and the results are put together in the order of the input: so the
 bytes are the same for any number of workers, and a unit that a killed run had finished is not done again.
 """
 
@@ -11,29 +11,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from pipeline import artifact, documents, encode, engines, files, pieces, raw, records, tokens
+from pipeline import artifact, engines, files, raw, tasks, tokens
 from pipeline.artifact import Artifact, Built, Content, Identity, Input
-from pipeline.assembly import Assembly, Record
-from pipeline.encode import Choice, Job, Long, Task
+from pipeline.assembly import Assembly, UnitRecord
+from pipeline.encode import Choice, Job, encode
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
-from pipeline.pieces import Unbroken
-from pipeline.progress import Advance, Progress
+from pipeline.progress import Progress
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
-_CHECK_FIRST = 8  # documents of each unit
-# Bytes of input that are not worth another worker, which takes a second to start; gigatoken does far more in it.
-_SMALL, _GIGATOKEN = 4 << 20, 16
 _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
 
 
@@ -168,35 +163,27 @@ def _write(
 ) -> Content:
     fraction = inputs.fraction(options.val_fraction)
     dtype = tokens.dtype_for(tokenizer.vocab_size)
+    dedup = options.dedup == "exact"
     train_split = "train" if inputs.val else ""
-    work = [(entry, train_split) for entry in inputs.train] + [(entry, "val") for entry in inputs.val]
-    given = [
-        Job(draft, tokenizer.encoder, dtype, entry.name, split, fraction, options.choice, options.dedup == "exact")
-        for entry, split in work
+    work = [
+        (entry, Job(dtype, entry.name, split, fraction, options.choice, dedup))
+        for entries, split in ((inputs.train, train_split), (inputs.val, "val"))
+        for entry in entries
     ]
-    paths = [entry.path for entry, _ in work]
     tokenizer.save(draft)
     with (
-        progress.bar("tokenize", total := sum(path.stat().st_size for path in paths)) as advance,
+        progress.bar("tokenize", sum(entry.path.stat().st_size for entry, _ in work)) as advance,
         Assembly(
-            draft,
-            dtype,
-            keep_bins=options.format != "hdf5",
-            dedup=options.dedup == "exact",
-            max_documents=options.max_documents,
+            draft, dtype, keep_bins=options.format != "hdf5", dedup=dedup, max_documents=options.max_documents
         ) as assembly,
     ):
-        worth = _SMALL * (_GIGATOKEN if tokenizer.encoder == "gigatoken" else 1)
-        jobs = min(jobs, 1 + total // worth)
-        encode_here = functools.partial(encode.encode_with, tokenizer)
-        tasks = _tasks(paths, given, tokenizer, assembly, advance)
-        with contextlib.closing(engines.stream(encode.encode if jobs > 1 else encode_here, tasks, jobs=jobs)) as done:
-            for task, encoded, answer in done:
-                if not assembly.is_full(task.job.split):  # what was encoded ahead of its end is left out
-                    assembly.add(task, encoded, answer)
-        done_units = assembly.finish()
+        todo = tasks.tasks(work, tokenizer.boundary, assembly, advance)
+        with contextlib.closing(engines.stream(functools.partial(encode, tokenizer), todo, jobs=jobs)) as done:
+            for task, encoded in done:
+                assembly.add(task, encoded)
+        units = assembly.finish()
         assembly.write_rejects()
-    content = _content(done_units, tokenizer, dtype, options, fraction)
+    content = _content(units, tokenizer, dtype, options, fraction)
     if options.format != "memmap":
         attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
         hdf5 = [
@@ -205,70 +192,11 @@ def _write(
             for count in [content.counts[f"{split}_documents"]]
         ]
         engines.run(_write_hdf5, hdf5, jobs=1, isolated=True)
-    read = {entry.name: str(entry.path.absolute()) for entry, _ in work}
-    return dataclasses.replace(content, run={"inputs": read})
-
-
-def _tasks(
-    paths: Sequence[Path], given: Sequence[Job], tokenizer: Tokenizer, assembly: Assembly, advance: Advance
-) -> Iterator[tuple[Task, bytes | bytearray]]:
-    """All pieces of all files that are still to do, in order."""
-    for number, (path, job) in enumerate(zip(paths, given, strict=True)):
-        first = assembly.next_unit(number)
-        if first is None or assembly.is_full(job.split):
-            advance(path.stat().st_size)
-            continue
-        unit, lines = -1, 0
-        for piece in pieces.cut(documents.json_lines(path, advance)):
-            if piece.unit < first:
-                continue
-            if assembly.is_full(job.split):
-                break
-            if piece.unit != unit:
-                unit, lines = piece.unit, 0
-            check = max(0, _CHECK_FIRST - lines)
-            if check:
-                lines += piece.data.count(b"\n")
-            task = Task(job, number, unit, piece.offset, len(piece.data), check)
-            if piece.overlong:
-                yield msgspec.structs.replace(task, refused="bad-too-long"), piece.data
-            elif piece.long:
-                yield from _parts(task, piece.data, tokenizer)
-            else:
-                yield task, piece.data
-
-
-def _parts(task: Task, line: bytes | bytearray, tokenizer: Tokenizer) -> Iterator[tuple[Task, bytes | bytearray]]:
-    """One long document in parts, or the one task that says why it is not kept."""
-    characters, digest = 0, hashlib.sha256()
-    try:
-        text = pieces.LongText(line)
-        for part in text.parts(tokenizer.boundary):
-            characters += len(part)
-            digest.update(part.encode())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Unbroken) as error:
-        reason = "bad-record" if isinstance(error, msgspec.ValidationError) else "bad-json"
-        reason = "bad-unbroken" if isinstance(error, Unbroken) else reason
-        yield msgspec.structs.replace(task, refused=reason), line[:200]
-        return
-    short = digest.digest()[: encode.DIGEST_BYTES]
-    name = records.set_name(text.meta)
-    task = msgspec.structs.replace(task, long=Long(characters, name, short, task.job.split_of(short)))
-    if reason := task.job.choice.refuses(characters, name):
-        yield msgspec.structs.replace(task, refused=reason), b""
-        return
-    held: str | None = None
-    first = True
-    for part in text.parts(tokenizer.boundary):
-        if held is not None:
-            yield msgspec.structs.replace(task, first=first, final=False), held.encode()
-            first, task = False, msgspec.structs.replace(task, size=0)
-        held = part
-    yield msgspec.structs.replace(task, first=first), (held or "").encode()
+    return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in work]})
 
 
 def _content(
-    units: Sequence[Record], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
+    units: Sequence[UnitRecord], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
 ) -> Content:
     """Counts over all units, the closed ledger, and the hashes taken on the way."""
     ledger = Ledger()

@@ -40,7 +40,17 @@ def some(folder: Path, texts: list[str] = TEXTS, files: int = 3) -> Inputs:
 
 def all_train(folder: Path, *texts: str) -> Inputs:
     """`texts` as one file to train on, beside a file of one document to validate on."""
-    return Inputs((lines(folder / "train.jsonl", texts),), (lines(folder / "val.jsonl", ["held out"]),))
+    return beside_val(lines(folder / "train.jsonl", texts))
+
+
+def written(path: Path, content: str) -> Inputs:
+    """A file of any content to train on, beside a file of one document to validate on."""
+    path.write_text(content, encoding="utf-8")
+    return beside_val(given(path))
+
+
+def beside_val(train: raw.InputFile) -> Inputs:
+    return Inputs((train,), (lines(train.path.parent / "val.jsonl", ["held out"]),))
 
 
 def run(
@@ -58,15 +68,11 @@ def run(
 
 
 def small_pieces(patch: pytest.MonkeyPatch, unit: int, piece: int, long_line: int = 1 << 30) -> None:
-    """Make units, pieces and lines that count as long small, so that small inputs have many of them.
-
-    Only the process that reads cuts, so workers need no telling. Every input is worth another worker.
-    """
+    """Make units, pieces and lines that count as long small, so that small inputs have many of them."""
     patch.setattr(pieces, "UNIT_BYTES", unit)
     patch.setattr(pieces, "PIECE_BYTES", piece)
     patch.setattr(pieces, "LONG_LINE", long_line)
     patch.setattr(pieces, "PART", max(16, long_line // 4))
-    patch.setattr(tokenize, "_SMALL", 1)
 
 
 def ids_of(made: Artifact, split: str) -> np.ndarray:

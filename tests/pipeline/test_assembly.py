@@ -8,17 +8,19 @@ from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 
 from pipeline import artifact, assembly, encode, tokenize, tokens
 from pipeline.artifact import Built
 from pipeline.assembly import Assembly
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, BadData
 from pipeline.tokenize import Inputs, TokenizeOptions
 from tests.chaos import left_behind, stamp
 from tests.tokenizing import (
     TEXTS,
     all_train,
     dropped,
+    given,
     lines,
     no_draft,
     nothing_published,
@@ -136,6 +138,31 @@ def test_the_first_documents_in_the_order_of_the_input_are_kept_and_no_more(
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("most", [60, 200])
+def test_what_lies_after_the_last_document_that_is_wanted_is_no_concern_and_what_lies_before_it_is(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, most: int, jobs: int
+) -> None:
+    small_pieces(monkeypatch, 4000, 1000)
+    cut = compressed(lines(tmp_path / "a.jsonl", TEXTS).path)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    inputs = Inputs((given(cut),), (lines(tmp_path / "val.jsonl", ["held out"]),))
+    if most < 200:
+        assert run(root, inputs, max_documents=most, jobs=jobs).artifact.manifest.counts["train_documents"] == most
+    else:
+        with pytest.raises(BadData, match="cut short"):
+            run(root, inputs, max_documents=200, jobs=jobs)
+
+
+def compressed(path: Path) -> Path:
+    """A file of frames, one for every few lines."""
+    found = path.read_bytes().splitlines(keepends=True)
+    frames = [zstandard.compress(b"".join(found[start : start + 20])) for start in range(0, len(found), 20)]
+    packed = path.with_name(f"{path.name}.zst")
+    packed.write_bytes(b"".join(frames))
+    return packed
+
+
 def test_as_many_as_there_are_is_all_of_them(tmp_path: Path, root: Path) -> None:
     assert dropped(run(root, some(tmp_path), max_documents=len(TEXTS)).artifact) == {}
 
@@ -357,7 +384,9 @@ def test_a_published_generation_that_was_damaged_is_made_again(tmp_path: Path, r
 
 def test_every_file_of_a_unit_is_in_its_record(stopped: tuple[Path, Inputs, Path]) -> None:
     *_, draft = stopped
-    record = msgspec.json.decode((draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=assembly.Record)
+    record = msgspec.json.decode(
+        (draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=assembly.UnitRecord
+    )
     assert sum(record.documents.values()) == record.ledger.documents.out
     assert {each.name for each in record.files} == {path.name for path in draft.glob("*-00000-0001.*")}
     assert {each.name for each in record.scratch} == {"digests-00000-0001"}

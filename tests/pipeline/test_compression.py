@@ -224,7 +224,7 @@ def test_case_26_a_bit_flipped_under_a_checksum_is_bad_data(tmp_path: Path) -> N
     for _ in range(150):
         flipped = bytearray(whole)
         flipped[dice.randrange(zstandard.frame_header_size(whole), len(whole))] ^= 1 << dice.randrange(8)
-        refuse(file_of(tmp_path, bytes(flipped)), "zstd is broken near|frame 1 is cut short|where zstd frame 2 should begin")
+        refuse(file_of(tmp_path, bytes(flipped)), "zstd is broken near|frame 1 is cut short|frame 2 should begin")
 
 
 def test_case_26_a_bit_flipped_in_the_header_never_changes_the_text(tmp_path: Path) -> None:

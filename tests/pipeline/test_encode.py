@@ -27,23 +27,25 @@ OFFSET = 1000  # of the piece in its file's text
 
 def job(**fields: object) -> Job:
     given = {"split": "train", "val_fraction": 0.0, "choice": Choice(), "digests": False} | fields
-    return Job(Path(), "characters", "<u4", "a.jsonl", **given)  # type: ignore[arg-type]
+    return Job("<u4", "a.jsonl", **given)  # type: ignore[arg-type]
 
 
 def task(data: bytes, of: Job | None = None, **fields: object) -> Task:
     given = {"file": 0, "unit": 0, "offset": OFFSET, "check_first": 8} | fields
-    return Task(of or job(), size=len(data), **given)  # type: ignore[arg-type]
+    return Task(of or job(), size=len(data), lines=data, **given)  # type: ignore[arg-type]
 
 
 def encoded(
     data: bytes, of: Job | None = None, tokenizer: Tokenizer = LETTERS, **fields: object
 ) -> tuple[Encoded, list[list[list[int]]]]:
     """What became of a piece, and the ids of each document of each of its batches, without their ends."""
-    out, arrays = encode.encode_with(tokenizer, task(data, of, **fields), memoryview(data))
+    out = encode.encode(tokenizer, task(data, of, **fields))
+    if out.fault:
+        raise out.fault
     rows = []
-    for batch, ids in zip(out.batches, arrays, strict=True):
-        assert len(ids) == batch.tokens == batch.lengths.sum()
-        parts = np.split(ids, np.cumsum(batch.lengths)[:-1])
+    for batch in out.batches:
+        assert len(batch.ids) == batch.lengths.sum()
+        parts = np.split(batch.ids, np.cumsum(batch.lengths)[:-1])
         assert all(part[-1] == tokenizer.end_of_text for part in parts if len(batch.lengths))
         rows.append([part[:-1].tolist() for part in parts if len(batch.lengths)])
     return out, rows
@@ -264,11 +266,11 @@ def test_the_parts_of_a_document_have_the_ids_of_the_whole_and_one_end() -> None
     parts, found = ["ab ", "cd", "水浒"], list[int]()
     long = Long(7, "", b"", "train")
     for number, part in enumerate(parts):
-        given = task(part.encode(), long=long, first=number == 0, final=number == 2)
-        out, (ids,) = encode.encode_with(LETTERS, given, memoryview(part.encode()))
+        out = encode.encode(LETTERS, task(b"", long=long, part=part, first=number == 0, final=number == 2))
         assert (out.lines, out.compared, out.batches) == (int(number == 0), int(number == 0), [])
-        assert ids.dtype == np.dtype("<u4")
-        found += ids.tolist()
+        assert out.part is not None
+        assert out.part.dtype == np.dtype("<u4")
+        found += out.part.tolist()
     assert found == [*LETTERS.encode("".join(parts)), LETTERS.end_of_text]
 
 
@@ -312,9 +314,7 @@ def test_the_beginning_of_a_very_long_document_is_compared() -> None:
     with pytest.raises(BadData):
         encoded(lines_of(long), tokenizer=WRONG)
     with pytest.raises(BadData):
-        encode.encode_with(
-            WRONG, task(long.encode(), long=Long(len(long), "", b"", "train")), memoryview(long.encode())
-        )
+        encoded(b"", tokenizer=WRONG, long=Long(len(long), "", b"", "train"), part=long)
 
 
 def test_about_one_in_a_thousand_of_the_others_is_compared_whatever_the_pieces() -> None:
@@ -418,9 +418,9 @@ def test_a_document_that_the_library_gives_up_on_is_bad_and_the_others_stay(shar
     assert out.ledger.characters.dropped == {"bad-not-encodable": 1_000_000}
     out, rows_only = encoded(lines_of(" " * 1_000_000), tokenizer=tokenizer)
     assert (rows_only, out.ledger.documents.came) == ([[]], 1)
-    part = b" " * 1_000_000
+    part = " " * 1_000_000
     with pytest.raises(BadData, match="cannot encode the document at byte"):
-        encode.encode_with(tokenizer, task(part, long=Long(1_000_000, "", b"", "train")), memoryview(part))
+        encoded(b"", tokenizer=tokenizer, long=Long(1_000_000, "", b"", "train"), part=part)
     with pytest.raises(Unencodable):
         tokenizer.encode(" " * 1_000_000)
 

@@ -5,12 +5,9 @@ The numbers in the names are those of reference/reliability.md, section 2.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -517,69 +514,6 @@ def test_a_killed_run_goes_on_after_its_last_whole_unit(trial: Trial, tmp_path: 
     current = tmp_path / "tokens" / "chaos" / "current"
     assert {name: chaos.stamp(current / name) for name in before.finished} == before.finished
     assert chaos.published(tmp_path) == trial.sums
-
-
-@linux
-def test_34_a_killed_worker_ends_the_command_with_71_and_the_next_one_goes_on(trial: Trial, tmp_path: Path) -> None:
-    first = trial.start(tmp_path)
-    until_units(first, tmp_path, 2)
-    os.kill(chaos.workers_of(first.pid)[0], signal.SIGKILL)
-    printed, said = first.communicate()
-    assert first.returncode == 71
-    assert json.loads(printed)["exit_code"] == 71
-    assert said.splitlines()[-1].startswith("error: a worker process was killed")
-    assert "Traceback" not in said
-    assert chaos.survivors(first.pid) == []
-    assert len(chaos.left_behind(tmp_path).finished) >= 2
-    again = trial.start(tmp_path)
-    again.communicate()
-    assert again.returncode == 0
-    assert chaos.published(tmp_path) == trial.sums
-
-
-# Kills, while the pool ends, the worker that waits for work; the lock on the work dies with it.
-_KILLED_AT_THE_END = """
-import os, signal, time
-from concurrent.futures import process
-from pathlib import Path
-import numpy as np
-from pipeline import engines
-
-def work(task, data):
-    return task, [np.zeros(1)]
-
-def waits_for_work(worker):
-    return "pipe_read" in Path(f"/proc/{worker}/wchan").read_text()
-
-ended = process._ExecutorManagerThread.join_executor_internals
-
-def kill_and_end(self):
-    workers = [each.pid for each in self.processes.values() if each.is_alive()]
-    for _ in range(200):
-        if waiting := [each for each in workers if waits_for_work(each)]:
-            os.kill(waiting[0], signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    ended(self)
-
-if __name__ == "__main__":
-    process._ExecutorManagerThread.join_executor_internals = kill_and_end
-    print([task for task, _, _ in engines.stream(work, ((n, b"x") for n in range(8)), jobs=2)])
-"""
-
-
-@linux
-def test_34_a_worker_that_is_killed_when_all_is_done_hangs_nothing(tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text(_KILLED_AT_THE_END, encoding="utf-8")
-    command = [sys.executable, str(tmp_path / "main.py")]
-    done = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert done.communicate(timeout=8)[0] == "[0, 1, 2, 3, 4, 5, 6, 7]\n"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(done.pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ from tests.tokenizing import (
     sums,
     texts_in,
     texts_of,
+    written,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -436,9 +437,8 @@ def test_the_ids_of_a_document_that_is_encoded_in_parts_are_those_of_the_whole(
 ) -> None:
     small_pieces(monkeypatch, 100_000, 20_000, long_line=2000)
     texts = long_texts(shared)
-    inputs = all_train(tmp_path)
     packed = [json.dumps({"text": text, "meta": {"a": 1}}, ensure_ascii=ascii_only) for text in texts]
-    inputs.train[0].path.write_text("\n".join(packed), encoding="utf-8")
+    inputs = written(tmp_path / "train.jsonl", "\n".join(packed))
     made = run(root, inputs, tokenizer=Tiktoken.named(encoding), min_chars=1, dedup="exact").artifact
     expected, lengths = reference(encoding, texts)
     assert np.array_equal(ids_of(made, "train"), expected)
@@ -487,11 +487,9 @@ def test_a_line_that_is_too_long_is_counted_and_the_rest_is_read(
 ) -> None:
     small_pieces(monkeypatch, 4000, 1000, long_line=2000)
     monkeypatch.setattr(pieces, "MAX_LINE", 10_000)
-    inputs = all_train(tmp_path)
-    path = inputs.train[0].path
     long = '{"text":"' + "too long " * 300_000 + '"}'
-    path.write_text(f'{{"text":"before"}}\n{long}\n{{"text":"between"}}\n{long}{ending}', encoding="utf-8")
-    made = run(root, inputs, max_bad=0.9).artifact
+    content = f'{{"text":"before"}}\n{long}\n{{"text":"between"}}\n{long}{ending}'
+    made = run(root, written(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
     assert texts_of(made, "train") == ["before", "between"]
     assert dropped(made) == {"bad-too-long": 2}
     assert [(line, reason) for _, line, _, reason in rejects(made)] == [(2, "bad-too-long"), (4, "bad-too-long")]
@@ -504,16 +502,38 @@ LONG_LINES_THAT_ARE_NO_DOCUMENT = {
     '{"text":[' + "1," * 2000 + "1]}": "bad-record",
     '{"title":"' + "a b " * 900 + '"}': "bad-record",
     '{"text":"","meta":"' + "a b " * 900 + '"}': "empty",
+    " " * 3000: "blank-line",
 }
+
+
+def test_a_text_file_that_is_too_long_is_refused_by_name(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "MAX_LINE", 3 << 20)
+    small_pieces(monkeypatch, 4000, 1000, long_line=2000)
+    with pytest.raises(BadData, match=r"book\.txt: a text file is one document") as caught:
+        run(root, written(tmp_path / "book.txt", "too long " * 500_000))
+    assert "split it" in caught.value.hint
+    assert nothing_published(root)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_input_that_changes_while_it_is_read_is_not_published_as_what_it_was(
+    tmp_path: Path, root: Path, jobs: int
+) -> None:
+    inputs = all_train(tmp_path, *TEXTS)
+    lines(inputs.train[0].path, [*TEXTS, "one more"])
+    with pytest.raises(BadData, match=r"train\.jsonl: it was changed while it was read"):
+        run(root, inputs, jobs=jobs)
+    assert nothing_published(root)
 
 
 def test_a_long_line_that_is_no_document_is_counted_by_reason(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_pieces(monkeypatch, 4000, 1000, long_line=2000)
-    inputs = all_train(tmp_path)
-    inputs.train[0].path.write_text("\n".join([*LONG_LINES_THAT_ARE_NO_DOCUMENT, '{"text":"good"}']), encoding="utf-8")
-    made = run(root, inputs, max_bad=0.9).artifact
+    content = "\n".join([*LONG_LINES_THAT_ARE_NO_DOCUMENT, '{"text":"good"}'])
+    made = run(root, written(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
     assert texts_of(made, "train") == ["good"]
     assert [reason for *_, reason in rejects(made)] == list(LONG_LINES_THAT_ARE_NO_DOCUMENT.values())
 
