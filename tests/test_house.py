@@ -24,6 +24,7 @@ FLOORS = (
     {"raw", "counting", "pieces", "records"},
     {"encode"},
     {"assembly"},
+    {"tasks"},
     {"export", "export.interface"},
     {"export.stream"},
     {"export.comparison", "export.nanogpt", "export.megatron", "export.llmc", "export.datatrove"},
