@@ -12,7 +12,6 @@ is already published has nothing to do.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -89,7 +88,9 @@ class Identity:
     libraries: tuple[str, ...] = ()
 
     def versions(self) -> dict[str, str]:
-        return {name: importlib.metadata.version(name) for name in self.libraries}
+        from importlib.metadata import version  # takes as long to load as all of this package
+
+        return {name: version(name) for name in self.libraries}
 
     @property
     def key(self) -> str:

@@ -1,8 +1,7 @@
 """Run one function over many units of work, in this process or in several.
 
 A unit says by itself what it reads and where it writes, so the order in which units finish never shows in the bytes.
-`run` has processes for it, `stream` threads. Processes are spawned, never forked: a fork copies the locks of threads
-that do not exist in the child.
+Workers are spawned, never forked: a fork copies the locks of threads that do not exist in the child.
 """
 
 from __future__ import annotations
@@ -10,14 +9,19 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from queue import SimpleQueue
-from threading import Event, Semaphore
-from typing import TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection as connections
+from multiprocessing.connection import Connection
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.errors import WorkerLost
 
@@ -25,10 +29,6 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-# Seconds after which a thread asks another for the interpreter's lock. With the usual 5 ms the thread that makes the
-# tasks, which lets go of it often, waits for longer than it works.
-_SWITCH_INTERVAL = 1e-4
 
 
 def run(
@@ -66,44 +66,192 @@ def run(
 
 
 def stream(function: Callable[[Unit], Result], tasks: Iterator[Unit], *, jobs: int) -> Generator[tuple[Unit, Result]]:
-    """`function(task)` for each task, in their order, by `jobs` threads: for work that lets go of the interpreter's
-    lock, as tokenizers and decompressors do.
+    """`function(task)` for each task, in their order, by this process and up to `jobs - 1` others.
 
-    Another thread makes the tasks. No more than `jobs + 2` are taken ahead of the one that is given back, so a slow
-    reader holds up their maker, and memory stays flat. With one job all is done here. Raises what the function or the
-    maker raises, in its turn; close the stream to leave the rest undone.
+    This one makes the tasks, and does one itself where no other has room for it. Few are taken ahead of the one that
+    is given back, so a slow reader holds up the maker of the tasks, and memory stays flat. The others begin when the
+    work has taken a moment. Raises what the function raises in its turn, what the maker raises at once, and WorkerLost
+    when a worker was killed; close the stream to leave the rest undone.
     """
-    if jobs <= 1:
+    with _Crew(function, jobs - 1) as crew:
         for task in tasks:
-            yield task, function(task)
-        return
-    line: SimpleQueue[tuple[Unit, Future[Result]] | None] = SimpleQueue()
-    room, closing = Semaphore(jobs + 2), Event()
-    pool, aside = ThreadPoolExecutor(jobs), ThreadPoolExecutor(1)
+            crew.take(task)
+            while answer := crew.oldest(wait=crew.is_full):
+                yield answer
+        while answer := crew.oldest(wait=True):
+            yield answer
 
-    def make() -> None:
-        for task in tasks:
-            room.acquire()
-            if closing.is_set():
-                return
-            line.put((task, pool.submit(function, task)))
 
-    switch_interval = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+_SLOT = 16 << 20  # bytes: several times what tokenizing sends at once, so that nearly every answer fits too
+_A_MOMENT = 0.05  # seconds: what takes less is not worth a worker, which takes half a second to start
+
+
+class _Raised(NamedTuple):
+    error: Exception
+
+
+@dataclass
+class _Taken(Generic[Unit, Result]):
+    """A task, and what became of it: nothing yet, a result in a tuple, or an error."""
+
+    task: Unit
+    answer: tuple[Result] | _Raised | None = None
+
+
+class _Crew(Generic[Unit, Result]):
+    """This process and its workers, and the tasks that were taken and not given back, the oldest first."""
+
+    def __init__(self, function: Callable[[Unit], Result], others: int) -> None:
+        self._function, self._others = function, others
+        self._begun = time.monotonic()
+        self._workers: list[_Worker[Unit, Result]] = []
+        self._taken: deque[_Taken[Unit, Result]] = deque()
+
+    def __enter__(self) -> _Crew[Unit, Result]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._taken) > 8 * self._others
+
+    def take(self, task: Unit) -> None:
+        """Give a task to a worker, or do it here."""
+        if self._others and not self._workers and time.monotonic() - self._begun > _A_MOMENT:
+            self._workers = [_Worker(self._function) for _ in range(self._others)]
+        self._collect(wait=False)
+        taken = _Taken[Unit, Result](task)
+        self._taken.append(taken)
+        if not any(worker.give(taken) for worker in self._workers):
+            taken.answer = _answer(self._function, task)
+
+    def oldest(self, *, wait: bool) -> tuple[Unit, Result] | None:
+        """The oldest task with its result; None when there is none, or it is not done and not to be waited for."""
+        if not self._taken:
+            return None
+        while (answer := self._taken[0].answer) is None:
+            if not wait:
+                return None
+            self._collect(wait=True)
+        if isinstance(answer, _Raised):
+            raise answer.error
+        return self._taken.popleft().task, answer[0]
+
+    def _collect(self, *, wait: bool) -> None:
+        """Take in what the workers have done; with `wait`, at least one answer."""
+        for connection in connections.wait([worker.connection for worker in self._workers], None if wait else 0):
+            (worker,) = (worker for worker in self._workers if worker.connection is connection)
+            if (undone := worker.collect()) is not None:
+                undone.answer = _answer(self._function, undone.task)
+
+
+def _answer(function: Callable[[Unit], Result], task: Unit) -> tuple[Result] | _Raised:
     try:
-        maker = aside.submit(make)
-        maker.add_done_callback(lambda _: line.put(None))
-        while entry := line.get():
-            task, future = entry
-            yield task, future.result()
-            room.release()
-        maker.result()
-    finally:
-        closing.set()
-        room.release()
-        aside.shutdown()
-        pool.shutdown(cancel_futures=True)
-        sys.setswitchinterval(switch_interval)
+        return (function(task),)
+    except Exception as error:  # noqa: BLE001 - it is raised again where its turn comes
+        return _Raised(error)
+
+
+class _Worker(Generic[Unit, Result]):
+    """A process that does tasks, two at most waiting for it.
+
+    Tasks and answers travel through memory that both share, and the pipe says only which of its slots and how many
+    bytes: a worker that is killed while it fills a pipe would leave its reader waiting for ever.
+    """
+
+    def __init__(self, function: Callable[[Unit], Result]) -> None:
+        context = multiprocessing.get_context("spawn")
+        shared = [context.RawArray(ctypes.c_ubyte, _SLOT) for _ in range(2)]
+        self.connection, theirs = context.Pipe()
+        self._slots = [memoryview(slot).cast("B") for slot in shared]
+        size = _dump(function, self._slots[0])  # it may be large, and `start` would wait until the worker has read it
+        self._process = context.Process(target=_serve, args=(os.getpid(), size, theirs, shared), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._free: list[int] = []  # none before the worker says that it has begun
+        self._doing: dict[int, _Taken[Unit, Result]] = {}
+
+    def give(self, taken: _Taken[Unit, Result]) -> bool:
+        """Whether there is room for a task: then it is on its way."""
+        if not self._free or (size := _dump(taken.task, self._slots[self._free[-1]])) is None:
+            return False
+        slot = self._free.pop()
+        self._doing[slot] = taken
+        with _reported():
+            self.connection.send((slot, size))
+        return True
+
+    def collect(self) -> _Taken[Unit, Result] | None:
+        """Take in one answer, which is there. The task, where its answer did not fit into the slot."""
+        with _reported():
+            slot, size = self.connection.recv()
+        self._free.append(slot)
+        taken = self._doing.pop(slot, None)
+        if taken and size is not None:
+            taken.answer = pickle.loads(self._slots[slot][:size])
+            return None
+        return taken
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+        self.connection.close()
+
+
+def _serve(
+    parent: int, size: int, connection: Connection[Any, Any], shared: Sequence[ctypes.Array[ctypes.c_ubyte]]
+) -> None:
+    """What a worker does until it is ended: the function in its first slot, for the task in each slot it is told of."""
+    _die_with(parent)
+    slots = [memoryview(slot).cast("B") for slot in shared]
+    function = pickle.loads(slots[0][:size])
+    for slot in range(len(slots)):
+        connection.send((slot, None))
+    while True:
+        slot, size = connection.recv()
+        connection.send((slot, _dump(_answer(function, pickle.loads(slots[slot][:size])), slots[slot])))
+
+
+def _dump(found: object, slot: memoryview) -> int | None:
+    """Pickle something into a slot: its size, None where it does not fit."""
+    out = _Into(slot)
+    try:
+        pickle.Pickler(out, pickle.HIGHEST_PROTOCOL).dump(found)
+    except _TooLarge:
+        return None
+    return out.size
+
+
+class _TooLarge(Exception):
+    """It does not fit into the slot."""
+
+
+class _Into:
+    """A file to write, in memory."""
+
+    def __init__(self, slot: memoryview) -> None:
+        self._slot, self.size = slot, 0
+
+    def write(self, data: bytes | memoryview | pickle.PickleBuffer) -> int:
+        data = memoryview(data).cast("B")
+        end = self.size + len(data)
+        if end > len(self._slot):
+            raise _TooLarge
+        self._slot[self.size : end] = data
+        self.size = end
+        return len(data)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What the pipe to a worker raises when that has been killed, as WorkerLost."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise _worker_lost() from None
 
 
 def default_jobs() -> int:

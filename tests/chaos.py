@@ -2,13 +2,15 @@
 
     python -m tests.chaos --rounds 200 --seed 1
 
-Each round starts the real command, with one worker or two and with units and pieces so small that there are many, and
-at a drawn moment sends it SIGKILL. Then it runs the command again in peace, again with one worker or two.
+Each round starts the real command in a process group of its own, with units and pieces so small that there are many,
+and at a drawn moment sends SIGKILL to the main process alone, to the whole group, or to one worker. Then it runs the
+command again in peace, by one worker or by two.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,20 +33,21 @@ from pipeline.tokenizers import Characters
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("INKSTONE_SHARED") or ROOT.parent / "shared").resolve()
 SAMPLE = ROOT / "pipeline" / "sample" / "yanshan.txt"
+VICTIMS = ("main", "main", "group", "worker")
 _PATIENCE = 60.0  # seconds: a run that takes longer hangs
 LEFTOVERS = (files.TEMPORARY, ".draft-", artifact.SCRATCH)
 
 _DRIVER = """
 import sys
-from pipeline import pieces
-pieces.UNIT_BYTES, pieces.PIECE_BYTES = {unit}, {piece}
+from pipeline import engines, pieces
+pieces.UNIT_BYTES, pieces.PIECE_BYTES, engines._A_MOMENT = {unit}, {piece}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
 def command(*arguments: object, unit: int = 1 << 20, piece: int = 1 << 18) -> list[str]:
-    """The command line with units and pieces of other sizes."""
+    """The command line with units and pieces of other sizes: only the main process cuts, so workers need no telling."""
     return [sys.executable, "-c", _DRIVER.format(unit=unit, piece=piece), *map(str, arguments)]
 
 
@@ -72,10 +76,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Round:
-    """How a round went: whether the first run was killed before it ended, how many whole units it left behind, and what
-    was wrong, if anything."""
+    """How a round went: whom it killed, what the first run answered (None: it was killed before it could), how many
+    whole units it left behind, and what was wrong, if anything."""
 
-    killed: bool
+    victim: str
+    code: int | None
     units: int
     wrong: tuple[str, ...]
 
@@ -131,23 +136,22 @@ def published(root: Path) -> dict[str, str]:
 def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
     """One round in the empty folder `root`."""
     # At any moment, but more often late: the first half of a run is its start.
-    after = draw.triangular(0, trial.seconds, 0.8 * trial.seconds)
-    first = trial.start(root, jobs=draw.choice((1, 2)))
+    victim, after = draw.choice(VICTIMS), draw.triangular(0, trial.seconds, 0.8 * trial.seconds)
+    first = trial.start(root)
     time.sleep(after)
-    first.kill()
+    _kill(first, victim, draw)
     said, wrong = _ended(first)
-    if first.returncode not in (0, -signal.SIGKILL):
-        wrong.append(f"exit code {first.returncode}: {said}")
     wrong += [f"lives on: {name}" for name in survivors(first.pid)]
+    if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in said):
+        wrong.append(f"a lost worker ended in exit code {first.returncode}: {said}")
     before = left_behind(root)
     if before.begun > 1:
         wrong.append(f"{before.begun} units were begun and not finished")
-    again = trial.start(root, jobs=draw.choice((1, 2)))
+    again = trial.start(root, jobs=draw.choice((1, 1, 2)))
     said, hangs = _ended(again)
     wrong += hangs
-    killed = first.returncode != 0
     if again.returncode:
-        return Round(killed, len(before.finished), (*wrong, f"{again.returncode} after all: {said}"))
+        return Round(victim, first.returncode, len(before.finished), (*wrong, f"{again.returncode} after all: {said}"))
     if (found := published(root)) != trial.sums:
         differ = sorted(name for name in found | trial.sums if found.get(name) != trial.sums.get(name))
         wrong.append(f"not the bytes of an undisturbed run: {', '.join(differ)}")
@@ -155,7 +159,7 @@ def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
     wrong += [f"{name} was done twice" for name, was in before.finished.items() if after_all.get(name) != was]
     wrong += [f"left behind: {path}" for path in leftovers(root)]
     wrong += [f"still locked: {path}" for path in root.rglob(".lock") if files.is_locked(path)]
-    return Round(killed, len(before.finished), tuple(wrong))
+    return Round(victim, first.returncode if first.returncode >= 0 else None, len(before.finished), tuple(wrong))
 
 
 def _ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
@@ -165,6 +169,31 @@ def _ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
         return run.communicate()[1], ["it hangs"]
+
+
+def _kill(first: subprocess.Popen[str], victim: str, draw: random.Random) -> None:
+    if first.poll() is not None:
+        return
+    if victim == "group":
+        os.killpg(first.pid, signal.SIGKILL)
+    elif victim == "main":
+        first.kill()
+    elif workers := workers_of(first.pid):
+        with contextlib.suppress(ProcessLookupError):  # it had just ended by itself
+            os.kill(draw.choice(workers), signal.SIGKILL)
+
+
+def workers_of(process: int) -> list[int]:
+    """Process ids of the workers that a run has started."""
+    found = []
+    for each in _processes(process):
+        try:
+            asked = Path(f"/proc/{each}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if each != process and b"spawn_main" in asked:
+            found.append(each)
+    return sorted(found)
 
 
 def survivors(session: int, patience: float = 10.0) -> list[str]:
@@ -231,18 +260,20 @@ def rounds(trial: Trial, folder: Path, count: int, seed: int) -> list[Round]:
         root = folder / f"round-{number}"
         found.append(disturb(trial, root, random.Random(f"{seed} {number}")))
         if found[-1].wrong:
-            print(f"round {number}: {'; '.join(found[-1].wrong)}", file=sys.stderr, flush=True)
+            print(f"round {number} ({found[-1].victim}): {'; '.join(found[-1].wrong)}", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(root)
     return found
 
 
 def summary(found: Sequence[Round]) -> str:
+    victims = Counter(each.victim for each in found)
+    killed = ", ".join(f"{victims[name]} {name}" for name in sorted(victims))
     resumed = [each.units for each in found if each.units]
     failed = sum(bool(each.wrong) for each in found)
     return (
-        f"{len(found)} rounds, {sum(each.killed for each in found)} killed before their end; {len(resumed)} went on "
-        f"after up to {max(resumed, default=0)} finished segments; {failed} failed"
+        f"{len(found)} rounds, killed: {killed}; {len(resumed)} went on after up to {max(resumed, default=0)} "
+        f"finished segments; {failed} failed"
     )
 
 

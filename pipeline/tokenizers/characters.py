@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,9 @@ class Characters:
         self.fingerprint = f"char:{hashlib.sha256(characters.encode()).hexdigest()[:16]}"
         self._ids = np.full(0x110000, self.UNKNOWN, np.uint32)
         self._ids[_code_points(characters)] = np.arange(self.FIRST, self.vocab_size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._characters, self.name)
 
     @classmethod
     def load(cls, folder: Path, card: Card) -> Characters:

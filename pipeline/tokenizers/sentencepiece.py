@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 from pipeline import files
 from pipeline.errors import BadData
@@ -51,6 +52,9 @@ class SentencePiece:
     def save(self, folder: Path) -> None:
         files.write_file(folder / _MODEL, self._model)
         save_card(self, folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SentencePiece, (self._model, self.name)
 
     @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import threading
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.errors import BadData, TryAgain
-from pipeline.tokenizers.gigatoken import build_fast, choose_encoder
+from pipeline.tokenizers.gigatoken import FastEncoder, choose_encoder
 from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Unencodable, flat_ids, save_card
 
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
@@ -46,7 +45,6 @@ class Tiktoken:
         self.name, self.vocab_size, self.end_of_text = name, vocab_size, end_of_text
         self.encoder = choose_encoder(name, encoder)
         self._ranks, self._pattern = ranks, pattern
-        self._of_this_thread, self._building = threading.local(), threading.Lock()
         definition = b"%d %d %s\n%s" % (vocab_size, end_of_text, pattern.encode(), ranks)
         self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(definition).hexdigest()[:16]}"
 
@@ -78,6 +76,9 @@ class Tiktoken:
         ranks = (folder / _RANKS).read_bytes()
         return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text, encoder)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiktoken, (self.name, self._ranks, self._pattern, self.vocab_size, self.end_of_text, self.encoder)
+
     def save(self, folder: Path) -> None:
         files.write_file(folder / _RANKS, self._ranks)
         save_card(self, folder, pattern=self._pattern)
@@ -91,14 +92,8 @@ class Tiktoken:
     def _texts(self) -> frozenset[int]:
         return frozenset(self._mergeable.values())
 
-    @property
-    def _reference(self) -> Any:
-        """tiktoken's object, one for all threads, of which the first one builds it."""
-        with self._building:
-            return self._encoding
-
     @functools.cached_property
-    def _encoding(self) -> Any:
+    def _reference(self) -> Any:
         import tiktoken
 
         special = {END_OF_TEXT: self.end_of_text}
@@ -106,12 +101,9 @@ class Tiktoken:
             self.name, pat_str=self._pattern, mergeable_ranks=self._mergeable, special_tokens=special
         )
 
-    @property
-    def _fast(self) -> Any:
-        """gigatoken's object, one for each thread: threads that share one wait for each other."""
-        if not hasattr(self._of_this_thread, "fast"):
-            self._of_this_thread.fast = build_fast(self.name, self._ranks)
-        return self._of_this_thread.fast
+    @functools.cached_property
+    def _fast(self) -> FastEncoder:
+        return FastEncoder(self.name, self._ranks)
 
     def encode(self, text: str) -> list[int]:
         with _panics():
@@ -121,12 +113,11 @@ class Tiktoken:
         with _panics():
             if not texts or self.encoder == "tiktoken":
                 return flat_ids([self._by_definition(text) for text in texts])
-            rows = self._fast.encode_batch(list(texts), parallel=False).layout
-        return np.asarray(rows.content.data), np.diff(np.asarray(rows.offsets.data))
+            return self._fast.encode(texts)
 
     def _by_definition(self, text: str) -> np.ndarray:
-        """uint32 [number of ids]: those of tiktoken's `encode_ordinary`, which makes a list of them while other
-        threads wait, and prints a backtrace before it gives up on a text."""
+        """uint32 [number of ids]: those of tiktoken's `encode_ordinary`, which makes a list of them, and prints a
+        backtrace before it gives up on a text."""
         try:
             return self._reference.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # half of a surrogate pair, which `encode_ordinary` replaces in this way

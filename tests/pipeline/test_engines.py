@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import engines
@@ -65,10 +67,23 @@ def test_an_isolated_unit_runs_in_another_process_and_a_plain_one_here() -> None
 # Streams
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are started with the first task."""
+    monkeypatch.setattr(engines, "_A_MOMENT", 0)
+
+
 def slow_square(task: int) -> int:
     """Some tasks take longer than those after them."""
     time.sleep(0.01 * (3 - task % 4))
     return task * task
+
+
+def swell(task: tuple[int, bytes]) -> tuple[int, bytes, np.ndarray]:
+    """As much as was asked for, of bytes and of an array."""
+    size, given = task
+    time.sleep(0.1)
+    return len(given), bytes([size % 251]) * size, np.full(size // 8, size % 251, np.int64)
 
 
 def refuse_third(task: int) -> int:
@@ -77,12 +92,29 @@ def refuse_third(task: int) -> int:
     return task
 
 
-def all_of(function: Callable[[int], int], tasks: Iterable[int], jobs: int) -> list[tuple[int, int]]:
+def die_in_a_worker(task: int) -> int:
+    time.sleep(0.02)
+    if multiprocessing.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def where(task: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+class DiesWhenItIsRead:
+    def __reduce__(self) -> tuple[Callable[[int], int], tuple[int]]:
+        return die_in_a_worker, (0,)
+
+    def __call__(self, task: int) -> int:
+        time.sleep(0.05)
+        return task
+
+
+def all_of(function: Callable[[Any], Any], tasks: Iterable[Any], jobs: int) -> list[tuple[Any, Any]]:
     return list(engines.stream(function, iter(tasks), jobs=jobs))
-
-
-def threads() -> set[threading.Thread]:
-    return set(threading.enumerate())
 
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -90,7 +122,8 @@ JOBS = pytest.mark.parametrize("jobs", [1, 3])
 
 @JOBS
 def test_answers_come_in_the_order_of_the_tasks_whatever_ends_first(jobs: int) -> None:
-    assert all_of(slow_square, range(30), jobs) == [(number, number * number) for number in range(30)]
+    assert all_of(slow_square, range(100), jobs) == [(number, number * number) for number in range(100)]
+    assert multiprocessing.active_children() == []
 
 
 @JOBS
@@ -99,25 +132,33 @@ def test_no_tasks_have_no_answers(jobs: int) -> None:
 
 
 @JOBS
-def test_no_more_tasks_are_taken_than_two_beyond_the_workers(jobs: int) -> None:
+def test_what_is_larger_than_a_slot_is_done_too(jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_SLOT", 10_000)  # in this process alone: a worker sees what it is given
+    sizes = [10, 4000, 4990, 5000, 9990, 10_000, 10_010, 50_000, 0] * 4
+    tasks = [(size, bytes(given)) for size in sizes for given in (1, 12_000)]
+    for asked, (task, (length, text, array)) in zip(tasks, all_of(swell, tasks, jobs), strict=True):
+        assert (task, length, text) == (asked, len(asked[1]), bytes([asked[0] % 251]) * asked[0])
+        assert array.tolist() == [asked[0] % 251] * (asked[0] // 8)
+
+
+@JOBS
+def test_few_tasks_are_taken_ahead(jobs: int) -> None:
     taken: list[int] = []
 
     def tasks() -> Iterator[int]:
-        for number in range(30):
+        for number in range(100):
             taken.append(number)
             yield number
 
     most = 0
     for task, _ in engines.stream(slow_square, tasks(), jobs=jobs):
-        time.sleep(0.02)  # a slow reader
         most = max(most, len(taken) - (task + 1))
-    assert most == (0 if jobs == 1 else jobs + 2)  # one of them waits in the hand of its maker
+    assert most <= (0 if jobs == 1 else 8 * (jobs - 1))
 
 
 @JOBS
 def test_an_error_of_a_task_arrives_after_the_answers_before_it_and_ends_the_workers(jobs: int) -> None:
     found: list[int] = []
-    before = threads()
 
     def collect() -> None:
         for task, _ in engines.stream(refuse_third, iter(range(100)), jobs=jobs):
@@ -127,58 +168,66 @@ def test_an_error_of_a_task_arrives_after_the_answers_before_it_and_ends_the_wor
         collect()
     assert found == [0, 1, 2]
     assert (caught.value.hint, caught.value.exit_code) == ("mend it", 65)
-    assert threads() == before
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_in_a_worker_is_raised_here() -> None:
+    tasks = [*range(4, 60), 3, *range(4, 60)]
+    with pytest.raises(BadData, match="task 3 is bad"):
+        all_of(refuse_third_slowly, tasks, 2)
+
+
+def refuse_third_slowly(task: int) -> int:
+    time.sleep(0.03)
+    if task == 3 or multiprocessing.parent_process():
+        raise BadData("task 3 is bad")
+    return task
 
 
 @JOBS
-def test_an_error_in_the_making_of_tasks_arrives_after_the_answers_before_it(jobs: int) -> None:
+def test_an_error_in_the_making_of_tasks_ends_the_workers(jobs: int) -> None:
     def tasks() -> Iterator[int]:
         yield from range(10)
         raise BadData("the file is cut short")
 
-    def collect() -> None:
-        for task, _ in engines.stream(slow_square, tasks(), jobs=jobs):
-            found.append(task)
-
-    before, found = threads(), list[int]()
     with pytest.raises(BadData, match="cut short"):
-        collect()
-    assert found == list(range(10))
-    assert threads() == before
+        all_of(slow_square, tasks(), jobs)
+    assert multiprocessing.active_children() == []
 
 
-def test_a_stream_that_is_closed_early_ends_its_workers_and_asks_for_no_more() -> None:
-    taken, before, interval = [], threads(), sys.getswitchinterval()
-
-    def tasks() -> Iterator[int]:
-        for number in range(1000):
-            taken.append(number)
-            yield number
-
-    stream = engines.stream(slow_square, tasks(), jobs=3)
+def test_a_stream_that_is_closed_early_ends_its_workers() -> None:
+    stream = engines.stream(slow_square, iter(range(1000)), jobs=3)
     assert next(stream)[0] == 0
-    assert threads() > before
+    assert len(multiprocessing.active_children()) == 2
+    start = time.monotonic()
     stream.close()
-    assert threads() == before
-    assert len(taken) < 10
-    assert sys.getswitchinterval() == interval
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - start < 10
 
 
 def test_a_stream_that_was_never_begun_starts_no_worker() -> None:
-    before = threads()
     engines.stream(slow_square, iter([1]), jobs=3).close()
-    assert threads() == before
+    assert multiprocessing.active_children() == []
 
 
-def test_the_work_is_done_here_for_one_job_and_in_other_threads_for_more() -> None:
-    def where(task: int) -> int:
-        time.sleep(0.05)
-        return threading.get_ident()
+def test_what_takes_no_moment_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_A_MOMENT", 60)
+    assert {process for _, process in all_of(where, range(3), 3)} == {os.getpid()}
 
-    assert {thread for _, thread in all_of(where, range(12), 1)} == {threading.get_ident()}
-    others = {thread for _, thread in all_of(where, range(12), 2)}
-    assert len(others) == 2
-    assert threading.get_ident() not in others
+
+@pytest.mark.parametrize("function", [die_in_a_worker, DiesWhenItIsRead()], ids=["at work", "at its start"])
+def test_case_34_a_killed_worker_is_noticed_and_nothing_hangs(function: Callable[[int], int]) -> None:
+    with pytest.raises(WorkerLost) as caught:
+        all_of(function, range(400), 3)
+    assert caught.value.exit_code == 71
+    assert multiprocessing.active_children() == []
+
+
+def test_the_work_is_done_here_for_one_job_and_elsewhere_too_for_more() -> None:
+    assert {process for _, process in all_of(where, range(12), 1)} == {os.getpid()}
+    found = [process for _, process in all_of(where, range(60), 3)]
+    assert len({*found}) == 3
+    assert os.getpid() in found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")

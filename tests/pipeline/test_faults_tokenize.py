@@ -6,8 +6,10 @@ The numbers in the names are those of reference/reliability.md, section 2.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -513,6 +515,24 @@ def test_a_killed_run_goes_on_after_its_last_whole_unit(trial: Trial, tmp_path: 
     assert again.returncode == 0
     current = tmp_path / "tokens" / "chaos" / "current"
     assert {name: chaos.stamp(current / name) for name in before.finished} == before.finished
+    assert chaos.published(tmp_path) == trial.sums
+
+
+@linux
+def test_34_a_killed_worker_ends_the_command_with_71_and_the_next_one_goes_on(trial: Trial, tmp_path: Path) -> None:
+    first = trial.start(tmp_path)
+    until_units(first, tmp_path, 2)
+    os.kill(chaos.workers_of(first.pid)[0], signal.SIGKILL)
+    printed, said = first.communicate()
+    assert first.returncode == 71
+    assert json.loads(printed)["exit_code"] == 71
+    assert said.splitlines()[-1].startswith("error: a worker process was killed")
+    assert "Traceback" not in said
+    assert chaos.survivors(first.pid) == []
+    assert len(chaos.left_behind(tmp_path).finished) >= 2
+    again = trial.start(tmp_path)
+    again.communicate()
+    assert again.returncode == 0
     assert chaos.published(tmp_path) == trial.sums
 
 

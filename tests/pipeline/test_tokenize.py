@@ -342,7 +342,7 @@ def test_one_other_id_than_tiktokens_in_a_document_that_is_compared_stops_everyt
 ) -> None:
     right = Tiktoken.encode_batch
 
-    def wrong(self: Tiktoken, texts: Sequence[str]) -> tokenizers.Encoded:
+    def wrong(self: Tiktoken, texts: Sequence[str]) -> tokenizers.FlatIds:
         ids, lengths = right(self, texts)
         ids = ids.copy()
         ids[lengths[: at + 1].sum() - 1] += 1  # the last id of the document

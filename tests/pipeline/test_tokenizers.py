@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
 import random
 import re
 import shutil
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import msgspec
@@ -641,30 +640,19 @@ def test_the_library_gives_up_on_a_text_without_a_word_to_the_terminal(
 
 
 @pytest.mark.parametrize("encoder", ["gigatoken", "tiktoken"])
-def test_threads_that_encode_at_the_same_time_give_the_ids_of_one(shared: Path, encoder: str) -> None:
-    texts = [*TRICKY, *BOOK.split("\n")]
-    one, many, start = Tiktoken.named("r50k_base", encoder), Tiktoken.named("r50k_base", encoder), Barrier(4)
-
-    def encode(count: int) -> list[list[list[int]]]:
-        start.wait()
-        return [rows(many.encode_batch(texts[count:])) for _ in range(5)]
-
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(encode, range(4)))
-    assert made == [[rows(one.encode_batch(texts[count:]))] * 5 for count in range(4)]
+def test_an_encoding_travels_to_another_process_with_its_encoder(shared: Path, encoder: str) -> None:
+    encoding = Tiktoken.named("r50k_base", encoder)
+    encoding.encode_batch(TRICKY)
+    there = pickle.loads(pickle.dumps(encoding))
+    assert (there.encoder, there.fingerprint) == (encoder, encoding.fingerprint)
+    assert rows(there.encode_batch(TRICKY)) == rows(encoding.encode_batch(TRICKY))
 
 
-def test_each_thread_has_a_fast_encoder_of_its_own_and_keeps_it(shared: Path) -> None:
-    encoding, start = Tiktoken.named("r50k_base", "gigatoken"), Barrier(2)
-
-    def encoders(_: int) -> list[object]:
-        start.wait()
-        return [encoding._fast for _ in range(3)]
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(encoders, range(2))
-    assert len(set(map(id, first))) == len(set(map(id, second))) == 1
-    assert first[0] is not second[0]
+def test_texts_of_any_length_have_the_same_ids_one_by_one_and_in_a_batch(shared: Path) -> None:
+    encoding = Tiktoken.named("r50k_base", "gigatoken")
+    long, short = [BOOK, "", *TRICKY, BOOK * 3], ["", *TRICKY, BOOK[:200]]
+    for texts in (long * 2, short, [], [""]):
+        assert rows(encoding.encode_batch(texts)) == [encoding.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize("name", ENCODINGS_HERE)
