@@ -204,9 +204,6 @@ def tokenize(
         same = artifact.current(settings.root, "tokenizers", name)
         reference = (same or _newest(settings, "tokenizers")).ref
     tokenizer, trained = tokenizers.find(settings.root, reference, encoder)
-    if encoder == "auto" and tokenizer.encoder == "tiktoken":
-        why = "does not know this encoding" if tokenizers.has_gigatoken() else "is not installed"
-        settings.progress.note(f"gigatoken {why}: tiktoken encodes, with the same ids and about 12 times slower")
     chosen = stage.TokenizeOptions(layout, **options)
     built = stage.tokenize(settings.root, name, inputs, tokenizer, trained, chosen, settings.progress, jobs=_jobs(jobs))
     counts = built.artifact.manifest.counts

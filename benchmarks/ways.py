@@ -216,17 +216,18 @@ WAYS: dict[str, Callable[..., Iterator[int]]] = {
 
 
 def installed(way: str) -> bool:
-    """Whether this interpreter has what a way needs beyond Inkstone's own packages."""
-    return way != "datatrove" or all(map(importlib.util.find_spec, ("datatrove", "tokenizers", "orjson")))
+    """Whether this interpreter has what a way needs beyond what Inkstone itself cannot be without."""
+    needs = {"datatrove": ("datatrove", "tokenizers", "orjson")}.get(way, ("gigatoken",) * way.startswith("gigatoken"))
+    return all(map(importlib.util.find_spec, needs))
 
 
-def measure(way: str, shards: Sequence[Path], jobs: int, folder: Path, python: str = sys.executable) -> Figures | None:
-    """Run a way once in a fresh process of `python`, into a new folder. None where it is not installed.
+def measure(way: str, shards: Sequence[Path], jobs: int, folder: Path) -> Figures | None:
+    """Run a way once in a fresh process, into a new folder. None where it is not installed.
 
     Raises RuntimeError with the end of what the process wrote to its error output.
     """
     places = [str(path.resolve()) for path in (folder, *shards)]
-    command = [python, "-m", "benchmarks.ways", way, "--jobs", str(jobs), "--out", *places]
+    command = [sys.executable, "-m", "benchmarks.ways", way, "--jobs", str(jobs), "--out", *places]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{way}: {done.stderr[-2000:]}")

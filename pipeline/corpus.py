@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import artifact, documents, raw
+from pipeline import artifact, documents, raw, readers
 from pipeline.artifact import Built, Content, Identity
 from pipeline.clean import profiles, sentences
 from pipeline.errors import BadConfig, BadData
@@ -78,7 +78,7 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
         for entry in inputs:
             counts["input_bytes"] += entry.path.stat().st_size
             profile = profiles.for_file(entry.path.name, options.profile)
-            found = documents.read(entry.path, ledger, rejects.write_reject, encoding=options.encoding, advance=advance)
+            found = readers.read(entry.path, ledger, rejects.write_reject, encoding=options.encoding, advance=advance)
             for document in found:
                 records += 1
                 units = list(profiles.apply(profile, document.text, document.title, options.unit, ledger))

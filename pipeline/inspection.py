@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline import documents, tokens
+from pipeline import documents, readers, tokens
 from pipeline.artifact import Artifact, Input
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.tokenizers import Tokenizer
@@ -125,7 +125,10 @@ def _document(found: Artifact, split: str, index: int) -> tuple[str, int, int, i
 
 def _source(found: Artifact, number: int) -> tuple[Input, Path]:
     """The input file of a segment, and where it lies now: in the store, or where it lay when it was read."""
-    source = [each for each in found.manifest.inputs if each.role in tokens.SPLITS][number]
+    sources = [each for each in found.manifest.inputs if each.role in tokens.SPLITS]
+    if number >= len(sources):
+        raise BadConfig(f"{found.ref} was made from no file", hint="locate tokens of what `tokenize` made")
+    source = sources[number]
     root = found.path.parents[2]
     run: dict[str, Any] = msgspec.json.decode(found.file("run.json").read_bytes())
     places = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst", Path(run["inputs"][number])]
@@ -137,7 +140,7 @@ def _source(found: Artifact, number: int) -> tuple[Input, Path]:
 
 def _line_at(path: Path, offset: int) -> tuple[int, documents.Record]:
     """The number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
-    blocks = documents.json_lines(path)
+    blocks = readers.json_lines(path)
     position, number = 0, 1
     for block in blocks:
         before = block[: max(0, offset - position)]

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from pipeline import artifact, files
-from pipeline.documents import KINDS
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.readers import KINDS
 from pipeline.sources import CATALOGUE, LOCK_FILE, data_files
 
 
@@ -138,6 +138,11 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
 
 
 def _local(root: Path, names: dict[Path, str], deep: bool) -> list[InputFile]:
+    for name in names.values():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise BadConfig(f"{name!r}: a file name that is not UTF-8", hint="give it another name") from None
     stamps = [stamp(path) for path in names]  # before the hashes: what changes meanwhile is noticed when it is read
     digests = hashes(root, list(names), deep=deep)
     return [InputFile(*each) for each in zip(names, names.values(), digests, stamps, strict=True)]

@@ -59,9 +59,12 @@ class Tokenize(_Section, frozen=True):
     min_chars: int = 0
     max_documents: int = 0
     dedup: str = "no"
+    encoder: str = "auto"
 
     def options(self) -> TokenizeOptions:
-        return TokenizeOptions(**msgspec.structs.asdict(self))
+        chosen = msgspec.structs.asdict(self)
+        del chosen["encoder"]  # it is the tokenizer's
+        return TokenizeOptions(**chosen)
 
 
 class Train(_Section, frozen=True):

@@ -171,7 +171,7 @@ class _Chain:
         inputs = tokenize.divide(found, [])
         tokenizer = tokenizers.open_folder(trained.path) if trained else None
         if tokenizer is None:
-            tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use)
+            tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use, self.recipe.tokenize.encoder)
         identity = tokenize.identify(name, inputs, tokenizer, trained, options)
         return identity, lambda: tokenize.tokenize(
             self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs

@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.artifact import name_from
-from pipeline.documents import SUFFIXES
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.readers import SUFFIXES
 
 LOCK_FILE = "sources.lock.json"
 HUB = "https://huggingface.co"

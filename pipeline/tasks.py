@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pipeline import documents, encode, pieces, raw, records
+from pipeline import documents, encode, pieces, raw, readers, records
 from pipeline.assembly import Assembly
 from pipeline.encode import Job, Long, Task
 from pipeline.errors import BadData
@@ -52,7 +52,7 @@ def _check_unchanged(entry: raw.InputFile) -> None:
 def _of_file(entry: raw.InputFile, start: Task, boundary: re.Pattern[str] | None, advance: Advance) -> Iterator[Task]:
     """The tasks of a file from unit `start.unit` on."""
     unit, lines = -1, 0
-    for piece in pieces.cut(documents.json_lines(entry.path, advance)):
+    for piece in pieces.cut(readers.json_lines(entry.path, advance)):
         if piece.unit < start.unit:
             continue
         if piece.unit != unit:
@@ -70,7 +70,7 @@ def _of_file(entry: raw.InputFile, start: Task, boundary: re.Pattern[str] | None
 
 
 def _too_long(entry: raw.InputFile, task: Task, piece: Piece) -> Task:
-    if not documents.has_lines(entry.path):
+    if not readers.has_lines(entry.path):
         raise BadData(
             f"{entry.path}: a text file is one document, and this one has more than {documents.MAX_LINE >> 20} MiB",
             hint="split it into several, or write its documents as JSON lines",

@@ -2,7 +2,7 @@
 
     file ──json_lines──▶ text ──cut──▶ pieces ──workers: encode──▶ ids ──assembly──▶ segments ──▶ artifact
 
-One thread reads and cuts, `jobs` others encode, and the results are put together in the order of the input: so the
+One process reads, cuts and puts the results together in the order of the input; it and its workers encode. So the
 bytes are the same for any number of workers, and a unit that a killed run had finished is not done again.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import artifact, engines, files, raw, tasks, tokens
+from pipeline import artifact, engines, files, raw, tasks, tokenizers, tokens
 from pipeline.artifact import Artifact, Built, Content, Identity, Input
 from pipeline.assembly import Assembly, UnitRecord
 from pipeline.encode import Choice, Job, encode
@@ -57,6 +57,11 @@ class TokenizeOptions:
             raise BadConfig(
                 f"--val-fraction {self.val_fraction} is no share", hint="from 0 to below 1, for example 0.05"
             )
+        for name, value in (("min_chars", self.min_chars), ("max_documents", self.max_documents)):
+            if value < 0:
+                raise BadConfig(f"{name} is {value}", hint="0 sets no limit")
+        if not 0 <= self.max_bad <= 1:
+            raise BadConfig(f"max_bad {self.max_bad:g} is no share", hint="from 0 to 1, for example 0.01")
         if self.dedup not in DEDUP:
             raise BadConfig(f"no --dedup {self.dedup!r}", hint=f"one of {', '.join(DEDUP)}")
         if both := set(self.include_sets) & set(self.exclude_sets):
@@ -64,7 +69,7 @@ class TokenizeOptions:
 
     @property
     def choice(self) -> Choice:
-        return Choice(tuple(sorted(self.include_sets)), tuple(sorted(self.exclude_sets)), self.min_chars)
+        return Choice(tuple(sorted({*self.include_sets})), tuple(sorted({*self.exclude_sets})), self.min_chars)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def tokenize(
     """
 
     def write(draft: Path) -> Content:
+        if tokenizer.kind == "tiktoken" and (why := tokenizers.why_not_fast(tokenizer.name)):
+            progress.note(f"gigatoken {why}: tiktoken encodes, with the same ids and many times slower")
         try:
             return _write(draft, inputs, tokenizer, options, progress, jobs)
         except BadData:  # going on with what other units have done would not help
@@ -213,10 +220,7 @@ def _content(
     closed = ledger.close(max_bad=options.max_bad)
     for split in tokens.SPLITS:
         if not counts[f"{split}_tokens"]:
-            raise BadData(
-                f"the {split} split is empty: {ledger.documents.out:,} documents, val fraction {fraction:g}",
-                hint="raise --val-fraction, name a validation corpus with --val, or clean into smaller units (--unit)",
-            )
+            raise _empty(split, ledger, fraction)
     told = {
         "tokens": counts["train_tokens"] + counts["val_tokens"],
         "documents": counts["train_documents"] + counts["val_documents"],
@@ -233,6 +237,19 @@ def _content(
         **counts,
     }
     return Content(told, closed, hashed=[each for record in units for each in record.files])
+
+
+def _empty(split: str, ledger: Ledger, fraction: float) -> BadData:
+    kept, dropped = ledger.documents.out, ledger.documents.dropped
+    what = f"the {split} split is empty: {kept:,} documents, val fraction {fraction:g}"
+    if dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        return BadData(f"{what}; dropped: {reasons}", hint="choose less strictly, or look at the inputs")
+    if split == "train":
+        return BadData(what, hint="lower --val-fraction, or name more to train on")
+    return BadData(
+        what, hint="raise --val-fraction, name a validation corpus with --val, or clean into smaller units (--unit)"
+    )
 
 
 class _HDF5(msgspec.Struct, frozen=True):

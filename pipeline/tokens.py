@@ -88,7 +88,7 @@ class SegmentWriter:
         if int(lengths.sum(dtype=np.int64)) != self.tokens:
             raise InternalError(f"{self._path}: its documents have not as many tokens as were written")
         beside = [
-            (".idx", _index(lengths, self._dtype)),
+            (".idx", index_of(lengths, self._dtype)),
             (".src", np.concatenate([np.empty(0, "<u8"), *self._offsets]).tobytes()),
         ]
         records = [FileRecord(f"{self._name}.bin", self._out.size, self._out.sha256)]
@@ -104,8 +104,8 @@ class SegmentWriter:
         self._file.close()
 
 
-def _index(lengths: np.ndarray, dtype: str) -> bytes:
-    """A Megatron `.idx` with one sequence a document (reference/formats.md)."""
+def index_of(lengths: np.ndarray, dtype: str) -> bytes:
+    """A Megatron `.idx`, of `lengths` in tokens of documents that are a sequence each (reference/formats.md)."""
     count = len(lengths)
     ends = np.cumsum(lengths, dtype="<i8") * np.dtype(dtype).itemsize
     offsets = np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[:count]

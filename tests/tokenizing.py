@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import compression, documents, engines, pieces, raw, tokenize
+from pipeline import compression, documents, engines, pieces, raw, readers, tokenize
 from pipeline.artifact import Artifact, Built
 from pipeline.progress import Silent
 from pipeline.tokenize import Inputs, TokenizeOptions
@@ -98,7 +98,7 @@ def texts_of(made: Artifact, split: str, tokenizer: Tokenizer = LETTERS) -> list
 
 def texts_in(path: Path) -> list[str]:
     """The texts of a file of documents by the reader that knows no pieces, without the byte order mark it leaves."""
-    return [each.text.removeprefix("\ufeff") for each in documents.read(path, documents.Ledger(), print)]
+    return [each.text.removeprefix("\ufeff") for each in readers.read(path, documents.Ledger(), print)]
 
 
 def sums(made: Artifact) -> dict[str, str]:

@@ -20,7 +20,6 @@ from pipeline.export.interface import Borders, Format, Source, Span, broken
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
-_CODES = {"<u2": 8, "<u4": 4}  # 4 is int32: there is no code for uint32, and ids are below 2**31
 _DTYPES = {8: "<u2", 4: "<i4"}
 
 
@@ -31,16 +30,7 @@ def _write(source: Source, folder: Path) -> None:
         if split.idx:
             stream.link_or_copy(split.idx, folder / f"{stem}.idx")
         else:
-            _write_index(folder / f"{stem}.idx", source.lengths(split.name), source.dtype)
-
-
-def _write_index(path: Path, lengths: np.ndarray, dtype: str) -> None:
-    count = len(lengths)
-    offsets = np.zeros(count, "<i8")
-    np.cumsum(lengths[:-1], out=offsets[1:])
-    offsets *= np.dtype(dtype).itemsize
-    arrays = [lengths.astype("<i4", copy=False), offsets, np.arange(count + 1, dtype="<i8")]
-    stream.write_ids(path, arrays, _HEAD.pack(_MAGIC, _VERSION, _CODES[dtype], count, count + 1))
+            (folder / f"{stem}.idx").write_bytes(tokens.index_of(source.lengths(split.name), source.dtype))
 
 
 def _read(folder: Path) -> Iterator[Span]:

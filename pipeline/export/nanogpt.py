@@ -19,14 +19,15 @@ _DTYPE = "<u2"  # train.py reads nothing else
 
 # Without a meta.pkl nanoGPT takes ids for GPT-2's, encodes prompts with tiktoken and pads the vocabulary to 50,304.
 # With one, sample.py encodes a prompt character by character, which for these encodings would be the lesser way.
-_DEFAULT = ("gpt2", "r50k_base")
+_DEFAULT = (("tiktoken", "gpt2"), ("tiktoken", "r50k_base"))
 
 
 def _write(source: Source, folder: Path) -> None:
     for split in source.splits:
         stream.write_split(split, folder / f"{split.name}.bin")
-    if source.store.tokenizer.name not in _DEFAULT:
-        (folder / "meta.pkl").write_bytes(pickle.dumps(_meta(source.store.tokenizer), protocol=4))
+    tokenizer = source.store.tokenizer
+    if (tokenizer.kind, tokenizer.name) not in _DEFAULT:
+        (folder / "meta.pkl").write_bytes(pickle.dumps(_meta(tokenizer), protocol=4))
 
 
 def _meta(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ folder and finds what a name means.
 """
 
 from pipeline.tokenizers.characters import Characters, Integers
-from pipeline.tokenizers.gigatoken import ENCODERS, has_gigatoken
+from pipeline.tokenizers.gigatoken import ENCODERS, has_gigatoken, why_not_fast
 from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.store import find, open_folder
@@ -32,4 +32,5 @@ __all__ = [
     "find",
     "has_gigatoken",
     "open_folder",
+    "why_not_fast",
 ]

@@ -26,13 +26,19 @@ def choose_encoder(encoding: str, asked: str) -> str:
     """The library that encodes `encoding`, "gigatoken" or "tiktoken", for one of ENCODERS. Raises BadConfig."""
     if asked not in ENCODERS:
         raise BadConfig(f"no encoder {asked!r}", hint=f"encoders: {', '.join(ENCODERS)}")
-    if asked == "tiktoken" or (asked == "auto" and not (encoding in _PATTERNS and has_gigatoken())):
+    why_not = why_not_fast(encoding)
+    if asked == "tiktoken" or (asked == "auto" and why_not):
         return "tiktoken"
-    if encoding not in _PATTERNS:
-        raise BadConfig(f"gigatoken does not know {encoding}", hint="use --encoder tiktoken")
-    if not has_gigatoken():
-        raise BadConfig("gigatoken is not installed", hint="pip install gigatoken, or use --encoder tiktoken")
+    if why_not:
+        raise BadConfig(f"--encoder gigatoken: it {why_not}", hint="pip install gigatoken, or use --encoder tiktoken")
     return "gigatoken"
+
+
+def why_not_fast(encoding: str) -> str:
+    """Why gigatoken cannot encode `encoding`, "" where it can."""
+    if not has_gigatoken():
+        return "is not installed"
+    return "" if encoding in _PATTERNS else "does not know this encoding"
 
 
 @functools.cache

@@ -253,7 +253,7 @@ def peak(read: str, path: Path) -> int:
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline import compression, documents, pieces\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline import compression, pieces, readers\n"
         "from pipeline.errors import BadData\nfrom pipeline.ledger import Ledger\n"
         f"path = Path(sys.argv[1])\ntry:\n    for each in {read}:\n        pass\n"
         "except BadData as error:\n    print(error, file=sys.stderr)\n"
@@ -271,8 +271,8 @@ READERS = pytest.mark.parametrize(
     "read",
     [
         "compression.blocks(path)",
-        "documents.read(path, Ledger(), print)",
-        "pieces.cut(documents.json_lines(path))",
+        "readers.read(path, Ledger(), print)",
+        "pieces.cut(readers.json_lines(path))",
     ],
 )
 

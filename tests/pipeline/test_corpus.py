@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import zstandard
 
-from pipeline import compression, corpus, documents, raw
+from pipeline import compression, corpus, raw, readers
 from pipeline.artifact import Artifact
 from pipeline.corpus import MAX_SENTENCE_BYTES, CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects
@@ -82,7 +82,7 @@ def test_quotes_and_marks_of_the_sample_are_kept(sample: Artifact) -> None:
 
 
 def test_english_documents_of_the_sample_come_through_byte_for_byte(sample: Artifact) -> None:
-    before = documents.read(SAMPLE / "sample.jsonl.zst", Ledger(), print)
+    before = readers.read(SAMPLE / "sample.jsonl.zst", Ledger(), print)
     after = [entry for entry in entries(sample) if entry["source"] == "sample.jsonl.zst"]
     assert [(entry["text"], entry["meta"]) for entry in after] == [(each.text, each.meta) for each in before]
 
@@ -92,7 +92,7 @@ def test_the_ledger_of_the_sample_adds_up(sample: Artifact) -> None:
     for tally in ledger.values():
         assert tally["in"] == tally["out"] + sum(tally["dropped"].values())
     raw_text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8")
-    english = sum(len(each.text) for each in documents.read(SAMPLE / "sample.jsonl.zst", Ledger(), print))
+    english = sum(len(each.text) for each in readers.read(SAMPLE / "sample.jsonl.zst", Ledger(), print))
     assert ledger["characters"]["in"] == len(raw_text) + english
     assert ledger["characters"]["out"] == sum(len(entry["text"]) for entry in entries(sample))
     assert ledger["documents"] == {"in": 111, "out": 111, "dropped": {}}

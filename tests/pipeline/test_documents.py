@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pipeline import compression, documents
+from pipeline import compression, documents, readers
 from pipeline.documents import Document, Reject, ZstdLines
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import Ledger
@@ -31,7 +31,7 @@ BOM = b"\xef\xbb\xbf"
 def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[Reject], Ledger]:
     """Everything in a file, with its ledger closed as a stage would close it."""
     ledger, rejects = Ledger(), list[Reject]()
-    found = list(documents.read(path, ledger, rejects.append, encoding=encoding))
+    found = list(readers.read(path, ledger, rejects.append, encoding=encoding))
     ledger.documents.out += len(found)
     ledger.characters.out += sum(len(document.text) for document in found)
     ledger.close(max_bad=1.0)
@@ -278,7 +278,7 @@ def test_a_byte_order_mark_before_json_lines_is_passed_over(tmp_path: Path, name
 )
 def test_a_byte_order_mark_may_lie_in_two_blocks(tmp_path: Path, name: str, data: bytes, text: bytes) -> None:
     path = file_of(tmp_path, b"".join(frame(data[at : at + 1]) for at in range(len(data))), name)
-    assert b"".join(documents.json_lines(path)) == text
+    assert b"".join(readers.json_lines(path)) == text
 
 
 def test_json_lines_leave_empty_fields_out() -> None:
@@ -337,7 +337,7 @@ def test_a_text_is_one_json_line_however_its_characters_lie_in_blocks(
     data = text.encode(encoding)
     frames = [frame(data[at : at + size]) for at in range(0, len(data), size)] or [frame(b"")]
     path = file_of(tmp_path_factory.mktemp("text"), b"".join(frames), "a.txt.zst")
-    line = b"".join(documents.json_lines(path))
+    line = b"".join(readers.json_lines(path))
     assert line.count(b"\n") == line.endswith(b"\n") == 1
     assert json.loads(line) == {"text": text}
 
@@ -372,7 +372,7 @@ def test_rows_of_a_parquet_file_are_documents_with_title_and_meta(tmp_path: Path
         ("b", "", None, 2),
     ]
     assert (rejects, ledger.documents.came, ledger.characters.came) == ([], 2, 3)
-    assert b"".join(documents.json_lines(path)).splitlines() == [
+    assert b"".join(readers.json_lines(path)).splitlines() == [
         '{"text":"水\\n","title":"第一回","meta":{"pile_set_name":"Pile-CC"}}'.encode(),
         b'{"text":"b"}',
     ]
@@ -384,7 +384,7 @@ def test_rows_of_all_groups_come_in_order(tmp_path: Path, compressed: str, kind:
     rows = [f"第{n}回 \U0001f600" for n in range(2000)]
     path = table(tmp_path, {"text": pyarrow.array(rows, kind)}, compression=compressed, row_group_size=300)
     heard: list[int] = []
-    found = list(documents.read(path, Ledger(), print, advance=heard.append))
+    found = list(readers.read(path, Ledger(), print, advance=heard.append))
     assert [(each.text, each.line) for each in found] == [(text, n) for n, text in enumerate(rows, start=1)]
     assert sum(heard) == path.stat().st_size
 
@@ -392,13 +392,13 @@ def test_rows_of_all_groups_come_in_order(tmp_path: Path, compressed: str, kind:
 def test_null_is_an_empty_text_that_stands_in_its_place(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": ["a", None, "b"]})
     assert [(each.text, each.line) for each in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
-    assert b"".join(documents.json_lines(path)).count(b"\n") == 3
+    assert b"".join(readers.json_lines(path)).count(b"\n") == 3
 
 
 def test_a_document_without_text_is_empty_and_not_bad_when_it_is_tokenized(tmp_path: Path) -> None:
     poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
     for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
-        (line,) = b"".join(documents.json_lines(path)).splitlines()
+        (line,) = b"".join(readers.json_lines(path)).splitlines()
         found = documents.parse(line)
         assert not isinstance(found, str)
         assert found.text == ""
@@ -439,8 +439,8 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path: Path) -> 
     path = table(tmp_path, {"text": ["a"]})
     script = (
         "import sys\nfrom pathlib import Path\nsys.modules['pyarrow'] = None\n"
-        "from pipeline import documents, errors\n"
-        "try:\n    list(documents.json_lines(Path(sys.argv[1])))\n"
+        "from pipeline import errors, readers\n"
+        "try:\n    list(readers.json_lines(Path(sys.argv[1])))\n"
         "except errors.BadConfig as error:\n    print(error.exit_code, error.hint)\n"
     )
     command = [sys.executable, "-c", script, str(path)]

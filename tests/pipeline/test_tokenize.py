@@ -592,13 +592,13 @@ def test_without_gigatoken_tiktoken_gives_the_same_bytes_and_a_note_says_so(
         [*command, "--encoder", "gigatoken"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert refused.returncode == 78
-    assert "gigatoken is not installed" in refused.stderr
+    assert "--encoder gigatoken: it is not installed" in refused.stderr
 
 
 def test_an_encoder_that_cannot_is_refused(inkstone: Inkstone, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", TEXTS).path
     for arguments, message in (
-        (("p50k_base", "--encoder", "gigatoken"), "gigatoken does not know p50k_base"),
+        (("p50k_base", "--encoder", "gigatoken"), "--encoder gigatoken: it does not know this encoding"),
         (("r50k_base", "--encoder", "fast"), "no encoder 'fast'"),
         (("trained", "--encoder", "tiktoken"), "trained is none of tiktoken's encodings"),
     ):

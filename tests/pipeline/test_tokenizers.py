@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
 
-from pipeline import artifact, corpus, documents, raw, tokenizers, train_tokenizer
+from pipeline import artifact, corpus, raw, readers, tokenizers, train_tokenizer
 from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.ledger import Ledger
@@ -306,7 +306,7 @@ def test_real_texts_cut_at_boundaries_have_the_ids_of_the_whole(
 
 def joined(path: Path) -> str:
     """All documents of a file as one."""
-    return "\n".join(each.text for each in documents.read(path, Ledger(), print))
+    return "\n".join(each.text for each in readers.read(path, Ledger(), print))
 
 
 def test_a_unigram_model_may_be_cut_nowhere(opened: Callable[[str], Tokenizer]) -> None:
@@ -598,7 +598,7 @@ def encoding(request: pytest.FixtureRequest, shared: Path) -> Tiktoken:
 
 @pytest.mark.parametrize("name", ["pile_val.jsonl.zst", "shuihu_raw.txt"])
 def test_the_fast_engine_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: Path, name: str) -> None:
-    texts = [each.text for each in documents.read(shared / "data" / name, Ledger(), print)]
+    texts = [each.text for each in readers.read(shared / "data" / name, Ledger(), print)]
     texts = [line for text in texts for line in text.split("\n")] if name.endswith(".txt") else texts
     fast = rows(encoding.encode_batch(texts))
     slow = tiktoken.get_encoding(encoding.name).encode_ordinary_batch(texts, num_threads=2)
