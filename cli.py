@@ -47,7 +47,7 @@ def _jobs(jobs: int) -> int:
     return jobs or engines.default_jobs()
 
 
-JOBS = click.option("--jobs", type=click.IntRange(0), default=0, help="Worker processes; 0 (default): one a core.")
+JOBS = click.option("--jobs", type=click.IntRange(0), default=0, help="Processes that work; 0 (default): one a core.")
 NAME = click.option("--name", default="", help="Name of the artifact that is made.")
 MAX_BAD = click.option(
     "--max-bad", type=float, default=0.001, show_default=True, help="Share of bad documents allowed."

@@ -145,6 +145,10 @@ def _broken(path: Path, frames: _Frames, error: zstandard.ZstdError) -> BadData:
             f"{path}: a zstd frame needs a window of more than {_MAX_WINDOW >> 20} MiB",
             hint="made with zstd --long? `zstd -d --long=31` and a plain `zstd` give one that any machine can read",
         )
+    if "Dictionary" in str(error):
+        return BadData(
+            f"{path}: zstd with a dictionary", hint="`zstd -d -D DICTIONARY` and a plain `zstd` give one without"
+        )
     if "Unknown frame descriptor" in str(error):
         return frames.no_frame()
     return BadData(f"{path}: zstd is broken near byte {frames.position:,}: {error}", hint=_AGAIN)

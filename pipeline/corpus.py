@@ -100,6 +100,7 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
                     for sentence in _sentences(profile, unit.text):
                         counts["sentences"] += 1
                         lines.write(sentence + "\n")
+            raw.require_unchanged(entry)
     closed = ledger.close(max_bad=options.max_bad, of=records + ledger.documents.bad)
     if not ledger.documents.out:
         files = ", ".join(entry.name for entry in inputs)

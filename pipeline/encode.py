@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import documents, pieces, records, tokens
 from pipeline.documents import Reject
-from pipeline.errors import BadData
+from pipeline.errors import BadData, InkstoneError
 from pipeline.ledger import Ledger
 from pipeline.tokenizers import Tokenizer, Unencodable
 
@@ -92,7 +92,7 @@ class Task(msgspec.Struct, frozen=True):
     first: bool = True
     final: bool = True
     refused: str = ""
-    fault: BadData | None = None
+    fault: InkstoneError | None = None
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Encoded:
 
     batches: list[Batch] = field(default_factory=list)
     part: np.ndarray | None = None
-    fault: BadData | None = None
+    fault: InkstoneError | None = None
     ledger: Ledger = field(default_factory=Ledger)
     rejects: list[Reject] = field(default_factory=list)
     lines: int = 0

@@ -68,10 +68,10 @@ def run(
 def stream(function: Callable[[Unit], Result], tasks: Iterator[Unit], *, jobs: int) -> Generator[tuple[Unit, Result]]:
     """`function(task)` for each task, in their order, by this process and up to `jobs - 1` others.
 
-    This one makes the tasks, and does one itself where no other has room for it. Few are taken ahead of the one that
-    is given back, so a slow reader holds up the maker of the tasks, and memory stays flat. The others begin when the
-    work has taken a moment. Raises what the function raises in its turn, what the maker raises at once, and WorkerLost
-    when a worker was killed; close the stream to leave the rest undone.
+    This one makes the tasks, and does one itself where no other has room for it. At most four a worker are taken
+    ahead of the one that is given back, so a slow reader holds up the maker of the tasks, and memory stays flat. The
+    others begin when the work has taken a moment. Raises what the function raises in its turn, what the maker raises
+    at once, and WorkerLost when a worker was killed; close the stream to leave the rest undone.
     """
     with _Crew(function, jobs - 1) as crew:
         for task in tasks:
@@ -82,7 +82,7 @@ def stream(function: Callable[[Unit], Result], tasks: Iterator[Unit], *, jobs: i
             yield answer
 
 
-_SLOT = 16 << 20  # bytes: several times what tokenizing sends at once, so that nearly every answer fits too
+_SLOT = 12 << 20  # bytes: several times what tokenizing sends at once, so that nearly every answer fits too
 _A_MOMENT = 0.05  # seconds: what takes less is not worth a worker, which takes half a second to start
 
 
@@ -112,21 +112,30 @@ class _Crew(Generic[Unit, Result]):
 
     def __exit__(self, *exc: object) -> None:
         for worker in self._workers:
-            worker.end()
+            worker.kill()
+        for worker in self._workers:
+            worker.join()
 
     @property
     def is_full(self) -> bool:
-        return len(self._taken) > 8 * self._others
+        return len(self._taken) > 4 * self._others
 
     def take(self, task: Unit) -> None:
         """Give a task to a worker, or do it here."""
         if self._others and not self._workers and time.monotonic() - self._begun > _A_MOMENT:
-            self._workers = [_Worker(self._function) for _ in range(self._others)]
+            self._start()
         self._collect(wait=False)
         taken = _Taken[Unit, Result](task)
         self._taken.append(taken)
         if not any(worker.give(taken) for worker in self._workers):
             taken.answer = _answer(self._function, task)
+
+    def _start(self) -> None:
+        function = bytearray(_SLOT)
+        size = _dump(self._function, memoryview(function))
+        self._others = self._others if size else 0
+        for _ in range(self._others):
+            self._workers.append(_Worker(memoryview(function)[:size]))
 
     def oldest(self, *, wait: bool) -> tuple[Unit, Result] | None:
         """The oldest task with its result; None when there is none, or it is not done and not to be waited for."""
@@ -156,19 +165,21 @@ def _answer(function: Callable[[Unit], Result], task: Unit) -> tuple[Result] | _
 
 
 class _Worker(Generic[Unit, Result]):
-    """A process that does tasks, two at most waiting for it.
+    """A process that does tasks: one in its hands, and one that waits for it.
 
     Tasks and answers travel through memory that both share, and the pipe says only which of its slots and how many
     bytes: a worker that is killed while it fills a pipe would leave its reader waiting for ever.
     """
 
-    def __init__(self, function: Callable[[Unit], Result]) -> None:
+    def __init__(self, function: memoryview) -> None:
+        """Start one; `function` is pickled."""
         context = multiprocessing.get_context("spawn")
         shared = [context.RawArray(ctypes.c_ubyte, _SLOT) for _ in range(2)]
         self.connection, theirs = context.Pipe()
         self._slots = [memoryview(slot).cast("B") for slot in shared]
-        size = _dump(function, self._slots[0])  # it may be large, and `start` would wait until the worker has read it
-        self._process = context.Process(target=_serve, args=(os.getpid(), size, theirs, shared), daemon=True)
+        # It may be large, and as an argument `start` would wait until the worker has read it.
+        self._slots[0][: len(function)] = function
+        self._process = context.Process(target=_serve, args=(os.getpid(), len(function), theirs, shared), daemon=True)
         self._process.start()
         theirs.close()
         self._free: list[int] = []  # none before the worker says that it has begun
@@ -185,18 +196,24 @@ class _Worker(Generic[Unit, Result]):
         return True
 
     def collect(self) -> _Taken[Unit, Result] | None:
-        """Take in one answer, which is there. The task, where its answer did not fit into the slot."""
+        """Take in one answer, which is there. The task, where its answer did not travel."""
         with _reported():
             slot, size = self.connection.recv()
         self._free.append(slot)
         taken = self._doing.pop(slot, None)
         if taken and size is not None:
-            taken.answer = pickle.loads(self._slots[slot][:size])
+            try:
+                taken.answer = pickle.loads(self._slots[slot][:size])
+            except _NO_PICKLE:
+                return taken
             return None
         return taken
 
-    def end(self) -> None:
-        self._process.terminate()
+    def kill(self) -> None:
+        """End the process: it has nothing to put in order, and may have been told to ignore a kinder signal."""
+        self._process.kill()
+
+    def join(self) -> None:
         self._process.join()
         self.connection.close()
 
@@ -216,13 +233,16 @@ def _serve(
 
 
 def _dump(found: object, slot: memoryview) -> int | None:
-    """Pickle something into a slot: its size, None where it does not fit."""
+    """Pickle something into a slot: its size, None where that cannot be or it does not fit."""
     out = _Into(slot)
     try:
         pickle.Pickler(out, pickle.HIGHEST_PROTOCOL).dump(found)
-    except _TooLarge:
+    except (_TooLarge, *_NO_PICKLE):
         return None
     return out.size
+
+
+_NO_PICKLE = (pickle.PickleError, TypeError, AttributeError)  # what is raised for an object that cannot travel
 
 
 class _TooLarge(Exception):

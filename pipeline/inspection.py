@@ -131,7 +131,9 @@ def _source(found: Artifact, number: int) -> tuple[Input, Path]:
     source = sources[number]
     root = found.path.parents[2]
     run: dict[str, Any] = msgspec.json.decode(found.file("run.json").read_bytes())
-    places = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst", Path(run["inputs"][number])]
+    places = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst"]
+    if isinstance(listed := run.get("inputs"), list):
+        places.append(Path(listed[number]))
     for place in places:
         if place.is_file():
             return source, place

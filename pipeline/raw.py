@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -62,7 +62,7 @@ class InputFile:
     path: Path
     name: str
     digest: str
-    stamp: tuple[int, int]  # size and mtime_ns of the bytes that `digest` is of
+    stamp: tuple[int, int] = field(compare=False)  # size and mtime_ns of the bytes that `digest` is of
     split: str = ""
 
     def as_input(self, role: str) -> artifact.Input:
@@ -73,6 +73,12 @@ def stamp(path: Path) -> tuple[int, int]:
     """What changes with a file: its size and the nanosecond of its last change."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def require_unchanged(entry: InputFile) -> None:
+    """Raises BadData when a file is not as it was when it was hashed."""
+    if stamp(entry.path) != entry.stamp:
+        raise BadData(f"{entry.path}: it was changed while it was read", hint="run the same command when it is whole")
 
 
 class _Hashed(msgspec.Struct, frozen=True):
@@ -150,10 +156,11 @@ def _local(root: Path, names: dict[Path, str], deep: bool) -> list[InputFile]:
 
 def corpus_file(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
     """The documents of a corpus."""
+    path = artifact.require_whole(corpus).file("documents.jsonl.zst")
+    before = stamp(path)
     if deep and (found := artifact.problems(corpus, deep=True)):
         raise BadData(found[0], hint="`clean` it again")
-    path = artifact.require_whole(corpus).file("documents.jsonl.zst")
-    return InputFile(path, corpus.ref, corpus.digest, stamp(path))
+    return InputFile(path, corpus.ref, corpus.digest, before)
 
 
 def _corpus(root: Path, reference: str) -> artifact.Artifact | None:
@@ -172,7 +179,8 @@ def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile], deep
         path = folder(root, source) / name
         if not path.resolve().is_relative_to(folder(root, source).resolve()):
             raise BadData(f"{folder(root, source) / LOCK_FILE}: {name!r} leads out of the cache", hint="delete it")
+        before = stamp(path) if path.is_file() else (0, 0)
         if not is_whole(path, pinned[name]) or (deep and files.sha256_of(path) != pinned[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")
-        found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, stamp(path), pinned[name].split))
+        found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, before, pinned[name].split))
     return found

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterator
-
 import msgspec
 
 from pipeline import documents
@@ -13,9 +10,6 @@ from pipeline.ledger import Ledger
 
 # Offset of the line in its file's text, the document's text, and the set it comes from; a text of None was rejected.
 Row = tuple[int, str | None, str]
-
-
-_AT_ONCE = 1 << 19  # bytes of lines given to the parser in one call
 
 
 class _Meta(msgspec.Struct, gc=False):
@@ -40,7 +34,7 @@ def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnRej
     starts = _line_starts(data)
     if _one_object_a_line(data, starts):
         try:
-            rows = [row for part in _parts(data, starts) for row in _decode_lines(part)]
+            rows = _decode_lines(data)
         except documents.UNREADABLE:
             rows = []
         if len(rows) == len(starts):
@@ -53,16 +47,6 @@ def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnRej
         _decode_one(data[start:end], file, number, offset + start, ledger, on_reject)
         for number, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]
-
-
-def _parts(data: bytes, starts: list[int]) -> Iterator[memoryview]:
-    """Whole lines, some at a time: no other thread runs while the parser does."""
-    view, first = memoryview(data), 0
-    while first < len(data):
-        after = bisect.bisect_left(starts, first + _AT_ONCE)
-        end = starts[after] if after < len(starts) else len(data)
-        yield view[first:end]
-        first = end
 
 
 def _decode_one(line: bytes, file: str, number: int, offset: int, ledger: Ledger, on_reject: OnReject) -> Row:

@@ -11,7 +11,7 @@ import msgspec
 from pipeline import documents, encode, pieces, raw, readers, records
 from pipeline.assembly import Assembly
 from pipeline.encode import Job, Long, Task
-from pipeline.errors import BadData
+from pipeline.errors import BadData, from_os_error
 from pipeline.pieces import Piece, Unbroken
 from pipeline.progress import Advance
 
@@ -38,15 +38,10 @@ def tasks(
                     break
                 yield task
                 last = task
-            else:
-                _check_unchanged(entry)
         except BadData as error:
             yield Task(job, number, last.unit, last.offset, fault=error)
-
-
-def _check_unchanged(entry: raw.InputFile) -> None:
-    if raw.stamp(entry.path) != entry.stamp:
-        raise BadData(f"{entry.path}: it was changed while it was read", hint="run the same command when it is whole")
+        except OSError as error:
+            yield Task(job, number, last.unit, last.offset, fault=from_os_error(error))
 
 
 def _of_file(entry: raw.InputFile, start: Task, boundary: re.Pattern[str] | None, advance: Advance) -> Iterator[Task]:
@@ -56,6 +51,7 @@ def _of_file(entry: raw.InputFile, start: Task, boundary: re.Pattern[str] | None
         if piece.unit < start.unit:
             continue
         if piece.unit != unit:
+            raw.require_unchanged(entry)  # before the unit that ends here is recorded as done
             unit, lines = piece.unit, 0
         check = max(0, _CHECK_FIRST - lines)
         if check:

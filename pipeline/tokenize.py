@@ -26,7 +26,7 @@ from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
 from pipeline.progress import Progress
 from pipeline.tokenizers import Tokenizer
 
-SCHEMA = 2  # raise when the same options give other bytes
+SCHEMA = 3  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
 _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
@@ -188,6 +188,8 @@ def _write(
         with contextlib.closing(engines.stream(functools.partial(encode, tokenizer), todo, jobs=jobs)) as done:
             for task, encoded in done:
                 assembly.add(task, encoded)
+        for entry, _ in work:
+            raw.require_unchanged(entry)
         units = assembly.finish()
         assembly.write_rejects()
     content = _content(units, tokenizer, dtype, options, fraction)

@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
 
     `encoder` names the library that encodes batches. `boundary` matches (with no width) where a text may be cut so
     that the ids of its parts, put together, are the ids of the whole; None where no such place is known.
-    One tokenizer may encode and decode in several threads at once.
+    A tokenizer pickles, to travel to a worker.
     """
 
     kind: str

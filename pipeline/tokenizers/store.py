@@ -37,11 +37,11 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
     return open_folder(found.path), found
 
 
-def open_folder(folder: Path, encoder: str = "auto") -> Tokenizer:
+def open_folder(folder: Path) -> Tokenizer:
     """The tokenizer saved in `folder`. Raises BadData when its fingerprint is not the one on its card."""
     try:
         card = msgspec.json.decode((folder / CARD).read_bytes(), type=Card)
-        tokenizer = _load(card, folder, encoder)
+        tokenizer = _load(card, folder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
     except (msgspec.DecodeError, ValueError) as error:  # a damaged card, or ranks or characters that do not decode
@@ -54,10 +54,10 @@ def open_folder(folder: Path, encoder: str = "auto") -> Tokenizer:
     return tokenizer
 
 
-def _load(card: Card, folder: Path, encoder: str) -> Tokenizer:
+def _load(card: Card, folder: Path) -> Tokenizer:
     match card.kind:
         case Tiktoken.kind:
-            return Tiktoken.load(folder, card, encoder)
+            return Tiktoken.load(folder, card)
         case SentencePiece.kind:
             return SentencePiece.load(folder, card)
         case Characters.kind:

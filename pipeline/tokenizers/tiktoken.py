@@ -71,10 +71,10 @@ class Tiktoken:
         return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT], encoder)
 
     @classmethod
-    def load(cls, folder: Path, card: Card, encoder: str = "auto") -> Tiktoken:
+    def load(cls, folder: Path, card: Card) -> Tiktoken:
         """The encoding that `save` wrote. Raises FileNotFoundError, and ValueError for ranks that do not decode."""
         ranks = (folder / _RANKS).read_bytes()
-        return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text, encoder)
+        return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tiktoken, (self.name, self._ranks, self._pattern, self.vocab_size, self.end_of_text, self.encoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -99,7 +100,7 @@ def die_in_a_worker(task: int) -> int:
     return task
 
 
-def where(task: int) -> int:
+def where(task: int, more: bytes = b"") -> int:
     time.sleep(0.05)
     return os.getpid()
 
@@ -203,6 +204,52 @@ def test_a_stream_that_is_closed_early_ends_its_workers() -> None:
     stream.close()
     assert multiprocessing.active_children() == []
     assert time.monotonic() - start < 10
+
+
+class Unsendable(Exception):
+    """Its pickle cannot be read: it asks for more than it kept."""
+
+    def __init__(self, task: int, more: int) -> None:
+        super().__init__(f"task {task} is bad")
+
+
+def raise_unsendable(task: int) -> int:
+    time.sleep(0.03)
+    if task >= 40:
+        raise Unsendable(task, 1)
+    return task
+
+
+def answer_unsendable(task: int) -> object:
+    time.sleep(0.03)
+    return (lambda: task) if task % 2 else task
+
+
+def test_errors_and_results_that_cannot_travel_are_made_here() -> None:
+    with pytest.raises(Unsendable, match="task 40 is bad"):
+        all_of(raise_unsendable, range(60), 2)
+    found = [answer if number % 2 == 0 else answer() for number, answer in all_of(answer_unsendable, range(60), 2)]
+    assert found == list(range(60))
+
+
+def test_a_function_too_large_to_send_works_here_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_SLOT", 100)
+    large = functools.partial(where, more=b"x" * 1000)
+    assert {process for _, process in all_of(large, range(5), 3)} == {os.getpid()}
+
+
+def test_workers_end_where_the_signal_to_end_is_ignored(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pipeline import engines\n"
+        "engines._A_MOMENT = 0\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    list(engines.stream(time.sleep, iter([0.05] * 30), jobs=2))\n"
+    )
+    subprocess.run([sys.executable, str(script)], timeout=30, check=True)
 
 
 def test_a_stream_that_was_never_begun_starts_no_worker() -> None:

@@ -518,14 +518,17 @@ def test_a_text_file_that_is_too_long_is_refused_by_name(
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("most", [0, 5])
 def test_an_input_that_changes_while_it_is_read_is_not_published_as_what_it_was(
-    tmp_path: Path, root: Path, jobs: int
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, most: int
 ) -> None:
+    small_pieces(monkeypatch, 4000, 1000)
     inputs = all_train(tmp_path, *TEXTS)
     lines(inputs.train[0].path, [*TEXTS, "one more"])
     with pytest.raises(BadData, match=r"train\.jsonl: it was changed while it was read"):
-        run(root, inputs, jobs=jobs)
+        run(root, inputs, jobs=jobs, max_documents=most)
     assert nothing_published(root)
+    assert no_draft(root)
 
 
 def test_a_long_line_that_is_no_document_is_counted_by_reason(
