@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _CLOSERS = "”’」』）》〉】〕〗"
-_CLUSTER = f"(?:…*+[。！？][。！？…]*+[{_CLOSERS}]*+)+|…+[{_CLOSERS}]+"  # “好。”。 is one end, not two
+_CLUSTER = f"(?:…*+[。！？][。！？…]*+[{_CLOSERS}]*+|…++[{_CLOSERS}]++)+"  # “好。”。 is one end, not two
 _EVENT = re.compile(f"{_CLUSTER}|[“「”」]")
 _CONTINUES = "，、；："
 

@@ -88,6 +88,8 @@ def test_no_sentence_starts_with_a_closer_or_a_comma_unless_its_line_does(text: 
 
 @given(TEXT)
 @example("“好。”。然后")
+@example("…》。")
+@example("。》…》。")
 def test_no_sentence_starts_with_a_terminator_unless_its_line_does(text: str) -> None:
     for line in text.split("\n"):
         assert not any(unit[0] in TERMINATORS for unit in split(line)[1:])
