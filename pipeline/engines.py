@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -69,9 +68,10 @@ def stream(function: Callable[[Unit], Result], tasks: Iterator[Unit], *, jobs: i
     """`function(task)` for each task, in their order, by this process and up to `jobs - 1` others.
 
     This one makes the tasks, and does one itself where no other has room for it. At most four a worker are taken
-    ahead of the one that is given back, so a slow reader holds up the maker of the tasks, and memory stays flat. The
-    others begin when the work has taken a moment. Raises what the function raises in its turn, what the maker raises
-    at once, and WorkerLost when a worker was killed; close the stream to leave the rest undone.
+    ahead of the one that is given back, so a slow reader holds up the maker of the tasks, and memory stays flat. A
+    worker takes half a second to start, for which small work need not ask. Raises what the function raises in its
+    turn, what the maker raises at once, and WorkerLost when a worker was killed; close the stream to leave the rest
+    undone.
     """
     with _Crew(function, jobs - 1) as crew:
         for task in tasks:
@@ -83,7 +83,6 @@ def stream(function: Callable[[Unit], Result], tasks: Iterator[Unit], *, jobs: i
 
 
 _SLOT = 12 << 20  # bytes: several times what tokenizing sends at once, so that nearly every answer fits too
-_A_MOMENT = 0.05  # seconds: what takes less is not worth a worker, which takes half a second to start
 
 
 class _Raised(NamedTuple):
@@ -103,7 +102,6 @@ class _Crew(Generic[Unit, Result]):
 
     def __init__(self, function: Callable[[Unit], Result], others: int) -> None:
         self._function, self._others = function, others
-        self._begun = time.monotonic()
         self._workers: list[_Worker[Unit, Result]] = []
         self._taken: deque[_Taken[Unit, Result]] = deque()
 
@@ -122,7 +120,7 @@ class _Crew(Generic[Unit, Result]):
 
     def take(self, task: Unit) -> None:
         """Give a task to a worker, or do it here."""
-        if self._others and not self._workers and time.monotonic() - self._begun > _A_MOMENT:
+        if self._others and not self._workers:
             self._start()
         self._collect(wait=False)
         taken = _Taken[Unit, Result](task)

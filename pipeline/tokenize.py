@@ -29,6 +29,7 @@ from pipeline.tokenizers import Tokenizer
 SCHEMA = 3  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
+_SMALL = 2 << 20  # bytes of input files, packed or not, that are not worth the start of a worker
 _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
 
 
@@ -177,14 +178,16 @@ def _write(
         for entries, split in ((inputs.train, train_split), (inputs.val, "val"))
         for entry in entries
     ]
+    total = sum(entry.path.stat().st_size for entry, _ in work)
     tokenizer.save(draft)
     with (
-        progress.bar("tokenize", sum(entry.path.stat().st_size for entry, _ in work)) as advance,
+        progress.bar("tokenize", total) as advance,
         Assembly(
             draft, dtype, keep_bins=options.format != "hdf5", dedup=dedup, max_documents=options.max_documents
         ) as assembly,
     ):
         todo = tasks.tasks(work, tokenizer.boundary, assembly, advance)
+        jobs = jobs if total > _SMALL else 1
         with contextlib.closing(engines.stream(functools.partial(encode, tokenizer), todo, jobs=jobs)) as done:
             for task, encoded in done:
                 assembly.add(task, encoded)

@@ -39,8 +39,8 @@ LEFTOVERS = (files.TEMPORARY, ".draft-", artifact.SCRATCH)
 
 _DRIVER = """
 import sys
-from pipeline import engines, pieces
-pieces.UNIT_BYTES, pieces.PIECE_BYTES, engines._A_MOMENT = {unit}, {piece}, 0
+from pipeline import pieces, tokenize
+pieces.UNIT_BYTES, pieces.PIECE_BYTES, tokenize._SMALL = {unit}, {piece}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import compression, documents, engines, pieces, raw, readers, tokenize
+from pipeline import compression, documents, pieces, raw, readers, tokenize
 from pipeline.artifact import Artifact, Built
 from pipeline.progress import Silent
 from pipeline.tokenize import Inputs, TokenizeOptions
@@ -70,13 +70,13 @@ def run(
 def small_pieces(patch: pytest.MonkeyPatch, unit: int, piece: int, long_line: int = 1 << 30) -> None:
     """Make units, pieces and lines that count as long small, so that small inputs have many of them.
 
-    Only this process cuts, so workers need no telling; they are started at once.
+    Only this process cuts, so workers need no telling; every input is worth them.
     """
     patch.setattr(pieces, "UNIT_BYTES", unit)
     patch.setattr(pieces, "PIECE_BYTES", piece)
     patch.setattr(pieces, "LONG_LINE", long_line)
     patch.setattr(pieces, "PART", max(16, long_line // 4))
-    patch.setattr(engines, "_A_MOMENT", 0)
+    patch.setattr(tokenize, "_SMALL", 0)
 
 
 def ids_of(made: Artifact, split: str) -> np.ndarray:

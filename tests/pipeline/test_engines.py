@@ -68,12 +68,6 @@ def test_an_isolated_unit_runs_in_another_process_and_a_plain_one_here() -> None
 # Streams
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are started with the first task."""
-    monkeypatch.setattr(engines, "_A_MOMENT", 0)
-
-
 def slow_square(task: int) -> int:
     """Some tasks take longer than those after them."""
     time.sleep(0.01 * (3 - task % 4))
@@ -83,7 +77,7 @@ def slow_square(task: int) -> int:
 def swell(task: tuple[int, bytes]) -> tuple[int, bytes, np.ndarray]:
     """As much as was asked for, of bytes and of an array."""
     size, given = task
-    time.sleep(0.1)
+    time.sleep(0.03)
     return len(given), bytes([size % 251]) * size, np.full(size // 8, size % 251, np.int64)
 
 
@@ -244,7 +238,6 @@ def test_workers_end_where_the_signal_to_end_is_ignored(tmp_path: Path) -> None:
         "import signal, sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from pipeline import engines\n"
-        "engines._A_MOMENT = 0\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "    list(engines.stream(time.sleep, iter([0.05] * 30), jobs=2))\n"
@@ -255,11 +248,6 @@ def test_workers_end_where_the_signal_to_end_is_ignored(tmp_path: Path) -> None:
 def test_a_stream_that_was_never_begun_starts_no_worker() -> None:
     engines.stream(slow_square, iter([1]), jobs=3).close()
     assert multiprocessing.active_children() == []
-
-
-def test_what_takes_no_moment_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_A_MOMENT", 60)
-    assert {process for _, process in all_of(where, range(3), 3)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("function", [die_in_a_worker, DiesWhenItIsRead()], ids=["at work", "at its start"])
