@@ -105,7 +105,7 @@ class _Frames:
             head = yield 4
             if not begins_zstd(head):
                 self._lost, self._head = True, head
-                yield 4
+                yield 0  # and is not asked again
             if head != ZSTD_MAGIC:  # a skippable frame: its size, and that many bytes
                 self._skip = int.from_bytes((yield 4), "little")
             else:

@@ -14,7 +14,7 @@ from pipeline.ledger import Ledger
 
 SHOWN = 1 << 20  # bytes of a line that is no document, of which the characters are counted
 MAX_LINE = 512 << 20  # bytes; what is longer is no document, and would not fit a small machine's memory
-_EXCERPT = 200
+EXCERPT = 200  # characters of a reject that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Document:
 
     def as_reject(self, reason: str) -> Reject:
         """The record of this document, or of a part of it, having been dropped."""
-        return Reject(self.file, self.line, self.offset, reason, self.text[:_EXCERPT])
+        return Reject(self.file, self.line, self.offset, reason, self.text[:EXCERPT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
         size += len(head)
         if size <= MAX_LINE:
             held.append(head)
-        elif sum(map(len, held)) > _EXCERPT:
-            held = [b"".join(held)[:_EXCERPT]]
+        elif sum(map(len, held)) > EXCERPT:
+            held = [b"".join(held)[:EXCERPT]]
         if not newline:
             continue
         yield offset, b"".join(held), size <= MAX_LINE
@@ -128,7 +128,7 @@ def reject_line(
     ledger.documents.drop(reason, 1)
     ledger.characters.came += len(shown)
     ledger.characters.drop(reason, len(shown))
-    on_reject(Reject(file, number, offset, reason, shown[:_EXCERPT]))
+    on_reject(Reject(file, number, offset, reason, shown[:EXCERPT]))
 
 
 def json_line(text: str, title: str, source: str, meta: Any) -> bytes:

@@ -149,7 +149,7 @@ def _encode_lines(tokenizer: Tokenizer, task: Task, out: Encoded) -> None:
         if text is None:
             continue
         if reason := job.choice.refuses(len(text), name):
-            _drop(out, Reject(job.file, number, offset, reason, text[:200]), len(text))
+            _drop(out, Reject(job.file, number, offset, reason, text[: documents.EXCERPT]), len(text))
             continue
         digest = digest_of(text) if job.needs_digest else b""
         columns.setdefault(job.split_of(digest), []).append(_Kept(text, offset, number, name, digest))
@@ -189,7 +189,7 @@ def _encodable(tokenizer: Tokenizer, each: _Kept, task: Task, out: Encoded) -> b
     try:
         tokenizer.encode_batch([each.text])
     except Unencodable:
-        reject = Reject(task.job.file, each.line, each.offset, "bad-not-encodable", each.text[:200])
+        reject = Reject(task.job.file, each.line, each.offset, "bad-not-encodable", each.text[: documents.EXCERPT])
         _drop(out, reject, len(each.text))
         return False
     return True

@@ -1,6 +1,5 @@
-"""Run one function over many units of work, in this process or in several.
+"""Work in other processes: one function over a stream of tasks, or one call that may take its process down.
 
-A unit says by itself what it reads and where it writes, so the order in which units finish never shows in the bytes.
 Workers are spawned, never forked: a fork copies the locks of threads that do not exist in the child.
 """
 
@@ -14,7 +13,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,47 +23,32 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.errors import WorkerLost
 
-Unit = TypeVar("Unit")
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def run(
-    function: Callable[[Unit], Result],
-    units: Sequence[Unit],
-    *,
-    jobs: int,
-    isolated: bool = False,
-    done: Callable[[Result], None] = lambda result: None,
-) -> list[Result]:
-    """`[function(unit) for unit in units]`, by up to `jobs` processes; `done` hears of each result as it comes.
+def isolated(function: Callable[..., Result], *arguments: object) -> Result:
+    """`function(*arguments)` in a process of its own, for C libraries that can take the interpreter down with them.
 
-    With one job or one unit the work is done here, unless `isolated` asks for a process of its own (C libraries
-    that can take the interpreter down with them). Raises what the function raises, and WorkerLost when a worker
-    was killed.
+    Raises what the function raises, and WorkerLost when its process was killed.
     """
-    if (jobs <= 1 or len(units) <= 1) and not isolated:
-        return [_told(function(unit), done) for unit in units]
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(jobs, len(units)))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
     try:
-        futures = [pool.submit(function, unit) for unit in units]
-        for future in as_completed(futures):
-            done(future.result())
-        return [future.result() for future in futures]
+        return pool.submit(function, *arguments).result()
     except KeyboardInterrupt:
-        for worker in multiprocessing.active_children():  # a unit may take minutes; its draft survives
+        for worker in multiprocessing.active_children():  # it may take minutes; its draft survives
             worker.terminate()
         raise
     except BrokenProcessPool:
         raise _worker_lost() from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown()
 
 
-def stream(function: Callable[[Unit], Result], tasks: Iterator[Unit], *, jobs: int) -> Generator[tuple[Unit, Result]]:
+def stream(function: Callable[[Task], Result], tasks: Iterator[Task], *, jobs: int) -> Generator[tuple[Task, Result]]:
     """`function(task)` for each task, in their order, by this process and up to `jobs - 1` others.
 
     This one makes the tasks, and does one itself where no other has room for it. At most four a worker are taken
@@ -90,22 +74,22 @@ class _Raised(NamedTuple):
 
 
 @dataclass
-class _Taken(Generic[Unit, Result]):
+class _Taken(Generic[Task, Result]):
     """A task, and what became of it: nothing yet, a result in a tuple, or an error."""
 
-    task: Unit
+    task: Task
     answer: tuple[Result] | _Raised | None = None
 
 
-class _Crew(Generic[Unit, Result]):
+class _Crew(Generic[Task, Result]):
     """This process and its workers, and the tasks that were taken and not given back, the oldest first."""
 
-    def __init__(self, function: Callable[[Unit], Result], others: int) -> None:
+    def __init__(self, function: Callable[[Task], Result], others: int) -> None:
         self._function, self._others = function, others
-        self._workers: list[_Worker[Unit, Result]] = []
-        self._taken: deque[_Taken[Unit, Result]] = deque()
+        self._workers: list[_Worker[Task, Result]] = []
+        self._taken: deque[_Taken[Task, Result]] = deque()
 
-    def __enter__(self) -> _Crew[Unit, Result]:
+    def __enter__(self) -> _Crew[Task, Result]:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -118,12 +102,12 @@ class _Crew(Generic[Unit, Result]):
     def is_full(self) -> bool:
         return len(self._taken) > 4 * self._others
 
-    def take(self, task: Unit) -> None:
+    def take(self, task: Task) -> None:
         """Give a task to a worker, or do it here."""
         if self._others and not self._workers:
             self._start()
         self._collect(wait=False)
-        taken = _Taken[Unit, Result](task)
+        taken = _Taken[Task, Result](task)
         self._taken.append(taken)
         if not any(worker.give(taken) for worker in self._workers):
             taken.answer = _answer(self._function, task)
@@ -135,7 +119,7 @@ class _Crew(Generic[Unit, Result]):
         for _ in range(self._others):
             self._workers.append(_Worker(memoryview(function)[:size]))
 
-    def oldest(self, *, wait: bool) -> tuple[Unit, Result] | None:
+    def oldest(self, *, wait: bool) -> tuple[Task, Result] | None:
         """The oldest task with its result; None when there is none, or it is not done and not to be waited for."""
         if not self._taken:
             return None
@@ -155,14 +139,14 @@ class _Crew(Generic[Unit, Result]):
                 undone.answer = _answer(self._function, undone.task)
 
 
-def _answer(function: Callable[[Unit], Result], task: Unit) -> tuple[Result] | _Raised:
+def _answer(function: Callable[[Task], Result], task: Task) -> tuple[Result] | _Raised:
     try:
         return (function(task),)
     except Exception as error:  # noqa: BLE001 - it is raised again where its turn comes
         return _Raised(error)
 
 
-class _Worker(Generic[Unit, Result]):
+class _Worker(Generic[Task, Result]):
     """A process that does tasks: one in its hands, and one that waits for it.
 
     Tasks and answers travel through memory that both share, and the pipe says only which of its slots and how many
@@ -181,9 +165,9 @@ class _Worker(Generic[Unit, Result]):
         self._process.start()
         theirs.close()
         self._free: list[int] = []  # none before the worker says that it has begun
-        self._doing: dict[int, _Taken[Unit, Result]] = {}
+        self._doing: dict[int, _Taken[Task, Result]] = {}
 
-    def give(self, taken: _Taken[Unit, Result]) -> bool:
+    def give(self, taken: _Taken[Task, Result]) -> bool:
         """Whether there is room for a task: then it is on its way."""
         if not self._free or (size := _dump(taken.task, self._slots[self._free[-1]])) is None:
             return False
@@ -193,7 +177,7 @@ class _Worker(Generic[Unit, Result]):
             self.connection.send((slot, size))
         return True
 
-    def collect(self) -> _Taken[Unit, Result] | None:
+    def collect(self) -> _Taken[Task, Result] | None:
         """Take in one answer, which is there. The task, where its answer did not travel."""
         with _reported():
             slot, size = self.connection.recv()
@@ -283,11 +267,6 @@ def _worker_lost() -> WorkerLost:
     return WorkerLost(
         "a worker process was killed, most likely for lack of memory", hint="try again with a smaller --jobs"
     )
-
-
-def _told(result: Result, done: Callable[[Result], None]) -> Result:
-    done(result)
-    return result
 
 
 def _die_with(parent: int) -> None:

@@ -132,11 +132,8 @@ class _Chain:
         elif not recipe.tokenizer.use:
             raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
         recipe.tokenize.options()
-        if recipe.tokenize.encoder not in tokenizers.ENCODERS:
-            raise BadConfig(f"no encoder {recipe.tokenize.encoder!r}", hint=", ".join(tokenizers.ENCODERS))
+        tokenizers.check_encoder(recipe.tokenizer.use, recipe.tokenize.encoder)
         if not recipe.tokenizer.use:
-            if recipe.tokenize.encoder != "auto":
-                raise BadConfig("an encoder is chosen for one of tiktoken's encodings only", hint="leave it out")
             train_tokenizer.check(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
         self.train.check()
 

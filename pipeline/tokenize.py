@@ -198,12 +198,10 @@ def _write(
     content = _content(units, tokenizer, dtype, options, fraction)
     if options.format != "memmap":
         attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
-        hdf5 = [
-            _HDF5(draft / f"{split}.h5", assembly.bins(split), dtype, {**attributes, "documents": count})
-            for split in tokens.SPLITS
-            for count in [content.counts[f"{split}_documents"]]
-        ]
-        engines.run(_write_hdf5, hdf5, jobs=1, isolated=True)
+        for split in tokens.SPLITS:
+            count = {"documents": content.counts[f"{split}_documents"]}
+            target, segments = draft / f"{split}.h5", assembly.bins(split)
+            engines.isolated(tokens.write_hdf5, target, segments, dtype, attributes | count)
     return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in work]})
 
 
@@ -255,14 +253,3 @@ def _empty(split: str, ledger: Ledger, fraction: float) -> BadData:
     return BadData(
         what, hint="raise --val-fraction, name a validation corpus with --val, or clean into smaller units (--unit)"
     )
-
-
-class _HDF5(msgspec.Struct, frozen=True):
-    path: Path
-    segments: list[Path]
-    dtype: str
-    attributes: dict[str, str | int]
-
-
-def _write_hdf5(unit: _HDF5) -> None:
-    tokens.write_hdf5(unit.path, unit.segments, unit.dtype, unit.attributes)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from pipeline import artifact, engines, tokens
@@ -24,27 +23,19 @@ _CHUNK = 1 << 16
 _PIECE = 1 << 22
 
 
-class _Unit(msgspec.Struct, frozen=True):
-    """Write the split `split` of the artifact in `source` to the new file `target`."""
-
-    source: Path
-    split: str
-    target: Path
-
-
 def _write(source: Source, folder: Path) -> None:
     """In a process of its own: on a full disk HDF5 takes the interpreter down when it exits (reliability.md, M10)."""
-    units = [_Unit(source.artifact.path, split.name, folder / f"{split.name}.h5") for split in source.splits]
-    engines.run(_write_file, units, jobs=1, isolated=True)
+    for split in source.splits:
+        engines.isolated(_write_file, source.artifact.path, split.name, folder / f"{split.name}.h5")
 
 
-def _write_file(unit: _Unit) -> None:
+def _write_file(path: Path, name: str, target: Path) -> None:
+    """Write the split `name` of the artifact in `path` to the new file `target`."""
     import h5py
 
-    source = open_source(artifact.read(unit.source))
-    (split,) = (each for each in source.splits if each.name == unit.split)
+    (split,) = (each for each in open_source(artifact.read(path)).splits if each.name == name)
     try:
-        with h5py.File(unit.target, "x") as file:
+        with h5py.File(target, "x") as file:
             dataset = file.create_dataset("tokens", (len(split.ids),), _DTYPE, maxshape=(None,), chunks=(_CHUNK,))
             start = 0
             for piece in stream.pieces(split.ids):
@@ -52,7 +43,7 @@ def _write_file(unit: _Unit) -> None:
                 start += len(piece)
     except OSError as error:
         if error.errno:  # HDF5 makes a paragraph of it
-            raise OSError(error.errno, os.strerror(error.errno), unit.target.name) from None
+            raise OSError(error.errno, os.strerror(error.errno), target.name) from None
         raise
 
 

@@ -11,10 +11,10 @@ folder and finds what a name means.
 """
 
 from pipeline.tokenizers.characters import Characters, Integers
-from pipeline.tokenizers.gigatoken import ENCODERS, has_gigatoken, why_not_fast
+from pipeline.tokenizers.gigatoken import ENCODERS, why_not_fast
 from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
 from pipeline.tokenizers.sentencepiece import SentencePiece
-from pipeline.tokenizers.store import find, open_folder
+from pipeline.tokenizers.store import check_encoder, find, open_folder
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
     "Tiktoken",
     "Tokenizer",
     "Unencodable",
+    "check_encoder",
     "find",
-    "has_gigatoken",
     "open_folder",
     "why_not_fast",
 ]

@@ -20,7 +20,7 @@ _LONGEST = 64
 def open_foreign(path: Path) -> SentencePiece:
     """The model in a file. Raises BadData for one that is none, or that nothing should be tokenized with."""
     try:
-        engines.run(_try, [path], jobs=1, isolated=True)
+        engines.isolated(_try, path)
     except WorkerLost:
         raise BadData(f"{path}: loading this model kills the process that does it", hint="do not use it") from None
     return SentencePiece(path.read_bytes(), path.stem)

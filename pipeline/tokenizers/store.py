@@ -11,6 +11,7 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.tokenizers.characters import Characters, Integers
 from pipeline.tokenizers.foreign import open_foreign
+from pipeline.tokenizers.gigatoken import choose_encoder
 from pipeline.tokenizers.interface import CARD, Card, Tokenizer
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
@@ -21,10 +22,9 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
 
     `encoder` chooses who encodes one of tiktoken's encodings; the others have no choice, and refuse one.
     """
+    check_encoder(reference, encoder)
     if reference in ENCODINGS:
         return Tiktoken.named(reference, encoder), None
-    if encoder != "auto":
-        raise BadConfig(f"--encoder {encoder}: {reference} is none of tiktoken's encodings", hint="leave it out")
     path = Path(reference)
     if path.suffix == ".model" and path.is_file():
         return open_foreign(path), None
@@ -35,6 +35,15 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
     if damage := artifact.problems(found, deep=True):  # it is small, and everything is made with it
         raise BadData(damage[0], hint="`train-tokenizer` it again")
     return open_folder(found.path), found
+
+
+def check_encoder(reference: str, encoder: str) -> None:
+    """Raises BadConfig where `encoder` cannot be chosen for the tokenizer `reference` ("": one still to be trained)."""
+    if reference in ENCODINGS:
+        choose_encoder(reference, encoder)
+    elif encoder != "auto":
+        what = reference or "a trained tokenizer"
+        raise BadConfig(f"--encoder {encoder}: {what} is none of tiktoken's encodings", hint="leave it out")
 
 
 def open_folder(folder: Path) -> Tokenizer:

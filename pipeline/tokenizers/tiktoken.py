@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.errors import BadData, TryAgain
-from pipeline.tokenizers.gigatoken import FastEncoder, choose_encoder
+from pipeline.tokenizers.gigatoken import choose_encoder, fast_encoder
 from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Unencodable, flat_ids, save_card
 
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
@@ -102,8 +102,8 @@ class Tiktoken:
         )
 
     @functools.cached_property
-    def _fast(self) -> FastEncoder:
-        return FastEncoder(self.name, self._ranks)
+    def _fast(self) -> Callable[[Sequence[str]], FlatIds]:
+        return fast_encoder(self.name, self._ranks)
 
     def encode(self, text: str) -> list[int]:
         with _panics():
@@ -113,7 +113,7 @@ class Tiktoken:
         with _panics():
             if not texts or self.encoder == "tiktoken":
                 return flat_ids([self._by_definition(text) for text in texts])
-            return self._fast.encode(texts)
+            return self._fast(texts)
 
     def _by_definition(self, text: str) -> np.ndarray:
         """uint32 [number of ids]: those of tiktoken's `encode_ordinary`, which makes a list of them, and prints a
