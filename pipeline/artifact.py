@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline import files
+from pipeline import files, locks
 from pipeline.errors import BadConfig, BadData, InputMissing, InternalError, TooManyRejects
 
 SCHEMA = 1
@@ -191,7 +191,7 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
     """
     start = time.monotonic()
     shelf = root / identity.kind / check_name(identity.name)
-    with files.lock(shelf / ".lock", doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
+    with locks.lock(shelf / ".lock", doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if artifact := published(root, identity):
             files.remove_tree(target / SCRATCH)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import decompress, files, raw, transfer
+from pipeline import decompress, files, locks, raw, transfer
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.progress import Advance, Progress
 from pipeline.sources import Source, SourceFile
@@ -47,7 +47,7 @@ def download(
     for file in source.files:
         if not (folder / file.name).resolve().is_relative_to(folder.resolve()):
             raise BadConfig(f"{file.name!r} leads out of the cache", hint="choose another name")
-    with files.lock(folder / ".lock", doing=f"download {source.name}"):
+    with locks.lock(folder / ".lock", doing=f"download {source.name}"):
         files.remove_temporaries(folder)
         pinned = raw.read_lock(root, source.name)
         if all(file.local for file in source.files):  # a file that left the folder is no longer part of the source

@@ -1,29 +1,62 @@
 """Durable file operations: what is published is whole, and stays after a power cut (as far as fsync is honest).
 
-The only room that renames, syncs and locks. A file is written under a temporary name beside its target, synced,
+The only room that renames and syncs. A file is written under a temporary name beside its target, synced,
 renamed, and then its folder is synced: without the first sync the name may come back with no bytes, without the
 last one the name itself may be lost (measured on ext4; reference/reliability.md, M13).
+
+Every operation that durability hangs on goes through `disk`, one method each. Tests put another `Disk` there, which
+fails, tears or kills at the N-th operation, or keeps a log from which the states after a power cut are made.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import StorageFailed, TryAgain
+from pipeline.errors import StorageFailed
 
 TEMPORARY = ".tmp."
-_LOCK_PATIENCE = 0.2  # seconds: `status` holds a lock for an instant to see whether it is free
+TRASH = ".trash."
+
+
+class Disk:
+    """The operations on the disk that must not go wrong unnoticed."""
+
+    def create(self, path: Path) -> BinaryIO:
+        return open(path, "x+b")
+
+    def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
+        handle.write(data)
+
+    def truncate(self, handle: BinaryIO, path: Path, size: int) -> None:
+        handle.truncate(size)
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        """Make the bytes of a file, or the names in a folder, durable. Not tried again: a failed one lost them."""
+        os.fsync(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Replaces a file at `new`, but never a folder that holds anything."""
+        os.rename(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        os.link(old, new)
+
+    def symlink(self, target_name: str, link: Path) -> None:
+        os.symlink(target_name, link)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+disk = Disk()
 
 
 class HashingFile:
@@ -31,27 +64,49 @@ class HashingFile:
 
     def __init__(self, handle: BinaryIO, path: Path) -> None:
         self._handle = handle
-        self._path = path
+        self.path = path
         self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> int:
-        self._handle.write(data)
+        disk.write(self._handle, self.path, data)
         self._hash.update(data)
         self.size += len(data)
         return len(data)
 
     def restart(self) -> None:
         """Forget everything written so far: the next byte written is the first."""
+        self.cut(0)
+
+    def cut(self, size: int) -> None:
+        """Keep the first `size` bytes of the file, and read them again: they are what is on the disk."""
+        self._handle.flush()
+        disk.truncate(self._handle, self.path, size)
         self._handle.seek(0)
-        self._handle.truncate()
-        self._hash = hashlib.sha256()
-        self.size = 0
+        self._hash, self.size = hashlib.sha256(), 0
+        while block := self._handle.read(1 << 20):
+            self._hash.update(block)
+            self.size += len(block)
+        self._handle.seek(self.size)
 
     def flushed(self) -> Path:
         """Where all that was written so far can be read."""
         self._handle.flush()
-        return self._path
+        return self.path
+
+    def sync(self) -> None:
+        """Make what was written so far durable."""
+        self._handle.flush()
+        disk.sync(self._handle.fileno(), self.path)
+
+    def publish(self, target: Path) -> None:
+        """Let the file, which is whole, appear as `target`, durably."""
+        self.sync()
+        self.close()
+        move(self.path, target)
+
+    def close(self) -> None:
+        self._handle.close()
 
     @property
     def sha256(self) -> str:
@@ -61,20 +116,45 @@ class HashingFile:
 @contextmanager
 def new_file(target: Path) -> Iterator[HashingFile]:
     """Write `target` so that it is whole, or as it was before: nothing appears until the block has ended well."""
-    # The name is cut: with what is added, one of 255 bytes would be too long for the file system.
-    temporary = target.with_name(f"{TEMPORARY}{target.name[:60]}.{secrets.token_hex(4)}")
-    handle = open(temporary, "xb")  # noqa: SIM115 - closed on both paths below
+    path = temporary(target)
+    out = HashingFile(disk.create(path), path)
     try:
-        yield HashingFile(handle, temporary)
-        handle.flush()
-        os.fsync(handle.fileno())
-        handle.close()
-        os.replace(temporary, target)
-        sync_directory(target.parent)
+        yield out
+        out.publish(target)
     except BaseException:
-        handle.close()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk, at which this failed already
+            out.close()
+        disk.unlink(path)
         raise
+
+
+def temporary(target: Path) -> Path:
+    """A name beside `target` that nobody else uses, and that says who did when it is found left over."""
+    # The name is cut: with what is added, one of 255 bytes would be too long for the file system.
+    return target.with_name(f"{TEMPORARY}{target.name[:60]}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def boot_id() -> str:
+    """What changes with every start of the system; "" where the system does not say."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+@contextmanager
+def part_file(path: Path) -> Iterator[HashingFile]:
+    """Open the unfinished file `path` to go on with it; it stays, however the block ends. `cut` says from where."""
+    try:
+        handle = disk.create(path)
+    except FileExistsError:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = open(descriptor, "r+b")  # noqa: SIM115 - closed below
+    file = HashingFile(handle, path)
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # what was not durable does not count
+            file.close()
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -83,11 +163,29 @@ def write_file(target: Path, data: bytes) -> None:
         out.write(data)
 
 
+def move(old: Path, new: Path) -> None:
+    """Give a file or a folder another name, durably."""
+    disk.rename(old, new)
+    sync_directory(new.parent)
+    if old.parent != new.parent:
+        sync_directory(old.parent)
+
+
+def link_or_copy(old: Path, new: Path) -> None:
+    """Let `new` be the same file as `old`; a copy of it where the file system cannot."""
+    try:
+        disk.link(old, new)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(old, new)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in `path` durable. File systems that cannot are tolerated, as restic does."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        disk.sync(descriptor, path)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
@@ -101,7 +199,7 @@ def sync(paths: Iterable[Path]) -> None:
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            disk.sync(descriptor, path)
         finally:
             os.close(descriptor)
         folders.add(path.parent)
@@ -140,7 +238,7 @@ def publish_directory(draft: Path, target: Path) -> bool:
     """
     sync_tree(draft)
     try:
-        os.rename(draft, target)
+        disk.rename(draft, target)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
@@ -152,9 +250,9 @@ def publish_directory(draft: Path, target: Path) -> bool:
 
 def point(link: Path, target_name: str) -> None:
     """Make the symlink `link` name its sibling `target_name`, in one step that a reader cannot see half of."""
-    temporary = link.with_name(f"{TEMPORARY}{link.name}.{secrets.token_hex(4)}")
-    os.symlink(target_name, temporary)
-    os.replace(temporary, link)
+    path = temporary(link)
+    disk.symlink(target_name, path)
+    disk.rename(path, link)
     sync_directory(link.parent)
 
 
@@ -164,13 +262,21 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def throw_away(path: Path) -> None:
+    """Delete a published folder: in one step for whoever looks, however long its files take."""
+    trash = path.with_name(f"{TRASH}{path.name}.{secrets.token_hex(4)}")
+    move(path, trash)
+    remove_tree(trash)
+
+
 def remove_temporaries(root: Path, *, below: bool = True) -> None:
     """Delete what killed writers left in `root` and `below` it. Only for one who holds the lock on it."""
-    for path in list((root.rglob if below else root.glob)(f"{TEMPORARY}*")):
-        if path.is_dir() and not path.is_symlink():
-            remove_tree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for prefix in (TEMPORARY, TRASH):
+        for path in list((root.rglob if below else root.glob)(f"{prefix}*")):
+            if path.is_dir() and not path.is_symlink():
+                remove_tree(path)
+            else:
+                disk.unlink(path)
 
 
 def sha256_of(path: Path) -> str:
@@ -181,9 +287,7 @@ def sha256_of(path: Path) -> str:
 
 def require_space(folder: Path, needed: int, *, option: str = "--artifacts") -> None:
     """Raise StorageFailed unless `needed` bytes are free where `folder` (or its nearest parent) lies."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     if needed > free:
         raise StorageFailed(
             f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
@@ -191,54 +295,8 @@ def require_space(folder: Path, needed: int, *, option: str = "--artifacts") -> 
         )
 
 
-@contextmanager
-def lock(path: Path, *, wait: float = 0.0, doing: str = "") -> Iterator[None]:
-    """Hold the advisory lock file `path` exclusively; the kernel drops it when the process dies.
-
-    The JSON inside is for people only. Raises TryAgain when another process holds it longer than `wait` seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + max(wait, _LOCK_PATIENCE)
-    while (descriptor := _try_lock(path)) is None:
-        if time.monotonic() >= deadline:
-            holder = path.read_text(errors="replace").strip() or "another process"
-            raise TryAgain(
-                f"{path.parent}: in use by {holder}", hint="wait for it to end, then run the same command again"
-            )
-        time.sleep(0.05)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "doing": doing}).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None. A file that was deleted while held is no lock any more."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a live process holds the lock; asking takes it for an instant, shared, so two askers never collide."""
-    if not path.exists():
-        return False
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def free_space(folder: Path) -> int:
+    """Bytes that are free where `folder` lies, or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import artifact, corpus, download, files, raw, sources, tokenize, tokenizers, train_tokenizer
+from pipeline import artifact, corpus, download, locks, raw, sources, tokenize, tokenizers, train_tokenizer
 from pipeline.artifact import Artifact, Built, Identity
 from pipeline.errors import BadConfig
 from pipeline.progress import Progress
@@ -95,7 +95,7 @@ def refresh(
 ) -> Refreshed:
     """Run the recipe's stages up to and including `through`. Raises what the first failing stage raises."""
     root.mkdir(parents=True, exist_ok=True)
-    with files.lock(root / f".refresh-{recipe.name}.lock", wait=wait, doing=f"refresh {recipe.name}"):
+    with locks.lock(root / f".refresh-{recipe.name}.lock", wait=wait, doing=f"refresh {recipe.name}"):
         chain = _Chain(root, recipe, train, progress, jobs)
         stages = chain.stages(through)
         done = download.download(root, chain.source, progress, jobs=jobs)

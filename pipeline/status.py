@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline import artifact, files, raw
+from pipeline import artifact, files, locks, raw
 from pipeline.artifact import KINDS, Artifact
 from pipeline.errors import BadData, InkstoneError
 
@@ -38,7 +38,7 @@ def status(root: Path) -> list[Row]:
             if link.is_symlink():
                 rows.append(_current_row(root, link, f"{kind}/{shelf.name}/{os.readlink(link)}"))
             if drafts := list(shelf.glob(".draft-*")):
-                state = "in use" if files.is_locked(shelf / ".lock") else "unfinished"
+                state = "in use" if locks.is_locked(shelf / ".lock") else "unfinished"
                 key = drafts[0].name.removeprefix(".draft-")
                 rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), _size(drafts[0]), ""))
     return rows

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import artifact, compression, documents, files
+from pipeline import artifact, compression, documents, files, locks
 from pipeline.tokenizers import Characters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
     after_all = {path.name: stamp(path) for path in root.glob("tokens/chaos/current/*.bin")}
     wrong += [f"{name} was done twice" for name, was in before.finished.items() if after_all.get(name) != was]
     wrong += [f"left behind: {path}" for path in leftovers(root)]
-    wrong += [f"still locked: {path}" for path in root.rglob(".lock") if files.is_locked(path)]
+    wrong += [f"still locked: {path}" for path in root.rglob(".lock") if locks.is_locked(path)]
     return Round(victim, first.returncode if first.returncode >= 0 else None, len(before.finished), tuple(wrong))
 
 

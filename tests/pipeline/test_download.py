@@ -29,7 +29,8 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
-from pipeline.files import TEMPORARY, lock
+from pipeline.files import TEMPORARY
+from pipeline.locks import lock
 from pipeline.progress import Silent
 from pipeline.sources import Source, SourceFile
 

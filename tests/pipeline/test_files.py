@@ -5,15 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,19 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import files
-from pipeline.errors import StorageFailed, TryAgain
+from pipeline.errors import StorageFailed
 
 ROOT = Path(__file__).resolve().parents[2]
-
-HOLD_THE_LOCK = """
-import subprocess, sys
-from pathlib import Path
-from pipeline import files
-with files.lock(Path(sys.argv[1]), doing="clean pile"):
-    child = subprocess.Popen(["sleep", "30"])
-    print(child.pid, flush=True)
-    child.wait()
-"""
 
 WRITE_HALF = """
 import sys, time
@@ -56,16 +42,6 @@ def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[
             yield process, process.stdout.readline().strip()
         finally:
             process.kill()
-
-
-@contextmanager
-def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock `path` and has a child of its own."""
-    with another_process(HOLD_THE_LOCK, path) as (process, child):
-        try:
-            yield process
-        finally:
-            os.kill(int(child), signal.SIGKILL)
 
 
 def test_a_new_file_holds_what_was_written_and_knows_its_hash(tmp_path: Path) -> None:
@@ -129,7 +105,7 @@ def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace = os.fsync, os.rename
 
     def sync(descriptor: int) -> None:
         done.append("sync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
@@ -140,7 +116,7 @@ def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(os, "rename", rename)
     files.write_file(tmp_path / "a.txt", b"new")
     assert done == ["sync file", "rename", "sync folder"]
 
@@ -229,95 +205,3 @@ def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> Non
     with pytest.raises(StorageFailed, match="GB are needed") as caught:
         files.require_space(tmp_path / "not" / "there" / "yet", 1 << 62)
     assert caught.value.exit_code == 74
-
-
-def test_a_second_process_is_told_to_try_again_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "shelf" / ".lock"
-    with lock_holder(path) as holder:
-        start = time.monotonic()
-        with pytest.raises(TryAgain) as caught, files.lock(path):
-            pytest.fail("two processes hold the lock")
-        assert time.monotonic() - start < 1
-        assert caught.value.exit_code == 75
-        assert str(holder.pid) in caught.value.what
-        assert "clean pile" in caught.value.what
-        assert files.is_locked(path)
-
-
-def test_a_lock_is_free_once_its_holder_is_killed_though_its_child_lives(tmp_path: Path) -> None:
-    path = tmp_path / ".lock"
-    with lock_holder(path) as holder:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        assert not files.is_locked(path)
-        with files.lock(path, doing="tokenize"):
-            assert json.loads(path.read_text()) == {"pid": os.getpid(), "doing": "tokenize"}
-
-
-def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
-    path = tmp_path / ".lock"
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with files.lock(path):
-            held.set()
-            release.wait(10)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert held.wait(10)
-    with pytest.raises(TryAgain), files.lock(path, wait=0.15):
-        pytest.fail("two hold the lock")
-    release.set()
-    with files.lock(path, wait=10):
-        pass
-    thread.join()
-
-
-def test_a_lock_is_free_after_an_exception_and_its_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / ".lock"
-
-    def hold_and_fail() -> None:
-        with files.lock(path):
-            assert files.is_locked(path)
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        hold_and_fail()
-    assert path.exists()
-    assert not files.is_locked(path)
-
-
-def test_a_lock_that_was_never_taken_is_not_locked(tmp_path: Path) -> None:
-    assert not files.is_locked(tmp_path / ".lock")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_symlink_is_no_lock_file(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("keep me")
-    (tmp_path / ".lock").symlink_to("precious")
-    with pytest.raises(OSError, match="symbolic"), files.lock(tmp_path / ".lock"):
-        pytest.fail("the lock was taken through a symlink")
-    assert (tmp_path / "precious").read_text() == "keep me"
-
-
-def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) -> None:
-    path = tmp_path / ".lock"
-    waiter_holds, done = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        with files.lock(path, wait=10):
-            waiter_holds.set()
-            done.wait(10)
-
-    waiter = threading.Thread(target=wait)
-    with ExitStack() as second:
-        with files.lock(path):
-            waiter.start()
-            time.sleep(0.2)
-            path.unlink()
-            second.enter_context(files.lock(path))
-        both_hold = waiter_holds.wait(0.5)
-        done.set()
-    waiter.join()
-    assert not both_hold

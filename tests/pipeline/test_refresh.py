@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifact, files, refresh, status
+from pipeline import artifact, locks, refresh, status
 from pipeline import recipe as recipes
 from pipeline.artifact import Artifact, Built, Content, Identity
 from pipeline.errors import BadConfig, TryAgain
@@ -136,7 +136,7 @@ def test_through_stops_after_the_stage_that_it_names(root: Path, source: Path, t
 
 def test_two_refreshes_of_one_recipe_do_not_run_at_once(root: Path, source: Path, tmp_path: Path) -> None:
     root.mkdir()
-    with files.lock(root / ".refresh-small.lock"), pytest.raises(TryAgain) as caught:
+    with locks.lock(root / ".refresh-small.lock"), pytest.raises(TryAgain) as caught:
         refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
     assert caught.value.exit_code == 75
 
