@@ -6,22 +6,28 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import errors
+from pipeline import console, errors
 from pipeline.console import Group, Outcome, Settings
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from model.run import Plan
     from pipeline.artifact import Artifact, Built
     from pipeline.inspection import Facts
+    from pipeline.network import Network
     from pipeline.recipe import Recipe
     from pipeline.refresh import Refreshed, TrainStage
 
@@ -52,6 +58,36 @@ NAME = click.option("--name", default="", help="Name of the artifact that is mad
 MAX_BAD = click.option(
     "--max-bad", type=float, default=0.001, show_default=True, help="Share of bad documents allowed."
 )
+
+
+def NETWORK(command: Callable[..., Outcome]) -> Callable[..., Outcome]:  # noqa: N802 - as the options beside it
+    """The options of commands that fetch."""
+    for option in (
+        click.option("--limit-rate", default="", metavar="BYTES", help="Bytes a second for all files, as 500k or 5M."),
+        click.option("--deadline", type=float, default=0.0, metavar="SECONDS", help="Give up after so long, exit 75."),
+        click.option("--allow-host", "allow_hosts", multiple=True, metavar="HOST", help="Redirects may lead there."),
+        click.option("--allow-shrink", is_flag=True, help="Take files that became smaller upstream."),
+    ):
+        command = option(command)
+    return command
+
+
+def _network(settings: Settings, limit_rate: str, deadline: float, allow_hosts: tuple[str, ...]) -> Network:
+    from pipeline.network import Bandwidth, Network
+
+    rate = _bytes(limit_rate, "--limit-rate") if limit_rate else 0.0
+    until = time.monotonic() + deadline if deadline > 0 else None
+    return Network(allow_hosts, Bandwidth(rate) if rate else None, until, settings.progress.stop)
+
+
+def _bytes(text: str, option: str) -> float:
+    """A number of bytes as curl and wget take it: 500k, 5M, 1.5G."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:i?[bB])?", text.strip())
+    if not found or not float(found[1]):
+        raise errors.BadConfig(f"{option} {text}: no number of bytes", hint="for example 500k or 5M")
+    return float(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[found[2].lower()]
+
+
 DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
 
 
@@ -62,6 +98,8 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="cuda,
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Files fetched at the same time.")
 @click.option("--decompress", is_flag=True, help="Also leave them decompressed, below decompressed/.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
+@click.option("--update-lock", is_flag=True, help="Ask about files that are there too, and take those that changed.")
+@NETWORK
 def download(
     settings: Settings,
     references: tuple[str, ...],
@@ -70,6 +108,9 @@ def download(
     jobs: int,
     decompress: bool,
     dry_run: bool,
+    update_lock: bool,
+    allow_shrink: bool,
+    **limits: Any,
 ) -> Outcome:
     """Fetch a source into the verified raw cache.
 
@@ -89,8 +130,18 @@ def download(
         lines = [f"{'there' if there else 'fetch':<6} {name:<28} {origin}" for name, origin, there in rows]
         listed = [{"name": name, "origin": origin, "there": there} for name, origin, there in rows]
         return Outcome("unchanged", extra={"files": listed}, lines=lines)
+    network = _network(settings, **limits)
     done = [
-        stage.download(settings.root, source, settings.progress, jobs=jobs, decompress_too=decompress)
+        stage.download(
+            settings.root,
+            source,
+            settings.progress,
+            network=network,
+            jobs=jobs,
+            decompress_too=decompress,
+            update=update_lock,
+            allow_shrink=allow_shrink,
+        )
         for source in chosen
     ]
     counts = {
@@ -690,34 +741,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing may end in a bare traceback
         if "--debug" in arguments:
             traceback.print_exc()
-        failed = _explain(error)
-    print(f"error: {failed.what}" + (f" — {failed.hint}" if failed.hint else ""), file=sys.stderr)
+        failed = console.explain(error)
+    what, hint = redacted(failed.what), redacted(failed.hint)
+    with suppress(OSError, ValueError):  # nobody may be listening
+        print(f"error: {what}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)
     if "--json" in arguments:
-        extra = {"error": failed.what, "exit_code": failed.exit_code, "hint": failed.hint}
-        print(Outcome("failed", extra=extra).as_json(time.monotonic() - start))
+        failure = Outcome("failed", extra={"error": what, "hint": hint}, exit_code=failed.exit_code)
+        print(failure.as_json(time.monotonic() - start))
     return failed.exit_code
-
-
-def _explain(error: BaseException) -> errors.InkstoneError:
-    """What an error means for the person who ran the command."""
-    if isinstance(error, errors.InkstoneError):
-        return error
-    if isinstance(error, click.ClickException):
-        return _Usage(error.format_message(), hint="see --help")
-    if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
-    if isinstance(error, OSError):
-        return errors.from_os_error(error)
-    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return errors.InternalError(what, hint="a bug of this program; --debug shows where")
-
-
-class _Usage(errors.InkstoneError):
-    exit_code = 2
-
-
-class _Interrupted(errors.InkstoneError):
-    exit_code = 130
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
 """What all commands share: the global options, the settings they make, and how an outcome is shown.
 
-Commands return an `Outcome`; here it becomes the one JSON object of --json, or lines for a person.
+Commands return an `Outcome`; here it becomes the one JSON object of --json, or lines for a person. SIGTERM asks a
+command to end at its next safe point; a second one ends it at once.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline import progress
+from pipeline import errors, progress
+from pipeline.redaction import redacted
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Settings:
     quiet: bool
     json: bool
     progress: progress.Progress
+    run_id: str
 
 
 @dataclass
@@ -50,6 +58,7 @@ class Outcome:
             "counts": self.counts,
             "ledger": self.ledger,
             "seconds": round(seconds, 3),
+            "exit_code": self.exit_code,
             **self.extra,
         }
         return json.dumps(fields, ensure_ascii=False)
@@ -78,8 +87,17 @@ class Command(click.Command):
         given = {name: context.params.pop(name) for name in ("artifacts", "quiet", "json", "log_json", "debug")}
         before = context.parent.params if context.parent else {}
         chosen = {name: value or before.get(name) for name, value in given.items()}
-        settings = _settings(chosen)
-        outcome: Outcome = self.callback(settings, **context.params) if self.callback else Outcome("unchanged")
+        stop = threading.Event()
+        settings = _settings(chosen, stop)
+        try:
+            with _stopped_by_sigterm(stop):
+                outcome: Outcome = self.callback(settings, **context.params) if self.callback else Outcome("unchanged")
+        except BaseException as error:
+            failed = explain(error)
+            settings.progress.event("exit", result="failed", code=failed.exit_code, error=failed.what)
+            raise
+        settings.progress.event("exit", result=outcome.result, code=outcome.exit_code)
+        outcome.extra.setdefault("run_id", settings.run_id)
         if settings.json:
             click.echo(outcome.as_json(time.monotonic() - start))
         elif outcome.lines and (outcome.always or not settings.quiet):
@@ -98,11 +116,51 @@ class Group(click.Group):
         return list(self.commands)  # in the order of the work, not of the alphabet
 
 
-def _settings(chosen: dict[str, Any]) -> Settings:
-    shown: progress.Progress = progress.Bars() if sys.stderr.isatty() else progress.Lines()
-    if chosen["quiet"]:
-        shown = progress.Silent()
+def _settings(chosen: dict[str, Any], stop: threading.Event) -> Settings:
+    is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    kind = progress.Silent if chosen["quiet"] else progress.Bars if is_terminal else progress.Lines
+    shown: progress.Progress = kind(stop)
+    run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
     if chosen["log_json"]:
-        shown = progress.Logged(shown, chosen["log_json"])
+        shown = progress.Logged(shown, chosen["log_json"], run_id)
     root = chosen["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
-    return Settings(root, bool(chosen["quiet"]), bool(chosen["json"]), shown)
+    return Settings(root, bool(chosen["quiet"]), bool(chosen["json"]), shown, run_id)
+
+
+@contextmanager
+def _stopped_by_sigterm(stop: threading.Event) -> Iterator[None]:
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)  # whatever is half done is as after a kill, and workers end with this process
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def explain(error: BaseException) -> errors.InkstoneError:
+    """What an error means for the person who ran the command."""
+    if isinstance(error, errors.InkstoneError):
+        return error
+    if isinstance(error, click.ClickException):
+        return _Usage(error.format_message(), hint="see --help")
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return _Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
+    if isinstance(error, OSError):
+        return errors.from_os_error(error)
+    what = f"{type(error).__name__}: {' '.join(redacted(str(error)).split())[:300]}"
+    return errors.InternalError(what, hint="a bug of this program; --debug shows where")
+
+
+class _Usage(errors.InkstoneError):
+    exit_code = 2
+
+
+class _Interrupted(errors.InkstoneError):
+    exit_code = 130

@@ -1,6 +1,9 @@
 """The download stage: bring a source's files into the raw cache, each whole or not at all, and pin their content.
 
-What a source does not publish a hash for is pinned in `sources.lock.json` as it came the first time.
+First a survey says of every file whether it is there, and otherwise what the server says of it; then what is missing
+is fetched, exactly that. What a source does not publish a hash for is pinned in `sources.lock.json` as it came the
+first time. A pinned file that changed upstream is refused, or taken where the pins may move (`update`); one that
+shrank or is gone never replaces what is there by itself.
 """
 
 from __future__ import annotations
@@ -12,11 +15,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import decompress, files, locks, raw, transfer
-from pipeline.errors import BadConfig, TryAgain
+from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
+from pipeline.network import Connection, Facts, Network
 from pipeline.progress import Advance, Progress
+from pipeline.raw import RawFile
+from pipeline.redaction import shown
 from pipeline.sources import Source, SourceFile
 
 _CHUNK = 1 << 20
+_ASKING = 8  # files asked about at the same time
+_RESERVE = 64 << 20  # bytes that stay free on the disk
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the survey found of one file: `state` is "there", "new", "changed", "damaged" or "refused" (see `error`).
+
+    `bytes` are still to be fetched (None: the server does not say), `size` is the file's. `url` and `facts` are those
+    to fetch it by; a local file has none.
+    """
+
+    file: SourceFile
+    state: str
+    why: str = ""
+    bytes: int | None = 0
+    size: int | None = None
+    url: str = ""
+    facts: Facts | None = None
+    error: InkstoneError | None = None
 
 
 @dataclass(frozen=True)
@@ -36,59 +62,219 @@ class Downloaded:
 
 
 def download(
-    root: Path, source: Source, progress: Progress, *, jobs: int = 2, decompress_too: bool = False
+    root: Path,
+    source: Source,
+    progress: Progress,
+    *,
+    network: Network | None = None,
+    jobs: int = 2,
+    decompress_too: bool = False,
+    update: bool = False,
+    allow_shrink: bool = False,
 ) -> Downloaded:
     """Bring every file of `source` into the raw cache; those that are there and whole are left alone.
 
-    What was fetched before an error is kept and pinned, so the next run does not fetch it again. With
-    `decompress_too` the plain files are put below `decompressed/` in the cache; no stage reads those.
+    With `update` the server is asked about those too, and what changed there is fetched. What was fetched before an
+    error is kept and pinned. With `decompress_too` the plain files are put below `decompressed/` in the cache; no
+    stage reads those.
+    """
+    network = network or Network()
+    found = survey(root, source, network, update=update, allow_shrink=allow_shrink)
+    done = fetch(root, source, found, progress, network, jobs=jobs, update=update)
+    if decompress_too:
+        fetched = {each.file.name for each in found if each.state != "there"}
+        _decompress(done.path, list(done.names), fetched, progress)
+    for each in found:
+        if each.error:  # after what could be fetched was
+            raise each.error
+    return done
+
+
+def survey(
+    root: Path, source: Source, network: Network, *, update: bool = False, allow_shrink: bool = False
+) -> list[Found]:
+    """What there is of `source`, and what is to be fetched. Asks the server, and writes nothing.
+
+    A file is refused that differs from its pin (unless `update`), that shrank (unless `allow_shrink`), that is lost
+    upstream, or that was never there. Raises TryAgain when the server cannot be reached.
     """
     folder = raw.folder(root, source.name)
     for file in source.files:
         if not (folder / file.name).resolve().is_relative_to(folder.resolve()):
             raise BadConfig(f"{file.name!r} leads out of the cache", hint="choose another name")
-    with locks.lock(folder / ".lock", doing=f"download {source.name}"):
-        files.remove_temporaries(folder)
-        pinned = raw.read_lock(root, source.name)
-        if all(file.local for file in source.files):  # a file that left the folder is no longer part of the source
-            pinned = {file.name: pinned[file.name] for file in source.files if file.name in pinned}
-        missing = [file for file in source.files if not _is_there(folder, file, pinned)]
-        size = _fetch_all(root, source, missing, pinned, progress, jobs) if missing else 0
-        if decompress_too:
-            _decompress(folder, [file.name for file in source.files], {file.name for file in missing}, progress)
-    names = tuple(file.name for file in source.files)
+    pinned = raw.read_lock(root, source.name)
+    look = _Look(folder, network, update, allow_shrink)
+    with ThreadPoolExecutor(_ASKING) as pool:
+        return list(pool.map(lambda file: look.safely(file, pinned.get(file.name)), source.files))
+
+
+@dataclass(frozen=True)
+class _Look:
+    folder: Path
+    network: Network
+    update: bool
+    allow_shrink: bool
+
+    def safely(self, file: SourceFile, pin: RawFile | None) -> Found:
+        try:
+            return self._at(file, pin)
+        except (UpstreamChanged, RemoteGone, NotPermitted, ProtocolBroken) as error:  # of this file: others may do
+            return Found(file, "refused", error.what, error=error)
+
+    def _at(self, file: SourceFile, pin: RawFile | None) -> Found:
+        there = _is_there(self.folder, file, pin)
+        if file.local:
+            size = file.local.stat().st_size
+            state = "there" if there else "new" if pin is None else "changed"
+            return Found(file, state, "" if there else f"from {file.local}", 0 if there else size, size)
+        if there and not self.update:
+            return Found(file, "there", size=pin.size if pin else None)
+        if pin and file.plain and pin.origin != shown(file.urls[0]):
+            pin = None  # of another URL, whose file has the same name
+        url, facts = self._ask(file, pin if there else None)
+        if pin:
+            self._guard(url, facts, pin)
+        if pin and there and not (why := _difference(facts, pin)):
+            return Found(file, "there", size=pin.size)
+        return self._missing(file, pin, url, facts, "changed" if there else "", why if there else "")
+
+    def _ask(self, file: SourceFile, kept: RawFile | None) -> tuple[str, Facts]:
+        """The first URL that has the file, and what its server says of it."""
+        with Connection(self.network, file.token) as connection:
+            for url in file.urls:
+                try:
+                    return url, connection.facts(url)
+                except RemoteGone as error:
+                    gone = error
+        if kept:
+            raise UpstreamChanged(
+                f"{file.name} is no longer there upstream ({gone.what}); the old one is kept",
+                hint="go on without asking by --locked, or take it out of the source",
+            )
+        raise gone
+
+    def _guard(self, url: str, facts: Facts, pin: RawFile) -> None:
+        if facts.sha256 and facts.sha256 != pin.sha256 and not self.update:
+            raise transfer.changed(shown(url), facts.sha256, pin.sha256)
+        if facts.size is not None and facts.size < pin.size and not self.allow_shrink:
+            raise UpstreamChanged(
+                f"{shown(url)}: {facts.size:,} bytes now, {pin.size:,} before; the old file is kept",
+                hint="if that is right, run it once with --allow-shrink",
+            )
+
+    def _missing(self, file: SourceFile, pin: RawFile | None, url: str, facts: Facts, state: str, why: str) -> Found:
+        target = self.folder / file.name
+        if facts.sha256 and files.size_of(target) == facts.size and files.sha256_of(target) == facts.sha256:
+            return Found(file, "damaged", "whole, but not pinned yet", 0, facts.size, url, facts)
+        if not state:
+            state, why = ("new", "not here yet") if pin is None else ("damaged", "missing or damaged")
+        size = None if facts.size is None else facts.size - transfer.durable(target, facts)
+        return Found(file, state, why, size, facts.size, url, facts)
+
+
+def _difference(facts: Facts, pin: RawFile) -> str:
+    """How what the server says differs from what is pinned; "" where it does not, or the server does not say."""
+    if facts.sha256:
+        return "" if facts.sha256 == pin.sha256 else f"sha256 {pin.sha256[:8]}… → {facts.sha256[:8]}…"
+    if facts.size not in (None, pin.size):
+        return f"{pin.size:,} → {facts.size:,} bytes"
+    return f"{pin.etag} → {facts.etag}" if facts.etag and pin.etag and facts.etag != pin.etag else ""
+
+
+def fetch(
+    root: Path,
+    source: Source,
+    found: Sequence[Found],
+    progress: Progress,
+    network: Network,
+    *,
+    jobs: int,
+    update: bool = False,
+) -> Downloaded:
+    """Fetch and pin what the survey found missing, `jobs` files at a time. Ctrl-C ends all at their next piece."""
+    folder = raw.folder(root, source.name)
+    missing = [each for each in found if each.state not in ("there", "refused")]
+    names = tuple(each.file.name for each in found if not each.error)
+    size = 0
+    if missing or _forgets(root, source):
+        known = [each.bytes for each in missing if each.bytes is not None]
+        files.require_space(folder, sum(known) + _RESERVE)
+        with locks.lock(folder / ".lock", doing=f"download {source.name}"):
+            files.remove_temporaries(folder)
+            size = _fetch_all(root, source, missing, progress, network, jobs, update)
     return Downloaded(source.name, folder, names, len(missing), len(names) - len(missing), size)
 
 
+def _forgets(root: Path, source: Source) -> bool:
+    """Whether a file left the folder that the source is: then it is no longer part of it."""
+    names = {file.name for file in source.files}
+    return all(file.local for file in source.files) and not raw.read_lock(root, source.name).keys() <= names
+
+
 def _fetch_all(
-    root: Path, source: Source, missing: list[SourceFile], pinned: dict[str, raw.RawFile], progress: Progress, jobs: int
+    root: Path,
+    source: Source,
+    missing: list[Found],
+    progress: Progress,
+    network: Network,
+    jobs: int,
+    update: bool,
 ) -> int:
-    """Fetch and pin files, `jobs` at a time; their bytes. Ctrl-C ends every transfer at its next piece."""
+    """Fetch and pin files; their bytes."""
     folder = raw.folder(root, source.name)
-    known = sum(file.local.stat().st_size for file in missing if file.local)
-    files.require_space(folder, known)
-    pinning, stopped = threading.Lock(), threading.Event()
+    pinned = raw.read_lock(root, source.name)
+    if _forgets(root, source):
+        pinned = {file.name: pinned[file.name] for file in source.files if file.name in pinned}
+        raw.write_lock(root, source.name, pinned)
+    pinning = threading.Lock()
 
-    def fetch(file: SourceFile) -> int:
-        def counted(count: int) -> None:
-            if stopped.is_set():
-                raise TryAgain("stopped", hint="run it again")
-            advance(count)
-
-        pin = _fetch(file, folder / file.name, pinned.get(file.name), counted)
+    def fetch_one(found: Found) -> int:
+        pin = pinned.get(found.file.name)
+        made = _fetch_file(found, folder / found.file.name, pin if not update else None, network, advance)
+        if found.facts and not found.facts.sha256:
+            progress.note(f"{found.file.name}: no hash is published; it is pinned as it came ({made.sha256[:12]}…)")
         with pinning:
-            pinned[file.name] = pin
+            pinned[found.file.name] = made
             raw.write_lock(root, source.name, pinned)
-        return pin.size
+        return made.size
 
-    total = known if all(file.local for file in missing) else None
+    sizes = [each.bytes for each in missing]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
     with progress.bar(f"download {source.name}", total) as advance, ThreadPoolExecutor(max(1, jobs)) as pool:
         try:
-            return sum(pool.map(fetch, missing))
+            return sum(pool.map(fetch_one, missing))
         except KeyboardInterrupt:
-            stopped.set()
+            network.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _fetch_file(found: Found, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
+    file = found.file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file.local:
+        return _copy(file, file.local, target, network, advance)
+    assert found.facts
+    origin = shown(found.url)
+    if found.bytes == 0 and found.facts.sha256 and files.size_of(target) == found.facts.size:
+        size, sha256, facts = target.stat().st_size, found.facts.sha256, found.facts
+    else:
+        kept = pin if pin and not (file.plain and pin.origin != origin) else None
+        done = transfer.fetch(
+            found.url, file.token, found.facts, target, network, advance, pinned=kept.sha256 if kept else ""
+        )
+        size, sha256, facts = done.size, done.sha256, done.facts
+    return RawFile(size, sha256, target.stat().st_mtime_ns, origin, file.split, facts.etag, facts.commit)
+
+
+def _copy(file: SourceFile, local: Path, target: Path, network: Network, advance: Advance) -> RawFile:
+    origin = _origin(local)
+    with files.new_file(target) as out, open(local, "rb") as original:
+        while block := original.read(_CHUNK):
+            network.check()
+            out.write(block)
+            advance(len(block))
+    return RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split)
 
 
 def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Progress) -> None:
@@ -103,40 +289,25 @@ def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Pro
 
 
 def plan(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
-    """(name, origin, whether it is there and whole) of each file: what --dry-run shows."""
+    """(name, origin, whether it is there and whole) of each file, without asking a server: what --dry-run shows."""
     pinned = raw.read_lock(root, source.name)
     folder = raw.folder(root, source.name)
-    return [
-        (file.name, str(file.local) if file.local else file.urls[0], _is_there(folder, file, pinned))
-        for file in source.files
-    ]
+    rows = []
+    for file in source.files:
+        origin = str(file.local) if file.local else shown(file.urls[0])
+        rows.append((file.name, origin, _is_there(folder, file, pinned.get(file.name))))
+    return rows
 
 
-def _is_there(folder: Path, file: SourceFile, pinned: dict[str, raw.RawFile]) -> bool:
-    pin = pinned.get(file.name)
+def _is_there(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
     if pin is None or not raw.is_whole(folder / file.name, pin):
         return False
     if file.local:
         return pin.origin == _origin(file.local)
-    return not file.plain or pin.origin == transfer.without_credentials(file.urls[0])
+    return not file.plain or pin.origin == shown(file.urls[0])
 
 
 def _origin(local: Path) -> str:
     """What tells whether a local file is another one, or was changed, since it was copied."""
     status = local.stat()
     return f"{local.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-
-
-def _fetch(file: SourceFile, target: Path, pin: raw.RawFile | None, advance: Advance) -> raw.RawFile:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with files.new_file(target) as out:
-        if file.local:
-            origin = _origin(file.local)
-            with open(file.local, "rb") as original:
-                while block := original.read(_CHUNK):
-                    out.write(block)
-                    advance(len(block))
-        else:
-            is_known = pin is not None and not (file.plain and pin.origin != transfer.without_credentials(file.urls[0]))
-            origin = transfer.fetch(file, out, pin.sha256 if pin and is_known else "", advance)
-    return raw.RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split)

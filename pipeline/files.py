@@ -24,6 +24,8 @@ from pipeline.errors import StorageFailed
 
 TEMPORARY = ".tmp."
 TRASH = ".trash."
+# other disks, file systems without hard links, kernels that refuse links to others' files, files with too many links
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Disk:
@@ -89,6 +91,13 @@ class HashingFile:
             self.size += len(block)
         self._handle.seek(self.size)
 
+    def set_aside(self, other: Path) -> None:
+        """Leave what was written under another name, and begin again with an empty file."""
+        self._handle.close()
+        move(self.path, other)
+        self._handle = disk.create(self.path)
+        self._hash, self.size = hashlib.sha256(), 0
+
     def flushed(self) -> Path:
         """Where all that was written so far can be read."""
         self._handle.flush()
@@ -143,7 +152,7 @@ def boot_id() -> str:
 
 @contextmanager
 def part_file(path: Path) -> Iterator[HashingFile]:
-    """Open the unfinished file `path` to go on with it; it stays, however the block ends. `cut` says from where."""
+    """Open the unfinished file `path` to go on with it. It stays, however the block ends, unless it is empty."""
     try:
         handle = disk.create(path)
     except FileExistsError:
@@ -155,6 +164,8 @@ def part_file(path: Path) -> Iterator[HashingFile]:
     finally:
         with suppress(OSError):  # what was not durable does not count
             file.close()
+        if not file.size:
+            disk.unlink(path)
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -172,11 +183,11 @@ def move(old: Path, new: Path) -> None:
 
 
 def link_or_copy(old: Path, new: Path) -> None:
-    """Let `new` be the same file as `old`; a copy of it where the file system cannot."""
+    """Make `new` a hard link to `old`, or a copy of it where the file system has no such links."""
     try:
         disk.link(old, new)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+        if error.errno not in _NO_LINK:
             raise
         shutil.copyfile(old, new)
 

@@ -19,13 +19,19 @@ from pipeline.sources import CATALOGUE, LOCK_FILE, data_files
 
 
 class RawFile(msgspec.Struct, frozen=True):
-    """A cached file. `origin` is its URL, or for a local file its size and time at the origin when it was copied."""
+    """A cached file. `origin` is its URL, or for a local file its size and time at the origin when it was copied.
+
+    `etag` and `commit` are what the server said of it: by the one a change is seen where no hash is published, the
+    other is the state of the repository that it is from.
+    """
 
     size: int
     sha256: str
     mtime_ns: int
     origin: str
     split: str = ""
+    etag: str = ""
+    commit: str = ""
 
 
 def folder(root: Path, source: str) -> Path:

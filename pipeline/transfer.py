@@ -1,226 +1,358 @@
-"""One file over HTTP, verified: the bytes that were promised, or an error.
+"""One file over HTTP, verified: the bytes that were promised, or an error. It goes on where a killed process stopped.
 
-A transfer that breaks goes on at the byte where it stopped, as long as the server still has the same file. Whole
-means: the announced size came, the sha256 is the one that was promised or pinned, and a `.zst` begins like one, and
-ends like one where the server announced neither size nor hash.
+    NAME.part        what came so far
+    NAME.part.json   which file it is of, and how much of it is on the disk for certain
+
+A part is continued only when it is of the very same content: by the sha256 that the hub publishes, or else by a
+strong ETag. What is on the disk is read and hashed again before that, so what is published was hashed as it lies
+there. Whole means: the announced size came and the sha256 is the promised or pinned one; where the server announced
+neither, a `.zst` ends like one. reference/reliability.md, 3.4.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path
 
+import msgspec
 import requests
-import urllib3
 
-from pipeline import compression
+from pipeline import compression, files
 from pipeline.compression import ZSTD_MAGIC
-from pipeline.errors import BadData, NotPermitted, ProtocolBroken, RemoteGone, TryAgain, UpstreamChanged
+from pipeline.errors import BadData, ProtocolBroken, TryAgain, UpstreamChanged
 from pipeline.files import HashingFile
+from pipeline.network import TRANSIENT, Connection, Facts, Network, Patience, Retry, forbidden, gone, raise_if_busy
 from pipeline.progress import Advance
-from pipeline.sources import SourceFile
+from pipeline.redaction import shown
 
-ATTEMPTS = 5  # in a row without a new byte
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
+DURABLE_EVERY = 256 << 20  # bytes: what a power cut can cost
+QUARANTINE = "quarantine"
 _CHUNK = 1 << 20
-_RETRY_STATUS = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
-_MAX_WAIT = 60  # seconds, however long a server asks to wait
-_PERMANENT = (
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidHeader,
-    requests.exceptions.MissingSchema,
-    requests.exceptions.TooManyRedirects,
-)
+_SLOW_BYTES, _SLOW_SECONDS = 30 << 10, 30.0  # less than this in that time is as good as nothing
+_REPLACED = 3  # times that a file may change while it is fetched
+
+
+class _State(msgspec.Struct, frozen=True):
+    """What `NAME.part` is a part of; `durable` bytes of it are on the disk for certain."""
+
+    schema: int
+    url: str
+    sha256: str
+    size: int | None
+    etag: str
+    durable: int
+
+
+class _Replaced(Exception):
+    """The server has another file now than it said."""
 
 
 @dataclass(frozen=True)
-class _Promise:
-    """What a server says of a file: its size (None: nothing), sha256 and strong ETag ("": nothing)."""
+class Fetched:
+    """A file that came whole. `facts` are those that it was fetched by."""
 
-    size: int | None
+    size: int
     sha256: str
-    etag: str
+    facts: Facts
 
 
-class _Retry(Exception):
-    """An answer that may be better the next time."""
+def fetch(
+    url: str, token: str, facts: Facts, target: Path, network: Network, advance: Advance, *, pinned: str = ""
+) -> Fetched:
+    """Bring the file at `url`, of which the server said `facts`, to `target`.
 
-
-def fetch(file: SourceFile, out: HashingFile, pinned: str, advance: Advance) -> str:
-    """Write the bytes of `file` to `out` from the first of its URLs that has it; returns that URL.
-
-    `pinned` is the sha256 that the file had before, or "". Raises UpstreamChanged when it has another one now.
+    `pinned` is the sha256 that it must have, or "". Raises UpstreamChanged when it has another one, BadData when other
+    bytes than promised came twice, TryAgain when time may help, ProtocolBroken when the server cannot be trusted.
     """
-    with requests.Session() as session:
-        session.trust_env = False  # no credentials from .netrc; proxies are passed on explicitly
-        session.headers["Accept-Encoding"] = "identity"  # the bytes as they are stored: they are what is hashed
-        if file.token:
-            session.headers["Authorization"] = f"Bearer {file.token}"  # requests drops it when the host changes
-        for url in file.urls:
-            try:
-                _Transfer(session, url, file, out, pinned, advance).run()
-                return without_credentials(url)
-            except RemoteGone as error:
-                gone = error
-    raise gone
+    with Connection(network, token) as connection, files.part_file(part_of(target)) as out:
+        done = _Transfer(connection, url, facts, target, out, network, advance, pinned).run()
+        out.publish(target)
+    files.disk.unlink(_state_of(target))
+    return done
 
 
-def without_credentials(url: str) -> str:
-    """`url` as it may be shown and stored: without a user and password in it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def part_of(target: Path) -> Path:
+    name = target.name
+    if len(name.encode()) > 200:  # with what is added, too long for a file system
+        name = f"{name[:60]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return target.with_name(f"{name}.part")
+
+
+def _state_of(target: Path) -> Path:
+    part = part_of(target)
+    return part.with_name(f"{part.name}.json")
+
+
+def durable(target: Path, facts: Facts) -> int:
+    """How many bytes of this file an earlier process left, so that they need not be fetched again."""
+    try:
+        state = msgspec.json.decode(_state_of(target).read_bytes(), type=_State)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return 0
+    same = state.sha256 == facts.sha256 if facts.sha256 else bool(facts.strong_etag) and state.etag == facts.etag
+    kept = files.size_of(part_of(target)) or 0
+    return min(state.durable, kept) if same and state.size == facts.size else 0
 
 
 class _Transfer:
     def __init__(
-        self, session: requests.Session, url: str, file: SourceFile, out: HashingFile, pinned: str, advance: Advance
+        self,
+        connection: Connection,
+        url: str,
+        facts: Facts,
+        target: Path,
+        out: HashingFile,
+        network: Network,
+        advance: Advance,
+        pinned: str,
     ) -> None:
-        self._session, self._url, self._file, self._out = session, url, file, out
-        self._pinned, self._advance = pinned, advance
-        self._shown = without_credentials(url)
-        self._proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
-        self._promise: _Promise | None = None
-        self._mismatches = 0
+        self._connection, self._url, self._facts, self._target = connection, url, facts, target
+        self._out, self._network, self._advance, self._pinned = out, network, advance, pinned
+        self._shown = shown(url)
+        self._durable = 0
+        self._ended = False  # an answer of unknown length came to its end
+        self._broken = self._replaced = self._mismatches = 0
 
-    def run(self) -> None:
-        """Go on after every break, until the file is whole or `ATTEMPTS` in a row brought nothing."""
-        barren = 0
-        while True:
-            before = self._out.size
-            try:
-                with self._ask() as answer:
-                    self._receive(answer)
-                if self._is_whole():
-                    return
-                problem = "the file came damaged"
-            except _PERMANENT as error:
-                raise ProtocolBroken(f"{self._shown}: {self._short(error)}", hint="check the URL or --mirror") from None
-            except (requests.RequestException, urllib3.exceptions.HTTPError, _Retry) as error:
-                problem = self._short(error)
-            barren = 0 if self._out.size > before else barren + 1
-            if barren >= ATTEMPTS:
-                raise TryAgain(
-                    f"{self._shown}: {problem}", hint="check the network or give a --mirror, then run it again"
-                )
-            time.sleep(min(0.2 * 2**barren, 10.0))
+    def run(self) -> Fetched:
+        """Go on after every break until the file is whole, or there is no hope."""
+        self._out.cut(durable(self._target, self._facts))
+        self._durable = furthest = self._out.size
+        patience = Patience(self._network, self._url)
+        try:
+            while True:
+                self._network.check()
+                try:
+                    if self._is_complete() and self._is_right():
+                        return Fetched(self._out.size, self._out.sha256, self._facts)
+                    self._receive()
+                except _Replaced:
+                    self._start_anew()
+                except (*TRANSIENT, Retry) as error:
+                    if self._out.size > furthest:
+                        furthest = self._out.size
+                        patience.renew()
+                    patience.again(error)
+        except OSError:  # of the disk: what was durable before is what counts
+            raise
+        except BaseException:
+            self._save()
+            raise
 
-    def _ask(self) -> requests.Response:
+    def _save(self) -> None:
+        """Make what came so far durable, then say so."""
+        if self._out.size <= self._durable:
+            return
+        self._out.sync()
+        self._durable = self._out.size
+        facts = self._facts
+        state = _State(1, shown(facts.url), facts.sha256, facts.size, facts.etag, self._durable)
+        files.write_file(_state_of(self._target), msgspec.json.encode(state))
+
+    def _cut(self, size: int = 0) -> None:
+        """Keep only the first `size` bytes. No state may say meanwhile that there are more."""
+        files.disk.unlink(_state_of(self._target))
+        self._out.cut(size)
+        self._durable, self._ended = 0, False
+
+    def _receive(self) -> None:
+        """Ask for what is missing, and write what comes."""
         headers = {}
+        if self._out.size and not self._facts.sha256 and not self._facts.strong_etag:
+            self._cut()  # nothing says whether the rest would belong to it
         if self._out.size:
             headers["Range"] = f"bytes={self._out.size}-"
-            if self._promise and self._promise.etag and not self._promise.sha256:
-                headers["If-Range"] = self._promise.etag  # where the hash is known, it is the identity
-        return self._session.get(self._url, headers=headers, proxies=self._proxies, stream=True, timeout=_TIMEOUT)
-
-    def _receive(self, answer: requests.Response) -> None:
-        """Write the answer's bytes to `out`, from its beginning or where they stopped."""
-        self._check_status(answer)
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise ProtocolBroken(f"{self._shown}: the server compresses on the way", hint="try another --mirror")
-        start = 0
-        if answer.status_code == 206:
-            span = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-            start = int(span[1]) if span else -1
-        promise = _promise(answer, start)
-        if start != self._out.size or (self._promise and promise != self._promise):
-            self._out.restart()
-            self._promise = None
-            if answer.status_code == 206:
-                raise _Retry("the server answered with another range, or the file changed meanwhile")
-        self._promise = promise
-        if self._pinned and promise.sha256 and promise.sha256 != self._pinned:
-            self._refuse_change(promise.sha256)
-        head = b""
-        for piece in answer.raw.stream(_CHUNK, decode_content=False):
-            if self._out.size == 0 and self._file.name.endswith(".zst"):
-                head += piece
-                if len(head) < len(ZSTD_MAGIC):
-                    continue
-                self._check_magic(head)
-                piece, head = head, b""
-            self._out.write(piece)
-            self._advance(len(piece))
-        if self._out.size == 0 and self._file.name.endswith(".zst"):
-            self._check_magic(head)
-
-    def _is_whole(self) -> bool:
-        """Whether `out` is the file that was promised. False asks for another try, with `out` emptied."""
-        out, promise = self._out, self._promise
-        assert promise
-        if promise.size is not None and out.size != promise.size:
-            raise _Retry(f"{out.size:,} of {promise.size:,} bytes came")
-        wanted = promise.sha256 or self._pinned
-        if wanted and out.sha256 != wanted:
-            self._mismatches += 1
-            if self._mismatches < 2:
-                out.restart()
-                return False
-            if not promise.sha256:
-                self._refuse_change(out.sha256)
-            raise BadData(
-                f"{self._shown}: sha256 {out.sha256[:12]}… where {wanted[:12]}… was promised, twice",
-                hint="try another --mirror; nothing was kept",
-            )
-        if promise.size is None and not wanted and self._file.name.endswith(".zst"):
-            try:
-                compression.check_zstd(out.flushed())
-            except BadData:
-                raise _Retry(f"the answer ended inside a zstd frame, after {out.size:,} bytes") from None
-        return True
-
-    def _refuse_change(self, sha256: str) -> None:
-        raise UpstreamChanged(
-            f"{self._shown}: sha256 {sha256[:12]}… now, {self._pinned[:12]}… when it was pinned",
-            hint="to accept the new file, delete its entry in sources.lock.json",
-        )
-
-    def _check_magic(self, head: bytes) -> None:
-        if not compression.begins_zstd(head):
-            raise TryAgain(
-                f"{self._shown}: the answer is not a zstd file (it begins {head[:16]!r})",
-                hint="a login page of the network, or a wrong --mirror?",
-            )
+            if not self._facts.sha256:  # where the hash is known, it is the identity: servers disagree about ETags
+                headers["If-Range"] = self._facts.strong_etag
+        with self._connection.get(self._facts.url, headers) as answer:
+            self._check_status(answer)
+            if answer.status_code == 416:
+                self._out_of_range(answer)
+                return
+            self._check_same(answer)
+            pieces = self._pieces(answer)
+            for piece in pieces if self._continues(answer) else self._unknown_of(pieces):
+                self._write(piece)
+        self._ended = self._facts.size is None
+        if self._facts.size is not None and self._out.size < self._facts.size:
+            raise Retry(f"{self._out.size:,} of {self._facts.size:,} bytes came")
 
     def _check_status(self, answer: requests.Response) -> None:
         status = answer.status_code
-        if status in (200, 206):
+        if status in (200, 206, 416):
             return
         if status in (404, 410):
-            raise RemoteGone(f"{self._shown}: no such file there ({status})", hint="check the name or the --mirror")
+            raise gone(self._url, status)
         if status in (401, 403):
-            raise NotPermitted(f"{self._shown}: not permitted ({status})", hint="set HF_TOKEN, or try another --mirror")
-        if status in _RETRY_STATUS:
-            if status == 416:
-                self._out.restart()
-            wait = answer.headers.get("Retry-After", "")
-            time.sleep(min(int(wait), _MAX_WAIT) if wait.isdigit() else 0)
-            raise _Retry(f"the server answered {status}")
+            if answer.history:  # the link that the hub gave us has expired: ask it for another
+                raise Retry(f"the server answered {status}")
+            raise forbidden(self._url, status)
+        raise_if_busy(answer)
         raise ProtocolBroken(f"{self._shown}: the server answered {status}", hint="try another --mirror")
 
-    def _short(self, error: Exception) -> str:
-        """The error in a line, with nothing in it that is secret."""
-        if isinstance(error, requests.exceptions.InvalidHeader):
-            return "HF_TOKEN is not a token"
-        if isinstance(error, requests.exceptions.ConnectionError) and "read" not in str(error).lower():
-            return f"no connection to {urlsplit(self._url).netloc.rpartition('@')[2]}"
-        return " ".join(str(error).replace(self._url, self._shown).split())[:200] or type(error).__name__
+    def _check_same(self, answer: requests.Response) -> None:
+        """Raise unless the answer is of the file that the server spoke of, in its own bytes."""
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise ProtocolBroken(f"{self._shown}: the server compresses on the way", hint="try another --mirror")
+        linked = [hop.headers.get("X-Linked-Etag", "").strip('"') for hop in (*answer.history, answer)]
+        if self._facts.sha256:
+            if any(each and each != self._facts.sha256 for each in linked):
+                raise _Replaced
+        elif self._facts.etag and (etag := answer.headers.get("ETag", "")) and etag != self._facts.etag:
+            raise _Replaced
+        if "text/html" in answer.headers.get("Content-Type", "") and not self._target.suffix.startswith(".htm"):
+            self._refuse_page("a web page")
+
+    def _continues(self, answer: requests.Response) -> bool:
+        """Whether the answer begins where `out` ends; if not, at the beginning. Learns the size, if it was unknown."""
+        if answer.status_code == 206:
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+            start, total = (int(span[1]), span[2]) if span else (-1, "*")
+            if start != self._out.size or (total.isdigit() and self._facts.size not in (None, int(total))):
+                raise self._violation("it answered with another range than was asked for")
+            if total.isdigit():
+                self._facts = dataclasses.replace(self._facts, size=int(total))
+            return True
+        if (length := answer.headers.get("Content-Length", "")).isdigit():
+            if self._facts.size not in (None, int(length)):
+                raise self._violation(f"it sends {int(length):,} bytes where it announced {self._facts.size:,}")
+            self._facts = dataclasses.replace(self._facts, size=int(length))
+        return not self._out.size
+
+    def _violation(self, what: str) -> Exception:
+        """A second answer that breaks the protocol is the last."""
+        self._broken += 1
+        if self._broken < 2:
+            return Retry(what)
+        return ProtocolBroken(f"{self._shown}: the server cannot be trusted: {what}", hint="try another --mirror")
+
+    def _out_of_range(self, answer: requests.Response) -> None:
+        """The server says that it has no more bytes: perhaps because these are all."""
+        span = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", "").strip())
+        if self._facts.size is None and span and int(span[1]) == self._out.size:
+            self._ended = True
+            return
+        self._cut()
+        raise self._violation("it has fewer bytes than it announced (416)")
+
+    def _unknown_of(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Of an answer that begins at the beginning, what `out` does not have. Where they differ, `out` is wrong."""
+        place, end = 0, self._out.size
+        with open(self._out.flushed(), "rb") as mine:
+            for piece in pieces:
+                known = mine.read(min(len(piece), end - place))
+                if piece[: len(known)] != known:
+                    same = next(at for at, (one, other) in enumerate(zip(piece, known, strict=False)) if one != other)
+                    end = place + same
+                    self._cut(end)
+                    known = known[:same]
+                place += len(piece)
+                if rest := piece[len(known) :]:
+                    yield rest
+        if place < end:
+            self._cut(place)
+
+    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
+        """The bytes of the answer as they come, at the pace that is allowed. Raises Retry when they hardly come."""
+        read: Callable[[int], bytes] = answer.raw.read1
+        waited, came = 0.0, 0
+        while True:
+            start = time.monotonic()
+            piece = read(_CHUNK)
+            waited, came = waited + time.monotonic() - start, came + len(piece)
+            if not piece:
+                return
+            if waited > _SLOW_SECONDS:
+                if came < _SLOW_BYTES:
+                    raise Retry(f"only {came:,} bytes came in {waited:.0f} seconds")
+                waited, came = 0.0, 0
+            yield piece
+            self._network.check()
+            if self._network.bandwidth:
+                self._network.sleep(self._network.bandwidth.delay(len(piece)))
+
+    def _write(self, piece: bytes) -> None:
+        size = self._facts.size
+        if size is not None and self._out.size + len(piece) > size:
+            self._cut()
+            raise self._violation(f"it sends more than the {size:,} bytes that it announced")
+        if self._out.size < len(ZSTD_MAGIC) and self._target.suffix == ".zst":
+            self._check_magic(piece)
+        self._out.write(piece)
+        self._advance(len(piece))
+        if self._out.size - self._durable >= DURABLE_EVERY:
+            self._save()
+
+    def _check_magic(self, piece: bytes) -> None:
+        """Refuse what does not begin like zstd, before the first bytes of it are kept."""
+        head = self._out.flushed().read_bytes() + piece
+        if not compression.begins_zstd(head[: len(ZSTD_MAGIC)]) and len(head) >= len(ZSTD_MAGIC):
+            self._refuse_page(f"not a zstd file (it begins {head[:16]!r})")
+
+    def _refuse_page(self, what: str) -> None:
+        if self._out.size < len(ZSTD_MAGIC):
+            self._cut()
+        hint = "a login page of the network, or a wrong --mirror?"
+        raise TryAgain(f"{self._shown}: the answer is {what}", hint=hint)
+
+    def _is_complete(self) -> bool:
+        return self._ended if self._facts.size is None else self._out.size == self._facts.size
+
+    def _is_right(self) -> bool:
+        """Whether `out`, which is complete, is the file that was promised. False asks for another try."""
+        out, wanted = self._out, self._facts.sha256 or self._pinned
+        if self._target.suffix == ".zst" and out.size < len(ZSTD_MAGIC):
+            self._refuse_page(f"not a zstd file ({out.size} bytes)")
+        if not wanted and self._target.suffix == ".zst" and self._ended:
+            try:
+                compression.check_zstd(out.flushed())
+            except BadData:
+                size = out.size
+                self._cut()
+                raise Retry(f"the answer ended inside a zstd frame, after {size:,} bytes") from None
+        if not wanted or out.sha256 == wanted:
+            return True
+        self._mismatches += 1
+        if not self._facts.sha256 and self._mismatches == 2:
+            self._refuse_change(out.sha256)
+        self._set_aside()
+        if self._mismatches == 2:
+            raise BadData(
+                f"{self._shown}: sha256 differs from the {wanted[:12]}… that was promised, twice",
+                hint=f"try another --mirror; what came is in {QUARANTINE}/",
+            )
+        return False
+
+    def _set_aside(self) -> None:
+        """Keep a copy of what came instead of the file, for whoever wants to know, and begin again."""
+        folder = self._target.parent / QUARANTINE
+        folder.mkdir(exist_ok=True)
+        aside = folder / f"{part_of(self._target).stem}.{self._out.sha256[:12]}"
+        for older in folder.glob(f"{part_of(self._target).stem}.*"):
+            files.disk.unlink(older)
+        self._out.set_aside(aside)
+        self._cut()
+
+    def _start_anew(self) -> None:
+        """The file was replaced: ask what it is now, and fetch that, unless it is pinned."""
+        self._replaced += 1
+        if self._replaced > _REPLACED:
+            raise TryAgain(f"{self._shown}: it changes while it is fetched", hint="run it again later")
+        self._facts = self._connection.facts(self._url)
+        if self._pinned and self._facts.sha256 and self._facts.sha256 != self._pinned:
+            self._refuse_change(self._facts.sha256)
+        self._cut()
+
+    def _refuse_change(self, sha256: str) -> None:
+        raise changed(self._shown, sha256, self._pinned)
 
 
-def _promise(answer: requests.Response, start: int) -> _Promise:
-    """What the answer, or a redirect on the way to it, says of the whole file.
-
-    The hub says size and sha256 in the answer that redirects to where the bytes lie.
-    """
-    length = answer.headers.get("Content-Length", "")
-    size = start + int(length) if length.isdigit() else None
-    sha256 = ""
-    for hop in (*answer.history, answer):
-        if (linked := hop.headers.get("X-Linked-Size", "")).isdigit():
-            size = int(linked)
-        if re.fullmatch(r'"?[0-9a-f]{64}"?', etag := hop.headers.get("X-Linked-Etag", "")):
-            sha256 = etag.strip('"')
-    etag = answer.headers.get("ETag", "")
-    return _Promise(size, sha256, etag if etag.startswith('"') else "")
+def changed(where: str, now: str, pinned: str) -> UpstreamChanged:
+    return UpstreamChanged(
+        f"{where}: sha256 {now[:12]}… now, {pinned[:12]}… when it was pinned; the old file is kept",
+        hint="to accept the new one, `download --update-lock` or `refresh` without --locked",
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import tokens
+from pipeline import files, tokens
 from pipeline.export import stream
 from pipeline.export.interface import Borders, Format, Source, Span, broken
 
@@ -28,7 +28,7 @@ def _write(source: Source, folder: Path) -> None:
         stem = f"{source.name}_{split.name}_document"
         stream.write_split(split, folder / f"{stem}.bin")
         if split.idx:
-            stream.link_or_copy(split.idx, folder / f"{stem}.idx")
+            files.link_or_copy(split.idx, folder / f"{stem}.idx")
         else:
             (folder / f"{stem}.idx").write_bytes(tokens.index_of(source.lengths(split.name), source.dtype))
 

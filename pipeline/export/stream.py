@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from pipeline import files
 from pipeline.errors import BadData
 from pipeline.export.interface import Split, broken
 from pipeline.tokens import TokenArray
 
 _PIECE = 1 << 22  # ids; 8 or 16 MiB
-
-# other disks, file systems without hard links, kernels that refuse links to others' files, files with too many links
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def pieces(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
@@ -72,7 +67,7 @@ def write_ids(path: Path, ids: Iterable[np.ndarray], header: bytes = b"") -> Non
 def write_split(split: Split, path: Path) -> None:
     """All ids of a split as one file without a header: the segment itself where there is only one."""
     if split.bin:
-        link_or_copy(split.bin, path)
+        files.link_or_copy(split.bin, path)
     else:
         write_ids(path, pieces(split.ids))
 
@@ -86,16 +81,6 @@ def read_ids(path: Path, dtype: str, offset: int = 0) -> Iterator[np.ndarray]:
         file.seek(offset)
         while len(piece := np.fromfile(file, dtype, _PIECE)):
             yield piece
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` a hard link to `source`, or a copy of it where the file system has no such links."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(source, target)
 
 
 def can_link(source: Path, folder: Path) -> bool:

@@ -59,6 +59,12 @@ class Handler(BaseHTTPRequestHandler):
         script = self.server.scripts.get(self.path)
         (script.pop(0) if script else serve)(self)
 
+    def do_HEAD(self) -> None:
+        """What a server that knows HEAD says of the file; of what only a script knows it says nothing."""
+        body = self.server.files.get(self.path)
+        status = 200 if body is not None else 405 if self.path in self.server.scripts else 404
+        self.answer(status, body or b"", self.server.headers if status == 200 else {}, stop_after=0)
+
     def answer(self, status: int, body: bytes, headers: dict[str, str], *, stop_after: int | None = None) -> None:
         """Send `body` with its length; close the connection after `stop_after` bytes of it."""
         self.send_response(status)
@@ -167,7 +173,7 @@ def server() -> Iterator[Server]:
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long each wait before another attempt would have been; none is waited."""
     waits: list[float] = []
-    monkeypatch.setattr("pipeline.transfer.time.sleep", waits.append)
+    monkeypatch.setattr("pipeline.network.Network.sleep", lambda network, seconds: waits.append(seconds))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
     return waits
