@@ -401,7 +401,7 @@ def _trained(built: Built) -> Outcome:
 
     from model import run
 
-    result = run.read_result(built.artifact)
+    result = run.read_result(built.artifact.path)
     outcome = _built(built, ("steps", "tokens", "parameters"))
     fields = msgspec.structs.asdict(result)
     outcome.extra |= {key: fields[key] for key in fields if key not in ("seconds", "last", "best")}
@@ -593,7 +593,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     stage = _train_stage(settings, recipe, device)
     done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs))
     assert done.last
-    result = run.read_result(done.last)
+    result = run.read_result(done.last.path)
     samples = _continuations(settings, recipe, done.last, device)
     lines = [
         "everything is unchanged; what there is:" if done.result == "unchanged" else "built:",

@@ -19,7 +19,7 @@ import msgspec
 from model import config
 from model.config import Preset
 from pipeline import artifact, tokenizers
-from pipeline.artifact import Artifact, Identity
+from pipeline.artifact import Artifact, Identity, Input
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import Tokenizer
 
@@ -49,16 +49,22 @@ class Result(msgspec.Struct, frozen=True):
     best_bits_per_char: float
     last: str
     best: str
+    steps_before: int = 0  # of the runs that it went on from
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that may be run: on which tokens, under which name, with which numbers."""
+    """A training that may be run: on which tokens, under which name, with which numbers.
+
+    `parent` is the run whose weights it begins with, if any, and `parent_path` its folder.
+    """
 
     name: str
     preset_name: str
     preset: Preset
     tokens: Artifact
+    parent: Input | None = None
+    parent_path: Path | None = None
 
 
 def check(
@@ -101,15 +107,36 @@ def identify(planned: Plan) -> Identity:
         "model": dataclasses.asdict(planned.preset.model),
         "train": dataclasses.asdict(planned.preset.train),
     }
-    inputs = (planned.tokens.as_input("tokens"),)
+    inputs = (planned.tokens.as_input("tokens"), *([planned.parent] if planned.parent else []))
     return Identity("runs", planned.name, options, inputs, planned.tokens.manifest.tokenizer, ("torch",))
 
 
-def read_result(run: Artifact) -> Result:
+def continued(root: Path, planned: Plan) -> Plan:
+    """The same plan, going on from the run that stands under its name if that was trained on other tokens.
+
+    Other tokens of the same tokenizer, and with the same numbers: a new generation of the data. A run on these very
+    tokens is the plan's own.
+    """
+    run = artifact.current(root, "runs", planned.name)
+    if run is None or run.manifest.tokenizer != planned.tokens.manifest.tokenizer:
+        return planned
+    options = (run.manifest.options, dict(identify(planned).options))
+    if len({msgspec.json.encode(each, order="deterministic") for each in options}) > 1:
+        return planned
+    made_from = {entry.role: entry for entry in run.manifest.inputs}
+    if made_from["tokens"].digest != planned.tokens.digest:
+        return dataclasses.replace(planned, parent=run.as_input("parent"), parent_path=run.path)
+    parent = made_from.get("parent")
+    path = root / parent.name if parent else None
+    return dataclasses.replace(planned, parent=parent, parent_path=path if path and path.is_dir() else None)
+
+
+def read_result(folder: Path) -> Result:
+    """What the run in `folder` came to."""
     try:
-        return msgspec.json.decode(run.file(RESULT).read_bytes(), type=Result)
+        return msgspec.json.decode((folder / RESULT).read_bytes(), type=Result)
     except (OSError, msgspec.DecodeError) as error:
-        raise BadData(f"{run.file(RESULT)}: {error}", hint="`train` it again") from None
+        raise BadData(f"{folder / RESULT}: {error}", hint="`train` it again") from None
 
 
 def open_tokenizer(run: Artifact) -> Tokenizer:
@@ -118,5 +145,5 @@ def open_tokenizer(run: Artifact) -> Tokenizer:
 
 def checkpoint_path(run: Artifact, which: str) -> Path:
     """The folder of the "best" or the "last" checkpoint."""
-    result = read_result(run)
+    result = read_result(run.path)
     return run.file("checkpoints") / (result.last if which == "last" else result.best)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -21,7 +22,7 @@ from model.checkpoint import State
 from model.config import TrainConfig
 from model.evaluate import Evaluation, ValidationSet, evaluate, validation_set
 from model.gpt import GPT
-from model.run import RESULT, Plan, Report, Result
+from model.run import RESULT, Plan, Report, Result, read_result
 from pipeline import files, tokens
 from pipeline.errors import BadData, TrainingDiverged, TryAgain
 from pipeline.tokens import TokenStore
@@ -79,10 +80,11 @@ def fit(folder: Path, planned: Plan, *, device: str, resume: bool, report: Repor
     optimizer = optim.adamw(model, config)
     checkpoints = folder / "checkpoints"
     schedule = _restore(checkpoints, model, optimizer, config, report, resume=resume)
+    before = _go_on_from(planned, model, optimizer, report, load=schedule.step == 0)
     if schedule.step == 0:
         _announce(planned, store, model, where, report)
 
-    loop = _Loop(folder, model, optimizer, config, store, validation, where, report)
+    loop = _Loop(folder, model, optimizer, config, store, validation, where, report, before)
     with _stop_signal() as stopped, Metrics(folder / "metrics.csv", schedule.step) as metrics:
         loop.run(schedule, metrics, stopped)
     return _finish(folder, planned, loop, schedule, where)
@@ -101,7 +103,9 @@ class _Loop:
         validation: ValidationSet,
         device: torch.device,
         report: Report,
+        steps_before: int,
     ) -> None:
+        self.steps_before = steps_before
         self.model, self.optimizer, self.config, self.store = model, optimizer, config, store
         self.validation, self.device, self.report = validation, device, report
         self.checkpoints = folder / "checkpoints"
@@ -151,6 +155,7 @@ class _Loop:
     def _step(self, step: int, rate: float) -> None:
         """One step on `accumulate` batches. Dropout is seeded by the step, so that a resumed run repeats it."""
         config, block = self.config, self.model.config.block_size
+        step += self.steps_before  # a run that goes on from another does not see its blocks again
         torch.manual_seed((config.seed << 32) + step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -254,6 +259,24 @@ def _restore(
     return Schedule(config, 0, 0.0)
 
 
+def _go_on_from(planned: Plan, model: GPT, optimizer: torch.optim.Optimizer, report: Report, *, load: bool) -> int:
+    """Begin with the weights, and the optimiser's moments, that an earlier run ended with. Returns its steps."""
+    if planned.parent is None:
+        return 0
+    parent = planned.parent_path
+    if parent is None:
+        raise BadData(
+            f"{planned.parent.name}: the run to go on from is gone", hint="train anew under another name, with --name"
+        )
+    result = read_result(parent)
+    if load:
+        last = parent / "checkpoints" / result.last
+        model.load_state_dict(checkpoint.load_model(last, next(model.parameters()).device).state_dict())
+        checkpoint.load_optimizer(last, model, optimizer)
+        report(f"going on from the weights of {parent.parent.name}/{parent.name}, after {result.steps:,} steps")
+    return result.steps_before + result.steps
+
+
 def _announce(planned: Plan, store: TokenStore, model: GPT, device: torch.device, report: Report) -> None:
     config = planned.preset.train
     per_step = config.batch_size * config.accumulate * model.config.block_size
@@ -297,6 +320,7 @@ def _finish(folder: Path, planned: Plan, loop: _Loop, schedule: Schedule, device
         best_bits_per_char=float(best["bits_per_char"]),
         last=newest.name,
         best=lowest.name,
+        steps_before=loop.steps_before,
     )
     files.write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
     uniform = math.log(planned.preset.model.vocab_size)
@@ -353,12 +377,14 @@ def _stop_signal() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: object) -> None:
         stopped.set()
         for each, handler in before.items():
             signal.signal(each, handler)
+        if number == signal.SIGTERM and callable(terminate := before[number]):
+            terminate(number, frame)  # so that whoever waits above knows, and the second one is its second
 
     for number in before:
         signal.signal(number, stop)

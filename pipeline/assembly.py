@@ -1,6 +1,7 @@
 """Encoded pieces become segments: in order, unit by unit, so that a killed run goes on after its last whole unit.
 
     <split>-FFFFF-UUUU.bin .idx .src      a segment: what one split got from unit UUUU of input file FFFFF
+    units.jsonl                           what was done of each unit, so that a later generation can take it over
     .work/unit-FFFFF-UUUU.json            the record of a unit, written when all its files are
     .work/rejects-FFFFF-UUUU.jsonl.zst    what was dropped from it, and why
     .work/digests-FFFFF-UUUU              with --dedup: the hashes of its documents
@@ -29,6 +30,7 @@ from pipeline.ledger import Ledger
 from pipeline.tokens import SPLITS, SegmentWriter
 
 REJECTS = "rejects.jsonl.zst"
+UNITS = "units.jsonl"
 
 
 class UnitRecord(msgspec.Struct):
@@ -36,7 +38,8 @@ class UnitRecord(msgspec.Struct):
 
     file: int
     unit: int
-    after: str = ""  # the stem of the record before
+    after: str = ""  # the stem of the record before; not in what is published
+    taken_over: bool = False  # from an earlier generation; not in what is published
     split: str = ""  # of the file: "train", "val" or "" for one that is divided
     last: bool = False  # of its file
     lines: int = 0
@@ -98,20 +101,27 @@ class Assembly:
                 self._open.rejects.close()
 
     def _done_before(self) -> Iterator[UnitRecord]:
-        """Records of the units that an earlier run finished, up to the first that is not as it was left."""
-        before = ""
+        """Records of the units that an earlier run finished, up to the first that is not as it was left.
+
+        Those that were taken over do not depend on any before them, and so not on where that is.
+        """
+        before, unbroken = UnitRecord(-1, -1), True
         for path in sorted(self._scratch.glob("unit-*.json")):
             try:
                 record = msgspec.json.decode(path.read_bytes(), type=UnitRecord)
             except (msgspec.DecodeError, UnicodeDecodeError):
-                return
+                unbroken = False
+                continue
             kept = [(self._place(each.name), each) for each in record.files]
             kept += [(self._scratch / each.name, each) for each in record.scratch]
             whole = all(files.size_of(at) == each.size and files.sha256_of(at) == each.sha256 for at, each in kept)
-            if not whole or record.after != before:
-                return
-            before = record.stem
-            yield record
+            follows = record.unit == 0 or (record.file, record.unit) == (before.file, before.unit + 1)
+            unbroken = unbroken and (record.taken_over or record.after == (before.stem if before.file >= 0 else ""))
+            if whole and follows and (unbroken or record.taken_over):
+                before = record
+                yield record
+            else:
+                unbroken = False
 
     def _take_up(self) -> None:
         """Go on after the units that are done: forget what was begun after them, remember what they remembered."""
@@ -148,10 +158,14 @@ class Assembly:
         done = [record for record in self.records if record.file == file]
         return None if done and done[-1].last else done[-1].unit + 1 if done else 0
 
-    def add(self, task: Task, encoded: Encoded) -> None:
-        """Add the next piece; one that comes after there is enough changes nothing. Raises the fault of a piece."""
+    def add(self, task: Task, encoded: Encoded) -> bool:
+        """Add the next piece; one that comes after there is enough changes nothing. Raises the fault of a piece.
+
+        Returns whether a unit was finished, so that a run that stops now has nothing to do again but this piece.
+        """
         if self.is_full(task.job.split):  # it was encoded ahead
-            return
+            return False
+        before = len(self.records)
         if encoded.fault:
             raise encoded.fault
         if self._open and (task.file, task.unit) != (self._open.record.file, self._open.record.unit):
@@ -169,6 +183,7 @@ class Assembly:
         self._add_batches(encoded.batches, task)
         self._lines += encoded.lines
         record.lines += encoded.lines
+        return len(self.records) > before
 
     def finish(self) -> list[UnitRecord]:
         """The records of all units, once the last is done."""
@@ -179,8 +194,9 @@ class Assembly:
     def _begin(self, task: Task) -> None:
         done = [record for record in self.records if record.file == task.file]
         self._lines = sum(record.lines for record in done)
-        after = self.records[-1].stem if self.records else ""
-        self._open = _Open(UnitRecord(task.file, task.unit, after, split=task.job.split), {}, bytearray())
+        record = UnitRecord(task.file, task.unit, split=task.job.split)
+        record.after = max((each.stem for each in self.records if each.stem < record.stem), default="")
+        self._open = _Open(record, {}, bytearray())
 
     def _add_batches(self, batches: list[Batch], task: Task) -> None:
         record = self._unit.record
@@ -294,10 +310,13 @@ class Assembly:
         files.start_writing(self._place(each.name) for each in record.files)
         (self._scratch / f"unit-{record.stem}.json").write_bytes(msgspec.json.encode(record))
         self.records.append(record)
+        self.records.sort(key=lambda each: each.stem)  # those that were taken over may come after it
         self._open = None
 
-    def write_rejects(self) -> None:
-        """All rejects as one file, in the order of the input: zstd frames one after the other are a zstd file."""
+    def write_units(self) -> None:
+        """What was done of each unit, and all rejects as one file: zstd frames one after the other are a zstd file."""
+        told = (msgspec.structs.replace(record, after="", taken_over=False) for record in self.records)
+        (self._draft / UNITS).write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in told))
         with ZstdLines(self._draft / REJECTS):  # so that it is one, also where nothing was rejected
             pass
         with open(self._draft / REJECTS, "ab") as out:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import artifact, engines, files, raw, tasks, tokenizers, tokens
+from pipeline import artifact, engines, files, raw, reuse, tasks, tokenizers, tokens
 from pipeline.artifact import Artifact, Built, Content, Identity, Input
 from pipeline.assembly import Assembly, UnitRecord
 from pipeline.encode import Choice, Job, encode
@@ -26,7 +26,7 @@ from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
 from pipeline.progress import Progress
 from pipeline.tokenizers import Tokenizer
 
-SCHEMA = 3  # raise when the same options give other bytes
+SCHEMA = 4  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
 _SMALL = 2 << 20  # bytes of input files, packed or not, that are not worth the start of a worker
@@ -153,9 +153,15 @@ def tokenize(
     document compared; TooManyRejects when more than `options.max_bad` of the documents are bad.
     """
 
+    identity = identify(name, inputs, tokenizer, trained, options)
+
     def write(draft: Path) -> Content:
         if tokenizer.kind == "tiktoken" and (why := tokenizers.why_not_fast(tokenizer.name)):
             progress.note(f"gigatoken {why}: tiktoken encodes, with the same ids and many times slower")
+        if taken := reuse.take_over(draft, identity):
+            progress.note(
+                f"{len(taken)} units of {len({each.file for each in taken})} files are taken over as they are"
+            )
         try:
             return _write(draft, inputs, tokenizer, options, progress, jobs)
         except BadData:  # going on with what other units have done would not help
@@ -163,7 +169,7 @@ def tokenize(
             draft.mkdir()
             raise
 
-    return artifact.build(root, identify(name, inputs, tokenizer, trained, options), write, keep_draft=True)
+    return artifact.build(root, identity, write, keep_draft=True)
 
 
 def _write(
@@ -190,11 +196,12 @@ def _write(
         jobs = jobs if total > _SMALL else 1
         with contextlib.closing(engines.stream(functools.partial(encode, tokenizer), todo, jobs=jobs)) as done:
             for task, encoded in done:
-                assembly.add(task, encoded)
+                if assembly.add(task, encoded):
+                    progress.safe_point(f"{len(assembly.records)} units are kept")
         for entry, _ in work:
             raw.require_unchanged(entry)
         units = assembly.finish()
-        assembly.write_rejects()
+        assembly.write_units()
     content = _content(units, tokenizer, dtype, options, fraction)
     if options.format != "memmap":
         attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}

@@ -51,7 +51,7 @@ def test_the_counting_toy_answers_4_after_1_2_3(inkstone: object) -> None:
 
 
 def test_the_loss_falls_and_the_result_says_by_how_much(root: Path, numbers: Artifact) -> None:
-    result = run.read_result(train(root, numbers, steps=60).artifact)
+    result = run.read_result(train(root, numbers, steps=60).artifact.path)
     assert result.bits_per_char < 0.7 * result.first_bits_per_char
     assert (result.steps, result.tokens, result.mfu) == (60, 60 * 32 * 16, None)
     assert result.tokens_per_second > 0
@@ -66,7 +66,7 @@ def test_a_run_holds_its_tokenizer_curve_metrics_and_checkpoint(root: Path, numb
     assert (moved / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert run.open_tokenizer(found).decode([4]) == "4"
     model = checkpoint.load_model(run.checkpoint_path(found, "best"), CPU)
-    assert sum(weight.numel() for weight in model.parameters()) == run.read_result(found).parameters
+    assert sum(weight.numel() for weight in model.parameters()) == run.read_result(found.path).parameters
     with open(moved / "metrics.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["step"] for row in rows if row["val_loss"]] == ["0", "10", "20"]
@@ -131,7 +131,7 @@ def test_a_run_may_be_stopped_again_and_again(root: Path, numbers: Artifact) -> 
 def test_a_signal_in_the_last_step_lets_the_run_end_well(root: Path, numbers: Artifact) -> None:
     planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
     made = stage.train(root, planned, device="cpu", resume=True, report=stop_at(20)).artifact
-    assert run.read_result(made).last == "step-00000020"
+    assert run.read_result(made.path).last == "step-00000020"
 
 
 def test_a_wrong_option_leaves_the_checkpoints_of_an_unfinished_run_alone(root: Path, numbers: Artifact) -> None:
@@ -218,7 +218,9 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_with_exit_12(root: Pat
 def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -> None:
     planned = run.plan(numbers, "mini", name="clock", minutes=0.03)
     start = time.monotonic()
-    result = run.read_result(stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
+    result = run.read_result(
+        stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact.path
+    )
     assert 1.5 < time.monotonic() - start < 15
     assert 1.8 <= result.seconds < 10
     assert result.steps > 10
@@ -296,7 +298,9 @@ def test_a_first_evaluation_that_takes_longer_than_the_whole_time_still_leaves_a
     root: Path, numbers: Artifact
 ) -> None:
     planned = run.plan(numbers, "mini", name="clock", minutes=1e-6)
-    result = run.read_result(stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact)
+    result = run.read_result(
+        stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact.path
+    )
     assert result.steps >= 1
 
 
@@ -318,4 +322,4 @@ def test_checkpoints_come_by_the_clock_too_and_three_are_kept_at_most(
     made = train(root, numbers, steps=8, evaluations=1).artifact
     assert saved == list(range(1, 9))
     assert max(kept) <= 4  # the newest beside the two before it and the best, until those are tidied
-    assert run.read_result(made).last == "step-00000008"
+    assert run.read_result(made.path).last == "step-00000008"
