@@ -10,26 +10,28 @@ import re
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import console, errors
+from pipeline import console, errors, upkeep
 from pipeline.console import Group, Outcome, Settings
 from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from model.run import Plan
     from pipeline.artifact import Artifact, Built
+    from pipeline.chain import TrainStage
     from pipeline.inspection import Facts
     from pipeline.network import Network
+    from pipeline.plan import Options
     from pipeline.recipe import Recipe
-    from pipeline.refresh import Refreshed, TrainStage
+    from pipeline.refresh import Refreshed
 
 HERE = Path(__file__).resolve().parent
 
@@ -497,10 +499,17 @@ def _ids(text: str, vocab_size: int) -> list[int]:
 
 @cli.command()
 @click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Only show which stages are stale, and why.")
+@click.option("--dry-run", is_flag=True, help="Only show the plan: what is stale, why, and what it takes.")
 @click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for another refresh to end.")
 @click.option("--through", default="train", show_default=True, metavar="STAGE", help="The last stage to run.")
 @click.option("--set", "pairs", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one entry (repeatable).")
+@click.option(
+    "--update-lock/--locked", default=None, help="Take what changed upstream (default), or keep to what is pinned."
+)
+@click.option(
+    "--ping-url", default="", metavar="URL", help="Ask for URL/start, URL and URL/fail as it starts and ends."
+)
+@NETWORK
 @JOBS
 @DEVICE
 def refresh(
@@ -510,25 +519,75 @@ def refresh(
     wait: float,
     through: str,
     pairs: tuple[str, ...],
+    update_lock: bool | None,
+    ping_url: str,
+    allow_shrink: bool,
+    allow_hosts: tuple[str, ...],
     jobs: int,
     device: str,
+    **limits: Any,
 ) -> Outcome:
     """Run a recipe: every stage whose inputs or options changed, and no other."""
     from pipeline import recipe as recipes
     from pipeline import refresh as chain
+    from pipeline.plan import Options
 
     recipe = recipes.load(path, pairs)
     stage = _train_stage(settings, recipe, device)
+    network = _network(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
+    locked = recipe.download.locked if update_lock is None else not update_lock
+    options = Options(through, locked, allow_shrink, _jobs(jobs), network)
     if dry_run:
-        done = chain.plan(settings.root, recipe, stage, settings.progress, through=through)
-        lines = [f"{step.stage:<16} {step.result:<6} {step.what:<40} {step.why}".rstrip() for step in done.steps]
-        return Outcome("unchanged", extra={"stages": [asdict(step) for step in done.steps]}, lines=lines)
-    done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs), through=through, wait=wait)
+        return _planned(settings, recipe, stage, options)
+    with _pinged(ping_url):
+        done = chain.refresh(
+            settings.root, recipe, stage, settings.progress, options, wait=wait, run_id=settings.run_id
+        )
     outcome = _refreshed(done, [f"{done.result}: {done.last.ref if done.last else recipe.name}"])
     if done.result == "built" and done.last and done.last.manifest.kind == "runs" and recipe.sample.prompts:
         outcome.extra["samples"] = _continuations(settings, recipe, done.last, device)
         outcome.lines += _shown(outcome.extra["samples"])
     return outcome
+
+
+@contextmanager
+def _pinged(url: str) -> Iterator[None]:
+    """Tell a monitor how the block begins and ends."""
+    if not url:
+        yield
+        return
+    from pipeline.network import ping
+
+    ping(f"{url.rstrip('/')}/start")
+    try:
+        yield
+    except BaseException:
+        ping(f"{url.rstrip('/')}/fail")
+        raise
+    ping(url)
+
+
+def _planned(settings: Settings, recipe: Recipe, stage: TrainStage, options: Options) -> Outcome:
+    from pipeline import files, state
+    from pipeline.chain import Chain
+    from pipeline.plan import plan
+    from pipeline.status import duration, size
+
+    chain = Chain(settings.root, recipe, stage, settings.progress, options.jobs)
+    planned = plan(chain, options, state.read(settings.root, recipe.name).paces)
+    lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>8}  why"]
+    for step in planned.steps:
+        takes = f"{size(step.fetch):>10} {size(step.disk):>10} {duration(step.seconds):>8}"
+        lines.append(f"{step.stage:<16} {step.result:<6} {takes}  {step.why or step.what}")
+    needed = sum(step.disk or 0 for step in planned.steps)
+    free = files.free_space(settings.root)
+    lines.append(f"needs {size(needed)} on the disk, where {size(free)} are free")
+    return Outcome(
+        "unchanged",
+        extra={"stages": [asdict(step) for step in planned.steps], "disk_needed": needed, "disk_free": free},
+        lines=lines,
+        always=True,
+    )
 
 
 def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
@@ -563,13 +622,14 @@ def _refreshed(done: Refreshed, lines: list[str]) -> Outcome:
 
 def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
     from model import run, stage
-    from pipeline.refresh import TrainStage
+    from pipeline.chain import TrainStage
 
     def plan(tokens: Artifact) -> Plan:
         chosen = recipe.train
-        return run.plan(
+        planned = run.plan(
             tokens, chosen.preset, name=recipe.name, steps=chosen.steps, minutes=chosen.minutes, settings=chosen.set
         )
+        return run.continued(settings.root, planned)
 
     return TrainStage(
         check=lambda: run.check(recipe.train.preset, recipe.train.steps, recipe.train.minutes, recipe.train.set),
@@ -588,10 +648,11 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     from model import run
     from pipeline import recipe as recipes
     from pipeline import refresh as chain
+    from pipeline.plan import Options
 
     recipe = recipes.load(HERE / "recipes" / "sample.toml")
     stage = _train_stage(settings, recipe, device)
-    done = chain.refresh(settings.root, recipe, stage, settings.progress, jobs=_jobs(jobs))
+    done = chain.refresh(settings.root, recipe, stage, settings.progress, Options(jobs=_jobs(jobs)))
     assert done.last
     result = run.read_result(done.last.path)
     samples = _continuations(settings, recipe, done.last, device)
@@ -624,43 +685,8 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     return outcome
 
 
-@cli.command()
-def status(settings: Settings) -> Outcome:
-    """Show every source and artifact: what is current, how old, how large."""
-    from pipeline import status as shelf
-
-    rows = shelf.status(settings.root)
-    lines = [f"{row.ref:<48} {row.state:<10} {shelf.age(row):>7} {shelf.size(row):>10}  {row.summary}" for row in rows]
-    listed = [shelf.as_dict(row) for row in rows]
-    nothing = [f"nothing in {settings.root} yet; `demo` fills it, and so does `download`"]
-    return Outcome(
-        "unchanged",
-        path=settings.root,
-        counts={"rows": len(rows)},
-        extra={"rows": listed},
-        lines=lines or nothing,
-        always=True,
-    )
-
-
-@cli.command()
-@click.argument("reference", metavar="[ARTIFACT]", default="")
-@click.option("--deep", is_flag=True, help="Hash every byte; without it only sizes are compared.")
-def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
-    """Check that published files are as they were published."""
-    from pipeline import status as shelf
-
-    checked = list(shelf.verify(settings.root, reference, deep=deep))
-    found = [problem for _, problems in checked for problem in problems]
-    if found:
-        for problem in found[1:]:
-            settings.progress.note(problem)
-        more = f" (and {len(found) - 1} more, above)" if len(found) > 1 else ""
-        raise errors.BadData(f"{found[0]}{more}", hint="delete that folder or file, then run its stage again")
-    how = "every byte" if deep else "every size"
-    return Outcome(
-        "unchanged", path=settings.root, counts={"checked": len(checked)}, lines=[f"{len(checked)} whole by {how}"]
-    )
+for command in upkeep.COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command()

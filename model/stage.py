@@ -15,7 +15,8 @@ def train(root: Path, planned: Plan, *, device: str, resume: bool, report: Repor
     def write(draft: Path) -> Content:
         from model.train import fit  # torch takes two seconds to import: not for a run that stands already
 
-        result = fit(draft, planned, device=device, resume=resume, report=report)
+        with artifact.lease(planned.tokens):
+            result = fit(draft, planned, device=device, resume=resume, report=report)
         return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
 
     return artifact.build(root, identify(planned), write, keep_draft=True)

@@ -3,10 +3,11 @@
     artifacts/<kind>/<name>/<key>/manifest.json     what it is; written last, so that a folder with it is complete
     artifacts/<kind>/<name>/<key>/...               its files
     artifacts/<kind>/<name>/<key>/run.json          how it came about: time, host, versions (never in the key)
-    artifacts/<kind>/<name>/current -> <key>        the newest generation; older ones stay beside it
+    artifacts/<kind>/<name>/current -> <key>        the generation that readers get; older ones stay beside it
+    artifacts/<kind>/<name>/rolled-back             keys that `current` shall not name by itself (generations.py)
 
 The key is a hash of everything that decides the bytes. So the same key means the same bytes, and a stage whose key
-is already published has nothing to do.
+is already published has nothing to do. The folder of one name, with all its generations, is called its shelf.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,23 @@ from typing import Any
 import msgspec
 
 from pipeline import files, locks
-from pipeline.errors import BadConfig, BadData, InputMissing, InternalError, TooManyRejects
+from pipeline.errors import (
+    BadConfig,
+    BadData,
+    InkstoneError,
+    InputMissing,
+    InternalError,
+    TooManyRejects,
+    TryAgain,
+    UpstreamChanged,
+)
 
 SCHEMA = 1
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
 _MADE_BY = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
-_NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
+_NAME, _KEY = re.compile(r"[^\W_][\w.+-]{0,79}"), re.compile(r"[0-9a-f]{16}")
 MANIFEST, _RUN = "manifest.json", "run.json"
+ROLLED_BACK = "rolled-back"
 SCRATCH = ".work"  # in a draft: what its stage needs to go on after a kill; it is not published
 
 
@@ -70,6 +82,17 @@ class _Schema(msgspec.Struct):
     """The one field of a manifest that every version has."""
 
     schema: int
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """What is read again of a run.json: the number of the generation on its shelf, and when it was finished.
+
+    In a draft, where there is no manifest yet, `made_from` are the inputs of what is being made.
+    """
+
+    generation: int = 0
+    finished: str = ""
+    made_from: tuple[Input, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,14 +211,22 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
     `write` fills an empty folder and says what it wrote. When it raises, nothing is published; with `keep_draft`
     its folder is left and handed to it again the next time, so that it can go on where it stopped. So is an artifact
     of this identity that was damaged after it was published.
+
+    Raises UpstreamChanged when this generation was rolled back, TryAgain when another process builds on this shelf.
     """
     start = time.monotonic()
     shelf = root / identity.kind / check_name(identity.name)
     with locks.lock(shelf / ".lock", doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
+        if is_rolled_back(root, identity):
+            raise UpstreamChanged(
+                f"{identity.kind}/{identity.name}/{identity.key} was rolled back",
+                hint=f"`rollback {identity.kind}/{identity.name} --to {identity.key}` takes it again",
+            )
+        files.remove_temporaries(shelf, below=False)
         if artifact := published(root, identity):
             files.remove_tree(target / SCRATCH)
-            if not _points_to(shelf / "current", identity.key):
+            if current_key(shelf) != identity.key:
                 files.point(shelf / "current", identity.key)
             return Built(artifact, "unchanged")
         if not keep_draft:
@@ -203,26 +234,40 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
         elif target.is_dir() and not draft.exists():
             files.publish_directory(target, draft)
         draft.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(shelf, below=False)
         files.remove_temporaries(draft)
+        if keep_draft:  # so that `prune` keeps what it needs to go on
+            files.write_file(draft / _RUN, msgspec.json.encode({"made_from": identity.inputs}))
         try:
             content = write(draft)
         except TooManyRejects as error:  # the draft stays: it holds the rejects that the person is asked to look at
             raise TooManyRejects(f"{draft}: {error.what}", hint=error.hint) from None
         except BaseException:
-            if not keep_draft or not any(draft.iterdir()):
+            if not keep_draft or not any(path.name != _RUN for path in draft.iterdir()):
                 files.remove_tree(draft)
             raise
         _write_manifest(draft, identity, content, start)
-        files.remove_tree(target)  # if it stands, it is damaged
-        files.publish_directory(draft, target)
-        files.remove_tree(target / SCRATCH)
+        made = _publish(root, identity, draft, target)
         files.point(shelf / "current", identity.key)
-    return Built(read(target), "built")
+    return Built(made, "built")
 
 
-def _points_to(link: Path, key: str) -> bool:
-    return link.is_symlink() and os.readlink(link) == key
+def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artifact:
+    """Let the finished draft appear as `target`. Raises TryAgain when another process worked in the same draft.
+
+    Two processes come so far only where locks do nothing. What the other has published meanwhile stays.
+    """
+    if target.is_dir() and not published(root, identity):  # damaged
+        files.throw_away(target)
+    files.publish_directory(draft, target)
+    files.remove_tree(target / SCRATCH)
+    made = read(target)
+    if found := problems(made):
+        files.throw_away(target)
+        raise TryAgain(
+            f"{found[0]}, as soon as it was published: another process builds it too",
+            hint="when that has ended, run the same command again",
+        )
+    return made
 
 
 def _write_manifest(draft: Path, identity: Identity, content: Content, start: float) -> None:
@@ -233,6 +278,7 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
         "python": platform.python_version(),
         "platform": platform.platform(),
         **content.run,
+        "generation": 1 + max((_run_of(draft.parent / key).generation for key in keys(draft.parent)), default=0),
     }
     files.write_file(draft / _RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
     known = {(record.name, record.size): record for record in content.hashed}
@@ -260,8 +306,13 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
 
 def _names(folder: Path) -> list[str]:
     """Paths of the files below `folder` that a manifest lists, in a fixed order."""
-    found = (os.path.relpath(os.path.join(top, name), folder) for top, _, names in os.walk(folder) for name in names)
+    walk = os.walk(folder, onerror=_raise)  # which else leaves out, without a word, a folder that it cannot open
+    found = (os.path.relpath(os.path.join(top, name), folder) for top, _, names in walk for name in names)
     return sorted(name for name in found if name not in (MANIFEST, _RUN) and Path(name).parts[0] != SCRATCH)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def read(path: Path) -> Artifact:
@@ -273,15 +324,99 @@ def read(path: Path) -> Artifact:
         manifest = msgspec.json.decode(data, type=Manifest)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no artifact here", hint="`status` lists what there is") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadData(f"{path / MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest())
 
 
 def current(root: Path, kind: str, name: str) -> Artifact | None:
-    """The current generation of an artifact, resolved once, or None."""
-    link = root / kind / name / "current"
-    return read(link.resolve()) if link.is_symlink() and link.exists() else None
+    """The current generation of an artifact, resolved once, or None.
+
+    Raises BadData when there is one that cannot be read, and names the newest one that is whole: a reader may take
+    that by its key, but is never given old data unasked.
+    """
+    shelf = root / kind / name
+    link = shelf / "current"
+    if not link.is_symlink() or not (link.exists() or keys(shelf)):
+        return None
+    try:
+        return read(link.resolve())
+    except (InputMissing, BadData) as error:
+        what = f"{error.what}; it is the current generation of {kind}/{name}"
+        raise BadData(what, hint=_remedy(shelf, kind, besides=current_key(shelf))) from None
+
+
+def current_key(shelf: Path) -> str:
+    """The key that `current` names, whether or not there is such a generation; "" where there is no `current`."""
+    link = shelf / "current"
+    return Path(os.readlink(link)).name if link.is_symlink() else ""
+
+
+def keys(shelf: Path) -> list[str]:
+    """Keys of the generations on a shelf, damaged ones too, in the order in which they were published.
+
+    The order is that of their numbers in run.json: unlike times, those stay right when the clock jumps and when the
+    store is copied. One whose run.json is gone counts as the oldest.
+    """
+    names = os.listdir(shelf) if shelf.is_dir() else []
+    found = [shelf / name for name in names if _KEY.fullmatch(name) and (shelf / name).is_dir()]
+    return [path.name for path in sorted(found, key=_published_as)]
+
+
+def _published_as(folder: Path) -> tuple[int, str, str]:
+    run = _run_of(folder)
+    return run.generation, run.finished, folder.name
+
+
+def _run_of(folder: Path) -> _Run:
+    try:
+        return msgspec.json.decode((folder / _RUN).read_bytes(), type=_Run)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # it decides no bytes: it may be lost
+        return _Run()
+
+
+def finished(folder: Path) -> str:
+    """When the generation in `folder` was finished (UTC, ISO 8601); "" where it does not say."""
+    return _run_of(folder).finished
+
+
+def made_from(draft: Path) -> tuple[Input, ...] | None:
+    """What the unfinished artifact in `draft` is being made from; None where it does not say."""
+    return _run_of(draft).made_from
+
+
+def _remedy(shelf: Path, kind: str, *, besides: str) -> str:
+    """What to do when the generation `besides` is damaged: make it anew, or take the newest one that is whole."""
+    again = f"`{_MADE_BY[kind]}` it again"
+    unwanted = {besides, *rolled_back(shelf)}
+    for key in reversed([key for key in keys(shelf) if key not in unwanted]):
+        if is_whole(shelf / key):
+            return f"{again}, or name {kind}/{shelf.name}/{key}, the newest that is whole"
+    return again
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether there is a generation in `folder` that can be read and has all its files."""
+    try:
+        return not problems(read(folder))
+    except InkstoneError:
+        return False
+
+
+def rolled_back(shelf: Path) -> tuple[str, ...]:
+    """Keys of the generations that `current` was taken back from, and that it shall not name again by itself."""
+    path = shelf / ROLLED_BACK
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
+    except FileNotFoundError:
+        return ()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadData(f"{path}: no list of keys: {error}", hint="delete it, then `rollback` again") from None
+
+
+def is_rolled_back(root: Path, identity: Identity) -> bool:
+    """Whether the generation of this identity was published and then rolled back: `build` refuses it."""
+    return identity.key in rolled_back(root / identity.kind / check_name(identity.name))
 
 
 def names(root: Path, kind: str) -> list[str]:
@@ -313,9 +448,23 @@ def latest(root: Path, kind: str, *, besides: str = "") -> Artifact:
     """The artifact of a kind that was published last, not counting `besides`: what a command takes when told none."""
     links = [link for link in (root / kind).glob("*/current") if link.exists() and link.parent.name != besides]
     links.sort(key=lambda link: link.lstat().st_mtime_ns)
-    if not links:
+    found = current(root, kind, links[-1].parent.name) if links else None
+    if not found:
         raise InputMissing(f"no {kind} in {root} yet", hint=f"`{_MADE_BY[kind]}` makes one")
-    return read(links[-1].resolve())
+    return found
+
+
+@contextmanager
+def lease(artifact: Artifact) -> Iterator[None]:
+    """Keep `artifact` from being pruned while the block reads it. Raises InputMissing when it was pruned before."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.lease(artifact.file(MANIFEST)))
+        except FileNotFoundError:
+            raise InputMissing(
+                f"{artifact.path}: it was pruned meanwhile", hint="run the same command again: it takes the current one"
+            ) from None
+        yield
 
 
 def generations(root: Path) -> Iterator[Path]:
@@ -327,23 +476,41 @@ def generations(root: Path) -> Iterator[Path]:
 
 
 def problems(artifact: Artifact, *, deep: bool = False) -> list[str]:
-    """What is wrong with the files of an artifact: missing or of another size; with `deep`, also of other content."""
+    """What is wrong with the files of an artifact: missing, or of another size or content than its manifest says.
+
+    Without `deep` only those files are hashed that were touched since the manifest was written. Published files are
+    never modified, so for the others a look at their size is enough.
+    """
+    # What is as new as the manifest counts as touched: in a coarse clock a change may fall on the same moment. Links
+    # to an earlier generation's files are older. A copy without the times (`cp -r` instead of `cp -a`) is hashed each
+    # time. What changes with no new time, as bits that rot or a file moved in from elsewhere, is found with `deep`.
+    try:
+        published_at = artifact.file(MANIFEST).stat().st_mtime_ns
+    except FileNotFoundError:
+        return [f"{artifact.file(MANIFEST)}: missing"]
     found = []
     for record in artifact.manifest.files:
         path = artifact.path / record.name
         if not path.is_file():
             found.append(f"{path}: missing")
-        elif path.stat().st_size != record.size:
-            found.append(f"{path}: {path.stat().st_size:,} bytes where the manifest says {record.size:,}")
-        elif deep and files.sha256_of(path) != record.sha256:
+        elif (status := path.stat()).st_size != record.size:
+            found.append(f"{path}: {status.st_size:,} bytes where the manifest says {record.size:,}")
+        elif (deep or status.st_mtime_ns >= published_at) and files.sha256_of(path) != record.sha256:
             found.append(f"{path}: content differs from the manifest's sha256")
     return found
 
 
+def unlisted(artifact: Artifact) -> list[str]:
+    """Files in the folder of an artifact that its manifest does not list. Nobody reads them; `verify` may name them."""
+    listed = {record.name for record in artifact.manifest.files}
+    return [name for name in _names(artifact.path) if name not in listed]
+
+
 def require_whole(artifact: Artifact) -> Artifact:
-    """`artifact` itself, once its files are there at their sizes; BadData otherwise."""
+    """`artifact` itself, once its files are there as they were published; BadData otherwise."""
     if found := problems(artifact):
-        raise BadData(found[0], hint=f"`{_MADE_BY[artifact.manifest.kind]}` it again")
+        manifest = artifact.manifest
+        raise BadData(found[0], hint=_remedy(artifact.path.parent, manifest.kind, besides=manifest.key))
     if not artifact.manifest.files:
         raise InternalError(f"{artifact.path}: an artifact without files")
     return artifact

@@ -22,7 +22,6 @@ from typing import Any
 import click
 
 from pipeline import errors, progress
-from pipeline.redaction import redacted
 
 
 @dataclass(frozen=True)
@@ -146,21 +145,10 @@ def _stopped_by_sigterm(stop: threading.Event) -> Iterator[None]:
 
 def explain(error: BaseException) -> errors.InkstoneError:
     """What an error means for the person who ran the command."""
-    if isinstance(error, errors.InkstoneError):
-        return error
     if isinstance(error, click.ClickException):
         return _Usage(error.format_message(), hint="see --help")
-    if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
-    if isinstance(error, OSError):
-        return errors.from_os_error(error)
-    what = f"{type(error).__name__}: {' '.join(redacted(str(error)).split())[:300]}"
-    return errors.InternalError(what, hint="a bug of this program; --debug shows where")
+    return errors.explain(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
 
 
 class _Usage(errors.InkstoneError):
     exit_code = 2
-
-
-class _Interrupted(errors.InkstoneError):
-    exit_code = 130

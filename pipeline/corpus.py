@@ -80,6 +80,7 @@ def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, 
             profile = profiles.for_file(entry.path.name, options.profile)
             found = readers.read(entry.path, ledger, rejects.write_reject, encoding=options.encoding, advance=advance)
             for document in found:
+                progress.safe_point("nothing was published")
                 records += 1
                 units = list(profiles.apply(profile, document.text, document.title, options.unit, ledger))
                 # The ledger counts what the corpus holds: a file of 161 chapters came in as 161 documents.

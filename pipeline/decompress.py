@@ -31,5 +31,6 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:
             for block in compression.blocks(path, advance):
+                progress.safe_point(f"{target.name} was not begun")
                 plain.write(block)
     return targets

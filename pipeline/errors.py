@@ -115,11 +115,20 @@ class BadConfig(InkstoneError):
     exit_code = 78
 
 
+class Interrupted(InkstoneError):
+    """Ctrl-C came before a safe point."""
+
+    exit_code = 130
+
+
 _BY_ERRNO: dict[int, tuple[type[InkstoneError], str]] = {
-    errno.ENOSPC: (StorageFailed, "free some space, then run the same command again"),
+    errno.ENOSPC: (StorageFailed, "free some space, or inodes (`df -i`), then run the same command again"),
     errno.EDQUOT: (StorageFailed, "free some of your quota, then run the same command again"),
     errno.EIO: (StorageFailed, "check the disk before trying again"),
-    errno.EROFS: (NotPermitted, "choose a writable folder with --artifacts"),
+    errno.EMFILE: (StorageFailed, "too many files are open: raise the limit with `ulimit -n`"),
+    errno.ENFILE: (StorageFailed, "too many files are open on this machine"),
+    errno.EFBIG: (StorageFailed, "raise the limit with `ulimit -f`"),
+    errno.EROFS: (CannotCreate, "choose a writable folder with --artifacts"),
     errno.EACCES: (NotPermitted, "check the permissions, or choose another folder with --artifacts"),
     errno.EPERM: (NotPermitted, "check the permissions, or choose another folder with --artifacts"),
     errno.ENOENT: (InputMissing, "check the path"),
@@ -138,3 +147,15 @@ def from_os_error(error: OSError) -> InkstoneError:
     where = f"{error.filename}: " if error.filename else ""
     said = " ".join((error.strerror or str(error)).lower().split())  # HDF5 says it in several lines
     return kind(f"{where}{said[:300]}", hint=hint)
+
+
+def explain(error: BaseException) -> InkstoneError:
+    """What any error means for the person who ran the command."""
+    if isinstance(error, InkstoneError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return InternalError(what, hint="a bug of this program; --debug shows where")

@@ -232,7 +232,11 @@ def start_writing(paths: Iterable[Path]) -> None:
 
 def sync_tree(root: Path) -> None:
     """Make every file and folder below `root` durable."""
-    for folder, _, names in os.walk(root):
+
+    def fail(error: OSError) -> None:
+        raise error  # os.walk else leaves out, without a word, what it cannot open
+
+    for folder, _, names in os.walk(root, onerror=fail):
         sync(Path(folder, name) for name in names)
         sync_directory(Path(folder))
 

@@ -6,6 +6,7 @@ people, and for file systems whose flock does nothing: there a holder that is se
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -146,11 +147,15 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def lease(path: Path) -> Iterator[None]:
-    """Keep the published file `path` from being pruned while the block runs. Any number of readers may."""
+    """Keep the published file `path` from being pruned while the block runs. Any number of readers may.
+
+    Raises FileNotFoundError when it went away meanwhile.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.stat(path)  # FileNotFoundError when it went away meanwhile
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
         yield
     finally:
         os.close(descriptor)

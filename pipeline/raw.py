@@ -70,6 +70,7 @@ class InputFile:
     digest: str
     stamp: tuple[int, int] = field(compare=False)  # size and mtime_ns of the bytes that `digest` is of
     split: str = ""
+    corpus: artifact.Artifact | None = field(default=None, compare=False)  # that it is of
 
     def as_input(self, role: str) -> artifact.Input:
         return artifact.Input(role, self.name, self.digest)
@@ -166,7 +167,7 @@ def corpus_file(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
     before = stamp(path)
     if deep and (found := artifact.problems(corpus, deep=True)):
         raise BadData(found[0], hint="`clean` it again")
-    return InputFile(path, corpus.ref, corpus.digest, before)
+    return InputFile(path, corpus.ref, corpus.digest, before, corpus=corpus)
 
 
 def _corpus(root: Path, reference: str) -> artifact.Artifact | None:

@@ -20,11 +20,16 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Download(_Section, frozen=True):
-    """What to fetch: a catalogue name, a URL or a path; `shards` for the Pile."""
+    """What to fetch: a catalogue name, a URL or a path; `shards` for the Pile.
+
+    `locked`: what is pinned stays, whatever changes upstream. `allow_hosts`: where redirects may lead besides.
+    """
 
     source: str
     shards: str = ""
     mirror: str = ""
+    locked: bool = False
+    allow_hosts: tuple[str, ...] = ()
 
 
 class Clean(_Section, frozen=True):

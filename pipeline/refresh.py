@@ -1,49 +1,36 @@
 """Refresh: walk the chain of one recipe, run what is stale, leave the rest alone.
 
-It runs the very functions that the single commands run. Whether a stage is stale is a matter of keys: the plan
-computes the key that each stage would publish under, as far as its inputs are already known.
+It runs exactly what its plan says: what that calls fresh is not touched. `current` of each artifact moves last, so
+whoever reads meanwhile has the old generation, or the new one, whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import os
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline import artifact, corpus, download, locks, raw, sources, tokenize, tokenizers, train_tokenizer
-from pipeline.artifact import Artifact, Built, Identity
-from pipeline.errors import BadConfig
+import msgspec
+
+from pipeline import artifact, download, files, locks, state
+from pipeline.artifact import Artifact
+from pipeline.chain import Chain, TrainStage
+from pipeline.errors import explain
+from pipeline.plan import Options, Plan, Step, plan
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-
-STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
-
-
-@dataclass(frozen=True)
-class TrainStage:
-    """Training, handed in from above: this package never imports the model.
-
-    `check` raises BadConfig for a training that cannot be, before anything is known of the tokens; `identify` does
-    no work.
-    """
-
-    check: Callable[[], object]
-    identify: Callable[[Artifact], Identity]
-    run: Callable[[Artifact], Built]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What became of one stage, or with --dry-run would become of it: "built", "unchanged", "stale" or "fresh"."""
-
-    stage: str
-    result: str
-    what: str
-    why: str = ""
+from pipeline.redaction import redacted
+from pipeline.state import Pace, State
 
 
 @dataclass(frozen=True)
 class Refreshed:
+    """What became of a refresh; `last` is the artifact of the last stage."""
+
     steps: tuple[Step, ...]
     last: Artifact | None
 
@@ -52,132 +39,111 @@ class Refreshed:
         return "built" if any(step.result == "built" for step in self.steps) else "unchanged"
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A stage that publishes: `prepare` gives what it would make, and the function that makes it."""
-
-    name: str
-    prepare: Callable[[], tuple[Identity, Callable[[], Built]]]
-
-
-def plan(root: Path, recipe: Recipe, train: TrainStage, progress: Progress, *, through: str = STAGES[-1]) -> Refreshed:
-    """What `refresh` would do, without doing it: which stages are fresh, which are stale and why."""
-    chain = _Chain(root, recipe, train, progress, jobs=1)
-    missing = [name for name, _, there in download.plan(root, chain.source) if not there]
-    cause = f"{len(missing)} of {len(chain.source.files)} files to fetch" if missing else ""
-    steps = [Step("download", "stale" if cause else "fresh", f"raw/{chain.source.name}", cause)]
-    last: Artifact | None = None
-    for stage in chain.stages(through):
-        found = None
-        if steps[-1].result == "fresh":
-            identity, _ = stage.prepare()
-            found = artifact.published(root, identity)
-            cause = f"{identity.kind}/{identity.name}/{identity.key} is not published"
-        else:
-            cause = f"{steps[-1].stage} is stale"
-        if found:
-            chain.made[stage.name] = last = found
-            steps.append(Step(stage.name, "fresh", found.ref))
-        else:
-            steps.append(Step(stage.name, "stale", recipe.name, cause))
-    return Refreshed(tuple(steps), last)
-
-
 def refresh(
     root: Path,
     recipe: Recipe,
     train: TrainStage,
     progress: Progress,
+    options: Options,
     *,
-    jobs: int,
-    through: str = STAGES[-1],
     wait: float = 0.0,
+    run_id: str = "",
 ) -> Refreshed:
-    """Run the recipe's stages up to and including `through`. Raises what the first failing stage raises."""
+    """Plan, and run the plan, under the recipe's lock. Raises what the first failing stage raises.
+
+    Where nothing is stale, nothing is written below `root` but what `state` keeps.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    with locks.lock(root / f".refresh-{recipe.name}.lock", wait=wait, doing=f"refresh {recipe.name}"):
-        chain = _Chain(root, recipe, train, progress, jobs)
-        stages = chain.stages(through)
-        done = download.download(root, chain.source, progress, jobs=jobs)
-        steps = [_told(Step("download", done.result, f"raw/{done.source} ({len(done.names)} files)"), progress)]
-        last: Artifact | None = None
-        for stage in stages:
-            _, run = stage.prepare()
+    chain = Chain(root, recipe, train, progress, options.jobs)
+    chain.stages(options.through)  # a stage that there is not is refused before anything is waited for
+    path = state.lock_of(root, recipe.name)
+    with locks.lock(path, wait=wait, doing=f"refresh {recipe.name}", run_id=run_id) as held:
+        journal = _Journal(root, state.read(root, recipe.name), run_id, held, progress)
+        with journal, ExitStack() as leases:
+            journal.begin("plan")
+            planned = plan(chain, options, journal.state.paces)
+            files.require_space(root, sum(step.disk or 0 for step in planned.steps))
+            return _run(chain, planned, options, journal, leases)
+
+
+def _run(chain: Chain, planned: Plan, options: Options, journal: _Journal, leases: ExitStack) -> Refreshed:
+    """Do what the plan says. What was made before stays until it ends: nobody prunes it meanwhile."""
+    root, progress = chain.root, chain.progress
+    first, *steps = planned.steps
+    done = [dataclasses.replace(first, result="unchanged")]
+    raw_bytes = sum(each.size or 0 for each in planned.found)
+    if first.result == "stale":
+        journal.begin("download")
+        fetched = download.fetch(
+            root, chain.source, planned.found, progress, options.network, jobs=options.jobs, update=not options.locked
+        )
+        done = [dataclasses.replace(first, result=fetched.result)]
+        journal.end("download", fetched.bytes, fetched.bytes)
+    _tell(done[0], progress)
+    prepares = {stage.name: stage.prepare for stage in chain.stages(options.through)}
+    last: Artifact | None = None
+    for step in steps:
+        if step.result == "fresh":
+            last = planned.made[step.stage]
+            done.append(dataclasses.replace(step, result="unchanged"))
+        else:
+            progress.safe_point("the stages before are done")
+            journal.begin(step.stage)
+            _, run = prepares[step.stage]()
             built = run()
-            chain.made[stage.name] = last = built.artifact
-            steps.append(_told(Step(stage.name, built.result, last.ref), progress))
-    return Refreshed(tuple(steps), last)
+            last = built.artifact
+            made = sum(record.size for record in last.manifest.files)
+            if built.result == "built":
+                journal.end(step.stage, raw_bytes, made)
+            done.append(dataclasses.replace(step, result=built.result, what=last.ref))
+        leases.enter_context(artifact.lease(last))
+        chain.made[step.stage] = last
+        _tell(done[-1], progress)
+    journal.result = "built" if any(step.result == "built" for step in done) else "unchanged"
+    return Refreshed(tuple(done), last)
 
 
-def _told(step: Step, progress: Progress) -> Step:
+def _tell(step: Step, progress: Progress) -> None:
     progress.note(f"{step.stage:<16} {step.result:<10} {step.what}")
-    return step
+    progress.event("stage", stage=step.stage, result=step.result, what=step.what)
 
 
-class _Chain:
-    """The stages of one recipe in order. `made` holds what each has published, for those after it."""
+class _Journal:
+    """Writes down how a refresh goes: into its lock while it runs, into its state at each stage that does something."""
 
-    def __init__(self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int) -> None:
-        self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
-        self.made: dict[str, Artifact] = {}
-        self._check()
-        chosen = recipe.download
-        self.source = sources.resolve(chosen.source, shards=chosen.shards, mirror=chosen.mirror)
+    def __init__(self, root: Path, before: State, run_id: str, held: locks.Held, progress: Progress) -> None:
+        self._root, self._held, self._progress = root, held, progress
+        self.state = msgspec.structs.replace(before, run_id=run_id, pid=os.getpid(), started=state.now(), ended="")
+        self.result = "failed"
+        self._began = 0.0
 
-    def _check(self) -> None:
-        """Refuse a recipe that cannot be before any work, not when its turn comes hours later."""
-        recipe = self.recipe
-        if recipe.clean:
-            recipe.clean.options()
-        elif not recipe.tokenizer.use:
-            raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
-        recipe.tokenize.options()
-        tokenizers.check_encoder(recipe.tokenizer.use, recipe.tokenize.encoder)
-        if not recipe.tokenizer.use:
-            train_tokenizer.check(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
-        self.train.check()
+    def __enter__(self) -> _Journal:
+        return self
 
-    def stages(self, through: str) -> list[_Stage]:
-        """Those after the download, up to and including `through`."""
-        wanted = {
-            "clean": self._clean if self.recipe.clean else None,
-            "train-tokenizer": None if self.recipe.tokenizer.use else self._train_tokenizer,
-            "tokenize": self._tokenize,
-            "train": self._train,
-        }
-        if through not in STAGES:
-            raise BadConfig(f"no stage {through!r}", hint=f"stages: {', '.join(STAGES)}")
-        reached = STAGES[: STAGES.index(through) + 1]
-        return [_Stage(name, prepare) for name, prepare in wanted.items() if prepare and name in reached]
+    def begin(self, stage: str) -> None:
+        self._held.say(stage)
+        self._began = time.monotonic()
+        self.state = msgspec.structs.replace(self.state, stage=stage, result="running")
+        if stage != "plan":  # where nothing is stale, one write is enough
+            self._write()
 
-    def _clean(self) -> tuple[Identity, Callable[[], Built]]:
-        assert self.recipe.clean
-        name, options = self.recipe.name, self.recipe.clean.options()
-        inputs = raw.inputs(self.root, self.source.name, corpora=False)
-        identity = corpus.identify(name, inputs, options)
-        return identity, lambda: corpus.clean(self.root, name, inputs, options, self.progress)
+    def end(self, stage: str, came: int, made: int) -> None:
+        """The stage that began is done: it made `made` bytes, and `came` of raw files."""
+        pace = Pace(round(time.monotonic() - self._began, 3), came, made)
+        self.state = msgspec.structs.replace(self.state, paces={**self.state.paces, stage: pace})
 
-    def _train_tokenizer(self) -> tuple[Identity, Callable[[], Built]]:
-        name, choice, made_from = self.recipe.name, self.recipe.tokenizer, self.made["clean"]
-        sentences, entry = made_from.file("sentences.txt"), made_from.as_input("corpus")
-        identity = train_tokenizer.identify(name, entry, choice.kind, choice.vocab_size)
-        return identity, lambda: train_tokenizer.train(
-            self.root, name, sentences, entry, choice.kind, choice.vocab_size
-        )
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        ended = state.now()
+        told: dict[str, Any] = {"result": self.result, "stage": "", "exit_code": 0, "error": "", "hint": ""}
+        if error is None:
+            told["last_success"] = ended
+        else:
+            failed = explain(error)
+            told |= {"result": "failed", "stage": self.state.stage, "exit_code": failed.exit_code}
+            told |= {"error": redacted(failed.what), "hint": redacted(failed.hint)}
+        self.state = msgspec.structs.replace(self.state, ended=ended, **told)
+        self._write()
 
-    def _tokenize(self) -> tuple[Identity, Callable[[], Built]]:
-        name, options = self.recipe.name, self.recipe.tokenize.options()
-        cleaned, trained = self.made.get("clean"), self.made.get("train-tokenizer")
-        found = [raw.corpus_file(cleaned)] if cleaned else raw.inputs(self.root, self.source.name, corpora=False)
-        inputs = tokenize.divide(found, [])
-        tokenizer = tokenizers.open_folder(trained.path) if trained else None
-        if tokenizer is None:
-            tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use, self.recipe.tokenize.encoder)
-        identity = tokenize.identify(name, inputs, tokenizer, trained, options)
-        return identity, lambda: tokenize.tokenize(
-            self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs
-        )
-
-    def _train(self) -> tuple[Identity, Callable[[], Built]]:
-        made_from = self.made["tokenize"]
-        return self.train.identify(made_from), lambda: self.train.run(made_from)
+    def _write(self) -> None:
+        with suppress(OSError):  # it is for people: what failed before, as a full disk, is what is told
+            state.write(self._root, self.state)

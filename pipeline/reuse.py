@@ -120,16 +120,14 @@ class _Damaged(Exception):
 def _donors(draft: Path, identity: Identity) -> Iterator[_Donor]:
     """Generations made with the same options, tokenizer and libraries, the newest first."""
     shelf = draft.parent
-    beside = [path for path in shelf.glob(f"[!.]*/{artifact.MANIFEST}") if not path.parent.is_symlink()]
-    beside.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in (draft / artifact.MANIFEST, *beside):
+    for folder in (draft, *(shelf / key for key in reversed(artifact.keys(shelf)))):
         try:
-            manifest = artifact.read(path.parent).manifest
+            manifest = artifact.read(folder).manifest
         except InkstoneError:
             continue
         same = (manifest.tokenizer, manifest.libraries) == (identity.tokenizer, identity.versions())
         if same and _choices(manifest.options, manifest.inputs) == _choices(identity.options, identity.inputs):
-            yield _Donor(path.parent, manifest)
+            yield _Donor(folder, manifest)
 
 
 def _choices(options: Mapping[str, Any], inputs: Sequence[Input]) -> bytes:

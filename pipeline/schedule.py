@@ -50,7 +50,7 @@ class Job:
 
     def __post_init__(self) -> None:
         from pipeline import recipe as recipes
-        from pipeline.refresh import STAGES
+        from pipeline.chain import STAGES
 
         if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", self.at):
             raise BadConfig(f"--at {self.at}: no time of day", hint="hours and minutes, as 03:30 or 22:15")

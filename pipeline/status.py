@@ -1,4 +1,4 @@
-"""Status and verify: what there is, and whether it is as it was published. They only read."""
+"""Status and verify: what there is, whether it is as it was published, and how the refreshes go. They only read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline import artifact, files, locks, raw
+from pipeline import artifact, files, locks, raw, state
 from pipeline.artifact import KINDS, Artifact
 from pipeline.errors import BadData, InkstoneError
 
@@ -144,14 +144,88 @@ def as_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def age(row: Row) -> str:
-    """The age of a row as a person says it."""
-    if row.age_hours < 1:
-        return f"{row.age_hours * 60:.0f} min"
-    return f"{row.age_hours:.1f} h" if row.age_hours < 48 else f"{row.age_hours / 24:.0f} d"
+def age(hours: float) -> str:
+    """A length of time as a person says it."""
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} d"
 
 
-def size(row: Row) -> str:
-    """The size of a row in the largest unit that leaves a whole digit."""
+def duration(seconds: float | None) -> str:
+    """How long something will take; "?" where nobody knows."""
+    if seconds is None:
+        return "?"
+    return f"{seconds:.0f} s" if seconds < 90 else age(seconds / 3600)
+
+
+def size(count: int | None) -> str:
+    """A number of bytes in the largest unit that leaves a whole digit; "?" where nobody knows."""
+    if count is None:
+        return "?"
     units = ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
-    return next((f"{row.bytes / unit:,.1f} {name}" for unit, name in units if row.bytes >= unit), f"{row.bytes} B")
+    return next((f"{count / unit:,.1f} {name}" for unit, name in units if count >= unit), f"{count} B")
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """How the refreshes of one recipe go. `running` says who does it now, "" for nobody; ages are in hours."""
+
+    recipe: str
+    running: str
+    result: str
+    exit_code: int
+    error: str
+    hint: str
+    ended_hours: float | None
+    success_hours: float | None
+
+    def lines(self) -> list[str]:
+        head = f"refresh {self.recipe}: "
+        if self.running:
+            return [f"{head}running, {self.running}"]
+        if self.result == "running":
+            return [f"{head}the last one was killed; the next one goes on — run it again"]
+        good = "never" if self.success_hours is None else f"{age(self.success_hours)} ago"
+        if self.result != "failed":
+            return [f"{head}{self.result or 'built'}, last success {good}"]
+        when = age(self.ended_hours or 0.0)
+        return [f"{head}failed {when} ago, exit {self.exit_code}: {self.error} — {self.hint}; last success {good}"]
+
+
+def refreshes(root: Path) -> list[Refresh]:
+    """How the refreshes of each recipe go, from their states; asks for no lock."""
+    found = []
+    for recipe in state.names(root):
+        kept, holder = state.read(root, recipe), locks.holder(state.lock_of(root, recipe))
+        ended, good = state.age_hours(kept.ended), state.age_hours(kept.last_success)
+        running = str(holder or "")
+        found.append(Refresh(recipe, running, kept.result, kept.exit_code, kept.error, kept.hint, ended, good))
+    return found
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a monitor is told: Nagios's code (0 ok, 1 warning, 2 critical, 3 unknown) and one line."""
+
+    code: int
+    line: str
+
+
+def check(root: Path, max_age: float) -> Checked:
+    """Whether every recipe was refreshed within `max_age` hours, and nothing that is current is damaged."""
+    found = refreshes(root)
+    if not found:
+        return Checked(3, f"UNKNOWN - nothing was ever refreshed in {root}")
+    told = [(2, f"{row.ref} is damaged") for row in status(root) if row.state == "damaged"]
+    for each in found:
+        good = "never" if each.success_hours is None else f"{age(each.success_hours)} ago"
+        what = f"{each.recipe}: last success {good}"
+        late = each.success_hours is None or each.success_hours > max_age
+        failed = each.result == "failed" or (each.result == "running" and not each.running)
+        why = f", {each.error or 'the last run was killed'}" if failed else ", running" if each.running else ""
+        told.append((2 if late else 1 if failed else 0, what + why))
+    code = max(code for code, _ in told)
+    word = ("OK", "WARNING", "CRITICAL")[code]
+    said = "; ".join(what for _, what in sorted(told, reverse=True))
+    ages = " ".join(f"{each.recipe}={each.success_hours or -1:.2f}h;;{max_age:g}" for each in found)
+    return Checked(code, f"{word} - {said} | {ages}")

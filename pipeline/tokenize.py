@@ -163,7 +163,11 @@ def tokenize(
                 f"{len(taken)} units of {len({each.file for each in taken})} files are taken over as they are"
             )
         try:
-            return _write(draft, inputs, tokenizer, options, progress, jobs)
+            with contextlib.ExitStack() as leases:
+                for entry in (*inputs.train, *inputs.val):
+                    if entry.corpus:
+                        leases.enter_context(artifact.lease(entry.corpus))
+                return _write(draft, inputs, tokenizer, options, progress, jobs)
         except BadData:  # going on with what other units have done would not help
             files.remove_tree(draft)
             draft.mkdir()

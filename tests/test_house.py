@@ -27,6 +27,7 @@ FLOORS = (
     {"raw", "counting", "pieces", "records"},
     {"encode"},
     {"assembly"},
+    {"reuse"},
     {"tasks"},
     {"export", "export.interface"},
     {"export.stream"},
@@ -44,8 +45,13 @@ FLOORS = (
         "inspection",
         "export.formats",
     },
-    {"recipe"},
+    {"state", "recipe"},
+    {"status"},
+    {"chain"},
+    {"plan"},
     {"refresh"},
+    {"schedule"},
+    {"upkeep"},
 )
 MODEL_MAY_IMPORT = {"tokens", "tokenizers", "artifact", "files", "errors"}
 HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich")

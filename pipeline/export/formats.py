@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import files
+from pipeline import artifact, files
 from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, CannotCreate
 from pipeline.export import datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt, stream
@@ -53,9 +53,10 @@ def export(found: Artifact, to: str, out: Path, *, verify: bool = False) -> Expo
     draft = out.with_name(f"{files.TEMPORARY}{out.name[:60]}.{secrets.token_hex(4)}")
     draft.mkdir()
     try:
-        chosen.write(source, draft)
-        if verify:
-            require_same(chosen, draft, source)
+        with artifact.lease(found):
+            chosen.write(source, draft)
+            if verify:
+                require_same(chosen, draft, source)
         exported = _describe(source, chosen, draft, out, verify)
         if not files.publish_directory(draft, out):
             raise CannotCreate(f"{out}: appeared meanwhile", hint="choose another folder with --out")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import artifact, locks, refresh, status
+from pipeline import artifact, locks, plan, refresh, state, status
 from pipeline import recipe as recipes
 from pipeline.artifact import Artifact, Built, Content, Identity
+from pipeline.chain import STAGES, Chain, TrainStage
 from pipeline.errors import BadConfig, TryAgain
+from pipeline.plan import Options
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 
@@ -48,7 +51,7 @@ preset = "sample"
     return recipes.load(path)
 
 
-def stage(root: Path, ran: list[str]) -> refresh.TrainStage:
+def stage(root: Path, ran: list[str]) -> TrainStage:
     """A training that only writes a file: the model's own is tested where the model is."""
 
     def identify(tokens: Artifact) -> Identity:
@@ -62,32 +65,41 @@ def stage(root: Path, ran: list[str]) -> refresh.TrainStage:
 
         return artifact.build(root, identify(tokens), write)
 
-    return refresh.TrainStage(lambda: None, identify, run)
+    return TrainStage(lambda: None, identify, run)
 
 
-def results(done: refresh.Refreshed) -> dict[str, str]:
+def run(root: Path, chosen: Recipe, train: TrainStage, **options: Any) -> refresh.Refreshed:
+    return refresh.refresh(root, chosen, train, Silent(), Options(**options))
+
+
+def planned(root: Path, chosen: Recipe, train: TrainStage, **options: Any) -> plan.Plan:
+    return plan.plan(Chain(root, chosen, train, Silent(), 1), Options(**options), {})
+
+
+def results(done: refresh.Refreshed | plan.Plan) -> dict[str, str]:
     return {step.stage: step.result for step in done.steps}
 
 
 def test_a_refresh_builds_every_stage_and_a_second_one_none(root: Path, source: Path, tmp_path: Path) -> None:
     ran: list[str] = []
     chosen = recipe(source, tmp_path)
-    first = refresh.refresh(root, chosen, stage(root, ran), Silent(), jobs=1)
+    first = run(root, chosen, stage(root, ran))
     assert set(results(first).values()) == {"built"}
-    assert list(results(first)) == list(refresh.STAGES)
-    second = refresh.refresh(root, chosen, stage(root, ran), Silent(), jobs=1)
+    assert list(results(first)) == list(STAGES)
+    second = run(root, chosen, stage(root, ran))
     assert set(results(second).values()) == {"unchanged"}
     assert len(ran) == 1
 
 
 def test_the_plan_says_what_a_refresh_then_does(root: Path, source: Path, tmp_path: Path) -> None:
     chosen, train = recipe(source, tmp_path), stage(root, [])
-    plan = refresh.plan(root, chosen, train, Silent())
-    assert set(results(plan).values()) == {"stale"}
-    assert "2 of 2 files to fetch" in plan.steps[0].why
+    first = planned(root, chosen, train)
+    assert set(results(first).values()) == {"stale"}
+    assert first.steps[0].why.startswith("2 of 2 files: sample.jsonl.zst new")
+    assert first.steps[0].fetch == sum(path.stat().st_size for path in source.iterdir())
     assert not list(root.glob("*"))
-    refresh.refresh(root, chosen, train, Silent(), jobs=1)
-    assert set(results(refresh.plan(root, chosen, train, Silent())).values()) == {"fresh"}
+    run(root, chosen, train)
+    assert set(results(planned(root, chosen, train)).values()) == {"fresh"}
 
     other = recipe(source, tmp_path, val_fraction="0.2")
     expected = {
@@ -97,17 +109,18 @@ def test_the_plan_says_what_a_refresh_then_does(root: Path, source: Path, tmp_pa
         "tokenize": "stale",
         "train": "stale",
     }
-    assert results(refresh.plan(root, other, train, Silent())) == expected
-    done = refresh.refresh(root, other, train, Silent(), jobs=1)
+    assert results(planned(root, other, train)) == expected
+    done = run(root, other, train)
     assert [step.stage for step in done.steps if step.result == "built"] == ["tokenize", "train"]
 
 
 def test_going_back_to_old_options_finds_the_old_generation(root: Path, source: Path, tmp_path: Path) -> None:
     train = stage(root, [])
-    old = refresh.refresh(root, recipe(source, tmp_path), train, Silent(), jobs=1).last
-    refresh.refresh(root, recipe(source, tmp_path, unit="sentence"), train, Silent(), jobs=1)
-    assert refresh.plan(root, recipe(source, tmp_path), train, Silent()).last == old
-    again = refresh.refresh(root, recipe(source, tmp_path), train, Silent(), jobs=1)
+    old = run(root, recipe(source, tmp_path), train).last
+    run(root, recipe(source, tmp_path, unit="sentence"), train)
+    back = planned(root, recipe(source, tmp_path), train)
+    assert [step.why.split()[0] for step in back.steps if step.result == "stale"][:2] == ["back", "clean"]
+    again = run(root, recipe(source, tmp_path), train)
     assert again.result == "unchanged"
     assert artifact.current(root, "runs", "small") == old
 
@@ -116,33 +129,32 @@ def test_a_changed_source_file_is_noticed_and_everything_after_it_is_made_anew(
     root: Path, source: Path, tmp_path: Path
 ) -> None:
     chosen, train = recipe(source, tmp_path), stage(root, [])
-    refresh.refresh(root, chosen, train, Silent(), jobs=1)
+    run(root, chosen, train)
     with open(source / "yanshan.txt", "a", encoding="utf-8") as book:
         book.write("　　后来又有一段。\n")
-    plan = refresh.plan(root, chosen, train, Silent())
-    assert plan.steps[0].why == "1 of 2 files to fetch"
-    done = refresh.refresh(root, chosen, train, Silent(), jobs=1)
+    assert planned(root, chosen, train).steps[0].why.startswith("1 of 2 files: yanshan.txt changed")
+    done = run(root, chosen, train)
     assert results(done)["clean"] == results(done)["tokenize"] == results(done)["train"] == "built"
 
 
 def test_through_stops_after_the_stage_that_it_names(root: Path, source: Path, tmp_path: Path) -> None:
     chosen, train = recipe(source, tmp_path), stage(root, [])
-    done = refresh.refresh(root, chosen, train, Silent(), jobs=1, through="train-tokenizer")
+    done = run(root, chosen, train, through="train-tokenizer")
     assert list(results(done)) == ["download", "clean", "train-tokenizer"]
     assert artifact.names(root, "tokens") == []
     with pytest.raises(BadConfig, match="no stage 'tran'"):
-        refresh.refresh(root, chosen, train, Silent(), jobs=1, through="tran")
+        run(root, chosen, train, through="tran")
 
 
 def test_two_refreshes_of_one_recipe_do_not_run_at_once(root: Path, source: Path, tmp_path: Path) -> None:
     root.mkdir()
-    with locks.lock(root / ".refresh-small.lock"), pytest.raises(TryAgain) as caught:
-        refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    with locks.lock(state.lock_of(root, "small")), pytest.raises(TryAgain) as caught:
+        run(root, recipe(source, tmp_path), stage(root, []))
     assert caught.value.exit_code == 75
 
 
 def test_status_lists_every_artifact_and_sees_a_missing_file(root: Path, source: Path, tmp_path: Path) -> None:
-    done = refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    done = run(root, recipe(source, tmp_path), stage(root, []))
     rows = {row.ref.rsplit("/", 1)[0] if row.ref.count("/") > 1 else row.ref: row for row in status.status(root)}
     assert set(rows) == {"raw/texts", "corpora/small", "tokenizers/small", "tokens/small", "runs/small"}
     assert {row.state for row in rows.values()} == {"current"}
@@ -152,7 +164,7 @@ def test_status_lists_every_artifact_and_sees_a_missing_file(root: Path, source:
 
 
 def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path, source: Path, tmp_path: Path) -> None:
-    refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    run(root, recipe(source, tmp_path), stage(root, []))
     assert all(not problems for _, problems in status.verify(root, deep=True))
     victims = [path for path in root.rglob("*.bin") if path.stat().st_size] + [root / "raw" / "texts" / "yanshan.txt"]
     for victim in victims:
@@ -179,18 +191,18 @@ def test_a_recipe_that_cannot_be_is_refused_before_any_work(root: Path, source: 
         (recipe(source, tmp_path, unit="para"), good),
         (recipe(source, tmp_path, kind="bpf"), good),
         (recipe(source, tmp_path, val_fraction="7.0"), good),
-        (recipe(source, tmp_path), refresh.TrainStage(refuse, good.identify, good.run)),
+        (recipe(source, tmp_path), TrainStage(refuse, good.identify, good.run)),
     ]
     for chosen, train in wrong:
         with pytest.raises(BadConfig):
-            refresh.plan(root, chosen, train, Silent())
+            planned(root, chosen, train)
         with pytest.raises(BadConfig):
-            refresh.refresh(root, chosen, train, Silent(), jobs=1)
+            run(root, chosen, train)
     assert not (root / "raw").exists()
 
 
 def test_one_torn_manifest_hides_nothing_else(root: Path, source: Path, tmp_path: Path) -> None:
-    done = refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    done = run(root, recipe(source, tmp_path), stage(root, []))
     assert done.last
     (done.last.path / "manifest.json").write_bytes(b"{")
     assert [row.state for row in status.status(root)].count("current") == 4
@@ -199,7 +211,7 @@ def test_one_torn_manifest_hides_nothing_else(root: Path, source: Path, tmp_path
 
 
 def test_verify_knows_a_name_a_kind_and_what_status_prints(root: Path, source: Path, tmp_path: Path) -> None:
-    refresh.refresh(root, recipe(source, tmp_path), stage(root, []), Silent(), jobs=1)
+    run(root, recipe(source, tmp_path), stage(root, []))
     every = [row.ref for row in status.status(root)]
     assert [name for name, _ in status.verify(root)] == every
     assert [name for name, _ in status.verify(root, "small")] == [ref for ref in every if "/small/" in ref]
