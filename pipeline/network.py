@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -286,3 +287,20 @@ def _short(error: Exception, where: str) -> str:
     if isinstance(error, requests.exceptions.ConnectionError) and "read" not in str(error).lower():
         return f"no connection to {urlsplit(where).netloc}"
     return " ".join(redacted(str(error)).split())[:200] or type(error).__name__
+
+
+def ping(url: str) -> None:
+    """Tell a monitor (as healthchecks does it) by asking for `url`. Whether it listens is of no consequence here."""
+    with suppress(OSError):  # requests' own errors are among them
+        proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
+        requests.get(url, timeout=5, proxies=proxies).close()
+
+
+def server_date(url: str) -> str:
+    """What time it is for the server of `url`, as HTTP says it. Raises TryAgain when there is no answer."""
+    try:
+        proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
+        with requests.head(url, timeout=(5, 10), proxies=proxies, allow_redirects=False) as answer:
+            return answer.headers.get("Date", "")
+    except requests.RequestException as error:
+        raise TryAgain(_short(error, shown(url)), hint="check the network or a proxy, or set HF_ENDPOINT") from None
