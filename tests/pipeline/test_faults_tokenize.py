@@ -117,8 +117,10 @@ def test_36_a_tokenizer_that_is_another_than_its_manifest_says_is_refused(
     made, _ = tokenizers.find(root, "book")
     characters = main_file(trained).read_text(encoding="utf-8")
     Characters(characters[::-1], made.name).save(trained.path)  # whole in itself, and of the same sizes
-    assert artifact.problems(trained) == []
     assert len(artifact.problems(trained, deep=True)) == 2
+    for record in trained.manifest.files:  # as bits that rot: nothing else tells that they were changed
+        os.utime(trained.file(record.name), (1e9, 1e9))
+    assert artifact.problems(trained) == []
     with pytest.raises(BadData):
         tokenizers.find(root, "book")
 

@@ -218,7 +218,7 @@ def test_nothing_but_its_own_files_is_published(tmp_path: Path, root: Path) -> N
     made = run(root, some(tmp_path, files=2)).artifact
     stems = [f"{split}-0000{n}-0000" for split in tokens.SPLITS for n in (0, 1)]
     segments = [f"{stem}{suffix}" for stem in stems for suffix in (".bin", ".idx", ".src")]
-    others = ["rejects.jsonl.zst", "tokenizer.json", "characters.txt"]
+    others = ["rejects.jsonl.zst", "units.jsonl", "tokenizer.json", "characters.txt"]
     assert sorted(sums(made)) == sorted([*segments, *others])
     assert {path.name for path in made.path.iterdir()} == {*sums(made), "manifest.json", "run.json"}
     assert no_draft(root)
