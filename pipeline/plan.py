@@ -40,7 +40,8 @@ class Options:
 class Step:
     """One stage of a plan ("fresh" or "stale"), or what became of it ("built" or "unchanged").
 
-    `fetch` and `disk` are bytes to fetch and to write, `seconds` the time it may take; None: not known.
+    `fetch` and `disk` are bytes to fetch and to write, `seconds` the time it may take; None: not known. `reads` are
+    the bytes of raw files that it works on: by them what it took is compared with other runs.
     """
 
     stage: str
@@ -50,6 +51,7 @@ class Step:
     fetch: int | None = 0
     disk: int | None = 0
     seconds: float | None = 0.0
+    reads: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,15 @@ def plan(chain: Chain, options: Options, paces: Mapping[str, Pace]) -> Plan:
     for each in found:
         if each.error:
             raise each.error
-    estimate = _Estimate(paces, sum(each.size or 0 for each in found))
+    total = sum(each.size or 0 for each in found)
+    changed = sum(each.size or 0 for each in found if each.state != "there")
+    estimate = _Estimate(paces, chain.recipe.name)
     steps = [_download_step(chain.source.name, found, paces)]
     for stage in chain.stages(options.through):
         before = steps[-1]
         if before.result == "stale":
-            steps.append(estimate.step(stage.name, chain.recipe.name, f"{before.stage} is stale"))
+            reads = changed if _takes_over(chain, stage.name) else total
+            steps.append(estimate.step(stage.name, f"{before.stage} is stale", reads))
             continue
         identity, _ = stage.prepare()
         standing = artifact.published(root, identity)
@@ -88,7 +93,7 @@ def plan(chain: Chain, options: Options, paces: Mapping[str, Pace]) -> Plan:
             chain.made[stage.name] = standing
             steps.append(Step(stage.name, "fresh", standing.ref))
         else:
-            steps.append(estimate.step(stage.name, chain.recipe.name, _why(root, identity, standing)))
+            steps.append(estimate.step(stage.name, _why(root, identity, standing), 0 if standing else total))
     return Plan(tuple(steps), tuple(found), dict(chain.made))
 
 
@@ -102,7 +107,14 @@ def _download_step(source: str, found: list[Found], paces: Mapping[str, Pace]) -
     total = None if None in sizes else sum(size or 0 for size in sizes)
     pace = paces.get("download")
     seconds = pace.seconds * total / pace.bytes if pace and pace.bytes and total is not None else None
-    return Step("download", "stale", f"raw/{source}", why, total, total, seconds)
+    return Step("download", "stale", f"raw/{source}", why, total, total, seconds, total or 0)
+
+
+def _takes_over(chain: Chain, stage: str) -> bool:
+    """Whether a stage works only on the raw files that changed, and takes the rest from the generation before."""
+    chosen = chain.recipe.tokenize
+    alone = chain.recipe.clean is None and chosen.dedup == "no" and not chosen.max_documents and chosen.format != "hdf5"
+    return stage == "tokenize" and alone and bool(artifact.current_key(chain.root / "tokens" / chain.recipe.name))
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,15 @@ class _Estimate:
     """What a stage will take, judged by its last runs: so much for each byte of the raw files."""
 
     paces: Mapping[str, Pace]
-    raw_bytes: int
+    recipe: str
 
-    def step(self, stage: str, what: str, why: str) -> Step:
+    def step(self, stage: str, why: str, reads: int) -> Step:
         pace = self.paces.get(stage)
         if pace is None or not pace.bytes:
-            return Step(stage, "stale", what, why, disk=int(self.raw_bytes * _GROWTH[stage]), seconds=None)
-        share = self.raw_bytes / pace.bytes
-        return Step(stage, "stale", what, why, disk=int(pace.made * share), seconds=pace.seconds * share)
+            seconds = None if reads else 0.0
+            return Step(stage, "stale", self.recipe, why, 0, int(reads * _GROWTH[stage]), seconds, reads)
+        share = reads / pace.bytes
+        return Step(stage, "stale", self.recipe, why, 0, int(pace.made * share), pace.seconds * share, reads)
 
 
 def _why(root: Path, identity: Identity, standing: Artifact | None) -> str:

@@ -71,14 +71,13 @@ def _run(chain: Chain, planned: Plan, options: Options, journal: _Journal, lease
     root, progress = chain.root, chain.progress
     first, *steps = planned.steps
     done = [dataclasses.replace(first, result="unchanged")]
-    raw_bytes = sum(each.size or 0 for each in planned.found)
     if first.result == "stale":
         journal.begin("download")
         fetched = download.fetch(
             root, chain.source, planned.found, progress, options.network, jobs=options.jobs, update=not options.locked
         )
         done = [dataclasses.replace(first, result=fetched.result)]
-        journal.end("download", fetched.bytes, fetched.bytes)
+        journal.end(first, fetched.bytes)
     _tell(done[0], progress)
     prepares = {stage.name: stage.prepare for stage in chain.stages(options.through)}
     last: Artifact | None = None
@@ -92,15 +91,20 @@ def _run(chain: Chain, planned: Plan, options: Options, journal: _Journal, lease
             _, run = prepares[step.stage]()
             built = run()
             last = built.artifact
-            made = sum(record.size for record in last.manifest.files)
             if built.result == "built":
-                journal.end(step.stage, raw_bytes, made)
+                journal.end(step, _made(last))
             done.append(dataclasses.replace(step, result=built.result, what=last.ref))
         leases.enter_context(artifact.lease(last))
         chain.made[step.stage] = last
         _tell(done[-1], progress)
     journal.result = "built" if any(step.result == "built" for step in done) else "unchanged"
     return Refreshed(tuple(done), last)
+
+
+def _made(built: Artifact) -> int:
+    """Bytes of an artifact that are its own; what is linked to an earlier generation's was not made."""
+    found = (built.file(record.name).stat() for record in built.manifest.files)
+    return sum(status.st_size for status in found if status.st_nlink == 1)
 
 
 def _tell(step: Step, progress: Progress) -> None:
@@ -127,10 +131,10 @@ class _Journal:
         if stage != "plan":  # where nothing is stale, one write is enough
             self._write()
 
-    def end(self, stage: str, came: int, made: int) -> None:
-        """The stage that began is done: it made `made` bytes, and `came` of raw files."""
-        pace = Pace(round(time.monotonic() - self._began, 3), came, made)
-        self.state = msgspec.structs.replace(self.state, paces={**self.state.paces, stage: pace})
+    def end(self, step: Step, made: int) -> None:
+        """The stage that began is done, and made so many bytes."""
+        pace = Pace(round(time.monotonic() - self._began, 3), step.reads, made)
+        self.state = msgspec.structs.replace(self.state, paces={**self.state.paces, step.stage: pace})
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         ended = state.now()
