@@ -561,6 +561,8 @@ def _pinged(url: str) -> Iterator[None]:
     ping(f"{url.rstrip('/')}/start")
     try:
         yield
+    except errors.TryAgain:  # the next run may do; if none does, the monitor misses its success
+        raise
     except BaseException:
         ping(f"{url.rstrip('/')}/fail")
         raise
