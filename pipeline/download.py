@@ -9,8 +9,9 @@ shrank or is gone never replaces what is there by itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ _RESERVE = 64 << 20  # bytes that stay free on the disk
 class Found:
     """What the survey found of one file: `state` is "there", "new", "changed", "damaged" or "refused" (see `error`).
 
-    `bytes` are still to be fetched (None: the server does not say), `size` is the file's. `url` and `facts` are those
-    to fetch it by; a local file has none.
+    `bytes` are still to be fetched (None: the server does not say), `size` is the file's, and `smallest` what it must
+    not be below. `url` and `facts` are those to fetch it by; a local file has none.
     """
 
     file: SourceFile
@@ -43,6 +44,7 @@ class Found:
     url: str = ""
     facts: Facts | None = None
     error: InkstoneError | None = None
+    smallest: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,24 @@ def survey(
     """
     folder = raw.folder(root, source.name)
     for file in source.files:
-        if not (folder / file.name).resolve().is_relative_to(folder.resolve()):
-            raise BadConfig(f"{file.name!r} leads out of the cache", hint="choose another name")
+        if why := raw.why_no_name(folder, file.name):
+            raise BadConfig(f"{file.name[:100]!r} {why}", hint="choose another name")
     pinned = raw.read_lock(root, source.name)
     look = _Look(folder, network, update, allow_shrink)
-    with ThreadPoolExecutor(_ASKING) as pool:
+    with _workers(_ASKING, network) as pool:
         return list(pool.map(lambda file: look.safely(file, pinned.get(file.name)), source.files))
+
+
+@contextmanager
+def _workers(count: int, network: Network) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end at their next piece when Ctrl-C does."""
+    with ThreadPoolExecutor(max(1, count)) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            network.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @dataclass(frozen=True)
@@ -157,19 +171,16 @@ class _Look:
         if facts.sha256 and facts.sha256 != pin.sha256 and not self.update:
             raise transfer.changed(shown(url), facts.sha256, pin.sha256)
         if facts.size is not None and facts.size < pin.size and not self.allow_shrink:
-            raise UpstreamChanged(
-                f"{shown(url)}: {facts.size:,} bytes now, {pin.size:,} before; the old file is kept",
-                hint="if that is right, run it once with --allow-shrink",
-            )
+            raise transfer.shrank(shown(url), facts.size, pin.size)
 
     def _missing(self, file: SourceFile, pin: RawFile | None, url: str, facts: Facts, state: str, why: str) -> Found:
-        target = self.folder / file.name
-        if facts.sha256 and files.size_of(target) == facts.size and files.sha256_of(target) == facts.sha256:
+        target, smallest = self.folder / file.name, 0 if self.allow_shrink or not pin else pin.size
+        if transfer.arrived(target, facts):
             return Found(file, "damaged", "whole, but not pinned yet", 0, facts.size, url, facts)
         if not state:
             state, why = ("new", "not here yet") if pin is None else ("damaged", "missing or damaged")
         size = None if facts.size is None else facts.size - transfer.durable(target, facts)
-        return Found(file, state, why, size, facts.size, url, facts)
+        return Found(file, state, why, size, facts.size, url, facts, smallest=smallest)
 
 
 def _difference(facts: Facts, pin: RawFile) -> str:
@@ -194,15 +205,28 @@ def fetch(
     """Fetch and pin what the survey found missing, `jobs` files at a time. Ctrl-C ends all at their next piece."""
     folder = raw.folder(root, source.name)
     missing = [each for each in found if each.state not in ("there", "refused")]
+    there = [each for each in found if each.state == "there"]
     names = tuple(each.file.name for each in found if not each.error)
     size = 0
-    if missing or _forgets(root, source):
-        known = [each.bytes for each in missing if each.bytes is not None]
-        files.require_space(folder, sum(known) + _RESERVE)
+    if missing or _forgets(root, source) or any(transfer.is_remembered(folder / each.file.name) for each in there):
+        if missing:
+            files.require_space(folder, sum(each.bytes or 0 for each in missing) + _RESERVE)
         with locks.lock(folder / ".lock", doing=f"download {source.name}"):
             files.remove_temporaries(folder)
+            pinned = raw.read_lock(root, source.name)
+            missing = [each for each in missing if not _came_meanwhile(folder, each, pinned.get(each.file.name))]
             size = _fetch_all(root, source, missing, progress, network, jobs, update)
+            for each in there:
+                if transfer.is_remembered(folder / each.file.name):
+                    transfer.forget(folder / each.file.name)
     return Downloaded(source.name, folder, names, len(missing), len(names) - len(missing), size)
+
+
+def _came_meanwhile(folder: Path, found: Found, pin: RawFile | None) -> bool:
+    """Whether another process has fetched and pinned the file between the survey and the lock."""
+    return (
+        pin is not None and _is_there(folder, found.file, pin) and not (found.facts and _difference(found.facts, pin))
+    )
 
 
 def _forgets(root: Path, source: Source) -> bool:
@@ -229,24 +253,20 @@ def _fetch_all(
     pinning = threading.Lock()
 
     def fetch_one(found: Found) -> int:
-        pin = pinned.get(found.file.name)
-        made = _fetch_file(found, folder / found.file.name, pin if not update else None, network, advance)
-        if found.facts and not found.facts.sha256:
-            progress.note(f"{found.file.name}: no hash is published; it is pinned as it came ({made.sha256[:12]}…)")
+        name, target = found.file.name, folder / found.file.name
+        made = _fetch_file(found, target, pinned.get(name) if not update else None, network, advance)
         with pinning:
-            pinned[found.file.name] = made
+            pinned[name] = made
             raw.write_lock(root, source.name, pinned)
+        transfer.forget(target)
+        if found.facts and not found.facts.sha256:
+            progress.note(f"{name}: no hash is published; it is pinned as it came ({made.sha256[:12]}…)")
         return made.size
 
     sizes = [each.bytes for each in missing]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    with progress.bar(f"download {source.name}", total) as advance, ThreadPoolExecutor(max(1, jobs)) as pool:
-        try:
-            return sum(pool.map(fetch_one, missing))
-        except KeyboardInterrupt:
-            network.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    with progress.bar(f"download {source.name}", total) as advance, _workers(jobs, network) as pool:
+        return sum(pool.map(fetch_one, missing))
 
 
 def _fetch_file(found: Found, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
@@ -256,22 +276,29 @@ def _fetch_file(found: Found, target: Path, pin: RawFile | None, network: Networ
         return _copy(file, file.local, target, network, advance)
     assert found.facts
     origin = shown(found.url)
-    if found.bytes == 0 and found.facts.sha256 and files.size_of(target) == found.facts.size:
-        size, sha256, facts = target.stat().st_size, found.facts.sha256, found.facts
+    kept = pin if pin and not (file.plain and pin.origin != origin) else None
+    if sha256 := transfer.arrived(target, found.facts):
+        done = transfer.Fetched(target.stat().st_size, sha256, found.facts)
     else:
-        kept = pin if pin and not (file.plain and pin.origin != origin) else None
         done = transfer.fetch(
-            found.url, file.token, found.facts, target, network, advance, pinned=kept.sha256 if kept else ""
+            found.url,
+            file.token,
+            found.facts,
+            target,
+            network,
+            advance,
+            pinned=kept.sha256 if kept else "",
+            smallest=found.smallest,
         )
-        size, sha256, facts = done.size, done.sha256, done.facts
-    return RawFile(size, sha256, target.stat().st_mtime_ns, origin, file.split, facts.etag, facts.commit)
+    facts = done.facts
+    return RawFile(done.size, done.sha256, target.stat().st_mtime_ns, origin, file.split, facts.etag, facts.commit)
 
 
 def _copy(file: SourceFile, local: Path, target: Path, network: Network, advance: Advance) -> RawFile:
     origin = _origin(local)
     with files.new_file(target) as out, open(local, "rb") as original:
         while block := original.read(_CHUNK):
-            network.check()
+            network.check(str(local))
             out.write(block)
             advance(len(block))
     return RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split)

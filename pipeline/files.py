@@ -35,14 +35,17 @@ class Disk:
         return open(path, "x+b")
 
     def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
-        handle.write(data)
+        with _named(path):
+            handle.write(data)
 
     def truncate(self, handle: BinaryIO, path: Path, size: int) -> None:
-        handle.truncate(size)
+        with _named(path):
+            handle.truncate(size)
 
     def sync(self, descriptor: int, path: Path) -> None:
         """Make the bytes of a file, or the names in a folder, durable. Not tried again: a failed one lost them."""
-        os.fsync(descriptor)
+        with _named(path):
+            os.fsync(descriptor)
 
     def rename(self, old: Path, new: Path) -> None:
         """Replaces a file at `new`, but never a folder that holds anything."""
@@ -56,6 +59,16 @@ class Disk:
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of the system say which file it is about, also where the system does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 disk = Disk()
@@ -140,7 +153,7 @@ def new_file(target: Path) -> Iterator[HashingFile]:
 def temporary(target: Path) -> Path:
     """A name beside `target` that nobody else uses, and that says who did when it is found left over."""
     # The name is cut: with what is added, one of 255 bytes would be too long for the file system.
-    return target.with_name(f"{TEMPORARY}{target.name[:60]}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
+    return target.with_name(f"{TEMPORARY}{target.name[:40]}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def boot_id() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -42,11 +42,29 @@ def read_lock(root: Path, source: str) -> dict[str, RawFile]:
     """What `sources.lock.json` pins, by file name; empty when the source was never downloaded."""
     path = folder(root, source) / LOCK_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
+        pinned = msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
     except FileNotFoundError:
         return {}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"{path}: {error}", hint="delete it and download again") from None
+    for name in pinned:
+        if why := why_no_name(path.parent, name):
+            raise BadData(f"{path}: {name[:100]!r} {why}", hint="delete it and download again")
+    return pinned
+
+
+def why_no_name(cache: Path, name: str) -> str:
+    """Why no file of this name can be in a cache, as that it leads out of it; "" for one that can."""
+    parts = PurePosixPath(name).parts
+    if any(ord(each) < 32 or ord(each) == 127 or "\ud800" <= each <= "\udfff" for each in name):
+        return "holds characters that no name should"
+    if not parts or ".." in parts or not (cache / name).resolve().is_relative_to(cache.resolve()):
+        return "leads out of the cache"
+    if name in (LOCK_FILE, ".lock") or any(part.startswith((files.TEMPORARY, files.TRASH)) for part in parts):
+        return "is a name that the cache keeps for itself"
+    if any(len(part.encode()) > _LONGEST for part in parts):
+        return "is longer than a name on a disk can be"
+    return ""
 
 
 def write_lock(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
@@ -96,6 +114,7 @@ class _Hashed(msgspec.Struct, frozen=True):
     sha256: str
 
 
+_LONGEST = 255  # bytes of a name, as far as file systems go
 _HASHES = ".hashes.json"
 _SETTLED = 2_000_000_000  # ns: a file that was written just now may change again within the grain of its time
 
@@ -184,8 +203,6 @@ def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile], deep
     found = []
     for name in chosen:
         path = folder(root, source) / name
-        if not path.resolve().is_relative_to(folder(root, source).resolve()):
-            raise BadData(f"{folder(root, source) / LOCK_FILE}: {name!r} leads out of the cache", hint="delete it")
         before = stamp(path) if path.is_file() else (0, 0)
         if not is_whole(path, pinned[name]) or (deep and files.sha256_of(path) != pinned[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")

@@ -81,7 +81,10 @@ def resolve(
         paths = (f"chinese-poetry/chinese-poetry/HEAD/宋词/ci.song.{part}.json" for part in parts)
         return Source("song-ci", tuple(_github(path, mirror) for path in paths))
     if re.match(r"https?://", reference):
-        file_name = unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
+        try:
+            file_name = unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
+        except ValueError as error:
+            raise BadConfig(f"{reference}: no URL: {error}", hint="check it") from None
         if not re.fullmatch(r"[^/\x00]{1,200}", file_name) or file_name.startswith("."):
             raise BadConfig(f"{reference}: the URL does not end in a file's name", hint="name a file, not a folder")
         return Source(_own_name(file_name), (SourceFile(file_name, (reference,), plain=True),))

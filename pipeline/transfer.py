@@ -4,14 +4,15 @@
     NAME.part.json   which file it is of, and how much of it is on the disk for certain
 
 A part is continued only when it is of the very same content: by the sha256 that the hub publishes, or else by a
-strong ETag. What is on the disk is read and hashed again before that, so what is published was hashed as it lies
-there. Whole means: the announced size came and the sha256 is the promised or pinned one; where the server announced
-neither, a `.zst` ends like one. reference/reliability.md, 3.4.
+strong ETag; without either nothing is kept. What is on the disk is read and hashed again before that, so what is
+published was hashed as it lies there. Whole means: the announced size came and the sha256 is the promised or pinned
+one; where the server announced neither, a `.zst` ends like one. reference/reliability.md, 3.4.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import re
 import time
@@ -26,7 +27,22 @@ from pipeline import compression, files
 from pipeline.compression import ZSTD_MAGIC
 from pipeline.errors import BadData, ProtocolBroken, TryAgain, UpstreamChanged
 from pipeline.files import HashingFile
-from pipeline.network import TRANSIENT, Connection, Facts, Network, Patience, Retry, forbidden, gone, raise_if_busy
+from pipeline.network import (
+    TRANSIENT,
+    Connection,
+    Facts,
+    Network,
+    Patience,
+    Retry,
+    Stalled,
+    forbidden,
+    gone,
+    not_the_file,
+    number,
+    published_hash,
+    raise_if_busy,
+    raise_if_page,
+)
 from pipeline.progress import Advance
 from pipeline.redaction import shown
 
@@ -38,7 +54,8 @@ _REPLACED = 3  # times that a file may change while it is fetched
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What `NAME.part` is a part of; `durable` bytes of it are on the disk for certain."""
+    """What `NAME.part` is a part of; `durable` bytes of it are on the disk for certain. `came` is the sha256 of all of
+    it once it is whole, where the server publishes none: by that NAME itself is known while nobody has pinned it."""
 
     schema: int
     url: str
@@ -46,6 +63,7 @@ class _State(msgspec.Struct, frozen=True):
     size: int | None
     etag: str
     durable: int
+    came: str = ""
 
 
 class _Replaced(Exception):
@@ -62,24 +80,42 @@ class Fetched:
 
 
 def fetch(
-    url: str, token: str, facts: Facts, target: Path, network: Network, advance: Advance, *, pinned: str = ""
+    url: str,
+    token: str,
+    facts: Facts,
+    target: Path,
+    network: Network,
+    advance: Advance,
+    *,
+    pinned: str = "",
+    smallest: int = 0,
 ) -> Fetched:
-    """Bring the file at `url`, of which the server said `facts`, to `target`.
+    """Bring the file at `url`, of which the server said `facts`, to `target`. `forget` it once it is pinned.
 
-    `pinned` is the sha256 that it must have, or "". Raises UpstreamChanged when it has another one, BadData when other
-    bytes than promised came twice, TryAgain when time may help, ProtocolBroken when the server cannot be trusted.
+    `pinned` is the sha256 that it must have, or "", and `smallest` the least size. Raises UpstreamChanged when it has
+    another, BadData when other bytes than promised came twice, TryAgain when time may help, ProtocolBroken when the
+    server cannot be trusted.
     """
     with Connection(network, token) as connection, files.part_file(part_of(target)) as out:
-        done = _Transfer(connection, url, facts, target, out, network, advance, pinned).run()
+        done = _Transfer(connection, url, facts, target, out, network, advance, pinned, smallest).run()
         out.publish(target)
-    files.disk.unlink(_state_of(target))
     return done
+
+
+def forget(target: Path) -> None:
+    """Remove what is kept about the transfer of `target`: it is pinned now."""
+    files.disk.unlink(_state_of(target))
+
+
+def is_remembered(target: Path) -> bool:
+    """Whether the transfer of `target` ended, and only `forget` is still to be called."""
+    return _state_of(target).exists() and not part_of(target).exists()
 
 
 def part_of(target: Path) -> Path:
     name = target.name
     if len(name.encode()) > 200:  # with what is added, too long for a file system
-        name = f"{name[:60]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name = f"{name[:40]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return target.with_name(f"{name}.part")
 
 
@@ -88,15 +124,30 @@ def _state_of(target: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def durable(target: Path, facts: Facts) -> int:
-    """How many bytes of this file an earlier process left, so that they need not be fetched again."""
+def _state(target: Path, facts: Facts) -> _State | None:
+    """What an earlier process left of this very file, if it did."""
     try:
         state = msgspec.json.decode(_state_of(target).read_bytes(), type=_State)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return 0
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     same = state.sha256 == facts.sha256 if facts.sha256 else bool(facts.strong_etag) and state.etag == facts.etag
+    return state if same and state.schema == 1 and facts.size in (None, state.size) else None
+
+
+def durable(target: Path, facts: Facts) -> int:
+    """How many bytes of this file an earlier process left, so that they need not be fetched again."""
+    state = _state(target, facts)
     kept = files.size_of(part_of(target)) or 0
-    return min(state.durable, kept) if same and state.size == facts.size else 0
+    return max(0, min(state.durable, kept)) if state else 0
+
+
+def arrived(target: Path, facts: Facts) -> str:
+    """The sha256 of `target` if it is this very file, which an earlier process did not come to pin; otherwise ""."""
+    state, size = _state(target, facts), files.size_of(target)
+    wanted = facts.sha256 or (state.came if state else "")
+    if not wanted or size is None or facts.size not in (None, size):
+        return ""
+    return wanted if files.sha256_of(target) == wanted else ""
 
 
 class _Transfer:
@@ -110,65 +161,95 @@ class _Transfer:
         network: Network,
         advance: Advance,
         pinned: str,
+        smallest: int,
     ) -> None:
         self._connection, self._url, self._facts, self._target = connection, url, facts, target
-        self._out, self._network, self._advance, self._pinned = out, network, advance, pinned
+        self._out, self._network, self._advance = out, network, advance
+        self._pinned, self._smallest = pinned, smallest
         self._shown = shown(url)
         self._durable = 0
+        self._furthest = 0  # bytes at the last break that brought something
         self._ended = False  # an answer of unknown length came to its end
         self._broken = self._replaced = self._mismatches = 0
 
     def run(self) -> Fetched:
         """Go on after every break until the file is whole, or there is no hope."""
-        self._out.cut(durable(self._target, self._facts))
-        self._durable = furthest = self._out.size
+        if kept := durable(self._target, self._facts):
+            self._out.cut(kept)
+        else:
+            self._cut()
+        self._durable = self._furthest = self._out.size
         patience = Patience(self._network, self._url)
         try:
             while True:
-                self._network.check()
+                self._network.check(self._shown)  # before an answer is whole: it may be we who ended it
                 try:
                     if self._is_complete() and self._is_right():
-                        return Fetched(self._out.size, self._out.sha256, self._facts)
+                        return self._done()
                     self._receive()
                 except _Replaced:
                     self._start_anew()
                 except (*TRANSIENT, Retry) as error:
-                    if self._out.size > furthest:
-                        furthest = self._out.size
+                    if self._out.size - self._furthest >= self._worth_a_break():
+                        self._furthest = self._out.size
                         patience.renew()
                     patience.again(error)
         except OSError:  # of the disk: what was durable before is what counts
             raise
         except BaseException:
-            self._save()
+            if self._can_go_on():
+                self._save()
+            else:
+                self._cut()
             raise
 
-    def _save(self) -> None:
+    def _worth_a_break(self) -> int:
+        """How many new bytes make up for a break. With fewer, a server that trickles would be asked for ever."""
+        return max(1, min(_SLOW_BYTES, (self._facts.size or _SLOW_BYTES) // 4))
+
+    def _done(self) -> Fetched:
+        out, facts = self._out, self._facts
+        if out.size < self._smallest:
+            raise shrank(self._shown, out.size, self._smallest)
+        if not facts.sha256 and self._can_go_on():
+            self._save(came=out.sha256)  # for a process that ends between publishing and pinning
+        return Fetched(out.size, out.sha256, facts)
+
+    def _can_go_on(self) -> bool:
+        """Whether another answer can be known to be of the same file."""
+        return bool(self._facts.sha256 or self._facts.strong_etag)
+
+    def _save(self, came: str = "") -> None:
         """Make what came so far durable, then say so."""
-        if self._out.size <= self._durable:
+        if self._out.size <= self._durable and not came:
             return
         self._out.sync()
         self._durable = self._out.size
         facts = self._facts
-        state = _State(1, shown(facts.url), facts.sha256, facts.size, facts.etag, self._durable)
+        state = _State(1, shown(facts.url), facts.sha256, facts.size, facts.etag, self._durable, came)
         files.write_file(_state_of(self._target), msgspec.json.encode(state))
 
     def _cut(self, size: int = 0) -> None:
-        """Keep only the first `size` bytes. No state may say meanwhile that there are more."""
-        files.disk.unlink(_state_of(self._target))
+        """Keep only the first `size` bytes. No state may say meanwhile, or after a power cut, that there are more."""
+        self._unsay()
         self._out.cut(size)
+
+    def _unsay(self) -> None:
+        if (state := _state_of(self._target)).exists():
+            files.disk.unlink(state)
+            files.sync_directory(state.parent)
         self._durable, self._ended = 0, False
 
     def _receive(self) -> None:
         """Ask for what is missing, and write what comes."""
         headers = {}
-        if self._out.size and not self._facts.sha256 and not self._facts.strong_etag:
-            self._cut()  # nothing says whether the rest would belong to it
+        if self._out.size and not self._can_go_on():
+            self._cut()
         if self._out.size:
             headers["Range"] = f"bytes={self._out.size}-"
             if not self._facts.sha256:  # where the hash is known, it is the identity: servers disagree about ETags
                 headers["If-Range"] = self._facts.strong_etag
-        with self._connection.get(self._facts.url, headers) as answer:
+        with self._connection.get(self._facts.url, headers) as answer, self._network.watching(answer):
             self._check_status(answer)
             if answer.status_code == 416:
                 self._out_of_range(answer)
@@ -198,42 +279,46 @@ class _Transfer:
         """Raise unless the answer is of the file that the server spoke of, in its own bytes."""
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise ProtocolBroken(f"{self._shown}: the server compresses on the way", hint="try another --mirror")
-        linked = [hop.headers.get("X-Linked-Etag", "").strip('"') for hop in (*answer.history, answer)]
+        promised = published_hash(answer)
+        before, now = self._facts.etag.removeprefix("W/"), answer.headers.get("ETag", "").removeprefix("W/")
         if self._facts.sha256:
-            if any(each and each != self._facts.sha256 for each in linked):
+            if promised and promised != self._facts.sha256:
                 raise _Replaced
-        elif self._facts.etag and (etag := answer.headers.get("ETag", "")) and etag != self._facts.etag:
+        elif promised:  # a server that does not know HEAD says it only now
+            self._facts = dataclasses.replace(self._facts, sha256=promised)
+            self._refuse_change(promised)
+        elif now and now != before and before.startswith('"'):
             raise _Replaced
-        if "text/html" in answer.headers.get("Content-Type", "") and not self._target.suffix.startswith(".htm"):
-            self._refuse_page("a web page")
+        raise_if_page(self._url, answer)
 
     def _continues(self, answer: requests.Response) -> bool:
         """Whether the answer begins where `out` ends; if not, at the beginning. Learns the size, if it was unknown."""
         if answer.status_code == 206:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
-            start, total = (int(span[1]), span[2]) if span else (-1, "*")
-            if start != self._out.size or (total.isdigit() and self._facts.size not in (None, int(total))):
+            start, total = (number(span[1]), number(span[2])) if span else (None, None)
+            if start != self._out.size or (total is not None and self._facts.size not in (None, total)):
                 raise self._violation("it answered with another range than was asked for")
-            if total.isdigit():
-                self._facts = dataclasses.replace(self._facts, size=int(total))
+            if total is not None:
+                self._facts = dataclasses.replace(self._facts, size=total)
             return True
-        if (length := answer.headers.get("Content-Length", "")).isdigit():
-            if self._facts.size not in (None, int(length)):
-                raise self._violation(f"it sends {int(length):,} bytes where it announced {self._facts.size:,}")
-            self._facts = dataclasses.replace(self._facts, size=int(length))
+        if (length := number(answer.headers.get("Content-Length", ""))) is not None:
+            if self._facts.size not in (None, length):
+                what = f"it sends {length:,} bytes where it announced {self._facts.size:,}"
+                raise self._violation(what, first=_Replaced())
+            self._facts = dataclasses.replace(self._facts, size=length)
         return not self._out.size
 
-    def _violation(self, what: str) -> Exception:
+    def _violation(self, what: str, first: Exception | None = None) -> Exception:
         """A second answer that breaks the protocol is the last."""
         self._broken += 1
         if self._broken < 2:
-            return Retry(what)
+            return first or Retry(what)
         return ProtocolBroken(f"{self._shown}: the server cannot be trusted: {what}", hint="try another --mirror")
 
     def _out_of_range(self, answer: requests.Response) -> None:
         """The server says that it has no more bytes: perhaps because these are all."""
         span = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", "").strip())
-        if self._facts.size is None and span and int(span[1]) == self._out.size:
+        if self._facts.size is None and span and number(span[1]) == self._out.size:
             self._ended = True
             return
         self._cut()
@@ -244,7 +329,7 @@ class _Transfer:
         place, end = 0, self._out.size
         with open(self._out.flushed(), "rb") as mine:
             for piece in pieces:
-                known = mine.read(min(len(piece), end - place))
+                known = mine.read(max(0, min(len(piece), end - place)))
                 if piece[: len(known)] != known:
                     same = next(at for at, (one, other) in enumerate(zip(piece, known, strict=False)) if one != other)
                     end = place + same
@@ -253,27 +338,29 @@ class _Transfer:
                 place += len(piece)
                 if rest := piece[len(known) :]:
                     yield rest
-        if place < end:
+        if place < end and self._facts.size is None:  # this is its end; otherwise it was only cut short
             self._cut(place)
 
     def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
         """The bytes of the answer as they come, at the pace that is allowed. Raises Retry when they hardly come."""
         read: Callable[[int], bytes] = answer.raw.read1
+        bandwidth = self._network.bandwidth
+        size = min(_CHUNK, bandwidth.piece) if bandwidth else _CHUNK
         waited, came = 0.0, 0
         while True:
             start = time.monotonic()
-            piece = read(_CHUNK)
+            piece = read(size)
             waited, came = waited + time.monotonic() - start, came + len(piece)
             if not piece:
                 return
+            yield piece
             if waited > _SLOW_SECONDS:
                 if came < _SLOW_BYTES:
-                    raise Retry(f"only {came:,} bytes came in {waited:.0f} seconds")
+                    raise Stalled(f"only {came:,} bytes came in {waited:.0f} seconds")
                 waited, came = 0.0, 0
-            yield piece
-            self._network.check()
-            if self._network.bandwidth:
-                self._network.sleep(self._network.bandwidth.delay(len(piece)))
+            self._network.check(self._shown)
+            if bandwidth:
+                self._network.sleep(bandwidth.delay(len(piece)), self._shown)
 
     def _write(self, piece: bytes) -> None:
         size = self._facts.size
@@ -291,13 +378,11 @@ class _Transfer:
         """Refuse what does not begin like zstd, before the first bytes of it are kept."""
         head = self._out.flushed().read_bytes() + piece
         if not compression.begins_zstd(head[: len(ZSTD_MAGIC)]) and len(head) >= len(ZSTD_MAGIC):
-            self._refuse_page(f"not a zstd file (it begins {head[:16]!r})")
+            self._refuse(f"not a zstd file (it begins {head[:16]!r})")
 
-    def _refuse_page(self, what: str) -> None:
-        if self._out.size < len(ZSTD_MAGIC):
-            self._cut()
-        hint = "a login page of the network, or a wrong --mirror?"
-        raise TryAgain(f"{self._shown}: the answer is {what}", hint=hint)
+    def _refuse(self, what: str) -> None:
+        self._cut()
+        raise not_the_file(self._url, what)
 
     def _is_complete(self) -> bool:
         return self._ended if self._facts.size is None else self._out.size == self._facts.size
@@ -306,7 +391,7 @@ class _Transfer:
         """Whether `out`, which is complete, is the file that was promised. False asks for another try."""
         out, wanted = self._out, self._facts.sha256 or self._pinned
         if self._target.suffix == ".zst" and out.size < len(ZSTD_MAGIC):
-            self._refuse_page(f"not a zstd file ({out.size} bytes)")
+            self._refuse(f"not a zstd file ({out.size} bytes)")
         if not wanted and self._target.suffix == ".zst" and self._ended:
             try:
                 compression.check_zstd(out.flushed())
@@ -332,27 +417,35 @@ class _Transfer:
         folder = self._target.parent / QUARANTINE
         folder.mkdir(exist_ok=True)
         aside = folder / f"{part_of(self._target).stem}.{self._out.sha256[:12]}"
-        for older in folder.glob(f"{part_of(self._target).stem}.*"):
+        for older in folder.glob(f"{glob.escape(part_of(self._target).stem)}.*"):
             files.disk.unlink(older)
+        self._unsay()
         self._out.set_aside(aside)
-        self._cut()
+        self._furthest = 0
 
     def _start_anew(self) -> None:
         """The file was replaced: ask what it is now, and fetch that, unless it is pinned."""
         self._replaced += 1
         if self._replaced > _REPLACED:
             raise TryAgain(f"{self._shown}: it changes while it is fetched", hint="run it again later")
-        self._facts = self._connection.facts(self._url)
-        if self._pinned and self._facts.sha256 and self._facts.sha256 != self._pinned:
-            self._refuse_change(self._facts.sha256)
+        self._facts, self._furthest = self._connection.facts(self._url), 0
+        self._refuse_change(self._facts.sha256)
         self._cut()
 
     def _refuse_change(self, sha256: str) -> None:
-        raise changed(self._shown, sha256, self._pinned)
+        if self._pinned and sha256 and sha256 != self._pinned:
+            raise changed(self._shown, sha256, self._pinned)
 
 
 def changed(where: str, now: str, pinned: str) -> UpstreamChanged:
     return UpstreamChanged(
         f"{where}: sha256 {now[:12]}… now, {pinned[:12]}… when it was pinned; the old file is kept",
         hint="to accept the new one, `download --update-lock` or `refresh` without --locked",
+    )
+
+
+def shrank(where: str, now: int, before: int) -> UpstreamChanged:
+    return UpstreamChanged(
+        f"{where}: {now:,} bytes now, {before:,} before; the old file is kept",
+        hint="if that is right, run it once with --allow-shrink",
     )

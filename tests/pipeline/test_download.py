@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
 
-from pipeline import raw, sources
-from pipeline.download import Downloaded, download, plan
+from pipeline import raw, sources, transfer
+from pipeline.download import Downloaded, download, plan, survey
 from pipeline.errors import (
     BadConfig,
     BadData,
@@ -31,141 +26,19 @@ from pipeline.errors import (
 )
 from pipeline.files import TEMPORARY
 from pipeline.locks import lock
+from pipeline.network import Network
 from pipeline.progress import Silent
 from pipeline.sources import Source, SourceFile
+from tests import badserver, faults
+from tests.badserver import HUB_FOLDER, Handler, Server, cut_after, in_chunks, linked, say
+from tests.faults import Command
 
-HUB_FOLDER = "/datasets/monology/pile-uncopyrighted/resolve/main"
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Request:
-    path: str
-    headers: dict[str, str]
-
-    @property
-    def range(self) -> str:
-        return self.headers.get("Range", "")
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Does what the script of its path says next; without one it serves the file, whole or the range asked for."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.log.append(Request(self.path, dict(self.headers)))
-        script = self.server.scripts.get(self.path)
-        (script.pop(0) if script else serve)(self)
-
-    def do_HEAD(self) -> None:
-        """What a server that knows HEAD says of the file; of what only a script knows it says nothing."""
-        body = self.server.files.get(self.path)
-        status = 200 if body is not None else 405 if self.path in self.server.scripts else 404
-        self.answer(status, body or b"", self.server.headers if status == 200 else {}, stop_after=0)
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str], *, stop_after: int | None = None) -> None:
-        """Send `body` with its length; close the connection after `stop_after` bytes of it."""
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            if value:
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[:stop_after])
-        if stop_after is not None:
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-Act = Callable[[Handler], None]
-
-
-class Server(ThreadingHTTPServer):
-    """`files` by path, `scripts` of what to do first for a path, `headers` of every file, a log of all requests."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files: dict[str, bytes] = {}
-        self.scripts: dict[str, list[Act]] = {}
-        self.headers: dict[str, str] = {}
-        self.log: list[Request] = []
-
-    @property
-    def asked(self) -> list[str]:
-        return [request.path for request in self.log]
-
-
-def serve(handler: Handler, *, cut: int | None = None) -> None:
-    server = handler.server
-    if handler.path not in server.files:
-        handler.answer(404, b"not here", {})
-        return
-    body = server.files[handler.path]
-    if not (wanted := handler.headers.get("Range")):
-        handler.answer(200, body, server.headers, stop_after=cut)
-        return
-    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-    span = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-    handler.answer(206, body[start:], {**server.headers, **span}, stop_after=cut)
-
-
-def cut_after(count: int) -> Act:
-    """Announce all that was asked for, send `count` bytes, hang up."""
-    return lambda handler: serve(handler, cut=count)
-
-
-def cut_unannounced(count: int) -> Act:
-    """As `cut_after`, without a Content-Length by which the client could notice."""
-
-    def act(handler: Handler) -> None:
-        body = handler.server.files[handler.path]
-        handler.answer(200, body, {**handler.server.headers, "Content-Length": ""}, stop_after=count)
-
-    return act
-
-
-def say(status: int, body: bytes = b"", **headers: str) -> Act:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler: handler.answer(status, body, named)
-
-
-def ignore_range(handler: Handler) -> None:
-    handler.answer(200, handler.server.files[handler.path], handler.server.headers)
-
-
-def in_chunks(*pieces: bytes) -> Act:
-    """Send the pieces with chunked transfer encoding."""
-
-    def act(handler: Handler) -> None:
-        handler.answer(200, b"", {"Content-Length": "", "Transfer-Encoding": "chunked"})
-        for piece in (*pieces, b""):
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            handler.wfile.flush()
-
-    return act
-
-
-@contextmanager
-def running() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with running() as one:
+    with badserver.running() as one:
         yield one
 
 
@@ -173,7 +46,7 @@ def server() -> Iterator[Server]:
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long each wait before another attempt would have been; none is waited."""
     waits: list[float] = []
-    monkeypatch.setattr("pipeline.network.Network.sleep", lambda network, seconds: waits.append(seconds))
+    monkeypatch.setattr("pipeline.network.Network.sleep", lambda network, seconds, where: waits.append(seconds))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
     return waits
@@ -188,8 +61,8 @@ def zstd(size: int = 1000, seed: int = 0) -> bytes:
     return zstandard.ZstdCompressor().compress(noise(size, seed))
 
 
-def fetch(root: Path, source: Source) -> Downloaded:
-    return download(root, source, Silent())
+def fetch(root: Path, source: Source, **options: bool) -> Downloaded:
+    return download(root, source, Silent(), **options)
 
 
 def pile(server: Server, shards: str = "0,val", **environment: str) -> Source:
@@ -202,13 +75,14 @@ def page(server: Server, path: str) -> Source:
 
 
 def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, match: str | None = None) -> None:
-    """The download fails as said, and nothing is kept under a file's name or pinned."""
+    """The download fails as said, and nothing is kept: under no file's name, and nothing is pinned."""
     with pytest.raises(error, match=match) as caught:
         fetch(root, source)
     assert type(caught.value) is error
     assert caught.value.exit_code == code
     folder = raw.folder(root, source.name)
-    assert [path.name for path in folder.rglob("*") if path.is_file()] == [".lock"]
+    kept = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in kept} <= {".lock", transfer.QUARANTINE}
 
 
 @pytest.mark.parametrize("layout", [HUB_FOLDER, ""], ids=["the hub's layout", "flat"])
@@ -241,7 +115,7 @@ def test_shards_come_one_after_another_into_one_cache(root: Path, server: Server
     fetch(root, pile(server, "0"))
     server.log.clear()
     assert fetch(root, pile(server, "0,val")).fetched == 1
-    assert server.asked == [f"{HUB_FOLDER}/val.jsonl.zst", "/val.jsonl.zst"]
+    assert server.asked == ["/val.jsonl.zst"]
     assert sorted(raw.read_lock(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
 
 
@@ -278,40 +152,20 @@ def test_what_came_before_an_error_is_kept_and_pinned(root: Path, server: Server
     assert not any("00" in path for path in server.asked)
 
 
-def test_a_transfer_cut_half_way_goes_on_where_it_stopped(root: Path, server: Server) -> None:
-    data = zstd(4 * MIB)
-    server.files["/a.jsonl.zst"] = data
-    server.scripts["/a.jsonl.zst"] = [cut_after(len(data) // 2)]
-    assert fetch(root, page(server, "/a.jsonl.zst")).bytes == len(data)
-    assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
-    first, second = server.log
-    assert first.range == ""
-    assert MIB <= int(second.range.removeprefix("bytes=").removesuffix("-")) <= len(data) // 2
-
-
-def test_a_transfer_cut_many_times_goes_on_as_long_as_bytes_come(root: Path, server: Server) -> None:
-    data = noise(9 * MIB)
-    server.files["/a.txt"] = data
-    server.scripts["/a.txt"] = [cut_after(MIB + 1)] * 8
-    fetch(root, page(server, "/a.txt"))
-    assert (root / "raw" / "a" / "a.txt").read_bytes() == data
-    assert len(server.log) == 9
-
-
 def test_a_transfer_cut_every_half_mebibyte_loses_none_of_it(root: Path, server: Server) -> None:
     data = noise(4 * MIB)
     server.files["/a.txt"] = data
     server.scripts["/a.txt"] = [cut_after(MIB // 2)] * 8
     fetch(root, page(server, "/a.txt"))
     assert (root / "raw" / "a" / "a.txt").read_bytes() == data
-    assert [request.range for request in server.log[1:]] == [f"bytes={n * MIB // 2}-" for n in range(1, 8)]
+    assert [request.range for request in server.gets[1:]] == [f"bytes={n * MIB // 2}-" for n in range(1, 8)]
 
 
 def test_a_transfer_that_never_brings_a_byte_ends_with_try_again(root: Path, server: Server, naps: list[float]) -> None:
     server.files["/a.txt"] = noise(1000)
     server.scripts["/a.txt"] = [cut_after(0)] * 20
     refuse(root, page(server, "/a.txt"), TryAgain, 75)
-    assert 2 < len(server.log) < 10
+    assert 2 < len(server.gets) < 10
     assert naps == sorted(naps)
 
 
@@ -319,53 +173,10 @@ def test_no_server_at_all_ends_with_try_again(root: Path, server: Server) -> Non
     refuse(root, sources.resolve("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
 
 
-def test_a_server_that_ignores_the_range_is_taken_from_the_start(root: Path, server: Server) -> None:
-    data = noise(3 * MIB)
-    server.files["/a.txt"] = data
-    server.scripts["/a.txt"] = [cut_after(2 * MIB), ignore_range]
-    fetch(root, page(server, "/a.txt"))
-    assert (root / "raw" / "a" / "a.txt").read_bytes() == data
-    assert [bool(request.range) for request in server.log] == [False, True]
-
-
-def test_an_answer_with_another_range_than_asked_for_is_never_appended(root: Path, server: Server) -> None:
-    data = noise(3 * MIB)
-    server.files["/a.txt"] = data
-    for span in ("bytes 5-9/10", ""):
-        server.scripts["/a.txt"] = [cut_after(2 * MIB), say(206, b"other", Content_Range=span)]
-        fetch(root, page(server, "/a.txt"))
-        assert (root / "raw" / "a" / "a.txt").read_bytes() == data
-        (root / "raw" / "a" / "a.txt").unlink()
-
-
-def test_a_file_replaced_during_the_transfer_is_never_a_mix_of_two(root: Path, server: Server) -> None:
-    old, new = noise(3 * MIB, seed=1), noise(4 * MIB, seed=2)
-    server.files["/a.txt"] = old
-    server.headers["ETag"] = '"old"'
-
-    def replace_then_cut(handler: Handler) -> None:
-        serve(handler, cut=2 * MIB)
-        server.files["/a.txt"] = new
-        server.headers["ETag"] = '"new"'
-
-    server.scripts["/a.txt"] = [replace_then_cut]
-    fetch(root, page(server, "/a.txt"))
-    assert (root / "raw" / "a" / "a.txt").read_bytes() == new
-
-
-def test_a_busy_server_is_asked_again_when_it_says(root: Path, server: Server, naps: list[float]) -> None:
-    server.files["/a.txt"] = b"text"
-    server.scripts["/a.txt"] = [say(503), say(429, Retry_After="7"), say(408), say(500, Retry_After="9999")]
-    fetch(root, page(server, "/a.txt"))
-    assert (root / "raw" / "a" / "a.txt").read_bytes() == b"text"
-    assert len(server.log) == 5
-    assert 7 in naps
-    assert max(naps) == 60
-
-
 def test_a_file_that_no_url_has_is_gone(root: Path, server: Server) -> None:
     refuse(root, pile(server, "0"), RemoteGone, 69, match="404")
-    assert server.asked == [f"{HUB_FOLDER}/train/00.jsonl.zst", "/train/00.jsonl.zst"]
+    assert [request.path for request in server.log] == [f"{HUB_FOLDER}/train/00.jsonl.zst", "/train/00.jsonl.zst"]
+    assert not (root / "raw").exists()  # and nothing was begun
 
 
 def test_a_file_that_is_gone_says_so_at_once(root: Path, server: Server, naps: list[float]) -> None:
@@ -378,7 +189,7 @@ def test_a_file_that_is_gone_says_so_at_once(root: Path, server: Server, naps: l
 def test_a_server_that_wants_a_token_is_not_asked_again(root: Path, server: Server, status: int) -> None:
     server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(status)]
     refuse(root, pile(server, "val"), NotPermitted, 77, match="set HF_TOKEN")
-    assert len(server.log) == 1
+    assert len(server.gets) == 1
 
 
 @pytest.mark.parametrize("status", [400, 418, 204])
@@ -412,46 +223,6 @@ def test_a_chunked_answer_may_begin_with_a_short_chunk(root: Path, server: Serve
     assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
 
 
-def linked(data: bytes) -> dict[str, str]:
-    """What the hub says of a file before it sends it."""
-    return {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
-
-
-def test_another_content_than_the_hub_promised_is_refused_after_a_second_try(root: Path, server: Server) -> None:
-    promised, sent = zstd(seed=1), zstd(seed=2)
-    server.files[f"{HUB_FOLDER}/val.jsonl.zst"] = sent
-    server.headers.update(linked(promised))
-    assert len(sent) == len(promised)
-    refuse(root, pile(server, "val"), BadData, 65, match="nothing was kept")
-    assert len(server.log) == 2
-
-
-def test_a_transfer_damaged_once_is_mended_by_a_second(root: Path, server: Server) -> None:
-    data = zstd(seed=1)
-    server.files["/a.jsonl.zst"] = data
-    server.headers.update(linked(data))
-    server.scripts["/a.jsonl.zst"] = [lambda handler: handler.answer(200, zstd(seed=2), linked(data))]
-    fetch(root, page(server, "/a.jsonl.zst"))
-    assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
-
-
-def test_a_cut_without_content_length_is_seen_by_the_size_that_the_hub_promised(root: Path, server: Server) -> None:
-    data = zstd(3 * MIB)
-    server.files["/a.jsonl.zst"] = data
-    server.headers.update(linked(data))
-    server.scripts["/a.jsonl.zst"] = [cut_unannounced(2 * MIB)]
-    fetch(root, page(server, "/a.jsonl.zst"))
-    assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
-    assert server.log[1].range == f"bytes={2 * MIB}-"
-
-
-def test_a_cut_without_any_promise_is_seen_by_the_zstd_frame(root: Path, server: Server) -> None:
-    server.files["/a.jsonl.zst"] = zstd(3 * MIB)
-    server.scripts["/a.jsonl.zst"] = [cut_unannounced(2 * MIB)]
-    fetch(root, page(server, "/a.jsonl.zst"))
-    assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == zstd(3 * MIB)
-
-
 def test_the_hub_is_believed_though_it_sends_one_elsewhere(root: Path, server: Server) -> None:
     data = zstd(seed=1)
     server.files["/cdn/0123"] = zstd(seed=2)
@@ -464,13 +235,6 @@ def test_the_hub_is_believed_though_it_sends_one_elsewhere(root: Path, server: S
     refuse(root, pile(server, "val"), BadData, 65)
     server.files["/cdn/0123"] = data
     assert fetch(root, pile(server, "val")).result == "built"
-
-
-def test_a_server_that_compresses_on_the_way_is_refused(root: Path, server: Server) -> None:
-    server.files["/a.jsonl.zst"] = zstd()
-    server.headers["Content-Encoding"] = "gzip"
-    refuse(root, page(server, "/a.jsonl.zst"), ProtocolBroken, 76, match="compresses on the way")
-    assert server.log[0].headers["Accept-Encoding"] == "identity"
 
 
 def test_another_content_than_was_pinned_is_refused(root: Path, server: Server) -> None:
@@ -565,16 +329,151 @@ def test_what_a_kill_left_is_gone_after_the_next_download(root: Path, tmp_path: 
     assert sorted(os.listdir(folder)) == [".lock", "book.txt", "sources.lock.json"]
 
 
-@pytest.mark.parametrize("name", ["../x.txt", "a/../../x.txt", "/tmp/x.txt"])
-def test_a_name_that_leads_out_of_the_cache_is_refused_before_anything(
-    root: Path, server: Server, tmp_path: Path, name: str
+# 16: names
+
+
+HOSTILE = ["../x.txt", "a/../../x.txt", "/tmp/x.txt", "..", ".", "", "a\0b.txt", "a\nb.txt", "\udc80.txt", "a/../x.txt"]
+OUR_OWN = ["sources.lock.json", ".lock", ".tmp.x.txt", "a/.trash.b/x.txt"]
+TOO_LONG = ["x" * 300 + ".txt", "水" * 90 + ".txt", "a/" + "x" * 256 + "/b.txt"]
+
+
+@pytest.mark.parametrize("name", HOSTILE + OUR_OWN + TOO_LONG)
+def test_case_16_a_name_that_cannot_be_is_refused_before_anything(
+    root: Path, tmp_path: Path, server: Server, name: str
 ) -> None:
-    source = Source("book", (SourceFile("fine.txt", (f"{server.url}/x",)), SourceFile(name, (f"{server.url}/x",))))
-    with pytest.raises(BadConfig, match="leads out of the cache") as caught:
+    good, evil = SourceFile("good.txt", (f"{server.url}/good.txt",)), SourceFile(name, (f"{server.url}/x",))
+    source = Source("evil", (good, evil))
+    server.files.update({"/x": b"evil", "/good.txt": b"good"})
+    with pytest.raises(BadConfig) as caught:
         fetch(root, source)
     assert caught.value.exit_code == 78
+    assert caught.value.hint
+    assert len(caught.value.what) < 200
     assert server.log == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/..", "/%2e%2e", "/a/%2e%2e%2fx/..", "/%2Fetc%2F", "/a%00b.txt", "/a%0Ab.txt", f"/{'x' * 300}.txt", "/.hidden"],
+)
+def test_case_16_a_url_that_ends_in_no_name_is_refused_before_anything(root: Path, server: Server, path: str) -> None:
+    done = Command(root, ("download", server.url + path)).run_forked()
+    faults.assert_one_error(done, 78, [])
+    assert server.log == []
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("path", ["/a/..%2f..%2fx.txt", "/%2e%2e/%2e%2e/x.txt", "/a/../../x.txt"])
+def test_case_16_of_a_url_only_the_last_name_is_taken(path: str) -> None:
+    """What stands before it is between the client and the server; it leads nowhere on this disk."""
+    source = sources.resolve(f"http://127.0.0.1:1{path}", environment={})
+    assert (source.name, [file.name for file in source.files]) == ("x", ["x.txt"])
+
+
+@pytest.mark.parametrize("name", ["../x.txt", "a/../../../x.txt", "/tmp/x.txt"])
+def test_case_16_a_lock_file_that_leads_out_of_the_cache_is_bad_data(root: Path, tmp_path: Path, name: str) -> None:
+    book = tmp_path / "a.txt"
+    book.write_text("第一回", encoding="utf-8")
+    fetch(root, sources.resolve(str(book), environment={}))
+    pinned = raw.read_lock(root, "a")
+    raw.write_lock(root, "a", {**pinned, name: pinned["a.txt"]})
+    (root / "raw" / "x.txt").write_text("第一回", encoding="utf-8")
+    done = Command(root, ("clean", "a")).run_forked()
+    faults.assert_one_error(done, 65, [sources.LOCK_FILE])
+    assert not (root / "corpora").exists()
+
+
+def test_case_16_a_recipe_cannot_name_a_source_that_leads_out(root: Path, tmp_path: Path, server: Server) -> None:
+    recipe = tmp_path / "evil.toml"
+    recipe.write_text(f'name = "evil"\n[download]\nsource = "{server.url}/%2e%2e"\n')
+    done = Command(root, ("refresh", recipe)).run_forked()
+    faults.assert_one_error(done, 78, [])
+    assert server.log == []
+
+
+# Survey, update, and more than one process
+
+
+def test_a_survey_says_what_there_is_to_do_and_writes_nothing(root: Path, server: Server) -> None:
+    server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd(2000)})
+    fetch(root, pile(server, "0"))
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    found = survey(root, pile(server, "0,1,val"), Network())
+    assert [(each.file.name, each.state, each.bytes) for each in found] == [
+        ("train/00.jsonl.zst", "there", 0),
+        ("train/01.jsonl.zst", "refused", 0),
+        ("val.jsonl.zst", "new", len(zstd(2000))),
+    ]
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_an_update_fetches_what_changed_and_moves_its_pin_alone(root: Path, server: Server) -> None:
+    server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
+    fetch(root, pile(server))
+    before, old = raw.read_lock(root, "pile"), (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
+    server.files["/val.jsonl.zst"] = zstd(seed=3)
+    server.log.clear()
+    assert fetch(root, pile(server)).result == "unchanged"
+    assert server.log == []
+    done = fetch(root, pile(server), update=True)
+    assert (done.fetched, done.unchanged, server.asked) == (1, 1, ["/val.jsonl.zst"])
+    after = raw.read_lock(root, "pile")
+    assert after["val.jsonl.zst"].sha256 == hashlib.sha256(zstd(seed=3)).hexdigest()
+    assert after["train/00.jsonl.zst"] == before["train/00.jsonl.zst"]
+    now = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
+    assert fetch(root, pile(server), update=True).result == "unchanged"
+
+
+@pytest.mark.parametrize(("says", "is_known"), [("hash", True), ("etag", True), ("nothing", True), ("etag", False)])
+def test_a_file_that_shrank_never_replaces_the_old_one_by_itself(
+    root: Path, server: Server, says: str, is_known: bool
+) -> None:
+    server.says, server.files["/a.txt"] = says, b"all of the text"
+    fetch(root, page(server, "/a.txt"))
+    server.files["/a.txt"] = b"all"
+    if not is_known:
+        server.heads["/a.txt"] = [say(200, ETag='"new"', Content_Length="")] * 9
+        server.headers = {"ETag": '"new"'}
+    with pytest.raises(UpstreamChanged, match="3 bytes now, 15 before"):
+        fetch(root, page(server, "/a.txt"), update=True)
+    assert (root / "raw" / "a" / "a.txt").read_bytes() == b"all of the text"
+    assert fetch(root, page(server, "/a.txt")).result == "unchanged"
+    assert fetch(root, page(server, "/a.txt"), update=True, allow_shrink=True).fetched == 1
+    assert (root / "raw" / "a" / "a.txt").read_bytes() == b"all"
+
+
+def test_a_file_that_is_lost_upstream_stays_and_the_others_are_updated(root: Path, server: Server) -> None:
+    server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
+    fetch(root, pile(server))
+    del server.files["/train/00.jsonl.zst"]
+    server.files["/val.jsonl.zst"] = zstd(seed=3)
+    with pytest.raises(UpstreamChanged, match="no longer there upstream") as caught:
+        fetch(root, pile(server), update=True)
+    assert caught.value.exit_code == 10
+    assert (root / "raw" / "pile" / "train" / "00.jsonl.zst").read_bytes() == zstd(seed=1)
+    assert (root / "raw" / "pile" / "val.jsonl.zst").read_bytes() == zstd(seed=3)
+
+
+def test_a_promise_that_comes_only_with_the_bytes_moves_no_pin_either(root: Path, server: Server) -> None:
+    server.says, server.files["/a.txt"] = "hash", b"as it was"
+    fetch(root, page(server, "/a.txt"))
+    pinned = raw.read_lock(root, "a")
+    (root / "raw" / "a" / "a.txt").unlink()
+    server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [say(405)]
+    with pytest.raises(UpstreamChanged):
+        fetch(root, page(server, "/a.txt"))
+    assert raw.read_lock(root, "a") == pinned
+
+
+def test_what_a_kill_left_of_a_transfer_that_had_ended_is_removed(root: Path, server: Server) -> None:
+    server.files["/a.txt"] = b"text"
+    fetch(root, page(server, "/a.txt"))
+    state = root / "raw" / "a" / "a.txt.part.json"
+    state.write_bytes(b"{}")
+    assert fetch(root, page(server, "/a.txt")).result == "unchanged"
+    assert not state.exists()
 
 
 def test_one_source_is_downloaded_by_one_process_at_a_time(root: Path, server: Server) -> None:
@@ -582,58 +481,12 @@ def test_one_source_is_downloaded_by_one_process_at_a_time(root: Path, server: S
     with lock(root / "raw" / "a" / ".lock"), pytest.raises(TryAgain) as caught:
         fetch(root, page(server, "/a.txt"))
     assert caught.value.exit_code == 75
-    assert server.log == []
+    assert server.gets == []
 
 
-def test_the_token_is_sent_where_there_is_one(root: Path, server: Server) -> None:
-    server.files["/val.jsonl.zst"] = zstd()
-    fetch(root, pile(server, "val", HF_TOKEN="hf_secret"))
-    assert {request.headers.get("Authorization") for request in server.log} == {"Bearer hf_secret"}
-
-
-def test_without_a_token_nothing_is_sent(
-    root: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login me password secret\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    server.files["/val.jsonl.zst"] = zstd()
-    fetch(root, pile(server, "val"))
-    assert not any("Authorization" in request.headers for request in server.log)
-
-
-def test_the_token_does_not_follow_to_another_host(root: Path, server: Server) -> None:
-    with running() as other:
-        other.files["/cdn"] = zstd()
-        elsewhere = other.url.replace("127.0.0.1", "localhost") + "/cdn"
-        server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(302, Location=elsewhere)]
-        fetch(root, pile(server, "val", HF_TOKEN="hf_secret"))
-        assert "Authorization" in server.log[0].headers
-        assert [request.headers.get("Authorization") for request in other.log] == [None]
-
-
-def test_the_token_is_in_no_file_of_the_cache(root: Path, server: Server) -> None:
-    server.files["/val.jsonl.zst"] = zstd()
-    fetch(root, pile(server, "val", HF_TOKEN="hf_secret"))
-    kept = [path.read_bytes() for path in (root / "raw").rglob("*") if path.is_file()]
-    assert not any(b"hf_secret" in data for data in kept)
-    assert json.loads((root / "raw" / "pile" / "sources.lock.json").read_bytes())
-
-
-def test_a_token_that_cannot_be_a_header_is_not_shown(root: Path, server: Server) -> None:
-    with pytest.raises(InkstoneError) as caught:
-        fetch(root, pile(server, "val", HF_TOKEN="hf_secret\n"))
-    assert "hf_secret" not in str(caught.value)
-
-
-def test_a_password_in_a_url_is_not_shown(root: Path, server: Server) -> None:
-    url = server.url.replace("http://", "http://me:secret@") + "/a.txt"
-    with pytest.raises(RemoteGone) as caught:
-        fetch(root, sources.resolve(url, environment={}))
-    assert "secret" not in str(caught.value)
-
-
-def test_a_redirect_to_a_local_file_is_refused(root: Path, server: Server, tmp_path: Path) -> None:
-    (tmp_path / "secret.txt").write_text("secret")
-    server.scripts["/a.txt"] = [say(302, Location=f"file://{tmp_path}/secret.txt")] * 10
-    refuse(root, page(server, "/a.txt"), ProtocolBroken, 76)
+def test_the_files_of_a_source_share_a_rate(root: Path, server: Server) -> None:
+    server.files.update({"/train/00.jsonl.zst": zstd(100_000, 1), "/val.jsonl.zst": zstd(100_000, 2)})
+    start = time.monotonic()
+    done = Command(root, ("download", "pile", "--shards", "0,val", "--mirror", server.url, "--limit-rate", "200k"))
+    assert done.run().code == 0
+    assert 0.8 < time.monotonic() - start < 5
