@@ -35,17 +35,14 @@ class Disk:
         return open(path, "x+b")
 
     def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
-        with _named(path):
-            handle.write(data)
+        handle.write(data)
 
     def truncate(self, handle: BinaryIO, path: Path, size: int) -> None:
-        with _named(path):
-            handle.truncate(size)
+        handle.truncate(size)
 
     def sync(self, descriptor: int, path: Path) -> None:
         """Make the bytes of a file, or the names in a folder, durable. Not tried again: a failed one lost them."""
-        with _named(path):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
 
     def rename(self, old: Path, new: Path) -> None:
         """Replaces a file at `new`, but never a folder that holds anything."""
@@ -84,7 +81,8 @@ class HashingFile:
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> int:
-        disk.write(self._handle, self.path, data)
+        with _named(self.path):
+            disk.write(self._handle, self.path, data)
         self._hash.update(data)
         self.size += len(data)
         return len(data)
@@ -95,8 +93,9 @@ class HashingFile:
 
     def cut(self, size: int) -> None:
         """Keep the first `size` bytes of the file, and read them again: they are what is on the disk."""
-        self._handle.flush()
-        disk.truncate(self._handle, self.path, size)
+        with _named(self.path):
+            self._handle.flush()
+            disk.truncate(self._handle, self.path, size)
         self._handle.seek(0)
         self._hash, self.size = hashlib.sha256(), 0
         while block := self._handle.read(1 << 20):
@@ -118,8 +117,9 @@ class HashingFile:
 
     def sync(self) -> None:
         """Make what was written so far durable."""
-        self._handle.flush()
-        disk.sync(self._handle.fileno(), self.path)
+        with _named(self.path):
+            self._handle.flush()
+            disk.sync(self._handle.fileno(), self.path)
 
     def publish(self, target: Path) -> None:
         """Let the file, which is whole, appear as `target`, durably."""
@@ -209,7 +209,8 @@ def sync_directory(path: Path) -> None:
     """Make the names in `path` durable. File systems that cannot are tolerated, as restic does."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        disk.sync(descriptor, path)
+        with _named(path):
+            disk.sync(descriptor, path)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
@@ -223,7 +224,8 @@ def sync(paths: Iterable[Path]) -> None:
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            disk.sync(descriptor, path)
+            with _named(path):
+                disk.sync(descriptor, path)
         finally:
             os.close(descriptor)
         folders.add(path.parent)
