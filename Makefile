@@ -12,7 +12,7 @@ demo: $(READY)
 test: $(PEERS)
 	@$(BIN)/pytest
 
-# Kills tokenizing 200 times and looks at what comes out; make test does 20 of these rounds.
+# Kills tokenizing and refreshing, 200 times each, and looks at what comes out; make test does 20 rounds of each.
 chaos: $(READY)
 	@$(BIN)/python -m tests.chaos
 

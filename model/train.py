@@ -271,8 +271,13 @@ def _go_on_from(planned: Plan, model: GPT, optimizer: torch.optim.Optimizer, rep
     result = read_result(parent)
     if load:
         last = parent / "checkpoints" / result.last
-        model.load_state_dict(checkpoint.load_model(last, next(model.parameters()).device).state_dict())
-        checkpoint.load_optimizer(last, model, optimizer)
+        try:
+            model.load_state_dict(checkpoint.load_model(last, next(model.parameters()).device).state_dict())
+            checkpoint.load_optimizer(last, model, optimizer)
+        except BadData as error:
+            raise BadData(
+                error.what, hint=f"`rollback runs/{parent.parent.name}` goes on from the run before"
+            ) from None
         report(f"going on from the weights of {parent.parent.name}/{parent.name}, after {result.steps:,} steps")
     return result.steps_before + result.steps
 

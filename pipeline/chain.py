@@ -75,10 +75,14 @@ class Chain:
         reached = STAGES[: STAGES.index(through) + 1]
         return [Stage(name, prepare) for name, prepare in wanted.items() if prepare and name in reached]
 
+    def _raw_files(self) -> list[raw.InputFile]:
+        """The files of the source. The cache may hold more of it, for another recipe or by an earlier choice."""
+        return raw.pinned(self.root, self.source.name, {file.name for file in self.source.files})
+
     def _clean(self) -> tuple[Identity, Callable[[], Built]]:
         assert self.recipe.clean
         name, options = self.recipe.name, self.recipe.clean.options()
-        inputs = raw.inputs(self.root, self.source.name, corpora=False)
+        inputs = self._raw_files()
         identity = corpus.identify(name, inputs, options)
         return identity, lambda: corpus.clean(self.root, name, inputs, options, self.progress)
 
@@ -93,7 +97,7 @@ class Chain:
     def _tokenize(self) -> tuple[Identity, Callable[[], Built]]:
         name, options = self.recipe.name, self.recipe.tokenize.options()
         cleaned, trained = self.made.get("clean"), self.made.get("train-tokenizer")
-        found = [raw.corpus_file(cleaned)] if cleaned else raw.inputs(self.root, self.source.name, corpora=False)
+        found = [raw.corpus_file(cleaned)] if cleaned else self._raw_files()
         inputs = tokenize.divide(found, [])
         tokenizer = tokenizers.open_folder(trained.path) if trained else None
         if tokenizer is None:

@@ -11,6 +11,7 @@ fails, tears or kills at the N-th operation, or keeps a log from which the state
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import secrets
@@ -24,6 +25,7 @@ from pipeline.errors import StorageFailed
 
 TEMPORARY = ".tmp."
 TRASH = ".trash."
+_SHOWN = 40  # characters of a name in that of its temporary
 # other disks, file systems without hard links, kernels that refuse links to others' files, files with too many links
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -153,7 +155,13 @@ def new_file(target: Path) -> Iterator[HashingFile]:
 def temporary(target: Path) -> Path:
     """A name beside `target` that nobody else uses, and that says who did when it is found left over."""
     # The name is cut: with what is added, one of 255 bytes would be too long for the file system.
-    return target.with_name(f"{TEMPORARY}{target.name[:40]}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
+    return target.with_name(f"{TEMPORARY}{target.name[:_SHOWN]}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def remove_temporaries_of(target: Path) -> None:
+    """Delete what killed writers of one file left. Only for one who holds the lock on it."""
+    for path in list(target.parent.glob(f"{TEMPORARY}{glob.escape(target.name[:_SHOWN])}.*")):
+        disk.unlink(path)
 
 
 def boot_id() -> str:

@@ -1,7 +1,7 @@
 """Generations after they are published: going back to an older one, and deleting those that nobody needs.
 
     rollback   `current` names an older generation; the one it was taken from is not taken up again by itself
-    prune      old generations go, but none that is current, recent, being read, or that a run was made from
+    prune      old generations and drafts go, but none that is current, recent, being read, or that a run was made from
 
 Both hold the lock of the shelf, and go by single steps that each leave `current` valid and every generation whole:
 after a kill at any moment the same command ends what was begun.
@@ -147,9 +147,22 @@ class _Pruning:
     def _leftovers(self, shelf: Path) -> list[Pruned]:
         left = sorted(path for prefix in (files.TEMPORARY, files.TRASH) for path in shelf.glob(f"{prefix}*"))
         found = [Pruned(self._ref(path), True, self._freed(path), "left by a killed command") for path in left]
+        drafts = self._superseded(shelf)
+        found += [
+            Pruned(self._ref(path), True, self._freed(path), "unfinished, and older than current") for path in drafts
+        ]
         if not self.dry_run:
             files.remove_temporaries(shelf, below=False)
+            for draft in drafts:
+                files.throw_away(draft)
         return found
+
+    def _superseded(self, shelf: Path) -> list[Path]:
+        """Unfinished work from before the current generation, which nobody will go on with; never a training."""
+        now = shelf / "current" / MANIFEST
+        if shelf.parent.name == "runs" or not now.exists():
+            return []
+        return [path for path in sorted(shelf.glob(".draft-*")) if path.stat().st_mtime_ns < now.stat().st_mtime_ns]
 
     def _generations(self, shelf: Path) -> Iterator[Pruned]:
         needed = _needed(self.root, self.gone)

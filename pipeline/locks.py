@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,20 +54,22 @@ class Held:
 
 
 @contextmanager
-def lock(path: Path, *, wait: float = 0.0, doing: str = "", run_id: str = "") -> Iterator[Held]:
-    """Hold the lock file `path` exclusively. Raises TryAgain when another process holds it longer than `wait` seconds.
+def lock(
+    path: Path, *, wait: float = 0.0, doing: str = "", run_id: str = "", stop: threading.Event | None = None
+) -> Iterator[Held]:
+    """Hold the lock file `path` exclusively. Raises TryAgain when another process holds it longer than `wait` seconds,
+    or until `stop` is set.
 
     The file is never deleted, and never believed to be stale for its age.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + max(wait, _PATIENCE)
+    deadline, stop = time.monotonic() + max(wait, _PATIENCE), stop or threading.Event()
     while (descriptor := _try_lock(path)) is None:
-        if time.monotonic() >= deadline:
+        if stop.wait(0.05) or time.monotonic() >= deadline:
             raise TryAgain(
                 f"{path.parent}: in use by {_read(path) or 'another process'}",
                 hint="wait for it to end, then run the same command again",
             )
-        time.sleep(0.05)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pid = os.getpid()
     holder = Holder(pid, _start_of(pid), files.boot_id(), platform.node(), doing, now, run_id=run_id)
@@ -80,7 +83,7 @@ def lock(path: Path, *, wait: float = 0.0, doing: str = "", run_id: str = "") ->
 
 def _try_lock(path: Path) -> int | None:
     """A descriptor that holds the lock, or None. A file that was deleted while held is no lock any more."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)  # `status` is for all
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)) and not _lives(_read(path)):
@@ -106,10 +109,12 @@ def _lives(holder: Holder | None) -> bool:
 
 
 def _start_of(pid: int) -> int:
-    """When a process started, in ticks since boot; 0 when there is none, or no /proc."""
+    """When a process started, in ticks since boot; 0 when it has ended, or there is no /proc."""
     with suppress(OSError, ValueError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[19])  # the name in parentheses may hold anything
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fields = stat.rpartition(")")[2].split()  # the name in parentheses may hold anything
+        if fields[0] not in "ZX":  # a killed one is listed until its parent asks: in some containers for ever
+            return int(fields[19])
     return 0
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, download
+from pipeline import artifact, download, reuse
 from pipeline.artifact import Artifact, Identity
 from pipeline.chain import STAGES, Chain
 from pipeline.download import Found
 from pipeline.errors import InkstoneError
 from pipeline.network import Network
 from pipeline.state import Pace
+from pipeline.status import bytes_below
 
 # Bytes that a stage makes of a byte of raw files, zstd or not, where no run has shown it yet: measured on the Pile.
 _GROWTH = {"clean": 1.5, "train-tokenizer": 0.0, "tokenize": 1.8, "train": 0.0}
@@ -93,7 +94,9 @@ def plan(chain: Chain, options: Options, paces: Mapping[str, Pace]) -> Plan:
             chain.made[stage.name] = standing
             steps.append(Step(stage.name, "fresh", standing.ref))
         else:
-            steps.append(estimate.step(stage.name, _why(root, identity, standing), 0 if standing else total))
+            share = 0.0 if standing else reuse.share_left(root, identity) if _takes_over(chain, stage.name) else 1.0
+            there = bytes_below(artifact.draft_path(root, identity))
+            steps.append(estimate.step(stage.name, _why(root, identity, standing), int(share * total), there))
     return Plan(tuple(steps), tuple(found), dict(chain.made))
 
 
@@ -124,13 +127,14 @@ class _Estimate:
     paces: Mapping[str, Pace]
     recipe: str
 
-    def step(self, stage: str, why: str, reads: int) -> Step:
+    def step(self, stage: str, why: str, reads: int, there: int = 0) -> Step:
+        """`there`: bytes that an unfinished run of this very stage has written already."""
         pace = self.paces.get(stage)
         if pace is None or not pace.bytes:
-            seconds = None if reads else 0.0
-            return Step(stage, "stale", self.recipe, why, 0, int(reads * _GROWTH[stage]), seconds, reads)
-        share = reads / pace.bytes
-        return Step(stage, "stale", self.recipe, why, 0, int(pace.made * share), pace.seconds * share, reads)
+            made, seconds = reads * _GROWTH[stage], None if reads else 0.0
+        else:
+            made, seconds = pace.made * reads / pace.bytes, pace.seconds * reads / pace.bytes
+        return Step(stage, "stale", self.recipe, why, 0, max(0, int(made) - there), seconds, reads)
 
 
 def _why(root: Path, identity: Identity, standing: Artifact | None) -> str:
@@ -168,6 +172,8 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Options by name, those inside others by both names."""
     found: dict[str, str] = {}
     for name, value in options.items():
+        if name == "files":  # which those are the inputs tell
+            continue
         inner = isinstance(value, Mapping)
         found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": json.dumps(value)}
     return found

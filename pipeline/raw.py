@@ -6,7 +6,7 @@ And, from it, from corpora and from plain paths, the files that a stage reads.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -153,8 +153,8 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
     if not reference:
         raise BadConfig("an empty name is no input", hint="`status` lists what there is")
     source, _, part = reference.partition("/")
-    if pinned := read_lock(root, source) if artifact.is_name(source) else {}:
-        return _pinned(root, source, part, pinned, deep)
+    if pins := read_lock(root, source) if artifact.is_name(source) else {}:
+        return _part(root, source, part, pins, deep)
     path = Path(reference)
     if path.is_file():
         return _local(root, {path: path.name}, deep)
@@ -196,15 +196,20 @@ def _corpus(root: Path, reference: str) -> artifact.Artifact | None:
         return None
 
 
-def _pinned(root: Path, source: str, part: str, pinned: dict[str, RawFile], deep: bool) -> list[InputFile]:
-    chosen = sorted(name for name in pinned if not part or name == part or name.startswith(part.rstrip("/") + "/"))
+def _part(root: Path, source: str, part: str, pins: dict[str, RawFile], deep: bool) -> list[InputFile]:
+    chosen = {name for name in pins if not part or name == part or name.startswith(part.rstrip("/") + "/")}
     if not chosen:
-        raise InputMissing(f"{source}: nothing named {part} was downloaded", hint=f"there: {', '.join(sorted(pinned))}")
-    found = []
-    for name in chosen:
+        raise InputMissing(f"{source}: nothing named {part} was downloaded", hint=f"there: {', '.join(sorted(pins))}")
+    return pinned(root, source, chosen, deep=deep)
+
+
+def pinned(root: Path, source: str, names: Collection[str], *, deep: bool = False) -> list[InputFile]:
+    """Files of a source that was downloaded, in the order of their names. Raises BadData for one that is not whole."""
+    pins, found = read_lock(root, source), []
+    for name in sorted({*names} & pins.keys()):
         path = folder(root, source) / name
         before = stamp(path) if path.is_file() else (0, 0)
-        if not is_whole(path, pinned[name]) or (deep and files.sha256_of(path) != pinned[name].sha256):
+        if not is_whole(path, pins[name]) or (deep and files.sha256_of(path) != pins[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="run its download again")
-        found.append(InputFile(path, f"{source}/{name}", pinned[name].sha256, before, pinned[name].split))
+        found.append(InputFile(path, f"{source}/{name}", pins[name].sha256, before, pins[name].split))
     return found

@@ -57,7 +57,8 @@ def refresh(
     chain = Chain(root, recipe, train, progress, options.jobs)
     chain.stages(options.through)  # a stage that there is not is refused before anything is waited for
     path = state.lock_of(root, recipe.name)
-    with locks.lock(path, wait=wait, doing=f"refresh {recipe.name}", run_id=run_id) as held:
+    with locks.lock(path, wait=wait, doing=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as held:
+        files.remove_temporaries_of(state.path_of(root, recipe.name))
         journal = _Journal(root, state.read(root, recipe.name), run_id, held, progress)
         with journal, ExitStack() as leases:
             journal.begin("plan")

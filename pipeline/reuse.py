@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def take_over(draft: Path, identity: Identity) -> list[UnitRecord]:
 
     Returns the records of those units, under their new numbers; `Assembly` finds them as if it had done them.
     """
-    if identity.options["dedup"] != "no" or identity.options["max_documents"]:
+    _forget_strangers(draft)
+    if not _is_possible(identity):
         return []
     wanted = _files_of(identity.inputs)
     scratch = draft / artifact.SCRATCH
@@ -54,6 +56,28 @@ def take_over(draft: Path, identity: Identity) -> list[UnitRecord]:
                 done.add(f"unit-{renumbered.stem}.json")
                 taken.append(renumbered)
     return taken
+
+
+def _forget_strangers(draft: Path) -> None:
+    """Of a generation that was damaged after it was published, delete what somebody put there besides."""
+    with suppress(InkstoneError):
+        for name in artifact.unlisted(artifact.read(draft)):
+            (draft / name).unlink()
+
+
+def share_left(root: Path, identity: Identity) -> float:
+    """The share of the input files of which no generation has the units: what is left to be done."""
+    wanted = _files_of(identity.inputs)
+    if not _is_possible(identity) or not wanted:
+        return 1.0
+    donors = _donors(artifact.draft_path(root, identity), identity)
+    there = {entry for donor in donors for entry in _files_of(donor.manifest.inputs)}
+    return sum(entry not in there for entry in wanted) / len(wanted)
+
+
+def _is_possible(identity: Identity) -> bool:
+    """Whether the units of one file do not depend on those of others."""
+    return identity.options["dedup"] == "no" and not identity.options["max_documents"]
 
 
 def _files_of(inputs: Sequence[Input]) -> list[tuple[str, str, str]]:
@@ -133,7 +157,8 @@ def _donors(draft: Path, identity: Identity) -> Iterator[_Donor]:
 def _choices(options: Mapping[str, Any], inputs: Sequence[Input]) -> bytes:
     """What was chosen that decides the bytes of a unit; with files to validate on, no other is divided."""
     has_val = any(each.role == "val" for each in inputs)
-    return msgspec.json.encode([dict(options), has_val], order="deterministic")
+    chosen = {name: value for name, value in options.items() if name != "files"}
+    return msgspec.json.encode([chosen, has_val], order="deterministic")
 
 
 def _rejects_of(record: UnitRecord) -> FileRecord | None:

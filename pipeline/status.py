@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ def status(root: Path) -> list[Row]:
             if drafts := list(shelf.glob(".draft-*")):
                 state = "in use" if locks.is_locked(shelf / ".lock") else "unfinished"
                 key = drafts[0].name.removeprefix(".draft-")
-                rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), _size(drafts[0]), ""))
+                rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), bytes_below(drafts[0]), ""))
     return rows
 
 
@@ -82,11 +83,20 @@ def _summary(found: Artifact) -> str:
 
 
 def _age(path: Path) -> float:
-    return max(0.0, time.time() - path.lstat().st_mtime) / 3600
+    """Hours since a change; 0 of what went away meanwhile, as what is being built does."""
+    with suppress(FileNotFoundError):
+        return max(0.0, time.time() - path.lstat().st_mtime) / 3600
+    return 0.0
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def bytes_below(folder: Path) -> int:
+    """What the files in a folder hold together; 0 where there is no such folder."""
+    total = 0
+    for top, _, names in os.walk(folder):  # which passes over what went away
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(Path(top, name)).st_size
+    return total
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
@@ -196,9 +206,9 @@ def refreshes(root: Path) -> list[Refresh]:
     """How the refreshes of each recipe go, from their states; asks for no lock."""
     found = []
     for recipe in state.names(root):
-        kept, holder = state.read(root, recipe), locks.holder(state.lock_of(root, recipe))
+        kept, lock = state.read(root, recipe), state.lock_of(root, recipe)
         ended, good = state.age_hours(kept.ended), state.age_hours(kept.last_success)
-        running = str(holder or "")
+        running = str(locks.holder(lock) or "by a process that does not say more") if locks.is_locked(lock) else ""
         found.append(Refresh(recipe, running, kept.result, kept.exit_code, kept.error, kept.hint, ended, good))
     return found
 

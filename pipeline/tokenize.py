@@ -131,6 +131,7 @@ def identify(
         "encoder": tokenizer.encoder,
         "max_documents": options.max_documents,
         "dedup": options.dedup,
+        "files": [entry.name for entry in (*inputs.train, *inputs.val)],  # they stand in the manifest and in rejects
         **msgspec.structs.asdict(options.choice),
     }
     return Identity("tokens", name, chosen, tuple(made_from), tokenizer.fingerprint, libraries)

@@ -171,6 +171,8 @@ def _map_hdf5(path: Path, dtype: str) -> np.ndarray:
 
     try:
         with h5py.File(path, "r") as file:
+            if not isinstance(file.get("tokens", getlink=True), h5py.HardLink):  # not followed: it may lead elsewhere
+                raise BadData(f"{path}: `tokens` does not lie in the file itself", hint="`tokenize` it again")
             dataset = file["tokens"]
             plain = isinstance(dataset, h5py.Dataset) and dataset.ndim == 1 and dataset.dtype == np.dtype(dtype)
             if not plain or dataset.external or dataset.is_virtual or dataset.chunks:
