@@ -1,6 +1,6 @@
 """Kill tokenizing at random moments; what is published in the end is what an undisturbed run publishes, byte for byte.
 
-    python -m tests.chaos --rounds 200 --seed 1
+    python -m tests.chaos --rounds 200 --seed 1 [--what tokenize|refresh]
 
 Each round starts the real command in a process group of its own, with units and pieces so small that there are many,
 and at a drawn moment sends SIGKILL to the main process alone, to the whole group, or to one worker. Then it runs the
@@ -101,7 +101,7 @@ def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
     quiet = Trial(train, val, tokenizer or str(_characters(folder / "shelf", train.read_text("utf-8"))), {}, 0.0)
     start = time.monotonic()
     done = quiet.start(folder / "quiet")
-    said, _ = _ended(done)
+    said, _ = ended(done)
     assert done.returncode == 0, said
     return replace(quiet, sums=published(folder / "quiet"), seconds=time.monotonic() - start)
 
@@ -139,8 +139,8 @@ def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
     victim, after = draw.choice(VICTIMS), draw.triangular(0, trial.seconds, 0.8 * trial.seconds)
     first = trial.start(root)
     time.sleep(after)
-    _kill(first, victim, draw)
-    said, wrong = _ended(first)
+    kill(first, victim, draw)
+    said, wrong = ended(first)
     wrong += [f"lives on: {name}" for name in survivors(first.pid)]
     if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in said):
         wrong.append(f"a lost worker ended in exit code {first.returncode}: {said}")
@@ -148,7 +148,7 @@ def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
     if before.begun > 1:
         wrong.append(f"{before.begun} units were begun and not finished")
     again = trial.start(root, jobs=draw.choice((1, 1, 2)))
-    said, hangs = _ended(again)
+    said, hangs = ended(again)
     wrong += hangs
     if again.returncode:
         return Round(victim, first.returncode, len(before.finished), (*wrong, f"{again.returncode} after all: {said}"))
@@ -162,7 +162,7 @@ def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
     return Round(victim, first.returncode if first.returncode >= 0 else None, len(before.finished), tuple(wrong))
 
 
-def _ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
+def ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
     """What a run said on stderr once it has ended, and what is wrong where it had to be ended."""
     try:
         return run.communicate(timeout=_PATIENCE)[1], []
@@ -171,7 +171,7 @@ def _ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
         return run.communicate()[1], ["it hangs"]
 
 
-def _kill(first: subprocess.Popen[str], victim: str, draw: random.Random) -> None:
+def kill(first: subprocess.Popen[str], victim: str, draw: random.Random) -> None:
     if first.poll() is not None:
         return
     if victim == "group":
@@ -278,18 +278,29 @@ def summary(found: Sequence[Round]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kill tokenizing at random moments.")
-    parser.add_argument("--rounds", type=int, default=200)
+    from tests import chaos_refresh  # it uses this module
+
+    parser = argparse.ArgumentParser(description="Kill tokenizing, and refreshes, at random moments.")
+    parser.add_argument("--what", choices=["tokenize", "refresh"], help="only this; by default one after the other")
+    parser.add_argument("--rounds", type=int, default=200, help="of each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokenizer", default="", help="such as r50k_base; by default the characters of the text")
     chosen = parser.parse_args()
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
-    with tempfile.TemporaryDirectory(prefix="inkstone-chaos-", ignore_cleanup_errors=True) as folder:
-        start = time.monotonic()
-        trial = prepare(Path(folder), tokenizer=chosen.tokenizer)
-        found = rounds(trial, Path(folder), chosen.rounds, chosen.seed)
-    print(f"{summary(found)}, in {time.monotonic() - start:.0f} s")
-    return int(any(each.wrong for each in found))
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="inkstone-chaos-", ignore_cleanup_errors=True) as name:
+        folder, start = Path(name), time.monotonic()
+        if chosen.what != "refresh":
+            found = rounds(prepare(folder, tokenizer=chosen.tokenizer), folder, chosen.rounds, chosen.seed)
+            print(f"tokenize: {summary(found)}, in {time.monotonic() - start:.0f} s", flush=True)
+            failed |= any(each.wrong for each in found)
+        if chosen.what != "tokenize":
+            start = time.monotonic()
+            with chaos_refresh.trials(folder / "refresh") as trials:
+                refreshed = chaos_refresh.rounds(trials, folder / "rounds", chosen.rounds, chosen.seed)
+            print(f"refresh: {chaos_refresh.summary(refreshed)}, in {time.monotonic() - start:.0f} s")
+            failed |= any(each.wrong for each in refreshed)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_after_i
     naive = naive_lines(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "MAX_LINE", 20)
-        patch.setattr(documents, "_EXCERPT", 5)
+        patch.setattr(documents, "EXCERPT", 5)
         found = list(documents.lines(data[at : at + size] for at in range(0, len(data), size)))
     assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
     for line, (_, given_, whole) in zip(naive, found, strict=True):
