@@ -75,7 +75,7 @@ def test_what_killed_refreshes_of_this_recipe_left_goes_and_that_of_others_stays
     mine, other = files.temporary(path), files.temporary(state.path_of(root, "smaller"))
     for left in (mine, other):
         left.write_bytes(b"{")
-    state.remove_temporaries(root, "small")
+    files.remove_temporaries_of(state.path_of(root, "small"))
     assert (path.exists(), mine.exists(), other.exists()) == (True, False, True)
 
 
