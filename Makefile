@@ -10,7 +10,7 @@ demo: $(READY)
 	@$(BIN)/inkstone demo
 
 test: $(PEERS)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist worksteal
 
 # Kills tokenizing and refreshing, 200 times each, and looks at what comes out; make test does 20 rounds of each.
 chaos: $(READY)

@@ -7,6 +7,7 @@ A message is one line: what went wrong and where; `hint` says what to do next.
 from __future__ import annotations
 
 import errno
+import os
 
 
 class InkstoneError(Exception):
@@ -121,6 +122,7 @@ class Interrupted(InkstoneError):
     exit_code = 130
 
 
+_LONG = 100  # characters: more than any system needs to say what is wrong
 _BY_ERRNO: dict[int, tuple[type[InkstoneError], str]] = {
     errno.ENOSPC: (StorageFailed, "free some space, or inodes (`df -i`), then run the same command again"),
     errno.EDQUOT: (StorageFailed, "free some of your quota, then run the same command again"),
@@ -145,7 +147,9 @@ def from_os_error(error: OSError) -> InkstoneError:
         error.errno or 0, (StorageFailed, "see the cause above, then run the same command again")
     )
     where = f"{error.filename}: " if error.filename else ""
-    said = " ".join((error.strerror or str(error)).lower().split())  # HDF5 says it in several lines
+    said = " ".join((error.strerror or str(error)).lower().split())
+    if error.errno and len(said) > _LONG:  # HDF5 makes a paragraph of it
+        said = os.strerror(error.errno).lower()
     return kind(f"{where}{said[:300]}", hint=hint)
 
 

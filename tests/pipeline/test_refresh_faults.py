@@ -357,6 +357,11 @@ def test_case_67_a_lock_file_that_is_a_link_is_not_followed(job: Nightly, root: 
     assert not (root / "raw").exists()
 
 
+def pytest_folders(path: Path) -> list[Path]:
+    """The folders that pytest made for a test's own, which only its user may enter."""
+    return [each for each in path.parents if each.name.startswith(("pytest-", "popen-"))]
+
+
 def test_case_67_a_lock_file_that_may_not_be_written_is_told_of_and_one_that_may_only_be_read_can_be_looked_at(
     root: Path, tmp_path: Path
 ) -> None:
@@ -364,7 +369,7 @@ def test_case_67_a_lock_file_that_may_not_be_written_is_told_of_and_one_that_may
         pytest.skip("case 67 was NOT tested with a second user: only root may become one")
     path = root / ".state" / "small.lock"
     tmp_path.chmod(0o755)
-    for folder in (*tmp_path.parents[:2], root, path.parent):
+    for folder in (*pytest_folders(tmp_path), root, path.parent):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
 
@@ -761,7 +766,7 @@ def test_case_75_where_locks_do_nothing_two_refreshes_at_once_still_leave_whole_
 def test_case_75_a_second_user_of_a_store_is_told_whose_lock_it_is(root: Path, tmp_path: Path) -> None:
     if os.getuid():
         pytest.skip("case 75 was NOT tested with a second user: only root may become one")
-    for folder in (*tmp_path.parents[:2], tmp_path):
+    for folder in (*pytest_folders(tmp_path), tmp_path):
         folder.chmod(0o755)
     root.mkdir(mode=0o777)
     root.chmod(0o777)
