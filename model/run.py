@@ -19,8 +19,9 @@ import msgspec
 from model import config
 from model.config import Preset
 from pipeline import artifact, tokenizers
-from pipeline.artifact import Artifact, Identity, Input
+from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData
+from pipeline.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 1
@@ -98,7 +99,7 @@ def plan(
     """The training that `check` allows, fitted to the vocabulary of `tokens`; its run is named after the preset."""
     made = check(preset_name, steps, minutes, settings)
     fitted = dataclasses.replace(made, model=config.fit(made.model, tokens.manifest.counts["vocab_size"]))
-    return Plan(artifact.check_name(name or preset_name), preset_name, fitted, tokens)
+    return Plan(check_name(name or preset_name), preset_name, fitted, tokens)
 
 
 def identify(planned: Plan) -> Identity:

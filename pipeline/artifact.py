@@ -4,10 +4,10 @@
     artifacts/<kind>/<name>/<key>/...               its files
     artifacts/<kind>/<name>/<key>/run.json          how it came about: time, host, versions (never in the key)
     artifacts/<kind>/<name>/current -> <key>        the generation that readers get; older ones stay beside it
-    artifacts/<kind>/<name>/rolled-back             keys that `current` shall not name by itself (generations.py)
 
-The key is a hash of everything that decides the bytes. So the same key means the same bytes, and a stage whose key
-is already published has nothing to do. The folder of one name, with all its generations, is called its shelf.
+The key is a hash of everything that decides the bytes (`manifest.py`). So the same key means the same bytes, and a
+stage whose key is already published has nothing to do. The folder of one name, with all its generations, is called
+its shelf (`shelf.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,97 +35,17 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
+from pipeline.manifest import KINDS, MADE_BY, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
+from pipeline.shelf import RUN, current_key, draft_path, generation_keys, is_rolled_back, rolled_back, run_of
 
-SCHEMA = 1
-KINDS = ("corpora", "tokenizers", "tokens", "runs")
-_MADE_BY = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
-_NAME, _KEY = re.compile(r"[^\W_][\w.+-]{0,79}"), re.compile(r"[0-9a-f]{16}")
-MANIFEST, _RUN = "manifest.json", "run.json"
-ROLLED_BACK = "rolled-back"
+MANIFEST = "manifest.json"
 SCRATCH = ".work"  # in a draft: what its stage needs to go on after a kill; it is not published
-
-
-class FileRecord(msgspec.Struct, frozen=True):
-    """One published file: its path inside the artifact, its size in bytes, and the hex sha256 of its bytes."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Input(msgspec.Struct, frozen=True):
-    """Something an artifact was made from: its role, its name for people, and the digest of its content."""
-
-    role: str
-    name: str
-    digest: str
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What an artifact is. Equal inputs give an equal manifest: no time, host, path or worker count in it."""
-
-    schema: int
-    kind: str
-    name: str
-    key: str
-    options: dict[str, Any]
-    inputs: tuple[Input, ...]
-    tokenizer: str
-    libraries: dict[str, str]
-    files: tuple[FileRecord, ...]
-    counts: dict[str, Any]
-    ledger: dict[str, Any]
 
 
 class _Schema(msgspec.Struct):
     """The one field of a manifest that every version has."""
 
     schema: int
-
-
-class _Run(msgspec.Struct, frozen=True):
-    """What is read again of a run.json: the number of the generation on its shelf, and when it was finished.
-
-    In a draft, where there is no manifest yet, `made_from` are the inputs of what is being made.
-    """
-
-    generation: int = 0
-    finished: str = ""
-    made_from: tuple[Input, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a stage is about to make: all that decides its bytes, before any work is done.
-
-    `tokenizer` is the fingerprint of the tokenizer involved, "" where there is none; `libraries` names the packages
-    whose version changes bytes.
-    """
-
-    kind: str
-    name: str
-    options: Mapping[str, Any]
-    inputs: tuple[Input, ...]
-    tokenizer: str = ""
-    libraries: tuple[str, ...] = ()
-
-    def versions(self) -> dict[str, str]:
-        from importlib.metadata import version  # takes as long to load as all of this package
-
-        return {name: version(name) for name in self.libraries}
-
-    @property
-    def key(self) -> str:
-        """First 16 hex digits of the sha256 of this identity in canonical JSON."""
-        content = {
-            "schema": SCHEMA,
-            "kind": self.kind,
-            "options": dict(self.options),
-            "inputs": [[entry.role, entry.digest] for entry in self.inputs],
-            "tokenizer": self.tokenizer,
-            "libraries": self.versions(),
-        }
-        return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -170,34 +89,8 @@ class Built:
     result: str
 
 
-def is_name(name: str) -> bool:
-    """Whether `name` can name an artifact, and so a folder."""
-    return _NAME.fullmatch(name) is not None
-
-
-def check_name(name: str) -> str:
-    """`name` itself if it can name an artifact; BadConfig otherwise."""
-    if not is_name(name):
-        raise BadConfig(
-            f"{name!r} cannot be an artifact's name",
-            hint="use letters, digits, '.', '-', '_' and '+', at most 80, beginning with a letter or digit",
-        )
-    return name
-
-
-def name_from(path_or_name: str) -> str:
-    """An artifact name made from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
-    stem = re.sub(r"(\.(txt|jsonl?|zst|gz))+$", "", path_or_name.rstrip("/").rsplit("/", 1)[-1])
-    return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._+-")[:80] or "unnamed")
-
-
-def draft_path(root: Path, identity: Identity) -> Path:
-    """Where the artifact is built: beside its target, under a name that no reader resolves."""
-    return root / identity.kind / check_name(identity.name) / f".draft-{identity.key}"
-
-
 def published(root: Path, identity: Identity) -> Artifact | None:
-    """The artifact of this identity if it is already published and whole by size, else None."""
+    """The artifact of this identity if it is already published, with all its files as they were, else None."""
     try:
         artifact = read(root / identity.kind / check_name(identity.name) / identity.key)
     except (InputMissing, BadData):  # never built, or its manifest is torn: to be built
@@ -216,7 +109,7 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
     """
     start = time.monotonic()
     shelf = root / identity.kind / check_name(identity.name)
-    with locks.lock(shelf / ".lock", doing=f"{_MADE_BY[identity.kind]} {identity.name}"):
+    with locks.lock(shelf / ".lock", doing=f"{MADE_BY[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if is_rolled_back(root, identity):
             raise UpstreamChanged(
@@ -236,13 +129,13 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
         draft.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(draft)
         if keep_draft:  # so that `prune` keeps what it needs to go on
-            files.write_file(draft / _RUN, msgspec.json.encode({"made_from": identity.inputs}))
+            files.write_file(draft / RUN, msgspec.json.encode({"made_from": identity.inputs}))
         try:
             content = write(draft)
         except TooManyRejects as error:  # the draft stays: it holds the rejects that the person is asked to look at
             raise TooManyRejects(f"{draft}: {error.what}", hint=error.hint) from None
         except BaseException:
-            if not keep_draft or not any(path.name != _RUN for path in draft.iterdir()):
+            if not keep_draft or not any(path.name != RUN for path in draft.iterdir()):
                 files.remove_tree(draft)
             raise
         _write_manifest(draft, identity, content, start)
@@ -271,6 +164,7 @@ def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artif
 
 
 def _write_manifest(draft: Path, identity: Identity, content: Content, start: float) -> None:
+    before = generation_keys(draft.parent)
     run = {
         "seconds": round(time.monotonic() - start, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -278,9 +172,9 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
         "python": platform.python_version(),
         "platform": platform.platform(),
         **content.run,
-        "generation": 1 + max((_run_of(draft.parent / key).generation for key in keys(draft.parent)), default=0),
+        "generation": 1 + max((run_of(draft.parent / key).generation for key in before), default=0),
     }
-    files.write_file(draft / _RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
+    files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
     known = {(record.name, record.size): record for record in content.hashed}
     records = tuple(
         known.get((name, size := (draft / name).stat().st_size))
@@ -308,7 +202,7 @@ def _names(folder: Path) -> list[str]:
     """Paths of the files below `folder` that a manifest lists, in a fixed order."""
     walk = os.walk(folder, onerror=_raise)  # which else leaves out, without a word, a folder that it cannot open
     found = (os.path.relpath(os.path.join(top, name), folder) for top, _, names in walk for name in names)
-    return sorted(name for name in found if name not in (MANIFEST, _RUN) and Path(name).parts[0] != SCRATCH)
+    return sorted(name for name in found if name not in (MANIFEST, RUN) and Path(name).parts[0] != SCRATCH)
 
 
 def _raise(error: OSError) -> None:
@@ -337,7 +231,7 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
     """
     shelf = root / kind / name
     link = shelf / "current"
-    if not link.is_symlink() or not (link.exists() or keys(shelf)):
+    if not link.is_symlink() or not (link.exists() or generation_keys(shelf)):
         return None
     try:
         return read(link.resolve())
@@ -346,50 +240,11 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
         raise BadData(what, hint=_remedy(shelf, kind, besides=current_key(shelf))) from None
 
 
-def current_key(shelf: Path) -> str:
-    """The key that `current` names, whether or not there is such a generation; "" where there is no `current`."""
-    link = shelf / "current"
-    return Path(os.readlink(link)).name if link.is_symlink() else ""
-
-
-def keys(shelf: Path) -> list[str]:
-    """Keys of the generations on a shelf, damaged ones too, in the order in which they were published.
-
-    The order is that of their numbers in run.json: unlike times, those stay right when the clock jumps and when the
-    store is copied. One whose run.json is gone counts as the oldest.
-    """
-    names = os.listdir(shelf) if shelf.is_dir() else []
-    found = [shelf / name for name in names if _KEY.fullmatch(name) and (shelf / name).is_dir()]
-    return [path.name for path in sorted(found, key=_published_as)]
-
-
-def _published_as(folder: Path) -> tuple[int, str, str]:
-    run = _run_of(folder)
-    return run.generation, run.finished, folder.name
-
-
-def _run_of(folder: Path) -> _Run:
-    try:
-        return msgspec.json.decode((folder / _RUN).read_bytes(), type=_Run)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # it decides no bytes: it may be lost
-        return _Run()
-
-
-def finished(folder: Path) -> str:
-    """When the generation in `folder` was finished (UTC, ISO 8601); "" where it does not say."""
-    return _run_of(folder).finished
-
-
-def made_from(draft: Path) -> tuple[Input, ...] | None:
-    """What the unfinished artifact in `draft` is being made from; None where it does not say."""
-    return _run_of(draft).made_from
-
-
 def _remedy(shelf: Path, kind: str, *, besides: str) -> str:
     """What to do when the generation `besides` is damaged: make it anew, or take the newest one that is whole."""
-    again = f"`{_MADE_BY[kind]}` it again"
+    again = f"`{MADE_BY[kind]}` it again"
     unwanted = {besides, *rolled_back(shelf)}
-    for key in reversed([key for key in keys(shelf) if key not in unwanted]):
+    for key in reversed([key for key in generation_keys(shelf) if key not in unwanted]):
         if is_whole(shelf / key):
             return f"{again}, or name {kind}/{shelf.name}/{key}, the newest that is whole"
     return again
@@ -401,22 +256,6 @@ def is_whole(folder: Path) -> bool:
         return not problems(read(folder))
     except InkstoneError:
         return False
-
-
-def rolled_back(shelf: Path) -> tuple[str, ...]:
-    """Keys of the generations that `current` was taken back from, and that it shall not name again by itself."""
-    path = shelf / ROLLED_BACK
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
-    except FileNotFoundError:
-        return ()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadData(f"{path}: no list of keys: {error}", hint="delete it, then `rollback` again") from None
-
-
-def is_rolled_back(root: Path, identity: Identity) -> bool:
-    """Whether the generation of this identity was published and then rolled back: `build` refuses it."""
-    return identity.key in rolled_back(root / identity.kind / check_name(identity.name))
 
 
 def names(root: Path, kind: str) -> list[str]:
@@ -440,7 +279,7 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
             return artifact
     known = ", ".join(names(root, kind)) or "none yet"
     raise InputMissing(
-        f"no {reference!r} among the {kind} in {root}", hint=f"there: {known}; `{_MADE_BY[kind]}` makes one"
+        f"no {reference!r} among the {kind} in {root}", hint=f"there: {known}; `{MADE_BY[kind]}` makes one"
     )
 
 
@@ -450,7 +289,7 @@ def latest(root: Path, kind: str, *, besides: str = "") -> Artifact:
     links.sort(key=lambda link: link.lstat().st_mtime_ns)
     found = current(root, kind, links[-1].parent.name) if links else None
     if not found:
-        raise InputMissing(f"no {kind} in {root} yet", hint=f"`{_MADE_BY[kind]}` makes one")
+        raise InputMissing(f"no {kind} in {root} yet", hint=f"`{MADE_BY[kind]}` makes one")
     return found
 
 

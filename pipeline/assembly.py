@@ -22,11 +22,11 @@ import msgspec
 import numpy as np
 
 from pipeline import artifact, files
-from pipeline.artifact import FileRecord
 from pipeline.documents import Reject, ZstdLines
 from pipeline.encode import DIGEST_BYTES, Batch, Encoded, Long, Task
 from pipeline.errors import InternalError
 from pipeline.ledger import Ledger
+from pipeline.manifest import FileRecord
 from pipeline.tokens import SPLITS, SegmentWriter
 
 REJECTS = "rejects.jsonl.zst"

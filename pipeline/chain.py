@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import corpus, raw, sources, tokenize, tokenizers, train_tokenizer
-from pipeline.artifact import Artifact, Built, Identity
+from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig
+from pipeline.manifest import Identity
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 

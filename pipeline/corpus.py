@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifact, documents, raw, readers
-from pipeline.artifact import Built, Content, Identity
+from pipeline.artifact import Built, Content
 from pipeline.clean import profiles, sentences
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
+from pipeline.manifest import Identity
 from pipeline.progress import Progress
 
 SCHEMA = 1  # raise when the same options give other bytes

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import artifact, tokens
-from pipeline.artifact import Built, Content, Identity
+from pipeline.artifact import Built, Content
+from pipeline.manifest import Identity
 from pipeline.tokenizers import Integers
 
 SCHEMA = 2

@@ -9,13 +9,13 @@ shrank or is gone never replaces what is there by itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import decompress, files, locks, raw, transfer
+from pipeline import decompress, files, locks, parts, raw, transfer
 from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
 from pipeline.network import Connection, Facts, Network
 from pipeline.progress import Advance, Progress
@@ -175,11 +175,11 @@ class _Look:
 
     def _missing(self, file: SourceFile, pin: RawFile | None, url: str, facts: Facts, state: str, why: str) -> Found:
         target, smallest = self.folder / file.name, 0 if self.allow_shrink or not pin else pin.size
-        if transfer.arrived(target, facts):
+        if parts.arrived(target, facts):
             return Found(file, "damaged", "whole, but not pinned yet", 0, facts.size, url, facts)
         if not state:
             state, why = ("new", "not here yet") if pin is None else ("damaged", "missing or damaged")
-        size = None if facts.size is None else facts.size - transfer.durable(target, facts)
+        size = None if facts.size is None else facts.size - parts.durable(target, facts)
         return Found(file, state, why, size, facts.size, url, facts, smallest=smallest)
 
 
@@ -203,22 +203,25 @@ def fetch(
     update: bool = False,
 ) -> Downloaded:
     """Fetch and pin what the survey found missing, `jobs` files at a time. Ctrl-C ends all at their next piece."""
-    folder = raw.folder(root, source.name)
+    folder, pinned = raw.folder(root, source.name), raw.read_lock(root, source.name)
     missing = [each for each in found if each.state not in ("there", "refused")]
     there = [each for each in found if each.state == "there"]
     names = tuple(each.file.name for each in found if not each.error)
     size = 0
-    if missing or _forgets(root, source) or any(transfer.is_remembered(folder / each.file.name) for each in there):
+    if missing or _dropped(source, pinned) or any(parts.is_remembered(folder / each.file.name) for each in there):
         if missing:
             files.require_space(folder, sum(each.bytes or 0 for each in missing) + _RESERVE)
         with locks.lock(folder / ".lock", doing=f"download {source.name}"):
             files.remove_temporaries(folder)
             pinned = raw.read_lock(root, source.name)
+            for name in _dropped(source, pinned):
+                del pinned[name]
+                raw.write_lock(root, source.name, pinned)
             missing = [each for each in missing if not _came_meanwhile(folder, each, pinned.get(each.file.name))]
-            size = _fetch_all(root, source, missing, progress, network, jobs, update)
+            size = _fetch_all(root, source, missing, pinned, progress, network, jobs, update)
             for each in there:
-                if transfer.is_remembered(folder / each.file.name):
-                    transfer.forget(folder / each.file.name)
+                if parts.is_remembered(folder / each.file.name):
+                    parts.forget(folder / each.file.name)
     return Downloaded(source.name, folder, names, len(missing), len(names) - len(missing), size)
 
 
@@ -229,27 +232,24 @@ def _came_meanwhile(folder: Path, found: Found, pin: RawFile | None) -> bool:
     )
 
 
-def _forgets(root: Path, source: Source) -> bool:
-    """Whether a file left the folder that the source is: then it is no longer part of it."""
-    names = {file.name for file in source.files}
-    return all(file.local for file in source.files) and not raw.read_lock(root, source.name).keys() <= names
+def _dropped(source: Source, pinned: Mapping[str, RawFile]) -> set[str]:
+    """Files that left the folder that the source is: they are no longer part of it."""
+    ours = all(file.local for file in source.files)
+    return pinned.keys() - {file.name for file in source.files} if ours else set()
 
 
 def _fetch_all(
     root: Path,
     source: Source,
     missing: list[Found],
+    pinned: dict[str, RawFile],
     progress: Progress,
     network: Network,
     jobs: int,
     update: bool,
 ) -> int:
-    """Fetch and pin files; their bytes."""
+    """Fetch and pin files; their bytes. `pinned` is what was there before, to which they are added."""
     folder = raw.folder(root, source.name)
-    pinned = raw.read_lock(root, source.name)
-    if _forgets(root, source):
-        pinned = {file.name: pinned[file.name] for file in source.files if file.name in pinned}
-        raw.write_lock(root, source.name, pinned)
     pinning = threading.Lock()
 
     def fetch_one(found: Found) -> int:
@@ -258,7 +258,7 @@ def _fetch_all(
         with pinning:
             pinned[name] = made
             raw.write_lock(root, source.name, pinned)
-        transfer.forget(target)
+        parts.forget(target)
         if found.facts and not found.facts.sha256:
             progress.note(f"{name}: no hash is published; it is pinned as it came ({made.sha256[:12]}…)")
         return made.size
@@ -277,7 +277,7 @@ def _fetch_file(found: Found, target: Path, pin: RawFile | None, network: Networ
     assert found.facts
     origin = shown(found.url)
     kept = pin if pin and not (file.plain and pin.origin != origin) else None
-    if sha256 := transfer.arrived(target, found.facts):
+    if sha256 := parts.arrived(target, found.facts):
         done = transfer.Fetched(target.stat().st_size, sha256, found.facts)
     else:
         done = transfer.fetch(

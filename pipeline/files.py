@@ -89,10 +89,6 @@ class HashingFile:
         self.size += len(data)
         return len(data)
 
-    def restart(self) -> None:
-        """Forget everything written so far: the next byte written is the first."""
-        self.cut(0)
-
     def cut(self, size: int) -> None:
         """Keep the first `size` bytes of the file, and read them again: they are what is on the disk."""
         with _named(self.path):
@@ -262,6 +258,16 @@ def sync_tree(root: Path) -> None:
     for folder, _, names in os.walk(root, onerror=fail):
         sync(Path(folder, name) for name in names)
         sync_directory(Path(folder))
+
+
+def bytes_below(folder: Path) -> int:
+    """What the files in a folder hold together; 0 where there is no such folder."""
+    total = 0
+    for top, _, names in os.walk(folder):  # which passes over what went away
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(Path(top, name)).st_size
+    return total
 
 
 def size_of(path: Path) -> int | None:

@@ -18,8 +18,10 @@ from pathlib import Path
 import msgspec
 
 from pipeline import artifact, files, locks
-from pipeline.artifact import KINDS, MANIFEST, ROLLED_BACK, Artifact, Input
+from pipeline.artifact import MANIFEST, Artifact
 from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing, TryAgain
+from pipeline.manifest import KINDS, Input, is_name
+from pipeline.shelf import ROLLED_BACK, current_key, generation_keys, rolled_back, run_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def rollback(root: Path, reference: str, *, to: str = "") -> Rolled:
     shelf = _shelf(root, reference)
     with locks.lock(shelf / ".lock", doing=f"rollback {reference}"):
         files.remove_temporaries(shelf, below=False)
-        order, now, unwanted = artifact.keys(shelf), artifact.current_key(shelf), artifact.rolled_back(shelf)
+        order, now, unwanted = generation_keys(shelf), current_key(shelf), rolled_back(shelf)
         target = to or _before(reference, order, now, unwanted)
         if target not in order:
             raise InputMissing(f"{reference}: no generation {target}", hint=f"there: {', '.join(order) or 'none'}")
@@ -65,7 +67,7 @@ def rollback(root: Path, reference: str, *, to: str = "") -> Rolled:
 def _shelf(root: Path, reference: str) -> Path:
     kind, _, name = reference.partition("/")
     shelf = root / kind / name
-    if kind not in KINDS or not artifact.is_name(name) or not shelf.is_dir():
+    if kind not in KINDS or not is_name(name) or not shelf.is_dir():
         there = ", ".join(f"{kind}/{name}" for kind in KINDS for name in artifact.names(root, kind)) or "none yet"
         raise InputMissing(f"no artifact {reference!r} in {root}", hint=f"name one as KIND/NAME; there: {there}")
     return shelf
@@ -82,7 +84,7 @@ def _before(reference: str, order: list[str], now: str, unwanted: tuple[str, ...
 
 def _remember(shelf: Path, unwanted: set[str]) -> None:
     """Write the list of keys that were rolled back, if it is another now."""
-    if unwanted != {*artifact.rolled_back(shelf)}:
+    if unwanted != {*rolled_back(shelf)}:
         files.write_file(shelf / ROLLED_BACK, msgspec.json.encode(sorted(unwanted)))
 
 
@@ -131,7 +133,7 @@ class _Pruning:
             with self._lock(shelf):
                 return [*self._leftovers(shelf), *self._generations(shelf)]
         except TryAgain as busy:
-            return [Pruned(self._ref(shelf / key), False, 0, busy.what) for key in artifact.keys(shelf)]
+            return [Pruned(self._ref(shelf / key), False, 0, busy.what) for key in generation_keys(shelf)]
 
     @contextmanager
     def _lock(self, shelf: Path) -> Iterator[None]:
@@ -166,7 +168,7 @@ class _Pruning:
 
     def _generations(self, shelf: Path) -> Iterator[Pruned]:
         needed = _needed(self.root, self.gone)
-        order, now = artifact.keys(shelf), artifact.current_key(shelf)
+        order, now = generation_keys(shelf), current_key(shelf)
         recent = self._recent(shelf, order)
         for key in order:
             folder = shelf / key
@@ -184,12 +186,12 @@ class _Pruning:
             else:
                 yield self._throw_away(folder, ref)
         if not self.dry_run:  # a key whose generation is gone has nothing that could be taken up again
-            _remember(shelf, {*artifact.rolled_back(shelf)} & {*artifact.keys(shelf)})
+            _remember(shelf, {*rolled_back(shelf)} & {*generation_keys(shelf)})
 
     def _recent(self, shelf: Path, order: list[str]) -> set[str]:
         """The newest keys, back to the last of `keep` that could be worked with."""
         recent: set[str] = set()
-        unwanted, good = artifact.rolled_back(shelf), 0
+        unwanted, good = rolled_back(shelf), 0
         for key in reversed(order):
             if good < self.keep:
                 recent.add(key)
@@ -243,12 +245,12 @@ def _needed(root: Path, gone: set[str]) -> _Needed:
     waiting: list[tuple[str, tuple[Input, ...]]] = []
     # Unfinished work before runs: what is published in between is then found among the runs.
     for draft in [path for kind in KINDS for path in sorted((root / kind).glob("*/.draft-*"))]:
-        made_from, ref = artifact.made_from(draft), draft.relative_to(root).as_posix()
+        made_from, ref = run_of(draft).made_from, draft.relative_to(root).as_posix()
         if made_from is not None:
             waiting.append((ref, made_from))
         elif ref.startswith("runs/"):  # only a training cannot begin again from other data
             unknown = f"{ref} may be made from it: end that training, or delete its folder"
-    runs = [f"runs/{shelf.name}/{key}" for shelf in (root / "runs").glob("*") for key in artifact.keys(shelf)]
+    runs = [f"runs/{shelf.name}/{key}" for shelf in (root / "runs").glob("*") for key in generation_keys(shelf)]
     read = [ref for ref in sorted(runs) if ref not in gone]
     while read or waiting:
         for ref in read:
@@ -276,7 +278,7 @@ def _is_generation(root: Path, name: str) -> bool:
     """Whether an input's name is that of a generation on these shelves, and not of a raw or of a local file."""
     kind, _, rest = name.partition("/")
     shelf, _, key = rest.partition("/")
-    return kind in KINDS and artifact.is_name(shelf) and key in artifact.keys(root / kind / shelf)
+    return kind in KINDS and is_name(shelf) and key in generation_keys(root / kind / shelf)
 
 
 def _set_aside(root: Path) -> list[Pruned]:

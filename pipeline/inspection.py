@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 
 from pipeline import documents, readers, tokens
-from pipeline.artifact import Artifact, Input
+from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.manifest import Input
 from pipeline.tokenizers import Tokenizer
 
 _AROUND = 40  # tokens shown before and after a place

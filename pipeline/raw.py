@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline import artifact, files
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.manifest import Input, is_name
 from pipeline.readers import KINDS
 from pipeline.sources import CATALOGUE, LOCK_FILE, data_files
 
@@ -90,8 +91,8 @@ class InputFile:
     split: str = ""
     corpus: artifact.Artifact | None = field(default=None, compare=False)  # that it is of
 
-    def as_input(self, role: str) -> artifact.Input:
-        return artifact.Input(role, self.name, self.digest)
+    def as_input(self, role: str) -> Input:
+        return Input(role, self.name, self.digest)
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -153,7 +154,7 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
     if not reference:
         raise BadConfig("an empty name is no input", hint="`status` lists what there is")
     source, _, part = reference.partition("/")
-    if pins := read_lock(root, source) if artifact.is_name(source) else {}:
+    if pins := read_lock(root, source) if is_name(source) else {}:
         return _part(root, source, part, pins, deep)
     path = Path(reference)
     if path.is_file():

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline import artifact
 from pipeline.corpus import CleanOptions
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.ledger import DEFAULT_MAX_BAD
+from pipeline.manifest import check_name
 from pipeline.tokenize import TokenizeOptions
 
 
@@ -118,7 +118,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Recipe:
         recipe = msgspec.convert(content, Recipe, strict=not settings)
     except msgspec.ValidationError as error:
         raise BadConfig(f"{path}: {error}", hint="compare it with recipes/sample.toml") from None
-    artifact.check_name(recipe.name)
+    check_name(recipe.name)
     return recipe
 
 

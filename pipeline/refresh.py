@@ -53,7 +53,6 @@ def refresh(
 
     Where nothing is stale, nothing is written below `root` but what `state` keeps.
     """
-    root.mkdir(parents=True, exist_ok=True)
     chain = Chain(root, recipe, train, progress, options.jobs)
     chain.stages(options.through)  # a stage that there is not is refused before anything is waited for
     path = state.lock_of(root, recipe.name)

@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from pipeline import artifact, files
-from pipeline.artifact import FileRecord, Identity, Input, Manifest
 from pipeline.assembly import REJECTS, UNITS, UnitRecord
 from pipeline.errors import InkstoneError
+from pipeline.manifest import FileRecord, Identity, Input, Manifest
+from pipeline.shelf import draft_path, generation_keys
 
 
 def take_over(draft: Path, identity: Identity) -> list[UnitRecord]:
@@ -70,7 +71,7 @@ def share_left(root: Path, identity: Identity) -> float:
     wanted = _files_of(identity.inputs)
     if not _is_possible(identity) or not wanted:
         return 1.0
-    donors = _donors(artifact.draft_path(root, identity), identity)
+    donors = _donors(draft_path(root, identity), identity)
     there = {entry for donor in donors for entry in _files_of(donor.manifest.inputs)}
     return sum(entry not in there for entry in wanted) / len(wanted)
 
@@ -144,7 +145,7 @@ class _Damaged(Exception):
 def _donors(draft: Path, identity: Identity) -> Iterator[_Donor]:
     """Generations made with the same options, tokenizer and libraries, the newest first."""
     shelf = draft.parent
-    for folder in (draft, *(shelf / key for key in reversed(artifact.keys(shelf)))):
+    for folder in (draft, *(shelf / key for key in reversed(generation_keys(shelf)))):
         try:
             manifest = artifact.read(folder).manifest
         except InkstoneError:

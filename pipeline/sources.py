@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.artifact import name_from
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.manifest import name_from
 from pipeline.readers import SUFFIXES
 
 LOCK_FILE = "sources.lock.json"

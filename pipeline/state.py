@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline import artifact, files
+from pipeline import files
+from pipeline.manifest import KINDS
+from pipeline.shelf import generation_keys, run_of
 
 FOLDER = ".state"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -88,5 +90,5 @@ def _seconds(moment: str) -> float:
 
 def _last_built(root: Path, recipe: str) -> str:
     """When the newest artifact of this name was finished: a refresh did that, or the person's own command."""
-    shelves = [root / kind / recipe for kind in artifact.KINDS]
-    return max((artifact.finished(shelf / key) for shelf in shelves for key in artifact.keys(shelf)), default="")
+    shelves = [root / kind / recipe for kind in KINDS]
+    return max((run_of(shelf / key).finished for shelf in shelves for key in generation_keys(shelf)), default="")

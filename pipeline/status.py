@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from pipeline import artifact, files, locks, raw, state
-from pipeline.artifact import KINDS, Artifact
+from pipeline.artifact import Artifact
 from pipeline.errors import BadData, InkstoneError
+from pipeline.manifest import KINDS
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def status(root: Path) -> list[Row]:
             if drafts := list(shelf.glob(".draft-*")):
                 state = "in use" if locks.is_locked(shelf / ".lock") else "unfinished"
                 key = drafts[0].name.removeprefix(".draft-")
-                rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), bytes_below(drafts[0]), ""))
+                rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), files.bytes_below(drafts[0]), ""))
     return rows
 
 
@@ -87,16 +88,6 @@ def _age(path: Path) -> float:
     with suppress(FileNotFoundError):
         return max(0.0, time.time() - path.lstat().st_mtime) / 3600
     return 0.0
-
-
-def bytes_below(folder: Path) -> int:
-    """What the files in a folder hold together; 0 where there is no such folder."""
-    total = 0
-    for top, _, names in os.walk(folder):  # which passes over what went away
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.lstat(Path(top, name)).st_size
-    return total
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:

@@ -18,11 +18,12 @@ from pathlib import Path
 import msgspec
 
 from pipeline import artifact, engines, files, raw, reuse, tasks, tokenizers, tokens
-from pipeline.artifact import Artifact, Built, Content, Identity, Input
+from pipeline.artifact import Artifact, Built, Content
 from pipeline.assembly import Assembly, UnitRecord
 from pipeline.encode import Choice, Job, encode
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
+from pipeline.manifest import Identity, Input
 from pipeline.progress import Progress
 from pipeline.tokenizers import Tokenizer
 

@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import artifact, tokenizers
-from pipeline.artifact import Artifact, FileRecord
+from pipeline.artifact import Artifact
 from pipeline.errors import BadData, InternalError
 from pipeline.files import HashingFile
+from pipeline.manifest import FileRecord
 from pipeline.tokenizers import Tokenizer
 
 SPLITS = ("train", "val")

@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline import artifact, files
-from pipeline.artifact import Built, Content, Identity, Input
+from pipeline.artifact import Built, Content
 from pipeline.errors import BadConfig, BadData
+from pipeline.manifest import Identity, Input
 from pipeline.tokenizers import END_OF_TEXT, Characters, SentencePiece, Tokenizer
 
 SCHEMA = 1  # raise when the same options give other bytes

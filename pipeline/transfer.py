@@ -1,29 +1,22 @@
 """One file over HTTP, verified: the bytes that were promised, or an error. It goes on where a killed process stopped.
 
-    NAME.part        what came so far
-    NAME.part.json   which file it is of, and how much of it is on the disk for certain
-
-A part is continued only when it is of the very same content: by the sha256 that the hub publishes, or else by a
-strong ETag; without either nothing is kept. What is on the disk is read and hashed again before that, so what is
-published was hashed as it lies there. Whole means: the announced size came and the sha256 is the promised or pinned
-one; where the server announced neither, a `.zst` ends like one. reference/reliability.md, 3.4.
+Whole means: the announced size came and the sha256 is the promised or pinned one; where the server announced
+neither, a `.zst` ends like one. What is kept for a later process is in `parts.py`. reference/reliability.md, 3.4.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import requests
 
-from pipeline import compression, files
+from pipeline import compression, files, parts
 from pipeline.compression import ZSTD_MAGIC
 from pipeline.errors import BadData, ProtocolBroken, TryAgain, UpstreamChanged
 from pipeline.files import HashingFile
@@ -51,19 +44,6 @@ QUARANTINE = "quarantine"
 _CHUNK = 1 << 20
 _SLOW_BYTES, _SLOW_SECONDS = 30 << 10, 30.0  # less than this in that time is as good as nothing
 _REPLACED = 3  # times that a file may change while it is fetched
-
-
-class _State(msgspec.Struct, frozen=True):
-    """What `NAME.part` is a part of; `durable` bytes of it are on the disk for certain. `came` is the sha256 of all of
-    it once it is whole, where the server publishes none: by that NAME itself is known while nobody has pinned it."""
-
-    schema: int
-    url: str
-    sha256: str
-    size: int | None
-    etag: str
-    durable: int
-    came: str = ""
 
 
 class _Replaced(Exception):
@@ -96,58 +76,10 @@ def fetch(
     another, BadData when other bytes than promised came twice, TryAgain when time may help, ProtocolBroken when the
     server cannot be trusted.
     """
-    with Connection(network, token) as connection, files.part_file(part_of(target)) as out:
+    with Connection(network, token) as connection, files.part_file(parts.path_of(target)) as out:
         done = _Transfer(connection, url, facts, target, out, network, advance, pinned, smallest).run()
         out.publish(target)
     return done
-
-
-def forget(target: Path) -> None:
-    """Remove what is kept about the transfer of `target`: it is pinned now."""
-    files.disk.unlink(_state_of(target))
-
-
-def is_remembered(target: Path) -> bool:
-    """Whether the transfer of `target` ended, and only `forget` is still to be called."""
-    return _state_of(target).exists() and not part_of(target).exists()
-
-
-def part_of(target: Path) -> Path:
-    name = target.name
-    if len(name.encode()) > 200:  # with what is added, too long for a file system
-        name = f"{name[:40]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return target.with_name(f"{name}.part")
-
-
-def _state_of(target: Path) -> Path:
-    part = part_of(target)
-    return part.with_name(f"{part.name}.json")
-
-
-def _state(target: Path, facts: Facts) -> _State | None:
-    """What an earlier process left of this very file, if it did."""
-    try:
-        state = msgspec.json.decode(_state_of(target).read_bytes(), type=_State)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    same = state.sha256 == facts.sha256 if facts.sha256 else bool(facts.strong_etag) and state.etag == facts.etag
-    return state if same and state.schema == 1 and facts.size in (None, state.size) else None
-
-
-def durable(target: Path, facts: Facts) -> int:
-    """How many bytes of this file an earlier process left, so that they need not be fetched again."""
-    state = _state(target, facts)
-    kept = files.size_of(part_of(target)) or 0
-    return max(0, min(state.durable, kept)) if state else 0
-
-
-def arrived(target: Path, facts: Facts) -> str:
-    """The sha256 of `target` if it is this very file, which an earlier process did not come to pin; otherwise ""."""
-    state, size = _state(target, facts), files.size_of(target)
-    wanted = facts.sha256 or (state.came if state else "")
-    if not wanted or size is None or facts.size not in (None, size):
-        return ""
-    return wanted if files.sha256_of(target) == wanted else ""
 
 
 class _Transfer:
@@ -174,7 +106,7 @@ class _Transfer:
 
     def run(self) -> Fetched:
         """Go on after every break until the file is whole, or there is no hope."""
-        if kept := durable(self._target, self._facts):
+        if kept := parts.durable(self._target, self._facts):
             self._out.cut(kept)
         else:
             self._cut()
@@ -225,9 +157,7 @@ class _Transfer:
             return
         self._out.sync()
         self._durable = self._out.size
-        facts = self._facts
-        state = _State(1, shown(facts.url), facts.sha256, facts.size, facts.etag, self._durable, came)
-        files.write_file(_state_of(self._target), msgspec.json.encode(state))
+        parts.remember(self._target, self._facts, self._durable, came)
 
     def _cut(self, size: int = 0) -> None:
         """Keep only the first `size` bytes. No state may say meanwhile, or after a power cut, that there are more."""
@@ -235,9 +165,7 @@ class _Transfer:
         self._out.cut(size)
 
     def _unsay(self) -> None:
-        if (state := _state_of(self._target)).exists():
-            files.disk.unlink(state)
-            files.sync_directory(state.parent)
+        parts.unsay(self._target)
         self._durable, self._ended = 0, False
 
     def _receive(self) -> None:
@@ -416,8 +344,8 @@ class _Transfer:
         """Keep a copy of what came instead of the file, for whoever wants to know, and begin again."""
         folder = self._target.parent / QUARANTINE
         folder.mkdir(exist_ok=True)
-        aside = folder / f"{part_of(self._target).stem}.{self._out.sha256[:12]}"
-        for older in folder.glob(f"{glob.escape(part_of(self._target).stem)}.*"):
+        aside = folder / f"{parts.path_of(self._target).stem}.{self._out.sha256[:12]}"
+        for older in folder.glob(f"{glob.escape(parts.path_of(self._target).stem)}.*"):
             files.disk.unlink(older)
         self._unsay()
         self._out.set_aside(aside)

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import artifact, compression, documents, files, locks
+from pipeline.manifest import Identity
 from pipeline.tokenizers import Characters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,7 +120,7 @@ def _characters(root: Path, text: str) -> Path:
         Characters("".join(sorted(set(text))), "characters").save(draft)
         return artifact.Content({})
 
-    return artifact.build(root, artifact.Identity("tokenizers", "characters", {}, ()), write).artifact.path
+    return artifact.build(root, Identity("tokenizers", "characters", {}, ()), write).artifact.path
 
 
 def published(root: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ import pytest
 
 import cli
 from pipeline import artifact, files, locks, raw, status
+from pipeline.manifest import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFTOVERS = (files.TEMPORARY, files.TRASH, ".draft-")
@@ -406,7 +407,7 @@ def published(root: Path) -> dict[str, str]:
     for lock_file in sorted((root / "raw").glob(f"*/{raw.LOCK_FILE}")):
         source = lock_file.parent.name
         found |= {f"raw/{source}/{name}": pin.sha256 for name, pin in raw.read_lock(root, source).items()}
-    for kind in artifact.KINDS:
+    for kind in KINDS:
         for link in sorted((root / kind).glob("*/current")):
             found[f"{kind}/{link.parent.name}"] = artifact.read(link.resolve()).digest
     return found
@@ -506,3 +507,15 @@ def kill(process: subprocess.Popen[str]) -> Run:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return ended(process)
+
+
+@contextmanager
+def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that runs `script` on `path`, and the first line it printed."""
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()

@@ -16,7 +16,8 @@ FLOORS = (
     {"errors", "redaction"},
     {"progress", "files", "ledger", "network"},
     {"console"},
-    {"locks"},
+    {"locks", "manifest"},
+    {"shelf"},
     {"artifact", "engines", "compression", "tokenizers.interface", "tokenizers.gigatoken"},
     {"tokenizers.tiktoken", "tokenizers.sentencepiece", "tokenizers.characters"},
     {"tokenizers.foreign", "generations"},
@@ -33,6 +34,7 @@ FLOORS = (
     {"export.stream"},
     {"export.comparison", "export.nanogpt", "export.megatron", "export.llmc", "export.datatrove"},
     {"export.hdf5_int32", "export.litdata"},
+    {"parts"},
     {"transfer"},
     {
         "download",
@@ -51,9 +53,9 @@ FLOORS = (
     {"plan"},
     {"refresh"},
     {"schedule"},
-    {"upkeep"},
+    {"commands", "upkeep"},
 )
-MODEL_MAY_IMPORT = {"tokens", "tokenizers", "artifact", "files", "errors"}
+MODEL_MAY_IMPORT = {"tokens", "tokenizers", "artifact", "manifest", "files", "errors"}
 HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich")
 
 

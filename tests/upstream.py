@@ -26,6 +26,7 @@ import pytest
 import zstandard
 
 from pipeline import artifact, documents, files, locks, status
+from pipeline.manifest import Identity
 from pipeline.tokenizers import Characters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,7 +154,7 @@ def letters(folder: Path, alphabet: Iterable[str] = map(chr, range(32, 127))) ->
         Characters("".join(alphabet), "letters").save(draft)
         return artifact.Content({})
 
-    identity = artifact.Identity("tokenizers", "letters", {}, ())
+    identity = Identity("tokenizers", "letters", {}, ())
     return artifact.build(folder, identity, write).artifact.path
 
 

@@ -20,6 +20,7 @@ from pipeline.chain import TrainStage
 from pipeline.errors import BadData, TryAgain
 from pipeline.plan import Options
 from pipeline.progress import Silent
+from pipeline.shelf import generation_keys
 from tests.upstream import letters, texts
 
 STEPS = 12
@@ -303,5 +304,5 @@ def test_pruning_takes_the_run_before_once_the_next_one_is_published(reader: Rea
         reader.refresh()
         refs.append(reader.made.ref)
     generations.prune(reader.root, keep=1)
-    assert artifact.keys(reader.root / "runs" / "small") == [refs[-1].rpartition("/")[2]]
+    assert generation_keys(reader.root / "runs" / "small") == [refs[-1].rpartition("/")[2]]
     assert {*results(reader.refresh()).values()} == {"unchanged"}, "its parent is needed no more"

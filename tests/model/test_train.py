@@ -27,6 +27,7 @@ from model.train import read_metrics
 from pipeline import artifact, counting, tokens
 from pipeline.artifact import Artifact, Built
 from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
+from pipeline.shelf import draft_path
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -151,7 +152,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_replace
     planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
     with pytest.raises(TryAgain):
         stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
-    checkpoints = artifact.draft_path(root, run.identify(planned)) / "checkpoints"
+    checkpoints = draft_path(root, run.identify(planned)) / "checkpoints"
     newest, before = checkpoint.steps(checkpoints)
     flip_a_bit(newest / "model.safetensors")
     lines: list[str] = []
@@ -180,7 +181,7 @@ def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_
 
     with pytest.raises(TryAgain):
         stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
-    draft = artifact.draft_path(root, run.identify(planned))
+    draft = draft_path(root, run.identify(planned))
     saved = checkpoint.steps(draft / "checkpoints")
     for path in saved:
         flip_a_bit(path / "model.safetensors")

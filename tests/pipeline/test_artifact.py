@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import artifact, files, locks
-from pipeline.artifact import Artifact, Content, FileRecord, Identity, Input
+from pipeline.artifact import Artifact, Content
 from pipeline.errors import (
     BadConfig,
     BadData,
@@ -35,6 +35,8 @@ from pipeline.errors import (
     TryAgain,
     from_os_error,
 )
+from pipeline.manifest import SCHEMA, FileRecord, Identity, Input, check_name, is_name, name_from
+from pipeline.shelf import draft_path, generation_keys, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,7 +159,7 @@ def test_a_build_publishes_files_manifest_run_and_current(root: Path) -> None:
         files.sha256_of(shelf / BOOK.key / record.name) for record in manifest.files
     ]
     assert built.artifact.digest == files.sha256_of(shelf / BOOK.key / "manifest.json")
-    assert (manifest.schema, manifest.key, manifest.options) == (artifact.SCHEMA, BOOK.key, BOOK.options)
+    assert (manifest.schema, manifest.key, manifest.options) == (SCHEMA, BOOK.key, BOOK.options)
     assert set(manifest.libraries) == {"numpy", "msgspec"}
     assert "seconds" in json.loads((shelf / BOOK.key / "run.json").read_text())
 
@@ -216,7 +218,7 @@ def test_a_failing_stage_leaves_the_generation_before_it_as_it_was(root: Path) -
 def test_a_kept_draft_is_handed_to_the_next_try(root: Path, error: BaseException) -> None:
     with pytest.raises(type(error)):
         artifact.build(root, BOOK, fails(error), keep_draft=True)
-    draft = artifact.draft_path(root, BOOK)
+    draft = draft_path(root, BOOK)
     assert sorted(os.listdir(draft)) == ["half.txt", "run.json"]
     assert artifact.names(root, "corpora") == []
 
@@ -233,7 +235,7 @@ def test_a_kept_draft_is_handed_to_the_next_try(root: Path, error: BaseException
 def test_a_kept_draft_stays_whatever_happens_unless_it_is_empty(root: Path, error: Exception) -> None:
     with pytest.raises(type(error)):
         artifact.build(root, BOOK, fails(error), keep_draft=True)
-    assert (artifact.draft_path(root, BOOK) / "half.txt").exists()
+    assert (draft_path(root, BOOK) / "half.txt").exists()
 
     def fail_at_once(draft: Path) -> Content:
         raise error
@@ -241,7 +243,7 @@ def test_a_kept_draft_stays_whatever_happens_unless_it_is_empty(root: Path, erro
     other = Identity("corpora", "other", {}, ())
     with pytest.raises(type(error)):
         artifact.build(root, other, fail_at_once, keep_draft=True)
-    assert not artifact.draft_path(root, other).exists()
+    assert not draft_path(root, other).exists()
 
 
 def test_a_damaged_artifact_that_kept_its_draft_is_handed_back_to_go_on_with(root: Path) -> None:
@@ -264,7 +266,7 @@ def test_a_damaged_artifact_that_kept_its_draft_is_handed_back_to_go_on_with(roo
 
 
 def test_too_many_rejects_leave_the_draft_to_look_at_and_say_where_it_is(root: Path) -> None:
-    draft = artifact.draft_path(root, BOOK)
+    draft = draft_path(root, BOOK)
     with pytest.raises(TooManyRejects) as caught:
         artifact.build(root, BOOK, fails(TooManyRejects("2 of 3 are bad", hint="look")))
     assert str(draft) in caught.value.what
@@ -275,7 +277,7 @@ def test_too_many_rejects_leave_the_draft_to_look_at_and_say_where_it_is(root: P
 
 
 def test_a_temporary_that_a_kill_left_in_the_draft_is_not_published(root: Path) -> None:
-    draft = artifact.draft_path(root, BOOK)
+    draft = draft_path(root, BOOK)
     draft.mkdir(parents=True)
     (draft / f"{files.TEMPORARY}unit-00000.json.0badcafe").write_text("half a rec")
     built = artifact.build(root, BOOK, writes("一"), keep_draft=True)
@@ -345,10 +347,10 @@ def test_what_a_stage_says_of_its_run_is_beside_the_manifest_and_not_in_it(root:
 def test_a_draft_to_go_on_with_says_what_it_is_made_from(root: Path) -> None:
     with pytest.raises(TryAgain):
         artifact.build(root, BOOK, fails(TryAgain("a signal came")), keep_draft=True)
-    draft = artifact.draft_path(root, BOOK)
-    assert artifact.made_from(draft) == BOOK.inputs
+    draft = draft_path(root, BOOK)
+    assert run_of(draft).made_from == BOOK.inputs
     (draft / "run.json").unlink()
-    assert artifact.made_from(draft) is None
+    assert run_of(draft).made_from is None
 
 
 def test_a_generation_has_the_next_number_on_its_shelf_whatever_its_stage_says_of_its_run(root: Path) -> None:
@@ -357,7 +359,7 @@ def test_a_generation_has_the_next_number_on_its_shelf_whatever_its_stage_says_o
 
     built = [artifact.build(root, changed(options={"x": x}), write).artifact for x in range(3)]
     assert [json.loads(made.file("run.json").read_text())["generation"] for made in built] == [1, 2, 3]
-    assert artifact.keys(built[0].path.parent) == [made.manifest.key for made in built]
+    assert generation_keys(built[0].path.parent) == [made.manifest.key for made in built]
 
 
 def test_two_builds_of_one_name_do_not_run_at_once(root: Path) -> None:
@@ -585,7 +587,7 @@ def test_case_50_an_artifact_of_a_newer_version_is_not_read_whatever_its_fields(
     artifact.build(root, changed(options={}), writes("older"))
     built = artifact.build(root, BOOK, writes("一")).artifact
     manifest = json.loads(built.file("manifest.json").read_text())
-    newer = {**manifest, **further, "schema": artifact.SCHEMA + 1}
+    newer = {**manifest, **further, "schema": SCHEMA + 1}
     built.file("manifest.json").write_text(json.dumps(newer))
     for ask in (lambda: artifact.read(built.path), lambda: artifact.find(root, "corpora", "shuihu")):
         with pytest.raises(BadConfig, match="newer version") as caught:
@@ -665,7 +667,7 @@ def test_generations_are_every_published_folder_once(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["水浒", "a", "pile-v2.1_x+y", "9", "a" * 80, "é"])
 def test_a_name_may_be_of_any_script(name: str) -> None:
-    assert artifact.check_name(name) == name
+    assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -674,7 +676,7 @@ def test_a_name_may_be_of_any_script(name: str) -> None:
 )
 def test_a_name_that_could_be_another_path_is_refused(root: Path, name: str) -> None:
     with pytest.raises(BadConfig) as caught:
-        artifact.check_name(name)
+        check_name(name)
     assert caught.value.exit_code == 78
     with pytest.raises(BadConfig):
         artifact.build(root, changed(name=name), must_not_be_called)
@@ -698,16 +700,16 @@ def test_a_name_that_could_be_another_path_is_refused(root: Path, name: str) -> 
     ],
 )
 def test_a_name_is_made_from_a_path(path: str, name: str) -> None:
-    assert artifact.name_from(path) == name
+    assert name_from(path) == name
 
 
 @given(st.text(st.characters(exclude_characters="+")))
 def test_any_path_gives_a_name(path: str) -> None:
-    assert artifact.is_name(artifact.name_from(path))
+    assert is_name(name_from(path))
 
 
 def test_a_path_that_begins_with_a_plus_gives_a_name() -> None:
-    assert artifact.is_name(artifact.name_from("+more.txt"))
+    assert is_name(name_from("+more.txt"))
 
 
 def test_a_lease_ends_with_its_block_and_lets_errors_through(root: Path) -> None:
@@ -789,12 +791,13 @@ BUILD_AND_READ = """
 import sys
 from pathlib import Path
 from pipeline import artifact, errors
+from pipeline.manifest import Identity
 root = Path(sys.argv[1])
 found = artifact.find(root, "corpora", "shuihu")
 with artifact.lease(found):
     print(found.ref, artifact.problems(found, deep=True))
 try:
-    artifact.build(root, artifact.Identity("corpora", "shuihu", {"x": 2}, ()), lambda draft: artifact.Content({}))
+    artifact.build(root, Identity("corpora", "shuihu", {"x": 2}, ()), lambda draft: artifact.Content({}))
 except OSError as error:
     print(errors.from_os_error(error))
 """

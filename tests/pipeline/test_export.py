@@ -22,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import artifact, files
-from pipeline.artifact import Artifact, Content, Identity
+from pipeline.artifact import Artifact, Content
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
 from pipeline.export import formats, litdata, llmc, stream
 from pipeline.export.comparison import require_same
 from pipeline.export.formats import FORMATS, export
 from pipeline.export.interface import Source, open_source
+from pipeline.manifest import Identity
 from pipeline.tokenizers import END_OF_TEXT, Characters, Integers, Tiktoken, Tokenizer
 from pipeline.tokens import TokenArray
 

@@ -25,6 +25,7 @@ import zstandard
 from pipeline import artifact, files, raw, tokenizers, tokens, train_tokenizer
 from pipeline.errors import BadConfig, BadData
 from pipeline.export import formats
+from pipeline.manifest import Identity
 from pipeline.tokenize import Inputs
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from tests import chaos
@@ -475,7 +476,7 @@ def letters(root: Path) -> artifact.Artifact:
         LETTERS.save(draft)
         return artifact.Content({})
 
-    return artifact.build(root, artifact.Identity("tokenizers", "letters", {}, ()), write).artifact
+    return artifact.build(root, Identity("tokenizers", "letters", {}, ()), write).artifact
 
 
 # kill -9

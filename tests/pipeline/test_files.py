@@ -6,10 +6,6 @@ import errno
 import hashlib
 import io
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.errors import StorageFailed
+from tests.faults import another_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,18 +27,6 @@ with files.new_file(Path(sys.argv[1])) as out:
     print("half", flush=True)
     time.sleep(30)
 """
-
-
-@contextmanager
-def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that runs `script` on `path`, and the first line it printed."""
-    command = [sys.executable, "-c", script, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
 
 
 def test_a_new_file_holds_what_was_written_and_knows_its_hash(tmp_path: Path) -> None:
@@ -141,7 +126,7 @@ def test_a_restart_forgets_all_that_came_before(before: list[bytes], after: list
     for piece in before:
         out.write(piece)
     assert out.sha256 == hashlib.sha256(b"".join(before)).hexdigest()
-    out.restart()
+    out.cut(0)
     for piece in after:
         out.write(piece)
     whole = b"".join(after)

@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from pipeline import artifact, files, locks
-from pipeline.artifact import Artifact, Content, Identity
+from pipeline.artifact import Artifact, Content
 from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain, UpstreamChanged
 from pipeline.generations import Pruned, prune, rollback
+from pipeline.manifest import KINDS, Identity
+from pipeline.shelf import draft_path, generation_keys, is_rolled_back
 from tests.pipeline.test_artifact import in_child, leftovers, must_not_be_called, tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +101,7 @@ def test_the_generation_before_is_the_one_published_before_whatever_the_clock_sa
         monkeypatch.setattr(time, "gmtime", lambda year=year: time.struct_time((year, 1, 1, 0, 0, 0, 0, 1, 0)))
         made.append(publish(root, number))
         os.utime(made[-1].file("manifest.json"), (year * 1e6, year * 1e6))
-    assert artifact.keys(root / SHELF) == [each.manifest.key for each in made]
+    assert generation_keys(root / SHELF) == [each.manifest.key for each in made]
     assert [rollback(root, "tokens/pile").artifact for _ in range(2)] == [made[1], made[0]]
 
 
@@ -107,15 +109,15 @@ def test_generations_of_an_earlier_version_are_in_the_order_of_their_times(root:
     made = published(root, 3)
     for each, day in zip(made, (2, 1, 3), strict=True):
         each.file("run.json").write_text(json.dumps({"finished": f"2026-01-0{day}T00:00:00Z"}))
-    assert artifact.keys(root / SHELF) == [made[place].manifest.key for place in (1, 0, 2)]
-    assert artifact.keys(root / SHELF)[-1] != publish(root, 3).manifest.key == artifact.keys(root / SHELF)[-1]
+    assert generation_keys(root / SHELF) == [made[place].manifest.key for place in (1, 0, 2)]
+    assert generation_keys(root / SHELF)[-1] != publish(root, 3).manifest.key == generation_keys(root / SHELF)[-1]
 
 
 def test_what_was_rolled_back_is_not_taken_up_again_by_itself(root: Path) -> None:
     made = published(root, 2)
     rollback(root, "tokens/pile")
-    assert artifact.is_rolled_back(root, identity(1))
-    assert not artifact.is_rolled_back(root, identity(0))
+    assert is_rolled_back(root, identity(1))
+    assert not is_rolled_back(root, identity(0))
     with pytest.raises(UpstreamChanged, match=rf"{made[1].ref} was rolled back") as caught:
         artifact.build(root, identity(1), must_not_be_called)
     assert caught.value.exit_code == 10
@@ -137,7 +139,7 @@ def test_new_data_is_published_after_a_rollback_as_ever(root: Path) -> None:
     rollback(root, "tokens/pile")
     made.append(publish(root, 2))
     assert now(root) == made[2]
-    assert artifact.is_rolled_back(root, identity(1))
+    assert is_rolled_back(root, identity(1))
     assert rollback(root, "tokens/pile").artifact == made[0], "the one before it was itself rolled back"
 
 
@@ -146,7 +148,7 @@ def test_what_was_rolled_back_is_taken_again_by_its_key(root: Path) -> None:
     rollback(root, "tokens/pile")
     rollback(root, "tokens/pile")
     assert rollback(root, "tokens/pile", to=made[2].manifest.key).artifact == now(root) == made[2]
-    assert [artifact.is_rolled_back(root, identity(number)) for number in range(3)] == [False, True, False]
+    assert [is_rolled_back(root, identity(number)) for number in range(3)] == [False, True, False]
     assert artifact.build(root, identity(2), must_not_be_called).result == "unchanged"
 
 
@@ -165,14 +167,14 @@ def test_a_current_generation_that_is_gone_is_gone_back_from(root: Path) -> None
     made = published(root, 2)
     shutil.rmtree(made[1].path)
     assert rollback(root, "tokens/pile").artifact == now(root) == made[0]
-    assert not artifact.is_rolled_back(root, identity(1)), "there is nothing to take up again"
+    assert not is_rolled_back(root, identity(1)), "there is nothing to take up again"
 
 
 def test_a_current_generation_with_a_torn_manifest_is_gone_back_from(root: Path) -> None:
     made = published(root, 2)
     made[1].file("manifest.json").write_bytes(b"")
     assert rollback(root, "tokens/pile").artifact == now(root) == made[0]
-    assert artifact.is_rolled_back(root, identity(1))
+    assert is_rolled_back(root, identity(1))
 
 
 def test_a_rollback_where_there_is_nothing_to_go_back_to_changes_nothing(root: Path) -> None:
@@ -256,7 +258,7 @@ def test_the_current_one_stays_however_old(root: Path) -> None:
 
 
 def test_every_artifact_of_every_kind_is_pruned_by_itself(root: Path) -> None:
-    made = [published(root, 3, kind=kind, name=name) for kind in artifact.KINDS for name in ("a", "水浒")]
+    made = [published(root, 3, kind=kind, name=name) for kind in KINDS for name in ("a", "水浒")]
     prune(root, keep=2)
     assert there(root) == refs(*(each for shelf in made for each in shelf[-2:]))
 
@@ -294,7 +296,7 @@ def unfinished(root: Path, *made_from: Artifact, kind: str = "runs") -> Path:
 
     with pytest.raises(TryAgain):
         artifact.build(root, asked, stop, keep_draft=True)
-    return artifact.draft_path(root, asked)
+    return draft_path(root, asked)
 
 
 @pytest.mark.parametrize("kind", ["runs", "tokens"])
@@ -474,7 +476,7 @@ def test_a_key_is_forgotten_with_its_generation(root: Path) -> None:
     for number in (2, 3):
         publish(root, number)
         prune(root, keep=2)
-        assert artifact.is_rolled_back(root, identity(1)) == (number == 2)
+        assert is_rolled_back(root, identity(1)) == (number == 2)
     assert artifact.build(root, identity(1), writes(1)).result == "built"
 
 
@@ -657,9 +659,9 @@ def test_a_rollback_disturbed_at_any_step_leaves_either_generation_and_the_same_
     for _ in at_every_step(disk, before, lambda: rollback(root, "tokens/pile", to=key)):
         assert_whole(root)
         assert now(root) in made[1:]
-        assert now(root) == made[2] or artifact.is_rolled_back(root, identity(2)), "a refresh would undo it"
+        assert now(root) == made[2] or is_rolled_back(root, identity(2)), "a refresh would undo it"
         assert rollback(root, "tokens/pile", to=key).artifact == now(root) == made[1]
-        assert artifact.is_rolled_back(root, identity(2))
+        assert is_rolled_back(root, identity(2))
         assert (there(root), leftovers(root)) == (refs(*made), [])
 
 
@@ -671,7 +673,7 @@ def test_a_prune_disturbed_at_any_step_leaves_whole_generations_and_the_same_com
     rollback(root, "tokens/pile", to=made[2].manifest.key)
     rollback(root, "tokens/pile", to=made[0].manifest.key)
     rollback(root, "tokens/pile", to=made[3].manifest.key)
-    assert artifact.is_rolled_back(root, identity(2))
+    assert is_rolled_back(root, identity(2))
     run = publish(root, 0, made[1], kind="runs")
     stay = refs(made[1], made[3], run)
     for _ in at_every_step(disk, before, lambda: prune(root, keep=1)):
@@ -680,5 +682,5 @@ def test_a_prune_disturbed_at_any_step_leaves_whole_generations_and_the_same_com
         assert set(stay) <= set(there(root))
         prune(root, keep=1)
         assert (there(root), leftovers(root)) == (stay, [])
-        assert not artifact.is_rolled_back(root, identity(2))
+        assert not is_rolled_back(root, identity(2))
         assert_whole(root)

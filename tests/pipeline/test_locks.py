@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 
 from pipeline import locks
 from pipeline.errors import TryAgain
+from tests.faults import another_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,18 +28,6 @@ with locks.lock(Path(sys.argv[1]), doing="clean pile"):
     print(child.pid, flush=True)
     child.wait()
 """
-
-
-@contextmanager
-def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that runs `script` on `path`, and the first line it printed."""
-    command = [sys.executable, "-c", script, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        try:
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
 
 
 @contextmanager

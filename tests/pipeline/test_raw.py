@@ -12,9 +12,10 @@ import pytest
 import zstandard
 
 from pipeline import artifact, compression, documents, raw, status
-from pipeline.artifact import Artifact, Content, Identity
+from pipeline.artifact import Artifact, Content
 from pipeline.download import download
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.manifest import Identity
 from pipeline.progress import Silent
 from pipeline.sources import Source, SourceFile
 

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline import artifact, locks, plan, refresh, state, status
 from pipeline import recipe as recipes
-from pipeline.artifact import Artifact, Built, Content, Identity
+from pipeline.artifact import Artifact, Built, Content
 from pipeline.chain import STAGES, Chain, TrainStage
 from pipeline.errors import BadConfig, TryAgain
+from pipeline.manifest import Identity
 from pipeline.plan import Options
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe

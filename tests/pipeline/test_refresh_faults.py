@@ -25,10 +25,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import artifact, files, locks, pieces, plan, progress, refresh, state, status
+from pipeline import artifact, files, locks, pieces, plan, progress, refresh, state
 from pipeline import recipe as recipes
 from pipeline.chain import Chain, TrainStage
 from pipeline.errors import TryAgain
+from pipeline.manifest import Identity
 from pipeline.plan import Options
 from pipeline.progress import Logged, Progress, Silent
 from pipeline.recipe import Recipe
@@ -59,18 +60,6 @@ from tests.upstream import (
 )
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes live")
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving(Hub()) as found:
-        fill(found)
-        yield found
-
-
-@pytest.fixture
-def job(tmp_path: Path, hub: Hub) -> Nightly:
-    return nightly(tmp_path, hub)
 
 
 def digest(root: Path) -> str:
@@ -776,7 +765,7 @@ def test_case_75_a_second_user_of_a_store_is_told_whose_lock_it_is(root: Path, t
             (draft / "data").write_text(str(number))
             return artifact.Content({})
 
-        artifact.build(root, artifact.Identity("tokens", "small", {"number": number}, ()), write)
+        artifact.build(root, Identity("tokens", "small", {"number": number}, ()), write)
 
     def as_nobody() -> None:
         os.setgroups([])
@@ -958,7 +947,7 @@ def test_a_plan_asks_for_no_room_for_what_a_stopped_run_has_written_and_the_next
     with pytest.raises(TryAgain):
         local.run(root, AtSecondUnit())
     (draft,) = root.glob("tokens/small/.draft-*")
-    written = status.bytes_below(draft)
+    written = files.bytes_below(draft)
     whole = int(1.8 * sum(path.stat().st_size for path in (tmp_path / "texts").iterdir()))
     assert needed(root) == max(0, whole - written)
     assert needed(tmp_path / "fresh") == whole

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import artifact, files, locks, refresh, state
 from pipeline.errors import InkstoneError, StorageFailed, TryAgain
+from pipeline.manifest import Identity
 from pipeline.plan import Options
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
@@ -43,7 +44,7 @@ def test_logs_and_locks_beside_it_are_no_recipes(root: Path) -> None:
 
 def test_a_lost_state_is_made_from_the_newest_artifact_of_the_name_whoever_made_it(root: Path) -> None:
     for number, day in ((1, "2026-01-03"), (2, "2026-01-05"), (3, "2026-01-04")):
-        identity = artifact.Identity("tokens", "small", {"number": number}, ())
+        identity = Identity("tokens", "small", {"number": number}, ())
         made = artifact.build(root, identity, lambda draft: artifact.Content({"n": (draft / "f").write_text("x")}))
         made.artifact.file("run.json").write_text(json.dumps({"generation": number, "finished": f"{day}T00:00:00Z"}))
     assert state.read(root, "small").last_success == "2026-01-05T00:00:00Z"

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline import artifact, files, generations, locks, raw, state, status
-from pipeline.artifact import Artifact, Content, Identity
+from pipeline.artifact import Artifact, Content
+from pipeline.manifest import Identity
 from pipeline.state import State
 from tests.upstream import ROOT
 
@@ -321,5 +322,5 @@ def test_lengths_and_sizes_are_said_as_a_person_says_them() -> None:
     assert [status.size(count) for count in (None, 0, 999, 1500, 2_000_000, 3_000_000_000)] == [
         *("?", "0 B", "999 B", "1.5 KB", "2.0 MB", "3.0 GB")
     ]
-    assert status.bytes_below(ROOT / "no such folder") == 0
+    assert files.bytes_below(ROOT / "no such folder") == 0
     assert files.size_of(ROOT / "no such file") is None

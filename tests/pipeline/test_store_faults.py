@@ -130,7 +130,7 @@ def test_case_43_and_44_on_a_full_disk_the_command_ends_in_74_the_old_set_stays_
     for share in (0.3, 0.9, 1.3) if layout == "hdf5" else (0.3, 0.9):  # hdf5 is made of segments that are then gone
         left_room(
             small_disk,
-            int(needed * share) - status.bytes_below(root / "tokens" / "small" / f".draft-{wanted.manifest.key}"),
+            int(needed * share) - files.bytes_below(root / "tokens" / "small" / f".draft-{wanted.manifest.key}"),
         )
         done = ended(*asked)
         assert done.returncode == 74, f"{done.returncode} with room for {share:.0%}: {done.stderr}"
@@ -320,18 +320,6 @@ def test_case_45_every_state_that_a_power_cut_may_leave_has_the_old_generation_o
 
 
 # 46, 47: damage after it was published
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving(Hub()) as found:
-        fill(found)
-        yield found
-
-
-@pytest.fixture
-def job(tmp_path: Path, hub: Hub) -> Nightly:
-    return nightly(tmp_path, hub)
 
 
 def flip(path: Path) -> None:

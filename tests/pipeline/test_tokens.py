@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import artifact, counting, files, tokens
-from pipeline.artifact import Artifact, Content, Identity
+from pipeline.artifact import Artifact, Content
 from pipeline.errors import BadData, InternalError
+from pipeline.manifest import Identity
 from pipeline.tokenizers import Integers
 from pipeline.tokens import (
     SegmentWriter,

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import zstandard
 
-from pipeline import download, files, sources, transfer
+from pipeline import download, files, parts, sources, transfer
 from pipeline.errors import NotPermitted
 from pipeline.network import Network
 from pipeline.progress import Silent
@@ -141,7 +141,7 @@ def either(request: pytest.FixtureRequest) -> Trial:
 
 
 def state_of(trial: Trial) -> dict[str, Any]:
-    found = json.loads(transfer._state_of(trial.target).read_bytes())
+    found = json.loads(parts.state_path(trial.target).read_bytes())
     assert isinstance(found, dict)
     return found
 
@@ -162,7 +162,7 @@ def test_case_01_a_transfer_that_is_cut_goes_on_at_the_very_byte(either: Trial) 
 def test_case_01_a_transfer_that_is_cut_for_good_is_ended_by_the_next_command(either: Trial) -> None:
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
-    assert (state_of(either)["durable"], transfer.part_of(either.target).read_bytes()) == (HALF, DATA[:HALF])
+    assert (state_of(either)["durable"], parts.path_of(either.target).read_bytes()) == (HALF, DATA[:HALF])
     either.survived(first, code=75, names=[either.path], twice=lambda: either.server.sent - len(DATA))
     assert either.starts[-1] == HALF
 
@@ -237,10 +237,10 @@ def test_case_03_a_file_of_the_same_size_is_not_taken_for_the_new_one(hub: Trial
     old, new = DATA, DATA[:-1] + bytes([DATA[-1] ^ 1])
     hub.serves(old)
     assert hub.run().code == 0
-    transfer.part_of(hub.target).write_bytes(new)
+    parts.path_of(hub.target).write_bytes(new)
     sha256 = hashlib.sha256(new).hexdigest()
-    state = transfer._State(1, hub.server.url + SHARD, sha256, len(new), "", len(new))
-    files.write_file(transfer._state_of(hub.target), msgspec.json.encode(state))
+    state = parts._State(1, hub.server.url + SHARD, sha256, len(new), "", len(new))
+    files.write_file(parts.state_path(hub.target), msgspec.json.encode(state))
     hub.serves(new)
     assert hub.run("--update-lock").code == 0
     assert hub.target.read_bytes() == new
@@ -369,7 +369,7 @@ def test_case_09_wrong_bits_twice_are_bad_data(hub: Trial) -> None:
 def test_case_09_a_wrong_bit_in_what_an_earlier_command_left_is_found(hub: Trial) -> None:
     hub.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = hub.run()
-    with open(transfer.part_of(hub.target), "r+b") as part:
+    with open(parts.path_of(hub.target), "r+b") as part:
         part.seek(1000)
         part.write(bytes([DATA[1000] ^ 1]))
     hub.survived(first)
@@ -554,7 +554,7 @@ def test_case_18_a_disk_that_is_full_half_way_keeps_what_was_durable(
     def full_after_a_third(handler: Handler) -> None:
         handler.begin(200, {"Content-Length": str(len(data)), **handler.server.told(data)})
         handler.send(data[: len(data) // 3])
-        wait_for(lambda: transfer._state_of(either.target).exists())
+        wait_for(lambda: parts.state_path(either.target).exists())
         fill()
         handler.send(data[len(data) // 3 :])
 
@@ -563,7 +563,7 @@ def test_case_18_a_disk_that_is_full_half_way_keeps_what_was_durable(
         first = either.run(**NO_RESERVE)
         kept = state_of(either)["durable"]
         assert 0 < kept <= len(data) // 3 + INTERVAL
-        assert transfer.part_of(either.target).read_bytes()[:kept] == data[:kept]
+        assert parts.path_of(either.target).read_bytes()[:kept] == data[:kept]
         filler.unlink()
         either.serves(data)
         expected = {either.name: hashlib.sha256(data).hexdigest()}
@@ -586,7 +586,7 @@ class Twice:
     trial: Trial
 
     def __post_init__(self) -> None:
-        part, target = files.size_of(transfer.part_of(self.trial.target)), files.size_of(self.trial.target)
+        part, target = files.size_of(parts.path_of(self.trial.target)), files.size_of(self.trial.target)
         self.written, self.before = part or target or 0, len(self.trial.starts)
 
     def __call__(self) -> int:
@@ -649,10 +649,10 @@ def test_case_19_a_sync_that_failed_is_not_tried_again(either: Trial) -> None:
     with faults.disk(broken), pytest.raises(OSError, match="nput/output error"):
         fetch_in_process(either, either.root)
     failed = [operation.path for operation in broken.log if operation.kind == "sync"][-1]
-    assert failed == transfer.part_of(either.target)
+    assert failed == parts.path_of(either.target)
     kept = state_of(either)["durable"]
     assert 0 < kept < len(SMALL)
-    assert files.size_of(transfer.part_of(either.target)) == kept + INTERVAL
+    assert files.size_of(parts.path_of(either.target)) == kept + INTERVAL
     fetch_in_process(either, either.root)
     assert either.starts[-1] == kept
     assert either.target.read_bytes() == SMALL
@@ -689,7 +689,7 @@ def test_case_20_after_a_power_cut_at_any_point_the_next_command_ends_well(eithe
         root = either.root.with_name(f"artifacts-{number}")
         placed(after, either.root, root)
         trial = replace(either, root=root)
-        if transfer._state_of(trial.target).exists() and (part := transfer.part_of(trial.target)).exists():
+        if parts.state_path(trial.target).exists() and (part := parts.path_of(trial.target)).exists():
             durable = state_of(trial)["durable"]
             assert part.read_bytes()[:durable] == SMALL[:durable]
             assert len(part.read_bytes()) >= durable
@@ -730,7 +730,7 @@ def test_case_20_after_a_power_cut_on_a_real_file_system_the_next_command_ends_w
         wait_for(lambda: hub.server.sent > 3 * INTERVAL)
         with faults.stopped(process), faults.power_cut(tmp_path / "image", tmp_path / "cut" / "artifacts") as root:
             cut = replace(hub, root=root, command=replace(hub.command, root=root))
-            kept, part = state_of(cut)["durable"], transfer.part_of(cut.target).read_bytes()
+            kept, part = state_of(cut)["durable"], parts.path_of(cut.target).read_bytes()
             assert INTERVAL <= kept <= len(part)
             assert part[:kept] == DATA[:kept]
             sent = hub.server.sent
@@ -808,7 +808,7 @@ def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
     for torn in (b"", b"{", b'{"schema": 1}', b"\xff", json.dumps({"schema": 9}).encode(), b"[" * 100_000):
         either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
         either.command.run_forked()
-        transfer._state_of(either.target).write_bytes(torn)
+        parts.state_path(either.target).write_bytes(torn)
         either.serves(DATA)
         assert either.command.run_forked().code == 0
         assert either.target.read_bytes() == DATA
@@ -820,7 +820,7 @@ def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
 def test_a_state_that_says_more_than_there_is_is_not_believed(either: Trial) -> None:
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
-    os.truncate(transfer.part_of(either.target), 1000)
+    os.truncate(parts.path_of(either.target), 1000)
     either.survived(first)
     assert either.starts[-1] == 1000
 
@@ -832,5 +832,5 @@ def test_a_part_of_another_file_is_never_continued_though_that_comes_back(plain:
     assert OTHER[:1000] != DATA[:1000]
     plain.serves(OTHER[: len(DATA)].ljust(len(DATA), b"!"), trickle(KIB, 0.01))
     process = plain.command.start()
-    wait_for(lambda: (files.size_of(transfer.part_of(plain.target)) or HALF) not in (0, HALF))
+    wait_for(lambda: (files.size_of(parts.path_of(plain.target)) or HALF) not in (0, HALF))
     plain.survived(faults.kill(process))

@@ -1,0 +1,108 @@
+"""What an artifact is: the key that it gets before any work is done, and the manifest that it has afterwards.
+
+The key is a hash of everything that decides the bytes, and of nothing else: no time, host, path or number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import BadConfig
+
+SCHEMA = 1
+KINDS = ("corpora", "tokenizers", "tokens", "runs")
+MADE_BY = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
+_NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """One published file: its path inside the artifact, its size in bytes, and the hex sha256 of its bytes."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Input(msgspec.Struct, frozen=True):
+    """Something an artifact was made from: its role, its name for people, and the digest of its content."""
+
+    role: str
+    name: str
+    digest: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What an artifact is. Equal inputs give an equal manifest: no time, host, path or worker count in it."""
+
+    schema: int
+    kind: str
+    name: str
+    key: str
+    options: dict[str, Any]
+    inputs: tuple[Input, ...]
+    tokenizer: str
+    libraries: dict[str, str]
+    files: tuple[FileRecord, ...]
+    counts: dict[str, Any]
+    ledger: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a stage is about to make: all that decides its bytes, before any work is done.
+
+    `tokenizer` is the fingerprint of the tokenizer involved, "" where there is none; `libraries` names the packages
+    whose version changes bytes.
+    """
+
+    kind: str
+    name: str
+    options: Mapping[str, Any]
+    inputs: tuple[Input, ...]
+    tokenizer: str = ""
+    libraries: tuple[str, ...] = ()
+
+    def versions(self) -> dict[str, str]:
+        from importlib.metadata import version  # takes as long to load as all of this package
+
+        return {name: version(name) for name in self.libraries}
+
+    @property
+    def key(self) -> str:
+        """First 16 hex digits of the sha256 of this identity in canonical JSON."""
+        content = {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "options": dict(self.options),
+            "inputs": [[entry.role, entry.digest] for entry in self.inputs],
+            "tokenizer": self.tokenizer,
+            "libraries": self.versions(),
+        }
+        return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` can name an artifact, and so a folder."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_name(name: str) -> str:
+    """`name` itself if it can name an artifact; BadConfig otherwise."""
+    if not is_name(name):
+        raise BadConfig(
+            f"{name!r} cannot be an artifact's name",
+            hint="use letters, digits, '.', '-', '_' and '+', at most 80, beginning with a letter or digit",
+        )
+    return name
+
+
+def name_from(path_or_name: str) -> str:
+    """An artifact name made from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
+    stem = re.sub(r"(\.(txt|jsonl?|zst|gz))+$", "", path_or_name.rstrip("/").rsplit("/", 1)[-1])
+    return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._+-")[:80] or "unnamed")
