@@ -95,8 +95,8 @@ class Recipe(_Section, frozen=True):
     name: str
     download: Download
     tokenizer: TokenizerChoice
-    tokenize: Tokenize
     train: Train
+    tokenize: Tokenize = Tokenize()
     clean: Clean | None = None
     sample: Sample = Sample()
 
