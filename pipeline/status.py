@@ -38,7 +38,7 @@ def status(root: Path) -> list[Row]:
         for shelf in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
             link = shelf / "current"
             if link.is_symlink():
-                rows.append(_current_row(root, link, f"{kind}/{shelf.name}/{os.readlink(link)}"))
+                rows.append(_current_row(link, f"{kind}/{shelf.name}"))
             if drafts := list(shelf.glob(".draft-*")):
                 state = "in use" if locks.is_locked(shelf / ".lock") else "unfinished"
                 key = drafts[0].name.removeprefix(".draft-")
@@ -46,11 +46,15 @@ def status(root: Path) -> list[Row]:
     return rows
 
 
-def _current_row(root: Path, link: Path, ref: str) -> Row:
+def _current_row(link: Path, name: str) -> Row:
+    key = os.readlink(link)
     try:
-        return _row(artifact.read(link.resolve()), link.parent)
+        row = _row(artifact.read(link.parent / key), link.parent)
     except InkstoneError as error:  # one that cannot be read must not hide the others
-        return Row(ref, "damaged", _age(link), 0, error.what)
+        row = Row(f"{name}/{key}", "damaged", _age(link), 0, error.what)
+    if row.state == "damaged" and os.readlink(link) != key:  # it was replaced and pruned while it was looked at
+        return _current_row(link, name)
+    return row
 
 
 def _row(found: Artifact, shelf: Path) -> Row:
