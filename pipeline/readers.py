@@ -6,16 +6,15 @@ pieces of work.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from pipeline import documents
+from pipeline import decoding, documents, poems
 from pipeline.compression import blocks
-from pipeline.documents import Document, OnReject
+from pipeline.decoding import Facts
+from pipeline.documents import Document, OnReject, Reject
 from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import Ledger
 from pipeline.progress import Advance
@@ -30,38 +29,51 @@ def read(
     ledger: Ledger,
     on_reject: OnReject,
     *,
-    encoding: str = "utf-8",
+    encoding: str = decoding.AUTO,
     advance: Advance = lambda count: None,
 ) -> Iterator[Document]:
     """Documents of one file in order, by the end of its name (see SUFFIXES).
 
     What came in and what was dropped as bad goes to `ledger`; the caller accounts for every document it is given.
-    Raises BadData when the file as a whole cannot be trusted.
+    `encoding` is that of a text file. Raises BadData when the file as a whole cannot be trusted.
     """
     kind = _kind(path)
     if kind == ".jsonl":
         yield from _read_json_lines(path, ledger, on_reject, advance)
         return
-    for document in _whole_documents(path, kind, encoding, advance):
+    if kind == ".txt":
+        found = iter([_text(path, ledger, on_reject, encoding, advance)])
+    else:
+        found = _whole_documents(path, kind, advance)
+    for document in found:
         ledger.documents.came += 1
         ledger.characters.came += len(document.text)
         yield document
 
 
-def json_lines(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]:
-    """Any file as blocks of JSON lines: those of a .jsonl as they are, every other document as a line of its own."""
+def json_lines(path: Path, advance: Advance = lambda count: None, *, encoding: str = decoding.AUTO) -> Iterator[bytes]:
+    """Any file as blocks of JSON lines: those of a .jsonl as they are, every other document as a line of its own.
+
+    Raises BadData when the file as a whole cannot be trusted, also where a text ends within a character.
+    """
     kind = _kind(path)
     if kind == ".jsonl":
         found = _with_head(blocks(path, advance))
         yield next(found, b"").removeprefix(_BOM)  # a byte order mark, which JSON does not know
         yield from found
     elif kind == ".txt":  # as it is read: a text file is one document, however long
+        facts = Facts()
         yield b'{"text":"'
-        for number, text in enumerate(_text(path, "utf-8", advance)):
-            yield msgspec.json.encode(text if number else text.removeprefix("\ufeff"))[1:-1]
+        for text in decoding.text(path, facts, encoding=encoding, advance=advance):
+            yield msgspec.json.encode(text)[1:-1]
+        if facts.cut:  # there is no ledger here that it could be counted in
+            raise BadData(
+                f"{path}: it ends within a character (bytes {facts.cut.hex(' ')} at offset {facts.cut_at:,})",
+                hint="get the file again, or `clean` it: that keeps the rest, and counts what is lost",
+            )
         yield b'"}\n'
     else:
-        for document in _whole_documents(path, kind, "utf-8", advance):
+        for document in _whole_documents(path, kind, advance):
             yield documents.json_line(document.text, document.title, "", document.meta)
 
 
@@ -86,13 +98,19 @@ def _with_head(found: Iterator[bytes]) -> Iterator[bytes]:
     yield from found
 
 
-def _whole_documents(path: Path, kind: str, encoding: str, advance: Advance) -> Iterator[Document]:
-    if kind == ".json":
-        yield from _poems(path, advance)
-    elif kind == ".parquet":
-        yield from _rows(path, advance)
-    else:
-        yield Document("".join(_text(path, encoding, advance)), file=path.name)
+def _whole_documents(path: Path, kind: str, advance: Advance) -> Iterator[Document]:
+    yield from poems.read(path, advance) if kind == ".json" else _rows(path, advance)
+
+
+def _text(path: Path, ledger: Ledger, on_reject: OnReject, encoding: str, advance: Advance) -> Document:
+    """A text file as one document. What is left of a cut last character is counted and set aside."""
+    facts = Facts()
+    text = "".join(decoding.text(path, facts, encoding=encoding, advance=advance))
+    if facts.cut:
+        ledger.documents.came += 1
+        ledger.documents.drop("truncated-end", 1)
+        on_reject(Reject(path.name, 0, facts.cut_at, "truncated-end", facts.cut.hex(" ")))
+    return Document(text, file=path.name)
 
 
 def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
@@ -104,30 +122,6 @@ def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: A
         ledger.documents.came += 1
         ledger.characters.came += len(found.text)
         yield Document(found.text, found.title, found.meta, path.name, number, offset)
-
-
-class _Poem(msgspec.Struct):
-    """One entry of a chinese-poetry file: poems have a title, ci a tune (rhythmic), the classics a chapter."""
-
-    paragraphs: list[str]
-    title: str = ""
-    rhythmic: str = ""
-    chapter: str = ""
-    author: str = ""
-
-
-def _poems(path: Path, advance: Advance) -> Iterator[Document]:
-    try:
-        poems = msgspec.json.decode(b"".join(blocks(path, advance)), type=list[_Poem])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadData(
-            f"{path}: not a chinese-poetry file (a JSON list of objects with `paragraphs`): {error}",
-            hint="give JSON lines with `text` as .jsonl, or plain text as .txt",
-        ) from None
-    for number, poem in enumerate(poems, start=1):
-        meta = {"author": poem.author} if poem.author else None
-        title = poem.title or poem.rhythmic or poem.chapter
-        yield Document("\n".join(poem.paragraphs), title, meta, path.name, number)
 
 
 def _rows(path: Path, advance: Advance) -> Iterator[Document]:
@@ -158,33 +152,3 @@ def _rows(path: Path, advance: Advance) -> Iterator[Document]:
             raise
         raise BadData(f"{path}: not a whole Parquet file: {error}", hint="download the file again") from None
     advance(path.stat().st_size)
-
-
-_BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-_NOT_TEXT = {b"PK\x03\x04": "a Word file or another archive", b"%PDF": "a PDF", b"\xd0\xcf\x11\xe0": "an old Word file"}
-
-
-def _text(path: Path, encoding: str, advance: Advance) -> Iterator[str]:
-    """The text of a file in pieces. A byte order mark is proof of its encoding, whatever `encoding` says."""
-    decoder: codecs.IncrementalDecoder | None = None
-    offset = 0
-    for block in chain(_with_head(blocks(path, advance)), [b""]):
-        if decoder is None:
-            if kind := next((kind for magic, kind in _NOT_TEXT.items() if block.startswith(magic)), ""):
-                raise BadData(f"{path}: {kind}, not a text", hint="save it as plain text (.txt) first")
-            encoding = next((name for mark, name in _BOMS.items() if block.startswith(mark)), encoding)
-            try:
-                "".encode(encoding)  # refuses what is no encoding of text, as base64
-                decoder = codecs.getincrementaldecoder(encoding)()
-            except LookupError:
-                raise BadConfig(f"there is no encoding {encoding!r}", hint="for example utf-8, gb18030, big5") from None
-        held = len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            at = offset - held + error.start
-            raise BadData(
-                f"{path}: not {encoding} text: byte {error.object[error.start]:#04x} at offset {at:,}",
-                hint="name the right one with --encoding (gb18030, big5, utf-16), or check that it is a text",
-            ) from None
-        offset += len(block)
