@@ -1,5 +1,8 @@
-"""Cleaning: text in, text out. Nothing here opens a file.
+"""Cleaning: texts in, documents out, and of every rule what it did. Nothing here opens a file, but for tables.
 
-`headings.py` finds the chapters, `rules.py` mends characters in a fixed order, `sentences.py` splits, and
-`profiles.py` says which of them a kind of source needs. `pipeline/corpus.py` is the stage that feeds them.
+`page.py` takes a page of texts through the rules of `rules.py`, which a profile and the options choose; each rule is
+a small room of its own (`quotes.py`, `notes.py`, ...). A page is an array of UTF-16 units (`codes.py`), on which a
+rule costs a millisecond a megabyte. `sentences.py` says where sentences end and `layout.py` where documents do;
+`filters.py` and `duplicates.py` say which of them stay, and `report.py` what became of all of it.
+`pipeline/cleaning.py` is a worker's part of the stage, and `pipeline/corpus.py` the stage.
 """

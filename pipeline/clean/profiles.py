@@ -1,105 +1,53 @@
-"""Profiles: what a kind of source needs, and the one function that applies it to a document."""
+"""Profiles: what kind of source a text is from, and so which rules it needs."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from pipeline.clean import headings, sentences
-from pipeline.clean.rules import BLANK_LINES, CHINESE, CONTROLS, INVISIBLE, NEWLINES, Rule
-from pipeline.errors import BadConfig
-from pipeline.ledger import Ledger
+from pipeline.clean import containers, notes
+from pipeline.clean.containers import Parsed
+from pipeline.clean.rule import Seen
+from pipeline.decoding import share_of_han
 
-UNITS = ("chapter", "paragraph", "sentence", "document")
+_MOSTLY = 0.5  # share of Han: documents in JSON lines or rows are Chinese then, and of the Pile otherwise
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`characters` apply to the whole text, `body` to each section after the headings were taken out.
-
-    Newlines come before headings and spaces after: a heading is known by the line and the spaces it stands in.
+    """`container` takes a whole document out of its markup. Where `chinese` is false only newlines and controls are
+    mended, and nothing else is touched. `verse`: whether to look for verse among prose. `notes` are the policies for
+    brackets that this source needs.
     """
 
     name: str
-    headings: bool
-    chinese: bool
-    characters: tuple[Rule, ...]
-    body: tuple[Rule, ...]
+    chinese: bool = True
+    headings: bool = True
+    unwrap: bool = False
+    verse: bool = True
+    container: Callable[[str, Seen], Parsed] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("plain", headings=True, chinese=True, characters=(CONTROLS, INVISIBLE, NEWLINES), body=CHINESE),
-        Profile(
-            "chinese-poetry", headings=False, chinese=True, characters=(CONTROLS, INVISIBLE, NEWLINES), body=CHINESE
-        ),
-        Profile("pile", headings=False, chinese=False, characters=(CONTROLS, NEWLINES), body=()),
+        Profile("plain"),
+        Profile("chinese-poetry", headings=False, verse=False, notes=notes.POETRY),
+        Profile("kanripo", unwrap=True, container=containers.kanripo, notes=notes.KANRIPO),
+        Profile("daizhige", container=containers.daizhige, notes=notes.DAIZHIGE),
+        Profile("wikitext-lite", container=containers.wikitext_lite),
+        Profile("org", container=containers.org),
+        Profile("pile", chinese=False, headings=False),
     )
 }
 
 
-def for_file(name: str, asked: str) -> Profile:
-    """The profile named `asked`, or with "auto" the one that fits the file's name."""
-    if asked == "auto":
-        suffix = name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
-        asked = {"jsonl": "pile", "json": "chinese-poetry"}.get(suffix, "plain")
-    if asked not in PROFILES:
-        raise BadConfig(f"no profile {asked!r}", hint=f"profiles: auto, {', '.join(PROFILES)}")
-    return PROFILES[asked]
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """One unit of cleaned text under its title; `headings` counts those that were taken out just before it or in it."""
-
-    title: str
-    text: str
-    headings: int = 0
-
-
-def apply(profile: Profile, text: str, title: str, unit: str, ledger: Ledger) -> Iterator[Cleaned]:
-    """The cleaned units of one document; every character that did not make it is in `ledger` under its reason.
-
-    `unit` is one of UNITS and matters to Chinese profiles only: a Pile document stays one document.
-    """
-    text = _run(profile.characters, text, ledger)
-    if not profile.chinese:
-        yield Cleaned(title, text)
-        return
-    parts = headings.sections(text) if profile.headings else [headings.Section(title, text, 0, False)]
-    ledger.characters.drop("headings", sum(part.removed for part in parts))
-    bodies = [_run(profile.body, part.text, ledger) for part in parts]
-    if unit == "document":
-        whole = _run((BLANK_LINES,), "\n".join(bodies), ledger)
-        yield Cleaned(title, whole, sum(part.headed for part in parts))
-        return
-    ledger.characters.drop("newlines", len(parts) - 1)  # those that stood between two sections
-    found = 0
-    for part, body in zip(parts, bodies, strict=True):
-        found += part.headed
-        for piece in _pieces(body, unit, ledger):
-            yield Cleaned(part.title or title, piece, found)
-            found = 0
-
-
-def _run(rules: tuple[Rule, ...], text: str, ledger: Ledger) -> str:
-    for rule in rules:
-        before = len(text)
-        text = rule.apply(text)
-        ledger.characters.drop(rule.name, before - len(text))
-    return text
-
-
-def _pieces(body: str, unit: str, ledger: Ledger) -> list[str]:
-    """A section cut into units. Paragraphs are parted by blank lines, or by every newline where there are none."""
-    if unit == "paragraph" and "\n\n" in (trimmed := body.strip("\n")):
-        gaps = sum(len(gap) for gap in re.findall("\n{2,}", trimmed))
-        ledger.characters.drop("blank-lines", gaps + len(body) - len(trimmed))
-        return re.split("\n{2,}", trimmed)
-    body = _run((BLANK_LINES,), body, ledger)
-    if unit == "chapter":
-        return [body]
-    ledger.characters.drop("newlines", body.count("\n"))
-    return sentences.split(body) if unit == "sentence" else body.split("\n")
+def of(name: str, head: str, asked: str) -> Profile:
+    """The profile that is asked for, or with "auto" the one that fits a file's name and how its text begins."""
+    if asked != "auto":
+        return PROFILES[asked]
+    suffix = name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
+    if suffix in ("jsonl", "parquet"):
+        return PROFILES["plain" if share_of_han(head) > _MOSTLY else "pile"]
+    return PROFILES["chinese-poetry" if suffix == "json" else containers.detect(head)]

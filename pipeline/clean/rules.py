@@ -1,121 +1,76 @@
-"""The cleaning rules, in the order in which they apply.
+"""The rules of cleaning, in the order in which they apply. reference/cleaning.md 4.2 says why each is there.
 
-A rule is a name and one function from text to text. A rule may map one character to another and may remove
-characters, and never adds any: so what each removed is the difference in length, and the ledger closes by itself.
-They are idempotent, and none of them touches a Chinese character. The rules and their order: reference/cleaning.md 4.2.
+Structure comes before characters and characters before spaces: a heading is known by the line and the spaces it stands
+in, and a note by its brackets. Before these, characters.py mends newlines, controls, Unicode and width in one pass, and
+the profile's container is taken off.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
-
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇□"
-_MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # those that only Chinese text has; “”‘’…— are everybody's
-_NEAR = f"[{_HAN}{_MARKS}]"
-_GAP = "[ \t\u00a0\u3000]*"
-
-
-@dataclass(frozen=True)
-class Rule:
-    name: str
-    apply: Callable[[str], str]
-
-
-def _controls(text: str) -> str:
-    """Drop control characters other than tab and line ends, and byte order marks."""
-    return re.sub("[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff]", "", text)
-
-
-def _invisible(text: str) -> str:
-    """Drop zero-width and direction marks, soft hyphens and tag characters; Chinese has no use for them."""
-    return re.sub("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\U000e0000-\U000e007f]", "", text)
-
-
-def _newlines(text: str) -> str:
-    """One kind of line end: CRLF, CR, NEL, U+2028, U+2029, VT and FF become LF."""
-    return re.sub("\r\n|[\r\x0b\x0c\x85\u2028\u2029]", "\n", text)
-
-
-_FULL_WIDTH = {ord(ascii_mark): full for ascii_mark, full in zip(",!?;:()", "，！？；：（）", strict=True)}
-_VERTICAL = {ord(vertical): flat for vertical, flat in zip("︽︾﹁﹂︵︶", "《》「」（）", strict=True)}
-_DIGITS_AND_LETTERS = {
-    code: unicodedata.normalize("NFKC", chr(code))
-    for code in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))
-}
-
-
-def _width(text: str) -> str:
-    """Chinese punctuation is full width, digits and Latin letters are not: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
-    text = text.translate({**_VERTICAL, **_DIGITS_AND_LETTERS})
-    text = re.sub(r"(?<=[0-9])．(?=[0-9])", ".", text).replace("．", "。")
-    text = re.sub(_ASCII_MARKS, lambda marks: marks[0].translate(_FULL_WIDTH), text)
-    return re.sub(rf"(?<={_NEAR})\.(?=$|\n|{_NEAR})", "。", text)
-
-
-_ASCII_MARKS = re.compile(rf"(?<={_NEAR}){_GAP}[,!?;:()]+|[,!?;:()]+(?={_GAP}{_NEAR})")
-_ASCII_QUOTES = re.compile(rf"(?<={_NEAR}){_GAP}[\"']+|[\"']+(?={_GAP}{_NEAR})")
-
-
-def _quotes(text: str) -> str:
-    """ASCII quotes in Chinese text become “ ” ‘ ’ by their context; quotes of any other kind stay as they are."""
-    if '"' not in text and "'" not in text:
-        return text
-    return "\n".join(_quotes_of_line(line) for line in text.split("\n"))
-
-
-def _quotes_of_line(line: str) -> str:
-    chinese = {at for run in _ASCII_QUOTES.finditer(line) for at in range(*run.span())}
-    is_open = {'"': False, "'": False}
-    curly = {'"': "“”", "'": "‘’"}
-    out = list(line)
-    for event in re.finditer("[\"'“”‘’]", line):
-        mark, at = event[0], event.start()
-        if mark in "“”":
-            is_open['"'] = mark == "“"
-        elif mark in "‘’":
-            is_open["'"] = mark == "‘"
-        elif at in chinese:
-            before = "".join(out[max(at - 8, 0) : at]).rstrip(" \u3000")[-1:]
-            if before in ("", "：", "“"):
-                opens = True
-            elif before in "。！？" and is_open[mark]:
-                opens = False
-            else:
-                opens = not is_open[mark]
-            is_open[mark] = opens
-            out[at] = curly[mark][0 if opens else 1]
-    return "".join(out)
-
-
-def _spaces(text: str) -> str:
-    """Drop spaces next to Chinese text and at the ends of lines; keep them between Latin words."""
-    text = re.sub(rf"[ \t\u00a0\u3000]+(?={_NEAR}|$|\n)", "", text)
-    text = re.sub(rf"(?<={_NEAR})[ \t\u00a0\u3000]+", "", text)
-    return re.sub(r"(?m)^[ \t\u00a0\u3000]+", "", text)
-
-
-def _marks(text: str) -> str:
-    """Doubled and odd marks: ...... → ……, -- → ——, ，， → ，, 。。 → 。 (？！ stays)."""
-    text = re.sub(rf"(?<={_NEAR})(?:…+|⋯+|\.{{3,}}|。{{3,}})+", lambda run: "……"[: len(run[0])], text)
-    text = re.sub(rf"(?<={_NEAR})(?:—+|-{{2,}})+", lambda run: "——"[: len(run[0])], text)
-    return re.sub("([，。；：、])\\1+", r"\1", text)
-
-
-def _blank_lines(text: str) -> str:
-    """One newline between paragraphs, none at the ends."""
-    return re.sub("\n{2,}", "\n", text).strip("\n")
-
-
-CONTROLS = Rule("controls", _controls)
-INVISIBLE = Rule("invisible", _invisible)
-NEWLINES = Rule("newlines", _newlines)
-CHINESE = (
-    Rule("width", _width),
-    Rule("quotes", _quotes),
-    Rule("spaces", _spaces),
-    Rule("marks", _marks),
+from pipeline.clean import (
+    boilerplate,
+    gaiji,
+    lacunae,
+    marks,
+    mojibake,
+    notes,
+    punctuation,
+    quotes,
+    script,
+    spaces,
+    unwrap,
+    variants,
+    verse,
 )
-BLANK_LINES = Rule("blank-lines", _blank_lines)
+from pipeline.clean.options import CleanOptions, tables_of
+from pipeline.clean.profiles import Profile
+from pipeline.clean.rule import Rule
+
+
+def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
+    """What may tell a heading from text, and what would stand in its way."""
+    tables = tables_of(options)
+    policies = notes_of(profile, options)
+    unwraps = profile.unwrap if options.unwrap is None else options.unwrap
+    return _chosen(
+        profile,
+        options,
+        unwrap.RULE if unwraps else None,
+        gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
+        mojibake.rule(),
+        lacunae.rule(options.lacunae),
+        marks.WIDEN,
+        None if "extract" in policies.values() else notes.rule(policies),
+    )
+
+
+def notes_of(profile: Profile, options: CleanOptions) -> dict[str, str]:
+    """The policies for notes by their brackets. Those to extract are taken out by the page itself, which keeps them."""
+    return {**profile.notes, **tables_of(options).notes}
+
+
+def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
+    """What needs only the characters beside it. Where spaces stood between these, the rules before look once more."""
+    tables = tables_of(options)
+    return _chosen(
+        profile,
+        options,
+        boilerplate.rule(options.boilerplate) if options.boilerplate else None,
+        quotes.RULE,
+        quotes.style(options.quotes) if options.quotes != "keep" else None,
+        spaces.RULE,
+        gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
+        mojibake.rule(),
+        lacunae.rule(options.lacunae),
+        marks.WIDEN,
+        marks.ONCE,
+        script.rule(options.script),
+        variants.rule(tables.variants) if options.variants else None,
+        punctuation.rule(options.punct) if options.punct != "keep" else None,
+        spaces.RULE if options.punct != "keep" else None,
+        verse.rule(options.verse) if profile.verse else None,
+    )
+
+
+def _chosen(profile: Profile, options: CleanOptions, *rules: Rule | None) -> list[Rule]:
+    return [rule for rule in rules if rule and profile.chinese and rule.name not in options.without]

@@ -1,72 +1,80 @@
 """Sentences of Chinese text: units that end in 。！？ together with the quotes and brackets that close on them.
 
-The exact meaning is reference/cleaning.md 4.3. The outer-quote flag is a boolean on purpose: real books lose a ” now
-and then, and a depth counter would glue everything after the fault into one unit.
+The exact meaning is reference/cleaning.md 4.3. An end is a cluster: 。！？ with any … around them, and what closes
+on them; or … with what closes on it. It ends a sentence unless ，、；： goes on, or an outer quote is still open. That
+flag is a boolean on purpose: real books lose a ” now and then, and a depth counter would glue everything after the
+fault into one unit.
 """
 
 from __future__ import annotations
 
-import re
+from functools import cache
 
-_CLOSERS = "”’」』）》〉】〕〗"
-_CLUSTER = f"(?:…*+[。！？][。！？…]*+[{_CLOSERS}]*+|…++[{_CLOSERS}]++)+"  # “好。”。 is one end, not two
-_EVENT = re.compile(f"{_CLUSTER}|[“「”」]")
-_CONTINUES = "，、；："
+import numpy as np
+
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes
+
+_ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _GOES_ON, _LINE = range(8)
+_KINDS = {
+    _END: "。！？",
+    _DOTS: "…",
+    _CLOSER: "’』）》〉】〕〗",
+    _OUTER_CLOSER: "”」",
+    _OUTER_OPENER: "“「",
+    _GOES_ON: "，、；：",
+    _LINE: LINE_ENDS,
+}
 
 
-def split(text: str, *, inside_quotes: bool = False) -> list[str]:
-    """Sentences in order; joined, they are `text` without its newlines.
+@cache
+def _kinds() -> np.ndarray:
+    found = np.zeros(UNITS, np.uint8)
+    for kind, characters in _KINDS.items():
+        found[[ord(character) for character in characters]] = kind
+    return found
 
-    A sentence does not end inside “…” or 「…」 unless `inside_quotes`. A newline always ends one.
+
+def ends(array: Codes, *, inside_quotes: bool = False) -> np.ndarray:
+    """Where sentences end: the index after the last unit of each that ends by its marks, in order.
+
+    Line ends, which also end one, are not among them. With `inside_quotes` every cluster ends a sentence.
     """
-    return [unit for line in text.split("\n") for unit in _split_line(line, inside_quotes)]
+    places = np.flatnonzero(_kinds().take(array) != _ORDINARY)
+    kind = _kinds().take(array.take(places))
+    in_run = (kind >= _END) & (kind <= _OUTER_CLOSER)
+    linked = np.zeros(len(places) + 1, bool)  # to the mark before it, right behind which it stands
+    linked[1:-1] = in_run[1:] & in_run[:-1] & (np.diff(places) == 1)
+    first, last = np.flatnonzero(in_run & ~linked[:-1]), np.flatnonzero(in_run & ~linked[1:])
+    if not len(first):
+        return first
+
+    # A cluster begins with the first 。！？… of a run, and goes to its end: but … at the end that follow a closer
+    # are none of it, and … alone are no cluster.
+    begins, solid = first.copy(), last.copy()
+    closers, dots = kind[first] > _DOTS, kind[last] == _DOTS
+    begins[closers] = _next(kind <= _DOTS, first[closers])
+    solid[dots] = _previous(kind != _DOTS, last[dots])
+    tail = np.where(kind[solid] == _END, last, solid)[begins <= np.minimum(solid, last)]
+
+    is_end = np.ones(len(tail), bool)
+    inner = tail < len(places) - 1
+    follows = tail[inner] + 1
+    is_end[inner] = (kind[follows] != _GOES_ON) | (places[follows] != places[tail[inner]] + 1)
+    if not inside_quotes:
+        decides = (kind == _OUTER_OPENER) | (kind == _OUTER_CLOSER) | (kind == _LINE)
+        which = np.flatnonzero(decides)
+        latest = np.cumsum(decides, dtype=np.int32)[tail] - 1  # before the end or in it; -1: none
+        is_end[latest >= 0] &= kind[which[latest[latest >= 0]]] != _OUTER_OPENER
+    return places[tail[is_end]] + 1
 
 
-def _split_line(line: str, inside_quotes: bool) -> list[str]:
-    units: list[str] = []
-    start, quoted = 0, False
-    for event in _EVENT.finditer(line):
-        mark, end = event[0], event.end()
-        if mark in "“「":
-            quoted = True
-        elif mark in "”」":
-            quoted = False
-        else:
-            if "”" in mark or "」" in mark:
-                quoted = False
-            if (inside_quotes or not quoted) and line[end : end + 1] not in (*_CONTINUES,):
-                units.append(line[start:end])
-                start = end
-    if start < len(line):
-        units.append(line[start:])
-    return units
+def _next(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The first index where `mask` is True, from each of `places` on; the length of `mask` where there is none."""
+    found = np.append(np.flatnonzero(mask), len(mask))
+    return found[np.searchsorted(found[:-1], places)]
 
 
-def limit(unit: str, max_bytes: int) -> list[str]:
-    """`unit` in pieces of at most `max_bytes` of UTF-8: cut after ；, else after ，, else after a space, else anywhere.
-
-    SentencePiece skips lines that are longer than its limit, so a long unit must be cut and never dropped.
-    """
-    pieces = [unit]
-    for pattern in ("(?<=；)", "(?<=，)", "(?<= )", ""):
-        if all(len(piece.encode()) <= max_bytes for piece in pieces):
-            break
-        pieces = [part for piece in pieces for part in _repack(piece, pattern, max_bytes)]
-    return pieces
-
-
-def _repack(piece: str, pattern: str, max_bytes: int) -> list[str]:
-    """`piece` cut at `pattern`, with neighbouring parts joined again while they fit."""
-    if len(piece.encode()) <= max_bytes:
-        return [piece]
-    packed: list[str] = []
-    held: list[str] = []
-    size = 0
-    for part in re.split(pattern, piece) if pattern else piece:
-        length = len(part.encode())
-        if held and part and size + length > max_bytes:
-            packed.append("".join(held))
-            held, size = [], 0
-        held.append(part)
-        size += length
-    return [*packed, "".join(held)]
+def _previous(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The last index where `mask` is True, up to each of `places`; -1 where there is none."""
+    found = np.concatenate(([-1], np.flatnonzero(mask)))
+    return found[np.searchsorted(found[1:], places, side="right")]

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.profiles import PROFILES, UNITS, apply, for_file
+from pipeline.clean import profiles
+from pipeline.clean.codes import split
+from pipeline.clean.options import CHOICES, CleanOptions
+from pipeline.clean.profiles import PROFILES
 from pipeline.errors import BadConfig
-from pipeline.ledger import Ledger
+from tests.pipeline.clean.pages import cleaned, page
+
+UNITS = CHOICES["unit"]
 
 BOOK = """\ufeff第一回　得宝　求砚
 　　话说大宋 天下,太平。 又一日。
@@ -16,10 +21,6 @@ BOOK = """\ufeff第一回　得宝　求砚
 第二回　墨海
 　　却说宋江。
 """
-
-
-def cleaned(text: str, *, profile: str = "plain", unit: str = "chapter", title: str = "") -> list[tuple[str, str]]:
-    return [(each.title, each.text) for each in apply(PROFILES[profile], text, title, unit, Ledger())]
 
 
 def test_a_chapter_is_a_document_under_its_heading() -> None:
@@ -54,11 +55,6 @@ def test_a_whole_document_loses_its_headings_and_keeps_its_own_title() -> None:
     assert cleaned(BOOK, unit="document", title="书") == [
         ("书", "话说大宋天下，太平。又一日。\n他道：“走！”\n却说宋江。")
     ]
-
-
-def test_only_the_first_unit_below_a_heading_is_headed() -> None:
-    units = list(apply(PROFILES["plain"], "引子。\n" + BOOK.lstrip("\ufeff"), "", "sentence", Ledger()))
-    assert [unit.headings for unit in units] == [0, 1, 0, 0, 1]
 
 
 def test_text_before_the_first_heading_keeps_the_title_of_the_document() -> None:
@@ -99,16 +95,16 @@ def test_the_pile_profile_only_normalises_newlines_and_controls(unit: str) -> No
     ],
 )
 def test_auto_goes_by_the_name_and_anything_else_by_what_was_asked(name: str, asked: str, profile: str) -> None:
-    assert for_file(name, asked).name == profile
+    assert profiles.of(name, "", asked).name == profile
 
 
 def test_auto_goes_by_the_end_of_the_name_as_reading_does() -> None:
-    assert for_file("dump.json.txt", "auto").name == "plain"
+    assert profiles.of("dump.json.txt", "", "auto").name == "plain"
 
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(BadConfig, match="poetry2") as caught:
-        for_file("a.txt", "poetry2")
+        CleanOptions(profile="poetry2")
     assert caught.value.exit_code == 78
     assert all(name in caught.value.hint for name in ("auto", *PROFILES))
 
@@ -128,11 +124,9 @@ TEXT = st.lists(LAYOUT | PROSE, max_size=20).map("".join)
 @example(text="第一回")
 @example(text="\n第一回\n第二回\n\n")
 def test_the_ledger_closes_on_every_unit(profile: str, unit: str, text: str) -> None:
-    ledger = Ledger()
-    units = list(apply(PROFILES[profile], text, "", unit, ledger))
-    ledger.characters.came = len(text)
-    ledger.characters.out = sum(len(each.text) for each in units)
-    assert ledger.close()["characters"]["in"] == len(text)
+    made = page(text, profile, unit=unit)
+    changed = sum(each.added - each.removed for each in made.effects.values())
+    assert len(text) + changed == sum(map(len, split(made.array))) == made.size
 
 
 @given(text=TEXT)

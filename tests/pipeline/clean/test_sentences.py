@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.sentences import limit, split
+from pipeline.clean import sentences
+from pipeline.clean.codes import codes
+from tests.pipeline.clean import slow_sentences
+from tests.pipeline.clean.pages import split
 
 
 @pytest.mark.parametrize(
@@ -108,32 +112,22 @@ def test_splitting_a_sentence_again_changes_nothing(text: str) -> None:
         assert split(unit) == [unit]
 
 
-LONG = st.text(st.sampled_from("林𤣥a ；，。"), max_size=120)
+@settings(max_examples=2000)
+@given(TEXT, st.booleans())
+@example("…》。……”，“。", False)
+def test_the_fast_splitter_cuts_where_the_slow_one_does(text: str, inside_quotes: bool) -> None:
+    assert split(text, inside_quotes=inside_quotes) == slow_sentences.split(text, inside_quotes=inside_quotes)
 
 
-@given(LONG, st.integers(4, 60))
-@example("甲甲甲甲甲；", 9)
-def test_the_pieces_of_a_long_unit_fit_and_joined_they_are_the_unit(unit: str, max_bytes: int) -> None:
-    pieces = limit(unit, max_bytes)
-    assert "".join(pieces) == unit
-    assert all(len(piece.encode()) <= max_bytes for piece in pieces)
+@given(TEXT, TEXT)
+def test_documents_of_a_page_split_as_they_do_alone(first: str, second: str) -> None:
+    both = codes(f"{first}\0{second}")
+    place = len(codes(first)) + 1
+    ends = [*sentences.ends(codes(first)), *(sentences.ends(codes(second)) + place)]
+    assert sentences.ends(both).tolist() == ends
 
 
-@given(LONG.filter(bool), st.integers(4, 60))
-@example("甲甲甲甲甲；", 9)
-def test_no_piece_of_a_long_unit_is_empty(unit: str, max_bytes: int) -> None:
-    assert all(limit(unit, max_bytes))
-
-
-@pytest.mark.parametrize(
-    ("unit", "pieces"),
-    [
-        ("短", ["短"]),
-        ("一二；三四；五，六", ["一二；三四；", "五，六"]),
-        ("一二，三四，五六", ["一二，三四，", "五六"]),
-        ("aaaa bbbb cccc dddd eeee", ["aaaa bbbb cccc ", "dddd eeee"]),
-        ("𤣥𤣥𤣥𤣥𤣥𤣥", ["𤣥𤣥𤣥𤣥", "𤣥𤣥"]),
-    ],
-)
-def test_a_long_unit_is_cut_at_the_gentlest_place(unit: str, pieces: list[str]) -> None:
-    assert limit(unit, 18) == pieces
+@pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])
+def test_the_fast_splitter_cuts_real_books_where_the_slow_one_does(shared: Path, book: str) -> None:
+    text = (shared / "data" / book).read_text(encoding="utf-8-sig")
+    assert split(text) == slow_sentences.split(text)

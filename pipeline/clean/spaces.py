@@ -1,0 +1,23 @@
+"""Spaces: Chinese text has none. Those next to a Chinese character or mark go, and those at the ends of lines."""
+
+from __future__ import annotations
+
+from pipeline.clean.codes import BLANKS, LINE, Codes, is_chinese, kind_at, places, runs, spread, without
+from pipeline.clean.rule import Rule, Seen, units
+
+INSIDE = "inside lines"  # how many runs were: by them the rules before looked at text that was torn
+
+
+def delete(array: Codes, seen: Seen) -> Codes:
+    """The page without the runs of spaces that touch Chinese text or a line's end on either side."""
+    first, after = runs(places(array, BLANKS))
+    before, behind = kind_at(array, first - 1), kind_at(array, after)
+    goes = is_chinese(before) | is_chinese(behind) | (before == LINE) | (behind == LINE)
+    gone = spread(first[goes], after[goes])
+    seen[INSIDE] += int((goes & (before != LINE) & (behind != LINE)).sum())
+    for blank, name in zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True):
+        seen[name] += int((array[gone] == ord(blank)).sum())
+    return without(array, gone)
+
+
+RULE = Rule("spaces", delete, units(BLANKS))
