@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
 
 from pipeline import artifact, corpus, raw, readers, tokenizers, train_tokenizer
-from pipeline.artifact import Artifact, Built
+from pipeline.artifact import Artifact, Built, Content
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.ledger import Ledger
+from pipeline.manifest import Identity, Input
 from pipeline.progress import Silent
 from pipeline.tokenizers import (
     END_OF_TEXT,
@@ -585,6 +586,148 @@ def test_a_corpus_gives_its_sentences_to_train_on(root: Path) -> None:
     sentences, made_from = train_tokenizer.sentences_of(root, "book")
     assert sentences == made.file("sentences.txt")
     assert made_from.digest == made.digest
+
+
+# What a corpus's report says of the settings
+
+
+def corpus_of(root: Path, sentences: str, report: dict[str, Any] | None) -> Artifact:
+    """A corpus of these sentences. Without a report: one from before there were any."""
+
+    def write(draft: Path) -> Content:
+        (draft / "sentences.txt").write_text(sentences, encoding="utf-8", newline="\n")
+        if report is not None:
+            (draft / "report.json").write_bytes(msgspec.json.encode(report))
+        return Content({})
+
+    return artifact.build(root, Identity("corpora", "book", {"report": report}, ()), write).artifact
+
+
+def train_on(root: Path, kind: str, vocab_size: int) -> Artifact:
+    return train_tokenizer.train(root, "book", *train_tokenizer.sentences_of(root, "book"), kind, vocab_size).artifact
+
+
+def run_of(made: Artifact) -> dict[str, Any]:
+    found = msgspec.json.decode(made.file("run.json").read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+def model_of(sentences: str, vocab_size: int, **told: Any) -> bytes:
+    """The model that SentencePiece itself makes of these lines with these settings."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences.removesuffix("\n").split("\n")),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        num_threads=1,
+        unk_id=0,
+        eos_id=1,
+        eos_piece=END_OF_TEXT,
+        bos_id=-1,
+        pad_id=-1,
+        minloglevel=2,
+        required_chars="▁",
+        **told,
+    )
+    return model.getvalue()
+
+
+AS_EVER = {
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+    "character_coverage": 0.9999,
+    "max_sentence_length": 1 << 20,
+}
+
+
+def test_a_real_corpus_is_trained_on_with_the_settings_of_its_report(root: Path) -> None:
+    inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
+    book = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
+    told = msgspec.json.decode(book.file("report.json").read_bytes())["tokenizer"]
+    longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
+    assert told["max_sentence_length"] == max(longest, 4192)
+    assert told.pop("vocab_size") != 2600
+    made = train_on(root, "bpe", 2600)  # the size is a person's choice, all else is as the report has it
+    assert run_of(made)["flags"] == told
+    sentences = book.file("sentences.txt").read_text(encoding="utf-8")
+    assert made.file("tokenizer.model").read_bytes() == model_of(sentences, 2600, **told)
+    tokenizer = open_folder(made.path)
+    assert tokenizer.decode(tokenizer.encode(BOOK)) == BOOK
+
+
+def test_every_setting_of_a_report_reaches_the_trainer(root: Path) -> None:
+    told = {
+        "normalization_rule_name": "nmt_nfkc",
+        "add_dummy_prefix": True,
+        "remove_extra_whitespaces": True,
+        "byte_fallback": False,
+        "character_coverage": 0.98,
+        "max_sentence_length": 600,
+    }
+    corpus_of(root, BOOK, {"tokenizer": told, "rules": []})
+    made = train_on(root, "bpe", 2000).file("tokenizer.model").read_bytes()
+    assert made == model_of(BOOK, 2000, **told)
+    for name, usual in AS_EVER.items():
+        assert made != model_of(BOOK, 2000, **told | {name: usual})
+
+
+def test_older_corpora_and_plain_files_are_trained_on_as_before(root: Path, tmp_path: Path) -> None:
+    corpus_of(root, BOOK, None)
+    plain = tmp_path / "sentences.txt"
+    plain.write_text(BOOK, encoding="utf-8", newline="\n")
+    (tmp_path / "report.json").write_text('{"tokenizer":{"character_coverage":0.98}}')  # is nothing to a plain file
+    models = [
+        train_on(root, "bpe", 2600),
+        train_tokenizer.train(root, "plain", *train_tokenizer.sentences_of(root, str(plain)), "bpe", 2600).artifact,
+    ]
+    for made in models:
+        assert made.manifest.options == {"stage": 2, "kind": "bpe", "vocab_size": 2600}
+        assert made.file("tokenizer.model").read_bytes() == model_of(BOOK, 2600, **AS_EVER)
+
+
+def test_another_report_is_another_key_and_the_same_one_is_the_same(root: Path) -> None:
+    keys = []
+    for coverage in (0.98, 0.99, 0.98):
+        corpus_of(root, BOOK, {"tokenizer": {"character_coverage": coverage}})
+        keys.append(train_on(root, "bpe", 2600).manifest.key)
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_size_that_is_too_small_is_told_the_one_that_suits_the_corpus(root: Path) -> None:
+    corpus_of(root, BOOK, {"tokenizer": {"vocab_size": 4000}})
+    with pytest.raises(BadData, match="no bpe vocabulary of 300") as caught:
+        train_on(root, "bpe", 300)
+    assert caught.value.hint == "the report of this corpus suggests --vocab-size 4000"
+
+
+def test_a_size_that_cannot_be_trained_either_is_not_suggested(root: Path) -> None:
+    corpus_of(root, BOOK[:3000], {"tokenizer": {"vocab_size": 32_000}})
+    with pytest.raises(BadData, match="it has text for") as caught:
+        train_on(root, "bpe", 50_000)
+    assert "32" not in caught.value.hint
+    assert "another --vocab-size" in caught.value.hint
+
+
+def test_a_size_far_from_the_suggestion_is_remarked_and_trained_as_asked(root: Path) -> None:
+    corpus_of(root, BOOK, {"tokenizer": {"vocab_size": 8000}})
+    sentences, made_from = train_tokenizer.sentences_of(root, "book")
+    said = train_tokenizer.advice(sentences, made_from, "bpe", 2600)
+    assert "--vocab-size 8000" in said
+    assert "2,600" in said
+    assert train_on(root, "bpe", 2600).manifest.counts["vocab_size"] == 2600
+    assert train_tokenizer.advice(sentences, made_from, "bpe", 6000) == ""
+    assert train_tokenizer.advice(sentences, made_from, "char", 0) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"tokenizer":{"byte_fallback":"yes"}}', b"\xff"])
+def test_a_report_that_does_not_parse_is_bad_data(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(BadData, match=r"report\.json: not a report"):
+        train_tokenizer.flags_of(tmp_path / "sentences.txt", Input("corpus", "corpora/book/1", "0"))
 
 
 # tiktoken
