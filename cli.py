@@ -392,13 +392,13 @@ for command in upkeep.COMMANDS:
 
 
 @cli.command()
-@click.argument("what", metavar="[download|tokenize|batches]", default="")
+@click.argument("what", metavar="[download|clean|tokenize|batches]", default="")
 @click.argument("shards", metavar="[SHARD]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of which the median counts.")
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text, of tokenize.")
 def bench(settings: Settings, what: str, shards: tuple[Path, ...], rounds: int, size: int) -> Outcome:
     """Measure this program beside other ways of doing the same, in turn, on this machine."""
-    known = ("download", "tokenize", "batches")
+    known = ("download", "clean", "tokenize", "batches")
     if what and what not in known:
         raise errors.BadConfig(f"there is no bench {what!r}", hint=f"one of {', '.join(known)}")
     if missing := [path for path in shards if not path.is_file()]:
@@ -408,6 +408,10 @@ def bench(settings: Settings, what: str, shards: tuple[Path, ...], rounds: int, 
         from benchmarks import download as transfer
 
         rows += transfer.bench(rounds, report=settings.progress.note)
+    if what in ("", "clean"):
+        from benchmarks import clean as cleaning
+
+        rows += cleaning.bench(rounds, report=settings.progress.note)
     if what in ("", "tokenize"):
         from benchmarks import tokenize as comparison
 

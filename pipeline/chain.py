@@ -53,9 +53,7 @@ class Chain:
     def _check(self) -> None:
         """Refuse a recipe that cannot be before any work, not when its turn comes hours later."""
         recipe = self.recipe
-        if recipe.clean:
-            recipe.clean.options()
-        elif not recipe.tokenizer.use:
+        if not recipe.clean and not recipe.tokenizer.use:
             raise BadConfig("a tokenizer is trained on a corpus, and this recipe cleans none", hint="add [clean]")
         recipe.tokenize.options()
         tokenizers.check_encoder(recipe.tokenizer.use, recipe.tokenize.encoder)
@@ -82,10 +80,10 @@ class Chain:
 
     def _clean(self) -> tuple[Identity, Callable[[], Built]]:
         assert self.recipe.clean
-        name, options = self.recipe.name, self.recipe.clean.options()
+        name, options = self.recipe.name, self.recipe.clean
         inputs = self._raw_files()
         identity = corpus.identify(name, inputs, options)
-        return identity, lambda: corpus.clean(self.root, name, inputs, options, self.progress)
+        return identity, lambda: corpus.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], Built]]:
         name, choice, made_from = self.recipe.name, self.recipe.tokenizer, self.made["clean"]

@@ -149,24 +149,72 @@ def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) ->
 @click.command(cls=Command)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @NAME
-@click.option("--profile", default="auto", show_default=True, help="plain, chinese-poetry, pile; auto: by file name.")
+@click.option(
+    "--profile",
+    default="auto",
+    show_default=True,
+    help="plain, chinese-poetry, kanripo, daizhige, wikitext-lite, org, pile; auto: by file name and header.",
+)
 @click.option(
     "--unit", default="chapter", show_default=True, help="A document is a chapter, paragraph, sentence or document."
 )
-@click.option("--encoding", default="utf-8", show_default=True, help="Of plain text files.")
+@click.option("--encoding", default="auto", show_default=True, help="Of plain text files.")
+@click.option("--preset", default="", help="moirai: a sentence a line, without quotes, and nothing lost.")
+@click.option("--headings", default="boundary", show_default=True, help="boundary, drop or keep.")
+@click.option("--unwrap/--no-unwrap", default=None, help="Join hard-wrapped lines (default: by the profile).")
+@click.option("--notes", multiple=True, metavar="BRACKETS=POLICY", help="As （）=drop, 【】=keep (repeatable).")
+@click.option("--gaiji", default="lacuna", show_default=True, help="Unencoded characters: lacuna (□), keep or drop.")
+@click.option("--gaiji-map", default="", metavar="FILE", help="What {上休下鳥}, &KR0869; and their like stand for.")
+@click.option("--pua-map", default="", metavar="FILE", help="What private-use characters stand for.")
+@click.option("--lacunae", default="keep", show_default=True, help="□: keep, collapse, or drop-unit.")
+@click.option("--boilerplate", multiple=True, metavar="REGEX", help="What is to go; chapter-ends: 且听下回分解.")
+@click.option("--quotes", default="keep", show_default=True, help="keep, curly, corner or strip.")
+@click.option("--script", default="keep", show_default=True, help="keep, simplified or traditional (OpenCC).")
+@click.option("--variants", default="", metavar="FILE", help="Table of variant characters, as 爲 → 為.")
+@click.option("--punct", default="keep", show_default=True, help="keep, strip, or only:MARKS as only:。，！？")
+@click.option("--verse", default="inline", show_default=True, help="inline, own-unit or drop.")
+@click.option("--split", default="quoted", show_default=True, help="quoted: not inside quotes; flat: at every end.")
+@click.option("--without", multiple=True, metavar="RULE", help="Switch a rule off (repeatable).")
 @click.option("--min-chars", type=int, default=1, show_default=True, help="Shorter documents are dropped.")
+@click.option("--max-bytes", type=int, default=4192, show_default=True, help="Of a line of sentences.txt.")
+@click.option("--min-han", type=float, default=0.5, show_default=True, help="Least share of Han in a document.")
+@click.option("--dedup", default="no", show_default=True, help="exact: of equal documents the first stays; near.")
+@click.option("--dry-run", is_flag=True, help="Only show the report.")
+@click.option("--explain", default="", metavar="RULE", help="Only show ten places that a rule changes.")
 @MAX_BAD
-def clean(settings: Settings, inputs: tuple[str, ...], name: str, **options: Any) -> Outcome:
-    """Clean downloaded sources, files or folders into a corpus."""
+@JOBS
+def clean(
+    settings: Settings,
+    inputs: tuple[str, ...],
+    name: str,
+    dry_run: bool,
+    explain: str,
+    jobs: int,
+    **options: Any,
+) -> Outcome:
+    """Clean downloaded sources, files or folders into a corpus, and report what was done to them."""
     from pipeline import corpus, raw
+    from pipeline.clean import report
+    from pipeline.clean.options import CleanOptions
     from pipeline.manifest import check_name, name_from
 
-    chosen = corpus.CleanOptions(**options)
+    chosen = CleanOptions(**options)
     files = [file for reference in inputs for file in raw.inputs(settings.root, reference, corpora=False)]
+    if explain:
+        samples = corpus.explain(files, chosen, explain)
+        lines = [line for before, after in samples for line in (f"- {before}", f"+ {after}", "")]
+        told = [{"before": before, "after": after} for before, after in samples]
+        nothing = [f"{explain} changes nothing here"]
+        return Outcome("unchanged", extra={"samples": told}, lines=lines or nothing, always=True)
+    jobs = processes(jobs)
+    if dry_run:
+        found = corpus.survey(files, chosen, settings.progress, jobs=jobs)
+        return Outcome("unchanged", extra={"report": report.to_json(found)}, lines=report.table(found), always=True)
     name = check_name(name) if name else name_from(inputs[0])
-    return outcome_of(
-        corpus.clean(settings.root, name, files, chosen, settings.progress), ("documents", "characters", "headings")
-    )
+    built = corpus.clean(settings.root, name, files, chosen, settings.progress, jobs=jobs)
+    outcome = outcome_of(built, ("documents", "characters", "headings"))
+    outcome.lines = [outcome.lines[0], *corpus.table(built.artifact)]
+    return outcome
 
 
 @click.command("train-tokenizer", cls=Command)
@@ -188,6 +236,8 @@ def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab
     if kind == "char" and source == click.core.ParameterSource.DEFAULT:
         vocab_size = 0
     check_name(name)
+    if said := stage.advice(sentences, made_from, kind, vocab_size):
+        settings.progress.note(said)
     return outcome_of(stage.train(settings.root, name, sentences, made_from, kind, vocab_size), ("vocab_size",))
 
 

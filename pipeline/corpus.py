@@ -2,115 +2,413 @@
 
 documents.jsonl.zst   one document a line: text, title, source, meta
 sentences.txt         one sentence a line, what SentencePiece is trained on
-rejects.jsonl.zst     what could not be read, with file, line, byte offset and reason
+rejects.jsonl.zst     what could not be read or was weeded out, with file, line, byte offset and reason
+report.json           what each rule did, what came out, and the settings that suit a tokenizer for it
+
+Text comes in pieces of a megabyte, which workers clean (cleaning.py); here they are put together in their order. A
+document of more than 4 M characters is judged by those, and is written as it comes, so that memory stays flat. Only
+where a rule looks further than a line (containers, notes, --unwrap, --verse, --dedup, --unit paragraph or
+sentence) is all of a text file held at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
-from pipeline import artifact, documents, raw, readers
+import msgspec
+import numpy as np
+
+from pipeline import artifact, cleaning, decoding, documents, engines, raw, readers
 from pipeline.artifact import Built, Content
-from pipeline.clean import profiles, sentences
+from pipeline.clean import duplicates, filters, profiles, report
+from pipeline.clean.alphabet import ENDS
+from pipeline.clean.codes import codes, join, text_of
+from pipeline.clean.options import CleanOptions
+from pipeline.clean.page import Cleaner
+from pipeline.clean.report import Report
+from pipeline.cleaning import Cleaned, Fragment, Row, Task, Worker
+from pipeline.documents import Reject
 from pipeline.errors import BadConfig, BadData
-from pipeline.ledger import DEFAULT_MAX_BAD, Ledger
+from pipeline.ledger import Ledger
 from pipeline.manifest import Identity
-from pipeline.progress import Progress
+from pipeline.progress import Advance, Progress
 
-SCHEMA = 1  # raise when the same options give other bytes
-MAX_SENTENCE_BYTES = 4192  # SentencePiece's own default: longer lines would be skipped in silence
-
-
-@dataclass(frozen=True)
-class CleanOptions:
-    """What a person can choose about cleaning; `profile` and `unit` are explained in pipeline/clean/profiles.py."""
-
-    profile: str = "auto"
-    unit: str = "chapter"
-    encoding: str = "utf-8"
-    min_chars: int = 1
-    max_bad: float = DEFAULT_MAX_BAD
-
-    def __post_init__(self) -> None:
-        profiles.for_file("", self.profile)
-        if self.unit not in profiles.UNITS:
-            raise BadConfig(f"no unit {self.unit!r}", hint=f"units: {', '.join(profiles.UNITS)}")
-        if self.min_chars < 1:
-            raise BadConfig(f"min_chars is {self.min_chars}", hint="1 or more: a document has a text")
+REPORT = "report.json"
+SCHEMA = 2  # raise when the same options give other bytes
+_HEAD, _FIRST = 100_000, 100  # characters by which a profile is told, and documents
+PIECE = 350_000  # characters of a task: about a megabyte of Chinese
+_LONG = 4 << 20  # characters at which a document is judged, though it goes on
+_LONGEST_LINE = 16 << 20  # characters after which a piece is cut though no line ends
 
 
 def identify(name: str, inputs: Sequence[raw.InputFile], options: CleanOptions) -> Identity:
-    chosen = {
-        "stage": SCHEMA,
-        "profile": options.profile,
-        "unit": options.unit,
-        "encoding": options.encoding,
-        "min_chars": options.min_chars,
-        "files": [entry.name for entry in inputs],  # a document says which file it came from
-    }
-    libraries = ("zstandard", "pyarrow") if any(entry.path.suffix == ".parquet" for entry in inputs) else ("zstandard",)
-    return Identity("corpora", name, chosen, tuple(entry.as_input("raw") for entry in inputs), libraries=libraries)
+    # A document says which file it came from.
+    chosen = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
+    libraries = ["zstandard"]
+    libraries += ["pyarrow"] if any(entry.path.suffix == ".parquet" for entry in inputs) else []
+    libraries += ["opencc"] if options.script != "keep" else []
+    libraries += ["rensa"] if options.dedup == "near" else []
+    return Identity(
+        "corpora", name, chosen, tuple(entry.as_input("raw") for entry in inputs), libraries=tuple(libraries)
+    )
 
 
-def clean(root: Path, name: str, inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Progress) -> Built:
+def clean(
+    root: Path,
+    name: str,
+    inputs: Sequence[raw.InputFile],
+    options: CleanOptions,
+    progress: Progress,
+    *,
+    jobs: int = 1,
+) -> Built:
     """Clean every input into the corpus `name`.
 
     Raises BadData when no text is left, TooManyRejects when more than `options.max_bad` of the documents are bad.
     """
 
     def write(draft: Path) -> Content:
-        return _write(draft, inputs, options, progress)
+        with _Corpus(options, draft) as corpus:
+            corpus.fill(inputs, progress, jobs)
+            return corpus.content(inputs)
 
     return artifact.build(root, identify(name, inputs, options), write)
 
 
-def _write(draft: Path, inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Progress) -> Content:
-    ledger, records = Ledger(), 0
-    counts = {"documents": 0, "characters": 0, "sentences": 0, "headings": 0, "input_bytes": 0}
-    total = sum(entry.path.stat().st_size for entry in inputs)
-    with (
-        documents.ZstdLines(draft / "documents.jsonl.zst") as corpus,
-        documents.ZstdLines(draft / "rejects.jsonl.zst") as rejects,
-        open(draft / "sentences.txt", "w", encoding="utf-8", newline="\n") as lines,
-        progress.bar("clean", total) as advance,
-    ):
+def survey(inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1) -> Report:
+    """The report that `clean` would publish; nothing is written."""
+    with _Corpus(options, None) as corpus:
+        corpus.fill(inputs, progress, jobs)
+        report.check(corpus.report)
+        return corpus.report
+
+
+def table(built: artifact.Artifact) -> list[str]:
+    """The report of a corpus on one screen; nothing where it was made before there were reports."""
+    path = built.file(REPORT)
+    return report.shown(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
+
+
+def explain(inputs: Sequence[raw.InputFile], options: CleanOptions, rule: str, most: int = 10) -> list[tuple[str, str]]:
+    """Up to `most` places that a rule changes: the text around each before and after.
+
+    Raises BadConfig when there is no such rule for these texts.
+    """
+    found: list[tuple[str, str]] = []
+    names: set[str] = set()
+
+    def watch(name: str, before: Any, after: Any) -> None:
+        names.add(name)
+        if name == rule and len(found) < most and after is not before:
+            found.extend(report.samples(text_of(before), text_of(after), most - len(found)))
+
+    for entry in inputs:
+        for task in _Texts(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
+            names |= {*Cleaner(profiles.PROFILES[task.profile], options, watch).clean(task.texts).effects}
+            if len(found) >= most:
+                return found
+    if rule not in names:
+        raise BadConfig(f"there is no rule {rule!r} for these texts", hint=f"rules: {', '.join(sorted(names))}")
+    return found
+
+
+@dataclass
+class _Texts:
+    """The texts of one file as tasks."""
+
+    entry: raw.InputFile
+    options: CleanOptions
+    ledger: Ledger
+    on_reject: documents.OnReject
+    facts: decoding.Facts = field(default_factory=decoding.Facts)
+    profile: str = ""
+
+    def tasks(self, advance: Advance) -> Iterator[Task]:
+        if readers.has_lines(self.entry.path):
+            yield from self._of_documents(advance)
+        else:
+            yield from self._of_text(advance)
+
+    def _of_documents(self, advance: Advance) -> Iterator[Task]:
+        """Whole documents, as many as make up a piece."""
+        self.facts.encoding = "utf-8"
+        found = readers.read(
+            self.entry.path, self.ledger, self.on_reject, encoding=self.options.encoding, advance=advance
+        )
+        held: list[documents.Document] = []
+        size = 0
+        for document in found:
+            held.append(document)
+            size += len(document.text)
+            if size >= PIECE:
+                yield self._task(held)
+                held, size = [], 0
+        if held:
+            yield self._task(held)
+
+    def _task(self, held: Sequence[documents.Document]) -> Task:
+        if not self.profile:
+            head = "\n".join(each.text[:_HEAD] for each in held[:_FIRST])
+            self.profile = profiles.of(self.entry.path.name, head, self.options.profile).name
+        return Task(
+            self.profile,
+            self.entry.name,
+            [each.text for each in held],
+            [each.title for each in held],
+            [each.meta for each in held],
+            [each.line for each in held],
+            [each.offset for each in held],
+        )
+
+    def _of_text(self, advance: Advance) -> Iterator[Task]:
+        """One document, in pieces that end where a line does."""
+        found = decoding.text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
+        held, joint = "", "\n"
+        continues = whole = False
+        for piece in found:
+            held += piece
+            if not self.profile and held.strip():
+                chosen = profiles.of(self.entry.path.name, held[:_HEAD], self.options.profile)
+                self.profile = chosen.name
+                whole = _needs_all(chosen, self.options)
+            while len(held) >= PIECE and not whole:
+                cut = held.rfind("\n", 0, PIECE) + 1 or held.find("\n") + 1
+                if not cut and len(held) < _LONGEST_LINE:
+                    break
+                cut = cut or max(held.rfind(mark) for mark in ENDS) + 1 or len(held)
+                yield self._piece(held[:cut], continues, joint, open=True)
+                joint = "\n" if held[cut - 1] == "\n" and chosen.chinese else ""
+                held, continues = held[cut:], True
+        if self.facts.cut:
+            self.ledger.documents.came += 1
+            self.ledger.documents.drop("truncated-end", 1)
+            excerpt = self.facts.cut.hex(" ")
+            self.on_reject(Reject(self.entry.path.name, 0, self.facts.cut_at, "truncated-end", excerpt))
+        if held or continues:
+            yield self._piece(held, continues, joint, open=False)
+
+    def _piece(self, text: str, continues: bool, joint: str, *, open: bool) -> Task:
+        return Task(self.profile, self.entry.name, [text], [""], [None], [1], [0], continues, joint, open)
+
+
+def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
+    """Whether a rule looks further than a line, so that a text cannot be cleaned in pieces."""
+    unwraps = profile.unwrap if options.unwrap is None else options.unwrap
+    return bool(
+        profile.container
+        or unwraps
+        or profile.notes
+        or options.notes
+        or options.unit in ("paragraph", "sentence")  # which have the title of a heading that may be far before
+        or options.verse != "inline"
+        or options.dedup != "no"
+    )
+
+
+@dataclass
+class _Open:
+    """The document that is longer than a piece, as far as it has come. `reason` is why it is dropped, "" where it is
+    not, None before that is decided."""
+
+    source: str = ""
+    profile: str = "plain"
+    title: str = ""
+    meta: Any = None
+    parts: list[Fragment] = field(default_factory=list)  # that are not written yet
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(filters.CLASSES, int))
+    excerpt: str = ""
+    characters: int = 0
+    hash: Any = field(default_factory=hashlib.sha256)
+    reason: str | None = None
+    written: bool = False
+
+
+class _Corpus:
+    """What is being written: the files, the document that is open, and all that was counted."""
+
+    def __init__(self, options: CleanOptions, draft: Path | None) -> None:
+        self._options, self._draft = options, draft
+        self.report, self._ledger, self._records = Report(), Ledger(), 0
+        self._stack = ExitStack()
+        self._open = _Open()
+        self._glue = bytearray()
+        self._known = duplicates.Exact()
+        self._near = duplicates.Near() if options.dedup == "near" else None
+
+    def __enter__(self) -> _Corpus:
+        self._rejects = self._stack.enter_context(documents.ZstdLines(self._path("rejects.jsonl.zst")))
+        self._documents: IO[bytes] = self._stack.enter_context(open(self._path("documents.jsonl.zst"), "wb"))
+        self._sentences: IO[bytes] = self._stack.enter_context(open(self._path("sentences.txt"), "wb"))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _path(self, name: str) -> Path:
+        return self._draft / name if self._draft else Path("/dev/null")
+
+    def fill(self, inputs: Sequence[raw.InputFile], progress: Progress, jobs: int) -> None:
+        """Clean all inputs, in their order."""
+        total = sum(entry.path.stat().st_size for entry in inputs)
+        with progress.bar("clean", total) as advance:
+            work = engines.stream(Worker(self._options), self._tasks(inputs, advance), jobs=jobs)
+            try:
+                for task, done in work:
+                    progress.safe_point("nothing was published")
+                    self._take(task, done)
+            finally:
+                work.close()
+
+    def _tasks(self, inputs: Sequence[raw.InputFile], advance: Advance) -> Iterator[Task]:
         for entry in inputs:
-            counts["input_bytes"] += entry.path.stat().st_size
-            profile = profiles.for_file(entry.path.name, options.profile)
-            found = readers.read(entry.path, ledger, rejects.write_reject, encoding=options.encoding, advance=advance)
-            for document in found:
-                progress.safe_point("nothing was published")
-                records += 1
-                units = list(profiles.apply(profile, document.text, document.title, options.unit, ledger))
-                # The ledger counts what the corpus holds: a file of 161 chapters came in as 161 documents.
-                ledger.documents.came += max(len(units), 1) - 1
-                if not units:
-                    ledger.documents.drop("empty", 1)
-                for unit in units:
-                    counts["headings"] += unit.headings
-                    if len(unit.text.strip()) < options.min_chars:
-                        reason = "too-short" if unit.text.strip() else "empty"
-                        ledger.documents.drop(reason, 1)
-                        ledger.characters.drop(reason, len(unit.text))
-                        rejects.write_reject(document.as_reject(reason))
-                        continue
-                    ledger.documents.out += 1
-                    ledger.characters.out += len(unit.text)
-                    corpus.write(documents.json_line(unit.text, unit.title, entry.name, document.meta))
-                    for sentence in _sentences(profile, unit.text):
-                        counts["sentences"] += 1
-                        lines.write(sentence + "\n")
+            texts = _Texts(entry, self._options, self._ledger, self._rejects.write_reject)
+            for task in texts.tasks(advance):
+                self._records += not task.continues and len(task.texts)
+                yield task
             raw.require_unchanged(entry)
-    closed = ledger.close(max_bad=options.max_bad, of=records + ledger.documents.bad)
-    if not ledger.documents.out:
-        files = ", ".join(entry.name for entry in inputs)
-        raise BadData(f"{files}: no text is left after cleaning", hint="is it empty, or not a text?")
-    counts["documents"], counts["characters"] = ledger.documents.out, ledger.characters.out
-    return Content(counts, closed)
+            file = self.report.file(entry.name)
+            file.encoding, file.profile = texts.facts.encoding, texts.profile
+            file.bytes += entry.stamp[0]
+            file.chinese = profiles.PROFILES[texts.profile or "plain"].chinese
 
+    def _take(self, task: Task, done: Cleaned) -> None:
+        """Write what a task gave. Its parts come in the order of the text."""
+        self.report.add(done.report)
+        for reject in done.rejects:
+            self._rejects.write_reject(reject)
+        if done.head:
+            self._extend(done.head)
+        if done.closed:
+            self._close()
+        self._write(done.frame, done.sentences)
+        self._decide(task, done.rows)
+        for digest in done.digests:
+            self.report.duplicates += self._known.has(digest)
+        if done.tail:
+            self._open = _Open(task.file, task.profile, done.title, done.meta)
+            self._extend(done.tail)
 
-def _sentences(profile: profiles.Profile, text: str) -> list[str]:
-    units = sentences.split(text) if profile.chinese else text.split("\n")
-    return [piece for unit in units if unit.strip() for piece in sentences.limit(unit, MAX_SENTENCE_BYTES)]
+    def _decide(self, task: Task, rows: Sequence[Row]) -> None:
+        """Write those documents that are no duplicates of ones before them."""
+        kept = []
+        for row in rows:
+            again = self._known.has(row.fingerprint)
+            self.report.duplicates += again
+            reason = "duplicate" if again else ""
+            if not reason and self._near is not None and self._near.has(row.sketch, len(self._near)):
+                reason = "near-duplicate"
+            if reason:
+                self._drop(reason, task.file, row.text, len(row.text), row.place)
+            else:
+                kept.append(row)
+        if kept:
+            page = join([row.text for row in kept])
+            lines = cleaning.published(page, task, len(kept), self._options, self.report)
+            self._write(cleaning.frame(b"".join(row.line for row in kept)), lines)
+
+    def _extend(self, part: Fragment) -> None:
+        """The document that is open goes on."""
+        current = self._open
+        if not part.characters:
+            return
+        current.parts.append(part)
+        current.counts += part.counts
+        current.hash.update(codes(part.joint).tobytes() if current.characters else b"")
+        current.hash.update(part.raw)
+        current.excerpt = current.excerpt or part.excerpt
+        current.characters += part.characters
+        if current.characters >= max(_LONG, 2 * self._options.min_chars):
+            self._judge()
+
+    def _judge(self) -> None:
+        """Decide whether the document that is open stays, if it is not yet decided, and write what came of it."""
+        current = self._open
+        if current.reason is None:
+            wanted = cleaning.filter_of(current.profile, self._options)
+            current.reason = filters.verdict_on(current.counts.tolist(), wanted)
+            if not current.reason:
+                self._glue += b'{"text":"'
+        if not current.reason:
+            for part in current.parts:
+                if current.written:
+                    self._join(part.joint)
+                self._write(part.frame, part.sentences)
+                self.report.add(part.report)
+                current.written = True
+            current.parts = []
+        elif len(current.parts) > 1:
+            current.parts = current.parts[:1]
+
+    def _join(self, joint: str) -> None:
+        """Between two pieces of a document stands the line end at which it was cut, which counted as removed."""
+        if not joint:
+            return
+        self._glue += b"\\n"
+        rule = self.report.rule("blank-lines")
+        rule.removed -= 1
+        rule.out += 1
+        self.report.file(self._open.source).measure(self.report.measure(codes(joint)))
+
+    def _close(self) -> None:
+        """The document that is open ends here."""
+        current = self._open
+        self._judge()
+        if current.reason:
+            self._drop(current.reason, current.source, current.excerpt, current.characters)
+        else:
+            line = documents.json_line("", current.title, current.source, current.meta)
+            self._glue += line.removeprefix(b'{"text":"')
+            self.report.documents += 1
+            self.report.file(current.source).documents += 1
+            self.report.duplicates += self._known.has(current.hash.digest()[: duplicates.DIGEST])
+        self._open = _Open()
+
+    def _drop(self, reason: str, source: str, text: str, characters: int, place: tuple[int, int] = (1, 0)) -> None:
+        self.report.drop(reason, 1, characters)
+        self._rejects.write_reject(Reject(source, *place, reason, text[: documents.EXCERPT]))
+
+    def _write(self, frame: bytes, lines: bytes) -> None:
+        if frame and self._glue:
+            self._documents.write(cleaning.frame(bytes(self._glue)))
+            self._glue.clear()
+        self._documents.write(frame)
+        self._sentences.write(lines)
+
+    def content(self, inputs: Sequence[raw.InputFile]) -> Content:
+        """What was written, once it is proven that nothing went uncounted."""
+        if self._glue:
+            self._documents.write(cleaning.frame(bytes(self._glue)))
+            self._glue.clear()
+        found = self.report
+        report.check(found)
+        ledger, bad = self._ledger, sum(self._ledger.documents.dropped.values())
+        records = self._records + ledger.documents.bad
+        ledger.documents.came = bad + found.documents + sum(each.documents for each in found.dropped.values())
+        ledger.documents.out, ledger.characters.out = found.documents, found.out
+        ledger.characters.came = sum(ledger.characters.dropped.values()) + found.came
+        for name, rule in found.rules.items():
+            ledger.characters.drop(name, rule.removed)
+            ledger.characters.bring(name, rule.added)
+        for reason, dropped in found.dropped.items():
+            ledger.documents.drop(reason, dropped.documents)
+            ledger.characters.drop(reason, dropped.characters)
+        closed = ledger.close(max_bad=self._options.max_bad, of=records)
+        if not found.documents:
+            names = ", ".join(entry.name for entry in inputs)
+            raise BadData(f"{names}: no text is left after cleaning", hint="is it empty, or not a text?")
+        assert self._draft
+        told = report.to_json(found)
+        (self._draft / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2))
+        counts = {
+            "documents": found.documents,
+            "characters": found.out,
+            "sentences": found.sentences.count,
+            "headings": sum(found.headings.values()),
+            "input_bytes": sum(entry.stamp[0] for entry in inputs),
+        }
+        return Content(counts, closed)

@@ -1,7 +1,7 @@
 """The ledger: proof that nothing was lost without being counted.
 
-Every stage shows that `in = out + Σ dropped[reason]`, for documents and for characters, and refuses to publish
-when that does not add up. Reasons that start with `bad-` are faults of the input and fall under `--max-bad`.
+Every stage shows that `in + Σ added = out + Σ dropped[reason]`, for documents and for characters, and refuses to
+publish when that does not add up. Reasons that start with `bad-` are faults of the input and fall under `--max-bad`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,31 @@ class Tally:
     came: int = 0
     out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)  # by what wrote more than it read
 
     def drop(self, reason: str, count: int) -> None:
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def bring(self, reason: str, count: int) -> None:
+        if count:
+            self.added[reason] = self.added.get(reason, 0) + count
 
     def add(self, other: Tally) -> None:
         self.came += other.came
         self.out += other.out
         for reason, count in other.dropped.items():
             self.drop(reason, count)
+        for reason, count in other.added.items():
+            self.bring(reason, count)
 
     @property
     def bad(self) -> int:
         return sum(count for reason, count in self.dropped.items() if reason.startswith("bad-"))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"in": self.came, "out": self.out, "dropped": dict(sorted(self.dropped.items()))}
+        added = {"added": dict(sorted(self.added.items()))} if self.added else {}
+        return {"in": self.came, "out": self.out, "dropped": dict(sorted(self.dropped.items())), **added}
 
 
 @dataclass
@@ -59,7 +67,7 @@ class Ledger:
         """
         records = self.documents.came if of is None else of
         for name, tally in (("documents", self.documents), ("characters", self.characters)):
-            accounted = tally.out + sum(tally.dropped.values())
+            accounted = tally.out + sum(tally.dropped.values()) - sum(tally.added.values())
             if tally.came != accounted:
                 raise InternalError(
                     f"the ledger of {name} does not add up: {tally.came:,} in, {accounted:,} accounted for",

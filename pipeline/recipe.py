@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.corpus import CleanOptions
+from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.ledger import DEFAULT_MAX_BAD
 from pipeline.manifest import check_name
@@ -30,19 +30,6 @@ class Download(_Section, frozen=True):
     mirror: str = ""
     locked: bool = False
     allow_hosts: tuple[str, ...] = ()
-
-
-class Clean(_Section, frozen=True):
-    """As the options of `clean`. A recipe without this section tokenizes the raw files."""
-
-    profile: str = "auto"
-    unit: str = "chapter"
-    encoding: str = "utf-8"
-    min_chars: int = 1
-    max_bad: float = DEFAULT_MAX_BAD
-
-    def options(self) -> CleanOptions:
-        return CleanOptions(self.profile, self.unit, self.encoding, self.min_chars, self.max_bad)
 
 
 class TokenizerChoice(_Section, frozen=True):
@@ -97,7 +84,7 @@ class Recipe(_Section, frozen=True):
     tokenizer: TokenizerChoice
     train: Train
     tokenize: Tokenize = Tokenize()
-    clean: Clean | None = None
+    clean: CleanOptions | None = None
     sample: Sample = Sample()
 
 

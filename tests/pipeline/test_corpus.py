@@ -14,7 +14,8 @@ import zstandard
 
 from pipeline import compression, corpus, raw, readers
 from pipeline.artifact import Artifact
-from pipeline.corpus import MAX_SENTENCE_BYTES, CleanOptions
+from pipeline.clean import report
+from pipeline.clean.options import MAX_SENTENCE_BYTES, CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.ledger import Ledger
 from pipeline.progress import Silent
@@ -91,7 +92,7 @@ def test_the_ledger_of_the_sample_adds_up(sample: Artifact) -> None:
     ledger = sample.manifest.ledger
     for tally in ledger.values():
         assert tally["in"] == tally["out"] + sum(tally["dropped"].values())
-    raw_text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8")
+    raw_text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")
     english = sum(len(each.text) for each in readers.read(SAMPLE / "sample.jsonl.zst", Ledger(), print))
     assert ledger["characters"]["in"] == len(raw_text) + english
     assert ledger["characters"]["out"] == sum(len(entry["text"]) for entry in entries(sample))
@@ -210,11 +211,20 @@ def test_mending_the_broken_lines_is_enough_to_go_on(root: Path, tmp_path: Path)
     assert clean(root, json_lines(path, '{"text":"mended"}')).manifest.counts["documents"] == 1
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "　　\n", "\ufeff", "第一回　得宝\n"])
-def test_a_file_without_text_is_bad_data(root: Path, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "the file is empty"),
+        ("\n\n", "only white space"),
+        ("　　\n", "only white space"),
+        ("\ufeff", "the file is empty"),
+        ("第一回　得宝\n", "no text is left"),
+    ],
+)
+def test_a_file_without_text_is_bad_data(root: Path, tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "empty.txt"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(BadData, match=r"empty\.txt: no text is left") as caught:
+    with pytest.raises(BadData, match=rf"empty\.txt: .*{said}") as caught:
         clean(root, path)
     assert caught.value.exit_code == 65
     assert not list(root.glob("corpora/sample/*/manifest.json"))
@@ -231,7 +241,7 @@ def test_a_file_cut_short_publishes_nothing(root: Path, tmp_path: Path) -> None:
 def test_a_file_in_another_encoding_gives_the_same_text(root: Path, tmp_path: Path) -> None:
     text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8")
     (tmp_path / "book.txt").write_text(text, encoding="gb18030")
-    made = clean(root, tmp_path / "book.txt", name="gb", encoding="gb18030")
+    made = clean(root, tmp_path / "book.txt", name="gb")
     plain = clean(root, SAMPLE / "yanshan.txt", name="utf8")
     assert [entry["text"] for entry in entries(made)] == [entry["text"] for entry in entries(plain)]
 
@@ -252,21 +262,165 @@ def test_what_decides_the_bytes_decides_the_key(root: Path, tmp_path: Path) -> N
     assert corpus.identify("some", inputs, CleanOptions(max_bad=0.5)).key == keys[0]
 
 
+BOOK = (
+    "引首的话，一句。\n"
+    + "".join(f"第{number}回　得宝\n" + "林冲走了一回，“也罢。去了。”\n又一日。\n\n" * 9 for number in "一二三四五")
+    + "末了𠮷一句"
+)
+
+
+def texts_of(made: Artifact) -> list[tuple[str, str]]:
+    return [(entry.get("title", ""), entry["text"]) for entry in entries(made)]
+
+
+@pytest.mark.parametrize("unit", ["chapter", "document", "sentence"])
+@pytest.mark.parametrize("size", [3, 40, 333])
+def test_a_text_that_comes_in_pieces_is_the_same_corpus(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, size: int
+) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK, encoding="utf-8")
+    whole = clean(root, path, name="whole", unit=unit)
+    monkeypatch.setattr(corpus, "PIECE", size)
+    parts = clean(root, path, name="parts", unit=unit)
+    assert texts_of(parts) == texts_of(whole)
+    assert parts.file("sentences.txt").read_bytes() == whole.file("sentences.txt").read_bytes()
+    ours, theirs = (msgspec.json.decode(made.file("report.json").read_bytes()) for made in (parts, whole))
+    for key in ("documents", "sentences", "characters", "files", "quotes"):
+        assert ours[key] == theirs[key]
+    assert parts.manifest.ledger["characters"]["out"] == whole.manifest.ledger["characters"]["out"]
+
+
+def test_two_jobs_make_the_same_bytes_as_one(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "PIECE", 1000)
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK * 20, encoding="utf-8")
+    inputs = raw.inputs(root, str(path), corpora=False)
+    one, two = (
+        corpus.clean(root, name, inputs, CleanOptions(), Silent(), jobs=jobs).artifact
+        for name, jobs in (("one", 1), ("two", 2))
+    )
+    for name in ("documents.jsonl.zst", "sentences.txt", "report.json", "rejects.jsonl.zst"):
+        assert one.file(name).read_bytes() == two.file(name).read_bytes()
+
+
+def test_a_document_longer_than_a_piece_is_judged_whole(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE", 50)
+    path = tmp_path / "book.txt"
+    path.write_text("an English line in front\n" * 4 + "林冲走了一回也罢。\n" * 60, encoding="utf-8")
+    assert len(entries(clean(root, path, min_chars=300))) == 1
+    with pytest.raises(BadData, match="no text is left"):
+        clean(root, path, min_chars=3000)
+    path.write_text("an English line in front\n" * 400 + "林冲走了一回也罢。\n" * 6, encoding="utf-8")
+    with pytest.raises(BadData, match="no text is left"):
+        clean(root, path)
+
+
+def test_a_text_without_line_ends_is_cut_behind_a_sentence_and_put_together_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE", 50)
+    monkeypatch.setattr(corpus, "_LONGEST_LINE", 100)
+    path = tmp_path / "book.txt"
+    path.write_text("林冲走了一回也罢。" * 100, encoding="utf-8")
+    made = clean(root, path)
+    assert texts_of(made) == [("", "林冲走了一回也罢。" * 100)]
+    assert set(made.file("sentences.txt").read_text(encoding="utf-8").split()) == {"林冲走了一回也罢。"}
+
+
+@pytest.mark.parametrize("way", ["exact", "near"])
+def test_of_like_documents_the_first_stays_and_the_others_are_rejected_with_their_place(
+    root: Path, tmp_path: Path, way: str
+) -> None:
+    poem = "床前明月光，疑是地上霜。举头望明月，低头思故乡。" * 8
+    lines = [f'{{"text":"{text}"}}' for text in (poem, "白日依山尽。", poem.replace("，", "、"), "黄河入海流。")]
+    path = json_lines(tmp_path / "poems.jsonl", *lines)
+    made = clean(root, path, dedup=way)
+    assert [entry["text"][:4] for entry in entries(made)] == ["床前明月", "白日依山", "黄河入海"]
+    (reject,) = rejects(made.path)
+    assert (reject["line"], reject["reason"]) == (3, "duplicate")
+    assert reject["offset"] == sum(len(line.encode()) + 1 for line in lines[:2])
+
+
+def test_a_near_duplicate_is_named_so(root: Path, tmp_path: Path) -> None:
+    text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")[40:2040].replace("\n", "")
+    path = json_lines(tmp_path / "a.jsonl", *(json.dumps({"text": each}) for each in (text, text[:-9] + "另有一段。")))
+    made = clean(root, path, dedup="near")
+    assert made.manifest.ledger["documents"] == {"in": 2, "out": 1, "dropped": {"near-duplicate": 1}}
+
+
+def test_notes_that_are_extracted_stay_beside_their_document(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("林冲（一作甲）走了一回。\n第一回\n宋江（按：乙）。", encoding="utf-8")
+    made = clean(root, path, notes=("（）=extract",), unit="document")
+    (entry,) = entries(made)
+    assert entry["text"] == "林冲走了一回。\n宋江。"
+    assert entry["meta"] == {"notes": ["一作甲", "按：乙"]}
+
+
+def test_chinese_json_lines_are_cleaned_as_chinese_and_others_as_the_pile(root: Path, tmp_path: Path) -> None:
+    chinese = json_lines(tmp_path / "a.jsonl", '{"text":"林冲 走了,一回."}')
+    english = json_lines(tmp_path / "b.jsonl", '{"text":"Lin Chong , left ."}')
+    assert [entry["text"] for entry in entries(clean(root, chinese))] == ["林冲走了，一回。"]
+    assert [entry["text"] for entry in entries(clean(root, english))] == ["Lin Chong , left ."]
+
+
+def test_documents_with_lacunae_can_be_dropped(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("林冲□走了一回，又走了一回。\n宋江也走了一回。", encoding="utf-8")
+    made = clean(root, path, unit="sentence", lacunae="drop-unit")
+    assert [entry["text"] for entry in entries(made)] == ["宋江也走了一回。"]
+    assert made.manifest.ledger["documents"]["dropped"] == {"lacunae": 1}
+
+
+@pytest.mark.parametrize("options", [{"without": ("nosuch",)}, {"max_bad": float("nan")}, {"max_bad": -1.0}])
+def test_what_no_rule_and_no_share_can_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(BadConfig):
+        CleanOptions(**options)
+
+
+def test_a_report_says_when_a_text_has_no_punctuation(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("床前明月光\n疑是地上霜\n" * 20, encoding="utf-8")
+    made = clean(root, path)
+    assert any("NO PUNCTUATION" in line for line in corpus.table(made))
+    assert made.file("sentences.txt").read_text(encoding="utf-8").splitlines() == ["床前明月光", "疑是地上霜"] * 20
+
+
+def test_a_dry_run_says_what_the_run_then_publishes(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK, encoding="utf-8")
+    inputs = raw.inputs(root, str(path), corpora=False)
+    told = report.to_json(corpus.survey(inputs, CleanOptions(), Silent()))
+    assert not (root / "corpora").exists()
+    assert msgspec.json.decode(clean(root, path).file("report.json").read_bytes()) == json.loads(json.dumps(told))
+
+
+def test_a_rule_is_explained_by_what_it_changes_and_an_unknown_one_is_refused(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text('林冲道："去了."又一日', encoding="utf-8")
+    inputs = raw.inputs(root, str(path), corpora=False)
+    assert any("“" in after for _, after in corpus.explain(inputs, CleanOptions(), "quotes"))
+    with pytest.raises(BadConfig, match="no rule 'bogus'"):
+        corpus.explain(inputs, CleanOptions(), "bogus")
+
+
 def test_shuihu_becomes_161_documents_and_no_character_goes_uncounted(shared: Path, root: Path) -> None:
     path = shared / "data" / "shuihu_raw.txt"
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     made = clean(root, path, name="shuihu")
     found = entries(made)
     assert (len(found), made.manifest.counts["headings"]) == (161, 161)
     ledger = made.manifest.ledger
     assert ledger["documents"] == {"in": 161, "out": 161, "dropped": {}}
-    assert ledger["characters"]["in"] == len(text) == 863_188
+    assert ledger["characters"]["in"] == len(text) == 863_187  # a byte order mark is no text
     assert ledger["characters"]["out"] == sum(len(entry["text"]) for entry in found)
     dropped = ledger["characters"]["dropped"]
     assert ledger["characters"]["in"] == ledger["characters"]["out"] + sum(dropped.values())
-    assert dropped["controls"] == 1  # the byte order mark
-    assert dropped["newlines"] == 160  # between 161 chapters
-    assert dropped["headings"] == sum(len(entry["title"]) + 2 for entry in found)
+    line_ends = dropped["headings"] + dropped["blank-lines"] - sum(len(entry["title"]) + 2 for entry in found)
+    assert line_ends == 160, "those between 161 chapters"
 
 
 def test_shuihu_keeps_its_quotes_and_its_unknown_characters(shared: Path, root: Path) -> None:
@@ -278,7 +432,8 @@ def test_shuihu_keeps_its_quotes_and_its_unknown_characters(shared: Path, root: 
     assert abs(after["“"] - after["”"]) <= 1
     private = {character: count for character, count in before.items() if "\ue000" <= character <= "\uf8ff"}
     assert sum(private.values()) == 47
-    assert {character: after[character] for character in private} == private
+    assert not any(after[character] for character in private)
+    assert after["□"] == 47
     assert after["…"] == before["…"]
     assert not any(after[intruder] for intruder in "\"',!?．\u3000\ufeff\t ")
 

@@ -1,0 +1,297 @@
+"""What a worker does with one piece of text: clean it, weed out what is none, write what stays as lines of a corpus.
+
+Nothing here depends on other pieces, but for a document that is longer than a piece: of that each piece makes a
+fragment, and the stage puts them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+import zstandard
+
+from pipeline import documents
+from pipeline.clean import duplicates, filters, layout, lengths, profiles, quotes, sentences
+from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
+from pipeline.clean.codes import SEPARATOR, Codes, codes, inserted, is_one_of, places, split, text_of, unit_at
+from pipeline.clean.options import CleanOptions
+from pipeline.clean.page import Cleaner, Page
+from pipeline.clean.report import Report
+from pipeline.documents import Reject
+from pipeline.errors import InkstoneError
+
+LEVEL = 1  # of zstd: three times as fast as the library's default, for a tenth more bytes
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Texts of one file, column by column. `continues`: the first goes on where the task before stopped; `open`: the
+    last goes on in the next."""
+
+    profile: str
+    file: str
+    texts: list[str]
+    titles: list[str]
+    metas: list[Any]
+    lines: list[int]
+    offsets: list[int]
+    continues: bool = False
+    joint: str = ""  # what stands between it and the text before, where it continues
+    open: bool = False
+
+
+@dataclass
+class Fragment:
+    """A part of a document that is longer than a piece. `frame` has its text as it stands inside the quotes of a JSON
+    line; `sample` is how it begins, by which the whole is judged."""
+
+    frame: bytes
+    sentences: bytes
+    counts: list[int]  # of its classes of characters, by which the whole is judged
+    excerpt: str
+    raw: bytes  # of its page, for the digest of the whole
+    characters: int
+    joint: str  # what stands between it and the part before it
+    report: Report
+
+
+@dataclass(frozen=True)
+class Row:
+    """One whole document, where it is still to be decided whether it stays. `sketch` is for near duplicates."""
+
+    line: bytes
+    text: str
+    fingerprint: bytes
+    place: tuple[int, int]  # line and byte offset in its file
+    sketch: duplicates.Sketch = None
+
+
+@dataclass
+class Cleaned:
+    """What became of a task: the end of the document that was open, whole documents, the beginning of one that is.
+
+    Whole documents are in `frame`, all their lines as zstd, with their `digests`; or else they are `rows`. `title`
+    and `meta` are of the document that is open after it.
+    """
+
+    head: Fragment | None = None
+    closed: bool = False  # whether the document that was open ends in this task
+    frame: bytes = b""
+    sentences: bytes = b""
+    digests: list[bytes] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    tail: Fragment | None = None
+    title: str = ""
+    meta: Any = None
+    rejects: list[Reject] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """`worker(task)` is a Cleaned."""
+
+    options: CleanOptions
+
+    def __call__(self, task: Task) -> Cleaned:
+        done = Cleaned()
+        task, page = _cleaned(task, self.options, done)
+        if page is None:
+            done.closed = task.continues and not task.open
+            return done
+        _account(task, page, done.report)
+        texts = split(page.array)
+        first, last = 0, len(texts)
+        continued = task.continues and not page.titles[0]
+        done.closed = task.continues and not (continued and task.open and len(texts) == 1)
+        if continued:
+            done.head = _fragment(texts[0], task, self.options)
+            first = 1
+        if task.open and (last - first or not continued):
+            last -= 1
+            done.tail = _fragment(texts[last], task, self.options)
+            done.title, done.meta = _title(task, page, last), _meta(task, page, last)
+        _whole(task, page, texts, range(first, last), self.options, done)
+        return done
+
+
+@cache
+def _cleaner(profile: str, options: CleanOptions) -> Cleaner:
+    return Cleaner(profiles.PROFILES[profile], options)
+
+
+def _cleaned(task: Task, options: CleanOptions, done: Cleaned) -> tuple[Task, Page | None]:
+    """The page of a task, None where nothing is left of it. A text at which a rule fails is set aside, and the others
+    are as without it."""
+    cleaner = _cleaner(task.profile, options)
+    try:
+        return task, cleaner.clean(task.texts)
+    except (InkstoneError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - a fault of ours must not cost a night's work: it is in the rejects and counted
+        texts = [_safe(text, number, cleaner, task, done) for number, text in enumerate(task.texts)]
+        good = [number for number, text in enumerate(texts) if text is not None]
+        if not good:
+            return task, None
+        columns = {name: [getattr(task, name)[number] for number in good] for name in _COLUMNS}
+        columns["texts"] = [text for text in texts if text is not None]
+        task = msgspec.structs.replace(task, **columns)
+        return task, cleaner.clean(task.texts)
+
+
+_COLUMNS = ("texts", "titles", "metas", "lines", "offsets")
+
+
+def _safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -> str | None:
+    """The text if it can be cleaned; otherwise it is counted as dropped, and its reject says which text it was."""
+    try:
+        cleaner.clean([text])
+    except Exception as error:  # noqa: BLE001
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        excerpt = f"{type(error).__name__}: {error}; sha256 {digest}: {text}"
+        done.rejects.append(_reject(task, number, "bad-rule-failed", excerpt))
+        done.report.came += len(text)
+        done.report.drop("bad-rule-failed", 1, len(text))
+        return None
+    return text
+
+
+def _reject(task: Task, number: int, reason: str, excerpt: str) -> Reject:
+    return Reject(task.file, task.lines[number], task.offsets[number], reason, excerpt[: documents.EXCERPT])
+
+
+def _whole(task: Task, page: Page, texts: list[str], chosen: range, options: CleanOptions, done: Cleaned) -> None:
+    """Weed the whole documents, and write those that stay."""
+    verdicts = filters.verdicts(page.array, filter_of(task.profile, options))
+    kept = []
+    for number in chosen:
+        reason, origin = verdicts[number], int(page.origin[number])
+        if reason == "empty" and np.count_nonzero(page.origin == origin) > 1:
+            reason = "empty" if texts[number] else "nothing"  # as what stands before the first heading: no document
+        if reason:
+            if reason != "nothing":
+                done.report.drop(reason, 1, len(texts[number]))
+                done.rejects.append(_reject(task, origin, reason, texts[number]))
+        else:
+            kept.append(number)
+    if not kept:
+        return
+    lines = [documents.json_line(texts[n], _title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
+    array = page.array if len(kept) == len(texts) else codes(SEPARATOR.join(texts[number] for number in kept))
+    if options.dedup == "no":
+        done.frame, done.digests = frame(b"".join(lines)), duplicates.digests(array)
+        done.sentences = published(array, task, len(kept), options, done.report)
+        return
+    for number, line, fingerprint in zip(kept, lines, duplicates.fingerprints(array), strict=True):
+        sketch = duplicates.sketch(texts[number]) if options.dedup == "near" else None
+        place = task.lines[int(page.origin[number])], task.offsets[int(page.origin[number])]
+        done.rows.append(Row(line, texts[number], fingerprint, place, sketch))
+
+
+def filter_of(profile: str, options: CleanOptions) -> filters.Filter:
+    """What a document of this profile must have."""
+    most = 0.0 if options.lacunae == "drop-unit" else filters.DEFAULT.max_lacunae
+    return filters.Filter(profiles.PROFILES[profile].chinese, options.min_chars, options.min_han, most)
+
+
+def _fragment(text: str, task: Task, options: CleanOptions) -> Fragment:
+    report, lines, inside = Report(), b"", b""
+    if text:
+        lines = frame(msgspec.json.encode(text)[1:-1])
+        inside = published(codes(text), task, 0, options, report)
+    array = codes(text)
+    counts, excerpt = filters.counts(array).tolist(), text[: documents.EXCERPT]
+    return Fragment(lines, inside, counts, excerpt, array.tobytes(), len(text), task.joint, report)
+
+
+def _title(task: Task, page: Page, number: int) -> str:
+    origin = int(page.origin[number])
+    return page.titles[number] or task.titles[origin] or (page.parsed[origin].title if page.parsed else "")
+
+
+def _meta(task: Task, page: Page, number: int) -> Any:
+    origin = int(page.origin[number])
+    meta = task.metas[origin] or (page.parsed[origin].meta if page.parsed else None)
+    if origin in page.notes and (not number or page.origin[number - 1] != origin):  # the first document of its text
+        meta = {**(meta if isinstance(meta, dict) else {"meta": meta} if meta else {}), "notes": page.notes[origin]}
+    return meta
+
+
+def frame(data: bytes) -> bytes:
+    """A zstd frame of its own: frames one after another are one file."""
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(data)
+
+
+def _account(task: Task, page: Page, report: Report) -> None:
+    """What the rules did to a page, as the report has it."""
+    report.follow(page.came, page.effects, page.size)
+    file = report.file(task.file)
+    for kind, number in page.numbers:
+        pattern = f"第N{kind}" if number else kind
+        if number:
+            numbers = file.numbers.setdefault(pattern, {})
+            numbers[number] = numbers.get(number, 0) + 1
+        report.headings[pattern] = report.headings.get(pattern, 0) + 1
+    report.unheaded += page.unheaded
+    if profiles.PROFILES[task.profile].chinese:
+        faults = quotes.faults(page.array)
+        report.reopened += faults["reopened"]
+        report.orphans += faults["orphans"]
+
+
+def published(array: Codes, task: Task, count: int, options: CleanOptions, report: Report) -> bytes:
+    """The sentences of documents that stay, one a line; all that is published is counted in the report."""
+    file = report.file(task.file)
+    file.measure(report.measure(array))
+    file.documents += count
+    report.documents += count
+    file.chinese = profiles.PROFILES[task.profile].chinese
+    ends = sentences.ends(array, inside_quotes=options.split == "flat") if file.chinese else np.array([], int)
+    made = _limited(layout.lines(array, ends), options.max_bytes, report)
+    if not len(made):
+        return b""
+    text = text_of(made)
+    if not file.chinese:  # lines of any text: some have nothing but spaces
+        text = "\n".join(line for line in text.split("\n") if line.strip())
+        made = codes(text)
+    data = (text + "\n").encode() if text else b""
+    _measure(made, data, report)
+    return data
+
+
+def _measure(made: Codes, data: bytes, report: Report) -> None:
+    """Count lines by their lengths, and those that no mark ends."""
+    if not data:
+        return
+    broken = np.append(places(made, "\n"), len(made))
+    units = np.diff(broken, prepend=-1) - 1
+    if len(second := np.flatnonzero((made & 0xFC00) == 0xDC00)):
+        units -= np.diff(np.searchsorted(second, broken), prepend=0)
+    # A character has three bytes at most, or four and two units: few lines can be the longest, and those are measured.
+    first = int(units.argmax())
+    least = len(text_of(made[broken[first] - units[first] : broken[first]]).encode())
+    ends, begins = broken.tolist(), (broken - (np.diff(broken, prepend=-1) - 1)).tolist()
+    chosen = np.flatnonzero(np.diff(broken, prepend=-1) * 3 > max(least, report.sentences.longest)).tolist()
+    sizes = [len(text_of(made[begins[line] : ends[line]]).encode()) for line in chosen]
+    report.sentences.measure(units, np.array([least, *sizes]))
+    report.sentences.unterminated += int((~is_one_of(unit_at(made, broken - 1), ENDS + DOTS + CLOSERS)).sum())
+
+
+def _limited(made: Codes, most: int, report: Report) -> Codes:
+    """Lines of more than `most` bytes of UTF-8, cut into several."""
+    broken = np.append(places(made, "\n"), len(made))
+    begin = np.concatenate(([0], broken[:-1] + 1))
+    long = np.flatnonzero((broken - begin) * 3 > most)
+    cuts: list[int] = []
+    for start, end in zip(begin[long].tolist(), broken[long].tolist(), strict=True):
+        pieces, level = lengths.limit(text_of(made[start:end]), most)
+        if len(pieces) > 1:
+            report.sentences.resplit[level] = report.sentences.resplit.get(level, 0) + len(pieces) - 1
+        for piece in pieces[:-1]:
+            start += len(codes(piece))
+            cuts.append(start)
+    return inserted(made, np.array(cuts), "\n") if cuts else made
