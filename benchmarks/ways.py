@@ -235,7 +235,7 @@ def measure(way: str, shards: Sequence[Path], jobs: int, folder: Path) -> Figure
     return Figures(**found) if "seconds" in found else None
 
 
-def _peaks() -> tuple[float, float]:
+def peaks() -> tuple[float, float]:
     """Largest resident memory in MB of this process, and of the largest child that has ended."""
     unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
     own, children = (resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -263,7 +263,7 @@ def main() -> None:
     start = time.perf_counter()
     tokens = next(way)
     seconds = time.perf_counter() - start
-    print(json.dumps(asdict(Figures(given.way, seconds, input_bytes, tokens, *_peaks()))))
+    print(json.dumps(asdict(Figures(given.way, seconds, input_bytes, tokens, *peaks()))))
 
 
 if __name__ == "__main__":
