@@ -194,7 +194,7 @@ def clean(
 ) -> Outcome:
     """Clean downloaded sources, files or folders into a corpus, and report what was done to them."""
     from pipeline import corpus, raw
-    from pipeline.clean import report
+    from pipeline.clean import summary
     from pipeline.clean.options import CleanOptions
     from pipeline.manifest import check_name, name_from
 
@@ -209,7 +209,7 @@ def clean(
     jobs = processes(jobs)
     if dry_run:
         found = corpus.survey(files, chosen, settings.progress, jobs=jobs)
-        return Outcome("unchanged", extra={"report": report.to_json(found)}, lines=report.table(found), always=True)
+        return Outcome("unchanged", extra={"report": summary.to_json(found)}, lines=summary.table(found), always=True)
     name = check_name(name) if name else name_from(inputs[0])
     built = corpus.clean(settings.root, name, files, chosen, settings.progress, jobs=jobs)
     outcome = outcome_of(built, ("documents", "characters", "headings"))

@@ -23,10 +23,9 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from pipeline import artifact, cleaning, decoding, documents, engines, raw, readers
+from pipeline import artifact, cleaning, documents, engines, raw
 from pipeline.artifact import Built, Content
-from pipeline.clean import duplicates, filters, profiles, report
-from pipeline.clean.alphabet import ENDS
+from pipeline.clean import duplicates, filters, profiles, report, samples, summary
 from pipeline.clean.codes import codes, join, text_of
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.page import Cleaner
@@ -37,13 +36,11 @@ from pipeline.errors import BadConfig, BadData
 from pipeline.ledger import Ledger
 from pipeline.manifest import Identity
 from pipeline.progress import Advance, Progress
+from pipeline.texts import Texts
 
 REPORT = "report.json"
 SCHEMA = 2  # raise when the same options give other bytes
-_HEAD, _FIRST = 100_000, 100  # characters by which a profile is told, and documents
-PIECE = 350_000  # characters of a task: about a megabyte of Chinese
 _LONG = 4 << 20  # characters at which a document is judged, though it goes on
-_LONGEST_LINE = 16 << 20  # characters after which a piece is cut though no line ends
 
 
 def identify(name: str, inputs: Sequence[raw.InputFile], options: CleanOptions) -> Identity:
@@ -91,7 +88,7 @@ def survey(inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Pro
 def table(built: artifact.Artifact) -> list[str]:
     """The report of a corpus on one screen; nothing where it was made before there were reports."""
     path = built.file(REPORT)
-    return report.shown(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
+    return summary.shown(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
 
 
 def explain(inputs: Sequence[raw.InputFile], options: CleanOptions, rule: str, most: int = 10) -> list[tuple[str, str]]:
@@ -105,109 +102,16 @@ def explain(inputs: Sequence[raw.InputFile], options: CleanOptions, rule: str, m
     def watch(name: str, before: Any, after: Any) -> None:
         names.add(name)
         if name == rule and len(found) < most and after is not before:
-            found.extend(report.samples(text_of(before), text_of(after), most - len(found)))
+            found.extend(samples.samples(text_of(before), text_of(after), most - len(found)))
 
     for entry in inputs:
-        for task in _Texts(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
+        for task in Texts(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
             names |= {*Cleaner(profiles.PROFILES[task.profile], options, watch).clean(task.texts).effects}
             if len(found) >= most:
                 return found
     if rule not in names:
         raise BadConfig(f"there is no rule {rule!r} for these texts", hint=f"rules: {', '.join(sorted(names))}")
     return found
-
-
-@dataclass
-class _Texts:
-    """The texts of one file as tasks."""
-
-    entry: raw.InputFile
-    options: CleanOptions
-    ledger: Ledger
-    on_reject: documents.OnReject
-    facts: decoding.Facts = field(default_factory=decoding.Facts)
-    profile: str = ""
-
-    def tasks(self, advance: Advance) -> Iterator[Task]:
-        if readers.has_lines(self.entry.path):
-            yield from self._of_documents(advance)
-        else:
-            yield from self._of_text(advance)
-
-    def _of_documents(self, advance: Advance) -> Iterator[Task]:
-        """Whole documents, as many as make up a piece."""
-        self.facts.encoding = "utf-8"
-        found = readers.read(
-            self.entry.path, self.ledger, self.on_reject, encoding=self.options.encoding, advance=advance
-        )
-        held: list[documents.Document] = []
-        size = 0
-        for document in found:
-            held.append(document)
-            size += len(document.text)
-            if size >= PIECE:
-                yield self._task(held)
-                held, size = [], 0
-        if held:
-            yield self._task(held)
-
-    def _task(self, held: Sequence[documents.Document]) -> Task:
-        if not self.profile:
-            head = "\n".join(each.text[:_HEAD] for each in held[:_FIRST])
-            self.profile = profiles.of(self.entry.path.name, head, self.options.profile).name
-        return Task(
-            self.profile,
-            self.entry.name,
-            [each.text for each in held],
-            [each.title for each in held],
-            [each.meta for each in held],
-            [each.line for each in held],
-            [each.offset for each in held],
-        )
-
-    def _of_text(self, advance: Advance) -> Iterator[Task]:
-        """One document, in pieces that end where a line does."""
-        found = decoding.text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
-        held, joint = "", "\n"
-        continues = whole = False
-        for piece in found:
-            held += piece
-            if not self.profile and held.strip():
-                chosen = profiles.of(self.entry.path.name, held[:_HEAD], self.options.profile)
-                self.profile = chosen.name
-                whole = _needs_all(chosen, self.options)
-            while len(held) >= PIECE and not whole:
-                cut = held.rfind("\n", 0, PIECE) + 1 or held.find("\n") + 1
-                if not cut and len(held) < _LONGEST_LINE:
-                    break
-                cut = cut or max(held.rfind(mark) for mark in ENDS) + 1 or len(held)
-                yield self._piece(held[:cut], continues, joint, open=True)
-                joint = "\n" if held[cut - 1] == "\n" and chosen.chinese else ""
-                held, continues = held[cut:], True
-        if self.facts.cut:
-            self.ledger.documents.came += 1
-            self.ledger.documents.drop("truncated-end", 1)
-            excerpt = self.facts.cut.hex(" ")
-            self.on_reject(Reject(self.entry.path.name, 0, self.facts.cut_at, "truncated-end", excerpt))
-        if held or continues:
-            yield self._piece(held, continues, joint, open=False)
-
-    def _piece(self, text: str, continues: bool, joint: str, *, open: bool) -> Task:
-        return Task(self.profile, self.entry.name, [text], [""], [None], [1], [0], continues, joint, open)
-
-
-def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
-    """Whether a rule looks further than a line, so that a text cannot be cleaned in pieces."""
-    unwraps = profile.unwrap if options.unwrap is None else options.unwrap
-    return bool(
-        profile.container
-        or unwraps
-        or profile.notes
-        or options.notes
-        or options.unit in ("paragraph", "sentence")  # which have the title of a heading that may be far before
-        or options.verse != "inline"
-        or options.dedup != "no"
-    )
 
 
 @dataclass
@@ -266,7 +170,7 @@ class _Corpus:
 
     def _tasks(self, inputs: Sequence[raw.InputFile], advance: Advance) -> Iterator[Task]:
         for entry in inputs:
-            texts = _Texts(entry, self._options, self._ledger, self._rejects.write_reject)
+            texts = Texts(entry, self._options, self._ledger, self._rejects.write_reject)
             for task in texts.tasks(advance):
                 self._records += not task.continues and len(task.texts)
                 yield task
@@ -402,7 +306,7 @@ class _Corpus:
             names = ", ".join(entry.name for entry in inputs)
             raise BadData(f"{names}: no text is left after cleaning", hint="is it empty, or not a text?")
         assert self._draft
-        told = report.to_json(found)
+        told = summary.to_json(found)
         (self._draft / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2))
         counts = {
             "documents": found.documents,

@@ -37,6 +37,7 @@ _SELECTORS: Ranges = ((0xFE00, 0xFE0F),)
 _KANGXI: Ranges = ((0x2F00, 0x2FD5),)
 _COMPATIBILITY: Ranges = ((0xF900, 0xFAD9),)
 _WIDE: Ranges = ((0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A))
+_NOT_HAN: Ranges = ((0x300, 0x33FF), (0xA000, 0xABFF), (0xFA00, 0xFB4F))  # where characters may need composing
 _VERTICAL = dict(zip("︽︾﹁﹂﹃﹄︵︶︻︼︿﹀", "《》「」『』（）【】〈〉", strict=True))
 # Radicals of the supplement that are characters of their own; the Kangxi ones Unicode maps by itself.
 _RADICALS = dict(
@@ -84,7 +85,7 @@ def _tables(chinese: bool) -> _Tables:
         ),
         "width": np.concatenate((_in(changed, _WIDE), _numbers("".join(_VERTICAL)))),
     }
-    loose = [unit for unit in range(0x300, 0xFB50) if not 0xD800 <= unit < 0xE000 and _needs_nfc(chr(unit))]
+    loose = [unit for first, last in _NOT_HAN for unit in range(first, last + 1) if _needs_nfc(unit)]
     return _Tables(becomes, rules, np.array([unit for unit in loose if becomes[unit] == unit]))
 
 
@@ -105,9 +106,14 @@ def _in(numbers: np.ndarray, ranges: Ranges) -> np.ndarray:
     return found
 
 
-def _needs_nfc(character: str) -> bool:
+def _needs_nfc(unit: int) -> bool:
     """Whether text with this character may not be in NFC: it combines, or stands for another one."""
-    return unicodedata.combining(character) > 0 or unicodedata.normalize("NFC", character) != character
+    character = chr(unit)
+    return (
+        unicodedata.combining(character) > 0
+        or 0x1161 <= unit <= 0x11FF  # which make syllables with what stands before them
+        or unicodedata.normalize("NFC", character) != character
+    )
 
 
 def histogram(array: Codes) -> np.ndarray:

@@ -110,12 +110,11 @@ def _verdict(count: list[int], wanted: Filter) -> str:
 @cache
 def _classes() -> np.ndarray:
     table = np.zeros(UNITS, np.uint8)
-    for unit in range(UNITS):
+    for first, last in (*_HAN, (0xAC00, 0xD7A3)):  # the other letters are found one by one
+        table[first : last + 1] = _LETTER
+    for unit in np.flatnonzero(table == 0).tolist():
         character = chr(unit)
-        if character.isalpha():
-            table[unit] = _LETTER
-        elif character.isspace():
-            table[unit] = _SPACE
+        table[unit] = _LETTER if character.isalpha() else _SPACE if character.isspace() else _REST
     for first, last in _MOJIBAKE:
         part = table[first : last + 1]
         part[part == _REST] = _MOJIBAKE_CLASS

@@ -82,7 +82,7 @@ def rule(policy: str = "lacuna", gaiji_map: Mapping[str, str] = NOTHING, pua_map
             return _private(array, seen, policy, known)
         return codes(_all(text_of(array), seen, policy, known))
 
-    return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})))
+    return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})), local=True)
 
 
 def _all(text: str, seen: Seen, policy: str, known: Mapping[str, str]) -> str:

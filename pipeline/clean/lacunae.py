@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.codes import Codes, codes, places, text_of, without
-from pipeline.clean.rule import Rule, Seen, units
+from pipeline.clean.rule import Rule, Seen, on_lines, units
 from pipeline.errors import BadConfig
 
 POLICIES = ("keep", "collapse", "drop-unit")
@@ -47,8 +47,8 @@ def rule(policy: str = "keep") -> Rule:
         raise BadConfig(f"no policy {policy!r} for lacunae", hint=f"policies: {', '.join(POLICIES)}")
 
     def apply(array: Codes, seen: Seen) -> Codes:
-        if len(places(array, _ODD)):
-            array = codes(_written(text_of(array), seen))
+        if len(odd := places(array, _ODD)):
+            array = on_lines(lambda lines: codes(_written(text_of(lines), seen)), array, odd)
         lost = array == ord(LACUNA)
         if policy == "collapse":
             again = np.flatnonzero(lost[1:] & lost[:-1]) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.clean import sentences
-from pipeline.clean.codes import LINE_ENDS, Codes, inserted, places, runs, spread, without
+from pipeline.clean.codes import BLANKS, LINE, LINE_ENDS, Codes, inserted, kind_at, places, runs, spread, without
 
 
 def divide(array: Codes, unit: str, *, inside_quotes: bool = False) -> tuple[Codes, np.ndarray]:
@@ -34,8 +34,15 @@ def divide(array: Codes, unit: str, *, inside_quotes: bool = False) -> tuple[Cod
     if unit == "sentence":
         ends = _inside(array, sentences.ends(array, inside_quotes=inside_quotes))
         origin = np.sort(np.concatenate((origin, origin[_documents_before(array, ends)])))
-        array = inserted(array, ends, "\0")
+        array = _trimmed(inserted(array, ends, "\0"))
     return array, origin
+
+
+def _trimmed(array: Codes) -> Codes:
+    """The page without spaces at the ends of lines: of sentences that have become documents."""
+    first, after = runs(places(array, BLANKS))
+    outer = (kind_at(array, first - 1) == LINE) | (kind_at(array, after) == LINE)
+    return without(array, spread(first[outer], after[outer]))
 
 
 def _documents_before(array: Codes, at: np.ndarray) -> np.ndarray:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
+
+import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
-from pipeline.clean.codes import SEPARATOR
-from pipeline.clean.rule import Rule, Seen, textual, units
+from pipeline.clean.codes import SEPARATOR, UNITS, Codes, codes, places, text_of
+from pipeline.clean.rule import Rule, Seen, units
 
 _REPLACEMENT = "\ufffd"
 # Not ・ and ー, which part and lengthen words, nor the straight lines ─ │, which are dashes and draw tables.
@@ -38,10 +41,12 @@ _MUCH = 0.05  # of the letters of a document, or of a line with more than a few
 _MOSTLY = 0.25  # of the letters of a line
 
 _DEBRIS = re.compile(r"Connection=\[|Content-Type=|HTTP/1\.[01] \d{3}|charset=|<html|<head|<script|<!doctype", re.I)
-_SIGNS_OF_DEBRIS = (  # of which str finds that there are none much faster than _DEBRIS does
-    *("onnection=[", "ontent-type=", "ontent-Type=", "http/1.", "harset=", "<html", "<head", "<script", "<!doctype"),
-    *("ONNECTION=[", "ONTENT-TYPE=", "HTTP/1.", "HARSET=", "<HTML", "<HEAD", "<SCRIPT", "<!DOCTYPE"),
-)
+_DEBRIS_HAS = "=/<"
+_SIGNS_OF_DEBRIS = {  # of which str finds that there are none much faster than _DEBRIS does
+    "=": ("onnection=[", "ontent-type=", "ontent-Type=", "harset=", "ONNECTION=[", "ONTENT-TYPE=", "HARSET="),
+    "/": ("http/1.", "HTTP/1."),
+    "<": ("<html", "<head", "<script", "<!doctype", "<HTML", "<HEAD", "<SCRIPT", "<!DOCTYPE"),
+}
 _LINES = re.compile("[^\n]*\n|[^\n]+")
 _LONGEST_DEBRIS = 4000  # characters: a longer line is a chapter that has debris in it
 
@@ -50,7 +55,25 @@ def rule() -> Rule:
     """Replaces what was lost by □, one for one, and drops lines of debris."""
     odd = [(ord(first), ord(last)) for first, last in re.findall("(.)-(.)", _ODD)]
     singles = re.sub("(.)-(.)", "", _ODD)
-    return textual("mojibake", _mend, units(_REPLACEMENT + singles + "=/<", *odd), makes=LACUNA)
+    return Rule("mojibake", _apply, units(_REPLACEMENT + singles + _DEBRIS_HAS, *odd), makes=LACUNA)
+
+
+def _apply(array: Codes, seen: Seen) -> Codes:
+    if len(places(array, _DEBRIS_HAS)) and _is_suspect(text := text_of(array)):
+        left = _parts_with(_DEBRIS, text, SEPARATOR, lambda document: _without_debris(document, seen))
+        array = codes(left) if left != text else array
+    if not _is_odd().take(array).any():
+        return array
+    return codes(_mend(text_of(array), seen))
+
+
+def _is_suspect(text: str) -> bool:
+    return any(mark in text and any(sign in text for sign in signs) for mark, signs in _SIGNS_OF_DEBRIS.items())
+
+
+@cache
+def _is_odd() -> np.ndarray:
+    return np.array([chr(unit) == _REPLACEMENT or bool(_RUN.match(chr(unit))) for unit in range(UNITS)])
 
 
 def damaged(text: str) -> float:
@@ -62,13 +85,24 @@ def damaged(text: str) -> float:
     return odd / _length(_LETTERS, text) if odd else 0.0
 
 
+def _letters(text: str) -> int:
+    """Characters of `_LETTERS` in a text, which may be a book."""
+    array = codes(text)
+    return int(_is_letter().take(array).sum())
+
+
+@cache
+def _is_letter() -> np.ndarray:
+    found = np.array([bool(_LETTERS.match(chr(unit))) for unit in range(UNITS)])
+    found[0xD840:0xD900] = True  # first units of the Han characters beyond the first plane
+    return found
+
+
 def _length(pattern: re.Pattern[str], text: str) -> int:
     return sum(map(len, pattern.findall(text)))
 
 
 def _mend(text: str, seen: Seen) -> str:
-    if any(sign in text for sign in _SIGNS_OF_DEBRIS):
-        text = _parts_with(_DEBRIS, text, SEPARATOR, lambda document: _without_debris(document, seen))
     text = _parts_with(_RUN, text, SEPARATOR, lambda document: _document(document, seen))
     if lost := text.count(_REPLACEMENT):
         seen[f"U+FFFD → {LACUNA}"] += lost
@@ -92,7 +126,7 @@ def _parts_with(pattern: re.Pattern[str], text: str, mark: str, change: Callable
 def _document(text: str, seen: Seen) -> str:
     runs = _RUN.findall(text)
     odd = sum(map(len, runs))
-    if len(runs) > _FEW and odd > _MUCH * _length(_LETTERS, text):
+    if len(runs) > _FEW and odd > _MUCH * _letters(text):
         seen["characters left: a document in another script"] += odd
         return text
     return _parts_with(_RUN, text, "\n", lambda line: _line(line, seen))

@@ -102,7 +102,7 @@ class Cleaner:
                 continue
             if rule.triggers and not any(present[first : last + 1].any() for first, last in rule.triggers):
                 continue
-            self._become(page, rule.name, rule.apply(page.array, effect.seen))
+            self._become(page, rule.name, rule.on(page.array, effect.seen))
             present[codes(rule.makes)] = True
             if rule is spaces.RULE and effect.seen[spaces.INSIDE]:
                 torn = True

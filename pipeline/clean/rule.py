@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
-from pipeline.clean.codes import Codes, codes, text_of
+import numpy as np
+
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, places, spread, text_of
 
 Seen = Counter[str]  # what a rule met, in words for the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, first and last
@@ -36,18 +39,57 @@ class Rule:
     """`apply` takes a page (documents parted by NUL, see codes.py) and gives it back changed; it never adds, removes
     or moves a NUL. It is called only when the page has one of `triggers`; without triggers always.
 
-    `makes` are characters that it can bring in and that may be triggers of a later rule.
+    `makes` are characters that it can bring in and that may be triggers of a later rule. A `local` rule looks no
+    further than a line and leaves line ends as they are: it is given only the lines that have a trigger.
     """
 
     name: str
     apply: Callable[[Codes, Seen], Codes]
     triggers: Ranges = ()
     makes: str = ""
+    local: bool = False
+
+    def on(self, array: Codes, seen: Seen) -> Codes:
+        """The page after the rule."""
+        return _on_lines(self, array, seen) if self.local else self.apply(array, seen)
 
 
-def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "") -> Rule:
+def textual(
+    name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "", *, local: bool = False
+) -> Rule:
     """A rule on the text of a page as a str: slower, so it should have triggers that are rare."""
-    return Rule(name, lambda array, seen: codes(apply(text_of(array), seen)), triggers, makes)
+    return Rule(name, lambda array, seen: codes(apply(text_of(array), seen)), triggers, makes, local)
+
+
+@cache
+def _table(triggers: Ranges) -> np.ndarray:
+    found = np.zeros(UNITS, bool)
+    for first, last in triggers:
+        found[first : last + 1] = True
+    return found
+
+
+def _on_lines(rule: Rule, array: Codes, seen: Seen) -> Codes:
+    """The rule on the lines that have one of its triggers; the others stay as they are."""
+    return on_lines(lambda lines: rule.apply(lines, seen), array, np.flatnonzero(_table(rule.triggers).take(array)))
+
+
+def on_lines(apply: Callable[[Codes], Codes], array: Codes, at: np.ndarray) -> Codes:
+    """`array` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
+    ends = np.append(places(array, LINE_ENDS), len(array))
+    line = np.unique(np.searchsorted(ends, at))
+    if not len(line):
+        return array
+    start, end = np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
+    if 2 * int((end - start).sum()) > len(array):
+        return apply(array)
+    made = apply(array[spread(start, np.minimum(end + 1, len(array)))])
+    bounds = np.append(places(made, LINE_ENDS), len(made))
+    pieces, done, begin = [], 0, 0
+    for first, last, bound in zip(start.tolist(), end.tolist(), bounds.tolist(), strict=False):
+        pieces += [array[done:first], made[begin:bound]]
+        done, begin = last, bound + 1
+    return np.concatenate([*pieces, array[done:]])
 
 
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:

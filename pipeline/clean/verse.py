@@ -73,20 +73,44 @@ def find(text: str) -> list[Run]:
 
 
 def _page(policy: str, array: Codes, seen: Seen) -> Codes:
+    if policy == "inline":
+        _count(_find(_behind_announcements(array)), seen)
+        return array
     found = _find(array)
     while len(found.start):
-        for length, count in zip(*np.unique(found.length, return_counts=True), strict=True):
-            seen[f"runs of {length} characters a clause"] += int(count)
-        if announced := int(np.count_nonzero(found.announced)):
-            seen["runs that are announced"] += announced
-        seen["characters of verse"] += int((found.clauses * found.length).sum())
-        if policy == "inline":
-            return array
+        _count(found, seen)
         if policy == "own-unit":
             return _on_lines(array, found)
         array = _dropped(array, found)
         found = _find(array)  # what verse parted may be verse together
     return array
+
+
+def _count(found: _Found, seen: Seen) -> None:
+    for length, count in zip(*np.unique(found.length, return_counts=True), strict=True):
+        seen[f"runs of {length} characters a clause"] += int(count)
+    seen["runs that are announced"] += int(np.count_nonzero(found.announced))
+    seen["characters of verse"] += int((found.clauses * found.length).sum())
+
+
+def _behind_announcements(array: Codes) -> Codes:
+    """What may be announced verse, so that a book of prose need not be searched all through only to count."""
+    colon = places(array, "：")
+    pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
+    colon = colon[np.isin(pair, [_pair(each) for each in _ANNOUNCE])]
+    if not len(colon):
+        return array[:0]
+    start = np.maximum(colon - _BEFORE, 0)
+    end = np.minimum(np.append(colon[1:] - _BEFORE, len(array)), colon + _FAR)
+    end = np.maximum(end, start)
+    pieces = [
+        piece for first, last in zip(start.tolist(), end.tolist(), strict=True) for piece in (array[first:last], _PART)
+    ]
+    return np.concatenate(pieces)
+
+
+_BEFORE, _FAR = 4, 600  # units before a colon, and behind it: the longest of songs
+_PART = np.zeros(1, "<u2")
 
 
 def _on_lines(array: Codes, found: _Found) -> Codes:

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import zstandard
 
-from pipeline import compression, corpus, raw, readers
+from pipeline import compression, corpus, raw, readers, texts
 from pipeline.artifact import Artifact
-from pipeline.clean import report
+from pipeline.clean import summary
 from pipeline.clean.options import MAX_SENTENCE_BYTES, CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.ledger import Ledger
@@ -281,7 +281,7 @@ def test_a_text_that_comes_in_pieces_is_the_same_corpus(
     path = tmp_path / "book.txt"
     path.write_text(BOOK, encoding="utf-8")
     whole = clean(root, path, name="whole", unit=unit)
-    monkeypatch.setattr(corpus, "PIECE", size)
+    monkeypatch.setattr(texts, "PIECE", size)
     parts = clean(root, path, name="parts", unit=unit)
     assert texts_of(parts) == texts_of(whole)
     assert parts.file("sentences.txt").read_bytes() == whole.file("sentences.txt").read_bytes()
@@ -292,7 +292,7 @@ def test_a_text_that_comes_in_pieces_is_the_same_corpus(
 
 
 def test_two_jobs_make_the_same_bytes_as_one(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 1000)
+    monkeypatch.setattr(texts, "PIECE", 1000)
     path = tmp_path / "book.txt"
     path.write_text(BOOK * 20, encoding="utf-8")
     inputs = raw.inputs(root, str(path), corpora=False)
@@ -307,7 +307,7 @@ def test_two_jobs_make_the_same_bytes_as_one(root: Path, tmp_path: Path, monkeyp
 def test_a_document_longer_than_a_piece_is_judged_whole(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 50)
+    monkeypatch.setattr(texts, "PIECE", 50)
     path = tmp_path / "book.txt"
     path.write_text("an English line in front\n" * 4 + "林冲走了一回也罢。\n" * 60, encoding="utf-8")
     assert len(entries(clean(root, path, min_chars=300))) == 1
@@ -321,8 +321,8 @@ def test_a_document_longer_than_a_piece_is_judged_whole(
 def test_a_text_without_line_ends_is_cut_behind_a_sentence_and_put_together_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 50)
-    monkeypatch.setattr(corpus, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(texts, "PIECE", 50)
+    monkeypatch.setattr(texts, "LONGEST_LINE", 100)
     path = tmp_path / "book.txt"
     path.write_text("林冲走了一回也罢。" * 100, encoding="utf-8")
     made = clean(root, path)
@@ -393,7 +393,7 @@ def test_a_dry_run_says_what_the_run_then_publishes(root: Path, tmp_path: Path) 
     path = tmp_path / "book.txt"
     path.write_text(BOOK, encoding="utf-8")
     inputs = raw.inputs(root, str(path), corpora=False)
-    told = report.to_json(corpus.survey(inputs, CleanOptions(), Silent()))
+    told = summary.to_json(corpus.survey(inputs, CleanOptions(), Silent()))
     assert not (root / "corpora").exists()
     assert msgspec.json.decode(clean(root, path).file("report.json").read_bytes()) == json.loads(json.dumps(told))
 

@@ -130,6 +130,6 @@ def test_the_ledger_closes_on_every_unit(profile: str, unit: str, text: str) -> 
 
 
 @given(text=TEXT)
-def test_the_text_of_all_units_is_the_same_but_for_newlines(text: str) -> None:
-    joined = {unit: "".join(body for _, body in cleaned(text, unit=unit)).replace("\n", "") for unit in UNITS}
+def test_the_text_of_all_units_is_the_same_but_for_newlines_and_spaces(text: str) -> None:
+    joined = {unit: "".join("".join(body.split()) for _, body in cleaned(text, unit=unit)) for unit in UNITS}
     assert len(set(joined.values())) == 1

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 
 from pipeline.clean import characters, marks, quotes, spaces
 from pipeline.clean.codes import codes, join, text_of
-from pipeline.clean.report import COLUMNS, LINES, Report, Tally, check, samples, shown, table, to_json, warnings
+from pipeline.clean.report import Report, Tally, check
 from pipeline.clean.rule import Effect, Seen
+from pipeline.clean.samples import samples
+from pipeline.clean.summary import COLUMNS, LINES, shown, table, to_json, warnings
 from pipeline.errors import InternalError
 
 BOOK = "话说大宋。林冲道：“𠮷人㦸下！”\n史进走了，𤣥德来。"
