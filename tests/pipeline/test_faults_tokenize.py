@@ -498,7 +498,7 @@ def test_20_kills_at_random_moments_end_in_the_bytes_of_an_undisturbed_run(trial
 
 def until_units(first: subprocess.Popen[str], root: Path, count: int) -> None:
     """Wait until so many units are recorded as done."""
-    while len(list(root.glob(f"tokens/chaos/.draft-*/{artifact.SCRATCH}/unit-*.json"))) < count:
+    while len(chaos.left_behind(root).finished) < count:
         assert first.poll() is None
         time.sleep(0.005)
 

@@ -188,8 +188,9 @@ def test_a_recipe_that_cannot_be_is_refused_before_any_work(root: Path, source: 
         raise BadConfig("no such preset")
 
     good = stage(root, [])
+    with pytest.raises(BadConfig, match="no unit 'para'"):
+        recipe(source, tmp_path, unit="para")
     wrong = [
-        (recipe(source, tmp_path, unit="para"), good),
         (recipe(source, tmp_path, kind="bpf"), good),
         (recipe(source, tmp_path, val_fraction="7.0"), good),
         (recipe(source, tmp_path), TrainStage(refuse, good.identify, good.run)),

@@ -270,7 +270,7 @@ def test_case_66_workers_die_with_their_parent_and_the_next_refresh_starts_at_on
     first = job.start(root, "--jobs", 3)
     until_stage(first, root, "tokenize")
     wait_for(lambda: len(chaos.workers_of(first.pid)) == 2, first)
-    wait_for(lambda: list(root.glob("tokens/small/.draft-*/.work/unit-*.json")), first)
+    wait_for(lambda: chaos.left_behind(root).finished, first)
     first.kill()
     first.communicate()
     assert chaos.survivors(first.pid) == []
