@@ -23,9 +23,6 @@ import numpy as np
 from pipeline.clean.codes import UNITS, Codes, codes, text_of, without
 from pipeline.clean.rule import Effect, Ranges, Seen
 
-RULES = ("newlines", "controls", "unicode", "width")
-FOR_ANY_LANGUAGE = ("newlines", "controls")
-
 _GONE = 0xFFFF  # no character: stands in the table for what is dropped
 _NEWLINES = "\r\x0b\x0c\x85\u2028\u2029"
 _CONTROLS: Ranges = (

@@ -13,6 +13,8 @@ from functools import cache
 
 import numpy as np
 
+from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS, LACUNA
+
 SEPARATOR = "\0"
 UNITS = 1 << 16
 BLANKS = " \t\u00a0\u3000"
@@ -21,13 +23,9 @@ _FEW = 6  # characters up to which comparing with each is cheaper than a table
 
 Codes = np.ndarray  # of <u2
 
-_HAN = (
-    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)),
-    (0xD840, 0xD8FF),  # first units of planes 2 and 3, whose characters are all Han
-)
 OTHER, HAN, MARK, MARK_ONCE, DIGIT, LINE = range(6)
 _KINDS = {
-    HAN: "〇□",
+    HAN: LACUNA,
     MARK: "！？「」『』《》〈〉（）〔〕【】",  # those that only Chinese text has; “”‘’…— are everybody's
     MARK_ONCE: "，。；：、",
     DIGIT: "0123456789",
@@ -38,7 +36,7 @@ _KINDS = {
 @cache
 def _kinds() -> np.ndarray:
     found = np.zeros(UNITS, np.uint8)
-    for first, last in _HAN:
+    for first, last in (*HAN_UNITS, HAN_BEYOND):
         found[first : last + 1] = HAN
     for kind, characters in _KINDS.items():
         found[[ord(character) for character in characters]] = kind

@@ -3,7 +3,7 @@
     empty       nothing but spaces
     too-short   fewer than `min_chars` characters (。！？ not counted)
 and of Chinese sources
-    no-han      no Chinese character at all
+    no-han      no Chinese character at all, unless `min_han` is 0
     lacunae     more than `max_lacunae` of its Chinese characters are □
     mojibake    more than `max_mojibake` of all its characters come of a wrong encoding
     few-han     less than `min_han` of its letters are Chinese
@@ -18,14 +18,11 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import ENDS, LACUNA
+from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
 from pipeline.clean.codes import UNITS, Codes, codes
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
-_HAN = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
-_HAN_BEYOND = (0xD840, 0xD8BF)  # first units of planes 2 and 3; the second units are not counted
-_HAN_SIGNS = "〇"
 # What a wrong encoding leaves: replacement characters, C1, box drawing, half-width kana; and kana, bopomofo and
 # Cyrillic, which are rows of symbols in GBK.
 _MOJIBAKE = (
@@ -59,17 +56,12 @@ DEFAULT = Filter()
 
 def verdict(text: str, wanted: Filter = DEFAULT) -> str:
     """Why a document is rejected, one of REASONS; "" for none."""
-    return _verdict(np.bincount(_classes().take(codes(text)), minlength=CLASSES).tolist(), wanted)
+    return verdict_on(counts(codes(text)).tolist(), wanted)
 
 
 def counts(array: Codes) -> np.ndarray:
     """How many units of each class one document has. Those of its parts add up to those of the whole."""
     return np.bincount(_classes().take(array), minlength=CLASSES)
-
-
-def verdict_on(counts: list[int], wanted: Filter = DEFAULT) -> str:
-    """The verdict on a document with these `counts`."""
-    return _verdict(counts, wanted)
 
 
 def verdicts(array: Codes, wanted: Filter = DEFAULT) -> list[str]:
@@ -82,10 +74,10 @@ def verdicts(array: Codes, wanted: Filter = DEFAULT) -> list[str]:
     counts = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
     counts[:, _PARTS] = 0
     counts[:, _HAN_CLASS] = np.diff(ends, prepend=-1) - 1 - counts.sum(axis=1)
-    return [_verdict(count, wanted) for count in counts.tolist()]
+    return [verdict_on(count, wanted) for count in counts.tolist()]
 
 
-def _verdict(count: list[int], wanted: Filter) -> str:
+def verdict_on(count: list[int], wanted: Filter = DEFAULT) -> str:
     """The verdict on a document that has so many units of each class."""
     han, lacunae = count[_HAN_CLASS], count[_LACUNA]
     wrong = count[_MOJIBAKE_CLASS] + count[_MOJIBAKE_LETTER]
@@ -96,7 +88,7 @@ def _verdict(count: list[int], wanted: Filter) -> str:
         return "too-short"
     if not wanted.chinese:
         return ""
-    if not han:
+    if not han and wanted.min_han:
         return "no-han"
     if lacunae > wanted.max_lacunae * (han + lacunae):
         return "lacunae"
@@ -110,7 +102,7 @@ def _verdict(count: list[int], wanted: Filter) -> str:
 @cache
 def _classes() -> np.ndarray:
     table = np.zeros(UNITS, np.uint8)
-    for first, last in (*_HAN, (0xAC00, 0xD7A3)):  # the other letters are found one by one
+    for first, last in (*HAN_UNITS, (0xAC00, 0xD7A3)):  # the other letters are found one by one
         table[first : last + 1] = _LETTER
     for unit in np.flatnonzero(table == 0).tolist():
         character = chr(unit)
@@ -119,9 +111,8 @@ def _classes() -> np.ndarray:
         part = table[first : last + 1]
         part[part == _REST] = _MOJIBAKE_CLASS
         part[part == _LETTER] = _MOJIBAKE_LETTER
-    for first, last in (*_HAN, _HAN_BEYOND):
+    for first, last in (*HAN_UNITS, HAN_BEYOND):
         table[first : last + 1] = _HAN_CLASS
-    table[[ord(sign) for sign in _HAN_SIGNS]] = _HAN_CLASS
     table[ord(LACUNA)] = _LACUNA
     table[[ord(mark) for mark in ENDS]] = _END
     table[0xDC00:0xE000] = _SECOND

@@ -1,4 +1,4 @@
-"""Length of units: one that is too long is cut where that harms least and never dropped; one that is too short is said.
+"""Length of units: one that is too long is cut where that harms least, and never dropped.
 
 SentencePiece skips lines that are longer than its limit, and says so only in a log.
 """
@@ -48,11 +48,6 @@ def limit(unit: str, max_bytes: int) -> tuple[list[str], str]:
         if len(cut) > len(pieces):
             pieces, used = cut, level
     return pieces, used
-
-
-def too_short(unit: str, least: int = 2) -> bool:
-    """Whether `unit` has fewer than `least` characters; 。！？ and spaces are not counted."""
-    return sum(map(len, unit.split())) - sum(map(unit.count, ENDS)) < least
 
 
 def _fits(piece: str, max_bytes: int) -> bool:

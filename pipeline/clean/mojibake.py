@@ -76,15 +76,6 @@ def _is_odd() -> np.ndarray:
     return np.array([chr(unit) == _REPLACEMENT or bool(_RUN.match(chr(unit))) for unit in range(UNITS)])
 
 
-def damaged(text: str) -> float:
-    """Share of the letters of a document that are U+FFFD, kana, Cyrillic, bopomofo or box drawing; 0 without letters.
-
-    High for what was decoded wrongly, and for what is not Chinese. To be asked before the rule has mended the text.
-    """
-    odd = text.count(_REPLACEMENT) + _length(_RUN, text)
-    return odd / _length(_LETTERS, text) if odd else 0.0
-
-
 def _letters(text: str) -> int:
     """Characters of `_LETTERS` in a text, which may be a book."""
     array = codes(text)

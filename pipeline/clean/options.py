@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.clean import boilerplate, gaiji, notes, profiles, punctuation, variants
+from pipeline.clean import boilerplate, gaiji, lacunae, notes, profiles, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
 from pipeline.ledger import DEFAULT_MAX_BAD
 
@@ -20,11 +20,11 @@ CHOICES = {
     "profile": ("auto", *profiles.PROFILES),
     "unit": ("chapter", "paragraph", "sentence", "document"),
     "headings": ("boundary", "drop", "keep"),
-    "gaiji": ("lacuna", "keep", "drop"),
-    "lacunae": ("keep", "collapse", "drop-unit"),
+    "gaiji": gaiji.POLICIES,
+    "lacunae": lacunae.POLICIES,
     "quotes": ("keep", "curly", "corner", "strip"),
-    "script": ("keep", "simplified", "traditional"),
-    "verse": ("inline", "own-unit", "drop"),
+    "script": script.POLICIES,
+    "verse": verse.POLICIES,
     "split": ("quoted", "flat"),
     "dedup": ("no", "exact", "near"),
 }

@@ -12,13 +12,14 @@ from functools import cache, partial
 
 import numpy as np
 
+from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
 from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, runs, text_of, unit_at, without
 from pipeline.clean.rule import Rule, Seen, units
 from pipeline.errors import BadConfig
 
 _CHINESE = "，。！？；：、「」『』《》〈〉（）〔〕【】〖〗［］｛｝．～﹏＿﹃﹄﹁﹂︽︾︵︶"
 _SHARED = "“”‘’…⋯—–·・‧•～!\"'(),-./:;?[]{}"
-_HAN = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xE000, 0xF8FF), (0xD840, 0xD8BF), (0xDC00, 0xDFFF))
+_HAN = (*HAN_UNITS, HAN_BEYOND, (0xE000, 0xF8FF), (0xDC00, 0xDFFF))  # with gaiji, and second units
 _HAN_SIGNS = "〇□"
 _IS_HAN, _IS_LINE, _IS_CHINESE, _IS_SHARED = range(1, 5)  # 0: all else
 

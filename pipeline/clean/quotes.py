@@ -69,7 +69,7 @@ RULE = Rule("quotes", curl, units("\"'"), makes=_CURLY)
 
 def faults(array: Codes) -> dict[str, int]:
     """Outer quotes that are no pairs, as they often are in books: opened again before they were closed, closed without
-    having been opened, and open at the end of their line."""
+    having been opened."""
     at = places(array, "“”「」" + LINE_ENDS)
     unit = array[at]
     opens, closes = (unit == ord("“")) | (unit == ord("「")), (unit == ord("”")) | (unit == ord("」"))
@@ -77,7 +77,6 @@ def faults(array: Codes) -> dict[str, int]:
     return {
         "reopened": int((opens & follows_open).sum()),
         "orphans": int((closes & ~follows_open).sum()),
-        "unclosed": int((~opens & ~closes & follows_open).sum()) + int(len(opens) and opens[-1]),
     }
 
 

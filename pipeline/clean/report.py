@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from pipeline.clean import advice
-from pipeline.clean.alphabet import ENDS
+from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS
 from pipeline.clean.codes import UNITS, Codes, text_of
 from pipeline.clean.rule import Effect
 from pipeline.errors import InternalError
@@ -294,7 +294,7 @@ def _kinds() -> np.ndarray:
     found[0] = 0
     found[0xD800:0xDC00] = _CHARACTER | _HALF
     found[0xDC00:0xE000] = _HALF
-    for first, last in ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xD840, 0xD8FF)):
+    for first, last in (*HAN_UNITS, HAN_BEYOND):
         found[first : last + 1] |= _HAN_UNIT
     found[[ord(each) for each in ENDS]] |= _END
     return found

@@ -17,18 +17,15 @@ from types import ModuleType
 
 import numpy as np
 
+from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
 from pipeline.clean.codes import Codes, codes, spread, text_of
 from pipeline.clean.rule import Rule, Seen
 from pipeline.errors import BadConfig, InternalError
 
 POLICIES = ("keep", "simplified", "traditional")
-WARNING = (
-    "traditional script is a guess: a simplified character may stand for several (后: 後, 后), "
-    "and classical text wants the other one more often than OpenCC thinks"
-)
+WARNING = "TRADITIONAL SCRIPT IS A GUESS where a simplified character stands for several"
 _CONFIG = {"simplified": "t2s", "traditional": "s2t"}
 _OTHER = {"simplified": "traditional", "traditional": "simplified"}
-_HAN = ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0xD840, 0xD8BF))  # UTF-16 units
 _PLANES = 0x40000  # code points; beyond them nothing is Chinese
 _BLOCKS = ((0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))  # where a character may change
 _PARTS = "\0\n \t\u3000，。！？；：、“”‘’「」『』《》〈〉（）〔〕【】〖〗…—"  # no phrase of OpenCC's holds one of these
@@ -59,7 +56,7 @@ def rule(script: str) -> Rule | None:
     if script == "keep":
         return None
     _opencc()  # so that its want is said before any work
-    return Rule("script", partial(_page, script), triggers=_HAN)
+    return Rule("script", partial(_page, script), triggers=(*HAN_UNITS, HAN_BEYOND))
 
 
 def risks(seen: Mapping[str, int]) -> dict[str, int]:

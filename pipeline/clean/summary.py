@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.clean import advice
+from pipeline.clean import advice, script
 from pipeline.clean.alphabet import HAN
 from pipeline.clean.report import File, Report, Sentences, add
 from pipeline.clean.samples import visible
@@ -143,6 +143,8 @@ def warnings(report: Report) -> list[str]:
         said = [f"{what} {_few(gaps[what])}" for what in ("missing", "repeated") if gaps[what]]
         if said:
             found.append(f"chapters {pattern} {gaps['first']} to {gaps['last']} of {where}: {', '.join(said)}")
+    if "script" in report.rules and (guessed := script.risks(report.rules["script"].seen)):
+        found.append(f"{script.WARNING}: {_few([f'{pair} {count:,}' for pair, count in guessed.items()], most=4)}")
     return found
 
 

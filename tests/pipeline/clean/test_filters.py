@@ -91,7 +91,7 @@ def slow(text: str, wanted: Filter) -> str:
         return "too-short"
     if not wanted.chinese:
         return ""
-    if not han:
+    if not han and wanted.min_han:
         return "no-han"
     if len(lost) > wanted.max_lacunae * (len(han) + len(lost)):
         return "lacunae"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.lengths import LEVELS, limit, too_short
+from pipeline.clean.lengths import LEVELS, limit
 from pipeline.errors import BadConfig
 
 CLOSERS = "”’」』）》〉】〕〗"
@@ -95,24 +95,3 @@ def test_the_lines_of_shuihu_are_cut_behind_sentences_in_no_time(shared: Path) -
     assert all("".join(pieces) == line for line, (pieces, _) in zip(lines, cut, strict=True))
     assert max(len(piece.encode()) for pieces, _ in cut for piece in pieces) <= 4192
     assert sum(len(pieces) for pieces, _ in cut) < 2_584_324 / 4192 + 2 * len(lines)
-
-
-@pytest.mark.parametrize(
-    ("unit", "short"),
-    [
-        ("。！？", True),
-        ("好。", True),
-        ("好好。", False),
-        ("", True),
-        (" 好 ", True),
-        ("好𤣥", False),
-        ("。好。好。", False),
-    ],
-)
-def test_a_unit_of_fewer_than_two_characters_is_too_short_and_marks_are_not_counted(unit: str, short: bool) -> None:
-    assert too_short(unit) is short
-
-
-def test_what_is_too_short_is_for_the_caller_to_say() -> None:
-    assert not too_short("好。", 1)
-    assert too_short("好好。", 3)

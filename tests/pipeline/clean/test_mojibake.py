@@ -126,14 +126,6 @@ def test_the_rule_has_nothing_to_do_without_its_triggers(text: str) -> None:
         assert run(text) == (text, Counter())
 
 
-def test_the_share_of_damage_is_that_of_letters() -> None:
-    assert mojibake.damaged("") == 0
-    assert mojibake.damaged("abc，。") == 0
-    assert mojibake.damaged("林冲，好汉。") == 0
-    assert mojibake.damaged("林冲�け，。") == 0.5
-    assert mojibake.damaged("さくら") == 1
-
-
 def test_the_mojibake_of_the_song_ci_is_mended(shared: Path) -> None:
     text = (shared / "data" / "song_ci.txt").read_text(encoding="utf-8").replace("\n\n", "\0")
     left, seen = run(text)
