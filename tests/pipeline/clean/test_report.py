@@ -407,3 +407,11 @@ def test_each_sample_is_found_in_its_text_and_none_is_shown_twice(text: str, pla
     for old, new in found:
         assert all(part in text for part in stretches(old))
         assert all(part in after for part in stretches(new))
+
+
+def test_guesses_of_traditional_script_are_told_with_their_numbers() -> None:
+    seen: Seen = Counter({"发 → 發": 3, "龙 → 龍": 9})
+    made = report_of(BOOK, effects={"script": Effect(seen=seen)})
+    (told,) = [line for line in warnings(made) if "GUESS" in line]
+    assert "发 → 發 3" in told
+    assert "龙" not in told
