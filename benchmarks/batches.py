@@ -1,42 +1,89 @@
-"""`bench batches`: random blocks for training, gathered at once, against a slice per row (nanoGPT's get_batch)."""
+"""`bench batches`: random blocks for training, gathered at once, against two manners of a slice per row.
+
+nanoGPT's get_batch maps the file anew and copies every row twice; train-llm-from-scratch asks HDF5 for row after row.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 
 from benchmarks.rows import Row, in_turn
 from model import batches
+from model.batches import Sampler
 from pipeline.tokens import TokenArray
 
-_BLOCK, _ROWS = 256, 64
+_TOKENS, _BLOCK, _ROWS = 1 << 24, 256, 64
+_CPU = torch.device("cpu")
+_CHUNK = 1 << 14  # tokens of int32: what h5py takes by itself for a dataset that grows, 64 KiB
 
 
 def bench(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.bin"
-        np.random.default_rng(1).integers(0, 50_000, 1 << 24).astype("<u2").tofile(path)
+        ids = np.random.default_rng(1).integers(0, 50_000, _TOKENS).astype("<u2")
+        path, hdf5 = Path(folder) / "train.bin", Path(folder) / "train.h5"
+        ids.tofile(path)
+        with h5py.File(hdf5, "w") as file:
+            file.create_dataset("tokens", data=ids.astype(np.int32), chunks=(_CHUNK,), maxshape=(None,))
         array = TokenArray((np.memmap(path, "<u2", "r"),))
+        rows = []
+        for order in batches.ORDERS:
+            ours = _ours(Sampler(array, _BLOCK, 1, order, "bench"))
+            for name, peer in (("nanoGPT's get_batch", _nanogpt(path)), ("a row a call from HDF5", _hdf5(hdf5))):
+                rates = in_turn(ours, peer, rounds)
+                work = f"batches, {order}, block {_BLOCK}, batch {_ROWS}"
+                rows.append(Row(work, *rates, name, "blocks/s"))
+        return rows
 
-        def gather() -> float:
-            start, steps = time.perf_counter(), 300
-            for step in range(steps):
-                torch.from_numpy(batches.batch(array, 1, step, _ROWS, _BLOCK))
-            return steps * _ROWS / (time.perf_counter() - start)
 
-        def slices() -> float:
-            start, steps = time.perf_counter(), 100
-            for _ in range(steps):
-                data = np.memmap(path, "<u2", "r")  # nanoGPT maps anew for each batch
-                places = torch.randint(len(data) - _BLOCK, (_ROWS,))
-                torch.stack([torch.from_numpy(data[i : i + _BLOCK].astype(np.int64)) for i in places])
-                torch.stack([torch.from_numpy(data[i + 1 : i + 1 + _BLOCK].astype(np.int64)) for i in places])
-            return steps * _ROWS / (time.perf_counter() - start)
+def _rate(batch: Callable[[int], object], steps: int) -> float:
+    start = time.perf_counter()
+    for step in range(steps):
+        batch(step)
+    return steps * _ROWS / (time.perf_counter() - start)
 
-        ours, peer = in_turn(gather, slices, rounds)
-    name = "a slice per row (nanoGPT's manner)"
-    return [Row(f"batches, block {_BLOCK}, batch {_ROWS}", ours, peer, name, "blocks/s")]
+
+def _ours(sampler: Sampler) -> Callable[[], float]:
+    def batch(step: int) -> object:
+        ids = batches.to_device(sampler.batch(step, _ROWS), _CPU)
+        return ids[:, :-1], ids[:, 1:]
+
+    return lambda: _rate(batch, 3000)
+
+
+def _nanogpt(path: Path) -> Callable[[], float]:
+    """train.py of nanoGPT, as it stands but for the names."""
+
+    def batch(step: int) -> object:
+        data = np.memmap(path, np.uint16, "r")
+        places = torch.randint(len(data) - _BLOCK, (_ROWS,))
+        x = torch.stack([torch.from_numpy(data[i : i + _BLOCK].astype(np.int64)) for i in places])
+        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + _BLOCK].astype(np.int64)) for i in places])
+        return x, y
+
+    return lambda: _rate(batch, 200)
+
+
+def _hdf5(path: Path) -> Callable[[], float]:
+    """data_loader.py of train-llm-from-scratch: int32 in chunks, a call of h5py for each row, in an order drawn once."""
+
+    def rate() -> float:
+        with h5py.File(path) as file:
+            dataset = file["tokens"]
+            places = np.random.default_rng(2).permutation((len(dataset) - 1) // _BLOCK) * _BLOCK
+
+            def batch(step: int) -> object:
+                chosen = places[step * _ROWS : (step + 1) * _ROWS]
+                rows = [torch.from_numpy(dataset[i : i + _BLOCK + 1].astype(np.int64)) for i in chosen]
+                ids = torch.stack(rows)
+                return ids[:, :-1], ids[:, 1:]
+
+            return _rate(batch, 20)
+
+    return rate

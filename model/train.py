@@ -18,6 +18,7 @@ import torch
 
 from model import batches, checkpoint, curve, optim
 from model import device as devices
+from model.batches import Sampler
 from model.checkpoint import State
 from model.config import TrainConfig
 from model.evaluate import Evaluation, ValidationSet, evaluate, validation_set
@@ -69,7 +70,8 @@ def fit(folder: Path, planned: Plan, *, device: str, resume: bool, report: Repor
     model_config, config = planned.preset.model, planned.preset.train
     store = tokens.open_store(planned.tokens)
     validation = validation_set(store, config.eval_tokens)
-    batches.batch(store.train, config.seed, 0, 1, model_config.block_size)  # too few tokens: say so before any work
+    block = model_config.block_size
+    sampler = Sampler(store.train, block, config.seed, "random", store.key)  # too few tokens: it says so now
     where = devices.pick(device)
     store.tokenizer.save(folder)
     files.write_file(folder / "config.json", _config_json(planned))
@@ -84,7 +86,7 @@ def fit(folder: Path, planned: Plan, *, device: str, resume: bool, report: Repor
     if schedule.step == 0:
         _announce(planned, store, model, where, report)
 
-    loop = _Loop(folder, model, optimizer, config, store, validation, where, report, before)
+    loop = _Loop(folder, model, optimizer, config, sampler, validation, where, report, before)
     with _stop_signal() as stopped, Metrics(folder / "metrics.csv", schedule.step) as metrics:
         loop.run(schedule, metrics, stopped)
     return _finish(folder, planned, loop, schedule, where)
@@ -99,14 +101,14 @@ class _Loop:
         model: GPT,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
-        store: TokenStore,
+        sampler: Sampler,
         validation: ValidationSet,
         device: torch.device,
         report: Report,
         steps_before: int,
     ) -> None:
         self.steps_before = steps_before
-        self.model, self.optimizer, self.config, self.store = model, optimizer, config, store
+        self.model, self.optimizer, self.config, self.sampler = model, optimizer, config, sampler
         self.validation, self.device, self.report = validation, device, report
         self.checkpoints = folder / "checkpoints"
         self.trained_tokens = config.batch_size * config.accumulate * model.config.block_size
@@ -154,13 +156,13 @@ class _Loop:
 
     def _step(self, step: int, rate: float) -> None:
         """One step on `accumulate` batches. Dropout is seeded by the step, so that a resumed run repeats it."""
-        config, block = self.config, self.model.config.block_size
+        config = self.config
         step += self.steps_before  # a run that goes on from another does not see its blocks again
         torch.manual_seed((config.seed << 32) + step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         rows = config.batch_size * config.accumulate
-        ids = torch.from_numpy(batches.batch(self.store.train, config.seed, step, rows, block)).to(self.device)
+        ids = batches.to_device(self.sampler.batch(step, rows), self.device)
         for part in ids.split(config.batch_size):
             with devices.autocast(self.device):
                 loss = self.model(part[:, :-1], part[:, 1:]) / config.accumulate

@@ -13,11 +13,14 @@ by the end-of-text id.
 from __future__ import annotations
 
 import functools
+import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline import artifact, tokenizers
@@ -193,41 +196,58 @@ class TokenArray:
     segments: tuple[np.ndarray, ...]
 
     def __len__(self) -> int:
-        return sum(map(len, self.segments))
+        return int(self._ends[-1]) if self.segments else 0
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the ids on disk, uint16 or uint32."""
+        return self.segments[0].dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """int64 ids of `[start, stop)`, which may lie across segments."""
-        ends = self._ends
-        pieces = []
-        for place in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-            first = int(ends[place]) - len(self.segments[place])
-            if first >= stop:
-                break
-            pieces.append(self.segments[place][max(start - first, 0) : stop - first])
-        return np.concatenate([np.empty(0, np.int64), *pieces]).astype(np.int64, copy=False)
+        return np.concatenate([np.empty(0, np.int64), *self._pieces(start, stop)]).astype(np.int64, copy=False)
 
     def blocks(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """int64 ids of shape (len(starts), length): row i is `[starts[i], starts[i] + length)`.
+        """Ids of shape (len(starts), length) in the dtype of the store: row i is `[starts[i], starts[i] + length)`.
 
-        Rows inside one segment are gathered at once; the few that cross a border are read one by one.
+        Out of one segment all rows are copied in one call, each as it lies: three times as fast as gathering ids by
+        their indices, and narrow ids are a quarter of what int64 would move.
         """
-        out = np.empty((len(starts), length), np.int64)
-        ends = self._ends
-        places = np.searchsorted(ends, starts, side="right")
-        whole = starts + length <= ends[np.minimum(places, len(ends) - 1)]
-        for place in np.unique(places[whole]):
-            rows = np.flatnonzero(whole & (places == place))
-            segment = self.segments[place]
-            within = starts[rows] - (ends[place] - len(segment))
-            out[rows] = segment[within[:, None] + np.arange(length)]
-        for row in np.flatnonzero(~whole):
-            out[row] = self.read(int(starts[row]), int(starts[row]) + length)
+        if len(self.segments) == 1:
+            return np.lib.stride_tricks.sliding_window_view(self._plain[0], length)[starts]
+        out = np.empty((len(starts), length), self.dtype)
+        places = np.searchsorted(self._ends, starts, side="right")
+        within = starts - self._begins[places]
+        for row, (place, first) in enumerate(zip(places.tolist(), within.tolist(), strict=True)):
+            whole = self._plain[place][first : first + length]
+            if len(whole) < length:  # the block goes on in the next segment
+                start = int(starts[row])
+                whole = np.concatenate(list(self._pieces(start, start + length)))
+            out[row] = whole
         return out
+
+    def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The ids of `[start, stop)` as they lie, segment by segment."""
+        for place in range(int(np.searchsorted(self._ends, start, side="right")), len(self.segments)):
+            first = int(self._begins[place])
+            if first >= stop:
+                break
+            yield self._plain[place][max(start - first, 0) : stop - first]
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
         """int64 place after the last token of each segment."""
         return np.cumsum([len(segment) for segment in self.segments], dtype=np.int64)
+
+    @functools.cached_property
+    def _begins(self) -> np.ndarray:
+        """int64 place of the first token of each segment."""
+        return self._ends - [len(segment) for segment in self.segments]
+
+    @functools.cached_property
+    def _plain(self) -> tuple[np.ndarray, ...]:
+        """The segments without np.memmap's own bookkeeping, which takes longer than the copy of a block."""
+        return tuple(np.asarray(segment) for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -238,6 +258,15 @@ class TokenStore:
     tokenizer: Tokenizer
     train: TokenArray
     val: TokenArray
+
+    @property
+    def key(self) -> str:
+        """A hash of what the ids were made from, in hex: one for memmap and HDF5, whose artifacts are different."""
+        manifest = self.artifact.manifest
+        options = {name: value for name, value in manifest.options.items() if name != "format"}
+        inputs = [[entry.role, entry.digest] for entry in manifest.inputs]
+        content = [options, inputs, manifest.tokenizer, [len(self.train), len(self.val)]]
+        return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
 
 def open_store(found: Artifact) -> TokenStore:

@@ -157,11 +157,11 @@ def test_the_moments_of_the_optimiser_go_on_too_and_no_block_is_seen_again(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = train.batches.batch
+    real = train.Sampler.batch
 
-    def batch(array: object, seed: int, step: int, *rest: int) -> object:
+    def batch(sampler: train.Sampler, step: int, *rest: int) -> object:
         seen.append(step)
-        return real(array, seed, step, *rest)  # type: ignore[arg-type]
+        return real(sampler, step, *rest)
 
     reader.refresh()
     moments = load_file(run.checkpoint_path(reader.made, "last") / "optimizer.safetensors")
@@ -173,7 +173,7 @@ def test_the_moments_of_the_optimiser_go_on_too_and_no_block_is_seen_again(
         moments = checkpoint._moments(model, optimizer)  # type: ignore[arg-type]
         given.append({name: moment.clone() for name, moment in moments.items()})
 
-    monkeypatch.setattr(train.batches, "batch", batch)
+    monkeypatch.setattr(train.Sampler, "batch", batch)
     monkeypatch.setattr(checkpoint, "load_optimizer", load_optimizer)
     reader.write("more.jsonl", "more")
     reader.refresh()

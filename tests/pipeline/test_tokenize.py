@@ -207,6 +207,7 @@ def test_memmap_and_hdf5_and_both_hold_the_same_tokens(tmp_path: Path, root: Pat
             assert file["tokens"].attrs["end_of_text"] == LETTERS.end_of_text
             assert file["tokens"].attrs["tokenizer"] == LETTERS.fingerprint
             assert file["tokens"].attrs["documents"] == made["both"].manifest.counts[f"{split}_documents"]
+    assert len({store.key for store in stores.values()}) == 1, "and so they are trained on in the same order"
     suffixes = {layout: {Path(name).suffix for name in sums(each)} for layout, each in made.items()}
     assert ".h5" not in suffixes["memmap"]
     assert ".bin" not in suffixes["hdf5"]

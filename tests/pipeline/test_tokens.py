@@ -221,7 +221,7 @@ def test_blocks_across_segments_are_those_of_one_array(
 
 def assert_blocks(array: TokenArray, flat: np.ndarray, starts: np.ndarray, length: int) -> None:
     got = array.blocks(starts, length)
-    assert got.dtype == np.int64
+    assert got.dtype == array.dtype == array.segments[0].dtype
     assert got.shape == (len(starts), length)
     assert got.tolist() == [flat[start : start + length].tolist() for start in starts]
 
