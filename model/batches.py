@@ -10,6 +10,7 @@ import functools
 import hashlib
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ ORDERS = ("random", "epoch")
 RESIDENT = ("auto", "yes", "no")
 
 _HALF = np.uint64(32)
+_STRETCH = 1 << 12  # samples that are placed at once: numpy takes little longer for them than for a small batch
 _AHEAD = 2  # batches that wait for the device: one to take, one in the making
 _PIECE = 1 << 25  # tokens that go to the device at once
 
@@ -69,12 +71,27 @@ class Sampler:
     def places(self, step: int, rows: int, first: int = 0, count: int | None = None) -> np.ndarray:
         """int64 starting places, of shape (count,), of the rows [first, first + count) of a step that has `rows`."""
         start = step * rows + first
-        numbers = np.arange(start, start + (rows - first if count is None else count), dtype=np.int64)
-        return self._random(numbers) if self.order == "random" else self._epochs(numbers)
+        stop = start + (rows - first if count is None else count)
+        pieces = [
+            self._stretch(number)[max(start - number * _STRETCH, 0) : stop - number * _STRETCH]
+            for number in range(start // _STRETCH, -(-stop // _STRETCH))
+        ]
+        return np.concatenate([np.empty(0, np.int64), *pieces])
 
     def batch(self, step: int, rows: int, first: int = 0, count: int | None = None) -> np.ndarray:
         """Ids of shape (count, block_size + 1) in the store's dtype: inputs are `[:, :-1]`, targets `[:, 1:]`."""
         return self.tokens.blocks(self.places(step, rows, first, count), self.block_size + 1)
+
+    @functools.cached_property
+    def _stretch(self) -> Callable[[int], np.ndarray]:
+        """The places of the samples [number * _STRETCH, (number + 1) * _STRETCH); kept, as many steps ask for them."""
+
+        @functools.lru_cache(maxsize=2)
+        def stretch(number: int) -> np.ndarray:
+            numbers = np.arange(number * _STRETCH, (number + 1) * _STRETCH, dtype=np.int64)
+            return self._random(numbers) if self.order == "random" else self._epochs(numbers)
+
+        return stretch
 
     def _random(self, numbers: np.ndarray) -> np.ndarray:
         """splitmix64 over the numbers; what the modulo favours, it favours by count / 2**64 at most."""

@@ -131,8 +131,7 @@ def test_memmap_and_hdf5_and_many_segments_give_the_same_bytes(tmp_path: Path, o
         TokenArray((tokens._map_hdf5(tmp_path / "train.h5", dtype),)),
     ]
     one, *others = [
-        b"".join(Sampler(array, 32, 1, order, KEY).batch(step, 16).tobytes() for step in range(40))
-        for array in layouts
+        b"".join(Sampler(array, 32, 1, order, KEY).batch(step, 16).tobytes() for step in range(40)) for array in layouts
     ]
     assert others == [one, one]
 
