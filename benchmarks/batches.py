@@ -21,25 +21,33 @@ from pipeline.tokens import TokenArray
 
 _TOKENS, _BLOCK, _ROWS = 1 << 24, 256, 64
 _CPU = torch.device("cpu")
-_CHUNK = 1024  # tokens of int32: what h5py takes by itself for a dataset that begins empty and grows
+# Tokens of int32 a chunk: what h5py takes by itself for a dataset that begins empty and grows, as in that project's
+# first script; and as much as HDF5 1.x would keep of a dataset in memory.
+_CHUNKS = {"4 KiB": 1 << 10, "1 MiB": 1 << 18}
 
 
 def bench(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         ids = np.random.default_rng(1).integers(0, 50_000, _TOKENS).astype("<u2")
-        path, hdf5 = Path(folder) / "train.bin", Path(folder) / "train.h5"
+        path = Path(folder) / "train.bin"
         ids.tofile(path)
-        with h5py.File(hdf5, "w") as file:
-            file.create_dataset("tokens", data=ids.astype(np.int32), chunks=(_CHUNK,), maxshape=(None,))
+        peers = {"nanoGPT's get_batch": _nanogpt(path)}
+        for size, chunk in _CHUNKS.items():
+            hdf5 = Path(folder) / f"{chunk}.h5"
+            with h5py.File(hdf5, "w") as file:
+                file.create_dataset("tokens", data=ids.astype(np.int32), chunks=(chunk,), maxshape=(None,))
+            peers[f"HDF5 a row a call, chunks of {size}"] = _hdf5(hdf5, steps=100 if chunk < 1 << 16 else 20)
         array = TokenArray((np.memmap(path, "<u2", "r"),))
-        rows = []
-        for order in batches.ORDERS:
-            ours = _ours(Sampler(array, _BLOCK, 1, order, "bench"))
-            for name, peer in (("nanoGPT's get_batch", _nanogpt(path)), ("a row a call from HDF5", _hdf5(hdf5))):
-                rates = in_turn(ours, peer, rounds)
-                work = f"batches, {order}, block {_BLOCK}, batch {_ROWS}"
-                rows.append(Row(work, *rates, name, "blocks/s"))
-        return rows
+        return [
+            Row(
+                f"batches, {order}, block {_BLOCK}, batch {_ROWS}",
+                *in_turn(_ours(Sampler(array, _BLOCK, 1, order, "bench")), peer, rounds),
+                name,
+                "blocks/s",
+            )
+            for order in batches.ORDERS
+            for name, peer in peers.items()
+        ]
 
 
 def _rate(batch: Callable[[int], object], steps: int) -> float:
@@ -70,7 +78,7 @@ def _nanogpt(path: Path) -> Callable[[], float]:
     return lambda: _rate(batch, 200)
 
 
-def _hdf5(path: Path) -> Callable[[], float]:
+def _hdf5(path: Path, steps: int) -> Callable[[], float]:
     """data_loader.py of train-llm-from-scratch: blocks side by side in an order drawn once, a call for each."""
 
     def rate() -> float:
@@ -83,6 +91,6 @@ def _hdf5(path: Path) -> Callable[[], float]:
                 ids = torch.tensor(np.array([dataset[i : i + _BLOCK + 1] for i in chosen]))
                 return ids[:, :-1], ids[:, 1:]
 
-            return _rate(batch, 200)
+            return _rate(batch, steps)
 
     return rate
