@@ -177,6 +177,10 @@ class Loader:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread, if there is one."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
@@ -240,3 +244,10 @@ def document_numbers(ids: Tensor, end_of_text: int) -> Tensor:
     """
     ends = ids == end_of_text
     return ends.cumsum(-1) - ends.long()
+
+
+def document_mask(ids: Tensor, end_of_text: int) -> Tensor:
+    """Who may see whom, bool (B, 1, T, T): what came before in the same document, and itself."""
+    numbers = document_numbers(ids, end_of_text)
+    same = numbers[:, None, :, None] == numbers[:, None, None, :]
+    return same & torch.ones(ids.shape[1:] * 2, dtype=torch.bool, device=ids.device).tril()

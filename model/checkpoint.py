@@ -1,45 +1,78 @@
 """Checkpoints: `checkpoints/step-00001200/` with safetensors and one JSON, whole or not there at all. No pickle.
 
-`state.json` names the sha256 of the two tensor files; they are hashed before they are loaded, since a flipped bit
-in a tensor file loads without complaint (reference/reliability.md, M14).
+`state.json` names the sha256 of the tensor files; they are hashed before they are loaded, since a flipped bit in a
+tensor file loads without complaint (reference/reliability.md, M14). Their order is that of their steps: clocks jump.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from model.config import GPTConfig
+from model.config import GPTConfig, TrainConfig, differences
+from model.device import Execution
 from model.gpt import GPT
+from model.run import Report
 from pipeline import files
-from pipeline.errors import BadData, InputMissing
+from pipeline.errors import BadConfig, BadData, InputMissing
 
-_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_WEIGHTS, _MOMENTS, _AVERAGE, _STATE = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "average.safetensors",
+    "state.json",
+)
 
 
 class State(msgspec.Struct, frozen=True):
-    """Where training stood. `seconds` is the time trained so far; `val_loss` in nats per token, None: not evaluated."""
+    """Where training stood. `seconds` is the time trained so far; `val_loss` in nats per token, None: not evaluated.
+
+    `skipped` counts steps of data that were passed over after a roll back, `rollbacks` how often that was.
+    """
 
     step: int
     seconds: float
     val_loss: float | None
     model: GPTConfig
+    train: TrainConfig
+    execution: Execution
+    skipped: int = 0
+    rollbacks: int = 0
     sha256: dict[str, str] = {}
 
 
-def save(folder: Path, state: State, model: GPT, optimizer: torch.optim.Optimizer) -> Path:
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint's tensors, on the CPU: weights by name, the optimisers' moments as "weight/moment", and the average
+    of the weights where there is one."""
+
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def save(folder: Path, state: State, tensors: Saved) -> Path:
     """Write the checkpoint of `state.step` into `folder`; it appears under its name when it is whole."""
     target = folder / name(state.step)
     draft = folder / f"{files.TEMPORARY}{target.name}"
     files.remove_tree(draft)
     draft.mkdir(parents=True)
-    save_file(_cpu(model.state_dict()), draft / _MODEL)
-    save_file(_cpu(_moments(model, optimizer)), draft / _OPTIMIZER)
-    hashes = {name: files.sha256_of(draft / name) for name in (_MODEL, _OPTIMIZER)}
+    parts = {_WEIGHTS: tensors.weights, _MOMENTS: tensors.moments, _AVERAGE: tensors.average}
+    files.require_space(folder, 2 * sum(each.nbytes for part in parts.values() for each in part.values()))
+    try:
+        for part, content in parts.items():
+            if content:
+                save_file(dict(content), draft / part)
+    except SafetensorError as error:
+        raise OSError(None, str(error), str(draft)) from None
+    hashes = {part: files.sha256_of(draft / part) for part, content in parts.items() if content}
     data = msgspec.json.encode(msgspec.structs.replace(state, sha256=hashes))
     files.write_file(draft / _STATE, msgspec.json.format(data, indent=2))
     files.remove_tree(target)  # it was damaged, or training would not have come by here again
@@ -52,15 +85,12 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-
-
-def _moments(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors under the names of the weights they belong to."""
+def moments(model: GPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' tensors under the names of the weights they belong to, as "weight/moment"."""
     return {
         f"{name}/{key}": torch.as_tensor(value)
         for name, weight in model.named_parameters()
+        for optimizer in optimizers
         for key, value in optimizer.state.get(weight, {}).items()
     }
 
@@ -75,31 +105,60 @@ def read_state(path: Path) -> State:
         return msgspec.json.decode((path / _STATE).read_bytes(), type=State)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no checkpoint here", hint="`status` lists the runs") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadData(f"{path / _STATE}: {error}", hint="use an older checkpoint") from None
 
 
-def load_model(path: Path, device: torch.device) -> GPT:
-    """The model of a checkpoint, verified. Raises BadData when its bytes are not those that were saved."""
+def read(path: Path) -> Saved:
+    """All tensors of a checkpoint, verified. Raises BadData when its bytes are not those that were saved."""
     state = read_state(path)
-    model = GPT(state.model)
-    model.load_state_dict(_verified(path, _MODEL, state))
-    return model.to(device)
+    average = _verified(path, _AVERAGE, state) if _AVERAGE in state.sha256 else {}
+    return Saved(_verified(path, _WEIGHTS, state), _verified(path, _MOMENTS, state), average)
 
 
-def load_optimizer(path: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved moments back under the weights of `model`."""
-    tensors = _verified(path, _OPTIMIZER, read_state(path))
-    weights = dict(model.named_parameters())
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        weight = weights[name]
-        optimizer.state[weight][key] = tensor.to(weight.device)
+def newest(
+    folder: Path, model: GPTConfig, train: TrainConfig, quarantine: Path, report: Report
+) -> tuple[State, Saved] | None:
+    """The newest checkpoint in `folder` that is whole; None where there is none at all.
+
+    A damaged one is moved into `quarantine`, and the one before it is used. Raises BadData when all are damaged: a
+    training never starts afresh in silence. Raises BadConfig when the checkpoint is of another model or training.
+    """
+    found = steps(folder)
+    for path in found:
+        try:
+            state = read_state(path)
+            changed = differences(state.model, model) + differences(state.train, train)
+            if changed:
+                raise BadConfig(f"{path} was trained otherwise: {'; '.join(changed)}", hint="or give --no-resume")
+            return state, read(path)
+        except (BadData, InputMissing) as error:
+            report(f"warning: {error}; trying the one before it")
+            quarantine.mkdir(parents=True, exist_ok=True)
+            files.remove_tree(quarantine / path.name)
+            files.move(path, quarantine / path.name)
+    if found or steps(quarantine):
+        raise BadData(f"{folder}: no checkpoint of the unfinished run can be read", hint="start again with --no-resume")
+    return None
 
 
-def _verified(path: Path, name: str, state: State) -> dict[str, torch.Tensor]:
-    file = path / name
-    if not file.is_file() or files.sha256_of(file) != state.sha256.get(name):
+def load_model(path: Path, device: torch.device) -> GPT:
+    """The model of a checkpoint, verified: with the average of its weights where there is one.
+
+    Raises BadData when its bytes are not those that were saved.
+    """
+    state = read_state(path)
+    weights = _verified(path, _WEIGHTS, state)
+    if _AVERAGE in state.sha256:
+        weights |= _verified(path, _AVERAGE, state)
+    model = GPT.empty(state.model, device)
+    model.load_state_dict(weights)
+    return model
+
+
+def _verified(path: Path, part: str, state: State) -> dict[str, Tensor]:
+    file = path / part
+    if not file.is_file() or files.sha256_of(file) != state.sha256.get(part):
         raise BadData(f"{file}: missing or not as it was saved", hint="use an older checkpoint")
     return load_file(file)
 
@@ -124,6 +183,6 @@ def keep(folder: Path, kept: set[Path | None]) -> None:
             files.remove_tree(path)
 
 
-def drop_optimizer(path: Path) -> None:
+def drop_moments(path: Path) -> None:
     """Keep only what sampling needs of a checkpoint that training will not go on from."""
-    (path / _OPTIMIZER).unlink(missing_ok=True)
+    (path / _MOMENTS).unlink(missing_ok=True)

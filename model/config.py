@@ -1,4 +1,4 @@
-"""What a model and its training look like as numbers, and the presets: named sets of numbers with their source."""
+"""What a model and its training look like as numbers. Named sets of them are in presets.py."""
 
 from __future__ import annotations
 
@@ -12,15 +12,38 @@ import msgspec
 
 from pipeline.errors import BadConfig
 
-POSITIONS = ("learned", "rotary", "none")
+CHOICES = {
+    "positions": ("learned", "rotary", "none"),
+    "norm": ("layer", "rms"),
+    "activation": ("gelu", "relu", "relu2", "swiglu"),
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("cosine", "wsd"),
+    "order": ("random", "epoch"),
+    "precision": ("auto", "fp32", "bf16"),
+    "compile": ("auto", "yes", "no"),
+    "resident": ("auto", "yes", "no"),
+    "parallel": ("ddp", "fsdp"),
+}
 
 
 @dataclass(frozen=True)
 class GPTConfig:
     """A decoder-only transformer. `vocab_size` 0 means the tokenizer's own.
 
-    `positions`: "learned" (GPT-2), "rotary" (RoPE, Su et al. 2021), or "none". `tied` shares the embedding with the
-    output head (Press & Wolf 2017).
+    dropout     share of the stream that is dropped at its beginning and after each half of a block;
+                `attention_dropout` of who attends to whom, which leaves the fast kernel of a CPU
+    positions   "learned" (GPT-2), "rotary" (RoPE, Su et al. 2021) over angles of `rotary_base`, or "none"
+    norm        "layer" (Ba et al. 2016), "rms" (Zhang & Sennrich 2019)
+    activation  "gelu" (GPT-2's tanh form), "relu", "relu2" (So et al. 2021), "swiglu" (Shazeer 2020)
+    kv_heads    heads of keys and values that the query heads share (Ainslie et al. 2023); 0: as many as `heads`
+    hidden      width inside the feed-forward; 0: 4 x width, or 8/3 x for swiglu, rounded up to a multiple of 32
+    bias        in what writes to the stream, the feed-forward and layer norms; `qkv_bias` in queries, keys, values
+    qk_norm     RMS norm of each head's queries and keys (Henry et al. 2020)
+    tied        the embedding is the output head too (Press & Wolf 2017)
+    softcap     logits are bent to within +-softcap by c z / sqrt(c² + z²) (modded-nanogpt); 0: not
+    scalars     each block gets r x + s x0: the stream and the embedding, both with learned weights (modded-nanogpt)
+    smear       a learned share of the embedding before is added to each embedding (modded-nanogpt)
+    zero_init   what writes to the stream starts at zero instead of normal(0, 0.02 / sqrt(2 layers))
     """
 
     vocab_size: int = 0
@@ -29,74 +52,164 @@ class GPTConfig:
     heads: int = 6
     width: int = 384
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     positions: str = "learned"
+    rotary_base: float = 10_000.0
+    norm: str = "layer"
+    activation: str = "gelu"
+    kv_heads: int = 0
+    hidden: int = 0
+    bias: bool = True
     qkv_bias: bool = False
+    qk_norm: bool = False
     tied: bool = True
+    softcap: float = 0.0
+    scalars: bool = False
+    smear: bool = False
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
-        if self.positions not in POSITIONS:
-            raise BadConfig(f"positions={self.positions} is unknown", hint=f"one of {', '.join(POSITIONS)}")
-        if min(self.block_size, self.heads, self.width) < 1 or min(self.layers, self.vocab_size) < 0:
+        _check_choices(self)
+        heads, keys = self.heads, self.kv_heads
+        if min(self.block_size, heads, self.width) < 1 or min(self.layers, self.vocab_size, keys, self.hidden) < 0:
             raise BadConfig("block_size, heads and width must be 1 or more", hint="see --set")
-        if self.width % self.heads:
-            raise BadConfig(f"width {self.width} is no multiple of heads {self.heads}", hint="change one with --set")
-        if self.positions == "rotary" and (self.width // self.heads) % 2:
-            raise BadConfig(f"rotary positions need an even head width, not {self.width // self.heads}")
-        if not 0 <= self.dropout < 1:
-            raise BadConfig(f"dropout {self.dropout} is no share", hint="from 0 to below 1")
+        if self.width % heads:
+            raise BadConfig(f"width {self.width} is no multiple of heads {heads}", hint="change one with --set")
+        if keys and heads % keys:
+            raise BadConfig(f"heads {heads} is no multiple of kv_heads {keys}", hint="change one with --set")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise BadConfig(f"rotary positions need an even head width, not {self.head_width}")
+        if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
+            raise BadConfig("dropout and attention_dropout are shares", hint="from 0 to below 1")
+        if not (0 <= self.softcap < math.inf and 1 < self.rotary_base < math.inf):
+            raise BadConfig("softcap must be 0 or more, rotary_base above 1", hint="see --set")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def key_width(self) -> int:
+        """Width of all heads of keys together, and of values."""
+        return (self.kv_heads or self.heads) * self.head_width
+
+    @property
+    def hidden_width(self) -> int:
+        if self.hidden:
+            return self.hidden
+        return -(-self.width * 8 // 96) * 32 if self.activation == "swiglu" else 4 * self.width
+
+    @property
+    def family(self) -> str:
+        """What the architecture maps to in Hugging Face's transformers, "gpt2" or "qwen3"; "fast" if to nothing."""
+        plain = not (self.softcap or self.scalars or self.smear)
+        gpt2 = (self.positions, self.norm, self.activation, self.qk_norm) == ("learned", "layer", "gelu", False)
+        qwen3 = (self.positions, self.norm, self.activation, self.qk_norm) == ("rotary", "rms", "swiglu", True)
+        if plain and gpt2 and self.key_width == self.width:
+            return "gpt2"
+        return "qwen3" if plain and qwen3 and not (self.bias or self.qkv_bias) else "fast"
 
     @property
     def parameters(self) -> int:
         """Number of weights: what `sum(p.numel() for p in GPT(config).parameters())` gives."""
-        block = 12 * self.width**2 + 10 * self.width + 3 * self.width * self.qkv_bias
-        positions = self.block_size * self.width if self.positions == "learned" else 0
         heads = 1 if self.tied else 2
-        return heads * self.vocab_size * self.width + positions + self.layers * block + 2 * self.width
+        extras = self.scalars * 2 * self.layers + self.smear * (SMEAR_WIDTH + 1)
+        lookups = heads * self.vocab_size * self.width + self._positions
+        return lookups + self.layers * self._block + self._norm + extras
+
+    @property
+    def _positions(self) -> int:
+        return self.block_size * self.width if self.positions == "learned" else 0
+
+    @property
+    def _norm(self) -> int:
+        return self.width * (2 if self.norm == "layer" and self.bias else 1)
+
+    @property
+    def _block(self) -> int:
+        c, keys, hidden = self.width, self.key_width, self.hidden_width
+        attention = 2 * c * c + 2 * c * keys + self.qkv_bias * (c + 2 * keys) + self.qk_norm * 2 * self.head_width
+        feed_forward = (3 if self.activation == "swiglu" else 2) * c * hidden
+        biases = self.bias * (c + (hidden if self.activation != "swiglu" else 2 * hidden) + c)
+        return attention + feed_forward + biases + 2 * self._norm
 
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations to train on one token: 6 a weight, and attention (PaLM, appendix B)."""
-        positions = self.block_size * self.width if self.positions == "learned" else 0
         lookups = 0 if self.tied else self.vocab_size * self.width
-        return 6 * (self.parameters - positions - lookups) + 12 * self.layers * self.width * self.block_size
+        return 6 * (self.parameters - self._positions - lookups) + 12 * self.layers * self.width * self.block_size
+
+
+SMEAR_WIDTH = 12  # dimensions of an embedding that decide how much of the one before is added
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. `batch_size` counts sequences, and `accumulate` of those batches make one step.
+    """How a model is trained. `batch_size` counts the sequences of one step; `micro_batch` those computed at once,
+    0: as many as fit, so that a step is the same whatever the machine.
 
-    The schedule ends after `steps`, or, when `minutes` is set, after that much time; the learning rate warms up over
-    `warmup` steps and falls by a cosine to `final_share` of its peak. The validation split is evaluated at the start,
-    at the end and `evaluations` - 1 times between, on its first `eval_tokens` tokens: by steps, never less than 10
-    apart; by the clock, less often when that would take over a tenth of the time.
+    The schedule ends after `steps`, or, when `minutes` is set, after that much time. Rates warm up over `warmup`
+    steps; then "cosine" falls to `final_share` of the peak at the end, "wsd" stays there and falls in a straight line
+    over the last `cooldown` share (Hägele et al. 2024).
+
+    `optimizer` "adamw" trains all with `learning_rate`. "muon" trains matrices by Muon with it (Jordan 2024), and by
+    AdamW the embeddings with `embedding_rate`, an untied head with `head_rate`, vectors with `vector_rate`; momentum
+    rises from 0.85 to `momentum` over `momentum_warmup` steps. `weight_decay` is for matrices, `embedding_decay` for
+    embeddings and head; `cautious` decays only where the update shrinks a weight too (Chen et al. 2025).
+
+    `order` "random" draws blocks with replacement, "epoch" sees each once an epoch. `ema` above 0 evaluates and
+    samples from an average of the weights with that decay. The validation split is evaluated at the start, at the end
+    and `evaluations` - 1 times between, on its first `eval_bytes` bytes of text, 0: on all of it: by steps, never less
+    than 10 apart; by the clock, less often when that would take over a tenth of the time.
     """
 
     batch_size: int = 16
-    accumulate: int = 1
+    micro_batch: int = 0
     steps: int = 2000
     minutes: float = 0.0
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
-    final_share: float = 0.1
-    warmup: int = 50
+    embedding_rate: float = 0.02
+    head_rate: float = 0.004
+    vector_rate: float = 0.02
+    momentum: float = 0.95
+    momentum_warmup: int = 300
     weight_decay: float = 0.1
+    embedding_decay: float = 0.0
+    cautious: bool = False
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    schedule: str = "cosine"
+    warmup: int = 50
+    cooldown: float = 0.4
+    final_share: float = 0.1
+    order: str = "random"
+    document_mask: bool = False
+    ema: float = 0.0
+    precision: str = "auto"
+    compile: str = "auto"
+    recompute: bool = False
+    parallel: str = "ddp"
+    resident: str = "auto"
     evaluations: int = 10
-    eval_tokens: int = 1 << 16
+    eval_bytes: int = 1 << 18
     seed: int = 1
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.batch_size, self.accumulate, self.evaluations)
-        amounts = (self.minutes, self.warmup, self.seed, self.weight_decay)
+        _check_choices(self)
+        counts = (self.steps, self.batch_size, self.evaluations)
+        rates = (self.learning_rate, self.embedding_rate, self.head_rate, self.vector_rate)
+        amounts = (self.minutes, self.warmup, self.momentum_warmup, self.seed, self.micro_batch, self.eval_bytes)
+        shares = (self.beta1, self.beta2, self.momentum, self.ema)
         rules = (
-            (min(counts) >= 1, "steps, batch_size, accumulate and evaluations must be 1 or more"),
-            (min(amounts) >= 0, "minutes, warmup, seed and weight_decay must be 0 or more"),
+            (min(counts) >= 1, "steps, batch_size and evaluations must be 1 or more"),
+            (min(amounts) >= 0, "minutes, warmup, momentum_warmup, micro_batch, eval_bytes and seed must be 0 or more"),
+            (min(self.weight_decay, self.embedding_decay) >= 0, "weight_decay and embedding_decay must be 0 or more"),
             (self.minutes < math.inf and self.seed < 1 << 31, "minutes must be finite and seed below 2**31"),
-            (0 < self.learning_rate < math.inf and self.clip > 0, "learning_rate and clip must be above 0"),
-            (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be from 0 to below 1"),
-            (0 <= self.final_share <= 1, "final_share must be from 0 to 1"),
-            (self.eval_tokens >= 2, "eval_tokens must be 2 or more"),
+            (all(0 < rate < math.inf for rate in rates) and self.clip > 0, "rates and clip must be above 0"),
+            (all(0 <= share < 1 for share in shares), "beta1, beta2, momentum and ema must be from 0 to below 1"),
+            (0 <= self.final_share <= 1 and 0 <= self.cooldown <= 1, "final_share and cooldown must be from 0 to 1"),
         )
         for holds, rule in rules:
             if not holds:
@@ -105,66 +218,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model, a training, and where the numbers come from."""
+    """A model, a training, and where the numbers come from. `tokenizer` is what it was tuned with: "char", "bpe-8000"
+    or an encoding of tiktoken's; "" where any will do."""
 
     source: str
     model: GPTConfig
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-PRESETS: dict[str, Preset] = {
-    "mini": Preset(
-        "the counting toy: small enough to read every weight",
-        GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32),
-        TrainConfig(batch_size=32, steps=400, learning_rate=3e-3, warmup=20, evaluations=4),
-    ),
-    "bigram": Preset(
-        "the first model of Karpathy's lecture 'Let's build GPT': the next token from the last one alone",
-        GPTConfig(block_size=64, layers=0, heads=1, width=128, positions="none", tied=False),
-        TrainConfig(batch_size=32, steps=1000, learning_rate=3e-3),
-    ),
-    "sample": Preset(
-        "for the embedded sample: a minute on two CPU cores",
-        GPTConfig(block_size=128, layers=4, heads=4, width=128, dropout=0.1, positions="rotary"),
-        TrainConfig(batch_size=16, steps=300, learning_rate=2e-3, warmup=30, evaluations=6),
-    ),
-    "babygpt": Preset(
-        "nanoGPT's train_shakespeare_char and buildyourownllm's babygpt_v12, characters on Song ci",
-        GPTConfig(block_size=256, layers=6, heads=6, width=384, dropout=0.2),
-        TrainConfig(batch_size=64, steps=5000, learning_rate=1e-3, warmup=100, beta2=0.99),
-    ),
-    "shuihu-8m": Preset(
-        "8.0M weights for one novel in SentencePiece 8,000; MoiraiLM's architecture (untied head, 4x GELU), wider",
-        GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, tied=False),
-        TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
-    ),
-    "shuihu-8m-rope": Preset(
-        "shuihu-8m with the rotary positions of MoiraiLM's train_gpt_RoPE.py",
-        GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, positions="rotary", tied=False),
-        TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
-    ),
-    "13m": Preset(
-        "train-llm-from-scratch's 13M model: r50k_base padded to 50,304, one block",
-        GPTConfig(vocab_size=50_304, block_size=128, layers=1, heads=8, width=128, tied=False),
-        TrainConfig(batch_size=8, steps=5000, learning_rate=2e-3, eval_tokens=1 << 14),
-    ),
-    "2b": Preset(
-        "train-llm-from-scratch's config/config.py: 2,048 wide, 64 blocks, 16 heads, context 512",
-        GPTConfig(vocab_size=50_304, block_size=512, layers=64, heads=16, width=2048, tied=False),
-        TrainConfig(batch_size=8, accumulate=4, steps=200_000, learning_rate=2e-4, warmup=2000),
-    ),
-    "gpt2-124m": Preset(
-        "GPT-2 small (Radford et al. 2019) as in Raschka's LLMs-from-scratch: no qkv bias, dropout 0.1",
-        GPTConfig(vocab_size=50_257, block_size=1024, layers=12, heads=12, width=768, dropout=0.1),
-        TrainConfig(batch_size=8, accumulate=4, steps=20_000, learning_rate=6e-4, warmup=700),
-    ),
-}
-
-
-def preset(name: str) -> Preset:
-    if name not in PRESETS:
-        raise BadConfig(f"no preset {name!r}", hint=f"presets: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    tokenizer: str = ""
 
 
 def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
@@ -190,8 +250,10 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
     )
 
 
-def _fields(config: GPTConfig | TrainConfig) -> list[str]:
-    return [entry.name for entry in dataclasses.fields(config)]
+def differences(one: GPTConfig | TrainConfig, other: GPTConfig | TrainConfig) -> list[str]:
+    """Fields in which two configurations of one kind differ, each as "name: its value here, not there"."""
+    pairs = ((name, getattr(one, name), getattr(other, name)) for name in _fields(one))
+    return [f"{name}: {here}, not {there}" for name, here, there in pairs if here != there]
 
 
 def fit(config: GPTConfig, tokenizer_vocab: int) -> GPTConfig:
@@ -204,3 +266,13 @@ def fit(config: GPTConfig, tokenizer_vocab: int) -> GPTConfig:
             hint="choose another preset, or --set vocab_size=0 for the tokenizer's own",
         )
     return config
+
+
+def _check_choices(config: GPTConfig | TrainConfig) -> None:
+    for name in _fields(config):
+        if name in CHOICES and getattr(config, name) not in CHOICES[name]:
+            raise BadConfig(f"{name}={getattr(config, name)} is unknown", hint=f"one of {', '.join(CHOICES[name])}")
+
+
+def _fields(config: GPTConfig | TrainConfig) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(config)]

@@ -1,8 +1,12 @@
-"""Which device computes, and how fast it could at best."""
+"""Which device computes, in which precision, and how fast it could at best."""
 
 from __future__ import annotations
 
+import functools
+import os
+import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
@@ -24,10 +28,63 @@ def pick(asked: str = "auto") -> torch.device:
     return torch.device(asked)
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 for the matrix products where the device is built for it; fp32 elsewhere."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+@dataclass(frozen=True)
+class Execution:
+    """How a machine computes a training. It changes the rounding, so a run that goes on keeps to what it began with."""
+
+    precision: str  # "bf16": of the matrix products; or "fp32"
+    compiled: bool
+    micro_batch: int  # sequences at once
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def precision(device: torch.device, asked: str = "auto") -> str:
+    """ "bf16" where the device multiplies bfloat16 faster than fp32, or what was asked for."""
+    if asked != "auto":
+        return asked
+    return "bf16" if _has_fast_bfloat16(device) else "fp32"
+
+
+@functools.cache
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    """GPUs since Ampere; of CPUs with bfloat16 some, and they do not say: Zen 4 gains half, Sapphire Rapids without
+    AMX loses as much. So a CPU is tried."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix, times = torch.ones(_TRIAL, _TRIAL, dtype=dtype), []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] < 0.9 * seconds[torch.float32]
+
+
+_TRIAL = 512  # rows and columns: 2 ms a product
+
+
+def compiles(device: torch.device, asked: str = "auto") -> bool:
+    """Whether to compile the network: on CUDA it pays always, on a CPU seldom (benchmarks/NOTES.md)."""
+    return asked == "yes" or (asked == "auto" and device.type == "cuda")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a training may take on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # no Linux: half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def peak_flops(device: torch.device) -> float | None:

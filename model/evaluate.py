@@ -1,16 +1,19 @@
-"""Evaluation: the loss on a fixed stretch of the validation split, in units that compare across tokenizers."""
+"""Evaluation: the loss on a fixed stretch of the validation text, in units that compare across tokenizers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from model.distributed import World
 from model.gpt import GPT
 from pipeline.errors import BadData
+from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import TokenStore
 
 _BATCH_LOGITS = 1 << 24  # 64 MiB: more at once only waits for memory
@@ -18,7 +21,7 @@ _BATCH_LOGITS = 1 << 24  # 64 MiB: more at once only waits for memory
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The ids that are scored, and how much text they spell."""
+    """The ids that are scored, after an end of text that is not, and how much text they spell."""
 
     ids: np.ndarray
     characters: int
@@ -34,38 +37,83 @@ class Evaluation:
     bits_per_byte: float
 
 
-def validation_set(store: TokenStore, tokens: int) -> ValidationSet:
-    """The first `tokens` ids of the validation split, all of it if it is shorter."""
-    ids = store.val.read(0, min(tokens, len(store.val)))
-    if len(ids) < 2:
-        raise BadData(f"{store.artifact.path}: {len(ids)} validation tokens are too few", hint="raise --val-fraction")
-    text = store.tokenizer.decode(ids[1:].tolist())
-    return ValidationSet(ids, max(len(text), 1), max(len(text.encode(errors="replace")), 1))
+def validation_set(store: TokenStore, most: int = 0) -> ValidationSet:
+    """The ids of the first `most` bytes of validation text, whatever the tokenizer; 0: of all of it."""
+    ids = store.val.read(0, len(store.val))
+    if most:
+        ids = ids[: _spelled(store.tokenizer, ids, most)]
+    if len(ids) < 1:
+        raise BadData(f"{store.artifact.path}: there are no validation tokens", hint="raise --val-fraction")
+    text = store.tokenizer.decode(ids.tolist())
+    before = np.array([store.tokenizer.end_of_text], ids.dtype)
+    return ValidationSet(np.concatenate([before, ids]), max(len(text), 1), max(len(text.encode(errors="replace")), 1))
+
+
+def _spelled(tokenizer: Tokenizer, ids: np.ndarray, most: int) -> int:
+    """How many of the first ids spell no more than `most` bytes, but one at least."""
+    low, high = 1, min(len(ids), most + most // 64 + 64)  # a token has a byte at least, but for ends of text
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(tokenizer.decode(ids[:middle].tolist()).encode(errors="replace")) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def windows(count: int, block_size: int) -> list[tuple[int, int]]:
+    """For `count` ids: where each window of at most `block_size` inputs begins, and the first input that it scores.
+
+    Each input is scored once, the next id being its target, and sees at least half a block before it, or all there is.
+    """
+    half = max(block_size // 2, 1)
+    starts = [0, *range(half, max(count - 1 - (block_size - half), half), half)] if count - 1 > block_size else [0]
+    return [(start, 0 if not start else start + block_size - half) for start in starts]
 
 
 @torch.no_grad()
-def evaluate(model: GPT, chosen: ValidationSet, device: torch.device) -> Evaluation:
-    """Score every id but the first, in consecutive blocks without overlap; the end-of-text ids count as tokens and
-    as no text."""
+def evaluate(
+    model: GPT,
+    chosen: ValidationSet,
+    device: torch.device,
+    precision: str = "fp32",
+    world: World | None = None,
+    stopped: Callable[[], bool] = bool,
+) -> Evaluation | None:
+    """Score every id but the first. The end-of-text ids count as tokens and as no text.
+
+    All processes of the world share the work. None where `stopped` came to be true meanwhile.
+    """
+    world = world or World()
     block = model.config.block_size
     ids = torch.from_numpy(chosen.ids)
-    total = 0.0
+    plan = windows(len(ids), block)
+    plan += [(0, block)] * (-len(plan) % world.size)  # windows that score nothing: each process does as much
+    plan = plan[world.rank :: world.size]
+    rows = max(1, _BATCH_LOGITS // (block * model.config.vocab_size))
     was_training = model.training
     model.eval()
-    starts = range(0, len(ids) - 1, block)
-    rows = max(1, _BATCH_LOGITS // (block * model.config.vocab_size))
-    whole = [start for start in starts if start + block < len(ids)]
-    for first in range(0, len(whole), rows):
-        chunk = torch.stack([ids[start : start + block + 1] for start in whole[first : first + rows]])
-        total += _nats(model, chunk, device)
-    if len(whole) < len(starts):
-        total += _nats(model, ids[starts[-1] :][None], device)
+    total, ended = 0.0, False
+    for first in range(0, len(plan), rows):
+        ended = ended or stopped()
+        if ended and world.size == 1:
+            break
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            total += _nats(model, ids, plan[first : first + rows], device)
     model.train(was_training)
+    total = world.total(total)
+    if world.any(ended):
+        return None
     bits = total / math.log(2)
     return Evaluation(total / (len(ids) - 1), bits / chosen.characters, bits / chosen.bytes)
 
 
-def _nats(model: GPT, ids: torch.Tensor, device: torch.device) -> float:
-    ids = ids.to(device)
-    logits = model(ids[:, :-1]).float()
-    return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+def _nats(model: GPT, ids: torch.Tensor, plan: list[tuple[int, int]], device: torch.device) -> float:
+    """Sum of the losses of what these windows score. Short ones are filled up with what is never scored."""
+    block = min(model.config.block_size, len(ids) - 1)
+    places = torch.tensor([start for start, _ in plan])[:, None] + torch.arange(block)  # (B, T)
+    scored = (places >= torch.tensor([first for _, first in plan])[:, None]) & (places < len(ids) - 1)
+    inputs = ids[places.clamp(max=len(ids) - 1)].to(device)
+    targets = torch.where(scored, ids[(places + 1).clamp(max=len(ids) - 1)], -1).to(device)
+    logits = model(inputs)
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"))

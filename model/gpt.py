@@ -1,6 +1,7 @@
 """The network, top to bottom: embedding, blocks of attention and feed-forward, norm, head.
 
-Shapes in comments: B sequences, T tokens of each, C = width, H heads of D = C / H, V = vocabulary.
+Shapes in comments: B sequences, T tokens of each, C = width, H heads of D = C / H, K of them with keys and values of
+their own, F = width of the feed-forward, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from model.config import GPTConfig
+from model.config import SMEAR_WIDTH, GPTConfig
+from model.cross_entropy import linear_cross_entropy, softcapped
+from model.dropout import Dropout
 
-ROTARY_BASE = 10_000.0  # Su et al. 2021, RoFormer
+
+def norm(config: GPTConfig, width: int) -> nn.Module:
+    return nn.RMSNorm(width, eps=1e-6) if config.norm == "rms" else nn.LayerNorm(width, bias=config.bias)
 
 
 class Rotary(nn.Module):
@@ -22,9 +28,9 @@ class Rotary(nn.Module):
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, head_width: int, block_size: int) -> None:
+    def __init__(self, head_width: int, block_size: int, base: float) -> None:
         super().__init__()
-        frequency = ROTARY_BASE ** (-torch.arange(0, head_width, 2) / head_width)
+        frequency = base ** (-torch.arange(0, head_width, 2) / head_width)
         angle = torch.outer(torch.arange(block_size), frequency)  # (T, D/2)
         self.register_buffer("cosine", angle.cos(), persistent=False)
         self.register_buffer("sine", angle.sin(), persistent=False)
@@ -37,37 +43,52 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H heads."""
+    """Causal self-attention: H heads of queries, which share K heads of keys and values."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.dropout = config.dropout
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
-        self.out = nn.Linear(config.width, config.width)
-        self.rotary = Rotary(config.width // config.heads, config.block_size) if config.positions == "rotary" else None
+        self.head_width, self.dropout = config.head_width, config.attention_dropout
+        # Three matrices, since Muon makes each orthogonal by itself.
+        self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.k = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
+        self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
+        self.q_norm = nn.RMSNorm(config.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
         batch, length, width = x.shape
-        q, k, v = (
-            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)  # (B, H, T, D)
-            for part in self.qkv(x).chunk(3, dim=-1)
-        )
-        if self.rotary is not None:
-            q, k = self.rotary(q), self.rotary(k)
+        heads = (batch, length, -1, self.head_width)
+        q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        shared = k.shape[1] != q.shape[1]
+        y = F.scaled_dot_product_attention(
+            q, k.to(q.dtype), v.to(q.dtype), mask, dropout, is_causal=mask is None, enable_gqa=shared
+        )
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, 4 * config.width)
-        self.out = nn.Linear(4 * config.width, config.width)
+        self.activation = config.activation
+        gated = config.activation == "swiglu"
+        self.gate = nn.Linear(config.width, config.hidden_width, bias=config.bias) if gated else None
+        self.up = nn.Linear(config.width, config.hidden_width, bias=config.bias)
+        self.out = nn.Linear(config.hidden_width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        return self.out(F.gelu(self.up(x), approximate="tanh"))  # GPT-2's GELU
+        up = self.up(x)  # (B, T, F)
+        if self.gate is not None:
+            return self.out(F.silu(self.gate(x)) * up)
+        if self.activation == "gelu":
+            return self.out(F.gelu(up, approximate="tanh"))  # GPT-2's GELU
+        up = F.relu(up)
+        return self.out(up if self.activation == "relu" else up * up)
 
 
 class Block(nn.Module):
@@ -75,37 +96,69 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = norm(config, config.width)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.feed_forward_norm = norm(config, config.width)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
+        self.scalars = nn.Parameter(torch.tensor([1.0, 0.0])) if config.scalars else None
+
+    def forward(self, x: Tensor, first: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:
+        """(B, T, C) -> (B, T, C); `first` is the stream as it was before any block."""
+        if self.scalars is not None:
+            x = self.scalars[0] * x + self.scalars[1] * first
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Smear(nn.Module):
+    """Adds to each embedding a share of the one before, by a gate that reads its first dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(SMEAR_WIDTH))
+        self.scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        share = self.scale * torch.sigmoid((x[:, 1:, :SMEAR_WIDTH] * self.gate).sum(-1, keepdim=True))
+        return torch.cat((x[:, :1], x[:, 1:] + share * x[:, :-1]), dim=1)
 
 
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # activations in backward instead of keeping them: less memory, a third more time
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         learned = config.positions == "learned"
         self.position = nn.Embedding(config.block_size, config.width) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
+        rotary = config.positions == "rotary"
+        self.rotary = Rotary(config.head_width, config.block_size, config.rotary_base) if rotary else None
+        self.smear = Smear() if config.smear else nn.Identity()
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = norm(config, config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+
+    @classmethod
+    def empty(cls, config: GPTConfig, device: torch.device) -> GPT:
+        """A network whose weights are still to be filled in: no time is spent on what nobody will see."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device=device)
+        if model.rotary is not None:  # its tables are no weights
+            model.rotary = Rotary(config.head_width, config.block_size, config.rotary_base).to(device)
+        return model
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """GPT-2's initialisation: normal(0, 0.02); what writes to the stream is scaled by 1/sqrt(2 layers); biases 0.
+        """GPT-2's initialisation: normal(0, 0.02); what writes to the stream is scaled by 1/sqrt(2 layers), or zero.
 
-        On the CPU with a generator of its own, so that every device starts from the same weights.
+        On the CPU with a generator of its own, so that every device starts from the same weights. Norms, scalars and
+        the smear start as they are made; biases at 0.
         """
         generator = torch.Generator().manual_seed(seed)
-        residual = 0.02 / math.sqrt(2 * max(self.config.layers, 1))
+        residual = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * max(self.config.layers, 1))
         for name, weight in self.named_parameters():
             if weight.dim() >= 2:
                 deviation = residual if name.endswith(".out.weight") else 0.02
@@ -113,16 +166,26 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 weight.zero_()
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the next token at each place; with `targets` (B, T), their mean cross entropy in nats."""
-        x = self.embedding(ids)  # (B, T, C)
+    def forward(self, ids: Tensor, targets: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the next token at each place; with `targets` (B, T), their mean cross entropy in nats.
+
+        `mask` (B, 1, T, T) says who may see whom, instead of all that came before.
+        """
+        x = self.states(ids, mask)
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        if targets is None:
+            return softcapped(F.linear(x, weight).float(), self.config.softcap)
+        return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.softcap)
+
+    def states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the head reads: (B, T) ids to (B, T, C)."""
+        x = self.smear(self.embedding(ids))  # (B, T, C)
         if self.position is not None:
             x = x + self.position.weight[: ids.shape[1]]
-        x = self.dropout(x)
+        x = first = self.dropout(x)
         for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        logits = F.linear(x, self.embedding.weight if self.head is None else self.head.weight)  # (B, T, V)
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            if self.recompute and self.training:
+                x = checkpoint(block, x, first, self.rotary, mask, use_reentrant=False)
+            else:
+                x = block(x, first, self.rotary, mask)
+        return self.norm(x)

@@ -3,7 +3,11 @@
 runs/<name>/<key>/config.json       the preset with all its numbers
                   tokenizer.json    and the model file: sampling needs nothing outside this folder
                   checkpoints/      the last one, and the best one where that is another
-                  metrics.csv, loss.png, result.json
+                  metrics.csv       losses, rates and norms of gradients over the steps
+                  log.jsonl         all that happened
+                  samples.jsonl     a continuation at each evaluation
+                  loss.png, .svg    the curve, over what simpler models would score
+                  result.json       what it came to
 """
 
 from __future__ import annotations
@@ -16,23 +20,24 @@ from typing import Any
 
 import msgspec
 
-from model import config
+from model import config, presets
 from model.config import Preset
 from pipeline import artifact, tokenizers
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, BadData, InputMissing, UpstreamChanged
 from pipeline.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
-SCHEMA = 1
-RESULT = "result.json"
+SCHEMA = 2
+RESULT, CONFIG = "result.json", "config.json"
 Report = Callable[[str], None]
 
 
 class Result(msgspec.Struct, frozen=True):
     """What a training came to. Losses in nats per token on the validation set; the checkpoints by folder name.
 
-    `mfu` is the share of the device's peak that was used, None where the peak is not known.
+    `mfu` is the share of the device's peak that was used, None where the peak is not known; `waited` the share of the
+    time in which no batch was ready.
     """
 
     steps: int
@@ -51,13 +56,16 @@ class Result(msgspec.Struct, frozen=True):
     last: str
     best: str
     steps_before: int = 0  # of the runs that it went on from
+    epochs: float = 0.0  # of the training split, those runs' included
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
     """A training that may be run: on which tokens, under which name, with which numbers.
 
-    `parent` is the run whose weights it begins with, if any, and `parent_path` its folder.
+    `parent` is the run whose weights it begins with, if any, and `parent_path` its folder. `tensorboard` writes its
+    events too.
     """
 
     name: str
@@ -66,6 +74,15 @@ class Plan:
     tokens: Artifact
     parent: Input | None = None
     parent_path: Path | None = None
+    tensorboard: bool = False
+
+
+class Annealed(Exception):
+    """A signal ended the training before its time, and its weights were brought to rest: a run, in this folder."""
+
+    def __init__(self, folder: Path, result: Result) -> None:
+        super().__init__(str(folder))
+        self.folder, self.result = folder, result
 
 
 def check(
@@ -84,7 +101,7 @@ def check(
         chosen["minutes"] = minutes
     if steps is not None:
         chosen |= {"steps": steps, "minutes": 0.0}
-    return config.override(config.preset(preset_name), chosen)
+    return config.override(presets.preset(preset_name), chosen)
 
 
 def plan(
@@ -102,12 +119,15 @@ def plan(
     return Plan(check_name(name or preset_name), preset_name, fitted, tokens)
 
 
-def identify(planned: Plan) -> Identity:
-    options = {
+def identify(planned: Plan, ended: int = 0) -> Identity:
+    """What the run of a plan is; or of one that a signal ended after that many steps."""
+    options: dict[str, Any] = {
         "stage": SCHEMA,
         "model": dataclasses.asdict(planned.preset.model),
         "train": dataclasses.asdict(planned.preset.train),
     }
+    if ended:
+        options["ended"] = ended
     inputs = (planned.tokens.as_input("tokens"), *([planned.parent] if planned.parent else []))
     return Identity("runs", planned.name, options, inputs, planned.tokens.manifest.tokenizer, ("torch",))
 
@@ -130,6 +150,50 @@ def continued(root: Path, planned: Plan) -> Plan:
     parent = made_from.get("parent")
     path = root / parent.name if parent else None
     return dataclasses.replace(planned, parent=parent, parent_path=path if path and path.is_dir() else None)
+
+
+def pinned(root: Path, planned: Plan) -> Plan:
+    """The same plan on the generation of the tokens that an unfinished run of it was begun on.
+
+    A refresh may have published a newer one meanwhile: the run keeps to its own. Raises UpstreamChanged when that is
+    gone.
+    """
+    for draft, made_from in artifact.unfinished(root, "runs", planned.name):
+        begun = next((entry for entry in made_from if entry.role == "tokens"), None)
+        if begun is None or begun.digest == planned.tokens.digest:
+            continue
+        if dataclasses.replace(identify(planned), inputs=made_from).key != draft.name.removeprefix(".draft-"):
+            continue  # other numbers
+        try:
+            tokens = artifact.read(root / begun.name)
+        except InputMissing:
+            raise UpstreamChanged(
+                f"{begun.name}: the tokens that the unfinished run {planned.name} was begun on are gone",
+                hint="--no-resume begins it anew on the current ones",
+            ) from None
+        return dataclasses.replace(planned, tokens=tokens)
+    return planned
+
+
+def require_unfinished(root: Path, planned: Plan) -> None:
+    """Raise BadConfig with what differs when there are unfinished runs of this name, but none of this plan."""
+    drafts = [draft for draft, _ in artifact.unfinished(root, "runs", planned.name)]
+    if not drafts or artifact.draft_path(root, identify(planned)) in drafts:
+        return
+    other = _read_config(drafts[-1])
+    model, train = planned.preset.model, planned.preset.train
+    changed = config.differences(model, other.model) + config.differences(train, other.train) if other else []
+    raise BadConfig(
+        f"the unfinished run {planned.name} was begun otherwise: {'; '.join(changed) or 'on other tokens'}",
+        hint="give its numbers again, or --no-resume",
+    )
+
+
+def _read_config(folder: Path) -> Preset | None:
+    try:
+        return msgspec.json.decode((folder / CONFIG).read_bytes(), type=Preset)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def read_result(folder: Path) -> Result:

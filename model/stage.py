@@ -2,21 +2,77 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from model.run import Plan, Report, identify
-from pipeline import artifact
+from model.run import Annealed, Plan, Report, Result, identify
+from pipeline import artifact, files
 from pipeline.artifact import Built, Content
 
 
-def train(root: Path, planned: Plan, *, device: str, resume: bool, report: Report) -> Built:
-    """Train, and publish the run. An unfinished run of the same plan goes on from its last checkpoint if `resume`."""
+def train(root: Path, planned: Plan, *, device: str, resume: bool, report: Report, anneal: bool = False) -> Built:
+    """Train, and publish the run. An unfinished run of the same plan goes on from its last checkpoint if `resume`.
+
+    When a signal comes, and with `anneal`, the weights are brought to rest and published as a run of their own, so
+    that the unfinished one can still go on. Under torchrun all processes train, and the first one publishes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _together(root, planned, device=device, resume=resume, report=report, anneal=anneal)
 
     def write(draft: Path) -> Content:
         from model.train import fit  # torch takes two seconds to import: not for a run that stands already
 
         with artifact.lease(planned.tokens):
-            result = fit(draft, planned, device=device, resume=resume, report=report)
-        return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
+            return _content(fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal))
 
-    return artifact.build(root, identify(planned), write, keep_draft=True)
+    return _publish(root, planned, write)
+
+
+def _publish(root: Path, planned: Plan, write: Callable[[Path], Content]) -> Built:
+    try:
+        return artifact.build(root, identify(planned), write, keep_draft=True)
+    except Annealed as ended:
+        folder, result = ended.folder, ended.result
+
+    def take(draft: Path) -> Content:
+        for path in folder.iterdir():
+            files.move(path, draft / path.name)
+        return _content(result)
+
+    return artifact.build(root, identify(planned, ended=result.steps), take)
+
+
+def _content(result: Result) -> Content:
+    return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
+
+
+def _together(root: Path, planned: Plan, *, device: str, resume: bool, report: Report, anneal: bool) -> Built:
+    """What each of the processes does that torchrun started: the first one as alone, and it tells the others where."""
+    from model import device as devices
+    from model import distributed
+    from model.train import fit
+
+    with distributed.joined(devices.pick(device)) as world, artifact.lease(planned.tokens):
+        told: list[Path] = []
+
+        def write(draft: Path) -> Content:
+            told.append(world.tell(draft))
+            return _content(
+                fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, world=world)
+            )
+
+        if world.leads:
+            try:
+                built = _publish(root, planned, write)
+            finally:
+                if not told:  # nothing is to be trained: it stands, or cannot be
+                    world.tell(None)
+            world.tell(None)  # now it is published
+            return built
+        if draft := world.tell(None):
+            with suppress(Annealed):
+                fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, world=world)
+        world.tell(None)
+        return Built(artifact.find(root, "runs", planned.name), "built")

@@ -1,297 +1,431 @@
-"""The training loop: blocks, loss, step; now and then an evaluation and a checkpoint; a loss curve at the end."""
+"""Training, top to bottom: set up, then step after step; now and then an evaluation and a checkpoint; a curve.
+
+Which blocks a step sees and what its dropout drops depend on the seed and the number of the step alone, so the state
+of a training is that number and the tensors, and a run that was killed ends in the weights of one that was not.
+"""
 
 from __future__ import annotations
 
-import csv
 import math
-import signal
+import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
-from model import batches, checkpoint, curve, optim
+from model import batches, checkpoint, curve, generate, metrics, preflight, references, stop
 from model import device as devices
-from model.batches import Sampler
-from model.checkpoint import State
-from model.config import TrainConfig
-from model.evaluate import Evaluation, ValidationSet, evaluate, validation_set
-from model.gpt import GPT
-from model.run import RESULT, Plan, Report, Result, read_result
-from pipeline import files, tokens
-from pipeline.errors import BadData, TrainingDiverged, TryAgain
-from pipeline.tokens import TokenStore
+from model.checkpoint import Saved, State
+from model.distributed import World
+from model.evaluate import evaluate, validation_set
+from model.learner import Learner, Step
+from model.metrics import Metrics
+from model.run import CONFIG, RESULT, Annealed, Plan, Report, Result, read_result
+from model.schedule import Schedule
+from pipeline import artifact, files, tokens
+from pipeline.errors import BadData, StorageFailed, TrainingDiverged, TryAgain
 
 _LOG_SECONDS = 10.0
-_EVALUATION_SHARE = 0.1
 _CHECKPOINT_SECONDS = 300.0
+_EVALUATION_SHARE = 0.1  # of the time, of a training by the clock
+_BAD_STEPS, _ROLLBACKS, _FAILED_SAVES = 3, 2, 3  # in a row: then roll back; then give up
+_SAMPLE_TOKENS = 48
+QUARANTINE, ANNEALED = "quarantine", "annealed"  # below the draft's scratch
 
 
-class Schedule:
-    """How far a schedule has come: by steps, or by the clock when `minutes` is set."""
-
-    def __init__(self, config: TrainConfig, step: int, seconds: float) -> None:
-        self._config = config
-        self._before = seconds
-        self.step = step
-        self.start()
-
-    def start(self) -> None:
-        """Begin to count the time: what came before, like the first evaluation, is no training."""
-        self._start = time.monotonic()
-
-    def __str__(self) -> str:
-        done = min(self.done, 1.0) if self.step else 0.0
-        return f"step {self.step:>6,}  {done:4.0%}"
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
-
-    @property
-    def done(self) -> float:
-        """Share of the schedule that has passed, 1 or more at its end."""
-        if self._config.minutes:
-            return self.seconds / (60 * self._config.minutes)
-        return self.step / self._config.steps
-
-
-def fit(folder: Path, planned: Plan, *, device: str, resume: bool, report: Report) -> Result:
+def fit(
+    folder: Path,
+    planned: Plan,
+    *,
+    device: str,
+    resume: bool,
+    report: Report,
+    anneal: bool = False,
+    world: World | None = None,
+) -> Result:
     """Train the plan's model in `folder`, the draft of its run, and write there all that a run holds.
 
-    Raises TryAgain when a signal stopped it (everything is saved), TrainingDiverged when the loss is no number.
+    Raises TryAgain when a signal stopped it (everything is saved), or Annealed where that is asked for;
+    TrainingDiverged when its numbers stay no numbers.
     """
-    model_config, config = planned.preset.model, planned.preset.train
-    store = tokens.open_store(planned.tokens)
-    validation = validation_set(store, config.eval_tokens)
-    block = model_config.block_size
-    sampler = Sampler(store.train, block, config.seed, "random", store.key)  # too few tokens: it says so now
-    where = devices.pick(device)
-    store.tokenizer.save(folder)
-    files.write_file(folder / "config.json", _config_json(planned))
-
-    model = GPT(model_config)
-    model.initialise(config.seed)
-    model.to(where)
-    optimizer = optim.adamw(model, config)
-    checkpoints = folder / "checkpoints"
-    schedule = _restore(checkpoints, model, optimizer, config, report, resume=resume)
-    before = _go_on_from(planned, model, optimizer, report, load=schedule.step == 0)
-    if schedule.step == 0:
-        _announce(planned, store, model, where, report)
-
-    loop = _Loop(folder, model, optimizer, config, sampler, validation, where, report, before)
-    with _stop_signal() as stopped, Metrics(folder / "metrics.csv", schedule.step) as metrics:
-        loop.run(schedule, metrics, stopped)
-    return _finish(folder, planned, loop, schedule, where)
+    world = world or World()
+    if world.leads and not resume:
+        for name in ("checkpoints", artifact.SCRATCH):
+            files.remove_tree(folder / name)
+    training = Training(folder, planned, devices.pick(device), report if world.leads else _unheard, world)
+    training.write_down()
+    training.announce()
+    written = folder if world.leads else None
+    with stop.asked() as stopped, Metrics(written, training.schedule.step, board=planned.tensorboard) as rows:
+        training.run(rows, stopped, anneal=anneal)
+    return training.finish()
 
 
-class _Loop:
-    """The state of a training while it runs: what is trained, and what was evaluated and saved."""
+class Training:
+    """The state of a training while it runs: what learns, how far it is, what was evaluated and saved."""
 
-    def __init__(
-        self,
-        folder: Path,
-        model: GPT,
-        optimizer: torch.optim.Optimizer,
-        config: TrainConfig,
-        sampler: Sampler,
-        validation: ValidationSet,
-        device: torch.device,
-        report: Report,
-        steps_before: int,
-    ) -> None:
-        self.steps_before = steps_before
-        self.model, self.optimizer, self.config, self.sampler = model, optimizer, config, sampler
-        self.validation, self.device, self.report = validation, device, report
-        self.checkpoints = folder / "checkpoints"
-        self.trained_tokens = config.batch_size * config.accumulate * model.config.block_size
+    def __init__(self, folder: Path, planned: Plan, device: torch.device, report: Report, world: World) -> None:
+        self.folder, self.planned, self.device, self.report, self.world = folder, planned, device, report, world
+        model, self.config = planned.preset.model, planned.preset.train
+        self.store = tokens.open_store(planned.tokens)
+        self.sampler = batches.Sampler(
+            self.store.train, model.block_size, self.config.seed, self.config.order, planned.tokens.digest
+        )
+        self.validation = validation_set(self.store, self.config.eval_bytes)
+        first, rows = world.rows(self.config.batch_size)
+        self.own = range(first, first + rows)
+        self.forecast = preflight.forecast(model, self.config, rows, device)
+        self.before = 0  # steps of the runs that it goes on from
+        self.skipped = self.rollbacks = 0
+        found = self._newest()
+        how = found[0].execution if found else self.forecast.how
+        self.learner = Learner(model, self.config, device, how, rows, world)
+        self._stand(found)
+        self._evaluated = self._saved = -1  # steps
         self._evaluating = 0.0  # seconds
-        self._evaluated_step = self._saved_step = -1
-        self._paced = (time.monotonic(), 0)  # when, and at which step
-        self._loss_sum = torch.zeros((), device=device)
-        self._loss_count = 0
+        self._bad = self._failed_saves = 0  # in a row
+        self._since_look: list[Step] = []
+        self._paced = (time.monotonic(), self.schedule.step)
+        self.share = 0.0
 
-    def run(self, schedule: Schedule, metrics: Metrics, stopped: threading.Event) -> None:
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _newest(self) -> tuple[State, Saved] | None:
+        quarantine, found = self.folder / artifact.SCRATCH / QUARANTINE, None
+        if self.world.leads:
+            model = self.planned.preset.model
+            found = checkpoint.newest(self.checkpoints, model, self.config, quarantine, self.report)
+        return self.world.tell(found)
+
+    def _stand(self, found: tuple[State, Saved] | None) -> None:
+        """Stand at that checkpoint; or at the beginning: afresh, or where an earlier run ended."""
+        parent = self._parent()
+        if parent:
+            self.before = parent.steps_before + parent.steps
+        if found:
+            state, saved = found
+            self.learner.load(saved)
+            self.skipped, self.rollbacks = state.skipped, state.rollbacks
+            self.schedule = Schedule(self.config, state.step, state.seconds, self.world.agree)
+            self.report(f"going on from step {state.step:,} of an unfinished run")
+        else:
+            self.schedule = Schedule(self.config, agree=self.world.agree)
+            if parent:
+                self._inherit(parent)
+            else:
+                self.learner.begin()
+        self._load_batches()
+
+    def _parent(self) -> Result | None:
+        """The run that this one goes on from."""
+        if self.planned.parent is None:
+            return None
+        if self.planned.parent_path is None:
+            raise BadData(
+                f"{self.planned.parent.name}: the run to go on from is gone",
+                hint="train anew under another name, with --name",
+            )
+        return read_result(self.planned.parent_path)
+
+    def _inherit(self, parent: Result) -> None:
+        """Begin with the weights and the moments that the earlier run ended with."""
+        path = self.planned.parent_path
+        assert path
+        try:
+            self.learner.load(checkpoint.read(path / "checkpoints" / parent.last))
+        except BadData as error:
+            hint = f"`rollback runs/{path.parent.name}` goes on from the run before"
+            raise BadData(error.what, hint=hint) from None
+        self.report(f"going on from the weights of {path.parent.name}/{path.name}, after {parent.steps:,} steps")
+
+    @property
+    def data_step(self) -> int:
+        """The number of the next step's batch: a run that goes on from another does not see its blocks again."""
+        return self.before + self.skipped + self.schedule.step
+
+    def _load_batches(self) -> None:
+        self.loader = batches.Loader(
+            self.sampler,
+            self.config.batch_size,
+            self.device,
+            step=self.data_step,
+            first=self.own.start,
+            count=len(self.own),
+            resident=self.config.resident,
+        )
+
+    def write_down(self) -> None:
+        """The tokenizer and the numbers: what a run must have to be gone on with, and to be sampled."""
+        if self.world.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.store.tokenizer.save(self.folder)
+            files.write_file(self.folder / CONFIG, _config_json(self.planned))
+
+    def announce(self) -> None:
+        """Say what this training is, what its numbers will mean, and how long it will take by a few passes."""
+        chosen = self.validation
+        self.references = references.references(self.store, chosen.ids, chosen.characters, chosen.bytes)
+        how, end_of_text = self.learner.how, self.store.tokenizer.end_of_text
+        ids = batches.to_device(self.sampler.batch(0, how.micro_batch), self.device)
+        seconds = preflight.seconds_of(lambda: self.learner.probe(ids, end_of_text), self.device)
+        seconds *= math.ceil(len(self.own) / how.micro_batch)
+        plan = preflight.lines(self.planned, len(self.store.train), self.forecast, how, self.device, seconds)
+        for line in (*plan, preflight.scale(self.references)):
+            self.report(line)
+
+    def run(self, rows: Metrics, stopped: threading.Event, *, anneal: bool = False) -> None:
         """Train to the end of the schedule. Raises TryAgain, with everything saved, when `stopped` is set before."""
-        config = self.config
+        self.metrics, config = rows, self.config
+        schedule = self.schedule
+        schedule.start()
         if schedule.step == 0:
-            self._evaluate(schedule, metrics)
-            schedule.start()
+            with schedule.paused():
+                self._evaluate(stopped)
         wanted = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
         evaluations = math.floor(schedule.done * wanted)
         logged = saved = time.monotonic()
         self._paced = (logged, schedule.step)
-        self.model.train()
-        while schedule.done < 1 or schedule.step == 0:
-            rate = optim.learning_rate(config, schedule.step, schedule.done)
-            self._step(schedule.step, rate)
-            schedule.step += 1
+        self.learner.model.train()
+        while self.schedule.done < 1 or self.schedule.step == 0:
+            self._step()
+            schedule, now = self.schedule, time.monotonic()
             due = math.floor(schedule.done * wanted)
-            if due > evaluations and self._can_afford(schedule):
-                self._save(schedule, self._evaluate(schedule, metrics, rate))
-                evaluations, logged, saved = due, time.monotonic(), time.monotonic()
-            elif time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                saved = time.monotonic()
-                self._save(schedule, None)
-            elif time.monotonic() - logged > _LOG_SECONDS:
-                logged = time.monotonic()
-                loss = self._mean_loss(schedule.step)
-                metrics.add(schedule, self._tokens(schedule), rate, loss)
-                self.report(f"{schedule}  loss {loss:.3f}  {self._pace(schedule)}")
-            if stopped.is_set() and schedule.done < 1:
-                self._save(schedule, None)
-                raise TryAgain(
-                    f"stopped by a signal at step {schedule.step:,}; everything is saved",
-                    hint="the same command goes on from there",
-                )
-        if self._evaluated_step != schedule.step or self._saved_step != schedule.step:
-            self._save(schedule, self._evaluate(schedule, metrics))
+            with schedule.paused():
+                if due > evaluations and schedule.done < 1 and self._can_afford():
+                    evaluations, logged, saved = due, now, now
+                    self._save(self._evaluate(stopped))
+                elif self.world.agree(now - saved) > _CHECKPOINT_SECONDS:
+                    saved = now
+                    self._save(None)
+                elif now - logged > _LOG_SECONDS:
+                    logged = now
+                    self._look()
+                if self.world.any(stopped.is_set()) and schedule.done < 1:
+                    self._end_early(anneal=anneal)
+        with self.schedule.paused():
+            if self._evaluated != self.schedule.step or self._saved != self.schedule.step:
+                self._save(self._evaluate(threading.Event()), last=True)
+        self.loader.close()
 
-    def _step(self, step: int, rate: float) -> None:
-        """One step on `accumulate` batches. Dropout is seeded by the step, so that a resumed run repeats it."""
-        config = self.config
-        step += self.steps_before  # a run that goes on from another does not see its blocks again
-        torch.manual_seed((config.seed << 32) + step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        rows = config.batch_size * config.accumulate
-        ids = batches.to_device(self.sampler.batch(step, rows), self.device)
-        for part in ids.split(config.batch_size):
-            with devices.autocast(self.device):
-                loss = self.model(part[:, :-1], part[:, 1:]) / config.accumulate
-            loss.backward()
-            self._loss_sum += loss.detach()
-        self._loss_count += 1
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _step(self) -> None:
+        seed = (self.config.seed << 32) + self.data_step
+        self.share = self.schedule.apply(self.learner.optimizers)
+        done = self.learner.step(next(self.loader), seed, self.schedule.step, self.store.tokenizer.end_of_text)
+        self.schedule.advance()
+        if done.culprit:
+            self._pass_over(done)
+        else:
+            self._bad = 0
+            self._since_look.append(done)
 
-    def _mean_loss(self, step: int) -> float:
-        """Mean training loss since it was last asked for. Raises TrainingDiverged when it is not a finite number."""
-        mean = float(self._loss_sum) / max(self._loss_count, 1)
-        self._loss_sum.zero_()
-        self._loss_count = 0
-        if not math.isfinite(mean):
-            raise _diverged("loss", mean, step)
-        return mean
+    def _pass_over(self, done: Step) -> None:
+        """No step was taken. After three in a row go back to the last checkpoint, and past this data; then give up."""
+        step = self.schedule.step
+        self._bad += 1
+        self.report(
+            f"warning: step {step:,} passed over: loss {float(done.loss):.4g}, gradient of {done.culprit} not finite"
+        )
+        self.metrics.event("passed over", step=step, loss=str(float(done.loss)), tensor=done.culprit)
+        if self._bad < _BAD_STEPS:
+            return
+        rollbacks, reached = self.rollbacks + 1, self.data_step
+        if rollbacks > _ROLLBACKS:
+            raise self._diverged(f"the gradient of {done.culprit}")
+        self.report(f"warning: rolling back after {_BAD_STEPS} such steps")
+        self.metrics.event("rolled back", step=step)
+        self.loader.close()
+        self._stand(self._newest())
+        self.rollbacks, self._bad = rollbacks, 0
+        self.skipped = reached - self.before - self.schedule.step
+        self.loader.close()
+        self._load_batches()
 
-    def _can_afford(self, schedule: Schedule) -> bool:
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what} is no finite number at step {self.schedule.step:,}; the last checkpoint was kept",
+            hint=f"try a smaller --set learning_rate=… than {self.config.learning_rate:g}",
+        )
+
+    def _can_afford(self) -> bool:
         """By the clock, evaluations may take a tenth of the time: a slow one is then made less often."""
-        return not self.config.minutes or self._evaluating <= _EVALUATION_SHARE * schedule.seconds
+        spent = self._evaluating <= _EVALUATION_SHARE * self.schedule.seconds
+        return not self.config.minutes or bool(self.world.agree(spent))
 
-    def _evaluate(self, schedule: Schedule, metrics: Metrics, rate: float = 0.0) -> float:
-        """Measure, record and report; returns the validation loss."""
-        start, pace = time.monotonic(), self._pace(schedule)
-        loss = self._mean_loss(schedule.step) if self._loss_count else None
-        found = evaluate(self.model, self.validation, self.device)
-        self._evaluated_step = schedule.step
+    def _evaluate(self, stopped: threading.Event) -> float | None:
+        """Measure, record and report; the validation loss, None when a signal came meanwhile."""
+        start, pace = time.monotonic(), self._pace()
+        loss, norm = self._means()
+        with self.learner.averaged() as model:
+            precision = self.learner.how.precision
+            found = evaluate(model, self.validation, self.device, precision, self.world, stopped.is_set)
+            if found is not None and math.isfinite(found.loss):
+                self._sample()
+        if found is None:
+            return None
+        self._evaluated = self.schedule.step
         self._evaluating += time.monotonic() - start
         if not math.isfinite(found.loss):
-            raise _diverged("validation loss", found.loss, schedule.step)
-        metrics.add(schedule, self._tokens(schedule), rate, loss, found)
+            raise self._diverged("the validation loss")
+        self.metrics.add(self.schedule, self.tokens, self._rate, loss, norm, found)
         shown = f"loss {loss:.3f}  " if loss is not None else ""
-        speed = f"  {pace}" if schedule.step else ""
         self.report(
-            f"{schedule}  {shown}validation {found.loss:.3f} nats/token, {found.bits_per_char:.3f} bits/char{speed}"
+            f"{self.schedule}  {shown}validation {found.loss:.3f} nats/token, {found.bits_per_char:.3f} bits/char{pace}"
         )
-        self._paced = (time.monotonic(), schedule.step)
+        self._paced = (time.monotonic(), self.schedule.step)
         return found.loss
 
-    def _save(self, schedule: Schedule, loss: float | None) -> None:
-        """Checkpoint now, with the validation loss if it was just measured; keep the last two and the best one."""
-        if self._saved_step == schedule.step:
+    def _sample(self) -> None:
+        """Go on from how the validation text begins, so that a person sees what the numbers mean."""
+        if self.world.size > 1 or self.metrics.folder is None:  # with FSDP one process alone cannot
+            return
+        tokenizer, prompt = self.store.tokenizer, self.validation.ids[1:9].tolist()
+        options = generate.SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
+        made = generate.sample(self.learner.model, tokenizer, [(tokenizer.decode(prompt), prompt)], options)[0]
+        self.learner.model.train()
+        line = msgspec.json.encode({"step": self.schedule.step, "prompt": made.prompt, "text": made.text})
+        with open(self.metrics.folder / "samples.jsonl", "ab") as samples:
+            samples.write(line + b"\n")
+
+    def _look(self) -> None:
+        """Between evaluations: what training itself says."""
+        loss, norm = self._means()
+        if loss is not None:
+            self.metrics.add(self.schedule, self.tokens, self._rate, loss, norm)
+            self.report(f"{self.schedule}  loss {loss:.3f}{self._pace()}")
+
+    def _means(self) -> tuple[float | None, float | None]:
+        """Mean loss and mean norm of the gradient since they were last asked for, of this process's rows."""
+        if not self._since_look:
+            return None, None
+        loss, norm = (
+            float(torch.stack(each).mean())
+            for each in ([step.loss for step in self._since_look], [step.norm for step in self._since_look])
+        )
+        self._since_look = []
+        return loss, norm
+
+    def _save(self, loss: float | None, *, last: bool = False) -> None:
+        """Checkpoint now, with the validation loss if it was just measured; keep the last two and the best one.
+
+        What the disk refuses is told, and tried again the next time; the third time in a row, or at the end, it is
+        an error.
+        """
+        if self._saved == self.schedule.step:
             return  # just now, with its evaluation
-        self._mean_loss(schedule.step)  # nothing that is not a number is ever saved
-        state = State(schedule.step, schedule.seconds, loss, self.model.config)
-        checkpoint.save(self.checkpoints, state, self.model, self.optimizer)
-        self._saved_step = schedule.step
-        kept = checkpoint.steps(self.checkpoints)[:2]
-        checkpoint.keep(self.checkpoints, {*kept, checkpoint.best(self.checkpoints)})
+        if culprit := self.learner.not_finite():
+            raise self._diverged(f"the weight {culprit}")
+        saved, failed = self.learner.saved(), None
+        if self.world.leads:
+            state = State(
+                self.schedule.step,
+                self.schedule.seconds,
+                loss,
+                self.planned.preset.model,
+                self.config,
+                self.learner.how,
+                self.skipped,
+                self.rollbacks,
+            )
+            try:
+                checkpoint.save(self.checkpoints, state, saved)
+                kept = checkpoint.steps(self.checkpoints)[:2]
+                checkpoint.keep(self.checkpoints, {*kept, checkpoint.best(self.checkpoints)})
+            except (OSError, StorageFailed) as error:
+                failed = error
+                files.remove_temporaries(self.checkpoints, below=False)
+        if not self.world.any(failed is not None):
+            self._failed_saves, self._saved = 0, self.schedule.step
+            return
+        self._failed_saves += 1
+        self.report(f"warning: no checkpoint of step {self.schedule.step:,}: {failed}")
+        if last or self._failed_saves >= _FAILED_SAVES:
+            raise failed or StorageFailed("the first process could not save a checkpoint", hint="see what it says")
 
-    def _tokens(self, schedule: Schedule) -> int:
-        return schedule.step * self.trained_tokens
+    def _end_early(self, *, anneal: bool) -> None:
+        """A signal came: save, and stop there; or bring the weights to rest, for a run of their own."""
+        self._save(None, last=True)
+        if not anneal:
+            raise TryAgain(
+                f"stopped by a signal at step {self.schedule.step:,}; everything is saved",
+                hint="the same command goes on from there",
+            )
+        self.report("stopped by a signal: the rates fall to zero, then the run is published; a second one ends it now")
+        self.schedule.anneal()
+        self.folder = self.folder / artifact.SCRATCH / ANNEALED
+        files.remove_tree(self.folder)
 
-    def _pace(self, schedule: Schedule) -> str:
+    @property
+    def tokens(self) -> int:
+        return self.schedule.step * self.config.batch_size * self.planned.preset.model.block_size
+
+    @property
+    def _rate(self) -> float:
+        return self.share * self.config.learning_rate
+
+    def _pace(self) -> str:
         """Tokens per second since it was last asked for, evaluations not counted."""
         now, (then, step) = time.monotonic(), self._paced
-        self._paced = (now, schedule.step)
-        return f"{(schedule.step - step) * self.trained_tokens / max(now - then, 1e-9):,.0f} tokens/s"
+        self._paced = (now, self.schedule.step)
+        if self.schedule.step == step:
+            return ""
+        each = self.config.batch_size * self.planned.preset.model.block_size
+        return f"  {(self.schedule.step - step) * each / max(now - then, 1e-9):,.0f} tokens/s"
 
-    def rate(self, schedule: Schedule) -> float:
-        return self._tokens(schedule) / max(schedule.seconds, 1e-9)
+    def finish(self) -> Result:
+        """Write the result, draw the curve. Raises Annealed when a signal had ended the training."""
+        result: Result = self.world.tell(self._result() if self.world.leads else None)
+        made = self.metrics.folder
+        if made is None:
+            return result
+        if self.folder != made:
+            self.write_down()
+            for name in ("metrics.csv", "log.jsonl", "samples.jsonl"):
+                shutil.copyfile(made / name, self.folder / name)
+        newest, lowest = (self.checkpoints / name for name in (result.last, result.best))
+        checkpoint.keep(self.checkpoints, {newest, lowest})
+        if lowest != newest:
+            checkpoint.drop_moments(lowest)
+        files.write_file(self.folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
+        title = f"{self.planned.name} ({self.planned.preset_name})"
+        curve.draw(self.folder / "metrics.csv", self.folder, title, self.references)
+        if self.folder != made:
+            raise Annealed(self.folder, result)
+        return result
 
-
-def _diverged(what: str, value: float, step: int) -> TrainingDiverged:
-    return TrainingDiverged(
-        f"the {what} is {value} at step {step:,}; the last checkpoint was kept",
-        hint="try a smaller --set learning_rate=…",
-    )
-
-
-def _restore(
-    folder: Path, model: GPT, optimizer: torch.optim.Optimizer, config: TrainConfig, report: Report, *, resume: bool
-) -> Schedule:
-    """Load the newest checkpoint that is whole. Never starts afresh in silence when there are only damaged ones."""
-    if not resume:
-        files.remove_tree(folder)
-    found = checkpoint.steps(folder) if folder.is_dir() else []
-    for path in found:
-        try:
-            state = checkpoint.read_state(path)
-            device = next(model.parameters()).device
-            weights = checkpoint.load_model(path, device).state_dict()
-            checkpoint.load_optimizer(path, model, optimizer)
-        except BadData as error:
-            report(f"warning: {error}; trying the one before it")
-            continue
-        model.load_state_dict(weights)
-        report(f"going on from step {state.step:,} of an unfinished run")
-        return Schedule(config, state.step, state.seconds)
-    if found:
-        raise TryAgain(
-            f"{folder}: no checkpoint of the unfinished run can be read", hint="start again with --no-resume"
+    def _result(self) -> Result:
+        assert self.metrics.folder
+        evaluated = [row for row in metrics.read(self.metrics.folder / "metrics.csv") if row["val_loss"]]
+        best = min(evaluated[1:] or evaluated, key=lambda row: float(row["val_loss"]))
+        newest = checkpoint.name(self.schedule.step)
+        lowest = checkpoint.best(self.checkpoints)
+        seconds = self.schedule.seconds
+        rate = self.tokens / max(seconds, 1e-9)
+        peak, model = devices.peak_flops(self.device), self.planned.preset.model
+        return Result(
+            steps=self.schedule.step,
+            tokens=self.tokens,
+            parameters=model.parameters,
+            device=str(self.device),
+            seconds=round(seconds, 3),
+            tokens_per_second=round(rate, 1),
+            mfu=round(rate * model.flops_per_token / peak / self.world.size, 4) if peak else None,
+            val_loss=float(evaluated[-1]["val_loss"]),
+            bits_per_char=float(evaluated[-1]["bits_per_char"]),
+            bits_per_byte=float(evaluated[-1]["bits_per_byte"]),
+            first_bits_per_char=float(evaluated[0]["bits_per_char"]),
+            best_val_loss=float(best["val_loss"]),
+            best_bits_per_char=float(best["bits_per_char"]),
+            last=newest,
+            best=lowest.name if lowest else newest,
+            steps_before=self.before,
+            epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
+            waited=round(self.loader.waited / max(seconds, 1e-9), 4),
         )
-    return Schedule(config, 0, 0.0)
-
-
-def _go_on_from(planned: Plan, model: GPT, optimizer: torch.optim.Optimizer, report: Report, *, load: bool) -> int:
-    """Begin with the weights, and the optimiser's moments, that an earlier run ended with. Returns its steps."""
-    if planned.parent is None:
-        return 0
-    parent = planned.parent_path
-    if parent is None:
-        raise BadData(
-            f"{planned.parent.name}: the run to go on from is gone", hint="train anew under another name, with --name"
-        )
-    result = read_result(parent)
-    if load:
-        last = parent / "checkpoints" / result.last
-        try:
-            model.load_state_dict(checkpoint.load_model(last, next(model.parameters()).device).state_dict())
-            checkpoint.load_optimizer(last, model, optimizer)
-        except BadData as error:
-            raise BadData(
-                error.what, hint=f"`rollback runs/{parent.parent.name}` goes on from the run before"
-            ) from None
-        report(f"going on from the weights of {parent.parent.name}/{parent.name}, after {result.steps:,} steps")
-    return result.steps_before + result.steps
-
-
-def _announce(planned: Plan, store: TokenStore, model: GPT, device: torch.device, report: Report) -> None:
-    config = planned.preset.train
-    per_step = config.batch_size * config.accumulate * model.config.block_size
-    end = f"{config.minutes:g} minutes" if config.minutes else f"{config.steps:,} steps"
-    report(
-        f"{planned.preset_name}: {model.config.parameters / 1e6:.2f}M parameters on {device}, "
-        f"{len(store.train):,} training tokens, {per_step:,} a step, {end}"
-    )
 
 
 def _config_json(planned: Plan) -> bytes:
@@ -299,104 +433,5 @@ def _config_json(planned: Plan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(preset), indent=2)
 
 
-def _finish(folder: Path, planned: Plan, loop: _Loop, schedule: Schedule, device: torch.device) -> Result:
-    """Write the result and draw the curve."""
-    metrics = folder / "metrics.csv"
-    evaluated = [row for row in read_metrics(metrics) if row["val_loss"]]
-    best = min(evaluated[1:] or evaluated, key=lambda row: float(row["val_loss"]))
-    newest = checkpoint.steps(folder / "checkpoints")[0]
-    lowest = checkpoint.best(folder / "checkpoints") or newest
-    checkpoint.keep(folder / "checkpoints", {newest, lowest})
-    if lowest != newest:
-        checkpoint.drop_optimizer(lowest)
-    rate = loop.rate(schedule)
-    peak = devices.peak_flops(device)
-    result = Result(
-        steps=schedule.step,
-        tokens=schedule.step * loop.trained_tokens,
-        parameters=planned.preset.model.parameters,
-        device=str(device),
-        seconds=round(schedule.seconds, 3),
-        tokens_per_second=round(rate, 1),
-        mfu=round(rate * planned.preset.model.flops_per_token / peak, 4) if peak else None,
-        val_loss=float(evaluated[-1]["val_loss"]),
-        bits_per_char=float(evaluated[-1]["bits_per_char"]),
-        bits_per_byte=float(evaluated[-1]["bits_per_byte"]),
-        first_bits_per_char=float(evaluated[0]["bits_per_char"]),
-        best_val_loss=float(best["val_loss"]),
-        best_bits_per_char=float(best["bits_per_char"]),
-        last=newest.name,
-        best=lowest.name,
-        steps_before=loop.steps_before,
-    )
-    files.write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
-    uniform = math.log(planned.preset.model.vocab_size)
-    curve.draw(metrics, folder / "loss.png", f"{planned.name} ({planned.preset_name})", uniform)
-    return result
-
-
-class Metrics:
-    """`metrics.csv`, a line at a time. A resumed run goes on after the row of the step that it resumes from."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if step and path.exists() else []
-        self._file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed in __exit__
-        self._writer = csv.DictWriter(self._file, curve.COLUMNS, lineterminator="\n")
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-
-    def add(
-        self, schedule: Schedule, count: int, rate: float, loss: float | None, found: Evaluation | None = None
-    ) -> None:
-        row = {
-            "step": schedule.step,
-            "tokens": count,
-            "seconds": f"{schedule.seconds:.2f}",
-            "learning_rate": f"{rate:.6g}",
-            "train_loss": "" if loss is None else f"{loss:.5f}",
-        }
-        if found:
-            scored = {
-                "val_loss": found.loss,
-                "bits_per_char": found.bits_per_char,
-                "bits_per_byte": found.bits_per_byte,
-            }
-            row |= {name: f"{value:.5f}" for name, value in scored.items()}
-        self._writer.writerow(row)
-        self._file.flush()
-
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process as usual."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: object) -> None:
-        stopped.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        if number == signal.SIGTERM and callable(terminate := before[number]):
-            terminate(number, frame)  # so that whoever waits above knows, and the second one is its second
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _unheard(line: str) -> None:
+    """What the processes beside the first would say, it says."""

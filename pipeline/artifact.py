@@ -306,6 +306,13 @@ def lease(artifact: Artifact) -> Iterator[None]:
         yield
 
 
+def unfinished(root: Path, kind: str, name: str) -> Iterator[tuple[Path, tuple[Input, ...]]]:
+    """The drafts of that name that a later run can go on with, each with what it is made from."""
+    for draft in sorted((root / kind / check_name(name)).glob(".draft-*")):
+        if (made_from := run_of(draft).made_from) is not None:
+            yield draft, made_from
+
+
 def generations(root: Path) -> Iterator[Path]:
     """The folder of every published generation of every kind below `root`."""
     for kind in KINDS:

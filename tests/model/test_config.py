@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.config import PRESETS, GPTConfig, fit, override, preset
+from model.config import GPTConfig, fit, override
+from model.presets import PRESETS, preset
 from pipeline.errors import BadConfig
 
 

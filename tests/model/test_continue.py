@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import checkpoint, run, stage, train
+from model import batches, checkpoint, metrics, run, stage, train
+from model.learner import Learner
 from model.run import Plan, Report
-from model.train import read_metrics
 from pipeline import artifact, generations, refresh, state
 from pipeline import recipe as recipes
 from pipeline.artifact import Artifact
@@ -42,7 +42,7 @@ class Reader:
         (self.folder / "texts" / name).write_text(content)
 
     def refresh(self, report: Report | None = None, **settings: object) -> refresh.Refreshed:
-        chosen = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_tokens": 400, "dropout": 0.1, **settings}
+        chosen = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_bytes": 400, "dropout": 0.1, **settings}
         path = self.folder / "small.toml"
         path.write_text(
             f"""
@@ -81,7 +81,7 @@ preset = "mini"
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than so short a training."""
-    monkeypatch.setattr(train.curve, "draw", lambda metrics, picture, *_: picture.write_bytes(b"a picture"))
+    monkeypatch.setattr(train.curve, "draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture"))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def assert_equal(one: Artifact, other: Artifact) -> None:
 
 
 def first_loss(made: Artifact) -> float:
-    row = read_metrics(made.path / "metrics.csv")[0]
+    row = metrics.read(made.path / "metrics.csv")[0]
     assert row["step"] == "0"
     return float(row["val_loss"])
 
@@ -141,13 +141,13 @@ def test_on_the_same_validation_text_the_first_loss_is_the_last_of_the_run_befor
     first = reader.made
     reader.write("zz.jsonl", "more")
     loaded = []
-    real = checkpoint.load_model
+    real = checkpoint.read
 
-    def load_model(path: Path, device: torch.device) -> object:
+    def read(path: Path) -> checkpoint.Saved:
         loaded.append(path)
-        return real(path, device)
+        return real(path)
 
-    monkeypatch.setattr(checkpoint, "load_model", load_model)
+    monkeypatch.setattr(checkpoint, "read", read)
     reader.refresh()
     assert loaded[0] == first.path / "checkpoints" / run.read_result(first.path).last
     assert first_loss(reader.made) == pytest.approx(run.read_result(first.path).val_loss, abs=1e-5)
@@ -157,24 +157,24 @@ def test_the_moments_of_the_optimiser_go_on_too_and_no_block_is_seen_again(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = train.Sampler.batch
+    real = batches.Sampler.batch
 
-    def batch(sampler: train.Sampler, step: int, *rest: int) -> object:
+    def batch(sampler: batches.Sampler, step: int, *rest: int) -> object:
         seen.append(step)
         return real(sampler, step, *rest)
 
     reader.refresh()
     moments = load_file(run.checkpoint_path(reader.made, "last") / "optimizer.safetensors")
     given: list[dict[str, torch.Tensor]] = []
-    restore = checkpoint.load_optimizer
+    restore = Learner.load
 
-    def load_optimizer(path: Path, model: object, optimizer: torch.optim.Optimizer) -> None:
-        restore(path, model, optimizer)  # type: ignore[arg-type]
-        moments = checkpoint._moments(model, optimizer)  # type: ignore[arg-type]
+    def load(learner: Learner, saved: checkpoint.Saved) -> None:
+        restore(learner, saved)
+        moments = checkpoint.moments(learner.model, learner.optimizers)
         given.append({name: moment.clone() for name, moment in moments.items()})
 
-    monkeypatch.setattr(train.Sampler, "batch", batch)
-    monkeypatch.setattr(checkpoint, "load_optimizer", load_optimizer)
+    monkeypatch.setattr(batches.Sampler, "batch", batch)
+    monkeypatch.setattr(Learner, "load", load)
     reader.write("more.jsonl", "more")
     reader.refresh()
     assert seen[-STEPS:] == list(range(STEPS, 2 * STEPS)), "the steps of the run before are not taken again"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import PRESETS, GPTConfig, fit
+from model.config import GPTConfig, fit
 from model.gpt import GPT, Rotary
+from model.presets import PRESETS
 
 SMALL = GPTConfig(vocab_size=50, block_size=16, layers=2, heads=2, width=16)
 
@@ -75,7 +76,7 @@ def test_a_fresh_model_guesses_all_tokens_alike() -> None:
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    rotary = Rotary(8, 32)
+    rotary = Rotary(8, 32, 10_000.0)
     generator = torch.Generator().manual_seed(2)
     q, k = (torch.randn(8, generator=generator).expand(1, 1, 32, 8) for _ in range(2))
     scores = (rotary(q) @ rotary(k).transpose(-1, -2))[0, 0]

@@ -1,0 +1,152 @@
+"""What is trained, and how one step changes it: the network, its optimisers, and the average of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model import batches, checkpoint, distributed, optim
+from model.checkpoint import Saved
+from model.config import GPTConfig, TrainConfig
+from model.device import Execution
+from model.distributed import World
+from model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step came to: mean loss in nats per token and the gradient's norm, both scalars on the device.
+
+    `culprit` names the first tensor whose gradient held no finite number; the weights are then as they were.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    culprit: str = ""
+
+
+class Learner:
+    """`rows` sequences of each batch are this process's."""
+
+    def __init__(
+        self, model: GPTConfig, config: TrainConfig, device: torch.device, how: Execution, rows: int, world: World
+    ) -> None:
+        self.config, self.device, self.how, self.rows, self.world = config, device, how, rows, world
+        self.model = GPT(model)
+        self.model.recompute = config.recompute
+        self.model.to(device)
+        self._shared = distributed.shared(self.model, world, config.parallel)
+        self._loss: Callable[..., Tensor] = self._shared
+        if how.compiled:
+            self._loss = torch.compile(self._shared, dynamic=False)
+        self.optimizers = optim.make(self.model, config, how.precision)
+        self.average: dict[str, Tensor] = {}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters())
+
+    # Where it stands
+
+    def begin(self) -> None:
+        """The weights that the seed gives, and nothing learned."""
+        fresh = GPT(self.model.config)
+        fresh.initialise(self.config.seed)
+        self.load(Saved(dict(fresh.named_parameters()), {}))
+
+    def load(self, saved: Saved) -> None:
+        """Stand where a checkpoint stood; where it has no average of the weights, that begins with them."""
+        weights = self.weights
+        for name, tensor in saved.weights.items():
+            distributed.fill(weights[name], tensor)
+        if self.config.ema:
+            self.average = {name: weight.detach().clone() for name, weight in weights.items()}
+            for name, tensor in saved.average.items():
+                distributed.fill(self.average[name], tensor)
+        owners = {id(w): each for each in self.optimizers for group in each.param_groups for w in group["params"]}
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        for full_name, tensor in saved.moments.items():
+            name, _, key = full_name.rpartition("/")
+            weight = weights[name]
+            alike = weight if tensor.shape == weight.shape else tensor.to(self.device)
+            moment = torch.empty_like(alike, requires_grad=False)
+            distributed.fill(moment, tensor)
+            owners[id(weight)].state[weight][key] = moment
+
+    def saved(self) -> Saved:
+        """Copies of all tensors on the CPU. All processes must ask."""
+        moments = checkpoint.moments(self.model, self.optimizers)
+        return Saved(*map(distributed.whole, (self.weights, moments, self.average)))
+
+    def not_finite(self) -> str:
+        """The name of a weight that holds no finite number, "" where all are fine."""
+        return next((name for name, weight in self.weights.items() if not _finite(weight)), "")
+
+    # What changes it
+
+    def step(self, ids: Tensor, seed: int, taken: int, end_of_text: int) -> Step:
+        """One step on `ids` (rows, T + 1), after `taken` others. Dropout is by the seed alone."""
+        torch.manual_seed(seed * self.world.size + self.world.rank)
+        loss = torch.zeros((), device=self.device)
+        parts = ids.split(self.how.micro_batch)
+        for number, part in enumerate(parts, 1):
+            with distributed.not_yet(self._shared, last=number == len(parts)):
+                loss += self.backward(part, len(part) / self.rows, end_of_text)
+        gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        norm = distributed.plain(torch.nn.utils.get_total_norm(list(gradients.values())))
+        culprit = ""
+        if self.world.any(not bool(torch.isfinite(norm + loss))):
+            culprit = next((name for name, gradient in gradients.items() if not _finite(gradient)), "loss")
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self._follow(taken)
+        self.model.zero_grad(set_to_none=True)
+        return Step(loss, norm, culprit)
+
+    def backward(self, ids: Tensor, share: float, end_of_text: int) -> Tensor:
+        """Add `share` of the gradient of some sequences (B, T + 1); that share of their loss."""
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        mask = batches.document_mask(inputs, end_of_text) if self.config.document_mask else None
+        with self.how.autocast(self.device):
+            loss = self._loss(inputs, targets, mask) * share
+        loss.backward()
+        return loss.detach()
+
+    def probe(self, ids: Tensor, end_of_text: int) -> None:
+        """A pass forth and back that changes nothing, for its time."""
+        self.backward(ids, 1.0, end_of_text)
+        self.model.zero_grad(set_to_none=True)
+
+    def _follow(self, taken: int) -> None:
+        """The average follows the weights, faster in the first steps."""
+        if self.average:
+            decay = min(self.config.ema, (1 + taken) / (10 + taken))
+            weights = [weight.detach() for weight in self.weights.values()]
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[GPT]:
+        """The model with the average of the weights in their place, where there is one."""
+        kept = {name: weight.detach().clone() for name, weight in self.weights.items()} if self.average else {}
+        try:
+            self._put(self.average)
+            yield self.model
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        weights = self.weights
+        for name, tensor in tensors.items():
+            weights[name].copy_(tensor)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(distributed.local(tensor).isfinite().all())

@@ -1,0 +1,67 @@
+"""The presets: named sets of numbers, each with the source of them.
+
+Of the family "gpt2" or "qwen3" are those that Hugging Face's transformers can load after `export model`; "fast" ones
+take whatever learns fastest and stay here. What was tried for the tuned ones is in benchmarks/NOTES.md.
+"""
+
+from __future__ import annotations
+
+from model.config import GPTConfig, Preset, TrainConfig
+from pipeline.errors import BadConfig
+
+PRESETS: dict[str, Preset] = {
+    "mini": Preset(
+        "the counting toy: small enough to read every weight",
+        GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32),
+        TrainConfig(batch_size=32, steps=400, learning_rate=3e-3, warmup=20, evaluations=4),
+    ),
+    "bigram": Preset(
+        "the first model of Karpathy's lecture 'Let's build GPT': the next token from the last one alone",
+        GPTConfig(block_size=64, layers=0, heads=1, width=128, positions="none", tied=False),
+        TrainConfig(batch_size=32, steps=1000, learning_rate=3e-3),
+    ),
+    "sample": Preset(
+        "for the embedded sample: a minute on two CPU cores",
+        GPTConfig(block_size=128, layers=4, heads=4, width=128, dropout=0.1, positions="rotary"),
+        TrainConfig(batch_size=16, steps=300, learning_rate=2e-3, warmup=30, evaluations=6),
+    ),
+    "babygpt": Preset(
+        "nanoGPT's train_shakespeare_char and buildyourownllm's babygpt_v12, characters on Song ci",
+        GPTConfig(block_size=256, layers=6, heads=6, width=384, dropout=0.2, attention_dropout=0.2),
+        TrainConfig(batch_size=64, steps=5000, learning_rate=1e-3, warmup=100, beta2=0.99),
+    ),
+    "shuihu-8m": Preset(
+        "8.0M weights for one novel in SentencePiece 8,000; MoiraiLM's architecture (untied head, 4x GELU), wider",
+        GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, tied=False),
+        TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
+    ),
+    "shuihu-8m-rope": Preset(
+        "shuihu-8m with the rotary positions of MoiraiLM's train_gpt_RoPE.py",
+        GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, positions="rotary", tied=False),
+        TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
+    ),
+    "13m": Preset(
+        "train-llm-from-scratch's 13M model: r50k_base padded to 50,304, one block",
+        GPTConfig(vocab_size=50_304, block_size=128, layers=1, heads=8, width=128, tied=False),
+        TrainConfig(batch_size=8, steps=5000, learning_rate=2e-3, eval_bytes=1 << 16),
+    ),
+    "2b": Preset(
+        "train-llm-from-scratch's config/config.py: 2,048 wide, 64 blocks, 16 heads, context 512",
+        GPTConfig(vocab_size=50_304, block_size=512, layers=64, heads=16, width=2048, tied=False),
+        TrainConfig(batch_size=32, steps=200_000, learning_rate=2e-4, warmup=2000),
+    ),
+    "gpt2-124m": Preset(
+        "GPT-2 small (Radford et al. 2019) as in Raschka's LLMs-from-scratch: no qkv bias, dropout 0.1",
+        GPTConfig(
+            vocab_size=50_257, block_size=1024, layers=12, heads=12, width=768, dropout=0.1, attention_dropout=0.1
+        ),
+        TrainConfig(batch_size=32, steps=20_000, learning_rate=6e-4, warmup=700),
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name. Raises BadConfig where there is none."""
+    if name not in PRESETS:
+        raise BadConfig(f"no preset {name!r}", hint=f"presets: {', '.join(PRESETS)}")
+    return PRESETS[name]

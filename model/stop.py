@@ -1,0 +1,40 @@
+"""Signals that end a training at its next step: SIGINT, SIGTERM, and SIGUSR1, which batch systems send before a limit.
+
+The first one asks; the second one ends the process at once, as it would have without us.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextmanager
+def asked() -> Iterator[threading.Event]:
+    """An event that the first signal sets. Outside the main thread, where no signal arrives, it is never set."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def stop(number: int, frame: object) -> None:
+        if stopped.is_set():
+            os._exit(128 + number)  # a checkpoint that is half written has not its name yet
+        stopped.set()
+        if number == signal.SIGTERM and callable(terminate := before[number]):
+            terminate(number, frame)  # so that whoever waits above, a refresh, ends too
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""Evaluation: every validation token is scored once, with context, in units that compare across tokenizers."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import GPTConfig
+from model.distributed import World
+from model.evaluate import ValidationSet, evaluate, validation_set, windows
+from model.gpt import GPT
+from pipeline import counting, tokens
+from pipeline.tokens import TokenStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(root: Path) -> TokenStore:
+    return tokens.open_store(counting.build(root).artifact)
+
+
+@pytest.fixture
+def model() -> GPT:
+    made = GPT(GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32, positions="rotary"))
+    made.initialise(5)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight *= 3  # so that what came before matters
+    return made.eval()
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 16])
+def test_windows_score_each_input_once_with_half_a_block_before_it(block: int) -> None:
+    for count in range(2, 80):
+        scored = [0] * count
+        for start, first in windows(count, block):
+            for place in range(first, min(start + block, count - 1)):
+                scored[place] += 1
+                assert place - start >= block // 2 or not start
+        assert scored == [1] * (count - 1) + [0], count
+
+
+def scored_one_by_one(model: GPT, chosen: ValidationSet) -> float:
+    """Nats of every id but the first, each from a pass of its own over what its window lets it see."""
+    ids, total = torch.from_numpy(chosen.ids), 0.0
+    for start, first in windows(len(ids), model.config.block_size):
+        for place in range(first, min(start + model.config.block_size, len(ids) - 1)):
+            with torch.no_grad():
+                total -= float(model(ids[None, start : place + 1])[0, -1].log_softmax(-1)[ids[place + 1]])
+    return total
+
+
+@pytest.mark.parametrize("size", [1, 20, 47, 60, 300])
+def test_the_loss_is_that_of_one_token_after_another(store: TokenStore, model: GPT, size: int) -> None:
+    chosen = validation_set(store, size)
+    expected, found = scored_one_by_one(model, chosen), evaluate(model, chosen, CPU)
+    assert found
+    assert found.loss == pytest.approx(expected / (len(chosen.ids) - 1), rel=1e-4)
+    assert found.bits_per_char == pytest.approx(expected / math.log(2) / chosen.characters, rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(expected / math.log(2) / chosen.bytes, rel=1e-4)
+
+
+def test_a_slice_is_the_same_text_whatever_its_tokens(store: TokenStore) -> None:
+    for size in (1, 10, 100, 1000):
+        chosen = validation_set(store, size)
+        text = store.tokenizer.decode(chosen.ids[1:].tolist())
+        longer = store.tokenizer.decode(store.val.read(0, len(chosen.ids)).tolist())
+        assert len(text.encode()) == chosen.bytes
+        assert len(text.encode()) <= size or len(chosen.ids) == 2
+        assert len(longer.encode()) > size or len(chosen.ids) > len(store.val)
+
+
+def test_all_of_the_validation_text_is_scored_unless_less_is_asked_for(store: TokenStore) -> None:
+    chosen = validation_set(store)
+    assert len(chosen.ids) == len(store.val) + 1
+    assert chosen.ids[0] == store.tokenizer.end_of_text
+
+
+def test_processes_share_the_work_and_add_it_up(store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = validation_set(store, 400)
+    whole = evaluate(model, chosen, CPU)
+    parts: list[float] = []
+
+    def total(self: World, value: float) -> float:
+        parts.append(value)
+        return value
+
+    monkeypatch.setattr(World, "total", total)
+    for rank in range(3):
+        evaluate(model, chosen, CPU, world=World(rank, 3))
+    assert whole
+    assert sum(parts[::2]) / (len(chosen.ids) - 1) == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_a_signal_ends_an_evaluation_without_a_result(store: TokenStore, model: GPT) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    model.train()
+    assert evaluate(model, validation_set(store), CPU, stopped=stopped.is_set) is None
+    assert model.training
