@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,19 @@ for command in commands.COMMANDS:
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.")
 @click.option("--minutes", type=float, help="Plan the schedule to end after so many minutes.")
 @click.option(
-    "--resume/--no-resume", default=True, show_default=True, help="Go on with an unfinished run of the same plan."
+    "--resume/--no-resume",
+    default=None,
+    help="Go on with an unfinished run (default: where there is one of this plan).",
 )
+@click.option(
+    "--on-stop",
+    type=click.Choice(["save", "anneal"]),
+    default="save",
+    show_default=True,
+    help="When a signal comes: save and end, or let the rates fall first and publish the run.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what the training will take and mean, and end.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events too (extra [logging]).")
 @click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset (repeatable)."
 )
@@ -73,12 +84,19 @@ def train(
     name: str,
     steps: int | None,
     minutes: float | None,
-    resume: bool,
+    resume: bool | None,
+    on_stop: str,
+    dry_run: bool,
+    tensorboard: bool,
     pairs: tuple[str, ...],
     counting: bool,
     device: str,
 ) -> Outcome:
-    """Train a GPT on token arrays; the run holds all that `sample` needs."""
+    """Train a GPT on token arrays; the run holds all that `sample` needs.
+
+    Ctrl-C or SIGTERM once ends it at the next step with everything saved, twice at once. Several processes, started
+    by `torchrun cli.py train`, train one model together.
+    """
     from model import run, stage
     from pipeline import artifact
     from pipeline import counting as toy
@@ -94,7 +112,16 @@ def train(
             else newest(settings, "tokens", besides="counting")
         )
     planned = run.plan(tokens, preset, name=name, steps=steps, minutes=minutes, settings=_pairs(pairs))
-    built = stage.train(settings.root, planned, device=device, resume=resume, report=settings.progress.note)
+    planned = replace(planned, tensorboard=tensorboard)
+    report = settings.progress.note
+    if dry_run:
+        return Outcome("unchanged", lines=stage.forecast(planned, device=device), always=True)
+    if resume is not False:
+        planned = run.pinned(settings.root, planned)
+    if resume:
+        run.require_unfinished(settings.root, planned)
+    anneal = on_stop == "anneal"
+    built = stage.train(settings.root, planned, device=device, resume=resume is not False, report=report, anneal=anneal)
     return _trained(built)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -76,3 +77,15 @@ def _together(root: Path, planned: Plan, *, device: str, resume: bool, report: R
                 fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, world=world)
         world.tell(None)
         return Built(artifact.find(root, "runs", planned.name), "built")
+
+
+def forecast(planned: Plan, *, device: str) -> list[str]:
+    """What a training will take, and what its numbers will mean, as lines to read; nothing is kept."""
+    from model import device as devices
+    from model.distributed import World
+    from model.train import Training
+
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        Training(Path(folder), planned, devices.pick(device), said.append, World()).announce()
+    return said

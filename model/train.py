@@ -72,7 +72,7 @@ class Training:
         model, self.config = planned.preset.model, planned.preset.train
         self.store = tokens.open_store(planned.tokens)
         self.sampler = batches.Sampler(
-            self.store.train, model.block_size, self.config.seed, self.config.order, planned.tokens.digest
+            self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key
         )
         self.validation = validation_set(self.store, self.config.eval_bytes)
         first, rows = world.rows(self.config.batch_size)
