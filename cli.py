@@ -419,16 +419,32 @@ for command in upkeep.COMMANDS:
 
 
 @cli.command()
-@click.argument("what", metavar="[download|clean|tokenize|batches]", default="")
-@click.argument("shards", metavar="[SHARD]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("what", metavar="[download|clean|tokenize|batches|train|loss]", default="")
+@click.argument("given", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of which the median counts.")
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text, of tokenize.")
-def bench(settings: Settings, what: str, shards: tuple[Path, ...], rounds: int, size: int) -> Outcome:
-    """Measure this program beside other ways of doing the same, in turn, on this machine."""
-    known = ("download", "clean", "tokenize", "batches")
+@click.option("--minutes", type=float, default=5, show_default=True, help="Of training, of loss.")
+@click.option("--preset", default="shuihu-fast", show_default=True, help="Of loss.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of loss.")
+def bench(
+    settings: Settings,
+    what: str,
+    given: tuple[Path, ...],
+    rounds: int,
+    size: int,
+    minutes: float,
+    preset: str,
+    seed: int,
+) -> Outcome:
+    """Measure this program beside other ways of doing the same, in turn, on this machine.
+
+    `bench tokenize SHARD...` takes shards of its own; `bench loss TRAIN.txt VAL.txt` needs two texts, and says what a
+    model trained on the one makes of the other.
+    """
+    known = ("download", "clean", "tokenize", "batches", "train", "loss")
     if what and what not in known:
         raise errors.BadConfig(f"there is no bench {what!r}", hint=f"one of {', '.join(known)}")
-    if missing := [path for path in shards if not path.is_file()]:
+    if missing := [path for path in given if not path.is_file()]:
         raise errors.InputMissing(f"{missing[0]}: no such file", hint="check the path")
     rows = []
     if what in ("", "download"):
@@ -442,11 +458,21 @@ def bench(settings: Settings, what: str, shards: tuple[Path, ...], rounds: int, 
     if what in ("", "tokenize"):
         from benchmarks import tokenize as comparison
 
-        rows += comparison.bench(rounds, shards=shards, size=size, report=settings.progress.note)
+        rows += comparison.bench(rounds, shards=given, size=size, report=settings.progress.note)
     if what in ("", "batches"):
         from benchmarks import batches
 
         rows += batches.bench(rounds)
+    if what in ("", "train"):
+        from benchmarks import train as training
+
+        rows += training.bench(rounds, report=settings.progress.note)
+    if what == "loss":
+        from benchmarks import loss
+
+        if len(given) != 2:
+            raise errors.BadConfig("bench loss needs two texts", hint="bench loss TRAIN.txt VAL.txt")
+        rows += loss.bench(*given, minutes, preset, seed, settings.progress.note)
     return Outcome(
         "unchanged",
         extra={"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]},

@@ -38,11 +38,16 @@ class GPTConfig:
     kv_heads    heads of keys and values that the query heads share (Ainslie et al. 2023); 0: as many as `heads`
     hidden      width inside the feed-forward; 0: 4 x width, or 8/3 x for swiglu, rounded up to a multiple of 32
     bias        in what writes to the stream, the feed-forward and layer norms; `qkv_bias` in queries, keys, values
-    qk_norm     RMS norm of each head's queries and keys (Henry et al. 2020)
+    qk_norm     each head's queries and keys are normed too (Henry et al. 2020)
     tied        the embedding is the output head too (Press & Wolf 2017)
     softcap     logits are bent to within +-softcap by c z / sqrt(c² + z²) (modded-nanogpt); 0: not
     scalars     each block gets r x + s x0: the stream and the embedding, both with learned weights (modded-nanogpt)
-    smear       a learned share of the embedding before is added to each embedding (modded-nanogpt)
+    bigrams     rows of a table of embeddings of pairs, by a hash of a token and the one before, which are added to
+                those of tokens (modded-nanogpt's bigram hash); 0: none
+    convolution width of a causal convolution, channel by channel, over what each half of a block reads (Allen-Zhu
+                2025, Canon layers); 0: none
+    input_norm  the stream begins with a norm (modded-nanogpt)
+    head_bias   the head has a bias, which begins with the logarithms of how often each token is in the training text
     zero_init   what writes to the stream starts at zero instead of normal(0, 0.02 / sqrt(2 layers))
     """
 
@@ -65,13 +70,17 @@ class GPTConfig:
     tied: bool = True
     softcap: float = 0.0
     scalars: bool = False
-    smear: bool = False
+    bigrams: int = 0
+    convolution: int = 0
+    input_norm: bool = False
+    head_bias: bool = False
     zero_init: bool = False
 
     def __post_init__(self) -> None:
         _check_choices(self)
         heads, keys = self.heads, self.kv_heads
-        if min(self.block_size, heads, self.width) < 1 or min(self.layers, self.vocab_size, keys, self.hidden) < 0:
+        sizes = (self.layers, self.vocab_size, keys, self.hidden, self.bigrams, self.convolution)
+        if min(self.block_size, heads, self.width) < 1 or min(sizes) < 0:
             raise BadConfig("block_size, heads and width must be 1 or more", hint="see --set")
         if self.width % heads:
             raise BadConfig(f"width {self.width} is no multiple of heads {heads}", hint="change one with --set")
@@ -102,7 +111,8 @@ class GPTConfig:
     @property
     def family(self) -> str:
         """What the architecture maps to in Hugging Face's transformers, "gpt2" or "qwen3"; "fast" if to nothing."""
-        plain = not (self.softcap or self.scalars or self.smear)
+        special = (self.softcap, self.scalars, self.bigrams, self.convolution, self.input_norm, self.head_bias)
+        plain = not any(special)
         gpt2 = (self.positions, self.norm, self.activation, self.qk_norm) == ("learned", "layer", "gelu", False)
         qwen3 = (self.positions, self.norm, self.activation, self.qk_norm) == ("rotary", "rms", "swiglu", True)
         if plain and gpt2 and self.key_width == self.width:
@@ -113,34 +123,31 @@ class GPTConfig:
     def parameters(self) -> int:
         """Number of weights: what `sum(p.numel() for p in GPT(config).parameters())` gives."""
         heads = 1 if self.tied else 2
-        extras = self.scalars * 2 * self.layers + self.smear * (SMEAR_WIDTH + 1)
-        lookups = heads * self.vocab_size * self.width + self._positions
-        return lookups + self.layers * self._block + self._norm + extras
+        lookups = (heads * self.vocab_size + self.bigrams) * self.width + self._positions
+        norms = self._norm(self.width) * (1 + self.input_norm)
+        return lookups + self.layers * self._block + norms + self.head_bias * self.vocab_size
 
     @property
     def _positions(self) -> int:
         return self.block_size * self.width if self.positions == "learned" else 0
 
-    @property
-    def _norm(self) -> int:
-        return self.width * (2 if self.norm == "layer" and self.bias else 1)
+    def _norm(self, width: int) -> int:
+        return width * (2 if self.norm == "layer" and self.bias else 1)
 
     @property
     def _block(self) -> int:
         c, keys, hidden = self.width, self.key_width, self.hidden_width
-        attention = 2 * c * c + 2 * c * keys + self.qkv_bias * (c + 2 * keys) + self.qk_norm * 2 * self.head_width
+        attention = 2 * c * c + 2 * c * keys + self.qkv_bias * (c + 2 * keys)
+        attention += self.qk_norm * 2 * self._norm(self.head_width)
         feed_forward = (3 if self.activation == "swiglu" else 2) * c * hidden
         biases = self.bias * (c + (hidden if self.activation != "swiglu" else 2 * hidden) + c)
-        return attention + feed_forward + biases + 2 * self._norm
+        return attention + feed_forward + biases + 2 * self._norm(c) + 2 * self.convolution * c + 2 * self.scalars
 
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations to train on one token: 6 a weight, and attention (PaLM, appendix B)."""
-        lookups = 0 if self.tied else self.vocab_size * self.width
-        return 6 * (self.parameters - self._positions - lookups) + 12 * self.layers * self.width * self.block_size
-
-
-SMEAR_WIDTH = 12  # dimensions of an embedding that decide how much of the one before is added
+        lookups = (self.bigrams + (0 if self.tied else self.vocab_size)) * self.width + self._positions
+        return 6 * (self.parameters - lookups) + 12 * self.layers * self.width * self.block_size
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ _TRIAL = 512  # rows and columns: 2 ms a product
 def compiles(device: torch.device, asked: str = "auto") -> bool:
     """Whether to compile the network: on CUDA it pays always, on a CPU seldom (benchmarks/NOTES.md)."""
     return asked == "yes" or (asked == "auto" and device.type == "cuda")
+
+
+def can_compile() -> bool:
+    """Whether there is a C++ compiler for what torch.compile makes."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
 def free_memory(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.config import SMEAR_WIDTH, GPTConfig
+from model.config import GPTConfig
 from model.cross_entropy import linear_cross_entropy, softcapped
 from model.dropout import Dropout
 
@@ -52,8 +52,8 @@ class Attention(nn.Module):
         self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
         self.k = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
-        self.q_norm = nn.RMSNorm(config.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
+        self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
@@ -101,27 +101,47 @@ class Block(nn.Module):
         self.feed_forward_norm = norm(config, config.width)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
+        reach, width = config.convolution, config.width
+        self.attention_convolution = Convolution(reach, width) if reach else nn.Identity()
+        self.feed_forward_convolution = Convolution(reach, width) if reach else nn.Identity()
         self.scalars = nn.Parameter(torch.tensor([1.0, 0.0])) if config.scalars else None
 
     def forward(self, x: Tensor, first: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, T, C); `first` is the stream as it was before any block."""
         if self.scalars is not None:
             x = self.scalars[0] * x + self.scalars[1] * first
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, mask))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        read = self.attention_convolution(self.attention_norm(x))
+        x = x + self.dropout(self.attention(read, rotary, mask))
+        read = self.feed_forward_convolution(self.feed_forward_norm(x))
+        return x + self.dropout(self.feed_forward(read))
 
 
-class Smear(nn.Module):
-    """Adds to each embedding a share of the one before, by a gate that reads its first dimensions."""
+class Convolution(nn.Module):
+    """Adds to each channel a learned share of what it was a few tokens before; at first nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: int, width: int) -> None:
         super().__init__()
-        self.gate = nn.Parameter(torch.zeros(SMEAR_WIDTH))
-        self.scale = nn.Parameter(torch.zeros(1))
+        self.shares = nn.Parameter(torch.zeros(reach, width))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        share = self.scale * torch.sigmoid((x[:, 1:, :SMEAR_WIDTH] * self.gate).sum(-1, keepdim=True))
-        return torch.cat((x[:, :1], x[:, 1:] + share * x[:, :-1]), dim=1)
+        y = x * (1 + self.shares[0])
+        for back in range(1, min(len(self.shares), x.shape[1])):
+            y = y + F.pad(x[:, :-back], (0, 0, back, 0)) * self.shares[back]
+        return y
+
+
+class Bigrams(nn.Module):
+    """An embedding for each pair of a token and the one before it, as a hash finds it in a table; at first zero."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, width)
+
+    def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        before = F.pad(ids[:, :-1], (1, 0))
+        # Two odd factors of splitmix64 (Steele, Lea & Flood 2014), cut to what int64 holds; the upper bits are mixed.
+        mixed = before * 0x3C6EF372FE94F82B + ids * 0x1D8E4E27C47D124F
+        return self.table((mixed >> 33) % self.table.num_embeddings)
 
 
 class GPT(nn.Module):
@@ -134,11 +154,13 @@ class GPT(nn.Module):
         self.position = nn.Embedding(config.block_size, config.width) if learned else None
         rotary = config.positions == "rotary"
         self.rotary = Rotary(config.head_width, config.block_size, config.rotary_base) if rotary else None
-        self.smear = Smear() if config.smear else nn.Identity()
+        self.bigrams = Bigrams(config.bigrams, config.width) if config.bigrams else None
+        self.input_norm = norm(config, config.width) if config.input_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = norm(config, config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
     @classmethod
     def empty(cls, config: GPTConfig, device: torch.device) -> GPT:
@@ -151,20 +173,23 @@ class GPT(nn.Module):
         return model
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
+    def initialise(self, seed: int, counts: Tensor | None = None) -> None:
         """GPT-2's initialisation: normal(0, 0.02); what writes to the stream is scaled by 1/sqrt(2 layers), or zero.
 
-        On the CPU with a generator of its own, so that every device starts from the same weights. Norms, scalars and
-        the smear start as they are made; biases at 0.
+        On the CPU with a generator of its own, so that every device starts from the same weights. Norms and scalars
+        start as they are made; biases, convolutions and pairs at 0, the head's bias at the logarithms of `counts` (V,).
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * max(self.config.layers, 1))
         for name, weight in self.named_parameters():
-            if weight.dim() >= 2:
+            if name.endswith(("table.weight", "shares", "bias")):
+                weight.zero_()
+            elif weight.dim() >= 2:
                 deviation = residual if name.endswith(".out.weight") else 0.02
                 weight.copy_(torch.empty(weight.shape).normal_(0, deviation, generator=generator))
-            elif name.endswith("bias"):
-                weight.zero_()
+        if self.head_bias is not None and counts is not None:
+            seen = (counts + 1) / (counts + 1).sum()
+            self.head_bias.copy_(seen.log())
 
     def forward(self, ids: Tensor, targets: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the next token at each place; with `targets` (B, T), their mean cross entropy in nats.
@@ -174,12 +199,15 @@ class GPT(nn.Module):
         x = self.states(ids, mask)
         weight = self.embedding.weight if self.head is None else self.head.weight
         if targets is None:
-            return softcapped(F.linear(x, weight).float(), self.config.softcap)
-        return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.softcap)
+            logits = softcapped(F.linear(x, weight).float(), self.config.softcap)
+            return logits if self.head_bias is None else logits + self.head_bias
+        return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.softcap, self.head_bias)
 
     def states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the head reads: (B, T) ids to (B, T, C)."""
-        x = self.smear(self.embedding(ids))  # (B, T, C)
+        x = self.input_norm(self.embedding(ids))  # (B, T, C)
+        if self.bigrams is not None:
+            x = x + self.bigrams(ids)
         if self.position is not None:
             x = x + self.position.weight[: ids.shape[1]]
         x = first = self.dropout(x)

@@ -30,12 +30,20 @@ class Step:
 
 
 class Learner:
-    """`rows` sequences of each batch are this process's."""
+    """`rows` sequences of each batch are this process's; `counts` (V,) of tokens are where a head's bias begins."""
 
     def __init__(
-        self, model: GPTConfig, config: TrainConfig, device: torch.device, how: Execution, rows: int, world: World
+        self,
+        model: GPTConfig,
+        config: TrainConfig,
+        device: torch.device,
+        how: Execution,
+        rows: int,
+        world: World,
+        counts: Tensor | None = None,
     ) -> None:
         self.config, self.device, self.how, self.rows, self.world = config, device, how, rows, world
+        self.counts = counts
         self.model = GPT(model)
         self.model.recompute = config.recompute
         self.model.to(device)
@@ -55,7 +63,7 @@ class Learner:
     def begin(self) -> None:
         """The weights that the seed gives, and nothing learned."""
         fresh = GPT(self.model.config)
-        fresh.initialise(self.config.seed)
+        fresh.initialise(self.config.seed, self.counts)
         self.load(Saved(dict(fresh.named_parameters()), {}))
 
     def load(self, saved: Saved) -> None:

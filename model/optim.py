@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import TrainConfig
@@ -26,14 +26,14 @@ def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch
         vectors = [weight for weight in model.parameters() if weight.dim() < 2]
         rate = config.learning_rate
         return [_adamw(config, (matrices, rate, config.weight_decay), (vectors, rate, 0.0))]
-    blocks = [weight for weight in model.blocks.parameters() if weight.dim() >= 2]
-    vectors = [weight for weight in model.parameters() if weight.dim() < 2]
+    blocks = [weight for name, weight in model.blocks.named_parameters() if weight.dim() == 2 and "shares" not in name]
     heads = [model.head.weight] if model.head is not None else []
-    chosen = {id(weight) for weight in (*blocks, *vectors, *heads)}
-    embeddings = [weight for weight in model.parameters() if id(weight) not in chosen]
+    tables = [each.weight for each in model.modules() if isinstance(each, nn.Embedding)]
+    chosen = {id(weight) for weight in (*blocks, *heads, *tables)}
+    vectors = [weight for weight in model.parameters() if id(weight) not in chosen]
     others = _adamw(
         config,
-        (embeddings, config.embedding_rate, config.embedding_decay),
+        (tables, config.embedding_rate, config.embedding_decay),
         (heads, config.head_rate, config.embedding_decay),
         (vectors, config.vector_rate, 0.0),
     )

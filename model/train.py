@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from model import batches, checkpoint, curve, generate, metrics, preflight, references, stop
@@ -33,6 +34,7 @@ _CHECKPOINT_SECONDS = 300.0
 _EVALUATION_SHARE = 0.1  # of the time, of a training by the clock
 _BAD_STEPS, _ROLLBACKS, _FAILED_SAVES = 3, 2, 3  # in a row: then roll back; then give up
 _SAMPLE_TOKENS = 48
+_COUNTED = 1 << 24  # tokens
 QUARANTINE, ANNEALED = "quarantine", "annealed"  # below the draft's scratch
 
 
@@ -82,7 +84,7 @@ class Training:
         self.skipped = self.rollbacks = 0
         found = self._newest()
         how = found[0].execution if found else self.forecast.how
-        self.learner = Learner(model, self.config, device, how, rows, world)
+        self.learner = Learner(model, self.config, device, how, rows, world, self._counts())
         self._stand(found)
         self._evaluated = self._saved = -1  # steps
         self._evaluating = 0.0  # seconds
@@ -94,6 +96,13 @@ class Training:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    def _counts(self) -> torch.Tensor | None:
+        """How often each id is in the training text, or in as much of it as is counted in a second."""
+        if not self.planned.preset.model.head_bias:
+            return None
+        ids = self.store.train.read(0, min(len(self.store.train), _COUNTED))
+        return torch.from_numpy(np.bincount(ids, minlength=self.planned.preset.model.vocab_size))
 
     def _newest(self) -> tuple[State, Saved] | None:
         quarantine, found = self.folder / artifact.SCRATCH / QUARANTINE, None

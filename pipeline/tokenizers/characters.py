@@ -24,7 +24,7 @@ class Characters:
     kind = "char"
     encoder = "characters"
     boundary = _ANYWHERE
-    UNKNOWN = 1
+    UNKNOWN = unknown_id = 1
     FIRST = 2
 
     def __init__(self, characters: str, name: str) -> None:
@@ -79,6 +79,7 @@ class Integers:
     kind = "integers"
     encoder = "integers"
     boundary = None
+    unknown_id = None
     name = "integers"
     end_of_text = 0
 

@@ -24,7 +24,8 @@ class Unencodable(Exception):
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `end_of_text` is the id that follows every document; `vocab_size` counts all ids.
+    """Text to ids and back. `end_of_text` is the id that follows every document; `vocab_size` counts all ids;
+    `unknown_id` stands for whatever it cannot spell, None where it can spell everything.
 
     `encoder` names the library that encodes batches. `boundary` matches (with no width) where a text may be cut so
     that the ids of its parts, put together, are the ids of the whole; None where no such place is known.
@@ -37,6 +38,9 @@ class Tokenizer(Protocol):
     end_of_text: int
     fingerprint: str
     encoder: str
+
+    @property
+    def unknown_id(self) -> int | None: ...
 
     @property
     def boundary(self) -> re.Pattern[str] | None: ...

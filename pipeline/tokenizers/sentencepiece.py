@@ -56,6 +56,11 @@ class SentencePiece:
     def __reduce__(self) -> tuple[Any, ...]:
         return SentencePiece, (self._model, self.name)
 
+    @property
+    def unknown_id(self) -> int | None:
+        has_bytes = any(self.processor.is_byte(token) for token in range(min(self.vocab_size, 512)))
+        return None if has_bytes else self.processor.unk_id()
+
     @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:
         # A merge never crosses a place that no piece of the vocabulary has inside it; the probes see whether the

@@ -38,6 +38,7 @@ class Tiktoken:
 
     kind = "tiktoken"
     boundary = _WORD_OR_LINE
+    unknown_id = None
 
     def __init__(
         self, name: str, ranks: bytes, pattern: str, vocab_size: int, end_of_text: int, encoder: str = "auto"

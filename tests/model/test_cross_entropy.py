@@ -11,8 +11,9 @@ from model import cross_entropy
 from model.cross_entropy import linear_cross_entropy, softcapped
 
 
-def slow(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    return F.cross_entropy(softcapped(F.linear(x, weight).float(), softcap), targets)
+def slow(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None = None) -> Tensor:
+    logits = softcapped(F.linear(x, weight).float(), softcap)
+    return F.cross_entropy(logits if bias is None else logits + bias, targets)
 
 
 def example(rows: int = 37, width: int = 8, vocabulary: int = 50) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,13 +29,14 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(
     softcap: float, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, weight, targets = example()
+    bias = torch.linspace(-2, 2, 50)
     monkeypatch.setitem(cross_entropy._PIECE, "cpu", 50 * -(-37 // pieces))
     found = []
     for way in (linear_cross_entropy, slow):
-        a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
-        loss = way(a, b, targets, softcap)
-        (3 * loss).backward()
-        found.append((loss.detach(), a.grad, b.grad))
+        a, b, c = (each.clone().requires_grad_() for each in (x, weight, bias))
+        without, loss = way(a, b, targets, softcap), way(a, b, targets, softcap, c)
+        (3 * loss + without).backward()
+        found.append((without.detach(), loss.detach(), a.grad, b.grad, c.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 

@@ -13,7 +13,10 @@ from model.config import GPTConfig
 from model.distributed import World
 from model.evaluate import ValidationSet, evaluate, validation_set, windows
 from model.gpt import GPT
-from pipeline import counting, tokens
+from pipeline import counting, tokenize, tokens
+from pipeline.progress import Silent
+from pipeline.tokenize import TokenizeOptions
+from pipeline.tokenizers import Characters
 from pipeline.tokens import TokenStore
 
 CPU = torch.device("cpu")
@@ -79,6 +82,20 @@ def test_all_of_the_validation_text_is_scored_unless_less_is_asked_for(store: To
     chosen = validation_set(store)
     assert len(chosen.ids) == len(store.val) + 1
     assert chosen.ids[0] == store.tokenizer.end_of_text
+
+
+def test_a_character_without_an_id_costs_the_choice_among_all(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("山水" * 40, encoding="utf-8")
+    (tmp_path / "val.txt").write_text("山水石火", encoding="utf-8")
+    inputs = tokenize.gather(root, [str(tmp_path / "train.txt")], [str(tmp_path / "val.txt")])
+    made = tokenize.tokenize(root, "two", inputs, Characters("山水", "two"), None, TokenizeOptions(), Silent(), jobs=1)
+    chosen = validation_set(tokens.open_store(made.artifact))
+    assert (chosen.characters, chosen.unknown) == (4, 2)
+    model = GPT(GPTConfig(vocab_size=4, block_size=16, layers=0, heads=1, width=2))
+    found = evaluate(model, chosen, CPU)
+    assert found
+    spelled = found.loss * (len(chosen.ids) - 1) / math.log(2) / 4
+    assert found.bits_per_char == pytest.approx(spelled + 2 * math.log2(0x110000) / 4)
 
 
 def test_processes_share_the_work_and_add_it_up(store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

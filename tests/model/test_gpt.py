@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,12 +21,21 @@ def made(config: GPTConfig) -> GPT:
 
 
 def variants() -> list[GPTConfig]:
-    return [
-        GPTConfig(50, 16, 2, 2, 16, positions=positions, qkv_bias=bias, tied=tied)
-        for positions in ("learned", "rotary", "none")
-        for bias in (False, True)
-        for tied in (False, True)
+    """Every choice of each part once, and all that is special together."""
+    parts: list[dict[str, object]] = [
+        *({"positions": each} for each in ("learned", "rotary", "none")),
+        *({"activation": each} for each in ("gelu", "relu", "relu2", "swiglu")),
+        *({each: True} for each in ("qkv_bias", "qk_norm", "scalars", "input_norm", "head_bias", "zero_init")),
+        *({"norm": each, "bias": bias, "qk_norm": True} for each in ("layer", "rms") for bias in (True, False)),
+        {"tied": False},
+        {"heads": 4, "kv_heads": 2},
+        {"hidden": 24},
+        {"softcap": 10.0},
+        {"bigrams": 64},
+        {"convolution": 3},
     ]
+    special = {"positions": "rotary", "bias": False, "bigrams": 64, "convolution": 3, "scalars": True, "softcap": 9.0}
+    return [replace(SMALL, **each) for each in (*parts, special)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("config", variants(), ids=str)
