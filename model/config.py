@@ -225,9 +225,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model, a training, and where the numbers come from. `tokenizer` is what it was tuned with: "char", "bpe-8000"
-    or an encoding of tiktoken's; "" where any will do."""
+    """A model of a `family` (see GPTConfig), a training, and where the numbers come from. `tokenizer` is what it was
+    tuned with: "char", "bpe-8000" or an encoding of tiktoken's; "" where any will do."""
 
+    family: str
     source: str
     model: GPTConfig
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PIECE = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits at once
+_PIECE = {"cpu": 1 << 23, "cuda": 1 << 27}  # logits at once
 
 
 def linear_cross_entropy(
@@ -49,9 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return of_x * scale.to(of_x.dtype), of_weight * scale, None, None, bias
 
 
-def _forward(
-    context: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None
-) -> Tensor:
+def _forward(context: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None) -> Tensor:
     """The softmax is never made: its rows are those of e = exp(logits - their maximum), each over its sum, and
     products of `e` are divided by the sums afterwards, when they are C and not V numbers a row."""
     count, vocabulary = len(targets), len(weight)

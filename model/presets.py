@@ -11,36 +11,43 @@ from pipeline.errors import BadConfig
 
 PRESETS: dict[str, Preset] = {
     "mini": Preset(
+        "gpt2",
         "the counting toy: small enough to read every weight",
         GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32),
         TrainConfig(batch_size=32, steps=400, learning_rate=3e-3, warmup=20, evaluations=4),
     ),
     "bigram": Preset(
+        "fast",
         "the first model of Karpathy's lecture 'Let's build GPT': the next token from the last one alone",
         GPTConfig(block_size=64, layers=0, heads=1, width=128, positions="none", tied=False),
         TrainConfig(batch_size=32, steps=1000, learning_rate=3e-3),
     ),
     "sample": Preset(
+        "fast",
         "for the embedded sample: a minute on two CPU cores",
         GPTConfig(block_size=128, layers=4, heads=4, width=128, dropout=0.1, positions="rotary"),
         TrainConfig(batch_size=16, steps=300, learning_rate=2e-3, warmup=30, evaluations=6),
     ),
     "babygpt": Preset(
+        "gpt2",
         "nanoGPT's train_shakespeare_char and buildyourownllm's babygpt_v12, characters on Song ci",
         GPTConfig(block_size=256, layers=6, heads=6, width=384, dropout=0.2, attention_dropout=0.2),
         TrainConfig(batch_size=64, steps=5000, learning_rate=1e-3, warmup=100, beta2=0.99),
     ),
     "shuihu-8m": Preset(
+        "gpt2",
         "8.0M weights for one novel in SentencePiece 8,000; MoiraiLM's architecture (untied head, 4x GELU), wider",
         GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, tied=False),
         TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
     ),
     "shuihu-8m-rope": Preset(
+        "fast",
         "shuihu-8m with the rotary positions of MoiraiLM's train_gpt_RoPE.py",
         GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, positions="rotary", tied=False),
         TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
     ),
     "shuihu-fast": Preset(
+        "fast",
         "tuned on 90 % of a training text of 776,000 characters, five minutes on two CPU cores (benchmarks/NOTES.md)",
         GPTConfig(
             block_size=128,
@@ -75,16 +82,19 @@ PRESETS: dict[str, Preset] = {
         tokenizer="bpe-4320",
     ),
     "13m": Preset(
+        "gpt2",
         "train-llm-from-scratch's 13M model: r50k_base padded to 50,304, one block",
         GPTConfig(vocab_size=50_304, block_size=128, layers=1, heads=8, width=128, tied=False),
         TrainConfig(batch_size=8, steps=5000, learning_rate=2e-3, eval_bytes=1 << 16),
     ),
     "2b": Preset(
+        "gpt2",
         "train-llm-from-scratch's config/config.py: 2,048 wide, 64 blocks, 16 heads, context 512",
         GPTConfig(vocab_size=50_304, block_size=512, layers=64, heads=16, width=2048, tied=False),
         TrainConfig(batch_size=32, steps=200_000, learning_rate=2e-4, warmup=2000),
     ),
     "gpt2-124m": Preset(
+        "gpt2",
         "GPT-2 small (Radford et al. 2019) as in Raschka's LLMs-from-scratch: no qkv bias, dropout 0.1",
         GPTConfig(
             vocab_size=50_257, block_size=1024, layers=12, heads=12, width=768, dropout=0.1, attention_dropout=0.1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -17,6 +19,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import checkpoint, metrics, run, stage
 from model import device as devices
@@ -68,6 +71,27 @@ def test_a_run_holds_its_tokenizer_curve_metrics_and_checkpoint(root: Path, numb
     with open(moved / "metrics.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["step"] for row in rows if row["val_loss"]] == ["0", "10", "20"]
+
+
+def test_a_run_tells_what_happened_and_what_it_wrote_meanwhile(root: Path, numbers: Artifact) -> None:
+    made = train(root, numbers, steps=20).artifact
+    events = [json.loads(line) for line in made.file("log.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "evaluation"] == [0, 10, 20]
+    samples = [json.loads(line) for line in made.file("samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [0, 10, 20]
+    assert all(sample["prompt"] and sample["text"] for sample in samples)
+    assert b"<svg" in made.file("loss.svg").read_bytes()
+
+
+def test_tensorboard_is_told_what_the_table_is(root: Path, numbers: Artifact) -> None:
+    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+    planned = dataclasses.replace(planned, tensorboard=True)
+    made = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
+    events = EventAccumulator(str(made.file("tensorboard")))
+    events.Reload()
+    rows = [row for row in metrics.read(made.file("metrics.csv")) if row["val_loss"]]
+    told = [(event.step, event.value) for event in events.Scalars("val_loss")]
+    assert told == [(int(row["step"]), pytest.approx(float(row["val_loss"]), abs=1e-4)) for row in rows]
 
 
 def test_a_second_training_of_the_same_plan_is_unchanged(root: Path, numbers: Artifact) -> None:
