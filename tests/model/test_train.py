@@ -79,7 +79,7 @@ def test_a_run_tells_what_happened_and_what_it_wrote_meanwhile(root: Path, numbe
     assert [event["step"] for event in events if event["event"] == "evaluation"] == [0, 10, 20]
     samples = [json.loads(line) for line in made.file("samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [0, 10, 20]
-    assert all(sample["prompt"] and sample["text"] for sample in samples)
+    assert all(sample["prompt"] for sample in samples)
     assert b"<svg" in made.file("loss.svg").read_bytes()
 
 
