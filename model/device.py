@@ -18,7 +18,12 @@ _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4
 
 
 def pick(asked: str = "auto") -> torch.device:
-    """cuda, else mps, else cpu; or the one that was asked for. Raises BadConfig when this machine lacks it."""
+    """cuda, else mps, else cpu; or the one that was asked for. Raises BadConfig when this machine lacks it.
+
+    From here on a CPU takes numbers below 1e-38 for zero: a product with them takes a hundred times as long
+    (benchmarks/NOTES.md). Its threads learn that when they start, so this must come before they do.
+    """
+    torch.set_flush_denormal(True)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         return torch.device(next(name for name, there in available.items() if there))

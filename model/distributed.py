@@ -96,6 +96,8 @@ def shared(model: GPT, world: World, parallel: str) -> nn.Module:
     """The model as all processes of the world train it; its weights are those of `model`."""
     if world.size == 1:
         return model
+    if model.bigrams is not None:
+        raise BadConfig("embeddings of pairs are trained by one process only", hint="--set bigrams=0")
     if parallel == "ddp":
         return DistributedDataParallel(model)
     for block in model.blocks:

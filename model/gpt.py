@@ -131,11 +131,14 @@ class Convolution(nn.Module):
 
 
 class Bigrams(nn.Module):
-    """An embedding for each pair of a token and the one before it, as a hash finds it in a table; at first zero."""
+    """An embedding for each pair of a token and the one before it, as a hash finds it in a table; at first zero.
+
+    A batch meets few of the rows, so their gradient is sparse.
+    """
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(rows, width)
+        self.table = nn.Embedding(rows, width, sparse=True)
 
     def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
         before = F.pad(ids[:, :-1], (1, 0))

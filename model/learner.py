@@ -84,7 +84,8 @@ class Learner:
             alike = weight if tensor.shape == weight.shape else tensor.to(self.device)
             moment = torch.empty_like(alike, requires_grad=False)
             distributed.fill(moment, tensor)
-            owners[id(weight)].state[weight][key] = moment
+            counts = key == "step" and isinstance(owners[id(weight)], torch.optim.SparseAdam)  # in Python's numbers
+            owners[id(weight)].state[weight][key] = int(moment) if counts else moment
 
     def saved(self) -> Saved:
         """Copies of all tensors on the CPU. All processes must ask."""
@@ -105,13 +106,13 @@ class Learner:
         for number, part in enumerate(parts, 1):
             with distributed.not_yet(self._shared, last=number == len(parts)):
                 loss += self.backward(part, len(part) / self.rows, end_of_text)
-        gradients = {name: weight.grad for name, weight in self.weights.items() if weight.grad is not None}
+        gradients = {name: _values(weight) for name, weight in self.weights.items() if weight.grad is not None}
         norm = distributed.plain(torch.nn.utils.get_total_norm(list(gradients.values())))
         culprit = ""
         if self.world.any(not bool(torch.isfinite(norm + loss))):
             culprit = next((name for name, gradient in gradients.items() if not _finite(gradient)), "loss")
         else:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
+            torch._foreach_mul_(list(gradients.values()), (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
             for optimizer in self.optimizers:
                 optimizer.step()
             self._follow(taken)
@@ -154,6 +155,15 @@ class Learner:
         weights = self.weights
         for name, tensor in tensors.items():
             weights[name].copy_(tensor)
+
+
+def _values(weight: Tensor) -> Tensor:
+    """What the gradient of a weight holds: all of it, or of a sparse one the rows that are there, each once."""
+    assert weight.grad is not None
+    if not weight.grad.is_sparse:
+        return weight.grad
+    weight.grad = weight.grad.coalesce()
+    return weight.grad._values()
 
 
 def _finite(tensor: Tensor) -> bool:

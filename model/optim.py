@@ -1,13 +1,14 @@
-"""The optimisers: AdamW for everything, or Muon for the matrices of the blocks and AdamW for what remains."""
+"""The optimisers: AdamW (Loshchilov & Hutter 2019) for everything, or Muon for the matrices of the blocks and AdamW for
+what remains; embeddings of pairs by Adam on those rows alone that a batch has met."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import TrainConfig
@@ -17,37 +18,37 @@ from model.gpt import GPT
 # Five steps of a polynomial that takes singular values towards 1 (Jordan et al. 2024, Muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _NEWTON_STEPS = 5
+_SMALL = 1e-10
 
 
 def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
     """The optimisers that together train each weight of the model once. `precision` is that of Muon's products."""
-    if config.optimizer == "adamw":
-        matrices = [weight for weight in model.parameters() if weight.dim() >= 2]
-        vectors = [weight for weight in model.parameters() if weight.dim() < 2]
-        rate = config.learning_rate
-        return [_adamw(config, (matrices, rate, config.weight_decay), (vectors, rate, 0.0))]
-    blocks = [weight for name, weight in model.blocks.named_parameters() if weight.dim() == 2 and "shares" not in name]
+    pairs = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []
-    tables = [each.weight for each in model.modules() if isinstance(each, nn.Embedding)]
-    chosen = {id(weight) for weight in (*blocks, *heads, *tables)}
+    tables = [each.weight for each in (model.embedding, model.position) if each is not None]
+    blocks = [weight for name, weight in model.blocks.named_parameters() if weight.dim() == 2 and "shares" not in name]
+    chosen = {id(weight) for weight in (*pairs, *heads, *tables, *blocks)}
     vectors = [weight for weight in model.parameters() if id(weight) not in chosen]
-    others = _adamw(
-        config,
-        (tables, config.embedding_rate, config.embedding_decay),
-        (heads, config.head_rate, config.embedding_decay),
-        (vectors, config.vector_rate, 0.0),
-    )
-    numbers = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    muon = Muon(blocks, **numbers, cautious=config.cautious, dtype=dtype)
-    return [muon, others] if blocks else [others]
-
-
-def _adamw(config: TrainConfig, *groups: tuple[Sequence[Tensor], float, float]) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over groups of weights, each with its peak rate and its decay. Fused: one
-    call for all weights, 3 to 9 times as fast as one for each (benchmarks/NOTES.md)."""
-    made = [{"params": each, "lr": rate, "weight_decay": decay} for each, rate, decay in groups if each]
-    return torch.optim.AdamW(made, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    betas = (config.beta1, config.beta2)
+    made: list[torch.optim.Optimizer] = []
+    if pairs:  # only rows that came have moments that move
+        made.append(torch.optim.SparseAdam(pairs, config.embedding_rate, betas, eps=_SMALL))
+    if config.optimizer == "adamw":
+        rate, decay = config.learning_rate, config.weight_decay
+        groups = [((*tables, *heads, *blocks), rate, decay), (vectors, rate, 0.0)]
+    else:
+        groups = [
+            (tables, config.embedding_rate, config.embedding_decay),
+            (heads, config.head_rate, config.embedding_decay),
+            (vectors, config.vector_rate, 0.0),
+        ]
+        if blocks:
+            numbers = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            made.append(Muon(blocks, **numbers, cautious=config.cautious, dtype=dtype))
+    named = [{"params": each, "lr": rate, "weight_decay": decay} for each, rate, decay in groups if each]
+    # Fused: one call for all weights. The gradients of rare tokens are small, so the second moments' floor is too.
+    return [*made, torch.optim.AdamW(named, config.learning_rate, betas, eps=_SMALL, fused=True)]
 
 
 class Muon(torch.optim.Optimizer):
