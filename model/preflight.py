@@ -114,7 +114,9 @@ def scale(known: References) -> str:
         "counting pairs": known.bigram,
         "zstd": known.zstd,
     }
-    said = ", ".join(f"{name} {known.bits_per_char(loss):.2f}" for name, loss in losses.items())
+    said = ", ".join(
+        f"{name} {known.bits_per_char(loss):.2f}" for name, loss in losses.items() if loss <= known.uniform
+    )
     return f"scale     bits per character of {known.characters:,}: {said}"
 
 
