@@ -212,7 +212,7 @@ class _Corpus:
                 kept.append(row)
         if kept:
             page = join([row.text for row in kept])
-            lines = cleaning.published(page, task, len(kept), self._options, self.report)
+            lines = cleaning.published(page, text_of(page).encode(), task, len(kept), self._options, self.report)
             self._write(cleaning.frame(b"".join(row.line for row in kept)), lines)
 
     def _extend(self, part: Fragment) -> None:
@@ -222,7 +222,7 @@ class _Corpus:
             return
         current.parts.append(part)
         current.counts += part.counts
-        current.hash.update(codes(part.joint).tobytes() if current.characters else b"")
+        current.hash.update(codes(part.joint).units.tobytes() if current.characters else b"")
         current.hash.update(part.raw)
         current.excerpt = current.excerpt or part.excerpt
         current.characters += part.characters
@@ -236,7 +236,7 @@ class _Corpus:
             wanted = cleaning.filter_of(current.profile, self._options)
             current.reason = filters.verdict_on(current.counts.tolist(), wanted)
             if not current.reason:
-                self._glue += b'{"text":"'
+                self._glue += documents.LINE_BEGINS
         if not current.reason:
             for part in current.parts:
                 if current.written:
@@ -265,8 +265,7 @@ class _Corpus:
         if current.reason:
             self._drop(current.reason, current.source, current.excerpt, current.characters)
         else:
-            line = documents.json_line("", current.title, current.source, current.meta)
-            self._glue += line.removeprefix(b'{"text":"')
+            self._glue += documents.line_end(current.title, current.source, current.meta)
             self.report.documents += 1
             self.report.file(current.source).documents += 1
             self.report.duplicates += self._known.has(current.hash.digest()[: duplicates.DIGEST])

@@ -1,15 +1,17 @@
-"""Text as an array of UTF-16 code units, on which a rule costs a millisecond a megabyte.
+"""Text as UTF-16 code units, on which a rule costs a fraction of a millisecond a megabyte.
 
-A page is such an array: documents one after another, parted by NUL, which no text holds after `join`. Every character
-that a rule knows is in the first plane, so a rule that maps, deletes or cuts at single units never tears a surrogate
-pair. Marks are few among the characters of a text: rules find those they are about by comparing, and look only at
-what stands beside them.
+A page is documents one after another, parted by NUL, which no text holds after `join`. Every character that a rule
+knows is in the first plane, so a rule that maps, deletes or cuts at single units never tears a surrogate pair.
+
+Of Chinese text six units of seven are plain characters, which hardly any rule is about. So where the others stand,
+its marks, is found once a page; rules look for theirs among them, and what changes a page moves its marks along.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -19,9 +21,49 @@ SEPARATOR = "\0"
 UNITS = 1 << 16
 BLANKS = " \t\u00a0\u3000"
 LINE_ENDS = "\n" + SEPARATOR
-_FEW = 6  # characters up to which comparing with each is cheaper than a table
+PLAIN = (0x4E00, 0x9FFF)
+_FEW = 256  # places up to which copying what is between them is cheaper than a mask
 
-Codes = np.ndarray  # of <u2
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A text. `units` (of <u2) are never written to: what changes a text makes a new one."""
+
+    units: np.ndarray
+    known: np.ndarray | None = None  # its marks, where they follow from those of another text
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __getitem__(self, part: slice) -> Codes:
+        """A part of it; `slice` is of a first place and a last, no step."""
+        start, stop, _ = part.indices(len(self))
+        if (start, stop) == (0, len(self)):
+            return self
+        known = None
+        if self.has_marks:
+            first, last = np.searchsorted(self.marks, (start, stop))
+            known = self.marks[first:last] - start
+        return Codes(self.units[start:stop], known)
+
+    @cached_property
+    def marks(self) -> np.ndarray:
+        """Where all units stand that are no plain characters, in order; and some that are, where rules made such."""
+        if self.known is not None:
+            return self.known
+        first, last = PLAIN
+        return np.flatnonzero(self.units - np.uint16(first) > last - first)  # what is less wraps round
+
+    @cached_property
+    def mark_units(self) -> np.ndarray:
+        """The units at its marks."""
+        return self.units[self.marks]
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether its marks need not be looked for any more."""
+        return self.known is not None or "marks" in self.__dict__
+
 
 OTHER, HAN, MARK, MARK_ONCE, DIGIT, LINE = range(6)
 _KINDS = {
@@ -43,15 +85,15 @@ def _kinds() -> np.ndarray:
     return found
 
 
-def kind_at(array: Codes, places: np.ndarray) -> np.ndarray:
-    """The kinds of the units at `places`; before the first unit and after the last a line ends."""
-    if not len(array):
-        return np.full(len(places), LINE, np.uint8)
-    units = array.take(places, mode="clip")
+def kind_at(text: Codes, at: np.ndarray) -> np.ndarray:
+    """The kinds of the units at these places; before the first unit and after the last a line ends."""
+    if not len(text):
+        return np.full(len(at), LINE, np.uint8)
+    units = text.units.take(at, mode="clip")
     found: np.ndarray = _kinds().take(units)
     if (second := (units & 0xFC00) == 0xDC00).any():  # of a character beyond the first plane: the first one tells
-        found[second] = _kinds().take(array.take(places[second] - 1, mode="clip"))
-    found[(places < 0) | (places >= len(array))] = LINE
+        found[second] = _kinds().take(text.units.take(at[second] - 1, mode="clip"))
+    found[(at < 0) | (at >= len(text))] = LINE
     return found
 
 
@@ -59,12 +101,12 @@ def is_chinese(kind: np.ndarray) -> np.ndarray:
     return (kind >= HAN) & (kind <= MARK_ONCE)
 
 
-def unit_at(array: Codes, places: np.ndarray) -> np.ndarray:
-    """The units at `places`; NUL outside of the array."""
-    if not len(array):
-        return np.zeros(len(places), "<u2")
-    found: np.ndarray = array.take(places, mode="clip")
-    found[(places < 0) | (places >= len(array))] = 0
+def unit_at(text: Codes, at: np.ndarray) -> np.ndarray:
+    """The units at these places; NUL outside of the text."""
+    if not len(text):
+        return np.zeros(len(at), "<u2")
+    found: np.ndarray = text.units.take(at, mode="clip")
+    found[(at < 0) | (at >= len(text))] = 0
     return found
 
 
@@ -81,14 +123,23 @@ def is_one_of(units: np.ndarray, characters: str) -> np.ndarray:
     return found
 
 
-def places(array: Codes, characters: str) -> np.ndarray:
+def places(text: Codes, characters: str) -> np.ndarray:
     """Where any of the characters stand, in order."""
-    if len(characters) > _FEW:
-        return np.flatnonzero(is_one_of(array, characters))
-    mask = array == ord(characters[0])
-    for each in characters[1:]:
-        mask |= array == ord(each)
-    return np.flatnonzero(mask)
+    found: np.ndarray = text.marks[_among(text.mark_units, characters)]
+    if plain := [each for each in characters if PLAIN[0] <= ord(each) <= PLAIN[1]]:
+        among = [np.flatnonzero(text.units == ord(each)) for each in plain]
+        found = np.unique(np.concatenate((found, *among)))
+    return found
+
+
+def _among(units: np.ndarray, characters: str) -> np.ndarray:
+    """Which numbers those of the units have that are one of the characters."""
+    return np.flatnonzero(units == ord(characters) if len(characters) == 1 else is_one_of(units, characters))
+
+
+def has(text: Codes, characters: str) -> bool:
+    """Whether any of the characters, none of them plain, is in a text."""
+    return bool(is_one_of(text.mark_units, characters).any())
 
 
 def runs(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,44 +158,78 @@ def spread(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return np.repeat(starts - np.concatenate(([0], np.cumsum(lengths)[:-1])), lengths) + np.arange(lengths.sum())
 
 
-def without(array: Codes, gone: np.ndarray) -> Codes:
-    """`array` without the units at the places `gone`."""
+def replaced(text: Codes, at: np.ndarray, units: np.ndarray | int) -> Codes:
+    """`text` with other units at these places."""
+    if not len(at):
+        return text
+    made = text.units.copy()
+    made[at] = units
+    known = None
+    if text.has_marks and (text.marks.take(np.searchsorted(text.marks, at), mode="clip") == at).all():
+        known = text.marks
+    return Codes(made, known)
+
+
+def without(text: Codes, gone: np.ndarray) -> Codes:
+    """`text` without the units at the places `gone`, which are in order."""
     if not len(gone):
-        return array
-    keep = np.ones(len(array), bool)
-    keep[gone] = False
-    return array[keep]
+        return text
+    known = None
+    if text.has_marks:
+        marks = text.marks
+        at = np.searchsorted(marks, gone)
+        before = np.cumsum(np.bincount(at, minlength=len(marks) + 1)[: len(marks)])
+        known = _cut(marks - before, at[marks.take(at, mode="clip") == gone]) if len(marks) else marks
+    return Codes(_cut(text.units, gone), known)
 
 
-def inserted(array: Codes, before: np.ndarray, unit: str) -> Codes:
-    """`array` with `unit` put in before each of the places `before`, which are in order."""
-    made = np.empty(len(array) + len(before), "<u2")
+def _cut(array: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """`array` without what is at the places `gone`, which are in order."""
+    first, after = runs(gone)
+    if len(first) > _FEW:
+        keep = np.ones(len(array), bool)
+        keep[gone] = False
+        return np.compress(keep, array)
+    bounds = zip((0, *after.tolist()), (*first.tolist(), len(array)), strict=True)
+    return np.concatenate([array[start:end] for start, end in bounds])
+
+
+def inserted(text: Codes, before: np.ndarray, unit: str) -> Codes:
+    """`text` with `unit` put in before each of the places `before`, which are in order."""
+    made = np.empty(len(text) + len(before), "<u2")
     old = np.ones(len(made), bool)
     at = before + np.arange(len(before))
     old[at] = False
     made[at] = ord(unit)
-    made[old] = array
-    return made
+    made[old] = text.units
+    return Codes(made)
 
 
 def join(texts: Sequence[str]) -> Codes:
-    """The texts as one array. A NUL in one of them is left out: it could not be told from what parts them."""
+    """The texts as one page. A NUL in one of them is left out: it could not be told from what parts them."""
     return codes(SEPARATOR.join(text.replace(SEPARATOR, "") if SEPARATOR in text else text for text in texts))
 
 
 def codes(text: str) -> Codes:
-    return np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2")
+    return Codes(np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2"))
 
 
-def text_of(array: Codes) -> str:
-    return array.tobytes().decode("utf-16-le", "surrogatepass")
+def text_of(text: Codes) -> str:
+    return str(memoryview(text.units), "utf-16-le", "surrogatepass")
 
 
-def split(array: Codes) -> list[str]:
+def split(page: Codes) -> list[str]:
     """The documents of `join`."""
-    return text_of(array).split(SEPARATOR)
+    return text_of(page).split(SEPARATOR)
 
 
-def characters(array: Codes) -> int:
+def bounds(page: Codes) -> list[tuple[int, int]]:
+    """Where the documents of a page begin and end."""
+    parts = places(page, SEPARATOR).tolist()
+    return list(zip((0, *(part + 1 for part in parts)), (*parts, len(page)), strict=True))
+
+
+def characters(text: Codes) -> int:
     """Number of code points, those that part documents not counted."""
-    return len(array) - int(np.count_nonzero(array == 0)) - int(np.count_nonzero((array & 0xFC00) == 0xDC00))
+    units = text.mark_units if text.has_marks else text.units
+    return len(text) - int(np.count_nonzero(units == 0)) - int(np.count_nonzero((units & 0xFC00) == 0xDC00))

@@ -56,25 +56,24 @@ DEFAULT = Filter()
 
 def verdict(text: str, wanted: Filter = DEFAULT) -> str:
     """Why a document is rejected, one of REASONS; "" for none."""
-    return verdict_on(counts(codes(text)).tolist(), wanted)
+    return verdicts(codes(text), wanted)[0]
 
 
-def counts(array: Codes) -> np.ndarray:
-    """How many units of each class one document has. Those of its parts add up to those of the whole."""
-    return np.bincount(_classes().take(array), minlength=CLASSES)
-
-
-def verdicts(array: Codes, wanted: Filter = DEFAULT) -> list[str]:
+def verdicts(page: Codes, wanted: Filter = DEFAULT) -> list[str]:
     """The verdict on every document of a page (parted by NUL), in order."""
-    kind = _classes().take(array)
-    others = np.flatnonzero(kind != _HAN_CLASS)  # few in Chinese text: those are counted, the rest is Chinese
-    kind = kind[others]
-    ends = np.append(others[kind == _PARTS], len(array))
-    number = np.cumsum(kind == _PARTS) * CLASSES + kind
-    counts = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    counts[:, _PARTS] = 0
-    counts[:, _HAN_CLASS] = np.diff(ends, prepend=-1) - 1 - counts.sum(axis=1)
-    return [verdict_on(count, wanted) for count in counts.tolist()]
+    return [verdict_on(count, wanted) for count in counts(page).tolist()]
+
+
+def counts(page: Codes) -> np.ndarray:
+    """How many units of each class every document of a page has. Those of its parts add up to those of the whole."""
+    kind = _classes().take(page.mark_units)
+    parts = kind == _PARTS
+    ends = np.append(page.marks[parts], len(page))
+    number = np.cumsum(parts) * CLASSES + kind if len(ends) > 1 else kind
+    found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
+    found[:, _PARTS] = 0
+    found[:, _HAN_CLASS] += np.diff(ends, prepend=-1) - 1 - found.sum(axis=1)  # the plain characters
+    return found
 
 
 def verdict_on(count: list[int], wanted: Filter = DEFAULT) -> str:

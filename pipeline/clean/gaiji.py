@@ -23,9 +23,9 @@ from types import MappingProxyType
 import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
-from pipeline.clean.characters import histogram, normalise
-from pipeline.clean.codes import UNITS, Codes, codes, text_of, without
-from pipeline.clean.rule import Rule, Seen, units
+from pipeline.clean.characters import normalise
+from pipeline.clean.codes import UNITS, Codes, codes, replaced, text_of, without
+from pipeline.clean.rule import Rule, Seen, on_lines, units
 from pipeline.errors import BadConfig, InputMissing
 
 POLICIES = ("keep", "lacuna", "drop")
@@ -77,12 +77,13 @@ def rule(policy: str = "lacuna", gaiji_map: Mapping[str, str] = NOTHING, pua_map
             raise BadConfig(f"the map of gaiji: {fault}")
     in_place = all(len(target) == 1 and ord(target) < UNITS for source, target in known.items() if len(source) == 1)
 
-    def apply(array: Codes, seen: Seen) -> Codes:
-        if in_place and not _is_written().take(array).any():
-            return _private(array, seen, policy, known)
-        return codes(_all(text_of(array), seen, policy, known))
+    def apply(text: Codes, seen: Seen) -> Codes:
+        if in_place and not _is_written().take(text.mark_units).any():
+            return _private(text, seen, policy, known)
+        begins = text.marks[_begins().take(text.mark_units)]
+        return on_lines(lambda lines: codes(_all(text_of(lines), seen, policy, known)), text, begins)
 
-    return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})), local=True)
+    return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})))
 
 
 def _all(text: str, seen: Seen, policy: str, known: Mapping[str, str]) -> str:
@@ -146,14 +147,14 @@ def _sequence(text: str, start: int) -> tuple[int, bool]:
     return at, not wanted
 
 
-def _private(array: Codes, seen: Seen, policy: str, known: Mapping[str, str]) -> Codes:
+def _private(text: Codes, seen: Seen, policy: str, known: Mapping[str, str]) -> Codes:
     """`_all` for a text whose gaiji are all private use characters that become one unit or none."""
-    first = np.flatnonzero(_is_private().take(array))
-    pair = array[first] < _PRIVATE_UNITS[0]
-    second = array.take(first + 1, mode="clip").astype(np.int64)
+    first = text.marks[_is_private().take(text.mark_units)]
+    pair = text.units[first] < _PRIVATE_UNITS[0]
+    second = text.units.take(first + 1, mode="clip").astype(np.int64)
     whole = ~pair | (second & 0xFC00 == 0xDC00)
     first, pair, second = first[whole], pair[whole], second[whole]
-    value = array[first].astype(np.int64)
+    value = text.units[first].astype(np.int64)
     value = np.where(pair, 0x10000 + ((value - 0xD800) << 10) + (second - 0xDC00), value)
 
     distinct, which, counts = np.unique(value, return_inverse=True, return_counts=True)
@@ -164,9 +165,7 @@ def _private(array: Codes, seen: Seen, policy: str, known: Mapping[str, str]) ->
     changes = np.array([new != chr(code) for new, code in zip(becomes, distinct, strict=True)], bool)[which]
     unit = np.array([ord(new) if len(new) == 1 and ord(new) < UNITS else 0 for new in becomes], "<u2")[which]
     first, pair, unit = first[changes], pair[changes], unit[changes]
-    array = array.copy()
-    array[first] = unit
-    return without(array, np.concatenate((first[unit == 0], first[pair] + 1)))
+    return without(replaced(text, first, unit), np.sort(np.concatenate((first[unit == 0], first[pair] + 1))))
 
 
 @cache
@@ -182,6 +181,13 @@ def _is_written() -> np.ndarray:
     """Units with which any other gaiji begins."""
     found = np.zeros(UNITS, bool)
     found[[ord(each) for each in (*_BEGINS, *_DESCRIBES)]] = True
+    return found
+
+
+@cache
+def _begins() -> np.ndarray:
+    """Units with which any gaiji begins."""
+    found: np.ndarray = _is_private() | _is_written()
     return found
 
 
@@ -248,8 +254,7 @@ def _key(source: str) -> str:
     """`source` as the text has it when this rule meets it."""
     if code := re.fullmatch(r"(?:U\+)?([0-9A-Fa-f]{4,6})", source):
         return chr(int(code[1], 16)) if int(code[1], 16) <= 0x10FFFF else source
-    array = codes(source)
-    return text_of(normalise(array, histogram(array))[0])
+    return text_of(normalise(codes(source))[0])
 
 
 def _character(target: str) -> str:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.codes import Codes, codes, places, text_of, without
 from pipeline.clean.rule import Rule, Seen, on_lines, units
@@ -46,16 +44,17 @@ def rule(policy: str = "keep") -> Rule:
     if policy not in POLICIES:
         raise BadConfig(f"no policy {policy!r} for lacunae", hint=f"policies: {', '.join(POLICIES)}")
 
-    def apply(array: Codes, seen: Seen) -> Codes:
-        if len(odd := places(array, _ODD)):
-            array = on_lines(lambda lines: codes(_written(text_of(lines), seen)), array, odd)
-        lost = array == ord(LACUNA)
+    def apply(text: Codes, seen: Seen) -> Codes:
+        if len(odd := places(text, _ODD)):
+            text = on_lines(lambda lines: codes(_written(text_of(lines), seen)), text, odd)
+        lost = places(text, LACUNA)
         if policy == "collapse":
-            again = np.flatnonzero(lost[1:] & lost[:-1]) + 1
+            again = lost[1:][lost[1:] - lost[:-1] == 1]
             seen[f"{LACUNA}{LACUNA} → {LACUNA}"] += len(again)
-            array, lost = without(array, again), without(lost, again)
-        seen[LACUNA] += int(lost.sum())
-        return array
+            seen[LACUNA] -= len(again)
+            text = without(text, again)
+        seen[LACUNA] += len(lost)
+        return text
 
     return Rule("lacuna", apply, units(_ODD + LACUNA), makes=LACUNA + _ZERO)
 

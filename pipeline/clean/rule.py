@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, places, spread, text_of
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, places, replaced, spread, text_of
 
 Seen = Counter[str]  # what a rule met, in words for the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, first and last
@@ -39,57 +39,53 @@ class Rule:
     """`apply` takes a page (documents parted by NUL, see codes.py) and gives it back changed; it never adds, removes
     or moves a NUL. It is called only when the page has one of `triggers`; without triggers always.
 
-    `makes` are characters that it can bring in and that may be triggers of a later rule. A `local` rule looks no
-    further than a line and leaves line ends as they are: it is given only the lines that have a trigger.
+    `makes` are characters that it can bring in and that may be triggers of a later rule.
     """
 
     name: str
     apply: Callable[[Codes, Seen], Codes]
     triggers: Ranges = ()
     makes: str = ""
-    local: bool = False
 
-    def on(self, array: Codes, seen: Seen) -> Codes:
-        """The page after the rule."""
-        return _on_lines(self, array, seen) if self.local else self.apply(array, seen)
+    @cached_property
+    def table(self) -> np.ndarray:
+        """Of each unit whether it is a trigger."""
+        found = np.zeros(UNITS, bool)
+        for first, last in self.triggers:
+            found[first : last + 1] = True
+        return found
 
 
-def textual(
-    name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "", *, local: bool = False
-) -> Rule:
+def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "") -> Rule:
     """A rule on the text of a page as a str: slower, so it should have triggers that are rare."""
-    return Rule(name, lambda array, seen: codes(apply(text_of(array), seen)), triggers, makes, local)
+
+    def on_codes(page: Codes, seen: Seen) -> Codes:
+        text = text_of(page)
+        made = apply(text, seen)
+        return page if made == text else codes(made)
+
+    return Rule(name, on_codes, triggers, makes)
 
 
-@cache
-def _table(triggers: Ranges) -> np.ndarray:
-    found = np.zeros(UNITS, bool)
-    for first, last in triggers:
-        found[first : last + 1] = True
-    return found
-
-
-def _on_lines(rule: Rule, array: Codes, seen: Seen) -> Codes:
-    """The rule on the lines that have one of its triggers; the others stay as they are."""
-    return on_lines(lambda lines: rule.apply(lines, seen), array, np.flatnonzero(_table(rule.triggers).take(array)))
-
-
-def on_lines(apply: Callable[[Codes], Codes], array: Codes, at: np.ndarray) -> Codes:
-    """`array` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
-    ends = np.append(places(array, LINE_ENDS), len(array))
+def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Codes:
+    """`page` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
+    ends = np.append(places(page, LINE_ENDS), len(page))
     line = np.unique(np.searchsorted(ends, at))
     if not len(line):
-        return array
+        return page
     start, end = np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
-    if 2 * int((end - start).sum()) > len(array):
-        return apply(array)
-    made = apply(array[spread(start, np.minimum(end + 1, len(array)))])
+    chosen = spread(start, np.minimum(end + 1, len(page)))
+    lines = Codes(page.units[chosen])
+    made = apply(lines)
+    if len(made) == len(lines):
+        changed = np.flatnonzero(made.units != lines.units)
+        return replaced(page, chosen[changed], made.units[changed])
     bounds = np.append(places(made, LINE_ENDS), len(made))
     pieces, done, begin = [], 0, 0
     for first, last, bound in zip(start.tolist(), end.tolist(), bounds.tolist(), strict=False):
-        pieces += [array[done:first], made[begin:bound]]
+        pieces += [page.units[done:first], made.units[begin:bound]]
         done, begin = last, bound + 1
-    return np.concatenate([*pieces, array[done:]])
+    return Codes(np.concatenate([*pieces, page.units[done:]]))
 
 
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:

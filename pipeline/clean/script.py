@@ -65,10 +65,10 @@ def risks(seen: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(risky.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _page(script: str, array: Codes, seen: Seen) -> Codes:
-    if not _units(script).take(array).any():
-        return array
-    text = np.frombuffer(text_of(array).encode("utf-32-le", "surrogatepass"), "<u4").copy()
+def _page(script: str, page: Codes, seen: Seen) -> Codes:
+    if not _units(script).take(page.units).any():
+        return page
+    text = np.frombuffer(text_of(page).encode("utf-32-le", "surrogatepass"), "<u4").copy()
     places = _clauses(text, _changes(script))
     before = text[places]
     after = _settled(script, before)

@@ -68,7 +68,7 @@ def find(text: str) -> list[Run]:
     """The verse in `text`, in order."""
     array = codes(text)
     found = _find(array)
-    low = np.concatenate(([0], np.cumsum((array & 0xFC00) == 0xDC00)))
+    low = np.concatenate(([0], np.cumsum((array.units & 0xFC00) == 0xDC00)))
     columns = (found.start - low[found.start], found.end - low[found.end], found.clauses, found.length, found.announced)
     return [Run(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -105,9 +105,11 @@ def _behind_announcements(array: Codes) -> Codes:
     end = np.minimum(np.append(colon[1:] - _BEFORE, len(array)), colon + _FAR)
     end = np.maximum(end, start)
     pieces = [
-        piece for first, last in zip(start.tolist(), end.tolist(), strict=True) for piece in (array[first:last], _PART)
+        piece
+        for first, last in zip(start.tolist(), end.tolist(), strict=True)
+        for piece in (array.units[first:last], _PART)
     ]
-    return np.concatenate(pieces)
+    return Codes(np.concatenate(pieces))
 
 
 _BEFORE, _FAR = 4, 600  # units before a colon, and behind it: the longest of songs
@@ -138,11 +140,10 @@ def _dropped(array: Codes, found: _Found) -> Codes:
 
 def _find(array: Codes) -> _Found:
     """All verse of a page. A character is one unit here: the second ones of pairs are left out for the while."""
-    second = (array & 0xFC00) == 0xDC00
-    if not second.any():
+    if not ((array.mark_units & 0xFC00) == 0xDC00).any():
         return _found(array)
-    whole = np.flatnonzero(~second)
-    found = _found(array[whole])
+    whole = np.flatnonzero((array.units & 0xFC00) != 0xDC00)
+    found = _found(Codes(array.units[whole]))
     return _Found(
         whole[found.start], whole[found.end - 1] + 1, found.clauses, found.length, found.announced, whole[found.lead]
     )
