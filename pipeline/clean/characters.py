@@ -6,7 +6,7 @@
                never NFKC, which would turn ，！？ into ASCII
     width      full-width digits and letters become ASCII, vertical brackets become those of horizontal text
 
-None of these characters is a plain one (codes.py), so a text that has none of them among its marks is left as it is.
+None of these characters is a plain one (codes.py), so a text that has none of them among its odd ones is left as it is.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def normalise(text: Codes, *, chinese: bool = True) -> tuple[Codes, dict[str, Ef
     Text that is not Chinese only gets its newlines and controls mended.
     """
     becomes, rules, work, loose = _tables(chinese)
-    units = text.mark_units if chinese else text.units
+    units = text.odd_units if chinese else text.units
     met = units[work.take(units)]
     found = np.bincount(met, minlength=UNITS) if len(met) else np.zeros(UNITS, int)
     effects = {name: Effect(seen=_met(found, of)) for name, of in rules.items()}
@@ -132,7 +132,7 @@ def normalise(text: Codes, *, chinese: bool = True) -> tuple[Codes, dict[str, Ef
             pairs = returns[unit_at(text, returns + 1) == ord("\n")]
             effects["newlines"].removed = len(pairs)
             text = without(text, pairs)
-        at = text.marks[work.take(text.mark_units)]
+        at = text.odd[work.take(text.odd_units)]
         made = becomes.take(text.units[at])
         for name, of in rules.items():
             effects[name].removed += int(found[of[becomes[of] == _GONE]].sum())

@@ -3,8 +3,9 @@
 A page is documents one after another, parted by NUL, which no text holds after `join`. Every character that a rule
 knows is in the first plane, so a rule that maps, deletes or cuts at single units never tears a surrogate pair.
 
-Of Chinese text six units of seven are plain characters, which hardly any rule is about. So where the others stand,
-its marks, is found once a page; rules look for theirs among them, and what changes a page moves its marks along.
+Nearly all of a Chinese text are plain characters: Han and the commonest marks, which hardly any rule is about. So
+where the others stand, its odd ones, is found once a page; rules look for theirs among them, and what changes a page
+moves its odd ones along.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS, LACUNA
+from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
 
 SEPARATOR = "\0"
 UNITS = 1 << 16
 BLANKS = " \t\u00a0\u3000"
 LINE_ENDS = "\n" + SEPARATOR
-PLAIN = (0x4E00, 0x9FFF)
-_FEW = 256  # places up to which copying what is between them is cheaper than a mask
+PLAIN_HAN, _PLAIN_MARKS = (0x4E00, 0x9FFF), "，。！？：；、"
+_FEW = 256  # places up to which it is cheaper to go from one to the next than to make a mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Codes:
     """A text. `units` (of <u2) are never written to: what changes a text makes a new one."""
 
     units: np.ndarray
-    known: np.ndarray | None = None  # its marks, where they follow from those of another text
+    known: np.ndarray | None = None  # its odd ones, where they follow from those of another text
 
     def __len__(self) -> int:
         return len(self.units)
@@ -41,28 +42,43 @@ class Codes:
         if (start, stop) == (0, len(self)):
             return self
         known = None
-        if self.has_marks:
-            first, last = np.searchsorted(self.marks, (start, stop))
-            known = self.marks[first:last] - start
+        if self.is_known:
+            first, last = np.searchsorted(self.odd, (start, stop))
+            known = self.odd[first:last] - start
         return Codes(self.units[start:stop], known)
 
     @cached_property
-    def marks(self) -> np.ndarray:
-        """Where all units stand that are no plain characters, in order; and some that are, where rules made such."""
-        if self.known is not None:
-            return self.known
-        first, last = PLAIN
-        return np.flatnonzero(self.units - np.uint16(first) > last - first)  # what is less wraps round
+    def odd(self) -> np.ndarray:
+        """Where all units stand that are not plain, in order; and some that are, where rules made such."""
+        return np.flatnonzero(_odd().take(self.units)) if self.known is None else self.known
 
     @cached_property
-    def mark_units(self) -> np.ndarray:
-        """The units at its marks."""
-        return self.units[self.marks]
+    def odd_units(self) -> np.ndarray:
+        """The units at these places."""
+        return self.units[self.odd]
 
     @property
-    def has_marks(self) -> bool:
-        """Whether its marks need not be looked for any more."""
-        return self.known is not None or "marks" in self.__dict__
+    def is_known(self) -> bool:
+        """Whether the odd ones need not be looked for any more."""
+        return self.known is not None or "odd" in self.__dict__
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where 。！？ stand, in order."""
+        return np.flatnonzero(_any_of(self.units, ENDS))
+
+
+def plain() -> np.ndarray:
+    """Of each unit whether it is plain."""
+    return ~_odd()
+
+
+@cache
+def _odd() -> np.ndarray:
+    found = np.ones(UNITS, bool)
+    found[PLAIN_HAN[0] : PLAIN_HAN[1] + 1] = False
+    found[[ord(mark) for mark in _PLAIN_MARKS]] = False
+    return found
 
 
 OTHER, HAN, MARK, MARK_ONCE, DIGIT, LINE = range(6)
@@ -125,21 +141,34 @@ def is_one_of(units: np.ndarray, characters: str) -> np.ndarray:
 
 def places(text: Codes, characters: str) -> np.ndarray:
     """Where any of the characters stand, in order."""
-    found: np.ndarray = text.marks[_among(text.mark_units, characters)]
-    if plain := [each for each in characters if PLAIN[0] <= ord(each) <= PLAIN[1]]:
-        among = [np.flatnonzero(text.units == ord(each)) for each in plain]
-        found = np.unique(np.concatenate((found, *among)))
+    odd, others = _parted(characters)
+    found: np.ndarray = text.odd[_any_of(text.odd_units, odd)] if odd else text.odd[:0]
+    if not others:
+        return found
+    among = np.flatnonzero(_any_of(text.units, others))
+    return np.unique(np.concatenate((found, among))) if odd else among
+
+
+@cache
+def _parted(characters: str) -> tuple[str, str]:
+    """The odd ones of the characters, and the plain ones."""
+    odd = "".join(each for each in characters if _odd()[ord(each)])
+    return odd, "".join(each for each in characters if each not in odd)
+
+
+def _any_of(units: np.ndarray, characters: str) -> np.ndarray:
+    """Which of the units are one of the characters: up to a few are compared with faster than looked up."""
+    if len(characters) > 4:
+        return is_one_of(units, characters)
+    found: np.ndarray = units == ord(characters[0])
+    for each in characters[1:]:
+        found |= units == ord(each)
     return found
 
 
-def _among(units: np.ndarray, characters: str) -> np.ndarray:
-    """Which numbers those of the units have that are one of the characters."""
-    return np.flatnonzero(units == ord(characters) if len(characters) == 1 else is_one_of(units, characters))
-
-
 def has(text: Codes, characters: str) -> bool:
-    """Whether any of the characters, none of them plain, is in a text."""
-    return bool(is_one_of(text.mark_units, characters).any())
+    """Whether any of the characters, all of them odd, is in a text."""
+    return bool(is_one_of(text.odd_units, characters).any())
 
 
 def runs(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,8 +194,8 @@ def replaced(text: Codes, at: np.ndarray, units: np.ndarray | int) -> Codes:
     made = text.units.copy()
     made[at] = units
     known = None
-    if text.has_marks and (text.marks.take(np.searchsorted(text.marks, at), mode="clip") == at).all():
-        known = text.marks
+    if text.is_known and (text.odd.take(np.searchsorted(text.odd, at), mode="clip") == at).all():
+        known = text.odd
     return Codes(made, known)
 
 
@@ -174,13 +203,14 @@ def without(text: Codes, gone: np.ndarray) -> Codes:
     """`text` without the units at the places `gone`, which are in order."""
     if not len(gone):
         return text
-    known = None
-    if text.has_marks:
-        marks = text.marks
-        at = np.searchsorted(marks, gone)
-        before = np.cumsum(np.bincount(at, minlength=len(marks) + 1)[: len(marks)])
-        known = _cut(marks - before, at[marks.take(at, mode="clip") == gone]) if len(marks) else marks
-    return Codes(_cut(text.units, gone), known)
+    return Codes(_cut(text.units, gone), _moved(text.odd, gone) if text.is_known and len(text.odd) else None)
+
+
+def _moved(odd: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """The places `odd` when those of `gone` are taken out."""
+    at = np.searchsorted(odd, gone)
+    before = np.cumsum(np.bincount(at, minlength=len(odd) + 1)[: len(odd)])
+    return _cut(odd - before, at[odd.take(at, mode="clip") == gone])
 
 
 def _cut(array: np.ndarray, gone: np.ndarray) -> np.ndarray:
@@ -231,5 +261,5 @@ def bounds(page: Codes) -> list[tuple[int, int]]:
 
 def characters(text: Codes) -> int:
     """Number of code points, those that part documents not counted."""
-    units = text.mark_units if text.has_marks else text.units
+    units = text.odd_units if text.is_known else text.units
     return len(text) - int(np.count_nonzero(units == 0)) - int(np.count_nonzero((units & 0xFC00) == 0xDC00))

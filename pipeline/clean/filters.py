@@ -18,8 +18,8 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
-from pipeline.clean.codes import UNITS, Codes, codes
+from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS, LACUNA
+from pipeline.clean.codes import PLAIN_HAN, UNITS, Codes, codes, plain
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
@@ -66,13 +66,18 @@ def verdicts(page: Codes, wanted: Filter = DEFAULT) -> list[str]:
 
 def counts(page: Codes) -> np.ndarray:
     """How many units of each class every document of a page has. Those of its parts add up to those of the whole."""
-    kind = _classes().take(page.mark_units)
+    kind = _classes().take(page.odd_units)
     parts = kind == _PARTS
-    ends = np.append(page.marks[parts], len(page))
-    number = np.cumsum(parts) * CLASSES + kind if len(ends) > 1 else kind
+    number = np.cumsum(parts) * CLASSES + kind
+    ends = np.append(page.odd[parts], len(page))
     found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    found[:, _PARTS] = 0
-    found[:, _HAN_CLASS] += np.diff(ends, prepend=-1) - 1 - found.sum(axis=1)  # the plain characters
+    # Plain ones are Han, 。！？ and other marks, and are counted by where those stand.
+    starts, is_han = np.append(0, ends[:-1] + 1), page.units - np.uint16(PLAIN_HAN[0]) <= PLAIN_HAN[1] - PLAIN_HAN[0]
+    bounds = zip(starts.tolist(), ends.tolist(), strict=True)
+    found[:, _HAN_CLASS] += [np.count_nonzero(is_han[start:end]) for start, end in bounds]
+    found[:, _END] = np.diff(np.searchsorted(page.ends, ends), prepend=0)
+    found[:, _PARTS] = found[:, _REST] = 0
+    found[:, _REST] = ends - starts - found.sum(axis=1)
     return found
 
 
@@ -113,7 +118,7 @@ def _classes() -> np.ndarray:
     for first, last in (*HAN_UNITS, HAN_BEYOND):
         table[first : last + 1] = _HAN_CLASS
     table[ord(LACUNA)] = _LACUNA
-    table[[ord(mark) for mark in ENDS]] = _END
+    table[plain()] = _REST
     table[0xDC00:0xE000] = _SECOND
     table[0] = _PARTS
     return table

@@ -78,9 +78,9 @@ def rule(policy: str = "lacuna", gaiji_map: Mapping[str, str] = NOTHING, pua_map
     in_place = all(len(target) == 1 and ord(target) < UNITS for source, target in known.items() if len(source) == 1)
 
     def apply(text: Codes, seen: Seen) -> Codes:
-        if in_place and not _is_written().take(text.mark_units).any():
+        if in_place and not _is_written().take(text.odd_units).any():
             return _private(text, seen, policy, known)
-        begins = text.marks[_begins().take(text.mark_units)]
+        begins = text.odd[_begins().take(text.odd_units)]
         return on_lines(lambda lines: codes(_all(text_of(lines), seen, policy, known)), text, begins)
 
     return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})))
@@ -149,7 +149,7 @@ def _sequence(text: str, start: int) -> tuple[int, bool]:
 
 def _private(text: Codes, seen: Seen, policy: str, known: Mapping[str, str]) -> Codes:
     """`_all` for a text whose gaiji are all private use characters that become one unit or none."""
-    first = text.marks[_is_private().take(text.mark_units)]
+    first = text.odd[_is_private().take(text.odd_units)]
     pair = text.units[first] < _PRIVATE_UNITS[0]
     second = text.units.take(first + 1, mode="clip").astype(np.int64)
     whole = ~pair | (second & 0xFC00 == 0xDC00)

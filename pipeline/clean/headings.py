@@ -44,10 +44,8 @@ _NUMBERED = re.compile(f"第({_NUMBER})([回章节卷段折出篇则部集])")
 MAX_TITLE = 40
 _INDENT, _PREFIX = 8, 8  # most blanks before a heading, and characters of a book's name before its number
 _ENOUGH = 200  # units of a line by which a heading is known
-_HEADS, _MARKS = "卷楔引序自跋凡附", "◎#*="  # how a heading without 第 begins
-_SECONDS = (
-    "之上中下〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９子首言序例录" + BLANKS + LINE_ENDS
-)  # and goes on
+_HEADS, _MARKS = "卷楔引序自跋凡附", "◎#*="  # how a heading without 第 begins, and what follows the first of these
+_SECONDS = "之上中下〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９子首言序例录" + BLANKS + LINE_ENDS
 _DIGITS = str.maketrans("〇零一二三四五六七八九两０１２３４５６７８９", "001234567892" + "0123456789")
 _POWERS = {"十": 10, "百": 100, "千": 1000}
 

@@ -1,7 +1,7 @@
 """Lines: documents that stay, their sentences one a line, as UTF-8; and how long each line is.
 
 A text is encoded once. Where a line begins in its bytes follows from where it begins in its units: three bytes each,
-but for those of its marks that have fewer.
+but for those of its odd ones that have fewer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.clean import lengths, sentences
 from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
-from pipeline.clean.codes import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, text_of
+from pipeline.clean.codes import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, places, text_of, unit_at
 
 _TERMINATORS = ENDS + DOTS + CLOSERS
 
@@ -33,21 +33,17 @@ class Lines:
 def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False) -> Lines:
     """The sentences of Chinese documents, which have no blank lines, none longer than `max_bytes`; `encoded` is the
     page as UTF-8."""
-    marks = page.marks
-    breaks = is_one_of(page.mark_units, LINE_ENDS)
-    ends = sentences.last_marks(page, inside_quotes=inside_quotes)
-    before_break = breaks.take(ends + 1, mode="clip") & (marks.take(ends + 1, mode="clip") == marks[ends] + 1)
-    bounds = breaks.copy()
-    bounds[ends[~before_break & (marks[ends] + 1 < len(page))]] = True
-    which = np.flatnonzero(bounds)
+    ends = sentences.ends(page, inside_quotes=inside_quotes)
+    ends = ends[~is_one_of(unit_at(page, ends), LINE_ENDS)]
+    behind = np.sort(np.concatenate((ends, places(page, LINE_ENDS) + 1)))  # where the next lines begin
+    is_broken = is_one_of(page.units[behind - 1], LINE_ENDS)
 
-    saved = _saved().take(page.mark_units)
-    behind = marks[which] + 1  # the first unit of the next line, and its first byte
-    behind_bytes = 3 * behind - np.cumsum(saved, dtype=np.int64)[which]
+    saved = _saved().take(page.odd_units)
+    narrow = page.odd[saved > 0]
+    total = np.append(0, np.cumsum(saved[saved > 0], dtype=np.int64))
+    behind_bytes = 3 * behind - total[np.searchsorted(narrow, behind)]
     start, start_bytes = np.append(0, behind), np.append(0, behind_bytes)
-    stop, stop_bytes = (
-        np.append(places - breaks[which], size) for places, size in ((behind, len(page)), (behind_bytes, len(encoded)))
-    )
+    stop, stop_bytes = np.append(behind - is_broken, len(page)), np.append(behind_bytes - is_broken, len(encoded))
 
     cuts, cuts_bytes, resplit = [], [], Counter[str]()
     for line in np.flatnonzero(stop_bytes - start_bytes > max_bytes).tolist():
@@ -60,10 +56,10 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
             cuts.append(place)
             cuts_bytes.append(place_bytes)
     if cuts:
-        start, stop = (np.sort(np.append(places, cuts)) for places in (start, stop))
-        start_bytes, stop_bytes = (np.sort(np.append(places, cuts_bytes)) for places in (start_bytes, stop_bytes))
+        start, stop = (np.sort(np.append(each, cuts)) for each in (start, stop))
+        start_bytes, stop_bytes = (np.sort(np.append(each, cuts_bytes)) for each in (start_bytes, stop_bytes))
 
-    second = page.marks[(page.mark_units & 0xFC00) == 0xDC00]
+    second = page.odd[(page.odd_units & 0xFC00) == 0xDC00]
     characters = stop - start
     if len(second):
         characters -= np.searchsorted(second, stop) - np.searchsorted(second, start)

@@ -72,9 +72,10 @@ def widen(text: Codes, seen: Seen) -> Codes:
 def once(text: Codes, seen: Seen) -> Codes:
     """Doubled marks stand once; dots and dashes that follow Chinese text become …… and ——."""
     double = _doubled(text)
-    if is_one_of(text.units[double], ".。-").any() or has(text, "…⋯—"):
-        text = _pair(text, "…", _DOTS, seen)
-        text = _pair(text, "—", _DASHES, seen)
+    stops = double[text.units[double] == ord("。")]
+    if len(stops) or is_one_of(text.units[double], ".-").any() or has(text, "…⋯—"):
+        text = _pair(text, "…", _DOTS, np.union1d(stops, stops - 1), seen)
+        text = _pair(text, "—", _DASHES, stops[:0], seen)
         double = _doubled(text)
     again = double[kind_at(text, double) == MARK_ONCE]
     for unit, count in zip(*np.unique(text.units[again], return_counts=True), strict=True):
@@ -83,20 +84,19 @@ def once(text: Codes, seen: Seen) -> Codes:
 
 
 def _doubled(text: Codes) -> np.ndarray:
-    """Marks right behind one of the same kind."""
-    marks, units = text.marks, text.mark_units
-    again = np.flatnonzero(units[1:] == units[:-1]) + 1
-    return marks[again[marks[again] - marks[again - 1] == 1]]
+    """Units right behind an equal one."""
+    return np.flatnonzero(text.units[1:] == text.units[:-1]) + 1
 
 
 _DOTS = (("…⋯", 1), (".", 3), ("。", 3))  # of which so many in a row are dots that stand for something left out
 _DASHES = (("—", 1), ("-", 2))
 
 
-def _pair(text: Codes, becomes: str, kinds: tuple[tuple[str, int], ...], seen: Seen) -> Codes:
+def _pair(text: Codes, becomes: str, kinds: tuple[tuple[str, int], ...], stops: np.ndarray, seen: Seen) -> Codes:
     """`text` with two of `becomes` for what follows Chinese text, and is so many of one kind or several such in a
-    row."""
-    at = places(text, "".join(characters for characters, _ in kinds))
+    row. Of 。 only those at the places `stops` stand beside another."""
+    at = places(text, "".join(characters for characters, _ in kinds).replace("。", ""))
+    at = np.union1d(at, stops) if len(stops) else at
     if not len(at):
         return text
     kind = np.zeros(len(at), np.int8)

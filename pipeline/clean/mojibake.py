@@ -63,7 +63,7 @@ def _apply(page: Codes, seen: Seen) -> Codes:
     if has(page, _DEBRIS_HAS) and _is_suspect(text := text_of(page)):
         left = _parts_with(_DEBRIS, text, SEPARATOR, lambda document: _without_debris(document, seen))
         page = codes(left) if left != text else page
-    odd = page.marks[_is(_RUN).take(page.mark_units)]
+    odd = page.odd[_is(_RUN).take(page.odd_units)]
     if len(odd):
         page = on_lines(lambda lines: codes(_mended(text_of(lines), seen)), page, _chance(page, odd, seen))
     lost = places(page, _REPLACEMENT)
@@ -91,8 +91,8 @@ def _is_suspect(text: str) -> bool:
 
 
 def _letters(text: Codes) -> int:
-    """Characters of `_LETTERS` in a text; all plain characters are such."""
-    return len(text) - int(np.count_nonzero(~_is(_LETTERS).take(text.mark_units)))
+    """Characters of `_LETTERS` in a text."""
+    return int(np.count_nonzero(_is(_LETTERS).take(text.units)))
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.clean import characters, headings, layout, notes, rules, spaces
-from pipeline.clean.codes import PLAIN, UNITS, Codes, codes, join, split
+from pipeline.clean.codes import UNITS, Codes, codes, join, plain, split
 from pipeline.clean.codes import characters as count
 from pipeline.clean.containers import Parsed
 from pipeline.clean.options import CleanOptions
@@ -137,8 +137,7 @@ class Cleaner:
 
 
 def _present(text: Codes) -> np.ndarray:
-    """Which units there may be in a text: those of its marks, and all plain characters."""
-    present = np.zeros(UNITS, bool)
-    present[text.mark_units] = True
-    present[PLAIN[0] : PLAIN[1] + 1] = True
+    """Which units there may be in a text: its odd ones, and all plain ones."""
+    present = plain()
+    present[text.odd_units] = True
     return present

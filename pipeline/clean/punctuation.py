@@ -66,7 +66,7 @@ def _strip(kept: str, page: Codes, seen: Seen) -> Codes:
 
 def _marks(page: Codes) -> np.ndarray:
     """Where the punctuation of Chinese text stands."""
-    marks = page.marks[_kinds().take(page.mark_units) >= _IS_CHINESE]
+    marks = np.flatnonzero(_kinds().take(page.units) >= _IS_CHINESE)
     if not len(marks):
         return marks
     first, after = runs(marks)

@@ -12,16 +12,16 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes
+from pipeline.clean.alphabet import CONTINUES
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, is_one_of, unit_at
 
-_ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _GOES_ON, _LINE = range(8)
+_ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 _KINDS = {
     _END: "。！？",
     _DOTS: "…",
     _CLOSER: "’』）》〉】〕〗",
     _OUTER_CLOSER: "”」",
     _OUTER_OPENER: "“「",
-    _GOES_ON: "，、；：",
     _LINE: LINE_ENDS,
 }
 
@@ -39,16 +39,12 @@ def ends(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
 
     Line ends, which also end one, are not among them. With `inside_quotes` every cluster ends a sentence.
     """
-    found: np.ndarray = text.marks[last_marks(text, inside_quotes=inside_quotes)] + 1
-    return found
-
-
-def last_marks(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
-    """Which of its marks are the last units of sentences, by their numbers."""
-    marks, kind = text.marks, _kinds().take(text.mark_units)
-    in_run = (kind >= _END) & (kind <= _OUTER_CLOSER)
-    linked = np.zeros(len(marks) + 1, bool)  # to the mark before it, right behind which it stands
-    linked[1:-1] = in_run[1:] & in_run[:-1] & (marks[1:] - marks[:-1] == 1)
+    others = text.odd[_kinds().take(text.odd_units) > _END]
+    places = np.sort(np.concatenate((text.ends, others)))
+    kind = _kinds().take(text.units[places])
+    in_run = kind <= _OUTER_CLOSER
+    linked = np.zeros(len(places) + 1, bool)  # to the mark before it, right behind which it stands
+    linked[1:-1] = in_run[1:] & in_run[:-1] & (places[1:] - places[:-1] == 1)
     first, last = np.flatnonzero(in_run & ~linked[:-1]), np.flatnonzero(in_run & ~linked[1:])
     if not len(first):
         return first
@@ -58,22 +54,19 @@ def last_marks(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
     begins, solid = first.copy(), last.copy()
     closers, dots = kind[first] > _DOTS, kind[last] == _DOTS
     if closers.any():
-        begins[closers] = _next((kind == _END) | (kind == _DOTS), first[closers])
+        begins[closers] = _next(kind <= _DOTS, first[closers])
     if dots.any():
         solid[dots] = _previous(kind != _DOTS, last[dots])
     tail = np.where(kind[solid] == _END, last, solid)[begins <= np.minimum(solid, last)]
 
-    is_end = np.ones(len(tail), bool)
-    inner = tail < len(marks) - 1
-    follows = tail[inner] + 1
-    is_end[inner] = (kind[follows] != _GOES_ON) | (marks[follows] != marks[tail[inner]] + 1)
+    found: np.ndarray = places[tail] + 1
+    is_end = ~is_one_of(unit_at(text, found), CONTINUES)
     if not inside_quotes:
-        decides = (kind == _OUTER_OPENER) | (kind == _OUTER_CLOSER) | (kind == _LINE)
+        decides = kind >= _OUTER_CLOSER
         which = np.flatnonzero(decides)
         latest = np.cumsum(decides, dtype=np.int32)[tail] - 1  # before the end or in it; -1: none
         is_end[latest >= 0] &= kind[which[latest[latest >= 0]]] != _OUTER_OPENER
-    found: np.ndarray = tail[is_end]
-    return found
+    return found[is_end]
 
 
 def _next(mask: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -140,7 +140,7 @@ def _dropped(array: Codes, found: _Found) -> Codes:
 
 def _find(array: Codes) -> _Found:
     """All verse of a page. A character is one unit here: the second ones of pairs are left out for the while."""
-    if not ((array.mark_units & 0xFC00) == 0xDC00).any():
+    if not ((array.odd_units & 0xFC00) == 0xDC00).any():
         return _found(array)
     whole = np.flatnonzero((array.units & 0xFC00) != 0xDC00)
     found = _found(Codes(array.units[whole]))
