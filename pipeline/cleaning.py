@@ -7,6 +7,7 @@ fragment, and the stage puts them together.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ import zstandard
 
 from pipeline import documents
 from pipeline.clean import duplicates, filters, lines, profiles, quotes
-from pipeline.clean.codes import SEPARATOR, Codes, bounds, characters, has, split, text_of
+from pipeline.clean.codes import Codes, bounds, characters, has, split, text_of
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.page import Cleaner, Page
 from pipeline.clean.report import Report, add
@@ -182,39 +183,47 @@ def _whole(
             done.rejects.append(_reject(task, origin, reason, text))
     if not kept:
         return
-    array = page.array if len(kept) == len(parts) else _together([page.array[slice(*parts[n])] for n in kept])
+    array = _chosen(page.array, parts, kept)
     encoded = text_of(array).encode()
     ends = [documents.line_end(_title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
-    texts = _in_json(array, encoded).split(SEPARATOR.encode())
-    made = [documents.LINE_BEGINS + text + end for text, end in zip(texts, ends, strict=True)]
+    made = [(documents.LINE_BEGINS, text, end) for text, end in zip(_in_json(array, encoded), ends, strict=True)]
     if options.dedup == "no":
-        done.frame, done.digests = frame(b"".join(made)), duplicates.digests(array)
+        done.frame = frame(b"".join(itertools.chain.from_iterable(made)))
+        done.digests = duplicates.digests(array)
         done.sentences = published(array, encoded, task, len(kept), options, done.report)
         return
     plain = split(array)
     for number, line, text, fingerprint in zip(kept, made, plain, duplicates.fingerprints(array), strict=True):
         sketch = duplicates.sketch(text) if options.dedup == "near" else None
         place = task.lines[int(page.origin[number])], task.offsets[int(page.origin[number])]
-        done.rows.append(Row(line, text, fingerprint, place, sketch))
+        done.rows.append(Row(b"".join(line), text, fingerprint, place, sketch))
 
 
-def _together(documents: list[Codes]) -> Codes:
-    """A page of these documents."""
-    parts = [part for each in documents for part in (np.zeros(1, "<u2"), each.units)]
-    return Codes(np.concatenate(parts[1:]))
+def _chosen(page: Codes, parts: list[tuple[int, int]], kept: list[int]) -> Codes:
+    """A page of the documents that are kept."""
+    first, last = kept[0], kept[-1]
+    if last - first + 1 == len(kept):
+        return page[parts[first][0] : parts[last][1]]
+    pieces = [piece for number in kept for piece in (_PART, page.units[slice(*parts[number])])]
+    return Codes(np.concatenate(pieces[1:]))
 
 
+_PART = np.zeros(1, "<u2")
 _SPELLED = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
 _CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
 
 
-def _in_json(page: Codes, encoded: bytes) -> bytes:
-    """Documents (`encoded` is the page as UTF-8) as they stand inside the quotes of JSON lines, parted by NUL."""
+def _in_json(page: Codes, encoded: bytes) -> list[memoryview | bytes]:
+    """Each of the documents of a page (`encoded` is that as UTF-8) as it stands inside the quotes of a JSON line."""
     if has(page, _CONTROLS):  # which only a table of the user's brings in
-        return SEPARATOR.encode().join(msgspec.json.encode(text)[1:-1] for text in split(page))
+        return [msgspec.json.encode(text)[1:-1] for text in split(page)]
     for character, spelled in _SPELLED:
         encoded = encoded.replace(character, spelled)
-    return encoded
+    found, whole, start = list[memoryview | bytes](), memoryview(encoded), 0
+    while (end := encoded.find(0, start)) >= 0:
+        found.append(whole[start:end])
+        start = end + 1
+    return [*found, whole[start:]]
 
 
 def filter_of(profile: str, options: CleanOptions) -> filters.Filter:
@@ -227,7 +236,7 @@ def _fragment(part: Codes, task: Task, options: CleanOptions) -> Fragment:
     report, inside, sentences = Report(), b"", b""
     if len(part):
         encoded = text_of(part).encode()
-        inside = frame(_in_json(part, encoded))
+        inside = frame(*_in_json(part, encoded))
         sentences = published(part, encoded, task, 0, options, report)
     counts, excerpt = filters.counts(part)[0].tolist(), text_of(part[: 2 * documents.EXCERPT])[: documents.EXCERPT]
     size = characters(part)
@@ -247,9 +256,14 @@ def _meta(task: Task, page: Page, number: int) -> Any:
     return meta
 
 
-def frame(data: bytes) -> bytes:
+def frame(data: bytes | memoryview) -> bytes:
     """A zstd frame of its own: frames one after another are one file."""
-    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(data)
+    return _compressor().compress(data)
+
+
+@cache
+def _compressor() -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
 
 
 def _account(task: Task, page: Page, report: Report) -> None:

@@ -16,13 +16,13 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
+from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS, LACUNA
 
 SEPARATOR = "\0"
 UNITS = 1 << 16
 BLANKS = " \t\u00a0\u3000"
 LINE_ENDS = "\n" + SEPARATOR
-PLAIN_HAN, _PLAIN_MARKS = (0x4E00, 0x9FFF), "，。！？：；、"
+_PLAIN_HAN, _PLAIN_MARKS = (0x4E00, 0x9FFF), "，：；、"
 _FEW = 256  # places up to which it is cheaper to go from one to the next than to make a mask
 
 
@@ -50,7 +50,7 @@ class Codes:
     @cached_property
     def odd(self) -> np.ndarray:
         """Where all units stand that are not plain, in order; and some that are, where rules made such."""
-        return np.flatnonzero(_odd().take(self.units)) if self.known is None else self.known
+        return np.flatnonzero(_is_odd(self.units)) if self.known is None else self.known
 
     @cached_property
     def odd_units(self) -> np.ndarray:
@@ -62,23 +62,24 @@ class Codes:
         """Whether the odd ones need not be looked for any more."""
         return self.known is not None or "odd" in self.__dict__
 
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """Where 。！？ stand, in order."""
-        return np.flatnonzero(_any_of(self.units, ENDS))
+
+def is_plain_han(units: np.ndarray) -> np.ndarray:
+    """Which of the units are the Han characters that count as plain."""
+    found: np.ndarray = units - np.uint16(_PLAIN_HAN[0]) <= _PLAIN_HAN[1] - _PLAIN_HAN[0]  # what is less wraps round
+    return found
 
 
-def plain() -> np.ndarray:
-    """Of each unit whether it is plain."""
-    return ~_odd()
+def _is_odd(units: np.ndarray) -> np.ndarray:
+    found = ~is_plain_han(units)
+    for mark in _PLAIN_MARKS:
+        found &= units != ord(mark)
+    return found
 
 
 @cache
-def _odd() -> np.ndarray:
-    found = np.ones(UNITS, bool)
-    found[PLAIN_HAN[0] : PLAIN_HAN[1] + 1] = False
-    found[[ord(mark) for mark in _PLAIN_MARKS]] = False
-    return found
+def plain() -> np.ndarray:
+    """Of each unit whether it is plain."""
+    return ~_is_odd(np.arange(UNITS, dtype="<u2"))
 
 
 OTHER, HAN, MARK, MARK_ONCE, DIGIT, LINE = range(6)
@@ -152,7 +153,7 @@ def places(text: Codes, characters: str) -> np.ndarray:
 @cache
 def _parted(characters: str) -> tuple[str, str]:
     """The odd ones of the characters, and the plain ones."""
-    odd = "".join(each for each in characters if _odd()[ord(each)])
+    odd = "".join(each for each in characters if not plain()[ord(each)])
     return odd, "".join(each for each in characters if each not in odd)
 
 

@@ -18,8 +18,8 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS, LACUNA
-from pipeline.clean.codes import PLAIN_HAN, UNITS, Codes, codes, plain
+from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
+from pipeline.clean.codes import UNITS, Codes, codes, is_plain_han, plain
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
@@ -71,11 +71,10 @@ def counts(page: Codes) -> np.ndarray:
     number = np.cumsum(parts) * CLASSES + kind
     ends = np.append(page.odd[parts], len(page))
     found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    # Plain ones are Han, 。！？ and other marks, and are counted by where those stand.
-    starts, is_han = np.append(0, ends[:-1] + 1), page.units - np.uint16(PLAIN_HAN[0]) <= PLAIN_HAN[1] - PLAIN_HAN[0]
-    bounds = zip(starts.tolist(), ends.tolist(), strict=True)
-    found[:, _HAN_CLASS] += [np.count_nonzero(is_han[start:end]) for start, end in bounds]
-    found[:, _END] = np.diff(np.searchsorted(page.ends, ends), prepend=0)
+    # Plain ones are Han, which are counted by where documents end, and other marks.
+    starts, is_han = np.append(0, ends[:-1] + 1), is_plain_han(page.units)
+    parts_of = zip(starts.tolist(), ends.tolist(), strict=True)
+    found[:, _HAN_CLASS] += [np.count_nonzero(is_han[start:end]) for start, end in parts_of]
     found[:, _PARTS] = found[:, _REST] = 0
     found[:, _REST] = ends - starts - found.sum(axis=1)
     return found
@@ -118,6 +117,7 @@ def _classes() -> np.ndarray:
     for first, last in (*HAN_UNITS, HAN_BEYOND):
         table[first : last + 1] = _HAN_CLASS
     table[ord(LACUNA)] = _LACUNA
+    table[[ord(mark) for mark in ENDS]] = _END
     table[plain()] = _REST
     table[0xDC00:0xE000] = _SECOND
     table[0] = _PARTS

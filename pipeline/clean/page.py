@@ -138,6 +138,6 @@ class Cleaner:
 
 def _present(text: Codes) -> np.ndarray:
     """Which units there may be in a text: its odd ones, and all plain ones."""
-    present = plain()
+    present = plain().copy()
     present[text.odd_units] = True
     return present

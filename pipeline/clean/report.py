@@ -268,7 +268,7 @@ def _histogram(units: np.ndarray) -> Histogram:
     if len(units) < _SMALL:
         return np.unique(units, return_counts=True)
     found = np.bincount(units, minlength=UNITS)
-    there = np.flatnonzero(found)
+    there = np.flatnonzero(found > 0)
     return there.astype("<u2"), found[there]
 
 
