@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,8 +33,9 @@ from pipeline.clean.report import Report
 from pipeline.cleaning import Cleaned, Fragment, Row, Task, Worker
 from pipeline.documents import Reject
 from pipeline.errors import BadConfig, BadData
+from pipeline.files import HashingFile
 from pipeline.ledger import Ledger
-from pipeline.manifest import Identity
+from pipeline.manifest import FileRecord, Identity
 from pipeline.progress import Advance, Progress
 from pipeline.texts import Texts
 
@@ -146,12 +147,14 @@ class _Corpus:
 
     def __enter__(self) -> _Corpus:
         self._rejects = self._stack.enter_context(documents.ZstdLines(self._path("rejects.jsonl.zst")))
-        self._documents: IO[bytes] = self._stack.enter_context(open(self._path("documents.jsonl.zst"), "wb"))
-        self._sentences: IO[bytes] = self._stack.enter_context(open(self._path("sentences.txt"), "wb"))
+        self._documents, self._sentences = self._file("documents.jsonl.zst"), self._file("sentences.txt")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def _file(self, name: str) -> HashingFile:
+        return HashingFile(self._stack.enter_context(open(self._path(name), "wb")), self._path(name))
 
     def _path(self, name: str) -> Path:
         return self._draft / name if self._draft else Path("/dev/null")
@@ -314,4 +317,7 @@ class _Corpus:
             "headings": sum(found.headings.values()),
             "input_bytes": sum(entry.stamp[0] for entry in inputs),
         }
-        return Content(counts, closed)
+        written = tuple(
+            FileRecord(file.path.name, file.size, file.sha256) for file in (self._documents, self._sentences)
+        )
+        return Content(counts, closed, written)

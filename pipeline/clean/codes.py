@@ -16,13 +16,13 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS, LACUNA
+from pipeline.clean.alphabet import CONTINUES, ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
 
 SEPARATOR = "\0"
 UNITS = 1 << 16
 BLANKS = " \t\u00a0\u3000"
 LINE_ENDS = "\n" + SEPARATOR
-_PLAIN_HAN, _PLAIN_MARKS = (0x4E00, 0x9FFF), "，：；、"
+_PLAIN_HAN, _PLAIN_MARKS = (0x4E00, 0x9FFF), ENDS + CONTINUES
 _FEW = 256  # places up to which it is cheaper to go from one to the next than to make a mask
 
 
@@ -61,6 +61,11 @@ class Codes:
     def is_known(self) -> bool:
         """Whether the odd ones need not be looked for any more."""
         return self.known is not None or "odd" in self.__dict__
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where 。！？ stand, in order."""
+        return np.flatnonzero(_any_of(self.units, ENDS))
 
 
 def is_plain_han(units: np.ndarray) -> np.ndarray:
@@ -238,7 +243,10 @@ def inserted(text: Codes, before: np.ndarray, unit: str) -> Codes:
 
 def join(texts: Sequence[str]) -> Codes:
     """The texts as one page. A NUL in one of them is left out: it could not be told from what parts them."""
-    return codes(SEPARATOR.join(text.replace(SEPARATOR, "") if SEPARATOR in text else text for text in texts))
+    page = codes(SEPARATOR.join(texts))
+    if np.count_nonzero(page.units == 0) >= max(len(texts), 1):
+        page = codes(SEPARATOR.join([text.replace(SEPARATOR, "") for text in texts]))
+    return page
 
 
 def codes(text: str) -> Codes:

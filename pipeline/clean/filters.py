@@ -71,10 +71,11 @@ def counts(page: Codes) -> np.ndarray:
     number = np.cumsum(parts) * CLASSES + kind
     ends = np.append(page.odd[parts], len(page))
     found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    # Plain ones are Han, which are counted by where documents end, and other marks.
+    # Plain ones are Han, 。！？ and other marks, and are counted by where they stand.
     starts, is_han = np.append(0, ends[:-1] + 1), is_plain_han(page.units)
     parts_of = zip(starts.tolist(), ends.tolist(), strict=True)
     found[:, _HAN_CLASS] += [np.count_nonzero(is_han[start:end]) for start, end in parts_of]
+    found[:, _END] = np.diff(np.searchsorted(page.ends, ends), prepend=0)
     found[:, _PARTS] = found[:, _REST] = 0
     found[:, _REST] = ends - starts - found.sum(axis=1)
     return found

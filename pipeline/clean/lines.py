@@ -35,13 +35,14 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
     page as UTF-8."""
     ends = sentences.ends(page, inside_quotes=inside_quotes)
     ends = ends[~is_one_of(unit_at(page, ends), LINE_ENDS)]
-    behind = np.sort(np.concatenate((ends, places(page, LINE_ENDS) + 1)))  # where the next lines begin
+    breaks = places(page, LINE_ENDS)
+    behind = np.sort(np.concatenate((ends, breaks + 1)), kind="stable")  # where the next lines begin
     is_broken = is_one_of(page.units[behind - 1], LINE_ENDS)
-
+    behind_bytes = 3 * behind - 2 * np.cumsum(is_broken)
     saved = _saved().take(page.odd_units)
-    narrow = page.odd[saved > 0]
-    total = np.append(0, np.cumsum(saved[saved > 0], dtype=np.int64))
-    behind_bytes = 3 * behind - total[np.searchsorted(narrow, behind)]
+    if len(narrow := np.flatnonzero(saved)):
+        line = np.searchsorted(behind, page.odd[narrow], side="right")
+        behind_bytes -= np.cumsum(np.bincount(line, saved[narrow], len(behind) + 1)[:-1]).astype(int)
     start, start_bytes = np.append(0, behind), np.append(0, behind_bytes)
     stop, stop_bytes = np.append(behind - is_broken, len(page)), np.append(behind_bytes - is_broken, len(encoded))
 
@@ -62,7 +63,7 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
     second = page.odd[(page.odd_units & 0xFC00) == 0xDC00]
     characters = stop - start
     if len(second):
-        characters -= np.searchsorted(second, stop) - np.searchsorted(second, start)
+        characters -= np.bincount(np.searchsorted(stop, second), minlength=len(stop))
     unterminated = int(np.count_nonzero(~is_one_of(page.units[stop - 1], _TERMINATORS)))
     data = _broken(encoded, start_bytes[1:][start[1:] == stop[:-1]])
     return Lines(data, characters, stop_bytes - start_bytes, unterminated, resplit)
@@ -70,25 +71,30 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
 
 def _broken(encoded: bytes, before: np.ndarray) -> bytes:
     """The bytes of a page with line ends before these places, between its documents and at its end."""
-    whole = encoded.replace(SEPARATOR.encode(), b"\n")
-    if not len(before):
-        return whole + b"\n"
-    made = np.empty(len(whole) + len(before) + 1, np.uint8)
+    whole = encoded.replace(SEPARATOR.encode(), b"\n") + b"\n"
+    if len(before) * _APART < len(whole):
+        cuts = before.tolist()
+        return b"\n".join([whole[start:end] for start, end in zip((0, *cuts), (*cuts, len(whole)), strict=True)])
+    made = np.empty(len(whole) + len(before), np.uint8)
     old = np.ones(len(made), bool)
-    at = np.append(before + np.arange(len(before)), len(made) - 1)
+    at = before + np.arange(len(before))
     old[at] = False
     made[at] = ord("\n")
     made[old] = np.frombuffer(whole, np.uint8)
     return made.tobytes()
 
 
+_APART = 256  # bytes between two places from which on it is cheaper to take the pieces one by one
+
+
 @cache
 def _saved() -> np.ndarray:
-    """Of each unit how many of three bytes it does not need; two that make one character need four."""
+    """Of each unit that ends no line how many of three bytes it does not need; a pair of units needs four."""
     found = np.zeros(UNITS, np.uint8)
     found[:0x800] = 1
     found[:0x80] = 2
     found[0xDC00:0xE000] = 2
+    found[[ord(each) for each in LINE_ENDS]] = 0
     return found
 
 

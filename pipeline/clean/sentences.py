@@ -39,9 +39,9 @@ def ends(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
 
     Line ends, which also end one, are not among them. With `inside_quotes` every cluster ends a sentence.
     """
-    kind = _kinds().take(text.odd_units)
-    marks = np.flatnonzero(kind)
-    places, kind = text.odd[marks], kind[marks]
+    others = text.odd[_kinds().take(text.odd_units) > _END]
+    places = np.sort(np.concatenate((text.ends, others)), kind="stable")  # which merges what is in order
+    kind = _kinds().take(text.units[places])
     in_run = kind <= _OUTER_CLOSER
     linked = np.zeros(len(places) + 1, bool)  # to the mark before it, right behind which it stands
     linked[1:-1] = in_run[1:] & in_run[:-1] & (places[1:] - places[:-1] == 1)
