@@ -62,11 +62,6 @@ class Codes:
         """Whether the odd ones need not be looked for any more."""
         return self.known is not None or "odd" in self.__dict__
 
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """Where 。！？ stand, in order."""
-        return np.flatnonzero(_any_of(self.units, ENDS))
-
 
 def is_plain_han(units: np.ndarray) -> np.ndarray:
     """Which of the units are the Han characters that count as plain."""
@@ -148,10 +143,10 @@ def is_one_of(units: np.ndarray, characters: str) -> np.ndarray:
 def places(text: Codes, characters: str) -> np.ndarray:
     """Where any of the characters stand, in order."""
     odd, others = _parted(characters)
-    found: np.ndarray = text.odd[_any_of(text.odd_units, odd)] if odd else text.odd[:0]
+    found: np.ndarray = text.odd[any_of(text.odd_units, odd)] if odd else text.odd[:0]
     if not others:
         return found
-    among = np.flatnonzero(_any_of(text.units, others))
+    among = np.flatnonzero(any_of(text.units, others))
     return np.unique(np.concatenate((found, among))) if odd else among
 
 
@@ -162,7 +157,7 @@ def _parted(characters: str) -> tuple[str, str]:
     return odd, "".join(each for each in characters if each not in odd)
 
 
-def _any_of(units: np.ndarray, characters: str) -> np.ndarray:
+def any_of(units: np.ndarray, characters: str) -> np.ndarray:
     """Which of the units are one of the characters: up to a few are compared with faster than looked up."""
     if len(characters) > 4:
         return is_one_of(units, characters)

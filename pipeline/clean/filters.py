@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
-from pipeline.clean.codes import UNITS, Codes, codes, is_plain_han, plain
+from pipeline.clean.codes import UNITS, Codes, any_of, codes, is_plain_han, plain
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
@@ -71,11 +71,12 @@ def counts(page: Codes) -> np.ndarray:
     number = np.cumsum(parts) * CLASSES + kind
     ends = np.append(page.odd[parts], len(page))
     found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    # Plain ones are Han, 。！？ and other marks, and are counted by where they stand.
-    starts, is_han = np.append(0, ends[:-1] + 1), is_plain_han(page.units)
-    parts_of = zip(starts.tolist(), ends.tolist(), strict=True)
-    found[:, _HAN_CLASS] += [np.count_nonzero(is_han[start:end]) for start, end in parts_of]
-    found[:, _END] = np.diff(np.searchsorted(page.ends, ends), prepend=0)
+    # Plain ones are Han, 。！？ and other marks, and are counted a document at a time.
+    starts = np.append(0, ends[:-1] + 1)
+    is_han, is_end = is_plain_han(page.units), any_of(page.units, ENDS)
+    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        found[number, _HAN_CLASS] += np.count_nonzero(is_han[start:end])
+        found[number, _END] = np.count_nonzero(is_end[start:end])
     found[:, _PARTS] = found[:, _REST] = 0
     found[:, _REST] = ends - starts - found.sum(axis=1)
     return found

@@ -74,9 +74,10 @@ def once(text: Codes, seen: Seen) -> Codes:
     double = _doubled(text)
     stops = double[text.units[double] == ord("。")]
     if len(stops) or is_one_of(text.units[double], ".-").any() or has(text, "…⋯—"):
-        text = _pair(text, "…", _DOTS, np.union1d(stops, stops - 1), seen)
-        text = _pair(text, "—", _DASHES, stops[:0], seen)
-        double = _doubled(text)
+        changed = _pair(text, "…", _DOTS, np.union1d(stops, stops - 1), seen)
+        changed = _pair(changed, "—", _DASHES, stops[:0], seen)
+        if changed is not text:
+            text, double = changed, _doubled(changed)
     again = double[kind_at(text, double) == MARK_ONCE]
     for unit, count in zip(*np.unique(text.units[again], return_counts=True), strict=True):
         seen[f"{chr(unit)}{chr(unit)} → {chr(unit)}"] += int(count)

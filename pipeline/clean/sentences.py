@@ -12,12 +12,12 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import CONTINUES
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, is_one_of, unit_at
+from pipeline.clean.alphabet import CONTINUES, ENDS
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, any_of, is_one_of, unit_at
 
 _ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 _KINDS = {
-    _END: "。！？",
+    _END: ENDS,
     _DOTS: "…",
     _CLOSER: "’』）》〉】〕〗",
     _OUTER_CLOSER: "”」",
@@ -39,8 +39,9 @@ def ends(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
 
     Line ends, which also end one, are not among them. With `inside_quotes` every cluster ends a sentence.
     """
+    stops = np.flatnonzero(any_of(text.units, ENDS))
     others = text.odd[_kinds().take(text.odd_units) > _END]
-    places = np.sort(np.concatenate((text.ends, others)), kind="stable")  # which merges what is in order
+    places = np.sort(np.concatenate((stops, others)), kind="stable")  # which merges what is in order
     kind = _kinds().take(text.units[places])
     in_run = kind <= _OUTER_CLOSER
     linked = np.zeros(len(places) + 1, bool)  # to the mark before it, right behind which it stands

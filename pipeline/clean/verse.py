@@ -26,6 +26,7 @@ _OPENERS, _CLOSERS = "“‘「『\"'", "”’」』\"'"
 _GOES_ON = "，、；："
 _COUPLET = "正是"
 _ANNOUNCE = (_COUPLET, "诗曰", "詩曰", "但见", "但見", "为证", "為證", "爲證", "偈曰", "赋曰", "賦曰", "词曰", "詞曰")
+_BEFORE_COLON = "".join(each[-1] for each in _ANNOUNCE)
 _IN_FRONT = {"为证": "有诗", "為證": "有詩", "爲證": "有詩"}
 _SENTENCE_STARTS = "\0\n。！？：" + _OPENERS + _CLOSERS
 
@@ -97,6 +98,7 @@ def _count(found: _Found, seen: Seen) -> None:
 def _behind_announcements(array: Codes) -> Codes:
     """What may be announced verse, so that a book of prose need not be searched all through only to count."""
     colon = places(array, "：")
+    colon = colon[is_one_of(unit_at(array, colon - 1), _BEFORE_COLON)]
     pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
     colon = colon[np.isin(pair, [_pair(each) for each in _ANNOUNCE])]
     if not len(colon):
