@@ -136,13 +136,13 @@ def inkstone(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
 
 def split(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     """Our splitter, from text to lines of UTF-8."""
-    from pipeline.clean import layout, sentences
-    from pipeline.clean.codes import codes, text_of
+    from pipeline.clean import lines
+    from pipeline.clean.codes import codes
 
-    blocks = list(_blocks(text))
+    blocks = [block.encode() for block in _blocks(text)]
     yield b""
-    arrays = map(codes, blocks)
-    yield b"".join((text_of(layout.lines(array, sentences.ends(array))) + "\n").encode() for array in arrays)
+    pages = ((codes(block.decode()), block) for block in blocks)
+    yield b"".join(lines.of_sentences(page, block.removesuffix(b"\n"), len(block)).data for page, block in pages)
 
 
 _CLUSTER = "(?:…*+[。！？][。！？…]*+[”’」』）》〉】〕〗]*+|…++[”’」』）》〉】〕〗]++)+"

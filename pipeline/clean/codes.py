@@ -194,10 +194,12 @@ def replaced(text: Codes, at: np.ndarray, units: np.ndarray | int) -> Codes:
         return text
     made = text.units.copy()
     made[at] = units
-    known = None
-    if text.is_known and (text.odd.take(np.searchsorted(text.odd, at), mode="clip") == at).all():
-        known = text.odd
-    return Codes(made, known)
+    if not text.is_known:
+        return Codes(made)
+    known = text.odd
+    if len(known):
+        at = at[known.take(np.searchsorted(known, at), mode="clip") != at]
+    return Codes(made, np.sort(np.concatenate((known, at)), kind="stable") if len(at) else known)
 
 
 def without(text: Codes, gone: np.ndarray) -> Codes:
@@ -249,7 +251,7 @@ def codes(text: str) -> Codes:
 
 
 def text_of(text: Codes) -> str:
-    return str(memoryview(text.units), "utf-16-le", "surrogatepass")
+    return str(text.units.data, "utf-16-le", "surrogatepass")
 
 
 def split(page: Codes) -> list[str]:

@@ -42,7 +42,7 @@ def fingerprints(page: Codes) -> list[bytes]:
 
 def digests(page: Codes) -> list[bytes]:
     """Of every document of a page 16 bytes, the same only for the same text: a quarter of the work."""
-    return [sha256(page.units[start:end]).digest()[:DIGEST] for start, end in bounds(page)]
+    return [sha256(page.units[start:end].data).digest()[:DIGEST] for start, end in bounds(page)]
 
 
 def fingerprint(text: str) -> bytes:

@@ -26,7 +26,8 @@ from pipeline.clean.codes import (
     without,
 )
 
-_NUMBER = "[〇零一二三四五六七八九十百千两0-9０-９]+"
+_NUMERALS = "〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９"
+_NUMBER = f"[{_NUMERALS}]+"
 _HEADING = re.compile(
     rf"""[ \t\u00a0\u3000]*
     (?: [^\s，。！？：；“”‘’「」、]{{0,8}} 第{_NUMBER}[回章节卷段折出篇则部集]
@@ -45,7 +46,7 @@ MAX_TITLE = 40
 _INDENT, _PREFIX = 8, 8  # most blanks before a heading, and characters of a book's name before its number
 _ENOUGH = 200  # units of a line by which a heading is known
 _HEADS, _MARKS = "卷楔引序自跋凡附", "◎#*="  # how a heading without 第 begins, and what follows the first of these
-_SECONDS = "之上中下〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９子首言序例录" + BLANKS + LINE_ENDS
+_SECONDS = _NUMERALS + "之上中下子首言序例录" + BLANKS + LINE_ENDS
 _DIGITS = str.maketrans("〇零一二三四五六七八九两０１２３４５６７８９", "001234567892" + "0123456789")
 _POWERS = {"十": 10, "百": 100, "千": 1000}
 
@@ -111,6 +112,7 @@ def _candidates(page: Codes, ends: np.ndarray) -> list[tuple[int, int]]:
     wanted[likely] = is_one_of(unit_at(page, first[likely] + 1), _SECONDS)
     wanted |= is_one_of(unit_at(page, first), _MARKS)
     numbered = places(page, "第")
+    numbered = numbered[is_one_of(unit_at(page, numbered + 1), _NUMERALS)]
     line = np.searchsorted(starts, numbered, side="right") - 1
     wanted[line[numbered - first[line] <= _PREFIX]] = True
     return list(zip(starts[wanted].tolist(), ends[wanted].tolist(), strict=True))

@@ -70,12 +70,11 @@ def _lost(run: re.Match[str], seen: Seen) -> str:
     inside = run.start() > 0 and _CHINESE.match(text[run.start() - 1]) is not None
     core = marks if inside else marks.lstrip("●")
     if _SURE.search(core) or (inside and set(core) == {"●"} and _GOES_ON.match(text, run.end())):
-        for mark in _ODD:
-            core = _count(seen, core, mark, LACUNA)
-        marks = marks[: len(marks) - len(core)] + core
-    for mark in _ODD:
-        if mark in marks:
-            seen[f"{mark} left"] += marks.count(mark)
+        for mark in {*core} - {LACUNA}:
+            _count(seen, core, mark, LACUNA)
+        marks = marks[: len(marks) - len(core)] + LACUNA * len(core)
+    for mark in {*marks} - {LACUNA}:
+        seen[f"{mark} left"] += marks.count(mark)
     return marks
 
 

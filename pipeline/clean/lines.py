@@ -41,8 +41,8 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
     behind_bytes = 3 * behind - 2 * np.cumsum(is_broken)
     saved = _saved().take(page.odd_units)
     if len(narrow := np.flatnonzero(saved)):
-        line = np.searchsorted(behind, page.odd[narrow], side="right")
-        behind_bytes -= np.cumsum(np.bincount(line, saved[narrow], len(behind) + 1)[:-1]).astype(int)
+        of = np.searchsorted(behind, page.odd[narrow], side="right")
+        behind_bytes -= np.cumsum(np.bincount(of, saved[narrow], len(behind) + 1)[:-1]).astype(int)
     start, start_bytes = np.append(0, behind), np.append(0, behind_bytes)
     stop, stop_bytes = np.append(behind - is_broken, len(page)), np.append(behind_bytes - is_broken, len(encoded))
 

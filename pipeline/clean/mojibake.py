@@ -17,8 +17,8 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
-from pipeline.clean.codes import SEPARATOR, UNITS, Codes, bounds, codes, has, places, replaced, runs, text_of
-from pipeline.clean.rule import Rule, Seen, on_lines, units
+from pipeline.clean.codes import SEPARATOR, UNITS, Codes, bounds, codes, places, replaced, runs, text_of
+from pipeline.clean.rule import Rule, Seen, lines_with, on_lines, units
 
 _REPLACEMENT = "\ufffd"
 # Not ・ and ー, which part and lengthen words, nor the straight lines ─ │, which are dashes and draw tables.
@@ -60,7 +60,8 @@ def rule() -> Rule:
 
 
 def _apply(page: Codes, seen: Seen) -> Codes:
-    if has(page, _DEBRIS_HAS) and _is_suspect(text := text_of(page)):
+    if len(at := places(page, _DEBRIS_HAS)) and _is_suspect(text_of(lines_with(page, at))):
+        text = text_of(page)
         left = _parts_with(_DEBRIS, text, SEPARATOR, lambda document: _without_debris(document, seen))
         page = codes(left) if left != text else page
     odd = page.odd[_is(_RUN).take(page.odd_units)]

@@ -69,11 +69,9 @@ def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (),
 
 def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Codes:
     """`page` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
-    ends = np.append(places(page, LINE_ENDS), len(page))
-    line = np.unique(np.searchsorted(ends, at))
-    if not len(line):
+    start, end = _lines(page, at)
+    if not len(start):
         return page
-    start, end = np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
     chosen = spread(start, np.minimum(end + 1, len(page)))
     lines = Codes(page.units[chosen])
     made = apply(lines)
@@ -86,6 +84,20 @@ def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Co
         pieces += [page.units[done:first], made.units[begin:bound]]
         done, begin = last, bound + 1
     return Codes(np.concatenate([*pieces, page.units[done:]]))
+
+
+def lines_with(page: Codes, at: np.ndarray) -> Codes:
+    """The lines that hold the places `at`, with their ends."""
+    start, end = _lines(page, at)
+    return Codes(page.units[spread(start, np.minimum(end + 1, len(page)))])
+
+
+def _lines(page: Codes, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lines begin and end that hold the places `at`, which are in order."""
+    ends = np.append(places(page, LINE_ENDS), len(page))
+    line = np.searchsorted(ends, at)
+    line = line[np.append(True, line[1:] != line[:-1])[: len(line)]]
+    return np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
 
 
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:
