@@ -83,7 +83,9 @@ def _tables(chinese: bool) -> _Tables:
         "width": np.concatenate((_in(changed, _WIDE), _numbers("".join(_VERTICAL)))),
     }
     loose = np.zeros(UNITS, bool)
-    loose[[unit for first, last in _NOT_HAN for unit in range(first, last + 1) if _needs_nfc(unit)]] = True
+    for first, last in _NOT_HAN:
+        loose[first : last + 1] = _need_nfc([*map(chr, range(first, last + 1))])
+    loose[0x1161:0x1200] = True  # which make syllables with what stands before them
     loose[[_TAG_OR_SELECTOR, _COMPATIBILITY_SUPPLEMENT]] = True
     loose &= becomes == same
     return _Tables(becomes, rules, loose | (becomes != same), loose)
@@ -106,14 +108,9 @@ def _in(numbers: np.ndarray, ranges: Ranges) -> np.ndarray:
     return found
 
 
-def _needs_nfc(unit: int) -> bool:
-    """Whether text with this character may not be in NFC: it combines, or stands for another one."""
-    character = chr(unit)
-    return (
-        unicodedata.combining(character) > 0
-        or 0x1161 <= unit <= 0x11FF  # which make syllables with what stands before them
-        or unicodedata.normalize("NFC", character) != character
-    )
+def _need_nfc(characters: list[str]) -> list[bool]:
+    """Whether text with each of these may not be in NFC: it combines, or stands for another one."""
+    return [unicodedata.normalize("NFC", each) != each or unicodedata.combining(each) > 0 for each in characters]
 
 
 def normalise(text: Codes, *, chinese: bool = True) -> tuple[Codes, dict[str, Effect]]:

@@ -147,7 +147,7 @@ def places(text: Codes, characters: str) -> np.ndarray:
     if not others:
         return found
     among = np.flatnonzero(any_of(text.units, others))
-    return np.unique(np.concatenate((found, among))) if odd else among
+    return merged(found, among) if odd else among
 
 
 @cache
@@ -170,6 +170,18 @@ def any_of(units: np.ndarray, characters: str) -> np.ndarray:
 def has(text: Codes, characters: str) -> bool:
     """Whether any of the characters, all of them odd, is in a text."""
     return bool(is_one_of(text.odd_units, characters).any())
+
+
+def merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The places in both, which are in order each, in order."""
+    return np.sort(np.concatenate((one, other)), kind="stable")  # which is fast where much is in order
+
+
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of the values, in order, and how often each occurs; np.unique takes long to load first."""
+    values = np.sort(values)
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
+    return values[starts], np.diff(np.append(starts, len(values)))
 
 
 def runs(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +211,7 @@ def replaced(text: Codes, at: np.ndarray, units: np.ndarray | int) -> Codes:
     known = text.odd
     if len(known):
         at = at[known.take(np.searchsorted(known, at), mode="clip") != at]
-    return Codes(made, np.sort(np.concatenate((known, at)), kind="stable") if len(at) else known)
+    return Codes(made, merged(known, at) if len(at) else known)
 
 
 def without(text: Codes, gone: np.ndarray) -> Codes:

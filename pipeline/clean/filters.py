@@ -107,11 +107,9 @@ def verdict_on(count: list[int], wanted: Filter = DEFAULT) -> str:
 @cache
 def _classes() -> np.ndarray:
     table = np.zeros(UNITS, np.uint8)
-    for first, last in (*HAN_UNITS, (0xAC00, 0xD7A3)):  # the other letters are found one by one
-        table[first : last + 1] = _LETTER
-    for unit in np.flatnonzero(table == 0).tolist():
-        character = chr(unit)
-        table[unit] = _LETTER if character.isalpha() else _SPACE if character.isspace() else _REST
+    characters = [*map(chr, range(UNITS))]
+    table[np.fromiter(map(str.isspace, characters), bool)] = _SPACE
+    table[np.fromiter(map(str.isalpha, characters), bool)] = _LETTER
     for first, last in _MOJIBAKE:
         part = table[first : last + 1]
         part[part == _REST] = _MOJIBAKE_CLASS

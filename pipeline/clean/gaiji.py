@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.characters import normalise
-from pipeline.clean.codes import UNITS, Codes, codes, replaced, text_of, without
+from pipeline.clean.codes import UNITS, Codes, codes, distinct, replaced, text_of, without
 from pipeline.clean.rule import Rule, Seen, on_lines, units
 from pipeline.errors import BadConfig, InputMissing
 
@@ -157,12 +157,13 @@ def _private(text: Codes, seen: Seen, policy: str, known: Mapping[str, str]) -> 
     value = text.units[first].astype(np.int64)
     value = np.where(pair, 0x10000 + ((value - 0xD800) << 10) + (second - 0xDC00), value)
 
-    distinct, which, counts = np.unique(value, return_inverse=True, return_counts=True)
+    found, counts = distinct(value)
+    which = np.searchsorted(found, value)
     becomes = [
         _becomes(chr(code), count, seen, seen, policy, known)
-        for code, count in zip(distinct.tolist(), counts.tolist(), strict=True)
+        for code, count in zip(found.tolist(), counts.tolist(), strict=True)
     ]
-    changes = np.array([new != chr(code) for new, code in zip(becomes, distinct, strict=True)], bool)[which]
+    changes = np.array([new != chr(code) for new, code in zip(becomes, found, strict=True)], bool)[which]
     unit = np.array([ord(new) if len(new) == 1 and ord(new) < UNITS else 0 for new in becomes], "<u2")[which]
     first, pair, unit = first[changes], pair[changes], unit[changes]
     return without(replaced(text, first, unit), np.sort(np.concatenate((first[unit == 0], first[pair] + 1))))

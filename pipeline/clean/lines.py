@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.clean import lengths, sentences
 from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
-from pipeline.clean.codes import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, places, text_of, unit_at
+from pipeline.clean.codes import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, merged, places, text_of, unit_at
 
 _TERMINATORS = ENDS + DOTS + CLOSERS
 
@@ -36,7 +36,7 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
     ends = sentences.ends(page, inside_quotes=inside_quotes)
     ends = ends[~is_one_of(unit_at(page, ends), LINE_ENDS)]
     breaks = places(page, LINE_ENDS)
-    behind = np.sort(np.concatenate((ends, breaks + 1)), kind="stable")  # where the next lines begin
+    behind = merged(ends, breaks + 1)  # where the next lines begin
     is_broken = is_one_of(page.units[behind - 1], LINE_ENDS)
     behind_bytes = 3 * behind - 2 * np.cumsum(is_broken)
     saved = _saved().take(page.odd_units)

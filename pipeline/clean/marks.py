@@ -17,10 +17,12 @@ from pipeline.clean.codes import (
     MARK_ONCE,
     UNITS,
     Codes,
+    distinct,
     has,
     is_chinese,
     is_one_of,
     kind_at,
+    merged,
     places,
     replaced,
     runs,
@@ -74,12 +76,12 @@ def once(text: Codes, seen: Seen) -> Codes:
     double = _doubled(text)
     stops = double[text.units[double] == ord("。")]
     if len(stops) or is_one_of(text.units[double], ".-").any() or has(text, "…⋯—"):
-        changed = _pair(text, "…", _DOTS, np.union1d(stops, stops - 1), seen)
+        changed = _pair(text, "…", _DOTS, distinct(np.append(stops, stops - 1))[0], seen)
         changed = _pair(changed, "—", _DASHES, stops[:0], seen)
         if changed is not text:
             text, double = changed, _doubled(changed)
     again = double[kind_at(text, double) == MARK_ONCE]
-    for unit, count in zip(*np.unique(text.units[again], return_counts=True), strict=True):
+    for unit, count in zip(*distinct(text.units[again]), strict=True):
         seen[f"{chr(unit)}{chr(unit)} → {chr(unit)}"] += int(count)
     return without(text, again)
 
@@ -97,7 +99,7 @@ def _pair(text: Codes, becomes: str, kinds: tuple[tuple[str, int], ...], stops: 
     """`text` with two of `becomes` for what follows Chinese text, and is so many of one kind or several such in a
     row. Of 。 only those at the places `stops` stand beside another."""
     at = places(text, "".join(characters for characters, _ in kinds).replace("。", ""))
-    at = np.union1d(at, stops) if len(stops) else at
+    at = merged(at, stops)
     if not len(at):
         return text
     kind = np.zeros(len(at), np.int8)
@@ -114,7 +116,7 @@ def _pair(text: Codes, becomes: str, kinds: tuple[tuple[str, int], ...], stops: 
     start, end = runs(spread(start[chosen], end[chosen]))
     kept = np.minimum(start + 2, end)
     changed = spread(start, kept)
-    for unit, count in zip(*np.unique(text.units[changed], return_counts=True), strict=True):
+    for unit, count in zip(*distinct(text.units[changed]), strict=True):
         seen[f"{chr(unit)} → {becomes}"] += int(count) * (chr(unit) != becomes)
     return without(replaced(text, changed, ord(becomes)), spread(kept, end))
 

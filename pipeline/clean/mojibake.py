@@ -67,15 +67,16 @@ def _apply(page: Codes, seen: Seen) -> Codes:
     odd = page.odd[_is(_RUN).take(page.odd_units)]
     if len(odd):
         page = on_lines(lambda lines: codes(_mended(text_of(lines), seen)), page, _chance(page, odd, seen))
-    lost = places(page, _REPLACEMENT)
-    seen[f"U+FFFD → {LACUNA}"] += len(lost)
-    return replaced(page, lost, ord(LACUNA))
+    if len(lost := places(page, _REPLACEMENT)):
+        seen[f"U+FFFD → {LACUNA}"] += len(lost)
+        page = replaced(page, lost, ord(LACUNA))
+    return page
 
 
 def _chance(page: Codes, odd: np.ndarray, seen: Seen) -> np.ndarray:
     """Which of the odd characters of a page are in documents of Chinese text."""
     first, _ = runs(odd)
-    chosen = []
+    chosen = [odd[:0]]
     for start, end in bounds(page):
         which = slice(*np.searchsorted(odd, (start, end)))
         many = np.searchsorted(first, end) - np.searchsorted(first, start) > _FEW

@@ -13,7 +13,7 @@ from functools import cache, partial
 import numpy as np
 
 from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, is_one_of, runs, text_of, unit_at, without
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, distinct, is_one_of, runs, text_of, unit_at, without
 from pipeline.clean.rule import Rule, Seen, units
 from pipeline.errors import BadConfig
 
@@ -58,7 +58,7 @@ def _strip(kept: str, page: Codes, seen: Seen) -> Codes:
     if kept:
         goes = ~is_one_of(mark, kept)
         goes |= _again(mark, marks, goes)
-    gone, counts = np.unique(mark[goes], return_counts=True)
+    gone, counts = distinct(mark[goes])
     for unit, count in zip(gone.tolist(), counts.tolist(), strict=True):
         seen[chr(unit)] += count
     return without(page, marks[goes])

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.clean import advice
 from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import UNITS, Codes, text_of
+from pipeline.clean.codes import UNITS, Codes, distinct, text_of
 from pipeline.clean.rule import Effect
 from pipeline.errors import InternalError
 
@@ -123,7 +123,7 @@ class Sentences(msgspec.Struct):
                 lengths = np.flatnonzero(counts)
                 counts = counts[lengths]
             else:
-                lengths, counts = np.unique(characters, return_counts=True)
+                lengths, counts = distinct(characters)
             add(self.lengths, dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
             self.longest = max(self.longest, int(sizes.max()))
             self.over += int(np.count_nonzero(sizes > advice.DEFAULT_LINE))
@@ -266,7 +266,7 @@ def _broken(what: str, expected: int, found: int) -> None:
 
 def _histogram(units: np.ndarray) -> Histogram:
     if len(units) < _SMALL:
-        return np.unique(units, return_counts=True)
+        return distinct(units)
     found = np.bincount(units, minlength=UNITS)
     there = np.flatnonzero(found > 0)
     return there.astype("<u2"), found[there]
@@ -305,7 +305,7 @@ def _astral(units: np.ndarray) -> dict[str, int]:
     high = np.flatnonzero((units[:-1] & 0xFC00) == 0xD800)
     high = high[(units[high + 1] & 0xFC00) == 0xDC00]
     points = 0x10000 + ((units[high].astype(np.int64) & 0x3FF) << 10) + (units[high + 1] & 0x3FF)
-    found, counts = np.unique(points, return_counts=True)
+    found, counts = distinct(points)
     return {chr(point): count for point, count in zip(found.tolist(), counts.tolist(), strict=True)}
 
 

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.alphabet import CONTINUES, ENDS
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, any_of, is_one_of, unit_at
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, any_of, is_one_of, merged, unit_at
 
 _ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 _KINDS = {
@@ -41,7 +41,7 @@ def ends(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
     """
     stops = np.flatnonzero(any_of(text.units, ENDS))
     others = text.odd[_kinds().take(text.odd_units) > _END]
-    places = np.sort(np.concatenate((stops, others)), kind="stable")  # which merges what is in order
+    places = merged(stops, others)
     kind = _kinds().take(text.units[places])
     in_run = kind <= _OUTER_CLOSER
     linked = np.zeros(len(places) + 1, bool)  # to the mark before it, right behind which it stands

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.clean.codes import UNITS, Codes, codes, replaced, text_of
+from pipeline.clean.codes import UNITS, Codes, codes, distinct, replaced, text_of
 from pipeline.clean.rule import Rule, Seen
 from pipeline.errors import BadConfig, InputMissing
 
@@ -121,7 +121,7 @@ def _page(becomes: np.ndarray, far: Mapping[str, str], page: Codes, seen: Seen) 
     """One pass for what stays in the first plane, another over the text for the rest, if there is any."""
     folded = becomes.take(page.units)
     at = np.flatnonzero(folded != page.units)
-    variants, counts = np.unique(page.units[at], return_counts=True)
+    variants, counts = distinct(page.units[at])
     for unit, count in zip(variants.tolist(), counts.tolist(), strict=True):
         seen[f"{chr(unit)} → {chr(becomes[unit])}"] += count
     page = replaced(page, at, folded[at])

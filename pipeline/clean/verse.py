@@ -8,13 +8,14 @@ of them only behind 正是：, because with 但见： prose in pairs begins.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 
 from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import UNITS, Codes, codes, inserted, is_one_of, places, spread, unit_at, without
+from pipeline.clean.codes import UNITS, Codes, codes, distinct, inserted, is_one_of, places, spread, unit_at, without
 from pipeline.clean.rule import Rule, Seen, units
 from pipeline.errors import BadConfig
 
@@ -89,7 +90,7 @@ def _page(policy: str, array: Codes, seen: Seen) -> Codes:
 
 
 def _count(found: _Found, seen: Seen) -> None:
-    for length, count in zip(*np.unique(found.length, return_counts=True), strict=True):
+    for length, count in zip(*distinct(found.length), strict=True):
         seen[f"runs of {length} characters a clause"] += int(count)
     seen["runs that are announced"] += int(np.count_nonzero(found.announced))
     seen["characters of verse"] += int((found.clauses * found.length).sum())
@@ -100,7 +101,7 @@ def _behind_announcements(array: Codes) -> Codes:
     colon = places(array, "：")
     colon = colon[is_one_of(unit_at(array, colon - 1), _BEFORE_COLON)]
     pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
-    colon = colon[np.isin(pair, [_pair(each) for each in _ANNOUNCE])]
+    colon = colon[_is_pair(pair, _ANNOUNCE)]
     if not len(colon):
         return array[:0]
     start = np.maximum(colon - _BEFORE, 0)
@@ -207,17 +208,23 @@ def _announcements(array: Codes, begin: np.ndarray) -> tuple[np.ndarray, np.ndar
     colon = colon - _is(array, colon, "\n" + _OPENERS)
     pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
     pair[~_is(array, colon, "：")] = 0
-    kind = np.where(pair == _pair(_COUPLET), 1, np.where(np.isin(pair, [_pair(each) for each in _ANNOUNCE]), 2, 0))
+    kind = np.where(pair == _pair(_COUPLET), 1, np.where(_is_pair(pair, _ANNOUNCE), 2, 0))
     longer = np.zeros(len(begin), bool)
     before = (unit_at(array, colon - 4).astype(np.uint32) << 16) | unit_at(array, colon - 3)
     for behind, front in _IN_FRONT.items():
         longer |= (pair == _pair(behind)) & (before == _pair(front))
-    kind[np.isin(pair, [_pair(each) for each in _IN_FRONT]) & ~longer] = 0
+    kind[_is_pair(pair, _IN_FRONT) & ~longer] = 0
     return colon - 2 - 2 * longer, kind
 
 
 def _pair(two: str) -> int:
     return ord(two[0]) << 16 | ord(two[1])
+
+
+def _is_pair(pairs: np.ndarray, words: Iterable[str]) -> np.ndarray:
+    """Which of the pairs are one of the words."""
+    found: np.ndarray = (pairs[:, None] == np.array([_pair(each) for each in words], np.uint32)).any(axis=1)
+    return found
 
 
 def _is(array: Codes, at: np.ndarray, characters: str) -> np.ndarray:
