@@ -73,7 +73,8 @@ def _tables(chinese: bool) -> _Tables:
             becomes[unit] = ord(plain)
     for old, new in (_VERTICAL | _RADICALS).items():
         becomes[ord(old)] = ord(new)
-    changed = np.flatnonzero(becomes != same)
+    work = (becomes != same) | (becomes == _GONE)  # U+FFFF is both itself and gone
+    changed = np.flatnonzero(work)
     rules = {
         "newlines": _numbers(_NEWLINES),
         "controls": _in(changed, _CONTROLS),
@@ -87,8 +88,8 @@ def _tables(chinese: bool) -> _Tables:
         loose[first : last + 1] = _need_nfc([*map(chr, range(first, last + 1))])
     loose[0x1161:0x1200] = True  # which make syllables with what stands before them
     loose[[_TAG_OR_SELECTOR, _COMPATIBILITY_SUPPLEMENT]] = True
-    loose &= becomes == same
-    return _Tables(becomes, rules, loose | (becomes != same), loose)
+    loose &= ~work
+    return _Tables(becomes, rules, loose | work, loose)
 
 
 def _mapped(same: np.ndarray, gone: Ranges) -> np.ndarray:
