@@ -29,12 +29,13 @@ LEVEL = 1  # of zstd: three times as fast as the library's default, for a tenth 
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Texts of one file, column by column. `continues`: the first goes on where the task before stopped; `open`: the
-    last goes on in the next."""
+    """Texts of one file, column by column, the texts themselves as a page in UTF-16. `continues`: the first goes on
+    where the task before stopped; `open`: the last goes on in the next."""
 
     profile: str
     file: str
-    texts: list[str]
+    page: bytes
+    characters: int  # of the texts, those of NUL too, which the page has not
     titles: list[str]
     metas: list[Any]
     lines: list[int]
@@ -129,25 +130,32 @@ def _cleaned(task: Task, options: CleanOptions, done: Cleaned) -> tuple[Task, Pa
     are as without it."""
     cleaner = _cleaner(task.profile, options)
     try:
-        return task, cleaner.clean(task.texts)
+        return task, cleaned(task, cleaner)
     except (InkstoneError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - a fault of ours must not cost a night's work: it is in the rejects and counted
-        texts = [_safe(text, number, cleaner, task, done) for number, text in enumerate(task.texts)]
-        good = [number for number, text in enumerate(texts) if text is not None]
+        texts = split(_page(task))
+        good = [number for number, text in enumerate(texts) if _is_safe(text, number, cleaner, task, done)]
         if not good:
             return task, None
         columns = {name: [getattr(task, name)[number] for number in good] for name in _COLUMNS}
-        columns["texts"] = [text for text in texts if text is not None]
-        task = msgspec.structs.replace(task, **columns)
-        return task, cleaner.clean(task.texts)
+        return msgspec.structs.replace(task, **columns), cleaner.clean([texts[number] for number in good])
 
 
-_COLUMNS = ("texts", "titles", "metas", "lines", "offsets")
+_COLUMNS = ("titles", "metas", "lines", "offsets")
 
 
-def _safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -> str | None:
-    """The text if it can be cleaned; otherwise it is counted as dropped, and its reject says which text it was."""
+def cleaned(task: Task, cleaner: Cleaner) -> Page:
+    """The page of a task after all rules; raises what a rule raises."""
+    return cleaner.clean_page(_page(task), len(task.lines), task.characters)
+
+
+def _page(task: Task) -> Codes:
+    return Codes(np.frombuffer(task.page, "<u2"))
+
+
+def _is_safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -> bool:
+    """Whether the text can be cleaned; otherwise it is counted as dropped, and its reject says which text it was."""
     try:
         cleaner.clean([text])
     except Exception as error:  # noqa: BLE001
@@ -156,8 +164,8 @@ def _safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -
         done.rejects.append(_reject(task, number, "bad-rule-failed", excerpt))
         done.report.came += len(text)
         done.report.drop("bad-rule-failed", 1, len(text))
-        return None
-    return text
+        return False
+    return True
 
 
 def _reject(task: Task, number: int, reason: str, excerpt: str) -> Reject:

@@ -107,7 +107,7 @@ def explain(inputs: Sequence[raw.InputFile], options: CleanOptions, rule: str, m
 
     for entry in inputs:
         for task in Texts(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
-            names |= {*Cleaner(profiles.PROFILES[task.profile], options, watch).clean(task.texts).effects}
+            names |= {*cleaning.cleaned(task, Cleaner(profiles.PROFILES[task.profile], options, watch)).effects}
             if len(found) >= most:
                 return found
     if rule not in names:
@@ -175,7 +175,7 @@ class _Corpus:
         for entry in inputs:
             texts = Texts(entry, self._options, self._ledger, self._rejects.write_reject)
             for task in texts.tasks(advance):
-                self._records += not task.continues and len(task.texts)
+                self._records += not task.continues and len(task.lines)
                 yield task
             raw.require_unchanged(entry)
             file = self.report.file(entry.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline import decoding, documents, raw, readers
 from pipeline.clean import profiles
 from pipeline.clean.alphabet import ENDS
+from pipeline.clean.codes import join
 from pipeline.clean.options import CleanOptions
 from pipeline.cleaning import Task
 from pipeline.documents import Reject
@@ -60,7 +61,8 @@ class Texts:
         return Task(
             self.profile,
             self.entry.name,
-            [each.text for each in held],
+            join([each.text for each in held]).units.tobytes(),
+            sum(len(each.text) for each in held),
             [each.title for each in held],
             [each.meta for each in held],
             [each.line for each in held],
@@ -97,7 +99,8 @@ class Texts:
             yield self._piece(held, continues, joint, open=False)
 
     def _piece(self, text: str, continues: bool, joint: str, *, open: bool) -> Task:
-        return Task(self.profile, self.entry.name, [text], [""], [None], [1], [0], continues, joint, open)
+        page = join([text]).units.tobytes()
+        return Task(self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, joint, open)
 
 
 def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:

@@ -42,21 +42,26 @@ _OPERANDS = {"\u2ff2": 3, "\u2ff3": 3, "\u2ffe": 1, "\u2fff": 1}  # the others d
 _OPERAND = re.compile(f"[{_PART}？]")
 _LONGEST = 32  # characters of a description sequence; the longest in use have about 25
 
-_GAIJI = re.compile(
-    rf"""
-      & (?: [A-Z]{{2,4}}-? | [A-Z]- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
-    | (?<![{{$]) \{{ [{_PART}{_SIGN}，、]{{1,16}} \}} (?!\}})
-    | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMBER}]+ \] )
-      [{_SIGN}]* [{_PART}] [{_PART}{_SIGN}]{{1,22}} \]
-    | \[ [A-Z] 。? / [0-9A-Fa-f]{{2,4}} x? \]
-    | < (?= [^<>\n\0]{{0,5}} [{_COMPONENTS}*/+@=-] ) [{_PART}] [{_PART}{_SIGN}]{{1,5}} >
-    | [\u2ff0-\u2fff\u31ef]
-    | [{_PRIVATE}]
-    """,
-    re.VERBOSE,
-)
+
+@cache
+def _gaiji() -> re.Pattern[str]:  # which takes long to compile
+    return re.compile(
+        rf"""
+          & (?: [A-Z]{{2,4}}-? | [A-Z]- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
+        | (?<![{{$]) \{{ [{_PART}{_SIGN}，、]{{1,16}} \}} (?!\}})
+        | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMBER}]+ \] )
+          [{_SIGN}]* [{_PART}] [{_PART}{_SIGN}]{{1,22}} \]
+        | \[ [A-Z] 。? / [0-9A-Fa-f]{{2,4}} x? \]
+        | < (?= [^<>\n\0]{{0,5}} [{_COMPONENTS}*/+@=-] ) [{_PART}] [{_PART}{_SIGN}]{{1,5}} >
+        | [\u2ff0-\u2fff\u31ef]
+        | [{_PRIVATE}]
+        """,
+        re.VERBOSE,
+    )
+
+
 _BEGINS = "&{[<"
-_BEGIN = re.compile(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # found much faster than _GAIJI itself
+_BEGIN = re.compile(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # found much faster than _gaiji() itself
 _PASSES = 16  # a gaiji may be a part of another: [女*{口大}]
 
 _PRIVATE_UNITS = (0xE000, 0xF8FF)
@@ -128,7 +133,7 @@ def _find(text: str) -> Iterator[tuple[int, int, bool]]:
     done = 0
     for begin in _BEGIN.finditer(text):
         start = begin.start()
-        if start >= done and (found := _GAIJI.match(text, start)):  # else a part of the gaiji before it
+        if start >= done and (found := _gaiji().match(text, start)):  # else a part of the gaiji before it
             done, complete = _sequence(text, start) if found[0] in _DESCRIBES else (found.end(), True)
             yield start, done, complete
 
@@ -140,7 +145,7 @@ def _sequence(text: str, start: int) -> tuple[int, bool]:
         if text[at] in _DESCRIBES:
             wanted += _OPERANDS.get(text[at], 2) - 1
             at += 1
-        elif operand := _OPERAND.match(text, at) or _GAIJI.match(text, at):
+        elif operand := _OPERAND.match(text, at) or _gaiji().match(text, at):
             wanted, at = wanted - 1, operand.end()
         else:
             break
@@ -269,6 +274,6 @@ def _fault(source: str, target: str) -> str:
         return f"{source!r} is no gaiji"
     if not target:
         return f"{source} has no target"
-    if _GAIJI.search(target) or re.search(r"[&;{}\[\]<>\0\n]", target):
+    if _gaiji().search(target) or re.search(r"[&;{}\[\]<>\0\n]", target):
         return f"{source} becomes {target!r}, which is not text"
     return ""

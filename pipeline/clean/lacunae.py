@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.codes import Codes, codes, places, text_of, without
@@ -23,16 +24,22 @@ _ZERO = "〇"
 _DIGIT = "一二三四五六七八九"
 _BESIDE = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{_ODD}{LACUNA}"  # what a number must not go on with
 _COUNTED = "年月日岁歲卷頁页首章回條条號号冊册函篇人里世代则則步尺丈石斤字名家戶户處处"
-_CIRCLE = re.compile(
-    rf"""
-      # the digits of one number, said one by one: in a run with a 十 it parts two numbers
-      (?<! [{_BESIDE}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_BESIDE}] )
-      (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
-    | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_BESIDE}] ) )
-    | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_BESIDE}] ) )
-    """,
-    re.VERBOSE,
-)
+
+
+@cache
+def _circle() -> re.Pattern[str]:  # which takes long to compile
+    return re.compile(
+        rf"""
+          # the digits of one number, said one by one: in a run with a 十 it parts two numbers
+          (?<! [{_BESIDE}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_BESIDE}] )
+          (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
+        | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_BESIDE}] ) )
+        | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_BESIDE}] ) )
+        """,
+        re.VERBOSE,
+    )
+
+
 _RUN = re.compile(f"[{_ODD}{LACUNA}]+")
 _SURE = re.compile(f"[■{LACUNA}]|囗囗")
 _CHINESE = re.compile(f"[{HAN}]")
@@ -60,7 +67,7 @@ def rule(policy: str = "keep") -> Rule:
 
 
 def _written(text: str, seen: Seen) -> str:
-    text = _CIRCLE.sub(lambda number: _count(seen, number[0], "○", _ZERO), text) if "○" in text else text
+    text = _circle().sub(lambda number: _count(seen, number[0], "○", _ZERO), text) if "○" in text else text
     return _RUN.sub(lambda run: _lost(run, seen), text)
 
 

@@ -45,7 +45,11 @@ class Cleaner:
         self._notes = rules.notes_of(profile, options)
 
     def clean(self, texts: Sequence[str]) -> Page:
-        page = Page(join(texts), np.arange(len(texts)), [""] * len(texts), {}, sum(map(len, texts)))
+        return self.clean_page(join(texts), len(texts), sum(map(len, texts)))
+
+    def clean_page(self, array: Codes, count: int, came: int) -> Page:
+        """The same for texts that were joined: how many there are, and characters of them with those of NUL."""
+        page = Page(array, np.arange(count), [""] * count, {}, came)
         self._characters(page)
         if self._profile.container:
             self._container(page)
