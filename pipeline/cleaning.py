@@ -176,6 +176,8 @@ def _whole(
     task: Task, page: Page, parts: list[tuple[int, int]], chosen: range, options: CleanOptions, done: Cleaned
 ) -> None:
     """Weed the whole documents, which are these parts of the page, and write those that stay."""
+    if not chosen:
+        return
     verdicts = filters.verdicts(page.array, filter_of(task.profile, options))
     kept = []
     for number in chosen:

@@ -40,7 +40,7 @@ from pipeline.progress import Advance, Progress
 from pipeline.texts import Texts
 
 REPORT = "report.json"
-SCHEMA = 2  # raise when the same options give other bytes
+SCHEMA = 3  # raise when the same options give other bytes
 _LONG = 4 << 20  # characters at which a document is judged, though it goes on
 
 
