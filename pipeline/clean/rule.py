@@ -28,11 +28,6 @@ class Effect:
         self.removed += max(0, before - after)
         self.added += max(0, after - before)
 
-    def add(self, other: Effect) -> None:
-        self.removed += other.removed
-        self.added += other.added
-        self.seen.update(other.seen)
-
 
 @dataclass(frozen=True)
 class Rule:
