@@ -7,6 +7,7 @@ fragment, and the stage puts them together.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,12 +17,11 @@ import numpy as np
 import zstandard
 
 from pipeline import documents
-from pipeline.clean import duplicates, filters, layout, lengths, profiles, quotes, sentences
-from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
-from pipeline.clean.codes import SEPARATOR, Codes, codes, inserted, is_one_of, places, split, text_of, unit_at
+from pipeline.clean import duplicates, filters, lines, profiles, quotes
+from pipeline.clean.codes import Codes, bounds, characters, has, split, text_of
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.page import Cleaner, Page
-from pipeline.clean.report import Report
+from pipeline.clean.report import Report, add
 from pipeline.documents import Reject
 from pipeline.errors import InkstoneError
 
@@ -29,12 +29,13 @@ LEVEL = 1  # of zstd: three times as fast as the library's default, for a tenth 
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Texts of one file, column by column. `continues`: the first goes on where the task before stopped; `open`: the
-    last goes on in the next."""
+    """Texts of one file, column by column, the texts themselves as a page in UTF-16. `continues`: the first goes on
+    where the task before stopped; `open`: the last goes on in the next."""
 
     profile: str
     file: str
-    texts: list[str]
+    page: bytes
+    characters: int  # of the texts, those of NUL too, which the page has not
     titles: list[str]
     metas: list[Any]
     lines: list[int]
@@ -104,18 +105,18 @@ class Worker:
             done.closed = task.continues and not task.open
             return done
         _account(task, page, done.report)
-        texts = split(page.array)
-        first, last = 0, len(texts)
+        parts = bounds(page.array)
+        first, last = 0, len(parts)
         continued = task.continues and not page.titles[0]
-        done.closed = task.continues and not (continued and task.open and len(texts) == 1)
+        done.closed = task.continues and not (continued and task.open and len(parts) == 1)
         if continued:
-            done.head = _fragment(texts[0], task, self.options)
+            done.head = _fragment(page.array[slice(*parts[0])], task, self.options)
             first = 1
         if task.open and (last - first or not continued):
             last -= 1
-            done.tail = _fragment(texts[last], task, self.options)
+            done.tail = _fragment(page.array[slice(*parts[last])], task, self.options)
             done.title, done.meta = _title(task, page, last), _meta(task, page, last)
-        _whole(task, page, texts, range(first, last), self.options, done)
+        _whole(task, page, parts, range(first, last), self.options, done)
         return done
 
 
@@ -129,25 +130,32 @@ def _cleaned(task: Task, options: CleanOptions, done: Cleaned) -> tuple[Task, Pa
     are as without it."""
     cleaner = _cleaner(task.profile, options)
     try:
-        return task, cleaner.clean(task.texts)
+        return task, cleaned(task, cleaner)
     except (InkstoneError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - a fault of ours must not cost a night's work: it is in the rejects and counted
-        texts = [_safe(text, number, cleaner, task, done) for number, text in enumerate(task.texts)]
-        good = [number for number, text in enumerate(texts) if text is not None]
+        texts = split(_page(task))
+        good = [number for number, text in enumerate(texts) if _is_safe(text, number, cleaner, task, done)]
         if not good:
             return task, None
         columns = {name: [getattr(task, name)[number] for number in good] for name in _COLUMNS}
-        columns["texts"] = [text for text in texts if text is not None]
-        task = msgspec.structs.replace(task, **columns)
-        return task, cleaner.clean(task.texts)
+        return msgspec.structs.replace(task, **columns), cleaner.clean([texts[number] for number in good])
 
 
-_COLUMNS = ("texts", "titles", "metas", "lines", "offsets")
+_COLUMNS = ("titles", "metas", "lines", "offsets")
 
 
-def _safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -> str | None:
-    """The text if it can be cleaned; otherwise it is counted as dropped, and its reject says which text it was."""
+def cleaned(task: Task, cleaner: Cleaner) -> Page:
+    """The page of a task after all rules; raises what a rule raises."""
+    return cleaner.clean_page(_page(task), len(task.lines), task.characters)
+
+
+def _page(task: Task) -> Codes:
+    return Codes(np.frombuffer(task.page, "<u2"))
+
+
+def _is_safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -> bool:
+    """Whether the text can be cleaned; otherwise it is counted as dropped, and its reject says which text it was."""
     try:
         cleaner.clean([text])
     except Exception as error:  # noqa: BLE001
@@ -156,40 +164,76 @@ def _safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -
         done.rejects.append(_reject(task, number, "bad-rule-failed", excerpt))
         done.report.came += len(text)
         done.report.drop("bad-rule-failed", 1, len(text))
-        return None
-    return text
+        return False
+    return True
 
 
 def _reject(task: Task, number: int, reason: str, excerpt: str) -> Reject:
     return Reject(task.file, task.lines[number], task.offsets[number], reason, excerpt[: documents.EXCERPT])
 
 
-def _whole(task: Task, page: Page, texts: list[str], chosen: range, options: CleanOptions, done: Cleaned) -> None:
-    """Weed the whole documents, and write those that stay."""
+def _whole(
+    task: Task, page: Page, parts: list[tuple[int, int]], chosen: range, options: CleanOptions, done: Cleaned
+) -> None:
+    """Weed the whole documents, which are these parts of the page, and write those that stay."""
+    if not chosen:
+        return
     verdicts = filters.verdicts(page.array, filter_of(task.profile, options))
     kept = []
     for number in chosen:
         reason, origin = verdicts[number], int(page.origin[number])
+        start, end = parts[number]
         if reason == "empty" and np.count_nonzero(page.origin == origin) > 1:
-            reason = "empty" if texts[number] else "nothing"  # as what stands before the first heading: no document
-        if reason:
-            if reason != "nothing":
-                done.report.drop(reason, 1, len(texts[number]))
-                done.rejects.append(_reject(task, origin, reason, texts[number]))
-        else:
+            reason = "empty" if end > start else "nothing"  # as what stands before the first heading: no document
+        if reason == "":
             kept.append(number)
+        elif reason != "nothing":
+            text = text_of(page.array[start:end])
+            done.report.drop(reason, 1, len(text))
+            done.rejects.append(_reject(task, origin, reason, text))
     if not kept:
         return
-    lines = [documents.json_line(texts[n], _title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
-    array = page.array if len(kept) == len(texts) else codes(SEPARATOR.join(texts[number] for number in kept))
+    array = _chosen(page.array, parts, kept)
+    encoded = text_of(array).encode()
+    ends = [documents.line_end(_title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
+    made = [(documents.LINE_BEGINS, text, end) for text, end in zip(_in_json(array, encoded), ends, strict=True)]
     if options.dedup == "no":
-        done.frame, done.digests = frame(b"".join(lines)), duplicates.digests(array)
-        done.sentences = published(array, task, len(kept), options, done.report)
+        done.frame = frame(b"".join(itertools.chain.from_iterable(made)))
+        done.digests = duplicates.digests(array)
+        done.sentences = published(array, encoded, task, len(kept), options, done.report)
         return
-    for number, line, fingerprint in zip(kept, lines, duplicates.fingerprints(array), strict=True):
-        sketch = duplicates.sketch(texts[number]) if options.dedup == "near" else None
+    plain = split(array)
+    for number, line, text, fingerprint in zip(kept, made, plain, duplicates.fingerprints(array), strict=True):
+        sketch = duplicates.sketch(text) if options.dedup == "near" else None
         place = task.lines[int(page.origin[number])], task.offsets[int(page.origin[number])]
-        done.rows.append(Row(line, texts[number], fingerprint, place, sketch))
+        done.rows.append(Row(b"".join(line), text, fingerprint, place, sketch))
+
+
+def _chosen(page: Codes, parts: list[tuple[int, int]], kept: list[int]) -> Codes:
+    """A page of the documents that are kept."""
+    first, last = kept[0], kept[-1]
+    if last - first + 1 == len(kept):
+        return page[parts[first][0] : parts[last][1]]
+    pieces = [piece for number in kept for piece in (_PART, page.units[slice(*parts[number])])]
+    return Codes(np.concatenate(pieces[1:]))
+
+
+_PART = np.zeros(1, "<u2")
+_SPELLED = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
+_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
+
+
+def _in_json(page: Codes, encoded: bytes) -> list[memoryview | bytes]:
+    """Each of the documents of a page (`encoded` is that as UTF-8) as it stands inside the quotes of a JSON line."""
+    if has(page, _CONTROLS):  # which only a table of the user's brings in
+        return [msgspec.json.encode(text)[1:-1] for text in split(page)]
+    for character, spelled in _SPELLED:
+        encoded = encoded.replace(character, spelled)
+    found, whole, start = list[memoryview | bytes](), memoryview(encoded), 0
+    while (end := encoded.find(0, start)) >= 0:
+        found.append(whole[start:end])
+        start = end + 1
+    return [*found, whole[start:]]
 
 
 def filter_of(profile: str, options: CleanOptions) -> filters.Filter:
@@ -198,14 +242,15 @@ def filter_of(profile: str, options: CleanOptions) -> filters.Filter:
     return filters.Filter(profiles.PROFILES[profile].chinese, options.min_chars, options.min_han, most)
 
 
-def _fragment(text: str, task: Task, options: CleanOptions) -> Fragment:
-    report, lines, inside = Report(), b"", b""
-    if text:
-        lines = frame(msgspec.json.encode(text)[1:-1])
-        inside = published(codes(text), task, 0, options, report)
-    array = codes(text)
-    counts, excerpt = filters.counts(array).tolist(), text[: documents.EXCERPT]
-    return Fragment(lines, inside, counts, excerpt, array.tobytes(), len(text), task.joint, report)
+def _fragment(part: Codes, task: Task, options: CleanOptions) -> Fragment:
+    report, inside, sentences = Report(), b"", b""
+    if len(part):
+        encoded = text_of(part).encode()
+        inside = frame(*_in_json(part, encoded))
+        sentences = published(part, encoded, task, 0, options, report)
+    counts, excerpt = filters.counts(part)[0].tolist(), text_of(part[: 2 * documents.EXCERPT])[: documents.EXCERPT]
+    size = characters(part)
+    return Fragment(inside, sentences, counts, excerpt, part.units.tobytes(), size, task.joint, report)
 
 
 def _title(task: Task, page: Page, number: int) -> str:
@@ -221,9 +266,14 @@ def _meta(task: Task, page: Page, number: int) -> Any:
     return meta
 
 
-def frame(data: bytes) -> bytes:
+def frame(data: bytes | memoryview) -> bytes:
     """A zstd frame of its own: frames one after another are one file."""
-    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(data)
+    return _compressor().compress(data)
+
+
+@cache
+def _compressor() -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
 
 
 def _account(task: Task, page: Page, report: Report) -> None:
@@ -243,55 +293,18 @@ def _account(task: Task, page: Page, report: Report) -> None:
         report.orphans += faults["orphans"]
 
 
-def published(array: Codes, task: Task, count: int, options: CleanOptions, report: Report) -> bytes:
+def published(page: Codes, encoded: bytes, task: Task, count: int, options: CleanOptions, report: Report) -> bytes:
     """The sentences of documents that stay, one a line; all that is published is counted in the report."""
     file = report.file(task.file)
-    file.measure(report.measure(array))
+    file.measure(report.measure(page))
     file.documents += count
     report.documents += count
     file.chinese = profiles.PROFILES[task.profile].chinese
-    ends = sentences.ends(array, inside_quotes=options.split == "flat") if file.chinese else np.array([], int)
-    made = _limited(layout.lines(array, ends), options.max_bytes, report)
-    if not len(made):
-        return b""
-    text = text_of(made)
-    if not file.chinese:  # lines of any text: some have nothing but spaces
-        text = "\n".join(line for line in text.split("\n") if line.strip())
-        made = codes(text)
-    data = (text + "\n").encode() if text else b""
-    _measure(made, data, report)
-    return data
-
-
-def _measure(made: Codes, data: bytes, report: Report) -> None:
-    """Count lines by their lengths, and those that no mark ends."""
-    if not data:
-        return
-    broken = np.append(places(made, "\n"), len(made))
-    units = np.diff(broken, prepend=-1) - 1
-    if len(second := np.flatnonzero((made & 0xFC00) == 0xDC00)):
-        units -= np.diff(np.searchsorted(second, broken), prepend=0)
-    # A character has three bytes at most, or four and two units: few lines can be the longest, and those are measured.
-    first = int(units.argmax())
-    least = len(text_of(made[broken[first] - units[first] : broken[first]]).encode())
-    ends, begins = broken.tolist(), (broken - (np.diff(broken, prepend=-1) - 1)).tolist()
-    chosen = np.flatnonzero(np.diff(broken, prepend=-1) * 3 > max(least, report.sentences.longest)).tolist()
-    sizes = [len(text_of(made[begins[line] : ends[line]]).encode()) for line in chosen]
-    report.sentences.measure(units, np.array([least, *sizes]))
-    report.sentences.unterminated += int((~is_one_of(unit_at(made, broken - 1), ENDS + DOTS + CLOSERS)).sum())
-
-
-def _limited(made: Codes, most: int, report: Report) -> Codes:
-    """Lines of more than `most` bytes of UTF-8, cut into several."""
-    broken = np.append(places(made, "\n"), len(made))
-    begin = np.concatenate(([0], broken[:-1] + 1))
-    long = np.flatnonzero((broken - begin) * 3 > most)
-    cuts: list[int] = []
-    for start, end in zip(begin[long].tolist(), broken[long].tolist(), strict=True):
-        pieces, level = lengths.limit(text_of(made[start:end]), most)
-        if len(pieces) > 1:
-            report.sentences.resplit[level] = report.sentences.resplit.get(level, 0) + len(pieces) - 1
-        for piece in pieces[:-1]:
-            start += len(codes(piece))
-            cuts.append(start)
-    return inserted(made, np.array(cuts), "\n") if cuts else made
+    if file.chinese:
+        made = lines.of_sentences(page, encoded, options.max_bytes, inside_quotes=options.split == "flat")
+    else:
+        made = lines.of_any(page, options.max_bytes)
+    report.sentences.measure(made.characters, made.sizes)
+    report.sentences.unterminated += made.unterminated
+    add(report.sentences.resplit, made.resplit)
+    return made.data

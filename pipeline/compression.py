@@ -43,7 +43,7 @@ def blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]
         elif path.name.endswith(".gz"):
             yield from _gzip_blocks(path, handle, advance)
         else:
-            while block := handle.read(_BLOCK):
+            while block := handle.read(_READ):
                 advance(len(block))
                 yield block
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,13 +33,14 @@ from pipeline.clean.report import Report
 from pipeline.cleaning import Cleaned, Fragment, Row, Task, Worker
 from pipeline.documents import Reject
 from pipeline.errors import BadConfig, BadData
+from pipeline.files import HashingFile
 from pipeline.ledger import Ledger
-from pipeline.manifest import Identity
+from pipeline.manifest import FileRecord, Identity
 from pipeline.progress import Advance, Progress
 from pipeline.texts import Texts
 
 REPORT = "report.json"
-SCHEMA = 2  # raise when the same options give other bytes
+SCHEMA = 3  # raise when the same options give other bytes
 _LONG = 4 << 20  # characters at which a document is judged, though it goes on
 
 
@@ -106,7 +107,7 @@ def explain(inputs: Sequence[raw.InputFile], options: CleanOptions, rule: str, m
 
     for entry in inputs:
         for task in Texts(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
-            names |= {*Cleaner(profiles.PROFILES[task.profile], options, watch).clean(task.texts).effects}
+            names |= {*cleaning.cleaned(task, Cleaner(profiles.PROFILES[task.profile], options, watch)).effects}
             if len(found) >= most:
                 return found
     if rule not in names:
@@ -146,12 +147,14 @@ class _Corpus:
 
     def __enter__(self) -> _Corpus:
         self._rejects = self._stack.enter_context(documents.ZstdLines(self._path("rejects.jsonl.zst")))
-        self._documents: IO[bytes] = self._stack.enter_context(open(self._path("documents.jsonl.zst"), "wb"))
-        self._sentences: IO[bytes] = self._stack.enter_context(open(self._path("sentences.txt"), "wb"))
+        self._documents, self._sentences = self._file("documents.jsonl.zst"), self._file("sentences.txt")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def _file(self, name: str) -> HashingFile:
+        return HashingFile(self._stack.enter_context(open(self._path(name), "wb")), self._path(name))
 
     def _path(self, name: str) -> Path:
         return self._draft / name if self._draft else Path("/dev/null")
@@ -172,7 +175,7 @@ class _Corpus:
         for entry in inputs:
             texts = Texts(entry, self._options, self._ledger, self._rejects.write_reject)
             for task in texts.tasks(advance):
-                self._records += not task.continues and len(task.texts)
+                self._records += not task.continues and len(task.lines)
                 yield task
             raw.require_unchanged(entry)
             file = self.report.file(entry.name)
@@ -212,7 +215,7 @@ class _Corpus:
                 kept.append(row)
         if kept:
             page = join([row.text for row in kept])
-            lines = cleaning.published(page, task, len(kept), self._options, self.report)
+            lines = cleaning.published(page, text_of(page).encode(), task, len(kept), self._options, self.report)
             self._write(cleaning.frame(b"".join(row.line for row in kept)), lines)
 
     def _extend(self, part: Fragment) -> None:
@@ -222,7 +225,7 @@ class _Corpus:
             return
         current.parts.append(part)
         current.counts += part.counts
-        current.hash.update(codes(part.joint).tobytes() if current.characters else b"")
+        current.hash.update(codes(part.joint).units.tobytes() if current.characters else b"")
         current.hash.update(part.raw)
         current.excerpt = current.excerpt or part.excerpt
         current.characters += part.characters
@@ -236,7 +239,7 @@ class _Corpus:
             wanted = cleaning.filter_of(current.profile, self._options)
             current.reason = filters.verdict_on(current.counts.tolist(), wanted)
             if not current.reason:
-                self._glue += b'{"text":"'
+                self._glue += documents.LINE_BEGINS
         if not current.reason:
             for part in current.parts:
                 if current.written:
@@ -265,8 +268,7 @@ class _Corpus:
         if current.reason:
             self._drop(current.reason, current.source, current.excerpt, current.characters)
         else:
-            line = documents.json_line("", current.title, current.source, current.meta)
-            self._glue += line.removeprefix(b'{"text":"')
+            self._glue += documents.line_end(current.title, current.source, current.meta)
             self.report.documents += 1
             self.report.file(current.source).documents += 1
             self.report.duplicates += self._known.has(current.hash.digest()[: duplicates.DIGEST])
@@ -315,4 +317,7 @@ class _Corpus:
             "headings": sum(found.headings.values()),
             "input_bytes": sum(entry.stamp[0] for entry in inputs),
         }
-        return Content(counts, closed)
+        written = tuple(
+            FileRecord(file.path.name, file.size, file.sha256) for file in (self._documents, self._sentences)
+        )
+        return Content(counts, closed, written)

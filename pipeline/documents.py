@@ -137,6 +137,14 @@ def json_line(text: str, title: str, source: str, meta: Any) -> bytes:
     return msgspec.json.encode({"text": text} | {name: value for name, value in fields.items() if value}) + b"\n"
 
 
+LINE_BEGINS = b'{"text":"'
+
+
+def line_end(title: str, source: str, meta: Any) -> bytes:
+    """What stands behind the text in such a line, from the quote that closes it."""
+    return json_line("", title, source, meta).removeprefix(LINE_BEGINS)
+
+
 class ZstdLines:
     """Writes bytes to a zstd file with a checksum in its frame (the library's default has none)."""
 

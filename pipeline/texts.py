@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline import decoding, documents, raw, readers
 from pipeline.clean import profiles
 from pipeline.clean.alphabet import ENDS
+from pipeline.clean.codes import join
 from pipeline.clean.options import CleanOptions
 from pipeline.cleaning import Task
 from pipeline.documents import Reject
@@ -60,7 +61,8 @@ class Texts:
         return Task(
             self.profile,
             self.entry.name,
-            [each.text for each in held],
+            join([each.text for each in held]).units.tobytes(),
+            sum(len(each.text) for each in held),
             [each.title for each in held],
             [each.meta for each in held],
             [each.line for each in held],
@@ -73,19 +75,21 @@ class Texts:
         held, joint = "", "\n"
         continues = whole = False
         for piece in found:
-            held += piece
+            held = held + piece if held else piece
             if not self.profile and held.strip():
                 chosen = profiles.of(self.entry.path.name, held[:_HEAD], self.options.profile)
                 self.profile = chosen.name
                 whole = _needs_all(chosen, self.options)
-            while len(held) >= PIECE and not whole:
-                cut = held.rfind("\n", 0, PIECE) + 1 or held.find("\n") + 1
-                if not cut and len(held) < LONGEST_LINE:
+            begin = 0
+            while len(held) - begin >= PIECE and not whole:
+                cut = held.rfind("\n", begin, begin + PIECE) + 1 or held.find("\n", begin) + 1
+                if not cut and len(held) - begin < LONGEST_LINE:
                     break
-                cut = cut or max(held.rfind(mark) for mark in ENDS) + 1 or len(held)
-                yield self._piece(held[:cut], continues, joint, open=True)
+                cut = cut or max(held.rfind(mark, begin) for mark in ENDS) + 1 or len(held)
+                yield self._piece(held[begin:cut], continues, joint, open=True)
                 joint = "\n" if held[cut - 1] == "\n" and chosen.chinese else ""
-                held, continues = held[cut:], True
+                begin, continues = cut, True
+            held = held[begin:]
         if self.facts.cut:
             self.ledger.documents.came += 1
             self.ledger.documents.drop("truncated-end", 1)
@@ -95,7 +99,8 @@ class Texts:
             yield self._piece(held, continues, joint, open=False)
 
     def _piece(self, text: str, continues: bool, joint: str, *, open: bool) -> Task:
-        return Task(self.profile, self.entry.name, [text], [""], [None], [1], [0], continues, joint, open)
+        page = join([text]).units.tobytes()
+        return Task(self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, joint, open)
 
 
 def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:

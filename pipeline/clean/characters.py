@@ -6,8 +6,7 @@
                never NFKC, which would turn ，！？ into ASCII
     width      full-width digits and letters become ASCII, vertical brackets become those of horizontal text
 
-The histogram of the text says which of them has work, and how much: a text that has none of these characters is only
-counted.
+None of these characters is a plain one (codes.py), so a text that has none of them among its odd ones is left as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.clean.codes import UNITS, Codes, codes, text_of, without
+from pipeline.clean.codes import UNITS, Codes, codes, has, places, replaced, text_of, unit_at, without
 from pipeline.clean.rule import Effect, Ranges, Seen
 
 _GONE = 0xFFFF  # no character: stands in the table for what is dropped
@@ -53,7 +52,8 @@ _COMPATIBILITY_SUPPLEMENT = 0xD87E  # the first unit of U+2F800 to U+2FA1F
 class _Tables(NamedTuple):
     becomes: np.ndarray  # of each unit
     rules: dict[str, np.ndarray]  # the units that each rule changes
-    loose: np.ndarray  # those because of which a text may not be in NFC
+    work: np.ndarray  # of each unit whether it is one of these, or makes it uncertain that a text is in NFC
+    loose: np.ndarray  # of each unit whether it does the latter
 
 
 @cache
@@ -62,7 +62,7 @@ def _tables(chinese: bool) -> _Tables:
     if not chinese:
         becomes = _mapped(same, _PLAIN_CONTROLS)
         rules = {"newlines": _numbers(_NEWLINES), "controls": _in(np.flatnonzero(becomes != same), _PLAIN_CONTROLS)}
-        return _Tables(becomes, rules, np.array([], int))
+        return _Tables(becomes, rules, becomes != same, np.zeros(UNITS, bool))
     becomes = _mapped(same, (*_CONTROLS, *_SELECTORS))
     for first, last in (*_KANGXI, *_WIDE):
         for unit in range(first, last + 1):
@@ -73,7 +73,8 @@ def _tables(chinese: bool) -> _Tables:
             becomes[unit] = ord(plain)
     for old, new in (_VERTICAL | _RADICALS).items():
         becomes[ord(old)] = ord(new)
-    changed = np.flatnonzero(becomes != same)
+    work = (becomes != same) | (becomes == _GONE)  # U+FFFF is both itself and gone
+    changed = np.flatnonzero(work)
     rules = {
         "newlines": _numbers(_NEWLINES),
         "controls": _in(changed, _CONTROLS),
@@ -82,8 +83,13 @@ def _tables(chinese: bool) -> _Tables:
         ),
         "width": np.concatenate((_in(changed, _WIDE), _numbers("".join(_VERTICAL)))),
     }
-    loose = [unit for first, last in _NOT_HAN for unit in range(first, last + 1) if _needs_nfc(unit)]
-    return _Tables(becomes, rules, np.array([unit for unit in loose if becomes[unit] == unit]))
+    loose = np.zeros(UNITS, bool)
+    for first, last in _NOT_HAN:
+        loose[first : last + 1] = _need_nfc([*map(chr, range(first, last + 1))])
+    loose[0x1161:0x1200] = True  # which make syllables with what stands before them
+    loose[[_TAG_OR_SELECTOR, _COMPATIBILITY_SUPPLEMENT]] = True
+    loose &= ~work
+    return _Tables(becomes, rules, loose | work, loose)
 
 
 def _mapped(same: np.ndarray, gone: Ranges) -> np.ndarray:
@@ -103,51 +109,42 @@ def _in(numbers: np.ndarray, ranges: Ranges) -> np.ndarray:
     return found
 
 
-def _needs_nfc(unit: int) -> bool:
-    """Whether text with this character may not be in NFC: it combines, or stands for another one."""
-    character = chr(unit)
-    return (
-        unicodedata.combining(character) > 0
-        or 0x1161 <= unit <= 0x11FF  # which make syllables with what stands before them
-        or unicodedata.normalize("NFC", character) != character
-    )
+def _need_nfc(characters: list[str]) -> list[bool]:
+    """Whether text with each of these may not be in NFC: it combines, or stands for another one."""
+    return [unicodedata.normalize("NFC", each) != each or unicodedata.combining(each) > 0 for each in characters]
 
 
-def histogram(array: Codes) -> np.ndarray:
-    """How often each unit occurs."""
-    return np.bincount(array, minlength=UNITS)
-
-
-def normalise(array: Codes, found: np.ndarray, *, chinese: bool = True) -> tuple[Codes, dict[str, Effect]]:
-    """The page after the rules, and what each of them did. `found` is the page's histogram.
+def normalise(text: Codes, *, chinese: bool = True) -> tuple[Codes, dict[str, Effect]]:
+    """The page after the rules, and what each of them did.
 
     Text that is not Chinese only gets its newlines and controls mended.
     """
-    becomes, rules, loose = _tables(chinese)
-    effects = {name: Effect(seen=_met(found, units)) for name, units in rules.items()}
+    becomes, rules, work, loose = _tables(chinese)
+    units = text.odd_units if chinese else text.units
+    met = units[work.take(units)]
+    found = np.bincount(met, minlength=UNITS) if len(met) else np.zeros(UNITS, int)
+    effects = {name: Effect(seen=_met(found, of)) for name, of in rules.items()}
     if any(each.seen for each in effects.values()):
-        if found[ord("\r")] and found[ord("\n")]:
-            pairs = np.flatnonzero((array[:-1] == ord("\r")) & (array[1:] == ord("\n")))
+        if found[ord("\r")] and has(text, "\n"):
+            returns = places(text, "\r")
+            pairs = returns[unit_at(text, returns + 1) == ord("\n")]
             effects["newlines"].removed = len(pairs)
-            array = without(array, pairs)
-        array, gone = becomes.take(array), False
-        for name, units in rules.items():
-            if dropped := int(found[units[becomes[units] == _GONE]].sum()):
-                effects[name].removed += dropped
-                gone = True
-        array = array[array != _GONE] if gone else array
-    if chinese and (found[_TAG_OR_SELECTOR] or found[_COMPATIBILITY_SUPPLEMENT] or found[loose].any()):
-        array = _beyond_the_table(array, effects)
-    return array, effects
+            text = without(text, pairs)
+        at = text.odd[work.take(text.odd_units)]
+        made = becomes.take(text.units[at])
+        for name, of in rules.items():
+            effects[name].removed += int(found[of[becomes[of] == _GONE]].sum())
+        text = without(replaced(text, at, made), at[made == _GONE])
+    return (_beyond_the_table(text, effects) if loose.take(met).any() else text), effects
 
 
 def _met(found: np.ndarray, units: np.ndarray) -> Seen:
     return Counter({f"U+{unit:04X}": int(found[unit]) for unit in units[found[units] > 0]})
 
 
-def _beyond_the_table(array: Codes, effects: dict[str, Effect]) -> Codes:
+def _beyond_the_table(page: Codes, effects: dict[str, Effect]) -> Codes:
     """What is more than one unit, or depends on what stands beside it."""
-    text, tags = _TAGS.subn("", text_of(array))
+    text, tags = _TAGS.subn("", text_of(page))
     effects["controls"].removed += tags
     effects["controls"].seen["tags"] += tags
     text, selectors = _MORE_SELECTORS.subn("", text)

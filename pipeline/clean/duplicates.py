@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.clean.alphabet import LACUNA
-from pipeline.clean.codes import SEPARATOR, UNITS, Codes, codes, join, split
+from pipeline.clean.codes import SEPARATOR, UNITS, Codes, bounds, join
 from pipeline.errors import BadConfig
 
 Sketch = Any  # rensa.RMinHash: 512 bytes, can be pickled
@@ -35,17 +35,14 @@ _AT_ONCE = 1 << 16  # letters of a long document: their runs are objects, and ma
 _GONE = 0xFFFF  # no character: stands in the table for what does not count
 
 
-def fingerprints(array: Codes) -> list[bytes]:
+def fingerprints(page: Codes) -> list[bytes]:
     """Of every document of a page (parted by NUL) 16 bytes, the same for those that have the same letters."""
-    return [blake2b(each, digest_size=DIGEST).digest() for each in _compared(array)]
+    return [blake2b(each, digest_size=DIGEST).digest() for each in _compared(page)]
 
 
-def digests(array: Codes) -> list[bytes]:
+def digests(page: Codes) -> list[bytes]:
     """Of every document of a page 16 bytes, the same only for the same text: a quarter of the work."""
-    ends = np.append(np.flatnonzero(array == 0), len(array)).tolist()
-    data = memoryview(array.tobytes())
-    parts = itertools.pairwise([-1, *ends])
-    return [sha256(data[2 * start + 2 : 2 * end]).digest()[:DIGEST] for start, end in parts]
+    return [sha256(page.units[start:end].data).digest()[:DIGEST] for start, end in bounds(page)]
 
 
 def fingerprint(text: str) -> bytes:
@@ -53,20 +50,20 @@ def fingerprint(text: str) -> bytes:
     return fingerprints(join([text]))[0]
 
 
-def _compared(array: Codes) -> list[bytes]:
+def _compared(page: Codes) -> list[bytes]:
     """What each document is compared by: its letters, as UTF-16; if it has none, all of it."""
-    found = _letters().take(array)
+    found = _letters().take(page.units)
     kept = found[found != _GONE]
     raw, ends = kept.tobytes(), 2 * np.append(np.flatnonzero(kept == 0), len(kept))
     parts = [raw[start + 2 : end] for start, end in itertools.pairwise([-2, *ends.tolist()])]
     if not all(parts):
-        whole = [codes(text).tobytes() for text in split(array)]
+        whole = [page.units[start:end].tobytes() for start, end in bounds(page)]
         parts = [part or full for part, full in zip(parts, whole, strict=True)]
     return parts
 
 
 @cache
-def _letters() -> Codes:
+def _letters() -> np.ndarray:
     """What counts of each unit: letters and digits in lower case, □, gaiji, pairs, and NUL; _GONE for the rest."""
     table = np.full(UNITS, _GONE, "<u2")
     for unit in range(UNITS):

@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
-from pipeline.clean.codes import UNITS, Codes, codes
+from pipeline.clean.codes import UNITS, Codes, any_of, codes, is_plain_han, plain
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
@@ -56,25 +56,30 @@ DEFAULT = Filter()
 
 def verdict(text: str, wanted: Filter = DEFAULT) -> str:
     """Why a document is rejected, one of REASONS; "" for none."""
-    return verdict_on(counts(codes(text)).tolist(), wanted)
+    return verdicts(codes(text), wanted)[0]
 
 
-def counts(array: Codes) -> np.ndarray:
-    """How many units of each class one document has. Those of its parts add up to those of the whole."""
-    return np.bincount(_classes().take(array), minlength=CLASSES)
-
-
-def verdicts(array: Codes, wanted: Filter = DEFAULT) -> list[str]:
+def verdicts(page: Codes, wanted: Filter = DEFAULT) -> list[str]:
     """The verdict on every document of a page (parted by NUL), in order."""
-    kind = _classes().take(array)
-    others = np.flatnonzero(kind != _HAN_CLASS)  # few in Chinese text: those are counted, the rest is Chinese
-    kind = kind[others]
-    ends = np.append(others[kind == _PARTS], len(array))
-    number = np.cumsum(kind == _PARTS) * CLASSES + kind
-    counts = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    counts[:, _PARTS] = 0
-    counts[:, _HAN_CLASS] = np.diff(ends, prepend=-1) - 1 - counts.sum(axis=1)
-    return [verdict_on(count, wanted) for count in counts.tolist()]
+    return [verdict_on(count, wanted) for count in counts(page).tolist()]
+
+
+def counts(page: Codes) -> np.ndarray:
+    """How many units of each class every document of a page has. Those of its parts add up to those of the whole."""
+    kind = _classes().take(page.odd_units)
+    parts = kind == _PARTS
+    number = np.cumsum(parts) * CLASSES + kind
+    ends = np.append(page.odd[parts], len(page))
+    found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
+    # Plain ones are Han, 。！？ and other marks, and are counted a document at a time.
+    starts = np.append(0, ends[:-1] + 1)
+    is_han, is_end = is_plain_han(page.units), any_of(page.units, ENDS)
+    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        found[number, _HAN_CLASS] += np.count_nonzero(is_han[start:end])
+        found[number, _END] = np.count_nonzero(is_end[start:end])
+    found[:, _PARTS] = found[:, _REST] = 0
+    found[:, _REST] = ends - starts - found.sum(axis=1)
+    return found
 
 
 def verdict_on(count: list[int], wanted: Filter = DEFAULT) -> str:
@@ -102,11 +107,9 @@ def verdict_on(count: list[int], wanted: Filter = DEFAULT) -> str:
 @cache
 def _classes() -> np.ndarray:
     table = np.zeros(UNITS, np.uint8)
-    for first, last in (*HAN_UNITS, (0xAC00, 0xD7A3)):  # the other letters are found one by one
-        table[first : last + 1] = _LETTER
-    for unit in np.flatnonzero(table == 0).tolist():
-        character = chr(unit)
-        table[unit] = _LETTER if character.isalpha() else _SPACE if character.isspace() else _REST
+    characters = [*map(chr, range(UNITS))]
+    table[np.fromiter(map(str.isspace, characters), bool)] = _SPACE
+    table[np.fromiter(map(str.isalpha, characters), bool)] = _LETTER
     for first, last in _MOJIBAKE:
         part = table[first : last + 1]
         part[part == _REST] = _MOJIBAKE_CLASS
@@ -115,6 +118,7 @@ def _classes() -> np.ndarray:
         table[first : last + 1] = _HAN_CLASS
     table[ord(LACUNA)] = _LACUNA
     table[[ord(mark) for mark in ENDS]] = _END
+    table[plain()] = _REST
     table[0xDC00:0xE000] = _SECOND
     table[0] = _PARTS
     return table

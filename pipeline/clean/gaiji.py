@@ -23,9 +23,9 @@ from types import MappingProxyType
 import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
-from pipeline.clean.characters import histogram, normalise
-from pipeline.clean.codes import UNITS, Codes, codes, text_of, without
-from pipeline.clean.rule import Rule, Seen, units
+from pipeline.clean.characters import normalise
+from pipeline.clean.codes import UNITS, Codes, codes, distinct, replaced, text_of, without
+from pipeline.clean.rule import Rule, Seen, on_lines, units
 from pipeline.errors import BadConfig, InputMissing
 
 POLICIES = ("keep", "lacuna", "drop")
@@ -42,21 +42,26 @@ _OPERANDS = {"\u2ff2": 3, "\u2ff3": 3, "\u2ffe": 1, "\u2fff": 1}  # the others d
 _OPERAND = re.compile(f"[{_PART}？]")
 _LONGEST = 32  # characters of a description sequence; the longest in use have about 25
 
-_GAIJI = re.compile(
-    rf"""
-      & (?: [A-Z]{{2,4}}-? | [A-Z]- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
-    | (?<![{{$]) \{{ [{_PART}{_SIGN}，、]{{1,16}} \}} (?!\}})
-    | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMBER}]+ \] )
-      [{_SIGN}]* [{_PART}] [{_PART}{_SIGN}]{{1,22}} \]
-    | \[ [A-Z] 。? / [0-9A-Fa-f]{{2,4}} x? \]
-    | < (?= [^<>\n\0]{{0,5}} [{_COMPONENTS}*/+@=-] ) [{_PART}] [{_PART}{_SIGN}]{{1,5}} >
-    | [\u2ff0-\u2fff\u31ef]
-    | [{_PRIVATE}]
-    """,
-    re.VERBOSE,
-)
+
+@cache
+def _gaiji() -> re.Pattern[str]:  # which takes long to compile
+    return re.compile(
+        rf"""
+          & (?: [A-Z]{{2,4}}-? | [A-Z]- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
+        | (?<![{{$]) \{{ [{_PART}{_SIGN}，、]{{1,16}} \}} (?!\}})
+        | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMBER}]+ \] )
+          [{_SIGN}]* [{_PART}] [{_PART}{_SIGN}]{{1,22}} \]
+        | \[ [A-Z] 。? / [0-9A-Fa-f]{{2,4}} x? \]
+        | < (?= [^<>\n\0]{{0,5}} [{_COMPONENTS}*/+@=-] ) [{_PART}] [{_PART}{_SIGN}]{{1,5}} >
+        | [\u2ff0-\u2fff\u31ef]
+        | [{_PRIVATE}]
+        """,
+        re.VERBOSE,
+    )
+
+
 _BEGINS = "&{[<"
-_BEGIN = re.compile(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # found much faster than _GAIJI itself
+_BEGIN = re.compile(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # found much faster than _gaiji() itself
 _PASSES = 16  # a gaiji may be a part of another: [女*{口大}]
 
 _PRIVATE_UNITS = (0xE000, 0xF8FF)
@@ -77,12 +82,13 @@ def rule(policy: str = "lacuna", gaiji_map: Mapping[str, str] = NOTHING, pua_map
             raise BadConfig(f"the map of gaiji: {fault}")
     in_place = all(len(target) == 1 and ord(target) < UNITS for source, target in known.items() if len(source) == 1)
 
-    def apply(array: Codes, seen: Seen) -> Codes:
-        if in_place and not _is_written().take(array).any():
-            return _private(array, seen, policy, known)
-        return codes(_all(text_of(array), seen, policy, known))
+    def apply(text: Codes, seen: Seen) -> Codes:
+        if in_place and not _is_written().take(text.odd_units).any():
+            return _private(text, seen, policy, known)
+        begins = text.odd[_begins().take(text.odd_units)]
+        return on_lines(lambda lines: codes(_all(text_of(lines), seen, policy, known)), text, begins)
 
-    return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})), local=True)
+    return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(known.values())})))
 
 
 def _all(text: str, seen: Seen, policy: str, known: Mapping[str, str]) -> str:
@@ -127,7 +133,7 @@ def _find(text: str) -> Iterator[tuple[int, int, bool]]:
     done = 0
     for begin in _BEGIN.finditer(text):
         start = begin.start()
-        if start >= done and (found := _GAIJI.match(text, start)):  # else a part of the gaiji before it
+        if start >= done and (found := _gaiji().match(text, start)):  # else a part of the gaiji before it
             done, complete = _sequence(text, start) if found[0] in _DESCRIBES else (found.end(), True)
             yield start, done, complete
 
@@ -139,34 +145,33 @@ def _sequence(text: str, start: int) -> tuple[int, bool]:
         if text[at] in _DESCRIBES:
             wanted += _OPERANDS.get(text[at], 2) - 1
             at += 1
-        elif operand := _OPERAND.match(text, at) or _GAIJI.match(text, at):
+        elif operand := _OPERAND.match(text, at) or _gaiji().match(text, at):
             wanted, at = wanted - 1, operand.end()
         else:
             break
     return at, not wanted
 
 
-def _private(array: Codes, seen: Seen, policy: str, known: Mapping[str, str]) -> Codes:
+def _private(text: Codes, seen: Seen, policy: str, known: Mapping[str, str]) -> Codes:
     """`_all` for a text whose gaiji are all private use characters that become one unit or none."""
-    first = np.flatnonzero(_is_private().take(array))
-    pair = array[first] < _PRIVATE_UNITS[0]
-    second = array.take(first + 1, mode="clip").astype(np.int64)
+    first = text.odd[_is_private().take(text.odd_units)]
+    pair = text.units[first] < _PRIVATE_UNITS[0]
+    second = text.units.take(first + 1, mode="clip").astype(np.int64)
     whole = ~pair | (second & 0xFC00 == 0xDC00)
     first, pair, second = first[whole], pair[whole], second[whole]
-    value = array[first].astype(np.int64)
+    value = text.units[first].astype(np.int64)
     value = np.where(pair, 0x10000 + ((value - 0xD800) << 10) + (second - 0xDC00), value)
 
-    distinct, which, counts = np.unique(value, return_inverse=True, return_counts=True)
+    found, counts = distinct(value)
+    which = np.searchsorted(found, value)
     becomes = [
         _becomes(chr(code), count, seen, seen, policy, known)
-        for code, count in zip(distinct.tolist(), counts.tolist(), strict=True)
+        for code, count in zip(found.tolist(), counts.tolist(), strict=True)
     ]
-    changes = np.array([new != chr(code) for new, code in zip(becomes, distinct, strict=True)], bool)[which]
+    changes = np.array([new != chr(code) for new, code in zip(becomes, found, strict=True)], bool)[which]
     unit = np.array([ord(new) if len(new) == 1 and ord(new) < UNITS else 0 for new in becomes], "<u2")[which]
     first, pair, unit = first[changes], pair[changes], unit[changes]
-    array = array.copy()
-    array[first] = unit
-    return without(array, np.concatenate((first[unit == 0], first[pair] + 1)))
+    return without(replaced(text, first, unit), np.sort(np.concatenate((first[unit == 0], first[pair] + 1))))
 
 
 @cache
@@ -182,6 +187,13 @@ def _is_written() -> np.ndarray:
     """Units with which any other gaiji begins."""
     found = np.zeros(UNITS, bool)
     found[[ord(each) for each in (*_BEGINS, *_DESCRIBES)]] = True
+    return found
+
+
+@cache
+def _begins() -> np.ndarray:
+    """Units with which any gaiji begins."""
+    found: np.ndarray = _is_private() | _is_written()
     return found
 
 
@@ -248,8 +260,7 @@ def _key(source: str) -> str:
     """`source` as the text has it when this rule meets it."""
     if code := re.fullmatch(r"(?:U\+)?([0-9A-Fa-f]{4,6})", source):
         return chr(int(code[1], 16)) if int(code[1], 16) <= 0x10FFFF else source
-    array = codes(source)
-    return text_of(normalise(array, histogram(array))[0])
+    return text_of(normalise(codes(source))[0])
 
 
 def _character(target: str) -> str:
@@ -263,6 +274,6 @@ def _fault(source: str, target: str) -> str:
         return f"{source!r} is no gaiji"
     if not target:
         return f"{source} has no target"
-    if _GAIJI.search(target) or re.search(r"[&;{}\[\]<>\0\n]", target):
+    if _gaiji().search(target) or re.search(r"[&;{}\[\]<>\0\n]", target):
         return f"{source} becomes {target!r}, which is not text"
     return ""

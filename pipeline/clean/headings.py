@@ -11,9 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.clean.codes import BLANKS, LINE_ENDS, Codes, codes, is_one_of, places, spread, text_of, unit_at, without
+from pipeline.clean.codes import (
+    BLANKS,
+    LINE_ENDS,
+    SEPARATOR,
+    Codes,
+    codes,
+    is_one_of,
+    places,
+    replaced,
+    spread,
+    text_of,
+    unit_at,
+    without,
+)
 
-_NUMBER = "[〇零一二三四五六七八九十百千两0-9０-９]+"
+_NUMERALS = "〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９"
+_NUMBER = f"[{_NUMERALS}]+"
 _HEADING = re.compile(
     rf"""[ \t\u00a0\u3000]*
     (?: [^\s，。！？：；“”‘’「」、]{{0,8}} 第{_NUMBER}[回章节卷段折出篇则部集]
@@ -31,7 +45,8 @@ _NUMBERED = re.compile(f"第({_NUMBER})([回章节卷段折出篇则部集])")
 MAX_TITLE = 40
 _INDENT, _PREFIX = 8, 8  # most blanks before a heading, and characters of a book's name before its number
 _ENOUGH = 200  # units of a line by which a heading is known
-_HEADS = "卷楔引序自跋凡附◎#*="  # how a heading without 第 begins
+_HEADS, _MARKS = "卷楔引序自跋凡附", "◎#*="  # how a heading without 第 begins, and what follows the first of these
+_SECONDS = _NUMERALS + "之上中下子首言序例录" + BLANKS + LINE_ENDS
 _DIGITS = str.maketrans("〇零一二三四五六七八九两０１２３４５６７８９", "001234567892" + "0123456789")
 _POWERS = {"十": 10, "百": 100, "千": 1000}
 
@@ -47,17 +62,18 @@ class Found:
     unheaded: int = 0  # lines without a heading, where headings stand on the lines of their chapters
 
 
-def cut(array: Codes, policy: str) -> Found:
+def cut(page: Codes, policy: str) -> Found:
     """Take the headings out of a page. With "boundary" each begins a document, whose title it is; with "drop" it only
     goes; with "keep" it stays, and is only counted."""
-    nuls = np.flatnonzero(array == 0)
-    found = Found(array, np.arange(len(nuls) + 1), {}, [])
+    nuls = places(page, SEPARATOR)
+    found = Found(page, np.arange(len(nuls) + 1), {}, [])
     gone_from: list[int] = []
     gone_to: list[int] = []
     parts: list[int] = []
     inline = 0
-    for start, end in _candidates(array):
-        line = text_of(array[start : min(end, start + _ENOUGH)])
+    ends = np.append(places(page, LINE_ENDS), len(page))
+    for start, end in _candidates(page, ends):
+        line = text_of(Codes(page.units[start : min(end, start + _ENOUGH)]))
         heading = match(line, whole=end - start <= _ENOUGH)
         if not heading:
             continue
@@ -70,33 +86,33 @@ def cut(array: Codes, policy: str) -> Found:
         gone_from.append(start)
         gone_to.append(start + len(codes(removed)))
         if policy == "boundary":
-            if start and array[start - 1]:
+            if start and page.units[start - 1]:
                 parts.append(start - 1)
             found.titles[int(np.searchsorted(nuls, start)) + len(parts)] = title
     if inline:
-        ends = np.append(places(array, LINE_ENDS), len(array))
         found.unheaded = int(np.count_nonzero(np.diff(ends, prepend=-1) > 1)) - inline
     if gone_from:
-        after = np.searchsorted(nuls, np.array(parts, int))
-        found.origin = np.sort(np.concatenate((found.origin, after)))
-        parted = array.copy()
-        parted[parts] = 0
-        found.array = without(parted, spread(np.array(gone_from), np.array(gone_to)))
+        at = np.array(parts, int)
+        found.origin = np.sort(np.concatenate((found.origin, np.searchsorted(nuls, at))))
+        found.array = without(replaced(page, at, 0), spread(np.array(gone_from), np.array(gone_to)))
     return found
 
 
-def _candidates(array: Codes) -> list[tuple[int, int]]:
-    """Start and end of the lines that may begin with a heading."""
-    ends = np.append(places(array, LINE_ENDS), len(array))
+def _candidates(page: Codes, ends: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of the lines that may begin with a heading; `ends` are those of all lines."""
     starts = np.concatenate(([0], ends[:-1] + 1))
     first = starts.copy()
     for _ in range(_INDENT):
-        blank = is_one_of(unit_at(array, first), BLANKS)
+        blank = is_one_of(unit_at(page, first), BLANKS)
         if not blank.any():
             break
         first += blank
-    wanted = is_one_of(unit_at(array, first), _HEADS)
-    numbered = places(array, "第")
+    wanted = is_one_of(unit_at(page, first), _HEADS)
+    likely = np.flatnonzero(wanted)
+    wanted[likely] = is_one_of(unit_at(page, first[likely] + 1), _SECONDS)
+    wanted |= is_one_of(unit_at(page, first), _MARKS)
+    numbered = places(page, "第")
+    numbered = numbered[is_one_of(unit_at(page, numbered + 1), _NUMERALS)]
     line = np.searchsorted(starts, numbered, side="right") - 1
     wanted[line[numbered - first[line] <= _PREFIX]] = True
     return list(zip(starts[wanted].tolist(), ends[wanted].tolist(), strict=True))

@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 import re
-
-import numpy as np
+from functools import cache
 
 from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.codes import Codes, codes, places, text_of, without
@@ -25,16 +24,22 @@ _ZERO = "〇"
 _DIGIT = "一二三四五六七八九"
 _BESIDE = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{_ODD}{LACUNA}"  # what a number must not go on with
 _COUNTED = "年月日岁歲卷頁页首章回條条號号冊册函篇人里世代则則步尺丈石斤字名家戶户處处"
-_CIRCLE = re.compile(
-    rf"""
-      # the digits of one number, said one by one: in a run with a 十 it parts two numbers
-      (?<! [{_BESIDE}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_BESIDE}] )
-      (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
-    | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_BESIDE}] ) )
-    | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_BESIDE}] ) )
-    """,
-    re.VERBOSE,
-)
+
+
+@cache
+def _circle() -> re.Pattern[str]:  # which takes long to compile
+    return re.compile(
+        rf"""
+          # the digits of one number, said one by one: in a run with a 十 it parts two numbers
+          (?<! [{_BESIDE}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_BESIDE}] )
+          (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
+        | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_BESIDE}] ) )
+        | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_BESIDE}] ) )
+        """,
+        re.VERBOSE,
+    )
+
+
 _RUN = re.compile(f"[{_ODD}{LACUNA}]+")
 _SURE = re.compile(f"[■{LACUNA}]|囗囗")
 _CHINESE = re.compile(f"[{HAN}]")
@@ -46,22 +51,23 @@ def rule(policy: str = "keep") -> Rule:
     if policy not in POLICIES:
         raise BadConfig(f"no policy {policy!r} for lacunae", hint=f"policies: {', '.join(POLICIES)}")
 
-    def apply(array: Codes, seen: Seen) -> Codes:
-        if len(odd := places(array, _ODD)):
-            array = on_lines(lambda lines: codes(_written(text_of(lines), seen)), array, odd)
-        lost = array == ord(LACUNA)
+    def apply(text: Codes, seen: Seen) -> Codes:
+        if len(odd := places(text, _ODD)):
+            text = on_lines(lambda lines: codes(_written(text_of(lines), seen)), text, odd)
+        lost = places(text, LACUNA)
         if policy == "collapse":
-            again = np.flatnonzero(lost[1:] & lost[:-1]) + 1
+            again = lost[1:][lost[1:] - lost[:-1] == 1]
             seen[f"{LACUNA}{LACUNA} → {LACUNA}"] += len(again)
-            array, lost = without(array, again), without(lost, again)
-        seen[LACUNA] += int(lost.sum())
-        return array
+            seen[LACUNA] -= len(again)
+            text = without(text, again)
+        seen[LACUNA] += len(lost)
+        return text
 
     return Rule("lacuna", apply, units(_ODD + LACUNA), makes=LACUNA + _ZERO)
 
 
 def _written(text: str, seen: Seen) -> str:
-    text = _CIRCLE.sub(lambda number: _count(seen, number[0], "○", _ZERO), text) if "○" in text else text
+    text = _circle().sub(lambda number: _count(seen, number[0], "○", _ZERO), text) if "○" in text else text
     return _RUN.sub(lambda run: _lost(run, seen), text)
 
 
@@ -71,12 +77,11 @@ def _lost(run: re.Match[str], seen: Seen) -> str:
     inside = run.start() > 0 and _CHINESE.match(text[run.start() - 1]) is not None
     core = marks if inside else marks.lstrip("●")
     if _SURE.search(core) or (inside and set(core) == {"●"} and _GOES_ON.match(text, run.end())):
-        for mark in _ODD:
-            core = _count(seen, core, mark, LACUNA)
-        marks = marks[: len(marks) - len(core)] + core
-    for mark in _ODD:
-        if mark in marks:
-            seen[f"{mark} left"] += marks.count(mark)
+        for mark in {*core} - {LACUNA}:
+            _count(seen, core, mark, LACUNA)
+        marks = marks[: len(marks) - len(core)] + LACUNA * len(core)
+    for mark in {*marks} - {LACUNA}:
+        seen[f"{mark} left"] += marks.count(mark)
     return marks
 
 

@@ -17,10 +17,14 @@ from pipeline.clean.codes import (
     MARK_ONCE,
     UNITS,
     Codes,
+    distinct,
+    has,
     is_chinese,
     is_one_of,
     kind_at,
+    merged,
     places,
+    replaced,
     runs,
     spread,
     unit_at,
@@ -39,78 +43,82 @@ def _full_width() -> np.ndarray:
     return becomes
 
 
-def widen(array: Codes, seen: Seen) -> Codes:
+def widen(text: Codes, seen: Seen) -> Codes:
     """ASCII marks that touch Chinese text, with or without spaces between, become full width; ． becomes 。."""
-    array = array.copy()
-    wide = places(array, "．")
-    in_number = (kind_at(array, wide - 1) == DIGIT) & (kind_at(array, wide + 1) == DIGIT)
-    array[wide] = np.where(in_number, ord("."), ord("。"))
+    wide = places(text, "．")
+    in_number = (kind_at(text, wide - 1) == DIGIT) & (kind_at(text, wide + 1) == DIGIT)
+    text = replaced(text, wide, np.where(in_number, ord("."), ord("。")))
     seen["． → 。"] += int((~in_number).sum())
 
-    first, after = runs(places(array, _NARROW + BLANKS))
-    near = is_chinese(kind_at(array, first - 1)) | is_chinese(kind_at(array, after))
+    first, after = runs(places(text, _NARROW + BLANKS))
+    near = is_chinese(kind_at(text, first - 1)) | is_chinese(kind_at(text, after))
     found = spread(first[near], after[near])
+    units = text.units[found]
     for narrow, full in zip(_NARROW, _WIDE, strict=True):
-        seen[f"{narrow} → {full}"] += int((array[found] == ord(narrow)).sum())
-    array[found] = _full_width()[array[found]]
+        seen[f"{narrow} → {full}"] += int((units == ord(narrow)).sum())
+    becomes = _full_width()[units]
+    text = replaced(text, found[becomes != units], becomes[becomes != units])
 
-    stops = places(array, ".")
+    stops = places(text, ".")
     if len(stops):
-        first, after = runs(places(array, "." + BLANKS))
-        before, behind = kind_at(array, first - 1), kind_at(array, after)
+        first, after = runs(places(text, "." + BLANKS))
+        before, behind = kind_at(text, first - 1), kind_at(text, after)
         alone = np.searchsorted(stops, after) - np.searchsorted(stops, first) == 1
-        closed = is_one_of(unit_at(array, after), _CLOSING)
+        closed = is_one_of(unit_at(text, after), _CLOSING)
         ends = alone & is_chinese(before) & (is_chinese(behind) | (behind == LINE) | closed)
-        array[stops[np.searchsorted(stops, first[ends])]] = ord("。")
+        text = replaced(text, stops[np.searchsorted(stops, first[ends])], ord("。"))
         seen[". → 。"] += int(ends.sum())
-    return array
+    return text
 
 
-def once(array: Codes, seen: Seen) -> Codes:
+def once(text: Codes, seen: Seen) -> Codes:
     """Doubled marks stand once; dots and dashes that follow Chinese text become …… and ——."""
-    double = np.flatnonzero(array[1:] == array[:-1]) + 1
-    units = array[double]
-    if is_one_of(units, ".。-").any() or len(places(array, "…⋯—")):
-        array = array.copy()
-        array = without(array, _pair(array, "…", _DOTS, seen))
-        array = without(array, _pair(array, "—", _DASHES, seen))
-        double = np.flatnonzero(array[1:] == array[:-1]) + 1
-    again = double[kind_at(array, double) == MARK_ONCE]
-    if not len(again):
-        return array
-    for unit, count in zip(*np.unique(array[again], return_counts=True), strict=True):
+    double = _doubled(text)
+    stops = double[text.units[double] == ord("。")]
+    if len(stops) or is_one_of(text.units[double], ".-").any() or has(text, "…⋯—"):
+        changed = _pair(text, "…", _DOTS, distinct(np.append(stops, stops - 1))[0], seen)
+        changed = _pair(changed, "—", _DASHES, stops[:0], seen)
+        if changed is not text:
+            text, double = changed, _doubled(changed)
+    again = double[kind_at(text, double) == MARK_ONCE]
+    for unit, count in zip(*distinct(text.units[again]), strict=True):
         seen[f"{chr(unit)}{chr(unit)} → {chr(unit)}"] += int(count)
-    return without(array, again)
+    return without(text, again)
+
+
+def _doubled(text: Codes) -> np.ndarray:
+    """Units right behind an equal one."""
+    return np.flatnonzero(text.units[1:] == text.units[:-1]) + 1
 
 
 _DOTS = (("…⋯", 1), (".", 3), ("。", 3))  # of which so many in a row are dots that stand for something left out
 _DASHES = (("—", 1), ("-", 2))
 
 
-def _pair(array: Codes, becomes: str, kinds: tuple[tuple[str, int], ...], seen: Seen) -> np.ndarray:
-    """Turn what follows Chinese text, and is so many of one kind or several such in a row, into two of `becomes`, in
-    place; returns the places that are left over."""
-    at = places(array, "".join(characters for characters, _ in kinds))
+def _pair(text: Codes, becomes: str, kinds: tuple[tuple[str, int], ...], stops: np.ndarray, seen: Seen) -> Codes:
+    """`text` with two of `becomes` for what follows Chinese text, and is so many of one kind or several such in a
+    row. Of 。 only those at the places `stops` stand beside another."""
+    at = places(text, "".join(characters for characters, _ in kinds).replace("。", ""))
+    at = merged(at, stops)
     if not len(at):
-        return at
+        return text
     kind = np.zeros(len(at), np.int8)
     for number, (characters, _) in enumerate(kinds):
-        kind[is_one_of(array[at], characters)] = number
+        kind[is_one_of(text.units[at], characters)] = number
     begins = np.concatenate(([True], (at[1:] - at[:-1] > 1) | (kind[1:] != kind[:-1])))
     first = np.flatnonzero(begins)
     length = np.diff(np.append(first, len(at)))
     enough = length >= np.array([least for _, least in kinds])[kind[first]]
     start, end = at[first[enough]], at[first[enough]] + length[enough]
-    follows = is_chinese(kind_at(array, start - 1))
+    follows = is_chinese(kind_at(text, start - 1))
     order, joins = np.arange(len(start)), np.concatenate(([False], start[1:] == end[:-1])) if len(start) else follows
     chosen = np.maximum.accumulate(np.where(follows, order, -1)) >= np.maximum.accumulate(np.where(joins, -1, order))
     start, end = runs(spread(start[chosen], end[chosen]))
     kept = np.minimum(start + 2, end)
     changed = spread(start, kept)
-    for unit, count in zip(*np.unique(array[changed], return_counts=True), strict=True):
+    for unit, count in zip(*distinct(text.units[changed]), strict=True):
         seen[f"{chr(unit)} → {becomes}"] += int(count) * (chr(unit) != becomes)
-    array[changed] = ord(becomes)
-    return spread(kept, end)
+    return without(replaced(text, changed, ord(becomes)), spread(kept, end))
 
 
 WIDEN = Rule("widen", widen, units(_NARROW + ".．"), makes=_WIDE + "。.")

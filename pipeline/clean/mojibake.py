@@ -17,8 +17,8 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.alphabet import HAN, LACUNA
-from pipeline.clean.codes import SEPARATOR, UNITS, Codes, codes, places, text_of
-from pipeline.clean.rule import Rule, Seen, units
+from pipeline.clean.codes import SEPARATOR, UNITS, Codes, bounds, codes, places, replaced, runs, text_of
+from pipeline.clean.rule import Rule, Seen, lines_with, on_lines, units
 
 _REPLACEMENT = "\ufffd"
 # Not ・ and ー, which part and lengthen words, nor the straight lines ─ │, which are dashes and draw tables.
@@ -48,6 +48,7 @@ _SIGNS_OF_DEBRIS = {  # of which str finds that there are none much faster than 
     "<": ("<html", "<head", "<script", "<!doctype", "<HTML", "<HEAD", "<SCRIPT", "<!DOCTYPE"),
 }
 _LINES = re.compile("[^\n]*\n|[^\n]+")
+_LINE_ENDS = re.compile("([\n\0])")
 _LONGEST_DEBRIS = 4000  # characters: a longer line is a chapter that has debris in it
 
 
@@ -58,34 +59,52 @@ def rule() -> Rule:
     return Rule("mojibake", _apply, units(_REPLACEMENT + singles + _DEBRIS_HAS, *odd), makes=LACUNA)
 
 
-def _apply(array: Codes, seen: Seen) -> Codes:
-    if len(places(array, _DEBRIS_HAS)) and _is_suspect(text := text_of(array)):
+def _apply(page: Codes, seen: Seen) -> Codes:
+    if len(at := places(page, _DEBRIS_HAS)) and _is_suspect(text_of(lines_with(page, at))):
+        text = text_of(page)
         left = _parts_with(_DEBRIS, text, SEPARATOR, lambda document: _without_debris(document, seen))
-        array = codes(left) if left != text else array
-    if not _is_odd().take(array).any():
-        return array
-    return codes(_mend(text_of(array), seen))
+        page = codes(left) if left != text else page
+    odd = page.odd[_is(_RUN).take(page.odd_units)]
+    if len(odd):
+        page = on_lines(lambda lines: codes(_mended(text_of(lines), seen)), page, _chance(page, odd, seen))
+    if len(lost := places(page, _REPLACEMENT)):
+        seen[f"U+FFFD → {LACUNA}"] += len(lost)
+        page = replaced(page, lost, ord(LACUNA))
+    return page
+
+
+def _chance(page: Codes, odd: np.ndarray, seen: Seen) -> np.ndarray:
+    """Which of the odd characters of a page are in documents of Chinese text."""
+    first, _ = runs(odd)
+    chosen = [odd[:0]]
+    for start, end in bounds(page):
+        which = slice(*np.searchsorted(odd, (start, end)))
+        many = np.searchsorted(first, end) - np.searchsorted(first, start) > _FEW
+        count = which.stop - which.start
+        if many and count > _MUCH * _letters(page[start:end]):
+            seen["characters left: a document in another script"] += int(count)
+        else:
+            chosen.append(odd[which])
+    return np.concatenate(chosen)
 
 
 def _is_suspect(text: str) -> bool:
     return any(mark in text and any(sign in text for sign in signs) for mark, signs in _SIGNS_OF_DEBRIS.items())
 
 
-@cache
-def _is_odd() -> np.ndarray:
-    return np.array([chr(unit) == _REPLACEMENT or bool(_RUN.match(chr(unit))) for unit in range(UNITS)])
-
-
-def _letters(text: str) -> int:
-    """Characters of `_LETTERS` in a text, which may be a book."""
-    array = codes(text)
-    return int(_is_letter().take(array).sum())
+def _letters(text: Codes) -> int:
+    """Characters of `_LETTERS` in a text."""
+    return int(np.count_nonzero(_is(_LETTERS).take(text.units)))
 
 
 @cache
-def _is_letter() -> np.ndarray:
-    found = np.array([bool(_LETTERS.match(chr(unit))) for unit in range(UNITS)])
-    found[0xD840:0xD900] = True  # first units of the Han characters beyond the first plane
+def _is(pattern: re.Pattern[str]) -> np.ndarray:
+    """Of each unit whether it is, or begins, one of the characters of a pattern."""
+    found = np.zeros(UNITS, bool)
+    for run in pattern.finditer("".join(map(chr, range(UNITS)))):
+        found[run.start() : run.end()] = True
+    if pattern is _LETTERS:
+        found[0xD840:0xD900] = True  # Han characters beyond the first plane
     return found
 
 
@@ -93,12 +112,10 @@ def _length(pattern: re.Pattern[str], text: str) -> int:
     return sum(map(len, pattern.findall(text)))
 
 
-def _mend(text: str, seen: Seen) -> str:
-    text = _parts_with(_RUN, text, SEPARATOR, lambda document: _document(document, seen))
-    if lost := text.count(_REPLACEMENT):
-        seen[f"U+FFFD → {LACUNA}"] += lost
-        text = text.replace(_REPLACEMENT, LACUNA)
-    return text
+def _mended(lines: str, seen: Seen) -> str:
+    parts = _LINE_ENDS.split(lines)
+    parts[::2] = [_line(line, seen) if line else line for line in parts[::2]]
+    return "".join(parts)
 
 
 def _parts_with(pattern: re.Pattern[str], text: str, mark: str, change: Callable[[str], str]) -> str:
@@ -112,15 +129,6 @@ def _parts_with(pattern: re.Pattern[str], text: str, mark: str, change: Callable
             pieces += [text[done:start], change(text[start:end])]
             done = end
     return "".join([*pieces, text[done:]]) if pieces else text
-
-
-def _document(text: str, seen: Seen) -> str:
-    runs = _RUN.findall(text)
-    odd = sum(map(len, runs))
-    if len(runs) > _FEW and odd > _MUCH * _letters(text):
-        seen["characters left: a document in another script"] += odd
-        return text
-    return _parts_with(_RUN, text, "\n", lambda line: _line(line, seen))
 
 
 def _without_debris(text: str, seen: Seen) -> str:

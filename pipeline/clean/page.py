@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.clean import characters, headings, layout, notes, rules, spaces
-from pipeline.clean.codes import Codes, codes, join, split
+from pipeline.clean.codes import UNITS, Codes, codes, join, plain, split
 from pipeline.clean.codes import characters as count
 from pipeline.clean.containers import Parsed
 from pipeline.clean.options import CleanOptions
@@ -45,11 +45,15 @@ class Cleaner:
         self._notes = rules.notes_of(profile, options)
 
     def clean(self, texts: Sequence[str]) -> Page:
-        page = Page(join(texts), np.arange(len(texts)), [""] * len(texts), {}, sum(map(len, texts)))
-        present = self._characters(page)
+        return self.clean_page(join(texts), len(texts), sum(map(len, texts)))
+
+    def clean_page(self, array: Codes, count: int, came: int) -> Page:
+        """The same for texts that were joined: how many there are, and characters of them with those of NUL."""
+        page = Page(array, np.arange(count), [""] * count, {}, came)
+        self._characters(page)
         if self._profile.container:
             self._container(page)
-            present = characters.histogram(page.array) > 0
+        present = _present(page.array) if self._before or self._after else np.ones(UNITS, bool)
         self._apply(page, self._before, present)
         if "extract" in self._notes.values():
             self._extract(page)
@@ -70,21 +74,18 @@ class Cleaner:
             self._watch(name, page.array, array)
         page.array, page.size = array, size
 
-    def _characters(self, page: Page) -> np.ndarray:
-        """Mend single characters; which units there are then."""
-        before, found = page.array, characters.histogram(page.array)
-        page.array, effects = characters.normalise(before, found, chinese=self._profile.chinese)
+    def _characters(self, page: Page) -> None:
+        """Mend single characters."""
+        before = page.array
+        page.array, effects = characters.normalise(before, chinese=self._profile.chinese)
         page.effects.update(effects)
         page.size = count(page.array)
         changed = sum(each.removed - each.added for each in effects.values())
         effects["controls"].removed += page.came - changed - page.size  # NUL, which no page holds
-        if page.array is before:
-            return found > 0
-        if self._watch:
+        if self._watch and page.array is not before:
             for name, effect in effects.items():
                 if effect.seen:
                     self._watch(name, before, page.array)
-        return characters.histogram(page.array) > 0
 
     def _container(self, page: Page) -> None:
         effect = page.effects.setdefault("container", Effect())
@@ -100,13 +101,13 @@ class Cleaner:
             effect = page.effects.setdefault(rule.name, Effect())
             if again and not torn:
                 continue
-            if rule.triggers and not any(present[first : last + 1].any() for first, last in rule.triggers):
+            if rule.triggers and not present[rule.table].any():
                 continue
-            self._become(page, rule.name, rule.on(page.array, effect.seen))
-            present[codes(rule.makes)] = True
+            self._become(page, rule.name, rule.apply(page.array, effect.seen))
+            present[codes(rule.makes).units] = True
             if rule is spaces.RULE and effect.seen[spaces.INSIDE]:
                 torn = True
-                present[:] = characters.histogram(page.array) > 0
+                present[:] = _present(page.array)
 
     def _extract(self, page: Page) -> None:
         """Take notes out of each document, to be kept beside it. Before headings a document is a text."""
@@ -137,3 +138,10 @@ class Cleaner:
         page.titles = [page.titles[number] for number in origin]
         page.effects.setdefault("blank-lines", Effect())
         self._become(page, "blank-lines", array)
+
+
+def _present(text: Codes) -> np.ndarray:
+    """Which units there may be in a text: its odd ones, and all plain ones."""
+    present = plain().copy()
+    present[text.odd_units] = True
+    return present

@@ -13,7 +13,7 @@ from functools import cache, partial
 import numpy as np
 
 from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, runs, text_of, unit_at, without
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, distinct, is_one_of, runs, text_of, unit_at, without
 from pipeline.clean.rule import Rule, Seen, units
 from pipeline.errors import BadConfig
 
@@ -51,34 +51,35 @@ def rule(policy: str) -> Rule | None:
     return Rule("punct", partial(_strip, kept), triggers=units(_CHINESE + _SHARED))
 
 
-def _strip(kept: str, array: Codes, seen: Seen) -> Codes:
-    marks = _marks(array)
+def _strip(kept: str, page: Codes, seen: Seen) -> Codes:
+    marks = _marks(page)
+    mark = page.units[marks]
     goes = np.ones(len(marks), bool)
     if kept:
-        goes = ~np.isin(array[marks], codes(kept))
-        goes |= _again(array[marks], marks, goes)
-    gone, counts = np.unique(array[marks[goes]], return_counts=True)
-    for mark, count in zip(gone.tolist(), counts.tolist(), strict=True):
-        seen[chr(mark)] += count
-    return without(array, marks[goes])
+        goes = ~is_one_of(mark, kept)
+        goes |= _again(mark, marks, goes)
+    gone, counts = distinct(mark[goes])
+    for unit, count in zip(gone.tolist(), counts.tolist(), strict=True):
+        seen[chr(unit)] += count
+    return without(page, marks[goes])
 
 
-def _marks(array: Codes) -> np.ndarray:
-    """Where in `array` the punctuation of Chinese text stands."""
-    marks = np.flatnonzero(_kinds().take(array) >= _IS_CHINESE)
+def _marks(page: Codes) -> np.ndarray:
+    """Where the punctuation of Chinese text stands."""
+    marks = np.flatnonzero(_kinds().take(page.units) >= _IS_CHINESE)
     if not len(marks):
         return marks
     first, after = runs(marks)
-    chinese = np.concatenate(([0], np.cumsum(_kinds().take(array[marks]) == _IS_CHINESE)))
+    chinese = np.concatenate(([0], np.cumsum(_kinds().take(page.units[marks]) == _IS_CHINESE)))
     ends = np.cumsum(after - first)
     goes = chinese[ends] > chinese[ends - (after - first)]
-    before, behind = _kinds().take(unit_at(array, first - 1)), _kinds().take(unit_at(array, after))
+    before, behind = _kinds().take(unit_at(page, first - 1)), _kinds().take(unit_at(page, after))
     goes |= (before == _IS_HAN) | (behind == _IS_HAN) | ((before == _IS_LINE) & (behind == _IS_LINE))
     chosen: np.ndarray = marks[np.repeat(goes, after - first)]
     return chosen
 
 
-def _again(mark: Codes, places: np.ndarray, goes: np.ndarray) -> np.ndarray:
+def _again(mark: np.ndarray, places: np.ndarray, goes: np.ndarray) -> np.ndarray:
     """Which marks stay, and would be doubled because what parted them goes: 好。”。 → 好。 and not 好。。"""
     again = np.zeros(len(mark), bool)
     stay = np.flatnonzero(~goes)
@@ -110,16 +111,16 @@ class Labelled:
 
 def labels(text: str) -> Labelled:
     """`text` without what "strip" takes away, and that as labels of its characters; nothing is lost."""
-    array = codes(text)
-    marks = _marks(array)
-    bare = text_of(without(array, marks))
+    page = codes(text)
+    marks = _marks(page)
+    bare = text_of(without(page, marks))
     # Places in the bare text are counted in characters: the second unit of a pair begins none.
-    begins = (array & 0xFC00) != 0xDC00
+    begins = (page.units & 0xFC00) != 0xDC00
     begins[marks] = False
     before = np.concatenate(([0], np.cumsum(begins, dtype=np.int64)))
     found = [""] * (len(bare) + 1)
     first, after = runs(marks)
-    taken, ends = text_of(array[marks]), np.cumsum(after - first)
+    taken, ends = text_of(Codes(page.units[marks])), np.cumsum(after - first)
     for place, start, end in zip(before[first].tolist(), (ends - (after - first)).tolist(), ends.tolist(), strict=True):
         found[place] = taken[start:end]
     return Labelled(bare, found[1:], found[0])

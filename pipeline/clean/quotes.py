@@ -17,6 +17,7 @@ from pipeline.clean.codes import (
     is_one_of,
     kind_at,
     places,
+    replaced,
     runs,
     unit_at,
     without,
@@ -28,27 +29,26 @@ _HEADS = "：“‘"
 _CURLY, _CORNER = "“”‘’", "「」『』"
 
 
-def curl(array: Codes, seen: Seen) -> Codes:
+def curl(text: Codes, seen: Seen) -> Codes:
     """The page with its ASCII quotes that touch Chinese text, with or without spaces between, as curly ones."""
-    array = array.copy()
     for own, opener, closer in _KINDS:
-        _curl(array, own, opener, closer, seen)
-    return array
+        text = _curl(text, own, opener, closer, seen)
+    return text
 
 
-def _curl(array: Codes, own: str, opener: str, closer: str, seen: Seen) -> None:
-    quotes = places(array, own)
+def _curl(text: Codes, own: str, opener: str, closer: str, seen: Seen) -> Codes:
+    quotes = places(text, own)
     if not len(quotes):
-        return
-    first, after = runs(places(array, own + BLANKS))
-    before = kind_at(array, first - 1)
-    heads = (before == LINE) | is_one_of(unit_at(array, first - 1), _HEADS)
-    near = is_chinese(before) | is_chinese(kind_at(array, after))
-    foremost = np.append(quotes, len(array))[np.searchsorted(quotes, first)]  # the first quote of each run
+        return text
+    first, after = runs(places(text, own + BLANKS))
+    before = kind_at(text, first - 1)
+    heads = (before == LINE) | is_one_of(unit_at(text, first - 1), _HEADS)
+    near = is_chinese(before) | is_chinese(kind_at(text, after))
+    foremost = np.append(quotes, len(text))[np.searchsorted(quotes, first)]  # the first quote of each run
 
     # The state behind a mark: what says itself what it is sets it, any other is the opposite of the one before.
-    at = places(array, own + LINE_ENDS + opener + closer)
-    unit = array[at]
+    at = places(text, own + LINE_ENDS + opener + closer)
+    unit = text.units[at]
     run = np.maximum(np.searchsorted(first, at, side="right") - 1, 0)
     touches = (unit == ord(own)) & near[run]
     opens = touches & heads[run] & (at == foremost[run])
@@ -59,19 +59,18 @@ def _curl(array: Codes, own: str, opener: str, closer: str, seen: Seen) -> None:
     since = turns - np.where(latest >= 0, turns[latest], 0)
     begins = (latest >= 0) & (opens | (unit == ord(opener)))[latest]
     is_open = begins ^ (since % 2 == 1)
-    array[at[touches]] = np.where(is_open[touches], ord(opener), ord(closer))
     seen[f"{own} → {opener}"] += int(is_open[touches].sum())
     seen[f"{own} → {closer}"] += int((~is_open[touches]).sum())
+    return replaced(text, at[touches], np.where(is_open[touches], ord(opener), ord(closer)))
 
 
 RULE = Rule("quotes", curl, units("\"'"), makes=_CURLY)
 
 
-def faults(array: Codes) -> dict[str, int]:
+def faults(text: Codes) -> dict[str, int]:
     """Outer quotes that are no pairs, as they often are in books: opened again before they were closed, closed without
     having been opened."""
-    at = places(array, "“”「」" + LINE_ENDS)
-    unit = array[at]
+    unit = text.units[places(text, "“”「」" + LINE_ENDS)]
     opens, closes = (unit == ord("“")) | (unit == ord("「")), (unit == ord("”")) | (unit == ord("」"))
     follows_open = np.concatenate(([False], opens[:-1]))
     return {
@@ -86,18 +85,17 @@ def style(name: str) -> Rule:
         return Rule("quote-style", _strip, units(_CURLY + _CORNER))
     old, new = (_CORNER, _CURLY) if name == "curly" else (_CURLY, _CORNER)
 
-    def restyle(array: Codes, seen: Seen) -> Codes:
-        array = array.copy()
+    def restyle(text: Codes, seen: Seen) -> Codes:
         for one, other in zip(old, new, strict=True):
-            found = places(array, one)
-            array[found] = ord(other)
+            found = places(text, one)
+            text = replaced(text, found, ord(other))
             seen[f"{one} → {other}"] += len(found)
-        return array
+        return text
 
     return Rule("quote-style", restyle, units(old), makes=new)
 
 
-def _strip(array: Codes, seen: Seen) -> Codes:
-    found = places(array, _CURLY + _CORNER)
+def _strip(text: Codes, seen: Seen) -> Codes:
+    found = places(text, _CURLY + _CORNER)
     seen["stripped"] += len(found)
-    return without(array, found)
+    return without(text, found)

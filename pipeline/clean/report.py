@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.clean import advice
 from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import UNITS, Codes, text_of
+from pipeline.clean.codes import UNITS, Codes, distinct, text_of
 from pipeline.clean.rule import Effect
 from pipeline.errors import InternalError
 
@@ -123,7 +123,7 @@ class Sentences(msgspec.Struct):
                 lengths = np.flatnonzero(counts)
                 counts = counts[lengths]
             else:
-                lengths, counts = np.unique(characters, return_counts=True)
+                lengths, counts = distinct(characters)
             add(self.lengths, dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
             self.longest = max(self.longest, int(sizes.max()))
             self.over += int(np.count_nonzero(sizes > advice.DEFAULT_LINE))
@@ -175,7 +175,7 @@ class Report(msgspec.Struct, eq=False):
         """How often each character was published."""
         units, counts = _together(self.histograms)
         plain = (_kinds().take(units) & _WHOLE).astype(bool)
-        return {**dict(zip(text_of(units[plain]), counts[plain].tolist(), strict=True)), **self.astral}
+        return {**dict(zip(text_of(Codes(units[plain])), counts[plain].tolist(), strict=True)), **self.astral}
 
     def _keep(self, more: list[Histogram]) -> None:
         """Add histograms; of many one is made, so that a corpus of any size has few."""
@@ -212,11 +212,11 @@ class Report(msgspec.Struct, eq=False):
 
     def measure(self, page: Codes) -> Histogram:
         """Add the text of documents that are published, parted by NUL; returns its histogram."""
-        units, counts = found = _histogram(page)
+        units, counts = found = _histogram(page.units)
         kind = _kinds().take(units)
         self._keep([found])
         if (kind & _HALF).any():
-            add(self.astral, _astral(page))
+            add(self.astral, _astral(page.units))
         self.out += _sum(counts, kind & _CHARACTER)
         return found
 
@@ -264,12 +264,12 @@ def _broken(what: str, expected: int, found: int) -> None:
     raise InternalError(message, hint="this is a bug; nothing was published")
 
 
-def _histogram(page: Codes) -> Histogram:
-    if len(page) < _SMALL:
-        return np.unique(page, return_counts=True)
-    found = np.bincount(page, minlength=UNITS)
-    units = np.flatnonzero(found)
-    return units.astype("<u2"), found[units]
+def _histogram(units: np.ndarray) -> Histogram:
+    if len(units) < _SMALL:
+        return distinct(units)
+    found = np.bincount(units, minlength=UNITS)
+    there = np.flatnonzero(found > 0)
+    return there.astype("<u2"), found[there]
 
 
 def _together(found: Sequence[Histogram]) -> Histogram:
@@ -300,12 +300,12 @@ def _kinds() -> np.ndarray:
     return found
 
 
-def _astral(page: Codes) -> dict[str, int]:
+def _astral(units: np.ndarray) -> dict[str, int]:
     """How often each character beyond the first plane occurs."""
-    high = np.flatnonzero((page[:-1] & 0xFC00) == 0xD800)
-    high = high[(page[high + 1] & 0xFC00) == 0xDC00]
-    points = 0x10000 + ((page[high].astype(np.int64) & 0x3FF) << 10) + (page[high + 1] & 0x3FF)
-    found, counts = np.unique(points, return_counts=True)
+    high = np.flatnonzero((units[:-1] & 0xFC00) == 0xD800)
+    high = high[(units[high + 1] & 0xFC00) == 0xDC00]
+    points = 0x10000 + ((units[high].astype(np.int64) & 0x3FF) << 10) + (units[high + 1] & 0x3FF)
+    found, counts = distinct(points)
     return {chr(point): count for point, count in zip(found.tolist(), counts.tolist(), strict=True)}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, places, spread, text_of
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, places, replaced, spread, text_of
 
 Seen = Counter[str]  # what a rule met, in words for the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, first and last
@@ -28,68 +28,71 @@ class Effect:
         self.removed += max(0, before - after)
         self.added += max(0, after - before)
 
-    def add(self, other: Effect) -> None:
-        self.removed += other.removed
-        self.added += other.added
-        self.seen.update(other.seen)
-
 
 @dataclass(frozen=True)
 class Rule:
     """`apply` takes a page (documents parted by NUL, see codes.py) and gives it back changed; it never adds, removes
     or moves a NUL. It is called only when the page has one of `triggers`; without triggers always.
 
-    `makes` are characters that it can bring in and that may be triggers of a later rule. A `local` rule looks no
-    further than a line and leaves line ends as they are: it is given only the lines that have a trigger.
+    `makes` are characters that it can bring in and that may be triggers of a later rule.
     """
 
     name: str
     apply: Callable[[Codes, Seen], Codes]
     triggers: Ranges = ()
     makes: str = ""
-    local: bool = False
 
-    def on(self, array: Codes, seen: Seen) -> Codes:
-        """The page after the rule."""
-        return _on_lines(self, array, seen) if self.local else self.apply(array, seen)
+    @cached_property
+    def table(self) -> np.ndarray:
+        """Of each unit whether it is a trigger."""
+        found = np.zeros(UNITS, bool)
+        for first, last in self.triggers:
+            found[first : last + 1] = True
+        return found
 
 
-def textual(
-    name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "", *, local: bool = False
-) -> Rule:
+def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "") -> Rule:
     """A rule on the text of a page as a str: slower, so it should have triggers that are rare."""
-    return Rule(name, lambda array, seen: codes(apply(text_of(array), seen)), triggers, makes, local)
+
+    def on_codes(page: Codes, seen: Seen) -> Codes:
+        text = text_of(page)
+        made = apply(text, seen)
+        return page if made == text else codes(made)
+
+    return Rule(name, on_codes, triggers, makes)
 
 
-@cache
-def _table(triggers: Ranges) -> np.ndarray:
-    found = np.zeros(UNITS, bool)
-    for first, last in triggers:
-        found[first : last + 1] = True
-    return found
-
-
-def _on_lines(rule: Rule, array: Codes, seen: Seen) -> Codes:
-    """The rule on the lines that have one of its triggers; the others stay as they are."""
-    return on_lines(lambda lines: rule.apply(lines, seen), array, np.flatnonzero(_table(rule.triggers).take(array)))
-
-
-def on_lines(apply: Callable[[Codes], Codes], array: Codes, at: np.ndarray) -> Codes:
-    """`array` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
-    ends = np.append(places(array, LINE_ENDS), len(array))
-    line = np.unique(np.searchsorted(ends, at))
-    if not len(line):
-        return array
-    start, end = np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
-    if 2 * int((end - start).sum()) > len(array):
-        return apply(array)
-    made = apply(array[spread(start, np.minimum(end + 1, len(array)))])
+def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Codes:
+    """`page` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
+    start, end = _lines(page, at)
+    if not len(start):
+        return page
+    chosen = spread(start, np.minimum(end + 1, len(page)))
+    lines = Codes(page.units[chosen])
+    made = apply(lines)
+    if len(made) == len(lines):
+        changed = np.flatnonzero(made.units != lines.units)
+        return replaced(page, chosen[changed], made.units[changed])
     bounds = np.append(places(made, LINE_ENDS), len(made))
     pieces, done, begin = [], 0, 0
     for first, last, bound in zip(start.tolist(), end.tolist(), bounds.tolist(), strict=False):
-        pieces += [array[done:first], made[begin:bound]]
+        pieces += [page.units[done:first], made.units[begin:bound]]
         done, begin = last, bound + 1
-    return np.concatenate([*pieces, array[done:]])
+    return Codes(np.concatenate([*pieces, page.units[done:]]))
+
+
+def lines_with(page: Codes, at: np.ndarray) -> Codes:
+    """The lines that hold the places `at`, with their ends."""
+    start, end = _lines(page, at)
+    return Codes(page.units[spread(start, np.minimum(end + 1, len(page)))])
+
+
+def _lines(page: Codes, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lines begin and end that hold the places `at`, which are in order."""
+    ends = np.append(places(page, LINE_ENDS), len(page))
+    line = np.searchsorted(ends, at)
+    line = line[np.append(True, line[1:] != line[:-1])[: len(line)]]
+    return np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
 
 
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from importlib import metadata
 from types import ModuleType
 
 import numpy as np
 
 from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import Codes, codes, spread, text_of
+from pipeline.clean.codes import Codes, codes, distinct, spread, text_of
 from pipeline.clean.rule import Rule, Seen
 from pipeline.errors import BadConfig, InternalError
 
@@ -65,16 +64,16 @@ def risks(seen: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(risky.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _page(script: str, array: Codes, seen: Seen) -> Codes:
-    if not _units(script).take(array).any():
-        return array
-    text = np.frombuffer(text_of(array).encode("utf-32-le", "surrogatepass"), "<u4").copy()
+def _page(script: str, page: Codes, seen: Seen) -> Codes:
+    if not _units(script).take(page.units).any():
+        return page
+    text = np.frombuffer(text_of(page).encode("utf-32-le", "surrogatepass"), "<u4").copy()
     places = _clauses(text, _changes(script))
     before = text[places]
     after = _settled(script, before)
     text[places] = after
     changed = before != after
-    pairs, counts = np.unique((before[changed].astype(np.uint64) << 32) | after[changed], return_counts=True)
+    pairs, counts = distinct((before[changed].astype(np.uint64) << 32) | after[changed])
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         seen[f"{chr(pair >> 32)} → {chr(pair & 0xFFFFFFFF)}"] += count
     return codes(text.tobytes().decode("utf-32-le", "surrogatepass"))
@@ -130,7 +129,7 @@ def _clauses(text: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     hits = np.flatnonzero(wanted if len(wanted) == len(text) else wanted.take(text, mode="clip"))
     ends = np.append(np.flatnonzero(_ends().take(text, mode="clip")) + 1, len(text))
     which = np.searchsorted(ends, hits, side="right")
-    which = which[np.append(True, which[1:] != which[:-1])[: len(which)]]  # each once; np.unique is many times slower
+    which = which[np.append(True, which[1:] != which[:-1])[: len(which)]]  # each once
     starts = np.concatenate(([0], ends[:-1]))
     return spread(starts[which], ends[which]) if len(which) else which
 
@@ -185,6 +184,8 @@ def _converter(script: str) -> Callable[[str], str]:
 
 
 def _opencc() -> ModuleType:
+    from importlib import metadata  # takes longer to load than this package
+
     wrong = "opencc-python-reimplemented"
     repair = f"pip uninstall -y {wrong} opencc && pip install 'inkstone[zh]'"
     if any(metadata.distributions(name=wrong)):

@@ -12,16 +12,16 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes
+from pipeline.clean.alphabet import CONTINUES, ENDS
+from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, any_of, is_one_of, merged, unit_at
 
-_ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _GOES_ON, _LINE = range(8)
+_ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 _KINDS = {
-    _END: "。！？",
+    _END: ENDS,
     _DOTS: "…",
     _CLOSER: "’』）》〉】〕〗",
     _OUTER_CLOSER: "”」",
     _OUTER_OPENER: "“「",
-    _GOES_ON: "，、；：",
     _LINE: LINE_ENDS,
 }
 
@@ -34,16 +34,18 @@ def _kinds() -> np.ndarray:
     return found
 
 
-def ends(array: Codes, *, inside_quotes: bool = False) -> np.ndarray:
-    """Where sentences end: the index after the last unit of each that ends by its marks, in order.
+def ends(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
+    """Where sentences end: the place after the last unit of each that ends by its marks, in order.
 
     Line ends, which also end one, are not among them. With `inside_quotes` every cluster ends a sentence.
     """
-    places = np.flatnonzero(_kinds().take(array) != _ORDINARY)
-    kind = _kinds().take(array.take(places))
-    in_run = (kind >= _END) & (kind <= _OUTER_CLOSER)
+    stops = np.flatnonzero(any_of(text.units, ENDS))
+    others = text.odd[_kinds().take(text.odd_units) > _END]
+    places = merged(stops, others)
+    kind = _kinds().take(text.units[places])
+    in_run = kind <= _OUTER_CLOSER
     linked = np.zeros(len(places) + 1, bool)  # to the mark before it, right behind which it stands
-    linked[1:-1] = in_run[1:] & in_run[:-1] & (np.diff(places) == 1)
+    linked[1:-1] = in_run[1:] & in_run[:-1] & (places[1:] - places[:-1] == 1)
     first, last = np.flatnonzero(in_run & ~linked[:-1]), np.flatnonzero(in_run & ~linked[1:])
     if not len(first):
         return first
@@ -52,20 +54,20 @@ def ends(array: Codes, *, inside_quotes: bool = False) -> np.ndarray:
     # are none of it, and … alone are no cluster.
     begins, solid = first.copy(), last.copy()
     closers, dots = kind[first] > _DOTS, kind[last] == _DOTS
-    begins[closers] = _next(kind <= _DOTS, first[closers])
-    solid[dots] = _previous(kind != _DOTS, last[dots])
+    if closers.any():
+        begins[closers] = _next(kind <= _DOTS, first[closers])
+    if dots.any():
+        solid[dots] = _previous(kind != _DOTS, last[dots])
     tail = np.where(kind[solid] == _END, last, solid)[begins <= np.minimum(solid, last)]
 
-    is_end = np.ones(len(tail), bool)
-    inner = tail < len(places) - 1
-    follows = tail[inner] + 1
-    is_end[inner] = (kind[follows] != _GOES_ON) | (places[follows] != places[tail[inner]] + 1)
+    found: np.ndarray = places[tail] + 1
+    is_end = ~is_one_of(unit_at(text, found), CONTINUES)
     if not inside_quotes:
-        decides = (kind == _OUTER_OPENER) | (kind == _OUTER_CLOSER) | (kind == _LINE)
+        decides = kind >= _OUTER_CLOSER
         which = np.flatnonzero(decides)
         latest = np.cumsum(decides, dtype=np.int32)[tail] - 1  # before the end or in it; -1: none
         is_end[latest >= 0] &= kind[which[latest[latest >= 0]]] != _OUTER_OPENER
-    return places[tail[is_end]] + 1
+    return found[is_end]
 
 
 def _next(mask: np.ndarray, places: np.ndarray) -> np.ndarray:

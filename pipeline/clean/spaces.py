@@ -8,16 +8,17 @@ from pipeline.clean.rule import Rule, Seen, units
 INSIDE = "inside lines"  # how many runs were: by them the rules before looked at text that was torn
 
 
-def delete(array: Codes, seen: Seen) -> Codes:
+def delete(text: Codes, seen: Seen) -> Codes:
     """The page without the runs of spaces that touch Chinese text or a line's end on either side."""
-    first, after = runs(places(array, BLANKS))
-    before, behind = kind_at(array, first - 1), kind_at(array, after)
+    first, after = runs(places(text, BLANKS))
+    before, behind = kind_at(text, first - 1), kind_at(text, after)
     goes = is_chinese(before) | is_chinese(behind) | (before == LINE) | (behind == LINE)
     gone = spread(first[goes], after[goes])
     seen[INSIDE] += int((goes & (before != LINE) & (behind != LINE)).sum())
+    units = text.units[gone]
     for blank, name in zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True):
-        seen[name] += int((array[gone] == ord(blank)).sum())
-    return without(array, gone)
+        seen[name] += int((units == ord(blank)).sum())
+    return without(text, gone)
 
 
 RULE = Rule("spaces", delete, units(BLANKS))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.clean.codes import UNITS, Codes, codes, text_of
+from pipeline.clean.codes import UNITS, Codes, codes, distinct, replaced, text_of
 from pipeline.clean.rule import Rule, Seen
 from pipeline.errors import BadConfig, InputMissing
 
@@ -108,7 +108,7 @@ def rule(table: Mapping[str, str]) -> Rule | None:
         return None
     becomes_unit = np.arange(UNITS, dtype="<u2")
     becomes_unit[[ord(a) for a in near]] = [ord(b) for b in near.values()]
-    heads = {int(codes(a)[0]) for a in (*near, *far)}
+    heads = {int(codes(a).units[0]) for a in (*near, *far)}
     return Rule(
         "variants",
         partial(_page, becomes_unit, far),
@@ -117,17 +117,19 @@ def rule(table: Mapping[str, str]) -> Rule | None:
     )
 
 
-def _page(becomes: Codes, far: Mapping[str, str], array: Codes, seen: Seen) -> Codes:
+def _page(becomes: np.ndarray, far: Mapping[str, str], page: Codes, seen: Seen) -> Codes:
     """One pass for what stays in the first plane, another over the text for the rest, if there is any."""
-    folded = becomes.take(array)
-    variants, counts = np.unique(array[folded != array], return_counts=True)
+    folded = becomes.take(page.units)
+    at = np.flatnonzero(folded != page.units)
+    variants, counts = distinct(page.units[at])
     for unit, count in zip(variants.tolist(), counts.tolist(), strict=True):
         seen[f"{chr(unit)} → {chr(becomes[unit])}"] += count
+    page = replaced(page, at, folded[at])
     if not far:
-        return folded
+        return page
 
     def fold(found: re.Match[str]) -> str:
         seen[f"{found[0]} → {far[found[0]]}"] += 1
         return far[found[0]]
 
-    return codes(re.sub(f"[{re.escape(''.join(far))}]", fold, text_of(folded)))
+    return codes(re.sub(f"[{re.escape(''.join(far))}]", fold, text_of(page)))

@@ -8,13 +8,14 @@ of them only behind 正是：, because with 但见： prose in pairs begins.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 
 from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
-from pipeline.clean.codes import UNITS, Codes, codes, inserted, is_one_of, places, spread, unit_at, without
+from pipeline.clean.codes import UNITS, Codes, codes, distinct, inserted, is_one_of, places, spread, unit_at, without
 from pipeline.clean.rule import Rule, Seen, units
 from pipeline.errors import BadConfig
 
@@ -26,6 +27,7 @@ _OPENERS, _CLOSERS = "“‘「『\"'", "”’」』\"'"
 _GOES_ON = "，、；："
 _COUPLET = "正是"
 _ANNOUNCE = (_COUPLET, "诗曰", "詩曰", "但见", "但見", "为证", "為證", "爲證", "偈曰", "赋曰", "賦曰", "词曰", "詞曰")
+_BEFORE_COLON = "".join(each[-1] for each in _ANNOUNCE)
 _IN_FRONT = {"为证": "有诗", "為證": "有詩", "爲證": "有詩"}
 _SENTENCE_STARTS = "\0\n。！？：" + _OPENERS + _CLOSERS
 
@@ -68,7 +70,7 @@ def find(text: str) -> list[Run]:
     """The verse in `text`, in order."""
     array = codes(text)
     found = _find(array)
-    low = np.concatenate(([0], np.cumsum((array & 0xFC00) == 0xDC00)))
+    low = np.concatenate(([0], np.cumsum((array.units & 0xFC00) == 0xDC00)))
     columns = (found.start - low[found.start], found.end - low[found.end], found.clauses, found.length, found.announced)
     return [Run(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -88,7 +90,7 @@ def _page(policy: str, array: Codes, seen: Seen) -> Codes:
 
 
 def _count(found: _Found, seen: Seen) -> None:
-    for length, count in zip(*np.unique(found.length, return_counts=True), strict=True):
+    for length, count in zip(*distinct(found.length), strict=True):
         seen[f"runs of {length} characters a clause"] += int(count)
     seen["runs that are announced"] += int(np.count_nonzero(found.announced))
     seen["characters of verse"] += int((found.clauses * found.length).sum())
@@ -97,17 +99,20 @@ def _count(found: _Found, seen: Seen) -> None:
 def _behind_announcements(array: Codes) -> Codes:
     """What may be announced verse, so that a book of prose need not be searched all through only to count."""
     colon = places(array, "：")
+    colon = colon[is_one_of(unit_at(array, colon - 1), _BEFORE_COLON)]
     pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
-    colon = colon[np.isin(pair, [_pair(each) for each in _ANNOUNCE])]
+    colon = colon[_is_pair(pair, _ANNOUNCE)]
     if not len(colon):
         return array[:0]
     start = np.maximum(colon - _BEFORE, 0)
     end = np.minimum(np.append(colon[1:] - _BEFORE, len(array)), colon + _FAR)
     end = np.maximum(end, start)
     pieces = [
-        piece for first, last in zip(start.tolist(), end.tolist(), strict=True) for piece in (array[first:last], _PART)
+        piece
+        for first, last in zip(start.tolist(), end.tolist(), strict=True)
+        for piece in (array.units[first:last], _PART)
     ]
-    return np.concatenate(pieces)
+    return Codes(np.concatenate(pieces))
 
 
 _BEFORE, _FAR = 4, 600  # units before a colon, and behind it: the longest of songs
@@ -138,11 +143,10 @@ def _dropped(array: Codes, found: _Found) -> Codes:
 
 def _find(array: Codes) -> _Found:
     """All verse of a page. A character is one unit here: the second ones of pairs are left out for the while."""
-    second = (array & 0xFC00) == 0xDC00
-    if not second.any():
+    if not ((array.odd_units & 0xFC00) == 0xDC00).any():
         return _found(array)
-    whole = np.flatnonzero(~second)
-    found = _found(array[whole])
+    whole = np.flatnonzero((array.units & 0xFC00) != 0xDC00)
+    found = _found(Codes(array.units[whole]))
     return _Found(
         whole[found.start], whole[found.end - 1] + 1, found.clauses, found.length, found.announced, whole[found.lead]
     )
@@ -204,17 +208,23 @@ def _announcements(array: Codes, begin: np.ndarray) -> tuple[np.ndarray, np.ndar
     colon = colon - _is(array, colon, "\n" + _OPENERS)
     pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
     pair[~_is(array, colon, "：")] = 0
-    kind = np.where(pair == _pair(_COUPLET), 1, np.where(np.isin(pair, [_pair(each) for each in _ANNOUNCE]), 2, 0))
+    kind = np.where(pair == _pair(_COUPLET), 1, np.where(_is_pair(pair, _ANNOUNCE), 2, 0))
     longer = np.zeros(len(begin), bool)
     before = (unit_at(array, colon - 4).astype(np.uint32) << 16) | unit_at(array, colon - 3)
     for behind, front in _IN_FRONT.items():
         longer |= (pair == _pair(behind)) & (before == _pair(front))
-    kind[np.isin(pair, [_pair(each) for each in _IN_FRONT]) & ~longer] = 0
+    kind[_is_pair(pair, _IN_FRONT) & ~longer] = 0
     return colon - 2 - 2 * longer, kind
 
 
 def _pair(two: str) -> int:
     return ord(two[0]) << 16 | ord(two[1])
+
+
+def _is_pair(pairs: np.ndarray, words: Iterable[str]) -> np.ndarray:
+    """Which of the pairs are one of the words."""
+    found: np.ndarray = (pairs[:, None] == np.array([_pair(each) for each in words], np.uint32)).any(axis=1)
+    return found
 
 
 def _is(array: Codes, at: np.ndarray, characters: str) -> np.ndarray:

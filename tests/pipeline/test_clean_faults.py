@@ -23,6 +23,7 @@ import pytest
 import zstandard
 
 from pipeline import artifact, compression
+from pipeline.clean.codes import Codes, text_of
 from pipeline.clean.page import Cleaner
 from tests import chaos, faults
 from tests.faults import Command, Run
@@ -361,14 +362,14 @@ def test_case_32_what_is_at_the_budget_passes_and_one_more_does_not(tmp_path: Pa
 
 def crash_at(patch: pytest.MonkeyPatch, *marks: str) -> None:
     """Let cleaning raise what nobody foresaw, on every text that has one of `marks`."""
-    original = Cleaner.clean
+    original = Cleaner.clean_page
 
-    def crashing(self: Cleaner, texts: Sequence[str]) -> Any:
-        if any(mark in text for text in texts for mark in marks):
+    def crashing(self: Cleaner, page: Codes, *counts: int) -> Any:
+        if any(mark in text_of(page) for mark in marks):
             raise ZeroDivisionError("a bug of a rule")
-        return original(self, texts)
+        return original(self, page, *counts)
 
-    patch.setattr(Cleaner, "clean", crashing)
+    patch.setattr(Cleaner, "clean_page", crashing)
 
 
 def test_case_33_a_document_at_which_a_rule_crashes_is_set_aside_with_its_place_and_its_hash(

@@ -56,6 +56,19 @@ def test_the_sample_has_15_chapters_and_96_english_documents(sample: Artifact) -
     assert sample.manifest.counts["documents"] == 111
 
 
+def test_what_json_spells_in_a_way_of_its_own_comes_back(tmp_path: Path) -> None:
+    text = 'C:\\甲\\"乙"\\n，say "no"\tand 𤣥 \x7f丙。\n/丁\\\\'
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    table = tmp_path / "map.tsv"
+    table.write_text("U+E001\t\x02\n", encoding="utf-8")
+    kept = {"without": ("quotes", "spaces", "widen"), "profile": "plain", "min_han": 0.0}
+    [plain] = entries(clean(tmp_path, tmp_path / "text.txt", **kept))
+    assert plain["text"] == text.replace("\x7f", "")
+    (tmp_path / "text.txt").write_text(text + "\ue001", encoding="utf-8")  # of which a table makes a control
+    [odd] = entries(clean(tmp_path, tmp_path / "text.txt", pua_map=str(table), **kept))
+    assert odd["text"] == text.replace("\x7f", "") + "\x02"
+
+
 def test_no_heading_stays_in_the_text_and_each_becomes_a_title(sample: Artifact) -> None:
     chapters = [entry for entry in entries(sample) if entry["source"] == "yanshan.txt"]
     assert [entry["title"].split()[0] for entry in chapters] == [f"第{number}回" for number in NUMBERS]

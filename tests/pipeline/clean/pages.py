@@ -23,8 +23,7 @@ def applied(rule: Rule, text: str) -> str:
 
 
 def normalised(text: str, *, chinese: bool = True) -> str:
-    array = join([text])
-    return text_of(characters.normalise(array, characters.histogram(array), chinese=chinese)[0])
+    return text_of(characters.normalise(join([text]), chinese=chinese)[0])
 
 
 def without_blank_lines(text: str) -> str:
@@ -35,7 +34,7 @@ def split(text: str, *, inside_quotes: bool = False) -> list[str]:
     """The sentences of a text; joined, they are the text without its newlines."""
     array = codes(text)
     ends = sentences.ends(array, inside_quotes=inside_quotes)
-    lines = np.flatnonzero(array == ord("\n"))
+    lines = np.flatnonzero(array.units == ord("\n"))
     at = np.unique(np.concatenate(([0], ends, lines, lines + 1, [len(array)]))).astype(int)
     pieces = [text_of(array[start:end]) for start, end in pairwise(at.tolist())]
     return [piece for piece in pieces if piece != "\n"]

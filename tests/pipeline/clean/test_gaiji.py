@@ -127,7 +127,7 @@ def test_with_the_default_nothing_goes_but_what_is_counted(text: str) -> None:
 @given(text=TEXT)
 def test_the_rule_has_nothing_to_do_without_its_triggers(text: str) -> None:
     rule = gaiji.rule()
-    if not any(low <= unit <= high for unit in codes(text).tolist() for low, high in rule.triggers):
+    if not any(low <= unit <= high for unit in codes(text).units.tolist() for low, high in rule.triggers):
         assert run(rule, text) == (text, Counter())
 
 

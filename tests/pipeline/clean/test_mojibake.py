@@ -122,7 +122,7 @@ def test_the_documents_of_a_page_have_no_influence_on_each_other(text: str) -> N
 @given(TEXT)
 def test_the_rule_has_nothing_to_do_without_its_triggers(text: str) -> None:
     triggers = mojibake.rule().triggers
-    if not any(low <= unit <= high for unit in codes(text).tolist() for low, high in triggers):
+    if not any(low <= unit <= high for unit in codes(text).units.tolist() for low, high in triggers):
         assert run(text) == (text, Counter())
 
 

@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean import characters, marks, quotes, spaces
-from pipeline.clean.codes import codes, join, text_of
+from pipeline.clean.codes import Codes, codes, join, text_of
 from pipeline.clean.report import Report, Tally, check
 from pipeline.clean.rule import Effect, Seen
 from pipeline.clean.samples import samples
@@ -318,12 +318,12 @@ def test_an_empty_report_is_a_table_too() -> None:
 # Samples
 
 
-def by(apply: Callable[[np.ndarray, Seen], np.ndarray]) -> Callable[[str], str]:
+def by(apply: Callable[[Codes, Seen], Codes]) -> Callable[[str], str]:
     return lambda text: text_of(apply(codes(text), Counter()))
 
 
 CHANGES: dict[str, Callable[[str], str]] = {
-    "controls": lambda text: text_of(characters.normalise(codes(text), characters.histogram(codes(text)))[0]),
+    "controls": lambda text: text_of(characters.normalise(codes(text))[0]),
     "widen": by(marks.WIDEN.apply),
     "quotes": by(quotes.RULE.apply),
     "spaces": by(spaces.RULE.apply),

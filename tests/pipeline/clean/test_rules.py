@@ -66,6 +66,7 @@ def test_every_rule_that_there_is_can_be_switched_off_by_its_name() -> None:
         (CHARACTERS, "a\r\nb\rc\x85d\u2028e\u2029f\x0bg\x0ch", "a\nb\nc\nd\ne\nf\ng\nh"),
         (CHARACTERS, "a\r\r\nb\n\r\nc", "a\n\nb\n\nc"),
         (CHARACTERS, "林\u200b冲", "林冲"),
+        (CHARACTERS, "林\uffff冲\ufffe", "林冲"),
         (CHARACTERS, "\ufeff林\x00冲\x1b\x7f\x80\x9f", "林冲"),
         (CHARACTERS, "林冲\u200b\u00ad\u200e\u202e\u2066\u2060\U000e0041", "林冲"),
         (CHARACTERS, "a\tb\nc", "a\tb\nc"),
