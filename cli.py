@@ -121,7 +121,15 @@ def train(
     if resume:
         run.require_unfinished(settings.root, planned)
     anneal = on_stop == "anneal"
-    built = stage.train(settings.root, planned, device=device, resume=resume is not False, report=report, anneal=anneal)
+    built = stage.train(
+        settings.root,
+        planned,
+        device=device,
+        resume=resume is not False,
+        report=report,
+        anneal=anneal,
+        stopped=settings.progress.stop,
+    )
     return _trained(built)
 
 
@@ -364,7 +372,12 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
         check=lambda: run.check(recipe.train.preset, recipe.train.steps, recipe.train.minutes, recipe.train.set),
         identify=lambda tokens: run.identify(plan(tokens)),
         run=lambda tokens: stage.train(
-            settings.root, plan(tokens), device=device, resume=True, report=settings.progress.note
+            settings.root,
+            plan(tokens),
+            device=device,
+            resume=True,
+            report=settings.progress.note,
+            stopped=settings.progress.stop,
         ),
     )
 

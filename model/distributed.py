@@ -64,6 +64,14 @@ class World:
         dist.all_reduce(shared, group=_control())
         return float(shared)
 
+    def first(self, name: str) -> str:
+        """The first name that is not empty, of the processes in their order."""
+        if self.size == 1:
+            return name
+        names = [""] * self.size
+        dist.all_gather_object(names, name, group=_control())
+        return next(filter(None, names), "")
+
     def tell(self, what: Any) -> Any:
         """The leader's object."""
         if self.size == 1:
@@ -122,8 +130,8 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU of whole tensors. All processes must ask."""
-    return {name: plain(each).detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()}
+    """Whole tensors on the CPU; those of one process there are not copied. All processes must ask."""
+    return {name: plain(each).detach().cpu().contiguous() for name, each in tensors.items()}
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,8 +59,12 @@ class Learner:
         self.load(Saved(dict(fresh.named_parameters()), {}))
 
     def load(self, saved: Saved) -> None:
-        """Stand where a checkpoint stood; where it has no average of the weights, that begins with them."""
+        """Stand where a checkpoint stood; where it has no average of the weights, that begins with them.
+
+        Raises BadConfig, and changes nothing, when its tensors are not those of this model.
+        """
         weights = self.weights
+        checkpoint.require_fit(saved, self.model)
         for name, tensor in saved.weights.items():
             distributed.fill(weights[name], tensor)
         if self.config.ema:
@@ -79,19 +83,19 @@ class Learner:
             owners[id(weight)].state[weight][key] = moment
 
     def saved(self) -> Saved:
-        """Copies of all tensors on the CPU. All processes must ask."""
+        """All tensors, on the CPU, as they are until the next step. All processes must ask."""
         moments = checkpoint.moments(self.model, self.optimizers)
         return Saved(*map(distributed.whole, (self.weights, moments, self.average)))
 
     def not_finite(self) -> str:
         """The name of a weight that holds no finite number, "" where all are fine."""
-        return next((name for name, weight in self.weights.items() if not _finite(weight)), "")
+        return self.world.first(_not_finite(self.weights))
 
     # What changes it
 
     def step(self, ids: Tensor, seed: int, taken: int, end_of_text: int) -> Step:
         """One step on `ids` (rows, T + 1), after `taken` others. Dropout is by the seed alone."""
-        torch.manual_seed(seed * self.world.size + self.world.rank)
+        torch.manual_seed((seed * self.world.size + self.world.rank) % (1 << 64))
         loss = torch.zeros((), device=self.device)
         parts = ids.split(self.how.micro_batch)
         for number, part in enumerate(parts, 1):
@@ -101,7 +105,7 @@ class Learner:
         norm = distributed.plain(torch.nn.utils.get_total_norm(list(gradients.values())))
         culprit = ""
         if self.world.any(not bool(torch.isfinite(norm + loss))):
-            culprit = next((name for name, gradient in gradients.items() if not _finite(gradient)), "loss")
+            culprit = self.world.first(_not_finite(gradients)) or "loss"
         else:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
             for optimizer in self.optimizers:
@@ -148,5 +152,6 @@ class Learner:
             weights[name].copy_(tensor)
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(distributed.local(tensor).isfinite().all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first of these that holds a number that is none, as far as this process has it; else ""."""
+    return next((name for name, each in tensors.items() if not bool(distributed.local(each).isfinite().all())), "")

@@ -27,9 +27,8 @@ class Schedule:
         self._config, self._agree = config, agree
         self.step = step
         self._seconds, self._since = seconds, time.monotonic()
-        self._anneal: tuple[int, int] | None = None  # from which step, to which
+        self._anneal: tuple[int, int, float] | None = None  # from which step, to which, and from which share
         self._passed = agree(seconds / (60 * config.minutes)) if config.minutes else 0.0
-        self._share = 1.0  # the last that was not of an annealing
 
     def __str__(self) -> str:
         return f"step {self.step:>6,}  {min(self.done, 1.0) if self.step else 0.0:4.0%}"
@@ -68,7 +67,11 @@ class Schedule:
 
     def anneal(self) -> None:
         """End soon: rates fall to zero over the next tenth of the steps so far."""
-        self._anneal = (self.step, self.step + max(1, math.ceil(self.step * _ANNEAL_SHARE)))
+        self._anneal = (self.step, self.step + max(1, math.ceil(self.step * _ANNEAL_SHARE)), self.share)
+
+    @property
+    def annealing(self) -> bool:
+        return self._anneal is not None
 
     @property
     def share(self) -> float:
@@ -76,14 +79,13 @@ class Schedule:
         config, done = self._config, min(self.done, 1.0)
         warm = min((self.step + 1) / max(config.warmup, 1), 1.0)
         if self._anneal:
-            start, end = self._anneal
-            return self._share * (end - self.step) / (end - start)
+            start, end, peak = self._anneal
+            return peak * (end - self.step) / (end - start)
         if config.schedule == "cosine":
             fallen = 0.5 * (1 + math.cos(math.pi * done))
         else:
             fallen = min(1.0, (1 - done) / config.cooldown) if config.cooldown else 1.0
-        self._share = warm * (config.final_share + (1 - config.final_share) * fallen)
-        return self._share
+        return warm * (config.final_share + (1 - config.final_share) * fallen)
 
     @property
     def momentum(self) -> float:
