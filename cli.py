@@ -130,7 +130,14 @@ def train(
         anneal=anneal,
         stopped=settings.progress.stop,
     )
-    return _trained(built)
+    outcome = _trained(built)
+    outcome.silent = _follows()
+    return outcome
+
+
+def _follows() -> bool:
+    """Whether this is one of several processes of torchrun, and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _trained(built: Built) -> Outcome:
@@ -490,6 +497,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         failed = console.explain(error)
+    if _follows() and isinstance(failed, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged)):
+        return failed.exit_code  # all have met it
     what, hint = redacted(failed.what), redacted(failed.hint)
     with suppress(OSError, ValueError):  # nobody may be listening
         print(f"error: {what}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)

@@ -86,6 +86,8 @@ def save(folder: Path, state: State, tensors: Saved) -> Path:
         files.remove_tree(draft)
         return target
     files.write_file(draft / _STATE, data)
+    for part in hashes:  # which safetensors lets nobody else read
+        (draft / part).chmod((draft / _STATE).stat().st_mode)
     files.remove_tree(target)  # it is damaged
     files.publish_directory(draft, target)
     return target

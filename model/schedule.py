@@ -26,7 +26,8 @@ class Schedule:
     ) -> None:
         self._config, self._agree = config, agree
         self.step = step
-        self._seconds, self._since = seconds, time.monotonic()
+        self._seconds = seconds
+        self._since: float | None = None  # when the clock last began to run; None: it stands
         self._anneal: tuple[int, int, float] | None = None  # from which step, to which, and from which share
         self._passed = agree(seconds / (60 * config.minutes)) if config.minutes else 0.0
 
@@ -34,21 +35,21 @@ class Schedule:
         return f"step {self.step:>6,}  {min(self.done, 1.0) if self.step else 0.0:4.0%}"
 
     def start(self) -> None:
-        """Begin to count the time: what came before, like loading, was no training."""
+        """Let the clock run: what came before, like loading, was no training."""
         self._since = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        return self._seconds + time.monotonic() - self._since
+        return self._seconds if self._since is None else self._seconds + time.monotonic() - self._since
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Evaluating, saving and sampling are no training: the clock stands meanwhile."""
-        self._seconds = self.seconds
+        self._seconds, self._since = self.seconds, None
         try:
             yield
         finally:
-            self._since = time.monotonic()
+            self.start()
 
     @property
     def done(self) -> float:

@@ -236,13 +236,13 @@ class Training:
         """Between two steps: evaluate and save, or save, or say how it goes, each when it is due."""
         now, due = self.world.agree(time.monotonic()), self._due
         if due > self.evaluations and (self._ended or self.schedule.step == 0 or self._can_afford()):
-            self._told = self._checkpointed = now
             loss = self._evaluate(threading.Event() if self._ended else stopped)
             if loss is None:
-                return  # made when training goes on, or there
+                return  # it is made when training goes on, or comes by here again
             self.evaluations = due
             if self.schedule.step:
                 self._save(loss, last=self._ended)
+            self._told = self._checkpointed = self.world.agree(time.monotonic())
         elif now - self._checkpointed > _CHECKPOINT_SECONDS:
             self._checkpointed = now
             self._save(None)
