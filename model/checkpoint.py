@@ -1,14 +1,17 @@
 """Checkpoints: `checkpoints/step-00001200/` with safetensors and one JSON, whole or not there at all. No pickle.
 
-`state.json` names the sha256 of the tensor files; they are hashed before they are loaded, since a flipped bit in a
-tensor file loads without complaint (reference/reliability.md, M14). Their order is that of their steps: clocks jump.
+`state.json` names the sha256 of the tensor files, and its own. They are hashed before they are loaded, since a flipped
+bit in a tensor file loads without complaint (reference/reliability.md, M14). Their order is that of their steps: clocks
+jump.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -30,6 +33,7 @@ _WEIGHTS, _MOMENTS, _AVERAGE, _STATE = (
     "state.json",
 )
 
+_SEAL = "seal"  # the field of state.json that is the hash of the others
 _TOLD = 5  # differences that a message lists
 
 
@@ -80,7 +84,7 @@ def save(folder: Path, state: State, tensors: Saved) -> Path:
     except SafetensorError as error:
         raise OSError(None, str(error), str(draft)) from None
     hashes = {part: files.sha256_of(draft / part) for part, content in parts.items() if content}
-    data = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(state, sha256=hashes)), indent=2)
+    data = _sealed(msgspec.structs.replace(state, sha256=hashes))
     if _holds(target, hashes):  # a training that goes on from here, and evaluates before its next step
         files.write_file(target / _STATE, data)
         files.remove_tree(draft)
@@ -120,12 +124,28 @@ def steps(folder: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> State:
+    """What the checkpoint in `path` says of itself. Raises BadData when it is not what was saved."""
     try:
-        return msgspec.json.decode((path / _STATE).read_bytes(), type=State)
+        data = (path / _STATE).read_bytes()
+        state = msgspec.json.decode(data, type=State)
+        fields = msgspec.json.decode(data)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no checkpoint here", hint="`status` lists the runs") from None
     except (msgspec.DecodeError, UnicodeDecodeError, BadConfig) as error:
         raise BadData(f"{path / _STATE}: {error}", hint="use an older checkpoint") from None
+    if fields.pop(_SEAL, None) != _seal(fields):
+        raise BadData(f"{path / _STATE}: not as it was saved", hint="use an older checkpoint")
+    return state
+
+
+def _sealed(state: State) -> bytes:
+    """As JSON, with a hash of it: a flipped bit of a number is another number."""
+    fields = msgspec.to_builtins(state)
+    return msgspec.json.format(msgspec.json.encode({**fields, _SEAL: _seal(fields)}), indent=2)
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest()
 
 
 def read(path: Path) -> Saved:

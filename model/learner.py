@@ -21,7 +21,8 @@ from model.gpt import GPT
 class Step:
     """What a step came to: mean loss in nats per token and the gradient's norm, both scalars on the device.
 
-    `culprit` names the first tensor whose gradient held no finite number; the weights are then as they were.
+    `culprit` is the first of the weights, of the gradients and the loss that held no finite number; the weights are
+    then as they were.
     """
 
     loss: Tensor
@@ -105,7 +106,8 @@ class Learner:
         norm = distributed.plain(torch.nn.utils.get_total_norm(list(gradients.values())))
         culprit = ""
         if self.world.any(not bool(torch.isfinite(norm + loss))):
-            culprit = self.world.first(_not_finite(gradients)) or "loss"
+            weight, gradient = self.not_finite(), self.world.first(_not_finite(gradients))
+            culprit = f"weight {weight}" if weight else f"gradient of {gradient}" if gradient else "loss"
         else:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip, norm)
             for optimizer in self.optimizers:

@@ -265,12 +265,10 @@ class Training:
         """No step was taken. After three in a row these data are passed by."""
         step = self.schedule.step
         self._bad += 1
-        self.report(
-            f"warning: step {step:,} passed over: loss {float(done.loss):.4g}, gradient of {done.culprit} not finite"
-        )
-        self.metrics.event("passed over", step=step, loss=str(float(done.loss)), tensor=done.culprit)
+        self.report(f"warning: step {step:,} passed over: loss {float(done.loss):.4g}, {done.culprit} not finite")
+        self.metrics.event("passed over", step=step, loss=str(float(done.loss)), cause=done.culprit)
         if self._bad >= _BAD_STEPS:
-            self._roll_back(f"the gradient of {done.culprit}")
+            self._roll_back(f"the {done.culprit}")
 
     def _roll_back(self, what: str) -> None:
         """`what` is no number: go back to the last checkpoint, and past the data since; the third time, give up."""

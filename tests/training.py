@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from model import checkpoint, metrics, run, stage
 from model.run import Plan
-from pipeline import artifact, counting
+from pipeline import artifact, counting, locks
 from pipeline.artifact import Artifact
 from pipeline.shelf import draft_path
-from tests.faults import Command, Run
+from tests.faults import Command, Run, leftovers
 
 NAME = "small"
 SETTINGS: dict[str, object] = {"steps": 20, "evaluations": 2, "dropout": 0.1, "precision": "fp32"}
@@ -140,3 +140,13 @@ def assert_same_run(one: Artifact, other: Artifact) -> None:
     assert samples(one) == samples(other)
     assert one.manifest.key == other.manifest.key
     assert artifact.problems(one, deep=True) == []
+
+
+def assert_ends_well(root: Path, expected: Artifact, **settings: object) -> Run:
+    """The same command ends in the run of one that nothing disturbed, with nothing left behind; how it ended."""
+    assert [path for path in root.rglob("*.lock") if locks.is_locked(path)] == []
+    done = train(root, **settings)
+    assert done.code == 0, done.err
+    assert_same_run(made(root), expected)
+    assert leftovers(root) == []
+    return done
