@@ -149,10 +149,13 @@ def _seal(fields: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> Saved:
-    """All tensors of a checkpoint, verified. Raises BadData when its bytes are not those that were saved."""
+    """All tensors of a checkpoint, verified; before the first step there are no moments.
+
+    Raises BadData when its bytes are not those that were saved.
+    """
     state = read_state(path)
-    average = _verified(path, _AVERAGE, state) if _AVERAGE in state.sha256 else {}
-    return Saved(_verified(path, _WEIGHTS, state), _verified(path, _MOMENTS, state), average)
+    moments, average = (_verified(path, part, state) if part in state.sha256 else {} for part in (_MOMENTS, _AVERAGE))
+    return Saved(_verified(path, _WEIGHTS, state), moments, average)
 
 
 def newest(
