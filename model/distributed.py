@@ -119,6 +119,12 @@ def not_yet(model: nn.Module, last: bool) -> AbstractContextManager[object]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
+def part(model: nn.Module) -> None:
+    """Let each process hold its part of each weight again: after a pass without a backward one it has some whole."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -145,6 +145,7 @@ class Learner:
             self._put(self.average)
             yield self.model
         finally:
+            distributed.part(self.model)
             self._put(kept)
 
     @torch.no_grad()
