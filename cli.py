@@ -121,8 +121,23 @@ def train(
     if resume:
         run.require_unfinished(settings.root, planned)
     anneal = on_stop == "anneal"
-    built = stage.train(settings.root, planned, device=device, resume=resume is not False, report=report, anneal=anneal)
-    return _trained(built)
+    built = stage.train(
+        settings.root,
+        planned,
+        device=device,
+        resume=resume is not False,
+        report=report,
+        anneal=anneal,
+        stopped=settings.progress.stop,
+    )
+    outcome = _trained(built)
+    outcome.silent = _follows()
+    return outcome
+
+
+def _follows() -> bool:
+    """Whether this is one of several processes of torchrun, and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _trained(built: Built) -> Outcome:
@@ -364,7 +379,12 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
         check=lambda: run.check(recipe.train.preset, recipe.train.steps, recipe.train.minutes, recipe.train.set),
         identify=lambda tokens: run.identify(plan(tokens)),
         run=lambda tokens: stage.train(
-            settings.root, plan(tokens), device=device, resume=True, report=settings.progress.note
+            settings.root,
+            plan(tokens),
+            device=device,
+            resume=True,
+            report=settings.progress.note,
+            stopped=settings.progress.stop,
         ),
     )
 
@@ -503,6 +523,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         failed = console.explain(error)
+    if _follows() and isinstance(failed, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged)):
+        return failed.exit_code  # all have met it
     what, hint = redacted(failed.what), redacted(failed.hint)
     with suppress(OSError, ValueError):  # nobody may be listening
         print(f"error: {what}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)

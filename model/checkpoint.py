@@ -1,14 +1,17 @@
 """Checkpoints: `checkpoints/step-00001200/` with safetensors and one JSON, whole or not there at all. No pickle.
 
-`state.json` names the sha256 of the tensor files; they are hashed before they are loaded, since a flipped bit in a
-tensor file loads without complaint (reference/reliability.md, M14). Their order is that of their steps: clocks jump.
+`state.json` names the sha256 of the tensor files, and its own. They are hashed before they are loaded, since a flipped
+bit in a tensor file loads without complaint (reference/reliability.md, M14). Their order is that of their steps: clocks
+jump.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -30,11 +33,16 @@ _WEIGHTS, _MOMENTS, _AVERAGE, _STATE = (
     "state.json",
 )
 
+_SEAL = "seal"  # the field of state.json that is the hash of the others
+_TOLD = 5  # differences that a message lists
+
 
 class State(msgspec.Struct, frozen=True):
     """Where training stood. `seconds` is the time trained so far; `val_loss` in nats per token, None: not evaluated.
 
-    `skipped` counts steps of data that were passed over after a roll back, `rollbacks` how often that was.
+    `skipped` counts steps of data that were passed over after a roll back, `rollbacks` how often that was, and
+    `evaluations` which of them were made. `share` is what the rates were of their peaks in the last step. `since_row`
+    are the steps since the last row of the metrics, and the sums of their losses and of the norms of their gradients.
     """
 
     step: int
@@ -45,6 +53,9 @@ class State(msgspec.Struct, frozen=True):
     execution: Execution
     skipped: int = 0
     rollbacks: int = 0
+    evaluations: int = 0
+    share: float = 0.0
+    since_row: tuple[int, float, float] = (0, 0.0, 0.0)
     sha256: dict[str, str] = {}
 
 
@@ -73,11 +84,23 @@ def save(folder: Path, state: State, tensors: Saved) -> Path:
     except SafetensorError as error:
         raise OSError(None, str(error), str(draft)) from None
     hashes = {part: files.sha256_of(draft / part) for part, content in parts.items() if content}
-    data = msgspec.json.encode(msgspec.structs.replace(state, sha256=hashes))
-    files.write_file(draft / _STATE, msgspec.json.format(data, indent=2))
-    files.remove_tree(target)  # it was damaged, or training would not have come by here again
+    data = _sealed(msgspec.structs.replace(state, sha256=hashes))
+    if _holds(target, hashes):  # a training that goes on from here, and evaluates before its next step
+        files.write_file(target / _STATE, data)
+        files.remove_tree(draft)
+        return target
+    files.write_file(draft / _STATE, data)
+    for part in hashes:  # which safetensors lets nobody else read
+        (draft / part).chmod((draft / _STATE).stat().st_mode)
+    files.remove_tree(target)  # it is damaged
     files.publish_directory(draft, target)
     return target
+
+
+def _holds(target: Path, hashes: Mapping[str, str]) -> bool:
+    return target.is_dir() and all(
+        (target / part).is_file() and files.sha256_of(target / part) == sha256 for part, sha256 in hashes.items()
+    )
 
 
 def name(step: int) -> str:
@@ -101,19 +124,38 @@ def steps(folder: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> State:
+    """What the checkpoint in `path` says of itself. Raises BadData when it is not what was saved."""
     try:
-        return msgspec.json.decode((path / _STATE).read_bytes(), type=State)
+        data = (path / _STATE).read_bytes()
+        state = msgspec.json.decode(data, type=State)
+        fields = msgspec.json.decode(data)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no checkpoint here", hint="`status` lists the runs") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, BadConfig) as error:
         raise BadData(f"{path / _STATE}: {error}", hint="use an older checkpoint") from None
+    if fields.pop(_SEAL, None) != _seal(fields):
+        raise BadData(f"{path / _STATE}: not as it was saved", hint="use an older checkpoint")
+    return state
+
+
+def _sealed(state: State) -> bytes:
+    """As JSON, with a hash of it: a flipped bit of a number is another number."""
+    fields = msgspec.to_builtins(state)
+    return msgspec.json.format(msgspec.json.encode({**fields, _SEAL: _seal(fields)}), indent=2)
+
+
+def _seal(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest()
 
 
 def read(path: Path) -> Saved:
-    """All tensors of a checkpoint, verified. Raises BadData when its bytes are not those that were saved."""
+    """All tensors of a checkpoint, verified; before the first step there are no moments.
+
+    Raises BadData when its bytes are not those that were saved.
+    """
     state = read_state(path)
-    average = _verified(path, _AVERAGE, state) if _AVERAGE in state.sha256 else {}
-    return Saved(_verified(path, _WEIGHTS, state), _verified(path, _MOMENTS, state), average)
+    moments, average = (_verified(path, part, state) if part in state.sha256 else {} for part in (_MOMENTS, _AVERAGE))
+    return Saved(_verified(path, _WEIGHTS, state), moments, average)
 
 
 def newest(
@@ -152,15 +194,42 @@ def load_model(path: Path, device: torch.device) -> GPT:
     if _AVERAGE in state.sha256:
         weights |= _verified(path, _AVERAGE, state)
     model = GPT.empty(state.model, device)
+    require_fit(Saved(weights, {}), model)
     model.load_state_dict(weights)
     return model
+
+
+def require_fit(saved: Saved, model: GPT) -> None:
+    """Raise BadConfig, with what differs, when these are not the tensors of a training of this model."""
+    wanted = {name: _shown(weight) for name, weight in model.named_parameters()}
+    changed = _changes(saved.weights, wanted) + (_changes(saved.average, wanted) if saved.average else [])
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    for name, moment in saved.moments.items():
+        if moment.dim() and moment.shape != shapes.get(name.rpartition("/")[0]):
+            changed.append(f"{name}: {_shown(moment)}")
+    if changed:
+        what = f"a checkpoint of another model: {'; '.join(changed[:_TOLD])}"
+        raise BadConfig(what, hint="use another one, or begin anew with --no-resume")
+
+
+def _changes(found: Mapping[str, Tensor], wanted: Mapping[str, str]) -> list[str]:
+    here = {name: _shown(tensor) for name, tensor in found.items()}
+    names = [name for name in {**wanted, **here} if here.get(name) != wanted.get(name)]
+    return [f"{name}: {here.get(name, 'missing')}, not {wanted.get(name, 'there')}" for name in names]
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{' x '.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _verified(path: Path, part: str, state: State) -> dict[str, Tensor]:
     file = path / part
     if not file.is_file() or files.sha256_of(file) != state.sha256.get(part):
         raise BadData(f"{file}: missing or not as it was saved", hint="use an older checkpoint")
-    return load_file(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise BadData(f"{file}: {error}", hint="use an older checkpoint") from None
 
 
 def best(folder: Path) -> Path | None:

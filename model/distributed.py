@@ -64,6 +64,14 @@ class World:
         dist.all_reduce(shared, group=_control())
         return float(shared)
 
+    def first(self, name: str) -> str:
+        """The first name that is not empty, of the processes in their order."""
+        if self.size == 1:
+            return name
+        names = [""] * self.size
+        dist.all_gather_object(names, name, group=_control())
+        return next(filter(None, names), "")
+
     def tell(self, what: Any) -> Any:
         """The leader's object."""
         if self.size == 1:
@@ -113,6 +121,12 @@ def not_yet(model: nn.Module, last: bool) -> AbstractContextManager[object]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
+def part(model: nn.Module) -> None:
+    """Let each process hold its part of each weight again: after a pass without a backward one it has some whole."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -124,8 +138,8 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU of whole tensors. All processes must ask."""
-    return {name: plain(each).detach().to("cpu", copy=True).contiguous() for name, each in tensors.items()}
+    """Whole tensors on the CPU; those of one process there are not copied. All processes must ask."""
+    return {name: plain(each).detach().cpu().contiguous() for name, each in tensors.items()}
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,8 @@ from model.gpt import GPT
 class Step:
     """What a step came to: mean loss in nats per token and the gradient's norm, both scalars on the device.
 
-    `culprit` names the first tensor whose gradient held no finite number; the weights are then as they were.
+    `culprit` is the first of the weights, of the gradients and the loss that held no finite number; the weights are
+    then as they were.
     """
 
     loss: Tensor
@@ -67,8 +68,12 @@ class Learner:
         self.load(Saved(dict(fresh.named_parameters()), {}))
 
     def load(self, saved: Saved) -> None:
-        """Stand where a checkpoint stood; where it has no average of the weights, that begins with them."""
+        """Stand where a checkpoint stood; where it has no average of the weights, that begins with them.
+
+        Raises BadConfig, and changes nothing, when its tensors are not those of this model.
+        """
         weights = self.weights
+        checkpoint.require_fit(saved, self.model)
         for name, tensor in saved.weights.items():
             distributed.fill(weights[name], tensor)
         if self.config.ema:
@@ -88,19 +93,19 @@ class Learner:
             owners[id(weight)].state[weight][key] = int(moment) if counts else moment
 
     def saved(self) -> Saved:
-        """Copies of all tensors on the CPU. All processes must ask."""
+        """All tensors, on the CPU, as they are until the next step. All processes must ask."""
         moments = checkpoint.moments(self.model, self.optimizers)
         return Saved(*map(distributed.whole, (self.weights, moments, self.average)))
 
     def not_finite(self) -> str:
         """The name of a weight that holds no finite number, "" where all are fine."""
-        return next((name for name, weight in self.weights.items() if not _finite(weight)), "")
+        return self.world.first(_not_finite(self.weights))
 
     # What changes it
 
     def step(self, ids: Tensor, seed: int, taken: int, end_of_text: int) -> Step:
         """One step on `ids` (rows, T + 1), after `taken` others. Dropout is by the seed alone."""
-        torch.manual_seed(seed * self.world.size + self.world.rank)
+        torch.manual_seed((seed * self.world.size + self.world.rank) % (1 << 64))
         loss = torch.zeros((), device=self.device)
         parts = ids.split(self.how.micro_batch)
         for number, part in enumerate(parts, 1):
@@ -110,7 +115,8 @@ class Learner:
         norm = distributed.plain(torch.nn.utils.get_total_norm(list(gradients.values())))
         culprit = ""
         if self.world.any(not bool(torch.isfinite(norm + loss))):
-            culprit = next((name for name, gradient in gradients.items() if not _finite(gradient)), "loss")
+            weight, gradient = self.not_finite(), self.world.first(_not_finite(gradients))
+            culprit = f"weight {weight}" if weight else f"gradient of {gradient}" if gradient else "loss"
         else:
             torch._foreach_mul_(list(gradients.values()), (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
             for optimizer in self.optimizers:
@@ -148,6 +154,7 @@ class Learner:
             self._put(self.average)
             yield self.model
         finally:
+            distributed.part(self.model)
             self._put(kept)
 
     @torch.no_grad()
@@ -166,5 +173,6 @@ def _values(weight: Tensor) -> Tensor:
     return weight.grad._values()
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(distributed.local(tensor).isfinite().all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first of these that holds a number that is none, as far as this process has it; else ""."""
+    return next((name for name, each in tensors.items() if not bool(distributed.local(each).isfinite().all())), "")

@@ -17,7 +17,7 @@ from model.run import Plan
 from pipeline.errors import BadConfig
 
 _SHARE = 0.85  # of the free memory: the rest is for what the allocator rounds up, and for who else is there
-_PIECE = 1 << 28  # bytes of the logits and their gradients that exist at once (cross_entropy.py)
+_PIECE = 1 << 28  # bytes of the logits and their gradients that exist at once, at most (cross_entropy.py)
 _PROBES = 3
 _CPU_TOKENS = 1 << 13  # computed at once on a CPU: more only leaves its caches
 
@@ -30,28 +30,30 @@ class Forecast:
     bytes: int
 
 
-def forecast(model: GPTConfig, train: TrainConfig, rows: int, device: torch.device) -> Forecast:
+def forecast(model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, processes: int = 1) -> Forecast:
     """The precision that suits the device, and the largest micro-batch of at most `rows` sequences that fits into
-    its free memory.
+    its free memory, as each of `processes` computes them.
 
     Raises BadConfig where not even one sequence fits, with a size that would.
     """
     precision = devices.precision(device, train.precision)
     free = int(devices.free_memory(device) * _SHARE)
-    wanted = train.micro_batch or rows
+    if device.type == "cpu":
+        free //= processes  # they share it
+    wanted = min(train.micro_batch or rows, rows)
     if device.type == "cpu" and not train.micro_batch:
         wanted = min(rows, max(1, _CPU_TOKENS // model.block_size))
-    weights, each = weight_bytes(model, train), activation_bytes(model, train, precision)
-    fits = (free - weights - _PIECE) // each
+    fits = _most(model, train, precision, free, processes)
     if fits < 1:
         raise BadConfig(
-            f"training {model.parameters / 1e6:,.1f}M parameters takes {(weights + each + _PIECE) / 1e9:.1f} GB with "
-            f"one sequence at once, and {free / 1e9:.1f} GB can be taken",
-            hint=_what_would_fit(model, train, precision, free),
+            f"training {model.parameters / 1e6:,.1f}M parameters takes "
+            f"{needed(model, train, precision, 1, processes) / 1e9:.1f} GB with one sequence at once, and "
+            f"{free / 1e9:.1f} GB can be taken",
+            hint=_what_would_fit(model, train, precision, free, processes),
         )
-    if train.micro_batch > fits:
+    if train.micro_batch and wanted > fits:
         raise BadConfig(
-            f"{train.micro_batch} sequences at once take {(weights + train.micro_batch * each) / 1e9:.1f} GB, and "
+            f"{wanted} sequences at once take {needed(model, train, precision, wanted, processes) / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB can be taken",
             hint=f"--set micro_batch={fits}, or 0 for what fits",
         )
@@ -59,7 +61,26 @@ def forecast(model: GPTConfig, train: TrainConfig, rows: int, device: torch.devi
     while not train.micro_batch and rows % micro:  # pieces of one size: compiled once
         micro -= 1
     how = Execution(precision, devices.compiles(device, train.compile), micro)
-    return Forecast(how, weights + micro * each + _PIECE)
+    return Forecast(how, needed(model, train, precision, micro, processes))
+
+
+def needed(model: GPTConfig, train: TrainConfig, precision: str, sequences: int, processes: int = 1) -> int:
+    """Bytes that a process takes to train, with so many sequences at once."""
+    weights = weight_bytes(model, train) // (processes if train.parallel == "fsdp" else 1)
+    logits = min(_PIECE, sequences * _logit_bytes(model))
+    return weights + sequences * activation_bytes(model, train, precision) + logits
+
+
+def _most(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> int:
+    """How many sequences at once `free` bytes are enough for: with logits of one piece, or all of them."""
+    left = free - needed(model, train, precision, 0, processes)
+    each = activation_bytes(model, train, precision)
+    return max((left - _PIECE) // each, left // (each + _logit_bytes(model)), 0)
+
+
+def _logit_bytes(model: GPTConfig) -> int:
+    """The logits of one sequence in fp32, their softmax, the gradient of it and what lies between."""
+    return 4 * 4 * model.block_size * model.vocab_size
 
 
 def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:
@@ -127,18 +148,19 @@ def _shown(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _what_would_fit(model: GPTConfig, train: TrainConfig, precision: str, free: int) -> str:
+def _what_would_fit(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> str:
     """A smaller size of the same shape that fits, as a hint."""
 
     def fits(changed: GPTConfig) -> bool:
-        return weight_bytes(changed, train) + activation_bytes(changed, train, precision) + _PIECE <= free
+        return _most(changed, train, precision, free, processes) >= 1
 
     for layers in range(model.layers - 1, 0, -1):
         if fits(smaller := dataclasses.replace(model, layers=layers)):
             return f"--set layers={smaller.layers} would fit ({smaller.parameters / 1e6:,.1f}M parameters)"
     for width in range(model.width - model.heads * 2, 0, -model.heads * 2):
         if fits(dataclasses.replace(model, width=width, layers=1, hidden=0)):
-            return f"--set layers=1 --set width={width} would fit"
+            inside = " --set hidden=0" if model.hidden else ""
+            return f"--set layers=1 --set width={width}{inside} would fit"
     return "a preset with a smaller vocabulary"
 
 

@@ -26,30 +26,30 @@ class Schedule:
     ) -> None:
         self._config, self._agree = config, agree
         self.step = step
-        self._seconds, self._since = seconds, time.monotonic()
-        self._anneal: tuple[int, int] | None = None  # from which step, to which
+        self._seconds = seconds
+        self._since: float | None = None  # when the clock last began to run; None: it stands
+        self._anneal: tuple[int, int, float] | None = None  # from which step, to which, and from which share
         self._passed = agree(seconds / (60 * config.minutes)) if config.minutes else 0.0
-        self._share = 1.0  # the last that was not of an annealing
 
     def __str__(self) -> str:
         return f"step {self.step:>6,}  {min(self.done, 1.0) if self.step else 0.0:4.0%}"
 
     def start(self) -> None:
-        """Begin to count the time: what came before, like loading, was no training."""
+        """Let the clock run: what came before, like loading, was no training."""
         self._since = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        return self._seconds + time.monotonic() - self._since
+        return self._seconds if self._since is None else self._seconds + time.monotonic() - self._since
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Evaluating, saving and sampling are no training: the clock stands meanwhile."""
-        self._seconds = self.seconds
+        self._seconds, self._since = self.seconds, None
         try:
             yield
         finally:
-            self._since = time.monotonic()
+            self.start()
 
     @property
     def done(self) -> float:
@@ -68,7 +68,11 @@ class Schedule:
 
     def anneal(self) -> None:
         """End soon: rates fall to zero over the next tenth of the steps so far."""
-        self._anneal = (self.step, self.step + max(1, math.ceil(self.step * _ANNEAL_SHARE)))
+        self._anneal = (self.step, self.step + max(1, math.ceil(self.step * _ANNEAL_SHARE)), self.share)
+
+    @property
+    def annealing(self) -> bool:
+        return self._anneal is not None
 
     @property
     def share(self) -> float:
@@ -76,14 +80,13 @@ class Schedule:
         config, done = self._config, min(self.done, 1.0)
         warm = min((self.step + 1) / max(config.warmup, 1), 1.0)
         if self._anneal:
-            start, end = self._anneal
-            return self._share * (end - self.step) / (end - start)
+            start, end, peak = self._anneal
+            return peak * (end - self.step) / (end - start)
         if config.schedule == "cosine":
             fallen = 0.5 * (1 + math.cos(math.pi * done))
         else:
             fallen = min(1.0, (1 - done) / config.cooldown) if config.cooldown else 1.0
-        self._share = warm * (config.final_share + (1 - config.final_share) * fallen)
-        return self._share
+        return warm * (config.final_share + (1 - config.final_share) * fallen)
 
     @property
     def momentum(self) -> float:

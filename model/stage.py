@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from model.run import Annealed, Plan, Report, Result, identify
@@ -13,20 +14,32 @@ from pipeline import artifact, files
 from pipeline.artifact import Built, Content
 
 
-def train(root: Path, planned: Plan, *, device: str, resume: bool, report: Report, anneal: bool = False) -> Built:
+def train(
+    root: Path,
+    planned: Plan,
+    *,
+    device: str,
+    resume: bool,
+    report: Report,
+    anneal: bool = False,
+    stopped: threading.Event | None = None,
+) -> Built:
     """Train, and publish the run. An unfinished run of the same plan goes on from its last checkpoint if `resume`.
 
-    When a signal comes, and with `anneal`, the weights are brought to rest and published as a run of their own, so
-    that the unfinished one can still go on. Under torchrun all processes train, and the first one publishes.
+    When a signal comes, or `stopped` is set, everything is saved and TryAgain raised; or, with `anneal`, the weights
+    are brought to rest and published as a run of their own, so that the unfinished one can still go on. Under torchrun
+    all processes train, and the first one publishes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _together(root, planned, device=device, resume=resume, report=report, anneal=anneal)
+        return _together(root, planned, device, resume, report, anneal, stopped)
 
     def write(draft: Path) -> Content:
         from model.train import fit  # torch takes two seconds to import: not for a run that stands already
 
         with artifact.lease(planned.tokens):
-            return _content(fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal))
+            return _content(
+                fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, stopped=stopped)
+            )
 
     return _publish(root, planned, write)
 
@@ -49,20 +62,42 @@ def _content(result: Result) -> Content:
     return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
 
 
-def _together(root: Path, planned: Plan, *, device: str, resume: bool, report: Report, anneal: bool) -> Built:
-    """What each of the processes does that torchrun started: the first one as alone, and it tells the others where."""
+def _together(
+    root: Path,
+    planned: Plan,
+    device: str,
+    resume: bool,
+    report: Report,
+    anneal: bool,
+    stopped: threading.Event | None,
+) -> Built:
+    """What each of the processes does that torchrun started: the first one as alone, and it tells the others what is
+    trained, and where: meanwhile newer tokens may have been published."""
     from model import device as devices
     from model import distributed
     from model.train import fit
 
-    with distributed.joined(devices.pick(device)) as world, artifact.lease(planned.tokens):
+    with ExitStack() as held:
+        world = held.enter_context(distributed.joined(devices.pick(device)))
+        planned = world.tell(planned)
+        held.enter_context(artifact.lease(planned.tokens))
         told: list[Path] = []
+
+        def trained(draft: Path) -> Result:
+            return fit(
+                draft,
+                planned,
+                device=device,
+                resume=resume,
+                report=report,
+                anneal=anneal,
+                stopped=stopped,
+                world=world,
+            )
 
         def write(draft: Path) -> Content:
             told.append(world.tell(draft))
-            return _content(
-                fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, world=world)
-            )
+            return _content(trained(draft))
 
         if world.leads:
             try:
@@ -73,8 +108,7 @@ def _together(root: Path, planned: Plan, *, device: str, resume: bool, report: R
             world.tell(None)  # now it is published
             return built
         if draft := world.tell(None):
-            with suppress(Annealed):
-                fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, world=world)
+            trained(draft)
         world.tell(None)
         return Built(artifact.find(root, "runs", planned.name), "built")
 

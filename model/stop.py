@@ -16,9 +16,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def asked() -> Iterator[threading.Event]:
-    """An event that the first signal sets. Outside the main thread, where no signal arrives, it is never set."""
-    stopped = threading.Event()
+def asked(stopped: threading.Event | None = None) -> Iterator[threading.Event]:
+    """The event, or a new one, which the first signal sets. Outside the main thread no signal arrives."""
+    stopped = stopped or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
@@ -27,9 +27,9 @@ def asked() -> Iterator[threading.Event]:
     def stop(number: int, frame: object) -> None:
         if stopped.is_set():
             os._exit(128 + number)  # a checkpoint that is half written has not its name yet
-        stopped.set()
         if number == signal.SIGTERM and callable(terminate := before[number]):
             terminate(number, frame)  # so that whoever waits above, a refresh, ends too
+        stopped.set()
 
     for number in before:
         signal.signal(number, stop)

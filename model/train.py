@@ -10,7 +10,7 @@ import math
 import shutil
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from model import batches, checkpoint, curve, generate, metrics, preflight, refe
 from model import device as devices
 from model.checkpoint import Saved, State
 from model.distributed import World
-from model.evaluate import evaluate, validation_set
+from model.evaluate import Evaluation, evaluate, validation_set
 from model.learner import Learner, Step
 from model.metrics import Metrics
 from model.run import CONFIG, RESULT, Annealed, Plan, Report, Result, read_result
@@ -46,30 +46,48 @@ def fit(
     resume: bool,
     report: Report,
     anneal: bool = False,
+    stopped: threading.Event | None = None,
     world: World | None = None,
 ) -> Result:
     """Train the plan's model in `folder`, the draft of its run, and write there all that a run holds.
 
-    Raises TryAgain when a signal stopped it (everything is saved), or Annealed where that is asked for;
-    TrainingDiverged when its numbers stay no numbers.
+    `stopped` ends it like a signal. Raises TryAgain when it was ended (everything is saved), or Annealed where that is
+    asked for; TrainingDiverged when its numbers stay no numbers.
     """
     world = world or World()
-    if world.leads and not resume:
-        for name in ("checkpoints", artifact.SCRATCH):
-            files.remove_tree(folder / name)
-    training = Training(folder, planned, devices.pick(device), report if world.leads else _unheard, world)
+    said = report if world.leads else _unheard
+    training = Training(folder, planned, devices.pick(device), said, world, resume=resume)
     training.write_down()
     training.announce()
     written = folder if world.leads else None
-    with stop.asked() as stopped, Metrics(written, training.schedule.step, board=planned.tensorboard) as rows:
-        training.run(rows, stopped, anneal=anneal)
+    with stop.asked(stopped) as ended, Metrics(written, training.recorded, board=planned.tensorboard) as rows:
+        training.run(rows, ended, anneal=anneal)
     return training.finish()
+
+
+@dataclass
+class Sums:
+    """Of the steps since the last row of the metrics: their losses and the norms of their gradients.
+
+    On the device, where nobody waits for them before they are asked for.
+    """
+
+    steps: int
+    loss: torch.Tensor
+    norm: torch.Tensor
+
+    def add(self, done: Step) -> None:
+        self.steps += 1
+        self.loss = self.loss + done.loss
+        self.norm = self.norm + done.norm
 
 
 class Training:
     """The state of a training while it runs: what learns, how far it is, what was evaluated and saved."""
 
-    def __init__(self, folder: Path, planned: Plan, device: torch.device, report: Report, world: World) -> None:
+    def __init__(
+        self, folder: Path, planned: Plan, device: torch.device, report: Report, world: World, *, resume: bool = True
+    ) -> None:
         self.folder, self.planned, self.device, self.report, self.world = folder, planned, device, report, world
         model, self.config = planned.preset.model, planned.preset.train
         self.store = tokens.open_store(planned.tokens)
@@ -79,19 +97,19 @@ class Training:
         self.validation = validation_set(self.store, self.config.eval_bytes)
         first, rows = world.rows(self.config.batch_size)
         self.own = range(first, first + rows)
-        self.forecast = preflight.forecast(model, self.config, rows, device)
+        # One answer for all processes: precision is a matter of time, and memory of the moment.
+        self.forecast = world.tell(preflight.forecast(model, self.config, rows, device, world.size))
+        if world.leads and not resume:
+            for name in ("checkpoints", artifact.SCRATCH):
+                files.remove_tree(folder / name)
         self.before = 0  # steps of the runs that it goes on from
-        self.skipped = self.rollbacks = 0
         found = self._newest()
         how = found[0].execution if found else self.forecast.how
         self.learner = Learner(model, self.config, device, how, rows, world, self._counts())
         self._stand(found)
-        self._evaluated = self._saved = -1  # steps
         self._evaluating = 0.0  # seconds
-        self._bad = self._failed_saves = 0  # in a row
-        self._since_look: list[Step] = []
+        self._failed_saves = 0  # in a row
         self._paced = (time.monotonic(), self.schedule.step)
-        self.share = 0.0
 
     @property
     def checkpoints(self) -> Path:
@@ -116,18 +134,25 @@ class Training:
         parent = self._parent()
         if parent:
             self.before = parent.steps_before + parent.steps
+        self.since_row = self._sums_from(*(found[0].since_row if found else (0, 0.0, 0.0)))
         if found:
             state, saved = found
             self.learner.load(saved)
             self.skipped, self.rollbacks = state.skipped, state.rollbacks
+            self.evaluations, self.share = state.evaluations, state.share
             self.schedule = Schedule(self.config, state.step, state.seconds, self.world.agree)
             self.report(f"going on from step {state.step:,} of an unfinished run")
         else:
+            self.skipped = self.rollbacks = self.evaluations = 0
+            self.share = 0.0
             self.schedule = Schedule(self.config, agree=self.world.agree)
             if parent:
                 self._inherit(parent)
             else:
                 self.learner.begin()
+        self.recorded = self.schedule.step if found else -1  # the last step whose row of the metrics counts
+        self._saved = -1  # the step of the last checkpoint that was written from here
+        self._bad = 0  # steps that were passed over, in a row
         self._load_batches()
 
     def _parent(self) -> Result | None:
@@ -189,37 +214,50 @@ class Training:
 
     def run(self, rows: Metrics, stopped: threading.Event, *, anneal: bool = False) -> None:
         """Train to the end of the schedule. Raises TryAgain, with everything saved, when `stopped` is set before."""
-        self.metrics, config = rows, self.config
-        schedule = self.schedule
-        schedule.start()
-        if schedule.step == 0:
-            with schedule.paused():
-                self._evaluate(stopped)
-        wanted = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
-        evaluations = math.floor(schedule.done * wanted)
-        logged = saved = time.monotonic()
-        self._paced = (logged, schedule.step)
+        self.metrics = rows
+        self.schedule.start()
+        self._told = self._checkpointed = self.world.agree(time.monotonic())
+        self._paced = (time.monotonic(), self.schedule.step)
         self.learner.model.train()
-        while self.schedule.done < 1 or self.schedule.step == 0:
-            self._step()
-            schedule, now = self.schedule, time.monotonic()
-            due = math.floor(schedule.done * wanted)
-            with schedule.paused():
-                if due > evaluations and schedule.done < 1 and self._can_afford():
-                    evaluations, logged, saved = due, now, now
-                    self._save(self._evaluate(stopped))
-                elif self.world.agree(now - saved) > _CHECKPOINT_SECONDS:
-                    saved = now
-                    self._save(None)
-                elif now - logged > _LOG_SECONDS:
-                    logged = now
-                    self._look()
-                if self.world.any(stopped.is_set()) and schedule.done < 1:
+        while True:
+            with self.schedule.paused():
+                self._between(stopped)
+                if not (self._ended or self.schedule.annealing) and self.world.any(stopped.is_set()):
                     self._end_early(anneal=anneal)
-        with self.schedule.paused():
-            if self._evaluated != self.schedule.step or self._saved != self.schedule.step:
-                self._save(self._evaluate(threading.Event()), last=True)
+            if self._ended:
+                break
+            self._step()
         self.loader.close()
+
+    @property
+    def _ended(self) -> bool:
+        """By the clock too there is one step at least, however long the first evaluation took."""
+        return self.schedule.done >= 1 and self.schedule.step > 0
+
+    @property
+    def _due(self) -> int:
+        """How many evaluations there should have been by now: one before the first step, the last one at the end."""
+        config = self.config
+        wanted = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
+        return 1 + math.floor(min(self.schedule.done, 1.0) * wanted)
+
+    def _between(self, stopped: threading.Event) -> None:
+        """Between two steps: evaluate and save, or save, or say how it goes, each when it is due."""
+        now, due = self.world.agree(time.monotonic()), self._due
+        if due > self.evaluations and (self._ended or self.schedule.step == 0 or self._can_afford()):
+            loss = self._evaluate(threading.Event() if self._ended else stopped)
+            if loss is None:
+                return  # it is made when training goes on, or comes by here again
+            self.evaluations = due
+            if self.schedule.step:
+                self._save(loss, last=self._ended)
+            self._told = self._checkpointed = self.world.agree(time.monotonic())
+        elif now - self._checkpointed > _CHECKPOINT_SECONDS:
+            self._checkpointed = now
+            self._save(None)
+        elif now - self._told > _LOG_SECONDS:
+            self._told = now
+            self._look()
 
     def _step(self) -> None:
         seed = (self.config.seed << 32) + self.data_step
@@ -230,27 +268,28 @@ class Training:
             self._pass_over(done)
         else:
             self._bad = 0
-            self._since_look.append(done)
+            self.since_row.add(done)
 
     def _pass_over(self, done: Step) -> None:
-        """No step was taken. After three in a row go back to the last checkpoint, and past this data; then give up."""
+        """No step was taken. After three in a row these data are passed by."""
         step = self.schedule.step
         self._bad += 1
-        self.report(
-            f"warning: step {step:,} passed over: loss {float(done.loss):.4g}, gradient of {done.culprit} not finite"
-        )
-        self.metrics.event("passed over", step=step, loss=str(float(done.loss)), tensor=done.culprit)
-        if self._bad < _BAD_STEPS:
-            return
-        rollbacks, reached = self.rollbacks + 1, self.data_step
-        if rollbacks > _ROLLBACKS:
-            raise self._diverged(f"the gradient of {done.culprit}")
-        self.report(f"warning: rolling back after {_BAD_STEPS} such steps")
-        self.metrics.event("rolled back", step=step)
+        self.report(f"warning: step {step:,} passed over: loss {float(done.loss):.4g}, {done.culprit} not finite")
+        self.metrics.event("passed over", step=step, loss=str(float(done.loss)), cause=done.culprit)
+        if self._bad >= _BAD_STEPS:
+            self._roll_back(f"the {done.culprit}")
+
+    def _roll_back(self, what: str) -> None:
+        """`what` is no number: go back to the last checkpoint, and past the data since; the third time, give up."""
+        step, reached, rollbacks = self.schedule.step, self.data_step, self.rollbacks + 1
+        if rollbacks > _ROLLBACKS or self.schedule.annealing:
+            raise self._diverged(what)
+        self.report(f"warning: {what} is no finite number at step {step:,}: rolling back")
+        self.metrics.event("rolled back", step=step, cause=what)
         self.loader.close()
         self._stand(self._newest())
-        self.rollbacks, self._bad = rollbacks, 0
-        self.skipped = reached - self.before - self.schedule.step
+        self.metrics.back_to(self.recorded)
+        self.rollbacks, self.skipped = rollbacks, reached - self.before - self.schedule.step
         self.loader.close()
         self._load_batches()
 
@@ -266,9 +305,8 @@ class Training:
         return not self.config.minutes or bool(self.world.agree(spent))
 
     def _evaluate(self, stopped: threading.Event) -> float | None:
-        """Measure, record and report; the validation loss, None when a signal came meanwhile."""
+        """Measure, record and report; the validation loss, None when a signal came meanwhile, or it is no number."""
         start, pace = time.monotonic(), self._pace()
-        loss, norm = self._means()
         with self.learner.averaged() as model:
             precision = self.learner.how.precision
             found = evaluate(model, self.validation, self.device, precision, self.world, stopped.is_set)
@@ -276,11 +314,11 @@ class Training:
                 self._sample()
         if found is None:
             return None
-        self._evaluated = self.schedule.step
         self._evaluating += time.monotonic() - start
         if not math.isfinite(found.loss):
-            raise self._diverged("the validation loss")
-        self.metrics.add(self.schedule, self.tokens, self._rate, loss, norm, found)
+            self._roll_back("the validation loss")
+            return None
+        loss = self._record(found)
         shown = f"loss {loss:.3f}  " if loss is not None else ""
         self.report(
             f"{self.schedule}  {shown}validation {found.loss:.3f} nats/token, {found.bits_per_char:.3f} bits/char{pace}"
@@ -296,27 +334,30 @@ class Training:
         options = generate.SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
         made = generate.sample(self.learner.model, tokenizer, [(tokenizer.decode(prompt), prompt)], options)[0]
         self.learner.model.train()
-        line = msgspec.json.encode({"step": self.schedule.step, "prompt": made.prompt, "text": made.text})
-        with open(self.metrics.folder / "samples.jsonl", "ab") as samples:
-            samples.write(line + b"\n")
+        self.metrics.sample(self.schedule.step, made.prompt, made.text)
 
     def _look(self) -> None:
         """Between evaluations: what training itself says."""
-        loss, norm = self._means()
+        loss = self._record()
         if loss is not None:
-            self.metrics.add(self.schedule, self.tokens, self._rate, loss, norm)
             self.report(f"{self.schedule}  loss {loss:.3f}{self._pace()}")
 
-    def _means(self) -> tuple[float | None, float | None]:
-        """Mean loss and mean norm of the gradient since they were last asked for, of this process's rows."""
-        if not self._since_look:
-            return None, None
-        loss, norm = (
-            float(torch.stack(each).mean())
-            for each in ([step.loss for step in self._since_look], [step.norm for step in self._since_look])
-        )
-        self._since_look = []
-        return loss, norm
+    def _record(self, found: Evaluation | None = None) -> float | None:
+        """A row of the metrics. The mean loss since the last one, None where there was no step."""
+        steps, *sums = self._sums()
+        loss, norm = (each / steps if steps else None for each in sums)
+        if steps or found:
+            self.metrics.add(self.schedule, self.tokens, self._rate, loss, norm, found)
+        self.since_row = self._sums_from(0, 0.0, 0.0)
+        return loss
+
+    def _sums_from(self, steps: int, loss: float, norm: float) -> Sums:
+        return Sums(steps, *(torch.tensor(each, dtype=torch.float32, device=self.device) for each in (loss, norm)))
+
+    def _sums(self) -> tuple[int, float, float]:
+        """Steps since the last row, the sums of their losses, of all processes' rows, and of the gradients' norms."""
+        since = self.since_row
+        return since.steps, self.world.total(float(since.loss)) / self.world.size, float(since.norm)
 
     def _save(self, loss: float | None, *, last: bool = False) -> None:
         """Checkpoint now, with the validation loss if it was just measured; keep the last two and the best one.
@@ -327,8 +368,9 @@ class Training:
         if self._saved == self.schedule.step:
             return  # just now, with its evaluation
         if culprit := self.learner.not_finite():
-            raise self._diverged(f"the weight {culprit}")
-        saved, failed = self.learner.saved(), None
+            self._roll_back(f"the weight {culprit}")
+            return
+        saved, since_row, failed = self.learner.saved(), self._sums(), None
         if self.world.leads:
             state = State(
                 self.schedule.step,
@@ -339,8 +381,12 @@ class Training:
                 self.learner.how,
                 self.skipped,
                 self.rollbacks,
+                self.evaluations,
+                self.share,
+                since_row,
             )
             try:
+                self.metrics.sync()
                 checkpoint.save(self.checkpoints, state, saved)
                 kept = checkpoint.steps(self.checkpoints)[:2]
                 checkpoint.keep(self.checkpoints, {*kept, checkpoint.best(self.checkpoints)})
@@ -358,7 +404,7 @@ class Training:
     def _end_early(self, *, anneal: bool) -> None:
         """A signal came: save, and stop there; or bring the weights to rest, for a run of their own."""
         self._save(None, last=True)
-        if not anneal:
+        if not (anneal and self.schedule.step):
             raise TryAgain(
                 f"stopped by a signal at step {self.schedule.step:,}; everything is saved",
                 hint="the same command goes on from there",
@@ -366,7 +412,8 @@ class Training:
         self.report("stopped by a signal: the rates fall to zero, then the run is published; a second one ends it now")
         self.schedule.anneal()
         self.folder = self.folder / artifact.SCRATCH / ANNEALED
-        files.remove_tree(self.folder)
+        if self.world.leads:
+            files.remove_tree(self.folder)
 
     @property
     def tokens(self) -> int:
@@ -409,9 +456,10 @@ class Training:
     def _result(self) -> Result:
         assert self.metrics.folder
         evaluated = [row for row in metrics.read(self.metrics.folder / "metrics.csv") if row["val_loss"]]
-        best = min(evaluated[1:] or evaluated, key=lambda row: float(row["val_loss"]))
         newest = checkpoint.name(self.schedule.step)
         lowest = checkpoint.best(self.checkpoints)
+        kept = lowest.name if lowest else newest
+        best = next((row for row in evaluated if checkpoint.name(int(row["step"])) == kept), evaluated[-1])
         seconds = self.schedule.seconds
         rate = self.tokens / max(seconds, 1e-9)
         peak, model = devices.peak_flops(self.device), self.planned.preset.model
@@ -430,7 +478,7 @@ class Training:
             best_val_loss=float(best["val_loss"]),
             best_bits_per_char=float(best["bits_per_char"]),
             last=newest,
-            best=lowest.name if lowest else newest,
+            best=kept,
             steps_before=self.before,
             epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
             waited=round(self.loader.waited / max(seconds, 1e-9), 4),

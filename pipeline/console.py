@@ -48,6 +48,7 @@ class Outcome:
     lines: list[str] = field(default_factory=list)
     always: bool = False  # the lines are what was asked for: --quiet does not silence them
     exit_code: int = 0
+    silent: bool = False  # another process says it
 
     def as_json(self, seconds: float) -> str:
         fields = {
@@ -97,6 +98,8 @@ class Command(click.Command):
             raise
         settings.progress.event("exit", result=outcome.result, code=outcome.exit_code)
         outcome.extra.setdefault("run_id", settings.run_id)
+        if outcome.silent:
+            context.exit(outcome.exit_code)
         if settings.json:
             click.echo(outcome.as_json(time.monotonic() - start))
         elif outcome.lines and (outcome.always or not settings.quiet):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -104,7 +104,10 @@ class Command:
         return ended(self.start(fault))
 
     def run_forked(self, fault: Fault | None = None, *, kill_after: float | None = None) -> Run:
-        """As `run`, in a fork of this process: that takes milliseconds. It may be killed after so many seconds."""
+        """As `run`, in a fork of this process: that takes milliseconds. It may be killed after so many seconds.
+
+        `constants` may be functions here.
+        """
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             start = time.monotonic()
             if not (child := os.fork()):
@@ -122,6 +125,7 @@ class Command:
 def _be_the_command(command: Command, fault: Fault | None, out: int, err: int) -> NoReturn:
     code = 70
     try:
+        signal.alarm(int(_PATIENCE))  # one that hangs is killed
         os.dup2(out, 1)
         os.dup2(err, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
@@ -150,9 +154,9 @@ def ended(process: subprocess.Popen[str]) -> Run:
 def arrange(constants: Mapping[str, object], fault: Sequence[Any] | None) -> None:
     """Set constants and the disk of this process, before the command begins."""
     for name, value in constants.items():
-        module, _, attribute = name.rpartition(".")
-        assert hasattr(importlib.import_module(module), attribute), name
-        setattr(importlib.import_module(module), attribute, value)
+        owner, _, attribute = name.rpartition(".")
+        assert hasattr(pkgutil.resolve_name(owner), attribute), name
+        setattr(pkgutil.resolve_name(owner), attribute, value)
     if fault:
         files.disk = FaultyDisk(Fault(*fault))
 
