@@ -79,8 +79,8 @@ def _most(model: GPTConfig, train: TrainConfig, precision: str, free: int, proce
 
 
 def _logit_bytes(model: GPTConfig) -> int:
-    """The logits of one sequence in fp32, their softmax, the gradient of it and what lies between."""
-    return 4 * 4 * model.block_size * model.vocab_size
+    """The logits of one sequence in fp32, and as much again for what lies between."""
+    return 4 * 2 * model.block_size * model.vocab_size
 
 
 def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:

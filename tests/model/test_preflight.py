@@ -97,7 +97,7 @@ def test_processes_share_the_memory_of_a_machine_and_with_fsdp_the_weights(monke
 
 
 _MEASURED = """
-import json, sys
+import ctypes, gc, json, sys
 from dataclasses import replace
 import torch
 torch.set_num_threads(1)
@@ -124,6 +124,8 @@ def train(model, settings, steps=2):
 
 for model, settings in json.loads(sys.argv[1]):
     train(GPTConfig(vocab_size=10, block_size=4, layers=1, heads=1, width=8), {**settings, "batch_size": 1})
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the one before took is not to be taken again
     open("/proc/self/clear_refs", "w").write("5")
     before = memory("VmRSS")
     told = train(GPTConfig(**model), settings)
