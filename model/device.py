@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import time
@@ -61,14 +62,13 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
         return False
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix, times = torch.ones(_TRIAL, _TRIAL, dtype=dtype), []
-        for _ in range(5):
+    matrices = {dtype: torch.ones(_TRIAL, _TRIAL, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = dict.fromkeys(matrices, math.inf)
+    for _ in range(9):  # in turn: a machine that is busy for a moment is so for both
+        for dtype, matrix in matrices.items():
             start = time.perf_counter()
             torch.mm(matrix, matrix)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return seconds[torch.bfloat16] < 0.9 * seconds[torch.float32]
 
 

@@ -24,10 +24,11 @@ _CPU_TOKENS = 1 << 13  # computed at once on a CPU: more only leaves its caches
 
 @dataclass(frozen=True)
 class Forecast:
-    """How a machine will compute a training, and the bytes that it takes."""
+    """How a machine will compute a training, the bytes that it takes, and those that may be taken."""
 
     how: Execution
     bytes: int
+    free: int
 
 
 def forecast(model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, processes: int = 1) -> Forecast:
@@ -61,7 +62,7 @@ def forecast(model: GPTConfig, train: TrainConfig, rows: int, device: torch.devi
     while not train.micro_batch and rows % micro:  # pieces of one size: compiled once
         micro -= 1
     how = Execution(precision, devices.compiles(device, train.compile), micro)
-    return Forecast(how, needed(model, train, precision, micro, processes))
+    return Forecast(how, needed(model, train, precision, micro, processes), free)
 
 
 def needed(model: GPTConfig, train: TrainConfig, precision: str, sequences: int, processes: int = 1) -> int:

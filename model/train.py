@@ -10,7 +10,7 @@ import math
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -105,6 +105,8 @@ class Training:
         self.before = 0  # steps of the runs that it goes on from
         found = self._newest()
         how = found[0].execution if found else self.forecast.how
+        if preflight.needed(model, self.config, how.precision, how.micro_batch, world.size) > self.forecast.free:
+            how = replace(how, micro_batch=self.forecast.how.micro_batch)  # begun where there was more memory
         self.learner = Learner(model, self.config, device, how, rows, world, self._counts())
         self._stand(found)
         self._evaluating = 0.0  # seconds

@@ -263,6 +263,20 @@ def test_how_many_sequences_are_computed_at_once_changes_rounding_only(tmp_path:
             torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)
 
 
+def test_a_run_that_was_begun_where_there_was_more_memory_goes_on_with_fewer_sequences_at_once(
+    root: Path, tmp_path: Path
+) -> None:
+    expected = quiet(tmp_path / "quiet", dropout=0.0)
+    assert train(root, constants=stop_at(7), dropout=0.0).code == 75
+    resumed = train(root, constants={"model.device.free_memory": lambda device: 2 << 20}, dropout=0.0)
+    assert resumed.code == 0, resumed.err
+    assert "going on from step 7 " in resumed.err
+    for one, other in zip(rows(made(root)), rows(expected), strict=True):
+        assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), abs=2e-5)
+    state = checkpoint.read_state(run.checkpoint_path(made(root), "last"))
+    assert state.execution.micro_batch == 8
+
+
 def test_how_the_tokens_are_stored_changes_no_weight(tmp_path: Path) -> None:
     found = []
     for layout in ("memmap", "hdf5"):

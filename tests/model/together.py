@@ -25,6 +25,7 @@ from model import curve
 from model.learner import Learner
 
 STOP = "--stop-at"  # and a step, before the words of a command: there rank 1 alone gets a signal
+_PATIENCE = 120  # seconds
 
 
 def run(words: list[str]) -> tuple[int, str, str]:
@@ -48,6 +49,7 @@ def run(words: list[str]) -> tuple[int, str, str]:
 
 
 def main(path: Path) -> None:
+    signal.alarm(_PATIENCE)  # one that hangs ends, though nobody waits for it any more
     torch.set_num_threads(1)
     curve.draw = lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")  # type: ignore
     begin, end = dist.init_process_group, dist.destroy_process_group
