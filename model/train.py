@@ -7,24 +7,22 @@ of a training is that number and the tensors, and a run that was killed ends in 
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 
-from model import batches, checkpoint, curve, generate, metrics, preflight, references, stop
+from model import batches, checkpoint, generate, outcome, preflight, references, stop
 from model import device as devices
 from model.checkpoint import Saved, State
 from model.distributed import World
 from model.evaluate import Evaluation, evaluate, validation_set
 from model.learner import Learner, Step
 from model.metrics import Metrics
-from model.run import CONFIG, RESULT, Annealed, Plan, Report, Result, read_result
+from model.run import Plan, Report, Result, read_result
 from model.schedule import Schedule
 from pipeline import artifact, files, tokens
 from pipeline.errors import BadData, StorageFailed, TrainingDiverged, TryAgain
@@ -57,12 +55,13 @@ def fit(
     world = world or World()
     said = report if world.leads else _unheard
     training = Training(folder, planned, devices.pick(device), said, world, resume=resume)
-    training.write_down()
+    if world.leads:
+        outcome.begun(folder, planned, training.store.tokenizer)
     training.announce()
     written = folder if world.leads else None
     with stop.asked(stopped) as ended, Metrics(written, training.recorded, board=planned.tensorboard) as rows:
         training.run(rows, ended, anneal=anneal)
-    return training.finish()
+    return outcome.ended(training)
 
 
 @dataclass
@@ -194,13 +193,6 @@ class Training:
             count=len(self.own),
             resident=self.config.resident,
         )
-
-    def write_down(self) -> None:
-        """The tokenizer and the numbers: what a run must have to be gone on with, and to be sampled."""
-        if self.world.leads:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.store.tokenizer.save(self.folder)
-            files.write_file(self.folder / CONFIG, _config_json(self.planned))
 
     def announce(self) -> None:
         """Say what this training is, what its numbers will mean, and how long it will take by a few passes."""
@@ -433,63 +425,6 @@ class Training:
             return ""
         each = self.config.batch_size * self.planned.preset.model.block_size
         return f"  {(self.schedule.step - step) * each / max(now - then, 1e-9):,.0f} tokens/s"
-
-    def finish(self) -> Result:
-        """Write the result, draw the curve. Raises Annealed when a signal had ended the training."""
-        result: Result = self.world.tell(self._result() if self.world.leads else None)
-        made = self.metrics.folder
-        if made is None:
-            return result
-        if self.folder != made:
-            self.write_down()
-            for name in ("metrics.csv", "log.jsonl", "samples.jsonl"):
-                shutil.copyfile(made / name, self.folder / name)
-        newest, lowest = (self.checkpoints / name for name in (result.last, result.best))
-        checkpoint.keep(self.checkpoints, {newest, lowest})
-        if lowest != newest:
-            checkpoint.drop_moments(lowest)
-        files.write_file(self.folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
-        title = f"{self.planned.name} ({self.planned.preset_name})"
-        curve.draw(self.folder / "metrics.csv", self.folder, title, self.references)
-        if self.folder != made:
-            raise Annealed(self.folder, result)
-        return result
-
-    def _result(self) -> Result:
-        assert self.metrics.folder
-        evaluated = [row for row in metrics.read(self.metrics.folder / "metrics.csv") if row["val_loss"]]
-        newest = checkpoint.name(self.schedule.step)
-        lowest = checkpoint.best(self.checkpoints)
-        kept = lowest.name if lowest else newest
-        best = next((row for row in evaluated if checkpoint.name(int(row["step"])) == kept), evaluated[-1])
-        seconds = self.schedule.seconds
-        rate = self.tokens / max(seconds, 1e-9)
-        peak, model = devices.peak_flops(self.device), self.planned.preset.model
-        return Result(
-            steps=self.schedule.step,
-            tokens=self.tokens,
-            parameters=model.parameters,
-            device=str(self.device),
-            seconds=round(seconds, 3),
-            tokens_per_second=round(rate, 1),
-            mfu=round(rate * model.flops_per_token / peak / self.world.size, 4) if peak else None,
-            val_loss=float(evaluated[-1]["val_loss"]),
-            bits_per_char=float(evaluated[-1]["bits_per_char"]),
-            bits_per_byte=float(evaluated[-1]["bits_per_byte"]),
-            first_bits_per_char=float(evaluated[0]["bits_per_char"]),
-            best_val_loss=float(best["val_loss"]),
-            best_bits_per_char=float(best["bits_per_char"]),
-            last=newest,
-            best=kept,
-            steps_before=self.before,
-            epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
-            waited=round(self.loader.waited / max(seconds, 1e-9), 4),
-        )
-
-
-def _config_json(planned: Plan) -> bytes:
-    preset = {"preset": planned.preset_name, **asdict(planned.preset)}
-    return msgspec.json.format(msgspec.json.encode(preset), indent=2)
 
 
 def _unheard(line: str) -> None:

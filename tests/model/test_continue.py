@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model import batches, checkpoint, metrics, run, stage, train
+from model import batches, checkpoint, metrics, outcome, run, stage
 from model.learner import Learner
 from model.run import Plan, Report
 from pipeline import artifact, generations, refresh, state
@@ -81,7 +81,9 @@ preset = "mini"
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than so short a training."""
-    monkeypatch.setattr(train.curve, "draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture"))
+    monkeypatch.setattr(
+        outcome.curve, "draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")
+    )
 
 
 @pytest.fixture
