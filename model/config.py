@@ -26,6 +26,9 @@ CHOICES = {
 }
 
 
+GATE_WIDTH = 12  # dimensions of the stream that the gate of a head reads (modded-nanogpt)
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """A decoder-only transformer. `vocab_size` 0 means the tokenizer's own.
@@ -44,8 +47,10 @@ class GPTConfig:
     scalars     each block gets r x + s x0: the stream and the embedding, both with learned weights (modded-nanogpt)
     bigrams     rows of a table of embeddings of pairs, by a hash of a token and the one before, which are added to
                 those of tokens (modded-nanogpt's bigram hash); 0: none
-    convolution width of a causal convolution, channel by channel, over what each half of a block reads (Allen-Zhu
-                2025, Canon layers); 0: none
+    convolution width of a causal convolution, channel by channel, over the first stream and what each half of a
+                block reads (Allen-Zhu 2025, Canon layers); 0: none
+    values      each block's values are mixed with the first block's, by learned weights (Zhou et al. 2024)
+    gates       each head's output is multiplied by a gate that reads the stream (Qiu et al. 2025)
     input_norm  the stream begins with a norm (modded-nanogpt)
     head_bias   the head has a bias, which begins with the logarithms of how often each token is in the training text
     zero_init   what writes to the stream starts at zero instead of normal(0, 0.02 / sqrt(2 layers))
@@ -72,6 +77,8 @@ class GPTConfig:
     scalars: bool = False
     bigrams: int = 0
     convolution: int = 0
+    values: bool = False
+    gates: bool = False
     input_norm: bool = False
     head_bias: bool = False
     zero_init: bool = False
@@ -111,8 +118,8 @@ class GPTConfig:
     @property
     def family(self) -> str:
         """What the architecture maps to in Hugging Face's transformers, "gpt2" or "qwen3"; "fast" if to nothing."""
-        special = (self.softcap, self.scalars, self.bigrams, self.convolution, self.input_norm, self.head_bias)
-        plain = not any(special)
+        special = (self.softcap, self.scalars, self.bigrams, self.convolution, self.values, self.gates)
+        plain = not any((*special, self.input_norm, self.head_bias))
         gpt2 = (self.positions, self.norm, self.activation, self.qk_norm) == ("learned", "layer", "gelu", False)
         qwen3 = (self.positions, self.norm, self.activation, self.qk_norm) == ("rotary", "rms", "swiglu", True)
         if plain and gpt2 and self.key_width == self.width:
@@ -125,7 +132,8 @@ class GPTConfig:
         heads = 1 if self.tied else 2
         lookups = (heads * self.vocab_size + self.bigrams) * self.width + self._positions
         norms = self._norm(self.width) * (1 + self.input_norm)
-        return lookups + self.layers * self._block + norms + self.head_bias * self.vocab_size
+        once = norms + self.head_bias * self.vocab_size + self.convolution * self.width
+        return lookups + self.layers * self._block + once
 
     @property
     def _positions(self) -> int:
@@ -141,6 +149,7 @@ class GPTConfig:
         attention += self.qk_norm * 2 * self._norm(self.head_width)
         feed_forward = (3 if self.activation == "swiglu" else 2) * c * hidden
         biases = self.bias * (c + (hidden if self.activation != "swiglu" else 2 * hidden) + c)
+        attention += self.values * 2 + self.gates * self.heads * min(GATE_WIDTH, c)
         return attention + feed_forward + biases + 2 * self._norm(c) + 2 * self.convolution * c + 2 * self.scalars
 
     @property

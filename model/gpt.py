@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.config import GPTConfig
+from model.config import GATE_WIDTH, GPTConfig
 from model.cross_entropy import linear_cross_entropy, softcapped
 from model.dropout import Dropout
 
@@ -54,14 +54,21 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
+        self.mix = nn.Parameter(torch.tensor([0.5, 0.5])) if config.values else None  # own values, the first block's
+        self.gate = nn.Linear(min(GATE_WIDTH, config.width), config.heads, bias=False) if config.gates else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(
+        self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, values: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C) -> (B, T, C), and this block's values; `values` are the first block's, None in that one."""
         batch, length, width = x.shape
         heads = (batch, length, -1, self.head_width)
         q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        if self.mix is not None and values is not None:
+            v = self.mix[0] * v + self.mix[1] * values
         if rotary is not None:
             q, k = rotary(q), rotary(k)
         dropout = self.dropout if self.training else 0.0
@@ -69,7 +76,10 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             q, k.to(q.dtype), v.to(q.dtype), mask, dropout, is_causal=mask is None, enable_gqa=shared
         )
-        return self.out(y.transpose(1, 2).reshape(batch, length, width))
+        y = y.transpose(1, 2)  # (B, T, H, D)
+        if self.gate is not None:
+            y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
+        return self.out(y.reshape(batch, length, width)), v
 
 
 class FeedForward(nn.Module):
@@ -104,16 +114,19 @@ class Block(nn.Module):
         reach, width = config.convolution, config.width
         self.attention_convolution = Convolution(reach, width) if reach else nn.Identity()
         self.feed_forward_convolution = Convolution(reach, width) if reach else nn.Identity()
-        self.scalars = nn.Parameter(torch.tensor([1.0, 0.0])) if config.scalars else None
+        self.scalars = nn.Parameter(torch.tensor([1.05, 0.1])) if config.scalars else None
 
-    def forward(self, x: Tensor, first: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:
-        """(B, T, C) -> (B, T, C); `first` is the stream as it was before any block."""
+    def forward(
+        self, x: Tensor, first: Tensor, rotary: Rotary | None, mask: Tensor | None, values: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C) -> (B, T, C), and the values; `first` is the stream before any block, `values` the first ones."""
         if self.scalars is not None:
             x = self.scalars[0] * x + self.scalars[1] * first
         read = self.attention_convolution(self.attention_norm(x))
-        x = x + self.dropout(self.attention(read, rotary, mask))
+        attended, own = self.attention(read, rotary, mask, values)
+        x = x + self.dropout(attended)
         read = self.feed_forward_convolution(self.feed_forward_norm(x))
-        return x + self.dropout(self.feed_forward(read))
+        return x + self.dropout(self.feed_forward(read)), own if values is None else values
 
 
 class Convolution(nn.Module):
@@ -158,6 +171,7 @@ class GPT(nn.Module):
         rotary = config.positions == "rotary"
         self.rotary = Rotary(config.head_width, config.block_size, config.rotary_base) if rotary else None
         self.bigrams = Bigrams(config.bigrams, config.width) if config.bigrams else None
+        self.convolution = Convolution(config.convolution, config.width) if config.convolution else nn.Identity()
         self.input_norm = norm(config, config.width) if config.input_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -180,12 +194,13 @@ class GPT(nn.Module):
         """GPT-2's initialisation: normal(0, 0.02); what writes to the stream is scaled by 1/sqrt(2 layers), or zero.
 
         On the CPU with a generator of its own, so that every device starts from the same weights. Norms and scalars
-        start as they are made; biases, convolutions and pairs at 0, the head's bias at the logarithms of `counts` (V,).
+        start as they are made; biases, gates, convolutions and pairs at 0, the head's bias at the logarithms of
+        `counts` (V,).
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * max(self.config.layers, 1))
         for name, weight in self.named_parameters():
-            if name.endswith(("table.weight", "shares", "bias")):
+            if name.endswith(("table.weight", "attention.gate.weight", "shares", "bias")):
                 weight.zero_()
             elif weight.dim() >= 2:
                 deviation = residual if name.endswith(".out.weight") else 0.02
@@ -213,10 +228,11 @@ class GPT(nn.Module):
             x = x + self.bigrams(ids)
         if self.position is not None:
             x = x + self.position.weight[: ids.shape[1]]
-        x = first = self.dropout(x)
+        x = first = self.dropout(self.convolution(x))
+        values = None
         for block in self.blocks:
             if self.recompute and self.training:
-                x = checkpoint(block, x, first, self.rotary, mask, use_reentrant=False)
+                x, values = checkpoint(block, x, first, self.rotary, mask, values, use_reentrant=False)
             else:
-                x = block(x, first, self.rotary, mask)
+                x, values = block(x, first, self.rotary, mask, values)
         return self.norm(x)

@@ -19,6 +19,7 @@ from model.gpt import GPT
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _NEWTON_STEPS = 5
 _SMALL = 1e-10
+_NO_MATRICES = ("shares", "attention.gate.weight")  # of two dimensions, but each row is by itself
 
 
 def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
@@ -26,7 +27,8 @@ def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch
     pairs = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []
     tables = [each.weight for each in (model.embedding, model.position) if each is not None]
-    blocks = [weight for name, weight in model.blocks.named_parameters() if weight.dim() == 2 and "shares" not in name]
+    named = model.blocks.named_parameters()
+    blocks = [weight for name, weight in named if weight.dim() == 2 and not name.endswith(_NO_MATRICES)]
     chosen = {id(weight) for weight in (*pairs, *heads, *tables, *blocks)}
     vectors = [weight for weight in model.parameters() if id(weight) not in chosen]
     betas = (config.beta1, config.beta2)
@@ -46,9 +48,9 @@ def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch
             numbers = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             made.append(Muon(blocks, **numbers, cautious=config.cautious, dtype=dtype))
-    named = [{"params": each, "lr": rate, "weight_decay": decay} for each, rate, decay in groups if each]
+    trained = [{"params": each, "lr": rate, "weight_decay": decay} for each, rate, decay in groups if each]
     # Fused: one call for all weights. The gradients of rare tokens are small, so the second moments' floor is too.
-    return [*made, torch.optim.AdamW(named, config.learning_rate, betas, eps=_SMALL, fused=True)]
+    return [*made, torch.optim.AdamW(trained, config.learning_rate, betas, eps=_SMALL, fused=True)]
 
 
 class Muon(torch.optim.Optimizer):

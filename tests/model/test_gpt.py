@@ -25,7 +25,7 @@ def variants() -> list[GPTConfig]:
     parts: list[dict[str, object]] = [
         *({"positions": each} for each in ("learned", "rotary", "none")),
         *({"activation": each} for each in ("gelu", "relu", "relu2", "swiglu")),
-        *({each: True} for each in ("qkv_bias", "qk_norm", "scalars", "input_norm", "head_bias", "zero_init")),
+        *({each: True} for each in ("qkv_bias", "qk_norm", "scalars", "values", "gates", "input_norm", "head_bias")),
         *({"norm": each, "bias": bias, "qk_norm": True} for each in ("layer", "rms") for bias in (True, False)),
         {"tied": False},
         {"heads": 4, "kv_heads": 2},
@@ -35,6 +35,7 @@ def variants() -> list[GPTConfig]:
         {"convolution": 3},
     ]
     special = {"positions": "rotary", "bias": False, "bigrams": 64, "convolution": 3, "scalars": True, "softcap": 9.0}
+    special |= {"values": True, "gates": True, "zero_init": True}
     return [replace(SMALL, **each) for each in (*parts, special)]  # type: ignore[arg-type]
 
 
