@@ -513,8 +513,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     start = time.monotonic()
     # torch's threads spin while they wait unless told otherwise before it loads. On a machine that does anything else
-    # that makes training several times slower; asleep they cost it 6 % (benchmarks/NOTES.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # that makes training several times slower, and sleeping at once a third where products are small: so they spin
+    # for a moment (benchmarks/NOTES.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
     try:
         return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
     except SystemExit:  # click's answer to a reader that went away, as `| head` does
