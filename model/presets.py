@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "shuihu-fast": Preset(
         "fast",
-        "tuned on nine tenths of a text of 777,000 characters, for five minutes on two CPU cores (benchmarks/NOTES.md)",
+        "for one novel and five minutes on two CPU cores, tuned on a tenth of its training text (benchmarks/NOTES.md)",
         GPTConfig(
             block_size=128,
             layers=4,
