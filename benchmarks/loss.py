@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from benchmarks.rows import Row
 from model import metrics, run, stage
 from model.presets import preset
 from pipeline import tokenize, tokenizers, train_tokenizer
+from pipeline.clean import advice
+from pipeline.clean.advice import Lines
 from pipeline.progress import Silent
 from pipeline.tokenize import TokenizeOptions
 
@@ -53,6 +56,10 @@ def _tokenizer(root: Path, text: Path, wanted: str) -> str:
         return wanted
     lines = root.parent / "sentences.txt"
     parts = _SENTENCE.split(text.read_text(encoding="utf-8"))
-    lines.write_text("".join(part if part.endswith("\n") else f"{part}\n" for part in parts), encoding="utf-8")
+    whole = "".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
+    lines.write_text(whole, encoding="utf-8")
     sentences, made_from = train_tokenizer.sentences_of(root, str(lines))
-    return train_tokenizer.train(root, "text", sentences, made_from, kind, int(size or 0)).artifact.ref
+    longest = max(len(part.encode()) for part in parts)
+    flags = advice.flags(Lines(Counter(whole), whole.count("\n"), longest, 0))
+    made = train_tokenizer.train(root, "text", sentences, made_from, kind, int(size or 0), flags)
+    return made.artifact.ref

@@ -34,7 +34,8 @@ class GPTConfig:
     """A decoder-only transformer. `vocab_size` 0 means the tokenizer's own.
 
     dropout     share of the stream that is dropped at its beginning and after each half of a block;
-                `attention_dropout` of who attends to whom, which leaves the fast kernel of a CPU
+                `attention_dropout` of who attends to whom, which leaves the fast kernel of a CPU; `last_dropout`
+                of what the head reads
     positions   "learned" (GPT-2), "rotary" (RoPE, Su et al. 2021) over angles of `rotary_base`, or "none"
     norm        "layer" (Ba et al. 2016), "rms" (Zhang & Sennrich 2019)
     activation  "gelu" (GPT-2's tanh form), "relu", "relu2" (So et al. 2021), "swiglu" (Shazeer 2020)
@@ -63,6 +64,7 @@ class GPTConfig:
     width: int = 384
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    last_dropout: float = 0.0
     positions: str = "learned"
     rotary_base: float = 10_000.0
     norm: str = "layer"
@@ -95,8 +97,8 @@ class GPTConfig:
             raise BadConfig(f"heads {heads} is no multiple of kv_heads {keys}", hint="change one with --set")
         if self.positions == "rotary" and self.head_width % 2:
             raise BadConfig(f"rotary positions need an even head width, not {self.head_width}")
-        if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
-            raise BadConfig("dropout and attention_dropout are shares", hint="from 0 to below 1")
+        if not all(0 <= share < 1 for share in (self.dropout, self.attention_dropout, self.last_dropout)):
+            raise BadConfig("dropout, attention_dropout and last_dropout are shares", hint="from 0 to below 1")
         if not (0 <= self.softcap < math.inf and 1 < self.rotary_base < math.inf):
             raise BadConfig("softcap must be 0 or more, rotary_base above 1", hint="see --set")
 

@@ -60,8 +60,8 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, values: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T, C) -> (B, T, C), and this block's values; `values` are the first block's, None in that one."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C) -> (B, T, C), and this block's values where they are mixed; `values` are the first block's."""
         batch, length, width = x.shape
         heads = (batch, length, -1, self.head_width)
         q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, H, T, D)
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
-        return self.out(y.reshape(batch, length, width)), v
+        return self.out(y.reshape(batch, length, width)), None if self.mix is None else v.contiguous()
 
 
 class FeedForward(nn.Module):
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, first: Tensor, rotary: Rotary | None, mask: Tensor | None, values: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) -> (B, T, C), and the values; `first` is the stream before any block, `values` the first ones."""
         if self.scalars is not None:
             x = self.scalars[0] * x + self.scalars[1] * first
@@ -176,6 +176,7 @@ class GPT(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = norm(config, config.width)
+        self.last_dropout = Dropout(config.last_dropout)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
@@ -235,4 +236,4 @@ class GPT(nn.Module):
                 x, values = checkpoint(block, x, first, self.rotary, mask, values, use_reentrant=False)
             else:
                 x, values = block(x, first, self.rotary, mask, values)
-        return self.norm(x)
+        return self.last_dropout(self.norm(x))

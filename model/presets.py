@@ -55,6 +55,7 @@ PRESETS: dict[str, Preset] = {
             heads=3,
             width=192,
             dropout=0.15,
+            last_dropout=0.15,
             positions="rotary",
             activation="relu2",
             bias=False,

@@ -6,6 +6,7 @@ import io
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -65,21 +66,31 @@ def check(kind: str, vocab_size: int) -> None:
         raise BadConfig(f"{vocab_size} ids leave no room for a character", hint="0 keeps all characters")
 
 
-def identify(name: str, made_from: Input, kind: str, vocab_size: int) -> Identity:
+def identify(name: str, made_from: Input, kind: str, vocab_size: int, flags: Flags | None = None) -> Identity:
     """What training would make. For characters `vocab_size` is the most that are kept, 0 for all."""
     check(kind, vocab_size)
-    options = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
+    options: dict[str, Any] = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
+    options |= {"flags": flags.settings()} if flags else {}
     libraries = () if kind == "char" else ("sentencepiece",)
     return Identity("tokenizers", name, options, (made_from,), libraries=libraries)
 
 
-def train(root: Path, name: str, sentences: Path, made_from: Input, kind: str, vocab_size: int) -> Built:
-    """Train a tokenizer on a file of sentences (see `sentences_of`) and publish it, with the settings that suit them.
+def train(
+    root: Path,
+    name: str,
+    sentences: Path,
+    made_from: Input,
+    kind: str,
+    vocab_size: int,
+    flags: Flags | None = None,
+) -> Built:
+    """Train a tokenizer on a file of sentences (see `sentences_of`) and publish it, with these settings or those that
+    `flags_of` finds.
 
     Raises BadData when the text is too small for the vocabulary, or is not UTF-8.
     """
-
-    flags = flags_of(sentences, made_from)
+    identity = identify(name, made_from, kind, vocab_size, flags)
+    flags = flags or flags_of(sentences, made_from)
 
     def write(draft: Path) -> Content:
         try:
@@ -93,7 +104,7 @@ def train(root: Path, name: str, sentences: Path, made_from: Input, kind: str, v
         counts = {"vocab_size": made.vocab_size, "end_of_text": made.end_of_text}
         return Content(counts, run={} if kind == "char" else {"flags": flags.settings()})
 
-    return artifact.build(root, identify(name, made_from, kind, vocab_size), write)
+    return artifact.build(root, identity, write)
 
 
 def _train_characters(sentences: Path, most: int, name: str) -> Characters:

@@ -80,7 +80,7 @@ def test_pile_shards_come_from_a_mirror_and_train_a_model(inkstone: Inkstone, pi
     one = inkstone("tokenize", "pile", "--tokenizer", "r50k_base", "--jobs", "1", "--name", "alone")
     assert sums(Path(one["path"])) == {name: value for name, value in sums(folder).items() if ".h5" not in name}
 
-    trained = inkstone("train", "--tokens", "pile", "--preset", "13m", "--steps", "3", "--set", "eval_tokens=1000")
+    trained = inkstone("train", "--tokens", "pile", "--preset", "13m", "--steps", "3", "--set", "eval_bytes=4000")
     assert trained["counts"]["parameters"] == pytest.approx(13.1e6, rel=0.01)
     assert trained["bits_per_char"] < trained["first_bits_per_char"]
     said = inkstone("sample", "13m", "--prompt", "The history of", "--max-tokens", "5")
@@ -127,7 +127,7 @@ def test_shuihu_goes_stage_by_stage_and_by_one_recipe(inkstone: Inkstone, shared
     inkstone("train-tokenizer", "shuihu", "--kind", "bpe", "--vocab-size", "8000")
     assert inkstone("tokenize", "shuihu")["tokens"] > 500_000
     trained = inkstone(
-        "train", "--tokens", "shuihu", "--preset", "shuihu-8m-rope", "--steps", "4", "--set", "eval_tokens=500"
+        "train", "--tokens", "shuihu", "--preset", "shuihu-8m-rope", "--steps", "4", "--set", "eval_bytes=2000"
     )
     assert trained["counts"]["parameters"] == pytest.approx(8e6, rel=0.05)
     said = inkstone("sample", "shuihu-8m-rope", "--prompt", "宋江在梁山泊", "--max-tokens", "8", "--num-samples", "2")
@@ -135,7 +135,7 @@ def test_shuihu_goes_stage_by_stage_and_by_one_recipe(inkstone: Inkstone, shared
     with open(Path(trained["path"]) / "metrics.csv", newline="") as handle:
         assert [row["step"] for row in csv.DictReader(handle)][-1] == "4"
 
-    settings = ("--set", f"download.source={book}", "--set", "train.minutes=0.02", "--set", "train.set.eval_tokens=500")
+    settings = ("--set", f"download.source={book}", "--set", "train.minutes=0.02", "--set", "train.set.eval_bytes=2000")
     plan = inkstone("refresh", "recipes/shuihu.toml", *settings, "--dry-run")
     assert {stage["result"] for stage in plan["stages"]} == {"stale"}
     done = inkstone("refresh", "recipes/shuihu.toml", *settings)

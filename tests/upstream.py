@@ -243,7 +243,7 @@ preset = "mini"
 steps = 4
 [train.set]
 vocab_size = 0
-eval_tokens = 500
+eval_bytes = 2000
 dropout = 0.1
 """
     path.write_text(text, encoding="utf-8")

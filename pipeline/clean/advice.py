@@ -78,11 +78,17 @@ class Lines:
 
 
 def flags(lines: Lines) -> Flags:
-    """The settings for these lines: nothing rewritten, nothing put before a line, no line skipped, no text lost."""
+    """The settings for these lines: nothing rewritten, nothing put before a line, no line skipped, no text lost.
+
+    Where many characters came once, the rarest are left to byte fallback: else bytes are in no line, and a model that
+    never saw them pays dearly for each new character (benchmarks/NOTES.md).
+    """
     longest = min(max(lines.longest, DEFAULT_LINE), _MOST_BYTES)
     seen = lines.trained()
     little = (SIZE_OF_LITTLE,) if sum(seen.values()) < LITTLE else ()
-    for coverage in (COVERAGE, DEFAULT_COVERAGE):
+    once = sum(count == 1 for count in seen.values())
+    wide = (COVERAGE,) if once <= (1 - COVERAGE) * sum(seen.values()) else ()
+    for coverage in (*wide, DEFAULT_COVERAGE):
         for size in (*little, *SIZES):
             if alphabet(seen, coverage) + BYTES + SPECIAL <= _FULL * size:
                 return Flags(character_coverage=coverage, max_sentence_length=longest, vocab_size=size)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.config import PRESETS
+from model.presets import PRESETS
 from pipeline import recipe as recipes
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.sources import CATALOGUE
