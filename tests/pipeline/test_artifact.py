@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import gc
 import hashlib
 import json
-import gc
 import os
 import resource
 import shutil
