@@ -54,7 +54,7 @@ for command in commands.COMMANDS:
 
 @cli.command()
 @click.option("--tokens", "reference", default="", help="The token arrays to train on (default: the newest).")
-@click.option("--preset", default="sample", show_default=True, help="Model and training numbers; see model/config.py.")
+@click.option("--preset", default="sample", show_default=True, help="Model and training numbers; see model/presets.py.")
 @click.option("--name", default="", help="Name of the run (default: the preset's).")
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.")
 @click.option("--minutes", type=float, help="Plan the schedule to end after so many minutes.")
@@ -116,8 +116,11 @@ def train(
     report = settings.progress.note
     if dry_run:
         return Outcome("unchanged", lines=stage.forecast(planned, device=device), always=True)
-    if resume is not False:
-        planned = run.pinned(settings.root, planned)
+    if resume is not False and "/" not in reference.removeprefix("tokens/"):  # no generation was named
+        begun = run.pinned(settings.root, planned)
+        if begun.tokens.path != tokens.path:
+            report(f"the unfinished run {planned.name} keeps to the tokens that it was begun on: {begun.tokens.ref}")
+        planned = begun
     if resume:
         run.require_unfinished(settings.root, planned)
     anneal = on_stop == "anneal"

@@ -23,13 +23,12 @@ from pipeline.progress import Silent
 from pipeline.tokenize import TokenizeOptions
 
 _SENTENCE = re.compile("(?<=[。！？\n])")
-_TARGETS = {"nanoGPT's model and AdamW": 6.37}  # bits per character of 水浒传, reference/training.md
 
 
 def bench(
     train: Path, val: Path, minutes: float, preset_name: str, seed: int, report: Callable[[str], None]
 ) -> list[Row]:
-    """One row: bits per character of `val` after so many minutes (`ours`), beside those of counting pairs."""
+    """One row: bits per character of `val` after so many minutes (`ours`), beside those before training."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "artifacts"
         inputs = tokenize.gather(root, (str(train),), (str(val),))

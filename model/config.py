@@ -135,6 +135,7 @@ class GPTConfig:
         lookups = (heads * self.vocab_size + self.bigrams) * self.width + self._positions
         norms = self._norm(self.width) * (1 + self.input_norm)
         once = norms + self.head_bias * self.vocab_size + self.convolution * self.width
+        once += self.values * 2 * max(self.layers - 1, 0)
         return lookups + self.layers * self._block + once
 
     @property
@@ -151,7 +152,7 @@ class GPTConfig:
         attention += self.qk_norm * 2 * self._norm(self.head_width)
         feed_forward = (3 if self.activation == "swiglu" else 2) * c * hidden
         biases = self.bias * (c + (hidden if self.activation != "swiglu" else 2 * hidden) + c)
-        attention += self.values * 2 + self.gates * self.heads * min(GATE_WIDTH, c)
+        attention += self.gates * self.heads * min(GATE_WIDTH, c)
         return attention + feed_forward + biases + 2 * self._norm(c) + 2 * self.convolution * c + 2 * self.scalars
 
     @property
@@ -174,6 +175,11 @@ class TrainConfig:
     AdamW the embeddings with `embedding_rate`, an untied head with `head_rate`, vectors with `vector_rate`; momentum
     rises from 0.85 to `momentum` over `momentum_warmup` steps. `weight_decay` is for matrices, `embedding_decay` for
     embeddings and head; `cautious` decays only where the update shrinks a weight too (Chen et al. 2025).
+
+    Gradients are clipped to the norm `clip`. `document_mask` hides what came before a document. `precision`,
+    `compile` and `micro_batch` say how the machine computes it, "auto" what suits it; `recompute` computes activations
+    again in the backward pass, for less memory and a third more time; `resident` keeps all tokens on the device;
+    several processes share the work by `parallel`, "ddp" or "fsdp".
 
     `order` "random" draws blocks with replacement, "epoch" sees each once an epoch. `ema` above 0 evaluates and
     samples from an average of the weights with that decay. The validation split is evaluated at the start, at the end

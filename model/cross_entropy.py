@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(context: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_weight, of_bias = context.saved_tensors
         bias = of_bias * scale if context.needs_input_grad[4] else None
-        return of_x * scale.to(of_x.dtype), of_weight * scale, None, None, bias
+        return (of_x * scale).to(of_x.dtype), of_weight * scale, None, None, bias
 
 
 def _forward(context: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.share)
-        least = max(round(self.share * 256), 1)
+        least = min(max(round(self.share * 256), 1), 255)
         drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
         kept = drawn.view(torch.uint8)[: x.numel()].view(x.shape) >= least
         return x * kept.to(x.dtype).mul_(256 / (256 - least))

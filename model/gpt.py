@@ -45,16 +45,17 @@ class Rotary(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention: H heads of queries, which share K heads of keys and values."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, *, first: bool) -> None:
         super().__init__()
-        self.head_width, self.dropout = config.head_width, config.attention_dropout
+        self.head_width, self.dropout, self.shares_values = config.head_width, config.attention_dropout, config.values
         # Three matrices, since Muon makes each orthogonal by itself.
         self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
         self.k = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
-        self.mix = nn.Parameter(torch.tensor([0.5, 0.5])) if config.values else None  # own values, the first block's
+        mixes = config.values and not first
+        self.mix = nn.Parameter(torch.tensor([0.5, 0.5])) if mixes else None  # own values, the first block's
         self.gate = nn.Linear(min(GATE_WIDTH, config.width), config.heads, bias=False) if config.gates else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
@@ -79,7 +80,7 @@ class Attention(nn.Module):
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
-        return self.out(y.reshape(batch, length, width)), None if self.mix is None else v.contiguous()
+        return self.out(y.reshape(batch, length, width)), v.contiguous() if self.shares_values else None
 
 
 class FeedForward(nn.Module):
@@ -104,10 +105,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm: each half adds to the stream what it computes from a normalised copy of it."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, *, first: bool) -> None:
         super().__init__()
         self.attention_norm = norm(config, config.width)
-        self.attention = Attention(config)
+        self.attention = Attention(config, first=first)
         self.feed_forward_norm = norm(config, config.width)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
@@ -174,7 +175,7 @@ class GPT(nn.Module):
         self.convolution = Convolution(config.convolution, config.width) if config.convolution else nn.Identity()
         self.input_norm = norm(config, config.width) if config.input_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, first=not number) for number in range(config.layers))
         self.norm = norm(config, config.width)
         self.last_dropout = Dropout(config.last_dropout)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)

@@ -88,7 +88,10 @@ class Muon(torch.optim.Optimizer):
         """One step of the N weights of one shape (R, S)."""
         rate, momentum = group["lr"], group["momentum"]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        buffers = [self.state[weight].setdefault("momentum", torch.zeros_like(weight)) for weight in weights]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        buffers = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch._foreach_lerp(gradients, buffers, momentum)
         updates = orthogonal(torch.stack([plain(each) for each in nesterov]).to(self.dtype))  # (N, R, S)

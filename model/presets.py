@@ -1,7 +1,7 @@
 """The presets: named sets of numbers, each with the source of them.
 
-Of the family "gpt2" or "qwen3" are those that Hugging Face's transformers can load after `export model`; "fast" ones
-take whatever learns fastest and stay here. What was tried for the tuned ones is in benchmarks/NOTES.md.
+Of the family "gpt2" or "qwen3" are those whose parts Hugging Face's transformers has too; "fast" ones take whatever
+learns fastest. What was tried for the tuned ones is in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations

@@ -101,7 +101,10 @@ def check(
         chosen["minutes"] = minutes
     if steps is not None:
         chosen |= {"steps": steps, "minutes": 0.0}
-    return config.override(presets.preset(preset_name), chosen)
+    made = config.override(presets.preset(preset_name), chosen)
+    if made.train.document_mask and (made.model.convolution or made.model.bigrams):
+        raise BadConfig("convolutions and pairs see across documents, which document_mask forbids", hint="drop one")
+    return made
 
 
 def plan(
@@ -158,7 +161,10 @@ def pinned(root: Path, planned: Plan) -> Plan:
     A refresh may have published a newer one meanwhile: the run keeps to its own. Raises UpstreamChanged when that is
     gone.
     """
-    for draft, made_from in artifact.unfinished(root, "runs", planned.name):
+    drafts = list(artifact.unfinished(root, "runs", planned.name))
+    if artifact.draft_path(root, identify(planned)) in [draft for draft, _ in drafts]:
+        return planned
+    for draft, made_from in drafts:
         begun = next((entry for entry in made_from if entry.role == "tokens"), None)
         if begun is None or begun.digest == planned.tokens.digest:
             continue

@@ -67,8 +67,10 @@ class Schedule:
             self._passed = self._agree(self.seconds / (60 * self._config.minutes))
 
     def anneal(self) -> None:
-        """End soon: rates fall to zero over the next tenth of the steps so far."""
-        self._anneal = (self.step, self.step + max(1, math.ceil(self.step * _ANNEAL_SHARE)), self.share)
+        """End soon: rates fall to zero over the next tenth of the steps so far, or over those that are left."""
+        done = max(self.done, 1e-9)
+        steps = min(math.ceil(self.step * _ANNEAL_SHARE), math.ceil(self.step * (1 - done) / done))
+        self._anneal = (self.step, self.step + max(1, steps), self.share)
 
     @property
     def annealing(self) -> bool:

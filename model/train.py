@@ -88,6 +88,7 @@ class Training:
         self, folder: Path, planned: Plan, device: torch.device, report: Report, world: World, *, resume: bool = True
     ) -> None:
         self.folder, self.planned, self.device, self.report, self.world = folder, planned, device, report, world
+        self.resume = resume
         model, self.config = planned.preset.model, planned.preset.train
         self.store = tokens.open_store(planned.tokens)
         self.sampler = batches.Sampler(
@@ -152,7 +153,9 @@ class Training:
             else:
                 self.learner.begin()
         self.recorded = self.schedule.step if found else -1  # the last step whose row of the metrics counts
-        self._saved = -1  # the step of the last checkpoint that was written from here
+        self._saved = self.schedule.step if found else -1  # the step of the last checkpoint
+        self._paced = (time.monotonic(), self.schedule.step)
+        self.schedule.start()
         self._bad = 0  # steps that were passed over, in a row
         self._load_batches()
 
@@ -359,8 +362,8 @@ class Training:
         What the disk refuses is told, and tried again the next time; the third time in a row, or at the end, it is
         an error.
         """
-        if self._saved == self.schedule.step:
-            return  # just now, with its evaluation
+        if loss is None and self._saved == self.schedule.step:
+            return  # it stands, perhaps with its evaluation
         if culprit := self.learner.not_finite():
             self._roll_back(f"the weight {culprit}")
             return
@@ -401,7 +404,7 @@ class Training:
         if not (anneal and self.schedule.step):
             raise TryAgain(
                 f"stopped by a signal at step {self.schedule.step:,}; everything is saved",
-                hint="the same command goes on from there",
+                hint=f"the same command{'' if self.resume else ' without --no-resume'} goes on from there",
             )
         self.report("stopped by a signal: the rates fall to zero, then the run is published; a second one ends it now")
         self.schedule.anneal()

@@ -142,6 +142,16 @@ def test_a_text_of_more_kinds_than_any_size_holds_spells_more_of_them_as_bytes()
     assert (chosen.character_coverage, chosen.byte_fallback, chosen.vocab_size) == (0.9995, True, 32_000)
 
 
+def test_where_many_characters_came_once_the_rarest_are_spelled_as_bytes_so_that_bytes_are_learned() -> None:
+    common = {chr(0x4E00 + number): 1_000 for number in range(100)}
+    once = {chr(0x6000 + number): 1 for number in range(60)}
+    few = dict(list(once.items())[:9])
+    assert advice.flags(Lines(common | few, 1, 1, 0)).character_coverage == 0.9999
+    chosen = advice.flags(Lines(common | once, 1, 1, 0))
+    assert chosen.character_coverage == 0.9995
+    assert advice.alphabet(common | once, chosen.character_coverage) < 160
+
+
 def test_the_least_vocabulary_is_the_one_that_can_just_be_trained(shuihu: list[str]) -> None:
     texts = shuihu[:400]
     chosen = Flags(character_coverage=0.99)
