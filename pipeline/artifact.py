@@ -118,7 +118,8 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
             )
         files.remove_temporaries(shelf, below=False)
         if artifact := published(root, identity):
-            files.remove_tree(target / SCRATCH)
+            for useless in (target / SCRATCH, draft):  # where locks do nothing another may have left its draft
+                files.remove_tree(useless)
             if current_key(shelf) != identity.key:
                 files.point(shelf / "current", identity.key)
             return Built(artifact, "unchanged")

@@ -306,7 +306,7 @@ def assert_settled(root: Path, *digests: str) -> None:
     is left behind (I4)."""
     assert_survived(root, *digests)
     assert [problem for _, problems in status.verify(root, deep=True) for problem in problems] == []
-    assert leftovers(root) == []
+    assert leftovers(root) == [], leftovers(root)
 
 
 def assert_no_secret(root: Path, *said: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
-import gc
 import hashlib
 import json
 import os
@@ -769,13 +768,12 @@ PLAIN = changed(libraries=())  # whose key needs no file of the system's
 def test_case_49_with_no_more_files_to_open_the_old_generation_stays_and_the_same_command_ends_it(root: Path) -> None:
     old = artifact.build(root, changed(options={}, libraries=()), writes("old")).artifact
     wanted = artifact.build(root / "other", PLAIN, writes("一", "二")).artifact
-    gc.collect()  # what other tests left open would else be closed in between
     codes = []
     while not codes or codes[-1]:
-        with open(os.devnull) as lowest:
-            limit = lowest.fileno() + len(codes)
 
-        def build(limit: int = limit) -> None:
+        def build(more: int = len(codes)) -> None:
+            with open(os.devnull) as lowest:  # in the child, where libraries have closed what they close after a fork
+                limit = lowest.fileno() + more
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
             artifact.build(root, PLAIN, writes("一", "二"))
 
