@@ -148,19 +148,20 @@ def split(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     from pipeline.clean import lines
     from pipeline.clean.codes import codes
 
-    blocks = [block.encode() for block in _blocks(text)]
+    blocks = [block.encode() for block in _full_lines(text)]
     yield b""
     pages = ((codes(block.decode()), block) for block in blocks)
     yield b"".join(lines.of_sentences(page, block.removesuffix(b"\n"), len(block)).data for page, block in pages)
 
 
 _CLUSTER = "(?:…*+[。！？][。！？…]*+[”’」』）》〉】〕〗]*+|…++[”’」』）》〉】〕〗]++)+"
+_BLANK = re.compile("\n\n+")
 _EVENT = re.compile(f"(?P<cluster>{_CLUSTER})|[“「”」\n]")
 
 
 def split_slowly(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     """The same sentences, found by one loop over all marks that matter."""
-    blocks = list(_blocks(text))
+    blocks = _full_lines(text)
     yield b""
     yield b"".join("\n".join(_sentences(block)).encode() + b"\n" for block in blocks)
 
@@ -187,6 +188,11 @@ def _blocks(text: Path) -> Iterator[str]:
     with open(text, encoding="utf-8", newline="\n") as lines:
         while block := lines.read(_BLOCK):
             yield block + lines.readline()
+
+
+def _full_lines(text: Path) -> list[str]:
+    """The same blocks without blank lines, which the stage has taken out before it splits."""
+    return [_BLANK.sub("\n", block).lstrip("\n") for block in _blocks(text)]
 
 
 def translate(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
