@@ -519,7 +519,7 @@ def main(arguments: list[str] | None = None) -> int:
     # that makes training several times slower, and sleeping at once a third where products are small: so they spin
     # for a moment (benchmarks/NOTES.md).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")}
     try:
         return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
     except SystemExit:  # click's answer to a reader that went away, as `| head` does

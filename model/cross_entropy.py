@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PIECE = {"cpu": 1 << 23, "cuda": 1 << 27}  # logits at once
+_PIECE = {"cpu": 1 << 21, "cuda": 1 << 27}  # logits at once
+_ROWS = 256  # at least: each piece adds to all of the head's gradient
 
 
 def linear_cross_entropy(
@@ -53,20 +54,22 @@ def _forward(context: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: 
     """The softmax is never made: its rows are those of e = exp(logits - their maximum), each over its sum, and
     products of `e` are divided by the sums afterwards, when they are C and not V numbers a row."""
     count, vocabulary = len(targets), len(weight)
-    rows = min(count, max(1, _PIECE.get(x.device.type, 1 << 24) // vocabulary))
+    rows = min(count, max(_ROWS, _PIECE.get(x.device.type, 1 << 24) // vocabulary))
     learns = any(context.needs_input_grad)
     narrow = weight.to(x.dtype)  # once, in the dtype of the products
     of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
     of_bias = of_weight.new_zeros(vocabulary)
     slopes = of_weight.new_ones(count, 1)  # of the softcap, where the target is
-    room = x.new_empty(rows, vocabulary)  # the same for each piece: fresh memory would cost as much as the products
-    total = torch.zeros((), dtype=torch.float32, device=x.device)
+    # The same rooms for each piece: fresh memory would cost as much as the products.
+    room = x.new_empty(rows, vocabulary)
+    bends = of_weight.new_empty(rows, vocabulary) if softcap else of_weight
+    total = of_weight.new_zeros(())
     for start in range(0, count, rows):
         here = slice(start, start + rows)
         piece, wanted = x[here], targets[here, None]
         logits = torch.mm(piece, narrow.t(), out=room[: len(piece)]).float()  # (rows, V)
         if softcap:
-            bend = torch.addcmul(logits.new_ones(()), logits, logits, value=softcap**-2).rsqrt_()
+            bend = bends[: len(piece)].fill_(1).addcmul_(logits, logits, value=softcap**-2).rsqrt_()
             logits.mul_(bend)
         if bias is not None:
             logits.add_(bias)
@@ -79,7 +82,7 @@ def _forward(context: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: 
         if bias is not None:
             of_bias.addmv_(e.t(), (1 / sums).squeeze(-1))
         if softcap:  # d/dz of c z / sqrt(c² + z²) is (1 + z² / c²) ^ -3/2
-            e.mul_(bend.mul_(bend.square()))
+            e.mul_(bend.pow_(3))
             slopes[here] = bend.gather(-1, wanted)
         e = e.to(x.dtype)
         torch.mm(e, narrow, out=of_x[here])

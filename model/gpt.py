@@ -7,12 +7,14 @@ their own, F = width of the feed-forward, V = vocabulary.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model.cache import Memory, Past
 from model.config import GATE_WIDTH, GPTConfig
 from model.cross_entropy import linear_cross_entropy, softcapped
 from model.dropout import Dropout
@@ -25,21 +27,41 @@ def norm(config: GPTConfig, width: int) -> nn.Module:
 class Rotary(nn.Module):
     """Turns each pair of a head's dimensions by an angle that grows with the position: attention sees distances."""
 
+    frequency: Tensor
     cosine: Tensor
     sine: Tensor
 
     def __init__(self, head_width: int, block_size: int, base: float) -> None:
         super().__init__()
-        frequency = base ** (-torch.arange(0, head_width, 2) / head_width)
+        frequency = base ** (-torch.arange(0, head_width, 2) / head_width)  # (D/2,)
         angle = torch.outer(torch.arange(block_size), frequency)  # (T, D/2)
+        self.register_buffer("frequency", frequency, persistent=False)
         self.register_buffer("cosine", angle.cos(), persistent=False)
         self.register_buffer("sine", angle.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, T, D) -> (B, H, T, D)
-        length = x.shape[2]
-        cosine, sine = self.cosine[:length].to(x.dtype), self.sine[:length].to(x.dtype)
-        left, right = x.chunk(2, dim=-1)  # dimension i is paired with i + D/2, as in Hugging Face's Llama
-        return torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, 1, T, D/2) of positions (B, T), which may lie beyond the block's size."""
+        angle = positions[:, None, :, None] * self.frequency
+        return angle.cos(), angle.sin()
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """Those of the first positions (T, D/2)."""
+        return self.cosine[:length], self.sine[:length]
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:  # (B, H, T, D) -> (B, H, T, D)
+    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+    left, right = x.chunk(2, dim=-1)  # dimension i is paired with i + D/2, as in Hugging Face's Llama
+    return torch.cat((left * cosine - right * sine, right * cosine + left * sine), dim=-1)
+
+
+class Around(NamedTuple):
+    """What a block needs beside the stream: the cosines and sines of positions, who may see whom (None: all that came
+    before), and what it remembers of the text before these tokens."""
+
+    turns: tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
+    memory: Memory | None = None
 
 
 class Attention(nn.Module):
@@ -59,9 +81,7 @@ class Attention(nn.Module):
         self.gate = nn.Linear(min(GATE_WIDTH, config.width), config.heads, bias=False) if config.gates else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(
-        self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, values: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, around: Around, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) -> (B, T, C), and this block's values where they are mixed; `values` are the first block's."""
         batch, length, width = x.shape
         heads = (batch, length, -1, self.head_width)
@@ -70,17 +90,21 @@ class Attention(nn.Module):
         v = self.v(x).view(heads).transpose(1, 2)  # (B, K, T, D)
         if self.mix is not None and values is not None:
             v = self.mix[0] * v + self.mix[1] * values
-        if rotary is not None:
-            q, k = rotary(q), rotary(k)
+        if around.turns is not None:
+            q, k = turned(q, *around.turns), turned(k, *around.turns)
+        own = v
+        if around.memory is not None:
+            k, v = around.memory.extended(k, v)  # (B, K, S, D)
         dropout = self.dropout if self.training else 0.0
         shared = k.shape[1] != q.shape[1]
+        causal = around.mask is None and k.shape[2] == q.shape[2]  # else all that is remembered may be seen
         y = F.scaled_dot_product_attention(
-            q, k.to(q.dtype), v.to(q.dtype), mask, dropout, is_causal=mask is None, enable_gqa=shared
+            q, k.to(q.dtype), v.to(q.dtype), around.mask, dropout, is_causal=causal, enable_gqa=shared
         )
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
-        return self.out(y.reshape(batch, length, width)), v.contiguous() if self.shares_values else None
+        return self.out(y.reshape(batch, length, width)), own.contiguous() if self.shares_values else None
 
 
 class FeedForward(nn.Module):
@@ -98,8 +122,22 @@ class FeedForward(nn.Module):
             return self.out(F.silu(self.gate(x)) * up)
         if self.activation == "gelu":
             return self.out(F.gelu(up, approximate="tanh"))  # GPT-2's GELU
-        up = F.relu(up)
-        return self.out(up if self.activation == "relu" else up * up)
+        return self.out(F.relu(up) if self.activation == "relu" else _SquaredReLU.apply(up))
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)², by hand: its slope 2 relu(x) is zero where it should be, which autograd would see to once more."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        context.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(context: Any, of_y: Tensor) -> Tensor:
+        (positive,) = context.saved_tensors
+        return (of_y * positive).mul_(2)
 
 
 class Block(nn.Module):
@@ -113,20 +151,19 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
         reach, width = config.convolution, config.width
-        self.attention_convolution = Convolution(reach, width) if reach else nn.Identity()
-        self.feed_forward_convolution = Convolution(reach, width) if reach else nn.Identity()
+        self.attention_convolution = Convolution(reach, width) if reach else None
+        self.feed_forward_convolution = Convolution(reach, width) if reach else None
         self.scalars = nn.Parameter(torch.tensor([1.05, 0.1])) if config.scalars else None
 
-    def forward(
-        self, x: Tensor, first: Tensor, rotary: Rotary | None, mask: Tensor | None, values: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, first: Tensor, around: Around, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) -> (B, T, C), and the values; `first` is the stream before any block, `values` the first ones."""
+        tails = around.memory.tails if around.memory is not None else (None, None)
         if self.scalars is not None:
             x = self.scalars[0] * x + self.scalars[1] * first
-        read = self.attention_convolution(self.attention_norm(x))
-        attended, own = self.attention(read, rotary, mask, values)
+        read = convolved(self.attention_norm(x), self.attention_convolution, tails[0])
+        attended, own = self.attention(read, around, values)
         x = x + self.dropout(attended)
-        read = self.feed_forward_convolution(self.feed_forward_norm(x))
+        read = convolved(self.feed_forward_norm(x), self.feed_forward_convolution, tails[1])
         return x + self.dropout(self.feed_forward(read)), own if values is None else values
 
 
@@ -137,11 +174,39 @@ class Convolution(nn.Module):
         super().__init__()
         self.shares = nn.Parameter(torch.zeros(reach, width))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        y = x * (1 + self.shares[0])
-        for back in range(1, min(len(self.shares), x.shape[1])):
-            y = y + F.pad(x[:, :-back], (0, 0, back, 0)) * self.shares[back]
+    def forward(self, x: Tensor, tail: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C). `tail` (B, reach - 1, C) is what came before, and becomes what comes before next."""
+        if tail is None:
+            return _Convolve.apply(x, self.shares)
+        x = torch.cat((tail, x), dim=1)
+        tail.copy_(x[:, x.shape[1] - tail.shape[1] :])
+        return _Convolve.apply(x, self.shares)[:, tail.shape[1] :]
+
+
+class _Convolve(torch.autograd.Function):
+    """y[t] = x[t] + sum of shares[k] * x[t - k]. By hand, since it is memory that it takes: no copies are shifted."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, shares: Tensor) -> Tensor:  # (B, T, C), (reach, C) -> (B, T, C)
+        context.save_for_backward(x, shares)
+        y = x * (1 + shares[0])
+        for back in range(1, min(len(shares), x.shape[1])):
+            y[:, back:].addcmul_(x[:, :-back], shares[back])
         return y
+
+    @staticmethod
+    def backward(context: Any, of_y: Tensor) -> tuple[Tensor, Tensor]:
+        x, shares = context.saved_tensors
+        of_x, of_shares = of_y * (1 + shares[0]), torch.zeros_like(shares)
+        of_shares[0] = (of_y * x).sum((0, 1))
+        for back in range(1, min(len(shares), x.shape[1])):
+            of_x[:, :-back].addcmul_(of_y[:, back:], shares[back])
+            of_shares[back] = (of_y[:, back:] * x[:, :-back]).sum((0, 1))
+        return of_x, of_shares
+
+
+def convolved(x: Tensor, convolution: Convolution | None, tail: Tensor | None) -> Tensor:
+    return x if convolution is None else convolution(x, tail)
 
 
 class Bigrams(nn.Module):
@@ -154,8 +219,11 @@ class Bigrams(nn.Module):
         super().__init__()
         self.table = nn.Embedding(rows, width, sparse=True)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        before = F.pad(ids[:, :-1], (1, 0))
+    def forward(self, ids: Tensor, last: Tensor | None = None) -> Tensor:
+        """(B, T) -> (B, T, C). `last` (B, 1) is the id before these, and becomes the last of these."""
+        before = F.pad(ids[:, :-1], (1, 0)) if last is None else torch.cat((last, ids[:, :-1]), dim=1)
+        if last is not None:
+            last.copy_(ids[:, -1:])
         # Two odd factors of splitmix64 (Steele, Lea & Flood 2014), cut to what int64 holds; the upper bits are mixed.
         mixed = before * 0x3C6EF372FE94F82B + ids * 0x1D8E4E27C47D124F
         return self.table((mixed >> 33) % self.table.num_embeddings)
@@ -172,7 +240,7 @@ class GPT(nn.Module):
         rotary = config.positions == "rotary"
         self.rotary = Rotary(config.head_width, config.block_size, config.rotary_base) if rotary else None
         self.bigrams = Bigrams(config.bigrams, config.width) if config.bigrams else None
-        self.convolution = Convolution(config.convolution, config.width) if config.convolution else nn.Identity()
+        self.convolution = Convolution(config.convolution, config.width) if config.convolution else None
         self.input_norm = norm(config, config.width) if config.input_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, first=not number) for number in range(config.layers))
@@ -217,24 +285,41 @@ class GPT(nn.Module):
         `mask` (B, 1, T, T) says who may see whom, instead of all that came before.
         """
         x = self.states(ids, mask)
-        weight = self.embedding.weight if self.head is None else self.head.weight
         if targets is None:
-            logits = softcapped(F.linear(x, weight).float(), self.config.softcap)
-            return logits if self.head_bias is None else logits + self.head_bias
-        return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.softcap, self.head_bias)
+            return self.logits(x)
+        return linear_cross_entropy(
+            x.flatten(0, 1), self._head_weight, targets.flatten(), self.config.softcap, self.head_bias
+        )
 
-    def states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def following(self, ids: Tensor, past: Past) -> Tensor:
+        """Logits (B, V) of what follows after `ids` (B, T), which go on from `past` and are added to it."""
+        return self.logits(self.states(ids, past=past)[:, -1])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., C) to fp32 logits (..., V)."""
+        logits = softcapped(F.linear(states, self._head_weight).float(), self.config.softcap)
+        return logits if self.head_bias is None else logits + self.head_bias
+
+    @property
+    def _head_weight(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def states(self, ids: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
         """What the head reads: (B, T) ids to (B, T, C)."""
         x = self.input_norm(self.embedding(ids))  # (B, T, C)
         if self.bigrams is not None:
-            x = x + self.bigrams(ids)
+            x = x + self.bigrams(ids, past.before if past else None)
         if self.position is not None:
-            x = x + self.position.weight[: ids.shape[1]]
-        x = first = self.dropout(self.convolution(x))
+            x = x + self.position.weight[past.positions if past else slice(ids.shape[1])]
+        x = first = self.dropout(convolved(x, self.convolution, past.tail if past else None))
+        turns = None
+        if self.rotary is not None:
+            turns = self.rotary.at(past.positions) if past else self.rotary(ids.shape[1])
         values = None
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
+            around = Around(turns, past.mask, past.blocks[number]) if past else Around(turns, mask)
             if self.recompute and self.training:
-                x, values = checkpoint(block, x, first, self.rotary, mask, values, use_reentrant=False)
+                x, values = checkpoint(block, x, first, around, values, use_reentrant=False)
             else:
-                x, values = block(x, first, self.rotary, mask, values)
+                x, values = block(x, first, around, values)
         return self.last_dropout(self.norm(x))

@@ -20,7 +20,7 @@ FLOORS = (
     {"shelf"},
     {"artifact", "engines", "compression", "tokenizers.interface", "tokenizers.gigatoken"},
     {"tokenizers.tiktoken", "tokenizers.sentencepiece", "tokenizers.characters"},
-    {"tokenizers.foreign", "generations"},
+    {"tokenizers.foreign", "tokenizers.unfolding", "generations"},
     {"tokenizers.store"},
     {"documents", "decoding"},
     {"poems"},

@@ -5,9 +5,9 @@ A tokenizer is saved as a small folder (`tokenizer.json` and, where there is one
 and runs carry the very tokenizer they were made with.
 
 `interface.py` says what a tokenizer is. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
-encoder), `sentencepiece.py`, and `characters.py` (with the numbers of the counting toy). `foreign.py` tries a
-SentencePiece model that came from elsewhere before it is trusted, and `store.py` is the way in: it opens a saved
-folder and finds what a name means.
+encoder), `sentencepiece.py`, and `characters.py` (with the numbers of the counting toy). `unfolding.py` makes text of
+ids that come one at a time. `foreign.py` tries a SentencePiece model that came from elsewhere before it is trusted, and
+`store.py` is the way in: it opens a saved folder and finds what a name means.
 """
 
 from pipeline.tokenizers.characters import Characters, Integers
@@ -16,6 +16,7 @@ from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Tokenizer,
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.store import check_encoder, find, open_folder
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
+from pipeline.tokenizers.unfolding import Unfolding
 
 __all__ = [
     "ENCODERS",
@@ -29,6 +30,7 @@ __all__ = [
     "Tiktoken",
     "Tokenizer",
     "Unencodable",
+    "Unfolding",
     "check_encoder",
     "find",
     "open_folder",

@@ -63,6 +63,9 @@ class Characters:
             if token != self.end_of_text
         )
 
+    def spell(self, token: int, after: int | None = None) -> bytes:
+        return self.decode([token]).encode(errors="ignore")
+
     def unknown(self, text: str) -> str:
         known = set(self._characters)
         return "".join(dict.fromkeys(character for character in text if character not in known))
@@ -104,6 +107,11 @@ class Integers:
 
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(str(token) for token in ids if token != self.end_of_text)
+
+    def spell(self, token: int, after: int | None = None) -> bytes:
+        if token == self.end_of_text:
+            return b""
+        return f"{token}".encode() if after is None else f" {token}".encode()
 
     def unknown(self, text: str) -> str:
         return ""

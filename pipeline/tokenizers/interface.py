@@ -54,6 +54,10 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; the end-of-text id gives nothing."""
 
+    def spell(self, token: int, after: int | None = None) -> bytes:
+        """The UTF-8 bytes that an id adds to a text, after the id `after` or at its beginning; they may be a part of a
+        character. The end-of-text id, and ids that have no text, add nothing."""
+
     def unknown(self, text: str) -> str:
         """The characters of `text` that this tokenizer cannot represent."""
 

@@ -101,6 +101,15 @@ class SentencePiece:
     def decode(self, ids: Iterable[int]) -> str:
         return self.processor.decode([int(token) for token in ids if token != self.end_of_text])
 
+    def spell(self, token: int, after: int | None = None) -> bytes:
+        if self.processor.is_byte(token):
+            return bytes([int(self.processor.id_to_piece(token)[1:-1], 16)])  # <0xE5>
+        if token == self.end_of_text or self.processor.is_control(token):
+            return b""
+        if after is None or self.processor.is_unknown(token):
+            return self.decode([token]).encode()  # where the model's own rules for the beginning of a text hold
+        return self.processor.id_to_piece(token).replace("▁", " ").encode()
+
     def unknown(self, text: str) -> str:
         # Also ▁, which SentencePiece takes for its own sign of a space.
         return "".join(each for each in dict.fromkeys(text) if self.decode(self.encode(each)) != each)

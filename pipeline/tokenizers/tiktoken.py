@@ -130,6 +130,9 @@ class Tiktoken:
         # Some ids below `vocab_size` have no text at all, and a model that has learned little may choose one.
         return self._reference.decode([token for token in ids if token in self._texts])
 
+    def spell(self, token: int, after: int | None = None) -> bytes:
+        return self._reference.decode_single_token_bytes(token) if token in self._texts else b""
+
     def unknown(self, text: str) -> str:
         return ""
 

@@ -6,37 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from model.config import GPTConfig, fit
-from model.gpt import GPT, Rotary
+from model.gpt import GPT, Convolution, FeedForward, Rotary, turned
 from model.presets import PRESETS
-
-SMALL = GPTConfig(vocab_size=50, block_size=16, layers=2, heads=2, width=16)
-
-
-def made(config: GPTConfig) -> GPT:
-    model = GPT(config)
-    model.initialise(1)
-    return model.eval()
-
-
-def variants() -> list[GPTConfig]:
-    """Every choice of each part once, and all that is special together."""
-    parts: list[dict[str, object]] = [
-        *({"positions": each} for each in ("learned", "rotary", "none")),
-        *({"activation": each} for each in ("gelu", "relu", "relu2", "swiglu")),
-        *({each: True} for each in ("qkv_bias", "qk_norm", "scalars", "values", "gates", "input_norm", "head_bias")),
-        *({"norm": each, "bias": bias, "qk_norm": True} for each in ("layer", "rms") for bias in (True, False)),
-        {"tied": False},
-        {"heads": 4, "kv_heads": 2},
-        {"hidden": 24},
-        {"softcap": 10.0},
-        {"bigrams": 64},
-        {"convolution": 3},
-    ]
-    special = {"positions": "rotary", "bias": False, "bigrams": 64, "convolution": 3, "scalars": True, "softcap": 9.0}
-    special |= {"values": True, "gates": True, "zero_init": True}
-    return [replace(SMALL, **each) for each in (*parts, special)]  # type: ignore[arg-type]
+from tests.networks import SMALL, made, variants
 
 
 @pytest.mark.parametrize("config", variants(), ids=str)
@@ -88,13 +63,36 @@ def test_a_fresh_model_guesses_all_tokens_alike() -> None:
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    rotary = Rotary(8, 32, 10_000.0)
+    turns = Rotary(8, 32, 10_000.0)(32)
     generator = torch.Generator().manual_seed(2)
     q, k = (torch.randn(8, generator=generator).expand(1, 1, 32, 8) for _ in range(2))
-    scores = (rotary(q) @ rotary(k).transpose(-1, -2))[0, 0]
+    scores = (turned(q, *turns) @ turned(k, *turns).transpose(-1, -2))[0, 0]
     for distance in (0, 1, 5):
         diagonal = torch.diagonal(scores, -distance)
         torch.testing.assert_close(diagonal, diagonal[0].expand_as(diagonal), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_a_convolution_adds_shares_of_the_tokens_before_and_knows_its_slopes(length: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    convolution = Convolution(3, 4).double()
+    x = torch.randn(2, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    shares = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    convolution.shares.data.copy_(shares)
+    shifted = [F.pad(x, (0, 0, back, 0))[:, :length] for back in range(3)]
+    expected = x + sum(each * share for each, share in zip(shifted, shares, strict=True))
+    torch.testing.assert_close(convolution(x), expected)
+    assert torch.autograd.gradcheck(lambda x, _: convolution(x), (x, convolution.shares))
+
+
+def test_squared_relu_knows_its_slope() -> None:
+    x = torch.tensor([-2.0, -0.5, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    layer = FeedForward(replace(SMALL, width=4, hidden=4, heads=1, activation="relu2")).double()
+    for linear in (layer.up, layer.out):
+        torch.nn.init.eye_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    torch.testing.assert_close(layer(x), F.relu(x).square())
+    assert torch.autograd.gradcheck(layer, (x,))
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
