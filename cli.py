@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.refresh import Refreshed
 
+_CANDIDATES = 5  # of each token that --explain shows
+_SAMPLED = ("max_tokens", "temperature", "top_k", "seed")  # what a recipe says of sampling
 HERE = Path(__file__).resolve().parent
 DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
 
@@ -166,80 +168,68 @@ def _trained(built: Built) -> Outcome:
 @click.argument("reference", metavar="[RUN]", default="")
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue (repeatable).")
 @click.option("--prompt-ids", multiple=True, metavar="IDS", help="Token ids to continue, as 1,2,3 (repeatable).")
+@click.option("--prompt-file", "prompt_files", multiple=True, metavar="FILE", help="A text to continue; -: piped in.")
 @click.option("--max-tokens", type=int, default=100, show_default=True)
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Choose among the k likeliest; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among the likeliest that make up p.")
+@click.option("--min-p", type=float, default=0.0, show_default=True, help="Leave out what is p times less likely.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable).")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
     "--num-samples", type=click.IntRange(1), default=1, show_default=True, help="Continuations of each prompt."
 )
+@click.option("--stream", is_flag=True, help="Show the text while it is written, one after another.")
+@click.option("--interactive", is_flag=True, help="Ask for prompts until the end of the input.")
+@click.option("--explain", is_flag=True, help="Show what else was likely at each token.")
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of weights.")
 @DEVICE
 def sample(
     settings: Settings,
     reference: str,
     prompts: tuple[str, ...],
     prompt_ids: tuple[str, ...],
+    prompt_files: tuple[str, ...],
     num_samples: int,
+    stream: bool,
+    interactive: bool,
+    explain: bool,
     checkpoint: str,
+    precision: str,
     device: str,
     **options: Any,
 ) -> Outcome:
     """Continue prompts with a trained model (the newest run if none is named)."""
+    from model import session as sessions
     from pipeline import artifact
 
+    if (stream or interactive) and (explain or settings.json):
+        raise errors.BadConfig("--stream and --interactive only write text", hint="without --json and --explain")
+    if interactive and (prompts or prompt_ids or prompt_files or num_samples > 1):
+        raise errors.BadConfig("--interactive asks for the prompts", hint="leave out --prompt and --num-samples")
     found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
-    samples = _sample(settings, found, prompts, prompt_ids, num_samples, checkpoint, device, options)
-    joints = [""] * len(prompts) * num_samples + [" → "] * len(prompt_ids) * num_samples or [""] * num_samples
-    lines = [f"{each['prompt']}{joint}{each['text']}" for each, joint in zip(samples, joints, strict=True)]
-    return Outcome(
-        "built",
-        found.ref,
-        found.path,
-        {"samples": len(samples)},
-        extra={"samples": samples},
-        lines=["\n\n".join(lines)],
-        always=True,
-    )
+    session = sessions.Session(found, checkpoint, device, precision, settings.progress.note)
+    asked = [session.prompt(text) for text in prompts]
+    asked += [session.prompt_of_ids(text) for text in prompt_ids]
+    asked += [session.prompt_of_file(path) for path in prompt_files]
+    asked = [each for each in asked or [session.prompt("")] for _ in range(num_samples)]
 
+    from model.generate import SampleOptions
 
-def _sample(
-    settings: Settings,
-    run: Artifact,
-    prompts: tuple[str, ...],
-    prompt_ids: tuple[str, ...],
-    num_samples: int,
-    checkpoint: str,
-    device: str,
-    options: dict[str, Any],
-) -> list[dict[str, Any]]:
-    from model import run as runs
-
-    tokenizer = runs.open_tokenizer(run)
-    asked = [(text, tokenizer.encode(text)) for text in prompts]
-    asked += [(text, _ids(text, tokenizer.vocab_size)) for text in prompt_ids]
-    for text in prompts:
-        if unknown := tokenizer.unknown(text):
-            shown = (each if each.isprintable() else f"U+{ord(each):04X}" for each in unknown)
-            settings.progress.note(f"warning: the tokenizer has never seen {' '.join(shown)}")
-    path = runs.checkpoint_path(run, checkpoint)
-
-    from model import checkpoint as checkpoints
-    from model import device as devices
-    from model import generate
-
-    chosen = generate.SampleOptions(**options)
-    model = checkpoints.load_model(path, devices.pick(device))
-    repeated = [each for each in asked or [("", [])] for _ in range(num_samples)]
-    return [asdict(each) for each in generate.sample(model, tokenizer, repeated, chosen)]
-
-
-def _ids(text: str, vocab_size: int) -> list[int]:
-    from pipeline.tokenizers import Integers
-
-    return Integers(vocab_size).encode(text)
+    chosen = SampleOptions(**options, candidates=_CANDIDATES if explain else 0)
+    done = Outcome("built", found.ref, found.path, {"samples": len(asked)}, always=True)
+    if interactive:
+        done.counts = {"samples": sessions.converse(session, chosen, settings.progress.stop)}
+    elif stream:
+        sessions.write(session, asked, chosen, settings.progress.stop)
+    else:
+        samples = session.samples(asked, chosen, settings.progress.stop)
+        done.extra["samples"] = [sessions.as_fields(each) for each in samples]
+        done.lines = ["\n\n".join(map(sessions.shown, asked, samples))]
+    return done
 
 
 @cli.command()
@@ -339,14 +329,13 @@ def _planned(settings: Settings, recipe: Recipe, stage: TrainStage, options: Opt
 
 def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
     """What the run makes of the recipe's prompts."""
-    asked = recipe.sample
-    options = {
-        "max_tokens": asked.max_tokens,
-        "temperature": asked.temperature,
-        "top_k": asked.top_k,
-        "seed": asked.seed,
-    }
-    return _sample(settings, run, asked.prompts, (), 1, "best", device, options)
+    from model import session as sessions
+    from model.generate import SampleOptions
+
+    session = sessions.Session(run, "best", device, "fp32", settings.progress.note)
+    asked = [session.prompt(text) for text in recipe.sample.prompts]
+    options = SampleOptions(**{name: getattr(recipe.sample, name) for name in _SAMPLED})
+    return [sessions.as_fields(each) for each in session.samples(asked, options, settings.progress.stop)]
 
 
 def _shown(samples: list[dict[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ becomes is by its own prompt, options and seed, whoever its neighbours are.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from model.cache import Cache
 from model.gpt import GPT
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, BadData, TryAgain
 from pipeline.tokenizers import Tokenizer, Unfolding
 
 _ROWS = 16  # texts at a time
@@ -96,7 +97,8 @@ class Continuation:
         self.options, self.made, self.text, self.ended = options, list[int](), "", ""
         self.context = list(prompt) or [tokenizer.end_of_text]  # after an end of text a new one begins
         self._tokenizer = tokenizer
-        self._unfolding = Unfolding(tokenizer, prompt[-1] if prompt else None)
+        counts = tokenizer.kind == "integers"  # which are shown apart from the numbers before them
+        self._unfolding = Unfolding(tokenizer, prompt[-1] if prompt and not counts else None)
         self._held = ""  # text that may be the beginning of a stop
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -217,15 +219,24 @@ def stream(engine: Engine, text: Continuation) -> Iterator[Token]:
 
 
 def sample(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[tuple[str, list[int]]], options: SampleOptions
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[tuple[str, list[int]]],
+    options: SampleOptions,
+    stopped: threading.Event | None = None,
 ) -> list[Sample]:
-    """Continue each prompt, given as its text and its ids. Sample i draws from a generator seeded by `seed` + i."""
+    """Continue each prompt, given as its text and its ids. Sample i draws from a generator seeded by `seed` + i.
+
+    Raises TryAgain when `stopped` is set before all have ended.
+    """
     begun = time.monotonic()
     texts = [Continuation(tokenizer, ids, options, options.seed + n) for n, (_, ids) in enumerate(prompts)]
     told: dict[Continuation, list[Token]] = {text: [] for text in texts}
     seconds: dict[Continuation, float] = {}
     waiting, engine = iter(texts), Engine(model, min(len(texts), _ROWS) or 1)
     while len(seconds) < len(texts):
+        if stopped and stopped.is_set():
+            raise TryAgain("stopped by a signal", hint="the same command gives the same texts")
         while not engine.full and (text := next(waiting, None)):
             engine.add(text)
         for text, token in engine.step():

@@ -322,11 +322,12 @@ def generations(root: Path) -> Iterator[Path]:
                 yield manifest.parent
 
 
-def problems(artifact: Artifact, *, deep: bool = False) -> list[str]:
+def problems(artifact: Artifact, *, deep: bool = False, only: Callable[[str], bool] = lambda name: True) -> list[str]:
     """What is wrong with the files of an artifact: missing, or of another size or content than its manifest says.
 
-    Without `deep` only those files are hashed that were touched since the manifest was written. Published files are
-    never modified, so for the others a look at their size is enough.
+    Files whose names are not among `only` are not looked at. Without `deep` only those files are hashed that were
+    touched since the manifest was written. Published files are never modified, so for the others a look at their size
+    is enough.
     """
     # What is as new as the manifest counts as touched: in a coarse clock a change may fall on the same moment. Links
     # to an earlier generation's files are older. A copy without the times (`cp -r` instead of `cp -a`) is hashed each
@@ -338,6 +339,8 @@ def problems(artifact: Artifact, *, deep: bool = False) -> list[str]:
     found = []
     for record in artifact.manifest.files:
         path = artifact.path / record.name
+        if not only(record.name):
+            continue
         if not path.is_file():
             found.append(f"{path}: missing")
         elif (status := path.stat()).st_size != record.size:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from model.config import GPTConfig
 from model.gpt import GPT
 
@@ -33,3 +35,12 @@ def variants() -> list[GPTConfig]:
     special = {"positions": "rotary", "bias": False, "bigrams": 64, "convolution": 3, "scalars": True, "softcap": 9.0}
     special |= {"values": True, "gates": True, "zero_init": True}
     return [replace(SMALL, **each) for each in (*parts, special)]  # type: ignore[arg-type]
+
+
+def stirred(config: GPTConfig) -> GPT:
+    """A network of which every weight does something, also those that begin at zero."""
+    model, generator = made(config), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += torch.empty(weight.shape).normal_(0, 0.2, generator=generator)
+    return model

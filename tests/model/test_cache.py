@@ -10,22 +10,13 @@ import torch
 from model.cache import Cache
 from model.config import GPTConfig
 from model.gpt import GPT
-from tests.networks import SMALL, made, variants
+from tests.networks import SMALL, made, stirred, variants
 
 SPECIAL = variants()[-1]
 
 
 def cache(model: GPT, rows: int) -> Cache:
     return Cache(model.config, rows, torch.float32, torch.device("cpu"))
-
-
-def stirred(config: GPTConfig) -> GPT:
-    """A network of which every weight does something, also those that begin at zero."""
-    model, generator = made(config), torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += torch.empty(weight.shape).normal_(0, 0.2, generator=generator)
-    return model
 
 
 def ids(rows: int, length: int) -> torch.Tensor:

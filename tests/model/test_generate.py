@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from model.config import GPTConfig
-from model.generate import SampleOptions, choose, sample
+from model.generate import Continuation, Engine, SampleOptions, choose, sample, stream
 from model.gpt import GPT
-from pipeline.errors import BadConfig
-from pipeline.tokenizers import Integers
+from pipeline.errors import BadConfig, BadData
+from pipeline.tokenizers import Characters, Integers
+from tests.networks import SMALL, stirred, variants
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
@@ -40,8 +42,21 @@ def test_top_p_keeps_the_fewest_that_make_up_p_and_always_the_first() -> None:
     assert chosen(SampleOptions(temperature=1, top_p=0.01)) == {0}
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}])
-def test_options_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": -1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"stop": ("",)},
+    ],
+)
+def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadConfig):
         SampleOptions(**wrong)
 
@@ -81,3 +96,84 @@ def test_the_end_of_text_ends_a_sample_and_is_not_part_of_it() -> None:
         certain.norm.bias.fill_(1.0)
     made = sample(certain, Integers(10), [("", [1])], SampleOptions(greedy=True))[0]
     assert made.token_ids == []
+
+
+def test_min_p_leaves_out_what_is_much_less_likely_than_the_likeliest() -> None:
+    assert chosen(SampleOptions(temperature=1, min_p=0.2)) == {0, 1, 2}
+    assert chosen(SampleOptions(temperature=1, min_p=0.5)) == {0, 1}
+    assert chosen(SampleOptions(temperature=1, min_p=1.0)) == {0}
+
+
+def test_a_penalty_makes_what_was_there_less_likely_whatever_its_sign() -> None:
+    options, generator = SampleOptions(greedy=True, repetition_penalty=2.0), torch.Generator()
+    assert choose(torch.tensor([3.0, 2.0, -1.0]), options, generator, [0]) == 1
+    assert choose(torch.tensor([-3.0, -2.0, -3.5]), options, generator, [1]) == 0
+    assert choose(torch.tensor([3.0, 2.0, -1.0]), options, generator, []) == 0
+
+
+def test_draws_are_as_likely_as_the_probabilities() -> None:
+    generator, options = torch.Generator().manual_seed(1), SampleOptions(temperature=1)
+    draws = torch.tensor([choose(LOGITS.clone(), options, generator) for _ in range(4000)])
+    torch.testing.assert_close(draws.bincount() / 4000, LOGITS.exp(), atol=0.03, rtol=0)
+
+
+RAGGED = [list(range(1, length)) for length in (1, 2, 5, 9, 17, 3, 30, 8)]  # of a block of 8
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, positions="rotary"), variants()[-1]], ids=str)
+def test_prompts_of_all_lengths_together_give_what_each_gives_alone(config: GPTConfig) -> None:
+    network = stirred(replace(config, block_size=8))
+    tokenizer, options = Integers(50), SampleOptions(max_tokens=20, temperature=1, seed=5)
+    together = sample(network, tokenizer, [("", each) for each in RAGGED], options)
+    for number, (prompt, made) in enumerate(zip(RAGGED, together, strict=True)):
+        (alone,) = sample(network, tokenizer, [("", prompt)], replace(options, seed=5 + number))
+        assert alone.token_ids == made.token_ids
+        assert (alone.text, alone.ended) == (made.text, made.ended)
+
+
+def test_texts_that_join_and_leave_do_not_disturb_the_others() -> None:
+    network, tokenizer = stirred(replace(variants()[-1], block_size=8)), Integers(50)
+    options = [SampleOptions(max_tokens=length, temperature=1) for length in (4, 25, 9, 14, 1)]
+    texts = [Continuation(tokenizer, RAGGED[n], each, seed=n) for n, each in enumerate(options)]
+    engine, waiting = Engine(network, 2), list(texts)
+    while waiting or engine.active:
+        while waiting and not engine.full:
+            engine.add(waiting.pop(0))
+        engine.step()
+    for number, text in enumerate(texts):
+        alone = Continuation(tokenizer, RAGGED[number], options[number], seed=number)
+        list(stream(Engine(network, 1), alone))
+        assert alone.made == text.made
+
+
+def test_samples_of_one_prompt_differ_and_more_than_there_are_rows_have_their_turn() -> None:
+    made = sample(stirred(SMALL), Integers(50), [("", [1, 2, 3])] * 40, SampleOptions(max_tokens=8, temperature=1))
+    assert len({tuple(each.token_ids) for each in made}) > 30
+
+
+def test_a_text_ends_before_a_stop_also_where_it_spans_tokens() -> None:
+    tokenizer, network = Characters("".join(map(chr, range(0x4E00, 0x4E30))), "test"), stirred(SMALL)
+    options = SampleOptions(max_tokens=15, temperature=1)
+    (whole,) = sample(network, tokenizer, [("", [5])], options)
+    stop = whole.text[6:9]
+    (made,) = sample(network, tokenizer, [("", [5])], replace(options, stop=("nowhere", stop)))
+    assert made.text == whole.text[: whole.text.index(stop)]
+    assert made.ended == "stop"
+    text = Continuation(tokenizer, [5], replace(options, stop=(stop, stop[0] + "nowhere")), options.seed)
+    assert "".join(token.text for token in stream(Engine(network, 1), text)) == made.text
+
+
+def test_a_text_that_only_began_a_stop_is_shown_whole() -> None:
+    tokenizer, network = Characters("".join(map(chr, range(0x4E00, 0x4E30))), "test"), stirred(SMALL)
+    options = SampleOptions(max_tokens=15, temperature=1)
+    (whole,) = sample(network, tokenizer, [("", [5])], options)
+    begun = tuple(character + "nowhere" for character in set(whole.text))
+    assert sample(network, tokenizer, [("", [5])], replace(options, stop=begun))[0].text == whole.text
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_no_text() -> None:
+    network = stirred(SMALL)
+    with torch.no_grad():
+        network.norm.weight[0] = torch.nan
+    with pytest.raises(BadData, match="no finite numbers"):
+        sample(network, Integers(50), [("", [1])], SampleOptions())
