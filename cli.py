@@ -185,7 +185,13 @@ def _trained(built: Built) -> Outcome:
 @click.option("--interactive", is_flag=True, help="Ask for prompts until the end of the input.")
 @click.option("--explain", is_flag=True, help="Show what else was likely at each token.")
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of weights.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the weights; auto: bf16 where that is faster.",
+)
 @DEVICE
 def sample(
     settings: Settings,

@@ -248,6 +248,7 @@ class GPT(nn.Module):
         self.last_dropout = Dropout(config.last_dropout)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        self.packed_head: nn.Module | None = None  # in place of the head, for generating (packed.py)
 
     @classmethod
     def empty(cls, config: GPTConfig, device: torch.device) -> GPT:
@@ -297,7 +298,9 @@ class GPT(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., C) to fp32 logits (..., V)."""
-        logits = softcapped(F.linear(states, self._head_weight).float(), self.config.softcap)
+        packed = self.packed_head
+        products = F.linear(states, self._head_weight) if packed is None else packed(states)
+        logits = softcapped(products.float(), self.config.softcap)
         return logits if self.head_bias is None else logits + self.head_bias
 
     @property

@@ -53,12 +53,10 @@ class Session:
     @property
     def model(self) -> GPT:
         if self._model is None:
-            import torch
-
-            from model import checkpoint, device
+            from model import checkpoint, device, packed
 
             model = checkpoint.load_model(self._path, device.pick(self._device)).eval()
-            self._model = model.to(torch.bfloat16) if self._precision == "bf16" else model
+            self._model = packed.quick(model, self._precision)
         return self._model
 
     def prompt(self, text: str) -> Prompt:

@@ -1,0 +1,51 @@
+"""Linear layers for generating on a CPU: bfloat16 weights in the order in which the processor reads them.
+
+One token at a time, each weight is read once for one multiplication, so that memory is what generating waits for, and
+half the bytes are nearly half the time. torch's own bfloat16 product lays the weights out anew for each token, which
+takes longer than fp32 does (benchmarks/NOTES.md); laid out once they are as fast as their bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.gpt import GPT
+
+_WORTH_IT = 20_000_000  # weights: fewer stay in a processor's cache, and fp32 is as fast
+
+
+def quick(model: GPT, precision: str) -> GPT:
+    """The same model, to generate with: as it is for "fp32"; for "bf16" with weights of half the bytes; for "auto" with
+    those where they make it faster."""
+    on_cpu = model.embedding.weight.device.type == "cpu"
+    if precision == "fp32" or (precision == "auto" and on_cpu and model.config.parameters < _WORTH_IT):
+        return model
+    if not on_cpu:
+        return model.bfloat16() if precision == "bf16" or torch.cuda.is_bf16_supported() else model
+    return pack(model) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else model
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with its weights laid out once. Takes and gives fp32 (..., C)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.in_features = weight.shape[1]
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), 1)
+        self._bias = bias.detach().bfloat16() if bias is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self._packed, self._bias, "none", [], "")
+        return made.to(x.dtype)
+
+
+def pack(model: GPT) -> GPT:
+    """The same model with its linear layers packed, in place: it can generate, and not be trained or saved any more."""
+    head = model.embedding if model.head is None else model.head
+    model.packed_head = PackedLinear(head.weight)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, PackedLinear(child.weight, child.bias))
+    return model
