@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _ASIDE = 0.14  # of the width: as long as the longest name but the first
 _ABOVE = 1.15  # times ln V: a loss beyond that, before the first step, would press all others together
 
 Points = list[tuple[int, float]]
+Units = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
 def draw(metrics: Path, folder: Path, title: str, references: References | None = None) -> None:
@@ -43,12 +45,10 @@ def draw(metrics: Path, folder: Path, title: str, references: References | None 
     axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
     _limit(axes, [loss for _, loss in (*training, *validation, *lines)], references)
     _name_lines(axes, lines)
-    per_nat = _bits_per_char(rows)
-    _mark_best(axes, validation[1:] or validation, per_nat)
-    if per_nat:
-        functions = (lambda nats: np.multiply(nats, per_nat), lambda bits: np.divide(bits, per_nat))
-        bits = axes.secondary_yaxis("right", functions=functions)
-        bits.set_ylabel("bits per character")
+    units = _units(rows, references)
+    _mark_best(axes, validation[1:] or validation, units)
+    if units:
+        axes.secondary_yaxis("right", functions=units).set_ylabel("bits per character")
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(axis="y", alpha=0.15)
@@ -69,11 +69,16 @@ def _columns(points: Points) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [loss for _, loss in points]
 
 
-def _bits_per_char(rows: list[dict[str, str]]) -> float | None:
-    """Of a nat per token: by the evaluation with the greatest loss, where rounding matters least."""
+def _units(rows: list[dict[str, str]], references: References | None) -> Units | None:
+    """From nats per token to bits per character and back: by the references, or else by the evaluation with the
+    greatest loss, where rounding matters least."""
+    if references:
+        return np.vectorize(references.bits_per_char), np.vectorize(references.loss)
     evaluated = [(float(row["val_loss"]), float(row["bits_per_char"])) for row in rows if row["bits_per_char"]]
     loss, bits = max(evaluated, default=(0.0, 0.0))
-    return bits / loss if loss and bits else None
+    if not (loss and bits):
+        return None
+    return lambda nats: np.multiply(nats, bits / loss), lambda made: np.multiply(made, loss / bits)
 
 
 def _lines(references: References) -> list[tuple[str, float]]:
@@ -119,10 +124,10 @@ def _name_lines(axes: Axes, lines: list[tuple[str, float]]) -> None:
         )
 
 
-def _mark_best(axes: Axes, validation: Points, per_nat: float | None) -> None:
+def _mark_best(axes: Axes, validation: Points, units: Units | None) -> None:
     if validation:
         step, loss = min(validation, key=lambda point: point[1])
-        bits = f", {loss * per_nat:.3f} bits per character" if per_nat else ""
+        bits = f", {float(units[0](loss)):.3f} bits per character" if units else ""
         name = f"best: {loss:.3f} nats per token{bits}, step {step:,}"
         axes.plot(
             [step], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=_SEAL, label=name, zorder=4

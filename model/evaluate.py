@@ -32,14 +32,17 @@ class ValidationSet:
     bytes: int
     unknown: int = 0
 
+    @property
+    def unknown_bits(self) -> float:
+        """What those characters cost beside their id: the choice among all code points. Without that, a tokenizer that
+        knows less would seem to do better."""
+        return self.unknown * _CODE_POINT_BITS
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per token; bits per character and per byte of the text that the scored tokens spell.
-
-    In those each character that the tokenizer does not know also costs the choice among all code points: without
-    that, a tokenizer that knows less would seem to do better.
-    """
+    """`loss` in nats per token; bits per character and per byte of the text that the scored tokens spell, with what the
+    unknown characters cost."""
 
     loss: float
     bits_per_char: float
@@ -119,7 +122,7 @@ def evaluate(
     total = world.total(total)
     if world.any(ended):
         return None
-    bits = total / math.log(2) + chosen.unknown * _CODE_POINT_BITS
+    bits = total / math.log(2) + chosen.unknown_bits
     return Evaluation(total / (len(ids) - 1), bits / chosen.characters, bits / chosen.bytes)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from model.evaluate import ValidationSet
 from pipeline.tokens import TokenStore
 
 _COUNTED = 1 << 24  # training tokens, whose pairs are sorted in less than a second
@@ -21,7 +22,8 @@ class References:
 
     `uniform` gives every id of the vocabulary the same chance: ln V. `unigram` knows how often each came in training,
     `bigram` also what came after what. `zstd` is zstd -19 on the first 512 KiB of the validation text alone: it has
-    read nothing before, and nobody needs to choose tokens for it.
+    read nothing before, and nobody needs to choose tokens for it. `unknown_bits` are what characters that the
+    tokenizer does not know cost beside their ids.
     """
 
     uniform: float
@@ -31,33 +33,33 @@ class References:
     tokens: int
     characters: int
     bytes: int
+    unknown_bits: float = 0.0
 
     def bits_per_char(self, loss: float) -> float:
-        return loss * self.tokens / (self.characters * math.log(2))
+        return (loss * self.tokens / math.log(2) + self.unknown_bits) / self.characters
 
-    def bits_per_byte(self, loss: float) -> float:
-        return loss * self.tokens / (self.bytes * math.log(2))
+    def loss(self, bits_per_char: float) -> float:
+        """The nats per token that come to so many bits per character."""
+        return (bits_per_char * self.characters - self.unknown_bits) * math.log(2) / self.tokens
 
 
-def references(store: TokenStore, ids: np.ndarray, characters: int, bytes: int) -> References:
-    """The references of a store on the validation `ids`, of which all but the first are scored as `evaluate` does.
-
-    `characters` and `bytes` are those of the text that the scored ids spell. Counts are of the first 2**24 training
-    tokens.
-    """
+def references(store: TokenStore, chosen: ValidationSet) -> References:
+    """The references of a store on what `evaluate` scores. Counts are of the first 2**24 training tokens."""
     train = store.train.read(0, min(_COUNTED, len(store.train)))
+    ids = chosen.ids
     size, following = store.tokenizer.vocab_size, ids[1:].astype(np.int64)
     chances = unigram(train, size)
     pairs = bigram(train, ids[:-1].astype(np.int64), following, chances)
-    bits_per_byte = _zstd(store.tokenizer.decode(following.tolist()))
+    compressed = _zstd(store.tokenizer.decode(following.tolist())) * chosen.bytes  # bits, of all of it at that rate
     return References(
         uniform=math.log(size),
         unigram=-float(np.log(chances[following]).mean()),
         bigram=-float(np.log(pairs).mean()),
-        zstd=bits_per_byte * math.log(2) * bytes / len(following),
+        zstd=(compressed - chosen.unknown_bits) * math.log(2) / len(following),
         tokens=len(following),
-        characters=characters,
-        bytes=bytes,
+        characters=chosen.characters,
+        bytes=chosen.bytes,
+        unknown_bits=chosen.unknown_bits,
     )
 
 

@@ -200,7 +200,7 @@ class Training:
     def announce(self) -> None:
         """Say what this training is, what its numbers will mean, and how long it will take by a few passes."""
         chosen = self.validation
-        self.references = references.references(self.store, chosen.ids, chosen.characters, chosen.bytes)
+        self.references = references.references(self.store, chosen)
         how, end_of_text = self.learner.how, self.store.tokenizer.end_of_text
         ids = batches.to_device(self.sampler.batch(0, how.micro_batch), self.device)
         seconds = preflight.seconds_of(lambda: self.learner.probe(ids, end_of_text), self.device)

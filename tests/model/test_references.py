@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.evaluate import ValidationSet
 from model.references import References, bigram, references, unigram
 from pipeline.artifact import Artifact
 from pipeline.tokenizers import Characters, Integers, Tokenizer
@@ -31,7 +32,7 @@ def store(tokenizer: Tokenizer, train: list[int], val: list[int]) -> TokenStore:
 
 def refer(tokenizer: Tokenizer, train: list[int], val: list[int]) -> References:
     text = tokenizer.decode(val[1:])
-    return references(store(tokenizer, train, val), np.array(val), len(text), len(text.encode()))
+    return references(store(tokenizer, train, val), ValidationSet(np.array(val), len(text), len(text.encode())))
 
 
 def of_novel() -> tuple[Characters, list[int], list[int]]:
@@ -98,7 +99,6 @@ def test_zstd_reads_the_validation_text_alone() -> None:
     found = refer(tokenizer, train, val)
     text = tokenizer.decode(val[1:])
     packed = len(zstandard.ZstdCompressor(level=19).compress(text.encode()))
-    assert found.bits_per_byte(found.zstd) == pytest.approx(8 * packed / len(text.encode()), rel=0.01)
     assert found.bits_per_char(found.zstd) == pytest.approx(8 * packed / len(text), rel=0.01)
     assert refer(tokenizer, train[:100], val).zstd == found.zstd
 
@@ -106,7 +106,19 @@ def test_zstd_reads_the_validation_text_alone() -> None:
 def test_nats_become_bits_of_the_text() -> None:
     found = References(3.0, 2.0, 1.0, 1.0, tokens=100, characters=150, bytes=400)
     assert found.bits_per_char(3 * math.log(2)) == pytest.approx(2)
-    assert found.bits_per_byte(3 * math.log(2)) == pytest.approx(0.75)
+    assert found.loss(2) == pytest.approx(3 * math.log(2))
+
+
+def test_what_unknown_characters_cost_is_in_all_bits_and_zstd_pays_nothing_for_them() -> None:
+    tokenizer, train, val = of_novel()
+    known = refer(tokenizer, train, val)
+    text = tokenizer.decode(val[1:])
+    chosen = ValidationSet(np.array(val), len(text), len(text.encode()), unknown=50)
+    found = references(store(tokenizer, train, val), chosen)
+    more = 50 * math.log2(0x110000) / len(text)
+    assert found.bits_per_char(found.bigram) == pytest.approx(known.bits_per_char(known.bigram) + more)
+    assert found.bits_per_char(found.zstd) == pytest.approx(known.bits_per_char(known.zstd))
+    assert found.loss(found.bits_per_char(2.5)) == pytest.approx(2.5)
 
 
 def test_who_knows_more_of_a_novel_loses_less() -> None:
@@ -117,7 +129,9 @@ def test_who_knows_more_of_a_novel_loses_less() -> None:
 def test_a_training_split_of_any_dtype_and_length_will_do() -> None:
     tokenizer = Integers(70_000)
     wide = TokenArray((np.array([69_999, 1, 69_999, 1], "<u4"),))
-    found = references(TokenStore(cast(Artifact, None), tokenizer, wide, wide), np.array([69_999, 1]), 1, 1)
+    found = references(
+        TokenStore(cast(Artifact, None), tokenizer, wide, wide), ValidationSet(np.array([69_999, 1]), 1, 1)
+    )
     assert found.bigram < found.unigram < found.uniform
     for train in ([], [3]):
         few = refer(Integers(4), train, [1, 2, 3])
@@ -129,5 +143,5 @@ def test_a_million_tokens_take_less_than_a_second() -> None:
     train = np.minimum(rng.zipf(1.2, 1_000_000), 49_999).astype("<u2")
     made = TokenStore(cast(Artifact, None), Integers(50_000), TokenArray((train,)), TokenArray((train,)))
     start = time.process_time()
-    references(made, train[: 1 << 16].astype(np.int64), 1, 1)
+    references(made, ValidationSet(train[: 1 << 16].astype(np.int64), 1, 1))
     assert time.process_time() - start < 2, "it is 0.4 s on an idle core"
