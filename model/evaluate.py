@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from model.batches import document_mask
 from model.distributed import World
 from model.gpt import GPT
 from pipeline.errors import BadData
@@ -97,8 +98,10 @@ def evaluate(
     precision: str = "fp32",
     world: World | None = None,
     stopped: Callable[[], bool] = bool,
+    documents_end: int | None = None,
 ) -> Evaluation | None:
-    """Score every id but the first. The end-of-text ids count as tokens and as no text.
+    """Score every id but the first. The end-of-text ids count as tokens and as no text; with `documents_end`, what came
+    before a document is hidden after each id of that kind, as in a training with document masks.
 
     All processes of the world share the work. None where `stopped` came to be true meanwhile.
     """
@@ -117,7 +120,7 @@ def evaluate(
         if ended and world.size == 1:
             break
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total += _nats(model, ids, plan[first : first + rows], device)
+            total += _nats(model, ids, plan[first : first + rows], device, documents_end)
     model.train(was_training)
     total = world.total(total)
     if world.any(ended):
@@ -126,12 +129,15 @@ def evaluate(
     return Evaluation(total / (len(ids) - 1), bits / chosen.characters, bits / chosen.bytes)
 
 
-def _nats(model: GPT, ids: torch.Tensor, plan: list[tuple[int, int]], device: torch.device) -> float:
+def _nats(
+    model: GPT, ids: torch.Tensor, plan: list[tuple[int, int]], device: torch.device, documents_end: int | None
+) -> float:
     """Sum of the losses of what these windows score. Short ones are filled up with what is never scored."""
     block = min(model.config.block_size, len(ids) - 1)
     places = torch.tensor([start for start, _ in plan])[:, None] + torch.arange(block)  # (B, T)
     scored = (places >= torch.tensor([first for _, first in plan])[:, None]) & (places < len(ids) - 1)
     inputs = ids[places.clamp(max=len(ids) - 1)].to(device)
     targets = torch.where(scored, ids[(places + 1).clamp(max=len(ids) - 1)], -1).to(device)
-    logits = model(inputs)
+    mask = None if documents_end is None else document_mask(inputs, documents_end)
+    logits = model(inputs, mask=mask)
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"))

@@ -306,7 +306,8 @@ class Training:
         start, pace = time.monotonic(), self._pace()
         with self.learner.averaged() as model:
             precision = self.learner.how.precision
-            found = evaluate(model, self.validation, self.device, precision, self.world, stopped.is_set)
+            ends = self.store.tokenizer.end_of_text if self.config.document_mask else None
+            found = evaluate(model, self.validation, self.device, precision, self.world, stopped.is_set, ends)
             if found is not None and math.isfinite(found.loss):
                 self._sample()
         if found is None:

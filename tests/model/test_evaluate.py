@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from model.config import GPTConfig
 from model.distributed import World
@@ -120,3 +121,20 @@ def test_a_signal_ends_an_evaluation_without_a_result(store: TokenStore, model: 
     model.train()
     assert evaluate(model, validation_set(store), CPU, stopped=stopped.is_set) is None
     assert model.training
+
+
+def test_with_document_masks_a_document_is_scored_as_if_alone(model: GPT) -> None:
+    documents = torch.tensor([0]), torch.tensor([7, 8, 9, 0]), torch.tensor([5, 4, 3, 2, 1])
+    ids, total = torch.cat((*documents, torch.tensor([0]))), 0.0
+    begin = 0
+    for document in documents:
+        following = ids[begin + 1 : begin + 1 + len(document)]
+        with torch.no_grad():
+            total += float(F.cross_entropy(model(document[None])[0], following, reduction="sum"))
+        begin += len(document)
+    chosen = ValidationSet(ids.numpy(), 1, 1)
+    masked, plain = (evaluate(model, chosen, CPU, documents_end=end) for end in (0, None))
+    assert masked
+    assert plain
+    assert masked.loss * (len(ids) - 1) == pytest.approx(total, rel=1e-5)
+    assert masked.loss != pytest.approx(plain.loss, rel=1e-3)
