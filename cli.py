@@ -443,6 +443,8 @@ for command in upkeep.COMMANDS:
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text, of tokenize.")
 @click.option("--minutes", type=float, default=5, show_default=True, help="Of training, of loss.")
 @click.option("--preset", default="shuihu-fast", show_default=True, help="Of loss.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset, of loss.")
+@click.option("--tokenizer", default="", metavar="KIND-SIZE", help="As bpe-8000 or char, of loss (default: preset's).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of loss.")
 def bench(
     settings: Settings,
@@ -452,6 +454,8 @@ def bench(
     size: int,
     minutes: float,
     preset: str,
+    pairs: tuple[str, ...],
+    tokenizer: str,
     seed: int,
 ) -> Outcome:
     """Measure this program beside other ways of doing the same, in turn, on this machine.
@@ -490,7 +494,7 @@ def bench(
 
         if len(given) != 2:
             raise errors.BadConfig("bench loss needs two texts", hint="bench loss TRAIN.txt VAL.txt")
-        rows += loss.bench(*given, minutes, preset, seed, settings.progress.note)
+        rows += loss.bench(*given, minutes, preset, seed, settings.progress.note, _pairs(pairs), tokenizer)
     return Outcome(
         "unchanged",
         extra={"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.rows import Row
@@ -26,17 +26,29 @@ _SENTENCE = re.compile("(?<=[。！？\n])")
 
 
 def bench(
-    train: Path, val: Path, minutes: float, preset_name: str, seed: int, report: Callable[[str], None]
+    train: Path,
+    val: Path,
+    minutes: float,
+    preset_name: str,
+    seed: int,
+    report: Callable[[str], None],
+    settings: Mapping[str, str] | None = None,
+    tokenizer_name: str = "",
 ) -> list[Row]:
-    """One row: bits per character of `val` after so many minutes (`ours`), beside those before training."""
+    """One row: bits per character of `val` after so many minutes (`ours`), beside those before training.
+
+    `settings` override numbers of the preset; without a tokenizer's name it is the one that the preset was tuned with.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "artifacts"
         inputs = tokenize.gather(root, (str(train),), (str(val),))
-        tokenizer, trained = tokenizers.find(root, _tokenizer(root, train, preset(preset_name).tokenizer or "char"))
+        tokenizer, trained = tokenizers.find(
+            root, _tokenizer(root, train, tokenizer_name or preset(preset_name).tokenizer or "char")
+        )
         options = TokenizeOptions("memmap")
         tokens = tokenize.tokenize(root, "text", inputs, tokenizer, trained, options, Silent(), jobs=1).artifact
-        settings = {"seed": seed, "eval_bytes": 0}
-        planned = run.plan(tokens, preset_name, name="loss", minutes=minutes, settings=settings)
+        chosen = {"seed": seed, "eval_bytes": 0, **(settings or {})}
+        planned = run.plan(tokens, preset_name, name="loss", minutes=minutes, settings=chosen)
         made = stage.train(root, planned, device="auto", resume=False, report=report).artifact
         result = run.read_result(made.path)
         rows = metrics.read(made.file("metrics.csv"))
