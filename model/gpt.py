@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from model.cache import Memory, Past
@@ -229,6 +230,15 @@ class Bigrams(nn.Module):
         return self.table((mixed >> 33) % self.table.num_embeddings)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out torch.nn.init. The "meta" device would do that too, but loads sympy and torch's compiler (1 s)."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -253,12 +263,8 @@ class GPT(nn.Module):
     @classmethod
     def empty(cls, config: GPTConfig, device: torch.device) -> GPT:
         """A network whose weights are still to be filled in: no time is spent on what nobody will see."""
-        with torch.device("meta"):
-            model = cls(config)
-        model.to_empty(device=device)
-        if model.rotary is not None:  # its tables are no weights
-            model.rotary = Rotary(config.head_width, config.block_size, config.rotary_base).to(device)
-        return model
+        with torch.device(device), _Unfilled():
+            return cls(config)
 
     @torch.no_grad()
     def initialise(self, seed: int, counts: Tensor | None = None) -> None:

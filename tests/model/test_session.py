@@ -212,3 +212,14 @@ def test_a_sample_for_programs_has_what_was_promised(trained: Path) -> None:
     done = sample(trained, "--prompt", "话说", "--prompt-ids", "2,3", "--max-tokens", 3, "--json")
     printed = json.loads(done.stdout)
     assert [set(each) for each in printed["samples"]] == [{"prompt", "text", "token_ids", "seconds", "ended"}] * 2
+
+
+def test_sampling_never_loads_torchs_compiler_which_takes_longer_than_the_rest(trained: Path) -> None:
+    program = (
+        "import sys, cli; code = cli.main(sys.argv[1:]); "
+        "heavy = {'torch._dynamo', 'torch.distributed.tensor', 'sympy', 'matplotlib'} & {*sys.modules}; "
+        "sys.exit(code or (str(heavy) if heavy else 0))"
+    )
+    words = [sys.executable, "-c", program, *command(trained, "--prompt", "话说", "--max-tokens", 3)[2:]]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
