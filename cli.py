@@ -527,8 +527,9 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         failed = console.explain(error)
-    if _follows() and isinstance(failed, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged)):
-        return failed.exit_code  # all have met it
+    met = isinstance(failed, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged))  # by all processes
+    if _follows() and (met or failed.told):
+        return failed.exit_code
     what, hint = redacted(failed.what), redacted(failed.hint)
     with suppress(OSError, ValueError):  # nobody may be listening
         print(f"error: {what}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)

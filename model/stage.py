@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from model.run import Annealed, Plan, Report, Result, identify
-from pipeline import artifact, files
+from pipeline import artifact, errors, files
 from pipeline.artifact import Built, Content
 
 
@@ -102,14 +102,20 @@ def _together(
         if world.leads:
             try:
                 built = _publish(root, planned, write)
-            finally:
-                if not told:  # nothing is to be trained: it stands, or cannot be
+            except BaseException as error:
+                if not told:  # it cannot be begun, and the others end as this one does
                     world.tell(None)
+                    world.tell(errors.explain(error))
+                raise
+            if not told:  # it stands
+                world.tell(None)
             world.tell(None)  # now it is published
             return built
         if draft := world.tell(None):
             trained(draft)
-        world.tell(None)
+        if failed := world.tell(None):
+            failed.told = True
+            raise failed
         return Built(artifact.find(root, "runs", planned.name), "built")
 
 

@@ -14,6 +14,7 @@ class InkstoneError(Exception):
     """A failure that the person at the keyboard can act on."""
 
     exit_code = 70
+    told = False  # by another process, to the same person
 
     def __init__(self, what: str, *, hint: str = "") -> None:
         super().__init__(what)

@@ -78,6 +78,8 @@ def together(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Together:
         commands[name] = words(root, name, parallel=parallel, optimizer=optimizer, ema=0.9)
     commands["again"] = commands["ddp-adamw"]
     commands["odd"] = words(root, "odd", batch_size=33)
+    commands["nowhere"] = words(root, "nowhere")
+    (root / "runs" / "nowhere").write_text("a file where a folder is needed")
     (folder / "commands.json").write_text(json.dumps(list(commands.values())))
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     script = [str(ROOT / "tests" / "model" / "together.py"), str(folder / "commands.json")]
@@ -161,6 +163,12 @@ def test_a_batch_that_cannot_be_shared_is_refused(together: Together) -> None:
     first, second = together.ended["odd"]
     assert_one_error(first, 78, ["batch_size 33", "2 processes"])
     assert second.code == 78
+
+
+def test_where_the_first_process_cannot_begin_the_others_end_as_it_does(together: Together) -> None:
+    first, second = together.ended["nowhere"]
+    assert_one_error(first, 73, ["nowhere"])
+    assert (second.code, second.err) == (73, "")
 
 
 def test_the_average_and_the_moments_are_whole_whoever_held_their_parts(together: Together) -> None:
