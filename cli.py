@@ -437,7 +437,7 @@ for command in upkeep.COMMANDS:
 
 
 @cli.command()
-@click.argument("what", metavar="[download|clean|tokenize|batches|train|loss]", default="")
+@click.argument("what", metavar="[download|clean|tokenize|batches|train|sample|loss]", default="")
 @click.argument("given", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of which the median counts.")
 @click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text, of tokenize.")
@@ -463,7 +463,7 @@ def bench(
     `bench tokenize SHARD...` takes shards of its own; `bench loss TRAIN.txt VAL.txt` needs two texts, and says what a
     model trained on the one makes of the other.
     """
-    known = ("download", "clean", "tokenize", "batches", "train", "loss")
+    known = ("download", "clean", "tokenize", "batches", "train", "sample", "loss")
     if what and what not in known:
         raise errors.BadConfig(f"there is no bench {what!r}", hint=f"one of {', '.join(known)}")
     if missing := [path for path in given if not path.is_file()]:
@@ -489,6 +489,10 @@ def bench(
         from benchmarks import train as training
 
         rows += training.bench(rounds, report=settings.progress.note)
+    if what in ("", "sample"):
+        from benchmarks import sample as sampling
+
+        rows += sampling.bench(rounds, report=settings.progress.note)
     if what == "loss":
         from benchmarks import loss
 
