@@ -34,7 +34,8 @@ Report = Callable[[str], None]
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a training came to. Losses in nats per token on the validation set; the checkpoints by folder name.
+    """What a training came to. Losses in nats per token on the validation set, None of a run that was imported, and
+    so was never evaluated here; the checkpoints by folder name.
 
     `mfu` is the share of the device's peak that was used, None where the peak is not known; `waited` the share of the
     time in which no batch was ready.
@@ -43,18 +44,18 @@ class Result(msgspec.Struct, frozen=True):
     steps: int
     tokens: int
     parameters: int
-    device: str
-    seconds: float
-    tokens_per_second: float
-    mfu: float | None
-    val_loss: float
-    bits_per_char: float
-    bits_per_byte: float
-    first_bits_per_char: float
-    best_val_loss: float
-    best_bits_per_char: float
     last: str
     best: str
+    device: str = ""
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    mfu: float | None = None
+    val_loss: float | None = None
+    bits_per_char: float | None = None
+    bits_per_byte: float | None = None
+    first_bits_per_char: float | None = None
+    best_val_loss: float | None = None
+    best_bits_per_char: float | None = None
     steps_before: int = 0  # of the runs that it went on from
     epochs: float = 0.0  # of the training split, those runs' included
     waited: float = 0.0
@@ -200,6 +201,14 @@ def _read_config(folder: Path) -> Preset | None:
         return msgspec.json.decode((folder / CONFIG).read_bytes(), type=Preset)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def read_preset_name(folder: Path) -> str:
+    """The name of the preset whose numbers the run in `folder` has, as they are or with others in their place."""
+    try:
+        return str(msgspec.json.decode((folder / CONFIG).read_bytes(), type=dict[str, Any]).get("preset", ""))
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadData(f"{folder / CONFIG}: {error}", hint="`train` it again") from None
 
 
 def read_result(folder: Path) -> Result:
