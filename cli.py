@@ -76,6 +76,7 @@ for command in commands.COMMANDS:
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset (repeatable)."
 )
 @click.option("--counting", is_flag=True, help="Train on 1, 2, 3, ... instead of text.")
+@click.option("--from", "parent", default="", metavar="RUN", help="Begin with the network and the weights of this run.")
 @DEVICE
 def train(
     settings: Settings,
@@ -90,6 +91,7 @@ def train(
     tensorboard: bool,
     pairs: tuple[str, ...],
     counting: bool,
+    parent: str,
     device: str,
 ) -> Outcome:
     """Train a GPT on token arrays; the run holds all that `sample` needs.
@@ -111,7 +113,11 @@ def train(
             if reference
             else newest(settings, "tokens", besides="counting")
         )
-    planned = run.plan(tokens, preset, name=name, steps=steps, minutes=minutes, settings=_pairs(pairs))
+    numbers: dict[str, Any] = {"name": name, "steps": steps, "minutes": minutes, "settings": _pairs(pairs)}
+    if parent:
+        planned = run.plan_from(artifact.find(settings.root, "runs", parent), tokens, preset, **numbers)
+    else:
+        planned = run.plan(tokens, preset, **numbers)
     planned = replace(planned, tensorboard=tensorboard)
     report = settings.progress.note
     if dry_run:
