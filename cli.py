@@ -78,6 +78,7 @@ for command in commands.COMMANDS:
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset (repeatable)."
 )
 @click.option("--counting", is_flag=True, help="Train on 1, 2, 3, ... instead of text.")
+@click.option("--from", "parent", default="", metavar="RUN", help="Begin with the network and the weights of this run.")
 @DEVICE
 def train(
     settings: Settings,
@@ -92,6 +93,7 @@ def train(
     tensorboard: bool,
     pairs: tuple[str, ...],
     counting: bool,
+    parent: str,
     device: str,
 ) -> Outcome:
     """Train a GPT on token arrays; the run holds all that `sample` needs.
@@ -113,7 +115,11 @@ def train(
             if reference
             else newest(settings, "tokens", besides="counting")
         )
-    planned = run.plan(tokens, preset, name=name, steps=steps, minutes=minutes, settings=_pairs(pairs))
+    numbers: dict[str, Any] = {"name": name, "steps": steps, "minutes": minutes, "settings": _pairs(pairs)}
+    if parent:
+        planned = run.plan_from(artifact.find(settings.root, "runs", parent), tokens, preset, **numbers)
+    else:
+        planned = run.plan(tokens, preset, **numbers)
     planned = replace(planned, tensorboard=tensorboard)
     report = settings.progress.note
     if dry_run:
@@ -236,6 +242,59 @@ def sample(
         done.extra["samples"] = [sessions.as_fields(each) for each in samples]
         done.lines = ["\n\n".join(map(sessions.shown, asked, samples))]
     return done
+
+
+@cli.command("import-model")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Name of the run that it becomes.")
+@click.option("--tokenizer", default="", help="A trained one, a .model file, r50k_base, ... (default: GPT-2's, if so).")
+@click.option("--trust-checkpoint", is_flag=True, help="Read a pickle too (pytorch_model.bin); its tensors alone.")
+def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, trust_checkpoint: bool) -> Outcome:
+    """Make a run of a GPT-2 or a Qwen3 in a folder of Hugging Face's: to sample from, to train on, to export."""
+    from model import adoption
+
+    built = adoption.adopt(settings.root, folder, name, tokenizer=tokenizer, trusted=trust_checkpoint)
+    return outcome_of(built, ("parameters",), tokenizer=built.artifact.manifest.tokenizer)
+
+
+@cli.command()
+@click.argument("kind", metavar="tokens|model", type=click.Choice(["tokens", "model"]))
+@click.argument("reference", metavar="[NAME]", default="")
+@click.option("--to", "layout", default="", help="nanogpt, megatron, llmc, datatrove, hdf5-int32, litdata; hf, gguf.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The new folder (default: exports/NAME-FORMAT below that of the artifacts).",
+)
+@click.option("--verify", is_flag=True, help="Of tokens: read all of it back and compare, before it is published.")
+@click.option(
+    "--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of a model."
+)
+def export(
+    settings: Settings, kind: str, reference: str, layout: str, out: Path | None, verify: bool, checkpoint: str
+) -> Outcome:
+    """Write token arrays, or a model, in another tool's format (the newest if none is named)."""
+    if kind == "tokens":
+        return commands.export_tokens(settings, reference, layout, out, verify)
+
+    from model import export as exports
+    from pipeline import artifact
+
+    if not layout:
+        raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(exports.FORMATS)}")
+    found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
+    target = out or settings.root / "exports" / f"{found.manifest.name}-{layout}"
+    done = exports.export(found, layout, target, checkpoint)
+    counts = {"parameters": done.parameters, "step": done.step, "bytes": done.bytes}
+    return Outcome(
+        "built",
+        found.ref,
+        done.path,
+        counts,
+        extra={"format": done.format, "files": list(done.files)},
+        lines=[f"built: {done.path} ({done.parameters:,} parameters of step {done.step:,} as {done.format})"],
+    )
 
 
 @cli.command()

@@ -57,6 +57,7 @@ def bench(
     for row in evaluated:
         report(f"{float(row['seconds']):7.1f} s  {float(row['bits_per_char']):.3f} bits/char")
     work = f"{minutes:g} min of {preset_name}, seed {seed}"
+    assert result.bits_per_char is not None
     return [Row(work, result.bits_per_char, float(evaluated[0]["bits_per_char"]), "before training", "bits/char")]
 
 

@@ -189,14 +189,18 @@ def load_model(path: Path, device: torch.device) -> GPT:
 
     Raises BadData when its bytes are not those that were saved.
     """
-    state = read_state(path)
-    weights = _verified(path, _WEIGHTS, state)
-    if _AVERAGE in state.sha256:
-        weights |= _verified(path, _AVERAGE, state)
-    model = GPT.empty(state.model, device)
+    weights = read_weights(path)
+    model = GPT.empty(read_state(path).model, device)
     require_fit(Saved(weights, {}), model)
     model.load_state_dict(weights)
     return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights that a checkpoint is sampled with, verified: their average where there is one."""
+    state = read_state(path)
+    average = _verified(path, _AVERAGE, state) if _AVERAGE in state.sha256 else {}
+    return _verified(path, _WEIGHTS, state) | average
 
 
 def require_fit(saved: Saved, model: GPT) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from model import config, presets
-from model.config import Preset
+from model.config import GPTConfig, Preset
 from pipeline import artifact, tokenizers
 from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData, InputMissing, UpstreamChanged
@@ -34,7 +34,8 @@ Report = Callable[[str], None]
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a training came to. Losses in nats per token on the validation set; the checkpoints by folder name.
+    """What a training came to. Losses in nats per token on the validation set, None of a run that was imported, and
+    so was never evaluated here; the checkpoints by folder name.
 
     `mfu` is the share of the device's peak that was used, None where the peak is not known; `waited` the share of the
     time in which no batch was ready.
@@ -43,18 +44,18 @@ class Result(msgspec.Struct, frozen=True):
     steps: int
     tokens: int
     parameters: int
-    device: str
-    seconds: float
-    tokens_per_second: float
-    mfu: float | None
-    val_loss: float
-    bits_per_char: float
-    bits_per_byte: float
-    first_bits_per_char: float
-    best_val_loss: float
-    best_bits_per_char: float
     last: str
     best: str
+    device: str = ""
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    mfu: float | None = None
+    val_loss: float | None = None
+    bits_per_char: float | None = None
+    bits_per_byte: float | None = None
+    first_bits_per_char: float | None = None
+    best_val_loss: float | None = None
+    best_bits_per_char: float | None = None
     steps_before: int = 0  # of the runs that it went on from
     epochs: float = 0.0  # of the training split, those runs' included
     waited: float = 0.0
@@ -64,8 +65,8 @@ class Result(msgspec.Struct, frozen=True):
 class Plan:
     """A training that may be run: on which tokens, under which name, with which numbers.
 
-    `parent` is the run whose weights it begins with, if any, and `parent_path` its folder. `tensorboard` writes its
-    events too.
+    `parent` is the run whose weights it begins with, if any, and `parent_path` its folder; unless `afresh`, it takes
+    the moments of the optimiser too and goes on where that run ended. `tensorboard` writes its events too.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Plan:
     tokens: Artifact
     parent: Input | None = None
     parent_path: Path | None = None
+    afresh: bool = False
     tensorboard: bool = False
 
 
@@ -92,6 +94,10 @@ def check(
 
     Raises BadConfig for a training that cannot be, whatever the tokens.
     """
+    return _overridden(presets.preset(preset_name), steps, minutes, settings)
+
+
+def _overridden(preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None) -> Preset:
     if steps is not None and minutes is not None:
         raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
     if minutes is not None and not minutes > 0:
@@ -101,7 +107,7 @@ def check(
         chosen["minutes"] = minutes
     if steps is not None:
         chosen |= {"steps": steps, "minutes": 0.0}
-    made = config.override(presets.preset(preset_name), chosen)
+    made = config.override(preset, chosen)
     if made.train.document_mask and (made.model.convolution or made.model.bigrams):
         raise BadConfig("convolutions and pairs see across documents, which document_mask forbids", hint="drop one")
     return made
@@ -122,6 +128,44 @@ def plan(
     return Plan(check_name(name or preset_name), preset_name, fitted, tokens)
 
 
+def plan_from(
+    parent: Artifact,
+    tokens: Artifact,
+    preset_name: str,
+    *,
+    name: str = "",
+    steps: int | None = None,
+    minutes: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """A training that begins with the weights of another run: its network, and the preset's numbers of training.
+
+    Raises BadConfig for tokens of another tokenizer, and for a change of the network: only its dropout may change, and
+    its block become shorter.
+    """
+    if tokens.manifest.tokenizer != parent.manifest.tokenizer:
+        raise BadConfig(
+            f"{tokens.ref} has the tokenizer {tokens.manifest.tokenizer}, {parent.ref} {parent.manifest.tokenizer}",
+            hint=f"`tokenize` the text with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
+        )
+    network = msgspec.convert(parent.manifest.options["model"], GPTConfig)
+    chosen = dataclasses.replace(presets.preset(preset_name), model=network, family=network.family)
+    made = _overridden(chosen, steps, minutes, settings)
+    alike = dataclasses.replace(made.model, **{key: getattr(network, key) for key in _MAY_CHANGE})
+    if changed := config.differences(alike, network):
+        raise BadConfig(f"the network is that of {parent.ref}: {'; '.join(changed)}", hint="leave out that --set")
+    if made.model.block_size > network.block_size:
+        raise BadConfig(
+            f"the network of {parent.ref} knows {network.block_size:,} positions, not {made.model.block_size:,}",
+            hint="--set block_size=… may only make it smaller",
+        )
+    name = check_name(name or preset_name)
+    return Plan(name, preset_name, made, tokens, parent.as_input("parent"), parent.path, afresh=True)
+
+
+_MAY_CHANGE = ("dropout", "attention_dropout", "last_dropout", "block_size")
+
+
 def identify(planned: Plan, ended: int = 0) -> Identity:
     """What the run of a plan is; or of one that a signal ended after that many steps."""
     options: dict[str, Any] = {
@@ -129,6 +173,8 @@ def identify(planned: Plan, ended: int = 0) -> Identity:
         "model": dataclasses.asdict(planned.preset.model),
         "train": dataclasses.asdict(planned.preset.train),
     }
+    if planned.afresh:
+        options["afresh"] = True
     if ended:
         options["ended"] = ended
     inputs = (planned.tokens.as_input("tokens"), *([planned.parent] if planned.parent else []))
@@ -200,6 +246,14 @@ def _read_config(folder: Path) -> Preset | None:
         return msgspec.json.decode((folder / CONFIG).read_bytes(), type=Preset)
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def read_preset_name(folder: Path) -> str:
+    """The name of the preset whose numbers the run in `folder` has, as they are or with others in their place."""
+    try:
+        return str(msgspec.json.decode((folder / CONFIG).read_bytes(), type=dict[str, Any]).get("preset", ""))
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadData(f"{folder / CONFIG}: {error}", hint="`train` it again") from None
 
 
 def read_result(folder: Path) -> Result:

@@ -171,15 +171,23 @@ class Training:
         return read_result(self.planned.parent_path)
 
     def _inherit(self, parent: Result) -> None:
-        """Begin with the weights and the moments that the earlier run ended with."""
+        """Begin with the weights and the moments that the earlier run ended with; or, afresh, with its best weights."""
         path = self.planned.parent_path
         assert path
         try:
-            self.learner.load(checkpoint.read(path / "checkpoints" / parent.last))
+            if self.planned.afresh:
+                self.learner.load(Saved(self._fitted(checkpoint.read_weights(path / "checkpoints" / parent.best)), {}))
+            else:
+                self.learner.load(checkpoint.read(path / "checkpoints" / parent.last))
         except BadData as error:
             hint = f"`rollback runs/{path.parent.name}` goes on from the run before"
             raise BadData(error.what, hint=hint) from None
         self.report(f"going on from the weights of {path.parent.name}/{path.name}, after {parent.steps:,} steps")
+
+    def _fitted(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights of a network with a longer block, without the positions that this one does not have."""
+        size = self.planned.preset.model.block_size
+        return {name: each[:size] if name == "position.weight" else each for name, each in weights.items()}
 
     @property
     def data_step(self) -> int:

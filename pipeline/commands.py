@@ -1,4 +1,4 @@
-"""The commands of the data's stages: download, decompress, clean, train-tokenizer, tokenize, inspect, export.
+"""The commands of the data's stages: download, decompress, clean, train-tokenizer, tokenize, inspect.
 
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
@@ -347,25 +347,14 @@ def _facts(found: Artifact, facts: Facts) -> list[str]:
     return [*lines, f"begins     {facts.first!r}"]
 
 
-@click.command(cls=Command)
-@click.argument("kind", metavar="tokens", type=click.Choice(["tokens"]))
-@click.argument("reference", metavar="[NAME]", default="")
-@click.option("--to", "layout", default="", help="nanogpt, megatron, llmc, datatrove, hdf5-int32 or litdata.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The new folder (default: exports/NAME-FORMAT below that of the artifacts).",
-)
-@click.option("--verify", is_flag=True, help="Read all of it back and compare, before it is published.")
-def export(settings: Settings, kind: str, reference: str, layout: str, out: Path | None, verify: bool) -> Outcome:
-    """Write token arrays in another tool's format (the newest ones if none is named)."""
+def export_tokens(settings: Settings, reference: str, layout: str, out: Path | None, verify: bool) -> Outcome:
+    """What `export tokens` does."""
     from pipeline import artifact
     from pipeline.export import formats
 
     if not layout:
         raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(formats.FORMATS)}")
-    found = artifact.find(settings.root, kind, reference) if reference else newest(settings, kind)
+    found = artifact.find(settings.root, "tokens", reference) if reference else newest(settings, "tokens")
     target = out or settings.root / "exports" / f"{found.manifest.name}-{layout}"
     done = formats.export(found, layout, target, verify=verify)
     checked = ", read back and equal" if done.verified else ""
@@ -408,4 +397,4 @@ def _stem(reference: str, kind: str) -> str:
     return parts[0] if is_name(parts[0]) else name_from(reference)
 
 
-COMMANDS = (download, decompress, clean, train_tokenizer, tokenize, inspect, export)
+COMMANDS = (download, decompress, clean, train_tokenizer, tokenize, inspect)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import StorageFailed
+from pipeline.errors import CannotCreate, StorageFailed
 
 TEMPORARY = ".tmp."
 TRASH = ".trash."
@@ -290,6 +290,34 @@ def publish_directory(draft: Path, target: Path) -> bool:
         return False
     sync_directory(target.parent)
     return True
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """An empty folder that becomes `target` once the block has ended well, and of which else nothing is left.
+
+    Raises CannotCreate where something appeared under that name meanwhile.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{TEMPORARY}{target.name[:60]}.{secrets.token_hex(4)}")
+    draft.mkdir()
+    try:
+        yield draft
+        if not publish_directory(draft, target):
+            raise CannotCreate(f"{target}: appeared meanwhile", hint="choose another folder with --out")
+    except BaseException:
+        remove_tree(draft)
+        raise
+
+
+def require_new(target: Path, besides: Path) -> None:
+    """Raise CannotCreate where `target` stands already, or would lie inside the folder `besides`."""
+    if os.path.lexists(target):
+        raise CannotCreate(
+            f"{target}: exists already", hint="choose another folder with --out, or move what is there away"
+        )
+    if besides.resolve() in target.resolve().parents:
+        raise CannotCreate(f"{target}: lies inside the artifact itself", hint="choose another folder with --out")
 
 
 def point(link: Path, target_name: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 
 from pipeline import artifact, files
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig, CannotCreate
+from pipeline.errors import BadConfig
 from pipeline.export import datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt, stream
 from pipeline.export.comparison import require_same
 from pipeline.export.interface import Format, Source, open_source
@@ -45,34 +43,17 @@ def export(found: Artifact, to: str, out: Path, *, verify: bool = False) -> Expo
     if to not in FORMATS:
         raise BadConfig(f"no format {to!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")
     chosen = FORMATS[to]
-    _require_new(out, found)
+    files.require_new(out, besides=found.path)
     source = open_source(found)
     _require_fit(source, chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_space(source, chosen, out.parent)
-    draft = out.with_name(f"{files.TEMPORARY}{out.name[:60]}.{secrets.token_hex(4)}")
-    draft.mkdir()
-    try:
+    with files.new_folder(out) as draft:
         with artifact.lease(found):
             chosen.write(source, draft)
             if verify:
                 require_same(chosen, draft, source)
-        exported = _describe(source, chosen, draft, out, verify)
-        if not files.publish_directory(draft, out):
-            raise CannotCreate(f"{out}: appeared meanwhile", hint="choose another folder with --out")
-    except BaseException:
-        files.remove_tree(draft)
-        raise
-    return exported
-
-
-def _require_new(out: Path, found: Artifact) -> None:
-    if os.path.lexists(out):
-        raise CannotCreate(
-            f"{out}: exists already", hint="choose another folder with --out, or move what is there away"
-        )
-    if found.path.resolve() in out.resolve().parents:
-        raise CannotCreate(f"{out}: lies inside the artifact itself", hint="choose another folder with --out")
+        return _describe(source, chosen, draft, out, verify)
 
 
 def _require_fit(source: Source, chosen: Format) -> None:

@@ -6,12 +6,14 @@ and runs carry the very tokenizer they were made with.
 
 `interface.py` says what a tokenizer is. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
 encoder), `sentencepiece.py`, and `characters.py` (with the numbers of the counting toy). `unfolding.py` makes text of
-ids that come one at a time. `foreign.py` tries a SentencePiece model that came from elsewhere before it is trusted, and
-`store.py` is the way in: it opens a saved folder and finds what a name means.
+ids that come one at a time. `huggingface.py` writes the tokenizer.json that other programs read. `foreign.py` tries a
+SentencePiece model that came from elsewhere before it is trusted, and `store.py` is the way in: it opens a saved folder
+and finds what a name means.
 """
 
 from pipeline.tokenizers.characters import Characters, Integers
 from pipeline.tokenizers.gigatoken import ENCODERS, why_not_fast
+from pipeline.tokenizers.huggingface import merges, pieces, require_exact, require_same_ids, spelled, tokenizer_json
 from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.store import check_encoder, find, open_folder
@@ -33,6 +35,12 @@ __all__ = [
     "Unfolding",
     "check_encoder",
     "find",
+    "merges",
     "open_folder",
+    "pieces",
+    "require_exact",
+    "require_same_ids",
+    "spelled",
+    "tokenizer_json",
     "why_not_fast",
 ]

@@ -29,7 +29,7 @@ class Characters:
 
     def __init__(self, characters: str, name: str) -> None:
         self.name = name
-        self._characters = characters
+        self.characters = characters
         self.end_of_text = 0
         self.vocab_size = self.FIRST + len(characters)
         self.fingerprint = f"char:{hashlib.sha256(characters.encode()).hexdigest()[:16]}"
@@ -37,7 +37,7 @@ class Characters:
         self._ids[_code_points(characters)] = np.arange(self.FIRST, self.vocab_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._characters, self.name)
+        return type(self), (self.characters, self.name)
 
     @classmethod
     def load(cls, folder: Path, card: Card) -> Characters:
@@ -45,7 +45,7 @@ class Characters:
         return cls((folder / _CHARACTERS).read_bytes().decode(), card.name)
 
     def save(self, folder: Path) -> None:
-        files.write_file(folder / _CHARACTERS, self._characters.encode())
+        files.write_file(folder / _CHARACTERS, self.characters.encode())
         save_card(self, folder)
 
     def encode(self, text: str) -> list[int]:
@@ -58,7 +58,7 @@ class Characters:
     def decode(self, ids: Iterable[int]) -> str:
         # □ is what editions print for a character that cannot be read.
         return "".join(
-            "□" if token == self.UNKNOWN else self._characters[token - self.FIRST]
+            "□" if token == self.UNKNOWN else self.characters[token - self.FIRST]
             for token in ids
             if token != self.end_of_text
         )
@@ -67,7 +67,7 @@ class Characters:
         return self.decode([token]).encode(errors="ignore")
 
     def unknown(self, text: str) -> str:
-        known = set(self._characters)
+        known = set(self.characters)
         return "".join(dict.fromkeys(character for character in text if character not in known))
 
 

@@ -66,7 +66,7 @@ class SentencePiece:
         # A merge never crosses a place that no piece of the vocabulary has inside it; the probes see whether the
         # model's normaliser leaves it alone. Unknown characters merge with their neighbours, so there are none there.
         # A unigram model has no such place: in a long text its 32-bit scores let what came before decide ties.
-        if not self._is_bpe():
+        if not self.is_bpe():
             return None
         try:
             pieces = self.pieces()
@@ -83,7 +83,7 @@ class SentencePiece:
         """The text of every id. Raises UnicodeDecodeError: a model may hold pieces that are no text."""
         return [self.processor.id_to_piece(token) for token in range(self.vocab_size)]
 
-    def _is_bpe(self) -> bool:
+    def is_bpe(self) -> bool:
         # BPE's scores are the ranks of its merges, 0, -1, -2, …; unigram's are logarithms of probabilities.
         scores = (self.processor.get_score(token) for token in range(self.vocab_size))
         return all(score == round(score) for score in scores)

@@ -32,7 +32,7 @@ _WORD_OR_LINE = re.compile(
 class Tiktoken:
     """One of OpenAI's encodings.
 
-    `ranks` is a file in tiktoken's own format. It is saved with the tokenizer, so that what was made with it can be
+    The file of its ranks, in tiktoken's own format, is saved with the tokenizer, so that what was made with it can be
     opened without tiktoken's cache and without a network.
     """
 
@@ -45,7 +45,7 @@ class Tiktoken:
     ) -> None:
         self.name, self.vocab_size, self.end_of_text = name, vocab_size, end_of_text
         self.encoder = choose_encoder(name, encoder)
-        self._ranks, self._pattern = ranks, pattern
+        self._ranks, self.pattern = ranks, pattern
         definition = b"%d %d %s\n%s" % (vocab_size, end_of_text, pattern.encode(), ranks)
         self.fingerprint = f"tiktoken:{name}:{hashlib.sha256(definition).hexdigest()[:16]}"
 
@@ -78,29 +78,27 @@ class Tiktoken:
         return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tiktoken, (self.name, self._ranks, self._pattern, self.vocab_size, self.end_of_text, self.encoder)
+        return Tiktoken, (self.name, self._ranks, self.pattern, self.vocab_size, self.end_of_text, self.encoder)
 
     def save(self, folder: Path) -> None:
         files.write_file(folder / _RANKS, self._ranks)
-        save_card(self, folder, pattern=self._pattern)
+        save_card(self, folder, pattern=self.pattern)
 
     @functools.cached_property
-    def _mergeable(self) -> dict[bytes, int]:
+    def ranks(self) -> dict[bytes, int]:
         pairs = (line.split() for line in self._ranks.splitlines())
         return {a2b_base64(token): int(rank) for token, rank in pairs}
 
     @functools.cached_property
     def _texts(self) -> frozenset[int]:
-        return frozenset(self._mergeable.values())
+        return frozenset(self.ranks.values())
 
     @functools.cached_property
     def _reference(self) -> Any:
         import tiktoken
 
         special = {END_OF_TEXT: self.end_of_text}
-        return tiktoken.Encoding(
-            self.name, pat_str=self._pattern, mergeable_ranks=self._mergeable, special_tokens=special
-        )
+        return tiktoken.Encoding(self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=special)
 
     @functools.cached_property
     def _fast(self) -> Callable[[Sequence[str]], FlatIds]:

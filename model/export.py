@@ -1,0 +1,105 @@
+"""A run for other programs: one new folder in a format of theirs, with a card that says what the model is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from model import card, checkpoint, gguf, huggingface, run
+from model.checkpoint import State
+from model.families import family
+from model.run import Result
+from pipeline import artifact, files
+from pipeline.artifact import Artifact
+from pipeline.errors import BadConfig
+from pipeline.tokenizers import Tokenizer
+
+_SAMPLES = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The run to export: the weights of one checkpoint (their average where there is one), and what is known of it.
+
+    `texts` are what the model wrote while it was trained.
+    """
+
+    run: Artifact
+    preset: str
+    result: Result
+    state: State
+    tokenizer: Tokenizer
+    weights: Mapping[str, Tensor]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """`require` raises BadConfig for a run that the format cannot hold, before anything is loaded; `write` fills a
+    folder; `usage` is how the card says that it is used."""
+
+    require: Callable[[Tokenizer], None]
+    write: Callable[[Any, Path], None]
+    usage: Callable[[str], str]
+
+
+FORMATS = {
+    "hf": Format(huggingface.require, huggingface.write, huggingface.usage),
+    "gguf": Format(gguf.require, gguf.write, gguf.usage),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave: `files` are paths inside `path`, `bytes` their size, `step` that of the checkpoint."""
+
+    format: str
+    path: Path
+    files: tuple[str, ...]
+    parameters: int
+    step: int
+    bytes: int
+
+
+def export(found: Artifact, to: str, out: Path, which: str = "best") -> Exported:
+    """Write the "best" or the "last" checkpoint of a run in the format `to` as the new folder `out`, whole or not at
+    all.
+
+    Raises BadConfig for an unknown format, and a network or a tokenizer that it has no counterpart of; CannotCreate
+    where `out` stands already; StorageFailed where there is no room; BadData when the run is damaged, or when another
+    program would make other ids of a text.
+    """
+    if to not in FORMATS:
+        raise BadConfig(f"no format {to!r} to export a model to", hint=f"formats: {', '.join(FORMATS)}")
+    chosen = FORMATS[to]
+    files.require_new(out, besides=found.path)
+    path = run.checkpoint_path(found, which)
+    state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(found)
+    family(state.model)
+    chosen.require(tokenizer)
+    files.require_space(out.parent, 4 * state.model.parameters, option="--out")
+    with files.new_folder(out) as draft, artifact.lease(found):
+        model = checkpoint.load_model(path, torch.device("cpu"))
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}
+        preset, result = run.read_preset_name(found.path), run.read_result(found.path)
+        source = Source(found, preset, result, state, tokenizer, weights, _texts(found))
+        chosen.write(source, draft)
+        name = found.manifest.name
+        (draft / "README.md").write_text(card.text(source, chosen.usage(name)), encoding="utf-8")
+        paths = sorted(path for path in draft.rglob("*") if path.is_file())
+        names = tuple(str(path.relative_to(draft)) for path in paths)
+        size = sum(path.stat().st_size for path in paths)
+        return Exported(to, out, names, state.model.parameters, state.step, size)
+
+
+def _texts(found: Artifact) -> tuple[str, ...]:
+    if not found.file(_SAMPLES).is_file():
+        return ()
+    lines = map(msgspec.json.decode, found.file(_SAMPLES).read_bytes().splitlines())
+    return tuple(f"{line['prompt']}{line['text']}" for line in lines)
