@@ -43,7 +43,7 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="cuda,
 def cli(context: click.Context, **_: Any) -> None:
     """From raw text to a trained compact GPT, one stage at a time.
 
-    Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample.
+    Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample, serve.
     `refresh` runs all of it for a recipe, as far as it is stale; `demo` runs it on the text that comes along.
     """
     if context.invoked_subcommand is None:
@@ -236,6 +236,32 @@ def sample(
         done.extra["samples"] = [sessions.as_fields(each) for each in samples]
         done.lines = ["\n\n".join(map(sessions.shown, asked, samples))]
     return done
+
+
+@cli.command()
+@click.argument("reference", metavar="[RUN]", default="")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine may reach other ones.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Texts written side by side.")
+@click.option("--queue", type=click.IntRange(0, 4096), default=64, show_default=True, help="Texts that may wait.")
+@DEVICE
+def serve(settings: Settings, reference: str, checkpoint: str, device: str, **place: Any) -> Outcome:
+    """Serve a trained model on this machine: a page to write with, and OpenAI's completions (extra [serve])."""
+    from model import serve as server
+    from pipeline import artifact
+
+    found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
+    report, stop = settings.progress.note, settings.progress.stop
+    done = server.serve(found, server.Place(**place), checkpoint, device, report, stop)
+    return Outcome(
+        "unchanged",
+        found.ref,
+        found.path,
+        {"texts": done.texts, "tokens": done.tokens},
+        extra={"url": done.url},
+        lines=[f"served {done.texts:,} texts, {done.tokens:,} tokens"],
+    )
 
 
 @cli.command()
