@@ -55,7 +55,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: str | list[str | int | list[int]] = ""
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = 16
     temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Meta(ge=1e-6, le=1)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0

@@ -67,10 +67,10 @@ def serve(
                 desk.close()
             return desk.ended or await super().on_tick(counter)
 
-    with closing(_bind(place.host, place.port)) as listener:
+    with closing(listen(place.host, place.port)) as listener:
         host, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
-        url = f"http://{f'[{place.host}]' if ':' in place.host else place.host}:{port}"
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         shown = look(run, checkpoint)
         model = checkpoints.load_model(runs.checkpoint_path(run, checkpoint), devices.pick(device))
         desk = Desk(Engine(model, place.rows), place.rows, place.queue)
@@ -100,7 +100,8 @@ def serve(
     return Served(url, counts.texts, counts.tokens)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises TryAgain, NotPermitted or BadConfig where that cannot be."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:

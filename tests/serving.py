@@ -74,7 +74,7 @@ class Server:
 
 
 def command(root: Path, *options: object, constants: Mapping[str, object] | None = None) -> list[str]:
-    words = ("--artifacts", root, "serve", *options)
+    words = ("--artifacts", root, "serve", NAME, *options)
     return [sys.executable, "-c", _DRIVER, json.dumps(constants or {}), *map(str, words)]
 
 

@@ -20,6 +20,8 @@ import pytest
 import cli
 from model.desk import Closing, Desk, Full, Unfinished
 from model.generate import Continuation, Engine, SampleOptions, Token
+from model.serve import listen
+from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
 from tests.badserver import wait_for
 from tests.model.test_generate import model as small_model
@@ -195,7 +197,7 @@ def test_two_hundred_clients_get_a_whole_answer_or_are_told_to_come_again(server
 def test_who_hangs_up_frees_the_row_at_once(trained: Path) -> None:
     with serving(trained, "--rows", 1) as server:
         for stream in (True, False):
-            client = begin(server, max_tokens=LONG, temperature=100, stream=stream)
+            client = begin(server, max_tokens=LONG, temperature=0, stream=stream)
             if stream:
                 client.recv(200)
             wait_for_health(server, active=1)
@@ -212,7 +214,7 @@ def test_who_hangs_up_frees_the_row_at_once(trained: Path) -> None:
 def test_who_never_reads_holds_no_row_and_is_let_go(trained: Path) -> None:
     constants = {"model.connections._TAKING": 1.0}
     with serving(trained, "--rows", 2, "--queue", 2, constants=constants) as server:
-        asked = {"max_tokens": LONG, "temperature": 100, "stream": True, "logprobs": 5}
+        asked = {"max_tokens": LONG // 2, "temperature": 0, "stream": True, "logprobs": 5}
         rude = [begin(server, buffer=2048, **asked) for _ in range(2)]
         wait_for_health(server, active=2)
         assert complete(server, max_tokens=5).status == 200  # when a row is free
@@ -232,7 +234,7 @@ def test_who_says_nothing_is_hung_up_on(trained: Path) -> None:
 
 def test_places_that_are_taken_mean_429_and_more_than_there_are_400(trained: Path) -> None:
     with serving(trained, "--rows", 1, "--queue", 1) as server:
-        first, second = (begin(server, max_tokens=LONG, temperature=100) for _ in range(2))
+        first, second = (begin(server, max_tokens=LONG, temperature=0) for _ in range(2))
         wait_for_health(server, active=1, waiting=1)
         refused = complete(server, max_tokens=1)
         assert (refused.status, refused.error["type"]) == (429, "rate_limit_error")
@@ -259,7 +261,7 @@ WRONG = [
     (b'{"max_tokens": "9"}', "max_tokens"),
     (b'{"max_tokens": 1.5}', "max_tokens"),
     (b'{"temperature": -0.1}', "temperature"),
-    (b'{"temperature": 1e999}', "temperature"),
+    (b'{"temperature": 1e999}', None),
     (b'{"top_p": 0}', "top_p"),
     (b'{"top_p": 1.1}', "top_p"),
     (b'{"top_k": -1}', "top_k"),
@@ -376,7 +378,7 @@ def test_every_name_of_this_machine_is_answered(server: Server, host: str) -> No
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n\0\0\0\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * (1 << 20) + b"\r\n\r\n",
         posted(b"zz\r\n", "Transfer-Encoding: chunked"),
         posted(b"{}", "Content-Length: 2", "Content-Length: 3"),
         posted(b"{}", "Content-Length: -2"),
@@ -429,7 +431,7 @@ def test_health_says_what_is_served_and_how_busy_it_is(server: Server) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_streams_with_a_word_and_the_server_with_0(trained: Path, number: int) -> None:
     with serving(trained, "--rows", 1, "--json", constants={"model.desk.GRACE": 0.2}) as server:
-        stream = begin(server, max_tokens=LONG, temperature=100, stream=True)
+        stream = begin(server, max_tokens=LONG, temperature=0, stream=True)
         told = stream.recv(1 << 16)
         waits = begin(server, max_tokens=5)
         wait_for_health(server, active=1, waiting=1)
@@ -452,7 +454,7 @@ def test_a_signal_ends_streams_with_a_word_and_the_server_with_0(trained: Path, 
 
 def test_a_text_that_is_almost_there_is_written_to_its_end(trained: Path) -> None:
     with serving(trained) as server:
-        stream = begin(server, max_tokens=400, temperature=100, stream=True)
+        stream = begin(server, max_tokens=400, temperature=0, stream=True)
         told = stream.recv(1 << 16)
         code, out, _ = server.end()
         while part := stream.recv(1 << 16):
@@ -474,15 +476,15 @@ def test_a_port_in_use_is_one_line_and_75(server: Server, trained: Path) -> None
     assert f"port {server.port} of 127.0.0.1 is in use" in said
 
 
-def test_a_host_that_is_not_here_is_one_line_and_78(trained: Path) -> None:
-    for host in ("192.0.2.7", "no such host", "é" * 300):
-        code, said = failed(*command(trained, "--port", 0, "--host", host))
-        assert (code, said.count("\n")) == (78, 1), said
+@pytest.mark.parametrize("host", ["192.0.2.7", "no such host", "é" * 300, "127.0.0.1:80"])
+def test_a_host_that_is_not_here_is_refused(host: str) -> None:
+    with pytest.raises(BadConfig, match="an address of this machine"):
+        listen(host, 0)
 
 
 def test_without_the_extra_the_command_to_install_it_is_told(trained: Path) -> None:
     hidden = "import sys; sys.modules['fastapi'] = None; import cli; sys.exit(cli.main(sys.argv[1:]))"
-    code, said = failed(sys.executable, "-c", hidden, "--artifacts", trained, "serve")
+    code, said = failed(sys.executable, "-c", hidden, "--artifacts", trained, "serve", NAME)
     assert (code, said.count("\n")) == (78, 1)
     assert "pip install 'inkstone[serve]'" in said
 
