@@ -8,6 +8,7 @@ here can grow without bound: there are so many places, and a text has so many to
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -16,9 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from model.generate import Continuation, Engine, Token
+from model.run import Report
 from pipeline.errors import InkstoneError
 
-GRACE = 3.0  # seconds that texts have to end by themselves when the desk closes
+_GRACE = 3.0  # seconds that texts have to end by themselves when the desk closes
+_READING = 60.0  # seconds in which what is left must be read when the last text of an order has ended
 _CLOSING = "the server is being ended"
 
 
@@ -49,6 +52,7 @@ class Order:
     def __init__(self, texts: Sequence[Continuation]) -> None:
         self.texts = tuple(texts)
         self._news: deque[News] = deque()
+        self._open, self._until = len(self.texts), math.inf  # texts that have not ended; when all must have been read
         self._failure: Unfinished | None = None
         self._told = asyncio.Event()
 
@@ -61,6 +65,8 @@ class Order:
                     raise self._failure
                 self._told.clear()
                 await self._told.wait()
+            if time.monotonic() > self._until:
+                raise Unfinished("it was not read in time")
             news = self._news.popleft()
             left -= bool(news.ended)
             yield news
@@ -68,6 +74,9 @@ class Order:
     def tell(self, news: News | Unfinished) -> None:
         if isinstance(news, News):
             self._news.append(news)
+            self._open -= bool(news.ended)
+            if not self._open:
+                self._until = time.monotonic() + _READING
         else:
             self._failure = self._failure or news
         self._told.set()
@@ -87,9 +96,9 @@ class Desk:
     """`places` are for the texts that are gone on with, `rows` at a time, and for those that wait or are still being
     read. `order`, `leave` and `close` are for the thread of the event loop that `open` was given."""
 
-    def __init__(self, engine: Engine, rows: int, queue: int) -> None:
+    def __init__(self, engine: Engine, rows: int, queue: int, report: Report) -> None:
         self.rows, self.places = rows, rows + queue
-        self._engine = engine
+        self._engine, self._report = engine, report
         self._changed = threading.Condition()  # guards all that follows
         self._orders: set[Order] = set()
         self._waiting: deque[tuple[Order, int]] = deque()
@@ -138,10 +147,10 @@ class Desk:
             self._waiting = deque(each for each in self._waiting if each[0] is not order)
             self._changed.notify()
 
-    def close(self, grace: float = GRACE) -> None:
+    def close(self) -> None:
         """Take no more orders, let go of those that wait, and end when those that are active have ended, or soon."""
         with self._changed:
-            self._end = time.monotonic() + grace if self._end is None else self._end
+            self._end = time.monotonic() + _GRACE if self._end is None else self._end
             self._changed.notify()
 
     # The thread
@@ -152,7 +161,9 @@ class Desk:
                 try:
                     made = self._engine.step()
                 except (InkstoneError, RuntimeError) as error:  # of these texts: others may do
-                    self._give_up(loop, Unfinished(f"{error}"))
+                    what = " ".join(f"{error}".split())[:300]
+                    self._report(f"warning: {len(self._owners)} texts are given up: {what}")
+                    self._give_up(loop, Unfinished(what))
                     continue
                 loop.call_soon_threadsafe(_tell, self._noted(made))
         finally:

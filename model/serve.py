@@ -73,7 +73,7 @@ def serve(
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         shown = look(run, checkpoint)
         model = checkpoints.load_model(runs.checkpoint_path(run, checkpoint), devices.pick(device))
-        desk = Desk(Engine(model, place.rows), place.rows, place.queue)
+        desk = Desk(Engine(model, place.rows), place.rows, place.queue, report)
         if not local:
             report(f"warning: {place.host} can be reached from other machines, and there is no authentication")
 

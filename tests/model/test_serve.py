@@ -430,7 +430,7 @@ def test_health_says_what_is_served_and_how_busy_it_is(server: Server) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_streams_with_a_word_and_the_server_with_0(trained: Path, number: int) -> None:
-    with serving(trained, "--rows", 1, "--json", constants={"model.desk.GRACE": 0.2}) as server:
+    with serving(trained, "--rows", 1, "--json", constants={"model.desk._GRACE": 0.2}) as server:
         stream = begin(server, max_tokens=LONG, temperature=0, stream=True)
         told = stream.recv(1 << 16)
         waits = begin(server, max_tokens=5)
@@ -524,11 +524,14 @@ def text(tokens: int) -> Continuation:
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_others() -> None:
+    said: list[str] = []
+
     async def run() -> None:
-        desk = Desk(Failing(small_model(40), 2), rows=2, queue=2)
+        desk = Desk(Failing(small_model(40), 2), 2, 2, said.append)
         desk.open(asyncio.get_running_loop())
         with pytest.raises(Unfinished, match="out of memory"):
             await written(desk, [text(5)])
+        assert said == ["warning: 1 texts are given up: out of memory"]
         assert await written(desk, [text(1), text(1)]) == 2
         with pytest.raises(Full):
             desk.order([text(1)] * 5)
@@ -540,13 +543,30 @@ def test_a_step_that_fails_ends_its_texts_and_no_others() -> None:
     asyncio.run(run())
 
 
+def test_who_reads_too_slowly_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.desk._READING", 0.05)
+
+    async def run() -> None:
+        desk = Desk(Engine(small_model(40), 1), 1, 0, print)
+        desk.open(asyncio.get_running_loop())
+        news = desk.order([text(5)]).news()
+        await anext(news)
+        await asyncio.sleep(0.2)
+        with pytest.raises(Unfinished, match="not read in time"):
+            await anext(news)
+        desk.close()
+        await asyncio.to_thread(desk.result)
+
+    asyncio.run(run())
+
+
 def test_a_bug_in_the_thread_ends_every_order_and_is_told() -> None:
     class Broken(Engine):
         def step(self) -> list[tuple[Continuation, Token]]:
             raise KeyError("a bug")
 
     async def run() -> None:
-        desk = Desk(Broken(small_model(40), 1), rows=1, queue=2)
+        desk = Desk(Broken(small_model(40), 1), 1, 2, print)
         desk.open(asyncio.get_running_loop())
         with pytest.raises(Unfinished):
             await written(desk, [text(5), text(5)])
