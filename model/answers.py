@@ -40,8 +40,10 @@ class Answer:
         self.order = order
         self._asked, self._prompts, self._tokenizer = asked, prompts, tokenizer
         repeated = [prompt for prompt in prompts for _ in range(asked.n)]
+        counts = tokenizer.kind == "integers"  # which stand apart from those of the prompt
+        self._joint = " → " if counts else ""
         self._choices = [
-            _Choice(index, prompt, Unfolding(tokenizer, prompt.ids[-1] if prompt.ids else None))
+            _Choice(index, prompt, Unfolding(tokenizer, None if counts or not prompt.ids else prompt.ids[-1]))
             for index, prompt in enumerate(repeated)
         ]
         self._frame = {
@@ -84,7 +86,7 @@ class Answer:
 
     def _piece(self, choice: _Choice) -> dict[str, Any]:
         """What comes before anything is made: nothing, or the prompt."""
-        text = choice.prompt.text if self._asked.echo else ""
+        text = choice.prompt.text + self._joint if self._asked.echo else ""
         return {"text": text, "index": choice.index, "logprobs": None, "finish_reason": None}
 
     def _take(self, news: News) -> list[dict[str, Any]]:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from model import run as runs
 from model.run import Report
-from pipeline.artifact import Artifact
+from model.session import Session
 from pipeline.errors import BadConfig, NotPermitted, TryAgain
 
 _FLUSH = 5  # seconds for clients to take what is left when all texts have ended
@@ -37,9 +36,7 @@ class Served:
     tokens: int
 
 
-def serve(
-    run: Artifact, place: Place, checkpoint: str, device: str, report: Report, stopped: threading.Event
-) -> Served:
+def serve(session: Session, place: Place, report: Report, stopped: threading.Event) -> Served:
     """Serve a run until a signal comes, or `stopped` is set. Raises BadConfig where what it takes is not installed,
     TryAgain where the port is in use."""
     try:
@@ -47,8 +44,6 @@ def serve(
         import uvicorn
     except ImportError:
         raise BadConfig("FastAPI and uvicorn are not installed", hint="pip install 'inkstone[serve]'") from None
-    from model import checkpoint as checkpoints
-    from model import device as devices
     from model import routes, stop
     from model.connections import Connection
     from model.desk import Desk
@@ -71,14 +66,13 @@ def serve(
         host, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        shown = look(run, checkpoint)
-        model = checkpoints.load_model(runs.checkpoint_path(run, checkpoint), devices.pick(device))
-        desk = Desk(Engine(model, place.rows), place.rows, place.queue, report)
+        shown = look(session)
+        desk = Desk(Engine(session.model, place.rows), place.rows, place.queue, report)
         if not local:
             report(f"warning: {place.host} can be reached from other machines, and there is no authentication")
 
         def opened() -> None:
-            report(f"serving {run.ref} at {url} (Ctrl-C ends it)")
+            report(f"serving {shown.ref} at {url} (Ctrl-C ends it)")
 
         config = uvicorn.Config(
             routes.app(shown, desk, local=local, report=report, opened=opened),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model import run as runs
-from pipeline.artifact import Artifact
+from model.run import read_result
+from model.session import Session
 from pipeline.tokenizers import Tokenizer
 
 
@@ -26,13 +26,13 @@ class Shown:
     since: int
 
 
-def look(run: Artifact, checkpoint: str) -> Shown:
-    """Read what is shown of a run, of which the "best" or the "last" checkpoint is served."""
-    result, tokenizer = runs.read_result(run.path), runs.open_tokenizer(run)
+def look(session: Session) -> Shown:
+    """Read what is shown of a run."""
+    run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
     facts = {
         "parameters": result.parameters,
         "steps": result.steps,
-        "bits_per_char": result.best_bits_per_char if checkpoint == "best" else result.bits_per_char,
+        "bits_per_char": result.best_bits_per_char if session.checkpoint == "best" else result.bits_per_char,
         "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
         "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
     }
