@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 _CANDIDATES = 5  # of each token that --explain shows
 _SAMPLED = ("max_tokens", "temperature", "top_k", "seed")  # what a recipe says of sampling
 HERE = Path(__file__).resolve().parent
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the weights; auto: bf16 where that is faster.",
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
 
 
@@ -43,7 +50,7 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="cuda,
 def cli(context: click.Context, **_: Any) -> None:
     """From raw text to a trained compact GPT, one stage at a time.
 
-    Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample.
+    Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample, serve.
     `refresh` runs all of it for a recipe, as far as it is stale; `demo` runs it on the text that comes along.
     """
     if context.invoked_subcommand is None:
@@ -191,13 +198,7 @@ def _trained(built: Built) -> Outcome:
 @click.option("--interactive", is_flag=True, help="Ask for prompts until the end of the input.")
 @click.option("--explain", is_flag=True, help="Show what else was likely at each token.")
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Of the weights; auto: bf16 where that is faster.",
-)
+@PRECISION
 @DEVICE
 def sample(
     settings: Settings,
@@ -294,6 +295,34 @@ def export(
         counts,
         extra={"format": done.format, "files": list(done.files)},
         lines=[f"built: {done.path} ({done.parameters:,} parameters of step {done.step:,} as {done.format})"],
+    )
+
+
+@cli.command()
+@click.argument("reference", metavar="[RUN]", default="")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine may reach other ones.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Texts written side by side.")
+@click.option("--queue", type=click.IntRange(0, 4096), default=64, show_default=True, help="Texts that may wait.")
+@PRECISION
+@DEVICE
+def serve(settings: Settings, reference: str, checkpoint: str, precision: str, device: str, **place: Any) -> Outcome:
+    """Serve a trained model on this machine: a page to write with, and OpenAI's completions (extra [serve])."""
+    from model import serve as server
+    from model.session import Session
+    from pipeline import artifact
+
+    found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
+    session = Session(found, checkpoint, device, precision, settings.progress.note)
+    done = server.serve(session, server.Place(**place), settings.progress.note, settings.progress.stop)
+    return Outcome(
+        "unchanged",
+        found.ref,
+        found.path,
+        {"texts": done.texts, "tokens": done.tokens},
+        extra={"url": done.url},
+        lines=[f"served {done.texts:,} texts, {done.tokens:,} tokens"],
     )
 
 

@@ -125,7 +125,7 @@ class Continuation:
         text = (
             "" if token == self._tokenizer.end_of_text else self._tokenizer.spell(token, last).decode(errors="ignore")
         )
-        return Candidate(token, text, round(probability, 6))
+        return Candidate(token, text, float(f"{probability:.6g}"))
 
     def _take(self, token: int) -> str:
         """Add a token; the text that may be shown now, since it is no part of a stop."""

@@ -41,7 +41,8 @@ class Session:
     """
 
     def __init__(self, run: Artifact, checkpoint: str, device: str, precision: str, report: Report) -> None:
-        self.run, self._device, self._precision, self._report = run, device, precision, report
+        self.run, self.checkpoint = run, checkpoint
+        self._device, self._precision, self._report = device, precision, report
         self._path = runs.checkpoint_path(run, checkpoint)
         _require_whole(run, self._path)
         self.tokenizer: Tokenizer = runs.open_tokenizer(run)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Inkstone = Callable[..., dict[str, Any]]
 FIELDS = {"result", "artifact", "path", "counts", "ledger", "seconds"}
 COMMANDS = ("download", "decompress", "clean", "train-tokenizer", "tokenize", "train", "sample")
-COMMANDS += ("refresh", "demo", "status", "verify")
+COMMANDS += ("serve", "refresh", "demo", "status", "verify")
 
 
 def plain(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -77,7 +77,7 @@ FLOORS = (
     {"commands", "upkeep"},
 )
 MODEL_MAY_IMPORT = {"tokens", "tokenizers", "artifact", "manifest", "files", "errors"}
-HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich")
+HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich", "fastapi")
 
 
 def modules(package: str) -> list[Path]:
