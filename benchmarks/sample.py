@@ -7,6 +7,7 @@ same weights and draws among the 50 likeliest tokens.
 from __future__ import annotations
 
 import copy
+import importlib
 import statistics
 import sys
 import time
@@ -96,7 +97,7 @@ def _recomputing(model: GPT) -> Way:
 
 def _transformers(model: GPT) -> Way:
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError):  # one that is built for another torch, over which transformers would stumble
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     import transformers
