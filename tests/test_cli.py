@@ -83,7 +83,7 @@ def test_every_stage_prints_one_object_with_the_promised_fields(inkstone: Inksto
         "checkpoint",
     }
     assert trained <= said["train"].keys()
-    assert said["sample"]["samples"][0].keys() == {"prompt", "text", "token_ids", "seconds"}
+    assert said["sample"]["samples"][0].keys() >= {"prompt", "text", "token_ids", "seconds"}
     assert inkstone("tokenize", "book", "--val-fraction", "0.3")["result"] == "unchanged"
 
 
