@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _ARCHITECTURES = {"gpt2": "GPT-2", "qwen3": "Qwen3"}
 
 
-def text(source: Source, usage: str) -> str:
-    """The card as Markdown, with the header that Hugging Face's hub reads."""
+def text(source: Source, library: str, usage: str) -> str:
+    """The card as Markdown, with the header that Hugging Face's hub reads; `library` is what loads the model."""
     config = source.state.model
     return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 ---
 
@@ -60,7 +60,8 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
     yield "trained on", f"{result.tokens:,} tokens, {result.epochs:g} epochs"
     yield "validation", _loss(state.val_loss, result)
     yield "tokenizer", f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, `{tokenizer.fingerprint}`"
-    yield "vocabulary", f"{state.model.vocab_size:,}, those beyond the tokenizer's ids are padding"
+    if padding := state.model.vocab_size - tokenizer.vocab_size:
+        yield "vocabulary", f"{state.model.vocab_size:,} rows, the last {padding:,} are padding"
     yield "context", f"{state.model.block_size:,} tokens"
 
 

@@ -41,17 +41,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Format:
-    """`require` raises BadConfig for a run that the format cannot hold, before anything is loaded; `write` fills a
-    folder; `usage` is how the card says that it is used."""
+    """`library` is what loads it. `require` raises BadConfig for a tokenizer that it cannot hold, before anything is
+    loaded; `write` fills a folder; `usage` is how the card says that it is used."""
 
+    library: str
     require: Callable[[Tokenizer], None]
     write: Callable[[Any, Path], None]
     usage: Callable[[str], str]
 
 
 FORMATS = {
-    "hf": Format(huggingface.require, huggingface.write, huggingface.usage),
-    "gguf": Format(gguf.require, gguf.write, gguf.usage),
+    "hf": Format("transformers", huggingface.require, huggingface.write, huggingface.usage),
+    "gguf": Format("gguf", gguf.require, gguf.write, gguf.usage),
 }
 
 
@@ -91,7 +92,7 @@ def export(found: Artifact, to: str, out: Path, which: str = "best") -> Exported
         source = Source(found, preset, result, state, tokenizer, weights, _texts(found))
         chosen.write(source, draft)
         name = found.manifest.name
-        (draft / "README.md").write_text(card.text(source, chosen.usage(name)), encoding="utf-8")
+        (draft / "README.md").write_text(card.text(source, chosen.library, chosen.usage(name)), encoding="utf-8")
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
         names = tuple(str(path.relative_to(draft)) for path in paths)
         size = sum(path.stat().st_size for path in paths)

@@ -1,9 +1,9 @@
 """One .gguf file for llama.cpp: the network, its tokenizer and its weights in fp32, to be quantised there.
 
 The layout is that of its convert_hf_to_gguf.py, the names are those of the package `gguf`. Two of its tokenizers make
-our ids: "gpt2", with its split pattern "gpt-2", those of GPT-2's encodings, each of whose pieces its own merges reach;
-"llama" those of SentencePiece's BPE. None of its other split patterns is tiktoken's to the letter, and it has no
-tokenizer of characters.
+our ids: "gpt2" those of tiktoken's encodings, all of whose pieces their merges reach, where it has their split pattern;
+and "llama" those of SentencePiece's BPE. Its "gpt-4o" is not that of o200k_base (नमस्ते becomes other ids), and it has
+no tokenizer of characters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, merges, piec
 if TYPE_CHECKING:
     from model.export import Source
 
-_OF_GPT2 = ("gpt2", "r50k_base", "p50k_base")  # encodings that share its split pattern
+# What llama.cpp calls the split patterns of encodings: by the model that first came with them.
+_SPLITS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
 
 
 def require(tokenizer: Tokenizer) -> None:
@@ -27,10 +28,10 @@ def require(tokenizer: Tokenizer) -> None:
     _gguf()
     if isinstance(tokenizer, SentencePiece):
         require_exact(tokenizer)
-    elif not (isinstance(tokenizer, Tiktoken) and tokenizer.name in _OF_GPT2):
+    elif not (isinstance(tokenizer, Tiktoken) and tokenizer.name in _SPLITS):
         raise BadConfig(
             f"llama.cpp has no tokenizer that makes the ids of {tokenizer.name}",
-            hint=f"it has SentencePiece's BPE, and {', '.join(_OF_GPT2)}; `--to hf` takes others too",
+            hint=f"it has SentencePiece's BPE, and {', '.join(_SPLITS)}; `--to hf` takes others too",
         )
 
 
@@ -78,7 +79,9 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     padding = range(tokenizer.vocab_size, rows)
     if isinstance(tokenizer, Tiktoken):
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(_SPLITS[tokenizer.name])
+        for number in set(range(tokenizer.vocab_size)) - {*tokenizer.ranks.values(), tokenizer.end_of_text}:
+            types[number] = kinds.UNUSED
         pairs = ((spelled(left), spelled(right)) for left, right in merges(tokenizer.ranks))
         writer.add_token_merges([" ".join(pair) for pair in pairs])
     else:

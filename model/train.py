@@ -182,7 +182,11 @@ class Training:
         except BadData as error:
             hint = f"`rollback runs/{path.parent.name}` goes on from the run before"
             raise BadData(error.what, hint=hint) from None
-        self.report(f"going on from the weights of {path.parent.name}/{path.name}, after {parent.steps:,} steps")
+        run = f"{path.parent.name}/{path.name}"
+        if self.planned.afresh:
+            self.report(f"beginning with the weights of {run}")
+        else:
+            self.report(f"going on from the weights of {run}, after {parent.steps:,} steps")
 
     def _fitted(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The weights of a network with a longer block, without the positions that this one does not have."""
