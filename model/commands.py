@@ -231,7 +231,12 @@ def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, tr
 @click.command(cls=Command)
 @click.argument("kind", metavar="tokens|model", type=click.Choice(["tokens", "model"]))
 @click.argument("reference", metavar="[NAME]", default="")
-@click.option("--to", "layout", default="", help="nanogpt, megatron, llmc, datatrove, hdf5-int32, litdata; hf, gguf.")
+@click.option(
+    "--to",
+    "layout",
+    default="",
+    help="nanogpt, megatron, llmc, datatrove, hdf5-int32 or litdata; of a model hf or gguf.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

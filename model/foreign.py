@@ -101,7 +101,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except _UNREADABLE as error:
         said = " ".join(str(error).split())[:150]
         raise BadData(f"{path}: more than tensors, or broken: {said}", hint="do not use it") from None
-    if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
         raise BadData(f"{path}: no table of tensors", hint="do not use it")
     return found
 
