@@ -71,6 +71,11 @@ class Cache:
         self._before = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._everything = (self._keys, self._values, self._tails)
 
+    @staticmethod
+    def bytes(config: GPTConfig, dtype: torch.dtype) -> int:
+        """Memory of a row, but for tails and ids, which are short."""
+        return 2 * config.layers * config.block_size * config.key_width * dtype.itemsize
+
     def full(self, row: int) -> bool:
         """Whether a row has no place for a token more."""
         return not self.slides and self.lengths[row] >= self.size

@@ -10,6 +10,7 @@ from model.run import Result
 from pipeline import artifact
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, InputMissing
+from pipeline.manifest import KINDS
 
 if TYPE_CHECKING:
     from model.export import Source
@@ -79,6 +80,8 @@ def _inputs(found: Artifact) -> Iterator[tuple[str, str, str]]:
     """What the run was made from, and what that was made from, as far as it is still there."""
     for entry in found.manifest.inputs:
         yield entry.role, entry.name, f"`{entry.digest}`"
+        if entry.name.partition("/")[0] not in KINDS:
+            continue  # a file from elsewhere
         try:
             made = artifact.read(found.path.parents[2] / entry.name)
         except (InputMissing, BadData):

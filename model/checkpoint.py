@@ -77,12 +77,9 @@ def save(folder: Path, state: State, tensors: Saved) -> Path:
     draft.mkdir(parents=True)
     parts = {_WEIGHTS: tensors.weights, _MOMENTS: tensors.moments, _AVERAGE: tensors.average}
     files.require_space(folder, 2 * sum(each.nbytes for part in parts.values() for each in part.values()))
-    try:
-        for part, content in parts.items():
-            if content:
-                save_file(dict(content), draft / part)
-    except SafetensorError as error:
-        raise OSError(None, str(error), str(draft)) from None
+    for part, content in parts.items():
+        if content:
+            write_tensors(draft / part, content)
     hashes = {part: files.sha256_of(draft / part) for part, content in parts.items() if content}
     data = _sealed(msgspec.structs.replace(state, sha256=hashes))
     if _holds(target, hashes):  # a training that goes on from here, and evaluates before its next step
@@ -95,6 +92,14 @@ def save(folder: Path, state: State, tensors: Saved) -> Path:
     files.remove_tree(target)  # it is damaged
     files.publish_directory(draft, target)
     return target
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file. Raises OSError where the disk does not take it."""
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:
+        raise OSError(None, str(error), str(path.parent)) from None
 
 
 def _holds(target: Path, hashes: Mapping[str, str]) -> bool:

@@ -111,7 +111,8 @@ def evaluate(
     plan = windows(len(ids), block)
     plan += [(0, block)] * (-len(plan) % world.size)  # windows that score nothing: each process does as much
     plan = plan[world.rank :: world.size]
-    rows = max(1, _BATCH_LOGITS // (block * model.config.vocab_size))
+    wide = max(model.config.vocab_size, 0 if documents_end is None else 4 * block)  # logits, and masks for each head
+    rows = max(1, _BATCH_LOGITS // (block * wide))
     was_training = model.training
     model.eval()
     total, ended = 0.0, False

@@ -81,6 +81,7 @@ def export(found: Artifact, to: str, out: Path, which: str = "best") -> Exported
     chosen = FORMATS[to]
     files.require_new(out, besides=found.path)
     path = run.checkpoint_path(found, which)
+    run.require_whole(found, path)
     state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(found)
     family(state.model)
     chosen.require(tokenizer)

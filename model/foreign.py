@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,16 @@ _WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json",
 _MASK = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal masks, which old folders hold too
 _GPT2_IDS = 50_257
 # What torch's unpickler raises for a file that is not what it claims to be.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        whole = not zipfile.is_zipfile(path)  # as torch wrote them before 1.6
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
     except SafetensorError as error:
         raise BadData(f"{path}: no safetensors: {error}", hint="fetch it again, or do not use it") from None
     except _UNREADABLE as error:
@@ -111,7 +123,7 @@ def _json(path: Path) -> dict[str, Any]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise InputMissing(f"{path}: missing", hint="name a folder as transformers saves it") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"{path}: {error}", hint="fetch it again") from None
 
 
@@ -144,5 +156,6 @@ def _vocabulary(path: Path) -> dict[str, int]:
         model, added = found.get("model"), found.get("added_tokens") or []
         pieces = model.get("vocab") if isinstance(model, dict) else None
         found = dict(pieces) if isinstance(pieces, dict) else {}
-        found |= {each.get("content", ""): each.get("id") for each in added if isinstance(each, dict)}
+        tables = (each for each in added if isinstance(each, dict) and isinstance(each.get("content"), str))
+        found |= {each["content"]: each.get("id") for each in tables}
     return found

@@ -15,18 +15,22 @@ import torch
 from torch import Tensor
 
 from model.cache import Cache
+from model.device import free_memory
 from model.gpt import GPT
 from pipeline.errors import BadConfig, BadData, TryAgain
 from pipeline.tokenizers import Tokenizer, Unfolding
 
 _ROWS = 16  # texts at a time
+_SEEDS = 1 << 63
+_COLDEST = 1e-6  # what fp32 can divide by
+_MEMORY = 0.9  # share of what is free that a cache may take
 
 
 @dataclass(frozen=True)
 class SampleOptions:
     """How a token is chosen, and when a text ends.
 
-    temperature         0, or `greedy`, takes the likeliest token
+    temperature         0 (as anything below 1e-6), or `greedy`, takes the likeliest token
     top_k, top_p, min_p choose among the k likeliest (0: all), the fewest that make up p together (1: all), those at
                         least min_p times as likely as the likeliest (0: all)
     repetition_penalty  divides the logits of tokens that are there already, or multiplies them below zero (Keskar et
@@ -54,6 +58,8 @@ class SampleOptions:
                 "top-p must be above 0 and at most 1, min-p from 0 to 1, the repetition penalty above 0",
                 hint="see sample --help",
             )
+        if not 0 <= self.seed < _SEEDS:
+            raise BadConfig(f"the seed {self.seed} is no number from 0 to 2**63 - 1", hint="choose another --seed")
         if not all(self.stop):
             raise BadConfig("an empty text stops everything", hint="leave out --stop")
 
@@ -100,7 +106,7 @@ class Continuation:
         counts = tokenizer.kind == "integers"  # which are shown apart from the numbers before them
         self._unfolding = Unfolding(tokenizer, prompt[-1] if prompt and not counts else None)
         self._held = ""  # text that may be the beginning of a stop
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed % _SEEDS)
 
     def go_on(self, logits: Tensor) -> Token:
         """Choose the next token from logits (V,). Raises BadData where they are no numbers."""
@@ -156,10 +162,18 @@ def _begun(text: str, stop: str) -> int:
 
 
 class Engine:
-    """Continues up to `rows` texts at a time; `active` are those that have not ended, each in the row of its place."""
+    """Continues up to `rows` texts at a time; `active` are those that have not ended, each in the row of its place.
+
+    Raises BadConfig where there is no memory for so many.
+    """
 
     def __init__(self, model: GPT, rows: int) -> None:
         weight = model.embedding.weight
+        if rows > (most := _fitting(model)):
+            raise BadConfig(
+                f"{rows:,} texts at a time need more memory than is free on {weight.device}",
+                hint=f"--rows {most} would fit" if most else "a smaller network, or a machine with more memory",
+            )
         self.model, self.active = model.eval(), list[Continuation]()
         self._cache = Cache(model.config, rows, weight.dtype, weight.device)
         self._device = weight.device
@@ -211,6 +225,13 @@ class Engine:
             self.model.states(ids, past=self._cache.read(row, 1, len(read)))
 
 
+def _fitting(model: GPT) -> int:
+    """How many rows of a cache there is memory for."""
+    weight = model.embedding.weight
+    each = Cache.bytes(model.config, weight.dtype)
+    return int(_MEMORY * free_memory(weight.device) / each) if each else _ROWS
+
+
 def stream(engine: Engine, text: Continuation) -> Iterator[Token]:
     """The tokens of one text, as they come."""
     engine.add(text)
@@ -233,7 +254,7 @@ def sample(
     texts = [Continuation(tokenizer, ids, options, options.seed + n) for n, (_, ids) in enumerate(prompts)]
     told: dict[Continuation, list[Token]] = {text: [] for text in texts}
     seconds: dict[Continuation, float] = {}
-    waiting, engine = iter(texts), Engine(model, min(len(texts), _ROWS) or 1)
+    waiting, engine = iter(texts), Engine(model, max(1, min(len(texts), _ROWS, _fitting(model))))
     while len(seconds) < len(texts):
         if stopped and stopped.is_set():
             raise TryAgain("stopped by a signal", hint="the same command gives the same texts")
@@ -256,7 +277,7 @@ def choose(logits: Tensor, options: SampleOptions, generator: torch.Generator, c
         there = torch.tensor(sorted({token for token in context if token < len(logits)}))
         values, penalty = logits[there], options.repetition_penalty
         logits[there] = torch.where(values > 0, values / penalty, values * penalty)
-    if options.greedy or options.temperature == 0:
+    if options.greedy or options.temperature < _COLDEST:
         return int(logits.argmax())
     logits = (logits - logits.max()) / options.temperature
     if 0 < options.top_k < len(logits):
@@ -265,7 +286,7 @@ def choose(logits: Tensor, options: SampleOptions, generator: torch.Generator, c
     if options.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(0) - ordered  # mass of the likelier ones: the first is always kept
-        probabilities[order[before >= options.top_p]] = 0
+        probabilities[order[1:][before[1:] >= options.top_p]] = 0
     if options.min_p:
         probabilities[probabilities < options.min_p * probabilities.max()] = 0
     # One draw a token, whatever the vocabulary: the first id by which as much probability has passed.

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from safetensors.torch import save_file
 
-from model import exchange
+from model import checkpoint, exchange
 from pipeline.tokenizers import Integers, Tokenizer, pieces, require_exact, tokenizer_json
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def write(source: Source, folder: Path) -> None:
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
     _write(folder / "generation_config.json", ends | ({"suppress_tokens": padding} if padding else {}))
     weights = folder / "model.safetensors"
-    save_file(exchange.for_huggingface(config, source.weights), weights, metadata={"format": "pt"})
+    checkpoint.write_tensors(weights, exchange.for_huggingface(config, source.weights), {"format": "pt"})
     weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
     name = pieces(tokenizer)[end]
     _write(
@@ -58,6 +57,7 @@ def write(source: Source, folder: Path) -> None:
             "eos_token": name,
             "pad_token": name,
             "model_max_length": config.block_size,
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
         },
     )

@@ -78,7 +78,7 @@ def _result(training: Training, made: Path) -> Result:
         best_bits_per_char=float(best["bits_per_char"]),
         last=last,
         best=kept,
-        steps_before=training.before,
+        steps_before=training.steps_before,
         epochs=round(training.sampler.epoch(training.data_step, training.config.batch_size), 3),
         waited=round(training.loader.waited / max(seconds, 1e-9), 4),
     )

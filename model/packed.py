@@ -11,19 +11,38 @@ import torch
 from torch import Tensor, nn
 
 from model.gpt import GPT
+from pipeline.errors import BadConfig
 
 _WORTH_IT = 20_000_000  # weights: fewer stay in a processor's cache, and fp32 is as fast
 
 
 def quick(model: GPT, precision: str) -> GPT:
     """The same model, to generate with: as it is for "fp32"; for "bf16" with weights of half the bytes; for "auto" with
-    those where they make it faster."""
-    on_cpu = model.embedding.weight.device.type == "cpu"
+    those where they make it faster. Raises BadConfig for bf16 that the device does not have."""
+    device = model.embedding.weight.device
+    on_cpu = device.type == "cpu"
     if precision == "fp32" or (precision == "auto" and on_cpu and model.config.parameters < _WORTH_IT):
         return model
-    if not on_cpu:
-        return model.bfloat16() if precision == "bf16" or torch.cuda.is_bf16_supported() else model
-    return pack(model) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else model
+    if not _multiplies_bfloat16(device):
+        if precision == "bf16":
+            raise BadConfig(f"no bfloat16 on this {device.type}", hint="leave out --precision")
+        return model
+    return pack(model) if on_cpu else halved(model)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    with_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return with_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def halved(model: GPT) -> GPT:
+    """The same model with its weights in bfloat16, but not the angles of its positions, which that could not tell
+    apart."""
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    return model
 
 
 class PackedLinear(nn.Module):
@@ -42,10 +61,9 @@ class PackedLinear(nn.Module):
 
 def pack(model: GPT) -> GPT:
     """The same model with its linear layers packed, in place: it can generate, and not be trained or saved any more."""
-    head = model.embedding if model.head is None else model.head
-    model.packed_head = PackedLinear(head.weight)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
+    model.packed_head = PackedLinear(model.embedding.weight) if model.head is None else model.head
     return model

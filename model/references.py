@@ -18,12 +18,12 @@ _LEVEL = 19  # the highest without --ultra; its window of 8 MiB lies over all of
 
 @dataclass(frozen=True)
 class References:
-    """Losses without a network, in nats per token of the `tokens` that are scored, which spell `characters`, `bytes`.
+    """Losses without a network, in nats per token of the `tokens` that are scored, which spell `characters`.
 
     `uniform` gives every id of the vocabulary the same chance: ln V. `unigram` knows how often each came in training,
     `bigram` also what came after what. `zstd` is zstd -19 on the first 512 KiB of the validation text alone: it has
     read nothing before, and nobody needs to choose tokens for it. `unknown_bits` are what characters that the
-    tokenizer does not know cost beside their ids.
+    tokenizer does not know cost all of them, since none is told which they are.
     """
 
     uniform: float
@@ -32,7 +32,6 @@ class References:
     zstd: float
     tokens: int
     characters: int
-    bytes: int
     unknown_bits: float = 0.0
 
     def bits_per_char(self, loss: float) -> float:
@@ -55,10 +54,9 @@ def references(store: TokenStore, chosen: ValidationSet) -> References:
         uniform=math.log(size),
         unigram=-float(np.log(chances[following]).mean()),
         bigram=-float(np.log(pairs).mean()),
-        zstd=(compressed - chosen.unknown_bits) * math.log(2) / len(following),
+        zstd=compressed * math.log(2) / len(following),
         tokens=len(following),
         characters=chosen.characters,
-        bytes=chosen.bytes,
         unknown_bits=chosen.unknown_bits,
     )
 

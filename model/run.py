@@ -160,6 +160,8 @@ def plan_from(
             hint="--set block_size=… may only make it smaller",
         )
     name = check_name(name or preset_name)
+    if name == parent.manifest.name:
+        raise BadConfig(f"the run would take the place of {name}, which it begins with", hint="give it a --name")
     return Plan(name, preset_name, made, tokens, parent.as_input("parent"), parent.path, afresh=True)
 
 
@@ -202,28 +204,32 @@ def continued(root: Path, planned: Plan) -> Plan:
 
 
 def pinned(root: Path, planned: Plan) -> Plan:
-    """The same plan on the generation of the tokens that an unfinished run of it was begun on.
+    """The same plan on the generations, of the tokens and of the run that it goes on from, that an unfinished run of it
+    was begun on.
 
-    A refresh may have published a newer one meanwhile: the run keeps to its own. Raises UpstreamChanged when that is
+    A refresh may have published newer ones meanwhile: the run keeps to its own. Raises UpstreamChanged when they are
     gone.
     """
     drafts = list(artifact.unfinished(root, "runs", planned.name))
     if artifact.draft_path(root, identify(planned)) in [draft for draft, _ in drafts]:
         return planned
+    identity = identify(planned)
     for draft, made_from in drafts:
-        begun = next((entry for entry in made_from if entry.role == "tokens"), None)
-        if begun is None or begun.digest == planned.tokens.digest:
+        begun = {entry.role: entry for entry in made_from}
+        if begun.keys() != {entry.role for entry in identity.inputs}:
             continue
-        if dataclasses.replace(identify(planned), inputs=made_from).key != draft.name.removeprefix(".draft-"):
+        if dataclasses.replace(identity, inputs=made_from).key != draft.name.removeprefix(".draft-"):
             continue  # other numbers
         try:
-            tokens = artifact.read(root / begun.name)
-        except InputMissing:
+            found = {role: artifact.read(root / entry.name) for role, entry in begun.items()}
+        except InputMissing as error:
             raise UpstreamChanged(
-                f"{begun.name}: the tokens that the unfinished run {planned.name} was begun on are gone",
-                hint="--no-resume begins it anew on the current ones",
+                f"what the unfinished run {planned.name} was begun on is gone: {error.what}",
+                hint="--no-resume begins it anew on what there is",
             ) from None
-        return dataclasses.replace(planned, tokens=tokens)
+        parent = found.get("parent")
+        path = parent.path if parent else None
+        return dataclasses.replace(planned, tokens=found["tokens"], parent=begun.get("parent"), parent_path=path)
     return planned
 
 
@@ -235,8 +241,9 @@ def require_unfinished(root: Path, planned: Plan) -> None:
     other = _read_config(drafts[-1])
     model, train = planned.preset.model, planned.preset.train
     changed = config.differences(model, other.model) + config.differences(train, other.train) if other else []
+    what = "; ".join(changed) or "on other tokens, or from another run"
     raise BadConfig(
-        f"the unfinished run {planned.name} was begun otherwise: {'; '.join(changed) or 'on other tokens'}",
+        f"the unfinished run {planned.name} was begun otherwise: {what}",
         hint="give its numbers again, or --no-resume",
     )
 
@@ -264,8 +271,26 @@ def read_result(folder: Path) -> Result:
         raise BadData(f"{folder / RESULT}: {error}", hint="`train` it again") from None
 
 
+def require_whole(run: Artifact, checkpoint: Path) -> None:
+    """Raise InputMissing or BadData where what is needed of a run, with one of its checkpoints, is not as it was
+    published: before a library sees bytes that nobody vouches for."""
+    folder = f"{checkpoint.relative_to(run.path)}/"
+
+    def needed(name: str) -> bool:
+        return (name.startswith(folder) and not name.endswith("optimizer.safetensors")) or "/" not in name
+
+    if found := artifact.problems(run, deep=True, only=needed):
+        kind = InputMissing if found[0].endswith(": missing") else BadData
+        raise kind(found[0], hint="`train` it again, or name another run")
+
+
 def open_tokenizer(run: Artifact) -> Tokenizer:
-    return tokenizers.open_folder(run.path)
+    """The tokenizer of a run. Raises BadData where it is not the one of its manifest."""
+    made = tokenizers.open_folder(run.path)
+    if made.fingerprint != run.manifest.tokenizer:
+        what = f"{run.path}: the tokenizer is {made.fingerprint}, not {run.manifest.tokenizer}"
+        raise BadData(what, hint="the files were mixed; train the run again")
+    return made
 
 
 def checkpoint_path(run: Artifact, which: str) -> Path:

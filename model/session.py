@@ -13,10 +13,9 @@ import click
 
 from model import run as runs
 from model.run import Report
-from pipeline import artifact
 from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
-from pipeline.tokenizers import Integers, Tokenizer
+from pipeline.tokenizers import Integers, Tokenizer, Unencodable
 
 if TYPE_CHECKING:
     from model.generate import Sample, SampleOptions
@@ -42,13 +41,12 @@ class Session:
 
     def __init__(self, run: Artifact, checkpoint: str, device: str, precision: str, report: Report) -> None:
         self.run, self.checkpoint = run, checkpoint
-        self._device, self._precision, self._report = device, precision, report
+        self._device, self._precision, self.report = device, precision, report
         self._path = runs.checkpoint_path(run, checkpoint)
-        _require_whole(run, self._path)
+        runs.require_whole(run, self._path)
         self.tokenizer: Tokenizer = runs.open_tokenizer(run)
-        if self.tokenizer.fingerprint != run.manifest.tokenizer:
-            what = f"{run.path}: the tokenizer is {self.tokenizer.fingerprint}, not {run.manifest.tokenizer}"
-            raise BadData(what, hint="the files were mixed; train the run again")
+        counts = self.tokenizer.kind == "integers"
+        self._joint = " → " if counts else ""
         self._model: GPT | None = None
 
     @property
@@ -73,8 +71,11 @@ class Session:
             raise BadConfig(what, hint="write it as UTF-8, perhaps with --prompt-file") from None
         if unknown := self.tokenizer.unknown(text):
             shown = " ".join(each if each.isprintable() else f"U+{ord(each):04X}" for each in unknown)
-            self._report(f"warning: the tokenizer has never seen {shown}")
-        return self._fitted(Prompt(text, self.tokenizer.encode(text)))
+            self.report(f"warning: the tokenizer has never seen {shown}")
+        try:
+            return self._fitted(Prompt(text, self.tokenizer.encode(text), self._joint))
+        except Unencodable as error:
+            raise BadData(f"the tokenizer gives up on the prompt: {error}", hint="break up its longest part") from None
 
     def prompt_of_ids(self, text: str) -> Prompt:
         """Ids to go on with, written as 1,2,3."""
@@ -94,7 +95,7 @@ class Session:
     def _fitted(self, prompt: Prompt) -> Prompt:
         seen = self.run.manifest.options["model"]["block_size"]
         if len(prompt.ids) > seen:
-            self._report(f"the prompt is {len(prompt.ids):,} tokens long; the network sees the last {seen:,} of them")
+            self.report(f"the prompt is {len(prompt.ids):,} tokens long; the network sees the last {seen:,} of them")
         return prompt
 
     def samples(
@@ -118,20 +119,8 @@ class Session:
                 raise TryAgain("stopped by a signal", hint="the same command gives the same text")
 
 
-def _require_whole(run: Artifact, checkpoint: Path) -> None:
-    """Look at the files that sampling reads, before a library sees bytes that nobody vouches for."""
-    folder = f"{checkpoint.relative_to(run.path)}/"
-
-    def needed(name: str) -> bool:
-        return (name.startswith(folder) and not name.endswith("optimizer.safetensors")) or "/" not in name
-
-    if found := artifact.problems(run, deep=True, only=needed):
-        kind = InputMissing if found[0].endswith(": missing") else BadData
-        raise kind(found[0], hint="`train` it again, or name another run")
-
-
 def _head(path: Path) -> bytes:
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # it may be a pipe
         raise InputMissing(f"{path}: no such file", hint="check the path")
     with open(path, "rb") as file:
         return file.read(_LONGEST + 1)
@@ -160,6 +149,8 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
             write(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
         except KeyboardInterrupt:
             click.echo()
+        except (BadConfig, BadData) as error:  # a prompt that is none
+            session.report(f"error: {error}")
         count += 1
 
 

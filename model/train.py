@@ -102,7 +102,7 @@ class Training:
         if world.leads and not resume:
             for name in ("checkpoints", artifact.SCRATCH):
                 files.remove_tree(folder / name)
-        self.before = 0  # steps of the runs that it goes on from
+        self.steps_before = 0  # of the runs that it goes on from
         found = self._newest()
         how = found[0].execution if found else self.forecast.how
         if preflight.needed(model, self.config, how.precision, how.micro_batch, world.size) > self.forecast.free:
@@ -135,7 +135,7 @@ class Training:
         """Stand at that checkpoint; or at the beginning: afresh, or where an earlier run ended."""
         parent = self._parent()
         if parent:
-            self.before = parent.steps_before + parent.steps
+            self.steps_before = parent.steps_before + parent.steps
         self.since_row = self._sums_from(*(found[0].since_row if found else (0, 0.0, 0.0)))
         if found:
             state, saved = found
@@ -196,7 +196,12 @@ class Training:
     @property
     def data_step(self) -> int:
         """The number of the next step's batch: a run that goes on from another does not see its blocks again."""
-        return self.before + self.skipped + self.schedule.step
+        return self._first + self.skipped + self.schedule.step
+
+    @property
+    def _first(self) -> int:
+        """The number of the first batch: afresh, these data are new to it."""
+        return 0 if self.planned.afresh else self.steps_before
 
     def _load_batches(self) -> None:
         self.loader = batches.Loader(
@@ -298,7 +303,7 @@ class Training:
         self.loader.close()
         self._stand(self._newest())
         self.metrics.back_to(self.recorded)
-        self.rollbacks, self.skipped = rollbacks, reached - self.before - self.schedule.step
+        self.rollbacks, self.skipped = rollbacks, reached - self._first - self.schedule.step
         self.loader.close()
         self._load_batches()
 

@@ -115,9 +115,11 @@ def test_case_60_an_index_names_only_safetensors_beside_it(root: Path, folder: P
         adopted(root, folder)
 
 
-def test_a_pickle_of_tensors_is_read_where_it_is_trusted(root: Path, folder: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_of_tensors_is_read_where_it_is_trusted(root: Path, folder: Path, zipped: bool) -> None:
     expected = checkpoint.read_weights(run.checkpoint_path(adopted(root, folder), "best"))
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (folder / "model.safetensors").unlink()
     found = checkpoint.read_weights(run.checkpoint_path(adopted(root, folder, trusted=True), "best"))
     assert all(torch.equal(found[name], each) for name, each in expected.items())
@@ -140,11 +142,23 @@ def test_what_is_not_there_is_named(root: Path, tmp_path: Path, folder: Path) ->
         adopted(root, folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00", '{"a": ' + "[" * 100_000])
 def test_a_config_that_is_none_is_bad_data(root: Path, folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(BadData, match=r"config\.json"):
         adopted(root, folder)
+
+
+def test_an_added_token_that_is_no_text_is_passed_over(root: Path, folder: Path) -> None:
+    found = json.loads((folder / "tokenizer.json").read_text())
+    found["added_tokens"].append({"content": [], "id": 3})
+    (folder / "tokenizer.json").write_text(json.dumps(found))
+    assert adopted(root, folder).manifest.kind == "runs"
+
+
+def test_a_folder_among_the_artifacts_becomes_a_run_that_can_be_exported(root: Path, folder: Path) -> None:
+    inside = folder.rename(root / "theirs")
+    assert exported(adopted(root, inside)).is_dir()
 
 
 def test_a_vocabulary_says_nothing_of_its_tokenizer_but_that_of_gpt2(root: Path, folder: Path) -> None:

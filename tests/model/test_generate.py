@@ -50,6 +50,8 @@ def test_top_p_keeps_the_fewest_that_make_up_p_and_always_the_first() -> None:
         {"top_p": 0},
         {"top_p": 1.5},
         {"top_k": -1},
+        {"seed": -1},
+        {"seed": 1 << 63},
         {"min_p": -1},
         {"min_p": 2},
         {"repetition_penalty": 0},
@@ -96,6 +98,11 @@ def test_the_end_of_text_ends_a_sample_and_is_not_part_of_it() -> None:
         certain.norm.bias.fill_(1.0)
     made = sample(certain, Integers(10), [("", [1])], SampleOptions(greedy=True))[0]
     assert made.token_ids == []
+
+
+def test_the_smallest_numbers_take_the_likeliest_too() -> None:
+    assert chosen(SampleOptions(temperature=1, top_p=1e-46), 10) == {0}
+    assert chosen(SampleOptions(temperature=1e-46), 10) == {0}
 
 
 def test_min_p_leaves_out_what_is_much_less_likely_than_the_likeliest() -> None:
@@ -177,3 +184,32 @@ def test_weights_that_are_no_numbers_are_an_error_and_no_text() -> None:
         network.norm.weight[0] = torch.nan
     with pytest.raises(BadData, match="no finite numbers"):
         sample(network, Integers(50), [("", [1])], SampleOptions())
+
+
+def window_by_window(network: GPT, prompt: list[int], count: int) -> list[int]:
+    """Greedy, each token from a pass over what a full row keeps: all of it, then the last half and what comes after."""
+    size = network.config.block_size
+    context, seen = list(prompt), min(len(prompt), size)
+    for _ in range(count):
+        with torch.no_grad():
+            logits = network(torch.tensor([context[-seen:]]))[0, -1]
+        context.append(int(logits.argmax()))
+        seen = size // 2 if seen == size else seen + 1
+    return context[len(prompt) :]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 20])
+def test_a_text_that_fills_learned_positions_goes_on_from_its_last_half(length: int) -> None:
+    network, prompt = stirred(replace(SMALL, block_size=8)), list(range(1, length + 1))
+    made = sample(network, Integers(50), [("", prompt)], SampleOptions(max_tokens=30, greedy=True))[0]
+    expected = window_by_window(network, prompt, 30)
+    assert made.token_ids == expected[: len(made.token_ids)]
+    assert len(made.token_ids) == 30 or expected[len(made.token_ids)] == 0
+
+
+def test_more_rows_than_memory_are_refused_with_the_number_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.generate.free_memory", lambda device: 10 * 2 * 2 * 16 * 16 * 4)
+    with pytest.raises(BadConfig, match="--rows 9 would fit"):
+        Engine(stirred(SMALL), 10)
+    made = sample(stirred(SMALL), Integers(50), [("", [1])] * 12, SampleOptions(max_tokens=2))
+    assert len(made) == 12

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from model import packed
 from model.config import GPTConfig
 from model.generate import SampleOptions, sample
+from model.gpt import Rotary
 from pipeline.tokenizers import Integers
 from tests.networks import SMALL, stirred, variants
 
@@ -36,3 +39,18 @@ def test_a_packed_model_samples() -> None:
     options = SampleOptions(max_tokens=30, temperature=1)
     made = sample(packed.pack(stirred(SMALL)), Integers(50), [("", [1, 2, 3])], options)
     assert len(made[0].token_ids) == 30
+
+
+@torch.inference_mode()
+def test_halved_weights_leave_the_positions_as_they_are() -> None:
+    model = packed.halved(stirred(replace(SMALL, positions="rotary", block_size=2048)))
+    assert model.rotary
+    positions = torch.arange(1000, 1010)[None]
+    for found, expected in zip(model.rotary.at(positions), Rotary(8, 2048, 10_000.0).at(positions), strict=True):
+        assert torch.equal(found, expected)
+    assert model(torch.arange(12)[None]).dtype == torch.float32
+
+
+def test_an_untied_head_is_packed_once() -> None:
+    model = packed.pack(stirred(replace(SMALL, tied=False)))
+    assert model.packed_head is model.head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from model import checkpoint, run, stage
 from pipeline import artifact, counting
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, TryAgain
 from pipeline.tokenizers import Integers
 from tests.conftest import Inkstone
 from tests.exchanging import GPT2, QWEN3, alone, network, published
@@ -91,3 +92,34 @@ def test_the_command_trains_from_a_run(root: Path, inkstone: Inkstone) -> None:
     assert "the weights of parent/" in said["stderr"]
     found = artifact.find(root, "runs", "child")
     assert found.manifest.options["afresh"] is True
+
+
+def test_the_data_are_new_to_it_whatever_the_parent_had_seen(root: Path) -> None:
+    tokens, parent = counted(root)
+    result = run.read_result(begun(root, tokens, parent).path)
+    assert result.steps_before == 7
+    assert result.epochs == pytest.approx(4 * 4 * 24 / tokens.manifest.counts["train_tokens"], rel=0.2)
+
+
+def test_an_unfinished_one_goes_on_from_the_run_that_it_was_begun_with(root: Path) -> None:
+    tokens, parent = counted(root)
+    planned = run.plan_from(parent, tokens, "mini", name="child", settings=SHORT)
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(TryAgain):
+        stage.train(root, planned, device="cpu", resume=True, report=lambda line: None, stopped=stopped)
+    newer = published(root, replace(GPT2, vocab_size=100, block_size=24, qkv_bias=True), Integers(100), name="parent")
+    assert newer.ref != parent.ref
+    again = run.plan_from(newer, tokens, "mini", name="child", settings=SHORT)
+    assert run.pinned(root, again) == again, "another network is another training"
+    config = replace(GPT2, vocab_size=100, block_size=24)
+    newer = published(root, config, Integers(100), name="parent", average=network(config, seed=2))
+    assert newer.ref != parent.ref
+    again = run.plan_from(newer, tokens, "mini", name="child", settings=SHORT)
+    assert run.pinned(root, again) == planned
+
+
+def test_a_run_never_takes_the_place_of_the_one_that_it_begins_with(root: Path) -> None:
+    tokens, parent = counted(root)
+    with pytest.raises(BadConfig, match="take the place of parent"):
+        run.plan_from(parent, tokens, "mini", name="parent")
