@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.refresh import Refreshed
 
 _SAMPLED = ("max_tokens", "temperature", "top_k", "seed")  # what a recipe says of sampling
+_IDLE = 0.5  # processes that wanted to run in the last minute
 HERE = Path(__file__).resolve().parent
 
 
@@ -330,9 +331,10 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     # torch's threads spin while they wait unless told otherwise before it loads. On a machine that does anything else
     # that makes training several times slower, and sleeping at once a third where products are small: so they spin
-    # for a moment (benchmarks/NOTES.md).
+    # for a moment, and longer where the machine is idle (benchmarks/NOTES.md).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")}
+        rounds = "10000" if os.getloadavg()[0] < _IDLE else "2000"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", rounds)}
     try:
         return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
     except SystemExit:  # click's answer to a reader that went away, as `| head` does

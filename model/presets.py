@@ -50,7 +50,7 @@ PRESETS: dict[str, Preset] = {
         "fast",
         "for one novel and five minutes on two CPU cores, tuned on a tenth of its training text (benchmarks/NOTES.md)",
         GPTConfig(
-            block_size=256,
+            block_size=128,
             layers=4,
             heads=3,
             width=192,
@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
             zero_init=True,
         ),
         TrainConfig(
-            batch_size=8,
+            batch_size=16,
             optimizer="muon",
             learning_rate=0.02,
             embedding_rate=0.01,
