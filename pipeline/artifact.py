@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -339,15 +340,24 @@ def problems(artifact: Artifact, *, deep: bool = False, only: Callable[[str], bo
     found = []
     for record in artifact.manifest.files:
         path = artifact.path / record.name
-        if not only(record.name):
-            continue
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif (status := path.stat()).st_size != record.size:
-            found.append(f"{path}: {status.st_size:,} bytes where the manifest says {record.size:,}")
-        elif (deep or status.st_mtime_ns >= published_at) and files.sha256_of(path) != record.sha256:
-            found.append(f"{path}: content differs from the manifest's sha256")
+        try:
+            wrong = _wrong(path, record, deep, published_at) if only(record.name) else ""
+        except (FileNotFoundError, NotADirectoryError):  # perhaps only just: somebody prunes
+            wrong = "missing"
+        if wrong:
+            found.append(f"{path}: {wrong}")
     return found
+
+
+def _wrong(path: Path, record: FileRecord, deep: bool, published_at: int) -> str:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return "missing"
+    if status.st_size != record.size:
+        return f"{status.st_size:,} bytes where the manifest says {record.size:,}"
+    if (deep or status.st_mtime_ns >= published_at) and files.sha256_of(path) != record.sha256:
+        return "content differs from the manifest's sha256"
+    return ""
 
 
 def unlisted(artifact: Artifact) -> list[str]:
