@@ -19,19 +19,19 @@ from model.config import GPTConfig
 @dataclass(frozen=True)
 class Memory:
     """What one block remembers of B rows: `keys` and `values` (B, S, K, D), `tails` (2, B, W - 1, C) of what its two
-    convolutions read. New tokens go to `slots` (B, T), and the first `seen` places are then looked at."""
+    convolutions read. New tokens go to `slots` (B, T) of `rows` (B, 1); the first `seen` places are then looked at."""
 
     keys: Tensor
     values: Tensor
     tails: Tensor
+    rows: Tensor
     slots: Tensor
     seen: int
 
     def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Remember those of the new tokens (B, K, T, D); those of all that may be seen (B, K, `seen`, D)."""
-        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
-        self.keys[rows, self.slots] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[rows, self.slots] = values.transpose(1, 2).to(self.values.dtype)
+        self.keys[self.rows, self.slots] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[self.rows, self.slots] = values.transpose(1, 2).to(self.values.dtype)
         return self.keys[:, : self.seen].transpose(1, 2), self.values[:, : self.seen].transpose(1, 2)
 
 
@@ -109,9 +109,9 @@ class Cache:
         if (new > 1 and max(lengths)) or len({min(length, self.size) for length in lengths}) > 1:
             places = torch.arange(seen, device=self._device)
             mask = (places <= positions[..., None])[:, None]  # (B, 1, T, seen): those not yet written are later
-        tails = self._tails[:, rows]
+        tails, index = self._tails[:, rows], torch.arange(count, device=self._device)[:, None]
         blocks = [
-            Memory(keys[rows], values[rows], tails[2 * number + 1 : 2 * number + 3], slots, seen)
+            Memory(keys[rows], values[rows], tails[2 * number + 1 : 2 * number + 3], index, slots, seen)
             for number, (keys, values) in enumerate(zip(self._keys, self._values, strict=True))
         ]
         for row in range(first, first + count):

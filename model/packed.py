@@ -1,8 +1,8 @@
 """Linear layers for generating on a CPU: bfloat16 weights in the order in which the processor reads them.
 
-One token at a time, each weight is read once for one multiplication, so that memory is what generating waits for, and
-half the bytes are nearly half the time. torch's own bfloat16 product lays the weights out anew for each token, which
-takes longer than fp32 does (benchmarks/NOTES.md); laid out once they are as fast as their bytes.
+One token at a time, each weight is read once for one multiplication, so that memory is what generating waits for.
+torch's own bfloat16 product lays the weights out anew for each token, which takes longer than fp32 does; laid out once,
+half the bytes are a fifth more tokens (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations

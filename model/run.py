@@ -210,10 +210,9 @@ def pinned(root: Path, planned: Plan) -> Plan:
     A refresh may have published newer ones meanwhile: the run keeps to its own. Raises UpstreamChanged when they are
     gone.
     """
-    drafts = list(artifact.unfinished(root, "runs", planned.name))
-    if artifact.draft_path(root, identify(planned)) in [draft for draft, _ in drafts]:
+    identity, drafts = identify(planned), list(artifact.unfinished(root, "runs", planned.name))
+    if artifact.draft_path(root, identity) in [draft for draft, _ in drafts]:
         return planned
-    identity = identify(planned)
     for draft, made_from in drafts:
         begun = {entry.role: entry for entry in made_from}
         if begun.keys() != {entry.role for entry in identity.inputs}:

@@ -220,7 +220,8 @@ def test_who_never_reads_holds_no_row_and_is_let_go(trained: Path) -> None:
         assert complete(server, max_tokens=5).status == 200  # when a row is free
         wait_for_health(server, seconds=20, active=0)
         wait_for(lambda: complete(server, n=4, max_tokens=5).status == 200)  # and all places, though nobody has read
-        assert len(rude) == 2
+        for connection in rude:  # which were open until now
+            connection.close()
 
 
 def test_who_says_nothing_is_hung_up_on(trained: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from model import run, session, stage
 from model.generate import SampleOptions
-from model.session import Session
+from model.session import Prompt, Session
 from pipeline import artifact, tokenize, tokenizers, train_tokenizer
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.progress import Silent
@@ -78,8 +78,13 @@ def test_the_characters_that_a_tokenizer_has_never_seen_are_named(trained: Path)
 def test_a_prompt_may_be_empty_or_longer_than_the_network_sees(trained: Path) -> None:
     said: list[str] = []
     asked = opened(trained, said)
-    made = asked.samples([asked.prompt(""), asked.prompt("话说" * 20)], SampleOptions(max_tokens=5))
-    assert [each.ended in ("length", "end of text") for each in made] == [True, True]
+    options = SampleOptions(max_tokens=5)
+    whole, seen, empty, ended = (
+        asked.samples([prompt], options)[0].token_ids
+        for prompt in (asked.prompt("话说" * 20), asked.prompt("话说" * 8), asked.prompt(""), Prompt("", [0]))
+    )
+    assert whole == seen
+    assert empty == ended, "a new text begins, as after an end of one"
     assert said == ["the prompt is 40 tokens long; the network sees the last 16 of them"]
 
 
