@@ -22,6 +22,7 @@ from model import exchange, packed
 from model.generate import SampleOptions, sample
 from model.gpt import GPT
 from model.presets import preset
+from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
 
 _NEW, _WARM, _TOP_K, _TEMPERATURE = 256, 8, 50, 0.8
@@ -43,8 +44,12 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
         peers["transformers"] = _transformers(model)
     except ImportError as error:
         report(f"without transformers: {error}")
-    quick = packed.quick(copy.deepcopy(model), "auto")
-    ours = {"fp32": _ours(model)} | ({} if quick.packed_head is None else {"bf16 weights": _ours(quick)})
+    ours = {"fp32": _ours(model)}
+    for precision in ("bf16", "int8"):
+        try:
+            ours[f"{precision} weights"] = _ours(packed.quick(copy.deepcopy(model), precision))
+        except BadConfig as error:
+            report(f"without {precision}: {error}")
     rows = []
     for samples in (1, _MANY):
         chosen = {name: way for name, way in peers.items() if samples == 1 or name == "transformers"}

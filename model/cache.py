@@ -18,32 +18,36 @@ from model.config import GPTConfig
 
 @dataclass(frozen=True)
 class Memory:
-    """What one block remembers of B rows: `keys` and `values` (B, S, K, D), `tails` (2, B, W - 1, C) of what its two
-    convolutions read. New tokens go to `slots` (B, T) of `rows` (B, 1); the first `seen` places are then looked at."""
+    """What one block remembers of B rows: `keys` and `values` (B, K, S, D), `tails` (2, B, W - 1, C) of what its two
+    convolutions read."""
 
     keys: Tensor
     values: Tensor
     tails: Tensor
-    rows: Tensor
-    slots: Tensor
-    seen: int
 
-    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember those of the new tokens (B, K, T, D); those of all that may be seen (B, K, `seen`, D)."""
-        self.keys[self.rows, self.slots] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[self.rows, self.slots] = values.transpose(1, 2).to(self.values.dtype)
-        return self.keys[:, : self.seen].transpose(1, 2), self.values[:, : self.seen].transpose(1, 2)
+    def extended(self, past: Past, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember those of the new tokens (B, K, T, D); those of all that may be seen (B, K, seen, D)."""
+        for kept, new in ((self.keys, keys), (self.values, values)):
+            if isinstance(past.slots, slice):  # a third of the time that an index takes
+                kept[:, :, past.slots] = new
+            else:
+                rows = torch.arange(len(kept), device=kept.device)[:, None]
+                kept[rows, :, past.slots] = new.transpose(1, 2).to(kept.dtype)
+        return self.keys[:, :, : past.seen], self.values[:, :, : past.seen]
 
 
 @dataclass(frozen=True)
 class Past:
     """What one pass reads and adds to: of each block, of the first convolution (`tail`), and the ids `before` (B, 1).
 
-    `positions` (B, T) are those of the new tokens; `mask` (B, 1, T, seen) says who may see whom, None where all that
-    came before may be seen.
+    `positions` (B, T) are those of the new tokens, which go to `slots`, the same of all rows or (B, T); the first
+    `seen` places are then looked at. `mask` (B, 1, T, seen) says who may see whom, None where all that came before may
+    be seen.
     """
 
     positions: Tensor
+    slots: slice | Tensor
+    seen: int
     mask: Tensor | None
     blocks: Sequence[Memory]
     tail: Tensor
@@ -57,19 +61,23 @@ class Cache:
     rotary positions sees distances only. With learned positions a row is full then, and must begin again.
     """
 
-    def __init__(self, config: GPTConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: GPTConfig, rows: int, dtype: torch.dtype, device: torch.device, kept: torch.dtype | None = None
+    ) -> None:
+        """`dtype` is that of the stream, `kept` that of keys and values where it is another."""
         self.size, self.slides = config.block_size, config.positions != "learned"
         self.lengths = [0] * rows
         self._device = device
         heads = config.kv_heads or config.heads
-        kept = (config.layers, rows, self.size, heads, config.head_width)  # (layers, R, S, K, D)
-        self._keys = torch.zeros(kept, dtype=dtype, device=device)
-        self._values = torch.zeros(kept, dtype=dtype, device=device)
+        shape = (config.layers, rows, heads, self.size, config.head_width)  # (layers, R, K, S, D)
+        self._keys = torch.zeros(shape, dtype=kept or dtype, device=device)
+        self._values = torch.zeros(shape, dtype=kept or dtype, device=device)
         reach = max(config.convolution - 1, 0)
         tails = (2 * config.layers + 1, rows, reach, config.width)  # the first, then two of each block
         self._tails = torch.zeros(tails, dtype=dtype, device=device)
         self._before = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._everything = (self._keys, self._values, self._tails)
+        self._views: dict[tuple[int, int], tuple[Sequence[Memory], Tensor, Tensor]] = {}
 
     @staticmethod
     def bytes(config: GPTConfig, dtype: torch.dtype) -> int:
@@ -100,20 +108,29 @@ class Cache:
         """
         lengths = self.lengths[first : first + count]
         assert new == 1 or max(lengths) + new <= self.size
-        rows = slice(first, first + count)
         before = torch.tensor(lengths, device=self._device)[:, None]
         positions = before + torch.arange(new, device=self._device)  # (B, T)
-        slots = positions % self.size
+        start, alike = lengths[0] % self.size, len(set(lengths)) == 1
+        together = alike and start + new <= self.size
+        slots = slice(start, start + new) if together else positions % self.size
         seen = min(max(lengths) + new, self.size)
         mask = None
         if (new > 1 and max(lengths)) or len({min(length, self.size) for length in lengths}) > 1:
             places = torch.arange(seen, device=self._device)
             mask = (places <= positions[..., None])[:, None]  # (B, 1, T, seen): those not yet written are later
-        tails, index = self._tails[:, rows], torch.arange(count, device=self._device)[:, None]
-        blocks = [
-            Memory(keys[rows], values[rows], tails[2 * number + 1 : 2 * number + 3], index, slots, seen)
-            for number, (keys, values) in enumerate(zip(self._keys, self._values, strict=True))
-        ]
         for row in range(first, first + count):
             self.lengths[row] += new
-        return Past(positions, mask, blocks, tails[0], self._before[rows])
+        blocks, tail, ids = self._remembered(first, count)
+        return Past(positions, slots, seen, mask, blocks, tail, ids)
+
+    def _remembered(self, first: int, count: int) -> tuple[Sequence[Memory], Tensor, Tensor]:
+        """What the blocks, the first convolution and the pairs remember of some rows. Made once: each token asks."""
+        if (first, count) not in self._views:
+            rows = slice(first, first + count)
+            tails = self._tails[:, rows]
+            blocks = [
+                Memory(keys[rows], values[rows], tails[2 * number + 1 : 2 * number + 3])
+                for number, (keys, values) in enumerate(zip(self._keys, self._values, strict=True))
+            ]
+            self._views[first, count] = blocks, tails[0], self._before[rows]
+        return self._views[first, count]

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _CANDIDATES = 5  # of each token that --explain shows
 PRECISION = click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "bf16", "int8"]),
     default="auto",
     show_default=True,
-    help="Of the weights; auto: bf16 where that is faster.",
+    help="Of the weights; auto: bf16 where that is faster; int8: on a CPU, for one text at a time.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
 

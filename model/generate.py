@@ -6,6 +6,7 @@ becomes is by its own prompt, options and seed, whoever its neighbours are.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -111,11 +112,11 @@ class Continuation:
     def go_on(self, logits: Tensor) -> Token:
         """Choose the next token from logits (V,). Raises BadData where they are no numbers."""
         logits = logits[: self._tokenizer.vocab_size]  # ids beyond it are padding
-        if not bool(logits.isfinite().all()):
+        if not math.isfinite(float(logits.max())):  # what is damaged anywhere is found in it, and quickly
             raise BadData(
                 "the network gives no finite numbers: its weights are damaged", hint="`verify --deep` the run"
             )
-        token = choose(logits.clone(), self.options, self._generator, self.context)
+        token = choose(logits, self.options, self._generator, self.context)
         likely: list[Candidate] = []
         chosen = Candidate(token, "", 0.0)
         if self.options.candidates:
@@ -175,7 +176,7 @@ class Engine:
                 hint=f"--rows {most} would fit" if most else "a smaller network, or a machine with more memory",
             )
         self.model, self.active = model.eval(), list[Continuation]()
-        self._cache = Cache(model.config, rows, weight.dtype, weight.device)
+        self._cache = Cache(model.config, rows, weight.dtype, weight.device, model.kept_dtype)
         self._device = weight.device
 
     @property
@@ -228,7 +229,7 @@ class Engine:
 def _fitting(model: GPT) -> int:
     """How many rows of a cache there is memory for."""
     weight = model.embedding.weight
-    each = Cache.bytes(model.config, weight.dtype)
+    each = Cache.bytes(model.config, model.kept_dtype)
     return int(_MEMORY * free_memory(weight.device) / each) if each else _ROWS
 
 
@@ -272,24 +273,26 @@ def sample(
 
 
 def choose(logits: Tensor, options: SampleOptions, generator: torch.Generator, context: Sequence[int] = ()) -> int:
-    """One id from logits of shape (V,), which may be changed; `context` are the ids that came before."""
+    """One id from logits of shape (V,); `context` are the ids that came before."""
     if options.repetition_penalty != 1 and context:
         there = torch.tensor(sorted({token for token in context if token < len(logits)}))
         values, penalty = logits[there], options.repetition_penalty
-        logits[there] = torch.where(values > 0, values / penalty, values * penalty)
+        logits = logits.index_copy(0, there, torch.where(values > 0, values / penalty, values * penalty))
     if options.greedy or options.temperature < _COLDEST:
         return int(logits.argmax())
-    logits = (logits - logits.max()) / options.temperature
+    ids = None  # of those that are chosen among: all of them, or the likeliest first
     if 0 < options.top_k < len(logits):
-        logits[logits < logits.topk(options.top_k).values[-1]] = -torch.inf
-    probabilities = logits.softmax(-1)
+        logits, ids = logits.topk(options.top_k)
+    elif options.top_p < 1:
+        logits, ids = logits.sort(descending=True)
+    probabilities = ((logits - logits.max()) / options.temperature).softmax(-1)
     if options.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(0) - ordered  # mass of the likelier ones: the first is always kept
-        probabilities[order[1:][before[1:] >= options.top_p]] = 0
+        before = probabilities.cumsum(0) - probabilities  # mass of the likelier ones; the first always stays
+        probabilities[1:][before[1:] >= options.top_p] = 0
     if options.min_p:
         probabilities[probabilities < options.min_p * probabilities.max()] = 0
     # One draw a token, whatever the vocabulary: the first id by which as much probability has passed.
     passed = probabilities.double().cumsum(0)
     drawn = torch.rand((), generator=generator, dtype=torch.float64) * passed[-1]
-    return int(torch.searchsorted(passed, drawn, right=True).clamp(max=len(passed) - 1))
+    place = int(torch.searchsorted(passed, drawn, right=True).clamp(max=len(passed) - 1))
+    return place if ids is None else int(ids[place])

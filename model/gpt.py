@@ -7,6 +7,7 @@ their own, F = width of the feed-forward, V = vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +58,12 @@ def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:  # (B, H, T, D) -
 
 
 class Around(NamedTuple):
-    """What a block needs beside the stream: the cosines and sines of positions, who may see whom (None: all that came
-    before), and what it remembers of the text before these tokens."""
+    """What every block needs beside the stream: the cosines and sines of positions, who may see whom (None: all that
+    came before), and the text before these tokens."""
 
     turns: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
-    memory: Memory | None = None
+    past: Past | None = None
 
 
 class Attention(nn.Module):
@@ -75,6 +76,8 @@ class Attention(nn.Module):
         self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
         self.k = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
+        self.qkv: Callable[[Tensor], Tensor] | None = None  # in place of the three, for generating (packed.py)
+        self._widths = (config.width, config.key_width, config.key_width)
         self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         mixes = config.values and not first
@@ -82,20 +85,24 @@ class Attention(nn.Module):
         self.gate = nn.Linear(min(GATE_WIDTH, config.width), config.heads, bias=False) if config.gates else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, around: Around, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, around: Around, memory: Memory | None, values: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) -> (B, T, C), and this block's values where they are mixed; `values` are the first block's."""
         batch, length, width = x.shape
         heads = (batch, length, -1, self.head_width)
-        q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, K, T, D)
-        v = self.v(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        q, k, v = self._projected(x)
+        q = self.q_norm(q.view(heads)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(k.view(heads)).transpose(1, 2)  # (B, K, T, D)
+        v = v.view(heads).transpose(1, 2)  # (B, K, T, D)
         if self.mix is not None and values is not None:
             v = self.mix[0] * v + self.mix[1] * values
         if around.turns is not None:
             q, k = turned(q, *around.turns), turned(k, *around.turns)
         own = v
-        if around.memory is not None:
-            k, v = around.memory.extended(k, v)  # (B, K, S, D)
+        if memory is not None and around.past is not None:
+            k, v = memory.extended(around.past, k, v)  # (B, K, S, D)
+            q = q.to(k.dtype)
         dropout = self.dropout if self.training else 0.0
         shared = k.shape[1] != q.shape[1]
         causal = around.mask is None and k.shape[2] == q.shape[2]  # else all that is remembered may be seen
@@ -106,6 +113,12 @@ class Attention(nn.Module):
         if self.gate is not None:
             y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
         return self.out(y.reshape(batch, length, width)), own.contiguous() if self.shares_values else None
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, T, C) -> (B, T, C) of queries, (B, T, K * D) of keys and of values."""
+        if self.qkv is None:
+            return self.q(x), self.k(x), self.v(x)
+        return self.qkv(x).split(self._widths, dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -156,13 +169,15 @@ class Block(nn.Module):
         self.feed_forward_convolution = Convolution(reach, width) if reach else None
         self.scalars = nn.Parameter(torch.tensor([1.05, 0.1])) if config.scalars else None
 
-    def forward(self, x: Tensor, first: Tensor, around: Around, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, first: Tensor, around: Around, memory: Memory | None, values: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) -> (B, T, C), and the values; `first` is the stream before any block, `values` the first ones."""
-        tails = around.memory.tails if around.memory is not None else (None, None)
+        tails = memory.tails if memory is not None else (None, None)
         if self.scalars is not None:
             x = self.scalars[0] * x + self.scalars[1] * first
         read = convolved(self.attention_norm(x), self.attention_convolution, tails[0])
-        attended, own = self.attention(read, around, values)
+        attended, own = self.attention(read, around, memory, values)
         x = x + self.dropout(attended)
         read = convolved(self.feed_forward_norm(x), self.feed_forward_convolution, tails[1])
         return x + self.dropout(self.feed_forward(read)), own if values is None else values
@@ -258,7 +273,7 @@ class GPT(nn.Module):
         self.last_dropout = Dropout(config.last_dropout)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
-        self.packed_head: nn.Module | None = None  # in place of the head, for generating (packed.py)
+        self.packed_head: Callable[[Tensor], Tensor] | None = None  # in place of the head, for generating (packed.py)
 
     @classmethod
     def empty(cls, config: GPTConfig, device: torch.device) -> GPT:
@@ -313,6 +328,11 @@ class GPT(nn.Module):
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Of the keys and values that are remembered."""
+        return self.embedding.weight.dtype if self.packed_head is None else torch.bfloat16
+
     def states(self, ids: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
         """What the head reads: (B, T) ids to (B, T, C)."""
         x = self.input_norm(self.embedding(ids))  # (B, T, C)
@@ -324,11 +344,11 @@ class GPT(nn.Module):
         turns = None
         if self.rotary is not None:
             turns = self.rotary.at(past.positions) if past else self.rotary(ids.shape[1])
-        values = None
+        around, values = Around(turns, past.mask if past else mask, past), None
         for number, block in enumerate(self.blocks):
-            around = Around(turns, past.mask, past.blocks[number]) if past else Around(turns, mask)
+            memory = past.blocks[number] if past else None
             if self.recompute and self.training:
-                x, values = checkpoint(block, x, first, around, values, use_reentrant=False)
+                x, values = checkpoint(block, x, first, around, memory, values, use_reentrant=False)
             else:
-                x, values = block(x, first, around, values)
+                x, values = block(x, first, around, memory, values)
         return self.last_dropout(self.norm(x))
