@@ -243,7 +243,7 @@ def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, tr
     metavar="DIR",
     help="The new folder (default: exports/NAME-FORMAT below that of the artifacts).",
 )
-@click.option("--verify", is_flag=True, help="Of tokens: read all of it back and compare, before it is published.")
+@click.option("--verify", is_flag=True, help="Read the tokens or the weights back and compare, before it is published.")
 @click.option(
     "--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of a model."
 )
@@ -261,15 +261,16 @@ def export(
         raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(exports.FORMATS)}")
     found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
     target = out or settings.root / "exports" / f"{found.manifest.name}-{layout}"
-    done = exports.export(found, layout, target, checkpoint)
+    done = exports.export(found, layout, target, checkpoint, verify=verify)
+    checked = ", read back and equal" if done.verified else ""
     counts = {"parameters": done.parameters, "step": done.step, "bytes": done.bytes}
     return Outcome(
         "built",
         found.ref,
         done.path,
         counts,
-        extra={"format": done.format, "files": list(done.files)},
-        lines=[f"built: {done.path} ({done.parameters:,} parameters of step {done.step:,} as {done.format})"],
+        extra={"format": done.format, "files": list(done.files), "verified": done.verified},
+        lines=[f"built: {done.path} ({done.parameters:,} parameters of step {done.step:,} as {done.format}{checked})"],
     )
 
 

@@ -11,13 +11,15 @@ import msgspec
 import torch
 from torch import Tensor
 
-from model import card, checkpoint, gguf, huggingface, run
+from model import card, checkpoint, exchange, gguf, huggingface, run
 from model.checkpoint import State
+from model.config import GPTConfig
 from model.families import family
 from model.run import Result
 from pipeline import artifact, files
 from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig
+from pipeline.export.interface import broken
 from pipeline.tokenizers import Tokenizer
 
 _SAMPLES = "samples.jsonl"
@@ -42,17 +44,27 @@ class Source:
 @dataclass(frozen=True)
 class Format:
     """`library` is what loads it. `require` raises BadConfig for a tokenizer that it cannot hold, before anything is
-    loaded; `write` fills a folder; `usage` is how the card says that it is used."""
+    loaded; `write` fills a folder with `weights` and more, and `read` gives those of a folder; `usage` is how the card
+    says that it is used."""
 
     library: str
     require: Callable[[Tokenizer], None]
+    weights: Callable[[GPTConfig, Mapping[str, Tensor]], dict[str, Tensor]]
     write: Callable[[Any, Path], None]
+    read: Callable[[Path], dict[str, Tensor]]
     usage: Callable[[str], str]
 
 
 FORMATS = {
-    "hf": Format("transformers", huggingface.require, huggingface.write, huggingface.usage),
-    "gguf": Format("gguf", gguf.require, gguf.write, gguf.usage),
+    "hf": Format(
+        "transformers",
+        huggingface.require,
+        exchange.for_huggingface,
+        huggingface.write,
+        huggingface.read,
+        huggingface.usage,
+    ),
+    "gguf": Format("gguf", gguf.require, exchange.for_gguf, gguf.write, gguf.read, gguf.usage),
 }
 
 
@@ -66,15 +78,16 @@ class Exported:
     parameters: int
     step: int
     bytes: int
+    verified: bool
 
 
-def export(found: Artifact, to: str, out: Path, which: str = "best") -> Exported:
+def export(found: Artifact, to: str, out: Path, which: str = "best", *, verify: bool = False) -> Exported:
     """Write the "best" or the "last" checkpoint of a run in the format `to` as the new folder `out`, whole or not at
-    all.
+    all. With `verify` its weights are read back and compared first.
 
     Raises BadConfig for an unknown format, and a network or a tokenizer that it has no counterpart of; CannotCreate
-    where `out` stands already; StorageFailed where there is no room; BadData when the run is damaged, or when another
-    program would make other ids of a text.
+    where `out` stands already; StorageFailed where there is no room; BadData when the run is damaged, when another
+    program would make other ids of a text, or when what is read back differs.
     """
     if to not in FORMATS:
         raise BadConfig(f"no format {to!r} to export a model to", hint=f"formats: {', '.join(FORMATS)}")
@@ -92,12 +105,20 @@ def export(found: Artifact, to: str, out: Path, which: str = "best") -> Exported
         preset, result = run.read_preset_name(found.path), run.read_result(found.path)
         source = Source(found, preset, result, state, tokenizer, weights, _texts(found))
         chosen.write(source, draft)
+        if verify:
+            _require_same(chosen.read(draft), chosen.weights(state.model, weights))
         name = found.manifest.name
         (draft / "README.md").write_text(card.text(source, chosen.library, chosen.usage(name)), encoding="utf-8")
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
         names = tuple(str(path.relative_to(draft)) for path in paths)
         size = sum(path.stat().st_size for path in paths)
-        return Exported(to, out, names, state.model.parameters, state.step, size)
+        return Exported(to, out, names, state.model.parameters, state.step, size, verify)
+
+
+def _require_same(read: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
+    for name in sorted(read.keys() | written.keys()):
+        if name not in read or name not in written or not torch.equal(read[name], written[name]):
+            raise broken(name, "reads back as something else")
 
 
 def _texts(found: Artifact) -> tuple[str, ...]:

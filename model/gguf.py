@@ -12,6 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from model import exchange
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, merges, pieces, require_exact, spelled
@@ -69,6 +72,13 @@ def write(source: Source, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The weights that were written. GGUF counts the dimensions from the last one on."""
+    (path,) = folder.glob("*.gguf")
+    tensors = _gguf().GGUFReader(path).tensors
+    return {each.name: torch.tensor(each.data).view(*reversed(each.shape.tolist())) for each in tensors}
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:

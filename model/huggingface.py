@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from safetensors.torch import load_file
+from torch import Tensor
 
 from model import checkpoint, exchange
 from pipeline.tokenizers import Integers, Tokenizer, pieces, require_exact, tokenizer_json
@@ -20,6 +22,7 @@ from pipeline.tokenizers import Integers, Tokenizer, pieces, require_exact, toke
 if TYPE_CHECKING:
     from model.export import Source
 
+_WEIGHTS = "model.safetensors"
 # What is easily got wrong: blanks, ends of lines, digits, contractions, text that spells what is special, and signs
 # of several bytes.
 _HARD = (
@@ -45,7 +48,7 @@ def write(source: Source, folder: Path) -> None:
     # Rows beyond the tokenizer's ids are padding, which nothing should choose.
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
     _write(folder / "generation_config.json", ends | ({"suppress_tokens": padding} if padding else {}))
-    weights = folder / "model.safetensors"
+    weights = folder / _WEIGHTS
     checkpoint.write_tensors(weights, exchange.for_huggingface(config, source.weights), {"format": "pt"})
     weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
     name = pieces(tokenizer)[end]
@@ -61,6 +64,11 @@ def write(source: Source, folder: Path) -> None:
             "clean_up_tokenization_spaces": False,
         },
     )
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The weights that were written."""
+    return load_file(folder / _WEIGHTS)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model import export, huggingface
+from model.config import GPTConfig
 from pipeline import files, tokenizers
 from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
@@ -122,6 +123,35 @@ def test_an_unknown_format_is_refused_with_those_there_are(root: Path, tmp_path:
     with pytest.raises(BadConfig) as refused:
         export.export(published(root, GPT2), to, tmp_path / "out")
     assert refused.value.hint == "formats: hf, gguf"
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+@pytest.mark.parametrize("config", [GPT2, QWEN3], ids=["gpt2", "qwen3"])
+def test_what_reads_back_as_something_else_is_not_published(
+    root: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    to: str,
+    config: GPTConfig,
+) -> None:
+    tokenizer = tokenizer_of("bpe", request)
+    found = published(root, replace(config, vocab_size=tokenizer.vocab_size), tokenizer)
+    assert export.export(found, to, tmp_path / "whole", verify=True).verified
+    write = export.FORMATS[to].write
+
+    def damaging(source: export.Source, folder: Path) -> None:
+        write(source, folder)
+        (path,) = (*folder.glob("*.safetensors"), *folder.glob("*.gguf"))
+        data = bytearray(path.read_bytes())
+        data[data.index(source.weights["embedding.weight"].numpy().tobytes())] ^= 1
+        path.write_bytes(data)
+
+    monkeypatch.setitem(export.FORMATS, to, replace(export.FORMATS[to], write=damaging))
+    with pytest.raises(BadData, match="reads back as something else"):
+        export.export(found, to, tmp_path / "damaged", verify=True)
+    assert not (tmp_path / "damaged").exists()
+    assert not export.export(found, to, tmp_path / "unseen").verified
 
 
 def test_what_stands_already_stays_as_it_is(root: Path, tmp_path: Path) -> None:
