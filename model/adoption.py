@@ -15,7 +15,7 @@ from model import checkpoint, foreign
 from model.checkpoint import Saved, State
 from model.config import Preset, TrainConfig
 from model.device import Execution
-from model.run import CONFIG, RESULT, SCHEMA, Result
+from model.run import CHECKPOINTS, CONFIG, RESULT, SCHEMA, Result
 from pipeline import artifact, files, tokenizers
 from pipeline.artifact import Built, Content
 from pipeline.manifest import Identity
@@ -40,7 +40,7 @@ def adopt(root: Path, folder: Path, name: str, *, tokenizer: str = "", trusted: 
         preset = Preset(found.config.family, f"imported from {found.folder.name}", found.config)
         _write(draft / CONFIG, {"preset": PRESET, **asdict(preset)})
         state = State(0, 0.0, None, found.config, TrainConfig(), Execution("fp32", compiled=False, micro_batch=1))
-        saved = checkpoint.save(draft / "checkpoints", state, Saved(weights, {}))
+        saved = checkpoint.save(draft / CHECKPOINTS, state, Saved(weights, {}))
         parameters = found.config.parameters
         _write(draft / RESULT, Result(steps=0, tokens=0, parameters=parameters, last=saved.name, best=saved.name))
         return Content({"steps": 0, "tokens": 0, "parameters": parameters})

@@ -137,7 +137,7 @@ def _trained(built: Built) -> Outcome:
     outcome = outcome_of(built, ("steps", "tokens", "parameters"))
     fields = msgspec.structs.asdict(result)
     outcome.extra |= {key: fields[key] for key in fields if key not in ("seconds", "last", "best")}
-    outcome.extra["checkpoint"] = str(built.artifact.path / "checkpoints" / result.best)
+    outcome.extra["checkpoint"] = str(built.artifact.path / run.CHECKPOINTS / result.best)
     outcome.extra["loss_curve"] = str(built.artifact.path / "loss.png")
     outcome.lines += [
         f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "

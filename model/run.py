@@ -29,7 +29,7 @@ from pipeline.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2
-RESULT, CONFIG = "result.json", "config.json"
+RESULT, CONFIG, CHECKPOINTS = "result.json", "config.json", "checkpoints"
 Report = Callable[[str], None]
 
 
@@ -295,4 +295,4 @@ def open_tokenizer(run: Artifact) -> Tokenizer:
 def checkpoint_path(run: Artifact, which: str) -> Path:
     """The folder of the "best" or the "last" checkpoint."""
     result = read_result(run.path)
-    return run.file("checkpoints") / (result.last if which == "last" else result.best)
+    return run.file(CHECKPOINTS) / (result.last if which == "last" else result.best)

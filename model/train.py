@@ -12,28 +12,26 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from model import batches, checkpoint, generate, outcome, preflight, references, stop
+from model import batches, beginning, checkpoint, generate, outcome, preflight, references, stop
 from model import device as devices
 from model.checkpoint import Saved, State
 from model.distributed import World
 from model.evaluate import Evaluation, evaluate, validation_set
 from model.learner import Learner, Step
 from model.metrics import Metrics
-from model.run import Plan, Report, Result, read_result
+from model.run import CHECKPOINTS, Plan, Report, Result
 from model.schedule import Schedule
 from pipeline import artifact, files, tokens
-from pipeline.errors import BadData, StorageFailed, TrainingDiverged, TryAgain
+from pipeline.errors import StorageFailed, TrainingDiverged, TryAgain
 
 _LOG_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 300.0
 _EVALUATION_SHARE = 0.1  # of the time, of a training by the clock
 _BAD_STEPS, _ROLLBACKS, _FAILED_SAVES = 3, 2, 3  # in a row: then roll back; then give up
 _SAMPLE_TOKENS = 48
-_COUNTED = 1 << 24  # tokens
-QUARANTINE, ANNEALED = "quarantine", "annealed"  # below the draft's scratch
+ANNEALED = "annealed"  # below the draft's scratch
 
 
 def fit(
@@ -100,14 +98,14 @@ class Training:
         # One answer for all processes: precision is a matter of time, and memory of the moment.
         self.forecast = world.tell(preflight.forecast(model, self.config, rows, device, world.size))
         if world.leads and not resume:
-            for name in ("checkpoints", artifact.SCRATCH):
+            for name in (CHECKPOINTS, artifact.SCRATCH):
                 files.remove_tree(folder / name)
         self.steps_before = 0  # of the runs that it goes on from
-        found = self._newest()
+        found = beginning.newest(folder, planned, world, report)
         how = found[0].execution if found else self.forecast.how
         if preflight.needed(model, self.config, how.precision, how.micro_batch, world.size) > self.forecast.free:
             how = replace(how, micro_batch=self.forecast.how.micro_batch)  # begun where there was more memory
-        self.learner = Learner(model, self.config, device, how, rows, world, self._counts())
+        self.learner = Learner(model, self.config, device, how, rows, world, beginning.counts(planned, self.store))
         self._stand(found)
         self._evaluating = 0.0  # seconds
         self._failed_saves = 0  # in a row
@@ -115,25 +113,11 @@ class Training:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    def _counts(self) -> torch.Tensor | None:
-        """How often each id is in the training text, or in as much of it as is counted in a second."""
-        if not self.planned.preset.model.head_bias:
-            return None
-        ids = self.store.train.read(0, min(len(self.store.train), _COUNTED))
-        return torch.from_numpy(np.bincount(ids, minlength=self.planned.preset.model.vocab_size))
-
-    def _newest(self) -> tuple[State, Saved] | None:
-        quarantine, found = self.folder / artifact.SCRATCH / QUARANTINE, None
-        if self.world.leads:
-            model = self.planned.preset.model
-            found = checkpoint.newest(self.checkpoints, model, self.config, quarantine, self.report)
-        return self.world.tell(found)
+        return self.folder / CHECKPOINTS
 
     def _stand(self, found: tuple[State, Saved] | None) -> None:
         """Stand at that checkpoint; or at the beginning: afresh, or where an earlier run ended."""
-        parent = self._parent()
+        parent = beginning.parent(self.planned)
         if parent:
             self.steps_before = parent.steps_before + parent.steps
         self.since_row = self._sums_from(*(found[0].since_row if found else (0, 0.0, 0.0)))
@@ -149,7 +133,7 @@ class Training:
             self.share = 0.0
             self.schedule = Schedule(self.config, agree=self.world.agree)
             if parent:
-                self._inherit(parent)
+                beginning.inherit(self.learner, self.planned, parent, self.report)
             else:
                 self.learner.begin()
         self.recorded = self.schedule.step if found else -1  # the last step whose row of the metrics counts
@@ -158,40 +142,6 @@ class Training:
         self.schedule.start()
         self._bad = 0  # steps that were passed over, in a row
         self._load_batches()
-
-    def _parent(self) -> Result | None:
-        """The run that this one goes on from."""
-        if self.planned.parent is None:
-            return None
-        if self.planned.parent_path is None:
-            raise BadData(
-                f"{self.planned.parent.name}: the run to go on from is gone",
-                hint="train anew under another name, with --name",
-            )
-        return read_result(self.planned.parent_path)
-
-    def _inherit(self, parent: Result) -> None:
-        """Begin with the weights and the moments that the earlier run ended with; or, afresh, with its best weights."""
-        path = self.planned.parent_path
-        assert path
-        try:
-            if self.planned.afresh:
-                self.learner.load(Saved(self._fitted(checkpoint.read_weights(path / "checkpoints" / parent.best)), {}))
-            else:
-                self.learner.load(checkpoint.read(path / "checkpoints" / parent.last))
-        except BadData as error:
-            hint = f"`rollback runs/{path.parent.name}` goes on from the run before"
-            raise BadData(error.what, hint=hint) from None
-        run = f"{path.parent.name}/{path.name}"
-        if self.planned.afresh:
-            self.report(f"beginning with the weights of {run}")
-        else:
-            self.report(f"going on from the weights of {run}, after {parent.steps:,} steps")
-
-    def _fitted(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The weights of a network with a longer block, without the positions that this one does not have."""
-        size = self.planned.preset.model.block_size
-        return {name: each[:size] if name == "position.weight" else each for name, each in weights.items()}
 
     @property
     def data_step(self) -> int:
@@ -301,7 +251,7 @@ class Training:
         self.report(f"warning: {what} is no finite number at step {step:,}: rolling back")
         self.metrics.event("rolled back", step=step, cause=what)
         self.loader.close()
-        self._stand(self._newest())
+        self._stand(beginning.newest(self.folder, self.planned, self.world, self.report))
         self.metrics.back_to(self.recorded)
         self.rollbacks, self.skipped = rollbacks, reached - self._first - self.schedule.step
         self.loader.close()

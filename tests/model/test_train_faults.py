@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from model import checkpoint, run
+from model.beginning import QUARANTINE
 from model.learner import Learner
-from model.train import QUARANTINE, Training
+from model.train import Training
 from pipeline import artifact, files
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData
