@@ -135,8 +135,12 @@ class FeedForward(nn.Module):
         if self.gate is not None:
             return self.out(F.silu(self.gate(x)) * up)
         if self.activation == "gelu":
-            return self.out(F.gelu(up, approximate="tanh"))  # GPT-2's GELU
-        return self.out(F.relu(up) if self.activation == "relu" else _SquaredReLU.apply(up))
+            up = F.gelu(up, approximate="tanh")  # GPT-2's GELU
+        elif self.activation == "relu":
+            up = F.relu(up)
+        elif self.activation == "relu2":
+            up = _SquaredReLU.apply(up)
+        return self.out(up)  # else it was part of the product before (packed.py)
 
 
 class _SquaredReLU(torch.autograd.Function):

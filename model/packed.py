@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.dropout import Dropout
-from model.gpt import GPT, Attention
+from model.gpt import GPT, Attention, FeedForward
 from pipeline.errors import BadConfig
 
 _AT_ONCE = 16  # numbers that torch's product of 8-bit weights reads, beyond the end of a row of other widths
@@ -66,13 +66,15 @@ class PackedLinear:
     Not a module: those are called more slowly, and have what only training needs.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> None:
+        """With `gelu` that is done in the same pass."""
         self.in_features = weight.shape[1]
+        self._then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), 1)
         self._bias = bias.detach().bfloat16() if bias is not None else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        made: Tensor = _multiply(x.bfloat16(), self._packed, self._bias, "none", [], "")
+        made: Tensor = _multiply(x.bfloat16(), self._packed, self._bias, *self._then)
         return made
 
 
@@ -99,12 +101,12 @@ class Int8Linear:
 
 def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear) -> GPT:
     """The same model with its linear layers packed, in place: it can generate, and not be trained or saved any more."""
-    for attention in (module for module in model.modules() if isinstance(module, Attention)):
-        three = (attention.q, attention.k, attention.v)
-        biases = [each.bias.data for each in three if each.bias is not None]
-        joined = layer(torch.cat([each.weight.data for each in three]), torch.cat(biases) if biases else None)
-        attention.qkv = joined if isinstance(attention.q_norm, nn.Identity) else _Widened(joined)
-        del attention.q, attention.k, attention.v
+    for module in list(model.modules()):
+        if isinstance(module, Attention):
+            _join(module, layer)
+        elif isinstance(module, FeedForward) and module.activation == "gelu" and layer is PackedLinear:
+            up, module.activation = module.up, ""
+            _replace(module, "up", PackedLinear(up.weight, up.bias, gelu=True))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
@@ -113,6 +115,15 @@ def pack(model: GPT, layer: type[PackedLinear] | type[Int8Linear] = PackedLinear
                 _replace(parent, name, _same)
     model.packed_head = layer(model.embedding.weight) if model.head is None else model.head
     return model
+
+
+def _join(attention: Attention, layer: type[PackedLinear] | type[Int8Linear]) -> None:
+    """Queries, keys and values by one product."""
+    three = (attention.q, attention.k, attention.v)
+    biases = [each.bias.data for each in three if each.bias is not None]
+    joined = layer(torch.cat([each.weight.data for each in three]), torch.cat(biases) if biases else None)
+    attention.qkv = joined if isinstance(attention.q_norm, nn.Identity) else _Widened(joined)
+    del attention.q, attention.k, attention.v
 
 
 class _Widened:
