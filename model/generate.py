@@ -112,7 +112,7 @@ class Continuation:
     def go_on(self, logits: Tensor) -> Token:
         """Choose the next token from logits (V,). Raises BadData where they are no numbers."""
         logits = logits[: self._tokenizer.vocab_size]  # ids beyond it are padding
-        if not math.isfinite(float(logits.max())):  # what is damaged anywhere is found in it, and quickly
+        if not math.isfinite(float(logits.max())):  # NaN, if there is one anywhere
             raise BadData(
                 "the network gives no finite numbers: its weights are damaged", hint="`verify --deep` the run"
             )
