@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from model.run import Result
+from model.source import Source
 from pipeline import artifact
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, InputMissing
 from pipeline.manifest import KINDS
-
-if TYPE_CHECKING:
-    from model.export import Source
 
 _ARCHITECTURES = {"gpt2": "GPT-2", "qwen3": "Qwen3"}
 

@@ -5,40 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
 from model import card, checkpoint, exchange, gguf, huggingface, run
-from model.checkpoint import State
 from model.config import GPTConfig
 from model.families import family
-from model.run import Result
+from model.source import Source
 from pipeline import artifact, files
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig
-from pipeline.export.interface import broken
+from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import Tokenizer
 
 _SAMPLES = "samples.jsonl"
-
-
-@dataclass(frozen=True)
-class Source:
-    """The run to export: the weights of one checkpoint (their average where there is one), and what is known of it.
-
-    `texts` are what the model wrote while it was trained.
-    """
-
-    run: Artifact
-    preset: str
-    result: Result
-    state: State
-    tokenizer: Tokenizer
-    weights: Mapping[str, Tensor]
-    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +31,7 @@ class Format:
     library: str
     require: Callable[[Tokenizer], None]
     weights: Callable[[GPTConfig, Mapping[str, Tensor]], dict[str, Tensor]]
-    write: Callable[[Any, Path], None]
+    write: Callable[[Source, Path], None]
     read: Callable[[Path], dict[str, Tensor]]
     usage: Callable[[str], str]
 
@@ -118,7 +99,8 @@ def export(found: Artifact, to: str, out: Path, which: str = "best", *, verify: 
 def _require_same(read: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
     for name in sorted(read.keys() | written.keys()):
         if name not in read or name not in written or not torch.equal(read[name], written[name]):
-            raise broken(name, "reads back as something else")
+            hint = "nothing was exported; try again, and check the disk if it happens again"
+            raise BadData(f"{name} reads back as something else", hint=hint)
 
 
 def _texts(found: Artifact) -> tuple[str, ...]:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model import exchange
+from model.source import Source
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, merges, pieces, require_exact, spelled
-
-if TYPE_CHECKING:
-    from model.export import Source
 
 # What llama.cpp calls the split patterns of encodings: by the model that first came with them.
 _SPLITS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}

@@ -10,17 +10,15 @@ tokenizer_config.json     that it is one of `tokenizers`, as it stands
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model import checkpoint, exchange
+from model.source import Source
 from pipeline.tokenizers import Integers, Tokenizer, pieces, require_exact, tokenizer_json
-
-if TYPE_CHECKING:
-    from model.export import Source
 
 _WEIGHTS = "model.safetensors"
 # What is easily got wrong: blanks, ends of lines, digits, contractions, text that spells what is special, and signs

@@ -11,6 +11,7 @@ import pytest
 
 from model import export, huggingface
 from model.config import GPTConfig
+from model.source import Source
 from pipeline import files, tokenizers
 from pipeline.artifact import Artifact
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
@@ -140,7 +141,7 @@ def test_what_reads_back_as_something_else_is_not_published(
     assert export.export(found, to, tmp_path / "whole", verify=True).verified
     write = export.FORMATS[to].write
 
-    def damaging(source: export.Source, folder: Path) -> None:
+    def damaging(source: Source, folder: Path) -> None:
         write(source, folder)
         (path,) = (*folder.glob("*.safetensors"), *folder.glob("*.gguf"))
         data = bytearray(path.read_bytes())
