@@ -55,11 +55,6 @@ def halved(model: GPT) -> GPT:
     return model
 
 
-# Looked up once: that takes as long as a small product.
-_multiply = torch.ops.mkldnn._linear_pointwise.default
-_multiply_int8 = torch.ops.aten._weight_int8pack_mm.default
-
-
 class PackedLinear:
     """`nn.Linear` with bfloat16 weights, laid out once. Takes fp32 or bfloat16 (..., C), gives bfloat16.
 
@@ -69,12 +64,13 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> None:
         """With `gelu` that is done in the same pass."""
         self.in_features = weight.shape[1]
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default  # looked up once: as long as a small product
         self._then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), 1)
         self._bias = bias.detach().bfloat16() if bias is not None else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        made: Tensor = _multiply(x.bfloat16(), self._packed, self._bias, *self._then)
+        made: Tensor = self._multiply(x.bfloat16(), self._packed, self._bias, *self._then)
         return made
 
 
@@ -83,6 +79,7 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.in_features = weight.shape[1]
+        self._multiply = torch.ops.aten._weight_int8pack_mm.default
         self._missing = -self.in_features % _AT_ONCE
         scales = (weight.detach().abs().amax(dim=1, keepdim=True).clamp(min=_SMALLEST) / 127).bfloat16()
         rounded = (weight.detach() / scales.float()).round().clamp(-127, 127)
@@ -94,7 +91,7 @@ class Int8Linear:
         rows = x.bfloat16().reshape(-1, self.in_features)
         if self._missing:
             rows = F.pad(rows, (0, self._missing))
-        made: Tensor = _multiply_int8(rows, self._weight, self._scales)
+        made: Tensor = self._multiply(rows, self._weight, self._scales)
         made = made.view(*x.shape[:-1], -1)
         return made if self._bias is None else made + self._bias
 
