@@ -31,8 +31,7 @@ class Memory:
             if isinstance(past.slots, slice):  # a third of the time that an index takes
                 kept[:, :, past.slots] = new
             else:
-                rows = torch.arange(len(kept), device=kept.device)[:, None]
-                kept[rows, :, past.slots] = new.transpose(1, 2).to(kept.dtype)
+                kept[past.rows, :, past.slots] = new.transpose(1, 2).to(kept.dtype)
         return self.keys[:, :, : past.seen], self.values[:, :, : past.seen]
 
 
@@ -40,12 +39,13 @@ class Memory:
 class Past:
     """What one pass reads and adds to: of each block, of the first convolution (`tail`), and the ids `before` (B, 1).
 
-    `positions` (B, T) are those of the new tokens, which go to `slots`, the same of all rows or (B, T); the first
-    `seen` places are then looked at. `mask` (B, 1, T, seen) says who may see whom, None where all that came before may
-    be seen.
+    `positions` (B, T) are those of the new tokens, which go to `slots`, the same of all `rows` (B, 1) or (B, T); the
+    first `seen` places are then looked at. `mask` (B, 1, T, seen) says who may see whom, None where all that came
+    before may be seen.
     """
 
     positions: Tensor
+    rows: Tensor
     slots: slice | Tensor
     seen: int
     mask: Tensor | None
@@ -61,21 +61,19 @@ class Cache:
     rotary positions sees distances only. With learned positions a row is full then, and must begin again.
     """
 
-    def __init__(
-        self, config: GPTConfig, rows: int, dtype: torch.dtype, device: torch.device, kept: torch.dtype | None = None
-    ) -> None:
-        """`dtype` is that of the stream, `kept` that of keys and values where it is another."""
+    def __init__(self, config: GPTConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.slides = config.block_size, config.positions != "learned"
         self.lengths = [0] * rows
         self._device = device
         heads = config.kv_heads or config.heads
         shape = (config.layers, rows, heads, self.size, config.head_width)  # (layers, R, K, S, D)
-        self._keys = torch.zeros(shape, dtype=kept or dtype, device=device)
-        self._values = torch.zeros(shape, dtype=kept or dtype, device=device)
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
         reach = max(config.convolution - 1, 0)
         tails = (2 * config.layers + 1, rows, reach, config.width)  # the first, then two of each block
         self._tails = torch.zeros(tails, dtype=dtype, device=device)
         self._before = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._index = torch.arange(rows, device=device)[:, None]
         self._everything = (self._keys, self._values, self._tails)
         self._views: dict[tuple[int, int], tuple[Sequence[Memory], Tensor, Tensor]] = {}
 
@@ -121,7 +119,7 @@ class Cache:
         for row in range(first, first + count):
             self.lengths[row] += new
         blocks, tail, ids = self._remembered(first, count)
-        return Past(positions, slots, seen, mask, blocks, tail, ids)
+        return Past(positions, self._index[:count], slots, seen, mask, blocks, tail, ids)
 
     def _remembered(self, first: int, count: int) -> tuple[Sequence[Memory], Tensor, Tensor]:
         """What the blocks, the first convolution and the pairs remember of some rows. Made once: each token asks."""

@@ -26,7 +26,7 @@ PRECISION = click.option(
     type=click.Choice(["auto", "fp32", "bf16", "int8"]),
     default="auto",
     show_default=True,
-    help="Of the weights; auto: bf16 where that is faster; int8: on a CPU, for one text at a time.",
+    help="Of the weights; auto: bf16 where that is faster; int8: on a CPU, the fastest for few texts.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
 

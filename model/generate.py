@@ -112,7 +112,7 @@ class Continuation:
     def go_on(self, logits: Tensor) -> Token:
         """Choose the next token from logits (V,). Raises BadData where they are no numbers."""
         logits = logits[: self._tokenizer.vocab_size]  # ids beyond it are padding
-        if not math.isfinite(float(logits.max())):  # NaN, if there is one anywhere
+        if not math.isfinite(float(logits.sum())):
             raise BadData(
                 "the network gives no finite numbers: its weights are damaged", hint="`verify --deep` the run"
             )
@@ -176,7 +176,7 @@ class Engine:
                 hint=f"--rows {most} would fit" if most else "a smaller network, or a machine with more memory",
             )
         self.model, self.active = model.eval(), list[Continuation]()
-        self._cache = Cache(model.config, rows, weight.dtype, weight.device, model.kept_dtype)
+        self._cache = Cache(model.config, rows, weight.dtype, weight.device)
         self._device = weight.device
 
     @property
@@ -229,7 +229,7 @@ class Engine:
 def _fitting(model: GPT) -> int:
     """How many rows of a cache there is memory for."""
     weight = model.embedding.weight
-    each = Cache.bytes(model.config, model.kept_dtype)
+    each = Cache.bytes(model.config, weight.dtype)
     return int(_MEMORY * free_memory(weight.device) / each) if each else _ROWS
 
 

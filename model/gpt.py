@@ -102,7 +102,7 @@ class Attention(nn.Module):
         own = v
         if memory is not None and around.past is not None:
             k, v = memory.extended(around.past, k, v)  # (B, K, S, D)
-            q = q.to(k.dtype)
+            q = q.to(k.dtype)  # fp32 on a CPU: bfloat16 would round otherwise in a longer row, and a text be another
         dropout = self.dropout if self.training else 0.0
         shared = k.shape[1] != q.shape[1]
         causal = around.mask is None and k.shape[2] == q.shape[2]  # else all that is remembered may be seen
@@ -331,11 +331,6 @@ class GPT(nn.Module):
     @property
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
-
-    @property
-    def kept_dtype(self) -> torch.dtype:
-        """Of the keys and values that are remembered."""
-        return self.embedding.weight.dtype if self.packed_head is None else torch.bfloat16
 
     def states(self, ids: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
         """What the head reads: (B, T) ids to (B, T, C)."""
