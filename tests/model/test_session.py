@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,8 @@ def test_case_63_a_reader_that_goes_away_is_no_failure(trained: Path) -> None:
 
 def test_case_63_ctrl_c_ends_with_130(trained: Path) -> None:
     words = command(trained, "--prompt", "话说", "--stream", "--num-samples", 100000)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job of `&` is deaf to it
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard) as process:
         assert process.stdout
         process.stdout.read(20)
         process.send_signal(signal.SIGINT)
