@@ -62,3 +62,4 @@ def main(path: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # all is written; torch's own threads now and then abort a process that ends (std::terminate)
