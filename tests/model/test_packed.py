@@ -36,7 +36,7 @@ def test_packed_layers_give_the_logits_up_to_the_rounding_of_their_weights(confi
 def test_small_networks_are_left_alone_unless_asked() -> None:
     assert packed.quick(stirred(SMALL), "auto").packed_head is None
     assert packed.quick(stirred(SMALL), "fp32").packed_head is None
-    assert packed.quick(stirred(SMALL), "bf16").packed_head is not None
+    assert packed.quick(stirred(SMALL), "int8").packed_head is not None
 
 
 @both
@@ -96,5 +96,5 @@ def test_halved_weights_leave_the_positions_as_they_are() -> None:
 
 
 def test_an_untied_head_is_packed_once() -> None:
-    model = packed.pack(stirred(replace(SMALL, tied=False)))
+    model = packed.pack(stirred(replace(SMALL, tied=False)), packed.Int8Linear)
     assert model.packed_head is model.head
