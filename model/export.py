@@ -16,7 +16,7 @@ from model.families import family
 from model.source import Source
 from pipeline import artifact, files
 from pipeline.artifact import Artifact
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, broken
 from pipeline.tokenizers import Tokenizer
 
 _SAMPLES = "samples.jsonl"
@@ -99,8 +99,7 @@ def export(found: Artifact, to: str, out: Path, which: str = "best", *, verify: 
 def _require_same(read: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
     for name in sorted(read.keys() | written.keys()):
         if name not in read or name not in written or not torch.equal(read[name], written[name]):
-            hint = "nothing was exported; try again, and check the disk if it happens again"
-            raise BadData(f"{name} reads back as something else", hint=hint)
+            raise broken(name, "reads back as something else")
 
 
 def _texts(found: Artifact) -> tuple[str, ...]:

@@ -57,6 +57,11 @@ class BadData(InkstoneError):
     exit_code = 65
 
 
+def broken(file: str, what: str) -> BadData:
+    """The error for a part of an export that does not read back as what was to be written."""
+    return BadData(f"{file}: {what}", hint="nothing was exported; try again, and check the disk if it happens again")
+
+
 class InputMissing(InkstoneError):
     """A file or an artifact that was named does not exist."""
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import broken
 from pipeline.export import stream
-from pipeline.export.interface import Borders, Format, Source, Span, broken
+from pipeline.export.interface import Borders, Format, Source, Span
 from pipeline.tokens import TokenArray
 
 

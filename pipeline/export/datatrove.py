@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import tokens
+from pipeline.errors import broken
 from pipeline.export import stream
-from pipeline.export.interface import Borders, Format, Source, Span, broken
+from pipeline.export.interface import Borders, Format, Source, Span
 
 _DTYPES = {"2": "<u2", "4": "<u4"}
 

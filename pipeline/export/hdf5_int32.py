@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import artifact, engines, tokens
+from pipeline.errors import broken
 from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span, broken, open_source
+from pipeline.export.interface import Format, Source, Span, open_source
 
 _DTYPE = "<i4"
 # A dataset that can grow lies in chunks. A loader reads one short block at a time and HDF5 a whole chunk for it, so

@@ -88,11 +88,6 @@ class Borders:
     lengths: np.ndarray
 
 
-def broken(file: str, what: str) -> BadData:
-    """The error for a file of an export that does not read back as what was to be written."""
-    return BadData(f"{file}: {what}", hint="nothing was exported; try again, and check the disk if it happens again")
-
-
 @dataclass(frozen=True)
 class Format:
     """One format of another tool: data, and two or three small functions.

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import tokens
+from pipeline.errors import broken
 from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span, Split, broken
+from pipeline.export.interface import Format, Source, Span, Split
 
 _CHUNK = 64 << 20  # bytes of ids: litdata's own default; above 4 GiB the offsets would wrap
 _HEAD = struct.Struct("<III")

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import tokens
-from pipeline.errors import BadData
+from pipeline.errors import BadData, broken
 from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span, Split, broken
+from pipeline.export.interface import Format, Source, Span, Split
 
 _HEADER = 256  # int32: magic, version, number of tokens, zeros
 _FILE = 100_000_000  # ids

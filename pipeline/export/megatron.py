@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files, tokens
+from pipeline.errors import broken
 from pipeline.export import stream
-from pipeline.export.interface import Borders, Format, Source, Span, broken
+from pipeline.export.interface import Borders, Format, Source, Span
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
-from pipeline.errors import BadData
-from pipeline.export.interface import Split, broken
+from pipeline.errors import BadData, broken
+from pipeline.export.interface import Split
 from pipeline.tokens import TokenArray
 
 _PIECE = 1 << 22  # ids; 8 or 16 MiB
