@@ -14,7 +14,7 @@ test: $(PEERS)
 
 # Kills tokenizing and refreshing, 200 times each, and looks at what comes out; make test does 20 rounds of each.
 chaos: $(READY)
-	@$(BIN)/python -m tests.chaos
+	@$(BIN)/python -m tests.support.chaos
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -16,23 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from model import commands as learning
-from model.commands import DEVICE, follows, pairs_of
-from pipeline import commands as data
-from pipeline import console, errors, upkeep
-from pipeline.commands import JOBS, NETWORK, network_of, processes
-from pipeline.console import Group, Outcome, Settings
-from pipeline.redaction import redacted
+from model.commands import train as learning
+from model.commands.train import DEVICE, follows, pairs_of
+from pipeline import errors
+from pipeline.commands import console, data
+from pipeline.commands import maintenance as upkeep
+from pipeline.commands.console import Group, Outcome, Settings
+from pipeline.commands.data import JOBS, NETWORK, network_of, processes
+from pipeline.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.run import Plan
-    from pipeline.artifact import Artifact
-    from pipeline.chain import TrainStage
-    from pipeline.plan import Options
-    from pipeline.recipe import Recipe
-    from pipeline.refresh import Refreshed
+    from model.runs.run import Plan
+    from pipeline.refresh.plan import Options
+    from pipeline.refresh.recipe import Recipe
+    from pipeline.refresh.refresh import Refreshed
+    from pipeline.refresh.stages import TrainStage
+    from pipeline.store.artifact import Artifact
 
 _SAMPLED = ("max_tokens", "temperature", "top_k", "seed")  # what a recipe says of sampling
 _IDLE = 0.5  # processes that wanted to run in the last minute
@@ -87,9 +88,9 @@ def refresh(
     **limits: Any,
 ) -> Outcome:
     """Run a recipe: every stage whose inputs or options changed, and no other."""
-    from pipeline import recipe as recipes
-    from pipeline import refresh as chain
-    from pipeline.plan import Options
+    from pipeline.refresh import recipe as recipes
+    from pipeline.refresh import refresh as chain
+    from pipeline.refresh.plan import Options
 
     recipe = recipes.load(path, pairs)
     stage = _train_stage(settings, recipe, device)
@@ -115,7 +116,7 @@ def _pinged(url: str) -> Iterator[None]:
     if not url:
         yield
         return
-    from pipeline.network import ping
+    from pipeline.sources.http import ping
 
     ping(f"{url.rstrip('/')}/start")
     try:
@@ -129,10 +130,11 @@ def _pinged(url: str) -> Iterator[None]:
 
 
 def _planned(settings: Settings, recipe: Recipe, stage: TrainStage, options: Options) -> Outcome:
-    from pipeline import files, state
-    from pipeline.chain import Chain
-    from pipeline.plan import plan
-    from pipeline.status import duration, size
+    from pipeline.maintenance.status import duration, size
+    from pipeline.refresh import state
+    from pipeline.refresh.plan import plan
+    from pipeline.refresh.stages import Chain
+    from pipeline.store import files
 
     chain = Chain(settings.root, recipe, stage, settings.progress, options.jobs)
     planned = plan(chain, options, state.read(settings.root, recipe.name).paces)
@@ -153,8 +155,8 @@ def _planned(settings: Settings, recipe: Recipe, stage: TrainStage, options: Opt
 
 def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
     """What the run makes of the recipe's prompts."""
-    from model import session as sessions
-    from model.generate import SampleOptions
+    from model.generation import session as sessions
+    from model.generation.engine import SampleOptions
 
     session = sessions.Session(run, "best", device, "fp32", settings.progress.note)
     asked = [session.prompt(text) for text in recipe.sample.prompts]
@@ -181,8 +183,9 @@ def _refreshed(done: Refreshed, lines: list[str]) -> Outcome:
 
 
 def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
-    from model import run, stage
-    from pipeline.chain import TrainStage
+    from model.runs import run
+    from model.training import stage
+    from pipeline.refresh.stages import TrainStage
 
     def plan(tokens: Artifact) -> Plan:
         chosen = recipe.train
@@ -210,10 +213,10 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
 @DEVICE
 def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     """Run every stage on the text that comes with Inkstone, offline, and show what came out."""
-    from model import run
-    from pipeline import recipe as recipes
-    from pipeline import refresh as chain
-    from pipeline.plan import Options
+    from model.runs import run
+    from pipeline.refresh import recipe as recipes
+    from pipeline.refresh import refresh as chain
+    from pipeline.refresh.plan import Options
 
     recipe = recipes.load(HERE / "recipes" / "sample.toml")
     stage = _train_stage(settings, recipe, device)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.rows import Row, in_turn
-from model import batches
-from model.batches import Sampler
-from pipeline.tokens import TokenArray
+from model.training import dataloader as batches
+from model.training.dataloader import Sampler
+from pipeline.tokens.store import TokenArray
 
 _TOKENS, _BLOCK, _ROWS = 1 << 24, 256, 64
 _CPU = torch.device("cpu")

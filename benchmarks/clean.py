@@ -31,8 +31,8 @@ import msgspec
 
 from benchmarks.rows import Row
 from benchmarks.ways import peaks
-from pipeline import compression
 from pipeline.errors import InputMissing, InternalError
+from pipeline.readers import compression
 
 _BOOK, _POEMS = "shuihu_raw.txt", "tang_poems.jsonl.zst"
 _BLOCK = 350_000  # characters: about a megabyte of Chinese
@@ -133,8 +133,10 @@ def _texts(folder: Path, size: int) -> tuple[Path, Path, Path]:
 
 def inkstone(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     """Ours. Its workers start within the time."""
-    from pipeline import corpus, progress, raw
+    from pipeline.clean import stage as corpus
     from pipeline.clean.options import CleanOptions
+    from pipeline.runtime import progress
+    from pipeline.sources import inputs as raw
 
     options = CleanOptions(profile="plain")
     yield b""
@@ -146,7 +148,7 @@ def inkstone(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
 def split(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     """Our splitter, from text to lines of UTF-8."""
     from pipeline.clean import lines
-    from pipeline.clean.codes import codes
+    from pipeline.clean.utf16 import codes
 
     blocks = [block.encode() for block in _full_lines(text)]
     yield b""

@@ -14,13 +14,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.rows import Row
-from model import metrics, run, stage
 from model.presets import preset
-from pipeline import tokenize, tokenizers, train_tokenizer
-from pipeline.clean import advice
-from pipeline.clean.advice import Lines
-from pipeline.progress import Silent
-from pipeline.tokenize import TokenizeOptions
+from model.runs import run
+from model.training import metrics, stage
+from pipeline import tokenizers
+from pipeline.clean.report import sentencepiece_flags as advice
+from pipeline.clean.report.sentencepiece_flags import Lines
+from pipeline.runtime.progress import Silent
+from pipeline.tokenizers import stage as train_tokenizer
+from pipeline.tokens import stage as tokenize
+from pipeline.tokens.stage import TokenizeOptions
 
 _SENTENCE = re.compile("(?<=[。！？\n])")
 

@@ -18,9 +18,10 @@ import torch
 
 from benchmarks.rows import Row
 from model import device as devices
-from model import exchange, packed
-from model.generate import SampleOptions, sample
-from model.gpt import GPT
+from model.exchange import convert as exchange
+from model.generation import quantization as packed
+from model.generation.engine import SampleOptions, sample
+from model.network.gpt import GPT
 from model.presets import preset
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers

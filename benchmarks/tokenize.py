@@ -17,8 +17,8 @@ import zstandard
 from benchmarks import ways
 from benchmarks.rows import Row
 from benchmarks.ways import Figures
-from pipeline import compression
 from pipeline.errors import InputMissing
+from pipeline.readers import compression
 
 _TEXTS = ("pile_train_00.jsonl.zst", "pile_train_01.jsonl.zst", "pile_val.jsonl.zst")
 _SMALL = 64  # MB

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from benchmarks.rows import Row
 from model import device as devices
-from model import preflight
-from model.batches import Loader, Sampler
 from model.config import GPTConfig, TrainConfig
-from model.distributed import World
-from model.gpt import GPT
-from model.learner import Learner
+from model.network.gpt import GPT
 from model.presets import preset
-from model.schedule import Schedule
-from pipeline.tokens import TokenArray
+from model.training import estimate as preflight
+from model.training.dataloader import Loader, Sampler
+from model.training.distributed import World
+from model.training.learner import Learner
+from model.training.lr_schedule import Schedule
+from pipeline.tokens.store import TokenArray
 
 _STEPS = {"cpu": 6, "cuda": 20}
 _COMPARED = 12  # steps whose losses must agree

@@ -194,8 +194,9 @@ def inkstone(shards: Sequence[Path], jobs: int, folder: Path, encoder: str = "au
 
     Its workers start and load the tokenizer within the time.
     """
-    from pipeline import progress, tokenizers
-    from pipeline import tokenize as stage
+    from pipeline import tokenizers
+    from pipeline.runtime import progress
+    from pipeline.tokens import stage
 
     val = folder / "val.jsonl"
     val.write_text('{"text": "held out"}\n')

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.clean import lengths, sentences
 from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
-from pipeline.clean.codes import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, merged, places, text_of, unit_at
+from pipeline.clean.utf16 import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, merged, places, text_of, unit_at
 
 _TERMINATORS = ENDS + DOTS + CLOSERS
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.clean import boilerplate, gaiji, lacunae, notes, profiles, punctuation, script, variants, verse
+from pipeline.clean import profiles
+from pipeline.clean.rules import boilerplate, gaiji, lacunae, notes, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
-from pipeline.ledger import DEFAULT_MAX_BAD
+from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 
 MAX_SENTENCE_BYTES = 4192  # SentencePiece's own default: longer lines would be skipped in silence
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.clean import containers, notes
-from pipeline.clean.containers import Parsed
+from pipeline.clean.markup import detect as containers
+from pipeline.clean.markup.detect import Parsed
 from pipeline.clean.rule import Seen
-from pipeline.decoding import share_of_han
+from pipeline.clean.rules import notes
+from pipeline.readers.encoding import share_of_han
 
 _MOSTLY = 0.5  # share of Han: documents in JSON lines or rows are Chinese then, and of the Pile otherwise
 

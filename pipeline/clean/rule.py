@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.clean.codes import LINE_ENDS, UNITS, Codes, codes, places, replaced, spread, text_of
+from pipeline.clean.utf16 import LINE_ENDS, UNITS, Codes, codes, places, replaced, spread, text_of
 
 Seen = Counter[str]  # what a rule met, in words for the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, first and last

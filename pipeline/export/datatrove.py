@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import tokens
 from pipeline.errors import broken
-from pipeline.export import stream
-from pipeline.export.interface import Borders, Format, Source, Span
+from pipeline.export import arrays as stream
+from pipeline.export.format import Borders, Format, Source, Span
+from pipeline.tokens import store as tokens
 
 _DTYPES = {"2": "<u2", "4": "<u4"}
 

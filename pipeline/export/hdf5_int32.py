@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import artifact, engines, tokens
 from pipeline.errors import broken
-from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span, open_source
+from pipeline.export import arrays as stream
+from pipeline.export.format import Format, Source, Span, open_source
+from pipeline.runtime import workers as engines
+from pipeline.store import artifact
+from pipeline.tokens import store as tokens
 
 _DTYPE = "<i4"
 # A dataset that can grow lies in chunks. A loader reads one short block at a time and HDF5 a whole chunk for it, so

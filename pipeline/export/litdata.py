@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import tokens
 from pipeline.errors import broken
-from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span, Split
+from pipeline.export import arrays as stream
+from pipeline.export.format import Format, Source, Span, Split
+from pipeline.tokens import store as tokens
 
 _CHUNK = 64 << 20  # bytes of ids: litdata's own default; above 4 GiB the offsets would wrap
 _HEAD = struct.Struct("<III")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import tokens
 from pipeline.errors import BadData, broken
-from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span, Split
+from pipeline.export import arrays as stream
+from pipeline.export.format import Format, Source, Span, Split
+from pipeline.tokens import store as tokens
 
 _HEADER = 256  # int32: magic, version, number of tokens, zeros
 _FILE = 100_000_000  # ids

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import files, tokens
 from pipeline.errors import broken
-from pipeline.export import stream
-from pipeline.export.interface import Borders, Format, Source, Span
+from pipeline.export import arrays as stream
+from pipeline.export.format import Borders, Format, Source, Span
+from pipeline.store import files
+from pipeline.tokens import store as tokens
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import tokens
-from pipeline.export import stream
-from pipeline.export.interface import Format, Source, Span
+from pipeline.export import arrays as stream
+from pipeline.export.format import Format, Source, Span
 from pipeline.tokenizers import END_OF_TEXT, Tokenizer
+from pipeline.tokens import store as tokens
 
 _DTYPE = "<u2"  # train.py reads nothing else
 

@@ -12,13 +12,13 @@ and finds what a name means.
 """
 
 from pipeline.tokenizers.characters import Characters, Integers
+from pipeline.tokenizers.detokenizer import Unfolding
 from pipeline.tokenizers.gigatoken import ENCODERS, why_not_fast
 from pipeline.tokenizers.huggingface import merges, pieces, require_exact, require_same_ids, spelled, tokenizer_json
-from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
+from pipeline.tokenizers.loading import check_encoder, find, open_folder
 from pipeline.tokenizers.sentencepiece import SentencePiece
-from pipeline.tokenizers.store import check_encoder, find, open_folder
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
-from pipeline.tokenizers.unfolding import Unfolding
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
 
 __all__ = [
     "ENCODERS",

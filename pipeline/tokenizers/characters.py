@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
 from pipeline.errors import BadData
-from pipeline.tokenizers.interface import Card, FlatIds, flat_ids, save_card
+from pipeline.store import files
+from pipeline.tokenizers.tokenizer import Card, FlatIds, flat_ids, save_card
 
 _CHARACTERS = "characters.txt"
 _ANYWHERE = re.compile("(?s:(?<=.)(?=.))")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.errors import BadConfig
-from pipeline.tokenizers.interface import FlatIds
+from pipeline.tokenizers.tokenizer import FlatIds
 
 ENCODERS = ("auto", "gigatoken", "tiktoken")
 

@@ -18,9 +18,9 @@ import msgspec
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers.characters import Characters, Integers
-from pipeline.tokenizers.interface import END_OF_TEXT, Tokenizer
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import Tiktoken
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 UNKNOWN = "<unk>"
 _LETTERS = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}

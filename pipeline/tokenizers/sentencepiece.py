@@ -10,9 +10,9 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from pipeline import files
 from pipeline.errors import BadData
-from pipeline.tokenizers.interface import Card, FlatIds, flat_ids, save_card
+from pipeline.store import files
+from pipeline.tokenizers.tokenizer import Card, FlatIds, flat_ids, save_card
 
 _MODEL = "tokenizer.model"
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
 from pipeline.errors import BadData, TryAgain
+from pipeline.store import files
 from pipeline.tokenizers.gigatoken import choose_encoder, fast_encoder
-from pipeline.tokenizers.interface import END_OF_TEXT, Card, FlatIds, Unencodable, flat_ids, save_card
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, Card, FlatIds, Unencodable, flat_ids, save_card
 
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 

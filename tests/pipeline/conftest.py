@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.upstream import Hub, Nightly, fill, nightly, serving
+from tests.support.upstream import Hub, Nightly, fill, nightly, serving
 
 
 @pytest.fixture

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.clean import characters, headings, layout, sentences
-from pipeline.clean.codes import codes, join, text_of
-from pipeline.clean.codes import split as documents_of
+from pipeline.clean import sentences
+from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.page import Cleaner, Page
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
+from pipeline.clean.rules import characters, headings
+from pipeline.clean.rules import whitespace as layout
+from pipeline.clean.utf16 import codes, join, text_of
+from pipeline.clean.utf16 import split as documents_of
 
 
 def applied(rule: Rule, text: str) -> str:

@@ -12,8 +12,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.codes import codes, join
 from pipeline.clean.filters import DEFAULT, REASONS, Filter, verdict, verdicts
+from pipeline.clean.utf16 import codes, join
 from pipeline.errors import BadConfig
 
 DEBRIS = "中国诗歌库 {Connection=[close],Content-Type=[text/html;charset=gb2312],Server=[Microsoft-IIS/6.0]}"

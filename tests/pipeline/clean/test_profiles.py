@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean import profiles
-from pipeline.clean.codes import split
 from pipeline.clean.options import CHOICES, CleanOptions
 from pipeline.clean.profiles import PROFILES
+from pipeline.clean.utf16 import split
 from pipeline.errors import BadConfig
 from tests.pipeline.clean.pages import cleaned, page
 

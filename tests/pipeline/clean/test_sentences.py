@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean import sentences
-from pipeline.clean.codes import codes
+from pipeline.clean.utf16 import codes
 from tests.pipeline.clean import slow_sentences
 from tests.pipeline.clean.pages import split
 

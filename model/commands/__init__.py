@@ -1,0 +1,4 @@
+"""Commands of the model, built with click.
+
+Start with `train.py`.
+"""

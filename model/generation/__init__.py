@@ -1,0 +1,4 @@
+"""Text generation: sampling, the batched engine and sessions.
+
+Start with `engine.py`.
+"""

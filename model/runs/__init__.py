@@ -1,0 +1,4 @@
+"""Runs: layout, plans and checkpoints of trained models.
+
+Start with `run.py`.
+"""

@@ -1,0 +1,4 @@
+"""The HTTP server for completions.
+
+Start with `app.py`.
+"""

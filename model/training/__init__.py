@@ -1,0 +1,4 @@
+"""Training: the stage, the loop and everything that it measures.
+
+Start with `trainer.py`.
+"""

@@ -1,0 +1,4 @@
+"""Parsers of marked-up corpora: Kanripo, daizhige, wikitext.
+
+Start with `detect.py`: it chooses the parser of a text.
+"""

@@ -1,0 +1,4 @@
+"""The cleaning report: counts, examples and the table that `clean` prints.
+
+Start with `report.py`.
+"""

@@ -1,0 +1,4 @@
+"""Cleaning rules, one per file.
+
+Start with `headings.py` for a typical one; `../rule.py` defines what a rule is.
+"""

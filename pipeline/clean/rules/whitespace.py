@@ -1,0 +1,63 @@
+"""Lines: blank ones go, and where a document is a paragraph or a sentence, its end becomes the end of a document."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.clean import sentences
+from pipeline.clean.utf16 import (
+    BLANKS,
+    LINE,
+    LINE_ENDS,
+    SEPARATOR,
+    Codes,
+    inserted,
+    kind_at,
+    places,
+    replaced,
+    runs,
+    spread,
+    without,
+)
+
+
+def divide(page: Codes, unit: str, *, inside_quotes: bool = False) -> tuple[Codes, np.ndarray]:
+    """The page without blank lines and without line ends at the ends of documents, divided into documents of the unit;
+    and of each of these the number of the document that it is from.
+
+    Paragraphs are parted by blank lines, or by every line end in a document that has none.
+    """
+    first, after = runs(places(page, LINE_ENDS))
+    number = _documents_before(page, first)
+    ending = _documents_before(page, after) > number  # runs in which a document ends
+    ending |= (first == 0) | (after == len(page))
+    gone = spread(first[ending], after[ending])
+    first, after, number = first[~ending], after[~ending], number[~ending]
+    parts, origin = first[:0], np.arange(len(places(page, SEPARATOR)) + 1)
+    if unit in ("paragraph", "sentence"):
+        parts = first
+        if unit == "paragraph":
+            blank = np.zeros(len(origin), bool)
+            blank[number[after - first > 1]] = True
+            parts = first[(after - first > 1) | ~blank[number]]
+        page = replaced(page, parts, 0)
+        origin = np.sort(np.concatenate((origin, number[np.isin(first, parts)])))
+    page = without(page, np.sort(np.concatenate((gone[page.units[gone] != 0], spread(first + 1, after)))))
+    if unit == "sentence":
+        ends = sentences.ends(page, inside_quotes=inside_quotes)
+        ends = ends[kind_at(page, ends) != LINE]
+        origin = np.sort(np.concatenate((origin, origin[_documents_before(page, ends)])))
+        page = _trimmed(inserted(page, ends, SEPARATOR))
+    return page, origin
+
+
+def _trimmed(page: Codes) -> Codes:
+    """The page without spaces at the ends of lines: of sentences that have become documents."""
+    first, after = runs(places(page, BLANKS))
+    outer = (kind_at(page, first - 1) == LINE) | (kind_at(page, after) == LINE)
+    return without(page, spread(first[outer], after[outer]))
+
+
+def _documents_before(page: Codes, at: np.ndarray) -> np.ndarray:
+    """How many documents end before each of the places."""
+    return np.searchsorted(places(page, SEPARATOR), at)

@@ -1,0 +1,4 @@
+"""Commands of the pipeline, built with click.
+
+Start with `data.py`.
+"""

@@ -1,0 +1,4 @@
+"""Refresh: run the stale stages of a recipe.
+
+Start with `refresh.py`.
+"""

@@ -1,0 +1,155 @@
+"""The catalogue: what a source's name means as a list of files. It never touches the network.
+
+`sample` lies inside this package; `pile`, `shuihu` and `song-ci` are public; anything else is a URL or a local path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from pipeline.errors import BadConfig, InputMissing
+from pipeline.readers.readers import SUFFIXES
+from pipeline.store.manifest import name_from
+
+LOCK_FILE = "sources.lock.json"
+HUB = "https://huggingface.co"
+RAW_GITHUB = "https://raw.githubusercontent.com"
+PILE_TRAIN_SHARDS = 30
+_SAMPLE = Path(__file__).parent.parent / "sample"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source: its path inside the raw cache and where its bytes come from.
+
+    `urls` are equivalent, tried in order when one answers 404; `local` is set instead for a file on this machine.
+    `split` is "train", "val" or "test" where the source itself says so, else "". The URL of a catalogue's file may
+    differ from mirror to mirror; `plain` says that this one is all that is known of the file, and so is its identity.
+    """
+
+    name: str
+    urls: tuple[str, ...] = ()
+    local: Path | None = None
+    split: str = ""
+    token: str = field(default="", repr=False)
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str
+    files: tuple[SourceFile, ...]
+
+
+CATALOGUE = {
+    "sample": "the text that comes with Inkstone: a novel in 15 chapters and 96 English documents (CC0)",
+    "pile": "The Pile without its copyrighted parts: monology/pile-uncopyrighted on the Hugging Face hub",
+    "shuihu": "水浒传, the text that MoiraiLM trains on",
+    "song-ci": "全宋词 from chinese-poetry, 23 JSON files",
+}
+
+
+def resolve(
+    reference: str,
+    *,
+    shards: str = "",
+    mirror: str = "",
+    environment: Mapping[str, str] = os.environ,
+) -> Source:
+    """The source that `reference` means: a catalogue name, a URL, or a path to a file or folder.
+
+    `shards` chooses among the Pile's files ("0-2,val"); `mirror` replaces the scheme and host of catalogue URLs, and
+    may serve the files under the same path or at its top. `environment` gives HF_ENDPOINT and HF_TOKEN.
+    """
+    if shards and reference != "pile":
+        raise BadConfig(f"--shards is for the source pile, not for {reference}", hint="leave it out")
+    if reference == "sample":
+        return Source("sample", tuple(SourceFile(path.name, local=path) for path in data_files(_SAMPLE)))
+    if reference == "pile":
+        endpoint = mirror or environment.get("HF_ENDPOINT") or HUB
+        token = environment.get("HF_TOKEN", "").strip() if _is_private(endpoint) else ""
+        return Source("pile", tuple(_pile_file(shard, endpoint, token) for shard in pile_shards(shards)))
+    if reference == "shuihu":
+        return Source("shuihu", (_github("colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", mirror),))
+    if reference == "song-ci":
+        parts = (*range(0, 22_000, 1000), "2019y")
+        paths = (f"chinese-poetry/chinese-poetry/HEAD/宋词/ci.song.{part}.json" for part in parts)
+        return Source("song-ci", tuple(_github(path, mirror) for path in paths))
+    if re.match(r"https?://", reference):
+        try:
+            file_name = unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
+        except ValueError as error:
+            raise BadConfig(f"{reference}: no URL: {error}", hint="check it") from None
+        if not re.fullmatch(r"[^/\x00]{1,200}", file_name) or file_name.startswith("."):
+            raise BadConfig(f"{reference}: the URL does not end in a file's name", hint="name a file, not a folder")
+        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), plain=True),))
+    if not reference:
+        raise BadConfig("an empty name is no source", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
+    return _local(Path(reference))
+
+
+def _is_private(endpoint: str) -> bool:
+    """Whether a token may be sent there: over TLS, or to this machine itself."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+
+
+def _own_name(file_name: str) -> str:
+    """The name of a source that is not in the catalogue, so that `pile.txt` never mixes with the Pile."""
+    name = name_from(file_name)
+    return f"my-{name}" if name in CATALOGUE else name
+
+
+def pile_shards(shards: str) -> list[str]:
+    """Paths of the Pile's files that a list like "0-2,val,test" or "all" names, in order and once each."""
+    if not shards:
+        raise BadConfig("the Pile is over 300 GB", hint="choose with --shards, for example --shards 0,val, or all")
+    if shards == "all":
+        shards = f"0-{PILE_TRAIN_SHARDS - 1},val,test"
+    chosen: list[str] = []
+    for part in shards.split(","):
+        if part.strip() in ("val", "test"):
+            chosen.append(f"{part.strip()}.jsonl.zst")
+            continue
+        span = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
+        first, last = (int(span[1]), int(span[2] or span[1])) if span else (0, -1)
+        if not first <= last < PILE_TRAIN_SHARDS:
+            raise BadConfig(f"--shards {shards}: {part!r} is no shard", hint="numbers from 0 to 29, val, test, or all")
+        chosen += [f"train/{number:02d}.jsonl.zst" for number in range(first, last + 1)]
+    return list(dict.fromkeys(chosen))
+
+
+def _pile_file(path: str, endpoint: str, token: str) -> SourceFile:
+    endpoint = endpoint.rstrip("/")
+    urls = (f"{endpoint}/datasets/monology/pile-uncopyrighted/resolve/main/{path}", f"{endpoint}/{path}")
+    split = path.split("/")[0].split(".")[0]
+    return SourceFile(path, urls if endpoint != HUB else urls[:1], split=split, token=token)
+
+
+def _github(path: str, mirror: str) -> SourceFile:
+    name = path.rsplit("/", 1)[-1]
+    if not mirror:
+        return SourceFile(name, (f"{RAW_GITHUB}/{quote(path)}",))
+    top = mirror.rstrip("/")
+    return SourceFile(name, (f"{top}/{quote(path)}", f"{top}/{quote(name)}"))
+
+
+def _local(path: Path) -> Source:
+    if path.is_file():
+        return Source(_own_name(path.name), (SourceFile(path.name, local=path),))
+    if path.is_dir() and (found := data_files(path)):
+        files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in found)
+        return Source(_own_name(path.resolve().name), files)
+    what = "no data files in this folder" if path.is_dir() else "neither a source nor a path"
+    raise InputMissing(f"{path}: {what}", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder of files")
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Files below `folder` that can be read, in a fixed order; not the lock file of a cache."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+    return sorted(path for path in found if path.name != LOCK_FILE)

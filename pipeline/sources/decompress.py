@@ -1,0 +1,37 @@
+"""The decompress stage: a `.zst` or `.gz` file becomes the plain file, or an error; never half of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import BadConfig, CannotCreate, InputMissing
+from pipeline.readers import compression
+from pipeline.runtime.progress import Progress
+from pipeline.store import files
+
+COMPRESSED = (".zst", ".gz")
+
+
+def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> list[Path]:
+    """Decompress each file into the folder `out` (None: beside the file) and return the new files.
+
+    A file whose frames do not all end, or that goes on after the last one, raises BadData and leaves no output.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise InputMissing(f"{path}: no such file", hint="check the path")
+        if path.suffix not in COMPRESSED:
+            raise BadConfig(f"{path}: not a compressed file by its name", hint="names end in .zst or .gz")
+    targets = [(out or path.parent) / path.stem for path in paths]
+    if twice := {target for target in targets if targets.count(target) > 1}:
+        raise BadConfig(f"two files would become {min(twice)}", hint="decompress them into different folders")
+    if there := [target for target in targets if target.exists()]:
+        raise CannotCreate(f"{there[0]}: exists already", hint="move it away, or name another folder with --out")
+    for path, target in zip(paths, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:
+            for block in compression.blocks(path, advance):
+                progress.safe_point(f"{target.name} was not begun")
+                plain.write(block)
+    return targets

@@ -1,0 +1,39 @@
+"""The counting toy's data: the numbers 1, 2, 3, … as a tokens artifact, for a model small enough to look into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.store import artifact
+from pipeline.store.artifact import Built, Content
+from pipeline.store.manifest import Identity
+from pipeline.tokenizers import Integers
+from pipeline.tokens import store as tokens
+
+SCHEMA = 2
+VOCAB_SIZE = 100
+_REPEATS = {"train": 100, "val": 5}
+
+
+def build(root: Path) -> Built:
+    """Publish `tokens/counting`: documents that count from 1 to 99."""
+    tokenizer = Integers(VOCAB_SIZE)
+    identity = Identity("tokens", "counting", {"stage": SCHEMA, "vocab_size": VOCAB_SIZE}, (), tokenizer.fingerprint)
+
+    def write(draft: Path) -> Content:
+        tokenizer.save(draft)
+        dtype = tokens.dtype_for(VOCAB_SIZE)
+        numbers = np.arange(1, VOCAB_SIZE)
+        counts: dict[str, int | str] = {"dtype": dtype, "vocab_size": VOCAB_SIZE, "end_of_text": tokenizer.end_of_text}
+        for split, repeats in _REPEATS.items():
+            lengths = np.full(repeats, len(numbers))
+            ids = tokens.with_ends(np.tile(numbers, repeats), lengths, dtype, tokenizer.end_of_text)
+            segment = tokens.SegmentWriter(draft, f"{split}-00000-0000", dtype)
+            segment.append(ids, lengths + 1, np.zeros(repeats))
+            segment.close()
+            counts |= {f"{split}_tokens": segment.tokens, f"{split}_documents": segment.documents}
+        return Content(counts)
+
+    return artifact.build(root, identity, write)

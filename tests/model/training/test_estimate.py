@@ -1,0 +1,159 @@
+"""Before a training begins: a model that cannot fit is refused, with a size that would; what it takes is foretold."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import presets
+from model.config import GPTConfig, TrainConfig, override
+from model.training import estimate as preflight
+from pipeline.errors import BadConfig
+from tests.support.faults import ROOT, assert_one_error, skip
+from tests.support.training import no_pictures, train, warm
+
+__all__ = ["no_pictures", "warm"]  # fixtures
+
+CPU = torch.device("cpu")
+LARGE = {"layers": 48, "width": 4096, "heads": 32, "block_size": 1024, "vocab_size": 50_000}
+
+
+def never(*arguments: object, **options: object) -> None:
+    raise AssertionError("something was allocated")
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_allocated(root: Path) -> None:
+    constants: dict[str, object] = {
+        "model.device.free_memory": lambda device: 8 << 30,
+        "model.network.gpt.GPT.__init__": never,
+        "model.training.dataloader.Loader.__init__": never,
+    }
+    refused = train(root, constants=constants, **LARGE)
+    assert_one_error(refused, 78, ["9,874.6M parameters", "GB", "would fit"])
+    assert not list(root.glob("runs/*/.draft-*"))
+
+
+@pytest.mark.parametrize("free", [16 << 30, 8 << 30, 1 << 30])
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (GPTConfig(**LARGE), {}),
+        (GPTConfig(**{**LARGE, "hidden": 65_536}), {"optimizer": "muon", "ema": 0.9}),
+        (presets.preset("2b").model, {"recompute": True}),
+        (GPTConfig(**{**LARGE, "activation": "swiglu", "positions": "rotary", "kv_heads": 8}), {"document_mask": True}),
+    ],
+)
+def test_the_size_that_is_named_fits(
+    monkeypatch: pytest.MonkeyPatch, model: GPTConfig, settings: dict[str, Any], free: int
+) -> None:
+    """By the same formula, and nothing larger of the kind does."""
+    monkeypatch.setattr("model.device.free_memory", lambda device: free)
+    training = TrainConfig(precision="fp32", **settings)
+    with pytest.raises(BadConfig) as caught:
+        preflight.forecast(model, training, training.batch_size, CPU)
+    named = re.findall(r"--set (\w+)=(\d+)", caught.value.hint)
+    if not named:
+        assert "smaller vocabulary" in caught.value.hint
+        return
+    chosen = override(presets.Preset("fast", "", model, training), dict(named))
+    made = preflight.forecast(chosen.model, training, training.batch_size, CPU)
+    assert made.bytes <= free * 0.85
+    assert made.how.micro_batch >= 1
+    if "width" not in dict(named):
+        with pytest.raises(BadConfig):
+            preflight.forecast(replace(model, layers=chosen.model.layers + 1), training, training.batch_size, CPU)
+
+
+def test_more_at_once_than_fits_is_refused_with_how_many_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.device.free_memory", lambda device: 1 << 30)
+    model, training = presets.preset("babygpt").model, TrainConfig(batch_size=64, micro_batch=64, precision="fp32")
+    model = replace(model, vocab_size=1000)
+    with pytest.raises(BadConfig, match="64 sequences at once") as caught:
+        preflight.forecast(model, training, 64, CPU)
+    (count,) = re.findall(r"micro_batch=(\d+)", caught.value.hint)
+    assert preflight.forecast(model, replace(training, micro_batch=int(count)), 64, CPU).how.micro_batch == int(count)
+    with pytest.raises(BadConfig):
+        preflight.forecast(model, replace(training, micro_batch=int(count) + 1), 64, CPU)
+
+
+def test_processes_share_the_memory_of_a_machine_and_with_fsdp_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPTConfig(vocab_size=1000, layers=12, width=768, heads=12)
+    whole, parts = (
+        preflight.needed(model, TrainConfig(parallel=parallel), "fp32", 1, 4) for parallel in ("ddp", "fsdp")
+    )
+    assert whole - parts == pytest.approx(preflight.weight_bytes(model, TrainConfig()) * 3 / 4)
+    monkeypatch.setattr("model.device.free_memory", lambda device: 2 * whole)
+    training = TrainConfig(batch_size=4, precision="fp32")
+    preflight.forecast(model, training, 4, CPU)
+    with pytest.raises(BadConfig):
+        preflight.forecast(model, training, 1, CPU, processes=4)
+
+
+_MEASURED = """
+import ctypes, gc, json, sys
+from dataclasses import replace
+import torch
+torch.set_num_threads(1)
+from model import preflight
+from model.batches import to_device
+from model.config import GPTConfig, TrainConfig
+from model.distributed import World
+from model.learner import Learner
+import numpy as np
+
+def memory(kind):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(kind))
+
+def train(model, settings, steps=2):
+    config = TrainConfig(precision="fp32", **settings)
+    made = preflight.forecast(model, config, config.batch_size, torch.device("cpu"))
+    learner = Learner(model, config, torch.device("cpu"), made.how, config.batch_size, World())
+    learner.begin()
+    ids = np.zeros((config.batch_size, model.block_size + 1), np.uint16)
+    for step in range(steps):
+        learner.step(to_device(ids, torch.device("cpu")), step, step, 0)
+    return made.bytes
+
+for model, settings in json.loads(sys.argv[1]):
+    train(GPTConfig(vocab_size=10, block_size=4, layers=1, heads=1, width=8), {**settings, "batch_size": 1})
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the one before took is not to be taken again
+    open("/proc/self/clear_refs", "w").write("5")
+    before = memory("VmRSS")
+    told = train(GPTConfig(**model), settings)
+    print(json.dumps([told, memory("VmHWM") - before]))
+"""
+
+
+def test_the_memory_that_is_foretold_is_what_is_taken_within_a_factor_of_two() -> None:
+    """Measured in a process of its own: what its peak grows by."""
+    if not Path("/proc/self/clear_refs").exists():
+        skip("the peak of a process's memory cannot be read here")
+    narrow = {"vocab_size": 2000, "block_size": 256, "layers": 4, "heads": 4, "width": 256, "dropout": 0.1}
+    wide = {"vocab_size": 8000, "block_size": 64, "layers": 6, "heads": 8, "width": 384}
+    asked = [
+        (narrow, {"batch_size": 8, "micro_batch": 8}),
+        (wide, {"batch_size": 2, "optimizer": "muon", "ema": 0.9}),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, json.dumps(asked)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        told, taken = json.loads(line)
+        assert told / 2 <= taken <= told * 2, f"{told / 1e6:.0f} MB foretold, {taken / 1e6:.0f} MB taken"
+    assert len(done.stdout.splitlines()) == 2

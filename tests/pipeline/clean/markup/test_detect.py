@@ -1,0 +1,422 @@
+"""Containers: their markup goes, their text stays, and an ordinary book is never taken for one of them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clean.markup.detect import Parsed, daizhige, detect, kanripo, org, wikitext_lite
+from pipeline.clean.markup.parsed import DEPTH, NOTE
+from pipeline.clean.rule import Seen
+
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
+Parse = Callable[[str, Seen], Parsed]
+ALL: tuple[Parse, ...] = (kanripo, daizhige, wikitext_lite, org)
+
+
+def text_of(parse: Parse, text: str) -> str:
+    return parse(text, Counter()).text
+
+
+def counts(parse: Parse, text: str) -> dict[str, int]:
+    seen: Seen = Counter()
+    parse(text, seen)
+    return dict(seen)
+
+
+# Kanripo
+
+PRINT = """# -*- mode: mandoku-view; -*-
+#+TITLE: 浙西水利書
+#+DATE: 2016-02-05 10:04:23
+#+PROPERTY: ID KR2k0135
+#+PROPERTY: BASEEDITION WYG    \n\
+#+PROPERTY: JUAN 卷二
+#+PROPERTY: JUAN 卷三
+<pb:KR2k0135_WYG_002-1a>¶
+余乆擬西南遊¶
+遷延未果(浙江/)今年¶
+<pb:KR2k0135_WYG_002-1b>¶
+# src: 一
+乃得&KR0869;行<pb:KR2k0135_WYG_002-2a>䷀也¶
+¶
+　又一日¶
+　　記之
+"""
+
+
+def test_print_lines_are_joined_across_pages_and_comments_and_an_indent_begins_a_paragraph() -> None:
+    seen: Seen = Counter()
+    parsed = kanripo(PRINT, seen)
+    assert parsed.text == "余乆擬西南遊遷延未果(浙江/)今年乃得&KR0869;行䷀也\n\n　又一日\n　　記之\n"
+    assert seen == {"# line": 8, "<pb:>": 3, "¶": 7}
+
+
+def test_title_and_properties_of_a_kanripo_file_are_those_named_first() -> None:
+    parsed = kanripo(PRINT, Counter())
+    assert parsed.title == "浙西水利書"
+    assert parsed.meta == {"date": "2016-02-05 10:04:23", "id": "KR2k0135", "baseedition": "WYG", "juan": "卷二"}
+
+
+def test_a_line_that_does_not_fill_the_print_ends_its_paragraph() -> None:
+    full = [
+        "夏侯惇字元讓沛國譙人夏侯嬰之後也年十四就師",
+        "師學人有辱其師者惇殺(之/由)是以烈氣聞&KR0001;太祖曰善",
+    ]
+    page = ["　魏志卷一", "晉著作郎陳壽撰", *full, "徙屯白馬", *full * 10, "終(一/二"]
+    parsed = kanripo("¶\n".join([*page, ""]), seen := Counter())
+    assert parsed.text.split("\n") == [
+        "　魏志卷一",
+        "　晉著作郎陳壽撰",
+        "　" + "".join(full) + "徙屯白馬",
+        "　" + "".join(full * 10) + "終(一/二",
+        "",
+    ]
+    assert seen == {"¶": 26, "short ¶ line": 3}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["床前明月光", "疑是"] * 19,  # too few to tell
+        ["床前明月光", "疑是"] * 25 + ["夏侯惇字元讓沛國譙人"] * 3,  # common, and not the widest
+        [line for at in range(3, 9) for line in ["夏侯惇字元讓沛國譙"[:at]] * 25],  # no width is that of a third
+    ],
+)
+def test_without_a_plain_width_all_print_lines_are_joined(lines: list[str]) -> None:
+    assert text_of(kanripo, "".join(f"{line}¶\n" for line in lines)) == "".join(lines) + "\n"
+
+
+def test_headings_stay_lines_of_their_own() -> None:
+    text = "** 14 《憲問篇第十四》¶\n14.1憲問恥。¶\n子曰：¶\n「克、¶伐、怨」¶\n"
+    text += "*** 小題¶\n第二回 某某¶\n話說¶\n卷三¶\n又¶\n"
+    parsed = kanripo(text, Counter())
+    assert parsed.text == "** 14 《憲問篇第十四》\n憲問恥。子曰：「克、伐、怨」\n** 小題\n第二回 某某\n話說\n卷三\n又\n"
+
+
+def test_lines_about_readings_and_properties_go_and_are_counted() -> None:
+    text = "士而懷居¶\n士@shì\n之@fw\n:PROPERTIES:\n:CUSTOM_ID: x\n:END:\n不足以為士矣¶\n<md:KR1_CHANT>"
+    assert text_of(kanripo, text) == "士而懷居不足以為士矣\n"
+    assert counts(kanripo, text) == {"@ line": 2, ": line": 3, "¶": 2, "<md:>": 1}
+
+
+@pytest.mark.parametrize("text", ["甲<pb:KR1_001-1a乙¶\n丙", "甲<pb:KR1_001-1a\n乙丙", "甲<pb:乙丙"])
+def test_a_page_mark_without_its_end_swallows_no_text(text: str) -> None:
+    left = text_of(kanripo, text)
+    assert HAN.findall(left) == HAN.findall(text)
+    assert "<pb:" not in left
+
+
+MANDOKU = st.lists(
+    st.sampled_from(
+        ["¶\n", "\n", "¶", "<pb:KR1_A_1-1a>", "　", "林冲", "話說", "。", "** ", "第一回", "&KR1;", "卷上", "𤣥"]
+    )
+).map("".join)
+
+
+@given(MANDOKU)
+def test_kanripo_leaves_no_mark_keeps_every_character_and_is_idempotent(text: str) -> None:
+    once = text_of(kanripo, text)
+    assert "¶" not in once
+    assert "<pb:" not in once
+    assert HAN.findall(once) == HAN.findall(text)
+    assert text_of(kanripo, once) == once
+
+
+# daizhige
+
+MARKDOWN = """---
+title:
+  zh-hans: 瑟谱
+  zh-hant: 瑟譜
+author: "熊朋来"
+category: /儒藏/乐经
+lastmod: 2018-11-26T23:04:21Z
+additional_info:
+  - 转换自 txt 版本
+external_links:
+  ctext:
+    - ctp:wb919315
+    - ctp:wb897127
+---
+
+　　钦定四库全书　　　　经部九  \n\
+　　【臣】等谨案○瑟谱〔六〕卷  \n\
+# 卷一
+
+　　总纂官【臣】纪昀　【臣】陆锡熊
+"""
+
+
+def test_front_matter_becomes_title_author_and_meta_and_the_layout_stays() -> None:
+    seen: Seen = Counter()
+    parsed = daizhige(MARKDOWN, seen)
+    assert parsed.text.split("\n") == [
+        "　　钦定四库全书　　　　经部九",
+        "　　【臣】等谨案○瑟谱〔六〕卷",
+        "# 卷一",
+        "",
+        "　　总纂官【臣】纪昀　【臣】陆锡熊",
+        "",
+    ]
+    assert parsed.title == "瑟谱"
+    assert parsed.meta["author"] == "熊朋来"
+    assert parsed.meta["title.zh-hant"] == "瑟譜"
+    assert parsed.meta["external_links.ctext"] == "ctp:wb919315; ctp:wb897127"
+    assert seen == {"--- front matter": 1, "line break": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\ntitle: 瑟谱\n　　钦定四库全书\n　　瑟谱\n",
+        "---\ntitle: 瑟谱\n" + "话说林冲。\n" * 500,
+        "---\ntitle: 瑟谱\n" + "key: v\n" * 500 + "---\n话说",
+        "---\n话说林冲。\n---\n却说宋江。\n",
+        "---\n",
+        "---\ntitle: " + "长" * 5000,
+    ],
+)
+def test_front_matter_that_does_not_end_is_text(text: str) -> None:
+    parsed = daizhige(text, seen := Counter())
+    assert (parsed.text, parsed.title, parsed.meta) == (text, "", {})
+    assert seen == {"unclosed ---": 1}
+
+
+def test_a_text_without_front_matter_is_left_as_it_is() -> None:
+    assert daizhige("　　话说。\n---\n又", Counter()) == Parsed("　　话说。\n---\n又")
+
+
+@given(st.text(alphabet="---\n: 　话说ab", max_size=80))
+def test_daizhige_is_idempotent_on_what_has_no_front_matter(text: str) -> None:
+    once = text_of(daizhige, text)
+    assert text_of(daizhige, once) == once
+
+
+# Wikisource
+
+WIKI = """{{Header
+| title    = 唐書
+|section=卷一
+|author=[[作者:歐陽修|歐陽修]]等
+|previous=
+|next=[[../卷0002|卷二]]
+|notes=據{{PD-old|x}}本
+}}
+__NOEDITSECTION__
+<!-- 校對
+中 -->
+=高祖皇帝=
+==[[授老人等官教]]==
+{{:授老人等官教}}
+{{YL|{{專|慶曆}}四年|1044年}}春，[[w:滕子京|滕子京]]謫守[[巴陵]]。{{*|雙行{{另|霪|淫}}註}}<br/>
+又<ref name="a">校<b>注</b></ref>曰<ref name=a />
+{| class="x"
+| 表
+{|
+| 表中表
+|}
+|}
+<poem>
+:蘇子-{}-過<u>赤壁</u>，-{乾}-坤-{zh-hans:云;zh-hant:雲}--{T|zh:題}-
+</poem>
+&nbsp;&KR0001;&lt;'''終'''
+[[Category:唐]][[分類:史|一]]
+{{唐朝作品}}"""
+
+
+def test_wikitext_leaves_the_text_with_its_notes_and_headings() -> None:
+    lines = text_of(wikitext_lite, WIKI).split("\n")
+    assert [line for line in lines if line] == [
+        "==高祖皇帝==",
+        "==授老人等官教==",
+        "慶曆四年春，滕子京謫守巴陵。（雙行霪註）",
+        "又曰",
+        "蘇子過赤壁，乾坤雲",
+        "\xa0&KR0001;<終",
+    ]
+
+
+def test_the_header_gives_title_author_and_meta_but_no_navigation() -> None:
+    parsed = wikitext_lite(WIKI, Counter())
+    assert (parsed.title, parsed.meta) == ("唐書", {"section": "卷一", "author": "歐陽修等", "notes": "據本"})
+
+
+def test_a_page_named_by_its_place_in_a_book_takes_the_section_for_its_title() -> None:
+    assert wikitext_lite("{{Collection header|title=[[../]]|section=卷一}}\n甲", Counter()).title == "卷一"
+
+
+def test_what_wikitext_loses_is_counted_by_kind() -> None:
+    seen = counts(wikitext_lite, WIKI)
+    expected = {"{{:page}}": 1, "{{header}}": 1, "{{*|}}": 1, "{{專|}}": 1, "{{唐朝作品}}": 1, "{|": 2, "<ref>": 2}
+    assert {kind: seen[kind] for kind in expected} == expected
+    assert not [kind for kind in seen if kind.startswith("unclosed")]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("甲{{壞 ", "unclosed {{"),
+        ("{{header|title=", "unclosed {{"),
+        ("甲}}", "unclosed {{"),
+        ("甲<ref>", "unclosed <ref"),
+        ("甲<!-- ", "unclosed <!--"),
+        ("甲\n{| class=x\n", "unclosed {|"),
+    ],
+)
+def test_what_is_not_closed_swallows_nothing_of_the_book_behind_it(text: str, kind: str) -> None:
+    book = "話說林冲，\n{{*|注}}走<ref>校</ref>也。\n" * 2000
+    left = text_of(wikitext_lite, text + book)
+    assert len(HAN.findall(left)) == len(HAN.findall(text)) + len(HAN.findall(book)) - 2000  # the 校 of each <ref>
+    assert counts(wikitext_lite, text + book)[kind] >= 1
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("{{壞|", "}}"), ("<ref>", "</ref>"), ("<!--", "-->"), ("\n{|\n", "\n|}\n")]
+)
+def test_what_is_closed_only_far_behind_was_not_closed(opening: str, closing: str) -> None:
+    book = "話說林冲，走也。\n" * 8000
+    assert len(book) > NOTE
+    assert text_of(wikitext_lite, opening + book + closing).count("話") == 8000
+
+
+def test_a_note_may_be_long_for_it_stays_in_the_text() -> None:
+    note = "注" * (2 * NOTE)
+    assert text_of(wikitext_lite, "{{*|" + note + "}}") == f"（{note}）"
+
+
+@pytest.mark.parametrize("opening", ["{{", "<ref>", "<!--", "[[", "-{", "{|\n", "<b ", "{{a|", "[//x "])
+def test_markup_that_only_opens_costs_no_more_than_its_length(opening: str) -> None:
+    start = time.process_time()
+    text_of(wikitext_lite, opening * 20_000)
+    assert time.process_time() - start < 10
+
+
+def test_templates_nested_too_deeply_stay() -> None:
+    text = "{{" * (DEPTH + 10) + "甲" + "}}" * (DEPTH + 10)
+    assert counts(wikitext_lite, text)["unclosed {{"] > 0
+    assert text_of(wikitext_lite, "{{a|" * (DEPTH - 1) + "甲" + "}}" * (DEPTH - 1) + "乙") == "乙"
+
+
+WIKI_PARTS = [
+    "{{",
+    "}}",
+    "*|",
+    "甲",
+    "乙，",
+    "\n",
+    "[[",
+    "|",
+    "]]",
+    "<ref>",
+    "</ref>",
+    "-{",
+    "}-",
+    "==",
+    "{|\n",
+    "\n|}\n",
+]
+
+
+@given(st.lists(st.sampled_from(WIKI_PARTS), max_size=40).map("".join))
+def test_wikitext_invents_nothing_and_is_deterministic(text: str) -> None:
+    once = text_of(wikitext_lite, text)
+    assert not Counter(HAN.findall(once)) - Counter(HAN.findall(text))
+    assert text_of(wikitext_lite, text) == once
+
+
+# org
+
+
+def test_an_org_file_keeps_its_headings_and_loses_keywords_comments_drawers_and_link_targets() -> None:
+    text = "#+TITLE: 論語\n#+AUTHOR: 孔門\n* 學而\n:PROPERTIES:\n:ID: a\n:END:\n# 批\n"
+    text += "#+BEGIN_VERSE\n子曰 [[file:a][學]]而\n#+END_VERSE\n#話題\n"
+    parsed = org(text, seen := Counter())
+    assert parsed == Parsed("** 學而\n子曰 學而\n#話題\n", "論語", {"author": "孔門"})
+    assert seen == {"# line": 5, ": line": 3, "[[]]": 1}
+
+
+# Which one it is
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (PRINT, "kanripo"),
+        ("\ufeff" + PRINT, "kanripo"),
+        ("# -*- mode: mandoku-view -*-\n#+TITLE: 論語\n", "kanripo"),
+        ("#+TITLE: 論語\n#+PROPERTY: ID KR1h0004\n論", "kanripo"),
+        ("<pb:KR1h0004_CHANT_014-1a>¶\n子曰¶\n", "kanripo"),
+        ("#+TITLE: 論語\n* 學而\n", "org"),
+        ("# -*- mode: org; -*-\n論", "org"),
+        (MARKDOWN, "daizhige"),
+        ("---\ntitle: 三国志\n---\n　　太祖", "daizhige"),
+        (WIKI, "wikitext-lite"),
+        ("{{header2|title=甲}}\n", "wikitext-lite"),
+        ("<!-- x -->\n<noinclude>{{Novel header\n|title=甲}}", "wikitext-lite"),
+        ("== 本紀 ==\n[[w:太祖|太祖]]起兵。{{*|注}}\n", "wikitext-lite"),
+    ],
+)
+def test_a_container_is_known_by_its_header(head: str, name: str) -> None:
+    assert detect(head) == name
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "\n\n",
+        "第一回　風雪\n　　話說林冲。\n",
+        "# 水浒传\n\n## 第一回\n\n话说林冲。\n",
+        "#1 话说\n#2 又\n",
+        "#话题# 今日\n",
+        "# src: 甲\n话说\n",
+        "----\n话说\n----\n",
+        "---\n话说林冲：走。\n---\n又\n",
+        "---\n序: 话说\n---\n又\n",
+        "---\nauthor: x\n话说\n",
+        "---\ntitle: x\n话说林冲\n---\n",
+        "---\ntitle: x\n",
+        "{{他说}}，话说林冲。\n",
+        "{header}话说\n",
+        "== 分隔 ==\n话说{{甲}}。\n",
+        "[[注]]话说{{甲}}。\n",
+        "** 重点 **\n话说\n",
+        "* 甲\n* 乙\n",
+        "话说<pb:甲>林冲¶\n",
+        "¶话说林冲¶\n",
+        "他写道：#+TITLE: 论语\n",
+        "<poem>\n床前明月光\n</poem>\n",
+        "<html><body>话说</body></html>",
+    ],
+)
+def test_a_plain_text_with_marks_in_it_is_plain(head: str) -> None:
+    assert detect(head) == "plain"
+
+
+def test_the_real_books_are_plain_at_every_place_they_may_be_cut(shared: Path) -> None:
+    for name in ("shuihu_raw.txt", "song_ci.txt"):
+        text = (shared / "data" / name).read_text(encoding="utf-8-sig")
+        assert {detect(text[at : at + 4096]) for at in range(0, len(text), 4096)} == {"plain"}
+
+
+@given(st.text(alphabet="#+-*={}[]<>:¶|@ \n　话说。ab", max_size=200))
+def test_no_text_makes_a_container_fail(text: str) -> None:
+    detect(text)
+    for parse in ALL:
+        parsed = parse(text, Counter())
+        assert "\0" not in parsed.text
+
+
+@pytest.mark.parametrize("parse", ALL)
+def test_a_plain_chinese_text_comes_through_unchanged(parse: Parse, shared: Path) -> None:
+    text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
+    parsed = parse(text, seen := Counter())
+    assert (parsed, seen) == (Parsed(text), {})

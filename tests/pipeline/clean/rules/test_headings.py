@@ -1,0 +1,179 @@
+"""Headings: where a chapter begins, and that nothing but the heading goes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clean.rules.headings import MAX_TITLE, match, value_of
+from tests.pipeline.clean.pages import sections
+
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("第一回", "第一回"),
+        ("第一回 高俅", "第一回 高俅"),
+        ("第一回　老石工坑中得宝　青衣客雨夜求砚", "第一回 老石工坑中得宝 青衣客雨夜求砚"),
+        ("　　第十二章  林教头风雪山神庙", "第十二章 林教头风雪山神庙"),
+        ("第〇二节", "第〇二节"),
+        ("第一百零八出", "第一百零八出"),
+        ("第3章 标题", "第3章 标题"),
+        ("第１６回　标题", "第１６回 标题"),
+        ("水浒传第一段", "水浒传第一段"),
+        ("卷三", "卷三"),
+        ("卷之三", "卷之三"),
+        ("卷上　本纪", "卷上 本纪"),
+        ("楔子", "楔子"),
+        ("楔子　张天师祈禳瘟疫", "楔子 张天师祈禳瘟疫"),
+        ("引首", "引首"),
+        ("序", "序"),
+        ("序言", "序言"),
+        ("自序", "自序"),
+        ("跋", "跋"),
+        ("凡例", "凡例"),
+        ("附录", "附录"),
+    ],
+)
+def test_a_heading_on_its_own_line_is_all_title(line: str, title: str) -> None:
+    assert match(line) == (title, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "title", "body"),
+    [
+        ("第二段  高俅奸佞虽堪恨，洪信从今酿祸胎。", "第二段", "高俅奸佞虽堪恨，洪信从今酿祸胎。"),
+        ("水浒传第一段  话说大宋，天下太平。", "水浒传第一段", "话说大宋，天下太平。"),
+        ("第３回　话说，林冲。", "第３回", "话说，林冲。"),
+        ("第二回  王教头私走延安府  话说当时，住持真人。", "第二回 王教头私走延安府", "话说当时，住持真人。"),
+        ("第二回　王教头私走延安府　话说当时，住持真人。", "第二回 王教头私走延安府", "话说当时，住持真人。"),
+        ("第二回　王教头　九纹龙　　话说当时，真人。", "第二回 王教头 九纹龙", "话说当时，真人。"),
+        ("第二回  “且慢  动手。”众人道。", "第二回", "“且慢  动手。”众人道。"),
+        ("楔子  话说，天下。", "楔子", "话说，天下。"),
+    ],
+)
+def test_a_heading_in_line_goes_and_the_body_of_the_line_stays(line: str, title: str, body: str) -> None:
+    assert match(line) == (title, body)
+
+
+def test_a_long_line_without_punctuation_is_body_and_not_title() -> None:
+    verse = "话说大宋天下" * 10
+    assert len(verse) > MAX_TITLE
+    assert match(f"第三回  {verse}") == ("第三回", verse)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "第三回合交马，两人斗了三十余合。",
+        "第三回合交马",
+        "第一、要听将令。",
+        "第一，要听将令。",
+        "第一：要听将令。",
+        "且说第三回的故事。",
+        "他翻到书中，第三回 里写道",
+        "序言里写着什么？",
+        "卷起千堆雪",
+        "跋山涉水",
+        "楔子一般钉在那里。",
+        "回第三",
+        "",
+        "　　",
+        "话说大宋。",
+    ],
+)
+def test_prose_is_no_heading(line: str) -> None:
+    assert match(line) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("◎太祖一", "太祖一"),
+        ("# 卷一", "卷一"),
+        ("### 第三回 林冲", "第三回 林冲"),
+        ("** 1 《學而篇第一》", "1 《學而篇第一》"),
+        ("== 本紀 ==", "本紀"),
+    ],
+)
+def test_marks_of_markup_make_a_heading(line: str, title: str) -> None:
+    assert match(line) == (title, "")
+
+
+@pytest.mark.parametrize("line", ["#话题", "**重点**是人。", "◎太祖起兵，天下响应。", "# " + "长" * MAX_TITLE])
+def test_a_mark_before_a_sentence_or_a_long_line_is_no_heading(line: str) -> None:
+    assert match(line) is None
+
+
+def test_a_heading_and_its_body_on_one_line_or_on_two_give_the_same_chapter() -> None:
+    together = sections("第一回  话说，林冲。\n又一日。\n第二回  却说，宋江。")
+    apart = sections("第一回\n话说，林冲。\n又一日。\n第二回\n却说，宋江。")
+    assert [(part.title, part.text.strip("\n")) for part in together] == [
+        (part.title, part.text.strip("\n")) for part in apart
+    ]
+
+
+def test_text_before_the_first_heading_is_a_section_without_a_title() -> None:
+    first, second = sections("话说大宋。\n第一回\n林冲。")
+    assert first == ("", "话说大宋。", False)
+    assert second == ("第一回", "\n林冲。", True)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "床前明月光\n疑是地上霜", "无标点的一整篇" * 100])
+def test_a_text_without_headings_is_one_section(text: str) -> None:
+    (only,) = sections(text)
+    assert only == ("", text, False)
+
+
+MARKS = st.sampled_from(["第一回", "第３段", "卷上", "楔子", "# ", "◎", "==", "  ", "\u3000", "\t", " ", "\n"])
+PROSE = st.sampled_from(["水浒传", "林冲", "，", "。", "”", "𤣥", "\ue10e", "话说大宋天下太平无事" * 4])
+LINES = st.lists(MARKS | PROSE, max_size=60).map("".join)
+
+
+@given(LINES)
+def test_the_sections_hold_the_lines_of_the_text_in_order(text: str) -> None:
+    kept = "\n".join(part.text for part in sections(text)).split("\n")
+    assert len(kept) == text.count("\n") + 1
+    assert all(line.endswith(body) for line, body in zip(text.split("\n"), kept, strict=True))
+
+
+def test_all_161_headings_of_shuihu_are_found_in_order(shared: Path) -> None:
+    parts = sections((shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig"))
+    assert all(part.headed for part in parts)
+    assert [value_of(part.title[part.title.index("第") + 1 : -1]) for part in parts] == list(range(1, 162))
+
+
+def test_no_han_character_of_shuihu_is_lost_but_those_of_its_headings(shared: Path) -> None:
+    text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
+    parts = sections(text)
+    in_titles = sum(len(HAN.findall(part.title)) for part in parts)
+    kept = sum(len(HAN.findall(part.text)) for part in parts)
+    assert kept + in_titles == len(HAN.findall(text))
+    assert all(re.fullmatch("(水浒传)?第[一二三四五六七八九十百零]+段", part.title) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("numeral", "value"),
+    [
+        ("一", 1),
+        ("十", 10),
+        ("十二", 12),
+        ("二十", 20),
+        ("一百零八", 108),
+        ("一百六十一", 161),
+        ("一〇八", 108),
+        ("两千三百", 2300),
+        ("108", 108),
+        ("１０８", 108),
+        ("二十四", 24),
+        ("百二十", 120),
+    ],
+)
+def test_a_numeral_has_its_value(numeral: str, value: int) -> None:
+    assert value_of(numeral) == value

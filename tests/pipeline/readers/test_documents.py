@@ -1,0 +1,468 @@
+"""From files to documents: nothing broken passes for whole, and nothing is dropped without a reason."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from pipeline.errors import BadConfig, BadData
+from pipeline.readers import compression, documents, readers
+from pipeline.readers.documents import Document, Reject, ZstdLines
+from pipeline.runtime.ledger import Ledger
+
+ROOT = Path(__file__).resolve().parents[3]
+BOM = b"\xef\xbb\xbf"
+
+
+def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[Reject], Ledger]:
+    """Everything in a file, with its ledger closed as a stage would close it."""
+    ledger, rejects = Ledger(), list[Reject]()
+    found = list(readers.read(path, ledger, rejects.append, encoding=encoding))
+    ledger.documents.out += len(found)
+    ledger.characters.out += sum(len(document.text) for document in found)
+    ledger.close(max_bad=1.0)
+    return found, rejects, ledger
+
+
+def json_lines(count: int) -> bytes:
+    """Documents that hardly compress."""
+    text = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(count)]
+    return b"".join(documents.json_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
+
+
+def frame(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def file_of(folder: Path, data: bytes, name: str = "a.jsonl.zst") -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def refuse(path: Path, match: str | None = None) -> None:
+    with pytest.raises(BadData, match=match) as caught:
+        read(path)
+    assert caught.value.exit_code == 65
+    assert str(path) in caught.value.what
+
+
+def texts(path: Path) -> list[str]:
+    return [document.text for document in read(path)[0]]
+
+
+def plain_texts(data: bytes) -> list[str]:
+    return [json.loads(line)["text"] for line in data.splitlines()]
+
+
+def test_concatenated_frames_give_the_documents_of_all(tmp_path: Path) -> None:
+    data = json_lines(300)
+    cuts = [0, 1, 1000, 20_000, len(data)]
+    frames = [frame(data[start:end]) for start, end in pairwise(cuts)]
+    assert texts(file_of(tmp_path, b"".join(frames))) == plain_texts(data)
+
+
+def test_what_zstd_lines_writes_is_read_back_and_has_a_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl.zst"
+    data = json_lines(100)
+    with ZstdLines(path) as out:
+        for line in data.splitlines(keepends=True):
+            out.write(line)
+    assert texts(path) == plain_texts(data)
+    assert zstandard.get_frame_parameters(path.read_bytes()).has_checksum
+
+
+def test_rejects_are_written_as_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rejects.jsonl.zst"
+    with ZstdLines(path) as out:
+        out.write_reject(Reject("a.jsonl", 3, 40, "bad-json", "{水"))
+    lines = b"".join(compression.blocks(path)).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"file": "a.jsonl", "line": 3, "offset": 40, "reason": "bad-json", "excerpt": "{水"}
+    ]
+
+
+@given(st.lists(st.text(), max_size=20), st.integers(1, 50))
+@settings(max_examples=50, deadline=None)
+def test_documents_survive_being_written_and_read(
+    tmp_path_factory: pytest.TempPathFactory, written: list[str], size: int
+) -> None:
+    data = b"".join(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in written)
+    frames = [frame(data[start : start + size]) for start in range(0, len(data), size)] or [frame(b"")]
+    path = file_of(tmp_path_factory.mktemp("written"), b"".join(frames))
+    assert texts(path) == written
+
+
+def in_blocks(data: bytes, cuts: list[int]) -> list[bytes]:
+    bounds = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(bounds)]
+
+
+def naive_lines(data: bytes) -> list[bytes]:
+    found = data.split(b"\n")
+    return found if found[-1] else found[:-1]
+
+
+@given(
+    data=st.lists(st.sampled_from([b"\n", b"\r\n", b"a", b"\x85", "\u2028".encode(), b"\x1c"])).map(b"".join), cuts=...
+)
+def test_lines_are_those_of_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) -> None:
+    naive = naive_lines(data)
+    found = list(documents.lines(iter(in_blocks(data, cuts))))
+    assert [line for _, line, _ in found] == naive
+    assert all(whole for _, _, whole in found)
+    assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
+
+
+@given(
+    data=st.lists(st.sampled_from([b"\n", b"a" * 7, b"b" * 12, b"c"]), max_size=30).map(b"".join),
+    size=st.integers(1, 20),
+)
+def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_after_it_are_whole(
+    data: bytes, size: int
+) -> None:
+    naive = naive_lines(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "MAX_LINE", 20)
+        patch.setattr(documents, "EXCERPT", 5)
+        found = list(documents.lines(data[at : at + size] for at in range(0, len(data), size)))
+    assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
+    for line, (_, given_, whole) in zip(naive, found, strict=True):
+        assert whole == (len(line) <= 20)
+        assert line.startswith(given_)
+        assert given_ == line if whole else given_
+
+
+def test_a_line_that_is_too_long_is_counted_and_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_LINE", 3 << 20)
+    long = documents.json_line("水" * (1 << 20), "", "", None)
+    path = file_of(tmp_path, b'{"text":"a"}\n' + long * 2 + b'{"text":"b"}\n', "a.jsonl")
+    found, rejects, ledger = read(path)
+    assert [(each.text, each.line, each.offset) for each in found] == [("a", 1, 0), ("b", 4, 13 + 2 * len(long))]
+    assert [(each.line, each.offset, each.reason) for each in rejects] == [
+        (2, 13, "bad-too-long"),
+        (3, 13 + len(long), "bad-too-long"),
+    ]
+    assert rejects[0].excerpt.startswith('{"text":"水')
+    assert ledger.documents.dropped == {"bad-too-long": 2}
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+DIGITS = b"9" * 5000
+
+
+@pytest.mark.parametrize("meta", [DIGITS, b"1e999", b'"\xff"'], ids=["digits", "infinite", "not-utf-8"])
+def test_case_31_a_meta_that_cannot_be_read_costs_the_meta_and_not_the_text(tmp_path: Path, meta: bytes) -> None:
+    (found,), rejects, _ = read(
+        file_of(tmp_path, b'{"text": "a", "title": ' + meta + b', "meta": ' + meta + b"}", "a.jsonl")
+    )
+    assert (found.text, found.title, found.meta, rejects) == ("a", "", None, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"", "blank-line"),
+        (b" \t\r", "blank-line"),
+        (b"not json", "bad-json"),
+        (b'{"text": "cut', "bad-json"),
+        (b'{"text": "a"} {"text": "b"}', "bad-json"),
+        (b"{'text': 'a'}", "bad-json"),
+        (b'{"text": "a", "meta": NaN}', "bad-json"),
+        (b'{"text": "a\x01b"}', "bad-json"),
+        (b'{"text": "\xff"}', "bad-json"),
+        (b'{"text": "\xed\xa0\x80"}', "bad-json"),
+        (b'{"text": "\\ud800"}', "bad-json"),
+        (b'{"text": "\\udc00 and on"}', "bad-json"),
+        (b'{"text": "a", "meta": "\\ud800"}', "bad-json"),
+        (BOM + b'{"text": "a"}', "bad-json"),
+        (b'{"text": "a"}\0', "bad-json"),
+        (b'{"text": "a\0b"}', "bad-json"),
+        (b'{"text": "a", "meta": ' + DEEP + b"}", "bad-json"),
+        (b'{"text": "a", "other": ' + DEEP + b"}", "bad-json"),
+        (b'{"title": "a"}', "bad-record"),
+        (b'{"text": null}', "bad-record"),
+        (b'{"text": ["a"]}', "bad-record"),
+        (b'{"text": 7}', "bad-record"),
+        (b'["text"]', "bad-record"),
+        (b'"text"', "bad-record"),
+        (b"null", "bad-record"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_case_31_a_broken_line_is_counted_with_its_reason_and_place(tmp_path: Path, line: bytes, reason: str) -> None:
+    before, after = '{"text": "在前"}\n'.encode(), b'{"text": "after"}\n'
+    found, rejects, ledger = read(file_of(tmp_path, before + line + b"\n" + after, "a.jsonl"))
+    assert [(document.text, document.line) for document in found] == [("在前", 1), ("after", 3)]
+    assert found[1].offset == len(before) + len(line) + 1
+    assert ledger.documents.to_dict() == {"in": 3, "out": 2, "dropped": {reason: 1}}
+    assert ledger.documents.bad == (reason != "blank-line")
+    shown = line.decode(errors="replace")
+    assert rejects == [Reject("a.jsonl", 2, len(before), reason, shown[:200])]
+    assert ledger.characters.dropped == ({reason: len(shown)} if shown else {})
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "a"}\r', "a"),
+        (b'  {"text": "a"}  ', "a"),
+        ('{"text": "一\u2028二\u2029三\x85四"}'.encode(), "一\u2028二\u2029三\x85四"),
+        (b'{"text": "\\ud83d\\ude00"}', "😀"),
+        (b'{"text": "\\u0000"}', "\0"),
+        (b'{"text": ""}', ""),
+        (b'{"text": "first", "text": "last"}', "last"),
+        (b'{"text": "a", "other": ' + DIGITS + b"}", "a"),
+        (b'{"text": "a", "title": 7, "meta": {"pile_set_name": "Pile-CC"}}', "a"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_case_30_an_odd_line_that_is_json_is_one_document(tmp_path: Path, line: bytes, text: str) -> None:
+    found, rejects, ledger = read(file_of(tmp_path, line + b"\n" + line, "a.jsonl"))
+    assert [(document.text, document.line, document.offset) for document in found] == [
+        (text, 1, 0),
+        (text, 2, len(line) + 1),
+    ]
+    assert rejects == []
+    assert ledger.documents.came == 2
+
+
+def test_title_and_meta_come_with_the_text(tmp_path: Path) -> None:
+    line = '{"text": "a", "title": "第一回", "meta": {"pile_set_name": "Pile-CC"}}\n{"text": "b", "title": 7}'
+    first, second = read(file_of(tmp_path, line.encode(), "a.jsonl"))[0]
+    assert (first.title, first.meta, first.file) == ("第一回", {"pile_set_name": "Pile-CC"}, "a.jsonl")
+    assert (second.title, second.meta) == ("", None)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_any_bytes_are_parsed_or_counted(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    found, rejects, ledger = read(file_of(tmp_path_factory.mktemp("any"), data, "a.jsonl"))
+    assert len(found) + len(rejects) == ledger.documents.came == len(naive_lines(data.removeprefix(BOM)))
+
+
+def test_an_empty_plain_file_holds_no_documents(tmp_path: Path) -> None:
+    assert read(file_of(tmp_path, b"", "a.jsonl"))[0] == []
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_byte_order_mark_before_json_lines_is_passed_over(tmp_path: Path, name: str) -> None:
+    pack = {".jsonl": bytes, ".gz": gzip.compress, ".zst": frame}[Path(name).suffix]
+    assert read(file_of(tmp_path, pack(BOM), name))[0] == []
+    assert texts(file_of(tmp_path, pack(BOM + b'{"text":"a"}\n{"text":"b"}\n'), name)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("a.jsonl.zst", BOM + b'{"text":"a"}\n', b'{"text":"a"}\n'),
+        ("a.txt.zst", BOM + b"a", b'{"text":"a"}\n'),
+        ("a.txt.zst", "\ufeffa".encode("utf-16-le"), b'{"text":"a"}\n'),
+    ],
+)
+def test_a_byte_order_mark_may_lie_in_two_blocks(tmp_path: Path, name: str, data: bytes, text: bytes) -> None:
+    path = file_of(tmp_path, b"".join(frame(data[at : at + 1]) for at in range(len(data))), name)
+    assert b"".join(readers.json_lines(path)) == text
+
+
+def test_json_lines_leave_empty_fields_out() -> None:
+    assert documents.json_line("水", "", "", None) == '{"text":"水"}\n'.encode()
+
+
+def test_chinese_poetry_gives_one_document_a_poem(tmp_path: Path) -> None:
+    poems = [
+        {"author": "和岘", "paragraphs": ["气和玉烛，", "叡化著鸿明。"], "rhythmic": "导引"},
+        {"title": "静夜思", "author": "李白", "paragraphs": ["床前明月光"], "tags": ["月"]},
+        {"chapter": "学而篇", "paragraphs": ["子曰"]},
+        {"paragraphs": []},
+    ]
+    found, rejects, ledger = read(file_of(tmp_path, json.dumps(poems).encode(), "ci.song.0.json"))
+    assert [(document.title, document.text, document.meta, document.line) for document in found] == [
+        ("导引", "气和玉烛，\n叡化著鸿明。", {"author": "和岘"}, 1),
+        ("静夜思", "床前明月光", {"author": "李白"}, 2),
+        ("学而篇", "子曰", None, 3),
+        ("", "", None, 4),
+    ]
+    assert rejects == []
+    assert ledger.characters.came == sum(len(document.text) for document in found)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'[{"text": "a"}]', b'[{"paragraphs": 7}]', b'[{"paragraphs": ["a"'])
+def test_json_of_another_shape_is_bad_data(tmp_path: Path, data: bytes) -> None:
+    refuse(file_of(tmp_path, data, "a.json"), "not a chinese-poetry file")
+
+
+def test_json_nested_too_deeply_is_bad_data(tmp_path: Path) -> None:
+    refuse(file_of(tmp_path, b'[{"paragraphs": [], "tags": ' + DEEP + b"}]", "a.json"))
+
+
+def test_the_real_chinese_poetry_files_are_read_whole(shared: Path) -> None:
+    for path in sorted((shared / "data" / "chinese-poetry").glob("*.json")):
+        poems = json.loads(path.read_text())
+        assert texts(path) == ["\n".join(poem["paragraphs"]) for poem in poems]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5", "utf-16"])
+@pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", frame)])
+def test_a_text_file_is_one_document(tmp_path: Path, name: str, pack: Callable[[bytes], bytes], encoding: str) -> None:
+    text = "水滸傳\r\n第一回\n\n"
+    (found,), rejects, ledger = read(file_of(tmp_path, pack(text.encode(encoding)), name), encoding=encoding)
+    assert (found.text, found.file, found.line, found.offset) == (text, name, 1, 0)
+    assert rejects == []
+    assert (ledger.documents.came, ledger.characters.came) == (1, len(text))
+
+
+@given(
+    st.text(max_size=50).filter(lambda text: text.strip() and "\0" not in text),
+    st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
+    st.integers(4, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_text_is_one_json_line_however_its_characters_lie_in_blocks(
+    tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str, size: int
+) -> None:
+    text = text.removeprefix("\ufeff")
+    data = text.encode(encoding)
+    frames = [frame(data[at : at + size]) for at in range(0, len(data), size)] or [frame(b"")]
+    path = file_of(tmp_path_factory.mktemp("text"), b"".join(frames), "a.txt.zst")
+    line = b"".join(readers.json_lines(path))
+    assert line.count(b"\n") == line.endswith(b"\n") == 1
+    assert json.loads(line) == {"text": text}
+
+
+def test_text_in_another_encoding_than_named_is_bad_data_with_its_place(tmp_path: Path) -> None:
+    path = file_of(tmp_path, b"abc" + "中文".encode("gb18030"), "a.txt")
+    refuse(path, "not utf-8 text: byte 0xd6 at offset 3")
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "base64", "zlib"])
+def test_an_encoding_that_does_not_exist_is_a_bad_option(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(BadConfig, match="there is no encoding") as caught:
+        read(file_of(tmp_path, b"abc", "a.txt"), encoding=encoding)
+    assert caught.value.exit_code == 78
+
+
+# Parquet
+
+
+def table(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path = folder / "a.parquet"
+    parquet.write_table(pyarrow.table(columns), path, **options)
+    return path
+
+
+def test_rows_of_a_parquet_file_are_documents_with_title_and_meta(tmp_path: Path) -> None:
+    meta = [{"pile_set_name": "Pile-CC"}, None]
+    path = table(tmp_path, {"id": [1, 2], "text": ["水\n", "b"], "title": ["第一回", None], "meta": meta})
+    found, rejects, ledger = read(path)
+    assert [(each.text, each.title, each.meta, each.line) for each in found] == [
+        ("水\n", "第一回", meta[0], 1),
+        ("b", "", None, 2),
+    ]
+    assert (rejects, ledger.documents.came, ledger.characters.came) == ([], 2, 3)
+    assert b"".join(readers.json_lines(path)).splitlines() == [
+        '{"text":"水\\n","title":"第一回","meta":{"pile_set_name":"Pile-CC"}}'.encode(),
+        b'{"text":"b"}',
+    ]
+
+
+@pytest.mark.parametrize("compressed", ["none", "snappy", "gzip", "zstd"])
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_rows_of_all_groups_come_in_order(tmp_path: Path, compressed: str, kind: pyarrow.DataType) -> None:
+    rows = [f"第{n}回 \U0001f600" for n in range(2000)]
+    path = table(tmp_path, {"text": pyarrow.array(rows, kind)}, compression=compressed, row_group_size=300)
+    heard: list[int] = []
+    found = list(readers.read(path, Ledger(), print, advance=heard.append))
+    assert [(each.text, each.line) for each in found] == [(text, n) for n, text in enumerate(rows, start=1)]
+    assert sum(heard) == path.stat().st_size
+
+
+def test_null_is_an_empty_text_that_stands_in_its_place(tmp_path: Path) -> None:
+    path = table(tmp_path, {"text": ["a", None, "b"]})
+    assert [(each.text, each.line) for each in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
+    assert b"".join(readers.json_lines(path)).count(b"\n") == 3
+
+
+def test_a_document_without_text_is_empty_and_not_bad_when_it_is_tokenized(tmp_path: Path) -> None:
+    poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
+    for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
+        (line,) = b"".join(readers.json_lines(path)).splitlines()
+        found = documents.parse(line)
+        assert not isinstance(found, str)
+        assert found.text == ""
+
+
+def test_a_parquet_file_without_rows_holds_no_documents(tmp_path: Path) -> None:
+    assert read(table(tmp_path, {"text": pyarrow.array([], pyarrow.string())}))[0] == []
+
+
+def test_a_parquet_file_without_a_text_names_its_columns(tmp_path: Path) -> None:
+    path = table(tmp_path, {"content": ["a"], "id": [1]})
+    with pytest.raises(BadData, match="no column `text`") as caught:
+        read(path)
+    assert caught.value.hint == "its columns: content, id"
+
+
+def test_a_parquet_file_cut_short_is_bad_data(tmp_path: Path) -> None:
+    whole = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
+    for twentieth in range(20):
+        refuse(file_of(tmp_path, whole[: len(whole) * twentieth // 20], "a.parquet"), "not a whole Parquet file")
+    refuse(file_of(tmp_path, whole[:-1], "a.parquet"), "not a whole Parquet file")
+    refuse(file_of(tmp_path, b'{"text": "a"}\n' * 10, "a.parquet"), "not a whole Parquet file")
+
+
+def test_a_parquet_file_with_a_damaged_page_is_bad_data(tmp_path: Path) -> None:
+    path = table(tmp_path, {"text": [f"第{n}回" for n in range(5000)]}, compression="gzip")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    refuse(file_of(tmp_path, bytes(damaged), "a.parquet"), "not a whole Parquet file")
+
+
+def test_a_title_that_is_no_string_is_no_title_in_parquet_either(tmp_path: Path) -> None:
+    (found,) = read(table(tmp_path, {"text": ["a"], "title": [7]}))[0]
+    assert found.title == ""
+
+
+def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path: Path) -> None:
+    path = table(tmp_path, {"text": ["a"]})
+    script = (
+        "import sys\nfrom pathlib import Path\nsys.modules['pyarrow'] = None\n"
+        "from pipeline import errors, readers\n"
+        "try:\n    list(readers.json_lines(Path(sys.argv[1])))\n"
+        "except errors.BadConfig as error:\n    print(error.exit_code, error.hint)\n"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert done.stdout == "78 pip install 'inkstone[parquet]'\n"
+
+
+# The real texts
+
+
+def test_the_pile_is_what_a_naive_reading_says(shared: Path) -> None:
+    path = shared / "data" / "pile_val.jsonl.zst"
+    with open(path, "rb") as handle:
+        whole = zstandard.ZstdDecompressor().stream_reader(handle).read()
+    naive = [json.loads(line) for line in whole.split(b"\n") if line]
+    found, rejects, ledger = read(path)
+    assert len(found) == 200
+    assert [(document.text, document.meta) for document in found] == [(line["text"], line["meta"]) for line in naive]
+    assert rejects == []
+    assert ledger.characters.came == sum(len(line["text"]) for line in naive)
+    assert all(whole[document.offset :].startswith(b'{"text"') for document in found)

@@ -1,0 +1,205 @@
+"""The catalogue: what a source's name, a URL or a path means as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import BadConfig, InputMissing
+from pipeline.sources.catalogue import CATALOGUE, pile_shards, resolve
+
+HUB_FOLDER = "datasets/monology/pile-uncopyrighted/resolve/main"
+
+
+def test_every_name_of_the_catalogue_is_a_source_with_files() -> None:
+    for name in CATALOGUE:
+        source = resolve(name, shards="all" if name == "pile" else "", environment={})
+        assert source.name == name
+        assert source.files
+        assert len({file.name for file in source.files}) == len(source.files)
+        assert all(bool(file.local) != bool(file.urls) for file in source.files)
+        assert all(url.isascii() and url.startswith("https://") for file in source.files for url in file.urls)
+
+
+def test_the_sample_is_on_this_machine() -> None:
+    files = resolve("sample", environment={}).files
+    assert files
+    assert all(file.local and file.local.is_file() for file in files)
+
+
+def test_song_ci_is_23_files() -> None:
+    files = resolve("song-ci", environment={}).files
+    assert len(files) == 23
+    assert files[0].name == "ci.song.0.json"
+    assert files[-1].name == "ci.song.2019y.json"
+    assert files[0].urls == (
+        "https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/HEAD/%E5%AE%8B%E8%AF%8D/ci.song.0.json",
+    )
+
+
+@pytest.mark.parametrize(
+    ("shards", "expected"),
+    [
+        ("0", ["train/00.jsonl.zst"]),
+        ("29", ["train/29.jsonl.zst"]),
+        ("val", ["val.jsonl.zst"]),
+        ("test,val", ["test.jsonl.zst", "val.jsonl.zst"]),
+        ("0-2", ["train/00.jsonl.zst", "train/01.jsonl.zst", "train/02.jsonl.zst"]),
+        ("7-7", ["train/07.jsonl.zst"]),
+        (" 1 , val ", ["train/01.jsonl.zst", "val.jsonl.zst"]),
+        ("1,0-2,1,val,val", ["train/01.jsonl.zst", "train/00.jsonl.zst", "train/02.jsonl.zst", "val.jsonl.zst"]),
+    ],
+)
+def test_shards_are_named_by_numbers_ranges_and_splits_in_order_and_once(shards: str, expected: list[str]) -> None:
+    assert pile_shards(shards) == expected
+
+
+def test_all_shards_are_30_of_training_and_two_more() -> None:
+    train = [f"train/{number:02d}.jsonl.zst" for number in range(30)]
+    assert pile_shards("all") == [*train, "val.jsonl.zst", "test.jsonl.zst"]
+
+
+@pytest.mark.parametrize("shards", ["", "30", "-1", "3-1", "0-30", "0-", "a", "0,,1", "0,", "val test", "0 1", "../x"])
+def test_a_shard_that_does_not_exist_is_a_bad_option(shards: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        pile_shards(shards)
+    assert caught.value.exit_code == 78
+
+
+def test_the_whole_pile_is_never_chosen_by_accident() -> None:
+    with pytest.raises(BadConfig, match="over 300 GB"):
+        resolve("pile", environment={})
+
+
+def test_shards_are_for_the_pile_alone() -> None:
+    for reference in ("sample", "shuihu", "https://example.org/a.txt"):
+        with pytest.raises(BadConfig, match="--shards is for the source pile"):
+            resolve(reference, shards="0", environment={})
+
+
+def test_the_pile_says_the_split_of_each_file() -> None:
+    files = resolve("pile", shards="0,val,test", environment={}).files
+    assert [file.split for file in files] == ["train", "val", "test"]
+
+
+def test_the_pile_comes_from_the_hub() -> None:
+    (file,) = resolve("pile", shards="0", environment={}).files
+    assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/train/00.jsonl.zst",)
+
+
+def test_hf_endpoint_replaces_the_hub_and_a_mirror_replaces_both() -> None:
+    environment = {"HF_ENDPOINT": "https://hf-mirror.com/"}
+    (file,) = resolve("pile", shards="val", environment=environment).files
+    assert file.urls[0] == f"https://hf-mirror.com/{HUB_FOLDER}/val.jsonl.zst"
+    (file,) = resolve("pile", shards="val", mirror="http://127.0.0.1:8000/", environment=environment).files
+    assert file.urls == (f"http://127.0.0.1:8000/{HUB_FOLDER}/val.jsonl.zst", "http://127.0.0.1:8000/val.jsonl.zst")
+
+
+def test_a_hub_named_by_hf_endpoint_is_the_hub() -> None:
+    (file,) = resolve("pile", shards="val", environment={"HF_ENDPOINT": "https://huggingface.co/"}).files
+    assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/val.jsonl.zst",)
+
+
+def test_a_mirror_may_serve_a_book_under_its_path_or_at_its_top() -> None:
+    (file,) = resolve("shuihu", mirror="http://127.0.0.1:8000/", environment={}).files
+    top = "http://127.0.0.1:8000"
+    assert file.urls == (f"{top}/colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", f"{top}/raw_shuihu.txt")
+
+
+def test_the_token_goes_with_the_pile_alone_and_is_never_shown() -> None:
+    environment = {"HF_TOKEN": "hf_secret"}
+    pile = resolve("pile", shards="0", environment=environment)
+    assert pile.files[0].token == "hf_secret"
+    assert "hf_secret" not in repr(pile)
+    for reference in ("shuihu", "song-ci", "https://example.org/a.txt"):
+        assert not any(file.token for file in resolve(reference, environment=environment).files)
+
+
+@pytest.mark.parametrize(
+    ("url", "source", "file"),
+    [
+        ("https://example.org/data/xiyou.txt", "xiyou", "xiyou.txt"),
+        ("http://example.org/a%20b.jsonl.zst?download=true#top", "a-b", "a b.jsonl.zst"),
+        ("https://example.org/%E6%B0%B4%E6%B5%92.txt", "水浒", "水浒.txt"),
+        ("https://example.org/x%2Fy.txt", "y", "y.txt"),
+    ],
+)
+def test_a_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None:
+    found = resolve(url, environment={})
+    assert found.name == source
+    assert [(entry.name, entry.urls) for entry in found.files] == [(file, (url,))]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org",
+        "https://example.org/",
+        "https://example.org/folder/",
+        "https://example.org/..",
+        "https://example.org/%2e%2e",
+        "https://example.org/a%2F..",
+        "https://example.org/.hidden",
+        "https://example.org/a%00b.txt",
+        "https://example.org/" + "a" * 300,
+    ],
+)
+def test_a_url_that_names_no_file_is_a_bad_option(url: str) -> None:
+    with pytest.raises(BadConfig, match="does not end in a file's name") as caught:
+        resolve(url, environment={})
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("reference", ["https://example.org/pile.txt", "song-ci.txt"])
+def test_a_file_named_like_a_catalogue_source_does_not_join_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("song-ci.txt").write_text("mine")
+    assert resolve(reference, environment={}).name not in CATALOGUE
+
+
+def test_a_file_is_a_source_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "水浒传.txt"
+    path.write_text("回")
+    found = resolve(str(path), environment={})
+    assert found.name == "水浒传"
+    assert [(file.name, file.local, file.urls) for file in found.files] == [("水浒传.txt", path, ())]
+
+
+def test_a_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl.zst", "deep/c.json", "deep/d.jpg", "notes.md", "e.txt.gz"):
+        path = tmp_path / "books" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (tmp_path / "books" / "folder.txt").mkdir()
+    found = resolve(f"{tmp_path}/books/", environment={})
+    assert found.name == "books"
+    assert [file.name for file in found.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
+
+
+def test_a_catalogue_name_is_the_catalogue_even_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shuihu").mkdir()
+    (tmp_path / "shuihu" / "a.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("shuihu", environment={}).files[0].urls
+    assert resolve("./shuihu", environment={}).files[0].local
+
+
+def test_a_folder_without_data_and_a_path_that_is_not_there_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing, match="no data files in this folder") as caught:
+        resolve(str(tmp_path), environment={})
+    assert caught.value.exit_code == 66
+    for reference in (str(tmp_path / "nowhere"), "honglou", "ftp://example.org/a.txt"):
+        with pytest.raises(InputMissing, match="pile, shuihu, song-ci"):
+            resolve(reference, environment={})
+
+
+def test_an_empty_reference_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("private")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InputMissing, BadConfig)):
+        resolve("", environment={})

@@ -1,0 +1,118 @@
+"""The decompress stage: the plain file, or an error and no file at all."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from pipeline.errors import BadConfig, BadData, CannotCreate, InputMissing
+from pipeline.runtime.progress import Silent
+from pipeline.sources.decompress import decompress
+
+PLAIN = "".join(f"第{n}回\n" for n in range(1, 5000)).encode()
+compress_zstd = zstandard.ZstdCompressor(write_checksum=True).compress
+
+PACKED = pytest.mark.parametrize(("name", "pack"), [("a.txt.zst", compress_zstd), ("a.txt.gz", gzip.compress)])
+Pack = Callable[[bytes], bytes]
+
+
+@PACKED
+def test_the_plain_file_appears_beside_the_compressed_one(tmp_path: Path, name: str, pack: Pack) -> None:
+    (tmp_path / name).write_bytes(pack(PLAIN))
+    assert decompress([tmp_path / name], None, Silent()) == [tmp_path / "a.txt"]
+    assert (tmp_path / "a.txt").read_bytes() == PLAIN
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.txt", name])
+
+
+@PACKED
+def test_the_plain_file_appears_in_the_folder_named(tmp_path: Path, name: str, pack: Pack) -> None:
+    (tmp_path / name).write_bytes(pack(PLAIN) + pack(b"and on"))
+    out = tmp_path / "new" / "folder"
+    assert decompress([tmp_path / name], out, Silent()) == [out / "a.txt"]
+    assert (out / "a.txt").read_bytes() == PLAIN + b"and on"
+    assert os.listdir(out) == ["a.txt"]
+
+
+@PACKED
+def test_case_24_a_file_cut_short_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
+    whole = pack(PLAIN)
+    for twentieth in range(20):
+        (tmp_path / name).write_bytes(whole[: len(whole) * twentieth // 20])
+        with pytest.raises(BadData) as caught:
+            decompress([tmp_path / name], None, Silent())
+        assert caught.value.exit_code == 65
+        assert os.listdir(tmp_path) == [name]
+
+
+@PACKED
+def test_case_25_a_file_that_goes_on_after_its_end_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
+    for more in (b"garbage", pack(PLAIN)[:-1]):
+        (tmp_path / name).write_bytes(pack(PLAIN) + more)
+        with pytest.raises(BadData):
+            decompress([tmp_path / name], None, Silent())
+        assert os.listdir(tmp_path) == [name]
+
+
+def test_case_27_a_bomb_leaves_no_output(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.zst").write_bytes(compress_zstd(bytes(64 << 20)))
+    with pytest.raises(BadData, match="as no text does"):
+        decompress([tmp_path / "a.txt.zst"], None, Silent())
+    assert os.listdir(tmp_path) == ["a.txt.zst"]
+
+
+@PACKED
+def test_a_file_that_stands_there_already_is_never_replaced(tmp_path: Path, name: str, pack: Pack) -> None:
+    (tmp_path / "a.txt").write_bytes(b"old")
+    (tmp_path / name).write_bytes(pack(PLAIN))
+    with pytest.raises(CannotCreate):
+        decompress([tmp_path / name], None, Silent())
+    assert (tmp_path / "a.txt").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["a.txt.zst", "a.txt.gz"])
+def test_case_28_an_empty_file_leaves_no_output(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadData):
+        decompress([tmp_path / name], None, Silent())
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_the_empty_text_is_decompressed_too(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.zst").write_bytes(compress_zstd(b""))
+    decompress([tmp_path / "a.txt.zst"], None, Silent())
+    assert (tmp_path / "a.txt").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.zip", "a", ".zst"])
+def test_a_name_that_is_not_of_a_compressed_file_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    good, other = tmp_path / "good.txt.zst", tmp_path / name
+    good.write_bytes(compress_zstd(PLAIN))
+    other.write_bytes(compress_zstd(PLAIN))
+    with pytest.raises(BadConfig, match="not a compressed file by its name") as caught:
+        decompress([good, other], None, Silent())
+    assert caught.value.exit_code == 78
+    assert not (tmp_path / "good.txt").exists()
+
+
+def test_a_file_that_is_missing_is_refused_before_any_work(tmp_path: Path) -> None:
+    good = tmp_path / "good.txt.zst"
+    good.write_bytes(compress_zstd(PLAIN))
+    for missing in (tmp_path / "no.zst", tmp_path):
+        with pytest.raises(InputMissing, match="no such file") as caught:
+            decompress([good, missing], tmp_path / "out", Silent())
+        assert caught.value.exit_code == 66
+    assert os.listdir(tmp_path) == ["good.txt.zst"]
+
+
+def test_two_files_that_would_become_one_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "a.txt.zst" for folder in ("one", "other")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(compress_zstd(path.parent.name.encode()))
+    with pytest.raises(BadConfig):
+        decompress(paths, tmp_path / "out", Silent())

@@ -1,0 +1,509 @@
+"""The policy of the network: redirects, credentials, patience; cases 14, 15 and 23 of the catalogue.
+
+The numbers in the names are those of reference/reliability.md, section 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+import requests
+
+from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
+from pipeline.runtime.progress import Silent
+from pipeline.sources import catalogue as sources
+from pipeline.sources import http as network
+from pipeline.sources.download import download
+from pipeline.sources.http import Bandwidth, Connection, Facts, Network, Patience, Retry, check_redirect
+from tests.support import bad_server as badserver
+from tests.support import faults
+from tests.support.bad_server import HUB_FOLDER, Act, Server, cut_after, linked, redirect, say
+from tests.support.faults import Command, Run, assert_survived
+
+TOKEN = "hf_0123456789abcdef"
+TEXT = "第一回　起\n话说天下大势，分久必合。\n" * 50
+DATA = TEXT.encode()
+EXPECTED = {"raw/a/a.txt": hashlib.sha256(DATA).hexdigest()}
+QUICK = {"pipeline.sources.http._PAUSE": 0.01}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with badserver.running() as one:
+        yield one
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    with badserver.running() as one:
+        yield one
+
+
+def command(root: Path, server: Server, *options: object, **environment: str) -> Command:
+    server.files["/a.txt"] = DATA
+    return Command(root, ("download", f"{server.url}/a.txt", *options), {"HF_TOKEN": TOKEN, **environment}, QUICK)
+
+
+# 14: redirects
+
+
+HUB = "https://huggingface.co/datasets/x/resolve/main/a.zst"
+
+
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What names resolve to; all that are not here to a public address."""
+    known: dict[str, str] = {}
+
+    def resolve(host: str, port: object, *_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known.get(host, "18.64.1.1"), 0))]
+
+    monkeypatch.setattr("pipeline.sources.http.socket.getaddrinfo", resolve)
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return known
+
+
+@pytest.mark.usefixtures("addresses")
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        (HUB, "https://cdn-lfs.hf.co/blob?X-Amz-Signature=1"),
+        (HUB, "https://cas-bridge.xethub.hf.co/blob"),
+        (HUB, "https://huggingface.co/elsewhere"),
+        (HUB, "https://HuggingFace.co:443/elsewhere"),
+        ("https://github.com/a/raw/HEAD/a.txt", "https://raw.githubusercontent.com/a/a.txt"),
+        ("https://www.example.org/a", "https://files.example.org/a"),
+        ("http://127.0.0.1:8080/a", "http://127.0.0.1:8080/b"),
+        ("http://mirror.lan/a", "https://mirror.lan/a"),
+    ],
+)
+def test_case_14_a_redirect_to_where_the_file_may_lie_is_followed(asked: str, target: str) -> None:
+    check_redirect(asked, target)
+
+
+@pytest.mark.usefixtures("addresses")
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("http://huggingface.co/a", "not https"),
+        ("http://cdn-lfs.hf.co/a", "not https"),
+        ("file:///etc/passwd", "not https"),
+        ("ftp://cdn-lfs.hf.co/a", "not https"),
+        ("https://evil.example/a", "another host"),
+        ("https://evilhf.co/a", "another host"),
+        ("https://hf.co.evil.example/a", "another host"),
+        ("https://169.254.169.254/latest/meta-data", "another host"),
+        ("https://127.0.0.1/a", "another host"),
+        ("https://[::1]/a", "another host"),
+        ("https://localhost/a", "another host"),
+        ("https://0x7f000001/a", "another host"),
+        ("https://user@evil.example/a", "another host"),
+        ("https://hf.co@evil.example/a", "another host"),
+    ],
+)
+def test_case_14_a_redirect_to_anywhere_else_is_refused(target: str, why: str) -> None:
+    with pytest.raises(ProtocolBroken, match=why) as caught:
+        check_redirect(HUB, target)
+    assert caught.value.exit_code == 76
+    assert "--allow-host" in caught.value.hint
+
+
+PRIVATE = ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%eth0"]
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, "fd00::1", "::ffff:127.0.0.1"])
+def test_case_14_a_friendly_name_with_a_private_address_is_refused(addresses: dict[str, str], address: str) -> None:
+    addresses["cdn-lfs.hf.co"] = address
+    with pytest.raises(ProtocolBroken, match="private address"):
+        check_redirect(HUB, "https://cdn-lfs.hf.co/a")
+
+
+@pytest.mark.usefixtures("addresses")
+@pytest.mark.parametrize("allowed", ["evil.example", "evil.example:443", "Evil.Example"])
+def test_case_14_a_host_that_is_allowed_may_be_led_to(allowed: str) -> None:
+    check_redirect(HUB, "https://evil.example/a", (allowed,))
+    with pytest.raises(ProtocolBroken):
+        check_redirect(HUB, "https://evil.example:8443/a", ("evil.example:443",))
+    with pytest.raises(ProtocolBroken):
+        check_redirect(HUB, "file://evil.example/a", (allowed,))
+
+
+def test_case_14_behind_a_proxy_the_address_is_not_ours_to_judge(
+    addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses["cdn-lfs.hf.co"] = "10.0.0.1"
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.lan:3128")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    check_redirect(HUB, "https://cdn-lfs.hf.co/a")
+
+
+def elsewhere(other: Server) -> str:
+    """The other server, by a name that is another host than 127.0.0.1."""
+    return other.url.replace("127.0.0.1", "localhost")
+
+
+REFUSED: dict[str, Callable[[Server], str]] = {
+    "another port": lambda other: f"{other.url}/a.txt",
+    "another host": lambda other: f"{elsewhere(other)}/a.txt",
+    "link-local": lambda other: "http://169.254.169.254/latest/meta-data",
+    "a file": lambda other: "file:///etc/passwd",
+    "no URL": lambda other: "http://[::1/a.txt",
+    "not even characters": lambda other: "http://\xff\xfe/a.txt",
+    "two parsers": lambda other: f"http://127.0.0.1\\@{other.url[7:]}/a.txt",
+    "another scheme": lambda other: f"gopher://{other.url[7:]}/a.txt",
+    "in circles": lambda other: "/b.txt",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_case_14_a_redirect_that_is_refused_ends_the_command(
+    root: Path, server: Server, other: Server, what: str, method: str
+) -> None:
+    asked, act = command(root, server), redirect(REFUSED[what](other))
+    other.files["/a.txt"] = b"evil"
+    server.scripts["/b.txt"], server.heads["/b.txt"] = [redirect("/a.txt")] * 9, [redirect("/a.txt")] * 9
+    (server.scripts if method == "GET" else server.heads)["/a.txt"] = [act] * 9
+    first = asked.run_forked()
+    assert len(server.log) <= 7
+    assert other.log == []
+    server.scripts.clear()
+    server.heads.clear()
+    assert_survived(root, asked.run_forked, EXPECTED, [first], code=76, names=["/a.txt"], secrets=[TOKEN])
+
+
+def test_case_14_five_redirects_are_followed_and_a_sixth_is_not(root: Path, server: Server) -> None:
+    asked = command(root, server)
+    server.files["/5"] = DATA
+    for hop in range(5):
+        path = "/a.txt" if hop == 0 else f"/{hop}"
+        server.scripts[path], server.heads[path] = [redirect(f"/{hop + 1}")] * 2, [redirect(f"/{hop + 1}")] * 2
+    assert asked.run_forked().code == 0
+    server.heads["/5"] = [redirect("/6")]
+    first = replace(asked, root=root.with_name("other")).run_forked()
+    faults.assert_one_error(first, 76, ["/a.txt", "5 redirects"])
+
+
+def test_case_14_the_token_is_for_the_endpoint_alone(root: Path, server: Server, other: Server) -> None:
+    other.files["/cdn"] = DATA
+    link = redirect(f"{elsewhere(other)}/cdn?sig=secret", **{k.replace("-", "_"): v for k, v in linked(DATA).items()})
+    here = f"{HUB_FOLDER}/val.jsonl.zst"
+    other.scripts["/cdn?sig=secret"] = [redirect("/cdn")] * 2
+    server.scripts[here], server.heads[here] = [redirect(f"{here}.moved")], [redirect(f"{here}.moved")]
+    server.scripts[f"{here}.moved"], server.heads[f"{here}.moved"] = [link], [link]
+    environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}
+    done = Command(root, ("download", "pile", "--shards", "val", "--allow-host", "localhost"), environment).run_forked()
+    faults.assert_one_error(done, 75, ["not a zstd file"])  # what it is does not matter here: it was asked for
+    assert {request.headers.get("Authorization") for request in server.log} == {f"Bearer {TOKEN}"}
+    assert len(server.log) == 4
+    assert [request.path for request in other.log] == ["/cdn?sig=secret", "/cdn"]
+    assert not any({"Authorization", "Cookie"} & request.headers.keys() for request in other.log)
+    faults.assert_silent(done.out + done.err, [TOKEN, "secret"])
+
+
+def test_case_14_the_password_of_a_url_does_not_follow_to_another_host(
+    root: Path, server: Server, other: Server
+) -> None:
+    command(root, server)
+    other.files["/b.txt"] = DATA
+    to = [redirect(f"{elsewhere(other)}/b.txt")]
+    server.scripts["/a.txt"], server.heads["/a.txt"] = list(to), list(to)
+    url = server.url.replace("http://", "http://me:se%40cret@") + "/a.txt"
+    done = Command(root, ("download", url, "--allow-host", "localhost"), {}, QUICK).run_forked()
+    assert done.code == 0
+    assert all(request.headers["Authorization"].startswith("Basic ") for request in server.log)
+    assert [request.headers.get("Authorization") for request in other.log] == [None, None]
+    for path in root.rglob("*"):
+        if path.is_file():
+            faults.assert_silent(path.read_text(encoding="utf-8"), ["se%40cret", "se@cret", "me:"])
+
+
+# 15: credentials of the environment
+
+
+@pytest.mark.parametrize(
+    ("act", "code"), [(say(200, DATA), 0), (say(503), 75), (say(401), 77)], ids=["well", "busy", "refused"]
+)
+def test_case_15_nothing_of_the_environment_is_sent_or_told(root: Path, server: Server, act: Act, code: int) -> None:
+    home = root.parent / "home"
+    home.mkdir(parents=True)
+    (home / ".netrc").write_text("default login me password netrcsecret\n")
+    (home / ".netrc").chmod(0o600)
+    asked = command(root, server, "--log-json", root / "log.jsonl", HOME=str(home), NETRC=str(home / ".netrc"))
+    server.scripts["/a.txt"] = [act] * 9
+    first = asked.run_forked()
+    server.scripts.clear()
+    assert first.code == code
+    failed = {"code": code, "names": ["/a.txt"]} if code else {}
+    assert_survived(root, asked.run_forked, EXPECTED, [first], secrets=[TOKEN, "netrcsecret"], **failed)
+    assert (root / "log.jsonl").stat().st_size > 0
+    assert not any("Authorization" in request.headers for request in server.log)
+
+
+def test_case_15_a_proxy_is_used_and_its_password_is_for_it_alone(root: Path, server: Server, other: Server) -> None:
+    """`other` is the proxy: it is asked for whole URLs."""
+    proxy = other.url.replace("http://", "http://me:proxysecret@")
+    url = "http://files.invalid/a.txt"
+    environment = {"http_proxy": proxy, "HTTP_PROXY": proxy, "NO_PROXY": "", "no_proxy": "", "HF_TOKEN": TOKEN}
+    asked = Command(root, ("download", url, "--log-json", root / "log.jsonl"), environment, QUICK)
+    other.files[url] = DATA
+    other.scripts[url] = [cut_after(10), *[say(503)] * 9]
+    first = asked.run()
+    other.scripts.clear()
+    done = assert_survived(root, asked.run, EXPECTED, [first], code=75, names=["a.txt"], secrets=[TOKEN, "proxysecret"])
+    assert done.code == 0
+    assert all(request.headers["Proxy-Authorization"].startswith("Basic ") for request in other.log)
+    assert not any("Authorization" in request.headers for request in other.log)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://me:proxysecret@127.0.0.1:1", "me:proxysecret@127.0.0.1:1", "foo://me:proxysecret@127.0.0.1:1"]
+)
+def test_case_15_a_proxy_that_does_not_answer_is_no_reason_to_tell_its_password(root: Path, proxy: str) -> None:
+    environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+    asked = Command(root, ("download", "https://files.invalid/a.txt?sig=secret"), environment, QUICK)
+    done = asked.run()
+    assert done.code in (75, 76)
+    faults.assert_one_error(done, done.code, ["files.invalid"])
+    faults.assert_silent(done.out + done.err, ["proxysecret", "secret"])
+
+
+@pytest.mark.parametrize("token", ["hf_secret\n", "hf_sécret", "hf_\x01secret"])
+def test_case_15_a_token_that_cannot_be_a_header_is_not_shown(root: Path, server: Server, token: str) -> None:
+    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(401)] * 9
+    source = sources.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
+    with pytest.raises(InkstoneError) as caught:
+        download(root, source, Silent())
+    assert "cret" not in str(caught.value)
+
+
+# 23: no network
+
+
+@pytest.fixture
+def cached(root: Path, server: Server) -> Command:
+    """A command that asks about a file that is there already."""
+    found = replace(command(root, server, "--update-lock"), constants={})
+    assert found.run_forked().code == 0
+    return found
+
+
+def assert_survived_offline(root: Path, first: Run, names: list[str]) -> None:
+    assert first.seconds < 30
+    faults.assert_one_error(first, 75, names)
+    assert faults.published(root) == EXPECTED
+    cleaned = Command(root, ("clean", "a", "--unit", "paragraph")).run_forked()
+    assert cleaned.code == 0, cleaned.err
+    faults.assert_whole(root, (faults.published(root),), EXPECTED)
+    assert faults.leftovers(root) == []
+
+
+def test_case_23_without_a_network_the_old_file_is_still_there(root: Path, server: Server, cached: Command) -> None:
+    first = replace(cached, before=faults.offline()).run()
+    assert_survived_offline(root, first, ["/a.txt", "no connection"])
+    assert_survived(root, cached.run_forked, faults.published(root), [first], code=75, old=EXPECTED, secrets=[TOKEN])
+
+
+def test_case_23_a_name_that_is_not_known_is_no_connection(root: Path, server: Server, cached: Command) -> None:
+    arguments = ("download", "http://files.invalid/a.txt")
+    first = replace(cached, arguments=arguments, constants=QUICK).run()
+    assert_survived_offline(root, first, ["http://files.invalid/a.txt", "no connection"])
+
+
+@pytest.fixture
+def untrusted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server whose certificate nobody has signed, and that certificate."""
+    faults.require("openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*made, "2", "-keyout", key, "-out", certificate, *name], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with badserver.running() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.files["/a.txt"] = DATA
+        yield f"https://127.0.0.1:{server.server_port}", certificate
+
+
+def test_case_23_a_certificate_that_nobody_trusts_is_no_connection(
+    root: Path, cached: Command, untrusted: tuple[str, Path]
+) -> None:
+    url, certificate = untrusted
+    asked = replace(cached, arguments=("download", f"{url}/a.txt"))
+    first = asked.run()
+    assert_survived_offline(root, first, [f"{url}/a.txt", "no trusted TLS connection"])
+    trusting = replace(asked, environment={"REQUESTS_CA_BUNDLE": str(certificate)})
+    assert trusting.run().code == 0
+
+
+def test_case_23_a_network_that_swallows_everything_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that time out take ten seconds each; with a clock that is not waited for."""
+    now = 0.0
+
+    def swallowed(*_: object, timeout: tuple[float, float], **__: object) -> requests.Response:
+        nonlocal now
+        now += timeout[0]
+        raise requests.exceptions.ConnectTimeout
+
+    monkeypatch.setattr(requests.Session, "request", swallowed)
+    monkeypatch.setattr(network.time, "monotonic", lambda: now)
+    monkeypatch.setattr(Network, "sleep", lambda *_: None)
+    with Connection(Network()) as connection, pytest.raises(TryAgain, match="no connection"):
+        connection.facts("https://files.invalid/a.txt")
+    assert 10 < now < 30
+
+
+# The parts
+
+
+def test_the_hub_says_what_a_file_is_before_it_sends_it(server: Server) -> None:
+    commit, path = "0123456789" * 4, "/datasets/x/resolve/main/a.zst"
+    told = {**linked(DATA), "X-Repo-Commit": commit, "Location": "https://cdn-lfs.hf.co/blob?sig=1"}
+    server.heads[path] = [lambda handler: handler.answer(302, b"", told)]
+    with Connection(Network()) as connection:
+        facts = connection.facts(server.url + path)
+    sha256 = hashlib.sha256(DATA).hexdigest()
+    assert facts == Facts(f"{server.url}/datasets/x/resolve/{commit}/a.zst", len(DATA), sha256, "", commit)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"), [("12", 12), ("", None), ("²", None), ("-1", None), ("1e3", None), ("9" * 5000, None)]
+)
+def test_a_size_that_is_no_number_is_none(server: Server, said: str, size: int | None) -> None:
+    server.files["/a"] = b""
+    server.heads["/a"] = [say(200, X_Linked_Size=said, Content_Length="")]
+    with Connection(Network()) as connection:
+        assert connection.facts(f"{server.url}/a").size == size
+
+
+@pytest.mark.parametrize(("etag", "strong"), [('"a"', '"a"'), ('W/"a"', ""), ("a", ""), ("Fri, 20 Nov 2026", "")])
+def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
+    assert Facts("", etag=etag).strong_etag == strong
+
+
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [
+        ("7", 7, 7),
+        ("0", 0, 0),
+        ("99999", 300, 300),
+        ("9" * 5000, 0, 0),
+        ("²", 0, 0),
+        ("soon", 0, 0),
+        ("", 0, 0),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 0, 0),
+    ],
+)
+def test_a_server_may_ask_to_wait_and_not_for_ever(said: str, least: float, most: float) -> None:
+    assert least <= network._retry_after(said) <= most
+
+
+@pytest.mark.parametrize(("ahead", "least", "most"), [(60, 50, 60), (9999, 300, 300), (-60, 0, 0)])
+def test_a_server_may_name_the_time_to_come_again(ahead: float, least: float, most: float) -> None:
+    assert least <= network._retry_after(formatdate(time.time() + ahead, usegmt=True)) <= most
+
+
+def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: naps.append(seconds))
+    patience = Patience(Network(), "http://me:secret@files.invalid/a.txt?sig=secret")
+    for _ in range(network.ATTEMPTS - 1):
+        patience.again(Retry("busy"))
+    with pytest.raises(TryAgain, match=r"^http://files.invalid/a.txt\?…\w+: busy") as caught:
+        patience.again(Retry("busy"))
+    assert len(naps) == network.ATTEMPTS - 1
+    assert naps == sorted(naps)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_stall_is_given_a_second_chance_though_it_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Network, "sleep", lambda *_: None)
+    monkeypatch.setattr(network, "_PATIENCE", -1.0)
+    patience = Patience(Network(), "http://files.invalid/a.txt")
+    patience.again(network.Stalled("hardly anything came"))
+    with pytest.raises(TryAgain):
+        patience.again(network.Stalled("hardly anything came"))
+    with pytest.raises(TryAgain):
+        Patience(Network(), "http://files.invalid/a.txt").again(requests.exceptions.ConnectTimeout())
+
+
+def test_what_a_connection_error_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the path that was asked for, with its signature."""
+    error = requests.exceptions.ConnectionError("Max retries exceeded with url: /thread/read?X-Amz-Signature=secret")
+    monkeypatch.setattr(network, "ATTEMPTS", 1)
+    patience = Patience(Network(), "http://files.invalid/a.txt")
+    with pytest.raises(TryAgain, match=r"a\.txt: no connection to files\.invalid") as caught:
+        patience.again(error)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_rate_holds_for_all_together() -> None:
+    bandwidth = Bandwidth(1000.0)
+    assert bandwidth.piece == 250
+    waits = [bandwidth.delay(100) for _ in range(10)]
+    assert waits == sorted(waits)
+    assert 0.9 < waits[-1] <= 1.0
+
+
+def test_a_command_that_is_stopped_waits_for_nothing() -> None:
+    stop = threading.Event()
+    threading.Timer(0.05, stop.set).start()
+    start = time.monotonic()
+    with pytest.raises(TryAgain, match=r"^a\.txt: stopped by a signal"):
+        Network(stop=stop).sleep(20, "a.txt")
+    assert time.monotonic() - start < 5
+
+
+def test_a_command_out_of_time_does_not_begin_to_wait() -> None:
+    start = time.monotonic()
+    with pytest.raises(TryAgain, match=r"^a\.txt: no time left"):
+        Network(until=time.monotonic() + 5).sleep(20, "a.txt")
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_file_that_is_gone_is_gone_at_once(server: Server, status: int) -> None:
+    server.heads["/a"] = [say(status)]
+    with Connection(Network()) as connection, pytest.raises(RemoteGone, match=str(status)):
+        connection.facts(f"{server.url}/a")
+    assert len(server.log) == 1
+
+
+def test_errors_name_the_file_and_not_its_secrets() -> None:
+    url = "https://me:secret@files.invalid/a.txt?sig=secret"
+    told: list[InkstoneError] = [network.gone(url, 404), network.forbidden(url, 403), network.not_the_file(url, "x")]
+    assert [error.exit_code for error in told] == [69, NotPermitted.exit_code, 75]
+    for error in told:
+        assert error.what.startswith("https://files.invalid/a.txt?…")
+        assert "secret" not in str(error)
+
+
+def test_a_monitor_is_told_and_nothing_hangs_on_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password netrcsecret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.scripts["/ping/start"] = [redirect("/elsewhere")]
+    network.ping(f"{server.url}/ping/start")
+    network.ping("http://127.0.0.1:1/ping")
+    network.ping("no URL")
+    assert [(request.path, request.headers.get("Authorization")) for request in server.log] == [("/ping/start", None)]
+
+
+def test_a_server_says_what_time_it_is(server: Server) -> None:
+    assert "GMT" in network.server_date(f"{server.url}/")
+    with pytest.raises(TryAgain, match="no connection to 127"):
+        network.server_date("http://127.0.0.1:1/")

@@ -1,0 +1,390 @@
+"""The raw cache, and what a stage is given to read for a corpus, a source, a file or a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.maintenance import status
+from pipeline.readers import compression, documents
+from pipeline.runtime.progress import Silent
+from pipeline.sources import inputs as raw
+from pipeline.sources.catalogue import Source, SourceFile
+from pipeline.sources.download import download
+from pipeline.store import artifact
+from pipeline.store.artifact import Artifact, Content
+from pipeline.store.manifest import Identity
+
+SHARDS = {"train/00.jsonl": "train", "train/01.jsonl": "train", "val.jsonl": "val"}
+
+
+def line(text: str) -> bytes:
+    return documents.json_line(text, "", "", None)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def pile(root: Path, tmp_path: Path) -> Path:
+    """A small Pile in the cache; returns its folder."""
+    files = []
+    for name, split in SHARDS.items():
+        path = tmp_path / "upstream" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(line(name))
+        files.append(SourceFile(name, local=path, split=split))
+    return download(root, Source("pile", tuple(files)), Silent()).path
+
+
+def corpus(root: Path, name: str) -> Artifact:
+    def write(draft: Path) -> Content:
+        with documents.ZstdLines(draft / "documents.jsonl.zst") as out:
+            out.write(line(name))
+        return Content({"documents": 1})
+
+    identity = Identity(kind="corpora", name=name, options={"name": name}, inputs=())
+    return artifact.build(root, identity, write).artifact
+
+
+def test_a_source_is_all_its_files_in_order_with_their_splits(root: Path, pile: Path) -> None:
+    found = raw.inputs(root, "pile", corpora=True)
+    assert [(entry.name, entry.split) for entry in found] == [(f"pile/{n}", split) for n, split in SHARDS.items()]
+    assert [entry.path for entry in found] == [pile / name for name in SHARDS]
+    assert [entry.digest for entry in found] == [sha256(line(name)) for name in SHARDS]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("pile/", list(SHARDS)),
+        ("pile/train", ["train/00.jsonl", "train/01.jsonl"]),
+        ("pile/train/", ["train/00.jsonl", "train/01.jsonl"]),
+        ("pile/train/01.jsonl", ["train/01.jsonl"]),
+        ("pile/val.jsonl", ["val.jsonl"]),
+    ],
+)
+def test_a_part_of_a_source_is_a_folder_or_a_file_of_it(root: Path, pile: Path, part: str, expected: list[str]) -> None:
+    assert [entry.path for entry in raw.inputs(root, part, corpora=False)] == [pile / name for name in expected]
+
+
+def test_a_part_that_was_not_downloaded_is_answered_with_what_was(root: Path, pile: Path) -> None:
+    for part in ("pile/tra", "pile/test.jsonl", "pile/train/0"):
+        with pytest.raises(InputMissing, match=r"there: train/00.jsonl, train/01.jsonl, val.jsonl") as caught:
+            raw.inputs(root, part, corpora=True)
+        assert caught.value.exit_code == 66
+
+
+def test_a_corpus_is_its_documents_under_the_digest_of_its_manifest(root: Path) -> None:
+    made = corpus(root, "shuihu")
+    for reference in ("shuihu", "corpora/shuihu", made.ref, str(made.path)):
+        (found,) = raw.inputs(root, reference, corpora=True)
+        assert (found.path, found.name, found.digest) == (made.file("documents.jsonl.zst"), made.ref, made.digest)
+        assert found.as_input("corpus") == made.as_input("corpus")
+
+
+def test_a_corpus_goes_before_a_source_of_its_name_where_corpora_are_read(root: Path, pile: Path) -> None:
+    made = corpus(root, "pile")
+    assert [entry.name for entry in raw.inputs(root, "pile", corpora=True)] == [made.ref]
+    assert [entry.path for entry in raw.inputs(root, "pile", corpora=False)] == [pile / name for name in SHARDS]
+    assert len(raw.inputs(root, "pile/train", corpora=True)) == 2
+
+
+def test_a_damaged_corpus_is_refused(root: Path) -> None:
+    made = corpus(root, "shuihu")
+    os.truncate(made.file("documents.jsonl.zst"), 3)
+    with pytest.raises(BadData, match="`clean` it again") as caught:
+        raw.inputs(root, "shuihu", corpora=True)
+    assert caught.value.exit_code == 65
+
+
+def test_a_file_is_itself_under_its_sha256(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "水浒传.txt"
+    path.write_text("第一回")
+    for corpora in (True, False):
+        (found,) = raw.inputs(root, str(path), corpora=corpora)
+        assert (found.path, found.name, found.split) == (path, "水浒传.txt", "")
+        assert found.digest == sha256("第一回".encode())
+
+
+def test_a_folder_is_its_data_files_in_order(root: Path, tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl", "deep/c.json", "deep/d.jpg", "notes.md"):
+        path = tmp_path / "books" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    found = raw.inputs(root, str(tmp_path / "books"), corpora=True)
+    assert [entry.name for entry in found] == ["a.jsonl", "b.txt", "deep/c.json"]
+    assert [entry.digest for entry in found] == [sha256(entry.name.encode()) for entry in found]
+
+
+def test_a_file_has_the_same_digest_from_the_cache_and_from_its_path(root: Path, pile: Path) -> None:
+    (cached,) = raw.inputs(root, "pile/val.jsonl", corpora=True)
+    (plain,) = raw.inputs(root, str(pile / "val.jsonl"), corpora=True)
+    assert cached.digest == plain.digest
+
+
+def test_a_folder_named_like_a_data_file_is_not_read_as_one(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "books" / "chapters.txt").mkdir(parents=True)
+    (tmp_path / "books" / "chapters.txt" / "1.txt").write_text("第一回")
+    found = raw.inputs(root, str(tmp_path / "books"), corpora=True)
+    assert [entry.name for entry in found] == ["chapters.txt/1.txt"]
+
+
+def test_the_folder_of_a_cache_is_its_data_without_the_lock_file(root: Path, pile: Path) -> None:
+    found = raw.inputs(root, str(pile), corpora=True)
+    assert [entry.name for entry in found] == list(SHARDS)
+
+
+def test_a_source_of_the_catalogue_that_is_not_downloaded_says_what_to_run(root: Path) -> None:
+    for name in ("pile", "sample"):
+        with pytest.raises(InputMissing, match=f"`download {name}") as caught:
+            raw.inputs(root, name, corpora=True)
+        assert caught.value.exit_code == 66
+
+
+def test_a_part_of_a_source_that_is_not_downloaded_says_what_to_run(root: Path) -> None:
+    with pytest.raises(InputMissing, match="`download pile"):
+        raw.inputs(root, "pile/train", corpora=True)
+
+
+def test_a_name_of_nothing_is_missing(root: Path) -> None:
+    with pytest.raises(InputMissing, match="no corpus, no downloaded source and no path"):
+        raw.inputs(root, "honglou", corpora=True)
+    with pytest.raises(InputMissing, match="no downloaded source and no path"):
+        raw.inputs(root, "../honglou", corpora=False)
+
+
+def test_a_folder_without_data_is_not_said_to_be_missing(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputMissing, match="no data"):
+        raw.inputs(root, str(tmp_path / "empty"), corpora=True)
+
+
+def test_an_empty_reference_is_missing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("private")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadConfig, match="an empty name"):
+        raw.inputs(root, "", corpora=True)
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 3), Path.unlink])
+def test_a_file_damaged_in_the_cache_is_refused(root: Path, pile: Path, damage: object) -> None:
+    assert callable(damage)
+    damage(pile / "train" / "01.jsonl")
+    with pytest.raises(BadData, match="not the file that was downloaded") as caught:
+        raw.inputs(root, "pile", corpora=True)
+    assert caught.value.exit_code == 65
+    assert len(raw.inputs(root, "pile/val.jsonl", corpora=True)) == 1
+
+
+def test_other_bytes_of_the_same_size_are_refused(root: Path, pile: Path) -> None:
+    path = pile / "val.jsonl"
+    path.write_bytes(line("VAL.jsonl"))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(BadData):
+        raw.inputs(root, "pile", corpora=True)
+
+
+def test_a_cache_that_was_moved_or_touched_is_still_whole(root: Path, pile: Path) -> None:
+    before = raw.inputs(root, "pile", corpora=True)
+    for name in SHARDS:
+        os.utime(pile / name, ns=(1, 1))
+    assert raw.inputs(root, "pile", corpora=True) == before
+
+
+def test_a_lock_file_is_read_as_it_was_written(root: Path, pile: Path) -> None:
+    pinned = raw.read_lock(root, "pile")
+    assert {name: pin.split for name, pin in pinned.items()} == SHARDS
+    raw.write_lock(root, "pile", pinned)
+    assert raw.read_lock(root, "pile") == pinned
+    assert raw.read_lock(root, "shuihu") == {}
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"a": {"siz', b"[]", b'{"a": {}}'])
+def test_a_torn_lock_file_is_bad_data_and_says_what_to_do(root: Path, pile: Path, torn: bytes) -> None:
+    (pile / "sources.lock.json").write_bytes(torn)
+    with pytest.raises(BadData, match="delete it and download again"):
+        raw.inputs(root, "pile", corpora=True)
+
+
+# Hashes that are remembered
+
+
+LONG_AGO = 10**18  # ns
+
+
+def book(folder: Path, text: str = "old", name: str = "book.txt", written: int = LONG_AGO) -> Path:
+    """A file as it was left at `written` ns."""
+    path = folder / name
+    path.write_text(text)
+    os.utime(path, ns=(written, written))
+    return path
+
+
+@pytest.fixture
+def remembered(root: Path, tmp_path: Path) -> Path:
+    """A file whose hash is remembered."""
+    path = book(tmp_path)
+    assert raw.hashes(root, [path]) == [sha256(b"old")]
+    return path
+
+
+def test_hashes_are_those_of_the_files_in_their_order(root: Path, tmp_path: Path) -> None:
+    paths = [book(tmp_path, name, name) for name in ("b", "a", "c")]
+    for _ in range(2):
+        assert raw.hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
+    assert raw.hashes(root, [*reversed(paths), paths[0]]) == [sha256(name) for name in (b"c", b"a", b"b", b"b")]
+    assert raw.hashes(root, []) == []
+
+
+def test_a_file_of_the_same_size_and_time_is_not_read_again(root: Path, remembered: Path) -> None:
+    book(remembered.parent, "new")
+    assert raw.hashes(root, [remembered]) == [sha256(b"old")]
+
+
+def test_a_deep_look_finds_a_change_that_kept_size_and_time_and_remembers_it(root: Path, remembered: Path) -> None:
+    book(remembered.parent, "new")
+    assert raw.hashes(root, [remembered], deep=True) == [sha256(b"new")]
+    assert raw.hashes(root, [remembered]) == [sha256(b"new")]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("new", LONG_AGO + 1), ("new", LONG_AGO - 1), ("newer", LONG_AGO), ("", LONG_AGO)]
+)
+def test_a_file_of_another_size_or_time_is_read_again(root: Path, remembered: Path, text: str, written: int) -> None:
+    book(remembered.parent, text, written=written)
+    assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
+    assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
+
+
+@pytest.mark.parametrize("ahead", [0, 10**9, 10**15])
+def test_a_file_that_was_written_just_now_or_will_be_is_not_remembered(root: Path, tmp_path: Path, ahead: int) -> None:
+    now = time.time_ns() + ahead
+    path = book(tmp_path, "old", written=now)
+    assert raw.hashes(root, [path]) == [sha256(b"old")]
+    book(tmp_path, "new", written=now)
+    assert raw.hashes(root, [path]) == [sha256(b"new")]
+
+
+def test_a_file_is_remembered_by_where_it_really_lies(
+    root: Path, remembered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link.txt").symlink_to(remembered)
+    book(tmp_path, "new")
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("book.txt"), tmp_path / "link.txt", tmp_path / ".." / tmp_path.name / "book.txt"):
+        assert raw.hashes(root, [path]) == [sha256(b"old")]
+    book(tmp_path, "other", "elsewhere.txt")
+    (tmp_path / "link.txt").unlink()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
+    assert raw.hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
+
+
+def test_files_that_are_gone_are_forgotten(root: Path, remembered: Path) -> None:
+    other = book(remembered.parent, "other", "other.txt")
+    remembered.unlink()
+    raw.hashes(root, [other])
+    assert list(json.loads((root / ".hashes.json").read_bytes())) == [str(other)]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"",
+        b'{"a": {"siz',
+        b"[]",
+        b'{"a": {}}',
+        b'{"a": {"size": "3"}}',
+        bytes(100),
+        b"\xff",
+        b'{"\xff": {}}',
+    ],
+)
+def test_a_torn_cache_is_hashed_again_and_mended(root: Path, remembered: Path, torn: bytes) -> None:
+    (root / ".hashes.json").write_bytes(torn)
+    book(remembered.parent, "new")
+    assert raw.hashes(root, [remembered]) == [sha256(b"new")]
+    assert json.loads((root / ".hashes.json").read_bytes())[str(remembered)]["sha256"] == sha256(b"new")
+
+
+def test_a_file_below_a_folder_whose_name_is_not_utf_8_is_hashed(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    assert raw.hashes(root, [book(folder)]) == [sha256(b"old")]
+
+
+def test_a_missing_file_is_an_error_of_the_system(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        raw.hashes(root, [tmp_path / "nothing.txt"])
+
+
+def test_inputs_are_remembered_and_looked_at_anew_when_asked(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    path = book(folder)
+    for reference in (str(path), str(folder)):
+        book(folder)
+        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        book(folder, "new")
+        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True, deep=True)] == [sha256(b"new")]
+        raw.hashes(root, [book(folder)], deep=True)
+
+
+# Case 26: a bit flipped in zstd without a checksum may give other text; then the hash of the file is the guard
+
+
+def flipped_unseen(whole: bytes, plain: bytes) -> bytes:
+    """A zstd frame with one bit flipped that decompresses without complaint, to something else."""
+    for place in reversed(range(len(whole))):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            try:
+                if zstandard.ZstdDecompressor().decompress(flipped, max_output_size=1 << 20) != plain:
+                    return bytes(flipped)
+            except zstandard.ZstdError:
+                continue
+    raise AssertionError("no bit is without a guard")
+
+
+def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_file(root: Path, tmp_path: Path) -> None:
+    plain = b"".join(line(f"{n}: {sha256(b'%d' % n)}") for n in range(100))
+    whole = zstandard.ZstdCompressor().compress(plain)
+    flipped = flipped_unseen(whole, plain)
+    upstream = tmp_path / "pile.jsonl.zst"
+    upstream.write_bytes(whole)
+    cached = (
+        download(root, Source("pile", (SourceFile("00.jsonl.zst", local=upstream),)), Silent()).path / "00.jsonl.zst"
+    )
+    before = cached.stat()
+    cached.write_bytes(flipped)
+    assert b"".join(compression.blocks(cached)) != plain
+    with pytest.raises(BadData, match="not the file that was downloaded"):
+        raw.inputs(root, "pile", corpora=True)
+    os.utime(cached, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk flips bits without touching the time
+    with pytest.raises(BadData, match="not the file that was downloaded") as caught:
+        raw.inputs(root, "pile", corpora=True, deep=True)
+    assert caught.value.exit_code == 65
+    (found,) = [problems for name, problems in status.verify(root, deep=True) if name == "raw/pile"]
+    assert "00.jsonl.zst" in found[0]
+
+
+def test_case_26_a_flipped_bit_in_a_corpus_is_caught_by_its_manifest_and_by_its_checksum(root: Path) -> None:
+    made = corpus(root, "shuihu")
+    path = made.file("documents.jsonl.zst")
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(BadData, match="`clean` it again"):
+        raw.inputs(root, "shuihu", corpora=True, deep=True)
+    with pytest.raises(BadData):
+        list(compression.blocks(path))

@@ -1,0 +1,134 @@
+"""Locks: one holder at a time, free when it dies; leases: readers whose generation stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import TryAgain
+from pipeline.store import locks
+from tests.support.faults import another_process
+
+ROOT = Path(__file__).resolve().parents[3]
+
+HOLD_THE_LOCK = """
+import subprocess, sys
+from pathlib import Path
+from pipeline import locks
+with locks.lock(Path(sys.argv[1]), doing="clean pile"):
+    child = subprocess.Popen(["sleep", "30"])
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
+@contextmanager
+def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock `path` and has a child of its own."""
+    with another_process(HOLD_THE_LOCK, path) as (process, child):
+        try:
+            yield process
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_second_process_is_told_to_try_again_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "shelf" / ".lock"
+    with lock_holder(path) as holder:
+        start = time.monotonic()
+        with pytest.raises(TryAgain) as caught, locks.lock(path):
+            pytest.fail("two processes hold the lock")
+        assert time.monotonic() - start < 1
+        assert caught.value.exit_code == 75
+        assert str(holder.pid) in caught.value.what
+        assert "clean pile" in caught.value.what
+        assert locks.is_locked(path)
+
+
+def test_a_lock_is_free_once_its_holder_is_killed_though_its_child_lives(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with lock_holder(path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert not locks.is_locked(path)
+        with locks.lock(path, doing="tokenize"):
+            found = locks.holder(path)
+            assert found
+            assert (found.pid, found.doing) == (os.getpid(), "tokenize")
+
+
+def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks.lock(path):
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(TryAgain), locks.lock(path, wait=0.15):
+        pytest.fail("two hold the lock")
+    release.set()
+    with locks.lock(path, wait=10):
+        pass
+    thread.join()
+
+
+def test_a_lock_is_free_after_an_exception_and_its_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+
+    def hold_and_fail() -> None:
+        with locks.lock(path):
+            assert locks.is_locked(path)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        hold_and_fail()
+    assert path.exists()
+    assert not locks.is_locked(path)
+
+
+def test_a_lock_that_was_never_taken_is_not_locked(tmp_path: Path) -> None:
+    assert not locks.is_locked(tmp_path / ".lock")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_symlink_is_no_lock_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("keep me")
+    (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic"), locks.lock(tmp_path / ".lock"):
+        pytest.fail("the lock was taken through a symlink")
+    assert (tmp_path / "precious").read_text() == "keep me"
+
+
+def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    waiter_holds, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with locks.lock(path, wait=10):
+            waiter_holds.set()
+            done.wait(10)
+
+    waiter = threading.Thread(target=wait)
+    with ExitStack() as second:
+        with locks.lock(path):
+            waiter.start()
+            time.sleep(0.2)
+            path.unlink()
+            second.enter_context(locks.lock(path))
+        both_hold = waiter_holds.wait(0.5)
+        done.set()
+    waiter.join()
+    assert not both_hold

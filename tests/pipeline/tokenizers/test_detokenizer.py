@@ -1,0 +1,70 @@
+"""Text that grows token by token is the text, and never half a character."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import tokenizers
+from pipeline.tokenizers import Characters, Integers, Tokenizer, Unfolding
+from pipeline.tokenizers import stage as train_tokenizer
+
+TEXT = "话说天下大势，分久必合。The old ferryman 合久必分！\n" * 20
+
+
+@functools.cache
+def learned(folder: Path, kind: str) -> Tokenizer:
+    text = folder / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    sentences = train_tokenizer.sentences_of(folder, str(text))
+    return tokenizers.find(folder, train_tokenizer.train(folder, kind, *sentences, kind, 284).artifact.ref)[0]
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram", "char", "r50k_base"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    if request.param == "r50k_base":
+        request.getfixturevalue("shared")
+        return tokenizers.Tiktoken.named("r50k_base")
+    if request.param == "char":
+        return Characters("".join(sorted(set(TEXT))), "char")
+    return learned(tmp_path_factory.mktemp("tokenizer"), request.param)
+
+
+def unfolded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    unfolding = Unfolding(tokenizer)
+    return [unfolding.add(token) for token in ids]
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet=st.one_of(st.sampled_from(TEXT), st.characters(exclude_categories=["Cs"]))))
+def test_the_pieces_together_are_the_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert "".join(unfolded(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_no_ids_at_all_give_half_a_character(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
+    assert "\ufffd" not in "".join(unfolded(tokenizer, ids))
+
+
+def test_a_character_of_several_tokens_comes_with_the_last_of_them(shared: Path) -> None:
+    tokenizer = tokenizers.Tiktoken.named("r50k_base")
+    character = next(each for each in map(chr, range(0x4E00, 0x9FFF)) if len(tokenizer.encode(each)) == 3)
+    assert unfolded(tokenizer, tokenizer.encode(character)) == ["", "", character]
+
+
+def test_a_continuation_keeps_the_space_that_it_begins_with(shared: Path) -> None:
+    tokenizer = tokenizers.Tiktoken.named("r50k_base")
+    assert Unfolding(tokenizer, 5).add(tokenizer.encode(" world")[0]) == " world"
+    assert Unfolding(Integers(10), 5).add(6) == " 6"
+    assert Unfolding(Integers(10)).add(6) == "6"
+
+
+def test_the_end_of_text_adds_nothing(tokenizer: Tokenizer) -> None:
+    assert unfolded(tokenizer, [tokenizer.end_of_text]) == [""]

@@ -1,0 +1,168 @@
+"""tokenizer.json: `tokenizers` makes of every text the ids that we make of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import BadConfig, BadData
+from pipeline.readers import readers
+from pipeline.runtime.ledger import Ledger
+from pipeline.store.artifact import Artifact
+from pipeline.tokenizers import (
+    Characters,
+    Integers,
+    SentencePiece,
+    Tiktoken,
+    Tokenizer,
+    huggingface,
+    merges,
+    open_folder,
+    require_same_ids,
+    tokenizer_json,
+)
+from tests.pipeline.tokenizers.test_tokenizers import AS_EVER, BOOK, ENCODINGS_HERE, TRICKY, model_of, trained
+
+__all__ = ["trained"]  # a fixture
+
+KINDS = ["bpe", "char", *ENCODINGS_HERE]
+PILE = ["pile_train_00.jsonl.zst", "pile_train_01.jsonl.zst", "pile_val.jsonl.zst"]
+NOVELS = ["shuihu_raw.txt", "song_ci.txt", "bench/shuihu_train.txt", "bench/shuihu_val.txt"]
+POEMS = ["bench/songci_train.txt", "bench/songci_val.txt", "tang_poems.jsonl.zst"]
+POEMS += [f"chinese-poetry/{name}.json" for name in ("ci.song.0", "lunyu", "poet.song.0")]
+_EACH = 60_000  # characters of each file; of all that is in them the ids were compared by hand
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def pair(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> tuple[Tokenizer, Any]:
+    """A tokenizer of ours, and what `tokenizers` opens of its tokenizer.json."""
+    if request.param in ENCODINGS_HERE:
+        request.getfixturevalue("shared")
+        tokenizer: Tokenizer = Tiktoken.named(request.param)
+    else:
+        tokenizer = open_folder(trained(request.param).path)
+    return tokenizer, opened(tokenizer_json(tokenizer, ()))
+
+
+def opened(data: bytes) -> Any:
+    from tokenizers import Tokenizer as Theirs
+
+    theirs = Theirs.from_str(data.decode())
+    theirs.encode_special_tokens = True
+    return theirs
+
+
+@pytest.mark.parametrize("name", [*PILE, *NOVELS, *POEMS])
+def test_the_ids_of_real_texts_are_ours(pair: tuple[Tokenizer, Any], shared: Path, name: str) -> None:
+    tokenizer, theirs = pair
+    for text in texts(shared / "data" / name):
+        assert theirs.encode(text).ids == tokenizer.encode(text), text[:100]
+
+
+@functools.cache
+def texts(path: Path) -> list[str]:
+    """The beginning of the documents of a file; of a novel, its lines."""
+    found, size = [], 0
+    for document in readers.read(path, Ledger(), print):
+        for text in document.text.split("\n") if path.suffix == ".txt" else [document.text]:
+            found.append(text[: _EACH - size])
+            size += len(found[-1])
+            if size == _EACH:
+                return found
+    return found
+
+
+@pytest.mark.parametrize("text", [*TRICKY, BOOK, "ababa" * 9, "aaaaaaa", "한국어 e\u0301 İß", " \n \r\n\n  x\t\t"])
+def test_the_ids_of_hard_texts_are_ours_and_decode_to_them(pair: tuple[Tokenizer, Any], text: str) -> None:
+    tokenizer, theirs = pair
+    ids = tokenizer.encode(text)
+    assert theirs.encode(text).ids == ids
+    if tokenizer.unknown_id not in ids:
+        assert theirs.decode(ids) == tokenizer.decode(ids) == text
+
+
+def test_the_end_of_text_is_special_there_and_the_vocabulary_as_large(pair: tuple[Tokenizer, Any]) -> None:
+    tokenizer, theirs = pair
+    assert theirs.get_vocab_size() == tokenizer.vocab_size
+    theirs.encode_special_tokens = False
+    assert theirs.encode("a<|endoftext|>").ids[-1] == tokenizer.end_of_text
+    theirs.encode_special_tokens = True
+    assert theirs.decode([tokenizer.end_of_text]) == ""
+
+
+def test_numbers_are_words(tmp_path: Path) -> None:
+    theirs = opened(tokenizer_json(Integers(40), ["1, 2,3"]))
+    assert theirs.encode("1, 2 39").ids == [1, 2, 39]
+    assert theirs.decode([1, 2, 39]) == "1 2 39"
+
+
+def test_the_same_tokenizer_gives_the_same_bytes(trained: Callable[[str], Artifact]) -> None:
+    one, other = (tokenizer_json(open_folder(trained("bpe").path), ()) for _ in range(2))
+    assert one == other
+
+
+def test_a_unigram_model_is_refused(trained: Callable[[str], Artifact]) -> None:
+    with pytest.raises(BadConfig, match="unigram") as refused:
+        tokenizer_json(open_folder(trained("unigram").path), ())
+    assert "--kind bpe" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"byte_fallback": False}, "without bytes"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalises"),
+        ({"add_dummy_prefix": True}, "normalises"),
+    ],
+)
+def test_a_model_that_others_cannot_follow_is_refused(told: dict[str, Any], why: str) -> None:
+    made = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, **told}), "foreign")
+    with pytest.raises(BadConfig, match=why):
+        tokenizer_json(made, ())
+
+
+def test_a_difference_is_an_error_that_names_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Characters.encode
+    monkeypatch.setattr(Characters, "encode", lambda self, text: [2] if text == "c" else real(self, text))
+    with pytest.raises(BadData, match="other ids of 'c'"):
+        tokenizer_json(Characters("abc", "small"), ())
+
+
+def test_without_the_package_there_is_one_line_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BadConfig, match="tokenizers") as refused:
+        tokenizer_json(Characters("abc", "small"), ())
+    assert "inkstone[exchange]" in refused.value.hint
+
+
+def test_of_two_ways_to_a_piece_the_one_that_stands_to_the_left_comes_first() -> None:
+    pieces = ["a", "b", "ab", "ba", "aba", "ababa"]
+    found = merges({piece: rank for rank, piece in enumerate(pieces)})
+    assert found[:2] == [("a", "b"), ("b", "a")]
+    assert found[2:4] == [("ab", "a"), ("a", "ba")], "of `ab a ba` the first two are merged"
+    assert found[4:] == [("ab", "aba"), ("aba", "ba")]
+
+
+def test_the_vocabulary_of_another_tokenizer_is_told(trained: Callable[[str], Artifact]) -> None:
+    tokenizer = open_folder(trained("bpe").path)
+    vocabulary = json.loads(tokenizer_json(tokenizer, ()))["model"]["vocab"]
+    require_same_ids(tokenizer, vocabulary, "vocab.json")
+    one, other = list(vocabulary)[500:502]
+    swapped = {**vocabulary, one: vocabulary[other], other: vocabulary[one]}
+    for wrong in (swapped, {name: number for name, number in vocabulary.items() if name != one}):
+        with pytest.raises(BadData, match=r"vocab\.json"):
+            require_same_ids(tokenizer, wrong, "vocab.json")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(r"\p{N}{1,3}+|\s++$|\s", r"\p{N}{1,3}|\s++\z|\s"), (r" ?\p{L}++| ?[^\s]+", r" ?\p{L}++| ?[^\s]+")],
+)
+def test_a_split_pattern_means_the_same_to_another_library(ours: str, theirs: str) -> None:
+    assert huggingface.onig(ours) == theirs

@@ -1,0 +1,287 @@
+"""Pieces and parts: put together they are the text, and how the text came in blocks shows nowhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.readers import documents
+from pipeline.tokenizers import Characters, Tiktoken
+from pipeline.tokens import chunks as pieces
+from pipeline.tokens.chunks import LongText, Piece, Unbroken, last_boundary
+
+ROOT = Path(__file__).resolve().parents[3]
+PIECE, UNIT, LONG, MOST, EXCERPT = 16, 64, 40, 100, 10
+ANYWHERE, WORDS = Characters.boundary, Tiktoken.boundary
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Sizes at which everything happens within a few hundred bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"PIECE_BYTES": PIECE, "UNIT_BYTES": UNIT, "LONG_LINE": LONG, "MAX_LINE": MOST, "_EXCERPT": EXCERPT}
+        for name, size in sizes.items():
+            patch.setattr(pieces, name, size)
+        yield
+
+
+def naive(text: bytes) -> list[Piece]:
+    """The pieces of a text that lies in memory, by their definition."""
+    groups: dict[int, list[tuple[int, bytes]]] = {}
+    offset = 0
+    for line in text.splitlines(keepends=True):
+        groups.setdefault(offset // PIECE, []).append((offset, line))
+        offset += len(line)
+    found = []
+    for group in groups.values():
+        short = [line for _, line in group if len(line) <= LONG]
+        if short:
+            found.append(Piece(group[0][0], b"".join(short)))
+        found += [
+            Piece(at, line[:EXCERPT] if len(line) > MOST else line, long=len(line) <= MOST, overlong=len(line) > MOST)
+            for at, line in group
+            if len(line) > LONG
+        ]
+    return found
+
+
+def plain(found: Iterator[Piece]) -> list[Piece]:
+    return [Piece(each.offset, bytes(each.data), each.long, each.overlong) for each in found]
+
+
+def in_blocks(text: bytes, cuts: list[int]) -> Iterator[bytes]:
+    bounds = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    return (text[start:end] for start, end in pairwise(bounds))
+
+
+def lines_up_to(longest: int) -> st.SearchStrategy[bytes]:
+    line = st.integers(0, longest).map(lambda size: b"abcdefghij" * (size // 10) + b"x" * (size % 10))
+    return st.tuples(st.lists(line, max_size=20), st.booleans()).map(lambda made: b"\n".join(made[0]) + b"\n" * made[1])
+
+
+CUTS = st.lists(st.integers(0, 1 << 20), max_size=20)
+
+
+@given(lines_up_to(MOST - 1), CUTS)
+@settings(max_examples=300)
+def test_the_pieces_of_a_text_put_together_are_the_text_whatever_its_blocks(text: bytes, cuts: list[int]) -> None:
+    found = plain(pieces.cut(in_blocks(text, cuts)))
+    assert b"".join(each.data for each in found) == text
+    assert [each.offset for each in found] == [sum(len(e.data) for e in found[:n]) for n in range(len(found))]
+    assert found == naive(text)
+
+
+@given(lines_up_to(MOST - 1))
+def test_a_piece_holds_whole_lines_that_begin_in_one_stretch_of_the_text(text: bytes) -> None:
+    for piece in pieces.cut(iter([text])):
+        starts = [piece.offset + found.end() for found in re.finditer(rb"\n(?=.)", piece.data, re.S)]
+        assert {start // PIECE for start in (piece.offset, *starts)} == {piece.offset // PIECE}
+        assert piece.unit == piece.offset // UNIT
+        assert piece.data.endswith(b"\n") or piece.offset + len(piece.data) == len(text)
+
+
+@given(lines_up_to(3 * MOST), st.booleans())
+@settings(max_examples=300)
+def test_of_an_overlong_line_the_beginning_is_a_piece_and_the_place_after_it_is_right(text: bytes, whole: bool) -> None:
+    blocks = iter([text]) if whole else (text[at : at + 1] for at in range(len(text)))
+    found = plain(pieces.cut(blocks))
+    assert found == naive(text)
+    assert all(text.startswith(each.data, each.offset) for each in found)
+
+
+@given(lines_up_to(3 * MOST), CUTS)
+@example(b"x" * 200 + b"\n" + b"line\n" * 30, [150])
+def test_after_an_overlong_line_blocks_do_not_show_either(text: bytes, cuts: list[int]) -> None:
+    assert plain(pieces.cut(in_blocks(text, cuts))) == naive(text)
+
+
+def test_a_text_without_bytes_has_no_pieces() -> None:
+    assert list(pieces.cut(iter([]))) == list(pieces.cut(iter([b"", b""]))) == []
+
+
+# The parts of a long document
+
+ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "/": "\\/", "\b": "\\b", "\f": "\\f", "\\": "\\\\"}
+ALPHABET = 'ab cd fu0123456789AFdD水浒。，\n\r\t"/\b\f\\\\\\\u0301\u00e9\u4e00\uffff😀𠮷'
+
+
+def escaped(character: str, style: int) -> str:
+    r"""A character of a JSON string as itself, by its short escape, or as \uXXXX in either case."""
+    if style == 0 and character not in '"\\' and character >= " ":
+        return character
+    if style == 1 and character in ESCAPES:
+        return ESCAPES[character]
+    units = character.encode("utf-16-be")
+    form = "\\u{:04X}" if style == 2 else "\\u{:04x}"
+    return "".join(form.format(int.from_bytes(units[at : at + 2], "big")) for at in range(0, len(units), 2))
+
+
+SPELLED = st.lists(st.tuples(st.sampled_from(ALPHABET), st.integers(0, 3)), max_size=60)
+
+
+@given(SPELLED, st.integers(1, 20), st.sampled_from([ANYWHERE, WORDS]))
+@settings(max_examples=700, deadline=None)
+@example([("水", 3)] * 40, 1, ANYWHERE)
+@example([("😀", 2)] * 40, 1, ANYWHERE)
+@example([("\\", 1)] * 40, 1, ANYWHERE)
+@example([("\\", 1), ("n", 0)] * 40, 1, ANYWHERE)
+@example([("\\", 3), ("\n", 1)] * 40, 1, ANYWHERE)
+@example([("\\", 1), ("u", 0), ("0", 0), ("0", 0), ("4", 0), ("1", 0)] * 20, 1, ANYWHERE)
+def test_the_parts_of_a_text_put_together_are_the_text_however_it_is_spelled(
+    spelled: list[tuple[str, int]], part: int, boundary: re.Pattern[str]
+) -> None:
+    text = "".join(character for character, _ in spelled)
+    line = '{"text":"' + "".join(escaped(*each) for each in spelled) + '"}\n'
+    found = parts_of(line.encode(), part, boundary)
+    assert "".join(found) == text
+    ends = [sum(map(len, found[: n + 1])) for n in range(len(found) - 1)]
+    assert all(boundary.match(text, end) for end in ends)
+
+
+def parts_of(line: bytes, part: int, boundary: re.Pattern[str]) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PART", part)
+        return list(LongText(line).parts(boundary))
+
+
+@given(st.text(), st.integers(1, 30), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_text_of_a_json_writer_comes_back_from_its_parts(text: str, part: int, ascii_only: bool) -> None:
+    line = json.dumps({"meta": {"a": [1]}, "text": text}, ensure_ascii=ascii_only).encode()
+    assert "".join(parts_of(line, part, ANYWHERE)) == text
+
+
+FRAGMENTS = [
+    b"\\",
+    b"\\\\",
+    b"u",
+    b"\\u",
+    b"d83d",
+    b"dc00",
+    b"\\ud83d",
+    b"\\ude00",
+    b"0041",
+    b"n",
+    b"/",
+    b"a",
+    b'"',
+    b'\\"',
+]
+FRAGMENTS += ["水".encode(), b"\xe6", b"\xb0", b"\xff", b"\n", b"\0", b"abcdefghijklm"]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=30), st.integers(1, 12))
+@settings(max_examples=700, deadline=None)
+@example([b"\\ud83d", b"\\ude00"] * 5, 1)
+@example([b"\\ud83d"] * 5, 1)
+@example([b"abcdefghijklm", b"\xe6"], 1)
+def test_a_text_that_is_bad_as_a_whole_is_bad_in_parts_too(fragments: list[bytes], part: int) -> None:
+    line = b'{"text":"' + b"".join(fragments) + b'"}'
+    whole = documents.parse(line)
+    try:
+        found = "".join(parts_of(line, part, ANYWHERE))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        assert isinstance(whole, str)
+    else:
+        assert not isinstance(whole, str)
+        assert whole.text == found
+
+
+def test_escaped_chinese_is_cut_into_parts_of_the_size_asked_for() -> None:
+    text = "水浒传" * 1000
+    found = parts_of(json.dumps({"text": text}).encode(), 300, ANYWHERE)
+    assert "".join(found) == text
+    assert max(map(len, found)) <= 60
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b'{"title": "a"}', msgspec.ValidationError),
+        (b'{"text": ["a"]}', msgspec.ValidationError),
+        (b'{"text": null}', msgspec.ValidationError),
+        (b'{"text": 7}', msgspec.ValidationError),
+        (b'["text"]', msgspec.ValidationError),
+        (b'{"text": "a"', msgspec.DecodeError),
+        (b'{"text": "a"} {}', msgspec.DecodeError),
+        (b"", msgspec.DecodeError),
+    ],
+)
+def test_a_long_line_that_is_no_record_is_an_error(line: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        LongText(line)
+
+
+def test_the_meta_of_a_long_line_is_read_with_it() -> None:
+    assert LongText(b'{"meta": {"pile_set_name": "Books3"}, "text": "a"}').meta == {"pile_set_name": "Books3"}
+    assert LongText(b'{"text": "a"}').meta is None
+
+
+def test_a_text_that_can_nowhere_be_cut_is_unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "MAX_UNBROKEN", 50)
+    line = json.dumps({"text": "x" * 100}).encode()
+    with pytest.raises(Unbroken):
+        parts_of(line, 10, WORDS)
+    with pytest.raises(Unbroken):
+        parts_of(line, 10, None)
+    assert list(LongText(b'{"text": "a\\nb"}').parts(None)) == ["a\nb"]
+    assert parts_of(json.dumps({"text": "x" * 30}).encode(), 10, WORDS) == ["x" * 30]
+
+
+@given(st.text(st.sampled_from("ab \n水。"), max_size=40), st.integers(0, 10_000))
+def test_the_last_boundary_is_the_last_match_that_leaves_something_on_both_sides(text: str, more: int) -> None:
+    text += "x" * more
+    for boundary in (WORDS, ANYWHERE):
+        places = [found.start() for found in boundary.finditer(text) if 0 < found.start() < len(text)]
+        assert last_boundary(boundary, text) == (places[-1] if places else 0)
+
+
+# Memory
+
+
+def peak(script: str) -> int:
+    """MiB that a process of its own held at most while it ran a script."""
+    if sys.platform != "linux":
+        pytest.skip("the peak is read from /proc")
+    head = "import re\nfrom pathlib import Path\nfrom pipeline import documents, pieces\n"
+    tail = "\nprint(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)\n"
+    command = [sys.executable, "-c", head + script + tail]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_a_line_of_300_mb_is_cut_into_parts_in_less_than_700() -> None:
+    script = (
+        "def blocks():\n"
+        '    yield b\'{"text":"\'\n'
+        "    yield from [b'the quick brown fox ' * 50_000] * 300\n"
+        "    yield b'\"}\\n'\n"
+        "(piece,) = pieces.cut(blocks())\n"
+        "assert piece.long and len(piece.data) == 300_000_012\n"
+        "parts = pieces.LongText(piece.data).parts(re.compile('(?<=[a-z])(?= [a-z])'))\n"
+        "assert sum(map(len, parts)) == 300_000_000"
+    )
+    assert peak(script) < 700
+
+
+def test_case_29_a_line_of_a_gibibyte_is_passed_over_and_the_next_is_read() -> None:
+    script = (
+        "def blocks():\n"
+        "    yield from [bytes(1 << 20)] * 1024\n"
+        "    yield b'\\nand on'\n"
+        "first, after = pieces.cut(blocks())\n"
+        "assert first.overlong and first.offset == 0 and len(first.data) < 2000\n"
+        "assert (after.offset, after.data) == ((1 << 30) + 1, b'and on')"
+    )
+    assert peak(script) < 700

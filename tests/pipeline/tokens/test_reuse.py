@@ -1,0 +1,349 @@
+"""Units of files that did not change are taken over, and nobody can tell: the bytes are those of a fresh build."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import TryAgain
+from pipeline.runtime import workers as engines
+from pipeline.runtime.progress import Progress
+from pipeline.store import artifact, files
+from pipeline.store.artifact import Artifact
+from pipeline.tokens import chunks as pieces
+from pipeline.tokens import reuse
+from pipeline.tokens import stage as tokenize
+from pipeline.tokens.stage import Inputs, TokenizeOptions
+from tests.pipeline.store.test_artifact import in_child
+from tests.support import chaos
+from tests.support.tokenizing import LETTERS, rejects, sums
+from tests.support.tokenizing import given as opened
+from tests.support.tokenizing import run as tokenize_some
+from tests.support.upstream import leftovers, stamps
+
+Content = dict[str, list[str]]  # documents by the name of their file; one that begins with "{" is a broken line
+
+
+def texts(name: str, count: int = 12) -> list[str]:
+    return [f"{name}, document {number}" for number in range(count)]
+
+
+FIVE: Content = {f"{name}.jsonl": texts(name) for name in "abcde"}
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three units a file of twelve documents; and no time for processes and disks, which are not looked at here."""
+    monkeypatch.setattr(pieces, "UNIT_BYTES", 110)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 55)
+    monkeypatch.setattr(engines, "isolated", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def sources(folder: Path, content: Content, order: list[str] | None = None, val: str = "") -> Inputs:
+    """The files of `content`, written; those whose bytes are there already keep their time."""
+    folder.mkdir(exist_ok=True)
+    for name, documents in content.items():
+        lines = [each if each.startswith("{") else json.dumps({"text": each}) for each in documents]
+        data = "".join(f"{line}\n" for line in lines).encode()
+        path = folder / name
+        if not path.exists() or path.read_bytes() != data:
+            path.write_bytes(data)
+    found = tuple(opened(folder / name) for name in order or sorted(content))
+    return Inputs(tuple(each for each in found if each.name != val), tuple(each for each in found if each.name == val))
+
+
+def build(root: Path, inputs: Inputs, **options: Any) -> Artifact:
+    given = {"max_bad": 1.0, **options}
+    return tokenize_some(root, inputs, **given).artifact
+
+
+def assert_same(one: Artifact, other: Artifact) -> None:
+    """Byte for byte, the manifest included."""
+    assert sums(one) == sums(other)
+    assert one.digest == other.digest
+    assert artifact.problems(one, deep=True) == []
+
+
+def taken(made: Artifact, before: Artifact) -> set[str]:
+    """Segments of ids that are the very files of an earlier generation."""
+    inodes = {stamp for name, stamp in stamps(before.path).items() if name.endswith(".bin")}
+    return {name for name, stamp in stamps(made.path).items() if stamp in inodes}
+
+
+CHANGES: dict[str, tuple[Content, set[str]]] = {
+    "nothing": (FIVE, set("abcde")),
+    "a file is added at the end": ({**FIVE, "f.jsonl": texts("f")}, set("abcde")),
+    "a file is added at the beginning": ({**FIVE, "0.jsonl": texts("0")}, set("abcde")),
+    "a file is removed": ({name: FIVE[name] for name in FIVE if name != "b.jsonl"}, set("acde")),
+    "a file is changed": ({**FIVE, "c.jsonl": texts("new")}, set("abde")),
+    "a file grew": ({**FIVE, "c.jsonl": [*texts("c"), "one more"]}, set("abde")),
+    "a file is another name": (
+        {"z.jsonl" if name == "b.jsonl" else name: documents for name, documents in FIVE.items()},
+        set("acde"),
+    ),
+    "two files change their contents": ({**FIVE, "a.jsonl": FIVE["b.jsonl"], "b.jsonl": FIVE["a.jsonl"]}, set("cde")),
+    "everything is another": ({name: texts(f"new {name}") for name in FIVE}, set()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_any_change_of_the_sources_the_bytes_are_those_of_a_fresh_build(
+    root: Path, tmp_path: Path, change: str
+) -> None:
+    content, kept = CHANGES[change]
+    before = build(root, sources(tmp_path / "in", FIVE))
+    inputs = sources(tmp_path / "in", content)
+    made = build(root, inputs)
+    assert_same(made, build(tmp_path / "fresh", inputs))
+    letters = sorted(name[0] for name in content)
+    assert {letters[int(name.split("-")[1])] for name in taken(made, before)} == kept
+    assert leftovers(root) == []
+    assert artifact.problems(before, deep=True) == []
+
+
+def test_files_in_another_order_are_taken_over_under_their_new_numbers(root: Path, tmp_path: Path) -> None:
+    before = build(root, sources(tmp_path / "in", FIVE))
+    inputs = sources(tmp_path / "in", FIVE, order=[f"{name}.jsonl" for name in "ecabd"])
+    made = build(root, inputs)
+    assert_same(made, build(tmp_path / "fresh", inputs))
+    assert len(taken(made, before)) == len(list(before.path.glob("*.bin")))
+
+
+def test_a_file_that_validates_is_not_taken_over_for_training_nor_the_other_way_round(
+    root: Path, tmp_path: Path
+) -> None:
+    before = build(root, sources(tmp_path / "in", FIVE, val="a.jsonl"))
+    inputs = sources(tmp_path / "in", FIVE, val="b.jsonl")
+    made = build(root, inputs)
+    assert_same(made, build(tmp_path / "fresh", inputs))
+    stems = {name.split("-")[0] for name in taken(made, before)}
+    assert stems == {"train"}
+    divided = sources(tmp_path / "in", FIVE)
+    assert taken(build(root, divided), made) == set(), "where nothing validates, every file is divided"
+
+
+def test_what_was_set_aside_in_a_file_that_is_taken_over_is_still_told_of(root: Path, tmp_path: Path) -> None:
+    bad = {**FIVE, "b.jsonl": ["{broken", *texts("b"), "{}"], "d.jsonl": [*texts("d"), "{again"]}
+    before = build(root, sources(tmp_path / "in", bad))
+    inputs = sources(tmp_path / "in", {**bad, "a.jsonl": texts("new")})
+    made = build(root, inputs)
+    assert_same(made, build(tmp_path / "fresh", inputs))
+    assert [(file, line) for file, line, _, _ in rejects(made)] == [("b.jsonl", 1), ("b.jsonl", 14), ("d.jsonl", 13)]
+    assert made.manifest.ledger["documents"] == before.manifest.ledger["documents"]
+    fewer = sources(tmp_path / "in", {name: bad[name] for name in bad if name != "b.jsonl"})
+    (tmp_path / "in" / "b.jsonl").unlink()
+    again = build(root, fewer)
+    assert_same(again, build(tmp_path / "fewer", fewer))
+    assert [(file, line) for file, line, _, _ in rejects(again)] == [("d.jsonl", 13)]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index", "rejects", "units", "no units"])
+def test_what_is_not_as_it_was_published_is_done_anew(root: Path, tmp_path: Path, damage: str) -> None:
+    content = {**FIVE, "b.jsonl": ["{broken", *texts("b")]}
+    before = build(root, sources(tmp_path / "in", content))
+    name = {"index": "train-00001-0000.idx", "rejects": "rejects.jsonl.zst"}.get(damage, "train-00001-0000.bin")
+    victim = before.file(reuse.UNITS if "units" in damage else name)
+    data = victim.read_bytes()
+    if damage in ("gone", "no units"):
+        victim.unlink()
+    elif damage in ("cut", "units"):
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        victim.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        os.utime(victim, (1e9, 1e9))  # as bits that rot
+    inputs = sources(tmp_path / "in", {**content, "e.jsonl": texts("new")})
+    made = build(root, inputs)
+    assert_same(made, build(tmp_path / "fresh", inputs))
+    files_taken = {name.split("-")[1] for name in taken(made, before)}
+    assert files_taken == (set() if "units" in damage else {"00000", "00002", "00003"})
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"min_chars": 3}),
+        ({}, {"val_fraction": 0.2}),
+        ({}, {"dedup": "exact"}),
+        ({"dedup": "exact"}, {"dedup": "exact"}),
+        ({}, {"max_documents": 50}),
+        ({"max_documents": 50}, {"max_documents": 50}),
+        ({}, {"format": "both"}),
+        ({"exclude_sets": ("a",)}, {}),
+    ],
+)
+def test_with_other_options_or_where_documents_depend_on_others_nothing_is_taken_over(
+    root: Path, tmp_path: Path, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    before = build(root, sources(tmp_path / "in", FIVE), **first)
+    inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
+    made = build(root, inputs, **then)
+    assert taken(made, before) == set()
+    assert_same(made, build(tmp_path / "fresh", inputs, **then))
+
+
+def test_of_another_tokenizer_nothing_is_taken_over(root: Path, tmp_path: Path) -> None:
+    from pipeline.tokenizers import Characters
+
+    inputs = sources(tmp_path / "in", FIVE)
+    before = build(root, inputs)
+    other = Characters("".join(map(chr, range(126, 31, -1))) + "\n", "letters")
+    made = build(root, inputs, tokenizer=other)
+    assert made.manifest.tokenizer != LETTERS.fingerprint
+    assert taken(made, before) == set()
+
+
+def test_with_hdf5_the_ids_are_made_anew_and_with_both_they_are_taken_over(root: Path, tmp_path: Path) -> None:
+    for layout in ("hdf5", "both"):
+        before = build(root / layout, sources(tmp_path / "in", FIVE), format=layout)
+        inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts(f"new {layout}")})
+        made = build(root / layout, inputs, format=layout)
+        assert_same(made, build(tmp_path / "fresh", inputs, format=layout))
+        assert bool(taken(made, before)) == (layout == "both")
+
+
+def test_where_there_are_no_hard_links_files_are_copied(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Linkless(files.Disk):
+        def link(self, old: Path, new: Path) -> None:
+            raise PermissionError(1, "no links here", str(new))
+
+    monkeypatch.setattr(files, "disk", Linkless())
+    before = build(root, sources(tmp_path / "in", FIVE))
+    inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
+    made = build(root, inputs)
+    assert taken(made, before) == set()
+    assert_same(made, build(tmp_path / "fresh", inputs))
+
+
+class Counting(Progress):
+    """Hears how many units were taken over, and may stop after so many whole units."""
+
+    def __init__(self, stop_after: int = 0) -> None:
+        super().__init__()
+        self.taken, self._left = "", stop_after
+
+    def note(self, text: str) -> None:
+        self.taken = text if "taken over" in text else self.taken
+
+    def safe_point(self, saved: str) -> None:
+        self._left -= 1
+        if not self._left:
+            raise TryAgain(saved)
+
+
+def heard(root: Path, inputs: Inputs, progress: Counting) -> Artifact:
+    options = TokenizeOptions(val_fraction=0.1, max_bad=1.0)
+    return tokenize.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
+
+
+def test_a_person_is_told_how_much_is_taken_over_and_the_plan_knows_what_is_left(root: Path, tmp_path: Path) -> None:
+    build(root, sources(tmp_path / "in", FIVE))
+    inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
+    options = TokenizeOptions(val_fraction=0.1)
+    identity = tokenize.identify("some", inputs, LETTERS, None, options)
+    assert reuse.share_left(root, identity) == 1 / 5
+    for other in (TokenizeOptions(val_fraction=0.1, dedup="exact"), TokenizeOptions(val_fraction=0.2)):
+        assert reuse.share_left(root, tokenize.identify("some", inputs, LETTERS, None, other)) == 1
+    progress = Counting()
+    heard(root, inputs, progress)
+    assert progress.taken == "12 units of 4 files are taken over as they are"
+    assert reuse.share_left(root, identity) == 0
+
+
+def test_stopped_after_some_units_the_next_run_takes_over_the_same_and_goes_on(root: Path, tmp_path: Path) -> None:
+    build(root, sources(tmp_path / "in", FIVE))
+    inputs = sources(tmp_path / "in", {**FIVE, "a.jsonl": texts("new"), "e.jsonl": texts("newer")})
+    fresh = heard(tmp_path / "fresh", inputs, Counting())
+    for _ in range(3):
+        with pytest.raises(TryAgain):
+            heard(root, inputs, Counting(stop_after=1))
+    kept = chaos.left_behind(root).finished
+    assert len(kept) > 12
+    made = heard(root, inputs, Counting())
+    assert kept.items() <= stamps(made.path).items()
+    assert_same(made, fresh)
+
+
+class Dies(files.Disk):
+    """A disk whose user is killed at its N-th hard link."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def link(self, old: Path, new: Path) -> None:
+        self._left -= 1
+        if not self._left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().link(old, new)
+
+
+def test_killed_at_any_link_the_next_run_ends_with_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    before = build(root, sources(tmp_path / "in", FIVE))
+    inputs = sources(tmp_path / "in", {**FIVE, "c.jsonl": texts("new")})
+    fresh = build(tmp_path / "fresh", inputs)
+
+    def disturbed(at: int) -> None:
+        files.disk = Dies(at)
+        build(root, inputs)
+
+    number = 0
+    while (code := in_child(partial(disturbed, number + 1))) != 0:
+        number += 1
+        assert code == -signal.SIGKILL
+        if number % 3 == 0:  # else the next one goes on in what all those before it have left
+            assert_same(build(root, inputs), fresh)
+            files.remove_tree(fresh_path(root, fresh))
+            files.point(root / "tokens" / "some" / "current", before.manifest.key)
+    assert number >= 15
+    assert_same(build(root, inputs), fresh)
+    assert artifact.problems(before, deep=True) == []
+    assert leftovers(root) == []
+
+
+def fresh_path(root: Path, made: Artifact) -> Path:
+    return root / made.ref
+
+
+def test_a_donor_is_only_ever_read(root: Path, tmp_path: Path) -> None:
+    before = build(root, sources(tmp_path / "in", FIVE))
+    stamp = {name: each for name, each in stamps(before.path).items() if name != "run.json"}
+    for edition in range(3):
+        build(root, sources(tmp_path / "in", {**FIVE, "c.jsonl": texts(f"new {edition}")}))
+        victim = next((root / "tokens" / "some" / "current").glob("train-00002-*.bin"))
+        victim.unlink()  # and it is mended, in a draft that holds links
+        build(root, sources(tmp_path / "in", {**FIVE, "c.jsonl": texts(f"new {edition}")}))
+    assert {name: stamps(before.path)[name] for name in stamp} == stamp
+    assert artifact.problems(before, deep=True) == []
+
+
+DOCUMENTS = st.lists(st.sampled_from(["a", "some more words " * 4, "{broken", "石"]), max_size=5)
+STATES = st.lists(st.dictionaries(st.sampled_from("abcd"), DOCUMENTS, min_size=1, max_size=4), min_size=2, max_size=4)
+
+
+@pytest.fixture
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    return iter(lambda: tmp_path_factory.mktemp("states"), None)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(states=STATES)
+def test_any_sequence_of_changes_ends_in_the_bytes_of_a_fresh_build(folders: Iterator[Path], states: list[Any]) -> None:
+    folder = next(folders)
+    for number, state in enumerate(states):
+        content = {"always.jsonl": texts("always")} | {f"{name}.jsonl": [name, *each] for name, each in state.items()}
+        inputs = sources(folder / "in", content)
+        made = build(folder / "store", inputs, val_fraction=0.5)
+        assert_same(made, build(folder / f"fresh-{number}", inputs, val_fraction=0.5))
+        for path in artifact.generations(folder / "store"):
+            assert artifact.problems(artifact.read(path), deep=True) == []

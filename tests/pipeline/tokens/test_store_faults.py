@@ -1,0 +1,474 @@
+"""The token store under faults: cases 42 to 49 of reference/reliability.md, section 2, through the command line.
+
+What an artifact of any kind does in them is in test_artifact.py and test_generations.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import BadData
+from pipeline.maintenance import status
+from pipeline.store import artifact, files
+from pipeline.tokens import store as tokens
+from tests.pipeline.store.test_artifact import in_child
+from tests.support.tokenizing import lines, some, sums
+from tests.support.tokenizing import run as tokenize
+from tests.support.upstream import (
+    ROOT,
+    Hub,
+    Nightly,
+    assert_settled,
+    assert_survived,
+    fill,
+    generation,
+    leftovers,
+    letters,
+    mounted_ext4,
+    mounted_tmpfs,
+    nightly,
+    published,
+    serving,
+    stamps,
+    texts,
+)
+
+CLI = (sys.executable, str(ROOT / "cli.py"))
+
+
+def command(root: Path, tokenizer: Path, source: Path, *options: object) -> list[str]:
+    asked = ("--artifacts", root, "tokenize", source, "--tokenizer", tokenizer, "--name", "small", *options)
+    return [*CLI, *map(str, asked), "--val-fraction", "0.2", "--jobs", "1"]
+
+
+def ended(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], what: str) -> None:
+    """The last line names what is wrong and what to do."""
+    assert re.match(rf"error: .*{what}.* — ", done.stderr.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    return letters(tmp_path / "letters")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return lines(tmp_path / "some.jsonl", texts("some", 40)).path
+
+
+# 42: killed while HDF5 is written
+
+
+def test_case_42_killed_at_any_write_of_the_hdf5_file_it_is_whole_or_absent(
+    root: Path, tmp_path: Path, tokenizer: Path, source: Path
+) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("case 42 was NOT tested: no strace here")
+    asked = command(root, tokenizer, source, "--format", "hdf5")
+    quiet = command(tmp_path / "quiet", tokenizer, source, "--format", "hdf5")
+    assert ended(*quiet).returncode == 0
+    wanted = generation(tmp_path / "quiet")
+    assert wanted
+    victim = root / "tokens" / "small" / f".draft-{wanted.manifest.key}" / "train.h5"
+    inject = "inject=pwrite64:signal=SIGKILL:when={}"
+    kills = 0
+    for number in range(1, 40):
+        strace = ["strace", "-qq", "-f", "-o", "/dev/null", "-P", str(victim), "-e", "trace=pwrite64", "-e"]
+        done = ended(*strace, inject.format(number), *asked)
+        if done.returncode == 0:
+            break
+        kills += 1
+        assert done.returncode == 71, "the writer is a process of its own, and the command lives on to say so"
+        assert_one_line(done, "a worker process was killed")
+        assert generation(root) is None
+        assert_survived(root)
+    assert kills >= 3, "there are several writes"
+    assert published(root) == published(tmp_path / "quiet")
+    assert_settled(root)
+
+
+# 43, 44: a disk that is full
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with mounted_tmpfs(tmp_path / "disk", "size=6m") as folder:
+        yield folder
+
+
+@pytest.mark.parametrize(("case", "layout"), [(43, "hdf5"), (43, "both"), (44, "memmap")])
+def test_case_43_and_44_on_a_full_disk_the_command_ends_in_74_the_old_set_stays_and_with_room_it_ends_well(
+    small_disk: Path, tmp_path: Path, tokenizer: Path, source: Path, case: int, layout: str
+) -> None:
+    root = small_disk / "artifacts"
+    assert ended(*command(root, tokenizer, source)).returncode == 0
+    old = generation(root)
+    assert old
+    more = lines(tmp_path / "more.jsonl", [text * 20 for text in texts("more", 400)]).path
+    asked = command(root, tokenizer, more, "--format", layout)
+    assert ended(*command(tmp_path / "quiet", tokenizer, more, "--format", layout)).returncode == 0
+    wanted = generation(tmp_path / "quiet")
+    assert wanted
+    needed = sum(record.size for record in wanted.manifest.files)
+    for share in (0.3, 0.9, 1.3) if layout == "hdf5" else (0.3, 0.9):  # hdf5 is made of segments that are then gone
+        left_room(
+            small_disk,
+            int(needed * share) - files.bytes_below(root / "tokens" / "small" / f".draft-{wanted.manifest.key}"),
+        )
+        done = ended(*asked)
+        assert done.returncode == 74, f"{done.returncode} with room for {share:.0%}: {done.stderr}"
+        assert_one_line(done, "no space left on device")
+        assert_survived(root, old.digest)
+        assert generation(root) == old
+    (small_disk / "ballast").unlink()
+    done = ended(*asked)
+    assert done.returncode == 0, done.stderr
+    assert published(root) == published(tmp_path / "quiet")
+    assert_settled(root, old.digest, wanted.digest)
+
+
+def left_room(disk: Path, count: int) -> None:
+    """Fill a disk so that about `count` bytes are free."""
+    ballast = disk / "ballast"
+    with suppress(FileNotFoundError):
+        ballast.unlink()
+    with open(ballast, "wb") as out:
+        os.posix_fallocate(out.fileno(), 0, shutil.disk_usage(disk).free - count)
+
+
+def test_case_49_without_inodes_a_refresh_ends_in_74_and_with_them_it_ends_well(tmp_path: Path) -> None:
+    with serving(Hub()) as hub, mounted_tmpfs(tmp_path / "disk", "size=90m,nr_inodes=300") as disk:
+        fill(hub, 2)
+        job = nightly(tmp_path, hub, shards="0-1,val")
+        root = disk / "artifacts"
+        job.run(root)
+        old = generation(root)
+        assert old
+        hub.put("train/01.jsonl.zst", texts("shard 1", edition=1))
+        free = os.statvfs(disk).f_ffree
+        for number in range(free - 8):
+            (disk / f"ballast-{number}").touch()
+        said = job.run(root, code=74)
+        said.assert_refused()
+        assert "inodes" in said.told["hint"]
+        assert_survived(root, old.digest)
+        assert generation(root) == old
+        for path in disk.glob("ballast-*"):
+            path.unlink()
+        job.run(root)
+        assert_settled(root)
+
+
+# 45: the power goes while a generation is published
+
+
+class Snapshots(files.Disk):
+    """A disk that before each of its operations calls for a picture of what is on it for certain."""
+
+    def __init__(self, take: Callable[[], None]) -> None:
+        self._take = take
+
+
+def _taking(name: str) -> Callable[..., Any]:
+    real = getattr(files.Disk, name)
+
+    def operation(self: Snapshots, *arguments: Any) -> Any:
+        self._take()
+        return real(self, *arguments)
+
+    return operation
+
+
+for _name in ("create", "sync", "rename", "link", "symlink", "unlink"):
+    setattr(Snapshots, _name, _taking(_name))
+
+
+def test_case_45_a_power_cut_before_any_step_of_a_publication_leaves_the_old_generation_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = some(_folder(tmp_path / "second"), texts("other", 30), files=1)
+    wanted = tokenize(tmp_path / "quiet", second).artifact
+    images: list[Path] = []
+    with mounted_ext4(tmp_path, "store", megabytes=8) as store:
+        root = store.folder / "artifacts"
+        old = tokenize(root, some(_folder(tmp_path / "first"), texts("some", 30), files=1)).artifact
+
+        def take() -> None:
+            images.append(store.as_after_a_power_cut(tmp_path / f"cut-{len(images):03d}"))
+
+        monkeypatch.setattr(files, "disk", Snapshots(take))
+        tokenize(root, second)
+        take()
+        monkeypatch.undo()
+    seen = []
+    for number, image in enumerate(images):
+        with mounted_ext4(tmp_path, f"mounted-{number}", image=image) as store:
+            root = store.folder / "artifacts"
+            found = artifact.find(root, "tokens", "some")
+            assert found.digest in (old.digest, wanted.digest)
+            for path in artifact.generations(root):
+                assert artifact.problems(artifact.read(path), deep=True) == []
+            seen.append(found.digest == wanted.digest)
+            again = tokenize(root, second).artifact
+            assert (again.digest, sums(again)) == (wanted.digest, sums(wanted))
+            assert leftovers(root) == []
+        image.unlink()
+    assert len(seen) > 20
+    assert seen == sorted(seen), "once it is published it stays"
+    assert (seen[0], seen[-1]) == (False, True)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path
+
+
+class Unsynced(files.Disk):
+    """A disk that knows what a power cut may take: the bytes of files that were not synced since their last change,
+    and names that were given in a folder since that was synced last.
+
+    Before each operation it makes the states that could be found after a power cut there, and hands them over.
+    """
+
+    def __init__(self, root: Path, scratch: Path, found: Callable[[Path, str], None]) -> None:
+        self._root, self._scratch, self._found = root, scratch, found
+        self._synced = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
+        self._renamed: list[tuple[Path, Path, str | None]] = []  # from, to, the link that was replaced
+        self._count = 0
+
+    def crash(self) -> None:
+        """Every state in which the disk may be found now."""
+        self._count += 1
+        for kind in ("all is there", "unsynced files are empty", "unsynced files are torn", "names are lost"):
+            if kind == "names are lost" and not self._renamed:
+                continue
+            state = self._scratch / "artifacts"
+            shutil.copytree(self._root, state, symlinks=True)
+            for path in [each for each in self._root.rglob("*") if each.is_file() and not each.is_symlink()]:
+                status = path.stat()
+                if (status.st_ino, status.st_mtime_ns) not in self._synced and "unsynced" in kind:
+                    size = 0 if "empty" in kind else status.st_size // 2
+                    os.truncate(state / path.relative_to(self._root), size)
+            if kind == "names are lost":
+                for old, new, link in reversed(self._renamed):
+                    old, new = (state / path.relative_to(self._root) for path in (old, new))
+                    new.rename(old)
+                    if link:
+                        new.symlink_to(link)
+            self._found(state, f"{kind}, at step {self._count}")
+            shutil.rmtree(state)
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        self.crash()
+        super().sync(descriptor, path)
+        status = os.fstat(descriptor)
+        self._synced.add((status.st_ino, status.st_mtime_ns))
+        self._renamed = [each for each in self._renamed if path not in (each[1].parent,)]
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.crash()
+        link = os.readlink(new) if new.is_symlink() else None
+        super().rename(old, new)
+        if new.is_relative_to(self._root):
+            self._renamed.append((old, new, link))
+
+
+def test_case_45_every_state_that_a_power_cut_may_leave_has_the_old_generation_or_the_new(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a model of the disk: it needs no root, and takes more than one real file system does."""
+    second = some(_folder(tmp_path / "second"), texts("other", 20), files=1)
+    wanted = tokenize(tmp_path / "quiet", second).artifact
+    old = tokenize(root, some(_folder(tmp_path / "first"), texts("some", 20), files=1)).artifact
+    seen = []
+
+    def found(state: Path, what: str) -> None:
+        current = artifact.find(state, "tokens", "some")
+        assert current.digest in (old.digest, wanted.digest), what
+        for path in artifact.generations(state):
+            assert artifact.problems(artifact.read(path), deep=True) == [], what
+        seen.append(current.digest == wanted.digest)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "disk", files.Disk())
+            again = tokenize(state, second).artifact
+        assert (again.digest, sums(again)) == (wanted.digest, sums(wanted)), what
+        assert leftovers(state) == [], what
+
+    disk = Unsynced(root, _folder(tmp_path / "states"), found)
+    monkeypatch.setattr(files, "disk", disk)
+    tokenize(root, second)
+    disk.crash()
+    assert len(seen) > 40
+    assert {*seen} == {True, False}
+
+
+# 46, 47: damage after it was published
+
+
+def flip(path: Path) -> None:
+    with open(path, "r+b") as file:
+        byte = os.pread(file.fileno(), 1, 100)[0]
+        os.pwrite(file.fileno(), bytes([byte ^ 1]), 100)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 2)
+
+
+VICTIM = "train-00001-0000.bin"
+
+
+def test_case_46_and_47_damage_is_named_not_trained_on_and_only_that_shard_is_made_again(
+    job: Nightly, root: Path
+) -> None:
+    job.run(root)
+    made = generation(root)
+    assert made
+    before, expected = stamps(made.path), published(root)
+    kept = {name: stamp for name, stamp in before.items() if re.match("(train|val)-", name) and "-00001-" not in name}
+    damages: tuple[Callable[[Path], None], ...] = (flip, cut, Path.unlink)
+    for number, damage in enumerate(damages):
+        damage(made.file(VICTIM))
+        (problem,) = (problem for _, problems in status.verify(root) for problem in problems)
+        assert VICTIM in problem
+        if not number:
+            verified = ended(*CLI, "--artifacts", str(root), "verify")
+            assert verified.returncode == 65
+            assert_one_line(verified, VICTIM)
+            trained = ended(*CLI, "--artifacts", str(root), "train", "--tokens", "small", "--preset", "mini")
+            assert trained.returncode == 65
+            assert_one_line(trained, VICTIM)
+            assert not list(root.glob("runs/*/[!.]*"))
+            foreseen = job.run(root, "--dry-run").told["stages"]
+            assert [stage["result"] for stage in foreseen] == ["fresh", "stale"]
+            assert VICTIM in foreseen[1]["why"]
+        assert job.run(root).results == {"download": "unchanged", "tokenize": "built"}
+        after = stamps(made.path)
+        assert {name: after[name] for name in kept} == kept, "the other shards are the same files"
+        assert after[VICTIM] != before[VICTIM]
+        assert published(root) == expected
+        assert_settled(root)
+
+
+def test_case_46_damage_that_two_generations_share_is_named_in_both_and_mended_in_the_current_one(
+    job: Nightly, hub: Hub, root: Path, tmp_path: Path
+) -> None:
+    job.run(root)
+    old = generation(root)
+    hub.put("train/02.jsonl.zst", texts("shard 2", edition=1))
+    job.run(root)
+    new = generation(root)
+    assert old
+    assert new
+    expected = published(root)
+    assert os.path.samefile(old.file(VICTIM), new.file(VICTIM))
+    flip(new.file(VICTIM))
+    damaged = {name for name, problems in status.verify(root) if problems}
+    assert damaged == {old.ref, new.ref}
+    job.run(root)
+    assert published(root) == expected
+    assert artifact.problems(new, deep=True) == []
+    assert not os.path.samefile(old.file(VICTIM), new.file(VICTIM)), "what is damaged is not written to"
+    assert {name for name, problems in status.verify(root) if problems} == {old.ref}
+
+
+def test_case_47_a_file_that_does_not_belong_there_is_read_by_nobody_and_does_not_come_into_the_next_generation(
+    job: Nightly, root: Path
+) -> None:
+    job.run(root)
+    made, expected = generation(root), published(root)
+    assert made
+    made.file("train-00009-0000.bin").write_bytes(b"\0" * 8)
+    made.file("notes.txt").write_text("a note")
+    assert len(tokens.open_store(made).train) == made.manifest.counts["train_tokens"]
+    listed = ended(*CLI, "--artifacts", str(root), "verify")
+    assert listed.returncode == 0
+    assert "notes.txt: in no manifest" in listed.stderr
+    assert job.run(root).told["result"] == "unchanged"
+    made.file(VICTIM).unlink()
+    job.run(root)
+    now = generation(root)
+    assert now
+    assert now.digest == made.digest, "the same inputs give the same manifest"
+    assert {name: published(root)[name] for name in expected} == expected
+
+
+# 48: HDF5 files from elsewhere
+
+
+def link_to_elsewhere(path: Path, secret: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["tokens"] = h5py.ExternalLink(str(secret), "/tokens")
+
+
+def virtual(path: Path, secret: Path) -> None:
+    layout = h5py.VirtualLayout(shape=(7,), dtype="<u2")
+    layout[:] = h5py.VirtualSource(str(secret), "tokens", shape=(7,))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("tokens", layout)
+
+
+def external(path: Path, secret: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("tokens", shape=(7,), dtype="<u2", external=[(str(secret), 0, 14)])
+
+
+def boundless(path: Path, secret: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("tokens", shape=(1 << 50,), dtype="<u2")
+
+
+def boundless_with_a_place(path: Path, secret: Path) -> None:
+    """Its header says 2 PiB where 14 bytes are."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("tokens", data=np.arange(7, dtype="<u2"))
+    data = path.read_bytes()
+    seven, many = (7).to_bytes(8, "little"), (1 << 50).to_bytes(8, "little")
+    assert seven in data
+    path.write_bytes(data.replace(seven, many).replace((14).to_bytes(8, "little"), (1 << 51).to_bytes(8, "little")))
+
+
+def soft_link_in_a_circle(path: Path, secret: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["tokens"] = h5py.SoftLink("/tokens")
+
+
+HOSTILE = (virtual, external, boundless, boundless_with_a_place, link_to_elsewhere, soft_link_in_a_circle)
+
+
+@pytest.mark.parametrize("make", HOSTILE)
+def test_case_48_a_hostile_hdf5_file_is_refused_and_what_it_points_at_is_not_opened(
+    tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    secret, path = tmp_path / "secret.h5", tmp_path / "train.h5"
+    with h5py.File(secret, "w") as file:
+        file.create_dataset("tokens", data=np.arange(7, dtype="<u2"))
+    make(path, secret)
+    secret.unlink()
+    os.mkfifo(secret)  # whoever opens it waits for ever
+
+    def open_it() -> None:
+        signal.alarm(2)
+        with pytest.raises(BadData, match=r"train\.h5"):
+            tokens._map_hdf5(path, "<u2")
+
+    assert in_child(open_it) == 0

@@ -1,0 +1,557 @@
+"""Tokenizing and its tokenizers under faults: cases 36 to 41 of the catalogue, cut shards, and kill -9.
+
+The numbers in the names are those of reference/reliability.md, section 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+from pipeline import tokenizers
+from pipeline.errors import BadConfig, BadData
+from pipeline.export import export as formats
+from pipeline.sources import inputs as raw
+from pipeline.store import artifact, files
+from pipeline.store.manifest import Identity
+from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
+from pipeline.tokenizers import stage as train_tokenizer
+from pipeline.tokens import store as tokens
+from pipeline.tokens.stage import Inputs
+from tests.support import chaos
+from tests.support.chaos import Trial
+from tests.support.tokenizing import (
+    LETTERS,
+    TEXTS,
+    all_train,
+    given,
+    lines,
+    no_draft,
+    nothing_published,
+    rows,
+    run,
+    some,
+    texts_of,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "pipeline" / "sample" / "yanshan.txt"
+Inkstone = Callable[..., dict[str, Any]]
+
+
+def assert_refused(said: dict[str, Any], root: Path) -> None:
+    """One line with a next step on stderr, and nothing published or left half-way."""
+    assert said["result"] == "failed"
+    assert said["hint"]
+    assert [line for line in said["stderr"].splitlines() if line.startswith("error: ")] == [
+        said["stderr"].rstrip().splitlines()[-1]
+    ]
+    assert "Traceback" not in said["stderr"]
+    assert not [path for path in root.glob("tokens/*/*") if path.name != ".lock"]
+
+
+# 36: the tokenizer's files
+
+
+@pytest.fixture(params=["bpe", "char"])
+def trained(request: pytest.FixtureRequest, root: Path) -> artifact.Artifact:
+    """A tokenizer that was trained on the sample, and published."""
+    sentences, made_from = train_tokenizer.sentences_of(root, str(SAMPLE))
+    size = 2500 if request.param == "bpe" else 0
+    return train_tokenizer.train(root, "book", sentences, made_from, request.param, size).artifact
+
+
+def main_file(made: artifact.Artifact) -> Path:
+    """The file that holds the vocabulary."""
+    (name,) = (record.name for record in made.manifest.files if record.name != "tokenizer.json")
+    return made.file(name)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x01
+    path.write_bytes(data)
+
+
+def fill_with_zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, fill_with_zeros])
+@pytest.mark.parametrize("card", [False, True])
+def test_36_a_trained_tokenizer_that_was_damaged_is_bad_data(
+    root: Path, trained: artifact.Artifact, damage: Callable[[Path], None], card: bool
+) -> None:
+    damage(trained.file("tokenizer.json") if card else main_file(trained))
+    with pytest.raises(BadData, match="book"):
+        tokenizers.find(root, "book")
+
+
+@pytest.mark.parametrize("trained", ["bpe"], indirect=True)
+def test_36_a_damaged_tokenizer_ends_the_command_before_any_work(
+    inkstone: Inkstone, root: Path, tmp_path: Path, trained: artifact.Artifact
+) -> None:
+    flip(main_file(trained))
+    said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "book", code=65)
+    assert_refused(said, root)
+    assert not (root / "tokens").exists()
+
+
+@pytest.mark.parametrize("trained", ["char"], indirect=True)
+def test_36_a_tokenizer_that_is_another_than_its_manifest_says_is_refused(
+    root: Path, trained: artifact.Artifact
+) -> None:
+    made, _ = tokenizers.find(root, "book")
+    characters = main_file(trained).read_text(encoding="utf-8")
+    Characters(characters[::-1], made.name).save(trained.path)  # whole in itself, and of the same sizes
+    assert len(artifact.problems(trained, deep=True)) == 2
+    for record in trained.manifest.files:  # as bits that rot: nothing else tells that they were changed
+        os.utime(trained.file(record.name), (1e9, 1e9))
+    assert artifact.problems(trained) == []
+    with pytest.raises(BadData):
+        tokenizers.find(root, "book")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_36_ranks_that_were_damaged_in_tiktokens_cache_are_never_used(
+    inkstone: Inkstone,
+    shared: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for path in (shared / "tiktoken").iterdir():
+        (cache / path.name).write_bytes(path.read_bytes())
+        damage(cache / path.name)
+    go_offline(monkeypatch, cache)
+    # tiktoken knows the hash, and fetches what does not have it anew: so it is the network that is missing.
+    said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "r50k_base", code=75)
+    assert_refused(said, root)
+
+
+def go_offline(patch: pytest.MonkeyPatch, cache: Path) -> None:
+    patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        patch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        patch.delenv(name, raising=False)
+
+
+# 37: models from elsewhere
+
+
+def varint(number: int) -> bytes:
+    number, out = number % (1 << 64), b""
+    while number > 127:
+        number, out = number >> 7, out + bytes([number & 127 | 128])
+    return out + bytes([number])
+
+
+def field(number: int, value: bytes | int | float) -> bytes:
+    """One field of a protobuf message."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 5) + struct.pack("<f", value)
+
+
+def model(*pieces: bytes, charsmap: bytes = b"", extra: bytes = b"") -> bytes:
+    """A SentencePiece model of single letters and of `pieces`, written field by field (sentencepiece_model.proto)."""
+    letters = [letter.encode() for letter in "abcdefghijklmnopqrstuvwxyz0123456789▁"]
+    normal = [field(1, piece) + field(2, -1.0 - rank) for rank, piece in enumerate([*letters, *pieces])]
+    special = [field(1, b"<unk>") + field(3, 2), field(1, b"</s>") + field(3, 3)]
+    trainer = field(3, 2) + field(40, 0) + field(41, -1) + field(42, 1) + field(43, -1)  # BPE; unk, bos, eos, pad
+    normalizer = field(1, b"identity") + field(3, 0) + field(4, 0) + (field(2, charsmap) if charsmap else b"")
+    return b"".join(field(1, each) for each in [*special, *normal]) + field(2, trainer) + field(3, normalizer) + extra
+
+
+TRIE = struct.pack("<I", 1024) + struct.pack("<256I", *[0x7FFFFFFF] * 256) + b"x\0"  # its nodes lie far outside
+
+HOSTILE = {
+    "empty": b"",
+    "random": random.Random(37).randbytes(100_000),
+    "truncated": model()[:-20],
+    "one-byte-short": model()[:-1],
+    "a-piece-of-100-kb": model(b"a" * 100_000),  # google/sentencepiece#1263: a stack overflow before 0.2.2
+    "a-piece-of-nothing": model(b""),
+    "a-nul": model(b"a\0b"),
+    "the-same-piece-twice": model(b"ab", b"ab"),
+    "charsmap": model(charsmap=TRIE),  # google/sentencepiece#1269: a read out of bounds before 0.2.2
+    "charsmap-too-short": model(charsmap=b"\xff\xff\xff\xff"),
+    "groups-without-end": model(extra=varint(500 << 3 | 3) * 100_000),
+}
+
+
+def test_37_the_model_that_the_hostile_ones_are_made_from_is_a_good_one(inkstone: Inkstone, tmp_path: Path) -> None:
+    (tmp_path / "good.model").write_bytes(model(b"ab"))
+    path = lines(tmp_path / "a.jsonl", TEXTS).path
+    assert inkstone("tokenize", path, "--tokenizer", tmp_path / "good.model")["result"] == "built"
+
+
+# Runs the command once for each model that it is given, and tells after each how that ended.
+_EACH = """
+import contextlib, io, json, sys, cli
+root, text, *models = sys.argv[1:]
+for model in models:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = cli.main(["--artifacts", root, "tokenize", text, "--tokenizer", model])
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+
+
+def each_model(root: Path, text: Path, models: Iterable[object]) -> list[tuple[int, str]]:
+    """Exit code and stderr of tokenizing with each of `models`, by one process that lives through all of them."""
+    command = [sys.executable, "-c", _EACH, *map(str, (root, text, *models))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, f"died with {done.returncode} after {len(ended)} models: {done.stderr}"
+    return [(code, said) for code, said in ended]
+
+
+def test_37_a_hostile_model_is_refused_and_we_live_on(root: Path, tmp_path: Path) -> None:
+    for kind, data in HOSTILE.items():
+        (tmp_path / f"{kind}.model").write_bytes(data)
+    text = lines(tmp_path / "a.jsonl", TEXTS).path
+    ended = each_model(root, text, (tmp_path / f"{kind}.model" for kind in HOSTILE))
+    assert [code for code, _ in ended] == [65] * len(HOSTILE)
+    for kind, (_, said) in zip(HOSTILE, ended, strict=True):
+        assert said.startswith(f"error: {kind}: ")
+        assert said.count("\n") == 1
+    assert not (root / "tokens").exists()
+
+
+@pytest.mark.parametrize("trained", ["bpe"], indirect=True)
+def test_37_a_hostile_model_in_the_place_of_a_trained_one_is_refused_and_we_live_on(
+    root: Path, tmp_path: Path, trained: artifact.Artifact
+) -> None:
+    text, shelves = lines(tmp_path / "a.jsonl", TEXTS).path, []
+    for kind, data in HOSTILE.items():  # of the size that the manifest knows, where that can be
+        shelves.append(shutil.copytree(trained.path, tmp_path / kind))
+        (shelves[-1] / "tokenizer.model").write_bytes(data.ljust(main_file(trained).stat().st_size, b"\0"))
+    ended = each_model(root, text, shelves)
+    assert [code for code, _ in ended] == [65] * len(HOSTILE)
+    assert all(said.startswith("error: ") and said.count("\n") == 1 for _, said in ended)
+
+
+def test_37_a_model_that_is_too_large_for_a_small_machine_is_never_read_here(root: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "large.model", "wb") as file:
+        file.truncate(5 << 30)  # of zeros that take no room on the disk
+    ((code, said),) = each_model(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "large.model"])
+    assert code == 65
+    assert "needs more than 4 GiB" in said
+
+
+_CRASHES = """
+import os, signal
+class SentencePieceProcessor:
+    def __init__(self, **_):
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_37_a_model_that_takes_the_library_down_is_refused_and_we_live_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "sentencepiece.py").write_text(_CRASHES, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'library'}")
+    (tmp_path / "deadly.model").write_bytes(model())
+    ((code, said),) = each_model(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "deadly.model"])
+    assert code == 65
+    assert "deadly.model: loading this model kills the process that does it" in said
+
+
+def test_37_a_model_with_a_piece_that_is_no_text_is_refused(inkstone: Inkstone, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "bytes.model").write_bytes(model(b"a\xff"))
+    path = lines(tmp_path / "a.jsonl", [*TEXTS, "a long one " * 10_000]).path
+    said = inkstone("tokenize", path, "--tokenizer", tmp_path / "bytes.model", code=65)
+    assert_refused(said, root)
+
+
+# 38: no network
+
+
+def test_38_without_network_and_cache_we_are_told_what_to_provide(
+    inkstone: Inkstone, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_offline(monkeypatch, tmp_path / "empty")
+    start = time.monotonic()
+    said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "cl100k_base", code=75)
+    assert time.monotonic() - start < 30
+    assert "cl100k_base" in said["error"]
+    assert "TIKTOKEN_CACHE_DIR" in said["hint"]
+    assert_refused(said, root)
+
+
+def test_38_tokens_carry_their_tokenizer_and_need_neither(
+    shared: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(root, some(tmp_path), tokenizer=Tiktoken.named("r50k_base")).artifact
+    go_offline(monkeypatch, tmp_path / "empty")
+    assert set(texts_of(made, "train", tokens.open_store(made).tokenizer)) < set(TEXTS)
+
+
+# 39: text that spells a special token
+
+SPELLED = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+SPELLED += ["<s>", "</s>", "<pad>", "<unk>", "<0x0A>"]
+SPELLING = [*SPELLED, *(f"one{each}two" for each in SPELLED), "".join(SPELLED), "<|endoftext|>" * 500, "<|endoftext|"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "special"),
+    [("r50k_base", {50256}), ("cl100k_base", set(range(100257, 100277))), ("o200k_base", {199999, 200018})],
+)
+@pytest.mark.parametrize("encoder", ["gigatoken", "tiktoken"])
+def test_39_text_never_becomes_a_special_token_of_an_encoding(
+    shared: Path, tmp_path: Path, root: Path, encoding: str, special: set[int], encoder: str
+) -> None:
+    tokenizer = Tiktoken.named(encoding, encoder)
+    made = run(root, all_train(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
+    assert_ends_only(made, special)
+    assert texts_of(made, "train", tokenizer) == SPELLING
+
+
+@pytest.mark.parametrize("trained", ["bpe"], indirect=True)
+def test_39_text_never_becomes_a_control_piece_of_a_trained_model(
+    tmp_path: Path, root: Path, trained: artifact.Artifact
+) -> None:
+    tokenizer, _ = tokenizers.find(root, "book")
+    made = run(root, all_train(tmp_path, *SPELLING), tokenizer=tokenizer, trained=trained).artifact
+    assert_ends_only(made, {0, 1})
+    assert texts_of(made, "train", tokenizer) == SPELLING
+
+
+def test_39_text_never_becomes_the_end_of_a_model_from_elsewhere(tmp_path: Path, root: Path) -> None:
+    tokenizer = SentencePiece(model(b"</", b"s>"), "elsewhere")
+    made = run(root, all_train(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
+    assert_ends_only(made, {1})
+
+
+def assert_ends_only(made: artifact.Artifact, special: set[int]) -> None:
+    end = made.manifest.counts["end_of_text"]
+    assert end in special
+    for row in rows(made, "train"):
+        assert row[-1] == end
+        assert not special & set(row[:-1])
+
+
+# 40: wide vocabularies
+
+
+@pytest.mark.parametrize(("extra", "dtype"), [(0, "<u2"), (1, "<u4")])
+@pytest.mark.parametrize("layout", tokens.FORMATS)
+def test_40_ids_above_65535_take_four_bytes(tmp_path: Path, root: Path, extra: int, dtype: str, layout: str) -> None:
+    wide = "".join(map(chr, range(0x10000, 0x20000 - 2 + extra)))
+    tokenizer = Characters(wide, "wide")
+    assert tokenizer.vocab_size == 65_536 + extra
+    made = run(root, all_train(tmp_path, wide[-3:]), tokenizer=tokenizer, format=layout).artifact
+    assert made.manifest.counts["dtype"] == dtype
+    array = tokens.open_store(made).train
+    assert array.read(0, 4).tolist() == [*range(tokenizer.vocab_size - 3, tokenizer.vocab_size), 0]
+    assert {segment.dtype for segment in array.segments} == {np.dtype(dtype)}
+
+
+def test_40_a_format_of_two_bytes_refuses_a_wide_vocabulary(shared: Path, tmp_path: Path, root: Path) -> None:
+    made = run(root, all_train(tmp_path, *TEXTS), tokenizer=Tiktoken.named("cl100k_base")).artifact
+    with pytest.raises(BadConfig, match="nanogpt holds ids below 65,536"):
+        formats.export(made, "nanogpt", tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+# 41: training a tokenizer
+
+
+def test_41_a_killed_training_leaves_no_part_of_a_model_and_the_same_text_gives_the_same_bytes(
+    shared: Path, tmp_path: Path
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_bytes((shared / "data" / "shuihu_raw.txt").read_bytes()[:600_000].rpartition(b"\n")[0])
+    start = time.monotonic()
+    assert train(tmp_path / "quiet", book).wait() == 0
+    seconds, expected = time.monotonic() - start, models(tmp_path / "quiet")
+    draw = random.Random(41)
+    for number in range(4):
+        root = tmp_path / str(number)
+        first = train(root, book)
+        time.sleep(draw.uniform(0.3, 0.95) * seconds)
+        first.kill()
+        first.wait()
+        found = list(root.glob("tokenizers/book/[!.]*"))
+        assert not found or models(root) == expected  # it may have been done
+        assert [path for path in root.rglob("*.model") if not path.parent.name.startswith(".draft-")] == [
+            path / "tokenizer.model" for path in found if not path.is_symlink()
+        ]
+        assert train(root, book).wait() == 0
+        assert models(root) == expected
+        assert not chaos.leftovers(root)
+
+
+def train(root: Path, book: Path) -> subprocess.Popen[bytes]:
+    asked = ("--artifacts", root, "-q", "train-tokenizer", book, "--name", "book", "--vocab-size", 4000)
+    return subprocess.Popen([sys.executable, "cli.py", *map(str, asked)], cwd=ROOT)
+
+
+def models(root: Path) -> dict[str, str]:
+    """sha256 of all that the current tokenizer is, its manifest included."""
+    folder = (root / "tokenizers" / "book" / "current").resolve()
+    return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != "run.json"}
+
+
+# Cut shards
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard of one zstd frame, as the Pile's are; what is cut off such a frame is always missed."""
+    text = SAMPLE.read_text(encoding="utf-8")
+    path = tmp_path_factory.mktemp("shard") / "00.jsonl.zst"
+    packed = b"".join(b"%b\n" % json.dumps({"text": f"{n} {text[n:]}"}).encode() for n in range(50))
+    path.write_bytes(zstandard.ZstdCompressor(level=3).compress(packed))
+    return path
+
+
+def cuts(shard: Path, count: int, seed: int) -> list[int]:
+    draw, size = random.Random(seed), shard.stat().st_size
+    return [0, 1, 4, size - 1, *(draw.randrange(5, size) for _ in range(count - 4))]
+
+
+def test_a_shard_that_is_cut_anywhere_is_bad_data_and_publishes_nothing(
+    tmp_path: Path, root: Path, shard: Path
+) -> None:
+    val = lines(tmp_path / "val.jsonl", ["held out"])
+    whole = run(tmp_path / "whole", beside(shard, val)).artifact
+    path = tmp_path / "00.jsonl.zst"
+    for place in cuts(shard, 50, 24):
+        path.write_bytes(shard.read_bytes()[:place])
+        with pytest.raises(BadData, match=r"00\.jsonl\.zst: "):
+            run(root, beside(path, val))
+        assert nothing_published(root)
+        assert no_draft(root)
+    path.write_bytes(shard.read_bytes())
+    assert run(root, beside(path, val)).artifact.digest == whole.digest
+
+
+def beside(path: Path, val: raw.InputFile) -> Inputs:
+    return Inputs((given(path),), (val,))
+
+
+def test_a_cut_shard_ends_the_command_with_65_and_its_workers_with_it(tmp_path: Path, root: Path, shard: Path) -> None:
+    val = lines(tmp_path / "val.jsonl", ["held out"]).path
+    path = tmp_path / "00.jsonl.zst"
+    for place in cuts(shard, 6, 65)[-3:]:
+        path.write_bytes(shard.read_bytes()[:place])
+        asked = ("tokenize", path, "--val", val, "--tokenizer", letters(root).path, "--jobs", 2)
+        command = chaos.command("--artifacts", root, *asked, unit=100_000, piece=20_000)
+        done = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        said = done.communicate()[1]
+        assert done.returncode == 65, said
+        assert "cut short" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert chaos.survivors(done.pid) == []
+        assert [entry.name for entry in (root / "tokens" / "00").iterdir()] == [".lock"]
+
+
+def letters(root: Path) -> artifact.Artifact:
+    def write(draft: Path) -> artifact.Content:
+        LETTERS.save(draft)
+        return artifact.Content({})
+
+    return artifact.build(root, Identity("tokenizers", "letters", {}, ()), write).artifact
+
+
+# kill -9
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes live")
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return chaos.prepare(tmp_path_factory.mktemp("trial"), megabytes=10)
+
+
+@linux
+def test_20_kills_at_random_moments_end_in_the_bytes_of_an_undisturbed_run(trial: Trial, tmp_path: Path) -> None:
+    found = chaos.rounds(trial, tmp_path, 20, seed=20)
+    assert [each.wrong for each in found if each.wrong] == []
+    print(chaos.summary(found))
+
+
+def until_units(first: subprocess.Popen[str], root: Path, count: int) -> None:
+    """Wait until so many units are recorded as done."""
+    while len(chaos.left_behind(root).finished) < count:
+        assert first.poll() is None
+        time.sleep(0.005)
+
+
+@linux
+def test_a_killed_run_goes_on_after_its_last_whole_unit(trial: Trial, tmp_path: Path) -> None:
+    first = trial.start(tmp_path)
+    until_units(first, tmp_path, 4)
+    first.kill()
+    first.communicate()
+    assert chaos.survivors(first.pid) == []
+    before = chaos.left_behind(tmp_path)
+    assert len(before.finished) >= 4
+    assert before.begun <= 1
+    again = trial.start(tmp_path)
+    again.communicate()
+    assert again.returncode == 0
+    current = tmp_path / "tokens" / "chaos" / "current"
+    assert {name: chaos.stamp(current / name) for name in before.finished} == before.finished
+    assert chaos.published(tmp_path) == trial.sums
+
+
+@linux
+def test_34_a_killed_worker_ends_the_command_with_71_and_the_next_one_goes_on(trial: Trial, tmp_path: Path) -> None:
+    first = trial.start(tmp_path)
+    until_units(first, tmp_path, 2)
+    os.kill(chaos.workers_of(first.pid)[0], signal.SIGKILL)
+    printed, said = first.communicate()
+    assert first.returncode == 71
+    assert json.loads(printed)["exit_code"] == 71
+    assert said.splitlines()[-1].startswith("error: a worker process was killed")
+    assert "Traceback" not in said
+    assert chaos.survivors(first.pid) == []
+    assert len(chaos.left_behind(tmp_path).finished) >= 2
+    again = trial.start(tmp_path)
+    again.communicate()
+    assert again.returncode == 0
+    assert chaos.published(tmp_path) == trial.sums
+
+
+@pytest.fixture
+def crumbs(root: Path, tmp_path: Path) -> list[Path]:
+    """What a run leaves that was killed while it moved `current`."""
+    link = root / "tokens" / "some" / ".tmp.current.0a1b2c3d"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("0123456789abcdef")
+    return [link]
+
+
+def test_what_a_killed_run_left_beside_its_draft_is_cleared_too(tmp_path: Path, root: Path, crumbs: list[Path]) -> None:
+    run(root, some(tmp_path))
+    assert [path for path in crumbs if path.is_symlink() or path.exists()] == []

@@ -1,0 +1,104 @@
+"""What the tests of exchange share: runs that were never trained, with weights that differ everywhere, and what
+transformers makes of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from model.config import GPTConfig, Preset, TrainConfig
+from model.device import Execution
+from model.exchange import export
+from model.network.gpt import GPT
+from model.runs import checkpoint, run
+from model.runs.checkpoint import Saved, State
+from model.runs.run import Result
+from pipeline.store import artifact, files
+from pipeline.store.artifact import Artifact, Content
+from pipeline.store.manifest import Identity
+from pipeline.tokenizers import Characters, Tokenizer
+
+LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水□", "letters")
+GPT2 = GPTConfig(vocab_size=LETTERS.vocab_size, block_size=96, layers=2, heads=4, width=32)
+QWEN3 = replace(GPT2, positions="rotary", norm="rms", activation="swiglu", bias=False, qk_norm=True, kv_heads=2)
+CONFIGS = {
+    "gpt2": GPT2,
+    "gpt2 with biases in attention": replace(GPT2, qkv_bias=True),
+    "gpt2 without biases, untied, padded": replace(GPT2, bias=False, tied=False, hidden=48, vocab_size=128),
+    "qwen3": QWEN3,
+    "qwen3 untied, padded, with all heads": replace(QWEN3, tied=False, kv_heads=0, rotary_base=1e6, vocab_size=128),
+}
+EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> None:
+    """One thread, since OpenMP's do not live on in the forks of other tests; and no network."""
+    torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):  # one that is built for another torch, over which transformers would stumble
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+
+def network(config: GPTConfig, seed: int = 1) -> GPT:
+    """A network in which no weight is what it begins as: every norm, bias and scalar shows."""
+    model = GPT(config)
+    model.initialise(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+    return model.eval()
+
+
+def published(
+    root: Path,
+    config: GPTConfig,
+    tokenizer: Tokenizer = LETTERS,
+    *,
+    name: str = "small",
+    average: GPT | None = None,
+    samples: tuple[str, ...] = (),
+) -> Artifact:
+    """The run of a network of that config, as a training leaves it."""
+    weights = dict(network(config).named_parameters())
+
+    def write(draft: Path) -> Content:
+        tokenizer.save(draft)
+        preset = {"preset": "mini", **asdict(Preset(config.family, "a test", config))}
+        files.write_file(draft / run.CONFIG, msgspec.json.encode(preset))
+        lines = (msgspec.json.encode({"step": 1, "prompt": text[:2], "text": text[2:]}) + b"\n" for text in samples)
+        files.write_file(draft / "samples.jsonl", b"".join(lines))
+        state = State(7, 1.0, 2.5, config, TrainConfig(steps=7), Execution("fp32", compiled=False, micro_batch=1))
+        saved = Saved(weights, {}, dict(average.named_parameters()) if average else {})
+        checkpoint.save(draft / "checkpoints", state, saved)
+        step = checkpoint.name(7)
+        scores = {"val_loss": 2.5, "bits_per_char": 3.25, "best_val_loss": 2.5, "best_bits_per_char": 3.25}
+        result = Result(7, 700, config.parameters, step, step, **scores)
+        files.write_file(draft / run.RESULT, msgspec.json.encode(result))
+        return Content({"steps": 7, "tokens": 700, "parameters": config.parameters})
+
+    identity = Identity("runs", name, {"model": asdict(config), "average": bool(average)}, (), tokenizer.fingerprint)
+    return artifact.build(root, identity, write).artifact
+
+
+def exported(found: Artifact, to: str = "hf") -> Path:
+    return export.export(found, to, found.path.parents[2] / "exports" / f"{found.manifest.key}-{to}").path
+
+
+def their_model(folder: Path) -> Any:
+    """What transformers loads from a folder; it must find every weight there, and no other."""
+    from transformers import AutoModelForCausalLM
+
+    model, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(said.values()), said
+    return model.eval()

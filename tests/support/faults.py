@@ -1,0 +1,527 @@
+"""Faults on purpose: disks that fail, tear and fill, processes that are killed, power that is cut; and what must be so
+after every one of them (`assert_survived`). reference/reliability.md, section 2.
+
+What needs root or a tool that is missing is skipped, with a warning; INKSTONE_REQUIRE_FAULTS makes that a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import pytest
+
+import cli
+from pipeline.maintenance import status
+from pipeline.sources import inputs as raw
+from pipeline.store import artifact, files, locks
+from pipeline.store.manifest import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+LEFTOVERS = (files.TEMPORARY, files.TRASH, ".draft-")
+UNFINISHED = (".part", ".part.json")
+_PATIENCE = 60.0  # seconds: a command that takes longer hangs
+
+
+def skip(reason: str) -> NoReturn:
+    """What cannot be tested here is said aloud."""
+    assert not os.environ.get("INKSTONE_REQUIRE_FAULTS"), reason
+    warnings.warn(f"not tested here: {reason}", stacklevel=3)
+    pytest.skip(reason)
+
+
+def require(*tools: str, root: bool = False) -> None:
+    if missing := [tool for tool in tools if not shutil.which(tool)]:
+        skip(f"{', '.join(missing)} is not installed")
+    if root and os.geteuid() != 0:
+        skip("this needs root")
+
+
+# The command line, in a process of its own
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command ended: its exit code (negative: the signal that killed it) and what it said."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float = 0.0
+
+
+_DRIVER = """
+import json, sys
+from tests import faults
+constants, fault = json.loads(sys.argv[1])
+faults.arrange(constants, fault)
+sys.exit(faults.cli.main(sys.argv[2:]))
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line on an artifacts folder, in an environment of its own. `constants` are set in its process, such as
+    {"pipeline.transfer.DURABLE_EVERY": 1 << 16}; `before` is what stands in front of it, such as `unshare -n`."""
+
+    root: Path
+    arguments: tuple[object, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
+
+    def start(self, fault: Fault | None = None) -> subprocess.Popen[str]:
+        home = self.root.parent / "home"
+        home.mkdir(exist_ok=True)
+        bare = {"PATH": os.environ["PATH"], "HOME": str(home), "NO_PROXY": "*", "LANG": "C.UTF-8"}
+        setting = json.dumps([dict(self.constants), fault.as_list() if fault else None])
+        command = (sys.executable, "-c", _DRIVER, setting, "--artifacts", str(self.root), *map(str, self.arguments))
+        return subprocess.Popen(
+            [*self.before, *command],
+            cwd=ROOT,
+            env={**bare, "PYTHONPATH": str(ROOT), **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, fault: Fault | None = None) -> Run:
+        return ended(self.start(fault))
+
+    def run_forked(self, fault: Fault | None = None, *, kill_after: float | None = None) -> Run:
+        """As `run`, in a fork of this process: that takes milliseconds. It may be killed after so many seconds.
+
+        `constants` may be functions here.
+        """
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            start = time.monotonic()
+            if not (child := os.fork()):
+                _be_the_command(self, fault, out.fileno(), err.fileno())
+            if kill_after is not None:
+                time.sleep(kill_after)
+                os.kill(child, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            seconds = time.monotonic() - start
+            out.seek(0)
+            err.seek(0)
+            return Run(code, out.read(), err.read(), seconds)
+
+
+def _be_the_command(command: Command, fault: Fault | None, out: int, err: int) -> NoReturn:
+    code = 70
+    try:
+        signal.alarm(int(_PATIENCE))  # one that hangs is killed
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        os.environ.update({"NO_PROXY": "*", **command.environment})
+        arrange(command.constants, fault.as_list() if fault else None)
+        code = cli.main(["--artifacts", str(command.root), *map(str, command.arguments)])
+    finally:  # whatever happened: this is a copy of the test process, and must not go on as one
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(process: subprocess.Popen[str]) -> Run:
+    """How a process that was started ends; one that hangs is a failure."""
+    start = time.monotonic()
+    try:
+        out, err = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"it hangs: {err}")
+    return Run(process.returncode, out, err, time.monotonic() - start)
+
+
+def arrange(constants: Mapping[str, object], fault: Sequence[Any] | None) -> None:
+    """Set constants and the disk of this process, before the command begins."""
+    for name, value in constants.items():
+        owner, _, attribute = name.rpartition(".")
+        assert hasattr(pkgutil.resolve_name(owner), attribute), name
+        setattr(pkgutil.resolve_name(owner), attribute, value)
+    if fault:
+        files.disk = FaultyDisk(Fault(*fault))
+
+
+# Disks that fail
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at the `number`-th operation of a kind ("any" counts all): an errno by its name, which `lasting`
+    makes all later ones fail with too; "kill" ends the process before it, and "torn" in the middle of a write."""
+
+    operation: str
+    number: int
+    what: str
+    lasting: bool = False
+
+    def as_list(self) -> list[object]:
+        return [self.operation, self.number, self.what, self.lasting]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An entry of a disk's log. `other` is the new name or the link's target; `data` what was written at `place`."""
+
+    kind: str
+    path: Path
+    other: str = ""
+    place: int = 0
+    data: bytes = b""
+
+
+class LoggingDisk(files.Disk):
+    """A disk that keeps a log of what was asked of it."""
+
+    def __init__(self) -> None:
+        self.log: list[Operation] = []
+
+    def about_to(self, operation: Operation) -> None:
+        self.log.append(operation)
+
+    def create(self, path: Path) -> BinaryIO:
+        if not os.path.lexists(path):  # to look whether a part is there is no operation
+            self.about_to(Operation("create", path))
+        return super().create(path)
+
+    def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
+        self.about_to(Operation("write", path, place=handle.tell(), data=bytes(data)))
+        super().write(handle, path, data)
+
+    def truncate(self, handle: BinaryIO, path: Path, size: int) -> None:
+        self.about_to(Operation("truncate", path, place=size))
+        super().truncate(handle, path, size)
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        self.about_to(Operation("sync", path))
+        super().sync(descriptor, path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.about_to(Operation("rename", old, str(new)))
+        super().rename(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        self.about_to(Operation("link", old, str(new)))
+        super().link(old, new)
+
+    def symlink(self, target_name: str, link: Path) -> None:
+        self.about_to(Operation("symlink", link, target_name))
+        super().symlink(target_name, link)
+
+    def unlink(self, path: Path) -> None:
+        self.about_to(Operation("unlink", path))
+        super().unlink(path)
+
+
+class FaultyDisk(LoggingDisk):
+    """A disk on which one thing goes wrong. `reached` says whether it came to that."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__()
+        self.fault = fault
+        self.reached = False
+        self._count = 0
+
+    def about_to(self, operation: Operation) -> None:
+        fault = self.fault
+        super().about_to(operation)
+        if fault.operation not in ("any", operation.kind):
+            return
+        self._count += 1
+        if self._count == fault.number or (fault.lasting and self.reached):
+            self.reached = True
+            if fault.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault.what != "torn":
+                number = getattr(errno, fault.what)
+                told = operation.kind not in ("write", "sync", "truncate")  # of those the system says no name
+                raise OSError(number, os.strerror(number), str(operation.path) if told else None)
+
+    def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
+        self.about_to(Operation("write", path, place=handle.tell(), data=bytes(data)))
+        if self.fault.what == "torn" and self.reached:
+            handle.write(data[: len(data) // 2])
+            handle.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        handle.write(data)
+
+
+@contextmanager
+def disk(one: files.Disk) -> Iterator[None]:
+    """Let everything in this process go through another disk."""
+    before, files.disk = files.disk, one
+    try:
+        yield
+    finally:
+        files.disk = before
+
+
+def sweep(attempt: Callable[[int], bool], most: int = 1000) -> int:
+    """Call `attempt` with 1, 2, 3, ... until it returns that the fault was not reached any more; how often it was."""
+    for number in range(1, most):
+        if not attempt(number):
+            return number - 1
+    raise AssertionError(f"still not through after {most} operations")
+
+
+# What a power cut may leave
+
+
+@dataclass
+class _Inode:
+    live: bytearray = field(default_factory=bytearray)
+    durable: bytes = b""
+
+
+def power_cuts(log: Sequence[Operation], before: Mapping[Path, bytes]) -> list[dict[Path, bytes]]:
+    """The different states of files that a power cut may leave at any point of a log, where the system is free to
+    choose: nothing that was not synced; all names, but no bytes that were not synced; everything. `before` is what
+    was durable. Folders are taken to be durable, and links are not followed: the raw cache has none.
+    """
+    inodes = {path: _Inode(bytearray(data), data) for path, data in before.items()}
+    names, durable_names = dict(inodes), dict(inodes)
+    found: list[dict[Path, bytes]] = []
+    for operation in (*log, None):
+        for state in (
+            {path: inode.durable for path, inode in durable_names.items()},
+            {path: inode.durable for path, inode in names.items()},
+            {path: bytes(inode.live) for path, inode in names.items()},
+        ):
+            found += [state] if state not in found else []
+        if operation:
+            _happen(operation, names, durable_names)
+    return found
+
+
+def _happen(operation: Operation, names: dict[Path, _Inode], durable_names: dict[Path, _Inode]) -> None:
+    path = operation.path
+    match operation.kind:
+        case "create":
+            names[path] = _Inode()
+        case "write":
+            live = names[path].live
+            live[operation.place : operation.place + len(operation.data)] = operation.data
+        case "truncate":
+            del names[path].live[operation.place :]
+        case "sync" if path in names:
+            names[path].durable = bytes(names[path].live)
+        case "sync":  # a folder
+            for each in [each for each in durable_names if each.parent == path]:
+                del durable_names[each]
+            durable_names |= {each: inode for each, inode in names.items() if each.parent == path}
+        case "rename":
+            names[Path(operation.other)] = names.pop(path)
+        case "unlink":
+            names.pop(path, None)
+        case other:
+            raise AssertionError(f"what does a power cut do to a {other}?")
+
+
+# Disks of their own
+
+
+@contextmanager
+def tmpfs(folder: Path, size: str) -> Iterator[Path]:
+    """`folder` as a small disk in memory."""
+    require("mount", "umount", root=True)
+    with _mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+        yield folder
+
+
+@contextmanager
+def ext4(folder: Path, image: Path, *, megabytes: int = 16, inodes: int = 256, fresh: bool = True) -> Iterator[Path]:
+    """`folder` as a small disk whose blocks are the file `image`, which writes its journal only when told to."""
+    require("mount", "umount", "mkfs.ext4", root=True)
+    if fresh:
+        with open(image, "wb") as blocks:
+            blocks.truncate(megabytes << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-N", str(inodes), str(image)], check=True, capture_output=True)
+    with _mounted(folder, "-t", "ext4", "-o", "loop,commit=300", str(image)):
+        yield folder
+
+
+@contextmanager
+def _mounted(folder: Path, *how: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", *how, str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def power_cut(image: Path, folder: Path) -> Iterator[Path]:
+    """What is on the disk `image` if the power is cut now, mounted at `folder`: the journal is replayed on a copy."""
+    copy = image.with_name(f"{image.name}.cut")
+    shutil.copyfile(image, copy)
+    with ext4(folder, copy, fresh=False):
+        yield folder
+
+
+# What stands in front of a command
+
+
+def limited(**limits: int) -> tuple[str, ...]:
+    """Limits of prlimit, such as fsize, nofile, as."""
+    require("prlimit")
+    return ("prlimit", *(f"--{name}={value}" for name, value in limits.items()))
+
+
+def offline() -> tuple[str, ...]:
+    """No network at all, not even to this machine."""
+    require("unshare", root=True)
+    return ("unshare", "-n")
+
+
+def injected(call: str, what: str, path: Path | None = None) -> tuple[str, ...]:
+    """strace that lets a system call fail, as `injected("fsync", "error=EIO:when=2")`; only on `path`, if given."""
+    require("strace")
+    only = ("-P", str(path)) if path else ()
+    return ("strace", "-qq", "-f", "-o", "/dev/null", *only, "-e", f"trace={call}", "-e", f"inject={call}:{what}")
+
+
+# What must be so after every fault
+
+
+def published(root: Path) -> dict[str, str]:
+    """What readers may find below `root`, and what it is: sha256 of pinned files, digest of current generations."""
+    found = {}
+    for lock_file in sorted((root / "raw").glob(f"*/{raw.LOCK_FILE}")):
+        source = lock_file.parent.name
+        found |= {f"raw/{source}/{name}": pin.sha256 for name, pin in raw.read_lock(root, source).items()}
+    for kind in KINDS:
+        for link in sorted((root / kind).glob("*/current")):
+            found[f"{kind}/{link.parent.name}"] = artifact.read(link.resolve()).digest
+    return found
+
+
+def leftovers(root: Path) -> list[str]:
+    """What writers that were killed or failed left behind."""
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.name.startswith(LEFTOVERS) or path.name.endswith(UNFINISHED)
+    )
+
+
+def assert_one_error(run: Run, code: int, names: Sequence[str]) -> None:
+    """I3: that exit code, and one line with the file, the cause and the next step."""
+    assert run.code == code, f"exit code {run.code}, not {code}: {run.err}"
+    said = [line for line in run.err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, run.err
+    assert run.err.rstrip().splitlines()[-1] == said[0], run.err
+    assert " — " in said[0], f"no next step: {said[0]}"
+    assert "Traceback" not in run.err
+    for name in names:
+        assert name in said[0], f"{name!r} is not named: {said[0]}"
+
+
+def assert_whole(root: Path, allowed: Sequence[Mapping[str, str]], at_least: Mapping[str, str]) -> None:
+    """I1: what is published is of one of these states, nothing of `at_least` is lost, and all of it verifies."""
+    now = published(root)
+    for name, digest in now.items():
+        assert digest in {state.get(name) for state in allowed}, f"{name} is neither old nor new"
+    assert not at_least.keys() - now.keys(), "what was published is gone"
+    problems = [problem for _, found in status.verify(root, deep=True) for problem in found]
+    assert not problems, problems
+
+
+def assert_survived(
+    root: Path,
+    again: Callable[[], Run],
+    expected: Mapping[str, str],
+    disturbed: Sequence[Run],
+    *,
+    code: int | None = None,
+    names: Sequence[str] = (),
+    old: Mapping[str, str] | None = None,
+    damaged: bool = False,
+    twice: Callable[[], int] = lambda: 0,
+    most: int = 0,
+    secrets: Sequence[str] = (),
+) -> Run:
+    """The seven invariants (I1 to I7), after the `disturbed` runs; returns the clean run that is `again`.
+
+    `expected` is what an undisturbed run publishes, `old` what was there before (both as `published` tells them); with
+    `damaged` some of that was destroyed by the test itself. The last disturbed run must have ended with `code`, and
+    its error must name all of `names`; None: it was killed, or it succeeded. `twice` tells in the end how many bytes
+    were fetched twice, not over `most`. `secrets` must not be found in anything that was said or written.
+    """
+    old = old or {}
+    if code is not None and disturbed:
+        assert_one_error(disturbed[-1], code, names)
+    if not damaged:
+        assert_whole(root, (old, expected), old)  # I1
+    for path in root.rglob("*.lock"):  # I6
+        assert not locks.is_locked(path), f"{path} is still locked"
+    clean = again()
+    assert clean.code == 0, clean.err
+    assert "error" not in clean.err.lower(), clean.err
+    assert_whole(root, (expected,), expected)  # I2
+    assert published(root) == dict(expected)
+    assert leftovers(root) == []  # I4
+    assert twice() <= most, f"{twice():,} bytes were fetched twice, more than {most:,}"  # I5
+    for run in (*disturbed, clean):  # I7
+        assert_silent(run.out + run.err, secrets)
+    for path in root.rglob("*"):
+        if path.is_file():
+            assert_silent(path.read_bytes().decode("utf-8", "replace"), secrets)
+    return clean
+
+
+def assert_silent(text: str, secrets: Sequence[str]) -> None:
+    for secret in secrets:
+        assert secret not in text, f"a secret was told: {text[:300]}"
+
+
+@contextmanager
+def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A process that stands still meanwhile."""
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+
+
+def kill(process: subprocess.Popen[str]) -> Run:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return ended(process)
+
+
+@contextmanager
+def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that runs `script` on `path`, and the first line it printed."""
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()

@@ -1,0 +1,179 @@
+"""What the tests of serving share: a small run that writes Chinese, its server as a process, clients of all kinds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "inkling"
+_DRIVER = """
+import importlib, json, sys
+for name, value in json.loads(sys.argv[1]).items():
+    module, _, constant = name.rpartition(".")
+    setattr(importlib.import_module(module), constant, value)
+import cli
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def train(root: Path, preset: str = "mini", **settings: object) -> None:
+    """A run that has read the sample's novel for a moment, character by character."""
+    pairs = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    for words in (
+        ("clean", ROOT / "pipeline" / "sample" / "yanshan.txt", "--name", NAME, "--unit", "paragraph"),
+        ("train-tokenizer", NAME, "--kind", "char"),
+        ("tokenize", NAME, "--val-fraction", "0.1", "--jobs", "1"),
+        ("train", "--tokens", NAME, "--preset", preset, "--name", NAME, "--set", "vocab_size=0", *pairs),
+    ):
+        assert cli.main(["--artifacts", str(root), "-q", *map(str, words)]) == 0, words
+
+
+@dataclass
+class Server:
+    """`cli.py serve` as a process, and where it answers."""
+
+    process: subprocess.Popen[str]
+    url: str
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def memory(self) -> float:
+        """MB that the process has in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) / 1000 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+    def health(self) -> dict[str, Any]:
+        return ask(self, "/health").json()
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        """Ask it to end; its exit code, and what it said on stdout and stderr."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, "".join(self.said) + err
+
+
+def command(root: Path, *options: object, constants: Mapping[str, object] | None = None) -> list[str]:
+    words = ("--artifacts", root, "serve", NAME, *options)
+    return [sys.executable, "-c", _DRIVER, json.dumps(constants or {}), *map(str, words)]
+
+
+@contextmanager
+def serving(root: Path, *options: object, constants: Mapping[str, object] | None = None) -> Iterator[Server]:
+    """Serve the run on a free port while the block runs."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(root, "--port", 0, *options, constants=constants),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("serving "):
+                yield Server(process, line.split(" at ")[1].split()[0], said)
+                break
+        else:
+            raise AssertionError(f"it does not serve: {said}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.json()["error"]
+
+    @property
+    def text(self) -> str:
+        return self.json()["choices"][0]["text"]
+
+
+def ask(server: Server, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
+    """GET a path, or POST a body, as JSON if it is no bytes."""
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    given = {"Content-Type": "application/json", **(headers or {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(server.url + path, data, given), timeout=60) as reply:
+            return Reply(reply.status, reply.headers, reply.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(error.code, error.headers, error.read())
+
+
+def complete(server: Server, **asked: object) -> Reply:
+    return ask(server, "/v1/completions", {"model": NAME, "prompt": "话说", **asked})
+
+
+def exchange(server: Server, data: bytes, seconds: float = 20.0) -> bytes:
+    """Send these bytes, and read until the server hangs up."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
+        connection.sendall(data)
+        told = b""
+        try:
+            while part := connection.recv(1 << 16):
+                told += part
+        except ConnectionResetError:
+            pass
+        return told
+
+
+def posted(body: bytes, *headers: str) -> bytes:
+    """A request for a completion, as the bytes that travel."""
+    lines = ("POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers)
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+def begin(server: Server, buffer: int = 0, **asked: object) -> socket.socket:
+    """A client that has asked, and has read nothing yet; `buffer` bytes are all that its side takes in."""
+    body = json.dumps({"model": NAME, "prompt": "话说", **asked}).encode()
+    connection = socket.socket()
+    if buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(20)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(posted(body, f"Content-Length: {len(body)}"))
+    return connection
+
+
+def wait_for_health(server: Server, seconds: float = 10.0, **wanted: object) -> None:
+    """Until the server says so of itself."""
+    deadline = time.monotonic() + seconds
+    while {name: server.health()[name] for name in wanted} != wanted:
+        assert time.monotonic() < deadline, f"{server.health()} never became {wanted}"
+        time.sleep(0.02)
