@@ -27,8 +27,9 @@ _NAME = "shard.txt"
 _OURS = """
 import sys
 from pathlib import Path
-from pipeline import download, sources
-from pipeline.progress import Silent
+from pipeline.sources import catalogue as sources
+from pipeline.sources import download
+from pipeline.runtime.progress import Silent
 download.download(Path(sys.argv[1]), sources.resolve(sys.argv[2], environment={}), Silent())
 """
 

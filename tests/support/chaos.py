@@ -41,7 +41,7 @@ LEFTOVERS = (files.TEMPORARY, ".draft-", artifact.SCRATCH)
 
 _DRIVER = """
 import sys
-from pipeline import pieces, tokenize
+from pipeline.tokens import chunks as pieces, stage as tokenize
 pieces.UNIT_BYTES, pieces.PIECE_BYTES, tokenize._SMALL = {unit}, {piece}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))

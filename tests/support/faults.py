@@ -67,7 +67,7 @@ class Run:
 
 _DRIVER = """
 import json, sys
-from tests import faults
+from tests.support import faults
 constants, fault = json.loads(sys.argv[1])
 faults.arrange(constants, fault)
 sys.exit(faults.cli.main(sys.argv[2:]))

@@ -36,7 +36,7 @@ _PATH = re.compile(r"/datasets/monology/pile-uncopyrighted/resolve/([^/]+)/(.+)"
 # One process and few imports: units and pieces so small that a small file has several of them.
 _DRIVER = """
 import sys
-from pipeline import pieces, tokenize
+from pipeline.tokens import chunks as pieces, stage as tokenize
 pieces.UNIT_BYTES, pieces.PIECE_BYTES, tokenize._SMALL = {unit}, {piece}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))

@@ -102,11 +102,11 @@ import ctypes, gc, json, sys
 from dataclasses import replace
 import torch
 torch.set_num_threads(1)
-from model import preflight
-from model.batches import to_device
+from model.training import estimate as preflight
+from model.training.dataloader import to_device
 from model.config import GPTConfig, TrainConfig
-from model.distributed import World
-from model.learner import Learner
+from model.training.distributed import World
+from model.training.learner import Learner
 import numpy as np
 
 def memory(kind):

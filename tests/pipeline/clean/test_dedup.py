@@ -188,7 +188,7 @@ def test_a_long_document_is_sketched_as_a_whole(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_sketch_is_the_same_in_another_process_and_can_be_sent_to_it(long_poem: str) -> None:
     program = (
-        "import sys, pickle; from pipeline.clean.duplicates import fingerprint, sketch\n"
+        "import sys, pickle; from pipeline.clean.dedup import fingerprint, sketch\n"
         "text = sys.stdin.buffer.read().decode()\n"
         "sys.stdout.buffer.write(pickle.dumps((fingerprint(text), sketch(text))))"
     )

@@ -31,7 +31,7 @@ HOUR = 3600
 LOOK = """
 import dataclasses, json, os, resource, sys
 from pathlib import Path
-from pipeline import doctor
+from pipeline.maintenance import doctor
 {first}
 print(json.dumps([dataclasses.asdict(each) for each in doctor.examine(Path(sys.argv[1]), ask=None)]))
 """

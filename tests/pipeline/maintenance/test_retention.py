@@ -356,7 +356,7 @@ def test_everything_stays_while_a_run_does_not_say_what_it_was_made_from(
 HOLD_A_LEASE = """
 import sys
 from pathlib import Path
-from pipeline import artifact
+from pipeline.store import artifact
 with artifact.lease(artifact.read(Path(sys.argv[1]))):
     print("reading", flush=True)
     sys.stdin.read()

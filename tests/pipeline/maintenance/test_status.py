@@ -51,7 +51,7 @@ HOLD = """
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from pipeline import locks
+from pipeline.store import locks
 with ExitStack() as held:
     for path in sys.argv[1:]:
         held.enter_context(locks.lock(Path(path), doing="refresh small", run_id="x")).say("tokenize")

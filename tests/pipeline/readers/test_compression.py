@@ -253,8 +253,9 @@ def peak(read: str, path: Path) -> int:
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline import compression, pieces, readers\n"
-        "from pipeline.errors import BadData\nfrom pipeline.ledger import Ledger\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.readers import compression, readers\n"
+        "from pipeline.tokens import chunks as pieces\n"
+        "from pipeline.errors import BadData\nfrom pipeline.runtime.ledger import Ledger\n"
         f"path = Path(sys.argv[1])\ntry:\n    for each in {read}:\n        pass\n"
         "except BadData as error:\n    print(error, file=sys.stderr)\n"
         "else:\n    sys.exit('it was accepted')\n"

@@ -443,7 +443,7 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path: Path) -> 
     path = table(tmp_path, {"text": ["a"]})
     script = (
         "import sys\nfrom pathlib import Path\nsys.modules['pyarrow'] = None\n"
-        "from pipeline import errors, readers\n"
+        "from pipeline import errors\nfrom pipeline.readers import readers\n"
         "try:\n    list(readers.json_lines(Path(sys.argv[1])))\n"
         "except errors.BadConfig as error:\n    print(error.exit_code, error.hint)\n"
     )

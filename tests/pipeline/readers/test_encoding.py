@@ -261,7 +261,7 @@ def test_memory_stays_flat_however_long_a_text_is(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline import decoding\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.readers import encoding as decoding\n"
         "size = sum(map(len, decoding.text(Path(sys.argv[1]), decoding.Facts())))\n"
         "status = Path('/proc/self/status').read_text()\n"
         "print(size, int(status.split('VmHWM:')[1].split()[0]) // 1024)\n"

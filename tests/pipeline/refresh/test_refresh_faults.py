@@ -718,7 +718,7 @@ def test_case_75_two_roots_are_refreshed_at_once_and_know_nothing_of_each_other(
 _NO_LOCKS = """
 import fcntl
 fcntl.flock = lambda descriptor, operation: None
-from pipeline import locks
+from pipeline.store import locks
 if {far}: locks._lives = lambda holder: False
 """
 

@@ -224,7 +224,7 @@ def test_workers_end_where_the_signal_to_end_is_ignored(tmp_path: Path) -> None:
     script.write_text(
         "import signal, sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pipeline import engines\n"
+        "from pipeline.runtime import workers as engines\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "    list(engines.stream(time.sleep, iter([0.05] * 30), jobs=2))\n"
@@ -263,7 +263,7 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path, call: str, cou
     script.write_text(
         "import multiprocessing, os, sys, time, pathlib\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pipeline import engines\n"
+        "from pipeline.runtime import workers as engines\n"
         "def work(number):\n"
         f"    pathlib.Path({str(tmp_path)!r}, f'worker-{{os.getpid()}}').touch()\n"
         "    time.sleep(0.1 if multiprocessing.parent_process() is None else 60)\n"

@@ -790,8 +790,9 @@ def test_case_49_with_no_more_files_to_open_the_old_generation_stays_and_the_sam
 BUILD_AND_READ = """
 import sys
 from pathlib import Path
-from pipeline import artifact, errors
-from pipeline.manifest import Identity
+from pipeline.store import artifact
+from pipeline import errors
+from pipeline.store.manifest import Identity
 root = Path(sys.argv[1])
 found = artifact.find(root, "corpora", "shuihu")
 with artifact.lease(found):

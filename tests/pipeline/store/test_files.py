@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 WRITE_HALF = """
 import sys, time
 from pathlib import Path
-from pipeline import files
+from pipeline.store import files
 with files.new_file(Path(sys.argv[1])) as out:
     out.write(b"half of the new")
     print("half", flush=True)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HOLD_THE_LOCK = """
 import subprocess, sys
 from pathlib import Path
-from pipeline import locks
+from pipeline.store import locks
 with locks.lock(Path(sys.argv[1]), doing="clean pile"):
     child = subprocess.Popen(["sleep", "30"])
     print(child.pid, flush=True)

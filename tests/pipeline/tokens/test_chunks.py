@@ -253,7 +253,7 @@ def peak(script: str) -> int:
     """MiB that a process of its own held at most while it ran a script."""
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
-    head = "import re\nfrom pathlib import Path\nfrom pipeline import documents, pieces\n"
+    head = "import re\nfrom pathlib import Path\nfrom pipeline.readers import documents\nfrom pipeline.tokens import chunks as pieces\n"
     tail = "\nprint(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)\n"
     command = [sys.executable, "-c", head + script + tail]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
