@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.rows import Row
 from model.presets import preset
-from model.runs import run
+from model.runs import plan, run
 from model.training import metrics, stage
 from pipeline import tokenizers
 from pipeline.clean.report import sentencepiece_flags as advice
@@ -51,7 +51,7 @@ def bench(
         options = TokenizeOptions("memmap")
         tokens = tokenize.tokenize(root, "text", inputs, tokenizer, trained, options, Silent(), jobs=1).artifact
         chosen = {"seed": seed, "eval_bytes": 0, **(settings or {})}
-        planned = run.plan(tokens, preset_name, name="loss", minutes=minutes, settings=chosen)
+        planned = plan.plan(tokens, preset_name, name="loss", minutes=minutes, settings=chosen)
         made = stage.train(root, planned, device="auto", resume=False, report=report).artifact
         result = run.read_result(made.path)
         rows = metrics.read(made.file("metrics.csv"))

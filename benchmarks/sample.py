@@ -20,7 +20,8 @@ from benchmarks.rows import Row
 from model import device as devices
 from model.exchange import convert as exchange
 from model.generation import quantization as packed
-from model.generation.engine import SampleOptions, sample
+from model.generation.engine import sample
+from model.generation.sampling import SampleOptions
 from model.network.gpt import GPT
 from model.presets import preset
 from pipeline.errors import BadConfig

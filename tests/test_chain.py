@@ -32,7 +32,7 @@ def test_the_demo_learns_and_a_second_one_changes_nothing(inkstone: Inkstone, ro
     assert second["result"] == "unchanged"
     assert second["seconds"] < 15
     assert times(root) == before
-    refreshed = inkstone("refresh", "recipes/sample.toml")
+    refreshed = inkstone("refresh", "sample")
     assert refreshed["result"] == "unchanged"
     assert refreshed["artifact"] == second["artifact"]
     assert times(root) == before
@@ -136,8 +136,8 @@ def test_shuihu_goes_stage_by_stage_and_by_one_recipe(inkstone: Inkstone, shared
         assert [row["step"] for row in csv.DictReader(handle)][-1] == "4"
 
     settings = ("--set", f"download.source={book}", "--set", "train.minutes=0.02", "--set", "train.set.eval_bytes=2000")
-    plan = inkstone("refresh", "recipes/shuihu.toml", *settings, "--dry-run")
+    plan = inkstone("refresh", "shuihu", *settings, "--dry-run")
     assert {stage["result"] for stage in plan["stages"]} == {"stale"}
-    done = inkstone("refresh", "recipes/shuihu.toml", *settings)
+    done = inkstone("refresh", "shuihu", *settings)
     assert [stage["result"] for stage in done["stages"]] == ["built"] * 5
-    assert inkstone("refresh", "recipes/shuihu.toml", *settings)["result"] == "unchanged"
+    assert inkstone("refresh", "shuihu", *settings)["result"] == "unchanged"

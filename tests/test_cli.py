@@ -183,7 +183,7 @@ BAD_INPUT = [
     (("sample",), 66, "`train` makes one"),
     (("refresh", "{missing}"), 66, "no such recipe"),
     (("refresh", "{recipe}"), 78, "Expected `str`"),
-    (("refresh", ROOT / "recipes" / "sample.toml", "--through", "nowhere"), 78, "stages:"),
+    (("refresh", ROOT / "pipeline" / "recipes" / "sample.toml", "--through", "nowhere"), 78, "stages:"),
     (("verify", "nothing"), 66, "no artifact here"),
     (("clean",), 2, "Missing argument"),
     (("clean", "{one}", "--min-chars", "many"), 2, "not a valid integer"),

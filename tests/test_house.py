@@ -11,72 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Each floor may import from itself downwards; a room that is not listed here fails the test: give it a floor.
-FLOORS = (
-    {"errors", "redaction"},
-    {"progress", "files", "ledger", "network", "clean", "clean.alphabet", "clean.codes"},
-    {"console"},
-    {"locks", "manifest"},
-    {"shelf"},
-    {"artifact", "engines", "compression", "tokenizers.interface", "tokenizers.gigatoken"},
-    {"tokenizers.tiktoken", "tokenizers.sentencepiece", "tokenizers.characters"},
-    {"tokenizers.foreign", "tokenizers.huggingface", "tokenizers.unfolding", "generations"},
-    {"tokenizers.store"},
-    {"documents", "decoding"},
-    {"poems"},
-    {"clean.rule", "clean.sentences", "clean.advice", "clean.filters", "clean.lengths", "clean.duplicates"},
-    {
-        "clean.characters",
-        "clean.headings",
-        "clean.layout",
-        "clean.lines",
-        "clean.markup",
-        "clean.spaces",
-        "clean.marks",
-    },
-    {"clean.lines", "clean.quotes", "clean.punctuation", "clean.script", "clean.verse", "clean.variants"},
-    {"clean.boilerplate", "clean.gaiji", "clean.lacunae", "clean.mojibake", "clean.notes", "clean.report"},
-    {"clean.samples", "clean.unwrap", "clean.kanripo", "clean.daizhige", "clean.wikitext"},
-    {"clean.containers", "clean.summary"},
-    {"clean.profiles"},
-    {"clean.options"},
-    {"clean.rules"},
-    {"clean.page"},
-    {"readers", "tokenizers", "decompress"},
-    {"sources", "tokens"},
-    {"cleaning"},
-    {"raw", "counting", "pieces", "records"},
-    {"texts"},
-    {"encode"},
-    {"assembly"},
-    {"reuse"},
-    {"tasks"},
-    {"export", "export.interface"},
-    {"export.stream"},
-    {"export.comparison", "export.nanogpt", "export.megatron", "export.llmc", "export.datatrove"},
-    {"export.hdf5_int32", "export.litdata"},
-    {"parts"},
-    {"transfer"},
-    {
-        "download",
-        "corpus",
-        "train_tokenizer",
-        "tokenize",
-        "status",
-        "doctor",
-        "schedule",
-        "inspection",
-        "export.formats",
-    },
-    {"state", "recipe"},
-    {"status"},
-    {"chain"},
-    {"plan"},
-    {"refresh"},
-    {"schedule"},
-    {"commands", "upkeep"},
-)
-MODEL_MAY_IMPORT = {"tokens", "tokenizers", "artifact", "manifest", "files", "errors"}
+# A folder (or file) imports only itself and what stands to its left.
+ORDER = {
+    "pipeline": (
+        *("errors", "runtime", "store", "readers", "sources", "clean", "tokenizers", "tokens"),
+        *("export", "refresh", "maintenance", "commands", "api"),
+    ),
+    "model": (
+        *("config", "presets", "device", "network", "runs", "exchange", "generation"),
+        *("training", "serving", "commands", "api"),
+    ),
+}
+MODEL_MAY_IMPORT = {"errors", "runtime", "store", "tokenizers", "tokens"}  # of pipeline; commands and api: anything
+MOST_FILES = {"pipeline": 4, "model": 6}  # directly in a package, __init__.py included
 HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich", "fastapi")
 
 
@@ -84,49 +31,111 @@ def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def room(path: Path) -> str:
-    parts = path.relative_to(ROOT / "pipeline").with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for package in ORDER for path in modules(package)}
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, wherever in it."""
-    found: set[str] = set()
+    """Modules of pipeline, model and others that a file imports, at its top or inside its functions."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            names |= submodules or {node.module}
+    return names
+
+
+def wrong_imports(package: str, modules: dict[str, set[str]]) -> list[str]:
+    """Imports that point to the right of `ORDER`, or out of the package to where it may not look."""
+    order, wrong = ORDER[package], []
+    for name, imports in modules.items():
+        folder = name.split(".")[1] if "." in name else ""
+        for other in imports:
+            top, _, rest = other.partition(".")
+            target = rest.split(".")[0]
+            if top == package and folder and target:
+                if order.index(target) > order.index(folder):
+                    wrong.append(f"{name} imports {other}, which stands to its right")
+            elif (package, top) == ("model", "pipeline"):
+                if folder not in ("commands", "api") and target not in MODEL_MAY_IMPORT:
+                    wrong.append(f"{name} imports {other}; only model.commands and model.api may")
+            elif top in ("cli", "model", "pipeline", "benchmarks", "tests") and top != package:
+                wrong.append(f"{name} imports {other}")
+            elif (package, top) == ("pipeline", "torch"):
+                wrong.append(f"{name} imports torch")
+    return wrong
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Import circles, each as the path that leads back to its first module."""
+    finished: set[str] = set()
+    found: list[list[str]] = []
+
+    def visit(name: str, trail: list[str]) -> None:
+        if name in trail:
+            found.append([*trail[trail.index(name) :], name])
+        elif name not in finished:
+            for other in sorted(imports.get(name, ())):
+                visit(other, [*trail, name])
+            finished.add(name)
+
+    for name in sorted(imports):
+        visit(name, [])
     return found
 
 
-def rooms_of(path: Path) -> set[str]:
-    known = {room(module) for module in modules("pipeline")} - {""}
-    # `tokenizers` is a package of others' too
-    return {name.removeprefix("pipeline.") for name in imported(path) if name.startswith("pipeline.")} & known
+IMPORTS = {name: imported(path) for name, path in MODULES.items()}
 
 
-def test_every_room_of_the_pipeline_imports_only_from_its_own_floor_or_below() -> None:
-    level = {name: number for number, floor in enumerate(FLOORS) for name in floor}
-    for path in modules("pipeline"):
-        name = room(path)
-        if not name:
-            continue
-        assert name in level, f"{name} has no floor yet"
-        above = {other for other in rooms_of(path) if level[other] > level[name]}
-        assert not above, f"{name} imports from above: {above}"
+@pytest.mark.parametrize("package", ORDER)
+def test_a_folder_imports_only_itself_and_folders_to_its_left(package: str) -> None:
+    assert not wrong_imports(package, {name: of for name, of in IMPORTS.items() if name.split(".")[0] == package})
 
 
-def test_the_pipeline_never_imports_the_model_or_torch() -> None:
-    for path in modules("pipeline"):
-        tops = {name.split(".")[0] for name in imported(path)}
-        assert not tops & {"model", "torch", "cli"}, path
+def test_no_two_files_import_each_other() -> None:
+    assert not circles({name: of - {name} for name, of in IMPORTS.items()})
 
 
-def test_the_model_imports_only_the_rooms_it_may_and_its_commands_what_the_command_line_is_made_of() -> None:
-    for path in modules("model"):
-        more = {"console", "commands", "counting"} if path.name == "commands.py" else set()
-        assert rooms_of(path) <= MODEL_MAY_IMPORT | more, path
+@pytest.mark.parametrize(
+    ("package", "name", "other"),
+    [
+        ("pipeline", "pipeline.store.files", "pipeline.tokens.stage"),
+        ("pipeline", "pipeline.errors", "pipeline.runtime.progress"),
+        ("pipeline", "pipeline.clean.stage", "torch"),
+        ("pipeline", "pipeline.refresh.refresh", "model.training.stage"),
+        ("model", "model.network.gpt", "model.training.trainer"),
+        ("model", "model.training.stage", "pipeline.clean.stage"),
+        ("model", "model.generation.engine", "cli"),
+    ],
+)
+def test_the_rule_sees_an_import_that_breaks_it(package: str, name: str, other: str) -> None:
+    assert wrong_imports(package, {name: {other}})
+
+
+def test_the_rule_sees_a_circle() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_folders_stay_small(package: str) -> None:
+    assert len(list((ROOT / package).glob("*.py"))) <= MOST_FILES[package]
+    for folder in {path.parent for path in modules(package)}:
+        assert len([path for path in folder.iterdir() if path.is_file()]) <= 20, folder
+
+
+def test_files_and_functions_stay_short() -> None:
+    for path in MODULES.values():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pickle
 import re
 import struct
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import GPTConfig
+from model.config import GPTConfig, Preset, TrainConfig
+from model.device import Execution
 from model.exchange import convert as exchange
+from model.exchange import import_model as foreign
+from model.runs import checkpoint
+from model.runs.checkpoint import Saved, State
+from model.runs.plan import SCHEMA
+from model.runs.run import CHECKPOINTS, CONFIG, RESULT, Result
+from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.store import files
-from pipeline.store.manifest import Input
+from pipeline.store import artifact, files
+from pipeline.store.artifact import Built, Content
+from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer, require_same_ids
+
+PRESET = "imported"
 
 _WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _MASK = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal masks, which old folders hold too
@@ -159,3 +169,32 @@ def _vocabulary(path: Path) -> dict[str, int]:
         tables = (each for each in added if isinstance(each, dict) and isinstance(each.get("content"), str))
         found |= {each["content"]: each.get("id") for each in tables}
     return found
+
+
+def adopt(root: Path, folder: Path, name: str, *, tokenizer: str = "", trusted: bool = False) -> Built:
+    """Publish the network in a folder of Hugging Face's as the run `name`. `tokenizer` is a reference as `tokenize`
+    takes it, "" for what the size of the vocabulary says; `trusted` allows a pickle.
+
+    Raises as `foreign.open_folder`, and BadData or BadConfig for a tokenizer that is not the network's.
+    """
+    found = foreign.open_folder(folder, trusted=trusted)
+    chosen, _ = tokenizers.find(root, tokenizer or foreign.default_tokenizer(found.config))
+    foreign.require_tokenizer(found, chosen)
+    options = {"stage": SCHEMA, "imported": True, "model": asdict(found.config)}
+
+    def write(draft: Path) -> Content:
+        weights = found.weights()
+        chosen.save(draft)
+        preset = Preset(found.config.family, f"imported from {found.folder.name}", found.config)
+        _write(draft / CONFIG, {"preset": PRESET, **asdict(preset)})
+        state = State(0, 0.0, None, found.config, TrainConfig(), Execution("fp32", compiled=False, micro_batch=1))
+        saved = checkpoint.save(draft / CHECKPOINTS, state, Saved(weights, {}))
+        parameters = found.config.parameters
+        _write(draft / RESULT, Result(steps=0, tokens=0, parameters=parameters, last=saved.name, best=saved.name))
+        return Content({"steps": 0, "tokens": 0, "parameters": parameters})
+
+    return artifact.build(root, Identity("runs", name, options, found.inputs, chosen.fingerprint), write)
+
+
+def _write(path: Path, content: object) -> None:
+    files.write_file(path, msgspec.json.format(msgspec.json.encode(content), indent=2))

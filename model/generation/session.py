@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING
 
 from model.runs import run as runs
 from model.runs.run import Report
@@ -18,7 +16,8 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Integers, Tokenizer, Unencodable
 
 if TYPE_CHECKING:
-    from model.generation.engine import Sample, SampleOptions
+    from model.generation.engine import Sample
+    from model.generation.sampling import SampleOptions
     from model.network.gpt import GPT
 
 _LONGEST = 64 << 20  # bytes of a prompt's file
@@ -126,62 +125,3 @@ def _head(path: Path) -> bytes:
         raise InputMissing(f"{path}: no such file", hint="check the path")
     with open(path, "rb") as file:
         return file.read(_LONGEST + 1)
-
-
-def write(session: Session, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event) -> None:
-    """Continue one prompt after another on the screen, each token as it comes."""
-    for number, prompt in enumerate(prompts):
-        click.echo(f"{chr(10) * bool(number)}{prompt.text}{prompt.joint}", nl=False)
-        for text in session.stream(prompt, options, options.seed + number, stopped):
-            click.echo(text, nl=False)
-        click.echo()
-
-
-def converse(session: Session, options: SampleOptions, stopped: threading.Event) -> int:
-    """Ask for prompts and continue them, until the input ends; Ctrl-C ends a text. The number of texts."""
-    count = 0
-    asks = "› " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            text = input(asks)
-        except EOFError:
-            click.echo(nl=bool(asks))
-            return count
-        try:
-            write(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
-        except KeyboardInterrupt:
-            click.echo()
-        except (BadConfig, BadData) as error:  # a prompt that is none
-            session.report(f"error: {error}")
-        count += 1
-
-
-def shown(prompt: Prompt, sample: Sample) -> str:
-    """A sample for a person: prompt and continuation, and its tokens where they were asked for."""
-    return "\n".join([f"{prompt.text}{prompt.joint}{sample.text}", *(table(sample) if sample.tokens else ())])
-
-
-def table(sample: Sample) -> list[str]:
-    """What was chosen at each step, with the network's probability of it, and what else was likely."""
-    from rich.cells import cell_len
-
-    rows = [("chosen", "p", "likeliest")]
-    for token in sample.tokens:
-        others = "  ".join(f"{_visible(each.text)} {each.probability:.3f}" for each in token.candidates)
-        rows.append((_visible(token.chosen.text), f"{token.chosen.probability:.3f}", others))
-    wide = max(cell_len(row[0]) for row in rows)
-    return [f"  {text}{' ' * (wide - cell_len(text))}  {p:>5}  {others}" for text, p, others in rows]
-
-
-def _visible(text: str) -> str:
-    """A token's text so that it can be seen in a row of others."""
-    shown = repr(text)[1:-1]
-    return {"": "∅", " ": "␣"}.get(shown, shown)
-
-
-def as_fields(sample: Sample) -> dict[str, Any]:
-    """A sample for --json; its tokens only where they were asked for."""
-    fields = asdict(sample)
-    if not fields["tokens"]:
-        del fields["tokens"]
-    return fields

@@ -11,8 +11,11 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,10 +25,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.generation.session import Session
+from model.runs.run import read_result
 from model.serving.requests import Asked, Refused, continuations, error_body, parse, read_prompts
 from model.serving.responses import Answer
 from model.serving.scheduler import Closing, Desk, Full, Unfinished
-from model.serving.shown import Shown
+from pipeline.tokenizers import Tokenizer
 
 _BODY, _DISCARDED = 1 << 20, 16 << 20  # bytes that are read, and that are let pass so that the client reads why not
 _PATIENCE = 30.0  # seconds in which a body must come
@@ -218,3 +223,31 @@ class Door:
             await refusal(scope, receive, sending)
             return
         await self._inner(scope, receive, sending)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The names of a run, what there is to say of it, its loss curve if it has one, and the page around all that."""
+
+    name: str
+    ref: str
+    tokenizer: Tokenizer
+    facts: Mapping[str, Any]
+    page: bytes
+    curve: bytes | None
+    since: int
+
+
+def look(session: Session) -> Shown:
+    """Read what is shown of a run."""
+    run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
+    facts = {
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "bits_per_char": result.best_bits_per_char if session.checkpoint == "best" else result.bits_per_char,
+        "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
+        "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
+    }
+    page, curve = Path(__file__).with_name("page.html"), run.file("loss.svg")
+    drawn = curve.read_bytes() if curve.is_file() else None
+    return Shown(run.manifest.name, run.ref, tokenizer, facts, page.read_bytes(), drawn, int(time.time()))

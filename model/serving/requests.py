@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from model.generation.engine import Continuation, SampleOptions
+from model.generation.engine import Continuation
+from model.generation.sampling import SampleOptions
 from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer, Unencodable, Unfolding
 

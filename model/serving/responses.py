@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from model.generation.engine import Candidate
+from model.generation.sampling import Candidate
 from model.serving.requests import Asked, Prompt, error_body
 from model.serving.scheduler import Closing, News, Order, Unfinished
 from pipeline.tokenizers import END_OF_TEXT, Tokenizer, Unfolding

@@ -16,7 +16,8 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from model.generation.engine import Continuation, Engine, Token
+from model.generation.engine import Continuation, Engine
+from model.generation.sampling import Token
 from model.runs.run import Report
 from pipeline.errors import InkstoneError
 

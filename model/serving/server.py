@@ -46,8 +46,8 @@ def serve(session: Session, place: Place, report: Report, stopped: threading.Eve
         raise BadConfig("FastAPI and uvicorn are not installed", hint="pip install 'inkstone[serve]'") from None
     from model.generation.engine import Engine
     from model.serving import app as routes
+    from model.serving.app import look
     from model.serving.scheduler import Desk
-    from model.serving.shown import look
     from model.serving.timeouts import Connection
     from pipeline.runtime import signals as stop
 

@@ -12,7 +12,7 @@ import torch
 from model import device as devices
 from model.config import GPTConfig, TrainConfig
 from model.device import Execution
-from model.runs.run import Plan
+from model.runs.plan import Plan
 from model.training.baselines import References
 from pipeline.errors import BadConfig
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from model.network.gpt import GPT
-from model.training.dataloader import document_mask
+from model.network.masks import document_mask
 from model.training.distributed import World
 from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer

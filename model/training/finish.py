@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,24 +10,16 @@ import msgspec
 
 from model import device as devices
 from model.runs import checkpoint
-from model.runs.run import CONFIG, RESULT, Annealed, Plan, Result
+from model.runs.plan import Annealed, begun
+from model.runs.run import RESULT, Result
 from model.training import loss_curve as curve
 from model.training import metrics
 from pipeline.store import files
-from pipeline.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from model.training.trainer import Training
 
 _TABLES = ("metrics.csv", "log.jsonl", "samples.jsonl")
-
-
-def begun(folder: Path, planned: Plan, tokenizer: Tokenizer) -> None:
-    """The tokenizer and the numbers: what a run must have to be gone on with, and to be sampled."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    preset = {"preset": planned.preset_name, **asdict(planned.preset)}
-    files.write_file(folder / CONFIG, msgspec.json.format(msgspec.json.encode(preset), indent=2))
 
 
 def ended(training: Training) -> Result:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from model.config import GPTConfig, TrainConfig
 from model.device import Execution
+from model.network import masks
 from model.network.gpt import GPT
 from model.runs import checkpoint
 from model.runs.checkpoint import Saved
-from model.training import dataloader as batches
 from model.training import distributed, optim
 from model.training.distributed import World
 
@@ -130,7 +130,7 @@ class Learner:
     def backward(self, ids: Tensor, share: float, end_of_text: int) -> Tensor:
         """Add `share` of the gradient of some sequences (B, T + 1); that share of their loss."""
         inputs, targets = ids[:, :-1], ids[:, 1:]
-        mask = batches.document_mask(inputs, end_of_text) if self.config.document_mask else None
+        mask = masks.document_mask(inputs, end_of_text) if self.config.document_mask else None
         with self.how.autocast(self.device):
             loss = self._loss(inputs, targets, mask) * share
         loss.backward()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.runs import checkpoint
 from model.runs.checkpoint import Saved, State
-from model.runs.run import CHECKPOINTS, Plan, Report, Result, read_result
+from model.runs.plan import Plan
+from model.runs.run import CHECKPOINTS, Report, Result, read_result
 from model.training.distributed import World
 from model.training.learner import Learner
 from pipeline.errors import BadData

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from model.runs.run import Annealed, Plan, Report, Result, identify
+from model.runs.plan import Annealed, Plan, identify
+from model.runs.run import Report, Result
 from pipeline import errors
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Built, Content

@@ -16,9 +16,12 @@ import torch
 
 from model import device as devices
 from model.generation import engine as generate
+from model.generation import sampling
 from model.runs import checkpoint
+from model.runs import plan as runs_plan
 from model.runs.checkpoint import Saved, State
-from model.runs.run import CHECKPOINTS, Plan, Report, Result
+from model.runs.plan import Plan
+from model.runs.run import CHECKPOINTS, Report, Result
 from model.training import baselines as references
 from model.training import dataloader as batches
 from model.training import estimate as preflight
@@ -62,7 +65,7 @@ def fit(
     said = report if world.leads else _unheard
     training = Training(folder, planned, devices.pick(device), said, world, resume=resume)
     if world.leads:
-        outcome.begun(folder, planned, training.store.tokenizer)
+        runs_plan.begun(folder, planned, training.store.tokenizer)
     training.announce()
     written = folder if world.leads else None
     with stop.asked(stopped) as ended, Metrics(written, training.recorded, board=planned.tensorboard) as rows:
@@ -304,7 +307,7 @@ class Training:
         if self.world.size > 1 or self.metrics.folder is None:  # with FSDP one process alone cannot
             return
         tokenizer, prompt = self.store.tokenizer, self.validation.ids[1:9].tolist()
-        options = generate.SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
+        options = sampling.SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
         made = generate.sample(self.learner.model, tokenizer, [(tokenizer.decode(prompt), prompt)], options)[0]
         self.learner.model.train()
         self.metrics.sample(self.schedule.step, made.prompt, made.text)

@@ -11,9 +11,10 @@ from pipeline.clean.markup.detect import Parsed
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Effect, Rule
-from pipeline.clean.rules import characters, headings, notes, spaces
+from pipeline.clean.rules import characters, headings, notes
 from pipeline.clean.rules import order as rules
 from pipeline.clean.rules import whitespace as layout
+from pipeline.clean.rules import whitespace as spaces
 from pipeline.clean.utf16 import UNITS, Codes, codes, join, plain, split
 from pipeline.clean.utf16 import characters as count
 

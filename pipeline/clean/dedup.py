@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.clean.alphabet import LACUNA
-from pipeline.clean.utf16 import SEPARATOR, UNITS, Codes, bounds, join
+from pipeline.clean.utf16 import LACUNA, SEPARATOR, UNITS, Codes, bounds, join
 from pipeline.errors import BadConfig
 
 Sketch = Any  # rensa.RMinHash: 512 bytes, can be pickled

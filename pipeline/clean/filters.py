@@ -18,8 +18,7 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
-from pipeline.clean.utf16 import UNITS, Codes, any_of, codes, is_plain_han, plain
+from pipeline.clean.utf16 import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA, UNITS, Codes, any_of, codes, is_plain_han, plain
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")

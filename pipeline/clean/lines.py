@@ -6,15 +6,31 @@ but for those of its odd ones that have fewer.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from pipeline.clean import lengths, sentences
-from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
-from pipeline.clean.utf16 import LINE_ENDS, SEPARATOR, UNITS, Codes, is_one_of, merged, places, text_of, unit_at
+from pipeline.clean import sentences
+from pipeline.clean.utf16 import (
+    CLOSERS,
+    CONTINUES,
+    DOTS,
+    ENDS,
+    LINE_ENDS,
+    OPENERS,
+    SEPARATOR,
+    UNITS,
+    Codes,
+    is_one_of,
+    merged,
+    places,
+    text_of,
+    unit_at,
+)
+from pipeline.errors import BadConfig
 
 _TERMINATORS = ENDS + DOTS + CLOSERS
 
@@ -48,7 +64,7 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
 
     cuts, cuts_bytes, resplit = [], [], Counter[str]()
     for line in np.flatnonzero(stop_bytes - start_bytes > max_bytes).tolist():
-        pieces, level = lengths.limit(text_of(page[start[line] : stop[line]]), max_bytes)
+        pieces, level = limit(text_of(page[start[line] : stop[line]]), max_bytes)
         resplit[level] += len(pieces) - 1
         place, place_bytes = start[line], start_bytes[line]
         for piece in pieces[:-1]:
@@ -103,11 +119,91 @@ def of_any(page: Codes, max_bytes: int) -> Lines:
     kept, resplit = list[str](), Counter[str]()
     for line in text_of(page).replace(SEPARATOR, "\n").split("\n"):
         pieces = [line]
-        if len(line) * lengths.WIDEST > max_bytes:
-            pieces, level = lengths.limit(line, max_bytes)
+        if len(line) * WIDEST > max_bytes:
+            pieces, level = limit(line, max_bytes)
             resplit[level] += len(pieces) - 1
         kept += [piece for piece in pieces if piece and not piece.isspace()]
     data = "".join([line + "\n" for line in kept]).encode()
     sizes = np.diff(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")), prepend=-1) - 1
     unterminated = sum(line[-1] not in _TERMINATORS for line in kept)
     return Lines(data, np.array([*map(len, kept)], int), sizes, unterminated, resplit)
+
+
+WIDEST = 4  # bytes that one character may need
+LEVELS = ("", "sentence", "semicolon", "comma", "space", "hard")  # from what is no cut at all to the roughest one
+_NOT_FIRST = ENDS + CONTINUES + CLOSERS + DOTS + "—"  # no piece begins with one of these if it can be helped
+_NOT_LAST = OPENERS
+_TAIL = f"[{_NOT_FIRST}]*+"
+_GENTLE = {
+    "sentence": re.compile(f"[{ENDS}]{_TAIL}"),
+    "semicolon": re.compile(f"[；;]{_TAIL}"),
+    "comma": re.compile(f"[，,]{_TAIL}"),
+    "space": re.compile(f"[ \u3000]++(?![{_NOT_FIRST}])"),
+}
+_BACK = 16  # characters by which a hard cut may go back for the sake of the marks
+
+
+def limit(unit: str, max_bytes: int) -> tuple[list[str], str]:
+    """`unit` in pieces of at most `max_bytes` of UTF-8, and the roughest of the LEVELS that it took.
+
+    It is cut behind sentences, what is still too long behind ；, then ，, then spaces, then anywhere; each piece takes
+    all that fits. Joined, the pieces are the unit. Raises BadConfig where `max_bytes` cannot hold one character.
+    """
+    if max_bytes < WIDEST:
+        raise BadConfig(f"max_bytes is {max_bytes}", hint=f"{WIDEST} or more: one character has to fit")
+    pieces, used = [unit], ""
+    for level in LEVELS[1:]:
+        if all(_fits(piece, max_bytes) for piece in pieces):
+            break
+        cut: list[str] = []
+        for piece in pieces:
+            if _fits(piece, max_bytes):
+                cut.append(piece)
+            elif level == "hard":
+                cut += _hard(piece, max_bytes)
+            else:
+                cut += _packed(piece, _GENTLE[level], max_bytes)
+        if len(cut) > len(pieces):
+            pieces, used = cut, level
+    return pieces, used
+
+
+def _fits(piece: str, max_bytes: int) -> bool:
+    return len(piece) * WIDEST <= max_bytes or _bytes(piece) <= max_bytes
+
+
+def _bytes(piece: str) -> int:
+    return len(piece.encode("utf-8", "surrogatepass"))
+
+
+def _packed(piece: str, gentle: re.Pattern[str], max_bytes: int) -> list[str]:
+    """`piece` cut behind what `gentle` matches, and neighbours joined again while they fit."""
+    packed: list[str] = []
+    start = end = size = 0  # piece[start:end] is held, and is so many bytes
+    for stop in (*(found.end() for found in gentle.finditer(piece)), len(piece)):
+        more = _bytes(piece[end:stop])
+        if end > start and more and size + more > max_bytes:
+            packed.append(piece[start:end])
+            start, size = end, 0
+        end, size = stop, size + more
+    return [*packed, piece[start:]]
+
+
+def _hard(piece: str, max_bytes: int) -> list[str]:
+    """`piece` cut between any two characters, but not at marks where a few characters less avoid it."""
+    pieces: list[str] = []
+    start = 0
+    while start < len(piece):
+        window = piece[start : start + max_bytes].encode("utf-8", "surrogatepass")  # no more characters than bytes fit
+        cut = min(max_bytes, len(window))
+        while cut < len(window) and window[cut] & 0xC0 == 0x80:  # inside a character
+            cut -= 1
+        end = full = start + len(window[:cut].decode("utf-8", "surrogatepass"))
+        if full < len(piece):
+            while end > max(start + 1, full - _BACK) and (piece[end] in _NOT_FIRST or piece[end - 1] in _NOT_LAST):
+                end -= 1
+            if piece[end] in _NOT_FIRST or piece[end - 1] in _NOT_LAST:
+                end = full
+        pieces.append(piece[start:end])
+        start = end
+    return pieces

@@ -12,8 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import CONTINUES, ENDS
-from pipeline.clean.utf16 import LINE_ENDS, UNITS, Codes, any_of, is_one_of, merged, unit_at
+from pipeline.clean.utf16 import CONTINUES, ENDS, LINE_ENDS, UNITS, Codes, any_of, is_one_of, merged, unit_at
 
 _ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 _KINDS = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from pipeline.clean import profiles
-from pipeline.clean.alphabet import ENDS
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.utf16 import join
-from pipeline.clean.worker import Task
+from pipeline.clean.utf16 import ENDS, join
 from pipeline.readers import documents, readers
 from pipeline.readers import encoding as decoding
 from pipeline.readers.documents import Reject
@@ -117,3 +118,20 @@ def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
         or options.verse != "inline"
         or options.dedup != "no"
     )
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Texts of one file, column by column, the texts themselves as a page in UTF-16. `continues`: the first goes on
+    where the task before stopped; `open`: the last goes on in the next."""
+
+    profile: str
+    file: str
+    page: bytes
+    characters: int  # of the texts, those of NUL too, which the page has not
+    titles: list[str]
+    metas: list[Any]
+    lines: list[int]
+    offsets: list[int]
+    continues: bool = False
+    joint: str = ""  # what stands between it and the text before, where it continues
+    open: bool = False

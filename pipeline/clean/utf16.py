@@ -16,7 +16,17 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from pipeline.clean.alphabet import CONTINUES, ENDS, HAN_BEYOND, HAN_UNITS, LACUNA
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇"
+# The same as UTF-16 units: characters of the first plane, and the first units of those of planes 2 and 3, all Han.
+HAN_UNITS = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
+HAN_BEYOND = (0xD840, 0xD8BF)
+LACUNA = "□"  # stands for a character that is lost or cannot be shown
+MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # those that only Chinese text has; “”‘’…— are everybody's
+ENDS = "。！？"
+DOTS = "…"
+CONTINUES = "，、；："
+OPENERS = "“‘「『（《〈【〔〖"
+CLOSERS = "”’」』）》〉】〕〗"
 
 SEPARATOR = "\0"
 UNITS = 1 << 16
@@ -82,13 +92,13 @@ def plain() -> np.ndarray:
     return ~_is_odd(np.arange(UNITS, dtype="<u2"))
 
 
-OTHER, HAN, MARK, MARK_ONCE, DIGIT, LINE = range(6)
+OTHER_KIND, HAN_KIND, MARK_KIND, MARK_ONCE_KIND, DIGIT_KIND, LINE_KIND = range(6)
 _KINDS = {
-    HAN: LACUNA,
-    MARK: "！？「」『』《》〈〉（）〔〕【】",  # those that only Chinese text has; “”‘’…— are everybody's
-    MARK_ONCE: "，。；：、",
-    DIGIT: "0123456789",
-    LINE: LINE_ENDS,
+    HAN_KIND: LACUNA,
+    MARK_KIND: "！？「」『』《》〈〉（）〔〕【】",  # those that only Chinese text has; “”‘’…— are everybody's
+    MARK_ONCE_KIND: "，。；：、",
+    DIGIT_KIND: "0123456789",
+    LINE_KIND: LINE_ENDS,
 }
 
 
@@ -96,7 +106,7 @@ _KINDS = {
 def _kinds() -> np.ndarray:
     found = np.zeros(UNITS, np.uint8)
     for first, last in (*HAN_UNITS, HAN_BEYOND):
-        found[first : last + 1] = HAN
+        found[first : last + 1] = HAN_KIND
     for kind, characters in _KINDS.items():
         found[[ord(character) for character in characters]] = kind
     return found
@@ -105,17 +115,17 @@ def _kinds() -> np.ndarray:
 def kind_at(text: Codes, at: np.ndarray) -> np.ndarray:
     """The kinds of the units at these places; before the first unit and after the last a line ends."""
     if not len(text):
-        return np.full(len(at), LINE, np.uint8)
+        return np.full(len(at), LINE_KIND, np.uint8)
     units = text.units.take(at, mode="clip")
     found: np.ndarray = _kinds().take(units)
     if (second := (units & 0xFC00) == 0xDC00).any():  # of a character beyond the first plane: the first one tells
         found[second] = _kinds().take(text.units.take(at[second] - 1, mode="clip"))
-    found[(at < 0) | (at >= len(text))] = LINE
+    found[(at < 0) | (at >= len(text))] = LINE_KIND
     return found
 
 
 def is_chinese(kind: np.ndarray) -> np.ndarray:
-    return (kind >= HAN) & (kind <= MARK_ONCE)
+    return (kind >= HAN_KIND) & (kind <= MARK_ONCE_KIND)
 
 
 def unit_at(text: Codes, at: np.ndarray) -> np.ndarray:

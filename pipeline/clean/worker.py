@@ -22,29 +22,13 @@ from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report.report import Report, add
 from pipeline.clean.rules import quotes
+from pipeline.clean.tasks import Task
 from pipeline.clean.utf16 import Codes, bounds, characters, has, split, text_of
 from pipeline.errors import InkstoneError
-from pipeline.readers import documents
+from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
 
 LEVEL = 1  # of zstd: three times as fast as the library's default, for a tenth more bytes
-
-
-class Task(msgspec.Struct, frozen=True):
-    """Texts of one file, column by column, the texts themselves as a page in UTF-16. `continues`: the first goes on
-    where the task before stopped; `open`: the last goes on in the next."""
-
-    profile: str
-    file: str
-    page: bytes
-    characters: int  # of the texts, those of NUL too, which the page has not
-    titles: list[str]
-    metas: list[Any]
-    lines: list[int]
-    offsets: list[int]
-    continues: bool = False
-    joint: str = ""  # what stands between it and the text before, where it continues
-    open: bool = False
 
 
 @dataclass
@@ -197,8 +181,8 @@ def _whole(
         return
     array = _chosen(page.array, parts, kept)
     encoded = text_of(array).encode()
-    ends = [documents.line_end(_title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
-    made = [(documents.LINE_BEGINS, text, end) for text, end in zip(_in_json(array, encoded), ends, strict=True)]
+    ends = [jsonl.line_end(_title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
+    made = [(jsonl.LINE_BEGINS, text, end) for text, end in zip(_in_json(array, encoded), ends, strict=True)]
     if options.dedup == "no":
         done.frame = frame(b"".join(itertools.chain.from_iterable(made)))
         done.digests = duplicates.digests(array)

@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import click
 
 from pipeline import errors
 from pipeline.runtime import progress
+from pipeline.runtime.signals import _stopped_by_sigterm
 
 
 @dataclass(frozen=True)
@@ -128,23 +126,6 @@ def _settings(chosen: dict[str, Any], stop: threading.Event) -> Settings:
         shown = progress.Logged(shown, chosen["log_json"], run_id)
     root = chosen["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
     return Settings(root, bool(chosen["quiet"]), bool(chosen["json"]), shown, run_id)
-
-
-@contextmanager
-def _stopped_by_sigterm(stop: threading.Event) -> Iterator[None]:
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)  # whatever is half done is as after a kill, and workers end with this process
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def explain(error: BaseException) -> errors.InkstoneError:

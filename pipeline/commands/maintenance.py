@@ -59,10 +59,10 @@ def _hours(text: str) -> float:
 @click.option("--deep", is_flag=True, help="Hash every byte; without it only what was touched since.")
 def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     """Check that published files are as they were published."""
-    from pipeline.maintenance import status as shelf
+    from pipeline.maintenance import verify as maintenance_verify
     from pipeline.store import artifact
 
-    checked = list(shelf.verify(settings.root, reference, deep=deep))
+    checked = list(maintenance_verify.verify(settings.root, reference, deep=deep))
     found = [problem for _, problems in checked for problem in problems]
     if found:
         for problem in found[1:]:
@@ -122,9 +122,10 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
 def schedule(settings: Settings, recipe: Path, at: str, kind: str, through: str, ping_url: str) -> Outcome:
     """Print what makes cron or systemd refresh a recipe every day; installing it is left to you."""
     from pipeline.maintenance import schedule as plan
+    from pipeline.refresh import recipe as recipes
 
     job = plan.Job(
-        recipe=recipe,
+        recipe=recipes.find(recipe),
         root=settings.root,
         python=Path(sys.executable),
         program=PROGRAM,
@@ -166,6 +167,3 @@ def doctor(settings: Settings, cron: bool, offline: bool) -> Outcome:
         always=True,
         exit_code=errors.BadConfig.exit_code if failed else 0,
     )
-
-
-COMMANDS = (status, verify, rollback, prune, schedule, doctor)

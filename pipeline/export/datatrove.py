@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import broken
 from pipeline.export import arrays as stream
 from pipeline.export.format import Borders, Format, Source, Span
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 _DTYPES = {"2": "<u2", "4": "<u4"}
 
@@ -43,7 +43,7 @@ def _metric(count: int) -> str:
 
 
 def _read(folder: Path) -> Iterator[Span]:
-    for split in tokens.SPLITS:
+    for split in segments.SPLITS:
         for path in folder.glob(f"*_{split}.ds"):
             dtype, count = _metadata(path.with_suffix(".ds.metadata"))
             if path.stat().st_size != count * np.dtype(dtype).itemsize:

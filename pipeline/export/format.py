@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.errors import BadData
 from pipeline.store.artifact import Artifact
+from pipeline.tokens import segments
 from pipeline.tokens import store as tokens
 from pipeline.tokens.store import TokenArray, TokenStore
 
@@ -45,7 +46,7 @@ class Source:
 
     def lengths(self, split: str) -> np.ndarray:
         """int32 lengths of the documents of a split, end-of-text included. BadData when they are not its tokens."""
-        lengths = tokens.document_lengths(self.artifact, split)
+        lengths = segments.document_lengths(self.artifact, split)
         expected = sum(len(each.ids) for each in self.splits if each.name == split)
         if (total := int(lengths.sum(dtype=np.int64))) != expected:
             raise BadData(

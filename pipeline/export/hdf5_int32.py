@@ -17,7 +17,7 @@ from pipeline.export import arrays as stream
 from pipeline.export.format import Format, Source, Span, open_source
 from pipeline.runtime import workers as engines
 from pipeline.store import artifact
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 _DTYPE = "<i4"
 # A dataset that can grow lies in chunks. A loader reads one short block at a time and HDF5 a whole chunk for it, so
@@ -53,7 +53,7 @@ def _write_file(path: Path, name: str, target: Path) -> None:
 def _read(folder: Path) -> Iterator[Span]:
     import h5py
 
-    for split in tokens.SPLITS:
+    for split in segments.SPLITS:
         path = folder / f"{split}.h5"
         if not path.exists():
             continue

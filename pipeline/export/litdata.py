@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.errors import broken
 from pipeline.export import arrays as stream
 from pipeline.export.format import Format, Source, Span, Split
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 _CHUNK = 64 << 20  # bytes of ids: litdata's own default; above 4 GiB the offsets would wrap
 _HEAD = struct.Struct("<III")
@@ -60,7 +60,7 @@ def _write_chunks(split: Split, folder: Path, itemsize: int) -> list[dict[str, A
 
 
 def _read(folder: Path) -> Iterator[Span]:
-    for split in tokens.SPLITS:
+    for split in segments.SPLITS:
         path = folder / split / "index.json"
         if path.exists():
             dtype, chunks = _index(path)

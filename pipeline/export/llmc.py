@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import BadData, broken
 from pipeline.export import arrays as stream
 from pipeline.export.format import Format, Source, Span, Split
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 _HEADER = 256  # int32: magic, version, number of tokens, zeros
 _FILE = 100_000_000  # ids
@@ -58,7 +58,7 @@ def _shifted(split: Split, start: int, stop: int, end_of_text: np.ndarray) -> It
 
 
 def _read(folder: Path) -> Iterator[Span]:
-    for split in tokens.SPLITS:
+    for split in segments.SPLITS:
         first: Span | None = None  # the end-of-text that stands before the first document; here it ends the last one
         for path in sorted(folder.glob(f"*_{split}_[0-9][0-9][0-9][0-9][0-9][0-9].bin")):
             for ids in stream.read_ids(path, _checked_dtype(path), _HEADER * 4):

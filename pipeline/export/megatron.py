@@ -18,7 +18,7 @@ from pipeline.errors import broken
 from pipeline.export import arrays as stream
 from pipeline.export.format import Borders, Format, Source, Span
 from pipeline.store import files
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
@@ -32,11 +32,11 @@ def _write(source: Source, folder: Path) -> None:
         if split.idx:
             files.link_or_copy(split.idx, folder / f"{stem}.idx")
         else:
-            (folder / f"{stem}.idx").write_bytes(tokens.index_of(source.lengths(split.name), source.dtype))
+            (folder / f"{stem}.idx").write_bytes(segments.index_of(source.lengths(split.name), source.dtype))
 
 
 def _read(folder: Path) -> Iterator[Span]:
-    for split in tokens.SPLITS:
+    for split in segments.SPLITS:
         for path in folder.glob(f"*_{split}_document.bin"):
             dtype, _, _ = _head(path.with_suffix(".idx"))
             for ids in stream.read_ids(path, dtype):

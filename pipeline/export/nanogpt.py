@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.export import arrays as stream
 from pipeline.export.format import Format, Source, Span
 from pipeline.tokenizers import END_OF_TEXT, Tokenizer
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 _DTYPE = "<u2"  # train.py reads nothing else
 
@@ -43,7 +43,7 @@ def _meta(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> Iterator[Span]:
-    for split in tokens.SPLITS:
+    for split in segments.SPLITS:
         path = folder / f"{split}.bin"
         if path.exists():
             for ids in stream.read_ids(path, _DTYPE):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline.errors import BadData, InkstoneError
 from pipeline.refresh import state
-from pipeline.sources import inputs as raw
+from pipeline.sources import cache, catalogue
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import KINDS
@@ -34,7 +30,7 @@ class Row:
 
 def status(root: Path) -> list[Row]:
     """Every raw source and every artifact below `root` with its current generation."""
-    sources = sorted(path.parent for path in (root / "raw").glob(f"*/{raw.LOCK_FILE}"))
+    sources = sorted(path.parent for path in (root / "raw").glob(f"*/{catalogue.LOCK_FILE}"))
     rows = [_raw_row(root, folder) for folder in sources]
     for kind in KINDS:
         for shelf in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
@@ -69,7 +65,7 @@ def _row(found: Artifact, shelf: Path) -> Row:
 
 def _raw_row(root: Path, folder: Path) -> Row:
     try:
-        pinned = raw.read_lock(root, folder.name)
+        pinned = cache.read_lock(root, folder.name)
     except BadData as error:
         return Row(f"raw/{folder.name}", "damaged", _age(folder), 0, error.what)
     size = sum(pin.size for pin in pinned.values())
@@ -94,51 +90,6 @@ def _age(path: Path) -> float:
     with suppress(FileNotFoundError):
         return max(0.0, time.time() - path.lstat().st_mtime) / 3600
     return 0.0
-
-
-def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """(name, what is wrong) of every raw source and every generation, or of those that `reference` names.
-
-    A reference is a name (`shuihu`, of whatever kind), a kind and a name, both and a key, or the path of an artifact.
-    """
-    wanted = reference.removesuffix("/").removeprefix("raw/")
-    any_found = False
-    for name, check in _everything(root, deep):
-        kind, own, *_ = name.split("/")
-        if not reference or wanted in (name, own, f"{kind}/{own}", kind):
-            any_found = True
-            yield name, check()
-    if reference and not any_found:
-        found = artifact.read(Path(reference))
-        yield found.ref, artifact.problems(found, deep=deep)
-
-
-def _everything(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """The name of each raw source and each generation, with the function that checks it."""
-    for folder in sorted(path for path in (root / "raw").glob("*") if path.is_dir()):
-        yield f"raw/{folder.name}", partial(_problems, partial(_raw_problems, root, folder, deep=deep))
-    for path in artifact.generations(root):
-        yield path.relative_to(root).as_posix(), partial(_problems, partial(_artifact_problems, path, deep))
-
-
-def _problems(check: Callable[[], list[str]]) -> list[str]:
-    try:
-        return check()
-    except InkstoneError as error:  # torn manifests and lock files are what verify looks for
-        return [error.what]
-
-
-def _artifact_problems(path: Path, deep: bool) -> list[str]:
-    return artifact.problems(artifact.read(path), deep=deep)
-
-
-def _raw_problems(root: Path, folder: Path, *, deep: bool) -> list[str]:
-    found = []
-    for name, pin in sorted(raw.read_lock(root, folder.name).items()):
-        checked = msgspec.structs.replace(pin, mtime_ns=-1) if deep else pin
-        if not raw.is_whole(folder / name, checked):
-            found.append(f"{folder / name}: not the file that was downloaded")
-    return found
 
 
 def as_dict(row: Row) -> dict[str, Any]:

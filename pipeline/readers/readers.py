@@ -11,13 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadData
 from pipeline.readers import chinese_poetry as poems
-from pipeline.readers import documents
 from pipeline.readers import encoding as decoding
+from pipeline.readers import jsonl
 from pipeline.readers.compression import blocks
 from pipeline.readers.documents import Document, OnReject, Reject
 from pipeline.readers.encoding import Facts
+from pipeline.readers.parquet import _rows
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 
@@ -76,7 +77,7 @@ def json_lines(path: Path, advance: Advance = lambda count: None, *, encoding: s
         yield b'"}\n'
     else:
         for document in _whole_documents(path, kind, advance):
-            yield documents.json_line(document.text, document.title, "", document.meta)
+            yield jsonl.json_line(document.text, document.title, "", document.meta)
 
 
 def has_lines(path: Path) -> bool:
@@ -116,41 +117,11 @@ def _text(path: Path, ledger: Ledger, on_reject: OnReject, encoding: str, advanc
 
 
 def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
-    for number, (offset, line, whole) in enumerate(documents.lines(json_lines(path, advance)), start=1):
-        found = documents.parse(line) if whole else "bad-too-long"
+    for number, (offset, line, whole) in enumerate(jsonl.lines(json_lines(path, advance)), start=1):
+        found = jsonl.parse(line) if whole else "bad-too-long"
         if isinstance(found, str):
-            documents.reject_line(ledger, on_reject, found, line, path.name, number, offset)
+            jsonl.reject_line(ledger, on_reject, found, line, path.name, number, offset)
             continue
         ledger.documents.came += 1
         ledger.characters.came += len(found.text)
         yield Document(found.text, found.title, found.meta, path.name, number, offset)
-
-
-def _rows(path: Path, advance: Advance) -> Iterator[Document]:
-    """Rows of a Parquet file with a column `text`; `title` and `meta` are taken where they are. Null is no text."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise BadConfig(f"{path}: Parquet needs pyarrow", hint="pip install 'inkstone[parquet]'") from None
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if "text" not in names:
-                raise BadData(f"{path}: no column `text`", hint=f"its columns: {', '.join(names)}")
-            kind = file.schema_arrow.field("text").type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise BadData(f"{path}: its column `text` is {kind}, not string", hint="write it as strings")
-            wanted = [name for name in ("text", "title", "meta") if name in names]
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    text = row["text"] if isinstance(row["text"], str) else ""
-                    title = row.get("title")
-                    yield Document(text, title if isinstance(title, str) else "", row.get("meta"), path.name, number)
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of what is on it
-            raise
-        raise BadData(f"{path}: not a whole Parquet file: {error}", hint="download the file again") from None
-    advance(path.stat().st_size)

@@ -14,6 +14,8 @@ from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.store.manifest import check_name
 from pipeline.tokens.stage import TokenizeOptions
 
+BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
@@ -88,23 +90,32 @@ class Recipe(_Section, frozen=True):
     sample: Sample = Sample()
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; `settings` like "train.minutes=3" replace single entries.
+def find(reference: str | Path) -> Path:
+    """Path of a recipe: a file that exists, or else a bundled recipe by its name, such as "sample"."""
+    path = Path(reference)
+    bundled = BUNDLED / f"{path.name}.toml"
+    return bundled if not path.exists() and str(path) == path.name and bundled.is_file() else path
 
-    Raises BadConfig with the place for anything that a recipe cannot say.
+
+def load(reference: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, named by path or by bundled name; `settings` like "train.minutes=3" replace single entries.
+
+    Raises InputMissing if there is no such recipe, BadConfig with the position of an entry that is not valid.
     """
+    path = find(reference)
     try:
         content = msgspec.toml.decode(path.read_bytes())
     except FileNotFoundError:
-        raise InputMissing(f"{path}: no such recipe", hint="ready ones lie in recipes/") from None
+        names = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
+        raise InputMissing(f"{path}: no such recipe", hint=f"name a TOML file, or one of {names}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path}: not TOML: {error}", hint="compare it with recipes/sample.toml") from None
+        raise BadConfig(f"{path}: not TOML: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
     for setting in settings:
         _set(content, setting)
     try:
         recipe = msgspec.convert(content, Recipe, strict=not settings)
     except msgspec.ValidationError as error:
-        raise BadConfig(f"{path}: {error}", hint="compare it with recipes/sample.toml") from None
+        raise BadConfig(f"{path}: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
     check_name(recipe.name)
     return recipe
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.runtime.redaction import shown
-from pipeline.sources import decompress, transfer
-from pipeline.sources import inputs as raw
+from pipeline.sources import cache, decompress, transfer
 from pipeline.sources import partial as parts
+from pipeline.sources.cache import RawFile
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.http import Connection, Facts, Network
-from pipeline.sources.inputs import RawFile
 from pipeline.store import files, locks
 
 _CHUNK = 1 << 20
@@ -103,11 +102,11 @@ def survey(
     A file is refused that differs from its pin (unless `update`), that shrank (unless `allow_shrink`), that is lost
     upstream, or that was never there. Raises TryAgain when the server cannot be reached.
     """
-    folder = raw.folder(root, source.name)
+    folder = cache.folder(root, source.name)
     for file in source.files:
-        if why := raw.why_no_name(folder, file.name):
+        if why := cache.why_no_name(folder, file.name):
             raise BadConfig(f"{file.name[:100]!r} {why}", hint="choose another name")
-    pinned = raw.read_lock(root, source.name)
+    pinned = cache.read_lock(root, source.name)
     look = _Look(folder, network, update, allow_shrink)
     with _workers(_ASKING, network) as pool:
         return list(pool.map(lambda file: look.safely(file, pinned.get(file.name)), source.files))
@@ -206,7 +205,7 @@ def fetch(
     update: bool = False,
 ) -> Downloaded:
     """Fetch and pin what the survey found missing, `jobs` files at a time. Ctrl-C ends all at their next piece."""
-    folder, pinned = raw.folder(root, source.name), raw.read_lock(root, source.name)
+    folder, pinned = cache.folder(root, source.name), cache.read_lock(root, source.name)
     missing = [each for each in found if each.state not in ("there", "refused")]
     there = [each for each in found if each.state == "there"]
     names = tuple(each.file.name for each in found if not each.error)
@@ -216,10 +215,10 @@ def fetch(
             files.require_space(folder, sum(each.bytes or 0 for each in missing) + _RESERVE)
         with locks.lock(folder / ".lock", doing=f"download {source.name}"):
             files.remove_temporaries(folder)
-            pinned = raw.read_lock(root, source.name)
+            pinned = cache.read_lock(root, source.name)
             for name in _dropped(source, pinned):
                 del pinned[name]
-                raw.write_lock(root, source.name, pinned)
+                cache.write_lock(root, source.name, pinned)
             missing = [each for each in missing if not _came_meanwhile(folder, each, pinned.get(each.file.name))]
             size = _fetch_all(root, source, missing, pinned, progress, network, jobs, update)
             for each in there:
@@ -252,7 +251,7 @@ def _fetch_all(
     update: bool,
 ) -> int:
     """Fetch and pin files; their bytes. `pinned` is what was there before, to which they are added."""
-    folder = raw.folder(root, source.name)
+    folder = cache.folder(root, source.name)
     pinning = threading.Lock()
 
     def fetch_one(found: Found) -> int:
@@ -260,7 +259,7 @@ def _fetch_all(
         made = _fetch_file(found, target, pinned.get(name) if not update else None, network, advance)
         with pinning:
             pinned[name] = made
-            raw.write_lock(root, source.name, pinned)
+            cache.write_lock(root, source.name, pinned)
         parts.forget(target)
         if found.facts and not found.facts.sha256:
             progress.note(f"{name}: no hash is published; it is pinned as it came ({made.sha256[:12]}…)")
@@ -320,8 +319,8 @@ def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Pro
 
 def plan(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
     """(name, origin, whether it is there and whole) of each file, without asking a server: what --dry-run shows."""
-    pinned = raw.read_lock(root, source.name)
-    folder = raw.folder(root, source.name)
+    pinned = cache.read_lock(root, source.name)
+    folder = cache.folder(root, source.name)
     rows = []
     for file in source.files:
         origin = str(file.local) if file.local else shown(file.urls[0])
@@ -330,7 +329,7 @@ def plan(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
 
 
 def _is_there(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
-    if pin is None or not raw.is_whole(folder / file.name, pin):
+    if pin is None or not cache.is_whole(folder / file.name, pin):
         return False
     if file.local:
         return pin.origin == _origin(file.local)

@@ -11,10 +11,11 @@ SentencePiece model that came from elsewhere before it is trusted, and `store.py
 and finds what a name means.
 """
 
-from pipeline.tokenizers.characters import Characters, Integers
+from pipeline.tokenizers.characters import Characters
 from pipeline.tokenizers.detokenizer import Unfolding
 from pipeline.tokenizers.gigatoken import ENCODERS, why_not_fast
 from pipeline.tokenizers.huggingface import merges, pieces, require_exact, require_same_ids, spelled, tokenizer_json
+from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.loading import check_encoder, find, open_folder
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from pipeline.errors import BadConfig, BadData
-from pipeline.tokenizers.characters import Characters, Integers
+from pipeline.tokenizers.characters import Characters
+from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import Tiktoken
 from pipeline.tokenizers.tokenizer import END_OF_TEXT, Tokenizer

@@ -9,8 +9,9 @@ import msgspec
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
-from pipeline.tokenizers.characters import Characters, Integers
+from pipeline.tokenizers.characters import Characters
 from pipeline.tokenizers.gigatoken import choose_encoder
+from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
 from pipeline.tokenizers.tokenizer import CARD, Card, Tokenizer

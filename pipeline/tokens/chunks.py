@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pipeline.readers.documents import MAX_LINE, value_of
+from pipeline.readers.jsonl import MAX_LINE, value_of
 
 UNIT_BYTES = 256 << 20
 PIECE_BYTES = 4 << 20

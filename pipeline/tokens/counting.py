@@ -10,7 +10,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Built, Content
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Integers
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
 
 SCHEMA = 2
 VOCAB_SIZE = 100
@@ -24,13 +24,13 @@ def build(root: Path) -> Built:
 
     def write(draft: Path) -> Content:
         tokenizer.save(draft)
-        dtype = tokens.dtype_for(VOCAB_SIZE)
+        dtype = segments.dtype_for(VOCAB_SIZE)
         numbers = np.arange(1, VOCAB_SIZE)
         counts: dict[str, int | str] = {"dtype": dtype, "vocab_size": VOCAB_SIZE, "end_of_text": tokenizer.end_of_text}
         for split, repeats in _REPEATS.items():
             lengths = np.full(repeats, len(numbers))
-            ids = tokens.with_ends(np.tile(numbers, repeats), lengths, dtype, tokenizer.end_of_text)
-            segment = tokens.SegmentWriter(draft, f"{split}-00000-0000", dtype)
+            ids = segments.with_ends(np.tile(numbers, repeats), lengths, dtype, tokenizer.end_of_text)
+            segment = segments.SegmentWriter(draft, f"{split}-00000-0000", dtype)
             segment.append(ids, lengths + 1, np.zeros(repeats))
             segment.close()
             counts |= {f"{split}_tokens": segment.tokens, f"{split}_documents": segment.documents}

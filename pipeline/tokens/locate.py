@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 
 from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.readers import documents, readers
+from pipeline.readers import jsonl, readers
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Input
 from pipeline.tokenizers import Tokenizer
+from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens import store as tokens
 
 _AROUND = 40  # tokens shown before and after a place
@@ -53,8 +54,8 @@ class Location:
 def describe(found: Artifact) -> Facts:
     """Raises BadData when the artifact is damaged."""
     store = tokens.open_store(found)
-    lengths = {split: tokens.document_lengths(found, split) for split in tokens.SPLITS}
-    segments = {split: len(_segments(found, split)) for split in tokens.SPLITS}
+    lengths = {split: tokens_segments.document_lengths(found, split) for split in tokens_segments.SPLITS}
+    segments = {split: len(_segments(found, split)) for split in tokens_segments.SPLITS}
     first = store.train.read(0, min(int(lengths["train"][0]), 4 * _SHOWN))
     longest = max((int(each.max()) for each in lengths.values() if len(each)), default=0)
     return Facts(found.manifest.counts, segments, longest, store.tokenizer.decode(first)[:_SHOWN])
@@ -70,7 +71,7 @@ def locate(found: Artifact, index: int, split: str = "train") -> Location:
     if not 0 <= index < len(array):
         raise BadConfig(f"there is no {split} token {index:,}", hint=f"0 to {len(array) - 1:,}")
     segment, document, start, end = _document(found, split, index)
-    offsets = tokens.source_offsets(found, segment)
+    offsets = tokens_segments.source_offsets(found, segment)
     source, path = _source(found, int(segment.split("-")[1]))
     within = document - _documents_before(found, split, segment)
     line, record = _line_at(path, int(offsets[within]))
@@ -103,7 +104,7 @@ def _segments(found: Artifact, split: str) -> list[str]:
 
 
 def _lengths(found: Artifact, segment: str) -> np.ndarray:
-    return tokens.read_index(found.file(f"{segment}.idx"))
+    return tokens_segments.read_index(found.file(f"{segment}.idx"))
 
 
 def _documents_before(found: Artifact, split: str, segment: str) -> int:
@@ -127,7 +128,7 @@ def _document(found: Artifact, split: str, index: int) -> tuple[str, int, int, i
 
 def _source(found: Artifact, number: int) -> tuple[Input, Path]:
     """The input file of a segment, and where it lies now: in the store, or where it lay when it was read."""
-    sources = [each for each in found.manifest.inputs if each.role in tokens.SPLITS]
+    sources = [each for each in found.manifest.inputs if each.role in tokens_segments.SPLITS]
     if number >= len(sources):
         raise BadConfig(f"{found.ref} was made from no file", hint="locate tokens of what `tokenize` made")
     source = sources[number]
@@ -142,7 +143,7 @@ def _source(found: Artifact, number: int) -> tuple[Input, Path]:
     raise InputMissing(f"{source.name}: the source is not there any more", hint=f"it was {places[-1]}")
 
 
-def _line_at(path: Path, offset: int) -> tuple[int, documents.Record]:
+def _line_at(path: Path, offset: int) -> tuple[int, jsonl.Record]:
     """The number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
     blocks = readers.json_lines(path)
     position, number = 0, 1
@@ -151,8 +152,8 @@ def _line_at(path: Path, offset: int) -> tuple[int, documents.Record]:
         number += before.count(b"\n")
         position += len(before)
         if len(before) < len(block):
-            _, line, _ = next(documents.lines(chain([block[len(before) :]], blocks)))
-            if not isinstance(found := documents.parse(line), str):
+            _, line, _ = next(jsonl.lines(chain([block[len(before) :]], blocks)))
+            if not isinstance(found := jsonl.parse(line), str):
                 return number, found
             break
     raise BadData(

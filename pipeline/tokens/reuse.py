@@ -21,7 +21,7 @@ from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
 from pipeline.store.generations import draft_path, generation_keys
 from pipeline.store.manifest import FileRecord, Identity, Input, Manifest
-from pipeline.tokens.writer import REJECTS, UNITS, UnitRecord
+from pipeline.tokens.units import REJECTS, UNITS, UnitRecord
 
 
 def take_over(draft: Path, identity: Identity) -> list[UnitRecord]:

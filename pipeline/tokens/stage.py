@@ -27,10 +27,12 @@ from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, Built, Content
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokens import reuse, tasks
-from pipeline.tokens import store as tokens
-from pipeline.tokens.worker import Choice, Job, encode
-from pipeline.tokens.writer import Assembly, UnitRecord
+from pipeline.tokens import hdf5, reuse, tasks
+from pipeline.tokens import segments as tokens_segments
+from pipeline.tokens.tasks import Choice, Job
+from pipeline.tokens.units import UnitRecord
+from pipeline.tokens.worker import encode
+from pipeline.tokens.writer import Assembly
 
 SCHEMA = 4  # raise when the same options give other bytes
 DEFAULT_VAL_FRACTION = 0.05
@@ -58,8 +60,8 @@ class TokenizeOptions:
     dedup: str = "no"
 
     def __post_init__(self) -> None:
-        if self.format not in tokens.FORMATS:
-            raise BadConfig(f"no format {self.format!r}", hint=f"formats: {', '.join(tokens.FORMATS)}")
+        if self.format not in tokens_segments.FORMATS:
+            raise BadConfig(f"no format {self.format!r}", hint=f"formats: {', '.join(tokens_segments.FORMATS)}")
         if not 0 <= (self.val_fraction or 0) < 1:
             raise BadConfig(
                 f"--val-fraction {self.val_fraction} is no share", hint="from 0 to below 1, for example 0.05"
@@ -187,7 +189,7 @@ def _write(
     draft: Path, inputs: Inputs, tokenizer: Tokenizer, options: TokenizeOptions, progress: Progress, jobs: int
 ) -> Content:
     fraction = inputs.fraction(options.val_fraction)
-    dtype = tokens.dtype_for(tokenizer.vocab_size)
+    dtype = tokens_segments.dtype_for(tokenizer.vocab_size)
     dedup = options.dedup == "exact"
     train_split = "train" if inputs.val else ""
     work = [
@@ -203,7 +205,7 @@ def _write(
             draft, dtype, keep_bins=options.format != "hdf5", dedup=dedup, max_documents=options.max_documents
         ) as assembly,
     ):
-        todo = tasks.tasks(work, tokenizer.boundary, assembly, advance)
+        todo = tasks.tasks(work, tokenizer.boundary, assembly.next_unit, assembly.is_full, advance)
         jobs = jobs if total > _SMALL else 1
         with contextlib.closing(engines.stream(functools.partial(encode, tokenizer), todo, jobs=jobs)) as done:
             for task, encoded in done:
@@ -216,10 +218,10 @@ def _write(
     content = _content(units, tokenizer, dtype, options, fraction)
     if options.format != "memmap":
         attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
-        for split in tokens.SPLITS:
+        for split in tokens_segments.SPLITS:
             count = {"documents": content.counts[f"{split}_documents"]}
             target, segments = draft / f"{split}.h5", assembly.bins(split)
-            engines.isolated(tokens.write_hdf5, target, segments, dtype, attributes | count)
+            engines.isolated(hdf5.write_hdf5, target, segments, dtype, attributes | count)
     return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in work]})
 
 
@@ -228,18 +230,20 @@ def _content(
 ) -> Content:
     """Counts over all units, the closed ledger, and the hashes taken on the way."""
     ledger = Ledger()
-    counts = {f"{split}_{what}": 0 for split in tokens.SPLITS for what in ("tokens", "documents", "characters")}
+    counts = {
+        f"{split}_{what}": 0 for split in tokens_segments.SPLITS for what in ("tokens", "documents", "characters")
+    }
     sets: dict[str, int] = {}
     for record in units:
         ledger.add(record.ledger)
-        for split in tokens.SPLITS:
+        for split in tokens_segments.SPLITS:
             counts[f"{split}_tokens"] += record.tokens.get(split, 0)
             counts[f"{split}_documents"] += record.documents.get(split, 0)
             counts[f"{split}_characters"] += record.characters.get(split, 0)
         for name, count in record.sets.items():
             sets[name] = sets.get(name, 0) + count
     closed = ledger.close(max_bad=options.max_bad)
-    for split in tokens.SPLITS:
+    for split in tokens_segments.SPLITS:
         if not counts[f"{split}_tokens"]:
             raise _empty(split, ledger, fraction)
     told = {

@@ -4,40 +4,128 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from pipeline.errors import BadData, from_os_error
-from pipeline.readers import documents, readers, records
+from pipeline.errors import BadData, InkstoneError, from_os_error
+from pipeline.readers import jsonl, readers
+from pipeline.readers import jsonl as records
 from pipeline.runtime.progress import Advance
 from pipeline.sources import inputs as raw
 from pipeline.tokens import chunks as pieces
-from pipeline.tokens import worker as encode
 from pipeline.tokens.chunks import Piece, Unbroken
-from pipeline.tokens.worker import Job, Long, Task
-from pipeline.tokens.writer import Assembly
+
+DIGEST_BYTES = 16
 
 _CHECK_FIRST = 8  # documents of each unit
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """Which documents are kept, by what can be seen on a document alone. Empty names no set; 0 no least length."""
+
+    include_sets: tuple[str, ...] = ()
+    exclude_sets: tuple[str, ...] = ()
+    min_chars: int = 0
+
+    def refuses(self, characters: int, set_name: str) -> str:
+        """The reason to drop a document, "" for none."""
+        if not characters:
+            return "empty"
+        if self.include_sets and set_name not in self.include_sets:
+            return "set-not-included"
+        if set_name in self.exclude_sets:
+            return "set-excluded"
+        return "too-short" if characters < self.min_chars else ""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What is the same for all pieces of a file.
+
+    `split` is "train" or "val" when the whole file belongs there, "" to divide its documents by a hash of their text.
+    `digests` asks for a hash of each document.
+    """
+
+    dtype: str
+    file: str
+    split: str
+    val_fraction: float
+    choice: Choice
+    digests: bool
+
+    @property
+    def needs_digest(self) -> bool:
+        return self.digests or bool(not self.split and self.val_fraction)
+
+    def split_of(self, digest: bytes) -> str:
+        return self.split or ("val" if is_validation(digest, self.val_fraction) else "train")
+
+
+class Long(msgspec.Struct, frozen=True):
+    """A document that is encoded in parts: all that is known of it before."""
+
+    characters: int
+    set_name: str
+    digest: bytes
+    split: str
+
+
+class Task(msgspec.Struct, frozen=True):
+    """One piece: lines that begin at byte `offset` of their file's text and are `size` bytes of it.
+
+    `check_first` documents of it are compared, and one in 1,000 of the others. With `long` it is `part` of one
+    document. With `refused` it is the beginning of a line that is not kept, and why. With `fault` the file could not
+    be read on from there.
+    """
+
+    job: Job
+    file: int
+    unit: int
+    offset: int
+    size: int = 0
+    lines: bytes | bytearray = b""
+    check_first: int = 0
+    long: Long | None = None
+    part: str = ""
+    first: bool = True
+    final: bool = True
+    refused: str = ""
+    fault: InkstoneError | None = None
+
+
+def digest_of(text: str) -> bytes:
+    """The first 16 bytes of the sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
+
+
+def is_validation(digest: bytes, fraction: float) -> bool:
+    """Whether a document is held out: by a hash of its content, so that adding others never moves it."""
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
 def tasks(
-    work: Sequence[tuple[raw.InputFile, Job]], boundary: re.Pattern[str] | None, assembly: Assembly, advance: Advance
+    work: Sequence[tuple[raw.InputFile, Job]],
+    boundary: re.Pattern[str] | None,
+    next_unit: Callable[[int], int | None],
+    is_full: Callable[[str], bool],
+    advance: Advance,
 ) -> Iterator[Task]:
-    """All pieces of all files that `assembly` does not have and still wants. `boundary` is the tokenizer's.
+    """Tasks of all files, in input order. `boundary` is the tokenizer's.
+
+    `next_unit(file)` is the first unit still to do, None if there is none; `is_full(split)` ends a split early.
 
     What is wrong with a file comes as a task too, in its place: reading runs ahead of encoding, and whether a fault
     lies before or after the last document that is wanted must not depend on how far.
     """
     for number, (entry, job) in enumerate(work):
-        first = assembly.next_unit(number)
-        if first is None or assembly.is_full(job.split):
+        first = next_unit(number)
+        if first is None or is_full(job.split):
             advance(entry.path.stat().st_size)
             continue
         last = Task(job, number, first, 0)
         try:
             for task in _of_file(entry, last, boundary, advance):
-                if assembly.is_full(job.split):
+                if is_full(job.split):
                     break
                 yield task
                 last = task
@@ -71,7 +159,7 @@ def _of_file(entry: raw.InputFile, start: Task, boundary: re.Pattern[str] | None
 def _too_long(entry: raw.InputFile, task: Task, piece: Piece) -> Task:
     if not readers.has_lines(entry.path):
         raise BadData(
-            f"{entry.path}: a text file is one document, and this one has more than {documents.MAX_LINE >> 20} MiB",
+            f"{entry.path}: a text file is one document, and this one has more than {jsonl.MAX_LINE >> 20} MiB",
             hint="split it into several, or write its documents as JSON lines",
         )
     return msgspec.structs.replace(task, refused="bad-too-long", lines=piece.data)
@@ -85,11 +173,11 @@ def _parts(task: Task, line: bytes | bytearray, boundary: re.Pattern[str] | None
         for part in text.parts(boundary):
             characters += len(part)
             digest.update(part.encode())
-    except (Unbroken, *documents.UNREADABLE) as error:
-        reason = "bad-unbroken" if isinstance(error, Unbroken) else documents.reason_of(error, line)
-        yield msgspec.structs.replace(task, refused=reason, lines=line[: documents.SHOWN])
+    except (Unbroken, *jsonl.UNREADABLE) as error:
+        reason = "bad-unbroken" if isinstance(error, Unbroken) else jsonl.reason_of(error, line)
+        yield msgspec.structs.replace(task, refused=reason, lines=line[: jsonl.SHOWN])
         return
-    short = digest.digest()[: encode.DIGEST_BYTES]
+    short = digest.digest()[:DIGEST_BYTES]
     name = records.set_name(text.meta)
     task = msgspec.structs.replace(task, long=Long(characters, name, short, task.job.split_of(short)))
     if reason := task.job.choice.refuses(characters, name):

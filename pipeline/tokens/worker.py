@@ -5,96 +5,23 @@ Nothing here depends on other pieces: what does (order, duplicates, a largest nu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 
 from pipeline.errors import BadData, InkstoneError
-from pipeline.readers import documents, records
+from pipeline.readers import documents, jsonl
+from pipeline.readers import jsonl as records
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Tokenizer, Unencodable
 from pipeline.tokens import chunks as pieces
-from pipeline.tokens import store as tokens
+from pipeline.tokens import segments
+from pipeline.tokens.tasks import Task, digest_of
 
-DIGEST_BYTES = 16
 _CHECK_EVERY = 1000
 _CHECK_LENGTH = 1 << 16  # characters: of a longer document its beginning is compared, which bounds the time
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """Which documents are kept, by what can be seen on a document alone. Empty names no set; 0 no least length."""
-
-    include_sets: tuple[str, ...] = ()
-    exclude_sets: tuple[str, ...] = ()
-    min_chars: int = 0
-
-    def refuses(self, characters: int, set_name: str) -> str:
-        """The reason to drop a document, "" for none."""
-        if not characters:
-            return "empty"
-        if self.include_sets and set_name not in self.include_sets:
-            return "set-not-included"
-        if set_name in self.exclude_sets:
-            return "set-excluded"
-        return "too-short" if characters < self.min_chars else ""
-
-
-class Job(msgspec.Struct, frozen=True):
-    """What is the same for all pieces of a file.
-
-    `split` is "train" or "val" when the whole file belongs there, "" to divide its documents by a hash of their text.
-    `digests` asks for a hash of each document.
-    """
-
-    dtype: str
-    file: str
-    split: str
-    val_fraction: float
-    choice: Choice
-    digests: bool
-
-    @property
-    def needs_digest(self) -> bool:
-        return self.digests or bool(not self.split and self.val_fraction)
-
-    def split_of(self, digest: bytes) -> str:
-        return self.split or ("val" if is_validation(digest, self.val_fraction) else "train")
-
-
-class Long(msgspec.Struct, frozen=True):
-    """A document that is encoded in parts: all that is known of it before."""
-
-    characters: int
-    set_name: str
-    digest: bytes
-    split: str
-
-
-class Task(msgspec.Struct, frozen=True):
-    """One piece: lines that begin at byte `offset` of their file's text and are `size` bytes of it.
-
-    `check_first` documents of it are compared, and one in 1,000 of the others. With `long` it is `part` of one
-    document. With `refused` it is the beginning of a line that is not kept, and why. With `fault` the file could not
-    be read on from there.
-    """
-
-    job: Job
-    file: int
-    unit: int
-    offset: int
-    size: int = 0
-    lines: bytes | bytearray = b""
-    check_first: int = 0
-    long: Long | None = None
-    part: str = ""
-    first: bool = True
-    final: bool = True
-    refused: str = ""
-    fault: InkstoneError | None = None
 
 
 @dataclass
@@ -177,7 +104,7 @@ def _encode_batch(tokenizer: Tokenizer, task: Task, split: str, kept: list[_Kept
     _compare(tokenizer, task, kept, ids, lengths, out)
     return Batch(
         split,
-        tokens.with_ends(ids, lengths, task.job.dtype, tokenizer.end_of_text),
+        segments.with_ends(ids, lengths, task.job.dtype, tokenizer.end_of_text),
         lengths + 1,
         np.array([each.offset for each in kept], np.int64),
         np.array([each.line for each in kept], np.int64),
@@ -205,7 +132,7 @@ def _refuse(task: Task, out: Encoded) -> None:
         _drop(out, Reject(task.job.file, 0, task.offset, task.refused, ""), task.long.characters)
     else:
         line = bytes(task.lines)
-        documents.reject_line(out.ledger, out.rejects.append, task.refused, line, task.job.file, 0, task.offset)
+        jsonl.reject_line(out.ledger, out.rejects.append, task.refused, line, task.job.file, 0, task.offset)
 
 
 def _encode_part(tokenizer: Tokenizer, task: Task, out: Encoded) -> None:
@@ -229,16 +156,6 @@ def _drop(out: Encoded, reject: Reject, characters: int) -> None:
     out.ledger.documents.drop(reject.reason, 1)
     out.ledger.characters.drop(reject.reason, characters)
     out.rejects.append(reject)
-
-
-def digest_of(text: str) -> bytes:
-    """The first 16 bytes of the sha256 of a text in UTF-8."""
-    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
-
-
-def is_validation(digest: bytes, fraction: float) -> bool:
-    """Whether a document is held out: by a hash of its content, so that adding others never moves it."""
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def _compare(

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.readers import compression, documents
+from pipeline.readers import compression, jsonl
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters
@@ -111,7 +111,7 @@ def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
 def _sample(megabytes: int) -> list[bytes]:
     texts = SAMPLE.read_text(encoding="utf-8").splitlines()
     times = range((megabytes << 20) // SAMPLE.stat().st_size + 1)
-    return [documents.json_line(f"{number} {text}", "", "", None) for number in times for text in texts]
+    return [jsonl.json_line(f"{number} {text}", "", "", None) for number in times for text in texts]
 
 
 def _characters(root: Path, text: str) -> Path:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.maintenance import status
+from pipeline.maintenance import verify
 from pipeline.store import artifact, locks
 from tests.support import chaos
 from tests.support.upstream import ROOT, Hub, Nightly, environment, leftovers, nightly, published, serving, texts
@@ -71,7 +71,7 @@ def trials(folder: Path) -> Iterator[list[Trial]]:
     """Both recipes, each after an undisturbed run on every edition."""
     (folder / "pile").mkdir(parents=True)
     with serving(Hub()) as hub:
-        sample = Nightly(ROOT / "recipes" / "sample.toml", environment(hub))
+        sample = Nightly(ROOT / "pipeline" / "recipes" / "sample.toml", environment(hub))
         pile = nightly(folder / "pile", hub, shards=f"0-{SHARDS - 1},val", unit=1 << 17, piece=1 << 15)
         yield [_trial("sample", sample, None, 1, folder), _trial("pile", pile, hub, 3, folder)]
 
@@ -134,7 +134,7 @@ def _stage(root: Path) -> str:
 
 def _damage(root: Path, *, raw: bool = False) -> list[str]:
     """What is published and not whole, a `current` that leads nowhere, and locks that are still held."""
-    checked = [(name, each) for name, problems in status.verify(root, deep=True) for each in problems]
+    checked = [(name, each) for name, problems in verify.verify(root, deep=True) for each in problems]
     wrong = [problem for name, problem in checked if raw or not name.startswith("raw/")]
     wrong += [f"{link} leads to nothing whole" for link in root.glob("*/*/current") if not artifact.is_whole(link)]
     return wrong + [f"still locked: {path}" for path in root.rglob("*.lock") if locks.is_locked(path)]

@@ -27,7 +27,8 @@ from typing import Any, BinaryIO, NoReturn
 import pytest
 
 import cli
-from pipeline.maintenance import status
+from pipeline.maintenance import verify
+from pipeline.sources import cache
 from pipeline.sources import inputs as raw
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import KINDS
@@ -412,7 +413,7 @@ def published(root: Path) -> dict[str, str]:
     found = {}
     for lock_file in sorted((root / "raw").glob(f"*/{raw.LOCK_FILE}")):
         source = lock_file.parent.name
-        found |= {f"raw/{source}/{name}": pin.sha256 for name, pin in raw.read_lock(root, source).items()}
+        found |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock(root, source).items()}
     for kind in KINDS:
         for link in sorted((root / kind).glob("*/current")):
             found[f"{kind}/{link.parent.name}"] = artifact.read(link.resolve()).digest
@@ -446,7 +447,7 @@ def assert_whole(root: Path, allowed: Sequence[Mapping[str, str]], at_least: Map
     for name, digest in now.items():
         assert digest in {state.get(name) for state in allowed}, f"{name} is neither old nor new"
     assert not at_least.keys() - now.keys(), "what was published is gone"
-    problems = [problem for _, found in status.verify(root, deep=True) for problem in found]
+    problems = [problem for _, found in verify.verify(root, deep=True) for problem in found]
     assert not problems, problems
 
 

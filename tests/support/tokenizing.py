@@ -17,8 +17,9 @@ from pipeline.store.artifact import Artifact, Built
 from pipeline.tokenizers import Characters, Tokenizer
 from pipeline.tokens import chunks as pieces
 from pipeline.tokens import stage as tokenize
+from pipeline.tokens.segments import document_lengths
 from pipeline.tokens.stage import Inputs, TokenizeOptions
-from pipeline.tokens.store import document_lengths, open_store
+from pipeline.tokens.store import open_store
 
 LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水", "letters")
 TEXTS = [f"document {number} of some" for number in range(200)]

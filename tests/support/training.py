@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.runs import checkpoint, run
-from model.runs.run import Plan
+from model.runs import checkpoint, plan, run
+from model.runs.plan import Plan
 from model.training import metrics, stage
 from pipeline.store import artifact, locks
 from pipeline.store.artifact import Artifact
@@ -34,7 +34,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
     if "torch._dynamo" not in sys.modules:
         tokens = counting.build(tmp_path_factory.mktemp("warm")).artifact
-        chosen = run.plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
+        chosen = plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
         stage.train(tokens.path.parents[2], chosen, device="cpu", resume=True, report=lambda line: None)
 
 
@@ -73,12 +73,12 @@ def made(root: Path) -> Artifact:
 
 def planned(root: Path, **settings: object) -> Plan:
     tokens = artifact.find(root, "tokens", "counting")
-    return run.plan(tokens, "mini", name=NAME, settings=SETTINGS | settings)
+    return plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | settings)
 
 
 def checkpoints(root: Path, **settings: object) -> Path:
     """Where those of the unfinished run are."""
-    return draft_path(root, run.identify(planned(root, **settings))) / "checkpoints"
+    return draft_path(root, plan.identify(planned(root, **settings))) / "checkpoints"
 
 
 def steps(folder: Path) -> list[int]:

@@ -25,8 +25,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from pipeline.maintenance import status
-from pipeline.readers import documents
+from pipeline.maintenance import verify
+from pipeline.readers import jsonl
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters
@@ -86,7 +86,7 @@ class Hub:
 
 def packed(texts: Iterable[str]) -> bytes:
     """JSON lines of documents, compressed."""
-    lines = b"".join(documents.json_line(text, "", "", None) for text in texts)
+    lines = b"".join(jsonl.json_line(text, "", "", None) for text in texts)
     return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(lines)
 
 
@@ -293,7 +293,7 @@ def assert_survived(root: Path, *digests: str) -> None:
     Every generation of tokens is one of `digests`, if they are given. A raw file may be there whose pin is not yet
     written: no stage reads it before that, and the next download pins it.
     """
-    for name, problems in status.verify(root, deep=True):
+    for name, problems in verify.verify(root, deep=True):
         assert problems == [] or name.startswith("raw/"), name
     for path in root.glob("*/*/current"):
         assert artifact.is_whole(path), f"{path} leads to nothing whole"
@@ -307,7 +307,7 @@ def assert_settled(root: Path, *digests: str) -> None:
     """What holds once a refresh has ended well: all of the above, every raw file is what its pin says, and nothing
     is left behind (I4)."""
     assert_survived(root, *digests)
-    assert [problem for _, problems in status.verify(root, deep=True) for problem in problems] == []
+    assert [problem for _, problems in verify.verify(root, deep=True) for problem in problems] == []
     assert leftovers(root) == [], leftovers(root)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline.clean.alphabet import HAN
 from pipeline.clean.report import sentencepiece_flags as advice
 from pipeline.clean.report.examples import visible
 from pipeline.clean.report.report import File, Report, Sentences, add
 from pipeline.clean.rules import script
+from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
 LINES, COLUMNS = 24, 110  # of the table, at most: one screen

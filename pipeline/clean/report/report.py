@@ -14,10 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean.alphabet import ENDS, HAN_BEYOND, HAN_UNITS
 from pipeline.clean.report import sentencepiece_flags as advice
 from pipeline.clean.rule import Effect
-from pipeline.clean.utf16 import UNITS, Codes, distinct, text_of
+from pipeline.clean.utf16 import ENDS, HAN_BEYOND, HAN_UNITS, UNITS, Codes, distinct, text_of
 from pipeline.errors import InternalError
 
 _UNPUNCTUATED = 0.005  # marks that end a sentence per Han character; in punctuated books there are 0.03 to 0.1

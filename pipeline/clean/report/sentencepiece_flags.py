@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean.alphabet import HAN
+from pipeline.clean.utf16 import HAN
 
 DEFAULT_LINE = 4192  # bytes: SentencePiece skips longer lines unless told otherwise
 DEFAULT_COVERAGE = 0.9995

@@ -22,10 +22,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.rule import Rule, Seen, on_lines, units
 from pipeline.clean.rules.characters import normalise
-from pipeline.clean.utf16 import UNITS, Codes, codes, distinct, replaced, text_of, without
+from pipeline.clean.utf16 import HAN, LACUNA, UNITS, Codes, codes, distinct, replaced, text_of, without
 from pipeline.errors import BadConfig, InputMissing
 
 POLICIES = ("keep", "lacuna", "drop")

@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.rule import Rule, Seen, on_lines, units
-from pipeline.clean.utf16 import Codes, codes, places, text_of, without
+from pipeline.clean.utf16 import HAN, LACUNA, Codes, codes, places, text_of, without
 from pipeline.errors import BadConfig
 
 POLICIES = ("keep", "collapse", "drop-unit")

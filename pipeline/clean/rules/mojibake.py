@@ -16,9 +16,8 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN, LACUNA
 from pipeline.clean.rule import Rule, Seen, lines_with, on_lines, units
-from pipeline.clean.utf16 import SEPARATOR, UNITS, Codes, bounds, codes, places, replaced, runs, text_of
+from pipeline.clean.utf16 import HAN, LACUNA, SEPARATOR, UNITS, Codes, bounds, codes, places, replaced, runs, text_of
 
 _REPLACEMENT = "\ufffd"
 # Not ・ and ー, which part and lengthen words, nor the straight lines ─ │, which are dashes and draw tables.

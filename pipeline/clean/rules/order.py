@@ -14,17 +14,17 @@ from pipeline.clean.rules import (
     boilerplate,
     gaiji,
     lacunae,
-    marks,
     mojibake,
     notes,
     punctuation,
     quotes,
     script,
-    spaces,
     unwrap,
     variants,
     verse,
 )
+from pipeline.clean.rules import punctuation as marks
+from pipeline.clean.rules import whitespace as spaces
 
 
 def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:

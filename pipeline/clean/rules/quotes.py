@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.clean.rule import Rule, Seen, units
 from pipeline.clean.utf16 import (
     BLANKS,
-    LINE,
     LINE_ENDS,
+    LINE_KIND,
     Codes,
     is_chinese,
     is_one_of,
@@ -42,7 +42,7 @@ def _curl(text: Codes, own: str, opener: str, closer: str, seen: Seen) -> Codes:
         return text
     first, after = runs(places(text, own + BLANKS))
     before = kind_at(text, first - 1)
-    heads = (before == LINE) | is_one_of(unit_at(text, first - 1), _HEADS)
+    heads = (before == LINE_KIND) | is_one_of(unit_at(text, first - 1), _HEADS)
     near = is_chinese(before) | is_chinese(kind_at(text, after))
     foremost = np.append(quotes, len(text))[np.searchsorted(quotes, first)]  # the first quote of each run
 

@@ -16,9 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
 from pipeline.clean.rule import Rule, Seen
-from pipeline.clean.utf16 import Codes, codes, distinct, spread, text_of
+from pipeline.clean.utf16 import HAN_BEYOND, HAN_UNITS, Codes, codes, distinct, spread, text_of
 from pipeline.errors import BadConfig, InternalError
 
 POLICIES = ("keep", "simplified", "traditional")

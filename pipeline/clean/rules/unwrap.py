@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 
-from pipeline.clean.alphabet import CLOSERS, CONTINUES, DOTS, ENDS, HAN, LACUNA, MARKS, OPENERS
 from pipeline.clean.rule import Seen, textual, units
 from pipeline.clean.rules import headings
-from pipeline.clean.utf16 import BLANKS, SEPARATOR
+from pipeline.clean.utf16 import BLANKS, CLOSERS, CONTINUES, DOTS, ENDS, HAN, LACUNA, MARKS, OPENERS, SEPARATOR
 
 _LAST = tuple(ENDS + "：" + DOTS + CLOSERS + ".!?:" + "\"')]")  # the ASCII marks are not full width yet
 _CHINESE = re.compile(f"[{HAN}{LACUNA}{MARKS}{CONTINUES}{OPENERS}{CLOSERS}—・·]")

@@ -14,9 +14,21 @@ from functools import cache, partial
 
 import numpy as np
 
-from pipeline.clean.alphabet import HAN_BEYOND, HAN_UNITS
 from pipeline.clean.rule import Rule, Seen, units
-from pipeline.clean.utf16 import UNITS, Codes, codes, distinct, inserted, is_one_of, places, spread, unit_at, without
+from pipeline.clean.utf16 import (
+    HAN_BEYOND,
+    HAN_UNITS,
+    UNITS,
+    Codes,
+    codes,
+    distinct,
+    inserted,
+    is_one_of,
+    places,
+    spread,
+    unit_at,
+    without,
+)
 from pipeline.errors import BadConfig
 
 POLICIES = ("inline", "own-unit", "drop")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.clean import sentences
+from pipeline.clean.rule import Rule, Seen, units
 from pipeline.clean.utf16 import (
     BLANKS,
-    LINE,
     LINE_ENDS,
+    LINE_KIND,
     SEPARATOR,
     Codes,
     inserted,
+    is_chinese,
     kind_at,
     places,
     replaced,
@@ -45,7 +47,7 @@ def divide(page: Codes, unit: str, *, inside_quotes: bool = False) -> tuple[Code
     page = without(page, np.sort(np.concatenate((gone[page.units[gone] != 0], spread(first + 1, after)))))
     if unit == "sentence":
         ends = sentences.ends(page, inside_quotes=inside_quotes)
-        ends = ends[kind_at(page, ends) != LINE]
+        ends = ends[kind_at(page, ends) != LINE_KIND]
         origin = np.sort(np.concatenate((origin, origin[_documents_before(page, ends)])))
         page = _trimmed(inserted(page, ends, SEPARATOR))
     return page, origin
@@ -54,10 +56,29 @@ def divide(page: Codes, unit: str, *, inside_quotes: bool = False) -> tuple[Code
 def _trimmed(page: Codes) -> Codes:
     """The page without spaces at the ends of lines: of sentences that have become documents."""
     first, after = runs(places(page, BLANKS))
-    outer = (kind_at(page, first - 1) == LINE) | (kind_at(page, after) == LINE)
+    outer = (kind_at(page, first - 1) == LINE_KIND) | (kind_at(page, after) == LINE_KIND)
     return without(page, spread(first[outer], after[outer]))
 
 
 def _documents_before(page: Codes, at: np.ndarray) -> np.ndarray:
     """How many documents end before each of the places."""
     return np.searchsorted(places(page, SEPARATOR), at)
+
+
+INSIDE = "inside lines"  # how many runs were: by them the rules before looked at text that was torn
+
+
+def delete(text: Codes, seen: Seen) -> Codes:
+    """The page without the runs of spaces that touch Chinese text or a line's end on either side."""
+    first, after = runs(places(text, BLANKS))
+    before, behind = kind_at(text, first - 1), kind_at(text, after)
+    goes = is_chinese(before) | is_chinese(behind) | (before == LINE_KIND) | (behind == LINE_KIND)
+    gone = spread(first[goes], after[goes])
+    seen[INSIDE] += int((goes & (before != LINE_KIND) & (behind != LINE_KIND)).sum())
+    units = text.units[gone]
+    for blank, name in zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True):
+        seen[name] += int((units == ord(blank)).sum())
+    return without(text, gone)
+
+
+RULE = Rule("spaces", delete, units(BLANKS))

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import GPTConfig
-from model.exchange import adoption
 from model.exchange import architectures as families
 from model.exchange import convert as exchange
+from model.exchange import import_model as adoption
 from model.generation import engine as generate
-from model.generation.engine import SampleOptions
+from model.generation.sampling import SampleOptions
 from model.network.gpt import GPT
 from model.presets import PRESETS
 from model.runs import checkpoint, run

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.exchange import adoption
 from model.exchange import convert as exchange
+from model.exchange import import_model as adoption
 from model.runs import checkpoint, run
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.maintenance import status

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model.config import GPTConfig
-from model.generation.engine import Continuation, Engine, SampleOptions, choose, sample, stream
+from model.generation.engine import Continuation, Engine, sample, stream
+from model.generation.sampling import SampleOptions, choose
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import Characters, Integers

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from model.generation import session
-from model.generation.engine import SampleOptions
+from model.commands import sample as commands_sample
+from model.generation.sampling import SampleOptions
 from model.generation.session import Prompt, Session
-from model.runs import run
+from model.runs import plan
 from model.training import stage
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = tokenize.gather(root, (str(text),), (str(val),))
     tokens = tokenize.tokenize(root, "text", inputs, tokenizer, found, TokenizeOptions(), Silent(), jobs=1).artifact
     settings = {"vocab_size": 0, "steps": 30, "evaluations": 1, "learning_rate": 3e-3}
-    planned = run.plan(tokens, "mini", name="text", settings=settings)
+    planned = plan.plan(tokens, "mini", name="text", settings=settings)
     stage.train(root, planned, device="cpu", resume=False, report=lambda line: None)
     return root
 
@@ -131,7 +131,7 @@ def test_what_was_likely_is_shown_on_request(trained: Path) -> None:
         assert [each.probability for each in token.candidates] == sorted(
             (each.probability for each in token.candidates), reverse=True
         )
-    lines = session.shown(prompt, made).splitlines()
+    lines = commands_sample.shown(prompt, made).splitlines()
     assert lines[0] == f"话说{made.text}"
     assert lines[1].split() == ["chosen", "p", "likeliest"]
     assert len(lines) == 2 + len(made.tokens)

@@ -18,7 +18,8 @@ import openai
 import pytest
 
 import cli
-from model.generation.engine import Continuation, Engine, SampleOptions, Token
+from model.generation.engine import Continuation, Engine
+from model.generation.sampling import SampleOptions, Token
 from model.serving.scheduler import Closing, Desk, Full, Unfinished
 from model.serving.server import listen
 from pipeline.errors import BadConfig

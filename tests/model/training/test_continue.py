@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from model.runs import checkpoint, run
-from model.runs.run import Plan, Report
+from model.runs import plan as runs_plan
+from model.runs.plan import Plan
+from model.runs.run import Report
 from model.training import dataloader as batches
 from model.training import finish as outcome
 from model.training import metrics, stage
@@ -68,12 +70,12 @@ preset = "mini"
         report = report or self.said.append
 
         def plan(tokens: Artifact) -> Plan:
-            planned = run.plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
-            return run.continued(self.root, planned)
+            planned = runs_plan.plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
+            return runs_plan.continued(self.root, planned)
 
         training = TrainStage(
             check=lambda: None,
-            identify=lambda tokens: run.identify(plan(tokens)),
+            identify=lambda tokens: runs_plan.identify(plan(tokens)),
             run=lambda tokens: stage.train(self.root, plan(tokens), device="cpu", resume=True, report=report),
         )
         return refresh.refresh(self.root, recipe, training, Silent(), Options())

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.network import masks
 from model.training import dataloader as batches
 from model.training.dataloader import ORDERS, Loader, Sampler
 from pipeline.errors import BadConfig, BadData
-from pipeline.tokens import store as tokens
+from pipeline.tokens import hdf5, segments
 from pipeline.tokens.store import TokenArray
 
 CPU = torch.device("cpu")
@@ -124,11 +125,11 @@ def test_memmap_and_hdf5_and_many_segments_give_the_same_bytes(tmp_path: Path, o
     files = [tmp_path / f"train-{n}.bin" for n in range(len(cuts))]
     for path, start, stop in zip(files, cuts, [*cuts[1:], 5000], strict=True):
         ids[start:stop].tofile(path)
-    tokens.write_hdf5(tmp_path / "train.h5", files, dtype, {})
+    hdf5.write_hdf5(tmp_path / "train.h5", files, dtype, {})
     layouts = [
         TokenArray((ids,)),
-        TokenArray(tuple(tokens._map(path, dtype) for path in files)),
-        TokenArray((tokens._map_hdf5(tmp_path / "train.h5", dtype),)),
+        TokenArray(tuple(segments._map(path, dtype) for path in files)),
+        TokenArray((hdf5._map_hdf5(tmp_path / "train.h5", dtype),)),
     ]
     one, *others = [
         b"".join(Sampler(array, 32, 1, order, KEY).batch(step, 16).tobytes() for step in range(40)) for array in layouts
@@ -314,13 +315,13 @@ def test_a_store_is_kept_on_a_gpu_that_has_eight_times_the_room(monkeypatch: pyt
 def test_documents_are_numbered_by_the_ends_of_text_before_them() -> None:
     ids = torch.tensor([[5, 0, 6, 7, 0, 0, 8], [0, 1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 1, 1]])
     expected = [[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1], [0] * 7]
-    numbers = batches.document_numbers(ids, 0)
+    numbers = masks.document_numbers(ids, 0)
     assert (numbers.dtype, numbers.tolist()) == (torch.int64, expected)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=4))
 def test_two_ids_are_of_one_document_when_no_end_of_text_lies_between(rows: list[list[int]]) -> None:
-    numbers = batches.document_numbers(torch.tensor(rows), 0).tolist()
+    numbers = masks.document_numbers(torch.tensor(rows), 0).tolist()
     for row, number in zip(rows, numbers, strict=True):
         for late in range(9):
             for early in range(late + 1):

@@ -85,7 +85,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Together:
     (root / "runs" / "nowhere").write_text("a file where a folder is needed")
     (folder / "commands.json").write_text(json.dumps(list(commands.values())))
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    script = [str(ROOT / "tests" / "model" / "together.py"), str(folder / "commands.json")]
+    script = [str(ROOT / "tests" / "model" / "training" / "together.py"), str(folder / "commands.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*start, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False

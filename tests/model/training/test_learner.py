@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.config import GPTConfig, TrainConfig
 from model.device import Execution
+from model.network import masks
 from model.network.gpt import GPT
-from model.training import dataloader as batches
 from model.training.distributed import World
 from model.training.learner import Learner
 from tests.support.training import warm
@@ -61,7 +61,7 @@ def test_with_a_document_mask_a_token_sees_nothing_before_its_document(ids: Tens
     first, second = ids[:, :-1].clone(), ids[:, :-1].clone()
     second[:, :border] = (second[:, :border] + 3) % 8 + 8
     first[:, border] = second[:, border] = END
-    masked = [model(each, mask=batches.document_mask(each, END))[:, border + 1 :] for each in (first, second)]
+    masked = [model(each, mask=masks.document_mask(each, END))[:, border + 1 :] for each in (first, second)]
     assert torch.equal(*masked)
     plain = [model(each)[:, border + 1 :] for each in (first, second)]
     assert not torch.allclose(*plain, atol=1e-4)

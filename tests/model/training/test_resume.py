@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import GPTConfig, TrainConfig
-from model.runs import checkpoint, run
+from model.runs import checkpoint, plan, run
 from model.training import metrics, stage
 from model.training.evaluate import evaluate
 from model.training.learner import Learner
@@ -232,7 +232,7 @@ def test_minutes_are_those_of_training_and_a_run_that_goes_on_has_what_was_left(
     monkeypatch.setattr("model.training.trainer.evaluate", clock.slow(evaluate, 100))
     monkeypatch.setattr(checkpoint, "save", clock.slow(checkpoint.save, 50))
     tokens = counting.build(root).artifact
-    chosen = run.plan(tokens, "mini", name=NAME, minutes=0.5, settings={**SETTINGS, "evaluations": 1, "steps": 1})
+    chosen = plan.plan(tokens, "mini", name=NAME, minutes=0.5, settings={**SETTINGS, "evaluations": 1, "steps": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", after(12, Learner.step, lambda: os.kill(os.getpid(), 15)))
         with pytest.raises(TryAgain, match="at step 12"):

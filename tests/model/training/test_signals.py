@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model.network.gpt import GPT
-from model.runs import checkpoint, run
+from model.runs import checkpoint, plan, run
 from model.training import evaluate, stage
 from model.training.learner import Learner
 from pipeline.store import artifact
@@ -166,7 +166,7 @@ def test_a_signal_brings_the_weights_to_rest_in_a_run_of_its_own_and_the_unfinis
 
 def test_the_rates_fall_to_zero_from_where_they_were(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = counting.build(root).artifact
-    chosen = run.plan(tokens, "mini", name=NAME, settings={"steps": 100, "evaluations": 1, "precision": "fp32"})
+    chosen = plan.plan(tokens, "mini", name=NAME, settings={"steps": 100, "evaluations": 1, "precision": "fp32"})
     shares: list[float] = []
     real = Learner.step
 

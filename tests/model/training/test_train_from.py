@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.runs import checkpoint, run
+from model.runs import checkpoint, plan, run
 from model.training import stage
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.store import artifact
@@ -34,7 +34,7 @@ SHORT = {"steps": 4, "evaluations": 1, "precision": "fp32", "batch_size": 4, "ev
 
 
 def begun(root: Path, tokens: Artifact, parent: Artifact, **settings: Any) -> Artifact:
-    planned = run.plan_from(parent, tokens, "mini", name="child", settings={**SHORT, **settings})
+    planned = plan.plan_from(parent, tokens, "mini", name="child", settings={**SHORT, **settings})
     return stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
 
 
@@ -73,15 +73,15 @@ def test_the_block_may_become_shorter_and_nothing_else_may_change(root: Path) ->
     for wrong in ({"width": 64}, {"layers": 3}, {"positions": "rotary"}, {"vocab_size": 200}):
         name, value = next(iter(wrong.items()))
         with pytest.raises(BadConfig, match=f"{name}: {value}"):
-            run.plan_from(parent, tokens, "mini", settings=wrong)
+            plan.plan_from(parent, tokens, "mini", settings=wrong)
     with pytest.raises(BadConfig, match="24 positions, not 48"):
-        run.plan_from(parent, tokens, "mini", settings={"block_size": 48})
+        plan.plan_from(parent, tokens, "mini", settings={"block_size": 48})
 
 
 def test_tokens_of_another_tokenizer_are_refused(root: Path) -> None:
     tokens = counting.build(root).artifact
     with pytest.raises(BadConfig, match="integers:100") as refused:
-        run.plan_from(published(root, QWEN3), tokens, "mini")
+        plan.plan_from(published(root, QWEN3), tokens, "mini")
     assert "--tokenizer letters" in refused.value.hint
 
 
@@ -107,23 +107,23 @@ def test_the_data_are_new_to_it_whatever_the_parent_had_seen(root: Path) -> None
 
 def test_an_unfinished_one_goes_on_from_the_run_that_it_was_begun_with(root: Path) -> None:
     tokens, parent = counted(root)
-    planned = run.plan_from(parent, tokens, "mini", name="child", settings=SHORT)
+    planned = plan.plan_from(parent, tokens, "mini", name="child", settings=SHORT)
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(TryAgain):
         stage.train(root, planned, device="cpu", resume=True, report=lambda line: None, stopped=stopped)
     newer = published(root, replace(GPT2, vocab_size=100, block_size=24, qkv_bias=True), Integers(100), name="parent")
     assert newer.ref != parent.ref
-    again = run.plan_from(newer, tokens, "mini", name="child", settings=SHORT)
-    assert run.pinned(root, again) == again, "another network is another training"
+    again = plan.plan_from(newer, tokens, "mini", name="child", settings=SHORT)
+    assert plan.pinned(root, again) == again, "another network is another training"
     config = replace(GPT2, vocab_size=100, block_size=24)
     newer = published(root, config, Integers(100), name="parent", average=network(config, seed=2))
     assert newer.ref != parent.ref
-    again = run.plan_from(newer, tokens, "mini", name="child", settings=SHORT)
-    assert run.pinned(root, again) == planned
+    again = plan.plan_from(newer, tokens, "mini", name="child", settings=SHORT)
+    assert plan.pinned(root, again) == planned
 
 
 def test_a_run_never_takes_the_place_of_the_one_that_it_begins_with(root: Path) -> None:
     tokens, parent = counted(root)
     with pytest.raises(BadConfig, match="take the place of parent"):
-        run.plan_from(parent, tokens, "mini", name="parent")
+        plan.plan_from(parent, tokens, "mini", name="parent")

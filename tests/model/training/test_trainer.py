@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model import device as devices
-from model.runs import checkpoint, run
+from model.runs import checkpoint, plan, run
 from model.runs.run import Report
 from model.training import metrics, stage
 from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
@@ -42,7 +42,7 @@ def numbers(root: Path) -> Artifact:
 
 def train(root: Path, numbers: Artifact, **chosen: object) -> Built:
     settings = {"evaluations": 2, "dropout": 0.1, **chosen}
-    planned = run.plan(numbers, "mini", name="counter", settings=settings)
+    planned = plan.plan(numbers, "mini", name="counter", settings=settings)
     return stage.train(root, planned, device="cpu", resume=True, report=lambda line: None)
 
 
@@ -86,7 +86,7 @@ def test_a_run_tells_what_happened_and_what_it_wrote_meanwhile(root: Path, numbe
 
 
 def test_tensorboard_is_told_what_the_table_is(root: Path, numbers: Artifact) -> None:
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
     planned = dataclasses.replace(planned, tensorboard=True)
     made = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
     events = EventAccumulator(str(made.file("tensorboard")))
@@ -112,7 +112,7 @@ def test_a_run_that_was_stopped_and_went_on_ends_in_the_same_weights(root: Path,
     other = tmp_path / "other"
     numbers = counting.build(other).artifact
     lines: list[str] = []
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 40})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 40})
     with pytest.raises(TryAgain, match="stopped by a signal at step 20") as caught:
         stage.train(other, planned, device="cpu", resume=True, report=stop_at(20, lines))
     assert caught.value.exit_code == 75
@@ -138,7 +138,7 @@ def stop_at(step: int, lines: list[str] | None = None) -> Report:
 
 
 def test_a_run_may_be_stopped_again_and_again(root: Path, numbers: Artifact) -> None:
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
     for step in (10, 20, 30):
         with pytest.raises(TryAgain, match=f"at step {step}"):
             stage.train(root, planned, device="cpu", resume=True, report=stop_at(step))
@@ -153,13 +153,13 @@ def test_a_run_may_be_stopped_again_and_again(root: Path, numbers: Artifact) -> 
 
 
 def test_a_signal_in_the_last_step_lets_the_run_end_well(root: Path, numbers: Artifact) -> None:
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
     made = stage.train(root, planned, device="cpu", resume=True, report=stop_at(20)).artifact
     assert run.read_result(made.path).last == "step-00000020"
 
 
 def test_a_wrong_option_leaves_the_checkpoints_of_an_unfinished_run_alone(root: Path, numbers: Artifact) -> None:
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
     with pytest.raises(TryAgain):
         stage.train(root, planned, device="cpu", resume=True, report=stop_at(10))
     with pytest.raises(BadConfig, match="no device"):
@@ -172,10 +172,10 @@ def test_a_wrong_option_leaves_the_checkpoints_of_an_unfinished_run_alone(root: 
 def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_replaced(
     root: Path, numbers: Artifact
 ) -> None:
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
     with pytest.raises(TryAgain):
         stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
-    checkpoints = draft_path(root, run.identify(planned)) / "checkpoints"
+    checkpoints = draft_path(root, plan.identify(planned)) / "checkpoints"
     newest, before = checkpoint.steps(checkpoints)
     flip_a_bit(newest / "model.safetensors")
     lines: list[str] = []
@@ -190,7 +190,7 @@ def test_a_published_run_that_lost_its_picture_gets_it_back_without_training(roo
     before = weights(made)
     made.file("loss.png").unlink()
     lines: list[str] = []
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 20})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 20})
     again = stage.train(root, planned, device="cpu", resume=True, report=lines.append).artifact
     assert any("going on from step 20" in line for line in lines)
     assert again.file("loss.png").exists()
@@ -200,11 +200,11 @@ def test_a_published_run_that_lost_its_picture_gets_it_back_without_training(roo
 def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_start(
     root: Path, numbers: Artifact
 ) -> None:
-    planned = run.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 40})
+    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 40})
 
     with pytest.raises(TryAgain):
         stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
-    draft = draft_path(root, run.identify(planned))
+    draft = draft_path(root, plan.identify(planned))
     saved = checkpoint.steps(draft / "checkpoints")
     for path in saved:
         flip_a_bit(path / "model.safetensors")
@@ -241,7 +241,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_with_exit_12(root: Pat
 
 
 def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -> None:
-    planned = run.plan(numbers, "mini", name="clock", minutes=0.03)
+    planned = plan.plan(numbers, "mini", name="clock", minutes=0.03)
     start = time.monotonic()
     result = run.read_result(
         stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact.path
@@ -253,13 +253,13 @@ def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -
 
 def test_steps_and_minutes_exclude_each_other(numbers: Artifact) -> None:
     with pytest.raises(BadConfig, match="exclude each other"):
-        run.plan(numbers, "mini", steps=5, minutes=1)
+        plan.plan(numbers, "mini", steps=5, minutes=1)
 
 
 def test_a_preset_with_too_small_a_vocabulary_is_refused(root: Path) -> None:
     manifest = msgspec.structs.replace(counting.build(root).artifact.manifest, counts={"vocab_size": 8000})
     with pytest.raises(BadConfig, match="8,000 ids"):
-        run.plan(Artifact(root, manifest, ""), "mini")
+        plan.plan(Artifact(root, manifest, ""), "mini")
 
 
 def test_too_short_a_text_for_the_block_is_refused_before_any_work(root: Path, numbers: Artifact) -> None:
@@ -306,7 +306,7 @@ def test_a_killed_training_leaves_nothing_published_and_goes_on(root: Path) -> N
 def test_a_first_evaluation_that_takes_longer_than_the_whole_time_still_leaves_a_trained_run(
     root: Path, numbers: Artifact
 ) -> None:
-    planned = run.plan(numbers, "mini", name="clock", minutes=1e-6)
+    planned = plan.plan(numbers, "mini", name="clock", minutes=1e-6)
     result = run.read_result(
         stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact.path
     )

@@ -1,7 +1,7 @@
 """What each process does that the tests start with torchrun: command lines, one after the other, in one start of torch.
 
-`python -m torch.distributed.run --nproc-per-node 2 tests/model/training/together.py FILE`: FILE holds a JSON list of lists of
-words. Beside it each process leaves `<rank>.json`: of each command its exit code and what it said.
+`python -m torch.distributed.run --nproc-per-node 2 tests/model/training/together.py FILE`: FILE holds a JSON list of
+lists of words. Beside it each process leaves `<rank>.json`: of each command its exit code and what it said.
 """
 
 from __future__ import annotations

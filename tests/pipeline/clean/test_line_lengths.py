@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.lengths import LEVELS, limit
+from pipeline.clean.lines import LEVELS, limit
 from pipeline.errors import BadConfig
 
 CLOSERS = "”’」』）》〉】〕〗"

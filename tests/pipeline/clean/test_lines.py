@@ -7,11 +7,11 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean import lengths, lines
-from pipeline.clean.alphabet import CLOSERS, DOTS, ENDS
+from pipeline.clean import lines
+from pipeline.clean import lines as lengths
 from pipeline.clean.lines import Lines
 from pipeline.clean.rules import whitespace as layout
-from pipeline.clean.utf16 import codes, join, split, text_of
+from pipeline.clean.utf16 import CLOSERS, DOTS, ENDS, codes, join, split, text_of
 from tests.pipeline.clean import pages
 
 TEXT = st.text('甲乙。！，：“”…） \n𤣥A\u00e9"', max_size=120)

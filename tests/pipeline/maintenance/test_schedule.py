@@ -327,7 +327,7 @@ def test_the_service_runs_the_same_command_kindly_and_may_write_to_the_artifacts
 
 @pytest.mark.parametrize(("root", "own"), [("/data/artifacts", "yes"), ("/var/tmp/artifacts", "no")])
 def test_a_service_whose_files_lie_in_tmp_has_none_of_its_own(tmp_path: Path, root: str, own: str) -> None:
-    recipe = ROOT / "recipes" / "sample.toml"
+    recipe = ROOT / "pipeline" / "recipes" / "sample.toml"
     job = make_job(tmp_path, recipe=recipe, root=Path(root), python=Path("/usr/bin/python3"), program=Path("/x/cli.py"))
     service, _ = units(schedule.systemd(job, {}))
     assert service["Service"]["PrivateTmp"] == own if not str(recipe).startswith("/tmp/") else "no"

@@ -20,7 +20,7 @@ from pipeline.maintenance import retention as generations
 from pipeline.maintenance import status
 from pipeline.refresh import state
 from pipeline.refresh.state import State
-from pipeline.sources import inputs as raw
+from pipeline.sources import cache
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact, Content
 from pipeline.store.manifest import Identity
@@ -207,7 +207,7 @@ def test_a_raw_source_that_lost_a_file_or_its_list_is_damaged(root: Path) -> Non
     folder = root / "raw" / "book"
     folder.mkdir(parents=True)
     (folder / "a.txt").write_bytes(b"text")
-    raw.write_lock(root, "book", {"a.txt": raw.RawFile(4, "x", 0, "there")})
+    cache.write_lock(root, "book", {"a.txt": cache.RawFile(4, "x", 0, "there")})
     assert [(row.ref, row.state, row.summary) for row in status.status(root)] == [("raw/book", "current", "1 files")]
     (folder / "a.txt").unlink()
     assert [row.state for row in status.status(root)] == ["damaged"]

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.errors import BadConfig, BadData
-from pipeline.readers import compression, documents, readers
-from pipeline.readers.documents import Document, Reject, ZstdLines
+from pipeline.readers import compression, documents, jsonl, readers
+from pipeline.readers.documents import Document, Reject
+from pipeline.readers.jsonl import ZstdLines
 from pipeline.runtime.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +42,7 @@ def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[R
 def json_lines(count: int) -> bytes:
     """Documents that hardly compress."""
     text = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(count)]
-    return b"".join(documents.json_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
+    return b"".join(jsonl.json_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
 
 
 def frame(data: bytes) -> bytes:
@@ -122,7 +123,7 @@ def naive_lines(data: bytes) -> list[bytes]:
 )
 def test_lines_are_those_of_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) -> None:
     naive = naive_lines(data)
-    found = list(documents.lines(iter(in_blocks(data, cuts))))
+    found = list(jsonl.lines(iter(in_blocks(data, cuts))))
     assert [line for _, line, _ in found] == naive
     assert all(whole for _, _, whole in found)
     assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
@@ -137,9 +138,9 @@ def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_after_i
 ) -> None:
     naive = naive_lines(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "MAX_LINE", 20)
+        patch.setattr(jsonl, "MAX_LINE", 20)
         patch.setattr(documents, "EXCERPT", 5)
-        found = list(documents.lines(data[at : at + size] for at in range(0, len(data), size)))
+        found = list(jsonl.lines(data[at : at + size] for at in range(0, len(data), size)))
     assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
     for line, (_, given_, whole) in zip(naive, found, strict=True):
         assert whole == (len(line) <= 20)
@@ -150,8 +151,8 @@ def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_after_i
 def test_a_line_that_is_too_long_is_counted_and_the_rest_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "MAX_LINE", 3 << 20)
-    long = documents.json_line("水" * (1 << 20), "", "", None)
+    monkeypatch.setattr(jsonl, "MAX_LINE", 3 << 20)
+    long = jsonl.json_line("水" * (1 << 20), "", "", None)
     path = file_of(tmp_path, b'{"text":"a"}\n' + long * 2 + b'{"text":"b"}\n', "a.jsonl")
     found, rejects, ledger = read(path)
     assert [(each.text, each.line, each.offset) for each in found] == [("a", 1, 0), ("b", 4, 13 + 2 * len(long))]
@@ -282,7 +283,7 @@ def test_a_byte_order_mark_may_lie_in_two_blocks(tmp_path: Path, name: str, data
 
 
 def test_json_lines_leave_empty_fields_out() -> None:
-    assert documents.json_line("水", "", "", None) == '{"text":"水"}\n'.encode()
+    assert jsonl.json_line("水", "", "", None) == '{"text":"水"}\n'.encode()
 
 
 def test_chinese_poetry_gives_one_document_a_poem(tmp_path: Path) -> None:
@@ -403,7 +404,7 @@ def test_a_document_without_text_is_empty_and_not_bad_when_it_is_tokenized(tmp_p
     poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
     for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
         (line,) = b"".join(readers.json_lines(path)).splitlines()
-        found = documents.parse(line)
+        found = jsonl.parse(line)
         assert not isinstance(found, str)
         assert found.text == ""
 

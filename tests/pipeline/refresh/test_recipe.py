@@ -11,7 +11,7 @@ from pipeline.errors import BadConfig, InputMissing
 from pipeline.refresh import recipe as recipes
 from pipeline.sources.catalogue import CATALOGUE
 
-RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "pipeline" / "recipes"
 SMALL = """
 name = "small"
 [download]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BadConfig, TryAgain
-from pipeline.maintenance import status
+from pipeline.maintenance import status, verify
 from pipeline.refresh import plan, refresh, state
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh.plan import Options
@@ -168,7 +168,7 @@ def test_status_lists_every_artifact_and_sees_a_missing_file(root: Path, source:
 
 def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path, source: Path, tmp_path: Path) -> None:
     run(root, recipe(source, tmp_path), stage(root, []))
-    assert all(not problems for _, problems in status.verify(root, deep=True))
+    assert all(not problems for _, problems in verify.verify(root, deep=True))
     victims = [path for path in root.rglob("*.bin") if path.stat().st_size] + [root / "raw" / "texts" / "yanshan.txt"]
     for victim in victims:
         status_before = victim.stat()
@@ -176,8 +176,8 @@ def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path,
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
         os.utime(victim, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
-        assert all(not problems for _, problems in status.verify(root))
-        found = [problem for _, problems in status.verify(root, deep=True) for problem in problems]
+        assert all(not problems for _, problems in verify.verify(root))
+        found = [problem for _, problems in verify.verify(root, deep=True) for problem in problems]
         assert len(found) == 1
         assert victim.name in found[0]
         data[len(data) // 2] ^= 1
@@ -210,15 +210,15 @@ def test_one_torn_manifest_hides_nothing_else(root: Path, source: Path, tmp_path
     assert done.last
     (done.last.path / "manifest.json").write_bytes(b"{")
     assert [row.state for row in status.status(root)].count("current") == 4
-    wrong = [name for name, problems in status.verify(root) if problems]
+    wrong = [name for name, problems in verify.verify(root) if problems]
     assert wrong == [done.last.ref]
 
 
 def test_verify_knows_a_name_a_kind_and_what_status_prints(root: Path, source: Path, tmp_path: Path) -> None:
     run(root, recipe(source, tmp_path), stage(root, []))
     every = [row.ref for row in status.status(root)]
-    assert [name for name, _ in status.verify(root)] == every
-    assert [name for name, _ in status.verify(root, "small")] == [ref for ref in every if "/small/" in ref]
-    assert [name for name, _ in status.verify(root, "raw/texts")] == ["raw/texts"]
+    assert [name for name, _ in verify.verify(root)] == every
+    assert [name for name, _ in verify.verify(root, "small")] == [ref for ref in every if "/small/" in ref]
+    assert [name for name, _ in verify.verify(root, "raw/texts")] == ["raw/texts"]
     for ref in every:
-        assert [name for name, _ in status.verify(root, ref)] == [ref]
+        assert [name for name, _ in verify.verify(root, ref)] == [ref]

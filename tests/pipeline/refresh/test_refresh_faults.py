@@ -637,7 +637,7 @@ def test_case_73_a_log_on_a_full_disk_is_told_of_once_and_the_refresh_ends_well(
 def test_case_73_with_its_outputs_closed_a_refresh_ends_well_and_with_the_same_bytes(hub: Hub, tmp_path: Path) -> None:
     """Where 2 is closed the next file that is opened has that number, and C libraries write their errors to it."""
     recipe = tmp_path / "book.toml"
-    text = (ROOT / "recipes" / "sample.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pipeline" / "recipes" / "sample.toml").read_text(encoding="utf-8")
     recipe.write_text(text.replace("[tokenize]", '[tokenize]\nformat = "both"'), encoding="utf-8")
     job = Nightly(recipe, environment(hub))
     made = []
@@ -917,7 +917,7 @@ def test_a_signal_at_any_moment_ends_in_75_with_the_old_generation_and_the_next_
 def test_a_signal_while_cleaning_publishes_nothing_and_while_a_tokenizer_is_trained_the_stages_before_are_kept(
     root: Path, tmp_path: Path
 ) -> None:
-    recipe = recipes.load(ROOT / "recipes" / "sample.toml")
+    recipe = recipes.load(ROOT / "pipeline" / "recipes" / "sample.toml")
     there = {"bar clean": [], "clean built": ["corpora"], "train-tokenizer built": ["corpora", "tokenizers"]}
     seen = {}
     for at in range(1, 100):

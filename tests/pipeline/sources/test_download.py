@@ -23,9 +23,8 @@ from pipeline.errors import (
     UpstreamChanged,
 )
 from pipeline.runtime.progress import Silent
+from pipeline.sources import cache, transfer
 from pipeline.sources import catalogue as sources
-from pipeline.sources import inputs as raw
-from pipeline.sources import transfer
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import Downloaded, download, plan, survey
 from pipeline.sources.http import Network
@@ -83,7 +82,7 @@ def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, ma
         fetch(root, source)
     assert type(caught.value) is error
     assert caught.value.exit_code == code
-    folder = raw.folder(root, source.name)
+    folder = cache.folder(root, source.name)
     kept = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert {path.parts[0] for path in kept} <= {".lock", transfer.QUARANTINE}
 
@@ -96,7 +95,7 @@ def test_the_pile_comes_from_a_mirror_of_either_layout(root: Path, server: Serve
     assert (done.result, done.fetched, done.unchanged) == ("built", 4, 0)
     assert done.bytes == sum(len(data) for data in contents.values())
     assert {name: (root / "raw" / "pile" / name).read_bytes() for name in contents} == contents
-    pinned = raw.read_lock(root, "pile")
+    pinned = cache.read_lock(root, "pile")
     assert {name: (pin.size, pin.sha256) for name, pin in pinned.items()} == {
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()
     }
@@ -119,7 +118,7 @@ def test_shards_come_one_after_another_into_one_cache(root: Path, server: Server
     server.log.clear()
     assert fetch(root, pile(server, "0,val")).fetched == 1
     assert server.asked == ["/val.jsonl.zst"]
-    assert sorted(raw.read_lock(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
+    assert sorted(cache.read_lock(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
 
 
 def test_a_file_damaged_or_deleted_in_the_cache_is_fetched_again(root: Path, server: Server) -> None:
@@ -148,7 +147,7 @@ def test_what_came_before_an_error_is_kept_and_pinned(root: Path, server: Server
     server.files["/train/00.jsonl.zst"] = zstd()
     with pytest.raises(RemoteGone):
         download(root, pile(server, "0,1"), Silent(), jobs=1)
-    assert list(raw.read_lock(root, "pile")) == ["train/00.jsonl.zst"]
+    assert list(cache.read_lock(root, "pile")) == ["train/00.jsonl.zst"]
     server.files["/train/01.jsonl.zst"] = zstd()
     server.log.clear()
     assert fetch(root, pile(server, "0,1")).fetched == 1
@@ -243,12 +242,12 @@ def test_the_hub_is_believed_though_it_sends_one_elsewhere(root: Path, server: S
 def test_another_content_than_was_pinned_is_refused(root: Path, server: Server) -> None:
     server.files["/a.txt"] = b"as it was"
     fetch(root, page(server, "/a.txt"))
-    pinned = raw.read_lock(root, "a")
+    pinned = cache.read_lock(root, "a")
     (root / "raw" / "a" / "a.txt").unlink()
     server.files["/a.txt"] = b"as it is"
     with pytest.raises(InkstoneError):
         fetch(root, page(server, "/a.txt"))
-    assert raw.read_lock(root, "a") == pinned
+    assert cache.read_lock(root, "a") == pinned
     assert not (root / "raw" / "a" / "a.txt").exists()
 
 
@@ -379,8 +378,8 @@ def test_case_16_a_lock_file_that_leads_out_of_the_cache_is_bad_data(root: Path,
     book = tmp_path / "a.txt"
     book.write_text("第一回", encoding="utf-8")
     fetch(root, sources.resolve(str(book), environment={}))
-    pinned = raw.read_lock(root, "a")
-    raw.write_lock(root, "a", {**pinned, name: pinned["a.txt"]})
+    pinned = cache.read_lock(root, "a")
+    cache.write_lock(root, "a", {**pinned, name: pinned["a.txt"]})
     (root / "raw" / "x.txt").write_text("第一回", encoding="utf-8")
     done = Command(root, ("clean", "a")).run_forked()
     faults.assert_one_error(done, 65, [sources.LOCK_FILE])
@@ -414,14 +413,14 @@ def test_a_survey_says_what_there_is_to_do_and_writes_nothing(root: Path, server
 def test_an_update_fetches_what_changed_and_moves_its_pin_alone(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
     fetch(root, pile(server))
-    before, old = raw.read_lock(root, "pile"), (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
+    before, old = cache.read_lock(root, "pile"), (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
     server.files["/val.jsonl.zst"] = zstd(seed=3)
     server.log.clear()
     assert fetch(root, pile(server)).result == "unchanged"
     assert server.log == []
     done = fetch(root, pile(server), update=True)
     assert (done.fetched, done.unchanged, server.asked) == (1, 1, ["/val.jsonl.zst"])
-    after = raw.read_lock(root, "pile")
+    after = cache.read_lock(root, "pile")
     assert after["val.jsonl.zst"].sha256 == hashlib.sha256(zstd(seed=3)).hexdigest()
     assert after["train/00.jsonl.zst"] == before["train/00.jsonl.zst"]
     now = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
@@ -462,12 +461,12 @@ def test_a_file_that_is_lost_upstream_stays_and_the_others_are_updated(root: Pat
 def test_a_promise_that_comes_only_with_the_bytes_moves_no_pin_either(root: Path, server: Server) -> None:
     server.says, server.files["/a.txt"] = "hash", b"as it was"
     fetch(root, page(server, "/a.txt"))
-    pinned = raw.read_lock(root, "a")
+    pinned = cache.read_lock(root, "a")
     (root / "raw" / "a" / "a.txt").unlink()
     server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [say(405)]
     with pytest.raises(UpstreamChanged):
         fetch(root, page(server, "/a.txt"))
-    assert raw.read_lock(root, "a") == pinned
+    assert cache.read_lock(root, "a") == pinned
 
 
 def test_what_a_kill_left_of_a_transfer_that_had_ended_is_removed(root: Path, server: Server) -> None:

@@ -12,9 +12,10 @@ import pytest
 import zstandard
 
 from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.maintenance import status
-from pipeline.readers import compression, documents
+from pipeline.maintenance import verify
+from pipeline.readers import compression, jsonl
 from pipeline.runtime.progress import Silent
+from pipeline.sources import cache
 from pipeline.sources import inputs as raw
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import download
@@ -26,7 +27,7 @@ SHARDS = {"train/00.jsonl": "train", "train/01.jsonl": "train", "val.jsonl": "va
 
 
 def line(text: str) -> bytes:
-    return documents.json_line(text, "", "", None)
+    return jsonl.json_line(text, "", "", None)
 
 
 def sha256(data: bytes) -> str:
@@ -47,7 +48,7 @@ def pile(root: Path, tmp_path: Path) -> Path:
 
 def corpus(root: Path, name: str) -> Artifact:
     def write(draft: Path) -> Content:
-        with documents.ZstdLines(draft / "documents.jsonl.zst") as out:
+        with jsonl.ZstdLines(draft / "documents.jsonl.zst") as out:
             out.write(line(name))
         return Content({"documents": 1})
 
@@ -201,11 +202,11 @@ def test_a_cache_that_was_moved_or_touched_is_still_whole(root: Path, pile: Path
 
 
 def test_a_lock_file_is_read_as_it_was_written(root: Path, pile: Path) -> None:
-    pinned = raw.read_lock(root, "pile")
+    pinned = cache.read_lock(root, "pile")
     assert {name: pin.split for name, pin in pinned.items()} == SHARDS
-    raw.write_lock(root, "pile", pinned)
-    assert raw.read_lock(root, "pile") == pinned
-    assert raw.read_lock(root, "shuihu") == {}
+    cache.write_lock(root, "pile", pinned)
+    assert cache.read_lock(root, "pile") == pinned
+    assert cache.read_lock(root, "shuihu") == {}
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"a": {"siz', b"[]", b'{"a": {}}'])
@@ -374,7 +375,7 @@ def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_fi
     with pytest.raises(BadData, match="not the file that was downloaded") as caught:
         raw.inputs(root, "pile", corpora=True, deep=True)
     assert caught.value.exit_code == 65
-    (found,) = [problems for name, problems in status.verify(root, deep=True) if name == "raw/pile"]
+    (found,) = [problems for name, problems in verify.verify(root, deep=True) if name == "raw/pile"]
     assert "00.jsonl.zst" in found[0]
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.readers import documents
+from pipeline.readers import jsonl
 from pipeline.tokenizers import Characters, Tiktoken
 from pipeline.tokens import chunks as pieces
 from pipeline.tokens.chunks import LongText, Piece, Unbroken, last_boundary
@@ -187,7 +187,7 @@ FRAGMENTS += ["水".encode(), b"\xe6", b"\xb0", b"\xff", b"\n", b"\0", b"abcdefg
 @example([b"abcdefghijklm", b"\xe6"], 1)
 def test_a_text_that_is_bad_as_a_whole_is_bad_in_parts_too(fragments: list[bytes], part: int) -> None:
     line = b'{"text":"' + b"".join(fragments) + b'"}'
-    whole = documents.parse(line)
+    whole = jsonl.parse(line)
     try:
         found = "".join(parts_of(line, part, ANYWHERE))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -253,7 +253,10 @@ def peak(script: str) -> int:
     """MiB that a process of its own held at most while it ran a script."""
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
-    head = "import re\nfrom pathlib import Path\nfrom pipeline.readers import documents\nfrom pipeline.tokens import chunks as pieces\n"
+    head = (
+        "import re\nfrom pathlib import Path\nfrom pipeline.readers import documents\n"
+        "from pipeline.tokens import chunks as pieces\n"
+    )
     tail = "\nprint(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)\n"
     command = [sys.executable, "-c", head + script + tail]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)

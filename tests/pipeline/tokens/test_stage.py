@@ -23,17 +23,18 @@ from pipeline.clean import stage as corpus
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression
 from pipeline.runtime.progress import Silent
+from pipeline.sources import cache
 from pipeline.sources import inputs as raw
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from pipeline.tokenizers import stage as train_tokenizer
 from pipeline.tokens import chunks as pieces
+from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens import stage as tokenize
-from pipeline.tokens import store as tokens
 from pipeline.tokens.stage import Inputs, TokenizeOptions, divide
 from pipeline.tokens.store import open_store
-from pipeline.tokens.worker import digest_of, is_validation
+from pipeline.tokens.tasks import digest_of, is_validation
 from tests.support import chaos
 from tests.support.tokenizing import (
     LETTERS,
@@ -125,7 +126,7 @@ def test_the_ids_of_all_shared_text_are_those_of_tiktoken(
     assert made.manifest.counts["units"] > len(names)
     for files, split in ((inputs.train, "train"), (inputs.val, "val")):
         expected, lengths = reference(encoding, [text for file in files for text in texts_in(file.path)])
-        assert np.array_equal(tokens.document_lengths(made, split), lengths)
+        assert np.array_equal(tokens_segments.document_lengths(made, split), lengths)
         assert np.array_equal(ids_of(made, split), expected)
 
 
@@ -139,7 +140,7 @@ def reference(encoding: str, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(found), np.array(lengths)
 
 
-@pytest.mark.parametrize("layout", tokens.FORMATS)
+@pytest.mark.parametrize("layout", tokens_segments.FORMATS)
 def test_one_worker_two_and_four_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
@@ -160,9 +161,11 @@ def test_many_units_hold_the_tokens_of_one(tmp_path: Path, monkeypatch: pytest.M
     small_pieces(monkeypatch, unit, unit // 2)
     many = run(tmp_path / "many", inputs).artifact
     assert many.manifest.counts["units"] > one.manifest.counts["units"] == 3
-    for split in tokens.SPLITS:
+    for split in tokens_segments.SPLITS:
         assert np.array_equal(ids_of(many, split), ids_of(one, split))
-        assert np.array_equal(tokens.document_lengths(many, split), tokens.document_lengths(one, split))
+        assert np.array_equal(
+            tokens_segments.document_lengths(many, split), tokens_segments.document_lengths(one, split)
+        )
         assert source_offsets(many, split) == source_offsets(one, split)
     same = ("tokens", "documents", "input_bytes", "longest_document", "sets", "train_tokens", "val_characters")
     assert [many.manifest.counts[name] for name in same] == [one.manifest.counts[name] for name in same]
@@ -172,7 +175,7 @@ def test_many_units_hold_the_tokens_of_one(tmp_path: Path, monkeypatch: pytest.M
 def source_offsets(made: Artifact, split: str) -> list[tuple[str, int]]:
     """The input file's number and the byte offset of every document of a split."""
     segments = [name.removesuffix(".bin") for name in sums(made) if name.startswith(split) and name.endswith(".bin")]
-    return [(name.split("-")[1], int(at)) for name in segments for at in tokens.source_offsets(made, name)]
+    return [(name.split("-")[1], int(at)) for name in segments for at in tokens_segments.source_offsets(made, name)]
 
 
 def test_hash_seeds_locales_and_time_zones_do_not_show_in_the_bytes(shared: Path, tmp_path: Path) -> None:
@@ -194,9 +197,9 @@ def test_hash_seeds_locales_and_time_zones_do_not_show_in_the_bytes(shared: Path
 
 def test_memmap_and_hdf5_and_both_hold_the_same_tokens(tmp_path: Path, root: Path) -> None:
     inputs = some(tmp_path)
-    made = {layout: run(root, inputs, format=layout).artifact for layout in tokens.FORMATS}
+    made = {layout: run(root, inputs, format=layout).artifact for layout in tokens_segments.FORMATS}
     stores = {layout: open_store(each) for layout, each in made.items()}
-    for split in tokens.SPLITS:
+    for split in tokens_segments.SPLITS:
         arrays = [getattr(store, split) for store in stores.values()]
         first, *others = [array.read(0, len(array)).tolist() for array in arrays]
         assert others == [first, first]
@@ -215,7 +218,7 @@ def test_memmap_and_hdf5_and_both_hold_the_same_tokens(tmp_path: Path, root: Pat
 
 def test_nothing_but_its_own_files_is_published(tmp_path: Path, root: Path) -> None:
     made = run(root, some(tmp_path, files=2)).artifact
-    stems = [f"{split}-0000{n}-0000" for split in tokens.SPLITS for n in (0, 1)]
+    stems = [f"{split}-0000{n}-0000" for split in tokens_segments.SPLITS for n in (0, 1)]
     segments = [f"{stem}{suffix}" for stem in stems for suffix in (".bin", ".idx", ".src")]
     others = ["rejects.jsonl.zst", "units.jsonl", "tokenizer.json", "characters.txt"]
     assert sorted(sums(made)) == sorted([*segments, *others])
@@ -234,7 +237,7 @@ def test_about_the_share_that_was_asked_for_is_held_out() -> None:
 def test_adding_documents_or_files_never_moves_one_between_the_splits(tmp_path: Path) -> None:
     few = run(tmp_path / "few", some(tmp_path, TEXTS[:150], files=1)).artifact
     many = run(tmp_path / "many", some(tmp_path, TEXTS[::-1], files=4)).artifact
-    for split in tokens.SPLITS:
+    for split in tokens_segments.SPLITS:
         assert set(texts_of(few, split)) <= set(texts_of(many, split))
     assert not set(texts_of(many, "train")) & set(texts_of(many, "val"))
     assert set(texts_of(many, "train")) | set(texts_of(many, "val")) == set(TEXTS)
@@ -256,12 +259,12 @@ def pinned(root: Path, source: str, **splits: tuple[str, Sequence[str]]) -> None
     """A raw source whose lock says which of its files train, validate and test."""
     pins = {}
     for name, (split, texts) in splits.items():
-        folder = raw.folder(root, source)
+        folder = cache.folder(root, source)
         folder.mkdir(parents=True, exist_ok=True)
         made = lines(folder / f"{name}.jsonl", texts)
         stat = made.path.stat()
-        pins[made.path.name] = raw.RawFile(stat.st_size, made.digest, stat.st_mtime_ns, "https://x.test", split)
-    raw.write_lock(root, source, pins)
+        pins[made.path.name] = cache.RawFile(stat.st_size, made.digest, stat.st_mtime_ns, "https://x.test", split)
+    cache.write_lock(root, source, pins)
 
 
 def test_a_file_that_its_source_marks_as_val_validates_and_one_marked_test_stays_out(root: Path) -> None:
@@ -441,7 +444,7 @@ def test_the_ids_of_a_document_that_is_encoded_in_parts_are_those_of_the_whole(
     made = run(root, inputs, tokenizer=Tiktoken.named(encoding), min_chars=1, dedup="exact").artifact
     expected, lengths = reference(encoding, texts)
     assert np.array_equal(ids_of(made, "train"), expected)
-    assert np.array_equal(tokens.document_lengths(made, "train"), lengths)
+    assert np.array_equal(tokens_segments.document_lengths(made, "train"), lengths)
     assert made.manifest.counts["input_bytes"] == sum(file.path.stat().st_size for file in (*inputs.train, *inputs.val))
 
 
@@ -458,7 +461,7 @@ def test_long_documents_are_chosen_divided_and_known_again_like_others(
         told = ("train_documents", "val_documents", "sets", "longest_document", "train_characters", "input_bytes")
         found.append(
             (
-                [texts_of(made, split) for split in tokens.SPLITS],
+                [texts_of(made, split) for split in tokens_segments.SPLITS],
                 rejects(made),
                 made.manifest.ledger,
                 [made.manifest.counts[each] for each in told],

@@ -19,19 +19,11 @@ from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, Content
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Integers
-from pipeline.tokens import counting
-from pipeline.tokens import store as tokens
-from pipeline.tokens.store import (
-    SegmentWriter,
-    TokenArray,
-    document_lengths,
-    dtype_for,
-    open_store,
-    read_index,
-    source_offsets,
-    with_ends,
-    write_hdf5,
-)
+from pipeline.tokens import counting, hdf5
+from pipeline.tokens import segments as tokens_segments
+from pipeline.tokens.hdf5 import write_hdf5
+from pipeline.tokens.segments import SegmentWriter, document_lengths, dtype_for, read_index, source_offsets, with_ends
+from pipeline.tokens.store import TokenArray, open_store
 
 END = 7
 
@@ -86,7 +78,7 @@ def test_an_end_of_text_follows_every_document(documents: list[list[int]], dtype
     expected = [token for document in documents for token in (*document, END)]
     for limit in (0, 256):  # documents copied one by one, and all at once
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tokens, "_LONG_DOCUMENT", limit)
+            patch.setattr(tokens_segments, "_LONG_DOCUMENT", limit)
             found = with_ends(flat, lengths, dtype, END)
         assert (found.dtype, found.tolist()) == (np.dtype(dtype), expected)
 
@@ -264,14 +256,14 @@ def test_hdf5_holds_the_very_ids_of_the_segments_and_their_attributes(tmp_path: 
         assert (dataset.dtype, dataset.ndim, dataset.chunks) == (np.dtype(dtype), 1, None)
         assert dataset[:].tobytes() == segments
         assert dict(dataset.attrs) == attributes
-    assert tokens._map_hdf5(path, dtype).tobytes() == segments
+    assert hdf5._map_hdf5(path, dtype).tobytes() == segments
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_hdf5_may_hold_nothing(tmp_path: Path, count: int) -> None:
     (tmp_path / "train-00000-0000.bin").touch()
     write_hdf5(tmp_path / "train.h5", bins(tmp_path, "train")[:count], "<u2", {})
-    assert len(tokens._map_hdf5(tmp_path / "train.h5", "<u2")) == 0
+    assert len(hdf5._map_hdf5(tmp_path / "train.h5", "<u2")) == 0
 
 
 def test_the_same_tokens_give_the_same_hdf5_bytes(tmp_path: Path) -> None:
@@ -291,7 +283,7 @@ def store(root: Path, layout: str) -> Artifact:
         write(draft, "train-00000-0001", [[4]])
         write(draft, "val-00000-0000", [[5]])
         if layout == "hdf5":
-            for split in tokens.SPLITS:
+            for split in tokens_segments.SPLITS:
                 write_hdf5(draft / f"{split}.h5", bins(draft, split), "<u2", {})
             for path in draft.glob("*.bin"):
                 path.unlink()
@@ -395,14 +387,14 @@ def hdf5_with(root: Path, make: str) -> Artifact:
 def test_an_hdf5_file_that_is_not_a_plain_array_of_the_right_dtype_is_refused(root: Path, make: str) -> None:
     path = hdf5_with(root, make).file("train.h5")
     with pytest.raises(BadData, match=r"train\.h5"):
-        tokens._map_hdf5(path, "<u2")
+        hdf5._map_hdf5(path, "<u2")
 
 
 def test_a_file_that_is_no_hdf5_is_bad_data(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     path.write_bytes(b"not HDF5 at all")
     with pytest.raises(BadData, match="not a token file"):
-        tokens._map_hdf5(path, "<u2")
+        hdf5._map_hdf5(path, "<u2")
 
 
 def test_a_store_moved_elsewhere_still_opens(root: Path, tmp_path: Path) -> None:

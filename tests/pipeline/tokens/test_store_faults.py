@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadData
-from pipeline.maintenance import status
+from pipeline.maintenance import verify
 from pipeline.store import artifact, files
+from pipeline.tokens import hdf5
 from pipeline.tokens import store as tokens
 from tests.pipeline.store.test_artifact import in_child
 from tests.support.tokenizing import lines, some, sums
@@ -348,7 +349,7 @@ def test_case_46_and_47_damage_is_named_not_trained_on_and_only_that_shard_is_ma
     damages: tuple[Callable[[Path], None], ...] = (flip, cut, Path.unlink)
     for number, damage in enumerate(damages):
         damage(made.file(VICTIM))
-        (problem,) = (problem for _, problems in status.verify(root) for problem in problems)
+        (problem,) = (problem for _, problems in verify.verify(root) for problem in problems)
         assert VICTIM in problem
         if not number:
             verified = ended(*CLI, "--artifacts", str(root), "verify")
@@ -382,13 +383,13 @@ def test_case_46_damage_that_two_generations_share_is_named_in_both_and_mended_i
     expected = published(root)
     assert os.path.samefile(old.file(VICTIM), new.file(VICTIM))
     flip(new.file(VICTIM))
-    damaged = {name for name, problems in status.verify(root) if problems}
+    damaged = {name for name, problems in verify.verify(root) if problems}
     assert damaged == {old.ref, new.ref}
     job.run(root)
     assert published(root) == expected
     assert artifact.problems(new, deep=True) == []
     assert not os.path.samefile(old.file(VICTIM), new.file(VICTIM)), "what is damaged is not written to"
-    assert {name for name, problems in status.verify(root) if problems} == {old.ref}
+    assert {name for name, problems in verify.verify(root) if problems} == {old.ref}
 
 
 def test_case_47_a_file_that_does_not_belong_there_is_read_by_nobody_and_does_not_come_into_the_next_generation(
@@ -469,6 +470,6 @@ def test_case_48_a_hostile_hdf5_file_is_refused_and_what_it_points_at_is_not_ope
     def open_it() -> None:
         signal.alarm(2)
         with pytest.raises(BadData, match=r"train\.h5"):
-            tokens._map_hdf5(path, "<u2")
+            hdf5._map_hdf5(path, "<u2")
 
     assert in_child(open_it) == 0

@@ -30,6 +30,7 @@ from pipeline.store import artifact, files
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from pipeline.tokenizers import stage as train_tokenizer
+from pipeline.tokens import segments
 from pipeline.tokens import store as tokens
 from pipeline.tokens.stage import Inputs
 from tests.support import chaos
@@ -363,7 +364,7 @@ def assert_ends_only(made: artifact.Artifact, special: set[int]) -> None:
 
 
 @pytest.mark.parametrize(("extra", "dtype"), [(0, "<u2"), (1, "<u4")])
-@pytest.mark.parametrize("layout", tokens.FORMATS)
+@pytest.mark.parametrize("layout", segments.FORMATS)
 def test_40_ids_above_65535_take_four_bytes(tmp_path: Path, root: Path, extra: int, dtype: str, layout: str) -> None:
     wide = "".join(map(chr, range(0x10000, 0x20000 - 2 + extra)))
     tokenizer = Characters(wide, "wide")

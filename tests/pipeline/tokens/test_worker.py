@@ -14,12 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BadData
-from pipeline.readers import documents, records
+from pipeline.readers import jsonl
+from pipeline.readers import jsonl as records
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Characters, Tiktoken, Tokenizer, Unencodable
+from pipeline.tokens import tasks
 from pipeline.tokens import worker as encode
-from pipeline.tokens.worker import Batch, Choice, Encoded, Job, Long, Task
+from pipeline.tokens.tasks import Choice, Job, Long, Task
+from pipeline.tokens.worker import Batch, Encoded
 
 ROOT = Path(__file__).resolve().parents[3]
 LETTERS = Characters("abcdefghijklmnopqrstuvwxyz 水浒传\n", "letters")
@@ -53,7 +56,7 @@ def encoded(
 
 
 def lines_of(*texts: str) -> bytes:
-    return b"".join(documents.json_line(text, "", "", None) for text in texts)
+    return b"".join(jsonl.json_line(text, "", "", None) for text in texts)
 
 
 # The lines of a piece: at once, and one by one
@@ -122,10 +125,10 @@ def one_by_one(data: bytes) -> tuple[list[records.Row], Ledger, list[Reject]]:
     """What each line of a piece is by itself."""
     ledger, rejects = Ledger(), list[Reject]()
     rows: list[records.Row] = []
-    for number, (offset, line, _) in enumerate(documents.lines(iter([data]))):
-        found = documents.parse(line)
+    for number, (offset, line, _) in enumerate(jsonl.lines(iter([data]))):
+        found = jsonl.parse(line)
         if isinstance(found, str):
-            documents.reject_line(ledger, rejects.append, found, line, "a.jsonl", number, OFFSET + offset)
+            jsonl.reject_line(ledger, rejects.append, found, line, "a.jsonl", number, OFFSET + offset)
             rows.append((OFFSET + offset, None, ""))
         else:
             ledger.documents.came += 1
@@ -245,7 +248,7 @@ def test_documents_are_divided_by_a_hash_of_their_text_alone() -> None:
     out, rows = encoded(lines_of(*texts), job(split="", val_fraction=0.25))
     assert [batch.split for batch in out.batches] == ["train", "val"]
     assert 60 < len(rows[1]) < 140
-    held_out = {text for text in texts if encode.is_validation(encode.digest_of(text), 0.25)}
+    held_out = {text for text in texts if tasks.is_validation(tasks.digest_of(text), 0.25)}
     assert rows[1] == [LETTERS.encode(text) for text in texts if text in held_out]
     more, _ = encoded(lines_of(*texts[200:], "xyz"), job(split="", val_fraction=0.25))
     assert set(texts[200:]) & held_out == {texts[200:][n] for n in more.batches[1].numbers if n < 200}
@@ -257,7 +260,7 @@ def test_documents_are_divided_by_a_hash_of_their_text_alone() -> None:
 def test_a_text_is_hashed_only_where_its_hash_is_needed(fields: dict[str, object], hashed: bool) -> None:
     out, _ = encoded(lines_of("a", "b"), job(**fields))
     digests = [digest for batch in out.batches for digest in batch.digests]
-    assert sorted(digests) == sorted(encode.digest_of(text) if hashed else b"" for text in "ab")
+    assert sorted(digests) == sorted(tasks.digest_of(text) if hashed else b"" for text in "ab")
 
 
 # A document in parts, and what is not kept

@@ -13,10 +13,9 @@ import zstandard
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Built
+from pipeline.tokens import segments, tasks
 from pipeline.tokens import stage as tokenize
-from pipeline.tokens import store as tokens
-from pipeline.tokens import worker as encode
-from pipeline.tokens import writer as assembly
+from pipeline.tokens import units as tokens_units
 from pipeline.tokens.stage import Inputs, TokenizeOptions
 from pipeline.tokens.writer import Assembly
 from tests.support.chaos import left_behind, stamp
@@ -44,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept(made: artifact.Artifact) -> set[str]:
-    return {text for split in tokens.SPLITS for text in texts_of(made, split)}
+    return {text for split in segments.SPLITS for text in texts_of(made, split)}
 
 
 # Which documents are kept
@@ -134,7 +133,7 @@ def test_the_first_documents_in_the_order_of_the_input_are_kept_and_no_more(
     files = [lines(tmp_path / f"{n}.jsonl", TEXTS[n * 50 : n * 50 + 50]) for n in range(4)]
     made = run(root, Inputs(tuple(files), ()), max_documents=most, min_chars=15, val_fraction=0.3, jobs=jobs).artifact
     chosen = [text for text in TEXTS if len(text) >= 15][:most]
-    held_out = [text for text in chosen if encode.is_validation(encode.digest_of(text), 0.3)]
+    held_out = [text for text in chosen if tasks.is_validation(tasks.digest_of(text), 0.3)]
     assert texts_of(made, "val") == held_out
     assert texts_of(made, "train") == [text for text in chosen if text not in held_out]
     assert set(dropped(made)) <= {"over-max-documents"}
@@ -389,7 +388,7 @@ def test_a_published_generation_that_was_damaged_is_made_again(tmp_path: Path, r
 def test_every_file_of_a_unit_is_in_its_record(stopped: tuple[Path, Inputs, Path]) -> None:
     *_, draft = stopped
     record = msgspec.json.decode(
-        (draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=assembly.UnitRecord
+        (draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=tokens_units.UnitRecord
     )
     assert sum(record.documents.values()) == record.ledger.documents.out
     assert {each.name for each in record.files} == {path.name for path in draft.glob("*-00000-0001.*")}

@@ -23,7 +23,9 @@ from pipeline.clean.report.examples import samples
 from pipeline.clean.report.render import COLUMNS, LINES, shown, table, to_json, warnings
 from pipeline.clean.report.report import Report, Tally, check
 from pipeline.clean.rule import Effect, Seen
-from pipeline.clean.rules import characters, marks, quotes, spaces
+from pipeline.clean.rules import characters, quotes
+from pipeline.clean.rules import punctuation as marks
+from pipeline.clean.rules import whitespace as spaces
 from pipeline.clean.utf16 import Codes, codes, join, text_of
 from pipeline.errors import InternalError
 

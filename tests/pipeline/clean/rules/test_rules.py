@@ -16,8 +16,10 @@ from pipeline.clean.options import RULES as RULE_NAMES
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
-from pipeline.clean.rules import marks, quotes, spaces
 from pipeline.clean.rules import order as rules
+from pipeline.clean.rules import punctuation as marks
+from pipeline.clean.rules import quotes
+from pipeline.clean.rules import whitespace as spaces
 from tests.pipeline.clean.pages import applied, normalised, without_blank_lines
 from tests.pipeline.clean.rules import slow_rules
 

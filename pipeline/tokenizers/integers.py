@@ -1,0 +1,52 @@
+"""Tokenizer of integers for the counting toy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import BadData
+from pipeline.tokenizers.tokenizer import FlatIds, flat_ids, save_card
+
+
+class Integers:
+    """Numbers below `vocab_size` as themselves: the tokenizer of the counting toy. 0 ends a text, also when typed."""
+
+    kind = "integers"
+    encoder = "integers"
+    boundary = None
+    unknown_id = None
+    name = "integers"
+    end_of_text = 0
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.fingerprint = f"integers:{vocab_size}"
+
+    def save(self, folder: Path) -> None:
+        save_card(self, folder)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids = [int(word) for word in text.replace(",", " ").split()]
+        except ValueError:
+            raise BadData(f"{text!r}: not a list of numbers", hint="for example 1,2,3") from None
+        if bad := [number for number in ids if not 0 <= number < self.vocab_size]:
+            raise BadData(f"{bad[0]} is out of range", hint=f"numbers from 0 to {self.vocab_size - 1}")
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> FlatIds:
+        return flat_ids([np.array(self.encode(text), np.uint32) for text in texts])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(str(token) for token in ids if token != self.end_of_text)
+
+    def spell(self, token: int, after: int | None = None) -> bytes:
+        if token == self.end_of_text:
+            return b""
+        return f"{token}".encode() if after is None else f" {token}".encode()
+
+    def unknown(self, text: str) -> str:
+        return ""
