@@ -628,7 +628,7 @@ def test_case_73_a_log_on_a_full_disk_is_told_of_once_and_the_refresh_ends_well(
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
     said = job.run(root, "--log-json", tmp_path / "full.jsonl")
     assert said.told["result"] == "built"
-    assert said.stderr.count("going on without a log") == 1
+    assert said.stderr.count("continuing without a log") == 1
     (tmp_path / "a file").write_text("")
     assert job.run(root, "--log-json", tmp_path / "a file" / "log.jsonl").told["result"] == "unchanged"
     assert_survived(root)
