@@ -159,7 +159,7 @@ def test_what_reads_back_as_something_else_is_not_published(
 def test_what_stands_already_stays_as_it_is(root: Path, tmp_path: Path) -> None:
     found = published(root, GPT2)
     (tmp_path / "out").mkdir()
-    with pytest.raises(CannotCreate, match="exists already"):
+    with pytest.raises(CannotCreate, match="already exists"):
         export.export(found, "hf", tmp_path / "out")
     with pytest.raises(CannotCreate, match="inside the artifact"):
         export.export(found, "hf", found.path / "out")

@@ -121,7 +121,7 @@ def test_what_was_rolled_back_is_not_taken_up_again_by_itself(root: Path) -> Non
     with pytest.raises(UpstreamChanged, match=rf"{made[1].ref} was rolled back") as caught:
         artifact.build(root, identity(1), must_not_be_called)
     assert caught.value.exit_code == 10
-    assert caught.value.hint == f"`rollback tokens/pile --to {made[1].manifest.key}` takes it again"
+    assert caught.value.hint == f"`rollback tokens/pile --to {made[1].manifest.key}` makes it current again"
     assert now(root) == made[0]
     assert artifact.build(root, identity(0), must_not_be_called).result == "unchanged"
 

@@ -719,7 +719,7 @@ _NO_LOCKS = """
 import fcntl
 fcntl.flock = lambda descriptor, operation: None
 from pipeline.store import locks
-if {far}: locks._lives = lambda holder: False
+if {far}: locks._is_alive = lambda holder: False
 """
 
 

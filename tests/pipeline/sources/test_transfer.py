@@ -535,7 +535,7 @@ def test_case_17_a_disk_that_is_too_small_is_refused_before_anything_is_written(
         first = hub.run()
         assert list(hub.root.iterdir()) == []
         assert hub.server.gets == []
-        assert "0.07 GB are needed and 0.00 GB are free" in first.err
+        assert "0.07 GB needed, 0.00 GB free" in first.err
     hub.survived(first, code=74, names=[str(hub.root)])
 
 
