@@ -26,9 +26,7 @@ if SHARED.is_dir():  # it has tiktoken's rank files, so that no test needs the n
 def shared() -> Path:
     """Return the folder of real texts and rank files. Tests that need it are skipped if it is missing."""
     if not SHARED.is_dir():
-        assert not os.environ.get("INKSTONE_REQUIRE_SHARED"), (
-            f"INKSTONE_REQUIRE_SHARED is set, but there is no folder {SHARED}"
-        )
+        assert not os.environ.get("INKSTONE_REQUIRE_SHARED"), f"the shared texts are required, but {SHARED} is missing"
         pytest.skip(f"no folder of shared texts at {SHARED} (INKSTONE_SHARED)")
     return SHARED
 
