@@ -232,7 +232,7 @@ def _worker_main(
     connection: Connection[Any, Any],
     arrays: Sequence[ctypes.Array[ctypes.c_ubyte]],
 ) -> None:
-    """Main loop of a worker: unpickle the function from slot 0, then run it on each task received, until killed."""
+    """Run a worker: unpickle the function from slot 0, then apply it to each task received, until killed."""
     _end_with_parent(parent)
     slots = [memoryview(array).cast("B") for array in arrays]
     function = pickle.loads(slots[0][:function_size])

@@ -77,7 +77,7 @@ def rolled_back(shelf: Path) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadData(f"{path}: not a list of keys: {error}", hint="delete the file, then `rollback` again") from None
+        raise BadData(f"{path}: not a list of keys: {error}", hint="delete it, then `rollback` again") from None
 
 
 def is_rolled_back(root: Path, identity: Identity) -> bool:
