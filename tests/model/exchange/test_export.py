@@ -171,7 +171,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 ) -> None:
     found = published(root, GPT2)
     monkeypatch.setattr(files, "free_space", lambda folder: 10)
-    with pytest.raises(StorageFailed, match="are needed"):
+    with pytest.raises(StorageFailed, match="GB needed"):
         export.export(found, "hf", tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
 
