@@ -292,7 +292,7 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
         if (folder / MANIFEST).exists():
             artifact = read(folder.resolve())
             if artifact.manifest.kind != kind:
-                raise InputMissing(f"{path}: expected one of the {kind}, got one of the {artifact.manifest.kind}")
+                raise InputMissing(f"{path}: expected an artifact of kind {kind}, got {artifact.manifest.kind}")
             return artifact
     available = ", ".join(names(root, kind)) or "none yet"
     raise InputMissing(

@@ -654,7 +654,7 @@ def test_error_of_missing_artifact_lists_available_ones(root: Path) -> None:
 
 def test_path_of_artifact_of_other_kind_is_refused(root: Path) -> None:
     built = artifact.build(root, BOOK, writes("一")).artifact
-    with pytest.raises(InputMissing, match="expected one of the tokens, got one of the corpora"):
+    with pytest.raises(InputMissing, match="expected an artifact of kind tokens, got corpora"):
         artifact.find(root, "tokens", str(built.path))
 
 
