@@ -11,10 +11,7 @@ import os
 
 
 class InkstoneError(Exception):
-    """A failure that the user can act on.
-
-    `told` is True once another process has reported the error to the same user.
-    """
+    """A failure that the user can act on."""
 
     exit_code = 70
 
@@ -22,7 +19,7 @@ class InkstoneError(Exception):
         super().__init__(message)
         self.what = message
         self.hint = hint
-        self.told = False
+        self.told = False  # True once another process has reported the error to the same user
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what

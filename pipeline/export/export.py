@@ -64,7 +64,7 @@ def export(tokens: Artifact, format_name: str, out: Path, *, verify: bool = Fals
 def _require_fit(source: TokenSource, token_format: TokenFormat) -> None:
     vocab_size = source.store.tokenizer.vocab_size
     if vocab_size > token_format.max_vocab_size:
-        fitting = ", ".join(name for name, other in FORMATS.items() if other.max_vocab_size >= vocab_size)
+        fitting = ", ".join(name for name, candidate in FORMATS.items() if candidate.max_vocab_size >= vocab_size)
         raise BadConfig(
             f"{source.artifact.ref}: {token_format.name} holds ids below {token_format.max_vocab_size:,}, "
             f"the vocabulary of {source.store.tokenizer.name} has {vocab_size:,}",

@@ -182,7 +182,7 @@ def lease(path: Path) -> Iterator[None]:
 
 @contextmanager
 def if_unleased(path: Path) -> Iterator[bool]:
-    """Yield True if nobody has a lease on `path`, and then let nobody get one until the block ends."""
+    """Yield True if there is no lease on `path`. In that case, none can be taken until the block ends."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
