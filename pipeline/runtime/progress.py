@@ -1,13 +1,15 @@
 """Progress reporting (log lines, bars, JSON events) and the stop flag.
 
-A stage receives a `Progress` and does not know where it prints: bars on a terminal, plain lines elsewhere (cron mails
-them), nothing with --quiet. All of it goes to stderr, because stdout belongs to results. A failure to print or to log,
-such as a full disk or a closed pipe, never stops the work.
+A stage receives a `Progress` and does not know where its messages go. A program that uses this package as a library gets
+them through the standard `logging`, from the logger "pipeline". The command line shows bars on a terminal, plain lines
+elsewhere (cron mails them) and nothing with --quiet; all of it goes to stderr, because stdout belongs to results. A
+failure to print or to log, such as a full disk or a closed pipe, never stops the work.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 import time
@@ -24,7 +26,7 @@ _HEARTBEAT = 60.0  # seconds
 
 
 class Progress:
-    """Silent progress, for tests, workers and --quiet.
+    """Progress of a library call: messages go to the logger "pipeline", bars are not shown.
 
     `stop` is set when the command should end at its next safe point.
     """
@@ -34,6 +36,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Report one line."""
+        level = logging.WARNING if text.startswith("warning: ") else logging.INFO
+        logging.getLogger("pipeline").log(level, "%s", redacted(text).removeprefix("warning: "))
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -55,7 +59,11 @@ class Progress:
             raise TryAgain(f"stopped by a signal; {saved}", hint="run the same command again to resume")
 
 
-Silent = Progress
+class Silent(Progress):
+    """No messages at all: --quiet, and tests."""
+
+    def note(self, text: str) -> None:
+        pass
 
 
 class Lines(Progress):
