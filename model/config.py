@@ -288,8 +288,8 @@ def override(preset: Preset, settings: Mapping[str, Any]) -> Preset:
     for name, value in settings.items():
         section = next((section for section in changes if name in _fields(getattr(preset, section))), None)
         if section is None:
-            known = ", ".join((*_fields(preset.model), *_fields(preset.train)))
-            raise BadConfig(f"unknown setting {name!r}", hint=f"use one of: {known}")
+            names = ", ".join((*_fields(preset.model), *_fields(preset.train)))
+            raise BadConfig(f"unknown setting {name!r}", hint=f"use one of: {names}")
         field_type = type(getattr(getattr(preset, section), name))
         try:
             changes[section][name] = msgspec.convert(value, field_type, strict=False)

@@ -64,7 +64,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     CPU flags do not tell (Zen 4 gains half, Sapphire Rapids without AMX loses as much), so products are timed.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
         return False
     size = 512  # rows and columns: 2 ms per product

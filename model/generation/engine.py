@@ -67,14 +67,14 @@ class Continuation:
             )
         token = sample_token(logits, self.options, self._generator, self.context)
         candidates: list[Candidate] = []
-        chosen = Candidate(token, "", 0.0)
+        sampled = Candidate(token, "", 0.0)
         if self.options.candidates:
             probabilities = logits.softmax(-1)
             top = probabilities.topk(min(self.options.candidates, len(probabilities)))
             pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
             candidates = [self._candidate(token_id, probability) for token_id, probability in pairs]
-            chosen = self._candidate(token, float(probabilities[token]))
-        return Token(chosen, self._append(token), tuple(candidates))
+            sampled = self._candidate(token, float(probabilities[token]))
+        return Token(sampled, self._append(token), tuple(candidates))
 
     def _candidate(self, token: int, probability: float) -> Candidate:
         is_eos = token == self._tokenizer.end_of_text

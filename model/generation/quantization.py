@@ -45,9 +45,9 @@ def quick(model: GPT, precision: str) -> GPT:
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has_onednn: Callable[[], bool] = torch.backends.mkldnn.is_available
+    return device.type == "cpu" and has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def to_bfloat16(model: GPT) -> GPT:

@@ -9,6 +9,7 @@ After Liger's fused cross entropy (Hsu et al. 2024).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def linear_cross_entropy(
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
-    return _LinearCrossEntropy.apply(x, weight, targets, softcap, bias)
+    apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
+    return apply(x, weight, targets, softcap, bias)
 
 
 def softcapped(logits: Tensor, softcap: float) -> Tensor:

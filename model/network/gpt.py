@@ -80,7 +80,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
         self.fused_qkv: Callable[[Tensor], Tensor] | None = None  # replaces all three (generation/quantization.py)
-        self._widths = (config.width, config.key_width, config.key_width)
+        self._widths = [config.width, config.key_width, config.key_width]
         self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         mixes_values = config.values and not is_first
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         """Queries (B, T, C), keys and values (B, T, K * D) of x (B, T, C)."""
         if self.fused_qkv is None:
             return self.q(x), self.k(x), self.v(x)
-        return self.fused_qkv(x).split(self._widths, dim=-1)
+        return torch.split(self.fused_qkv(x), self._widths, dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -142,14 +142,15 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         hidden = self.up(x)  # (B, T, F)
         if self.gate is not None:
-            return self.out(F.silu(self.gate(x)) * hidden)
-        if self.activation == "gelu":
+            hidden = F.silu(self.gate(x)) * hidden
+        elif self.activation == "gelu":
             hidden = F.gelu(hidden, approximate="tanh")  # GPT-2's GELU
         elif self.activation == "relu":
             hidden = F.relu(hidden)
         elif self.activation == "relu2":
-            hidden = _SquaredReLU.apply(hidden)
-        return self.out(hidden)
+            hidden = squared_relu(hidden)
+        y: Tensor = self.out(hidden)
+        return y
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -167,6 +168,9 @@ class _SquaredReLU(torch.autograd.Function):
         return (grad_y * positive).mul_(2)
 
 
+squared_relu: Callable[[Tensor], Tensor] = _SquaredReLU.apply
+
+
 class Convolution(nn.Module):
     """Causal depthwise convolution with a residual connection: the identity at initialisation."""
 
@@ -177,10 +181,10 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, tail: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C). `tail` (B, W - 1, C) holds the inputs before x, and is updated in place."""
         if tail is None:
-            return _Convolve.apply(x, self.shares)
+            return _convolve(x, self.shares)
         x = torch.cat((tail, x), dim=1)
         tail.copy_(x[:, x.shape[1] - tail.shape[1] :])
-        return _Convolve.apply(x, self.shares)[:, tail.shape[1] :]
+        return _convolve(x, self.shares)[:, tail.shape[1] :]
 
 
 class _Convolve(torch.autograd.Function):
@@ -205,8 +209,14 @@ class _Convolve(torch.autograd.Function):
         return grad_x, grad_kernel
 
 
+_convolve: Callable[[Tensor, Tensor], Tensor] = _Convolve.apply
+
+
 def convolve(x: Tensor, convolution: Convolution | None, tail: Tensor | None) -> Tensor:
-    return x if convolution is None else convolution(x, tail)
+    if convolution is None:
+        return x
+    y: Tensor = convolution(x, tail)
+    return y
 
 
 class Block(nn.Module):
@@ -259,7 +269,8 @@ class Bigrams(nn.Module):
             last_ids.copy_(ids[:, -1:])
         # Two odd factors of splitmix64 (Steele, Lea & Flood 2014), cut to fit int64; the upper bits are well mixed.
         hashes = previous * 0x3C6EF372FE94F82B + ids * 0x1D8E4E27C47D124F
-        return self.table((hashes >> 33) % self.table.num_embeddings)
+        embeddings: Tensor = self.table((hashes >> 33) % self.table.num_embeddings)
+        return embeddings
 
 
 class GPT(nn.Module):
@@ -354,4 +365,5 @@ class GPT(nn.Module):
                 x, first_v = checkpoint(block, x, x0, context, layer_cache, first_v, use_reentrant=False)
             else:
                 x, first_v = block(x, x0, context, layer_cache, first_v)
-        return self.last_dropout(self.norm(x))
+        y: Tensor = self.last_dropout(self.norm(x))
+        return y

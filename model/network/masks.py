@@ -21,5 +21,5 @@ def document_mask(ids: Tensor, eos: int) -> Tensor:
     A token attends to itself and to the earlier tokens of its document.
     """
     documents = document_numbers(ids, eos)
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same & torch.ones(ids.shape[1:] * 2, dtype=torch.bool, device=ids.device).tril()
+    same_document = documents[:, None, :, None] == documents[:, None, None, :]
+    return same_document & torch.ones(ids.shape[1:] * 2, dtype=torch.bool, device=ids.device).tril()
