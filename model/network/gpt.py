@@ -148,7 +148,7 @@ class FeedForward(nn.Module):
         elif self.activation == "relu":
             hidden = F.relu(hidden)
         elif self.activation == "relu2":
-            hidden = squared_relu(hidden)
+            hidden = _squared_relu(hidden)
         y: Tensor = self.out(hidden)
         return y
 
@@ -158,7 +158,7 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = F.relu(x)
+        positive: Tensor = F.relu(x)
         ctx.save_for_backward(positive)
         return positive * positive
 
@@ -168,7 +168,7 @@ class _SquaredReLU(torch.autograd.Function):
         return (grad_y * positive).mul_(2)
 
 
-squared_relu: Callable[[Tensor], Tensor] = _SquaredReLU.apply
+_squared_relu: Callable[[Tensor], Tensor] = _SquaredReLU.apply
 
 
 class Convolution(nn.Module):
