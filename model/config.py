@@ -184,8 +184,10 @@ class GPTConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Configuration of a training run. A step takes `batch_size` sequences, in micro-batches of `micro_batch` (0: as
-    many as fit into memory), so that a step is the same on every machine.
+    """Configuration of a training run.
+
+    A step takes `batch_size` sequences, computed in micro-batches of `micro_batch` (0: as many as fit into memory), so
+    that a step is the same on every machine.
 
     The schedule ends after `steps`, or after `minutes` if that is set. Learning rates warm up over `warmup` steps. Then
     "cosine" decays them to `final_share` of their peak. "wsd" keeps them at the peak and decays them linearly over the

@@ -79,8 +79,10 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def compiles(device: torch.device, setting: str = "auto") -> bool:
-    """True if the network should be compiled. "auto" compiles on CUDA only: on CPUs it rarely pays
-    (benchmarks/NOTES.md)."""
+    """True if the network should be compiled.
+
+    "auto" compiles on CUDA only, since compiling rarely pays on CPUs (benchmarks/NOTES.md).
+    """
     return setting == "yes" or (setting == "auto" and device.type == "cuda")
 
 

@@ -29,7 +29,7 @@ class Family:
     block_modules  the same inside a block; several of ours, separated by spaces, are concatenated into one of theirs
     sizes          rows of config fields (ours, transformers', transformers' default)
     fixed_fields   transformers' config fields that must have one of some values; the first is transformers' default
-    our_fields     our config fields that have the same value in the whole family
+    our_fields     our config fields with one value for the family
     """
 
     architecture: str

@@ -162,8 +162,8 @@ class Engine:
     def _prefill(self, row: int) -> None:
         """Cache the context of a sequence except for its last token.
 
-        A full row (with learned positions) is refilled with as many tokens as half of it holds. So it is full again
-        after half a row, instead of after one token.
+        A full row (with learned positions) is reset and refilled only up to its half. Refilled completely, it would be
+        full again after one token.
         """
         context, size = self.active[row].context, self._cache.size
         length = max(size // 2, 1) if self._cache.is_full(row) else size
