@@ -70,7 +70,7 @@ class ExportedModel:
 
 
 def export(
-    run_artifact: Artifact, format_name: str, out: Path, which: str = "best", *, verify: bool = False
+    run_artifact: Artifact, format_name: str, out: Path, checkpoint_name: str = "best", *, verify: bool = False
 ) -> ExportedModel:
     """Write the "best" or the "last" checkpoint of a run to the new folder `out`, completely or not at all.
 
@@ -83,7 +83,7 @@ def export(
         raise BadConfig(f"no format {format_name!r} for models", hint=f"use one of: {', '.join(FORMATS)}")
     model_format = FORMATS[format_name]
     files.require_new(out, besides=run_artifact.path)
-    path = run.checkpoint_path(run_artifact, which)
+    path = run.checkpoint_path(run_artifact, checkpoint_name)
     run.require_whole(run_artifact, path)
     state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(run_artifact)
     family_of(state.model)  # raises for a network without a counterpart
