@@ -165,7 +165,8 @@ class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return (grad_y * positive).mul_(2)
+        grad_x: Tensor = (grad_y * positive).mul_(2)
+        return grad_x
 
 
 _squared_relu: Callable[[Tensor], Tensor] = _SquaredReLU.apply
