@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.headings import MAX_TITLE, match, value_of
+from pipeline.clean.rules.headings import MAX_TITLE, match, parse_numeral
 from tests.pipeline.clean.pages import sections
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -146,7 +146,7 @@ def test_the_sections_hold_the_lines_of_the_text_in_order(text: str) -> None:
 def test_all_161_headings_of_shuihu_are_found_in_order(shared: Path) -> None:
     parts = sections((shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig"))
     assert all(part.headed for part in parts)
-    assert [value_of(part.title[part.title.index("第") + 1 : -1]) for part in parts] == list(range(1, 162))
+    assert [parse_numeral(part.title[part.title.index("第") + 1 : -1]) for part in parts] == list(range(1, 162))
 
 
 def test_no_han_character_of_shuihu_is_lost_but_those_of_its_headings(shared: Path) -> None:
@@ -176,4 +176,4 @@ def test_no_han_character_of_shuihu_is_lost_but_those_of_its_headings(shared: Pa
     ],
 )
 def test_a_numeral_has_its_value(numeral: str, value: int) -> None:
-    assert value_of(numeral) == value
+    assert parse_numeral(numeral) == value
