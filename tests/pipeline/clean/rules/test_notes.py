@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.clean.rule import Seen
 from pipeline.clean.rules import notes
-from pipeline.clean.rules.notes import DAIZHIGE, KANRIPO, LONGEST, POETRY, Note
+from pipeline.clean.rules.notes import DAIZHIGE, KANRIPO, MAX_LENGTH, POETRY, Note
 from pipeline.clean.utf16 import codes, text_of
 from pipeline.errors import BadConfig
 
@@ -106,9 +106,9 @@ def test_a_wrong_closer_inside_a_note_that_is_closed_does_nothing() -> None:
 
 
 def test_what_is_longer_than_a_note_stays_and_so_does_what_is_too_deep() -> None:
-    longest = "（" + "長" * (LONGEST - 2) + "）"
+    longest = "（" + "長" * (MAX_LENGTH - 2) + "）"
     assert run(f"甲{longest}乙", DROP)[0] == "甲乙"
-    longer = "（" + "長" * (LONGEST - 1) + "）"
+    longer = "（" + "長" * (MAX_LENGTH - 1) + "）"
     assert run(f"甲{longer}乙", DROP) == (f"甲{longer}乙", {"（） kept: too long": 1, "characters of notes": 0})
     assert run("甲（（（注）））乙", DROP)[0] == "甲乙"
     left, seen = run("甲（（（（注））））乙（注）", DROP)
