@@ -329,7 +329,7 @@ CHANGES: dict[str, Callable[[str], str]] = {
     "widen": by(marks.WIDEN.apply),
     "quotes": by(quotes.RULE.apply),
     "spaces": by(spaces.RULE.apply),
-    "once": by(marks.ONCE.apply),
+    "once": by(marks.COLLAPSE.apply),
     "replaced": lambda text: text.replace("，", "、"),
     "lines joined": lambda text: text.replace("\n", ""),
     "headings": lambda text: re.sub("(?m)^.*?第[^段]+段  ", "", text),

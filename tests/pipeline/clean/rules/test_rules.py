@@ -31,7 +31,7 @@ def step(rule: Rule) -> Step:
 
 
 CHARACTERS, BLANK_LINES = normalised, without_blank_lines
-WIDTH, QUOTES, SPACES, MARKS = step(marks.WIDEN), step(quotes.RULE), step(spaces.RULE), step(marks.ONCE)
+WIDTH, QUOTES, SPACES, MARKS = step(marks.WIDEN), step(quotes.RULE), step(spaces.RULE), step(marks.COLLAPSE)
 CHINESE = (WIDTH, QUOTES, SPACES, MARKS)
 RULES = (CHARACTERS, *CHINESE, BLANK_LINES)
 NAMES = ("characters", "widen", "quotes", "spaces", "marks", "blank-lines")

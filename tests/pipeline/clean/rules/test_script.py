@@ -151,7 +151,7 @@ def test_traditional_shuihu_is_what_opencc_makes_of_it(shuihu: str) -> None:
 
 def test_only_the_clauses_that_need_it_go_through_opencc(shuihu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
-    convert = script._converted
+    convert = script._opencc_convert
 
     def counted(policy: str, text: np.ndarray) -> np.ndarray:
         nonlocal asked
@@ -159,7 +159,7 @@ def test_only_the_clauses_that_need_it_go_through_opencc(shuihu: str, monkeypatc
         return convert(policy, text)
 
     converted("simplified", "後")  # tables are made
-    monkeypatch.setattr(script, "_converted", counted)
+    monkeypatch.setattr(script, "_opencc_convert", counted)
     converted("simplified", shuihu)
     assert asked < len(shuihu) // 100
 
@@ -218,7 +218,7 @@ def test_the_listed_characters_are_those_of_the_dictionaries(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["TSPhrases", "STPhrases", "STPhrases_GeneratedFromRegionalPhrases"])
 def test_no_phrase_of_opencc_reaches_over_the_marks_at_which_clauses_are_cut(name: str, tmp_path: Path) -> None:
     phrases = dictionary(name, tmp_path)
-    assert not {character for phrase in phrases for character in phrase} & set(script._PARTS)
+    assert not {character for phrase in phrases for character in phrase} & set(script._SEPARATORS)
     assert all(len(value) == len(phrase) for phrase, values in phrases.items() for value in values)
 
 
