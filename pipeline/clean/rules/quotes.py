@@ -70,7 +70,7 @@ RULE = Rule("quotes", _curl_all, units("\"'"), makes=_CURLY)
 
 
 def style(name: str) -> Rule:
-    """Return the rule for a style: "curly" “ ” ‘ ’ or "corner" 「 」 『 』 for all quotes, or "strip" to remove them."""
+    """Return the rule for a style: "curly" “ ” ‘ ’ or "corner" 「 」 『 』 for all quotes, "strip" to remove them."""
     if name == "strip":
         return Rule("quote-style", _strip, units(_CURLY + _CORNER))
     old, new = (_CORNER, _CURLY) if name == "curly" else (_CURLY, _CORNER)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline.clean.report.examples import samples
 from pipeline.clean.report.render import COLUMNS, LINES, shown, table, to_json, warnings
-from pipeline.clean.report.report import Report, Tally, check
+from pipeline.clean.report.report import Report, RuleTally, check
 from pipeline.clean.rule import Effect, Seen
 from pipeline.clean.rules import characters, quotes
 from pipeline.clean.rules import punctuation as marks
@@ -123,25 +123,25 @@ def test_the_rules_of_a_page_lead_from_what_came_to_what_is_left() -> None:
     made = Report()
     effects = {"controls": Effect(removed=3), "gaiji": Effect(removed=2, added=1), "marks": Effect()}
     made.follow(100, effects, 96)
-    assert made.rules["controls"] == Tally(100, 3, 0, 97)
-    assert made.rules["gaiji"] == Tally(97, 2, 1, 96)
-    assert made.rules["marks"] == Tally(96, 0, 0, 96)
+    assert made.rules["controls"] == RuleTally(100, 3, 0, 97)
+    assert made.rules["gaiji"] == RuleTally(97, 2, 1, 96)
+    assert made.rules["marks"] == RuleTally(96, 0, 0, 96)
 
 
 def test_a_rule_that_miscounts_is_found_on_its_page() -> None:
-    with pytest.raises(InternalError, match="leave 97 characters of a page that has 96"):
+    with pytest.raises(InternalError, match="leave 97 characters, but the page has 96"):
         Report().follow(100, {"controls": Effect(removed=3)}, 96)
 
 
 def test_what_went_uncounted_stops_the_cleaning() -> None:
     made = report_of(BOOK)
     made.drop("too-short", 1, 5)
-    with pytest.raises(InternalError, match="ledger of the characters does not add up"):
+    with pytest.raises(InternalError, match="characters does not add up"):
         check(made)  # these were not in what was read
     made.came += 5
     check(made)
     made.came -= 1
-    with pytest.raises(InternalError, match="ledger of the characters does not add up"):
+    with pytest.raises(InternalError, match="characters does not add up"):
         check(made)
 
 
@@ -299,9 +299,9 @@ def test_the_table_names_encodings_documents_units_and_faults() -> None:
     text = "\n".join(table(made))
     for said in (
         "2 (1 gb18030, 1 utf-8)",
-        "5 → 3 (empty 2, duplicates 1)",
-        "4; p50 3, p95 16, p99 16, max 16 characters, at most 49 bytes",
-        "“ reopened 53, orphan ” 33, cut at ； 4",
+        "5 → 3 (dropped: empty 2; duplicates: 1)",
+        "4; characters: p50 3, p95 16, p99 16, max 16; longest 49 bytes",
+        "“ not closed 53, ” not opened 33, split at ； 4",
         "--normalization_rule_name=identity",
     ):
         assert said in text
