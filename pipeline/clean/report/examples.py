@@ -9,8 +9,8 @@ _CONTEXT = 12  # characters on either side of a change
 _MAX_SHOWN = 24  # characters of a change that are shown
 
 
-def samples(before: str, after: str, most: int = 10) -> list[tuple[str, str]]:
-    """Return up to `most` excerpts of about 30 characters before and after a rule, in the order of the text.
+def samples(before: str, after: str, limit: int = 10) -> list[tuple[str, str]]:
+    """Return up to `limit` excerpts of about 30 characters before and after a rule, in the order of the text.
 
     Every kind of change is shown once before any is shown twice.
     """
@@ -27,7 +27,7 @@ def samples(before: str, after: str, most: int = 10) -> list[tuple[str, str]]:
         i, j = i + old_length, j + new_length
     first_excerpts = {change: excerpt for excerpt, change in reversed(changes.items())}
     repeats_last = sorted(changes, key=lambda excerpt: first_excerpts[changes[excerpt]] != excerpt)
-    selected = {*repeats_last[:most]}
+    selected = {*repeats_last[:limit]}
     return [excerpt for excerpt in changes if excerpt in selected]
 
 

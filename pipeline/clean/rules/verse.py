@@ -221,7 +221,8 @@ def _pair(words: str) -> int:
 
 
 def _pair_at(page: Codes, positions: np.ndarray) -> np.ndarray:
-    return (unit_at(page, positions).astype(np.uint32) << 16) | unit_at(page, positions + 1)
+    pairs: np.ndarray = (unit_at(page, positions).astype(np.uint32) << 16) | unit_at(page, positions + 1)
+    return pairs
 
 
 def _is_any_pair(pairs: np.ndarray, words: Iterable[str]) -> np.ndarray:

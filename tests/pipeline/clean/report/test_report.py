@@ -379,7 +379,7 @@ def test_invisible_characters_are_escaped() -> None:
 def test_each_kind_of_change_is_shown_before_repeats() -> None:
     before = "，".join(f"第{number}个人在这里说了一句话" for number in range(1000, 1040)) + "。又走了一段很远的路。。"
     after = before.replace("，", "、").replace("。。", "。")
-    (first, last) = samples(before, after, most=2)
+    (first, last) = samples(before, after, limit=2)
     assert first == ("00个人在这里说了一句话，第1001个人在这里说了", "00个人在这里说了一句话、第1001个人在这里说了")
     assert last == ("话。又走了一段很远的路。。", "话。又走了一段很远的路。")
     assert len(samples(before, after)) == 10
@@ -404,7 +404,7 @@ def test_different_texts_have_samples(before: str, after: str) -> None:
 @given(st.text("水浒传，。\n", max_size=80), st.sets(st.integers(0, 79)))
 def test_samples_are_distinct_parts_of_their_texts(text: str, removed: set[int]) -> None:
     after = "".join(character for index, character in enumerate(text) if index not in removed)
-    excerpts = samples(text, after, most=1000)
+    excerpts = samples(text, after, limit=1000)
     assert len({*excerpts}) == len(excerpts)
     for old, new in excerpts:
         assert all(part in text for part in stretches(old))
