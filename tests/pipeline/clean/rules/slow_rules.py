@@ -18,7 +18,7 @@ _BLANKS = " \t\u00a0\u3000"
 
 
 @dataclass(frozen=True)
-class Rule:
+class Reference:
     name: str
     apply: Callable[[str], str]
 
@@ -81,10 +81,10 @@ def _marks(text: str) -> str:
 
 
 CHINESE = (
-    Rule("width", _width),
-    Rule("quotes", _quotes),
-    Rule("spaces", _spaces),
-    Rule("marks", _marks),
+    Reference("width", _width),
+    Reference("quotes", _quotes),
+    Reference("spaces", _spaces),
+    Reference("marks", _marks),
 )
 
 

@@ -16,10 +16,7 @@ from pipeline.clean.options import RULES as RULE_NAMES
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
-from pipeline.clean.rules import order as rules
-from pipeline.clean.rules import punctuation as marks
-from pipeline.clean.rules import quotes
-from pipeline.clean.rules import whitespace as spaces
+from pipeline.clean.rules import order, punctuation, quotes, whitespace
 from tests.pipeline.clean.pages import applied, normalised, without_blank_lines
 from tests.pipeline.clean.rules import slow_rules
 
@@ -31,7 +28,12 @@ def step(rule: Rule) -> Step:
 
 
 CHARACTERS, BLANK_LINES = normalised, without_blank_lines
-WIDTH, QUOTES, SPACES, MARKS = step(marks.WIDEN), step(quotes.RULE), step(spaces.RULE), step(marks.COLLAPSE)
+WIDTH, QUOTES, SPACES, MARKS = (
+    step(punctuation.WIDEN),
+    step(quotes.RULE),
+    step(whitespace.RULE),
+    step(punctuation.COLLAPSE),
+)
 CHINESE = (WIDTH, QUOTES, SPACES, MARKS)
 RULES = (CHARACTERS, *CHINESE, BLANK_LINES)
 NAMES = ("characters", "widen", "quotes", "spaces", "marks", "blank-lines")
@@ -48,9 +50,9 @@ TEXT = st.lists(st.one_of(st.sampled_from(PIECES), st.sampled_from(RUNS)), max_s
 
 def test_rules_run_in_the_documented_order() -> None:
     profile, options = PROFILES["plain"], CleanOptions()
-    before = [rule.name for rule in rules.before_headings(profile, options)]
+    before = [rule.name for rule in order.before_headings(profile, options)]
     assert before == ["gaiji", "mojibake", "lacuna", "widen", "notes"]
-    after = [rule.name for rule in rules.after_headings(profile, options)]
+    after = [rule.name for rule in order.after_headings(profile, options)]
     assert after == ["quotes", "spaces", "gaiji", "mojibake", "lacuna", "widen", "marks", "verse"]
 
 
@@ -59,7 +61,7 @@ def test_every_rule_can_be_switched_off_by_name() -> None:
         unwrap=True, boilerplate=("广告",), quotes="corner", script="simplified", punct="strip", variants=""
     )
     profile = PROFILES["plain"]
-    names = {rule.name for rule in (*rules.before_headings(profile, options), *rules.after_headings(profile, options))}
+    names = {rule.name for rule in (*order.before_headings(profile, options), *order.after_headings(profile, options))}
     assert names | {"variants"} == {*RULE_NAMES}
 
 
@@ -208,7 +210,7 @@ PLAIN = TEXT.map(normalised)
 @settings(max_examples=2000)
 @pytest.mark.parametrize(("fast", "slow"), [*zip(CHINESE, slow_rules.CHINESE, strict=True)], ids=NAMES[1:5])
 @given(text=PLAIN)
-def test_rule_equals_its_reference(fast: Step, slow: slow_rules.Rule, text: str) -> None:
+def test_rule_equals_its_reference(fast: Step, slow: slow_rules.Reference, text: str) -> None:
     assert fast(text) == slow.apply(text)
 
 
