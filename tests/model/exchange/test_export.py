@@ -162,7 +162,7 @@ def test_verify_refuses_weights_that_differ_when_read_back(
 def test_an_existing_folder_is_not_changed(root: Path, tmp_path: Path) -> None:
     run_artifact = published(root, GPT2)
     (tmp_path / "out").mkdir()
-    with pytest.raises(CannotCreate, match="exists already"):
+    with pytest.raises(CannotCreate, match="already exists"):
         export.export(run_artifact, "hf", tmp_path / "out")
     with pytest.raises(CannotCreate, match="inside the artifact"):
         export.export(run_artifact, "hf", run_artifact.path / "out")
