@@ -29,7 +29,7 @@ import pytest
 import cli
 from pipeline.maintenance import verify
 from pipeline.sources import cache
-from pipeline.sources import inputs as raw
+from pipeline.sources.catalogue import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import KINDS
 
@@ -411,7 +411,7 @@ def injected(call: str, what: str, path: Path | None = None) -> tuple[str, ...]:
 def published(root: Path) -> dict[str, str]:
     """What readers may find below `root`, and what it is: sha256 of pinned files, digest of current generations."""
     found = {}
-    for lock_file in sorted((root / "raw").glob(f"*/{raw.LOCK_FILE}")):
+    for lock_file in sorted((root / "raw").glob(f"*/{LOCK_FILE}")):
         source = lock_file.parent.name
         found |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock(root, source).items()}
     for kind in KINDS:
