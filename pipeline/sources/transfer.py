@@ -307,7 +307,7 @@ class _Transfer:
     def _check_magic(self, piece: bytes) -> None:
         """Refuse what does not begin like zstd, before the first bytes of it are kept."""
         head = self._out.flushed().read_bytes() + piece
-        if not compression.begins_zstd(head[: len(ZSTD_MAGIC)]) and len(head) >= len(ZSTD_MAGIC):
+        if not compression.has_zstd_magic(head[: len(ZSTD_MAGIC)]) and len(head) >= len(ZSTD_MAGIC):
             self._refuse(f"not a zstd file (it begins {head[:16]!r})")
 
     def _refuse(self, what: str) -> None:

@@ -143,7 +143,7 @@ def heard(path: Path) -> int:
 def test_a_check_reads_a_zstd_file_of_any_name_to_its_end(tmp_path: Path) -> None:
     whole = frame(rough(100_000))
     compression.check_zstd(file_of(tmp_path, whole, "part-0001"))
-    with pytest.raises(BadData, match="cut short"):
+    with pytest.raises(BadData, match="truncated"):
         compression.check_zstd(file_of(tmp_path, whole[:-1], "part-0001"))
 
 
@@ -162,7 +162,7 @@ def test_case_24_a_file_cut_at_a_border_of_its_blocks_is_bad_data(tmp_path: Path
     for border in borders:
         for cut in {border - 1, border, border + 1, border + 3}:
             if cut < len(whole):
-                refuse(file_of(tmp_path, whole[:cut]), f"frame 1 is cut short, the file ends at byte {cut:,}")
+                refuse(file_of(tmp_path, whole[:cut]), f"frame 1 is truncated, the file ends at byte {cut:,}")
     assert unpacked(file_of(tmp_path, whole)) == LARGE
 
 
@@ -171,13 +171,13 @@ def test_case_24_a_file_cut_anywhere_is_bad_data(tmp_path: Path, checksum: bool)
     dice = random.Random(24)
     whole = frame(LARGE[: MIB // 4], checksum=checksum)
     for cut in [*range(20), *dice.sample(range(20, len(whole)), 100), *range(len(whole) - 20, len(whole))]:
-        refuse(file_of(tmp_path, whole[:cut]), "something that is not zstd" if 0 < cut < 4 else "cut short|is empty")
+        refuse(file_of(tmp_path, whole[:cut]), "data that is not zstd" if 0 < cut < 4 else "truncated|is empty")
 
 
 def test_case_24_a_gzip_file_cut_anywhere_is_bad_data(tmp_path: Path) -> None:
     whole = gzip.compress(rough(2000), mtime=0)
     for cut in range(len(whole)):
-        refuse(file_of(tmp_path, whole[:cut], "a.gz"), "not whole gzip data" if cut else "the file is empty")
+        refuse(file_of(tmp_path, whole[:cut], "a.gz"), "truncated or corrupt gzip data" if cut else "the file is empty")
 
 
 # Case 25: what follows a frame
@@ -192,13 +192,13 @@ def test_case_25_a_frame_and_garbage_is_bad_data(tmp_path: Path, garbage: bytes)
 
 @pytest.mark.parametrize("garbage", [b"garbage", b"<html>", b"\0 and on", b"\x1f\x8b", b"\x1f\x8b\x08"])
 def test_case_25_a_gzip_member_and_garbage_is_bad_data(tmp_path: Path, garbage: bytes) -> None:
-    refuse(file_of(tmp_path, gzip.compress(rough(500)) + garbage, "a.gz"), "not whole gzip data")
+    refuse(file_of(tmp_path, gzip.compress(rough(500)) + garbage, "a.gz"), "truncated or corrupt gzip data")
 
 
 def test_case_25_a_frame_and_a_frame_cut_short_is_bad_data(tmp_path: Path) -> None:
     first, second = frame(rough(500)), frame(rough(700))
     for cut in range(4, len(second)):
-        refuse(file_of(tmp_path, first + second[:cut]), "frame 2 is cut short")
+        refuse(file_of(tmp_path, first + second[:cut]), "frame 2 is truncated")
     assert unpacked(file_of(tmp_path, first + second)) == rough(500) + rough(700)
 
 
@@ -212,7 +212,7 @@ def test_case_25_good_frames_one_after_the_other_are_good(tmp_path: Path) -> Non
 def test_case_25_a_skippable_frame_is_skipped_wherever_it_stands(tmp_path: Path, kind: int) -> None:
     whole = skippable(8, kind) + frame(b"one") + skippable(100, kind) + frame(b"two") + skippable(40_000, kind)
     assert unpacked(file_of(tmp_path, whole)) == b"onetwo"
-    refuse(file_of(tmp_path, frame(b"one") + skippable(1000, kind)[:-1]), "frame 2 is cut short")
+    refuse(file_of(tmp_path, frame(b"one") + skippable(1000, kind)[:-1]), "frame 2 is truncated")
 
 
 # Case 26: flipped bits. Without a checksum the hash of the file is the guard: tests/pipeline/test_raw.py
@@ -224,7 +224,7 @@ def test_case_26_a_bit_flipped_under_a_checksum_is_bad_data(tmp_path: Path) -> N
     for _ in range(150):
         flipped = bytearray(whole)
         flipped[dice.randrange(zstandard.frame_header_size(whole), len(whole))] ^= 1 << dice.randrange(8)
-        refuse(file_of(tmp_path, bytes(flipped)), "zstd is broken near|frame 1 is cut short|frame 2 should begin")
+        refuse(file_of(tmp_path, bytes(flipped)), "corrupt zstd data near|frame 1 is truncated|frame 2 should begin")
 
 
 def test_case_26_a_bit_flipped_in_the_header_never_changes_the_text(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_case_26_a_bit_flipped_in_gzip_is_bad_data(tmp_path: Path) -> None:
     for _ in range(150):
         flipped = bytearray(whole)
         flipped[dice.randrange(10, len(whole))] ^= 1 << dice.randrange(8)
-        refuse(file_of(tmp_path, bytes(flipped), "a.gz"), "not whole gzip data")
+        refuse(file_of(tmp_path, bytes(flipped), "a.gz"), "truncated or corrupt gzip data")
 
 
 # Case 27: bombs
@@ -286,7 +286,7 @@ def test_case_27_two_kilobytes_that_become_64_mebibytes_are_refused_in_little_me
     bomb = frame(bytes(64 * MIB))
     assert len(bomb) < 2100
     path = file_of(tmp_path, bomb, name)
-    refuse(path, "expand to .*, as no text does")
+    refuse(path, "expand to .*, over the limit")
     assert peak(read, path) < 300
 
 
@@ -328,14 +328,14 @@ def test_case_27_a_frame_that_promises_two_gibibytes_in_one_segment_is_bad_data(
     ("data", "what"),
     [
         (b"", "the file is empty"),
-        (b"\x28\xb5", "something that is not zstd where zstd frame 1 should begin, at byte 0"),
-        (b"abcd", "something that is not zstd"),
-        (b"\x28\xb5\x2f\xfd", "frame 1 is cut short, the file ends at byte 4"),
+        (b"\x28\xb5", "data that is not zstd where zstd frame 1 should begin, at byte 0"),
+        (b"abcd", "data that is not zstd"),
+        (b"\x28\xb5\x2f\xfd", "frame 1 is truncated, the file ends at byte 4"),
         (gzip.compress(b"text", mtime=0), "gzip data where zstd frame 1 should begin"),
         (b"<html>", "a web page"),
         (b"\n  <!DOCTYPE html><html>Log in</html>", "a web page"),
-        (b'{"text": "plain"}\n', "something that is not zstd"),
-        (bytes(5000), "something that is not zstd"),
+        (b'{"text": "plain"}\n', "data that is not zstd"),
+        (bytes(5000), "data that is not zstd"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -345,7 +345,7 @@ def test_case_28_what_is_not_zstd_is_bad_data_and_named(tmp_path: Path, data: by
 
 @pytest.mark.parametrize("data", [b"abcd", b"<html>", frame(b"text"), b"\x1f", b"\x1f\x8b\x08\0", bytes(5000)])
 def test_case_28_what_is_not_gzip_is_bad_data(tmp_path: Path, data: bytes) -> None:
-    refuse(file_of(tmp_path, data, "a.gz"), "not whole gzip data")
+    refuse(file_of(tmp_path, data, "a.gz"), "truncated or corrupt gzip data")
 
 
 def test_case_28_an_empty_gzip_file_is_bad_data(tmp_path: Path) -> None:

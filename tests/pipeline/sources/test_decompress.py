@@ -60,7 +60,7 @@ def test_case_25_a_file_that_goes_on_after_its_end_leaves_no_output(tmp_path: Pa
 
 def test_case_27_a_bomb_leaves_no_output(tmp_path: Path) -> None:
     (tmp_path / "a.txt.zst").write_bytes(compress_zstd(bytes(64 << 20)))
-    with pytest.raises(BadData, match="as no text does"):
+    with pytest.raises(BadData, match="over the limit"):
         decompress([tmp_path / "a.txt.zst"], None, Silent())
     assert os.listdir(tmp_path) == ["a.txt.zst"]
 
