@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import compression, readers
-from pipeline.readers import encoding as decoding
+from pipeline.readers import encoding as encodings
 from pipeline.readers.documents import Document, Reject
-from pipeline.readers.encoding import HEAD, Facts, detect, share_of_han
+from pipeline.readers.encoding import HEAD_BYTES, Facts, detect, share_of_han
 from pipeline.runtime.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,7 +70,7 @@ def read(path: Path, encoding: str = "auto") -> tuple[list[Document], list[Rejec
 
 def text_of(path: Path, encoding: str = "auto") -> tuple[str, Facts]:
     facts = Facts()
-    return "".join(decoding.text(path, facts, encoding=encoding)), facts
+    return "".join(encodings.text(path, facts, encoding=encoding)), facts
 
 
 def refused(path: Path, encoding: str = "auto") -> BadData:
@@ -159,7 +159,7 @@ def test_heads_of_real_texts_are_told_or_refused_and_never_taken_for_another(
                 head = in_big5(head) if encoding == "cp950" else head
                 tried += 1
                 try:
-                    found = detect(head.encode(encoding), whole=True)
+                    found = detect(head.encode(encoding), is_complete=True)
                 except BadData:
                     continue
                 assert found == encoding, head
@@ -177,7 +177,7 @@ def test_big5_is_never_taken_for_gb18030_although_its_codec_would_do_so(poems: l
         except UnicodeDecodeError:
             pass
         try:
-            assert detect(data, whole=True) in ("cp950", "big5hkscs", "ascii")
+            assert detect(data, is_complete=True) in ("cp950", "big5hkscs", "ascii")
         except BadData:
             assert len(poem) < 80
     assert mistaken > 100, "the danger is real"
@@ -201,8 +201,8 @@ def test_a_text_is_the_same_however_its_bytes_lie_in_blocks(
     blocks = [data[start:end] for start, end in pairwise(places)]
     folder = tmp_path_factory.mktemp("blocks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "blocks", lambda path, advance: iter(blocks))
-        patch.setattr(decoding, "HEAD", 600)  # so that the sample too ends within the text, and the ASCII goes beyond
+        patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
+        patch.setattr(encodings, "HEAD_BYTES", 600)  # so that the sample too ends within the text, and the ASCII goes beyond
         found, facts = text_of(folder / "a.txt")
         assert (found, facts.encoding) == (text, WAYS[way][0])
         line = b"".join(readers.json_lines(folder / "a.txt"))
@@ -221,7 +221,7 @@ def test_any_text_with_a_mark_or_a_named_encoding_is_read_back(
             try:
                 assert text_of(path, named)[0] == text
             except BadData as error:  # as "{\\rtf"
-                assert "not a text" in error.what or "binary" in error.what  # noqa: PT017
+                assert "not text" in error.what or "binary" in error.what  # noqa: PT017
         else:
             refused(path, named)
 
@@ -229,7 +229,7 @@ def test_any_text_with_a_mark_or_a_named_encoding_is_read_back(
 # When the first character that is not ASCII comes late
 
 
-@pytest.mark.parametrize("before", [10, HEAD - 1, HEAD, HEAD + 1, 3 * HEAD + 5, 5 << 20])
+@pytest.mark.parametrize("before", [10, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, 3 * HEAD_BYTES + 5, 5 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5"])
 def test_chinese_after_a_long_head_of_ascii_is_told_where_it_begins(tmp_path: Path, before: int, encoding: str) -> None:
     text = ("The Project Gutenberg EBook, and so on.\n" * (before // 40 + 1))[:before] + POEM * 4 + "The end.\n" * 9
@@ -250,19 +250,19 @@ def test_a_text_of_nothing_but_ascii_is_read_and_said_to_be_that(tmp_path: Path)
 def test_a_head_may_end_within_a_character_and_a_whole_text_may_not() -> None:
     data = ("abc" + "水" * 100).encode()
     for cut in range(len(data) - 3, len(data)):
-        assert detect(data[:cut], whole=False) == "utf-8"
-    assert detect(b"abc\xe6\xb0", whole=False) == "utf-8"
+        assert detect(data[:cut], is_complete=False) == "utf-8"
+    assert detect(b"abc\xe6\xb0", is_complete=False) == "utf-8"
     with pytest.raises(BadData):
-        detect(b"abc\xe6\xb0", whole=True)
-    assert detect(b"abc", whole=False) == detect(b"abc", whole=True) == "ascii"
+        detect(b"abc\xe6\xb0", is_complete=True)
+    assert detect(b"abc", is_complete=False) == detect(b"abc", is_complete=True) == "ascii"
 
 
 def test_memory_stays_flat_however_long_a_text_is(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.readers import encoding as decoding\n"
-        "size = sum(map(len, decoding.text(Path(sys.argv[1]), decoding.Facts())))\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.readers import encoding as encodings\n"
+        "size = sum(map(len, encodings.text(Path(sys.argv[1]), encodings.Facts())))\n"
         "status = Path('/proc/self/status').read_text()\n"
         "print(size, int(status.split('VmHWM:')[1].split()[0]) // 1024)\n"
     )
@@ -324,21 +324,21 @@ def test_pieces_of_korean_and_japanese_are_refused_wherever_they_are_cut(size: i
     for text, encoding in ((KOREAN, "euc_kr"), (JAPANESE, "euc_jp"), (JAPANESE, "shift_jis")):
         for start in range(len(text) - size):
             with pytest.raises(BadData):
-                detect(text[start : start + size].encode(encoding), whole=True)
+                detect(text[start : start + size].encode(encoding), is_complete=True)
 
 
 def test_japanese_and_korean_are_called_by_their_encoding() -> None:
     for text, encoding in ((KOREAN, "euc_kr"), (JAPANESE, "euc_jp"), (JAPANESE, "shift_jis")):
-        with pytest.raises(BadData, match="reads as Japanese or Korean") as caught:
-            detect(text.encode(encoding), whole=True)
-        assert caught.value.hint == f"say --encoding {encoding}"
+        with pytest.raises(BadData, match="the text is Japanese or Korean") as caught:
+            detect(text.encode(encoding), is_complete=True)
+        assert caught.value.hint == f"pass --encoding {encoding}"
 
 
 def test_what_was_seen_is_said_with_the_first_byte_that_is_not_utf_8(tmp_path: Path) -> None:
     data = "naïve — and ".encode() * 2 + ENGLISH.encode("cp1252")
     error = refused(file_of(tmp_path, data))
     place = data.index(b"\x93")
-    assert f"its encoding cannot be told: not UTF-8 (byte 0x93 at offset {place:,})" in error.what
+    assert f"the encoding was not detected: not UTF-8 (byte 0x93 at offset {place:,})" in error.what
     assert "0% as gb18030, 0% as " in error.what
     assert "cp1252" in error.hint
     late = b"plain English\n" * 10_000
@@ -407,13 +407,13 @@ def test_a_text_that_would_pass_for_the_named_encoding_and_is_in_another_is_refu
     tmp_path: Path, named: str, data: bytes, seen: str
 ) -> None:
     error = refused(file_of(tmp_path, data), named)
-    assert f"but what is in it is {seen}" in error.what
-    assert "leave --encoding out" in error.hint
+    assert f"but the content is {seen}" in error.what
+    assert "leave out --encoding" in error.hint
 
 
 @pytest.mark.parametrize("named", ["klingon", "base64", "", "a\0b"])
 def test_an_encoding_that_does_not_exist_is_a_bad_option(tmp_path: Path, named: str) -> None:
-    with pytest.raises(BadConfig, match="there is no encoding"):
+    with pytest.raises(BadConfig, match="unknown encoding"):
         text_of(file_of(tmp_path, b"abc"), named)
 
 
@@ -447,9 +447,9 @@ OTHER_KINDS = [
     (zstandard.ZstdCompressor().compress(BOOK.encode()), "zstd data"),
     (bz2.compress(BOOK.encode()), "bzip2 data"),
     (lzma.compress(BOOK.encode()), "xz data"),
-    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG picture"),
-    (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "a JPEG picture"),
-    (b"GIF89a\x01\0\x01\0", "a GIF picture"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"),
+    (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "a JPEG image"),
+    (b"GIF89a\x01\0\x01\0", "a GIF image"),
     (bytes(60) + b"BOOKMOBI" + bytes(100), "a Kindle book"),
     (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
     (Path(sys.executable).resolve().read_bytes()[:5000], "a program"),
@@ -462,14 +462,14 @@ def test_files_of_other_kinds_are_called_by_their_name(tmp_path: Path, data: byt
     if kind == "a program" and not data.startswith(b"\x7fELF"):
         pytest.skip("programs look otherwise here")
     error = refused(file_of(tmp_path, data), named)
-    assert error.what.endswith(f": {kind}, not a text")
+    assert error.what.endswith(f": {kind}, not text")
 
 
 def test_a_database_and_packed_text_under_a_wrong_name_are_named_with_what_to_do(tmp_path: Path) -> None:
-    assert "an SQLite database, not a text" in refused(file_of(tmp_path, sqlite(tmp_path))).what
-    assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "let its name end in .gz"
+    assert "an SQLite database, not text" in refused(file_of(tmp_path, sqlite(tmp_path))).what
+    assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "rename the file so that it ends in .gz"
     twice = file_of(tmp_path, gzip.compress(b"a"), "a.txt.gz")
-    assert "gzip data, not a text" in refused(twice).what
+    assert "gzip data, not text" in refused(twice).what
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_a_database_and_packed_text_under_a_wrong_name_are_named_with_what_to_do
 @pytest.mark.parametrize("named", ["auto", "utf-8"])
 def test_a_file_without_a_character_is_empty(tmp_path: Path, data: bytes, named: str) -> None:
     error = refused(file_of(tmp_path, data), named)
-    assert error.what.endswith(": the file is empty" if len(data) in (0, 3) else ": there is only white space in it")
+    assert error.what.endswith(": the file is empty" if len(data) in (0, 3) else ": the file contains only white space")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -486,7 +486,7 @@ def test_random_bytes_are_binary_or_in_no_encoding(tmp_path: Path, seed: int) ->
     draw = random.Random(seed)
     for size in (200, 5000, 200_000):
         error = refused(file_of(tmp_path, draw.randbytes(size)))
-        assert size == 200 or "binary data, not a text (at offset " in error.what
+        assert size == 200 or "binary data, not text (at offset " in error.what
 
 
 def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
         b"abc\0def",
         b"\0",
     ):
-        assert "binary data, not a text" in refused(file_of(tmp_path, data)).what
+        assert "binary data, not text" in refused(file_of(tmp_path, data)).what
 
 
 def test_a_few_control_characters_do_not_make_a_text_binary(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_a_text_that_turns_binary_is_refused_with_the_place_where_it_does(
 ) -> None:
     text = (POEM * times).encode(encoding)
     error = refused(file_of(tmp_path, text + bytes(2) + tail))
-    assert f"a text up to offset {len(text):,}, and binary data after it" in error.what
+    assert f"text up to offset {len(text):,}, and binary data after it" in error.what
     assert f"head -c {len(text)}" in error.hint
 
 
@@ -554,7 +554,7 @@ def test_the_offset_of_a_bad_byte_is_the_same_for_any_blocks(cuts: list[int], pl
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     blocks = [data[start:end] for start, end in pairwise(places)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "blocks", lambda path, advance: iter(blocks))
+        patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
         with pytest.raises(BadData, match=f"not utf-8 text: byte 0xff at offset {place:,} "):
             text_of(Path("a.txt"))
 
@@ -573,7 +573,7 @@ def test_a_last_character_that_is_cut_is_counted_and_set_aside_and_the_rest_is_k
     cut_at = len(whole[:-1].encode(encoding))
     assert reject == Reject(name, 0, cut_at, "truncated-end", data[cut_at:].hex(" "))
     assert ledger.documents.to_dict() == {"in": 2, "out": 1, "dropped": {"truncated-end": 1}}
-    with pytest.raises(BadData, match=f"it ends within a character .* at offset {cut_at:,}") as caught:
+    with pytest.raises(BadData, match=f"the file ends within a character .* at offset {cut_at:,}") as caught:
         list(readers.json_lines(tmp_path / name))
     assert "`clean`" in caught.value.hint
 
