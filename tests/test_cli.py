@@ -138,7 +138,7 @@ def broken(folder: Path) -> dict[str, Path]:
 BAD_INPUT = [
     (("download", "{missing}"), 66, "neither a source nor a path"),
     (("download", "pile"), 78, "--shards"),
-    (("download", "pile", "--shards", "44"), 78, "no shard"),
+    (("download", "pile", "--shards", "44"), 78, "got '44'"),
     (("download", "sample", "--shards", "0"), 78, "--shards"),
     (("download", "http://127.0.0.1:9/x.jsonl.zst", "--jobs", "1"), 75, "check the network"),
     (("decompress", "{missing}"), 66, "no such file"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import zstandard
@@ -46,7 +46,7 @@ class ZstdLines:
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115 - closed in close()
-        self._zstd = zstandard.ZstdCompressor(level=6, write_checksum=True).stream_writer(self._file)
+        self._zstd: BinaryIO = zstandard.ZstdCompressor(level=6, write_checksum=True).stream_writer(self._file)
         self.write = self._zstd.write
 
     def write_reject(self, reject: Reject) -> None:

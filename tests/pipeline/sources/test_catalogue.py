@@ -146,7 +146,7 @@ def test_a_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None
     ],
 )
 def test_a_url_that_names_no_file_is_a_bad_option(url: str) -> None:
-    with pytest.raises(BadConfig, match="does not end in a file's name") as caught:
+    with pytest.raises(BadConfig, match="must end in a file name") as caught:
         resolve(url, environment={})
     assert caught.value.exit_code == 78
 

@@ -93,7 +93,7 @@ def test_a_name_that_is_not_of_a_compressed_file_is_refused_before_any_work(tmp_
     good, other = tmp_path / "good.txt.zst", tmp_path / name
     good.write_bytes(compress_zstd(PLAIN))
     other.write_bytes(compress_zstd(PLAIN))
-    with pytest.raises(BadConfig, match="not a compressed file by its name") as caught:
+    with pytest.raises(BadConfig, match="not a compressed file") as caught:
         decompress([good, other], None, Silent())
     assert caught.value.exit_code == 78
     assert not (tmp_path / "good.txt").exists()

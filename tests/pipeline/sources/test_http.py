@@ -1,6 +1,6 @@
 """The policy of the network: redirects, credentials, patience; cases 14, 15 and 23 of the catalogue.
 
-The numbers in the names are those of reference/reliability.md, section 2.
+The numbers in the names are those of docs/design/reliability.md, section 2.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import requests
 from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
 from pipeline.runtime.progress import Silent
 from pipeline.sources import catalogue as sources
-from pipeline.sources import http as network
+from pipeline.sources import http
 from pipeline.sources.download import download
-from pipeline.sources.http import Bandwidth, Connection, Facts, Network, Patience, Retry, check_redirect
+from pipeline.sources.http import Bandwidth, HTTPClient, Network, RemoteFile, Retry, RetryPolicy
+from pipeline.sources.redirects import check_redirect
 from tests.support import bad_server as badserver
 from tests.support import faults
 from tests.support.bad_server import HUB_FOLDER, Act, Server, cut_after, linked, redirect, say
@@ -68,7 +69,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     def resolve(host: str, port: object, *_: object, **__: object) -> list[tuple[object, ...]]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known.get(host, "18.64.1.1"), 0))]
 
-    monkeypatch.setattr("pipeline.sources.http.socket.getaddrinfo", resolve)
+    monkeypatch.setattr("pipeline.sources.redirects.socket.getaddrinfo", resolve)
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return known
@@ -96,10 +97,10 @@ def test_case_14_a_redirect_to_where_the_file_may_lie_is_followed(asked: str, ta
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        ("http://huggingface.co/a", "not https"),
-        ("http://cdn-lfs.hf.co/a", "not https"),
-        ("file:///etc/passwd", "not https"),
-        ("ftp://cdn-lfs.hf.co/a", "not https"),
+        ("http://huggingface.co/a", "must be https"),
+        ("http://cdn-lfs.hf.co/a", "must be https"),
+        ("file:///etc/passwd", "must be https"),
+        ("ftp://cdn-lfs.hf.co/a", "must be https"),
         ("https://evil.example/a", "another host"),
         ("https://evilhf.co/a", "another host"),
         ("https://hf.co.evil.example/a", "another host"),
@@ -205,7 +206,7 @@ def test_case_14_the_token_is_for_the_endpoint_alone(root: Path, server: Server,
     server.scripts[f"{here}.moved"], server.heads[f"{here}.moved"] = [link], [link]
     environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}
     done = Command(root, ("download", "pile", "--shards", "val", "--allow-host", "localhost"), environment).run_forked()
-    faults.assert_one_error(done, 75, ["not a zstd file"])  # what it is does not matter here: it was asked for
+    faults.assert_one_error(done, 75, ["data that is not zstd"])  # what it is does not matter here: it was asked for
     assert {request.headers.get("Authorization") for request in server.log} == {f"Bearer {TOKEN}"}
     assert len(server.log) == 4
     assert [request.path for request in other.log] == ["/cdn?sig=secret", "/cdn"]
@@ -359,10 +360,10 @@ def test_case_23_a_network_that_swallows_everything_is_given_up_in_time(monkeypa
         raise requests.exceptions.ConnectTimeout
 
     monkeypatch.setattr(requests.Session, "request", swallowed)
-    monkeypatch.setattr(network.time, "monotonic", lambda: now)
+    monkeypatch.setattr(http.time, "monotonic", lambda: now)
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
-    with Connection(Network()) as connection, pytest.raises(TryAgain, match="no connection"):
-        connection.facts("https://files.invalid/a.txt")
+    with HTTPClient(Network()) as client, pytest.raises(TryAgain, match="no connection"):
+        client.describe("https://files.invalid/a.txt")
     assert 10 < now < 30
 
 
@@ -373,10 +374,10 @@ def test_the_hub_says_what_a_file_is_before_it_sends_it(server: Server) -> None:
     commit, path = "0123456789" * 4, "/datasets/x/resolve/main/a.zst"
     told = {**linked(DATA), "X-Repo-Commit": commit, "Location": "https://cdn-lfs.hf.co/blob?sig=1"}
     server.heads[path] = [lambda handler: handler.answer(302, b"", told)]
-    with Connection(Network()) as connection:
-        facts = connection.facts(server.url + path)
+    with HTTPClient(Network()) as client:
+        remote = client.describe(server.url + path)
     sha256 = hashlib.sha256(DATA).hexdigest()
-    assert facts == Facts(f"{server.url}/datasets/x/resolve/{commit}/a.zst", len(DATA), sha256, "", commit)
+    assert remote == RemoteFile(f"{server.url}/datasets/x/resolve/{commit}/a.zst", len(DATA), sha256, "", commit)
 
 
 @pytest.mark.parametrize(
@@ -385,13 +386,13 @@ def test_the_hub_says_what_a_file_is_before_it_sends_it(server: Server) -> None:
 def test_a_size_that_is_no_number_is_none(server: Server, said: str, size: int | None) -> None:
     server.files["/a"] = b""
     server.heads["/a"] = [say(200, X_Linked_Size=said, Content_Length="")]
-    with Connection(Network()) as connection:
-        assert connection.facts(f"{server.url}/a").size == size
+    with HTTPClient(Network()) as client:
+        assert client.describe(f"{server.url}/a").size == size
 
 
 @pytest.mark.parametrize(("etag", "strong"), [('"a"', '"a"'), ('W/"a"', ""), ("a", ""), ("Fri, 20 Nov 2026", "")])
 def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
-    assert Facts("", etag=etag).strong_etag == strong
+    assert RemoteFile("", etag=etag).strong_etag == strong
 
 
 @pytest.mark.parametrize(
@@ -408,51 +409,51 @@ def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
     ],
 )
 def test_a_server_may_ask_to_wait_and_not_for_ever(said: str, least: float, most: float) -> None:
-    assert least <= network._retry_after(said) <= most
+    assert least <= http._retry_after(said) <= most
 
 
 @pytest.mark.parametrize(("ahead", "least", "most"), [(60, 50, 60), (9999, 300, 300), (-60, 0, 0)])
 def test_a_server_may_name_the_time_to_come_again(ahead: float, least: float, most: float) -> None:
-    assert least <= network._retry_after(formatdate(time.time() + ahead, usegmt=True)) <= most
+    assert least <= http._retry_after(formatdate(time.time() + ahead, usegmt=True)) <= most
 
 
 def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
     monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: naps.append(seconds))
-    patience = Patience(Network(), "http://me:secret@files.invalid/a.txt?sig=secret")
-    for _ in range(network.ATTEMPTS - 1):
-        patience.again(Retry("busy"))
+    retries = RetryPolicy(Network(), "http://me:secret@files.invalid/a.txt?sig=secret")
+    for _ in range(http.ATTEMPTS - 1):
+        retries.wait(Retry("busy"))
     with pytest.raises(TryAgain, match=r"^http://files.invalid/a.txt\?…\w+: busy") as caught:
-        patience.again(Retry("busy"))
-    assert len(naps) == network.ATTEMPTS - 1
+        retries.wait(Retry("busy"))
+    assert len(naps) == http.ATTEMPTS - 1
     assert naps == sorted(naps)
     assert "secret" not in str(caught.value)
 
 
 def test_a_stall_is_given_a_second_chance_though_it_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
-    monkeypatch.setattr(network, "_PATIENCE", -1.0)
-    patience = Patience(Network(), "http://files.invalid/a.txt")
-    patience.again(network.Stalled("hardly anything came"))
+    monkeypatch.setattr(http, "_MAX_IDLE", -1.0)
+    retries = RetryPolicy(Network(), "http://files.invalid/a.txt")
+    retries.wait(http.Stalled("hardly anything came"))
     with pytest.raises(TryAgain):
-        patience.again(network.Stalled("hardly anything came"))
+        retries.wait(http.Stalled("hardly anything came"))
     with pytest.raises(TryAgain):
-        Patience(Network(), "http://files.invalid/a.txt").again(requests.exceptions.ConnectTimeout())
+        RetryPolicy(Network(), "http://files.invalid/a.txt").wait(requests.exceptions.ConnectTimeout())
 
 
 def test_what_a_connection_error_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the path that was asked for, with its signature."""
     error = requests.exceptions.ConnectionError("Max retries exceeded with url: /thread/read?X-Amz-Signature=secret")
-    monkeypatch.setattr(network, "ATTEMPTS", 1)
-    patience = Patience(Network(), "http://files.invalid/a.txt")
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    retries = RetryPolicy(Network(), "http://files.invalid/a.txt")
     with pytest.raises(TryAgain, match=r"a\.txt: no connection to files\.invalid") as caught:
-        patience.again(error)
+        retries.wait(error)
     assert "secret" not in str(caught.value)
 
 
 def test_a_rate_holds_for_all_together() -> None:
     bandwidth = Bandwidth(1000.0)
-    assert bandwidth.piece == 250
+    assert bandwidth.chunk_size == 250
     waits = [bandwidth.delay(100) for _ in range(10)]
     assert waits == sorted(waits)
     assert 0.9 < waits[-1] <= 1.0
@@ -477,14 +478,14 @@ def test_a_command_out_of_time_does_not_begin_to_wait() -> None:
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_file_that_is_gone_is_gone_at_once(server: Server, status: int) -> None:
     server.heads["/a"] = [say(status)]
-    with Connection(Network()) as connection, pytest.raises(RemoteGone, match=str(status)):
-        connection.facts(f"{server.url}/a")
+    with HTTPClient(Network()) as client, pytest.raises(RemoteGone, match=str(status)):
+        client.describe(f"{server.url}/a")
     assert len(server.log) == 1
 
 
 def test_errors_name_the_file_and_not_its_secrets() -> None:
     url = "https://me:secret@files.invalid/a.txt?sig=secret"
-    told: list[InkstoneError] = [network.gone(url, 404), network.forbidden(url, 403), network.not_the_file(url, "x")]
+    told: list[InkstoneError] = [http.not_found(url, 404), http.forbidden(url, 403), http.wrong_content(url, "x")]
     assert [error.exit_code for error in told] == [69, NotPermitted.exit_code, 75]
     for error in told:
         assert error.what.startswith("https://files.invalid/a.txt?…")
@@ -497,13 +498,13 @@ def test_a_monitor_is_told_and_nothing_hangs_on_it(
     (tmp_path / "netrc").write_text("default login me password netrcsecret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server.scripts["/ping/start"] = [redirect("/elsewhere")]
-    network.ping(f"{server.url}/ping/start")
-    network.ping("http://127.0.0.1:1/ping")
-    network.ping("no URL")
+    http.ping(f"{server.url}/ping/start")
+    http.ping("http://127.0.0.1:1/ping")
+    http.ping("no URL")
     assert [(request.path, request.headers.get("Authorization")) for request in server.log] == [("/ping/start", None)]
 
 
 def test_a_server_says_what_time_it_is(server: Server) -> None:
-    assert "GMT" in network.server_date(f"{server.url}/")
+    assert "GMT" in http.server_date(f"{server.url}/")
     with pytest.raises(TryAgain, match="no connection to 127"):
-        network.server_date("http://127.0.0.1:1/")
+        http.server_date("http://127.0.0.1:1/")

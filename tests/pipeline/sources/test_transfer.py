@@ -1,10 +1,11 @@
 """Transfers under faults: cases 1 to 13 and 17 to 22 of the catalogue, with what must be so after each of them.
 
-The numbers in the names are those of reference/reliability.md, section 2.
+The numbers in the names are those of docs/design/reliability.md, section 2.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ import zstandard
 from pipeline.errors import NotPermitted
 from pipeline.runtime.progress import Silent
 from pipeline.sources import catalogue as sources
-from pipeline.sources import download, transfer
-from pipeline.sources import partial as parts
+from pipeline.sources import download, partial
 from pipeline.sources.catalogue import Source
 from pipeline.sources.http import Network
 from pipeline.store import files
@@ -112,7 +111,7 @@ class Trial:
 
     @property
     def quarantined(self) -> list[bytes]:
-        return [path.read_bytes() for path in (self.target.parent / transfer.QUARANTINE).glob("*")]
+        return [path.read_bytes() for path in (self.target.parent / partial.QUARANTINE).glob("*")]
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def either(request: pytest.FixtureRequest) -> Trial:
 
 
 def state_of(trial: Trial) -> dict[str, Any]:
-    found = json.loads(parts.state_path(trial.target).read_bytes())
+    found = json.loads(partial.state_path(trial.target).read_bytes())
     assert isinstance(found, dict)
     return found
 
@@ -166,7 +165,7 @@ def test_case_01_a_transfer_that_is_cut_goes_on_at_the_very_byte(either: Trial) 
 def test_case_01_a_transfer_that_is_cut_for_good_is_ended_by_the_next_command(either: Trial) -> None:
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
-    assert (state_of(either)["durable"], parts.path_of(either.target).read_bytes()) == (HALF, DATA[:HALF])
+    assert (state_of(either)["durable"], partial.part_path(either.target).read_bytes()) == (HALF, DATA[:HALF])
     either.survived(first, code=75, names=[either.path], twice=lambda: either.server.sent - len(DATA))
     assert either.starts[-1] == HALF
 
@@ -231,7 +230,7 @@ def test_case_03_an_update_that_does_not_end_keeps_the_old_file(either: Trial) -
     assert either.run().code == 0  # without asking, the old one is still what was wanted
     either.serves(OTHER)
     expected = {either.name: hashlib.sha256(OTHER).hexdigest()}
-    again = partial(either.run, "--update-lock")
+    again = functools.partial(either.run, "--update-lock")
     assert_survived(either.root, again, expected, [first], code=75, names=[either.path], old=old, secrets=[TOKEN])
     assert either.starts[-1] == HALF
 
@@ -241,10 +240,10 @@ def test_case_03_a_file_of_the_same_size_is_not_taken_for_the_new_one(hub: Trial
     old, new = DATA, DATA[:-1] + bytes([DATA[-1] ^ 1])
     hub.serves(old)
     assert hub.run().code == 0
-    parts.path_of(hub.target).write_bytes(new)
+    partial.part_path(hub.target).write_bytes(new)
     sha256 = hashlib.sha256(new).hexdigest()
-    state = parts._State(1, hub.server.url + SHARD, sha256, len(new), "", len(new))
-    files.write_file(parts.state_path(hub.target), msgspec.json.encode(state))
+    state = partial.PartialState(1, hub.server.url + SHARD, sha256, len(new), "", len(new))
+    files.write_file(partial.state_path(hub.target), msgspec.json.encode(state))
     hub.serves(new)
     assert hub.run("--update-lock").code == 0
     assert hub.target.read_bytes() == new
@@ -347,7 +346,7 @@ def test_case_08_what_is_compressed_on_the_way_is_refused(either: Trial) -> None
     either.serves(DATA, *[zipped] * 9)
     first = either.run()
     assert {request.headers["Accept-Encoding"] for request in either.server.log} == {"identity"}
-    either.survived(first, code=76, names=[either.path, "compresses"])
+    either.survived(first, code=76, names=[either.path, "compressed the response"])
 
 
 # 9 and 10: other content than was promised
@@ -373,7 +372,7 @@ def test_case_09_wrong_bits_twice_are_bad_data(hub: Trial) -> None:
 def test_case_09_a_wrong_bit_in_what_an_earlier_command_left_is_found(hub: Trial) -> None:
     hub.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = hub.run()
-    with open(parts.path_of(hub.target), "r+b") as part:
+    with open(partial.part_path(hub.target), "r+b") as part:
         part.seek(1000)
         part.write(bytes([DATA[1000] ^ 1]))
     hub.survived(first)
@@ -396,7 +395,7 @@ def test_case_10_nor_is_one_that_does_not_say_what_it_is(either: Trial) -> None:
     either.serves(DATA, *[PORTAL_WITHOUT_TYPE] * 9, heads=(say(405),))
     first = either.run()
     assert faults.leftovers(either.root) == []
-    either.survived(first, code=75, names=[either.path, "not a zstd file"])
+    either.survived(first, code=75, names=[either.path, "data that is not zstd"])
 
 
 def test_case_10_a_captive_portal_is_no_smaller_version_of_a_file_that_is_there(either: Trial) -> None:
@@ -430,9 +429,9 @@ def test_case_11_what_would_be_after_the_deadline_is_not_waited_for(either: Tria
 
 
 SHORT = {
-    "pipeline__network___SILENCE": 0.3,
-    "pipeline__network___PATIENCE": 0.2,
-    "pipeline__transfer___SLOW_SECONDS": 0.4,
+    "pipeline__sources__http___READ_TIMEOUT": 0.3,
+    "pipeline__sources__http___MAX_IDLE": 0.2,
+    "pipeline__sources__transfer___SLOW_SECONDS": 0.4,
 }
 
 
@@ -458,7 +457,7 @@ def test_case_12_a_server_that_trickles_is_as_good_as_silent(either: Trial) -> N
     either.serves(DATA, *[trickle(1, 0.05)] * 9)
     first = either.run(**SHORT)
     assert 1 < len(either.server.gets) < 9
-    either.survived(first, code=75, names=[either.path, "bytes came in"])
+    either.survived(first, code=75, names=[either.path, "received only"])
     assert either.starts[-1] > 0  # and yet what came is kept
 
 
@@ -539,7 +538,7 @@ def test_case_17_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     hub.survived(first, code=74, names=[str(hub.root)])
 
 
-NO_RESERVE = {"pipeline__download___RESERVE": 0}
+NO_RESERVE = {"pipeline__sources__download___RESERVE": 0}
 
 
 @pytest.mark.parametrize("trial", ["hub", "plain"])
@@ -558,7 +557,7 @@ def test_case_18_a_disk_that_is_full_half_way_keeps_what_was_durable(
     def full_after_a_third(handler: Handler) -> None:
         handler.begin(200, {"Content-Length": str(len(data)), **handler.server.told(data)})
         handler.send(data[: len(data) // 3])
-        wait_for(lambda: parts.state_path(either.target).exists())
+        wait_for(lambda: partial.state_path(either.target).exists())
         fill()
         handler.send(data[len(data) // 3 :])
 
@@ -567,11 +566,11 @@ def test_case_18_a_disk_that_is_full_half_way_keeps_what_was_durable(
         first = either.run(**NO_RESERVE)
         kept = state_of(either)["durable"]
         assert 0 < kept <= len(data) // 3 + INTERVAL
-        assert parts.path_of(either.target).read_bytes()[:kept] == data[:kept]
+        assert partial.part_path(either.target).read_bytes()[:kept] == data[:kept]
         filler.unlink()
         either.serves(data)
         expected = {either.name: hashlib.sha256(data).hexdigest()}
-        again = partial(either.run, **NO_RESERVE)
+        again = functools.partial(either.run, **NO_RESERVE)
         names = [either.target.name, "no space left"]
         assert_survived(either.root, again, expected, [first], code=74, names=names, secrets=[TOKEN])
         assert either.starts[-1] == kept
@@ -590,7 +589,7 @@ class Twice:
     trial: Trial
 
     def __post_init__(self) -> None:
-        part, target = files.size_of(parts.path_of(self.trial.target)), files.size_of(self.trial.target)
+        part, target = files.size_of(partial.part_path(self.trial.target)), files.size_of(self.trial.target)
         self.written, self.before = part or target or 0, len(self.trial.starts)
 
     def __call__(self) -> int:
@@ -638,7 +637,7 @@ def test_case_18_19_22_whatever_goes_wrong_on_the_disk_the_next_command_ends_wel
         codes.add(first.code)
         through = first.code == 0
         failed = {} if through or first.code == -9 else {"code": 74, "names": [root.name]}
-        twice, again = Twice(trial), partial(fetch_in_process, trial, root)
+        twice, again = Twice(trial), functools.partial(fetch_in_process, trial, root)
         assert_survived(root, again, expected, [first], twice=twice, most=INTERVAL + PIECE, secrets=[TOKEN], **failed)
         return not through
 
@@ -653,10 +652,10 @@ def test_case_19_a_sync_that_failed_is_not_tried_again(either: Trial) -> None:
     with faults.disk(broken), pytest.raises(OSError, match="nput/output error"):
         fetch_in_process(either, either.root)
     failed = [operation.path for operation in broken.log if operation.kind == "sync"][-1]
-    assert failed == parts.path_of(either.target)
+    assert failed == partial.part_path(either.target)
     kept = state_of(either)["durable"]
     assert 0 < kept < len(SMALL)
-    assert files.size_of(parts.path_of(either.target)) == kept + INTERVAL
+    assert files.size_of(partial.part_path(either.target)) == kept + INTERVAL
     fetch_in_process(either, either.root)
     assert either.starts[-1] == kept
     assert either.target.read_bytes() == SMALL
@@ -693,7 +692,7 @@ def test_case_20_after_a_power_cut_at_any_point_the_next_command_ends_well(eithe
         root = either.root.with_name(f"artifacts-{number}")
         placed(after, either.root, root)
         trial = replace(either, root=root)
-        if parts.state_path(trial.target).exists() and (part := parts.path_of(trial.target)).exists():
+        if partial.state_path(trial.target).exists() and (part := partial.part_path(trial.target)).exists():
             durable = state_of(trial)["durable"]
             assert part.read_bytes()[:durable] == SMALL[:durable]
             assert len(part.read_bytes()) >= durable
@@ -734,14 +733,14 @@ def test_case_20_after_a_power_cut_on_a_real_file_system_the_next_command_ends_w
         wait_for(lambda: hub.server.sent > 3 * INTERVAL)
         with faults.stopped(process), faults.power_cut(tmp_path / "image", tmp_path / "cut" / "artifacts") as root:
             cut = replace(hub, root=root, command=replace(hub.command, root=root))
-            kept, part = state_of(cut)["durable"], parts.path_of(cut.target).read_bytes()
+            kept, part = state_of(cut)["durable"], partial.part_path(cut.target).read_bytes()
             assert INTERVAL <= kept <= len(part)
             assert part[:kept] == DATA[:kept]
             sent = hub.server.sent
             assert sent - kept <= 2 * INTERVAL + PIECE
             killed = faults.kill(process)
             cut.serves(DATA)
-            again = partial(cut.run, **NO_RESERVE)
+            again = functools.partial(cut.run, **NO_RESERVE)
             expected = {hub.name: hashlib.sha256(DATA).hexdigest()}
             assert_survived(root, again, expected, [killed], secrets=[TOKEN])
             assert hub.starts == [0, kept]
@@ -800,7 +799,7 @@ def test_case_22_killed_at_any_byte_it_goes_on_with_no_more_than_an_interval_los
             resumed += twice.written > 0 and done.code == -9
             kills += done.code == -9
         trial.serves(MEDIUM)
-        twice, again = Twice(trial), partial(fetch_in_process, trial, root)
+        twice, again = Twice(trial), functools.partial(fetch_in_process, trial, root)
         assert_survived(root, again, expected, [done], twice=twice, most=INTERVAL + PIECE, secrets=[TOKEN])
     assert resumed > 5
 
@@ -812,7 +811,7 @@ def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
     for torn in (b"", b"{", b'{"schema": 1}', b"\xff", json.dumps({"schema": 9}).encode(), b"[" * 100_000):
         either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
         either.command.run_forked()
-        parts.state_path(either.target).write_bytes(torn)
+        partial.state_path(either.target).write_bytes(torn)
         either.serves(DATA)
         assert either.command.run_forked().code == 0
         assert either.target.read_bytes() == DATA
@@ -824,7 +823,7 @@ def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
 def test_a_state_that_says_more_than_there_is_is_not_believed(either: Trial) -> None:
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
-    os.truncate(parts.path_of(either.target), 1000)
+    os.truncate(partial.part_path(either.target), 1000)
     either.survived(first)
     assert either.starts[-1] == 1000
 
@@ -836,5 +835,5 @@ def test_a_part_of_another_file_is_never_continued_though_that_comes_back(plain:
     assert OTHER[:1000] != DATA[:1000]
     plain.serves(OTHER[: len(DATA)].ljust(len(DATA), b"!"), trickle(KIB, 0.01))
     process = plain.command.start()
-    wait_for(lambda: (files.size_of(parts.path_of(plain.target)) or HALF) not in (0, HALF))
+    wait_for(lambda: (files.size_of(partial.part_path(plain.target)) or HALF) not in (0, HALF))
     plain.survived(faults.kill(process))
