@@ -27,23 +27,23 @@ def shown(found: list[Document]) -> list[tuple[str, str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["paragraphs", "content", "para"])
-def test_the_text_may_have_any_of_three_names(tmp_path: Path, name: str) -> None:
+def test_text_field_has_any_of_three_names(tmp_path: Path, name: str) -> None:
     assert shown(read(tmp_path, [{"title": "静夜思", "author": "李白", name: ["床前明月光，", "疑是地上霜。"]}])) == [
         ("静夜思", "床前明月光，\n疑是地上霜。", {"author": "李白"})
     ]
 
 
 @pytest.mark.parametrize("name", ["title", "rhythmic", "chapter", "section"])
-def test_the_title_may_have_any_of_four_names(tmp_path: Path, name: str) -> None:
+def test_title_field_has_any_of_four_names(tmp_path: Path, name: str) -> None:
     assert shown(read(tmp_path, [{name: "导引", "paragraphs": ["气和玉烛。"]}])) == [("导引", "气和玉烛。", None)]
 
 
-def test_the_first_name_of_a_poem_is_its_title_and_the_others_are_kept(tmp_path: Path) -> None:
+def test_first_title_field_is_the_title_and_others_are_meta(tmp_path: Path) -> None:
     song = {"title": "关雎", "chapter": "国风", "section": "周南", "content": ["关关雎鸠"]}
     assert shown(read(tmp_path, [song])) == [("关雎", "关关雎鸠", {"chapter": "国风", "section": "周南"})]
 
 
-def test_a_string_is_as_good_as_a_list(tmp_path: Path) -> None:
+def test_text_may_be_a_string(tmp_path: Path) -> None:
     assert shown(
         read(tmp_path, [{"content": "读经宜冬，其神专也。", "comment": ["曹秋岳曰：可想见。", "庞笔奴曰：善。"]}])
     ) == [("", "读经宜冬，其神专也。", {"comment": "曹秋岳曰：可想见。\n庞笔奴曰：善。"})]
@@ -55,7 +55,7 @@ def test_one_object_is_a_file_of_one_poem(tmp_path: Path) -> None:
     ]
 
 
-def test_a_book_of_volumes_gives_a_document_for_each_of_its_texts(tmp_path: Path) -> None:
+def test_book_of_volumes_yields_a_document_per_text(tmp_path: Path) -> None:
     book = {
         "title": "古文观止",
         "author": "吴楚材",
@@ -85,7 +85,7 @@ def test_a_book_of_volumes_gives_a_document_for_each_of_its_texts(tmp_path: Path
     assert [(each.file, each.line, each.offset) for each in found] == [("a.json", n, 0) for n in (1, 2, 3)]
 
 
-def test_the_parts_of_a_poem_are_poems_under_its_title(tmp_path: Path) -> None:
+def test_parts_of_a_poem_get_its_title(tmp_path: Path) -> None:
     poem = {
         "chapter": "携妓纳凉",
         "subchapter": None,
@@ -109,7 +109,7 @@ def test_text_of_a_book_outside_its_chapters_is_a_document_too(tmp_path: Path) -
     ]
 
 
-def test_what_is_said_of_a_poem_goes_to_meta_as_far_as_it_is_text(tmp_path: Path) -> None:
+def test_text_fields_of_a_poem_become_meta(tmp_path: Path) -> None:
     poem = {
         "paragraphs": ["秦川雄帝宅。"],
         "title": "帝京篇",
@@ -132,12 +132,12 @@ def test_what_is_said_of_a_poem_goes_to_meta_as_far_as_it_is_text(tmp_path: Path
 
 
 @pytest.mark.parametrize("empty", [{"paragraphs": []}, {"content": None}, {"title": "失题"}, {"paragraphs": [[]]}])
-def test_an_entry_without_text_is_an_empty_document_in_its_place(tmp_path: Path, empty: Any) -> None:
+def test_entry_without_text_is_an_empty_document(tmp_path: Path, empty: Any) -> None:
     found = read(tmp_path, [{"paragraphs": ["一"]}, empty, {"paragraphs": ["三"]}])
     assert [(each.text, each.line) for each in found] == [("一", 1), ("", 2), ("三", 3)]
 
 
-def test_an_empty_list_holds_no_documents_and_a_byte_order_mark_is_none_of_its_text(tmp_path: Path) -> None:
+def test_empty_list_has_no_documents_and_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert read(tmp_path, []) == []
     assert [each.text for each in read(tmp_path, [{"para": ["一"]}], head=b"\xef\xbb\xbf")] == ["一"]
 
@@ -157,7 +157,7 @@ def test_an_empty_list_holds_no_documents_and_a_byte_order_mark_is_none_of_its_t
         [{"paragraphs": ["a"]}, None],
     ],
 )
-def test_json_of_another_shape_is_bad_data_with_a_hint(tmp_path: Path, value: Any) -> None:
+def test_json_of_another_shape_raises_bad_data_with_a_hint(tmp_path: Path, value: Any) -> None:
     with pytest.raises(BadData, match="not a chinese-poetry file") as caught:
         read(tmp_path, value)
     assert str(tmp_path) in caught.value.what
@@ -165,7 +165,7 @@ def test_json_of_another_shape_is_bad_data_with_a_hint(tmp_path: Path, value: An
 
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
-def test_entries_nested_too_deeply_are_read_or_refused_and_never_crash(tmp_path: Path, depth: int) -> None:
+def test_deeply_nested_entries_never_crash(tmp_path: Path, depth: int) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"content":[' * depth + '"水"' + "]}" * depth)
     try:
@@ -191,7 +191,7 @@ def test_every_paragraph_is_in_exactly_one_document(
     assert [each.line for each in found] == list(range(1, len(found) + 1))
 
 
-def test_the_real_files_are_read_whole_with_title_and_author(shared: Path) -> None:
+def test_real_files_are_read_with_title_and_author(shared: Path) -> None:
     counts = {}
     for path in sorted((shared / "data" / "chinese-poetry").glob("*.json")):
         entries = json.loads(path.read_text())

@@ -87,7 +87,7 @@ def refuse(path: Path, match: str | None = None) -> None:
 
 @given(st.binary(max_size=300), st.booleans(), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_any_bytes_come_back_from_either_format(
+def test_any_bytes_round_trip_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, checksum: bool, sized: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -97,38 +97,38 @@ def test_any_bytes_come_back_from_either_format(
 
 
 @pytest.mark.parametrize("distance", range(-5, 6))
-def test_a_frame_may_begin_anywhere_around_the_end_of_a_slice(tmp_path: Path, distance: int) -> None:
+def test_frame_may_begin_around_a_read_boundary(tmp_path: Path, distance: int) -> None:
     data = rough(3 * SLICE)
     assert unpacked(file_of(tmp_path, skippable(SLICE + distance) + frame(data))) == data
     before = frame(rough(SLICE + distance))
     assert unpacked(file_of(tmp_path, before + frame(data))) == rough(SLICE + distance) + data
 
 
-def test_thousands_of_tiny_frames_are_one_text(tmp_path: Path) -> None:
+def test_thousands_of_tiny_frames_are_decompressed(tmp_path: Path) -> None:
     data = rough(5000)
     frames = b"".join(frame(data[at : at + 1]) for at in range(len(data)))
     assert unpacked(file_of(tmp_path, frames)) == data
 
 
-def test_gzip_members_give_the_bytes_of_all(tmp_path: Path) -> None:
+def test_concatenated_gzip_members_are_decompressed(tmp_path: Path) -> None:
     one, other = rough(100), rough(MIB + 1)
     whole = gzip.compress(one) + gzip.compress(b"") + gzip.compress(other)
     assert unpacked(file_of(tmp_path, whole, "a.gz")) == one + other
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.txt.gz", "a.txt"])
-def test_nothing_packed_is_nothing_and_no_error(tmp_path: Path, name: str) -> None:
+def test_empty_content_is_not_an_error(tmp_path: Path, name: str) -> None:
     pack: dict[str, Callable[[bytes], bytes]] = {".zst": frame, ".gz": gzip.compress, ".txt": bytes}
     assert unpacked(file_of(tmp_path, pack[Path(name).suffix](b""), name)) == b""
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", frame)])
-def test_progress_hears_of_every_byte_of_the_file(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+def test_progress_counts_every_byte_of_the_file(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
     path = file_of(tmp_path, pack(rough(3 * MIB)), name)
     assert heard(path) == path.stat().st_size
 
 
-def test_progress_hears_of_a_magic_number_that_two_slices_share(tmp_path: Path) -> None:
+def test_progress_is_complete_if_a_magic_number_spans_two_reads(tmp_path: Path) -> None:
     path = file_of(tmp_path, skippable(SLICE - 2) + frame(rough(2000)))
     assert heard(path) == path.stat().st_size
 
@@ -140,7 +140,7 @@ def heard(path: Path) -> int:
     return sum(counts)
 
 
-def test_a_check_reads_a_zstd_file_of_any_name_to_its_end(tmp_path: Path) -> None:
+def test_check_zstd_reads_a_file_of_any_name_to_its_end(tmp_path: Path) -> None:
     whole = frame(rough(100_000))
     compression.check_zstd(file_of(tmp_path, whole, "part-0001"))
     with pytest.raises(BadData, match="truncated"):
@@ -154,7 +154,8 @@ LARGE = rough(MIB)  # eight blocks
 
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("sized", [True, False])
-def test_case_24_a_file_cut_at_a_border_of_its_blocks_is_bad_data(tmp_path: Path, checksum: bool, sized: bool) -> None:
+def test_file_truncated_at_a_block_boundary_raises_bad_data(tmp_path: Path, checksum: bool, sized: bool) -> None:
+    """Case 24."""
     whole = frame(LARGE, checksum=checksum, sized=sized)
     borders = block_borders(whole)
     assert len(borders) > 8
@@ -167,14 +168,16 @@ def test_case_24_a_file_cut_at_a_border_of_its_blocks_is_bad_data(tmp_path: Path
 
 
 @pytest.mark.parametrize("checksum", [True, False])
-def test_case_24_a_file_cut_anywhere_is_bad_data(tmp_path: Path, checksum: bool) -> None:
+def test_file_truncated_anywhere_raises_bad_data(tmp_path: Path, checksum: bool) -> None:
+    """Case 24."""
     dice = random.Random(24)
     whole = frame(LARGE[: MIB // 4], checksum=checksum)
     for cut in [*range(20), *dice.sample(range(20, len(whole)), 100), *range(len(whole) - 20, len(whole))]:
         refuse(file_of(tmp_path, whole[:cut]), "data that is not zstd" if 0 < cut < 4 else "truncated|is empty")
 
 
-def test_case_24_a_gzip_file_cut_anywhere_is_bad_data(tmp_path: Path) -> None:
+def test_gzip_file_truncated_anywhere_raises_bad_data(tmp_path: Path) -> None:
+    """Case 24."""
     whole = gzip.compress(rough(2000), mtime=0)
     for cut in range(len(whole)):
         refuse(file_of(tmp_path, whole[:cut], "a.gz"), "truncated or corrupt gzip data" if cut else "the file is empty")
@@ -186,30 +189,35 @@ def test_case_24_a_gzip_file_cut_anywhere_is_bad_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\n", b"\0", b"\x28", b"\x28\xb5\x2f", b"\x28\xb5\x2f\xfe", b"\x60\x2a\x4d\x18", b"\0" * SLICE, b"{}"]
 )
-def test_case_25_a_frame_and_garbage_is_bad_data(tmp_path: Path, garbage: bytes) -> None:
+def test_garbage_after_a_frame_raises_bad_data(tmp_path: Path, garbage: bytes) -> None:
+    """Case 25."""
     refuse(file_of(tmp_path, frame(rough(500)) + garbage), "where zstd frame 2 should begin, at byte")
 
 
 @pytest.mark.parametrize("garbage", [b"garbage", b"<html>", b"\0 and on", b"\x1f\x8b", b"\x1f\x8b\x08"])
-def test_case_25_a_gzip_member_and_garbage_is_bad_data(tmp_path: Path, garbage: bytes) -> None:
+def test_garbage_after_a_gzip_member_raises_bad_data(tmp_path: Path, garbage: bytes) -> None:
+    """Case 25."""
     refuse(file_of(tmp_path, gzip.compress(rough(500)) + garbage, "a.gz"), "truncated or corrupt gzip data")
 
 
-def test_case_25_a_frame_and_a_frame_cut_short_is_bad_data(tmp_path: Path) -> None:
+def test_truncated_second_frame_raises_bad_data(tmp_path: Path) -> None:
+    """Case 25."""
     first, second = frame(rough(500)), frame(rough(700))
     for cut in range(4, len(second)):
         refuse(file_of(tmp_path, first + second[:cut]), "frame 2 is truncated")
     assert unpacked(file_of(tmp_path, first + second)) == rough(500) + rough(700)
 
 
-def test_case_25_good_frames_one_after_the_other_are_good(tmp_path: Path) -> None:
+def test_concatenated_frames_are_decompressed(tmp_path: Path) -> None:
+    """Case 25."""
     cuts = [0, 1, 1000, 1000, 20_000, 300_000]
     frames = [frame(LARGE[start:end], sized=bool(start % 2)) for start, end in pairwise(cuts)]
     assert unpacked(file_of(tmp_path, b"".join(frames))) == LARGE[:300_000]
 
 
 @pytest.mark.parametrize("kind", range(16))
-def test_case_25_a_skippable_frame_is_skipped_wherever_it_stands(tmp_path: Path, kind: int) -> None:
+def test_skippable_frame_is_skipped_at_any_position(tmp_path: Path, kind: int) -> None:
+    """Case 25."""
     whole = skippable(8, kind) + frame(b"one") + skippable(100, kind) + frame(b"two") + skippable(40_000, kind)
     assert unpacked(file_of(tmp_path, whole)) == b"onetwo"
     refuse(file_of(tmp_path, frame(b"one") + skippable(1000, kind)[:-1]), "frame 2 is truncated")
@@ -218,7 +226,8 @@ def test_case_25_a_skippable_frame_is_skipped_wherever_it_stands(tmp_path: Path,
 # Case 26: flipped bits. Without a checksum the hash of the file is the guard: tests/pipeline/test_raw.py
 
 
-def test_case_26_a_bit_flipped_under_a_checksum_is_bad_data(tmp_path: Path) -> None:
+def test_flipped_bit_with_a_checksum_raises_bad_data(tmp_path: Path) -> None:
+    """Case 26."""
     dice = random.Random(26)
     whole = frame(LARGE[: MIB // 4], checksum=True)
     for _ in range(150):
@@ -227,7 +236,8 @@ def test_case_26_a_bit_flipped_under_a_checksum_is_bad_data(tmp_path: Path) -> N
         refuse(file_of(tmp_path, bytes(flipped)), "corrupt zstd data near|frame 1 is truncated|frame 2 should begin")
 
 
-def test_case_26_a_bit_flipped_in_the_header_never_changes_the_text(tmp_path: Path) -> None:
+def test_flipped_bit_in_the_header_never_changes_the_text(tmp_path: Path) -> None:
+    """Case 26."""
     whole = frame(LARGE[: MIB // 4], checksum=True)
     for bit in range(8 * zstandard.frame_header_size(whole)):
         flipped = bytearray(whole)
@@ -236,7 +246,8 @@ def test_case_26_a_bit_flipped_in_the_header_never_changes_the_text(tmp_path: Pa
             assert unpacked(file_of(tmp_path, bytes(flipped))) == LARGE[: MIB // 4]
 
 
-def test_case_26_a_bit_flipped_in_gzip_is_bad_data(tmp_path: Path) -> None:
+def test_flipped_bit_in_gzip_raises_bad_data(tmp_path: Path) -> None:
+    """Case 26."""
     dice = random.Random(26)
     whole = gzip.compress(rough(20_000), mtime=0)
     for _ in range(150):
@@ -280,9 +291,8 @@ READERS = pytest.mark.parametrize(
 
 @READERS
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.txt.zst"])
-def test_case_27_two_kilobytes_that_become_64_mebibytes_are_refused_in_little_memory(
-    tmp_path: Path, name: str, read: str
-) -> None:
+def test_bomb_is_refused_in_little_memory(tmp_path: Path, name: str, read: str) -> None:
+    """Case 27."""
     bomb = frame(bytes(64 * MIB))
     assert len(bomb) < 2100
     path = file_of(tmp_path, bomb, name)
@@ -290,33 +300,39 @@ def test_case_27_two_kilobytes_that_become_64_mebibytes_are_refused_in_little_me
     assert peak(read, path) < 300
 
 
-def test_case_27_a_bomb_is_known_before_much_of_it_is_read(tmp_path: Path) -> None:
+def test_bomb_is_detected_early(tmp_path: Path) -> None:
+    """Case 27."""
     path = file_of(tmp_path, repeating(20_000))
     refuse(path, r"its first \d,\d{3} bytes expand to .* \(a decompression bomb\?")
 
 
-def test_case_27_a_bomb_after_text_comes_in_small_blocks_too(tmp_path: Path) -> None:
+def test_bomb_after_text_is_read_in_small_blocks(tmp_path: Path) -> None:
+    """Case 27."""
     path = file_of(tmp_path, frame(rough(100_000)) + repeating(5000))
     assert max(map(len, compression.blocks(path))) <= 4 * MIB
 
 
-def test_case_27_text_that_repeats_itself_is_no_bomb(tmp_path: Path) -> None:
+def test_repeated_text_is_not_a_bomb(tmp_path: Path) -> None:
+    """Case 27."""
     data = b"the same line again and again\n" * 200_000
     assert unpacked(file_of(tmp_path, frame(data))) == data
 
 
 @pytest.mark.parametrize("window_log", [28, 31, 41])
-def test_case_27_a_window_above_128_mib_is_bad_data_and_named(tmp_path: Path, window_log: int) -> None:
+def test_window_above_128_mib_raises_bad_data(tmp_path: Path, window_log: int) -> None:
+    """Case 27."""
     path = file_of(tmp_path, header(window_log) + b"\x09\0\0a")
     refuse(path, "a zstd frame needs a window of more than 128 MiB")
     assert peak("compression.blocks(path)", path) < 100
 
 
-def test_case_27_a_window_of_128_mib_is_read(tmp_path: Path) -> None:
+def test_window_of_128_mib_is_read(tmp_path: Path) -> None:
+    """Case 27."""
     assert unpacked(file_of(tmp_path, header(27) + b"\x09\0\0a")) == b"a"
 
 
-def test_case_27_a_frame_that_promises_two_gibibytes_in_one_segment_is_bad_data(tmp_path: Path) -> None:
+def test_single_segment_of_two_gibibytes_raises_bad_data(tmp_path: Path) -> None:
+    """Case 27."""
     path = file_of(tmp_path, compression.ZSTD_MAGIC + b"\xe0" + (2 << 30).to_bytes(8, "little") + b"\x09\0\0a")
     refuse(path, "needs a window of more than 128 MiB")
 
@@ -339,14 +355,17 @@ def test_case_27_a_frame_that_promises_two_gibibytes_in_one_segment_is_bad_data(
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_case_28_what_is_not_zstd_is_bad_data_and_named(tmp_path: Path, data: bytes, what: str) -> None:
+def test_data_that_is_not_zstd_raises_bad_data(tmp_path: Path, data: bytes, what: str) -> None:
+    """Case 28."""
     refuse(file_of(tmp_path, data), what)
 
 
 @pytest.mark.parametrize("data", [b"abcd", b"<html>", frame(b"text"), b"\x1f", b"\x1f\x8b\x08\0", bytes(5000)])
-def test_case_28_what_is_not_gzip_is_bad_data(tmp_path: Path, data: bytes) -> None:
+def test_data_that_is_not_gzip_raises_bad_data(tmp_path: Path, data: bytes) -> None:
+    """Case 28."""
     refuse(file_of(tmp_path, data, "a.gz"), "truncated or corrupt gzip data")
 
 
-def test_case_28_an_empty_gzip_file_is_bad_data(tmp_path: Path) -> None:
+def test_empty_gzip_file_raises_bad_data(tmp_path: Path) -> None:
+    """Case 28."""
     refuse(file_of(tmp_path, b"", "a.gz"), "the file is empty")

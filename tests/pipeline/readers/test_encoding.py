@@ -98,7 +98,7 @@ def in_big5(text: str) -> str:
 
 @pytest.mark.parametrize("name", PACKINGS)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_book_is_the_same_document_in_every_encoding_packed_or_not(tmp_path: Path, way: str, name: str) -> None:
+def test_book_is_the_same_document_in_every_encoding_and_compression(tmp_path: Path, way: str, name: str) -> None:
     encoding, encode = WAYS[way]
     path = file_of(tmp_path, encode(BOOK), name)
     (found,), rejects, ledger = read(path)
@@ -110,7 +110,7 @@ def test_a_book_is_the_same_document_in_every_encoding_packed_or_not(tmp_path: P
     assert bool(facts.mark) == ("mark" in way)
 
 
-def test_the_novel_and_the_songs_are_the_same_text_in_every_encoding(tmp_path: Path, shared: Path) -> None:
+def test_novel_and_songs_are_the_same_text_in_every_encoding(tmp_path: Path, shared: Path) -> None:
     for name in ("shuihu_raw.txt", "song_ci.txt"):
         text = (shared / "data" / name).read_text(encoding="utf-8-sig")
         assert text_of(shared / "data" / name)[0] == text
@@ -130,7 +130,7 @@ def poems(shared: Path) -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-def test_traditional_poems_are_the_same_text_in_big5(tmp_path: Path, poems: list[str]) -> None:
+def test_traditional_poems_round_trip_in_big5(tmp_path: Path, poems: list[str]) -> None:
     text = "\n".join(poem for poem in poems[:10_000] if in_big5(poem) == poem)
     assert len(text) > 100_000
     for encoding in ("big5", "cp950", "big5hkscs"):
@@ -139,16 +139,14 @@ def test_traditional_poems_are_the_same_text_in_big5(tmp_path: Path, poems: list
         assert facts.encoding in ("cp950", "big5hkscs")
 
 
-def test_characters_that_only_hong_kong_has_are_read_as_such(tmp_path: Path) -> None:
+def test_hong_kong_characters_are_read_as_big5hkscs(tmp_path: Path) -> None:
     text = POEM * 3 + "佢哋嘅嘢喺嗰度啲人都冇咗"
     found, facts = text_of(file_of(tmp_path, text.encode("big5hkscs")))
     assert (found, facts.encoding) == (text, "big5hkscs")
 
 
 @pytest.mark.parametrize("size", [50, 120, 1000])
-def test_heads_of_real_texts_are_told_or_refused_and_never_taken_for_another(
-    poems: list[str], shared: Path, size: int
-) -> None:
+def test_heads_of_real_texts_are_never_detected_wrongly(poems: list[str], shared: Path, size: int) -> None:
     texts = [(shared / "data" / name).read_text(encoding="utf-8-sig") for name in ("shuihu_raw.txt", "song_ci.txt")]
     texts.append("\n".join(poems))
     draw, told, tried = random.Random(size), 0, 0
@@ -167,7 +165,7 @@ def test_heads_of_real_texts_are_told_or_refused_and_never_taken_for_another(
     assert told >= 0.99 * tried
 
 
-def test_big5_is_never_taken_for_gb18030_although_its_codec_would_do_so(poems: list[str]) -> None:
+def test_big5_is_never_detected_as_gb18030(poems: list[str]) -> None:
     mistaken = 0
     for poem in poems[::7]:
         data = in_big5(poem).encode("big5")
@@ -192,7 +190,7 @@ SMALL = BOOK[:300].replace("\n", "\n\nEnglish too: caf\u00e9\n", 2)
     ascii_first=st.sampled_from([0, 1, 100]),
 )
 @settings(deadline=None, max_examples=80)
-def test_a_text_is_the_same_however_its_bytes_lie_in_blocks(
+def test_text_is_the_same_for_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, way: str, cuts: list[int], ascii_first: int
 ) -> None:
     text = "a line in English\n" * ascii_first + SMALL
@@ -202,7 +200,9 @@ def test_a_text_is_the_same_however_its_bytes_lie_in_blocks(
     folder = tmp_path_factory.mktemp("blocks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
-        patch.setattr(encodings, "HEAD_BYTES", 600)  # so that the sample too ends within the text, and the ASCII goes beyond
+        patch.setattr(
+            encodings, "HEAD_BYTES", 600
+        )  # so that the sample too ends within the text, and the ASCII goes beyond
         found, facts = text_of(folder / "a.txt")
         assert (found, facts.encoding) == (text, WAYS[way][0])
         line = b"".join(readers.json_lines(folder / "a.txt"))
@@ -211,7 +211,7 @@ def test_a_text_is_the_same_however_its_bytes_lie_in_blocks(
 
 @given(text=st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=60), size=...)
 @settings(deadline=None, max_examples=60)
-def test_any_text_with_a_mark_or_a_named_encoding_is_read_back(
+def test_text_with_a_mark_or_a_requested_encoding_round_trips(
     tmp_path_factory: pytest.TempPathFactory, text: str, size: bool
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "a.txt"
@@ -231,7 +231,7 @@ def test_any_text_with_a_mark_or_a_named_encoding_is_read_back(
 
 @pytest.mark.parametrize("before", [10, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, 3 * HEAD_BYTES + 5, 5 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5"])
-def test_chinese_after_a_long_head_of_ascii_is_told_where_it_begins(tmp_path: Path, before: int, encoding: str) -> None:
+def test_chinese_after_a_long_ascii_head_is_detected(tmp_path: Path, before: int, encoding: str) -> None:
     text = ("The Project Gutenberg EBook, and so on.\n" * (before // 40 + 1))[:before] + POEM * 4 + "The end.\n" * 9
     for name in PACKINGS if before < 1 << 20 else ["a.txt"]:
         found, facts = text_of(file_of(tmp_path, text.encode(encoding), name))
@@ -239,7 +239,7 @@ def test_chinese_after_a_long_head_of_ascii_is_told_where_it_begins(tmp_path: Pa
         assert facts.encoding == {"big5": "cp950"}.get(encoding, encoding)
 
 
-def test_a_text_of_nothing_but_ascii_is_read_and_said_to_be_that(tmp_path: Path) -> None:
+def test_ascii_text_is_detected_as_ascii(tmp_path: Path) -> None:
     for text in ("English.\n", "English.\n" * 20_000):
         found, facts = text_of(file_of(tmp_path, text.encode()))
         assert (found, facts.encoding) == (text, "ascii")
@@ -247,7 +247,7 @@ def test_a_text_of_nothing_but_ascii_is_read_and_said_to_be_that(tmp_path: Path)
         assert (found, facts.encoding) == (text, "utf-16-le")
 
 
-def test_a_head_may_end_within_a_character_and_a_whole_text_may_not() -> None:
+def test_head_may_end_within_a_character_and_a_complete_text_may_not() -> None:
     data = ("abc" + "水" * 100).encode()
     for cut in range(len(data) - 3, len(data)):
         assert detect(data[:cut], is_complete=False) == "utf-8"
@@ -257,7 +257,7 @@ def test_a_head_may_end_within_a_character_and_a_whole_text_may_not() -> None:
     assert detect(b"abc", is_complete=False) == detect(b"abc", is_complete=True) == "ascii"
 
 
-def test_memory_stays_flat_however_long_a_text_is(tmp_path: Path) -> None:
+def test_memory_is_constant_for_long_texts(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     script = (
@@ -308,9 +308,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("text", "encoding"), FOREIGN, ids=[f"{text[:5]}-{encoding}" for text, encoding in FOREIGN])
-def test_what_is_in_none_of_these_encodings_is_refused_and_read_when_its_own_is_named(
-    tmp_path: Path, text: str, encoding: str
-) -> None:
+def test_other_encodings_are_refused_unless_requested(tmp_path: Path, text: str, encoding: str) -> None:
     for times in (1, 30, 2000):
         path = file_of(tmp_path, text.encode(encoding, "ignore") * times)
         error = refused(path)
@@ -320,21 +318,21 @@ def test_what_is_in_none_of_these_encodings_is_refused_and_read_when_its_own_is_
 
 
 @pytest.mark.parametrize("size", [30, 60, 100])
-def test_pieces_of_korean_and_japanese_are_refused_wherever_they_are_cut(size: int) -> None:
+def test_short_japanese_and_korean_extracts_are_refused(size: int) -> None:
     for text, encoding in ((KOREAN, "euc_kr"), (JAPANESE, "euc_jp"), (JAPANESE, "shift_jis")):
         for start in range(len(text) - size):
             with pytest.raises(BadData):
                 detect(text[start : start + size].encode(encoding), is_complete=True)
 
 
-def test_japanese_and_korean_are_called_by_their_encoding() -> None:
+def test_japanese_and_korean_errors_name_their_encoding() -> None:
     for text, encoding in ((KOREAN, "euc_kr"), (JAPANESE, "euc_jp"), (JAPANESE, "shift_jis")):
         with pytest.raises(BadData, match="the text is Japanese or Korean") as caught:
             detect(text.encode(encoding), is_complete=True)
         assert caught.value.hint == f"pass --encoding {encoding}"
 
 
-def test_what_was_seen_is_said_with_the_first_byte_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_undetected_encoding_reports_scores_and_first_invalid_byte(tmp_path: Path) -> None:
     data = "naïve — and ".encode() * 2 + ENGLISH.encode("cp1252")
     error = refused(file_of(tmp_path, data))
     place = data.index(b"\x93")
@@ -346,13 +344,13 @@ def test_what_was_seen_is_said_with_the_first_byte_that_is_not_utf_8(tmp_path: P
     assert f"byte 0x93 at offset {len(late) + place:,})" in error.what
 
 
-def test_english_in_utf_8_is_no_error(tmp_path: Path) -> None:
+def test_other_languages_in_utf8_are_read(tmp_path: Path) -> None:
     for text in (ENGLISH, FRENCH * 1000, RUSSIAN, GREEK, THAI, KOREAN, JAPANESE):
         found, facts = text_of(file_of(tmp_path, text.encode()))
         assert (found, facts.encoding) == (text, "utf-8")
 
 
-def test_the_share_of_han_tells_chinese_from_the_rest() -> None:
+def test_han_ratio_distinguishes_chinese() -> None:
     assert share_of_han("水 滸\n傳") == 1
     assert share_of_han("水，a\n") == pytest.approx(1 / 3)
     assert share_of_han("𠮷〇㐀") == 1
@@ -370,18 +368,18 @@ def test_gb2312_and_gbk_are_read_as_gb18030(tmp_path: Path, named: str) -> None:
     assert text_of(file_of(tmp_path, text.encode("gb18030")), named) == (text, Facts("gb18030"))
 
 
-def test_big5_is_read_with_the_characters_that_its_strict_table_lacks(tmp_path: Path) -> None:
+def test_big5_is_read_as_cp950(tmp_path: Path) -> None:
     assert text_of(file_of(tmp_path, "這裏".encode("cp950")), "big5")[0] == "這裏"
 
 
 @pytest.mark.parametrize("named", ["gb18030", "big5", "utf-16-le", "latin-1", "shift_jis", "utf-8"])
-def test_a_mark_is_proof_whatever_is_named(tmp_path: Path, named: str) -> None:
+def test_byte_order_mark_overrides_the_requested_encoding(tmp_path: Path, named: str) -> None:
     for way in (way for way in WAYS if "mark" in way):
         assert text_of(file_of(tmp_path, WAYS[way][1](BOOK)), named)[0] == BOOK
 
 
 @pytest.mark.parametrize("order", ["le", "be"])
-def test_utf_16_without_a_mark_is_read_by_its_name_alone(tmp_path: Path, order: str) -> None:
+def test_utf16_without_a_mark_is_read_by_its_exact_name(tmp_path: Path, order: str) -> None:
     path = file_of(tmp_path, BOOK.encode(f"utf-16-{order}"))
     assert text_of(path, "utf-16")[0] == BOOK
     russian = file_of(tmp_path, RUSSIAN.encode(f"utf-16-{order}"))
@@ -403,7 +401,7 @@ def test_utf_16_without_a_mark_is_read_by_its_name_alone(tmp_path: Path, order: 
         ("utf-16-le", BOOK.encode("gb18030"), "gb18030"),
     ],
 )
-def test_a_text_that_would_pass_for_the_named_encoding_and_is_in_another_is_refused(
+def test_text_clearly_in_another_encoding_than_requested_is_refused(
     tmp_path: Path, named: str, data: bytes, seen: str
 ) -> None:
     error = refused(file_of(tmp_path, data), named)
@@ -412,7 +410,7 @@ def test_a_text_that_would_pass_for_the_named_encoding_and_is_in_another_is_refu
 
 
 @pytest.mark.parametrize("named", ["klingon", "base64", "", "a\0b"])
-def test_an_encoding_that_does_not_exist_is_a_bad_option(tmp_path: Path, named: str) -> None:
+def test_unknown_encoding_raises_bad_config(tmp_path: Path, named: str) -> None:
     with pytest.raises(BadConfig, match="unknown encoding"):
         text_of(file_of(tmp_path, b"abc"), named)
 
@@ -458,14 +456,14 @@ OTHER_KINDS = [
 
 @pytest.mark.parametrize(("data", "kind"), OTHER_KINDS, ids=[kind for _, kind in OTHER_KINDS])
 @pytest.mark.parametrize("named", ["auto", "gb18030", "latin-1"])
-def test_files_of_other_kinds_are_called_by_their_name(tmp_path: Path, data: bytes, kind: str, named: str) -> None:
+def test_other_file_formats_are_recognised(tmp_path: Path, data: bytes, kind: str, named: str) -> None:
     if kind == "a program" and not data.startswith(b"\x7fELF"):
         pytest.skip("programs look otherwise here")
     error = refused(file_of(tmp_path, data), named)
     assert error.what.endswith(f": {kind}, not text")
 
 
-def test_a_database_and_packed_text_under_a_wrong_name_are_named_with_what_to_do(tmp_path: Path) -> None:
+def test_database_and_compressed_text_with_wrong_names_are_recognised(tmp_path: Path) -> None:
     assert "an SQLite database, not text" in refused(file_of(tmp_path, sqlite(tmp_path))).what
     assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "rename the file so that it ends in .gz"
     twice = file_of(tmp_path, gzip.compress(b"a"), "a.txt.gz")
@@ -476,13 +474,13 @@ def test_a_database_and_packed_text_under_a_wrong_name_are_named_with_what_to_do
     "data", [b"", b" \n\t\r\n", "　　\n　".encode(), b"\xef\xbb\xbf", "\ufeff \n".encode("utf-16-le")]
 )
 @pytest.mark.parametrize("named", ["auto", "utf-8"])
-def test_a_file_without_a_character_is_empty(tmp_path: Path, data: bytes, named: str) -> None:
+def test_file_without_characters_is_empty(tmp_path: Path, data: bytes, named: str) -> None:
     error = refused(file_of(tmp_path, data), named)
     assert error.what.endswith(": the file is empty" if len(data) in (0, 3) else ": the file contains only white space")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_are_binary_or_in_no_encoding(tmp_path: Path, seed: int) -> None:
+def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     for size in (200, 5000, 200_000):
         error = refused(file_of(tmp_path, draw.randbytes(size)))
@@ -500,7 +498,7 @@ def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
         assert "binary data, not text" in refused(file_of(tmp_path, data)).what
 
 
-def test_a_few_control_characters_do_not_make_a_text_binary(tmp_path: Path) -> None:
+def test_few_control_characters_do_not_make_text_binary(tmp_path: Path) -> None:
     text = "林\x01冲\x1b[0m\x0c" + POEM + "\x1a"
     for encoding in ("utf-8", "gb18030", "big5hkscs"):
         text = text if encoding != "big5hkscs" else text.replace("冲", "衝")
@@ -510,7 +508,7 @@ def test_a_few_control_characters_do_not_make_a_text_binary(tmp_path: Path) -> N
 @pytest.mark.parametrize("times", [100, 3000])
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5", "utf-16-le"])
 @pytest.mark.parametrize("tail", [bytes(5000), b"\0" + random.Random(1).randbytes(5000)], ids=["zeros", "random"])
-def test_a_text_that_turns_binary_is_refused_with_the_place_where_it_does(
+def test_text_followed_by_binary_data_is_refused_with_the_offset(
     tmp_path: Path, times: int, encoding: str, tail: bytes
 ) -> None:
     text = (POEM * times).encode(encoding)
@@ -520,9 +518,7 @@ def test_a_text_that_turns_binary_is_refused_with_the_place_where_it_does(
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_text_that_turns_into_something_packed_is_refused_near_the_place_where_it_does(
-    tmp_path: Path, seed: int
-) -> None:
+def test_text_followed_by_random_bytes_is_refused_near_the_offset(tmp_path: Path, seed: int) -> None:
     text = POEM.encode() * 1000
     error = refused(file_of(tmp_path, text + random.Random(seed).randbytes(100_000)))
     assert "and binary data after it" in error.what
@@ -535,7 +531,7 @@ def test_a_text_that_turns_into_something_packed_is_refused_near_the_place_where
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5"])
 @pytest.mark.parametrize("before", [5, 2000, 30_000])
-def test_a_bad_byte_in_the_middle_is_an_error_with_its_offset(tmp_path: Path, encoding: str, before: int) -> None:
+def test_invalid_byte_is_reported_with_its_offset(tmp_path: Path, encoding: str, before: int) -> None:
     good = (POEM * (before + 40)).encode(encoding)
     place = len((POEM * before).encode(encoding))
     for named in ("auto", encoding):
@@ -546,7 +542,7 @@ def test_a_bad_byte_in_the_middle_is_an_error_with_its_offset(tmp_path: Path, en
 
 @given(cuts=st.lists(st.integers(1, 2000), max_size=8), place=st.integers(700, 1500))
 @settings(deadline=None, max_examples=40)
-def test_the_offset_of_a_bad_byte_is_the_same_for_any_blocks(cuts: list[int], place: int) -> None:
+def test_offset_of_an_invalid_byte_is_the_same_for_any_blocks(cuts: list[int], place: int) -> None:
     good = (POEM * 20).encode()
     place -= place % 3
     data = good[: 3 * 500].replace(b"\n", "〇".encode())
@@ -563,7 +559,7 @@ def test_the_offset_of_a_bad_byte_is_the_same_for_any_blocks(cuts: list[int], pl
 @pytest.mark.parametrize(
     ("encoding", "lost"), [("utf-8", 1), ("utf-8", 2), ("gb18030", 1), ("big5", 1), ("utf-16-le", 1), ("utf-16-be", 1)]
 )
-def test_a_last_character_that_is_cut_is_counted_and_set_aside_and_the_rest_is_kept(
+def test_truncated_last_character_is_rejected_and_the_rest_kept(
     tmp_path: Path, name: str, encoding: str, lost: int
 ) -> None:
     whole = (POEM * 5).strip()  # ends with 。
@@ -578,7 +574,7 @@ def test_a_last_character_that_is_cut_is_counted_and_set_aside_and_the_rest_is_k
     assert "`clean`" in caught.value.hint
 
 
-def test_half_of_a_character_beyond_the_first_plane_is_a_cut_one_too(tmp_path: Path) -> None:
+def test_truncated_supplementary_character_is_set_aside(tmp_path: Path) -> None:
     text = POEM * 5
     for encoding, size in (("utf-16-le", 4), ("utf-16-be", 4), ("utf-8", 4), ("gb18030", 4)):
         data = (text + "𠮷").encode(encoding)

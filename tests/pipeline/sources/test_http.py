@@ -89,7 +89,8 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("http://mirror.lan/a", "https://mirror.lan/a"),
     ],
 )
-def test_case_14_a_redirect_to_where_the_file_may_lie_is_followed(asked: str, target: str) -> None:
+def test_redirect_to_a_related_host_is_followed(asked: str, target: str) -> None:
+    """Case 14."""
     check_redirect(asked, target)
 
 
@@ -113,7 +114,8 @@ def test_case_14_a_redirect_to_where_the_file_may_lie_is_followed(asked: str, ta
         ("https://hf.co@evil.example/a", "another host"),
     ],
 )
-def test_case_14_a_redirect_to_anywhere_else_is_refused(target: str, why: str) -> None:
+def test_redirect_to_another_host_is_refused(target: str, why: str) -> None:
+    """Case 14."""
     with pytest.raises(ProtocolBroken, match=why) as caught:
         check_redirect(HUB, target)
     assert caught.value.exit_code == 76
@@ -124,7 +126,8 @@ PRIVATE = ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, "fd00::1", "::ffff:127.0.0.1"])
-def test_case_14_a_friendly_name_with_a_private_address_is_refused(addresses: dict[str, str], address: str) -> None:
+def test_known_host_with_a_private_address_is_refused(addresses: dict[str, str], address: str) -> None:
+    """Case 14."""
     addresses["cdn-lfs.hf.co"] = address
     with pytest.raises(ProtocolBroken, match="private address"):
         check_redirect(HUB, "https://cdn-lfs.hf.co/a")
@@ -132,7 +135,8 @@ def test_case_14_a_friendly_name_with_a_private_address_is_refused(addresses: di
 
 @pytest.mark.usefixtures("addresses")
 @pytest.mark.parametrize("allowed", ["evil.example", "evil.example:443", "Evil.Example"])
-def test_case_14_a_host_that_is_allowed_may_be_led_to(allowed: str) -> None:
+def test_redirect_to_an_allowed_host_is_followed(allowed: str) -> None:
+    """Case 14."""
     check_redirect(HUB, "https://evil.example/a", (allowed,))
     with pytest.raises(ProtocolBroken):
         check_redirect(HUB, "https://evil.example:8443/a", ("evil.example:443",))
@@ -140,9 +144,8 @@ def test_case_14_a_host_that_is_allowed_may_be_led_to(allowed: str) -> None:
         check_redirect(HUB, "file://evil.example/a", (allowed,))
 
 
-def test_case_14_behind_a_proxy_the_address_is_not_ours_to_judge(
-    addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_address_is_not_checked_behind_a_proxy(addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 14."""
     addresses["cdn-lfs.hf.co"] = "10.0.0.1"
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.lan:3128")
     for name in ("NO_PROXY", "no_proxy"):
@@ -170,9 +173,8 @@ REFUSED: dict[str, Callable[[Server], str]] = {
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("what", REFUSED)
-def test_case_14_a_redirect_that_is_refused_ends_the_command(
-    root: Path, server: Server, other: Server, what: str, method: str
-) -> None:
+def test_refused_redirect_ends_the_command(root: Path, server: Server, other: Server, what: str, method: str) -> None:
+    """Case 14."""
     asked, act = command(root, server), redirect(REFUSED[what](other))
     other.files["/a.txt"] = b"evil"
     server.scripts["/b.txt"], server.heads["/b.txt"] = [redirect("/a.txt")] * 9, [redirect("/a.txt")] * 9
@@ -185,7 +187,8 @@ def test_case_14_a_redirect_that_is_refused_ends_the_command(
     assert_survived(root, asked.run_forked, EXPECTED, [first], code=76, names=["/a.txt"], secrets=[TOKEN])
 
 
-def test_case_14_five_redirects_are_followed_and_a_sixth_is_not(root: Path, server: Server) -> None:
+def test_five_redirects_are_followed_and_a_sixth_is_refused(root: Path, server: Server) -> None:
+    """Case 14."""
     asked = command(root, server)
     server.files["/5"] = DATA
     for hop in range(5):
@@ -197,7 +200,8 @@ def test_case_14_five_redirects_are_followed_and_a_sixth_is_not(root: Path, serv
     faults.assert_one_error(first, 76, ["/a.txt", "5 redirects"])
 
 
-def test_case_14_the_token_is_for_the_endpoint_alone(root: Path, server: Server, other: Server) -> None:
+def test_token_is_sent_to_the_endpoint_only(root: Path, server: Server, other: Server) -> None:
+    """Case 14."""
     other.files["/cdn"] = DATA
     link = redirect(f"{elsewhere(other)}/cdn?sig=secret", **{k.replace("-", "_"): v for k, v in linked(DATA).items()})
     here = f"{HUB_FOLDER}/val.jsonl.zst"
@@ -214,9 +218,8 @@ def test_case_14_the_token_is_for_the_endpoint_alone(root: Path, server: Server,
     faults.assert_silent(done.out + done.err, [TOKEN, "secret"])
 
 
-def test_case_14_the_password_of_a_url_does_not_follow_to_another_host(
-    root: Path, server: Server, other: Server
-) -> None:
+def test_password_of_a_url_is_not_sent_to_another_host(root: Path, server: Server, other: Server) -> None:
+    """Case 14."""
     command(root, server)
     other.files["/b.txt"] = DATA
     to = [redirect(f"{elsewhere(other)}/b.txt")]
@@ -237,7 +240,10 @@ def test_case_14_the_password_of_a_url_does_not_follow_to_another_host(
 @pytest.mark.parametrize(
     ("act", "code"), [(say(200, DATA), 0), (say(503), 75), (say(401), 77)], ids=["well", "busy", "refused"]
 )
-def test_case_15_nothing_of_the_environment_is_sent_or_told(root: Path, server: Server, act: Act, code: int) -> None:
+def test_credentials_of_the_environment_are_neither_sent_nor_shown(
+    root: Path, server: Server, act: Act, code: int
+) -> None:
+    """Case 15."""
     home = root.parent / "home"
     home.mkdir(parents=True)
     (home / ".netrc").write_text("default login me password netrcsecret\n")
@@ -253,8 +259,8 @@ def test_case_15_nothing_of_the_environment_is_sent_or_told(root: Path, server: 
     assert not any("Authorization" in request.headers for request in server.log)
 
 
-def test_case_15_a_proxy_is_used_and_its_password_is_for_it_alone(root: Path, server: Server, other: Server) -> None:
-    """`other` is the proxy: it is asked for whole URLs."""
+def test_proxy_password_is_sent_to_the_proxy_only(root: Path, server: Server, other: Server) -> None:
+    """Case 15: `other` is the proxy: it is asked for whole URLs."""
     proxy = other.url.replace("http://", "http://me:proxysecret@")
     url = "http://files.invalid/a.txt"
     environment = {"http_proxy": proxy, "HTTP_PROXY": proxy, "NO_PROXY": "", "no_proxy": "", "HF_TOKEN": TOKEN}
@@ -272,7 +278,8 @@ def test_case_15_a_proxy_is_used_and_its_password_is_for_it_alone(root: Path, se
 @pytest.mark.parametrize(
     "proxy", ["http://me:proxysecret@127.0.0.1:1", "me:proxysecret@127.0.0.1:1", "foo://me:proxysecret@127.0.0.1:1"]
 )
-def test_case_15_a_proxy_that_does_not_answer_is_no_reason_to_tell_its_password(root: Path, proxy: str) -> None:
+def test_error_of_a_proxy_does_not_show_its_password(root: Path, proxy: str) -> None:
+    """Case 15."""
     environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
     asked = Command(root, ("download", "https://files.invalid/a.txt?sig=secret"), environment, QUICK)
     done = asked.run()
@@ -282,7 +289,8 @@ def test_case_15_a_proxy_that_does_not_answer_is_no_reason_to_tell_its_password(
 
 
 @pytest.mark.parametrize("token", ["hf_secret\n", "hf_sécret", "hf_\x01secret"])
-def test_case_15_a_token_that_cannot_be_a_header_is_not_shown(root: Path, server: Server, token: str) -> None:
+def test_invalid_token_is_not_shown(root: Path, server: Server, token: str) -> None:
+    """Case 15."""
     server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(401)] * 9
     source = sources.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
     with pytest.raises(InkstoneError) as caught:
@@ -311,13 +319,15 @@ def assert_survived_offline(root: Path, first: Run, names: list[str]) -> None:
     assert faults.leftovers(root) == []
 
 
-def test_case_23_without_a_network_the_old_file_is_still_there(root: Path, server: Server, cached: Command) -> None:
+def test_old_file_is_kept_without_a_network(root: Path, server: Server, cached: Command) -> None:
+    """Case 23."""
     first = replace(cached, before=faults.offline()).run()
     assert_survived_offline(root, first, ["/a.txt", "no connection"])
     assert_survived(root, cached.run_forked, faults.published(root), [first], code=75, old=EXPECTED, secrets=[TOKEN])
 
 
-def test_case_23_a_name_that_is_not_known_is_no_connection(root: Path, server: Server, cached: Command) -> None:
+def test_unknown_host_raises_try_again(root: Path, server: Server, cached: Command) -> None:
+    """Case 23."""
     arguments = ("download", "http://files.invalid/a.txt")
     first = replace(cached, arguments=arguments, constants=QUICK).run()
     assert_survived_offline(root, first, ["http://files.invalid/a.txt", "no connection"])
@@ -339,9 +349,8 @@ def untrusted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         yield f"https://127.0.0.1:{server.server_port}", certificate
 
 
-def test_case_23_a_certificate_that_nobody_trusts_is_no_connection(
-    root: Path, cached: Command, untrusted: tuple[str, Path]
-) -> None:
+def test_untrusted_certificate_raises_try_again(root: Path, cached: Command, untrusted: tuple[str, Path]) -> None:
+    """Case 23."""
     url, certificate = untrusted
     asked = replace(cached, arguments=("download", f"{url}/a.txt"))
     first = asked.run()
@@ -350,8 +359,8 @@ def test_case_23_a_certificate_that_nobody_trusts_is_no_connection(
     assert trusting.run().code == 0
 
 
-def test_case_23_a_network_that_swallows_everything_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that time out take ten seconds each; with a clock that is not waited for."""
+def test_unresponsive_network_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 23: Connections that time out take ten seconds each; with a clock that is not waited for."""
     now = 0.0
 
     def swallowed(*_: object, timeout: tuple[float, float], **__: object) -> requests.Response:
@@ -370,7 +379,7 @@ def test_case_23_a_network_that_swallows_everything_is_given_up_in_time(monkeypa
 # The parts
 
 
-def test_the_hub_says_what_a_file_is_before_it_sends_it(server: Server) -> None:
+def test_hub_metadata_is_read_from_the_redirect(server: Server) -> None:
     commit, path = "0123456789" * 4, "/datasets/x/resolve/main/a.zst"
     told = {**linked(DATA), "X-Repo-Commit": commit, "Location": "https://cdn-lfs.hf.co/blob?sig=1"}
     server.heads[path] = [lambda handler: handler.answer(302, b"", told)]
@@ -383,7 +392,7 @@ def test_the_hub_says_what_a_file_is_before_it_sends_it(server: Server) -> None:
 @pytest.mark.parametrize(
     ("said", "size"), [("12", 12), ("", None), ("²", None), ("-1", None), ("1e3", None), ("9" * 5000, None)]
 )
-def test_a_size_that_is_no_number_is_none(server: Server, said: str, size: int | None) -> None:
+def test_invalid_size_header_is_ignored(server: Server, said: str, size: int | None) -> None:
     server.files["/a"] = b""
     server.heads["/a"] = [say(200, X_Linked_Size=said, Content_Length="")]
     with HTTPClient(Network()) as client:
@@ -391,7 +400,7 @@ def test_a_size_that_is_no_number_is_none(server: Server, said: str, size: int |
 
 
 @pytest.mark.parametrize(("etag", "strong"), [('"a"', '"a"'), ('W/"a"', ""), ("a", ""), ("Fri, 20 Nov 2026", "")])
-def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
+def test_only_a_strong_etag_is_used(etag: str, strong: str) -> None:
     assert RemoteFile("", etag=etag).strong_etag == strong
 
 
@@ -408,16 +417,16 @@ def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
         ("Mon, 01 Jan 0001 00:00:00 -0000", 0, 0),
     ],
 )
-def test_a_server_may_ask_to_wait_and_not_for_ever(said: str, least: float, most: float) -> None:
+def test_retry_after_seconds_are_limited(said: str, least: float, most: float) -> None:
     assert least <= http._retry_after(said) <= most
 
 
 @pytest.mark.parametrize(("ahead", "least", "most"), [(60, 50, 60), (9999, 300, 300), (-60, 0, 0)])
-def test_a_server_may_name_the_time_to_come_again(ahead: float, least: float, most: float) -> None:
+def test_retry_after_may_be_a_date(ahead: float, least: float, most: float) -> None:
     assert least <= http._retry_after(formatdate(time.time() + ahead, usegmt=True)) <= most
 
 
-def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_grow_until_retries_are_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
     monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: naps.append(seconds))
     retries = RetryPolicy(Network(), "http://me:secret@files.invalid/a.txt?sig=secret")
@@ -430,7 +439,7 @@ def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_stall_is_given_a_second_chance_though_it_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_response_is_retried_once_after_a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
     monkeypatch.setattr(http, "_MAX_IDLE", -1.0)
     retries = RetryPolicy(Network(), "http://files.invalid/a.txt")
@@ -441,7 +450,7 @@ def test_a_stall_is_given_a_second_chance_though_it_took_long(monkeypatch: pytes
         RetryPolicy(Network(), "http://files.invalid/a.txt").wait(requests.exceptions.ConnectTimeout())
 
 
-def test_what_a_connection_error_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_of_a_connection_error_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the path that was asked for, with its signature."""
     error = requests.exceptions.ConnectionError("Max retries exceeded with url: /thread/read?X-Amz-Signature=secret")
     monkeypatch.setattr(http, "ATTEMPTS", 1)
@@ -451,7 +460,7 @@ def test_what_a_connection_error_says_is_not_repeated(monkeypatch: pytest.Monkey
     assert "secret" not in str(caught.value)
 
 
-def test_a_rate_holds_for_all_together() -> None:
+def test_bandwidth_limit_is_shared() -> None:
     bandwidth = Bandwidth(1000.0)
     assert bandwidth.chunk_size == 250
     waits = [bandwidth.delay(100) for _ in range(10)]
@@ -459,7 +468,7 @@ def test_a_rate_holds_for_all_together() -> None:
     assert 0.9 < waits[-1] <= 1.0
 
 
-def test_a_command_that_is_stopped_waits_for_nothing() -> None:
+def test_stopped_command_stops_waiting() -> None:
     stop = threading.Event()
     threading.Timer(0.05, stop.set).start()
     start = time.monotonic()
@@ -468,7 +477,7 @@ def test_a_command_that_is_stopped_waits_for_nothing() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_a_command_out_of_time_does_not_begin_to_wait() -> None:
+def test_wait_beyond_the_deadline_is_not_started() -> None:
     start = time.monotonic()
     with pytest.raises(TryAgain, match=r"^a\.txt: no time left"):
         Network(until=time.monotonic() + 5).sleep(20, "a.txt")
@@ -476,14 +485,14 @@ def test_a_command_out_of_time_does_not_begin_to_wait() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_a_file_that_is_gone_is_gone_at_once(server: Server, status: int) -> None:
+def test_missing_remote_file_raises_remote_gone_without_retry(server: Server, status: int) -> None:
     server.heads["/a"] = [say(status)]
     with HTTPClient(Network()) as client, pytest.raises(RemoteGone, match=str(status)):
         client.describe(f"{server.url}/a")
     assert len(server.log) == 1
 
 
-def test_errors_name_the_file_and_not_its_secrets() -> None:
+def test_errors_name_the_file_without_secrets() -> None:
     url = "https://me:secret@files.invalid/a.txt?sig=secret"
     told: list[InkstoneError] = [http.not_found(url, 404), http.forbidden(url, 403), http.wrong_content(url, "x")]
     assert [error.exit_code for error in told] == [69, NotPermitted.exit_code, 75]
@@ -492,7 +501,7 @@ def test_errors_name_the_file_and_not_its_secrets() -> None:
         assert "secret" not in str(error)
 
 
-def test_a_monitor_is_told_and_nothing_hangs_on_it(
+def test_ping_sends_one_request_and_ignores_failures(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("default login me password netrcsecret\n")
@@ -504,7 +513,7 @@ def test_a_monitor_is_told_and_nothing_hangs_on_it(
     assert [(request.path, request.headers.get("Authorization")) for request in server.log] == [("/ping/start", None)]
 
 
-def test_a_server_says_what_time_it_is(server: Server) -> None:
+def test_server_date_returns_the_date_header(server: Server) -> None:
     assert "GMT" in http.server_date(f"{server.url}/")
     with pytest.raises(TryAgain, match="no connection to 127"):
         http.server_date("http://127.0.0.1:1/")

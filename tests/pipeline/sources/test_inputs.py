@@ -56,7 +56,7 @@ def corpus(root: Path, name: str) -> Artifact:
     return artifact.build(root, identity, write).artifact
 
 
-def test_a_source_is_all_its_files_in_order_with_their_splits(root: Path, pile: Path) -> None:
+def test_source_resolves_to_its_files_in_order_with_splits(root: Path, pile: Path) -> None:
     found = raw.inputs(root, "pile", corpora=True)
     assert [(entry.name, entry.split) for entry in found] == [(f"pile/{n}", split) for n, split in SHARDS.items()]
     assert [entry.path for entry in found] == [pile / name for name in SHARDS]
@@ -73,18 +73,18 @@ def test_a_source_is_all_its_files_in_order_with_their_splits(root: Path, pile: 
         ("pile/val.jsonl", ["val.jsonl"]),
     ],
 )
-def test_a_part_of_a_source_is_a_folder_or_a_file_of_it(root: Path, pile: Path, part: str, expected: list[str]) -> None:
+def test_part_of_a_source_is_a_folder_or_a_file(root: Path, pile: Path, part: str, expected: list[str]) -> None:
     assert [entry.path for entry in raw.inputs(root, part, corpora=False)] == [pile / name for name in expected]
 
 
-def test_a_part_that_was_not_downloaded_is_answered_with_what_was(root: Path, pile: Path) -> None:
+def test_missing_part_lists_the_downloaded_files(root: Path, pile: Path) -> None:
     for part in ("pile/tra", "pile/test.jsonl", "pile/train/0"):
         with pytest.raises(InputMissing, match=r"downloaded: train/00.jsonl, train/01.jsonl, val.jsonl") as caught:
             raw.inputs(root, part, corpora=True)
         assert caught.value.exit_code == 66
 
 
-def test_a_corpus_is_its_documents_under_the_digest_of_its_manifest(root: Path) -> None:
+def test_corpus_resolves_to_its_documents_and_manifest_digest(root: Path) -> None:
     made = corpus(root, "shuihu")
     for reference in ("shuihu", "corpora/shuihu", made.ref, str(made.path)):
         (found,) = raw.inputs(root, reference, corpora=True)
@@ -92,14 +92,14 @@ def test_a_corpus_is_its_documents_under_the_digest_of_its_manifest(root: Path) 
         assert found.as_input("corpus") == made.as_input("corpus")
 
 
-def test_a_corpus_goes_before_a_source_of_its_name_where_corpora_are_read(root: Path, pile: Path) -> None:
+def test_corpus_wins_over_a_source_of_the_same_name(root: Path, pile: Path) -> None:
     made = corpus(root, "pile")
     assert [entry.name for entry in raw.inputs(root, "pile", corpora=True)] == [made.ref]
     assert [entry.path for entry in raw.inputs(root, "pile", corpora=False)] == [pile / name for name in SHARDS]
     assert len(raw.inputs(root, "pile/train", corpora=True)) == 2
 
 
-def test_a_damaged_corpus_is_refused(root: Path) -> None:
+def test_damaged_corpus_raises_bad_data(root: Path) -> None:
     made = corpus(root, "shuihu")
     os.truncate(made.file("documents.jsonl.zst"), 3)
     with pytest.raises(BadData, match="`clean`") as caught:
@@ -107,7 +107,7 @@ def test_a_damaged_corpus_is_refused(root: Path) -> None:
     assert caught.value.exit_code == 65
 
 
-def test_a_file_is_itself_under_its_sha256(root: Path, tmp_path: Path) -> None:
+def test_local_file_resolves_to_itself_and_its_sha256(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "水浒传.txt"
     path.write_text("第一回")
     for corpora in (True, False):
@@ -116,7 +116,7 @@ def test_a_file_is_itself_under_its_sha256(root: Path, tmp_path: Path) -> None:
         assert found.digest == sha256("第一回".encode())
 
 
-def test_a_folder_is_its_data_files_in_order(root: Path, tmp_path: Path) -> None:
+def test_folder_resolves_to_its_data_files_in_order(root: Path, tmp_path: Path) -> None:
     for name in ("b.txt", "a.jsonl", "deep/c.json", "deep/d.jpg", "notes.md"):
         path = tmp_path / "books" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,50 +126,50 @@ def test_a_folder_is_its_data_files_in_order(root: Path, tmp_path: Path) -> None
     assert [entry.digest for entry in found] == [sha256(entry.name.encode()) for entry in found]
 
 
-def test_a_file_has_the_same_digest_from_the_cache_and_from_its_path(root: Path, pile: Path) -> None:
+def test_file_has_the_same_digest_as_source_and_as_path(root: Path, pile: Path) -> None:
     (cached,) = raw.inputs(root, "pile/val.jsonl", corpora=True)
     (plain,) = raw.inputs(root, str(pile / "val.jsonl"), corpora=True)
     assert cached.digest == plain.digest
 
 
-def test_a_folder_named_like_a_data_file_is_not_read_as_one(root: Path, tmp_path: Path) -> None:
+def test_folder_named_like_a_data_file_is_not_read_as_a_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books" / "chapters.txt").mkdir(parents=True)
     (tmp_path / "books" / "chapters.txt" / "1.txt").write_text("第一回")
     found = raw.inputs(root, str(tmp_path / "books"), corpora=True)
     assert [entry.name for entry in found] == ["chapters.txt/1.txt"]
 
 
-def test_the_folder_of_a_cache_is_its_data_without_the_lock_file(root: Path, pile: Path) -> None:
+def test_folder_of_a_cache_excludes_its_lock_file(root: Path, pile: Path) -> None:
     found = raw.inputs(root, str(pile), corpora=True)
     assert [entry.name for entry in found] == list(SHARDS)
 
 
-def test_a_source_of_the_catalogue_that_is_not_downloaded_says_what_to_run(root: Path) -> None:
+def test_missing_catalogue_source_names_the_download_command(root: Path) -> None:
     for name in ("pile", "sample"):
         with pytest.raises(InputMissing, match=f"`download {name}") as caught:
             raw.inputs(root, name, corpora=True)
         assert caught.value.exit_code == 66
 
 
-def test_a_part_of_a_source_that_is_not_downloaded_says_what_to_run(root: Path) -> None:
+def test_part_of_a_missing_source_names_the_download_command(root: Path) -> None:
     with pytest.raises(InputMissing, match="`download pile"):
         raw.inputs(root, "pile/train", corpora=True)
 
 
-def test_a_name_of_nothing_is_missing(root: Path) -> None:
+def test_unknown_name_raises_input_missing(root: Path) -> None:
     with pytest.raises(InputMissing, match="no corpus, no downloaded source and no path"):
         raw.inputs(root, "honglou", corpora=True)
     with pytest.raises(InputMissing, match="no downloaded source and no path"):
         raw.inputs(root, "../honglou", corpora=False)
 
 
-def test_a_folder_without_data_is_not_said_to_be_missing(root: Path, tmp_path: Path) -> None:
+def test_folder_without_data_has_its_own_message(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputMissing, match="no data"):
         raw.inputs(root, str(tmp_path / "empty"), corpora=True)
 
 
-def test_an_empty_reference_is_missing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_reference_raises_bad_config(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("private")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadConfig, match="input name is empty"):
@@ -177,7 +177,7 @@ def test_an_empty_reference_is_missing(root: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 3), Path.unlink])
-def test_a_file_damaged_in_the_cache_is_refused(root: Path, pile: Path, damage: object) -> None:
+def test_damaged_cached_file_raises_bad_data(root: Path, pile: Path, damage: object) -> None:
     assert callable(damage)
     damage(pile / "train" / "01.jsonl")
     with pytest.raises(BadData, match="not the file that was downloaded") as caught:
@@ -186,7 +186,7 @@ def test_a_file_damaged_in_the_cache_is_refused(root: Path, pile: Path, damage: 
     assert len(raw.inputs(root, "pile/val.jsonl", corpora=True)) == 1
 
 
-def test_other_bytes_of_the_same_size_are_refused(root: Path, pile: Path) -> None:
+def test_other_content_of_the_same_size_is_refused(root: Path, pile: Path) -> None:
     path = pile / "val.jsonl"
     path.write_bytes(line("VAL.jsonl"))
     os.utime(path, ns=(1, 1))
@@ -194,14 +194,14 @@ def test_other_bytes_of_the_same_size_are_refused(root: Path, pile: Path) -> Non
         raw.inputs(root, "pile", corpora=True)
 
 
-def test_a_cache_that_was_moved_or_touched_is_still_whole(root: Path, pile: Path) -> None:
+def test_touched_cache_is_still_intact(root: Path, pile: Path) -> None:
     before = raw.inputs(root, "pile", corpora=True)
     for name in SHARDS:
         os.utime(pile / name, ns=(1, 1))
     assert raw.inputs(root, "pile", corpora=True) == before
 
 
-def test_a_lock_file_is_read_as_it_was_written(root: Path, pile: Path) -> None:
+def test_lock_file_round_trips(root: Path, pile: Path) -> None:
     pinned = cache.read_lock(root, "pile")
     assert {name: pin.split for name, pin in pinned.items()} == SHARDS
     cache.write_lock(root, "pile", pinned)
@@ -210,7 +210,7 @@ def test_a_lock_file_is_read_as_it_was_written(root: Path, pile: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"a": {"siz', b"[]", b'{"a": {}}'])
-def test_a_torn_lock_file_is_bad_data_and_says_what_to_do(root: Path, pile: Path, torn: bytes) -> None:
+def test_torn_lock_file_raises_bad_data_with_a_hint(root: Path, pile: Path, torn: bytes) -> None:
     (pile / "sources.lock.json").write_bytes(torn)
     with pytest.raises(BadData, match="delete it and download again"):
         raw.inputs(root, "pile", corpora=True)
@@ -238,7 +238,7 @@ def remembered(root: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_hashes_are_those_of_the_files_in_their_order(root: Path, tmp_path: Path) -> None:
+def test_hashes_are_in_the_order_of_the_files(root: Path, tmp_path: Path) -> None:
     paths = [book(tmp_path, name, name) for name in ("b", "a", "c")]
     for _ in range(2):
         assert raw.hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
@@ -246,12 +246,12 @@ def test_hashes_are_those_of_the_files_in_their_order(root: Path, tmp_path: Path
     assert raw.hashes(root, []) == []
 
 
-def test_a_file_of_the_same_size_and_time_is_not_read_again(root: Path, remembered: Path) -> None:
+def test_file_of_the_same_size_and_time_is_not_hashed_again(root: Path, remembered: Path) -> None:
     book(remembered.parent, "new")
     assert raw.hashes(root, [remembered]) == [sha256(b"old")]
 
 
-def test_a_deep_look_finds_a_change_that_kept_size_and_time_and_remembers_it(root: Path, remembered: Path) -> None:
+def test_deep_hash_finds_a_change_of_same_size_and_time_and_caches_it(root: Path, remembered: Path) -> None:
     book(remembered.parent, "new")
     assert raw.hashes(root, [remembered], deep=True) == [sha256(b"new")]
     assert raw.hashes(root, [remembered]) == [sha256(b"new")]
@@ -260,14 +260,14 @@ def test_a_deep_look_finds_a_change_that_kept_size_and_time_and_remembers_it(roo
 @pytest.mark.parametrize(
     ("text", "written"), [("new", LONG_AGO + 1), ("new", LONG_AGO - 1), ("newer", LONG_AGO), ("", LONG_AGO)]
 )
-def test_a_file_of_another_size_or_time_is_read_again(root: Path, remembered: Path, text: str, written: int) -> None:
+def test_file_of_another_size_or_time_is_hashed_again(root: Path, remembered: Path, text: str, written: int) -> None:
     book(remembered.parent, text, written=written)
     assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
     assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
 
 
 @pytest.mark.parametrize("ahead", [0, 10**9, 10**15])
-def test_a_file_that_was_written_just_now_or_will_be_is_not_remembered(root: Path, tmp_path: Path, ahead: int) -> None:
+def test_hash_of_a_recent_or_future_file_is_not_cached(root: Path, tmp_path: Path, ahead: int) -> None:
     now = time.time_ns() + ahead
     path = book(tmp_path, "old", written=now)
     assert raw.hashes(root, [path]) == [sha256(b"old")]
@@ -275,7 +275,7 @@ def test_a_file_that_was_written_just_now_or_will_be_is_not_remembered(root: Pat
     assert raw.hashes(root, [path]) == [sha256(b"new")]
 
 
-def test_a_file_is_remembered_by_where_it_really_lies(
+def test_cached_hash_is_found_by_the_resolved_path(
     root: Path, remembered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link.txt").symlink_to(remembered)
@@ -289,7 +289,7 @@ def test_a_file_is_remembered_by_where_it_really_lies(
     assert raw.hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
 
 
-def test_files_that_are_gone_are_forgotten(root: Path, remembered: Path) -> None:
+def test_hashes_of_deleted_files_are_dropped(root: Path, remembered: Path) -> None:
     other = book(remembered.parent, "other", "other.txt")
     remembered.unlink()
     raw.hashes(root, [other])
@@ -309,25 +309,25 @@ def test_files_that_are_gone_are_forgotten(root: Path, remembered: Path) -> None
         b'{"\xff": {}}',
     ],
 )
-def test_a_torn_cache_is_hashed_again_and_mended(root: Path, remembered: Path, torn: bytes) -> None:
+def test_torn_hash_cache_is_rebuilt(root: Path, remembered: Path, torn: bytes) -> None:
     (root / ".hashes.json").write_bytes(torn)
     book(remembered.parent, "new")
     assert raw.hashes(root, [remembered]) == [sha256(b"new")]
     assert json.loads((root / ".hashes.json").read_bytes())[str(remembered)]["sha256"] == sha256(b"new")
 
 
-def test_a_file_below_a_folder_whose_name_is_not_utf_8_is_hashed(root: Path, tmp_path: Path) -> None:
+def test_file_in_a_folder_with_a_non_utf8_name_is_hashed(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
     assert raw.hashes(root, [book(folder)]) == [sha256(b"old")]
 
 
-def test_a_missing_file_is_an_error_of_the_system(root: Path, tmp_path: Path) -> None:
+def test_hash_of_a_missing_file_raises_file_not_found(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         raw.hashes(root, [tmp_path / "nothing.txt"])
 
 
-def test_inputs_are_remembered_and_looked_at_anew_when_asked(root: Path, tmp_path: Path) -> None:
+def test_input_hashes_are_cached_unless_deep(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "books"
     folder.mkdir()
     path = book(folder)
@@ -357,7 +357,8 @@ def flipped_unseen(whole: bytes, plain: bytes) -> bytes:
     raise AssertionError("no bit is without a guard")
 
 
-def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_file(root: Path, tmp_path: Path) -> None:
+def test_flipped_bit_that_decompresses_is_detected_by_the_file_hash(root: Path, tmp_path: Path) -> None:
+    """Case 26."""
     plain = b"".join(line(f"{n}: {sha256(b'%d' % n)}") for n in range(100))
     whole = zstandard.ZstdCompressor().compress(plain)
     flipped = flipped_unseen(whole, plain)
@@ -379,7 +380,8 @@ def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_fi
     assert "00.jsonl.zst" in found[0]
 
 
-def test_case_26_a_flipped_bit_in_a_corpus_is_caught_by_its_manifest_and_by_its_checksum(root: Path) -> None:
+def test_flipped_bit_in_a_corpus_is_detected_by_manifest_and_checksum(root: Path) -> None:
+    """Case 26."""
     made = corpus(root, "shuihu")
     path = made.file("documents.jsonl.zst")
     flipped = bytearray(path.read_bytes())

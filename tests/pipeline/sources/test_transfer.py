@@ -152,7 +152,8 @@ def state_of(trial: Trial) -> dict[str, Any]:
 # 1 to 8: answers that are cut, moved and wrong
 
 
-def test_case_01_a_transfer_that_is_cut_goes_on_at_the_very_byte(either: Trial) -> None:
+def test_interrupted_transfer_resumes_at_the_exact_byte(either: Trial) -> None:
+    """Case 1."""
     cuts = [1, 3, 4, 50_000, 5, 1000, 60_000, 0]
     either.serves(DATA, *map(cut_after, cuts))
     done = either.run()
@@ -162,7 +163,8 @@ def test_case_01_a_transfer_that_is_cut_goes_on_at_the_very_byte(either: Trial) 
     either.survived(done, twice=lambda: either.server.sent - len(DATA))
 
 
-def test_case_01_a_transfer_that_is_cut_for_good_is_ended_by_the_next_command(either: Trial) -> None:
+def test_interrupted_transfer_is_resumed_by_the_next_command(either: Trial) -> None:
+    """Case 1."""
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
     assert (state_of(either)["durable"], partial.part_path(either.target).read_bytes()) == (HALF, DATA[:HALF])
@@ -170,14 +172,16 @@ def test_case_01_a_transfer_that_is_cut_for_good_is_ended_by_the_next_command(ei
     assert either.starts[-1] == HALF
 
 
-def test_case_02_a_cut_without_a_length_is_seen_by_the_size_that_was_announced(either: Trial) -> None:
+def test_truncation_without_content_length_is_detected_by_the_announced_size(either: Trial) -> None:
+    """Case 2."""
     either.serves(DATA, cut_unannounced(HALF), cut_after(7))
     done = either.run()
     assert either.starts == [0, HALF, HALF + 7]
     either.survived(done, twice=lambda: either.server.sent - len(DATA))
 
 
-def test_case_02_a_cut_of_a_file_of_which_nothing_is_known_is_seen_by_its_last_frame(plain: Trial) -> None:
+def test_truncation_of_a_file_without_metadata_is_detected_by_its_last_frame(plain: Trial) -> None:
+    """Case 2."""
     plain.server.says = "nothing"
     plain.serves(DATA, cut_unannounced(HALF), heads=(say(405),))
     done = plain.run()
@@ -185,13 +189,15 @@ def test_case_02_a_cut_of_a_file_of_which_nothing_is_known_is_seen_by_its_last_f
     plain.survived(done)
 
 
-def test_case_02_a_file_that_always_ends_too_early_is_never_published(plain: Trial) -> None:
+def test_file_that_is_always_truncated_is_never_published(plain: Trial) -> None:
+    """Case 2."""
     plain.server.says = "nothing"
     plain.serves(DATA, *[cut_unannounced(HALF)] * 9, heads=(say(405),))
     plain.survived(plain.run(), code=75, names=["a.jsonl.zst", "inside a zstd frame"])
 
 
-def test_case_03_what_was_replaced_between_two_attempts_is_begun_anew(either: Trial) -> None:
+def test_file_replaced_between_two_commands_is_fetched_from_the_start(either: Trial) -> None:
+    """Case 3."""
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
     assert first.code == 75
@@ -199,7 +205,8 @@ def test_case_03_what_was_replaced_between_two_attempts_is_begun_anew(either: Tr
     assert either.starts[-1] == 0
 
 
-def test_case_03_what_is_replaced_within_one_command_is_never_a_mix(either: Trial) -> None:
+def test_file_replaced_within_one_command_is_never_a_mix(either: Trial) -> None:
+    """Case 3."""
     either.serves(DATA, swap(OTHER, HALF))
     done = either.run()
     assert done.code == 0
@@ -207,7 +214,8 @@ def test_case_03_what_is_replaced_within_one_command_is_never_a_mix(either: Tria
     either.survived(done, OTHER)
 
 
-def test_case_03_a_pinned_file_that_is_replaced_is_refused(either: Trial) -> None:
+def test_replaced_pinned_file_is_refused(either: Trial) -> None:
+    """Case 3."""
     either.serves(DATA)
     assert either.run().code == 0
     pinned = faults.published(either.root)
@@ -218,7 +226,8 @@ def test_case_03_a_pinned_file_that_is_replaced_is_refused(either: Trial) -> Non
     either.survived(first, code=10, names=[either.path, "pinned"], damaged=True)
 
 
-def test_case_03_an_update_that_does_not_end_keeps_the_old_file(either: Trial) -> None:
+def test_interrupted_update_keeps_the_old_file(either: Trial) -> None:
+    """Case 3."""
     either.serves(DATA)
     assert either.run().code == 0
     old = faults.published(either.root)
@@ -235,8 +244,8 @@ def test_case_03_an_update_that_does_not_end_keeps_the_old_file(either: Trial) -
     assert either.starts[-1] == HALF
 
 
-def test_case_03_a_file_of_the_same_size_is_not_taken_for_the_new_one(hub: Trial) -> None:
-    """A whole part beside the old file: a process ended just before it published."""
+def test_old_file_of_the_same_size_is_not_accepted_as_the_new_one(hub: Trial) -> None:
+    """Case 3: A whole part beside the old file: a process ended just before it published."""
     old, new = DATA, DATA[:-1] + bytes([DATA[-1] ^ 1])
     hub.serves(old)
     assert hub.run().code == 0
@@ -250,7 +259,8 @@ def test_case_03_a_file_of_the_same_size_is_not_taken_for_the_new_one(hub: Trial
     assert len(hub.server.gets) == 1
 
 
-def test_case_04_a_server_that_ignores_the_range_is_compared_with_what_is_there(hub: Trial) -> None:
+def test_response_that_ignores_the_range_is_compared_with_the_part(hub: Trial) -> None:
+    """Case 4."""
     hub.serves(DATA, cut_after(HALF), ignore_range)
     done = hub.run()
     assert done.code == 0
@@ -258,7 +268,8 @@ def test_case_04_a_server_that_ignores_the_range_is_compared_with_what_is_there(
     hub.survived(done)
 
 
-def test_case_04_where_they_differ_the_server_is_believed_from_there_on(hub: Trial) -> None:
+def test_part_is_replaced_from_the_first_difference_on(hub: Trial) -> None:
+    """Case 4."""
     hub.serves(DATA, flipped(1000, cut=HALF), ignore_range)
     done = hub.run()
     assert done.code == 0
@@ -266,7 +277,8 @@ def test_case_04_where_they_differ_the_server_is_believed_from_there_on(hub: Tri
     hub.survived(done)
 
 
-def test_case_04_a_whole_answer_that_is_cut_early_costs_nothing_of_what_is_there(hub: Trial) -> None:
+def test_truncated_full_response_keeps_the_part(hub: Trial) -> None:
+    """Case 4."""
     hub.serves(DATA, cut_after(HALF), lambda handler: cut_unannounced(1000)(handler))
     done = hub.run()
     assert hub.starts == [0, HALF, HALF]
@@ -277,21 +289,24 @@ def test_case_04_a_whole_answer_that_is_cut_early_costs_nothing_of_what_is_there
     "span",
     [f"bytes {HALF + 1}-{len(DATA) - 1}/{len(DATA)}", f"bytes {HALF}-{len(DATA)}/{len(DATA) + 1}", "", "bytes ²-3/4"],
 )
-def test_case_05_an_answer_with_another_range_is_never_appended(either: Trial, span: str) -> None:
+def test_response_with_another_range_is_never_appended(either: Trial, span: str) -> None:
+    """Case 5."""
     either.serves(DATA, cut_after(HALF), ranged(span))
     done = either.run()
     assert (done.code, either.starts) == (0, [0, HALF, HALF])
     either.survived(done)
 
 
-def test_case_05_a_second_one_is_the_last(either: Trial) -> None:
+def test_second_wrong_range_raises_protocol_broken(either: Trial) -> None:
+    """Case 5."""
     either.serves(DATA, cut_after(HALF), *[ranged("bytes 5-9/10")] * 9)
     first = either.run()
     assert len(either.starts) == 3
     either.survived(first, code=76, names=[either.path], twice=lambda: either.server.sent - len(DATA), most=2 * 11)
 
 
-def test_case_06_no_more_bytes_than_are_there_means_that_these_are_all(plain: Trial) -> None:
+def test_416_with_the_size_of_the_part_completes_the_transfer(plain: Trial) -> None:
+    """Case 6."""
     known = {"ETag": badserver.strong_etag(DATA)}
     plain.serves(DATA, in_chunks(DATA, whole=False, **known), heads=(say(200, ETag=known["ETag"], Content_Length=""),))
     done = plain.run()
@@ -299,20 +314,24 @@ def test_case_06_no_more_bytes_than_are_there_means_that_these_are_all(plain: Tr
     plain.survived(done, twice=lambda: plain.server.sent - len(DATA))
 
 
-def test_case_06_fewer_bytes_than_are_there_mean_to_begin_anew(either: Trial) -> None:
+def test_416_with_a_smaller_size_restarts_the_transfer(either: Trial) -> None:
+    """Case 6."""
     either.serves(DATA, cut_after(HALF), say(416, Content_Range=f"bytes */{HALF - 1}"))
     done = either.run()
     assert either.starts == [0, HALF, 0]
     either.survived(done)
 
 
-def test_case_06_a_server_that_never_has_the_rest_is_not_trusted(either: Trial) -> None:
+def test_server_that_never_has_the_rest_raises_protocol_broken(either: Trial) -> None:
+    """Case 6."""
     nothing_more = say(416, Content_Range="bytes */nothing")
     either.serves(DATA, cut_after(HALF), nothing_more, cut_after(HALF), nothing_more)
     either.survived(either.run(), code=76, names=[either.path, "416"])
 
 
-def test_case_07_where_the_hash_is_known_no_etag_is_asked_for(hub: Trial) -> None:
+def test_with_a_known_hash_no_etag_is_sent(hub: Trial) -> None:
+    """Case 7."""
+
     def another_etag_each_time(handler: Handler) -> None:
         handler.server.headers["ETag"] = f'"{len(handler.server.log)}"'
         serve(handler, cut=HALF if len(handler.server.gets) == 1 else None)
@@ -324,7 +343,8 @@ def test_case_07_where_the_hash_is_known_no_etag_is_asked_for(hub: Trial) -> Non
     hub.survived(done, twice=lambda: hub.server.sent - len(DATA))
 
 
-def test_case_07_where_it_is_not_only_a_strong_etag_is(plain: Trial) -> None:
+def test_without_a_hash_the_strong_etag_is_sent(plain: Trial) -> None:
+    """Case 7."""
     plain.serves(DATA, cut_after(HALF))
     done = plain.run()
     assert plain.server.gets[1].headers["If-Range"] == badserver.strong_etag(DATA)
@@ -332,7 +352,8 @@ def test_case_07_where_it_is_not_only_a_strong_etag_is(plain: Trial) -> None:
 
 
 @pytest.mark.parametrize("known", [{"ETag": 'W/"weak"'}, {"Last-Modified": "Fri, 20 Nov 2026 10:00:00 GMT"}, {}])
-def test_case_07_by_a_weak_etag_or_a_date_nothing_is_continued(plain: Trial, known: dict[str, str]) -> None:
+def test_weak_etag_or_date_does_not_allow_resuming(plain: Trial, known: dict[str, str]) -> None:
+    """Case 7."""
     plain.server.says, plain.server.headers = "nothing", known
     plain.serves(DATA, cut_after(HALF), cut_after(HALF), *[say(503)] * 9)
     first = plain.run()
@@ -342,7 +363,8 @@ def test_case_07_by_a_weak_etag_or_a_date_nothing_is_continued(plain: Trial, kno
     assert plain.starts[-1] == 0
 
 
-def test_case_08_what_is_compressed_on_the_way_is_refused(either: Trial) -> None:
+def test_response_with_content_encoding_is_refused(either: Trial) -> None:
+    """Case 8."""
     either.serves(DATA, *[zipped] * 9)
     first = either.run()
     assert {request.headers["Accept-Encoding"] for request in either.server.log} == {"identity"}
@@ -352,7 +374,8 @@ def test_case_08_what_is_compressed_on_the_way_is_refused(either: Trial) -> None
 # 9 and 10: other content than was promised
 
 
-def test_case_09_one_wrong_bit_is_mended_by_fetching_again(hub: Trial) -> None:
+def test_one_wrong_bit_is_repaired_by_fetching_again(hub: Trial) -> None:
+    """Case 9."""
     hub.serves(DATA, flipped(HALF))
     done = hub.run()
     assert done.code == 0
@@ -361,7 +384,8 @@ def test_case_09_one_wrong_bit_is_mended_by_fetching_again(hub: Trial) -> None:
     hub.survived(done)
 
 
-def test_case_09_wrong_bits_twice_are_bad_data(hub: Trial) -> None:
+def test_wrong_bits_twice_raise_bad_data(hub: Trial) -> None:
+    """Case 9."""
     hub.serves(DATA, *[flipped(HALF)] * 9)
     first = hub.run()
     assert len(hub.server.gets) == 2
@@ -369,7 +393,8 @@ def test_case_09_wrong_bits_twice_are_bad_data(hub: Trial) -> None:
     hub.survived(first, code=65, names=[hub.path, "quarantine/"])
 
 
-def test_case_09_a_wrong_bit_in_what_an_earlier_command_left_is_found(hub: Trial) -> None:
+def test_wrong_bit_in_an_earlier_part_is_detected(hub: Trial) -> None:
+    """Case 9."""
     hub.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = hub.run()
     with open(partial.part_path(hub.target), "r+b") as part:
@@ -384,21 +409,24 @@ PORTAL_WITHOUT_TYPE = say(200, b"<html>Log in to the hotel's network</html>")
 
 
 @pytest.mark.parametrize("heads", [(PORTAL,), (), (say(405),)], ids=["also HEAD", "not HEAD", "HEAD says nothing"])
-def test_case_10_a_captive_portal_is_not_a_shard(either: Trial, heads: tuple[Act, ...]) -> None:
+def test_captive_portal_is_not_accepted_as_a_shard(either: Trial, heads: tuple[Act, ...]) -> None:
+    """Case 10."""
     either.serves(DATA, *[PORTAL] * 9, heads=heads)
     first = either.run()
     assert not either.root.exists() or faults.leftovers(either.root) == []
     either.survived(first, code=75, names=[either.path, "a web page"])
 
 
-def test_case_10_nor_is_one_that_does_not_say_what_it_is(either: Trial) -> None:
+def test_captive_portal_without_content_type_is_not_accepted(either: Trial) -> None:
+    """Case 10."""
     either.serves(DATA, *[PORTAL_WITHOUT_TYPE] * 9, heads=(say(405),))
     first = either.run()
     assert faults.leftovers(either.root) == []
     either.survived(first, code=75, names=[either.path, "data that is not zstd"])
 
 
-def test_case_10_a_captive_portal_is_no_smaller_version_of_a_file_that_is_there(either: Trial) -> None:
+def test_captive_portal_is_not_taken_for_a_shrunk_file(either: Trial) -> None:
+    """Case 10."""
     either.serves(DATA)
     assert either.run().code == 0
     old = faults.published(either.root)
@@ -409,7 +437,8 @@ def test_case_10_a_captive_portal_is_no_smaller_version_of_a_file_that_is_there(
 # 11 to 13: patience
 
 
-def test_case_11_a_busy_server_is_asked_again_when_it_says(either: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_server_is_retried_after_the_requested_wait(either: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 11."""
     naps: list[float] = []
     monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: naps.append(seconds))
     monkeypatch.setenv("NO_PROXY", "*")
@@ -421,7 +450,8 @@ def test_case_11_a_busy_server_is_asked_again_when_it_says(either: Trial, monkey
     assert either.target.read_bytes() == DATA
 
 
-def test_case_11_what_would_be_after_the_deadline_is_not_waited_for(either: Trial) -> None:
+def test_wait_beyond_the_deadline_ends_the_command(either: Trial) -> None:
+    """Case 11."""
     either.serves(DATA, say(429, Retry_After="100"))
     first = either.run("--deadline", "20")
     assert first.seconds < 10
@@ -436,14 +466,17 @@ SHORT = {
 
 
 @pytest.mark.parametrize("after", [0, 1000])
-def test_case_12_a_server_that_falls_silent_is_asked_again_and_then_left(either: Trial, after: int) -> None:
+def test_server_that_stalls_is_retried_and_then_given_up(either: Trial, after: int) -> None:
+    """Case 12."""
     either.serves(DATA, *[stall(after)] * 9)
     first = either.run(**SHORT)
     assert 1 < len(either.server.gets) < 9
     either.survived(first, code=75, names=[either.path, "no answer for too long"])
 
 
-def test_case_12_a_server_that_is_silent_from_the_start_is_asked_again_and_then_left(either: Trial) -> None:
+def test_server_that_never_answers_is_retried_and_then_given_up(either: Trial) -> None:
+    """Case 12."""
+
     def silent(handler: Handler) -> None:
         handler.server.stopping.wait()
 
@@ -453,7 +486,8 @@ def test_case_12_a_server_that_is_silent_from_the_start_is_asked_again_and_then_
     either.survived(first, code=75, names=[either.path, "no answer for too long"])
 
 
-def test_case_12_a_server_that_trickles_is_as_good_as_silent(either: Trial) -> None:
+def test_trickling_server_is_retried_and_then_given_up(either: Trial) -> None:
+    """Case 12."""
     either.serves(DATA, *[trickle(1, 0.05)] * 9)
     first = either.run(**SHORT)
     assert 1 < len(either.server.gets) < 9
@@ -471,16 +505,17 @@ def stall_late(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize("act", [stall_late, trickle(1, 0.05)], ids=["silent in the end", "trickling"])
-def test_case_12_the_deadline_holds_whatever_the_server_does(either: Trial, act: Act) -> None:
+def test_deadline_holds_for_stalling_and_trickling_servers(either: Trial, act: Act) -> None:
+    """Case 12."""
     either.serves(DATA, *[act] * 9)
     first = either.run("--deadline", "2")
     assert 1.9 < first.seconds < 3.2
     either.survived(first, code=75, names=[either.path, "--deadline"])
 
 
-def test_case_12_an_answer_without_a_length_that_the_deadline_ends_is_not_a_whole_file(
-    server: Server, root: Path
-) -> None:
+def test_response_without_length_ended_by_the_deadline_is_not_complete(server: Server, root: Path) -> None:
+    """Case 12."""
+
     def endless(handler: Handler) -> None:
         handler.begin(200, {})
         handler.send(b"the first line\n")
@@ -493,7 +528,8 @@ def test_case_12_an_answer_without_a_length_that_the_deadline_ends_is_not_a_whol
     assert_survived(root, command.run, expected, [command.run()], code=75, names=["/a.txt", "--deadline"])
 
 
-def test_case_13_a_signed_link_that_expires_is_asked_for_anew(hub: Trial) -> None:
+def test_expired_signed_link_is_requested_again(hub: Trial) -> None:
+    """Case 13."""
     with badserver.running() as store:
         signed = [f"/blob?X-Amz-Signature=secret{number}" for number in range(4)]
         links = [redirect(store.url + path, **as_names(badserver.linked(DATA))) for path in signed]
@@ -512,7 +548,8 @@ def test_case_13_a_signed_link_that_expires_is_asked_for_anew(hub: Trial) -> Non
         hub.survived(done, secrets=(TOKEN, "Signature", "secret"), twice=lambda: store.sent - len(DATA))
 
 
-def test_case_13_a_link_that_is_never_valid_is_left_after_a_while(hub: Trial) -> None:
+def test_signed_link_that_is_never_valid_is_given_up(hub: Trial) -> None:
+    """Case 13."""
     with badserver.running() as store:
         link = redirect(f"{store.url}/thread?X-Amz-Signature=secret", **as_names(badserver.linked(DATA)))
         hub.serves(DATA, *[link] * 9)
@@ -528,7 +565,8 @@ def as_names(headers: Mapping[str, str]) -> dict[str, str]:
 # 17 to 20: the disk
 
 
-def test_case_17_a_disk_that_is_too_small_is_refused_before_anything_is_written(hub: Trial) -> None:
+def test_too_small_disk_is_refused_before_any_write(hub: Trial) -> None:
+    """Case 17."""
     with faults.tmpfs(hub.root, "2m"):
         hub.serves(DATA)
         first = hub.run()
@@ -542,9 +580,8 @@ NO_RESERVE = {"pipeline__sources__download___RESERVE": 0}
 
 
 @pytest.mark.parametrize("trial", ["hub", "plain"])
-def test_case_18_a_disk_that_is_full_half_way_keeps_what_was_durable(
-    trial: str, request: pytest.FixtureRequest
-) -> None:
+def test_disk_full_during_the_transfer_keeps_the_durable_bytes(trial: str, request: pytest.FixtureRequest) -> None:
+    """Case 18."""
     either: Trial = request.getfixturevalue(trial)
     data, filler = zstd(1500 * KIB, 3), either.root / "filler"
 
@@ -620,10 +657,8 @@ def fine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("trial", "what"), [("hub", "kill"), *[("plain", what) for what in ("ENOSPC", "EIO", "kill", "torn")]]
 )
-def test_case_18_19_22_whatever_goes_wrong_on_the_disk_the_next_command_ends_well(
-    trial: str, what: str, request: pytest.FixtureRequest
-) -> None:
-    """SQLite's method: the first operation goes wrong, then the second, the third, until a run is through."""
+def test_command_after_any_disk_fault_succeeds(trial: str, what: str, request: pytest.FixtureRequest) -> None:
+    """Cases 18, 19 and 22. As SQLite tests it: fail the first operation, then the second, until a run succeeds."""
     either: Trial = request.getfixturevalue(trial)
     expected = {either.name: hashlib.sha256(SMALL).hexdigest()}
     codes = set()
@@ -646,7 +681,8 @@ def test_case_18_19_22_whatever_goes_wrong_on_the_disk_the_next_command_ends_wel
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_19_a_sync_that_failed_is_not_tried_again(either: Trial) -> None:
+def test_failed_sync_is_not_retried(either: Trial) -> None:
+    """Case 19."""
     either.serves(SMALL)
     broken = faults.FaultyDisk(Fault("sync", 4, "EIO"))
     with faults.disk(broken), pytest.raises(OSError, match="nput/output error"):
@@ -661,7 +697,8 @@ def test_case_19_a_sync_that_failed_is_not_tried_again(either: Trial) -> None:
     assert either.target.read_bytes() == SMALL
 
 
-def test_case_19_a_system_that_cannot_sync_ends_the_command(either: Trial) -> None:
+def test_failing_fsync_ends_the_command(either: Trial) -> None:
+    """Case 19."""
     either.serves(SMALL)
     command = replace(either.command, before=faults.injected("fsync", "error=EIO:when=4"), constants=FINE)
     first = command.run()
@@ -680,8 +717,8 @@ def placed(after: Mapping[Path, bytes], old: Path, new: Path) -> None:
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_20_after_a_power_cut_at_any_point_the_next_command_ends_well(either: Trial) -> None:
-    """Every state that a system may leave that keeps what was synced, made from a log of one run."""
+def test_command_after_a_power_cut_at_any_point_succeeds(either: Trial) -> None:
+    """Case 20: Every state that a system may leave that keeps what was synced, made from a log of one run."""
     either.serves(SMALL)
     watched = faults.LoggingDisk()
     with faults.disk(watched):
@@ -706,8 +743,8 @@ def test_case_20_after_a_power_cut_at_any_point_the_next_command_ends_well(eithe
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_20_after_a_power_cut_a_part_is_of_the_file_that_its_state_names(plain: Trial) -> None:
-    """The server goes from A to B, of the same size, and back to A, when what was left is half of the one or other."""
+def test_part_after_a_power_cut_belongs_to_the_file_in_its_state(plain: Trial) -> None:
+    """Case 20: the server changes from A to B, of the same size, and back, while half of one is stored."""
     one, other = SMALL, bytes(reversed(SMALL[4:])).join((SMALL[:4], b""))
     assert (len(one), one[:4]) == (len(other), other[:4])
     for data in (one, other):
@@ -726,7 +763,8 @@ def test_case_20_after_a_power_cut_a_part_is_of_the_file_that_its_state_names(pl
         assert (root / plain.name).read_bytes() == one
 
 
-def test_case_20_after_a_power_cut_on_a_real_file_system_the_next_command_ends_well(hub: Trial, tmp_path: Path) -> None:
+def test_command_after_a_power_cut_on_ext4_succeeds(hub: Trial, tmp_path: Path) -> None:
+    """Case 20."""
     hub.serves(DATA, trickle(2 * KIB, 0.005))
     with faults.ext4(hub.root, tmp_path / "image"):
         process = replace(hub.command, constants={**FINE, **{"pipeline.sources.download._RESERVE": 0}}).start()
@@ -749,7 +787,8 @@ def test_case_20_after_a_power_cut_on_a_real_file_system_the_next_command_ends_w
 # 21 and 22: processes
 
 
-def test_case_21_two_commands_fetch_a_file_once(either: Trial) -> None:
+def test_two_commands_fetch_a_file_once(either: Trial) -> None:
+    """Case 21."""
     either.serves(DATA, trickle(4 * KIB, 0.02))
     first = either.command.start()
     wait_for(lambda: either.server.gets)
@@ -764,8 +803,8 @@ def test_case_21_two_commands_fetch_a_file_once(either: Trial) -> None:
 
 @pytest.mark.usefixtures("fine")
 @pytest.mark.parametrize("update", [False, True])
-def test_case_21_what_another_process_fetched_meanwhile_is_not_fetched_again(either: Trial, update: bool) -> None:
-    """It surveyed while the other one fetched, and got the lock when that was done."""
+def test_file_fetched_by_another_process_is_not_fetched_again(either: Trial, update: bool) -> None:
+    """Case 21: It surveyed while the other one fetched, and got the lock when that was done."""
     source = source_of(either)
     if update:
         either.serves(OTHER)
@@ -781,7 +820,8 @@ def test_case_21_what_another_process_fetched_meanwhile_is_not_fetched_again(eit
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_22_killed_at_any_byte_it_goes_on_with_no_more_than_an_interval_lost(either: Trial) -> None:
+def test_kill_at_any_byte_loses_at_most_one_interval(either: Trial) -> None:
+    """Case 22."""
     draw, kills, roots = random.Random(22), 0, 0
     expected = {either.name: hashlib.sha256(MEDIUM).hexdigest()}
     resumed = 0
@@ -807,7 +847,7 @@ def test_case_22_killed_at_any_byte_it_goes_on_with_no_more_than_an_interval_los
 # What holds beside the catalogue
 
 
-def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
+def test_unreadable_state_discards_only_the_part(either: Trial) -> None:
     for torn in (b"", b"{", b'{"schema": 1}', b"\xff", json.dumps({"schema": 9}).encode(), b"[" * 100_000):
         either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
         either.command.run_forked()
@@ -820,7 +860,7 @@ def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
         (either.target.parent / sources.LOCK_FILE).unlink()
 
 
-def test_a_state_that_says_more_than_there_is_is_not_believed(either: Trial) -> None:
+def test_state_that_claims_more_bytes_than_the_part_is_corrected(either: Trial) -> None:
     either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     first = either.run()
     os.truncate(partial.part_path(either.target), 1000)
@@ -828,7 +868,7 @@ def test_a_state_that_says_more_than_there_is_is_not_believed(either: Trial) -> 
     assert either.starts[-1] == 1000
 
 
-def test_a_part_of_another_file_is_never_continued_though_that_comes_back(plain: Trial) -> None:
+def test_part_of_another_file_is_never_resumed(plain: Trial) -> None:
     """The server goes from A to B and back to A, and each time the command is killed."""
     plain.serves(DATA, cut_after(HALF), *[say(503)] * 9)
     assert plain.run().code == 75
