@@ -1,4 +1,4 @@
-"""From files to documents: nothing broken passes for whole, and nothing is dropped without a reason."""
+"""From files to documents: damaged input is an error, and every reject has a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.errors import BadConfig, BadData
-from pipeline.readers import compression, documents, jsonl, readers
+from pipeline.readers import compression, jsonl, readers
 from pipeline.readers.documents import Document, Reject
 from pipeline.readers.jsonl import ZstdLines
 from pipeline.runtime.ledger import Ledger
@@ -30,17 +30,17 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[Reject], Ledger]:
-    """Everything in a file, with its ledger closed as a stage would close it."""
+    """Read a file, and close its ledger as a stage would."""
     ledger, rejects = Ledger(), list[Reject]()
-    found = list(readers.read(path, ledger, rejects.append, encoding=encoding))
-    ledger.documents.out += len(found)
-    ledger.characters.out += sum(len(document.text) for document in found)
+    documents = list(readers.read(path, ledger, rejects.append, encoding=encoding))
+    ledger.documents.out += len(documents)
+    ledger.characters.out += sum(len(document.text) for document in documents)
     ledger.close(max_bad=1.0)
-    return found, rejects, ledger
+    return documents, rejects, ledger
 
 
 def json_lines(count: int) -> bytes:
-    """Documents that hardly compress."""
+    """Return documents that hardly compress."""
     text = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(count)]
     return b"".join(jsonl.json_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
 
@@ -112,8 +112,8 @@ def in_blocks(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def naive_lines(data: bytes) -> list[bytes]:
-    found = data.split(b"\n")
-    return found if found[-1] else found[:-1]
+    lines = data.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 @given(
@@ -121,10 +121,10 @@ def naive_lines(data: bytes) -> list[bytes]:
 )
 def test_lines_equal_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) -> None:
     naive = naive_lines(data)
-    found = list(jsonl.lines(iter(in_blocks(data, cuts))))
-    assert [line for _, line, _ in found] == naive
-    assert all(whole for _, _, whole in found)
-    assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
+    lines = list(jsonl.lines(iter(in_blocks(data, cuts))))
+    assert [line for _, line, _ in lines] == naive
+    assert all(is_complete for _, _, is_complete in lines)
+    assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
 
 
 @given(
@@ -135,22 +135,25 @@ def test_overlong_line_is_truncated_and_later_lines_are_complete(data: bytes, si
     naive = naive_lines(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "MAX_LINE", 20)
-        patch.setattr(documents, "EXCERPT", 5)
-        found = list(jsonl.lines(data[at : at + size] for at in range(0, len(data), size)))
-    assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
-    for line, (_, given_, whole) in zip(naive, found, strict=True):
-        assert whole == (len(line) <= 20)
-        assert line.startswith(given_)
-        assert given_ == line if whole else given_
+        patch.setattr(jsonl, "EXCERPT", 5)
+        lines = list(jsonl.lines(data[at : at + size] for at in range(0, len(data), size)))
+    assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
+    for line, (_, returned, is_complete) in zip(naive, lines, strict=True):
+        assert is_complete == (len(line) <= 20)
+        assert line.startswith(returned)
+        assert returned == line if is_complete else returned
 
 
 def test_overlong_line_is_rejected_and_the_rest_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "MAX_LINE", 3 << 20)
     long = jsonl.json_line("水" * (1 << 20), "", "", None)
     path = file_of(tmp_path, b'{"text":"a"}\n' + long * 2 + b'{"text":"b"}\n', "a.jsonl")
-    found, rejects, ledger = read(path)
-    assert [(each.text, each.line, each.offset) for each in found] == [("a", 1, 0), ("b", 4, 13 + 2 * len(long))]
-    assert [(each.line, each.offset, each.reason) for each in rejects] == [
+    documents, rejects, ledger = read(path)
+    assert [(document.text, document.line, document.offset) for document in documents] == [
+        ("a", 1, 0),
+        ("b", 4, 13 + 2 * len(long)),
+    ]
+    assert [(document.line, document.offset, document.reason) for document in rejects] == [
         (2, 13, "bad-too-long"),
         (3, 13 + len(long), "bad-too-long"),
     ]
@@ -165,10 +168,10 @@ DIGITS = b"9" * 5000
 @pytest.mark.parametrize("meta", [DIGITS, b"1e999", b'"\xff"'], ids=["digits", "infinite", "not-utf-8"])
 def test_invalid_meta_is_dropped_and_the_text_kept(tmp_path: Path, meta: bytes) -> None:
     """Case 31."""
-    (found,), rejects, _ = read(
+    (document,), rejects, _ = read(
         file_of(tmp_path, b'{"text": "a", "title": ' + meta + b', "meta": ' + meta + b"}", "a.jsonl")
     )
-    assert (found.text, found.title, found.meta, rejects) == ("a", "", None, [])
+    assert (document.text, document.title, document.meta, rejects) == ("a", "", None, [])
 
 
 @pytest.mark.parametrize(
@@ -205,14 +208,14 @@ def test_invalid_meta_is_dropped_and_the_text_kept(tmp_path: Path, meta: bytes) 
 def test_invalid_line_is_rejected_with_reason_and_offset(tmp_path: Path, line: bytes, reason: str) -> None:
     """Case 31."""
     before, after = '{"text": "在前"}\n'.encode(), b'{"text": "after"}\n'
-    found, rejects, ledger = read(file_of(tmp_path, before + line + b"\n" + after, "a.jsonl"))
-    assert [(document.text, document.line) for document in found] == [("在前", 1), ("after", 3)]
-    assert found[1].offset == len(before) + len(line) + 1
+    documents, rejects, ledger = read(file_of(tmp_path, before + line + b"\n" + after, "a.jsonl"))
+    assert [(document.text, document.line) for document in documents] == [("在前", 1), ("after", 3)]
+    assert documents[1].offset == len(before) + len(line) + 1
     assert ledger.documents.to_dict() == {"in": 3, "out": 2, "dropped": {reason: 1}}
     assert ledger.documents.bad == (reason != "blank-line")
-    shown = line.decode(errors="replace")
-    assert rejects == [Reject("a.jsonl", 2, len(before), reason, shown[:200])]
-    assert ledger.characters.dropped == ({reason: len(shown)} if shown else {})
+    text = line.decode(errors="replace")
+    assert rejects == [Reject("a.jsonl", 2, len(before), reason, text[:200])]
+    assert ledger.characters.dropped == ({reason: len(text)} if text else {})
 
 
 @pytest.mark.parametrize(
@@ -232,8 +235,8 @@ def test_invalid_line_is_rejected_with_reason_and_offset(tmp_path: Path, line: b
 )
 def test_unusual_but_valid_line_is_one_document(tmp_path: Path, line: bytes, text: str) -> None:
     """Case 30."""
-    found, rejects, ledger = read(file_of(tmp_path, line + b"\n" + line, "a.jsonl"))
-    assert [(document.text, document.line, document.offset) for document in found] == [
+    documents, rejects, ledger = read(file_of(tmp_path, line + b"\n" + line, "a.jsonl"))
+    assert [(document.text, document.line, document.offset) for document in documents] == [
         (text, 1, 0),
         (text, 2, len(line) + 1),
     ]
@@ -251,8 +254,8 @@ def test_title_and_meta_are_read(tmp_path: Path) -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
 def test_any_bytes_are_parsed_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    found, rejects, ledger = read(file_of(tmp_path_factory.mktemp("any"), data, "a.jsonl"))
-    assert len(found) + len(rejects) == ledger.documents.came == len(naive_lines(data.removeprefix(BOM)))
+    documents, rejects, ledger = read(file_of(tmp_path_factory.mktemp("any"), data, "a.jsonl"))
+    assert len(documents) + len(rejects) == ledger.documents.came == len(naive_lines(data.removeprefix(BOM)))
 
 
 def test_empty_jsonl_file_has_no_documents(tmp_path: Path) -> None:
@@ -290,15 +293,15 @@ def test_chinese_poetry_yields_one_document_per_poem(tmp_path: Path) -> None:
         {"chapter": "学而篇", "paragraphs": ["子曰"]},
         {"paragraphs": []},
     ]
-    found, rejects, ledger = read(file_of(tmp_path, json.dumps(poems).encode(), "ci.song.0.json"))
-    assert [(document.title, document.text, document.meta, document.line) for document in found] == [
+    documents, rejects, ledger = read(file_of(tmp_path, json.dumps(poems).encode(), "ci.song.0.json"))
+    assert [(document.title, document.text, document.meta, document.line) for document in documents] == [
         ("导引", "气和玉烛，\n叡化著鸿明。", {"author": "和岘"}, 1),
         ("静夜思", "床前明月光", {"author": "李白"}, 2),
         ("学而篇", "子曰", None, 3),
         ("", "", None, 4),
     ]
     assert rejects == []
-    assert ledger.characters.came == sum(len(document.text) for document in found)
+    assert ledger.characters.came == sum(len(document.text) for document in documents)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'[{"text": "a"}]', b'[{"paragraphs": 7}]', b'[{"paragraphs": ["a"'])
@@ -320,8 +323,8 @@ def test_real_chinese_poetry_files_are_read_completely(shared: Path) -> None:
 @pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", frame)])
 def test_text_file_is_one_document(tmp_path: Path, name: str, pack: Callable[[bytes], bytes], encoding: str) -> None:
     text = "水滸傳\r\n第一回\n\n"
-    (found,), rejects, ledger = read(file_of(tmp_path, pack(text.encode(encoding)), name), encoding=encoding)
-    assert (found.text, found.file, found.line, found.offset) == (text, name, 1, 0)
+    (document,), rejects, ledger = read(file_of(tmp_path, pack(text.encode(encoding)), name), encoding=encoding)
+    assert (document.text, document.file, document.line, document.offset) == (text, name, 1, 0)
     assert rejects == []
     assert (ledger.documents.came, ledger.characters.came) == (1, len(text))
 
@@ -368,8 +371,8 @@ def table(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
 def test_parquet_rows_are_documents_with_title_and_meta(tmp_path: Path) -> None:
     meta = [{"pile_set_name": "Pile-CC"}, None]
     path = table(tmp_path, {"id": [1, 2], "text": ["水\n", "b"], "title": ["第一回", None], "meta": meta})
-    found, rejects, ledger = read(path)
-    assert [(each.text, each.title, each.meta, each.line) for each in found] == [
+    documents, rejects, ledger = read(path)
+    assert [(document.text, document.title, document.meta, document.line) for document in documents] == [
         ("水\n", "第一回", meta[0], 1),
         ("b", "", None, 2),
     ]
@@ -385,15 +388,17 @@ def test_parquet_rows_are_documents_with_title_and_meta(tmp_path: Path) -> None:
 def test_rows_of_all_groups_are_in_order(tmp_path: Path, compressed: str, kind: pyarrow.DataType) -> None:
     rows = [f"第{n}回 \U0001f600" for n in range(2000)]
     path = table(tmp_path, {"text": pyarrow.array(rows, kind)}, compression=compressed, row_group_size=300)
-    heard: list[int] = []
-    found = list(readers.read(path, Ledger(), print, advance=heard.append))
-    assert [(each.text, each.line) for each in found] == [(text, n) for n, text in enumerate(rows, start=1)]
-    assert sum(heard) == path.stat().st_size
+    progress: list[int] = []
+    documents = list(readers.read(path, Ledger(), print, advance=progress.append))
+    assert [(document.text, document.line) for document in documents] == [
+        (text, n) for n, text in enumerate(rows, start=1)
+    ]
+    assert sum(progress) == path.stat().st_size
 
 
 def test_null_text_is_an_empty_document(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": ["a", None, "b"]})
-    assert [(each.text, each.line) for each in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
+    assert [(document.text, document.line) for document in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
     assert b"".join(readers.json_lines(path)).count(b"\n") == 3
 
 
@@ -401,9 +406,9 @@ def test_document_without_text_becomes_an_empty_line(tmp_path: Path) -> None:
     poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
     for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
         (line,) = b"".join(readers.json_lines(path)).splitlines()
-        found = jsonl.parse(line)
-        assert not isinstance(found, str)
-        assert found.text == ""
+        record = jsonl.parse(line)
+        assert not isinstance(record, str)
+        assert record.text == ""
 
 
 def test_parquet_file_without_rows_has_no_documents(tmp_path: Path) -> None:
@@ -418,12 +423,13 @@ def test_parquet_file_without_text_column_lists_its_columns(tmp_path: Path) -> N
 
 
 def test_truncated_parquet_file_raises_bad_data(tmp_path: Path) -> None:
-    whole = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
+    is_complete = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
     for twentieth in range(20):
         refuse(
-            file_of(tmp_path, whole[: len(whole) * twentieth // 20], "a.parquet"), "truncated or corrupt Parquet file"
+            file_of(tmp_path, is_complete[: len(is_complete) * twentieth // 20], "a.parquet"),
+            "truncated or corrupt Parquet file",
         )
-    refuse(file_of(tmp_path, whole[:-1], "a.parquet"), "truncated or corrupt Parquet file")
+    refuse(file_of(tmp_path, is_complete[:-1], "a.parquet"), "truncated or corrupt Parquet file")
     refuse(file_of(tmp_path, b'{"text": "a"}\n' * 10, "a.parquet"), "truncated or corrupt Parquet file")
 
 
@@ -435,8 +441,8 @@ def test_damaged_parquet_page_raises_bad_data(tmp_path: Path) -> None:
 
 
 def test_parquet_title_that_is_not_a_string_is_ignored(tmp_path: Path) -> None:
-    (found,) = read(table(tmp_path, {"text": ["a"], "title": [7]}))[0]
-    assert found.title == ""
+    (document,) = read(table(tmp_path, {"text": ["a"], "title": [7]}))[0]
+    assert document.title == ""
 
 
 def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path) -> None:
@@ -448,21 +454,23 @@ def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path) ->
         "except errors.BadConfig as error:\n    print(error.exit_code, error.hint)\n"
     )
     command = [sys.executable, "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-    assert done.stdout == "78 pip install 'inkstone[parquet]'\n"
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert process.stdout == "78 pip install 'inkstone[parquet]'\n"
 
 
-# The real texts
+# Real texts
 
 
 def test_pile_equals_a_naive_reading(shared: Path) -> None:
     path = shared / "data" / "pile_val.jsonl.zst"
     with open(path, "rb") as handle:
-        whole = zstandard.ZstdDecompressor().stream_reader(handle).read()
-    naive = [json.loads(line) for line in whole.split(b"\n") if line]
-    found, rejects, ledger = read(path)
-    assert len(found) == 200
-    assert [(document.text, document.meta) for document in found] == [(line["text"], line["meta"]) for line in naive]
+        is_complete = zstandard.ZstdDecompressor().stream_reader(handle).read()
+    naive = [json.loads(line) for line in is_complete.split(b"\n") if line]
+    documents, rejects, ledger = read(path)
+    assert len(documents) == 200
+    assert [(document.text, document.meta) for document in documents] == [
+        (line["text"], line["meta"]) for line in naive
+    ]
     assert rejects == []
     assert ledger.characters.came == sum(len(line["text"]) for line in naive)
-    assert all(whole[document.offset :].startswith(b'{"text"') for document in found)
+    assert all(is_complete[document.offset :].startswith(b'{"text"') for document in documents)

@@ -1,4 +1,4 @@
-"""The catalogue: what a source's name, a URL or a path means as files."""
+"""The catalogue: source names, URLs and paths resolve to files."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def test_token_is_only_for_the_pile_and_never_shown() -> None:
     ],
 )
 def test_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None:
-    found = resolve(url, environment={})
-    assert found.name == source
-    assert [(entry.name, entry.urls) for entry in found.files] == [(file, (url,))]
+    resolved = resolve(url, environment={})
+    assert resolved.name == source
+    assert [(entry.name, entry.urls) for entry in resolved.files] == [(file, (url,))]
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_file_named_like_a_catalogue_source_gets_another_name(
 def test_local_file_is_a_source_of_one_file(tmp_path: Path) -> None:
     path = tmp_path / "水浒传.txt"
     path.write_text("回")
-    found = resolve(str(path), environment={})
-    assert found.name == "水浒传"
-    assert [(file.name, file.local, file.urls) for file in found.files] == [("水浒传.txt", path, ())]
+    source = resolve(str(path), environment={})
+    assert source.name == "水浒传"
+    assert [(file.name, file.local, file.urls) for file in source.files] == [("水浒传.txt", path, ())]
 
 
 def test_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     (tmp_path / "books" / "folder.txt").mkdir()
-    found = resolve(f"{tmp_path}/books/", environment={})
-    assert found.name == "books"
-    assert [file.name for file in found.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
+    source = resolve(f"{tmp_path}/books/", environment={})
+    assert source.name == "books"
+    assert [file.name for file in source.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
 
 
 def test_catalogue_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The decompress stage: the plain file, or an error and no file at all."""
+"""The decompress stage: the plain file, or an error and no file."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_plain_file_is_written_to_the_given_folder(tmp_path: Path, name: str, pa
 @PACKED
 def test_truncated_file_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
     """Case 24."""
-    whole = pack(PLAIN)
+    compressed = pack(PLAIN)
     for twentieth in range(20):
-        (tmp_path / name).write_bytes(whole[: len(whole) * twentieth // 20])
+        (tmp_path / name).write_bytes(compressed[: len(compressed) * twentieth // 20])
         with pytest.raises(BadData) as caught:
             decompress([tmp_path / name], None, Silent())
         assert caught.value.exit_code == 65
@@ -53,8 +53,8 @@ def test_truncated_file_leaves_no_output(tmp_path: Path, name: str, pack: Pack) 
 @PACKED
 def test_trailing_garbage_leaves_no_output(tmp_path: Path, name: str, pack: Pack) -> None:
     """Case 25."""
-    for more in (b"garbage", pack(PLAIN)[:-1]):
-        (tmp_path / name).write_bytes(pack(PLAIN) + more)
+    for trailing in (b"garbage", pack(PLAIN)[:-1]):
+        (tmp_path / name).write_bytes(pack(PLAIN) + trailing)
         with pytest.raises(BadData):
             decompress([tmp_path / name], None, Silent())
         assert os.listdir(tmp_path) == [name]
@@ -94,11 +94,11 @@ def test_empty_text_is_decompressed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.zip", "a", ".zst"])
 def test_name_without_a_compressed_suffix_is_refused_before_any_output(tmp_path: Path, name: str) -> None:
-    good, other = tmp_path / "good.txt.zst", tmp_path / name
+    good, invalid = tmp_path / "good.txt.zst", tmp_path / name
     good.write_bytes(compress_zstd(PLAIN))
-    other.write_bytes(compress_zstd(PLAIN))
+    invalid.write_bytes(compress_zstd(PLAIN))
     with pytest.raises(BadConfig, match="not a compressed file") as caught:
-        decompress([good, other], None, Silent())
+        decompress([good, invalid], None, Silent())
     assert caught.value.exit_code == 78
     assert not (tmp_path / "good.txt").exists()
 
