@@ -153,7 +153,7 @@ def test_overlong_line_is_rejected_and_the_rest_read(tmp_path: Path, monkeypatch
         ("a", 1, 0),
         ("b", 4, 13 + 2 * len(long)),
     ]
-    assert [(document.line, document.offset, document.reason) for document in rejects] == [
+    assert [(reject.line, reject.offset, reject.reason) for reject in rejects] == [
         (2, 13, "bad-too-long"),
         (3, 13 + len(long), "bad-too-long"),
     ]
@@ -423,13 +423,13 @@ def test_parquet_file_without_text_column_lists_its_columns(tmp_path: Path) -> N
 
 
 def test_truncated_parquet_file_raises_bad_data(tmp_path: Path) -> None:
-    is_complete = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
+    data = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
     for twentieth in range(20):
         refuse(
-            file_of(tmp_path, is_complete[: len(is_complete) * twentieth // 20], "a.parquet"),
+            file_of(tmp_path, data[: len(data) * twentieth // 20], "a.parquet"),
             "truncated or corrupt Parquet file",
         )
-    refuse(file_of(tmp_path, is_complete[:-1], "a.parquet"), "truncated or corrupt Parquet file")
+    refuse(file_of(tmp_path, data[:-1], "a.parquet"), "truncated or corrupt Parquet file")
     refuse(file_of(tmp_path, b'{"text": "a"}\n' * 10, "a.parquet"), "truncated or corrupt Parquet file")
 
 
@@ -464,8 +464,8 @@ def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path) ->
 def test_pile_equals_a_naive_reading(shared: Path) -> None:
     path = shared / "data" / "pile_val.jsonl.zst"
     with open(path, "rb") as handle:
-        is_complete = zstandard.ZstdDecompressor().stream_reader(handle).read()
-    naive = [json.loads(line) for line in is_complete.split(b"\n") if line]
+        data = zstandard.ZstdDecompressor().stream_reader(handle).read()
+    naive = [json.loads(line) for line in data.split(b"\n") if line]
     documents, rejects, ledger = read(path)
     assert len(documents) == 200
     assert [(document.text, document.meta) for document in documents] == [
@@ -473,4 +473,4 @@ def test_pile_equals_a_naive_reading(shared: Path) -> None:
     ]
     assert rejects == []
     assert ledger.characters.came == sum(len(line["text"]) for line in naive)
-    assert all(is_complete[document.offset :].startswith(b'{"text"') for document in documents)
+    assert all(data[document.offset :].startswith(b'{"text"') for document in documents)

@@ -1,4 +1,4 @@
-"""Downloads from a server that cuts, lies, moves and refuses: whole files or errors, never anything between."""
+"""Downloads from a server that truncates, lies, redirects and refuses: complete files or errors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from pipeline.errors import (
     UpstreamChanged,
 )
 from pipeline.runtime.progress import Silent
-from pipeline.sources import cache, partial
-from pipeline.sources import catalogue as sources
+from pipeline.sources import cache, catalogue, partial
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import Downloaded, download, plan, survey
 from pipeline.sources.http import Network
 from pipeline.store.files import TEMPORARY
 from pipeline.store.locks import lock
-from tests.support import bad_server as badserver
-from tests.support import faults
-from tests.support.bad_server import HUB_FOLDER, Handler, Server, cut_after, in_chunks, linked, say
+from tests.support import bad_server, faults
+from tests.support.bad_server import HUB_FOLDER, Handler, Server, cut_after, hub_headers, respond, send_chunked
 from tests.support.faults import Command
 
 MIB = 1 << 20
@@ -40,18 +38,20 @@ MIB = 1 << 20
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with badserver.running() as one:
-        yield one
+    with bad_server.running_server() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long each wait before another attempt would have been; none is waited."""
-    waits: list[float] = []
-    monkeypatch.setattr("pipeline.sources.http.Network.sleep", lambda network, seconds, where: waits.append(seconds))
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Durations of the waits between attempts, which are skipped."""
+    durations: list[float] = []
+    monkeypatch.setattr(
+        "pipeline.sources.http.Network.sleep", lambda network, seconds, where: durations.append(seconds)
+    )
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
-    return waits
+    return durations
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -59,7 +59,7 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 
 def zstd(size: int = 1000, seed: int = 0) -> bytes:
-    """A zstd file of about `size` bytes."""
+    """Return a zstd file of about `size` bytes."""
     return zstandard.ZstdCompressor().compress(noise(size, seed))
 
 
@@ -68,32 +68,32 @@ def fetch(root: Path, source: Source, **options: bool) -> Downloaded:
 
 
 def pile(server: Server, shards: str = "0,val", **environment: str) -> Source:
-    return sources.resolve("pile", shards=shards, mirror=server.url, environment=environment)
+    return catalogue.resolve("pile", shards=shards, mirror=server.url, environment=environment)
 
 
 def page(server: Server, path: str) -> Source:
-    """The file at `path` of the server, as a URL that a person gives."""
-    return sources.resolve(server.url + path, environment={})
+    """Return the file at `path` of the server as a source named by its URL."""
+    return catalogue.resolve(server.url + path, environment={})
 
 
 def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, match: str | None = None) -> None:
-    """The download fails as said, and nothing is kept: under no file's name, and nothing is pinned."""
+    """Assert that the download raises `error` and leaves neither files nor pins."""
     with pytest.raises(error, match=match) as caught:
         fetch(root, source)
     assert type(caught.value) is error
     assert caught.value.exit_code == code
     folder = cache.folder(root, source.name)
-    kept = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    assert {path.parts[0] for path in kept} <= {".lock", partial.QUARANTINE}
+    remaining = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in remaining} <= {".lock", partial.QUARANTINE}
 
 
 @pytest.mark.parametrize("layout", [HUB_FOLDER, ""], ids=["the hub's layout", "flat"])
 def test_pile_is_fetched_from_a_mirror_of_either_layout(root: Path, server: Server, layout: str) -> None:
     contents = {f"train/{n:02d}.jsonl.zst": zstd(seed=n) for n in range(3)} | {"val.jsonl.zst": zstd(seed=9)}
     server.files.update({f"{layout}/{name}": data for name, data in contents.items()})
-    done = fetch(root, pile(server, "0-2,val"))
-    assert (done.result, done.fetched, done.unchanged) == ("built", 4, 0)
-    assert done.bytes == sum(len(data) for data in contents.values())
+    result = fetch(root, pile(server, "0-2,val"))
+    assert (result.result, result.fetched, result.unchanged) == ("built", 4, 0)
+    assert result.bytes == sum(len(data) for data in contents.values())
     assert {name: (root / "raw" / "pile" / name).read_bytes() for name in contents} == contents
     pinned = cache.read_lock(root, "pile")
     assert {name: (pin.size, pin.sha256) for name, pin in pinned.items()} == {
@@ -107,8 +107,8 @@ def test_second_download_sends_no_requests(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd()})
     fetch(root, pile(server))
     server.log.clear()
-    again = fetch(root, pile(server))
-    assert (again.result, again.fetched, again.unchanged, again.bytes) == ("unchanged", 0, 2, 0)
+    second = fetch(root, pile(server))
+    assert (second.result, second.fetched, second.unchanged, second.bytes) == ("unchanged", 0, 2, 0)
     assert server.log == []
 
 
@@ -117,7 +117,7 @@ def test_shards_downloaded_separately_share_a_cache(root: Path, server: Server) 
     fetch(root, pile(server, "0"))
     server.log.clear()
     assert fetch(root, pile(server, "0,val")).fetched == 1
-    assert server.asked == ["/val.jsonl.zst"]
+    assert server.requested_paths == ["/val.jsonl.zst"]
     assert sorted(cache.read_lock(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
 
 
@@ -151,7 +151,7 @@ def test_files_fetched_before_an_error_are_pinned(root: Path, server: Server) ->
     server.files["/train/01.jsonl.zst"] = zstd()
     server.log.clear()
     assert fetch(root, pile(server, "0,1")).fetched == 1
-    assert not any("00" in path for path in server.asked)
+    assert not any("00" in path for path in server.requested_paths)
 
 
 def test_transfer_interrupted_every_half_mebibyte_is_complete(root: Path, server: Server) -> None:
@@ -163,40 +163,40 @@ def test_transfer_interrupted_every_half_mebibyte_is_complete(root: Path, server
     assert [request.range for request in server.gets[1:]] == [f"bytes={n * MIB // 2}-" for n in range(1, 8)]
 
 
-def test_transfer_without_any_bytes_raises_try_again(root: Path, server: Server, naps: list[float]) -> None:
+def test_transfer_without_any_bytes_raises_try_again(root: Path, server: Server, waits: list[float]) -> None:
     server.files["/a.txt"] = noise(1000)
     server.scripts["/a.txt"] = [cut_after(0)] * 20
     refuse(root, page(server, "/a.txt"), TryAgain, 75)
     assert 2 < len(server.gets) < 10
-    assert naps == sorted(naps)
+    assert waits == sorted(waits)
 
 
 def test_unreachable_server_raises_try_again(root: Path, server: Server) -> None:
-    refuse(root, sources.resolve("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
+    refuse(root, catalogue.resolve("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
 
 
 def test_file_missing_at_every_url_raises_remote_gone(root: Path, server: Server) -> None:
     refuse(root, pile(server, "0"), RemoteGone, 69, match="404")
     assert [request.path for request in server.log] == [f"{HUB_FOLDER}/train/00.jsonl.zst", "/train/00.jsonl.zst"]
-    assert not (root / "raw").exists()  # and nothing was begun
+    assert not (root / "raw").exists()
 
 
-def test_missing_remote_file_is_not_requested_again(root: Path, server: Server, naps: list[float]) -> None:
-    server.scripts["/a.txt"] = [say(410)]
+def test_missing_remote_file_is_not_requested_again(root: Path, server: Server, waits: list[float]) -> None:
+    server.scripts["/a.txt"] = [respond(410)]
     refuse(root, page(server, "/a.txt"), RemoteGone, 69, match="410")
-    assert naps == []
+    assert waits == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_unauthorized_request_is_not_retried(root: Path, server: Server, status: int) -> None:
-    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(status)]
+    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [respond(status)]
     refuse(root, pile(server, "val"), NotPermitted, 77, match="set HF_TOKEN")
     assert len(server.gets) == 1
 
 
 @pytest.mark.parametrize("status", [400, 418, 204])
 def test_unexpected_status_raises_protocol_broken(root: Path, server: Server, status: int) -> None:
-    server.scripts["/a.txt"] = [say(status)]
+    server.scripts["/a.txt"] = [respond(status)]
     refuse(root, page(server, "/a.txt"), ProtocolBroken, 76, match=str(status))
 
 
@@ -213,14 +213,14 @@ def test_empty_response_is_not_accepted_as_a_shard(root: Path, server: Server) -
 
 def test_chunked_response_is_complete(root: Path, server: Server) -> None:
     data = zstd(5000)
-    server.scripts["/a.jsonl.zst"] = [in_chunks(data[:1000], data[1000:])]
+    server.scripts["/a.jsonl.zst"] = [send_chunked(data[:1000], data[1000:])]
     fetch(root, page(server, "/a.jsonl.zst"))
     assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
 
 
 def test_chunked_response_may_begin_with_a_short_chunk(root: Path, server: Server) -> None:
     data = zstd(5000)
-    server.scripts["/a.jsonl.zst"] = [in_chunks(data[:2], data[2:])]
+    server.scripts["/a.jsonl.zst"] = [send_chunked(data[:2], data[2:])]
     fetch(root, page(server, "/a.jsonl.zst"))
     assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
 
@@ -228,12 +228,12 @@ def test_chunked_response_may_begin_with_a_short_chunk(root: Path, server: Serve
 def test_hash_published_by_the_hub_applies_to_the_redirect_target(root: Path, server: Server) -> None:
     data = zstd(seed=1)
     server.files["/cdn/0123"] = zstd(seed=2)
-    here = f"{HUB_FOLDER}/val.jsonl.zst"
+    path = f"{HUB_FOLDER}/val.jsonl.zst"
 
     def send_on(handler: Handler) -> None:
-        handler.answer(302, b"", {"Location": "/cdn/0123", **linked(data)})
+        handler.answer(302, b"", {"Location": "/cdn/0123", **hub_headers(data)})
 
-    server.scripts[here] = [send_on] * 3
+    server.scripts[path] = [send_on] * 3
     refuse(root, pile(server, "val"), BadData, 65)
     server.files["/cdn/0123"] = data
     assert fetch(root, pile(server, "val")).result == "built"
@@ -265,7 +265,7 @@ def test_published_hash_does_not_change_the_pin(root: Path, server: Server) -> N
     fetch(root, page(server, "/a.txt"))
     (root / "raw" / "a" / "a.txt").unlink()
     server.files["/a.txt"] = b"as it is"
-    server.headers.update(linked(b"as it is"))
+    server.headers.update(hub_headers(b"as it is"))
     with pytest.raises(UpstreamChanged):
         fetch(root, page(server, "/a.txt"))
 
@@ -273,14 +273,14 @@ def test_published_hash_does_not_change_the_pin(root: Path, server: Server) -> N
 def test_two_urls_with_the_same_file_name_are_two_files(root: Path, server: Server) -> None:
     server.files.update({"/one/data.txt": b"one", "/other/data.txt": b"other"})
     fetch(root, page(server, "/one/data.txt"))
-    done = fetch(root, page(server, "/other/data.txt"))
-    assert (done.path / done.names[0]).read_bytes() == b"other"
+    result = fetch(root, page(server, "/other/data.txt"))
+    assert (result.path / result.names[0]).read_bytes() == b"other"
 
 
 def test_local_file_is_copied_again_after_a_change(root: Path, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("第一回")
-    source = sources.resolve(str(book), environment={})
+    source = catalogue.resolve(str(book), environment={})
     assert fetch(root, source).result == "built"
     assert fetch(root, source).result == "unchanged"
     copied = root / "raw" / "book" / "book.txt"
@@ -294,7 +294,7 @@ def test_local_file_is_copied_again_after_a_change(root: Path, tmp_path: Path) -
 
 def test_damaged_local_copy_is_copied_again(root: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("第一回")
-    source = sources.resolve(str(tmp_path / "book.txt"), environment={})
+    source = catalogue.resolve(str(tmp_path / "book.txt"), environment={})
     fetch(root, source)
     (root / "raw" / "book" / "book.txt").write_text("第三回")
     os.utime(root / "raw" / "book" / "book.txt", ns=(1, 1))
@@ -306,16 +306,16 @@ def test_local_folder_keeps_its_layout(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books" / "deep").mkdir(parents=True)
     (tmp_path / "books" / "a.txt").write_text("甲")
     (tmp_path / "books" / "deep" / "b.txt").write_text("乙")
-    done = fetch(root, sources.resolve(str(tmp_path / "books"), environment={}))
-    assert done.names == ("a.txt", "deep/b.txt")
-    assert (done.path / "deep" / "b.txt").read_text() == "乙"
+    result = fetch(root, catalogue.resolve(str(tmp_path / "books"), environment={}))
+    assert result.names == ("a.txt", "deep/b.txt")
+    assert (result.path / "deep" / "b.txt").read_text() == "乙"
 
 
 def test_copy_of_another_cache_excludes_its_lock_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("甲")
-    fetch(root, sources.resolve(str(tmp_path / "books"), environment={}))
-    source = sources.resolve(str(root / "raw" / "books"), environment={})
+    fetch(root, catalogue.resolve(str(tmp_path / "books"), environment={}))
+    source = catalogue.resolve(str(root / "raw" / "books"), environment={})
     fetch(tmp_path / "elsewhere", source)
     assert fetch(tmp_path / "elsewhere", source).result == "unchanged"
 
@@ -325,19 +325,19 @@ def test_temporaries_of_a_killed_process_are_removed(root: Path, tmp_path: Path)
     folder = root / "raw" / "book"
     folder.mkdir(parents=True)
     (folder / f"{TEMPORARY}book.txt.0badcafe").write_text("第")
-    fetch(root, sources.resolve(str(tmp_path / "book.txt"), environment={}))
+    fetch(root, catalogue.resolve(str(tmp_path / "book.txt"), environment={}))
     assert sorted(os.listdir(folder)) == [".lock", "book.txt", "sources.lock.json"]
 
 
-# 16: names
+# Case 16: names
 
 
 HOSTILE = ["../x.txt", "a/../../x.txt", "/tmp/x.txt", "..", ".", "", "a\0b.txt", "a\nb.txt", "\udc80.txt", "a/../x.txt"]
-OUR_OWN = ["sources.lock.json", ".lock", ".tmp.x.txt", "a/.trash.b/x.txt"]
+RESERVED = ["sources.lock.json", ".lock", ".tmp.x.txt", "a/.trash.b/x.txt"]
 TOO_LONG = ["x" * 300 + ".txt", "水" * 90 + ".txt", "a/" + "x" * 256 + "/b.txt"]
 
 
-@pytest.mark.parametrize("name", HOSTILE + OUR_OWN + TOO_LONG)
+@pytest.mark.parametrize("name", HOSTILE + RESERVED + TOO_LONG)
 def test_invalid_name_is_refused_before_any_request(root: Path, tmp_path: Path, server: Server, name: str) -> None:
     """Case 16."""
     good, evil = SourceFile("good.txt", (f"{server.url}/good.txt",)), SourceFile(name, (f"{server.url}/x",))
@@ -358,16 +358,16 @@ def test_invalid_name_is_refused_before_any_request(root: Path, tmp_path: Path, 
 )
 def test_url_without_a_file_name_is_refused_before_any_request(root: Path, server: Server, path: str) -> None:
     """Case 16."""
-    done = Command(root, ("download", server.url + path)).run_forked()
-    faults.assert_one_error(done, 78, [])
+    run = Command(root, ("download", server.url + path)).run_forked()
+    faults.assert_one_error(run, 78, [])
     assert server.log == []
     assert not root.exists()
 
 
 @pytest.mark.parametrize("path", ["/a/..%2f..%2fx.txt", "/%2e%2e/%2e%2e/x.txt", "/a/../../x.txt"])
 def test_only_the_last_name_of_a_url_is_used(path: str) -> None:
-    """Case 16: What stands before it is between the client and the server; it leads nowhere on this disk."""
-    source = sources.resolve(f"http://127.0.0.1:1{path}", environment={})
+    """Case 16: the path before it never reaches the local disk."""
+    source = catalogue.resolve(f"http://127.0.0.1:1{path}", environment={})
     assert (source.name, [file.name for file in source.files]) == ("x", ["x.txt"])
 
 
@@ -376,12 +376,12 @@ def test_lock_file_with_a_path_outside_the_cache_raises_bad_data(root: Path, tmp
     """Case 16."""
     book = tmp_path / "a.txt"
     book.write_text("第一回", encoding="utf-8")
-    fetch(root, sources.resolve(str(book), environment={}))
+    fetch(root, catalogue.resolve(str(book), environment={}))
     pinned = cache.read_lock(root, "a")
     cache.write_lock(root, "a", {**pinned, name: pinned["a.txt"]})
     (root / "raw" / "x.txt").write_text("第一回", encoding="utf-8")
-    done = Command(root, ("clean", "a")).run_forked()
-    faults.assert_one_error(done, 65, [sources.LOCK_FILE])
+    run = Command(root, ("clean", "a")).run_forked()
+    faults.assert_one_error(run, 65, [catalogue.LOCK_FILE])
     assert not (root / "corpora").exists()
 
 
@@ -389,8 +389,8 @@ def test_recipe_source_outside_the_cache_is_refused(root: Path, tmp_path: Path, 
     """Case 16."""
     recipe = tmp_path / "evil.toml"
     recipe.write_text(f'name = "evil"\n[download]\nsource = "{server.url}/%2e%2e"\n')
-    done = Command(root, ("refresh", recipe)).run_forked()
-    faults.assert_one_error(done, 78, [])
+    run = Command(root, ("refresh", recipe)).run_forked()
+    faults.assert_one_error(run, 78, [])
     assert server.log == []
 
 
@@ -401,8 +401,8 @@ def test_survey_reports_status_and_writes_nothing(root: Path, server: Server) ->
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd(2000)})
     fetch(root, pile(server, "0"))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    found = survey(root, pile(server, "0,1,val"), Network())
-    assert [(each.file.name, each.state, each.bytes) for each in found] == [
+    statuses = survey(root, pile(server, "0,1,val"), Network())
+    assert [(status.file.name, status.state, status.bytes) for status in statuses] == [
         ("train/00.jsonl.zst", "there", 0),
         ("train/01.jsonl.zst", "refused", 0),
         ("val.jsonl.zst", "new", len(zstd(2000))),
@@ -418,25 +418,27 @@ def test_update_fetches_and_pins_only_changed_files(root: Path, server: Server) 
     server.log.clear()
     assert fetch(root, pile(server)).result == "unchanged"
     assert server.log == []
-    done = fetch(root, pile(server), update=True)
-    assert (done.fetched, done.unchanged, server.asked) == (1, 1, ["/val.jsonl.zst"])
+    result = fetch(root, pile(server), update=True)
+    assert (result.fetched, result.unchanged, server.requested_paths) == (1, 1, ["/val.jsonl.zst"])
     after = cache.read_lock(root, "pile")
     assert after["val.jsonl.zst"].sha256 == hashlib.sha256(zstd(seed=3)).hexdigest()
     assert after["train/00.jsonl.zst"] == before["train/00.jsonl.zst"]
-    now = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
-    assert (now.st_ino, now.st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
+    status = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
+    assert (status.st_ino, status.st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
     assert fetch(root, pile(server), update=True).result == "unchanged"
 
 
-@pytest.mark.parametrize(("says", "is_known"), [("hash", True), ("etag", True), ("nothing", True), ("etag", False)])
+@pytest.mark.parametrize(
+    ("announces", "is_known"), [("hash", True), ("etag", True), ("nothing", True), ("etag", False)]
+)
 def test_shrunk_file_replaces_the_old_one_only_if_allowed(
-    root: Path, server: Server, says: str, is_known: bool
+    root: Path, server: Server, announces: str, is_known: bool
 ) -> None:
-    server.says, server.files["/a.txt"] = says, b"all of the text"
+    server.announces, server.files["/a.txt"] = announces, b"all of the text"
     fetch(root, page(server, "/a.txt"))
     server.files["/a.txt"] = b"all"
     if not is_known:
-        server.heads["/a.txt"] = [say(200, ETag='"new"', Content_Length="")] * 9
+        server.heads["/a.txt"] = [respond(200, ETag='"new"', Content_Length="")] * 9
         server.headers = {"ETag": '"new"'}
     with pytest.raises(UpstreamChanged, match="shrank from 15 to 3 bytes"):
         fetch(root, page(server, "/a.txt"), update=True)
@@ -459,11 +461,11 @@ def test_file_removed_upstream_is_kept_and_others_are_updated(root: Path, server
 
 
 def test_hash_published_with_the_content_does_not_change_the_pin(root: Path, server: Server) -> None:
-    server.says, server.files["/a.txt"] = "hash", b"as it was"
+    server.announces, server.files["/a.txt"] = "hash", b"as it was"
     fetch(root, page(server, "/a.txt"))
     pinned = cache.read_lock(root, "a")
     (root / "raw" / "a" / "a.txt").unlink()
-    server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [say(405)]
+    server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [respond(405)]
     with pytest.raises(UpstreamChanged):
         fetch(root, page(server, "/a.txt"))
     assert cache.read_lock(root, "a") == pinned
@@ -489,6 +491,6 @@ def test_one_source_is_downloaded_by_one_process_at_a_time(root: Path, server: S
 def test_files_of_a_source_share_the_rate_limit(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(100_000, 1), "/val.jsonl.zst": zstd(100_000, 2)})
     start = time.monotonic()
-    done = Command(root, ("download", "pile", "--shards", "0,val", "--mirror", server.url, "--limit-rate", "200k"))
-    assert done.run().code == 0
+    run = Command(root, ("download", "pile", "--shards", "0,val", "--mirror", server.url, "--limit-rate", "200k"))
+    assert run.run().code == 0
     assert 0.8 < time.monotonic() - start < 5
