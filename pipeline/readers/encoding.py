@@ -85,8 +85,8 @@ class Facts:
     cut_at: int = 0  # their offset in the decompressed file
 
 
-def text(path: Path, facts: Facts, *, encoding: str = AUTO, advance: Advance = lambda count: None) -> Iterator[str]:
-    """Yield the text of a file in pieces, some of them empty, and fill `facts`.
+def text(path: Path, stats: Facts, *, encoding: str = AUTO, advance: Advance = lambda count: None) -> Iterator[str]:
+    """Yield the text of a file in pieces, some of them empty, and fill `stats`.
 
     A byte order mark overrides `encoding`. Raises BadData if the file is empty, not text, has bytes that are invalid in
     its encoding, or if no encoding is detected; BadConfig if `encoding` does not exist.
@@ -95,9 +95,9 @@ def text(path: Path, facts: Facts, *, encoding: str = AUTO, advance: Advance = l
     file_blocks = blocks(path, advance)
     decoder = codecs.getincrementaldecoder("ascii")()
     try:
-        for offset, block in _detected_blocks(file_blocks, requested, facts):
-            if current != facts.encoding:  # at the beginning, and at the first block that is not ASCII
-                current = facts.encoding
+        for offset, block in _detected_blocks(file_blocks, requested, stats):
+            if current != stats.encoding:  # at the beginning, and at the first block that is not ASCII
+                current = stats.encoding
                 decoder = codecs.getincrementaldecoder(current)()
             pending = decoder.getstate()[0]
             start = offset - len(pending)
@@ -108,12 +108,12 @@ def text(path: Path, facts: Facts, *, encoding: str = AUTO, advance: Advance = l
                     _refuse_zeros(error.object[: error.start].decode(current), current, start)
                     following = error.object[error.start :] + next(file_blocks, b"")
                     raise _invalid_bytes(current, start + error.start, following, requested) from None
-                facts.cut, facts.cut_at, piece = pending, start, ""
+                stats.cut, stats.cut_at, piece = pending, start, ""
             _refuse_zeros(piece, current, start)
             is_blank = is_blank and (not piece or piece.isspace())
             yield piece
         if is_blank:
-            problem = "the file contains only white space" if offset > len(facts.mark) else "the file is empty"
+            problem = "the file contains only white space" if offset > len(stats.mark) else "the file is empty"
             raise BadData(problem, hint="remove it from the input, or check where it comes from")
     except BadData as error:
         if error.what.startswith(f"{path}: "):  # an error of the decompression
@@ -140,22 +140,22 @@ def share_of_han(text: str) -> float:
 # Blocks of a file, with their encoding
 
 
-def _detected_blocks(file_blocks: Iterator[bytes], requested: str, facts: Facts) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, block), with an empty block last; `facts.encoding` is set before each."""
+def _detected_blocks(file_blocks: Iterator[bytes], requested: str, stats: Facts) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, block), with an empty block last; `stats.encoding` is set before each."""
     head, is_complete = _read_head(file_blocks, HEAD_BYTES)
-    facts.mark, _ = _byte_order_mark(head)
+    stats.mark, _ = _byte_order_mark(head)
     if requested == AUTO:
-        facts.encoding = detect(head, is_complete=is_complete)
+        stats.encoding = detect(head, is_complete=is_complete)
     else:
-        facts.encoding = _check_requested(requested, head, is_complete)
-    offset = len(facts.mark)
+        stats.encoding = _check_requested(requested, head, is_complete)
+    offset = len(stats.mark)
     block = head[offset:]
     while block:
         yield offset, block
         offset += len(block)
-        if requested == AUTO and facts.encoding == "ascii":
+        if requested == AUTO and stats.encoding == "ascii":
             block, is_complete = _read_head(file_blocks, 1)
-            facts.encoding = _detect_unmarked(block, is_complete, offset)
+            stats.encoding = _detect_unmarked(block, is_complete, offset)
         else:
             block = next(file_blocks, b"")
     yield offset, b""

@@ -166,7 +166,7 @@ class _PileLine(msgspec.Struct, gc=False):
     meta: _PileMeta | None = None
 
 
-_decode_lines = msgspec.json.Decoder(_PileLine).decode_lines
+_decode_objects = msgspec.json.Decoder(_PileLine).decode_lines
 
 
 def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnReject) -> list[Row]:
@@ -178,7 +178,7 @@ def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnRej
     starts = _line_starts(data)
     if _has_one_object_per_line(data, starts):
         try:
-            records = _decode_lines(data)
+            records = _decode_objects(data)
         except UNREADABLE:
             records = []
         if len(records) == len(starts):

@@ -20,8 +20,8 @@ from pipeline.readers.encoding import Facts
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 
-KINDS = (".jsonl", ".json", ".txt", ".parquet")
-SUFFIXES = (*(kind + packed for kind in KINDS[:3] for packed in ("", ".zst", ".gz")), ".parquet")
+PLAIN_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
+SUFFIXES = (*(kind + packed for kind in PLAIN_SUFFIXES[:3] for packed in ("", ".zst", ".gz")), ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -85,7 +85,7 @@ def has_lines(path: Path) -> bool:
 
 def _kind(path: Path) -> str:
     name = path.name.removesuffix(".zst").removesuffix(".gz")
-    return next((kind for kind in KINDS if name.endswith(kind)), ".txt")
+    return next((kind for kind in PLAIN_SUFFIXES if name.endswith(kind)), ".txt")
 
 
 def _with_joined_head(file_blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ class SourceFile:
     """One file of a source: its path in the raw cache, and its URLs or local path.
 
     `urls` are equivalent, tried in order if one answers 404; `local` is set instead for a file on this machine. `split`
-    is "train", "val" or "test" if the source defines it, else "". `plain` is True if the URL identifies the file,
+    is "train", "val" or "test" if the source defines it, else "". `is_bare_url` is True if the URL identifies the file,
     False for a file of the catalogue, whose URL depends on the mirror.
     """
 
@@ -37,7 +37,7 @@ class SourceFile:
     local: Path | None = None
     split: str = ""
     token: str = field(default="", repr=False)
-    plain: bool = False
+    is_bare_url: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def resolve(
             raise BadConfig(
                 f"{reference}: the URL must end in a file name", hint="pass the URL of a file, not of a folder"
             )
-        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), plain=True),))
+        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), is_bare_url=True),))
     if not reference:
         raise BadConfig("a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
     return _local(Path(reference))

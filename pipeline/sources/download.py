@@ -145,11 +145,11 @@ class _Surveyor:
             return Found(file, "new" if pin is None else "changed", f"from {file.local}", size, size)
         if is_cached and not self.update:
             return Found(file, "there", size=pin.size if pin else None)
-        if pin and file.plain and pin.origin != shown(file.urls[0]):
+        if pin and file.is_bare_url and pin.origin != shown(file.urls[0]):
             pin = None  # of a file with the same name at another URL
         url, remote = self._describe(file, pin if is_cached else None)
         if pin:
-            self._check_upstream(url, remote, pin)
+            self._check_pin(url, remote, pin)
         if not (pin and is_cached):
             return self._missing(file, pin, url, remote)
         if difference := _difference(remote, pin):
@@ -171,7 +171,7 @@ class _Surveyor:
             )
         raise last_error
 
-    def _check_upstream(self, url: str, remote: RemoteFile, pin: RawFile) -> None:
+    def _check_pin(self, url: str, remote: RemoteFile, pin: RawFile) -> None:
         if remote.sha256 and remote.sha256 != pin.sha256 and not self.update:
             raise transfer.changed(shown(url), remote.sha256, pin.sha256)
         if remote.size is not None and remote.size < pin.size and not self.allow_shrink:
@@ -289,7 +289,7 @@ def _fetch_file(status: Found, target: Path, pin: RawFile | None, network: Netwo
         return _copy(file, file.local, target, network, advance)
     assert status.remote
     origin = shown(status.url)
-    if pin and file.plain and pin.origin != origin:
+    if pin and file.is_bare_url and pin.origin != origin:
         pin = None  # of a file with the same name at another URL
     if sha256 := partial.finished_sha256(target, status.remote):
         fetched = transfer.Fetched(target.stat().st_size, sha256, status.remote)
@@ -312,7 +312,7 @@ def _copy(file: SourceFile, local: Path, target: Path, network: Network, advance
     origin = _local_origin(local)
     with files.new_file(target) as out, open(local, "rb") as original:
         while block := original.read(_CHUNK):
-            network.check(str(local))
+            network.raise_if_stopped(str(local))
             out.write(block)
             advance(len(block))
     return RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split)
@@ -346,7 +346,7 @@ def _is_cached(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
         return False
     if file.local:
         return pin.origin == _local_origin(file.local)
-    return not file.plain or pin.origin == shown(file.urls[0])
+    return not file.is_bare_url or pin.origin == shown(file.urls[0])
 
 
 def _local_origin(local: Path) -> str:

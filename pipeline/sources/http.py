@@ -87,11 +87,11 @@ class Network:
 
     def sleep(self, seconds: float, where: str) -> None:
         """Wait. Raises TryAgain, about `where`, if the command must end before or during the wait."""
-        self.check(where, seconds)
+        self.raise_if_stopped(where, seconds)
         if self.stop.wait(seconds):
-            self.check(where)
+            self.raise_if_stopped(where)
 
-    def check(self, where: str, ahead: float = 0.0) -> None:
+    def raise_if_stopped(self, where: str, ahead: float = 0.0) -> None:
         """Raise TryAgain, about `where`, if the command was stopped or reaches its deadline in `ahead` seconds."""
         if self.stop.is_set() or self.seconds_left() < ahead:
             reason = "stopped by a signal" if self.stop.is_set() else "no time left (--deadline)"
@@ -147,7 +147,7 @@ class RetryPolicy:
         problem = f"{self._shown_url}: {_one_line(error, self._shown_url)}"
         if isinstance(error, _PERMANENT):
             raise ProtocolBroken(problem, hint="check the URL or --mirror") from None
-        self._network.check(self._shown_url)  # the deadline itself may have ended the response
+        self._network.raise_if_stopped(self._shown_url)  # the deadline itself may have ended the response
         self._failures += 1
         is_final = isinstance(error, requests.exceptions.SSLError) or self._failures >= ATTEMPTS
         is_late = time.monotonic() - self._start > _MAX_IDLE
@@ -215,7 +215,7 @@ class HTTPClient:
         """Return the metadata of the file at `url`, by a HEAD request. Raises RemoteGone if there is no such file."""
         retries = RetryPolicy(self._network, url)
         while True:
-            self._network.check(shown(url))
+            self._network.raise_if_stopped(shown(url))
             try:
                 with self._request("HEAD", url, {}) as response:
                     if response.status_code in (404, 410):

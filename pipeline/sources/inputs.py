@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.readers.readers import KINDS
+from pipeline.readers.readers import PLAIN_SUFFIXES
 from pipeline.sources.cache import RawFile, folder, is_whole, read_lock
 from pipeline.sources.catalogue import CATALOGUE, data_files
 from pipeline.store import artifact, files
@@ -67,7 +67,9 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
     if path.is_dir() and (paths := data_files(path)):
         return _local_files(root, {file: file.relative_to(path).as_posix() for file in paths}, deep)
     if path.is_dir():
-        raise InputMissing(f"{reference}: no data files in this folder", hint=f"file names end in {', '.join(KINDS)}")
+        raise InputMissing(
+            f"{reference}: no data files in this folder", hint=f"file names end in {', '.join(PLAIN_SUFFIXES)}"
+        )
     if source in CATALOGUE:
         command = "download pile --shards 0,val" if source == "pile" else f"download {source}"
         raise InputMissing(f"the source {source} is not downloaded yet", hint=f"run `{command}` first")

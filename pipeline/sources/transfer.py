@@ -123,7 +123,9 @@ class _Transfer:
         retries = RetryPolicy(self._network, self._url)
         try:
             while True:
-                self._network.check(self._shown_url)  # first, because the deadline may have ended the response
+                self._network.raise_if_stopped(
+                    self._shown_url
+                )  # first, because the deadline may have ended the response
                 try:
                     if self._is_complete() and self._is_verified():
                         return self._finish()
@@ -283,7 +285,7 @@ class _Transfer:
                 if received < _SLOW_BYTES:
                     raise Stalled(f"received only {received:,} bytes in {seconds:.0f} seconds")
                 seconds, received = 0.0, 0
-            self._network.check(self._shown_url)
+            self._network.raise_if_stopped(self._shown_url)
             if bandwidth:
                 self._network.sleep(bandwidth.delay(len(piece)), self._shown_url)
 

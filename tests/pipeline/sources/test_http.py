@@ -21,8 +21,7 @@ import requests
 
 from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
 from pipeline.runtime.progress import Silent
-from pipeline.sources import catalogue as sources
-from pipeline.sources import http
+from pipeline.sources import catalogue, http
 from pipeline.sources.download import download
 from pipeline.sources.http import Bandwidth, HTTPClient, Network, RemoteFile, Retry, RetryPolicy
 from pipeline.sources.redirects import check_redirect
@@ -299,7 +298,7 @@ def test_error_of_a_proxy_does_not_show_its_password(root: Path, proxy: str) -> 
 def test_invalid_token_is_not_shown(root: Path, server: Server, token: str) -> None:
     """Case 15."""
     server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [respond(401)] * 9
-    source = sources.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
+    source = catalogue.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
     with pytest.raises(InkstoneError) as caught:
         download(root, source, Silent())
     assert "cret" not in str(caught.value)

@@ -22,8 +22,7 @@ import zstandard
 
 from pipeline.errors import NotPermitted
 from pipeline.runtime.progress import Silent
-from pipeline.sources import catalogue as sources
-from pipeline.sources import download, partial
+from pipeline.sources import catalogue, download, partial
 from pipeline.sources.catalogue import Source
 from pipeline.sources.http import Network
 from pipeline.store import files
@@ -650,7 +649,7 @@ class RefetchedBytes:
 
 def source_of(trial: Trial) -> Source:
     (reference, *options) = trial.command.arguments[1:]
-    return sources.resolve(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
+    return catalogue.resolve(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
 
 
 def fetch_in_process(trial: Trial, root: Path, **options: bool) -> Run:
@@ -875,7 +874,7 @@ def test_unreadable_state_discards_only_the_part(either: Trial) -> None:
         assert either.target.read_bytes() == DATA
         assert either.starts[-1] == 0
         either.target.unlink()
-        (either.target.parent / sources.LOCK_FILE).unlink()
+        (either.target.parent / catalogue.LOCK_FILE).unlink()
 
 
 def test_state_that_claims_more_bytes_than_the_part_is_corrected(either: Trial) -> None:
