@@ -123,9 +123,8 @@ class _Transfer:
         retries = RetryPolicy(self._network, self._url)
         try:
             while True:
-                self._network.raise_if_stopped(
-                    self._shown_url
-                )  # first, because the deadline may have ended the response
+                # First, because the deadline may have ended the last response.
+                self._network.raise_if_stopped(self._shown_url)
                 try:
                     if self._is_complete() and self._is_verified():
                         return self._finish()
