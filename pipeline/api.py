@@ -1,0 +1,110 @@
+"""Python API of the pipeline: run the text stages and load what they publish.
+
+Every function works on an artifacts folder, `root`: by default $INKSTONE_ARTIFACTS, or `artifacts` below the current
+folder. A stage that already published the same result returns it unchanged. Messages go to the standard logger
+"pipeline". Errors are subclasses of `pipeline.errors.InkstoneError`. Examples are in docs/python-api.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.readers import compression, jsonl
+from pipeline.runtime.progress import Progress
+from pipeline.store import artifact
+from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import check_name
+from pipeline.tokenizers import Tokenizer, loading
+from pipeline.tokens import store
+from pipeline.tokens.store import TokenStore
+
+__all__ = ["CorpusDocument", "clean", "load_corpus", "load_tokenizer", "load_tokens", "tokenize", "train_tokenizer"]
+
+
+class CorpusDocument(msgspec.Struct, frozen=True):
+    """One document of a corpus. `source` is its file or URL, `meta` a JSON value or None."""
+
+    text: str
+    title: str = ""
+    source: str = ""
+    meta: Any = None
+
+
+def artifacts_folder(root: str | Path | None = None) -> Path:
+    """Return `root`, or the default artifacts folder."""
+    return Path(root or os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
+
+
+def load_corpus(name: str, root: str | Path | None = None) -> Iterator[CorpusDocument]:
+    """Iterate over the documents of a corpus, in order. Raises InputMissing if there is none of that name."""
+    corpus = artifact.find(artifacts_folder(root), "corpora", name)
+    decode = msgspec.json.Decoder(CorpusDocument).decode
+    return (decode(line) for _, line, _ in jsonl.lines(compression.blocks(corpus.file("documents.jsonl.zst"))))
+
+
+def load_tokenizer(name: str, root: str | Path | None = None) -> Tokenizer:
+    """Open a trained tokenizer, a SentencePiece `.model` file, or an encoding of tiktoken such as "r50k_base"."""
+    return loading.find(artifacts_folder(root), name)[0]
+
+
+def load_tokens(name: str, root: str | Path | None = None) -> TokenStore:
+    """Open token arrays: `.train` and `.val` (read with `.read(start, stop)` -> int64 ids), and `.tokenizer`."""
+    return store.open_store(artifact.find(artifacts_folder(root), "tokens", name))
+
+
+def clean(inputs: Sequence[str | Path], name: str, *, root: str | Path | None = None, **options: Any) -> Artifact:
+    """Clean files, folders or downloaded sources into the corpus `name`.
+
+    `options` are those of the command, with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
+    """
+    from pipeline.clean import stage
+    from pipeline.clean.options import CleanOptions
+    from pipeline.sources.inputs import inputs as resolve_inputs
+
+    folder = artifacts_folder(root)
+    files = [file for reference in inputs for file in resolve_inputs(folder, str(reference), corpora=False)]
+    return stage.clean(folder, check_name(name), files, CleanOptions(**options), Progress()).artifact
+
+
+def train_tokenizer(
+    corpus: str, name: str = "", *, kind: str = "bpe", vocab_size: int = 8000, root: str | Path | None = None
+) -> Tokenizer:
+    """Train a tokenizer ("bpe", "unigram" or "char") on a corpus and open it; `name` is the corpus's by default."""
+    from pipeline.tokenizers import stage
+
+    folder = artifacts_folder(root)
+    name = check_name(name or corpus.split("/")[0])
+    sentences, source = stage.sentences_of(folder, corpus)
+    return loading.open_folder(stage.train(folder, name, sentences, source, kind, vocab_size).artifact.path)
+
+
+def tokenize(
+    corpora: Sequence[str | Path],
+    name: str,
+    *,
+    tokenizer: str = "",
+    val: Sequence[str] = (),
+    layout: str = "memmap",
+    jobs: int = 1,
+    root: str | Path | None = None,
+    **options: Any,
+) -> TokenStore:
+    """Tokenize corpora, sources or files into token arrays and open them.
+
+    `tokenizer` is a name as for `load_tokenizer`, by default the trained one called `name`. `val` names corpora to
+    validate on; `layout` is "memmap", "hdf5" or "both". `options` are those of the command, such as `val_fraction=0.1`.
+    With `jobs` above 1 the call starts worker processes, so a script needs the guard `if __name__ == "__main__":`.
+    """
+    from pipeline.tokens import stage
+
+    folder = artifacts_folder(root)
+    inputs = stage.gather(folder, [str(corpus) for corpus in corpora], list(val))
+    opened, trained = loading.find(folder, tokenizer or name)
+    chosen = stage.TokenizeOptions(layout, **options)
+    built = stage.tokenize(folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs)
+    return store.open_store(built.artifact)
