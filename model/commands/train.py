@@ -82,10 +82,8 @@ def train(
             else newest(settings, "tokens", besides="counting")
         )
     numbers: dict[str, Any] = {"name": name, "steps": steps, "minutes": minutes, "settings": pairs_of(pairs)}
-    if parent:
-        planned = plan.plan_from(artifact.find(settings.root, "runs", parent), tokens, preset, **numbers)
-    else:
-        planned = plan.plan(tokens, preset, **numbers)
+    parent_run = artifact.find(settings.root, "runs", parent) if parent else None
+    planned = plan.plan(tokens, preset, parent=parent_run, **numbers)
     planned = replace(planned, tensorboard=tensorboard)
     report = settings.progress.note
     if dry_run:

@@ -1,4 +1,5 @@
-"""Runs: layout, plans and checkpoints of trained models.
+"""Runs of trained models: their files, training plans and checkpoints.
 
-Start with `run.py`.
+Open `run.py` first: the layout of a run. Then `plan.py` (what to train, which unfinished run to resume) and
+`checkpoint.py` (how weights and optimizer state are saved and verified).
 """

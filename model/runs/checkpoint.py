@@ -1,8 +1,8 @@
-"""Checkpoints: `checkpoints/step-00001200/` with safetensors and one JSON, whole or not there at all. No pickle.
+"""Checkpoints: folders such as `checkpoints/step-00001200/` with safetensors files and `state.json`; no pickle.
 
-`state.json` names the sha256 of the tensor files, and its own. They are hashed before they are loaded, since a flipped
-bit in a tensor file loads without complaint (reference/reliability.md, M14). Their order is that of their steps: clocks
-jump.
+A checkpoint gets its name only when it is complete. `state.json` holds the sha256 of each tensor file and a seal, the
+hash of its own fields. Both are verified before loading, since a flipped bit in a tensor file loads without complaint
+(docs/design/reliability.md, M14). Checkpoints are ordered by step, never by file time, since clocks jump.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ _WEIGHTS, _MOMENTS, _AVERAGE, _STATE = (
     "state.json",
 )
 
-_SEAL = "seal"  # the field of state.json that is the hash of the others
-_TOLD = 5  # differences that a message lists
+_SEAL = "seal"  # the field of state.json that holds the hash of the others
+_MAX_LISTED = 5  # differences in an error message
 
 
 class State(msgspec.Struct, frozen=True):
-    """Where training stood. `seconds` is the time trained so far; `val_loss` in nats per token, None: not evaluated.
+    """Position and configuration of a training, as saved in `state.json`.
 
-    `skipped` counts steps of data that were passed over after a roll back, `rollbacks` how often that was, and
-    `evaluations` which of them were made. `share` is what the rates were of their peaks in the last step. `since_row`
-    are the steps since the last row of the metrics, and the sums of their losses and of the norms of their gradients.
+    seconds      of training so far; evaluating and saving do not count
+    val_loss     in nats per token, None if the checkpoint was not evaluated
+    skipped      steps of data that rollbacks skipped
+    rollbacks    how often training was rolled back
+    evaluations  how many were made
+    share        the learning rates of the last step, as a fraction of their peaks
+    since_row    number of steps since the last row of the metrics, and the sums of their losses and gradient norms
     """
 
     step: int
@@ -61,8 +65,11 @@ class State(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint's tensors, on the CPU: weights by name, the optimisers' moments as "weight/moment", and the average
-    of the weights where there is one."""
+    """The tensors of a checkpoint, on the CPU.
+
+    `weights` are by name, the optimizer's `moments` by "weight/moment". `average` is the moving average of the weights,
+    empty if there is none.
+    """
 
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
@@ -70,51 +77,52 @@ class Saved:
 
 
 def save(folder: Path, state: State, tensors: Saved) -> Path:
-    """Write the checkpoint of `state.step` into `folder`; it appears under its name when it is whole."""
+    """Write the checkpoint of `state.step` into `folder` and return its path. It gets its name once it is complete."""
     target = folder / name(state.step)
     draft = folder / f"{files.TEMPORARY}{target.name}"
     files.remove_tree(draft)
     draft.mkdir(parents=True)
     parts = {_WEIGHTS: tensors.weights, _MOMENTS: tensors.moments, _AVERAGE: tensors.average}
-    files.require_space(folder, 2 * sum(each.nbytes for part in parts.values() for each in part.values()))
-    for part, content in parts.items():
-        if content:
-            write_tensors(draft / part, content)
-    hashes = {part: files.sha256_of(draft / part) for part, content in parts.items() if content}
-    data = _sealed(msgspec.structs.replace(state, sha256=hashes))
-    if _holds(target, hashes):  # a training that goes on from here, and evaluates before its next step
+    files.require_space(folder, 2 * sum(tensor.nbytes for part in parts.values() for tensor in part.values()))
+    for file_name, part in parts.items():
+        if part:
+            write_tensors(draft / file_name, part)
+    hashes = {file_name: files.sha256_of(draft / file_name) for file_name, part in parts.items() if part}
+    data = _encode_state(msgspec.structs.replace(state, sha256=hashes))
+    if _has_files(target, hashes):  # resumed training that evaluates again before its next step
         files.write_file(target / _STATE, data)
         files.remove_tree(draft)
         return target
     files.write_file(draft / _STATE, data)
-    for part in hashes:  # which safetensors lets nobody else read
-        (draft / part).chmod((draft / _STATE).stat().st_mode)
-    files.remove_tree(target)  # it is damaged
+    for file_name in hashes:  # safetensors creates files that only their owner can read
+        (draft / file_name).chmod((draft / _STATE).stat().st_mode)
+    files.remove_tree(target)  # damaged, or it would have the same files
     files.publish_directory(draft, target)
     return target
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file. Raises OSError where the disk does not take it."""
+    """Write a safetensors file. Raises OSError if the disk refuses it."""
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
         raise OSError(None, str(error), str(path.parent)) from None
 
 
-def _holds(target: Path, hashes: Mapping[str, str]) -> bool:
+def _has_files(target: Path, hashes: Mapping[str, str]) -> bool:
     return target.is_dir() and all(
-        (target / part).is_file() and files.sha256_of(target / part) == sha256 for part, sha256 in hashes.items()
+        (target / file_name).is_file() and files.sha256_of(target / file_name) == sha256
+        for file_name, sha256 in hashes.items()
     )
 
 
 def name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
+    """Return the folder name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def moments(model: GPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' tensors under the names of the weights they belong to, as "weight/moment"."""
+    """Collect the optimizers' state tensors, keyed by "weight/moment"."""
     return {
         f"{name}/{key}": torch.as_tensor(value)
         for name, weight in model.named_parameters()
@@ -123,13 +131,16 @@ def moments(model: GPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Te
     }
 
 
-def steps(folder: Path) -> list[Path]:
-    """Checkpoints in `folder`, newest first."""
+def newest_first(folder: Path) -> list[Path]:
+    """List the checkpoints in `folder`, the one of the latest step first."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
 def read_state(path: Path) -> State:
-    """What the checkpoint in `path` says of itself. Raises BadData when it is not what was saved."""
+    """Read the state of the checkpoint in `path`.
+
+    Raises InputMissing if there is no checkpoint, and BadData if its state is not what was saved.
+    """
     try:
         data = (path / _STATE).read_bytes()
         state = msgspec.json.decode(data, type=State)
@@ -139,12 +150,12 @@ def read_state(path: Path) -> State:
     except (msgspec.DecodeError, UnicodeDecodeError, BadConfig) as error:
         raise BadData(f"{path / _STATE}: {error}", hint="use an older checkpoint") from None
     if fields.pop(_SEAL, None) != _seal(fields):
-        raise BadData(f"{path / _STATE}: not as it was saved", hint="use an older checkpoint")
+        raise BadData(f"{path / _STATE}: changed since it was saved", hint="use an older checkpoint")
     return state
 
 
-def _sealed(state: State) -> bytes:
-    """As JSON, with a hash of it: a flipped bit of a number is another number."""
+def _encode_state(state: State) -> bytes:
+    """Encode a state as JSON with its seal: a flipped bit in a number would otherwise read as another number."""
     fields = msgspec.to_builtins(state)
     return msgspec.json.format(msgspec.json.encode({**fields, _SEAL: _seal(fields)}), indent=2)
 
@@ -154,45 +165,48 @@ def _seal(fields: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> Saved:
-    """All tensors of a checkpoint, verified; before the first step there are no moments.
+    """Read and verify all tensors of a checkpoint. Before the first step there are no moments.
 
-    Raises BadData when its bytes are not those that were saved.
+    Raises BadData if its bytes are not those that were saved.
     """
     state = read_state(path)
-    moments, average = (_verified(path, part, state) if part in state.sha256 else {} for part in (_MOMENTS, _AVERAGE))
-    return Saved(_verified(path, _WEIGHTS, state), moments, average)
+    moments, average = (_read_optional(path, file_name, state) for file_name in (_MOMENTS, _AVERAGE))
+    return Saved(_read_verified(path, _WEIGHTS, state), moments, average)
 
 
-def newest(
+def load_newest(
     folder: Path, model: GPTConfig, train: TrainConfig, quarantine: Path, report: Report
 ) -> tuple[State, Saved] | None:
-    """The newest checkpoint in `folder` that is whole; None where there is none at all.
+    """Load the newest intact checkpoint in `folder`; None if there never was one.
 
-    A damaged one is moved into `quarantine`, and the one before it is used. Raises BadData when all are damaged: a
-    training never starts afresh in silence. Raises BadConfig when the checkpoint is of another model or training.
+    Damaged checkpoints are moved into `quarantine` and the one before is tried. Raises BadData if all are damaged, so
+    that training never silently starts afresh. Raises BadConfig if the checkpoint is of another model or training.
     """
-    found = steps(folder)
-    for path in found:
+    paths = newest_first(folder)
+    for path in paths:
         try:
             state = read_state(path)
-            changed = differences(state.model, model) + differences(state.train, train)
-            if changed:
-                raise BadConfig(f"{path} was trained otherwise: {'; '.join(changed)}", hint="or give --no-resume")
+            changes = differences(state.model, model) + differences(state.train, train)
+            if changes:
+                raise BadConfig(
+                    f"{path} has another configuration: {'; '.join(changes)}",
+                    hint="use that configuration, or --no-resume to start again",
+                )
             return state, read(path)
         except (BadData, InputMissing) as error:
-            report(f"warning: {error}; trying the one before it")
+            report(f"warning: {error}; trying the checkpoint before it")
             quarantine.mkdir(parents=True, exist_ok=True)
             files.remove_tree(quarantine / path.name)
             files.move(path, quarantine / path.name)
-    if found or steps(quarantine):
-        raise BadData(f"{folder}: no checkpoint of the unfinished run can be read", hint="start again with --no-resume")
+    if paths or newest_first(quarantine):
+        raise BadData(f"{folder}: no checkpoint of the unfinished run is readable", hint="start again with --no-resume")
     return None
 
 
 def load_model(path: Path, device: torch.device) -> GPT:
-    """The model of a checkpoint, verified: with the average of its weights where there is one.
+    """Load and verify the model of a checkpoint, with the average of its weights if there is one.
 
-    Raises BadData when its bytes are not those that were saved.
+    Raises BadData if its bytes are not those that were saved.
     """
     weights = read_weights(path)
     model = GPT.empty(read_state(path).model, device)
@@ -202,39 +216,46 @@ def load_model(path: Path, device: torch.device) -> GPT:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights that a checkpoint is sampled with, verified: their average where there is one."""
+    """Read and verify the weights that a checkpoint is sampled with: their average if there is one."""
     state = read_state(path)
-    average = _verified(path, _AVERAGE, state) if _AVERAGE in state.sha256 else {}
-    return _verified(path, _WEIGHTS, state) | average
+    return _read_verified(path, _WEIGHTS, state) | _read_optional(path, _AVERAGE, state)
 
 
-def require_fit(saved: Saved, model: GPT) -> None:
-    """Raise BadConfig, with what differs, when these are not the tensors of a training of this model."""
-    wanted = {name: _shown(weight) for name, weight in model.named_parameters()}
-    changed = _changes(saved.weights, wanted) + (_changes(saved.average, wanted) if saved.average else [])
+def require_fit(tensors: Saved, model: GPT) -> None:
+    """Raise BadConfig with the differences if names, shapes or dtypes are not those of a training of `model`."""
+    expected = {name: _describe(weight) for name, weight in model.named_parameters()}
+    changes = _differences(tensors.weights, expected)
+    if tensors.average:
+        changes += _differences(tensors.average, expected)
     shapes = {name: weight.shape for name, weight in model.named_parameters()}
-    for name, moment in saved.moments.items():
+    for name, moment in tensors.moments.items():
         if moment.dim() and moment.shape != shapes.get(name.rpartition("/")[0]):
-            changed.append(f"{name}: {_shown(moment)}")
-    if changed:
-        what = f"a checkpoint of another model: {'; '.join(changed[:_TOLD])}"
-        raise BadConfig(what, hint="use another one, or begin anew with --no-resume")
+            changes.append(f"{name}: {_describe(moment)}")
+    if changes:
+        raise BadConfig(
+            f"the checkpoint is of another model: {'; '.join(changes[:_MAX_LISTED])}",
+            hint="use another checkpoint, or start again with --no-resume",
+        )
 
 
-def _changes(found: Mapping[str, Tensor], wanted: Mapping[str, str]) -> list[str]:
-    here = {name: _shown(tensor) for name, tensor in found.items()}
-    names = [name for name in {**wanted, **here} if here.get(name) != wanted.get(name)]
-    return [f"{name}: {here.get(name, 'missing')}, not {wanted.get(name, 'there')}" for name in names]
+def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, str]) -> list[str]:
+    actual = {name: _describe(tensor) for name, tensor in tensors.items()}
+    names = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
+    return [f"{name}: {actual.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}" for name in names]
 
 
-def _shown(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{' x '.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _verified(path: Path, part: str, state: State) -> dict[str, Tensor]:
-    file = path / part
-    if not file.is_file() or files.sha256_of(file) != state.sha256.get(part):
-        raise BadData(f"{file}: missing or not as it was saved", hint="use an older checkpoint")
+def _read_optional(path: Path, file_name: str, state: State) -> dict[str, Tensor]:
+    return _read_verified(path, file_name, state) if file_name in state.sha256 else {}
+
+
+def _read_verified(path: Path, file_name: str, state: State) -> dict[str, Tensor]:
+    file = path / file_name
+    if not file.is_file() or files.sha256_of(file) != state.sha256.get(file_name):
+        raise BadData(f"{file}: missing, or changed since it was saved", hint="use an older checkpoint")
     try:
         return load_file(file)
     except SafetensorError as error:
@@ -242,25 +263,25 @@ def _verified(path: Path, part: str, state: State) -> dict[str, Tensor]:
 
 
 def best(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, the later one of two equals; None where none was evaluated."""
+    """Return the checkpoint with the lowest validation loss, the later one of equals; None if none was evaluated."""
     losses = {}
-    for path in steps(folder):
+    for path in newest_first(folder):
         try:
             loss = read_state(path).val_loss
         except (BadData, InputMissing):
-            continue  # damaged: not the best of anything
+            continue  # a damaged checkpoint cannot be the best
         if loss is not None:
             losses[path] = loss
     return min(losses, key=lambda path: losses[path]) if losses else None
 
 
-def keep(folder: Path, kept: set[Path | None]) -> None:
-    """Delete the checkpoints in `folder` that are not in `kept`."""
-    for path in steps(folder):
-        if path not in kept:
+def delete_except(folder: Path, keep: set[Path | None]) -> None:
+    """Delete all checkpoints in `folder` except those in `keep`."""
+    for path in newest_first(folder):
+        if path not in keep:
             files.remove_tree(path)
 
 
 def drop_moments(path: Path) -> None:
-    """Keep only what sampling needs of a checkpoint that training will not go on from."""
+    """Delete the optimizer state of a checkpoint that is kept for sampling only."""
     (path / _MOMENTS).unlink(missing_ok=True)

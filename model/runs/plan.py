@@ -1,4 +1,4 @@
-"""Plans: what to train, and which unfinished run to resume."""
+"""Training plans: what to train on which tokens, which run to continue, and which unfinished run to resume."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from model.runs.run import CONFIG, Result, open_tokenizer
 from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
+from pipeline.store.generations import draft_path
 from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2
-_MAY_CHANGE = ("dropout", "attention_dropout", "last_dropout", "block_size")
+_CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size")  # of the network of a parent run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that may be run: on which tokens, under which name, with which numbers.
+    """A training that can be run: its run's name, its configuration and its tokens.
 
-    `parent` is the run whose weights it begins with, if any, and `parent_path` its folder; unless `afresh`, it takes
-    the moments of the optimiser too and goes on where that run ended. `tensorboard` writes its events too.
+    `parent` is the run that it starts from, if any, and `parent_path` the folder of that run, None if it is gone. With
+    `weights_only` the parent's best weights are loaded and training starts at step 0; otherwise the optimizer's moments
+    are loaded too and training continues where the parent ended. `tensorboard` also writes TensorBoard events.
     """
 
     name: str
@@ -37,12 +39,12 @@ class Plan:
     tokens: Artifact
     parent: Input | None = None
     parent_path: Path | None = None
-    afresh: bool = False
+    weights_only: bool = False
     tensorboard: bool = False
 
 
 class Annealed(Exception):
-    """A signal ended the training before its time, and its weights were brought to rest: a run, in this folder."""
+    """Training was ended early by a signal, after its learning rates fell to zero; `folder` holds the resulting run."""
 
     def __init__(self, folder: Path, result: Result) -> None:
         super().__init__(str(folder))
@@ -52,157 +54,156 @@ class Annealed(Exception):
 def check(
     preset_name: str, steps: int | None = None, minutes: float | None = None, settings: Mapping[str, Any] | None = None
 ) -> Preset:
-    """The preset with the overrides in it. `steps` and `minutes` exclude each other; `minutes` is by the clock.
+    """Return the preset with the overrides applied; `steps` and `minutes` of wall-clock time exclude each other.
 
-    Raises BadConfig for a training that cannot be, whatever the tokens.
+    Raises BadConfig for a configuration that no tokens could be trained with.
     """
-    return _overridden(presets.preset(preset_name), steps, minutes, settings)
+    return _override(presets.preset(preset_name), steps, minutes, settings)
 
 
-def _overridden(preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None) -> Preset:
+def _override(preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None) -> Preset:
     if steps is not None and minutes is not None:
         raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
     if minutes is not None and not minutes > 0:
-        raise BadConfig(f"{minutes} minutes are no time to train", hint="a number above 0")
-    chosen = dict(settings or {})
+        raise BadConfig(f"--minutes must be greater than 0, got {minutes:g}", hint="give a positive number")
+    overrides = dict(settings or {})
     if minutes is not None:
-        chosen["minutes"] = minutes
+        overrides["minutes"] = minutes
     if steps is not None:
-        chosen |= {"steps": steps, "minutes": 0.0}
-    made = config.override(preset, chosen)
-    if made.train.document_mask and (made.model.convolution or made.model.bigrams):
-        raise BadConfig("convolutions and pairs see across documents, which document_mask forbids", hint="drop one")
-    return made
+        overrides |= {"steps": steps, "minutes": 0.0}
+    preset = config.override(preset, overrides)
+    if preset.train.document_mask and (preset.model.convolution or preset.model.bigrams):
+        raise BadConfig(
+            "document_mask excludes convolution and bigrams, which look across document boundaries",
+            hint="set document_mask=false, or convolution=0 and bigrams=0",
+        )
+    return preset
 
 
 def plan(
     tokens: Artifact,
     preset_name: str,
     *,
+    parent: Artifact | None = None,
     name: str = "",
     steps: int | None = None,
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The training that `check` allows, fitted to the vocabulary of `tokens`; its run is named after the preset."""
-    made = check(preset_name, steps, minutes, settings)
-    fitted = dataclasses.replace(made, model=config.fit(made.model, tokens.manifest.counts["vocab_size"]))
-    return Plan(check_name(name or preset_name), preset_name, fitted, tokens)
+    """Plan a training on `tokens`; its run is named after the preset unless `name` is given.
 
-
-def plan_from(
-    parent: Artifact,
-    tokens: Artifact,
-    preset_name: str,
-    *,
-    name: str = "",
-    steps: int | None = None,
-    minutes: float | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Plan:
-    """A training that begins with the weights of another run: its network, and the preset's numbers of training.
-
-    Raises BadConfig for tokens of another tokenizer, and for a change of the network: only its dropout may change, and
-    its block become shorter.
+    With `parent`, a run, it starts from the network and the best weights of that run, and only the numbers of training
+    are the preset's. Raises BadConfig if the tokens and the configuration do not fit together.
     """
+    name = check_name(name or preset_name)
+    if parent is None:
+        preset = check(preset_name, steps, minutes, settings)
+        fitted = config.fit(preset.model, tokens.manifest.counts["vocab_size"])
+        return Plan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
     if tokens.manifest.tokenizer != parent.manifest.tokenizer:
         raise BadConfig(
             f"{tokens.ref} has the tokenizer {tokens.manifest.tokenizer}, {parent.ref} {parent.manifest.tokenizer}",
             hint=f"`tokenize` the text with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
         )
     network = msgspec.convert(parent.manifest.options["model"], GPTConfig)
-    chosen = dataclasses.replace(presets.preset(preset_name), model=network, family=network.family)
-    made = _overridden(chosen, steps, minutes, settings)
-    alike = dataclasses.replace(made.model, **{key: getattr(network, key) for key in _MAY_CHANGE})
-    if changed := config.differences(alike, network):
-        raise BadConfig(f"the network is that of {parent.ref}: {'; '.join(changed)}", hint="leave out that --set")
-    if made.model.block_size > network.block_size:
-        raise BadConfig(
-            f"the network of {parent.ref} knows {network.block_size:,} positions, not {made.model.block_size:,}",
-            hint="--set block_size=… may only make it smaller",
-        )
-    name = check_name(name or preset_name)
+    preset = dataclasses.replace(presets.preset(preset_name), model=network, family=network.family)
+    preset = _override(preset, steps, minutes, settings)
+    _require_same_network(preset.model, network, parent)
     if name == parent.manifest.name:
-        raise BadConfig(f"the run would take the place of {name}, which it begins with", hint="give it a --name")
-    return Plan(name, preset_name, made, tokens, parent.as_input("parent"), parent.path, afresh=True)
+        raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
+    return Plan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
 
 
-def identify(planned: Plan, ended: int = 0) -> Identity:
-    """What the run of a plan is; or of one that a signal ended after that many steps."""
+def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:
+    """Raise BadConfig unless `model` is the parent's network with another dropout or a shorter block."""
+    comparable = dataclasses.replace(model, **{field: getattr(network, field) for field in _CHANGEABLE})
+    if changes := config.differences(comparable, network):
+        raise BadConfig(f"the network of {parent.ref} cannot change: {'; '.join(changes)}", hint="drop that --set")
+    if model.block_size > network.block_size:
+        raise BadConfig(
+            f"block_size must be at most {network.block_size:,}, that of {parent.ref}, got {model.block_size:,}",
+            hint="drop --set block_size=…, or make it smaller",
+        )
+
+
+def identify(plan: Plan, ended: int = 0) -> Identity:
+    """Return the identity of a plan's run; `ended` is the last step if a signal ended it early."""
     options: dict[str, Any] = {
         "stage": SCHEMA,
-        "model": dataclasses.asdict(planned.preset.model),
-        "train": dataclasses.asdict(planned.preset.train),
+        "model": dataclasses.asdict(plan.preset.model),
+        "train": dataclasses.asdict(plan.preset.train),
     }
-    if planned.afresh:
+    if plan.weights_only:
         options["afresh"] = True
     if ended:
         options["ended"] = ended
-    inputs = (planned.tokens.as_input("tokens"), *([planned.parent] if planned.parent else []))
-    return Identity("runs", planned.name, options, inputs, planned.tokens.manifest.tokenizer, ("torch",))
+    inputs = (plan.tokens.as_input("tokens"), *([plan.parent] if plan.parent else []))
+    return Identity("runs", plan.name, options, inputs, plan.tokens.manifest.tokenizer, ("torch",))
 
 
-def continued(root: Path, planned: Plan) -> Plan:
-    """The same plan, going on from the run that stands under its name if that was trained on other tokens.
+def continued(root: Path, plan: Plan) -> Plan:
+    """Let a plan continue the published run of its name if that run was trained on an older generation of the data.
 
-    Other tokens of the same tokenizer, and with the same numbers: a new generation of the data. A run on these very
-    tokens is the plan's own.
+    The run must have the same configuration and tokenizer, and other tokens. If it was trained on these very tokens,
+    the plan gets the parent of that run, so that it is recognised as that run.
     """
-    run = artifact.current(root, "runs", planned.name)
-    if run is None or run.manifest.tokenizer != planned.tokens.manifest.tokenizer:
-        return planned
-    options = (run.manifest.options, dict(identify(planned).options))
-    if len({msgspec.json.encode(each, order="deterministic") for each in options}) > 1:
-        return planned
-    made_from = {entry.role: entry for entry in run.manifest.inputs}
-    if made_from["tokens"].digest != planned.tokens.digest:
-        return dataclasses.replace(planned, parent=run.as_input("parent"), parent_path=run.path)
-    parent = made_from.get("parent")
+    run = artifact.current(root, "runs", plan.name)
+    if run is None or run.manifest.tokenizer != plan.tokens.manifest.tokenizer:
+        return plan
+    options = (run.manifest.options, dict(identify(plan).options))
+    if len({msgspec.json.encode(fields, order="deterministic") for fields in options}) > 1:
+        return plan
+    inputs = {entry.role: entry for entry in run.manifest.inputs}
+    if inputs["tokens"].digest != plan.tokens.digest:
+        return dataclasses.replace(plan, parent=run.as_input("parent"), parent_path=run.path)
+    parent = inputs.get("parent")
     path = root / parent.name if parent else None
-    return dataclasses.replace(planned, parent=parent, parent_path=path if path and path.is_dir() else None)
+    return dataclasses.replace(plan, parent=parent, parent_path=path if path and path.is_dir() else None)
 
 
-def pinned(root: Path, planned: Plan) -> Plan:
-    """The same plan on the generations, of the tokens and of the run that it goes on from, that an unfinished run of it
-    was begun on.
+def pinned(root: Path, plan: Plan) -> Plan:
+    """Give a plan the tokens and the parent of its unfinished run, so that it can be resumed.
 
-    A refresh may have published newer ones meanwhile: the run keeps to its own. Raises UpstreamChanged when they are
-    gone.
+    A refresh may have published newer generations since that run was started. Raises UpstreamChanged if the older ones
+    are gone.
     """
-    identity, drafts = identify(planned), list(artifact.unfinished(root, "runs", planned.name))
-    if artifact.draft_path(root, identity) in [draft for draft, _ in drafts]:
-        return planned
-    for draft, made_from in drafts:
-        begun = {entry.role: entry for entry in made_from}
-        if begun.keys() != {entry.role for entry in identity.inputs}:
+    identity, drafts = identify(plan), list(artifact.unfinished(root, "runs", plan.name))
+    if draft_path(root, identity) in [draft for draft, _ in drafts]:
+        return plan
+    for draft, inputs in drafts:
+        inputs_by_role = {entry.role: entry for entry in inputs}
+        if inputs_by_role.keys() != {entry.role for entry in identity.inputs}:
             continue
-        if dataclasses.replace(identity, inputs=made_from).key != draft.name.removeprefix(".draft-"):
-            continue  # other numbers
+        if dataclasses.replace(identity, inputs=inputs).key != draft.name.removeprefix(".draft-"):
+            continue  # another configuration
         try:
-            found = {role: artifact.read(root / entry.name) for role, entry in begun.items()}
+            artifacts = {role: artifact.read(root / entry.name) for role, entry in inputs_by_role.items()}
         except InputMissing as error:
             raise UpstreamChanged(
-                f"what the unfinished run {planned.name} was begun on is gone: {error.what}",
-                hint="--no-resume begins it anew on what there is",
+                f"an input of the unfinished run {plan.name} is gone: {error.what}",
+                hint="--no-resume starts it again on the current inputs",
             ) from None
-        parent = found.get("parent")
-        path = parent.path if parent else None
-        return dataclasses.replace(planned, tokens=found["tokens"], parent=begun.get("parent"), parent_path=path)
-    return planned
+        parent = artifacts.get("parent")
+        return dataclasses.replace(
+            plan,
+            tokens=artifacts["tokens"],
+            parent=inputs_by_role.get("parent"),
+            parent_path=parent.path if parent else None,
+        )
+    return plan
 
 
-def require_unfinished(root: Path, planned: Plan) -> None:
-    """Raise BadConfig with what differs when there are unfinished runs of this name, but none of this plan."""
-    drafts = [draft for draft, _ in artifact.unfinished(root, "runs", planned.name)]
-    if not drafts or artifact.draft_path(root, identify(planned)) in drafts:
+def require_unfinished(root: Path, plan: Plan) -> None:
+    """Raise BadConfig with the differences if there are unfinished runs of this name, but none of this plan."""
+    drafts = [draft for draft, _ in artifact.unfinished(root, "runs", plan.name)]
+    if not drafts or draft_path(root, identify(plan)) in drafts:
         return
     other = _read_config(drafts[-1])
-    model, train = planned.preset.model, planned.preset.train
-    changed = config.differences(model, other.model) + config.differences(train, other.train) if other else []
-    what = "; ".join(changed) or "on other tokens, or from another run"
+    model, train = plan.preset.model, plan.preset.train
+    changes = config.differences(model, other.model) + config.differences(train, other.train) if other else []
     raise BadConfig(
-        f"the unfinished run {planned.name} was begun otherwise: {what}",
-        hint="give its numbers again, or --no-resume",
+        f"the unfinished run {plan.name} is another training: {'; '.join(changes) or 'other tokens or parent run'}",
+        hint="repeat its options, or give --no-resume",
     )
 
 
@@ -213,9 +214,9 @@ def _read_config(folder: Path) -> Preset | None:
         return None
 
 
-def begun(folder: Path, planned: Plan, tokenizer: Tokenizer) -> None:
-    """The tokenizer and the numbers: what a run must have to be gone on with, and to be sampled."""
+def write_config(folder: Path, preset_name: str, preset: Preset, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer and the resolved preset, which resuming and sampling a run require."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    preset = {"preset": planned.preset_name, **asdict(planned.preset)}
-    files.write_file(folder / CONFIG, msgspec.json.format(msgspec.json.encode(preset), indent=2))
+    data = msgspec.json.encode({"preset": preset_name, **asdict(preset)})
+    files.write_file(folder / CONFIG, msgspec.json.format(data, indent=2))

@@ -1,13 +1,13 @@
-"""A run: what a training is made from, and what `sample` opens again. Imports no torch by itself.
+"""The folder of a published run: all that `sample` needs. This module does not import torch.
 
-runs/<name>/<key>/config.json       the preset with all its numbers
-                  tokenizer.json    and the model file: sampling needs nothing outside this folder
-                  checkpoints/      the last one, and the best one where that is another
-                  metrics.csv       losses, rates and norms of gradients over the steps
-                  log.jsonl         all that happened
-                  samples.jsonl     a continuation at each evaluation
-                  loss.png, .svg    the curve, over what simpler models would score
-                  result.json       what it came to
+runs/<name>/<key>/config.json       the preset, with every number resolved
+                  tokenizer.json    and the tokenizer's model file, so that sampling needs nothing outside this folder
+                  checkpoints/      the last checkpoint, and the best one if it is a different one
+                  metrics.csv       losses, learning rates and gradient norms over the steps
+                  log.jsonl         all events of the training
+                  samples.jsonl     a generated text for each evaluation
+                  loss.png, .svg    the loss curve, with the losses of simple baselines
+                  result.json       final numbers (`Result`)
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Report = Callable[[str], None]
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a training came to. Losses in nats per token on the validation set, None of a run that was imported, and
-    so was never evaluated here; the checkpoints by folder name.
+    """Final numbers of a training.
 
-    `mfu` is the share of the device's peak that was used, None where the peak is not known; `waited` the share of the
-    time in which no batch was ready.
+    Losses are in nats per token on the validation set, and None for imported runs, which were never evaluated here.
+    `last` and `best` are folder names of checkpoints. `mfu` is the fraction of the device's peak FLOP/s that was used,
+    None if the peak is unknown. `waited` is the fraction of the training time spent waiting for batches.
     """
 
     steps: int
@@ -51,13 +51,13 @@ class Result(msgspec.Struct, frozen=True):
     first_bits_per_char: float | None = None
     best_val_loss: float | None = None
     best_bits_per_char: float | None = None
-    steps_before: int = 0  # of the runs that it went on from
-    epochs: float = 0.0  # of the training split, those runs' included
+    steps_before: int = 0  # of the earlier runs that this one continues
+    epochs: float = 0.0  # over the training split, including those of earlier runs
     waited: float = 0.0
 
 
 def read_preset_name(folder: Path) -> str:
-    """The name of the preset whose numbers the run in `folder` has, as they are or with others in their place."""
+    """Return the name of the preset that the run in `folder` was trained with; single numbers may differ from it."""
     try:
         return str(msgspec.json.decode((folder / CONFIG).read_bytes(), type=dict[str, Any]).get("preset", ""))
     except (OSError, msgspec.DecodeError) as error:
@@ -65,7 +65,7 @@ def read_preset_name(folder: Path) -> str:
 
 
 def read_result(folder: Path) -> Result:
-    """What the run in `folder` came to."""
+    """Read the result of the run in `folder`. Raises BadData if it is missing or unreadable."""
     try:
         return msgspec.json.decode((folder / RESULT).read_bytes(), type=Result)
     except (OSError, msgspec.DecodeError) as error:
@@ -73,28 +73,32 @@ def read_result(folder: Path) -> Result:
 
 
 def require_whole(run: Artifact, checkpoint: Path) -> None:
-    """Raise InputMissing or BadData where what is needed of a run, with one of its checkpoints, is not as it was
-    published: before a library sees bytes that nobody vouches for."""
+    """Verify the files of a run that are needed to load `checkpoint`, before any library parses them.
+
+    Raises InputMissing if a file is missing and BadData if one has changed since it was published.
+    """
     folder = f"{checkpoint.relative_to(run.path)}/"
 
-    def needed(name: str) -> bool:
+    def is_needed(name: str) -> bool:
         return (name.startswith(folder) and not name.endswith("optimizer.safetensors")) or "/" not in name
 
-    if found := artifact.problems(run, deep=True, only=needed):
-        kind = InputMissing if found[0].endswith(": missing") else BadData
-        raise kind(found[0], hint="`train` it again, or name another run")
+    if problems := artifact.problems(run, deep=True, only=is_needed):
+        error_type = InputMissing if problems[0].endswith(": missing") else BadData
+        raise error_type(problems[0], hint="`train` it again, or name another run")
 
 
 def open_tokenizer(run: Artifact) -> Tokenizer:
-    """The tokenizer of a run. Raises BadData where it is not the one of its manifest."""
-    made = tokenizers.open_folder(run.path)
-    if made.fingerprint != run.manifest.tokenizer:
-        what = f"{run.path}: the tokenizer is {made.fingerprint}, not {run.manifest.tokenizer}"
-        raise BadData(what, hint="the files were mixed; train the run again")
-    return made
+    """Open the tokenizer of a run. Raises BadData if its fingerprint differs from the manifest's."""
+    tokenizer = tokenizers.open_folder(run.path)
+    if tokenizer.fingerprint != run.manifest.tokenizer:
+        raise BadData(
+            f"{run.path}: the tokenizer is {tokenizer.fingerprint}, expected {run.manifest.tokenizer}",
+            hint="files of different runs were mixed; train the run again",
+        )
+    return tokenizer
 
 
 def checkpoint_path(run: Artifact, which: str) -> Path:
-    """The folder of the "best" or the "last" checkpoint."""
+    """Return the folder of the "best" or the "last" checkpoint."""
     result = read_result(run.path)
     return run.file(CHECKPOINTS) / (result.last if which == "last" else result.best)

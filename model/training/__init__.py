@@ -1,4 +1,5 @@
-"""Training: the stage, the loop and everything that it measures.
+"""Training of one plan: loop, data, optimizers, evaluation and records.
 
-Start with `trainer.py`.
+Open `trainer.py` first: the loop, from setup to the last step. It hands over to `learner.py` (one step),
+`dataloader.py` (batches), `evaluator.py` and `checkpointer.py`. `stage.py` publishes the result as a run.
 """

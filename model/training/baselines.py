@@ -1,4 +1,5 @@
-"""What a loss means: what guessing, counting tokens, counting pairs and zstd make of the same validation text."""
+"""Losses of simple models on the validation text, to compare the loss of a training with: uniform, unigram, bigram and
+zstd."""
 
 from __future__ import annotations
 
@@ -11,19 +12,20 @@ import zstandard
 from model.training.evaluate import ValidationSet
 from pipeline.tokens.store import TokenStore
 
-_COUNTED = 1 << 24  # training tokens, whose pairs are sorted in less than a second
-_COMPRESSED = 1 << 19  # bytes of the validation text: a quarter of a second
-_LEVEL = 19  # the highest without --ultra; its window of 8 MiB lies over all of them
+_MAX_COUNTED = 1 << 24  # training tokens: their pairs are sorted in less than a second
+_MAX_COMPRESSED = 1 << 19  # bytes of the validation text: a quarter of a second
+_LEVEL = 19  # the highest without --ultra; its window of 8 MiB covers all of these bytes
 
 
 @dataclass(frozen=True)
-class References:
-    """Losses without a network, in nats per token of the `tokens` that are scored, which spell `characters`.
+class Baselines:
+    """Losses without a network, in nats per token of the `tokens` that are scored, which decode to `characters`.
 
-    `uniform` gives every id of the vocabulary the same chance: ln V. `unigram` knows how often each came in training,
-    `bigram` also what came after what. `zstd` is zstd -19 on the first 512 KiB of the validation text alone: it has
-    read nothing before, and nobody needs to choose tokens for it. `unknown_bits` are what characters that the
-    tokenizer does not know cost all of them, since none is told which they are.
+    uniform       gives every id of the vocabulary the same probability: ln V
+    unigram       uses the counts of ids in the training split
+    bigram        uses the counts of pairs of ids
+    zstd          is zstd -19 on the first 512 KiB of the validation text alone, without training data or a tokenizer
+    unknown_bits  cost of the characters that the tokenizer does not know, the same for all models
     """
 
     uniform: float
@@ -35,66 +37,72 @@ class References:
     unknown_bits: float = 0.0
 
     def bits_per_char(self, loss: float) -> float:
+        """Convert nats per token to bits per character."""
         return (loss * self.tokens / math.log(2) + self.unknown_bits) / self.characters
 
     def loss(self, bits_per_char: float) -> float:
-        """The nats per token that come to so many bits per character."""
+        """Convert bits per character to nats per token."""
         return (bits_per_char * self.characters - self.unknown_bits) * math.log(2) / self.tokens
 
 
-def references(store: TokenStore, chosen: ValidationSet) -> References:
-    """The references of a store on what `evaluate` scores. Counts are of the first 2**24 training tokens."""
-    train = store.train.read(0, min(_COUNTED, len(store.train)))
-    ids = chosen.ids
-    size, following = store.tokenizer.vocab_size, ids[1:].astype(np.int64)
-    chances = unigram(train, size)
-    pairs = bigram(train, ids[:-1].astype(np.int64), following, chances)
-    compressed = _zstd(store.tokenizer.decode(following.tolist())) * chosen.bytes  # bits, of all of it at that rate
-    return References(
-        uniform=math.log(size),
-        unigram=-float(np.log(chances[following]).mean()),
-        bigram=-float(np.log(pairs).mean()),
-        zstd=compressed * math.log(2) / len(following),
-        tokens=len(following),
-        characters=chosen.characters,
-        unknown_bits=chosen.unknown_bits,
+def compute_baselines(store: TokenStore, validation: ValidationSet) -> Baselines:
+    """Score the tokens that `evaluate` scores, with counts of the first 2**24 training tokens."""
+    train = store.train.read(0, min(_MAX_COUNTED, len(store.train)))
+    ids, vocab_size = validation.ids, store.tokenizer.vocab_size
+    targets = ids[1:].astype(np.int64)
+    unigrams = unigram(train, vocab_size)
+    bigrams = bigram(train, ids[:-1].astype(np.int64), targets, unigrams)
+    zstd_bits = _zstd_bits_per_byte(store.tokenizer.decode(targets.tolist())) * validation.bytes
+    return Baselines(
+        uniform=math.log(vocab_size),
+        unigram=-float(np.log(unigrams[targets]).mean()),
+        bigram=-float(np.log(bigrams).mean()),
+        zstd=zstd_bits * math.log(2) / len(targets),
+        tokens=len(targets),
+        characters=validation.characters,
+        unknown_bits=validation.unknown_bits,
     )
 
 
 def unigram(train: np.ndarray, vocab_size: int) -> np.ndarray:
-    """float64 chances of all ids, of shape (V,): how often each is in `train`, and once more (Laplace)."""
+    """Return the float64 probabilities (V,) of all ids: their counts in `train`, plus one (Laplace)."""
     return (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)
 
 
-def bigram(train: np.ndarray, previous: np.ndarray, following: np.ndarray, backoff: np.ndarray) -> np.ndarray:
-    """float64 chances of the ids `following` after the ids `previous`, of their shape, by the pairs in `train`.
+def bigram(train: np.ndarray, previous: np.ndarray, targets: np.ndarray, backoff: np.ndarray) -> np.ndarray:
+    """Return the float64 probabilities of the ids `targets` after the ids `previous`, from the pairs in `train`.
 
-    Absolute discounting (Ney, Essen & Kneser 1994): every pair gives up the share D of one of its counts, and what the
-    pairs of `previous` gave up is dealt out by `backoff`, the chances (V,) of ids alone. D is n1 / (n1 + 2 n2), from
-    how many pairs came once and twice, with one more of each so that it lies between 0 and 1.
+    All three are arrays of one shape. Absolute discounting (Ney, Essen & Kneser 1994): every pair gives up D of its
+    count, and what all pairs that begin with an id gave up is distributed by `backoff`, the unigram probabilities (V,).
+    D is n1 / (n1 + 2 n2), from the numbers of pairs that occur once and twice, plus one each so that D lies between 0
+    and 1.
     """
-    size = len(backoff)
-    pairs, counts = np.unique(_paired(train[:-1], train[1:], size), return_counts=True)
+    vocab_size = len(backoff)
+    pairs, counts = np.unique(_pair_keys(train[:-1], train[1:], vocab_size), return_counts=True)
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     discount = (once + 1) / (once + 2 * twice + 3)
 
-    asked = _paired(previous, following, size)
-    place = np.minimum(np.searchsorted(pairs, asked), max(len(pairs) - 1, 0))
-    kept = np.where(pairs[place] == asked, counts[place] - discount, 0) if len(pairs) else np.zeros(len(asked))
-    seen = np.bincount(train[:-1], minlength=size)[previous]
-    kinds = np.bincount((pairs // size).astype(np.int64), minlength=size)[previous]
-    backed = np.where(seen > 0, discount * kinds, 1) * backoff[following]
-    return (kept + backed) / np.maximum(seen, 1)
+    keys = _pair_keys(previous, targets, vocab_size)
+    if len(pairs):
+        index = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
+        discounted = np.where(pairs[index] == keys, counts[index] - discount, 0)
+    else:
+        discounted = np.zeros(len(keys))
+    occurrences = np.bincount(train[:-1], minlength=vocab_size)[previous]
+    successors = np.bincount((pairs // vocab_size).astype(np.int64), minlength=vocab_size)[previous]
+    backed_off = np.where(occurrences > 0, discount * successors, 1) * backoff[targets]
+    probabilities: np.ndarray = (discounted + backed_off) / np.maximum(occurrences, 1)
+    return probabilities
 
 
-def _paired(previous: np.ndarray, following: np.ndarray, size: int) -> np.ndarray:
-    """Each pair of int64 ids as one number; in 32 bits where they fit, which sort in half the time."""
-    paired = previous * size + following
-    return paired.astype(np.uint32) if size <= 1 << 16 else paired
+def _pair_keys(first: np.ndarray, second: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Encode each pair of int64 ids as one integer; as uint32 if they fit, which sorts in half the time."""
+    keys: np.ndarray = first * vocab_size + second
+    return keys.astype(np.uint32) if vocab_size <= 1 << 16 else keys
 
 
-def _zstd(text: str) -> float:
-    """Bits per byte of (the beginning of) a text, without what a frame says of itself."""
-    data = text.encode(errors="replace")[:_COMPRESSED]
+def _zstd_bits_per_byte(text: str) -> float:
+    """Compress the start of a text, without a checksum or the size in the frame header."""
+    data = text.encode(errors="replace")[:_MAX_COMPRESSED]
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=False)
     return 8 * len(compressor.compress(data)) / max(len(data), 1)

@@ -1,7 +1,7 @@
-"""Several processes that train one model, started by torchrun: who is who, what they tell each other, how they share.
+"""Data-parallel training over several processes that torchrun starts: ranks, collectives and sharded tensors.
 
-DDP keeps the whole model in each process; FSDP2 (`parallel=fsdp`) a part of each weight. Either way each process takes
-its rows of a batch that is the same for any number of them, so the loss curve is that of one process.
+DDP keeps the complete model in each process; FSDP2 (`parallel=fsdp`) a shard of each weight. Either way each process
+takes its rows of a batch that is the same for any number of processes, so the loss curve is that of one process.
 """
 
 from __future__ import annotations
@@ -25,65 +25,69 @@ from pipeline.errors import BadConfig
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`; alone by default, where nothing has to travel."""
+    """This process as `rank` of `size` processes. By default it is alone and no collective communicates.
+
+    All processes must call a collective, in the same order.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one process that decides, writes and reports."""
+    def is_main(self) -> bool:
+        """True for the one process that decides, writes and reports."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> tuple[int, int]:
-        """The first of this process's rows of a batch, and how many they are."""
+        """Return the first of this process's rows of a batch, and their number."""
         if batch_size % self.size:
             raise BadConfig(
-                f"batch_size {batch_size} is no multiple of {self.size} processes", hint="--set batch_size=…"
+                f"batch_size must be a multiple of the {self.size} processes, got {batch_size}",
+                hint="--set batch_size=…",
             )
         count = batch_size // self.size
         return self.rank * count, count
 
-    def agree(self, value: float) -> float:
-        """The leader's value."""
+    def broadcast(self, value: float) -> float:
+        """Return the main process's value."""
         if self.size == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.float64)
-        dist.broadcast(shared, 0, group=_control())
-        return float(shared)
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(tensor, 0, group=_cpu_group())
+        return float(tensor)
 
     def any(self, flag: bool) -> bool:
-        """Whether any of the processes says so."""
-        return bool(self.total(float(flag)))
+        """Return True if the flag is True in any process."""
+        return bool(self.all_reduce_sum(float(flag)))
 
-    def total(self, value: float) -> float:
-        """The sum over all processes."""
+    def all_reduce_sum(self, value: float) -> float:
+        """Return the sum over all processes."""
         if self.size == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(shared, group=_control())
-        return float(shared)
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, group=_cpu_group())
+        return float(tensor)
 
-    def first(self, name: str) -> str:
-        """The first name that is not empty, of the processes in their order."""
+    def first_nonempty(self, name: str) -> str:
+        """Return the first name that is not empty, in rank order."""
         if self.size == 1:
             return name
         names = [""] * self.size
-        dist.all_gather_object(names, name, group=_control())
+        dist.all_gather_object(names, name, group=_cpu_group())
         return next(filter(None, names), "")
 
-    def tell(self, what: Any) -> Any:
-        """The leader's object."""
+    def broadcast_object(self, value: Any) -> Any:
+        """Return the main process's object, which must be picklable."""
         if self.size == 1:
-            return what
-        box = [what]
-        dist.broadcast_object_list(box, 0, group=_control())
-        return box[0]
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=_cpu_group())
+        return values[0]
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """The world that torchrun set up, as long as the context lasts."""
+def process_group(device: torch.device) -> Iterator[World]:
+    """Join the process group that torchrun describes in the environment, for the duration of the context."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
@@ -96,55 +100,55 @@ def joined(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _control() -> dist.ProcessGroup | None:
-    return dist.group.WORLD  # its gloo half: what is told are small numbers in the memory of the host
+def _cpu_group() -> dist.ProcessGroup | None:
+    return dist.group.WORLD  # its gloo backend: collectives of `World` are of small CPU tensors
 
 
-def shared(model: GPT, world: World, parallel: str) -> nn.Module:
-    """The model as all processes of the world train it; its weights are those of `model`."""
+def wrap(model: GPT, world: World, parallel: str) -> nn.Module:
+    """Wrap the model in DDP or FSDP2 for training. The weights stay those of `model`."""
     if world.size == 1:
         return model
     if model.bigrams is not None:
-        raise BadConfig("embeddings of pairs are trained by one process only", hint="--set bigrams=0")
+        raise BadConfig("bigram embeddings can be trained by one process only", hint="--set bigrams=0")
     if parallel == "ddp":
         return DistributedDataParallel(model)
     for block in model.blocks:
         fully_shard(block)
-    fully_shard(model)  # in place: it gets another class
+    fully_shard(model)  # in place: it changes the class of the model
     return model
 
 
-def not_yet(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around all but the `last` of the backward passes of one step: gradients travel once a step."""
+def no_sync_unless_last(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Skip gradient sync for every micro-batch of a step except the last."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
-def part(model: nn.Module) -> None:
-    """Let each process hold its part of each weight again: after a pass without a backward one it has some whole."""
+def reshard(model: nn.Module) -> None:
+    """Free the full weights that FSDP gathered for a forward pass without a backward pass."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """Return this process's shard of a tensor; all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """All of a tensor of which each process may hold a part. All processes must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor that may be sharded. A collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the CPU; those of one process there are not copied. All processes must ask."""
-    return {name: plain(each).detach().cpu().contiguous() for name, each in tensors.items()}
+def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather tensors on the CPU; unsharded CPU tensors are not copied. A collective."""
+    return {name: full_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def fill(target: Tensor, source: Tensor) -> None:
-    """Copy a whole tensor into one of which this process may hold a part."""
+def copy_into(target: Tensor, source: Tensor) -> None:
+    """Copy a full tensor into `target`, of which this process may hold a shard."""
     if isinstance(target, DTensor):
         source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
     target.copy_(source)

@@ -1,4 +1,4 @@
-"""What a training will need, before it begins: memory, and with it how many sequences are computed at once."""
+"""Memory and time of a training, estimated before it starts, and the micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -10,163 +10,173 @@ from dataclasses import dataclass
 import torch
 
 from model import device as devices
-from model.config import GPTConfig, TrainConfig
+from model.config import GPTConfig, Preset, TrainConfig
 from model.device import Execution
-from model.runs.plan import Plan
-from model.training.baselines import References
+from model.training.baselines import Baselines
 from pipeline.errors import BadConfig
 
-_SHARE = 0.85  # of the free memory: the rest is for what the allocator rounds up, and for who else is there
-_PIECE = 1 << 28  # bytes of the logits and their gradients that exist at once, at most (cross_entropy.py)
+_USABLE_FRACTION = 0.85  # of the free memory: the allocator rounds up, and other processes run too
+_LOGITS_BYTES = 1 << 28  # of logits and their gradients that exist at once, at most (cross_entropy.py)
 _PROBES = 3
-_CPU_TOKENS = 1 << 13  # computed at once on a CPU: more only leaves its caches
+_CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its caches
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """How a machine will compute a training, the bytes that it takes, and those that may be taken."""
+class ExecutionPlan:
+    """How a device will compute a training, the bytes that this takes, and the bytes that are free for it."""
 
     how: Execution
     bytes: int
     free: int
 
 
-def forecast(model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, processes: int = 1) -> Forecast:
-    """The precision that suits the device, and the largest micro-batch of at most `rows` sequences that fits into
-    its free memory, as each of `processes` computes them.
+def forecast(
+    model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, processes: int = 1
+) -> ExecutionPlan:
+    """Choose the precision for the device and the largest micro-batch of at most `rows` sequences that fits.
 
-    Raises BadConfig where not even one sequence fits, with a size that would.
+    Each of `processes` computes such a micro-batch. Raises BadConfig if not even one sequence fits, and suggests a
+    smaller model.
     """
     precision = devices.precision(device, train.precision)
-    free = int(devices.free_memory(device) * _SHARE)
+    free = int(devices.free_memory(device) * _USABLE_FRACTION)
     if device.type == "cpu":
-        free //= processes  # they share it
-    wanted = min(train.micro_batch or rows, rows)
+        free //= processes  # they share the memory
+    size = min(train.micro_batch or rows, rows)
     if device.type == "cpu" and not train.micro_batch:
-        wanted = min(rows, max(1, _CPU_TOKENS // model.block_size))
-    fits = _most(model, train, precision, free, processes)
-    if fits < 1:
+        size = min(rows, max(1, _CPU_TOKENS // model.block_size))
+    max_size = _max_micro_batch(model, train, precision, free, processes)
+    if max_size < 1:
+        gigabytes = needed(model, train, precision, 1, processes) / 1e9
         raise BadConfig(
-            f"training {model.parameters / 1e6:,.1f}M parameters takes "
-            f"{needed(model, train, precision, 1, processes) / 1e9:.1f} GB with one sequence at once, and "
-            f"{free / 1e9:.1f} GB can be taken",
-            hint=_what_would_fit(model, train, precision, free, processes),
+            f"training {model.parameters / 1e6:,.1f}M parameters needs {gigabytes:.1f} GB with one sequence at a time; "
+            f"{free / 1e9:.1f} GB available",
+            hint=_suggest_smaller(model, train, precision, free, processes),
         )
-    if train.micro_batch and wanted > fits:
+    if train.micro_batch and size > max_size:
+        gigabytes = needed(model, train, precision, size, processes) / 1e9
         raise BadConfig(
-            f"{wanted} sequences at once take {needed(model, train, precision, wanted, processes) / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB can be taken",
-            hint=f"--set micro_batch={fits}, or 0 for what fits",
+            f"a micro-batch of {size} sequences needs {gigabytes:.1f} GB; {free / 1e9:.1f} GB available",
+            hint=f"--set micro_batch={max_size}, or 0 to choose it automatically",
         )
-    micro = min(wanted, fits)
-    while not train.micro_batch and rows % micro:  # pieces of one size: compiled once
-        micro -= 1
-    how = Execution(precision, devices.compiles(device, train.compile), micro)
-    return Forecast(how, needed(model, train, precision, micro, processes), free)
+    size = min(size, max_size)
+    while not train.micro_batch and rows % size:  # micro-batches of one size are compiled once
+        size -= 1
+    execution = Execution(precision, devices.compiles(device, train.compile), size)
+    return ExecutionPlan(execution, needed(model, train, precision, size, processes), free)
 
 
-def needed(model: GPTConfig, train: TrainConfig, precision: str, sequences: int, processes: int = 1) -> int:
-    """Bytes that a process takes to train, with so many sequences at once."""
+def needed(model: GPTConfig, train: TrainConfig, precision: str, micro_batch: int, processes: int = 1) -> int:
+    """Return the bytes that a process needs to train with micro-batches of that many sequences."""
     weights = weight_bytes(model, train) // (processes if train.parallel == "fsdp" else 1)
-    logits = min(_PIECE, sequences * _logit_bytes(model))
-    return weights + sequences * activation_bytes(model, train, precision) + logits
+    logits = min(_LOGITS_BYTES, micro_batch * _logit_bytes(model))
+    return weights + micro_batch * activation_bytes(model, train, precision) + logits
 
 
-def _most(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> int:
-    """How many sequences at once `free` bytes are enough for: with logits of one piece, or all of them."""
-    left = free - needed(model, train, precision, 0, processes)
-    each = activation_bytes(model, train, precision)
-    return max((left - _PIECE) // each, left // (each + _logit_bytes(model)), 0)
+def _max_micro_batch(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> int:
+    """Return how many sequences fit into `free` bytes, whether their logits are computed at once or in pieces."""
+    remaining = free - needed(model, train, precision, 0, processes)
+    sequence = activation_bytes(model, train, precision)
+    return max((remaining - _LOGITS_BYTES) // sequence, remaining // (sequence + _logit_bytes(model)), 0)
 
 
 def _logit_bytes(model: GPTConfig) -> int:
-    """The logits of one sequence in fp32, and as much again for what lies between."""
+    """Return the bytes of one sequence's logits in fp32, and of as many intermediate values."""
     return 4 * 2 * model.block_size * model.vocab_size
 
 
 def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:
-    """Weights and gradients in fp32, two moments each for AdamW and one for Muon, and the average of the weights."""
+    """Return the bytes of weights, gradients and moments (two for AdamW, one for Muon) and of the average, in fp32."""
     head = (1 if model.tied else 2) * model.vocab_size * model.width
     by_muon = model.parameters - head if train.optimizer == "muon" else 0
     return 4 * ((4 + (train.ema > 0)) * model.parameters - by_muon)
 
 
 def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str) -> int:
-    """What one sequence keeps for the backward pass, counted from the operations in gpt.py.
+    """Return the bytes that one sequence keeps for the backward pass, counted from the operations in gpt.py.
 
-    In a block: the stream twice and both norms' outputs, q, k, v, the heads' output, what each dropout kept, and the
-    feed-forward's inside before and after its activation. With `recompute` only the stream between blocks.
+    A block keeps the residual stream twice, the outputs of both norms, q, k, v, the output of the heads, the masks of
+    the dropouts, and the feed-forward's hidden values before and after the activation. With `recompute` only the stream
+    between blocks is kept.
     """
-    narrow = 2 if precision == "bf16" else 4
-    inside = 3 if model.activation == "swiglu" else 2
-    narrow_widths = 3 * model.width + 2 * model.key_width + inside * model.hidden_width
+    value = 2 if precision == "bf16" else 4
+    hidden = 3 if model.activation == "swiglu" else 2
+    values = 3 * model.width + 2 * model.key_width + hidden * model.hidden_width
     stream = 4 * model.width * (4 + (2 if model.dropout else 0))
-    block = stream + narrow * narrow_widths
-    kept = 4 * model.width if train.recompute else block
-    blocks = model.layers * kept + (block if train.recompute else 0)
+    block = stream + value * values
+    blocks = model.layers * (4 * model.width if train.recompute else block) + (block if train.recompute else 0)
     masks = model.block_size if train.document_mask else 0
     return model.block_size * (blocks + 12 * model.width + masks)
 
 
-def lines(
-    planned: Plan, train_tokens: int, made: Forecast, how: Execution, device: torch.device, seconds: float
+def plan_lines(
+    preset_name: str,
+    preset: Preset,
+    train_tokens: int,
+    plan: ExecutionPlan,
+    execution: Execution,
+    device: torch.device,
+    seconds: float,
 ) -> list[str]:
-    """The plan as a person reads it; `seconds` is what one step takes."""
-    model, train = planned.preset.model, planned.preset.train
-    per_step = train.batch_size * model.block_size
-    computed = f"{'bfloat16' if how.precision == 'bf16' else 'fp32'}{', compiled' if how.compiled else ''}"
+    """Describe a training for a person. `execution` is used instead of the plan's; a step takes `seconds`."""
+    model, train = preset.model, preset.train
+    step_tokens = train.batch_size * model.block_size
+    epoch_steps, rate = train_tokens / step_tokens, step_tokens / seconds
+    precision = f"{'bfloat16' if execution.precision == 'bf16' else 'fp32'}{', compiled' if execution.compiled else ''}"
     steps = int(train.minutes * 60 / seconds) if train.minutes else train.steps
-    epochs = steps * per_step / max(train_tokens, 1)
-    end = f"{train.minutes:g} minutes" if train.minutes else f"{train.steps:,} steps"
-    left = f"about {steps:,} steps" if train.minutes else f"about {_shown(steps * seconds)}"
+    epochs = steps * step_tokens / max(train_tokens, 1)
+    if train.minutes:
+        length = f"{train.minutes:g} minutes, about {steps:,} steps"
+    else:
+        length = f"{train.steps:,} steps, about {_format_seconds(steps * seconds)}"
     return [
-        f"model     {planned.preset_name}: {model.parameters / 1e6:.2f}M parameters, family {model.family}",
-        f"device    {device}, {computed}, {made.bytes / 1e9:.1f} GB, {how.micro_batch} of {train.batch_size} "
+        f"model     {preset_name}: {model.parameters / 1e6:.2f}M parameters, family {model.family}",
+        f"device    {device}, {precision}, {plan.bytes / 1e9:.1f} GB, {execution.micro_batch} of {train.batch_size} "
         "sequences at once",
-        f"tokens    {train_tokens:,} to train on, {per_step:,} a step: {train_tokens / per_step:,.0f} steps an epoch",
-        f"schedule  {end}, {left}, {epochs:.1f} epochs, {per_step / seconds:,.0f} tokens/s by {_PROBES} passes",
+        f"tokens    {train_tokens:,} to train on, {step_tokens:,} a step: {epoch_steps:,.0f} steps an epoch",
+        f"schedule  {length}, {epochs:.1f} epochs, {rate:,.0f} tokens/s in {_PROBES} trial passes",
     ]
 
 
-def scale(known: References) -> str:
-    """What bits per character mean here: what guessing, counting and a compressor come to."""
+def scale(baselines: Baselines) -> str:
+    """Describe the bits per character of the baselines, to compare the losses of the training with."""
     losses = {
-        "guessing": known.uniform,
-        "counting tokens": known.unigram,
-        "counting pairs": known.bigram,
-        "zstd": known.zstd,
+        "uniform": baselines.uniform,
+        "unigram": baselines.unigram,
+        "bigram": baselines.bigram,
+        "zstd": baselines.zstd,
     }
-    said = ", ".join(
-        f"{name} {known.bits_per_char(loss):.2f}" for name, loss in losses.items() if loss <= known.uniform
+    scores = ", ".join(
+        f"{name} {baselines.bits_per_char(loss):.2f}" for name, loss in losses.items() if loss <= baselines.uniform
     )
-    return f"scale     bits per character of {known.characters:,}: {said}"
+    return f"baselines bits per character of {baselines.characters:,}: {scores}"
 
 
-def _shown(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _what_would_fit(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> str:
-    """A smaller size of the same shape that fits, as a hint."""
+def _suggest_smaller(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> str:
+    """Return a hint with a smaller model of the same kind that fits."""
 
-    def fits(changed: GPTConfig) -> bool:
-        return _most(changed, train, precision, free, processes) >= 1
+    def fits(smaller: GPTConfig) -> bool:
+        return _max_micro_batch(smaller, train, precision, free, processes) >= 1
 
     for layers in range(model.layers - 1, 0, -1):
         if fits(smaller := dataclasses.replace(model, layers=layers)):
-            return f"--set layers={smaller.layers} would fit ({smaller.parameters / 1e6:,.1f}M parameters)"
+            return f"--set layers={layers} would fit ({smaller.parameters / 1e6:,.1f}M parameters)"
     for width in range(model.width - model.heads * 2, 0, -model.heads * 2):
         if fits(dataclasses.replace(model, width=width, layers=1, hidden=0)):
-            inside = " --set hidden=0" if model.hidden else ""
-            return f"--set layers=1 --set width={width}{inside} would fit"
-    return "a preset with a smaller vocabulary"
+            hidden = " --set hidden=0" if model.hidden else ""
+            return f"--set layers=1 --set width={width}{hidden} would fit"
+    return "choose a preset with a smaller vocabulary"
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` takes: the fastest of a few times, since the first ones also load and compile."""
+    """Time `work`: the fastest of a few calls, since the first ones also load and compile."""
     times = []
     for _ in range(_PROBES):
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Evaluation: the loss on a fixed stretch of the validation text, in units that compare across tokenizers."""
+"""The loss on a fixed part of the validation text, in units that are comparable across tokenizers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
 
 _CODE_POINT_BITS = math.log2(0x110000)
-_BATCH_LOGITS = 1 << 24  # 64 MiB: more at once only waits for memory
+_BATCH_LOGITS = 1 << 24  # 64 MiB: larger batches are no faster, since memory limits them
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The ids that are scored, after an end of text that is not, and how much text they spell.
+    """The ids to score, after an end-of-text id that is not scored, and the size of the text that they decode to.
 
     `unknown` of the characters have no id of their own.
     """
@@ -35,45 +35,50 @@ class ValidationSet:
 
     @property
     def unknown_bits(self) -> float:
-        """What those characters cost beside their id: the choice among all code points. Without that, a tokenizer that
-        knows less would seem to do better."""
+        """Bits that the unknown characters cost besides their id: a uniform choice among all code points.
+
+        Without this cost a tokenizer with a smaller alphabet would seem better.
+        """
         return self.unknown * _CODE_POINT_BITS
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per token; bits per character and per byte of the text that the scored tokens spell, with what the
-    unknown characters cost."""
+    """`loss` in nats per token; bits per character and per byte of the text that the scored tokens decode to, with the
+    cost of unknown characters."""
 
     loss: float
     bits_per_char: float
     bits_per_byte: float
 
 
-def validation_set(store: TokenStore, most: int = 0) -> ValidationSet:
-    """The ids of the first `most` bytes of validation text, whatever the tokenizer; 0: of all of it."""
+def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
+    """Take the ids of the first `max_bytes` of validation text, for any tokenizer; 0 takes all of it.
+
+    Raises BadData if there are no validation tokens.
+    """
     ids = store.val.read(0, len(store.val))
-    if most:
-        ids = ids[: _spelled(store.tokenizer, ids, most)]
+    if max_bytes:
+        ids = ids[: _count_within(store.tokenizer, ids, max_bytes)]
     if len(ids) < 1:
         raise BadData(f"{store.artifact.path}: there are no validation tokens", hint="raise --val-fraction")
     text = store.tokenizer.decode(ids.tolist())
-    before = np.array([store.tokenizer.end_of_text], ids.dtype)
-    unknown = store.tokenizer.unknown_id
+    eos = np.array([store.tokenizer.end_of_text], ids.dtype)
+    unknown_id = store.tokenizer.unknown_id
     return ValidationSet(
-        np.concatenate([before, ids]),
+        np.concatenate([eos, ids]),
         max(len(text), 1),
         max(len(text.encode(errors="replace")), 1),
-        0 if unknown is None else int((ids == unknown).sum()),
+        0 if unknown_id is None else int((ids == unknown_id).sum()),
     )
 
 
-def _spelled(tokenizer: Tokenizer, ids: np.ndarray, most: int) -> int:
-    """How many of the first ids spell no more than `most` bytes, but one at least."""
-    low, high = 1, min(len(ids), most + most // 64 + 64)  # a token has a byte at least, but for ends of text
+def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:
+    """Return how many of the first ids decode to at most `max_bytes` bytes, at least 1."""
+    low, high = 1, min(len(ids), max_bytes + max_bytes // 64 + 64)  # every token but end-of-text has a byte or more
     while low < high:
         middle = (low + high + 1) // 2
-        if len(tokenizer.decode(ids[:middle].tolist()).encode(errors="replace")) <= most:
+        if len(tokenizer.decode(ids[:middle].tolist()).encode(errors="replace")) <= max_bytes:
             low = middle
         else:
             high = middle - 1
@@ -81,9 +86,9 @@ def _spelled(tokenizer: Tokenizer, ids: np.ndarray, most: int) -> int:
 
 
 def windows(count: int, block_size: int) -> list[tuple[int, int]]:
-    """For `count` ids: where each window of at most `block_size` inputs begins, and the first input that it scores.
+    """Split `count` ids into windows of at most `block_size` inputs, each with the first input that it scores.
 
-    Each input is scored once, the next id being its target, and sees at least half a block before it, or all there is.
+    Each input, whose target is the next id, is scored once, and sees at least half a block before it, or all there is.
     """
     half = max(block_size // 2, 1)
     starts = [0, *range(half, max(count - 1 - (block_size - half), half), half)] if count - 1 > block_size else [0]
@@ -93,52 +98,53 @@ def windows(count: int, block_size: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def evaluate(
     model: GPT,
-    chosen: ValidationSet,
+    validation: ValidationSet,
     device: torch.device,
     precision: str = "fp32",
     world: World | None = None,
     stopped: Callable[[], bool] = bool,
-    documents_end: int | None = None,
+    mask_eos: int | None = None,
 ) -> Evaluation | None:
-    """Score every id but the first. The end-of-text ids count as tokens and as no text; with `documents_end`, what came
-    before a document is hidden after each id of that kind, as in a training with document masks.
+    """Score every id but the first. End-of-text ids count as tokens and as no text.
 
-    All processes of the world share the work. None where `stopped` came to be true meanwhile.
+    With `mask_eos`, the end-of-text id, tokens do not see earlier documents, as in training with document masks. The
+    processes of the world share the work. Return None if `stopped` returned True meanwhile.
     """
     world = world or World()
-    block = model.config.block_size
-    ids = torch.from_numpy(chosen.ids)
-    plan = windows(len(ids), block)
-    plan += [(0, block)] * (-len(plan) % world.size)  # windows that score nothing: each process does as much
-    plan = plan[world.rank :: world.size]
-    wide = max(model.config.vocab_size, 0 if documents_end is None else 4 * block)  # logits, and masks for each head
-    rows = max(1, _BATCH_LOGITS // (block * wide))
+    block_size = model.config.block_size
+    ids = torch.from_numpy(validation.ids)
+    spans = windows(len(ids), block_size)
+    spans += [(0, block_size)] * (-len(spans) % world.size)  # these score nothing, so that all processes do as much
+    spans = spans[world.rank :: world.size]
+    width = max(model.config.vocab_size, 0 if mask_eos is None else 4 * block_size)  # logits, and masks of the heads
+    rows = max(1, _BATCH_LOGITS // (block_size * width))
     was_training = model.training
     model.eval()
-    total, ended = 0.0, False
-    for first in range(0, len(plan), rows):
-        ended = ended or stopped()
-        if ended and world.size == 1:
+    nats, is_stopped = 0.0, False
+    for first in range(0, len(spans), rows):
+        is_stopped = is_stopped or stopped()
+        if is_stopped and world.size == 1:
             break
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total += _nats(model, ids, plan[first : first + rows], device, documents_end)
+            nats += _score(model, ids, spans[first : first + rows], device, mask_eos)
     model.train(was_training)
-    total = world.total(total)
-    if world.any(ended):
+    nats = world.all_reduce_sum(nats)
+    if world.any(is_stopped):
         return None
-    bits = total / math.log(2) + chosen.unknown_bits
-    return Evaluation(total / (len(ids) - 1), bits / chosen.characters, bits / chosen.bytes)
+    bits = nats / math.log(2) + validation.unknown_bits
+    return Evaluation(nats / (len(ids) - 1), bits / validation.characters, bits / validation.bytes)
 
 
-def _nats(
-    model: GPT, ids: torch.Tensor, plan: list[tuple[int, int]], device: torch.device, documents_end: int | None
+def _score(
+    model: GPT, ids: torch.Tensor, spans: list[tuple[int, int]], device: torch.device, mask_eos: int | None
 ) -> float:
-    """Sum of the losses of what these windows score. Short ones are filled up with what is never scored."""
-    block = min(model.config.block_size, len(ids) - 1)
-    places = torch.tensor([start for start, _ in plan])[:, None] + torch.arange(block)  # (B, T)
-    scored = (places >= torch.tensor([first for _, first in plan])[:, None]) & (places < len(ids) - 1)
-    inputs = ids[places.clamp(max=len(ids) - 1)].to(device)
-    targets = torch.where(scored, ids[(places + 1).clamp(max=len(ids) - 1)], -1).to(device)
-    mask = None if documents_end is None else document_mask(inputs, documents_end)
+    """Return the summed loss in nats of a batch of windows. Short ones are padded with ids that are not scored."""
+    block_size = min(model.config.block_size, len(ids) - 1)
+    positions = torch.tensor([start for start, _ in spans])[:, None] + torch.arange(block_size)  # (B, T)
+    first_scored = torch.tensor([first for _, first in spans])[:, None]
+    is_scored = (positions >= first_scored) & (positions < len(ids) - 1)
+    inputs = ids[positions.clamp(max=len(ids) - 1)].to(device)
+    targets = torch.where(is_scored, ids[(positions + 1).clamp(max=len(ids) - 1)], -1).to(device)
+    mask = None if mask_eos is None else document_mask(inputs, mask_eos)
     logits = model(inputs, mask=mask)
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"))

@@ -1,4 +1,4 @@
-"""What is trained, and how one step changes it: the network, its optimisers, and the average of its weights."""
+"""The network, its optimizers and the moving average of its weights, and one step of training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from model.training.distributed import World
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a step came to: mean loss in nats per token and the gradient's norm, both scalars on the device.
+class StepResult:
+    """Outcome of a step: mean loss in nats per token and gradient norm, both scalars on the device.
 
-    `culprit` is the first of the weights, of the gradients and the loss that held no finite number; the weights are
-    then as they were.
+    `culprit` names the first non-finite weight, else gradient, else the loss; the weights are then unchanged. It is ""
+    for a step that was taken.
     """
 
     loss: Tensor
@@ -33,7 +33,11 @@ class Step:
 
 
 class Learner:
-    """`rows` sequences of each batch are this process's; `counts` (V,) of tokens are where a head's bias begins."""
+    """Model and optimizers of a training.
+
+    `rows` is the number of sequences of each batch that this process computes. `counts` (V,) of the tokens initialise
+    the bias of the head, if it has one.
+    """
 
     def __init__(
         self,
@@ -50,10 +54,10 @@ class Learner:
         self.model = GPT(model)
         self.model.recompute = config.recompute
         self.model.to(device)
-        self._shared = distributed.shared(self.model, world, config.parallel)
-        self._loss: Callable[..., Tensor] = self._shared
+        self._wrapped = distributed.wrap(self.model, world, config.parallel)
+        self._loss: Callable[..., Tensor] = self._wrapped
         if how.compiled:
-            self._loss = torch.compile(self._shared, dynamic=False)
+            self._loss = torch.compile(self._wrapped, dynamic=False)
         self.optimizers = optim.make(self.model, config, how.precision)
         self.average: dict[str, Tensor] = {}
 
@@ -61,113 +65,126 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())
 
-    # Where it stands
+    # State
 
     def begin(self) -> None:
-        """The weights that the seed gives, and nothing learned."""
-        fresh = GPT(self.model.config)
-        fresh.initialise(self.config.seed, self.counts)
-        self.load(Saved(dict(fresh.named_parameters()), {}))
+        """Initialise the weights from the seed, with no optimizer state."""
+        model = GPT(self.model.config)
+        model.initialise(self.config.seed, self.counts)
+        self.load(Saved(dict(model.named_parameters()), {}))
 
-    def load(self, saved: Saved) -> None:
-        """Stand where a checkpoint stood; where it has no average of the weights, that begins with them.
+    def load(self, tensors: Saved) -> None:
+        """Load the tensors of a checkpoint. Without an average of the weights, the average restarts from the weights.
 
-        Raises BadConfig, and changes nothing, when its tensors are not those of this model.
+        Raises BadConfig, and changes nothing, if its tensors are not those of this model.
         """
         weights = self.weights
-        checkpoint.require_fit(saved, self.model)
-        for name, tensor in saved.weights.items():
-            distributed.fill(weights[name], tensor)
+        checkpoint.require_fit(tensors, self.model)
+        for name, tensor in tensors.weights.items():
+            distributed.copy_into(weights[name], tensor)
         if self.config.ema:
             self.average = {name: weight.detach().clone() for name, weight in weights.items()}
-            for name, tensor in saved.average.items():
-                distributed.fill(self.average[name], tensor)
-        owners = {id(w): each for each in self.optimizers for group in each.param_groups for w in group["params"]}
+            for name, tensor in tensors.average.items():
+                distributed.copy_into(self.average[name], tensor)
+        self._load_moments(tensors.moments)
+
+    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        owners = {
+            id(weight): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        }
         for optimizer in self.optimizers:
             optimizer.state.clear()
-        for full_name, tensor in saved.moments.items():
+        weights = self.weights
+        for full_name, tensor in moments.items():
             name, _, key = full_name.rpartition("/")
-            weight = weights[name]
-            alike = weight if tensor.shape == weight.shape else tensor.to(self.device)
-            moment = torch.empty_like(alike, requires_grad=False)
-            distributed.fill(moment, tensor)
-            counts = key == "step" and isinstance(owners[id(weight)], torch.optim.SparseAdam)  # in Python's numbers
-            owners[id(weight)].state[weight][key] = int(moment) if counts else moment
+            weight, optimizer = weights[name], owners[id(weights[name])]
+            layout = weight if tensor.shape == weight.shape else tensor.to(self.device)
+            moment = torch.empty_like(layout, requires_grad=False)
+            distributed.copy_into(moment, tensor)
+            # SparseAdam counts its steps in a Python int.
+            is_int = key == "step" and isinstance(optimizer, torch.optim.SparseAdam)
+            optimizer.state[weight][key] = int(moment) if is_int else moment
 
-    def saved(self) -> Saved:
-        """All tensors, on the CPU, as they are until the next step. All processes must ask."""
+    def state_tensors(self) -> Saved:
+        """Gather weights, moments and average on the CPU; they are valid until the next step. A collective."""
         moments = checkpoint.moments(self.model, self.optimizers)
-        return Saved(*map(distributed.whole, (self.weights, moments, self.average)))
+        return Saved(*map(distributed.full_state_dict, (self.weights, moments, self.average)))
 
     def not_finite(self) -> str:
-        """The name of a weight that holds no finite number, "" where all are fine."""
-        return self.world.first(_not_finite(self.weights))
+        """Return the name of the first weight with a non-finite value, or "". A collective."""
+        return self.world.first_nonempty(_not_finite(self.weights))
 
-    # What changes it
+    # Training
 
-    def step(self, ids: Tensor, seed: int, taken: int, end_of_text: int) -> Step:
-        """One step on `ids` (rows, T + 1), after `taken` others. Dropout is by the seed alone."""
+    def step(self, ids: Tensor, seed: int, steps_taken: int, eos: int) -> StepResult:
+        """Train one step on `ids` (rows, T + 1). Dropout depends on `seed` and the rank alone."""
         torch.manual_seed((seed * self.world.size + self.world.rank) % (1 << 64))
         loss = torch.zeros((), device=self.device)
-        parts = ids.split(self.how.micro_batch)
-        for number, part in enumerate(parts, 1):
-            with distributed.not_yet(self._shared, last=number == len(parts)):
-                loss += self.backward(part, len(part) / self.rows, end_of_text)
-        gradients = {name: _values(weight) for name, weight in self.weights.items() if weight.grad is not None}
-        norm = distributed.plain(torch.nn.utils.get_total_norm(list(gradients.values())))
+        micro_batches = torch.split(ids, self.how.micro_batch)
+        for index, micro_batch in enumerate(micro_batches, 1):
+            with distributed.no_sync_unless_last(self._wrapped, last=index == len(micro_batches)):
+                loss += self.backward(micro_batch, len(micro_batch) / self.rows, eos)
+        gradients = {name: _gradient_values(weight) for name, weight in self.weights.items() if weight.grad is not None}
+        norm = distributed.full_tensor(torch.nn.utils.get_total_norm(list(gradients.values())))
         culprit = ""
         if self.world.any(not bool(torch.isfinite(norm + loss))):
-            weight, gradient = self.not_finite(), self.world.first(_not_finite(gradients))
-            culprit = f"weight {weight}" if weight else f"gradient of {gradient}" if gradient else "loss"
+            weight_name, gradient_name = self.not_finite(), self.world.first_nonempty(_not_finite(gradients))
+            if weight_name:
+                culprit = f"weight {weight_name}"
+            else:
+                culprit = f"gradient of {gradient_name}" if gradient_name else "loss"
         else:
             torch._foreach_mul_(list(gradients.values()), (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
             for optimizer in self.optimizers:
                 optimizer.step()
-            self._follow(taken)
+            self._update_average(steps_taken)
         self.model.zero_grad(set_to_none=True)
-        return Step(loss, norm, culprit)
+        return StepResult(loss, norm, culprit)
 
-    def backward(self, ids: Tensor, share: float, end_of_text: int) -> Tensor:
-        """Add `share` of the gradient of some sequences (B, T + 1); that share of their loss."""
+    def backward(self, ids: Tensor, fraction: float, eos: int) -> Tensor:
+        """Add `fraction` of the gradient of the sequences `ids` (B, T + 1); return that fraction of their mean loss."""
         inputs, targets = ids[:, :-1], ids[:, 1:]
-        mask = masks.document_mask(inputs, end_of_text) if self.config.document_mask else None
+        mask = masks.document_mask(inputs, eos) if self.config.document_mask else None
         with self.how.autocast(self.device):
-            loss = self._loss(inputs, targets, mask) * share
-        loss.backward()
+            loss = self._loss(inputs, targets, mask) * fraction
+        torch.autograd.backward(loss)
         return loss.detach()
 
-    def probe(self, ids: Tensor, end_of_text: int) -> None:
-        """A pass forth and back that changes nothing, for its time."""
-        self.backward(ids, 1.0, end_of_text)
+    def probe(self, ids: Tensor, eos: int) -> None:
+        """Run a forward and a backward pass that change nothing, to measure their time."""
+        self.backward(ids, 1.0, eos)
         self.model.zero_grad(set_to_none=True)
 
-    def _follow(self, taken: int) -> None:
-        """The average follows the weights, faster in the first steps."""
+    def _update_average(self, steps_taken: int) -> None:
+        """Update the moving average of the weights; its decay is lower in the first steps."""
         if self.average:
-            decay = min(self.config.ema, (1 + taken) / (10 + taken))
+            decay = min(self.config.ema, (1 + steps_taken) / (10 + steps_taken))
             weights = [weight.detach() for weight in self.weights.values()]
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[GPT]:
-        """The model with the average of the weights in their place, where there is one."""
-        kept = {name: weight.detach().clone() for name, weight in self.weights.items()} if self.average else {}
+        """Swap the moving average into the model for the duration of the context, if there is one."""
+        backup = {name: weight.detach().clone() for name, weight in self.weights.items()} if self.average else {}
         try:
-            self._put(self.average)
+            self._set_weights(self.average)
             yield self.model
         finally:
-            distributed.part(self.model)
-            self._put(kept)
+            distributed.reshard(self.model)
+            self._set_weights(backup)
 
     @torch.no_grad()
-    def _put(self, tensors: dict[str, Tensor]) -> None:
+    def _set_weights(self, tensors: dict[str, Tensor]) -> None:
         weights = self.weights
         for name, tensor in tensors.items():
             weights[name].copy_(tensor)
 
 
-def _values(weight: Tensor) -> Tensor:
-    """What the gradient of a weight holds: all of it, or of a sparse one the rows that are there, each once."""
+def _gradient_values(weight: Tensor) -> Tensor:
+    """Return the values of a weight's gradient; of a sparse one those of its rows, each row once."""
     assert weight.grad is not None
     if not weight.grad.is_sparse:
         return weight.grad
@@ -176,5 +193,5 @@ def _values(weight: Tensor) -> Tensor:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the first of these that holds a number that is none, as far as this process has it; else ""."""
-    return next((name for name, each in tensors.items() if not bool(distributed.local(each).isfinite().all())), "")
+    """Return the name of the first tensor with a non-finite value in this rank's shard, or ""."""
+    return next((name for name, tensor in tensors.items() if not bool(distributed.local(tensor).isfinite().all())), "")

@@ -1,4 +1,4 @@
-"""The loss curve: `metrics.csv` drawn as loss.png and loss.svg, between lines that say what its losses mean."""
+"""The loss curve: `metrics.csv` drawn as loss.png and loss.svg, with lines at the losses of the baselines."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.training.baselines import References
+from model.training.baselines import Baselines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _WASH, _SEAL, _GREY = "#1d2530", "#8fa3b8", "#b3312c", "#666666"
-_APART = 0.045  # of the height: names of lines nearer than that stand side by side
-_ASIDE = 0.14  # of the width: as long as the longest name but the first
-_ABOVE = 1.15  # times ln V: a loss beyond that, before the first step, would press all others together
+_MIN_DISTANCE = 0.045  # of the height: the labels of closer lines are put side by side
+_LABEL_WIDTH = 0.14  # of the width: that of the longest label but the first
+_MAX_LOSS = 1.15  # times ln V: a higher loss, before the first step, would squeeze the rest of the curve
 
 Points = list[tuple[int, float]]
 Units = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
-def draw(metrics: Path, folder: Path, title: str, references: References | None = None) -> None:
-    """Training and validation loss over steps, as `folder`/loss.png and loss.svg; the same metrics, the same bytes.
+def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = None) -> None:
+    """Draw training and validation loss over steps as loss.png and loss.svg in `folder`.
 
-    A second axis is in bits per character where the metrics have them, the best evaluation after the first is marked,
-    and `references` are lines across.
+    The same metrics give the same bytes. A second axis shows bits per character if the metrics have them, the best
+    evaluation after the first is marked, and `baselines` are horizontal lines.
     """
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
-    with open(metrics, encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    with open(metrics, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     training, validation = _points(rows, "train_loss"), _points(rows, "val_loss")
-    lines = _lines(references) if references else []
+    lines = _baseline_lines(baselines) if baselines else []
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_columns(training), color=_WASH, linewidth=1.2, label="training", zorder=2)
     axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
-    _limit(axes, [loss for _, loss in (*training, *validation, *lines)], references)
-    _name_lines(axes, lines)
-    units = _units(rows, references)
+    _set_limits(axes, [loss for _, loss in (*training, *validation, *lines)], baselines)
+    _draw_lines(axes, lines)
+    units = _units(rows, baselines)
     _mark_best(axes, validation[1:] or validation, units)
     if units:
         axes.secondary_yaxis("right", functions=units).set_ylabel("bits per character")
@@ -57,7 +57,7 @@ def draw(metrics: Path, folder: Path, title: str, references: References | None 
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
     figure.savefig(folder / "loss.png", dpi=130)
-    with matplotlib.rc_context({"svg.hashsalt": "inkstone"}):  # without it, names in the file are random
+    with matplotlib.rc_context({"svg.hashsalt": "inkstone"}):  # without it, ids in the file are random
         figure.savefig(folder / "loss.svg", metadata={"Date": None})
 
 
@@ -69,49 +69,50 @@ def _columns(points: Points) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [loss for _, loss in points]
 
 
-def _units(rows: list[dict[str, str]], references: References | None) -> Units | None:
-    """From nats per token to bits per character and back: by the references, or else by the evaluation with the
-    greatest loss, where rounding matters least."""
-    if references:
-        return np.vectorize(references.bits_per_char), np.vectorize(references.loss)
-    evaluated = [(float(row["val_loss"]), float(row["bits_per_char"])) for row in rows if row["bits_per_char"]]
-    loss, bits = max(evaluated, default=(0.0, 0.0))
-    if not (loss and bits):
+def _units(rows: list[dict[str, str]], baselines: Baselines | None) -> Units | None:
+    """Return the conversions from nats per token to bits per character and back.
+
+    Without baselines they come from the evaluation with the greatest loss, where rounding matters least.
+    """
+    if baselines:
+        return np.vectorize(baselines.bits_per_char), np.vectorize(baselines.loss)
+    evaluations = [(float(row["val_loss"]), float(row["bits_per_char"])) for row in rows if row["bits_per_char"]]
+    nats, bits = max(evaluations, default=(0.0, 0.0))
+    if not (nats and bits):
         return None
-    return lambda nats: np.multiply(nats, bits / loss), lambda made: np.multiply(made, loss / bits)
+    return lambda values: np.multiply(values, bits / nats), lambda values: np.multiply(values, nats / bits)
 
 
-def _lines(references: References) -> list[tuple[str, float]]:
-    """Names and losses of the references, the highest first. On a short text zstd does worse than chance, and then
-    says nothing."""
-    named = [
-        ("all tokens alike, ln V", references.uniform),
-        ("unigram", references.unigram),
-        ("bigram", references.bigram),
-        ("zstd -19", references.zstd),
+def _baseline_lines(baselines: Baselines) -> list[tuple[str, float]]:
+    """Return labels and losses, the highest first. On a short text zstd is worse than uniform and is left out."""
+    lines = [
+        ("uniform, ln V", baselines.uniform),
+        ("unigram", baselines.unigram),
+        ("bigram", baselines.bigram),
+        ("zstd -19", baselines.zstd),
     ]
-    return sorted((line for line in named if line[1] <= references.uniform), key=lambda line: -line[1])
+    return sorted((line for line in lines if line[1] <= baselines.uniform), key=lambda line: -line[1])
 
 
-def _limit(axes: Axes, losses: list[float], references: References | None) -> None:
-    """Room for all that is drawn, and a little more."""
+def _set_limits(axes: Axes, losses: list[float], baselines: Baselines | None) -> None:
+    """Fit the vertical axis to all losses, with a margin."""
     if losses:
-        high = min(max(losses), _ABOVE * references.uniform if references else math.inf)
-        room = 0.06 * (high - min(losses)) or 1.0
-        axes.set_ylim(min(losses) - 1.5 * room, high + room)
+        high = min(max(losses), _MAX_LOSS * baselines.uniform if baselines else math.inf)
+        margin = 0.06 * (high - min(losses)) or 1.0
+        axes.set_ylim(min(losses) - 1.5 * margin, high + margin)
 
 
-def _name_lines(axes: Axes, lines: list[tuple[str, float]]) -> None:
-    """Dotted lines with their names at the right, those close to the one above further to the left."""
+def _draw_lines(axes: Axes, lines: list[tuple[str, float]]) -> None:
+    """Draw dotted lines with labels at the right; labels close to the one above are moved to the left of it."""
     low, high = axes.get_ylim()
-    last, aside = math.inf, 0.0
-    for name, loss in lines:
-        aside = (aside or _ASIDE) + _ASIDE if last - loss < _APART * (high - low) else 0.0
-        last = loss
+    previous, shift = math.inf, 0.0
+    for label, loss in lines:
+        shift = (shift or _LABEL_WIDTH) + _LABEL_WIDTH if previous - loss < _MIN_DISTANCE * (high - low) else 0.0
+        previous = loss
         axes.axhline(loss, linestyle=(0, (1, 2.5)), color=_GREY, linewidth=1, zorder=1)
         axes.annotate(
-            f"{name} {loss:.2f}",
-            (0.99 - aside, loss),
+            f"{label} {loss:.2f}",
+            (0.99 - shift, loss),
             xycoords=axes.get_yaxis_transform(),
             xytext=(0, 2),
             textcoords="offset points",
@@ -128,7 +129,7 @@ def _mark_best(axes: Axes, validation: Points, units: Units | None) -> None:
     if validation:
         step, loss = min(validation, key=lambda point: point[1])
         bits = f", {float(units[0](loss)):.3f} bits per character" if units else ""
-        name = f"best: {loss:.3f} nats per token{bits}, step {step:,}"
+        label = f"best: {loss:.3f} nats per token{bits}, step {step:,}"
         axes.plot(
-            [step], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=_SEAL, label=name, zorder=4
+            [step], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=_SEAL, label=label, zorder=4
         )

@@ -1,4 +1,4 @@
-"""How far a training has come, by steps or by the clock, and what that makes of its rates."""
+"""Progress of a training, in steps or by the clock, and the learning rates that follow from it."""
 
 from __future__ import annotations
 
@@ -12,96 +12,109 @@ import torch
 from model.config import TrainConfig
 
 _MOMENTUM_START = 0.85
-_ANNEAL_SHARE = 0.1  # of the steps so far: enough to gain most of what a long fall gains (Hägele et al. 2024)
+_ANNEAL_FRACTION = 0.1  # of the steps so far: enough to gain most of what a long decay gains (Hägele et al. 2024)
 
 
 class Schedule:
-    """Counts steps and the seconds of training, which do not include what happens in `paused`.
+    """Counts steps and seconds of training, and sets learning rates. `paused` stops the clock.
 
-    `agree` makes the clock of the first of several processes that of all.
+    `broadcast` returns the main process's value, so that several processes follow one clock. `applied_factor` is the
+    factor that `apply` used last.
     """
 
-    def __init__(
-        self, config: TrainConfig, step: int = 0, seconds: float = 0.0, agree: Callable[[float], float] = float
-    ) -> None:
-        self._config, self._agree = config, agree
-        self.step = step
-        self._seconds = seconds
-        self._since: float | None = None  # when the clock last began to run; None: it stands
-        self._anneal: tuple[int, int, float] | None = None  # from which step, to which, and from which share
-        self._passed = agree(seconds / (60 * config.minutes)) if config.minutes else 0.0
+    def __init__(self, config: TrainConfig, broadcast: Callable[[float], float] = float) -> None:
+        self._config, self._broadcast = config, broadcast
+        self._resumed_at: float | None = None  # when the clock last started; None while it is stopped
+        self._anneal: tuple[int, int, float] | None = None  # first step, last step, and the factor to start from
+        self.restore(step=0, seconds=0.0, applied_factor=0.0)
+
+    def restore(self, step: int, seconds: float, applied_factor: float) -> None:
+        """Move to the position of a checkpoint."""
+        self.step, self._seconds, self.applied_factor = step, seconds, applied_factor
+        if self._resumed_at is not None:
+            self._resumed_at = time.monotonic()
+        self._clock_progress = self._read_clock()
+
+    def _read_clock(self) -> float:
+        minutes = self._config.minutes
+        return self._broadcast(self.seconds / (60 * minutes)) if minutes else 0.0
 
     def __str__(self) -> str:
-        return f"step {self.step:>6,}  {min(self.done, 1.0) if self.step else 0.0:4.0%}"
-
-    def start(self) -> None:
-        """Let the clock run: what came before, like loading, was no training."""
-        self._since = time.monotonic()
+        return f"step {self.step:>6,}  {min(self.progress, 1.0) if self.step else 0.0:4.0%}"
 
     @property
     def seconds(self) -> float:
-        return self._seconds if self._since is None else self._seconds + time.monotonic() - self._since
+        """Seconds of training so far."""
+        return self._seconds if self._resumed_at is None else self._seconds + time.monotonic() - self._resumed_at
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluating, saving and sampling are no training: the clock stands meanwhile."""
-        self._seconds, self._since = self.seconds, None
+        """Stop the clock in the context, for evaluating, saving and sampling; at its end the clock runs."""
+        self._seconds, self._resumed_at = self.seconds, None
         try:
             yield
         finally:
-            self.start()
+            self._resumed_at = time.monotonic()
 
     @property
-    def done(self) -> float:
-        """Share of the schedule that has passed, 1 or more at its end."""
+    def progress(self) -> float:
+        """Fraction of the schedule that has passed; 1 or more at its end."""
         if self._anneal:
             return float(self.step >= self._anneal[1])
         if self._config.minutes:
-            return self._passed
+            return self._clock_progress
         return self.step / self._config.steps
 
+    @property
+    def finished(self) -> bool:
+        """True once training should end. At least one step is taken, even if evaluating used up the time budget."""
+        return self.progress >= 1 and self.step > 0
+
     def advance(self) -> None:
-        """A step is done. The clock is looked at once a step, so that all that is decided in one goes by one time."""
+        """Count a step. The clock is read here only, so that all decisions about one step are based on one time."""
         self.step += 1
-        if self._config.minutes:
-            self._passed = self._agree(self.seconds / (60 * self._config.minutes))
+        self._clock_progress = self._read_clock()
 
     def anneal(self) -> None:
-        """End soon: rates fall to zero over the next tenth of the steps so far, or over those that are left."""
-        done = max(self.done, 1e-9)
-        steps = min(math.ceil(self.step * _ANNEAL_SHARE), math.ceil(self.step * (1 - done) / done))
-        self._anneal = (self.step, self.step + max(1, steps), self.share)
+        """End soon: rates fall to zero over a tenth of the steps so far, or over the remaining steps if fewer."""
+        progress = max(self.progress, 1e-9)
+        steps = min(math.ceil(self.step * _ANNEAL_FRACTION), math.ceil(self.step * (1 - progress) / progress))
+        self._anneal = (self.step, self.step + max(1, steps), self.lr_factor)
 
     @property
     def annealing(self) -> bool:
         return self._anneal is not None
 
     @property
-    def share(self) -> float:
-        """The rates now, as a share of their peaks."""
-        config, done = self._config, min(self.done, 1.0)
-        warm = min((self.step + 1) / max(config.warmup, 1), 1.0)
+    def lr_factor(self) -> float:
+        """The learning rates of the next step, as a fraction of their peaks."""
+        config, progress = self._config, min(self.progress, 1.0)
+        warmup = min((self.step + 1) / max(config.warmup, 1), 1.0)
         if self._anneal:
             start, end, peak = self._anneal
             return peak * (end - self.step) / (end - start)
         if config.schedule == "cosine":
-            fallen = 0.5 * (1 + math.cos(math.pi * done))
+            decay = 0.5 * (1 + math.cos(math.pi * progress))
         else:
-            fallen = min(1.0, (1 - done) / config.cooldown) if config.cooldown else 1.0
-        return warm * (config.final_share + (1 - config.final_share) * fallen)
+            decay = min(1.0, (1 - progress) / config.cooldown) if config.cooldown else 1.0
+        return warmup * (config.final_share + (1 - config.final_share) * decay)
+
+    @property
+    def learning_rate(self) -> float:
+        """The main learning rate of the last step."""
+        return self.applied_factor * self._config.learning_rate
 
     @property
     def momentum(self) -> float:
-        """Of Muon, which is noisy at first (modded-nanogpt)."""
-        warm = min(self.step / max(self._config.momentum_warmup, 1), 1.0)
-        return min(_MOMENTUM_START, self._config.momentum) * (1 - warm) + self._config.momentum * warm
+        """Momentum of Muon, which is lower in the first steps (modded-nanogpt)."""
+        warmup = min(self.step / max(self._config.momentum_warmup, 1), 1.0)
+        return min(_MOMENTUM_START, self._config.momentum) * (1 - warmup) + self._config.momentum * warmup
 
-    def apply(self, optimizers: Sequence[torch.optim.Optimizer]) -> float:
-        """Set the rates of every group from its peak, and Muon's momentum. Returns the share."""
-        share, momentum = self.share, self.momentum
+    def apply(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Set the learning rate of every parameter group from its peak, and Muon's momentum."""
+        self.applied_factor, momentum = self.lr_factor, self.momentum
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = share * group.setdefault("peak", group["lr"])
+                group["lr"] = self.applied_factor * group.setdefault("peak", group["lr"])
                 if "momentum" in group:
                     group["momentum"] = momentum
-        return share

@@ -1,8 +1,8 @@
-"""What a training leaves to read: `metrics.csv`, a row for each look at it; `samples.jsonl`, how it writes at each
-evaluation; `log.jsonl`, all that happened.
+"""Records of a training: `metrics.csv` (a row for each report), `samples.jsonl` (a text for each evaluation) and
+`log.jsonl` (all events).
 
-Rows and samples are those of the steps that count: what a training did after the checkpoint that it goes on from is
-cut off, so that a run that was killed leaves the rows of one that was not.
+When training resumes from a checkpoint, rows and samples of later steps are cut off, so that a run that was killed ends
+with the same records as one that was not.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import os
 import re
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from model.training.distributed import World
 from model.training.evaluate import Evaluation
 from model.training.lr_schedule import Schedule
 from pipeline.errors import BadConfig
@@ -35,33 +40,58 @@ COLUMNS = (
     "bits_per_byte",
 )
 
+_LINE_STEP = re.compile(rb'(?:{"step": ?)?(\d+),')  # at the start of a row, and of a sample
 
-_STEP_OF = re.compile(rb'(?:{"step": ?)?(\d+),')  # at the beginning of a row, and of a sample
+
+@dataclass
+class RunningSums:
+    """Sums of loss and gradient norm over the steps since the last row of the metrics.
+
+    They stay on the device, so that adding a step does not wait for it.
+    """
+
+    steps: int
+    loss: Tensor
+    norm: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device, steps: int = 0, loss: float = 0.0, norm: float = 0.0) -> RunningSums:
+        """Create sums on a device."""
+        return cls(steps, *(torch.tensor(total, dtype=torch.float32, device=device) for total in (loss, norm)))
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        self.steps += 1
+        self.loss = self.loss + loss
+        self.norm = self.norm + norm
+
+    def totals(self, world: World) -> tuple[int, float, float]:
+        """Return the number of steps and both sums; the loss is the mean over all processes. A collective."""
+        return self.steps, world.all_reduce_sum(float(self.loss)) / world.size, float(self.norm)
 
 
 class Metrics:
-    """Writes these files as things happen, after the rows of the steps up to `step`: -1 for a training that begins.
+    """Writer of the records, as a context manager. Rows and samples after `step` are dropped; -1 starts all files anew.
 
-    `board` writes TensorBoard's events too, into `tensorboard/` beside them. Without a folder nothing is kept. A
-    context; what a full disk never took is an OSError at its end.
+    With `board`, TensorBoard events are written too, into `tensorboard/` beside them. Without a folder nothing is
+    written. Raises OSError at the end of the context if a full disk still refuses some lines.
     """
 
     def __init__(self, folder: Path | None, step: int = -1, *, board: bool = False) -> None:
         self.folder = folder
-        self._board = _board(folder / "tensorboard") if board and folder else None
+        self._board = _open_board(folder / "tensorboard") if board and folder else None
         if folder and step < 0:
             (folder / LOG).unlink(missing_ok=True)
         self._open(step)
 
     def _open(self, step: int) -> None:
-        for name, first in ((METRICS, ",".join(COLUMNS) + "\n"), (SAMPLES, "")):
+        for name, header in ((METRICS, ",".join(COLUMNS) + "\n"), (SAMPLES, "")):
             if self.folder:
-                files.write_file(self.folder / name, first.encode() + _lines_until(self.folder / name, step))
+                files.write_file(self.folder / name, header.encode() + _lines_until(self.folder / name, step))
         paths = (self.folder / name if self.folder else Path(os.devnull) for name in (METRICS, SAMPLES, LOG))
-        self._rows, self._samples, self._log = self._files = tuple(map(_Lines, paths))
+        self._rows, self._samples, self._log = self._files = tuple(map(_LineWriter, paths))
 
     def back_to(self, step: int) -> None:
-        """Forget the rows and the samples of later steps."""
+        """Drop the rows and samples of later steps."""
         self._close()
         self._open(step)
 
@@ -69,39 +99,42 @@ class Metrics:
         self,
         schedule: Schedule,
         tokens: int,
-        rate: float,
         loss: float | None,
         norm: float | None,
-        found: Evaluation | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
-        """One row: `loss` in nats per token and `norm` of the gradient are means since the last row."""
-        values = {"learning_rate": rate, "train_loss": loss, "gradient_norm": norm}
-        if found:
+        """Write a row. `loss` in nats per token and the gradient's `norm` are means since the last row."""
+        values: dict[str, float | None] = {
+            "learning_rate": schedule.learning_rate,
+            "train_loss": loss,
+            "gradient_norm": norm,
+        }
+        if evaluation:
             values |= {
-                "val_loss": found.loss,
-                "bits_per_char": found.bits_per_char,
-                "bits_per_byte": found.bits_per_byte,
+                "val_loss": evaluation.loss,
+                "bits_per_char": evaluation.bits_per_char,
+                "bits_per_byte": evaluation.bits_per_byte,
             }
-        known = {name: value for name, value in values.items() if value is not None}
-        row = {name: f"{value:.6g}" if name == "learning_rate" else f"{value:.5f}" for name, value in known.items()}
-        at = {"step": schedule.step, "tokens": tokens, "seconds": f"{schedule.seconds:.2f}"}
-        fields = at | row
+        numbers = {name: value for name, value in values.items() if value is not None}
+        texts = {name: f"{value:.6g}" if name == "learning_rate" else f"{value:.5f}" for name, value in numbers.items()}
+        fields = {"step": schedule.step, "tokens": tokens, "seconds": f"{schedule.seconds:.2f}", **texts}
         self._rows.add(",".join(str(fields.get(name, "")) for name in COLUMNS))
-        self.event("evaluation" if found else "step", **fields)
+        self.event("evaluation" if evaluation else "step", **fields)
         if self._board is not None:
-            for name, value in known.items():
+            for name, value in numbers.items():
                 self._board.add_scalar(name, value, schedule.step)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """How the model goes on after a prompt at that step."""
+        """Record the text that the model generated after a prompt."""
         self._samples.add(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False))
 
-    def event(self, what: str, **fields: Any) -> None:
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append an event to the log, with the time in UTC."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._log.add(json.dumps({"ts": now, "event": what, **fields}, ensure_ascii=False))
+        self._log.add(json.dumps({"ts": now, "event": kind, **fields}, ensure_ascii=False))
 
     def sync(self) -> None:
-        """Make durable what was written, before a checkpoint that these rows lead to. Raises OSError."""
+        """Make rows and samples durable, before the checkpoint that they lead to. Raises OSError."""
         if self.folder:
             files.sync(self.folder / name for name in (METRICS, SAMPLES))
 
@@ -114,19 +147,19 @@ class Metrics:
             self._board.close()
 
     def _close(self) -> None:
-        for each in self._files:
-            each.close()
+        for file in self._files:
+            file.close()
 
 
-class _Lines:
-    """A file of lines that grows. What a full disk does not take waits, and is tried again with the next line."""
+class _LineWriter:
+    """Appends lines to a file. Lines that a full disk refuses are kept, and retried with the next one."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by whoever opened it
-        self._waiting = b""
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - `close` closes it
+        self._pending = b""
 
     def add(self, line: str) -> None:
-        self._waiting += line.encode("utf-8", "replace") + b"\n"
+        self._pending += line.encode("utf-8", "replace") + b"\n"
         with suppress(OSError):
             self._write()
 
@@ -135,24 +168,24 @@ class _Lines:
             self._write()
 
     def _write(self) -> None:
-        while self._waiting:
-            self._waiting = self._waiting[self._file.write(self._waiting) :]
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
 
 
 def _lines_until(path: Path, step: int) -> bytes:
-    """The rows or samples up to a step, in their order. Whatever is torn, or no row, is left out."""
+    """Read the rows or samples up to a step. Headers and torn lines are left out."""
     if not path.exists():
         return b""
     lines = path.read_bytes().splitlines(keepends=True)
-    starts = [_STEP_OF.match(line) for line in lines]
+    matches = [_LINE_STEP.match(line) for line in lines]
     return b"".join(
         line
-        for line, start in zip(lines, starts, strict=True)
-        if start and int(start[1]) <= step and line.endswith(b"\n")
+        for line, match in zip(lines, matches, strict=True)
+        if match and int(match[1]) <= step and line.endswith(b"\n")
     )
 
 
-def _board(folder: Path) -> Any:
+def _open_board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -161,6 +194,6 @@ def _board(folder: Path) -> Any:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv."""
-    with open(path, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+    """Read the rows of a metrics.csv."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

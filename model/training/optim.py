@@ -1,5 +1,6 @@
-"""The optimisers: AdamW (Loshchilov & Hutter 2019) for everything, or Muon for the matrices of the blocks and AdamW for
-what remains; embeddings of pairs by Adam on those rows alone that a batch has met."""
+"""Optimizers: AdamW (Loshchilov & Hutter 2019) for all weights, or Muon for the matrices of the blocks and AdamW for
+the rest. Bigram embeddings use an Adam that updates only the rows of a batch.
+"""
 
 from __future__ import annotations
 
@@ -13,52 +14,52 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import TrainConfig
 from model.network.gpt import GPT
-from model.training.distributed import plain
+from model.training.distributed import full_tensor
 
-# Five steps of a polynomial that takes singular values towards 1 (Jordan et al. 2024, Muon).
+# Coefficients of a quintic that maps singular values towards 1, and its iterations (Jordan et al. 2024, Muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _NEWTON_STEPS = 5
-_SMALL = 1e-10
-_NO_MATRICES = ("shares", "attention.gate.weight")  # of two dimensions, but each row is by itself
+_EPSILON = 1e-10
+_VECTORS = ("shares", "attention.gate.weight")  # two-dimensional, but their rows are independent
 
 
 def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
-    """The optimisers that together train each weight of the model once. `precision` is that of Muon's products."""
-    pairs = [model.bigrams.table.weight] if model.bigrams is not None else []
+    """Build the optimizers that together train each weight once. `precision` is that of Muon's matrix products."""
+    bigrams = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []
-    tables = [each.weight for each in (model.embedding, model.position) if each is not None]
+    embeddings = [table.weight for table in (model.embedding, model.position) if table is not None]
     named = model.blocks.named_parameters()
-    blocks = [weight for name, weight in named if weight.dim() == 2 and not name.endswith(_NO_MATRICES)]
-    chosen = {id(weight) for weight in (*pairs, *heads, *tables, *blocks)}
-    vectors = [weight for weight in model.parameters() if id(weight) not in chosen]
+    matrices = [weight for name, weight in named if weight.dim() == 2 and not name.endswith(_VECTORS)]
+    grouped = {id(weight) for weight in (*bigrams, *heads, *embeddings, *matrices)}
+    vectors = [weight for weight in model.parameters() if id(weight) not in grouped]
     betas = (config.beta1, config.beta2)
-    made: list[torch.optim.Optimizer] = []
-    if pairs:  # only rows that came have moments that move
-        made.append(torch.optim.SparseAdam(pairs, config.embedding_rate, betas, eps=_SMALL))
+    optimizers: list[torch.optim.Optimizer] = []
+    if bigrams:  # moments change only for the rows of a batch
+        optimizers.append(torch.optim.SparseAdam(bigrams, config.embedding_rate, betas, eps=_EPSILON))
     if config.optimizer == "adamw":
         rate, decay = config.learning_rate, config.weight_decay
-        groups = [((*tables, *heads, *blocks), rate, decay), (vectors, rate, 0.0)]
+        groups = [((*embeddings, *heads, *matrices), rate, decay), (vectors, rate, 0.0)]
     else:
         groups = [
-            (tables, config.embedding_rate, config.embedding_decay),
+            (embeddings, config.embedding_rate, config.embedding_decay),
             (heads, config.head_rate, config.embedding_decay),
             (vectors, config.vector_rate, 0.0),
         ]
-        if blocks:
-            numbers = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
+        if matrices:
+            options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            made.append(Muon(blocks, **numbers, cautious=config.cautious, dtype=dtype))
-    trained = [{"params": each, "lr": rate, "weight_decay": decay} for each, rate, decay in groups if each]
-    # Fused: one call for all weights. The gradients of rare tokens are small, so the second moments' floor is too.
-    return [*made, torch.optim.AdamW(trained, config.learning_rate, betas, eps=_SMALL, fused=True)]
+            optimizers.append(Muon(matrices, **options, cautious=config.cautious, dtype=dtype))
+    adamw = [{"params": weights, "lr": rate, "weight_decay": decay} for weights, rate, decay in groups if weights]
+    # Fused: one kernel for all weights. Gradients of rare tokens are small, so epsilon must be small too.
+    return [*optimizers, torch.optim.AdamW(adamw, config.learning_rate, betas, eps=_EPSILON, fused=True)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum of the gradient, made orthogonal: every direction of a matrix learns alike (Jordan et al. 2024).
+    """Momentum with orthogonalized updates: all directions of a matrix learn at one rate (Jordan et al. 2024).
 
-    As torch.optim.Muon with its original scaling, sqrt(max(1, rows / columns)), and Nesterov momentum; but matrices of
-    one shape are made orthogonal together, their products in `dtype`, and `cautious` decays a weight only where the
-    step shrinks it too (Chen et al. 2025).
+    Like torch.optim.Muon with its original scaling, sqrt(max(1, rows / columns)), and Nesterov momentum. In addition,
+    matrices of one shape are orthogonalized together, with products in `dtype`, and `cautious` decays a weight only
+    where the step shrinks it too (Chen et al. 2025).
     """
 
     def __init__(
@@ -77,15 +78,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike[weight.shape].append(weight)
-            for weights in alike.values():
+                    by_shape[weight.shape].append(weight)
+            for weights in by_shape.values():
                 self._step(weights, group)
 
     def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of the N weights of one shape (R, S)."""
+        """Update the N weights of one shape (R, S)."""
         rate, momentum = group["lr"], group["momentum"]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for weight in weights:
@@ -94,10 +95,11 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch._foreach_lerp(gradients, buffers, momentum)
-        updates = orthogonal(torch.stack([plain(each) for each in nesterov]).to(self.dtype))  # (N, R, S)
+        stacked = torch.stack([full_tensor(update) for update in nesterov])
+        updates = orthogonal(stacked.to(self.dtype))  # (N, R, S)
         scale = max(1.0, weights[0].shape[0] / weights[0].shape[1]) ** 0.5
         for weight, update in zip(weights, updates.to(weights[0].dtype), strict=True):
-            change = _like(update, weight)
+            change = _shard(update, weight)
             if group["cautious"]:
                 weight.mul_(1 - rate * group["weight_decay"] * (change * weight > 0))
             else:
@@ -106,19 +108,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest orthogonal matrices of (N, R, S), roughly: singular values between 0.7 and 1.2, by Newton-Schulz."""
+    """Orthogonalize matrices (N, R, S) by Newton-Schulz, roughly: singular values end up between 0.7 and 1.2."""
     a, b, c = _QUINTIC
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_NEWTON_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return x.mT if is_tall else x
 
 
-def _like(whole: Tensor, weight: Tensor) -> Tensor:
-    """The part of a whole matrix that this process holds of `weight`."""
+def _shard(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Return this process's shard of a full matrix, distributed like `weight`."""
     if not isinstance(weight, DTensor):
-        return whole
-    return distribute_tensor(whole, weight.device_mesh, weight.placements)
+        return matrix
+    return distribute_tensor(matrix, weight.device_mesh, weight.placements)

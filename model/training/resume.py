@@ -1,7 +1,8 @@
-"""Where a training begins: at its newest checkpoint, with what an earlier run ended with, or with new weights."""
+"""Initial weights of a training that has no checkpoint yet: from a parent run, or from the seed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,69 +10,70 @@ import torch
 from torch import Tensor
 
 from model.runs import checkpoint
-from model.runs.checkpoint import Saved, State
-from model.runs.plan import Plan
+from model.runs.checkpoint import Saved
 from model.runs.run import CHECKPOINTS, Report, Result, read_result
-from model.training.distributed import World
 from model.training.learner import Learner
 from pipeline.errors import BadData
-from pipeline.store import artifact
+from pipeline.store.manifest import Input
 from pipeline.tokens.store import TokenStore
 
-QUARANTINE = "quarantine"  # below the draft's scratch
-_COUNTED = 1 << 24  # tokens
+_MAX_COUNTED = 1 << 24  # tokens: they are counted in a second
 
 
-def newest(folder: Path, planned: Plan, world: World, report: Report) -> tuple[State, Saved] | None:
-    """The newest checkpoint in the draft of a run that is whole, the same for all processes."""
-    found = None
-    if world.leads:
-        quarantine, preset = folder / artifact.SCRATCH / QUARANTINE, planned.preset
-        found = checkpoint.newest(folder / CHECKPOINTS, preset.model, preset.train, quarantine, report)
-    return world.tell(found)
+@dataclass(frozen=True)
+class Parent:
+    """The run that a training starts from.
+
+    With `weights_only`, from its best weights and at step 0; otherwise from its last checkpoint, and training continues
+    where it ended.
+    """
+
+    path: Path
+    result: Result
+    weights_only: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps that led to its last checkpoint, those of its own parents included."""
+        return self.result.steps_before + self.result.steps
 
 
-def counts(planned: Plan, store: TokenStore) -> Tensor | None:
-    """How often each id (V,) is in the training text, or in as much of it as is counted in a second; None where no
-    head's bias begins with it."""
-    if not planned.preset.model.head_bias:
+def open_parent(parent: Input | None, path: Path | None, *, weights_only: bool) -> Parent | None:
+    """Open the parent run of a plan, if it has one. Raises BadData if that run is gone."""
+    if parent is None:
         return None
-    ids = store.train.read(0, min(len(store.train), _COUNTED))
-    return torch.from_numpy(np.bincount(ids, minlength=planned.preset.model.vocab_size))
-
-
-def parent(planned: Plan) -> Result | None:
-    """The run that this one goes on from. Raises BadData where it is gone."""
-    if planned.parent is None:
-        return None
-    if planned.parent_path is None:
+    if path is None:
         raise BadData(
-            f"{planned.parent.name}: the run to go on from is gone",
-            hint="train anew under another name, with --name",
+            f"{parent.name}: the parent run is gone", hint="train from the start under another name, with --name"
         )
-    return read_result(planned.parent_path)
+    return Parent(path, read_result(path), weights_only)
 
 
-def inherit(learner: Learner, planned: Plan, earlier: Result, report: Report) -> None:
-    """Begin with the weights and the moments that the earlier run ended with; or, afresh, with its best weights."""
-    path = planned.parent_path
-    assert path
+def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
+    """Load the best weights of a parent run, or its last checkpoint. Raises BadData if it is damaged."""
+    checkpoints = parent.path / CHECKPOINTS
+    run = f"{parent.path.parent.name}/{parent.path.name}"
     try:
-        if planned.afresh:
-            weights = checkpoint.read_weights(path / CHECKPOINTS / earlier.best)
-            learner.load(Saved(_fitted(weights, planned.preset.model.block_size), {}))
+        if parent.weights_only:
+            weights = checkpoint.read_weights(checkpoints / parent.result.best)
+            learner.load(Saved(_cut_positions(weights, learner.model.config.block_size), {}))
         else:
-            learner.load(checkpoint.read(path / CHECKPOINTS / earlier.last))
+            learner.load(checkpoint.read(checkpoints / parent.result.last))
     except BadData as error:
-        hint = f"`rollback runs/{path.parent.name}` goes on from the run before"
+        hint = f"`rollback runs/{parent.path.parent.name}` returns to the run before"
         raise BadData(error.what, hint=hint) from None
-    run = f"{path.parent.name}/{path.name}"
-    if planned.afresh:
-        report(f"beginning with the weights of {run}")
+    if parent.weights_only:
+        report(f"starting from the weights of {run}")
     else:
-        report(f"going on from the weights of {run}, after {earlier.steps:,} steps")
+        report(f"continuing from the weights of {run}, after {parent.result.steps:,} steps")
 
 
-def _fitted(weights: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    """The weights of a network with a longer block, without the positions that one of this size does not have."""
-    return {name: each[:size] if name == "position.weight" else each for name, each in weights.items()}
+def _cut_positions(weights: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:
+    """Fit the weights to a shorter block, by cutting the learned positions beyond it."""
+    return {name: weight[:block_size] if name == "position.weight" else weight for name, weight in weights.items()}
+
+
+def count_tokens(store: TokenStore, vocab_size: int) -> Tensor:
+    """Count each id (V,) in the training split, or in its first 2**24 tokens."""
+    ids = store.train.read(0, min(len(store.train), _MAX_COUNTED))
+    return torch.from_numpy(np.bincount(ids, minlength=vocab_size))

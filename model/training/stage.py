@@ -1,4 +1,7 @@
-"""The train stage: publish the run of a plan, training it only if it does not stand already."""
+"""The train stage: publish the run of a plan, and train it unless it is published already.
+
+torch takes two seconds to import, so this module imports it only where a training starts.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,32 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from model.runs.plan import Annealed, Plan, identify
 from model.runs.run import Report, Result
 from pipeline import errors
+from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Built, Content
+
+if TYPE_CHECKING:
+    from model.training.distributed import World
+
+
+class MainProcessFailed(InkstoneError):
+    """Error of a process beside the main one, which has the same error and reports it."""
+
+    told = True
+
+    def __init__(self, error: InkstoneError) -> None:
+        super().__init__(error.what, hint=error.hint)
+        self.exit_code = error.exit_code
 
 
 def train(
     root: Path,
-    planned: Plan,
+    plan: Plan,
     *,
     device: str,
     resume: bool,
@@ -26,108 +44,116 @@ def train(
     anneal: bool = False,
     stopped: threading.Event | None = None,
 ) -> Built:
-    """Train, and publish the run. An unfinished run of the same plan goes on from its last checkpoint if `resume`.
+    """Train a plan and publish its run. With `resume`, an unfinished run of the plan resumes from its last checkpoint.
 
-    When a signal comes, or `stopped` is set, everything is saved and TryAgain raised; or, with `anneal`, the weights
-    are brought to rest and published as a run of their own, so that the unfinished one can still go on. Under torchrun
-    all processes train, and the first one publishes.
+    A signal, or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
+    first and the result is published as a run of its own, so that the unfinished one can still be resumed. Under
+    torchrun all processes train, and the main process publishes.
     """
+    options: dict[str, Any] = {
+        "device": device,
+        "resume": resume,
+        "report": report,
+        "anneal": anneal,
+        "stopped": stopped,
+    }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _together(root, planned, device, resume, report, anneal, stopped)
+        return _train_together(root, plan, options)
 
     def write(draft: Path) -> Content:
-        from model.training.trainer import fit  # torch takes two seconds to import: not for a run that stands already
+        from model.training.trainer import fit
 
-        with artifact.lease(planned.tokens):
-            return _content(
-                fit(draft, planned, device=device, resume=resume, report=report, anneal=anneal, stopped=stopped)
-            )
+        with artifact.lease(plan.tokens):
+            return _content(fit(draft, plan, **options))
 
-    return _publish(root, planned, write)
+    return _publish(root, plan, write)
 
 
-def _publish(root: Path, planned: Plan, write: Callable[[Path], Content]) -> Built:
+def _publish(root: Path, plan: Plan, write: Callable[[Path], Content]) -> Built:
     try:
-        return artifact.build(root, identify(planned), write, keep_draft=True)
-    except Annealed as ended:
-        folder, result = ended.folder, ended.result
+        return artifact.build(root, identify(plan), write, keep_draft=True)
+    except Annealed as annealed:
+        folder, result = annealed.folder, annealed.result
 
-    def take(draft: Path) -> Content:
+    def move_files(draft: Path) -> Content:
         for path in folder.iterdir():
             files.move(path, draft / path.name)
         return _content(result)
 
-    return artifact.build(root, identify(planned, ended=result.steps), take)
+    return artifact.build(root, identify(plan, ended=result.steps), move_files)
 
 
 def _content(result: Result) -> Content:
     return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
 
 
-def _together(
-    root: Path,
-    planned: Plan,
-    device: str,
-    resume: bool,
-    report: Report,
-    anneal: bool,
-    stopped: threading.Event | None,
-) -> Built:
-    """What each of the processes does that torchrun started: the first one as alone, and it tells the others what is
-    trained, and where: meanwhile newer tokens may have been published."""
+def _train_together(root: Path, plan: Plan, options: dict[str, Any]) -> Built:
+    """Train in all processes that torchrun started, by the plan of the main process.
+
+    Plans of the processes may differ, since newer tokens may have been published meanwhile.
+    """
     from model import device as devices
     from model.training import distributed
     from model.training.trainer import fit
 
-    with ExitStack() as held:
-        world = held.enter_context(distributed.joined(devices.pick(device)))
-        planned = world.tell(planned)
-        held.enter_context(artifact.lease(planned.tokens))
-        told: list[Path] = []
+    with ExitStack() as stack:
+        world = stack.enter_context(distributed.process_group(devices.pick(options["device"])))
+        plan = world.broadcast_object(plan)
+        stack.enter_context(artifact.lease(plan.tokens))
 
-        def trained(draft: Path) -> Result:
-            return fit(
-                draft,
-                planned,
-                device=device,
-                resume=resume,
-                report=report,
-                anneal=anneal,
-                stopped=stopped,
-                world=world,
-            )
+        def train(draft: Path) -> Result:
+            return fit(draft, plan, world=world, **options)
 
-        def write(draft: Path) -> Content:
-            told.append(world.tell(draft))
-            return _content(trained(draft))
-
-        if world.leads:
-            try:
-                built = _publish(root, planned, write)
-            except BaseException as error:
-                if not told:  # it cannot be begun, and the others end as this one does
-                    world.tell(None)
-                    world.tell(errors.explain(error))
-                raise
-            if not told:  # it stands
-                world.tell(None)
-            world.tell(None)  # now it is published
-            return built
-        if draft := world.tell(None):
-            trained(draft)
-        if failed := world.tell(None):
-            failed.told = True
-            raise failed
-        return Built(artifact.find(root, "runs", planned.name), "built")
+        if world.is_main:
+            return _lead(root, plan, world, train)
+        _follow(world, train)
+        return Built(artifact.find(root, "runs", plan.name), "built")
 
 
-def forecast(planned: Plan, *, device: str) -> list[str]:
-    """What a training will take, and what its numbers will mean, as lines to read; nothing is kept."""
+def _lead(root: Path, plan: Plan, world: World, train: Callable[[Path], Result]) -> Built:
+    """Publish the run of a plan as the main process.
+
+    Broadcasts the draft, or None if there is nothing to train, and then None, or the error if training cannot start.
+    """
+    has_started = False
+
+    def write(draft: Path) -> Content:
+        nonlocal has_started
+        world.broadcast_object(draft)
+        has_started = True
+        return _content(train(draft))
+
+    try:
+        built = _publish(root, plan, write)
+    except BaseException as error:
+        if not has_started:
+            world.broadcast_object(None)
+            world.broadcast_object(errors.explain(error))
+        raise
+    if not has_started:  # the run is published already
+        world.broadcast_object(None)
+    world.broadcast_object(None)
+    return built
+
+
+def _follow(world: World, train: Callable[[Path], Result]) -> None:
+    """Take part in the training of the main process, until it has published the run.
+
+    Raises MainProcessFailed if training could not start there.
+    """
+    if draft := world.broadcast_object(None):
+        train(draft)
+    if error := world.broadcast_object(None):
+        raise MainProcessFailed(error)
+
+
+def forecast(plan: Plan, *, device: str) -> list[str]:
+    """Return the report that a training would begin with, as lines of text: plan, time, and losses of baselines."""
     from model import device as devices
     from model.training.distributed import World
-    from model.training.trainer import Training
+    from model.training.trainer import Trainer
 
-    said: list[str] = []
+    lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        Training(Path(folder), planned, devices.pick(device), said.append, World()).announce()
-    return said
+        Trainer(Path(folder), plan, devices.pick(device), lines.append, World()).announce()
+    return lines

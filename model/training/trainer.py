@@ -1,7 +1,7 @@
-"""Training, top to bottom: set up, then step after step; now and then an evaluation and a checkpoint; a curve.
+"""The training loop, top to bottom: set up, take steps, evaluate and save between them, and finish.
 
-Which blocks a step sees and what its dropout drops depend on the seed and the number of the step alone, so the state
-of a training is that number and the tensors, and a run that was killed ends in the weights of one that was not.
+The batch and the dropout of a step depend on the seed and the step number alone. The state of a training is therefore
+that number and the tensors, and a run that was killed and resumed ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -9,45 +9,43 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from model import device as devices
-from model.generation import engine as generate
-from model.generation import sampling
 from model.runs import checkpoint
-from model.runs import plan as runs_plan
 from model.runs.checkpoint import Saved, State
-from model.runs.plan import Plan
+from model.runs.plan import Annealed, Plan, write_config
 from model.runs.run import CHECKPOINTS, Report, Result
-from model.training import baselines as references
-from model.training import dataloader as batches
-from model.training import estimate as preflight
-from model.training import finish as outcome
-from model.training import resume as beginning
+from model.training import estimate
+from model.training.baselines import Baselines, compute_baselines
+from model.training.checkpointer import Checkpointer
+from model.training.dataloader import Loader, Sampler, to_device
 from model.training.distributed import World
-from model.training.evaluate import Evaluation, evaluate, validation_set
-from model.training.learner import Learner, Step
+from model.training.estimate import ExecutionPlan
+from model.training.evaluate import Evaluation, validation_set
+from model.training.evaluator import Evaluator
+from model.training.finish import copy_records, finish
+from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import Schedule
-from model.training.metrics import Metrics
-from pipeline.errors import StorageFailed, TrainingDiverged, TryAgain
-from pipeline.runtime import signals as stop
+from model.training.metrics import METRICS, Metrics, RunningSums, read
+from model.training.resume import count_tokens, load_parent, open_parent
+from model.training.timer import Every
+from pipeline.errors import TrainingDiverged, TryAgain
+from pipeline.runtime import signals
 from pipeline.store import artifact, files
-from pipeline.tokens import store as tokens
+from pipeline.tokens.store import open_store
 
 _LOG_SECONDS = 10.0
-_CHECKPOINT_SECONDS = 300.0
-_EVALUATION_SHARE = 0.1  # of the time, of a training by the clock
-_BAD_STEPS, _ROLLBACKS, _FAILED_SAVES = 3, 2, 3  # in a row: then roll back; then give up
-_SAMPLE_TOKENS = 48
-ANNEALED = "annealed"  # below the draft's scratch
+_MAX_BAD_STEPS, _MAX_ROLLBACKS = 3, 2  # bad steps in a row
+ANNEALED = "annealed"  # in the scratch folder of the draft
 
 
 def fit(
-    folder: Path,
-    planned: Plan,
+    draft: Path,
+    plan: Plan,
     *,
     device: str,
     resume: bool,
@@ -56,358 +54,314 @@ def fit(
     stopped: threading.Event | None = None,
     world: World | None = None,
 ) -> Result:
-    """Train the plan's model in `folder`, the draft of its run, and write there all that a run holds.
+    """Train the model of a plan and write all files of its run into `draft`.
 
-    `stopped` ends it like a signal. Raises TryAgain when it was ended (everything is saved), or Annealed where that is
-    asked for; TrainingDiverged when its numbers stay no numbers.
+    A signal ends it early, and so does setting `stopped`. Then everything is saved and TryAgain raised; or, with
+    `anneal`, the learning rates fall to zero, the run is written into a folder of its own and the main process raises
+    Annealed. Raises TrainingDiverged if the numbers stay non-finite after two rollbacks.
     """
     world = world or World()
-    said = report if world.leads else _unheard
-    training = Training(folder, planned, devices.pick(device), said, world, resume=resume)
-    if world.leads:
-        runs_plan.begun(folder, planned, training.store.tokenizer)
-    training.announce()
-    written = folder if world.leads else None
-    with stop.asked(stopped) as ended, Metrics(written, training.recorded, board=planned.tensorboard) as rows:
-        training.run(rows, ended, anneal=anneal)
-    return outcome.ended(training)
+    report = report if world.is_main else _discard
+    trainer = Trainer(draft, plan, devices.pick(device), report, world, resume=resume)
+    tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
+    if world.is_main:
+        write_config(draft, plan.preset_name, plan.preset, tokenizer)
+    baselines = trainer.announce()
+    folder = draft if world.is_main else None
+    with signals.asked(stopped) as stop, Metrics(folder, saved_step, board=plan.tensorboard) as metrics:
+        trainer.run(metrics, stop, anneal=anneal)
+    result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
+    if world.is_main:
+        if trainer.folder != draft:
+            write_config(trainer.folder, plan.preset_name, plan.preset, tokenizer)
+            copy_records(draft, trainer.folder)
+        finish(trainer.folder, result, baselines, f"{plan.name} ({plan.preset_name})")
+        if trainer.folder != draft:
+            raise Annealed(trainer.folder, result)
+    return result
 
 
-@dataclass
-class Sums:
-    """Of the steps since the last row of the metrics: their losses and the norms of their gradients.
+class Trainer:
+    """State and loop of one training.
 
-    On the device, where nobody waits for them before they are asked for.
+    Saving is left to `checkpointer`, evaluating to `evaluator`, progress and learning rates to `schedule`. `folder`
+    becomes the run: the draft, or a folder of its own once a signal made the learning rates fall.
     """
 
-    steps: int
-    loss: torch.Tensor
-    norm: torch.Tensor
-
-    def add(self, done: Step) -> None:
-        self.steps += 1
-        self.loss = self.loss + done.loss
-        self.norm = self.norm + done.norm
-
-
-class Training:
-    """The state of a training while it runs: what learns, how far it is, what was evaluated and saved."""
-
     def __init__(
-        self, folder: Path, planned: Plan, device: torch.device, report: Report, world: World, *, resume: bool = True
+        self, draft: Path, plan: Plan, device: torch.device, report: Report, world: World, *, resume: bool = True
     ) -> None:
-        self.folder, self.planned, self.device, self.report, self.world = folder, planned, device, report, world
-        self.resume = resume
-        model, self.config = planned.preset.model, planned.preset.train
-        self.store = tokens.open_store(planned.tokens)
-        self.sampler = batches.Sampler(
-            self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key
+        model, self.config = plan.preset.model, plan.preset.train
+        self.folder, self.preset, self.preset_name = draft, plan.preset, plan.preset_name
+        self.device, self.report, self.world, self._resume = device, report, world, resume
+        self.store = open_store(plan.tokens)
+        self.sampler = Sampler(self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key)
+        validation = validation_set(self.store, self.config.eval_bytes)
+        first, count = world.rows(self.config.batch_size)
+        self.rows = range(first, first + count)
+        # Processes that measure time and free memory on their own may choose differently.
+        self.execution_plan: ExecutionPlan = world.broadcast_object(
+            estimate.forecast(model, self.config, count, device, world.size)
         )
-        self.validation = validation_set(self.store, self.config.eval_bytes)
-        first, rows = world.rows(self.config.batch_size)
-        self.own = range(first, first + rows)
-        # One answer for all processes: precision is a matter of time, and memory of the moment.
-        self.forecast = world.tell(preflight.forecast(model, self.config, rows, device, world.size))
-        if world.leads and not resume:
+        if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
-                files.remove_tree(folder / name)
-        self.steps_before = 0  # of the runs that it goes on from
-        found = beginning.newest(folder, planned, world, report)
-        how = found[0].execution if found else self.forecast.how
-        if preflight.needed(model, self.config, how.precision, how.micro_batch, world.size) > self.forecast.free:
-            how = replace(how, micro_batch=self.forecast.how.micro_batch)  # begun where there was more memory
-        self.learner = Learner(model, self.config, device, how, rows, world, beginning.counts(planned, self.store))
-        self._stand(found)
-        self._evaluating = 0.0  # seconds
-        self._failed_saves = 0  # in a row
-        self._paced = (time.monotonic(), self.schedule.step)
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / CHECKPOINTS
-
-    def _stand(self, found: tuple[State, Saved] | None) -> None:
-        """Stand at that checkpoint; or at the beginning: afresh, or where an earlier run ended."""
-        parent = beginning.parent(self.planned)
-        if parent:
-            self.steps_before = parent.steps_before + parent.steps
-        self.since_row = self._sums_from(*(found[0].since_row if found else (0, 0.0, 0.0)))
-        if found:
-            state, saved = found
-            self.learner.load(saved)
-            self.skipped, self.rollbacks = state.skipped, state.rollbacks
-            self.evaluations, self.share = state.evaluations, state.share
-            self.schedule = Schedule(self.config, state.step, state.seconds, self.world.agree)
-            self.report(f"going on from step {state.step:,} of an unfinished run")
-        else:
-            self.skipped = self.rollbacks = self.evaluations = 0
-            self.share = 0.0
-            self.schedule = Schedule(self.config, agree=self.world.agree)
-            if parent:
-                beginning.inherit(self.learner, self.planned, parent, self.report)
-            else:
-                self.learner.begin()
-        self.recorded = self.schedule.step if found else -1  # the last step whose row of the metrics counts
-        self._saved = self.schedule.step if found else -1  # the step of the last checkpoint
-        self._paced = (time.monotonic(), self.schedule.step)
-        self.schedule.start()
-        self._bad = 0  # steps that were passed over, in a row
+                files.remove_tree(draft / name)
+        self.checkpointer = Checkpointer(draft, plan.preset, world, report)
+        newest = self.checkpointer.load_newest()
+        self.learner = self._build_learner(newest[0] if newest else None)
+        self.schedule = Schedule(self.config, world.broadcast)
+        self.evaluator = Evaluator(validation, self.store.tokenizer, self.learner, self.schedule, world)
+        self._log_timer = Every(_LOG_SECONDS)
+        self._parent = open_parent(plan.parent, plan.parent_path, weights_only=plan.weights_only)
+        self._restore(newest)
         self._load_batches()
 
-    @property
-    def data_step(self) -> int:
-        """The number of the next step's batch: a run that goes on from another does not see its blocks again."""
-        return self._first + self.skipped + self.schedule.step
+    def _build_learner(self, state: State | None) -> Learner:
+        """Build the learner as a checkpoint was computed, with a smaller micro-batch if there is less memory now."""
+        model, execution = self.preset.model, state.execution if state else self.execution_plan.how
+        precision, size = execution.precision, execution.micro_batch
+        if estimate.needed(model, self.config, precision, size, self.world.size) > self.execution_plan.free:
+            execution = replace(execution, micro_batch=self.execution_plan.how.micro_batch)
+        counts = count_tokens(self.store, model.vocab_size) if model.head_bias else None
+        return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts)
 
-    @property
-    def _first(self) -> int:
-        """The number of the first batch: afresh, these data are new to it."""
-        return 0 if self.planned.afresh else self.steps_before
+    def _restore(self, saved: tuple[State, Saved] | None) -> None:
+        """Restore from a checkpoint; without one, from the parent run or from fresh weights."""
+        if saved:
+            state, tensors = saved
+            self.learner.load(tensors)
+            self.schedule.restore(state.step, state.seconds, state.share)
+            self.skipped, self.rollbacks, self.evaluator.count = state.skipped, state.rollbacks, state.evaluations
+            self.sums = RunningSums.on(self.device, *state.since_row)
+            self.report(f"resuming from step {state.step:,} of an unfinished run")
+        else:
+            self.schedule.restore(step=0, seconds=0.0, applied_factor=0.0)
+            self.skipped = self.rollbacks = self.evaluator.count = 0
+            self.sums = RunningSums.on(self.device)
+            if self._parent:
+                load_parent(self.learner, self._parent, self.report)
+            else:
+                self.learner.begin()
+        self._bad_steps = 0  # in a row
+        self._last_report = (self.schedule.step, self.schedule.seconds)
 
     def _load_batches(self) -> None:
-        self.loader = batches.Loader(
+        self.loader = Loader(
             self.sampler,
             self.config.batch_size,
             self.device,
             step=self.data_step,
-            first=self.own.start,
-            count=len(self.own),
+            first=self.rows.start,
+            count=len(self.rows),
             resident=self.config.resident,
         )
 
-    def announce(self) -> None:
-        """Say what this training is, what its numbers will mean, and how long it will take by a few passes."""
-        chosen = self.validation
-        self.references = references.references(self.store, chosen)
-        how, end_of_text = self.learner.how, self.store.tokenizer.end_of_text
-        ids = batches.to_device(self.sampler.batch(0, how.micro_batch), self.device)
-        seconds = preflight.seconds_of(lambda: self.learner.probe(ids, end_of_text), self.device)
-        seconds *= math.ceil(len(self.own) / how.micro_batch)
-        plan = preflight.lines(self.planned, len(self.store.train), self.forecast, how, self.device, seconds)
-        for line in (*plan, preflight.scale(self.references)):
-            self.report(line)
+    @property
+    def data_step(self) -> int:
+        """Index of the next step's batch. A run that continues another one does not see its blocks again."""
+        return self._first_data_step + self.skipped + self.schedule.step
 
-    def run(self, rows: Metrics, stopped: threading.Event, *, anneal: bool = False) -> None:
-        """Train to the end of the schedule. Raises TryAgain, with everything saved, when `stopped` is set before."""
-        self.metrics = rows
-        self.schedule.start()
-        self._told = self._checkpointed = self.world.agree(time.monotonic())
-        self._paced = (time.monotonic(), self.schedule.step)
+    @property
+    def _first_data_step(self) -> int:
+        return self._parent.steps if self._parent and not self._parent.weights_only else 0
+
+    def announce(self) -> Baselines:
+        """Report the plan, the estimated time and the losses of simple baselines; return the baselines."""
+        baselines = compute_baselines(self.store, self.evaluator.validation)
+        execution, eos = self.learner.how, self.store.tokenizer.end_of_text
+        ids = to_device(self.sampler.batch(0, execution.micro_batch), self.device)
+        seconds = estimate.seconds_of(lambda: self.learner.probe(ids, eos), self.device)
+        seconds *= math.ceil(len(self.rows) / execution.micro_batch)
+        lines = estimate.plan_lines(
+            self.preset_name, self.preset, len(self.store.train), self.execution_plan, execution, self.device, seconds
+        )
+        for line in (*lines, estimate.scale(baselines)):
+            self.report(line)
+        return baselines
+
+    def run(self, metrics: Metrics, stopped: threading.Event, *, anneal: bool = False) -> None:
+        """Train to the end of the schedule. Raises TryAgain, with everything saved, if `stopped` is set earlier."""
+        self.metrics = metrics
+        self._restart_timers()
         self.learner.model.train()
         while True:
             with self.schedule.paused():
-                self._between(stopped)
-                if not (self._ended or self.schedule.annealing) and self.world.any(stopped.is_set()):
-                    self._end_early(anneal=anneal)
-            if self._ended:
+                self._between_steps(stopped)
+                is_ending = self.schedule.finished or self.schedule.annealing
+                if not is_ending and self.world.any(stopped.is_set()):
+                    self._stop(anneal=anneal)
+            if self.schedule.finished:
                 break
             self._step()
         self.loader.close()
 
-    @property
-    def _ended(self) -> bool:
-        """By the clock too there is one step at least, however long the first evaluation took."""
-        return self.schedule.done >= 1 and self.schedule.step > 0
+    def _restart_timers(self) -> None:
+        now = self.world.broadcast(time.monotonic())
+        for timer in (self.checkpointer.timer, self._log_timer):
+            timer.restart(now)
 
-    @property
-    def _due(self) -> int:
-        """How many evaluations there should have been by now: one before the first step, the last one at the end."""
-        config = self.config
-        wanted = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
-        return 1 + math.floor(min(self.schedule.done, 1.0) * wanted)
-
-    def _between(self, stopped: threading.Event) -> None:
-        """Between two steps: evaluate and save, or save, or say how it goes, each when it is due."""
-        now, due = self.world.agree(time.monotonic()), self._due
-        if due > self.evaluations and (self._ended or self.schedule.step == 0 or self._can_afford()):
-            loss = self._evaluate(threading.Event() if self._ended else stopped)
-            if loss is None:
-                return  # it is made when training goes on, or comes by here again
-            self.evaluations = due
-            if self.schedule.step:
-                self._save(loss, last=self._ended)
-            self._told = self._checkpointed = self.world.agree(time.monotonic())
-        elif now - self._checkpointed > _CHECKPOINT_SECONDS:
-            self._checkpointed = now
-            self._save(None)
-        elif now - self._told > _LOG_SECONDS:
-            self._told = now
-            self._look()
+    def _between_steps(self, stopped: threading.Event) -> None:
+        """Evaluate and save, or save, or log, whichever is due."""
+        now = self.world.broadcast(time.monotonic())
+        if self.evaluator.due:
+            self._evaluate(threading.Event() if self.schedule.finished else stopped)
+        elif self.checkpointer.timer.due(now):
+            self._save()
+        elif self._log_timer.due(now):
+            self._log()
 
     def _step(self) -> None:
         seed = (self.config.seed << 32) + self.data_step
-        self.share = self.schedule.apply(self.learner.optimizers)
-        done = self.learner.step(next(self.loader), seed, self.schedule.step, self.store.tokenizer.end_of_text)
+        self.schedule.apply(self.learner.optimizers)
+        result = self.learner.step(next(self.loader), seed, self.schedule.step, self.store.tokenizer.end_of_text)
         self.schedule.advance()
-        if done.culprit:
-            self._pass_over(done)
+        if result.culprit:
+            self._skip(result)
         else:
-            self._bad = 0
-            self.since_row.add(done)
+            self._bad_steps = 0
+            self.sums.add(result.loss, result.norm)
 
-    def _pass_over(self, done: Step) -> None:
-        """No step was taken. After three in a row these data are passed by."""
-        step = self.schedule.step
-        self._bad += 1
-        self.report(f"warning: step {step:,} passed over: loss {float(done.loss):.4g}, {done.culprit} not finite")
-        self.metrics.event("passed over", step=step, loss=str(float(done.loss)), cause=done.culprit)
-        if self._bad >= _BAD_STEPS:
-            self._roll_back(f"the {done.culprit}")
+    def _skip(self, result: StepResult) -> None:
+        """Count a step that left the weights unchanged; after three in a row, roll back and skip this data."""
+        step, loss = self.schedule.step, float(result.loss)
+        self._bad_steps += 1
+        self.report(f"warning: step {step:,} skipped: loss {loss:.4g}, {result.culprit} not finite")
+        self.metrics.event("passed over", step=step, loss=str(loss), cause=result.culprit)
+        if self._bad_steps >= _MAX_BAD_STEPS:
+            self._roll_back(f"the {result.culprit}")
 
-    def _roll_back(self, what: str) -> None:
-        """`what` is no number: go back to the last checkpoint, and past the data since; the third time, give up."""
-        step, reached, rollbacks = self.schedule.step, self.data_step, self.rollbacks + 1
-        if rollbacks > _ROLLBACKS or self.schedule.annealing:
-            raise self._diverged(what)
-        self.report(f"warning: {what} is no finite number at step {step:,}: rolling back")
-        self.metrics.event("rolled back", step=step, cause=what)
+    def _roll_back(self, culprit: str) -> None:
+        """Return to the last checkpoint after a non-finite `culprit`, and skip the data since then.
+
+        Raises TrainingDiverged the third time, and while the learning rates fall after a signal.
+        """
+        step, data_step, rollbacks = self.schedule.step, self.data_step, self.rollbacks + 1
+        if rollbacks > _MAX_ROLLBACKS or self.schedule.annealing:
+            raise TrainingDiverged(
+                f"{culprit} is not finite at step {step:,}; the last checkpoint was kept",
+                hint=f"try a smaller --set learning_rate=… than {self.config.learning_rate:g}",
+            )
+        self.report(f"warning: {culprit} is not finite at step {step:,}: rolling back")
+        self.metrics.event("rolled back", step=step, cause=culprit)
         self.loader.close()
-        self._stand(beginning.newest(self.folder, self.planned, self.world, self.report))
-        self.metrics.back_to(self.recorded)
-        self.rollbacks, self.skipped = rollbacks, reached - self._first - self.schedule.step
-        self.loader.close()
+        self._restore(self.checkpointer.load_newest())
+        self.metrics.back_to(self.checkpointer.saved_step)
+        self.rollbacks, self.skipped = rollbacks, data_step - self._first_data_step - self.schedule.step
         self._load_batches()
 
-    def _diverged(self, what: str) -> TrainingDiverged:
-        return TrainingDiverged(
-            f"{what} is no finite number at step {self.schedule.step:,}; the last checkpoint was kept",
-            hint=f"try a smaller --set learning_rate=… than {self.config.learning_rate:g}",
-        )
-
-    def _can_afford(self) -> bool:
-        """By the clock, evaluations may take a tenth of the time: a slow one is then made less often."""
-        spent = self._evaluating <= _EVALUATION_SHARE * self.schedule.seconds
-        return not self.config.minutes or bool(self.world.agree(spent))
-
-    def _evaluate(self, stopped: threading.Event) -> float | None:
-        """Measure, record and report; the validation loss, None when a signal came meanwhile, or it is no number."""
-        start, pace = time.monotonic(), self._pace()
-        with self.learner.averaged() as model:
-            precision = self.learner.how.precision
-            ends = self.store.tokenizer.end_of_text if self.config.document_mask else None
-            found = evaluate(model, self.validation, self.device, precision, self.world, stopped.is_set, ends)
-            if found is not None and math.isfinite(found.loss):
-                self._sample()
-        if found is None:
-            return None
-        self._evaluating += time.monotonic() - start
-        if not math.isfinite(found.loss):
-            self._roll_back("the validation loss")
-            return None
-        loss = self._record(found)
-        shown = f"loss {loss:.3f}  " if loss is not None else ""
-        self.report(
-            f"{self.schedule}  {shown}validation {found.loss:.3f} nats/token, {found.bits_per_char:.3f} bits/char{pace}"
-        )
-        self._paced = (time.monotonic(), self.schedule.step)
-        return found.loss
-
-    def _sample(self) -> None:
-        """Go on from how the validation text begins, so that a person sees what the numbers mean."""
-        if self.world.size > 1 or self.metrics.folder is None:  # with FSDP one process alone cannot
+    def _evaluate(self, stopped: threading.Event) -> None:
+        """Evaluate, record, report and save. Nothing is recorded if `stopped` is set meanwhile."""
+        evaluation = self.evaluator.evaluate(self.metrics, stopped)
+        if evaluation is None:
             return
-        tokenizer, prompt = self.store.tokenizer, self.validation.ids[1:9].tolist()
-        options = sampling.SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
-        made = generate.sample(self.learner.model, tokenizer, [(tokenizer.decode(prompt), prompt)], options)[0]
-        self.learner.model.train()
-        self.metrics.sample(self.schedule.step, made.prompt, made.text)
+        if not math.isfinite(evaluation.loss):
+            self._roll_back("the validation loss")
+            return
+        loss = self._record(evaluation)
+        train_loss = f"loss {loss:.3f}  " if loss is not None else ""
+        val_loss = f"validation {evaluation.loss:.3f} nats/token, {evaluation.bits_per_char:.3f} bits/char"
+        self.report(f"{self.schedule}  {train_loss}{val_loss}{self._speed()}")
+        if self.schedule.step:
+            self._save(evaluation.loss, required=self.schedule.finished)
+        self._restart_timers()
 
-    def _look(self) -> None:
-        """Between evaluations: what training itself says."""
+    def _log(self) -> None:
+        """Record and report the training loss."""
         loss = self._record()
         if loss is not None:
-            self.report(f"{self.schedule}  loss {loss:.3f}{self._pace()}")
+            self.report(f"{self.schedule}  loss {loss:.3f}{self._speed()}")
 
-    def _record(self, found: Evaluation | None = None) -> float | None:
-        """A row of the metrics. The mean loss since the last one, None where there was no step."""
-        steps, *sums = self._sums()
-        loss, norm = (each / steps if steps else None for each in sums)
-        if steps or found:
-            self.metrics.add(self.schedule, self.tokens, self._rate, loss, norm, found)
-        self.since_row = self._sums_from(0, 0.0, 0.0)
+    def _record(self, evaluation: Evaluation | None = None) -> float | None:
+        """Write a row of the metrics; return the mean loss since the last row, None if no step was taken."""
+        steps, *totals = self.sums.totals(self.world)
+        loss, norm = (total / steps if steps else None for total in totals)
+        if steps or evaluation:
+            self.metrics.add(self.schedule, self.schedule.step * self._step_tokens, loss, norm, evaluation)
+        self.sums = RunningSums.on(self.device)
         return loss
 
-    def _sums_from(self, steps: int, loss: float, norm: float) -> Sums:
-        return Sums(steps, *(torch.tensor(each, dtype=torch.float32, device=self.device) for each in (loss, norm)))
+    def _speed(self) -> str:
+        """Format the tokens per second since the last report; "" if no step was taken."""
+        step, seconds = self._last_report
+        self._last_report = (self.schedule.step, self.schedule.seconds)
+        if self.schedule.step == step:
+            return ""
+        tokens = (self.schedule.step - step) * self._step_tokens
+        return f"  {tokens / max(self.schedule.seconds - seconds, 1e-9):,.0f} tokens/s"
 
-    def _sums(self) -> tuple[int, float, float]:
-        """Steps since the last row, the sums of their losses, of all processes' rows, and of the gradients' norms."""
-        since = self.since_row
-        return since.steps, self.world.total(float(since.loss)) / self.world.size, float(since.norm)
-
-    def _save(self, loss: float | None, *, last: bool = False) -> None:
-        """Checkpoint now, with the validation loss if it was just measured; keep the last two and the best one.
-
-        What the disk refuses is told, and tried again the next time; the third time in a row, or at the end, it is
-        an error.
-        """
-        if loss is None and self._saved == self.schedule.step:
-            return  # it stands, perhaps with its evaluation
-        if culprit := self.learner.not_finite():
-            self._roll_back(f"the weight {culprit}")
+    def _save(self, val_loss: float | None = None, *, required: bool = False) -> None:
+        """Save a checkpoint, with the validation loss if it was just measured; roll back if a weight is not finite."""
+        if val_loss is None and self.checkpointer.saved_step == self.schedule.step:
+            return  # saved already, perhaps with its validation loss
+        if weight := self.learner.not_finite():
+            self._roll_back(f"the weight {weight}")
             return
-        saved, since_row, failed = self.learner.saved(), self._sums(), None
-        if self.world.leads:
-            state = State(
-                self.schedule.step,
-                self.schedule.seconds,
-                loss,
-                self.planned.preset.model,
-                self.config,
-                self.learner.how,
-                self.skipped,
-                self.rollbacks,
-                self.evaluations,
-                self.share,
-                since_row,
-            )
-            try:
-                self.metrics.sync()
-                checkpoint.save(self.checkpoints, state, saved)
-                kept = checkpoint.steps(self.checkpoints)[:2]
-                checkpoint.keep(self.checkpoints, {*kept, checkpoint.best(self.checkpoints)})
-            except (OSError, StorageFailed) as error:
-                failed = error
-                files.remove_temporaries(self.checkpoints, below=False)
-        if not self.world.any(failed is not None):
-            self._failed_saves, self._saved = 0, self.schedule.step
-            return
-        self._failed_saves += 1
-        self.report(f"warning: no checkpoint of step {self.schedule.step:,}: {failed}")
-        if last or self._failed_saves >= _FAILED_SAVES:
-            raise failed or StorageFailed("the first process could not save a checkpoint", hint="see what it says")
+        state = State(
+            step=self.schedule.step,
+            seconds=self.schedule.seconds,
+            val_loss=val_loss,
+            model=self.preset.model,
+            train=self.config,
+            execution=self.learner.how,
+            skipped=self.skipped,
+            rollbacks=self.rollbacks,
+            evaluations=self.evaluator.count,
+            share=self.schedule.applied_factor,
+            since_row=self.sums.totals(self.world),
+        )
+        self.checkpointer.save(state, self.learner.state_tensors(), self.metrics, required=required)
 
-    def _end_early(self, *, anneal: bool) -> None:
-        """A signal came: save, and stop there; or bring the weights to rest, for a run of their own."""
-        self._save(None, last=True)
+    def _stop(self, *, anneal: bool) -> None:
+        """Save after a signal, and raise TryAgain; or let the learning rates fall to zero, for a run of its own."""
+        self._save(required=True)
         if not (anneal and self.schedule.step):
             raise TryAgain(
                 f"stopped by a signal at step {self.schedule.step:,}; everything is saved",
-                hint=f"the same command{'' if self.resume else ' without --no-resume'} goes on from there",
+                hint=f"the same command{'' if self._resume else ' without --no-resume'} resumes from there",
             )
-        self.report("stopped by a signal: the rates fall to zero, then the run is published; a second one ends it now")
+        self.report(
+            "stopped by a signal: learning rates fall to zero, then the run is published; a second signal ends it now"
+        )
         self.schedule.anneal()
         self.folder = self.folder / artifact.SCRATCH / ANNEALED
-        if self.world.leads:
+        self.checkpointer.folder = self.folder / CHECKPOINTS
+        if self.world.is_main:
             files.remove_tree(self.folder)
 
     @property
-    def tokens(self) -> int:
-        return self.schedule.step * self.config.batch_size * self.planned.preset.model.block_size
+    def _step_tokens(self) -> int:
+        return self.config.batch_size * self.preset.model.block_size
 
-    @property
-    def _rate(self) -> float:
-        return self.share * self.config.learning_rate
+    def result(self, records: Path) -> Result:
+        """Return the final numbers, from the metrics in `records` and the checkpoints in `folder`."""
+        evaluated = [row for row in read(records / METRICS) if row["val_loss"]]
+        last, best_path = checkpoint.name(self.schedule.step), checkpoint.best(self.folder / CHECKPOINTS)
+        best = best_path.name if best_path else last
+        best_row = next((row for row in evaluated if checkpoint.name(int(row["step"])) == best), evaluated[-1])
+        seconds, model = self.schedule.seconds, self.preset.model
+        tokens = self.schedule.step * self._step_tokens
+        rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(self.device)
+        return Result(
+            steps=self.schedule.step,
+            tokens=tokens,
+            parameters=model.parameters,
+            device=str(self.device),
+            seconds=round(seconds, 3),
+            tokens_per_second=round(rate, 1),
+            mfu=round(rate * model.flops_per_token / peak / self.world.size, 4) if peak else None,
+            val_loss=float(evaluated[-1]["val_loss"]),
+            bits_per_char=float(evaluated[-1]["bits_per_char"]),
+            bits_per_byte=float(evaluated[-1]["bits_per_byte"]),
+            first_bits_per_char=float(evaluated[0]["bits_per_char"]),
+            best_val_loss=float(best_row["val_loss"]),
+            best_bits_per_char=float(best_row["bits_per_char"]),
+            last=last,
+            best=best,
+            steps_before=self._parent.steps if self._parent else 0,
+            epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
+            waited=round(self.loader.waited / max(seconds, 1e-9), 4),
+        )
 
-    def _pace(self) -> str:
-        """Tokens per second since it was last asked for, evaluations not counted."""
-        now, (then, step) = time.monotonic(), self._paced
-        self._paced = (now, self.schedule.step)
-        if self.schedule.step == step:
-            return ""
-        each = self.config.batch_size * self.planned.preset.model.block_size
-        return f"  {(self.schedule.step - step) * each / max(now - then, 1e-9):,.0f} tokens/s"
 
-
-def _unheard(line: str) -> None:
-    """What the processes beside the first would say, it says."""
+def _discard(line: str) -> None:
+    """Discard log lines on ranks other than 0."""

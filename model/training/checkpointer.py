@@ -1,0 +1,72 @@
+"""Checkpoints of one training: when to save, how many to keep, and what to do with failed or damaged ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.config import Preset
+from model.runs import checkpoint
+from model.runs.checkpoint import Saved, State
+from model.runs.run import CHECKPOINTS, Report
+from model.training.distributed import World
+from model.training.metrics import Metrics
+from model.training.timer import Every
+from pipeline.errors import StorageFailed
+from pipeline.store import artifact, files
+
+QUARANTINE = "quarantine"  # in the scratch folder of the draft
+_SECONDS = 300.0
+_RECENT = 2
+_MAX_FAILURES = 3  # in a row
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints in the draft of a run. The main process writes, all processes take part.
+
+    The last two and the best checkpoint are kept. `timer` is due every five minutes; `saved_step` is the step of the
+    last checkpoint that was saved or loaded, -1 if there is none.
+    """
+
+    def __init__(self, draft: Path, preset: Preset, world: World, report: Report) -> None:
+        self.folder = draft / CHECKPOINTS
+        self.timer = Every(_SECONDS)
+        self.saved_step = -1
+        self._quarantine = draft / artifact.SCRATCH / QUARANTINE
+        self._preset, self._world, self._report = preset, world, report
+        self._failures = 0  # in a row
+
+    def load_newest(self) -> tuple[State, Saved] | None:
+        """Load the newest intact checkpoint, the same in all processes; None if there never was one."""
+        newest: tuple[State, Saved] | None = None
+        if self._world.is_main:
+            preset = self._preset
+            newest = checkpoint.load_newest(self.folder, preset.model, preset.train, self._quarantine, self._report)
+        newest = self._world.broadcast_object(newest)
+        self.saved_step = newest[0].step if newest else -1
+        return newest
+
+    def save(self, state: State, tensors: Saved, metrics: Metrics, *, required: bool = False) -> None:
+        """Save a checkpoint, after the rows of the metrics that lead to it, and delete those that are not kept.
+
+        If the disk refuses it, report that and let training continue: the next save tries again. Raises OSError or
+        StorageFailed for the third failure in a row, and for any if the save is `required`.
+        """
+        failure = None
+        if self._world.is_main:
+            try:
+                metrics.sync()
+                checkpoint.save(self.folder, state, tensors)
+                recent = checkpoint.newest_first(self.folder)[:_RECENT]
+                checkpoint.delete_except(self.folder, {*recent, checkpoint.best(self.folder)})
+            except (OSError, StorageFailed) as error:
+                failure = error
+                files.remove_temporaries(self.folder, below=False)
+        if not self._world.any(failure is not None):
+            self._failures, self.saved_step = 0, state.step
+            return
+        self._failures += 1
+        self._report(f"warning: could not save the checkpoint of step {state.step:,}: {failure}")
+        if required or self._failures >= _MAX_FAILURES:
+            raise failure or StorageFailed(
+                "the main process could not save a checkpoint", hint="see the error of that process"
+            )

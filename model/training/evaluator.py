@@ -1,0 +1,82 @@
+"""Evaluations during a training: when they are due, what they may cost, and the text that is sampled at each."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+from model.generation import engine
+from model.generation.sampling import SampleOptions
+from model.training.distributed import World
+from model.training.evaluate import Evaluation, ValidationSet, evaluate
+from model.training.learner import Learner
+from model.training.lr_schedule import Schedule
+from model.training.metrics import Metrics
+from pipeline.tokenizers import Tokenizer
+
+_MAX_TIME_FRACTION = 0.1  # of a training by the clock
+_PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
+
+
+class Evaluator:
+    """Scores the validation set at regular points of the schedule: before the first step, at the end and between.
+
+    `count` is the number of evaluations so far, including those before a resume.
+    """
+
+    def __init__(
+        self, validation: ValidationSet, tokenizer: Tokenizer, learner: Learner, schedule: Schedule, world: World
+    ) -> None:
+        self.validation = validation
+        self.count = 0
+        self._tokenizer, self._learner, self._schedule, self._world = tokenizer, learner, schedule, world
+        self._seconds = 0.0  # spent evaluating by this process
+
+    @property
+    def due(self) -> bool:
+        """True if the next evaluation should be made now."""
+        if self._scheduled <= self.count:
+            return False
+        return self._schedule.finished or self._schedule.step == 0 or self._is_affordable()
+
+    @property
+    def _scheduled(self) -> int:
+        """Number of evaluations that should have been made by now."""
+        config = self._learner.config
+        total = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
+        return 1 + math.floor(min(self._schedule.progress, 1.0) * total)
+
+    def _is_affordable(self) -> bool:
+        """Return True unless evaluations took over a tenth of the time of a training by the clock."""
+        is_affordable = self._seconds <= _MAX_TIME_FRACTION * self._schedule.seconds
+        return not self._learner.config.minutes or bool(self._world.broadcast(is_affordable))
+
+    def evaluate(self, metrics: Metrics, stopped: threading.Event) -> Evaluation | None:
+        """Score the validation set and write a sample, with the average of the weights if there is one.
+
+        Return None if `stopped` was set meanwhile; the evaluation then stays due. There is no sample if the loss is not
+        finite.
+        """
+        start, learner = time.monotonic(), self._learner
+        eos = self._tokenizer.end_of_text if learner.config.document_mask else None
+        with learner.averaged() as model:
+            evaluation = evaluate(
+                model, self.validation, learner.device, learner.how.precision, self._world, stopped.is_set, eos
+            )
+            if evaluation is not None and math.isfinite(evaluation.loss):
+                self._write_sample(metrics)
+        if evaluation is not None:
+            self._seconds += time.monotonic() - start
+            self.count = self._scheduled
+        return evaluation
+
+    def _write_sample(self, metrics: Metrics) -> None:
+        """Generate a sample from the start of the validation text."""
+        if self._world.size > 1 or metrics.folder is None:  # one process alone cannot run a model sharded by FSDP
+            return
+        model, prompt = self._learner.model, self.validation.ids[1 : 1 + _PROMPT_TOKENS].tolist()
+        options = SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
+        (sample,) = engine.sample(model, self._tokenizer, [(self._tokenizer.decode(prompt), prompt)], options)
+        model.train()
+        metrics.sample(self._schedule.step, sample.prompt, sample.text)
