@@ -198,9 +198,10 @@ def require_unfinished(root: Path, plan: Plan) -> None:
     drafts = [draft for draft, _ in artifact.unfinished(root, "runs", plan.name)]
     if not drafts or draft_path(root, identify(plan)) in drafts:
         return
-    other = _read_config(drafts[-1])
-    model, train = plan.preset.model, plan.preset.train
-    changes = config.differences(model, other.model) + config.differences(train, other.train) if other else []
+    changes, unfinished = [], _read_config(drafts[-1])
+    if unfinished:
+        changes += config.differences(plan.preset.model, unfinished.model)
+        changes += config.differences(plan.preset.train, unfinished.train)
     raise BadConfig(
         f"the unfinished run {plan.name} is another training: {'; '.join(changes) or 'other tokens or parent run'}",
         hint="repeat its options, or give --no-resume",

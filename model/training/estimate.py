@@ -23,7 +23,7 @@ _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its ca
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """How a device will compute a training, the bytes that this takes, and the bytes that are free for it."""
+    """Execution of a training on a device, the bytes that it needs, and the bytes that are available."""
 
     how: Execution
     bytes: int
@@ -47,14 +47,14 @@ def forecast(
         size = min(rows, max(1, _CPU_TOKENS // model.block_size))
     max_size = _max_micro_batch(model, train, precision, free, processes)
     if max_size < 1:
-        gigabytes = needed(model, train, precision, 1, processes) / 1e9
+        gigabytes = needed_bytes(model, train, precision, 1, processes) / 1e9
         raise BadConfig(
             f"training {model.parameters / 1e6:,.1f}M parameters needs {gigabytes:.1f} GB with one sequence at a time; "
             f"{free / 1e9:.1f} GB available",
             hint=_suggest_smaller(model, train, precision, free, processes),
         )
     if train.micro_batch and size > max_size:
-        gigabytes = needed(model, train, precision, size, processes) / 1e9
+        gigabytes = needed_bytes(model, train, precision, size, processes) / 1e9
         raise BadConfig(
             f"a micro-batch of {size} sequences needs {gigabytes:.1f} GB; {free / 1e9:.1f} GB available",
             hint=f"--set micro_batch={max_size}, or 0 to choose it automatically",
@@ -63,10 +63,10 @@ def forecast(
     while not train.micro_batch and rows % size:  # micro-batches of one size are compiled once
         size -= 1
     execution = Execution(precision, devices.compiles(device, train.compile), size)
-    return ExecutionPlan(execution, needed(model, train, precision, size, processes), free)
+    return ExecutionPlan(execution, needed_bytes(model, train, precision, size, processes), free)
 
 
-def needed(model: GPTConfig, train: TrainConfig, precision: str, micro_batch: int, processes: int = 1) -> int:
+def needed_bytes(model: GPTConfig, train: TrainConfig, precision: str, micro_batch: int, processes: int = 1) -> int:
     """Return the bytes that a process needs to train with micro-batches of that many sequences."""
     weights = weight_bytes(model, train) // (processes if train.parallel == "fsdp" else 1)
     logits = min(_LOGITS_BYTES, micro_batch * _logit_bytes(model))
@@ -75,7 +75,7 @@ def needed(model: GPTConfig, train: TrainConfig, precision: str, micro_batch: in
 
 def _max_micro_batch(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> int:
     """Return how many sequences fit into `free` bytes, whether their logits are computed at once or in pieces."""
-    remaining = free - needed(model, train, precision, 0, processes)
+    remaining = free - needed_bytes(model, train, precision, 0, processes)
     sequence = activation_bytes(model, train, precision)
     return max((remaining - _LOGITS_BYTES) // sequence, remaining // (sequence + _logit_bytes(model)), 0)
 

@@ -58,7 +58,7 @@ class Learner:
         self._loss: Callable[..., Tensor] = self._wrapped
         if how.compiled:
             self._loss = torch.compile(self._wrapped, dynamic=False)
-        self.optimizers = optim.make(self.model, config, how.precision)
+        self.optimizers = optim.make_optimizers(self.model, config, how.precision)
         self.average: dict[str, Tensor] = {}
 
     @property

@@ -130,8 +130,8 @@ class Metrics:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append an event to the log, with the time in UTC."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._log.add(json.dumps({"ts": now, "event": kind, **fields}, ensure_ascii=False))
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._log.add(json.dumps({"ts": timestamp, "event": kind, **fields}, ensure_ascii=False))
 
     def sync(self) -> None:
         """Make rows and samples durable, before the checkpoint that they lead to. Raises OSError."""

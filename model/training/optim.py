@@ -23,7 +23,7 @@ _EPSILON = 1e-10
 _VECTORS = ("shares", "attention.gate.weight")  # two-dimensional, but their rows are independent
 
 
-def make(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
     """Build the optimizers that together train each weight once. `precision` is that of Muon's matrix products."""
     bigrams = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []

@@ -120,7 +120,7 @@ class Trainer:
         """Build the learner as a checkpoint was computed, with a smaller micro-batch if there is less memory now."""
         model, execution = self.preset.model, state.execution if state else self.execution_plan.how
         precision, size = execution.precision, execution.micro_batch
-        if estimate.needed(model, self.config, precision, size, self.world.size) > self.execution_plan.free:
+        if estimate.needed_bytes(model, self.config, precision, size, self.world.size) > self.execution_plan.free:
             execution = replace(execution, micro_batch=self.execution_plan.how.micro_batch)
         counts = count_tokens(self.store, model.vocab_size) if model.head_bias else None
         return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts)
@@ -195,19 +195,23 @@ class Trainer:
             self._step()
         self.loader.close()
 
+    def _clock(self) -> float:
+        """Return the main process's clock in seconds, so that timers are due in all processes at once."""
+        return self.world.broadcast(time.monotonic())
+
     def _restart_timers(self) -> None:
-        now = self.world.broadcast(time.monotonic())
+        clock = self._clock()
         for timer in (self.checkpointer.timer, self._log_timer):
-            timer.restart(now)
+            timer.restart(clock)
 
     def _between_steps(self, stopped: threading.Event) -> None:
         """Evaluate and save, or save, or log, whichever is due."""
-        now = self.world.broadcast(time.monotonic())
+        clock = self._clock()
         if self.evaluator.due:
             self._evaluate(threading.Event() if self.schedule.finished else stopped)
-        elif self.checkpointer.timer.due(now):
+        elif self.checkpointer.timer.due(clock):
             self._save()
-        elif self._log_timer.due(now):
+        elif self._log_timer.due(clock):
             self._log()
 
     def _step(self) -> None:

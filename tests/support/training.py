@@ -1,4 +1,4 @@
-"""What the tests of training share: a small training, as a command line in a fork, and what it left to compare."""
+"""Helpers of the training tests: a small training as a command in a fork, and comparisons of the resulting runs."""
 
 from __future__ import annotations
 
@@ -25,132 +25,136 @@ from tests.support.faults import Command, Run, leftovers
 
 NAME = "small"
 SETTINGS: dict[str, object] = {"steps": 20, "evaluations": 2, "dropout": 0.1, "precision": "fp32"}
-ALWAYS = {"model.training.trainer._CHECKPOINT_SECONDS": -1.0}  # a checkpoint at every step
+STEP = "model.training.learner.Learner.step"
+DRAW = "model.training.loss_curve.draw"
+SAVE_EVERY_STEP = {"model.training.checkpointer._SECONDS": -1.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What a training loads is loaded before the forks, and it has one thread: OpenMP's do not live on in a fork."""
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Load all that a training imports before the forks, with one thread: OpenMP threads do not survive a fork."""
     torch.set_num_threads(1)
     if "torch._dynamo" not in sys.modules:
-        tokens = counting.build(tmp_path_factory.mktemp("warm")).artifact
-        chosen = plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
-        stage.train(tokens.path.parents[2], chosen, device="cpu", resume=True, report=lambda line: None)
+        tokens = counting.build(tmp_path_factory.mktemp("preload")).artifact
+        one_step = plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
+        stage.train(tokens.path.parents[2], one_step, device="cpu", resume=True, report=lambda line: None)
+
+
+def draw_placeholder(metrics: Path, folder: Path, *_: object) -> None:
+    (folder / "loss.png").write_bytes(b"a picture")
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than so short a training."""
-    monkeypatch.setattr(
-        "model.training.loss_curve.draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")
-    )
+def no_loss_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip drawing, which takes longer than so short a training."""
+    monkeypatch.setattr(DRAW, draw_placeholder)
 
 
 def command(root: Path, *options: object, constants: dict[str, object] | None = None, **settings: object) -> Command:
-    """`train` on the counting numbers, with the settings of a small training or others."""
+    """Return `train` on the counting tokens, with the settings of a small training or others."""
     if not (root / "tokens").exists():
         counting.build(root)
     pairs = [word for name, value in (SETTINGS | settings).items() for word in ("--set", f"{name}={value}")]
     words = ("train", "--preset", "mini", "--name", NAME, "--device", "cpu", *pairs, *options)
-    named = words if "--tokens" in options else (*words, "--tokens", "counting")
-    return Command(root, named, constants=constants or {})
+    arguments = words if "--tokens" in options else (*words, "--tokens", "counting")
+    return Command(root, arguments, constants=constants or {})
 
 
 def train(root: Path, *options: object, constants: dict[str, object] | None = None, **settings: object) -> Run:
     return command(root, *options, constants=constants, **settings).run_forked()
 
 
-def quiet(root: Path, **settings: object) -> Artifact:
-    """The run of a training that nothing disturbed."""
-    done = train(root, **settings)
-    assert done.code == 0, done.err
-    return made(root)
+def train_undisturbed(root: Path, **settings: object) -> Artifact:
+    """Return the run of a training without faults."""
+    result = train(root, **settings)
+    assert result.code == 0, result.err
+    return current_run(root)
 
 
-def made(root: Path) -> Artifact:
+def current_run(root: Path) -> Artifact:
     return artifact.find(root, "runs", NAME)
 
 
-def planned(root: Path, **settings: object) -> Plan:
+def make_plan(root: Path, **settings: object) -> Plan:
     tokens = artifact.find(root, "tokens", "counting")
     return plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | settings)
 
 
-def checkpoints(root: Path, **settings: object) -> Path:
-    """Where those of the unfinished run are."""
-    return draft_path(root, plan.identify(planned(root, **settings))) / "checkpoints"
+def draft_checkpoints(root: Path, **settings: object) -> Path:
+    """Return the folder with the checkpoints of the unfinished run."""
+    return draft_path(root, plan.identify(make_plan(root, **settings))) / "checkpoints"
 
 
-def steps(folder: Path) -> list[int]:
-    """Of the checkpoints in a folder, newest first."""
-    return [int(path.name.removeprefix("step-")) for path in checkpoint.steps(folder)]
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, newest first."""
+    return [int(path.name.removeprefix("step-")) for path in checkpoint.newest_first(folder)]
 
 
-# What goes wrong in the middle of it
+# Faults
 
 
-def after(calls: int, real: Callable[..., Any], what: Callable[[], object]) -> Callable[..., Any]:
-    """`real`, before whose call of that number something happens."""
-    left = iter(range(1, calls + 1))
+def before_call(number: int, function: Callable[..., Any], action: Callable[[], object]) -> Callable[..., Any]:
+    """Wrap a function so that `action` runs before its call of that number, counted from 1."""
+    calls = iter(range(1, number + 1))
 
-    def called(*arguments: Any, **options: Any) -> Any:
-        if next(left, 0) == calls:
-            what()
-        return real(*arguments, **options)
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        if next(calls, 0) == number:
+            action()
+        return function(*arguments, **options)
 
-    return called
+    return wrapper
 
 
-def sends(*numbers: int) -> Callable[[], None]:
-    """A thing that sends these signals to the process group of which this process becomes the only one."""
+def send(*signals: int) -> Callable[[], None]:
+    """Return a function that sends these signals to a process group with this process alone in it."""
 
-    def send() -> None:
+    def send_all() -> None:
         os.setpgrp()
-        for number in numbers:
+        for number in signals:
             os.killpg(0, number)
 
-    return send
+    return send_all
 
 
-KILL = sends(signal.SIGKILL)
+KILL = send(signal.SIGKILL)
 
 
-# What came out
+# Results
 
 
-def tensors(made: Artifact, which: str = "last") -> Iterator[tuple[str, torch.Tensor]]:
-    for path in sorted(run.checkpoint_path(made, which).glob("*.safetensors")):
+def tensors(run_artifact: Artifact, which: str = "last") -> Iterator[tuple[str, torch.Tensor]]:
+    for path in sorted(run.checkpoint_path(run_artifact, which).glob("*.safetensors")):
         for name, tensor in load_file(path).items():
             yield f"{path.name} {name}", tensor
 
 
-def rows(made: Artifact) -> list[dict[str, str]]:
-    """The metrics, but for the time that they took."""
-    return [{**row, "seconds": ""} for row in metrics.read(made.file("metrics.csv"))]
+def metric_rows(run_artifact: Artifact) -> list[dict[str, str]]:
+    """Return the rows of the metrics without their seconds."""
+    return [{**row, "seconds": ""} for row in metrics.read(run_artifact.file("metrics.csv"))]
 
 
-def samples(made: Artifact) -> list[object]:
-    return [msgspec.json.decode(line) for line in made.file("samples.jsonl").read_bytes().splitlines()]
+def samples(run_artifact: Artifact) -> list[object]:
+    return [msgspec.json.decode(line) for line in run_artifact.file("samples.jsonl").read_bytes().splitlines()]
 
 
-def assert_same_run(one: Artifact, other: Artifact) -> None:
-    """Every tensor to the last bit, and all that was written of the way there."""
-    expected = dict(tensors(other))
-    found = dict(tensors(one))
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        assert torch.equal(tensor, expected[name]), name
-    assert rows(one) == rows(other)
-    assert samples(one) == samples(other)
-    assert one.manifest.key == other.manifest.key
-    assert artifact.problems(one, deep=True) == []
+def assert_same_run(actual: Artifact, expected: Artifact) -> None:
+    """Assert that two runs have the same tensors to the last bit, and the same records."""
+    expected_tensors = dict(tensors(expected))
+    actual_tensors = dict(tensors(actual))
+    assert actual_tensors.keys() == expected_tensors.keys()
+    for name, tensor in actual_tensors.items():
+        assert torch.equal(tensor, expected_tensors[name]), name
+    assert metric_rows(actual) == metric_rows(expected)
+    assert samples(actual) == samples(expected)
+    assert actual.manifest.key == expected.manifest.key
+    assert artifact.problems(actual, deep=True) == []
 
 
-def assert_ends_well(root: Path, expected: Artifact, **settings: object) -> Run:
-    """The same command ends in the run of one that nothing disturbed, with nothing left behind; how it ended."""
+def assert_resumes_to(root: Path, expected: Artifact, **settings: object) -> Run:
+    """Repeat the command; assert that it ends with the expected run and nothing else is left. Return its output."""
     assert [path for path in root.rglob("*.lock") if locks.is_locked(path)] == []
-    done = train(root, **settings)
-    assert done.code == 0, done.err
-    assert_same_run(made(root), expected)
+    result = train(root, **settings)
+    assert result.code == 0, result.err
+    assert_same_run(current_run(root), expected)
     assert leftovers(root) == []
-    return done
+    return result

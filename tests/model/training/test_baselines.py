@@ -1,4 +1,4 @@
-"""What needs no network is computed right: by hand where it is small, by counting slowly where it is not."""
+"""Baselines equal numbers computed by hand, or by a slow reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.training.baselines import References, bigram, references, unigram
+from model.training.baselines import Baselines, bigram, compute_baselines, unigram
 from model.training.evaluate import ValidationSet
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters, Integers, Tokenizer
@@ -30,118 +30,122 @@ def store(tokenizer: Tokenizer, train: list[int], val: list[int]) -> TokenStore:
     return TokenStore(cast(Artifact, None), tokenizer, *arrays)
 
 
-def refer(tokenizer: Tokenizer, train: list[int], val: list[int]) -> References:
+def baselines_of(tokenizer: Tokenizer, train: list[int], val: list[int]) -> Baselines:
     text = tokenizer.decode(val[1:])
-    return references(store(tokenizer, train, val), ValidationSet(np.array(val), len(text), len(text.encode())))
+    return compute_baselines(store(tokenizer, train, val), ValidationSet(np.array(val), len(text), len(text.encode())))
 
 
-def of_novel() -> tuple[Characters, list[int], list[int]]:
+def encode_novel() -> tuple[Characters, list[int], list[int]]:
     text = NOVEL.read_text(encoding="utf-8")
     tokenizer = Characters("".join(sorted({*text})), "novel")
     ids = tokenizer.encode(text)
     return tokenizer, ids[: -len(ids) // 10], ids[-len(ids) // 10 :]
 
 
-def test_ids_are_as_likely_as_they_were_often_and_once_more() -> None:
+def test_unigram_counts_each_id_plus_one() -> None:
     assert unigram(np.array([0, 1, 0, 1, 0, 2]), 4).tolist() == [4 / 10, 3 / 10, 2 / 10, 1 / 10]
 
 
-def test_pairs_give_a_share_of_one_to_those_that_never_came() -> None:
+def test_bigram_discounts_pairs_for_unseen_ones() -> None:
     train = np.array([0, 1, 0, 1, 0, 2])  # 0 1 and 1 0 twice, 0 2 once: D = 2 / (2 + 2 * 3) = 1 / 4
-    alone = unigram(train, 3)  # 4/9, 3/9, 2/9
-    after_0 = bigram(train, np.zeros(3, int), np.arange(3), alone)
+    unigrams = unigram(train, 3)  # 4/9, 3/9, 2/9
+    after_0 = bigram(train, np.zeros(3, int), np.arange(3), unigrams)
     assert after_0 == pytest.approx([0.5 / 3 * 4 / 9, 1.75 / 3 + 0.5 / 3 * 3 / 9, 0.75 / 3 + 0.5 / 3 * 2 / 9])
-    after_2 = bigram(train, np.full(3, 2), np.arange(3), alone)
-    assert after_2 == pytest.approx(alone), "nothing ever came after it"
+    after_2 = bigram(train, np.full(3, 2), np.arange(3), unigrams)
+    assert after_2 == pytest.approx(unigrams), "2 is never followed by anything"
 
 
-def slow_bigram(train: list[int], previous: int, following: int, alone: list[float]) -> float:
+def slow_bigram(train: list[int], previous: int, target: int, unigrams: list[float]) -> float:
     pairs = Counter(pairwise(train))
     once, twice = (sum(count == times for count in pairs.values()) for times in (1, 2))
     discount = (once + 1) / ((once + 1) + 2 * (twice + 1))
-    after = [count for pair, count in pairs.items() if pair[0] == previous]
-    if not after:
-        return alone[following]
-    kept = max(pairs[previous, following] - discount, 0)
-    return (kept + discount * len(after) * alone[following]) / sum(after)
+    successors = [count for pair, count in pairs.items() if pair[0] == previous]
+    if not successors:
+        return unigrams[target]
+    discounted = max(pairs[previous, target] - discount, 0)
+    return (discounted + discount * len(successors) * unigrams[target]) / sum(successors)
 
 
 @given(st.lists(st.integers(0, SIZE - 1), max_size=60), st.integers(SIZE, 70_000))
-def test_pairs_counted_all_at_once_are_those_counted_one_by_one(train: list[int], size: int) -> None:
-    alone = unigram(np.array(train, int), size)
-    previous, following = np.divmod(np.arange(SIZE * SIZE), SIZE)
+def test_bigram_equals_a_slow_reference(train: list[int], size: int) -> None:
+    unigrams = unigram(np.array(train, int), size)
+    previous, targets = np.divmod(np.arange(SIZE * SIZE), SIZE)
     expected = [
-        slow_bigram(train, before, after, alone.tolist()) for before, after in zip(previous, following, strict=True)
+        slow_bigram(train, first, second, unigrams.tolist()) for first, second in zip(previous, targets, strict=True)
     ]
-    assert bigram(np.array(train, int), previous, following, alone) == pytest.approx(expected)
+    assert bigram(np.array(train, int), previous, targets, unigrams) == pytest.approx(expected)
 
 
 @given(st.lists(st.integers(0, SIZE - 1), max_size=60), st.integers(0, SIZE - 1))
-def test_the_chances_of_all_ids_make_one(train: list[int], previous: int) -> None:
-    alone = unigram(np.array(train, int), SIZE)
-    after = bigram(np.array(train, int), np.full(SIZE, previous), np.arange(SIZE), alone)
-    assert alone.sum() == pytest.approx(1)
+def test_probabilities_sum_to_one(train: list[int], previous: int) -> None:
+    unigrams = unigram(np.array(train, int), SIZE)
+    after = bigram(np.array(train, int), np.full(SIZE, previous), np.arange(SIZE), unigrams)
+    assert unigrams.sum() == pytest.approx(1)
     assert after.sum() == pytest.approx(1)
     assert after.min() > 0
 
 
 def test_losses_are_means_over_all_ids_but_the_first() -> None:
-    found = refer(Integers(4), [0, 1, 0, 1, 0, 2], [3, 0, 1])
-    assert found.uniform == math.log(4)
-    assert found.unigram == pytest.approx(-(math.log(4 / 10) + math.log(3 / 10)) / 2)
+    baselines = baselines_of(Integers(4), [0, 1, 0, 1, 0, 2], [3, 0, 1])
+    assert baselines.uniform == math.log(4)
+    assert baselines.unigram == pytest.approx(-(math.log(4 / 10) + math.log(3 / 10)) / 2)
     chances = (4 / 10, 1.75 / 3 + 0.5 / 3 * 3 / 10)  # 3 was never seen, so 0 after it is as likely as alone
-    assert found.bigram == pytest.approx(-(math.log(chances[0]) + math.log(chances[1])) / 2)
-    assert (found.tokens, found.characters) == (2, 1)
+    assert baselines.bigram == pytest.approx(-(math.log(chances[0]) + math.log(chances[1])) / 2)
+    assert (baselines.tokens, baselines.characters) == (2, 1)
 
 
-def test_zstd_reads_the_validation_text_alone() -> None:
-    tokenizer, train, val = of_novel()
-    found = refer(tokenizer, train, val)
+def test_zstd_compresses_the_validation_text_alone() -> None:
+    tokenizer, train, val = encode_novel()
+    baselines = baselines_of(tokenizer, train, val)
     text = tokenizer.decode(val[1:])
     packed = len(zstandard.ZstdCompressor(level=19).compress(text.encode()))
-    assert found.bits_per_char(found.zstd) == pytest.approx(8 * packed / len(text), rel=0.01)
-    assert refer(tokenizer, train[:100], val).zstd == found.zstd
+    assert baselines.bits_per_char(baselines.zstd) == pytest.approx(8 * packed / len(text), rel=0.01)
+    assert baselines_of(tokenizer, train[:100], val).zstd == baselines.zstd
 
 
-def test_nats_become_bits_of_the_text() -> None:
-    found = References(3.0, 2.0, 1.0, 1.0, tokens=100, characters=150)
-    assert found.bits_per_char(3 * math.log(2)) == pytest.approx(2)
-    assert found.loss(2) == pytest.approx(3 * math.log(2))
+def test_nats_and_bits_convert_both_ways() -> None:
+    baselines = Baselines(3.0, 2.0, 1.0, 1.0, tokens=100, characters=150)
+    assert baselines.bits_per_char(3 * math.log(2)) == pytest.approx(2)
+    assert baselines.loss(2) == pytest.approx(3 * math.log(2))
 
 
-def test_what_unknown_characters_cost_is_in_all_bits() -> None:
-    tokenizer, train, val = of_novel()
-    known = refer(tokenizer, train, val)
+def test_unknown_characters_cost_bits_in_every_baseline() -> None:
+    tokenizer, train, val = encode_novel()
+    without_unknown = baselines_of(tokenizer, train, val)
     text = tokenizer.decode(val[1:])
-    chosen = ValidationSet(np.array(val), len(text), len(text.encode()), unknown=50)
-    found = references(store(tokenizer, train, val), chosen)
-    more = 50 * math.log2(0x110000) / len(text)
-    assert found.bits_per_char(found.bigram) == pytest.approx(known.bits_per_char(known.bigram) + more)
-    assert found.bits_per_char(found.zstd) == pytest.approx(known.bits_per_char(known.zstd) + more)
-    assert found.loss(found.bits_per_char(2.5)) == pytest.approx(2.5)
+    validation = ValidationSet(np.array(val), len(text), len(text.encode()), unknown=50)
+    baselines = compute_baselines(store(tokenizer, train, val), validation)
+    extra_bits = 50 * math.log2(0x110000) / len(text)
+    assert baselines.bits_per_char(baselines.bigram) == pytest.approx(
+        without_unknown.bits_per_char(without_unknown.bigram) + extra_bits
+    )
+    assert baselines.bits_per_char(baselines.zstd) == pytest.approx(
+        without_unknown.bits_per_char(without_unknown.zstd) + extra_bits
+    )
+    assert baselines.loss(baselines.bits_per_char(2.5)) == pytest.approx(2.5)
 
 
-def test_who_knows_more_of_a_novel_loses_less() -> None:
-    found = refer(*of_novel())
-    assert found.uniform > found.unigram > found.bigram > 2
+def test_richer_baselines_have_lower_losses_on_a_novel() -> None:
+    baselines = baselines_of(*encode_novel())
+    assert baselines.uniform > baselines.unigram > baselines.bigram > 2
 
 
-def test_a_training_split_of_any_dtype_and_length_will_do() -> None:
+def test_training_split_may_have_any_dtype_and_length() -> None:
     tokenizer = Integers(70_000)
     wide = TokenArray((np.array([69_999, 1, 69_999, 1], "<u4"),))
-    found = references(
+    baselines = compute_baselines(
         TokenStore(cast(Artifact, None), tokenizer, wide, wide), ValidationSet(np.array([69_999, 1]), 1, 1)
     )
-    assert found.bigram < found.unigram < found.uniform
+    assert baselines.bigram < baselines.unigram < baselines.uniform
     for train in ([], [3]):
-        few = refer(Integers(4), train, [1, 2, 3])
-        assert few.bigram == few.unigram
+        baselines = baselines_of(Integers(4), train, [1, 2, 3])
+        assert baselines.bigram == baselines.unigram
 
 
-def test_a_million_tokens_take_less_than_a_second() -> None:
+def test_a_million_tokens_take_less_than_two_seconds() -> None:
     rng = np.random.default_rng(1)
     train = np.minimum(rng.zipf(1.2, 1_000_000), 49_999).astype("<u2")
-    made = TokenStore(cast(Artifact, None), Integers(50_000), TokenArray((train,)), TokenArray((train,)))
+    token_store = TokenStore(cast(Artifact, None), Integers(50_000), TokenArray((train,)), TokenArray((train,)))
     start = time.process_time()
-    references(made, ValidationSet(train[: 1 << 16].astype(np.int64), 1, 1))
-    assert time.process_time() - start < 2, "it is 0.4 s on an idle core"
+    compute_baselines(token_store, ValidationSet(train[: 1 << 16].astype(np.int64), 1, 1))
+    assert time.process_time() - start < 2, "0.4 s on an idle core"

@@ -1,4 +1,4 @@
-"""A refreshed run goes on from the weights that the one before it ended with."""
+"""A refreshed run continues from the last weights of the run before it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from model.runs import checkpoint, run
 from model.runs import plan as runs_plan
 from model.runs.plan import Plan
 from model.runs.run import Report
-from model.training import dataloader as batches
-from model.training import finish as outcome
 from model.training import metrics, stage
+from model.training.dataloader import Sampler
 from model.training.learner import Learner
 from pipeline.errors import BadData, TryAgain
-from pipeline.maintenance import retention as generations
+from pipeline.maintenance import retention
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh import refresh, state
 from pipeline.refresh.plan import Options
@@ -28,13 +27,16 @@ from pipeline.runtime.progress import Silent
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import generation_keys
+from tests.support.training import no_loss_curve
 from tests.support.upstream import letters, texts
+
+__all__ = ["no_loss_curve"]  # fixtures
 
 STEPS = 12
 
 
-class Reader:
-    """A person with a folder of texts and a recipe, who refreshes: what cron does, inside this process."""
+class Project:
+    """A folder of texts with a recipe that this process refreshes, as cron would."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "artifacts"
@@ -42,14 +44,14 @@ class Reader:
         self.tokenizer = letters(folder / "letters")
         self.write("train.jsonl", "first")
         self.write("val.jsonl", "held out")
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
-    def write(self, name: str, what: str) -> None:
-        content = "".join(f'{{"text": "{text}"}}\n' for text in texts(what, 40))
+    def write(self, name: str, seed: str) -> None:
+        content = "".join(f'{{"text": "{text}"}}\n' for text in texts(seed, 40))
         (self.folder / "texts" / name).write_text(content)
 
     def refresh(self, report: Report | None = None, **settings: object) -> refresh.Refreshed:
-        chosen = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_bytes": 400, "dropout": 0.1, **settings}
+        numbers = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_bytes": 400, "dropout": 0.1, **settings}
         path = self.folder / "small.toml"
         path.write_text(
             f"""
@@ -64,14 +66,14 @@ val_fraction = 0.2
 preset = "mini"
 [train.set]
 """
-            + "".join(f"{name} = {value}\n" for name, value in chosen.items())
+            + "".join(f"{name} = {value}\n" for name, value in numbers.items())
         )
         recipe = recipes.load(path)
-        report = report or self.said.append
+        report = report or self.messages.append
 
         def plan(tokens: Artifact) -> Plan:
-            planned = runs_plan.plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
-            return runs_plan.continued(self.root, planned)
+            new = runs_plan.plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
+            return runs_plan.continued(self.root, new)
 
         training = TrainStage(
             check=lambda: None,
@@ -81,200 +83,188 @@ preset = "mini"
         return refresh.refresh(self.root, recipe, training, Silent(), Options())
 
     @property
-    def made(self) -> Artifact:
+    def current_run(self) -> Artifact:
         return artifact.find(self.root, "runs", "small")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than so short a training."""
-    monkeypatch.setattr(
-        outcome.curve, "draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")
-    )
-
-
 @pytest.fixture
-def reader(tmp_path: Path) -> Reader:
-    return Reader(tmp_path / "reader")
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project")
 
 
-def results(done: refresh.Refreshed) -> dict[str, str]:
-    return {step.stage: step.result for step in done.steps}
+def results(result: refresh.Refreshed) -> dict[str, str]:
+    return {step.stage: step.result for step in result.steps}
 
 
-def weights(made: Artifact) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoint_path(made, "last") / "model.safetensors")
+def weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint_path(run_artifact, "last") / "model.safetensors")
 
 
-def assert_equal(one: Artifact, other: Artifact) -> None:
-    expected = weights(other)
-    assert weights(one).keys() == expected.keys()
-    for name, tensor in weights(one).items():
+def assert_equal(actual: Artifact, expected_run: Artifact) -> None:
+    expected = weights(expected_run)
+    assert weights(actual).keys() == expected.keys()
+    for name, tensor in weights(actual).items():
         assert torch.equal(tensor, expected[name]), name
 
 
-def first_loss(made: Artifact) -> float:
-    row = metrics.read(made.path / "metrics.csv")[0]
+def first_loss(run_artifact: Artifact) -> float:
+    row = metrics.read(run_artifact.path / "metrics.csv")[0]
     assert row["step"] == "0"
     return float(row["val_loss"])
 
 
-def parent_of(made: Artifact) -> str:
-    return next((entry.name for entry in made.manifest.inputs if entry.role == "parent"), "")
+def parent_of(run_artifact: Artifact) -> str:
+    return next((entry.name for entry in run_artifact.manifest.inputs if entry.role == "parent"), "")
 
 
-def test_on_new_text_a_run_begins_with_the_last_weights_and_says_whose(reader: Reader) -> None:
-    reader.refresh()
-    first = reader.made
+def test_run_on_new_text_starts_from_the_last_weights(project: Project) -> None:
+    project.refresh()
+    first = project.current_run
     assert parent_of(first) == ""
-    reader.write("more.jsonl", "more")
-    assert results(reader.refresh())["train"] == "built"
-    second = reader.made
+    project.write("more.jsonl", "more")
+    assert results(project.refresh())["train"] == "built"
+    second = project.current_run
     assert parent_of(second) == first.ref
     assert run.read_result(second.path).steps_before == STEPS
-    assert any(f"after {STEPS} steps" in line for line in reader.said)
-    assert first_loss(first) > run.read_result(first.path).val_loss, "it had learned something"
-    reader.write("more.jsonl", "even more")
-    reader.refresh()
-    third = reader.made
+    assert any(f"after {STEPS} steps" in line for line in project.messages)
+    assert first_loss(first) > run.read_result(first.path).val_loss, "the first run learned something"
+    project.write("more.jsonl", "even more")
+    project.refresh()
+    third = project.current_run
     assert parent_of(third) == second.ref
     assert run.read_result(third.path).steps_before == 2 * STEPS
 
 
-def test_on_the_same_validation_text_the_first_loss_is_the_last_of_the_run_before(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
+def test_first_loss_equals_the_last_of_the_parent_on_the_same_text(
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first 400 tokens of validation are of val.jsonl alone once it comes first.
-    os.rename(reader.folder / "texts" / "val.jsonl", reader.folder / "texts" / "0.jsonl")
-    reader.refresh()
-    first = reader.made
-    reader.write("zz.jsonl", "more")
+    # Named first, val.jsonl alone provides the first 400 bytes of validation text.
+    os.rename(project.folder / "texts" / "val.jsonl", project.folder / "texts" / "0.jsonl")
+    project.refresh()
+    first = project.current_run
+    project.write("zz.jsonl", "more")
     loaded = []
-    real = checkpoint.read
+    original = checkpoint.read
 
     def read(path: Path) -> checkpoint.Saved:
         loaded.append(path)
-        return real(path)
+        return original(path)
 
     monkeypatch.setattr(checkpoint, "read", read)
-    reader.refresh()
+    project.refresh()
     assert loaded[0] == first.path / "checkpoints" / run.read_result(first.path).last
-    assert first_loss(reader.made) == pytest.approx(run.read_result(first.path).val_loss, abs=1e-5)
+    assert first_loss(project.current_run) == pytest.approx(run.read_result(first.path).val_loss, abs=1e-5)
 
 
-def test_the_moments_of_the_optimiser_go_on_too_and_no_block_is_seen_again(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    real = batches.Sampler.batch
+def test_continued_run_loads_moments_and_sees_no_block_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_steps: list[int] = []
+    original = Sampler.batch
 
-    def batch(sampler: batches.Sampler, step: int, *rest: int) -> object:
-        seen.append(step)
-        return real(sampler, step, *rest)
+    def batch(sampler: Sampler, step: int, *rest: int) -> object:
+        data_steps.append(step)
+        return original(sampler, step, *rest)
 
-    reader.refresh()
-    moments = load_file(run.checkpoint_path(reader.made, "last") / "optimizer.safetensors")
-    given: list[dict[str, torch.Tensor]] = []
-    restore = Learner.load
+    project.refresh()
+    moments = load_file(run.checkpoint_path(project.current_run, "last") / "optimizer.safetensors")
+    loaded: list[dict[str, torch.Tensor]] = []
+    original_load = Learner.load
 
     def load(learner: Learner, saved: checkpoint.Saved) -> None:
-        restore(learner, saved)
+        original_load(learner, saved)
         moments = checkpoint.moments(learner.model, learner.optimizers)
-        given.append({name: moment.clone() for name, moment in moments.items()})
+        loaded.append({name: moment.clone() for name, moment in moments.items()})
 
-    monkeypatch.setattr(batches.Sampler, "batch", batch)
+    monkeypatch.setattr(Sampler, "batch", batch)
     monkeypatch.setattr(Learner, "load", load)
-    reader.write("more.jsonl", "more")
-    reader.refresh()
-    assert seen[-STEPS:] == list(range(STEPS, 2 * STEPS)), "the steps of the run before are not taken again"
-    assert all(torch.equal(given[0][name], moment) for name, moment in moments.items())
+    project.write("more.jsonl", "more")
+    project.refresh()
+    assert data_steps[-STEPS:] == list(range(STEPS, 2 * STEPS)), "the batches of the first run are not repeated"
+    assert all(torch.equal(loaded[0][name], moment) for name, moment in moments.items())
 
 
-def test_unchanged_nothing_is_trained_and_the_run_stays(reader: Reader) -> None:
+def test_unchanged_inputs_leave_the_run_unchanged(project: Project) -> None:
     for edition in ("second", "third"):
-        reader.refresh()
-        before = reader.made
-        reader.said.clear()
-        assert {*results(reader.refresh()).values()} == {"unchanged"}
-        assert reader.said == []
-        assert reader.made == before
-        reader.write("more.jsonl", edition)
+        project.refresh()
+        before = project.current_run
+        project.messages.clear()
+        assert {*results(project.refresh()).values()} == {"unchanged"}
+        assert project.messages == []
+        assert project.current_run == before
+        project.write("more.jsonl", edition)
 
 
-def test_with_other_numbers_the_run_is_trained_anew(reader: Reader) -> None:
-    reader.refresh()
-    reader.write("more.jsonl", "more")
-    assert results(reader.refresh(learning_rate=0.01))["train"] == "built"
-    assert parent_of(reader.made) == ""
-    assert not any("going on from the weights" in line for line in reader.said)
+def test_another_configuration_trains_from_scratch(project: Project) -> None:
+    project.refresh()
+    project.write("more.jsonl", "more")
+    assert results(project.refresh(learning_rate=0.01))["train"] == "built"
+    assert parent_of(project.current_run) == ""
+    assert not any("continuing from the weights" in line for line in project.messages)
 
 
-def test_with_another_tokenizer_the_run_is_trained_anew(reader: Reader) -> None:
-    reader.refresh()
-    reader.tokenizer = letters(reader.folder / "others", map(chr, range(126, 31, -1)))
-    assert results(reader.refresh())["train"] == "built"
-    assert parent_of(reader.made) == ""
+def test_another_tokenizer_trains_from_scratch(project: Project) -> None:
+    project.refresh()
+    project.tokenizer = letters(project.folder / "others", map(chr, range(126, 31, -1)))
+    assert results(project.refresh())["train"] == "built"
+    assert parent_of(project.current_run) == ""
 
 
-def test_text_that_is_as_it_was_before_finds_the_run_that_was_trained_on_it_or_goes_on(reader: Reader) -> None:
-    reader.refresh()
-    first = reader.made
-    reader.write("more.jsonl", "more")
-    reader.refresh()
-    second = reader.made
-    (reader.folder / "texts" / "more.jsonl").unlink()
-    reader.refresh()
-    assert artifact.find(reader.root, "tokens", "small").digest == first.manifest.inputs[0].digest
-    assert parent_of(reader.made) == second.ref, "it goes on: what was learned is not thrown away"
+def test_restored_text_continues_from_the_latest_run(project: Project) -> None:
+    project.refresh()
+    first = project.current_run
+    project.write("more.jsonl", "more")
+    project.refresh()
+    second = project.current_run
+    (project.folder / "texts" / "more.jsonl").unlink()
+    project.refresh()
+    assert artifact.find(project.root, "tokens", "small").digest == first.manifest.inputs[0].digest
+    assert parent_of(project.current_run) == second.ref, "nothing that was learned is thrown away"
 
 
-@pytest.mark.parametrize("disturbances", [[0], [10], [0, 10]])
-def test_a_refreshed_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(
-    reader: Reader, tmp_path: Path, disturbances: list[int]
+@pytest.mark.parametrize("stop_steps", [[0], [10], [0, 10]])
+def test_stopped_refresh_ends_with_the_weights_of_an_undisturbed_one(
+    project: Project, tmp_path: Path, stop_steps: list[int]
 ) -> None:
-    quiet = Reader(tmp_path / "quiet")
-    for each in (quiet, reader):
-        each.refresh(steps=20)
-        each.write("more.jsonl", "more")
-    quiet.refresh(steps=20)
-    first = reader.made
-    for at in disturbances:
+    undisturbed = Project(tmp_path / "quiet")
+    for copy in (undisturbed, project):
+        copy.refresh(steps=20)
+        copy.write("more.jsonl", "more")
+    undisturbed.refresh(steps=20)
+    first = project.current_run
+    for step in stop_steps:
 
-        def report(line: str, at: int = at) -> None:
-            if line.startswith(f"step {at:>6,}"):
+        def report(line: str, step: int = step) -> None:
+            if line.startswith(f"step {step:>6,}"):
                 signal.raise_signal(signal.SIGTERM)
 
         with pytest.raises(TryAgain):
-            reader.refresh(report, steps=20)
-        assert reader.made == first
-        assert state.read(reader.root, "small").exit_code == 75
-    reader.refresh(steps=20)
-    assert_equal(reader.made, quiet.made)
-    assert parent_of(reader.made) == first.ref
-    assert not list(reader.root.glob("runs/small/.draft-*"))
+            project.refresh(report, steps=20)
+        assert project.current_run == first
+        assert state.read(project.root, "small").exit_code == 75
+    project.refresh(steps=20)
+    assert_equal(project.current_run, undisturbed.current_run)
+    assert parent_of(project.current_run) == first.ref
+    assert not list(project.root.glob("runs/small/.draft-*"))
 
 
-def test_a_refreshed_run_that_was_killed_ends_in_the_weights_of_one_that_was_not(
-    reader: Reader, tmp_path: Path
-) -> None:
+def test_killed_refresh_ends_with_the_weights_of_an_undisturbed_one(project: Project, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    quiet = Reader(tmp_path / "quiet")
-    for each in (quiet, reader):
-        each.refresh(steps=20)
-        each.write("more.jsonl", "more")
-    quiet.refresh(steps=20)
-    first = reader.made
-    assert killed_at_20(reader) == -signal.SIGKILL
-    assert reader.made == first
+    undisturbed = Project(tmp_path / "quiet")
+    for copy in (undisturbed, project):
+        copy.refresh(steps=20)
+        copy.write("more.jsonl", "more")
+    undisturbed.refresh(steps=20)
+    first = project.current_run
+    assert killed_at_20(project) == -signal.SIGKILL
+    assert project.current_run == first
     assert artifact.problems(first, deep=True) == []
-    (draft,) = reader.root.glob("runs/small/.draft-*")
-    assert checkpoint.steps(draft / "checkpoints"), "there is something to go on from"
-    reader.refresh(steps=20)
-    assert any("going on from step 10" in line for line in reader.said)
-    assert_equal(reader.made, quiet.made)
+    (draft,) = project.root.glob("runs/small/.draft-*")
+    assert checkpoint.newest_first(draft / "checkpoints"), "there is a checkpoint to resume from"
+    project.refresh(steps=20)
+    assert any("resuming from step 10" in line for line in project.messages)
+    assert_equal(project.current_run, undisturbed.current_run)
 
 
-def killed_at_20(reader: Reader) -> int:
+def killed_at_20(project: Project) -> int:
     child = os.fork()
     if not child:
 
@@ -282,36 +272,36 @@ def killed_at_20(reader: Reader) -> int:
             if line.startswith(f"step {20:>6,}"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        reader.refresh(report, steps=20)
+        project.refresh(report, steps=20)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_run_whose_parent_is_damaged_says_so_and_goes_on_from_the_one_before_after_a_rollback(
-    reader: Reader,
+def test_damaged_parent_is_an_error_until_it_is_rolled_back(
+    project: Project,
 ) -> None:
-    reader.refresh()
-    first = reader.made
-    reader.write("more.jsonl", "more")
-    reader.refresh()
-    second = reader.made
-    reader.write("more.jsonl", "even more")
-    weights_of = run.checkpoint_path(second, "last") / "model.safetensors"
-    weights_of.write_bytes(bytes(weights_of.stat().st_size))
+    project.refresh()
+    first = project.current_run
+    project.write("more.jsonl", "more")
+    project.refresh()
+    second = project.current_run
+    project.write("more.jsonl", "even more")
+    weights_path = run.checkpoint_path(second, "last") / "model.safetensors"
+    weights_path.write_bytes(bytes(weights_path.stat().st_size))
     with pytest.raises(BadData, match=r"model\.safetensors"):
-        reader.refresh()
-    assert reader.made == second, "never a silent fresh start"
-    generations.rollback(reader.root, "runs/small")
-    reader.refresh()
-    assert parent_of(reader.made) == first.ref
+        project.refresh()
+    assert project.current_run == second, "training does not start afresh silently"
+    retention.rollback(project.root, "runs/small")
+    project.refresh()
+    assert parent_of(project.current_run) == first.ref
 
 
-def test_pruning_takes_the_run_before_once_the_next_one_is_published(reader: Reader) -> None:
+def test_prune_deletes_the_parent_of_a_published_run(project: Project) -> None:
     refs = []
     for edition in range(3):
-        reader.write("more.jsonl", f"edition {edition}")
-        reader.refresh()
-        refs.append(reader.made.ref)
-    generations.prune(reader.root, keep=1)
-    assert generation_keys(reader.root / "runs" / "small") == [refs[-1].rpartition("/")[2]]
-    assert {*results(reader.refresh()).values()} == {"unchanged"}, "its parent is needed no more"
+        project.write("more.jsonl", f"edition {edition}")
+        project.refresh()
+        refs.append(project.current_run.ref)
+    retention.prune(project.root, keep=1)
+    assert generation_keys(project.root / "runs" / "small") == [refs[-1].rpartition("/")[2]]
+    assert {*results(project.refresh()).values()} == {"unchanged"}, "the published run does not need its parent"

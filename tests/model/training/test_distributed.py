@@ -1,6 +1,6 @@
-"""Several processes that train one model: the loss curve of one, one that speaks, checkpoints for any number of them.
+"""Several processes train one model: same loss curve as one process, one of them prints, checkpoints fit any number.
 
-All of it in one start of two processes, since that takes longer than their trainings.
+All commands run in one start of two processes, since starting them takes longer than the trainings.
 """
 
 from __future__ import annotations
@@ -22,60 +22,58 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokens import counting
 from tests.model.training.together import STOP
 from tests.support.faults import ROOT, Command, Run, assert_one_error
-from tests.support.training import after, rows, sends, steps, warm
+from tests.support.training import DRAW, STEP, before_call, draw_placeholder, metric_rows, preloaded, saved_steps, send
 
-__all__ = ["warm"]  # fixtures
+__all__ = ["preloaded"]  # fixtures
 
 KINDS = [("ddp", "adamw"), ("ddp", "muon"), ("fsdp", "adamw"), ("fsdp", "muon")]
 _PATIENCE = 120
 
 
 def words(root: Path, name: str, *options: object, **settings: object) -> list[str]:
-    chosen: dict[str, object] = {"steps": 20, "evaluations": 2, "dropout": 0.0, "precision": "fp32"}
-    pairs = [word for key, value in (chosen | settings).items() for word in ("--set", f"{key}={value}")]
-    asked = ["--artifacts", root, "train", "--tokens", "counting", "--preset", "mini", "--name", name, *options, *pairs]
-    return [str(word) for word in asked]
+    defaults: dict[str, object] = {"steps": 20, "evaluations": 2, "dropout": 0.0, "precision": "fp32"}
+    pairs = [word for key, value in (defaults | settings).items() for word in ("--set", f"{key}={value}")]
+    options = ("--tokens", "counting", "--preset", "mini", "--name", name, *options, *pairs)
+    return [str(word) for word in ("--artifacts", root, "train", *options)]
 
 
 @dataclass
-class Together:
-    """What two processes did: of each command how it ended in the first and in the second."""
+class Outcomes:
+    """Results of each command in the first and in the second process."""
 
     root: Path
-    alone: dict[str, Artifact]  # the runs of one process, by optimiser
+    alone: dict[str, Artifact]  # runs of a single process, by optimizer
     ended: dict[str, tuple[Run, Run]]
-    checkpoints: dict[str, list[int]]  # that the signal left
+    checkpoints: dict[str, list[int]]  # steps of those that a stopped command left
 
-    def made(self, name: str) -> Artifact:
+    def find_run(self, name: str) -> Artifact:
         return artifact.find(self.root, "runs", name)
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Together:
+def outcomes(tmp_path_factory: pytest.TempPathFactory, preloaded: None) -> Outcomes:
     folder = tmp_path_factory.mktemp("world")
     root = folder / "artifacts"
     counting.build(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "model.training.loss_curve.draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")
-        )
+        patch.setattr(DRAW, draw_placeholder)
         alone = {
-            optimizer: by_one(root, f"alone-{optimizer}", optimizer=optimizer, ema=0.9)
+            optimizer: train_alone(root, f"alone-{optimizer}", optimizer=optimizer, ema=0.9)
             for optimizer in ("adamw", "muon")
         }
-        stopped = {"model.training.learner.Learner.step": after(11, Learner.step, sends(15))}
+        stopped = {STEP: before_call(11, Learner.step, send(15))}
         for parallel, optimizer in (KINDS[0], KINDS[3]):
             name = f"one-then-two-{parallel}"
-            asked = words(root, name, parallel=parallel, optimizer=optimizer, ema=0.9)[2:]
-            assert Command(root, tuple(asked), constants=stopped).run_forked().code == 75
+            arguments = words(root, name, parallel=parallel, optimizer=optimizer, ema=0.9)[2:]
+            assert Command(root, tuple(arguments), constants=stopped).run_forked().code == 75
     commands: dict[str, list[str]] = {}
     for parallel, optimizer in KINDS:
-        chosen: dict[str, object] = {"parallel": parallel, "optimizer": optimizer, "ema": 0.9}
-        commands[f"{parallel}-{optimizer}"] = words(root, f"{parallel}-{optimizer}", **chosen)
+        settings: dict[str, object] = {"parallel": parallel, "optimizer": optimizer, "ema": 0.9}
+        commands[f"{parallel}-{optimizer}"] = words(root, f"{parallel}-{optimizer}", **settings)
     for parallel, optimizer in (KINDS[1], KINDS[2]):
-        chosen = {"parallel": parallel, "optimizer": optimizer, "ema": 0.9}
+        settings = {"parallel": parallel, "optimizer": optimizer, "ema": 0.9}
         name = f"two-then-one-{parallel}"
-        commands[name] = [STOP, "11", *words(root, name, **chosen)]
+        commands[name] = [STOP, "11", *words(root, name, **settings)]
     for parallel, optimizer in (KINDS[0], KINDS[3]):
         name = f"one-then-two-{parallel}"
         commands[name] = words(root, name, parallel=parallel, optimizer=optimizer, ema=0.9)
@@ -87,100 +85,100 @@ def together(tmp_path_factory: pytest.TempPathFactory, warm: None) -> Together:
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     script = [str(ROOT / "tests" / "model" / "training" / "together.py"), str(folder / "commands.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*start, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     ended = {name: (Run(*one), Run(*two)) for name, one, two in zip(commands, first, second, strict=True)}
-    left = {
-        name: [step for draft in root.glob(f"runs/{name}/.draft-*") for step in steps(draft / "checkpoints")]
+    checkpoints = {
+        name: [step for draft in root.glob(f"runs/{name}/.draft-*") for step in saved_steps(draft / "checkpoints")]
         for name in commands
         if name.startswith("two-then-one")
     }
-    return Together(root, alone, ended, left)
+    return Outcomes(root, alone, ended, checkpoints)
 
 
-def by_one(root: Path, name: str, **settings: object) -> Artifact:
-    done = Command(root, tuple(words(root, name, **settings)[2:])).run_forked()
-    assert done.code == 0, done.err
+def train_alone(root: Path, name: str, **settings: object) -> Artifact:
+    process = Command(root, tuple(words(root, name, **settings)[2:])).run_forked()
+    assert process.code == 0, process.err
     return artifact.find(root, "runs", name)
 
 
-def assert_same_curve(one: Artifact, other: Artifact) -> None:
-    """To 1e-5, and half a unit of the last digit that is written."""
-    assert [row["step"] for row in rows(one)] == [row["step"] for row in rows(other)]
+def assert_same_curve(actual: Artifact, expected_run: Artifact) -> None:
+    """Assert that losses differ by at most 1e-5 and half a unit of the last digit that is written."""
+    assert [row["step"] for row in metric_rows(actual)] == [row["step"] for row in metric_rows(expected_run)]
     for name in ("train_loss", "val_loss", "bits_per_char"):
-        found, expected = ([float(row[name]) for row in rows(each) if row[name]] for each in (one, other))
-        assert found == pytest.approx(expected, abs=1.5e-5), name
+        losses, expected = (
+            [float(row[name]) for row in metric_rows(curve) if row[name]] for curve in (actual, expected_run)
+        )
+        assert losses == pytest.approx(expected, abs=1.5e-5), name
 
 
 @pytest.mark.parametrize(("parallel", "optimizer"), KINDS)
-def test_two_processes_give_the_loss_curve_of_one(together: Together, parallel: str, optimizer: str) -> None:
-    first, second = together.ended[f"{parallel}-{optimizer}"]
+def test_two_processes_give_the_loss_curve_of_one(outcomes: Outcomes, parallel: str, optimizer: str) -> None:
+    first, second = outcomes.ended[f"{parallel}-{optimizer}"]
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert_same_curve(together.made(f"{parallel}-{optimizer}"), together.alone[optimizer])
+    assert_same_curve(outcomes.find_run(f"{parallel}-{optimizer}"), outcomes.alone[optimizer])
 
 
 @pytest.mark.parametrize(("parallel", "optimizer"), KINDS)
-def test_what_two_processes_trained_is_sampled_by_one(together: Together, parallel: str, optimizer: str) -> None:
+def test_model_of_two_processes_is_sampled_by_one(outcomes: Outcomes, parallel: str, optimizer: str) -> None:
     name = f"{parallel}-{optimizer}"
-    assert artifact.problems(together.made(name), deep=True) == []
-    asked = ("sample", name, "--prompt-ids", "1,2,3", "--greedy", "--max-tokens", "3", "--json", "--device", "cpu")
-    done = Command(together.root, asked).run_forked()
-    assert done.code == 0, done.err
-    assert len(json.loads(done.out)["samples"][0]["token_ids"]) == 3
+    assert artifact.problems(outcomes.find_run(name), deep=True) == []
+    arguments = ("sample", name, "--prompt-ids", "1,2,3", "--greedy", "--max-tokens", "3", "--json", "--device", "cpu")
+    process = Command(outcomes.root, arguments).run_forked()
+    assert process.code == 0, process.err
+    assert len(json.loads(process.out)["samples"][0]["token_ids"]) == 3
 
 
-def test_only_the_first_process_speaks(together: Together) -> None:
-    for name, (first, second) in together.ended.items():
+def test_only_the_main_process_prints(outcomes: Outcomes) -> None:
+    for name, (first, second) in outcomes.ended.items():
         assert (second.out, second.err) == ("", ""), name
         assert first.out or first.err, name
-    assert together.ended["ddp-adamw"][0].err.count("step     20") == 1
-    assert together.ended["again"][0].out.startswith("unchanged")
+    assert outcomes.ended["ddp-adamw"][0].err.count("step     20") == 1
+    assert outcomes.ended["again"][0].out.startswith("unchanged")
 
 
 @pytest.mark.parametrize(("parallel", "optimizer"), [KINDS[1], KINDS[2]])
-def test_a_signal_to_one_of_them_stops_both_and_one_process_goes_on(
-    together: Together, parallel: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+def test_signal_to_one_process_stops_both_and_one_process_resumes(
+    outcomes: Outcomes, parallel: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "model.training.loss_curve.draw", lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")
-    )
+    monkeypatch.setattr(DRAW, draw_placeholder)
     name = f"two-then-one-{parallel}"
-    first, second = together.ended[name]
+    first, second = outcomes.ended[name]
     assert_one_error(first, 75, ["everything is saved"])
     assert second.code == 75
-    assert together.checkpoints[name] == [11, 10]
-    resumed = by_one(together.root, name, parallel=parallel, optimizer=optimizer, ema=0.9)
-    assert_same_curve(resumed, together.alone[optimizer])
+    assert outcomes.checkpoints[name] == [11, 10]
+    resumed = train_alone(outcomes.root, name, parallel=parallel, optimizer=optimizer, ema=0.9)
+    assert_same_curve(resumed, outcomes.alone[optimizer])
 
 
 @pytest.mark.parametrize(("parallel", "optimizer"), [KINDS[0], KINDS[3]])
-def test_two_processes_go_on_from_a_checkpoint_of_one(together: Together, parallel: str, optimizer: str) -> None:
-    first, _ = together.ended[f"one-then-two-{parallel}"]
+def test_two_processes_resume_from_a_checkpoint_of_one(outcomes: Outcomes, parallel: str, optimizer: str) -> None:
+    first, _ = outcomes.ended[f"one-then-two-{parallel}"]
     assert first.code == 0, first.err
-    assert "going on from step 11 " in first.err
-    assert_same_curve(together.made(f"one-then-two-{parallel}"), together.alone[optimizer])
+    assert "resuming from step 11 " in first.err
+    assert_same_curve(outcomes.find_run(f"one-then-two-{parallel}"), outcomes.alone[optimizer])
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(together: Together) -> None:
-    first, second = together.ended["odd"]
-    assert_one_error(first, 78, ["batch_size 33", "2 processes"])
+def test_batch_size_not_divisible_by_processes_raises_bad_config(outcomes: Outcomes) -> None:
+    first, second = outcomes.ended["odd"]
+    assert_one_error(first, 78, ["batch_size", "2 processes", "got 33"])
     assert second.code == 78
 
 
-def test_where_the_first_process_cannot_begin_the_others_end_as_it_does(together: Together) -> None:
-    first, second = together.ended["nowhere"]
+def test_error_before_training_ends_all_processes_with_one_code(outcomes: Outcomes) -> None:
+    first, second = outcomes.ended["nowhere"]
     assert_one_error(first, 73, ["nowhere"])
     assert (second.code, second.err) == (73, "")
 
 
-def test_the_average_and_the_moments_are_whole_whoever_held_their_parts(together: Together) -> None:
-    path = run.checkpoint_path(together.alone["muon"], "last")
+def test_checkpoint_of_sharded_processes_holds_full_tensors(outcomes: Outcomes) -> None:
+    path = run.checkpoint_path(outcomes.alone["muon"], "last")
     alone, model = checkpoint.read(path), checkpoint.load_model(path, torch.device("cpu"))
     for name in ("ddp-muon", "fsdp-muon"):
-        saved = checkpoint.read(run.checkpoint_path(together.made(name), "last"))
+        saved = checkpoint.read(run.checkpoint_path(outcomes.find_run(name), "last"))
         checkpoint.require_fit(saved, model)
         assert saved.moments.keys() == alone.moments.keys()
         assert all(saved.moments[key].shape == moment.shape for key, moment in alone.moments.items())

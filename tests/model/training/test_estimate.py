@@ -1,4 +1,4 @@
-"""Before a training begins: a model that cannot fit is refused, with a size that would; what it takes is foretold."""
+"""Estimates before a training: memory, and the refusal of models that do not fit, with a size that would."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 
 from model import presets
 from model.config import GPTConfig, TrainConfig, override
-from model.training import estimate as preflight
+from model.training import estimate
 from pipeline.errors import BadConfig
 from tests.support.faults import ROOT, assert_one_error, skip
-from tests.support.training import no_pictures, train, warm
+from tests.support.training import no_loss_curve, preloaded, train
 
-__all__ = ["no_pictures", "warm"]  # fixtures
+__all__ = ["no_loss_curve", "preloaded"]  # fixtures
 
 CPU = torch.device("cpu")
 LARGE = {"layers": 48, "width": 4096, "heads": 32, "block_size": 1024, "vocab_size": 50_000}
@@ -30,7 +30,7 @@ def never(*arguments: object, **options: object) -> None:
     raise AssertionError("something was allocated")
 
 
-def test_a_model_that_cannot_fit_is_refused_before_anything_is_allocated(root: Path) -> None:
+def test_model_that_does_not_fit_is_refused_before_allocation(root: Path) -> None:
     constants: dict[str, object] = {
         "model.device.free_memory": lambda device: 8 << 30,
         "model.network.gpt.GPT.__init__": never,
@@ -51,50 +51,50 @@ def test_a_model_that_cannot_fit_is_refused_before_anything_is_allocated(root: P
         (GPTConfig(**{**LARGE, "activation": "swiglu", "positions": "rotary", "kv_heads": 8}), {"document_mask": True}),
     ],
 )
-def test_the_size_that_is_named_fits(
+def test_suggested_size_fits_and_a_larger_one_does_not(
     monkeypatch: pytest.MonkeyPatch, model: GPTConfig, settings: dict[str, Any], free: int
 ) -> None:
-    """By the same formula, and nothing larger of the kind does."""
+    """Checked with the same formula."""
     monkeypatch.setattr("model.device.free_memory", lambda device: free)
     training = TrainConfig(precision="fp32", **settings)
     with pytest.raises(BadConfig) as caught:
-        preflight.forecast(model, training, training.batch_size, CPU)
-    named = re.findall(r"--set (\w+)=(\d+)", caught.value.hint)
-    if not named:
+        estimate.forecast(model, training, training.batch_size, CPU)
+    suggested = re.findall(r"--set (\w+)=(\d+)", caught.value.hint)
+    if not suggested:
         assert "smaller vocabulary" in caught.value.hint
         return
-    chosen = override(presets.Preset("fast", "", model, training), dict(named))
-    made = preflight.forecast(chosen.model, training, training.batch_size, CPU)
-    assert made.bytes <= free * 0.85
-    assert made.how.micro_batch >= 1
-    if "width" not in dict(named):
+    smaller = override(presets.Preset("fast", "", model, training), dict(suggested))
+    plan = estimate.forecast(smaller.model, training, training.batch_size, CPU)
+    assert plan.bytes <= free * 0.85
+    assert plan.how.micro_batch >= 1
+    if "width" not in dict(suggested):
         with pytest.raises(BadConfig):
-            preflight.forecast(replace(model, layers=chosen.model.layers + 1), training, training.batch_size, CPU)
+            estimate.forecast(replace(model, layers=smaller.model.layers + 1), training, training.batch_size, CPU)
 
 
-def test_more_at_once_than_fits_is_refused_with_how_many_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_micro_batch_is_refused_with_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.device.free_memory", lambda device: 1 << 30)
     model, training = presets.preset("babygpt").model, TrainConfig(batch_size=64, micro_batch=64, precision="fp32")
     model = replace(model, vocab_size=1000)
-    with pytest.raises(BadConfig, match="64 sequences at once") as caught:
-        preflight.forecast(model, training, 64, CPU)
+    with pytest.raises(BadConfig, match="micro-batch of 64 sequences") as caught:
+        estimate.forecast(model, training, 64, CPU)
     (count,) = re.findall(r"micro_batch=(\d+)", caught.value.hint)
-    assert preflight.forecast(model, replace(training, micro_batch=int(count)), 64, CPU).how.micro_batch == int(count)
+    assert estimate.forecast(model, replace(training, micro_batch=int(count)), 64, CPU).how.micro_batch == int(count)
     with pytest.raises(BadConfig):
-        preflight.forecast(model, replace(training, micro_batch=int(count) + 1), 64, CPU)
+        estimate.forecast(model, replace(training, micro_batch=int(count) + 1), 64, CPU)
 
 
-def test_processes_share_the_memory_of_a_machine_and_with_fsdp_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_memory_and_fsdp_shards_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPTConfig(vocab_size=1000, layers=12, width=768, heads=12)
-    whole, parts = (
-        preflight.needed(model, TrainConfig(parallel=parallel), "fp32", 1, 4) for parallel in ("ddp", "fsdp")
+    ddp_bytes, fsdp_bytes = (
+        estimate.needed_bytes(model, TrainConfig(parallel=parallel), "fp32", 1, 4) for parallel in ("ddp", "fsdp")
     )
-    assert whole - parts == pytest.approx(preflight.weight_bytes(model, TrainConfig()) * 3 / 4)
-    monkeypatch.setattr("model.device.free_memory", lambda device: 2 * whole)
+    assert ddp_bytes - fsdp_bytes == pytest.approx(estimate.weight_bytes(model, TrainConfig()) * 3 / 4)
+    monkeypatch.setattr("model.device.free_memory", lambda device: 2 * ddp_bytes)
     training = TrainConfig(batch_size=4, precision="fp32")
-    preflight.forecast(model, training, 4, CPU)
+    estimate.forecast(model, training, 4, CPU)
     with pytest.raises(BadConfig):
-        preflight.forecast(model, training, 1, CPU, processes=4)
+        estimate.forecast(model, training, 1, CPU, processes=4)
 
 
 _MEASURED = """
@@ -102,7 +102,7 @@ import ctypes, gc, json, sys
 from dataclasses import replace
 import torch
 torch.set_num_threads(1)
-from model.training import estimate as preflight
+from model.training import estimate
 from model.training.dataloader import to_device
 from model.config import GPTConfig, TrainConfig
 from model.training.distributed import World
@@ -115,45 +115,47 @@ def memory(kind):
 
 def train(model, settings, steps=2):
     config = TrainConfig(precision="fp32", **settings)
-    made = preflight.forecast(model, config, config.batch_size, torch.device("cpu"))
-    learner = Learner(model, config, torch.device("cpu"), made.how, config.batch_size, World())
+    plan = estimate.forecast(model, config, config.batch_size, torch.device("cpu"))
+    learner = Learner(model, config, torch.device("cpu"), plan.how, config.batch_size, World())
     learner.begin()
     ids = np.zeros((config.batch_size, model.block_size + 1), np.uint16)
     for step in range(steps):
         learner.step(to_device(ids, torch.device("cpu")), step, step, 0)
-    return made.bytes
+    return plan.bytes
 
 for model, settings in json.loads(sys.argv[1]):
     train(GPTConfig(vocab_size=10, block_size=4, layers=1, heads=1, width=8), {**settings, "batch_size": 1})
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the one before took is not to be taken again
+    ctypes.CDLL(None).malloc_trim(0)  # so that no memory of the case before is reused
     open("/proc/self/clear_refs", "w").write("5")
     before = memory("VmRSS")
-    told = train(GPTConfig(**model), settings)
-    print(json.dumps([told, memory("VmHWM") - before]))
+    estimated = train(GPTConfig(**model), settings)
+    print(json.dumps([estimated, memory("VmHWM") - before]))
 """
 
 
-def test_the_memory_that_is_foretold_is_what_is_taken_within_a_factor_of_two() -> None:
-    """Measured in a process of its own: what its peak grows by."""
+def test_estimated_memory_is_within_a_factor_of_two_of_the_peak() -> None:
+    """Measured in another process, by the growth of its peak."""
     if not Path("/proc/self/clear_refs").exists():
         skip("the peak of a process's memory cannot be read here")
     narrow = {"vocab_size": 2000, "block_size": 256, "layers": 4, "heads": 4, "width": 256, "dropout": 0.1}
     wide = {"vocab_size": 8000, "block_size": 64, "layers": 6, "heads": 8, "width": 384}
-    asked = [
+    cases = [
         (narrow, {"batch_size": 8, "micro_batch": 8}),
         (wide, {"batch_size": 2, "optimizer": "muon", "ema": 0.9}),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, json.dumps(asked)],
+    process = subprocess.run(
+        [sys.executable, "-c", _MEASURED, json.dumps(cases)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        told, taken = json.loads(line)
-        assert told / 2 <= taken <= told * 2, f"{told / 1e6:.0f} MB foretold, {taken / 1e6:.0f} MB taken"
-    assert len(done.stdout.splitlines()) == 2
+    assert process.returncode == 0, process.stderr
+    for line in process.stdout.splitlines():
+        estimated, measured = json.loads(line)
+        assert estimated / 2 <= measured <= estimated * 2, (
+            f"{estimated / 1e6:.0f} MB estimated, {measured / 1e6:.0f} MB measured"
+        )
+    assert len(process.stdout.splitlines()) == 2

@@ -1,4 +1,4 @@
-"""Evaluation: every validation token is scored once, with context, in units that compare across tokenizers."""
+"""Evaluation scores every validation token once, with context, in units comparable across tokenizers."""
 
 from __future__ import annotations
 
@@ -32,92 +32,94 @@ def store(root: Path) -> TokenStore:
 
 @pytest.fixture
 def model() -> GPT:
-    made = GPT(GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32, positions="rotary"))
-    made.initialise(5)
+    network = GPT(GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32, positions="rotary"))
+    network.initialise(5)
     with torch.no_grad():
-        for weight in made.parameters():
-            weight *= 3  # so that what came before matters
-    return made.eval()
+        for weight in network.parameters():
+            weight *= 3  # so that the context matters
+    return network.eval()
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 16])
-def test_windows_score_each_input_once_with_half_a_block_before_it(block: int) -> None:
+def test_windows_score_each_input_once_with_half_a_block_of_context(block: int) -> None:
     for count in range(2, 80):
         scored = [0] * count
         for start, first in windows(count, block):
-            for place in range(first, min(start + block, count - 1)):
-                scored[place] += 1
-                assert place - start >= block // 2 or not start
+            for position in range(first, min(start + block, count - 1)):
+                scored[position] += 1
+                assert position - start >= block // 2 or not start
         assert scored == [1] * (count - 1) + [0], count
 
 
-def scored_one_by_one(model: GPT, chosen: ValidationSet) -> float:
-    """Nats of every id but the first, each from a pass of its own over what its window lets it see."""
-    ids, total = torch.from_numpy(chosen.ids), 0.0
+def scored_one_by_one(model: GPT, validation: ValidationSet) -> float:
+    """Return the summed nats of every id but the first, each from its own pass over the context in its window."""
+    ids, total = torch.from_numpy(validation.ids), 0.0
     for start, first in windows(len(ids), model.config.block_size):
-        for place in range(first, min(start + model.config.block_size, len(ids) - 1)):
+        for position in range(first, min(start + model.config.block_size, len(ids) - 1)):
             with torch.no_grad():
-                total -= float(model(ids[None, start : place + 1])[0, -1].log_softmax(-1)[ids[place + 1]])
+                total -= float(model(ids[None, start : position + 1])[0, -1].log_softmax(-1)[ids[position + 1]])
     return total
 
 
 @pytest.mark.parametrize("size", [1, 20, 47, 60, 300])
-def test_the_loss_is_that_of_one_token_after_another(store: TokenStore, model: GPT, size: int) -> None:
-    chosen = validation_set(store, size)
-    expected, found = scored_one_by_one(model, chosen), evaluate(model, chosen, CPU)
-    assert found
-    assert found.loss == pytest.approx(expected / (len(chosen.ids) - 1), rel=1e-4)
-    assert found.bits_per_char == pytest.approx(expected / math.log(2) / chosen.characters, rel=1e-4)
-    assert found.bits_per_byte == pytest.approx(expected / math.log(2) / chosen.bytes, rel=1e-4)
+def test_loss_equals_scoring_one_token_at_a_time(store: TokenStore, model: GPT, size: int) -> None:
+    validation = validation_set(store, size)
+    expected, evaluation = scored_one_by_one(model, validation), evaluate(model, validation, CPU)
+    assert evaluation
+    assert evaluation.loss == pytest.approx(expected / (len(validation.ids) - 1), rel=1e-4)
+    assert evaluation.bits_per_char == pytest.approx(expected / math.log(2) / validation.characters, rel=1e-4)
+    assert evaluation.bits_per_byte == pytest.approx(expected / math.log(2) / validation.bytes, rel=1e-4)
 
 
-def test_a_slice_is_the_same_text_whatever_its_tokens(store: TokenStore) -> None:
+def test_validation_set_is_cut_by_bytes_of_text(store: TokenStore) -> None:
     for size in (1, 10, 100, 1000):
-        chosen = validation_set(store, size)
-        text = store.tokenizer.decode(chosen.ids[1:].tolist())
-        longer = store.tokenizer.decode(store.val.read(0, len(chosen.ids)).tolist())
-        assert len(text.encode()) == chosen.bytes
-        assert len(text.encode()) <= size or len(chosen.ids) == 2
-        assert len(longer.encode()) > size or len(chosen.ids) > len(store.val)
+        validation = validation_set(store, size)
+        text = store.tokenizer.decode(validation.ids[1:].tolist())
+        longer = store.tokenizer.decode(store.val.read(0, len(validation.ids)).tolist())
+        assert len(text.encode()) == validation.bytes
+        assert len(text.encode()) <= size or len(validation.ids) == 2
+        assert len(longer.encode()) > size or len(validation.ids) > len(store.val)
 
 
-def test_all_of_the_validation_text_is_scored_unless_less_is_asked_for(store: TokenStore) -> None:
-    chosen = validation_set(store)
-    assert len(chosen.ids) == len(store.val) + 1
-    assert chosen.ids[0] == store.tokenizer.end_of_text
+def test_validation_set_is_all_of_the_split_by_default(store: TokenStore) -> None:
+    validation = validation_set(store)
+    assert len(validation.ids) == len(store.val) + 1
+    assert validation.ids[0] == store.tokenizer.end_of_text
 
 
-def test_a_character_without_an_id_costs_the_choice_among_all(root: Path, tmp_path: Path) -> None:
+def test_unknown_character_costs_a_choice_among_all_code_points(root: Path, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("山水" * 40, encoding="utf-8")
     (tmp_path / "val.txt").write_text("山水石火", encoding="utf-8")
     inputs = tokenize.gather(root, [str(tmp_path / "train.txt")], [str(tmp_path / "val.txt")])
-    made = tokenize.tokenize(root, "two", inputs, Characters("山水", "two"), None, TokenizeOptions(), Silent(), jobs=1)
-    chosen = validation_set(tokens.open_store(made.artifact))
-    assert (chosen.characters, chosen.unknown) == (4, 2)
+    built = tokenize.tokenize(root, "two", inputs, Characters("山水", "two"), None, TokenizeOptions(), Silent(), jobs=1)
+    validation = validation_set(tokens.open_store(built.artifact))
+    assert (validation.characters, validation.unknown) == (4, 2)
     model = GPT(GPTConfig(vocab_size=4, block_size=16, layers=0, heads=1, width=2))
-    found = evaluate(model, chosen, CPU)
-    assert found
-    spelled = found.loss * (len(chosen.ids) - 1) / math.log(2) / 4
-    assert found.bits_per_char == pytest.approx(spelled + 2 * math.log2(0x110000) / 4)
+    evaluation = evaluate(model, validation, CPU)
+    assert evaluation
+    token_bits = evaluation.loss * (len(validation.ids) - 1) / math.log(2) / 4
+    assert evaluation.bits_per_char == pytest.approx(token_bits + 2 * math.log2(0x110000) / 4)
 
 
-def test_processes_share_the_work_and_add_it_up(store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = validation_set(store, 400)
-    whole = evaluate(model, chosen, CPU)
+def test_processes_share_the_windows_and_sum_their_losses(
+    store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = validation_set(store, 400)
+    expected = evaluate(model, validation, CPU)
     parts: list[float] = []
 
     def total(self: World, value: float) -> float:
         parts.append(value)
         return value
 
-    monkeypatch.setattr(World, "total", total)
+    monkeypatch.setattr(World, "all_reduce_sum", total)
     for rank in range(3):
-        evaluate(model, chosen, CPU, world=World(rank, 3))
-    assert whole
-    assert sum(parts[::2]) / (len(chosen.ids) - 1) == pytest.approx(whole.loss, rel=1e-5)
+        evaluate(model, validation, CPU, world=World(rank, 3))
+    assert expected
+    assert sum(parts[::2]) / (len(validation.ids) - 1) == pytest.approx(expected.loss, rel=1e-5)
 
 
-def test_a_signal_ends_an_evaluation_without_a_result(store: TokenStore, model: GPT) -> None:
+def test_stopped_evaluation_returns_none(store: TokenStore, model: GPT) -> None:
     stopped = threading.Event()
     stopped.set()
     model.train()
@@ -125,18 +127,18 @@ def test_a_signal_ends_an_evaluation_without_a_result(store: TokenStore, model: 
     assert model.training
 
 
-def test_with_document_masks_a_document_is_scored_as_if_alone(model: GPT) -> None:
+def test_document_mask_scores_each_document_alone(model: GPT) -> None:
     documents = torch.tensor([0]), torch.tensor([7, 8, 9, 0]), torch.tensor([5, 4, 3, 2, 1])
     ids, total = torch.cat((*documents, torch.tensor([0]))), 0.0
-    begin = 0
+    offset = 0
     for document in documents:
-        following = ids[begin + 1 : begin + 1 + len(document)]
+        targets = ids[offset + 1 : offset + 1 + len(document)]
         with torch.no_grad():
-            total += float(F.cross_entropy(model(document[None])[0], following, reduction="sum"))
-        begin += len(document)
-    chosen = ValidationSet(ids.numpy(), 1, 1)
-    masked, plain = (evaluate(model, chosen, CPU, documents_end=end) for end in (0, None))
+            total += float(F.cross_entropy(model(document[None])[0], targets, reduction="sum"))
+        offset += len(document)
+    validation = ValidationSet(ids.numpy(), 1, 1)
+    masked, unmasked = (evaluate(model, validation, CPU, mask_eos=end) for end in (0, None))
     assert masked
-    assert plain
+    assert unmasked
     assert masked.loss * (len(ids) - 1) == pytest.approx(total, rel=1e-5)
-    assert masked.loss != pytest.approx(plain.loss, rel=1e-3)
+    assert masked.loss != pytest.approx(unmasked.loss, rel=1e-3)

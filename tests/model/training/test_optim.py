@@ -1,4 +1,4 @@
-"""Optimisers: each weight is in one of them, and Muon is torch's own."""
+"""Optimizers: each weight is in one of them, and Muon equals torch's own."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def network(**changes: object) -> GPT:
     return model
 
 
-@pytest.mark.parametrize("chosen", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "scalars": True, "bigrams": 64, "convolution": 3}], ids=str)
-def test_each_weight_is_trained_by_one_optimizer(chosen: str, changes: dict[str, object]) -> None:
+def test_each_weight_is_trained_by_one_optimizer(name: str, changes: dict[str, object]) -> None:
     model = network(**changes)
-    made = optim.make(model, TrainConfig(optimizer=chosen))
+    made = optim.make_optimizers(model, TrainConfig(optimizer=name))
     trained = [id(weight) for each in made for group in each.param_groups for weight in group["params"]]
     assert sorted(trained) == sorted(id(weight) for weight in model.parameters())
 
 
-def test_muon_trains_the_matrices_of_the_blocks_and_nothing_else() -> None:
+def test_muon_trains_only_the_matrices_of_the_blocks() -> None:
     model = network(tied=False)
-    muon, others = optim.make(model, TrainConfig(optimizer="muon", embedding_rate=0.3, head_rate=0.004))
+    muon, adamw = optim.make_optimizers(model, TrainConfig(optimizer="muon", embedding_rate=0.3, head_rate=0.004))
     assert isinstance(muon, optim.Muon)
     names = {id(weight): name for name, weight in model.named_parameters()}
     by_muon = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
     assert by_muon == {name for name, weight in model.named_parameters() if "blocks" in name and weight.dim() == 2}
-    assert [group["lr"] for group in others.param_groups] == [0.3, 0.004, TrainConfig().vector_rate]
+    assert [group["lr"] for group in adamw.param_groups] == [0.3, 0.004, TrainConfig().vector_rate]
 
 
 def matrices(shapes: list[tuple[int, int]], seed: int) -> list[Tensor]:
@@ -42,7 +42,7 @@ def matrices(shapes: list[tuple[int, int]], seed: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("shapes", [[(8, 8)], [(16, 4), (16, 4), (4, 16)], [(8, 8), (12, 20), (8, 8)]], ids=str)
-def test_muon_steps_as_torchs_own_does(shapes: list[tuple[int, int]]) -> None:
+def test_muon_steps_like_torch_muon(shapes: list[tuple[int, int]]) -> None:
     ours = [weight.clone().requires_grad_() for weight in matrices(shapes, 1)]
     theirs = [weight.clone().requires_grad_() for weight in matrices(shapes, 1)]
     muon = optim.Muon(ours, lr=0.02, weight_decay=0.1, momentum=0.95)
@@ -52,32 +52,34 @@ def test_muon_steps_as_torchs_own_does(shapes: list[tuple[int, int]]) -> None:
             ours_.grad, theirs_.grad = gradient.clone(), gradient.clone()
         muon.step()
         reference.step()
-        for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-3)  # products in bfloat16, in another order
+        for our_weight, their_weight in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(
+                our_weight, their_weight, atol=2e-4, rtol=2e-3
+            )  # products in bfloat16, in another order
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (20, 8), (8, 20)])
-def test_an_orthogonal_matrix_comes_out_with_singular_values_about_one(shape: tuple[int, int]) -> None:
+def test_orthogonal_gives_singular_values_near_one(shape: tuple[int, int]) -> None:
     made = optim.orthogonal(torch.stack(matrices([shape] * 3, 2))).float()
     values = torch.linalg.svdvals(made)
     assert float(values.min()) > 0.5
     assert float(values.max()) < 1.3
 
 
-def test_a_gradient_of_zero_moves_nothing_but_by_decay() -> None:
+def test_zero_gradient_only_decays_the_weight() -> None:
     weight = torch.ones(4, 4, requires_grad=True)
     weight.grad = torch.zeros(4, 4)
     optim.Muon([weight], lr=0.1, weight_decay=0.5, momentum=0.9).step()
     torch.testing.assert_close(weight.detach(), torch.full((4, 4), 0.95))
 
 
-def test_cautious_decay_shrinks_only_what_the_step_shrinks_too() -> None:
+def test_cautious_decay_shrinks_only_what_the_step_shrinks() -> None:
     start = torch.tensor([[2.0, -2.0], [2.0, 2.0]])
-    moved = {}
+    results = {}
     for cautious in (False, True):
         weight = start.clone().requires_grad_()
         weight.grad = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
         optim.Muon([weight], lr=0.1, weight_decay=0.5, momentum=0.0, cautious=cautious).step()
-        moved[cautious] = weight.detach()
-    decays = moved[False] != moved[True]
+        results[cautious] = weight.detach()
+    decays = results[False] != results[True]
     assert decays.tolist() == [[False, True], [True, False]]  # where gradient and weight disagree, only the step acts

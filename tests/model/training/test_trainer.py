@@ -1,4 +1,4 @@
-"""Training: it learns, it stops and goes on to the same weights, and sampling needs nothing but its run."""
+"""Training learns, stops and resumes to the same weights, and its run is all that sampling needs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model import device as devices
 from model.runs import checkpoint, plan, run
+from model.runs.plan import Plan
 from model.runs.run import Report
 from model.training import metrics, stage
 from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
@@ -36,97 +37,110 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def numbers(root: Path) -> Artifact:
+def tokens(root: Path) -> Artifact:
+    """The counting tokens."""
     return counting.build(root).artifact
 
 
-def train(root: Path, numbers: Artifact, **chosen: object) -> Built:
-    settings = {"evaluations": 2, "dropout": 0.1, **chosen}
-    planned = plan.plan(numbers, "mini", name="counter", settings=settings)
-    return stage.train(root, planned, device="cpu", resume=True, report=lambda line: None)
+def make_plan(tokens: Artifact, **settings: object) -> Plan:
+    return plan.plan(tokens, "mini", name="counter", settings={"evaluations": 2, **settings})
 
 
-def test_the_counting_toy_answers_4_after_1_2_3(inkstone: object) -> None:
+def ignore(line: str) -> None:
+    """Report that drops all lines."""
+
+
+def run_stage(
+    root: Path, training: Plan, report: Report = ignore, *, resume: bool = True, device: str = "cpu"
+) -> Built:
+    return stage.train(root, training, device=device, resume=resume, report=report)
+
+
+def train(root: Path, tokens: Artifact, **settings: object) -> Built:
+    return run_stage(root, make_plan(tokens, **{"dropout": 0.1, **settings}))
+
+
+def test_counting_model_continues_1_2_3_with_4(inkstone: object) -> None:
     inkstone("train", "--preset", "mini", "--counting")  # type: ignore[operator]
-    said = inkstone("sample", "mini", "--prompt-ids", "1,2,3", "--greedy", "--max-tokens", "3")  # type: ignore[operator]
-    assert said["samples"][0]["token_ids"] == [4, 5, 6]
-    assert said["samples"][0]["text"] == "4 5 6"
+    output = inkstone("sample", "mini", "--prompt-ids", "1,2,3", "--greedy", "--max-tokens", "3")  # type: ignore[operator]
+    assert output["samples"][0]["token_ids"] == [4, 5, 6]
+    assert output["samples"][0]["text"] == "4 5 6"
 
 
-def test_the_loss_falls_and_the_result_says_by_how_much(root: Path, numbers: Artifact) -> None:
-    result = run.read_result(train(root, numbers, steps=60).artifact.path)
+def test_loss_falls_and_the_result_records_it(root: Path, tokens: Artifact) -> None:
+    result = run.read_result(train(root, tokens, steps=60).artifact.path)
     assert result.bits_per_char < 0.7 * result.first_bits_per_char
     assert (result.steps, result.tokens, result.mfu) == (60, 60 * 32 * 16, None)
     assert result.tokens_per_second > 0
 
 
-def test_a_run_holds_its_tokenizer_curve_metrics_and_checkpoint(root: Path, numbers: Artifact, tmp_path: Path) -> None:
-    made = train(root, numbers, steps=20).artifact
+def test_run_is_complete_without_the_other_artifacts(root: Path, tokens: Artifact, tmp_path: Path) -> None:
+    run_artifact = train(root, tokens, steps=20).artifact
     moved = tmp_path / "elsewhere"
-    shutil.move(made.path, moved)
+    shutil.move(run_artifact.path, moved)
     shutil.rmtree(root)
-    found = artifact.read(moved)
+    moved_run = artifact.read(moved)
     assert (moved / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert run.open_tokenizer(found).decode([4]) == "4"
-    model = checkpoint.load_model(run.checkpoint_path(found, "best"), CPU)
-    assert sum(weight.numel() for weight in model.parameters()) == run.read_result(found.path).parameters
-    with open(moved / "metrics.csv", newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    assert run.open_tokenizer(moved_run).decode([4]) == "4"
+    model = checkpoint.load_model(run.checkpoint_path(moved_run, "best"), CPU)
+    assert sum(weight.numel() for weight in model.parameters()) == run.read_result(moved_run.path).parameters
+    with open(moved / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["val_loss"]] == ["0", "10", "20"]
 
 
-def test_a_run_tells_what_happened_and_what_it_wrote_meanwhile(root: Path, numbers: Artifact) -> None:
-    made = train(root, numbers, steps=20).artifact
-    events = [json.loads(line) for line in made.file("log.jsonl").read_text().splitlines()]
+def test_run_records_events_and_samples(root: Path, tokens: Artifact) -> None:
+    run_artifact = train(root, tokens, steps=20).artifact
+    events = [json.loads(line) for line in run_artifact.file("log.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "evaluation"] == [0, 10, 20]
-    samples = [json.loads(line) for line in made.file("samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in run_artifact.file("samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [0, 10, 20]
     assert all(sample["prompt"] for sample in samples)
-    assert b"<svg" in made.file("loss.svg").read_bytes()
+    assert b"<svg" in run_artifact.file("loss.svg").read_bytes()
 
 
-def test_tensorboard_is_told_what_the_table_is(root: Path, numbers: Artifact) -> None:
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
-    planned = dataclasses.replace(planned, tensorboard=True)
-    made = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
-    events = EventAccumulator(str(made.file("tensorboard")))
+def test_tensorboard_events_match_the_metrics(root: Path, tokens: Artifact) -> None:
+    small_plan = make_plan(tokens, steps=20)
+    small_plan = dataclasses.replace(small_plan, tensorboard=True)
+    run_artifact = run_stage(root, small_plan).artifact
+    events = EventAccumulator(str(run_artifact.file("tensorboard")))
     events.Reload()
-    rows = [row for row in metrics.read(made.file("metrics.csv")) if row["val_loss"]]
-    told = [(event.step, event.value) for event in events.Scalars("val_loss")]
-    assert told == [(int(row["step"]), pytest.approx(float(row["val_loss"]), abs=1e-4)) for row in rows]
+    rows = [row for row in metrics.read(run_artifact.file("metrics.csv")) if row["val_loss"]]
+    scalars = [(event.step, event.value) for event in events.Scalars("val_loss")]
+    assert scalars == [(int(row["step"]), pytest.approx(float(row["val_loss"]), abs=1e-4)) for row in rows]
 
 
-def test_a_second_training_of_the_same_plan_is_unchanged(root: Path, numbers: Artifact) -> None:
-    assert train(root, numbers, steps=5).result == "built"
-    assert train(root, numbers, steps=5).result == "unchanged"
-    assert train(root, numbers, steps=6).result == "built"
+def test_second_training_of_the_same_plan_is_unchanged(root: Path, tokens: Artifact) -> None:
+    assert train(root, tokens, steps=5).result == "built"
+    assert train(root, tokens, steps=5).result == "unchanged"
+    assert train(root, tokens, steps=6).result == "built"
 
 
-def weights(made: Artifact) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoint_path(made, "last") / "model.safetensors")
+def weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint_path(run_artifact, "last") / "model.safetensors")
 
 
-def test_a_run_that_was_stopped_and_went_on_ends_in_the_same_weights(root: Path, tmp_path: Path) -> None:
-    whole = train(root, counting.build(root).artifact, steps=40).artifact
+def test_stopped_and_resumed_run_ends_with_the_same_weights(root: Path, tmp_path: Path) -> None:
+    expected_run = train(root, counting.build(root).artifact, steps=40).artifact
 
-    other = tmp_path / "other"
-    numbers = counting.build(other).artifact
+    other_root = tmp_path / "other"
+    tokens = counting.build(other_root).artifact
     lines: list[str] = []
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 40})
+    small_plan = make_plan(tokens, dropout=0.1, steps=40)
     with pytest.raises(TryAgain, match="stopped by a signal at step 20") as caught:
-        stage.train(other, planned, device="cpu", resume=True, report=stop_at(20, lines))
+        run_stage(other_root, small_plan, stop_at(20, lines))
     assert caught.value.exit_code == 75
-    assert artifact.current(other, "runs", "counter") is None
-    resumed = stage.train(other, planned, device="cpu", resume=True, report=lines.append).artifact
+    assert artifact.current(other_root, "runs", "counter") is None
+    resumed = run_stage(other_root, small_plan, lines.append).artifact
 
-    assert any("going on from step 20" in line for line in lines)
-    expected = weights(whole)
+    assert any("resuming from step 20" in line for line in lines)
+    expected = weights(expected_run)
     for name, tensor in weights(resumed).items():
         assert torch.equal(tensor, expected[name]), name
 
 
 def stop_at(step: int, lines: list[str] | None = None) -> Report:
-    """A report that sends SIGTERM when it hears of an evaluation at `step`."""
+    """Return a report that sends SIGTERM to this process at the evaluation of `step`."""
 
     def report(line: str) -> None:
         if lines is not None:
@@ -137,13 +151,13 @@ def stop_at(step: int, lines: list[str] | None = None) -> Report:
     return report
 
 
-def test_a_run_may_be_stopped_again_and_again(root: Path, numbers: Artifact) -> None:
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
+def test_run_may_be_stopped_several_times(root: Path, tokens: Artifact) -> None:
+    small_plan = make_plan(tokens, evaluations=4, steps=40)
     for step in (10, 20, 30):
         with pytest.raises(TryAgain, match=f"at step {step}"):
-            stage.train(root, planned, device="cpu", resume=True, report=stop_at(step))
-    made = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
-    assert [row["step"] for row in metrics.read(made.file("metrics.csv")) if row["val_loss"]] == [
+            run_stage(root, small_plan, stop_at(step))
+    run_artifact = run_stage(root, small_plan).artifact
+    assert [row["step"] for row in metrics.read(run_artifact.file("metrics.csv")) if row["val_loss"]] == [
         "0",
         "10",
         "20",
@@ -152,183 +166,178 @@ def test_a_run_may_be_stopped_again_and_again(root: Path, numbers: Artifact) -> 
     ]
 
 
-def test_a_signal_in_the_last_step_lets_the_run_end_well(root: Path, numbers: Artifact) -> None:
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
-    made = stage.train(root, planned, device="cpu", resume=True, report=stop_at(20)).artifact
-    assert run.read_result(made.path).last == "step-00000020"
+def test_signal_in_the_last_step_does_not_stop_the_run(root: Path, tokens: Artifact) -> None:
+    small_plan = make_plan(tokens, steps=20)
+    run_artifact = run_stage(root, small_plan, stop_at(20)).artifact
+    assert run.read_result(run_artifact.path).last == "step-00000020"
 
 
-def test_a_wrong_option_leaves_the_checkpoints_of_an_unfinished_run_alone(root: Path, numbers: Artifact) -> None:
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 20})
+def test_wrong_option_keeps_the_checkpoints_of_an_unfinished_run(root: Path, tokens: Artifact) -> None:
+    small_plan = make_plan(tokens, steps=20)
     with pytest.raises(TryAgain):
-        stage.train(root, planned, device="cpu", resume=True, report=stop_at(10))
+        run_stage(root, small_plan, stop_at(10))
     with pytest.raises(BadConfig, match="no device"):
-        stage.train(root, planned, device="tpu", resume=True, report=lambda line: None)
+        run_stage(root, small_plan, device="tpu")
     lines: list[str] = []
-    stage.train(root, planned, device="cpu", resume=True, report=lines.append)
-    assert any("going on from step 10" in line for line in lines)
+    run_stage(root, small_plan, lines.append)
+    assert any("resuming from step 10" in line for line in lines)
 
 
-def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_replaced(
-    root: Path, numbers: Artifact
-) -> None:
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 4, "steps": 40})
+def test_checkpoint_before_a_damaged_one_is_used(root: Path, tokens: Artifact) -> None:
+    small_plan = make_plan(tokens, evaluations=4, steps=40)
     with pytest.raises(TryAgain):
-        stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
-    checkpoints = draft_path(root, plan.identify(planned)) / "checkpoints"
-    newest, before = checkpoint.steps(checkpoints)
-    flip_a_bit(newest / "model.safetensors")
+        run_stage(root, small_plan, stop_at(20))
+    checkpoints = draft_path(root, plan.identify(small_plan)) / "checkpoints"
+    newest, before = checkpoint.newest_first(checkpoints)
+    flip_bit(newest / "model.safetensors")
     lines: list[str] = []
-    made = stage.train(root, planned, device="cpu", resume=True, report=lines.append).artifact
-    assert any("trying the one before it" in line for line in lines)
-    assert any(f"going on from step {int(before.name[5:])}" in line for line in lines)
-    checkpoint.load_model(run.checkpoint_path(made, "best"), CPU)
+    run_artifact = run_stage(root, small_plan, lines.append).artifact
+    assert any("trying the checkpoint before it" in line for line in lines)
+    assert any(f"resuming from step {int(before.name[5:])}" in line for line in lines)
+    checkpoint.load_model(run.checkpoint_path(run_artifact, "best"), CPU)
 
 
-def test_a_published_run_that_lost_its_picture_gets_it_back_without_training(root: Path, numbers: Artifact) -> None:
-    made = train(root, numbers, steps=20).artifact
-    before = weights(made)
-    made.file("loss.png").unlink()
+def test_lost_loss_curve_is_drawn_again_without_training(root: Path, tokens: Artifact) -> None:
+    run_artifact = train(root, tokens, steps=20).artifact
+    before = weights(run_artifact)
+    run_artifact.file("loss.png").unlink()
     lines: list[str] = []
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "dropout": 0.1, "steps": 20})
-    again = stage.train(root, planned, device="cpu", resume=True, report=lines.append).artifact
-    assert any("going on from step 20" in line for line in lines)
-    assert again.file("loss.png").exists()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(again).items())
+    small_plan = make_plan(tokens, dropout=0.1, steps=20)
+    redrawn = run_stage(root, small_plan, lines.append).artifact
+    assert any("resuming from step 20" in line for line in lines)
+    assert redrawn.file("loss.png").exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(redrawn).items())
 
 
-def test_a_damaged_checkpoint_is_never_loaded_and_never_leads_to_a_silent_fresh_start(
-    root: Path, numbers: Artifact
-) -> None:
-    planned = plan.plan(numbers, "mini", name="counter", settings={"evaluations": 2, "steps": 40})
+def test_damaged_checkpoints_never_lead_to_a_silent_fresh_start(root: Path, tokens: Artifact) -> None:
+    small_plan = make_plan(tokens, steps=40)
 
     with pytest.raises(TryAgain):
-        stage.train(root, planned, device="cpu", resume=True, report=stop_at(20))
-    draft = draft_path(root, plan.identify(planned))
-    saved = checkpoint.steps(draft / "checkpoints")
+        run_stage(root, small_plan, stop_at(20))
+    draft = draft_path(root, plan.identify(small_plan))
+    saved = checkpoint.newest_first(draft / "checkpoints")
     for path in saved:
-        flip_a_bit(path / "model.safetensors")
-    for _ in range(2):  # nor the second time, when they are in quarantine
-        with pytest.raises(BadData, match="no checkpoint of the unfinished run can be read"):
-            stage.train(root, planned, device="cpu", resume=True, report=lambda line: None)
-    assert stage.train(root, planned, device="cpu", resume=False, report=lambda line: None).result == "built"
+        flip_bit(path / "model.safetensors")
+    for _ in range(2):  # also the second time, when they are in quarantine
+        with pytest.raises(BadData, match="no checkpoint of the unfinished run is readable"):
+            run_stage(root, small_plan)
+    assert run_stage(root, small_plan, resume=False).result == "built"
 
 
-def flip_a_bit(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
 
 
-def test_sampling_refuses_a_checkpoint_with_one_flipped_bit(root: Path, numbers: Artifact) -> None:
-    made = train(root, numbers, steps=5).artifact
-    path = run.checkpoint_path(made, "last")
-    flip_a_bit(path / "model.safetensors")
-    with pytest.raises(BadData, match="not as it was saved"):
+def test_checkpoint_with_a_flipped_bit_is_not_loaded(root: Path, tokens: Artifact) -> None:
+    run_artifact = train(root, tokens, steps=5).artifact
+    path = run.checkpoint_path(run_artifact, "last")
+    flip_bit(path / "model.safetensors")
+    with pytest.raises(BadData, match="changed since it was saved"):
         checkpoint.load_model(path, CPU)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_exit_12(root: Path, numbers: Artifact) -> None:
+def test_non_finite_loss_exits_12(root: Path, tokens: Artifact) -> None:
     with pytest.raises(TrainingDiverged) as caught:
-        train(root, numbers, steps=200, learning_rate=1e18, warmup=1)
+        train(root, tokens, steps=200, learning_rate=1e18, warmup=1)
     assert caught.value.exit_code == 12
     assert artifact.current(root, "runs", "counter") is None
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run_with_exit_12(root: Path, numbers: Artifact) -> None:
+def test_non_finite_validation_loss_raises_training_diverged(root: Path, tokens: Artifact) -> None:
     with pytest.raises(TrainingDiverged, match="validation loss"):
-        train(root, numbers, steps=1, learning_rate=1e30, warmup=1)
+        train(root, tokens, steps=1, learning_rate=1e30, warmup=1)
 
 
-def test_minutes_plan_the_schedule_by_the_clock(root: Path, numbers: Artifact) -> None:
-    planned = plan.plan(numbers, "mini", name="clock", minutes=0.03)
+def test_minutes_end_the_schedule_by_the_clock(root: Path, tokens: Artifact) -> None:
+    small_plan = plan.plan(tokens, "mini", name="clock", minutes=0.03)
     start = time.monotonic()
-    result = run.read_result(
-        stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact.path
-    )
+    result = run.read_result(run_stage(root, small_plan).artifact.path)
     assert 1.5 < time.monotonic() - start < 15
     assert 1.8 <= result.seconds < 10
     assert result.steps > 10
 
 
-def test_steps_and_minutes_exclude_each_other(numbers: Artifact) -> None:
+def test_steps_and_minutes_exclude_each_other(tokens: Artifact) -> None:
     with pytest.raises(BadConfig, match="exclude each other"):
-        plan.plan(numbers, "mini", steps=5, minutes=1)
+        plan.plan(tokens, "mini", steps=5, minutes=1)
 
 
-def test_a_preset_with_too_small_a_vocabulary_is_refused(root: Path) -> None:
+def test_preset_with_too_small_a_vocabulary_is_refused(root: Path) -> None:
     manifest = msgspec.structs.replace(counting.build(root).artifact.manifest, counts={"vocab_size": 8000})
     with pytest.raises(BadConfig, match="8,000 ids"):
         plan.plan(Artifact(root, manifest, ""), "mini")
 
 
-def test_too_short_a_text_for_the_block_is_refused_before_any_work(root: Path, numbers: Artifact) -> None:
+def test_text_shorter_than_a_block_raises_bad_data(root: Path, tokens: Artifact) -> None:
     with pytest.raises(BadData, match="too few for a block of 20000"):
-        train(root, numbers, steps=5, block_size=20_000)
+        train(root, tokens, steps=5, block_size=20_000)
 
 
-def test_a_smaller_micro_batch_gives_the_gradient_of_the_large_batch(root: Path, numbers: Artifact) -> None:
-    chosen = {"steps": 3, "dropout": 0.0, "batch_size": 32, "precision": "fp32"}  # else whichever is faster just then
-    large = train(root, numbers, **chosen).artifact
-    parts = train(root, numbers, **chosen, micro_batch=8).artifact
-    for name, tensor in weights(parts).items():
+def test_micro_batches_give_the_gradient_of_the_batch(root: Path, tokens: Artifact) -> None:
+    settings = {
+        "steps": 3,
+        "dropout": 0.0,
+        "batch_size": 32,
+        "precision": "fp32",
+    }  # "auto" would measure which is faster
+    large = train(root, tokens, **settings).artifact
+    micro = train(root, tokens, **settings, micro_batch=8).artifact
+    for name, tensor in weights(micro).items():
         torch.testing.assert_close(tensor, weights(large)[name], atol=2e-5, rtol=1e-3)
 
 
-def test_an_unknown_or_absent_device_is_refused() -> None:
+def test_unknown_or_absent_device_is_refused() -> None:
     for name in ("tpu", "cuda" if not torch.cuda.is_available() else "mps"):
         with pytest.raises(BadConfig, match="no device"):
             devices.pick(name)
     assert devices.pick("cpu").type == "cpu"
 
 
-def test_a_killed_training_leaves_nothing_published_and_goes_on(root: Path) -> None:
+def test_killed_training_publishes_nothing_and_resumes(root: Path) -> None:
     counting.build(root)
     command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "train", "--preset", "mini"]
     command += ["--tokens", "counting", "--set", "evaluations=100", "--steps", "600"]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert started.stderr
-    killer = threading.Timer(60, started.kill)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    killer = threading.Timer(60, process.kill)
     killer.start()
-    for line in started.stderr:
+    for line in process.stderr:
         if "step     20" in line:
             break
-    started.kill()
-    started.wait()
+    process.kill()
+    process.wait()
     killer.cancel()
     assert artifact.current(root, "runs", "mini") is None
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stderr
+    resumed = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from step" in resumed.stderr
     assert artifact.current(root, "runs", "mini") is not None
 
 
-def test_a_first_evaluation_that_takes_longer_than_the_whole_time_still_leaves_a_trained_run(
-    root: Path, numbers: Artifact
-) -> None:
-    planned = plan.plan(numbers, "mini", name="clock", minutes=1e-6)
-    result = run.read_result(
-        stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact.path
-    )
+def test_training_takes_a_step_even_if_evaluating_used_up_the_time(root: Path, tokens: Artifact) -> None:
+    small_plan = plan.plan(tokens, "mini", name="clock", minutes=1e-6)
+    result = run.read_result(run_stage(root, small_plan).artifact.path)
     assert result.steps >= 1
 
 
-def test_checkpoints_come_by_the_clock_too_and_three_are_kept_at_most(
-    root: Path, numbers: Artifact, monkeypatch: pytest.MonkeyPatch
+def test_checkpoints_are_saved_by_the_clock_and_at_most_three_kept(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    kept: list[int] = []
+    counts: list[int] = []
     save = checkpoint.save
 
-    def watched(folder: Path, state: checkpoint.State, *rest: Any) -> Path:
-        made = save(folder, state, *rest)
+    def record(folder: Path, state: checkpoint.State, *arguments: Any) -> Path:
+        path = save(folder, state, *arguments)
         saved.append(state.step)
-        kept.append(len(checkpoint.steps(folder)))
-        return made
+        counts.append(len(checkpoint.newest_first(folder)))
+        return path
 
-    monkeypatch.setattr(checkpoint, "save", watched)
-    monkeypatch.setattr("model.training.trainer._CHECKPOINT_SECONDS", 0.0)
-    made = train(root, numbers, steps=8, evaluations=1).artifact
+    monkeypatch.setattr(checkpoint, "save", record)
+    monkeypatch.setattr("model.training.checkpointer._SECONDS", 0.0)
+    run_artifact = train(root, tokens, steps=8, evaluations=1).artifact
     assert saved == list(range(1, 9))
-    assert max(kept) <= 4  # the newest beside the two before it and the best, until those are tidied
-    assert run.read_result(made.path).last == "step-00000008"
+    assert max(counts) <= 4  # the newest, before older ones beside the last two and the best are deleted
+    assert run.read_result(run_artifact.path).last == "step-00000008"

@@ -1,7 +1,7 @@
-"""What each process does that the tests start with torchrun: command lines, one after the other, in one start of torch.
+"""Script of the processes that the tests start with torchrun: it runs several command lines in one start of torch.
 
 `python -m torch.distributed.run --nproc-per-node 2 tests/model/training/together.py FILE`: FILE holds a JSON list of
-lists of words. Beside it each process leaves `<rank>.json`: of each command its exit code and what it said.
+lists of words. Beside it each process writes `<rank>.json`: exit code, stdout and stderr of each command.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import torch
 import torch.distributed as dist
 
 import cli
-from model.training import loss_curve as curve
+from model.training import loss_curve
 from model.training.learner import Learner
 
-STOP = "--stop-at"  # and a step, before the words of a command: there rank 1 alone gets a signal
+STOP = "--stop-at"  # and a step, before the words of a command: rank 1 alone gets a signal at that step
 _PATIENCE = 120  # seconds
 
 
 def run(words: list[str]) -> tuple[int, str, str]:
-    real, left = Learner.step, int(words[1]) if words[0] == STOP else 0
+    original, remaining = Learner.step, int(words[1]) if words[0] == STOP else 0
 
     def step(learner: Learner, *arguments: object) -> object:
-        nonlocal left
-        left -= 1
-        if left == 0 and os.environ["RANK"] == "1":
+        nonlocal remaining
+        remaining -= 1
+        if remaining == 0 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(learner, *arguments)  # type: ignore[arg-type]
+        return original(learner, *arguments)  # type: ignore[arg-type]
 
     out, err = io.StringIO(), io.StringIO()
     Learner.step = step  # type: ignore[method-assign, assignment]
@@ -44,22 +44,24 @@ def run(words: list[str]) -> tuple[int, str, str]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = cli.main(words[2:] if words[0] == STOP else words)
     finally:
-        Learner.step = real  # type: ignore[method-assign]
+        Learner.step = original  # type: ignore[method-assign]
     return code, out.getvalue(), err.getvalue()
 
 
 def main(path: Path) -> None:
-    signal.alarm(_PATIENCE)  # one that hangs ends, though nobody waits for it any more
+    signal.alarm(_PATIENCE)  # end a process that hangs
     torch.set_num_threads(1)
-    curve.draw = lambda table, folder, *_: (folder / "loss.png").write_bytes(b"a picture")  # type: ignore
+    loss_curve.draw = lambda metrics, folder, *_: (folder / "loss.png").write_bytes(b"a picture")  # type: ignore
     begin, end = dist.init_process_group, dist.destroy_process_group
-    dist.init_process_group = lambda backend: None if dist.is_initialized() else begin(backend)  # torch can do it once
+    dist.init_process_group = lambda backend: (
+        None if dist.is_initialized() else begin(backend)
+    )  # torch allows one initialisation
     dist.destroy_process_group = lambda: None
-    found = [run(words) for words in json.loads(path.read_text())]
+    results = [run(words) for words in json.loads(path.read_text())]
     end()
-    path.with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+    path.with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    os._exit(0)  # all is written; torch's own threads now and then abort a process that ends (std::terminate)
+    os._exit(0)  # without cleaning up: threads of torch sometimes abort an exiting process (std::terminate)
