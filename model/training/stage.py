@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 
 
 class MainProcessFailed(InkstoneError):
-    """Error of a process beside the main one, which has the same error and reports it."""
-
-    told = True
+    """The main process failed and reports the error; this process only exits with the same code."""
 
     def __init__(self, error: InkstoneError) -> None:
         super().__init__(error.what, hint=error.hint)
-        self.exit_code = error.exit_code
+        self.exit_code, self.told = error.exit_code, True
 
 
 def train(
