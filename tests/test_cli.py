@@ -161,7 +161,7 @@ BAD_INPUT = [
     (("train-tokenizer", "book", "--kind", "wordpiece"), 78, "kinds:"),
     (("tokenize", "nothing"), 66, "no corpus"),
     (("tokenize", "book", "--tokenizer", "nothing"), 66, "ready ones: gpt2, r50k_base"),
-    (("tokenize", "book", "--val-fraction", "1.5"), 78, "no share"),
+    (("tokenize", "book", "--val-fraction", "1.5"), 78, "must be in [0, 1)"),
     (("tokenize", "book", "--val-fraction", "0"), 65, "the val split is empty"),
     (("tokenize", "book", "--val", "book"), 78, "both trained on and validated on"),
     (("tokenize", "book", "--format", "parquet"), 78, "formats:"),

@@ -1,19 +1,18 @@
 """Tokenizers: one interface over tiktoken's encodings, SentencePiece models and plain characters.
 
-Text that spells a special token is ordinary text, always: no method here turns text into the end-of-text id.
-A tokenizer is saved as a small folder (`tokenizer.json` and, where there is one, a model file), so that token arrays
-and runs carry the very tokenizer they were made with.
+Text that spells a special token is always ordinary text: no method here turns text into the end-of-text id.
+A tokenizer is saved as a small folder (`tokenizer.json` and, for some kinds, a model file), so that token arrays and
+runs carry the tokenizer they were made with.
 
-`interface.py` says what a tokenizer is. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
-encoder), `sentencepiece.py`, and `characters.py` (with the numbers of the counting toy). `unfolding.py` makes text of
-ids that come one at a time. `huggingface.py` writes the tokenizer.json that other programs read. `foreign.py` tries a
-SentencePiece model that came from elsewhere before it is trusted, and `store.py` is the way in: it opens a saved folder
-and finds what a name means.
+Start with `tokenizer.py`, the interface. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
+encoder), `sentencepiece.py`, `characters.py` and `integers.py`. `loading.py` opens a saved folder or resolves a name;
+it checks SentencePiece models of unknown origin with `untrusted.py`. `stage.py` trains a tokenizer, `detokenizer.py`
+decodes ids one at a time, and `huggingface.py` writes the tokenizer.json that other programs read.
 """
 
 from pipeline.tokenizers.characters import Characters
 from pipeline.tokenizers.detokenizer import Unfolding
-from pipeline.tokenizers.gigatoken import ENCODERS, why_not_fast
+from pipeline.tokenizers.gigatoken import ENCODERS, gigatoken_problem
 from pipeline.tokenizers.huggingface import merges, pieces, require_exact, require_same_ids, spelled, tokenizer_json
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.loading import check_encoder, find, open_folder
@@ -36,6 +35,7 @@ __all__ = [
     "Unfolding",
     "check_encoder",
     "find",
+    "gigatoken_problem",
     "merges",
     "open_folder",
     "pieces",
@@ -43,5 +43,4 @@ __all__ = [
     "require_same_ids",
     "spelled",
     "tokenizer_json",
-    "why_not_fast",
 ]

@@ -1,4 +1,4 @@
-"""The kinds that need no library: one id a character, and numbers that are their own ids."""
+"""Character tokenizer: one id per character."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ANYWHERE = re.compile("(?s:(?<=.)(?=.))")
 
 
 class Characters:
-    """One id a character: 0 ends a text, 1 stands for any character that was not in the training text."""
+    """One id per character: 0 is end-of-text, 1 any character that was not in the training text."""
 
     kind = "char"
     encoder = "characters"
@@ -40,7 +40,7 @@ class Characters:
 
     @classmethod
     def load(cls, folder: Path, card: Card) -> Characters:
-        """The characters that `save` wrote. Raises FileNotFoundError, and ValueError when they are not UTF-8."""
+        """Read the characters that `save` wrote. Raises FileNotFoundError, and ValueError if they are not UTF-8."""
         return cls((folder / _CHARACTERS).read_bytes().decode(), card.name)
 
     def save(self, folder: Path) -> None:
@@ -48,14 +48,15 @@ class Characters:
         save_card(self, folder)
 
     def encode(self, text: str) -> list[int]:
-        return self._ids[_code_points(text)].tolist()
+        ids: list[int] = self._ids[_code_points(text)].tolist()
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         return self._ids[_code_points("".join(texts))], lengths
 
     def decode(self, ids: Iterable[int]) -> str:
-        # □ is what editions print for a character that cannot be read.
+        # Printed editions use □ for an illegible character.
         return "".join(
             "□" if token == self.UNKNOWN else self.characters[token - self.FIRST]
             for token in ids
@@ -66,10 +67,10 @@ class Characters:
         return self.decode([token]).encode(errors="ignore")
 
     def unknown(self, text: str) -> str:
-        known = set(self.characters)
-        return "".join(dict.fromkeys(character for character in text if character not in known))
+        vocabulary = set(self.characters)
+        return "".join(dict.fromkeys(character for character in text if character not in vocabulary))
 
 
 def _code_points(text: str) -> np.ndarray:
-    """uint32 [number of characters]"""
+    """Return the code points of a text as uint32 of shape (characters,)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -1,4 +1,4 @@
-"""Text that grows token by token, and never shows half a character."""
+"""Incremental detokenizer: decode ids one at a time without ever emitting part of a character."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pipeline.tokenizers.tokenizer import Tokenizer
 
 
 class Unfolding:
-    """The text of ids that come one at a time: each gives what it completes, and bytes that begin a character wait for
-    the rest of it. Bytes that can be no character are left out, so that no U+FFFD appears.
+    """Decodes ids one at a time. Bytes that begin a character are held until its last byte arrives.
 
-    `after` is the id before the first one, None where there is none.
+    Invalid UTF-8 is dropped, so U+FFFD never appears. `after` is the id before the first one, None if there is none.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
-        self._tokenizer, self._last = tokenizer, after
+        self._tokenizer, self._previous = tokenizer, after
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
 
     def add(self, token: int) -> str:
-        """The text that this id completes, "" where it only begins a character."""
-        spelled = self._tokenizer.spell(token, self._last)
-        self._last = token
-        return self._decoder.decode(spelled)
+        """Return the text that this id completes, "" if it only begins a character."""
+        data = self._tokenizer.spell(token, self._previous)
+        self._previous = token
+        return self._decoder.decode(data)

@@ -1,4 +1,4 @@
-"""gigatoken: a fast encoder of tiktoken's encodings, where it is installed and knows the encoding."""
+"""gigatoken: a fast encoder for most of tiktoken's encodings, if it is installed."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from pipeline.tokenizers.tokenizer import FlatIds
 
 ENCODERS = ("auto", "gigatoken", "tiktoken")
 
-# tiktoken's name of an encoding → gigatoken's name of its split pattern. It does not take p50k_base, whose ranks have
-# a gap.
+# tiktoken's name of an encoding → gigatoken's name of its split pattern. gigatoken does not support p50k_base, whose
+# ranks have a gap.
 _PATTERNS = {"gpt2": "gpt2", "r50k_base": "gpt2", "cl100k_base": "gpt4", "o200k_base": "o200k"}
 
 
-def choose_encoder(encoding: str, asked: str) -> str:
-    """The library that encodes `encoding`, "gigatoken" or "tiktoken", for one of ENCODERS. Raises BadConfig."""
-    if asked not in ENCODERS:
-        raise BadConfig(f"no encoder {asked!r}", hint=f"encoders: {', '.join(ENCODERS)}")
-    why_not = why_not_fast(encoding)
-    if asked == "tiktoken" or (asked == "auto" and why_not):
+def choose_encoder(encoding: str, encoder: str) -> str:
+    """Return "gigatoken" or "tiktoken" for one of ENCODERS. Raises BadConfig if `encoding` cannot be encoded so."""
+    if encoder not in ENCODERS:
+        raise BadConfig(f"unknown encoder {encoder!r}", hint=f"encoders: {', '.join(ENCODERS)}")
+    problem = gigatoken_problem(encoding)
+    if encoder == "tiktoken" or (encoder == "auto" and problem):
         return "tiktoken"
-    if why_not:
-        raise BadConfig(f"--encoder gigatoken: it {why_not}", hint="pip install gigatoken, or use --encoder tiktoken")
+    if problem:
+        raise BadConfig(f"--encoder gigatoken: it {problem}", hint="pip install gigatoken, or use --encoder tiktoken")
     return "gigatoken"
 
 
-def why_not_fast(encoding: str) -> str:
-    """Why gigatoken cannot encode `encoding`, "" where it can."""
+def gigatoken_problem(encoding: str) -> str:
+    """Return the reason why gigatoken cannot encode `encoding`, "" if it can."""
     if not _is_installed():
         return "is not installed"
-    return "" if encoding in _PATTERNS else "does not know this encoding"
+    return "" if encoding in _PATTERNS else "does not support this encoding"
 
 
 @functools.cache
 def _is_installed() -> bool:
-    """Whether the fast encoder is installed: there are machines that it is not built for."""
+    """Return True if gigatoken is installed; it has no builds for some machines."""
     try:
         import gigatoken  # noqa: F401
     except ImportError:
@@ -48,9 +48,9 @@ def _is_installed() -> bool:
 
 
 def fast_encoder(encoding: str, ranks: bytes) -> Callable[[Sequence[str]], FlatIds]:
-    """gigatoken's encoder of an encoding that it knows, from its ranks in tiktoken's format.
+    """Return gigatoken's encoder of a supported encoding, from its ranks in tiktoken's format.
 
-    Takes 0.1 to 0.5 s and about 30 MB, and its first batch 0.25 s. Text never becomes a special token.
+    Loading takes 0.1 to 0.5 s and about 30 MB, the first batch 0.25 s. Text never becomes a special token.
     """
     import gigatoken
 

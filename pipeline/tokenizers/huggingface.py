@@ -1,11 +1,11 @@
-"""tokenizer.json: a tokenizer of ours as Hugging Face's `tokenizers` runs it, and the proof that its ids are the same.
+"""Export to the tokenizer.json of Hugging Face's `tokenizers`, verified to give the same ids.
 
-Every kind becomes one of its models: tiktoken's encodings and SentencePiece's BPE a BPE of merges, characters and
-numbers a WordLevel of whole tokens. Unigram models do not: its Unigram adds up scores in another precision than
-SentencePiece, and so decides some ties otherwise.
+tiktoken's encodings and SentencePiece's BPE become a BPE of merges; characters and integers become a WordLevel.
+Unigram models are not exported: Hugging Face's Unigram adds scores in another precision than SentencePiece, so some
+ties are decided differently.
 
-Text that spells the end of text is text here; there it is the end of text, as in all of Hugging Face's tokenizers,
-unless `encode_special_tokens` is set.
+Text that spells the end-of-text token is ordinary text here. In `tokenizers` it becomes the end-of-text id unless
+`encode_special_tokens` is set.
 """
 
 from __future__ import annotations
@@ -24,133 +24,136 @@ from pipeline.tokenizers.tiktoken import Tiktoken
 from pipeline.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 UNKNOWN = "<unk>"
-_LETTERS = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
-_TELLING = " Ａ①  b "  # every normaliser but the identity would change it
+_BYTE_LETTERS = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
+_NORMALIZER_PROBE = " Ａ①  b "  # every normaliser but the identity changes it
 Piece = TypeVar("Piece", str, bytes)
 
 
 def pieces(tokenizer: Tokenizer) -> list[str]:
-    """What each id is called in a tokenizer.json; ids without a text get a name that no text has."""
-    named = _named(tokenizer)
-    return [named.get(number, f"<|unused {number}|>") for number in range(tokenizer.vocab_size)]
+    """Return the token string of each id in a tokenizer.json; ids without text get one that no text contains."""
+    strings = _token_strings(tokenizer)
+    return [strings.get(token_id, f"<|unused {token_id}|>") for token_id in range(tokenizer.vocab_size)]
 
 
-def _named(tokenizer: Tokenizer) -> dict[int, str]:
+def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the token string of each id that has text, and of the end-of-text id."""
     match tokenizer:
         case Tiktoken():
-            named = {number: spelled(token) for token, number in tokenizer.ranks.items()}
+            strings = {token_id: spelled(token) for token, token_id in tokenizer.ranks.items()}
         case SentencePiece():
             return dict(enumerate(tokenizer.pieces()))
         case Characters():
-            named = {tokenizer.UNKNOWN: UNKNOWN, **dict(enumerate(tokenizer.characters, tokenizer.FIRST))}
+            strings = {tokenizer.UNKNOWN: UNKNOWN, **dict(enumerate(tokenizer.characters, tokenizer.FIRST))}
         case _:
-            named = {number: str(number) for number in range(tokenizer.vocab_size)}
-    return {**named, tokenizer.end_of_text: END_OF_TEXT}
+            strings = {token_id: str(token_id) for token_id in range(tokenizer.vocab_size)}
+    return {**strings, tokenizer.end_of_text: END_OF_TEXT}
 
 
 def spelled(token: bytes) -> str:
-    """Bytes as printable letters, a letter each: those of bytes_to_unicode in GPT-2's encoder.py."""
-    return token.decode("latin-1").translate(_LETTERS)
+    """Map each byte to one printable letter, as bytes_to_unicode in GPT-2's encoder.py does."""
+    return token.decode("latin-1").translate(_BYTE_LETTERS)
 
 
 def merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
-    """Every pair of pieces that make a third one, in the order in which BPE prefers them: by the rank of the third.
+    """Return every pair of pieces that form another piece, in BPE's order: by the rank of the merged piece.
 
-    Both tiktoken and SentencePiece merge any pair that makes a piece, the leftmost one first; a list of merges prefers
-    the pair that stands first. So of `ab a` and `a ba` in `ab a ba`, the one that can stand to the left comes first.
+    Both tiktoken and SentencePiece merge any pair that forms a piece, the leftmost pair first, while a list of merges
+    applies the first pair in the list. So of the pairs `ab a` and `a ba`, as in the text `ab a ba`, the one that can
+    be further left comes first.
     """
-    found: list[tuple[Piece, Piece]] = []
+    merge_list: list[tuple[Piece, Piece]] = []
     for piece in sorted(ranks, key=lambda piece: ranks[piece]):
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         pairs = [pair for pair in halves if pair[0] in ranks and pair[1] in ranks]
-        found += sorted(pairs, key=lambda pair: not piece.startswith(pair[1]))
-    return found
+        merge_list += sorted(pairs, key=lambda pair: not piece.startswith(pair[1]))
+    return merge_list
 
 
 def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
-    """The bytes of a tokenizer.json, once `tokenizers` was seen to make the same ids of every piece and of `texts`.
+    """Return the bytes of a tokenizer.json, verified by encoding every token string and `texts` with `tokenizers`.
 
-    Raises BadConfig for a kind that cannot be exact, or without that package; BadData where an id differs.
+    Raises BadConfig for a kind that cannot be exact, or if `tokenizers` is missing; BadData if an id differs.
     """
     library = _library()
     require_exact(tokenizer)
-    names = pieces(tokenizer)
-    vocabulary = {name: number for number, name in enumerate(names)}
+    strings = pieces(tokenizer)
+    vocabulary = {string: token_id for token_id, string in enumerate(strings)}
     match tokenizer:
         case Tiktoken():
             parts = _tiktoken(tokenizer, vocabulary)
         case SentencePiece():
-            parts = _sentencepiece(tokenizer, names)
+            parts = _sentencepiece(tokenizer, vocabulary)
         case Characters():
-            parts = _words(vocabulary, "[\\s\\S]", "Isolated", {"type": "Fuse"})
+            parts = _word_level(vocabulary, "[\\s\\S]", "Isolated", {"type": "Fuse"})
         case Integers():
-            parts = _words(vocabulary, "[\\s,]+", "Removed", None)
+            parts = _word_level(vocabulary, "[\\s,]+", "Removed", None)
         case _:
-            raise BadConfig(f"a tokenizer of the kind {tokenizer.kind} has no tokenizer.json")
-    end = {"id": tokenizer.end_of_text, "content": names[tokenizer.end_of_text], "special": True, "normalized": False}
-    made = msgspec.json.encode(
+            raise BadConfig(f"a {tokenizer.kind} tokenizer cannot be exported to a tokenizer.json")
+    eos = {"id": tokenizer.end_of_text, "content": strings[tokenizer.end_of_text], "special": True, "normalized": False}
+    data = msgspec.json.encode(
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{**end, "single_word": False, "lstrip": False, "rstrip": False}],
+            "added_tokens": [{**eos, "single_word": False, "lstrip": False, "rstrip": False}],
             "normalizer": None,
             "pre_tokenizer": None,
             "post_processor": None,
             **parts,
         }
     )
-    _require_same(tokenizer, names, library.from_str(made.decode()), texts)
-    return made
+    _require_same(tokenizer, strings, library.from_str(data.decode()), texts)
+    return data
 
 
 def _tiktoken(tokenizer: Tiktoken, vocabulary: dict[str, int]) -> dict[str, Any]:
     split = {"type": "Split", "pattern": {"Regex": onig(tokenizer.pattern)}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    pairs = [(spelled(left), spelled(right)) for left, right in merges(tokenizer.ranks)]
+    pairs = [(spelled(first), spelled(second)) for first, second in merges(tokenizer.ranks)]
     return {
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
         "decoder": level,
-        "model": _bpe(vocabulary, pairs, ignore_merges=True),  # a word that is a piece is that piece
+        "model": _bpe(vocabulary, pairs, ignore_merges=True),  # a word that is in the vocabulary is one token
     }
 
 
 def onig(pattern: str) -> str:
-    """A split pattern of tiktoken's for the regular expressions of `tokenizers`.
+    """Translate a split pattern of tiktoken into the regular expressions of `tokenizers` (Oniguruma).
 
-    There {1,3}+ repeats the repetition instead of keeping what it took, and $ is the end of each line.
+    There, {1,3}+ repeats the repetition instead of being possessive, and $ matches at the end of each line.
     """
     return re.sub(r"(\{\d+,\d+\})\+", r"\1", pattern).replace("$", "\\z")
 
 
-def _sentencepiece(tokenizer: SentencePiece, names: list[str]) -> dict[str, Any]:
+def _sentencepiece(tokenizer: SentencePiece, vocabulary: dict[str, int]) -> dict[str, Any]:
     processor = tokenizer.processor
-    words = {
-        name: -round(processor.get_score(number))
-        for number, name in enumerate(names)
-        if not (processor.is_control(number) or processor.is_unknown(number) or processor.is_byte(number))
+    ranks = {
+        piece: -round(processor.get_score(token_id))
+        for piece, token_id in vocabulary.items()
+        if not (processor.is_control(token_id) or processor.is_unknown(token_id) or processor.is_byte(token_id))
     }
-    blank = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "decoder": {"type": "Sequence", "decoders": [blank, {"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": _bpe({name: number for number, name in enumerate(names)}, merges(words), byte_fallback=True),
+        "decoder": {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": _bpe(vocabulary, merges(ranks), byte_fallback=True),
     }
 
 
 def require_exact(tokenizer: Tokenizer) -> None:
-    """Raise BadConfig for a model of which other programs make other ids."""
+    """Raise BadConfig for a SentencePiece model for which other programs would give different ids."""
     if not isinstance(tokenizer, SentencePiece):
         return
-    rules = (
+    normalized = tokenizer.processor.normalize(_NORMALIZER_PROBE)
+    requirements = (
         (tokenizer.is_bpe(), "a unigram model"),
-        (tokenizer.unknown_id is None, "a model without bytes for what it does not know"),
-        (tokenizer.processor.normalize(_TELLING) == _TELLING.replace(" ", "▁"), "a model that normalises text"),
+        (tokenizer.unknown_id is None, "a model without byte fallback"),
+        (normalized == _NORMALIZER_PROBE.replace(" ", "▁"), "a model that normalises text"),
     )
-    for holds, what in rules:
-        if not holds:
+    for is_met, description in requirements:
+        if not is_met:
             raise BadConfig(
-                f"{tokenizer.name} is {what}, of which other programs make other ids",
+                f"{tokenizer.name} is {description}, for which other programs give different ids",
                 hint="train a tokenizer with `train-tokenizer --kind bpe`",
             )
 
@@ -176,7 +179,9 @@ def _bpe(
     }
 
 
-def _words(vocabulary: dict[str, int], pattern: str, behavior: str, decoder: dict[str, Any] | None) -> dict[str, Any]:
+def _word_level(
+    vocabulary: dict[str, int], pattern: str, behavior: str, decoder: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False},
         "decoder": decoder,
@@ -184,40 +189,44 @@ def _words(vocabulary: dict[str, int], pattern: str, behavior: str, decoder: dic
     }
 
 
-def _require_same(tokenizer: Tokenizer, names: Sequence[str], theirs: Any, texts: Iterable[str]) -> None:
-    """Raise BadData at the first id, or the first text, of which `tokenizers` makes something else than we do."""
-    theirs.encode_special_tokens = True  # text that spells a special token is text, as with us
-    for number, name in enumerate(names):
-        if theirs.id_to_token(number) != name:
-            raise _differs(tokenizer, f"id {number} is {theirs.id_to_token(number)!r} instead of {name!r}")
-    own = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size) if number != tokenizer.unknown_id]
-    for text in [*own, *texts]:
+def _require_same(tokenizer: Tokenizer, strings: Sequence[str], exported: Any, texts: Iterable[str]) -> None:
+    """Raise BadData at the first id or text for which the exported tokenizer differs from ours."""
+    exported.encode_special_tokens = True  # text that spells a special token is ordinary text, as in ours
+    for token_id, string in enumerate(strings):
+        if (actual := exported.id_to_token(token_id)) != string:
+            raise _differs(tokenizer, f"expected {string!r} for id {token_id}, got {actual!r}")
+    unknown = tokenizer.unknown_id
+    token_texts = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size) if token_id != unknown]
+    for text in [*token_texts, *texts]:
         ids = tokenizer.encode(text)
-        if theirs.encode(text, add_special_tokens=False).ids != ids:
-            raise _differs(tokenizer, f"other ids of {text[:40]!r}")
-        if "\ufffd" not in text and tokenizer.unknown_id not in ids and theirs.decode(ids) != tokenizer.decode(ids):
-            raise _differs(tokenizer, f"another text of the ids of {text[:40]!r}")
+        if exported.encode(text, add_special_tokens=False).ids != ids:
+            raise _differs(tokenizer, f"{text[:40]!r} is encoded differently")
+        if "\ufffd" not in text and unknown not in ids and exported.decode(ids) != tokenizer.decode(ids):
+            raise _differs(tokenizer, f"the ids of {text[:40]!r} are decoded differently")
 
 
 def _library() -> Any:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError:
-        raise BadConfig("a tokenizer.json needs tokenizers", hint="pip install 'inkstone[exchange]'") from None
+        raise BadConfig(
+            "exporting a tokenizer.json needs the package tokenizers", hint="pip install 'inkstone[exchange]'"
+        ) from None
     return Library
 
 
-def _differs(tokenizer: Tokenizer, what: str) -> BadData:
+def _differs(tokenizer: Tokenizer, difference: str) -> BadData:
     return BadData(
-        f"the tokenizer.json of {tokenizer.name}: {what}", hint="nothing was exported; this is worth a report"
+        f"the tokenizer.json of {tokenizer.name}: {difference}", hint="nothing was exported; please report it"
     )
 
 
 def require_same_ids(tokenizer: Tokenizer, vocabulary: Mapping[str, int], where: str) -> None:
-    """Raise BadData unless `vocabulary`, the id of each piece as in a vocab.json, has the ids of our tokenizer."""
-    for number, name in _named(tokenizer).items():
-        if vocabulary.get(name) != number:
+    """Raise BadData unless `vocabulary`, token string → id as in a vocab.json, has the ids of our tokenizer."""
+    for token_id, string in _token_strings(tokenizer).items():
+        if vocabulary.get(string) != token_id:
+            actual = vocabulary.get(string, "none")
             raise BadData(
-                f"{where}: {name!r} is {vocabulary.get(name, 'no piece')} there, and id {number} in {tokenizer.name}",
-                hint="choose the tokenizer that the model was trained with, with --tokenizer",
+                f"{where}: expected id {token_id} for {string!r} as in {tokenizer.name}, got {actual}",
+                hint="name the tokenizer that the model was trained with, with --tokenizer",
             )

@@ -12,7 +12,7 @@ from pipeline.tokenizers.tokenizer import FlatIds, flat_ids, save_card
 
 
 class Integers:
-    """Numbers below `vocab_size` as themselves: the tokenizer of the counting toy. 0 ends a text, also when typed."""
+    """Integers below `vocab_size` as their own ids. 0 is end-of-text, also when it appears in a text."""
 
     kind = "integers"
     encoder = "integers"
@@ -33,8 +33,8 @@ class Integers:
             ids = [int(word) for word in text.replace(",", " ").split()]
         except ValueError:
             raise BadData(f"{text!r}: not a list of numbers", hint="for example 1,2,3") from None
-        if bad := [number for number in ids if not 0 <= number < self.vocab_size]:
-            raise BadData(f"{bad[0]} is out of range", hint=f"numbers from 0 to {self.vocab_size - 1}")
+        if invalid := [token for token in ids if not 0 <= token < self.vocab_size]:
+            raise BadData(f"{invalid[0]} is out of range", hint=f"numbers from 0 to {self.vocab_size - 1}")
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:

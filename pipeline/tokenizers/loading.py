@@ -1,4 +1,4 @@
-"""The way to a tokenizer: from the folder it was saved in, or by what a person calls it."""
+"""Load a tokenizer from the folder it was saved in, or resolve the name that a user gives."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from pipeline.tokenizers.untrusted import open_foreign
 
 
 def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, Artifact | None]:
-    """The tokenizer that `reference` means: an encoding of tiktoken, a trained one by name, or a `.model` file.
+    """Return the tokenizer that `reference` names, and its artifact if it was trained here.
 
-    `encoder` chooses who encodes one of tiktoken's encodings; the others have no choice, and refuse one.
+    `reference` is one of tiktoken's encodings, the name of a trained tokenizer, or a `.model` file. `encoder` is one
+    of ENCODERS; only tiktoken's encodings offer a choice. Raises BadConfig, InputMissing or BadData.
     """
     check_encoder(reference, encoder)
     if reference in ENCODINGS:
@@ -30,35 +31,35 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
     if path.suffix == ".model" and path.is_file():
         return open_foreign(path), None
     try:
-        found = artifact.find(root, "tokenizers", reference)
+        trained = artifact.find(root, "tokenizers", reference)
     except InputMissing as error:
         raise InputMissing(error.what, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
-    if damage := artifact.problems(found, deep=True):  # it is small, and everything is made with it
-        raise BadData(damage[0], hint="`train-tokenizer` it again")
-    return open_folder(found.path), found
+    if problems := artifact.problems(trained, deep=True):  # small, and every later artifact depends on it
+        raise BadData(problems[0], hint="`train-tokenizer` it again")
+    return open_folder(trained.path), trained
 
 
 def check_encoder(reference: str, encoder: str) -> None:
-    """Raises BadConfig where `encoder` cannot be chosen for the tokenizer `reference` ("": one still to be trained)."""
+    """Raise BadConfig if `encoder` cannot be chosen for the tokenizer `reference` ("": one still to be trained)."""
     if reference in ENCODINGS:
         choose_encoder(reference, encoder)
     elif encoder != "auto":
-        what = reference or "a trained tokenizer"
-        raise BadConfig(f"--encoder {encoder}: {what} is none of tiktoken's encodings", hint="leave it out")
+        name = reference or "a trained tokenizer"
+        raise BadConfig(f"--encoder {encoder}: {name} is not one of tiktoken's encodings", hint="leave it out")
 
 
 def open_folder(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`. Raises BadData when its fingerprint is not the one on its card."""
+    """Open the tokenizer saved in `folder`. Raises InputMissing, and BadData if it does not match its card."""
     try:
         card = msgspec.json.decode((folder / CARD).read_bytes(), type=Card)
         tokenizer = _load(card, folder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
     except (msgspec.DecodeError, ValueError) as error:  # a damaged card, or ranks or characters that do not decode
-        raise BadData(f"{folder / CARD}: a damaged tokenizer: {error}", hint="build the artifact again") from None
+        raise BadData(f"{folder / CARD}: damaged tokenizer: {error}", hint="build the artifact again") from None
     if tokenizer.fingerprint != card.fingerprint:
         raise BadData(
-            f"{folder}: the tokenizer is {tokenizer.fingerprint}, its card says {card.fingerprint}",
+            f"{folder}: the card names {card.fingerprint}, the files hold {tokenizer.fingerprint}",
             hint="the files were changed or mixed; build the artifact again",
         )
     return tokenizer
@@ -74,4 +75,6 @@ def _load(card: Card, folder: Path) -> Tokenizer:
             return Characters.load(folder, card)
         case Integers.kind:
             return Integers(card.vocab_size)
-    raise BadData(f"{folder / CARD}: no tokenizer kind {card.kind!r}", hint="written by a newer version?")
+    raise BadData(
+        f"{folder / CARD}: unknown tokenizer kind {card.kind!r}", hint="update Inkstone, or build the artifact again"
+    )

@@ -18,18 +18,18 @@ _MODEL = "tokenizer.model"
 
 
 class SentencePiece:
-    """A SentencePiece model (BPE or unigram), from its file's bytes. `processor` is the library's own object."""
+    """A SentencePiece model (BPE or unigram), from the bytes of its file. `processor` is the library's object."""
 
     kind = "sentencepiece"
     encoder = "sentencepiece"
 
     def __init__(self, model: bytes, name: str) -> None:
-        """Raises BadData for bytes that are no model, and for a model that knows no end of text."""
+        """Raises BadData for bytes that are not a model, and for a model without an end-of-text piece."""
         import sentencepiece
 
         self.name = name
         self._model = model
-        if not model:  # which the library takes for a model still to come, and then writes to stderr that none came
+        if not model:  # the library would wait for a model to be loaded later, and print an error to stderr
             raise BadData(f"{name}: not a SentencePiece model: the file is empty", hint="train it again")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -43,10 +43,10 @@ class SentencePiece:
 
     @classmethod
     def load(cls, folder: Path, card: Card) -> SentencePiece:
-        """The model that `save` wrote. Raises FileNotFoundError, and BadData when it is not the one of its card."""
+        """Read the model that `save` wrote. Raises FileNotFoundError, and BadData if it does not match its card."""
         model = (folder / _MODEL).read_bytes()
-        if _fingerprint_of(model) != card.fingerprint:  # before the library sees bytes that nobody vouches for
-            raise BadData(f"{folder / _MODEL}: not the model of its card", hint="build the artifact again")
+        if _fingerprint_of(model) != card.fingerprint:  # checked before the library parses it
+            raise BadData(f"{folder / _MODEL}: does not match its card", hint="build the artifact again")
         return cls(model, card.name)
 
     def save(self, folder: Path) -> None:
@@ -63,43 +63,45 @@ class SentencePiece:
 
     @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:
-        # A merge never crosses a place that no piece of the vocabulary has inside it; the probes see whether the
-        # model's normaliser leaves it alone. Unknown characters merge with their neighbours, so there are none there.
-        # A unigram model has no such place: in a long text its 32-bit scores let what came before decide ties.
+        # A merge never crosses a pair of characters that no piece contains. The probes check that the model's
+        # normaliser does not change the pair, and that no character is unknown, since those merge with their
+        # neighbours. A unigram model has no boundary: its 32-bit scores let earlier text decide ties.
         if not self.is_bpe():
             return None
         try:
             pieces = self.pieces()
         except UnicodeDecodeError:
             return None
-        places = []
+        patterns = []
         if not any(re.search("[^▁]▁", piece) for piece in pieces) and self._splits(ascii_lowercase, " cd"):
-            places.append(r"(?<=[a-z])(?= [a-z])")
+            patterns.append(r"(?<=[a-z])(?= [a-z])")
         if not any("\n" in piece for piece in pieces) and self._splits("ab\n", "cd") and self._splits("山\n", "石"):
-            places.append(r"(?<=\S\n)(?=\S)")
-        return re.compile("|".join(places)) if places else None
+            patterns.append(r"(?<=\S\n)(?=\S)")
+        return re.compile("|".join(patterns)) if patterns else None
 
     def pieces(self) -> list[str]:
-        """The text of every id. Raises UnicodeDecodeError: a model may hold pieces that are no text."""
+        """Return the text of every id. Raises UnicodeDecodeError if a piece is not valid UTF-8."""
         return [self.processor.id_to_piece(token) for token in range(self.vocab_size)]
 
     def is_bpe(self) -> bool:
-        # BPE's scores are the ranks of its merges, 0, -1, -2, …; unigram's are logarithms of probabilities.
+        # BPE's scores are the ranks of its merges, 0, -1, -2, …; unigram's are log probabilities.
         scores = (self.processor.get_score(token) for token in range(self.vocab_size))
         return all(score == round(score) for score in scores)
 
     def _splits(self, left: str, right: str) -> bool:
-        whole = self.encode(left + right)
-        return self.encode(left) + self.encode(right) == whole and self.processor.unk_id() not in whole
+        ids = self.encode(left + right)
+        return self.encode(left) + self.encode(right) == ids and self.processor.unk_id() not in ids
 
     def encode(self, text: str) -> list[int]:
-        return self.processor.encode(text)
+        ids: list[int] = self.processor.encode(text)
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:
         return flat_ids(self.processor.encode(list(texts), num_threads=1, return_type="numpy"))
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.processor.decode([int(token) for token in ids if token != self.end_of_text])
+        text: str = self.processor.decode([int(token) for token in ids if token != self.end_of_text])
+        return text
 
     def spell(self, token: int, after: int | None = None) -> bytes:
         if self.processor.is_byte(token):
@@ -107,12 +109,14 @@ class SentencePiece:
         if token == self.end_of_text or self.processor.is_control(token):
             return b""
         if after is None or self.processor.is_unknown(token):
-            return self.decode([token]).encode()  # where the model's own rules for the beginning of a text hold
+            return self.decode([token]).encode()  # the model has its own rules for the beginning of a text
         return self.processor.id_to_piece(token).replace("▁", " ").encode()
 
     def unknown(self, text: str) -> str:
-        # Also ▁, which SentencePiece takes for its own sign of a space.
-        return "".join(each for each in dict.fromkeys(text) if self.decode(self.encode(each)) != each)
+        # This includes ▁, which SentencePiece decodes as a space.
+        return "".join(
+            character for character in dict.fromkeys(text) if self.decode(self.encode(character)) != character
+        )
 
 
 def _fingerprint_of(model: bytes) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI's encodings: tiktoken defines their ids, gigatoken gives the same ids many times faster."""
+"""OpenAI's encodings: tiktoken defines the ids, gigatoken computes the same ids many times faster."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 
 _RANKS = "ranks.tiktoken"
 
-# Where each of tiktoken's split patterns ends a piece of text, whatever comes before and after: so a text may be cut
-# there and its parts encoded one by one. Latin words, lines, and Chinese phrases; other places are left alone.
+# Positions where every split pattern of tiktoken ends a piece, whatever the surrounding text, so that a text can be
+# cut there and its parts encoded one by one: between Latin words, lines and Chinese phrases.
 _WORD_OR_LINE = re.compile(
     "(?<=[a-z])(?= [a-z])|(?<=[^\\s]\n)(?=[a-z\u5000-\u9fa5])|(?<=[\u5000-\u9fa5])(?=[。，！？；：、])"
 )
@@ -32,8 +32,8 @@ _WORD_OR_LINE = re.compile(
 class Tiktoken:
     """One of OpenAI's encodings.
 
-    The file of its ranks, in tiktoken's own format, is saved with the tokenizer, so that what was made with it can be
-    opened without tiktoken's cache and without a network.
+    Its ranks are saved with the tokenizer, in tiktoken's file format, so that artifacts can be opened without
+    tiktoken's cache and without a network.
     """
 
     kind = "tiktoken"
@@ -51,7 +51,7 @@ class Tiktoken:
 
     @classmethod
     def named(cls, name: str, encoder: str = "auto") -> Tiktoken:
-        """The encoding as tiktoken defines it, from its cache or the network. Raises TryAgain when it has neither."""
+        """Load an encoding from tiktoken's cache or the network. Raises TryAgain if neither has it, else BadData."""
         import requests
         from tiktoken_ext import openai_public
 
@@ -60,11 +60,11 @@ class Tiktoken:
         except (requests.RequestException, OSError) as error:
             reason = " ".join(str(error).split())[:150]
             raise TryAgain(
-                f"the ranks of {name} are neither in tiktoken's cache nor to be fetched: {reason}",
-                hint="set TIKTOKEN_CACHE_DIR to a folder that holds them, or go online once",
+                f"the ranks of {name} are not in tiktoken's cache and cannot be downloaded: {reason}",
+                hint="set TIKTOKEN_CACHE_DIR to a folder that has them, or go online once",
             ) from None
         except ValueError as error:
-            raise BadData(f"the ranks of {name} are damaged: {error}", hint="empty tiktoken's cache") from None
+            raise BadData(f"the ranks of {name} are damaged: {error}", hint="delete tiktoken's cache") from None
         special: dict[str, int] = definition["special_tokens"]
         pairs = sorted(definition["mergeable_ranks"].items(), key=lambda pair: pair[1])
         ranks = b"".join(b"%b %d\n" % (b2a_base64(token, newline=False), rank) for token, rank in pairs)
@@ -73,7 +73,7 @@ class Tiktoken:
 
     @classmethod
     def load(cls, folder: Path, card: Card) -> Tiktoken:
-        """The encoding that `save` wrote. Raises FileNotFoundError, and ValueError for ranks that do not decode."""
+        """Read the encoding that `save` wrote. Raises FileNotFoundError, and ValueError if the ranks are damaged."""
         ranks = (folder / _RANKS).read_bytes()
         return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text)
 
@@ -90,7 +90,8 @@ class Tiktoken:
         return {a2b_base64(token): int(rank) for token, rank in pairs}
 
     @functools.cached_property
-    def _texts(self) -> frozenset[int]:
+    def _text_ids(self) -> frozenset[int]:
+        """The ids that stand for text; some ids below `vocab_size` do not."""
         return frozenset(self.ranks.values())
 
     @functools.cached_property
@@ -105,39 +106,44 @@ class Tiktoken:
         return fast_encoder(self.name, self._ranks)
 
     def encode(self, text: str) -> list[int]:
-        with _panics():
-            return self._by_definition(text).tolist()
+        with _panics_as_unencodable():
+            ids: list[int] = self._encode_reference(text).tolist()
+            return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:
-        with _panics():
+        with _panics_as_unencodable():
             if not texts or self.encoder == "tiktoken":
-                return flat_ids([self._by_definition(text) for text in texts])
+                return flat_ids([self._encode_reference(text) for text in texts])
             return self._fast(texts)
 
-    def _by_definition(self, text: str) -> np.ndarray:
-        """uint32 [number of ids]: those of tiktoken's `encode_ordinary`, which makes a list of them, and prints a
-        backtrace before it gives up on a text."""
+    def _encode_reference(self, text: str) -> np.ndarray:
+        """Return the ids of tiktoken's `encode_ordinary` as uint32 of shape (ids,).
+
+        `encode_ordinary` itself returns a list, and prints a backtrace before it fails on a text.
+        """
         try:
-            return self._reference.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # half of a surrogate pair, which `encode_ordinary` replaces in this way
-            return self._by_definition(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-        except ValueError as error:  # a million spaces are too much for its regular expressions
+            ids: np.ndarray = self._reference.encode_to_numpy(text, disallowed_special=())
+            return ids
+        except UnicodeEncodeError:  # an unpaired surrogate, which `encode_ordinary` replaces in this way
+            return self._encode_reference(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        except ValueError as error:  # a million spaces exceed the limit of its regular expressions
             raise Unencodable(str(error)) from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        # Some ids below `vocab_size` have no text at all, and a model that has learned little may choose one.
-        return self._reference.decode([token for token in ids if token in self._texts])
+        # A model early in training may sample an id without text.
+        text: str = self._reference.decode([token for token in ids if token in self._text_ids])
+        return text
 
     def spell(self, token: int, after: int | None = None) -> bytes:
-        return self._reference.decode_single_token_bytes(token) if token in self._texts else b""
+        return self._reference.decode_single_token_bytes(token) if token in self._text_ids else b""
 
     def unknown(self, text: str) -> str:
         return ""
 
 
 @contextmanager
-def _panics() -> Iterator[None]:
-    """Rust's panics are no Exceptions: make them one."""
+def _panics_as_unencodable() -> Iterator[None]:
+    """Turn a panic of a Rust library, which is a BaseException, into Unencodable."""
     try:
         yield
     except BaseException as error:

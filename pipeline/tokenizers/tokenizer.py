@@ -1,4 +1,4 @@
-"""What a tokenizer is, the card that it is saved with, and the arrays that batches of ids come in."""
+"""The tokenizer interface, the card saved with each tokenizer, and the array form of a batch of ids."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ FlatIds = tuple[np.ndarray, np.ndarray]
 
 
 class Unencodable(Exception):
-    """The tokenizer's library gave up on a text."""
+    """The tokenizer's library cannot encode a text."""
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `end_of_text` is the id that follows every document; `vocab_size` counts all ids;
-    `unknown_id` stands for whatever it cannot spell, None where it can spell everything.
+    """Converts text to ids and back. Every tokenizer can be pickled, to be sent to a worker.
 
-    `encoder` names the library that encodes batches. `boundary` matches (with no width) where a text may be cut so
-    that the ids of its parts, put together, are the ids of the whole; None where no such place is known.
-    A tokenizer pickles, to travel to a worker.
+    `end_of_text` is the id that follows every document. `vocab_size` counts all ids. `fingerprint` identifies the
+    vocabulary. `unknown_id` encodes the characters that are not in the vocabulary, None if every text can be encoded.
+    `encoder` names the library that encodes batches. `boundary` matches, with zero width, the positions where a text
+    can be cut so that the ids of its parts, concatenated, are the ids of the text; None if no such position is known.
     """
 
     kind: str
@@ -46,29 +46,31 @@ class Tokenizer(Protocol):
     def boundary(self) -> re.Pattern[str] | None: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without the end-of-text id, by the library that defines them. Raises Unencodable."""
+        """Return the ids of a text, without end-of-text, by the library that defines them. Raises Unencodable."""
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:
-        """(flat uint32 ids of all texts in order, int64 number of ids of each text). Raises Unencodable."""
+        """Return the flat ids of all texts and the number of ids of each. Raises Unencodable."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; the end-of-text id gives nothing."""
+        """Return the text of ids; the end-of-text id adds nothing."""
 
     def spell(self, token: int, after: int | None = None) -> bytes:
-        """The UTF-8 bytes that an id adds to a text, after the id `after` or at its beginning; they may be a part of a
-        character. The end-of-text id, and ids that have no text, add nothing."""
+        """Return the UTF-8 bytes that an id adds to a text, after the id `after` or at the beginning (None).
+
+        They may be part of a character. The end-of-text id and ids without text add nothing.
+        """
 
     def unknown(self, text: str) -> str:
-        """The characters of `text` that this tokenizer cannot represent."""
+        """Return the characters of `text` that this tokenizer cannot represent, each once."""
 
     def save(self, folder: Path) -> None:
-        """Write what `open_folder` needs, the card last."""
+        """Write the files that `open_folder` reads, the card last."""
 
 
 class Card(msgspec.Struct, frozen=True):
-    """`tokenizer.json`: enough to open a tokenizer again and to know it is the same one.
+    """Contents of `tokenizer.json`: how to open the tokenizer, and the fingerprint to verify it by.
 
-    `pattern` is the regular expression by which a tiktoken encoding splits text before it merges bytes.
+    `pattern` is the regular expression with which a tiktoken encoding splits text before it merges bytes.
     """
 
     kind: str
@@ -87,6 +89,6 @@ def save_card(tokenizer: Tokenizer, folder: Path, pattern: str = "") -> None:
 
 
 def flat_ids(rows: Sequence[np.ndarray]) -> FlatIds:
-    """The rows, each the 32-bit ids of one text, as one array and their lengths."""
+    """Concatenate rows, each the 32-bit ids of one text, into one array and their lengths."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     return np.concatenate([np.empty(0, np.uint32), *(row.view(np.uint32) for row in rows)]), lengths

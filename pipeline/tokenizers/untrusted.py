@@ -1,5 +1,8 @@
-"""SentencePiece models from elsewhere. A crafted one can take the process down that loads it, or make a text grow
-without bound, so each is tried in a process of its own, with little memory and time, before it is loaded here."""
+"""SentencePiece models of unknown origin.
+
+A crafted model can crash the process that loads it, or expand a text without bound. So each model is first tried in a
+separate process with limited memory and time.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,21 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.errors import BadData, WorkerLost
-from pipeline.runtime import workers as engines
+from pipeline.runtime import workers
 from pipeline.tokenizers.sentencepiece import SentencePiece
 
 _MEMORY, _SECONDS = 4 << 30, 60
 
-# Characters or ids. Unicode's compatibility forms (NFKC), which most models apply, make up to 18 of one.
-_LONGEST = 64
+# Characters or ids that one character may become. Unicode's NFKC, which most models apply, makes up to 18 of one.
+_MAX_EXPANSION = 64
 
 
 def open_foreign(path: Path) -> SentencePiece:
-    """The model in a file. Raises BadData for one that is none, or that nothing should be tokenized with."""
+    """Open the model in a file. Raises BadData if it is not a model, or not a safe one."""
     try:
-        engines.isolated(_try, path)
+        workers.isolated(_try, path)
     except WorkerLost:
-        raise BadData(f"{path}: loading this model kills the process that does it", hint="do not use it") from None
+        raise BadData(f"{path}: loading this model crashes the process", hint="do not use it") from None
     return SentencePiece(path.read_bytes(), path.stem)
 
 
@@ -31,40 +34,42 @@ def _try(path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     try:
         model = path.read_bytes()
-        loaded = SentencePiece(model, path.stem)
-        grown = _growing_character(loaded) or _long_rule(model, path)
-        loaded.encode("一 a")
+        tokenizer = SentencePiece(model, path.stem)
+        source = _expanding_character(tokenizer) or _expanding_rule(model, path)
+        tokenizer.encode("一 a")
     except UnicodeDecodeError:
-        raise BadData(f"{path}: this model holds pieces that are no text", hint="do not use it") from None
+        raise BadData(f"{path}: this model has pieces that are not UTF-8 text", hint="do not use it") from None
     except MemoryError:
         raise BadData(f"{path}: this model needs more than {_MEMORY >> 30} GiB", hint="do not use it") from None
-    if grown:
-        what = f"{path}: this model makes more than {_LONGEST} characters or ids of {grown[:20]!r}"
-        raise BadData(what, hint="do not use it: a short text could fill the memory")
+    if source:
+        raise BadData(
+            f"{path}: this model turns {source[:20]!r} into more than {_MAX_EXPANSION} characters or ids",
+            hint="do not use it: a short text could exhaust the memory",
+        )
 
 
-def _growing_character(loaded: SentencePiece) -> str:
-    """A character that becomes too long: one of the model's own pieces, or of a sample of Unicode.
+def _expanding_character(tokenizer: SentencePiece) -> str:
+    """Return a character or piece that expands too much, "" if none is found.
 
-    The sample has one of every 64 characters: those 64 share all bytes of their UTF-8 but the last, so that a rule
-    for a part of a character, which is none of those that `_long_rule` can see, has one to show itself on.
+    Tries the model's own pieces and one of every 64 Unicode characters. Those 64 share all their UTF-8 bytes but the
+    last, so the sample also triggers rules for part of a character, which `_expanding_rule` cannot see.
     """
     sample = (chr(code) for code in range(0, 0x110000, 64) if not 0xD800 <= code <= 0xDFFF)
-    for character in dict.fromkeys(chain(sample, *loaded.pieces())):
-        normal = loaded.processor.normalize(character)
-        if len(normal) > _LONGEST or len(loaded.encode(character)) > _LONGEST:
+    for character in dict.fromkeys(chain(sample, *tokenizer.pieces())):
+        normalized = tokenizer.processor.normalize(character)
+        if len(normalized) > _MAX_EXPANSION or len(tokenizer.encode(character)) > _MAX_EXPANSION:
             return character
     return ""
 
 
-def _long_rule(model: bytes, path: Path) -> str:
-    """What a rule of the model's normaliser, for one character or for several, replaces by too long a text."""
+def _expanding_rule(model: bytes, path: Path) -> str:
+    """Return the source text of a normaliser rule whose replacement is too long, "" if there is none."""
     import sentencepiece
 
     try:
         rules = sentencepiece.SentencePieceNormalizer(model_proto=model).decompile()
     except RuntimeError as error:
-        if "No precompiled charsmap" in str(error):  # the identity, which has no rules
+        if "No precompiled charsmap" in str(error):  # the identity normaliser
             return ""
-        raise BadData(f"{path}: the rules of its normaliser: {error}", hint="do not use it") from None
-    return next((source for source, target in rules if len(target) > _LONGEST), "")
+        raise BadData(f"{path}: invalid normaliser rules: {error}", hint="do not use it") from None
+    return next((source for source, target in rules if len(target) > _MAX_EXPANSION), "")

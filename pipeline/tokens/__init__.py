@@ -1,4 +1,5 @@
-"""Token arrays: the tokenize stage and the store that it writes.
+"""Token arrays: the tokenize stage and the store it writes.
 
-Start with `stage.py`; the work flows `tasks.py` to `worker.py` to `writer.py`. `store.py` opens a published array.
+Start with `stage.py`. Work flows from `tasks.py` (read files into tasks) to `worker.py` (encode one task) to
+`writer.py` (collect the results in order). `store.py` opens a published array; `locate.py` looks into one.
 """

@@ -1,10 +1,11 @@
-"""Cut a stream of JSON lines into pieces of work, by the place of a line in the text alone.
+"""Split a stream of JSON lines into units and chunks by byte offset alone.
 
-A *unit* is the lines whose first byte lies in one stretch of 256 MiB of a file's decompressed text: what is written
-as one segment, and what a killed run loses at most. A *piece* is the same by 4 MiB: what a worker encodes at once.
-So the borders of both depend on the input only, and no byte is parsed to find them.
+A *unit* is the lines that begin in one 256 MiB range of a file's decompressed text. It is written as one segment, and
+is the most that a killed run loses. A *chunk* is the lines that begin in one 4 MiB range; a worker encodes one at a
+time. Both borders depend only on the input, and no JSON is parsed to find them.
 
-A line above 8 MiB is a piece of its own, and its text is encoded in parts, each cut where the tokenizer would cut.
+A line above 8 MiB is a chunk of its own. Its text is decoded and encoded in parts that end at a boundary of the
+tokenizer, so that it never lies decoded in memory as a whole (benchmarks/NOTES.md has the figures).
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from pipeline.readers.jsonl import MAX_LINE, value_of
 UNIT_BYTES = 256 << 20
 PIECE_BYTES = 4 << 20
 LONG_LINE = 8 << 20
-PART = 4 << 20  # bytes of JSON that one part of a long document is made from, at least
-MAX_UNBROKEN = 32 << 20  # characters without a single place where a text may be cut
+PART_BYTES = 4 << 20  # least JSON that one part of a long text is decoded from
+MAX_UNBROKEN = 32 << 20  # most characters in a row without a boundary
 _EXCERPT = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Whole lines of a text that begin at byte `offset`; of an `overlong` line only the beginning."""
+class Chunk:
+    """Complete lines that begin at byte `offset` of a text; of an `overlong` line only the beginning."""
 
     offset: int
     data: bytes | bytearray
@@ -39,33 +40,34 @@ class Piece:
         return self.offset // UNIT_BYTES
 
 
-def cut(blocks: Iterator[bytes]) -> Iterator[Piece]:
-    """The pieces of a text that comes in blocks of any size. Holds one piece, or one long line, at a time."""
-    held = bytearray()
-    start, searched = 0, 0  # place of held[0] in the text; how far `held` is known to hold no end of the piece
+def cut(blocks: Iterator[bytes]) -> Iterator[Chunk]:
+    """Yield the chunks of a text that arrives in blocks of any size. Holds one chunk or one long line at a time."""
+    buffer = bytearray()
+    start = 0  # offset of buffer[0] in the text
+    searched = 0  # bytes of the buffer already searched for the end of the chunk
     for block in blocks:
-        held += block
-        while len(held) >= (border := PIECE_BYTES - start % PIECE_BYTES):
-            # A line that begins before the border belongs to this piece, so it ends with the first newline after.
-            if end := held.find(b"\n", max(border - 1, searched)) + 1:
-                rest = held[end:]
-                del held[end:]
-                yield from _pieces(held, start)
-                held, start, searched = rest, start + end, 0
+        buffer += block
+        while len(buffer) >= (border := PIECE_BYTES - start % PIECE_BYTES):
+            # A line that begins before the border belongs to this chunk, so the chunk ends at the next newline.
+            if end := buffer.find(b"\n", max(border - 1, searched)) + 1:
+                remainder = buffer[end:]
+                del buffer[end:]
+                yield from _split_long_line(buffer, start)
+                buffer, start, searched = remainder, start + end, 0
                 continue
-            searched = len(held)
-            if len(held) <= MAX_LINE or len(held) - (line := held.rfind(b"\n") + 1) <= MAX_LINE:
+            searched = len(buffer)
+            if len(buffer) <= MAX_LINE or len(buffer) - (line := buffer.rfind(b"\n") + 1) <= MAX_LINE:
                 break
-            del held[line + _EXCERPT :]
-            rest, skipped = _after_newline(blocks)
-            yield from _pieces(held, start, overlong=True)
-            held, start, searched = rest, start + searched + skipped, 0
-    if held:
-        yield from _pieces(held, start)
+            del buffer[line + _EXCERPT :]
+            remainder, skipped = _skip_line(blocks)
+            yield from _split_long_line(buffer, start, overlong=True)
+            buffer, start, searched = remainder, start + searched + skipped, 0
+    if buffer:
+        yield from _split_long_line(buffer, start)
 
 
-def _after_newline(blocks: Iterator[bytes]) -> tuple[bytearray, int]:
-    """What follows the next newline in its block, and how many bytes were passed over."""
+def _skip_line(blocks: Iterator[bytes]) -> tuple[bytearray, int]:
+    """Read up to the next newline. Return the bytes after it in its block, and the number of bytes skipped."""
     skipped = 0
     for block in blocks:
         if end := block.find(b"\n") + 1:
@@ -74,32 +76,32 @@ def _after_newline(blocks: Iterator[bytes]) -> tuple[bytearray, int]:
     return bytearray(), skipped
 
 
-def _pieces(held: bytearray, start: int, *, overlong: bool = False) -> Iterator[Piece]:
-    """All of `held` as a piece, but a long last line as one of its own. Takes `held`: it may be 512 MiB."""
-    last = held.rfind(b"\n", 0, len(held) - 1) + 1
-    size = len(held) - last
+def _split_long_line(buffer: bytearray, start: int, *, overlong: bool = False) -> Iterator[Chunk]:
+    """Yield the buffer as one chunk, or its last line as a second one if it is long. Consumes the buffer."""
+    last = buffer.rfind(b"\n", 0, len(buffer) - 1) + 1
+    size = len(buffer) - last
     if size <= LONG_LINE and not overlong:
-        yield Piece(start, bytes(held))
+        yield Chunk(start, bytes(buffer))
         return
     if last:
-        yield Piece(start, bytes(held[:last]))
-    del held[:last]
+        yield Chunk(start, bytes(buffer[:last]))
+    del buffer[:last]
     if size > MAX_LINE:
-        del held[_EXCERPT:]
+        del buffer[_EXCERPT:]
         overlong = True
-    yield Piece(start + last, held, long=not overlong, overlong=overlong)
+    yield Chunk(start + last, buffer, long=not overlong, overlong=overlong)
 
 
 # Where the inside of a JSON string may be cut: never within an escape, a surrogate pair or a character.
 _JSON_CUT = re.compile(
-    rb"(?<=[^\\]{12})(?=[^\x80-\xbf])"  # no escape near
+    rb"(?<=[^\\]{12})(?=[^\x80-\xbf])"  # no escape nearby
     rb"|(?<=[^\\]\\[nrt\"/bf])"  # after a short escape whose backslash is not itself escaped
-    rb"|(?<=[0-9a-fA-F]{4})(?=\\u(?![dD][c-fC-F]))"  # before a \u that is no second half
+    rb"|(?<=[0-9a-fA-F]{4})(?=\\u(?![dD][c-fC-F]))"  # before a \u that is not the second half of a pair
 )
 
 
 class Unbroken(Exception):
-    """A long text has no place where it may be cut."""
+    """More than MAX_UNBROKEN characters of a long text without a boundary."""
 
 
 class _LongLine(msgspec.Struct):
@@ -108,46 +110,46 @@ class _LongLine(msgspec.Struct):
 
 
 class LongText:
-    """The text of one long line, decoded part by part. Raises msgspec.DecodeError when the line is no record."""
+    """The text of one long line, decoded part by part. Raises msgspec.DecodeError if the line is not a record."""
 
     def __init__(self, line: bytes | bytearray) -> None:
-        found = msgspec.json.decode(line, type=_LongLine)
-        self.meta = value_of(found.meta)
-        self._raw = memoryview(found.text)
-        if self._raw[:1] != b'"':
+        record = msgspec.json.decode(line, type=_LongLine)
+        self.meta = value_of(record.meta)
+        self._raw = memoryview(record.text)
+        if bytes(self._raw[:1]) != b'"':
             raise msgspec.ValidationError("`text` is not a string")
 
     def parts(self, boundary: re.Pattern[str] | None) -> Iterator[str]:
-        """The text in parts that end where `boundary` matches, in one where there is no `boundary`.
+        """Yield the text in parts that end where `boundary` matches, or as one part without a `boundary`.
 
-        Raises Unbroken, and what a bad string raises.
+        Raises Unbroken, and msgspec.DecodeError or UnicodeDecodeError for an invalid string.
         """
-        held = ""
-        for text in self._decoded():
-            held += text
-            if boundary and (place := last_boundary(boundary, held)):
-                yield held[:place]
-                held = held[place:]
-            elif len(held) > MAX_UNBROKEN:
+        text = ""
+        for decoded in self._decoded():
+            text += decoded
+            if boundary and (end := last_boundary(boundary, text)):
+                yield text[:end]
+                text = text[end:]
+            elif len(text) > MAX_UNBROKEN:
                 raise Unbroken
-        if held:
-            yield held
+        if text:
+            yield text
 
     def _decoded(self) -> Iterator[str]:
-        raw, place = self._raw[1:-1], 0
-        while place < len(raw):
-            found = _JSON_CUT.search(raw, min(place + PART, len(raw)))
-            end = found.start() if found else len(raw)
-            yield msgspec.json.decode(b'"%b"' % bytes(raw[place:end]), type=str)
-            place = end
+        raw, start = self._raw[1:-1], 0
+        while start < len(raw):
+            match = _JSON_CUT.search(raw, min(start + PART_BYTES, len(raw)))
+            end = match.start() if match else len(raw)
+            yield msgspec.json.decode(b'"%b"' % bytes(raw[start:end]), type=str)
+            start = end
 
 
 def last_boundary(boundary: re.Pattern[str], text: str) -> int:
-    """The last place above 0 in `text` where `boundary` matches, 0 where there is none."""
+    """Return the last position strictly inside `text` where `boundary` matches, 0 if there is none."""
     window = 1 << 12
     while True:
-        first = max(len(text) - window, 0)
-        places = [found.start() for found in boundary.finditer(text, first) if 0 < found.start() < len(text)]
-        if places or not first:
-            return places[-1] if places else 0
+        start = max(len(text) - window, 0)
+        ends = [match.start() for match in boundary.finditer(text, start) if 0 < match.start() < len(text)]
+        if ends or not start:
+            return ends[-1] if ends else 0
         window *= 16

@@ -1,4 +1,4 @@
-"""The counting toy's data: the numbers 1, 2, 3, … as a tokens artifact, for a model small enough to look into."""
+"""Toy data: the integers 1, 2, 3, … as a tokens artifact, for a model small enough to look into."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _REPEATS = {"train": 100, "val": 5}
 
 
 def build(root: Path) -> Built:
-    """Publish `tokens/counting`: documents that count from 1 to 99."""
+    """Publish `tokens/counting`, whose documents all count from 1 to 99."""
     tokenizer = Integers(VOCAB_SIZE)
     identity = Identity("tokens", "counting", {"stage": SCHEMA, "vocab_size": VOCAB_SIZE}, (), tokenizer.fingerprint)
 
     def write(draft: Path) -> Content:
         tokenizer.save(draft)
         dtype = segments.dtype_for(VOCAB_SIZE)
-        numbers = np.arange(1, VOCAB_SIZE)
+        document = np.arange(1, VOCAB_SIZE)
         counts: dict[str, int | str] = {"dtype": dtype, "vocab_size": VOCAB_SIZE, "end_of_text": tokenizer.end_of_text}
         for split, repeats in _REPEATS.items():
-            lengths = np.full(repeats, len(numbers))
-            ids = segments.with_ends(np.tile(numbers, repeats), lengths, dtype, tokenizer.end_of_text)
+            lengths = np.full(repeats, len(document))
+            ids = segments.append_eos(np.tile(document, repeats), lengths, dtype, tokenizer.end_of_text)
             segment = segments.SegmentWriter(draft, f"{split}-00000-0000", dtype)
             segment.append(ids, lengths + 1, np.zeros(repeats))
             segment.close()

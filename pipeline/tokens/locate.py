@@ -1,4 +1,4 @@
-"""Looking into token arrays: what they hold, and where one token came from."""
+"""Look into token arrays: what they hold, and which document one token came from."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipeline.readers import jsonl, readers
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Input
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokens import segments as tokens_segments
-from pipeline.tokens import store as tokens
+from pipeline.tokens.segments import SPLITS, document_lengths, segment_lengths, segment_names, source_offsets
+from pipeline.tokens.store import open_store
 
-_AROUND = 40  # tokens shown before and after a place
+_CONTEXT = 40  # tokens shown before and after the located one
 _SHOWN = 200  # characters of a document
-_COMPARED = 1 << 20  # tokens of the longest document that is encoded again to prove where it came from
+_COMPARED = 1 << 20  # tokens of the longest document that is encoded again to verify its source
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a tokens artifact holds. `longest` is in tokens, end-of-text included; `first` is the first document."""
+    """Summary of a tokens artifact. `longest` is in tokens, end-of-text included; `first` is the first document."""
 
     counts: dict[str, Any]
     segments: dict[str, int]
@@ -35,13 +35,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a token came from: `line` counts from 1, `offset` in bytes of the file's decompressed text."""
+    """Source of a token: `line` counts from 1, `offset` is in bytes of the file's decompressed text."""
 
     split: str
     index: int
     token: str
     document: int
-    place: int  # of the token in its document
+    place: int  # index of the token in its document
     source: str
     path: str
     line: int
@@ -51,100 +51,97 @@ class Location:
     after: str
 
 
-def describe(found: Artifact) -> Facts:
-    """Raises BadData when the artifact is damaged."""
-    store = tokens.open_store(found)
-    lengths = {split: tokens_segments.document_lengths(found, split) for split in tokens_segments.SPLITS}
-    segments = {split: len(_segments(found, split)) for split in tokens_segments.SPLITS}
+def describe(artifact: Artifact) -> Facts:
+    """Return a summary of a tokens artifact. Raises BadData if the artifact is damaged."""
+    store = open_store(artifact)
+    lengths = {split: document_lengths(artifact, split) for split in SPLITS}
+    segments = {split: len(segment_names(artifact, split)) for split in SPLITS}
     first = store.train.read(0, min(int(lengths["train"][0]), 4 * _SHOWN))
-    longest = max((int(each.max()) for each in lengths.values() if len(each)), default=0)
-    return Facts(found.manifest.counts, segments, longest, store.tokenizer.decode(first)[:_SHOWN])
+    longest = max((int(tokens.max()) for tokens in lengths.values() if len(tokens)), default=0)
+    return Facts(artifact.manifest.counts, segments, longest, store.tokenizer.decode(first)[:_SHOWN])
 
 
-def locate(found: Artifact, index: int, split: str = "train") -> Location:
-    """Where token `index` of a split came from: its document is looked up in the source, and compared with it.
+def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
+    """Return the source of token `index` of a split, after comparing its document with the source text.
 
-    Raises BadConfig for an index outside the split, InputMissing when the source is gone, BadData when it changed.
+    Raises BadConfig if the index is outside the split, InputMissing if the source is gone, BadData if it changed.
     """
-    store = tokens.open_store(found)
+    store = open_store(artifact)
     array = store.train if split == "train" else store.val
     if not 0 <= index < len(array):
         raise BadConfig(f"there is no {split} token {index:,}", hint=f"0 to {len(array) - 1:,}")
-    segment, document, start, end = _document(found, split, index)
-    offsets = tokens_segments.source_offsets(found, segment)
-    source, path = _source(found, int(segment.split("-")[1]))
-    within = document - _documents_before(found, split, segment)
-    line, record = _line_at(path, int(offsets[within]))
-    ids = array.read(start, end)
-    if len(ids) <= _COMPARED and not _is_text_of(store.tokenizer, ids, record.text):
+    document = _find_document(artifact, split, index)
+    source, path = _source_file(artifact, int(document.segment.split("-")[1]))
+    offset = int(source_offsets(artifact, document.segment)[document.row])
+    line, record = _read_line(path, offset)
+    ids = array.read(document.start, document.end)
+    if len(ids) <= _COMPARED and not _encodes_to(store.tokenizer, record.text, ids):
         raise BadData(
-            f"{path}: its line {line:,} is not what was tokenized", hint="it changed since; tokenize it again"
+            f"{path}: line {line:,} differs from what was tokenized", hint="the file changed since; tokenize it again"
         )
-    token = ids[index - start]
-    text = store.tokenizer.decode([token])
+    position = index - document.start
+    token = int(ids[position])
+    decode, end_of_text = store.tokenizer.decode, store.tokenizer.end_of_text
     return Location(
         split=split,
         index=index,
-        token="end of text" if token == store.tokenizer.end_of_text else text,
-        document=document,
-        place=index - start,
+        token="end of text" if token == end_of_text else decode([token]),
+        document=document.index,
+        place=position,
         source=source.name,
         path=str(path),
         line=line,
-        offset=int(offsets[within]),
+        offset=offset,
         title=record.title,
-        before=store.tokenizer.decode(ids[max(0, index - start - _AROUND) : index - start]),
-        after=store.tokenizer.decode(ids[index - start : index - start + _AROUND]),
+        before=decode(ids[max(0, position - _CONTEXT) : position]),
+        after=decode(ids[position : position + _CONTEXT]),
     )
 
 
-def _segments(found: Artifact, split: str) -> list[str]:
-    names = (record.name for record in found.manifest.files)
-    return [name.removesuffix(".idx") for name in names if name.startswith(f"{split}-") and name.endswith(".idx")]
+@dataclass(frozen=True)
+class _DocumentPosition:
+    """Position of a document: its index in the split, its row in `segment`, its tokens `[start, end)`."""
+
+    segment: str
+    index: int
+    row: int
+    start: int
+    end: int
 
 
-def _lengths(found: Artifact, segment: str) -> np.ndarray:
-    return tokens_segments.read_index(found.file(f"{segment}.idx"))
-
-
-def _documents_before(found: Artifact, split: str, segment: str) -> int:
-    segments = _segments(found, split)
-    return sum(len(_lengths(found, each)) for each in segments[: segments.index(segment)])
-
-
-def _document(found: Artifact, split: str, index: int) -> tuple[str, int, int, int]:
-    """Segment, number in the split, and first and last place (exclusive) of the document that holds a token."""
-    start, document = 0, 0
-    for segment in _segments(found, split):
-        lengths = _lengths(found, segment)
+def _find_document(artifact: Artifact, split: str, token: int) -> _DocumentPosition:
+    """Return the document that holds a token of a split."""
+    start, documents = 0, 0  # of the segment: its first token, and the documents before it
+    for segment in segment_names(artifact, split):
+        lengths = segment_lengths(artifact, segment)
         size = int(lengths.sum(dtype=np.int64))
-        if index < start + size:
+        if token < start + size:
             ends = start + np.cumsum(lengths, dtype=np.int64)
-            within = int(np.searchsorted(ends, index, side="right"))
-            return segment, document + within, int(ends[within] - lengths[within]), int(ends[within])
-        start, document = start + size, document + len(lengths)
-    raise BadData(f"{found.path}: its indexes hold fewer tokens than its segments", hint="`tokenize` it again")
+            row = int(np.searchsorted(ends, token, side="right"))
+            return _DocumentPosition(segment, documents + row, row, int(ends[row] - lengths[row]), int(ends[row]))
+        start, documents = start + size, documents + len(lengths)
+    raise BadData(f"{artifact.path}: the indexes list fewer tokens than the segments hold", hint="`tokenize` it again")
 
 
-def _source(found: Artifact, number: int) -> tuple[Input, Path]:
-    """The input file of a segment, and where it lies now: in the store, or where it lay when it was read."""
-    sources = [each for each in found.manifest.inputs if each.role in tokens_segments.SPLITS]
-    if number >= len(sources):
-        raise BadConfig(f"{found.ref} was made from no file", hint="locate tokens of what `tokenize` made")
-    source = sources[number]
-    root = found.path.parents[2]
-    run: dict[str, Any] = msgspec.json.decode(found.file("run.json").read_bytes())
-    places = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst"]
-    if isinstance(listed := run.get("inputs"), list):
-        places.append(Path(listed[number]))
-    for place in places:
-        if place.is_file():
-            return source, place
-    raise InputMissing(f"{source.name}: the source is not there any more", hint=f"it was {places[-1]}")
+def _source_file(artifact: Artifact, file: int) -> tuple[Input, Path]:
+    """Return an input file and its path: in the store, or where it was when it was read."""
+    sources = [entry for entry in artifact.manifest.inputs if entry.role in SPLITS]
+    if file >= len(sources):
+        raise BadConfig(f"{artifact.ref} was not made from a file", hint="locate tokens that `tokenize` wrote")
+    source = sources[file]
+    root = artifact.path.parents[2]
+    run: dict[str, Any] = msgspec.json.decode(artifact.file("run.json").read_bytes())
+    paths = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst"]
+    if isinstance(inputs := run.get("inputs"), list):
+        paths.append(Path(inputs[file]))
+    for path in paths:
+        if path.is_file():
+            return source, path
+    raise InputMissing(f"{source.name}: the source no longer exists", hint=f"it was {paths[-1]}")
 
 
-def _line_at(path: Path, offset: int) -> tuple[int, jsonl.Record]:
-    """The number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
+def _read_line(path: Path, offset: int) -> tuple[int, jsonl.Record]:
+    """Return the number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
     blocks = readers.json_lines(path)
     position, number = 0, 1
     for block in blocks:
@@ -153,13 +150,14 @@ def _line_at(path: Path, offset: int) -> tuple[int, jsonl.Record]:
         position += len(before)
         if len(before) < len(block):
             _, line, _ = next(jsonl.lines(chain([block[len(before) :]], blocks)))
-            if not isinstance(found := jsonl.parse(line), str):
-                return number, found
+            if not isinstance(record := jsonl.parse(line), str):
+                return number, record
             break
     raise BadData(
         f"{path}: no document begins at byte {offset:,} of its text", hint="it changed since it was tokenized"
     )
 
 
-def _is_text_of(tokenizer: Tokenizer, ids: np.ndarray, text: str) -> bool:
+def _encodes_to(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> bool:
+    """Return True if the ids are those of the text and the end-of-text id."""
     return np.array_equal(tokenizer.encode_batch([text])[0], ids[:-1])

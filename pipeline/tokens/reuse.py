@@ -1,10 +1,10 @@
-"""What an earlier generation has of the same input file goes into the new one as it is: hard links, no work.
+"""Reuse units of earlier generations by hard links.
 
     tokens/<name>/<old key>/train-00002-0000.bin  ══ same inode ══▶  tokens/<name>/<new key>/train-00003-0000.bin
 
-A unit is taken over when its input file has the same content, name and role and everything else that decides its
-bytes is equal, and when its files still have the sha256 that its record says. So one changed shard costs one shard.
-Where a document depends on those before it (`--dedup`, `--max-documents`), nothing is taken over.
+A unit is reused if its input file has the same content, name and role, if everything else that decides its bytes is
+equal, and if its files still have the sha256 of their record. So one changed file costs the time of one file. With
+`--dedup` or `--max-documents` a document depends on those before it, and nothing is reused.
 """
 
 from __future__ import annotations
@@ -21,155 +21,147 @@ from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
 from pipeline.store.generations import draft_path, generation_keys
 from pipeline.store.manifest import FileRecord, Identity, Input, Manifest
+from pipeline.tokens.segments import SPLITS
 from pipeline.tokens.units import REJECTS, UNITS, UnitRecord
 
 
-def take_over(draft: Path, identity: Identity) -> list[UnitRecord]:
-    """Put into `draft` every unit that a generation beside it, or a damaged one in `draft` itself, has already.
+def reuse_units(draft: Path, identity: Identity) -> list[UnitRecord]:
+    """Link into `draft` every unit that another generation, or a damaged one in `draft` itself, already has.
 
-    Returns the records of those units, under their new numbers; `Assembly` finds them as if it had done them.
+    Returns the records of those units under their new file numbers. `TokenWriter` resumes after them as if this run
+    had written them.
     """
-    _forget_strangers(draft)
-    if not _is_possible(identity):
+    _remove_unlisted(draft)
+    if not _is_reusable(identity):
         return []
-    wanted = _files_of(identity.inputs)
     scratch = draft / artifact.SCRATCH
     scratch.mkdir(exist_ok=True)
-    done = {path.name for path in scratch.glob("unit-*.json")}
-    taken: list[UnitRecord] = []
+    complete = {path.name for path in scratch.glob("unit-*.json")}
+    reused: list[UnitRecord] = []
 
-    def is_done(file: int, unit: int) -> bool:
-        return f"unit-{file:05d}-{unit:04d}.json" in done
-
-    for donor in _donors(draft, identity):
-        numbers = {entry: number for number, entry in enumerate(_files_of(donor.manifest.inputs))}
-        records = donor.records()
-        for new, entry in enumerate(wanted):
-            old = numbers.get(entry)
-            for record in records.get(old, []) if old is not None else []:
-                if is_done(new, record.unit):
+    for generation in _generations(draft, identity):
+        old_files = {entry: index for index, entry in enumerate(_files_of(generation.manifest.inputs))}
+        units = generation.units()
+        for file, entry in enumerate(_files_of(identity.inputs)):
+            for record in units.get(old_files[entry], []) if entry in old_files else []:
+                renumbered = _renumber(record, file)
+                if renumbered.name in complete:
                     continue
-                renumbered = _renumber(record, new)
-                if (record.unit and not is_done(new, record.unit - 1)) or not donor.give(record, renumbered, draft):
-                    break  # units are done in order: those after it are done anew with it
-                data = msgspec.json.encode(renumbered)
-                (scratch / f"unit-{renumbered.stem}.json").write_bytes(data)
-                done.add(f"unit-{renumbered.stem}.json")
-                taken.append(renumbered)
-    return taken
+                previous = UnitRecord(file, record.unit - 1)
+                follows = not record.unit or previous.name in complete
+                if not follows or not generation.link_unit(record, renumbered, draft):
+                    break  # units are written in order, so this one and those after it are encoded again
+                (scratch / renumbered.name).write_bytes(msgspec.json.encode(renumbered))
+                complete.add(renumbered.name)
+                reused.append(renumbered)
+    return reused
 
 
-def _forget_strangers(draft: Path) -> None:
-    """Of a generation that was damaged after it was published, delete what somebody put there besides."""
+def _remove_unlisted(draft: Path) -> None:
+    """Delete files that the manifest does not list, if the draft is a published generation that was damaged."""
     with suppress(InkstoneError):
         for name in artifact.unlisted(artifact.read(draft)):
             (draft / name).unlink()
 
 
 def share_left(root: Path, identity: Identity) -> float:
-    """The share of the input files of which no generation has the units: what is left to be done."""
-    wanted = _files_of(identity.inputs)
-    if not _is_possible(identity) or not wanted:
+    """Return the fraction of the input files that no generation has units of: the work that remains."""
+    entries = _files_of(identity.inputs)
+    if not _is_reusable(identity) or not entries:
         return 1.0
-    donors = _donors(draft_path(root, identity), identity)
-    there = {entry for donor in donors for entry in _files_of(donor.manifest.inputs)}
-    return sum(entry not in there for entry in wanted) / len(wanted)
+    generations = _generations(draft_path(root, identity), identity)
+    reusable = {entry for generation in generations for entry in _files_of(generation.manifest.inputs)}
+    return sum(entry not in reusable for entry in entries) / len(entries)
 
 
-def _is_possible(identity: Identity) -> bool:
-    """Whether the units of one file do not depend on those of others."""
+def _is_reusable(identity: Identity) -> bool:
+    """Return True if the units of one file do not depend on those of other files."""
     return identity.options["dedup"] == "no" and not identity.options["max_documents"]
 
 
 def _files_of(inputs: Sequence[Input]) -> list[tuple[str, str, str]]:
-    """Role, name and digest of the input files, in the order of their numbers."""
-    return [(each.role, each.name, each.digest) for each in inputs if each.role in ("train", "val")]
+    """Return role, name and digest of the input files, in the order of their numbers."""
+    return [(entry.role, entry.name, entry.digest) for entry in inputs if entry.role in SPLITS]
 
 
-class _Donor:
-    """A generation whose units may be taken over."""
+class ReusableGeneration:
+    """A generation whose units may be reused."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
-        self._rejects: dict[str, int] = {}  # where in the file of all rejects those of a unit begin
+        self._reject_offsets: dict[str, int] = {}  # stem of a unit → offset of its rejects in the file of all rejects
 
-    def records(self) -> dict[int, list[UnitRecord]]:
-        """Its units by the number of their file; none where it does not say, or says it in a torn file."""
-        found: dict[int, list[UnitRecord]] = {}
+    def units(self) -> dict[int, list[UnitRecord]]:
+        """Return the units by file number; empty if their list is missing or damaged."""
         try:
             lines = (self.path / UNITS).read_bytes().splitlines()
             records = [msgspec.json.decode(line, type=UnitRecord) for line in lines]
-            place = (self.path / REJECTS).stat().st_size
+            offset = (self.path / REJECTS).stat().st_size
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
         for record in reversed(records):
             if rejects := _rejects_of(record):
-                place -= rejects.size
-                self._rejects[record.stem] = place
+                offset -= rejects.size
+                self._reject_offsets[record.stem] = offset
+        units: dict[int, list[UnitRecord]] = {}
         for record in records:
-            found.setdefault(record.file, []).append(record)
-        return found
+            units.setdefault(record.file, []).append(record)
+        return units
 
-    def give(self, record: UnitRecord, renumbered: UnitRecord, draft: Path) -> bool:
-        """Link the files of a unit into `draft`. False where they are not as its record says."""
-        try:
-            rejects = self._read_rejects(record)
-            for old, new in zip(record.files, renumbered.files, strict=True):
-                source, target = self.path / old.name, draft / new.name
-                if files.size_of(source) != old.size or files.sha256_of(source) != old.sha256:
-                    return False
-                if source != target:
-                    target.unlink(missing_ok=True)
-                    files.link_or_copy(source, target)
-        except _Damaged:
+    def link_unit(self, record: UnitRecord, renumbered: UnitRecord, draft: Path) -> bool:
+        """Link the files of a unit into `draft`. Returns False if they do not match its record."""
+        rejects = _rejects_of(record)
+        frames = self._read_rejects(record, rejects) if rejects else b""
+        if rejects and hashlib.sha256(frames).hexdigest() != rejects.sha256:
             return False
-        if rejects is not None:
-            (draft / artifact.SCRATCH / f"rejects-{renumbered.stem}.jsonl.zst").write_bytes(rejects)
+        for old, new in zip(record.files, renumbered.files, strict=True):
+            source, target = self.path / old.name, draft / new.name
+            if files.size_of(source) != old.size or files.sha256_of(source) != old.sha256:
+                return False
+            if source != target:
+                target.unlink(missing_ok=True)
+                files.link_or_copy(source, target)
+        if rejects:
+            (draft / artifact.SCRATCH / f"rejects-{renumbered.stem}.jsonl.zst").write_bytes(frames)
         return True
 
-    def _read_rejects(self, record: UnitRecord) -> bytes | None:
-        if (kept := _rejects_of(record)) is None:
-            return None
+    def _read_rejects(self, record: UnitRecord, rejects: FileRecord) -> bytes:
         with open(self.path / REJECTS, "rb") as handle:
-            handle.seek(max(self._rejects[record.stem], 0))
-            data = handle.read(kept.size)
-        if hashlib.sha256(data).hexdigest() != kept.sha256:
-            raise _Damaged
-        return data
+            handle.seek(max(self._reject_offsets[record.stem], 0))
+            return handle.read(rejects.size)
 
 
-class _Damaged(Exception):
-    """What a record speaks of is not as it was."""
-
-
-def _donors(draft: Path, identity: Identity) -> Iterator[_Donor]:
-    """Generations made with the same options, tokenizer and libraries, the newest first."""
-    shelf = draft.parent
-    for folder in (draft, *(shelf / key for key in reversed(generation_keys(shelf)))):
+def _generations(draft: Path, identity: Identity) -> Iterator[ReusableGeneration]:
+    """Yield the generations made with the same options, tokenizer and libraries, the newest first."""
+    folder = draft.parent
+    for path in (draft, *(folder / key for key in reversed(generation_keys(folder)))):
         try:
-            manifest = artifact.read(folder).manifest
+            manifest = artifact.read(path).manifest
         except InkstoneError:
             continue
-        same = (manifest.tokenizer, manifest.libraries) == (identity.tokenizer, identity.versions())
-        if same and _choices(manifest.options, manifest.inputs) == _choices(identity.options, identity.inputs):
-            yield _Donor(folder, manifest)
+        same_tools = (manifest.tokenizer, manifest.libraries) == (identity.tokenizer, identity.versions())
+        if same_tools and _settings(manifest.options, manifest.inputs) == _settings(identity.options, identity.inputs):
+            yield ReusableGeneration(path, manifest)
 
 
-def _choices(options: Mapping[str, Any], inputs: Sequence[Input]) -> bytes:
-    """What was chosen that decides the bytes of a unit; with files to validate on, no other is divided."""
-    has_val = any(each.role == "val" for each in inputs)
-    chosen = {name: value for name, value in options.items() if name != "files"}
-    return msgspec.json.encode([chosen, has_val], order="deterministic")
+def _settings(options: Mapping[str, Any], inputs: Sequence[Input]) -> bytes:
+    """Return the settings that decide the bytes of a unit.
+
+    They include whether there are validation files, since documents are divided by hash only without them.
+    """
+    has_val = any(entry.role == "val" for entry in inputs)
+    settings = {name: value for name, value in options.items() if name != "files"}
+    return msgspec.json.encode([settings, has_val], order="deterministic")
 
 
 def _rejects_of(record: UnitRecord) -> FileRecord | None:
-    return next((each for each in record.scratch if each.name.startswith("rejects-")), None)
+    return next((file for file in record.scratch if file.name.startswith("rejects-")), None)
 
 
 def _renumber(record: UnitRecord, file: int) -> UnitRecord:
-    """The record of the same unit of the same file under another number."""
-    made = msgspec.structs.replace(record, file=file, taken_over=True)
-    old, new = record.stem, made.stem
-    made.files = [msgspec.structs.replace(each, name=each.name.replace(old, new)) for each in record.files]
-    made.scratch = [msgspec.structs.replace(each, name=each.name.replace(old, new)) for each in record.scratch]
-    return made
+    """Return the record of the same unit under another file number."""
+    renumbered = msgspec.structs.replace(record, file=file, taken_over=True)
+    old, new = record.stem, renumbered.stem
+    renumbered.files = [msgspec.structs.replace(entry, name=entry.name.replace(old, new)) for entry in record.files]
+    renumbered.scratch = [msgspec.structs.replace(entry, name=entry.name.replace(old, new)) for entry in record.scratch]
+    return renumbered

@@ -1,4 +1,4 @@
-"""Segments: token files and their Megatron index."""
+"""Segments: files of token ids, each with a Megatron index and the source offsets of its documents."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ _LONG_DOCUMENT = 256  # tokens
 
 
 def dtype_for(vocab_size: int) -> str:
-    """The dtype of token ids on disk for a vocabulary."""
+    """Return the dtype of token ids on disk: "<u2" for at most 65,536 ids, else "<u4"."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-def with_ends(ids: np.ndarray, lengths: np.ndarray, dtype: str, end_of_text: int) -> np.ndarray:
-    """Documents as they are stored: flat ids, and after the `lengths[i]` ids of each the end-of-text id."""
+def append_eos(ids: np.ndarray, lengths: np.ndarray, dtype: str, end_of_text: int) -> np.ndarray:
+    """Return flat `ids` in `dtype` with the end-of-text id after each document; `lengths[i]` ids are document i's."""
     out = np.empty(len(ids) + len(lengths), dtype)
     ends = np.cumsum(lengths)
     if len(ids) < _LONG_DOCUMENT * len(lengths):
         is_text = np.ones(len(out), bool)
         is_text[ends + np.arange(len(lengths))] = False
         out[is_text] = ids
-    else:  # fewer and longer documents are copied faster one by one
+    else:  # a few long documents are copied faster one by one
         start = 0
-        for place, end in enumerate(ends.tolist()):
-            out[start + place : end + place] = ids[start:end]
+        for index, end in enumerate(ends.tolist()):
+            out[start + index : end + index] = ids[start:end]
             start = end
     out[ends + np.arange(len(lengths))] = end_of_text
     return out
 
 
 class SegmentWriter:
-    """Writes one segment: `NAME.bin` as ids come, `NAME.idx` and `NAME.src` at the end."""
+    """Writes one segment: `NAME.bin` as ids arrive, `NAME.idx` and `NAME.src` at the end.
+
+    `ids_folder` is the folder of the .bin file if it is not `folder`.
+    """
 
     def __init__(self, folder: Path, name: str, dtype: str, *, ids_folder: Path | None = None) -> None:
         self._folder, self._name, self._dtype = folder, name, dtype
@@ -56,8 +59,11 @@ class SegmentWriter:
         self.documents = 0
 
     def append(self, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray) -> None:
-        """Add ids of the segment's dtype, and the length (end-of-text included) and source offset of each document
-        that they complete. A document may come in several calls; its length is told with its last ids."""
+        """Append ids in the segment's dtype.
+
+        `lengths` (in tokens, end-of-text included) and `offsets` (in the source) are those of the documents that end
+        in these ids. A document may take several calls; its length and offset come with the last.
+        """
         self._out.write(np.ascontiguousarray(ids).view(np.uint8).data)
         self._lengths.append(lengths.astype("<i4"))
         self._offsets.append(offsets.astype("<u8"))
@@ -65,17 +71,17 @@ class SegmentWriter:
         self.documents += len(lengths)
 
     def close(self) -> list[FileRecord]:
-        """Finish the three files. What they are, by their names in the artifact."""
+        """Finish the three files. Returns their records, named as in the artifact."""
         self._file.close()
         lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
-        if int(lengths.sum(dtype=np.int64)) != self.tokens:
-            raise InternalError(f"{self._path}: its documents have not as many tokens as were written")
-        beside = [
+        if (total := int(lengths.sum(dtype=np.int64))) != self.tokens:
+            raise InternalError(f"{self._path}: the documents have {total:,} tokens, but {self.tokens:,} were written")
+        contents = [
             (".idx", index_of(lengths, self._dtype)),
             (".src", np.concatenate([np.empty(0, "<u8"), *self._offsets]).tobytes()),
         ]
         records = [FileRecord(f"{self._name}.bin", self._out.size, self._out.sha256)]
-        for suffix, data in beside:
+        for suffix, data in contents:
             with open(self._folder / f"{self._name}{suffix}", "wb") as handle:
                 out = HashingFile(handle, Path(handle.name))
                 out.write(data)
@@ -83,43 +89,57 @@ class SegmentWriter:
         return records
 
     def discard(self) -> None:
-        """Let go of the file: the segment is not to be finished."""
+        """Close the file of a segment that will not be finished."""
         self._file.close()
 
 
 def index_of(lengths: np.ndarray, dtype: str) -> bytes:
-    """A Megatron `.idx`, of `lengths` in tokens of documents that are a sequence each (reference/formats.md)."""
+    """Return a Megatron `.idx` with one sequence per document; `lengths` in tokens (docs/design/formats.md)."""
     count = len(lengths)
     ends = np.cumsum(lengths, dtype="<i8") * np.dtype(dtype).itemsize
     offsets = np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[:count]
-    head = _IDX_MAGIC + struct.pack("<QBQQ", 1, _IDX_CODES[dtype], count, count + 1)
+    header = _IDX_MAGIC + struct.pack("<QBQQ", 1, _IDX_CODES[dtype], count, count + 1)
     documents = np.arange(count + 1, dtype="<i8")
-    return head + lengths.astype("<i4").tobytes() + offsets.astype("<i8").tobytes() + documents.tobytes()
+    return header + lengths.astype("<i4").tobytes() + offsets.astype("<i8").tobytes() + documents.tobytes()
 
 
 def read_index(path: Path) -> np.ndarray:
-    """int32 lengths in tokens, end-of-text included, of the documents of the segment that `path` indexes."""
+    """Return the int32 lengths in tokens, end-of-text included, of the documents in a Megatron index.
+
+    Raises BadData if the file is not a Megatron index.
+    """
     data = path.read_bytes()
-    size = len(_IDX_MAGIC) + struct.calcsize("<QBQQ")
-    if data[: len(_IDX_MAGIC)] != _IDX_MAGIC or len(data) < size:
+    header_size = len(_IDX_MAGIC) + struct.calcsize("<QBQQ")
+    if data[: len(_IDX_MAGIC)] != _IDX_MAGIC or len(data) < header_size:
         raise BadData(f"{path}: not a Megatron index", hint="`tokenize` it again")
     count = struct.unpack_from("<Q", data, len(_IDX_MAGIC) + 9)[0]
-    if len(data) != size + 20 * count + 8:
+    if len(data) != header_size + 20 * count + 8:
         raise BadData(f"{path}: {len(data):,} bytes do not fit an index of {count:,}", hint="`tokenize` it again")
-    return np.frombuffer(data, "<i4", count, size)
+    return np.frombuffer(data, "<i4", count, header_size)
 
 
-def document_lengths(found: Artifact, split: str) -> np.ndarray:
-    """int32 lengths in tokens, end-of-text included, of all documents of a split in the order of its tokens."""
-    names = [record.name for record in found.manifest.files]
-    indexes = [name for name in names if name.startswith(f"{split}-") and name.endswith(".idx")]
-    return np.concatenate([np.empty(0, "<i4"), *(read_index(found.file(name)) for name in indexes)])
+def segment_names(artifact: Artifact, split: str) -> list[str]:
+    """Return the names of the segments of a split, without suffix, in the order of their tokens."""
+    names = (record.name for record in artifact.manifest.files)
+    return [name.removesuffix(".idx") for name in names if name.startswith(f"{split}-") and name.endswith(".idx")]
 
 
-def source_offsets(found: Artifact, segment: str) -> np.ndarray:
-    """uint64 byte offsets of the documents of a segment in the text of its source file."""
-    return np.fromfile(found.file(f"{segment}.src"), "<u8")
+def segment_lengths(artifact: Artifact, segment: str) -> np.ndarray:
+    """Return the int32 lengths in tokens, end-of-text included, of the documents of a segment."""
+    return read_index(artifact.file(f"{segment}.idx"))
+
+
+def document_lengths(artifact: Artifact, split: str) -> np.ndarray:
+    """Return the int32 lengths in tokens, end-of-text included, of all documents of a split, in order."""
+    lengths = (segment_lengths(artifact, segment) for segment in segment_names(artifact, split))
+    return np.concatenate([np.empty(0, "<i4"), *lengths])
+
+
+def source_offsets(artifact: Artifact, segment: str) -> np.ndarray:
+    """Return the uint64 byte offsets of the documents of a segment in the text of its source file."""
+    return np.fromfile(artifact.file(f"{segment}.src"), "<u8")
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:
+    """Return the ids of a .bin file, memory-mapped."""
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

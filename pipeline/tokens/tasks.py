@@ -1,4 +1,4 @@
-"""From the files to tokenize to the pieces of work that are left of them, in the order of the input."""
+"""Read the files to tokenize into tasks, in input order."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import msgspec
 
 from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.readers import jsonl, readers
-from pipeline.readers import jsonl as records
 from pipeline.runtime.progress import Advance
-from pipeline.sources import inputs as raw
-from pipeline.tokens import chunks as pieces
-from pipeline.tokens.chunks import Piece, Unbroken
+from pipeline.sources.inputs import InputFile, require_unchanged
+from pipeline.tokens import chunks
+from pipeline.tokens.chunks import Chunk, Unbroken
 
 DIGEST_BYTES = 16
 
 _CHECK_FIRST = 8  # documents of each unit
 
 
-class Choice(msgspec.Struct, frozen=True):
-    """Which documents are kept, by what can be seen on a document alone. Empty names no set; 0 no least length."""
+class DocumentFilter(msgspec.Struct, frozen=True):
+    """Filter that judges each document by itself. An empty tuple names no set; `min_chars` 0 sets no minimum."""
 
     include_sets: tuple[str, ...] = ()
     exclude_sets: tuple[str, ...] = ()
     min_chars: int = 0
 
-    def refuses(self, characters: int, set_name: str) -> str:
-        """The reason to drop a document, "" for none."""
+    def drop_reason(self, characters: int, set_name: str) -> str:
+        """Return the reason to drop a document, "" to keep it."""
         if not characters:
             return "empty"
         if self.include_sets and set_name not in self.include_sets:
@@ -39,10 +38,10 @@ class Choice(msgspec.Struct, frozen=True):
         return "too-short" if characters < self.min_chars else ""
 
 
-class Job(msgspec.Struct, frozen=True):
-    """What is the same for all pieces of a file.
+class FileSpec(msgspec.Struct, frozen=True):
+    """Settings that all tasks of one input file share.
 
-    `split` is "train" or "val" when the whole file belongs there, "" to divide its documents by a hash of their text.
+    `split` is "train" or "val" if all documents of the file belong there, "" to divide them by a hash of their text.
     `digests` asks for a hash of each document.
     """
 
@@ -50,7 +49,7 @@ class Job(msgspec.Struct, frozen=True):
     file: str
     split: str
     val_fraction: float
-    choice: Choice
+    filter: DocumentFilter
     digests: bool
 
     @property
@@ -61,8 +60,8 @@ class Job(msgspec.Struct, frozen=True):
         return self.split or ("val" if is_validation(digest, self.val_fraction) else "train")
 
 
-class Long(msgspec.Struct, frozen=True):
-    """A document that is encoded in parts: all that is known of it before."""
+class LongDocument(msgspec.Struct, frozen=True):
+    """A document that is encoded in parts: its properties, known before the first part is encoded."""
 
     characters: int
     set_name: str
@@ -70,124 +69,130 @@ class Long(msgspec.Struct, frozen=True):
     split: str
 
 
-class Task(msgspec.Struct, frozen=True):
-    """One piece: lines that begin at byte `offset` of their file's text and are `size` bytes of it.
+class TokenizeTask(msgspec.Struct, frozen=True):
+    """One chunk: `size` bytes of lines from byte `offset` of the text of input file `file`.
 
-    `check_first` documents of it are compared, and one in 1,000 of the others. With `long` it is `part` of one
-    document. With `refused` it is the beginning of a line that is not kept, and why. With `fault` the file could not
-    be read on from there.
+    The first `check_first` documents are compared with the reference encoder, and one in 1,000 of the others. With
+    `long`, the task is one `part` of a document. With `refused`, `lines` is the beginning of a line that is rejected
+    for that reason. With `fault`, the file could not be read beyond `offset`.
     """
 
-    job: Job
+    spec: FileSpec
     file: int
     unit: int
     offset: int
     size: int = 0
     lines: bytes | bytearray = b""
     check_first: int = 0
-    long: Long | None = None
+    long: LongDocument | None = None
     part: str = ""
-    first: bool = True
-    final: bool = True
+    is_first_part: bool = True
+    is_last_part: bool = True
     refused: str = ""
     fault: InkstoneError | None = None
 
 
 def digest_of(text: str) -> bytes:
-    """The first 16 bytes of the sha256 of a text in UTF-8."""
+    """Return the first 16 bytes of the sha256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
 
 
 def is_validation(digest: bytes, fraction: float) -> bool:
-    """Whether a document is held out: by a hash of its content, so that adding others never moves it."""
+    """Return True if a document is held out. Its hash decides alone, so adding other documents never moves it."""
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def tasks(
-    work: Sequence[tuple[raw.InputFile, Job]],
+    files: Sequence[tuple[InputFile, FileSpec]],
     boundary: re.Pattern[str] | None,
     next_unit: Callable[[int], int | None],
     is_full: Callable[[str], bool],
     advance: Advance,
-) -> Iterator[Task]:
-    """Tasks of all files, in input order. `boundary` is the tokenizer's.
+) -> Iterator[TokenizeTask]:
+    """Yield the tasks of all files in input order. `boundary` is the tokenizer's.
 
-    `next_unit(file)` is the first unit still to do, None if there is none; `is_full(split)` ends a split early.
+    `next_unit(file)` is the first unit to do of a file, None if there is none; `is_full(split)` ends a split early.
 
-    What is wrong with a file comes as a task too, in its place: reading runs ahead of encoding, and whether a fault
-    lies before or after the last document that is wanted must not depend on how far.
+    Input errors are yielded as tasks so that they are raised in input order: reading runs ahead of encoding, and an
+    error after the last wanted document must not depend on how far ahead.
     """
-    for number, (entry, job) in enumerate(work):
-        first = next_unit(number)
-        if first is None or is_full(job.split):
+    for index, (entry, spec) in enumerate(files):
+        first_unit = next_unit(index)
+        if first_unit is None or is_full(spec.split):
             advance(entry.path.stat().st_size)
             continue
-        last = Task(job, number, first, 0)
+        last = TokenizeTask(spec, index, first_unit, 0)
         try:
-            for task in _of_file(entry, last, boundary, advance):
-                if is_full(job.split):
+            for task in _file_tasks(entry, last, boundary, advance):
+                if is_full(spec.split):
                     break
                 yield task
                 last = task
         except BadData as error:
-            yield Task(job, number, last.unit, last.offset, fault=error)
+            yield TokenizeTask(spec, index, last.unit, last.offset, fault=error)
         except OSError as error:
-            yield Task(job, number, last.unit, last.offset, fault=from_os_error(error))
+            yield TokenizeTask(spec, index, last.unit, last.offset, fault=from_os_error(error))
 
 
-def _of_file(entry: raw.InputFile, start: Task, boundary: re.Pattern[str] | None, advance: Advance) -> Iterator[Task]:
-    """The tasks of a file from unit `start.unit` on."""
+def _file_tasks(
+    entry: InputFile, start: TokenizeTask, boundary: re.Pattern[str] | None, advance: Advance
+) -> Iterator[TokenizeTask]:
+    """Yield the tasks of a file from unit `start.unit` on."""
     unit, lines = -1, 0
-    for piece in pieces.cut(readers.json_lines(entry.path, advance)):
-        if piece.unit < start.unit:
+    for chunk in chunks.cut(readers.json_lines(entry.path, advance)):
+        if chunk.unit < start.unit:
             continue
-        if piece.unit != unit:
-            raw.require_unchanged(entry)  # before the unit that ends here is recorded as done
-            unit, lines = piece.unit, 0
+        if chunk.unit != unit:
+            require_unchanged(entry)  # before the previous unit is recorded as complete
+            unit, lines = chunk.unit, 0
         check = max(0, _CHECK_FIRST - lines)
         if check:
-            lines += piece.data.count(b"\n")
-        task = Task(start.job, start.file, unit, piece.offset, len(piece.data), check_first=check)
-        if piece.overlong:
-            yield _too_long(entry, task, piece)
-        elif piece.long:
-            yield from _parts(task, piece.data, boundary)
+            lines += chunk.data.count(b"\n")
+        task = TokenizeTask(start.spec, start.file, unit, chunk.offset, len(chunk.data), check_first=check)
+        if chunk.overlong:
+            yield _overlong_line(entry, task, chunk)
+        elif chunk.long:
+            yield from _long_document(task, chunk.data, boundary)
         else:
-            yield msgspec.structs.replace(task, lines=piece.data)
+            yield msgspec.structs.replace(task, lines=chunk.data)
 
 
-def _too_long(entry: raw.InputFile, task: Task, piece: Piece) -> Task:
+def _overlong_line(entry: InputFile, task: TokenizeTask, chunk: Chunk) -> TokenizeTask:
     if not readers.has_lines(entry.path):
         raise BadData(
-            f"{entry.path}: a text file is one document, and this one has more than {jsonl.MAX_LINE >> 20} MiB",
+            f"{entry.path}: a text file is one document, and this one exceeds {jsonl.MAX_LINE >> 20} MiB",
             hint="split it into several, or write its documents as JSON lines",
         )
-    return msgspec.structs.replace(task, refused="bad-too-long", lines=piece.data)
+    return msgspec.structs.replace(task, refused="bad-too-long", lines=chunk.data)
 
 
-def _parts(task: Task, line: bytes | bytearray, boundary: re.Pattern[str] | None) -> Iterator[Task]:
-    """One long document in parts, or the one task that says why it is not kept."""
-    characters, digest = 0, hashlib.sha256()
+def _long_document(
+    task: TokenizeTask, line: bytes | bytearray, boundary: re.Pattern[str] | None
+) -> Iterator[TokenizeTask]:
+    """Yield one long document in parts, or a single task that refuses it.
+
+    The text is decoded twice: its length, hash and validity decide on the document before its first part is encoded.
+    """
+    characters, sha256 = 0, hashlib.sha256()
     try:
-        text = pieces.LongText(line)
+        text = chunks.LongText(line)
         for part in text.parts(boundary):
             characters += len(part)
-            digest.update(part.encode())
+            sha256.update(part.encode())
     except (Unbroken, *jsonl.UNREADABLE) as error:
         reason = "bad-unbroken" if isinstance(error, Unbroken) else jsonl.reason_of(error, line)
         yield msgspec.structs.replace(task, refused=reason, lines=line[: jsonl.SHOWN])
         return
-    short = digest.digest()[:DIGEST_BYTES]
-    name = records.set_name(text.meta)
-    task = msgspec.structs.replace(task, long=Long(characters, name, short, task.job.split_of(short)))
-    if reason := task.job.choice.refuses(characters, name):
+    digest = sha256.digest()[:DIGEST_BYTES]
+    set_name = jsonl.set_name(text.meta)
+    long = LongDocument(characters, set_name, digest, task.spec.split_of(digest))
+    task = msgspec.structs.replace(task, long=long)
+    if reason := task.spec.filter.drop_reason(characters, set_name):
         yield msgspec.structs.replace(task, refused=reason)
         return
-    held: str | None = None
-    first = True
+    decoded = 0
     for part in text.parts(boundary):
-        if held is not None:
-            yield msgspec.structs.replace(task, part=held, first=first, final=False)
-            first, task = False, msgspec.structs.replace(task, size=0)
-        held = part
-    yield msgspec.structs.replace(task, part=held or "", first=first)
+        is_first_part, decoded = not decoded, decoded + len(part)
+        is_last_part = decoded == characters
+        yield msgspec.structs.replace(task, part=part, is_first_part=is_first_part, is_last_part=is_last_part)
+        task = msgspec.structs.replace(task, size=0)  # counted with the first part

@@ -1,10 +1,14 @@
-"""Unit records: what a complete unit of work wrote."""
+"""Unit records: what each complete unit of work wrote."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 
 from pipeline.runtime.ledger import Ledger
+from pipeline.store import files
 from pipeline.store.manifest import FileRecord
 
 REJECTS = "rejects.jsonl.zst"
@@ -12,18 +16,18 @@ UNITS = "units.jsonl"
 
 
 class UnitRecord(msgspec.Struct):
-    """What was done of one unit. It is written last, so its presence says that the unit is done."""
+    """Contents of one unit. The record is written after the unit's files, so its presence marks the unit complete."""
 
     file: int
     unit: int
-    after: str = ""  # the stem of the record before; not in what is published
-    taken_over: bool = False  # from an earlier generation; not in what is published
-    split: str = ""  # of the file: "train", "val" or "" for one that is divided
-    last: bool = False  # of its file
+    after: str = ""  # stem of the previous record; not published
+    taken_over: bool = False  # from an earlier generation; not published
+    split: str = ""  # of the file: "train", "val", or "" if its documents are divided
+    last: bool = False  # last unit of its file
     lines: int = 0
     input_bytes: int = 0
     compared: int = 0
-    longest: int = 0  # tokens of its longest document
+    longest: int = 0  # tokens of the longest document
     tokens: dict[str, int] = {}
     documents: dict[str, int] = {}
     characters: dict[str, int] = {}
@@ -35,3 +39,35 @@ class UnitRecord(msgspec.Struct):
     @property
     def stem(self) -> str:
         return f"{self.file:05d}-{self.unit:04d}"
+
+    @property
+    def name(self) -> str:
+        """File name of the record in the scratch folder."""
+        return f"unit-{self.stem}.json"
+
+
+def complete_units(scratch: Path, path_of: Callable[[str], Path]) -> Iterator[UnitRecord]:
+    """Yield the records of the units that an earlier run completed, up to the first that is missing or damaged.
+
+    `path_of` maps the name of a published file to its path in the draft. Units taken over from another generation do
+    not depend on earlier units, so they count even after a damaged one.
+    """
+    previous, unbroken = UnitRecord(-1, -1), True
+    for path in sorted(scratch.glob("unit-*.json")):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=UnitRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            unbroken = False
+            continue
+        outputs = [(path_of(file.name), file) for file in record.files]
+        outputs += [(scratch / file.name, file) for file in record.scratch]
+        intact = all(
+            files.size_of(path) == file.size and files.sha256_of(path) == file.sha256 for path, file in outputs
+        )
+        follows = record.unit == 0 or (record.file, record.unit) == (previous.file, previous.unit + 1)
+        unbroken = unbroken and (record.taken_over or record.after == (previous.stem if previous.file >= 0 else ""))
+        if intact and follows and (unbroken or record.taken_over):
+            previous = record
+            yield record
+        else:
+            unbroken = False

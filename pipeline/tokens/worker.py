@@ -1,6 +1,7 @@
-"""What a worker does with one piece of text: parse its lines, choose documents, encode them, compare a sample.
+"""Encode one task: parse its lines, filter and encode the documents, compare a sample with the reference encoder.
 
-Nothing here depends on other pieces: what does (order, duplicates, a largest number) is the assembly's.
+The result depends on the task alone. What depends on other tasks (order, duplicates, `--max-documents`) is decided by
+the writer.
 """
 
 from __future__ import annotations
@@ -11,28 +12,27 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.errors import BadData, InkstoneError
-from pipeline.readers import documents, jsonl
-from pipeline.readers import jsonl as records
-from pipeline.readers.documents import Reject
+from pipeline.readers import jsonl
+from pipeline.readers.documents import EXCERPT, Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Tokenizer, Unencodable
-from pipeline.tokens import chunks as pieces
 from pipeline.tokens import segments
-from pipeline.tokens.tasks import Task, digest_of
+from pipeline.tokens.chunks import last_boundary
+from pipeline.tokens.tasks import TokenizeTask, digest_of
 
 _CHECK_EVERY = 1000
-_CHECK_LENGTH = 1 << 16  # characters: of a longer document its beginning is compared, which bounds the time
+_CHECK_LENGTH = 1 << 16  # characters: only the beginning of a longer document is compared, which bounds the time
 
 
 @dataclass
 class Batch:
-    """Documents of one split, encoded, column by column."""
+    """Encoded documents of one split, as columns."""
 
     split: str
-    ids: np.ndarray  # of the dtype on disk: the ids of each document and the end-of-text id
+    ids: np.ndarray  # in the dtype on disk: the ids of each document, then the end-of-text id
     lengths: np.ndarray  # int64, in tokens, end-of-text included
-    offsets: np.ndarray  # int64, of the line in the file's text
-    numbers: np.ndarray  # int64, of the line in the piece, from 0
+    offsets: np.ndarray  # int64, byte offset of the line in the file's text
+    lines: np.ndarray  # int64, line of the chunk, from 0
     characters: np.ndarray  # int64
     sets: list[str]
     digests: list[bytes]
@@ -40,9 +40,9 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """What became of a piece. `ledger` has what came in and what was dropped here; rejects count lines from 0.
+    """Result of one task. `ledger` counts the documents read and those dropped here; rejects count lines from 0.
 
-    `part` has the ids of a part of a long document. A `fault` counts only if the piece is wanted at all.
+    `part` holds the ids of a part of a long document. A `fault` is raised only if the task is still wanted.
     """
 
     batches: list[Batch] = field(default_factory=list)
@@ -53,41 +53,47 @@ class Encoded:
     lines: int = 0
     compared: int = 0
 
+    def drop(self, reject: Reject, characters: int) -> None:
+        """Count a document as dropped and keep its reject record."""
+        self.ledger.documents.drop(reject.reason, 1)
+        self.ledger.characters.drop(reject.reason, characters)
+        self.rejects.append(reject)
 
-def encode(tokenizer: Tokenizer, task: Task) -> Encoded:
-    """Encode one piece. A document that the fast way and the tokenizer's own library encode differently is a fault."""
-    out = Encoded(fault=task.fault)
+
+def encode(tokenizer: Tokenizer, task: TokenizeTask) -> Encoded:
+    """Encode one task. A document that the fast and the reference encoder encode differently is a fault."""
+    result = Encoded(fault=task.fault)
     try:
         if task.refused:
-            _refuse(task, out)
+            _refuse(task, result)
         elif task.long:
-            _encode_part(tokenizer, task, out)
+            _encode_part(tokenizer, task, result)
         elif not task.fault:
-            _encode_lines(tokenizer, task, out)
+            _encode_lines(tokenizer, task, result)
     except BadData as error:
-        out.fault = error
-    return out
+        result.fault = error
+    return result
 
 
-def _encode_lines(tokenizer: Tokenizer, task: Task, out: Encoded) -> None:
-    job = task.job
-    columns: dict[str, list[_Kept]] = {}
-    found = records.decode(bytes(task.lines), job.file, task.offset, out.ledger, out.rejects.append)
-    out.lines = len(found)
-    for number, (offset, text, name) in enumerate(found):
+def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> None:
+    spec = task.spec
+    by_split: dict[str, list[_Document]] = {}
+    rows = jsonl.decode(bytes(task.lines), spec.file, task.offset, result.ledger, result.rejects.append)
+    result.lines = len(rows)
+    for line, (offset, text, set_name) in enumerate(rows):
         if text is None:
             continue
-        if reason := job.choice.refuses(len(text), name):
-            _drop(out, Reject(job.file, number, offset, reason, text[: documents.EXCERPT]), len(text))
+        if reason := spec.filter.drop_reason(len(text), set_name):
+            result.drop(Reject(spec.file, line, offset, reason, text[:EXCERPT]), len(text))
             continue
-        digest = digest_of(text) if job.needs_digest else b""
-        columns.setdefault(job.split_of(digest), []).append(_Kept(text, offset, number, name, digest))
-    for split in sorted(columns):
-        out.batches.append(_encode_batch(tokenizer, task, split, columns[split], out))
+        digest = digest_of(text) if spec.needs_digest else b""
+        by_split.setdefault(spec.split_of(digest), []).append(_Document(text, offset, line, set_name, digest))
+    for split in sorted(by_split):
+        result.batches.append(_encode_batch(tokenizer, task, split, by_split[split], result))
 
 
 @dataclass(slots=True)
-class _Kept:
+class _Document:
     text: str
     offset: int
     line: int
@@ -95,95 +101,98 @@ class _Kept:
     digest: bytes
 
 
-def _encode_batch(tokenizer: Tokenizer, task: Task, split: str, kept: list[_Kept], out: Encoded) -> Batch:
+def _encode_batch(
+    tokenizer: Tokenizer, task: TokenizeTask, split: str, documents: list[_Document], result: Encoded
+) -> Batch:
     try:
-        ids, lengths = tokenizer.encode_batch([each.text for each in kept])
+        ids, lengths = tokenizer.encode_batch([document.text for document in documents])
     except Unencodable:
-        kept = [each for each in kept if _encodable(tokenizer, each, task, out)]
-        ids, lengths = tokenizer.encode_batch([each.text for each in kept])
-    _compare(tokenizer, task, kept, ids, lengths, out)
+        documents = [document for document in documents if _is_encodable(tokenizer, document, task, result)]
+        ids, lengths = tokenizer.encode_batch([document.text for document in documents])
+    _compare(tokenizer, task, documents, ids, lengths, result)
     return Batch(
         split,
-        segments.with_ends(ids, lengths, task.job.dtype, tokenizer.end_of_text),
+        segments.append_eos(ids, lengths, task.spec.dtype, tokenizer.end_of_text),
         lengths + 1,
-        np.array([each.offset for each in kept], np.int64),
-        np.array([each.line for each in kept], np.int64),
-        np.array([len(each.text) for each in kept], np.int64),
-        [each.set_name for each in kept],
-        [each.digest for each in kept],
+        np.array([document.offset for document in documents], np.int64),
+        np.array([document.line for document in documents], np.int64),
+        np.array([len(document.text) for document in documents], np.int64),
+        [document.set_name for document in documents],
+        [document.digest for document in documents],
     )
 
 
-def _encodable(tokenizer: Tokenizer, each: _Kept, task: Task, out: Encoded) -> bool:
+def _is_encodable(tokenizer: Tokenizer, document: _Document, task: TokenizeTask, result: Encoded) -> bool:
+    """Return True if the document can be encoded; otherwise reject it."""
     try:
-        tokenizer.encode_batch([each.text])
+        tokenizer.encode_batch([document.text])
     except Unencodable:
-        reject = Reject(task.job.file, each.line, each.offset, "bad-not-encodable", each.text[: documents.EXCERPT])
-        _drop(out, reject, len(each.text))
+        excerpt = document.text[:EXCERPT]
+        reject = Reject(task.spec.file, document.line, document.offset, "bad-not-encodable", excerpt)
+        result.drop(reject, len(document.text))
         return False
     return True
 
 
-def _refuse(task: Task, out: Encoded) -> None:
-    out.lines = 1
+def _refuse(task: TokenizeTask, result: Encoded) -> None:
+    result.lines = 1
     if task.long:
-        out.ledger.documents.came += 1
-        out.ledger.characters.came += task.long.characters
-        _drop(out, Reject(task.job.file, 0, task.offset, task.refused, ""), task.long.characters)
+        result.ledger.documents.came += 1
+        result.ledger.characters.came += task.long.characters
+        result.drop(Reject(task.spec.file, 0, task.offset, task.refused, ""), task.long.characters)
     else:
         line = bytes(task.lines)
-        jsonl.reject_line(out.ledger, out.rejects.append, task.refused, line, task.job.file, 0, task.offset)
+        jsonl.reject_line(result.ledger, result.rejects.append, task.refused, line, task.spec.file, 0, task.offset)
 
 
-def _encode_part(tokenizer: Tokenizer, task: Task, out: Encoded) -> None:
-    """Ids of one part of a long document, with the end-of-text id after its last."""
+def _encode_part(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> None:
+    """Encode one part of a long document; the end-of-text id follows the last part."""
     try:
         ids, lengths = tokenizer.encode_batch([task.part])
     except Unencodable:
         raise BadData(
-            f"{task.job.file}: {tokenizer.encoder} cannot encode the document at byte {task.offset:,} of its text",
+            f"{task.spec.file}: {tokenizer.encoder} cannot encode the document at byte {task.offset:,} of its text",
             hint="take the document out, or use another --encoder",
         ) from None
-    if task.first:
-        out.lines = 1
-        _compare(tokenizer, task, [_Kept(task.part, task.offset, 0, "", b"")], ids, lengths, out)
-    ends = [tokenizer.end_of_text] if task.final else []
-    out.part = np.append(ids, np.array(ends, ids.dtype)).astype(task.job.dtype)
-
-
-def _drop(out: Encoded, reject: Reject, characters: int) -> None:
-    """Account for a document that came in and is not kept."""
-    out.ledger.documents.drop(reject.reason, 1)
-    out.ledger.characters.drop(reject.reason, characters)
-    out.rejects.append(reject)
+    if task.is_first_part:
+        result.lines = 1
+        _compare(tokenizer, task, [_Document(task.part, task.offset, 0, "", b"")], ids, lengths, result)
+    eos = [tokenizer.end_of_text] if task.is_last_part else []
+    result.part = np.append(ids, np.array(eos, ids.dtype)).astype(task.spec.dtype)
 
 
 def _compare(
-    tokenizer: Tokenizer, task: Task, kept: Sequence[_Kept], ids: np.ndarray, lengths: np.ndarray, out: Encoded
+    tokenizer: Tokenizer,
+    task: TokenizeTask,
+    documents: Sequence[_Document],
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    result: Encoded,
 ) -> None:
-    """Encode a sample of the documents again with the library that defines the ids; BadData at the first difference."""
-    chosen = [each for each in range(len(kept)) if each < task.check_first or _drawn(kept[each].offset, task.unit)]
+    """Encode a sample of the documents again with the reference encoder. Raises BadData at the first difference."""
     ends = np.cumsum(lengths)
-    for each in chosen:
-        text, found = kept[each].text, ids[ends[each] - lengths[each] : ends[each]]
+    for index, document in enumerate(documents):
+        if index >= task.check_first and not _is_sampled(document.offset, task.unit):
+            continue
+        text, fast_ids = document.text, ids[ends[index] - lengths[index] : ends[index]]
         if len(text) > _CHECK_LENGTH:
-            if not (tokenizer.boundary and (place := pieces.last_boundary(tokenizer.boundary, text[:_CHECK_LENGTH]))):
+            if not (tokenizer.boundary and (end := last_boundary(tokenizer.boundary, text[:_CHECK_LENGTH]))):
                 continue
-            text = text[:place]
+            text = text[:end]
         try:
             expected = tokenizer.encode(text)
         except Unencodable:
             continue
-        whole = len(text) == len(kept[each].text)
-        if found[: len(expected)].tolist() != expected or (whole and len(found) != len(expected)):
+        is_complete = len(text) == len(document.text)
+        if fast_ids[: len(expected)].tolist() != expected or (is_complete and len(fast_ids) != len(expected)):
             raise BadData(
-                f"{task.job.file}: the document at byte {kept[each].offset:,} of its text is encoded differently by "
+                f"{task.spec.file}: the document at byte {document.offset:,} of its text is encoded differently by "
                 f"{tokenizer.encoder} and by {tokenizer.kind}",
-                hint="nothing was published; --encoder tiktoken is slower and right, and please report the document",
+                hint="nothing was published; use the slower --encoder tiktoken, and please report the document",
             )
-        out.compared += 1
+        result.compared += 1
 
 
-def _drawn(offset: int, seed: int) -> bool:
-    """One in 1,000, by a multiplicative hash (Knuth) of where the document lies."""
+def _is_sampled(offset: int, seed: int) -> bool:
+    """Return True for one offset in 1,000, by a multiplicative hash (Knuth)."""
     return ((offset + seed) * 0x9E3779B97F4A7C15 % 2**64 >> 32) % _CHECK_EVERY == 0

@@ -1,21 +1,21 @@
-"""Encoded pieces become segments: in order, unit by unit, so that a killed run goes on after its last whole unit.
+"""Collect encoded tasks in input order and write them as segments, unit by unit.
 
-    <split>-FFFFF-UUUU.bin .idx .src      a segment: what one split got from unit UUUU of input file FFFFF
-    units.jsonl                           what was done of each unit, so that a later generation can take it over
-    .work/unit-FFFFF-UUUU.json            the record of a unit, written when all its files are
-    .work/rejects-FFFFF-UUUU.jsonl.zst    what was dropped from it, and why
+    <split>-FFFFF-UUUU.bin .idx .src      a segment: the documents of one split from unit UUUU of input file FFFFF
+    units.jsonl                           the records of all units, which let a later generation reuse them
+    .work/unit-FFFFF-UUUU.json            the record of a unit, written after its files
+    .work/rejects-FFFFF-UUUU.jsonl.zst    its dropped documents, with the reasons
     .work/digests-FFFFF-UUUU              with --dedup: the hashes of its documents
 
-What one piece cannot know is decided here: whether a document came before, and whether there are enough.
+Duplicates and `--max-documents` depend on the documents before, so they are decided here and not in the workers.
 
-Nothing waits for the disk on the way: a record holds the sha256 of its files, and a run that goes on reads them again
-before it believes it, so after a power cut, too, only whole units count. What is published is synced once, at the end.
+A killed run resumes after its last complete unit. Nothing is synced to disk on the way: a record holds the sha256 of
+the unit's files, and a resumed run reads the files again and trusts only those that match. That holds after a power
+cut too. The published files are synced once, at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,281 +27,272 @@ from pipeline.readers.jsonl import ZstdLines
 from pipeline.store import artifact, files
 from pipeline.store.manifest import FileRecord
 from pipeline.tokens.segments import SPLITS, SegmentWriter
-from pipeline.tokens.tasks import DIGEST_BYTES, Long, Task
-from pipeline.tokens.units import REJECTS, UNITS, UnitRecord
+from pipeline.tokens.tasks import DIGEST_BYTES, LongDocument, TokenizeTask
+from pipeline.tokens.units import REJECTS, UNITS, UnitRecord, complete_units
 from pipeline.tokens.worker import Batch, Encoded
 
 
-@dataclass
-class _Open:
-    """The unit that is being written, and the long document in it of which only some parts have come."""
+class OpenUnit:
+    """The unit being written: its record, its segments by split, its rejects and the digests of its documents.
 
-    record: UnitRecord
-    writers: dict[str, SegmentWriter]
-    digests: bytearray
-    rejects: ZstdLines | None = None
-    part_tokens: int = 0
-    parts_left: bool = False
-    skips_parts: bool = False
+    `lines_before` is the number of lines in the file's earlier units.
+    """
 
+    def __init__(self, record: UnitRecord, draft: Path, bins: Path, dtype: str, lines_before: int) -> None:
+        self.record = record
+        self.digests = bytearray()
+        self.long_tokens: int | None = None  # tokens so far of the long document being written, None if there is none
+        self._draft, self._bins, self._scratch = draft, bins, draft / artifact.SCRATCH
+        self._dtype = dtype
+        self._lines_before = lines_before
+        self._segments: dict[str, SegmentWriter] = {}
+        self._rejects: ZstdLines | None = None
 
-class Assembly:
-    """Takes encoded pieces in the order of the input. Use it in a `with` block: files are closed when one fails."""
+    def segment(self, split: str) -> SegmentWriter:
+        """Return the segment of a split, opened at its first use."""
+        if split not in self._segments:
+            name = f"{split}-{self.record.stem}"
+            self._segments[split] = SegmentWriter(self._draft, name, self._dtype, ids_folder=self._bins)
+        return self._segments[split]
 
-    def __init__(
-        self, draft: Path, dtype: str, *, keep_bins: bool = True, dedup: bool = False, max_documents: int = 0
-    ) -> None:
-        self._draft, self._dtype = draft, np.dtype(dtype)
-        self._scratch = draft / artifact.SCRATCH
-        self._bins = draft if keep_bins else self._scratch
-        self._seen: set[bytes] | None = set() if dedup else None
-        self._most = max_documents
-        self._kept: dict[str, int] = {}  # documents so far, by the split of their file
-        self._open: _Open | None = None
-        self._lines = 0  # of the file so far
-        self._scratch.mkdir(exist_ok=True)
-        self.records = list(self._done_before())
-        self._take_up()
-
-    def __enter__(self) -> Assembly:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._open:
-            for writer in self._open.writers.values():
-                writer.discard()
-            if self._open.rejects:
-                self._open.rejects.close()
-
-    def _done_before(self) -> Iterator[UnitRecord]:
-        """Records of the units that an earlier run finished, up to the first that is not as it was left.
-
-        Those that were taken over do not depend on any before them, and so not on where that is.
-        """
-        before, unbroken = UnitRecord(-1, -1), True
-        for path in sorted(self._scratch.glob("unit-*.json")):
-            try:
-                record = msgspec.json.decode(path.read_bytes(), type=UnitRecord)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                unbroken = False
-                continue
-            kept = [(self._place(each.name), each) for each in record.files]
-            kept += [(self._scratch / each.name, each) for each in record.scratch]
-            whole = all(files.size_of(at) == each.size and files.sha256_of(at) == each.sha256 for at, each in kept)
-            follows = record.unit == 0 or (record.file, record.unit) == (before.file, before.unit + 1)
-            unbroken = unbroken and (record.taken_over or record.after == (before.stem if before.file >= 0 else ""))
-            if whole and follows and (unbroken or record.taken_over):
-                before = record
-                yield record
-            else:
-                unbroken = False
-
-    def _take_up(self) -> None:
-        """Go on after the units that are done: forget what was begun after them, remember what they remembered."""
-        kept = {each.name for record in self.records for each in (*record.files, *record.scratch)}
-        kept |= {f"unit-{record.stem}.json" for record in self.records}
-        begun = [*self._scratch.iterdir(), *(path for split in SPLITS for path in self._draft.glob(f"{split}-*"))]
-        for path in begun:
-            if path.name not in kept:
-                path.unlink()
-        for record in self.records:
-            self._take(record.split, sum(record.documents.values()))
-        if self._seen is not None:
-            for record in self.records:
-                data = (self._scratch / f"digests-{record.stem}").read_bytes()
-                self._seen |= {data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)}
-
-    @property
-    def _unit(self) -> _Open:
-        assert self._open is not None
-        return self._open
-
-    def _place(self, name: str) -> Path:
-        return (self._bins if name.endswith(".bin") else self._draft) / name
-
-    def is_full(self, split: str) -> bool:
-        """Whether there are as many documents as were asked for of the files of a split ("": those to be divided)."""
-        return self._most > 0 and self._kept.get(split, 0) >= self._most and not (self._open and self._open.parts_left)
-
-    def _take(self, split: str, documents: int) -> None:
-        self._kept[split] = self._kept.get(split, 0) + documents
-
-    def next_unit(self, file: int) -> int | None:
-        """The first unit of an input file that is still to do, None where all of it is done."""
-        done = [record for record in self.records if record.file == file]
-        return None if done and done[-1].last else done[-1].unit + 1 if done else 0
-
-    def add(self, task: Task, encoded: Encoded) -> bool:
-        """Add the next piece; one that comes after there is enough changes nothing. Raises the fault of a piece.
-
-        Returns whether a unit was finished, so that a run that stops now has nothing to do again but this piece.
-        """
-        if self.is_full(task.job.split):  # it was encoded ahead
-            return False
-        before = len(self.records)
-        if encoded.fault:
-            raise encoded.fault
-        if self._open and (task.file, task.unit) != (self._open.record.file, self._open.record.unit):
-            self._commit(last=task.file != self._open.record.file)
-        if not self._open:
-            self._begin(task)
-        record = self._unit.record
-        record.ledger.add(encoded.ledger)
-        record.compared += encoded.compared
-        record.input_bytes += task.size
-        for reject in encoded.rejects:
-            self._reject(reject, reject.line)
-        if encoded.part is not None and task.long:
-            self._add_part(task, task.long, encoded.part)
-        self._add_batches(encoded.batches, task)
-        self._lines += encoded.lines
-        record.lines += encoded.lines
-        return len(self.records) > before
-
-    def finish(self) -> list[UnitRecord]:
-        """The records of all units, once the last is done."""
-        if self._open:
-            self._commit(last=True)
-        return self.records
-
-    def _begin(self, task: Task) -> None:
-        done = [record for record in self.records if record.file == task.file]
-        self._lines = sum(record.lines for record in done)
-        record = UnitRecord(task.file, task.unit, split=task.job.split)
-        record.after = max((each.stem for each in self.records if each.stem < record.stem), default="")
-        self._open = _Open(record, {}, bytearray())
-
-    def _add_batches(self, batches: list[Batch], task: Task) -> None:
-        record = self._unit.record
-        dropped = self._dropped(batches)
-        for place, batch in enumerate(batches):
-            keep = np.ones(len(batch.lengths), bool)
-            for row, reason in dropped.get(place, {}).items():
-                keep[row] = False
-                record.ledger.documents.drop(reason, 1)
-                record.ledger.characters.drop(reason, int(batch.characters[row]))
-                if reason == "duplicate":
-                    line, offset = int(batch.numbers[row]), int(batch.offsets[row])
-                    self._reject(Reject(task.job.file, line, offset, reason, ""), line)
-            lengths = batch.lengths[keep]
-            if len(lengths):
-                ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
-                self._writer(batch.split).append(ids, lengths, batch.offsets[keep])
-                names = [name for name, kept in zip(batch.sets, keep, strict=True) if kept]
-                self._count(batch.split, lengths, int(batch.characters[keep].sum()), names)
-
-    def _dropped(self, batches: list[Batch]) -> dict[int, dict[int, str]]:
-        """Batch → row → reason, for what is a duplicate or too much: the first in the order of the input stays."""
-        dropped: dict[int, dict[int, str]] = {}
-        if self._seen is None and not self._most:
-            return dropped
-        rows = [(offset, place, row) for place, each in enumerate(batches) for row, offset in enumerate(each.offsets)]
-        for _, place, row in sorted(rows):
-            if reason := self._refuses(batches[place].digests[row]):
-                dropped.setdefault(place, {})[row] = reason
-        return dropped
-
-    def _refuses(self, digest: bytes) -> str:
-        """The reason to drop a document that comes now, "" for none; one that is kept is remembered."""
-        split = self._unit.record.split
-        if self.is_full(split):
-            return "over-max-documents"
-        if self._seen is not None:
-            if digest in self._seen:
-                return "duplicate"
-            self._seen.add(digest)
-            self._unit.digests += digest
-        if self._most:
-            self._take(split, 1)
-        return ""
-
-    def _add_part(self, task: Task, long: Long, ids: np.ndarray) -> None:
-        """Add a part of a long document; its length is known with the last."""
-        unit, ledger = self._unit, self._unit.record.ledger
-        if task.first:
-            ledger.documents.came += 1
-            ledger.characters.came += long.characters
-            reason = self._refuses(long.digest)
-            unit.part_tokens, unit.skips_parts = 0, bool(reason)
-            if reason:
-                ledger.documents.drop(reason, 1)
-                ledger.characters.drop(reason, long.characters)
-                self._reject(Reject(task.job.file, 0, task.offset, reason, ""), 0)
-        unit.parts_left = not (task.final or unit.skips_parts)
-        if unit.skips_parts:
-            return
-        unit.part_tokens += len(ids)
-        lengths = np.array([unit.part_tokens] if task.final else [], np.int64)
-        offsets = np.array([task.offset] if task.final else [], np.int64)
-        self._writer(long.split).append(ids, lengths, offsets)
-        if task.final:
-            self._count(long.split, lengths, long.characters, [long.set_name])
-
-    def _count(self, split: str, lengths: np.ndarray, characters: int, set_names: list[str]) -> None:
-        record = self._unit.record
+    def count(self, split: str, lengths: np.ndarray, characters: int, set_names: Sequence[str]) -> None:
+        """Count documents written to a split: `lengths` in tokens, `characters` of all of them."""
+        record = self.record
         record.ledger.documents.out += len(lengths)
         record.ledger.characters.out += characters
         record.longest = max(record.longest, int(lengths.max()))
         record.documents[split] = record.documents.get(split, 0) + len(lengths)
         record.characters[split] = record.characters.get(split, 0) + characters
-        for name in set_names:
-            if name:
-                record.sets[name] = record.sets.get(name, 0) + 1
+        for name in filter(None, set_names):
+            record.sets[name] = record.sets.get(name, 0) + 1
 
-    def _writer(self, split: str) -> SegmentWriter:
-        writers = self._unit.writers
-        if split not in writers:
-            name = f"{split}-{self._unit.record.stem}"
-            writers[split] = SegmentWriter(self._draft, name, self._dtype.str, ids_folder=self._bins)
-        return writers[split]
+    def drop(self, reject: Reject, characters: int) -> None:
+        """Count a document as dropped and write its reject."""
+        self.record.ledger.documents.drop(reject.reason, 1)
+        self.record.ledger.characters.drop(reject.reason, characters)
+        self.write_reject(reject)
 
-    def _reject(self, reject: Reject, line: int) -> None:
-        """Set a document aside; `line` counts from 0 in the piece that comes now."""
-        unit = self._unit
-        if unit.rejects is None:
-            unit.rejects = ZstdLines(self._scratch / f"rejects-{unit.record.stem}.jsonl.zst")
-        unit.rejects.write_reject(
-            Reject(reject.file, self._lines + line + 1, reject.offset, reject.reason, reject.excerpt)
-        )
+    def write_reject(self, reject: Reject) -> None:
+        """Write the reject of a document; its `line` counts from 0 in the current task."""
+        if self._rejects is None:
+            self._rejects = ZstdLines(self._scratch / f"rejects-{self.record.stem}.jsonl.zst")
+        line = self._lines_before + self.record.lines + reject.line + 1
+        self._rejects.write_reject(Reject(reject.file, line, reject.offset, reject.reason, reject.excerpt))
 
-    def _commit(self, *, last: bool) -> None:
-        """Finish the files of the open unit, then say in its record what they are."""
-        unit, record = self._unit, self._unit.record
-        record.last = last
-        for split, writer in unit.writers.items():
-            record.files += writer.close()
-            record.tokens[split] = writer.tokens
-            if writer.documents != record.documents[split]:
+    def close(self, *, with_digests: bool) -> UnitRecord:
+        """Finish the files of the unit, then write its record. Returns the record."""
+        record = self.record
+        for split, segment in self._segments.items():
+            record.files += segment.close()
+            record.tokens[split] = segment.tokens
+            if segment.documents != record.documents[split]:
                 raise InternalError(f"{split}-{record.stem}: documents were counted and written differently")
-        if unit.rejects:
-            unit.rejects.close()
-            record.scratch.append(_on_disk(self._scratch / f"rejects-{record.stem}.jsonl.zst"))
-        if self._seen is not None:
+        if self._rejects:
+            self._rejects.close()
+            record.scratch.append(_file_record(self._scratch / f"rejects-{record.stem}.jsonl.zst"))
+        if with_digests:
             path = self._scratch / f"digests-{record.stem}"
-            path.write_bytes(unit.digests)
-            record.scratch.append(_on_disk(path))
-        files.start_writing(self._place(each.name) for each in record.files)
-        (self._scratch / f"unit-{record.stem}.json").write_bytes(msgspec.json.encode(record))
-        self.records.append(record)
-        self.records.sort(key=lambda each: each.stem)  # those that were taken over may come after it
-        self._open = None
+            path.write_bytes(self.digests)
+            record.scratch.append(_file_record(path))
+        files.start_writing(_path_of(file.name, self._draft, self._bins) for file in record.files)
+        (self._scratch / record.name).write_bytes(msgspec.json.encode(record))
+        return record
 
-    def write_units(self) -> None:
-        """What was done of each unit, and all rejects as one file: zstd frames one after the other are a zstd file."""
-        told = (msgspec.structs.replace(record, after="", taken_over=False) for record in self.records)
-        (self._draft / UNITS).write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in told))
-        with ZstdLines(self._draft / REJECTS):  # so that it is one, also where nothing was rejected
+    def discard(self) -> None:
+        """Close the files of a unit that will not be finished."""
+        for segment in self._segments.values():
+            segment.discard()
+        if self._rejects:
+            self._rejects.close()
+
+
+class TokenWriter:
+    """Writes encoded tasks in input order. Use it in a `with` block, which closes the files on failure."""
+
+    def __init__(
+        self, draft: Path, dtype: str, *, keep_bins: bool = True, dedup: bool = False, max_documents: int = 0
+    ) -> None:
+        self._draft, self._dtype = draft, np.dtype(dtype).str
+        self._scratch = draft / artifact.SCRATCH
+        self._bins = draft if keep_bins else self._scratch
+        self._digests: set[bytes] | None = set() if dedup else None
+        self._max_documents = max_documents
+        self._document_counts: dict[str, int] = {}  # kept so far, by the split of their file
+        self._unit: OpenUnit | None = None
+        self._scratch.mkdir(exist_ok=True)
+        self.records = list(complete_units(self._scratch, lambda name: _path_of(name, draft, self._bins)))
+        self._resume()
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._unit:
+            self._unit.discard()
+
+    def _resume(self) -> None:
+        """Resume after the last complete unit: delete partial files, reload the document counts and digests."""
+        complete = {file.name for record in self.records for file in (*record.files, *record.scratch)}
+        complete |= {record.name for record in self.records}
+        paths = [*self._scratch.iterdir(), *(path for split in SPLITS for path in self._draft.glob(f"{split}-*"))]
+        for path in paths:
+            if path.name not in complete:
+                path.unlink()
+        for record in self.records:
+            self._count_documents(record.split, sum(record.documents.values()))
+        if self._digests is not None:
+            for record in self.records:
+                data = (self._scratch / f"digests-{record.stem}").read_bytes()
+                self._digests |= {data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)}
+
+    def _count_documents(self, split: str, count: int) -> None:
+        self._document_counts[split] = self._document_counts.get(split, 0) + count
+
+    def is_full(self, split: str) -> bool:
+        """Return True if the files of a split ("": those to be divided) have given `max_documents` documents."""
+        if not self._max_documents or (self._unit and self._unit.long_tokens is not None):
+            return False
+        return self._document_counts.get(split, 0) >= self._max_documents
+
+    def next_unit(self, file: int) -> int | None:
+        """Return the first unit to do of an input file, None if the file is complete."""
+        records = self._records_of(file)
+        if not records:
+            return 0
+        return None if records[-1].last else records[-1].unit + 1
+
+    def _records_of(self, file: int) -> list[UnitRecord]:
+        return [record for record in self.records if record.file == file]
+
+    def add(self, task: TokenizeTask, encoded: Encoded) -> bool:
+        """Add the next task; a task beyond `max_documents` changes nothing. Raises the fault of the task.
+
+        Returns True if this completed a unit, so that a run stopped now has only this task to repeat.
+        """
+        if self.is_full(task.spec.split):  # encoded ahead of time
+            return False
+        if encoded.fault:
+            raise encoded.fault
+        unit, completed = self._unit, False
+        if unit and (task.file, task.unit) != (unit.record.file, unit.record.unit):
+            self._complete(unit, last=task.file != unit.record.file)
+            unit, completed = None, True
+        if not unit:
+            unit = self._unit = self._open(task)
+        record = unit.record
+        record.ledger.add(encoded.ledger)
+        record.compared += encoded.compared
+        record.input_bytes += task.size
+        for reject in encoded.rejects:
+            unit.write_reject(reject)
+        if encoded.part is not None and task.long:
+            self._add_part(unit, task, task.long, encoded.part)
+        self._add_batches(unit, task, encoded.batches)
+        record.lines += encoded.lines
+        return completed
+
+    def _open(self, task: TokenizeTask) -> OpenUnit:
+        record = UnitRecord(task.file, task.unit, split=task.spec.split)
+        record.after = max((earlier.stem for earlier in self.records if earlier.stem < record.stem), default="")
+        lines_before = sum(earlier.lines for earlier in self._records_of(task.file))
+        return OpenUnit(record, self._draft, self._bins, self._dtype, lines_before)
+
+    def _complete(self, unit: OpenUnit, *, last: bool) -> None:
+        unit.record.last = last
+        self.records.append(unit.close(with_digests=self._digests is not None))
+        self.records.sort(key=lambda record: record.stem)  # units that were taken over may follow this one
+        self._unit = None
+
+    def _add_batches(self, unit: OpenUnit, task: TokenizeTask, batches: list[Batch]) -> None:
+        dropped = self._dropped(unit, batches)
+        for index, batch in enumerate(batches):
+            keep = np.ones(len(batch.lengths), bool)
+            for row, reason in dropped.get(index, {}).items():
+                keep[row] = False
+                characters = int(batch.characters[row])
+                if reason == "duplicate":
+                    line, offset = int(batch.lines[row]), int(batch.offsets[row])
+                    unit.drop(Reject(task.spec.file, line, offset, reason, ""), characters)
+                else:
+                    unit.record.ledger.documents.drop(reason, 1)
+                    unit.record.ledger.characters.drop(reason, characters)
+            lengths = batch.lengths[keep]
+            if len(lengths):
+                ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
+                unit.segment(batch.split).append(ids, lengths, batch.offsets[keep])
+                set_names = [name for name, kept in zip(batch.sets, keep, strict=True) if kept]
+                unit.count(batch.split, lengths, int(batch.characters[keep].sum()), set_names)
+
+    def _dropped(self, unit: OpenUnit, batches: list[Batch]) -> dict[int, dict[int, str]]:
+        """Return batch → row → reason of the duplicates and of the documents beyond `max_documents`.
+
+        Of equal documents the first in input order is kept, whichever batch it is in.
+        """
+        dropped: dict[int, dict[int, str]] = {}
+        if self._digests is None and not self._max_documents:
+            return dropped
+        rows = [(offset, index, row) for index, batch in enumerate(batches) for row, offset in enumerate(batch.offsets)]
+        for _, index, row in sorted(rows):
+            if reason := self._drop_reason(unit, batches[index].digests[row]):
+                dropped.setdefault(index, {})[row] = reason
+        return dropped
+
+    def _drop_reason(self, unit: OpenUnit, digest: bytes) -> str:
+        """Return the reason to drop the next document, "" to keep it; a kept document is remembered."""
+        split = unit.record.split
+        if self.is_full(split):
+            return "over-max-documents"
+        if self._digests is not None:
+            if digest in self._digests:
+                return "duplicate"
+            self._digests.add(digest)
+            unit.digests += digest
+        if self._max_documents:
+            self._count_documents(split, 1)
+        return ""
+
+    def _add_part(self, unit: OpenUnit, task: TokenizeTask, long: LongDocument, ids: np.ndarray) -> None:
+        """Add a part of a long document; its length is known with the last part."""
+        if task.is_first_part:
+            unit.record.ledger.documents.came += 1
+            unit.record.ledger.characters.came += long.characters
+            if reason := self._drop_reason(unit, long.digest):
+                unit.drop(Reject(task.spec.file, 0, task.offset, reason, ""), long.characters)
+            else:
+                unit.long_tokens = 0
+        if unit.long_tokens is None:  # dropped at its first part
+            return
+        unit.long_tokens += len(ids)
+        complete = [unit.long_tokens] if task.is_last_part else []
+        lengths = np.array(complete, np.int64)
+        unit.segment(long.split).append(ids, lengths, np.full(len(complete), task.offset, np.int64))
+        if task.is_last_part:
+            unit.count(long.split, lengths, long.characters, [long.set_name])
+            unit.long_tokens = None
+
+    def finish(self) -> list[UnitRecord]:
+        """Complete the last unit, write the records and rejects of all units, and return the records."""
+        if self._unit:
+            self._complete(self._unit, last=True)
+        published = (msgspec.structs.replace(record, after="", taken_over=False) for record in self.records)
+        (self._draft / UNITS).write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in published))
+        with ZstdLines(self._draft / REJECTS):  # an empty frame, so that the file is valid without any reject
             pass
-        with open(self._draft / REJECTS, "ab") as out:
+        with open(self._draft / REJECTS, "ab") as out:  # concatenated zstd frames are a valid zstd file
             for record in self.records:
                 path = self._scratch / f"rejects-{record.stem}.jsonl.zst"
                 if path.exists():
                     out.write(path.read_bytes())
+        return self.records
 
     def bins(self, split: str) -> list[Path]:
-        """The segments of a split, in order."""
+        """Return the token files of a split, in order."""
         return sorted(self._bins.glob(f"{split}-*.bin"))
 
 
-def _on_disk(path: Path) -> FileRecord:
+def _path_of(name: str, draft: Path, bins: Path) -> Path:
+    return (bins if name.endswith(".bin") else draft) / name
+
+
+def _file_record(path: Path) -> FileRecord:
     return FileRecord(path.name, path.stat().st_size, files.sha256_of(path))

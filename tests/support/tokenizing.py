@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.readers import compression, documents, readers
+from pipeline.readers import compression, readers
+from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Silent
 from pipeline.sources import inputs as raw
 from pipeline.store.artifact import Artifact, Built
@@ -79,7 +80,7 @@ def small_pieces(patch: pytest.MonkeyPatch, unit: int, piece: int, long_line: in
     patch.setattr(pieces, "UNIT_BYTES", unit)
     patch.setattr(pieces, "PIECE_BYTES", piece)
     patch.setattr(pieces, "LONG_LINE", long_line)
-    patch.setattr(pieces, "PART", max(16, long_line // 4))
+    patch.setattr(pieces, "PART_BYTES", max(16, long_line // 4))
     patch.setattr(tokenize, "_SMALL", 0)
 
 
@@ -102,7 +103,7 @@ def texts_of(made: Artifact, split: str, tokenizer: Tokenizer = LETTERS) -> list
 
 def texts_in(path: Path) -> list[str]:
     """The texts of a file of documents by the reader that knows no pieces, without the byte order mark it leaves."""
-    return [each.text.removeprefix("\ufeff") for each in readers.read(path, documents.Ledger(), print)]
+    return [each.text.removeprefix("\ufeff") for each in readers.read(path, Ledger(), print)]
 
 
 def sums(made: Artifact) -> dict[str, str]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.readers import jsonl
 from pipeline.tokenizers import Characters, Tiktoken
 from pipeline.tokens import chunks as pieces
-from pipeline.tokens.chunks import LongText, Piece, Unbroken, last_boundary
+from pipeline.tokens.chunks import Chunk, LongText, Unbroken, last_boundary
 
 ROOT = Path(__file__).resolve().parents[3]
 PIECE, UNIT, LONG, MOST, EXCERPT = 16, 64, 40, 100, 10
@@ -35,7 +35,7 @@ def small() -> Iterator[None]:
         yield
 
 
-def naive(text: bytes) -> list[Piece]:
+def naive(text: bytes) -> list[Chunk]:
     """The pieces of a text that lies in memory, by their definition."""
     groups: dict[int, list[tuple[int, bytes]]] = {}
     offset = 0
@@ -46,17 +46,17 @@ def naive(text: bytes) -> list[Piece]:
     for group in groups.values():
         short = [line for _, line in group if len(line) <= LONG]
         if short:
-            found.append(Piece(group[0][0], b"".join(short)))
+            found.append(Chunk(group[0][0], b"".join(short)))
         found += [
-            Piece(at, line[:EXCERPT] if len(line) > MOST else line, long=len(line) <= MOST, overlong=len(line) > MOST)
+            Chunk(at, line[:EXCERPT] if len(line) > MOST else line, long=len(line) <= MOST, overlong=len(line) > MOST)
             for at, line in group
             if len(line) > LONG
         ]
     return found
 
 
-def plain(found: Iterator[Piece]) -> list[Piece]:
-    return [Piece(each.offset, bytes(each.data), each.long, each.overlong) for each in found]
+def plain(found: Iterator[Chunk]) -> list[Chunk]:
+    return [Chunk(each.offset, bytes(each.data), each.long, each.overlong) for each in found]
 
 
 def in_blocks(text: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -150,7 +150,7 @@ def test_the_parts_of_a_text_put_together_are_the_text_however_it_is_spelled(
 
 def parts_of(line: bytes, part: int, boundary: re.Pattern[str]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PART", part)
+        patch.setattr(pieces, "PART_BYTES", part)
         return list(LongText(line).parts(boundary))
 
 

@@ -234,7 +234,7 @@ class Counting(Progress):
         self.taken, self._left = "", stop_after
 
     def note(self, text: str) -> None:
-        self.taken = text if "taken over" in text else self.taken
+        self.taken = text if "reusing" in text else self.taken
 
     def safe_point(self, saved: str) -> None:
         self._left -= 1
@@ -257,7 +257,7 @@ def test_a_person_is_told_how_much_is_taken_over_and_the_plan_knows_what_is_left
         assert reuse.share_left(root, tokenize.identify("some", inputs, LETTERS, None, other)) == 1
     progress = Counting()
     heard(root, inputs, progress)
-    assert progress.taken == "12 units of 4 files are taken over as they are"
+    assert progress.taken == "reusing 12 units of 4 unchanged files"
     assert reuse.share_left(root, identity) == 0
 
 

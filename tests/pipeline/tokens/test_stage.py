@@ -587,7 +587,7 @@ def test_without_gigatoken_tiktoken_gives_the_same_bytes_and_a_note_says_so(
     command = [sys.executable, "-c", WITHOUT_GIGATOKEN, "--artifacts", str(root), "--json", *map(str, asked)]
     done = subprocess.run([*command, "--name", "without"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "gigatoken is not installed: tiktoken encodes" in done.stderr
+    assert "gigatoken is not installed: using tiktoken" in done.stderr
     without = json.loads(done.stdout)
     assert [each["encoder"] for each in (fast, slow, without)] == ["gigatoken", "tiktoken", "tiktoken"]
     assert "gigatoken" not in slow["stderr"]
@@ -603,9 +603,9 @@ def test_without_gigatoken_tiktoken_gives_the_same_bytes_and_a_note_says_so(
 def test_an_encoder_that_cannot_is_refused(inkstone: Inkstone, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", TEXTS).path
     for arguments, message in (
-        (("p50k_base", "--encoder", "gigatoken"), "--encoder gigatoken: it does not know this encoding"),
-        (("r50k_base", "--encoder", "fast"), "no encoder 'fast'"),
-        (("trained", "--encoder", "tiktoken"), "trained is none of tiktoken's encodings"),
+        (("p50k_base", "--encoder", "gigatoken"), "--encoder gigatoken: it does not support this encoding"),
+        (("r50k_base", "--encoder", "fast"), "unknown encoder 'fast'"),
+        (("trained", "--encoder", "tiktoken"), "trained is not one of tiktoken's encodings"),
     ):
         assert message in inkstone("tokenize", path, "--tokenizer", *arguments, code=78)["error"]
 
@@ -614,7 +614,7 @@ def test_tiktoken_encodes_what_gigatoken_does_not_know(inkstone: Inkstone, tmp_p
     path = lines(tmp_path / "a.jsonl", TEXTS).path
     said = inkstone("tokenize", path, "--tokenizer", "p50k_base")
     assert said["encoder"] == "tiktoken"
-    assert "gigatoken does not know this encoding: tiktoken encodes" in said["stderr"]
+    assert "gigatoken does not support this encoding: using tiktoken" in said["stderr"]
 
 
 def test_an_unchanged_input_is_known_by_its_size_and_time_and_not_read(inkstone: Inkstone, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pipeline.tokenizers import Integers
 from pipeline.tokens import counting, hdf5
 from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens.hdf5 import write_hdf5
-from pipeline.tokens.segments import SegmentWriter, document_lengths, dtype_for, read_index, source_offsets, with_ends
+from pipeline.tokens.segments import SegmentWriter, append_eos, document_lengths, dtype_for, read_index, source_offsets
 from pipeline.tokens.store import TokenArray, open_store
 
 END = 7
@@ -57,7 +57,7 @@ def write(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2
         rows = documents[at : at + batch]
         lengths = np.array([len(row) for row in rows], np.int64)
         ids = np.array([token for row in rows for token in row], np.uint32)
-        segment.append(with_ends(ids, lengths, dtype, END), lengths + 1, 100 * np.arange(at, at + len(rows)))
+        segment.append(append_eos(ids, lengths, dtype, END), lengths + 1, 100 * np.arange(at, at + len(rows)))
     assert (segment.documents, segment.tokens) == (len(documents), sum(len(row) + 1 for row in documents))
     written = segment.close()
     assert [record.name for record in written] == [f"{name}{suffix}" for suffix in (".bin", ".idx", ".src")]
@@ -79,7 +79,7 @@ def test_an_end_of_text_follows_every_document(documents: list[list[int]], dtype
     for limit in (0, 256):  # documents copied one by one, and all at once
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tokens_segments, "_LONG_DOCUMENT", limit)
-            found = with_ends(flat, lengths, dtype, END)
+            found = append_eos(flat, lengths, dtype, END)
         assert (found.dtype, found.tolist()) == (np.dtype(dtype), expected)
 
 

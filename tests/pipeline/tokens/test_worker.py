@@ -21,7 +21,7 @@ from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Characters, Tiktoken, Tokenizer, Unencodable
 from pipeline.tokens import tasks
 from pipeline.tokens import worker as encode
-from pipeline.tokens.tasks import Choice, Job, Long, Task
+from pipeline.tokens.tasks import DocumentFilter, FileSpec, LongDocument, TokenizeTask
 from pipeline.tokens.worker import Batch, Encoded
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,18 +29,18 @@ LETTERS = Characters("abcdefghijklmnopqrstuvwxyz 水浒传\n", "letters")
 OFFSET = 1000  # of the piece in its file's text
 
 
-def job(**fields: object) -> Job:
-    given = {"split": "train", "val_fraction": 0.0, "choice": Choice(), "digests": False} | fields
-    return Job("<u4", "a.jsonl", **given)  # type: ignore[arg-type]
+def job(**fields: object) -> FileSpec:
+    given = {"split": "train", "val_fraction": 0.0, "filter": DocumentFilter(), "digests": False} | fields
+    return FileSpec("<u4", "a.jsonl", **given)  # type: ignore[arg-type]
 
 
-def task(data: bytes, of: Job | None = None, **fields: object) -> Task:
+def task(data: bytes, of: FileSpec | None = None, **fields: object) -> TokenizeTask:
     given = {"file": 0, "unit": 0, "offset": OFFSET, "check_first": 8} | fields
-    return Task(of or job(), size=len(data), lines=data, **given)  # type: ignore[arg-type]
+    return TokenizeTask(of or job(), size=len(data), lines=data, **given)  # type: ignore[arg-type]
 
 
 def encoded(
-    data: bytes, of: Job | None = None, tokenizer: Tokenizer = LETTERS, **fields: object
+    data: bytes, of: FileSpec | None = None, tokenizer: Tokenizer = LETTERS, **fields: object
 ) -> tuple[Encoded, list[list[list[int]]]]:
     """What became of a piece, and the ids of each document of each of its batches, without their ends."""
     out = encode.encode(tokenizer, task(data, of, **fields))
@@ -210,7 +210,7 @@ def test_a_piece_becomes_its_documents_with_their_places_and_nothing_is_lost(dat
     assert rows == ([[LETTERS.encode(text or "") for _, (_, text, _) in kept]] if kept else [])
     for batch in out.batches:
         assert batch.offsets.tolist() == [offset for _, (offset, _, _) in kept]
-        assert batch.numbers.tolist() == [number for number, _ in kept]
+        assert batch.lines.tolist() == [number for number, _ in kept]
         assert batch.characters.tolist() == [len(text or "") for _, (_, text, _) in kept]
         assert batch.sets == [name for _, (_, _, name) in kept]
     assert out.lines == len(expected)
@@ -230,14 +230,14 @@ def test_documents_are_chosen_by_their_set_and_their_length() -> None:
         for text, name in [("abc", "Books3"), ("", "Books3"), ("a", "Books3"), ("abc", "ArXiv"), ("abc", "")]
     )
     reasons = {
-        Choice(): ["empty"],
-        Choice(min_chars=2): ["empty", "too-short"],
-        Choice(include_sets=("Books3",)): ["empty", "set-not-included", "set-not-included"],
-        Choice(exclude_sets=("Books3", "")): ["empty", *["set-excluded"] * 3],
-        Choice(include_sets=("None",)): ["empty", *["set-not-included"] * 4],
+        DocumentFilter(): ["empty"],
+        DocumentFilter(min_chars=2): ["empty", "too-short"],
+        DocumentFilter(include_sets=("Books3",)): ["empty", "set-not-included", "set-not-included"],
+        DocumentFilter(exclude_sets=("Books3", "")): ["empty", *["set-excluded"] * 3],
+        DocumentFilter(include_sets=("None",)): ["empty", *["set-not-included"] * 4],
     }
     for choice, expected in reasons.items():
-        out, rows = encoded(data, job(choice=choice))
+        out, rows = encoded(data, job(filter=choice))
         assert sorted(each.reason for each in out.rejects) == expected
         assert sum(map(len, rows)) == 5 - len(expected)
         assert out.ledger.documents.came == 5
@@ -251,7 +251,7 @@ def test_documents_are_divided_by_a_hash_of_their_text_alone() -> None:
     held_out = {text for text in texts if tasks.is_validation(tasks.digest_of(text), 0.25)}
     assert rows[1] == [LETTERS.encode(text) for text in texts if text in held_out]
     more, _ = encoded(lines_of(*texts[200:], "xyz"), job(split="", val_fraction=0.25))
-    assert set(texts[200:]) & held_out == {texts[200:][n] for n in more.batches[1].numbers if n < 200}
+    assert set(texts[200:]) & held_out == {texts[200:][n] for n in more.batches[1].lines if n < 200}
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,11 @@ def test_a_text_is_hashed_only_where_its_hash_is_needed(fields: dict[str, object
 
 def test_the_parts_of_a_document_have_the_ids_of_the_whole_and_one_end() -> None:
     parts, found = ["ab ", "cd", "水浒"], list[int]()
-    long = Long(7, "", b"", "train")
+    long = LongDocument(7, "", b"", "train")
     for number, part in enumerate(parts):
-        out = encode.encode(LETTERS, task(b"", long=long, part=part, first=number == 0, final=number == 2))
+        out = encode.encode(
+            LETTERS, task(b"", long=long, part=part, is_first_part=number == 0, is_last_part=number == 2)
+        )
         assert (out.lines, out.compared, out.batches) == (int(number == 0), int(number == 0), [])
         assert out.part is not None
         assert out.part.dtype == np.dtype("<u4")
@@ -283,7 +285,7 @@ def test_a_refused_line_is_accounted_for_and_gives_no_ids() -> None:
     assert rows == []
     assert out.rejects == [Reject("a.jsonl", 0, OFFSET, "bad-too-long", '{"text":"the beginning')]
     assert (out.lines, out.ledger.documents.came, out.ledger.documents.dropped) == (1, 1, {"bad-too-long": 1})
-    out, rows = encoded(b"", refused="set-excluded", long=Long(9_000_000, "Books3", b"", "train"))
+    out, rows = encoded(b"", refused="set-excluded", long=LongDocument(9_000_000, "Books3", b"", "train"))
     assert (rows, out.lines, out.ledger.characters.dropped) == ([], 1, {"set-excluded": 9_000_000})
 
 
@@ -318,7 +320,7 @@ def test_the_beginning_of_a_very_long_document_is_compared() -> None:
     with pytest.raises(BadData):
         encoded(lines_of(long), tokenizer=WRONG)
     with pytest.raises(BadData):
-        encoded(b"", tokenizer=WRONG, long=Long(len(long), "", b"", "train"), part=long)
+        encoded(b"", tokenizer=WRONG, long=LongDocument(len(long), "", b"", "train"), part=long)
 
 
 def test_about_one_in_a_thousand_of_the_others_is_compared_whatever_the_pieces() -> None:
@@ -424,7 +426,7 @@ def test_a_document_that_the_library_gives_up_on_is_bad_and_the_others_stay(shar
     assert (rows_only, out.ledger.documents.came) == ([[]], 1)
     part = " " * 1_000_000
     with pytest.raises(BadData, match="cannot encode the document at byte"):
-        encoded(b"", tokenizer=tokenizer, long=Long(1_000_000, "", b"", "train"), part=part)
+        encoded(b"", tokenizer=tokenizer, long=LongDocument(1_000_000, "", b"", "train"), part=part)
     with pytest.raises(Unencodable):
         tokenizer.encode(" " * 1_000_000)
 

@@ -17,7 +17,7 @@ from pipeline.tokens import segments, tasks
 from pipeline.tokens import stage as tokenize
 from pipeline.tokens import units as tokens_units
 from pipeline.tokens.stage import Inputs, TokenizeOptions
-from pipeline.tokens.writer import Assembly
+from pipeline.tokens.writer import TokenWriter
 from tests.support.chaos import left_behind, stamp
 from tests.support.tokenizing import (
     TEXTS,
@@ -94,7 +94,7 @@ def test_the_command_line_chooses_too(inkstone: Callable[..., dict[str, Any]], t
     assert said["ledger"]["documents"]["dropped"] == {"over-max-documents": 21, "set-excluded": 60}
     refused = inkstone(*asked, "--exclude-set", "Pile-CC", "--include-set", "Pile-CC", code=78)
     assert "both included and excluded" in refused["error"]
-    assert "no --dedup" in inkstone(*asked, "--dedup", "fuzzy", code=78)["error"]
+    assert "--dedup must be one of" in inkstone(*asked, "--dedup", "fuzzy", code=78)["error"]
 
 
 @pytest.mark.usefixtures("small")
@@ -227,9 +227,9 @@ class Stopped(Exception):
 
 def run_until(patch: pytest.MonkeyPatch, count: int, root: Path, inputs: Inputs, **options: Any) -> Built | None:
     """A run that is stopped once `count` pieces have been put together: what it made, None if it did not get there."""
-    added, real = 0, Assembly.add
+    added, real = 0, TokenWriter.add
 
-    def add(self: Assembly, *arguments: Any) -> None:
+    def add(self: TokenWriter, *arguments: Any) -> None:
         nonlocal added
         if added == count:
             raise Stopped
@@ -237,7 +237,7 @@ def run_until(patch: pytest.MonkeyPatch, count: int, root: Path, inputs: Inputs,
         real(self, *arguments)
 
     with patch.context() as inner:
-        inner.setattr(Assembly, "add", add)
+        inner.setattr(TokenWriter, "add", add)
         try:
             return run(root, inputs, **options)
         except Stopped:
