@@ -41,8 +41,7 @@ _SMALL = 2 << 20  # bytes of input files, packed or not, that are not worth the 
 _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
 
 
-@dataclass(frozen=True)
-class TokenizeOptions:
+class TokenizeOptions(msgspec.Struct, frozen=True):
     """What a person can choose. `val_fraction` is the share of documents, by a hash of their text, held out.
 
     None means 0.05, or nothing where there is a validation corpus. `max_documents` is the most of the files to train
