@@ -16,7 +16,8 @@ from pipeline.commands.console import Choice, Command, Outcome, Settings, option
 from pipeline.commands.options import find_artifact, outcome_of
 
 if TYPE_CHECKING:
-    from pipeline.store.artifact import Built
+    from model.runs.plan import Plan
+    from pipeline.store.artifact import Artifact, Built
 
 _PRESETS = (
     *("mini", "bigram", "sample", "babygpt", "shuihu-8m", "shuihu-8m-rope", "shuihu-fast", "13m", "2b"),
@@ -102,14 +103,8 @@ def train(
     """
     from model.runs import plan as run_plan
     from model.training import stage
-    from pipeline.tokens import counting as toy_data
 
-    if counting and reference:
-        raise errors.BadConfig("--counting and --tokens exclude each other", hint="give one of them")
-    if counting:
-        tokens = toy_data.build(settings.root).artifact
-    else:
-        tokens = find_artifact(settings, "tokens", reference, besides="counting")
+    tokens = _tokens(settings, reference, counting)
     options: dict[str, Any] = {"name": name, "steps": steps, "minutes": minutes, "settings": pairs_of(pairs)}
     if parent:
         plan = run_plan.plan_from(find_artifact(settings, "runs", parent), tokens, preset, **options)
@@ -120,10 +115,7 @@ def train(
         return Outcome("unchanged", lines=stage.forecast(plan, device=device), always=True)
     names_generation = "/" in reference.removeprefix("tokens/")
     if resume is not False and not names_generation:
-        pinned = run_plan.pinned(settings.root, plan)
-        if pinned.tokens.path != tokens.path:
-            settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
-        plan = pinned
+        plan = _pinned(settings, plan)
     if resume:
         run_plan.require_unfinished(settings.root, plan)
     built = stage.train(
@@ -138,6 +130,27 @@ def train(
     outcome = _outcome(built)
     outcome.silent = is_secondary_rank()
     return outcome
+
+
+def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
+    """Return the token arrays to train on. Raises BadConfig if both --tokens and --counting are given."""
+    if not counting:
+        return find_artifact(settings, "tokens", reference, besides="counting")
+    if reference:
+        raise errors.BadConfig("--counting and --tokens exclude each other", hint="give one of them")
+    from pipeline.tokens import counting as toy_data
+
+    return toy_data.build(settings.root).artifact
+
+
+def _pinned(settings: Settings, plan: Plan) -> Plan:
+    """Return the plan with the tokens of its unfinished run, if there is one."""
+    from model.runs import plan as run_plan
+
+    pinned = run_plan.pinned(settings.root, plan)
+    if pinned.tokens.path != plan.tokens.path:
+        settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
+    return pinned
 
 
 def _outcome(built: Built) -> Outcome:

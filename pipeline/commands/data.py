@@ -5,14 +5,18 @@ Stages are imported inside the functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
 from pipeline.commands.options import JOBS, MAX_BAD, NAME, NETWORK, network_of, outcome_of, worker_count
+
+if TYPE_CHECKING:
+    from pipeline.sources.download import Downloaded
 
 
 @click.command(cls=Command, short_help="Download sources into the raw cache.")
@@ -92,6 +96,10 @@ def download(
         )
         for source in sources
     ]
+    return _download_outcome(downloads)
+
+
+def _download_outcome(downloads: Sequence[Downloaded]) -> Outcome:
     counts = {
         "files": sum(len(download.names) for download in downloads),
         "fetched": sum(download.fetched for download in downloads),

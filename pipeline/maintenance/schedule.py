@@ -173,12 +173,32 @@ def systemd(job: ScheduledRefresh, environment: Mapping[str, str] = os.environ) 
             f"{job.python}: systemd starts no program with a quote or a backslash in its path",
             hint="use --kind cron, or move it",
         )
-    copied, withheld = _copied_variables(environment)
     unit = f"inkstone-{_unit_name(job.name)}"
+    lines = [
+        f"# Inkstone: refresh {job.name} every day at {job.at}, by this machine's clock. To install it:",
+        f"#   mkdir -p ~/.config/systemd/user {shlex.quote(str(job.root))}",
+        "#   save the two files below under the names above them",
+        "#   systemctl --user daemon-reload",
+        f"#   systemctl --user enable --now {unit}.timer",
+        "#   loginctl enable-linger    (otherwise it runs only while you are logged in)",
+        f"# Output of a run: journalctl --user -u {unit}. The refresh takes its own lock; a second one exits with 75.",
+        "",
+        f"# file: ~/.config/systemd/user/{unit}.service",
+        *_service(job, environment),
+        "",
+        f"# file: ~/.config/systemd/user/{unit}.timer",
+        *_timer(job),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _service(job: ScheduledRefresh, environment: Mapping[str, str]) -> list[str]:
+    """Return the lines of the service unit."""
+    copied, withheld = _copied_variables(environment)
     writable = [str(job.root)]
     if cache := copied.get("TIKTOKEN_CACHE_DIR"):
         writable.append(f"-{cache}")  # "-": it may be missing
-    service = [
+    return [
         "[Unit]",
         f"Description=Inkstone: refresh {job.name}",
         "",
@@ -207,7 +227,11 @@ def systemd(job: ScheduledRefresh, environment: Mapping[str, str] = os.environ) 
         "ProtectSystem=strict",
         f"ReadWritePaths={' '.join(map(_quoted, writable))}",
     ]
-    timer = [
+
+
+def _timer(job: ScheduledRefresh) -> list[str]:
+    """Return the lines of the timer unit."""
+    return [
         "[Unit]",
         f"Description=Inkstone: refresh {job.name} every day",
         "",
@@ -220,22 +244,6 @@ def systemd(job: ScheduledRefresh, environment: Mapping[str, str] = os.environ) 
         "[Install]",
         "WantedBy=timers.target",
     ]
-    lines = [
-        f"# Inkstone: refresh {job.name} every day at {job.at}, by this machine's clock. To install it:",
-        f"#   mkdir -p ~/.config/systemd/user {shlex.quote(str(job.root))}",
-        "#   save the two files below under the names above them",
-        "#   systemctl --user daemon-reload",
-        f"#   systemctl --user enable --now {unit}.timer",
-        "#   loginctl enable-linger    (otherwise it runs only while you are logged in)",
-        f"# Output of a run: journalctl --user -u {unit}. The refresh takes its own lock; a second one exits with 75.",
-        "",
-        f"# file: ~/.config/systemd/user/{unit}.service",
-        *service,
-        "",
-        f"# file: ~/.config/systemd/user/{unit}.timer",
-        *timer,
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _unit_name(name: str) -> str:
