@@ -149,12 +149,12 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
         f"{duration(step.seconds):>23}  {step.why or step.what}"
         for step in steps
     ]
-    needed = sum(step.disk or 0 for step in steps)
+    required = sum(step.disk or 0 for step in steps)
     free = files.free_space(settings.root)
-    lines.append(f"needs {size(needed)} of disk space; {size(free)} free")
+    lines.append(f"needs {size(required)} of disk space; {size(free)} free")
     return Outcome(
         "unchanged",
-        extra={"stages": [asdict(step) for step in steps], "disk_needed": needed, "disk_free": free},
+        extra={"stages": [asdict(step) for step in steps], "disk_needed": required, "disk_free": free},
         lines=lines,
         always=True,
     )

@@ -97,8 +97,8 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     if problems:
         for problem in problems[1:]:
             settings.progress.note(problem)
-        others = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
-        raise errors.BadData(f"{problems[0]}{others}", hint="delete that file, then run its stage or `refresh` again")
+        suffix = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
+        raise errors.BadData(f"{problems[0]}{suffix}", hint="delete that file, then run its stage or `refresh` again")
     for path in artifact.generations(settings.root):
         for name in artifact.unlisted(artifact.read(path)):
             settings.progress.note(f"{path / name}: in no manifest, so it is ignored")

@@ -89,12 +89,12 @@ def _file_system(folder: Path) -> Finding:
     kind = _file_system_type(folder.resolve(), os.fsdecode(_MOUNTS.read_bytes())) if _MOUNTS.exists() else ""
     if not kind:
         return Finding(name, "warn", f"{folder}: type unknown on this system", "make sure that it is a local disk")
-    what = f"{folder}: {kind}"
+    message = f"{folder}: {kind}"
     if kind in _SHARED_TYPES or kind == "fuse" or kind.startswith("fuse."):
-        return Finding(name, "warn", f"{what}, where locks may not work", _USE_LOCAL_DISK)
+        return Finding(name, "warn", f"{message}, where locks may not work", _USE_LOCAL_DISK)
     if kind in _TEMPORARY_TYPES:
-        return Finding(name, "warn", f"{what}, {_TEMPORARY_TYPES[kind]}", _USE_LOCAL_DISK)
-    return Finding(name, "ok", what)
+        return Finding(name, "warn", f"{message}, {_TEMPORARY_TYPES[kind]}", _USE_LOCAL_DISK)
+    return Finding(name, "ok", message)
 
 
 def _file_system_type(folder: Path, mounts: str) -> str:
@@ -119,8 +119,8 @@ def _write_checks(folder: Path) -> list[Finding]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.TEMPORARY}doctor.") as path:
             findings = [_guarded(name, check, Path(path)) for name, check in checks.items()]
     except OSError as error:
-        what = "not tested: the folder is not writable"
-        return [_failed("writable", error), *(Finding(name, "fail", what, "see above") for name in checks)]
+        message = "not tested: the folder is not writable"
+        return [_failed("writable", error), *(Finding(name, "fail", message, "see above") for name in checks)]
     return [Finding("writable", "ok", str(folder)), *findings]
 
 
@@ -157,10 +157,10 @@ def _sync(folder: Path) -> Finding:
             out.sync()
             durations.append((time.perf_counter() - start) * 1000)
     median = statistics.median(durations)
-    what = f"{_SYNC_BYTES >> 20} MiB durable in {median:.1f} ms, the median of {_SYNC_ROUNDS}"
+    message = f"{_SYNC_BYTES >> 20} MiB durable in {median:.1f} ms, the median of {_SYNC_ROUNDS}"
     if median > _SLOW_SYNC:
-        return Finding("sync", "warn", what, "use a faster disk: every checkpoint and every shard waits for a sync")
-    return Finding("sync", "ok", what)
+        return Finding("sync", "warn", message, "use a faster disk: every checkpoint and every shard waits for a sync")
+    return Finding("sync", "ok", message)
 
 
 def _hard_links(folder: Path) -> Finding:
@@ -169,8 +169,10 @@ def _hard_links(folder: Path) -> Finding:
     try:
         files.disk.link(old, new)
     except OSError as error:
-        what = f"not supported: {from_os_error(error).what}"
-        return Finding("hard links", "warn", what, "plan for more space: artifacts copy files instead of sharing them")
+        message = f"not supported: {from_os_error(error).what}"
+        return Finding(
+            "hard links", "warn", message, "plan for more space: artifacts copy files instead of sharing them"
+        )
     if not old.samefile(new):
         return Finding("hard links", "warn", "a hard link makes a copy", "plan for more space")
     return Finding("hard links", "ok", "work")
@@ -227,8 +229,8 @@ def _clock(now: float, date: str) -> Finding:
     if remote is None:
         return Finding("clock", "ok", local)
     offset = now - remote
-    what = f"{local}, {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the endpoint"
-    return Finding("clock", "warn", what, hint) if abs(offset) > _WRONG_CLOCK else Finding("clock", "ok", what)
+    message = f"{local}, {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the endpoint"
+    return Finding("clock", "warn", message, hint) if abs(offset) > _WRONG_CLOCK else Finding("clock", "ok", message)
 
 
 def _timestamp(date: str) -> float | None:
@@ -247,8 +249,8 @@ def _versions(distribution: str) -> Iterator[Finding]:
     try:
         metadata = importlib.metadata.metadata(distribution)
     except importlib.metadata.PackageNotFoundError:
-        what = f"{distribution} is not installed, so versions were not checked"
-        yield Finding("packages", "warn", what, "install it with `pip install -e .` in the checkout")
+        message = f"{distribution} is not installed, so versions were not checked"
+        yield Finding("packages", "warn", message, "install it with `pip install -e .` in the checkout")
         return
     yield _version(Requirement(f"python{metadata['Requires-Python'] or ''}"), platform.python_version())
     for line in metadata.get_all("Requires-Dist") or []:
@@ -258,8 +260,8 @@ def _versions(distribution: str) -> Iterator[Finding]:
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            what = f"not installed; {requirement.specifier} is needed"
-            yield Finding(requirement.name, "fail", what, _install(requirement))
+            message = f"not installed; {requirement.specifier} is needed"
+            yield Finding(requirement.name, "fail", message, _install(requirement))
         else:
             yield _version(requirement, version)
 
@@ -287,20 +289,20 @@ def _encoding() -> Finding:
     text, names = (
         codecs.lookup(name).name for name in (locale.getpreferredencoding(False), sys.getfilesystemencoding())
     )
-    what = f"{text} for text, {names} for file names"
+    message = f"{text} for text, {names} for file names"
     if {text, names} != {"utf-8"}:
-        return Finding("encoding", "warn", what, "set LANG=C.UTF-8, also in the crontab")
-    return Finding("encoding", "ok", what)
+        return Finding("encoding", "warn", message, "set LANG=C.UTF-8, also in the crontab")
+    return Finding("encoding", "ok", message)
 
 
 def _open_files() -> Finding:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return Finding("open files", "ok", "unlimited")
-    what = f"{limit:,} at a time"
+    message = f"{limit:,} at a time"
     if limit < _FEW_OPEN_FILES:
-        return Finding("open files", "warn", what, f"raise the limit: ulimit -n {4 * _FEW_OPEN_FILES}")
-    return Finding("open files", "ok", what)
+        return Finding("open files", "warn", message, f"raise the limit: ulimit -n {4 * _FEW_OPEN_FILES}")
+    return Finding("open files", "ok", message)
 
 
 def under_cron(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

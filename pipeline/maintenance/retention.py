@@ -96,7 +96,7 @@ def _record_rolled_back(folder: Path, keys: set[str]) -> None:
 
 @dataclass(frozen=True)
 class PruneRow:
-    """What `prune` did with one generation or leftover.
+    """Result of pruning one generation or leftover.
 
     ref      path below the root
     removed  True if it was deleted, or would be without a dry run
@@ -310,6 +310,6 @@ def _quarantined(root: Path) -> list[PruneRow]:
         lock = source / "sources.lock.json"
         if lock.exists() and lock.stat().st_mtime_ns > folder.stat().st_mtime_ns:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            why = f"{size:,} bytes of a bad download, replaced since: inspect it, then delete it"
-            rows.append(PruneRow(folder.relative_to(root).as_posix(), False, 0, why))
+            reason = f"{size:,} bytes of a bad download, replaced since: inspect it, then delete it"
+            rows.append(PruneRow(folder.relative_to(root).as_posix(), False, 0, reason))
     return rows

@@ -118,13 +118,13 @@ def _download_step(source: str, survey: Sequence[Found], timings: Mapping[str, S
     if not missing:
         return PlanStep("download", "fresh", f"raw/{source}")
     first = missing[0]
-    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    why = f"{len(missing)} of {len(survey)} files: {first.file.name} {first.state} ({first.why}){others}"
+    suffix = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    reason = f"{len(missing)} of {len(survey)} files: {first.file.name} {first.state} ({first.why}){suffix}"
     sizes = [file.bytes for file in missing]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     timing = timings.get("download")
     seconds = timing.seconds * total / timing.bytes if timing and timing.bytes and total is not None else None
-    return PlanStep("download", "stale", f"raw/{source}", why, total, total, seconds, total or 0)
+    return PlanStep("download", "stale", f"raw/{source}", reason, total, total, seconds, total or 0)
 
 
 def _reuses_unchanged(chain: Chain, stage: str) -> bool:
