@@ -150,7 +150,7 @@ def sample(
     if interactive:
         outcome.counts = {"samples": converse(session, sample_options, settings.progress.stop)}
     elif stream:
-        write(session, repeated, sample_options, settings.progress.stop)
+        stream_samples(session, repeated, sample_options, settings.progress.stop)
     else:
         samples = session.samples(repeated, sample_options, settings.progress.stop)
         outcome.extra["samples"] = [as_fields(sample) for sample in samples]
@@ -158,7 +158,9 @@ def sample(
     return outcome
 
 
-def write(session: Session, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event) -> None:
+def stream_samples(
+    session: Session, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event
+) -> None:
     """Stream one continuation after another to standard output, token by token."""
     for index, prompt in enumerate(prompts):
         click.echo(f"{chr(10) * bool(index)}{prompt.text}{prompt.joint}", nl=False)
@@ -178,7 +180,7 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
             click.echo(nl=bool(marker))
             return count
         try:
-            write(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
+            stream_samples(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
         except KeyboardInterrupt:
             click.echo()
         except (BadConfig, BadData) as error:  # a bad prompt does not end the session
@@ -188,10 +190,10 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
 
 def shown(prompt: Prompt, sample: Sample) -> str:
     """Format a sample as text: prompt, continuation and, with --explain, the table of its tokens."""
-    return "\n".join([f"{prompt.text}{prompt.joint}{sample.text}", *(table(sample) if sample.tokens else ())])
+    return "\n".join([f"{prompt.text}{prompt.joint}{sample.text}", *(_token_table(sample) if sample.tokens else ())])
 
 
-def table(sample: Sample) -> list[str]:
+def _token_table(sample: Sample) -> list[str]:
     """Format the token chosen at each step with its probability and the most likely alternatives."""
     from rich.cells import cell_len
 

@@ -105,9 +105,8 @@ def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
     train.write_bytes(b"".join(line for line, end in zip(lines[20:], ends, strict=True) if end < megabytes << 20))
     for path in (train, val):
         os.utime(path, (1e9, 1e9))
-    trial = Trial(
-        train, val, tokenizer or str(_character_tokenizer(folder / "tokenizer", train.read_text("utf-8"))), {}, 0.0
-    )
+    tokenizer = tokenizer or str(_character_tokenizer(folder / "tokenizer", train.read_text("utf-8")))
+    trial = Trial(train, val, tokenizer, {}, 0.0)
     start = time.monotonic()
     process = trial.start(folder / "quiet")
     stderr, _ = ended(process)
