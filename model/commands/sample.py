@@ -197,7 +197,7 @@ def _token_table(sample: Sample) -> list[str]:
     """Format the token chosen at each step with its probability and the most likely alternatives."""
     from rich.cells import cell_len
 
-    rows = [("chosen", "p", "most likely")]
+    rows = [("chosen", "p", "likeliest")]
     for token in sample.tokens:
         alternatives = "  ".join(
             f"{_visible(candidate.text)} {candidate.probability:.3f}" for candidate in token.candidates
