@@ -80,7 +80,7 @@ def test_list_of_commands_has_sections_and_no_cut_lines() -> None:
 @pytest.mark.parametrize("command", sorted(set(cli.cli.commands) - {"bench"}))
 def test_every_option_has_a_help_sentence(command: str) -> None:
     options = [option for option in cli.cli.commands[command].params if isinstance(option, click.Option)]
-    assert all(option.help and option.help.endswith((".", "？")) for option in options)
+    assert all(option.help and option.help.endswith(".") for option in options)
 
 
 def test_choices_in_help_are_those_of_the_stages() -> None:
