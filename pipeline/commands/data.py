@@ -225,7 +225,7 @@ _CLEAN_RULES = option_group(
         default="keep",
         show_default=True,
         metavar="POLICY",
-        help="Keep or strip punctuation, or keep only some marks: keep, strip, or e.g. only:。，！？",
+        help="Policy for punctuation: keep, strip, or only:MARKS (such as only:。，！？) to keep these marks.",
     ),
     click.option(
         "--verse",
