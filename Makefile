@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
 
-.PHONY: demo test chaos lint bench clean
+.PHONY: demo test test-fast chaos lint docs bench clean
 
 demo: $(READY)
 	@$(BIN)/inkstone demo
@@ -12,12 +12,19 @@ demo: $(READY)
 test: $(PEERS)
 	@$(BIN)/pytest -n 2 --dist worksteal
 
-# Kills tokenizing and refreshing, 200 times each, and looks at what comes out; make test does 20 rounds of each.
+# For contributors: no training, no kill loops, under 90 seconds on two cores.
+test-fast: $(READY)
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# Kill tokenize and refresh 200 times each and check the result; `make test` does 20 rounds of each.
 chaos: $(READY)
 	@$(BIN)/python -m tests.support.chaos
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(READY)
+	@$(BIN)/python docs/cli_reference.py
 
 bench: $(PEERS)
 	@$(BIN)/inkstone bench

@@ -1,4 +1,5 @@
-"""A compact GPT: its configuration, network, batches, training, checkpoints, evaluation and sampling.
+"""A compact GPT: configuration, network, training, generation, exchange with other programs, and serving.
 
-One noun a file. `config.py` and `run.py` never import torch, so a command that only looks at a run starts at once.
+Start with `network/gpt.py`, then read `training/trainer.py` and `generation/engine.py`. `config.py`, `presets.py` and
+`runs/run.py` never import torch, so that commands which only inspect a run start at once.
 """

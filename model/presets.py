@@ -1,7 +1,7 @@
-"""The presets: named sets of numbers, each with the source of them.
+"""Named presets: a model configuration, its training, and the source of the numbers.
 
-Of the family "gpt2" or "qwen3" are those whose parts Hugging Face's transformers has too; "fast" ones take whatever
-learns fastest. What was tried for the tuned ones is in benchmarks/NOTES.md.
+Presets of the family "gpt2" or "qwen3" use only parts that Hugging Face's transformers has too; those of the family
+"fast" use the parts that learn fastest. benchmarks/NOTES.md has the experiments behind the tuned presets.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name. Raises BadConfig where there is none."""
+    """Return the preset with that name. Raises BadConfig if there is none."""
     if name not in PRESETS:
-        raise BadConfig(f"no preset {name!r}", hint=f"presets: {', '.join(PRESETS)}")
+        raise BadConfig(f"no preset {name!r}", hint=f"use one of: {', '.join(PRESETS)}")
     return PRESETS[name]

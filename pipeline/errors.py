@@ -1,7 +1,7 @@
-"""The ways a command can fail, each with the exit code that scripts and cron can act on.
+"""Exceptions, each with the exit code that scripts and cron can act on.
 
 The codes are those of BSD's sysexits.h where one fits, and 10 to 12 for this project's own decisions.
-A message is one line: what went wrong and where; `hint` says what to do next.
+A message is one line: the subject and the problem. `hint` says what to do next.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ import os
 
 
 class InkstoneError(Exception):
-    """A failure that the person at the keyboard can act on."""
+    """A failure that the user can act on."""
 
     exit_code = 70
-    told = False  # by another process, to the same person
 
-    def __init__(self, what: str, *, hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.what = message
         self.hint = hint
+        self.told = False  # True once another process has reported the error to the same user
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions travel back from worker processes by pickle, which would lose keyword arguments.
+        # Exceptions return from worker processes by pickle, which would lose keyword arguments.
         return (_rebuild, (type(self), self.what, self.hint))
 
 
-def _rebuild(kind: type[InkstoneError], what: str, hint: str) -> InkstoneError:
-    return kind(what, hint=hint)
+def _rebuild(error_class: type[InkstoneError], message: str, hint: str) -> InkstoneError:
+    return error_class(message, hint=hint)
 
 
 class UpstreamChanged(InkstoneError):
-    """The upstream file differs from what was pinned; the old data was kept."""
+    """The upstream file differs from the pinned one; the old data was kept."""
 
     exit_code = 10
 
@@ -46,36 +46,36 @@ class TooManyRejects(InkstoneError):
 
 
 class TrainingDiverged(InkstoneError):
-    """The loss became infinite or not a number; the last good checkpoint was kept."""
+    """The loss became infinite or NaN; the last good checkpoint was kept."""
 
     exit_code = 12
 
 
 class BadData(InkstoneError):
-    """The content is not what it should be: broken, truncated, empty, or of the wrong kind."""
+    """The content is broken, truncated, empty or of the wrong kind."""
 
     exit_code = 65
 
 
-def broken(file: str, what: str) -> BadData:
-    """The error for a part of an export that does not read back as what was to be written."""
-    return BadData(f"{file}: {what}", hint="nothing was exported; try again, and check the disk if it happens again")
+def broken(file: str, problem: str) -> BadData:
+    """Return the error for an exported file that does not read back as it was written."""
+    return BadData(f"{file}: {problem}", hint="nothing was exported; try again, and check the disk if it happens again")
 
 
 class InputMissing(InkstoneError):
-    """A file or an artifact that was named does not exist."""
+    """A file or an artifact named by the user does not exist."""
 
     exit_code = 66
 
 
 class RemoteGone(InkstoneError):
-    """The server says that the file does not exist (404, 410)."""
+    """The server reports that the file does not exist (404, 410)."""
 
     exit_code = 69
 
 
 class InternalError(InkstoneError):
-    """A promise of this program to itself was broken: a bug."""
+    """An invariant of this program was violated: a bug."""
 
     exit_code = 70
 
@@ -99,36 +99,36 @@ class StorageFailed(InkstoneError):
 
 
 class TryAgain(InkstoneError):
-    """Nothing is wrong that time does not mend: a lock is held, the network is away, a signal came."""
+    """A temporary obstacle: a lock is held, the network is down, a signal stopped the command."""
 
     exit_code = 75
 
 
 class ProtocolBroken(InkstoneError):
-    """A server answered in a way that cannot be trusted."""
+    """A server's answer cannot be trusted."""
 
     exit_code = 76
 
 
 class NotPermitted(InkstoneError):
-    """The system does not permit it."""
+    """The system denied permission."""
 
     exit_code = 77
 
 
 class BadConfig(InkstoneError):
-    """An option, a recipe or a preset that cannot be."""
+    """An option, a recipe or a preset is invalid."""
 
     exit_code = 78
 
 
 class Interrupted(InkstoneError):
-    """Ctrl-C came before a safe point."""
+    """The user pressed Ctrl-C before a safe point."""
 
     exit_code = 130
 
 
-_LONG = 100  # characters: more than any system needs to say what is wrong
+_MAX_REASON = 100  # characters: no operating system needs more to name an error
 _BY_ERRNO: dict[int, tuple[type[InkstoneError], str]] = {
     errno.ENOSPC: (StorageFailed, "free some space, or inodes (`df -i`), then run the same command again"),
     errno.EDQUOT: (StorageFailed, "free some of your quota, then run the same command again"),
@@ -141,31 +141,33 @@ _BY_ERRNO: dict[int, tuple[type[InkstoneError], str]] = {
     errno.EPERM: (NotPermitted, "check the permissions, or choose another folder with --artifacts"),
     errno.ENOENT: (InputMissing, "check the path"),
     errno.EISDIR: (InputMissing, "name a file instead of a folder"),
-    errno.ENOTDIR: (CannotCreate, "a file stands where a folder is needed"),
-    errno.EEXIST: (CannotCreate, "move what is there away first"),
+    errno.ENOTDIR: (CannotCreate, "a file exists where a folder is needed"),
+    errno.EEXIST: (CannotCreate, "move the existing file or folder away first"),
     errno.ENAMETOOLONG: (BadConfig, "choose a shorter name"),
 }
 
 
 def from_os_error(error: OSError) -> InkstoneError:
-    """The InkstoneError that says what `error` means for the person who ran the command."""
-    kind, hint = _BY_ERRNO.get(
+    """Return the InkstoneError for `error`: class by errno, the file it names, and a hint."""
+    error_class, hint = _BY_ERRNO.get(
         error.errno or 0, (StorageFailed, "see the cause above, then run the same command again")
     )
-    where = f"{error.filename}: " if error.filename else ""
-    said = " ".join((error.strerror or str(error)).lower().split())
-    if error.errno and len(said) > _LONG:  # HDF5 makes a paragraph of it
-        said = os.strerror(error.errno).lower()
-    return kind(f"{where}{said[:300]}", hint=hint)
+    prefix = f"{error.filename}: " if error.filename else ""
+    reason = " ".join((error.strerror or str(error)).lower().split())
+    if error.errno and len(reason) > _MAX_REASON:  # HDF5 writes a paragraph
+        reason = os.strerror(error.errno).lower()
+    return error_class(f"{prefix}{reason[:300]}", hint=hint)
 
 
 def explain(error: BaseException) -> InkstoneError:
-    """What any error means for the person who ran the command."""
+    """Convert any exception to the InkstoneError that is shown to the user."""
     if isinstance(error, InkstoneError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", hint="the same command goes on where it can, or starts over")
+        return Interrupted(
+            "interrupted", hint="run the same command again: it resumes where it can, or starts from the beginning"
+        )
     if isinstance(error, OSError):
         return from_os_error(error)
-    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return InternalError(what, hint="a bug of this program; --debug shows where")
+    message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return InternalError(message, hint="this is a bug; run the command with --debug to see where")

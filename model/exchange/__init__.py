@@ -1,4 +1,6 @@
-"""Import and export of weights in the formats of other programs.
+"""Import and export of models in the formats of other programs.
 
-Start with `architectures.py`.
+Start with `architectures.py`, the table of names, then `convert.py`, which applies it to weights and configs. Export:
+`export.py`, `export_source.py` (its input), one file per format (`huggingface.py`, `gguf.py`) and `model_card.py`.
+Import: `import_model.py`.
 """

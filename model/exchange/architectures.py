@@ -1,7 +1,9 @@
-"""The families of networks that other programs have too, and what each tensor and each number is called there.
+"""Architectures that other programs implement too, with the names of their tensors and config fields.
 
-"gpt2" is transformers' GPT2LMHeadModel, "qwen3" its Qwen3ForCausalLM; GGUF has both by the same names. One table each
-says what is what, and is read in both directions.
+"gpt2" is transformers' GPT2LMHeadModel, "qwen3" its Qwen3ForCausalLM; GGUF has both under the same names.
+
+Each `Family` is one table for both directions: export looks up their names for ours, import our names for theirs. Two
+tables could disagree. With one, the weights of an imported model are exported again bit for bit.
 """
 
 from __future__ import annotations
@@ -17,36 +19,43 @@ from pipeline.errors import BadConfig
 
 @dataclass(frozen=True)
 class Family:
-    """`outer` and `block` hold rows of (ours, transformers', GGUF's) names of modules; of ours those that are joined.
+    """A table of names: ours, transformers' and GGUF's.
 
-    `numbers` are rows of (ours, transformers', its default), `fixed` the fields that must hold one of some values, of
-    which the first is its default; `ours` is what all of the family have in common.
+    architecture   class name in transformers
+    prefix         of the names of all modules except the head in transformers
+    layers         name of the list of blocks in transformers
+    has_biases     True if all modules except embeddings and head have biases
+    model_modules  rows of module names (ours, transformers', GGUF's) outside the blocks
+    block_modules  the same inside a block; several of ours, separated by spaces, are concatenated into one of theirs
+    sizes          rows of config fields (ours, transformers', transformers' default)
+    fixed_fields   transformers' config fields that must have one of some values; the first is transformers' default
+    our_fields     our config fields with one value for the family
     """
 
     architecture: str
     prefix: str
-    layer: str
-    biased: bool  # all but embeddings and head
-    outer: tuple[tuple[str, str, str], ...]
-    block: tuple[tuple[str, str, str], ...]
-    numbers: tuple[tuple[str, str, Any], ...]
-    fixed: dict[str, tuple[Any, ...]]
-    ours: dict[str, Any]
+    layers: str
+    has_biases: bool
+    model_modules: tuple[tuple[str, str, str], ...]
+    block_modules: tuple[tuple[str, str, str], ...]
+    sizes: tuple[tuple[str, str, Any], ...]
+    fixed_fields: dict[str, tuple[Any, ...]]
+    our_fields: dict[str, Any]
 
 
 FAMILIES = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
         prefix="transformer.",
-        layer="h",
-        biased=True,
-        outer=(
+        layers="h",
+        has_biases=True,
+        model_modules=(
             ("embedding", "wte", "token_embd"),
             ("position", "wpe", "position_embd"),
             ("norm", "ln_f", "output_norm"),
             ("head", "lm_head", "output"),
         ),
-        block=(
+        block_modules=(
             ("attention_norm", "ln_1", "attn_norm"),
             ("attention.q attention.k attention.v", "attn.c_attn", "attn_qkv"),
             ("attention.out", "attn.c_proj", "attn_output"),
@@ -54,7 +63,7 @@ FAMILIES = {
             ("feed_forward.up", "mlp.c_fc", "ffn_up"),
             ("feed_forward.out", "mlp.c_proj", "ffn_down"),
         ),
-        numbers=(
+        sizes=(
             ("vocab_size", "vocab_size", 50_257),
             ("block_size", "n_positions", 1024),
             ("layers", "n_layer", 12),
@@ -65,7 +74,7 @@ FAMILIES = {
             ("attention_dropout", "attn_pdrop", 0.1),
             ("tied", "tie_word_embeddings", True),
         ),
-        fixed={
+        fixed_fields={
             "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
             "layer_norm_epsilon": (1e-5,),
             "scale_attn_weights": (True,),
@@ -73,19 +82,19 @@ FAMILIES = {
             "add_cross_attention": (False,),
             "quantization_config": (None,),
         },
-        ours={"positions": "learned", "norm": "layer", "activation": "gelu", "qk_norm": False},
+        our_fields={"positions": "learned", "norm": "layer", "activation": "gelu", "qk_norm": False},
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
         prefix="model.",
-        layer="layers",
-        biased=False,
-        outer=(
+        layers="layers",
+        has_biases=False,
+        model_modules=(
             ("embedding", "embed_tokens", "token_embd"),
             ("norm", "norm", "output_norm"),
             ("head", "lm_head", "output"),
         ),
-        block=(
+        block_modules=(
             ("attention_norm", "input_layernorm", "attn_norm"),
             ("attention.q", "self_attn.q_proj", "attn_q"),
             ("attention.k", "self_attn.k_proj", "attn_k"),
@@ -98,7 +107,7 @@ FAMILIES = {
             ("feed_forward.up", "mlp.up_proj", "ffn_up"),
             ("feed_forward.out", "mlp.down_proj", "ffn_down"),
         ),
-        numbers=(
+        sizes=(
             ("vocab_size", "vocab_size", 151_936),
             ("block_size", "max_position_embeddings", 32_768),
             ("layers", "num_hidden_layers", 32),
@@ -110,7 +119,7 @@ FAMILIES = {
             ("attention_dropout", "attention_dropout", 0.0),
             ("tied", "tie_word_embeddings", False),
         ),
-        fixed={
+        fixed_fields={
             "hidden_act": ("silu",),
             "rms_norm_eps": (1e-6,),
             "attention_bias": (False,),
@@ -119,7 +128,7 @@ FAMILIES = {
             "partial_rotary_factor": (None, 1.0),
             "quantization_config": (None,),
         },
-        ours={
+        our_fields={
             "positions": "rotary",
             "norm": "rms",
             "activation": "swiglu",
@@ -130,28 +139,35 @@ FAMILIES = {
     ),
 }
 
-_NOWHERE = ("softcap", "scalars", "bigrams", "convolution", "values", "gates", "input_norm", "head_bias")
+_UNSUPPORTED_FIELDS = ("softcap", "scalars", "bigrams", "convolution", "values", "gates", "input_norm", "head_bias")
 
 
-def family(config: GPTConfig) -> Family:
-    """The family of a network. Raises BadConfig, with the parts that have no counterpart, where it has none."""
+def family_of(config: GPTConfig) -> Family:
+    """Return the family of a network. Raises BadConfig, naming the options without a counterpart, if it has none."""
     if config.family in FAMILIES:
         return FAMILIES[config.family]
-    special = [name for name in _NOWHERE if getattr(config, name)]
-    others = (
-        [f"{name}={getattr(config, name)}" for name, value in each.ours.items() if getattr(config, name) != value]
-        for each in FAMILIES.values()
+    extensions = [name for name in _UNSUPPORTED_FIELDS if getattr(config, name)]
+    mismatches = (
+        [
+            f"{name}={getattr(config, name)}"
+            for name, value in family.our_fields.items()
+            if getattr(config, name) != value
+        ]
+        for family in FAMILIES.values()
     )
-    parts = special + min(others, key=len) or ["kv_heads"]
+    options = extensions + min(mismatches, key=len) or ["kv_heads"]
     presets = ", ".join(name for name, preset in PRESETS.items() if preset.model.family in FAMILIES)
     raise BadConfig(
-        f"other tools have no counterpart of {', '.join(parts)}", hint=f"presets that have one throughout: {presets}"
+        f"other programs have no counterpart of {', '.join(options)}", hint=f"use one of the presets {presets}"
     )
 
 
 @dataclass(frozen=True)
-class Place:
-    """One of their tensors, and those of ours that it holds, one below the other. GPT-2's Conv1D are transposed."""
+class TensorMapping:
+    """One tensor of another program: its names there, and the names of ours that it concatenates along dimension 0.
+
+    `transposed`: transformers stores its transpose, as GPT-2's Conv1D does.
+    """
 
     ours: tuple[str, ...]
     huggingface: str
@@ -159,21 +175,21 @@ class Place:
     transposed: bool
 
 
-def places(config: GPTConfig) -> Iterator[Place]:
-    """All tensors of a network that has a counterpart."""
-    chosen = family(config)
-    for ours, theirs, gguf in chosen.outer:
+def tensor_mappings(config: GPTConfig) -> Iterator[TensorMapping]:
+    """Yield the mappings of all tensors of a network. Raises BadConfig if it has no family."""
+    family = family_of(config)
+    for ours, theirs, gguf in family.model_modules:
         if ours == "head" and config.tied:
             continue
-        prefix = "" if ours == "head" else chosen.prefix
-        for kind in ("weight", "bias") if chosen.biased and ours == "norm" else ("weight",):
-            yield Place((f"{ours}.{kind}",), f"{prefix}{theirs}.{kind}", f"{gguf}.{kind}", transposed=False)
-    for number in range(config.layers):
-        for ours, theirs, gguf in chosen.block:
-            for kind in ("weight", "bias") if chosen.biased else ("weight",):
-                yield Place(
-                    tuple(f"blocks.{number}.{name}.{kind}" for name in ours.split()),
-                    f"{chosen.prefix}{chosen.layer}.{number}.{theirs}.{kind}",
-                    f"blk.{number}.{gguf}.{kind}",
+        prefix = "" if ours == "head" else family.prefix
+        for kind in ("weight", "bias") if family.has_biases and ours == "norm" else ("weight",):
+            yield TensorMapping((f"{ours}.{kind}",), f"{prefix}{theirs}.{kind}", f"{gguf}.{kind}", transposed=False)
+    for layer in range(config.layers):
+        for ours, theirs, gguf in family.block_modules:
+            for kind in ("weight", "bias") if family.has_biases else ("weight",):
+                yield TensorMapping(
+                    tuple(f"blocks.{layer}.{name}.{kind}" for name in ours.split()),
+                    f"{family.prefix}{family.layers}.{layer}.{theirs}.{kind}",
+                    f"blk.{layer}.{gguf}.{kind}",
                     transposed=config.family == "gpt2" and kind == "weight" and "norm" not in ours,
                 )

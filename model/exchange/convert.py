@@ -1,4 +1,4 @@
-"""Our weights and numbers as others have them, and theirs as ours, by the tables of families.py."""
+"""Conversion of weights and configs to and from other programs' formats, by the tables in architectures.py."""
 
 from __future__ import annotations
 
@@ -10,144 +10,161 @@ import torch
 from torch import Tensor
 
 from model.config import GPTConfig
-from model.exchange.architectures import FAMILIES, Place, family, places
+from model.exchange.architectures import FAMILIES, TensorMapping, family_of, tensor_mappings
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
 
-_TOLD = 5  # tensors that a message lists
-_LARGEST = 1 << 28  # of any size in a config.json: more would not fit a file, nor a pair of them an integer
-_WHOLE = "is the folder whole, and its config.json that of its weights?"
+_MAX_LISTED = 5  # tensors in an error message
+_MAX_SIZE = 1 << 28  # of any size in a config.json: a larger one would not fit a file, nor a product of two an integer
+_CHECK_FOLDER = "check that the folder is complete, and that its config.json belongs to its weights"
 
 
 def for_huggingface(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names and in the shapes of transformers. A bias that we do without is zero there."""
-    joined = ((place, _joined(place, weights)) for place in places(config))
-    return {place.huggingface: tensor.t().contiguous() if place.transposed else tensor for place, tensor in joined}
+    """Convert our weights to transformers' names and shapes. A bias that our config omits becomes zero."""
+    joined = ((mapping, _join(mapping, weights)) for mapping in tensor_mappings(config))
+    return {
+        mapping.huggingface: tensor.t().contiguous() if mapping.transposed else tensor for mapping, tensor in joined
+    }
 
 
-def for_gguf(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names and in the shapes of GGUF."""
-    return {place.gguf: _joined(place, weights) for place in places(config)}
+def to_gguf(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert our weights to GGUF's names and shapes."""
+    return {mapping.gguf: _join(mapping, weights) for mapping in tensor_mappings(config)}
 
 
-def _joined(place: Place, weights: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([_weight(weights, name) for name in place.ours])
+def _join(mapping: TensorMapping, weights: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([_weight_or_zero_bias(weights, name) for name in mapping.ours])
 
 
-def _weight(weights: Mapping[str, Tensor], name: str) -> Tensor:
+def _weight_or_zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
     if name in weights:
         return weights[name].detach()
     weight = weights[name.removesuffix("bias") + "weight"]
     return weight.new_zeros(len(weight))
 
 
-def from_huggingface(config: GPTConfig, theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Our fp32 weights of a network from transformers' tensors, whose names may lack the prefix.
+def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Convert transformers' tensors to our fp32 weights. Their names may lack the prefix of the architecture.
 
-    Raises BadData with what is missing, too much, or of another shape.
+    `path` is for error messages. Raises BadData, listing tensors that are missing, unexpected or of another shape.
     """
-    if config.layers > len(theirs):
-        raise BadData(f"{where}: {len(theirs):,} tensors are none of {config.layers:,} layers", hint=_WHOLE)
+    if config.layers > len(tensors):
+        raise BadData(f"{path}: {len(tensors):,} tensors are too few for {config.layers:,} layers", hint=_CHECK_FOLDER)
     with torch.device("meta"):
-        shapes = dict(GPT(config).named_parameters())
-    prefix = family(config).prefix
-    found = {name if name.startswith(("lm_head.", prefix)) else prefix + name: each for name, each in theirs.items()}
-    found = _untied(config, found, where)
-    wanted = for_huggingface(config, shapes)
-    wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    wrong += [f"{name} is too much" for name in found.keys() - wanted.keys()]
-    wrong += [
-        f"{name} is {_shown(found[name])}, not {_shown(wanted[name])}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
-        raise BadData(f"{where}: {'; '.join(sorted(wrong)[:_TOLD])}{more}", hint=_WHOLE)
+        our_shapes = dict(GPT(config).named_parameters())
+    prefix = family_of(config).prefix
+    tensors = {
+        name if name.startswith(("lm_head.", prefix)) else prefix + name: tensor for name, tensor in tensors.items()
+    }
+    tensors = _without_tied_head(config, tensors, path)
+    _require_shapes(tensors, for_huggingface(config, our_shapes), path)
     weights: dict[str, Tensor] = {}
-    for place in places(config):
-        tensor = found[place.huggingface]
-        parts = (tensor.t() if place.transposed else tensor).split([len(shapes[name]) for name in place.ours])
-        for name, part in zip(place.ours, parts, strict=True):
+    for mapping in tensor_mappings(config):
+        tensor = tensors[mapping.huggingface]
+        sizes = [len(our_shapes[name]) for name in mapping.ours]
+        parts = torch.split(tensor.t() if mapping.transposed else tensor, sizes)
+        for name, part in zip(mapping.ours, parts, strict=True):
             weights[name] = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return weights
 
 
-def _untied(config: GPTConfig, found: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Without the head that some folders keep beside the embedding that it is."""
-    head, embedding = (
-        found.get("lm_head.weight"),
-        found.get(f"{family(config).prefix}{family(config).outer[0][1]}.weight"),
-    )
+def _require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str) -> None:
+    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    problems += [f"{name} is unexpected" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"{name} is {_shape(tensors[name])}, not {_shape(expected[name])}"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    if problems:
+        omitted = f" and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+        raise BadData(f"{path}: {'; '.join(sorted(problems)[:_MAX_LISTED])}{omitted}", hint=_CHECK_FOLDER)
+
+
+def _without_tied_head(config: GPTConfig, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Drop the copy of the embedding that some folders store as a tied head. Raises BadData if it differs."""
+    family = family_of(config)
+    head = tensors.get("lm_head.weight")
+    embedding = tensors.get(f"{family.prefix}{family.model_modules[0][1]}.weight")
     if not config.tied or head is None or embedding is None:
-        return found
+        return tensors
     if head.shape != embedding.shape or not torch.equal(head, embedding):
-        raise BadData(f"{where}: lm_head is not the embedding, though tie_word_embeddings says so", hint=_WHOLE)
-    return {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
+        raise BadData(f"{path}: lm_head differs from the embedding, but tie_word_embeddings is set", hint=_CHECK_FOLDER)
+    return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
 
 
-def _shown(tensor: Tensor) -> str:
+def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
 def config_for_huggingface(config: GPTConfig) -> dict[str, Any]:
-    """The fields of a config.json that say what the network is."""
-    chosen = family(config)
-    numbers = {theirs: getattr(config, ours) for ours, theirs, _ in chosen.numbers}
-    written = {name: values[0] for name, values in chosen.fixed.items() if values[0] is not None}
-    made = {"architectures": [chosen.architecture], "model_type": config.family, **written, **numbers}
+    """Return the fields of a config.json that describe the network."""
+    family = family_of(config)
+    sizes = {theirs: getattr(config, ours) for ours, theirs, _ in family.sizes}
+    fixed = {name: values[0] for name, values in family.fixed_fields.items() if values[0] is not None}
+    fields = {"architectures": [family.architecture], "model_type": config.family, **fixed, **sizes}
     if config.family == "gpt2":
-        return made | {"n_inner": config.hidden_width, "embd_pdrop": config.dropout}
-    return made | {
+        return fields | {"n_inner": config.hidden_width, "embd_pdrop": config.dropout}
+    return fields | {
         "intermediate_size": config.hidden_width,
         "num_key_value_heads": config.kv_heads or config.heads,
         "head_dim": config.head_width,
     }
 
 
-def config_from_huggingface(theirs: Mapping[str, Any], where: str) -> GPTConfig:
-    """The network that a config.json describes. Raises BadConfig for a kind or a field that we have no part for."""
-    kind = theirs.get("model_type")
-    if kind not in list(FAMILIES):
-        raise BadConfig(f"{where}: model_type {kind!r} cannot be read", hint=f"one of {', '.join(FAMILIES)}")
-    chosen, fields = FAMILIES[kind], _flat(theirs)
-    odd = [
+def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTConfig:
+    """Return the network that a config.json describes. `path` is for error messages.
+
+    Raises BadConfig for a model type or an option that GPTConfig does not have, BadData for invalid values.
+    """
+    model_type = config_json.get("model_type")
+    if model_type not in list(FAMILIES):  # a list, since the value may not be hashable
+        raise BadConfig(
+            f"{path}: model_type {model_type!r} is not supported", hint=f"use one of: {', '.join(FAMILIES)}"
+        )
+    family, fields = FAMILIES[model_type], _normalized(config_json)
+    unsupported = [
         f"{name}={fields[name]}"
-        for name, values in chosen.fixed.items()
+        for name, values in family.fixed_fields.items()
         if name in fields and fields[name] not in values
     ]
     try:
-        numbers = {
-            ours: _number(fields.get(their, default), type(getattr(GPTConfig, ours)))
-            for ours, their, default in chosen.numbers
+        sizes = {
+            ours: _converted(fields.get(theirs, default), type(getattr(GPTConfig, ours)))
+            for ours, theirs, default in family.sizes
         }
-        if max(numbers.values()) > _LARGEST:
-            raise BadConfig(f"a size of {max(numbers.values()):,}")
-        made = GPTConfig(**{"bias": True, "qkv_bias": True, **chosen.ours, **numbers})
+        if max(sizes.values()) > _MAX_SIZE:
+            raise BadConfig(f"a size of {max(sizes.values()):,} is too large")
+        config = GPTConfig(**{"bias": True, "qkv_bias": True, **family.our_fields, **sizes})
     except msgspec.ValidationError as error:
-        raise BadData(f"{where}: {error}", hint="is it the config.json of a model?") from None
+        raise BadData(f"{path}: {error}", hint="check that it is the config.json of a model") from None
     except BadConfig as error:
-        raise BadData(f"{where}: {error.what}", hint="is it the config.json of a model?") from None
-    if fields.get("head_dim", made.head_width) != made.head_width:
-        odd.append(f"head_dim={fields['head_dim']}, where width by heads is {made.head_width}")
-    if odd:
-        raise BadConfig(f"{where}: {'; '.join(odd)} cannot be read", hint="only networks that can be trained here can")
-    return made
+        raise BadData(f"{path}: {error.what}", hint="check that it is the config.json of a model") from None
+    if fields.get("head_dim", config.head_width) != config.head_width:
+        unsupported.append(f"head_dim={fields['head_dim']}, not width / heads = {config.head_width}")
+    if unsupported:
+        raise BadConfig(
+            f"{path}: {'; '.join(unsupported)} is not supported", hint="import a network without these options"
+        )
+    return config
 
 
-def _number(value: Any, kind: type) -> Any:
-    return kind() if value is None else msgspec.convert(value, kind)
+def _converted(value: Any, field_type: type) -> Any:
+    return field_type() if value is None else msgspec.convert(value, field_type)
 
 
-def _flat(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, with those about rotary positions and windows, that changed places over the years, in one."""
-    fields = dict(theirs)
+def _normalized(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields, with those of rotary positions and attention windows under one name.
+
+    Versions of transformers have put them in different fields.
+    """
+    fields = dict(config_json)
     old, new = fields.pop("rope_scaling", None), fields.pop("rope_parameters", None)
     rope = new or old or {}
     rope = rope if isinstance(rope, dict) else {"rope_type": rope}
     fields |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    if (scaled := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        fields["rope_scaling"] = scaled
+    if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        fields["rope_scaling"] = rope_type
     if "sliding_attention" in (fields.get("layer_types") or ()):
         fields["use_sliding_window"] = True
     return fields

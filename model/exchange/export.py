@@ -1,4 +1,4 @@
-"""A run for other programs: one new folder in a format of theirs, with a card that says what the model is made of."""
+"""Export of a run to another program: a new folder with the model in that program's format, and a model card."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from model.config import GPTConfig
-from model.exchange import convert as exchange
-from model.exchange import gguf, huggingface
-from model.exchange import model_card as card
-from model.exchange.architectures import family
-from model.exchange.export_source import Source
+from model.exchange import convert, gguf, huggingface, model_card
+from model.exchange.architectures import family_of
+from model.exchange.export_source import ExportSource
 from model.runs import checkpoint, run
 from pipeline.errors import BadConfig, broken
 from pipeline.store import artifact, files
@@ -26,35 +24,41 @@ _SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
-class Format:
-    """`library` is what loads it. `require` raises BadConfig for a tokenizer that it cannot hold, before anything is
-    loaded; `write` fills a folder with `weights` and more, and `read` gives those of a folder; `usage` is how the card
-    says that it is used."""
+class ModelFormat:
+    """A format of another program.
+
+    library  name of the library that loads the format
+    require  raises BadConfig for a tokenizer that the format cannot hold; called before any weights are loaded
+    weights  converts our weights to the names and shapes of the format
+    write    writes the model into a folder
+    read     reads the weights back from that folder
+    usage    example code for the model card, for a model of that name
+    """
 
     library: str
     require: Callable[[Tokenizer], None]
     weights: Callable[[GPTConfig, Mapping[str, Tensor]], dict[str, Tensor]]
-    write: Callable[[Source, Path], None]
+    write: Callable[[ExportSource, Path], None]
     read: Callable[[Path], dict[str, Tensor]]
     usage: Callable[[str], str]
 
 
 FORMATS = {
-    "hf": Format(
+    "hf": ModelFormat(
         "transformers",
         huggingface.require,
-        exchange.for_huggingface,
+        convert.for_huggingface,
         huggingface.write,
         huggingface.read,
         huggingface.usage,
     ),
-    "gguf": Format("gguf", gguf.require, exchange.for_gguf, gguf.write, gguf.read, gguf.usage),
+    "gguf": ModelFormat("gguf", gguf.require, convert.to_gguf, gguf.write, gguf.read, gguf.usage),
 }
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export gave: `files` are paths inside `path`, `bytes` their size, `step` that of the checkpoint."""
+class ExportedModel:
+    """Result of an export: `files` relative to `path`, their total size in `bytes`, and the checkpoint's `step`."""
 
     format: str
     path: Path
@@ -65,48 +69,51 @@ class Exported:
     verified: bool
 
 
-def export(found: Artifact, to: str, out: Path, which: str = "best", *, verify: bool = False) -> Exported:
-    """Write the "best" or the "last" checkpoint of a run in the format `to` as the new folder `out`, whole or not at
-    all. With `verify` its weights are read back and compared first.
+def export(
+    run_artifact: Artifact, format_name: str, out: Path, checkpoint_name: str = "best", *, verify: bool = False
+) -> ExportedModel:
+    """Write the "best" or the "last" checkpoint of a run to the new folder `out`, completely or not at all.
 
-    Raises BadConfig for an unknown format, and a network or a tokenizer that it has no counterpart of; CannotCreate
-    where `out` stands already; StorageFailed where there is no room; BadData when the run is damaged, when another
-    program would make other ids of a text, or when what is read back differs.
+    With `verify` the weights are read back and compared before the folder appears. Raises BadConfig for an unknown
+    format, or a network or tokenizer that the format cannot hold; CannotCreate if `out` exists; StorageFailed if there
+    is no space; BadData if the run is damaged, if the exported tokenizer gives other ids than ours, or if weights
+    differ when read back.
     """
-    if to not in FORMATS:
-        raise BadConfig(f"no format {to!r} to export a model to", hint=f"formats: {', '.join(FORMATS)}")
-    chosen = FORMATS[to]
-    files.require_new(out, besides=found.path)
-    path = run.checkpoint_path(found, which)
-    run.require_whole(found, path)
-    state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(found)
-    family(state.model)
-    chosen.require(tokenizer)
+    if format_name not in FORMATS:
+        raise BadConfig(f"no format {format_name!r} for models", hint=f"use one of: {', '.join(FORMATS)}")
+    model_format = FORMATS[format_name]
+    files.require_new(out, besides=run_artifact.path)
+    path = run.checkpoint_path(run_artifact, checkpoint_name)
+    run.require_whole(run_artifact, path)
+    state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(run_artifact)
+    family_of(state.model)  # raises for a network without a counterpart
+    model_format.require(tokenizer)
     files.require_space(out.parent, 4 * state.model.parameters, option="--out")
-    with files.new_folder(out) as draft, artifact.lease(found):
+    with files.new_folder(out) as draft, artifact.lease(run_artifact):
         model = checkpoint.load_model(path, torch.device("cpu"))
         weights = {name: weight.detach() for name, weight in model.named_parameters()}
-        preset, result = run.read_preset_name(found.path), run.read_result(found.path)
-        source = Source(found, preset, result, state, tokenizer, weights, _texts(found))
-        chosen.write(source, draft)
+        preset, result = run.read_preset_name(run_artifact.path), run.read_result(run_artifact.path)
+        source = ExportSource(run_artifact, preset, result, state, tokenizer, weights, _sample_texts(run_artifact))
+        model_format.write(source, draft)
         if verify:
-            _require_same(chosen.read(draft), chosen.weights(state.model, weights))
-        name = found.manifest.name
-        (draft / "README.md").write_text(card.text(source, chosen.library, chosen.usage(name)), encoding="utf-8")
+            _require_equal(model_format.read(draft), model_format.weights(state.model, weights))
+        card = model_card.text(source, model_format.library, model_format.usage(run_artifact.manifest.name))
+        (draft / "README.md").write_text(card, encoding="utf-8")
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
         names = tuple(str(path.relative_to(draft)) for path in paths)
         size = sum(path.stat().st_size for path in paths)
-        return Exported(to, out, names, state.model.parameters, state.step, size, verify)
+        return ExportedModel(format_name, out, names, state.model.parameters, state.step, size, verify)
 
 
-def _require_same(read: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
-    for name in sorted(read.keys() | written.keys()):
-        if name not in read or name not in written or not torch.equal(read[name], written[name]):
-            raise broken(name, "reads back as something else")
+def _require_equal(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted(read.keys() | expected.keys()):
+        if name not in read or name not in expected or not torch.equal(read[name], expected[name]):
+            raise broken(name, "differs from what was written when read back")
 
 
-def _texts(found: Artifact) -> tuple[str, ...]:
-    if not found.file(_SAMPLES).is_file():
+def _sample_texts(run_artifact: Artifact) -> tuple[str, ...]:
+    """The samples that were generated during training, with their prompts."""
+    if not run_artifact.file(_SAMPLES).is_file():
         return ()
-    lines = map(msgspec.json.decode, found.file(_SAMPLES).read_bytes().splitlines())
-    return tuple(f"{line['prompt']}{line['text']}" for line in lines)
+    records = map(msgspec.json.decode, run_artifact.file(_SAMPLES).read_bytes().splitlines())
+    return tuple(f"{record['prompt']}{record['text']}" for record in records)

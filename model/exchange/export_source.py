@@ -1,4 +1,4 @@
-"""What every format of an exported model is made from."""
+"""The input of every export format."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class Source:
-    """The run to export: the weights of one checkpoint (their average where there is one), and what is known of it.
+class ExportSource:
+    """A run and one of its checkpoints: `weights` are the moving average if there is one.
 
-    `texts` are what the model wrote while it was trained.
+    `texts` are the samples from training, on which the exported tokenizer is compared with ours.
     """
 
     run: Artifact

@@ -1,10 +1,10 @@
-"""A folder that transformers loads without code of ours: `AutoModelForCausalLM.from_pretrained(DIR)`.
+"""Export to Hugging Face: a folder for `AutoModelForCausalLM.from_pretrained(DIR)`, without custom code.
 
 config.json               the network
-model.safetensors         its weights, fp32
-generation_config.json    where a text ends, and which ids are none of the tokenizer's
-tokenizer.json            the tokenizer, compared with ours id by id
-tokenizer_config.json     that it is one of `tokenizers`, as it stands
+model.safetensors         its weights in fp32
+generation_config.json    the end of text, and padding ids to suppress
+tokenizer.json            the tokenizer, which was compared with ours id by id
+tokenizer_config.json     how transformers loads tokenizer.json
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import msgspec
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.exchange import convert as exchange
-from model.exchange.export_source import Source
+from model.exchange import convert
+from model.exchange.export_source import ExportSource
 from model.runs import checkpoint
 from pipeline.tokenizers import Integers, Tokenizer, pieces, require_exact, tokenizer_json
 
 _WEIGHTS = "model.safetensors"
-# What is easily got wrong: blanks, ends of lines, digits, contractions, text that spells what is special, and signs
-# of several bytes.
-_HARD = (
+# Texts on which tokenizers often differ: spaces, line breaks, digits, contractions, special tokens spelled out, and
+# characters of several bytes.
+_TEST_TEXTS = (
     "  double  spaces \n\n\tand a tab\r\n ",
     "It's 12345 o'clock, I'LL say; don’t they've 3,141.59?",
     "<|endoftext|> </s> <unk> <0x0A> ▁",
@@ -33,31 +33,33 @@ _HARD = (
 
 
 def require(tokenizer: Tokenizer) -> None:
-    """Raise BadConfig for a tokenizer that no tokenizer.json does exactly."""
+    """Raise BadConfig if no tokenizer.json gives the same ids as the tokenizer."""
     require_exact(tokenizer)
 
 
-def write(source: Source, folder: Path) -> None:
+def write(source: ExportSource, folder: Path) -> None:
+    """Write the five files. Raises BadData if tokenizer.json gives other ids than ours for one of the texts."""
     config, tokenizer = source.state.model, source.tokenizer
-    hard = () if isinstance(tokenizer, Integers) else _HARD
-    (folder / "tokenizer.json").write_bytes(tokenizer_json(tokenizer, (*hard, *source.texts)))
-    end = tokenizer.end_of_text
-    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    _write(folder / "config.json", exchange.config_for_huggingface(config) | ends | {"dtype": "float32"})
-    # Rows beyond the tokenizer's ids are padding, which nothing should choose.
+    test_texts = () if isinstance(tokenizer, Integers) else _TEST_TEXTS
+    (folder / "tokenizer.json").write_bytes(tokenizer_json(tokenizer, (*test_texts, *source.texts)))
+    eos = tokenizer.end_of_text
+    special_ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+    config_json = convert.config_for_huggingface(config) | special_ids | {"dtype": "float32"}
+    _write_json(folder / "config.json", config_json)
+    # Rows beyond the tokenizer's ids are padding and must not be sampled.
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
-    _write(folder / "generation_config.json", ends | ({"suppress_tokens": padding} if padding else {}))
+    _write_json(folder / "generation_config.json", special_ids | ({"suppress_tokens": padding} if padding else {}))
     weights = folder / _WEIGHTS
-    checkpoint.write_tensors(weights, exchange.for_huggingface(config, source.weights), {"format": "pt"})
-    weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
-    name = pieces(tokenizer)[end]
-    _write(
+    checkpoint.write_tensors(weights, convert.for_huggingface(config, source.weights), {"format": "pt"})
+    weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
+    eos_piece = pieces(tokenizer)[eos]
+    _write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": name,
-            "eos_token": name,
-            "pad_token": name,
+            "bos_token": eos_piece,
+            "eos_token": eos_piece,
+            "pad_token": eos_piece,
             "model_max_length": config.block_size,
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
@@ -66,15 +68,16 @@ def write(source: Source, folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """The weights that were written."""
+    """Read the weights back."""
     return load_file(folder / _WEIGHTS)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
 def usage(name: str) -> str:
+    """Return example code for the model card."""
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

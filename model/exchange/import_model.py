@@ -1,10 +1,10 @@
-"""Networks from elsewhere: a folder of Hugging Face's, read without running anything that is in it.
+"""Import of a Hugging Face folder as a run, without executing code from it.
 
-config.json                               which network it is
+config.json                               the network
 model.safetensors, or model.safetensors.index.json and its shards
-pytorch_model.bin                         a pickle, which may run code: only where a person trusts it, and then
-                                          torch's unpickler of tensors alone reads it
-tokenizer.json or vocab.json              only compared, with the tokenizer that a person chose
+pytorch_model.bin                         a pickle, which may run code; only read if the user trusts it, and then with
+                                          torch's unpickler that accepts tensors only
+tokenizer.json or vocab.json              only compared with the tokenizer that the user chose
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from torch import Tensor
 
 from model.config import GPTConfig, Preset, TrainConfig
 from model.device import Execution
-from model.exchange import convert as exchange
-from model.exchange import import_model as foreign
+from model.exchange import convert
 from model.runs import checkpoint
 from model.runs.checkpoint import Saved, State
 from model.runs.plan import SCHEMA
@@ -41,10 +40,10 @@ from pipeline.tokenizers import Tokenizer, require_same_ids
 PRESET = "imported"
 
 _WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-_MASK = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal masks, which old folders hold too
-_GPT2_IDS = 50_257
-# What torch's unpickler raises for a file that is not what it claims to be.
-_UNREADABLE = (
+_MASK_BUFFER = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal masks, which old folders contain too
+_GPT2_VOCAB_SIZE = 50_257
+# Errors of torch's unpickler for a file that is not a valid pickle of tensors.
+_UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
     struct.error,
     RuntimeError,
@@ -57,8 +56,8 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A folder's network and the files that it is in."""
+class CheckpointFolder:
+    """A Hugging Face folder: the config of its network and its weight files."""
 
     folder: Path
     config: GPTConfig
@@ -66,135 +65,141 @@ class Foreign:
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """The files with their hashes."""
-        listed = (self.folder / "config.json", *self.files)
-        return tuple(Input("model", f"{self.folder.name}/{path.name}", files.sha256_of(path)) for path in listed)
+        """config.json and the weight files, with their hashes."""
+        paths = (self.folder / "config.json", *self.files)
+        return tuple(Input("model", f"{self.folder.name}/{path.name}", files.sha256_of(path)) for path in paths)
 
     def weights(self) -> dict[str, Tensor]:
-        """Our weights, in fp32. Raises BadData where they are not those of the config, or no tensors."""
-        found: dict[str, Tensor] = {}
+        """Return our weights in fp32. Raises BadData for a damaged file, or tensors that do not fit the config."""
+        tensors: dict[str, Tensor] = {}
         for path in self.files:
-            found |= {name: each for name, each in _tensors(path).items() if not _MASK.search(name)}
-        return exchange.from_huggingface(self.config, found, str(self.folder))
+            tensors |= {name: tensor for name, tensor in _read_tensors(path).items() if not _MASK_BUFFER.search(name)}
+        return convert.from_huggingface(self.config, tensors, str(self.folder))
 
 
-def open_folder(folder: Path, *, trusted: bool = False) -> Foreign:
-    """What is in a folder. With `trusted` its weights may be a pickle.
+def open_checkpoint(folder: Path, *, trusted: bool = False) -> CheckpointFolder:
+    """Read the config of a folder and find its weight files. `trusted` allows a pickle.
 
-    Raises InputMissing for what is not there, BadData for a pickle or a file that is broken, BadConfig for a network
-    that has a part which ours have not.
+    Raises InputMissing for a missing file, BadData for a pickle or a damaged file, BadConfig for a network with options
+    that GPTConfig does not have.
     """
     folder = folder.resolve()
     if not folder.is_dir():
-        raise InputMissing(f"{folder}: no such folder", hint="name the folder that holds config.json")
-    config = exchange.config_from_huggingface(_json(folder / "config.json"), str(folder / "config.json"))
-    return Foreign(folder, config, _files(folder, trusted=trusted))
+        raise InputMissing(f"{folder}: no such folder", hint="name the folder that contains config.json")
+    config = convert.config_from_huggingface(_read_json(folder / "config.json"), str(folder / "config.json"))
+    return CheckpointFolder(folder, config, _weight_files(folder, trusted=trusted))
 
 
-def _files(folder: Path, *, trusted: bool) -> tuple[Path, ...]:
+def _weight_files(folder: Path, *, trusted: bool) -> tuple[Path, ...]:
     if (folder / _WEIGHTS).is_file():
         return (folder / _WEIGHTS,)
     if (folder / _INDEX).is_file():
-        shards = _json(folder / _INDEX).get("weight_map")
+        shards = _read_json(folder / _INDEX).get("weight_map")
         names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-        if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-            raise BadData(f"{folder / _INDEX}: {outside[0]!r} is no file beside it", hint="do not use it")
+        if invalid := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+            raise BadData(
+                f"{folder / _INDEX}: {invalid[0]!r} is not a .safetensors file in the same folder", hint="do not use it"
+            )
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise InputMissing(f"{folder / missing[0]}: missing", hint="fetch all of the shards")
+            raise InputMissing(f"{folder / missing[0]}: missing", hint="download all shards")
         return tuple(folder / name for name in names)
     if not (folder / _PICKLE).is_file():
-        raise InputMissing(f"{folder / _WEIGHTS}: missing", hint="name a folder with weights as safetensors")
+        raise InputMissing(f"{folder / _WEIGHTS}: missing", hint="name a folder with weights in safetensors")
     if not trusted:
         raise BadData(
             f"{folder / _PICKLE}: a pickle, which may run code when it is loaded",
-            hint="take its safetensors, or give --trust-checkpoint if you know who made it",
+            hint="use its safetensors, or pass --trust-checkpoint if you trust its source",
         )
     return (folder / _PICKLE,)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        whole = not zipfile.is_zipfile(path)  # as torch wrote them before 1.6
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
+        mmap = zipfile.is_zipfile(path)  # torch < 1.6 wrote no zip files, which cannot be mapped
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except SafetensorError as error:
-        raise BadData(f"{path}: no safetensors: {error}", hint="fetch it again, or do not use it") from None
-    except _UNREADABLE as error:
-        said = " ".join(str(error).split())[:150]
-        raise BadData(f"{path}: more than tensors, or broken: {said}", hint="do not use it") from None
-    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
-        raise BadData(f"{path}: no table of tensors", hint="do not use it")
-    return found
+        raise BadData(f"{path}: not valid safetensors: {error}", hint="download it again, or do not use it") from None
+    except _UNPICKLING_ERRORS as error:
+        reason = " ".join(str(error).split())[:150]
+        raise BadData(f"{path}: damaged, or contains more than tensors: {reason}", hint="do not use it") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise BadData(f"{path}: not a dict of tensors", hint="do not use it")
+    return tensors
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
-        raise InputMissing(f"{path}: missing", hint="name a folder as transformers saves it") from None
+        raise InputMissing(f"{path}: missing", hint="name a folder that transformers saved") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadData(f"{path}: {error}", hint="fetch it again") from None
+        raise BadData(f"{path}: {error}", hint="download it again") from None
 
 
 def default_tokenizer(config: GPTConfig) -> str:
-    """The tokenizer of a network that came without a word about it: GPT-2's, by the size of its vocabulary."""
-    if config.vocab_size == _GPT2_IDS:
+    """Return GPT-2's tokenizer if the vocabulary has its size. Raises BadConfig otherwise."""
+    if config.vocab_size == _GPT2_VOCAB_SIZE:
         return "r50k_base"
     raise BadConfig(
-        f"nothing says which tokenizer a vocabulary of {config.vocab_size:,} is of",
-        hint="give --tokenizer: an encoding, a trained one, or a .model file",
+        f"cannot tell which tokenizer has a vocabulary of {config.vocab_size:,}",
+        hint="name it with --tokenizer: an encoding, a trained tokenizer, or a .model file",
     )
 
 
-def require_tokenizer(foreign: Foreign, tokenizer: Tokenizer) -> None:
-    """Raise BadConfig where the network has fewer ids than the tokenizer, BadData where the folder's own has others."""
-    if tokenizer.vocab_size > foreign.config.vocab_size:
+def require_tokenizer(checkpoint_folder: CheckpointFolder, tokenizer: Tokenizer) -> None:
+    """Raise BadConfig if the tokenizer has more ids than the network, BadData if the folder's vocabulary differs."""
+    if tokenizer.vocab_size > checkpoint_folder.config.vocab_size:
         raise BadConfig(
-            f"{tokenizer.name} has {tokenizer.vocab_size:,} ids, the network {foreign.config.vocab_size:,}",
-            hint="choose the tokenizer that it was trained with, with --tokenizer",
+            f"{tokenizer.name} has {tokenizer.vocab_size:,} ids, the network {checkpoint_folder.config.vocab_size:,}",
+            hint="name the tokenizer that the network was trained with, with --tokenizer",
         )
     for name in ("tokenizer.json", "vocab.json"):
-        if (path := foreign.folder / name).is_file():
-            require_same_ids(tokenizer, _vocabulary(path), str(path))
+        if (path := checkpoint_folder.folder / name).is_file():
+            require_same_ids(tokenizer, _read_vocabulary(path), str(path))
 
 
-def _vocabulary(path: Path) -> dict[str, int]:
+def _read_vocabulary(path: Path) -> dict[str, int]:
     """The id of each piece, from a vocab.json or a tokenizer.json."""
-    found = _json(path)
-    if path.name == "tokenizer.json":
-        model, added = found.get("model"), found.get("added_tokens") or []
-        pieces = model.get("vocab") if isinstance(model, dict) else None
-        found = dict(pieces) if isinstance(pieces, dict) else {}
-        tables = (each for each in added if isinstance(each, dict) and isinstance(each.get("content"), str))
-        found |= {each["content"]: each.get("id") for each in tables}
-    return found
+    content = _read_json(path)
+    if path.name != "tokenizer.json":
+        return content
+    model, added_tokens = content.get("model"), content.get("added_tokens") or []
+    pieces = model.get("vocab") if isinstance(model, dict) else None
+    vocabulary = dict(pieces) if isinstance(pieces, dict) else {}
+    for token in added_tokens:
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            vocabulary[token["content"]] = token.get("id")
+    return vocabulary
 
 
 def adopt(root: Path, folder: Path, name: str, *, tokenizer: str = "", trusted: bool = False) -> Built:
-    """Publish the network in a folder of Hugging Face's as the run `name`. `tokenizer` is a reference as `tokenize`
-    takes it, "" for what the size of the vocabulary says; `trusted` allows a pickle.
+    """Publish the network of a Hugging Face folder as the run `name`.
 
-    Raises as `foreign.open_folder`, and BadData or BadConfig for a tokenizer that is not the network's.
+    `tokenizer` is a reference as for `tokenize`; "" selects one by the size of the vocabulary. `trusted` allows a
+    pickle. Raises as `open_checkpoint` does, and BadData or BadConfig for a tokenizer that is not the network's.
     """
-    found = foreign.open_folder(folder, trusted=trusted)
-    chosen, _ = tokenizers.find(root, tokenizer or foreign.default_tokenizer(found.config))
-    foreign.require_tokenizer(found, chosen)
-    options = {"stage": SCHEMA, "imported": True, "model": asdict(found.config)}
+    source = open_checkpoint(folder, trusted=trusted)
+    run_tokenizer, _ = tokenizers.find(root, tokenizer or default_tokenizer(source.config))
+    require_tokenizer(source, run_tokenizer)
+    options = {"stage": SCHEMA, "imported": True, "model": asdict(source.config)}
 
     def write(draft: Path) -> Content:
-        weights = found.weights()
-        chosen.save(draft)
-        preset = Preset(found.config.family, f"imported from {found.folder.name}", found.config)
-        _write(draft / CONFIG, {"preset": PRESET, **asdict(preset)})
-        state = State(0, 0.0, None, found.config, TrainConfig(), Execution("fp32", compiled=False, micro_batch=1))
-        saved = checkpoint.save(draft / CHECKPOINTS, state, Saved(weights, {}))
-        parameters = found.config.parameters
-        _write(draft / RESULT, Result(steps=0, tokens=0, parameters=parameters, last=saved.name, best=saved.name))
+        weights = source.weights()
+        run_tokenizer.save(draft)
+        preset = Preset(source.config.family, f"imported from {source.folder.name}", source.config)
+        _write_json(draft / CONFIG, {"preset": PRESET, **asdict(preset)})
+        state = State(0, 0.0, None, source.config, TrainConfig(), Execution("fp32", compiled=False, micro_batch=1))
+        path = checkpoint.save(draft / CHECKPOINTS, state, Saved(weights, {}))
+        parameters = source.config.parameters
+        _write_json(draft / RESULT, Result(steps=0, tokens=0, parameters=parameters, last=path.name, best=path.name))
         return Content({"steps": 0, "tokens": 0, "parameters": parameters})
 
-    return artifact.build(root, Identity("runs", name, options, found.inputs, chosen.fingerprint), write)
+    return artifact.build(root, Identity("runs", name, options, source.inputs, run_tokenizer.fingerprint), write)
 
 
-def _write(path: Path, content: object) -> None:
+def _write_json(path: Path, content: object) -> None:
     files.write_file(path, msgspec.json.format(msgspec.json.encode(content), indent=2))

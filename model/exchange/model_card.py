@@ -1,11 +1,11 @@
-"""The card of an exported model: what it was trained on, by what numbers, and how well it does, from the manifests."""
+"""Model card of an exported run: its data, configuration and evaluation, from the manifests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from model.exchange.export_source import Source
+from model.exchange.export_source import ExportSource
 from model.runs.run import Result
 from pipeline.errors import BadData, InputMissing
 from pipeline.store import artifact
@@ -15,8 +15,8 @@ from pipeline.store.manifest import KINDS
 _ARCHITECTURES = {"gpt2": "GPT-2", "qwen3": "Qwen3"}
 
 
-def text(source: Source, library: str, usage: str) -> str:
-    """The card as Markdown, with the header that Hugging Face's hub reads; `library` is what loads the model."""
+def text(source: ExportSource, library: str, usage: str) -> str:
+    """Return the card as Markdown, with the header for Hugging Face's hub; `library` loads the model."""
     config = source.state.model
     return f"""---
 library_name: {library}
@@ -25,20 +25,20 @@ pipeline_tag: text-generation
 
 # {source.run.manifest.name}
 
-A language model of {config.parameters:,} parameters in the architecture of {_ARCHITECTURES[config.family]}, made with
-Inkstone. It goes on with a text; it was not taught to answer.
+A language model of {config.parameters:,} parameters in the architecture of {_ARCHITECTURES[config.family]}, exported by
+Inkstone. It continues a text; it was not trained to follow instructions.
 
 {usage}
 
-## What it is
+## Training
 
-{_table(("", ""), _facts(source))}
+{_table(("", ""), _training_rows(source))}
 
-## Made from
+## Inputs
 
-{_table(("", "", "sha256"), _inputs(source.run))}
+{_table(("", "", "sha256"), _input_rows(source.run))}
 
-## Numbers
+## Configuration
 
 {_table(("architecture", ""), asdict(config).items())}
 
@@ -46,14 +46,14 @@ Inkstone. It goes on with a text; it was not taught to answer.
 """
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    lines = (head, tuple("---" for _ in head), *rows)
+def _table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    lines = (header, tuple("---" for _ in header), *rows)
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _facts(source: Source) -> Iterator[tuple[str, str]]:
-    found, result, state, tokenizer = source.run, source.result, source.state, source.tokenizer
-    yield "run", f"`{found.ref}`, digest `{found.digest}`, preset `{source.preset}`"
+def _training_rows(source: ExportSource) -> Iterator[tuple[str, str]]:
+    run, result, state, tokenizer = source.run, source.result, source.state, source.tokenizer
+    yield "run", f"`{run.ref}`, digest `{run.digest}`, preset `{source.preset}`"
     yield "checkpoint", f"step {state.step:,} of {result.steps:,}, after {result.steps_before:,} of earlier runs"
     yield "trained on", f"{result.tokens:,} tokens, {result.epochs:g} epochs"
     yield "validation", _loss(state.val_loss, result)
@@ -64,24 +64,26 @@ def _facts(source: Source) -> Iterator[tuple[str, str]]:
 
 
 def _loss(loss: float | None, result: Result) -> str:
-    """A checkpoint's loss for a person: bits per character are known of the best checkpoint and of the last."""
+    """Format a checkpoint's validation loss, with bits per character if it is the best or the last checkpoint."""
     if loss is None:
         return "not evaluated"
-    known = {result.val_loss: result.bits_per_char, result.best_val_loss: result.best_bits_per_char}
-    nearest = min((each for each in known if each is not None), key=lambda each: abs(each - loss), default=None)
-    bits = known[nearest] if nearest is not None and abs(nearest - loss) < 1e-4 else None  # they are kept rounded
+    bits_by_loss = {result.val_loss: result.bits_per_char, result.best_val_loss: result.best_bits_per_char}
+    losses = (val_loss for val_loss in bits_by_loss if val_loss is not None)
+    nearest = min(losses, key=lambda val_loss: abs(val_loss - loss), default=None)
+    # The result holds rounded losses.
+    bits = bits_by_loss[nearest] if nearest is not None and abs(nearest - loss) < 1e-4 else None
     return f"{f'{bits:.3f} bits per character, ' if bits is not None else ''}{loss:.3f} nats per token"
 
 
-def _inputs(found: Artifact) -> Iterator[tuple[str, str, str]]:
-    """What the run was made from, and what that was made from, as far as it is still there."""
-    for entry in found.manifest.inputs:
+def _input_rows(run: Artifact) -> Iterator[tuple[str, str, str]]:
+    """Inputs of the run, each followed by its own inputs if it still exists."""
+    for entry in run.manifest.inputs:
         yield entry.role, entry.name, f"`{entry.digest}`"
         if entry.name.partition("/")[0] not in KINDS:
-            continue  # a file from elsewhere
+            continue  # not an artifact
         try:
-            made = artifact.read(found.path.parents[2] / entry.name)
+            source = artifact.read(run.path.parents[2] / entry.name)
         except (InputMissing, BadData):
             continue
-        for below in made.manifest.inputs:
-            yield f"{entry.role}, {below.role}", below.name, f"`{below.digest}`"
+        for parent in source.manifest.inputs:
+            yield f"{entry.role}, {parent.role}", parent.name, f"`{parent.digest}`"

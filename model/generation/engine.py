@@ -1,7 +1,7 @@
-"""Sampling: texts are gone on with side by side, one token of each a step.
+"""Batched decoding: sequences are generated side by side, one token of each per step.
 
-An `Engine` holds a row of a cache for each text. Texts may join it and leave it at any step, and what each of them
-becomes is by its own prompt, options and seed, whoever its neighbours are.
+An `Engine` holds one row of a KV cache per sequence. Sequences may join and leave it at any step. The text of each
+depends on its own prompt, options and seed only, not on the other rows.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ import torch
 from torch import Tensor
 
 from model.device import free_memory
-from model.generation.sampling import _SEEDS, Candidate, SampleOptions, Token, choose
+from model.generation.sampling import SEED_LIMIT, Candidate, SampleOptions, Token, sample_token
 from model.network.gpt import GPT
-from model.network.kv_cache import Cache
+from model.network.kv_cache import KVCache
 from pipeline.errors import BadConfig, BadData, TryAgain
 from pipeline.tokenizers import Tokenizer, Unfolding
 
-_ROWS = 16  # texts at a time
-_MEMORY = 0.9  # share of what is free that a cache may take
+_MAX_ROWS = 16  # of the engine of `sample`
+_MEMORY_FRACTION = 0.9  # of the free memory, for the KV cache
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A continuation: `text` and `token_ids` are what follows the prompt. `ended` says why it ended: at the "end of
-    text" that the network chose, at a "stop" text, or at the greatest "length".
+    """A generated text. `text` and `token_ids` do not include the prompt.
+
+    `ended` is the reason for its end: "end of text" if the network sampled that token, "stop" for a stop text, or
+    "length" for the maximum number of tokens.
     """
 
     prompt: str
@@ -41,145 +43,152 @@ class Sample:
 
 
 class Continuation:
-    """A text that is being gone on with."""
+    """A sequence that is being generated: the ids of its prompt and of its text so far.
+
+    `ended` is "" until the sequence ends, then the reason as in `Sample`.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: SampleOptions, seed: int) -> None:
-        self.options, self.made, self.text, self.ended = options, list[int](), "", ""
-        self.context = list(prompt) or [tokenizer.end_of_text]  # after an end of text a new one begins
+        self.options, self.token_ids, self.text, self.ended = options, list[int](), "", ""
+        self.context = list(prompt) or [tokenizer.end_of_text]  # an empty prompt starts a new document
         self._tokenizer = tokenizer
-        counts = tokenizer.kind == "integers"  # which are shown apart from the numbers before them
-        self._unfolding = Unfolding(tokenizer, prompt[-1] if prompt and not counts else None)
-        self._held = ""  # text that may be the beginning of a stop
-        self._generator = torch.Generator().manual_seed(seed % _SEEDS)
+        # Generated integers are decoded without the prompt's last one, and so without a space before the first.
+        last_id = prompt[-1] if prompt and tokenizer.kind != "integers" else None
+        self._detokenizer = Unfolding(tokenizer, last_id)
+        self._pending = ""  # text withheld because it may be the beginning of a stop text
+        self._generator = torch.Generator().manual_seed(seed % SEED_LIMIT)
 
-    def go_on(self, logits: Tensor) -> Token:
-        """Choose the next token from logits (V,). Raises BadData where they are no numbers."""
-        logits = logits[: self._tokenizer.vocab_size]  # ids beyond it are padding
+    def append(self, logits: Tensor) -> Token:
+        """Sample the next token from logits (V,) and append it. Raises BadData if they are not finite."""
+        logits = logits[: self._tokenizer.vocab_size]  # the other rows are padding
         if not math.isfinite(float(logits.sum())):
             raise BadData(
-                "the network gives no finite numbers: its weights are damaged", hint="`verify --deep` the run"
+                "the network's logits are not finite: its weights are damaged", hint="`verify --deep` the run"
             )
-        token = choose(logits, self.options, self._generator, self.context)
-        likely: list[Candidate] = []
-        chosen = Candidate(token, "", 0.0)
+        token = sample_token(logits, self.options, self._generator, self.context)
+        candidates: list[Candidate] = []
+        sampled = Candidate(token, "", 0.0)
         if self.options.candidates:
             probabilities = logits.softmax(-1)
-            best = probabilities.topk(min(self.options.candidates, len(probabilities)))
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            likely = [self._candidate(other, probability) for other, probability in pairs]
-            chosen = self._candidate(token, float(probabilities[token]))
-        return Token(chosen, self._take(token), tuple(likely))
+            top = probabilities.topk(min(self.options.candidates, len(probabilities)))
+            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            candidates = [self._candidate(token_id, probability) for token_id, probability in pairs]
+            sampled = self._candidate(token, float(probabilities[token]))
+        return Token(sampled, self._append(token), tuple(candidates))
 
     def _candidate(self, token: int, probability: float) -> Candidate:
-        last = self.context[-1]
-        text = (
-            "" if token == self._tokenizer.end_of_text else self._tokenizer.spell(token, last).decode(errors="ignore")
-        )
+        is_eos = token == self._tokenizer.end_of_text
+        text = "" if is_eos else self._tokenizer.spell(token, self.context[-1]).decode(errors="ignore")
         return Candidate(token, text, float(f"{probability:.6g}"))
 
-    def _take(self, token: int) -> str:
-        """Add a token; the text that may be shown now, since it is no part of a stop."""
+    def _append(self, token: int) -> str:
+        """Append a token. Return the new text that cannot be part of a stop text any more."""
         if token == self._tokenizer.end_of_text:
             self.ended = "end of text"
-            return self._show(self._held)
-        self.made.append(token)
+            return self._emit(self._pending)
+        self.token_ids.append(token)
         self.context.append(token)
-        text = self._held + self._unfolding.add(token)
-        found = [place for place in (text.find(stop) for stop in self.options.stop) if place >= 0]
-        if found:
+        text = self._pending + self._detokenizer.add(token)
+        stops = [index for index in (text.find(stop) for stop in self.options.stop) if index >= 0]
+        if stops:
             self.ended = "stop"
-            return self._show(text[: min(found)])
-        if len(self.made) >= self.options.max_tokens:
+            return self._emit(text[: min(stops)])
+        if len(self.token_ids) >= self.options.max_tokens:
             self.ended = "length"
-            return self._show(text)
-        begun = max((_begun(text, stop) for stop in self.options.stop), default=0)
-        return self._show(text[: len(text) - begun], text[len(text) - begun :])
+            return self._emit(text)
+        overlap = max((_overlap(text, stop) for stop in self.options.stop), default=0)
+        return self._emit(text[: len(text) - overlap], text[len(text) - overlap :])
 
-    def _show(self, text: str, held: str = "") -> str:
-        self.text, self._held = self.text + text, held
+    def _emit(self, text: str, pending: str = "") -> str:
+        self.text, self._pending = self.text + text, pending
         return text
 
 
-def _begun(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 class Engine:
-    """Continues up to `rows` texts at a time; `active` are those that have not ended, each in the row of its place.
+    """Generates up to `rows` sequences at a time. `active` are those that have not ended, in the order of their rows.
 
-    Raises BadConfig where there is no memory for so many.
+    Raises BadConfig if there is not enough memory for so many rows.
     """
 
     def __init__(self, model: GPT, rows: int) -> None:
         weight = model.embedding.weight
-        if rows > (most := _fitting(model)):
+        if rows > (max_rows := _max_rows(model)):
             raise BadConfig(
-                f"{rows:,} texts at a time need more memory than is free on {weight.device}",
-                hint=f"--rows {most} would fit" if most else "a smaller network, or a machine with more memory",
+                f"{rows:,} rows of KV cache need more memory than is free on {weight.device}",
+                hint=f"--rows {max_rows} would fit" if max_rows else "use a smaller network, or a larger machine",
             )
         self.model, self.active = model.eval(), list[Continuation]()
-        self._cache = Cache(model.config, rows, weight.dtype, weight.device)
+        self._cache = KVCache(model.config, rows, weight.dtype, weight.device)
         self._device = weight.device
 
     @property
     def full(self) -> bool:
+        """True if every row is in use."""
         return len(self.active) >= len(self._cache.lengths)
 
-    def add(self, text: Continuation) -> None:
-        """Let a text join. There must be a row for it."""
+    def add(self, sequence: Continuation) -> None:
+        """Add a sequence in the next free row. The engine must not be full."""
         assert not self.full
-        self._cache.forget(len(self.active))
-        self.active.append(text)
+        self._cache.reset(len(self.active))
+        self.active.append(sequence)
 
-    def remove(self, text: Continuation) -> None:
-        """Let a text go: the last one takes its row."""
-        row, last = self.active.index(text), len(self.active) - 1
-        if row != last:
-            self._cache.copy(last, row)
-        self.active[row] = self.active[last]
+    def remove(self, sequence: Continuation) -> None:
+        """Remove a sequence. The last row moves to its row."""
+        row, last_row = self.active.index(sequence), len(self.active) - 1
+        if row != last_row:
+            self._cache.copy(last_row, row)
+        self.active[row] = self.active[last_row]
         self.active.pop()
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Continuation, Token]]:
-        """A token more of each text; those that end with it leave."""
+        """Generate one token of each active sequence, and remove those that end with it."""
         for row in range(len(self.active)):
-            if self._cache.lengths[row] == 0 or self._cache.full(row):
-                self._read(row)
-        last = torch.tensor([[text.context[-1]] for text in self.active], device=self._device)
-        logits = self.model.following(last, self._cache.read(0, len(self.active), 1)).cpu()
-        made = [(text, text.go_on(each)) for text, each in zip(self.active, logits, strict=True)]
-        for text, _ in made:
-            if text.ended:
-                self.remove(text)
-        return made
+            if self._cache.lengths[row] == 0 or self._cache.is_full(row):
+                self._prefill(row)
+        last_ids = torch.tensor([[sequence.context[-1]] for sequence in self.active], device=self._device)
+        logits = self.model.next_logits(last_ids, self._cache.extend(0, len(self.active), 1)).cpu()
+        tokens = [(sequence, sequence.append(row)) for sequence, row in zip(self.active, logits, strict=True)]
+        for sequence, _ in tokens:
+            if sequence.ended:
+                self.remove(sequence)
+        return tokens
 
-    def _read(self, row: int) -> None:
-        """Remember what a text has been, but for its last token. Of one that fills its row half is remembered: so there
-        is room again for as many tokens, and not every one of them needs all that came before to be read anew."""
+    def _prefill(self, row: int) -> None:
+        """Cache the context of a sequence except for its last token.
+
+        A full row (with learned positions) is reset and refilled only up to its half. Refilled completely, it would be
+        full again after one token.
+        """
         context, size = self.active[row].context, self._cache.size
-        kept = max(size // 2, 1) if self._cache.full(row) else size
-        alike = next((n for n in range(row) if self.active[n].context == context and not self.active[n].made), None)
-        if alike is not None and not self.active[row].made:  # another sample of the same prompt
-            self._cache.copy(alike, row)
-            return
-        self._cache.forget(row)
-        if read := context[-kept:-1]:
-            ids = torch.tensor([read], device=self._device)
-            self.model.states(ids, past=self._cache.read(row, 1, len(read)))
+        length = max(size // 2, 1) if self._cache.is_full(row) else size
+        if not self.active[row].token_ids:  # copy the row of another sample of the same prompt, if there is one
+            for source in range(row):
+                if self.active[source].context == context and not self.active[source].token_ids:
+                    self._cache.copy(source, row)
+                    return
+        self._cache.reset(row)
+        if prefix := context[-length:-1]:
+            ids = torch.tensor([prefix], device=self._device)
+            self.model.states(ids, cache=self._cache.extend(row, 1, len(prefix)))
 
 
-def _fitting(model: GPT) -> int:
-    """How many rows of a cache there is memory for."""
+def _max_rows(model: GPT) -> int:
+    """Number of KV cache rows that fit into the free memory."""
     weight = model.embedding.weight
-    each = Cache.bytes(model.config, weight.dtype)
-    return int(_MEMORY * free_memory(weight.device) / each) if each else _ROWS
+    row_bytes = KVCache.row_bytes(model.config, weight.dtype)
+    return int(_MEMORY_FRACTION * free_memory(weight.device) / row_bytes) if row_bytes else _MAX_ROWS
 
 
-def stream(engine: Engine, text: Continuation) -> Iterator[Token]:
-    """The tokens of one text, as they come."""
-    engine.add(text)
-    while not text.ended:
+def stream(engine: Engine, sequence: Continuation) -> Iterator[Token]:
+    """Yield the tokens of one sequence as they are generated."""
+    engine.add(sequence)
+    while not sequence.ended:
         yield from (token for _, token in engine.step())
 
 
@@ -190,26 +199,26 @@ def sample(
     options: SampleOptions,
     stopped: threading.Event | None = None,
 ) -> list[Sample]:
-    """Continue each prompt, given as its text and its ids. Sample i draws from a generator seeded by `seed` + i.
+    """Generate one text per prompt, given as its text and its ids. Prompt i has the seed `options.seed` + i.
 
-    Raises TryAgain when `stopped` is set before all have ended.
+    Raises TryAgain if `stopped` is set before all have ended.
     """
-    begun = time.monotonic()
-    texts = [Continuation(tokenizer, ids, options, options.seed + n) for n, (_, ids) in enumerate(prompts)]
-    told: dict[Continuation, list[Token]] = {text: [] for text in texts}
+    start = time.monotonic()
+    sequences = [Continuation(tokenizer, ids, options, options.seed + i) for i, (_, ids) in enumerate(prompts)]
+    tokens: dict[Continuation, list[Token]] = {sequence: [] for sequence in sequences}
     seconds: dict[Continuation, float] = {}
-    waiting, engine = iter(texts), Engine(model, max(1, min(len(texts), _ROWS, _fitting(model))))
-    while len(seconds) < len(texts):
+    waiting, engine = iter(sequences), Engine(model, max(1, min(len(sequences), _MAX_ROWS, _max_rows(model))))
+    while len(seconds) < len(sequences):
         if stopped and stopped.is_set():
-            raise TryAgain("stopped by a signal", hint="the same command gives the same texts")
-        while not engine.full and (text := next(waiting, None)):
-            engine.add(text)
-        for text, token in engine.step():
+            raise TryAgain("stopped by a signal", hint="run the same command again for the same texts")
+        while not engine.full and (sequence := next(waiting, None)):
+            engine.add(sequence)
+        for sequence, token in engine.step():
             if options.candidates:
-                told[text].append(token)
-            if text.ended:
-                seconds[text] = round(time.monotonic() - begun, 3)
+                tokens[sequence].append(token)
+            if sequence.ended:
+                seconds[sequence] = round(time.monotonic() - start, 3)
     return [
-        Sample(prompt, text.text, text.made, seconds[text], text.ended, told[text])
-        for (prompt, _), text in zip(prompts, texts, strict=True)
+        Sample(prompt, sequence.text, sequence.token_ids, seconds[sequence], sequence.ended, tokens[sequence])
+        for (prompt, _), sequence in zip(prompts, sequences, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Sampling: choose the next token from logits."""
+"""Sampling of the next token from logits, its options, and the record of a sampled token."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor
 
 from pipeline.errors import BadConfig
 
-_SEEDS = 1 << 63
-_COLDEST = 1e-6  # what fp32 can divide by
+SEED_LIMIT = 1 << 63
+_MIN_TEMPERATURE = 1e-6  # fp32 overflows below it
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How a token is chosen, and when a text ends.
+    """Options of sampling, and of when a generated text ends.
 
-    temperature         0 (as anything below 1e-6), or `greedy`, takes the likeliest token
-    top_k, top_p, min_p choose among the k likeliest (0: all), the fewest that make up p together (1: all), those at
-                        least min_p times as likely as the likeliest (0: all)
-    repetition_penalty  divides the logits of tokens that are there already, or multiplies them below zero (Keskar et
-                        al. 2019); 1: not
-    stop                texts that end a continuation; they are no part of it
-    candidates          so many of the likeliest tokens are told at each step
+    temperature         0 (and anything below 1e-6), or `greedy`, takes the most likely token
+    top_k               sample among the k most likely tokens; 0: all
+    top_p               sample among the fewest most likely tokens whose probabilities add up to p; 1: all
+    min_p               sample among the tokens at least min_p times as likely as the most likely one; 0: all
+    repetition_penalty  divide positive logits of tokens that already occurred, and multiply negative ones, by this
+                        (Keskar et al. 2019); 1: no penalty
+    stop                texts that end a generated text, which does not include them
+    candidates          number of most likely tokens to report at each step
     """
 
     max_tokens: int = 100
@@ -43,18 +44,17 @@ class SampleOptions:
             raise BadConfig("max-tokens must be 1 or more, temperature and top-k 0 or more", hint="see sample --help")
         if not (0 < self.top_p <= 1 and 0 <= self.min_p <= 1 and 0 < self.repetition_penalty < float("inf")):
             raise BadConfig(
-                "top-p must be above 0 and at most 1, min-p from 0 to 1, the repetition penalty above 0",
-                hint="see sample --help",
+                "top-p must be in (0, 1], min-p in [0, 1], the repetition penalty above 0", hint="see sample --help"
             )
-        if not 0 <= self.seed < _SEEDS:
-            raise BadConfig(f"the seed {self.seed} is no number from 0 to 2**63 - 1", hint="choose another --seed")
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise BadConfig(f"the seed must be in [0, 2**63), got {self.seed}", hint="choose another --seed")
         if not all(self.stop):
-            raise BadConfig("an empty text stops everything", hint="leave out --stop")
+            raise BadConfig("a stop text must not be empty", hint="leave out --stop")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that might come next. `probability` is the network's own, before temperature and the like."""
+    """A possible next token. `probability` is the network's own, before temperature and truncation."""
 
     token_id: int
     text: str
@@ -63,34 +63,36 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Token:
-    """A token that was chosen, the `text` that may be shown now, and what else was likely where that was asked for."""
+    """A sampled token, the `text` that it completes, and the most likely `candidates` if the options ask for them."""
 
     chosen: Candidate
     text: str
     candidates: tuple[Candidate, ...] = ()
 
 
-def choose(logits: Tensor, options: SampleOptions, generator: torch.Generator, context: Sequence[int] = ()) -> int:
-    """One id from logits of shape (V,); `context` are the ids that came before."""
+def sample_token(
+    logits: Tensor, options: SampleOptions, generator: torch.Generator, context: Sequence[int] = ()
+) -> int:
+    """Return one id sampled from logits (V,). `context` are the earlier ids, for the repetition penalty."""
     if options.repetition_penalty != 1 and context:
-        there = torch.tensor(sorted({token for token in context if token < len(logits)}))
-        values, penalty = logits[there], options.repetition_penalty
-        logits = logits.index_copy(0, there, torch.where(values > 0, values / penalty, values * penalty))
-    if options.greedy or options.temperature < _COLDEST:
+        repeated = torch.tensor(sorted({token for token in context if token < len(logits)}))
+        values, penalty = logits[repeated], options.repetition_penalty
+        logits = logits.index_copy(0, repeated, torch.where(values > 0, values / penalty, values * penalty))
+    if options.greedy or options.temperature < _MIN_TEMPERATURE:
         return int(logits.argmax())
-    ids = None  # of those that are chosen among: all of them, or the likeliest first
+    ids = None  # of `logits` once those are sorted, the most likely first
     if 0 < options.top_k < len(logits):
         logits, ids = logits.topk(options.top_k)
     elif options.top_p < 1:
         logits, ids = logits.sort(descending=True)
     probabilities = ((logits - logits.max()) / options.temperature).softmax(-1)
     if options.top_p < 1:
-        before = probabilities.cumsum(0) - probabilities  # mass of the likelier ones; the first always stays
-        probabilities[1:][before[1:] >= options.top_p] = 0
+        mass_before = probabilities.cumsum(0) - probabilities  # of more likely tokens; the first token always stays
+        probabilities[1:][mass_before[1:] >= options.top_p] = 0
     if options.min_p:
         probabilities[probabilities < options.min_p * probabilities.max()] = 0
-    # One draw a token, whatever the vocabulary: the first id by which as much probability has passed.
-    passed = probabilities.double().cumsum(0)
-    drawn = torch.rand((), generator=generator, dtype=torch.float64) * passed[-1]
-    place = int(torch.searchsorted(passed, drawn, right=True).clamp(max=len(passed) - 1))
-    return place if ids is None else int(ids[place])
+    # Inverse transform sampling: one draw per token, for vocabularies of any size.
+    cumulative = probabilities.double().cumsum(0)
+    threshold = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
+    index = int(torch.searchsorted(cumulative, threshold, right=True).clamp(max=len(cumulative) - 1))
+    return index if ids is None else int(ids[index])

@@ -1,4 +1,4 @@
-"""Dropout, with a byte of chance for each number on a CPU, where drawing is what it costs."""
+"""Dropout that draws one random byte per element on a CPU, where drawing is the largest cost."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from torch.nn import functional as F
 
 
 class Dropout(nn.Module):
-    """Sets a share of the numbers to zero and scales the others up (Srivastava et al. 2014), in training only.
+    """Set elements to zero with probability `p` and scale up the others (Srivastava et al. 2014), in training only.
 
-    torch's own draws a float each on a CPU; bytes of 64-bit draws take a third of the time, and round the share to a
-    multiple of 1/256 (benchmarks/NOTES.md).
+    On a CPU torch's own dropout draws a float per element. The bytes of 64-bit draws take a third of the time, and
+    round `p` to a multiple of 1/256 (benchmarks/NOTES.md).
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        self.share = share
+        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.share):
+        if not (self.training and self.p):
             return x
         if x.device.type != "cpu":
-            return F.dropout(x, self.share)
-        least = min(max(round(self.share * 256), 1), 255)
-        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-        kept = drawn.view(torch.uint8)[: x.numel()].view(x.shape) >= least
-        return x * kept.to(x.dtype).mul_(256 / (256 - least))
+            return F.dropout(x, self.p)
+        threshold = min(max(round(self.p * 256), 1), 255)
+        random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+        keep = random.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
+        return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
 
     def extra_repr(self) -> str:
-        return f"share={self.share}"
+        return f"p={self.p}"

@@ -1,8 +1,8 @@
-"""What a network remembers of the texts it goes on with, so that each token is computed once.
+"""KV cache for incremental decoding.
 
-Shapes in comments: R rows, one text each; S tokens of each at most, as many as the network sees; B of the rows and T
-new tokens in one pass; K heads of keys and values of D dimensions; C = width, and the tails of W - 1 tokens that
-convolutions of width W reach back to. All memory is taken at the beginning.
+Shapes in comments: R rows of the cache, one sequence each; S tokens per row at most, which is the block size; B rows
+and T new tokens in one forward pass; K heads of keys and values of D dimensions; C = width; W - 1 previous inputs for
+convolutions of width W. All memory is allocated at construction.
 """
 
 from __future__ import annotations
@@ -17,48 +17,56 @@ from model.config import GPTConfig
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What one block remembers of B rows: `keys` and `values` (B, K, S, D), `tails` (2, B, W - 1, C) of what its two
-    convolutions read."""
+class LayerCache:
+    """Views into the cache of one block, for B rows.
+
+    `keys` and `values` (B, K, S, D); `tails` (2, B, W - 1, C), the last inputs of the block's two convolutions.
+    """
 
     keys: Tensor
     values: Tensor
     tails: Tensor
 
-    def extended(self, past: Past, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember those of the new tokens (B, K, T, D); those of all that may be seen (B, K, seen, D)."""
-        for kept, new in ((self.keys, keys), (self.values, values)):
-            if isinstance(past.slots, slice):  # a third of the time that an index takes
-                kept[:, :, past.slots] = new
+    def update(self, view: CacheView, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values (B, K, T, D) of the new tokens; return all to attend to (B, K, kv_length, D)."""
+        for cached, new in ((self.keys, keys), (self.values, values)):
+            if isinstance(view.slots, slice):  # takes a third of the time of an index
+                cached[:, :, view.slots] = new
             else:
-                kept[past.rows, :, past.slots] = new.transpose(1, 2).to(kept.dtype)
-        return self.keys[:, :, : past.seen], self.values[:, :, : past.seen]
+                cached[view.rows, :, view.slots] = new.transpose(1, 2).to(cached.dtype)
+        return self.keys[:, :, : view.kv_length], self.values[:, :, : view.kv_length]
 
 
 @dataclass(frozen=True)
-class Past:
-    """What one pass reads and adds to: of each block, of the first convolution (`tail`), and the ids `before` (B, 1).
+class CacheView:
+    """The part of a KV cache that one forward pass reads and updates.
 
-    `positions` (B, T) are those of the new tokens, which go to `slots`, the same of all `rows` (B, 1) or (B, T); the
-    first `seen` places are then looked at. `mask` (B, 1, T, seen) says who may see whom, None where all that came
-    before may be seen.
+    positions     (B, T), of the new tokens
+    rows          (B, 1), indices of the rows
+    slots         indices along S to which the new tokens are written: a slice if equal for all rows, else (B, T)
+    kv_length     number of slots to attend to, from the first one
+    mask          (B, 1, T, kv_length), True where attention is allowed; None: causal, or a single token per row that
+                  attends to all of them
+    layers        one LayerCache per block
+    tail          (B, W - 1, C), the last inputs of the convolution over the embeddings
+    previous_ids  (B, 1), the ids before the new tokens, for bigram embeddings
     """
 
     positions: Tensor
     rows: Tensor
     slots: slice | Tensor
-    seen: int
+    kv_length: int
     mask: Tensor | None
-    blocks: Sequence[Memory]
+    layers: Sequence[LayerCache]
     tail: Tensor
-    before: Tensor
+    previous_ids: Tensor
 
 
-class Cache:
-    """Rows of remembered text, `lengths` tokens of each.
+class KVCache:
+    """Keys and values of `rows` sequences, with `lengths` tokens seen so far in each.
 
-    A text that outgrows the network writes over its oldest tokens where that is possible (`slides`): attention by
-    rotary positions sees distances only. With learned positions a row is full then, and must begin again.
+    A sequence longer than `size` overwrites its oldest tokens if `slides`: with rotary positions attention depends on
+    distances only. With learned positions the row is full then, and must be reset.
     """
 
     def __init__(self, config: GPTConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -69,66 +77,67 @@ class Cache:
         shape = (config.layers, rows, heads, self.size, config.head_width)  # (layers, R, K, S, D)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
-        reach = max(config.convolution - 1, 0)
-        tails = (2 * config.layers + 1, rows, reach, config.width)  # the first, then two of each block
-        self._tails = torch.zeros(tails, dtype=dtype, device=device)
-        self._before = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-        self._index = torch.arange(rows, device=device)[:, None]
-        self._everything = (self._keys, self._values, self._tails)
-        self._views: dict[tuple[int, int], tuple[Sequence[Memory], Tensor, Tensor]] = {}
+        tail_length = max(config.convolution - 1, 0)
+        # Over the embeddings first, then two per block.
+        tails_shape = (2 * config.layers + 1, rows, tail_length, config.width)
+        self._tails = torch.zeros(tails_shape, dtype=dtype, device=device)
+        self._previous_ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._row_indices = torch.arange(rows, device=device)[:, None]
+        self._views: dict[tuple[int, int], tuple[Sequence[LayerCache], Tensor, Tensor]] = {}
 
     @staticmethod
-    def bytes(config: GPTConfig, dtype: torch.dtype) -> int:
-        """Memory of a row, but for tails and ids, which are short."""
+    def row_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
+        """Memory of the keys and values of a row. The tails and ids are small and not counted."""
         return 2 * config.layers * config.block_size * config.key_width * dtype.itemsize
 
-    def full(self, row: int) -> bool:
-        """Whether a row has no place for a token more."""
+    def is_full(self, row: int) -> bool:
+        """True if the row has no slot for another token."""
         return not self.slides and self.lengths[row] >= self.size
 
-    def forget(self, row: int) -> None:
-        """Begin a row again."""
+    def reset(self, row: int) -> None:
+        """Empty a row."""
         self.lengths[row] = 0
         self._tails[:, row].zero_()
-        self._before[row].zero_()
+        self._previous_ids[row].zero_()
 
     def copy(self, source: int, target: int) -> None:
-        """Make a row remember what another one does."""
-        for each in self._everything:
-            each[:, target] = each[:, source]
-        self._before[target] = self._before[source]
+        """Copy row `source` to row `target`."""
+        for buffer in (self._keys, self._values, self._tails):
+            buffer[:, target] = buffer[:, source]
+        self._previous_ids[target] = self._previous_ids[source]
         self.lengths[target] = self.lengths[source]
 
-    def read(self, first: int, count: int, new: int) -> Past:
-        """The past of the rows from `first`, `count` of them, which this pass makes longer by `new` tokens each.
+    def extend(self, first: int, count: int, new: int) -> CacheView:
+        """Add `new` tokens to each of the `count` rows from `first` on. Return the view for their forward pass.
 
-        More than one token at a time must fit, and without writing over any: what they may see is needed still.
+        More than one new token per row must fit without overwriting old ones, which the first of them still attend to.
         """
         lengths = self.lengths[first : first + count]
         assert new == 1 or max(lengths) + new <= self.size
-        before = torch.tensor(lengths, device=self._device)[:, None]
-        positions = before + torch.arange(new, device=self._device)  # (B, T)
-        start, alike = lengths[0] % self.size, len(set(lengths)) == 1
-        together = alike and start + new <= self.size
-        slots = slice(start, start + new) if together else positions % self.size
-        seen = min(max(lengths) + new, self.size)
+        starts = torch.tensor(lengths, device=self._device)[:, None]
+        positions = starts + torch.arange(new, device=self._device)  # (B, T)
+        start, equal_lengths = lengths[0] % self.size, len(set(lengths)) == 1
+        contiguous = equal_lengths and start + new <= self.size
+        slots = slice(start, start + new) if contiguous else positions % self.size
+        kv_length = min(max(lengths) + new, self.size)
         mask = None
         if (new > 1 and max(lengths)) or len({min(length, self.size) for length in lengths}) > 1:
-            places = torch.arange(seen, device=self._device)
-            mask = (places <= positions[..., None])[:, None]  # (B, 1, T, seen): those not yet written are later
+            slot_indices = torch.arange(kv_length, device=self._device)
+            # (B, 1, T, kv_length). Slots after a token's position are not written yet, or hold later tokens.
+            mask = (slot_indices <= positions[..., None])[:, None]
         for row in range(first, first + count):
             self.lengths[row] += new
-        blocks, tail, ids = self._remembered(first, count)
-        return Past(positions, self._index[:count], slots, seen, mask, blocks, tail, ids)
+        layers, tail, previous_ids = self._rows(first, count)
+        return CacheView(positions, self._row_indices[:count], slots, kv_length, mask, layers, tail, previous_ids)
 
-    def _remembered(self, first: int, count: int) -> tuple[Sequence[Memory], Tensor, Tensor]:
-        """What the blocks, the first convolution and the pairs remember of some rows. Made once: each token asks."""
+    def _rows(self, first: int, count: int) -> tuple[Sequence[LayerCache], Tensor, Tensor]:
+        """Views of some rows: one LayerCache per block, tail, previous ids. Cached, since each token needs them."""
         if (first, count) not in self._views:
             rows = slice(first, first + count)
             tails = self._tails[:, rows]
-            blocks = [
-                Memory(keys[rows], values[rows], tails[2 * number + 1 : 2 * number + 3])
-                for number, (keys, values) in enumerate(zip(self._keys, self._values, strict=True))
+            layers = [
+                LayerCache(keys[rows], values[rows], tails[2 * layer + 1 : 2 * layer + 3])
+                for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True))
             ]
-            self._views[first, count] = blocks, tails[0], self._before[rows]
+            self._views[first, count] = layers, tails[0], self._previous_ids[rows]
         return self._views[first, count]

@@ -1,4 +1,4 @@
-"""Attention masks of packed documents."""
+"""Attention masks for rows that hold several documents."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 
-def document_numbers(ids: Tensor, end_of_text: int) -> Tensor:
-    """Which document of its row each id is in, int64 of the shape (B, T) of `ids`: the ends of text before it.
+def document_numbers(ids: Tensor, eos: int) -> Tensor:
+    """Index of each token's document within its row, int64 (B, T) for `ids` (B, T).
 
-    An end of text is in the document that it ends. Attention between ids of other numbers crosses a border.
+    That is the number of end-of-text tokens `eos` before it, so an end of text belongs to the document that it ends.
     """
-    ends = ids == end_of_text
-    return ends.cumsum(-1) - ends.long()
+    is_eos = ids == eos
+    return is_eos.cumsum(-1) - is_eos.long()
 
 
-def document_mask(ids: Tensor, end_of_text: int) -> Tensor:
-    """Who may see whom, bool (B, 1, T, T): what came before in the same document, and itself."""
-    numbers = document_numbers(ids, end_of_text)
-    same = numbers[:, None, :, None] == numbers[:, None, None, :]
-    return same & torch.ones(ids.shape[1:] * 2, dtype=torch.bool, device=ids.device).tril()
+def document_mask(ids: Tensor, eos: int) -> Tensor:
+    """Causal attention mask within documents, bool (B, 1, T, T): True where a token attends to another one.
+
+    A token attends to itself and to the earlier tokens of its document.
+    """
+    documents = document_numbers(ids, eos)
+    same_document = documents[:, None, :, None] == documents[:, None, None, :]
+    return same_document & torch.ones(ids.shape[1:] * 2, dtype=torch.bool, device=ids.device).tril()

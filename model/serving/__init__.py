@@ -1,4 +1,5 @@
-"""The HTTP server for completions.
+"""HTTP server for completions, compatible with OpenAI's clients.
 
-Start with `app.py`.
+Start with `app.py`: `requests.py` parses a request, `scheduler.py` generates its sequences in one batch with others,
+`responses.py` encodes the result. `server.py` owns the socket and the shutdown, `timeouts.py` the slow clients.
 """

@@ -1,8 +1,8 @@
-"""What the server answers: OpenAI's two routes, and a page to write with and what it needs.
+"""HTTP application: OpenAI's completions and models routes, and the web page with what it needs.
 
-Whatever comes in has a bound in bytes and in seconds, and no part of a request ever names a file. Errors have OpenAI's
-shape. There is no authentication: on a loopback address only names of this machine are answered, so that no page from
-elsewhere reaches the server by a name of its own (DNS rebinding), and no page of another origin can read an answer.
+Every input is bounded in bytes and in seconds, and no part of a request names a file. Errors have OpenAI's format.
+There is no authentication. On a loopback address only loopback host names are accepted, so that a foreign page cannot
+reach the server under a name of its own (DNS rebinding), and no page of another origin can read a response.
 """
 
 from __future__ import annotations
@@ -19,25 +19,30 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.generation.session import Session
 from model.runs.run import read_result
-from model.serving.requests import Asked, Refused, continuations, error_body, parse, read_prompts
-from model.serving.responses import Answer
-from model.serving.scheduler import Closing, Desk, Full, Unfinished
+from model.serving.requests import APIError, error_body, make_sequences, parse, tokenize_prompts
+from model.serving.responses import CompletionResponse
+from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
 from pipeline.tokenizers import Tokenizer
 
-_BODY, _DISCARDED = 1 << 20, 16 << 20  # bytes that are read, and that are let pass so that the client reads why not
-_PATIENCE = 30.0  # seconds in which a body must come
-_LOCAL = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_MAX_BODY = 1 << 20  # bytes
+_MAX_DISCARDED = 16 << 20  # bytes of an oversized body to read, so that the client gets to read the error
+_BODY_SECONDS = 30.0  # for a client to send its body
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _JSON, _CLOSE = "application/json", {"Connection": "close"}
+_HOST_CHECK = Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK_HOSTS, www_redirect=False)
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
-_HEADERS = {
+_SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"cross-origin-resource-policy": b"same-origin",
@@ -46,188 +51,9 @@ _HEADERS = {
 }
 
 
-def app(shown: Shown, desk: Desk, *, local: bool, report: Callable[[str], None], opened: Callable[[], None]) -> ASGIApp:
-    """The application. `opened` is called when it begins to answer; `report` is told of its own failures."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        desk.open(asyncio.get_running_loop())
-        opened()
-        yield
-
-    made = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
-    _add_errors(made, report)
-    page_headers = {"Content-Security-Policy": _policy(shown.page), "Cache-Control": "no-cache"}
-
-    @made.api_route("/", methods=["GET", "HEAD"])
-    async def page() -> Response:
-        return Response(shown.page, media_type="text/html", headers=page_headers)
-
-    @made.api_route("/curve.svg", methods=["GET", "HEAD"])
-    async def curve() -> Response:
-        if shown.curve is None:
-            raise Refused(404, "this run has no loss curve")
-        return Response(shown.curve, media_type="image/svg+xml", headers={"Cache-Control": "no-cache"})
-
-    @made.api_route("/health", methods=["GET", "HEAD"])
-    async def health() -> Response:
-        counts = desk.counts()
-        busy = {"active": counts.active, "waiting": counts.waiting, "rows": desk.rows, "places": desk.places}
-        has = {"curve": shown.curve is not None}
-        return _json({"ok": True, "run": shown.ref, "model": shown.name, **shown.facts, **has, **busy})
-
-    @made.api_route("/v1/models", methods=["GET", "HEAD"])
-    async def models() -> Response:
-        entry = {"id": shown.name, "object": "model", "created": shown.since, "owned_by": "inkstone"}
-        return _json({"object": "list", "data": [entry]})
-
-    @made.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != _JSON:  # which no page of another origin may send without asking first
-            raise Refused(415, f"the body must be {_JSON}")
-        asked = parse(await _body(request))
-        if asked.model not in ("", shown.name, shown.ref):
-            raise Refused(
-                404, f"there is no model {asked.model!r} here, but {shown.name!r}", "model", "model_not_found"
-            )
-        prompts = await asyncio.to_thread(read_prompts, asked, shown.tokenizer, desk.places)
-        order = desk.order(continuations(asked, prompts, shown.tokenizer))
-        return await _respond(request, asked, Answer(asked, prompts, order, shown.tokenizer, shown.name), desk)
-
-    return Door(made, local)
-
-
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    data = content if isinstance(content, bytes) else msgspec.json.encode(content)
-    return Response(data, status, headers, _JSON)
-
-
-def _policy(page: bytes) -> str:
-    """What the page may do: run its own script, and talk to this server."""
-    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(page)]
-    scripts = " ".join(f"'sha256-{each}'" for each in hashes)
-    allowed = f"script-src {scripts}; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
-    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
-
-def _add_errors(made: FastAPI, report: Callable[[str], None]) -> None:
-    @made.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> Response:
-        return _json(error.body, error.status, _CLOSE if error.status in (408, 413) else None)
-
-    @made.exception_handler(Full)
-    async def full(_: Request, error: Full) -> Response:
-        what = "too many texts are being written, try again in a moment"
-        return _json(error_body(429, what, code="queue_full"), 429, {"Retry-After": "1"})
-
-    @made.exception_handler(Unfinished)
-    async def unfinished(_: Request, error: Unfinished) -> Response:
-        status = 503 if isinstance(error, Closing) else 500
-        return _json(error_body(status, str(error)), status)
-
-    @made.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
-        what = {404: "there is nothing at this path", 405: f"{request.method} is not for this path"}
-        told = what.get(error.status_code, str(error.detail))
-        return _json(error_body(error.status_code, told), error.status_code, error.headers)
-
-    @made.exception_handler(ClientDisconnect)
-    async def left(_: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # which nobody reads
-
-    @made.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        report(f"error: {request.method} {request.url.path}: {type(error).__name__}: {error}"[:300])
-        return _json(error_body(500, "a bug of this server; what it was is told where it runs"), 500)
-
-
-async def _body(request: Request) -> bytes:
-    """The body. Raises Refused where it is too large or comes too slowly, ClientDisconnect where it ends early."""
-    too_large = Refused(413, f"the body is larger than {_BODY:,} bytes")
-    size = request.headers.get("content-length", "0")
-    if int(size) > _BODY and "expect" in request.headers:  # which waits for leave to send it
-        raise too_large
-    body, seen = bytearray(), 0
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            async for part in request.stream():
-                seen += len(part)
-                if seen <= _BODY:
-                    body += part
-                elif seen > _DISCARDED:
-                    break
-    except TimeoutError:
-        raise Refused(408, "the body comes too slowly") from None
-    if seen > _BODY:
-        raise too_large
-    return bytes(body)
-
-
-async def _respond(request: Request, asked: Asked, answer: Answer, desk: Desk) -> Response:
-    if asked.stream:
-        return _Events(answer, desk)
-    work = asyncio.ensure_future(answer.whole())
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return _json(work.result())
-    finally:
-        desk.leave(answer.order)
-        work.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Until the client has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _Events(StreamingResponse):
-    """An answer as it comes. Whether it is read to its end or not, its places are given back."""
-
-    def __init__(self, answer: Answer, desk: Desk) -> None:
-        super().__init__(answer.events(), media_type="text/event-stream")
-        self._leave = lambda: desk.leave(answer.order)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._leave()
-
-
-class Door:
-    """Turns away who asked for another host, and puts on every answer what browsers are to keep to."""
-
-    def __init__(self, inner: ASGIApp, local: bool) -> None:
-        self._inner, self._local = inner, local
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                there = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(each for each in _HEADERS.items() if each[0] not in there)]
-            await send(message)
-
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        if self._local and not _LOCAL.fullmatch(host):
-            refusal = _json(error_body(421, "this server answers to names of this machine only"), 421)
-            await refusal(scope, receive, sending)
-            return
-        await self._inner(scope, receive, sending)
-
-
 @dataclass(frozen=True)
-class Shown:
-    """The names of a run, what there is to say of it, its loss curve if it has one, and the page around all that."""
+class ModelInfo:
+    """Names and facts of the served run, its loss curve (None without one), and the web page."""
 
     name: str
     ref: str
@@ -235,11 +61,10 @@ class Shown:
     facts: Mapping[str, Any]
     page: bytes
     curve: bytes | None
-    since: int
+    created: int  # Unix time
 
 
-def look(session: Session) -> Shown:
-    """Read what is shown of a run."""
+def load_model_info(session: Session) -> ModelInfo:
     run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
     facts = {
         "parameters": result.parameters,
@@ -248,6 +73,200 @@ def look(session: Session) -> Shown:
         "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
         "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
     }
-    page, curve = Path(__file__).with_name("page.html"), run.file("loss.svg")
-    drawn = curve.read_bytes() if curve.is_file() else None
-    return Shown(run.manifest.name, run.ref, tokenizer, facts, page.read_bytes(), drawn, int(time.time()))
+    page = Path(__file__).with_name("page.html").read_bytes()
+    curve = run.file("loss.svg")
+    svg = curve.read_bytes() if curve.is_file() else None
+    return ModelInfo(run.manifest.name, run.ref, tokenizer, facts, page, svg, int(time.time()))
+
+
+def create_app(
+    model: ModelInfo, scheduler: Scheduler, *, local: bool, report: Callable[[str], None], on_start: Callable[[], None]
+) -> ASGIApp:
+    """Build the application. `local` restricts the Host header; `report` receives internal errors, one line each."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        scheduler.start(asyncio.get_running_loop())
+        on_start()
+        yield
+
+    endpoints = _Endpoints(model, scheduler)
+    app = Starlette(
+        routes=[
+            Route("/", endpoints.page),
+            Route("/curve.svg", endpoints.curve),
+            Route("/health", endpoints.health),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/completions", endpoints.completions, methods=["POST"]),
+        ],
+        middleware=[_HOST_CHECK] if local else [],
+        exception_handlers=_error_handlers(report),
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return _SecurityHeaders(app)
+
+
+class _Endpoints:
+    """One method per route."""
+
+    def __init__(self, model: ModelInfo, scheduler: Scheduler) -> None:
+        self._model, self._scheduler = model, scheduler
+        self._page_headers = {"Content-Security-Policy": _page_policy(model.page), "Cache-Control": "no-cache"}
+
+    async def page(self, _: Request) -> Response:
+        return Response(self._model.page, media_type="text/html", headers=self._page_headers)
+
+    async def curve(self, _: Request) -> Response:
+        if self._model.curve is None:
+            raise APIError(404, "this run has no loss curve")
+        return Response(self._model.curve, media_type="image/svg+xml", headers={"Cache-Control": "no-cache"})
+
+    async def health(self, _: Request) -> Response:
+        stats, model = self._scheduler.stats(), self._model
+        load = {
+            "active": stats.active,
+            "waiting": stats.waiting,
+            "rows": self._scheduler.rows,
+            "places": self._scheduler.capacity,
+        }
+        curve = {"curve": model.curve is not None}
+        return _json({"ok": True, "run": model.ref, "model": model.name, **model.facts, **curve, **load})
+
+    async def models(self, _: Request) -> Response:
+        entry = {"id": self._model.name, "object": "model", "created": self._model.created, "owned_by": "inkstone"}
+        return _json({"object": "list", "data": [entry]})
+
+    async def completions(self, request: Request) -> Response:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != _JSON:  # which a page of another origin cannot send without a preflight request
+            raise APIError(415, f"the content type must be {_JSON}, got {content_type or 'none'}")
+        body, model = parse(await _read_body(request)), self._model
+        if body.model not in ("", model.name, model.ref):
+            message = f"model {body.model!r} not found; this server has {model.name!r}"
+            raise APIError(404, message, "model", "model_not_found")
+        prompts = await asyncio.to_thread(tokenize_prompts, body, model.tokenizer, self._scheduler.capacity)
+        generation = self._scheduler.submit(make_sequences(body, prompts, model.tokenizer))
+        response = CompletionResponse(body, prompts, generation, model.tokenizer, model.name)
+        if body.stream:
+            return _EventStream(response, self._scheduler)
+        return await _complete(request, response, self._scheduler)
+
+
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    data = content if isinstance(content, bytes) else msgspec.json.encode(content)
+    return Response(data, status, headers, _JSON)
+
+
+def _page_policy(page: bytes) -> str:
+    """Content security policy of the page: its own inline script, and requests to this server."""
+    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(page)]
+    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    sources = f"script-src {scripts}; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def _error_handlers(report: Callable[[str], None]) -> dict[Any, Callable[[Request, Any], Any]]:
+    async def api_error(_: Request, error: APIError) -> Response:
+        return _json(error.body, error.status, _CLOSE if error.status in (408, 413) else None)
+
+    async def queue_full(_: Request, error: QueueFull) -> Response:
+        return _json(error_body(429, "the queue is full, retry later", code="queue_full"), 429, {"Retry-After": "1"})
+
+    async def generation_failed(_: Request, error: GenerationFailed) -> Response:
+        status = 503 if isinstance(error, ShuttingDown) else 500
+        return _json(error_body(status, str(error)), status)
+
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        messages = {404: "not found", 405: f"{request.method} is not allowed here"}
+        message = messages.get(error.status_code, str(error.detail))
+        return _json(error_body(error.status_code, message), error.status_code, error.headers)
+
+    async def disconnected(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # never sent
+
+    async def internal_error(request: Request, error: Exception) -> Response:
+        report(f"error: {request.method} {request.url.path}: {type(error).__name__}: {error}"[:300])
+        return _json(error_body(500, "internal server error; see the server's log"), 500)
+
+    return {
+        APIError: api_error,
+        QueueFull: queue_full,
+        GenerationFailed: generation_failed,
+        HTTPException: http_error,
+        ClientDisconnect: disconnected,
+        Exception: internal_error,
+    }
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read the body. Raises APIError if it is too large or too slow, ClientDisconnect if it is incomplete."""
+    too_large = APIError(413, f"the body must have at most {_MAX_BODY:,} bytes")
+    size = request.headers.get("content-length", "0")
+    if int(size) > _MAX_BODY and "expect" in request.headers:  # the client waits for permission to send it
+        raise too_large
+    body, received = bytearray(), 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received <= _MAX_BODY:
+                    body += chunk
+                elif received > _MAX_DISCARDED:
+                    break
+    except TimeoutError:
+        raise APIError(408, f"the body must arrive within {_BODY_SECONDS:g} seconds") from None
+    if received > _MAX_BODY:
+        raise too_large
+    return bytes(body)
+
+
+async def _complete(request: Request, response: CompletionResponse, scheduler: Scheduler) -> Response:
+    """Wait for a complete response, or stop generating when the client disconnects."""
+    body = asyncio.ensure_future(response.json())
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait((body, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not body.done():
+            raise ClientDisconnect
+        return _json(body.result())
+    finally:
+        scheduler.release(response.generation)
+        body.cancel()
+        disconnect.cancel()
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; the request is released whether or not the client reads all of them."""
+
+    def __init__(self, response: CompletionResponse, scheduler: Scheduler) -> None:
+        super().__init__(response.stream(), media_type="text/event-stream")
+        self._release = lambda: scheduler.release(response.generation)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._release()
+
+
+class _SecurityHeaders:
+    """Wrapper that adds `_SECURITY_HEADERS` to every response that does not set them itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name for name, _ in message["headers"]}
+                defaults = (header for header in _SECURITY_HEADERS.items() if header[0] not in names)
+                message["headers"] = [*message["headers"], *defaults]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

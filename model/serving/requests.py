@@ -1,7 +1,7 @@
-"""OpenAI's completions: what a client may ask (what it is told is in answers.py).
+"""Completion requests: parse and validate the body, tokenize the prompts, build the sequences to generate.
 
-The fields are those of OpenAI's `POST /v1/completions`; top_k, min_p and repetition_penalty are this project's own. A
-field that cannot be followed is refused, never passed over in silence.
+The fields are those of OpenAI's `POST /v1/completions`; top_k, min_p and repetition_penalty are our own. An unsupported
+field is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer, Unencodable, Unfolding
 
 MAX_TOKENS = 4096
-_PROMPT = 50_000  # characters or ids of all prompts together: many times what any network here sees
-_TEXTS = 16  # of one request
-_MESSAGE = 300  # characters: what a client sent may be a part of it
+_MAX_PROMPT = 50_000  # characters or ids of all prompts together, far beyond any context window here
+_MAX_SEQUENCES = 16  # of one request
+_MAX_MESSAGE = 300  # characters of an error message, which may quote the client's input
 _FIELD = re.compile(r"(?:`\$\.|unknown field `)(\w+)")
-_WHERE = re.compile(r" - at `[^`]*`$")
+_PATH = re.compile(r" - at `[^`]*`$")
 _Stop = Annotated[str, Meta(min_length=1, max_length=100)]
 
 
-class Refused(Exception):
-    """A request that is not answered, with its HTTP status; `param` is the field that is to blame."""
+class APIError(Exception):
+    """An error response with its HTTP status. `param` names the request field at fault."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,18 +39,18 @@ class Refused(Exception):
 
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> bytes:
-    """An error in OpenAI's shape."""
+    """Encode an error in OpenAI's format."""
     kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    told = {"message": message[:_MESSAGE], "type": kind, "param": param and param[:_MESSAGE], "code": code}
-    return msgspec.json.encode({"error": told})
+    fields = {"message": message[:_MAX_MESSAGE], "type": kind, "param": param and param[:_MAX_MESSAGE], "code": code}
+    return msgspec.json.encode({"error": fields})
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
-class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a request. A field that is null is as one that is not there."""
+class CompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of a completion request. A null field counts as absent."""
 
     model: str = ""
     prompt: str | list[str | int | list[int]] = ""
@@ -60,15 +60,15 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_k: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
-    n: Annotated[int, Meta(ge=1, le=_TEXTS)] = 1
+    n: Annotated[int, Meta(ge=1, le=_MAX_SEQUENCES)] = 1
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=4)] = []
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str = ""  # which changes nothing
-    # What others offer; here only the values that change nothing are taken.
+    user: str = ""  # accepted, has no effect
+    # Unsupported fields of OpenAI's API: only values that change nothing are accepted.
     best_of: int = 0
     suffix: str = ""
     logit_bias: dict[str, float] = {}
@@ -76,80 +76,86 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frequency_penalty: float = 0.0
 
 
-def parse(body: bytes) -> Asked:
-    """What a body asks for. Raises Refused."""
+def parse(body: bytes) -> CompletionRequest:
+    """Parse and validate a request body. Raises APIError."""
     try:
         fields = msgspec.json.decode(body)
         if not isinstance(fields, dict):
-            raise Refused(400, "the body must be a JSON object")
-        asked = msgspec.convert({name: value for name, value in fields.items() if value is not None}, Asked)
+            raise APIError(400, "the body must be a JSON object")
+        present = {name: value for name, value in fields.items() if value is not None}
+        request = msgspec.convert(present, CompletionRequest)
     except RecursionError:
-        raise Refused(400, "the JSON is nested too deeply") from None
+        raise APIError(400, "the JSON is nested too deeply") from None
     except msgspec.ValidationError as error:
-        found = _FIELD.search(str(error))
-        param = found[1] if found else None
-        what = _WHERE.sub("", str(error))
-        raise Refused(400, f"{param}: {what}" if param else what, param) from None
-    except ValueError as error:  # msgspec's DecodeError, and what Python says of digits and of UTF-8
-        raise Refused(400, f"the body is not JSON: {error}") from None
-    if asked.best_of not in (0, asked.n):
-        raise Refused(400, "best_of: only as many as n are made", "best_of")
+        match = _FIELD.search(str(error))
+        param = match[1] if match else None
+        reason = _PATH.sub("", str(error))
+        raise APIError(400, f"{param}: {reason}" if param else reason, param) from None
+    except ValueError as error:  # msgspec's DecodeError, and Python's errors for long digits and for UTF-8
+        raise APIError(400, f"the body is not JSON: {error}") from None
+    if request.best_of not in (0, request.n):
+        raise APIError(400, f"best_of must equal n ({request.n}), got {request.best_of}", "best_of")
     for name in ("suffix", "logit_bias", "presence_penalty", "frequency_penalty"):
-        if getattr(asked, name):
-            raise Refused(400, f"{name} is not supported", name)
-    if asked.echo and asked.logprobs is not None:
-        raise Refused(400, "logprobs: those of an echoed prompt are not known, ask for one of the two", "logprobs")
-    return asked
+        if getattr(request, name):
+            raise APIError(400, f"{name} is not supported", name)
+    if request.echo and request.logprobs is not None:
+        raise APIError(400, "logprobs cannot be combined with echo", "logprobs")
+    return request
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TokenizedPrompt:
     text: str
     ids: list[int]
 
 
-def read_prompts(asked: Asked, tokenizer: Tokenizer, places: int) -> list[Prompt]:
-    """The prompts, tokenized. Raises Refused, also where so many texts could never have a place."""
-    given: Any = asked.prompt
-    kinds = {type(each) for each in given}
-    if isinstance(given, str) or kinds == {int}:
-        given = [given]
-    elif len(kinds) != 1:
-        raise Refused(400, "prompt: a text, a list of texts, a list of ids, or a list of lists of ids", "prompt")
-    if sum(map(len, given)) > _PROMPT:
-        raise Refused(400, f"prompt: longer than {_PROMPT:,} characters or ids", "prompt")
-    if len(given) * asked.n > min(_TEXTS, places):
-        what = f"{len(given)} prompts and n = {asked.n} are more than {min(_TEXTS, places)} texts"
-        raise Refused(400, what, "n" if asked.n > 1 else "prompt")
-    return [_read_prompt(each, tokenizer) for each in given]
+def tokenize_prompts(request: CompletionRequest, tokenizer: Tokenizer, capacity: int) -> list[TokenizedPrompt]:
+    """Tokenize the prompts of a request. Raises APIError, also for more sequences than `capacity`."""
+    prompts: Any = request.prompt
+    types = {type(prompt) for prompt in prompts}
+    if isinstance(prompts, str) or types == {int}:
+        prompts = [prompts]
+    elif len(types) != 1:
+        raise APIError(
+            400, "prompt must be a text, a list of texts, a list of ids, or a list of lists of ids", "prompt"
+        )
+    if sum(map(len, prompts)) > _MAX_PROMPT:
+        raise APIError(400, f"prompt must have at most {_MAX_PROMPT:,} characters or ids", "prompt")
+    limit = min(_MAX_SEQUENCES, capacity)
+    if len(prompts) * request.n > limit:
+        message = f"a request may have at most {limit} sequences, got {len(prompts)} prompts with n = {request.n}"
+        raise APIError(400, message, "n" if request.n > 1 else "prompt")
+    return [_tokenize_prompt(prompt, tokenizer) for prompt in prompts]
 
 
-def _read_prompt(given: str | list[int], tokenizer: Tokenizer) -> Prompt:
-    if not isinstance(given, str):
-        if not all(0 <= token < tokenizer.vocab_size for token in given):
-            raise Refused(400, f"prompt: ids are from 0 to {tokenizer.vocab_size - 1}", "prompt")
-        unfolding = Unfolding(tokenizer)
-        return Prompt("".join(map(unfolding.add, given)), given)
+def _tokenize_prompt(prompt: str | list[int], tokenizer: Tokenizer) -> TokenizedPrompt:
+    if not isinstance(prompt, str):
+        if not all(0 <= token < tokenizer.vocab_size for token in prompt):
+            raise APIError(400, f"prompt ids must be from 0 to {tokenizer.vocab_size - 1}", "prompt")
+        detokenizer = Unfolding(tokenizer)
+        return TokenizedPrompt("".join(map(detokenizer.add, prompt)), prompt)
     try:
-        return Prompt(given, tokenizer.encode(given))
+        return TokenizedPrompt(prompt, tokenizer.encode(prompt))
     except (BadData, Unencodable) as error:
-        raise Refused(400, f"prompt: {error}", "prompt") from None
+        raise APIError(400, f"prompt: {error}", "prompt") from None
 
 
-def continuations(asked: Asked, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[Continuation]:
-    """The texts to go on with, `n` of each prompt; the i-th draws by `seed` + i, as `sample` does."""
+def make_sequences(
+    request: CompletionRequest, prompts: Sequence[TokenizedPrompt], tokenizer: Tokenizer
+) -> list[Continuation]:
+    """Build the sequences to generate, `n` for each prompt. Sequence i uses `seed` + i, as the sample command does."""
     options = SampleOptions(
-        max_tokens=asked.max_tokens,
-        temperature=round(asked.temperature, 6),  # what divides by less is no number any more
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        min_p=asked.min_p,
-        repetition_penalty=asked.repetition_penalty,
-        stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop),
-        candidates=0 if asked.logprobs is None else max(asked.logprobs, 1),
+        max_tokens=request.max_tokens,
+        temperature=round(request.temperature, 6),  # a smaller divisor would overflow
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop),
+        candidates=0 if request.logprobs is None else max(request.logprobs, 1),
     )
-    seed = secrets.randbelow(2**63) if asked.seed is None else asked.seed
-    repeated = [prompt for prompt in prompts for _ in range(asked.n)]
+    seed = secrets.randbelow(2**63) if request.seed is None else request.seed
+    repeated = [prompt for prompt in prompts for _ in range(request.n)]
     return [
-        Continuation(tokenizer, prompt.ids, options, (seed + number) % 2**63) for number, prompt in enumerate(repeated)
+        Continuation(tokenizer, prompt.ids, options, (seed + index) % 2**63) for index, prompt in enumerate(repeated)
     ]

@@ -1,8 +1,8 @@
-"""The desk: one thread owns the network and goes on with the texts of all clients, side by side.
+"""Scheduler: one thread owns the model and generates the sequences of all requests in one batch.
 
-Clients are on the event loop of the server. There they hand in an `Order`, read what comes of it, and leave; a text
-joins the others as soon as a row is free, and goes at the next step when it has ended or its client has left. Nothing
-here can grow without bound: there are so many places, and a text has so many tokens at most.
+Request handlers run on the event loop of the server: they submit a `GenerationRequest`, read its token events and
+release it. A sequence joins the batch as soon as a row is free. It leaves after the step at which it ends or its
+request is released. Memory is bounded: `capacity` limits the sequences, and each sequence has a limit of tokens.
 """
 
 from __future__ import annotations
@@ -21,199 +21,204 @@ from model.generation.sampling import Token
 from model.runs.run import Report
 from pipeline.errors import InkstoneError
 
-_GRACE = 3.0  # seconds that texts have to end by themselves when the desk closes
-_READING = 60.0  # seconds in which what is left must be read when the last text of an order has ended
-_CLOSING = "the server is being ended"
+_GRACE_SECONDS = 3.0  # for active sequences to end after a shutdown
+_READ_SECONDS = 60.0  # for a client to read the remaining events after its last sequence has ended
+_SHUTTING_DOWN = "the server is shutting down"
 
 
-class Full(Exception):
-    """There are not so many places left."""
+class QueueFull(Exception):
+    """The submitted sequences exceed the free capacity."""
 
 
-class Unfinished(Exception):
-    """No more will come of an order, and why."""
+class GenerationFailed(Exception):
+    """A request ended early; no more events follow. The message is the reason."""
 
 
-class Closing(Unfinished):
-    """The server is being ended."""
+class ShuttingDown(GenerationFailed):
+    """The server is shutting down."""
 
 
 @dataclass(frozen=True)
-class News:
-    """A token more of a text of an order, and how that text ended if it did."""
+class TokenEvent:
+    """One generated token of sequence `index` of a request. `finish_reason` is "" unless the sequence has ended."""
 
-    number: int
+    index: int
     token: Token
-    ended: str
+    finish_reason: str
 
 
-class Order:
-    """The texts that a client waits for."""
+class GenerationRequest:
+    """The sequences of one client request, and the queue of their token events."""
 
-    def __init__(self, texts: Sequence[Continuation]) -> None:
-        self.texts = tuple(texts)
-        self._news: deque[News] = deque()
-        self._open, self._until = len(self.texts), math.inf  # texts that have not ended; when all must have been read
-        self._failure: Unfinished | None = None
-        self._told = asyncio.Event()
+    def __init__(self, sequences: Sequence[Continuation]) -> None:
+        self.sequences = tuple(sequences)
+        self._events: deque[TokenEvent] = deque()
+        self._unfinished = len(self.sequences)
+        self._read_deadline = math.inf  # by the monotonic clock
+        self._failure: GenerationFailed | None = None
+        self._changed = asyncio.Event()
 
-    async def news(self) -> AsyncIterator[News]:
-        """What comes of the texts, as it comes, until all have ended. Raises Unfinished."""
-        left = len(self.texts)
-        while left:
-            while not self._news:
+    async def events(self) -> AsyncIterator[TokenEvent]:
+        """Yield token events until all sequences have ended. Raises GenerationFailed."""
+        remaining = len(self.sequences)
+        while remaining:
+            while not self._events:
                 if self._failure:
                     raise self._failure
-                self._told.clear()
-                await self._told.wait()
-            if time.monotonic() > self._until:
-                raise Unfinished("it was not read in time")
-            news = self._news.popleft()
-            left -= bool(news.ended)
-            yield news
+                self._changed.clear()
+                await self._changed.wait()
+            if time.monotonic() > self._read_deadline:
+                raise GenerationFailed("the client did not read the response in time")
+            event = self._events.popleft()
+            remaining -= bool(event.finish_reason)
+            yield event
 
-    def tell(self, news: News | Unfinished) -> None:
-        if isinstance(news, News):
-            self._news.append(news)
-            self._open -= bool(news.ended)
-            if not self._open:
-                self._until = time.monotonic() + _READING
+    def push(self, event: TokenEvent | GenerationFailed) -> None:
+        """Queue an event, or fail the request. Call on the event loop."""
+        if isinstance(event, TokenEvent):
+            self._events.append(event)
+            self._unfinished -= bool(event.finish_reason)
+            if not self._unfinished:
+                self._read_deadline = time.monotonic() + _READ_SECONDS
         else:
-            self._failure = self._failure or news
-        self._told.set()
+            self._failure = self._failure or event
+        self._changed.set()
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What the desk is busy with, and what it has done: texts and tokens."""
+class SchedulerStats:
+    """Sequences that are active and waiting; sequences and tokens that were generated so far."""
 
     active: int
     waiting: int
-    texts: int
+    sequences: int
     tokens: int
 
 
-class Desk:
-    """`places` are for the texts that are gone on with, `rows` at a time, and for those that wait or are still being
-    read. `order`, `leave` and `close` are for the thread of the event loop that `open` was given."""
+class Scheduler:
+    """Continuous batching of `rows` sequences at a time, with a queue of `queue` more.
+
+    `capacity` counts the sequences of all requests that are not released: active, waiting, or ended but not yet read.
+    `submit`, `release` and `shutdown` are called on the event loop that `start` was given.
+    """
 
     def __init__(self, engine: Engine, rows: int, queue: int, report: Report) -> None:
-        self.rows, self.places = rows, rows + queue
+        self.rows, self.capacity = rows, rows + queue
         self._engine, self._report = engine, report
-        self._changed = threading.Condition()  # guards all that follows
-        self._orders: set[Order] = set()
-        self._waiting: deque[tuple[Order, int]] = deque()
-        self._owners: dict[Continuation, tuple[Order, int]] = {}  # of the active ones
-        self._texts, self._tokens = 0, 0
-        self._end: float | None = None  # by the monotonic clock
-        self._work: Future[None] | None = None
+        self._changed = threading.Condition()  # guards all attributes below
+        self._requests: set[GenerationRequest] = set()
+        self._waiting: deque[tuple[GenerationRequest, int]] = deque()
+        self._owners: dict[Continuation, tuple[GenerationRequest, int]] = {}  # of the active sequences
+        self._sequences, self._tokens = 0, 0
+        self._stop_at: float | None = None  # by the monotonic clock
+        self._thread: Future[None] | None = None
 
-    def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to work, and tell orders of it on `loop`."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="desk")
-        self._work = pool.submit(self._run, loop)
-        pool.shutdown(wait=False)  # when that is done
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the generation thread; it pushes events on `loop`."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="scheduler")
+        self._thread = pool.submit(self._run, loop)
+        pool.shutdown(wait=False)  # the thread ends after its only job
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing is worked on any more."""
-        return self._work is not None and self._work.done()
+    def stopped(self) -> bool:
+        """True once the generation thread has ended."""
+        return self._thread is not None and self._thread.done()
 
     def result(self) -> None:
-        """Wait for the end. Raises what ended the work, if it was not `close`."""
-        if self._work:
-            self._work.result()
+        """Wait for the generation thread. Raises the error that ended it, if `shutdown` did not."""
+        if self._thread:
+            self._thread.result()
 
-    def counts(self) -> Counts:
+    def stats(self) -> SchedulerStats:
         with self._changed:
-            return Counts(len(self._owners), len(self._waiting), self._texts, self._tokens)
+            return SchedulerStats(len(self._owners), len(self._waiting), self._sequences, self._tokens)
 
-    def order(self, texts: Sequence[Continuation]) -> Order:
-        """Let texts be gone on with. Raises Full or Closing."""
+    def submit(self, sequences: Sequence[Continuation]) -> GenerationRequest:
+        """Queue sequences for generation. Raises QueueFull or ShuttingDown."""
         with self._changed:
-            if self._end is not None or self.ended:
-                raise Closing(_CLOSING)
-            if sum(len(each.texts) for each in self._orders) + len(texts) > self.places:
-                raise Full("all places are taken")
-            made = Order(texts)
-            self._orders.add(made)
-            self._waiting.extend((made, number) for number in range(len(texts)))
+            if self._stop_at is not None or self.stopped:
+                raise ShuttingDown(_SHUTTING_DOWN)
+            if sum(len(request.sequences) for request in self._requests) + len(sequences) > self.capacity:
+                raise QueueFull("the queue is full")
+            request = GenerationRequest(sequences)
+            self._requests.add(request)
+            self._waiting.extend((request, index) for index in range(len(sequences)))
             self._changed.notify()
-        return made
+        return request
 
-    def leave(self, order: Order) -> None:
-        """Give its places back: all has been read, or nobody will read it."""
+    def release(self, request: GenerationRequest) -> None:
+        """Free the capacity of a request: its response is complete, or its client has disconnected."""
         with self._changed:
-            self._orders.discard(order)
-            self._waiting = deque(each for each in self._waiting if each[0] is not order)
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Take no more orders, let go of those that wait, and end when those that are active have ended, or soon."""
-        with self._changed:
-            self._end = time.monotonic() + _GRACE if self._end is None else self._end
+            self._requests.discard(request)
+            self._waiting = deque(entry for entry in self._waiting if entry[0] is not request)
             self._changed.notify()
 
-    # The thread
+    def shutdown(self) -> None:
+        """Reject new requests, fail the waiting ones, and stop when the active ones have ended or the grace is over."""
+        with self._changed:
+            self._stop_at = time.monotonic() + _GRACE_SECONDS if self._stop_at is None else self._stop_at
+            self._changed.notify()
+
+    # The generation thread
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while self._arrange(loop):
+            while self._schedule(loop):
                 try:
-                    made = self._engine.step()
-                except (InkstoneError, RuntimeError) as error:  # of these texts: others may do
-                    what = " ".join(f"{error}".split())[:300]
-                    self._report(f"warning: {len(self._owners)} texts are given up: {what}")
-                    self._give_up(loop, Unfinished(what))
+                    tokens = self._engine.step()
+                except (InkstoneError, RuntimeError) as error:  # out of memory, for instance: fail this batch only
+                    reason = " ".join(f"{error}".split())[:300]
+                    self._report(f"warning: {len(self._owners)} sequences failed: {reason}")
+                    self._fail(loop, GenerationFailed(reason))
                     continue
-                loop.call_soon_threadsafe(_tell, self._noted(made))
+                loop.call_soon_threadsafe(_push_all, self._events_of(tokens))
         finally:
-            self._give_up(loop, Closing(_CLOSING), everything=True)
+            self._fail(loop, ShuttingDown(_SHUTTING_DOWN), waiting_too=True)
 
-    def _arrange(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Let texts go whose clients have left, and others join; wait while there are none. False at the end."""
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Remove released sequences, add waiting ones, and block while there are none. Return False to stop."""
         with self._changed:
             while True:
-                for text, (order, _) in list(self._owners.items()):
-                    if order not in self._orders:
-                        self._engine.remove(text)
-                        del self._owners[text]
-                if self._end is not None:
-                    for order, _ in self._waiting:
-                        loop.call_soon_threadsafe(order.tell, Closing(_CLOSING))
+                for sequence, (request, _) in list(self._owners.items()):
+                    if request not in self._requests:
+                        self._engine.remove(sequence)
+                        del self._owners[sequence]
+                if self._stop_at is not None:
+                    for request, _ in self._waiting:
+                        loop.call_soon_threadsafe(request.push, ShuttingDown(_SHUTTING_DOWN))
                     self._waiting.clear()
-                    return bool(self._owners) and time.monotonic() < self._end
+                    return bool(self._owners) and time.monotonic() < self._stop_at
                 while self._waiting and not self._engine.full:
-                    order, number = self._waiting.popleft()
-                    self._engine.add(order.texts[number])
-                    self._owners[order.texts[number]] = order, number
+                    request, index = self._waiting.popleft()
+                    self._engine.add(request.sequences[index])
+                    self._owners[request.sequences[index]] = request, index
                 if self._owners:
                     return True
                 self._changed.wait()
 
-    def _noted(self, made: Sequence[tuple[Continuation, Token]]) -> list[tuple[Order, News]]:
+    def _events_of(self, tokens: Sequence[tuple[Continuation, Token]]) -> list[tuple[GenerationRequest, TokenEvent]]:
         with self._changed:
-            told = []
-            for text, token in made:
-                order, number = self._owners[text]
-                told.append((order, News(number, token, text.ended)))
-                if text.ended:
-                    del self._owners[text]
-                    self._texts += 1
-            self._tokens += len(made)
-            return told
+            events = []
+            for sequence, token in tokens:
+                request, index = self._owners[sequence]
+                events.append((request, TokenEvent(index, token, sequence.ended)))
+                if sequence.ended:
+                    del self._owners[sequence]
+                    self._sequences += 1
+            self._tokens += len(tokens)
+            return events
 
-    def _give_up(self, loop: asyncio.AbstractEventLoop, why: Unfinished, *, everything: bool = False) -> None:
-        """Let all active texts go, or all that there are."""
+    def _fail(self, loop: asyncio.AbstractEventLoop, failure: GenerationFailed, *, waiting_too: bool = False) -> None:
+        """Remove all active sequences and fail their requests; with `waiting_too`, fail every request."""
         with self._changed:
-            orders = self._orders if everything else {order for order, _ in self._owners.values()}
-            for text in list(self._engine.active):
-                self._engine.remove(text)
+            requests = self._requests if waiting_too else {request for request, _ in self._owners.values()}
+            for sequence in list(self._engine.active):
+                self._engine.remove(sequence)
             self._owners.clear()
-            for order in orders:
-                loop.call_soon_threadsafe(order.tell, why)
+            for request in requests:
+                loop.call_soon_threadsafe(request.push, failure)
 
 
-def _tell(told: Sequence[tuple[Order, News]]) -> None:
-    for order, news in told:
-        order.tell(news)
+def _push_all(events: Sequence[tuple[GenerationRequest, TokenEvent]]) -> None:
+    for request, event in events:
+        request.push(event)

@@ -1,4 +1,4 @@
-"""`serve`: a run behind a socket of this machine, until it is asked to end."""
+"""Server of one run: listening socket, warnings, and an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from model.generation.session import Session
 from model.runs.run import Report
 from pipeline.errors import BadConfig, NotPermitted, TryAgain
 
-_FLUSH = 5  # seconds for clients to take what is left when all texts have ended
+_FLUSH_SECONDS = 5  # for clients to read buffered data after the last sequence has ended
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to serve, how many texts at a time, and how many may wait."""
+    """Address to listen on, sequences to generate at a time, and sequences that may wait."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -29,30 +29,31 @@ class Place:
 
 @dataclass(frozen=True)
 class Served:
-    """What a server was, and what it did: texts and tokens."""
+    """Summary of a stopped server: its URL, and how many sequences and tokens it generated."""
 
     url: str
     texts: int
     tokens: int
 
 
-def serve(session: Session, place: Place, report: Report, stopped: threading.Event) -> Served:
-    """Serve a run until a signal comes, or `stopped` is set. Raises BadConfig where what it takes is not installed,
-    TryAgain where the port is in use."""
+def serve(session: Session, config: Place, report: Report, stopped: threading.Event) -> Served:
+    """Serve a run until a signal arrives or `stopped` is set.
+
+    Raises BadConfig if the optional packages are not installed, TryAgain if the port is in use.
+    """
     try:
-        import fastapi  # noqa: F401
+        import starlette  # noqa: F401
         import uvicorn
     except ImportError:
-        raise BadConfig("FastAPI and uvicorn are not installed", hint="pip install 'inkstone[serve]'") from None
+        raise BadConfig("starlette and uvicorn are not installed", hint="pip install 'inkstone[serve]'") from None
     from model.generation.engine import Engine
-    from model.serving import app as routes
-    from model.serving.app import look
-    from model.serving.scheduler import Desk
-    from model.serving.timeouts import Connection
+    from model.serving.app import create_app, load_model_info
+    from model.serving.scheduler import Scheduler
+    from model.serving.timeouts import TimeoutProtocol
     from pipeline.runtime import signals as stop
 
     class Server(uvicorn.Server):
-        """uvicorn's, which leaves signals to `stop`, and ends when the desk has."""
+        """uvicorn's server without its signal handlers; it stops once the scheduler has."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -60,25 +61,25 @@ def serve(session: Session, place: Place, report: Report, stopped: threading.Eve
 
         async def on_tick(self, counter: int) -> bool:
             if stopped.is_set():
-                desk.close()
-            return desk.ended or await super().on_tick(counter)
+                scheduler.shutdown()
+            return scheduler.stopped or await super().on_tick(counter)
 
-    with closing(listen(place.host, place.port)) as listener:
+    with closing(listen(config.host, config.port)) as listener:
         host, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        shown = look(session)
-        desk = Desk(Engine(session.model, place.rows), place.rows, place.queue, report)
+        model = load_model_info(session)
+        scheduler = Scheduler(Engine(session.model, config.rows), config.rows, config.queue, report)
         if not local:
-            report(f"warning: {place.host} can be reached from other machines, and there is no authentication")
+            report(f"warning: {config.host} is reachable from other machines and has no authentication")
 
-        def opened() -> None:
-            report(f"serving {shown.ref} at {url} (Ctrl-C ends it)")
+        def on_start() -> None:
+            report(f"serving {model.ref} at {url} (press Ctrl-C to stop)")
 
-        config = uvicorn.Config(
-            routes.app(shown, desk, local=local, report=report, opened=opened),
+        settings = uvicorn.Config(
+            create_app(model, scheduler, local=local, report=report, on_start=on_start),
             loop="asyncio",
-            http=Connection,
+            http=TimeoutProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -86,22 +87,22 @@ def serve(session: Session, place: Place, report: Report, stopped: threading.Eve
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=_FLUSH,
+            timeout_graceful_shutdown=_FLUSH_SECONDS,
         )
         with stop.asked(stopped):
-            Server(config).run([listener])
-    desk.result()
-    counts = desk.counts()
-    return Served(url, counts.texts, counts.tokens)
+            Server(settings).run([listener])
+    scheduler.result()
+    stats = scheduler.stats()
+    return Served(url, stats.sequences, stats.tokens)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises TryAgain, NotPermitted or BadConfig where that cannot be."""
+    """Return a listening socket. Raises TryAgain (port in use), NotPermitted or BadConfig."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise BadConfig(f"--host {host}: {what}", hint="an address of this machine, such as 127.0.0.1") from None
+        reason = getattr(error, "strerror", None) or error
+        raise BadConfig(f"--host {host}: {reason}", hint="use an address of this machine, such as 127.0.0.1") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -110,10 +111,10 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise TryAgain(
-                f"port {port} of {host} is in use", hint="choose another --port; 0 takes a free one"
-            ) from None
+            hint = "choose another --port; 0 picks a free one"
+            raise TryAgain(f"port {port} of {host} is in use", hint=hint) from None
         if error.errno == errno.EACCES:
-            raise NotPermitted(f"port {port} of {host} is not permitted", hint="choose one above 1023") from None
-        raise BadConfig(f"{host}: {error.strerror}", hint="an address of this machine, such as 127.0.0.1") from None
+            raise NotPermitted(f"port {port} of {host} needs root", hint="choose a --port above 1023") from None
+        hint = "use an address of this machine, such as 127.0.0.1"
+        raise BadConfig(f"--host {host}: {error.strerror}", hint=hint) from None
     return listener

@@ -1,10 +1,10 @@
-"""Tokens artifacts in the formats of other tools: what was tokenized here can be trained on there.
+"""Export of tokens artifacts to the formats of other training tools.
 
-`formats.py` is the table and the way in. `interface.py` says what a format is: a name, a function that writes and
-one that reads back by the format's own rules. Each format is one module: `nanogpt.py`, `megatron.py`, `llmc.py`,
-`datatrove.py`, `hdf5_int32.py`, `litdata.py`; `stream.py` holds what they all do with ids and files. A seventh
-format is one more such module and one more line in the table.
+Start with `export.py`: the table of formats and the export itself. `format.py` defines a format: its name, a function
+that writes it, and one that reads it back by the format's own rules. Each format is one module: `nanogpt.py`,
+`megatron.py`, `llmc.py`, `datatrove.py`, `hdf5_int32.py`, `litdata.py`. They share `arrays.py`, which reads and writes
+ids. `verify.py` compares an export with the store. To add a format, write one such module and add it to the table.
 
-An export is a plain folder, not an artifact: it appears whole or not at all, and is the other tool's from then on.
-Where a format's bytes are those of a published segment, its file is a hard link to it and costs nothing.
+An export is a plain folder, not an artifact: it appears complete or not at all, and then belongs to the other tool.
+Where a format's bytes equal those of a published segment, its file is a hard link and takes no space.
 """

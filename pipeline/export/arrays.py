@@ -1,4 +1,4 @@
-"""What all formats do with ids and files: take ids in pieces, write and read them, link what is already there."""
+"""Reading and writing of token ids, shared by all formats."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pipeline.export.format import Split
 from pipeline.store import files
 from pipeline.tokens.store import TokenArray
 
-_PIECE = 1 << 22  # ids; 8 or 16 MiB
+BLOCK = 1 << 22  # ids per block: 8 or 16 MiB
 
 
-def pieces(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """The ids of `[start, stop)` in order, some MiB at a time."""
+def blocks(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the ids of `[start, stop)` in order, in blocks of a few MiB."""
     stop = len(array) if stop is None else stop
-    first = 0
+    segment_start = 0
     for segment in array.segments:
-        if first >= stop:
+        if segment_start >= stop:
             return
-        high = min(stop - first, len(segment))
-        for at in range(max(start - first, 0), high, _PIECE):
-            yield _read(segment, at, min(at + _PIECE, high))
-        first += len(segment)
+        segment_stop = min(stop - segment_start, len(segment))
+        for block_start in range(max(start - segment_start, 0), segment_stop, BLOCK):
+            yield _read_block(segment, block_start, min(block_start + BLOCK, segment_stop))
+        segment_start += len(segment)
 
 
-def _read(segment: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """`segment[start:stop]`, by reading the file where the segment is a map of one.
+def _read_block(segment: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return `segment[start:stop]`, read from the file if the segment is memory-mapped.
 
-    What is touched of a map counts as this process's memory for as long as the map stands, and a disk that fails
+    Pages of a map that were touched count as memory of this process as long as the map exists, and a failing disk
     below a map kills the process instead of raising OSError.
     """
     if not isinstance(segment, np.memmap) or not isinstance(segment.base, mmap.mmap) or not segment.filename:
@@ -45,44 +45,47 @@ def _read(segment: np.ndarray, start: int, stop: int) -> np.ndarray:
     return ids
 
 
-def cuts(total: int, size: int, least: int = 1) -> list[tuple[int, int]]:
-    """`[start, stop)` of each file when `total` ids go into files of `size`.
+def file_ranges(total: int, size: int, min_last: int = 1) -> list[tuple[int, int]]:
+    """Return `[start, stop)` of each file when `total` ids are split into files of `size` ids.
 
-    What is left over for the last file is put to the file before it when it is less than `least`.
+    A last file of fewer than `min_last` ids is merged into the one before it.
     """
     starts = list(range(0, total, size))
-    if len(starts) > 1 and total - starts[-1] < least:
+    if len(starts) > 1 and total - starts[-1] < min_last:
         starts.pop()
     return list(pairwise([*starts, total]))
 
 
 def write_ids(path: Path, ids: Iterable[np.ndarray], header: bytes = b"") -> None:
-    """A new file of `header` and then ids."""
+    """Write a new file: a header, then ids."""
     with open(path, "xb") as file:
         file.write(header)
-        for piece in ids:
-            file.write(piece.data)
+        for block in ids:
+            file.write(block.data)
 
 
 def write_split(split: Split, path: Path) -> None:
-    """All ids of a split as one file without a header: the segment itself where there is only one."""
+    """Write all ids of a split as one file without a header, or link the segment if there is only one."""
     if split.bin:
         files.link_or_copy(split.bin, path)
     else:
-        write_ids(path, pieces(split.ids))
+        write_ids(path, blocks(split.ids))
 
 
 def read_ids(path: Path, dtype: str, offset: int = 0) -> Iterator[np.ndarray]:
-    """The ids from byte `offset` to the end of a file, some MiB at a time. BadData when the last one is cut."""
+    """Yield the ids from byte `offset` to the end of a file, in blocks of a few MiB.
+
+    Raises BadData when the last id is truncated.
+    """
     size = path.stat().st_size - offset
     if size < 0 or size % np.dtype(dtype).itemsize:
-        raise broken(path.name, f"{size:,} bytes of ids are no whole number of {dtype}")
+        raise broken(path.name, f"{size:,} bytes of ids are not a multiple of the size of {dtype}")
     with open(path, "rb") as file:
         file.seek(offset)
-        while len(piece := np.fromfile(file, dtype, _PIECE)):
-            yield piece
+        while len(block := np.fromfile(file, dtype, BLOCK)):
+            yield block
 
 
 def can_link(source: Path, folder: Path) -> bool:
-    """Whether both lie on one file system, so that a hard link is likely to succeed."""
+    """Return True if both are on one file system, so that a hard link is likely to succeed."""
     return source.stat().st_dev == folder.stat().st_dev

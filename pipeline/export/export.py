@@ -1,4 +1,4 @@
-"""The formats there are, and the export of a tokens artifact to one of them."""
+"""Table of export formats, and the export of a tokens artifact to one of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadConfig
-from pipeline.export import arrays as stream
-from pipeline.export import datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt
-from pipeline.export.format import Format, Source, open_source
+from pipeline.export import arrays, datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt
+from pipeline.export.format import TokenFormat, TokenSource, open_source
 from pipeline.export.verify import require_same
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, TokenFormat] = {
     module.FORMAT.name: module.FORMAT for module in (nanogpt, megatron, llmc, datatrove, hdf5_int32, litdata)
 }
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export gave: `files` are paths inside `path`, `bytes` their size, of `linked` shared with the store."""
+class ExportedTokens:
+    """Outcome of an export.
+
+    `files` are paths inside `path`, `bytes` their total size, and `linked` the number of them that are hard links to
+    files of the store.
+    """
 
     format: str
     path: Path
@@ -34,51 +37,56 @@ class Exported:
     verified: bool
 
 
-def export(found: Artifact, to: str, out: Path, *, verify: bool = False) -> Exported:
-    """Write the tokens artifact `found` in the format `to` as the new folder `out`, whole or not at all.
+def export(tokens: Artifact, format_name: str, out: Path, *, verify: bool = False) -> ExportedTokens:
+    """Write a tokens artifact in another format as the new folder `out`, completely or not at all.
 
-    With `verify` all that was written is read back by the format's own rules and compared with the store first.
-    Raises BadConfig for an unknown format or a vocabulary that does not fit it, CannotCreate where `out` stands
-    already, StorageFailed when there is no room, BadData when the artifact is damaged or what is read back differs.
+    With `verify`, the export is first read back by the format's own rules and compared with the store.
+
+    Raises BadConfig for an unknown format or a vocabulary that does not fit it, CannotCreate if `out` exists,
+    StorageFailed when there is no room, BadData when the artifact is damaged or the export does not read back.
     """
-    if to not in FORMATS:
-        raise BadConfig(f"no format {to!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")
-    chosen = FORMATS[to]
-    files.require_new(out, besides=found.path)
-    source = open_source(found)
-    _require_fit(source, chosen)
+    if format_name not in FORMATS:
+        raise BadConfig(f"no format {format_name!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")
+    token_format = FORMATS[format_name]
+    files.require_new(out, besides=tokens.path)
+    source = open_source(tokens)
+    _require_fit(source, token_format)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _require_space(source, chosen, out.parent)
+    _require_space(source, token_format, out.parent)
     with files.new_folder(out) as draft:
-        with artifact.lease(found):
-            chosen.write(source, draft)
+        with artifact.lease(tokens):
+            token_format.write(source, draft)
             if verify:
-                require_same(chosen, draft, source)
-        return _describe(source, chosen, draft, out, verify)
+                require_same(token_format, draft, source)
+        return _describe(source, token_format, draft, out, verify)
 
 
-def _require_fit(source: Source, chosen: Format) -> None:
-    size = source.store.tokenizer.vocab_size
-    if size > chosen.widest:
-        wide = ", ".join(name for name, each in FORMATS.items() if each.widest >= size)
+def _require_fit(source: TokenSource, token_format: TokenFormat) -> None:
+    vocab_size = source.store.tokenizer.vocab_size
+    if vocab_size > token_format.max_vocab_size:
+        fitting = ", ".join(name for name, candidate in FORMATS.items() if candidate.max_vocab_size >= vocab_size)
         raise BadConfig(
-            f"{source.artifact.ref}: {chosen.name} holds ids below {chosen.widest:,}, "
-            f"the vocabulary of {source.store.tokenizer.name} has {size:,}",
-            hint=f"choose another format with --to: {wide}",
+            f"{source.artifact.ref}: {token_format.name} holds ids below {token_format.max_vocab_size:,}, "
+            f"the vocabulary of {source.store.tokenizer.name} has {vocab_size:,}",
+            hint=f"choose another format with --to: {fitting}",
         )
 
 
-def _require_space(source: Source, chosen: Format, folder: Path) -> None:
-    itemsize = chosen.itemsize or np.dtype(source.dtype).itemsize
-    copied = [s for s in source.splits if not (chosen.links and s.bin and stream.can_link(s.bin, folder))]
+def _require_space(source: TokenSource, token_format: TokenFormat, folder: Path) -> None:
+    itemsize = token_format.itemsize or np.dtype(source.dtype).itemsize
+    copied = [
+        split
+        for split in source.splits
+        if not (token_format.links and split.bin and arrays.can_link(split.bin, folder))
+    ]
     files.require_space(folder, sum(len(split.ids) for split in copied) * itemsize, option="--out")
 
 
-def _describe(source: Source, chosen: Format, draft: Path, out: Path, verified: bool) -> Exported:
+def _describe(source: TokenSource, token_format: TokenFormat, draft: Path, out: Path, verified: bool) -> ExportedTokens:
     paths = sorted(path for path in draft.rglob("*") if path.is_file())
     counts = source.artifact.manifest.counts
-    return Exported(
-        format=chosen.name,
+    return ExportedTokens(
+        format=token_format.name,
         path=out,
         files=tuple(str(path.relative_to(draft)) for path in paths),
         tokens=sum(len(split.ids) for split in source.splits),

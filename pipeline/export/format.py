@@ -1,4 +1,4 @@
-"""What a format is, what it is given, and what it gives back."""
+"""Definition of an export format, the data it is written from, and the data it is read back as."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import numpy as np
 from pipeline.errors import BadData
 from pipeline.store.artifact import Artifact
 from pipeline.tokens import segments
-from pipeline.tokens import store as tokens
-from pipeline.tokens.store import TokenArray, TokenStore
+from pipeline.tokens.store import TokenArray, TokenStore, open_store
 
-WIDEST = 1 << 31  # ids are below it everywhere: Megatron and HDF5 hold them as int32
+MAX_VOCAB_SIZE = 1 << 31  # every id fits into an int32, in which Megatron and HDF5 hold them
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split that is not empty. `bin` and `idx` are the files of the segment that holds all of it, if one does."""
+    """A split that is not empty. If one segment holds all of it, `bin` and `idx` are the files of that segment."""
 
     name: str
     ids: TokenArray
@@ -28,8 +27,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The tokens artifact to export, opened."""
+class TokenSource:
+    """An opened tokens artifact to export."""
 
     artifact: Artifact
     store: TokenStore
@@ -41,40 +40,44 @@ class Source:
 
     @property
     def dtype(self) -> str:
-        """`<u2` or `<u4`, as the ids lie on disk."""
+        """dtype of the ids on disk: `<u2` or `<u4`."""
         return str(self.artifact.manifest.counts["dtype"])
 
-    def lengths(self, split: str) -> np.ndarray:
-        """int32 lengths of the documents of a split, end-of-text included. BadData when they are not its tokens."""
-        lengths = segments.document_lengths(self.artifact, split)
-        expected = sum(len(each.ids) for each in self.splits if each.name == split)
+    def lengths(self, split_name: str) -> np.ndarray:
+        """Return the int32 lengths of the documents of a split, end-of-text included.
+
+        Raises BadData when they do not add up to the tokens of the split.
+        """
+        lengths = segments.document_lengths(self.artifact, split_name)
+        expected = sum(len(split.ids) for split in self.splits if split.name == split_name)
         if (total := int(lengths.sum(dtype=np.int64))) != expected:
             raise BadData(
-                f"{self.artifact.path}: the {split} index is of {total:,} tokens, there are {expected:,}",
+                f"{self.artifact.path}: the {split_name} index covers {total:,} tokens, expected {expected:,}",
                 hint="`tokenize` it again",
             )
         return lengths
 
 
-def open_source(found: Artifact) -> Source:
-    """Open a tokens artifact for export. Raises BadData as `tokens.open_store` does."""
-    store = tokens.open_store(found)
+def open_source(artifact: Artifact) -> TokenSource:
+    """Open a tokens artifact for export. Raises BadData if it is damaged."""
+    store = open_store(artifact)
     arrays = {"train": store.train, "val": store.val}
-    return Source(found, store, tuple(_split(found, name, ids) for name, ids in arrays.items() if len(ids)))
+    splits = tuple(_open_split(artifact, name, ids) for name, ids in arrays.items() if len(ids))
+    return TokenSource(artifact, store, splits)
 
 
-def _split(found: Artifact, split: str, ids: TokenArray) -> Split:
-    sizes = {record.name: record.size for record in found.manifest.files}
-    full = [name for name in sizes if name.startswith(f"{split}-") and name.endswith(".bin") and sizes[name]]
-    if len(full) != 1:
-        return Split(split, ids, None, None)
-    path = found.file(full[0])
-    return Split(split, ids, path, path.with_suffix(".idx"))
+def _open_split(artifact: Artifact, name: str, ids: TokenArray) -> Split:
+    sizes = {record.name: record.size for record in artifact.manifest.files}
+    non_empty = [file for file in sizes if file.startswith(f"{name}-") and file.endswith(".bin") and sizes[file]]
+    if len(non_empty) != 1:
+        return Split(name, ids, None, None)
+    path = artifact.file(non_empty[0])
+    return Split(name, ids, path, path.with_suffix(".idx"))
 
 
 @dataclass(frozen=True)
 class Span:
-    """Some ids of a split in order, as they were read back from the exported file `file`, a path inside the export."""
+    """Consecutive ids of a split, read back from `file`, a path inside the export."""
 
     split: str
     file: str
@@ -82,28 +85,28 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Borders:
-    """Lengths in tokens of the documents of a split in order, as the exported file `file` keeps them."""
+class DocumentLengths:
+    """Lengths in tokens of the documents of a split in order, read back from `file`, a path inside the export."""
 
     file: str
     lengths: np.ndarray
 
 
 @dataclass(frozen=True)
-class Format:
-    """One format of another tool: data, and two or three small functions.
+class TokenFormat:
+    """One format of another tool.
 
-    `write` fills an empty folder. `read` gives all ids of that folder split by split, in the order and with the
-    end-of-text ids of our own store, by the format's own headers and indexes alone; it raises BadData where they
-    contradict the bytes. So does `borders`, for formats that say where documents end. `widest` is the largest
-    vocabulary that fits; `itemsize` the bytes an id takes, where that is not what it takes in the store; `links`
-    says that a split of one segment costs no space.
+    `write` fills an empty folder. `read` yields all ids of that folder, split by split, in the order and with the
+    end-of-text ids of our own store. It relies only on the format's own headers and indexes, and raises BadData where
+    they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them.
+    `max_vocab_size` is the largest vocabulary that fits. `itemsize` is the bytes per id where it differs from the
+    store's. `links` is True if a split of one segment is hard-linked and needs no space.
     """
 
     name: str
-    write: Callable[[Source, Path], None]
+    write: Callable[[TokenSource, Path], None]
     read: Callable[[Path], Iterator[Span]]
-    borders: Callable[[Path, str], Borders] | None = None
-    widest: int = WIDEST
+    read_lengths: Callable[[Path, str], DocumentLengths] | None = None
+    max_vocab_size: int = MAX_VOCAB_SIZE
     itemsize: int | None = None
     links: bool = False

@@ -1,6 +1,6 @@
-"""train-llm-from-scratch: `train.h5` and `val.h5` with one dataset `tokens`, int32, 1-D, that can grow.
+"""train-llm-from-scratch: `train.h5` and `val.h5` with one resizable dataset `tokens`, int32, 1-D.
 
-int32 because its loader hands what it reads to `nn.Embedding`, which takes no unsigned ids.
+int32 because its loader passes the ids to `nn.Embedding`, which does not accept unsigned ids.
 Source: train-llm-from-scratch's scripts/prepare_pretrain_data.py and data_loader/data_loader.py.
 """
 
@@ -13,39 +13,40 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import broken
-from pipeline.export import arrays as stream
-from pipeline.export.format import Format, Source, Span, open_source
-from pipeline.runtime import workers as engines
+from pipeline.export import arrays
+from pipeline.export.format import Span, TokenFormat, TokenSource, open_source
+from pipeline.runtime import workers
 from pipeline.store import artifact
 from pipeline.tokens import segments
 
 _DTYPE = "<i4"
-# A dataset that can grow lies in chunks. A loader reads one short block at a time and HDF5 a whole chunk for it, so
-# they are small: 256 KiB.
-_CHUNK = 1 << 16
-_PIECE = 1 << 22
+# ids per HDF5 chunk: 256 KiB. A resizable dataset must be chunked. Its loader reads one short block at a time, and HDF5
+# reads a complete chunk for it, so chunks are small.
+_HDF5_CHUNK = 1 << 16
 
 
-def _write(source: Source, folder: Path) -> None:
-    """In a process of its own: on a full disk HDF5 takes the interpreter down when it exits (reliability.md, M10)."""
+def _write(source: TokenSource, folder: Path) -> None:
+    # In a separate process: on a full disk, HDF5 crashes the interpreter at exit (docs/design/reliability.md, M10).
     for split in source.splits:
-        engines.isolated(_write_file, source.artifact.path, split.name, folder / f"{split.name}.h5")
+        workers.isolated(_write_file, source.artifact.path, split.name, folder / f"{split.name}.h5")
 
 
-def _write_file(path: Path, name: str, target: Path) -> None:
-    """Write the split `name` of the artifact in `path` to the new file `target`."""
+def _write_file(artifact_path: Path, split_name: str, target: Path) -> None:
+    """Write a split of an artifact to the new file `target`."""
     import h5py
 
-    (split,) = (each for each in open_source(artifact.read(path)).splits if each.name == name)
+    source = open_source(artifact.read(artifact_path))
+    (split,) = (split for split in source.splits if split.name == split_name)
     try:
         with h5py.File(target, "x") as file:
-            dataset = file.create_dataset("tokens", (len(split.ids),), _DTYPE, maxshape=(None,), chunks=(_CHUNK,))
+            shape, chunks = (len(split.ids),), (_HDF5_CHUNK,)
+            dataset = file.create_dataset("tokens", shape, _DTYPE, maxshape=(None,), chunks=chunks)
             start = 0
-            for piece in stream.pieces(split.ids):
-                dataset[start : start + len(piece)] = piece
-                start += len(piece)
+            for block in arrays.blocks(split.ids):
+                dataset[start : start + len(block)] = block
+                start += len(block)
     except OSError as error:
-        if error.errno:  # HDF5 makes a paragraph of it
+        if error.errno:  # HDF5 writes a paragraph
             raise OSError(error.errno, os.strerror(error.errno), target.name) from None
         raise
 
@@ -60,9 +61,9 @@ def _read(folder: Path) -> Iterator[Span]:
         with h5py.File(path, "r") as file:
             dataset = file["tokens"]
             if dataset.dtype != np.dtype(_DTYPE) or dataset.ndim != 1:
-                raise broken(path.name, f"`tokens` is no array of {_DTYPE}")
-            for start in range(0, len(dataset), _PIECE):
-                yield Span(split, path.name, dataset[start : start + _PIECE])
+                raise broken(path.name, f"`tokens` is not a 1-D array of {_DTYPE}")
+            for start in range(0, len(dataset), arrays.BLOCK):
+                yield Span(split, path.name, dataset[start : start + arrays.BLOCK])
 
 
-FORMAT = Format("hdf5-int32", _write, _read, itemsize=4)
+FORMAT = TokenFormat("hdf5-int32", _write, _read, itemsize=4)

@@ -1,4 +1,4 @@
-"""Megatron-LM, and gpt-neox and NeMo after it: `NAME_train_document.bin` and its index `.idx`, one over all segments.
+"""Megatron-LM, and from it gpt-neox and NeMo: `NAME_train_document.bin` and its index `.idx`, over all segments.
 
     .idx    MMIDIDX\\0\\0 | u64 version | u8 dtype code | u64 sequences S | u64 documents + 1
             | i32[S] lengths in tokens | i64[S] byte offsets | i64[documents + 1] first sequence of each document
@@ -15,20 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import broken
-from pipeline.export import arrays as stream
-from pipeline.export.format import Borders, Format, Source, Span
+from pipeline.export import arrays
+from pipeline.export.format import DocumentLengths, Span, TokenFormat, TokenSource
 from pipeline.store import files
 from pipeline.tokens import segments
 
-_HEAD = struct.Struct("<9sQBQQ")
+_HEADER = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
 _DTYPES = {8: "<u2", 4: "<i4"}
 
 
-def _write(source: Source, folder: Path) -> None:
+def _write(source: TokenSource, folder: Path) -> None:
     for split in source.splits:
         stem = f"{source.name}_{split.name}_document"
-        stream.write_split(split, folder / f"{stem}.bin")
+        arrays.write_split(split, folder / f"{stem}.bin")
         if split.idx:
             files.link_or_copy(split.idx, folder / f"{stem}.idx")
         else:
@@ -38,37 +38,39 @@ def _write(source: Source, folder: Path) -> None:
 def _read(folder: Path) -> Iterator[Span]:
     for split in segments.SPLITS:
         for path in folder.glob(f"*_{split}_document.bin"):
-            dtype, _, _ = _head(path.with_suffix(".idx"))
-            for ids in stream.read_ids(path, dtype):
+            dtype, _, _ = _read_header(path.with_suffix(".idx"))
+            for ids in arrays.read_ids(path, dtype):
                 yield Span(split, path.name, ids)
 
 
-def _head(path: Path) -> tuple[str, int, int]:
-    """(dtype, number of sequences, number of document indices) from the header of an index."""
+def _read_header(path: Path) -> tuple[str, int, int]:
+    """Return (dtype, number of sequences, number of document indices) from the header of an index."""
     with open(path, "rb") as file:
-        head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        raise broken(path.name, f"{len(head)} bytes are no Megatron index")
-    magic, version, code, sequences, documents = _HEAD.unpack(head)
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise broken(path.name, f"{len(header)} bytes are too short for a Megatron index")
+    magic, version, code, sequences, documents = _HEADER.unpack(header)
     if (magic, version) != (_MAGIC, _VERSION) or code not in _DTYPES:
         raise broken(path.name, "not a Megatron index of u16 or i32 ids")
     return _DTYPES[code], sequences, documents
 
 
-def _borders(folder: Path, split: str) -> Borders:
+def _read_lengths(folder: Path, split: str) -> DocumentLengths:
     (path,) = folder.glob(f"*_{split}_document.idx")
-    dtype, count, documents = _head(path)
-    if path.stat().st_size != _HEAD.size + 12 * count + 8 * documents or documents != count + 1:
-        raise broken(path.name, f"{path.stat().st_size:,} bytes do not fit an index of {count:,}")
+    dtype, count, documents = _read_header(path)
+    if path.stat().st_size != _HEADER.size + 12 * count + 8 * documents or documents != count + 1:
+        raise broken(path.name, f"{path.stat().st_size:,} bytes do not fit an index of {count:,} sequences")
     with open(path, "rb") as file:
-        file.seek(_HEAD.size)
-        lengths, offsets, first = (
-            np.fromfile(file, kind, size) for kind, size in (("<i4", count), ("<i8", count), ("<i8", documents))
-        )
+        file.seek(_HEADER.size)
+        lengths = np.fromfile(file, "<i4", count)
+        offsets = np.fromfile(file, "<i8", count)
+        first_sequences = np.fromfile(file, "<i8", documents)
     ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize
-    if not np.array_equal(offsets[1:], ends[:-1]) or offsets[0] or not np.array_equal(first, np.arange(documents)):
+    if offsets[0] or not np.array_equal(offsets[1:], ends[:-1]):
         raise broken(path.name, "its offsets are not the sums of its lengths")
-    return Borders(path.name, lengths)
+    if not np.array_equal(first_sequences, np.arange(documents)):
+        raise broken(path.name, "its documents are not single sequences")
+    return DocumentLengths(path.name, lengths)
 
 
-FORMAT = Format("megatron", _write, _read, _borders, links=True)
+FORMAT = TokenFormat("megatron", _write, _read, _read_lengths, links=True)

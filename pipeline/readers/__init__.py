@@ -1,4 +1,5 @@
-"""Readers: bytes of any file to documents.
+"""Read files of any supported format as documents.
 
-Start with `readers.py`: it chooses the reader of a file.
+Start with `readers.py`: it selects the reader of a file by its name. `compression.py` and `encoding.py` turn bytes
+into text; `jsonl.py`, `parquet.py` and `chinese_poetry.py` each read one format.
 """

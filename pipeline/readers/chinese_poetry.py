@@ -1,7 +1,7 @@
-"""Poems: the JSON of chinese-poetry, in all the shapes that its collections have.
+"""Read the JSON of chinese-poetry, in all the shapes that its collections have.
 
 An entry holds its text as `paragraphs`, `content` or `para`: a list of strings, a string, or a list of entries (a book
-of volumes of poems). Every entry that holds text of its own, or nothing at all, is one document.
+of volumes of poems). Every entry that holds text of its own, or is empty, is one document.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from pipeline.readers.documents import Document
 from pipeline.runtime.progress import Advance
 
 _BOM = b"\xef\xbb\xbf"
-_TEXT = ("paragraphs", "content", "para")
-_TITLE = ("title", "rhythmic", "chapter", "section", "type")  # ci have a tune, the classics chapters
-_PART = "subchapter"  # the second title of a poem, or that of one of its parts
-_LISTS = ("prologue", "preface", "notes", "comment", "biography", "abstract")  # prose about a text, often a list
+_TEXT_FIELDS = ("paragraphs", "content", "para")
+_TITLE_FIELDS = ("title", "rhythmic", "chapter", "section", "type")  # ci have a tune, the classics chapters
+_SUBTITLE_FIELD = "subchapter"  # the second title of a poem, or the title of one of its parts
+_NOTE_FIELDS = ("prologue", "preface", "notes", "comment", "biography", "abstract")  # prose about a text, often a list
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What the entries around an entry say of it: their titles from the outside in, and the author."""
+class _Context:
+    """Data that an entry inherits from the entries around it: their titles from the outside in, and the author."""
 
     titles: tuple[str, ...] = ()
     author: str = ""
 
 
 @dataclass
-class _Found:
+class _Documents:
+    """The documents of one file, numbered from 1 in `line`."""
+
     documents: list[Document] = field(default_factory=list)
     file: str = ""
 
@@ -42,74 +44,74 @@ class _Found:
         self.documents.append(Document(text, title, meta or None, self.file, len(self.documents) + 1))
 
 
-class _NotPoems(Exception):
-    """The reason why a JSON value is none of these shapes."""
+class _UnknownShapeError(Exception):
+    """A JSON value does not have the shape of a chinese-poetry file; the message says why."""
 
 
 def read(path: Path, advance: Advance = lambda count: None) -> Iterator[Document]:
-    """The documents of one file in order, those without text among them; `line` is the number of the document.
+    """Yield the documents of one file in order, empty ones too; `line` is the number of the document.
 
-    `meta` has the author, in `book` the titles of what the poem stands in, and every other field that is a string.
-    Raises BadData for JSON of another kind.
+    `meta` holds the author, the titles of the enclosing entries as `book`, and every other field that is a string.
+    Raises BadData for JSON of another shape.
     """
     data = b"".join(blocks(path, advance)).removeprefix(_BOM)
-    found = _Found(file=path.name)
+    output = _Documents(file=path.name)
     try:
         value = msgspec.json.decode(data)
         entries = value if isinstance(value, list) else [value]
-        if entries and not any(isinstance(entry, dict) and _holds_text(entry) for entry in entries):
-            raise _NotPoems("no entry has a text")
+        if entries and not any(isinstance(entry, dict) and _has_text(entry) for entry in entries):
+            raise _UnknownShapeError("no entry has a text")
         for entry in entries:
-            _walk(entry, _Place(), found)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _NotPoems) as error:
+            _read_entry(entry, _Context(), output)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _UnknownShapeError) as error:
         raise BadData(
             f"{path}: not a chinese-poetry file (JSON objects with `paragraphs`, `content` or `para`): {error}",
-            hint="give JSON lines with `text` as .jsonl, or plain text as .txt",
+            hint="save JSON lines with `text` as .jsonl, or plain text as .txt",
         ) from None
-    yield from found.documents
+    yield from output.documents
 
 
-def _holds_text(entry: dict[str, Any]) -> bool:
-    return any(name in entry for name in _TEXT)
+def _has_text(entry: dict[str, Any]) -> bool:
+    return any(name in entry for name in _TEXT_FIELDS)
 
 
-def _walk(entry: Any, place: _Place, found: _Found) -> None:
-    """Add the documents of one entry and of those in it."""
+def _read_entry(entry: Any, context: _Context, output: _Documents) -> None:
+    """Add the documents of one entry and of its nested entries to `output`."""
     if not isinstance(entry, dict):
-        raise _NotPoems(f"an entry is {type(entry).__name__}, not an object")
-    own: list[str] = []
-    inner: list[dict[str, Any]] = []
-    for name in _TEXT:
-        _sort(entry.get(name), own, inner)
-    title, meta = _title_and_meta(entry, place)
-    if own or not inner:
-        found.add("\n".join(own), title, meta)
-    inside = _Place((*place.titles, title) if title else place.titles, meta.get("author", ""))
-    for each in inner:
-        _walk(each, inside, found)
+        raise _UnknownShapeError(f"an entry must be an object, got {type(entry).__name__}")
+    paragraphs: list[str] = []
+    nested: list[dict[str, Any]] = []
+    for name in _TEXT_FIELDS:
+        _split_text(entry.get(name), paragraphs, nested)
+    title, meta = _title_and_meta(entry, context)
+    if paragraphs or not nested:
+        output.add("\n".join(paragraphs), title, meta)
+    inner_context = _Context((*context.titles, title) if title else context.titles, meta.get("author", ""))
+    for inner_entry in nested:
+        _read_entry(inner_entry, inner_context, output)
 
 
-def _sort(value: Any, own: list[str], inner: list[dict[str, Any]]) -> None:
-    """What a text field holds: paragraphs to `own`, entries to `inner`."""
+def _split_text(value: Any, paragraphs: list[str], nested: list[dict[str, Any]]) -> None:
+    """Append the strings of a text field to `paragraphs` and its entries to `nested`."""
     if isinstance(value, str):
-        own.append(value)
+        paragraphs.append(value)
     elif isinstance(value, dict):
-        inner.append(value)
+        nested.append(value)
     elif isinstance(value, list):
-        for each in value:
-            _sort(each, own, inner)
+        for item in value:
+            _split_text(item, paragraphs, nested)
     elif value is not None:
-        raise _NotPoems(f"a paragraph is {type(value).__name__}, not a string")
+        raise _UnknownShapeError(f"a paragraph must be a string, got {type(value).__name__}")
 
 
-def _title_and_meta(entry: dict[str, Any], place: _Place) -> tuple[str, dict[str, str]]:
-    meta = {name: value.strip() for name, value in entry.items() if isinstance(value, str) and name not in _TEXT}
-    for name in _LISTS:
+def _title_and_meta(entry: dict[str, Any], context: _Context) -> tuple[str, dict[str, str]]:
+    meta = {name: value.strip() for name, value in entry.items() if isinstance(value, str) and name not in _TEXT_FIELDS}
+    for name in _NOTE_FIELDS:
         if isinstance(lines := entry.get(name), list):
             meta[name] = "\n".join(line for line in lines if isinstance(line, str) and line)
-    title = next((meta.pop(name) for name in _TITLE if meta.get(name)), "")
-    if not title and meta.get(_PART) and place.titles:  # 其一 of a poem that has parts
-        title = f"{place.titles[-1]} {meta.pop(_PART)}"
-    meta.setdefault("author", place.author)
-    meta.setdefault("book", " ".join(place.titles))
+    title = next((meta.pop(name) for name in _TITLE_FIELDS if meta.get(name)), "")
+    if not title and meta.get(_SUBTITLE_FIELD) and context.titles:  # 其一 of a poem that has parts
+        title = f"{context.titles[-1]} {meta.pop(_SUBTITLE_FIELD)}"
+    meta.setdefault("author", context.author)
+    meta.setdefault("book", " ".join(context.titles))
     return title, {name: value for name, value in meta.items() if value}

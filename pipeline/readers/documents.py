@@ -1,4 +1,4 @@
-"""Documents, and the JSON lines that they are read from and written to; what is bad is counted and set aside."""
+"""Documents, and rejects: the parts of the input that are not documents."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-EXCERPT = 200  # characters of a reject that are kept
+EXCERPT = 200  # characters of a reject that are reported
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with where it came from. `line` counts from 1, `offset` in bytes of the decompressed file."""
+    """One text and its origin. `line` counts from 1, `offset` in bytes of the decompressed file."""
 
     text: str
     title: str = ""
@@ -20,14 +20,10 @@ class Document:
     line: int = 1
     offset: int = 0
 
-    def as_reject(self, reason: str) -> Reject:
-        """The record of this document, or of a part of it, having been dropped."""
-        return Reject(self.file, self.line, self.offset, reason, self.text[:EXCERPT])
-
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Something that could not become a document, or did not stay one."""
+    """Part of the input that is not a document, or a document that was dropped."""
 
     file: str
     line: int

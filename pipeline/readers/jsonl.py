@@ -1,10 +1,19 @@
-"""JSON lines: split, parse and reject lines."""
+"""JSON lines: the format of corpora, of the Pile and of reject lists.
+
+A line is an object with the string `text`, and optionally `title`, `source` and `meta`. In the order of this file:
+
+    json_line, ZstdLines   write documents and rejects
+    lines, parse           split bytes into lines and decode one, for cleaning
+    decode                 decode a chunk of lines at once, for tokenizing
+
+A line that is not a document is a reject: it is counted in the ledger under its reason, and the rest is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import zstandard
@@ -12,114 +21,32 @@ import zstandard
 from pipeline.readers.documents import EXCERPT, OnReject, Reject
 from pipeline.runtime.ledger import Ledger
 
-SHOWN = 1 << 20  # bytes of a line that is no document, of which the characters are counted
-MAX_LINE = 512 << 20  # bytes; what is longer is no document, and would not fit a small machine's memory
-UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # what decoding a line may raise
+SHOWN = 1 << 20  # bytes of a reject in which characters are counted
+MAX_LINE = 512 << 20  # bytes; a longer line would not fit in the memory of a small machine
+UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # the errors of decoding a line
 LINE_BEGINS = b'{"text":"'
-# Offset of the line in its file's text, the document's text, and the set it comes from; a text of None was rejected.
-Row = tuple[int, str | None, str]
 
 
-class Record(msgspec.Struct):
-    """One JSON line. Only its text must be right: what else it holds is looked at when it is asked for."""
-
-    text: str
-    raw_title: msgspec.Raw = msgspec.field(default=msgspec.Raw(b'""'), name="title")
-    raw_meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="meta")
-
-    @property
-    def title(self) -> str:
-        """The title where it is a string, else ""."""
-        title = value_of(self.raw_title)
-        return title if isinstance(title, str) else ""
-
-    @property
-    def meta(self) -> Any:
-        return value_of(self.raw_meta)
-
-
-_decode_record = msgspec.json.Decoder(Record).decode
-
-
-def value_of(raw: msgspec.Raw) -> Any:
-    """What a field says that need not be right, None where it cannot be read."""
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # a number beyond all bounds, broken UTF-8
-        return None
-
-
-def lines(pieces: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
-    """Byte offset and bytes of each line, and whether that is all of it: of one above MAX_LINE the beginning is given.
-
-    Split on b"\\n" alone: str.splitlines also splits at U+2028 and others.
-    """
-    offset, size = 0, 0
-    held: list[bytes] = []
-    for piece in pieces:
-        head, newline, rest = piece.partition(b"\n")
-        size += len(head)
-        if size <= MAX_LINE:
-            held.append(head)
-        elif sum(map(len, held)) > EXCERPT:
-            held = [b"".join(held)[:EXCERPT]]
-        if not newline:
-            continue
-        yield offset, b"".join(held), size <= MAX_LINE
-        offset += size + 1
-        *whole, last = rest.split(b"\n")
-        for line in whole:
-            yield offset, line, len(line) <= MAX_LINE
-            offset += len(line) + 1
-        held, size = [last], len(last)
-    if size:
-        yield offset, b"".join(held), size <= MAX_LINE
-
-
-def parse(line: bytes) -> Record | str:
-    """The record in one line, or the reason why there is none."""
-    try:
-        return _decode_record(line)
-    except UNREADABLE as error:
-        return reason_of(error, line)
-
-
-def reason_of(error: Exception, line: bytes | bytearray) -> str:
-    """The reason to reject a line, from what decoding it raised."""
-    if isinstance(error, msgspec.ValidationError):
-        return "bad-record"
-    return "blank-line" if not line or line.isspace() else "bad-json"
-
-
-def reject_line(
-    ledger: Ledger, on_reject: OnReject, reason: str, line: bytes, file: str, number: int, offset: int
-) -> None:
-    """Account for a line that is no document. Its characters are those of its first MiB, read as well as can be."""
-    shown = line[:SHOWN].decode(errors="replace")
-    ledger.documents.came += 1
-    ledger.documents.drop(reason, 1)
-    ledger.characters.came += len(shown)
-    ledger.characters.drop(reason, len(shown))
-    on_reject(Reject(file, number, offset, reason, shown[:EXCERPT]))
+# Write
 
 
 def json_line(text: str, title: str, source: str, meta: Any) -> bytes:
-    """A document as one line of a corpus; fields that are empty are left out."""
+    """Return a document as one line of a corpus, without empty fields."""
     fields = {"title": title, "source": source, "meta": meta}
     return msgspec.json.encode({"text": text} | {name: value for name, value in fields.items() if value}) + b"\n"
 
 
 def line_end(title: str, source: str, meta: Any) -> bytes:
-    """What stands behind the text in such a line, from the quote that closes it."""
+    """Return the part of `json_line` that follows the text, from its closing quote."""
     return json_line("", title, source, meta).removeprefix(LINE_BEGINS)
 
 
 class ZstdLines:
-    """Writes bytes to a zstd file with a checksum in its frame (the library's default has none)."""
+    """Zstd file writer that adds a checksum to its frame (the library's default does not)."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115 - closed in close()
-        self._zstd = zstandard.ZstdCompressor(level=6, write_checksum=True).stream_writer(self._file)
+        self._zstd: BinaryIO = zstandard.ZstdCompressor(level=6, write_checksum=True).stream_writer(self._file)
         self.write = self._zstd.write
 
     def write_reject(self, reject: Reject) -> None:
@@ -136,36 +63,132 @@ class ZstdLines:
         self.close()
 
 
-class _Meta(msgspec.Struct, gc=False):
+# Read line by line
+
+
+class Record(msgspec.Struct):
+    """One decoded line. Only `text` must be valid; `title` and `meta` are decoded on access."""
+
+    text: str
+    raw_title: msgspec.Raw = msgspec.field(default=msgspec.Raw(b'""'), name="title")
+    raw_meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="meta")
+
+    @property
+    def title(self) -> str:
+        """The title if it is a string, else ""."""
+        title = value_of(self.raw_title)
+        return title if isinstance(title, str) else ""
+
+    @property
+    def meta(self) -> Any:
+        """The decoded meta, or None if it cannot be decoded."""
+        return value_of(self.raw_meta)
+
+
+_decode_record = msgspec.json.Decoder(Record).decode
+
+
+def value_of(raw: msgspec.Raw) -> Any:
+    """Decode an optional field; return None if it is not valid (a number out of range, broken UTF-8)."""
+    try:
+        return msgspec.json.decode(raw)
+    except UNREADABLE:
+        return None
+
+
+def lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield (byte offset, line, is_complete) for each line, without its line break.
+
+    A line longer than MAX_LINE is not complete: only its beginning is returned, at least EXCERPT bytes. Lines are split
+    at b"\\n" alone, because str.splitlines also splits at U+2028 and others.
+    """
+    offset, size = 0, 0
+    parts: list[bytes] = []  # of the current line
+    for block in blocks:
+        head, newline, tail = block.partition(b"\n")
+        size += len(head)
+        if size <= MAX_LINE:
+            parts.append(head)
+        elif sum(map(len, parts)) > EXCERPT:
+            parts = [b"".join(parts)[:EXCERPT]]
+        if not newline:
+            continue
+        yield offset, b"".join(parts), size <= MAX_LINE
+        offset += size + 1
+        *complete_lines, last = tail.split(b"\n")
+        for line in complete_lines:
+            yield offset, line, len(line) <= MAX_LINE
+            offset += len(line) + 1
+        parts, size = [last], len(last)
+    if size:
+        yield offset, b"".join(parts), size <= MAX_LINE
+
+
+def parse(line: bytes) -> Record | str:
+    """Decode one line. Return the reason to reject it if it is not a document."""
+    try:
+        return _decode_record(line)
+    except UNREADABLE as error:
+        return reason_of(error, line)
+
+
+def reason_of(error: Exception, line: bytes | bytearray) -> str:
+    """Return the reason to reject `line`, given the error that decoding it raised."""
+    if isinstance(error, msgspec.ValidationError):
+        return "bad-record"
+    return "blank-line" if not line or line.isspace() else "bad-json"
+
+
+def reject_line(
+    ledger: Ledger, on_reject: OnReject, reason: str, line: bytes, file: str, number: int, offset: int
+) -> None:
+    """Count a rejected line and report it to `on_reject`. Characters are counted in its first MiB only."""
+    text = line[:SHOWN].decode(errors="replace")
+    ledger.documents.came += 1
+    ledger.documents.drop(reason, 1)
+    ledger.characters.came += len(text)
+    ledger.characters.drop(reason, len(text))
+    on_reject(Reject(file, number, offset, reason, text[:EXCERPT]))
+
+
+# Read a chunk at once
+
+# Offset of the line in its decompressed file, text of the document (None: rejected), name of its subset of the Pile.
+Row = tuple[int, str | None, str]
+
+
+class _PileMeta(msgspec.Struct, gc=False):
     pile_set_name: str = ""
 
 
-class _Line(msgspec.Struct, gc=False):
+class _PileLine(msgspec.Struct, gc=False):
     text: str
-    meta: _Meta | None = None
+    meta: _PileMeta | None = None
 
 
-_decode_lines = msgspec.json.Decoder(_Line).decode_lines
+_decode_objects = msgspec.json.Decoder(_PileLine).decode_lines
 
 
 def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnReject) -> list[Row]:
-    """A row for each line of `data`, which begins at byte `offset` of the text of `file`.
+    """Decode a chunk of lines that starts at byte `offset` of the decompressed `file`; return a row for each line.
 
-    What came in, and what was dropped as bad, goes to `ledger`; the lines of rejects count from 0. All lines are
-    decoded at once, as nearly all pieces allow. Where one is not a record of the usual kind, or where a line might
-    not be exactly one record, each is decoded by itself.
+    Documents and rejects are counted in `ledger`; the line numbers of rejects count from 0 within the chunk. All lines
+    are decoded in one call. If one fails, or might not be exactly one object, they are decoded one by one.
     """
     starts = _line_starts(data)
-    if _one_object_a_line(data, starts):
+    if _has_one_object_per_line(data, starts):
         try:
-            rows = _decode_lines(data)
+            records = _decode_objects(data)
         except UNREADABLE:
-            rows = []
-        if len(rows) == len(starts):
-            ledger.documents.came += len(rows)
-            ledger.characters.came += sum(len(row.text) for row in rows)
-            named = [row.meta.pile_set_name if row.meta else "" for row in rows]
-            return [(offset + start, row.text, name) for start, row, name in zip(starts, rows, named, strict=True)]
+            records = []
+        if len(records) == len(starts):
+            ledger.documents.came += len(records)
+            ledger.characters.came += sum(len(record.text) for record in records)
+            set_names = [record.meta.pile_set_name if record.meta else "" for record in records]
+            return [
+                (offset + start, record.text, name)
+                for start, record, name in zip(starts, records, set_names, strict=True)
+            ]
     ends = [*(start - 1 for start in starts[1:]), len(data.removesuffix(b"\n"))]
     return [
         _decode_one(data[start:end], file, number, offset + start, ledger, on_reject)
@@ -174,32 +197,35 @@ def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnRej
 
 
 def _decode_one(line: bytes, file: str, number: int, offset: int, ledger: Ledger, on_reject: OnReject) -> Row:
-    found = parse(line)
-    if isinstance(found, str):
-        reject_line(ledger, on_reject, found, line, file, number, offset)
+    record = parse(line)
+    if isinstance(record, str):
+        reject_line(ledger, on_reject, record, line, file, number, offset)
         return offset, None, ""
     ledger.documents.came += 1
-    ledger.characters.came += len(found.text)
-    return offset, found.text, set_name(found.meta)
+    ledger.characters.came += len(record.text)
+    return offset, record.text, set_name(record.meta)
 
 
 def set_name(meta: object) -> str:
-    """The Pile's name of the set that a document comes from, "" where there is none."""
+    """Return the name of the subset of the Pile that a document belongs to, or ""."""
     name = meta.get("pile_set_name") if isinstance(meta, dict) else ""
     return name if isinstance(name, str) else ""
 
 
 def _line_starts(data: bytes) -> list[int]:
-    starts, place = [0], data.find(b"\n")
-    while 0 <= place < len(data) - 1:
-        starts.append(place + 1)
-        place = data.find(b"\n", place + 1)
+    starts, newline = [0], data.find(b"\n")
+    while 0 <= newline < len(data) - 1:
+        starts.append(newline + 1)
+        newline = data.find(b"\n", newline + 1)
     return starts
 
 
-def _one_object_a_line(data: bytes, starts: list[int]) -> bool:
-    """Whether every line begins with { and ends with }. A stream of as many objects as lines is then one on each: an
-    object that went on in the next line would need a comma or a colon between its } and {."""
+def _has_one_object_per_line(data: bytes, starts: list[int]) -> bool:
+    """Return True if every line begins with { and ends with }.
+
+    If such data decodes to as many objects as lines, each line is one object: an object that spanned two lines would
+    need a comma or a colon between the } and the {.
+    """
     opening, closing = b"{}"
     return data.endswith((b"}\n", b"}")) and all(
         data[start] == opening and (not start or data[start - 2] == closing) for start in starts

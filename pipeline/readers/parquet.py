@@ -1,4 +1,4 @@
-"""Parquet rows as documents."""
+"""Read the rows of a Parquet file as documents."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pipeline.readers.documents import Document
 from pipeline.runtime.progress import Advance
 
 
-def _rows(path: Path, advance: Advance) -> Iterator[Document]:
-    """Rows of a Parquet file with a column `text`; `title` and `meta` are taken where they are. Null is no text."""
+def read(path: Path, advance: Advance) -> Iterator[Document]:
+    """Yield a document for each row, from the column `text` and, if present, `title` and `meta`.
+
+    A row whose text is null is an empty document. Raises BadData if the file is truncated or corrupt or has no string
+    column `text`, and BadConfig if pyarrow is not installed.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise BadConfig(f"{path}: Parquet needs pyarrow", hint="pip install 'inkstone[parquet]'") from None
-    number = 0
+        raise BadConfig(f"{path}: reading Parquet requires pyarrow", hint="pip install 'inkstone[parquet]'") from None
+    line = 0
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -25,16 +29,18 @@ def _rows(path: Path, advance: Advance) -> Iterator[Document]:
                 raise BadData(f"{path}: no column `text`", hint=f"its columns: {', '.join(names)}")
             kind = file.schema_arrow.field("text").type
             if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise BadData(f"{path}: its column `text` is {kind}, not string", hint="write it as strings")
-            wanted = [name for name in ("text", "title", "meta") if name in names]
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                raise BadData(
+                    f"{path}: the column `text` must be of type string, got {kind}", hint="convert it to strings"
+                )
+            columns = [name for name in ("text", "title", "meta") if name in names]
+            for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
-                    number += 1
+                    line += 1
                     text = row["text"] if isinstance(row["text"], str) else ""
                     title = row.get("title")
-                    yield Document(text, title if isinstance(title, str) else "", row.get("meta"), path.name, number)
+                    yield Document(text, title if isinstance(title, str) else "", row.get("meta"), path.name, line)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of what is on it
+        if isinstance(error, OSError) and error.errno:  # a failure of the disk, not of the file's content
             raise
-        raise BadData(f"{path}: not a whole Parquet file: {error}", hint="download the file again") from None
+        raise BadData(f"{path}: truncated or corrupt Parquet file: {error}", hint="download the file again") from None
     advance(path.stat().st_size)

@@ -1,7 +1,7 @@
-"""Readers: any file that has texts as a stream of documents, or of JSON lines.
+"""Read a file as a stream of documents or of JSON lines; the end of its name selects the reader.
 
-`read` gives documents one by one, for cleaning. `json_lines` gives JSON lines, the one form that tokenizing cuts into
-pieces of work.
+`read` yields documents one by one, for cleaning. `json_lines` yields JSON lines, the format that tokenizing splits
+into chunks.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadData
-from pipeline.readers import chinese_poetry as poems
-from pipeline.readers import encoding as decoding
-from pipeline.readers import jsonl
+from pipeline.readers import chinese_poetry, jsonl, parquet
+from pipeline.readers import encoding as encodings
 from pipeline.readers.compression import blocks
 from pipeline.readers.documents import Document, OnReject, Reject
 from pipeline.readers.encoding import Facts
-from pipeline.readers.parquet import _rows
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 
-KINDS = (".jsonl", ".json", ".txt", ".parquet")
-SUFFIXES = (*(kind + packed for kind in KINDS[:3] for packed in ("", ".zst", ".gz")), ".parquet")
+PLAIN_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
+SUFFIXES = (*(kind + packed for kind in PLAIN_SUFFIXES[:3] for packed in ("", ".zst", ".gz")), ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -32,96 +30,96 @@ def read(
     ledger: Ledger,
     on_reject: OnReject,
     *,
-    encoding: str = decoding.AUTO,
+    encoding: str = encodings.AUTO,
     advance: Advance = lambda count: None,
 ) -> Iterator[Document]:
-    """Documents of one file in order, by the end of its name (see SUFFIXES).
+    """Yield the documents of one file in order. SUFFIXES lists the names that are known; others are read as text.
 
-    What came in and what was dropped as bad goes to `ledger`; the caller accounts for every document it is given.
-    `encoding` is that of a text file. Raises BadData when the file as a whole cannot be trusted.
+    Input and rejects are counted in `ledger`; the caller counts as output or dropped every document it receives.
+    `encoding` applies to text files. Raises BadData if the file is truncated, corrupt or not text.
     """
     kind = _kind(path)
     if kind == ".jsonl":
-        yield from _read_json_lines(path, ledger, on_reject, advance)
+        yield from _read_jsonl(path, ledger, on_reject, advance)
         return
     if kind == ".txt":
-        found = iter([_text(path, ledger, on_reject, encoding, advance)])
+        documents = iter([_read_text(path, ledger, on_reject, encoding, advance)])
     else:
-        found = _whole_documents(path, kind, advance)
-    for document in found:
+        documents = _read_container(path, kind, advance)
+    for document in documents:
         ledger.documents.came += 1
         ledger.characters.came += len(document.text)
         yield document
 
 
-def json_lines(path: Path, advance: Advance = lambda count: None, *, encoding: str = decoding.AUTO) -> Iterator[bytes]:
-    """Any file as blocks of JSON lines: those of a .jsonl as they are, every other document as a line of its own.
+def json_lines(path: Path, advance: Advance = lambda count: None, *, encoding: str = encodings.AUTO) -> Iterator[bytes]:
+    """Yield a file as blocks of JSON lines: a .jsonl unchanged, each document of any other file as one line.
 
-    Raises BadData when the file as a whole cannot be trusted, also where a text ends within a character.
+    Raises BadData if the file is truncated, corrupt or not text, also if a text ends within a character.
     """
     kind = _kind(path)
     if kind == ".jsonl":
-        found = _with_head(blocks(path, advance))
-        yield next(found, b"").removeprefix(_BOM)  # a byte order mark, which JSON does not know
-        yield from found
-    elif kind == ".txt":  # as it is read: a text file is one document, however long
-        facts = Facts()
+        file_blocks = _with_joined_head(blocks(path, advance))
+        yield next(file_blocks, b"").removeprefix(_BOM)  # JSON does not allow a byte order mark
+        yield from file_blocks
+    elif kind == ".txt":  # streamed: a text file is one document of any length
+        stats = Facts()
         yield b'{"text":"'
-        for text in decoding.text(path, facts, encoding=encoding, advance=advance):
+        for text in encodings.text(path, stats, encoding=encoding, advance=advance):
             yield msgspec.json.encode(text)[1:-1]
-        if facts.cut:  # there is no ledger here that it could be counted in
+        if stats.cut:  # there is no ledger here to count it in
             raise BadData(
-                f"{path}: it ends within a character (bytes {facts.cut.hex(' ')} at offset {facts.cut_at:,})",
-                hint="get the file again, or `clean` it: that keeps the rest, and counts what is lost",
+                f"{path}: the file ends within a character (bytes {stats.cut.hex(' ')} at offset {stats.cut_at:,})",
+                hint="download it again, or run `clean` on it, which keeps the rest and counts the lost bytes",
             )
         yield b'"}\n'
     else:
-        for document in _whole_documents(path, kind, advance):
+        for document in _read_container(path, kind, advance):
             yield jsonl.json_line(document.text, document.title, "", document.meta)
 
 
 def has_lines(path: Path) -> bool:
-    """Whether a file may hold more than one document."""
+    """Return True if a file may hold more than one document."""
     return _kind(path) != ".txt"
 
 
 def _kind(path: Path) -> str:
-    plain = path.name.removesuffix(".zst").removesuffix(".gz")
-    return next((kind for kind in KINDS if plain.endswith(kind)), ".txt")
+    name = path.name.removesuffix(".zst").removesuffix(".gz")
+    return next((kind for kind in PLAIN_SUFFIXES if name.endswith(kind)), ".txt")
 
 
-def _with_head(found: Iterator[bytes]) -> Iterator[bytes]:
-    """The same blocks, the first of them long enough to tell by it what the file is."""
+def _with_joined_head(file_blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes, with the first block long enough to hold a byte order mark."""
     head = b""
-    for block in found:
+    for block in file_blocks:
         head += block
         if len(head) >= 4:
             break
     yield head
-    yield from found
+    yield from file_blocks
 
 
-def _whole_documents(path: Path, kind: str, advance: Advance) -> Iterator[Document]:
-    yield from poems.read(path, advance) if kind == ".json" else _rows(path, advance)
+def _read_container(path: Path, kind: str, advance: Advance) -> Iterator[Document]:
+    yield from chinese_poetry.read(path, advance) if kind == ".json" else parquet.read(path, advance)
 
 
-def _text(path: Path, ledger: Ledger, on_reject: OnReject, encoding: str, advance: Advance) -> Document:
-    """A text file as one document. What is left of a cut last character is counted and set aside."""
-    facts = Facts()
-    text = "".join(decoding.text(path, facts, encoding=encoding, advance=advance))
-    if facts.cut:
+def _read_text(path: Path, ledger: Ledger, on_reject: OnReject, encoding: str, advance: Advance) -> Document:
+    """Read a text file as one document. The bytes of a truncated last character are counted as a reject."""
+    stats = Facts()
+    text = "".join(encodings.text(path, stats, encoding=encoding, advance=advance))
+    if stats.cut:
         ledger.documents.came += 1
         ledger.documents.drop("truncated-end", 1)
-        on_reject(Reject(path.name, 0, facts.cut_at, "truncated-end", facts.cut.hex(" ")))
+        on_reject(Reject(path.name, 0, stats.cut_at, "truncated-end", stats.cut.hex(" ")))
     return Document(text, file=path.name)
 
 
-def _read_json_lines(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
-    for number, (offset, line, whole) in enumerate(jsonl.lines(json_lines(path, advance)), start=1):
-        found = jsonl.parse(line) if whole else "bad-too-long"
-        if isinstance(found, str):
-            jsonl.reject_line(ledger, on_reject, found, line, path.name, number, offset)
+def _read_jsonl(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
+    for number, (offset, line, is_complete) in enumerate(jsonl.lines(json_lines(path, advance)), start=1):
+        record = jsonl.parse(line) if is_complete else "bad-too-long"
+        if isinstance(record, str):
+            jsonl.reject_line(ledger, on_reject, record, line, path.name, number, offset)
             continue
         ledger.documents.came += 1
-        ledger.characters.came += len(found.text)
-        yield Document(found.text, found.title, found.meta, path.name, number, offset)
+        ledger.characters.came += len(record.text)
+        yield Document(record.text, record.title, record.meta, path.name, number, offset)

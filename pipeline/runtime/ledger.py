@@ -1,7 +1,7 @@
-"""The ledger: proof that nothing was lost without being counted.
+"""The ledger: a proof that every document and character of the input is accounted for.
 
 Every stage shows that `in + Σ added = out + Σ dropped[reason]`, for documents and for characters, and refuses to
-publish when that does not add up. Reasons that start with `bad-` are faults of the input and fall under `--max-bad`.
+publish when the sums differ. Reasons that start with `bad-` are faults of the input and fall under `--max-bad`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ DEFAULT_MAX_BAD = 0.001
 
 @dataclass
 class Tally:
-    """A count of one kind of thing as it came in, went out, or was dropped for a reason."""
+    """Counts of one kind of item: read, written, dropped by reason, and added by reason."""
 
     came: int = 0
     out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    added: dict[str, int] = field(default_factory=dict)  # by what wrote more than it read
+    added: dict[str, int] = field(default_factory=dict)  # written without having been read
 
     def drop(self, reason: str, count: int) -> None:
         if count:
@@ -50,7 +50,7 @@ class Tally:
 
 @dataclass
 class Ledger:
-    """One stage's tallies of documents and of characters (Unicode code points)."""
+    """Tallies of one stage, for documents and for characters (Unicode code points)."""
 
     documents: Tally = field(default_factory=Tally)
     characters: Tally = field(default_factory=Tally)
@@ -60,12 +60,11 @@ class Ledger:
         self.characters.add(other.characters)
 
     def close(self, *, max_bad: float = DEFAULT_MAX_BAD, of: int | None = None) -> dict[str, Any]:
-        """The ledger as a plain dict, once it is proven.
+        """Check the ledger and return it as a plain dict.
 
-        Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents are more than
-        the share `max_bad` of the `of` records that were read (None: of all documents).
+        Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents exceed the
+        fraction `max_bad` of the `of` records that were read (None: of all documents).
         """
-        records = self.documents.came if of is None else of
         for name, tally in (("documents", self.documents), ("characters", self.characters)):
             accounted = tally.out + sum(tally.dropped.values()) - sum(tally.added.values())
             if tally.came != accounted:
@@ -73,11 +72,14 @@ class Ledger:
                     f"the ledger of {name} does not add up: {tally.came:,} in, {accounted:,} accounted for",
                     hint="this is a bug; nothing was published",
                 )
+        records = self.documents.came if of is None else of
         if self.documents.bad > max_bad * records:
-            reasons = ", ".join(f"{count:,} {r}" for r, count in self.documents.dropped.items() if r.startswith("bad-"))
+            reasons = ", ".join(
+                f"{count:,} {reason}" for reason, count in self.documents.dropped.items() if reason.startswith("bad-")
+            )
             raise TooManyRejects(
                 f"{self.documents.bad:,} of {records:,} documents are bad ({reasons}), "
                 f"more than --max-bad {max_bad:g} allows",
-                hint="look at its rejects, mend the input or raise --max-bad",
+                hint="inspect the rejects, then fix the input or raise --max-bad",
             )
         return {"documents": self.documents.to_dict(), "characters": self.characters.to_dict()}

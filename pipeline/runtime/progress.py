@@ -1,13 +1,15 @@
-"""What a stage tells the person who waits, notes and bars with rate and time left; and what it is told: to stop.
+"""Progress reporting (log lines, bars, JSON events) and the stop flag.
 
-A stage is handed a `Progress` and never asks where it prints. On a terminal there are bars, elsewhere plain lines
-(cron mails them), with --quiet nothing. Everything goes to stderr: stdout belongs to results. What cannot be printed
-or logged, because a disk is full or nobody listens, stops no work.
+A stage receives a `Progress` and does not know where its messages go. A program that uses this package as a library gets
+them through the standard `logging`, from the logger "pipeline". The command line shows bars on a terminal, plain lines
+elsewhere (cron mails them) and nothing with --quiet; all of it goes to stderr, because stdout belongs to results. A
+failure to print or to log, such as a full disk or a closed pipe, never stops the work.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 import time
@@ -24,81 +26,97 @@ _HEARTBEAT = 60.0  # seconds
 
 
 class Progress:
-    """Says nothing: tests, workers and --quiet. `stop` is set when the command shall end at its next safe point."""
+    """Progress of a library call: messages go to the logger "pipeline", bars are not shown.
+
+    `stop` is set when the command should end at its next safe point.
+    """
 
     def __init__(self, stop: threading.Event | None = None) -> None:
         self.stop = stop or threading.Event()
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Report one line."""
+        level = logging.WARNING if text.startswith("warning: ") else logging.INFO
+        logging.getLogger("pipeline").log(level, "%s", redacted(text).removeprefix("warning: "))
 
     @contextmanager
-    def bar(self, what: str, total: int | None) -> Iterator[Advance]:
-        """Follow a piece of work of `total` bytes (None: unknown); call the result with each count of bytes done."""
+    def bar(self, title: str, total: int | None) -> Iterator[Advance]:
+        """Follow a piece of work of `total` bytes (None: unknown).
+
+        Yields a function to call with each count of bytes processed.
+        """
         yield lambda count: None
 
     def event(self, event: str, **fields: Any) -> None:
-        """Put something into the log, if there is one."""
+        """Append an event to the JSON log, if there is one."""
 
     def safe_point(self, saved: str) -> None:
-        """Raise TryAgain if the command shall stop. Called where that loses nothing: `saved` says what is kept."""
+        """Raise TryAgain if a stop was requested.
+
+        Call this where stopping loses nothing; `saved` tells the user what is kept.
+        """
         if self.stop.is_set():
-            raise TryAgain(f"stopped by a signal; {saved}", hint="the same command goes on from there")
+            raise TryAgain(f"stopped by a signal; {saved}", hint="run the same command again to resume")
 
 
-Silent = Progress
+class Silent(Progress):
+    """No messages at all: --quiet, and tests."""
+
+    def note(self, text: str) -> None:
+        pass
 
 
 class Lines(Progress):
-    """Plain lines: one for a note, one when a piece of work is done."""
+    """Plain lines: one per note, and one when a piece of work has finished."""
 
     def note(self, text: str) -> None:
         with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
             print(redacted(text), file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, what: str, total: int | None) -> Iterator[Advance]:
-        done, start = 0, time.monotonic()
+    def bar(self, title: str, total: int | None) -> Iterator[Advance]:
+        processed, start = 0, time.monotonic()
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
+            nonlocal processed
+            processed += count
 
         yield advance
         seconds = max(time.monotonic() - start, 1e-9)
-        self.note(f"{what}: {done / 1e6:,.1f} MB in {seconds:.1f} s ({done / 1e6 / seconds:,.1f} MB/s)")
+        megabytes = processed / 1e6
+        self.note(f"{title}: {megabytes:,.1f} MB in {seconds:.1f} s ({megabytes / seconds:,.1f} MB/s)")
 
 
 class Bars(Lines):
-    """Bars on a terminal, drawn by rich."""
+    """Progress bars on a terminal, drawn by rich."""
 
     @contextmanager
-    def bar(self, what: str, total: int | None) -> Iterator[Advance]:
+    def bar(self, title: str, total: int | None) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Rich
 
         columns = ("[progress.description]{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Rich(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as rich:
-            task = rich.add_task(what, total=total)
+            task = rich.add_task(title, total=total)
             yield lambda count: rich.advance(task, count)
 
 
 class Logged(Progress):
-    """Another Progress, with everything also appended to a file: one JSON object a line, each with the run's id.
+    """Wrapper that also appends everything to a log file: one JSON object per line, each with the id of the run.
 
-    The file is opened anew for each line, so it may be rotated at any time.
+    The file is reopened for each line, so it may be rotated at any time.
     """
 
     def __init__(self, shown: Progress, path: Path, run_id: str) -> None:
         super().__init__(shown.stop)
-        self._shown, self._path, self._run_id = shown, path, run_id
+        self._display, self._path, self._run_id = shown, path, run_id
         self._warned = False
 
     def event(self, event: str, **fields: Any) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        told = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
-        line = json.dumps({"ts": now, "run_id": self._run_id, "event": event, **told}, ensure_ascii=False)
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        values = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+        line = json.dumps({"ts": timestamp, "run_id": self._run_id, "event": event, **values}, ensure_ascii=False)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as log:
@@ -106,25 +124,26 @@ class Logged(Progress):
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                self._shown.note(f"warning: {self._path}: {error.strerror}; going on without a log")
+                self._display.note(f"warning: {self._path}: {error.strerror}; continuing without a log")
 
     def note(self, text: str) -> None:
         self.event("note", text=text)
-        self._shown.note(text)
+        self._display.note(text)
 
     @contextmanager
-    def bar(self, what: str, total: int | None) -> Iterator[Advance]:
-        start, done, beat = time.monotonic(), 0, time.monotonic()
-        self.event("start", work=what, bytes=total)
-        with self._shown.bar(what, total) as shown:
+    def bar(self, title: str, total: int | None) -> Iterator[Advance]:
+        start = last_heartbeat = time.monotonic()
+        processed = 0
+        self.event("start", work=title, bytes=total)
+        with self._display.bar(title, total) as advance_display:
 
             def advance(count: int) -> None:
-                nonlocal done, beat
-                done += count
-                shown(count)
-                if time.monotonic() - beat > _HEARTBEAT:
-                    beat = time.monotonic()
-                    self.event("heartbeat", work=what, bytes=done, of=total)
+                nonlocal processed, last_heartbeat
+                processed += count
+                advance_display(count)
+                if time.monotonic() - last_heartbeat > _HEARTBEAT:
+                    last_heartbeat = time.monotonic()
+                    self.event("heartbeat", work=title, bytes=processed, of=total)
 
             yield advance
-        self.event("done", work=what, bytes=done, seconds=round(time.monotonic() - start, 3))
+        self.event("done", work=title, bytes=processed, seconds=round(time.monotonic() - start, 3))

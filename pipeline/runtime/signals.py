@@ -1,6 +1,7 @@
-"""Signals that end a training at its next step: SIGINT, SIGTERM, and SIGUSR1, which batch systems send before a limit.
+"""Signals as stop requests: the first one sets an event, the second one ends the process at once.
 
-The first one asks; the second one ends the process at once, as it would have without us.
+A training stops on SIGINT, SIGTERM and SIGUSR1, which batch systems send before a time limit; every command stops on
+SIGTERM. The two may be nested: SIGTERM then sets the outer event too.
 """
 
 from __future__ import annotations
@@ -8,50 +9,48 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
 def asked(stopped: threading.Event | None = None) -> Iterator[threading.Event]:
-    """The event, or a new one, which the first signal sets. Outside the main thread no signal arrives."""
-    stopped = stopped or threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def stop(number: int, frame: object) -> None:
-        if stopped.is_set():
-            os._exit(128 + number)  # a checkpoint that is half written has not its name yet
-        if number == signal.SIGTERM and callable(terminate := before[number]):
-            terminate(number, frame)  # so that whoever waits above, a refresh, ends too
-        stopped.set()
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Yield `stopped` (or a new event), which the first SIGINT, SIGTERM or SIGUSR1 sets."""
+    with _set_by_signal(stopped or threading.Event(), (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)) as event:
+        yield event
 
 
 @contextmanager
 def _stopped_by_sigterm(stop: threading.Event) -> Iterator[None]:
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)  # whatever is half done is as after a kill, and workers end with this process
-        stop.set()
+    """Set `stop` on the first SIGTERM."""
+    with _set_by_signal(stop, (signal.SIGTERM,)):
+        yield
 
+
+@contextmanager
+def _set_by_signal(event: threading.Event, signals: Sequence[signal.Signals]) -> Iterator[threading.Event]:
+    """Yield `event`, set by the first of `signals`. The old handlers come back when the block ends.
+
+    Does nothing outside the main thread: Python allows signal handlers only there.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield event
         return
-    before = signal.signal(signal.SIGTERM, on_signal)
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
+
+    def on_signal(number: int, frame: object) -> None:
+        if event.is_set():
+            # No cleanup is needed: unfinished files do not have their final names yet, and workers end with us.
+            os._exit(128 + number)
+        if number == signal.SIGTERM and callable(outer := previous[number]):
+            outer(number, frame)  # an outer command, such as a refresh, must stop as well
+        event.set()
+
+    for number in previous:
+        signal.signal(number, on_signal)
     try:
-        yield
+        yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

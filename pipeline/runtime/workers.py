@@ -1,6 +1,11 @@
-"""Work in other processes: one function over a stream of tasks, or one call that may take its process down.
+"""Worker processes: an ordered parallel map over a stream of tasks, and a single call isolated in its own process.
 
 Workers are spawned, never forked: a fork copies the locks of threads that do not exist in the child.
+
+Streams do not use ProcessPoolExecutor: it sends data through a pipe, which is slower (3 instead of 0.4 ms/MiB, see
+benchmarks/NOTES.md) and leaves the reader waiting forever when a worker is killed in the middle of a write. Here this
+process and each `WorkerProcess` share two slots of memory. Tasks and outcomes are pickled into a slot; the pipe
+carries only the slot's number and the size in bytes.
 """
 
 from __future__ import annotations
@@ -26,21 +31,31 @@ from pipeline.errors import WorkerLost
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_SLOT_BYTES = 12 << 20  # several times what tokenizing sends at once, so that nearly every result fits too
+_TASKS_PER_WORKER = 4  # unfinished or unread, at most
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PICKLE_ERRORS = (pickle.PickleError, TypeError, AttributeError)  # raised for an object that cannot be pickled
+
+
+def default_jobs() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def isolated(function: Callable[..., Result], *arguments: object) -> Result:
-    """`function(*arguments)` in a process of its own, for C libraries that can take the interpreter down with them.
+    """Return `function(*arguments)`, run in its own process. For C libraries that can crash the interpreter.
 
     Raises what the function raises, and WorkerLost when its process was killed.
     """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),))
     try:
         return pool.submit(function, *arguments).result()
     except KeyboardInterrupt:
-        for worker in multiprocessing.active_children():  # it may take minutes; its draft survives
-            worker.terminate()
+        for process in multiprocessing.active_children():  # the call may take minutes; its draft survives
+            process.terminate()
         raise
     except BrokenProcessPool:
         raise _worker_lost() from None
@@ -49,47 +64,54 @@ def isolated(function: Callable[..., Result], *arguments: object) -> Result:
 
 
 def stream(function: Callable[[Task], Result], tasks: Iterator[Task], *, jobs: int) -> Generator[tuple[Task, Result]]:
-    """`function(task)` for each task, in their order, by this process and up to `jobs - 1` others.
+    """Yield `(task, function(task))` in task order, computed by this process and up to `jobs - 1` workers.
 
-    This one makes the tasks, and does one itself where no other has room for it. At most four a worker are taken
-    ahead of the one that is given back, so a slow reader holds up the maker of the tasks, and memory stays flat. A
-    worker takes half a second to start, for which small work need not ask. Raises what the function raises in its
-    turn, what the maker raises at once, and WorkerLost when a worker was killed; close the stream to leave the rest
-    undone.
+    This process reads `tasks` and runs a task itself when no worker has room for it. It reads at most four tasks per
+    worker ahead of the last one yielded, so a slow consumer slows the producer and memory stays bounded. A worker
+    takes half a second to start, so small inputs should use one job. Close the generator to abandon the remaining
+    tasks.
+
+    Raises an error of `function` when its task is due, an error of `tasks` at once, and WorkerLost when a worker was
+    killed.
     """
-    with _Crew(function, jobs - 1) as crew:
+    with WorkerPool(function, jobs - 1) as pool:
         for task in tasks:
-            crew.take(task)
-            while answer := crew.oldest(wait=crew.is_full):
-                yield answer
-        while answer := crew.oldest(wait=True):
-            yield answer
+            pool.submit(task)
+            while result := pool.next_result(wait=pool.is_full):
+                yield result
+        while result := pool.next_result(wait=True):
+            yield result
 
 
-_SLOT = 12 << 20  # bytes: several times what tokenizing sends at once, so that nearly every answer fits too
+class Returned(NamedTuple):
+    """Outcome of a task whose function returned."""
+
+    result: Any
 
 
-class _Raised(NamedTuple):
+class Raised(NamedTuple):
+    """Outcome of a task whose function raised."""
+
     error: Exception
 
 
 @dataclass
-class _Taken(Generic[Task, Result]):
-    """A task, and what became of it: nothing yet, a result in a tuple, or an error."""
+class Pending(Generic[Task]):
+    """A task that was submitted and not yet yielded. `outcome` is None until it has run."""
 
     task: Task
-    answer: tuple[Result] | _Raised | None = None
+    outcome: Returned | Raised | None = None
 
 
-class _Crew(Generic[Task, Result]):
-    """This process and its workers, and the tasks that were taken and not given back, the oldest first."""
+class WorkerPool(Generic[Task, Result]):
+    """This process and its workers, with a queue of pending tasks, oldest first."""
 
-    def __init__(self, function: Callable[[Task], Result], others: int) -> None:
-        self._function, self._others = function, others
-        self._workers: list[_Worker[Task, Result]] = []
-        self._taken: deque[_Taken[Task, Result]] = deque()
+    def __init__(self, function: Callable[[Task], Result], worker_count: int) -> None:
+        self._function, self._worker_count = function, worker_count
+        self._workers: list[WorkerProcess[Task]] = []
+        self._queue: deque[Pending[Task]] = deque()
 
-    def __enter__(self) -> _Crew[Task, Result]:
+    def __enter__(self) -> WorkerPool[Task, Result]:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -100,99 +122,103 @@ class _Crew(Generic[Task, Result]):
 
     @property
     def is_full(self) -> bool:
-        return len(self._taken) > 4 * self._others
+        return len(self._queue) > _TASKS_PER_WORKER * self._worker_count
 
-    def take(self, task: Task) -> None:
-        """Give a task to a worker, or do it here."""
-        if self._others and not self._workers:
-            self._start()
-        self._collect(wait=False)
-        taken = _Taken[Task, Result](task)
-        self._taken.append(taken)
-        if not any(worker.give(taken) for worker in self._workers):
-            taken.answer = _answer(self._function, task)
+    def submit(self, task: Task) -> None:
+        """Send a task to a worker that has room for it, or run it here."""
+        if self._worker_count and not self._workers:
+            self._start_workers()
+        self._receive(wait=False)
+        pending = Pending(task)
+        self._queue.append(pending)
+        if not any(worker.send(pending) for worker in self._workers):
+            pending.outcome = _run(self._function, task)
 
-    def _start(self) -> None:
-        function = bytearray(_SLOT)
+    def _start_workers(self) -> None:
+        function = bytearray(_SLOT_BYTES)
         size = _dump(self._function, memoryview(function))
-        self._others = self._others if size else 0
-        for _ in range(self._others):
-            self._workers.append(_Worker(memoryview(function)[:size]))
+        if size is None:  # the function cannot be sent, so this process works alone
+            self._worker_count = 0
+        for _ in range(self._worker_count):
+            self._workers.append(WorkerProcess(memoryview(function)[:size]))
 
-    def oldest(self, *, wait: bool) -> tuple[Task, Result] | None:
-        """The oldest task with its result; None when there is none, or it is not done and not to be waited for."""
-        if not self._taken:
+    def next_result(self, *, wait: bool) -> tuple[Task, Result] | None:
+        """Return the oldest task with its result, or raise its error.
+
+        Returns None when the queue is empty, or when the task has not run yet and `wait` is False.
+        """
+        if not self._queue:
             return None
-        while (answer := self._taken[0].answer) is None:
+        while (outcome := self._queue[0].outcome) is None:
             if not wait:
                 return None
-            self._collect(wait=True)
-        if isinstance(answer, _Raised):
-            raise answer.error
-        return self._taken.popleft().task, answer[0]
+            self._receive(wait=True)
+        if isinstance(outcome, Raised):
+            raise outcome.error
+        return self._queue.popleft().task, outcome.result
 
-    def _collect(self, *, wait: bool) -> None:
-        """Take in what the workers have done; with `wait`, at least one answer."""
-        for connection in connections.wait([worker.connection for worker in self._workers], None if wait else 0):
-            (worker,) = (worker for worker in self._workers if worker.connection is connection)
-            if (undone := worker.collect()) is not None:
-                undone.answer = _answer(self._function, undone.task)
+    def _receive(self, *, wait: bool) -> None:
+        """Receive the outcomes that workers have ready; with `wait`, at least one."""
+        ready = connections.wait([worker.connection for worker in self._workers], None if wait else 0)
+        for worker in self._workers:
+            if worker.connection in ready and (unsent := worker.receive()) is not None:
+                unsent.outcome = _run(self._function, unsent.task)
 
 
-def _answer(function: Callable[[Task], Result], task: Task) -> tuple[Result] | _Raised:
+def _run(function: Callable[[Task], Any], task: Task) -> Returned | Raised:
     try:
-        return (function(task),)
-    except Exception as error:  # noqa: BLE001 - it is raised again where its turn comes
-        return _Raised(error)
+        return Returned(function(task))
+    except Exception as error:  # noqa: BLE001 - raised again when the task is due
+        return Raised(error)
 
 
-class _Worker(Generic[Task, Result]):
-    """A process that does tasks: one in its hands, and one that waits for it.
-
-    Tasks and answers travel through memory that both share, and the pipe says only which of its slots and how many
-    bytes: a worker that is killed while it fills a pipe would leave its reader waiting for ever.
-    """
+class WorkerProcess(Generic[Task]):
+    """A worker process with one running and one queued task, each in a slot of shared memory."""
 
     def __init__(self, function: memoryview) -> None:
-        """Start one; `function` is pickled."""
+        """Start a process that runs the pickled `function`."""
         context = multiprocessing.get_context("spawn")
-        shared = [context.RawArray(ctypes.c_ubyte, _SLOT) for _ in range(2)]
-        self.connection, theirs = context.Pipe()
-        self._slots = [memoryview(slot).cast("B") for slot in shared]
-        # It may be large, and as an argument `start` would wait until the worker has read it.
+        arrays = [context.RawArray(ctypes.c_ubyte, _SLOT_BYTES) for _ in range(2)]
+        self.connection, worker_end = context.Pipe()
+        self._slots = [memoryview(array).cast("B") for array in arrays]
+        # The function may be large. As an argument of the process, it would block `start` until the worker read it.
         self._slots[0][: len(function)] = function
-        self._process = context.Process(target=_serve, args=(os.getpid(), len(function), theirs, shared), daemon=True)
+        arguments = (os.getpid(), len(function), worker_end, arrays)
+        self._process = context.Process(target=_worker_main, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()
-        self._free: list[int] = []  # none before the worker says that it has begun
-        self._doing: dict[int, _Taken[Task, Result]] = {}
+        worker_end.close()
+        self._free_slots: list[int] = []  # the worker announces its slots once it has started
+        self._pending: dict[int, Pending[Task]] = {}  # by slot
 
-    def give(self, taken: _Taken[Task, Result]) -> bool:
-        """Whether there is room for a task: then it is on its way."""
-        if not self._free or (size := _dump(taken.task, self._slots[self._free[-1]])) is None:
+    def send(self, pending: Pending[Task]) -> bool:
+        """Send a task to the worker. Return False if it has no free slot, or the task does not fit into one."""
+        if not self._free_slots or (size := _dump(pending.task, self._slots[self._free_slots[-1]])) is None:
             return False
-        slot = self._free.pop()
-        self._doing[slot] = taken
-        with _reported():
+        slot = self._free_slots.pop()
+        self._pending[slot] = pending
+        with _as_worker_lost():
             self.connection.send((slot, size))
         return True
 
-    def collect(self) -> _Taken[Task, Result] | None:
-        """Take in one answer, which is there. The task, where its answer did not travel."""
-        with _reported():
+    def receive(self) -> Pending[Task] | None:
+        """Receive one message: a free slot, with the outcome of its task.
+
+        Returns the task instead if its outcome could not be pickled or did not fit into the slot.
+        """
+        with _as_worker_lost():
             slot, size = self.connection.recv()
-        self._free.append(slot)
-        taken = self._doing.pop(slot, None)
-        if taken and size is not None:
-            try:
-                taken.answer = pickle.loads(self._slots[slot][:size])
-            except _NO_PICKLE:
-                return taken
-            return None
-        return taken
+        self._free_slots.append(slot)
+        pending = self._pending.pop(slot, None)
+        if pending is None or size is None:
+            return pending
+        try:
+            pending.outcome = pickle.loads(self._slots[slot][:size])
+        except _PICKLE_ERRORS:
+            return pending
+        return None
 
     def kill(self) -> None:
-        """End the process: it has nothing to put in order, and may have been told to ignore a kinder signal."""
+        """Kill the process. It has nothing to clean up, and may have inherited an ignored SIGTERM."""
         self._process.kill()
 
     def join(self) -> None:
@@ -200,39 +226,40 @@ class _Worker(Generic[Task, Result]):
         self.connection.close()
 
 
-def _serve(
-    parent: int, size: int, connection: Connection[Any, Any], shared: Sequence[ctypes.Array[ctypes.c_ubyte]]
+def _worker_main(
+    parent: int,
+    function_size: int,
+    connection: Connection[Any, Any],
+    arrays: Sequence[ctypes.Array[ctypes.c_ubyte]],
 ) -> None:
-    """What a worker does until it is ended: the function in its first slot, for the task in each slot it is told of."""
-    _die_with(parent)
-    slots = [memoryview(slot).cast("B") for slot in shared]
-    function = pickle.loads(slots[0][:size])
+    """Run a worker: unpickle the function from slot 0, then apply it to each task received, until killed."""
+    _end_with_parent(parent)
+    slots = [memoryview(array).cast("B") for array in arrays]
+    function = pickle.loads(slots[0][:function_size])
     for slot in range(len(slots)):
         connection.send((slot, None))
     while True:
         slot, size = connection.recv()
-        connection.send((slot, _dump(_answer(function, pickle.loads(slots[slot][:size])), slots[slot])))
+        outcome = _run(function, pickle.loads(slots[slot][:size]))
+        connection.send((slot, _dump(outcome, slots[slot])))
 
 
-def _dump(found: object, slot: memoryview) -> int | None:
-    """Pickle something into a slot: its size, None where that cannot be or it does not fit."""
-    out = _Into(slot)
+def _dump(value: object, slot: memoryview) -> int | None:
+    """Pickle `value` into `slot`. Return its size in bytes, or None if it cannot be pickled or does not fit."""
+    writer = SlotWriter(slot)
     try:
-        pickle.Pickler(out, pickle.HIGHEST_PROTOCOL).dump(found)
-    except (_TooLarge, *_NO_PICKLE):
+        pickle.Pickler(writer, pickle.HIGHEST_PROTOCOL).dump(value)
+    except (SlotFull, *_PICKLE_ERRORS):
         return None
-    return out.size
+    return writer.size
 
 
-_NO_PICKLE = (pickle.PickleError, TypeError, AttributeError)  # what is raised for an object that cannot travel
+class SlotFull(Exception):
+    """A pickle does not fit into its slot."""
 
 
-class _TooLarge(Exception):
-    """It does not fit into the slot."""
-
-
-class _Into:
-    """A file to write, in memory."""
+class SlotWriter:
+    """A write-only file in a fixed piece of memory."""
 
     def __init__(self, slot: memoryview) -> None:
         self._slot, self.size = slot, 0
@@ -241,26 +268,19 @@ class _Into:
         data = memoryview(data).cast("B")
         end = self.size + len(data)
         if end > len(self._slot):
-            raise _TooLarge
+            raise SlotFull
         self._slot[self.size : end] = data
         self.size = end
         return len(data)
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
-    """What the pipe to a worker raises when that has been killed, as WorkerLost."""
+def _as_worker_lost() -> Iterator[None]:
+    """Turn the errors of a pipe to a killed worker into WorkerLost."""
     try:
         yield
     except (EOFError, ConnectionError):
         raise _worker_lost() from None
-
-
-def default_jobs() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _worker_lost() -> WorkerLost:
@@ -269,10 +289,10 @@ def _worker_lost() -> WorkerLost:
     )
 
 
-def _die_with(parent: int) -> None:
-    """Let this worker end with its parent, however that ends (on Linux), and leave Ctrl-C to the parent."""
+def _end_with_parent(parent: int) -> None:
+    """Make this process die with its parent, however the parent ends (Linux only), and ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before prctl took hold
+        if os.getppid() != parent:  # the parent ended before prctl took effect
             os._exit(1)

@@ -1,4 +1,6 @@
-"""Sources of raw files: the catalogue, HTTP downloads and the raw cache.
+"""Download raw files, verify them, and resolve the inputs of stages.
 
-Start with `catalogue.py` for what a name means, `download.py` for the stage.
+Start with `download.py`, the stage. It takes a source from `catalogue.py`, fetches each file with `transfer.py` (over
+`http.py` and `redirects.py`, resuming from `partial.py`) and pins it in the raw cache, `cache.py`. `inputs.py` resolves
+the files that later stages read; `decompress.py` is a stage of its own.
 """

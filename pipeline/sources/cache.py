@@ -1,4 +1,7 @@
-"""The raw cache: downloaded files pinned by sha256."""
+"""The raw cache, `artifacts/raw/<source>/`: downloaded files beside one `sources.lock.json` that pins their content.
+
+`download.py` fills it, `inputs.py` reads it. This module knows its layout and which of its files are intact.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from pipeline.errors import BadData
 from pipeline.sources.catalogue import LOCK_FILE
 from pipeline.store import files
 
-_LONGEST = 255  # bytes of a name, as far as file systems go
+_MAX_NAME = 255  # bytes, the limit of common file systems
+_DOWNLOAD_AGAIN = "delete it and download again"
 
 
 class RawFile(msgspec.Struct, frozen=True):
-    """A cached file. `origin` is its URL, or for a local file its size and time at the origin when it was copied.
+    """Pin of a cached file.
 
-    `etag` and `commit` are what the server said of it: by the one a change is seen where no hash is published, the
-    other is the state of the repository that it is from.
+    `origin` is its URL, or for a local file its path, size and time at the origin when it was copied. `etag` reveals a
+    change upstream where no hash is published; `commit` is the commit of the repository that it comes from.
     """
 
     size: int
@@ -34,31 +38,34 @@ def folder(root: Path, source: str) -> Path:
 
 
 def read_lock(root: Path, source: str) -> dict[str, RawFile]:
-    """What `sources.lock.json` pins, by file name; empty when the source was never downloaded."""
+    """Return the pins in `sources.lock.json` by file name; empty if the source was never downloaded.
+
+    Raises BadData if the file cannot be decoded, or pins a name that no cached file can have.
+    """
     path = folder(root, source) / LOCK_FILE
     try:
-        pinned = msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
+        pins = msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
     except FileNotFoundError:
         return {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadData(f"{path}: {error}", hint="delete it and download again") from None
-    for name in pinned:
-        if why := why_no_name(path.parent, name):
-            raise BadData(f"{path}: {name[:100]!r} {why}", hint="delete it and download again")
-    return pinned
+        raise BadData(f"{path}: {error}", hint=_DOWNLOAD_AGAIN) from None
+    for name in pins:
+        if problem := name_problem(path.parent, name):
+            raise BadData(f"{path}: {name[:100]!r} {problem}", hint=_DOWNLOAD_AGAIN)
+    return pins
 
 
-def why_no_name(cache: Path, name: str) -> str:
-    """Why no file of this name can be in a cache, as that it leads out of it; "" for one that can."""
+def name_problem(cache: Path, name: str) -> str:
+    """Return the reason why no file in `cache` can have this name, or ""."""
     parts = PurePosixPath(name).parts
-    if any(ord(each) < 32 or ord(each) == 127 or "\ud800" <= each <= "\udfff" for each in name):
-        return "holds characters that no name should"
+    if any(ord(character) < 32 or ord(character) == 127 or "\ud800" <= character <= "\udfff" for character in name):
+        return "contains control characters or invalid characters"
     if not parts or ".." in parts or not (cache / name).resolve().is_relative_to(cache.resolve()):
-        return "leads out of the cache"
+        return "points outside the cache"
     if name in (LOCK_FILE, ".lock") or any(part.startswith((files.TEMPORARY, files.TRASH)) for part in parts):
-        return "is a name that the cache keeps for itself"
-    if any(len(part.encode()) > _LONGEST for part in parts):
-        return "is longer than a name on a disk can be"
+        return "is reserved by the cache"
+    if any(len(part.encode()) > _MAX_NAME for part in parts):
+        return f"is longer than {_MAX_NAME} bytes"
     return ""
 
 
@@ -68,7 +75,7 @@ def write_lock(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
 
 
 def is_whole(path: Path, pin: RawFile) -> bool:
-    """Whether the cached file is the one that was verified: by size and time, by its hash if only the time differs."""
+    """Return True if the cached file is the pinned one: by size and time, by its hash if only the time differs."""
     if not path.is_file() or path.stat().st_size != pin.size:
         return False
     return path.stat().st_mtime_ns == pin.mtime_ns or files.sha256_of(path) == pin.sha256

@@ -1,6 +1,6 @@
-"""The catalogue: what a source's name means as a list of files. It never touches the network.
+"""Resolve the name of a source to a list of files, without network access.
 
-`sample` lies inside this package; `pile`, `shuihu` and `song-ci` are public; anything else is a URL or a local path.
+`sample` is part of this package; `pile`, `shuihu` and `song-ci` are public; any other name is a URL or a local path.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SAMPLE = Path(__file__).parent.parent / "sample"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source: its path inside the raw cache and where its bytes come from.
+    """One file of a source: its path in the raw cache, and its URLs or local path.
 
-    `urls` are equivalent, tried in order when one answers 404; `local` is set instead for a file on this machine.
-    `split` is "train", "val" or "test" where the source itself says so, else "". The URL of a catalogue's file may
-    differ from mirror to mirror; `plain` says that this one is all that is known of the file, and so is its identity.
+    `urls` are equivalent, tried in order if one answers 404; `local` is set instead for a file on this machine. `split`
+    is "train", "val" or "test" if the source defines it, else "". `is_bare_url` is True if the URL identifies the file,
+    False for a file of the catalogue, whose URL depends on the mirror.
     """
 
     name: str
@@ -37,7 +37,7 @@ class SourceFile:
     local: Path | None = None
     split: str = ""
     token: str = field(default="", repr=False)
-    plain: bool = False
+    is_bare_url: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Source:
 
 
 CATALOGUE = {
-    "sample": "the text that comes with Inkstone: a novel in 15 chapters and 96 English documents (CC0)",
+    "sample": "sample text included in Inkstone: a novel in 15 chapters and 96 English documents (CC0)",
     "pile": "The Pile without its copyrighted parts: monology/pile-uncopyrighted on the Hugging Face hub",
-    "shuihu": "水浒传, the text that MoiraiLM trains on",
+    "shuihu": "水浒传, the training text of MoiraiLM",
     "song-ci": "全宋词 from chinese-poetry, 23 JSON files",
 }
 
@@ -61,13 +61,14 @@ def resolve(
     mirror: str = "",
     environment: Mapping[str, str] = os.environ,
 ) -> Source:
-    """The source that `reference` means: a catalogue name, a URL, or a path to a file or folder.
+    """Return the source that `reference` names: a catalogue name, a URL, or a path to a file or folder.
 
-    `shards` chooses among the Pile's files ("0-2,val"); `mirror` replaces the scheme and host of catalogue URLs, and
-    may serve the files under the same path or at its top. `environment` gives HF_ENDPOINT and HF_TOKEN.
+    `shards` selects files of the Pile ("0-2,val"). `mirror` replaces the scheme and host of catalogue URLs; it may
+    serve the files under the same path or at its root. HF_ENDPOINT and HF_TOKEN are read from `environment`. Raises
+    BadConfig for invalid options or URLs, InputMissing if nothing has that name.
     """
     if shards and reference != "pile":
-        raise BadConfig(f"--shards is for the source pile, not for {reference}", hint="leave it out")
+        raise BadConfig(f"--shards is for the source pile, not for {reference}", hint="leave out --shards")
     if reference == "sample":
         return Source("sample", tuple(SourceFile(path.name, local=path) for path in data_files(_SAMPLE)))
     if reference == "pile":
@@ -84,44 +85,51 @@ def resolve(
         try:
             file_name = unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
         except ValueError as error:
-            raise BadConfig(f"{reference}: no URL: {error}", hint="check it") from None
+            raise BadConfig(f"{reference}: invalid URL: {error}", hint="check the URL") from None
         if not re.fullmatch(r"[^/\x00]{1,200}", file_name) or file_name.startswith("."):
-            raise BadConfig(f"{reference}: the URL does not end in a file's name", hint="name a file, not a folder")
-        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), plain=True),))
+            raise BadConfig(
+                f"{reference}: the URL must end in a file name", hint="pass the URL of a file, not of a folder"
+            )
+        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), is_bare_url=True),))
     if not reference:
-        raise BadConfig("an empty name is no source", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
+        raise BadConfig("a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
     return _local(Path(reference))
 
 
 def _is_private(endpoint: str) -> bool:
-    """Whether a token may be sent there: over TLS, or to this machine itself."""
+    """Return True if a token may be sent there: over TLS, or to this machine."""
     parts = urlsplit(endpoint)
     return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
 
 
 def _own_name(file_name: str) -> str:
-    """The name of a source that is not in the catalogue, so that `pile.txt` never mixes with the Pile."""
+    """Return the name of a source outside the catalogue; `pile.txt` must not share a folder with the Pile."""
     name = name_from(file_name)
     return f"my-{name}" if name in CATALOGUE else name
 
 
 def pile_shards(shards: str) -> list[str]:
-    """Paths of the Pile's files that a list like "0-2,val,test" or "all" names, in order and once each."""
+    """Return the paths of the Pile's files in a list like "0-2,val,test" or "all", in order without duplicates."""
     if not shards:
-        raise BadConfig("the Pile is over 300 GB", hint="choose with --shards, for example --shards 0,val, or all")
+        raise BadConfig(
+            "the Pile is over 300 GB", hint="select files with --shards, for example --shards 0,val or --shards all"
+        )
     if shards == "all":
         shards = f"0-{PILE_TRAIN_SHARDS - 1},val,test"
-    chosen: list[str] = []
+    paths: list[str] = []
     for part in shards.split(","):
         if part.strip() in ("val", "test"):
-            chosen.append(f"{part.strip()}.jsonl.zst")
+            paths.append(f"{part.strip()}.jsonl.zst")
             continue
         span = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
         first, last = (int(span[1]), int(span[2] or span[1])) if span else (0, -1)
         if not first <= last < PILE_TRAIN_SHARDS:
-            raise BadConfig(f"--shards {shards}: {part!r} is no shard", hint="numbers from 0 to 29, val, test, or all")
-        chosen += [f"train/{number:02d}.jsonl.zst" for number in range(first, last + 1)]
-    return list(dict.fromkeys(chosen))
+            raise BadConfig(
+                f"--shards {shards}: expected numbers up to {PILE_TRAIN_SHARDS - 1}, val, test or all, got {part!r}",
+                hint="for example --shards 0-2,val",
+            )
+        paths += [f"train/{number:02d}.jsonl.zst" for number in range(first, last + 1)]
+    return list(dict.fromkeys(paths))
 
 
 def _pile_file(path: str, endpoint: str, token: str) -> SourceFile:
@@ -135,21 +143,23 @@ def _github(path: str, mirror: str) -> SourceFile:
     name = path.rsplit("/", 1)[-1]
     if not mirror:
         return SourceFile(name, (f"{RAW_GITHUB}/{quote(path)}",))
-    top = mirror.rstrip("/")
-    return SourceFile(name, (f"{top}/{quote(path)}", f"{top}/{quote(name)}"))
+    root = mirror.rstrip("/")
+    return SourceFile(name, (f"{root}/{quote(path)}", f"{root}/{quote(name)}"))
 
 
 def _local(path: Path) -> Source:
     if path.is_file():
         return Source(_own_name(path.name), (SourceFile(path.name, local=path),))
-    if path.is_dir() and (found := data_files(path)):
-        files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in found)
+    if path.is_dir() and (paths := data_files(path)):
+        files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in paths)
         return Source(_own_name(path.resolve().name), files)
-    what = "no data files in this folder" if path.is_dir() else "neither a source nor a path"
-    raise InputMissing(f"{path}: {what}", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder of files")
+    problem = "no data files in this folder" if path.is_dir() else "neither a source nor a path"
+    raise InputMissing(
+        f"{path}: {problem}", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder of files"
+    )
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Files below `folder` that can be read, in a fixed order; not the lock file of a cache."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
-    return sorted(path for path in found if path.name != LOCK_FILE)
+    """Return the files below `folder` with a supported suffix, sorted, without the lock file of a cache."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+    return sorted(path for path in paths if path.name != LOCK_FILE)

@@ -1,9 +1,9 @@
-"""The download stage: bring a source's files into the raw cache, each whole or not at all, and pin their content.
+"""The download stage: fetch a source's files into the raw cache and pin their content.
 
-First a survey says of every file whether it is there, and otherwise what the server says of it; then what is missing
-is fetched, exactly that. What a source does not publish a hash for is pinned in `sources.lock.json` as it came the
-first time. A pinned file that changed upstream is refused, or taken where the pins may move (`update`); one that
-shrank or is gone never replaces what is there by itself.
+`survey` compares each file with its pin and, if necessary, with the server. `fetch` downloads the missing ones, each
+completely or not at all. A file without a published hash is pinned with the hash of its first download. If a pinned
+file changes upstream, it is an error, or the new file is fetched with `update`. A file that shrank or is gone upstream
+never replaces the cached one without an explicit option.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from pathlib import Path
 from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.runtime.redaction import shown
-from pipeline.sources import cache, decompress, transfer
-from pipeline.sources import partial as parts
+from pipeline.sources import cache, decompress, partial, transfer
 from pipeline.sources.cache import RawFile
 from pipeline.sources.catalogue import Source, SourceFile
-from pipeline.sources.http import Connection, Facts, Network
+from pipeline.sources.http import HTTPClient, Network, RemoteFile
 from pipeline.store import files, locks
 
 _CHUNK = 1 << 20
-_ASKING = 8  # files asked about at the same time
-_RESERVE = 64 << 20  # bytes that stay free on the disk
+_SURVEY_THREADS = 8
+_RESERVE = 64 << 20  # bytes to leave free on the disk
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the survey found of one file: `state` is "there", "new", "changed", "damaged" or "refused" (see `error`).
+    """Status of one file: `state` is "there", "new", "changed", "damaged" or "refused" (see `error`).
 
-    `bytes` are still to be fetched (None: the server does not say), `size` is the file's, and `smallest` what it must
-    not be below. `url` and `facts` are those to fetch it by; a local file has none.
+    `bytes` remain to be fetched (None: the server does not send a size), `size` is the size of the file, and `smallest`
+    its least acceptable size. `url` and `remote` are those to fetch it by; a local file has none.
     """
 
     file: SourceFile
@@ -44,14 +43,14 @@ class Found:
     bytes: int | None = 0
     size: int | None = None
     url: str = ""
-    facts: Facts | None = None
+    remote: RemoteFile | None = None
     error: InkstoneError | None = None
     smallest: int = 0
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What became of a source: how many of its files were fetched and how many stood already, and their bytes."""
+    """Result for a source: how many of its files were fetched, how many were unchanged, and the bytes fetched."""
 
     source: str
     path: Path
@@ -76,45 +75,45 @@ def download(
     update: bool = False,
     allow_shrink: bool = False,
 ) -> Downloaded:
-    """Bring every file of `source` into the raw cache; those that are there and whole are left alone.
+    """Fetch every file of `source` that is missing or damaged in the raw cache.
 
-    With `update` the server is asked about those too, and what changed there is fetched. What was fetched before an
-    error is kept and pinned. With `decompress_too` the plain files are put below `decompressed/` in the cache; no
-    stage reads those.
+    With `update` the server is asked about the other files too, and changed ones are fetched. Files fetched before an
+    error are pinned. With `decompress_too` the plain files are written below `decompressed/` in the cache; no stage
+    reads those.
     """
     network = network or Network()
-    found = survey(root, source, network, update=update, allow_shrink=allow_shrink)
-    done = fetch(root, source, found, progress, network, jobs=jobs, update=update)
+    statuses = survey(root, source, network, update=update, allow_shrink=allow_shrink)
+    result = fetch(root, source, statuses, progress, network, jobs=jobs, update=update)
     if decompress_too:
-        fetched = {each.file.name for each in found if each.state != "there"}
-        _decompress(done.path, list(done.names), fetched, progress)
-    for each in found:
-        if each.error:  # after what could be fetched was
-            raise each.error
-    return done
+        fetched = {status.file.name for status in statuses if status.state != "there"}
+        _decompress(result.path, list(result.names), fetched, progress)
+    for status in statuses:
+        if status.error:  # raised last, after the other files were fetched
+            raise status.error
+    return result
 
 
 def survey(
     root: Path, source: Source, network: Network, *, update: bool = False, allow_shrink: bool = False
 ) -> list[Found]:
-    """What there is of `source`, and what is to be fetched. Asks the server, and writes nothing.
+    """Return the status of each file of `source`. Sends requests and writes nothing.
 
-    A file is refused that differs from its pin (unless `update`), that shrank (unless `allow_shrink`), that is lost
-    upstream, or that was never there. Raises TryAgain when the server cannot be reached.
+    A file is refused if it differs from its pin (unless `update`), shrank (unless `allow_shrink`), is gone upstream,
+    or never existed. Raises TryAgain if the server cannot be reached, BadConfig for a name that the cache cannot hold.
     """
     folder = cache.folder(root, source.name)
     for file in source.files:
-        if why := cache.why_no_name(folder, file.name):
-            raise BadConfig(f"{file.name[:100]!r} {why}", hint="choose another name")
+        if problem := cache.name_problem(folder, file.name):
+            raise BadConfig(f"{file.name[:100]!r} {problem}", hint="choose another name")
     pinned = cache.read_lock(root, source.name)
-    look = _Look(folder, network, update, allow_shrink)
-    with _workers(_ASKING, network) as pool:
-        return list(pool.map(lambda file: look.safely(file, pinned.get(file.name)), source.files))
+    surveyor = _Surveyor(folder, network, update, allow_shrink)
+    with _thread_pool(_SURVEY_THREADS, network) as pool:
+        return list(pool.map(lambda file: surveyor.status(file, pinned.get(file.name)), source.files))
 
 
 @contextmanager
-def _workers(count: int, network: Network) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end at their next piece when Ctrl-C does."""
+def _thread_pool(count: int, network: Network) -> Iterator[ThreadPoolExecutor]:
+    """Pool of threads that stop at their next piece of data on Ctrl-C."""
     with ThreadPoolExecutor(max(1, count)) as pool:
         try:
             yield pool
@@ -125,73 +124,78 @@ def _workers(count: int, network: Network) -> Iterator[ThreadPoolExecutor]:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Surveyor:
     folder: Path
     network: Network
     update: bool
     allow_shrink: bool
 
-    def safely(self, file: SourceFile, pin: RawFile | None) -> Found:
+    def status(self, file: SourceFile, pin: RawFile | None) -> Found:
         try:
-            return self._at(file, pin)
-        except (UpstreamChanged, RemoteGone, NotPermitted, ProtocolBroken) as error:  # of this file: others may do
+            return self._status(file, pin)
+        except (UpstreamChanged, RemoteGone, NotPermitted, ProtocolBroken) as error:  # concerns this file only
             return Found(file, "refused", error.what, error=error)
 
-    def _at(self, file: SourceFile, pin: RawFile | None) -> Found:
-        there = _is_there(self.folder, file, pin)
+    def _status(self, file: SourceFile, pin: RawFile | None) -> Found:
+        is_cached = _is_cached(self.folder, file, pin)
         if file.local:
             size = file.local.stat().st_size
-            state = "there" if there else "new" if pin is None else "changed"
-            return Found(file, state, "" if there else f"from {file.local}", 0 if there else size, size)
-        if there and not self.update:
+            if is_cached:
+                return Found(file, "there", size=size)
+            return Found(file, "new" if pin is None else "changed", f"from {file.local}", size, size)
+        if is_cached and not self.update:
             return Found(file, "there", size=pin.size if pin else None)
-        if pin and file.plain and pin.origin != shown(file.urls[0]):
-            pin = None  # of another URL, whose file has the same name
-        url, facts = self._ask(file, pin if there else None)
+        if pin and file.is_bare_url and pin.origin != shown(file.urls[0]):
+            pin = None  # of a file with the same name at another URL
+        url, remote = self._describe(file, pin if is_cached else None)
         if pin:
-            self._guard(url, facts, pin)
-        if pin and there and not (why := _difference(facts, pin)):
-            return Found(file, "there", size=pin.size)
-        return self._missing(file, pin, url, facts, "changed" if there else "", why if there else "")
+            self._check_pin(url, remote, pin)
+        if not (pin and is_cached):
+            return self._missing(file, pin, url, remote)
+        if difference := _difference(remote, pin):
+            return self._missing(file, pin, url, remote, state="changed", reason=difference)
+        return Found(file, "there", size=pin.size)
 
-    def _ask(self, file: SourceFile, kept: RawFile | None) -> tuple[str, Facts]:
-        """The first URL that has the file, and what its server says of it."""
-        with Connection(self.network, file.token) as connection:
+    def _describe(self, file: SourceFile, cached: RawFile | None) -> tuple[str, RemoteFile]:
+        """Return the first URL that has the file, and its metadata."""
+        with HTTPClient(self.network, file.token) as client:
             for url in file.urls:
                 try:
-                    return url, connection.facts(url)
+                    return url, client.describe(url)
                 except RemoteGone as error:
-                    gone = error
-        if kept:
+                    last_error = error
+        if cached:
             raise UpstreamChanged(
-                f"{file.name} is no longer there upstream ({gone.what}); the old one is kept",
-                hint="go on without asking by --locked, or take it out of the source",
+                f"{file.name} was removed upstream ({last_error.what}); the old file is kept",
+                hint="use the old file with --locked, or remove it from the source",
             )
-        raise gone
+        raise last_error
 
-    def _guard(self, url: str, facts: Facts, pin: RawFile) -> None:
-        if facts.sha256 and facts.sha256 != pin.sha256 and not self.update:
-            raise transfer.changed(shown(url), facts.sha256, pin.sha256)
-        if facts.size is not None and facts.size < pin.size and not self.allow_shrink:
-            raise transfer.shrank(shown(url), facts.size, pin.size)
+    def _check_pin(self, url: str, remote: RemoteFile, pin: RawFile) -> None:
+        if remote.sha256 and remote.sha256 != pin.sha256 and not self.update:
+            raise transfer.changed(shown(url), remote.sha256, pin.sha256)
+        if remote.size is not None and remote.size < pin.size and not self.allow_shrink:
+            raise transfer.shrank(shown(url), remote.size, pin.size)
 
-    def _missing(self, file: SourceFile, pin: RawFile | None, url: str, facts: Facts, state: str, why: str) -> Found:
+    def _missing(
+        self, file: SourceFile, pin: RawFile | None, url: str, remote: RemoteFile, state: str = "", reason: str = ""
+    ) -> Found:
         target, smallest = self.folder / file.name, 0 if self.allow_shrink or not pin else pin.size
-        if parts.arrived(target, facts):
-            return Found(file, "damaged", "whole, but not pinned yet", 0, facts.size, url, facts)
+        if partial.finished_sha256(target, remote):
+            return Found(file, "damaged", "complete, but not pinned yet", 0, remote.size, url, remote)
         if not state:
-            state, why = ("new", "not here yet") if pin is None else ("damaged", "missing or damaged")
-        size = None if facts.size is None else facts.size - parts.durable(target, facts)
-        return Found(file, state, why, size, facts.size, url, facts, smallest=smallest)
+            state, reason = ("new", "not downloaded yet") if pin is None else ("damaged", "missing or damaged")
+        size = None if remote.size is None else remote.size - partial.resumable_size(target, remote)
+        return Found(file, state, reason, size, remote.size, url, remote, smallest=smallest)
 
 
-def _difference(facts: Facts, pin: RawFile) -> str:
-    """How what the server says differs from what is pinned; "" where it does not, or the server does not say."""
-    if facts.sha256:
-        return "" if facts.sha256 == pin.sha256 else f"sha256 {pin.sha256[:8]}… → {facts.sha256[:8]}…"
-    if facts.size not in (None, pin.size):
-        return f"{pin.size:,} → {facts.size:,} bytes"
-    return f"{pin.etag} → {facts.etag}" if facts.etag and pin.etag and facts.etag != pin.etag else ""
+def _difference(remote: RemoteFile, pin: RawFile) -> str:
+    """Return how the server's metadata differs from the pin, or "" if it does not, or if nothing can be compared."""
+    if remote.sha256:
+        return "" if remote.sha256 == pin.sha256 else f"sha256 {pin.sha256[:8]}… → {remote.sha256[:8]}…"
+    if remote.size not in (None, pin.size):
+        return f"{pin.size:,} → {remote.size:,} bytes"
+    return f"{pin.etag} → {remote.etag}" if remote.etag and pin.etag and remote.etag != pin.etag else ""
 
 
 def fetch(
@@ -204,40 +208,45 @@ def fetch(
     jobs: int,
     update: bool = False,
 ) -> Downloaded:
-    """Fetch and pin what the survey found missing, `jobs` files at a time. Ctrl-C ends all at their next piece."""
+    """Fetch and pin the files that the survey found missing, `jobs` at a time. Ctrl-C stops all of them.
+
+    The lock file of a local folder loses the pins of files that are gone from the folder.
+    """
     folder, pinned = cache.folder(root, source.name), cache.read_lock(root, source.name)
-    missing = [each for each in found if each.state not in ("there", "refused")]
-    there = [each for each in found if each.state == "there"]
-    names = tuple(each.file.name for each in found if not each.error)
+    missing = [status for status in found if status.state not in ("there", "refused")]
+    cached = [folder / status.file.name for status in found if status.state == "there"]
+    names = tuple(status.file.name for status in found if not status.error)
     size = 0
-    if missing or _dropped(source, pinned) or any(parts.is_remembered(folder / each.file.name) for each in there):
+    if missing or _removed_names(source, pinned) or any(partial.has_leftover_state(path) for path in cached):
         if missing:
-            files.require_space(folder, sum(each.bytes or 0 for each in missing) + _RESERVE)
+            files.require_space(folder, sum(status.bytes or 0 for status in missing) + _RESERVE)
         with locks.lock(folder / ".lock", doing=f"download {source.name}"):
             files.remove_temporaries(folder)
             pinned = cache.read_lock(root, source.name)
-            for name in _dropped(source, pinned):
+            for name in _removed_names(source, pinned):
                 del pinned[name]
                 cache.write_lock(root, source.name, pinned)
-            missing = [each for each in missing if not _came_meanwhile(folder, each, pinned.get(each.file.name))]
+            missing = [status for status in missing if not _is_fetched(folder, status, pinned.get(status.file.name))]
             size = _fetch_all(root, source, missing, pinned, progress, network, jobs, update)
-            for each in there:
-                if parts.is_remembered(folder / each.file.name):
-                    parts.forget(folder / each.file.name)
+            for path in cached:
+                if partial.has_leftover_state(path):
+                    partial.delete_state(path)
     return Downloaded(source.name, folder, names, len(missing), len(names) - len(missing), size)
 
 
-def _came_meanwhile(folder: Path, found: Found, pin: RawFile | None) -> bool:
-    """Whether another process has fetched and pinned the file between the survey and the lock."""
+def _is_fetched(folder: Path, status: Found, pin: RawFile | None) -> bool:
+    """Return True if another process fetched and pinned the file between the survey and the lock."""
     return (
-        pin is not None and _is_there(folder, found.file, pin) and not (found.facts and _difference(found.facts, pin))
+        pin is not None
+        and _is_cached(folder, status.file, pin)
+        and not (status.remote and _difference(status.remote, pin))
     )
 
 
-def _dropped(source: Source, pinned: Mapping[str, RawFile]) -> set[str]:
-    """Files that left the folder that the source is: they are no longer part of it."""
-    ours = all(file.local for file in source.files)
-    return pinned.keys() - {file.name for file in source.files} if ours else set()
+def _removed_names(source: Source, pinned: Mapping[str, RawFile]) -> set[str]:
+    """Return pinned names that are gone from the local folder that the source is; empty for other sources."""
+    is_local = all(file.local for file in source.files)
+    return pinned.keys() - {file.name for file in source.files} if is_local else set()
 
 
 def _fetch_all(
@@ -250,57 +259,60 @@ def _fetch_all(
     jobs: int,
     update: bool,
 ) -> int:
-    """Fetch and pin files; their bytes. `pinned` is what was there before, to which they are added."""
+    """Fetch files, add them to the existing pins in `pinned`, and return the bytes of all."""
     folder = cache.folder(root, source.name)
     pinning = threading.Lock()
 
-    def fetch_one(found: Found) -> int:
-        name, target = found.file.name, folder / found.file.name
-        made = _fetch_file(found, target, pinned.get(name) if not update else None, network, advance)
+    def fetch_one(status: Found) -> int:
+        name, target = status.file.name, folder / status.file.name
+        raw_file = _fetch_file(status, target, pinned.get(name) if not update else None, network, advance)
         with pinning:
-            pinned[name] = made
+            pinned[name] = raw_file
             cache.write_lock(root, source.name, pinned)
-        parts.forget(target)
-        if found.facts and not found.facts.sha256:
-            progress.note(f"{name}: no hash is published; it is pinned as it came ({made.sha256[:12]}…)")
-        return made.size
+        partial.delete_state(target)
+        if status.remote and not status.remote.sha256:
+            progress.note(
+                f"{name}: the server publishes no hash; pinned the sha256 of this download ({raw_file.sha256[:12]}…)"
+            )
+        return raw_file.size
 
-    sizes = [each.bytes for each in missing]
+    sizes = [status.bytes for status in missing]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    with progress.bar(f"download {source.name}", total) as advance, _workers(jobs, network) as pool:
+    with progress.bar(f"download {source.name}", total) as advance, _thread_pool(jobs, network) as pool:
         return sum(pool.map(fetch_one, missing))
 
 
-def _fetch_file(found: Found, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
-    file = found.file
+def _fetch_file(status: Found, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
+    file = status.file
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.local:
         return _copy(file, file.local, target, network, advance)
-    assert found.facts
-    origin = shown(found.url)
-    kept = pin if pin and not (file.plain and pin.origin != origin) else None
-    if sha256 := parts.arrived(target, found.facts):
-        done = transfer.Fetched(target.stat().st_size, sha256, found.facts)
+    assert status.remote
+    origin = shown(status.url)
+    if pin and file.is_bare_url and pin.origin != origin:
+        pin = None  # of a file with the same name at another URL
+    if sha256 := partial.finished_sha256(target, status.remote):
+        fetched = transfer.Fetched(target.stat().st_size, sha256, status.remote)
     else:
-        done = transfer.fetch(
-            found.url,
+        fetched = transfer.fetch(
+            status.url,
             file.token,
-            found.facts,
+            status.remote,
             target,
             network,
             advance,
-            pinned=kept.sha256 if kept else "",
-            smallest=found.smallest,
+            pinned=pin.sha256 if pin else "",
+            smallest=status.smallest,
         )
-    facts = done.facts
-    return RawFile(done.size, done.sha256, target.stat().st_mtime_ns, origin, file.split, facts.etag, facts.commit)
+    remote, mtime_ns = fetched.remote, target.stat().st_mtime_ns
+    return RawFile(fetched.size, fetched.sha256, mtime_ns, origin, file.split, remote.etag, remote.commit)
 
 
 def _copy(file: SourceFile, local: Path, target: Path, network: Network, advance: Advance) -> RawFile:
-    origin = _origin(local)
+    origin = _local_origin(local)
     with files.new_file(target) as out, open(local, "rb") as original:
         while block := original.read(_CHUNK):
-            network.check(str(local))
+            network.raise_if_stopped(str(local))
             out.write(block)
             advance(len(block))
     return RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split)
@@ -312,31 +324,32 @@ def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Pro
             continue
         target = (folder / "decompressed" / name).with_suffix("")
         if name in fetched:
-            target.unlink(missing_ok=True)  # what was there was made from another file
+            target.unlink(missing_ok=True)  # it is of the previous file
         if not target.exists():
             decompress.decompress([folder / name], target.parent, progress)
 
 
 def plan(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
-    """(name, origin, whether it is there and whole) of each file, without asking a server: what --dry-run shows."""
+    """Return (name, origin, is_cached) of each file without sending a request, for --dry-run."""
     pinned = cache.read_lock(root, source.name)
     folder = cache.folder(root, source.name)
     rows = []
     for file in source.files:
         origin = str(file.local) if file.local else shown(file.urls[0])
-        rows.append((file.name, origin, _is_there(folder, file, pinned.get(file.name))))
+        rows.append((file.name, origin, _is_cached(folder, file, pinned.get(file.name))))
     return rows
 
 
-def _is_there(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
+def _is_cached(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
+    """Return True if the file is in the cache, intact, and from the same origin."""
     if pin is None or not cache.is_whole(folder / file.name, pin):
         return False
     if file.local:
-        return pin.origin == _origin(file.local)
-    return not file.plain or pin.origin == shown(file.urls[0])
+        return pin.origin == _local_origin(file.local)
+    return not file.is_bare_url or pin.origin == shown(file.urls[0])
 
 
-def _origin(local: Path) -> str:
-    """What tells whether a local file is another one, or was changed, since it was copied."""
+def _local_origin(local: Path) -> str:
+    """Return the path, size and time of a local file, which reveal a change since it was copied."""
     status = local.stat()
     return f"{local.resolve()}:{status.st_size}:{status.st_mtime_ns}"

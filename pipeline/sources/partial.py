@@ -1,28 +1,36 @@
-"""A part: what has come of a file that is being fetched, and what is known of it, so that a later process goes on.
+"""State of an interrupted download, for resuming.
 
-    NAME.part        what came so far
-    NAME.part.json   which file it is of, and how much of it is on the disk for certain
+    NAME.part        the bytes received
+    NAME.part.json   which file they belong to, and how many of them are durable
 
-A part is continued only when it is of the very same content: by the sha256 that the hub publishes, or else by a
-strong ETag; without either nothing is kept. What is on the disk is read and hashed again before that, so what is
-published was hashed as it lies there.
+A part is resumed only if it belongs to the same content: by the sha256 that the hub publishes, or else by a strong
+ETag. Without either nothing is kept. The bytes on the disk are read and hashed again first, so the published hash is
+that of the bytes on the disk.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from pathlib import Path
 
 import msgspec
 
 from pipeline.runtime.redaction import shown
-from pipeline.sources.http import Facts
+from pipeline.sources.http import RemoteFile
 from pipeline.store import files
+from pipeline.store.files import HashingFile
+
+QUARANTINE = "quarantine"
+_MAX_NAME = 200  # bytes; with the suffixes a longer name would be too long for a file system
 
 
-class _State(msgspec.Struct, frozen=True):
-    """What `NAME.part` is a part of; `durable` bytes of it are on the disk for certain. `came` is the sha256 of all of
-    it once it is whole, where the server publishes none: by that NAME itself is known while nobody has pinned it."""
+class PartialState(msgspec.Struct, frozen=True):
+    """Content of `NAME.part.json`: the remote file, and how many bytes of `NAME.part` are durable.
+
+    `came` is the sha256 of the complete file where the server publishes none. It identifies NAME itself if the process
+    ends between publishing and pinning it.
+    """
 
     schema: int
     url: str
@@ -33,64 +41,117 @@ class _State(msgspec.Struct, frozen=True):
     came: str = ""
 
 
-def path_of(target: Path) -> Path:
-    """Where what came of `target` is kept."""
+def part_path(target: Path) -> Path:
+    """Return the path of the bytes received of `target`."""
     name = target.name
-    if len(name.encode()) > 200:  # with what is added, too long for a file system
+    if len(name.encode()) > _MAX_NAME:
         name = f"{name[:40]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return target.with_name(f"{name}.part")
 
 
 def state_path(target: Path) -> Path:
-    """Where it is written down what the part is of."""
-    part = path_of(target)
+    """Return the path of the state of the part."""
+    part = part_path(target)
     return part.with_name(f"{part.name}.json")
 
 
-def _state(target: Path, facts: Facts) -> _State | None:
-    """What an earlier process left of this very file, if it did."""
+def _read_state(target: Path, remote: RemoteFile) -> PartialState | None:
+    """Return the state that an earlier process left of this remote file, or None."""
     try:
-        state = msgspec.json.decode(state_path(target).read_bytes(), type=_State)
+        state = msgspec.json.decode(state_path(target).read_bytes(), type=PartialState)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    same = state.sha256 == facts.sha256 if facts.sha256 else bool(facts.strong_etag) and state.etag == facts.etag
-    return state if same and state.schema == 1 and facts.size in (None, state.size) else None
+    has_same_etag = bool(remote.strong_etag) and state.etag == remote.etag
+    is_same = state.sha256 == remote.sha256 if remote.sha256 else has_same_etag
+    return state if is_same and state.schema == 1 and remote.size in (None, state.size) else None
 
 
-def durable(target: Path, facts: Facts) -> int:
-    """How many bytes of this file an earlier process left, so that they need not be fetched again."""
-    state = _state(target, facts)
-    kept = files.size_of(path_of(target)) or 0
-    return max(0, min(state.durable, kept)) if state else 0
+def resumable_size(target: Path, remote: RemoteFile) -> int:
+    """Return how many bytes of this remote file an earlier process left, which need not be fetched again."""
+    state = _read_state(target, remote)
+    size = files.size_of(part_path(target)) or 0
+    return max(0, min(state.durable, size)) if state else 0
 
 
-def arrived(target: Path, facts: Facts) -> str:
-    """The sha256 of `target` if it is this very file, which an earlier process did not come to pin; otherwise ""."""
-    state, size = _state(target, facts), files.size_of(target)
-    wanted = facts.sha256 or (state.came if state else "")
-    if not wanted or size is None or facts.size not in (None, size):
+def finished_sha256(target: Path, remote: RemoteFile) -> str:
+    """Return the sha256 of `target` if an earlier process finished this remote file without pinning it, else ""."""
+    state, size = _read_state(target, remote), files.size_of(target)
+    expected = remote.sha256 or (state.came if state else "")
+    if not expected or size is None or remote.size not in (None, size):
         return ""
-    return wanted if files.sha256_of(target) == wanted else ""
+    return expected if files.sha256_of(target) == expected else ""
 
 
-def remember(target: Path, facts: Facts, durable: int, came: str = "") -> None:
-    """Say that `durable` bytes of this file are on the disk; with its sha256 as `came`, that it is whole."""
-    state = _State(1, shown(facts.url), facts.sha256, facts.size, facts.etag, durable, came)
-    files.write_file(state_path(target), msgspec.json.encode(state))
-
-
-def forget(target: Path) -> None:
-    """Remove what is kept about the transfer of `target`: it is pinned now."""
+def delete_state(target: Path) -> None:
+    """Delete the state of a download once its file is pinned."""
     files.disk.unlink(state_path(target))
 
 
-def is_remembered(target: Path) -> bool:
-    """Whether the transfer of `target` ended, and only `forget` is still to be called."""
-    return state_path(target).exists() and not path_of(target).exists()
+def has_leftover_state(target: Path) -> bool:
+    """Return True if the download is finished and only its state remains to be deleted."""
+    return state_path(target).exists() and not part_path(target).exists()
 
 
-def unsay(target: Path) -> None:
-    """Take back what was said of the part, durably: not even after a power cut may there be more than it holds."""
-    if (state := state_path(target)).exists():
-        files.disk.unlink(state)
-        files.sync_directory(state.parent)
+class PartialFile:
+    """`NAME.part` open for writing, together with its state.
+
+    The state never claims more bytes than are on the disk, not even after a power cut.
+    """
+
+    def __init__(self, target: Path, out: HashingFile) -> None:
+        self._target, self._out = target, out
+        self.durable_size = 0
+
+    @property
+    def size(self) -> int:
+        return self._out.size
+
+    @property
+    def sha256(self) -> str:
+        return self._out.sha256
+
+    def resume(self, remote: RemoteFile) -> None:
+        """Keep the bytes that an earlier process left of this remote file, and no others."""
+        if size := resumable_size(self._target, remote):
+            self._out.cut(size)
+        else:
+            self.truncate(0)
+        self.durable_size = self._out.size
+
+    def write(self, piece: bytes) -> None:
+        self._out.write(piece)
+
+    def flushed(self) -> Path:
+        """Return the path at which all bytes written so far can be read."""
+        return self._out.flushed()
+
+    def save(self, remote: RemoteFile, sha256: str = "") -> None:
+        """Make the bytes durable, then record them in the state; `sha256` records that they are complete."""
+        if self._out.size <= self.durable_size and not sha256:
+            return
+        self._out.sync()
+        self.durable_size = self._out.size
+        state = PartialState(1, shown(remote.url), remote.sha256, remote.size, remote.etag, self.durable_size, sha256)
+        files.write_file(state_path(self._target), msgspec.json.encode(state))
+
+    def truncate(self, size: int) -> None:
+        """Keep only the first `size` bytes."""
+        self._revoke_state()
+        self._out.cut(size)
+
+    def quarantine(self) -> None:
+        """Move the bytes to the quarantine folder, in place of older ones of this file, and start an empty part."""
+        folder = self._target.parent / QUARANTINE
+        folder.mkdir(exist_ok=True)
+        stem = part_path(self._target).stem
+        for old_path in folder.glob(f"{glob.escape(stem)}.*"):
+            files.disk.unlink(old_path)
+        self._revoke_state()
+        self._out.set_aside(folder / f"{stem}.{self._out.sha256[:12]}")
+
+    def _revoke_state(self) -> None:
+        """Delete the state durably."""
+        if (path := state_path(self._target)).exists():
+            files.disk.unlink(path)
+            files.sync_directory(path.parent)
+        self.durable_size = 0

@@ -1,13 +1,13 @@
-"""One file over HTTP, verified: the bytes that were promised, or an error. It goes on where a killed process stopped.
+"""Download one file over HTTP and verify it; resume where an earlier process stopped.
 
-Whole means: the announced size came and the sha256 is the promised or pinned one; where the server announced
-neither, a `.zst` ends like one. What is kept for a later process is in `parts.py`. reference/reliability.md, 3.4.
+A file is complete if it has the announced size, and verified if its sha256 is the published or pinned one. If the
+server announces neither, a `.zst` must end at the end of a frame. `partial.py` holds the bytes received until then.
+docs/design/reliability.md, 3.4.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,50 +21,49 @@ from pipeline.readers import compression
 from pipeline.readers.compression import ZSTD_MAGIC
 from pipeline.runtime.progress import Advance
 from pipeline.runtime.redaction import shown
-from pipeline.sources import partial as parts
 from pipeline.sources.http import (
     TRANSIENT,
-    Connection,
-    Facts,
+    HTTPClient,
     Network,
-    Patience,
+    RemoteFile,
     Retry,
+    RetryPolicy,
     Stalled,
     forbidden,
-    gone,
-    not_the_file,
-    number,
-    published_hash,
+    not_found,
+    parse_count,
+    published_sha256,
     raise_if_busy,
     raise_if_page,
+    wrong_content,
 )
+from pipeline.sources.partial import QUARANTINE, PartialFile, part_path
 from pipeline.store import files
-from pipeline.store.files import HashingFile
 
-DURABLE_EVERY = 256 << 20  # bytes: what a power cut can cost
-QUARANTINE = "quarantine"
+DURABLE_EVERY = 256 << 20  # bytes that a power cut can lose
 _CHUNK = 1 << 20
-_SLOW_BYTES, _SLOW_SECONDS = 30 << 10, 30.0  # less than this in that time is as good as nothing
-_REPLACED = 3  # times that a file may change while it is fetched
+_SLOW_BYTES, _SLOW_SECONDS = 30 << 10, 30.0  # a response with fewer bytes in that time counts as stalled
+_MAX_REPLACEMENTS = 3  # times that a file may change during the download
+_TRY_MIRROR = "try another --mirror"
 
 
-class _Replaced(Exception):
-    """The server has another file now than it said."""
+class _ReplacedError(Exception):
+    """The server sends another file than it described."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that came whole. `facts` are those that it was fetched by."""
+    """A complete file, and the metadata with which it was fetched."""
 
     size: int
     sha256: str
-    facts: Facts
+    remote: RemoteFile
 
 
 def fetch(
     url: str,
     token: str,
-    facts: Facts,
+    remote: RemoteFile,
     target: Path,
     network: Network,
     advance: Advance,
@@ -72,310 +71,313 @@ def fetch(
     pinned: str = "",
     smallest: int = 0,
 ) -> Fetched:
-    """Bring the file at `url`, of which the server said `facts`, to `target`. `forget` it once it is pinned.
+    """Download the file at `url`, which the server described as `remote`, to `target`.
 
-    `pinned` is the sha256 that it must have, or "", and `smallest` the least size. Raises UpstreamChanged when it has
-    another, BadData when other bytes than promised came twice, TryAgain when time may help, ProtocolBroken when the
-    server cannot be trusted.
+    `pinned` is its expected sha256, or "", and `smallest` its least size in bytes. After pinning the result, call
+    `partial.delete_state`. Raises UpstreamChanged if the file differs from the pin or is smaller, BadData if the
+    content differs twice from what the server published, TryAgain if a later attempt may succeed, ProtocolBroken if the
+    server violates the protocol.
     """
-    with Connection(network, token) as connection, files.part_file(parts.path_of(target)) as out:
-        done = _Transfer(connection, url, facts, target, out, network, advance, pinned, smallest).run()
+    with HTTPClient(network, token) as client, files.part_file(part_path(target)) as out:
+        part = PartialFile(target, out)
+        fetched = _Transfer(client, url, remote, target, part, network, advance, pinned, smallest).run()
         out.publish(target)
-    return done
+    return fetched
 
 
 class _Transfer:
+    """One download: request the missing bytes until the part is complete and verified.
+
+    Each turn of the loop in `run` makes one request, in `_receive`. It ends with the bytes received, or with one of
+    these exceptions:
+
+        TRANSIENT, Retry     wait, then request the rest
+        _ReplacedError       describe the file again, then start over
+        any InkstoneError    give up; the part is kept if it can be resumed
+    """
+
     def __init__(
         self,
-        connection: Connection,
+        client: HTTPClient,
         url: str,
-        facts: Facts,
+        remote: RemoteFile,
         target: Path,
-        out: HashingFile,
+        part: PartialFile,
         network: Network,
         advance: Advance,
         pinned: str,
         smallest: int,
     ) -> None:
-        self._connection, self._url, self._facts, self._target = connection, url, facts, target
-        self._out, self._network, self._advance = out, network, advance
+        self._client, self._network, self._advance = client, network, advance
+        self._url, self._shown_url, self._remote = url, shown(url), remote
+        self._part, self._is_zstd = part, target.suffix == ".zst"
         self._pinned, self._smallest = pinned, smallest
-        self._shown = shown(url)
-        self._durable = 0
-        self._furthest = 0  # bytes at the last break that brought something
-        self._ended = False  # an answer of unknown length came to its end
-        self._broken = self._replaced = self._mismatches = 0
+        self._has_ended = False  # True after a complete response of unannounced length
+        self._progress_size = 0  # size of the part when the retries were last reset
+        self._violations = self._replacements = self._mismatches = 0
 
     def run(self) -> Fetched:
-        """Go on after every break until the file is whole, or there is no hope."""
-        if kept := parts.durable(self._target, self._facts):
-            self._out.cut(kept)
-        else:
-            self._cut()
-        self._durable = self._furthest = self._out.size
-        patience = Patience(self._network, self._url)
+        """Make requests until the file is complete and verified, or no retry can succeed."""
+        self._part.resume(self._remote)
+        self._progress_size = self._part.size
+        retries = RetryPolicy(self._network, self._url)
         try:
             while True:
-                self._network.check(self._shown)  # before an answer is whole: it may be we who ended it
+                # First, because the deadline may have ended the last response.
+                self._network.raise_if_stopped(self._shown_url)
                 try:
-                    if self._is_complete() and self._is_right():
-                        return self._done()
+                    if self._is_complete() and self._is_verified():
+                        return self._finish()
                     self._receive()
-                except _Replaced:
-                    self._start_anew()
+                except _ReplacedError:
+                    self._start_over()
                 except (*TRANSIENT, Retry) as error:
-                    if self._out.size - self._furthest >= self._worth_a_break():
-                        self._furthest = self._out.size
-                        patience.renew()
-                    patience.again(error)
-        except OSError:  # of the disk: what was durable before is what counts
+                    if self._part.size - self._progress_size >= self._least_progress():
+                        self._progress_size = self._part.size
+                        retries.reset()
+                    retries.wait(error)
+        except OSError:  # of the disk: only the bytes that were durable before count
             raise
         except BaseException:
-            if self._can_go_on():
-                self._save()
+            if self._remote.can_resume:
+                self._part.save(self._remote)
             else:
-                self._cut()
+                self._truncate()
             raise
 
-    def _worth_a_break(self) -> int:
-        """How many new bytes make up for a break. With fewer, a server that trickles would be asked for ever."""
-        return max(1, min(_SLOW_BYTES, (self._facts.size or _SLOW_BYTES) // 4))
+    def _least_progress(self) -> int:
+        """Return how many new bytes reset the retries; with fewer, a trickling server would be retried forever."""
+        return max(1, min(_SLOW_BYTES, (self._remote.size or _SLOW_BYTES) // 4))
 
-    def _done(self) -> Fetched:
-        out, facts = self._out, self._facts
-        if out.size < self._smallest:
-            raise shrank(self._shown, out.size, self._smallest)
-        if not facts.sha256 and self._can_go_on():
-            self._save(came=out.sha256)  # for a process that ends between publishing and pinning
-        return Fetched(out.size, out.sha256, facts)
+    def _finish(self) -> Fetched:
+        if self._part.size < self._smallest:
+            raise shrank(self._shown_url, self._part.size, self._smallest)
+        if not self._remote.sha256 and self._remote.can_resume:
+            self._part.save(self._remote, self._part.sha256)  # for a process that ends between publishing and pinning
+        return Fetched(self._part.size, self._part.sha256, self._remote)
 
-    def _can_go_on(self) -> bool:
-        """Whether another answer can be known to be of the same file."""
-        return bool(self._facts.sha256 or self._facts.strong_etag)
+    def _truncate(self, size: int = 0) -> None:
+        self._part.truncate(size)
+        self._has_ended = False
 
-    def _save(self, came: str = "") -> None:
-        """Make what came so far durable, then say so."""
-        if self._out.size <= self._durable and not came:
-            return
-        self._out.sync()
-        self._durable = self._out.size
-        parts.remember(self._target, self._facts, self._durable, came)
+    def _start_over(self) -> None:
+        """After the file was replaced: describe the new one and fetch it, unless another one is pinned."""
+        self._replacements += 1
+        if self._replacements > _MAX_REPLACEMENTS:
+            raise TryAgain(
+                f"{self._shown_url}: the file keeps changing during the download", hint="run the same command later"
+            )
+        self._remote, self._progress_size = self._client.describe(self._url), 0
+        self._refuse_change(self._remote.sha256)
+        self._truncate()
 
-    def _cut(self, size: int = 0) -> None:
-        """Keep only the first `size` bytes. No state may say meanwhile, or after a power cut, that there are more."""
-        self._unsay()
-        self._out.cut(size)
-
-    def _unsay(self) -> None:
-        parts.unsay(self._target)
-        self._durable, self._ended = 0, False
+    # One request
 
     def _receive(self) -> None:
-        """Ask for what is missing, and write what comes."""
+        """Request the missing bytes and write them to the part."""
+        if self._part.size and not self._remote.can_resume:
+            self._truncate()
         headers = {}
-        if self._out.size and not self._can_go_on():
-            self._cut()
-        if self._out.size:
-            headers["Range"] = f"bytes={self._out.size}-"
-            if not self._facts.sha256:  # where the hash is known, it is the identity: servers disagree about ETags
-                headers["If-Range"] = self._facts.strong_etag
-        with self._connection.get(self._facts.url, headers) as answer, self._network.watching(answer):
-            self._check_status(answer)
-            if answer.status_code == 416:
-                self._out_of_range(answer)
+        if self._part.size:
+            headers["Range"] = f"bytes={self._part.size}-"
+            if not self._remote.sha256:  # a known hash identifies the file; servers disagree about ETags
+                headers["If-Range"] = self._remote.strong_etag
+        with (
+            self._client.get(self._remote.url, headers) as response,
+            self._network.shut_down_at_deadline(response),
+        ):
+            self._check_status(response)
+            if response.status_code == 416:
+                self._range_not_satisfiable(response)
                 return
-            self._check_same(answer)
-            pieces = self._pieces(answer)
-            for piece in pieces if self._continues(answer) else self._unknown_of(pieces):
+            self._check_same_file(response)
+            pieces = self._read_pieces(response)
+            for piece in pieces if self._continues_part(response) else self._skip_known(pieces):
                 self._write(piece)
-        self._ended = self._facts.size is None
-        if self._facts.size is not None and self._out.size < self._facts.size:
-            raise Retry(f"{self._out.size:,} of {self._facts.size:,} bytes came")
+        self._has_ended = self._remote.size is None
+        if self._remote.size is not None and self._part.size < self._remote.size:
+            raise Retry(f"received {self._part.size:,} of {self._remote.size:,} bytes")
 
-    def _check_status(self, answer: requests.Response) -> None:
-        status = answer.status_code
+    def _check_status(self, response: requests.Response) -> None:
+        status = response.status_code
         if status in (200, 206, 416):
             return
         if status in (404, 410):
-            raise gone(self._url, status)
+            raise not_found(self._url, status)
         if status in (401, 403):
-            if answer.history:  # the link that the hub gave us has expired: ask it for another
+            if response.history:  # the hub's signed link has expired: request a new one
                 raise Retry(f"the server answered {status}")
             raise forbidden(self._url, status)
-        raise_if_busy(answer)
-        raise ProtocolBroken(f"{self._shown}: the server answered {status}", hint="try another --mirror")
+        raise_if_busy(response)
+        raise ProtocolBroken(f"{self._shown_url}: the server answered {status}", hint=_TRY_MIRROR)
 
-    def _check_same(self, answer: requests.Response) -> None:
-        """Raise unless the answer is of the file that the server spoke of, in its own bytes."""
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise ProtocolBroken(f"{self._shown}: the server compresses on the way", hint="try another --mirror")
-        promised = published_hash(answer)
-        before, now = self._facts.etag.removeprefix("W/"), answer.headers.get("ETag", "").removeprefix("W/")
-        if self._facts.sha256:
-            if promised and promised != self._facts.sha256:
-                raise _Replaced
-        elif promised:  # a server that does not know HEAD says it only now
-            self._facts = dataclasses.replace(self._facts, sha256=promised)
-            self._refuse_change(promised)
-        elif now and now != before and before.startswith('"'):
-            raise _Replaced
-        raise_if_page(self._url, answer)
+    def _check_same_file(self, response: requests.Response) -> None:
+        """Raise unless the response is of the described file, without a Content-Encoding."""
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            raise ProtocolBroken(
+                f"{self._shown_url}: the server compressed the response ({encoding[:20]})", hint=_TRY_MIRROR
+            )
+        sha256 = published_sha256(response)
+        old_etag, etag = self._remote.etag.removeprefix("W/"), response.headers.get("ETag", "").removeprefix("W/")
+        if self._remote.sha256:
+            if sha256 and sha256 != self._remote.sha256:
+                raise _ReplacedError
+        elif sha256:  # a server that rejects HEAD sends the hash only now
+            self._remote = dataclasses.replace(self._remote, sha256=sha256)
+            self._refuse_change(sha256)
+        elif etag and etag != old_etag and old_etag.startswith('"'):
+            raise _ReplacedError
+        raise_if_page(self._url, response)
 
-    def _continues(self, answer: requests.Response) -> bool:
-        """Whether the answer begins where `out` ends; if not, at the beginning. Learns the size, if it was unknown."""
-        if answer.status_code == 206:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
-            start, total = (number(span[1]), number(span[2])) if span else (None, None)
-            if start != self._out.size or (total is not None and self._facts.size not in (None, total)):
-                raise self._violation("it answered with another range than was asked for")
+    def _continues_part(self, response: requests.Response) -> bool:
+        """Return True if the response begins at the end of the part, False if at the beginning of the file.
+
+        The size of the file is taken from the response if it was unknown.
+        """
+        if response.status_code == 206:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+            start, total = (parse_count(match[1]), parse_count(match[2])) if match else (None, None)
+            if start != self._part.size or (total is not None and self._remote.size not in (None, total)):
+                raise self._violation("it sent another range than the requested one")
             if total is not None:
-                self._facts = dataclasses.replace(self._facts, size=total)
+                self._remote = dataclasses.replace(self._remote, size=total)
             return True
-        if (length := number(answer.headers.get("Content-Length", ""))) is not None:
-            if self._facts.size not in (None, length):
-                what = f"it sends {length:,} bytes where it announced {self._facts.size:,}"
-                raise self._violation(what, first=_Replaced())
-            self._facts = dataclasses.replace(self._facts, size=length)
-        return not self._out.size
+        if (length := parse_count(response.headers.get("Content-Length", ""))) is not None:
+            if self._remote.size not in (None, length):
+                problem = f"it sends {length:,} bytes but announced {self._remote.size:,}"
+                raise self._violation(problem, first=_ReplacedError())
+            self._remote = dataclasses.replace(self._remote, size=length)
+        return not self._part.size
 
-    def _violation(self, what: str, first: Exception | None = None) -> Exception:
-        """A second answer that breaks the protocol is the last."""
-        self._broken += 1
-        if self._broken < 2:
-            return first or Retry(what)
-        return ProtocolBroken(f"{self._shown}: the server cannot be trusted: {what}", hint="try another --mirror")
-
-    def _out_of_range(self, answer: requests.Response) -> None:
-        """The server says that it has no more bytes: perhaps because these are all."""
-        span = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", "").strip())
-        if self._facts.size is None and span and number(span[1]) == self._out.size:
-            self._ended = True
+    def _range_not_satisfiable(self, response: requests.Response) -> None:
+        """Handle status 416: the part is complete if the size was unknown and the server reports the part's size."""
+        match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", "").strip())
+        if self._remote.size is None and match and parse_count(match[1]) == self._part.size:
+            self._has_ended = True
             return
-        self._cut()
+        self._truncate()
         raise self._violation("it has fewer bytes than it announced (416)")
 
-    def _unknown_of(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Of an answer that begins at the beginning, what `out` does not have. Where they differ, `out` is wrong."""
-        place, end = 0, self._out.size
-        with open(self._out.flushed(), "rb") as mine:
-            for piece in pieces:
-                known = mine.read(max(0, min(len(piece), end - place)))
-                if piece[: len(known)] != known:
-                    same = next(at for at, (one, other) in enumerate(zip(piece, known, strict=False)) if one != other)
-                    end = place + same
-                    self._cut(end)
-                    known = known[:same]
-                place += len(piece)
-                if rest := piece[len(known) :]:
-                    yield rest
-        if place < end and self._facts.size is None:  # this is its end; otherwise it was only cut short
-            self._cut(place)
+    def _violation(self, problem: str, first: Exception | None = None) -> Exception:
+        """Return the exception for a protocol violation: `first` or Retry for the first one, then ProtocolBroken."""
+        self._violations += 1
+        if self._violations < 2:
+            return first or Retry(problem)
+        return ProtocolBroken(f"{self._shown_url}: the server violates the protocol: {problem}", hint=_TRY_MIRROR)
 
-    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
-        """The bytes of the answer as they come, at the pace that is allowed. Raises Retry when they hardly come."""
-        read: Callable[[int], bytes] = answer.raw.read1
+    # The body of a response
+
+    def _read_pieces(self, response: requests.Response) -> Iterator[bytes]:
+        """Yield the body as it arrives, within the bandwidth limit. Raises Stalled if it is too slow."""
+        read: Callable[[int], bytes] = response.raw.read1
         bandwidth = self._network.bandwidth
-        size = min(_CHUNK, bandwidth.piece) if bandwidth else _CHUNK
-        waited, came = 0.0, 0
+        size = min(_CHUNK, bandwidth.chunk_size) if bandwidth else _CHUNK
+        seconds, received = 0.0, 0
         while True:
             start = time.monotonic()
             piece = read(size)
-            waited, came = waited + time.monotonic() - start, came + len(piece)
+            seconds, received = seconds + time.monotonic() - start, received + len(piece)
             if not piece:
                 return
             yield piece
-            if waited > _SLOW_SECONDS:
-                if came < _SLOW_BYTES:
-                    raise Stalled(f"only {came:,} bytes came in {waited:.0f} seconds")
-                waited, came = 0.0, 0
-            self._network.check(self._shown)
+            if seconds > _SLOW_SECONDS:
+                if received < _SLOW_BYTES:
+                    raise Stalled(f"received only {received:,} bytes in {seconds:.0f} seconds")
+                seconds, received = 0.0, 0
+            self._network.raise_if_stopped(self._shown_url)
             if bandwidth:
-                self._network.sleep(bandwidth.delay(len(piece)), self._shown)
+                self._network.sleep(bandwidth.delay(len(piece)), self._shown_url)
+
+    def _skip_known(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the bytes that the part lacks, from a response that begins at the beginning of the file.
+
+        Where the part differs from the response it is truncated.
+        """
+        position, end = 0, self._part.size
+        with open(self._part.flushed(), "rb") as part_file:
+            for piece in pieces:
+                old_piece = part_file.read(max(0, min(len(piece), end - position)))
+                if piece[: len(old_piece)] != old_piece:
+                    common = next(i for i, (new, old) in enumerate(zip(piece, old_piece, strict=False)) if new != old)
+                    end = position + common
+                    self._truncate(end)
+                    old_piece = old_piece[:common]
+                position += len(piece)
+                if new_bytes := piece[len(old_piece) :]:
+                    yield new_bytes
+        if position < end and self._remote.size is None:  # the file ends here; with a known size it was interrupted
+            self._truncate(position)
 
     def _write(self, piece: bytes) -> None:
-        size = self._facts.size
-        if size is not None and self._out.size + len(piece) > size:
-            self._cut()
+        size = self._remote.size
+        if size is not None and self._part.size + len(piece) > size:
+            self._truncate()
             raise self._violation(f"it sends more than the {size:,} bytes that it announced")
-        if self._out.size < len(ZSTD_MAGIC) and self._target.suffix == ".zst":
+        if self._is_zstd and self._part.size < len(ZSTD_MAGIC):
             self._check_magic(piece)
-        self._out.write(piece)
+        self._part.write(piece)
         self._advance(len(piece))
-        if self._out.size - self._durable >= DURABLE_EVERY:
-            self._save()
+        if self._part.size - self._part.durable_size >= DURABLE_EVERY:
+            self._part.save(self._remote)
 
     def _check_magic(self, piece: bytes) -> None:
-        """Refuse what does not begin like zstd, before the first bytes of it are kept."""
-        head = self._out.flushed().read_bytes() + piece
-        if not compression.begins_zstd(head[: len(ZSTD_MAGIC)]) and len(head) >= len(ZSTD_MAGIC):
-            self._refuse(f"not a zstd file (it begins {head[:16]!r})")
+        """Refuse other data than zstd before its first bytes are written."""
+        head = self._part.flushed().read_bytes() + piece
+        if len(head) >= len(ZSTD_MAGIC) and not compression.has_zstd_magic(head[: len(ZSTD_MAGIC)]):
+            self._refuse_content(f"data that is not zstd (it begins with {head[:16]!r})")
 
-    def _refuse(self, what: str) -> None:
-        self._cut()
-        raise not_the_file(self._url, what)
+    def _refuse_content(self, content: str) -> None:
+        self._truncate()
+        raise wrong_content(self._url, content)
+
+    # Verification
 
     def _is_complete(self) -> bool:
-        return self._ended if self._facts.size is None else self._out.size == self._facts.size
+        return self._has_ended if self._remote.size is None else self._part.size == self._remote.size
 
-    def _is_right(self) -> bool:
-        """Whether `out`, which is complete, is the file that was promised. False asks for another try."""
-        out, wanted = self._out, self._facts.sha256 or self._pinned
-        if self._target.suffix == ".zst" and out.size < len(ZSTD_MAGIC):
-            self._refuse(f"not a zstd file ({out.size} bytes)")
-        if not wanted and self._target.suffix == ".zst" and self._ended:
+    def _is_verified(self) -> bool:
+        """Return True if the complete part is the expected file. After the first mismatch, empty it and return False.
+
+        Raises BadData or UpstreamChanged after the second mismatch, Retry if a `.zst` is truncated.
+        """
+        part, expected = self._part, self._remote.sha256 or self._pinned
+        if self._is_zstd and part.size < len(ZSTD_MAGIC):
+            self._refuse_content(f"data that is not zstd ({part.size} bytes)")
+        if not expected and self._is_zstd and self._has_ended:
             try:
-                compression.check_zstd(out.flushed())
+                compression.check_zstd(part.flushed())
             except BadData:
-                size = out.size
-                self._cut()
-                raise Retry(f"the answer ended inside a zstd frame, after {size:,} bytes") from None
-        if not wanted or out.sha256 == wanted:
+                size = part.size
+                self._truncate()
+                raise Retry(f"the response ended inside a zstd frame, after {size:,} bytes") from None
+        if not expected or part.sha256 == expected:
             return True
         self._mismatches += 1
-        if not self._facts.sha256 and self._mismatches == 2:
-            self._refuse_change(out.sha256)
-        self._set_aside()
+        if not self._remote.sha256 and self._mismatches == 2:
+            self._refuse_change(part.sha256)
+        part.quarantine()
+        self._has_ended, self._progress_size = False, 0
         if self._mismatches == 2:
             raise BadData(
-                f"{self._shown}: sha256 differs from the {wanted[:12]}… that was promised, twice",
-                hint=f"try another --mirror; what came is in {QUARANTINE}/",
+                f"{self._shown_url}: expected sha256 {expected[:12]}…, received other content twice",
+                hint=f"{_TRY_MIRROR}; the received file is in {QUARANTINE}/",
             )
         return False
 
-    def _set_aside(self) -> None:
-        """Keep a copy of what came instead of the file, for whoever wants to know, and begin again."""
-        folder = self._target.parent / QUARANTINE
-        folder.mkdir(exist_ok=True)
-        aside = folder / f"{parts.path_of(self._target).stem}.{self._out.sha256[:12]}"
-        for older in folder.glob(f"{glob.escape(parts.path_of(self._target).stem)}.*"):
-            files.disk.unlink(older)
-        self._unsay()
-        self._out.set_aside(aside)
-        self._furthest = 0
-
-    def _start_anew(self) -> None:
-        """The file was replaced: ask what it is now, and fetch that, unless it is pinned."""
-        self._replaced += 1
-        if self._replaced > _REPLACED:
-            raise TryAgain(f"{self._shown}: it changes while it is fetched", hint="run it again later")
-        self._facts, self._furthest = self._connection.facts(self._url), 0
-        self._refuse_change(self._facts.sha256)
-        self._cut()
-
     def _refuse_change(self, sha256: str) -> None:
         if self._pinned and sha256 and sha256 != self._pinned:
-            raise changed(self._shown, sha256, self._pinned)
+            raise changed(self._shown_url, sha256, self._pinned)
 
 
-def changed(where: str, now: str, pinned: str) -> UpstreamChanged:
+def changed(where: str, sha256: str, pinned: str) -> UpstreamChanged:
     return UpstreamChanged(
-        f"{where}: sha256 {now[:12]}… now, {pinned[:12]}… when it was pinned; the old file is kept",
-        hint="to accept the new one, `download --update-lock` or `refresh` without --locked",
+        f"{where}: sha256 changed from {pinned[:12]}… (pinned) to {sha256[:12]}…; the old file is kept",
+        hint="to accept the new file, run `download --update-lock`, or `refresh` without --locked",
     )
 
 
-def shrank(where: str, now: int, before: int) -> UpstreamChanged:
+def shrank(where: str, size: int, old_size: int) -> UpstreamChanged:
     return UpstreamChanged(
-        f"{where}: {now:,} bytes now, {before:,} before; the old file is kept",
-        hint="if that is right, run it once with --allow-shrink",
+        f"{where}: the file shrank from {old_size:,} to {size:,} bytes; the old file is kept",
+        hint="if this is expected, run the command once with --allow-shrink",
     )

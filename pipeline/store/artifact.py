@@ -1,13 +1,13 @@
-"""An artifact: a folder that a stage published once, whole, under a key that says exactly what it was made from.
+"""Artifacts: folders that a stage publishes once, atomically, under a key derived from everything they are made from.
 
-    artifacts/<kind>/<name>/<key>/manifest.json     what it is; written last, so that a folder with it is complete
-    artifacts/<kind>/<name>/<key>/...               its files
-    artifacts/<kind>/<name>/<key>/run.json          how it came about: time, host, versions (never in the key)
+    artifacts/<kind>/<name>/<key>/manifest.json     description; written last, so a folder that has it is complete
+    artifacts/<kind>/<name>/<key>/...               the files
+    artifacts/<kind>/<name>/<key>/run.json          time, host and versions of the build (never part of the key)
     artifacts/<kind>/<name>/current -> <key>        the generation that readers get; older ones stay beside it
 
-The key is a hash of everything that decides the bytes (`manifest.py`). So the same key means the same bytes, and a
-stage whose key is already published has nothing to do. The folder of one name, with all its generations, is called
-its shelf (`shelf.py`).
+The key is a hash of everything that decides the bytes (`manifest.py`). The same key therefore means the same bytes,
+and a stage whose key is already published has nothing to do. A published artifact is also called a generation. The
+folder of one name, which holds all its generations, is its shelf (`generations.py`).
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from pipeline.store.generations import (
     rolled_back,
     run_of,
 )
-from pipeline.store.manifest import KINDS, MADE_BY, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
+from pipeline.store.manifest import BUILD_COMMANDS, KINDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
 
 MANIFEST = "manifest.json"
-SCRATCH = ".work"  # in a draft: what its stage needs to go on after a kill; it is not published
+SCRATCH = ".work"  # folder in a draft with what the stage needs to resume after a kill; it is not published
 
 
 class _Schema(msgspec.Struct):
-    """The one field of a manifest that every version has."""
+    """The only field that manifests of every version have."""
 
     schema: int
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a stage says of the files it wrote: its counts and its closed ledger.
+    """Description of the files that a stage wrote: its counts and its closed ledger.
 
-    `hashed` are files whose sha256 was taken while they were written; the others are read once more. `run` goes to
-    run.json, and so decides nothing.
+    `hashed` lists files whose sha256 was computed while they were written; the others are read again to hash them.
+    `run` is added to run.json, so it affects neither the key nor the manifest.
     """
 
     counts: dict[str, Any]
@@ -73,7 +73,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact. `digest` is the sha256 of its manifest, and so of everything in it."""
+    """A published artifact. `digest` is the sha256 of its manifest, and therefore covers all its files."""
 
     path: Path
     manifest: Manifest
@@ -92,89 +92,94 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Built:
-    """What became of a stage: `result` is "built" or "unchanged"."""
+    """Outcome of `build`: `result` is "built" or "unchanged"."""
 
     artifact: Artifact
     result: str
 
 
 def published(root: Path, identity: Identity) -> Artifact | None:
-    """The artifact of this identity if it is already published, with all its files as they were, else None."""
+    """Return the artifact of this identity if it is already published and undamaged, else None."""
     try:
         artifact = read(root / identity.kind / check_name(identity.name) / identity.key)
-    except (InputMissing, BadData):  # never built, or its manifest is torn: to be built
+    except (InputMissing, BadData):  # never built, or its manifest is torn
         return None
     return None if problems(artifact) else artifact
 
 
 def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, keep_draft: bool = False) -> Built:
-    """Publish the artifact that `identity` describes, unless it stands already.
+    """Publish the artifact that `identity` describes, unless it exists already.
 
-    `write` fills an empty folder and says what it wrote. When it raises, nothing is published; with `keep_draft`
-    its folder is left and handed to it again the next time, so that it can go on where it stopped. So is an artifact
-    of this identity that was damaged after it was published.
+    `write` fills an empty folder and describes what it wrote. When it raises, nothing is published. With `keep_draft`
+    its folder is kept and passed to it again the next time, so that it can resume; so is a published artifact of this
+    identity that was damaged later.
 
     Raises UpstreamChanged when this generation was rolled back, TryAgain when another process builds on this shelf.
     """
     start = time.monotonic()
     shelf = root / identity.kind / check_name(identity.name)
-    with locks.lock(shelf / ".lock", doing=f"{MADE_BY[identity.kind]} {identity.name}"):
+    with locks.lock(shelf / ".lock", doing=f"{BUILD_COMMANDS[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if is_rolled_back(root, identity):
             raise UpstreamChanged(
                 f"{identity.kind}/{identity.name}/{identity.key} was rolled back",
-                hint=f"`rollback {identity.kind}/{identity.name} --to {identity.key}` takes it again",
+                hint=f"`rollback {identity.kind}/{identity.name} --to {identity.key}` makes it current again",
             )
         files.remove_temporaries(shelf, below=False)
         if artifact := published(root, identity):
-            for useless in (target / SCRATCH, draft):  # where locks do nothing another may have left its draft
-                files.remove_tree(useless)
+            for leftover in (target / SCRATCH, draft):  # without working locks, another process may have left a draft
+                files.remove_tree(leftover)
             if current_key(shelf) != identity.key:
                 files.point(shelf / "current", identity.key)
             return Built(artifact, "unchanged")
-        if not keep_draft:
-            files.remove_tree(draft)
-        elif target.is_dir() and not draft.exists():
-            files.publish_directory(target, draft)
-        draft.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(draft)
-        if keep_draft:  # so that `prune` keeps what it needs to go on
-            files.write_file(draft / RUN, msgspec.json.encode({"made_from": identity.inputs}))
+        _prepare_draft(draft, target, identity, keep_draft)
         try:
             content = write(draft)
-        except TooManyRejects as error:  # the draft stays: it holds the rejects that the person is asked to look at
+        except TooManyRejects as error:  # keep the draft: it holds the rejects that the user should inspect
             raise TooManyRejects(f"{draft}: {error.what}", hint=error.hint) from None
         except BaseException:
             if not keep_draft or not any(path.name != RUN for path in draft.iterdir()):
                 files.remove_tree(draft)
             raise
         _write_manifest(draft, identity, content, start)
-        made = _publish(root, identity, draft, target)
+        artifact = _publish(root, identity, draft, target)
         files.point(shelf / "current", identity.key)
-    return Built(made, "built")
+    return Built(artifact, "built")
+
+
+def _prepare_draft(draft: Path, target: Path, identity: Identity, keep_draft: bool) -> None:
+    """Create the draft. With `keep_draft`, it starts with the files of an earlier draft or of a damaged artifact."""
+    if not keep_draft:
+        files.remove_tree(draft)
+    elif target.is_dir() and not draft.exists():
+        files.publish_directory(target, draft)
+    draft.mkdir(parents=True, exist_ok=True)
+    files.remove_temporaries(draft)
+    if keep_draft:  # record the inputs, so that `prune` keeps what is needed to resume
+        files.write_file(draft / RUN, msgspec.json.encode({"made_from": identity.inputs}))
 
 
 def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artifact:
-    """Let the finished draft appear as `target`. Raises TryAgain when another process worked in the same draft.
+    """Rename the finished draft to `target`. Raises TryAgain when another process worked in the same draft.
 
-    Two processes come so far only where locks do nothing. What the other has published meanwhile stays.
+    Two processes get this far only where locks have no effect. What the other one has published is kept.
     """
     if target.is_dir() and not published(root, identity):  # damaged
         files.throw_away(target)
     files.publish_directory(draft, target)
     files.remove_tree(target / SCRATCH)
-    made = read(target)
-    if found := problems(made):
+    artifact = read(target)
+    if damage := problems(artifact):
         files.throw_away(target)
         raise TryAgain(
-            f"{found[0]}, as soon as it was published: another process builds it too",
-            hint="when that has ended, run the same command again",
+            f"{damage[0]}, right after publishing: another process builds it too",
+            hint="wait for it to end, then run the same command again",
         )
-    return made
+    return artifact
 
 
 def _write_manifest(draft: Path, identity: Identity, content: Content, start: float) -> None:
-    before = generation_keys(draft.parent)
+    earlier = generation_keys(draft.parent)
     run = {
         "seconds": round(time.monotonic() - start, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -182,14 +187,14 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
         "python": platform.python_version(),
         "platform": platform.platform(),
         **content.run,
-        "generation": 1 + max((run_of(draft.parent / key).generation for key in before), default=0),
+        "generation": 1 + max((run_of(draft.parent / key).generation for key in earlier), default=0),
     }
     files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
-    known = {(record.name, record.size): record for record in content.hashed}
+    hashed = {(record.name, record.size): record for record in content.hashed}
     records = tuple(
-        known.get((name, size := (draft / name).stat().st_size))
+        hashed.get((name, size := (draft / name).stat().st_size))
         or FileRecord(name, size, files.sha256_of(draft / name))
-        for name in _names(draft)
+        for name in _listed_paths(draft)
     )
     manifest = Manifest(
         schema=SCHEMA,
@@ -208,36 +213,34 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
     files.write_file(draft / MANIFEST, msgspec.json.format(data, indent=2))
 
 
-def _names(folder: Path) -> list[str]:
-    """Paths of the files below `folder` that a manifest lists, in a fixed order."""
-    walk = os.walk(folder, onerror=_raise)  # which else leaves out, without a word, a folder that it cannot open
-    found = (os.path.relpath(os.path.join(top, name), folder) for top, _, names in walk for name in names)
-    return sorted(name for name in found if name not in (MANIFEST, RUN) and Path(name).parts[0] != SCRATCH)
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _listed_paths(folder: Path) -> list[str]:
+    """Return the paths of the files below `folder` that its manifest should list, sorted."""
+    paths = (os.path.relpath(os.path.join(top, name), folder) for top, names in files.walk(folder) for name in names)
+    return sorted(path for path in paths if path not in (MANIFEST, RUN) and Path(path).parts[0] != SCRATCH)
 
 
 def read(path: Path) -> Artifact:
-    """The artifact in the folder `path`. Raises InputMissing, BadData, or BadConfig for a newer schema."""
+    """Return the artifact in the folder `path`.
+
+    Raises InputMissing when there is none, BadData when its manifest is torn, BadConfig for a newer schema.
+    """
     try:
         data = (path / MANIFEST).read_bytes()
         if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
             raise BadConfig(f"{path}: written by a newer version (schema {schema})", hint="upgrade this program")
         manifest = msgspec.json.decode(data, type=Manifest)
     except FileNotFoundError:
-        raise InputMissing(f"{path}: no artifact here", hint="`status` lists what there is") from None
+        raise InputMissing(f"{path}: no artifact here", hint="`status` lists all artifacts") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadData(f"{path / MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
     return Artifact(path, manifest, hashlib.sha256(data).hexdigest())
 
 
 def current(root: Path, kind: str, name: str) -> Artifact | None:
-    """The current generation of an artifact, resolved once, or None.
+    """Return the current generation of an artifact, or None. The link is resolved once.
 
-    Raises BadData when there is one that cannot be read, and names the newest one that is whole: a reader may take
-    that by its key, but is never given old data unasked.
+    Raises BadData when the current generation cannot be read. The hint names the newest intact one: a reader may ask
+    for it by its key, but never gets old data without asking.
     """
     shelf = root / kind / name
     link = shelf / "current"
@@ -246,22 +249,22 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
     try:
         return read(link.resolve())
     except (InputMissing, BadData) as error:
-        what = f"{error.what}; it is the current generation of {kind}/{name}"
-        raise BadData(what, hint=_remedy(shelf, kind, besides=current_key(shelf))) from None
+        message = f"{error.what}; it is the current generation of {kind}/{name}"
+        raise BadData(message, hint=_repair_hint(shelf, kind, damaged=current_key(shelf))) from None
 
 
-def _remedy(shelf: Path, kind: str, *, besides: str) -> str:
-    """What to do when the generation `besides` is damaged: make it anew, or take the newest one that is whole."""
-    again = f"`{MADE_BY[kind]}` it again"
-    unwanted = {besides, *rolled_back(shelf)}
-    for key in reversed([key for key in generation_keys(shelf) if key not in unwanted]):
+def _repair_hint(shelf: Path, kind: str, *, damaged: str) -> str:
+    """Return what to do about the damaged generation: rebuild it, or name the newest intact one instead."""
+    rebuild = f"`{BUILD_COMMANDS[kind]}` it again"
+    excluded = {damaged, *rolled_back(shelf)}
+    for key in reversed([key for key in generation_keys(shelf) if key not in excluded]):
         if is_whole(shelf / key):
-            return f"{again}, or name {kind}/{shelf.name}/{key}, the newest that is whole"
-    return again
+            return f"{rebuild}, or name {kind}/{shelf.name}/{key}, the newest intact generation"
+    return rebuild
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether there is a generation in `folder` that can be read and has all its files."""
+    """Return True if `folder` holds a generation that can be read and has all its files."""
     try:
         return not problems(read(folder))
     except InkstoneError:
@@ -269,12 +272,16 @@ def is_whole(folder: Path) -> bool:
 
 
 def names(root: Path, kind: str) -> list[str]:
-    """Names of the artifacts of one kind that have a current generation."""
+    """Return the names of the artifacts of one kind that have a current generation, sorted."""
     return sorted(link.parent.name for link in (root / kind).glob("*/current") if link.exists())
 
 
 def find(root: Path, kind: str, reference: str) -> Artifact:
-    """The artifact that `reference` means: `name`, `name/key`, either with the kind before it, or a folder's path."""
+    """Return the artifact that `reference` names.
+
+    A reference is `name` (its current generation), `name/key`, either of them after `kind/`, or the path of a folder.
+    Raises InputMissing when there is none, BadData when it is damaged.
+    """
     path = Path(reference)
     if path.parts[:1] == (kind,):
         reference = str(Path(*path.parts[1:]))
@@ -285,46 +292,50 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
         if (folder / MANIFEST).exists():
             artifact = read(folder.resolve())
             if artifact.manifest.kind != kind:
-                raise InputMissing(f"{path} is one of the {artifact.manifest.kind}, not of the {kind}")
+                raise InputMissing(f"{path}: expected an artifact of kind {kind}, got {artifact.manifest.kind}")
             return artifact
-    known = ", ".join(names(root, kind)) or "none yet"
+    available = ", ".join(names(root, kind)) or "none yet"
     raise InputMissing(
-        f"no {reference!r} among the {kind} in {root}", hint=f"there: {known}; `{MADE_BY[kind]}` makes one"
+        f"no {reference!r} among the {kind} in {root}",
+        hint=f"available: {available}; `{BUILD_COMMANDS[kind]}` creates one",
     )
 
 
 def latest(root: Path, kind: str, *, besides: str = "") -> Artifact:
-    """The artifact of a kind that was published last, not counting `besides`: what a command takes when told none."""
+    """Return the artifact of a kind that was published last, except the one named `besides`.
+
+    Commands use it when the user names none. Raises InputMissing when there is none, BadData when it is damaged.
+    """
     links = [link for link in (root / kind).glob("*/current") if link.exists() and link.parent.name != besides]
     links.sort(key=lambda link: link.lstat().st_mtime_ns)
-    found = current(root, kind, links[-1].parent.name) if links else None
-    if not found:
-        raise InputMissing(f"no {kind} in {root} yet", hint=f"`{MADE_BY[kind]}` makes one")
-    return found
+    artifact = current(root, kind, links[-1].parent.name) if links else None
+    if not artifact:
+        raise InputMissing(f"no {kind} in {root} yet", hint=f"`{BUILD_COMMANDS[kind]}` creates one")
+    return artifact
 
 
 @contextmanager
 def lease(artifact: Artifact) -> Iterator[None]:
     """Keep `artifact` from being pruned while the block reads it. Raises InputMissing when it was pruned before."""
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(locks.lease(artifact.file(MANIFEST)))
+            stack.enter_context(locks.lease(artifact.file(MANIFEST)))
         except FileNotFoundError:
             raise InputMissing(
-                f"{artifact.path}: it was pruned meanwhile", hint="run the same command again: it takes the current one"
+                f"{artifact.path}: pruned meanwhile", hint="run the same command again: it uses the current generation"
             ) from None
         yield
 
 
 def unfinished(root: Path, kind: str, name: str) -> Iterator[tuple[Path, tuple[Input, ...]]]:
-    """The drafts of that name that a later run can go on with, each with what it is made from."""
+    """Yield the drafts of that name that a later build can resume, each with its inputs."""
     for draft in sorted((root / kind / check_name(name)).glob(".draft-*")):
         if (made_from := run_of(draft).made_from) is not None:
             yield draft, made_from
 
 
 def generations(root: Path) -> Iterator[Path]:
-    """The folder of every published generation of every kind below `root`."""
+    """Yield the folder of every published generation of every kind below `root`."""
     for kind in KINDS:
         for manifest in sorted((root / kind).glob(f"*/[!.]*/{MANIFEST}")):
             if not manifest.parent.is_symlink():
@@ -332,32 +343,32 @@ def generations(root: Path) -> Iterator[Path]:
 
 
 def problems(artifact: Artifact, *, deep: bool = False, only: Callable[[str], bool] = lambda name: True) -> list[str]:
-    """What is wrong with the files of an artifact: missing, or of another size or content than its manifest says.
+    """List the files of an artifact that are missing, or differ in size or content from its manifest.
 
-    Files whose names are not among `only` are not looked at. Without `deep` only those files are hashed that were
-    touched since the manifest was written. Published files are never modified, so for the others a look at their size
-    is enough.
+    Only files whose names satisfy `only` are checked. Without `deep`, only files modified since the manifest was
+    written are hashed. Published files are never modified, so checking the size of the others is enough.
     """
-    # What is as new as the manifest counts as touched: in a coarse clock a change may fall on the same moment. Links
-    # to an earlier generation's files are older. A copy without the times (`cp -r` instead of `cp -a`) is hashed each
-    # time. What changes with no new time, as bits that rot or a file moved in from elsewhere, is found with `deep`.
+    # A file as new as the manifest counts as modified, because on a coarse clock a change may get the same timestamp.
+    # Links to an earlier generation's files are older. A copy that lost its timestamps (`cp -r` instead of `cp -a`)
+    # is hashed each time. Only `deep` finds a change that leaves the timestamp old: bit rot, or a file moved in.
     try:
         published_at = artifact.file(MANIFEST).stat().st_mtime_ns
     except FileNotFoundError:
         return [f"{artifact.file(MANIFEST)}: missing"]
-    found = []
+    messages = []
     for record in artifact.manifest.files:
         path = artifact.path / record.name
         try:
-            wrong = _wrong(path, record, deep, published_at) if only(record.name) else ""
-        except (FileNotFoundError, NotADirectoryError):  # perhaps only just: somebody prunes
-            wrong = "missing"
-        if wrong:
-            found.append(f"{path}: {wrong}")
-    return found
+            problem = _problem(path, record, deep, published_at) if only(record.name) else ""
+        except (FileNotFoundError, NotADirectoryError):  # may have been pruned concurrently
+            problem = "missing"
+        if problem:
+            messages.append(f"{path}: {problem}")
+    return messages
 
 
-def _wrong(path: Path, record: FileRecord, deep: bool, published_at: int) -> str:
+def _problem(path: Path, record: FileRecord, deep: bool, published_at: int) -> str:
+    """Return how a file differs from its record; "" where it does not."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return "missing"
@@ -369,16 +380,16 @@ def _wrong(path: Path, record: FileRecord, deep: bool, published_at: int) -> str
 
 
 def unlisted(artifact: Artifact) -> list[str]:
-    """Files in the folder of an artifact that its manifest does not list. Nobody reads them; `verify` may name them."""
+    """List the files in the folder of an artifact that its manifest does not list. They are never read."""
     listed = {record.name for record in artifact.manifest.files}
-    return [name for name in _names(artifact.path) if name not in listed]
+    return [name for name in _listed_paths(artifact.path) if name not in listed]
 
 
 def require_whole(artifact: Artifact) -> Artifact:
-    """`artifact` itself, once its files are there as they were published; BadData otherwise."""
-    if found := problems(artifact):
-        manifest = artifact.manifest
-        raise BadData(found[0], hint=_remedy(artifact.path.parent, manifest.kind, besides=manifest.key))
-    if not artifact.manifest.files:
-        raise InternalError(f"{artifact.path}: an artifact without files")
+    """Return `artifact` if its files are as they were published. Raises BadData otherwise."""
+    manifest = artifact.manifest
+    if damage := problems(artifact):
+        raise BadData(damage[0], hint=_repair_hint(artifact.path.parent, manifest.kind, damaged=manifest.key))
+    if not manifest.files:
+        raise InternalError(f"{artifact.path}: the artifact has no files", hint="this is a bug")
     return artifact

@@ -1,11 +1,12 @@
-"""Durable file operations: what is published is whole, and stays after a power cut (as far as fsync is honest).
+"""Durable file operations: a published file is complete and survives a power cut (as far as fsync is honest).
 
-The only room that renames and syncs. A file is written under a temporary name beside its target, synced,
-renamed, and then its folder is synced: without the first sync the name may come back with no bytes, without the
-last one the name itself may be lost (measured on ext4; reference/reliability.md, M13).
+Only this module renames and syncs. A file is written under a temporary name beside its target, synced and renamed, and
+then its folder is synced. Without the first sync, the name may come back without its bytes; without the last one, the
+name itself may be lost (measured on ext4; docs/design/reliability.md, M13).
 
-Every operation that durability hangs on goes through `disk`, one method each. Tests put another `Disk` there, which
-fails, tears or kills at the N-th operation, or keeps a log from which the states after a power cut are made.
+Every operation that durability depends on is a method of `disk`. Tests replace it with another `Disk` that fails,
+tears a write or kills the process at the N-th operation, or keeps a log from which the possible states after a power
+cut are derived.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pipeline.errors import CannotCreate, StorageFailed
 
 TEMPORARY = ".tmp."
 TRASH = ".trash."
-_SHOWN = 40  # characters of a name in that of its temporary
-# other disks, file systems without hard links, kernels that refuse links to others' files, files with too many links
+_TEMPORARY_STEM = 40  # characters of the target's name in that of its temporary
+# another disk, a file system without hard links, a kernel that refuses links to others' files, too many links
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Disk:
-    """The operations on the disk that must not go wrong unnoticed."""
+    """The disk operations whose failure must not go unnoticed."""
 
     def create(self, path: Path) -> BinaryIO:
         return open(path, "x+b")
@@ -43,11 +44,14 @@ class Disk:
         handle.truncate(size)
 
     def sync(self, descriptor: int, path: Path) -> None:
-        """Make the bytes of a file, or the names in a folder, durable. Not tried again: a failed one lost them."""
+        """Make the bytes of a file, or the names in a folder, durable.
+
+        Never retried: after a failed fsync, the kernel may have dropped the data.
+        """
         os.fsync(descriptor)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Replaces a file at `new`, but never a folder that holds anything."""
+        """Rename `old` to `new`. Replaces a file at `new`, but never a folder that is not empty."""
         os.rename(old, new)
 
     def link(self, old: Path, new: Path) -> None:
@@ -60,9 +64,12 @@ class Disk:
         path.unlink(missing_ok=True)
 
 
+disk = Disk()
+
+
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Let an error of the system say which file it is about, also where the system does not."""
+def _naming_file(path: Path) -> Iterator[None]:
+    """Add the file name to an OSError that lacks one, such as that of a write or a sync."""
     try:
         yield
     except OSError as error:
@@ -70,11 +77,8 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
-disk = Disk()
-
-
 class HashingFile:
-    """A binary file that keeps the sha256 and the length of what was written to it."""
+    """A binary file that keeps the sha256 and the size of the bytes written to it."""
 
     def __init__(self, handle: BinaryIO, path: Path) -> None:
         self._handle = handle
@@ -83,15 +87,15 @@ class HashingFile:
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> int:
-        with _named(self.path):
+        with _naming_file(self.path):
             disk.write(self._handle, self.path, data)
         self._hash.update(data)
         self.size += len(data)
         return len(data)
 
     def cut(self, size: int) -> None:
-        """Keep the first `size` bytes of the file, and read them again: they are what is on the disk."""
-        with _named(self.path):
+        """Truncate the file to `size` bytes, and hash those again from the disk."""
+        with _naming_file(self.path):
             self._handle.flush()
             disk.truncate(self._handle, self.path, size)
         self._handle.seek(0)
@@ -102,25 +106,25 @@ class HashingFile:
         self._handle.seek(self.size)
 
     def set_aside(self, other: Path) -> None:
-        """Leave what was written under another name, and begin again with an empty file."""
+        """Rename the file to `other`, and start again with an empty one."""
         self._handle.close()
         move(self.path, other)
         self._handle = disk.create(self.path)
         self._hash, self.size = hashlib.sha256(), 0
 
     def flushed(self) -> Path:
-        """Where all that was written so far can be read."""
+        """Flush the buffer, and return the path where all bytes written so far can be read."""
         self._handle.flush()
         return self.path
 
     def sync(self) -> None:
-        """Make what was written so far durable."""
-        with _named(self.path):
+        """Make all bytes written so far durable."""
+        with _naming_file(self.path):
             self._handle.flush()
             disk.sync(self._handle.fileno(), self.path)
 
     def publish(self, target: Path) -> None:
-        """Let the file, which is whole, appear as `target`, durably."""
+        """Atomically and durably rename the finished file to `target`."""
         self.sync()
         self.close()
         move(self.path, target)
@@ -135,33 +139,34 @@ class HashingFile:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[HashingFile]:
-    """Write `target` so that it is whole, or as it was before: nothing appears until the block has ended well."""
+    """Write `target` atomically: it appears, or is replaced, only when the block ends without an error."""
     path = temporary(target)
     out = HashingFile(disk.create(path), path)
     try:
         yield out
         out.publish(target)
     except BaseException:
-        with suppress(OSError):  # a full disk, at which this failed already
+        with suppress(OSError):  # closing flushes, and fails again on a full disk
             out.close()
         disk.unlink(path)
         raise
 
 
 def temporary(target: Path) -> Path:
-    """A name beside `target` that nobody else uses, and that says who did when it is found left over."""
-    # The name is cut: with what is added, one of 255 bytes would be too long for the file system.
-    return target.with_name(f"{TEMPORARY}{target.name[:_SHOWN]}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
+    """Return an unused name beside `target`. It contains the boot and process ids of its writer."""
+    # The target's name is shortened: a name of 255 bytes plus the suffix would be too long for the file system.
+    stem = target.name[:_TEMPORARY_STEM]
+    return target.with_name(f"{TEMPORARY}{stem}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def remove_temporaries_of(target: Path) -> None:
-    """Delete what killed writers of one file left. Only for one who holds the lock on it."""
-    for path in list(target.parent.glob(f"{TEMPORARY}{glob.escape(target.name[:_SHOWN])}.*")):
+    """Delete the temporaries that killed writers of one file left. The caller must hold the lock on it."""
+    for path in list(target.parent.glob(f"{TEMPORARY}{glob.escape(target.name[:_TEMPORARY_STEM])}.*")):
         disk.unlink(path)
 
 
 def boot_id() -> str:
-    """What changes with every start of the system; "" where the system does not say."""
+    """Return an id that changes with every boot; "" where the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
@@ -169,7 +174,7 @@ def boot_id() -> str:
 
 @contextmanager
 def part_file(path: Path) -> Iterator[HashingFile]:
-    """Open the unfinished file `path` to go on with it. It stays, however the block ends, unless it is empty."""
+    """Open the unfinished file `path` to continue it. It is kept, however the block ends, unless it is empty."""
     try:
         handle = disk.create(path)
     except FileExistsError:
@@ -179,20 +184,20 @@ def part_file(path: Path) -> Iterator[HashingFile]:
     try:
         yield file
     finally:
-        with suppress(OSError):  # what was not durable does not count
+        with suppress(OSError):  # bytes that are not durable do not count
             file.close()
         if not file.size:
             disk.unlink(path)
 
 
 def write_file(target: Path, data: bytes) -> None:
-    """Replace `target` by `data`, durably and all at once."""
+    """Write `data` to `target`, atomically and durably."""
     with new_file(target) as out:
         out.write(data)
 
 
 def move(old: Path, new: Path) -> None:
-    """Give a file or a folder another name, durably."""
+    """Rename a file or a folder, durably."""
     disk.rename(old, new)
     sync_directory(new.parent)
     if old.parent != new.parent:
@@ -200,7 +205,7 @@ def move(old: Path, new: Path) -> None:
 
 
 def link_or_copy(old: Path, new: Path) -> None:
-    """Make `new` a hard link to `old`, or a copy of it where the file system has no such links."""
+    """Make `new` a hard link to `old`, or a copy where a link is not possible."""
     try:
         disk.link(old, new)
     except OSError as error:
@@ -210,10 +215,10 @@ def link_or_copy(old: Path, new: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in `path` durable. File systems that cannot are tolerated, as restic does."""
+    """Make the names in `path` durable. File systems that cannot sync folders are tolerated, as in restic."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with _named(path):
+        with _naming_file(path):
             disk.sync(descriptor, path)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
@@ -223,12 +228,12 @@ def sync_directory(path: Path) -> None:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Make the bytes of files durable, and then their names."""
+    """Make the bytes of files durable, then their names."""
     folders = set()
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            with _named(path):
+            with _naming_file(path):
                 disk.sync(descriptor, path)
         finally:
             os.close(descriptor)
@@ -238,7 +243,7 @@ def sync(paths: Iterable[Path]) -> None:
 
 
 def start_writing(paths: Iterable[Path]) -> None:
-    """Ask the system to bring files to the disk now, without waiting: a later sync then has little left to do."""
+    """Ask the system to start writing files to the disk, without waiting, so that a later sync is quick."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in paths:
@@ -251,19 +256,28 @@ def start_writing(paths: Iterable[Path]) -> None:
 
 def sync_tree(root: Path) -> None:
     """Make every file and folder below `root` durable."""
-
-    def fail(error: OSError) -> None:
-        raise error  # os.walk else leaves out, without a word, what it cannot open
-
-    for folder, _, names in os.walk(root, onerror=fail):
+    for folder, names in walk(root):
         sync(Path(folder, name) for name in names)
         sync_directory(Path(folder))
 
 
+def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield (folder, names of its files) for `root` and every folder below it.
+
+    Raises OSError for a folder that cannot be opened, which os.walk by itself skips.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, _, names in os.walk(root, onerror=fail):
+        yield folder, names
+
+
 def bytes_below(folder: Path) -> int:
-    """What the files in a folder hold together; 0 where there is no such folder."""
+    """Return the total size in bytes of the files below a folder; 0 if there is no such folder."""
     total = 0
-    for top, _, names in os.walk(folder):  # which passes over what went away
+    for top, _, names in os.walk(folder):  # skips folders that were deleted meanwhile
         for name in names:
             with suppress(FileNotFoundError):
                 total += os.lstat(Path(top, name)).st_size
@@ -271,14 +285,15 @@ def bytes_below(folder: Path) -> int:
 
 
 def size_of(path: Path) -> int | None:
-    """Size of a file in bytes, None where there is none."""
+    """Return the size of a file in bytes, None if there is no such file."""
     return path.stat().st_size if path.is_file() else None
 
 
 def publish_directory(draft: Path, target: Path) -> bool:
-    """Rename the folder `draft` to `target` for good. False, and `draft` is removed, when `target` already stands.
+    """Atomically and durably rename the folder `draft` to `target`.
 
-    rename(2) refuses to replace a folder that is not empty, and a published one never is.
+    Returns False, and deletes `draft`, when `target` already exists: rename(2) does not replace a folder unless it is
+    empty, and a published one never is.
     """
     sync_tree(draft)
     try:
@@ -294,9 +309,9 @@ def publish_directory(draft: Path, target: Path) -> bool:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """An empty folder that becomes `target` once the block has ended well, and of which else nothing is left.
+    """Yield an empty folder that is renamed to `target` when the block ends without an error, and deleted otherwise.
 
-    Raises CannotCreate where something appeared under that name meanwhile.
+    Raises CannotCreate if `target` was created meanwhile.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f"{TEMPORARY}{target.name[:60]}.{secrets.token_hex(4)}")
@@ -304,24 +319,24 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield draft
         if not publish_directory(draft, target):
-            raise CannotCreate(f"{target}: appeared meanwhile", hint="choose another folder with --out")
+            raise CannotCreate(f"{target}: created meanwhile", hint="choose another folder with --out")
     except BaseException:
         remove_tree(draft)
         raise
 
 
 def require_new(target: Path, besides: Path) -> None:
-    """Raise CannotCreate where `target` stands already, or would lie inside the folder `besides`."""
+    """Raise CannotCreate if `target` already exists, or would lie inside the folder `besides`."""
     if os.path.lexists(target):
         raise CannotCreate(
-            f"{target}: exists already", hint="choose another folder with --out, or move what is there away"
+            f"{target}: already exists", hint="choose another folder with --out, or move the existing one away"
         )
     if besides.resolve() in target.resolve().parents:
-        raise CannotCreate(f"{target}: lies inside the artifact itself", hint="choose another folder with --out")
+        raise CannotCreate(f"{target}: inside the artifact itself", hint="choose another folder with --out")
 
 
 def point(link: Path, target_name: str) -> None:
-    """Make the symlink `link` name its sibling `target_name`, in one step that a reader cannot see half of."""
+    """Atomically point the symlink `link` to its sibling `target_name`."""
     path = temporary(link)
     disk.symlink(target_name, path)
     disk.rename(path, link)
@@ -329,20 +344,23 @@ def point(link: Path, target_name: str) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder and all below it; a folder that is not there is no error."""
+    """Delete a folder and everything below it, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
 
 
 def throw_away(path: Path) -> None:
-    """Delete a published folder: in one step for whoever looks, however long its files take."""
+    """Delete a published folder. Readers see it vanish in one step, however long its files take to delete."""
     trash = path.with_name(f"{TRASH}{path.name}.{secrets.token_hex(4)}")
     move(path, trash)
     remove_tree(trash)
 
 
 def remove_temporaries(root: Path, *, below: bool = True) -> None:
-    """Delete what killed writers left in `root` and `below` it. Only for one who holds the lock on it."""
+    """Delete the temporaries of killed writers in `root` and, with `below`, in its subfolders.
+
+    The caller must hold the lock on `root`.
+    """
     for prefix in (TEMPORARY, TRASH):
         for path in list((root.rglob if below else root.glob)(f"{prefix}*")):
             if path.is_dir() and not path.is_symlink():
@@ -352,23 +370,23 @@ def remove_temporaries(root: Path, *, below: bool = True) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def require_space(folder: Path, needed: int, *, option: str = "--artifacts") -> None:
-    """Raise StorageFailed unless `needed` bytes are free where `folder` (or its nearest parent) lies."""
+    """Raise StorageFailed unless `needed` bytes are free on the disk of `folder` or its nearest existing parent."""
     free = free_space(folder)
     if needed > free:
         raise StorageFailed(
-            f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
+            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
             hint=f"free some space or choose another disk with {option}",
         )
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free where `folder` lies, or will lie."""
+    """Return the free bytes on the disk of `folder`, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

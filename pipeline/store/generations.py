@@ -1,9 +1,11 @@
-"""A shelf: the folder of one name, with all generations of that artifact, and what can be said without opening them.
+"""Generations of one artifact name: their order, the current one, and rolled-back ones, without reading manifests.
 
-artifacts/<kind>/<name>/<key>/run.json    the number of the generation, and when it was finished
-artifacts/<kind>/<name>/current           a link to the generation that readers get
-artifacts/<kind>/<name>/rolled-back       keys that `current` shall not name by itself
-artifacts/<kind>/<name>/.draft-<key>/     what is being made, or was left by a run that ended before its time
+    artifacts/<kind>/<name>/<key>/run.json    number of the generation, and when it was finished
+    artifacts/<kind>/<name>/current           link to the generation that readers get
+    artifacts/<kind>/<name>/rolled-back       keys that `build` must not make current again
+    artifacts/<kind>/<name>/.draft-<key>/     artifact under construction, or left by an interrupted build
+
+The folder `artifacts/<kind>/<name>` is called a shelf.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What is read again of a run.json: the number of the generation on its shelf, and when it was finished.
+    """The fields of run.json that are read back: the number of the generation, and when it was finished.
 
-    In a draft, where there is no manifest yet, `made_from` are the inputs of what is being made.
+    In a draft, which has no manifest yet, `made_from` lists the inputs.
     """
 
     generation: int = 0
@@ -33,51 +35,51 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def draft_path(root: Path, identity: Identity) -> Path:
-    """Where the artifact is built: beside its target, under a name that no reader resolves."""
+    """Return the folder where the artifact is built: beside its target, under a name that readers ignore."""
     return root / identity.kind / check_name(identity.name) / f".draft-{identity.key}"
 
 
 def current_key(shelf: Path) -> str:
-    """The key that `current` names, whether or not there is such a generation; "" where there is no `current`."""
+    """Return the key that `current` links to, even if that generation is gone; "" if there is no `current`."""
     link = shelf / "current"
     return Path(os.readlink(link)).name if link.is_symlink() else ""
 
 
 def generation_keys(shelf: Path) -> list[str]:
-    """Keys of the generations on a shelf, damaged ones too, in the order in which they were published.
+    """Return the keys of the generations on a shelf, damaged ones too, in order of publication.
 
-    The order is that of their numbers in run.json: unlike times, those stay right when the clock jumps and when the
-    store is copied. One whose run.json is gone counts as the oldest.
+    The order is that of their numbers in run.json: unlike times, these stay right when the clock jumps and when the
+    store is copied. A generation without a run.json counts as the oldest.
     """
     names = os.listdir(shelf) if shelf.is_dir() else []
-    found = [shelf / name for name in names if _KEY.fullmatch(name) and (shelf / name).is_dir()]
-    return [path.name for path in sorted(found, key=_published_as)]
+    folders = [shelf / name for name in names if _KEY.fullmatch(name) and (shelf / name).is_dir()]
+    return [folder.name for folder in sorted(folders, key=_publication_order)]
 
 
-def _published_as(folder: Path) -> tuple[int, str, str]:
+def _publication_order(folder: Path) -> tuple[int, str, str]:
     run = run_of(folder)
     return run.generation, run.finished, folder.name
 
 
 def run_of(folder: Path) -> Run:
-    """What the run.json of a generation or of a draft says; nothing where there is none."""
+    """Read the run.json of a generation or a draft; an empty Run if it is missing or torn."""
     try:
         return msgspec.json.decode((folder / RUN).read_bytes(), type=Run)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # it decides no bytes: it may be lost
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # run.json decides no bytes, so losing it is harmless
         return Run()
 
 
 def rolled_back(shelf: Path) -> tuple[str, ...]:
-    """Keys of the generations that `current` was taken back from, and that it shall not name again by itself."""
+    """Return the keys of the generations that were rolled back, and that `build` must not make current again."""
     path = shelf / ROLLED_BACK
     try:
         return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
     except FileNotFoundError:
         return ()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadData(f"{path}: no list of keys: {error}", hint="delete it, then `rollback` again") from None
+        raise BadData(f"{path}: not a list of keys: {error}", hint="delete it, then `rollback` again") from None
 
 
 def is_rolled_back(root: Path, identity: Identity) -> bool:
-    """Whether the generation of this identity was published and then rolled back: `build` refuses it."""
+    """Return True if the generation of this identity was rolled back, so that `build` refuses it."""
     return identity.key in rolled_back(root / identity.kind / check_name(identity.name))

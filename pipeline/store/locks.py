@@ -1,7 +1,8 @@
-"""Locks and leases: one writer at a time, and readers whose generation nobody deletes.
+"""Locks and leases: one writer at a time, and generations that are not deleted while they are read.
 
-A lock is the kernel's (flock), so it ends with the process, however that ends. The JSON in the lock file is for
-people, and for file systems whose flock does nothing: there a holder that is seen to live is believed.
+A lock is the kernel's (flock), so it ends with its process, however that ends. The JSON in the lock file informs
+users. It also serves file systems on which flock has no effect: there, a lock counts as held while the process that
+its file names is alive.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import msgspec
 from pipeline.errors import TryAgain
 from pipeline.store import files
 
-_PATIENCE = 0.2  # seconds: `status` holds a lock for an instant to see whether it is free
+_MIN_WAIT = 0.2  # seconds: `status` holds a lock for an instant to test it
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a lock. `started` is the process's start in ticks since boot: it tells a pid used again apart."""
+    """The process that holds a lock.
+
+    `started` is its start in ticks since boot, which distinguishes it from a later process with the same pid.
+    """
 
     pid: int
     started: int
@@ -37,8 +41,8 @@ class Holder(msgspec.Struct, frozen=True):
     run_id: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.doing}, at {self.stage}" if self.stage else self.doing
-        return f"process {self.pid} ({what}, since {self.since})"
+        action = f"{self.doing}, at {self.stage}" if self.stage else self.doing
+        return f"process {self.pid} ({action}, since {self.since})"
 
 
 class Held:
@@ -48,7 +52,7 @@ class Held:
         self._descriptor, self._holder = descriptor, holder
 
     def say(self, stage: str) -> None:
-        """Write into the lock file, for people, how far the work is."""
+        """Record the current stage of the work in the lock file, for users."""
         self._holder = msgspec.structs.replace(self._holder, stage=stage)
         _write(self._descriptor, msgspec.json.encode(self._holder))
 
@@ -57,22 +61,22 @@ class Held:
 def lock(
     path: Path, *, wait: float = 0.0, doing: str = "", run_id: str = "", stop: threading.Event | None = None
 ) -> Iterator[Held]:
-    """Hold the lock file `path` exclusively. Raises TryAgain when another process holds it longer than `wait` seconds,
-    or until `stop` is set.
+    """Hold the lock file `path` exclusively; `doing` describes the work to users.
 
-    The file is never deleted, and never believed to be stale for its age.
+    Raises TryAgain when another process still holds it after `wait` seconds, or when `stop` is set. The file is never
+    deleted, and never considered stale because of its age.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline, stop = time.monotonic() + max(wait, _PATIENCE), stop or threading.Event()
+    deadline, stop = time.monotonic() + max(wait, _MIN_WAIT), stop or threading.Event()
     while (descriptor := _try_lock(path)) is None:
         if stop.wait(0.05) or time.monotonic() >= deadline:
             raise TryAgain(
                 f"{path.parent}: in use by {_read(path) or 'another process'}",
                 hint="wait for it to end, then run the same command again",
             )
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pid = os.getpid()
-    holder = Holder(pid, _start_of(pid), files.boot_id(), platform.node(), doing, now, run_id=run_id)
+    holder = Holder(pid, _start_of(pid), files.boot_id(), platform.node(), doing, since, run_id=run_id)
     try:
         _write(descriptor, msgspec.json.encode(holder))
         yield Held(descriptor, holder)
@@ -82,11 +86,15 @@ def lock(
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None. A file that was deleted while held is no lock any more."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)  # `status` is for all
+    """Return a descriptor that holds the lock, or None.
+
+    Checks that `path` still names the locked file: it may have been deleted and recreated meanwhile.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o644)  # readable by all, for `status`
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)) and not _lives(_read(path)):
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)) and not _is_alive(_read(path)):
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -97,8 +105,11 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
-def _lives(holder: Holder | None) -> bool:
-    """Whether the holder that a lock file names is a process that lives: only where flock does nothing can it be."""
+def _is_alive(holder: Holder | None) -> bool:
+    """Return True if `holder` is another live process of this machine.
+
+    After a successful flock that is possible only where flock has no effect.
+    """
     return (
         holder is not None
         and holder.started > 0
@@ -109,17 +120,17 @@ def _lives(holder: Holder | None) -> bool:
 
 
 def _start_of(pid: int) -> int:
-    """When a process started, in ticks since boot; 0 when it has ended, or there is no /proc."""
+    """Return the start of a process in ticks since boot; 0 if it has ended or there is no /proc."""
     with suppress(OSError, ValueError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        fields = stat.rpartition(")")[2].split()  # the name in parentheses may hold anything
-        if fields[0] not in "ZX":  # a killed one is listed until its parent asks: in some containers for ever
+        fields = stat.rpartition(")")[2].split()  # the process name before it may contain anything
+        if fields[0] not in "ZX":  # zombies have ended; some containers never reap them
             return int(fields[19])
     return 0
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    with suppress(OSError):  # what it says is for people: a full disk holds nobody up
+    with suppress(OSError):  # the content is informative only, so a full disk must not stop the work
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, data, 0)
 
@@ -132,12 +143,15 @@ def _read(path: Path) -> Holder | None:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds the lock `path` now; None when nobody does, or the file does not say."""
+    """Return the holder of the lock `path`; None if it is free, or its file does not name one."""
     return _read(path) if is_locked(path) else None
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a live process holds the lock; asking takes it for an instant, shared, so two askers never collide."""
+    """Return True if a live process holds the lock.
+
+    The check takes the lock for an instant in shared mode, so that concurrent checks do not collide.
+    """
     if not path.exists():
         return False
     descriptor = os.open(path, os.O_RDONLY)
@@ -152,15 +166,15 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def lease(path: Path) -> Iterator[None]:
-    """Keep the published file `path` from being pruned while the block runs. Any number of readers may.
+    """Keep the published file `path` from being pruned while the block runs. Any number of readers may hold a lease.
 
-    Raises FileNotFoundError when it went away meanwhile.
+    Raises FileNotFoundError if it was deleted or replaced meanwhile.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
+            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))
         yield
     finally:
         os.close(descriptor)
@@ -168,7 +182,7 @@ def lease(path: Path) -> Iterator[None]:
 
 @contextmanager
 def if_unleased(path: Path) -> Iterator[bool]:
-    """Whether nobody has a lease on `path`; if so, nobody gets one until the block has ended."""
+    """Yield True if there is no lease on `path`. In that case, none can be taken until the block ends."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

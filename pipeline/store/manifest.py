@@ -1,4 +1,4 @@
-"""What an artifact is: the key that it gets before any work is done, and the manifest that it has afterwards.
+"""Identity and manifest of an artifact: its key, known before any work is done, and its description afterwards.
 
 The key is a hash of everything that decides the bytes, and of nothing else: no time, host, path or number of workers.
 """
@@ -17,7 +17,7 @@ from pipeline.errors import BadConfig
 
 SCHEMA = 1
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
-MADE_BY = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
+BUILD_COMMANDS = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
 
 
@@ -30,7 +30,7 @@ class FileRecord(msgspec.Struct, frozen=True):
 
 
 class Input(msgspec.Struct, frozen=True):
-    """Something an artifact was made from: its role, its name for people, and the digest of its content."""
+    """One input of an artifact: its role, a display name, and the digest of its content."""
 
     role: str
     name: str
@@ -38,7 +38,7 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What an artifact is. Equal inputs give an equal manifest: no time, host, path or worker count in it."""
+    """Description of an artifact. Equal inputs give equal manifests: no time, host, path or worker count in it."""
 
     schema: int
     kind: str
@@ -55,10 +55,10 @@ class Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a stage is about to make: all that decides its bytes, before any work is done.
+    """Everything that decides the bytes of an artifact, known before any work is done.
 
-    `tokenizer` is the fingerprint of the tokenizer involved, "" where there is none; `libraries` names the packages
-    whose version changes bytes.
+    `tokenizer` is the fingerprint of the tokenizer involved, "" if none; `libraries` names the packages whose version
+    changes the bytes.
     """
 
     kind: str
@@ -69,13 +69,13 @@ class Identity:
     libraries: tuple[str, ...] = ()
 
     def versions(self) -> dict[str, str]:
-        from importlib.metadata import version  # takes as long to load as all of this package
+        from importlib.metadata import version  # as slow to import as the rest of this package
 
         return {name: version(name) for name in self.libraries}
 
     @property
     def key(self) -> str:
-        """First 16 hex digits of the sha256 of this identity in canonical JSON."""
+        """The first 16 hex digits of the sha256 of this identity in canonical JSON."""
         content = {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -88,21 +88,21 @@ class Identity:
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` can name an artifact, and so a folder."""
+    """Return True if `name` is valid for an artifact, and therefore for a folder."""
     return _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str) -> str:
-    """`name` itself if it can name an artifact; BadConfig otherwise."""
+    """Return `name` if it is valid for an artifact. Raises BadConfig otherwise."""
     if not is_name(name):
         raise BadConfig(
-            f"{name!r} cannot be an artifact's name",
-            hint="use letters, digits, '.', '-', '_' and '+', at most 80, beginning with a letter or digit",
+            f"{name!r} is not a valid artifact name",
+            hint="use at most 80 letters, digits, '.', '-', '_' and '+', starting with a letter or digit",
         )
     return name
 
 
 def name_from(path_or_name: str) -> str:
-    """An artifact name made from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
+    """Derive an artifact name from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
     stem = re.sub(r"(\.(txt|jsonl?|zst|gz))+$", "", path_or_name.rstrip("/").rsplit("/", 1)[-1])
     return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._+-")[:80] or "unnamed")

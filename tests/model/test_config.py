@@ -1,4 +1,4 @@
-"""Presets and their overrides."""
+"""Configurations, presets and their overrides."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pipeline.errors import BadConfig
 QWEN3 = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "qk_norm": True, "bias": False}
 
 
-def test_every_preset_says_where_its_numbers_come_from() -> None:
-    assert all(len(each.source) > 20 for each in PRESETS.values())
+def test_every_preset_names_the_source_of_its_numbers() -> None:
+    assert all(len(entry.source) > 20 for entry in PRESETS.values())
 
 
-def test_every_preset_says_which_family_it_is_of() -> None:
-    assert {name: each.family for name, each in PRESETS.items()} == {
-        name: each.model.family for name, each in PRESETS.items()
-    }
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_family_of_a_preset_is_that_of_its_model(name: str) -> None:
+    assert PRESETS[name].family == PRESETS[name].model.family
 
 
 @pytest.mark.parametrize(
@@ -39,45 +38,51 @@ def test_every_preset_says_which_family_it_is_of() -> None:
     ],
     ids=str,
 )
-def test_a_family_is_what_another_program_can_load(changes: dict[str, object], family: str) -> None:
+def test_the_family_is_a_model_type_of_transformers_or_fast(changes: dict[str, object], family: str) -> None:
     assert replace(GPTConfig(vocab_size=100), **changes).family == family  # type: ignore[arg-type]
 
 
-def test_differences_name_the_fields_with_both_values() -> None:
-    one = GPTConfig(width=96, heads=6)
-    assert differences(one, GPTConfig(width=384, heads=6)) == ["width: 96, not 384"]
-    assert differences(one, one) == []
+def test_differences_list_fields_with_both_values() -> None:
+    config = GPTConfig(width=96, heads=6)
+    assert differences(config, GPTConfig(width=384, heads=6)) == ["width: 96, not 384"]
+    assert differences(config, config) == []
 
 
-def test_an_unknown_preset_is_answered_with_the_list() -> None:
+def test_an_unknown_preset_raises_with_the_known_ones() -> None:
     with pytest.raises(BadConfig, match="no preset 'gpt5'") as caught:
         preset("gpt5")
     assert "shuihu-8m-rope" in caught.value.hint
 
 
-def test_overrides_reach_the_model_and_the_training_and_are_typed() -> None:
-    made = override(preset("mini"), {"width": "64", "learning_rate": "1e-4", "tied": "false"})
-    assert (made.model.width, made.train.learning_rate, made.model.tied) == (64, 1e-4, False)
-    assert made.model.layers == preset("mini").model.layers
+def test_overrides_are_converted_and_reach_model_and_training() -> None:
+    mini = preset("mini")
+    changed = override(mini, {"width": "64", "learning_rate": "1e-4", "tied": "false"})
+    assert (changed.model.width, changed.train.learning_rate, changed.model.tied) == (64, 1e-4, False)
+    assert changed.model.layers == mini.model.layers
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "message"),
     [
-        {"widht": "64"},
-        {"width": "wide"},
-        {"width": "30"},
-        {"dropout": "1.5"},
-        {"positions": "absolute"},
-        {"steps": "0"},
+        ({"widht": "64"}, "unknown setting 'widht'"),
+        ({"width": "wide"}, "width=wide"),
+        ({"width": "30"}, "width must be a multiple of heads, got width 30 and heads 4"),
+        ({"kv_heads": "3"}, "heads must be a multiple of kv_heads"),
+        ({"layers": "-1"}, "layers, .* must be 0 or more"),
+        ({"dropout": "1.5"}, r"must be in \[0, 1\)"),
+        ({"positions": "absolute"}, "unknown positions 'absolute'"),
+        ({"positions": "rotary", "heads": "32"}, "even head width, got 1"),
+        ({"steps": "0"}, "must be 1 or more"),
+        ({"beta2": "1"}, r"beta2, .* must be in \[0, 1\)"),
     ],
+    ids=str,
 )
-def test_a_setting_that_cannot_be_is_refused(settings: dict[str, str]) -> None:
-    with pytest.raises(BadConfig):
+def test_invalid_settings_raise_bad_config(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(BadConfig, match=message):
         override(preset("mini"), settings)
 
 
-def test_the_tokenizer_fills_in_the_vocabulary_or_must_fit_in_it() -> None:
+def test_the_vocabulary_size_is_filled_in_or_must_be_large_enough() -> None:
     assert fit(GPTConfig(vocab_size=0), 8000).vocab_size == 8000
     assert fit(GPTConfig(vocab_size=50_304), 50_257).vocab_size == 50_304
     with pytest.raises(BadConfig, match="8,000 ids"):

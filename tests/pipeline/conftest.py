@@ -1,4 +1,4 @@
-"""What the tests of refreshes and of the store share: a hub with six shards, and a recipe that takes them from it."""
+"""Fixtures of refresh and store tests: a hub with six shards, and a recipe that downloads from it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.support.upstream import Hub, Nightly, fill, nightly, serving
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with serving(Hub()) as found:
-        fill(found)
-        yield found
+    with serving(Hub()) as server:
+        fill(server)
+        yield server
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""A scripted HTTP server that cuts, lies, moves, stalls and refuses, and keeps a log of what it was asked and sent.
+"""A scripted HTTP server that truncates, lies, redirects, stalls and refuses, and logs requests and bytes sent.
 
-`files` holds what it serves by path. `scripts` and `heads` say for a path what the next answers to GET and to HEAD are;
-when they have run out it serves the file, whole or from where it was asked. `says` is what it lets know of a file
-beforehand: "hash" as the hub does, "etag" as most servers do, or "nothing" but the size.
+`files` maps paths to their content. `scripts` and `heads` list, per path, the actions for the next GET and HEAD
+requests; after the last one the server serves the file, completely or from the requested byte on. `announces` is the
+metadata sent before the content: "hash" as the hub does, "etag" as most servers do, or "nothing" but the size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIECE = 1 << 14
 
 @dataclass
 class Request:
-    """What was asked, and how it was answered; `sent` bytes of a body left."""
+    """A request and its response; `sent` counts the bytes of the body."""
 
     method: str
     path: str
@@ -37,29 +37,29 @@ class Request:
 
     @property
     def start(self) -> int:
-        """The first byte that was asked for."""
+        """The first requested byte."""
         return int(self.range.removeprefix("bytes=").removesuffix("-") or 0)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Does what the script of its path says next."""
+    """Run the next action in the script of the requested path."""
 
     protocol_version = "HTTP/1.1"
     server: Server
     request_logged: Request
 
     def do_GET(self) -> None:
-        self._follow(self.server.scripts)
+        self._run_next(self.server.scripts)
 
     def do_HEAD(self) -> None:
-        self._follow(self.server.heads)
+        self._run_next(self.server.heads)
 
-    def _follow(self, scripts: dict[str, list[Act]]) -> None:
+    def _run_next(self, scripts: dict[str, list[Action]]) -> None:
         self.request_logged = Request(self.command, self.path, dict(self.headers))
         self.server.log.append(self.request_logged)
         script = scripts.get(self.path)
         if self.command == "HEAD" and not script and self.server.scripts.get(self.path) and not self._has_file():
-            self.answer(405, b"", {})  # of what only a script knows it says nothing beforehand
+            self.answer(405, b"", {})  # there is no metadata for a path that only a script serves
             return
         (script.pop(0) if script else serve)(self)
 
@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def begin(self, status: int, headers: dict[str, str]) -> None:
-        """Send the head of an answer; a header that is "" is left out."""
+        """Send the status and the headers that are not empty."""
         self.request_logged.status = status
         self.send_response(status)
         for name, value in headers.items():
@@ -84,8 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, data: bytes) -> None:
-        for place in range(0, len(data), _PIECE):
-            piece = data[place : place + _PIECE]
+        for offset in range(0, len(data), _PIECE):
+            piece = data[offset : offset + _PIECE]
             self.wfile.write(piece)
             self.request_logged.sent += len(piece)
 
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-Act = Callable[[Handler], None]
+Action = Callable[[Handler], None]
 
 
 class Server(ThreadingHTTPServer):
@@ -103,10 +103,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, bytes] = {}
-        self.scripts: dict[str, list[Act]] = {}
-        self.heads: dict[str, list[Act]] = {}
-        self.says = "etag"
-        self.headers: dict[str, str] = {}  # of every file, beside what is said of it
+        self.scripts: dict[str, list[Action]] = {}
+        self.heads: dict[str, list[Action]] = {}
+        self.announces = "etag"
+        self.headers: dict[str, str] = {}  # sent with every file, besides its metadata
         self.log: list[Request] = []
         self.stopping = threading.Event()
 
@@ -115,8 +115,8 @@ class Server(ThreadingHTTPServer):
         return [request for request in self.log if request.method == "GET"]
 
     @property
-    def asked(self) -> list[str]:
-        """The paths of which bytes were asked."""
+    def requested_paths(self) -> list[str]:
+        """Paths of the GET requests."""
         return [request.path for request in self.gets]
 
     @property
@@ -124,17 +124,17 @@ class Server(ThreadingHTTPServer):
         """Bytes of all bodies."""
         return sum(request.sent for request in self.log)
 
-    def told(self, body: bytes) -> dict[str, str]:
-        """The headers by which the server says what `body` is."""
-        said = {"hash": linked(body), "etag": {"ETag": strong_etag(body)}, "nothing": {}}[self.says]
-        return {**said, **self.headers}
+    def metadata_of(self, body: bytes) -> dict[str, str]:
+        """Return the headers that describe `body`."""
+        metadata = {"hash": hub_headers(body), "etag": {"ETag": strong_etag(body)}, "nothing": {}}[self.announces]
+        return {**metadata, **self.headers}
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """The client went away, which here it may."""
+        """Ignore that a client disconnected."""
 
 
-def linked(body: bytes) -> dict[str, str]:
-    """What the hub says of a file."""
+def hub_headers(body: bytes) -> dict[str, str]:
+    """Return the headers with which the hub describes a file."""
     return {"X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Linked-Size": str(len(body))}
 
 
@@ -143,7 +143,7 @@ def strong_etag(body: bytes) -> str:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
+def running_server() -> Iterator[Server]:
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -155,99 +155,90 @@ def running() -> Iterator[Server]:
             thread.join()
 
 
-# What a script is made of.
+# Actions of a script
 
 
 def serve(handler: Handler, *, cut: int | None = None, change: Callable[[bytes], bytes] = lambda body: body) -> None:
-    """Serve the file as a good server does; stop after `cut` bytes of it, or send what `change` makes of the file."""
+    """Serve the file correctly. Stop after `cut` bytes of the response; send `change(body)` in place of the body."""
     server = handler.server
     if handler.path not in server.files:
         handler.answer(404, b"not here", {})
         return
     body = server.files[handler.path]
-    headers, sent = server.told(body), change(body)
-    wanted, unless = handler.headers.get("Range"), handler.headers.get("If-Range")
-    if not wanted or unless not in (None, headers.get("ETag")):
-        handler.answer(200, sent, headers, stop_after=cut)
+    headers, content = server.metadata_of(body), change(body)
+    requested, condition = handler.headers.get("Range"), handler.headers.get("If-Range")
+    if not requested or condition not in (None, headers.get("ETag")):
+        handler.answer(200, content, headers, stop_after=cut)
         return
-    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+    start = int(requested.removeprefix("bytes=").removesuffix("-"))
     if start >= len(body):
         handler.answer(416, b"", {**headers, "Content-Range": f"bytes */{len(body)}"})
         return
     span = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-    handler.answer(206, sent[start:], {**headers, **span}, stop_after=cut)
+    handler.answer(206, content[start:], {**headers, **span}, stop_after=cut)
 
 
-def cut_after(count: int) -> Act:
-    """Announce all that was asked for, send `count` bytes, hang up."""
+def cut_after(count: int) -> Action:
+    """Announce the full response, send `count` bytes, disconnect."""
     return lambda handler: serve(handler, cut=count)
 
 
-def cut_unannounced(count: int) -> Act:
-    """As `cut_after`, without a Content-Length by which the client could notice."""
+def cut_without_length(count: int) -> Action:
+    """Like `cut_after`, but without a Content-Length."""
 
     def act(handler: Handler) -> None:
         body = handler.server.files[handler.path]
-        handler.answer(200, body, {**handler.server.told(body), "Content-Length": ""}, stop_after=count)
+        handler.answer(200, body, {**handler.server.metadata_of(body), "Content-Length": ""}, stop_after=count)
 
     return act
 
 
-def say(status: int, body: bytes = b"", **headers: str) -> Act:
+def respond(status: int, body: bytes = b"", **headers: str) -> Action:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda handler: handler.answer(status, body, named)
 
 
-def redirect(location: str, **headers: str) -> Act:
-    return say(302, Location=location, **headers)
+def redirect(location: str, **headers: str) -> Action:
+    return respond(302, Location=location, **headers)
 
 
 def ignore_range(handler: Handler) -> None:
     body = handler.server.files[handler.path]
-    handler.answer(200, body, handler.server.told(body))
+    handler.answer(200, body, handler.server.metadata_of(body))
 
 
-def ranged(span: str, body: bytes = b"other bytes") -> Act:
-    """206 with any Content-Range, which need not be the one that was asked for."""
+def respond_range(span: str, body: bytes = b"other bytes") -> Action:
+    """Respond 206 with any Content-Range, which may differ from the requested one."""
 
     def act(handler: Handler) -> None:
-        known = handler.server.told(handler.server.files[handler.path])
-        handler.answer(206, body, {**known, "Content-Range": span})
+        metadata = handler.server.metadata_of(handler.server.files[handler.path])
+        handler.answer(206, body, {**metadata, "Content-Range": span})
 
     return act
 
 
-def announce(length: int) -> Act:
-    """Lie about how long the file is."""
+def flip_bit(position: int, cut: int | None = None) -> Action:
+    """Serve the file with one bit of the byte at `position` flipped."""
 
-    def act(handler: Handler) -> None:
-        body = handler.server.files[handler.path]
-        headers = {**handler.server.told(body), "Content-Length": str(length)}
-        handler.answer(200, body[:length], headers, stop_after=length)
+    def flipped(body: bytes) -> bytes:
+        return body[:position] + bytes([body[position] ^ 1]) + body[position + 1 :]
 
-    return act
+    return lambda handler: serve(handler, cut=cut, change=flipped)
 
 
-def flipped(at: int, cut: int | None = None) -> Act:
-    """Serve the file with one bit of byte `at` the other way."""
-    return lambda handler: serve(
-        handler, cut=cut, change=lambda body: body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
-    )
-
-
-def zipped(handler: Handler) -> None:
-    """Compress on the way, as a proxy may though nobody asked it to."""
+def compress_body(handler: Handler) -> None:
+    """Compress the response, as a proxy may do without being asked."""
     body = handler.server.files[handler.path]
-    handler.answer(200, gzip.compress(body), {**handler.server.told(body), "Content-Encoding": "gzip"})
+    handler.answer(200, gzip.compress(body), {**handler.server.metadata_of(body), "Content-Encoding": "gzip"})
 
 
-def in_chunks(*pieces: bytes, whole: bool = True, **headers: str) -> Act:
-    """Send the pieces with chunked transfer encoding; if not `whole`, hang up before the chunk that ends them."""
+def send_chunked(*pieces: bytes, is_complete: bool = True, **headers: str) -> Action:
+    """Send the pieces with chunked transfer encoding; if not `is_complete`, disconnect before the final chunk."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     def act(handler: Handler) -> None:
         handler.begin(200, {"Transfer-Encoding": "chunked", **named})
-        for piece in (*pieces, b"") if whole else pieces:
+        for piece in (*pieces, b"") if is_complete else pieces:
             handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             handler.request_logged.sent += len(piece)
         handler.close_connection = True
@@ -255,8 +246,8 @@ def in_chunks(*pieces: bytes, whole: bool = True, **headers: str) -> Act:
     return act
 
 
-def swap(new: bytes, cut: int) -> Act:
-    """Serve `cut` bytes; from then on the file is another."""
+def replace_file(new: bytes, cut: int) -> Action:
+    """Serve `cut` bytes, then replace the file."""
 
     def act(handler: Handler) -> None:
         serve(handler, cut=cut)
@@ -265,49 +256,39 @@ def swap(new: bytes, cut: int) -> Act:
     return act
 
 
-def stall(after: int = 0) -> Act:
-    """Send `after` bytes, and then nothing for ever."""
+def stall(after: int = 0) -> Action:
+    """Send `after` bytes, then nothing."""
 
     def act(handler: Handler) -> None:
         body = handler.server.files[handler.path]
-        handler.begin(200, {"Content-Length": str(len(body)), **handler.server.told(body)})
+        handler.begin(200, {"Content-Length": str(len(body)), **handler.server.metadata_of(body)})
         handler.send(body[:after])
         handler.server.stopping.wait()
 
     return act
 
 
-def trickle(piece: int, pause: float) -> Act:
-    """Serve what was asked, `piece` bytes at a time with a pause after each."""
+def trickle(size: int, pause: float) -> Action:
+    """Serve the file `size` bytes at a time, with a pause in seconds after each piece."""
 
     def act(handler: Handler) -> None:
         body = handler.server.files[handler.path]
-        known, start = handler.server.told(body), 0
-        if wanted := handler.headers.get("Range"):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            known["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        handler.begin(206 if wanted else 200, {"Content-Length": str(len(body) - start), **known})
-        for place in range(start, len(body), piece):
-            handler.send(body[place : place + piece])
+        headers, start = handler.server.metadata_of(body), 0
+        if requested := handler.headers.get("Range"):
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        handler.begin(206 if requested else 200, {"Content-Length": str(len(body) - start), **headers})
+        for offset in range(start, len(body), size):
+            handler.send(body[offset : offset + size])
             if handler.server.stopping.wait(pause):
                 return
 
     return act
 
 
-def then(act: Act, do: Callable[[], object]) -> Act:
-    """`act`, and something else after it."""
-
-    def both(handler: Handler) -> None:
-        act(handler)
-        do()
-
-    return both
-
-
-def wait_for(what: Callable[[], object], seconds: float = 20.0) -> None:
-    """Until `what` is true; an AssertionError when it does not become so."""
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until `condition` is true. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it does not happen"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.005)

@@ -1,5 +1,4 @@
-"""What the tests of exchange share: runs that were never trained, with weights that differ everywhere, and what
-transformers makes of them."""
+"""Untrained runs with random weights for the tests of exchange, and their import by transformers."""
 
 from __future__ import annotations
 
@@ -35,22 +34,22 @@ CONFIGS = {
     "qwen3": QWEN3,
     "qwen3 untied, padded, with all heads": replace(QWEN3, tied=False, kv_heads=0, rotary_base=1e6, vocab_size=128),
 }
-EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
 @pytest.fixture(autouse=True, scope="module")
 def alone() -> None:
-    """One thread, since OpenMP's do not live on in the forks of other tests; and no network."""
+    """Use one thread, since OpenMP's threads do not survive the forks of other tests, and no network."""
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):  # one that is built for another torch, over which transformers would stumble
+    except (ImportError, RuntimeError):  # one built for another torch makes transformers fail
         sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
 def network(config: GPTConfig, seed: int = 1) -> GPT:
-    """A network in which no weight is what it begins as: every norm, bias and scalar shows."""
+    """A network in which every weight differs from its initial value, so that each norm, bias and scalar matters."""
     model = GPT(config)
     model.initialise(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +68,7 @@ def published(
     average: GPT | None = None,
     samples: tuple[str, ...] = (),
 ) -> Artifact:
-    """The run of a network of that config, as a training leaves it."""
+    """Publish a run as training does, with a network of the config."""
     weights = dict(network(config).named_parameters())
 
     def write(draft: Path) -> Content:
@@ -79,8 +78,8 @@ def published(
         lines = (msgspec.json.encode({"step": 1, "prompt": text[:2], "text": text[2:]}) + b"\n" for text in samples)
         files.write_file(draft / "samples.jsonl", b"".join(lines))
         state = State(7, 1.0, 2.5, config, TrainConfig(steps=7), Execution("fp32", compiled=False, micro_batch=1))
-        saved = Saved(weights, {}, dict(average.named_parameters()) if average else {})
-        checkpoint.save(draft / "checkpoints", state, saved)
+        tensors = Saved(weights, {}, dict(average.named_parameters()) if average else {})
+        checkpoint.save(draft / "checkpoints", state, tensors)
         step = checkpoint.name(7)
         scores = {"val_loss": 2.5, "bits_per_char": 3.25, "best_val_loss": 2.5, "best_bits_per_char": 3.25}
         result = Result(7, 700, config.parameters, step, step, **scores)
@@ -91,14 +90,15 @@ def published(
     return artifact.build(root, identity, write).artifact
 
 
-def exported(found: Artifact, to: str = "hf") -> Path:
-    return export.export(found, to, found.path.parents[2] / "exports" / f"{found.manifest.key}-{to}").path
+def export_run(run_artifact: Artifact, format_name: str = "hf") -> Path:
+    out = run_artifact.path.parents[2] / "exports" / f"{run_artifact.manifest.key}-{format_name}"
+    return export.export(run_artifact, format_name, out).path
 
 
-def their_model(folder: Path) -> Any:
-    """What transformers loads from a folder; it must find every weight there, and no other."""
+def load_in_transformers(folder: Path) -> Any:
+    """Load a folder with transformers, which must find every weight there, and no unexpected one."""
     from transformers import AutoModelForCausalLM
 
-    model, said = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(said.values()), said
+    model, problems = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(problems.values()), problems
     return model.eval()

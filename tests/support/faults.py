@@ -29,7 +29,7 @@ import pytest
 import cli
 from pipeline.maintenance import verify
 from pipeline.sources import cache
-from pipeline.sources import inputs as raw
+from pipeline.sources.catalogue import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import KINDS
 
@@ -430,7 +430,7 @@ def injected(call: str, what: str, path: Path | None = None) -> tuple[str, ...]:
 def published(root: Path) -> dict[str, str]:
     """Return the published names below `root`: sha256 of pinned files, digest of current generations."""
     digests: dict[str, str] = {}
-    for lock_file in sorted((root / "raw").glob(f"*/{raw.LOCK_FILE}")):
+    for lock_file in sorted((root / "raw").glob(f"*/{LOCK_FILE}")):
         source = lock_file.parent.name
         digests |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock(root, source).items()}
     for kind in KINDS:

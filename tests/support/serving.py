@@ -1,4 +1,4 @@
-"""What the tests of serving share: a small run that writes Chinese, its server as a process, clients of all kinds."""
+"""Helpers for tests of serving: a small Chinese run, its server process, and HTTP clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ sys.exit(cli.main(sys.argv[2:]))
 
 
 def train(root: Path, preset: str = "mini", **settings: object) -> None:
-    """A run that has read the sample's novel for a moment, character by character."""
+    """Train a small character model on the sample novel."""
     pairs = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     for words in (
         ("clean", ROOT / "pipeline" / "sample" / "yanshan.txt", "--name", NAME, "--unit", "paragraph"),
@@ -45,18 +45,18 @@ def train(root: Path, preset: str = "mini", **settings: object) -> None:
 
 @dataclass
 class Server:
-    """`cli.py serve` as a process, and where it answers."""
+    """Process of `cli.py serve` and its URL."""
 
     process: subprocess.Popen[str]
     url: str
-    said: list[str] = field(default_factory=list)
+    stderr_lines: list[str] = field(default_factory=list)
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
     def memory(self) -> float:
-        """MB that the process has in memory."""
+        """Resident memory of the process in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         return next(int(line.split()[1]) / 1000 for line in status.splitlines() if line.startswith("VmRSS:"))
 
@@ -64,13 +64,13 @@ class Server:
         return ask(self, "/health").json()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
-        """Ask it to end; its exit code, and what it said on stdout and stderr."""
+        """Send a signal and wait. Return exit code, stdout and stderr."""
         self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, "".join(self.said) + err
+        return self.process.returncode, out, "".join(self.stderr_lines) + err
 
 
 def command(root: Path, *options: object, constants: Mapping[str, object] | None = None) -> list[str]:
@@ -91,15 +91,15 @@ def serving(root: Path, *options: object, constants: Mapping[str, object] | None
         text=True,
     )
     assert process.stderr
-    said: list[str] = []
+    lines: list[str] = []
     try:
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if line.startswith("serving "):
-                yield Server(process, line.split(" at ")[1].split()[0], said)
+                yield Server(process, line.split(" at ")[1].split()[0], lines)
                 break
         else:
-            raise AssertionError(f"it does not serve: {said}")
+            raise AssertionError(f"the server did not start: {lines}")
     finally:
         if process.poll() is None:
             process.kill()
@@ -125,43 +125,43 @@ class Reply:
 
 
 def ask(server: Server, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
-    """GET a path, or POST a body, as JSON if it is no bytes."""
+    """GET a path, or POST a body: bytes as they are, anything else as JSON."""
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    given = {"Content-Type": "application/json", **(headers or {})}
+    all_headers = {"Content-Type": "application/json", **(headers or {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(server.url + path, data, given), timeout=60) as reply:
+        with urllib.request.urlopen(urllib.request.Request(server.url + path, data, all_headers), timeout=60) as reply:
             return Reply(reply.status, reply.headers, reply.read())
     except urllib.error.HTTPError as error:
         with error:
             return Reply(error.code, error.headers, error.read())
 
 
-def complete(server: Server, **asked: object) -> Reply:
-    return ask(server, "/v1/completions", {"model": NAME, "prompt": "话说", **asked})
+def complete(server: Server, **fields: object) -> Reply:
+    return ask(server, "/v1/completions", {"model": NAME, "prompt": "话说", **fields})
 
 
 def exchange(server: Server, data: bytes, seconds: float = 20.0) -> bytes:
-    """Send these bytes, and read until the server hangs up."""
+    """Send bytes and read until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
-        connection.sendall(data)
-        told = b""
+        reply = b""
         try:
+            connection.sendall(data)
             while part := connection.recv(1 << 16):
-                told += part
+                reply += part
         except ConnectionResetError:
             pass
-        return told
+        return reply
 
 
 def posted(body: bytes, *headers: str) -> bytes:
-    """A request for a completion, as the bytes that travel."""
+    """Raw bytes of a completion request."""
     lines = ("POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers)
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
-def begin(server: Server, buffer: int = 0, **asked: object) -> socket.socket:
-    """A client that has asked, and has read nothing yet; `buffer` bytes are all that its side takes in."""
-    body = json.dumps({"model": NAME, "prompt": "话说", **asked}).encode()
+def begin(server: Server, buffer: int = 0, **fields: object) -> socket.socket:
+    """Send a completion request and read nothing yet; `buffer` limits the receive buffer, in bytes."""
+    body = json.dumps({"model": NAME, "prompt": "话说", **fields}).encode()
     connection = socket.socket()
     if buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -171,9 +171,9 @@ def begin(server: Server, buffer: int = 0, **asked: object) -> socket.socket:
     return connection
 
 
-def wait_for_health(server: Server, seconds: float = 10.0, **wanted: object) -> None:
-    """Until the server says so of itself."""
+def wait_for_health(server: Server, seconds: float = 10.0, **expected: object) -> None:
+    """Wait until /health has the expected fields."""
     deadline = time.monotonic() + seconds
-    while {name: server.health()[name] for name in wanted} != wanted:
-        assert time.monotonic() < deadline, f"{server.health()} never became {wanted}"
+    while {name: server.health()[name] for name in expected} != expected:
+        assert time.monotonic() < deadline, f"{server.health()} never became {expected}"
         time.sleep(0.02)

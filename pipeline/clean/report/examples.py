@@ -1,83 +1,86 @@
-"""What a rule changed, shown by excerpts of the text before and after it."""
+"""Examples of the changes of a rule, as excerpts of the text before and after it."""
 
 from __future__ import annotations
 
+_MAX_CHANGES = 500  # examined in a page, so that a page takes only a moment
+_WINDOWS = (64, 512, 4_096)  # characters in which the end of a change is searched
+_ANCHOR = 6  # equal characters that mark the end of a change
+_CONTEXT = 12  # characters on either side of a change
+_MAX_SHOWN = 24  # characters of a change that are shown
 
-def samples(before: str, after: str, most: int = 10) -> list[tuple[str, str]]:
-    """What a rule changed in a page: excerpts of about 30 characters before and after it, in the order of the text.
 
-    Each different change comes first once, then again as far as there is room. Only so many changes are looked at
-    that a page takes no more than a moment.
+def samples(before: str, after: str, limit: int = 10) -> list[tuple[str, str]]:
+    """Return up to `limit` excerpts of about 30 characters before and after a rule, in the order of the text.
+
+    Every kind of change is shown once before any is shown twice.
     """
-    found: dict[tuple[str, str], tuple[str, str]] = {}  # what is shown of a change, and what changed
+    changes: dict[tuple[str, str], tuple[str, str]] = {}  # excerpts, and the old and new text of the change in them
     i = j = 0
-    for _ in range(_LOOKED_AT):
-        same = _same(before, after, i, j)
-        i, j = i + same, j + same
+    for _ in range(_MAX_CHANGES):
+        equal = _equal_length(before, after, i, j)
+        i, j = i + equal, j + equal
         if i == len(before) and j == len(after):
             break
-        old, new = _change(before, after, i, j)
-        excerpt = (_excerpt(before, i, old), _excerpt(after, j, new))
-        found.setdefault(excerpt, (before[i : i + old], after[j : j + new]))
-        i, j = i + old, j + new
-    first = {change: excerpt for excerpt, change in reversed(found.items())}
-    chosen = sorted(found, key=lambda excerpt: first[found[excerpt]] != excerpt)[:most]
-    return [excerpt for excerpt in found if excerpt in {*chosen}]
+        old_length, new_length = _change_lengths(before, after, i, j)
+        excerpt = (_excerpt(before, i, old_length), _excerpt(after, j, new_length))
+        changes.setdefault(excerpt, (before[i : i + old_length], after[j : j + new_length]))
+        i, j = i + old_length, j + new_length
+    first_excerpts = {change: excerpt for excerpt, change in reversed(changes.items())}
+    repeats_last = sorted(changes, key=lambda excerpt: first_excerpts[changes[excerpt]] != excerpt)
+    selected = {*repeats_last[:limit]}
+    return [excerpt for excerpt in changes if excerpt in selected]
 
 
-_LOOKED_AT = 500  # changes
-_WINDOWS = (64, 512, 4_096)  # characters in which the end of a change is looked for
-_ANCHOR = 6  # equal characters behind a change, by which its end is known
-_AROUND = 12  # characters on either side of a change
-_LONG = 24  # characters of a change that are shown
-
-
-def _same(before: str, after: str, i: int, j: int) -> int:
-    """How many characters are equal from `i` and `j` on."""
-    size, found = 64, 0
+def _equal_length(before: str, after: str, i: int, j: int) -> int:
+    """Return the number of characters that are equal from `i` and `j` on."""
+    window, equal = 64, 0
     while True:
-        a, b = before[i + found : i + found + size], after[j + found : j + found + size]
-        if a == b and a:
-            found += len(a)
-            size *= 2
-        elif size > 64:
-            size = 64
+        old = before[i + equal : i + equal + window]
+        new = after[j + equal : j + equal + window]
+        if old == new and old:
+            equal += len(old)
+            window *= 2
+        elif window > 64:
+            window = 64
         else:
-            differing = (place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-            return found + next(differing, min(len(a), len(b)))
+            differences = (index for index, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
+            return equal + next(differences, min(len(old), len(new)))
 
 
-def _change(before: str, after: str, i: int, j: int) -> tuple[int, int]:
-    """How many characters of each text the change at `i` and `j` takes, until they are equal again."""
+def _change_lengths(before: str, after: str, i: int, j: int) -> tuple[int, int]:
+    """Return the length in each text of the change at `i` and `j`: up to where the texts are equal again."""
     for window in _WINDOWS:
         old, new = before[i : i + window], after[j : j + window]
-        if max(len(before) - i, len(after) - j) < window:  # the end of both is an anchor as well
+        if max(len(before) - i, len(after) - j) < window:  # the end of both is an anchor too
             old, new = old + "\0" * _ANCHOR, new + "\0" * _ANCHOR
         anchors: dict[str, int] = {}
-        for place in range(len(new) - _ANCHOR + 1):
-            anchors.setdefault(new[place : place + _ANCHOR], place)
-        met = ((place, anchors.get(old[place : place + _ANCHOR])) for place in range(len(old) - _ANCHOR + 1))
-        ends = [(place, other) for place, other in met if other is not None]
-        if ends:
-            return min(ends, key=sum)
-    # A long stretch that only went, or only came.
-    went, came = before.find(after[j : j + window // 64], i), after.find(before[i : i + window // 64], j)
-    if went >= 0 and j < len(after):
-        return went - i, 0
-    if came >= 0 and i < len(before):
-        return 0, came - j
+        for index in range(len(new) - _ANCHOR + 1):
+            anchors.setdefault(new[index : index + _ANCHOR], index)
+        matches = ((index, anchors.get(old[index : index + _ANCHOR])) for index in range(len(old) - _ANCHOR + 1))
+        lengths = [(old_length, new_length) for old_length, new_length in matches if new_length is not None]
+        if lengths:
+            return min(lengths, key=sum)
+    # A long passage was only removed, or only inserted.
+    next_old = before.find(after[j : j + window // 64], i)
+    next_new = after.find(before[i : i + window // 64], j)
+    if next_old >= 0 and j < len(after):
+        return next_old - i, 0
+    if next_new >= 0 and i < len(before):
+        return 0, next_new - j
     return len(before) - i, len(after) - j
 
 
-def _excerpt(text: str, place: int, length: int) -> str:
-    shown = text[place : place + length]
-    if length > _LONG:
-        shown = f"{shown[: _LONG // 2]}…{shown[-_LONG // 2 :]}"
-    left = text[max(place - _AROUND, 0) : place].rpartition("\0")[2]
-    right = text[place + length : place + length + _AROUND].partition("\0")[0]
-    return visible(left + shown + right)
+def _excerpt(text: str, start: int, length: int) -> str:
+    change = text[start : start + length]
+    if length > _MAX_SHOWN:
+        change = f"{change[: _MAX_SHOWN // 2]}…{change[-_MAX_SHOWN // 2 :]}"
+    context_before = text[max(start - _CONTEXT, 0) : start].rpartition("\0")[2]
+    context_after = text[start + length : start + length + _CONTEXT].partition("\0")[0]
+    return visible(context_before + change + context_after)
 
 
 def visible(text: str) -> str:
-    """`text` with escapes for what cannot be seen: line ends, wide spaces, private characters."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    """Escape invisible characters: line ends, wide spaces, private use characters."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

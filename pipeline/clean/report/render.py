@@ -1,19 +1,18 @@
-"""What is said of a cleaning: report.json for programs, and one screen for a person.
+"""Rendering of the report: report.json for programs, and a table of one screen for the user.
 
-All of it follows from the counts of report.py alone, so equal corpora are told of in equal words.
+Both follow from the counts of report.py alone, so equal corpora have equal reports.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
-from pipeline.clean.report import sentencepiece_flags as advice
+from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.examples import visible
 from pipeline.clean.report.report import File, Report, Sentences, add
 from pipeline.clean.rules import script
@@ -22,97 +21,102 @@ from pipeline.clean.utf16 import HAN
 SCHEMA = 1
 LINES, COLUMNS = 24, 110  # of the table, at most: one screen
 _HAN = re.compile(f"[{HAN}]")
-_LISTED = 100  # stretches of missing numbers in report.json, at most
-_TOP, _CAUTIONS, _NAME = 3, 5, 14  # in the table: of what a rule met, lines of warnings, columns of names
+_MAX_LISTED = 100  # ranges of missing chapter numbers, and repeated numbers, in report.json
+_LABEL_WIDTH = 14
+_MAX_CASES, _MAX_WARNINGS = 3, 5  # in the table: cases of a rule, lines of warnings
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """report.json: plain data that depends on the counts alone, its lists in a fixed order and its dicts sorted.
+    """Return report.json: plain data that depends on the counts alone, with lists in a fixed order and sorted dicts.
 
     files        of each: name, encoding, bytes, profile, documents, characters, han, unpunctuated
     documents    in, out, dropped by reason, duplicates
-    characters   in, out, dropped by reason (with its documents), kinds, han, histogram of what was published
+    characters   in, out, dropped by reason (of the documents), kinds, han, histogram of the published text
     rules        in their order, of each: name, in, removed, added, out, seen
     sentences    count, characters (p50, p95, p99, max), lengths, longest_bytes, over_4192_bytes, unterminated, resplit
-    headings     patterns, unheaded, series: by file and pattern first, last, missing and repeated
-                 (a file "" stands for all those that have one chapter)
-    quotes       reopened (“ while one is open), orphans (” while none is)
-    warnings     what a person should look at, a line each
-    defaults     what SentencePiece's defaults would do to this text, a line each
-    tokenizer    the settings for SentencePiece that suit this text, see advice.Flags
+    headings     patterns, unheaded, series: first, last, missing and repeated numbers by file and pattern
+                 (the file "" stands for all files of one chapter each)
+    quotes       reopened (“ while one is open), orphans (” while none is open)
+    warnings     problems that a user should look at, one line each
+    defaults     effects of SentencePiece's defaults on this text, one line each
+    tokenizer    the settings for SentencePiece that suit this text, see sentencepiece_flags.Flags
     """
-    characters, lines, sentences = report.characters, report.lines(), report.sentences
+    lines = report.lines()
     return {
         "schema": SCHEMA,
         "files": [_file(file) for _, file in sorted(report.files.items())],
         "documents": {
-            "in": _documents(report),
+            "in": report.documents + sum(dropped.documents for dropped in report.dropped.values()),
             "out": report.documents,
-            "dropped": {reason: each.documents for reason, each in sorted(report.dropped.items())},
+            "dropped": {reason: dropped.documents for reason, dropped in sorted(report.dropped.items())},
             "duplicates": report.duplicates,
         },
-        "characters": {
-            "in": report.came,
-            "out": report.out,
-            "dropped": {reason: each.characters for reason, each in sorted(report.dropped.items())},
-            "kinds": len(characters),
-            "han": _han(characters),
-            "histogram": dict(sorted(characters.items())),
-        },
-        "rules": [
-            {
-                "name": name,
-                "in": tally.came,
-                "removed": tally.removed,
-                "added": tally.added,
-                "out": tally.out,
-                "seen": dict(sorted(tally.seen.items())),
-            }
-            for name, tally in report.rules.items()
-        ],
-        "sentences": {
-            "count": sentences.count,
-            "characters": _percentiles(sentences),
-            "lengths": {str(length): count for length, count in sorted(sentences.lengths.items())},
-            "longest_bytes": sentences.longest,
-            f"over_{advice.DEFAULT_LINE}_bytes": sentences.over,
-            "unterminated": sentences.unterminated,
-            "resplit": dict(sorted(sentences.resplit.items())),
-        },
+        "characters": _characters(report),
+        "rules": _rules(report),
+        "sentences": _sentences(report.sentences),
         "headings": {
             "patterns": dict(sorted(report.headings.items())),
             "unheaded": report.unheaded,
-            "series": [_gaps(*each) for each in _series(report)],
+            "series": [_gaps(*series) for series in _series(report)],
         },
         "quotes": {"reopened": report.reopened, "orphans": report.orphans},
         "warnings": warnings(report),
-        "defaults": advice.warnings(lines),
-        "tokenizer": msgspec.structs.asdict(advice.flags(lines)),
+        "defaults": sentencepiece_flags.warnings(lines),
+        "tokenizer": msgspec.structs.asdict(sentencepiece_flags.flags(lines)),
     }
 
 
 def _file(file: File) -> dict[str, Any]:
-    kept = ("name", "encoding", "bytes", "profile", "documents", "characters", "han")
-    return {**{field: getattr(file, field) for field in kept}, "unpunctuated": file.is_unpunctuated}
+    fields = ("name", "encoding", "bytes", "profile", "documents", "characters", "han")
+    return {**{field: getattr(file, field) for field in fields}, "unpunctuated": file.is_unpunctuated}
 
 
-def _documents(report: Report) -> int:
-    """Documents that there were before any was dropped."""
-    return report.documents + sum(each.documents for each in report.dropped.values())
+def _characters(report: Report) -> dict[str, Any]:
+    histogram = report.characters
+    return {
+        "in": report.came,
+        "out": report.out,
+        "dropped": {reason: dropped.characters for reason, dropped in sorted(report.dropped.items())},
+        "kinds": len(histogram),
+        "han": sum(count for character, count in histogram.items() if _HAN.match(character)),
+        "histogram": dict(sorted(histogram.items())),
+    }
 
 
-def _percentiles(sentences: Sentences) -> dict[str, int]:
-    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-    return {name: sentences.percentile(share) for name, share in shares.items()}
+def _rules(report: Report) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": rule.characters_in,
+            "removed": rule.removed,
+            "added": rule.added,
+            "out": rule.out,
+            "seen": dict(sorted(rule.cases.items())),
+        }
+        for name, rule in report.rules.items()
+    ]
+
+
+def _sentences(sentences: Sentences) -> dict[str, Any]:
+    fractions = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    return {
+        "count": sentences.count,
+        "characters": {name: sentences.percentile(fraction) for name, fraction in fractions.items()},
+        "lengths": {str(length): count for length, count in sorted(sentences.lengths.items())},
+        "longest_bytes": sentences.longest,
+        f"over_{sentencepiece_flags.DEFAULT_LINE}_bytes": sentences.over,
+        "unterminated": sentences.unterminated,
+        "resplit": dict(sorted(sentences.resplit.items())),
+    }
 
 
 def _series(report: Report) -> list[tuple[str, str, dict[int, int]]]:
-    """The numbers of chapters by file and pattern. Files of one chapter each are one book together."""
-    found: dict[tuple[str, str], dict[int, int]] = {}
+    """Return the frequencies of chapter numbers by file and pattern. Files of one chapter each count as one book."""
+    numbers_of: dict[tuple[str, str], dict[int, int]] = {}
     for name, file in sorted(report.files.items()):
         for pattern, numbers in file.numbers.items():
-            add(found.setdefault((name if len(numbers) > 1 else "", pattern), {}), numbers)
-    return [(name, pattern, numbers) for (name, pattern), numbers in sorted(found.items())]
+            add(numbers_of.setdefault((name if len(numbers) > 1 else "", pattern), {}), numbers)
+    return [(name, pattern, numbers) for (name, pattern), numbers in sorted(numbers_of.items())]
 
 
 def _gaps(name: str, pattern: str, numbers: Mapping[int, int]) -> dict[str, Any]:
@@ -123,134 +127,158 @@ def _gaps(name: str, pattern: str, numbers: Mapping[int, int]) -> dict[str, Any]
         "pattern": pattern,
         "first": present[0],
         "last": present[-1],
-        "missing": [str(a) if a == b else f"{a}-{b}" for a, b in missing[:_LISTED]],
-        "repeated": [number for number in present if numbers[number] > 1][:_LISTED],
+        "missing": [str(a) if a == b else f"{a}-{b}" for a, b in missing[:_MAX_LISTED]],
+        "repeated": [number for number in present if numbers[number] > 1][:_MAX_LISTED],
     }
 
 
 def warnings(report: Report) -> list[str]:
-    """What a person should look at before the next stage, the gravest first; a line each."""
+    """Return the problems that a user should look at before the next stage, the most serious first, one line each.
+
+    They are part of report.json, so a change of their wording changes its bytes.
+    """
     files = [file for _, file in sorted(report.files.items())]
-    found = []
-    if plain := [file.name for file in files if file.is_unpunctuated]:
-        found.append(f"NO PUNCTUATION in {_names(plain, files)}: their sentences are lines or windows, not sentences")
+    texts = []
+    if unpunctuated := [file.name for file in files if file.is_unpunctuated]:
+        texts.append(
+            f"NO PUNCTUATION in {_names(unpunctuated, files)}: their sentences are lines or windows, not sentences"
+        )
     if foreign := [file for file in files if file.is_foreign]:
-        han, of = sum(file.han for file in foreign), sum(file.characters for file in foreign)
-        found.append(
-            f"NOT CHINESE, {han / of:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
+        han_ratio = sum(file.han for file in foreign) / sum(file.characters for file in foreign)
+        texts.append(
+            f"NOT CHINESE, {han_ratio:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
         )
     for name, pattern, numbers in _series(report):
-        gaps, where = _gaps(name, pattern, numbers), visible(name) or "all files"
-        said = [f"{what} {_few(gaps[what])}" for what in ("missing", "repeated") if gaps[what]]
-        if said:
-            found.append(f"chapters {pattern} {gaps['first']} to {gaps['last']} of {where}: {', '.join(said)}")
-    if "script" in report.rules and (guessed := script.risks(report.rules["script"].seen)):
-        found.append(f"{script.WARNING}: {_few([f'{pair} {count:,}' for pair, count in guessed.items()], most=4)}")
-    return found
+        gaps = _gaps(name, pattern, numbers)
+        problems = [f"{problem} {_first_few(gaps[problem])}" for problem in ("missing", "repeated") if gaps[problem]]
+        if problems:
+            span = f"{gaps['first']} to {gaps['last']} of {visible(name) or 'all files'}"
+            texts.append(f"chapters {pattern} {span}: {', '.join(problems)}")
+    if "script" in report.rules and (guesses := script.risks(report.rules["script"].cases)):
+        pairs = [f"{pair} {count:,}" for pair, count in guesses.items()]
+        texts.append(f"{script.WARNING}: {_first_few(pairs, limit=4)}")
+    return texts
 
 
 def _names(names: Sequence[str], files: Sequence[File]) -> str:
-    return f"{len(names):,} of {len(files):,} files ({_few([visible(name) for name in names], most=2)})"
+    return f"{len(names):,} of {len(files):,} files ({_first_few([visible(name) for name in names], limit=2)})"
 
 
-def _few(items: Sequence[object], *, most: int = 8) -> str:
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+def _first_few(items: Sequence[object], *, limit: int = 8) -> str:
+    suffix = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(map(str, items[:limit])) + suffix
 
 
 def table(report: Report) -> list[str]:
-    """The report on one screen: at most `LINES` lines of at most `COLUMNS` columns."""
+    """Return the report as a table of at most `LINES` lines and `COLUMNS` columns."""
     return shown(to_json(report))
 
 
-def shown(told: Mapping[str, Any]) -> list[str]:
-    """The table of a report.json that was published."""
-    files, documents, characters, sentences = (told[key] for key in ("files", "documents", "characters", "sentences"))
+def shown(data: Mapping[str, Any]) -> list[str]:
+    """Return the table of a report.json."""
+    head = [*_file_rows(data), *_count_rows(data)]
+    tail = [
+        *_sentence_rows(data),
+        *_heading_rows(data["headings"]),
+        *_block("warnings", _at_most(data["warnings"], _MAX_WARNINGS, "more warnings in report.json")),
+        *_block("spm defaults", data["defaults"]),
+        *_block("spm flags", _wrap(sentencepiece_flags.Flags(**data["tokenizer"]).as_arguments())),
+    ]
+    rules = [_rule_row(rule) for rule in data["rules"] if rule["removed"] or rule["added"] or rule["seen"]]
+    if rules:
+        title = _row("rules", f"{'removed, added':<18}most frequent cases")
+        rules = [title, *_at_most(rules, LINES - len(head) - len(tail) - 1, "more rules in report.json")]
+    return [_fit(line) for line in (*head, *rules, *tail)]
+
+
+def _file_rows(data: Mapping[str, Any]) -> list[str]:
+    files = data["files"]
+    if len(files) == 1:
+        return [_row("file", f"{visible(files[0]['name'])} ({files[0]['encoding']})")]
     encodings: dict[str, int] = {}
     for file in files:
         add(encodings, {file["encoding"]: 1})
-    named = f": {visible(files[0]['name'])}" if len(files) == 1 else ""
-    dropped = {**documents["dropped"], "duplicates": documents["duplicates"]}
-    han = characters["han"] / max(characters["out"], 1)
-    head = [
-        _row("files", f"{len(files):,}{named} ({', '.join(f'{n:,} {kind}' for kind, n in sorted(encodings.items()))})"),
-        _row("documents", f"{_arrow(documents)}{_listed(dropped, ' (', ')')}"),
-        _row("characters", f"{_arrow(characters)}, {characters['kinds']:,} kinds, {han:.1%} Han"),
+    counts = ", ".join(f"{count:,} {encoding}" for encoding, count in sorted(encodings.items()))
+    return [_row("files", f"{len(files):,} ({counts})" if files else "0")]
+
+
+def _count_rows(data: Mapping[str, Any]) -> list[str]:
+    documents, characters = data["documents"], data["characters"]
+    faults = [
+        _labelled("dropped: ", _listed(documents["dropped"])),
+        f"duplicates: {documents['duplicates']:,}" if documents["duplicates"] else "",
     ]
-    lengths = _listed(sentences["characters"], "; ", " characters")
-    tail = [_row("sentences", f"{sentences['count']:,}{lengths}, at most {sentences['longest_bytes']:,} bytes")]
-    odd = {"end in no 。！？": sentences["unterminated"]}
-    odd |= {"“ reopened": told["quotes"]["reopened"], "orphan ”": told["quotes"]["orphans"]}
-    odd |= {f"cut at {where}": count for where, count in sentences["resplit"].items()}
-    if said := _listed(odd):
-        tail.append(_row("", said))
-    if patterns := _listed(told["headings"]["patterns"]):
-        unheaded = told["headings"]["unheaded"]
-        tail.append(_row("headings", patterns + (f"; {unheaded:,} lines begin none" if unheaded else "")))
-    tail += _block("look at", _at_most(told["warnings"], _CAUTIONS, "more: see report.json"))
-    tail += _block("spm_train", told["defaults"])
-    tail += _block("use", _packed(advice.Flags(**told["tokenizer"]).as_arguments()))
-    rules = [_rule(rule) for rule in told["rules"] if rule["removed"] or rule["added"] or rule["seen"]]
-    rules = _at_most(rules, LINES - len(head) - len(tail), "more rules: see report.json")
-    return [_cut(line) for line in (*head, *rules, *tail)]
+    notes = "; ".join(filter(None, faults))
+    han_ratio = characters["han"] / max(characters["out"], 1)
+    return [
+        _row("documents", _in_out(documents) + (f" ({notes})" if notes else "")),
+        _row("characters", f"{_in_out(characters)}; {characters['kinds']:,} distinct; {han_ratio:.1%} Han"),
+    ]
 
 
-def _arrow(counts: Mapping[str, Any]) -> str:
+def _sentence_rows(data: Mapping[str, Any]) -> list[str]:
+    sentences, quotes = data["sentences"], data["quotes"]
+    lengths = _labelled("; characters: ", _listed(sentences["characters"]))
+    rows = [_row("sentences", f"{sentences['count']:,}{lengths}; longest {sentences['longest_bytes']:,} bytes")]
+    faults = {"without final 。！？": sentences["unterminated"]}
+    faults |= {"“ not closed": quotes["reopened"], "” not opened": quotes["orphans"]}
+    faults |= {f"split at {level}": count for level, count in sentences["resplit"].items()}
+    return [*rows, *_block("", [text] if (text := _listed(faults)) else [])]
+
+
+def _heading_rows(headings: Mapping[str, Any]) -> list[str]:
+    patterns, unheaded = _listed(headings["patterns"]), headings["unheaded"]
+    note = f"; {unheaded:,} lines without a heading" if unheaded else ""
+    return [_row("headings", patterns + note)] if patterns else []
+
+
+def _rule_row(rule: Mapping[str, Any]) -> str:
+    changes = [f"{sign}{rule[key]:,}" for sign, key in (("−", "removed"), ("+", "added")) if rule[key]]
+    most_frequent = sorted(rule["seen"].items(), key=lambda item: (-item[1], item[0]))[:_MAX_CASES]
+    cases = "; ".join(f"{visible(case)} {count:,}" for case, count in most_frequent)
+    return _row(f"  {rule['name']}", f"{' '.join(changes):<18}{cases}".rstrip())
+
+
+def _in_out(counts: Mapping[str, Any]) -> str:
     return f"{counts['in']:,} → {counts['out']:,}"
 
 
-def _listed(counts: Mapping[str, int], before: str = "", after: str = "") -> str:
-    """What there is any of, and how many; "" where there is nothing."""
-    said = ", ".join(f"{what} {count:,}" for what, count in counts.items() if count)
-    return f"{before}{said}{after}" if said else ""
+def _listed(counts: Mapping[str, int]) -> str:
+    """Return the counts that are not zero, with their names."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
 
 
-def _row(name: str, said: str) -> str:
-    return f"{name:<{_NAME}}{said}"
+def _labelled(label: str, text: str) -> str:
+    return label + text if text else ""
 
 
-def _block(name: str, lines: Sequence[str]) -> list[str]:
-    """Lines of one kind, the first of them named."""
-    return [_row("" if number else name, line) for number, line in enumerate(lines)]
+def _row(label: str, text: str) -> str:
+    return f"{label:<{_LABEL_WIDTH}}{text}"
 
 
-def _packed(words: Sequence[str]) -> list[str]:
-    """Words of ASCII, as many on a line as fit."""
+def _block(label: str, lines: Sequence[str]) -> list[str]:
+    """Return rows of which only the first has the label."""
+    return [_row("" if index else label, line) for index, line in enumerate(lines)]
+
+
+def _wrap(words: Sequence[str]) -> list[str]:
+    """Fill lines with ASCII words."""
     lines = [""]
     for word in words:
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > COLUMNS - _NAME:
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > COLUMNS - _LABEL_WIDTH:
             lines.append("")
         lines[-1] += f" {word}" if lines[-1] else word
     return lines
 
 
-def _rule(rule: Mapping[str, Any]) -> str:
-    numbers = [f"{sign}{rule[what]:,}" for sign, what in (("−", "removed"), ("+", "added")) if rule[what]]
-    top = sorted(rule["seen"].items(), key=lambda item: (-item[1], item[0]))[:_TOP]
-    met = "; ".join(f"{visible(what)} {count:,}" for what, count in top)
-    return _row(f"  {rule['name']}", f"{' '.join(numbers):<18}{met}".rstrip())
-
-
-def _at_most(lines: Sequence[str], most: int, rest: str) -> list[str]:
-    if len(lines) <= most:
+def _at_most(lines: Sequence[str], limit: int, note: str) -> list[str]:
+    if len(lines) <= limit:
         return list(lines)
-    return [*lines[: most - 1], f"{len(lines) - most + 1:,} {rest}"]
+    return [*lines[: limit - 1], f"{len(lines) - limit + 1:,} {note}"]
 
 
-def _cut(line: str) -> str:
-    """`line` in at most `COLUMNS` columns of a terminal."""
-    if _columns(line) <= COLUMNS:
-        return line
-    while _columns(line) > COLUMNS - 1:
-        line = line[:-1]
-    return line + "…"
+def _fit(line: str) -> str:
+    """Shorten `line` to at most `COLUMNS` columns of a terminal."""
+    from rich.cells import cell_len, set_cell_size  # slower to import than this module
 
-
-def _columns(text: str) -> int:
-    """Columns that a text takes: two for a Chinese character or mark, none for one that combines."""
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return len(text) + wide - sum(unicodedata.combining(each) > 0 for each in text)
-
-
-def _han(characters: Mapping[str, int]) -> int:
-    return sum(count for each, count in characters.items() if _HAN.match(each))
+    return line if cell_len(line) <= COLUMNS else set_cell_size(line, COLUMNS - 1).rstrip() + "…"

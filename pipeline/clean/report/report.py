@@ -1,8 +1,8 @@
-"""The report of a cleaning: what each rule met, what came out, and what a person should look at.
+"""The counts of a cleaning: the effect of each rule, the text that was published, and the faults of the input.
 
-A worker fills a `Report` of its own and sends it to the parent, which adds them up in any order. Characters are code
-points throughout. What is said to a person and to the next stage follows from the counts alone: `to_json` is
-report.json, `table` is one screen, `check` proves that no character went uncounted. `samples` shows a rule at work.
+A worker fills a `Report` of its own; the parent adds them up in any order. Characters are code points throughout.
+report.json and the table for the user follow from these counts alone (render.py). `check` proves that every character
+is accounted for.
 """
 
 from __future__ import annotations
@@ -14,44 +14,40 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean.report import sentencepiece_flags as advice
+from pipeline.clean.report.sentencepiece_flags import DEFAULT_LINE, Lines
 from pipeline.clean.rule import Effect
 from pipeline.clean.utf16 import ENDS, HAN_BEYOND, HAN_UNITS, UNITS, Codes, distinct, text_of
 from pipeline.errors import InternalError
+from pipeline.runtime.ledger import Ledger, Tally
 
-_UNPUNCTUATED = 0.005  # marks that end a sentence per Han character; in punctuated books there are 0.03 to 0.1
-_CHINESE = 0.5  # share of Han in a Chinese text; in books and poems it is 0.8 to 0.9
-_ENOUGH = 50  # characters: fewer say nothing of a file's punctuation or language
-_MANY = 64  # histograms that are kept before one is made of them
-_SMALL = 1 << 13  # units: of fewer a histogram is made by sorting
+_MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1
+_MIN_HAN_RATIO = 0.5  # of the characters of a Chinese text; books and poems have 0.8 to 0.9
+_MIN_SAMPLE = 50  # characters: with fewer, a file's punctuation and language are not judged
+_MAX_HISTOGRAMS = 64  # that are kept before they are merged into one
+_SORT_BELOW = 1 << 13  # units: counting fewer is faster by sorting
+
+Histogram = tuple[np.ndarray, np.ndarray]  # UTF-16 units that occur, in order, and the frequency of each
 
 
-Histogram = tuple[np.ndarray, np.ndarray]  # UTF-16 units that occur, in order, and how often each does
+class RuleTally(msgspec.Struct):
+    """Characters that entered one rule, that it removed and added, and that left it, and the cases that it counted."""
 
-
-class Tally(msgspec.Struct):
-    """One rule: characters that came to it, that it removed and added, and that left it; and what it met, in words."""
-
-    came: int = 0
+    characters_in: int = 0
     removed: int = 0
     added: int = 0
     out: int = 0
-    seen: dict[str, int] = {}
+    cases: dict[str, int] = {}
 
-    def count(self, came: int, out: int, seen: Mapping[str, int]) -> None:
-        """Add one page, on which the rule either removed characters or added some."""
-        self.add(Tally(came, max(came - out, 0), max(out - came, 0), out, dict(seen)))
-
-    def add(self, other: Tally) -> None:
-        self.came += other.came
+    def add(self, other: RuleTally) -> None:
+        self.characters_in += other.characters_in
         self.removed += other.removed
         self.added += other.added
         self.out += other.out
-        add(self.seen, other.seen)
+        add(self.cases, other.cases)
 
 
 class Dropped(msgspec.Struct):
-    """Documents that were dropped for one reason, and the characters that they had left."""
+    """Documents dropped for one reason, and the characters in them."""
 
     documents: int = 0
     characters: int = 0
@@ -60,8 +56,8 @@ class Dropped(msgspec.Struct):
 class File(msgspec.Struct):
     """One input file.
 
-    `characters`, `han` and `ends` (。！？) are of what it gave to the corpus; `chinese` says whether its profile takes
-    it for Chinese. `numbers` is how often each number of a chapter occurs, by pattern: {"第N回": {1: 1}}.
+    `characters`, `han` and `ends` (。！？) count its published text; `chinese` is True if its profile is for Chinese.
+    `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}.
     """
 
     name: str
@@ -75,13 +71,13 @@ class File(msgspec.Struct):
     ends: int = 0
     numbers: dict[str, dict[int, int]] = {}
 
-    def measure(self, found: Histogram) -> None:
+    def measure(self, histogram: Histogram) -> None:
         """Add published text by its histogram."""
-        units, counts = found
-        kind = _kinds().take(units)
-        self.characters += _sum(counts, kind & _CHARACTER)
-        self.han += _sum(counts, kind & _HAN_UNIT)
-        self.ends += _sum(counts, kind & _END)
+        units, counts = histogram
+        flags = _unit_flags().take(units)
+        self.characters += _sum(counts, flags & _STARTS_CHARACTER)
+        self.han += _sum(counts, flags & _HAN)
+        self.ends += _sum(counts, flags & _SENTENCE_END)
 
     def add(self, other: File) -> None:
         self.encoding, self.profile = self.encoding or other.encoding, self.profile or other.profile
@@ -96,17 +92,23 @@ class File(msgspec.Struct):
 
     @property
     def is_unpunctuated(self) -> bool:
-        return self.chinese and self.han >= _ENOUGH and self.ends < _UNPUNCTUATED * self.han
+        return self.chinese and self.han >= _MIN_SAMPLE and self.ends < _MIN_STOP_RATIO * self.han
 
     @property
     def is_foreign(self) -> bool:
-        """Whether a text that was cleaned as Chinese is none."""
-        return self.chinese and self.characters >= _ENOUGH and self.han < _CHINESE * self.characters
+        """True if the file was cleaned as Chinese but does not look Chinese."""
+        return self.chinese and self.characters >= _MIN_SAMPLE and self.han < _MIN_HAN_RATIO * self.characters
 
 
 class Sentences(msgspec.Struct):
-    """The lines of sentences.txt: how many have each length in characters; the longest in bytes; how many are over
-    SentencePiece's default limit; how many end in no 。！？; and the cuts in those that were too long, by where."""
+    """The lines of sentences.txt.
+
+    lengths       number of lines of each length in characters
+    longest       size of the longest line in bytes
+    over          lines over SentencePiece's default limit
+    unterminated  lines without a sentence end (。！？)
+    resplit       cuts in lines that were too long, by the kind of place
+    """
 
     lengths: dict[int, int] = {}
     longest: int = 0
@@ -125,7 +127,7 @@ class Sentences(msgspec.Struct):
                 lengths, counts = distinct(characters)
             add(self.lengths, dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
             self.longest = max(self.longest, int(sizes.max()))
-            self.over += int(np.count_nonzero(sizes > advice.DEFAULT_LINE))
+            self.over += int(np.count_nonzero(sizes > DEFAULT_LINE))
 
     def add(self, other: Sentences) -> None:
         add(self.lengths, other.lengths)
@@ -138,52 +140,53 @@ class Sentences(msgspec.Struct):
     def count(self) -> int:
         return sum(self.lengths.values())
 
-    def percentile(self, share: float) -> int:
-        """The smallest length that `share` of the lines do not exceed; 0 where there are none."""
-        reached, wanted = 0, share * self.count
+    def percentile(self, fraction: float) -> int:
+        """Return the smallest length that `fraction` of the lines do not exceed; 0 if there are no lines."""
+        cumulative, target = 0, fraction * self.count
         for length in sorted(self.lengths):
-            reached += self.lengths[length]
-            if reached >= wanted:
+            cumulative += self.lengths[length]
+            if cumulative >= target:
                 return length
         return 0
 
 
 class Report(msgspec.Struct, eq=False):
-    """Everything that a cleaning counted.
+    """All counts of a cleaning.
 
-    `came` and `out` are characters read and published, `documents` those that were published.
+    `came` and `out` are characters read and published, `documents` those published.
     """
 
-    rules: dict[str, Tally] = {}
+    rules: dict[str, RuleTally] = {}
     files: dict[str, File] = {}
     documents: int = 0
     came: int = 0
     out: int = 0
-    histograms: list[Histogram] = []  # of what was published, some pages each
+    histograms: list[Histogram] = []  # of published text; each covers some pages
     dropped: dict[str, Dropped] = {}
-    astral: dict[str, int] = {}  # how often each character beyond the first plane was
-    duplicates: int = 0  # documents that are equal to one before them, dropped or not
+    astral: dict[str, int] = {}  # frequencies of characters beyond the first plane
+    duplicates: int = 0  # documents that equal an earlier one, dropped or not
     sentences: Sentences = msgspec.field(default_factory=Sentences)
     headings: dict[str, int] = {}  # by pattern
-    unheaded: int = 0  # lines that begin no chapter
-    reopened: int = 0  # “ while one was open
-    orphans: int = 0  # ” while none was
+    unheaded: int = 0  # lines that start no chapter
+    reopened: int = 0  # “ while another is open
+    orphans: int = 0  # ” while none is open
 
     @property
     def characters(self) -> dict[str, int]:
-        """How often each character was published."""
-        units, counts = _together(self.histograms)
-        plain = (_kinds().take(units) & _WHOLE).astype(bool)
-        return {**dict(zip(text_of(Codes(units[plain])), counts[plain].tolist(), strict=True)), **self.astral}
+        """Frequencies of the published characters."""
+        units, counts = _merged(self.histograms)
+        is_character = (_unit_flags().take(units) & _IS_CHARACTER).astype(bool)
+        characters = text_of(Codes(units[is_character]))
+        return {**dict(zip(characters, counts[is_character].tolist(), strict=True)), **self.astral}
 
-    def _keep(self, more: list[Histogram]) -> None:
-        """Add histograms; of many one is made, so that a corpus of any size has few."""
-        self.histograms = [*self.histograms, *more]
-        if len(self.histograms) > _MANY:
-            self.histograms = [_together(self.histograms)]
+    def _keep(self, histograms: list[Histogram]) -> None:
+        """Add histograms, and merge them once there are many, so that memory does not grow with the corpus."""
+        self.histograms = [*self.histograms, *histograms]
+        if len(self.histograms) > _MAX_HISTOGRAMS:
+            self.histograms = [_merged(self.histograms)]
 
-    def rule(self, name: str) -> Tally:
-        return self.rules.setdefault(name, Tally())
+    def rule(self, name: str) -> RuleTally:
+        return self.rules.setdefault(name, RuleTally())
 
     def file(self, name: str) -> File:
         return self.files.setdefault(name, File(name))
@@ -193,34 +196,35 @@ class Report(msgspec.Struct, eq=False):
         dropped.documents += documents
         dropped.characters += characters
 
-    def follow(self, came: int, effects: Mapping[str, Effect], out: int) -> None:
-        """Add what the rules did to a page, in their order, on the way from `came` to `out` characters.
+    def follow(self, characters_in: int, effects: Mapping[str, Effect], characters_out: int) -> None:
+        """Add the effects of the rules on a page, in their order, on its number of characters.
 
-        Raises InternalError when their effects do not lead from the one to the other.
+        Raises InternalError if the effects do not lead from `characters_in` to `characters_out`.
         """
-        self.came += came
+        self.came += characters_in
+        count = characters_in
         for name, effect in effects.items():
-            left = came - effect.removed + effect.added
-            self.rule(name).add(Tally(came, effect.removed, effect.added, left, effect.seen))
-            came = left
-        if came != out:
+            remaining = count - effect.removed + effect.added
+            self.rule(name).add(RuleTally(count, effect.removed, effect.added, remaining, effect.seen))
+            count = remaining
+        if count != characters_out:
             raise InternalError(
-                f"the rules leave {came:,} characters of a page that has {out:,}",
+                f"the effects of the rules leave {count:,} characters, but the page has {characters_out:,}",
                 hint="this is a bug: a rule miscounts",
             )
 
     def measure(self, page: Codes) -> Histogram:
-        """Add the text of documents that are published, parted by NUL; returns its histogram."""
-        units, counts = found = _histogram(page.units)
-        kind = _kinds().take(units)
-        self._keep([found])
-        if (kind & _HALF).any():
+        """Add the text of published documents, separated by NUL, and return its histogram."""
+        units, counts = histogram = _histogram(page.units)
+        flags = _unit_flags().take(units)
+        self._keep([histogram])
+        if (flags & _IS_SURROGATE).any():
             add(self.astral, _astral(page.units))
-        self.out += _sum(counts, kind & _CHARACTER)
-        return found
+        self.out += _sum(counts, flags & _STARTS_CHARACTER)
+        return histogram
 
     def add(self, other: Report) -> None:
-        """Add what another worker counted. A rule that is new here comes after those that are known."""
+        """Add the counts of another worker. Rules that are new here come after the known ones."""
         for name, tally in other.rules.items():
             self.rule(name).add(tally)
         for name, file in other.files.items():
@@ -239,76 +243,81 @@ class Report(msgspec.Struct, eq=False):
         self.reopened += other.reopened
         self.orphans += other.orphans
 
-    def lines(self) -> advice.Lines:
-        """What the next stage will be trained on."""
+    def lines(self) -> Lines:
+        """Return the statistics that the settings for SentencePiece follow from."""
         sentences = self.sentences
-        return advice.Lines(self.characters, sentences.count, sentences.longest, sentences.over)
+        return Lines(self.characters, sentences.count, sentences.longest, sentences.over)
 
 
 def check(report: Report) -> None:
-    """Raises InternalError unless every character that was read is published, or counted as removed or dropped."""
-    for name, tally in report.rules.items():
-        if tally.came + tally.added - tally.removed != tally.out:
-            _broken(f"the rule {name}", tally.came + tally.added - tally.removed, tally.out)
-    changed = sum(tally.added - tally.removed for tally in report.rules.values())
-    left = report.came + changed - sum(each.characters for each in report.dropped.values())
-    if left != report.out:
-        _broken("the characters", left, report.out)
-    if (counted := sum(report.characters.values())) != report.out:
-        _broken("the histogram", report.out, counted)
+    """Raise InternalError unless every character that was read is published, removed by a rule or dropped."""
+    for name, rule in report.rules.items():
+        _require_equal(f"the rule {name}", rule.characters_in + rule.added - rule.removed, rule.out)
+    _require_equal("the histogram", report.out, sum(report.characters.values()))
+    characters = Tally(report.came, report.out)
+    for name, rule in report.rules.items():
+        characters.drop(name, rule.removed)
+        characters.bring(name, rule.added)
+    for reason, dropped in report.dropped.items():
+        characters.drop(reason, dropped.characters)
+    Ledger(characters=characters).close()
 
 
-def _broken(what: str, expected: int, found: int) -> None:
-    message = f"the ledger of {what} does not add up: {expected:,} expected, {found:,} there"
-    raise InternalError(message, hint="this is a bug; nothing was published")
+def _require_equal(subject: str, expected: int, actual: int) -> None:
+    if actual != expected:
+        raise InternalError(
+            f"the count of {subject} does not add up: expected {expected:,}, got {actual:,}",
+            hint="this is a bug; nothing was published",
+        )
 
 
 def _histogram(units: np.ndarray) -> Histogram:
-    if len(units) < _SMALL:
+    if len(units) < _SORT_BELOW:
         return distinct(units)
-    found = np.bincount(units, minlength=UNITS)
-    there = np.flatnonzero(found > 0)
-    return there.astype("<u2"), found[there]
+    counts = np.bincount(units, minlength=UNITS)
+    present = np.flatnonzero(counts > 0)
+    return present.astype("<u2"), counts[present]
 
 
-def _together(found: Sequence[Histogram]) -> Histogram:
+def _merged(histograms: Sequence[Histogram]) -> Histogram:
     total = np.zeros(UNITS, np.int64)
-    for units, counts in found:
+    for units, counts in histograms:
         total[units] += counts
-    units = np.flatnonzero(total)
-    return units.astype("<u2"), total[units]
+    present = np.flatnonzero(total)
+    return present.astype("<u2"), total[present]
 
 
-def _sum(counts: np.ndarray, chosen: np.ndarray) -> int:
-    return int(counts[chosen.astype(bool)].sum())
+def _sum(counts: np.ndarray, mask: np.ndarray) -> int:
+    return int(counts[mask.astype(bool)].sum())
 
 
-_CHARACTER, _WHOLE, _HALF, _HAN_UNIT, _END = 1, 2, 4, 8, 16
+_STARTS_CHARACTER, _IS_CHARACTER, _IS_SURROGATE, _HAN, _SENTENCE_END = 1, 2, 4, 8, 16
 
 
 @cache
-def _kinds() -> np.ndarray:
-    """Of each unit whether it begins a character, is one, is half of one, is or begins a Han one, ends a sentence."""
-    found = np.full(UNITS, _CHARACTER | _WHOLE, np.uint8)
-    found[0] = 0
-    found[0xD800:0xDC00] = _CHARACTER | _HALF
-    found[0xDC00:0xE000] = _HALF
+def _unit_flags() -> np.ndarray:
+    """Table over units of the flags above. The high surrogate of a Han character has the flag _HAN."""
+    table = np.full(UNITS, _STARTS_CHARACTER | _IS_CHARACTER, np.uint8)
+    table[0] = 0
+    table[0xD800:0xDC00] = _STARTS_CHARACTER | _IS_SURROGATE
+    table[0xDC00:0xE000] = _IS_SURROGATE
     for first, last in (*HAN_UNITS, HAN_BEYOND):
-        found[first : last + 1] |= _HAN_UNIT
-    found[[ord(each) for each in ENDS]] |= _END
-    return found
+        table[first : last + 1] |= _HAN
+    table[[ord(mark) for mark in ENDS]] |= _SENTENCE_END
+    return table
 
 
 def _astral(units: np.ndarray) -> dict[str, int]:
-    """How often each character beyond the first plane occurs."""
+    """Return the frequencies of characters beyond the first plane."""
     high = np.flatnonzero((units[:-1] & 0xFC00) == 0xD800)
     high = high[(units[high + 1] & 0xFC00) == 0xDC00]
-    points = 0x10000 + ((units[high].astype(np.int64) & 0x3FF) << 10) + (units[high + 1] & 0x3FF)
-    found, counts = distinct(points)
-    return {chr(point): count for point, count in zip(found.tolist(), counts.tolist(), strict=True)}
+    code_points = 0x10000 + ((units[high].astype(np.int64) & 0x3FF) << 10) + (units[high + 1] & 0x3FF)
+    present, counts = distinct(code_points)
+    return {chr(code_point): count for code_point, count in zip(present.tolist(), counts.tolist(), strict=True)}
 
 
-def add(counts: dict[Any, int], more: Mapping[Any, int]) -> None:
-    for key, count in more.items():
+def add(counts: dict[Any, int], increments: Mapping[Any, int]) -> None:
+    """Add counts, without creating keys for zeros."""
+    for key, count in increments.items():
         if count:
             counts[key] = counts.get(key, 0) + count

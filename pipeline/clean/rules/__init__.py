@@ -1,4 +1,5 @@
 """Cleaning rules, one per file.
 
-Start with `headings.py` for a typical one; `../rule.py` defines what a rule is.
+Start with `order.py`, which lists the rules in the order they run, then `whitespace.py` for a short one.
+`../rule.py` defines a rule.
 """

@@ -1,6 +1,6 @@
-"""Boilerplate: what a genre, a printer or a site puts into every text. Which sentences those are, the user says.
+"""Boilerplate: text that a genre, a printer or a website adds to every document. The user chooses the patterns.
 
-A pattern is a regular expression that is sought within a line. A line of which nothing is left goes with its newline.
+A pattern is a regular expression that is matched within a line. A line that becomes empty is removed with its newline.
 """
 
 from __future__ import annotations
@@ -13,72 +13,77 @@ from pipeline.clean.rule import Rule, Seen, textual, units
 from pipeline.clean.utf16 import SEPARATOR
 from pipeline.errors import BadConfig
 
-# 且听下回分解 and its variants, with the question before them: 毕竟…何人，且听下回分解。 It is one set of characters
-# that a match begins with, since that is what makes it fast to find; what they begin is asked behind them.
+# 且听下回分解 and its variants, with the question before them: 毕竟…何人，且听下回分解。 The pattern starts with one
+# character set because `re` finds that fast; the lookbehinds then check the word that the character belongs to.
 _FORMULA = "(?:[听聽看]下|下[听聽看])[回文]分[解说說]"
-_ASKS = "(?<![^。！？”」』…].)(?:(?<=[毕畢究])竟|(?<=[欲要不未])知|(?<=正)不知)"  # at the head of a sentence
+_QUESTION_START = "(?<![^。！？”」』…].)(?:(?<=[毕畢究])竟|(?<=[欲要不未])知|(?<=正)不知)"  # at the start of a sentence
 _CHAPTER_ENDS = (
     "[毕畢究欲要不未正，；且再请請](?:"
-    f"{_ASKS}(?:(?![毕畢]竟)[^。！“”「」]){{0,80}}[，？；][且再请請]{_FORMULA}[。！？]?"
-    f"|(?<=[，；])[且再请請]{_FORMULA}(?=[。！？])"  # the question is not the whole sentence: it stays
+    f"{_QUESTION_START}(?:(?![毕畢]竟)[^。！“”「」]){{0,80}}[，？；][且再请請]{_FORMULA}[。！？]?"
+    f"|(?<=[，；])[且再请請]{_FORMULA}(?=[。！？])"  # the sentence is more than the question: keep its start
     f"|(?<=[且再请請]){_FORMULA}[。！？]?)"
 )
 PRESETS: Mapping[str, str] = MappingProxyType({"chapter-ends": _CHAPTER_ENDS})
-Patterns = Sequence[tuple[str, re.Pattern[str]]]  # and under which names they are counted
-_OF_PRESETS = ("分解", "分说", "分說")  # one of which is in all that the presets match
+_PRESET_WORDS = ("分解", "分说", "分說")  # every match of a preset contains one of these
+NamedPatterns = Sequence[tuple[str, re.Pattern[str]]]  # the name is the key under which matches are counted
 
 
 def rule(patterns: Sequence[str]) -> Rule:
-    """Takes out what `patterns` match, each a name of PRESETS or a regular expression. A bad one: BadConfig."""
-    compiled = [(pattern, _compiled(PRESETS.get(pattern, pattern))) for pattern in dict.fromkeys(patterns)]
-    only_presets = all(pattern in PRESETS for pattern in patterns)
-    needed = _OF_PRESETS if only_presets else ("",)
+    """Return the rule that removes matches of `patterns`, each a name in PRESETS or a regular expression.
 
-    def apply(text: str, seen: Seen) -> str:
-        if not any(word in text for word in needed):
+    Raises BadConfig for an invalid pattern and for one that matches the empty string.
+    """
+    compiled = [(pattern, _compile(PRESETS.get(pattern, pattern))) for pattern in dict.fromkeys(patterns)]
+    only_presets = all(pattern in PRESETS for pattern in patterns)
+    required_words = _PRESET_WORDS if only_presets else ("",)
+
+    def apply(text: str, counts: Seen) -> str:
+        if not any(word in text for word in required_words):
             return text
-        left = SEPARATOR.join([_document(document, compiled, needed, seen) for document in text.split(SEPARATOR)])
-        if len(left) < len(text):
-            seen["characters of boilerplate"] += len(text) - len(left)
-        return left
+        documents = [_clean_document(document, compiled, required_words, counts) for document in text.split(SEPARATOR)]
+        cleaned = SEPARATOR.join(documents)
+        if len(cleaned) < len(text):
+            counts["characters of boilerplate"] += len(text) - len(cleaned)
+        return cleaned
 
     return textual("boilerplate", apply, units("分") if only_presets else ())
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
         pattern.encode()
         compiled = re.compile(pattern)
     except (re.error, UnicodeEncodeError, RecursionError) as error:
-        raise BadConfig(f"--boilerplate {pattern!r}: {error}", hint="write a regular expression of Python") from error
+        raise BadConfig(f"--boilerplate {pattern!r}: {error}", hint="write a Python regular expression") from error
     if compiled.search(""):
         raise BadConfig(
-            f"--boilerplate {pattern!r} also matches where there is nothing", hint="say what has to be there"
+            f"--boilerplate {pattern!r} matches the empty string",
+            hint="write a pattern that needs at least one character",
         )
     return compiled
 
 
-def _document(text: str, patterns: Patterns, needed: Sequence[str], seen: Seen) -> str:
-    if not any(word in text for word in needed):
+def _clean_document(text: str, patterns: NamedPatterns, required_words: Sequence[str], counts: Seen) -> str:
+    if not any(word in text for word in required_words):
         return text
-    kept = []
+    lines = []
     for line in text.split("\n"):
-        left = _line(line, patterns, seen) if any(word in line for word in needed) else line
-        if left or not line:
-            kept.append(left)
-    return "\n".join(kept)
+        cleaned = _clean_line(line, patterns, counts) if any(word in line for word in required_words) else line
+        if cleaned or not line:
+            lines.append(cleaned)
+    return "\n".join(lines)
 
 
-def _line(line: str, patterns: Patterns, seen: Seen) -> str:
-    """The line without what the patterns match, nor what they match in what is left then."""
-    before = ""
-    while line != before:
-        before = line
+def _clean_line(line: str, patterns: NamedPatterns, counts: Seen) -> str:
+    """Remove matches until none is left: removing one may join the parts of another."""
+    previous = ""
+    while line != previous:
+        previous = line
         for name, pattern in patterns:
-            line = pattern.sub(lambda hit, name=name: _gone(hit, name, seen), line)  # type: ignore[misc]
+            line = pattern.sub(lambda match, name=name: _count(match, name, counts), line)  # type: ignore[misc]
     return line
 
 
-def _gone(hit: re.Match[str], name: str, seen: Seen) -> str:
-    seen[name] += bool(hit[0])
+def _count(match: re.Match[str], name: str, counts: Seen) -> str:
+    counts[name] += bool(match[0])
     return ""

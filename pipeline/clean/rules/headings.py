@@ -1,7 +1,7 @@
-"""Chapter headings of Chinese books: where a new document begins.
+"""Chapter headings of Chinese books.
 
-A heading stands on a line of its own, or at the head of the line that holds the whole chapter
-(`第二段  高俅奸佞虽堪恨，…`). In the second case only the heading goes; the body of the line stays.
+A heading is a line of its own, or the start of the line that holds the complete chapter
+(`第二段  高俅奸佞虽堪恨，…`). In the second case only the heading is removed; the rest of the line is the text.
 """
 
 from __future__ import annotations
@@ -43,128 +43,129 @@ _TITLE_END = re.compile(r"[ \t\u00a0\u3000]{2,}")
 _TITLE_END_SINGLE = re.compile(r"\u3000")
 _NUMBERED = re.compile(f"第({_NUMBER})([回章节卷段折出篇则部集])")
 MAX_TITLE = 40
-_INDENT, _PREFIX = 8, 8  # most blanks before a heading, and characters of a book's name before its number
-_ENOUGH = 200  # units of a line by which a heading is known
-_HEADS, _MARKS = "卷楔引序自跋凡附", "◎#*="  # how a heading without 第 begins, and what follows the first of these
-_SECONDS = _NUMERALS + "之上中下子首言序例录" + BLANKS + LINE_ENDS
+_MAX_INDENT, _MAX_PREFIX = 8, 8  # blanks before a heading, and characters of a book title before its number
+_SCANNED_UNITS = 200  # of a line: enough to recognise a heading
+_FIRST_UNITS, _MARKUP_UNITS = "卷楔引序自跋凡附", "◎#*="  # that start a heading without 第
+_SECOND_UNITS = _NUMERALS + "之上中下子首言序例录" + BLANKS + LINE_ENDS  # that may follow one of _FIRST_UNITS
 _DIGITS = str.maketrans("〇零一二三四五六七八九两０１２３４５６７８９", "001234567892" + "0123456789")
 _POWERS = {"十": 10, "百": 100, "千": 1000}
 
 
 @dataclass
 class Found:
-    """The headings of a page: the documents they begin, by their number on the new page, and what was taken out."""
+    """A page split at its headings. Documents are identified by their index on the page."""
 
     array: Codes
-    origin: np.ndarray  # of each document on the new page, the number of the one that it is from
-    titles: dict[int, str]
-    numbers: list[tuple[str, int]]  # kind and number of each, as ("回", 12); 0 of one without a number
-    unheaded: int = 0  # lines without a heading, where headings stand on the lines of their chapters
+    origin: np.ndarray  # of each document, the index of the document on the old page that it is part of
+    titles: dict[int, str]  # by document, for those that start with a heading
+    numbers: list[tuple[str, int]]  # kind and number of each heading, as ("回", 12); the number is 0 if it has none
+    unheaded: int = 0  # lines without a heading, in texts whose headings share the line of their chapter
 
 
 def cut(page: Codes, policy: str) -> Found:
-    """Take the headings out of a page. With "boundary" each begins a document, whose title it is; with "drop" it only
-    goes; with "keep" it stays, and is only counted."""
+    """Remove the headings of a page.
+
+    With the policy "boundary" each heading starts a new document, and becomes its title. With "drop" it is only
+    removed. With "keep" it stays and is only counted.
+    """
     nuls = places(page, SEPARATOR)
-    found = Found(page, np.arange(len(nuls) + 1), {}, [])
-    gone_from: list[int] = []
-    gone_to: list[int] = []
-    parts: list[int] = []
-    inline = 0
-    ends = np.append(places(page, LINE_ENDS), len(page))
-    for start, end in _candidates(page, ends):
-        line = text_of(Codes(page.units[start : min(end, start + _ENOUGH)]))
-        heading = match(line, whole=end - start <= _ENOUGH)
+    split = Found(page, np.arange(len(nuls) + 1), {}, [])
+    heading_starts: list[int] = []
+    heading_ends: list[int] = []
+    boundaries: list[int] = []
+    inline_count = 0
+    line_ends = np.append(places(page, LINE_ENDS), len(page))
+    for start, end in _candidate_lines(page, line_ends):
+        line = text_of(Codes(page.units[start : min(end, start + _SCANNED_UNITS)]))
+        heading = match(line, is_complete=end - start <= _SCANNED_UNITS)
         if not heading:
             continue
         title, body = heading
-        found.numbers.append(_number(title))
-        inline += bool(body)
+        split.numbers.append(_kind_and_number(title))
+        inline_count += bool(body)
         if policy == "keep":
             continue
         removed = line[: len(line) - len(body)]
-        gone_from.append(start)
-        gone_to.append(start + len(codes(removed)))
+        heading_starts.append(start)
+        heading_ends.append(start + len(codes(removed)))
         if policy == "boundary":
             if start and page.units[start - 1]:
-                parts.append(start - 1)
-            found.titles[int(np.searchsorted(nuls, start)) + len(parts)] = title
-    if inline:
-        found.unheaded = int(np.count_nonzero(np.diff(ends, prepend=-1) > 1)) - inline
-    if gone_from:
-        at = np.array(parts, int)
-        found.origin = np.sort(np.concatenate((found.origin, np.searchsorted(nuls, at))))
-        found.array = without(replaced(page, at, 0), spread(np.array(gone_from), np.array(gone_to)))
-    return found
+                boundaries.append(start - 1)
+            split.titles[int(np.searchsorted(nuls, start)) + len(boundaries)] = title
+    if inline_count:
+        split.unheaded = int(np.count_nonzero(np.diff(line_ends, prepend=-1) > 1)) - inline_count
+    if heading_starts:
+        positions = np.array(boundaries, int)
+        split.origin = np.sort(np.concatenate((split.origin, np.searchsorted(nuls, positions))))
+        removed_units = spread(np.array(heading_starts), np.array(heading_ends))
+        split.array = without(replaced(page, positions, 0), removed_units)
+    return split
 
 
-def _candidates(page: Codes, ends: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end of the lines that may begin with a heading; `ends` are those of all lines."""
-    starts = np.concatenate(([0], ends[:-1] + 1))
+def _candidate_lines(page: Codes, line_ends: np.ndarray) -> list[tuple[int, int]]:
+    """Return start and end of the lines whose first units allow a heading. `line_ends` are those of all lines."""
+    starts = np.concatenate(([0], line_ends[:-1] + 1))
     first = starts.copy()
-    for _ in range(_INDENT):
-        blank = is_one_of(unit_at(page, first), BLANKS)
-        if not blank.any():
+    for _ in range(_MAX_INDENT):
+        is_blank = is_one_of(unit_at(page, first), BLANKS)
+        if not is_blank.any():
             break
-        first += blank
-    wanted = is_one_of(unit_at(page, first), _HEADS)
-    likely = np.flatnonzero(wanted)
-    wanted[likely] = is_one_of(unit_at(page, first[likely] + 1), _SECONDS)
-    wanted |= is_one_of(unit_at(page, first), _MARKS)
+        first += is_blank
+    is_candidate = is_one_of(unit_at(page, first), _FIRST_UNITS)
+    lines = np.flatnonzero(is_candidate)
+    is_candidate[lines] = is_one_of(unit_at(page, first[lines] + 1), _SECOND_UNITS)
+    is_candidate |= is_one_of(unit_at(page, first), _MARKUP_UNITS)
     numbered = places(page, "第")
     numbered = numbered[is_one_of(unit_at(page, numbered + 1), _NUMERALS)]
     line = np.searchsorted(starts, numbered, side="right") - 1
-    wanted[line[numbered - first[line] <= _PREFIX]] = True
-    return list(zip(starts[wanted].tolist(), ends[wanted].tolist(), strict=True))
+    is_candidate[line[numbered - first[line] <= _MAX_PREFIX]] = True
+    return list(zip(starts[is_candidate].tolist(), line_ends[is_candidate].tolist(), strict=True))
 
 
-def _number(title: str) -> tuple[str, int]:
-    found = _NUMBERED.search(title)
-    return (found[2], value_of(found[1])) if found else (title.split()[0][:4], 0)
+def _kind_and_number(title: str) -> tuple[str, int]:
+    numbered = _NUMBERED.search(title)
+    return (numbered[2], parse_numeral(numbered[1])) if numbered else (title.split()[0][:4], 0)
 
 
-def value_of(numeral: str) -> int:
-    """The value of a Chinese or Arabic numeral: 一百零八, 一〇八, 108, １０８ → 108."""
+def parse_numeral(numeral: str) -> int:
+    """Return the value of a Chinese or Arabic numeral: 一百零八, 一〇八, 108, １０８ → 108."""
     digits = numeral.translate(_DIGITS)
     if digits.isdigit():
         return int(digits)
-    total = held = 0
-    for each in digits:
-        if each in _POWERS:
-            total += (held or 1) * _POWERS[each]
-            held = 0
+    total = pending = 0
+    for character in digits:
+        if character in _POWERS:
+            total += (pending or 1) * _POWERS[character]
+            pending = 0
         else:
-            held = held * 10 + int(each)
-    return total + held
+            pending = pending * 10 + int(character)
+    return total + pending
 
 
-def match(line: str, *, whole: bool = True) -> tuple[str, str] | None:
-    """(title, body) when `line` begins with a heading, else None. The body of an own-line heading is "".
+def match(line: str, *, is_complete: bool = True) -> tuple[str, str] | None:
+    """Return (title, body) if `line` starts with a heading, else None. The body of an own-line heading is "".
 
-    Not `whole`: it is the beginning of a line that is longer than any title."""
-    if _MARKED.match(line) and whole and len(line) <= MAX_TITLE and not re.search("[。！？，]", line):
-        title = _tidy(line.strip(BLANKS + "◎#*="))
+    `is_complete` is False for the start of a line that is longer than any title.
+    """
+    if _MARKED.match(line) and is_complete and len(line) <= MAX_TITLE and not re.search("[。！？，]", line):
+        title = _join_blanks(line.strip(BLANKS + "◎#*="))
         return (title, "") if title else None
     heading = _HEADING.match(line)
     if not heading:
         return None
     name = heading.group().strip(BLANKS)
-    start = _end(_BLANKS.match(line, heading.end()))
-    rest = line[start:]
-    if whole and len(rest) <= MAX_TITLE and not re.search("[。！？，]", rest):
-        return _tidy(f"{name} {rest}"), ""
+    blanks = _BLANKS.match(line, heading.end())
+    remainder = line[blanks.end() if blanks else 0 :]
+    if is_complete and len(remainder) <= MAX_TITLE and not re.search("[。！？，]", remainder):
+        return _join_blanks(f"{name} {remainder}"), ""
     # The title, if there is one, ends at a gap that comes before any punctuation.
-    stop = _STOP.search(rest)
-    limit = min(stop.start() if stop else len(rest), MAX_TITLE)
-    gap = _TITLE_END.search(rest, 0, limit) or _TITLE_END_SINGLE.search(rest, 0, limit)
+    stop = _STOP.search(remainder)
+    limit = min(stop.start() if stop else len(remainder), MAX_TITLE)
+    gap = _TITLE_END.search(remainder, 0, limit) or _TITLE_END_SINGLE.search(remainder, 0, limit)
     if gap:
-        return _tidy(f"{name} {rest[: gap.start()]}"), rest[gap.end() :]
-    return name, rest
+        return _join_blanks(f"{name} {remainder[: gap.start()]}"), remainder[gap.end() :]
+    return name, remainder
 
 
-def _end(found: re.Match[str] | None) -> int:
-    return found.end() if found else 0
-
-
-def _tidy(title: str) -> str:
+def _join_blanks(title: str) -> str:
     return " ".join(title.split())

@@ -1,9 +1,9 @@
-"""Lacunae: characters that are lost in the source are written □, and only so.
+"""Lacunae: signs for characters that are lost in the source. All become □.
 
 ■                   → □
-囗囗, □囗           → □□: the character 囗 only where it cannot be meant
-天下●平，微芳比蕭●。→ □: where the text goes on; where it begins ● is a bullet, or nobody knows
-一○七七年, 卷一九○  → 〇: the digit; in 列第六○五十六首 it parts two numbers, and stays
+囗囗, □囗           → □□; a single 囗 stays because it may be the character
+天下●平，微芳比蕭●。→ □ inside a text; at its start ● is kept because it may be a bullet
+一○七七年, 卷一九○  → 〇, the digit; in 列第六○五十六首 it separates two numbers, and stays
 □○                  → □□; any other ○ stays
 """
 
@@ -18,73 +18,81 @@ from pipeline.errors import BadConfig
 
 POLICIES = ("keep", "collapse", "drop-unit")
 
-_ODD = "■囗○●"
+_SIGNS = "■囗○●"
 _ZERO = "〇"
 _DIGIT = "一二三四五六七八九"
-_BESIDE = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{_ODD}{LACUNA}"  # what a number must not go on with
+_NUMBER_CONTEXT = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{_SIGNS}{LACUNA}"  # no complete number has one of these beside it
 _COUNTED = "年月日岁歲卷頁页首章回條条號号冊册函篇人里世代则則步尺丈石斤字名家戶户處处"
 
 
 @cache
-def _circle() -> re.Pattern[str]:  # which takes long to compile
+def _circle() -> re.Pattern[str]:
+    """Pattern of a ○ that is a digit, with its number. Compiling it is slow, so it is done on first use."""
     return re.compile(
         rf"""
-          # the digits of one number, said one by one: in a run with a 十 it parts two numbers
-          (?<! [{_BESIDE}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_BESIDE}] )
+          # a number written digit by digit; in one with 十 the circle separates two numbers
+          (?<! [{_NUMBER_CONTEXT}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_NUMBER_CONTEXT}] )
           (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
-        | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_BESIDE}] ) )
-        | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_BESIDE}] ) )
+        | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_NUMBER_CONTEXT}] ) )
+        | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_NUMBER_CONTEXT}] ) )
         """,
         re.VERBOSE,
     )
 
 
-_RUN = re.compile(f"[{_ODD}{LACUNA}]+")
-_SURE = re.compile(f"[■{LACUNA}]|囗囗")
+_RUN = re.compile(f"[{_SIGNS}{LACUNA}]+")
+_CERTAIN = re.compile(f"[■{LACUNA}]|囗囗")
 _CHINESE = re.compile(f"[{HAN}]")
-_GOES_ON = re.compile(f"[{HAN}，。；：、！？,.;:!?]")  # the ASCII ones are still to become wide
+_CONTINUATION = re.compile(
+    f"[{HAN}，。；：、！？,.;:!?]"
+)  # ASCII marks included: this rule runs before they are widened
 
 
 def rule(policy: str = "keep") -> Rule:
-    """Writes lacunae as □. collapse: a run of them is one; drop-unit: as keep, the filter drops. Raises BadConfig."""
-    if policy not in POLICIES:
-        raise BadConfig(f"no policy {policy!r} for lacunae", hint=f"policies: {', '.join(POLICIES)}")
+    """Return the rule that writes lacunae as □.
 
-    def apply(text: Codes, seen: Seen) -> Codes:
-        if len(odd := places(text, _ODD)):
-            text = on_lines(lambda lines: codes(_written(text_of(lines), seen)), text, odd)
-        lost = places(text, LACUNA)
+    With the policy "collapse" a run of □ becomes one. "drop-unit" does the same as "keep" here; the filter then drops
+    the documents. Raises BadConfig for an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise BadConfig(f"--lacunae must be one of {', '.join(POLICIES)}, got {policy!r}", hint="choose one of these")
+
+    def apply(text: Codes, counts: Seen) -> Codes:
+        if len(signs := places(text, _SIGNS)):
+            text = on_lines(lambda lines: codes(_replace_signs(text_of(lines), counts)), text, signs)
+        lacunae = places(text, LACUNA)
         if policy == "collapse":
-            again = lost[1:][lost[1:] - lost[:-1] == 1]
-            seen[f"{LACUNA}{LACUNA} → {LACUNA}"] += len(again)
-            seen[LACUNA] -= len(again)
-            text = without(text, again)
-        seen[LACUNA] += len(lost)
+            repeated = lacunae[1:][lacunae[1:] - lacunae[:-1] == 1]
+            counts[f"{LACUNA}{LACUNA} → {LACUNA}"] += len(repeated)
+            counts[LACUNA] -= len(repeated)
+            text = without(text, repeated)
+        counts[LACUNA] += len(lacunae)
         return text
 
-    return Rule("lacuna", apply, units(_ODD + LACUNA), makes=LACUNA + _ZERO)
+    return Rule("lacuna", apply, units(_SIGNS + LACUNA), makes=LACUNA + _ZERO)
 
 
-def _written(text: str, seen: Seen) -> str:
-    text = _circle().sub(lambda number: _count(seen, number[0], "○", _ZERO), text) if "○" in text else text
-    return _RUN.sub(lambda run: _lost(run, seen), text)
+def _replace_signs(text: str, counts: Seen) -> str:
+    text = _circle().sub(lambda number: _replace(counts, number[0], "○", _ZERO), text) if "○" in text else text
+    return _RUN.sub(lambda run: _replace_run(run, counts), text)
 
 
-def _lost(run: re.Match[str], seen: Seen) -> str:
-    """A sure lacuna makes one of everything that it stands with, but for bullets that the text begins with."""
-    marks, text = run[0], run.string
-    inside = run.start() > 0 and _CHINESE.match(text[run.start() - 1]) is not None
-    core = marks if inside else marks.lstrip("●")
-    if _SURE.search(core) or (inside and set(core) == {"●"} and _GOES_ON.match(text, run.end())):
-        for mark in {*core} - {LACUNA}:
-            _count(seen, core, mark, LACUNA)
-        marks = marks[: len(marks) - len(core)] + LACUNA * len(core)
-    for mark in {*marks} - {LACUNA}:
-        seen[f"{mark} left"] += marks.count(mark)
-    return marks
+def _replace_run(run: re.Match[str], counts: Seen) -> str:
+    """Replace a complete run of signs if one of them is certainly a lacuna, except for bullets that start the text."""
+    signs, text = run[0], run.string
+    follows_chinese = run.start() > 0 and _CHINESE.match(text[run.start() - 1]) is not None
+    core = signs if follows_chinese else signs.lstrip("●")
+    is_inside = follows_chinese and set(core) == {"●"} and _CONTINUATION.match(text, run.end())
+    if _CERTAIN.search(core) or is_inside:
+        for sign in {*core} - {LACUNA}:
+            _replace(counts, core, sign, LACUNA)
+        signs = signs[: len(signs) - len(core)] + LACUNA * len(core)
+    for sign in {*signs} - {LACUNA}:
+        counts[f"{sign} left"] += signs.count(sign)
+    return signs
 
 
-def _count(seen: Seen, text: str, mark: str, becomes: str) -> str:
-    if mark in text:
-        seen[f"{mark} → {becomes}"] += text.count(mark)
-    return text.replace(mark, becomes)
+def _replace(counts: Seen, text: str, sign: str, replacement: str) -> str:
+    if sign in text:
+        counts[f"{sign} → {replacement}"] += text.count(sign)
+    return text.replace(sign, replacement)

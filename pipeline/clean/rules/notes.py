@@ -1,8 +1,8 @@
-"""Notes: what stands in brackets and is not the text. `袁紹（一作「術」）兵` becomes `袁紹兵`.
+"""Notes: bracketed text that is not part of the work. `袁紹（一作「術」）兵` becomes `袁紹兵`.
 
-For each class of brackets it is said what to do with the notes: keep them, drop them, drop those with one of some
-words, or extract them. A note may hold other notes and may span lines, but not documents. A bracket without its
-partner stays, and so does what is longer than a note can be: better a note too many than a verse less.
+Each class of brackets has a policy for its notes: keep them, drop them, drop those that match certain words, or extract
+them. A note may contain other notes and span lines, but not documents. Unbalanced brackets stay, and so does bracketed
+text longer than a note can be: an extra note does less harm than a lost verse.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from pipeline.clean.rule import Rule, Seen, textual, units
 from pipeline.clean.utf16 import LINE_ENDS, SEPARATOR
 from pipeline.errors import BadConfig
 
-LONGEST = 2000  # characters of a note, without the notes that were taken out of it
-DEEPEST = 3  # a note in a note in a note
+MAX_LENGTH = 2000  # characters of a note, without the notes that were removed from it
+MAX_DEPTH = 3  # a note in a note in a note
 
 CLASSES = ("（）", "［］", "【】", "〔〕", "〖〗", "<>", "〈〉", "{}")
-_ASCII = {"()": "（）", "[]": "［］"}  # beside Chinese text they are the same, and widened
+_ASCII = {"()": "（）", "[]": "［］"}  # in Chinese text they mean the same, and are widened later
 _CLASS_OF = {bracket: pair for pair in CLASSES for bracket in pair} | {
     bracket: pair for ascii_pair, pair in _ASCII.items() for bracket in ascii_pair
 }
 _OPENERS = frozenset("([" + "".join(pair[0] for pair in CLASSES))
-_STRAY = frozenset(CLASSES.index(pair) + 1 for pair in ("［］", "{}"))  # close （… where no ） does: （…] and （…}
-_MARKS = "，。；：、！？ \t\u3000"  # what may be left of a line that was nothing but notes
+_WRONG_CLOSERS = frozenset(CLASSES.index(pair) + 1 for pair in ("［］", "{}"))  # may close （ by mistake: （…] and （…}
+_MARKS = "，。；：、！？ \t\u3000"  # a line of nothing but these and notes is removed
 _ONLY_MARKS = re.compile(f"[{_MARKS}]*")
 
-# What tells that a note of chinese-poetry is an editor's, and not an aside in the verse: regular expressions.
-_OF_EDITORS = (
+# Regular expressions that distinguish an editor's note in chinese-poetry from an aside in the verse.
+_EDITORIAL = (
     "《/「/〖/[一或原當当本]作/^一本/本列/^疑[應应當当]作/校[作改補补]/校。?\\n?$/^.{1,4}校/[原自本]注/注[：云曰]"
     "/^今?[按案]/^均?[見见]/^以[上下]/^[從从據据].*[改補补本校]/^[錄录]自/^同[前上]/題擬/题拟/[幷并並]序"
     "/^[上中下前後此]?[缺闕]/^[此原].{0,6}[缺闕]/^音.{1,3}$/^[其之][一二三四五六七八九十]"
     "/^[一二三四五六七八九十]+[首章]/^[伯斯][一二三四五六七八九]/^.$"
 )
-POETRY: Mapping[str, str] = MappingProxyType({"（）": f"drop:{_OF_EDITORS}", "〖〗": "drop"})
+POETRY: Mapping[str, str] = MappingProxyType({"（）": f"drop:{_EDITORIAL}", "〖〗": "drop"})
 KANRIPO: Mapping[str, str] = MappingProxyType({"（）": "drop"})
 DAIZHIGE: Mapping[str, str] = MappingProxyType({"【】": "drop"})
 
 
 @dataclass(frozen=True)
 class Note:
-    """A note that was taken out; `place` is the number of characters before it in the text that is left."""
+    """An extracted note. `place` is its position: the number of characters before it in the remaining text."""
 
     place: int
     brackets: str
@@ -63,232 +63,243 @@ Span = tuple[int, int]  # from the opener to behind the closer
 
 
 def rule(policies: Mapping[str, str]) -> Rule:
-    """Takes the notes out. `policies`: a class of brackets, such as （）, and keep, drop, extract, or drop:WORDS,
-    where WORDS are regular expressions parted by `/`. （） and () are one class, ［］ and [] too. Raises BadConfig.
+    """Return the rule that removes notes.
+
+    `policies` maps a class of brackets, such as （）, to keep, drop, extract, or drop:WORDS, where WORDS are regular
+    expressions separated by `/`. （） and () are one class, and so are ［］ and []. Raises BadConfig.
     """
-    chosen = _chosen(policies)
-    openers = "".join(sorted(opener for opener in _OPENERS if _CLASS_OF[opener] in chosen))
+    active = _active_policies(policies)
+    openers = "".join(sorted(opener for opener in _OPENERS if _CLASS_OF[opener] in active))
 
-    def apply(text: str, seen: Seen) -> str:
-        left, _ = _without(text, _notes(text, chosen, seen))
-        seen["characters of notes"] += len(text) - len(left)
-        return left
+    def apply(text: str, counts: Seen) -> str:
+        remaining, _ = _remove(text, _find_notes(text, active, counts))
+        counts["characters of notes"] += len(text) - len(remaining)
+        return remaining
 
-    return textual("notes", apply, units(openers)) if chosen else Rule("notes", lambda array, seen: array)
+    return textual("notes", apply, units(openers)) if active else Rule("notes", lambda array, counts: array)
 
 
 def extract(text: str, policies: Mapping[str, str]) -> tuple[str, list[Note]]:
-    """A document as `rule` leaves it, and its notes in those brackets whose policy is extract.
+    """Return a document as `rule` leaves it, and its notes in brackets with the policy extract.
 
-    The column mark of a note in two columns, (浙江/), is not in the text of the note.
+    The column separator of a note in two columns, (浙江/), is removed from the text of the note.
     """
-    chosen = _chosen(policies)
-    spans = _notes(text, chosen, Counter())
-    left, places = _without(text, spans)
+    active = _active_policies(policies)
+    spans = _find_notes(text, active, Counter())
+    remaining, positions = _remove(text, spans)
     notes = []
-    for (start, end), place in zip(spans, places, strict=True):
+    for (start, end), position in zip(spans, positions, strict=True):
         brackets, body = _CLASS_OF[text[start]], text[start + 1 : end - 1]
-        if chosen[brackets].name == "extract":
-            notes.append(Note(place, brackets, body if re.search(r"[{\[<]", body) else body.replace("/", "")))
-    return left, notes
+        if active[brackets].name == "extract":
+            notes.append(Note(position, brackets, body if re.search(r"[{\[<]", body) else body.replace("/", "")))
+    return remaining, notes
 
 
 def parse_policies(options: Sequence[str]) -> dict[str, str]:
-    """The policies of a command line: each option is BRACKETS=POLICY, such as （）=drop. Raises BadConfig."""
-    found: dict[str, str] = {}
+    """Parse command line options BRACKETS=POLICY, such as （）=drop. Raises BadConfig."""
+    policies: dict[str, str] = {}
     for option in options:
         brackets, equals, policy = option.partition("=")
         if not equals:
-            raise BadConfig(f"--notes {option}: no policy", hint="write it as （）=drop")
+            raise BadConfig(f"--notes {option}: no policy given", hint="write BRACKETS=POLICY, as in （）=drop")
         brackets = _ASCII.get(brackets, brackets)
-        if found.setdefault(brackets, policy) != policy:
-            raise BadConfig(f"--notes {option}: {brackets} is {found[brackets]} already", hint="give it one policy")
-    _chosen(found)
-    return found
+        if policies.setdefault(brackets, policy) != policy:
+            raise BadConfig(
+                f"--notes {option}: {brackets} already has the policy {policies[brackets]}",
+                hint="give each class of brackets one policy",
+            )
+    _active_policies(policies)
+    return policies
 
 
-def _chosen(policies: Mapping[str, str]) -> Policies:
-    """The policies that take something out, by class."""
-    chosen = {}
+def _active_policies(policies: Mapping[str, str]) -> Policies:
+    """Return the policies other than keep by class of brackets, checked and compiled."""
+    active = {}
     for brackets, policy in policies.items():
         pair = _ASCII.get(brackets, brackets)
         name, colon, words = policy.partition(":")
         if pair not in CLASSES:
-            raise BadConfig(f"no brackets {brackets!r} for notes", hint=f"brackets: {' '.join((*CLASSES, *_ASCII))}")
+            raise BadConfig(
+                f"--notes: unknown brackets {brackets!r}", hint=f"choose from {' '.join((*CLASSES, *_ASCII))}"
+            )
         if name not in ("keep", "drop", "extract") or (colon and (name != "drop" or not words.strip("/"))):
-            raise BadConfig(f"no policy {policy!r} for notes", hint="keep, drop, extract, or drop:一作/按/見")
+            raise BadConfig(
+                f"--notes: unknown policy {policy!r}", hint="choose keep, drop, extract, or drop:一作/按/見"
+            )
         try:
             pattern = re.compile("|".join(f"(?:{word})" for word in words.split("/") if word)) if colon else None
         except re.error as error:
-            raise BadConfig(f"{policy!r} for notes: {error}", hint="each word is a regular expression") from error
+            raise BadConfig(f"--notes: {policy!r}: {error}", hint="write each word as a regular expression") from error
         if name != "keep":
-            chosen[pair] = _Policy(name, pattern)
-    return chosen
+            active[pair] = _Policy(name, pattern)
+    return active
 
 
-def _notes(text: str, chosen: Policies, seen: Seen) -> list[Span]:
-    """Where the notes to take out stand, in order; none of them in another one."""
-    taken: list[tuple[int, int, int]] = []  # start, end, characters taken out before
-    depths: list[tuple[int, int]] = []  # of the pairs so far that are in no other: start, notes in one another
+def _find_notes(text: str, active: Policies, counts: Seen) -> list[Span]:
+    """Return the spans of the notes to remove, in order. No span contains another."""
+    removals: list[tuple[int, int, int]] = []  # start, end, characters removed before
+    outer_pairs: list[tuple[int, int]] = []  # of pairs that are in no other so far: start, depth of notes
     removed = 0
-    for start, end in _pairs(text, chosen, seen):
-        inside = 0
-        while depths and depths[-1][0] > start:
-            inside = max(inside, depths.pop()[1])
-        policy = chosen.get(_CLASS_OF[text[start]])
-        depths.append((start, inside + (policy is not None)))
+    for start, end in _pairs(text, active, counts):
+        inner_depth = 0
+        while outer_pairs and outer_pairs[-1][0] > start:
+            inner_depth = max(inner_depth, outer_pairs.pop()[1])
+        policy = active.get(_CLASS_OF[text[start]])
+        outer_pairs.append((start, inner_depth + (policy is not None)))
         if policy is None:
             continue
-        inner = bisect_left(taken, (start,)) if inside else len(taken)
-        before = taken[inner][2] if inner < len(taken) else removed
+        first_inner = bisect_left(removals, (start,)) if inner_depth else len(removals)
+        removed_before = removals[first_inner][2] if first_inner < len(removals) else removed
         fault = ""
-        if inside >= DEEPEST:
-            fault, removed = "too deep", before
-            del taken[inner:]  # what was taken out inside comes back
-        elif end - start - (removed - before) > LONGEST:
+        if inner_depth >= MAX_DEPTH:
+            fault, removed = "too deep", removed_before
+            del removals[first_inner:]  # restore the notes inside
+        elif end - start - (removed - removed_before) > MAX_LENGTH:
             fault = "too long"
-        elif policy.words and not policy.words.search(_rest(text, start + 1, end - 1, taken[inner:])):
+        elif policy.words and not policy.words.search(_own_text(text, start + 1, end - 1, removals[first_inner:])):
             fault = "without the words"
         else:
-            del taken[inner:]
-            taken.append((start, end, before))
-            removed = before + end - start
+            del removals[first_inner:]
+            removals.append((start, end, removed_before))
+            removed = removed_before + end - start
         if fault:
-            seen[f"{_CLASS_OF[text[start]]} kept: {fault}"] += 1
-    for start, _, _ in taken:
+            counts[f"{_CLASS_OF[text[start]]} kept: {fault}"] += 1
+    for start, _, _ in removals:
         brackets = _CLASS_OF[text[start]]
-        seen[f"{brackets} {'dropped' if chosen[brackets].name == 'drop' else 'extracted'}"] += 1
-    return [(start, end) for start, end, _ in taken]
+        counts[f"{brackets} {'dropped' if active[brackets].name == 'drop' else 'extracted'}"] += 1
+    return [(start, end) for start, end, _ in removals]
 
 
-def _pairs(text: str, chosen: Policies, seen: Seen) -> list[Span]:
-    """Brackets that belong together, a pair inside another one before it; those left over are counted."""
-    kinds, places = _brackets(text, chosen)
-    notes = {CLASSES.index(pair) + 1 for pair in chosen}
-    openers = _openers(kinds, notes)
-    waiting: list[int] = []
+def _pairs(text: str, active: Policies, counts: Seen) -> list[Span]:
+    """Return the matching pairs of brackets, inner pairs first, and count the unbalanced brackets."""
+    kinds, positions = _brackets(text, active)
+    note_kinds = {CLASSES.index(pair) + 1 for pair in active}
+    openers = _openers(kinds, note_kinds)
+    unclosed: list[int] = []
     pairs: list[Span] = []
-    alone: list[int] = []
+    unbalanced: list[int] = []
     closed = {opener for opener in openers if opener >= 0}
     for index, kind in enumerate(kinds):
         if kind > 0:
-            waiting.append(index)
+            unclosed.append(index)
             continue
         opener = openers[index]
-        if kind and opener < 0 and waiting and waiting[-1] not in closed:
-            above = kinds[waiting[-1]]
-            if above == -kind or (above in notes and -kind in _STRAY):
-                opener = waiting[-1]
-                seen[f"mixed {text[places[opener]]}{text[places[index]]}"] += above != -kind
+        if kind and opener < 0 and unclosed and unclosed[-1] not in closed:
+            opener_kind = kinds[unclosed[-1]]
+            if opener_kind == -kind or (opener_kind in note_kinds and -kind in _WRONG_CLOSERS):
+                opener = unclosed[-1]
+                counts[f"mixed {text[positions[opener]]}{text[positions[index]]}"] += opener_kind != -kind
         if opener >= 0:
-            while (last := waiting.pop()) != opener:
-                alone.append(last)
-            pairs.append((places[opener], places[index] + 1))
+            while (last := unclosed.pop()) != opener:
+                unbalanced.append(last)
+            pairs.append((positions[opener], positions[index] + 1))
         elif kind:
-            alone.append(index)
+            unbalanced.append(index)
         else:  # a document ends
-            alone += waiting
-            waiting.clear()
-    for index in (*alone, *waiting):
-        if abs(kinds[index]) in notes:
-            seen[f"unbalanced {text[places[index]]}"] += 1
+            unbalanced += unclosed
+            unclosed.clear()
+    for index in (*unbalanced, *unclosed):
+        if abs(kinds[index]) in note_kinds:
+            counts[f"unbalanced {text[positions[index]]}"] += 1
     return pairs
 
 
-def _brackets(text: str, chosen: Policies) -> tuple[list[int], list[int]]:
-    """Kinds and places of the brackets of a page: the number of the class of an opener, minus that of a closer, and
-    0 between those of two documents.
+def _brackets(text: str, active: Policies) -> tuple[list[int], list[int]]:
+    """Return kinds and positions of the brackets of a page.
+
+    The kind of an opener is the number of its class, counted from 1, that of a closer is its negative. A 0 stands
+    between the brackets of two documents.
     """
     kind_of = {
         bracket: number if bracket in _OPENERS else -number
         for bracket, pair in _CLASS_OF.items()
-        if (number := CLASSES.index(pair) + 1) in _STRAY or pair in chosen
+        if (number := CLASSES.index(pair) + 1) in _WRONG_CLOSERS or pair in active
     }
     kinds: list[int] = []
-    places: list[int] = []
-    last = 0
-    for found in re.finditer(f"[{re.escape(''.join(kind_of))}]", text):
-        place = found.start()
-        if (parted := text.find(SEPARATOR, last, place)) >= 0:
+    positions: list[int] = []
+    previous = 0
+    for bracket in re.finditer(f"[{re.escape(''.join(kind_of))}]", text):
+        position = bracket.start()
+        if (separator := text.find(SEPARATOR, previous, position)) >= 0:
             kinds.append(0)
-            places.append(parted)
-        kinds.append(kind_of[text[place]])
-        places.append(place)
-        last = place
-    return kinds, places
+            positions.append(separator)
+        kinds.append(kind_of[text[position]])
+        positions.append(position)
+        previous = position
+    return kinds, positions
 
 
-def _openers(kinds: Sequence[int], notes: Collection[int]) -> list[int]:
-    """For each closer the index of its opener where that has its own class, else -1.
+def _openers(kinds: Sequence[int], note_kinds: Collection[int]) -> list[int]:
+    """Return the index of the opener of each closer, or -1 if none of its class is open.
 
-    What was opened inside and never closed is passed over, but no note for the sake of brackets that are none.
+    A closer of a note skips unclosed openers inside it. Other brackets never skip one: they must not break up a note.
     """
     openers = [-1] * len(kinds)
-    waiting: list[int] = []
-    count = [0] * (len(CLASSES) + 1)
+    unclosed: list[int] = []
+    open_counts = [0] * (len(CLASSES) + 1)
     for index, kind in enumerate(kinds):
         if kind > 0:
-            waiting.append(index)
-            count[kind] += 1
+            unclosed.append(index)
+            open_counts[kind] += 1
         elif kind == 0:
-            waiting.clear()
-            count = [0] * (len(CLASSES) + 1)
-        elif waiting and (kinds[waiting[-1]] == -kind or (count[-kind] and -kind in notes)):
+            unclosed.clear()
+            open_counts = [0] * (len(CLASSES) + 1)
+        elif unclosed and (kinds[unclosed[-1]] == -kind or (open_counts[-kind] and -kind in note_kinds)):
             opener = -1
             while opener < 0 or kinds[opener] != -kind:
-                opener = waiting.pop()
-                count[kinds[opener]] -= 1
+                opener = unclosed.pop()
+                open_counts[kinds[opener]] -= 1
             openers[index] = opener
     return openers
 
 
-def _rest(text: str, start: int, end: int, taken: Sequence[tuple[int, int, int]]) -> str:
-    """text[start:end] without the notes that were taken out of it."""
-    if not taken:
+def _own_text(text: str, start: int, end: int, inner: Sequence[tuple[int, int, int]]) -> str:
+    """Return text[start:end] without the notes that were removed from it."""
+    if not inner:
         return text[start:end]
     pieces = []
-    for first, after, _ in taken:
-        pieces.append(text[start:first])
-        start = after
+    for inner_start, inner_end, _ in inner:
+        pieces.append(text[start:inner_start])
+        start = inner_end
     return "".join([*pieces, text[start:end]])
 
 
-def _without(text: str, spans: Sequence[Span]) -> tuple[str, list[int]]:
-    """The text without `spans`, and how many characters are before each of them then.
+def _remove(text: str, spans: Sequence[Span]) -> tuple[str, list[int]]:
+    """Return the text without `spans`, and the position of each span in it.
 
-    A line of which only marks would stay goes with its notes.
+    If only marks would remain of a line, it is removed as well.
     """
     pieces: list[str] = []
-    places: list[int] = []
-    done = length = index = 0
+    positions: list[int] = []
+    copied = length = index = 0
     while index < len(spans):
         start, end = spans[index]
-        inside = [(start, end)]
-        while index + len(inside) < len(spans):  # those that follow it, with nothing but marks between
-            following = spans[index + len(inside)]
+        group = [(start, end)]
+        while index + len(group) < len(spans):  # add following spans while only marks separate them
+            following = spans[index + len(group)]
             if not _ONLY_MARKS.fullmatch(text, end, following[0]):
                 break
             end = following[1]
-            inside.append(following)
-        index += len(inside)
-        if line := _line(text, start, end, done):
-            inside = [line, *((line[1], line[1]) for _ in inside[1:])]
-        for start, end in inside:
-            pieces.append(text[done:start])
-            length += start - done
-            places.append(length)
-            done = end
-    return "".join([*pieces, text[done:]]), places
+            group.append(following)
+        index += len(group)
+        if line := _emptied_line(text, start, end, copied):
+            group = [line, *((line[1], line[1]) for _ in group[1:])]
+        for start, end in group:
+            pieces.append(text[copied:start])
+            length += start - copied
+            positions.append(length)
+            copied = end
+    return "".join([*pieces, text[copied:]]), positions
 
 
-def _line(text: str, start: int, end: int, done: int) -> Span | None:
-    """The line of text[start:end] with one of its newlines, if but for marks there is nothing else in it."""
-    while start > done and text[start - 1] in _MARKS:
+def _emptied_line(text: str, start: int, end: int, copied: int) -> Span | None:
+    """Return the line around text[start:end], with one of its newlines, if the remainder of the line is only marks."""
+    while start > copied and text[start - 1] in _MARKS:
         start -= 1
     if marks := _ONLY_MARKS.match(text, end):
         end = marks.end()
     if (start and text[start - 1] not in LINE_ENDS) or (end < len(text) and text[end] not in LINE_ENDS):
         return None
-    if start > done and text[start - 1] == "\n":
+    if start > copied and text[start - 1] == "\n":
         return start - 1, end
     return start, end + (end < len(text) and text[end] == "\n")

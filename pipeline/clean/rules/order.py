@@ -1,8 +1,8 @@
-"""The rules of cleaning, in the order in which they apply. reference/cleaning.md 4.2 says why each is there.
+"""The cleaning rules in the order they run. docs/design/cleaning.md 4.2 gives the reason for each.
 
-Structure comes before characters and characters before spaces: a heading is known by the line and the spaces it stands
-in, and a note by its brackets. Before these, characters.py mends newlines, controls, Unicode and width in one pass, and
-the profile's container is taken off.
+Structure comes before characters and characters before spaces: a heading is recognised by its line and spaces, a note
+by its brackets. Before all of these, characters.py normalises newlines, controls, Unicode and width in one pass, and
+the container format of the profile is removed.
 """
 
 from __future__ import annotations
@@ -22,55 +22,60 @@ from pipeline.clean.rules import (
     unwrap,
     variants,
     verse,
+    whitespace,
 )
-from pipeline.clean.rules import punctuation as marks
-from pipeline.clean.rules import whitespace as spaces
 
 
 def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
-    """What may tell a heading from text, and what would stand in its way."""
+    """Return the rules that make headings recognisable: those on lines, brackets and unreadable characters."""
     tables = tables_of(options)
     policies = notes_of(profile, options)
     unwraps = profile.unwrap if options.unwrap is None else options.unwrap
-    return _chosen(
+    return _enabled(
         profile,
         options,
         unwrap.RULE if unwraps else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
-        marks.WIDEN,
+        punctuation.WIDEN,
         None if "extract" in policies.values() else notes.rule(policies),
     )
 
 
 def notes_of(profile: Profile, options: CleanOptions) -> dict[str, str]:
-    """The policies for notes by their brackets. Those to extract are taken out by the page itself, which keeps them."""
+    """Return the policies for notes by their brackets.
+
+    If one of them is extract, the cleaner removes the notes itself, because it has to keep them.
+    """
     return {**profile.notes, **tables_of(options).notes}
 
 
 def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
-    """What needs only the characters beside it. Where spaces stood between these, the rules before look once more."""
+    """Return the rules that need only neighbouring characters.
+
+    Some of the rules before headings run again after the spaces between such neighbours are gone.
+    """
     tables = tables_of(options)
-    return _chosen(
+    return _enabled(
         profile,
         options,
         boilerplate.rule(options.boilerplate) if options.boilerplate else None,
         quotes.RULE,
         quotes.style(options.quotes) if options.quotes != "keep" else None,
-        spaces.RULE,
+        whitespace.RULE,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
-        marks.WIDEN,
-        marks.ONCE,
+        punctuation.WIDEN,
+        punctuation.COLLAPSE,
         script.rule(options.script),
         variants.rule(tables.variants) if options.variants else None,
         punctuation.rule(options.punct) if options.punct != "keep" else None,
-        spaces.RULE if options.punct != "keep" else None,
+        whitespace.RULE if options.punct != "keep" else None,
         verse.rule(options.verse) if profile.verse else None,
     )
 
 
-def _chosen(profile: Profile, options: CleanOptions, *rules: Rule | None) -> list[Rule]:
+def _enabled(profile: Profile, options: CleanOptions, *rules: Rule | None) -> list[Rule]:
     return [rule for rule in rules if rule and profile.chinese and rule.name not in options.without]

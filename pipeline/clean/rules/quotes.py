@@ -1,7 +1,10 @@
-"""ASCII quotes in Chinese text become “ ” ‘ ’ by what stands before them; quotes of any other kind stay as they are.
+"""Quotes: ASCII quotes in Chinese text become “ ” ‘ ’ by their context, and all quotes get one style.
 
-A quote opens at the head of a line and behind ：; otherwise it is the other half of the one before it in its line.
-Curly quotes say themselves what they are, and count as such.
+An ASCII quote opens at the start of a line and after ：; otherwise it is the counterpart of the quote before it in the
+line. Quotes of other kinds are kept; curly ones count as opening or closing quotes.
+
+`_curl` is a vectorised state machine. `quotes_of_line` in tests/pipeline/clean/rules/slow_rules.py does the same one
+character at a time.
 """
 
 from __future__ import annotations
@@ -25,77 +28,79 @@ from pipeline.clean.utf16 import (
 )
 
 _KINDS = (('"', "“", "”"), ("'", "‘", "’"))
-_HEADS = "：“‘"
+_BEFORE_OPENER = "：“‘"
 _CURLY, _CORNER = "“”‘’", "「」『』"
 
 
-def curl(text: Codes, seen: Seen) -> Codes:
-    """The page with its ASCII quotes that touch Chinese text, with or without spaces between, as curly ones."""
-    for own, opener, closer in _KINDS:
-        text = _curl(text, own, opener, closer, seen)
+def _curl_all(text: Codes, counts: Seen) -> Codes:
+    """Make the ASCII quotes curly that touch Chinese text, with or without spaces between."""
+    for ascii_quote, opener, closer in _KINDS:
+        text = _curl(text, ascii_quote, opener, closer, counts)
     return text
 
 
-def _curl(text: Codes, own: str, opener: str, closer: str, seen: Seen) -> Codes:
-    quotes = places(text, own)
+def _curl(text: Codes, ascii_quote: str, opener: str, closer: str, counts: Seen) -> Codes:
+    quotes = places(text, ascii_quote)
     if not len(quotes):
         return text
-    first, after = runs(places(text, own + BLANKS))
-    before = kind_at(text, first - 1)
-    heads = (before == LINE_KIND) | is_one_of(unit_at(text, first - 1), _HEADS)
-    near = is_chinese(before) | is_chinese(kind_at(text, after))
-    foremost = np.append(quotes, len(text))[np.searchsorted(quotes, first)]  # the first quote of each run
+    first, after = runs(places(text, ascii_quote + BLANKS))
+    kind_before = kind_at(text, first - 1)
+    may_open = (kind_before == LINE_KIND) | is_one_of(unit_at(text, first - 1), _BEFORE_OPENER)
+    is_near_chinese = is_chinese(kind_before) | is_chinese(kind_at(text, after))
+    first_quotes = np.append(quotes, len(text))[np.searchsorted(quotes, first)]  # the first quote of each run
 
-    # The state behind a mark: what says itself what it is sets it, any other is the opposite of the one before.
-    at = places(text, own + LINE_ENDS + opener + closer)
-    unit = text.units[at]
-    run = np.maximum(np.searchsorted(first, at, side="right") - 1, 0)
-    touches = (unit == ord(own)) & near[run]
-    opens = touches & heads[run] & (at == foremost[run])
-    sets = (unit != ord(own)) | opens
-    order = np.arange(len(at))
-    latest = np.maximum.accumulate(np.where(sets, order, -1))
-    turns = np.cumsum(touches & ~opens)
-    since = turns - np.where(latest >= 0, turns[latest], 0)
-    begins = (latest >= 0) & (opens | (unit == ord(opener)))[latest]
-    is_open = begins ^ (since % 2 == 1)
-    seen[f"{own} → {opener}"] += int(is_open[touches].sum())
-    seen[f"{own} → {closer}"] += int((~is_open[touches]).sum())
-    return replaced(text, at[touches], np.where(is_open[touches], ord(opener), ord(closer)))
-
-
-RULE = Rule("quotes", curl, units("\"'"), makes=_CURLY)
+    # The state after a mark: line ends, curly quotes and opening positions set it; other ASCII quotes toggle it.
+    marks = places(text, ascii_quote + LINE_ENDS + opener + closer)
+    mark_units = text.units[marks]
+    run = np.maximum(np.searchsorted(first, marks, side="right") - 1, 0)
+    is_changed = (mark_units == ord(ascii_quote)) & is_near_chinese[run]
+    opens = is_changed & may_open[run] & (marks == first_quotes[run])
+    sets_state = (mark_units != ord(ascii_quote)) | opens
+    latest_set = np.maximum.accumulate(np.where(sets_state, np.arange(len(marks)), -1))
+    toggles = np.cumsum(is_changed & ~opens)
+    toggles_since = toggles - np.where(latest_set >= 0, toggles[latest_set], 0)
+    set_open = (latest_set >= 0) & (opens | (mark_units == ord(opener)))[latest_set]
+    is_open = set_open ^ (toggles_since % 2 == 1)
+    counts[f"{ascii_quote} → {opener}"] += int(is_open[is_changed].sum())
+    counts[f"{ascii_quote} → {closer}"] += int((~is_open[is_changed]).sum())
+    return replaced(text, marks[is_changed], np.where(is_open[is_changed], ord(opener), ord(closer)))
 
 
-def faults(text: Codes) -> dict[str, int]:
-    """Outer quotes that are no pairs, as they often are in books: opened again before they were closed, closed without
-    having been opened."""
-    unit = text.units[places(text, "“”「」" + LINE_ENDS)]
-    opens, closes = (unit == ord("“")) | (unit == ord("「")), (unit == ord("”")) | (unit == ord("」"))
-    follows_open = np.concatenate(([False], opens[:-1]))
-    return {
-        "reopened": int((opens & follows_open).sum()),
-        "orphans": int((closes & ~follows_open).sum()),
-    }
+RULE = Rule("quotes", _curl_all, units("\"'"), makes=_CURLY)
 
 
 def style(name: str) -> Rule:
-    """Quotes in one style: curly “ ” ‘ ’, corner 「 」 『 』, or strip them all."""
+    """Return the rule for a style: "curly" “ ” ‘ ’ or "corner" 「 」 『 』 for all quotes, "strip" to remove them."""
     if name == "strip":
         return Rule("quote-style", _strip, units(_CURLY + _CORNER))
     old, new = (_CORNER, _CURLY) if name == "curly" else (_CURLY, _CORNER)
 
-    def restyle(text: Codes, seen: Seen) -> Codes:
-        for one, other in zip(old, new, strict=True):
-            found = places(text, one)
-            text = replaced(text, found, ord(other))
-            seen[f"{one} → {other}"] += len(found)
+    def restyle(text: Codes, counts: Seen) -> Codes:
+        for old_quote, new_quote in zip(old, new, strict=True):
+            positions = places(text, old_quote)
+            text = replaced(text, positions, ord(new_quote))
+            counts[f"{old_quote} → {new_quote}"] += len(positions)
         return text
 
     return Rule("quote-style", restyle, units(old), makes=new)
 
 
-def _strip(text: Codes, seen: Seen) -> Codes:
-    found = places(text, _CURLY + _CORNER)
-    seen["stripped"] += len(found)
-    return without(text, found)
+def _strip(text: Codes, counts: Seen) -> Codes:
+    positions = places(text, _CURLY + _CORNER)
+    counts["stripped"] += len(positions)
+    return without(text, positions)
+
+
+def faults(text: Codes) -> dict[str, int]:
+    """Count unbalanced outer quotes, which are common in books.
+
+    "reopened" counts those that open while another is open, "orphans" those that close while none is open.
+    """
+    quote_units = text.units[places(text, "“”「」" + LINE_ENDS)]
+    opens = (quote_units == ord("“")) | (quote_units == ord("「"))
+    closes = (quote_units == ord("”")) | (quote_units == ord("」"))
+    follows_opener = np.concatenate(([False], opens[:-1]))
+    return {
+        "reopened": int((opens & follows_opener).sum()),
+        "orphans": int((closes & ~follows_opener).sum()),
+    }

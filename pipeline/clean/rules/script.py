@@ -1,10 +1,10 @@
-"""Script: kept as it is, or made simplified or traditional by OpenCC.
+"""Script: kept, or converted to simplified or traditional by OpenCC.
 
-OpenCC is slow (simplified 50 to 80 MB/s, traditional 14), so it sees only clauses in which something may change. Which
-characters that are is asked of it once, one character at a time; those that change in company only are listed here.
+OpenCC is slow (simplified 50 to 80 MB/s, traditional 14), so it gets only clauses in which something may change. OpenCC
+itself is asked once which characters change alone; those that change only in phrases are listed here.
 
-OpenCC by itself is not idempotent: it knows 畢昇 → 毕昇, but would make of 毕昇 alone 毕升. So a character stays where
-the way to the other script and back gives it again, and the conversion is repeated until nothing changes.
+OpenCC is not idempotent: it knows 畢昇 → 毕昇, but would convert 毕昇 to 毕升. So a character is kept if converting it
+to the other script and back returns it, and the conversion is repeated until nothing changes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ POLICIES = ("keep", "simplified", "traditional")
 WARNING = "TRADITIONAL SCRIPT IS A GUESS where a simplified character stands for several"
 _CONFIG = {"simplified": "t2s", "traditional": "s2t"}
 _OTHER = {"simplified": "traditional", "traditional": "simplified"}
-_PLANES = 0x40000  # code points; beyond them nothing is Chinese
-_BLOCKS = ((0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))  # where a character may change
-_PARTS = "\0\n \t\u3000，。！？；：、“”‘’「」『』《》〈〉（）〔〕【】〖〗…—"  # no phrase of OpenCC's holds one of these
+_CODE_POINTS = 0x40000  # size of tables; no Chinese character is beyond
+_BLOCKS = ((0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))  # where characters may change
+_SEPARATORS = (
+    "\0\n \t\u3000，。！？；：、“”‘’「」『』《》〈〉（）〔〕【】〖〗…—"  # no OpenCC phrase contains one of these
+)
 _SURROGATES = (0xD800, 0xE000)
-_ROUNDS = 8  # two are enough for every phrase of OpenCC's; a text that needs more is not Chinese
+_MAX_ROUNDS = 8  # two are enough for every OpenCC phrase; a text that needs more is not Chinese
 
-# Of OpenCC 1.4, see test_script.py, which reads them from its dictionaries:
-# what changes in a phrase and never alone (反覆 → 反复), what a phrase keeps that would change alone (畢昇 → 毕昇),
+# From the dictionaries of OpenCC 1.4; test_script.py compares them.
+# Characters that change in a phrase but not alone (反覆 → 反复):
 _IN_PHRASES = "哩坏沈甦瞭藉衹覆"
+# Characters that change alone but not in certain phrases (畢昇 → 毕昇):
 _KEPT_IN_PHRASES = "乾徵於昇氾祕蒐薹計釐陞麽"
-# and simplified characters that stand for several traditional ones.
+# Simplified characters that stand for several traditional ones:
 AMBIGUOUS = (
     "鉴僵熏曲淀漓铲链锄锫针钟钥钫钻镋镎镢镰鹇饥闲须郁酸适雇雕面采里证谥谷赝赞辟荐荡荫药迹胄背胜胡脏苏苔苹获虫跖腊腌范蒙蚝裥舍芸蔑蝎表袅耇艳藤蜡"
     "豆象膻致凄准凌几凶出厂历厘划别刮制千升卜占卤卷参发只台叶叹吁吃合吊同后向吣布帘席冢冬冲呆周哄哗岩岳庵克党具坐坛坝坯宁它家弥弦回团困复夫夸夹娘"
@@ -44,134 +47,133 @@ AMBIGUOUS = (
 
 
 def rule(script: str) -> Rule | None:
-    """The rule for "keep" (none), "simplified" or "traditional".
+    """Return the rule for "simplified" or "traditional"; None for "keep".
 
-    It counts every pair of characters that it changed: "後 → 后". Raises BadConfig where OpenCC is not installed, or
-    where opencc-python-reimplemented is, which puts its own files in OpenCC's place.
+    The rule counts every changed pair of characters: "後 → 后". Raises BadConfig if OpenCC is not installed, or if
+    opencc-python-reimplemented is, which overwrites the files of OpenCC.
     """
     if script not in POLICIES:
-        raise BadConfig(f"no such script: {script!r}", hint=f"one of {', '.join(POLICIES)}")
+        raise BadConfig(f"--script must be one of {', '.join(POLICIES)}, got {script!r}", hint="choose one of these")
     if script == "keep":
         return None
-    _opencc()  # so that its want is said before any work
-    return Rule("script", partial(_page, script), triggers=(*HAN_UNITS, HAN_BEYOND))
+    _opencc()  # fail before any work if it is missing
+    return Rule("script", partial(_convert_page, script), triggers=(*HAN_UNITS, HAN_BEYOND))
 
 
-def risks(seen: Mapping[str, int]) -> dict[str, int]:
-    """Of the counted pairs those whose left character stands for several traditional ones, most frequent first."""
-    risky = {pair: count for pair, count in seen.items() if pair[0] in AMBIGUOUS}
+def risks(pairs: Mapping[str, int]) -> dict[str, int]:
+    """Return the counted pairs whose left character stands for several traditional ones, most frequent first."""
+    risky = {pair: count for pair, count in pairs.items() if pair[0] in AMBIGUOUS}
     return dict(sorted(risky.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _page(script: str, page: Codes, seen: Seen) -> Codes:
-    if not _units(script).take(page.units).any():
+def _convert_page(script: str, page: Codes, counts: Seen) -> Codes:
+    if not _unit_may_change(script).take(page.units).any():
         return page
     text = np.frombuffer(text_of(page).encode("utf-32-le", "surrogatepass"), "<u4").copy()
-    places = _clauses(text, _changes(script))
-    before = text[places]
-    after = _settled(script, before)
-    text[places] = after
+    positions = _clause_positions(text, _may_change(script))
+    before = text[positions]
+    after = _convert_fully(script, before)
+    text[positions] = after
     changed = before != after
-    pairs, counts = distinct((before[changed].astype(np.uint64) << 32) | after[changed])
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        seen[f"{chr(pair >> 32)} → {chr(pair & 0xFFFFFFFF)}"] += count
+    pairs, frequencies = distinct((before[changed].astype(np.uint64) << 32) | after[changed])
+    for pair, count in zip(pairs.tolist(), frequencies.tolist(), strict=True):
+        counts[f"{chr(pair >> 32)} → {chr(pair & 0xFFFFFFFF)}"] += count
     return codes(text.tobytes().decode("utf-32-le", "surrogatepass"))
 
 
-def _settled(script: str, text: np.ndarray) -> np.ndarray:
-    """`text` (code points, whole clauses) converted until it stays as it is."""
+def _convert_fully(script: str, text: np.ndarray) -> np.ndarray:
+    """Convert `text` (code points of complete clauses) until nothing changes."""
     text = text.copy()
-    places = np.arange(len(text))
-    for _ in range(_ROUNDS):
-        old = text[places]
-        new = _once(script, old)
+    positions = np.arange(len(text))
+    for _ in range(_MAX_ROUNDS):
+        old = text[positions]
+        new = _convert_once(script, old)
         if (old == new).all():
             break
-        text[places] = new
-        moved = np.zeros(len(text), bool)
-        moved[places] = old != new
-        places = _clauses(text, moved)
-        part = text[places]
-        places = places[_clauses(part, _changes(script))]
-        if not len(places):
+        text[positions] = new
+        is_changed = np.zeros(len(text), bool)
+        is_changed[positions] = old != new
+        positions = _clause_positions(text, is_changed)
+        positions = positions[_clause_positions(text[positions], _may_change(script))]
+        if not len(positions):
             break
     return text
 
 
-def _once(script: str, text: np.ndarray) -> np.ndarray:
-    """`text` converted, but for the characters that are already as they would come out of the other script."""
-    new = _converted(script, text)
-    doubtful = _clauses(text, _doubtful(script))
-    if len(doubtful):
-        old = text[doubtful]
-        back = _converted(script, _converted(_OTHER[script], old))
-        new[doubtful] = np.where(back == old, old, new[doubtful])
+def _convert_once(script: str, text: np.ndarray) -> np.ndarray:
+    """Convert `text`, except for characters that a round trip through the other script returns."""
+    new = _opencc_convert(script, text)
+    positions = _clause_positions(text, _may_be_converted(script))
+    if len(positions):
+        old = text[positions]
+        round_trip = _opencc_convert(script, _opencc_convert(_OTHER[script], old))
+        new[positions] = np.where(round_trip == old, old, new[positions])
     return new
 
 
-def _converted(script: str, text: np.ndarray) -> np.ndarray:
-    torn = (text >= _SURROGATES[0]) & (text < _SURROGATES[1])  # halves of pairs cannot be converted, nor lost
-    whole = np.where(torn, ord("\n"), text).astype("<u4")
-    new = np.frombuffer(_converter(script)(whole.tobytes().decode("utf-32-le")).encode("utf-32-le"), "<u4")
+def _opencc_convert(script: str, text: np.ndarray) -> np.ndarray:
+    is_surrogate = (text >= _SURROGATES[0]) & (text < _SURROGATES[1])  # lone ones: kept, because OpenCC rejects them
+    valid = np.where(is_surrogate, ord("\n"), text).astype("<u4")
+    new = np.frombuffer(_converter(script)(valid.tobytes().decode("utf-32-le")).encode("utf-32-le"), "<u4")
     if len(new) != len(text):
         raise InternalError(
-            f"OpenCC made {len(new):,} characters of {len(text):,}", hint="install the version in constraints.txt"
+            f"OpenCC returned {len(new):,} characters for {len(text):,}", hint="install the version in constraints.txt"
         )
-    return np.where(torn, text, new)
+    return np.where(is_surrogate, text, new)
 
 
-def _clauses(text: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """All places in the clauses that hold a wanted character, each clause with the mark that ends it.
+def _clause_positions(text: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """Return all positions of the clauses that hold a selected character, including the separator that ends each.
 
-    `wanted` is a table over code points, or a mask as long as the text.
+    `selected` is a table over code points, or a mask as long as the text.
     """
-    hits = np.flatnonzero(wanted if len(wanted) == len(text) else wanted.take(text, mode="clip"))
-    ends = np.append(np.flatnonzero(_ends().take(text, mode="clip")) + 1, len(text))
-    which = np.searchsorted(ends, hits, side="right")
-    which = which[np.append(True, which[1:] != which[:-1])[: len(which)]]  # each once
+    hits = np.flatnonzero(selected if len(selected) == len(text) else selected.take(text, mode="clip"))
+    ends = np.append(np.flatnonzero(_is_separator().take(text, mode="clip")) + 1, len(text))
+    clauses = np.searchsorted(ends, hits, side="right")
+    clauses = clauses[np.append(True, clauses[1:] != clauses[:-1])[: len(clauses)]]  # without repeats
     starts = np.concatenate(([0], ends[:-1]))
-    return spread(starts[which], ends[which]) if len(which) else which
+    return spread(starts[clauses], ends[clauses]) if len(clauses) else clauses
 
 
 @cache
-def _ends() -> np.ndarray:
-    table = np.zeros(_PLANES, bool)
-    table[[ord(mark) for mark in _PARTS]] = True
+def _is_separator() -> np.ndarray:
+    table = np.zeros(_CODE_POINTS, bool)
+    table[[ord(mark) for mark in _SEPARATORS]] = True
     table[slice(*_SURROGATES)] = True
     return table
 
 
 @cache
-def _changes(script: str) -> np.ndarray:
-    """For every code point whether a clause that holds it may change."""
-    table = np.zeros(_PLANES, bool)
-    places = np.concatenate([np.arange(*block) for block in _BLOCKS])
+def _may_change(script: str) -> np.ndarray:
+    """Table over code points: a clause that holds one of them may change."""
+    table = np.zeros(_CODE_POINTS, bool)
+    code_points = np.concatenate([np.arange(*block) for block in _BLOCKS])
     if script == "traditional":  # nearly every clause has a character that may change, and phrases are many
-        table[places] = True
+        table[code_points] = True
         return table
-    alone = np.full(2 * len(places), ord("\n"), "<u4")
-    alone[::2] = places
-    table[places] = _converted(script, alone)[::2] != places
+    one_a_line = np.full(2 * len(code_points), ord("\n"), "<u4")
+    one_a_line[::2] = code_points
+    table[code_points] = _opencc_convert(script, one_a_line)[::2] != code_points
     table[[ord(character) for character in _IN_PHRASES]] = True
     return table
 
 
 @cache
-def _doubtful(script: str) -> np.ndarray:
-    """For every code point whether a clause that holds it may in part be in the wanted script already."""
+def _may_be_converted(script: str) -> np.ndarray:
+    """Table over code points: a clause that holds one of them may partly be in the target script already."""
     if script == "traditional":
-        return _changes("simplified")
-    table = np.zeros(_PLANES, bool)
+        return _may_change("simplified")
+    table = np.zeros(_CODE_POINTS, bool)
     table[[ord(character) for character in _KEPT_IN_PHRASES]] = True
     return table
 
 
 @cache
-def _units(script: str) -> np.ndarray:
-    """`_changes` for UTF-16 units."""
+def _unit_may_change(script: str) -> np.ndarray:
+    """`_may_change` as a table over UTF-16 units."""
     table = np.zeros(1 << 16, bool)
-    table[:] = _changes(script)[: 1 << 16]
-    beyond = np.flatnonzero(_changes(script)[1 << 16 :])
+    table[:] = _may_change(script)[: 1 << 16]
+    beyond = np.flatnonzero(_may_change(script)[1 << 16 :])
     table[0xD800 + (beyond >> 10)] = True
     return table
 
@@ -183,16 +185,16 @@ def _converter(script: str) -> Callable[[str], str]:
 
 
 def _opencc() -> ModuleType:
-    from importlib import metadata  # takes longer to load than this package
+    from importlib import metadata  # slower to import than this package
 
-    wrong = "opencc-python-reimplemented"
-    repair = f"pip uninstall -y {wrong} opencc && pip install 'inkstone[zh]'"
-    if any(metadata.distributions(name=wrong)):
-        raise BadConfig(f"{wrong} is installed, which puts its own files in the place of OpenCC's", hint=repair)
+    impostor = "opencc-python-reimplemented"
+    repair = f"pip uninstall -y {impostor} opencc && pip install 'inkstone[zh]'"
+    if any(metadata.distributions(name=impostor)):
+        raise BadConfig(f"{impostor} is installed, which overwrites the files of OpenCC", hint=repair)
     try:
-        found = importlib.import_module("opencc")
+        module = importlib.import_module("opencc")
     except ImportError as error:
-        raise BadConfig("converting the script needs OpenCC", hint="pip install 'inkstone[zh]'") from error
-    if not hasattr(found, "__version__"):  # OpenCC's own says which it is
-        raise BadConfig("the installed module `opencc` is not OpenCC's own", hint=repair)
-    return found
+        raise BadConfig("--script needs OpenCC", hint="pip install 'inkstone[zh]'") from error
+    if not hasattr(module, "__version__"):  # the original OpenCC has one
+        raise BadConfig("the installed module `opencc` is not the original OpenCC", hint=repair)
+    return module

@@ -1,7 +1,7 @@
-"""Variants: characters that a reader's own table says are another way to write a character (爲 → 為, 峯 → 峰).
+"""Variants: characters that a user's table declares to be another form of a character (爲 → 為, 峯 → 峰).
 
-No table comes with this project: which variants are one character depends on the texts (才 and 財 are not), so
-folding them is for a person to decide, one pair at a time.
+No table is included: which variants are the same character depends on the texts (才 and 財 are not), so the user
+decides on each pair.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pipeline.clean.rule import Rule, Seen
 from pipeline.clean.utf16 import UNITS, Codes, codes, distinct, replaced, text_of
 from pipeline.errors import BadConfig, InputMissing
 
-_FORM = "one character, a tab, one character in each line"
-_UNSEEN = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # controls, halves of pairs, spaces
+_FORM = "write one character, a tab, one character on each line"
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # categories: controls, surrogates, spaces
 
 
 def load(path: str | Path) -> dict[str, str]:
-    """The table in a file: JSON (an object), CSV or TSV (two columns; blank lines and lines with # are passed over).
+    """Read a table: JSON (an object), CSV or TSV (two columns; blank lines and lines with # are skipped).
 
-    Raises InputMissing, and BadConfig with the file and the line for what is not one character to one character, for
-    a character that becomes two different ones, and for a circle.
+    Raises InputMissing, and BadConfig with the file and the line for an entry that does not map one character to one,
+    for a character that maps to two different ones, and for a cycle.
     """
     path = Path(path)
     try:
@@ -38,98 +38,103 @@ def load(path: str | Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise BadConfig(f"{path}: not UTF-8", hint="save the table as UTF-8") from error
     table: dict[str, str] = {}
-    for where, pair in _pairs(path, text):
+    for location, pair in _pairs(path, text):
         match pair:
-            case [str(variant), str(becomes)]:
-                _take(table, variant, becomes, where)
+            case [str(variant), str(target)]:
+                _add(table, variant, target, location)
             case _:
-                raise BadConfig(f"{where}: not two columns", hint=_FORM)
+                raise BadConfig(f"{location}: not two columns", hint=_FORM)
     return resolved(table, f"{path}: ")
 
 
 def _pairs(path: Path, text: str) -> Iterable[tuple[str, list[object]]]:
+    """Return the location, for error messages, and the cells of each entry."""
     if path.suffix.lower() == ".json":
         try:
-            # As pairs, so that a character that stands twice in the file is seen.
+            # Read as pairs: a dict would hide a character that occurs twice.
             pairs = json.loads(text, object_pairs_hook=lambda pairs: pairs)
         except (ValueError, RecursionError) as error:
-            raise BadConfig(f"{path}: not JSON: {error}", hint='an object such as {"爲": "為"}') from error
+            raise BadConfig(f"{path}: not JSON: {error}", hint='write an object such as {"爲": "為"}') from error
         if not text.lstrip().startswith("{"):
-            raise BadConfig(f"{path}: not an object", hint='an object such as {"爲": "為"}')
+            raise BadConfig(f"{path}: not an object", hint='write an object such as {"爲": "為"}')
         return [(f"{path}: {pair[0]!r}", list(pair)) for pair in pairs]
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     lines = enumerate(text.split("\n"), 1)
-    rows = [(number, row) for number, line in lines for row in csv.reader([line], delimiter=delimiter)]
+    rows = [(line_number, row) for line_number, line in lines for row in csv.reader([line], delimiter=delimiter)]
     return [
-        (f"{path}, line {number}", [cell.strip() for cell in row])
-        for number, row in rows
+        (f"{path}, line {line_number}", [cell.strip() for cell in row])
+        for line_number, row in rows
         if any(row) and not row[0].lstrip().startswith("#")
     ]
 
 
-def _take(table: dict[str, str], variant: str, becomes: str, where: str) -> None:
-    for character in (variant, becomes):
+def _add(table: dict[str, str], variant: str, target: str, location: str) -> None:
+    for character in (variant, target):
         if len(character) != 1:
-            raise BadConfig(f"{where}: {character!r} is not one character", hint=_FORM)
-        if unicodedata.category(character) in _UNSEEN:
-            raise BadConfig(f"{where}: {character!r} cannot be seen, and is no variant", hint=_FORM)
-    if table.setdefault(variant, becomes) != becomes:
+            raise BadConfig(f"{location}: {character!r} is not one character", hint=_FORM)
+        if unicodedata.category(character) in _INVISIBLE:
+            raise BadConfig(f"{location}: {character!r} is invisible, so it cannot be a variant", hint=_FORM)
+    if table.setdefault(variant, target) != target:
         raise BadConfig(
-            f"{where}: {variant} becomes {becomes}, and {table[variant]} before", hint="leave one of the two"
+            f"{location}: {variant} maps to {target}, but an earlier entry maps it to {table[variant]}",
+            hint="remove one of the two",
         )
 
 
-def resolved(table: Mapping[str, str], where: str = "") -> dict[str, str]:
-    """`table` with every chain followed to its end (甲 → 乙, 乙 → 丙 makes 甲 → 丙), and nothing that becomes itself.
+def resolved(table: Mapping[str, str], location: str = "") -> dict[str, str]:
+    """Return `table` with every chain followed to its end (甲 → 乙, 乙 → 丙 gives 甲 → 丙), without identity pairs.
 
-    So that one pass is enough, and a second one finds nothing. Raises BadConfig for a circle.
+    This makes the rule idempotent in one pass. Raises BadConfig for a cycle.
     """
-    ends: dict[str, str] = {}
+    final: dict[str, str] = {}
     for variant in table:
-        trail = [variant]
-        while (becomes := table.get(trail[-1], trail[-1])) != trail[-1]:
-            if becomes in trail:
-                circle = " → ".join([*trail[trail.index(becomes) :], becomes])
-                raise BadConfig(f"{where}the variants go round: {circle}", hint="leave one of them out")
-            trail.append(becomes)
-        if trail[-1] != variant:
-            ends[variant] = trail[-1]
-    return ends
+        chain = [variant]
+        while (target := table.get(chain[-1], chain[-1])) != chain[-1]:
+            if target in chain:
+                cycle = " → ".join([*chain[chain.index(target) :], target])
+                raise BadConfig(f"{location}the variants form a cycle: {cycle}", hint="remove one of these pairs")
+            chain.append(target)
+        if chain[-1] != variant:
+            final[variant] = chain[-1]
+    return final
 
 
 def rule(table: Mapping[str, str]) -> Rule | None:
-    """The rule that folds by `table`, None for a table that changes nothing. It counts every pair: "爲 → 為"."""
+    """Return the rule that replaces by `table`, None for a table that changes nothing.
+
+    The rule counts every pair: "爲 → 為".
+    """
     checked: dict[str, str] = {}
-    for variant, becomes in table.items():
-        _take(checked, variant, becomes, "table of variants")
-    near = {a: b for a, b in resolved(checked).items() if ord(a) < UNITS and ord(b) < UNITS}
-    far = {a: b for a, b in resolved(checked).items() if a not in near}
-    if not near and not far:
+    for variant, target in table.items():
+        _add(checked, variant, target, "table of variants")
+    # Pairs of single UTF-16 units are replaced by an array lookup, all others in the text.
+    unit_pairs = {a: b for a, b in resolved(checked).items() if ord(a) < UNITS and ord(b) < UNITS}
+    text_pairs = {a: b for a, b in resolved(checked).items() if a not in unit_pairs}
+    if not unit_pairs and not text_pairs:
         return None
-    becomes_unit = np.arange(UNITS, dtype="<u2")
-    becomes_unit[[ord(a) for a in near]] = [ord(b) for b in near.values()]
-    heads = {int(codes(a).units[0]) for a in (*near, *far)}
+    unit_table = np.arange(UNITS, dtype="<u2")
+    unit_table[[ord(a) for a in unit_pairs]] = [ord(b) for b in unit_pairs.values()]
+    first_units = {int(codes(a).units[0]) for a in (*unit_pairs, *text_pairs)}
     return Rule(
         "variants",
-        partial(_page, becomes_unit, far),
-        triggers=tuple((head, head) for head in sorted(heads)),
-        makes="".join(sorted({*near.values(), *far.values()})),
+        partial(_replace, unit_table, text_pairs),
+        triggers=tuple((unit, unit) for unit in sorted(first_units)),
+        makes="".join(sorted({*unit_pairs.values(), *text_pairs.values()})),
     )
 
 
-def _page(becomes: np.ndarray, far: Mapping[str, str], page: Codes, seen: Seen) -> Codes:
-    """One pass for what stays in the first plane, another over the text for the rest, if there is any."""
-    folded = becomes.take(page.units)
-    at = np.flatnonzero(folded != page.units)
-    variants, counts = distinct(page.units[at])
-    for unit, count in zip(variants.tolist(), counts.tolist(), strict=True):
-        seen[f"{chr(unit)} → {chr(becomes[unit])}"] += count
-    page = replaced(page, at, folded[at])
-    if not far:
+def _replace(unit_table: np.ndarray, text_pairs: Mapping[str, str], page: Codes, counts: Seen) -> Codes:
+    new_units = unit_table.take(page.units)
+    positions = np.flatnonzero(new_units != page.units)
+    variants, frequencies = distinct(page.units[positions])
+    for unit, count in zip(variants.tolist(), frequencies.tolist(), strict=True):
+        counts[f"{chr(unit)} → {chr(unit_table[unit])}"] += count
+    page = replaced(page, positions, new_units[positions])
+    if not text_pairs:
         return page
 
-    def fold(found: re.Match[str]) -> str:
-        seen[f"{found[0]} → {far[found[0]]}"] += 1
-        return far[found[0]]
+    def replace(match: re.Match[str]) -> str:
+        counts[f"{match[0]} → {text_pairs[match[0]]}"] += 1
+        return text_pairs[match[0]]
 
-    return codes(re.sub(f"[{re.escape(''.join(far))}]", fold, text_of(page)))
+    return codes(re.sub(f"[{re.escape(''.join(text_pairs))}]", replace, text_of(page)))

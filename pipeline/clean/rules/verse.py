@@ -1,9 +1,11 @@
 """Verse inside prose: 正是：黑甜一枕古祠中，梦里分明见鬼雄。
 
-Verse is whole sentences of clauses that are all 5 or all 7 characters long: two clauses or more behind words that
-announce it (正是：), four or more elsewhere. Clauses of 4 characters are what classical prose is made of: of
-the 457 runs of four and more of them in 水浒 hardly one is verse. So they count only where they are announced, and two
-of them only behind 正是：, because with 但见： prose in pairs begins.
+Verse is complete sentences of clauses that are all 5 or all 7 characters long: two or more clauses after words that
+announce it (正是：), four or more elsewhere. Clauses of 4 characters are the usual form of classical prose: of the 457
+runs of four or more of them in 水浒 hardly one is verse. So they count only if announced, and two of them only after
+正是：, because 但见： introduces prose in pairs.
+
+The search is vectorised. `verse` in tests/pipeline/clean/rules/slow_rules.py does the same one clause at a time.
 """
 
 from __future__ import annotations
@@ -15,239 +17,230 @@ from functools import cache, partial
 import numpy as np
 
 from pipeline.clean.rule import Rule, Seen, units
-from pipeline.clean.utf16 import (
-    HAN_BEYOND,
-    HAN_UNITS,
-    UNITS,
-    Codes,
-    codes,
-    distinct,
-    inserted,
-    is_one_of,
-    places,
-    spread,
-    unit_at,
-    without,
-)
+from pipeline.clean.rules.punctuation import LETTER_RANGES, LETTER_SIGNS
+from pipeline.clean.utf16 import UNITS, Codes, distinct, inserted, is_one_of, places, spread, unit_at, without
 from pipeline.errors import BadConfig
 
 POLICIES = ("inline", "own-unit", "drop")
-_HAN = (*HAN_UNITS, HAN_BEYOND, (0xE000, 0xF8FF), (0xDC00, 0xDFFF))  # with gaiji, and second units
-_HAN_SIGNS = "〇□"
-_MARKS, _ENDS = "，。！？；", "。！？"  # that end a clause, a sentence
+_CLAUSE_ENDS, _SENTENCE_ENDS = "，。！？；", "。！？"
+_LENGTHS = (4, 5, 7)  # characters of a clause
 _OPENERS, _CLOSERS = "“‘「『\"'", "”’」』\"'"
-_GOES_ON = "，、；："
+_CONTINUES = "，、；："
 _COUPLET = "正是"
 _ANNOUNCE = (_COUPLET, "诗曰", "詩曰", "但见", "但見", "为证", "為證", "爲證", "偈曰", "赋曰", "賦曰", "词曰", "詞曰")
-_BEFORE_COLON = "".join(each[-1] for each in _ANNOUNCE)
-_IN_FRONT = {"为证": "有诗", "為證": "有詩", "爲證": "有詩"}
+_BEFORE_COLON = "".join(words[-1] for words in _ANNOUNCE)
+_REQUIRED_PREFIX = {"为证": "有诗", "為證": "有詩", "爲證": "有詩"}
 _SENTENCE_STARTS = "\0\n。！？：" + _OPENERS + _CLOSERS
+_UNITS_BEFORE, _UNITS_AFTER = 4, 600  # of a colon, that hold the announcing words and the longest song
+_SEPARATOR_UNIT = np.zeros(1, "<u2")
 
 
 @dataclass(frozen=True)
-class Run:
-    """Verse from `start` to `end` (with its last mark), in code points: `clauses` of `length` characters each."""
-
-    start: int
-    end: int
-    clauses: int
-    length: int
-    announced: bool
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The same for all verse of a page, as arrays, in units. `lead` is where the words that announce it begin, `start`
-    where nothing does."""
+class _Runs:
+    """The runs of verse of a page, as parallel arrays. Positions are in units."""
 
     start: np.ndarray
-    end: np.ndarray
-    clauses: np.ndarray
-    length: np.ndarray
-    announced: np.ndarray
-    lead: np.ndarray
+    end: np.ndarray  # behind the last mark
+    clauses: np.ndarray  # their number
+    length: np.ndarray  # characters of each clause
+    is_announced: np.ndarray
+    lead: np.ndarray  # start of the words that announce the run; equals `start` if nothing does
 
 
 def rule(policy: str) -> Rule:
-    """inline: verse is counted and stays; own-unit: it has a line of its own, with what announces it; drop: it goes.
+    """Return the rule for a policy: "inline" only counts verse, "own-unit" puts it on its own line, "drop" removes it.
 
-    It counts runs by the length of their clauses, those that are announced, and their characters.
+    The words that announce verse are moved or removed with it. The rule counts runs by the length of their clauses,
+    announced runs, and characters. "inline" searches only the text after announcing words. Raises BadConfig.
     """
     if policy not in POLICIES:
-        raise BadConfig(f"no such policy for verse: {policy!r}", hint=f"one of {', '.join(POLICIES)}")
-    return Rule("verse", partial(_page, policy), triggers=units(_ENDS), makes="\n" if policy == "own-unit" else "")
+        raise BadConfig(f"--verse must be one of {', '.join(POLICIES)}, got {policy!r}", hint="choose one of these")
+    makes = "\n" if policy == "own-unit" else ""
+    return Rule("verse", partial(_apply, policy), triggers=units(_SENTENCE_ENDS), makes=makes)
 
 
-def find(text: str) -> list[Run]:
-    """The verse in `text`, in order."""
-    array = codes(text)
-    found = _find(array)
-    low = np.concatenate(([0], np.cumsum((array.units & 0xFC00) == 0xDC00)))
-    columns = (found.start - low[found.start], found.end - low[found.end], found.clauses, found.length, found.announced)
-    return [Run(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-
-
-def _page(policy: str, array: Codes, seen: Seen) -> Codes:
+def _apply(policy: str, page: Codes, counts: Seen) -> Codes:
     if policy == "inline":
-        _count(_find(_behind_announcements(array)), seen)
-        return array
-    found = _find(array)
-    while len(found.start):
-        _count(found, seen)
+        _count(_find(_announced_parts(page)), counts)
+        return page
+    verse = _find(page)
+    while len(verse.start):
+        _count(verse, counts)
         if policy == "own-unit":
-            return _on_lines(array, found)
-        array = _dropped(array, found)
-        found = _find(array)  # what verse parted may be verse together
-    return array
+            return _put_on_lines(page, verse)
+        page = _drop(page, verse)
+        verse = _find(page)  # clauses that the verse separated may be verse together
+    return page
 
 
-def _count(found: _Found, seen: Seen) -> None:
-    for length, count in zip(*distinct(found.length), strict=True):
-        seen[f"runs of {length} characters a clause"] += int(count)
-    seen["runs that are announced"] += int(np.count_nonzero(found.announced))
-    seen["characters of verse"] += int((found.clauses * found.length).sum())
+def _count(verse: _Runs, counts: Seen) -> None:
+    for length, count in zip(*distinct(verse.length), strict=True):
+        counts[f"runs of {length} characters a clause"] += int(count)
+    counts["runs that are announced"] += int(np.count_nonzero(verse.is_announced))
+    counts["characters of verse"] += int((verse.clauses * verse.length).sum())
 
 
-def _behind_announcements(array: Codes) -> Codes:
-    """What may be announced verse, so that a book of prose need not be searched all through only to count."""
-    colon = places(array, "：")
-    colon = colon[is_one_of(unit_at(array, colon - 1), _BEFORE_COLON)]
-    pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
-    colon = colon[_is_pair(pair, _ANNOUNCE)]
-    if not len(colon):
-        return array[:0]
-    start = np.maximum(colon - _BEFORE, 0)
-    end = np.minimum(np.append(colon[1:] - _BEFORE, len(array)), colon + _FAR)
+def _announced_parts(page: Codes) -> Codes:
+    """Return the parts of a page that may hold announced verse: counting need not search a complete book of prose."""
+    colons = places(page, "：")
+    colons = colons[is_one_of(unit_at(page, colons - 1), _BEFORE_COLON)]
+    colons = colons[_is_any_pair(_pair_at(page, colons - 2), _ANNOUNCE)]
+    if not len(colons):
+        return page[:0]
+    start = np.maximum(colons - _UNITS_BEFORE, 0)
+    end = np.minimum(np.append(colons[1:] - _UNITS_BEFORE, len(page)), colons + _UNITS_AFTER)
     end = np.maximum(end, start)
     pieces = [
         piece
         for first, last in zip(start.tolist(), end.tolist(), strict=True)
-        for piece in (array.units[first:last], _PART)
+        for piece in (page.units[first:last], _SEPARATOR_UNIT)
     ]
     return Codes(np.concatenate(pieces))
 
 
-_BEFORE, _FAR = 4, 600  # units before a colon, and behind it: the longest of songs
-_PART = np.zeros(1, "<u2")
+def _put_on_lines(page: Codes, verse: _Runs) -> Codes:
+    """Put each run on its own line, with the words that announce it and its quotes, unless its sentence continues."""
+    start = verse.lead - _is_at(page, verse.lead - 1, _OPENERS)
+    end = verse.end
+    while (is_closer := _is_at(page, end, _CLOSERS)).any():
+        end = end + is_closer
+    is_separable = ~_is_at(page, end, _CONTINUES)
+    is_break = np.zeros(len(page) + 1, bool)
+    is_break[start[is_separable]] = is_break[end[is_separable]] = True
+    breaks = np.flatnonzero(is_break)
+    at_line_end = _is_at(page, breaks - 1, "\0\n") | _is_at(page, breaks, "\0\n")
+    return inserted(page, breaks[~at_line_end], "\n")
 
 
-def _on_lines(array: Codes, found: _Found) -> Codes:
-    start = found.lead - _is(array, found.lead - 1, _OPENERS)
-    end = found.end
-    while (more := _is(array, end, _CLOSERS)).any():
-        end = end + more
-    whole = ~_is(array, end, _GOES_ON)
-    cut = np.zeros(len(array) + 1, bool)
-    cut[start[whole]] = cut[end[whole]] = True
-    cuts = np.flatnonzero(cut)
-    return inserted(array, cuts[~_is(array, cuts - 1, "\0\n") & ~_is(array, cuts, "\0\n")], "\n")
+def _drop(page: Codes, verse: _Runs) -> Codes:
+    """Remove the runs and the words that announce them; of a pair of quotes both are removed, or neither."""
+    is_opened, is_closed = _is_at(page, verse.start - 1, _OPENERS), _is_at(page, verse.end, _CLOSERS)
+    quote_continues = is_opened & ~is_closed
+    is_unannounced = verse.lead == verse.start
+    start = np.where(quote_continues, verse.start, verse.lead - (is_opened & is_unannounced))
+    end = verse.end + (is_opened & is_closed)
+    fills_line = _is_at(page, start - 1, "\0\n") & _is_at(page, end, "\n")  # then its line end is removed too
+    return without(page, spread(start, end + fills_line))
 
 
-def _dropped(array: Codes, found: _Found) -> Codes:
-    """`array` without verse and the words that announce it; of quotes both go, or none."""
-    opened, closed = _is(array, found.start - 1, _OPENERS), _is(array, found.end, _CLOSERS)
-    inside = opened & ~closed
-    start = np.where(inside, found.start, found.lead - (opened & (found.lead == found.start)))
-    end = found.end + (opened & closed)
-    alone = _is(array, start - 1, "\0\n") & _is(array, end, "\n")  # a line of nothing else goes with its end
-    return without(array, spread(start, end + alone))
-
-
-def _find(array: Codes) -> _Found:
-    """All verse of a page. A character is one unit here: the second ones of pairs are left out for the while."""
-    if not ((array.odd_units & 0xFC00) == 0xDC00).any():
-        return _found(array)
-    whole = np.flatnonzero((array.units & 0xFC00) != 0xDC00)
-    found = _found(Codes(array.units[whole]))
-    return _Found(
-        whole[found.start], whole[found.end - 1] + 1, found.clauses, found.length, found.announced, whole[found.lead]
+def _find(page: Codes) -> _Runs:
+    """Find all verse of a page. For the search low surrogates are left out, so that a character is one unit."""
+    if not ((page.odd_units & 0xFC00) == 0xDC00).any():
+        return _find_runs(page)
+    positions = np.flatnonzero((page.units & 0xFC00) != 0xDC00)
+    verse = _find_runs(Codes(page.units[positions]))
+    return _Runs(
+        positions[verse.start],
+        positions[verse.end - 1] + 1,
+        verse.clauses,
+        verse.length,
+        verse.is_announced,
+        positions[verse.lead],
     )
 
 
-def _found(array: Codes) -> _Found:
-    marks = places(array, _MARKS)
-    link, length = _links(array, marks)
-    breaks = np.flatnonzero((np.diff(link) > 1) | (np.diff(length) != 0))
-    first, final = np.append(0, breaks + 1)[: len(link)], np.append(breaks, len(link) - 1)[: len(link)]
-    # Groups of equal clauses: the first ends with the mark `one`, the last with the mark `last`.
-    one, last, length = link[first], link[final] + 1, length[first]
-    long = (last - one > 2) & (length > 4)
-    likely = long | _is(array, marks[one] - length - 1, "：\n" + _OPENERS)
-    one, last, length = one[likely], last[likely], length[likely]
-    lead, kind = _announcements(array, marks[one] - length)
+def _find_runs(page: Codes) -> _Runs:
+    marks = places(page, _CLAUSE_ENDS)
+    links, length = _links(page, marks)
+    breaks = np.flatnonzero((np.diff(links) > 1) | (np.diff(length) != 0))
+    first_link = np.append(0, breaks + 1)[: len(links)]
+    last_link = np.append(breaks, len(links) - 1)[: len(links)]
+    # Groups of equal clauses. `first` and `last` are the indices of the marks that end their first and last clause.
+    first, last, length = links[first_link], links[last_link] + 1, length[first_link]
+    is_long = (last - first > 2) & (length > 4)
+    is_candidate = is_long | _is_at(page, marks[first] - length - 1, "：\n" + _OPENERS)
+    first, last, length = first[is_candidate], last[is_candidate], length[is_candidate]
+    lead, announcement = _announcements(page, marks[first] - length)
 
-    # Each is cut down to whole sentences.
-    ending = np.flatnonzero(_is(array, marks, _ENDS))
-    bounds = np.concatenate(([-1], ending, [len(marks)]))
-    starts = (kind > 0) | _is(array, marks[one] - length - 1, _SENTENCE_STARTS)
-    begin = np.where(starts, one, bounds[np.searchsorted(ending, one) + 1] + 1)
-    finish = bounds[np.searchsorted(ending, last, side="right")]
-    count = finish - begin + 1
+    # Shorten each group to complete sentences.
+    sentence_marks = np.flatnonzero(_is_at(page, marks, _SENTENCE_ENDS))
+    bounds = np.concatenate(([-1], sentence_marks, [len(marks)]))
+    starts_sentence = (announcement > 0) | _is_at(page, marks[first] - length - 1, _SENTENCE_STARTS)
+    first = np.where(starts_sentence, first, bounds[np.searchsorted(sentence_marks, first) + 1] + 1)
+    last = bounds[np.searchsorted(sentence_marks, last, side="right")]
+    clauses = last - first + 1
 
-    least = np.where(kind > 0, np.where((length > 4) | (kind == 1), 2, 4), np.where(length > 4, 4, len(array) + 1))
-    verse = count >= least
-    begin, finish, length, announced = begin[verse], finish[verse], length[verse], kind[verse] > 0
-    start = marks[begin] - length
-    return _Found(start, marks[finish] + 1, count[verse], length, announced, np.where(announced, lead[verse], start))
+    never = len(page) + 1
+    least_announced = np.where((length > 4) | (announcement == _COUPLET_KIND), 2, 4)
+    least = np.where(announcement > 0, least_announced, np.where(length > 4, 4, never))
+    is_verse = clauses >= least
+    first, last, length = first[is_verse], last[is_verse], length[is_verse]
+    start, is_announced = marks[first] - length, announcement[is_verse] > 0
+    lead = np.where(is_announced, lead[is_verse], start)
+    return _Runs(start, marks[last] + 1, clauses[is_verse], length, is_announced, lead)
 
 
-def _links(array: Codes, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which marks stand between two clauses of the same length, 4, 5 or 7 characters, and that length.
+def _links(page: Codes, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the marks between two clauses of the same length, and that length, one of _LENGTHS.
 
-    The second clause ends with the next mark; a line may end between the two.
+    The second clause ends at the next mark; a line may end between the two.
     """
     if len(marks) < 2:
         return marks[:0], marks[:0]
-    broken = unit_at(array, marks[:-1] + 1) == ord("\n")
-    size = np.diff(marks) - 1 - broken
-    link = np.flatnonzero(((size > 3) & (size < 6)) | (size == 7))
-    link = link[~_han().take(unit_at(array, marks[link] - size[link] - 1))]
-    good = np.zeros(len(link), bool)
-    for length in (4, 5, 7):
-        which = np.flatnonzero(size[link] == length)
-        at = marks[link[which]]
-        beside = np.arange(length)
-        before = _han().take(unit_at(array, at[:, None] - length + beside)).all(axis=1)
-        behind = _han().take(unit_at(array, (at + 1 + broken[link[which]])[:, None] + beside)).all(axis=1)
-        good[which] = before & behind
-    return link[good], size[link[good]]
+    line_ends_after = unit_at(page, marks[:-1] + 1) == ord("\n")
+    size = np.diff(marks) - 1 - line_ends_after
+    links = np.flatnonzero(((size > 3) & (size < 6)) | (size == 7))
+    links = links[~_is_letter().take(unit_at(page, marks[links] - size[links] - 1))]
+    is_linked = np.zeros(len(links), bool)
+    for length in _LENGTHS:
+        indices = np.flatnonzero(size[links] == length)
+        mark = marks[links[indices]]
+        offsets = np.arange(length)
+        next_clause = mark + 1 + line_ends_after[links[indices]]
+        letters_before = _is_letter().take(unit_at(page, mark[:, None] - length + offsets)).all(axis=1)
+        letters_after = _is_letter().take(unit_at(page, next_clause[:, None] + offsets)).all(axis=1)
+        is_linked[indices] = letters_before & letters_after
+    return links[is_linked], size[links[is_linked]]
 
 
-def _announcements(array: Codes, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the words begin that announce what begins at `begin`; and 1 for 正是, 2 for others, 0 for none."""
-    colon = begin - 1
-    colon = colon - _is(array, colon, "\n" + _OPENERS)
-    colon = colon - _is(array, colon, "\n" + _OPENERS)
-    pair = (unit_at(array, colon - 2).astype(np.uint32) << 16) | unit_at(array, colon - 1)
-    pair[~_is(array, colon, "：")] = 0
-    kind = np.where(pair == _pair(_COUPLET), 1, np.where(_is_pair(pair, _ANNOUNCE), 2, 0))
-    longer = np.zeros(len(begin), bool)
-    before = (unit_at(array, colon - 4).astype(np.uint32) << 16) | unit_at(array, colon - 3)
-    for behind, front in _IN_FRONT.items():
-        longer |= (pair == _pair(behind)) & (before == _pair(front))
-    kind[_is_pair(pair, _IN_FRONT) & ~longer] = 0
-    return colon - 2 - 2 * longer, kind
+_COUPLET_KIND, _OTHER_KIND = 1, 2
 
 
-def _pair(two: str) -> int:
-    return ord(two[0]) << 16 | ord(two[1])
+def _announcements(page: Codes, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the words start that announce the clauses at `starts`, and their kind.
+
+    The kind is _COUPLET_KIND for 正是, _OTHER_KIND for other words, 0 if nothing announces the clause.
+    """
+    colon = starts - 1
+    colon = colon - _is_at(page, colon, "\n" + _OPENERS)
+    colon = colon - _is_at(page, colon, "\n" + _OPENERS)
+    pair = _pair_at(page, colon - 2)
+    pair[~_is_at(page, colon, "：")] = 0
+    kind = np.where(pair == _pair(_COUPLET), _COUPLET_KIND, np.where(_is_any_pair(pair, _ANNOUNCE), _OTHER_KIND, 0))
+    has_prefix = np.zeros(len(starts), bool)
+    pair_before = _pair_at(page, colon - 4)
+    for words, prefix in _REQUIRED_PREFIX.items():
+        has_prefix |= (pair == _pair(words)) & (pair_before == _pair(prefix))
+    kind[_is_any_pair(pair, _REQUIRED_PREFIX) & ~has_prefix] = 0
+    return colon - 2 - 2 * has_prefix, kind
 
 
-def _is_pair(pairs: np.ndarray, words: Iterable[str]) -> np.ndarray:
-    """Which of the pairs are one of the words."""
-    found: np.ndarray = (pairs[:, None] == np.array([_pair(each) for each in words], np.uint32)).any(axis=1)
-    return found
+def _pair(words: str) -> int:
+    """Two units as one integer, for comparing them at once."""
+    return ord(words[0]) << 16 | ord(words[1])
 
 
-def _is(array: Codes, at: np.ndarray, characters: str) -> np.ndarray:
-    """Whether one of `characters` stands at each of the places; NUL stands outside of the array."""
-    return is_one_of(unit_at(array, at), characters)
+def _pair_at(page: Codes, positions: np.ndarray) -> np.ndarray:
+    pairs: np.ndarray = (unit_at(page, positions).astype(np.uint32) << 16) | unit_at(page, positions + 1)
+    return pairs
+
+
+def _is_any_pair(pairs: np.ndarray, words: Iterable[str]) -> np.ndarray:
+    values = np.array([_pair(word) for word in words], np.uint32)
+    is_any: np.ndarray = (pairs[:, None] == values).any(axis=1)
+    return is_any
+
+
+def _is_at(page: Codes, positions: np.ndarray, characters: str) -> np.ndarray:
+    """Return for each position True if one of `characters` is there. Outside the page there is NUL."""
+    return is_one_of(unit_at(page, positions), characters)
 
 
 @cache
-def _han() -> np.ndarray:
+def _is_letter() -> np.ndarray:
+    """Table over units: Chinese letters."""
     table = np.zeros(UNITS, bool)
-    for first, last in _HAN:
+    for first, last in LETTER_RANGES:
         table[first : last + 1] = True
-    table[[ord(sign) for sign in _HAN_SIGNS]] = True
+    table[[ord(sign) for sign in LETTER_SIGNS]] = True
     return table

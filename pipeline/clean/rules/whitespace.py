@@ -1,4 +1,8 @@
-"""Lines: blank ones go, and where a document is a paragraph or a sentence, its end becomes the end of a document."""
+"""Whitespace: spaces in Chinese text and blank lines are removed, and pages are split into documents.
+
+spaces        the rule that deletes spaces beside Chinese text and at the ends of lines
+blank-lines   `divide`, which removes blank lines; if a document is a paragraph or a sentence, it splits there
+"""
 
 from __future__ import annotations
 
@@ -22,63 +26,67 @@ from pipeline.clean.utf16 import (
     without,
 )
 
+# The key that counts runs of spaces inside lines. If there were any, the rules before this one saw torn text.
+INSIDE = "inside lines"
+_BLANK_NAMES = dict(zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True))
+
+
+def _delete_spaces(text: Codes, counts: Seen) -> Codes:
+    """Delete the runs of spaces that touch Chinese text or a line end on either side."""
+    first, after = runs(places(text, BLANKS))
+    kind_before, kind_after = kind_at(text, first - 1), kind_at(text, after)
+    at_line_end = (kind_before == LINE_KIND) | (kind_after == LINE_KIND)
+    is_deleted = is_chinese(kind_before) | is_chinese(kind_after) | at_line_end
+    deleted = spread(first[is_deleted], after[is_deleted])
+    counts[INSIDE] += int((is_deleted & ~at_line_end).sum())
+    deleted_units = text.units[deleted]
+    for blank, name in _BLANK_NAMES.items():
+        counts[name] += int((deleted_units == ord(blank)).sum())
+    return without(text, deleted)
+
+
+RULE = Rule("spaces", _delete_spaces, units(BLANKS))
+
 
 def divide(page: Codes, unit: str, *, inside_quotes: bool = False) -> tuple[Codes, np.ndarray]:
-    """The page without blank lines and without line ends at the ends of documents, divided into documents of the unit;
-    and of each of these the number of the document that it is from.
+    """Remove blank lines and line ends at the ends of documents, and split the page into documents of the unit.
 
-    Paragraphs are parted by blank lines, or by every line end in a document that has none.
+    Paragraphs are separated by blank lines, or by every line end in a document without blank lines. `inside_quotes`
+    splits sentences inside quotes too.
+
+    Returns the page, and for each of its documents the index of the old document that it is part of.
     """
     first, after = runs(places(page, LINE_ENDS))
-    number = _documents_before(page, first)
-    ending = _documents_before(page, after) > number  # runs in which a document ends
-    ending |= (first == 0) | (after == len(page))
-    gone = spread(first[ending], after[ending])
-    first, after, number = first[~ending], after[~ending], number[~ending]
-    parts, origin = first[:0], np.arange(len(places(page, SEPARATOR)) + 1)
+    document = _documents_before(page, first)
+    is_outer = _documents_before(page, after) > document  # runs in which a document ends
+    is_outer |= (first == 0) | (after == len(page))
+    removed = spread(first[is_outer], after[is_outer])
+    first, after, document = first[~is_outer], after[~is_outer], document[~is_outer]
+    boundaries, origin = first[:0], np.arange(len(places(page, SEPARATOR)) + 1)
     if unit in ("paragraph", "sentence"):
-        parts = first
+        boundaries = first
         if unit == "paragraph":
-            blank = np.zeros(len(origin), bool)
-            blank[number[after - first > 1]] = True
-            parts = first[(after - first > 1) | ~blank[number]]
-        page = replaced(page, parts, 0)
-        origin = np.sort(np.concatenate((origin, number[np.isin(first, parts)])))
-    page = without(page, np.sort(np.concatenate((gone[page.units[gone] != 0], spread(first + 1, after)))))
+            has_blank_lines = np.zeros(len(origin), bool)
+            has_blank_lines[document[after - first > 1]] = True
+            boundaries = first[(after - first > 1) | ~has_blank_lines[document]]
+        page = replaced(page, boundaries, 0)
+        origin = np.sort(np.concatenate((origin, document[np.isin(first, boundaries)])))
+    page = without(page, np.sort(np.concatenate((removed[page.units[removed] != 0], spread(first + 1, after)))))
     if unit == "sentence":
         ends = sentences.ends(page, inside_quotes=inside_quotes)
         ends = ends[kind_at(page, ends) != LINE_KIND]
         origin = np.sort(np.concatenate((origin, origin[_documents_before(page, ends)])))
-        page = _trimmed(inserted(page, ends, SEPARATOR))
+        page = _strip_lines(inserted(page, ends, SEPARATOR))
     return page, origin
 
 
-def _trimmed(page: Codes) -> Codes:
-    """The page without spaces at the ends of lines: of sentences that have become documents."""
+def _strip_lines(page: Codes) -> Codes:
+    """Remove spaces at the ends of lines: the spaces between sentences that became documents."""
     first, after = runs(places(page, BLANKS))
-    outer = (kind_at(page, first - 1) == LINE_KIND) | (kind_at(page, after) == LINE_KIND)
-    return without(page, spread(first[outer], after[outer]))
+    at_line_end = (kind_at(page, first - 1) == LINE_KIND) | (kind_at(page, after) == LINE_KIND)
+    return without(page, spread(first[at_line_end], after[at_line_end]))
 
 
-def _documents_before(page: Codes, at: np.ndarray) -> np.ndarray:
-    """How many documents end before each of the places."""
-    return np.searchsorted(places(page, SEPARATOR), at)
-
-
-INSIDE = "inside lines"  # how many runs were: by them the rules before looked at text that was torn
-
-
-def delete(text: Codes, seen: Seen) -> Codes:
-    """The page without the runs of spaces that touch Chinese text or a line's end on either side."""
-    first, after = runs(places(text, BLANKS))
-    before, behind = kind_at(text, first - 1), kind_at(text, after)
-    goes = is_chinese(before) | is_chinese(behind) | (before == LINE_KIND) | (behind == LINE_KIND)
-    gone = spread(first[goes], after[goes])
-    seen[INSIDE] += int((goes & (before != LINE_KIND) & (behind != LINE_KIND)).sum())
-    units = text.units[gone]
-    for blank, name in zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True):
-        seen[name] += int((units == ord(blank)).sum())
-    return without(text, gone)
-
-
-RULE = Rule("spaces", delete, units(BLANKS))
+def _documents_before(page: Codes, positions: np.ndarray) -> np.ndarray:
+    """Return the number of documents that end before each position."""
+    return np.searchsorted(places(page, SEPARATOR), positions)

@@ -1,4 +1,4 @@
-"""Choosing the next token."""
+"""Sampling of tokens, and batched decoding with the engine."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ import torch
 
 from model.config import GPTConfig
 from model.generation.engine import Continuation, Engine, sample, stream
-from model.generation.sampling import SampleOptions, choose
+from model.generation.sampling import SampleOptions, sample_token
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import Characters, Integers
-from tests.support.networks import SMALL, stirred, variants
+from tests.support.networks import SMALL, config_variants, perturbed_network
 
+COMBINED = config_variants()[-1]
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
 
-def chosen(options: SampleOptions, draws: int = 400) -> set[int]:
+def sampled_ids(options: SampleOptions, draws: int = 400) -> set[int]:
     generator = torch.Generator().manual_seed(1)
-    return {choose(LOGITS.clone(), options, generator) for _ in range(draws)}
+    return {sample_token(LOGITS.clone(), options, generator) for _ in range(draws)}
 
 
-def test_greedy_and_temperature_zero_take_the_likeliest() -> None:
-    assert chosen(SampleOptions(greedy=True)) == {0}
-    assert chosen(SampleOptions(temperature=0)) == {0}
+def test_greedy_and_temperature_zero_take_the_most_likely_token() -> None:
+    assert sampled_ids(SampleOptions(greedy=True)) == {0}
+    assert sampled_ids(SampleOptions(temperature=0)) == {0}
 
 
-def test_plain_sampling_reaches_every_token() -> None:
-    assert chosen(SampleOptions(temperature=1)) == {0, 1, 2, 3}
+def test_sampling_without_limits_reaches_every_token() -> None:
+    assert sampled_ids(SampleOptions(temperature=1)) == {0, 1, 2, 3}
 
 
-def test_top_k_keeps_the_k_likeliest() -> None:
-    assert chosen(SampleOptions(temperature=1, top_k=2)) == {0, 1}
+def test_top_k_keeps_the_k_most_likely_tokens() -> None:
+    assert sampled_ids(SampleOptions(temperature=1, top_k=2)) == {0, 1}
 
 
-def test_top_p_keeps_the_fewest_that_make_up_p_and_always_the_first() -> None:
-    assert chosen(SampleOptions(temperature=1, top_p=0.79)) == {0, 1}
-    assert chosen(SampleOptions(temperature=1, top_p=0.81)) == {0, 1, 2}
-    assert chosen(SampleOptions(temperature=1, top_p=0.01)) == {0}
+def test_top_p_keeps_the_fewest_tokens_that_add_up_to_p_but_at_least_one() -> None:
+    assert sampled_ids(SampleOptions(temperature=1, top_p=0.79)) == {0, 1}
+    assert sampled_ids(SampleOptions(temperature=1, top_p=0.81)) == {0, 1, 2}
+    assert sampled_ids(SampleOptions(temperature=1, top_p=0.01)) == {0}
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "options",
     [
         {"max_tokens": 0},
         {"temperature": -1},
@@ -59,158 +60,161 @@ def test_top_p_keeps_the_fewest_that_make_up_p_and_always_the_first() -> None:
         {"stop": ("",)},
     ],
 )
-def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_options_raise_bad_config(options: dict[str, Any]) -> None:
     with pytest.raises(BadConfig):
-        SampleOptions(**wrong)
+        SampleOptions(**options)
 
 
 def model(vocab_size: int) -> GPT:
-    made = GPT(GPTConfig(vocab_size=vocab_size, block_size=8, layers=1, heads=2, width=16))
-    made.initialise(1)
-    return made
+    network = GPT(GPTConfig(vocab_size=vocab_size, block_size=8, layers=1, heads=2, width=16))
+    network.initialise(1)
+    return network
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another() -> None:
+def test_the_text_depends_on_the_seed_only() -> None:
     tokenizer, options = Integers(40), SampleOptions(max_tokens=20, temperature=1, seed=5)
-    one, again = (sample(model(40), tokenizer, [("", [1, 2])], options)[0] for _ in range(2))
-    other = sample(model(40), tokenizer, [("", [1, 2])], replace(options, seed=2))[0]
-    assert one.token_ids == again.token_ids
-    assert one.token_ids != other.token_ids
+    first, second = (sample(model(40), tokenizer, [("", [1, 2])], options)[0] for _ in range(2))
+    other_seed = sample(model(40), tokenizer, [("", [1, 2])], replace(options, seed=2))[0]
+    assert first.token_ids == second.token_ids
+    assert first.token_ids != other_seed.token_ids
 
 
-def test_text_may_grow_past_the_block_and_the_prompt_may_be_empty_or_longer_than_it() -> None:
+def test_text_and_prompt_may_exceed_the_block_size_and_the_prompt_may_be_empty() -> None:
     tokenizer, options = Integers(40), SampleOptions(max_tokens=20, temperature=1, seed=5)
     for prompt in ([], list(range(1, 30))):
-        made = sample(model(40), tokenizer, [("", prompt)], options)[0]
-        assert len(made.token_ids) == 20
+        assert len(sample(model(40), tokenizer, [("", prompt)], options)[0].token_ids) == 20
 
 
-def test_ids_beyond_the_tokenizer_are_padding_and_never_come() -> None:
+def test_padding_ids_beyond_the_tokenizer_are_never_sampled() -> None:
     options = SampleOptions(max_tokens=200, temperature=5)
-    made = sample(model(64), Integers(10), [("", [1])], options)[0]
-    assert all(token < 10 for token in made.token_ids)
+    result = sample(model(64), Integers(10), [("", [1])], options)[0]
+    assert all(token < 10 for token in result.token_ids)
 
 
-def test_the_end_of_text_ends_a_sample_and_is_not_part_of_it() -> None:
-    certain = model(10)
-    with torch.no_grad():
-        certain.embedding.weight.zero_()
-        certain.embedding.weight[0] = 1.0
-        certain.norm.bias.fill_(1.0)
-    made = sample(certain, Integers(10), [("", [1])], SampleOptions(greedy=True))[0]
-    assert made.token_ids == []
+def test_end_of_text_ends_a_sample_and_is_not_included() -> None:
+    network = model(10)
+    with torch.no_grad():  # the end of text, 0, becomes certain
+        network.embedding.weight.zero_()
+        network.embedding.weight[0] = 1.0
+        network.norm.bias.fill_(1.0)
+    result = sample(network, Integers(10), [("", [1])], SampleOptions(greedy=True))[0]
+    assert result.token_ids == []
 
 
-def test_the_smallest_numbers_take_the_likeliest_too() -> None:
-    assert chosen(SampleOptions(temperature=1, top_p=1e-46), 10) == {0}
-    assert chosen(SampleOptions(temperature=1e-46), 10) == {0}
+def test_tiny_temperature_or_top_p_takes_the_most_likely_token() -> None:
+    assert sampled_ids(SampleOptions(temperature=1, top_p=1e-46), 10) == {0}
+    assert sampled_ids(SampleOptions(temperature=1e-46), 10) == {0}
 
 
-def test_min_p_leaves_out_what_is_much_less_likely_than_the_likeliest() -> None:
-    assert chosen(SampleOptions(temperature=1, min_p=0.2)) == {0, 1, 2}
-    assert chosen(SampleOptions(temperature=1, min_p=0.5)) == {0, 1}
-    assert chosen(SampleOptions(temperature=1, min_p=1.0)) == {0}
+def test_min_p_drops_tokens_far_less_likely_than_the_most_likely_one() -> None:
+    assert sampled_ids(SampleOptions(temperature=1, min_p=0.2)) == {0, 1, 2}
+    assert sampled_ids(SampleOptions(temperature=1, min_p=0.5)) == {0, 1}
+    assert sampled_ids(SampleOptions(temperature=1, min_p=1.0)) == {0}
 
 
-def test_a_penalty_makes_what_was_there_less_likely_whatever_its_sign() -> None:
+def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
     options, generator = SampleOptions(greedy=True, repetition_penalty=2.0), torch.Generator()
-    assert choose(torch.tensor([3.0, 2.0, -1.0]), options, generator, [0]) == 1
-    assert choose(torch.tensor([-3.0, -2.0, -3.5]), options, generator, [1]) == 0
-    assert choose(torch.tensor([3.0, 2.0, -1.0]), options, generator, []) == 0
+    assert sample_token(torch.tensor([3.0, 2.0, -1.0]), options, generator, [0]) == 1
+    assert sample_token(torch.tensor([-3.0, -2.0, -3.5]), options, generator, [1]) == 0
+    assert sample_token(torch.tensor([3.0, 2.0, -1.0]), options, generator, []) == 0
 
 
-def test_draws_are_as_likely_as_the_probabilities() -> None:
+def test_sampled_frequencies_match_the_probabilities() -> None:
     generator, options = torch.Generator().manual_seed(1), SampleOptions(temperature=1)
-    draws = torch.tensor([choose(LOGITS.clone(), options, generator) for _ in range(4000)])
+    draws = torch.tensor([sample_token(LOGITS.clone(), options, generator) for _ in range(4000)])
     torch.testing.assert_close(draws.bincount() / 4000, LOGITS.exp(), atol=0.03, rtol=0)
 
 
-RAGGED = [list(range(1, length)) for length in (1, 2, 5, 9, 17, 3, 30, 8)]  # of a block of 8
+PROMPTS = [list(range(1, length)) for length in (1, 2, 5, 9, 17, 3, 30, 8)]  # for a block size of 8
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, positions="rotary"), variants()[-1]], ids=str)
-def test_prompts_of_all_lengths_together_give_what_each_gives_alone(config: GPTConfig) -> None:
-    network = stirred(replace(config, block_size=8))
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, positions="rotary"), COMBINED], ids=str)
+def test_a_batch_of_prompts_gives_the_texts_of_single_prompts(config: GPTConfig) -> None:
+    network = perturbed_network(replace(config, block_size=8))
     tokenizer, options = Integers(50), SampleOptions(max_tokens=20, temperature=1, seed=5)
-    together = sample(network, tokenizer, [("", each) for each in RAGGED], options)
-    for number, (prompt, made) in enumerate(zip(RAGGED, together, strict=True)):
-        (alone,) = sample(network, tokenizer, [("", prompt)], replace(options, seed=5 + number))
-        assert alone.token_ids == made.token_ids
-        assert (alone.text, alone.ended) == (made.text, made.ended)
+    batch = sample(network, tokenizer, [("", prompt) for prompt in PROMPTS], options)
+    for index, (prompt, result) in enumerate(zip(PROMPTS, batch, strict=True)):
+        (expected,) = sample(network, tokenizer, [("", prompt)], replace(options, seed=5 + index))
+        assert result.token_ids == expected.token_ids
+        assert (result.text, result.ended) == (expected.text, expected.ended)
 
 
-def test_texts_that_join_and_leave_do_not_disturb_the_others() -> None:
-    network, tokenizer = stirred(replace(variants()[-1], block_size=8)), Integers(50)
+def test_sequences_joining_and_leaving_do_not_change_the_others() -> None:
+    network, tokenizer = perturbed_network(replace(COMBINED, block_size=8)), Integers(50)
     options = [SampleOptions(max_tokens=length, temperature=1) for length in (4, 25, 9, 14, 1)]
-    texts = [Continuation(tokenizer, RAGGED[n], each, seed=n) for n, each in enumerate(options)]
-    engine, waiting = Engine(network, 2), list(texts)
+    sequences = [Continuation(tokenizer, PROMPTS[i], options[i], seed=i) for i in range(5)]
+    engine, waiting = Engine(network, 2), list(sequences)
     while waiting or engine.active:
         while waiting and not engine.full:
             engine.add(waiting.pop(0))
         engine.step()
-    for number, text in enumerate(texts):
-        alone = Continuation(tokenizer, RAGGED[number], options[number], seed=number)
-        list(stream(Engine(network, 1), alone))
-        assert alone.made == text.made
+    for i, sequence in enumerate(sequences):
+        expected = Continuation(tokenizer, PROMPTS[i], options[i], seed=i)
+        list(stream(Engine(network, 1), expected))
+        assert sequence.token_ids == expected.token_ids
 
 
-def test_samples_of_one_prompt_differ_and_more_than_there_are_rows_have_their_turn() -> None:
-    made = sample(stirred(SMALL), Integers(50), [("", [1, 2, 3])] * 40, SampleOptions(max_tokens=8, temperature=1))
-    assert len({tuple(each.token_ids) for each in made}) > 30
+def test_more_samples_than_rows_are_all_generated_and_differ() -> None:
+    options = SampleOptions(max_tokens=8, temperature=1)
+    samples = sample(perturbed_network(SMALL), Integers(50), [("", [1, 2, 3])] * 40, options)
+    assert len({tuple(result.token_ids) for result in samples}) > 30
 
 
-def test_a_text_ends_before_a_stop_also_where_it_spans_tokens() -> None:
-    tokenizer, network = Characters("".join(map(chr, range(0x4E00, 0x4E30))), "test"), stirred(SMALL)
+def test_a_stop_text_that_spans_tokens_ends_the_text_before_it() -> None:
+    tokenizer, network = Characters("".join(map(chr, range(0x4E00, 0x4E30))), "test"), perturbed_network(SMALL)
     options = SampleOptions(max_tokens=15, temperature=1)
-    (whole,) = sample(network, tokenizer, [("", [5])], options)
-    stop = whole.text[6:9]
-    (made,) = sample(network, tokenizer, [("", [5])], replace(options, stop=("nowhere", stop)))
-    assert made.text == whole.text[: whole.text.index(stop)]
-    assert made.ended == "stop"
-    text = Continuation(tokenizer, [5], replace(options, stop=(stop, stop[0] + "nowhere")), options.seed)
-    assert "".join(token.text for token in stream(Engine(network, 1), text)) == made.text
+    (unstopped,) = sample(network, tokenizer, [("", [5])], options)
+    stop = unstopped.text[6:9]
+    (stopped,) = sample(network, tokenizer, [("", [5])], replace(options, stop=("nowhere", stop)))
+    assert stopped.text == unstopped.text[: unstopped.text.index(stop)]
+    assert stopped.ended == "stop"
+    sequence = Continuation(tokenizer, [5], replace(options, stop=(stop, stop[0] + "nowhere")), options.seed)
+    assert "".join(token.text for token in stream(Engine(network, 1), sequence)) == stopped.text
 
 
-def test_a_text_that_only_began_a_stop_is_shown_whole() -> None:
-    tokenizer, network = Characters("".join(map(chr, range(0x4E00, 0x4E30))), "test"), stirred(SMALL)
+def test_a_partial_stop_text_is_kept_in_the_text() -> None:
+    tokenizer, network = Characters("".join(map(chr, range(0x4E00, 0x4E30))), "test"), perturbed_network(SMALL)
     options = SampleOptions(max_tokens=15, temperature=1)
-    (whole,) = sample(network, tokenizer, [("", [5])], options)
-    begun = tuple(character + "nowhere" for character in set(whole.text))
-    assert sample(network, tokenizer, [("", [5])], replace(options, stop=begun))[0].text == whole.text
+    (expected,) = sample(network, tokenizer, [("", [5])], options)
+    stops = tuple(character + "nowhere" for character in set(expected.text))
+    assert sample(network, tokenizer, [("", [5])], replace(options, stop=stops))[0].text == expected.text
 
 
-def test_weights_that_are_no_numbers_are_an_error_and_no_text() -> None:
-    network = stirred(SMALL)
+def test_weights_that_are_not_finite_raise_bad_data() -> None:
+    network = perturbed_network(SMALL)
     with torch.no_grad():
         network.norm.weight[0] = torch.nan
-    with pytest.raises(BadData, match="no finite numbers"):
+    with pytest.raises(BadData, match="not finite"):
         sample(network, Integers(50), [("", [1])], SampleOptions())
 
 
-def window_by_window(network: GPT, prompt: list[int], count: int) -> list[int]:
-    """Greedy, each token from a pass over what a full row keeps: all of it, then the last half and what comes after."""
+def generate_by_full_passes(network: GPT, prompt: list[int], count: int) -> list[int]:
+    """Generate greedily with a full forward pass per token, over the tokens that a cache row would hold.
+
+    After a full row that is its last half and what follows.
+    """
     size = network.config.block_size
-    context, seen = list(prompt), min(len(prompt), size)
+    context, length = list(prompt), min(len(prompt), size)
     for _ in range(count):
         with torch.no_grad():
-            logits = network(torch.tensor([context[-seen:]]))[0, -1]
+            logits = network(torch.tensor([context[-length:]]))[0, -1]
         context.append(int(logits.argmax()))
-        seen = size // 2 if seen == size else seen + 1
+        length = size // 2 if length == size else length + 1
     return context[len(prompt) :]
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 20])
-def test_a_text_that_fills_learned_positions_goes_on_from_its_last_half(length: int) -> None:
-    network, prompt = stirred(replace(SMALL, block_size=8)), list(range(1, length + 1))
-    made = sample(network, Integers(50), [("", prompt)], SampleOptions(max_tokens=30, greedy=True))[0]
-    expected = window_by_window(network, prompt, 30)
-    assert made.token_ids == expected[: len(made.token_ids)]
-    assert len(made.token_ids) == 30 or expected[len(made.token_ids)] == 0
+def test_a_full_row_with_learned_positions_continues_from_its_last_half(length: int) -> None:
+    network, prompt = perturbed_network(replace(SMALL, block_size=8)), list(range(1, length + 1))
+    result = sample(network, Integers(50), [("", prompt)], SampleOptions(max_tokens=30, greedy=True))[0]
+    expected = generate_by_full_passes(network, prompt, 30)
+    assert result.token_ids == expected[: len(result.token_ids)]
+    assert len(result.token_ids) == 30 or expected[len(result.token_ids)] == 0
 
 
-def test_more_rows_than_memory_are_refused_with_the_number_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_rows_for_the_memory_raise_with_the_number_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.generation.engine.free_memory", lambda device: 10 * 2 * 2 * 16 * 16 * 4)
     with pytest.raises(BadConfig, match="--rows 9 would fit"):
-        Engine(stirred(SMALL), 10)
-    made = sample(stirred(SMALL), Integers(50), [("", [1])] * 12, SampleOptions(max_tokens=2))
-    assert len(made) == 12
+        Engine(perturbed_network(SMALL), 10)
+    samples = sample(perturbed_network(SMALL), Integers(50), [("", [1])] * 12, SampleOptions(max_tokens=2))
+    assert len(samples) == 12

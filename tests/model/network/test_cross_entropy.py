@@ -1,4 +1,4 @@
-"""The cross entropy that never holds all logits equals the one that does, and so do its gradients."""
+"""The chunked cross entropy and its gradients equal those of the plain computation."""
 
 from __future__ import annotations
 
@@ -11,47 +11,51 @@ from model.network import cross_entropy
 from model.network.cross_entropy import linear_cross_entropy, softcapped
 
 
-def slow(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None = None) -> Tensor:
+def plain_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None = None
+) -> Tensor:
     logits = softcapped(F.linear(x, weight).float(), softcap)
     return F.cross_entropy(logits if bias is None else logits + bias, targets)
 
 
-def example(rows: int = 37, width: int = 8, vocabulary: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs(rows: int = 37, width: int = 8, vocab_size: int = 50) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(rows, width, generator=generator)
-    weight = torch.randn(vocabulary, width, generator=generator)
-    return x, weight, torch.randint(vocabulary, (rows,), generator=generator)
+    weight = torch.randn(vocab_size, width, generator=generator)
+    return x, weight, torch.randint(vocab_size, (rows,), generator=generator)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-@pytest.mark.parametrize("pieces", [1, 5, 37])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(
-    softcap: float, pieces: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunks", [1, 5, 37])
+def test_loss_and_gradients_equal_the_plain_computation(
+    softcap: float, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, weight, targets = example()
+    x, weight, targets = random_inputs()
     bias = torch.linspace(-2, 2, 50)
-    monkeypatch.setitem(cross_entropy._PIECE, "cpu", 50 * -(-37 // pieces))
-    found = []
-    for way in (linear_cross_entropy, slow):
-        a, b, c = (each.clone().requires_grad_() for each in (x, weight, bias))
-        without, loss = way(a, b, targets, softcap), way(a, b, targets, softcap, c)
-        (3 * loss + without).backward()
-        found.append((without.detach(), loss.detach(), a.grad, b.grad, c.grad))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 1)
+    monkeypatch.setitem(cross_entropy._CHUNK_LOGITS, "cpu", 50 * -(-37 // chunks))
+    results = []
+    for function in (linear_cross_entropy, plain_cross_entropy):
+        a, b, c = (tensor.clone().requires_grad_() for tensor in (x, weight, bias))
+        unbiased, loss = function(a, b, targets, softcap), function(a, b, targets, softcap, c)
+        (3 * loss + unbiased).backward()
+        results.append((unbiased.detach(), loss.detach(), a.grad, b.grad, c.grad))
+    for chunked, plain in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, plain, atol=1e-6, rtol=1e-5)
 
 
-def test_the_gradient_with_a_softcap_is_that_of_finite_differences() -> None:
-    x, weight, targets = (each.double() if each.is_floating_point() else each for each in example(5, 3, 7))
+def test_gradient_with_softcap_equals_finite_differences() -> None:
+    x, weight, targets = random_inputs(5, 3, 7)
+    weight = weight.double()
 
     def loss(a: Tensor) -> Tensor:
         return F.cross_entropy(softcapped(a @ weight.T, 2.0), targets)
 
-    assert torch.autograd.gradcheck(loss, (x.requires_grad_(),))
+    assert torch.autograd.gradcheck(loss, (x.double().requires_grad_(),))
 
 
-def test_products_are_in_the_precision_of_autocast_and_the_loss_in_fp32() -> None:
-    x, weight, targets = example()
+def test_products_follow_autocast_and_the_loss_is_fp32() -> None:
+    x, weight, targets = random_inputs()
     weight.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(x, weight, targets)
@@ -59,10 +63,10 @@ def test_products_are_in_the_precision_of_autocast_and_the_loss_in_fp32() -> Non
     assert loss.dtype == torch.float32
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
-    torch.testing.assert_close(loss, slow(x, weight, targets, 0.0), atol=0.05, rtol=0.02)
+    torch.testing.assert_close(loss, plain_cross_entropy(x, weight, targets, 0.0), atol=0.05, rtol=0.02)
 
 
-def test_a_softcap_bends_large_logits_and_leaves_small_ones() -> None:
+def test_softcap_limits_large_logits_and_keeps_small_ones() -> None:
     logits = torch.tensor([-1000.0, -0.1, 0.0, 0.1, 1000.0])
     torch.testing.assert_close(
         softcapped(logits, 15.0), torch.tensor([-15.0, -0.1, 0.0, 0.1, 15.0]), atol=0.01, rtol=0.001

@@ -1,4 +1,4 @@
-"""The server: OpenAI's answers, bounds to everything, and an end when it is asked for."""
+"""Server: OpenAI's format, bounds on every input, orderly shutdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 import cli
 from model.generation.engine import Continuation, Engine
 from model.generation.sampling import SampleOptions, Token
-from model.serving.scheduler import Closing, Desk, Full, Unfinished
+from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
 from model.serving.server import listen
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
@@ -62,24 +62,24 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-# What OpenAI's own client is told
+# OpenAI's own client
 
 
-def test_a_completion_has_text_a_reason_and_usage(client: openai.OpenAI) -> None:
-    made = client.completions.create(model=NAME, prompt="话说", max_tokens=12, temperature=0.8, seed=3)
-    assert made.object == "text_completion"
-    assert made.model == NAME
-    assert made.choices[0].finish_reason in ("stop", "length")
-    assert 0 < len(made.choices[0].text) <= 12
-    assert made.usage
-    assert made.usage.prompt_tokens == 2
-    assert made.usage.total_tokens == 2 + made.usage.completion_tokens
+def test_completion_has_text_finish_reason_and_usage(client: openai.OpenAI) -> None:
+    completion = client.completions.create(model=NAME, prompt="话说", max_tokens=12, temperature=0.8, seed=3)
+    assert completion.object == "text_completion"
+    assert completion.model == NAME
+    assert completion.choices[0].finish_reason in ("stop", "length")
+    assert 0 < len(completion.choices[0].text) <= 12
+    assert completion.usage
+    assert completion.usage.prompt_tokens == 2
+    assert completion.usage.total_tokens == 2 + completion.usage.completion_tokens
 
 
-def test_a_stream_has_the_same_text_in_pieces_and_usage_where_asked_for(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 30, "seed": 3}
-    whole = client.completions.create(**asked)
-    events = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+def test_stream_has_the_same_text_in_chunks_and_usage_on_request(client: openai.OpenAI) -> None:
+    body: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 30, "seed": 3}
+    whole = client.completions.create(**body)
+    events = list(client.completions.create(**body, stream=True, stream_options={"include_usage": True}))
     pieces = [event.choices[0] for event in events if event.choices]
     assert len(pieces) > 5
     assert "".join(piece.text for piece in pieces) == whole.choices[0].text
@@ -87,7 +87,7 @@ def test_a_stream_has_the_same_text_in_pieces_and_usage_where_asked_for(client: 
     assert [event.usage for event in events if event.usage] == [whole.usage]
 
 
-def test_prompts_may_be_texts_or_ids_and_each_gets_n_texts(client: openai.OpenAI, trained: Path) -> None:
+def test_prompts_are_texts_or_ids_and_each_gets_n_choices(client: openai.OpenAI, trained: Path) -> None:
     from model.runs import run
     from pipeline.store import artifact
 
@@ -102,79 +102,79 @@ def test_prompts_may_be_texts_or_ids_and_each_gets_n_texts(client: openai.OpenAI
     assert single.usage.prompt_tokens == 2
 
 
-def test_a_stop_ends_a_text_and_is_no_part_of_it(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 60, "seed": 3}
-    free = client.completions.create(**asked).choices[0].text
+def test_stop_text_ends_a_choice_and_is_not_part_of_it(client: openai.OpenAI) -> None:
+    body: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 60, "seed": 3}
+    free = client.completions.create(**body).choices[0].text
     stop = free[4:6]
-    told = client.completions.create(**asked, stop=["没有的话", stop]).choices[0]
-    streamed = client.completions.create(**asked, stop=stop, stream=True)
-    assert told.text == free[: free.index(stop)]
-    assert told.finish_reason == "stop"
-    assert "".join(event.choices[0].text for event in streamed) == told.text
+    reply = client.completions.create(**body, stop=["没有的话", stop]).choices[0]
+    streamed = client.completions.create(**body, stop=stop, stream=True)
+    assert reply.text == free[: free.index(stop)]
+    assert reply.finish_reason == "stop"
+    assert "".join(event.choices[0].text for event in streamed) == reply.text
 
 
-def test_echo_puts_the_prompt_before_its_text(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 9, "seed": 3}
-    plain = client.completions.create(**asked).choices[0].text
-    assert client.completions.create(**asked, echo=True).choices[0].text == f"话说{plain}"
-    events = client.completions.create(**asked, echo=True, stream=True)
+def test_echo_puts_the_prompt_before_the_text(client: openai.OpenAI) -> None:
+    body: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 9, "seed": 3}
+    plain = client.completions.create(**body).choices[0].text
+    assert client.completions.create(**body, echo=True).choices[0].text == f"话说{plain}"
+    events = client.completions.create(**body, echo=True, stream=True)
     assert "".join(event.choices[0].text for event in events) == f"话说{plain}"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs_are_of_the_tokens_that_are_told(client: openai.OpenAI, stream: bool) -> None:
-    asked: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 40, "seed": 3, "logprobs": 3}
-    free = client.completions.create(**asked).choices[0].text
-    made = client.completions.create(**asked, stop=free[5:7], stream=stream)
-    choices = [event.choices[0] for event in made] if stream else [made.choices[0]]
+def test_logprobs_cover_exactly_the_sent_tokens(client: openai.OpenAI, stream: bool) -> None:
+    body: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 40, "seed": 3, "logprobs": 3}
+    free = client.completions.create(**body).choices[0].text
+    completion = client.completions.create(**body, stop=free[5:7], stream=stream)
+    choices = [event.choices[0] for event in completion] if stream else [completion.choices[0]]
     text = "".join(choice.text for choice in choices)
     parts = [choice.logprobs for choice in choices if choice.logprobs]
     tokens = [token for part in parts for token in part.tokens]
     assert "".join(tokens) == text == free[: free.index(free[5:7])]
     assert [offset for part in parts for offset in part.text_offset] == list(range(len(text)))
     for chosen, likely, token in (
-        each for part in parts for each in zip(part.token_logprobs, part.top_logprobs, part.tokens, strict=True)
+        entry for part in parts for entry in zip(part.token_logprobs, part.top_logprobs, part.tokens, strict=True)
     ):
         assert chosen == likely[token] < 0
         assert 3 <= len(likely) <= 4
         assert sum(map(math.exp, likely.values())) <= 1.0001
 
 
-def test_mistakes_are_the_client_s_own_errors_and_name_the_field(client: openai.OpenAI) -> None:
+def test_openai_client_raises_its_own_errors_with_the_field(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as wrong:
         client.completions.create(model=NAME, prompt="话说", temperature=-1)
     assert wrong.value.param == "temperature"
     with pytest.raises(openai.NotFoundError) as unknown:
         client.completions.create(model="gpt-7", prompt="话说")
     assert unknown.value.code == "model_not_found"
-    assert [each.id for each in client.models.list()] == [NAME]
+    assert [model.id for model in client.models.list()] == [NAME]
 
 
 # Seeds
 
 
-def test_a_seed_gives_one_text_alone_among_others_and_with_sample(
+def test_seed_gives_one_text_alone_in_a_batch_and_with_sample(
     server: Server, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = complete(server, max_tokens=60, temperature=0.9, seed=7).text
     with ThreadPoolExecutor(20) as pool:
         others = [pool.submit(complete, server, max_tokens=60, prompt=f"却说{n}") for n in range(10)]
         same = [pool.submit(complete, server, max_tokens=60, temperature=0.9, seed=7) for _ in range(10)]
-        assert {each.result().text for each in same} == {alone}
-        assert len({each.result().text for each in others}) > 5
+        assert {future.result().text for future in same} == {alone}
+        assert len({future.result().text for future in others}) > 5
     options = ("--prompt", "话说", "--max-tokens", "60", "--temperature", "0.9", "--seed", "7")
     assert cli.main(["--artifacts", str(trained), "--json", "sample", NAME, *options]) == 0
     assert json.loads(capsys.readouterr().out)["samples"][0]["text"] == alone
 
 
-def test_without_a_seed_each_text_is_another(server: Server) -> None:
+def test_without_a_seed_texts_differ(server: Server) -> None:
     assert len({complete(server, max_tokens=40).text for _ in range(3)}) == 3
 
 
-# Many, slow and rude clients
+# Many, slow and misbehaving clients
 
 
-def test_two_hundred_clients_get_a_whole_answer_or_are_told_to_come_again(server: Server) -> None:
+def test_two_hundred_clients_get_a_complete_response_or_429(server: Server) -> None:
     def one(number: int) -> tuple[int, str]:
         reply = complete(server, max_tokens=40, seed=number)
         if reply.status == 429:
@@ -188,23 +188,23 @@ def test_two_hundred_clients_get_a_whole_answer_or_are_told_to_come_again(server
 
     first, before = round(), server.memory()
     second, after = round(), server.memory()
-    for told in (first, second):
-        assert set(told) <= {(200, "length"), (200, "stop"), (429, "queue_full")}
-        assert told[200, "length"] + told[200, "stop"] >= 72
+    for counts in (first, second):
+        assert set(counts) <= {(200, "length"), (200, "stop"), (429, "queue_full")}
+        assert counts[200, "length"] + counts[200, "stop"] >= 72
     assert after - before < 16
     wait_for_health(server, active=0, waiting=0)
 
 
-def test_who_hangs_up_frees_the_row_at_once(trained: Path) -> None:
+def test_disconnected_client_frees_its_row_at_once(trained: Path) -> None:
     with serving(trained, "--rows", 1) as server:
         for stream in (True, False):
             client = begin(server, max_tokens=LONG, temperature=0, stream=stream)
             if stream:
                 client.recv(200)
             wait_for_health(server, active=1)
-            waits = begin(server, max_tokens=LONG, stream=stream)
+            waiting_client = begin(server, max_tokens=LONG, stream=stream)
             wait_for_health(server, waiting=1)
-            waits.close()
+            waiting_client.close()
             wait_for_health(server, seconds=1, waiting=0)
             client.close()
             wait_for_health(server, seconds=1, active=0)
@@ -212,31 +212,31 @@ def test_who_hangs_up_frees_the_row_at_once(trained: Path) -> None:
         assert server.health()["places"] == 65
 
 
-def test_who_never_reads_holds_no_row_and_is_let_go(trained: Path) -> None:
-    constants = {"model.serving.timeouts._TAKING": 1.0}
+def test_client_that_never_reads_is_disconnected(trained: Path) -> None:
+    constants = {"model.serving.timeouts._WRITE_SECONDS": 1.0}
     with serving(trained, "--rows", 2, "--queue", 2, constants=constants) as server:
-        asked = {"max_tokens": LONG // 2, "temperature": 0, "stream": True, "logprobs": 5}
-        rude = [begin(server, buffer=2048, **asked) for _ in range(2)]
+        body = {"max_tokens": LONG // 2, "temperature": 0, "stream": True, "logprobs": 5}
+        clients = [begin(server, buffer=2048, **body) for _ in range(2)]
         wait_for_health(server, active=2)
         assert complete(server, max_tokens=5).status == 200  # when a row is free
         wait_for_health(server, seconds=20, active=0)
         wait_for(lambda: complete(server, n=4, max_tokens=5).status == 200)  # and all places, though nobody has read
-        for connection in rude:  # which were open until now
+        for connection in clients:  # which were open until now
             connection.close()
 
 
-def test_who_says_nothing_is_hung_up_on(trained: Path) -> None:
+def test_silent_client_is_disconnected(trained: Path) -> None:
     with serving(
-        trained, constants={"model.serving.timeouts._ASKING": 0.3, "model.serving.app._PATIENCE": 0.5}
+        trained, constants={"model.serving.timeouts._REQUEST_SECONDS": 0.3, "model.serving.app._BODY_SECONDS": 0.5}
     ) as server:
         assert exchange(server, b"") == b""
         assert exchange(server, b"GET /health HTTP/1.1\r\nHost: local") == b""
-        told = exchange(server, posted(b'{"prompt"', "Content-Length: 99"))
-        assert told.startswith(b"HTTP/1.1 408 ")
+        reply = exchange(server, posted(b'{"prompt"', "Content-Length: 99"))
+        assert reply.startswith(b"HTTP/1.1 408 ")
         assert server.health()["ok"]
 
 
-def test_places_that_are_taken_mean_429_and_more_than_there_are_400(trained: Path) -> None:
+def test_full_queue_is_429_and_more_than_its_capacity_is_400(trained: Path) -> None:
     with serving(trained, "--rows", 1, "--queue", 1) as server:
         first, second = (begin(server, max_tokens=LONG, temperature=0) for _ in range(2))
         wait_for_health(server, active=1, waiting=1)
@@ -247,7 +247,7 @@ def test_places_that_are_taken_mean_429_and_more_than_there_are_400(trained: Pat
         second.close()
 
 
-# What is not answered
+# Invalid requests
 
 WRONG = [
     (b"{", None),
@@ -297,7 +297,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("body", "param"), WRONG, ids=[body[:30].decode(errors="replace") for body, _ in WRONG])
-def test_a_body_that_cannot_be_is_400_and_says_why(server: Server, body: bytes, param: str | None) -> None:
+def test_invalid_body_is_400_with_the_reason(server: Server, body: bytes, param: str | None) -> None:
     reply = ask(server, "/v1/completions", body)
     assert reply.status == 400, reply.body
     assert reply.error.keys() == {"message", "type", "param", "code"}
@@ -306,7 +306,7 @@ def test_a_body_that_cannot_be_is_400_and_says_why(server: Server, body: bytes, 
     assert reply.error["message"]
 
 
-def test_null_is_as_nothing_and_odd_numbers_are_taken(server: Server) -> None:
+def test_null_counts_as_absent_and_extreme_numbers_are_accepted(server: Server) -> None:
     assert complete(server, seed=None, stop=None, logprobs=None, max_tokens=3, n=None).status == 200
     for temperature in (0, 1e-300, 100):
         assert complete(server, temperature=temperature, max_tokens=3, min_p=1, top_k=1 << 31).status == 200
@@ -315,22 +315,22 @@ def test_null_is_as_nothing_and_odd_numbers_are_taken(server: Server) -> None:
     assert complete(server, prompt="\0\n" + "话" * 49_000, max_tokens=3).status == 200
 
 
-def test_what_is_no_json_is_415(server: Server) -> None:
+def test_other_content_types_are_415(server: Server) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         reply = ask(server, "/v1/completions", b'{"prompt": "a"}', {"Content-Type": kind})
         assert reply.status == 415, kind
     assert ask(server, "/v1/completions", {}, {"Content-Type": "Application/JSON; charset=utf-8"}).status == 200
 
 
-def test_a_body_that_is_too_large_is_413_however_it_comes(server: Server) -> None:
+def test_oversized_body_is_413_in_every_transfer_encoding(server: Server) -> None:
     before = server.memory()
     large = b'{"prompt": "' + b"a" * (3 << 20) + b'"}'
     assert ask(server, "/v1/completions", large).status == 413
     chunk = b"100000\r\n" + b"a" * (1 << 20) + b"\r\n"
-    for count, end in ((3, b"0\r\n\r\n"), (18, b"")):  # the second never ends
-        told = exchange(server, posted(b"", "Transfer-Encoding: chunked") + chunk * count + end)
-        assert told.startswith(b"HTTP/1.1 413 ")
-        assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["message"]
+    for count, end in ((3, b"0\r\n\r\n"), (17, b"")):  # the second never ends
+        reply = exchange(server, posted(b"", "Transfer-Encoding: chunked") + chunk * count + end)
+        assert reply.startswith(b"HTTP/1.1 413 ")
+        assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
     expecting = exchange(server, posted(b"", f"Content-Length: {5 << 20}", "Expect: 100-continue"))
     assert expecting.startswith(b"HTTP/1.1 413 ")
     assert server.memory() - before < 16
@@ -341,38 +341,38 @@ OUTSIDE = ("/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "
 
 
 @pytest.mark.parametrize("path", PATHS + OUTSIDE)
-def test_no_path_but_the_few_that_there_are_is_answered(server: Server, path: str) -> None:
-    told = exchange(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    assert told.startswith(b"HTTP/1.1 404 "), told
-    assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+def test_unknown_paths_are_404(server: Server, path: str) -> None:
+    reply = exchange(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 404 "), reply
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
 
-def test_another_method_is_405(server: Server) -> None:
+def test_other_methods_are_405(server: Server) -> None:
     for path, method in (
         ("/v1/completions", "GET"),
         ("/", "POST"),
         ("/health", "DELETE"),
         ("/v1/completions", "OPTIONS"),
     ):
-        told = exchange(server, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        assert told.startswith(b"HTTP/1.1 405 ")
-        assert b"allow: " in told.lower()
-        assert b"access-control" not in told.lower()
+        reply = exchange(server, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        assert reply.startswith(b"HTTP/1.1 405 ")
+        assert b"allow: " in reply.lower()
+        assert b"access-control" not in reply.lower()
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "localhost.", "10.0.0.1"]
 )
-def test_another_host_is_turned_away(server: Server, host: str) -> None:
+def test_foreign_host_name_is_rejected(server: Server, host: str) -> None:
     for path in ("/", "/health"):
-        told = exchange(server, f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        assert told.startswith(b"HTTP/1.1 421 ")
+        reply = exchange(server, f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert reply.startswith(b"HTTP/1.1 400 ")
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "127.3.2.1", "[::1]:8000"])
-def test_every_name_of_this_machine_is_answered(server: Server, host: str) -> None:
-    told = exchange(server, f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    assert told.startswith(b"HTTP/1.1 200 ")
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "[::1]:8000"])
+def test_loopback_host_names_are_accepted(server: Server, host: str) -> None:
+    reply = exchange(server, f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
@@ -392,12 +392,12 @@ def test_every_name_of_this_machine_is_answered(server: Server, host: str) -> No
     ],
 )
 def test_what_is_no_http_is_refused_and_the_server_goes_on(server: Server, nonsense: bytes) -> None:
-    told = exchange(server, nonsense)
-    assert b"HTTP/1.1 400 " in told or told == b"", told[-300:]
+    reply = exchange(server, nonsense)
+    assert b"HTTP/1.1 400 " in reply or reply == b"", reply[-300:]
     assert complete(server, max_tokens=2).status == 200
 
 
-# The page, and what browsers are told
+# The page, and what browsers are reply
 
 
 def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> None:
@@ -416,36 +416,36 @@ def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> Non
         assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
-def test_health_says_what_is_served_and_how_busy_it_is(server: Server) -> None:
-    told = server.health()
-    assert told["ok"]
-    assert told["model"] == NAME
-    assert told["run"].startswith(f"runs/{NAME}/")
-    assert told["trained_on"].startswith(f"tokens/{NAME}/")
-    assert told["steps"] == 30
-    assert told.keys() >= {"parameters", "bits_per_char", "tokenizer", "active", "waiting", "rows", "places"}
+def test_health_describes_the_run_and_the_load(server: Server) -> None:
+    reply = server.health()
+    assert reply["ok"]
+    assert reply["model"] == NAME
+    assert reply["run"].startswith(f"runs/{NAME}/")
+    assert reply["trained_on"].startswith(f"tokens/{NAME}/")
+    assert reply["steps"] == 30
+    assert reply.keys() >= {"parameters", "bits_per_char", "tokenizer", "active", "waiting", "rows", "places"}
     curve = ask(server, "/curve.svg")
     assert curve.headers["Content-Type"] == "image/svg+xml"
     assert b"<svg" in curve.body
 
 
-# How it begins and ends
+# Start and shutdown
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_streams_with_a_word_and_the_server_with_0(trained: Path, number: int) -> None:
-    with serving(trained, "--rows", 1, "--json", constants={"model.serving.scheduler._GRACE": 0.2}) as server:
+def test_signal_ends_streams_with_an_error_event_and_exit_0(trained: Path, number: int) -> None:
+    with serving(trained, "--rows", 1, "--json", constants={"model.serving.scheduler._GRACE_SECONDS": 0.2}) as server:
         stream = begin(server, max_tokens=LONG, temperature=0, stream=True)
-        told = stream.recv(1 << 16)
-        waits = begin(server, max_tokens=5)
+        reply = stream.recv(1 << 16)
+        waiting_client = begin(server, max_tokens=5)
         wait_for_health(server, active=1, waiting=1)
         server.process.send_signal(number)
         while part := stream.recv(1 << 16):
-            told += part
-        refused = waits.recv(1 << 16)
+            reply += part
+        refused = waiting_client.recv(1 << 16)
         code, out, err = server.wait()
-    assert told.endswith(b"0\r\n\r\n")  # the last chunk: the stream is whole as such
-    events = [line for line in told.split(b"\n") if line.startswith(b"data: ")]
+    assert reply.endswith(b"0\r\n\r\n")  # the last chunk: the stream is whole as such
+    events = [line for line in reply.split(b"\n") if line.startswith(b"data: ")]
     assert events[-1] == b"data: [DONE]"
     assert json.loads(events[-2][6:])["error"]["type"] == "server_error"
     assert refused.startswith(b"HTTP/1.1 503 ")
@@ -456,14 +456,14 @@ def test_a_signal_ends_streams_with_a_word_and_the_server_with_0(trained: Path, 
     assert err.count("\n") == 1, err
 
 
-def test_a_text_that_is_almost_there_is_written_to_its_end(trained: Path) -> None:
+def test_nearly_finished_text_is_completed_on_shutdown(trained: Path) -> None:
     with serving(trained) as server:
         stream = begin(server, max_tokens=400, temperature=0, stream=True)
-        told = stream.recv(1 << 16)
+        reply = stream.recv(1 << 16)
         code, out, _ = server.end()
         while part := stream.recv(1 << 16):
-            told += part
-    assert b'"finish_reason":"length"' in told or b'"finish_reason":"stop"' in told
+            reply += part
+    assert b'"finish_reason":"length"' in reply or b'"finish_reason":"stop"' in reply
     assert code == 0
     assert out.startswith("served 1 texts")
 
@@ -473,38 +473,38 @@ def failed(*words: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_port_in_use_is_one_line_and_75(server: Server, trained: Path) -> None:
-    code, said = failed(*command(trained, "--port", server.port))
+def test_port_in_use_is_one_line_and_exit_75(server: Server, trained: Path) -> None:
+    code, stderr = failed(*command(trained, "--port", server.port))
     assert code == 75
-    assert said.count("\n") == 1
-    assert f"port {server.port} of 127.0.0.1 is in use" in said
+    assert stderr.count("\n") == 1
+    assert f"port {server.port} of 127.0.0.1 is in use" in stderr
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "no such host", "é" * 300, "127.0.0.1:80"])
-def test_a_host_that_is_not_here_is_refused(host: str) -> None:
-    with pytest.raises(BadConfig, match="an address of this machine"):
+def test_foreign_address_is_rejected(host: str) -> None:
+    with pytest.raises(BadConfig, match="--host"):
         listen(host, 0)
 
 
-def test_without_the_extra_the_command_to_install_it_is_told(trained: Path) -> None:
-    hidden = "import sys; sys.modules['fastapi'] = None; import cli; sys.exit(cli.main(sys.argv[1:]))"
-    code, said = failed(sys.executable, "-c", hidden, "--artifacts", trained, "serve", NAME)
-    assert (code, said.count("\n")) == (78, 1)
-    assert "pip install 'inkstone[serve]'" in said
+def test_missing_extra_names_the_install_command(trained: Path) -> None:
+    hidden = "import sys; sys.modules['starlette'] = None; import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code, stderr = failed(sys.executable, "-c", hidden, "--artifacts", trained, "serve", NAME)
+    assert (code, stderr.count("\n")) == (78, 1)
+    assert "pip install 'inkstone[serve]'" in stderr
 
 
-def test_an_address_that_others_reach_is_said_and_then_any_name_is_answered(trained: Path) -> None:
+def test_public_address_warns_and_accepts_any_host_name(trained: Path) -> None:
     with serving(trained, "--host", "0.0.0.0") as server:
-        assert "no authentication" in server.said[0]
-        told = exchange(server, b"GET /health HTTP/1.1\r\nHost: my.machine\r\nConnection: close\r\n\r\n")
-        assert told.startswith(b"HTTP/1.1 200 ")
+        assert "no authentication" in server.stderr_lines[0]
+        reply = exchange(server, b"GET /health HTTP/1.1\r\nHost: my.machine\r\nConnection: close\r\n\r\n")
+        assert reply.startswith(b"HTTP/1.1 200 ")
 
 
-# The desk by itself
+# The scheduler alone
 
 
-class Failing(Engine):
-    """An engine that fails at its first step."""
+class FailsOnce(Engine):
+    """Engine that fails at its first step."""
 
     steps = 0
 
@@ -515,67 +515,67 @@ class Failing(Engine):
         return super().step()
 
 
-async def written(desk: Desk, texts: list[Continuation]) -> int:
-    order = desk.order(texts)
+async def count_events(scheduler: Scheduler, sequences: list[Continuation]) -> int:
+    request = scheduler.submit(sequences)
     try:
-        return len([news async for news in order.news()])
+        return len([event async for event in request.events()])
     finally:
-        desk.leave(order)
+        scheduler.release(request)
 
 
-def text(tokens: int) -> Continuation:
+def sequence(tokens: int) -> Continuation:
     return Continuation(Integers(40), [1, 2], SampleOptions(max_tokens=tokens), 1)
 
 
-def test_a_step_that_fails_ends_its_texts_and_no_others() -> None:
-    said: list[str] = []
+def test_failed_step_fails_only_its_own_sequences() -> None:
+    messages: list[str] = []
 
     async def run() -> None:
-        desk = Desk(Failing(small_model(40), 2), 2, 2, said.append)
-        desk.open(asyncio.get_running_loop())
-        with pytest.raises(Unfinished, match="out of memory"):
-            await written(desk, [text(5)])
-        assert said == ["warning: 1 texts are given up: out of memory"]
-        assert await written(desk, [text(1), text(1)]) == 2
-        with pytest.raises(Full):
-            desk.order([text(1)] * 5)
-        desk.close()
-        with pytest.raises(Closing):
-            desk.order([text(1)])
-        await asyncio.to_thread(desk.result)
+        scheduler = Scheduler(FailsOnce(small_model(40), 2), 2, 2, messages.append)
+        scheduler.start(asyncio.get_running_loop())
+        with pytest.raises(GenerationFailed, match="out of memory"):
+            await count_events(scheduler, [sequence(5)])
+        assert messages == ["warning: 1 sequences failed: out of memory"]
+        assert await count_events(scheduler, [sequence(1), sequence(1)]) == 2
+        with pytest.raises(QueueFull):
+            scheduler.submit([sequence(1)] * 5)
+        scheduler.shutdown()
+        with pytest.raises(ShuttingDown):
+            scheduler.submit([sequence(1)])
+        await asyncio.to_thread(scheduler.result)
 
     asyncio.run(run())
 
 
-def test_who_reads_too_slowly_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.serving.scheduler._READING", 0.05)
+def test_slow_reader_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.serving.scheduler._READ_SECONDS", 0.05)
 
     async def run() -> None:
-        desk = Desk(Engine(small_model(40), 1), 1, 0, print)
-        desk.open(asyncio.get_running_loop())
-        news = desk.order([text(5)]).news()
-        await anext(news)
+        scheduler = Scheduler(Engine(small_model(40), 1), 1, 0, print)
+        scheduler.start(asyncio.get_running_loop())
+        events = scheduler.submit([sequence(5)]).events()
+        await anext(events)
         await asyncio.sleep(0.2)
-        with pytest.raises(Unfinished, match="not read in time"):
-            await anext(news)
-        desk.close()
-        await asyncio.to_thread(desk.result)
+        with pytest.raises(GenerationFailed, match="did not read"):
+            await anext(events)
+        scheduler.shutdown()
+        await asyncio.to_thread(scheduler.result)
 
     asyncio.run(run())
 
 
-def test_a_bug_in_the_thread_ends_every_order_and_is_told() -> None:
+def test_bug_in_the_generation_thread_fails_every_request() -> None:
     class Broken(Engine):
         def step(self) -> list[tuple[Continuation, Token]]:
             raise KeyError("a bug")
 
     async def run() -> None:
-        desk = Desk(Broken(small_model(40), 1), 1, 2, print)
-        desk.open(asyncio.get_running_loop())
-        with pytest.raises(Unfinished):
-            await written(desk, [text(5), text(5)])
+        scheduler = Scheduler(Broken(small_model(40), 1), 1, 2, print)
+        scheduler.start(asyncio.get_running_loop())
+        with pytest.raises(GenerationFailed):
+            await count_events(scheduler, [sequence(5), sequence(5)])
         with pytest.raises(KeyError):
-            await asyncio.to_thread(desk.result)
-        assert desk.ended
+            await asyncio.to_thread(scheduler.result)
+        assert scheduler.stopped
 
     asyncio.run(run())

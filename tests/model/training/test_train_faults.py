@@ -235,7 +235,7 @@ def test_case_54_on_a_full_disk_training_goes_on_and_the_third_failure_in_a_row_
         assert steps(checkpoints(root)) == [15, 12, 10], "what was saved is kept, and nothing half"
         assert not list(checkpoints(root).glob(".tmp.*"))
         foreseen = train(root, constants={**ALWAYS, "model.runs.checkpoint.save": full(*range(21))})
-        assert_one_error(foreseen, 74, ["GB are needed"])
+        assert_one_error(foreseen, 74, ["GB needed"])
         (disk / "ballast").unlink()
         assert_ends_well(root, expected)
 

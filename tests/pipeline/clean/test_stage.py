@@ -249,7 +249,7 @@ def test_a_file_without_text_is_bad_data(root: Path, tmp_path: Path, content: st
 def test_a_file_cut_short_publishes_nothing(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.jsonl.zst"
     path.write_bytes(zstandard.compress(b'{"text":"a document"}\n' * 1000)[:-4])
-    with pytest.raises(BadData, match="cut short"):
+    with pytest.raises(BadData, match="truncated"):
         clean(root, path)
     assert not list(root.glob("corpora/sample/*/manifest.json"))
 

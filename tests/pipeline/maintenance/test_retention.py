@@ -119,7 +119,7 @@ def test_build_refuses_rolled_back_generation(root: Path) -> None:
     with pytest.raises(UpstreamChanged, match=rf"{generations[1].ref} was rolled back") as caught:
         artifact.build(root, identity(1), must_not_be_called)
     assert caught.value.exit_code == 10
-    assert caught.value.hint == f"`rollback tokens/pile --to {generations[1].manifest.key}` takes it again"
+    assert caught.value.hint == f"`rollback tokens/pile --to {generations[1].manifest.key}` makes it current again"
     assert current(root) == generations[0]
     assert artifact.build(root, identity(0), must_not_be_called).result == "unchanged"
 

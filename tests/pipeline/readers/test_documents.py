@@ -1,4 +1,4 @@
-"""From files to documents: nothing broken passes for whole, and nothing is dropped without a reason."""
+"""From files to documents: damaged input is an error, and every reject has a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.errors import BadConfig, BadData
-from pipeline.readers import compression, documents, jsonl, readers
+from pipeline.readers import compression, jsonl, readers
 from pipeline.readers.documents import Document, Reject
 from pipeline.readers.jsonl import ZstdLines
 from pipeline.runtime.ledger import Ledger
@@ -30,17 +30,17 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[Reject], Ledger]:
-    """Everything in a file, with its ledger closed as a stage would close it."""
+    """Read a file, and close its ledger as a stage would."""
     ledger, rejects = Ledger(), list[Reject]()
-    found = list(readers.read(path, ledger, rejects.append, encoding=encoding))
-    ledger.documents.out += len(found)
-    ledger.characters.out += sum(len(document.text) for document in found)
+    documents = list(readers.read(path, ledger, rejects.append, encoding=encoding))
+    ledger.documents.out += len(documents)
+    ledger.characters.out += sum(len(document.text) for document in documents)
     ledger.close(max_bad=1.0)
-    return found, rejects, ledger
+    return documents, rejects, ledger
 
 
 def json_lines(count: int) -> bytes:
-    """Documents that hardly compress."""
+    """Return documents that hardly compress."""
     text = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(count)]
     return b"".join(jsonl.json_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
 
@@ -70,14 +70,14 @@ def plain_texts(data: bytes) -> list[str]:
     return [json.loads(line)["text"] for line in data.splitlines()]
 
 
-def test_concatenated_frames_give_the_documents_of_all(tmp_path: Path) -> None:
+def test_concatenated_frames_yield_all_documents(tmp_path: Path) -> None:
     data = json_lines(300)
     cuts = [0, 1, 1000, 20_000, len(data)]
     frames = [frame(data[start:end]) for start, end in pairwise(cuts)]
     assert texts(file_of(tmp_path, b"".join(frames))) == plain_texts(data)
 
 
-def test_what_zstd_lines_writes_is_read_back_and_has_a_checksum(tmp_path: Path) -> None:
+def test_zstd_writer_round_trips_with_a_checksum(tmp_path: Path) -> None:
     path = tmp_path / "documents.jsonl.zst"
     data = json_lines(100)
     with ZstdLines(path) as out:
@@ -99,9 +99,7 @@ def test_rejects_are_written_as_json_lines(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(), max_size=20), st.integers(1, 50))
 @settings(max_examples=50, deadline=None)
-def test_documents_survive_being_written_and_read(
-    tmp_path_factory: pytest.TempPathFactory, written: list[str], size: int
-) -> None:
+def test_documents_round_trip(tmp_path_factory: pytest.TempPathFactory, written: list[str], size: int) -> None:
     data = b"".join(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in written)
     frames = [frame(data[start : start + size]) for start in range(0, len(data), size)] or [frame(b"")]
     path = file_of(tmp_path_factory.mktemp("written"), b"".join(frames))
@@ -114,49 +112,48 @@ def in_blocks(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def naive_lines(data: bytes) -> list[bytes]:
-    found = data.split(b"\n")
-    return found if found[-1] else found[:-1]
+    lines = data.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 @given(
     data=st.lists(st.sampled_from([b"\n", b"\r\n", b"a", b"\x85", "\u2028".encode(), b"\x1c"])).map(b"".join), cuts=...
 )
-def test_lines_are_those_of_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) -> None:
+def test_lines_equal_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) -> None:
     naive = naive_lines(data)
-    found = list(jsonl.lines(iter(in_blocks(data, cuts))))
-    assert [line for _, line, _ in found] == naive
-    assert all(whole for _, _, whole in found)
-    assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
+    lines = list(jsonl.lines(iter(in_blocks(data, cuts))))
+    assert [line for _, line, _ in lines] == naive
+    assert all(is_complete for _, _, is_complete in lines)
+    assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
 
 
 @given(
     data=st.lists(st.sampled_from([b"\n", b"a" * 7, b"b" * 12, b"c"]), max_size=30).map(b"".join),
     size=st.integers(1, 20),
 )
-def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_after_it_are_whole(
-    data: bytes, size: int
-) -> None:
+def test_overlong_line_is_truncated_and_later_lines_are_complete(data: bytes, size: int) -> None:
     naive = naive_lines(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "MAX_LINE", 20)
-        patch.setattr(documents, "EXCERPT", 5)
-        found = list(jsonl.lines(data[at : at + size] for at in range(0, len(data), size)))
-    assert [offset for offset, _, _ in found] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
-    for line, (_, given_, whole) in zip(naive, found, strict=True):
-        assert whole == (len(line) <= 20)
-        assert line.startswith(given_)
-        assert given_ == line if whole else given_
+        patch.setattr(jsonl, "EXCERPT", 5)
+        lines = list(jsonl.lines(data[at : at + size] for at in range(0, len(data), size)))
+    assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
+    for line, (_, returned, is_complete) in zip(naive, lines, strict=True):
+        assert is_complete == (len(line) <= 20)
+        assert line.startswith(returned)
+        assert returned == line if is_complete else returned
 
 
-def test_a_line_that_is_too_long_is_counted_and_the_rest_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overlong_line_is_rejected_and_the_rest_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "MAX_LINE", 3 << 20)
     long = jsonl.json_line("水" * (1 << 20), "", "", None)
     path = file_of(tmp_path, b'{"text":"a"}\n' + long * 2 + b'{"text":"b"}\n', "a.jsonl")
-    found, rejects, ledger = read(path)
-    assert [(each.text, each.line, each.offset) for each in found] == [("a", 1, 0), ("b", 4, 13 + 2 * len(long))]
-    assert [(each.line, each.offset, each.reason) for each in rejects] == [
+    documents, rejects, ledger = read(path)
+    assert [(document.text, document.line, document.offset) for document in documents] == [
+        ("a", 1, 0),
+        ("b", 4, 13 + 2 * len(long)),
+    ]
+    assert [(reject.line, reject.offset, reject.reason) for reject in rejects] == [
         (2, 13, "bad-too-long"),
         (3, 13 + len(long), "bad-too-long"),
     ]
@@ -169,11 +166,12 @@ DIGITS = b"9" * 5000
 
 
 @pytest.mark.parametrize("meta", [DIGITS, b"1e999", b'"\xff"'], ids=["digits", "infinite", "not-utf-8"])
-def test_case_31_a_meta_that_cannot_be_read_costs_the_meta_and_not_the_text(tmp_path: Path, meta: bytes) -> None:
-    (found,), rejects, _ = read(
+def test_invalid_meta_is_dropped_and_the_text_kept(tmp_path: Path, meta: bytes) -> None:
+    """Case 31."""
+    (document,), rejects, _ = read(
         file_of(tmp_path, b'{"text": "a", "title": ' + meta + b', "meta": ' + meta + b"}", "a.jsonl")
     )
-    assert (found.text, found.title, found.meta, rejects) == ("a", "", None, [])
+    assert (document.text, document.title, document.meta, rejects) == ("a", "", None, [])
 
 
 @pytest.mark.parametrize(
@@ -207,16 +205,17 @@ def test_case_31_a_meta_that_cannot_be_read_costs_the_meta_and_not_the_text(tmp_
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_case_31_a_broken_line_is_counted_with_its_reason_and_place(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_invalid_line_is_rejected_with_reason_and_offset(tmp_path: Path, line: bytes, reason: str) -> None:
+    """Case 31."""
     before, after = '{"text": "在前"}\n'.encode(), b'{"text": "after"}\n'
-    found, rejects, ledger = read(file_of(tmp_path, before + line + b"\n" + after, "a.jsonl"))
-    assert [(document.text, document.line) for document in found] == [("在前", 1), ("after", 3)]
-    assert found[1].offset == len(before) + len(line) + 1
+    documents, rejects, ledger = read(file_of(tmp_path, before + line + b"\n" + after, "a.jsonl"))
+    assert [(document.text, document.line) for document in documents] == [("在前", 1), ("after", 3)]
+    assert documents[1].offset == len(before) + len(line) + 1
     assert ledger.documents.to_dict() == {"in": 3, "out": 2, "dropped": {reason: 1}}
     assert ledger.documents.bad == (reason != "blank-line")
-    shown = line.decode(errors="replace")
-    assert rejects == [Reject("a.jsonl", 2, len(before), reason, shown[:200])]
-    assert ledger.characters.dropped == ({reason: len(shown)} if shown else {})
+    text = line.decode(errors="replace")
+    assert rejects == [Reject("a.jsonl", 2, len(before), reason, text[:200])]
+    assert ledger.characters.dropped == ({reason: len(text)} if text else {})
 
 
 @pytest.mark.parametrize(
@@ -234,9 +233,10 @@ def test_case_31_a_broken_line_is_counted_with_its_reason_and_place(tmp_path: Pa
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_case_30_an_odd_line_that_is_json_is_one_document(tmp_path: Path, line: bytes, text: str) -> None:
-    found, rejects, ledger = read(file_of(tmp_path, line + b"\n" + line, "a.jsonl"))
-    assert [(document.text, document.line, document.offset) for document in found] == [
+def test_unusual_but_valid_line_is_one_document(tmp_path: Path, line: bytes, text: str) -> None:
+    """Case 30."""
+    documents, rejects, ledger = read(file_of(tmp_path, line + b"\n" + line, "a.jsonl"))
+    assert [(document.text, document.line, document.offset) for document in documents] == [
         (text, 1, 0),
         (text, 2, len(line) + 1),
     ]
@@ -244,7 +244,7 @@ def test_case_30_an_odd_line_that_is_json_is_one_document(tmp_path: Path, line: 
     assert ledger.documents.came == 2
 
 
-def test_title_and_meta_come_with_the_text(tmp_path: Path) -> None:
+def test_title_and_meta_are_read(tmp_path: Path) -> None:
     line = '{"text": "a", "title": "第一回", "meta": {"pile_set_name": "Pile-CC"}}\n{"text": "b", "title": 7}'
     first, second = read(file_of(tmp_path, line.encode(), "a.jsonl"))[0]
     assert (first.title, first.meta, first.file) == ("第一回", {"pile_set_name": "Pile-CC"}, "a.jsonl")
@@ -253,17 +253,17 @@ def test_title_and_meta_come_with_the_text(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
-def test_any_bytes_are_parsed_or_counted(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    found, rejects, ledger = read(file_of(tmp_path_factory.mktemp("any"), data, "a.jsonl"))
-    assert len(found) + len(rejects) == ledger.documents.came == len(naive_lines(data.removeprefix(BOM)))
+def test_any_bytes_are_parsed_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    documents, rejects, ledger = read(file_of(tmp_path_factory.mktemp("any"), data, "a.jsonl"))
+    assert len(documents) + len(rejects) == ledger.documents.came == len(naive_lines(data.removeprefix(BOM)))
 
 
-def test_an_empty_plain_file_holds_no_documents(tmp_path: Path) -> None:
+def test_empty_jsonl_file_has_no_documents(tmp_path: Path) -> None:
     assert read(file_of(tmp_path, b"", "a.jsonl"))[0] == []
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
-def test_a_byte_order_mark_before_json_lines_is_passed_over(tmp_path: Path, name: str) -> None:
+def test_byte_order_mark_before_json_lines_is_skipped(tmp_path: Path, name: str) -> None:
     pack = {".jsonl": bytes, ".gz": gzip.compress, ".zst": frame}[Path(name).suffix]
     assert read(file_of(tmp_path, pack(BOM), name))[0] == []
     assert texts(file_of(tmp_path, pack(BOM + b'{"text":"a"}\n{"text":"b"}\n'), name)) == ["a", "b"]
@@ -277,43 +277,43 @@ def test_a_byte_order_mark_before_json_lines_is_passed_over(tmp_path: Path, name
         ("a.txt.zst", "\ufeffa".encode("utf-16-le"), b'{"text":"a"}\n'),
     ],
 )
-def test_a_byte_order_mark_may_lie_in_two_blocks(tmp_path: Path, name: str, data: bytes, text: bytes) -> None:
+def test_byte_order_mark_may_span_two_blocks(tmp_path: Path, name: str, data: bytes, text: bytes) -> None:
     path = file_of(tmp_path, b"".join(frame(data[at : at + 1]) for at in range(len(data))), name)
     assert b"".join(readers.json_lines(path)) == text
 
 
-def test_json_lines_leave_empty_fields_out() -> None:
+def test_json_line_omits_empty_fields() -> None:
     assert jsonl.json_line("水", "", "", None) == '{"text":"水"}\n'.encode()
 
 
-def test_chinese_poetry_gives_one_document_a_poem(tmp_path: Path) -> None:
+def test_chinese_poetry_yields_one_document_per_poem(tmp_path: Path) -> None:
     poems = [
         {"author": "和岘", "paragraphs": ["气和玉烛，", "叡化著鸿明。"], "rhythmic": "导引"},
         {"title": "静夜思", "author": "李白", "paragraphs": ["床前明月光"], "tags": ["月"]},
         {"chapter": "学而篇", "paragraphs": ["子曰"]},
         {"paragraphs": []},
     ]
-    found, rejects, ledger = read(file_of(tmp_path, json.dumps(poems).encode(), "ci.song.0.json"))
-    assert [(document.title, document.text, document.meta, document.line) for document in found] == [
+    documents, rejects, ledger = read(file_of(tmp_path, json.dumps(poems).encode(), "ci.song.0.json"))
+    assert [(document.title, document.text, document.meta, document.line) for document in documents] == [
         ("导引", "气和玉烛，\n叡化著鸿明。", {"author": "和岘"}, 1),
         ("静夜思", "床前明月光", {"author": "李白"}, 2),
         ("学而篇", "子曰", None, 3),
         ("", "", None, 4),
     ]
     assert rejects == []
-    assert ledger.characters.came == sum(len(document.text) for document in found)
+    assert ledger.characters.came == sum(len(document.text) for document in documents)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'[{"text": "a"}]', b'[{"paragraphs": 7}]', b'[{"paragraphs": ["a"'])
-def test_json_of_another_shape_is_bad_data(tmp_path: Path, data: bytes) -> None:
+def test_json_of_another_shape_raises_bad_data(tmp_path: Path, data: bytes) -> None:
     refuse(file_of(tmp_path, data, "a.json"), "not a chinese-poetry file")
 
 
-def test_json_nested_too_deeply_is_bad_data(tmp_path: Path) -> None:
+def test_deeply_nested_json_raises_bad_data(tmp_path: Path) -> None:
     refuse(file_of(tmp_path, b'[{"paragraphs": [], "tags": ' + DEEP + b"}]", "a.json"))
 
 
-def test_the_real_chinese_poetry_files_are_read_whole(shared: Path) -> None:
+def test_real_chinese_poetry_files_are_read_completely(shared: Path) -> None:
     for path in sorted((shared / "data" / "chinese-poetry").glob("*.json")):
         poems = json.loads(path.read_text())
         assert texts(path) == ["\n".join(poem["paragraphs"]) for poem in poems]
@@ -321,10 +321,10 @@ def test_the_real_chinese_poetry_files_are_read_whole(shared: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5", "utf-16"])
 @pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", frame)])
-def test_a_text_file_is_one_document(tmp_path: Path, name: str, pack: Callable[[bytes], bytes], encoding: str) -> None:
+def test_text_file_is_one_document(tmp_path: Path, name: str, pack: Callable[[bytes], bytes], encoding: str) -> None:
     text = "水滸傳\r\n第一回\n\n"
-    (found,), rejects, ledger = read(file_of(tmp_path, pack(text.encode(encoding)), name), encoding=encoding)
-    assert (found.text, found.file, found.line, found.offset) == (text, name, 1, 0)
+    (document,), rejects, ledger = read(file_of(tmp_path, pack(text.encode(encoding)), name), encoding=encoding)
+    assert (document.text, document.file, document.line, document.offset) == (text, name, 1, 0)
     assert rejects == []
     assert (ledger.documents.came, ledger.characters.came) == (1, len(text))
 
@@ -335,7 +335,7 @@ def test_a_text_file_is_one_document(tmp_path: Path, name: str, pack: Callable[[
     st.integers(4, 9),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_text_is_one_json_line_however_its_characters_lie_in_blocks(
+def test_text_is_one_json_line_for_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str, size: int
 ) -> None:
     text = text.removeprefix("\ufeff")
@@ -347,14 +347,14 @@ def test_a_text_is_one_json_line_however_its_characters_lie_in_blocks(
     assert json.loads(line) == {"text": text}
 
 
-def test_text_in_another_encoding_than_named_is_bad_data_with_its_place(tmp_path: Path) -> None:
+def test_text_in_another_encoding_raises_bad_data_with_the_offset(tmp_path: Path) -> None:
     path = file_of(tmp_path, b"abc" + "中文".encode("gb18030"), "a.txt")
     refuse(path, "not utf-8 text: byte 0xd6 at offset 3")
 
 
 @pytest.mark.parametrize("encoding", ["klingon", "base64", "zlib"])
-def test_an_encoding_that_does_not_exist_is_a_bad_option(tmp_path: Path, encoding: str) -> None:
-    with pytest.raises(BadConfig, match="there is no encoding") as caught:
+def test_unknown_encoding_raises_bad_config(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(BadConfig, match="unknown encoding") as caught:
         read(file_of(tmp_path, b"abc", "a.txt"), encoding=encoding)
     assert caught.value.exit_code == 78
 
@@ -368,11 +368,11 @@ def table(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
     return path
 
 
-def test_rows_of_a_parquet_file_are_documents_with_title_and_meta(tmp_path: Path) -> None:
+def test_parquet_rows_are_documents_with_title_and_meta(tmp_path: Path) -> None:
     meta = [{"pile_set_name": "Pile-CC"}, None]
     path = table(tmp_path, {"id": [1, 2], "text": ["水\n", "b"], "title": ["第一回", None], "meta": meta})
-    found, rejects, ledger = read(path)
-    assert [(each.text, each.title, each.meta, each.line) for each in found] == [
+    documents, rejects, ledger = read(path)
+    assert [(document.text, document.title, document.meta, document.line) for document in documents] == [
         ("水\n", "第一回", meta[0], 1),
         ("b", "", None, 2),
     ]
@@ -385,62 +385,67 @@ def test_rows_of_a_parquet_file_are_documents_with_title_and_meta(tmp_path: Path
 
 @pytest.mark.parametrize("compressed", ["none", "snappy", "gzip", "zstd"])
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
-def test_rows_of_all_groups_come_in_order(tmp_path: Path, compressed: str, kind: pyarrow.DataType) -> None:
+def test_rows_of_all_groups_are_in_order(tmp_path: Path, compressed: str, kind: pyarrow.DataType) -> None:
     rows = [f"第{n}回 \U0001f600" for n in range(2000)]
     path = table(tmp_path, {"text": pyarrow.array(rows, kind)}, compression=compressed, row_group_size=300)
-    heard: list[int] = []
-    found = list(readers.read(path, Ledger(), print, advance=heard.append))
-    assert [(each.text, each.line) for each in found] == [(text, n) for n, text in enumerate(rows, start=1)]
-    assert sum(heard) == path.stat().st_size
+    progress: list[int] = []
+    documents = list(readers.read(path, Ledger(), print, advance=progress.append))
+    assert [(document.text, document.line) for document in documents] == [
+        (text, n) for n, text in enumerate(rows, start=1)
+    ]
+    assert sum(progress) == path.stat().st_size
 
 
-def test_null_is_an_empty_text_that_stands_in_its_place(tmp_path: Path) -> None:
+def test_null_text_is_an_empty_document(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": ["a", None, "b"]})
-    assert [(each.text, each.line) for each in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
+    assert [(document.text, document.line) for document in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
     assert b"".join(readers.json_lines(path)).count(b"\n") == 3
 
 
-def test_a_document_without_text_is_empty_and_not_bad_when_it_is_tokenized(tmp_path: Path) -> None:
+def test_document_without_text_becomes_an_empty_line(tmp_path: Path) -> None:
     poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
     for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
         (line,) = b"".join(readers.json_lines(path)).splitlines()
-        found = jsonl.parse(line)
-        assert not isinstance(found, str)
-        assert found.text == ""
+        record = jsonl.parse(line)
+        assert not isinstance(record, str)
+        assert record.text == ""
 
 
-def test_a_parquet_file_without_rows_holds_no_documents(tmp_path: Path) -> None:
+def test_parquet_file_without_rows_has_no_documents(tmp_path: Path) -> None:
     assert read(table(tmp_path, {"text": pyarrow.array([], pyarrow.string())}))[0] == []
 
 
-def test_a_parquet_file_without_a_text_names_its_columns(tmp_path: Path) -> None:
+def test_parquet_file_without_text_column_lists_its_columns(tmp_path: Path) -> None:
     path = table(tmp_path, {"content": ["a"], "id": [1]})
     with pytest.raises(BadData, match="no column `text`") as caught:
         read(path)
     assert caught.value.hint == "its columns: content, id"
 
 
-def test_a_parquet_file_cut_short_is_bad_data(tmp_path: Path) -> None:
-    whole = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
+def test_truncated_parquet_file_raises_bad_data(tmp_path: Path) -> None:
+    data = table(tmp_path, {"text": [str(n) for n in range(5000)]}).read_bytes()
     for twentieth in range(20):
-        refuse(file_of(tmp_path, whole[: len(whole) * twentieth // 20], "a.parquet"), "not a whole Parquet file")
-    refuse(file_of(tmp_path, whole[:-1], "a.parquet"), "not a whole Parquet file")
-    refuse(file_of(tmp_path, b'{"text": "a"}\n' * 10, "a.parquet"), "not a whole Parquet file")
+        refuse(
+            file_of(tmp_path, data[: len(data) * twentieth // 20], "a.parquet"),
+            "truncated or corrupt Parquet file",
+        )
+    refuse(file_of(tmp_path, data[:-1], "a.parquet"), "truncated or corrupt Parquet file")
+    refuse(file_of(tmp_path, b'{"text": "a"}\n' * 10, "a.parquet"), "truncated or corrupt Parquet file")
 
 
-def test_a_parquet_file_with_a_damaged_page_is_bad_data(tmp_path: Path) -> None:
+def test_damaged_parquet_page_raises_bad_data(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": [f"第{n}回" for n in range(5000)]}, compression="gzip")
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 3] ^= 1
-    refuse(file_of(tmp_path, bytes(damaged), "a.parquet"), "not a whole Parquet file")
+    refuse(file_of(tmp_path, bytes(damaged), "a.parquet"), "truncated or corrupt Parquet file")
 
 
-def test_a_title_that_is_no_string_is_no_title_in_parquet_either(tmp_path: Path) -> None:
-    (found,) = read(table(tmp_path, {"text": ["a"], "title": [7]}))[0]
-    assert found.title == ""
+def test_parquet_title_that_is_not_a_string_is_ignored(tmp_path: Path) -> None:
+    (document,) = read(table(tmp_path, {"text": ["a"], "title": [7]}))[0]
+    assert document.title == ""
 
 
-def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path: Path) -> None:
+def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": ["a"]})
     script = (
         "import sys\nfrom pathlib import Path\nsys.modules['pyarrow'] = None\n"
@@ -449,21 +454,23 @@ def test_without_pyarrow_a_parquet_file_says_what_to_install(tmp_path: Path) -> 
         "except errors.BadConfig as error:\n    print(error.exit_code, error.hint)\n"
     )
     command = [sys.executable, "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-    assert done.stdout == "78 pip install 'inkstone[parquet]'\n"
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert process.stdout == "78 pip install 'inkstone[parquet]'\n"
 
 
-# The real texts
+# Real texts
 
 
-def test_the_pile_is_what_a_naive_reading_says(shared: Path) -> None:
+def test_pile_equals_a_naive_reading(shared: Path) -> None:
     path = shared / "data" / "pile_val.jsonl.zst"
     with open(path, "rb") as handle:
-        whole = zstandard.ZstdDecompressor().stream_reader(handle).read()
-    naive = [json.loads(line) for line in whole.split(b"\n") if line]
-    found, rejects, ledger = read(path)
-    assert len(found) == 200
-    assert [(document.text, document.meta) for document in found] == [(line["text"], line["meta"]) for line in naive]
+        data = zstandard.ZstdDecompressor().stream_reader(handle).read()
+    naive = [json.loads(line) for line in data.split(b"\n") if line]
+    documents, rejects, ledger = read(path)
+    assert len(documents) == 200
+    assert [(document.text, document.meta) for document in documents] == [
+        (line["text"], line["meta"]) for line in naive
+    ]
     assert rejects == []
     assert ledger.characters.came == sum(len(line["text"]) for line in naive)
-    assert all(whole[document.offset :].startswith(b'{"text"') for document in found)
+    assert all(data[document.offset :].startswith(b'{"text"') for document in documents)

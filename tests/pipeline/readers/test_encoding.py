@@ -1,4 +1,4 @@
-"""Text files in any encoding give the same text; what is no text, or in no encoding that can be told, is said to be."""
+"""Text files: every encoding decodes to the same text; other files and undetected encodings are errors."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import compression, readers
-from pipeline.readers import encoding as decoding
+from pipeline.readers import encoding as encodings
 from pipeline.readers.documents import Document, Reject
-from pipeline.readers.encoding import HEAD, Facts, detect, share_of_han
+from pipeline.readers.encoding import HEAD_BYTES, Facts, detect, share_of_han
 from pipeline.runtime.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
 BOOK = (ROOT / "pipeline" / "sample" / "yanshan.txt").read_text(encoding="utf-8-sig")
 POEM = "秦川雄帝宅，函谷壯皇居。\n綺殿千尋起，離宮百雉餘。\n連甍遙接漢，飛觀迥凌虛。\n雲日隱層闕，風煙出綺疏。\n"
 
-# What a text may come as: the name that is detected, and how it is written.
-WAYS: dict[str, tuple[str, Callable[[str], bytes]]] = {
+# Variants of a text file: the detected name, and how it is encoded.
+VARIANTS: dict[str, tuple[str, Callable[[str], bytes]]] = {
     "utf-8": ("utf-8", lambda text: text.encode()),
     "utf-8 with a mark": ("utf-8", lambda text: text.encode("utf-8-sig")),
     "utf-16-le": ("utf-16-le", lambda text: text.encode("utf-16-le")),
@@ -59,115 +59,115 @@ def file_of(folder: Path, data: bytes, name: str = "a.txt") -> Path:
 
 
 def read(path: Path, encoding: str = "auto") -> tuple[list[Document], list[Reject], Ledger]:
-    """All of a file, by a ledger that closes."""
+    """Read a file, and close its ledger."""
     ledger, rejects = Ledger(), list[Reject]()
-    found = list(readers.read(path, ledger, rejects.append, encoding=encoding))
-    ledger.documents.out += len(found)
-    ledger.characters.out += sum(len(document.text) for document in found)
+    documents = list(readers.read(path, ledger, rejects.append, encoding=encoding))
+    ledger.documents.out += len(documents)
+    ledger.characters.out += sum(len(document.text) for document in documents)
     ledger.close(max_bad=0)
-    return found, rejects, ledger
+    return documents, rejects, ledger
 
 
 def text_of(path: Path, encoding: str = "auto") -> tuple[str, Facts]:
-    facts = Facts()
-    return "".join(decoding.text(path, facts, encoding=encoding)), facts
+    stats = Facts()
+    return "".join(encodings.text(path, stats, encoding=encoding)), stats
 
 
 def refused(path: Path, encoding: str = "auto") -> BadData:
-    """How a file is refused: in one line that names it, with what to do next; and so by both readers."""
+    """Return the error of a file: one line that names it, with a hint, the same from both readers."""
     with pytest.raises(BadData) as caught:
         read(path, encoding)
-    with pytest.raises(BadData) as again:
+    with pytest.raises(BadData) as caught_again:
         list(readers.json_lines(path, encoding=encoding))
     assert caught.value.what.startswith(f"{path}: ")
     assert caught.value.what.count(str(path)) == 1
     assert caught.value.hint
     assert "\n" not in str(caught.value)
-    assert str(again.value) == str(caught.value)
+    assert str(caught_again.value) == str(caught.value)
     return caught.value
 
 
 def in_big5(text: str) -> str:
-    """What of a text Big5 can hold, in Python's strict table and in Microsoft's alike."""
-    kept = (each for each in text if each.encode("big5", "ignore").decode("cp950", "ignore") == each)
-    return "".join(kept)
+    """Return the characters of a text that Big5 can encode, in Python's table and in Microsoft's."""
+    encodable = (
+        character for character in text if character.encode("big5", "ignore").decode("cp950", "ignore") == character
+    )
+    return "".join(encodable)
 
 
 # The same text in every encoding
 
 
 @pytest.mark.parametrize("name", PACKINGS)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_book_is_the_same_document_in_every_encoding_packed_or_not(tmp_path: Path, way: str, name: str) -> None:
-    encoding, encode = WAYS[way]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_book_is_the_same_document_in_every_encoding_and_compression(tmp_path: Path, variant: str, name: str) -> None:
+    encoding, encode = VARIANTS[variant]
     path = file_of(tmp_path, encode(BOOK), name)
-    (found,), rejects, ledger = read(path)
-    assert found == Document(BOOK, file=name)
+    (document,), rejects, ledger = read(path)
+    assert document == Document(BOOK, file=name)
     assert rejects == []
     assert ledger.characters.came == len(BOOK)
-    _, facts = text_of(path)
-    assert (facts.encoding, facts.cut) == (encoding, b"")
-    assert bool(facts.mark) == ("mark" in way)
+    _, stats = text_of(path)
+    assert (stats.encoding, stats.cut) == (encoding, b"")
+    assert bool(stats.mark) == ("mark" in variant)
 
 
-def test_the_novel_and_the_songs_are_the_same_text_in_every_encoding(tmp_path: Path, shared: Path) -> None:
+def test_novel_and_songs_are_the_same_text_in_every_encoding(tmp_path: Path, shared: Path) -> None:
     for name in ("shuihu_raw.txt", "song_ci.txt"):
         text = (shared / "data" / name).read_text(encoding="utf-8-sig")
         assert text_of(shared / "data" / name)[0] == text
-        for way in ("gb18030", "utf-16-le", "utf-16-be with a mark"):
-            encoding, encode = WAYS[way]
-            found, facts = text_of(file_of(tmp_path, encode(text)))
-            assert found == text
-            assert facts.encoding == encoding
-        kept = in_big5(text[:300_000])
-        assert text_of(file_of(tmp_path, kept.encode("big5")))[0] == kept
+        for variant in ("gb18030", "utf-16-le", "utf-16-be with a mark"):
+            encoding, encode = VARIANTS[variant]
+            decoded, stats = text_of(file_of(tmp_path, encode(text)))
+            assert decoded == text
+            assert stats.encoding == encoding
+        encodable = in_big5(text[:300_000])
+        assert text_of(file_of(tmp_path, encodable.encode("big5")))[0] == encodable
 
 
 @pytest.fixture(scope="module")
 def poems(shared: Path) -> list[str]:
-    """The poems of the Tang, in traditional characters."""
+    """Poems of the Tang in traditional characters."""
     lines = b"".join(compression.blocks(shared / "data" / "tang_poems.jsonl.zst")).splitlines()
     return [json.loads(line)["text"] for line in lines]
 
 
-def test_traditional_poems_are_the_same_text_in_big5(tmp_path: Path, poems: list[str]) -> None:
+def test_traditional_poems_round_trip_in_big5(tmp_path: Path, poems: list[str]) -> None:
     text = "\n".join(poem for poem in poems[:10_000] if in_big5(poem) == poem)
     assert len(text) > 100_000
     for encoding in ("big5", "cp950", "big5hkscs"):
-        found, facts = text_of(file_of(tmp_path, text.encode(encoding)))
-        assert found == text
-        assert facts.encoding in ("cp950", "big5hkscs")
+        decoded, stats = text_of(file_of(tmp_path, text.encode(encoding)))
+        assert decoded == text
+        assert stats.encoding in ("cp950", "big5hkscs")
 
 
-def test_characters_that_only_hong_kong_has_are_read_as_such(tmp_path: Path) -> None:
+def test_hong_kong_characters_are_read_as_big5hkscs(tmp_path: Path) -> None:
     text = POEM * 3 + "佢哋嘅嘢喺嗰度啲人都冇咗"
-    found, facts = text_of(file_of(tmp_path, text.encode("big5hkscs")))
-    assert (found, facts.encoding) == (text, "big5hkscs")
+    decoded, stats = text_of(file_of(tmp_path, text.encode("big5hkscs")))
+    assert (decoded, stats.encoding) == (text, "big5hkscs")
 
 
 @pytest.mark.parametrize("size", [50, 120, 1000])
-def test_heads_of_real_texts_are_told_or_refused_and_never_taken_for_another(
-    poems: list[str], shared: Path, size: int
-) -> None:
+def test_heads_of_real_texts_are_never_detected_wrongly(poems: list[str], shared: Path, size: int) -> None:
     texts = [(shared / "data" / name).read_text(encoding="utf-8-sig") for name in ("shuihu_raw.txt", "song_ci.txt")]
     texts.append("\n".join(poems))
-    draw, told, tried = random.Random(size), 0, 0
+    draw, detected_count, total = random.Random(size), 0, 0
     for text in texts:
         for encoding in ("utf-8", "gb18030", "cp950", "utf-16-le", "utf-16-be"):
             for start in [0, *(draw.randrange(len(text) - size) for _ in range(60))]:
                 head = text[start : start + size]
                 head = in_big5(head) if encoding == "cp950" else head
-                tried += 1
+                total += 1
                 try:
-                    found = detect(head.encode(encoding), whole=True)
+                    detected = detect(head.encode(encoding), is_complete=True)
                 except BadData:
                     continue
-                assert found == encoding, head
-                told += 1
-    assert told >= 0.99 * tried
+                assert detected == encoding, head
+                detected_count += 1
+    assert detected_count >= 0.99 * total
 
 
-def test_big5_is_never_taken_for_gb18030_although_its_codec_would_do_so(poems: list[str]) -> None:
+def test_big5_is_never_detected_as_gb18030(poems: list[str]) -> None:
     mistaken = 0
     for poem in poems[::7]:
         data = in_big5(poem).encode("big5")
@@ -177,92 +177,92 @@ def test_big5_is_never_taken_for_gb18030_although_its_codec_would_do_so(poems: l
         except UnicodeDecodeError:
             pass
         try:
-            assert detect(data, whole=True) in ("cp950", "big5hkscs", "ascii")
+            assert detect(data, is_complete=True) in ("cp950", "big5hkscs", "ascii")
         except BadData:
             assert len(poem) < 80
-    assert mistaken > 100, "the danger is real"
+    assert mistaken > 100, "GB18030 decodes many of them"
 
 
 SMALL = BOOK[:300].replace("\n", "\n\nEnglish too: caf\u00e9\n", 2)
 
 
 @given(
-    way=st.sampled_from(sorted(WAYS)),
+    variant=st.sampled_from(sorted(VARIANTS)),
     cuts=st.lists(st.integers(0, 3000), max_size=12),
     ascii_first=st.sampled_from([0, 1, 100]),
 )
 @settings(deadline=None, max_examples=80)
-def test_a_text_is_the_same_however_its_bytes_lie_in_blocks(
-    tmp_path_factory: pytest.TempPathFactory, way: str, cuts: list[int], ascii_first: int
+def test_text_is_the_same_for_any_blocks(
+    tmp_path_factory: pytest.TempPathFactory, variant: str, cuts: list[int], ascii_first: int
 ) -> None:
     text = "a line in English\n" * ascii_first + SMALL
-    data = WAYS[way][1](text)
-    places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
-    blocks = [data[start:end] for start, end in pairwise(places)]
+    data = VARIANTS[variant][1](text)
+    boundaries = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
+    blocks = [data[start:end] for start, end in pairwise(boundaries)]
     folder = tmp_path_factory.mktemp("blocks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "blocks", lambda path, advance: iter(blocks))
-        patch.setattr(decoding, "HEAD", 600)  # so that the sample too ends within the text, and the ASCII goes beyond
-        found, facts = text_of(folder / "a.txt")
-        assert (found, facts.encoding) == (text, WAYS[way][0])
+        patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
+        patch.setattr(encodings, "HEAD_BYTES", 600)  # so that the sample ends within the text
+        decoded, stats = text_of(folder / "a.txt")
+        assert (decoded, stats.encoding) == (text, VARIANTS[variant][0])
         line = b"".join(readers.json_lines(folder / "a.txt"))
     assert json.loads(line) == {"text": text}
 
 
 @given(text=st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=60), size=...)
 @settings(deadline=None, max_examples=60)
-def test_any_text_with_a_mark_or_a_named_encoding_is_read_back(
+def test_text_with_a_mark_or_a_requested_encoding_round_trips(
     tmp_path_factory: pytest.TempPathFactory, text: str, size: bool
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "a.txt"
-    for named, written in (("auto", "utf-8-sig"), ("auto", "utf-16"), ("gb18030", "utf-16"), ("utf-8", "utf-8")):
+    for requested, written in (("auto", "utf-8-sig"), ("auto", "utf-16"), ("gb18030", "utf-16"), ("utf-8", "utf-8")):
         path.write_bytes(text.encode(written))
         if text.strip():
             try:
-                assert text_of(path, named)[0] == text
+                assert text_of(path, requested)[0] == text
             except BadData as error:  # as "{\\rtf"
-                assert "not a text" in error.what or "binary" in error.what  # noqa: PT017
+                assert "not text" in error.what or "binary" in error.what  # noqa: PT017
         else:
-            refused(path, named)
+            refused(path, requested)
 
 
-# When the first character that is not ASCII comes late
+# A first non-ASCII character far from the beginning
 
 
-@pytest.mark.parametrize("before", [10, HEAD - 1, HEAD, HEAD + 1, 3 * HEAD + 5, 5 << 20])
+@pytest.mark.parametrize("before", [10, HEAD_BYTES - 1, HEAD_BYTES, HEAD_BYTES + 1, 3 * HEAD_BYTES + 5, 5 << 20])
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5"])
-def test_chinese_after_a_long_head_of_ascii_is_told_where_it_begins(tmp_path: Path, before: int, encoding: str) -> None:
+def test_chinese_after_a_long_ascii_head_is_detected(tmp_path: Path, before: int, encoding: str) -> None:
     text = ("The Project Gutenberg EBook, and so on.\n" * (before // 40 + 1))[:before] + POEM * 4 + "The end.\n" * 9
     for name in PACKINGS if before < 1 << 20 else ["a.txt"]:
-        found, facts = text_of(file_of(tmp_path, text.encode(encoding), name))
-        assert found == text
-        assert facts.encoding == {"big5": "cp950"}.get(encoding, encoding)
+        decoded, stats = text_of(file_of(tmp_path, text.encode(encoding), name))
+        assert decoded == text
+        assert stats.encoding == {"big5": "cp950"}.get(encoding, encoding)
 
 
-def test_a_text_of_nothing_but_ascii_is_read_and_said_to_be_that(tmp_path: Path) -> None:
+def test_ascii_text_is_detected_as_ascii(tmp_path: Path) -> None:
     for text in ("English.\n", "English.\n" * 20_000):
-        found, facts = text_of(file_of(tmp_path, text.encode()))
-        assert (found, facts.encoding) == (text, "ascii")
-        found, facts = text_of(file_of(tmp_path, text.encode("utf-16-le")))
-        assert (found, facts.encoding) == (text, "utf-16-le")
+        decoded, stats = text_of(file_of(tmp_path, text.encode()))
+        assert (decoded, stats.encoding) == (text, "ascii")
+        decoded, stats = text_of(file_of(tmp_path, text.encode("utf-16-le")))
+        assert (decoded, stats.encoding) == (text, "utf-16-le")
 
 
-def test_a_head_may_end_within_a_character_and_a_whole_text_may_not() -> None:
+def test_head_may_end_within_a_character_and_a_complete_text_may_not() -> None:
     data = ("abc" + "水" * 100).encode()
     for cut in range(len(data) - 3, len(data)):
-        assert detect(data[:cut], whole=False) == "utf-8"
-    assert detect(b"abc\xe6\xb0", whole=False) == "utf-8"
+        assert detect(data[:cut], is_complete=False) == "utf-8"
+    assert detect(b"abc\xe6\xb0", is_complete=False) == "utf-8"
     with pytest.raises(BadData):
-        detect(b"abc\xe6\xb0", whole=True)
-    assert detect(b"abc", whole=False) == detect(b"abc", whole=True) == "ascii"
+        detect(b"abc\xe6\xb0", is_complete=True)
+    assert detect(b"abc", is_complete=False) == detect(b"abc", is_complete=True) == "ascii"
 
 
-def test_memory_stays_flat_however_long_a_text_is(tmp_path: Path) -> None:
+def test_memory_is_constant_for_long_texts(tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.readers import encoding as decoding\n"
-        "size = sum(map(len, decoding.text(Path(sys.argv[1]), decoding.Facts())))\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.readers import encoding as encodings\n"
+        "size = sum(map(len, encodings.text(Path(sys.argv[1]), encodings.Facts())))\n"
         "status = Path('/proc/self/status').read_text()\n"
         "print(size, int(status.split('VmHWM:')[1].split()[0]) // 1024)\n"
     )
@@ -271,13 +271,13 @@ def test_memory_stays_flat_however_long_a_text_is(tmp_path: Path) -> None:
     for text, encoding in ((long + POEM * 10, "big5"), (POEM * 400_000, "utf-8")):
         path = file_of(tmp_path, text.encode(encoding))
         command = [sys.executable, "-c", script, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
-        size, megabytes = map(int, done.stdout.split())
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
+        size, megabytes = map(int, process.stdout.split())
         assert size == len(text)
         assert megabytes < 75
 
 
-# What cannot be told is not guessed
+# Without a clear winner nothing is guessed
 
 ENGLISH = "“Well, Prince,” she said, “if you don’t tell me that this means war…” He’d nothing to say — not a word.\n"
 FRENCH = (
@@ -296,21 +296,19 @@ JAPANESE = (
     "いた事だけは記憶している。吾輩はここで始めて人間というものを見た。\n"
 )
 FOREIGN = [
-    *((ENGLISH, each) for each in ("cp1252", "mac_roman")),
-    *((FRENCH, each) for each in ("cp1252", "latin-1", "cp850")),
-    *((GERMAN, each) for each in ("latin-1", "cp437")),
-    *((RUSSIAN, each) for each in ("cp1251", "koi8-r", "cp866")),
+    *((ENGLISH, name) for name in ("cp1252", "mac_roman")),
+    *((FRENCH, name) for name in ("cp1252", "latin-1", "cp850")),
+    *((GERMAN, name) for name in ("latin-1", "cp437")),
+    *((RUSSIAN, name) for name in ("cp1251", "koi8-r", "cp866")),
     (GREEK, "iso8859-7"),
     (THAI, "tis-620"),
     (KOREAN, "euc_kr"),
-    *((JAPANESE, each) for each in ("shift_jis", "euc_jp", "iso2022_jp")),
+    *((JAPANESE, name) for name in ("shift_jis", "euc_jp", "iso2022_jp")),
 ]
 
 
 @pytest.mark.parametrize(("text", "encoding"), FOREIGN, ids=[f"{text[:5]}-{encoding}" for text, encoding in FOREIGN])
-def test_what_is_in_none_of_these_encodings_is_refused_and_read_when_its_own_is_named(
-    tmp_path: Path, text: str, encoding: str
-) -> None:
+def test_other_encodings_are_refused_unless_requested(tmp_path: Path, text: str, encoding: str) -> None:
     for times in (1, 30, 2000):
         path = file_of(tmp_path, text.encode(encoding, "ignore") * times)
         error = refused(path)
@@ -320,39 +318,39 @@ def test_what_is_in_none_of_these_encodings_is_refused_and_read_when_its_own_is_
 
 
 @pytest.mark.parametrize("size", [30, 60, 100])
-def test_pieces_of_korean_and_japanese_are_refused_wherever_they_are_cut(size: int) -> None:
+def test_short_japanese_and_korean_extracts_are_refused(size: int) -> None:
     for text, encoding in ((KOREAN, "euc_kr"), (JAPANESE, "euc_jp"), (JAPANESE, "shift_jis")):
         for start in range(len(text) - size):
             with pytest.raises(BadData):
-                detect(text[start : start + size].encode(encoding), whole=True)
+                detect(text[start : start + size].encode(encoding), is_complete=True)
 
 
-def test_japanese_and_korean_are_called_by_their_encoding() -> None:
+def test_japanese_and_korean_errors_name_their_encoding() -> None:
     for text, encoding in ((KOREAN, "euc_kr"), (JAPANESE, "euc_jp"), (JAPANESE, "shift_jis")):
-        with pytest.raises(BadData, match="reads as Japanese or Korean") as caught:
-            detect(text.encode(encoding), whole=True)
-        assert caught.value.hint == f"say --encoding {encoding}"
+        with pytest.raises(BadData, match="the text is Japanese or Korean") as caught:
+            detect(text.encode(encoding), is_complete=True)
+        assert caught.value.hint == f"pass --encoding {encoding}"
 
 
-def test_what_was_seen_is_said_with_the_first_byte_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_undetected_encoding_reports_scores_and_first_invalid_byte(tmp_path: Path) -> None:
     data = "naïve — and ".encode() * 2 + ENGLISH.encode("cp1252")
     error = refused(file_of(tmp_path, data))
-    place = data.index(b"\x93")
-    assert f"its encoding cannot be told: not UTF-8 (byte 0x93 at offset {place:,})" in error.what
+    offset = data.index(b"\x93")
+    assert f"the encoding was not detected: not UTF-8 (byte 0x93 at offset {offset:,})" in error.what
     assert "0% as gb18030, 0% as " in error.what
     assert "cp1252" in error.hint
     late = b"plain English\n" * 10_000
     error = refused(file_of(tmp_path, late + data))
-    assert f"byte 0x93 at offset {len(late) + place:,})" in error.what
+    assert f"byte 0x93 at offset {len(late) + offset:,})" in error.what
 
 
-def test_english_in_utf_8_is_no_error(tmp_path: Path) -> None:
+def test_other_languages_in_utf8_are_read(tmp_path: Path) -> None:
     for text in (ENGLISH, FRENCH * 1000, RUSSIAN, GREEK, THAI, KOREAN, JAPANESE):
-        found, facts = text_of(file_of(tmp_path, text.encode()))
-        assert (found, facts.encoding) == (text, "utf-8")
+        decoded, stats = text_of(file_of(tmp_path, text.encode()))
+        assert (decoded, stats.encoding) == (text, "utf-8")
 
 
-def test_the_share_of_han_tells_chinese_from_the_rest() -> None:
+def test_han_ratio_distinguishes_chinese() -> None:
     assert share_of_han("水 滸\n傳") == 1
     assert share_of_han("水，a\n") == pytest.approx(1 / 3)
     assert share_of_han("𠮷〇㐀") == 1
@@ -361,27 +359,27 @@ def test_the_share_of_han_tells_chinese_from_the_rest() -> None:
     assert 0 < share_of_han(JAPANESE) < 0.5
 
 
-# An encoding that is named
+# A requested encoding
 
 
-@pytest.mark.parametrize("named", ["gb2312", "GBK", "cp936", "gb18030"])
-def test_gb2312_and_gbk_are_read_as_gb18030(tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize("requested", ["gb2312", "GBK", "cp936", "gb18030"])
+def test_gb2312_and_gbk_are_read_as_gb18030(tmp_path: Path, requested: str) -> None:
     text = "𠮷䶮\n" + BOOK[:200]
-    assert text_of(file_of(tmp_path, text.encode("gb18030")), named) == (text, Facts("gb18030"))
+    assert text_of(file_of(tmp_path, text.encode("gb18030")), requested) == (text, Facts("gb18030"))
 
 
-def test_big5_is_read_with_the_characters_that_its_strict_table_lacks(tmp_path: Path) -> None:
+def test_big5_is_read_as_cp950(tmp_path: Path) -> None:
     assert text_of(file_of(tmp_path, "這裏".encode("cp950")), "big5")[0] == "這裏"
 
 
-@pytest.mark.parametrize("named", ["gb18030", "big5", "utf-16-le", "latin-1", "shift_jis", "utf-8"])
-def test_a_mark_is_proof_whatever_is_named(tmp_path: Path, named: str) -> None:
-    for way in (way for way in WAYS if "mark" in way):
-        assert text_of(file_of(tmp_path, WAYS[way][1](BOOK)), named)[0] == BOOK
+@pytest.mark.parametrize("requested", ["gb18030", "big5", "utf-16-le", "latin-1", "shift_jis", "utf-8"])
+def test_byte_order_mark_overrides_the_requested_encoding(tmp_path: Path, requested: str) -> None:
+    for variant in (variant for variant in VARIANTS if "mark" in variant):
+        assert text_of(file_of(tmp_path, VARIANTS[variant][1](BOOK)), requested)[0] == BOOK
 
 
 @pytest.mark.parametrize("order", ["le", "be"])
-def test_utf_16_without_a_mark_is_read_by_its_name_alone(tmp_path: Path, order: str) -> None:
+def test_utf16_without_a_mark_is_read_by_its_exact_name(tmp_path: Path, order: str) -> None:
     path = file_of(tmp_path, BOOK.encode(f"utf-16-{order}"))
     assert text_of(path, "utf-16")[0] == BOOK
     russian = file_of(tmp_path, RUSSIAN.encode(f"utf-16-{order}"))
@@ -392,7 +390,7 @@ def test_utf_16_without_a_mark_is_read_by_its_name_alone(tmp_path: Path, order: 
 
 
 @pytest.mark.parametrize(
-    ("named", "data", "seen"),
+    ("requested", "data", "detected"),
     [
         ("gb18030", POEM.encode("big5"), "cp950"),
         ("big5", BOOK.encode("gb18030"), "gb18030"),
@@ -403,21 +401,21 @@ def test_utf_16_without_a_mark_is_read_by_its_name_alone(tmp_path: Path, order: 
         ("utf-16-le", BOOK.encode("gb18030"), "gb18030"),
     ],
 )
-def test_a_text_that_would_pass_for_the_named_encoding_and_is_in_another_is_refused(
-    tmp_path: Path, named: str, data: bytes, seen: str
+def test_text_clearly_in_another_encoding_than_requested_is_refused(
+    tmp_path: Path, requested: str, data: bytes, detected: str
 ) -> None:
-    error = refused(file_of(tmp_path, data), named)
-    assert f"but what is in it is {seen}" in error.what
-    assert "leave --encoding out" in error.hint
+    error = refused(file_of(tmp_path, data), requested)
+    assert f"but the content is {detected}" in error.what
+    assert "leave out --encoding" in error.hint
 
 
-@pytest.mark.parametrize("named", ["klingon", "base64", "", "a\0b"])
-def test_an_encoding_that_does_not_exist_is_a_bad_option(tmp_path: Path, named: str) -> None:
-    with pytest.raises(BadConfig, match="there is no encoding"):
-        text_of(file_of(tmp_path, b"abc"), named)
+@pytest.mark.parametrize("requested", ["klingon", "base64", "", "a\0b"])
+def test_unknown_encoding_raises_bad_config(tmp_path: Path, requested: str) -> None:
+    with pytest.raises(BadConfig, match="unknown encoding"):
+        text_of(file_of(tmp_path, b"abc"), requested)
 
 
-# What is no text
+# Files that are not text
 
 
 def zipped(names: dict[str, bytes]) -> bytes:
@@ -447,9 +445,9 @@ OTHER_KINDS = [
     (zstandard.ZstdCompressor().compress(BOOK.encode()), "zstd data"),
     (bz2.compress(BOOK.encode()), "bzip2 data"),
     (lzma.compress(BOOK.encode()), "xz data"),
-    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG picture"),
-    (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "a JPEG picture"),
-    (b"GIF89a\x01\0\x01\0", "a GIF picture"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"),
+    (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "a JPEG image"),
+    (b"GIF89a\x01\0\x01\0", "a GIF image"),
     (bytes(60) + b"BOOKMOBI" + bytes(100), "a Kindle book"),
     (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
     (Path(sys.executable).resolve().read_bytes()[:5000], "a program"),
@@ -457,36 +455,36 @@ OTHER_KINDS = [
 
 
 @pytest.mark.parametrize(("data", "kind"), OTHER_KINDS, ids=[kind for _, kind in OTHER_KINDS])
-@pytest.mark.parametrize("named", ["auto", "gb18030", "latin-1"])
-def test_files_of_other_kinds_are_called_by_their_name(tmp_path: Path, data: bytes, kind: str, named: str) -> None:
+@pytest.mark.parametrize("requested", ["auto", "gb18030", "latin-1"])
+def test_other_file_formats_are_recognised(tmp_path: Path, data: bytes, kind: str, requested: str) -> None:
     if kind == "a program" and not data.startswith(b"\x7fELF"):
         pytest.skip("programs look otherwise here")
-    error = refused(file_of(tmp_path, data), named)
-    assert error.what.endswith(f": {kind}, not a text")
+    error = refused(file_of(tmp_path, data), requested)
+    assert error.what.endswith(f": {kind}, not text")
 
 
-def test_a_database_and_packed_text_under_a_wrong_name_are_named_with_what_to_do(tmp_path: Path) -> None:
-    assert "an SQLite database, not a text" in refused(file_of(tmp_path, sqlite(tmp_path))).what
-    assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "let its name end in .gz"
+def test_database_and_compressed_text_with_wrong_names_are_recognised(tmp_path: Path) -> None:
+    assert "an SQLite database, not text" in refused(file_of(tmp_path, sqlite(tmp_path))).what
+    assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "rename the file so that it ends in .gz"
     twice = file_of(tmp_path, gzip.compress(b"a"), "a.txt.gz")
-    assert "gzip data, not a text" in refused(twice).what
+    assert "gzip data, not text" in refused(twice).what
 
 
 @pytest.mark.parametrize(
     "data", [b"", b" \n\t\r\n", "　　\n　".encode(), b"\xef\xbb\xbf", "\ufeff \n".encode("utf-16-le")]
 )
-@pytest.mark.parametrize("named", ["auto", "utf-8"])
-def test_a_file_without_a_character_is_empty(tmp_path: Path, data: bytes, named: str) -> None:
-    error = refused(file_of(tmp_path, data), named)
-    assert error.what.endswith(": the file is empty" if len(data) in (0, 3) else ": there is only white space in it")
+@pytest.mark.parametrize("requested", ["auto", "utf-8"])
+def test_file_without_characters_is_empty(tmp_path: Path, data: bytes, requested: str) -> None:
+    error = refused(file_of(tmp_path, data), requested)
+    assert error.what.endswith(": the file is empty" if len(data) in (0, 3) else ": the file contains only white space")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_are_binary_or_in_no_encoding(tmp_path: Path, seed: int) -> None:
+def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     for size in (200, 5000, 200_000):
         error = refused(file_of(tmp_path, draw.randbytes(size)))
-        assert size == 200 or "binary data, not a text (at offset " in error.what
+        assert size == 200 or "binary data, not text (at offset " in error.what
 
 
 def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
@@ -497,10 +495,10 @@ def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
         b"abc\0def",
         b"\0",
     ):
-        assert "binary data, not a text" in refused(file_of(tmp_path, data)).what
+        assert "binary data, not text" in refused(file_of(tmp_path, data)).what
 
 
-def test_a_few_control_characters_do_not_make_a_text_binary(tmp_path: Path) -> None:
+def test_few_control_characters_do_not_make_text_binary(tmp_path: Path) -> None:
     text = "林\x01冲\x1b[0m\x0c" + POEM + "\x1a"
     for encoding in ("utf-8", "gb18030", "big5hkscs"):
         text = text if encoding != "big5hkscs" else text.replace("冲", "衝")
@@ -510,52 +508,50 @@ def test_a_few_control_characters_do_not_make_a_text_binary(tmp_path: Path) -> N
 @pytest.mark.parametrize("times", [100, 3000])
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5", "utf-16-le"])
 @pytest.mark.parametrize("tail", [bytes(5000), b"\0" + random.Random(1).randbytes(5000)], ids=["zeros", "random"])
-def test_a_text_that_turns_binary_is_refused_with_the_place_where_it_does(
+def test_text_followed_by_binary_data_is_refused_with_the_offset(
     tmp_path: Path, times: int, encoding: str, tail: bytes
 ) -> None:
     text = (POEM * times).encode(encoding)
     error = refused(file_of(tmp_path, text + bytes(2) + tail))
-    assert f"a text up to offset {len(text):,}, and binary data after it" in error.what
+    assert f"text up to offset {len(text):,}, and binary data after it" in error.what
     assert f"head -c {len(text)}" in error.hint
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_text_that_turns_into_something_packed_is_refused_near_the_place_where_it_does(
-    tmp_path: Path, seed: int
-) -> None:
+def test_text_followed_by_random_bytes_is_refused_near_the_offset(tmp_path: Path, seed: int) -> None:
     text = POEM.encode() * 1000
     error = refused(file_of(tmp_path, text + random.Random(seed).randbytes(100_000)))
     assert "and binary data after it" in error.what
-    place = int(error.hint.rpartition(" ")[2].rstrip("`"))
-    assert len(text) <= place < len(text) + 20
+    offset = int(error.hint.rpartition(" ")[2].rstrip("`"))
+    assert len(text) <= offset < len(text) + 20
 
 
-# Bytes that do not belong
+# Invalid bytes
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5"])
 @pytest.mark.parametrize("before", [5, 2000, 30_000])
-def test_a_bad_byte_in_the_middle_is_an_error_with_its_offset(tmp_path: Path, encoding: str, before: int) -> None:
+def test_invalid_byte_is_reported_with_its_offset(tmp_path: Path, encoding: str, before: int) -> None:
     good = (POEM * (before + 40)).encode(encoding)
-    place = len((POEM * before).encode(encoding))
-    for named in ("auto", encoding):
-        error = refused(file_of(tmp_path, good[:place] + b"\xff" + good[place:], "a.txt.gz"), named)
+    offset = len((POEM * before).encode(encoding))
+    for requested in ("auto", encoding):
+        error = refused(file_of(tmp_path, good[:offset] + b"\xff" + good[offset:], "a.txt.gz"), requested)
         meant = {"big5": "cp950"}.get(encoding, encoding)
-        assert f"not {meant} text: byte 0xff at offset {place:,}" in error.what
+        assert f"not {meant} text: byte 0xff at offset {offset:,}" in error.what
 
 
-@given(cuts=st.lists(st.integers(1, 2000), max_size=8), place=st.integers(700, 1500))
+@given(cuts=st.lists(st.integers(1, 2000), max_size=8), offset=st.integers(700, 1500))
 @settings(deadline=None, max_examples=40)
-def test_the_offset_of_a_bad_byte_is_the_same_for_any_blocks(cuts: list[int], place: int) -> None:
+def test_offset_of_an_invalid_byte_is_the_same_for_any_blocks(cuts: list[int], offset: int) -> None:
     good = (POEM * 20).encode()
-    place -= place % 3
+    offset -= offset % 3
     data = good[: 3 * 500].replace(b"\n", "〇".encode())
-    data = data[:place] + b"\xff" + data[place:]
-    places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
-    blocks = [data[start:end] for start, end in pairwise(places)]
+    data = data[:offset] + b"\xff" + data[offset:]
+    boundaries = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
+    blocks = [data[start:end] for start, end in pairwise(boundaries)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "blocks", lambda path, advance: iter(blocks))
-        with pytest.raises(BadData, match=f"not utf-8 text: byte 0xff at offset {place:,} "):
+        patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
+        with pytest.raises(BadData, match=f"not utf-8 text: byte 0xff at offset {offset:,} "):
             text_of(Path("a.txt"))
 
 
@@ -563,25 +559,25 @@ def test_the_offset_of_a_bad_byte_is_the_same_for_any_blocks(cuts: list[int], pl
 @pytest.mark.parametrize(
     ("encoding", "lost"), [("utf-8", 1), ("utf-8", 2), ("gb18030", 1), ("big5", 1), ("utf-16-le", 1), ("utf-16-be", 1)]
 )
-def test_a_last_character_that_is_cut_is_counted_and_set_aside_and_the_rest_is_kept(
+def test_truncated_last_character_is_rejected_and_the_rest_kept(
     tmp_path: Path, name: str, encoding: str, lost: int
 ) -> None:
-    whole = (POEM * 5).strip()  # ends with 。
-    data = whole.encode(encoding)[:-lost]
-    (found,), (reject,), ledger = read(file_of(tmp_path, data, name))
-    assert found.text == whole[:-1]
-    cut_at = len(whole[:-1].encode(encoding))
+    complete = (POEM * 5).strip()  # ends with 。
+    data = complete.encode(encoding)[:-lost]
+    (document,), (reject,), ledger = read(file_of(tmp_path, data, name))
+    assert document.text == complete[:-1]
+    cut_at = len(complete[:-1].encode(encoding))
     assert reject == Reject(name, 0, cut_at, "truncated-end", data[cut_at:].hex(" "))
     assert ledger.documents.to_dict() == {"in": 2, "out": 1, "dropped": {"truncated-end": 1}}
-    with pytest.raises(BadData, match=f"it ends within a character .* at offset {cut_at:,}") as caught:
+    with pytest.raises(BadData, match=f"the file ends within a character .* at offset {cut_at:,}") as caught:
         list(readers.json_lines(tmp_path / name))
     assert "`clean`" in caught.value.hint
 
 
-def test_half_of_a_character_beyond_the_first_plane_is_a_cut_one_too(tmp_path: Path) -> None:
+def test_truncated_supplementary_character_is_set_aside(tmp_path: Path) -> None:
     text = POEM * 5
     for encoding, size in (("utf-16-le", 4), ("utf-16-be", 4), ("utf-8", 4), ("gb18030", 4)):
         data = (text + "𠮷").encode(encoding)
         for lost in range(1, size):
-            found, facts = text_of(file_of(tmp_path, data[:-lost]))
-            assert (found, facts.cut, facts.cut_at) == (text, data[len(data) - 4 : -lost], len(data) - 4)
+            decoded, stats = text_of(file_of(tmp_path, data[:-lost]))
+            assert (decoded, stats.cut, stats.cut_at) == (text, data[len(data) - 4 : -lost], len(data) - 4)

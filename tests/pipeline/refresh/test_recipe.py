@@ -55,7 +55,7 @@ def test_overrides_replace_entries_and_are_converted(tmp_path: Path) -> None:
         (SMALL.replace("val_fraction", "val_share"), "val_share"),
         (SMALL.replace("0.1", '"much"'), "tokenize.val_fraction"),
         (SMALL.replace('name = "small"', ""), "name"),
-        (SMALL.replace('"small"', '"../small"'), "cannot be an artifact's name"),
+        (SMALL.replace('"small"', '"../small"'), "is not a valid artifact name"),
         ("name = ", "not TOML"),
         ("\x00", "not TOML"),
     ],

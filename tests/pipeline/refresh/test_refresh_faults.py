@@ -625,7 +625,7 @@ def test_log_on_full_disk_is_reported_once_and_refresh_succeeds(job: Nightly, ro
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
     result = job.run(root, "--log-json", tmp_path / "full.jsonl")
     assert result.told["result"] == "built"
-    assert result.stderr.count("going on without a log") == 1
+    assert result.stderr.count("continuing without a log") == 1
     (tmp_path / "a file").write_text("")
     assert job.run(root, "--log-json", tmp_path / "a file" / "log.jsonl").told["result"] == "unchanged"
     assert_survived(root)
@@ -722,7 +722,7 @@ _NO_LOCKS = """
 import fcntl
 fcntl.flock = lambda descriptor, operation: None
 from pipeline.store import locks
-if {far}: locks._lives = lambda holder: False
+if {far}: locks._is_alive = lambda holder: False
 """
 
 

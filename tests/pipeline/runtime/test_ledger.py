@@ -1,4 +1,4 @@
-"""The ledger: everything that came in is accounted for, or nothing is published."""
+"""The ledger accounts for all input, or nothing is published."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DROPPED = st.dictionaries(REASONS, st.integers(1, 10_000))
 
 @st.composite
 def tallies(draw: st.DrawFn) -> Tally:
-    """A tally that adds up."""
+    """Draw a tally that adds up."""
     out, dropped = draw(st.integers(0, 10_000)), draw(DROPPED)
     return Tally(out + sum(dropped.values()), out, dropped)
 
@@ -23,12 +23,16 @@ def tallies(draw: st.DrawFn) -> Tally:
 LEDGERS = st.builds(Ledger, tallies(), tallies())
 
 
-def test_an_empty_ledger_adds_up() -> None:
-    nothing = {"in": 0, "out": 0, "dropped": {}}
-    assert Ledger().close(max_bad=0) == {"documents": nothing, "characters": nothing}
+def tally_of(ledger: Ledger, name: str) -> Tally:
+    return {"documents": ledger.documents, "characters": ledger.characters}[name]
 
 
-def test_a_ledger_that_adds_up_is_given_as_a_dict_with_its_reasons_in_order() -> None:
+def test_empty_ledger_adds_up() -> None:
+    empty = {"in": 0, "out": 0, "dropped": {}}
+    assert Ledger().close(max_bad=0) == {"documents": empty, "characters": empty}
+
+
+def test_closed_ledger_is_a_dict_with_sorted_reasons() -> None:
     ledger = Ledger(Tally(10, 7, {"duplicate": 2, "blank-line": 1}), Tally(100, 100))
     assert ledger.close() == {
         "documents": {"in": 10, "out": 7, "dropped": {"blank-line": 1, "duplicate": 2}},
@@ -37,10 +41,10 @@ def test_a_ledger_that_adds_up_is_given_as_a_dict_with_its_reasons_in_order() ->
     assert list(ledger.close()["documents"]["dropped"]) == ["blank-line", "duplicate"]
 
 
-@given(ledger=LEDGERS, error=st.integers(-5, 5).filter(bool), where=st.sampled_from(["documents", "characters"]))
-def test_one_that_is_lost_or_invented_is_a_bug_of_ours(ledger: Ledger, error: int, where: str) -> None:
-    getattr(ledger, where).out += error
-    with pytest.raises(InternalError, match=f"ledger of {where} does not add up") as caught:
+@given(ledger=LEDGERS, error=st.integers(-5, 5).filter(bool), name=st.sampled_from(["documents", "characters"]))
+def test_wrong_sum_raises_internal_error(ledger: Ledger, error: int, name: str) -> None:
+    tally_of(ledger, name).out += error
+    with pytest.raises(InternalError, match=f"ledger of {name} does not add up") as caught:
         ledger.close(max_bad=1)
     assert caught.value.exit_code == 70
 
@@ -49,7 +53,7 @@ def test_one_that_is_lost_or_invented_is_a_bug_of_ours(ledger: Ledger, error: in
     ("bad", "max_bad", "refused"),
     [(0, 0.0, False), (1, 0.0, True), (1, 0.001, False), (2, 0.001, True), (1000, 1.0, False)],
 )
-def test_bad_documents_are_refused_above_the_share_allowed(bad: int, max_bad: float, refused: bool) -> None:
+def test_too_many_bad_documents_are_refused(bad: int, max_bad: float, refused: bool) -> None:
     ledger = Ledger(documents=Tally(1000, 1000 - bad))
     ledger.documents.drop("bad-json", bad)
     if not refused:
@@ -60,34 +64,34 @@ def test_bad_documents_are_refused_above_the_share_allowed(bad: int, max_bad: fl
     assert caught.value.exit_code == 11
 
 
-def test_what_is_dropped_by_choice_is_not_bad() -> None:
+def test_documents_dropped_on_purpose_are_not_bad() -> None:
     ledger = Ledger(documents=Tally(10, 1, {"duplicate": 5, "blank-line": 4}))
     assert ledger.documents.bad == 0
     ledger.close(max_bad=0)
 
 
-def test_dropping_none_leaves_no_reason_behind() -> None:
+def test_dropping_zero_records_no_reason() -> None:
     tally = Tally()
     tally.drop("bad-json", 0)
     assert tally.dropped == {}
 
 
 @given(st.lists(LEDGERS, max_size=5))
-def test_ledgers_that_add_up_add_up_together(parts: list[Ledger]) -> None:
-    whole = Ledger()
+def test_sum_of_valid_ledgers_is_valid(parts: list[Ledger]) -> None:
+    total = Ledger()
     for part in parts:
-        whole.add(part)
-    closed = whole.close(max_bad=1)
-    for what in ("documents", "characters"):
-        assert closed[what]["in"] == sum(getattr(part, what).came for part in parts)
-        assert closed[what]["out"] == sum(getattr(part, what).out for part in parts)
-        for reason, count in closed[what]["dropped"].items():
-            assert count == sum(getattr(part, what).dropped.get(reason, 0) for part in parts)
+        total.add(part)
+    closed = total.close(max_bad=1)
+    for name in ("documents", "characters"):
+        assert closed[name]["in"] == sum(tally_of(part, name).came for part in parts)
+        assert closed[name]["out"] == sum(tally_of(part, name).out for part in parts)
+        for reason, count in closed[name]["dropped"].items():
+            assert count == sum(tally_of(part, name).dropped.get(reason, 0) for part in parts)
 
 
-def test_adding_leaves_the_part_as_it_was() -> None:
-    whole, part = Ledger(), Ledger(Tally(2, 1, {"bad-json": 1}))
-    whole.add(part)
-    whole.add(part)
+def test_adding_does_not_change_the_part() -> None:
+    total, part = Ledger(), Ledger(Tally(2, 1, {"bad-json": 1}))
+    total.add(part)
+    total.add(part)
     assert part == Ledger(Tally(2, 1, {"bad-json": 1}))
-    assert whole.documents == Tally(4, 2, {"bad-json": 2})
+    assert total.documents == Tally(4, 2, {"bad-json": 2})

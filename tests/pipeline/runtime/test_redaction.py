@@ -1,4 +1,4 @@
-"""What is told holds no credential: not of a URL, not of a header, not of the environment."""
+"""Redacted text contains no credentials from URLs, headers or the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.runtime.redaction import redacted, shown
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("see http://me:secret@host/a.txt", "see http://host/a.txt"),
         ("see http://me:se@cret@host/a.txt", "see http://host/a.txt"),
@@ -30,8 +30,8 @@ from pipeline.runtime.redaction import redacted, shown
         ("artifacts/raw/pile: is it there?", "artifacts/raw/pile: is it there?"),
     ],
 )
-def test_credentials_are_taken_out_and_nothing_else(text: str, told: str) -> None:
-    assert redacted(text, {}) == told
+def test_only_credentials_are_removed(text: str, expected: str) -> None:
+    assert redacted(text, {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,31 +45,31 @@ def test_credentials_are_taken_out_and_nothing_else(text: str, told: str) -> Non
         {"http_proxy": "http://me:s3cr3t%2Dtoken@proxy:3128"},
     ],
 )
-def test_what_is_secret_in_the_environment_is_taken_out_wherever_it_stands(environment: dict[str, str]) -> None:
+def test_secrets_of_the_environment_are_removed(environment: dict[str, str]) -> None:
     assert redacted("a header 's3cr3t-token' was refused", environment) == "a header '…' was refused"
 
 
-def test_a_short_word_in_the_environment_is_no_secret() -> None:
+def test_short_value_in_the_environment_is_kept() -> None:
     assert redacted("the file a is not there", {"HF_TOKEN": "a"}) == "the file a is not there"
 
 
-def test_a_secret_that_begins_another_does_not_leave_its_end() -> None:
+def test_secret_that_is_prefix_of_another_leaves_no_rest() -> None:
     assert redacted("of s3cr3t-long", {"HF_TOKEN": "s3cr3t", "http_proxy": "http://me:s3cr3t-long@proxy"}) == "of …"
 
 
-def test_a_url_is_shown_without_its_password_query_and_fragment() -> None:
-    told = shown("https://me:secret@host:8080/a/b.txt?sig=secret#secret")
-    assert told.startswith("https://host:8080/a/b.txt?…")
-    assert "secret" not in told
+def test_shown_url_has_no_password_query_or_fragment() -> None:
+    url = shown("https://me:secret@host:8080/a/b.txt?sig=secret#secret")
+    assert url.startswith("https://host:8080/a/b.txt?…")
+    assert "secret" not in url
 
 
-def test_two_queries_stay_two_urls_and_two_passwords_do_not() -> None:
+def test_shown_urls_differ_by_query_and_not_by_password() -> None:
     assert shown("http://host/a?n=1") != shown("http://host/a?n=2")
     assert shown("http://host/a?n=1") == shown("http://me:secret@host/a?n=1")
     assert shown(shown("http://host/a")) == "http://host/a"
 
 
-def test_a_query_of_any_characters_is_shown() -> None:
+def test_query_with_surrogate_is_shown() -> None:
     assert "\udc80" not in shown("http://host/a?\udc80")
 
 
@@ -77,8 +77,8 @@ SECRET = st.text("abcdefghijkABC0123456789-._~%!$&*+;:@", min_size=6, max_size=2
 
 
 @given(SECRET, SECRET)
-def test_whatever_a_password_and_a_signature_are_made_of_they_are_not_told(password: str, signature: str) -> None:
-    told = redacted(f"error: http://me:{password}@host/a/b.txt?sig={signature}: no such file", {})
-    assert password not in told
-    assert signature not in told
-    assert "host/a/b.txt" in told
+def test_any_password_and_signature_are_removed(password: str, signature: str) -> None:
+    text = redacted(f"error: http://me:{password}@host/a/b.txt?sig={signature}: no such file", {})
+    assert password not in text
+    assert signature not in text
+    assert "host/a/b.txt" in text

@@ -1,4 +1,4 @@
-"""The catalogue: what a source's name, a URL or a path means as files."""
+"""The catalogue: source names, URLs and paths resolve to files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.sources.catalogue import CATALOGUE, pile_shards, resolve
 HUB_FOLDER = "datasets/monology/pile-uncopyrighted/resolve/main"
 
 
-def test_every_name_of_the_catalogue_is_a_source_with_files() -> None:
+def test_every_catalogue_name_is_a_source_with_files() -> None:
     for name in CATALOGUE:
         source = resolve(name, shards="all" if name == "pile" else "", environment={})
         assert source.name == name
@@ -22,13 +22,13 @@ def test_every_name_of_the_catalogue_is_a_source_with_files() -> None:
         assert all(url.isascii() and url.startswith("https://") for file in source.files for url in file.urls)
 
 
-def test_the_sample_is_on_this_machine() -> None:
+def test_sample_is_local() -> None:
     files = resolve("sample", environment={}).files
     assert files
     assert all(file.local and file.local.is_file() for file in files)
 
 
-def test_song_ci_is_23_files() -> None:
+def test_song_ci_has_23_files() -> None:
     files = resolve("song-ci", environment={}).files
     assert len(files) == 23
     assert files[0].name == "ci.song.0.json"
@@ -51,44 +51,44 @@ def test_song_ci_is_23_files() -> None:
         ("1,0-2,1,val,val", ["train/01.jsonl.zst", "train/00.jsonl.zst", "train/02.jsonl.zst", "val.jsonl.zst"]),
     ],
 )
-def test_shards_are_named_by_numbers_ranges_and_splits_in_order_and_once(shards: str, expected: list[str]) -> None:
+def test_shards_are_numbers_ranges_and_splits_without_duplicates(shards: str, expected: list[str]) -> None:
     assert pile_shards(shards) == expected
 
 
-def test_all_shards_are_30_of_training_and_two_more() -> None:
+def test_all_shards_are_30_train_shards_val_and_test() -> None:
     train = [f"train/{number:02d}.jsonl.zst" for number in range(30)]
     assert pile_shards("all") == [*train, "val.jsonl.zst", "test.jsonl.zst"]
 
 
 @pytest.mark.parametrize("shards", ["", "30", "-1", "3-1", "0-30", "0-", "a", "0,,1", "0,", "val test", "0 1", "../x"])
-def test_a_shard_that_does_not_exist_is_a_bad_option(shards: str) -> None:
+def test_unknown_shard_raises_bad_config(shards: str) -> None:
     with pytest.raises(BadConfig) as caught:
         pile_shards(shards)
     assert caught.value.exit_code == 78
 
 
-def test_the_whole_pile_is_never_chosen_by_accident() -> None:
+def test_pile_requires_a_selection_of_shards() -> None:
     with pytest.raises(BadConfig, match="over 300 GB"):
         resolve("pile", environment={})
 
 
-def test_shards_are_for_the_pile_alone() -> None:
+def test_shards_option_is_only_for_the_pile() -> None:
     for reference in ("sample", "shuihu", "https://example.org/a.txt"):
         with pytest.raises(BadConfig, match="--shards is for the source pile"):
             resolve(reference, shards="0", environment={})
 
 
-def test_the_pile_says_the_split_of_each_file() -> None:
+def test_pile_files_have_splits() -> None:
     files = resolve("pile", shards="0,val,test", environment={}).files
     assert [file.split for file in files] == ["train", "val", "test"]
 
 
-def test_the_pile_comes_from_the_hub() -> None:
+def test_pile_urls_are_on_the_hub() -> None:
     (file,) = resolve("pile", shards="0", environment={}).files
     assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/train/00.jsonl.zst",)
 
 
-def test_hf_endpoint_replaces_the_hub_and_a_mirror_replaces_both() -> None:
+def test_hf_endpoint_replaces_the_hub_and_mirror_replaces_both() -> None:
     environment = {"HF_ENDPOINT": "https://hf-mirror.com/"}
     (file,) = resolve("pile", shards="val", environment=environment).files
     assert file.urls[0] == f"https://hf-mirror.com/{HUB_FOLDER}/val.jsonl.zst"
@@ -96,18 +96,18 @@ def test_hf_endpoint_replaces_the_hub_and_a_mirror_replaces_both() -> None:
     assert file.urls == (f"http://127.0.0.1:8000/{HUB_FOLDER}/val.jsonl.zst", "http://127.0.0.1:8000/val.jsonl.zst")
 
 
-def test_a_hub_named_by_hf_endpoint_is_the_hub() -> None:
+def test_hf_endpoint_may_name_the_hub_itself() -> None:
     (file,) = resolve("pile", shards="val", environment={"HF_ENDPOINT": "https://huggingface.co/"}).files
     assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/val.jsonl.zst",)
 
 
-def test_a_mirror_may_serve_a_book_under_its_path_or_at_its_top() -> None:
+def test_mirror_may_serve_a_book_under_its_path_or_at_its_root() -> None:
     (file,) = resolve("shuihu", mirror="http://127.0.0.1:8000/", environment={}).files
     top = "http://127.0.0.1:8000"
     assert file.urls == (f"{top}/colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", f"{top}/raw_shuihu.txt")
 
 
-def test_the_token_goes_with_the_pile_alone_and_is_never_shown() -> None:
+def test_token_is_only_for_the_pile_and_never_shown() -> None:
     environment = {"HF_TOKEN": "hf_secret"}
     pile = resolve("pile", shards="0", environment=environment)
     assert pile.files[0].token == "hf_secret"
@@ -125,10 +125,10 @@ def test_the_token_goes_with_the_pile_alone_and_is_never_shown() -> None:
         ("https://example.org/x%2Fy.txt", "y", "y.txt"),
     ],
 )
-def test_a_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None:
-    found = resolve(url, environment={})
-    assert found.name == source
-    assert [(entry.name, entry.urls) for entry in found.files] == [(file, (url,))]
+def test_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None:
+    resolved = resolve(url, environment={})
+    assert resolved.name == source
+    assert [(entry.name, entry.urls) for entry in resolved.files] == [(file, (url,))]
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_a_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None
         "https://example.org/" + "a" * 300,
     ],
 )
-def test_a_url_that_names_no_file_is_a_bad_option(url: str) -> None:
-    with pytest.raises(BadConfig, match="does not end in a file's name") as caught:
+def test_url_without_a_file_name_raises_bad_config(url: str) -> None:
+    with pytest.raises(BadConfig, match="must end in a file name") as caught:
         resolve(url, environment={})
     assert caught.value.exit_code == 78
 
 
 @pytest.mark.parametrize("reference", ["https://example.org/pile.txt", "song-ci.txt"])
-def test_a_file_named_like_a_catalogue_source_does_not_join_it(
+def test_file_named_like_a_catalogue_source_gets_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -160,28 +160,26 @@ def test_a_file_named_like_a_catalogue_source_does_not_join_it(
     assert resolve(reference, environment={}).name not in CATALOGUE
 
 
-def test_a_file_is_a_source_of_one_file(tmp_path: Path) -> None:
+def test_local_file_is_a_source_of_one_file(tmp_path: Path) -> None:
     path = tmp_path / "水浒传.txt"
     path.write_text("回")
-    found = resolve(str(path), environment={})
-    assert found.name == "水浒传"
-    assert [(file.name, file.local, file.urls) for file in found.files] == [("水浒传.txt", path, ())]
+    source = resolve(str(path), environment={})
+    assert source.name == "水浒传"
+    assert [(file.name, file.local, file.urls) for file in source.files] == [("水浒传.txt", path, ())]
 
 
-def test_a_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
+def test_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.jsonl.zst", "deep/c.json", "deep/d.jpg", "notes.md", "e.txt.gz"):
         path = tmp_path / "books" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     (tmp_path / "books" / "folder.txt").mkdir()
-    found = resolve(f"{tmp_path}/books/", environment={})
-    assert found.name == "books"
-    assert [file.name for file in found.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
+    source = resolve(f"{tmp_path}/books/", environment={})
+    assert source.name == "books"
+    assert [file.name for file in source.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
 
 
-def test_a_catalogue_name_is_the_catalogue_even_beside_a_folder_of_that_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_catalogue_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shuihu").mkdir()
     (tmp_path / "shuihu" / "a.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
@@ -189,7 +187,7 @@ def test_a_catalogue_name_is_the_catalogue_even_beside_a_folder_of_that_name(
     assert resolve("./shuihu", environment={}).files[0].local
 
 
-def test_a_folder_without_data_and_a_path_that_is_not_there_are_missing(tmp_path: Path) -> None:
+def test_folder_without_data_and_missing_path_raise_input_missing(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no data files in this folder") as caught:
         resolve(str(tmp_path), environment={})
     assert caught.value.exit_code == 66
@@ -198,7 +196,7 @@ def test_a_folder_without_data_and_a_path_that_is_not_there_are_missing(tmp_path
             resolve(reference, environment={})
 
 
-def test_an_empty_reference_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_reference_is_not_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("private")
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputMissing, BadConfig)):

@@ -1,4 +1,4 @@
-"""Downloads from a server that cuts, lies, moves and refuses: whole files or errors, never anything between."""
+"""Downloads from a server that truncates, lies, redirects and refuses: complete files or errors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from pipeline.errors import (
     UpstreamChanged,
 )
 from pipeline.runtime.progress import Silent
-from pipeline.sources import cache, transfer
-from pipeline.sources import catalogue as sources
+from pipeline.sources import cache, catalogue, partial
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import Downloaded, download, plan, survey
 from pipeline.sources.http import Network
 from pipeline.store.files import TEMPORARY
 from pipeline.store.locks import lock
-from tests.support import bad_server as badserver
-from tests.support import faults
-from tests.support.bad_server import HUB_FOLDER, Handler, Server, cut_after, in_chunks, linked, say
+from tests.support import bad_server, faults
+from tests.support.bad_server import HUB_FOLDER, Handler, Server, cut_after, hub_headers, respond, send_chunked
 from tests.support.faults import Command
 
 MIB = 1 << 20
@@ -40,18 +38,20 @@ MIB = 1 << 20
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with badserver.running() as one:
-        yield one
+    with bad_server.running_server() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long each wait before another attempt would have been; none is waited."""
-    waits: list[float] = []
-    monkeypatch.setattr("pipeline.sources.http.Network.sleep", lambda network, seconds, where: waits.append(seconds))
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Durations of the waits between attempts, which are skipped."""
+    durations: list[float] = []
+    monkeypatch.setattr(
+        "pipeline.sources.http.Network.sleep", lambda network, seconds, where: durations.append(seconds)
+    )
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
-    return waits
+    return durations
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -59,7 +59,7 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 
 def zstd(size: int = 1000, seed: int = 0) -> bytes:
-    """A zstd file of about `size` bytes."""
+    """Return a zstd file of about `size` bytes."""
     return zstandard.ZstdCompressor().compress(noise(size, seed))
 
 
@@ -68,32 +68,32 @@ def fetch(root: Path, source: Source, **options: bool) -> Downloaded:
 
 
 def pile(server: Server, shards: str = "0,val", **environment: str) -> Source:
-    return sources.resolve("pile", shards=shards, mirror=server.url, environment=environment)
+    return catalogue.resolve("pile", shards=shards, mirror=server.url, environment=environment)
 
 
 def page(server: Server, path: str) -> Source:
-    """The file at `path` of the server, as a URL that a person gives."""
-    return sources.resolve(server.url + path, environment={})
+    """Return the file at `path` of the server as a source named by its URL."""
+    return catalogue.resolve(server.url + path, environment={})
 
 
 def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, match: str | None = None) -> None:
-    """The download fails as said, and nothing is kept: under no file's name, and nothing is pinned."""
+    """Assert that the download raises `error` and leaves neither files nor pins."""
     with pytest.raises(error, match=match) as caught:
         fetch(root, source)
     assert type(caught.value) is error
     assert caught.value.exit_code == code
     folder = cache.folder(root, source.name)
-    kept = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    assert {path.parts[0] for path in kept} <= {".lock", transfer.QUARANTINE}
+    remaining = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in remaining} <= {".lock", partial.QUARANTINE}
 
 
 @pytest.mark.parametrize("layout", [HUB_FOLDER, ""], ids=["the hub's layout", "flat"])
-def test_the_pile_comes_from_a_mirror_of_either_layout(root: Path, server: Server, layout: str) -> None:
+def test_pile_is_fetched_from_a_mirror_of_either_layout(root: Path, server: Server, layout: str) -> None:
     contents = {f"train/{n:02d}.jsonl.zst": zstd(seed=n) for n in range(3)} | {"val.jsonl.zst": zstd(seed=9)}
     server.files.update({f"{layout}/{name}": data for name, data in contents.items()})
-    done = fetch(root, pile(server, "0-2,val"))
-    assert (done.result, done.fetched, done.unchanged) == ("built", 4, 0)
-    assert done.bytes == sum(len(data) for data in contents.values())
+    result = fetch(root, pile(server, "0-2,val"))
+    assert (result.result, result.fetched, result.unchanged) == ("built", 4, 0)
+    assert result.bytes == sum(len(data) for data in contents.values())
     assert {name: (root / "raw" / "pile" / name).read_bytes() for name in contents} == contents
     pinned = cache.read_lock(root, "pile")
     assert {name: (pin.size, pin.sha256) for name, pin in pinned.items()} == {
@@ -103,25 +103,25 @@ def test_the_pile_comes_from_a_mirror_of_either_layout(root: Path, server: Serve
     assert pinned["val.jsonl.zst"].origin == f"{server.url}{layout}/val.jsonl.zst"
 
 
-def test_a_second_download_asks_the_server_nothing(root: Path, server: Server) -> None:
+def test_second_download_sends_no_requests(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd()})
     fetch(root, pile(server))
     server.log.clear()
-    again = fetch(root, pile(server))
-    assert (again.result, again.fetched, again.unchanged, again.bytes) == ("unchanged", 0, 2, 0)
+    second = fetch(root, pile(server))
+    assert (second.result, second.fetched, second.unchanged, second.bytes) == ("unchanged", 0, 2, 0)
     assert server.log == []
 
 
-def test_shards_come_one_after_another_into_one_cache(root: Path, server: Server) -> None:
+def test_shards_downloaded_separately_share_a_cache(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd()})
     fetch(root, pile(server, "0"))
     server.log.clear()
     assert fetch(root, pile(server, "0,val")).fetched == 1
-    assert server.asked == ["/val.jsonl.zst"]
+    assert server.requested_paths == ["/val.jsonl.zst"]
     assert sorted(cache.read_lock(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
 
 
-def test_a_file_damaged_or_deleted_in_the_cache_is_fetched_again(root: Path, server: Server) -> None:
+def test_damaged_or_deleted_cached_file_is_fetched_again(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
     fetch(root, pile(server))
     os.truncate(root / "raw" / "pile" / "train" / "00.jsonl.zst", 10)
@@ -131,7 +131,7 @@ def test_a_file_damaged_or_deleted_in_the_cache_is_fetched_again(root: Path, ser
     assert (root / "raw" / "pile" / "train" / "00.jsonl.zst").read_bytes() == zstd(seed=1)
 
 
-def test_a_plan_says_what_is_there_and_asks_nothing(root: Path, server: Server) -> None:
+def test_plan_lists_cached_files_without_requests(root: Path, server: Server) -> None:
     server.files["/train/00.jsonl.zst"] = zstd()
     fetch(root, pile(server, "0"))
     server.log.clear()
@@ -143,7 +143,7 @@ def test_a_plan_says_what_is_there_and_asks_nothing(root: Path, server: Server) 
     assert server.log == []
 
 
-def test_what_came_before_an_error_is_kept_and_pinned(root: Path, server: Server) -> None:
+def test_files_fetched_before_an_error_are_pinned(root: Path, server: Server) -> None:
     server.files["/train/00.jsonl.zst"] = zstd()
     with pytest.raises(RemoteGone):
         download(root, pile(server, "0,1"), Silent(), jobs=1)
@@ -151,10 +151,10 @@ def test_what_came_before_an_error_is_kept_and_pinned(root: Path, server: Server
     server.files["/train/01.jsonl.zst"] = zstd()
     server.log.clear()
     assert fetch(root, pile(server, "0,1")).fetched == 1
-    assert not any("00" in path for path in server.asked)
+    assert not any("00" in path for path in server.requested_paths)
 
 
-def test_a_transfer_cut_every_half_mebibyte_loses_none_of_it(root: Path, server: Server) -> None:
+def test_transfer_interrupted_every_half_mebibyte_is_complete(root: Path, server: Server) -> None:
     data = noise(4 * MIB)
     server.files["/a.txt"] = data
     server.scripts["/a.txt"] = [cut_after(MIB // 2)] * 8
@@ -163,83 +163,83 @@ def test_a_transfer_cut_every_half_mebibyte_loses_none_of_it(root: Path, server:
     assert [request.range for request in server.gets[1:]] == [f"bytes={n * MIB // 2}-" for n in range(1, 8)]
 
 
-def test_a_transfer_that_never_brings_a_byte_ends_with_try_again(root: Path, server: Server, naps: list[float]) -> None:
+def test_transfer_without_any_bytes_raises_try_again(root: Path, server: Server, waits: list[float]) -> None:
     server.files["/a.txt"] = noise(1000)
     server.scripts["/a.txt"] = [cut_after(0)] * 20
     refuse(root, page(server, "/a.txt"), TryAgain, 75)
     assert 2 < len(server.gets) < 10
-    assert naps == sorted(naps)
+    assert waits == sorted(waits)
 
 
-def test_no_server_at_all_ends_with_try_again(root: Path, server: Server) -> None:
-    refuse(root, sources.resolve("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
+def test_unreachable_server_raises_try_again(root: Path, server: Server) -> None:
+    refuse(root, catalogue.resolve("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
 
 
-def test_a_file_that_no_url_has_is_gone(root: Path, server: Server) -> None:
+def test_file_missing_at_every_url_raises_remote_gone(root: Path, server: Server) -> None:
     refuse(root, pile(server, "0"), RemoteGone, 69, match="404")
     assert [request.path for request in server.log] == [f"{HUB_FOLDER}/train/00.jsonl.zst", "/train/00.jsonl.zst"]
-    assert not (root / "raw").exists()  # and nothing was begun
+    assert not (root / "raw").exists()
 
 
-def test_a_file_that_is_gone_says_so_at_once(root: Path, server: Server, naps: list[float]) -> None:
-    server.scripts["/a.txt"] = [say(410)]
+def test_missing_remote_file_is_not_requested_again(root: Path, server: Server, waits: list[float]) -> None:
+    server.scripts["/a.txt"] = [respond(410)]
     refuse(root, page(server, "/a.txt"), RemoteGone, 69, match="410")
-    assert naps == []
+    assert waits == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_wants_a_token_is_not_asked_again(root: Path, server: Server, status: int) -> None:
-    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(status)]
+def test_unauthorized_request_is_not_retried(root: Path, server: Server, status: int) -> None:
+    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [respond(status)]
     refuse(root, pile(server, "val"), NotPermitted, 77, match="set HF_TOKEN")
     assert len(server.gets) == 1
 
 
 @pytest.mark.parametrize("status", [400, 418, 204])
-def test_an_answer_of_no_known_meaning_is_refused(root: Path, server: Server, status: int) -> None:
-    server.scripts["/a.txt"] = [say(status)]
+def test_unexpected_status_raises_protocol_broken(root: Path, server: Server, status: int) -> None:
+    server.scripts["/a.txt"] = [respond(status)]
     refuse(root, page(server, "/a.txt"), ProtocolBroken, 76, match=str(status))
 
 
 @pytest.mark.parametrize("body", [b"<html>Log in to the hotel's network</html>", b"\x28\xb5\x2f\xfe", b"("])
-def test_what_does_not_begin_like_zstd_is_not_taken_for_a_shard(root: Path, server: Server, body: bytes) -> None:
+def test_response_without_zstd_magic_is_not_accepted_as_a_shard(root: Path, server: Server, body: bytes) -> None:
     server.files[f"{HUB_FOLDER}/val.jsonl.zst"] = body
-    refuse(root, pile(server, "val"), TryAgain, 75, match="not a zstd file")
+    refuse(root, pile(server, "val"), TryAgain, 75, match="data that is not zstd")
 
 
-def test_an_empty_answer_is_not_taken_for_a_shard(root: Path, server: Server) -> None:
+def test_empty_response_is_not_accepted_as_a_shard(root: Path, server: Server) -> None:
     server.files[f"{HUB_FOLDER}/val.jsonl.zst"] = b""
     refuse(root, pile(server, "val"), TryAgain, 75)
 
 
-def test_a_chunked_answer_is_taken_whole(root: Path, server: Server) -> None:
+def test_chunked_response_is_complete(root: Path, server: Server) -> None:
     data = zstd(5000)
-    server.scripts["/a.jsonl.zst"] = [in_chunks(data[:1000], data[1000:])]
+    server.scripts["/a.jsonl.zst"] = [send_chunked(data[:1000], data[1000:])]
     fetch(root, page(server, "/a.jsonl.zst"))
     assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
 
 
-def test_a_chunked_answer_may_begin_with_a_short_chunk(root: Path, server: Server) -> None:
+def test_chunked_response_may_begin_with_a_short_chunk(root: Path, server: Server) -> None:
     data = zstd(5000)
-    server.scripts["/a.jsonl.zst"] = [in_chunks(data[:2], data[2:])]
+    server.scripts["/a.jsonl.zst"] = [send_chunked(data[:2], data[2:])]
     fetch(root, page(server, "/a.jsonl.zst"))
     assert (root / "raw" / "a" / "a.jsonl.zst").read_bytes() == data
 
 
-def test_the_hub_is_believed_though_it_sends_one_elsewhere(root: Path, server: Server) -> None:
+def test_hash_published_by_the_hub_applies_to_the_redirect_target(root: Path, server: Server) -> None:
     data = zstd(seed=1)
     server.files["/cdn/0123"] = zstd(seed=2)
-    here = f"{HUB_FOLDER}/val.jsonl.zst"
+    path = f"{HUB_FOLDER}/val.jsonl.zst"
 
     def send_on(handler: Handler) -> None:
-        handler.answer(302, b"", {"Location": "/cdn/0123", **linked(data)})
+        handler.answer(302, b"", {"Location": "/cdn/0123", **hub_headers(data)})
 
-    server.scripts[here] = [send_on] * 3
+    server.scripts[path] = [send_on] * 3
     refuse(root, pile(server, "val"), BadData, 65)
     server.files["/cdn/0123"] = data
     assert fetch(root, pile(server, "val")).result == "built"
 
 
-def test_another_content_than_was_pinned_is_refused(root: Path, server: Server) -> None:
+def test_content_other_than_the_pinned_is_refused(root: Path, server: Server) -> None:
     server.files["/a.txt"] = b"as it was"
     fetch(root, page(server, "/a.txt"))
     pinned = cache.read_lock(root, "a")
@@ -251,9 +251,7 @@ def test_another_content_than_was_pinned_is_refused(root: Path, server: Server) 
     assert not (root / "raw" / "a" / "a.txt").exists()
 
 
-def test_a_file_that_changed_upstream_since_it_was_pinned_is_a_decision_for_a_person(
-    root: Path, server: Server
-) -> None:
+def test_file_changed_upstream_raises_upstream_changed(root: Path, server: Server) -> None:
     server.files["/a.txt"] = b"as it was"
     fetch(root, page(server, "/a.txt"))
     (root / "raw" / "a" / "a.txt").unlink()
@@ -262,27 +260,27 @@ def test_a_file_that_changed_upstream_since_it_was_pinned_is_a_decision_for_a_pe
         fetch(root, page(server, "/a.txt"))
 
 
-def test_a_promise_of_the_server_does_not_move_the_pin(root: Path, server: Server) -> None:
+def test_published_hash_does_not_change_the_pin(root: Path, server: Server) -> None:
     server.files["/a.txt"] = b"as it was"
     fetch(root, page(server, "/a.txt"))
     (root / "raw" / "a" / "a.txt").unlink()
     server.files["/a.txt"] = b"as it is"
-    server.headers.update(linked(b"as it is"))
+    server.headers.update(hub_headers(b"as it is"))
     with pytest.raises(UpstreamChanged):
         fetch(root, page(server, "/a.txt"))
 
 
-def test_two_urls_that_end_alike_are_two_files(root: Path, server: Server) -> None:
+def test_two_urls_with_the_same_file_name_are_two_files(root: Path, server: Server) -> None:
     server.files.update({"/one/data.txt": b"one", "/other/data.txt": b"other"})
     fetch(root, page(server, "/one/data.txt"))
-    done = fetch(root, page(server, "/other/data.txt"))
-    assert (done.path / done.names[0]).read_bytes() == b"other"
+    result = fetch(root, page(server, "/other/data.txt"))
+    assert (result.path / result.names[0]).read_bytes() == b"other"
 
 
-def test_a_local_file_is_copied_and_copied_anew_when_it_changed(root: Path, tmp_path: Path) -> None:
+def test_local_file_is_copied_again_after_a_change(root: Path, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("第一回")
-    source = sources.resolve(str(book), environment={})
+    source = catalogue.resolve(str(book), environment={})
     assert fetch(root, source).result == "built"
     assert fetch(root, source).result == "unchanged"
     copied = root / "raw" / "book" / "book.txt"
@@ -294,9 +292,9 @@ def test_a_local_file_is_copied_and_copied_anew_when_it_changed(root: Path, tmp_
     assert fetch(root, source).result == "unchanged"
 
 
-def test_a_local_copy_damaged_in_the_cache_is_copied_anew(root: Path, tmp_path: Path) -> None:
+def test_damaged_local_copy_is_copied_again(root: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("第一回")
-    source = sources.resolve(str(tmp_path / "book.txt"), environment={})
+    source = catalogue.resolve(str(tmp_path / "book.txt"), environment={})
     fetch(root, source)
     (root / "raw" / "book" / "book.txt").write_text("第三回")
     os.utime(root / "raw" / "book" / "book.txt", ns=(1, 1))
@@ -304,45 +302,44 @@ def test_a_local_copy_damaged_in_the_cache_is_copied_anew(root: Path, tmp_path: 
     assert (root / "raw" / "book" / "book.txt").read_text() == "第一回"
 
 
-def test_a_local_folder_keeps_its_shape(root: Path, tmp_path: Path) -> None:
+def test_local_folder_keeps_its_layout(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books" / "deep").mkdir(parents=True)
     (tmp_path / "books" / "a.txt").write_text("甲")
     (tmp_path / "books" / "deep" / "b.txt").write_text("乙")
-    done = fetch(root, sources.resolve(str(tmp_path / "books"), environment={}))
-    assert done.names == ("a.txt", "deep/b.txt")
-    assert (done.path / "deep" / "b.txt").read_text() == "乙"
+    result = fetch(root, catalogue.resolve(str(tmp_path / "books"), environment={}))
+    assert result.names == ("a.txt", "deep/b.txt")
+    assert (result.path / "deep" / "b.txt").read_text() == "乙"
 
 
-def test_a_copy_of_another_cache_is_downloaded_without_its_lock_file(root: Path, tmp_path: Path) -> None:
+def test_copy_of_another_cache_excludes_its_lock_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("甲")
-    fetch(root, sources.resolve(str(tmp_path / "books"), environment={}))
-    source = sources.resolve(str(root / "raw" / "books"), environment={})
+    fetch(root, catalogue.resolve(str(tmp_path / "books"), environment={}))
+    source = catalogue.resolve(str(root / "raw" / "books"), environment={})
     fetch(tmp_path / "elsewhere", source)
     assert fetch(tmp_path / "elsewhere", source).result == "unchanged"
 
 
-def test_what_a_kill_left_is_gone_after_the_next_download(root: Path, tmp_path: Path) -> None:
+def test_temporaries_of_a_killed_process_are_removed(root: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("第一回")
     folder = root / "raw" / "book"
     folder.mkdir(parents=True)
     (folder / f"{TEMPORARY}book.txt.0badcafe").write_text("第")
-    fetch(root, sources.resolve(str(tmp_path / "book.txt"), environment={}))
+    fetch(root, catalogue.resolve(str(tmp_path / "book.txt"), environment={}))
     assert sorted(os.listdir(folder)) == [".lock", "book.txt", "sources.lock.json"]
 
 
-# 16: names
+# Case 16: names
 
 
 HOSTILE = ["../x.txt", "a/../../x.txt", "/tmp/x.txt", "..", ".", "", "a\0b.txt", "a\nb.txt", "\udc80.txt", "a/../x.txt"]
-OUR_OWN = ["sources.lock.json", ".lock", ".tmp.x.txt", "a/.trash.b/x.txt"]
+RESERVED = ["sources.lock.json", ".lock", ".tmp.x.txt", "a/.trash.b/x.txt"]
 TOO_LONG = ["x" * 300 + ".txt", "水" * 90 + ".txt", "a/" + "x" * 256 + "/b.txt"]
 
 
-@pytest.mark.parametrize("name", HOSTILE + OUR_OWN + TOO_LONG)
-def test_case_16_a_name_that_cannot_be_is_refused_before_anything(
-    root: Path, tmp_path: Path, server: Server, name: str
-) -> None:
+@pytest.mark.parametrize("name", HOSTILE + RESERVED + TOO_LONG)
+def test_invalid_name_is_refused_before_any_request(root: Path, tmp_path: Path, server: Server, name: str) -> None:
+    """Case 16."""
     good, evil = SourceFile("good.txt", (f"{server.url}/good.txt",)), SourceFile(name, (f"{server.url}/x",))
     source = Source("evil", (good, evil))
     server.files.update({"/x": b"evil", "/good.txt": b"good"})
@@ -359,50 +356,53 @@ def test_case_16_a_name_that_cannot_be_is_refused_before_anything(
     "path",
     ["/..", "/%2e%2e", "/a/%2e%2e%2fx/..", "/%2Fetc%2F", "/a%00b.txt", "/a%0Ab.txt", f"/{'x' * 300}.txt", "/.hidden"],
 )
-def test_case_16_a_url_that_ends_in_no_name_is_refused_before_anything(root: Path, server: Server, path: str) -> None:
-    done = Command(root, ("download", server.url + path)).run_forked()
-    faults.assert_one_error(done, 78, [])
+def test_url_without_a_file_name_is_refused_before_any_request(root: Path, server: Server, path: str) -> None:
+    """Case 16."""
+    run = Command(root, ("download", server.url + path)).run_forked()
+    faults.assert_one_error(run, 78, [])
     assert server.log == []
     assert not root.exists()
 
 
 @pytest.mark.parametrize("path", ["/a/..%2f..%2fx.txt", "/%2e%2e/%2e%2e/x.txt", "/a/../../x.txt"])
-def test_case_16_of_a_url_only_the_last_name_is_taken(path: str) -> None:
-    """What stands before it is between the client and the server; it leads nowhere on this disk."""
-    source = sources.resolve(f"http://127.0.0.1:1{path}", environment={})
+def test_only_the_last_name_of_a_url_is_used(path: str) -> None:
+    """Case 16: the path before it never reaches the local disk."""
+    source = catalogue.resolve(f"http://127.0.0.1:1{path}", environment={})
     assert (source.name, [file.name for file in source.files]) == ("x", ["x.txt"])
 
 
 @pytest.mark.parametrize("name", ["../x.txt", "a/../../../x.txt", "/tmp/x.txt"])
-def test_case_16_a_lock_file_that_leads_out_of_the_cache_is_bad_data(root: Path, tmp_path: Path, name: str) -> None:
+def test_lock_file_with_a_path_outside_the_cache_raises_bad_data(root: Path, tmp_path: Path, name: str) -> None:
+    """Case 16."""
     book = tmp_path / "a.txt"
     book.write_text("第一回", encoding="utf-8")
-    fetch(root, sources.resolve(str(book), environment={}))
+    fetch(root, catalogue.resolve(str(book), environment={}))
     pinned = cache.read_lock(root, "a")
     cache.write_lock(root, "a", {**pinned, name: pinned["a.txt"]})
     (root / "raw" / "x.txt").write_text("第一回", encoding="utf-8")
-    done = Command(root, ("clean", "a")).run_forked()
-    faults.assert_one_error(done, 65, [sources.LOCK_FILE])
+    run = Command(root, ("clean", "a")).run_forked()
+    faults.assert_one_error(run, 65, [catalogue.LOCK_FILE])
     assert not (root / "corpora").exists()
 
 
-def test_case_16_a_recipe_cannot_name_a_source_that_leads_out(root: Path, tmp_path: Path, server: Server) -> None:
+def test_recipe_source_outside_the_cache_is_refused(root: Path, tmp_path: Path, server: Server) -> None:
+    """Case 16."""
     recipe = tmp_path / "evil.toml"
     recipe.write_text(f'name = "evil"\n[download]\nsource = "{server.url}/%2e%2e"\n')
-    done = Command(root, ("refresh", recipe)).run_forked()
-    faults.assert_one_error(done, 78, [])
+    run = Command(root, ("refresh", recipe)).run_forked()
+    faults.assert_one_error(run, 78, [])
     assert server.log == []
 
 
 # Survey, update, and more than one process
 
 
-def test_a_survey_says_what_there_is_to_do_and_writes_nothing(root: Path, server: Server) -> None:
+def test_survey_reports_status_and_writes_nothing(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd(2000)})
     fetch(root, pile(server, "0"))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    found = survey(root, pile(server, "0,1,val"), Network())
-    assert [(each.file.name, each.state, each.bytes) for each in found] == [
+    statuses = survey(root, pile(server, "0,1,val"), Network())
+    assert [(status.file.name, status.state, status.bytes) for status in statuses] == [
         ("train/00.jsonl.zst", "there", 0),
         ("train/01.jsonl.zst", "refused", 0),
         ("val.jsonl.zst", "new", len(zstd(2000))),
@@ -410,7 +410,7 @@ def test_a_survey_says_what_there_is_to_do_and_writes_nothing(root: Path, server
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_an_update_fetches_what_changed_and_moves_its_pin_alone(root: Path, server: Server) -> None:
+def test_update_fetches_and_pins_only_changed_files(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
     fetch(root, pile(server))
     before, old = cache.read_lock(root, "pile"), (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
@@ -418,27 +418,29 @@ def test_an_update_fetches_what_changed_and_moves_its_pin_alone(root: Path, serv
     server.log.clear()
     assert fetch(root, pile(server)).result == "unchanged"
     assert server.log == []
-    done = fetch(root, pile(server), update=True)
-    assert (done.fetched, done.unchanged, server.asked) == (1, 1, ["/val.jsonl.zst"])
+    result = fetch(root, pile(server), update=True)
+    assert (result.fetched, result.unchanged, server.requested_paths) == (1, 1, ["/val.jsonl.zst"])
     after = cache.read_lock(root, "pile")
     assert after["val.jsonl.zst"].sha256 == hashlib.sha256(zstd(seed=3)).hexdigest()
     assert after["train/00.jsonl.zst"] == before["train/00.jsonl.zst"]
-    now = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
-    assert (now.st_ino, now.st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
+    status = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
+    assert (status.st_ino, status.st_mtime_ns) == (old.st_ino, old.st_mtime_ns)
     assert fetch(root, pile(server), update=True).result == "unchanged"
 
 
-@pytest.mark.parametrize(("says", "is_known"), [("hash", True), ("etag", True), ("nothing", True), ("etag", False)])
-def test_a_file_that_shrank_never_replaces_the_old_one_by_itself(
-    root: Path, server: Server, says: str, is_known: bool
+@pytest.mark.parametrize(
+    ("announces", "is_known"), [("hash", True), ("etag", True), ("nothing", True), ("etag", False)]
+)
+def test_shrunk_file_replaces_the_old_one_only_if_allowed(
+    root: Path, server: Server, announces: str, is_known: bool
 ) -> None:
-    server.says, server.files["/a.txt"] = says, b"all of the text"
+    server.announces, server.files["/a.txt"] = announces, b"all of the text"
     fetch(root, page(server, "/a.txt"))
     server.files["/a.txt"] = b"all"
     if not is_known:
-        server.heads["/a.txt"] = [say(200, ETag='"new"', Content_Length="")] * 9
+        server.heads["/a.txt"] = [respond(200, ETag='"new"', Content_Length="")] * 9
         server.headers = {"ETag": '"new"'}
-    with pytest.raises(UpstreamChanged, match="3 bytes now, 15 before"):
+    with pytest.raises(UpstreamChanged, match="shrank from 15 to 3 bytes"):
         fetch(root, page(server, "/a.txt"), update=True)
     assert (root / "raw" / "a" / "a.txt").read_bytes() == b"all of the text"
     assert fetch(root, page(server, "/a.txt")).result == "unchanged"
@@ -446,30 +448,30 @@ def test_a_file_that_shrank_never_replaces_the_old_one_by_itself(
     assert (root / "raw" / "a" / "a.txt").read_bytes() == b"all"
 
 
-def test_a_file_that_is_lost_upstream_stays_and_the_others_are_updated(root: Path, server: Server) -> None:
+def test_file_removed_upstream_is_kept_and_others_are_updated(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
     fetch(root, pile(server))
     del server.files["/train/00.jsonl.zst"]
     server.files["/val.jsonl.zst"] = zstd(seed=3)
-    with pytest.raises(UpstreamChanged, match="no longer there upstream") as caught:
+    with pytest.raises(UpstreamChanged, match="was removed upstream") as caught:
         fetch(root, pile(server), update=True)
     assert caught.value.exit_code == 10
     assert (root / "raw" / "pile" / "train" / "00.jsonl.zst").read_bytes() == zstd(seed=1)
     assert (root / "raw" / "pile" / "val.jsonl.zst").read_bytes() == zstd(seed=3)
 
 
-def test_a_promise_that_comes_only_with_the_bytes_moves_no_pin_either(root: Path, server: Server) -> None:
-    server.says, server.files["/a.txt"] = "hash", b"as it was"
+def test_hash_published_with_the_content_does_not_change_the_pin(root: Path, server: Server) -> None:
+    server.announces, server.files["/a.txt"] = "hash", b"as it was"
     fetch(root, page(server, "/a.txt"))
     pinned = cache.read_lock(root, "a")
     (root / "raw" / "a" / "a.txt").unlink()
-    server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [say(405)]
+    server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [respond(405)]
     with pytest.raises(UpstreamChanged):
         fetch(root, page(server, "/a.txt"))
     assert cache.read_lock(root, "a") == pinned
 
 
-def test_what_a_kill_left_of_a_transfer_that_had_ended_is_removed(root: Path, server: Server) -> None:
+def test_leftover_state_of_a_finished_transfer_is_removed(root: Path, server: Server) -> None:
     server.files["/a.txt"] = b"text"
     fetch(root, page(server, "/a.txt"))
     state = root / "raw" / "a" / "a.txt.part.json"
@@ -486,9 +488,9 @@ def test_one_source_is_downloaded_by_one_process_at_a_time(root: Path, server: S
     assert server.gets == []
 
 
-def test_the_files_of_a_source_share_a_rate(root: Path, server: Server) -> None:
+def test_files_of_a_source_share_the_rate_limit(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(100_000, 1), "/val.jsonl.zst": zstd(100_000, 2)})
     start = time.monotonic()
-    done = Command(root, ("download", "pile", "--shards", "0,val", "--mirror", server.url, "--limit-rate", "200k"))
-    assert done.run().code == 0
+    run = Command(root, ("download", "pile", "--shards", "0,val", "--mirror", server.url, "--limit-rate", "200k"))
+    assert run.run().code == 0
     assert 0.8 < time.monotonic() - start < 5

@@ -1,6 +1,6 @@
-"""The policy of the network: redirects, credentials, patience; cases 14, 15 and 23 of the catalogue.
+"""HTTP policy: redirects, credentials, retries; cases 14, 15 and 23.
 
-The numbers in the names are those of reference/reliability.md, section 2.
+Case numbers are those of docs/design/reliability.md, section 2.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import requests
 
 from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
 from pipeline.runtime.progress import Silent
-from pipeline.sources import catalogue as sources
-from pipeline.sources import http as network
+from pipeline.sources import catalogue, http
 from pipeline.sources.download import download
-from pipeline.sources.http import Bandwidth, Connection, Facts, Network, Patience, Retry, check_redirect
-from tests.support import bad_server as badserver
-from tests.support import faults
-from tests.support.bad_server import HUB_FOLDER, Act, Server, cut_after, linked, redirect, say
+from pipeline.sources.http import Bandwidth, HTTPClient, Network, RemoteFile, Retry, RetryPolicy
+from pipeline.sources.redirects import check_redirect
+from tests.support import bad_server, faults
+from tests.support.bad_server import HUB_FOLDER, Action, Server, cut_after, hub_headers, redirect, respond
 from tests.support.faults import Command, Run, assert_survived
 
 TOKEN = "hf_0123456789abcdef"
@@ -39,14 +38,14 @@ QUICK = {"pipeline.sources.http._PAUSE": 0.01}
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with badserver.running() as one:
-        yield one
+    with bad_server.running_server() as running:
+        yield running
 
 
 @pytest.fixture
-def other() -> Iterator[Server]:
-    with badserver.running() as one:
-        yield one
+def other_server() -> Iterator[Server]:
+    with bad_server.running_server() as running:
+        yield running
 
 
 def command(root: Path, server: Server, *options: object, **environment: str) -> Command:
@@ -54,7 +53,7 @@ def command(root: Path, server: Server, *options: object, **environment: str) ->
     return Command(root, ("download", f"{server.url}/a.txt", *options), {"HF_TOKEN": TOKEN, **environment}, QUICK)
 
 
-# 14: redirects
+# Case 14: redirects
 
 
 HUB = "https://huggingface.co/datasets/x/resolve/main/a.zst"
@@ -62,21 +61,21 @@ HUB = "https://huggingface.co/datasets/x/resolve/main/a.zst"
 
 @pytest.fixture
 def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What names resolve to; all that are not here to a public address."""
-    known: dict[str, str] = {}
+    """Addresses of host names; every other name resolves to a public address."""
+    overrides: dict[str, str] = {}
 
     def resolve(host: str, port: object, *_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known.get(host, "18.64.1.1"), 0))]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (overrides.get(host, "18.64.1.1"), 0))]
 
-    monkeypatch.setattr("pipeline.sources.http.socket.getaddrinfo", resolve)
+    monkeypatch.setattr("pipeline.sources.redirects.socket.getaddrinfo", resolve)
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    return known
+    return overrides
 
 
 @pytest.mark.usefixtures("addresses")
 @pytest.mark.parametrize(
-    ("asked", "target"),
+    ("url", "target"),
     [
         (HUB, "https://cdn-lfs.hf.co/blob?X-Amz-Signature=1"),
         (HUB, "https://cas-bridge.xethub.hf.co/blob"),
@@ -88,18 +87,19 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("http://mirror.lan/a", "https://mirror.lan/a"),
     ],
 )
-def test_case_14_a_redirect_to_where_the_file_may_lie_is_followed(asked: str, target: str) -> None:
-    check_redirect(asked, target)
+def test_redirect_to_a_related_host_is_followed(url: str, target: str) -> None:
+    """Case 14."""
+    check_redirect(url, target)
 
 
 @pytest.mark.usefixtures("addresses")
 @pytest.mark.parametrize(
-    ("target", "why"),
+    ("target", "reason"),
     [
-        ("http://huggingface.co/a", "not https"),
-        ("http://cdn-lfs.hf.co/a", "not https"),
-        ("file:///etc/passwd", "not https"),
-        ("ftp://cdn-lfs.hf.co/a", "not https"),
+        ("http://huggingface.co/a", "must be https"),
+        ("http://cdn-lfs.hf.co/a", "must be https"),
+        ("file:///etc/passwd", "must be https"),
+        ("ftp://cdn-lfs.hf.co/a", "must be https"),
         ("https://evil.example/a", "another host"),
         ("https://evilhf.co/a", "another host"),
         ("https://hf.co.evil.example/a", "another host"),
@@ -112,8 +112,9 @@ def test_case_14_a_redirect_to_where_the_file_may_lie_is_followed(asked: str, ta
         ("https://hf.co@evil.example/a", "another host"),
     ],
 )
-def test_case_14_a_redirect_to_anywhere_else_is_refused(target: str, why: str) -> None:
-    with pytest.raises(ProtocolBroken, match=why) as caught:
+def test_redirect_to_another_host_is_refused(target: str, reason: str) -> None:
+    """Case 14."""
+    with pytest.raises(ProtocolBroken, match=reason) as caught:
         check_redirect(HUB, target)
     assert caught.value.exit_code == 76
     assert "--allow-host" in caught.value.hint
@@ -123,7 +124,8 @@ PRIVATE = ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, "fd00::1", "::ffff:127.0.0.1"])
-def test_case_14_a_friendly_name_with_a_private_address_is_refused(addresses: dict[str, str], address: str) -> None:
+def test_known_host_with_a_private_address_is_refused(addresses: dict[str, str], address: str) -> None:
+    """Case 14."""
     addresses["cdn-lfs.hf.co"] = address
     with pytest.raises(ProtocolBroken, match="private address"):
         check_redirect(HUB, "https://cdn-lfs.hf.co/a")
@@ -131,7 +133,8 @@ def test_case_14_a_friendly_name_with_a_private_address_is_refused(addresses: di
 
 @pytest.mark.usefixtures("addresses")
 @pytest.mark.parametrize("allowed", ["evil.example", "evil.example:443", "Evil.Example"])
-def test_case_14_a_host_that_is_allowed_may_be_led_to(allowed: str) -> None:
+def test_redirect_to_an_allowed_host_is_followed(allowed: str) -> None:
+    """Case 14."""
     check_redirect(HUB, "https://evil.example/a", (allowed,))
     with pytest.raises(ProtocolBroken):
         check_redirect(HUB, "https://evil.example:8443/a", ("evil.example:443",))
@@ -139,9 +142,8 @@ def test_case_14_a_host_that_is_allowed_may_be_led_to(allowed: str) -> None:
         check_redirect(HUB, "file://evil.example/a", (allowed,))
 
 
-def test_case_14_behind_a_proxy_the_address_is_not_ours_to_judge(
-    addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_address_is_not_checked_behind_a_proxy(addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 14."""
     addresses["cdn-lfs.hf.co"] = "10.0.0.1"
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.lan:3128")
     for name in ("NO_PROXY", "no_proxy"):
@@ -149,155 +151,168 @@ def test_case_14_behind_a_proxy_the_address_is_not_ours_to_judge(
     check_redirect(HUB, "https://cdn-lfs.hf.co/a")
 
 
-def elsewhere(other: Server) -> str:
-    """The other server, by a name that is another host than 127.0.0.1."""
-    return other.url.replace("127.0.0.1", "localhost")
+def elsewhere(other_server: Server) -> str:
+    """Return the URL of the other server by a host name other than 127.0.0.1."""
+    return other_server.url.replace("127.0.0.1", "localhost")
 
 
 REFUSED: dict[str, Callable[[Server], str]] = {
-    "another port": lambda other: f"{other.url}/a.txt",
-    "another host": lambda other: f"{elsewhere(other)}/a.txt",
-    "link-local": lambda other: "http://169.254.169.254/latest/meta-data",
-    "a file": lambda other: "file:///etc/passwd",
-    "no URL": lambda other: "http://[::1/a.txt",
-    "not even characters": lambda other: "http://\xff\xfe/a.txt",
-    "two parsers": lambda other: f"http://127.0.0.1\\@{other.url[7:]}/a.txt",
-    "another scheme": lambda other: f"gopher://{other.url[7:]}/a.txt",
-    "in circles": lambda other: "/b.txt",
+    "another port": lambda other_server: f"{other_server.url}/a.txt",
+    "another host": lambda other_server: f"{elsewhere(other_server)}/a.txt",
+    "link-local": lambda other_server: "http://169.254.169.254/latest/meta-data",
+    "a file": lambda other_server: "file:///etc/passwd",
+    "no URL": lambda other_server: "http://[::1/a.txt",
+    "not even characters": lambda other_server: "http://\xff\xfe/a.txt",
+    "two parsers": lambda other_server: f"http://127.0.0.1\\@{other_server.url[7:]}/a.txt",
+    "another scheme": lambda other_server: f"gopher://{other_server.url[7:]}/a.txt",
+    "in circles": lambda other_server: "/b.txt",
 }
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("what", REFUSED)
-def test_case_14_a_redirect_that_is_refused_ends_the_command(
-    root: Path, server: Server, other: Server, what: str, method: str
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_redirect_ends_the_command(
+    root: Path, server: Server, other_server: Server, case: str, method: str
 ) -> None:
-    asked, act = command(root, server), redirect(REFUSED[what](other))
-    other.files["/a.txt"] = b"evil"
+    """Case 14."""
+    download_command, act = command(root, server), redirect(REFUSED[case](other_server))
+    other_server.files["/a.txt"] = b"evil"
     server.scripts["/b.txt"], server.heads["/b.txt"] = [redirect("/a.txt")] * 9, [redirect("/a.txt")] * 9
     (server.scripts if method == "GET" else server.heads)["/a.txt"] = [act] * 9
-    first = asked.run_forked()
+    first = download_command.run_forked()
     assert len(server.log) <= 7
-    assert other.log == []
+    assert other_server.log == []
     server.scripts.clear()
     server.heads.clear()
-    assert_survived(root, asked.run_forked, EXPECTED, [first], code=76, names=["/a.txt"], secrets=[TOKEN])
+    assert_survived(root, download_command.run_forked, EXPECTED, [first], code=76, names=["/a.txt"], secrets=[TOKEN])
 
 
-def test_case_14_five_redirects_are_followed_and_a_sixth_is_not(root: Path, server: Server) -> None:
-    asked = command(root, server)
+def test_five_redirects_are_followed_and_a_sixth_is_refused(root: Path, server: Server) -> None:
+    """Case 14."""
+    download_command = command(root, server)
     server.files["/5"] = DATA
     for hop in range(5):
         path = "/a.txt" if hop == 0 else f"/{hop}"
         server.scripts[path], server.heads[path] = [redirect(f"/{hop + 1}")] * 2, [redirect(f"/{hop + 1}")] * 2
-    assert asked.run_forked().code == 0
+    assert download_command.run_forked().code == 0
     server.heads["/5"] = [redirect("/6")]
-    first = replace(asked, root=root.with_name("other")).run_forked()
+    first = replace(download_command, root=root.with_name("other")).run_forked()
     faults.assert_one_error(first, 76, ["/a.txt", "5 redirects"])
 
 
-def test_case_14_the_token_is_for_the_endpoint_alone(root: Path, server: Server, other: Server) -> None:
-    other.files["/cdn"] = DATA
-    link = redirect(f"{elsewhere(other)}/cdn?sig=secret", **{k.replace("-", "_"): v for k, v in linked(DATA).items()})
-    here = f"{HUB_FOLDER}/val.jsonl.zst"
-    other.scripts["/cdn?sig=secret"] = [redirect("/cdn")] * 2
-    server.scripts[here], server.heads[here] = [redirect(f"{here}.moved")], [redirect(f"{here}.moved")]
-    server.scripts[f"{here}.moved"], server.heads[f"{here}.moved"] = [link], [link]
+def test_token_is_sent_to_the_endpoint_only(root: Path, server: Server, other_server: Server) -> None:
+    """Case 14."""
+    other_server.files["/cdn"] = DATA
+    link = redirect(
+        f"{elsewhere(other_server)}/cdn?sig=secret", **{k.replace("-", "_"): v for k, v in hub_headers(DATA).items()}
+    )
+    path = f"{HUB_FOLDER}/val.jsonl.zst"
+    other_server.scripts["/cdn?sig=secret"] = [redirect("/cdn")] * 2
+    server.scripts[path], server.heads[path] = [redirect(f"{path}.moved")], [redirect(f"{path}.moved")]
+    server.scripts[f"{path}.moved"], server.heads[f"{path}.moved"] = [link], [link]
     environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}
-    done = Command(root, ("download", "pile", "--shards", "val", "--allow-host", "localhost"), environment).run_forked()
-    faults.assert_one_error(done, 75, ["not a zstd file"])  # what it is does not matter here: it was asked for
+    run = Command(root, ("download", "pile", "--shards", "val", "--allow-host", "localhost"), environment).run_forked()
+    faults.assert_one_error(run, 75, ["data that is not zstd"])  # only the requests matter here
     assert {request.headers.get("Authorization") for request in server.log} == {f"Bearer {TOKEN}"}
     assert len(server.log) == 4
-    assert [request.path for request in other.log] == ["/cdn?sig=secret", "/cdn"]
-    assert not any({"Authorization", "Cookie"} & request.headers.keys() for request in other.log)
-    faults.assert_silent(done.out + done.err, [TOKEN, "secret"])
+    assert [request.path for request in other_server.log] == ["/cdn?sig=secret", "/cdn"]
+    assert not any({"Authorization", "Cookie"} & request.headers.keys() for request in other_server.log)
+    faults.assert_silent(run.out + run.err, [TOKEN, "secret"])
 
 
-def test_case_14_the_password_of_a_url_does_not_follow_to_another_host(
-    root: Path, server: Server, other: Server
-) -> None:
+def test_password_of_a_url_is_not_sent_to_another_host(root: Path, server: Server, other_server: Server) -> None:
+    """Case 14."""
     command(root, server)
-    other.files["/b.txt"] = DATA
-    to = [redirect(f"{elsewhere(other)}/b.txt")]
+    other_server.files["/b.txt"] = DATA
+    to = [redirect(f"{elsewhere(other_server)}/b.txt")]
     server.scripts["/a.txt"], server.heads["/a.txt"] = list(to), list(to)
     url = server.url.replace("http://", "http://me:se%40cret@") + "/a.txt"
-    done = Command(root, ("download", url, "--allow-host", "localhost"), {}, QUICK).run_forked()
-    assert done.code == 0
+    run = Command(root, ("download", url, "--allow-host", "localhost"), {}, QUICK).run_forked()
+    assert run.code == 0
     assert all(request.headers["Authorization"].startswith("Basic ") for request in server.log)
-    assert [request.headers.get("Authorization") for request in other.log] == [None, None]
+    assert [request.headers.get("Authorization") for request in other_server.log] == [None, None]
     for path in root.rglob("*"):
         if path.is_file():
             faults.assert_silent(path.read_text(encoding="utf-8"), ["se%40cret", "se@cret", "me:"])
 
 
-# 15: credentials of the environment
+# Case 15: credentials of the environment
 
 
 @pytest.mark.parametrize(
-    ("act", "code"), [(say(200, DATA), 0), (say(503), 75), (say(401), 77)], ids=["well", "busy", "refused"]
+    ("act", "code"), [(respond(200, DATA), 0), (respond(503), 75), (respond(401), 77)], ids=["well", "busy", "refused"]
 )
-def test_case_15_nothing_of_the_environment_is_sent_or_told(root: Path, server: Server, act: Act, code: int) -> None:
+def test_credentials_of_the_environment_are_neither_sent_nor_shown(
+    root: Path, server: Server, act: Action, code: int
+) -> None:
+    """Case 15."""
     home = root.parent / "home"
     home.mkdir(parents=True)
     (home / ".netrc").write_text("default login me password netrcsecret\n")
     (home / ".netrc").chmod(0o600)
-    asked = command(root, server, "--log-json", root / "log.jsonl", HOME=str(home), NETRC=str(home / ".netrc"))
+    download_command = command(
+        root, server, "--log-json", root / "log.jsonl", HOME=str(home), NETRC=str(home / ".netrc")
+    )
     server.scripts["/a.txt"] = [act] * 9
-    first = asked.run_forked()
+    first = download_command.run_forked()
     server.scripts.clear()
     assert first.code == code
     failed = {"code": code, "names": ["/a.txt"]} if code else {}
-    assert_survived(root, asked.run_forked, EXPECTED, [first], secrets=[TOKEN, "netrcsecret"], **failed)
+    assert_survived(root, download_command.run_forked, EXPECTED, [first], secrets=[TOKEN, "netrcsecret"], **failed)
     assert (root / "log.jsonl").stat().st_size > 0
     assert not any("Authorization" in request.headers for request in server.log)
 
 
-def test_case_15_a_proxy_is_used_and_its_password_is_for_it_alone(root: Path, server: Server, other: Server) -> None:
-    """`other` is the proxy: it is asked for whole URLs."""
-    proxy = other.url.replace("http://", "http://me:proxysecret@")
+def test_proxy_password_is_sent_to_the_proxy_only(root: Path, server: Server, other_server: Server) -> None:
+    """Case 15: `other_server` is the proxy, which is sent complete URLs."""
+    proxy = other_server.url.replace("http://", "http://me:proxysecret@")
     url = "http://files.invalid/a.txt"
     environment = {"http_proxy": proxy, "HTTP_PROXY": proxy, "NO_PROXY": "", "no_proxy": "", "HF_TOKEN": TOKEN}
-    asked = Command(root, ("download", url, "--log-json", root / "log.jsonl"), environment, QUICK)
-    other.files[url] = DATA
-    other.scripts[url] = [cut_after(10), *[say(503)] * 9]
-    first = asked.run()
-    other.scripts.clear()
-    done = assert_survived(root, asked.run, EXPECTED, [first], code=75, names=["a.txt"], secrets=[TOKEN, "proxysecret"])
-    assert done.code == 0
-    assert all(request.headers["Proxy-Authorization"].startswith("Basic ") for request in other.log)
-    assert not any("Authorization" in request.headers for request in other.log)
+    download_command = Command(root, ("download", url, "--log-json", root / "log.jsonl"), environment, QUICK)
+    other_server.files[url] = DATA
+    other_server.scripts[url] = [cut_after(10), *[respond(503)] * 9]
+    first = download_command.run()
+    other_server.scripts.clear()
+    run = assert_survived(
+        root, download_command.run, EXPECTED, [first], code=75, names=["a.txt"], secrets=[TOKEN, "proxysecret"]
+    )
+    assert run.code == 0
+    assert all(request.headers["Proxy-Authorization"].startswith("Basic ") for request in other_server.log)
+    assert not any("Authorization" in request.headers for request in other_server.log)
 
 
 @pytest.mark.parametrize(
     "proxy", ["http://me:proxysecret@127.0.0.1:1", "me:proxysecret@127.0.0.1:1", "foo://me:proxysecret@127.0.0.1:1"]
 )
-def test_case_15_a_proxy_that_does_not_answer_is_no_reason_to_tell_its_password(root: Path, proxy: str) -> None:
+def test_error_of_a_proxy_does_not_show_its_password(root: Path, proxy: str) -> None:
+    """Case 15."""
     environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
-    asked = Command(root, ("download", "https://files.invalid/a.txt?sig=secret"), environment, QUICK)
-    done = asked.run()
-    assert done.code in (75, 76)
-    faults.assert_one_error(done, done.code, ["files.invalid"])
-    faults.assert_silent(done.out + done.err, ["proxysecret", "secret"])
+    download_command = Command(root, ("download", "https://files.invalid/a.txt?sig=secret"), environment, QUICK)
+    run = download_command.run()
+    assert run.code in (75, 76)
+    faults.assert_one_error(run, run.code, ["files.invalid"])
+    faults.assert_silent(run.out + run.err, ["proxysecret", "secret"])
 
 
 @pytest.mark.parametrize("token", ["hf_secret\n", "hf_sécret", "hf_\x01secret"])
-def test_case_15_a_token_that_cannot_be_a_header_is_not_shown(root: Path, server: Server, token: str) -> None:
-    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [say(401)] * 9
-    source = sources.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
+def test_invalid_token_is_not_shown(root: Path, server: Server, token: str) -> None:
+    """Case 15."""
+    server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [respond(401)] * 9
+    source = catalogue.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
     with pytest.raises(InkstoneError) as caught:
         download(root, source, Silent())
     assert "cret" not in str(caught.value)
 
 
-# 23: no network
+# Case 23: no network
 
 
 @pytest.fixture
 def cached(root: Path, server: Server) -> Command:
-    """A command that asks about a file that is there already."""
-    found = replace(command(root, server, "--update-lock"), constants={})
-    assert found.run_forked().code == 0
-    return found
+    """A command that asks about a cached file."""
+    cached_command = replace(command(root, server, "--update-lock"), constants={})
+    assert cached_command.run_forked().code == 0
+    return cached_command
 
 
 def assert_survived_offline(root: Path, first: Run, names: list[str]) -> None:
@@ -310,13 +325,15 @@ def assert_survived_offline(root: Path, first: Run, names: list[str]) -> None:
     assert faults.leftovers(root) == []
 
 
-def test_case_23_without_a_network_the_old_file_is_still_there(root: Path, server: Server, cached: Command) -> None:
+def test_old_file_is_kept_without_a_network(root: Path, server: Server, cached: Command) -> None:
+    """Case 23."""
     first = replace(cached, before=faults.offline()).run()
     assert_survived_offline(root, first, ["/a.txt", "no connection"])
     assert_survived(root, cached.run_forked, faults.published(root), [first], code=75, old=EXPECTED, secrets=[TOKEN])
 
 
-def test_case_23_a_name_that_is_not_known_is_no_connection(root: Path, server: Server, cached: Command) -> None:
+def test_unknown_host_raises_try_again(root: Path, server: Server, cached: Command) -> None:
+    """Case 23."""
     arguments = ("download", "http://files.invalid/a.txt")
     first = replace(cached, arguments=arguments, constants=QUICK).run()
     assert_survived_offline(root, first, ["http://files.invalid/a.txt", "no connection"])
@@ -324,78 +341,79 @@ def test_case_23_a_name_that_is_not_known_is_no_connection(root: Path, server: S
 
 @pytest.fixture
 def untrusted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A server whose certificate nobody has signed, and that certificate."""
+    """A server with a self-signed certificate, and the path of that certificate."""
     faults.require("openssl")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days"]
+    openssl = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*made, "2", "-keyout", key, "-out", certificate, *name], check=True, capture_output=True)
+    subprocess.run(
+        [*openssl, "-days", "2", "-keyout", key, "-out", certificate, *name], check=True, capture_output=True
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with badserver.running() as server:
+    with bad_server.running_server() as server:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         server.files["/a.txt"] = DATA
         yield f"https://127.0.0.1:{server.server_port}", certificate
 
 
-def test_case_23_a_certificate_that_nobody_trusts_is_no_connection(
-    root: Path, cached: Command, untrusted: tuple[str, Path]
-) -> None:
+def test_untrusted_certificate_raises_try_again(root: Path, cached: Command, untrusted: tuple[str, Path]) -> None:
+    """Case 23."""
     url, certificate = untrusted
-    asked = replace(cached, arguments=("download", f"{url}/a.txt"))
-    first = asked.run()
+    download_command = replace(cached, arguments=("download", f"{url}/a.txt"))
+    first = download_command.run()
     assert_survived_offline(root, first, [f"{url}/a.txt", "no trusted TLS connection"])
-    trusting = replace(asked, environment={"REQUESTS_CA_BUNDLE": str(certificate)})
+    trusting = replace(download_command, environment={"REQUESTS_CA_BUNDLE": str(certificate)})
     assert trusting.run().code == 0
 
 
-def test_case_23_a_network_that_swallows_everything_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that time out take ten seconds each; with a clock that is not waited for."""
-    now = 0.0
+def test_unresponsive_network_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 23: each connection times out after ten seconds of a simulated clock."""
+    clock = 0.0
 
     def swallowed(*_: object, timeout: tuple[float, float], **__: object) -> requests.Response:
-        nonlocal now
-        now += timeout[0]
+        nonlocal clock
+        clock += timeout[0]
         raise requests.exceptions.ConnectTimeout
 
     monkeypatch.setattr(requests.Session, "request", swallowed)
-    monkeypatch.setattr(network.time, "monotonic", lambda: now)
+    monkeypatch.setattr(http.time, "monotonic", lambda: clock)
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
-    with Connection(Network()) as connection, pytest.raises(TryAgain, match="no connection"):
-        connection.facts("https://files.invalid/a.txt")
-    assert 10 < now < 30
+    with HTTPClient(Network()) as client, pytest.raises(TryAgain, match="no connection"):
+        client.describe("https://files.invalid/a.txt")
+    assert 10 < clock < 30
 
 
-# The parts
+# Functions
 
 
-def test_the_hub_says_what_a_file_is_before_it_sends_it(server: Server) -> None:
+def test_hub_metadata_is_read_from_the_redirect(server: Server) -> None:
     commit, path = "0123456789" * 4, "/datasets/x/resolve/main/a.zst"
-    told = {**linked(DATA), "X-Repo-Commit": commit, "Location": "https://cdn-lfs.hf.co/blob?sig=1"}
-    server.heads[path] = [lambda handler: handler.answer(302, b"", told)]
-    with Connection(Network()) as connection:
-        facts = connection.facts(server.url + path)
+    headers = {**hub_headers(DATA), "X-Repo-Commit": commit, "Location": "https://cdn-lfs.hf.co/blob?sig=1"}
+    server.heads[path] = [lambda handler: handler.answer(302, b"", headers)]
+    with HTTPClient(Network()) as client:
+        remote = client.describe(server.url + path)
     sha256 = hashlib.sha256(DATA).hexdigest()
-    assert facts == Facts(f"{server.url}/datasets/x/resolve/{commit}/a.zst", len(DATA), sha256, "", commit)
+    assert remote == RemoteFile(f"{server.url}/datasets/x/resolve/{commit}/a.zst", len(DATA), sha256, "", commit)
 
 
 @pytest.mark.parametrize(
-    ("said", "size"), [("12", 12), ("", None), ("²", None), ("-1", None), ("1e3", None), ("9" * 5000, None)]
+    ("value", "size"), [("12", 12), ("", None), ("²", None), ("-1", None), ("1e3", None), ("9" * 5000, None)]
 )
-def test_a_size_that_is_no_number_is_none(server: Server, said: str, size: int | None) -> None:
+def test_invalid_size_header_is_ignored(server: Server, value: str, size: int | None) -> None:
     server.files["/a"] = b""
-    server.heads["/a"] = [say(200, X_Linked_Size=said, Content_Length="")]
-    with Connection(Network()) as connection:
-        assert connection.facts(f"{server.url}/a").size == size
+    server.heads["/a"] = [respond(200, X_Linked_Size=value, Content_Length="")]
+    with HTTPClient(Network()) as client:
+        assert client.describe(f"{server.url}/a").size == size
 
 
 @pytest.mark.parametrize(("etag", "strong"), [('"a"', '"a"'), ('W/"a"', ""), ("a", ""), ("Fri, 20 Nov 2026", "")])
-def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
-    assert Facts("", etag=etag).strong_etag == strong
+def test_only_a_strong_etag_is_used(etag: str, strong: str) -> None:
+    assert RemoteFile("", etag=etag).strong_etag == strong
 
 
 @pytest.mark.parametrize(
-    ("said", "least", "most"),
+    ("value", "minimum", "maximum"),
     [
         ("7", 7, 7),
         ("0", 0, 0),
@@ -407,58 +425,58 @@ def test_only_a_strong_etag_names_bytes(etag: str, strong: str) -> None:
         ("Mon, 01 Jan 0001 00:00:00 -0000", 0, 0),
     ],
 )
-def test_a_server_may_ask_to_wait_and_not_for_ever(said: str, least: float, most: float) -> None:
-    assert least <= network._retry_after(said) <= most
+def test_retry_after_seconds_are_limited(value: str, minimum: float, maximum: float) -> None:
+    assert minimum <= http._retry_after(value) <= maximum
 
 
-@pytest.mark.parametrize(("ahead", "least", "most"), [(60, 50, 60), (9999, 300, 300), (-60, 0, 0)])
-def test_a_server_may_name_the_time_to_come_again(ahead: float, least: float, most: float) -> None:
-    assert least <= network._retry_after(formatdate(time.time() + ahead, usegmt=True)) <= most
+@pytest.mark.parametrize(("ahead", "minimum", "maximum"), [(60, 50, 60), (9999, 300, 300), (-60, 0, 0)])
+def test_retry_after_may_be_a_date(ahead: float, minimum: float, maximum: float) -> None:
+    assert minimum <= http._retry_after(formatdate(time.time() + ahead, usegmt=True)) <= maximum
 
 
-def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    naps: list[float] = []
-    monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: naps.append(seconds))
-    patience = Patience(Network(), "http://me:secret@files.invalid/a.txt?sig=secret")
-    for _ in range(network.ATTEMPTS - 1):
-        patience.again(Retry("busy"))
+def test_pauses_grow_until_retries_are_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: waits.append(seconds))
+    retries = RetryPolicy(Network(), "http://me:secret@files.invalid/a.txt?sig=secret")
+    for _ in range(http.ATTEMPTS - 1):
+        retries.wait(Retry("busy"))
     with pytest.raises(TryAgain, match=r"^http://files.invalid/a.txt\?…\w+: busy") as caught:
-        patience.again(Retry("busy"))
-    assert len(naps) == network.ATTEMPTS - 1
-    assert naps == sorted(naps)
+        retries.wait(Retry("busy"))
+    assert len(waits) == http.ATTEMPTS - 1
+    assert waits == sorted(waits)
     assert "secret" not in str(caught.value)
 
 
-def test_a_stall_is_given_a_second_chance_though_it_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_response_is_retried_once_after_a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
-    monkeypatch.setattr(network, "_PATIENCE", -1.0)
-    patience = Patience(Network(), "http://files.invalid/a.txt")
-    patience.again(network.Stalled("hardly anything came"))
+    monkeypatch.setattr(http, "_MAX_IDLE", -1.0)
+    retries = RetryPolicy(Network(), "http://files.invalid/a.txt")
+    retries.wait(http.Stalled("hardly anything came"))
     with pytest.raises(TryAgain):
-        patience.again(network.Stalled("hardly anything came"))
+        retries.wait(http.Stalled("hardly anything came"))
     with pytest.raises(TryAgain):
-        Patience(Network(), "http://files.invalid/a.txt").again(requests.exceptions.ConnectTimeout())
+        RetryPolicy(Network(), "http://files.invalid/a.txt").wait(requests.exceptions.ConnectTimeout())
 
 
-def test_what_a_connection_error_says_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds the path that was asked for, with its signature."""
+def test_text_of_a_connection_error_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It contains the requested path with its signature."""
     error = requests.exceptions.ConnectionError("Max retries exceeded with url: /thread/read?X-Amz-Signature=secret")
-    monkeypatch.setattr(network, "ATTEMPTS", 1)
-    patience = Patience(Network(), "http://files.invalid/a.txt")
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    retries = RetryPolicy(Network(), "http://files.invalid/a.txt")
     with pytest.raises(TryAgain, match=r"a\.txt: no connection to files\.invalid") as caught:
-        patience.again(error)
+        retries.wait(error)
     assert "secret" not in str(caught.value)
 
 
-def test_a_rate_holds_for_all_together() -> None:
+def test_bandwidth_limit_is_shared() -> None:
     bandwidth = Bandwidth(1000.0)
-    assert bandwidth.piece == 250
+    assert bandwidth.chunk_size == 250
     waits = [bandwidth.delay(100) for _ in range(10)]
     assert waits == sorted(waits)
     assert 0.9 < waits[-1] <= 1.0
 
 
-def test_a_command_that_is_stopped_waits_for_nothing() -> None:
+def test_stopped_command_stops_waiting() -> None:
     stop = threading.Event()
     threading.Timer(0.05, stop.set).start()
     start = time.monotonic()
@@ -467,7 +485,7 @@ def test_a_command_that_is_stopped_waits_for_nothing() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_a_command_out_of_time_does_not_begin_to_wait() -> None:
+def test_wait_beyond_the_deadline_is_not_started() -> None:
     start = time.monotonic()
     with pytest.raises(TryAgain, match=r"^a\.txt: no time left"):
         Network(until=time.monotonic() + 5).sleep(20, "a.txt")
@@ -475,35 +493,35 @@ def test_a_command_out_of_time_does_not_begin_to_wait() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_a_file_that_is_gone_is_gone_at_once(server: Server, status: int) -> None:
-    server.heads["/a"] = [say(status)]
-    with Connection(Network()) as connection, pytest.raises(RemoteGone, match=str(status)):
-        connection.facts(f"{server.url}/a")
+def test_missing_remote_file_raises_remote_gone_without_retry(server: Server, status: int) -> None:
+    server.heads["/a"] = [respond(status)]
+    with HTTPClient(Network()) as client, pytest.raises(RemoteGone, match=str(status)):
+        client.describe(f"{server.url}/a")
     assert len(server.log) == 1
 
 
-def test_errors_name_the_file_and_not_its_secrets() -> None:
+def test_errors_name_the_file_without_secrets() -> None:
     url = "https://me:secret@files.invalid/a.txt?sig=secret"
-    told: list[InkstoneError] = [network.gone(url, 404), network.forbidden(url, 403), network.not_the_file(url, "x")]
-    assert [error.exit_code for error in told] == [69, NotPermitted.exit_code, 75]
-    for error in told:
+    errors: list[InkstoneError] = [http.not_found(url, 404), http.forbidden(url, 403), http.wrong_content(url, "x")]
+    assert [error.exit_code for error in errors] == [69, NotPermitted.exit_code, 75]
+    for error in errors:
         assert error.what.startswith("https://files.invalid/a.txt?…")
         assert "secret" not in str(error)
 
 
-def test_a_monitor_is_told_and_nothing_hangs_on_it(
+def test_ping_sends_one_request_and_ignores_failures(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("default login me password netrcsecret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server.scripts["/ping/start"] = [redirect("/elsewhere")]
-    network.ping(f"{server.url}/ping/start")
-    network.ping("http://127.0.0.1:1/ping")
-    network.ping("no URL")
+    http.ping(f"{server.url}/ping/start")
+    http.ping("http://127.0.0.1:1/ping")
+    http.ping("no URL")
     assert [(request.path, request.headers.get("Authorization")) for request in server.log] == [("/ping/start", None)]
 
 
-def test_a_server_says_what_time_it_is(server: Server) -> None:
-    assert "GMT" in network.server_date(f"{server.url}/")
+def test_server_date_returns_the_date_header(server: Server) -> None:
+    assert "GMT" in http.server_date(f"{server.url}/")
     with pytest.raises(TryAgain, match="no connection to 127"):
-        network.server_date("http://127.0.0.1:1/")
+        http.server_date("http://127.0.0.1:1/")

@@ -1,4 +1,4 @@
-"""The raw cache, and what a stage is given to read for a corpus, a source, a file or a folder."""
+"""The raw cache, and the input files of a corpus, a source, a file or a folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.maintenance import verify
 from pipeline.readers import compression, jsonl
 from pipeline.runtime.progress import Silent
-from pipeline.sources import cache
-from pipeline.sources import inputs as raw
+from pipeline.sources import cache, inputs
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import download
 from pipeline.store import artifact
@@ -56,11 +55,11 @@ def corpus(root: Path, name: str) -> Artifact:
     return artifact.build(root, identity, write).artifact
 
 
-def test_a_source_is_all_its_files_in_order_with_their_splits(root: Path, pile: Path) -> None:
-    found = raw.inputs(root, "pile", corpora=True)
-    assert [(entry.name, entry.split) for entry in found] == [(f"pile/{n}", split) for n, split in SHARDS.items()]
-    assert [entry.path for entry in found] == [pile / name for name in SHARDS]
-    assert [entry.digest for entry in found] == [sha256(line(name)) for name in SHARDS]
+def test_source_resolves_to_its_files_in_order_with_splits(root: Path, pile: Path) -> None:
+    entries = inputs.inputs(root, "pile", corpora=True)
+    assert [(entry.name, entry.split) for entry in entries] == [(f"pile/{n}", split) for n, split in SHARDS.items()]
+    assert [entry.path for entry in entries] == [pile / name for name in SHARDS]
+    assert [entry.digest for entry in entries] == [sha256(line(name)) for name in SHARDS]
 
 
 @pytest.mark.parametrize(
@@ -73,135 +72,139 @@ def test_a_source_is_all_its_files_in_order_with_their_splits(root: Path, pile: 
         ("pile/val.jsonl", ["val.jsonl"]),
     ],
 )
-def test_a_part_of_a_source_is_a_folder_or_a_file_of_it(root: Path, pile: Path, part: str, expected: list[str]) -> None:
-    assert [entry.path for entry in raw.inputs(root, part, corpora=False)] == [pile / name for name in expected]
+def test_part_of_a_source_is_a_folder_or_a_file(root: Path, pile: Path, part: str, expected: list[str]) -> None:
+    assert [entry.path for entry in inputs.inputs(root, part, corpora=False)] == [pile / name for name in expected]
 
 
-def test_a_part_that_was_not_downloaded_is_answered_with_what_was(root: Path, pile: Path) -> None:
+def test_missing_part_lists_the_downloaded_files(root: Path, pile: Path) -> None:
     for part in ("pile/tra", "pile/test.jsonl", "pile/train/0"):
-        with pytest.raises(InputMissing, match=r"there: train/00.jsonl, train/01.jsonl, val.jsonl") as caught:
-            raw.inputs(root, part, corpora=True)
+        with pytest.raises(InputMissing, match=r"downloaded: train/00.jsonl, train/01.jsonl, val.jsonl") as caught:
+            inputs.inputs(root, part, corpora=True)
         assert caught.value.exit_code == 66
 
 
-def test_a_corpus_is_its_documents_under_the_digest_of_its_manifest(root: Path) -> None:
-    made = corpus(root, "shuihu")
-    for reference in ("shuihu", "corpora/shuihu", made.ref, str(made.path)):
-        (found,) = raw.inputs(root, reference, corpora=True)
-        assert (found.path, found.name, found.digest) == (made.file("documents.jsonl.zst"), made.ref, made.digest)
-        assert found.as_input("corpus") == made.as_input("corpus")
+def test_corpus_resolves_to_its_documents_and_manifest_digest(root: Path) -> None:
+    built = corpus(root, "shuihu")
+    for reference in ("shuihu", "corpora/shuihu", built.ref, str(built.path)):
+        (input_file,) = inputs.inputs(root, reference, corpora=True)
+        assert (input_file.path, input_file.name, input_file.digest) == (
+            built.file("documents.jsonl.zst"),
+            built.ref,
+            built.digest,
+        )
+        assert input_file.as_input("corpus") == built.as_input("corpus")
 
 
-def test_a_corpus_goes_before_a_source_of_its_name_where_corpora_are_read(root: Path, pile: Path) -> None:
-    made = corpus(root, "pile")
-    assert [entry.name for entry in raw.inputs(root, "pile", corpora=True)] == [made.ref]
-    assert [entry.path for entry in raw.inputs(root, "pile", corpora=False)] == [pile / name for name in SHARDS]
-    assert len(raw.inputs(root, "pile/train", corpora=True)) == 2
+def test_corpus_wins_over_a_source_of_the_same_name(root: Path, pile: Path) -> None:
+    built = corpus(root, "pile")
+    assert [entry.name for entry in inputs.inputs(root, "pile", corpora=True)] == [built.ref]
+    assert [entry.path for entry in inputs.inputs(root, "pile", corpora=False)] == [pile / name for name in SHARDS]
+    assert len(inputs.inputs(root, "pile/train", corpora=True)) == 2
 
 
-def test_a_damaged_corpus_is_refused(root: Path) -> None:
-    made = corpus(root, "shuihu")
-    os.truncate(made.file("documents.jsonl.zst"), 3)
-    with pytest.raises(BadData, match="`clean` it again") as caught:
-        raw.inputs(root, "shuihu", corpora=True)
+def test_damaged_corpus_raises_bad_data(root: Path) -> None:
+    built = corpus(root, "shuihu")
+    os.truncate(built.file("documents.jsonl.zst"), 3)
+    with pytest.raises(BadData, match="`clean`") as caught:
+        inputs.inputs(root, "shuihu", corpora=True)
     assert caught.value.exit_code == 65
 
 
-def test_a_file_is_itself_under_its_sha256(root: Path, tmp_path: Path) -> None:
+def test_local_file_resolves_to_itself_and_its_sha256(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "水浒传.txt"
     path.write_text("第一回")
     for corpora in (True, False):
-        (found,) = raw.inputs(root, str(path), corpora=corpora)
-        assert (found.path, found.name, found.split) == (path, "水浒传.txt", "")
-        assert found.digest == sha256("第一回".encode())
+        (input_file,) = inputs.inputs(root, str(path), corpora=corpora)
+        assert (input_file.path, input_file.name, input_file.split) == (path, "水浒传.txt", "")
+        assert input_file.digest == sha256("第一回".encode())
 
 
-def test_a_folder_is_its_data_files_in_order(root: Path, tmp_path: Path) -> None:
+def test_folder_resolves_to_its_data_files_in_order(root: Path, tmp_path: Path) -> None:
     for name in ("b.txt", "a.jsonl", "deep/c.json", "deep/d.jpg", "notes.md"):
         path = tmp_path / "books" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    found = raw.inputs(root, str(tmp_path / "books"), corpora=True)
-    assert [entry.name for entry in found] == ["a.jsonl", "b.txt", "deep/c.json"]
-    assert [entry.digest for entry in found] == [sha256(entry.name.encode()) for entry in found]
+    entries = inputs.inputs(root, str(tmp_path / "books"), corpora=True)
+    assert [entry.name for entry in entries] == ["a.jsonl", "b.txt", "deep/c.json"]
+    assert [entry.digest for entry in entries] == [sha256(entry.name.encode()) for entry in entries]
 
 
-def test_a_file_has_the_same_digest_from_the_cache_and_from_its_path(root: Path, pile: Path) -> None:
-    (cached,) = raw.inputs(root, "pile/val.jsonl", corpora=True)
-    (plain,) = raw.inputs(root, str(pile / "val.jsonl"), corpora=True)
+def test_file_has_the_same_digest_as_source_and_as_path(root: Path, pile: Path) -> None:
+    (cached,) = inputs.inputs(root, "pile/val.jsonl", corpora=True)
+    (plain,) = inputs.inputs(root, str(pile / "val.jsonl"), corpora=True)
     assert cached.digest == plain.digest
 
 
-def test_a_folder_named_like_a_data_file_is_not_read_as_one(root: Path, tmp_path: Path) -> None:
+def test_folder_named_like_a_data_file_is_not_read_as_a_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books" / "chapters.txt").mkdir(parents=True)
     (tmp_path / "books" / "chapters.txt" / "1.txt").write_text("第一回")
-    found = raw.inputs(root, str(tmp_path / "books"), corpora=True)
-    assert [entry.name for entry in found] == ["chapters.txt/1.txt"]
+    entries = inputs.inputs(root, str(tmp_path / "books"), corpora=True)
+    assert [entry.name for entry in entries] == ["chapters.txt/1.txt"]
 
 
-def test_the_folder_of_a_cache_is_its_data_without_the_lock_file(root: Path, pile: Path) -> None:
-    found = raw.inputs(root, str(pile), corpora=True)
-    assert [entry.name for entry in found] == list(SHARDS)
+def test_folder_of_a_cache_excludes_its_lock_file(root: Path, pile: Path) -> None:
+    entries = inputs.inputs(root, str(pile), corpora=True)
+    assert [entry.name for entry in entries] == list(SHARDS)
 
 
-def test_a_source_of_the_catalogue_that_is_not_downloaded_says_what_to_run(root: Path) -> None:
+def test_missing_catalogue_source_names_the_download_command(root: Path) -> None:
     for name in ("pile", "sample"):
         with pytest.raises(InputMissing, match=f"`download {name}") as caught:
-            raw.inputs(root, name, corpora=True)
+            inputs.inputs(root, name, corpora=True)
         assert caught.value.exit_code == 66
 
 
-def test_a_part_of_a_source_that_is_not_downloaded_says_what_to_run(root: Path) -> None:
+def test_part_of_a_missing_source_names_the_download_command(root: Path) -> None:
     with pytest.raises(InputMissing, match="`download pile"):
-        raw.inputs(root, "pile/train", corpora=True)
+        inputs.inputs(root, "pile/train", corpora=True)
 
 
-def test_a_name_of_nothing_is_missing(root: Path) -> None:
+def test_unknown_name_raises_input_missing(root: Path) -> None:
     with pytest.raises(InputMissing, match="no corpus, no downloaded source and no path"):
-        raw.inputs(root, "honglou", corpora=True)
+        inputs.inputs(root, "honglou", corpora=True)
     with pytest.raises(InputMissing, match="no downloaded source and no path"):
-        raw.inputs(root, "../honglou", corpora=False)
+        inputs.inputs(root, "../honglou", corpora=False)
 
 
-def test_a_folder_without_data_is_not_said_to_be_missing(root: Path, tmp_path: Path) -> None:
+def test_folder_without_data_has_its_own_message(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputMissing, match="no data"):
-        raw.inputs(root, str(tmp_path / "empty"), corpora=True)
+        inputs.inputs(root, str(tmp_path / "empty"), corpora=True)
 
 
-def test_an_empty_reference_is_missing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_reference_raises_bad_config(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("private")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadConfig, match="an empty name"):
-        raw.inputs(root, "", corpora=True)
+    with pytest.raises(BadConfig, match="input name is empty"):
+        inputs.inputs(root, "", corpora=True)
 
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 3), Path.unlink])
-def test_a_file_damaged_in_the_cache_is_refused(root: Path, pile: Path, damage: object) -> None:
+def test_damaged_cached_file_raises_bad_data(root: Path, pile: Path, damage: object) -> None:
     assert callable(damage)
     damage(pile / "train" / "01.jsonl")
     with pytest.raises(BadData, match="not the file that was downloaded") as caught:
-        raw.inputs(root, "pile", corpora=True)
+        inputs.inputs(root, "pile", corpora=True)
     assert caught.value.exit_code == 65
-    assert len(raw.inputs(root, "pile/val.jsonl", corpora=True)) == 1
+    assert len(inputs.inputs(root, "pile/val.jsonl", corpora=True)) == 1
 
 
-def test_other_bytes_of_the_same_size_are_refused(root: Path, pile: Path) -> None:
+def test_other_content_of_the_same_size_is_refused(root: Path, pile: Path) -> None:
     path = pile / "val.jsonl"
     path.write_bytes(line("VAL.jsonl"))
     os.utime(path, ns=(1, 1))
     with pytest.raises(BadData):
-        raw.inputs(root, "pile", corpora=True)
+        inputs.inputs(root, "pile", corpora=True)
 
 
-def test_a_cache_that_was_moved_or_touched_is_still_whole(root: Path, pile: Path) -> None:
-    before = raw.inputs(root, "pile", corpora=True)
+def test_touched_cache_is_still_intact(root: Path, pile: Path) -> None:
+    before = inputs.inputs(root, "pile", corpora=True)
     for name in SHARDS:
         os.utime(pile / name, ns=(1, 1))
-    assert raw.inputs(root, "pile", corpora=True) == before
+    assert inputs.inputs(root, "pile", corpora=True) == before
 
 
-def test_a_lock_file_is_read_as_it_was_written(root: Path, pile: Path) -> None:
+def test_lock_file_round_trips(root: Path, pile: Path) -> None:
     pinned = cache.read_lock(root, "pile")
     assert {name: pin.split for name, pin in pinned.items()} == SHARDS
     cache.write_lock(root, "pile", pinned)
@@ -210,20 +213,20 @@ def test_a_lock_file_is_read_as_it_was_written(root: Path, pile: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"a": {"siz', b"[]", b'{"a": {}}'])
-def test_a_torn_lock_file_is_bad_data_and_says_what_to_do(root: Path, pile: Path, torn: bytes) -> None:
+def test_torn_lock_file_raises_bad_data_with_a_hint(root: Path, pile: Path, torn: bytes) -> None:
     (pile / "sources.lock.json").write_bytes(torn)
     with pytest.raises(BadData, match="delete it and download again"):
-        raw.inputs(root, "pile", corpora=True)
+        inputs.inputs(root, "pile", corpora=True)
 
 
-# Hashes that are remembered
+# Cached hashes
 
 
 LONG_AGO = 10**18  # ns
 
 
 def book(folder: Path, text: str = "old", name: str = "book.txt", written: int = LONG_AGO) -> Path:
-    """A file as it was left at `written` ns."""
+    """Write a file with the modification time `written` in ns."""
     path = folder / name
     path.write_text(text)
     os.utime(path, ns=(written, written))
@@ -231,69 +234,69 @@ def book(folder: Path, text: str = "old", name: str = "book.txt", written: int =
 
 
 @pytest.fixture
-def remembered(root: Path, tmp_path: Path) -> Path:
-    """A file whose hash is remembered."""
+def hashed(root: Path, tmp_path: Path) -> Path:
+    """A file whose hash is cached."""
     path = book(tmp_path)
-    assert raw.hashes(root, [path]) == [sha256(b"old")]
+    assert inputs.hashes(root, [path]) == [sha256(b"old")]
     return path
 
 
-def test_hashes_are_those_of_the_files_in_their_order(root: Path, tmp_path: Path) -> None:
+def test_hashes_are_in_the_order_of_the_files(root: Path, tmp_path: Path) -> None:
     paths = [book(tmp_path, name, name) for name in ("b", "a", "c")]
     for _ in range(2):
-        assert raw.hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
-    assert raw.hashes(root, [*reversed(paths), paths[0]]) == [sha256(name) for name in (b"c", b"a", b"b", b"b")]
-    assert raw.hashes(root, []) == []
+        assert inputs.hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
+    assert inputs.hashes(root, [*reversed(paths), paths[0]]) == [sha256(name) for name in (b"c", b"a", b"b", b"b")]
+    assert inputs.hashes(root, []) == []
 
 
-def test_a_file_of_the_same_size_and_time_is_not_read_again(root: Path, remembered: Path) -> None:
-    book(remembered.parent, "new")
-    assert raw.hashes(root, [remembered]) == [sha256(b"old")]
+def test_file_of_the_same_size_and_time_is_not_hashed_again(root: Path, hashed: Path) -> None:
+    book(hashed.parent, "new")
+    assert inputs.hashes(root, [hashed]) == [sha256(b"old")]
 
 
-def test_a_deep_look_finds_a_change_that_kept_size_and_time_and_remembers_it(root: Path, remembered: Path) -> None:
-    book(remembered.parent, "new")
-    assert raw.hashes(root, [remembered], deep=True) == [sha256(b"new")]
-    assert raw.hashes(root, [remembered]) == [sha256(b"new")]
+def test_deep_hash_finds_a_change_of_same_size_and_time_and_caches_it(root: Path, hashed: Path) -> None:
+    book(hashed.parent, "new")
+    assert inputs.hashes(root, [hashed], deep=True) == [sha256(b"new")]
+    assert inputs.hashes(root, [hashed]) == [sha256(b"new")]
 
 
 @pytest.mark.parametrize(
     ("text", "written"), [("new", LONG_AGO + 1), ("new", LONG_AGO - 1), ("newer", LONG_AGO), ("", LONG_AGO)]
 )
-def test_a_file_of_another_size_or_time_is_read_again(root: Path, remembered: Path, text: str, written: int) -> None:
-    book(remembered.parent, text, written=written)
-    assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
-    assert raw.hashes(root, [remembered]) == [sha256(text.encode())]
+def test_file_of_another_size_or_time_is_hashed_again(root: Path, hashed: Path, text: str, written: int) -> None:
+    book(hashed.parent, text, written=written)
+    assert inputs.hashes(root, [hashed]) == [sha256(text.encode())]
+    assert inputs.hashes(root, [hashed]) == [sha256(text.encode())]
 
 
 @pytest.mark.parametrize("ahead", [0, 10**9, 10**15])
-def test_a_file_that_was_written_just_now_or_will_be_is_not_remembered(root: Path, tmp_path: Path, ahead: int) -> None:
-    now = time.time_ns() + ahead
-    path = book(tmp_path, "old", written=now)
-    assert raw.hashes(root, [path]) == [sha256(b"old")]
-    book(tmp_path, "new", written=now)
-    assert raw.hashes(root, [path]) == [sha256(b"new")]
+def test_hash_of_a_recent_or_future_file_is_not_cached(root: Path, tmp_path: Path, ahead: int) -> None:
+    written = time.time_ns() + ahead
+    path = book(tmp_path, "old", written=written)
+    assert inputs.hashes(root, [path]) == [sha256(b"old")]
+    book(tmp_path, "new", written=written)
+    assert inputs.hashes(root, [path]) == [sha256(b"new")]
 
 
-def test_a_file_is_remembered_by_where_it_really_lies(
-    root: Path, remembered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cached_hash_is_found_by_the_resolved_path(
+    root: Path, hashed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "link.txt").symlink_to(remembered)
+    (tmp_path / "link.txt").symlink_to(hashed)
     book(tmp_path, "new")
     monkeypatch.chdir(tmp_path)
     for path in (Path("book.txt"), tmp_path / "link.txt", tmp_path / ".." / tmp_path.name / "book.txt"):
-        assert raw.hashes(root, [path]) == [sha256(b"old")]
+        assert inputs.hashes(root, [path]) == [sha256(b"old")]
     book(tmp_path, "other", "elsewhere.txt")
     (tmp_path / "link.txt").unlink()
     (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
-    assert raw.hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
+    assert inputs.hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
 
 
-def test_files_that_are_gone_are_forgotten(root: Path, remembered: Path) -> None:
-    other = book(remembered.parent, "other", "other.txt")
-    remembered.unlink()
-    raw.hashes(root, [other])
-    assert list(json.loads((root / ".hashes.json").read_bytes())) == [str(other)]
+def test_hashes_of_deleted_files_are_dropped(root: Path, hashed: Path) -> None:
+    other_path = book(hashed.parent, "other", "other.txt")
+    hashed.unlink()
+    inputs.hashes(root, [other_path])
+    assert list(json.loads((root / ".hashes.json").read_bytes())) == [str(other_path)]
 
 
 @pytest.mark.parametrize(
@@ -309,60 +312,61 @@ def test_files_that_are_gone_are_forgotten(root: Path, remembered: Path) -> None
         b'{"\xff": {}}',
     ],
 )
-def test_a_torn_cache_is_hashed_again_and_mended(root: Path, remembered: Path, torn: bytes) -> None:
+def test_torn_hash_cache_is_rebuilt(root: Path, hashed: Path, torn: bytes) -> None:
     (root / ".hashes.json").write_bytes(torn)
-    book(remembered.parent, "new")
-    assert raw.hashes(root, [remembered]) == [sha256(b"new")]
-    assert json.loads((root / ".hashes.json").read_bytes())[str(remembered)]["sha256"] == sha256(b"new")
+    book(hashed.parent, "new")
+    assert inputs.hashes(root, [hashed]) == [sha256(b"new")]
+    assert json.loads((root / ".hashes.json").read_bytes())[str(hashed)]["sha256"] == sha256(b"new")
 
 
-def test_a_file_below_a_folder_whose_name_is_not_utf_8_is_hashed(root: Path, tmp_path: Path) -> None:
+def test_file_in_a_folder_with_a_non_utf8_name_is_hashed(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
-    assert raw.hashes(root, [book(folder)]) == [sha256(b"old")]
+    assert inputs.hashes(root, [book(folder)]) == [sha256(b"old")]
 
 
-def test_a_missing_file_is_an_error_of_the_system(root: Path, tmp_path: Path) -> None:
+def test_hash_of_a_missing_file_raises_file_not_found(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        raw.hashes(root, [tmp_path / "nothing.txt"])
+        inputs.hashes(root, [tmp_path / "nothing.txt"])
 
 
-def test_inputs_are_remembered_and_looked_at_anew_when_asked(root: Path, tmp_path: Path) -> None:
+def test_input_hashes_are_cached_unless_deep(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "books"
     folder.mkdir()
     path = book(folder)
     for reference in (str(path), str(folder)):
         book(folder)
-        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        assert [entry.digest for entry in inputs.inputs(root, reference, corpora=True)] == [sha256(b"old")]
         book(folder, "new")
-        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True)] == [sha256(b"old")]
-        assert [entry.digest for entry in raw.inputs(root, reference, corpora=True, deep=True)] == [sha256(b"new")]
-        raw.hashes(root, [book(folder)], deep=True)
+        assert [entry.digest for entry in inputs.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        assert [entry.digest for entry in inputs.inputs(root, reference, corpora=True, deep=True)] == [sha256(b"new")]
+        inputs.hashes(root, [book(folder)], deep=True)
 
 
-# Case 26: a bit flipped in zstd without a checksum may give other text; then the hash of the file is the guard
+# Case 26: a flipped bit in zstd without a checksum may give other text; the hash of the file detects it
 
 
-def flipped_unseen(whole: bytes, plain: bytes) -> bytes:
-    """A zstd frame with one bit flipped that decompresses without complaint, to something else."""
-    for place in reversed(range(len(whole))):
+def undetected_flip(compressed: bytes, plain: bytes) -> bytes:
+    """Return a zstd frame with one flipped bit that decompresses to other content without an error."""
+    for position in reversed(range(len(compressed))):
         for bit in range(8):
-            flipped = bytearray(whole)
-            flipped[place] ^= 1 << bit
+            flipped = bytearray(compressed)
+            flipped[position] ^= 1 << bit
             try:
                 if zstandard.ZstdDecompressor().decompress(flipped, max_output_size=1 << 20) != plain:
                     return bytes(flipped)
             except zstandard.ZstdError:
                 continue
-    raise AssertionError("no bit is without a guard")
+    raise AssertionError("every flipped bit is detected")
 
 
-def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_file(root: Path, tmp_path: Path) -> None:
+def test_flipped_bit_that_decompresses_is_detected_by_the_file_hash(root: Path, tmp_path: Path) -> None:
+    """Case 26."""
     plain = b"".join(line(f"{n}: {sha256(b'%d' % n)}") for n in range(100))
-    whole = zstandard.ZstdCompressor().compress(plain)
-    flipped = flipped_unseen(whole, plain)
+    compressed = zstandard.ZstdCompressor().compress(plain)
+    flipped = undetected_flip(compressed, plain)
     upstream = tmp_path / "pile.jsonl.zst"
-    upstream.write_bytes(whole)
+    upstream.write_bytes(compressed)
     cached = (
         download(root, Source("pile", (SourceFile("00.jsonl.zst", local=upstream),)), Silent()).path / "00.jsonl.zst"
     )
@@ -370,22 +374,23 @@ def test_case_26_a_flipped_bit_that_decompresses_is_caught_by_the_hash_of_the_fi
     cached.write_bytes(flipped)
     assert b"".join(compression.blocks(cached)) != plain
     with pytest.raises(BadData, match="not the file that was downloaded"):
-        raw.inputs(root, "pile", corpora=True)
-    os.utime(cached, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk flips bits without touching the time
+        inputs.inputs(root, "pile", corpora=True)
+    os.utime(cached, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk error does not change the time
     with pytest.raises(BadData, match="not the file that was downloaded") as caught:
-        raw.inputs(root, "pile", corpora=True, deep=True)
+        inputs.inputs(root, "pile", corpora=True, deep=True)
     assert caught.value.exit_code == 65
-    (found,) = [problems for name, problems in verify.verify(root, deep=True) if name == "raw/pile"]
-    assert "00.jsonl.zst" in found[0]
+    (problems_found,) = [problems for name, problems in verify.verify(root, deep=True) if name == "raw/pile"]
+    assert "00.jsonl.zst" in problems_found[0]
 
 
-def test_case_26_a_flipped_bit_in_a_corpus_is_caught_by_its_manifest_and_by_its_checksum(root: Path) -> None:
-    made = corpus(root, "shuihu")
-    path = made.file("documents.jsonl.zst")
+def test_flipped_bit_in_a_corpus_is_detected_by_manifest_and_checksum(root: Path) -> None:
+    """Case 26."""
+    built = corpus(root, "shuihu")
+    path = built.file("documents.jsonl.zst")
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 2] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(BadData, match="`clean` it again"):
-        raw.inputs(root, "shuihu", corpora=True, deep=True)
+    with pytest.raises(BadData, match="`clean`"):
+        inputs.inputs(root, "shuihu", corpora=True, deep=True)
     with pytest.raises(BadData):
         list(compression.blocks(path))

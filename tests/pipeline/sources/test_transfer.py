@@ -1,10 +1,11 @@
-"""Transfers under faults: cases 1 to 13 and 17 to 22 of the catalogue, with what must be so after each of them.
+"""Transfers under faults: cases 1 to 13 and 17 to 22, with the invariants that hold after each.
 
-The numbers in the names are those of reference/reliability.md, section 2.
+Case numbers are those of docs/design/reliability.md, section 2.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +22,30 @@ import zstandard
 
 from pipeline.errors import NotPermitted
 from pipeline.runtime.progress import Silent
-from pipeline.sources import catalogue as sources
-from pipeline.sources import download, transfer
-from pipeline.sources import partial as parts
+from pipeline.sources import catalogue, download, partial
 from pipeline.sources.catalogue import Source
 from pipeline.sources.http import Network
 from pipeline.store import files
-from tests.support import bad_server as badserver
-from tests.support import faults
+from tests.support import bad_server, faults
 from tests.support.bad_server import (
     HUB_FOLDER,
-    Act,
+    Action,
     Handler,
     Server,
+    compress_body,
     cut_after,
-    cut_unannounced,
-    flipped,
+    cut_without_length,
+    flip_bit,
     ignore_range,
-    in_chunks,
-    ranged,
     redirect,
-    say,
+    replace_file,
+    respond,
+    respond_range,
+    send_chunked,
     serve,
     stall,
-    swap,
     trickle,
     wait_for,
-    zipped,
 )
 from tests.support.faults import Command, Fault, Run, assert_survived
 
@@ -64,7 +61,7 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 
 def zstd(size: int, seed: int = 0) -> bytes:
-    """A zstd file of about `size` bytes."""
+    """Return a zstd file of about `size` bytes."""
     return zstandard.ZstdCompressor().compress(noise(size, seed))
 
 
@@ -74,7 +71,7 @@ HALF = len(DATA) // 2
 
 @dataclass(frozen=True)
 class Trial:
-    """A file of `server`, and the command that downloads it; `name` is what is published of it."""
+    """A file of `server` and the command that downloads it. `name` is its path below `root` once published."""
 
     server: Server
     root: Path
@@ -83,23 +80,25 @@ class Trial:
     name: str
 
     def run(self, *arguments: object, **constants: object) -> Run:
-        """The command, with other options and constants than it always has."""
+        """Run the command with additional options and constants."""
         named = {key.replace("__", "."): value for key, value in constants.items()}
-        more = (*self.command.arguments, *arguments)
-        return replace(self.command, arguments=more, constants={**self.command.constants, **named}).run_forked()
+        command_arguments = (*self.command.arguments, *arguments)
+        return replace(
+            self.command, arguments=command_arguments, constants={**self.command.constants, **named}
+        ).run_forked()
 
-    def serves(self, data: bytes, *acts: Act, heads: tuple[Act, ...] = ()) -> None:
+    def serve_file(self, data: bytes, *acts: Action, heads: tuple[Action, ...] = ()) -> None:
         self.server.files[self.path] = data
         self.server.scripts[self.path] = list(acts)
         self.server.heads[self.path] = list(heads)
 
-    def survived(self, disturbed: Run, data: bytes = DATA, **asked: Any) -> Run:
-        """All seven invariants, after a run and before another with the server as it should be; that other."""
-        self.serves(data)
+    def assert_survived(self, disturbed: Run, data: bytes = DATA, **options: Any) -> Run:
+        """Assert the seven invariants after a disturbed run, run again with a correct server, and return that run."""
+        self.serve_file(data)
         secrets = (TOKEN, TOKEN.removeprefix("hf_"))
         expected = {self.name: hashlib.sha256(data).hexdigest()}
-        asked = {"secrets": secrets, **asked}
-        return assert_survived(self.root, self.run, expected, [disturbed], **asked)
+        options = {"secrets": secrets, **options}
+        return assert_survived(self.root, self.run, expected, [disturbed], **options)
 
     @property
     def target(self) -> Path:
@@ -107,24 +106,24 @@ class Trial:
 
     @property
     def starts(self) -> list[int]:
-        """The first byte of each GET."""
+        """First byte of each GET request."""
         return [request.start for request in self.server.gets]
 
     @property
     def quarantined(self) -> list[bytes]:
-        return [path.read_bytes() for path in (self.target.parent / transfer.QUARANTINE).glob("*")]
+        return [path.read_bytes() for path in (self.target.parent / partial.QUARANTINE).glob("*")]
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with badserver.running() as one:
-        yield one
+    with bad_server.running_server() as running:
+        yield running
 
 
 @pytest.fixture
 def hub(server: Server, root: Path) -> Trial:
-    """A server that says the hash of its files, as the hub does; the file is a shard of the Pile."""
-    server.says = "hash"
+    """A shard of the Pile on a server that publishes hashes, as the hub does."""
+    server.announces = "hash"
     environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}
     command = Command(root, ("download", "pile", "--shards", "val"), environment, CONSTANTS)
     return Trial(server, root, command, SHARD, "raw/pile/val.jsonl.zst")
@@ -132,486 +131,536 @@ def hub(server: Server, root: Path) -> Trial:
 
 @pytest.fixture
 def plain(server: Server, root: Path) -> Trial:
-    """A server that gives strong ETags; the file is named by its URL."""
+    """A file named by its URL on a server that sends strong ETags."""
     command = Command(root, ("download", f"{server.url}/a.jsonl.zst"), {"HF_TOKEN": TOKEN}, CONSTANTS)
     return Trial(server, root, command, "/a.jsonl.zst", "raw/a/a.jsonl.zst")
 
 
 @pytest.fixture(params=["hub", "plain"])
 def either(request: pytest.FixtureRequest) -> Trial:
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, Trial)
-    return found
+    trial = request.getfixturevalue(request.param)
+    assert isinstance(trial, Trial)
+    return trial
 
 
 def state_of(trial: Trial) -> dict[str, Any]:
-    found = json.loads(parts.state_path(trial.target).read_bytes())
-    assert isinstance(found, dict)
-    return found
+    state = json.loads(partial.state_path(trial.target).read_bytes())
+    assert isinstance(state, dict)
+    return state
 
 
-# 1 to 8: answers that are cut, moved and wrong
+# Cases 1 to 8: truncated, moved and wrong responses
 
 
-def test_case_01_a_transfer_that_is_cut_goes_on_at_the_very_byte(either: Trial) -> None:
+def test_interrupted_transfer_resumes_at_the_exact_byte(either: Trial) -> None:
+    """Case 1."""
     cuts = [1, 3, 4, 50_000, 5, 1000, 60_000, 0]
-    either.serves(DATA, *map(cut_after, cuts))
-    done = either.run()
-    assert done.code == 0
+    either.serve_file(DATA, *map(cut_after, cuts))
+    run = either.run()
+    assert run.code == 0
     assert either.starts == [sum(cuts[:n]) for n in range(len(cuts) + 1)]
     assert either.server.sent == len(DATA)
-    either.survived(done, twice=lambda: either.server.sent - len(DATA))
+    either.assert_survived(run, twice=lambda: either.server.sent - len(DATA))
 
 
-def test_case_01_a_transfer_that_is_cut_for_good_is_ended_by_the_next_command(either: Trial) -> None:
-    either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
+def test_interrupted_transfer_is_resumed_by_the_next_command(either: Trial) -> None:
+    """Case 1."""
+    either.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     first = either.run()
-    assert (state_of(either)["durable"], parts.path_of(either.target).read_bytes()) == (HALF, DATA[:HALF])
-    either.survived(first, code=75, names=[either.path], twice=lambda: either.server.sent - len(DATA))
+    assert (state_of(either)["durable"], partial.part_path(either.target).read_bytes()) == (HALF, DATA[:HALF])
+    either.assert_survived(first, code=75, names=[either.path], twice=lambda: either.server.sent - len(DATA))
     assert either.starts[-1] == HALF
 
 
-def test_case_02_a_cut_without_a_length_is_seen_by_the_size_that_was_announced(either: Trial) -> None:
-    either.serves(DATA, cut_unannounced(HALF), cut_after(7))
-    done = either.run()
+def test_truncation_without_content_length_is_detected_by_the_announced_size(either: Trial) -> None:
+    """Case 2."""
+    either.serve_file(DATA, cut_without_length(HALF), cut_after(7))
+    run = either.run()
     assert either.starts == [0, HALF, HALF + 7]
-    either.survived(done, twice=lambda: either.server.sent - len(DATA))
+    either.assert_survived(run, twice=lambda: either.server.sent - len(DATA))
 
 
-def test_case_02_a_cut_of_a_file_of_which_nothing_is_known_is_seen_by_its_last_frame(plain: Trial) -> None:
-    plain.server.says = "nothing"
-    plain.serves(DATA, cut_unannounced(HALF), heads=(say(405),))
-    done = plain.run()
+def test_truncation_of_a_file_without_metadata_is_detected_by_its_last_frame(plain: Trial) -> None:
+    """Case 2."""
+    plain.server.announces = "nothing"
+    plain.serve_file(DATA, cut_without_length(HALF), heads=(respond(405),))
+    run = plain.run()
     assert plain.starts == [0, 0]
-    plain.survived(done)
+    plain.assert_survived(run)
 
 
-def test_case_02_a_file_that_always_ends_too_early_is_never_published(plain: Trial) -> None:
-    plain.server.says = "nothing"
-    plain.serves(DATA, *[cut_unannounced(HALF)] * 9, heads=(say(405),))
-    plain.survived(plain.run(), code=75, names=["a.jsonl.zst", "inside a zstd frame"])
+def test_file_that_is_always_truncated_is_never_published(plain: Trial) -> None:
+    """Case 2."""
+    plain.server.announces = "nothing"
+    plain.serve_file(DATA, *[cut_without_length(HALF)] * 9, heads=(respond(405),))
+    plain.assert_survived(plain.run(), code=75, names=["a.jsonl.zst", "inside a zstd frame"])
 
 
-def test_case_03_what_was_replaced_between_two_attempts_is_begun_anew(either: Trial) -> None:
-    either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
+def test_file_replaced_between_two_commands_is_fetched_from_the_start(either: Trial) -> None:
+    """Case 3."""
+    either.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     first = either.run()
     assert first.code == 75
-    either.survived(first, OTHER)
+    either.assert_survived(first, OTHER)
     assert either.starts[-1] == 0
 
 
-def test_case_03_what_is_replaced_within_one_command_is_never_a_mix(either: Trial) -> None:
-    either.serves(DATA, swap(OTHER, HALF))
-    done = either.run()
-    assert done.code == 0
+def test_file_replaced_within_one_command_is_never_a_mix(either: Trial) -> None:
+    """Case 3."""
+    either.serve_file(DATA, replace_file(OTHER, HALF))
+    run = either.run()
+    assert run.code == 0
     assert either.target.read_bytes() == OTHER
-    either.survived(done, OTHER)
+    either.assert_survived(run, OTHER)
 
 
-def test_case_03_a_pinned_file_that_is_replaced_is_refused(either: Trial) -> None:
-    either.serves(DATA)
+def test_replaced_pinned_file_is_refused(either: Trial) -> None:
+    """Case 3."""
+    either.serve_file(DATA)
     assert either.run().code == 0
     pinned = faults.published(either.root)
     either.target.unlink()
-    either.serves(DATA, swap(OTHER, HALF))
+    either.serve_file(DATA, replace_file(OTHER, HALF))
     first = either.run()
     assert faults.published(either.root) == pinned
-    either.survived(first, code=10, names=[either.path, "pinned"], damaged=True)
+    either.assert_survived(first, code=10, names=[either.path, "pinned"], damaged=True)
 
 
-def test_case_03_an_update_that_does_not_end_keeps_the_old_file(either: Trial) -> None:
-    either.serves(DATA)
+def test_interrupted_update_keeps_the_old_file(either: Trial) -> None:
+    """Case 3."""
+    either.serve_file(DATA)
     assert either.run().code == 0
     old = faults.published(either.root)
-    either.serves(OTHER, cut_after(HALF), *[say(503)] * 9)
+    either.serve_file(OTHER, cut_after(HALF), *[respond(503)] * 9)
     first = either.run("--update-lock")
     assert first.code == 75
     assert either.target.read_bytes() == DATA
     assert faults.published(either.root) == old
-    assert either.run().code == 0  # without asking, the old one is still what was wanted
-    either.serves(OTHER)
+    assert either.run().code == 0  # without --update-lock the old file is still valid
+    either.serve_file(OTHER)
     expected = {either.name: hashlib.sha256(OTHER).hexdigest()}
-    again = partial(either.run, "--update-lock")
-    assert_survived(either.root, again, expected, [first], code=75, names=[either.path], old=old, secrets=[TOKEN])
+    rerun = functools.partial(either.run, "--update-lock")
+    assert_survived(either.root, rerun, expected, [first], code=75, names=[either.path], old=old, secrets=[TOKEN])
     assert either.starts[-1] == HALF
 
 
-def test_case_03_a_file_of_the_same_size_is_not_taken_for_the_new_one(hub: Trial) -> None:
-    """A whole part beside the old file: a process ended just before it published."""
+def test_old_file_of_the_same_size_is_not_accepted_as_the_new_one(hub: Trial) -> None:
+    """Case 3: a complete part beside the old file, left by a process that ended just before publishing."""
     old, new = DATA, DATA[:-1] + bytes([DATA[-1] ^ 1])
-    hub.serves(old)
+    hub.serve_file(old)
     assert hub.run().code == 0
-    parts.path_of(hub.target).write_bytes(new)
+    partial.part_path(hub.target).write_bytes(new)
     sha256 = hashlib.sha256(new).hexdigest()
-    state = parts._State(1, hub.server.url + SHARD, sha256, len(new), "", len(new))
-    files.write_file(parts.state_path(hub.target), msgspec.json.encode(state))
-    hub.serves(new)
+    state = partial.PartialState(1, hub.server.url + SHARD, sha256, len(new), "", len(new))
+    files.write_file(partial.state_path(hub.target), msgspec.json.encode(state))
+    hub.serve_file(new)
     assert hub.run("--update-lock").code == 0
     assert hub.target.read_bytes() == new
     assert len(hub.server.gets) == 1
 
 
-def test_case_04_a_server_that_ignores_the_range_is_compared_with_what_is_there(hub: Trial) -> None:
-    hub.serves(DATA, cut_after(HALF), ignore_range)
-    done = hub.run()
-    assert done.code == 0
+def test_response_that_ignores_the_range_is_compared_with_the_part(hub: Trial) -> None:
+    """Case 4."""
+    hub.serve_file(DATA, cut_after(HALF), ignore_range)
+    run = hub.run()
+    assert run.code == 0
     assert [bool(request.range) for request in hub.server.gets] == [False, True]
-    hub.survived(done)
+    hub.assert_survived(run)
 
 
-def test_case_04_where_they_differ_the_server_is_believed_from_there_on(hub: Trial) -> None:
-    hub.serves(DATA, flipped(1000, cut=HALF), ignore_range)
-    done = hub.run()
-    assert done.code == 0
+def test_part_is_replaced_from_the_first_difference_on(hub: Trial) -> None:
+    """Case 4."""
+    hub.serve_file(DATA, flip_bit(1000, cut=HALF), ignore_range)
+    run = hub.run()
+    assert run.code == 0
     assert hub.quarantined == []
-    hub.survived(done)
+    hub.assert_survived(run)
 
 
-def test_case_04_a_whole_answer_that_is_cut_early_costs_nothing_of_what_is_there(hub: Trial) -> None:
-    hub.serves(DATA, cut_after(HALF), lambda handler: cut_unannounced(1000)(handler))
-    done = hub.run()
+def test_truncated_full_response_keeps_the_part(hub: Trial) -> None:
+    """Case 4."""
+    hub.serve_file(DATA, cut_after(HALF), lambda handler: cut_without_length(1000)(handler))
+    run = hub.run()
     assert hub.starts == [0, HALF, HALF]
-    hub.survived(done)
+    hub.assert_survived(run)
 
 
 @pytest.mark.parametrize(
     "span",
     [f"bytes {HALF + 1}-{len(DATA) - 1}/{len(DATA)}", f"bytes {HALF}-{len(DATA)}/{len(DATA) + 1}", "", "bytes ²-3/4"],
 )
-def test_case_05_an_answer_with_another_range_is_never_appended(either: Trial, span: str) -> None:
-    either.serves(DATA, cut_after(HALF), ranged(span))
-    done = either.run()
-    assert (done.code, either.starts) == (0, [0, HALF, HALF])
-    either.survived(done)
+def test_response_with_another_range_is_never_appended(either: Trial, span: str) -> None:
+    """Case 5."""
+    either.serve_file(DATA, cut_after(HALF), respond_range(span))
+    run = either.run()
+    assert (run.code, either.starts) == (0, [0, HALF, HALF])
+    either.assert_survived(run)
 
 
-def test_case_05_a_second_one_is_the_last(either: Trial) -> None:
-    either.serves(DATA, cut_after(HALF), *[ranged("bytes 5-9/10")] * 9)
+def test_second_wrong_range_raises_protocol_broken(either: Trial) -> None:
+    """Case 5."""
+    either.serve_file(DATA, cut_after(HALF), *[respond_range("bytes 5-9/10")] * 9)
     first = either.run()
     assert len(either.starts) == 3
-    either.survived(first, code=76, names=[either.path], twice=lambda: either.server.sent - len(DATA), most=2 * 11)
+    either.assert_survived(
+        first, code=76, names=[either.path], twice=lambda: either.server.sent - len(DATA), most=2 * 11
+    )
 
 
-def test_case_06_no_more_bytes_than_are_there_means_that_these_are_all(plain: Trial) -> None:
-    known = {"ETag": badserver.strong_etag(DATA)}
-    plain.serves(DATA, in_chunks(DATA, whole=False, **known), heads=(say(200, ETag=known["ETag"], Content_Length=""),))
-    done = plain.run()
+def test_416_with_the_size_of_the_part_completes_the_transfer(plain: Trial) -> None:
+    """Case 6."""
+    headers = {"ETag": bad_server.strong_etag(DATA)}
+    plain.serve_file(
+        DATA,
+        send_chunked(DATA, is_complete=False, **headers),
+        heads=(respond(200, ETag=headers["ETag"], Content_Length=""),),
+    )
+    run = plain.run()
     assert [(request.status, request.start) for request in plain.server.gets] == [(200, 0), (416, len(DATA))]
-    plain.survived(done, twice=lambda: plain.server.sent - len(DATA))
+    plain.assert_survived(run, twice=lambda: plain.server.sent - len(DATA))
 
 
-def test_case_06_fewer_bytes_than_are_there_mean_to_begin_anew(either: Trial) -> None:
-    either.serves(DATA, cut_after(HALF), say(416, Content_Range=f"bytes */{HALF - 1}"))
-    done = either.run()
+def test_416_with_a_smaller_size_restarts_the_transfer(either: Trial) -> None:
+    """Case 6."""
+    either.serve_file(DATA, cut_after(HALF), respond(416, Content_Range=f"bytes */{HALF - 1}"))
+    run = either.run()
     assert either.starts == [0, HALF, 0]
-    either.survived(done)
+    either.assert_survived(run)
 
 
-def test_case_06_a_server_that_never_has_the_rest_is_not_trusted(either: Trial) -> None:
-    nothing_more = say(416, Content_Range="bytes */nothing")
-    either.serves(DATA, cut_after(HALF), nothing_more, cut_after(HALF), nothing_more)
-    either.survived(either.run(), code=76, names=[either.path, "416"])
+def test_server_that_never_has_the_rest_raises_protocol_broken(either: Trial) -> None:
+    """Case 6."""
+    nothing_more = respond(416, Content_Range="bytes */nothing")
+    either.serve_file(DATA, cut_after(HALF), nothing_more, cut_after(HALF), nothing_more)
+    either.assert_survived(either.run(), code=76, names=[either.path, "416"])
 
 
-def test_case_07_where_the_hash_is_known_no_etag_is_asked_for(hub: Trial) -> None:
+def test_with_a_known_hash_no_etag_is_sent(hub: Trial) -> None:
+    """Case 7."""
+
     def another_etag_each_time(handler: Handler) -> None:
         handler.server.headers["ETag"] = f'"{len(handler.server.log)}"'
         serve(handler, cut=HALF if len(handler.server.gets) == 1 else None)
 
-    hub.serves(DATA, *[another_etag_each_time] * 3, heads=(another_etag_each_time,))
-    done = hub.run()
+    hub.serve_file(DATA, *[another_etag_each_time] * 3, heads=(another_etag_each_time,))
+    run = hub.run()
     assert hub.starts == [0, HALF]
     assert not any("If-Range" in request.headers for request in hub.server.log)
-    hub.survived(done, twice=lambda: hub.server.sent - len(DATA))
+    hub.assert_survived(run, twice=lambda: hub.server.sent - len(DATA))
 
 
-def test_case_07_where_it_is_not_only_a_strong_etag_is(plain: Trial) -> None:
-    plain.serves(DATA, cut_after(HALF))
-    done = plain.run()
-    assert plain.server.gets[1].headers["If-Range"] == badserver.strong_etag(DATA)
-    plain.survived(done)
+def test_without_a_hash_the_strong_etag_is_sent(plain: Trial) -> None:
+    """Case 7."""
+    plain.serve_file(DATA, cut_after(HALF))
+    run = plain.run()
+    assert plain.server.gets[1].headers["If-Range"] == bad_server.strong_etag(DATA)
+    plain.assert_survived(run)
 
 
-@pytest.mark.parametrize("known", [{"ETag": 'W/"weak"'}, {"Last-Modified": "Fri, 20 Nov 2026 10:00:00 GMT"}, {}])
-def test_case_07_by_a_weak_etag_or_a_date_nothing_is_continued(plain: Trial, known: dict[str, str]) -> None:
-    plain.server.says, plain.server.headers = "nothing", known
-    plain.serves(DATA, cut_after(HALF), cut_after(HALF), *[say(503)] * 9)
+@pytest.mark.parametrize("headers", [{"ETag": 'W/"weak"'}, {"Last-Modified": "Fri, 20 Nov 2026 10:00:00 GMT"}, {}])
+def test_weak_etag_or_date_does_not_allow_resuming(plain: Trial, headers: dict[str, str]) -> None:
+    """Case 7."""
+    plain.server.announces, plain.server.headers = "nothing", headers
+    plain.serve_file(DATA, cut_after(HALF), cut_after(HALF), *[respond(503)] * 9)
     first = plain.run()
     assert plain.starts[:2] == [0, 0]
-    assert faults.leftovers(plain.root) == []  # what cannot be continued is not kept
-    plain.survived(first, code=75, names=[plain.path])
+    assert faults.leftovers(plain.root) == []  # a part that cannot be resumed is deleted
+    plain.assert_survived(first, code=75, names=[plain.path])
     assert plain.starts[-1] == 0
 
 
-def test_case_08_what_is_compressed_on_the_way_is_refused(either: Trial) -> None:
-    either.serves(DATA, *[zipped] * 9)
+def test_response_with_content_encoding_is_refused(either: Trial) -> None:
+    """Case 8."""
+    either.serve_file(DATA, *[compress_body] * 9)
     first = either.run()
     assert {request.headers["Accept-Encoding"] for request in either.server.log} == {"identity"}
-    either.survived(first, code=76, names=[either.path, "compresses"])
+    either.assert_survived(first, code=76, names=[either.path, "compressed the response"])
 
 
-# 9 and 10: other content than was promised
+# Cases 9 and 10: other content than published
 
 
-def test_case_09_one_wrong_bit_is_mended_by_fetching_again(hub: Trial) -> None:
-    hub.serves(DATA, flipped(HALF))
-    done = hub.run()
-    assert done.code == 0
+def test_one_wrong_bit_is_repaired_by_fetching_again(hub: Trial) -> None:
+    """Case 9."""
+    hub.serve_file(DATA, flip_bit(HALF))
+    run = hub.run()
+    assert run.code == 0
     (bad,) = hub.quarantined
-    assert [at for at, (one, other) in enumerate(zip(bad, DATA, strict=True)) if one != other] == [HALF]
-    hub.survived(done)
+    assert [at for at, (first_data, second) in enumerate(zip(bad, DATA, strict=True)) if first_data != second] == [HALF]
+    hub.assert_survived(run)
 
 
-def test_case_09_wrong_bits_twice_are_bad_data(hub: Trial) -> None:
-    hub.serves(DATA, *[flipped(HALF)] * 9)
+def test_wrong_bits_twice_raise_bad_data(hub: Trial) -> None:
+    """Case 9."""
+    hub.serve_file(DATA, *[flip_bit(HALF)] * 9)
     first = hub.run()
     assert len(hub.server.gets) == 2
     assert len(hub.quarantined) == 1
-    hub.survived(first, code=65, names=[hub.path, "quarantine/"])
+    hub.assert_survived(first, code=65, names=[hub.path, "quarantine/"])
 
 
-def test_case_09_a_wrong_bit_in_what_an_earlier_command_left_is_found(hub: Trial) -> None:
-    hub.serves(DATA, cut_after(HALF), *[say(503)] * 9)
+def test_wrong_bit_in_an_earlier_part_is_detected(hub: Trial) -> None:
+    """Case 9."""
+    hub.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     first = hub.run()
-    with open(parts.path_of(hub.target), "r+b") as part:
+    with open(partial.part_path(hub.target), "r+b") as part:
         part.seek(1000)
         part.write(bytes([DATA[1000] ^ 1]))
-    hub.survived(first)
+    hub.assert_survived(first)
     assert len(hub.quarantined) == 1
 
 
-PORTAL = say(200, b"<html>Log in to the hotel's network</html>", Content_Type="text/html; charset=utf-8")
-PORTAL_WITHOUT_TYPE = say(200, b"<html>Log in to the hotel's network</html>")
+PORTAL = respond(200, b"<html>Log in to the hotel's network</html>", Content_Type="text/html; charset=utf-8")
+PORTAL_WITHOUT_TYPE = respond(200, b"<html>Log in to the hotel's network</html>")
 
 
-@pytest.mark.parametrize("heads", [(PORTAL,), (), (say(405),)], ids=["also HEAD", "not HEAD", "HEAD says nothing"])
-def test_case_10_a_captive_portal_is_not_a_shard(either: Trial, heads: tuple[Act, ...]) -> None:
-    either.serves(DATA, *[PORTAL] * 9, heads=heads)
+@pytest.mark.parametrize("heads", [(PORTAL,), (), (respond(405),)], ids=["also HEAD", "not HEAD", "HEAD says nothing"])
+def test_captive_portal_is_not_accepted_as_a_shard(either: Trial, heads: tuple[Action, ...]) -> None:
+    """Case 10."""
+    either.serve_file(DATA, *[PORTAL] * 9, heads=heads)
     first = either.run()
     assert not either.root.exists() or faults.leftovers(either.root) == []
-    either.survived(first, code=75, names=[either.path, "a web page"])
+    either.assert_survived(first, code=75, names=[either.path, "a web page"])
 
 
-def test_case_10_nor_is_one_that_does_not_say_what_it_is(either: Trial) -> None:
-    either.serves(DATA, *[PORTAL_WITHOUT_TYPE] * 9, heads=(say(405),))
+def test_captive_portal_without_content_type_is_not_accepted(either: Trial) -> None:
+    """Case 10."""
+    either.serve_file(DATA, *[PORTAL_WITHOUT_TYPE] * 9, heads=(respond(405),))
     first = either.run()
     assert faults.leftovers(either.root) == []
-    either.survived(first, code=75, names=[either.path, "not a zstd file"])
+    either.assert_survived(first, code=75, names=[either.path, "data that is not zstd"])
 
 
-def test_case_10_a_captive_portal_is_no_smaller_version_of_a_file_that_is_there(either: Trial) -> None:
-    either.serves(DATA)
+def test_captive_portal_is_not_taken_for_a_shrunk_file(either: Trial) -> None:
+    """Case 10."""
+    either.serve_file(DATA)
     assert either.run().code == 0
     old = faults.published(either.root)
-    either.serves(DATA, PORTAL, heads=(PORTAL,))
-    either.survived(either.run("--update-lock"), code=75, names=["a web page"], old=old)
+    either.serve_file(DATA, PORTAL, heads=(PORTAL,))
+    either.assert_survived(either.run("--update-lock"), code=75, names=["a web page"], old=old)
 
 
-# 11 to 13: patience
+# Cases 11 to 13: waiting and retrying
 
 
-def test_case_11_a_busy_server_is_asked_again_when_it_says(either: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    naps: list[float] = []
-    monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: naps.append(seconds))
+def test_busy_server_is_retried_after_the_requested_wait(either: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 11."""
+    waits: list[float] = []
+    monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: waits.append(seconds))
     monkeypatch.setenv("NO_PROXY", "*")
-    busy = [say(503), say(429, Retry_After="7"), cut_after(HALF), say(408), say(500, Retry_After="9999"), say(425)]
-    either.serves(DATA, *busy, heads=(say(503, Retry_After="11"),))
+    busy = [
+        respond(503),
+        respond(429, Retry_After="7"),
+        cut_after(HALF),
+        respond(408),
+        respond(500, Retry_After="9999"),
+        respond(425),
+    ]
+    either.serve_file(DATA, *busy, heads=(respond(503, Retry_After="11"),))
     fetch_in_process(either, either.root)
-    assert [nap for nap in naps if nap > 5] == [11, 7, 300]
+    assert [wait for wait in waits if wait > 5] == [11, 7, 300]
     assert either.starts == [0, 0, 0, HALF, HALF, HALF, HALF]
     assert either.target.read_bytes() == DATA
 
 
-def test_case_11_what_would_be_after_the_deadline_is_not_waited_for(either: Trial) -> None:
-    either.serves(DATA, say(429, Retry_After="100"))
+def test_wait_beyond_the_deadline_ends_the_command(either: Trial) -> None:
+    """Case 11."""
+    either.serve_file(DATA, respond(429, Retry_After="100"))
     first = either.run("--deadline", "20")
     assert first.seconds < 10
-    either.survived(first, code=75, names=[either.path, "--deadline"])
+    either.assert_survived(first, code=75, names=[either.path, "--deadline"])
 
 
 SHORT = {
-    "pipeline__network___SILENCE": 0.3,
-    "pipeline__network___PATIENCE": 0.2,
-    "pipeline__transfer___SLOW_SECONDS": 0.4,
+    "pipeline__sources__http___READ_TIMEOUT": 0.3,
+    "pipeline__sources__http___MAX_IDLE": 0.2,
+    "pipeline__sources__transfer___SLOW_SECONDS": 0.4,
 }
 
 
 @pytest.mark.parametrize("after", [0, 1000])
-def test_case_12_a_server_that_falls_silent_is_asked_again_and_then_left(either: Trial, after: int) -> None:
-    either.serves(DATA, *[stall(after)] * 9)
+def test_server_that_stalls_is_retried_and_then_given_up(either: Trial, after: int) -> None:
+    """Case 12."""
+    either.serve_file(DATA, *[stall(after)] * 9)
     first = either.run(**SHORT)
     assert 1 < len(either.server.gets) < 9
-    either.survived(first, code=75, names=[either.path, "no answer for too long"])
+    either.assert_survived(first, code=75, names=[either.path, "no answer for too long"])
 
 
-def test_case_12_a_server_that_is_silent_from_the_start_is_asked_again_and_then_left(either: Trial) -> None:
+def test_server_that_never_answers_is_retried_and_then_given_up(either: Trial) -> None:
+    """Case 12."""
+
     def silent(handler: Handler) -> None:
         handler.server.stopping.wait()
 
-    either.serves(DATA, heads=(silent,) * 9)
+    either.serve_file(DATA, heads=(silent,) * 9)
     first = either.run(**SHORT)
     assert 1 < len(either.server.log) < 9
-    either.survived(first, code=75, names=[either.path, "no answer for too long"])
+    either.assert_survived(first, code=75, names=[either.path, "no answer for too long"])
 
 
-def test_case_12_a_server_that_trickles_is_as_good_as_silent(either: Trial) -> None:
-    either.serves(DATA, *[trickle(1, 0.05)] * 9)
+def test_trickling_server_is_retried_and_then_given_up(either: Trial) -> None:
+    """Case 12."""
+    either.serve_file(DATA, *[trickle(1, 0.05)] * 9)
     first = either.run(**SHORT)
     assert 1 < len(either.server.gets) < 9
-    either.survived(first, code=75, names=[either.path, "bytes came in"])
-    assert either.starts[-1] > 0  # and yet what came is kept
+    either.assert_survived(first, code=75, names=[either.path, "received only"])
+    assert either.starts[-1] > 0  # the bytes received were kept
 
 
 def stall_late(handler: Handler) -> None:
-    """Send little for a while, and then nothing for ever."""
-    handler.begin(200, {"Content-Length": str(len(DATA)), **handler.server.told(DATA)})
-    for place in range(17):
-        handler.send(DATA[place : place + 1])
+    """Send little for a while, then nothing."""
+    handler.begin(200, {"Content-Length": str(len(DATA)), **handler.server.metadata_of(DATA)})
+    for offset in range(17):
+        handler.send(DATA[offset : offset + 1])
         handler.server.stopping.wait(0.1)
     handler.server.stopping.wait()
 
 
 @pytest.mark.parametrize("act", [stall_late, trickle(1, 0.05)], ids=["silent in the end", "trickling"])
-def test_case_12_the_deadline_holds_whatever_the_server_does(either: Trial, act: Act) -> None:
-    either.serves(DATA, *[act] * 9)
+def test_deadline_holds_for_stalling_and_trickling_servers(either: Trial, act: Action) -> None:
+    """Case 12."""
+    either.serve_file(DATA, *[act] * 9)
     first = either.run("--deadline", "2")
     assert 1.9 < first.seconds < 3.2
-    either.survived(first, code=75, names=[either.path, "--deadline"])
+    either.assert_survived(first, code=75, names=[either.path, "--deadline"])
 
 
-def test_case_12_an_answer_without_a_length_that_the_deadline_ends_is_not_a_whole_file(
-    server: Server, root: Path
-) -> None:
+def test_response_without_length_ended_by_the_deadline_is_not_complete(server: Server, root: Path) -> None:
+    """Case 12."""
+
     def endless(handler: Handler) -> None:
         handler.begin(200, {})
         handler.send(b"the first line\n")
         handler.server.stopping.wait()
 
-    server.says = "nothing"
-    server.files["/a.txt"], server.scripts["/a.txt"], server.heads["/a.txt"] = b"all of it", [endless], [say(405)]
+    server.announces = "nothing"
+    server.files["/a.txt"], server.scripts["/a.txt"], server.heads["/a.txt"] = b"all of it", [endless], [respond(405)]
     command = Command(root, ("download", f"{server.url}/a.txt", "--deadline", "1"), {}, CONSTANTS)
     expected = {"raw/a/a.txt": hashlib.sha256(b"all of it").hexdigest()}
     assert_survived(root, command.run, expected, [command.run()], code=75, names=["/a.txt", "--deadline"])
 
 
-def test_case_13_a_signed_link_that_expires_is_asked_for_anew(hub: Trial) -> None:
-    with badserver.running() as store:
+def test_expired_signed_link_is_requested_again(hub: Trial) -> None:
+    """Case 13."""
+    with bad_server.running_server() as store:
         signed = [f"/blob?X-Amz-Signature=secret{number}" for number in range(4)]
-        links = [redirect(store.url + path, **as_names(badserver.linked(DATA))) for path in signed]
-        hub.serves(DATA, *links)
+        links = [redirect(store.url + path, **as_names(bad_server.hub_headers(DATA))) for path in signed]
+        hub.serve_file(DATA, *links)
         store.files |= dict.fromkeys(signed, DATA)
-        store.scripts[signed[0]] = [cut_after(HALF), say(403)]
-        store.scripts[signed[1]] = [say(403)]
-        done = hub.run("--allow-host", f"127.0.0.1:{store.server_port}")
-        assert done.code == 0
+        store.scripts[signed[0]] = [cut_after(HALF), respond(403)]
+        store.scripts[signed[1]] = [respond(403)]
+        run = hub.run("--allow-host", f"127.0.0.1:{store.server_port}")
+        assert run.code == 0
         assert [(request.path, request.start) for request in store.gets] == [
             (signed[0], 0),
             (signed[1], HALF),
             (signed[2], HALF),
         ]
         assert not any("Authorization" in request.headers for request in store.log)
-        hub.survived(done, secrets=(TOKEN, "Signature", "secret"), twice=lambda: store.sent - len(DATA))
+        hub.assert_survived(run, secrets=(TOKEN, "Signature", "secret"), twice=lambda: store.sent - len(DATA))
 
 
-def test_case_13_a_link_that_is_never_valid_is_left_after_a_while(hub: Trial) -> None:
-    with badserver.running() as store:
-        link = redirect(f"{store.url}/thread?X-Amz-Signature=secret", **as_names(badserver.linked(DATA)))
-        hub.serves(DATA, *[link] * 9)
-        store.scripts["/thread?X-Amz-Signature=secret"] = [say(403)] * 9
+def test_signed_link_that_is_never_valid_is_given_up(hub: Trial) -> None:
+    """Case 13."""
+    with bad_server.running_server() as store:
+        link = redirect(f"{store.url}/thread?X-Amz-Signature=secret", **as_names(bad_server.hub_headers(DATA)))
+        hub.serve_file(DATA, *[link] * 9)
+        store.scripts["/thread?X-Amz-Signature=secret"] = [respond(403)] * 9
         first = hub.run("--allow-host", f"127.0.0.1:{store.server_port}")
-    hub.survived(first, code=75, names=[hub.path, "403"], secrets=(TOKEN, "Signature", "secret"))
+    hub.assert_survived(first, code=75, names=[hub.path, "403"], secrets=(TOKEN, "Signature", "secret"))
 
 
 def as_names(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, value in headers.items()}
 
 
-# 17 to 20: the disk
+# Cases 17 to 20: the disk
 
 
-def test_case_17_a_disk_that_is_too_small_is_refused_before_anything_is_written(hub: Trial) -> None:
+def test_too_small_disk_is_refused_before_any_write(hub: Trial) -> None:
+    """Case 17."""
     with faults.tmpfs(hub.root, "2m"):
-        hub.serves(DATA)
+        hub.serve_file(DATA)
         first = hub.run()
         assert list(hub.root.iterdir()) == []
         assert hub.server.gets == []
-        assert "0.07 GB are needed and 0.00 GB are free" in first.err
-    hub.survived(first, code=74, names=[str(hub.root)])
+        assert "0.07 GB needed, 0.00 GB free" in first.err
+    hub.assert_survived(first, code=74, names=[str(hub.root)])
 
 
-NO_RESERVE = {"pipeline__download___RESERVE": 0}
+NO_RESERVE = {"pipeline__sources__download___RESERVE": 0}
 
 
 @pytest.mark.parametrize("trial", ["hub", "plain"])
-def test_case_18_a_disk_that_is_full_half_way_keeps_what_was_durable(
-    trial: str, request: pytest.FixtureRequest
-) -> None:
+def test_disk_full_during_the_transfer_keeps_the_durable_bytes(trial: str, request: pytest.FixtureRequest) -> None:
+    """Case 18."""
     either: Trial = request.getfixturevalue(trial)
     data, filler = zstd(1500 * KIB, 3), either.root / "filler"
 
     def fill() -> None:
-        """Somebody else takes what is free."""
+        """Fill the disk, as another process might."""
         with open(filler, "wb", buffering=0) as out, suppress(OSError):
             while out.write(bytes(4096)):
                 pass
 
     def full_after_a_third(handler: Handler) -> None:
-        handler.begin(200, {"Content-Length": str(len(data)), **handler.server.told(data)})
+        handler.begin(200, {"Content-Length": str(len(data)), **handler.server.metadata_of(data)})
         handler.send(data[: len(data) // 3])
-        wait_for(lambda: parts.state_path(either.target).exists())
+        wait_for(lambda: partial.state_path(either.target).exists())
         fill()
         handler.send(data[len(data) // 3 :])
 
     with faults.tmpfs(either.root, "3m"):
-        either.serves(data, full_after_a_third)
+        either.serve_file(data, full_after_a_third)
         first = either.run(**NO_RESERVE)
-        kept = state_of(either)["durable"]
-        assert 0 < kept <= len(data) // 3 + INTERVAL
-        assert parts.path_of(either.target).read_bytes()[:kept] == data[:kept]
+        durable = state_of(either)["durable"]
+        assert 0 < durable <= len(data) // 3 + INTERVAL
+        assert partial.part_path(either.target).read_bytes()[:durable] == data[:durable]
         filler.unlink()
-        either.serves(data)
+        either.serve_file(data)
         expected = {either.name: hashlib.sha256(data).hexdigest()}
-        again = partial(either.run, **NO_RESERVE)
+        rerun = functools.partial(either.run, **NO_RESERVE)
         names = [either.target.name, "no space left"]
-        assert_survived(either.root, again, expected, [first], code=74, names=names, secrets=[TOKEN])
-        assert either.starts[-1] == kept
+        assert_survived(either.root, rerun, expected, [first], code=74, names=names, secrets=[TOKEN])
+        assert either.starts[-1] == durable
 
 
-# Small pieces, so that there are many operations on the disk.
+# Small pieces cause many disk operations.
 SMALL, MEDIUM = zstd(3 * INTERVAL), zstd(6 * INTERVAL)
 PIECE = 4 * KIB
 FINE = {**CONSTANTS, "pipeline.sources.transfer._CHUNK": PIECE}
 
 
 @dataclass
-class Twice:
-    """How many bytes a command asked for that an earlier one had already written."""
+class RefetchedBytes:
+    """Count the bytes that a command requests although an earlier one had written them."""
 
     trial: Trial
 
     def __post_init__(self) -> None:
-        part, target = files.size_of(parts.path_of(self.trial.target)), files.size_of(self.trial.target)
+        part, target = files.size_of(partial.part_path(self.trial.target)), files.size_of(self.trial.target)
         self.written, self.before = part or target or 0, len(self.trial.starts)
 
     def __call__(self) -> int:
-        asked = self.trial.starts[self.before :]
-        return self.written - asked[0] if asked else 0
+        new_starts = self.trial.starts[self.before :]
+        return self.written - new_starts[0] if new_starts else 0
 
 
 def source_of(trial: Trial) -> Source:
     (reference, *options) = trial.command.arguments[1:]
-    return sources.resolve(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
+    return catalogue.resolve(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
 
 
 def fetch_in_process(trial: Trial, root: Path, **options: bool) -> Run:
-    """The same as the command does, in this process."""
+    """Run the download in this process."""
     download.download(root, source_of(trial), Silent(), **options)
     return Run(0, "", "")
 
 
 @pytest.fixture
 def fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, what `FINE` is in others."""
+    """Set the constants in `FINE` in this process."""
     monkeypatch.setenv("NO_PROXY", "*")
     for name, value in FINE.items():
         monkeypatch.setattr(name, value)
@@ -619,71 +668,75 @@ def fine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fine")
 @pytest.mark.parametrize(
-    ("trial", "what"), [("hub", "kill"), *[("plain", what) for what in ("ENOSPC", "EIO", "kill", "torn")]]
+    ("trial", "kind"), [("hub", "kill"), *[("plain", kind) for kind in ("ENOSPC", "EIO", "kill", "torn")]]
 )
-def test_case_18_19_22_whatever_goes_wrong_on_the_disk_the_next_command_ends_well(
-    trial: str, what: str, request: pytest.FixtureRequest
-) -> None:
-    """SQLite's method: the first operation goes wrong, then the second, the third, until a run is through."""
+def test_command_after_any_disk_fault_succeeds(trial: str, kind: str, request: pytest.FixtureRequest) -> None:
+    """Cases 18, 19 and 22. As SQLite tests it: fail the first operation, then the second, until a run succeeds."""
     either: Trial = request.getfixturevalue(trial)
     expected = {either.name: hashlib.sha256(SMALL).hexdigest()}
     codes = set()
 
     def attempt(number: int) -> bool:
-        either.serves(SMALL)
+        either.serve_file(SMALL)
         root = either.root.with_name(f"artifacts-{number}")
         trial = replace(either, root=root, command=replace(either.command, root=root, constants=FINE))
-        operation = "write" if what == "torn" else "any"
-        first = trial.command.run_forked(Fault(operation, number, what, lasting=what == "ENOSPC"))
+        operation = "write" if kind == "torn" else "any"
+        first = trial.command.run_forked(Fault(operation, number, kind, lasting=kind == "ENOSPC"))
         codes.add(first.code)
         through = first.code == 0
         failed = {} if through or first.code == -9 else {"code": 74, "names": [root.name]}
-        twice, again = Twice(trial), partial(fetch_in_process, trial, root)
-        assert_survived(root, again, expected, [first], twice=twice, most=INTERVAL + PIECE, secrets=[TOKEN], **failed)
+        refetched, rerun = RefetchedBytes(trial), functools.partial(fetch_in_process, trial, root)
+        assert_survived(
+            root, rerun, expected, [first], twice=refetched, most=INTERVAL + PIECE, secrets=[TOKEN], **failed
+        )
         return not through
 
     assert faults.sweep(attempt) > 12
-    assert codes == {0, 74 if what.startswith("E") else -9}
+    assert codes == {0, 74 if kind.startswith("E") else -9}
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_19_a_sync_that_failed_is_not_tried_again(either: Trial) -> None:
-    either.serves(SMALL)
+def test_failed_sync_is_not_retried(either: Trial) -> None:
+    """Case 19."""
+    either.serve_file(SMALL)
     broken = faults.FaultyDisk(Fault("sync", 4, "EIO"))
     with faults.disk(broken), pytest.raises(OSError, match="nput/output error"):
         fetch_in_process(either, either.root)
     failed = [operation.path for operation in broken.log if operation.kind == "sync"][-1]
-    assert failed == parts.path_of(either.target)
-    kept = state_of(either)["durable"]
-    assert 0 < kept < len(SMALL)
-    assert files.size_of(parts.path_of(either.target)) == kept + INTERVAL
+    assert failed == partial.part_path(either.target)
+    durable = state_of(either)["durable"]
+    assert 0 < durable < len(SMALL)
+    assert files.size_of(partial.part_path(either.target)) == durable + INTERVAL
     fetch_in_process(either, either.root)
-    assert either.starts[-1] == kept
+    assert either.starts[-1] == durable
     assert either.target.read_bytes() == SMALL
 
 
-def test_case_19_a_system_that_cannot_sync_ends_the_command(either: Trial) -> None:
-    either.serves(SMALL)
+def test_failing_fsync_ends_the_command(either: Trial) -> None:
+    """Case 19."""
+    either.serve_file(SMALL)
     command = replace(either.command, before=faults.injected("fsync", "error=EIO:when=4"), constants=FINE)
     first = command.run()
-    kept = state_of(either)["durable"]
-    assert 0 < kept < len(SMALL)
-    either.survived(first, SMALL, code=74, names=[either.target.name], twice=Twice(either), most=INTERVAL + PIECE)
-    assert either.starts[-1] == kept
+    durable = state_of(either)["durable"]
+    assert 0 < durable < len(SMALL)
+    either.assert_survived(
+        first, SMALL, code=74, names=[either.target.name], twice=RefetchedBytes(either), most=INTERVAL + PIECE
+    )
+    assert either.starts[-1] == durable
 
 
-def placed(after: Mapping[Path, bytes], old: Path, new: Path) -> None:
-    """What a power cut left below `old`, below `new`."""
+def write_state(after: Mapping[Path, bytes], old: Path, new: Path) -> None:
+    """Write the files left by a power cut below `old` to the same paths below `new`."""
     for path, data in after.items():
-        place = new / path.relative_to(old)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
+        new_path = new / path.relative_to(old)
+        new_path.parent.mkdir(parents=True, exist_ok=True)
+        new_path.write_bytes(data)
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_20_after_a_power_cut_at_any_point_the_next_command_ends_well(either: Trial) -> None:
-    """Every state that a system may leave that keeps what was synced, made from a log of one run."""
-    either.serves(SMALL)
+def test_command_after_a_power_cut_at_any_point_succeeds(either: Trial) -> None:
+    """Case 20: every state in which synced data survives, derived from the log of one run."""
+    either.serve_file(SMALL)
     watched = faults.LoggingDisk()
     with faults.disk(watched):
         fetch_in_process(either, either.root)
@@ -691,150 +744,153 @@ def test_case_20_after_a_power_cut_at_any_point_the_next_command_ends_well(eithe
     assert len(states) > 20
     for number, after in enumerate(states):
         root = either.root.with_name(f"artifacts-{number}")
-        placed(after, either.root, root)
+        write_state(after, either.root, root)
         trial = replace(either, root=root)
-        if parts.state_path(trial.target).exists() and (part := parts.path_of(trial.target)).exists():
+        if partial.state_path(trial.target).exists() and (part := partial.part_path(trial.target)).exists():
             durable = state_of(trial)["durable"]
             assert part.read_bytes()[:durable] == SMALL[:durable]
             assert len(part.read_bytes()) >= durable
         faults.assert_whole(root, (expected,), {})
-        twice = Twice(trial)
+        refetched = RefetchedBytes(trial)
         fetch_in_process(either, root)
         assert faults.published(root) == expected
         faults.assert_whole(root, (expected,), expected)
         assert faults.leftovers(root) == []
-        assert twice() <= INTERVAL + PIECE
+        assert refetched() <= INTERVAL + PIECE
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_20_after_a_power_cut_a_part_is_of_the_file_that_its_state_names(plain: Trial) -> None:
-    """The server goes from A to B, of the same size, and back to A, when what was left is half of the one or other."""
-    one, other = SMALL, bytes(reversed(SMALL[4:])).join((SMALL[:4], b""))
-    assert (len(one), one[:4]) == (len(other), other[:4])
-    for data in (one, other):
+def test_part_after_a_power_cut_belongs_to_the_file_in_its_state(plain: Trial) -> None:
+    """Case 20: the server changes from A to B, of the same size, and back, while half of one is stored."""
+    first_data, second = SMALL, bytes(reversed(SMALL[4:])).join((SMALL[:4], b""))
+    assert (len(first_data), first_data[:4]) == (len(second), second[:4])
+    for data in (first_data, second):
         watched = faults.LoggingDisk()
         before = {path: path.read_bytes() for path in plain.root.rglob("*.part*")}
-        plain.serves(data, cut_after(len(one) // 2), *[say(403)] * 9)
+        plain.serve_file(data, cut_after(len(first_data) // 2), *[respond(403)] * 9)
         with faults.disk(watched), pytest.raises(NotPermitted):
             fetch_in_process(plain, plain.root)
     states = faults.power_cuts(watched.log, before)
     assert len(states) > 8
-    plain.serves(one)
+    plain.serve_file(first_data)
     for number, after in enumerate(states):
         root = plain.root.with_name(f"artifacts-{number}")
-        placed(after, plain.root, root)
+        write_state(after, plain.root, root)
         fetch_in_process(plain, root)
-        assert (root / plain.name).read_bytes() == one
+        assert (root / plain.name).read_bytes() == first_data
 
 
-def test_case_20_after_a_power_cut_on_a_real_file_system_the_next_command_ends_well(hub: Trial, tmp_path: Path) -> None:
-    hub.serves(DATA, trickle(2 * KIB, 0.005))
+def test_command_after_a_power_cut_on_ext4_succeeds(hub: Trial, tmp_path: Path) -> None:
+    """Case 20."""
+    hub.serve_file(DATA, trickle(2 * KIB, 0.005))
     with faults.ext4(hub.root, tmp_path / "image"):
         process = replace(hub.command, constants={**FINE, **{"pipeline.sources.download._RESERVE": 0}}).start()
         wait_for(lambda: hub.server.sent > 3 * INTERVAL)
         with faults.stopped(process), faults.power_cut(tmp_path / "image", tmp_path / "cut" / "artifacts") as root:
             cut = replace(hub, root=root, command=replace(hub.command, root=root))
-            kept, part = state_of(cut)["durable"], parts.path_of(cut.target).read_bytes()
-            assert INTERVAL <= kept <= len(part)
-            assert part[:kept] == DATA[:kept]
+            durable, part = state_of(cut)["durable"], partial.part_path(cut.target).read_bytes()
+            assert INTERVAL <= durable <= len(part)
+            assert part[:durable] == DATA[:durable]
             sent = hub.server.sent
-            assert sent - kept <= 2 * INTERVAL + PIECE
+            assert sent - durable <= 2 * INTERVAL + PIECE
             killed = faults.kill(process)
-            cut.serves(DATA)
-            again = partial(cut.run, **NO_RESERVE)
+            cut.serve_file(DATA)
+            rerun = functools.partial(cut.run, **NO_RESERVE)
             expected = {hub.name: hashlib.sha256(DATA).hexdigest()}
-            assert_survived(root, again, expected, [killed], secrets=[TOKEN])
-            assert hub.starts == [0, kept]
+            assert_survived(root, rerun, expected, [killed], secrets=[TOKEN])
+            assert hub.starts == [0, durable]
 
 
-# 21 and 22: processes
+# Cases 21 and 22: processes
 
 
-def test_case_21_two_commands_fetch_a_file_once(either: Trial) -> None:
-    either.serves(DATA, trickle(4 * KIB, 0.02))
+def test_two_commands_fetch_a_file_once(either: Trial) -> None:
+    """Case 21."""
+    either.serve_file(DATA, trickle(4 * KIB, 0.02))
     first = either.command.start()
     wait_for(lambda: either.server.gets)
     second = either.run()
     faults.assert_one_error(second, 75, [str(either.target.parent), f"process {first.pid}", "download"])
-    one = faults.ended(first)
-    assert one.code == 0
+    first_run = faults.ended(first)
+    assert first_run.code == 0
     assert len(either.server.gets) == 1
-    either.survived(second, code=75, old=faults.published(either.root))
+    either.assert_survived(second, code=75, old=faults.published(either.root))
     assert len(either.server.gets) == 1
 
 
 @pytest.mark.usefixtures("fine")
 @pytest.mark.parametrize("update", [False, True])
-def test_case_21_what_another_process_fetched_meanwhile_is_not_fetched_again(either: Trial, update: bool) -> None:
-    """It surveyed while the other one fetched, and got the lock when that was done."""
+def test_file_fetched_by_another_process_is_not_fetched_again(either: Trial, update: bool) -> None:
+    """Case 21: the survey ran while the other process fetched, which then released the lock."""
     source = source_of(either)
     if update:
-        either.serves(OTHER)
+        either.serve_file(OTHER)
         fetch_in_process(either, either.root)
-    either.serves(DATA)
-    found = download.survey(either.root, source, Network(), update=update)
+    either.serve_file(DATA)
+    statuses = download.survey(either.root, source, Network(), update=update)
     fetch_in_process(either, either.root, update=update)
-    asked = len(either.server.gets)
-    done = download.fetch(either.root, source, found, Silent(), Network(), jobs=1, update=update)
-    assert (done.fetched, done.unchanged) == (0, 1)
-    assert len(either.server.gets) == asked
+    request_count = len(either.server.gets)
+    result = download.fetch(either.root, source, statuses, Silent(), Network(), jobs=1, update=update)
+    assert (result.fetched, result.unchanged) == (0, 1)
+    assert len(either.server.gets) == request_count
     assert either.target.read_bytes() == DATA
 
 
 @pytest.mark.usefixtures("fine")
-def test_case_22_killed_at_any_byte_it_goes_on_with_no_more_than_an_interval_lost(either: Trial) -> None:
+def test_kill_at_any_byte_loses_at_most_one_interval(either: Trial) -> None:
+    """Case 22."""
     draw, kills, roots = random.Random(22), 0, 0
     expected = {either.name: hashlib.sha256(MEDIUM).hexdigest()}
     resumed = 0
-    while kills < 25:  # and as many for the other kind of server
+    while kills < 25:  # per kind of server
         roots += 1
         root = either.root.with_name(f"artifacts-{roots}")
         trial = replace(either, root=root, command=replace(either.command, root=root, constants=FINE))
-        done = Run(0, "", "")
+        run = Run(0, "", "")
         for _ in range(5):
-            trial.serves(MEDIUM, trickle(512, 0.002))
-            twice = Twice(trial)
-            done = trial.command.run_forked(kill_after=draw.uniform(0.02, 0.15))
-            assert done.code in (0, -9), done.err
-            assert twice() <= INTERVAL + PIECE
-            resumed += twice.written > 0 and done.code == -9
-            kills += done.code == -9
-        trial.serves(MEDIUM)
-        twice, again = Twice(trial), partial(fetch_in_process, trial, root)
-        assert_survived(root, again, expected, [done], twice=twice, most=INTERVAL + PIECE, secrets=[TOKEN])
+            trial.serve_file(MEDIUM, trickle(512, 0.002))
+            refetched = RefetchedBytes(trial)
+            run = trial.command.run_forked(kill_after=draw.uniform(0.02, 0.15))
+            assert run.code in (0, -9), run.err
+            assert refetched() <= INTERVAL + PIECE
+            resumed += refetched.written > 0 and run.code == -9
+            kills += run.code == -9
+        trial.serve_file(MEDIUM)
+        refetched, rerun = RefetchedBytes(trial), functools.partial(fetch_in_process, trial, root)
+        assert_survived(root, rerun, expected, [run], twice=refetched, most=INTERVAL + PIECE, secrets=[TOKEN])
     assert resumed > 5
 
 
-# What holds beside the catalogue
+# Other invariants
 
 
-def test_a_state_that_cannot_be_read_only_costs_the_part(either: Trial) -> None:
+def test_unreadable_state_discards_only_the_part(either: Trial) -> None:
     for torn in (b"", b"{", b'{"schema": 1}', b"\xff", json.dumps({"schema": 9}).encode(), b"[" * 100_000):
-        either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
+        either.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
         either.command.run_forked()
-        parts.state_path(either.target).write_bytes(torn)
-        either.serves(DATA)
+        partial.state_path(either.target).write_bytes(torn)
+        either.serve_file(DATA)
         assert either.command.run_forked().code == 0
         assert either.target.read_bytes() == DATA
         assert either.starts[-1] == 0
         either.target.unlink()
-        (either.target.parent / sources.LOCK_FILE).unlink()
+        (either.target.parent / catalogue.LOCK_FILE).unlink()
 
 
-def test_a_state_that_says_more_than_there_is_is_not_believed(either: Trial) -> None:
-    either.serves(DATA, cut_after(HALF), *[say(503)] * 9)
+def test_state_that_claims_more_bytes_than_the_part_is_corrected(either: Trial) -> None:
+    either.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     first = either.run()
-    os.truncate(parts.path_of(either.target), 1000)
-    either.survived(first)
+    os.truncate(partial.part_path(either.target), 1000)
+    either.assert_survived(first)
     assert either.starts[-1] == 1000
 
 
-def test_a_part_of_another_file_is_never_continued_though_that_comes_back(plain: Trial) -> None:
-    """The server goes from A to B and back to A, and each time the command is killed."""
-    plain.serves(DATA, cut_after(HALF), *[say(503)] * 9)
+def test_part_of_another_file_is_never_resumed(plain: Trial) -> None:
+    """The server changes from A to B and back, and the command is killed each time."""
+    plain.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     assert plain.run().code == 75
     assert OTHER[:1000] != DATA[:1000]
-    plain.serves(OTHER[: len(DATA)].ljust(len(DATA), b"!"), trickle(KIB, 0.01))
+    plain.serve_file(OTHER[: len(DATA)].ljust(len(DATA), b"!"), trickle(KIB, 0.01))
     process = plain.command.start()
-    wait_for(lambda: (files.size_of(parts.path_of(plain.target)) or HALF) not in (0, HALF))
-    plain.survived(faults.kill(process))
+    wait_for(lambda: (files.size_of(partial.part_path(plain.target)) or HALF) not in (0, HALF))
+    plain.assert_survived(faults.kill(process))

@@ -1,4 +1,4 @@
-"""Durable files: whole or absent, never replaced in silence, one holder of a lock."""
+"""Durable files: complete or absent, and never replaced silently."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ with files.new_file(Path(sys.argv[1])) as out:
 """
 
 
-def test_a_new_file_holds_what_was_written_and_knows_its_hash(tmp_path: Path) -> None:
+def test_new_file_holds_the_written_bytes_and_their_hash(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     with files.new_file(target) as out:
         out.write(b"ink")
@@ -41,7 +41,7 @@ def test_a_new_file_holds_what_was_written_and_knows_its_hash(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_the_old_content_and_no_temporary(tmp_path: Path, error: type[BaseException]) -> None:
+def test_exception_keeps_old_content_and_leaves_no_temporary(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.txt"
     target.write_bytes(b"old")
 
@@ -56,54 +56,52 @@ def test_an_exception_leaves_the_old_content_and_no_temporary(tmp_path: Path, er
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_an_exception_before_the_first_content_leaves_nothing(tmp_path: Path) -> None:
+def test_exception_before_first_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), files.new_file(tmp_path / "a.txt"):
         raise RuntimeError
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_cannot_sync_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_sync_keeps_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.txt"
     target.write_bytes(b"old")
 
-    def broken(descriptor: int) -> None:
+    def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="input/output"):
         files.write_file(target, b"new")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_writer_killed_half_way_leaves_the_old_content(tmp_path: Path) -> None:
+def test_killed_writer_keeps_old_content(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     target.write_bytes(b"old")
-    with another_process(WRITE_HALF, target) as (process, said):
-        assert said == "half"
+    with another_process(WRITE_HALF, target) as (process, first_line):
+        assert first_line == "half"
         process.kill()
         process.wait()
     assert target.read_bytes() == b"old"
 
 
-def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-    fsync, replace = os.fsync, os.rename
+def test_file_is_synced_before_rename_and_folder_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations: list[str] = []
+    real_fsync, real_rename = os.fsync, os.rename
 
     def sync(descriptor: int) -> None:
-        done.append("sync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
-        fsync(descriptor)
+        operations.append("sync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        real_fsync(descriptor)
 
     def rename(source: Path, target: Path) -> None:
-        done.append("rename")
-        replace(source, target)
+        operations.append("rename")
+        real_rename(source, target)
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", rename)
     files.write_file(tmp_path / "a.txt", b"new")
-    assert done == ["sync file", "rename", "sync folder"]
+    assert operations == ["sync file", "rename", "sync folder"]
 
 
 def write_and_read_back(path: Path) -> None:
@@ -111,26 +109,30 @@ def write_and_read_back(path: Path) -> None:
     assert path.read_bytes() == b"text"
 
 
-def test_the_longest_latin_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+def test_longest_latin_file_name_can_be_written(tmp_path: Path) -> None:
     write_and_read_back(tmp_path / ("a" * 255))
 
 
-def test_the_longest_chinese_name_that_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
+def test_longest_chinese_file_name_can_be_written(tmp_path: Path) -> None:
     write_and_read_back(tmp_path / ("水" * 85))
 
 
 @given(before=st.lists(st.binary()), after=st.lists(st.binary()))
-def test_a_restart_forgets_all_that_came_before(before: list[bytes], after: list[bytes]) -> None:
+def test_cut_to_zero_forgets_earlier_bytes(before: list[bytes], after: list[bytes]) -> None:
     handle = io.BytesIO()
     out = files.HashingFile(handle, Path("unused"))
-    for piece in before:
-        out.write(piece)
+    for data in before:
+        out.write(data)
     assert out.sha256 == hashlib.sha256(b"".join(before)).hexdigest()
     out.cut(0)
-    for piece in after:
-        out.write(piece)
-    whole = b"".join(after)
-    assert (handle.getvalue(), out.size, out.sha256) == (whole, len(whole), hashlib.sha256(whole).hexdigest())
+    for data in after:
+        out.write(data)
+    expected = b"".join(after)
+    assert (handle.getvalue(), out.size, out.sha256) == (
+        expected,
+        len(expected),
+        hashlib.sha256(expected).hexdigest(),
+    )
 
 
 def folder_with(path: Path, text: str) -> Path:
@@ -139,18 +141,18 @@ def folder_with(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_published_folder_appears_whole_and_its_draft_is_gone(tmp_path: Path) -> None:
+def test_publishing_a_folder_moves_the_draft(tmp_path: Path) -> None:
     draft = folder_with(tmp_path / ".draft", "new")
     assert files.publish_directory(draft, tmp_path / "key")
     assert (tmp_path / "key" / "deep" / "a.txt").read_text() == "new"
     assert not draft.exists()
 
 
-def test_publishing_never_replaces_what_stands(tmp_path: Path) -> None:
-    standing = folder_with(tmp_path / "key", "old")
+def test_publishing_never_replaces_a_folder(tmp_path: Path) -> None:
+    existing = folder_with(tmp_path / "key", "old")
     draft = folder_with(tmp_path / ".draft", "new")
-    assert not files.publish_directory(draft, standing)
-    assert (standing / "deep" / "a.txt").read_text() == "old"
+    assert not files.publish_directory(draft, existing)
+    assert (existing / "deep" / "a.txt").read_text() == "old"
     assert not draft.exists()
 
 
@@ -163,7 +165,7 @@ def test_publishing_over_a_file_fails_and_keeps_both(tmp_path: Path) -> None:
     assert (draft / "deep" / "a.txt").read_text() == "new"
 
 
-def test_point_swaps_a_relative_symlink(tmp_path: Path) -> None:
+def test_point_replaces_a_relative_symlink(tmp_path: Path) -> None:
     for key in ("first", "second"):
         folder_with(tmp_path / key, key)
         files.point(tmp_path / "current", key)
@@ -172,21 +174,21 @@ def test_point_swaps_a_relative_symlink(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["current", "first", "second"]
 
 
-def test_removing_a_tree_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+def test_removing_a_missing_tree_does_nothing(tmp_path: Path) -> None:
     files.remove_tree(folder_with(tmp_path / "key", "old"))
     files.remove_tree(tmp_path / "key")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
-def test_sha256_of_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
+def test_sha256_of_matches_hashlib(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     (tmp_path / "a").write_bytes(data)
     assert files.sha256_of(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
-def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
-    files.require_space(tmp_path / "not" / "there" / "yet", 1)
-    with pytest.raises(StorageFailed, match="GB are needed") as caught:
-        files.require_space(tmp_path / "not" / "there" / "yet", 1 << 62)
+def test_free_space_is_that_of_nearest_existing_folder(tmp_path: Path) -> None:
+    files.require_space(tmp_path / "not" / "created" / "yet", 1)
+    with pytest.raises(StorageFailed, match="GB needed") as caught:
+        files.require_space(tmp_path / "not" / "created" / "yet", 1 << 62)
     assert caught.value.exit_code == 74

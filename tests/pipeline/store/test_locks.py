@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, free when it dies; leases: readers whose generation stays."""
+"""Locks have one holder and end with its process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with locks.lock(Path(sys.argv[1]), doing="clean pile"):
 
 @contextmanager
 def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock `path` and has a child of its own."""
+    """Start a process that holds the lock `path` and has a child process."""
     with another_process(HOLD_THE_LOCK, path) as (process, child):
         try:
             yield process
@@ -40,7 +40,7 @@ def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
             os.kill(int(child), signal.SIGKILL)
 
 
-def test_a_second_process_is_told_to_try_again_at_once(tmp_path: Path) -> None:
+def test_second_process_gets_try_again_at_once(tmp_path: Path) -> None:
     path = tmp_path / "shelf" / ".lock"
     with lock_holder(path) as holder:
         start = time.monotonic()
@@ -53,19 +53,19 @@ def test_a_second_process_is_told_to_try_again_at_once(tmp_path: Path) -> None:
         assert locks.is_locked(path)
 
 
-def test_a_lock_is_free_once_its_holder_is_killed_though_its_child_lives(tmp_path: Path) -> None:
+def test_killed_holder_frees_the_lock_though_its_child_lives(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with lock_holder(path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         assert not locks.is_locked(path)
         with locks.lock(path, doing="tokenize"):
-            found = locks.holder(path)
-            assert found
-            assert (found.pid, found.doing) == (os.getpid(), "tokenize")
+            holder_now = locks.holder(path)
+            assert holder_now
+            assert (holder_now.pid, holder_now.doing) == (os.getpid(), "tokenize")
 
 
-def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
+def test_lock_waits_as_long_as_requested(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     held, release = threading.Event(), threading.Event()
 
@@ -78,14 +78,14 @@ def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
     thread.start()
     assert held.wait(10)
     with pytest.raises(TryAgain), locks.lock(path, wait=0.15):
-        pytest.fail("two hold the lock")
+        pytest.fail("two threads hold the lock")
     release.set()
     with locks.lock(path, wait=10):
         pass
     thread.join()
 
 
-def test_a_lock_is_free_after_an_exception_and_its_file_stays(tmp_path: Path) -> None:
+def test_exception_frees_the_lock_and_keeps_its_file(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
 
     def hold_and_fail() -> None:
@@ -99,12 +99,12 @@ def test_a_lock_is_free_after_an_exception_and_its_file_stays(tmp_path: Path) ->
     assert not locks.is_locked(path)
 
 
-def test_a_lock_that_was_never_taken_is_not_locked(tmp_path: Path) -> None:
+def test_missing_lock_file_is_not_locked(tmp_path: Path) -> None:
     assert not locks.is_locked(tmp_path / ".lock")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_symlink_is_no_lock_file(tmp_path: Path) -> None:
+def test_symlink_is_refused_as_lock_file(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("keep me")
     (tmp_path / ".lock").symlink_to("precious")
     with pytest.raises(OSError, match="symbolic"), locks.lock(tmp_path / ".lock"):
@@ -112,14 +112,14 @@ def test_a_symlink_is_no_lock_file(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "keep me"
 
 
-def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) -> None:
+def test_waiter_on_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    waiter_holds, done = threading.Event(), threading.Event()
+    waiter_holds, finish = threading.Event(), threading.Event()
 
     def wait() -> None:
         with locks.lock(path, wait=10):
             waiter_holds.set()
-            done.wait(10)
+            finish.wait(10)
 
     waiter = threading.Thread(target=wait)
     with ExitStack() as second:
@@ -129,6 +129,6 @@ def test_one_who_waited_on_a_deleted_lock_file_does_not_share_the_new_one(tmp_pa
             path.unlink()
             second.enter_context(locks.lock(path))
         both_hold = waiter_holds.wait(0.5)
-        done.set()
+        finish.set()
     waiter.join()
     assert not both_hold

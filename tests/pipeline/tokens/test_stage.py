@@ -527,7 +527,7 @@ def test_an_input_that_changes_while_it_is_read_is_not_published_as_what_it_was(
     small_pieces(monkeypatch, 4000, 1000)
     inputs = all_train(tmp_path, *TEXTS)
     lines(inputs.train[0].path, [*TEXTS, "one more"])
-    with pytest.raises(BadData, match=r"train\.jsonl: it was changed while it was read"):
+    with pytest.raises(BadData, match=r"train\.jsonl: it changed while it was read"):
         run(root, inputs, jobs=jobs, max_documents=most)
     assert nothing_published(root)
     assert no_draft(root)

@@ -153,7 +153,7 @@ def test_what_lies_after_the_last_document_that_is_wanted_is_no_concern_and_what
     if most < 200:
         assert run(root, inputs, max_documents=most, jobs=jobs).artifact.manifest.counts["train_documents"] == most
     else:
-        with pytest.raises(BadData, match="cut short"):
+        with pytest.raises(BadData, match="truncated"):
             run(root, inputs, max_documents=200, jobs=jobs)
 
 

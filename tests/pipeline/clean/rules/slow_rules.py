@@ -1,38 +1,26 @@
-"""The rules of layout as they read in the reference, one regular expression after another: slow, and easy to check.
-The fast ones must do the same."""
+"""Reference implementations of the vectorised rules: slow, and easy to check against docs/design/cleaning.md.
+
+Most are one regular expression after another. The fast rules must give the same results.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇□"
-_MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # those that only Chinese text has; “”‘’…— are everybody's
-_NEAR = f"[{_HAN}{_MARKS}]"
-_GAP = "[ \t\u00a0\u3000]*"
+_MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # without “”‘’…—, which other scripts have too
+_CHINESE = f"[{_HAN}{_MARKS}]"
+_BLANKS = " \t\u00a0\u3000"
 
 
 @dataclass(frozen=True)
-class Rule:
+class Reference:
     name: str
     apply: Callable[[str], str]
-
-
-def _controls(text: str) -> str:
-    """Drop control characters other than tab and line ends, and byte order marks."""
-    return re.sub("[\x00-\x08\x0e-\x1f\x7f\x80-\x84\x86-\x9f\ufeff]", "", text)
-
-
-def _invisible(text: str) -> str:
-    """Drop zero-width and direction marks, soft hyphens and tag characters; Chinese has no use for them."""
-    return re.sub("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\U000e0000-\U000e007f]", "", text)
-
-
-def _newlines(text: str) -> str:
-    """One kind of line end: CRLF, CR, NEL, U+2028, U+2029, VT and FF become LF."""
-    return re.sub("\r\n|[\r\x0b\x0c\x85\u2028\u2029]", "\n", text)
 
 
 _FULL_WIDTH = {ord(ascii_mark): full for ascii_mark, full in zip(",!?;:()", "，！？；：（）", strict=True)}
@@ -44,66 +32,136 @@ _DIGITS_AND_LETTERS = {
 
 
 def _width(text: str) -> str:
-    """Chinese punctuation is full width, digits and Latin letters are not: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
+    """Make Chinese punctuation full width, digits and Latin letters ASCII: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
     text = text.translate({**_VERTICAL, **_DIGITS_AND_LETTERS})
     text = re.sub(r"(?<=[0-9])．(?=[0-9])", ".", text).replace("．", "。")
     text = re.sub(_ASCII_MARKS, lambda marks: marks[0].translate(_FULL_WIDTH), text)
-    return re.sub(rf"(?<={_NEAR})([{_BLANKS}]*)\.([{_BLANKS}]*)(?=$|\n|{_NEAR}|[”’\"'])", r"\1。\2", text)
+    return re.sub(rf"(?<={_CHINESE})([{_BLANKS}]*)\.([{_BLANKS}]*)(?=$|\n|{_CHINESE}|[”’\"'])", r"\1。\2", text)
 
 
-_BLANKS = " \t\u00a0\u3000"
-_ASCII_MARKS = re.compile(rf"(?<={_NEAR})[,!?;:(){_BLANKS}]+|[,!?;:(){_BLANKS}]+(?={_NEAR})")
+_ASCII_MARKS = re.compile(rf"(?<={_CHINESE})[,!?;:(){_BLANKS}]+|[,!?;:(){_BLANKS}]+(?={_CHINESE})")
 
 
 def _quotes(text: str) -> str:
-    """ASCII quotes in Chinese text become “ ” ‘ ’ by their context; quotes of any other kind stay as they are."""
-    for own, opener, closer in (('"', "“", "”"), ("'", "‘", "’")):
-        text = "\n".join(_quotes_of_line(line, own, opener, closer) for line in text.split("\n"))
+    """Make ASCII quotes in Chinese text curly by their context; quotes of other kinds are kept."""
+    for ascii_quote, opener, closer in (('"', "“", "”"), ("'", "‘", "’")):
+        text = "\n".join(quotes_of_line(line, ascii_quote, opener, closer) for line in text.split("\n"))
     return text
 
 
-def _quotes_of_line(line: str, own: str, opener: str, closer: str) -> str:
-    is_open, out = False, list(line)
-    for at, mark in enumerate(line):
-        if mark in (opener, closer):
-            is_open = mark == opener
-        if mark != own:
+def quotes_of_line(line: str, ascii_quote: str, opener: str, closer: str) -> str:
+    """The state machine that `_curl` of quotes.py vectorises."""
+    is_open, characters = False, list(line)
+    for index, character in enumerate(line):
+        if character in (opener, closer):
+            is_open = character == opener
+        if character != ascii_quote:
             continue
-        before, after = line[:at].rstrip(_BLANKS + own), line[at:].lstrip(_BLANKS + own)
-        if not (re.search(f"{_NEAR}$", before) or re.match(_NEAR, after)):
+        before, after = line[:index].rstrip(_BLANKS + ascii_quote), line[index:].lstrip(_BLANKS + ascii_quote)
+        if not (re.search(f"{_CHINESE}$", before) or re.match(_CHINESE, after)):
             continue
-        is_first = own not in line[len(before) : at]
+        is_first = ascii_quote not in line[len(before) : index]
         is_open = (is_first and before[-1:] in ("", "：", "“", "‘")) or not is_open
-        out[at] = opener if is_open else closer
-    return "".join(out)
+        characters[index] = opener if is_open else closer
+    return "".join(characters)
 
 
 def _spaces(text: str) -> str:
-    """Drop spaces next to Chinese text and at the ends of lines; keep them between Latin words."""
-    text = re.sub(rf"[ \t\u00a0\u3000]+(?={_NEAR}|$|\n)", "", text)
-    text = re.sub(rf"(?<={_NEAR})[ \t\u00a0\u3000]+", "", text)
+    """Drop spaces beside Chinese text and at the ends of lines; keep them between Latin words."""
+    text = re.sub(rf"[ \t\u00a0\u3000]+(?={_CHINESE}|$|\n)", "", text)
+    text = re.sub(rf"(?<={_CHINESE})[ \t\u00a0\u3000]+", "", text)
     return re.sub(r"(?m)^[ \t\u00a0\u3000]+", "", text)
 
 
 def _marks(text: str) -> str:
-    """Doubled and odd marks: ...... → ……, -- → ——, ，， → ，, 。。 → 。 (？！ stays)."""
-    text = re.sub(rf"(?<={_NEAR})(?:[…⋯]+|\.{{3,}}|(?<!。)。{{3,}})+", lambda run: "……"[: len(run[0])], text)
-    text = re.sub(rf"(?<={_NEAR})(?:—+|-{{2,}})+", lambda run: "——"[: len(run[0])], text)
+    """Normalise repeated marks: ...... → ……, -- → ——, ，， → ，, 。。 → 。 (？！ is kept)."""
+    text = re.sub(rf"(?<={_CHINESE})(?:[…⋯]+|\.{{3,}}|(?<!。)。{{3,}})+", lambda run: "……"[: len(run[0])], text)
+    text = re.sub(rf"(?<={_CHINESE})(?:—+|-{{2,}})+", lambda run: "——"[: len(run[0])], text)
     return re.sub("([，。；：、])\\1+", r"\1", text)
 
 
-def _blank_lines(text: str) -> str:
-    """One newline between paragraphs, none at the ends."""
-    return re.sub("\n{2,}", "\n", text).strip("\n")
-
-
-CONTROLS = Rule("controls", _controls)
-INVISIBLE = Rule("invisible", _invisible)
-NEWLINES = Rule("newlines", _newlines)
 CHINESE = (
-    Rule("width", _width),
-    Rule("quotes", _quotes),
-    Rule("spaces", _spaces),
-    Rule("marks", _marks),
+    Reference("width", _width),
+    Reference("quotes", _quotes),
+    Reference("spaces", _spaces),
+    Reference("marks", _marks),
 )
-BLANK_LINES = Rule("blank-lines", _blank_lines)
+
+
+# Verse
+
+_LETTER = f"[{_HAN}\ue000-\uf8ff]"
+_ANNOUNCEMENT = re.compile("(正是|[诗詩词詞赋賦偈]曰|但[见見]|有诗为证|有詩[為爲]證)：[\n“‘「『\"']{0,2}$")
+
+
+@dataclass(frozen=True)
+class VerseRun:
+    """Verse in text[start:end], with its last mark: `clauses` of `length` characters each.
+
+    `lead` is the start of the words that announce it, or `start`.
+    """
+
+    start: int
+    end: int
+    clauses: int
+    length: int
+    lead: int
+
+    @property
+    def is_announced(self) -> bool:
+        return self.lead < self.start
+
+
+def verse(text: str) -> list[VerseRun]:
+    """Return the verse in `text`, in order: what `_find` of verse.py does, clause by clause."""
+    groups: list[list[re.Match[str]]] = []
+    for clause in re.finditer(f"(?<!{_LETTER})({_LETTER}+)([，。！？；])", text):
+        previous = groups[-1][-1] if groups else None
+        is_adjacent = previous and text[previous.end() : clause.start()] in ("", "\n")
+        if previous and is_adjacent and len(previous[1]) == len(clause[1]):
+            groups[-1].append(clause)
+        else:
+            groups.append([clause])
+    runs = []
+    for group in groups:
+        length = len(group[0][1])
+        before = text[max(0, group[0].start() - 8) : group[0].start()]
+        announcement = _ANNOUNCEMENT.search(before)
+        if not announcement and before and before[-1] not in "\0\n。！？：“‘「『\"'”’」』":
+            while group and group[0][2] not in "。！？":
+                group.pop(0)
+            group = group[1:]
+        while group and group[-1][2] not in "。！？":
+            group.pop()
+        least = 4 if length > 4 else 10**9
+        if announcement:
+            least = 2 if length > 4 or announcement[1] == "正是" else 4
+        if length in (4, 5, 7) and len(group) >= least:
+            start = group[0].start()
+            lead = start - len(before) + announcement.start() if announcement else start
+            runs.append(VerseRun(start, group[-1].end(), len(group), length, lead))
+    return runs
+
+
+def verse_counts(runs: list[VerseRun]) -> Counter[str]:
+    """Return what the rule counts for these runs."""
+    counts = Counter(f"runs of {run.length} characters a clause" for run in runs)
+    counts["runs that are announced"] = sum(run.is_announced for run in runs)
+    counts["characters of verse"] = sum(run.clauses * run.length for run in runs)
+    return counts
+
+
+def verse_on_lines(text: str) -> str:
+    """Put the verse in `text` on lines of its own, with announcing words and quotes: the policy "own-unit"."""
+    breaks = set()
+    for run in verse(text):
+        start = run.lead - (text[run.lead - 1 : run.lead] in [*"“‘「『\"'"])
+        end = run.end
+        while text[end : end + 1] in [*"”’」』\"'"]:
+            end += 1
+        if text[end : end + 1] not in [*"，、；："]:
+            breaks |= {start, end}
+    for position in sorted(breaks, reverse=True):
+        if not {text[position - 1 : position], text[position : position + 1]} & {"", "\0", "\n"}:
+            text = f"{text[:position]}\n{text[position:]}"
+    return text

@@ -1,4 +1,4 @@
-"""Boilerplate: what the user's patterns match goes, and nothing else."""
+"""Boilerplate: matches of the user's patterns are removed, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def run(text: str, *patterns: str) -> tuple[str, Seen]:
-    seen: Seen = Counter()
-    return text_of(boilerplate.rule(patterns).apply(codes(text), seen)), seen
+    counts: Seen = Counter()
+    return text_of(boilerplate.rule(patterns).apply(codes(text), counts)), counts
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("正是：飞来。毕竟来的是何人，且听下回分解。", "正是：飞来。"),
         ("两个走了。毕竟那人是谁？且听下回分解。", "两个走了。"),
@@ -39,66 +39,66 @@ def run(text: str, *patterns: str) -> tuple[str, Seen]:
         ("毕竟，他说：“我去。”且听下回分解。", "毕竟，他说：“我去。”"),
     ],
 )
-def test_the_end_of_a_chapter_goes_with_its_question(text: str, wanted: str) -> None:
-    assert run(text, "chapter-ends")[0] == wanted
+def test_chapter_end_is_removed_with_its_question(text: str, expected: str) -> None:
+    assert run(text, "chapter-ends")[0] == expected
 
 
-def test_all_105_ends_of_the_chapters_of_shuihu_are_found(shared: Path) -> None:
+def test_all_105_chapter_ends_of_shuihu_are_removed(shared: Path) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
-    left, seen = run(text, "chapter-ends")
-    assert seen["chapter-ends"] == 105
-    assert "回分解" not in left
-    assert seen["characters of boilerplate"] == len(text) - len(left) == 2162
-    assert left.count("\n") == text.count("\n")
-    assert Counter(HAN.findall(text)) - Counter(HAN.findall(left)) == Counter(
-        HAN.findall("".join(found[0] for found in re.finditer(boilerplate.PRESETS["chapter-ends"], text)))
+    cleaned, counts = run(text, "chapter-ends")
+    assert counts["chapter-ends"] == 105
+    assert "回分解" not in cleaned
+    assert counts["characters of boilerplate"] == len(text) - len(cleaned) == 2162
+    assert cleaned.count("\n") == text.count("\n")
+    assert Counter(HAN.findall(text)) - Counter(HAN.findall(cleaned)) == Counter(
+        HAN.findall("".join(match[0] for match in re.finditer(boilerplate.PRESETS["chapter-ends"], text)))
     )
 
 
-def test_a_line_of_nothing_else_goes_with_its_newline_and_a_blank_line_stays() -> None:
-    left, seen = run("上\n本书来自某站\n\n下，本书来自某站\0本书来自某站", "本书来自..")
-    assert left == "上\n\n下，\0"
-    assert seen == {"本书来自..": 3, "characters of boilerplate": 19}
+def test_emptied_line_is_removed_and_blank_line_is_kept() -> None:
+    cleaned, counts = run("上\n本书来自某站\n\n下，本书来自某站\0本书来自某站", "本书来自..")
+    assert cleaned == "上\n\n下，\0"
+    assert counts == {"本书来自..": 3, "characters of boilerplate": 19}
 
 
-def test_a_pattern_never_reaches_over_a_line_or_a_document() -> None:
+def test_pattern_matches_only_within_a_line() -> None:
     text = "甲\n乙\0丙"
     assert run(text, r"甲\s乙", "乙.丙", r"[^丁]{2,}") == (text, Counter())
     assert run("甲乙\n甲乙\0甲乙", "^甲", "乙$")[0] == "\0"
 
 
-def test_what_comes_together_when_something_went_goes_too() -> None:
+def test_matches_that_a_removal_creates_are_removed() -> None:
     assert run("广广告告甲", "广告")[0] == "甲"
     assert run("广广告告甲", "广告")[1]["广告"] == 2
 
 
-def test_patterns_may_have_groups_and_flags_of_their_own_and_presets_may_stand_among_them() -> None:
-    left, seen = run("甲甲。WWW.x.com乙。毕竟如何，且听下回分解。", r"(.)\1。", "(?i)www[.a-z]+", "chapter-ends")
-    assert left == "乙。"
-    assert seen["(?i)www[.a-z]+"] == seen["chapter-ends"] == 1
+def test_patterns_with_groups_and_flags_mix_with_presets() -> None:
+    cleaned, counts = run("甲甲。WWW.x.com乙。毕竟如何，且听下回分解。", r"(.)\1。", "(?i)www[.a-z]+", "chapter-ends")
+    assert cleaned == "乙。"
+    assert counts["(?i)www[.a-z]+"] == counts["chapter-ends"] == 1
 
 
 @pytest.mark.parametrize("pattern", ["(", "[", "*", "(?P<a>", "a*", "", "^", "甲|"])
-def test_a_pattern_that_cannot_be_or_matches_nothing_is_refused_by_name(pattern: str) -> None:
+def test_pattern_that_is_invalid_or_matches_empty_text_raises(pattern: str) -> None:
     with pytest.raises(BadConfig, match=re.escape(repr(pattern))):
         boilerplate.rule([pattern])
 
 
-def test_without_patterns_nothing_happens() -> None:
+def test_no_patterns_change_nothing() -> None:
     assert run("毕竟如何，且听下回分解。") == ("毕竟如何，且听下回分解。", Counter())
 
 
 @given(st.text("毕竟不知何人，。？且听下回分解甲乙\n\0", max_size=60))
-def test_the_rule_is_idempotent_and_counts_what_went(text: str) -> None:
+def test_rule_is_idempotent_and_counts_removed_characters(text: str) -> None:
     patterns = ("chapter-ends", "甲+乙", "知$", "(?=人)")
-    once, seen = run(text, *patterns)
+    once, counts = run(text, *patterns)
     assert run(once, *patterns)[0] == once
     assert once.count("\0") == text.count("\0")
-    assert len(once) == len(text) - seen["characters of boilerplate"]
+    assert len(once) == len(text) - counts["characters of boilerplate"]
 
 
 @given(st.text("毕竟不知何人，。？且听下回分解\n\0", max_size=40))
-def test_the_documents_of_a_page_have_no_influence_on_each_other(text: str) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(text: str) -> None:
     text += "毕竟何人，且听下回分解。"
     alone = [run(document, "chapter-ends")[0] for document in text.split("\0")]
     assert run(text, "chapter-ends")[0].split("\0") == alone

@@ -1,4 +1,4 @@
-"""Gaiji: what a text wrote for a character that it could not write."""
+"""Gaiji: notations for characters that a text could not encode are mapped or replaced."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PRIVATE = {"\ue10e": "肐", "\U000f0001": "甲"}
 
 
 def run(rule: Rule, text: str) -> tuple[str, Seen]:
-    seen: Seen = Counter()
-    return text_of(rule.apply(codes(text), seen)), seen
+    counts: Seen = Counter()
+    return text_of(rule.apply(codes(text), counts)), counts
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("肐\ue10e地", "肐□地"),
         ("\U000f0001\U0010fffd", "□□"),
@@ -53,8 +53,8 @@ def run(rule: Rule, text: str) -> tuple[str, Seen]:
         ("[女*{口大}]", "□"),
     ],
 )
-def test_what_no_map_knows_becomes_one_lacuna(text: str, wanted: str) -> None:
-    assert run(gaiji.rule(), text)[0] == wanted
+def test_unmapped_gaiji_becomes_one_lacuna(text: str, expected: str) -> None:
+    assert run(gaiji.rule(), text)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,21 @@ def test_what_no_map_knows_becomes_one_lacuna(text: str, wanted: str) -> None:
         *("<序>", "<水龙吟>", "<br>", "<pb:KR1h0004>", "a<b", "R&D; &amp; &nbsp; &frac12;", "&KR;"),
     ],
 )
-def test_ordinary_brackets_and_entities_are_no_gaiji(text: str) -> None:
+def test_ordinary_brackets_and_entities_are_kept(text: str) -> None:
     assert run(gaiji.rule(), text) == (text, Counter())
 
 
 @pytest.mark.parametrize("text", ["⿰木", "⿰⿱木養，深", "⿰，", "木⿰", "⿰木\n養"])
-def test_a_malformed_description_sequence_stays_and_is_counted(text: str) -> None:
-    left, seen = run(gaiji.rule("drop"), text)
-    assert left == text
-    assert seen == {"malformed description sequence kept": 1}
+def test_malformed_description_sequence_is_kept_and_counted(text: str) -> None:
+    cleaned, counts = run(gaiji.rule("drop"), text)
+    assert cleaned == text
+    assert counts == {"malformed description sequence kept": 1}
 
 
-def test_the_maps_come_before_the_policy_and_each_is_counted() -> None:
-    left, seen = run(gaiji.rule("drop", MAPPED, PRIVATE), "{口大}\ue10e\ue10e&KR0869;\ue111&KR0001;")
-    assert left == "夻肐肐𪀪"
-    assert seen == {
+def test_maps_take_precedence_over_the_policy() -> None:
+    cleaned, counts = run(gaiji.rule("drop", MAPPED, PRIVATE), "{口大}\ue10e\ue10e&KR0869;\ue111&KR0001;")
+    assert cleaned == "夻肐肐𪀪"
+    assert counts == {
         "{口大} → 夻": 1,
         "U+E10E → 肐": 2,
         "&KR0869; → 𪀪": 1,
@@ -90,16 +90,16 @@ def test_the_maps_come_before_the_policy_and_each_is_counted() -> None:
     }
 
 
-def test_to_keep_changes_nothing_and_counts_everything() -> None:
+def test_keep_changes_nothing_and_counts_everything() -> None:
     text = "\ue10e{口大}⿰木養"
-    left, seen = run(gaiji.rule("keep"), text)
-    assert left == text
-    assert seen == {"U+E10E kept": 1, "{口大} kept": 1, "⿰木養 kept": 1, "unmapped": 3}
+    cleaned, counts = run(gaiji.rule("keep"), text)
+    assert cleaned == text
+    assert counts == {"U+E10E kept": 1, "{口大} kept": 1, "⿰木養 kept": 1, "unmapped": 3}
 
 
 @pytest.mark.parametrize("policy", gaiji.POLICIES)
 @given(text=st.text("林冲\ue10e\ue111\U000f0001\U0010fffd\udb80\0\n", max_size=30))
-def test_the_fast_path_for_private_use_gives_what_the_slow_one_gives(policy: str, text: str) -> None:
+def test_fast_path_for_private_use_equals_the_general_path(policy: str, text: str) -> None:
     fast = run(gaiji.rule(policy, {}, PRIVATE), text)
     slow = run(gaiji.rule(policy, {}, {**PRIVATE, "\uf000": "𪀪"}), text)  # a target beyond the first plane
     assert fast == slow
@@ -110,7 +110,7 @@ def test_the_fast_path_for_private_use_gives_what_the_slow_one_gives(policy: str
 @example("⿰{口大}中")
 @example("[女*{口大}]")
 @example("{上{下}休}")
-def test_the_rule_is_idempotent_and_leaves_the_documents_apart(policy: str, text: str) -> None:
+def test_rule_is_idempotent_and_keeps_documents_apart(policy: str, text: str) -> None:
     rule = gaiji.rule(policy, MAPPED, PRIVATE)
     once, _ = run(rule, text)
     assert run(rule, once)[0] == once
@@ -118,58 +118,58 @@ def test_the_rule_is_idempotent_and_leaves_the_documents_apart(policy: str, text
 
 
 @given(text=TEXT)
-def test_with_the_default_nothing_goes_but_what_is_counted(text: str) -> None:
-    left, seen = run(gaiji.rule(), text)
-    assert left.count("□") - text.count("□") <= seen["unmapped"]
-    assert (left == text) == (not seen["unmapped"])
+def test_default_policy_counts_every_replacement(text: str) -> None:
+    cleaned, counts = run(gaiji.rule(), text)
+    assert cleaned.count("□") - text.count("□") <= counts["unmapped"]
+    assert (cleaned == text) == (not counts["unmapped"])
 
 
 @given(text=TEXT)
-def test_the_rule_has_nothing_to_do_without_its_triggers(text: str) -> None:
+def test_rule_changes_nothing_without_its_triggers(text: str) -> None:
     rule = gaiji.rule()
     if not any(low <= unit <= high for unit in codes(text).units.tolist() for low, high in rule.triggers):
         assert run(rule, text) == (text, Counter())
 
 
-def test_all_47_private_use_characters_of_shuihu_are_found(shared: Path) -> None:
+def test_all_47_private_use_characters_of_shuihu_are_replaced(shared: Path) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
-    left, seen = run(gaiji.rule(pua_map={"\ue001": "幡"}), text)
-    assert (seen["mapped"], seen["unmapped"]) == (2, 45)
-    assert seen["U+E10E → □"] == 6
-    assert left.count("□") == 45
-    assert len(left) == len(text)
+    cleaned, counts = run(gaiji.rule(pua_map={"\ue001": "幡"}), text)
+    assert (counts["mapped"], counts["unmapped"]) == (2, 45)
+    assert counts["U+E10E → □"] == 6
+    assert cleaned.count("□") == 45
+    assert len(cleaned) == len(text)
 
 
-def test_a_map_is_lines_of_tab_or_comma_separated_values(tmp_path: Path) -> None:
+def test_map_is_read_from_tab_or_comma_separated_lines(tmp_path: Path) -> None:
     path = tmp_path / "map.tsv"
     path.write_text(
         "# gaiji\n{上休下鳥}\t𪀪\n\n&KR0869;,宋\nU+E001\t幡\nE002,U+5E61\n\ue003\t旛\n", encoding="utf-8-sig"
     )
-    wanted = {"{上休下鳥}": "𪀪", "&KR0869;": "宋", "\ue001": "幡", "\ue002": "幡", "\ue003": "旛"}
-    assert gaiji.load_map(path) == wanted
+    expected = {"{上休下鳥}": "𪀪", "&KR0869;": "宋", "\ue001": "幡", "\ue002": "幡", "\ue003": "旛"}
+    assert gaiji.load_map(path) == expected
 
 
-def test_a_map_may_be_a_json_object_or_that_of_chinese_poetry(tmp_path: Path) -> None:
+def test_map_is_read_from_json_of_strings_or_chinese_poetry(tmp_path: Path) -> None:
     path = tmp_path / "表面结构字.json"
-    found = {
+    entries = {
         "{上休下鸟}": [{"font": "𪀪", "unicode": "\\U0002A02A"}],
         "{口大}": [{"font": "𠯈"}, {"font": "㕦"}],
         "{亻丸}": [{"font": "⿰亻丸"}],
         "{下为尔}": [],
         "{丰}": "丯",
     }
-    path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
     assert gaiji.load_map(path) == {"{上休下鸟}": "𪀪", "{口大}": "𠯈", "{丰}": "丯"}
 
 
-def test_a_map_names_gaiji_as_the_text_has_them_after_the_characters_were_normalised(tmp_path: Path) -> None:
+def test_keys_of_a_map_are_normalised_like_the_text(tmp_path: Path) -> None:
     path = tmp_path / "map.tsv"
     path.write_text("{⼈/豈}\t甲\n", encoding="utf-8")  # a Kangxi radical and a compatibility ideograph
     assert gaiji.load_map(path) == {"{人/豈}": "甲"}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "fragment"),
     [
         ("map.tsv", "{口大}\t夻\n林冲\t甲\n", "line 2"),
         ("map.tsv", "{口大}\t\n", "line 1"),
@@ -182,17 +182,17 @@ def test_a_map_names_gaiji_as_the_text_has_them_after_the_characters_were_normal
         ("map.json", '{"{口大}": 3}', "{口大}"),
     ],
 )
-def test_a_map_that_cannot_be_is_refused_by_file_and_line(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_invalid_map_raises_with_file_and_line(tmp_path: Path, name: str, content: str, fragment: str) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     with pytest.raises(BadConfig) as raised:
         gaiji.load_map(path)
     assert str(path) in raised.value.what
-    assert said in raised.value.what
+    assert fragment in raised.value.what
     assert raised.value.hint
 
 
-def test_a_map_that_is_missing_or_in_another_encoding_is_refused(tmp_path: Path) -> None:
+def test_missing_map_and_other_encoding_raise(tmp_path: Path) -> None:
     with pytest.raises(InputMissing):
         gaiji.load_map(tmp_path / "none.tsv")
     (tmp_path / "gbk.tsv").write_bytes("{口大}\t夻".encode("gb18030"))
@@ -200,6 +200,6 @@ def test_a_map_that_is_missing_or_in_another_encoding_is_refused(tmp_path: Path)
         gaiji.load_map(tmp_path / "gbk.tsv")
 
 
-def test_an_unknown_policy_is_refused() -> None:
+def test_unknown_policy_raises() -> None:
     with pytest.raises(BadConfig, match="drop-unit"):
         gaiji.rule("drop-unit")

@@ -1,4 +1,4 @@
-"""Headings: where a chapter begins, and that nothing but the heading goes."""
+"""Headings: chapters are found, and only the headings are removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.headings import MAX_TITLE, match, value_of
+from pipeline.clean.rules.headings import MAX_TITLE, match, parse_numeral
 from tests.pipeline.clean.pages import sections
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -41,7 +41,7 @@ HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]
         ("附录", "附录"),
     ],
 )
-def test_a_heading_on_its_own_line_is_all_title(line: str, title: str) -> None:
+def test_own_line_heading_is_all_title(line: str, title: str) -> None:
     assert match(line) == (title, "")
 
 
@@ -58,11 +58,11 @@ def test_a_heading_on_its_own_line_is_all_title(line: str, title: str) -> None:
         ("楔子  话说，天下。", "楔子", "话说，天下。"),
     ],
 )
-def test_a_heading_in_line_goes_and_the_body_of_the_line_stays(line: str, title: str, body: str) -> None:
+def test_inline_heading_is_split_from_the_body_of_its_line(line: str, title: str, body: str) -> None:
     assert match(line) == (title, body)
 
 
-def test_a_long_line_without_punctuation_is_body_and_not_title() -> None:
+def test_long_line_without_punctuation_is_body() -> None:
     verse = "话说大宋天下" * 10
     assert len(verse) > MAX_TITLE
     assert match(f"第三回  {verse}") == ("第三回", verse)
@@ -88,7 +88,7 @@ def test_a_long_line_without_punctuation_is_body_and_not_title() -> None:
         "话说大宋。",
     ],
 )
-def test_prose_is_no_heading(line: str) -> None:
+def test_prose_is_not_a_heading(line: str) -> None:
     assert match(line) is None
 
 
@@ -102,31 +102,31 @@ def test_prose_is_no_heading(line: str) -> None:
         ("== 本紀 ==", "本紀"),
     ],
 )
-def test_marks_of_markup_make_a_heading(line: str, title: str) -> None:
+def test_markup_makes_a_heading(line: str, title: str) -> None:
     assert match(line) == (title, "")
 
 
 @pytest.mark.parametrize("line", ["#话题", "**重点**是人。", "◎太祖起兵，天下响应。", "# " + "长" * MAX_TITLE])
-def test_a_mark_before_a_sentence_or_a_long_line_is_no_heading(line: str) -> None:
+def test_markup_before_a_sentence_or_long_line_is_not_a_heading(line: str) -> None:
     assert match(line) is None
 
 
-def test_a_heading_and_its_body_on_one_line_or_on_two_give_the_same_chapter() -> None:
-    together = sections("第一回  话说，林冲。\n又一日。\n第二回  却说，宋江。")
-    apart = sections("第一回\n话说，林冲。\n又一日。\n第二回\n却说，宋江。")
-    assert [(part.title, part.text.strip("\n")) for part in together] == [
-        (part.title, part.text.strip("\n")) for part in apart
+def test_inline_and_own_line_heading_give_the_same_chapter() -> None:
+    inline = sections("第一回  话说，林冲。\n又一日。\n第二回  却说，宋江。")
+    own_line = sections("第一回\n话说，林冲。\n又一日。\n第二回\n却说，宋江。")
+    assert [(part.title, part.text.strip("\n")) for part in inline] == [
+        (part.title, part.text.strip("\n")) for part in own_line
     ]
 
 
-def test_text_before_the_first_heading_is_a_section_without_a_title() -> None:
+def test_text_before_the_first_heading_has_no_title() -> None:
     first, second = sections("话说大宋。\n第一回\n林冲。")
     assert first == ("", "话说大宋。", False)
     assert second == ("第一回", "\n林冲。", True)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "床前明月光\n疑是地上霜", "无标点的一整篇" * 100])
-def test_a_text_without_headings_is_one_section(text: str) -> None:
+def test_text_without_headings_is_one_section(text: str) -> None:
     (only,) = sections(text)
     assert only == ("", text, False)
 
@@ -137,24 +137,24 @@ LINES = st.lists(MARKS | PROSE, max_size=60).map("".join)
 
 
 @given(LINES)
-def test_the_sections_hold_the_lines_of_the_text_in_order(text: str) -> None:
-    kept = "\n".join(part.text for part in sections(text)).split("\n")
-    assert len(kept) == text.count("\n") + 1
-    assert all(line.endswith(body) for line, body in zip(text.split("\n"), kept, strict=True))
+def test_sections_hold_the_lines_of_the_text_in_order(text: str) -> None:
+    lines = "\n".join(part.text for part in sections(text)).split("\n")
+    assert len(lines) == text.count("\n") + 1
+    assert all(line.endswith(body) for line, body in zip(text.split("\n"), lines, strict=True))
 
 
 def test_all_161_headings_of_shuihu_are_found_in_order(shared: Path) -> None:
     parts = sections((shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig"))
     assert all(part.headed for part in parts)
-    assert [value_of(part.title[part.title.index("第") + 1 : -1]) for part in parts] == list(range(1, 162))
+    assert [parse_numeral(part.title[part.title.index("第") + 1 : -1]) for part in parts] == list(range(1, 162))
 
 
-def test_no_han_character_of_shuihu_is_lost_but_those_of_its_headings(shared: Path) -> None:
+def test_shuihu_loses_only_the_han_characters_of_its_headings(shared: Path) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
     parts = sections(text)
     in_titles = sum(len(HAN.findall(part.title)) for part in parts)
-    kept = sum(len(HAN.findall(part.text)) for part in parts)
-    assert kept + in_titles == len(HAN.findall(text))
+    in_text = sum(len(HAN.findall(part.text)) for part in parts)
+    assert in_text + in_titles == len(HAN.findall(text))
     assert all(re.fullmatch("(水浒传)?第[一二三四五六七八九十百零]+段", part.title) for part in parts)
 
 
@@ -175,5 +175,5 @@ def test_no_han_character_of_shuihu_is_lost_but_those_of_its_headings(shared: Pa
         ("百二十", 120),
     ],
 )
-def test_a_numeral_has_its_value(numeral: str, value: int) -> None:
-    assert value_of(numeral) == value
+def test_numeral_is_parsed(numeral: str, value: int) -> None:
+    assert parse_numeral(numeral) == value

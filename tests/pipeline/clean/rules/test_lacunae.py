@@ -1,4 +1,4 @@
-"""Lacunae: one sign for what is lost, and no sign of it for what is not."""
+"""Lacunae: signs of lost characters become □, and ambiguous signs are kept."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TEXT = st.text("□■囗○●〇一九百千十卷年甲，。 \n\0", max_size
 
 
 def run(text: str, policy: str = "keep") -> tuple[str, Seen]:
-    seen: Seen = Counter()
-    return text_of(lacunae.rule(policy).apply(codes(text), seen)), seen
+    counts: Seen = Counter()
+    return text_of(lacunae.rule(policy).apply(codes(text), counts)), counts
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("幸■乾坤", "幸□乾坤"),
         ("囗囗囗囗囗，忘言酒暫醺。", "□□□□□，忘言酒暫醺。"),
@@ -35,22 +35,22 @@ def run(text: str, policy: str = "keep") -> tuple[str, Seen]:
         ("□○○", "□□□"),
     ],
 )
-def test_a_sure_lacuna_is_written_as_one(text: str, wanted: str) -> None:
-    assert run(text)[0] == wanted
+def test_certain_lacuna_becomes_a_box(text: str, expected: str) -> None:
+    assert run(text)[0] == expected
 
 
 @pytest.mark.parametrize(
     "text",
     ["取囗童以爲薪", "●天地玄黃", "甲\n●●乙", "原作「●」", "趙○○曰", "幷序○序爲南嶽齊己撰", "○今按", "●□□"],
 )
-def test_what_may_be_a_bullet_a_mark_or_the_character_itself_stays_and_is_counted(text: str) -> None:
-    left, seen = run(text)
-    assert left == text
-    assert sum(count for what, count in seen.items() if what.endswith(" left")) == sum(map(text.count, "囗○●"))
+def test_ambiguous_sign_is_kept_and_counted(text: str) -> None:
+    cleaned, counts = run(text)
+    assert cleaned == text
+    assert sum(count for case, count in counts.items() if case.endswith(" left")) == sum(map(text.count, "囗○●"))
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("一○七七年", "一〇七七年"),
         ("伯三七八○。", "伯三七八〇。"),
@@ -64,16 +64,16 @@ def test_what_may_be_a_bullet_a_mark_or_the_character_itself_stays_and_is_counte
         ("一千○五十三人", "一千〇五十三人"),
     ],
 )
-def test_a_circle_in_a_number_is_the_digit(text: str, wanted: str) -> None:
-    assert run(text)[0] == wanted
+def test_circle_in_a_number_becomes_the_digit(text: str, expected: str) -> None:
+    assert run(text)[0] == expected
 
 
 @pytest.mark.parametrize("text", ["第六○五十六首", "第二十五○三十一首", "第八○十首", "第十一○五首", "卷一○高帝"])
-def test_a_circle_that_parts_two_numbers_or_a_number_and_a_title_stays(text: str) -> None:
+def test_circle_between_two_numbers_or_before_a_title_is_kept(text: str) -> None:
     assert run(text)[0] == text
 
 
-def test_lacunae_are_counted_before_and_after() -> None:
+def test_signs_and_lacunae_are_counted() -> None:
     assert run("■囗囗甲●乙□，一○七年，○")[1] == {
         "■ → □": 1,
         "囗 → □": 2,
@@ -84,14 +84,14 @@ def test_lacunae_are_counted_before_and_after() -> None:
     }
 
 
-def test_to_collapse_makes_one_of_a_run_and_counts_what_went() -> None:
-    left, seen = run("甲□□□乙□，囗囗\0□□\n□", "collapse")
-    assert left == "甲□乙□，□\0□\n□"
-    assert (seen["□□ → □"], seen["□"]) == (4, 5)
+def test_collapse_reduces_runs_and_counts_removals() -> None:
+    cleaned, counts = run("甲□□□乙□，囗囗\0□□\n□", "collapse")
+    assert cleaned == "甲□乙□，□\0□\n□"
+    assert (counts["□□ → □"], counts["□"]) == (4, 5)
     assert run("", "collapse") == ("", {"□□ → □": 0, "□": 0})
 
 
-def test_to_drop_units_changes_nothing_more_here_and_an_unknown_policy_is_refused() -> None:
+def test_drop_unit_equals_keep_and_unknown_policy_raises() -> None:
     assert run("甲□□■", "drop-unit") == run("甲□□■", "keep")
     with pytest.raises(BadConfig, match="drop'"):
         lacunae.rule("drop")
@@ -102,26 +102,26 @@ def test_to_drop_units_changes_nothing_more_here_and_an_unknown_policy_is_refuse
 @example("一○□○")
 @example("甲□○●乙")
 @example("■○一○")
-def test_the_rule_is_idempotent_and_leaves_the_documents_apart(policy: str, text: str) -> None:
-    once, seen = run(text, policy)
+def test_rule_is_idempotent_and_keeps_documents_apart(policy: str, text: str) -> None:
+    once, counts = run(text, policy)
     assert run(once, policy)[0] == once
     assert once.count("\0") == text.count("\0")
-    assert len(once) == len(text) - seen["□□ → □"]
-    assert once.count("□") == seen["□"]
+    assert len(once) == len(text) - counts["□□ → □"]
+    assert once.count("□") == counts["□"]
 
 
 @given(TEXT)
 def test_every_change_is_counted(text: str) -> None:
-    left, seen = run(text)
-    changed = sum(count for what, count in seen.items() if "→" in what)
-    assert changed == sum(before != after for before, after in zip(text, left, strict=True))
+    cleaned, counts = run(text)
+    changed = sum(count for case, count in counts.items() if "→" in case)
+    assert changed == sum(before != after for before, after in zip(text, cleaned, strict=True))
 
 
 @given(TEXT)
-def test_the_documents_of_a_page_have_no_influence_on_each_other(text: str) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(text: str) -> None:
     assert run(text)[0].split("\0") == [run(document)[0] for document in text.split("\0")]
 
 
-def test_the_lacunae_of_the_song_ci_stay_as_they_are(shared: Path) -> None:
+def test_lacunae_of_the_song_ci_are_unchanged(shared: Path) -> None:
     text = (shared / "data" / "song_ci.txt").read_text(encoding="utf-8")
     assert run(text) == (text, {"□": 3129})

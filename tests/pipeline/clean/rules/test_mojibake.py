@@ -1,4 +1,4 @@
-"""Mojibake: what stands for lost characters becomes □, and what other languages wrote stays."""
+"""Mojibake: lost characters become □, and text in other languages is kept."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DEBRIS = "中国诗歌库{Connection=[close],Content-Type=[text/html;charset=gb2
 
 
 def run(text: str) -> tuple[str, Seen]:
-    seen: Seen = Counter()
-    return text_of(mojibake.rule().apply(codes(text), seen)), seen
+    counts: Seen = Counter()
+    return text_of(mojibake.rule().apply(codes(text), counts)), counts
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("倚杖け然长啸，万里看云涛。", "倚杖□然长啸，万里看云涛。"),
         ("解刷扮，能ㄋ嗽，表里都峭。", "解刷扮，能□嗽，表里都峭。"),
@@ -45,8 +45,8 @@ def run(text: str) -> tuple[str, Seen]:
         ("与一口、管教�拍ァ�", "与一口、管教□拍□□"),
     ],
 )
-def test_a_lone_symbol_in_chinese_text_is_a_lost_character(text: str, wanted: str) -> None:
-    assert run(text)[0] == wanted
+def test_lone_symbol_in_chinese_text_becomes_a_lacuna(text: str, expected: str) -> None:
+    assert run(text)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -65,71 +65,71 @@ def test_a_lone_symbol_in_chinese_text_is_a_lost_character(text: str, wanted: st
         "他说“да”好",
     ],
 )
-def test_glosses_and_sentences_of_other_languages_stay(text: str) -> None:
+def test_glosses_and_sentences_of_other_languages_are_kept(text: str) -> None:
     assert run(text)[0] == text
 
 
-def test_a_japanese_document_stays_and_the_chinese_one_beside_it_is_mended() -> None:
+def test_japanese_document_is_kept_and_chinese_one_beside_it_repaired() -> None:
     japanese = "春が来た。\n花が咲く。\n鳥が鳴く。\n風が吹く。"
-    left, seen = run(f"{japanese}\0倚杖け然长啸\0{japanese}")
-    assert left == f"{japanese}\0倚杖□然长啸\0{japanese}"
-    assert seen == {"characters left: a document in another script": 16, "け → □": 1}
+    cleaned, counts = run(f"{japanese}\0倚杖け然长啸\0{japanese}")
+    assert cleaned == f"{japanese}\0倚杖□然长啸\0{japanese}"
+    assert counts == {"characters left: a document in another script": 16, "け → □": 1}
 
 
-def test_many_lost_characters_in_a_long_chapter_are_all_mended() -> None:
+def test_many_lost_characters_in_a_long_chapter_are_repaired() -> None:
     chapter = ("话说大宋天下太平无事百姓安居乐业" * 4 + "倚杖け然") * 9
-    left, seen = run(chapter)
-    assert left == chapter.replace("け", "□")
-    assert seen["け → □"] == 9
+    cleaned, counts = run(chapter)
+    assert cleaned == chapter.replace("け", "□")
+    assert counts["け → □"] == 9
 
 
-def test_each_character_is_counted_and_so_is_what_stays() -> None:
+def test_replaced_and_kept_characters_are_counted() -> None:
     text = "笑挽ホ林间。" + "看云涛" * 20 + "（さくら）�"
     assert run(text)[1] == {"ホ → □": 1, "U+FFFD → □": 1, "characters left: a word of another script": 3}
 
 
-def test_lines_of_debris_go_and_are_counted_with_their_length() -> None:
-    left, seen = run(f"上片。\n{DEBRIS}下片。\0<SCRIPT src=x>\nHTTP/1.1 200 OK\n诗")
-    assert left == "上片。\n下片。\0诗"
-    assert seen == {"lines of debris": 3, "characters of debris": len(DEBRIS) + 15 + 16}
+def test_lines_of_debris_are_dropped_and_counted() -> None:
+    cleaned, counts = run(f"上片。\n{DEBRIS}下片。\0<SCRIPT src=x>\nHTTP/1.1 200 OK\n诗")
+    assert cleaned == "上片。\n下片。\0诗"
+    assert counts == {"lines of debris": 3, "characters of debris": len(DEBRIS) + 15 + 16}
 
 
-def test_a_chapter_with_debris_in_it_is_not_lost() -> None:
+def test_chapter_with_debris_in_it_is_kept() -> None:
     chapter = "话说" * 3000 + "charset=gb2312" + "却说" * 3000
-    left, seen = run(chapter)
-    assert left == chapter
-    assert seen == {"debris left in a long line": 1}
+    cleaned, counts = run(chapter)
+    assert cleaned == chapter
+    assert counts == {"debris left in a long line": 1}
 
 
 @pytest.mark.parametrize("text", ["a<b", "x=1", "1/2", "字符集", "he said <heart>"])
-def test_signs_alone_are_no_debris(text: str) -> None:
+def test_signs_alone_are_not_debris(text: str) -> None:
     assert run(text) == (text, Counter())
 
 
 @given(TEXT)
-def test_the_rule_is_idempotent_and_leaves_the_documents_apart(text: str) -> None:
-    once, seen = run(text)
+def test_rule_is_idempotent_and_keeps_documents_apart(text: str) -> None:
+    once, counts = run(text)
     assert run(once)[0] == once
     assert once.count("\0") == text.count("\0")
-    assert len(once) == len(text) - seen["characters of debris"]
+    assert len(once) == len(text) - counts["characters of debris"]
 
 
 @given(TEXT)
-def test_the_documents_of_a_page_have_no_influence_on_each_other(text: str) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(text: str) -> None:
     assert run(text)[0].split("\0") == [run(document)[0] for document in text.split("\0")]
 
 
 @given(TEXT)
-def test_the_rule_has_nothing_to_do_without_its_triggers(text: str) -> None:
+def test_rule_changes_nothing_without_its_triggers(text: str) -> None:
     triggers = mojibake.rule().triggers
     if not any(low <= unit <= high for unit in codes(text).units.tolist() for low, high in triggers):
         assert run(text) == (text, Counter())
 
 
-def test_the_mojibake_of_the_song_ci_is_mended(shared: Path) -> None:
+def test_mojibake_of_the_song_ci_is_repaired(shared: Path) -> None:
     text = (shared / "data" / "song_ci.txt").read_text(encoding="utf-8").replace("\n\n", "\0")
-    left, seen = run(text)
-    assert seen["け → □"] == 35
-    assert seen["U+FFFD → □"] == 36
-    assert left.count("□") - text.count("□") == sum(seen.values()) == 120
-    assert left.count("・") == text.count("・") == 2377
+    cleaned, counts = run(text)
+    assert counts["け → □"] == 35
+    assert counts["U+FFFD → □"] == 36
+    assert cleaned.count("□") - text.count("□") == sum(counts.values()) == 120
+    assert cleaned.count("・") == text.count("・") == 2377

@@ -1,4 +1,4 @@
-"""Punctuation: stripped without a letter lost, or taken off as labels and put back."""
+"""Punctuation: stripped without losing a letter."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.punctuation import Labelled, labels, rule
+from pipeline.clean.rules.punctuation import rule
 from pipeline.clean.utf16 import codes, join, split, text_of
 from pipeline.errors import BadConfig
 
 
-def stripped(text: str, policy: str = "strip", seen: Counter[str] | None = None) -> str:
-    found = rule(policy)
-    assert found is not None
-    return text_of(found.apply(codes(text), Counter() if seen is None else seen))
+def stripped(text: str, policy: str = "strip", counts: Counter[str] | None = None) -> str:
+    punct = rule(policy)
+    assert punct is not None
+    return text_of(punct.apply(codes(text), Counter() if counts is None else counts))
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("天高，地厚。", "天高地厚"),
         ("曰：「可乎？！」遂行……", "曰可乎遂行"),
@@ -42,46 +42,46 @@ def stripped(text: str, policy: str = "strip", seen: Counter[str] | None = None)
         ("。！？", ""),
     ],
 )
-def test_strip_takes_the_punctuation_of_chinese_text_and_nothing_else(text: str, wanted: str) -> None:
-    assert stripped(text) == wanted
+def test_strip_removes_only_the_punctuation_of_chinese_text(text: str, expected: str) -> None:
+    assert stripped(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("policy", "text", "wanted"),
+    ("policy", "text", "expected"),
     [
         ("only:。，！？", "曰：「可乎？！」遂行；去、来。", "曰可乎？！遂行去来。"),
         ("only:。", "“好。”。然", "好。然"),
         ("only:，", "甲，、，乙，“，”，丙", "甲，乙，丙"),
         ("only:…", "“走……”……去", "走……去"),
-        ("only:。", "走。。去", "走。。去"),  # two that stood so before are not this rule's
+        ("only:。", "走。。去", "走。。去"),  # a repetition in the source is not changed by this rule
         ("only:。！", "好。”！去", "好。！去"),
         ("only:—", "一——二，三", "一——二三"),
     ],
 )
-def test_only_leaves_the_named_marks_and_brings_no_two_of_them_together(policy: str, text: str, wanted: str) -> None:
-    assert stripped(text, policy) == wanted
+def test_only_keeps_the_named_marks_without_repeating_them(policy: str, text: str, expected: str) -> None:
+    assert stripped(text, policy) == expected
 
 
-def test_every_mark_that_goes_is_counted() -> None:
-    seen: Counter[str] = Counter()
-    stripped("天高，地厚，人和。", "only:。", seen)
-    assert seen == {"，": 2}
+def test_removed_marks_are_counted() -> None:
+    counts: Counter[str] = Counter()
+    stripped("天高，地厚，人和。", "only:。", counts)
+    assert counts == {"，": 2}
 
 
-def test_keep_is_no_rule_at_all() -> None:
+def test_keep_has_no_rule() -> None:
     assert rule("keep") is None
 
 
 @pytest.mark.parametrize("policy", ["none", "only:", "only:。字", "only:a", "only:\n", "only:□", ""])
-def test_an_unknown_policy_is_refused(policy: str) -> None:
+def test_unknown_policy_raises(policy: str) -> None:
     with pytest.raises(BadConfig):
         rule(policy)
 
 
-def test_documents_stay_parted() -> None:
-    found = rule("strip")
-    assert found is not None
-    assert split(found.apply(join(["“一。", "", "”二，", 'a"', "三"]), Counter())) == ["一", "", "二", 'a"', "三"]
+def test_documents_stay_separate() -> None:
+    punct = rule("strip")
+    assert punct is not None
+    assert split(punct.apply(join(["“一。", "", "”二，", 'a"', "三"]), Counter())) == ["一", "", "二", 'a"', "三"]
 
 
 PIECES = "林冲𤣥𠮷㦸□〇\ue000ab1，。！？；：、“”‘’「」《》（）…—·,.!\"'()- \n\0"
@@ -91,57 +91,32 @@ POLICY = st.sampled_from(["strip", "only:。，！？", "only:…—", "only:,�
 
 @given(TEXT, POLICY)
 @example("。“。”。", "only:。，！？")
-def test_stripping_is_idempotent_and_takes_no_letter_no_space_and_no_line_end(text: str, policy: str) -> None:
+def test_strip_is_idempotent_and_keeps_letters_spaces_and_line_ends(text: str, policy: str) -> None:
     once = stripped(text, policy)
     assert stripped(once, policy) == once
-    kept = [character for character in text if character not in "，。！？；：、“”‘’「」《》（）…—·,.!\"'()-"]
-    assert [character for character in once if character in kept] == kept
+    letters = [character for character in text if character not in "，。！？；：、“”‘’「」《》（）…—·,.!\"'()-"]
+    assert [character for character in once if character in letters] == letters
 
 
 @given(TEXT)
-def test_what_only_leaves_is_what_strip_leaves_and_the_named_marks(text: str) -> None:
+def test_only_equals_strip_plus_the_named_marks(text: str) -> None:
     named = stripped(text, "only:。，！？")
-    assert [each for each in named if each not in "。，！？"] == [*stripped(text)]
+    assert [character for character in named if character not in "。，！？"] == [*stripped(text)]
 
 
 @given(TEXT)
-def test_marks_that_only_chinese_text_has_are_all_gone(text: str) -> None:
+def test_strip_removes_all_marks_of_only_chinese_text(text: str) -> None:
     assert not set(stripped(text)) & set("，。！？；：、「」《》（）")
 
 
 @given(st.lists(st.text(st.sampled_from(PIECES.replace("\0", "")), max_size=12), min_size=1, max_size=4))
-def test_documents_of_a_page_come_out_as_they_do_alone(texts: list[str]) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(texts: list[str]) -> None:
     assert stripped("\0".join(texts), "only:。").split("\0") == [stripped(text, "only:。") for text in texts]
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("天高，地厚。", Labelled("天高地厚", ["", "，", "", "。"])),
-        ("「𤣥德？！」曰", Labelled("𤣥德曰", ["", "？！」", ""], head="「")),
-        ("……", Labelled("", [], head="……")),
-        ("", Labelled("", [])),
-        ("3.14 a", Labelled("3.14 a", [""] * 6)),
-    ],
-)
-def test_each_character_is_labelled_with_the_marks_behind_it(text: str, wanted: Labelled) -> None:
-    assert labels(text) == wanted
-
-
-@given(TEXT)
-def test_from_the_labels_the_text_is_made_again(text: str) -> None:
-    found = labels(text)
-    assert found.text == stripped(text)
-    assert len(found.labels) == len(found.text)
-    assert found.punctuated() == text
-
-
-def test_shuihu_is_stripped_of_punctuation_and_labelled_without_loss(shared: Path) -> None:
+def test_strip_counts_every_mark_of_shuihu(shared: Path) -> None:
     text = (shared / "data/shuihu_raw.txt").read_text("utf-8-sig")
-    seen: Counter[str] = Counter()
-    bare = stripped(text, seen=seen)
-    assert len(bare) + seen.total() == len(text)
-    assert (seen["，"], seen["。"], seen["“"], seen["”"], seen['"']) == (60_247, 33_293, 9_188, 9_167, 2_038)
-    found = labels(text)
-    assert found.text == bare
-    assert found.punctuated() == text
+    counts: Counter[str] = Counter()
+    bare = stripped(text, counts=counts)
+    assert len(bare) + counts.total() == len(text)
+    assert (counts["，"], counts["。"], counts["“"], counts["”"], counts['"']) == (60_247, 33_293, 9_188, 9_167, 2_038)

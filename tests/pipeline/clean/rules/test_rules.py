@@ -1,4 +1,4 @@
-"""Cleaning rules: what each maps and removes, and what none of them may do."""
+"""Cleaning rules: examples of each, and properties of all."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from pipeline.clean.options import RULES as RULE_NAMES
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
-from pipeline.clean.rules import order as rules
-from pipeline.clean.rules import punctuation as marks
-from pipeline.clean.rules import quotes
-from pipeline.clean.rules import whitespace as spaces
+from pipeline.clean.rules import order, punctuation, quotes, whitespace
 from tests.pipeline.clean.pages import applied, normalised, without_blank_lines
 from tests.pipeline.clean.rules import slow_rules
 
@@ -31,7 +28,12 @@ def step(rule: Rule) -> Step:
 
 
 CHARACTERS, BLANK_LINES = normalised, without_blank_lines
-WIDTH, QUOTES, SPACES, MARKS = step(marks.WIDEN), step(quotes.RULE), step(spaces.RULE), step(marks.ONCE)
+WIDTH, QUOTES, SPACES, MARKS = (
+    step(punctuation.WIDEN),
+    step(quotes.RULE),
+    step(whitespace.RULE),
+    step(punctuation.COLLAPSE),
+)
 CHINESE = (WIDTH, QUOTES, SPACES, MARKS)
 RULES = (CHARACTERS, *CHINESE, BLANK_LINES)
 NAMES = ("characters", "widen", "quotes", "spaces", "marks", "blank-lines")
@@ -46,25 +48,25 @@ RUNS = ("...", "。。。", "......", "--", "。。", "，，", "……", "—�
 TEXT = st.lists(st.one_of(st.sampled_from(PIECES), st.sampled_from(RUNS)), max_size=16).map("".join)
 
 
-def test_the_rules_come_in_the_order_of_the_reference() -> None:
+def test_rules_run_in_the_documented_order() -> None:
     profile, options = PROFILES["plain"], CleanOptions()
-    first = [rule.name for rule in rules.before_headings(profile, options)]
-    assert first == ["gaiji", "mojibake", "lacuna", "widen", "notes"]
-    then = [rule.name for rule in rules.after_headings(profile, options)]
-    assert then == ["quotes", "spaces", "gaiji", "mojibake", "lacuna", "widen", "marks", "verse"]
+    before = [rule.name for rule in order.before_headings(profile, options)]
+    assert before == ["gaiji", "mojibake", "lacuna", "widen", "notes"]
+    after = [rule.name for rule in order.after_headings(profile, options)]
+    assert after == ["quotes", "spaces", "gaiji", "mojibake", "lacuna", "widen", "marks", "verse"]
 
 
-def test_every_rule_that_there_is_can_be_switched_off_by_its_name() -> None:
+def test_every_rule_can_be_switched_off_by_name() -> None:
     options = CleanOptions(
         unwrap=True, boilerplate=("广告",), quotes="corner", script="simplified", punct="strip", variants=""
     )
     profile = PROFILES["plain"]
-    names = {rule.name for rule in (*rules.before_headings(profile, options), *rules.after_headings(profile, options))}
+    names = {rule.name for rule in (*order.before_headings(profile, options), *order.after_headings(profile, options))}
     assert names | {"variants"} == {*RULE_NAMES}
 
 
 @pytest.mark.parametrize(
-    ("rule", "text", "wanted"),
+    ("rule", "text", "expected"),
     [
         (CHARACTERS, "a\r\nb\rc\x85d\u2028e\u2029f\x0bg\x0ch", "a\nb\nc\nd\ne\nf\ng\nh"),
         (CHARACTERS, "a\r\r\nb\n\r\nc", "a\n\nb\n\nc"),
@@ -111,8 +113,8 @@ def test_every_rule_that_there_is_can_be_switched_off_by_its_name() -> None:
         (BLANK_LINES, "\n\n", ""),
     ],
 )
-def test_a_rule_does_what_its_example_says(rule: Step, text: str, wanted: str) -> None:
-    assert rule(text) == wanted
+def test_rule_changes_its_example(rule: Step, text: str, expected: str) -> None:
+    assert rule(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,14 +127,14 @@ def test_a_rule_does_what_its_example_says(rule: Step, text: str, wanted: str) -
     ],
 )
 @pytest.mark.parametrize("rule", CHINESE, ids=NAMES[1:5])
-def test_english_text_with_ascii_quotes_and_commas_stays_as_it_is(rule: Step, text: str) -> None:
+def test_english_text_with_ascii_marks_is_unchanged(rule: Step, text: str) -> None:
     assert rule(text) == text
 
 
 @pytest.mark.parametrize(
     ("rule", "text"), [(WIDTH, "“Hello,” she said."), (SPACES, "“Hello,” she said."), (SPACES, "a — b")]
 )
-def test_english_text_with_curly_quotes_and_dashes_stays_as_it_is(rule: Step, text: str) -> None:
+def test_english_text_with_curly_quotes_and_dashes_is_unchanged(rule: Step, text: str) -> None:
     assert rule(text) == text
 
 
@@ -143,7 +145,7 @@ def test_words_between_chinese_quotes_keep_their_spaces() -> None:
     assert text == "他说：“hello, world”了"
 
 
-def test_characters_outside_the_common_block_pass_through_every_rule() -> None:
+def test_rare_characters_pass_through_every_rule() -> None:
     rare = "𤣥𢎞𠮷𧍪㦸䆉﨑\ue10e\U000f0001〇□"
     for rule in RULES:
         assert rule(rare) == rare
@@ -151,7 +153,7 @@ def test_characters_outside_the_common_block_pass_through_every_rule() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 @given(text=TEXT)
-def test_no_rule_ever_lengthens_the_text(rule: Step, text: str) -> None:
+def test_no_rule_lengthens_the_text(rule: Step, text: str) -> None:
     assert len(rule(text)) <= len(text)
 
 
@@ -181,13 +183,13 @@ def test_every_rule_is_idempotent(rule: Step, text: str) -> None:
 
 @given(TEXT)
 @example("汉 ,a")
-def test_all_rules_in_a_row_are_idempotent(text: str) -> None:
+def test_all_rules_together_are_idempotent(text: str) -> None:
     once = _all(text)
     assert _all(once) == once
 
 
 @given(TEXT)
-def test_the_output_holds_no_byte_order_mark_no_carriage_return_and_no_empty_line(text: str) -> None:
+def test_output_has_no_controls_no_empty_lines_and_no_spaces_beside_han(text: str) -> None:
     cleaned = _all(text)
     assert not re.search("[\ufeff\r\x00\u200b\u2028\x85]", cleaned)
     assert "\n\n" not in cleaned
@@ -200,7 +202,7 @@ def _all(text: str) -> str:
     return text
 
 
-# The fast rules and the slow ones
+# The vectorised rules and their references
 
 PLAIN = TEXT.map(normalised)
 
@@ -208,13 +210,13 @@ PLAIN = TEXT.map(normalised)
 @settings(max_examples=2000)
 @pytest.mark.parametrize(("fast", "slow"), [*zip(CHINESE, slow_rules.CHINESE, strict=True)], ids=NAMES[1:5])
 @given(text=PLAIN)
-def test_a_fast_rule_does_what_the_slow_one_does(fast: Step, slow: slow_rules.Rule, text: str) -> None:
+def test_rule_equals_its_reference(fast: Step, slow: slow_rules.Reference, text: str) -> None:
     assert fast(text) == slow.apply(text)
 
 
 @pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])
-def test_on_real_books_too(shared: Path, book: str) -> None:
+def test_rules_equal_their_references_on_real_books(shared: Path, book: str) -> None:
     fast = slow = normalised((shared / "data" / book).read_text(encoding="utf-8"))
-    for one, other in zip(CHINESE, slow_rules.CHINESE, strict=True):
-        fast, slow = one(fast), other.apply(slow)
+    for rule, reference in zip(CHINESE, slow_rules.CHINESE, strict=True):
+        fast, slow = rule(fast), reference.apply(slow)
         assert fast == slow

@@ -1,4 +1,4 @@
-"""Script: what OpenCC does, at less cost, idempotent, and never with the package that overwrites it."""
+"""Script: equal to OpenCC but cheaper and idempotent; packages that overwrite OpenCC are rejected."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ opencc = pytest.importorskip("opencc")
 KEPT = "乾徵於昇氾祕蒐薹計釐陞麽"
 
 
-def converted(policy: str, text: str, seen: Counter[str] | None = None) -> str:
+def converted(policy: str, text: str, counts: Counter[str] | None = None) -> str:
     rule = script.rule(policy)
     assert rule is not None
-    return text_of(rule.apply(codes(text), Counter() if seen is None else seen))
+    return text_of(rule.apply(codes(text), Counter() if counts is None else counts))
 
 
 @pytest.fixture(scope="module")
@@ -44,65 +44,65 @@ def tang(shared: Path) -> Codes:
 
 
 @pytest.mark.parametrize(
-    ("policy", "text", "wanted"),
+    ("policy", "text", "expected"),
     [
         ("simplified", "後漢書", "后汉书"),
         ("simplified", "皇后與太后", "皇后与太后"),
-        ("simplified", "反覆深沈", "反复深沉"),  # changed in company only
+        ("simplified", "反覆深沈", "反复深沉"),  # changed only in phrases
         ("simplified", "乾坤，乾燥", "乾坤，干燥"),
         ("simplified", "王戎簡要\n裴楷清通", "王戎简要\n裴楷清通"),
-        ("simplified", "𡞵㜷", "㛟𡝠"),  # out of the first plane and into it
+        ("simplified", "𡞵㜷", "㛟𡝠"),  # into and out of the first plane
         ("simplified", "Hello, 世界", "Hello, 世界"),
         ("traditional", "后汉书", "後漢書"),
         ("traditional", "头发发财", "頭髮發財"),
         ("traditional", "皇后与太后", "皇后與太后"),
     ],
 )
-def test_a_text_comes_out_in_the_wanted_script(policy: str, text: str, wanted: str) -> None:
-    assert converted(policy, text) == wanted
+def test_text_is_converted(policy: str, text: str, expected: str) -> None:
+    assert converted(policy, text) == expected
 
 
-def test_keep_is_no_rule_at_all() -> None:
+def test_keep_has_no_rule() -> None:
     assert script.rule("keep") is None
 
 
-def test_every_changed_pair_is_counted() -> None:
-    seen: Counter[str] = Counter()
-    converted("simplified", "後漢書，後人，史記。", seen)
-    assert seen == {"後 → 后": 2, "漢 → 汉": 1, "書 → 书": 1, "記 → 记": 1}
+def test_changed_pairs_are_counted() -> None:
+    counts: Counter[str] = Counter()
+    converted("simplified", "後漢書，後人，史記。", counts)
+    assert counts == {"後 → 后": 2, "漢 → 汉": 1, "書 → 书": 1, "記 → 记": 1}
 
 
-def test_traditional_names_the_pairs_that_were_a_guess() -> None:
-    seen: Counter[str] = Counter()
-    converted("traditional", "头发，发财，后人，汉书。", seen)
-    assert script.risks(seen) == {"发 → 發": 1, "发 → 髮": 1, "后 → 後": 1}
+def test_risks_are_the_ambiguous_pairs() -> None:
+    counts: Counter[str] = Counter()
+    converted("traditional", "头发，发财，后人，汉书。", counts)
+    assert script.risks(counts) == {"发 → 發": 1, "发 → 髮": 1, "后 → 後": 1}
 
 
-def test_an_unknown_script_is_refused() -> None:
-    with pytest.raises(BadConfig, match="no such script: 'fan'"):
+def test_unknown_script_raises() -> None:
+    with pytest.raises(BadConfig, match="--script must be one of keep, simplified, traditional, got 'fan'"):
         script.rule("fan")
 
 
-def test_documents_stay_parted_and_halves_of_pairs_are_neither_converted_nor_lost() -> None:
+def test_documents_stay_separate_and_lone_surrogates_are_kept() -> None:
     rule = script.rule("simplified")
     assert rule is not None
     page = join(["後漢", "", "書\ud840", "\udc00漢\ud840記"])
     assert split(rule.apply(page, Counter())) == ["后汉", "", "书\ud840", "\udc00汉\ud840记"]
 
 
-def test_a_page_without_anything_to_convert_is_given_back_as_it_is() -> None:
+def test_page_with_nothing_to_convert_is_returned_unchanged() -> None:
     rule = script.rule("simplified")
     assert rule is not None
     page = codes("林冲道：“好酒。”")
     assert rule.apply(page, Counter()) is page
 
 
-# What OpenCC would make of its own output again, and this rule does not.
-AGAIN = ["畢昇", "變徵", "蕭乾", "顛乾倒坤", "陳昇", "懷釐", "吳祕", "東氾"]
+# Phrases that OpenCC converts a second time, and this rule does not.
+NOT_IDEMPOTENT = ["畢昇", "變徵", "蕭乾", "顛乾倒坤", "陳昇", "懷釐", "吳祕", "東氾"]
 
 
-@pytest.mark.parametrize("phrase", AGAIN)
-def test_what_a_phrase_keeps_is_kept_the_second_time(phrase: str) -> None:
+@pytest.mark.parametrize("phrase", NOT_IDEMPOTENT)
+def test_character_kept_by_a_phrase_is_kept_the_second_time(phrase: str) -> None:
     text = f"論{phrase}之後"
     once = converted("simplified", text)
     plain = opencc.OpenCC("t2s")
@@ -111,57 +111,63 @@ def test_what_a_phrase_keeps_is_kept_the_second_time(phrase: str) -> None:
     assert converted("simplified", once) == once
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("鹏程万里", "鵬程萬里"), ("艳后", "豔后"), ("于游乐", "於遊樂")])
-def test_traditional_of_traditional_is_traditional(text: str, wanted: str) -> None:
-    assert converted("traditional", text) == wanted
-    assert converted("traditional", wanted) == wanted
+@pytest.mark.parametrize(("text", "expected"), [("鹏程万里", "鵬程萬里"), ("艳后", "豔后"), ("于游乐", "於遊樂")])
+def test_traditional_is_idempotent(text: str, expected: str) -> None:
+    assert converted("traditional", text) == expected
+    assert converted("traditional", expected) == expected
 
 
-def test_shuihu_comes_out_as_opencc_converts_the_whole_of_it(shuihu: str) -> None:
-    seen: Counter[str] = Counter()
-    ours = converted("simplified", shuihu, seen)
+def test_shuihu_equals_a_full_conversion_by_opencc(shuihu: str) -> None:
+    counts: Counter[str] = Counter()
+    ours = converted("simplified", shuihu, counts)
     theirs = opencc.OpenCC("t2s").convert(shuihu)
     assert [(shuihu[at - 2 : at + 2], b) for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b] == [
-        ("忽。於戏", "于")  # of 於戲, alas: OpenCC keeps it where it is traditional throughout, and so do we here
+        ("忽。於戏", "于")  # of 於戲, alas: OpenCC keeps 於 only if the phrase is traditional
     ]
-    assert seen.total() == 181
-    assert seen.most_common(5) == [("夥 → 伙", 36), ("捱 → 挨", 25), ("戩 → 戬", 20), ("拚 → 拼", 15), ("吒 → 咤", 13)]
+    assert counts.total() == 181
+    assert counts.most_common(5) == [
+        ("夥 → 伙", 36),
+        ("捱 → 挨", 25),
+        ("戩 → 戬", 20),
+        ("拚 → 拼", 15),
+        ("吒 → 咤", 13),
+    ]
     assert converted("simplified", ours) == ours
 
 
-def test_poems_come_out_as_opencc_converts_the_whole_of_them(tang: Codes) -> None:
+def test_poems_equal_a_full_conversion_by_opencc(tang: Codes) -> None:
     rule = script.rule("simplified")
     assert rule is not None
-    seen: Counter[str] = Counter()
-    out = rule.apply(tang, seen)
+    counts: Counter[str] = Counter()
+    out = rule.apply(tang, counts)
     before, ours = text_of(tang), text_of(out)
     theirs = opencc.OpenCC("t2s").convert(before)
-    apart = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
-    assert apart == [("麽", "么")]  # 幺麽
-    assert seen.total() == sum(a != b for a, b in zip(before, ours, strict=True))
+    differences = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    assert differences == [("麽", "么")]  # 幺麽
+    assert counts.total() == sum(a != b for a, b in zip(before, ours, strict=True))
     assert text_of(rule.apply(out, Counter())) == ours
 
 
-def test_traditional_shuihu_is_what_opencc_makes_of_it(shuihu: str) -> None:
+def test_traditional_shuihu_equals_a_conversion_by_opencc(shuihu: str) -> None:
     text = shuihu[:60_000]
     ours = converted("traditional", text)
     assert ours == opencc.OpenCC("s2t").convert(text)
     assert converted("traditional", ours) == ours
 
 
-def test_only_the_clauses_that_need_it_go_through_opencc(shuihu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
-    convert = script._converted
+def test_opencc_converts_only_clauses_that_may_change(shuihu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted_length = 0
+    convert = script._opencc_convert
 
     def counted(policy: str, text: np.ndarray) -> np.ndarray:
-        nonlocal asked
-        asked += len(text)
+        nonlocal converted_length
+        converted_length += len(text)
         return convert(policy, text)
 
-    converted("simplified", "後")  # tables are made
-    monkeypatch.setattr(script, "_converted", counted)
+    converted("simplified", "後")  # build the tables
+    monkeypatch.setattr(script, "_opencc_convert", counted)
     converted("simplified", shuihu)
-    assert asked < len(shuihu) // 100
+    assert converted_length < len(shuihu) // 100
 
 
 PIECES = "後漢書畢昇乾坤隆徵羽於戲麼幺麽覆反沈深藉慰瞭明毕变萧里后云发头干万丑面系豔萬𡞵㜷a1，。\n\ue000"
@@ -170,29 +176,29 @@ PIECES = "後漢書畢昇乾坤隆徵羽於戲麼幺麽覆反沈深藉慰瞭明�
 @given(st.text(st.sampled_from(PIECES), max_size=24), st.sampled_from(["simplified", "traditional"]))
 @example("毕昇後", "simplified")
 @example("阙里后", "traditional")
-def test_the_rule_is_idempotent_and_keeps_the_number_of_characters(text: str, policy: str) -> None:
+def test_rule_is_idempotent_and_keeps_the_length(text: str, policy: str) -> None:
     once = converted(policy, text)
     assert len(once) == len(text)
     assert converted(policy, once) == once
 
 
 @given(st.lists(st.text(st.sampled_from(PIECES), max_size=12), min_size=1, max_size=4))
-def test_documents_of_a_page_come_out_as_they_do_alone(texts: list[str]) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(texts: list[str]) -> None:
     rule = script.rule("simplified")
     assert rule is not None
     assert split(rule.apply(join(texts), Counter())) == [converted("simplified", text) for text in texts]
 
 
 @given(st.text(st.sampled_from([piece for piece in PIECES if piece not in KEPT + "麼"]), max_size=24))
-def test_a_text_without_doubtful_characters_comes_out_as_opencc_makes_it_at_last(text: str) -> None:
-    wanted, plain = text, opencc.OpenCC("t2s")
-    while (again := plain.convert(wanted)) != wanted:
-        wanted = again
-    assert converted("simplified", text) == wanted
+def test_text_without_ambiguity_equals_repeated_opencc(text: str) -> None:
+    expected, plain = text, opencc.OpenCC("t2s")
+    while (converted_again := plain.convert(expected)) != expected:
+        expected = converted_again
+    assert converted("simplified", text) == expected
 
 
 def dictionary(name: str, folder: Path) -> dict[str, list[str]]:
-    """One of OpenCC's dictionaries, read with the program that comes with it."""
+    """Read one of OpenCC's dictionaries with the program that OpenCC includes."""
     home = Path(opencc.__file__).parent / "clib"
     program, target = home / "bin" / "opencc_dict", folder / name
     if not program.exists():
@@ -202,42 +208,42 @@ def dictionary(name: str, folder: Path) -> dict[str, list[str]]:
     return {key: values.split(" ") for key, values in (line.split("\t") for line in target.read_text().splitlines())}
 
 
-def test_the_listed_characters_are_those_of_the_dictionaries(tmp_path: Path) -> None:
+def test_listed_characters_are_those_of_the_dictionaries(tmp_path: Path) -> None:
     phrases = {phrase: values[0] for phrase, values in dictionary("TSPhrases", tmp_path).items()}
     plain = opencc.OpenCC("t2s")
     alone = {c: plain.convert(c) for phrase in phrases for c in phrase}
     hidden = {p: v for p, v in phrases.items() if p != v and all(alone[c] == c for c in p)}
     changed = {a for p, v in hidden.items() for a, b in zip(p, v, strict=True) if a != b}
-    kept = {a for v in phrases.values() for a, b in zip(v, plain.convert(v), strict=True) if a != b}
+    kept_in_phrases = {a for v in phrases.values() for a, b in zip(v, plain.convert(v), strict=True) if a != b}
     assert changed == set(script._IN_PHRASES)
-    assert kept == set(script._KEPT_IN_PHRASES) == set(KEPT)
+    assert kept_in_phrases == set(script._KEPT_IN_PHRASES) == set(KEPT)
     several = {c for c, values in dictionary("STCharacters", tmp_path).items() if len(values) > 1}
     assert several == set(script.AMBIGUOUS)
 
 
 @pytest.mark.parametrize("name", ["TSPhrases", "STPhrases", "STPhrases_GeneratedFromRegionalPhrases"])
-def test_no_phrase_of_opencc_reaches_over_the_marks_at_which_clauses_are_cut(name: str, tmp_path: Path) -> None:
+def test_no_opencc_phrase_contains_a_separator(name: str, tmp_path: Path) -> None:
     phrases = dictionary(name, tmp_path)
-    assert not {character for phrase in phrases for character in phrase} & set(script._PARTS)
+    assert not {character for phrase in phrases for character in phrase} & set(script._SEPARATORS)
     assert all(len(value) == len(phrase) for phrase, values in phrases.items() for value in values)
 
 
 @pytest.mark.parametrize("policy", ["simplified", "traditional"])
-def test_every_phrase_of_opencc_comes_out_as_it_says_and_stays(policy: str, tmp_path: Path) -> None:
+def test_converting_every_opencc_phrase_is_idempotent(policy: str, tmp_path: Path) -> None:
     names = {"simplified": ["TSPhrases"], "traditional": ["STPhrases"]}[policy]
     phrases = [phrase for name in names for phrase in dictionary(name, tmp_path)][:20_000]
     once = converted(policy, "\n".join(phrases))
     assert converted(policy, once) == once
 
 
-def test_without_opencc_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_opencc_raises_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opencc", None)
     with pytest.raises(BadConfig) as failed:
         script.rule("simplified")
     assert failed.value.hint == "pip install 'inkstone[zh]'"
 
 
-def test_the_package_that_overwrites_opencc_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_package_that_overwrites_opencc_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info = tmp_path / "opencc_python_reimplemented-0.1.7.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: opencc-python-reimplemented\nVersion: 0.1.7\n")
@@ -248,7 +254,7 @@ def test_the_package_that_overwrites_opencc_is_refused(monkeypatch: pytest.Monke
     assert "pip uninstall" in failed.value.hint
 
 
-def test_a_module_of_that_name_that_is_not_opencc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_module_named_opencc_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opencc", types.ModuleType("opencc"))
-    with pytest.raises(BadConfig, match="not OpenCC's own"):
+    with pytest.raises(BadConfig, match="not the original OpenCC"):
         script.rule("traditional")

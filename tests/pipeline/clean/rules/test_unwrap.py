@@ -1,4 +1,4 @@
-"""Print lines are put together again, and nothing else is."""
+"""Unwrapping: print lines are joined, and other lines are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def joined(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "becomes"),
+    ("text", "expected"),
     [
         ("余乆擬西南遊\n遷延", "余乆擬西南遊遷延"),
         ("且说林冲，\n当日\n走了。\n次日", "且说林冲，当日走了。\n次日"),
@@ -36,14 +36,14 @@ def joined(text: str) -> str:
         ("共 108\n人", "共 108人"),
     ],
 )
-def test_a_line_that_is_not_at_its_end_goes_on_in_the_next(text: str, becomes: str) -> None:
-    assert joined(text) == becomes
+def test_open_line_is_joined_to_the_next(text: str, expected: str) -> None:
+    assert joined(text) == expected
 
 
 @pytest.mark.parametrize(
     "end", ["。", "！", "？", "：", "……", "”", "’", "」", "』", "）", "》", "〉", "】", "〕", "〗", '。"', "!"]
 )
-def test_a_line_that_ends_a_sentence_ends(end: str) -> None:
+def test_line_that_ends_a_sentence_is_not_joined(end: str) -> None:
     assert joined(f"走{end}\n行") == f"走{end}\n行"
     assert joined(f"走{end} 　\n行") == f"走{end} 　\n行"
 
@@ -68,11 +68,11 @@ def test_a_line_that_ends_a_sentence_ends(end: str) -> None:
         "\n\n",
     ],
 )
-def test_headings_indents_and_blank_lines_part(text: str) -> None:
+def test_headings_indents_and_blank_lines_prevent_joins(text: str) -> None:
     assert joined(text) == text
 
 
-def test_a_heading_with_its_chapter_on_its_line_goes_on() -> None:
+def test_inline_heading_is_joined_to_the_next_line() -> None:
     chapter = "第二段  高俅奸佞虽堪恨，洪信从今"
     assert match(chapter) == ("第二段", "高俅奸佞虽堪恨，洪信从今")
     assert joined(f"走\n{chapter}\n酿祸胎。") == f"走\n{chapter}酿祸胎。"
@@ -83,9 +83,9 @@ def test_documents_are_never_joined() -> None:
 
 
 def test_joins_are_counted() -> None:
-    seen: Seen = Counter()
-    unwrap("走\n行\n坐。\n卧\n立", seen)
-    assert seen == {"joins": 3}
+    counts: Seen = Counter()
+    unwrap("走\n行\n坐。\n卧\n立", counts)
+    assert counts == {"joins": 3}
 
 
 PAGES = st.lists(
@@ -114,7 +114,7 @@ PAGES = st.lists(
 
 
 @given(PAGES)
-def test_unwrapping_is_idempotent_and_changes_nothing_but_line_ends(text: str) -> None:
+def test_unwrap_is_idempotent_and_changes_only_line_ends(text: str) -> None:
     once = joined(text)
     assert joined(once) == once
     assert once.count("\0") == text.count("\0")
@@ -122,26 +122,26 @@ def test_unwrapping_is_idempotent_and_changes_nothing_but_line_ends(text: str) -
 
 
 @given(PAGES, PAGES)
-def test_a_page_is_unwrapped_as_its_documents_are(one: str, other: str) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(one: str, other: str) -> None:
     assert joined(one + "\0" + other) == joined(one) + "\0" + joined(other)
 
 
 @given(PAGES)
-def test_the_rule_is_the_function_on_a_page(text: str) -> None:
+def test_rule_equals_the_function(text: str) -> None:
     assert text_of(RULE.apply(codes(text), Counter())) == joined(text)
 
 
 @pytest.mark.parametrize("width", [21, 35])
-def test_a_book_that_was_printed_is_put_together_as_it_was(shared: Path, width: int) -> None:
+def test_unwrap_restores_a_book_broken_into_print_lines(shared: Path, width: int) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")[:200_000]
     paragraphs = [line.rstrip() for line in text.replace(" ", "").split("\n") if line.endswith("。")]
-    printed, whole = [], 0
+    printed, join_count = [], 0
     for paragraph in paragraphs:
         lines = [paragraph[at : at + width] for at in range(0, len(paragraph), width)]
-        whole += sum(1 for line in lines[:-1] if joined(f"{line}\n走") == f"{line}走")
+        join_count += sum(1 for line in lines[:-1] if joined(f"{line}\n走") == f"{line}走")
         printed += lines
-    seen: Seen = Counter()
-    found = unwrap("\n".join(printed), seen)
-    assert seen["joins"] == whole  # all but those where a print line happens to end with a sentence
-    assert whole > 0.9 * (len(printed) - len(paragraphs))
-    assert found.replace("\n", "") == "".join(paragraphs)
+    counts: Seen = Counter()
+    unwrapped = unwrap("\n".join(printed), counts)
+    assert counts["joins"] == join_count  # all except print lines that happen to end a sentence
+    assert join_count > 0.9 * (len(printed) - len(paragraphs))
+    assert unwrapped.replace("\n", "") == "".join(paragraphs)

@@ -1,4 +1,4 @@
-"""Variants: folded by a table of one's own, in one pass, and a table that cannot be is refused with its line."""
+"""Variants: replaced in one pass by the user's table; invalid tables raise with the line."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from pipeline.errors import BadConfig, InputMissing
 TABLE = {"爲": "為", "峯": "峰", "𠮷": "吉", "叫": "㗂", "真": "𥄂"}
 
 
-def folded(text: str, table: dict[str, str] = TABLE, seen: Counter[str] | None = None) -> str:
-    found = rule(table)
-    assert found is not None
-    return text_of(found.apply(codes(text), Counter() if seen is None else seen))
+def replaced(text: str, table: dict[str, str] = TABLE, counts: Counter[str] | None = None) -> str:
+    variants_rule = rule(table)
+    assert variants_rule is not None
+    return text_of(variants_rule.apply(codes(text), Counter() if counts is None else counts))
 
 
-def test_characters_within_and_beyond_the_first_plane_become_what_the_table_says() -> None:
-    seen: Counter[str] = Counter()
-    assert folded("爲𠮷峯真爲𡘙叫", seen=seen) == "為吉峰𥄂為𡘙㗂"
-    assert seen == {"爲 → 為": 2, "𠮷 → 吉": 1, "峯 → 峰": 1, "真 → 𥄂": 1, "叫 → 㗂": 1}
+def test_variants_in_and_beyond_the_first_plane_are_replaced() -> None:
+    counts: Counter[str] = Counter()
+    assert replaced("爲𠮷峯真爲𡘙叫", counts=counts) == "為吉峰𥄂為𡘙㗂"
+    assert counts == {"爲 → 為": 2, "𠮷 → 吉": 1, "峯 → 峰": 1, "真 → 𥄂": 1, "叫 → 㗂": 1}
 
 
-def test_a_text_without_variants_stays_and_nothing_is_counted() -> None:
-    seen: Counter[str] = Counter()
-    assert folded("林冲𡘙", seen=seen) == "林冲𡘙"
-    assert not seen
+def test_text_without_variants_is_unchanged() -> None:
+    counts: Counter[str] = Counter()
+    assert replaced("林冲𡘙", counts=counts) == "林冲𡘙"
+    assert not counts
 
 
-def test_documents_stay_parted() -> None:
-    found = rule(TABLE)
-    assert found is not None
-    assert split(found.apply(join(["爲", "", "𠮷\n峯"]), Counter())) == ["為", "", "吉\n峰"]
+def test_documents_stay_separate() -> None:
+    variants_rule = rule(TABLE)
+    assert variants_rule is not None
+    assert split(variants_rule.apply(join(["爲", "", "𠮷\n峯"]), Counter())) == ["為", "", "吉\n峰"]
 
 
-def test_a_table_that_changes_nothing_is_no_rule() -> None:
+def test_table_that_changes_nothing_has_no_rule() -> None:
     assert rule({}) is None
     assert rule({"爲": "爲"}) is None
 
 
-def test_the_rule_is_called_for_its_characters_and_says_what_it_brings_in() -> None:
-    found = rule({"爲": "為", "𠮷": "吉"})
-    assert found is not None
-    assert found.triggers == ((ord("爲"), ord("爲")), (0xD842, 0xD842))
-    assert set(found.makes) == {"為", "吉"}
+def test_rule_has_triggers_and_produced_characters() -> None:
+    variants_rule = rule({"爲": "為", "𠮷": "吉"})
+    assert variants_rule is not None
+    assert variants_rule.triggers == ((ord("爲"), ord("爲")), (0xD842, 0xD842))
+    assert set(variants_rule.makes) == {"為", "吉"}
 
 
-def test_a_chain_is_followed_to_its_end() -> None:
+def test_chain_is_followed_to_its_end() -> None:
     assert resolved({"甲": "乙", "乙": "丙", "丙": "𠮷"}) == {"甲": "𠮷", "乙": "𠮷", "丙": "𠮷"}
 
 
-def test_a_circle_is_refused() -> None:
-    with pytest.raises(BadConfig, match="the variants go round: 乙 → 丙 → 乙"):
+def test_cycle_raises() -> None:
+    with pytest.raises(BadConfig, match="the variants form a cycle: 乙 → 丙 → 乙"):
         rule({"甲": "乙", "乙": "丙", "丙": "乙"})
 
 
@@ -66,15 +66,15 @@ HAN = st.sampled_from("甲乙丙丁戊𠮷𡘙㗂a，")
 
 
 @given(st.dictionaries(HAN, HAN, max_size=6), st.text(HAN, max_size=20))
-def test_folding_is_idempotent_and_changes_single_characters_only(table: dict[str, str], text: str) -> None:
+def test_rule_is_idempotent_and_changes_single_characters(table: dict[str, str], text: str) -> None:
     try:
-        found = rule(table)
-    except BadConfig:  # a circle
-        found = None
-    if found is None:
+        variants_rule = rule(table)
+    except BadConfig:  # a cycle
+        variants_rule = None
+    if variants_rule is None:
         return
-    once = text_of(found.apply(codes(text), Counter()))
-    assert text_of(found.apply(codes(once), Counter())) == once
+    once = text_of(variants_rule.apply(codes(text), Counter()))
+    assert text_of(variants_rule.apply(codes(once), Counter())) == once
     assert once == "".join(resolved(table).get(character, character) for character in text)
 
 
@@ -88,36 +88,36 @@ def test_folding_is_idempotent_and_changes_single_characters_only(table: dict[st
         ("a.tsv", "爲\t為\n峯\t峰\n峯\t峰\n為\t為"),
     ],
 )
-def test_a_table_is_read_from_tsv_csv_and_json(name: str, content: str, tmp_path: Path) -> None:
+def test_table_is_read_from_tsv_csv_and_json(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, "utf-8")
     assert load(tmp_path / name) == {"爲": "為", "峯": "峰"}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "what"),
+    ("name", "content", "message"),
     [
         ("a.tsv", "爲\t為\n峯 峰\n", "a.tsv, line 2: not two columns"),
         ("a.tsv", "爲\t為\n峯\t\n", "a.tsv, line 2: '' is not one character"),
         ("a.tsv", "爲為\t為\n", "a.tsv, line 1: '爲為' is not one character"),
-        ("a.tsv", "爲\t為\n\n爲\t偽\n", "a.tsv, line 3: 爲 becomes 偽, and 為 before"),
-        ("a.tsv", "爲\t\u200b\n", "line 1: '\\u200b' cannot be seen"),
-        ("a.csv", "爲,為\n為,爲\n", "a.csv: the variants go round: 爲 → 為 → 爲"),
-        ("a.json", '{"爲": "為", "爲": "偽"}', "a.json: '爲': 爲 becomes 偽, and 為 before"),
+        ("a.tsv", "爲\t為\n\n爲\t偽\n", "a.tsv, line 3: 爲 maps to 偽, but an earlier entry maps it to 為"),
+        ("a.tsv", "爲\t\u200b\n", "line 1: '\\u200b' is invisible"),
+        ("a.csv", "爲,為\n為,爲\n", "a.csv: the variants form a cycle: 爲 → 為 → 爲"),
+        ("a.json", '{"爲": "為", "爲": "偽"}', "a.json: '爲': 爲 maps to 偽, but an earlier entry maps it to 為"),
         ("a.json", '{"爲": 1}', "a.json: '爲': not two columns"),
         ("a.json", '["爲"]', "a.json: not an object"),
         ("a.json", '{"爲"', "a.json: not JSON"),
     ],
 )
-def test_a_bad_table_is_refused_with_the_file_and_the_line(name: str, content: str, what: str, tmp_path: Path) -> None:
+def test_invalid_table_raises_with_file_and_line(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(BadConfig) as failed:
         load(tmp_path / name)
-    assert what in failed.value.what
+    assert message in failed.value.what
     assert failed.value.what.startswith(str(tmp_path))
     assert failed.value.hint
 
 
-def test_a_missing_table_and_one_that_is_not_utf8_are_refused(tmp_path: Path) -> None:
+def test_missing_table_and_other_encoding_raise(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no such table"):
         load(tmp_path / "none.tsv")
     (tmp_path / "a.tsv").write_bytes("爲\t為".encode("gb18030"))

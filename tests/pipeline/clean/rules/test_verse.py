@@ -1,4 +1,4 @@
-"""Verse: found where it is announced or long enough, put on lines of its own, dropped; and prose stays prose."""
+"""Verse: recognised if it is announced or long enough, put on lines of its own or dropped; prose is kept."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.verse import POLICIES, Run, find, rule
+from pipeline.clean.rules.verse import POLICIES, rule
 from pipeline.clean.utf16 import codes, join, split, text_of
 from pipeline.errors import BadConfig
+from tests.pipeline.clean.rules import slow_rules
 
 QUATRAIN = "恶性掀腾不自由，房中剁却两人头。痴翁犹自伤情切，独立西风哭未休。"
 
 
-def applied(policy: str, text: str, seen: Counter[str] | None = None) -> str:
-    return text_of(rule(policy).apply(codes(text), Counter() if seen is None else seen))
+def apply(policy: str, text: str, counts: Counter[str] | None = None) -> str:
+    return text_of(rule(policy).apply(codes(text), Counter() if counts is None else counts))
+
+
+def assert_equals_reference(text: str) -> None:
+    counts: Counter[str] = Counter()
+    assert apply("own-unit", text, counts) == slow_rules.verse_on_lines(text)
+    assert +counts == +slow_rules.verse_counts(slow_rules.verse(text))
 
 
 @pytest.mark.parametrize(
@@ -34,11 +41,11 @@ def applied(policy: str, text: str, seen: Counter[str] | None = None) -> str:
         (f"写道：“{QUATRAIN}”李固", [QUATRAIN]),
         ("床前明月光，疑是地上霜。\n举头望明月，低头思故乡。", ["床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"]),
         ("正是：𤣥甜一枕古祠中，梦里分明见鬼𠮷。毕竟", ["𤣥甜一枕古祠中，梦里分明见鬼𠮷。"]),
-        # whole sentences only: what stands before the first and behind the last is left out
+        # complete sentences only: clauses before the first and after the last are left out
         (f"却说，扬子江头只一家，不弱周郎施妙计。{QUATRAIN}当下", [QUATRAIN]),
         (f"{QUATRAIN}接来江头坐下了，宋江对军师说道：", [QUATRAIN]),
         (f"{QUATRAIN}宋江对军师说道，去了。", [QUATRAIN]),
-        # no verse
+        # prose
         ("正是：机谋未就，争奈窗外人听；计策才施，又早箫墙祸起。", []),
         ("但见：前临官道，后傍大溪。数百株垂柳当门", []),
         ("如不愿去的，一听尊命。只恐事发，反遭负累。烦可寻思。", []),
@@ -52,22 +59,16 @@ def applied(policy: str, text: str, seen: Counter[str] | None = None) -> str:
         ("，。", []),
     ],
 )
-def test_verse_is_whole_sentences_of_equal_clauses(text: str, verse: list[str]) -> None:
-    assert [text[run.start : run.end] for run in find(text)] == verse
+def test_verse_is_complete_sentences_of_equal_clauses(text: str, verse: list[str]) -> None:
+    assert [text[run.start : run.end] for run in slow_rules.verse(text)] == verse
+    assert_equals_reference(text)
 
 
-def test_a_run_says_how_many_clauses_of_what_length_and_whether_it_is_announced() -> None:
-    assert find(f"正是：床前明月光，疑是地上霜。又道：{QUATRAIN}") == [
-        Run(3, 15, 2, 5, announced=True),
-        Run(18, 50, 4, 7, announced=False),
-    ]
-
-
-def test_inline_counts_and_leaves_the_page_as_it_is() -> None:
-    seen: Counter[str] = Counter()
+def test_inline_counts_and_returns_the_page_unchanged() -> None:
+    counts: Counter[str] = Counter()
     page = codes(f"正是：床前明月光，疑是地上霜。又道：{QUATRAIN}")
-    assert rule("inline").apply(page, seen) is page
-    assert seen == {
+    assert rule("inline").apply(page, counts) is page
+    assert counts == {
         "runs of 5 characters a clause": 1,
         "runs of 7 characters a clause": 1,
         "runs that are announced": 1,
@@ -76,7 +77,7 @@ def test_inline_counts_and_leaves_the_page_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (f"奸淫，有诗为证：{QUATRAIN}且说", f"奸淫，\n有诗为证：{QUATRAIN}\n且说"),
         (f"写道：“{QUATRAIN}”李固", f"写道：\n“{QUATRAIN}”\n李固"),
@@ -86,12 +87,12 @@ def test_inline_counts_and_leaves_the_page_as_it_is() -> None:
         ("甲。正是：计就惊天地，谋成破鬼神。", "甲。\n正是：计就惊天地，谋成破鬼神。"),
     ],
 )
-def test_own_unit_gives_verse_a_line_with_what_announces_it_and_its_quotes(text: str, wanted: str) -> None:
-    assert applied("own-unit", text) == wanted
+def test_own_unit_puts_verse_on_a_line_with_announcement_and_quotes(text: str, expected: str) -> None:
+    assert apply("own-unit", text) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (f"奸淫。有诗为证：{QUATRAIN}且说", "奸淫。且说"),
         (f"写道：“{QUATRAIN}”李固", "写道：李固"),
@@ -102,46 +103,13 @@ def test_own_unit_gives_verse_a_line_with_what_announces_it_and_its_quotes(text:
         (f"甲道：“乙。{QUATRAIN}”", "甲道：“乙。”"),
     ],
 )
-def test_drop_takes_verse_and_what_announces_it_and_leaves_no_quote_alone(text: str, wanted: str) -> None:
-    assert applied("drop", text) == wanted
+def test_drop_removes_verse_and_announcement_and_keeps_quotes_balanced(text: str, expected: str) -> None:
+    assert apply("drop", text) == expected
 
 
-def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(BadConfig, match="no such policy for verse"):
+def test_unknown_policy_raises() -> None:
+    with pytest.raises(BadConfig, match="--verse must be one of inline, own-unit, drop, got 'keep'"):
         rule("keep")
-
-
-HAN = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ue000-\uf8ff\U00020000-\U0003ffff〇□]"
-
-
-def slow(text: str) -> list[str]:
-    """What `find` means, clause by clause."""
-    clauses = list(re.finditer(f"(?<!{HAN})({HAN}+)([，。！？；])", text))
-    groups: list[list[re.Match[str]]] = []
-    for clause in clauses:
-        previous = groups[-1][-1] if groups else None
-        follows = previous and text[previous.end() : clause.start()] in ("", "\n")
-        if previous and follows and len(previous[1]) == len(clause[1]):
-            groups[-1].append(clause)
-        else:
-            groups.append([clause])
-    found = []
-    for group in groups:
-        length = len(group[0][1])
-        before = text[max(0, group[0].start() - 8) : group[0].start()]
-        lead = re.search("(正是|[诗詩词詞赋賦偈]曰|但[见見]|有诗为证|有詩[為爲]證)：[\n“‘「『\"']{0,2}$", before)
-        if not lead and before and before[-1] not in "\0\n。！？：“‘「『\"'”’」』":
-            while group and group[0][2] not in "。！？":
-                group.pop(0)
-            group = group[1:]
-        while group and group[-1][2] not in "。！？":
-            group.pop()
-        least = 4 if length > 4 else 10**9
-        if lead:
-            least = 2 if length > 4 or lead[1] == "正是" else 4
-        if length in (4, 5, 7) and len(group) >= least:
-            found.append(text[group[0].start() : group[-1].end()])
-    return found
 
 
 PIECE = st.one_of(
@@ -160,45 +128,45 @@ TEXT = st.lists(PIECE, max_size=14).map("".join)
 
 @given(TEXT)
 @example("正是：“\n甲乙丙丁戊，己庚辛壬癸。")
-def test_the_fast_way_finds_what_the_slow_one_finds(text: str) -> None:
-    assert [text[run.start : run.end] for run in find(text)] == slow(text)
+def test_rule_equals_the_reference(text: str) -> None:
+    assert_equals_reference(text)
 
 
 @given(TEXT, st.sampled_from(POLICIES))
 def test_every_policy_is_idempotent(text: str, policy: str) -> None:
-    once = applied(policy, text)
-    assert applied(policy, once) == once
+    once = apply(policy, text)
+    assert apply(policy, once) == once
 
 
 @given(TEXT)
-def test_own_unit_changes_nothing_but_line_ends_and_makes_no_empty_line(text: str) -> None:
-    out = applied("own-unit", text)
-    assert out.replace("\n", "") == text.replace("\n", "")
-    assert len(re.findall("\n\n|^\n|\n$", out)) <= len(re.findall("\n\n|^\n|\n$", text))
+def test_own_unit_adds_only_line_ends_and_no_empty_line(text: str) -> None:
+    result = apply("own-unit", text)
+    assert result.replace("\n", "") == text.replace("\n", "")
+    assert len(re.findall("\n\n|^\n|\n$", result)) <= len(re.findall("\n\n|^\n|\n$", text))
 
 
 @given(TEXT)
-def test_after_drop_no_verse_is_left_and_documents_stay_parted(text: str) -> None:
-    out = applied("drop", text)
-    assert not find(out)
-    assert out.count("\0") == text.count("\0")
+def test_drop_leaves_no_verse_and_keeps_documents_apart(text: str) -> None:
+    result = apply("drop", text)
+    assert not slow_rules.verse(result)
+    assert result.count("\0") == text.count("\0")
 
 
 @given(st.lists(TEXT, min_size=1, max_size=3), st.sampled_from(POLICIES))
-def test_documents_of_a_page_come_out_as_they_do_alone(texts: list[str], policy: str) -> None:
+def test_documents_of_a_page_do_not_affect_each_other(texts: list[str], policy: str) -> None:
     texts = [text.replace("\0", "") for text in texts]
-    assert split(rule(policy).apply(join(texts), Counter())) == [applied(policy, text) for text in texts]
+    assert split(rule(policy).apply(join(texts), Counter())) == [apply(policy, text) for text in texts]
 
 
-def test_the_verse_of_shuihu(shared: Path) -> None:
+def test_verse_of_shuihu(shared: Path) -> None:
     text = (shared / "data/shuihu_raw.txt").read_text("utf-8-sig")
-    runs = find(text)
-    assert [text[run.start : run.end] for run in runs] == slow(text)
-    leads = Counter(text[run.start - 3 : run.start] for run in runs if run.announced)
+    assert_equals_reference(text)
+    runs = slow_rules.verse(text)
+    leads = Counter(text[run.start - 3 : run.start] for run in runs if run.is_announced)
     assert text.count("正是：") == 87
-    # two more behind ‘ and "
+    # two more after ‘ and "
     assert (leads["正是："], leads["但见："], leads["为证："], leads["诗曰："]) == (79, 9, 4, 1)
-    assert Counter((run.length, run.announced) for run in runs) == {
+    assert Counter((run.length, run.is_announced) for run in runs) == {
         (7, True): 83,
         (5, True): 8,
         (4, True): 6,

@@ -1,0 +1,46 @@
+"""Recognise the formats that are most often mistaken for text, by their magic numbers."""
+
+from __future__ import annotations
+
+from pipeline.errors import BadData
+
+_MAGIC_NUMBERS = (  # offset, bytes, kind of file
+    (0, b"%PDF", "a PDF"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Word file"),
+    (0, b"{\\rtf", "an RTF file"),
+    (60, b"BOOKMOBI", "a Kindle book"),
+    (0, b"AT&TFORM", "a DjVu file"),
+    (0, b"\x1f\x8b\x08", "gzip data"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data"),
+    (0, b"\xfd7zXZ\0", "xz data"),
+    (4, b"1AY&SY", "bzip2 data"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!\x1a\x07", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"SQLite format 3\0", "an SQLite database"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"\x7fELF", "a program"),
+)
+_ZIP_MEMBERS = (
+    (b"mimetypeapplication/epub+zip", "an EPUB book"),
+    (b"mimetypeapplication/vnd.oasis.opendocument", "an OpenDocument file"),
+    (b"word/", "a Word file"),
+    (b"xl/", "an Excel file"),
+)
+_SUFFIXES = {"gzip data": ".gz", "zstd data": ".zst", "a Parquet file": ".parquet"}
+_ZIP_WINDOW = 1 << 16  # bytes in which the names of ZIP members are searched
+
+
+def refuse_other_formats(head: bytes) -> None:
+    """Raise BadData, without the name of the file, if its `head` is in one of these formats."""
+    kind = next((kind for offset, magic, kind in _MAGIC_NUMBERS if head.startswith(magic, offset)), "")
+    if head.startswith(b"PK\x03\x04"):
+        kind = next((name for magic, name in _ZIP_MEMBERS if magic in head[:_ZIP_WINDOW]), "a ZIP archive")
+    if kind:
+        suffix = _SUFFIXES.get(kind)
+        hint = f"rename the file so that it ends in {suffix}" if suffix else "save its content as plain text (.txt)"
+        raise BadData(f"{kind}, not text", hint=hint)
