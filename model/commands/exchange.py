@@ -13,8 +13,8 @@ from pipeline.commands.console import Choice, Command, Outcome, Settings
 from pipeline.commands.options import find_artifact, outcome_of
 
 if TYPE_CHECKING:
-    from model.exchange.export import Exported as ExportedModel
-    from pipeline.export.export import Exported as ExportedTokens
+    from model.exchange.export import ExportedModel
+    from pipeline.export.export import ExportedTokens
 
 _TOKEN_FORMATS = ("nanogpt", "megatron", "llmc", "datatrove", "hdf5-int32", "litdata")
 _MODEL_FORMATS = ("hf", "gguf")
