@@ -9,41 +9,28 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from model import commands as model_commands
-from model.commands.options import follows
-from pipeline import commands as pipeline_commands
+from model.commands import exchange, refresh, sample, serve, train
+from model.commands.options import is_secondary_rank
 from pipeline import errors
-from pipeline.commands import console
-from pipeline.commands.console import Command, Group, Outcome, Settings
+from pipeline.commands import console, data, maintenance, tokens
+from pipeline.commands.console import DISTRIBUTION, Command, Group, Outcome, Settings
 from pipeline.runtime.redaction import redacted
 
-_IDLE = 0.5  # processes that wanted to run in the last minute
+_IDLE_LOAD = 0.5  # average number of runnable processes in the last minute
 _BENCHMARKS = Path(__file__).resolve().parent / "benchmarks" / "command.py"
 
 
-@click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="inkstone", prog_name="inkstone")
-@click.pass_context
-def cli(context: click.Context, **_: Any) -> None:
-    """From raw text to a trained compact GPT, one stage at a time.
-
-    Text: download, decompress, clean. Tokens: train-tokenizer, tokenize. Model: train, sample, serve.
-    `refresh` runs all of it for a recipe, as far as it is stale; `demo` runs it on the text that comes along.
-    """
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-@click.command(cls=Command, context_settings={"ignore_unknown_options": True})
+@click.command("bench", cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1)
 def bench_without_checkout(settings: Settings, arguments: tuple[str, ...]) -> Outcome:
-    """Measure this program beside others (needs a checkout of the source)."""
+    """Measure speed (needs a source checkout)."""
     raise errors.BadConfig(
         "bench needs the folder benchmarks/, which only a checkout of the source has",
         hint="clone the repository and run `python cli.py bench` there",
@@ -58,39 +45,79 @@ def _bench() -> click.Command:
     return bench
 
 
-for command in (*pipeline_commands.COMMANDS, *model_commands.COMMANDS):
-    cli.add_command(command)
-cli.add_command(_bench(), "bench")
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Data": (data.download, data.decompress, data.clean),
+    "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
+    "Model": (train.train, sample.sample, serve.serve, exchange.import_model, exchange.export),
+    "Refresh and maintenance": (
+        *(refresh.refresh, refresh.demo, maintenance.status, maintenance.verify, maintenance.rollback),
+        *(maintenance.prune, maintenance.schedule, maintenance.doctor),
+    ),
+    "Development": (_bench(),),
+}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code. The one place where errors become messages and codes."""
+@click.group(
+    cls=Group,
+    sections=SECTIONS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name=DISTRIBUTION, prog_name="inkstone")
+@click.pass_context
+def cli(context: click.Context, /, **_: Any) -> None:
+    """From raw text to a trained compact GPT, one stage at a time.
+
+    `inkstone demo` runs every stage on a bundled text. `inkstone refresh RECIPE` runs the stages of a recipe that are
+    out of date. `inkstone COMMAND --help` describes one command.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. All errors become messages and exit codes here."""
     arguments = sys.argv[1:] if arguments is None else arguments
     start = time.monotonic()
-    # torch's threads spin while they wait unless told otherwise before it loads. On a machine that does anything else
-    # that makes training several times slower, and sleeping at once a third where products are small: so they spin
-    # for a moment, and longer where the machine is idle (benchmarks/NOTES.md).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        rounds = "10000" if os.getloadavg()[0] < _IDLE else "2000"
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", rounds)}
+    _set_thread_wait_policy()
     try:
-        return cli.main(arguments, prog_name="inkstone", standalone_mode=False) or 0
-    except SystemExit:  # click's answer to a reader that went away, as `| head` does
+        return cli.main(list(arguments), prog_name="inkstone", standalone_mode=False) or 0
+    except SystemExit:  # click raises it when the reader of the output closes the pipe, as `| head` does
         return 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing may end in a bare traceback
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a bare traceback must never reach the user
         if "--debug" in arguments:
             traceback.print_exc()
-        failed = console.explain(error)
-    met = isinstance(failed, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged))  # by all processes
-    if follows() and (met or failed.told):
-        return failed.exit_code
-    what, hint = redacted(failed.what), redacted(failed.hint)
-    with suppress(OSError, ValueError):  # nobody may be listening
-        print(f"error: {what}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)
-    if "--json" in arguments:
-        failure = Outcome("failed", extra={"error": what, "hint": hint}, exit_code=failed.exit_code)
-        print(failure.as_json(time.monotonic() - start))
-    return failed.exit_code
+        failure = console.explain(error)
+    if not _is_reported_by_rank_0(failure):
+        _report(failure, as_json="--json" in arguments, seconds=time.monotonic() - start)
+    return failure.exit_code
+
+
+def _set_thread_wait_policy() -> None:
+    """Set how long torch's threads spin before they sleep; OpenMP reads it when torch is loaded.
+
+    By default they spin while they wait. On a machine with any other load that makes training several times slower,
+    and sleeping at once makes it a third slower if products are small. So they spin for a short time, and longer on an
+    idle machine (benchmarks/NOTES.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        spins = "10000" if os.getloadavg()[0] < _IDLE_LOAD else "2000"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", spins)}
+
+
+def _is_reported_by_rank_0(failure: errors.InkstoneError) -> bool:
+    """Return True if this process is a secondary torchrun rank and rank 0 reports the same failure."""
+    affects_all_ranks = isinstance(failure, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged))
+    return is_secondary_rank() and (affects_all_ranks or failure.told)
+
+
+def _report(failure: errors.InkstoneError, *, as_json: bool, seconds: float) -> None:
+    message, hint = redacted(failure.what), redacted(failure.hint)
+    with suppress(OSError, ValueError):  # standard error may be closed
+        print(f"error: {message}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)
+    if as_json:
+        outcome = Outcome("failed", extra={"error": message, "hint": hint}, exit_code=failure.exit_code)
+        print(outcome.as_json(seconds))
 
 
 if __name__ == "__main__":

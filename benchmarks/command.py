@@ -12,7 +12,7 @@ from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Measure speed against other tools.")
 @click.argument("what", metavar="[download|clean|tokenize|batches|train|sample|loss]", default="")
 @click.argument("given", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of which the median counts.")

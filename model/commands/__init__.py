@@ -1,16 +1,4 @@
-"""Commands of the model: train, sample, serve, exchange of weights, refresh and demo.
+"""Commands of the model: train, sample, serve, import and export of weights, refresh and demo.
 
-Start with `train.py`.
+Read `train.py` first. `cli.py` registers the commands.
 """
-
-from model.commands import exchange, refresh, sample, serve, train
-
-COMMANDS = (
-    train.train,
-    sample.sample,
-    serve.serve,
-    exchange.import_model,
-    exchange.export,
-    refresh.refresh,
-    refresh.demo,
-)

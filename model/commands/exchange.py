@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from model.commands.options import CHECKPOINT
 from pipeline import errors
-from pipeline.commands import tokens
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import newest, outcome_of
+from pipeline.commands.console import Choice, Command, Outcome, Settings
+from pipeline.commands.options import find_artifact, outcome_of
+
+if TYPE_CHECKING:
+    from model.exchange.export import ExportedModel
+    from pipeline.export.export import ExportedTokens
+
+_TOKEN_FORMATS = ("nanogpt", "megatron", "llmc", "datatrove", "hdf5-int32", "litdata")
+_MODEL_FORMATS = ("hf", "gguf")
 
 
 @click.command("import-model", cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="Name of the run that it becomes.")
-@click.option("--tokenizer", default="", help="A trained one, a .model file, r50k_base, ... (default: GPT-2's, if so).")
-@click.option("--trust-checkpoint", is_flag=True, help="Read a pickle too (pytorch_model.bin); its tensors alone.")
+@click.option("--name", required=True, metavar="NAME", help="Name of the new run.")
+@click.option(
+    "--tokenizer",
+    default="",
+    metavar="NAME|FILE",
+    help="Trained tokenizer, SentencePiece .model file, or tiktoken encoding (default: GPT-2's, if the model fits it).",
+)
+@click.option(
+    "--trust-checkpoint",
+    is_flag=True,
+    help="Accept a pickle (pytorch_model.bin) too; only its tensors are read.",
+)
 def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, trust_checkpoint: bool) -> Outcome:
-    """Make a run of a GPT-2 or a Qwen3 in a folder of Hugging Face's: to sample from, to train on, to export."""
-    from model.exchange import import_model as adoption
+    """Import GPT-2 or Qwen3 weights as a run.
 
-    built = adoption.adopt(settings.root, folder, name, tokenizer=tokenizer, trusted=trust_checkpoint)
+    DIR is a Hugging Face model folder. The run can be sampled, trained further and exported.
+
+    \b
+    Example:
+      inkstone import-model ~/models/gpt2 --name gpt2
+    """
+    from model.exchange import import_model as importer
+
+    built = importer.adopt(settings.root, folder, name, tokenizer=tokenizer, trusted=trust_checkpoint)
     return outcome_of(built, ("parameters",), tokenizer=built.artifact.manifest.tokenizer)
 
 
@@ -30,42 +54,61 @@ def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, tr
 @click.argument("reference", metavar="[NAME]", default="")
 @click.option(
     "--to",
-    "layout",
+    "target_format",
+    type=Choice([*_TOKEN_FORMATS, *_MODEL_FORMATS]),
     default="",
-    help="nanogpt, megatron, llmc, datatrove, hdf5-int32 or litdata; of a model hf or gguf.",
+    metavar="FORMAT",
+    help=f"Target format. Tokens: {', '.join(_TOKEN_FORMATS)}. Models: {', '.join(_MODEL_FORMATS)}.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The new folder (default: exports/NAME-FORMAT below that of the artifacts).",
+    help="New output folder (default: exports/NAME-FORMAT in the artifacts folder).",
 )
-@click.option("--verify", is_flag=True, help="Read the tokens or the weights back and compare, before it is published.")
 @click.option(
-    "--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of a model."
+    "--verify", is_flag=True, help="Read the exported tokens or weights back and compare them before publishing."
 )
+@CHECKPOINT
 def export(
-    settings: Settings, kind: str, reference: str, layout: str, out: Path | None, verify: bool, checkpoint: str
+    settings: Settings, kind: str, reference: str, target_format: str, out: Path | None, verify: bool, checkpoint: str
 ) -> Outcome:
-    """Write token arrays, or a model, in another tool's format (the newest if none is named)."""
+    """Export tokens or a model to another format.
+
+    Without NAME, the newest token arrays or the newest run are exported.
+
+    \b
+    Examples:
+      inkstone export tokens book --to megatron --verify
+      inkstone export model book --to hf
+    """
+    formats = _TOKEN_FORMATS if kind == "tokens" else _MODEL_FORMATS
+    if not target_format:
+        raise errors.BadConfig("--to must name a format to export to", hint=f"--to {', '.join(formats)}")
+    source = find_artifact(settings, "tokens" if kind == "tokens" else "runs", reference)
+    folder = out or settings.root / "exports" / f"{source.manifest.name}-{target_format}"
     if kind == "tokens":
-        return tokens.export_tokens(settings, reference, layout, out, verify)
+        from pipeline.export import export as token_export
 
-    from model.exchange import export as exports
-    from pipeline.store import artifact
+        exported = token_export.export(source, target_format, folder, verify=verify)
+        counts = {"tokens": exported.tokens, "documents": exported.documents}
+        counts |= {"bytes": exported.bytes, "linked": exported.linked}
+        return _exported(source.ref, exported, counts, f"{exported.tokens:,} tokens")
 
-    if not layout:
-        raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(exports.FORMATS)}")
-    found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
-    target = out or settings.root / "exports" / f"{found.manifest.name}-{layout}"
-    done = exports.export(found, layout, target, checkpoint, verify=verify)
-    checked = ", read back and equal" if done.verified else ""
-    counts = {"parameters": done.parameters, "step": done.step, "bytes": done.bytes}
+    from model.exchange import export as model_export
+
+    model = model_export.export(source, target_format, folder, checkpoint, verify=verify)
+    counts = {"parameters": model.parameters, "step": model.step, "bytes": model.bytes}
+    return _exported(source.ref, model, counts, f"{model.parameters:,} parameters of step {model.step:,}")
+
+
+def _exported(source: str, exported: ExportedTokens | ExportedModel, counts: dict[str, int], summary: str) -> Outcome:
+    verified = ", read back and equal" if exported.verified else ""
     return Outcome(
         "built",
-        found.ref,
-        done.path,
+        source,
+        exported.path,
         counts,
-        extra={"format": done.format, "files": list(done.files), "verified": done.verified},
-        lines=[f"built: {done.path} ({done.parameters:,} parameters of step {done.step:,} as {done.format}{checked})"],
+        extra={"format": exported.format, "files": list(exported.files), "verified": exported.verified},
+        lines=[f"built: {exported.path} ({summary} as {exported.format}{verified})"],
     )

@@ -13,18 +13,31 @@ PRECISION = click.option(
     type=click.Choice(["auto", "fp32", "bf16", "int8"]),
     default="auto",
     show_default=True,
-    help="Of the weights; auto: bf16 where that is faster; int8: on a CPU, the fastest for few texts.",
+    help="Precision of the weights. auto: bf16 where it is faster than fp32; int8: CPU only, fastest for few texts.",
 )
-DEVICE = click.option("--device", default="auto", show_default=True, help="cuda, mps or cpu; auto: the first there is.")
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="[auto|cuda|mps|cpu]",
+    help="Device to compute on; auto uses the first of cuda, mps and cpu that is available.",
+)
+CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Checkpoint of the run: the one with the lowest validation loss, or the last one.",
+)
 
 
-def follows() -> bool:
-    """Whether this is one of several processes of torchrun, and not the first, which speaks for all."""
+def is_secondary_rank() -> bool:
+    """Return True on every torchrun process except rank 0, which reports for all of them."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def pairs_of(pairs: tuple[str, ...]) -> dict[str, str]:
-    """What `--set KEY=VALUE` was given, by its keys."""
+    """Return the values of `--set KEY=VALUE` options by key. Raises BadConfig for one without an equals sign."""
     for pair in pairs:
         if "=" not in pair:
             raise errors.BadConfig(f"--set {pair}: not of the form key=value", hint="for example --set dropout=0.2")

@@ -11,8 +11,8 @@ import click
 
 from model.commands.options import DEVICE
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import JOBS, NETWORK, network_of, processes
+from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.options import JOBS, NETWORK, THROUGH, network_of, worker_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,31 +25,54 @@ if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
 
 
-_SAMPLED = ("max_tokens", "temperature", "top_k", "seed")  # what a recipe says of sampling
+_SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "seed")  # sampling options of a recipe
 
 
 @click.command(cls=Command)
 @click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Only show the plan: what is stale, why, and what it takes.")
-@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for another refresh to end.")
-@click.option("--through", default="train", show_default=True, metavar="STAGE", help="The last stage to run.")
-@click.option("--set", "pairs", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one entry (repeatable).")
-@click.option(
-    "--update-lock/--locked", default=None, help="Take what changed upstream (default), or keep to what is pinned."
+@option_group(
+    "Recipe",
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Override one entry of the recipe, e.g. train.minutes=3 (repeatable).",
+    ),
+    THROUGH,
+    click.option(
+        "--update-lock/--locked",
+        default=None,
+        help="Fetch files that changed upstream, or keep the pinned ones (default: set by the recipe).",
+    ),
 )
-@click.option(
-    "--ping-url", default="", metavar="URL", help="Ask for URL/start, URL and URL/fail as it starts and ends."
+@option_group(
+    "Running",
+    click.option("--dry-run", is_flag=True, help="Print the plan and stop: stale stages, reasons, space and time."),
+    click.option(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait this long for another refresh of the recipe to end.",
+    ),
+    click.option(
+        "--ping-url",
+        default="",
+        metavar="URL",
+        help="Monitor to notify: requests URL/start, then URL on success or URL/fail.",
+    ),
+    JOBS,
+    DEVICE,
 )
 @NETWORK
-@JOBS
-@DEVICE
 def refresh(
     settings: Settings,
     path: Path,
     dry_run: bool,
     wait: float,
     through: str,
-    pairs: tuple[str, ...],
+    overrides: tuple[str, ...],
     update_lock: bool | None,
     ping_url: str,
     allow_shrink: bool,
@@ -58,32 +81,43 @@ def refresh(
     device: str,
     **limits: Any,
 ) -> Outcome:
-    """Run a recipe: every stage whose inputs or options changed, and no other."""
+    """Run the stale stages of a recipe.
+
+    A stage is stale if its inputs, options or libraries changed. RECIPE is a TOML file or a bundled recipe: sample,
+    pile, shuihu or song-ci.
+
+    \b
+    Examples:
+      inkstone refresh shuihu --dry-run
+      inkstone refresh shuihu --set train.minutes=10
+    """
     from pipeline.refresh import recipe as recipes
-    from pipeline.refresh import refresh as chain
+    from pipeline.refresh import refresh as runner
     from pipeline.refresh.plan import Options
 
-    recipe = recipes.load(path, pairs)
-    stage = _train_stage(settings, recipe, device)
+    recipe = recipes.load(path, overrides)
+    train = _train_stage(settings, recipe, device)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
-    options = Options(through, locked, allow_shrink, processes(jobs), network)
+    options = Options(through, locked, allow_shrink, worker_count(jobs), network)
     if dry_run:
-        return _planned(settings, recipe, stage, options)
+        return _plan_outcome(settings, recipe, train, options)
     with _pinged(ping_url):
-        done = chain.refresh(
-            settings.root, recipe, stage, settings.progress, options, wait=wait, run_id=settings.run_id
+        refreshed = runner.refresh(
+            settings.root, recipe, train, settings.progress, options, wait=wait, run_id=settings.run_id
         )
-    outcome = _refreshed(done, [f"{done.result}: {done.last.ref if done.last else recipe.name}"])
-    if done.result == "built" and done.last and done.last.manifest.kind == "runs" and recipe.sample.prompts:
-        outcome.extra["samples"] = _continuations(settings, recipe, done.last, device)
-        outcome.lines += _shown(outcome.extra["samples"])
+    last = refreshed.last
+    outcome = _refresh_outcome(refreshed, [f"{refreshed.result}: {last.ref if last else recipe.name}"])
+    if refreshed.result == "built" and last and last.manifest.kind == "runs" and recipe.sample.prompts:
+        samples = _continuations(settings, recipe, last, device)
+        outcome.extra["samples"] = samples
+        outcome.lines += _sample_lines(samples)
     return outcome
 
 
 @contextmanager
 def _pinged(url: str) -> Iterator[None]:
-    """Tell a monitor how the block begins and ends."""
+    """Notify a monitor of the start and the result of the block."""
     if not url:
         yield
         return
@@ -92,7 +126,7 @@ def _pinged(url: str) -> Iterator[None]:
     ping(f"{url.rstrip('/')}/start")
     try:
         yield
-    except errors.TryAgain:  # the next run may do; if none does, the monitor misses its success
+    except errors.TryAgain:  # the next run may succeed; if none does, the monitor misses its success ping
         raise
     except BaseException:
         ping(f"{url.rstrip('/')}/fail")
@@ -100,75 +134,84 @@ def _pinged(url: str) -> Iterator[None]:
     ping(url)
 
 
-def _planned(settings: Settings, recipe: Recipe, stage: TrainStage, options: Options) -> Outcome:
+def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options: Options) -> Outcome:
     from pipeline.maintenance.status import duration, size
     from pipeline.refresh import state
     from pipeline.refresh.plan import plan
     from pipeline.refresh.stages import Chain
     from pipeline.store import files
 
-    chain = Chain(settings.root, recipe, stage, settings.progress, options.jobs)
-    planned = plan(chain, options, state.read(settings.root, recipe.name).paces)
-    lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>8}  why"]
-    for step in planned.steps:
-        takes = f"{size(step.fetch):>10} {size(step.disk):>10} {duration(step.seconds):>8}"
-        lines.append(f"{step.stage:<16} {step.result:<6} {takes}  {step.why or step.what}")
-    needed = sum(step.disk or 0 for step in planned.steps)
+    chain = Chain(settings.root, recipe, train, settings.progress, options.jobs)
+    steps = plan(chain, options, state.read(settings.root, recipe.name).paces).steps
+    lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>23}  reason"]
+    lines += [
+        f"{step.stage:<16} {step.result:<6} {size(step.fetch):>10} {size(step.disk):>10} "
+        f"{duration(step.seconds):>23}  {step.why or step.what}"
+        for step in steps
+    ]
+    required = sum(step.disk or 0 for step in steps)
     free = files.free_space(settings.root)
-    lines.append(f"needs {size(needed)} on the disk, where {size(free)} are free")
+    lines.append(f"needs {size(required)} of disk space; {size(free)} free")
     return Outcome(
         "unchanged",
-        extra={"stages": [asdict(step) for step in planned.steps], "disk_needed": needed, "disk_free": free},
+        extra={"stages": [asdict(step) for step in steps], "disk_needed": required, "disk_free": free},
         lines=lines,
         always=True,
     )
 
 
 def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
-    """What the run makes of the recipe's prompts."""
+    """Continue the recipe's prompts with the run's best checkpoint."""
     from model.commands import sample
     from model.generation import session as sessions
     from model.generation.sampling import SampleOptions
 
     session = sessions.Session(run, "best", device, "fp32", settings.progress.note)
-    asked = [session.prompt(text) for text in recipe.sample.prompts]
-    options = SampleOptions(**{name: getattr(recipe.sample, name) for name in _SAMPLED})
-    return [sample.as_fields(each) for each in session.samples(asked, options, settings.progress.stop)]
+    prompts = [session.prompt(text) for text in recipe.sample.prompts]
+    options = SampleOptions(**{name: getattr(recipe.sample, name) for name in _SAMPLE_FIELDS})
+    return [sample.as_fields(result) for result in session.samples(prompts, options, settings.progress.stop)]
 
 
-def _shown(samples: list[dict[str, Any]]) -> list[str]:
-    """Continuations as lines, each with its prompt marked off."""
-    return [f"  {each['prompt']}|{each['text']}".replace("\n", "\n    ") for each in samples]
+def _sample_lines(samples: list[dict[str, Any]]) -> list[str]:
+    """Format continuations, with a bar between prompt and continuation."""
+    return [f"  {sample['prompt']}|{sample['text']}".replace("\n", "\n    ") for sample in samples]
 
 
-def _refreshed(done: Refreshed, lines: list[str]) -> Outcome:
-    last = done.last
+def _refresh_outcome(refreshed: Refreshed, lines: list[str]) -> Outcome:
+    last = refreshed.last
     return Outcome(
-        done.result,
+        refreshed.result,
         last.ref if last else None,
         last.path if last else None,
         last.manifest.counts if last else {},
         last.manifest.ledger if last else {},
-        extra={"stages": [asdict(step) for step in done.steps]},
+        extra={"stages": [asdict(step) for step in refreshed.steps]},
         lines=lines,
     )
 
 
 def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
-    from model.runs import plan as runs_plan
+    """Return the training stage of a recipe, to pass to the pipeline, which never imports the model."""
+    from model.runs import plan as run_plan
     from model.training import stage
     from pipeline.refresh.stages import TrainStage
 
+    section = recipe.train
+
     def plan(tokens: Artifact) -> Plan:
-        chosen = recipe.train
-        planned = runs_plan.plan(
-            tokens, chosen.preset, name=recipe.name, steps=chosen.steps, minutes=chosen.minutes, settings=chosen.set
+        planned = run_plan.plan(
+            tokens,
+            section.preset,
+            name=recipe.name,
+            steps=section.steps,
+            minutes=section.minutes,
+            settings=section.set,
         )
-        return runs_plan.continued(settings.root, planned)
+        return run_plan.continued(settings.root, planned)
 
     return TrainStage(
-        check=lambda: runs_plan.check(recipe.train.preset, recipe.train.steps, recipe.train.minutes, recipe.train.set),
-        identify=lambda tokens: runs_plan.identify(plan(tokens)),
+        check=lambda: run_plan.check(section.preset, section.steps, section.minutes, section.set),
+        identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=lambda tokens: stage.train(
             settings.root,
             plan(tokens),
@@ -184,29 +227,33 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
 @JOBS
 @DEVICE
 def demo(settings: Settings, jobs: int, device: str) -> Outcome:
-    """Run every stage on the text that comes with Inkstone, offline, and show what came out."""
+    """Run every stage on the bundled sample text.
+
+    Needs no network and about two minutes on two CPU cores. Prints the loss and continuations of three prompts.
+    """
     from model.runs import run
     from pipeline.refresh import recipe as recipes
-    from pipeline.refresh import refresh as chain
+    from pipeline.refresh import refresh as runner
     from pipeline.refresh.plan import Options
 
     recipe = recipes.load("sample")
-    stage = _train_stage(settings, recipe, device)
-    done = chain.refresh(settings.root, recipe, stage, settings.progress, Options(jobs=processes(jobs)))
-    assert done.last
-    result = run.read_result(done.last.path)
-    samples = _continuations(settings, recipe, done.last, device)
+    train = _train_stage(settings, recipe, device)
+    refreshed = runner.refresh(settings.root, recipe, train, settings.progress, Options(jobs=worker_count(jobs)))
+    assert refreshed.last
+    result = run.read_result(refreshed.last.path)
+    samples = _continuations(settings, recipe, refreshed.last, device)
+    loss_curve = refreshed.last.path / "loss.png"
     lines = [
-        "everything is unchanged; what there is:" if done.result == "unchanged" else "built:",
-        *(f"  {step.stage:<16} {step.what}" for step in done.steps),
+        "everything is up to date:" if refreshed.result == "unchanged" else "built:",
+        *(f"  {step.stage:<16} {step.what}" for step in refreshed.steps),
         f"  in               {settings.root.resolve()}",
         "",
         f"validation: {result.first_bits_per_char:.3f} bits per character before training, "
         f"{result.bits_per_char:.3f} after {result.steps:,} steps",
-        f"loss curve: {done.last.path / 'loss.png'}",
+        f"loss curve: {loss_curve}",
         "",
         "continuations:",
-        *_shown(samples),
+        *_sample_lines(samples),
         "",
         "next, with your own text:",
         "  inkstone clean BOOK.txt --name book",
@@ -215,11 +262,11 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         "  inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book",
         "  inkstone sample book --prompt 话说",
     ]
-    outcome = _refreshed(done, lines)
+    outcome = _refresh_outcome(refreshed, lines)
     outcome.extra |= {
         "first_bits_per_char": result.first_bits_per_char,
         "bits_per_char": result.bits_per_char,
-        "loss_curve": str(done.last.path / "loss.png"),
+        "loss_curve": str(loss_curve),
         "samples": samples,
     }
     return outcome

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from model.commands.options import DEVICE, PRECISION
+from model.commands.options import CHECKPOINT, DEVICE, PRECISION
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import newest
+from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData
 
 if TYPE_CHECKING:
@@ -22,32 +22,88 @@ if TYPE_CHECKING:
     from model.generation.session import Prompt, Session
 
 
-_CANDIDATES = 5  # of each token that --explain shows
+_CANDIDATES = 5  # alternatives that --explain prints for each token
 
 
 @click.command(cls=Command)
 @click.argument("reference", metavar="[RUN]", default="")
-@click.option("--prompt", "prompts", multiple=True, help="Text to continue (repeatable).")
-@click.option("--prompt-ids", multiple=True, metavar="IDS", help="Token ids to continue, as 1,2,3 (repeatable).")
-@click.option("--prompt-file", "prompt_files", multiple=True, metavar="FILE", help="A text to continue; -: piped in.")
-@click.option("--max-tokens", type=int, default=100, show_default=True)
-@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Choose among the k likeliest; 0: all.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among the likeliest that make up p.")
-@click.option("--min-p", type=float, default=0.0, show_default=True, help="Leave out what is p times less likely.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable).")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option(
-    "--num-samples", type=click.IntRange(1), default=1, show_default=True, help="Continuations of each prompt."
+@option_group(
+    "Prompts",
+    click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue (repeatable)."),
+    click.option("--prompt-ids", multiple=True, metavar="IDS", help="Token ids to continue, e.g. 1,2,3 (repeatable)."),
+    click.option(
+        "--prompt-file",
+        "prompt_files",
+        multiple=True,
+        metavar="FILE",
+        help="File with a text to continue, or - for standard input (repeatable).",
+    ),
+    click.option(
+        "--num-samples",
+        type=click.IntRange(1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Number of continuations of each prompt.",
+    ),
 )
-@click.option("--stream", is_flag=True, help="Show the text while it is written, one after another.")
-@click.option("--interactive", is_flag=True, help="Ask for prompts until the end of the input.")
-@click.option("--explain", is_flag=True, help="Show what else was likely at each token.")
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@PRECISION
-@DEVICE
+@option_group(
+    "Sampling",
+    click.option(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        default=100,
+        show_default=True,
+        help="Maximum number of tokens to generate.",
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        default=0.8,
+        show_default=True,
+        help="Sampling temperature; 0 always takes the most likely token.",
+    ),
+    click.option(
+        "--top-k",
+        type=int,
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Sample from the k most likely tokens; 0: from all.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Sample from the fewest tokens whose probabilities sum to p.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Exclude tokens less likely than p times the most likely one.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Penalty on tokens already in the text; above 1 repeats less.",
+    ),
+    click.option("--greedy", is_flag=True, help="Always take the most likely token."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable)."),
+    click.option("--seed", type=int, metavar="N", default=1, show_default=True, help="Seed of the random choices."),
+)
+@option_group(
+    "Output",
+    click.option("--stream", is_flag=True, help="Print each token as it is generated, one text after another."),
+    click.option("--interactive", is_flag=True, help="Read prompts from the terminal until end of input."),
+    click.option("--explain", is_flag=True, help="Print the most likely alternatives to each token."),
+)
+@option_group("Model", CHECKPOINT, PRECISION, DEVICE)
 def sample(
     settings: Settings,
     reference: str,
@@ -63,89 +119,105 @@ def sample(
     device: str,
     **options: Any,
 ) -> Outcome:
-    """Continue prompts with a trained model (the newest run if none is named)."""
+    """Continue prompts with a trained model.
+
+    Without RUN, the newest run is used. Without a prompt, the model begins a new text.
+
+    \b
+    Examples:
+      inkstone sample book --prompt 话说 --max-tokens 200
+      inkstone sample book --interactive
+    """
     from model.generation import session as sessions
-    from pipeline.store import artifact
 
     if (stream or interactive) and (explain or settings.json):
-        raise errors.BadConfig("--stream and --interactive only write text", hint="without --json and --explain")
+        raise errors.BadConfig("--stream and --interactive print text only", hint="leave out --json and --explain")
     if interactive and (prompts or prompt_ids or prompt_files or num_samples > 1):
-        raise errors.BadConfig("--interactive asks for the prompts", hint="leave out --prompt and --num-samples")
-    found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
-    session = sessions.Session(found, checkpoint, device, precision, settings.progress.note)
-    asked = [session.prompt(text) for text in prompts]
-    asked += [session.prompt_of_ids(text) for text in prompt_ids]
-    asked += [session.prompt_of_file(path) for path in prompt_files]
-    asked = [each for each in asked or [session.prompt("")] for _ in range(num_samples)]
+        raise errors.BadConfig(
+            "--interactive reads its prompts from the terminal", hint="leave out the prompt options and --num-samples"
+        )
+    run = find_artifact(settings, "runs", reference)
+    session = sessions.Session(run, checkpoint, device, precision, settings.progress.note)
+    parsed = [session.prompt(text) for text in prompts]
+    parsed += [session.prompt_of_ids(text) for text in prompt_ids]
+    parsed += [session.prompt_of_file(path) for path in prompt_files]
+    repeated = [prompt for prompt in parsed or [session.prompt("")] for _ in range(num_samples)]
 
     from model.generation.sampling import SampleOptions
 
-    chosen = SampleOptions(**options, candidates=_CANDIDATES if explain else 0)
-    done = Outcome("built", found.ref, found.path, {"samples": len(asked)}, always=True)
+    sample_options = SampleOptions(**options, candidates=_CANDIDATES if explain else 0)
+    outcome = Outcome("built", run.ref, run.path, {"samples": len(repeated)}, always=True)
     if interactive:
-        done.counts = {"samples": converse(session, chosen, settings.progress.stop)}
+        outcome.counts = {"samples": converse(session, sample_options, settings.progress.stop)}
     elif stream:
-        write(session, asked, chosen, settings.progress.stop)
+        stream_samples(session, repeated, sample_options, settings.progress.stop)
     else:
-        samples = session.samples(asked, chosen, settings.progress.stop)
-        done.extra["samples"] = [as_fields(each) for each in samples]
-        done.lines = ["\n\n".join(map(shown, asked, samples))]
-    return done
+        samples = session.samples(repeated, sample_options, settings.progress.stop)
+        outcome.extra["samples"] = [as_fields(sample) for sample in samples]
+        outcome.lines = ["\n\n".join(map(shown, repeated, samples))]
+    return outcome
 
 
-def write(session: Session, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event) -> None:
-    """Continue one prompt after another on the screen, each token as it comes."""
-    for number, prompt in enumerate(prompts):
-        click.echo(f"{chr(10) * bool(number)}{prompt.text}{prompt.joint}", nl=False)
-        for text in session.stream(prompt, options, options.seed + number, stopped):
+def stream_samples(
+    session: Session, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event
+) -> None:
+    """Stream one continuation after another to standard output, token by token."""
+    for index, prompt in enumerate(prompts):
+        click.echo(f"{chr(10) * bool(index)}{prompt.text}{prompt.joint}", nl=False)
+        for text in session.stream(prompt, options, options.seed + index, stopped):
             click.echo(text, nl=False)
         click.echo()
 
 
 def converse(session: Session, options: SampleOptions, stopped: threading.Event) -> int:
-    """Ask for prompts and continue them, until the input ends; Ctrl-C ends a text. The number of texts."""
+    """Read prompts and stream their continuations until end of input; Ctrl-C ends one text. Return their number."""
     count = 0
-    asks = "› " if sys.stdin.isatty() else ""
+    marker = "› " if sys.stdin.isatty() else ""
     while True:
         try:
-            text = input(asks)
+            text = input(marker)
         except EOFError:
-            click.echo(nl=bool(asks))
+            click.echo(nl=bool(marker))
             return count
         try:
-            write(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
+            stream_samples(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
         except KeyboardInterrupt:
             click.echo()
-        except (BadConfig, BadData) as error:  # a prompt that is none
+        except (BadConfig, BadData) as error:  # a bad prompt does not end the session
             session.report(f"error: {error}")
         count += 1
 
 
 def shown(prompt: Prompt, sample: Sample) -> str:
-    """A sample for a person: prompt and continuation, and its tokens where they were asked for."""
-    return "\n".join([f"{prompt.text}{prompt.joint}{sample.text}", *(table(sample) if sample.tokens else ())])
+    """Format a sample as text: prompt, continuation and, with --explain, the table of its tokens."""
+    return "\n".join([f"{prompt.text}{prompt.joint}{sample.text}", *(_token_table(sample) if sample.tokens else ())])
 
 
-def table(sample: Sample) -> list[str]:
-    """What was chosen at each step, with the network's probability of it, and what else was likely."""
+def _token_table(sample: Sample) -> list[str]:
+    """Format the token chosen at each step with its probability and the most likely alternatives."""
     from rich.cells import cell_len
 
     rows = [("chosen", "p", "likeliest")]
     for token in sample.tokens:
-        others = "  ".join(f"{_visible(each.text)} {each.probability:.3f}" for each in token.candidates)
-        rows.append((_visible(token.chosen.text), f"{token.chosen.probability:.3f}", others))
-    wide = max(cell_len(row[0]) for row in rows)
-    return [f"  {text}{' ' * (wide - cell_len(text))}  {p:>5}  {others}" for text, p, others in rows]
+        alternatives = "  ".join(
+            f"{_visible(candidate.text)} {candidate.probability:.3f}" for candidate in token.candidates
+        )
+        rows.append((_visible(token.chosen.text), f"{token.chosen.probability:.3f}", alternatives))
+    width = max(cell_len(text) for text, _, _ in rows)
+    return [
+        f"  {text}{' ' * (width - cell_len(text))}  {probability:>5}  {alternatives}"
+        for text, probability, alternatives in rows
+    ]
 
 
 def _visible(text: str) -> str:
-    """A token's text so that it can be seen in a row of others."""
-    shown = repr(text)[1:-1]
-    return {"": "∅", " ": "␣"}.get(shown, shown)
+    """Return a token's text with spaces, newlines and an empty text made visible."""
+    escaped = repr(text)[1:-1]
+    return {"": "∅", " ": "␣"}.get(escaped, escaped)
 
 
 def as_fields(sample: Sample) -> dict[str, Any]:
-    """A sample for --json; its tokens only where they were asked for."""
+    """Return a sample as fields for --json, without `tokens` unless --explain recorded them."""
     fields = asdict(sample)
     if not fields["tokens"]:
         del fields["tokens"]

@@ -6,34 +6,69 @@ from typing import Any
 
 import click
 
-from model.commands.options import DEVICE, PRECISION
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import newest
+from model.commands.options import CHECKPOINT, DEVICE, PRECISION
+from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.options import find_artifact
 
 
 @click.command(cls=Command)
 @click.argument("reference", metavar="[RUN]", default="")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine may reach other ones.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--rows", type=click.IntRange(1, 256), default=8, show_default=True, help="Texts written side by side.")
-@click.option("--queue", type=click.IntRange(0, 4096), default=64, show_default=True, help="Texts that may wait.")
-@PRECISION
-@DEVICE
-def serve(settings: Settings, reference: str, checkpoint: str, precision: str, device: str, **place: Any) -> Outcome:
-    """Serve a trained model on this machine: a page to write with, and OpenAI's completions (extra [serve])."""
-    from model.generation.session import Session
-    from model.serving import server
-    from pipeline.store import artifact
+@option_group(
+    "Server",
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        metavar="ADDRESS",
+        help="Address to listen on; the default accepts connections from this machine only.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        metavar="N",
+        default=8000,
+        show_default=True,
+        help="Port to listen on; 0 picks a free one.",
+    ),
+    click.option(
+        "--rows",
+        type=click.IntRange(1, 256),
+        metavar="N",
+        default=8,
+        show_default=True,
+        help="Number of texts to generate in parallel.",
+    ),
+    click.option(
+        "--queue",
+        type=click.IntRange(0, 4096),
+        metavar="N",
+        default=64,
+        show_default=True,
+        help="Number of texts that may wait; more are refused.",
+    ),
+)
+@option_group("Model", CHECKPOINT, PRECISION, DEVICE)
+def serve(settings: Settings, reference: str, checkpoint: str, precision: str, device: str, **server: Any) -> Outcome:
+    """Serve a model over HTTP.
 
-    found = artifact.find(settings.root, "runs", reference) if reference else newest(settings, "runs")
-    session = Session(found, checkpoint, device, precision, settings.progress.note)
-    done = server.serve(session, server.Place(**place), settings.progress.note, settings.progress.stop)
+    Serves a page to write with and OpenAI's completions API until Ctrl-C or SIGTERM. Needs the extra [serve]. Without
+    RUN, the newest run is served.
+
+    \b
+    Example:
+      inkstone serve book --port 8080
+    """
+    from model.generation.session import Session
+    from model.serving import server as http
+
+    run = find_artifact(settings, "runs", reference)
+    session = Session(run, checkpoint, device, precision, settings.progress.note)
+    served = http.serve(session, http.Place(**server), settings.progress.note, settings.progress.stop)
     return Outcome(
         "unchanged",
-        found.ref,
-        found.path,
-        {"texts": done.texts, "tokens": done.tokens},
-        extra={"url": done.url},
-        lines=[f"served {done.texts:,} texts, {done.tokens:,} tokens"],
+        run.ref,
+        run.path,
+        {"texts": served.texts, "tokens": served.tokens},
+        extra={"url": served.url},
+        lines=[f"served {served.texts:,} texts, {served.tokens:,} tokens"],
     )

@@ -1,50 +1,80 @@
-"""The commands of the model: train, sample, serve, import-model, export.
+"""The train command.
 
-Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+torch is imported inside the functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from model.commands.options import DEVICE, follows, pairs_of
+from model.commands.options import DEVICE, is_secondary_rank, pairs_of
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import newest, outcome_of
+from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
+from pipeline.commands.options import find_artifact, outcome_of
 
 if TYPE_CHECKING:
-    from pipeline.store.artifact import Built
+    from model.runs.plan import Plan
+    from pipeline.store.artifact import Artifact, Built
+
+_PRESETS = (
+    *("mini", "bigram", "sample", "babygpt", "shuihu-8m", "shuihu-8m-rope", "shuihu-fast", "13m", "2b"),
+    *("gpt2-124m", "qwen-8m", "fast-124m"),
+)
 
 
 @click.command(cls=Command)
-@click.option("--tokens", "reference", default="", help="The token arrays to train on (default: the newest).")
-@click.option("--preset", default="sample", show_default=True, help="Model and training numbers; see model/presets.py.")
-@click.option("--name", default="", help="Name of the run (default: the preset's).")
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many steps.")
-@click.option("--minutes", type=float, help="Plan the schedule to end after so many minutes.")
-@click.option(
-    "--resume/--no-resume",
-    default=None,
-    help="Go on with an unfinished run (default: where there is one of this plan).",
+@option_group(
+    "Model and data",
+    click.option(
+        "--tokens", "reference", default="", metavar="NAME", help="Token arrays to train on (default: the newest)."
+    ),
+    click.option(
+        "--preset",
+        type=Choice(_PRESETS),
+        default="sample",
+        show_default=True,
+        metavar="PRESET",
+        help=f"Preset of model and training settings: {', '.join(_PRESETS)}.",
+    ),
+    click.option(
+        "--set",
+        "pairs",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one setting of the preset, e.g. dropout=0.2 (repeatable).",
+    ),
+    click.option(
+        "--from", "parent", default="", metavar="RUN", help="Start from the architecture and weights of this run."
+    ),
+    click.option("--counting", is_flag=True, help="Train on the numbers 1, 2, 3, ... instead of text."),
 )
-@click.option(
-    "--on-stop",
-    type=click.Choice(["save", "anneal"]),
-    default="save",
-    show_default=True,
-    help="When a signal comes: save and end, or let the rates fall first and publish the run.",
+@option_group(
+    "Training",
+    click.option("--steps", type=click.IntRange(1), metavar="N", help="Stop after this many steps."),
+    click.option("--minutes", type=float, help="Plan the schedule to end after this many minutes."),
+    click.option(
+        "--resume/--no-resume",
+        default=None,
+        help="Resume an unfinished run, or start over (default: resume if the plan is the same).",
+    ),
+    click.option(
+        "--on-stop",
+        type=click.Choice(["save", "anneal"]),
+        default="save",
+        show_default=True,
+        help="On a signal, save and stop, or decay the learning rate first and publish the run.",
+    ),
+    DEVICE,
 )
-@click.option("--dry-run", is_flag=True, help="Say what the training will take and mean, and end.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events too (extra [logging]).")
-@click.option(
-    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset (repeatable)."
+@option_group(
+    "Output",
+    click.option("--name", default="", metavar="NAME", help="Name of the run (default: the preset's)."),
+    click.option("--dry-run", is_flag=True, help="Print the size, memory and time of the training and stop."),
+    click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too (extra [logging])."),
 )
-@click.option("--counting", is_flag=True, help="Train on 1, 2, 3, ... instead of text.")
-@click.option("--from", "parent", default="", metavar="RUN", help="Begin with the network and the weights of this run.")
-@DEVICE
 def train(
     settings: Settings,
     reference: str,
@@ -61,56 +91,73 @@ def train(
     parent: str,
     device: str,
 ) -> Outcome:
-    """Train a GPT on token arrays; the run holds all that `sample` needs.
+    """Train a GPT on token arrays.
 
-    Ctrl-C or SIGTERM once ends it at the next step with everything saved, twice at once. Several processes, started
-    by `torchrun cli.py train`, train one model together.
+    The run folder holds everything that `sample` needs. The first Ctrl-C or SIGTERM stops at the next step with
+    everything saved; a second one stops at once. `torchrun cli.py train` trains one model with several processes.
+
+    \b
+    Examples:
+      inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book
+      inkstone train --tokens book --dry-run
     """
-    from model.runs import plan
+    from model.runs import plan as run_plan
     from model.training import stage
-    from pipeline.store import artifact
-    from pipeline.tokens import counting as toy
 
-    if counting and reference:
-        raise errors.BadConfig("--counting and --tokens exclude each other", hint="give one of them")
-    if counting:
-        tokens = toy.build(settings.root).artifact
-    else:
-        tokens = (
-            artifact.find(settings.root, "tokens", reference)
-            if reference
-            else newest(settings, "tokens", besides="counting")
-        )
-    numbers: dict[str, Any] = {"name": name, "steps": steps, "minutes": minutes, "settings": pairs_of(pairs)}
-    parent_run = artifact.find(settings.root, "runs", parent) if parent else None
-    planned = plan.plan(tokens, preset, parent=parent_run, **numbers)
-    planned = replace(planned, tensorboard=tensorboard)
-    report = settings.progress.note
+    tokens = _tokens(settings, reference, counting)
+    plan = run_plan.plan(
+        tokens,
+        preset,
+        parent=find_artifact(settings, "runs", parent) if parent else None,
+        name=name,
+        steps=steps,
+        minutes=minutes,
+        settings=pairs_of(pairs),
+    )
+    plan = replace(plan, tensorboard=tensorboard)
     if dry_run:
-        return Outcome("unchanged", lines=stage.forecast(planned, device=device), always=True)
-    if resume is not False and "/" not in reference.removeprefix("tokens/"):  # no generation was named
-        begun = plan.pinned(settings.root, planned)
-        if begun.tokens.path != tokens.path:
-            report(f"the unfinished run {planned.name} keeps to the tokens that it was begun on: {begun.tokens.ref}")
-        planned = begun
+        return Outcome("unchanged", lines=stage.forecast(plan, device=device), always=True)
+    names_generation = "/" in reference.removeprefix("tokens/")
+    if resume is not False and not names_generation:
+        plan = _pinned(settings, plan)
     if resume:
-        plan.require_unfinished(settings.root, planned)
-    anneal = on_stop == "anneal"
+        run_plan.require_unfinished(settings.root, plan)
     built = stage.train(
         settings.root,
-        planned,
+        plan,
         device=device,
         resume=resume is not False,
-        report=report,
-        anneal=anneal,
+        report=settings.progress.note,
+        anneal=on_stop == "anneal",
         stopped=settings.progress.stop,
     )
-    outcome = _trained(built)
-    outcome.silent = follows()
+    outcome = _outcome(built)
+    outcome.silent = is_secondary_rank()
     return outcome
 
 
-def _trained(built: Built) -> Outcome:
+def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
+    """Return the token arrays to train on. Raises BadConfig if both --tokens and --counting are given."""
+    if not counting:
+        return find_artifact(settings, "tokens", reference, besides="counting")
+    if reference:
+        raise errors.BadConfig("--counting and --tokens exclude each other", hint="give one of them")
+    from pipeline.tokens import counting as toy_data
+
+    return toy_data.build(settings.root).artifact
+
+
+def _pinned(settings: Settings, plan: Plan) -> Plan:
+    """Return the plan with the tokens of its unfinished run, if there is one."""
+    from model.runs import plan as run_plan
+
+    pinned = run_plan.pinned(settings.root, plan)
+    if pinned.tokens.path != plan.tokens.path:
+        settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
+    return pinned
+
+
+def _outcome(built: Built) -> Outcome:
     import msgspec
 
     from model.runs import run

@@ -1,21 +1,4 @@
-"""Commands of the pipeline: download to tokenize, and maintenance.
+"""Commands of the pipeline: data, tokens and maintenance.
 
-Start with `data.py`.
+Read `console.py` first, then `options.py`, then `data.py`. `cli.py` registers the commands.
 """
-
-from pipeline.commands import data, maintenance, tokens
-
-COMMANDS = (
-    data.download,
-    data.decompress,
-    data.clean,
-    tokens.train_tokenizer,
-    tokens.tokenize,
-    tokens.inspect,
-    maintenance.status,
-    maintenance.verify,
-    maintenance.rollback,
-    maintenance.prune,
-    maintenance.schedule,
-    maintenance.doctor,
-)

@@ -1,20 +1,20 @@
-"""What all commands share: the global options, the settings they make, and how an outcome is shown.
+"""Shared by all commands: global options, the layout of --help, settings, and the printing of outcomes.
 
-Commands return an `Outcome`; here it becomes the one JSON object of --json, or lines for a person. SIGTERM asks a
-command to end at its next safe point; a second one ends it at once.
+A command returns an `Outcome`. It is printed as the one JSON object of --json, or as lines for a person. The first
+SIGTERM asks a command to stop at its next safe point; the second one ends the process at once.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,10 +22,15 @@ from pipeline import errors
 from pipeline.runtime import progress
 from pipeline.runtime.signals import _stopped_by_sigterm
 
+DISTRIBUTION = "inkstone-gpt"  # the name that pip installs, for its version and requirements
+_GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
+_SHORT_HELP = 60  # characters of a command's line in the list of commands
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The options that every command takes."""
+    """The global options, as every command receives them."""
 
     root: Path
     quiet: bool
@@ -36,7 +41,7 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What a command has to say: fields of the --json object, and the lines that a person sees instead."""
+    """Result of a command: fields of the --json object, and the lines printed without --json."""
 
     result: str
     artifact: str | None = None
@@ -45,9 +50,9 @@ class Outcome:
     ledger: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
-    always: bool = False  # the lines are what was asked for: --quiet does not silence them
+    always: bool = False  # print the lines with --quiet too: they are the answer, not a report
     exit_code: int = 0
-    silent: bool = False  # another process says it
+    silent: bool = False  # print nothing: another process of this run reports the outcome
 
     def as_json(self, seconds: float) -> str:
         fields = {
@@ -63,77 +68,145 @@ class Outcome:
         return json.dumps(fields, ensure_ascii=False)
 
 
+class Choice(click.Choice[str]):
+    """A fixed set of values that --help lists and the shell completes, but that the stage checks.
+
+    Recipes and Python callers pass the same values, so the stage validates them and a wrong one exits with
+    BadConfig's code (78). A plain `click.Choice` would exit with 2.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+
+def option_group(heading: str, *options: Callable[[Any], Any]) -> Callable[[_Function], _Function]:
+    """Add several click options to a command and list them under `heading` in its help."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+            function.__click_params__[-1].heading = heading
+        return function
+
+    return decorate
+
+
+def _write_options(command: click.Command, context: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write the options of a command, each below the heading of its group."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(context):
+        if not isinstance(parameter, click.Option):
+            continue
+        is_global = parameter.name in _GLOBAL_OPTIONS or not {"--help", "--version"}.isdisjoint(parameter.opts)
+        heading = "Global options" if is_global else getattr(parameter, "heading", "Options")
+        if record := parameter.get_help_record(context):
+            groups.setdefault(heading, []).append(record)
+    for heading, records in groups.items():
+        with formatter.section(heading):
+            formatter.write_dl(records)
+
+
 def _global_options() -> list[click.Option]:
-    where = "Folder of all artifacts (default: $INKSTONE_ARTIFACTS, or artifacts)."
     return [
-        click.Option(["--artifacts"], type=click.Path(path_type=Path), metavar="DIR", help=where),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on success."),
-        click.Option(["--json"], is_flag=True, help="Print one JSON object at the end, and nothing else."),
-        click.Option(["--log-json"], type=click.Path(path_type=Path), metavar="FILE", help="Append events to FILE."),
-        click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        click.Option(
+            ["--artifacts"],
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Folder of all artifacts (default: $INKSTONE_ARTIFACTS, or ./artifacts).",
+        ),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing on success."),
+        click.Option(["--json"], is_flag=True, help="Print one JSON object at the end and nothing else."),
+        click.Option(
+            ["--log-json"], type=click.Path(path_type=Path), metavar="FILE", help="Append JSON events to FILE."
+        ),
+        click.Option(["--debug"], is_flag=True, help="Print the traceback of an error."),
     ]
 
 
 class Command(click.Command):
-    """A command that takes the global options too, hands `Settings` to its function, and prints the Outcome."""
+    """A command with the global options. Its function receives `Settings` and returns the Outcome to print."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _global_options()
 
-    def invoke(self, context: click.Context) -> None:
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_options(self, ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> None:
         start = time.monotonic()
-        given = {name: context.params.pop(name) for name in ("artifacts", "quiet", "json", "log_json", "debug")}
-        before = context.parent.params if context.parent else {}
-        chosen = {name: value or before.get(name) for name, value in given.items()}
         stop = threading.Event()
-        settings = _settings(chosen, stop)
+        settings = _settings(_pop_global_options(ctx), stop)
         try:
             with _stopped_by_sigterm(stop):
-                outcome: Outcome = self.callback(settings, **context.params) if self.callback else Outcome("unchanged")
+                outcome: Outcome = self.callback(settings, **ctx.params) if self.callback else Outcome("unchanged")
         except BaseException as error:
-            failed = explain(error)
-            settings.progress.event("exit", result="failed", code=failed.exit_code, error=failed.what)
+            failure = explain(error)
+            settings.progress.event("exit", result="failed", code=failure.exit_code, error=failure.what)
             raise
         settings.progress.event("exit", result=outcome.result, code=outcome.exit_code)
         outcome.extra.setdefault("run_id", settings.run_id)
         if outcome.silent:
-            context.exit(outcome.exit_code)
+            ctx.exit(outcome.exit_code)
         if settings.json:
             click.echo(outcome.as_json(time.monotonic() - start))
         elif outcome.lines and (outcome.always or not settings.quiet):
             click.echo("\n".join(outcome.lines))
-        context.exit(outcome.exit_code)
+        ctx.exit(outcome.exit_code)
 
 
 class Group(click.Group):
+    """The command group, with its commands listed in sections. `sections` maps each heading to its commands."""
+
     command_class = Command
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[click.Command]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.sections = sections
         self.params += _global_options()
+        for commands in sections.values():
+            for command in commands:
+                self.add_command(command)
 
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the work, not of the alphabet
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the sections, not of the alphabet
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        _write_options(self, ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for heading, commands in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(f"{command.name:<{width}}", command.get_short_help_str(_SHORT_HELP)) for command in commands]
+                )
 
 
-def _settings(chosen: dict[str, Any], stop: threading.Event) -> Settings:
+def _pop_global_options(context: click.Context) -> dict[str, Any]:
+    """Remove the global options from the parameters of the command; those before the command name count too."""
+    inherited = context.parent.params if context.parent else {}
+    return {name: context.params.pop(name) or inherited.get(name) for name in _GLOBAL_OPTIONS}
+
+
+def _settings(options: Mapping[str, Any], stop: threading.Event) -> Settings:
     is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-    kind = progress.Silent if chosen["quiet"] else progress.Bars if is_terminal else progress.Lines
-    shown: progress.Progress = kind(stop)
-    run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-    if chosen["log_json"]:
-        shown = progress.Logged(shown, chosen["log_json"], run_id)
-    root = chosen["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
-    return Settings(root, bool(chosen["quiet"]), bool(chosen["json"]), shown, run_id)
+    kind = progress.Silent if options["quiet"] else progress.Bars if is_terminal else progress.Lines
+    reporter: progress.Progress = kind(stop)
+    run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(3).hex()}"
+    if options["log_json"]:
+        reporter = progress.Logged(reporter, options["log_json"], run_id)
+    root = options["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
+    return Settings(root, bool(options["quiet"]), bool(options["json"]), reporter, run_id)
 
 
 def explain(error: BaseException) -> errors.InkstoneError:
-    """What an error means for the person who ran the command."""
+    """Return any error as an InkstoneError with message, hint and exit code; click's usage errors exit with 2."""
     if isinstance(error, click.ClickException):
-        return _Usage(error.format_message(), hint="see --help")
+        return _UsageError(error.format_message(), hint="see --help")
     return errors.explain(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
 
 
-class _Usage(errors.InkstoneError):
+class _UsageError(errors.InkstoneError):
     exit_code = 2

@@ -1,31 +1,52 @@
-"""The commands of the data's stages: download, decompress, clean, train-tokenizer, tokenize, inspect.
+"""The data commands: download, decompress and clean.
 
-Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+Stages are imported inside the functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import JOBS, MAX_BAD, NAME, NETWORK, network_of, outcome_of, processes
+from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
+from pipeline.commands.options import JOBS, MAX_BAD, NAME, NETWORK, network_of, outcome_of, worker_count
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.sources.download import Downloaded
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Download sources into the raw cache.")
 @click.argument("references", metavar="SOURCE|URL|PATH...", nargs=-1, required=True)
-@click.option("--shards", default="", help="Of the Pile: 0-2,val,test or all.")
-@click.option("--mirror", default="", metavar="URL", help="Server to use in place of the source's own.")
-@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Files fetched at the same time.")
-@click.option("--decompress", is_flag=True, help="Also leave them decompressed, below decompressed/.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
-@click.option("--update-lock", is_flag=True, help="Ask about files that are there too, and take those that changed.")
+@option_group(
+    "Input",
+    click.option(
+        "--shards", default="", metavar="SHARDS", help="Shards of the Pile to fetch: e.g. 0-2,val,test, or all."
+    ),
+    click.option("--mirror", default="", metavar="URL", help="Fetch from this server instead of the source's own."),
+    click.option(
+        "--update-lock", is_flag=True, help="Check files that are already here too, and fetch those that changed."
+    ),
+)
+@option_group(
+    "Output",
+    click.option("--decompress", is_flag=True, help="Also write decompressed copies to decompressed/."),
+    click.option("--dry-run", is_flag=True, help="List the files to fetch and stop."),
+)
+@option_group(
+    "Network",
+    click.option(
+        "--jobs",
+        type=click.IntRange(1),
+        metavar="N",
+        default=2,
+        show_default=True,
+        help="Number of files to fetch in parallel.",
+    ),
+)
 @NETWORK
 def download(
     settings: Settings,
@@ -39,26 +60,30 @@ def download(
     allow_shrink: bool,
     **limits: Any,
 ) -> Outcome:
-    """Fetch a source into the verified raw cache.
+    """Download sources into the raw cache, and verify and pin every file.
 
-    Sources: sample, pile, shuihu, song-ci; or a URL; or a file or folder of this machine.
+    A source is sample, pile, shuihu or song-ci, a URL, or a local file or folder. An interrupted download resumes.
+
+    \b
+    Example:
+      inkstone download pile --shards 0,val
     """
-    from pipeline.sources import catalogue as sources
+    from pipeline.sources import catalogue
     from pipeline.sources import download as stage
 
-    chosen = [sources.resolve(reference, shards=shards, mirror=mirror) for reference in references]
-    names = [source.name for source in chosen]
-    if twice := {name for name in names if names.count(name) > 1}:
+    sources = [catalogue.resolve(reference, shards=shards, mirror=mirror) for reference in references]
+    names = [source.name for source in sources]
+    if duplicates := {name for name in names if names.count(name) > 1}:
         raise errors.BadConfig(
-            f"two of these would become raw/{min(twice)}", hint="rename one, or put both in a folder"
+            f"two of these would become raw/{min(duplicates)}", hint="rename one, or put both in a folder"
         )
     if dry_run:
-        rows = [row for source in chosen for row in stage.plan(settings.root, source)]
-        lines = [f"{'there' if there else 'fetch':<6} {name:<28} {origin}" for name, origin, there in rows]
-        listed = [{"name": name, "origin": origin, "there": there} for name, origin, there in rows]
-        return Outcome("unchanged", extra={"files": listed}, lines=lines)
+        rows = [row for source in sources for row in stage.plan(settings.root, source)]
+        lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
+        records = [{"name": name, "origin": origin, "there": is_there} for name, origin, is_there in rows]
+        return Outcome("unchanged", extra={"files": records}, lines=lines)
     network = network_of(settings, **limits)
-    done = [
+    downloads = [
         stage.download(
             settings.root,
             source,
@@ -69,25 +94,37 @@ def download(
             update=update_lock,
             allow_shrink=allow_shrink,
         )
-        for source in chosen
+        for source in sources
     ]
+    return _download_outcome(downloads)
+
+
+def _download_outcome(downloads: Sequence[Downloaded]) -> Outcome:
     counts = {
-        "files": sum(len(each.names) for each in done),
-        "fetched": sum(each.fetched for each in done),
-        "unchanged": sum(each.unchanged for each in done),
-        "bytes": sum(each.bytes for each in done),
+        "files": sum(len(download.names) for download in downloads),
+        "fetched": sum(download.fetched for download in downloads),
+        "unchanged": sum(download.unchanged for download in downloads),
+        "bytes": sum(download.bytes for download in downloads),
     }
     result = "built" if counts["fetched"] else "unchanged"
-    lines = [f"{each.result}: {each.fetched} fetched, {each.unchanged} there already, {each.path}" for each in done]
-    last = done[-1]
+    lines = [
+        f"{download.result}: {download.fetched} fetched, {download.unchanged} already here, {download.path}"
+        for download in downloads
+    ]
+    last = downloads[-1]
     return Outcome(result, f"raw/{last.source}", last.path, counts, lines=lines)
 
 
 @click.command(cls=Command)
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the results; else beside.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Output folder (default: beside each file)."
+)
 def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) -> Outcome:
-    """Decompress .zst and .gz files, each to its very end or not at all."""
+    """Decompress .zst and .gz files.
+
+    Each file is decompressed completely or not at all: a truncated or broken file leaves no output.
+    """
     from pipeline.sources import decompress as stage
 
     written = stage.decompress(paths, out, settings.progress)
@@ -96,43 +133,178 @@ def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) ->
     return Outcome("built", path=written[-1], counts=counts, lines=lines)
 
 
+_PROFILES = ("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "pile")
+_RULES = (
+    *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
+    *("marks", "script", "variants", "punct", "verse"),
+)
+_CLEAN_INPUT = option_group(
+    "Input",
+    click.option(
+        "--profile",
+        type=Choice(_PROFILES),
+        default="auto",
+        show_default=True,
+        help="Format of the input; auto detects it from each file's name and first lines.",
+    ),
+    click.option(
+        "--encoding",
+        default="auto",
+        show_default=True,
+        metavar="ENCODING",
+        help="Encoding of plain text files, e.g. gb18030; auto detects it.",
+    ),
+    click.option(
+        "--gaiji-map",
+        default="",
+        metavar="FILE",
+        help="Table that replaces unencoded characters such as {上休下鳥} and &KR0869;.",
+    ),
+    click.option("--pua-map", default="", metavar="FILE", help="Table that replaces private-use characters."),
+    MAX_BAD,
+)
+_CLEAN_RULES = option_group(
+    "Cleaning",
+    click.option(
+        "--preset",
+        type=Choice(["moirai"]),
+        default="",
+        help="Preset of the options below. moirai: one sentence per line, no quotes, common punctuation only.",
+    ),
+    click.option("--unwrap/--no-unwrap", default=None, help="Join hard-wrapped lines (default: set by the profile)."),
+    click.option(
+        "--headings",
+        type=Choice(["boundary", "drop", "keep"]),
+        default="boundary",
+        show_default=True,
+        help="Use chapter headings as boundaries, drop them, or keep them as text.",
+    ),
+    click.option(
+        "--notes",
+        multiple=True,
+        metavar="BRACKETS=POLICY",
+        help="Policy for notes in these brackets: keep, drop, drop:WORDS or extract, e.g. （）=drop (repeatable).",
+    ),
+    click.option(
+        "--gaiji",
+        type=Choice(["keep", "lacuna", "drop"]),
+        default="lacuna",
+        show_default=True,
+        help="Keep unencoded characters, replace them by a lacuna (□), or drop them.",
+    ),
+    click.option(
+        "--lacunae",
+        type=Choice(["keep", "collapse", "drop-unit"]),
+        default="keep",
+        show_default=True,
+        help="Keep lacunae (□), collapse runs of them, or drop the documents that contain them.",
+    ),
+    click.option(
+        "--boilerplate",
+        multiple=True,
+        metavar="REGEX",
+        help="Remove text that matches; chapter-ends matches 且听下回分解 and its variants (repeatable).",
+    ),
+    click.option(
+        "--quotes",
+        type=Choice(["keep", "curly", "corner", "strip"]),
+        default="keep",
+        show_default=True,
+        help="Keep quotation marks, convert them to “” or 「」, or strip them.",
+    ),
+    click.option(
+        "--script",
+        type=Choice(["keep", "simplified", "traditional"]),
+        default="keep",
+        show_default=True,
+        help="Convert Chinese characters with OpenCC.",
+    ),
+    click.option("--variants", default="", metavar="FILE", help="Table of variant characters, e.g. 爲 → 為."),
+    click.option(
+        "--punct",
+        default="keep",
+        show_default=True,
+        metavar="POLICY",
+        help="Policy for punctuation: keep, strip, or only:MARKS (such as only:。，！？) to keep these marks.",
+    ),
+    click.option(
+        "--verse",
+        type=Choice(["inline", "own-unit", "drop"]),
+        default="inline",
+        show_default=True,
+        help="Keep verse within prose, put it on lines of its own, or drop it.",
+    ),
+    click.option(
+        "--without",
+        type=Choice(_RULES),
+        multiple=True,
+        metavar="RULE",
+        help=f"Switch a rule off (repeatable). Rules: {', '.join(_RULES)}.",
+    ),
+)
+_CLEAN_UNITS = option_group(
+    "Documents",
+    click.option(
+        "--unit",
+        type=Choice(["chapter", "paragraph", "sentence", "document"]),
+        default="chapter",
+        show_default=True,
+        help="Text that becomes one document of the corpus.",
+    ),
+    click.option(
+        "--split",
+        type=Choice(["quoted", "flat"]),
+        default="quoted",
+        show_default=True,
+        help="Split sentences outside quotes only (quoted), or at every sentence end (flat).",
+    ),
+    click.option(
+        "--min-chars", type=int, metavar="N", default=1, show_default=True, help="Drop documents with fewer characters."
+    ),
+    click.option(
+        "--min-han",
+        type=float,
+        default=0.5,
+        show_default=True,
+        metavar="FRACTION",
+        help="Drop documents with a smaller fraction of Han among their letters.",
+    ),
+    click.option(
+        "--dedup",
+        type=Choice(["no", "exact", "near"]),
+        default="no",
+        show_default=True,
+        help="Drop documents equal to an earlier one (exact), or nearly so (near).",
+    ),
+    click.option(
+        "--max-bytes",
+        type=int,
+        metavar="N",
+        default=4192,
+        show_default=True,
+        help="Limit the length of lines in sentences.txt, in bytes of UTF-8.",
+    ),
+)
+
+
 @click.command(cls=Command)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@NAME
-@click.option(
-    "--profile",
-    default="auto",
-    show_default=True,
-    help="plain, chinese-poetry, kanripo, daizhige, wikitext-lite, org, pile; auto: by file name and header.",
+@_CLEAN_INPUT
+@_CLEAN_RULES
+@_CLEAN_UNITS
+@option_group(
+    "Output",
+    NAME,
+    click.option("--dry-run", is_flag=True, help="Print the report without writing a corpus."),
+    click.option(
+        "--explain",
+        type=Choice(_RULES),
+        default="",
+        metavar="RULE",
+        help="Print ten examples of a rule's changes and stop.",
+    ),
+    JOBS,
 )
-@click.option(
-    "--unit", default="chapter", show_default=True, help="A document is a chapter, paragraph, sentence or document."
-)
-@click.option("--encoding", default="auto", show_default=True, help="Of plain text files.")
-@click.option("--preset", default="", help="moirai: a sentence a line, without quotes, and nothing lost.")
-@click.option("--headings", default="boundary", show_default=True, help="boundary, drop or keep.")
-@click.option("--unwrap/--no-unwrap", default=None, help="Join hard-wrapped lines (default: by the profile).")
-@click.option("--notes", multiple=True, metavar="BRACKETS=POLICY", help="As （）=drop, 【】=keep (repeatable).")
-@click.option("--gaiji", default="lacuna", show_default=True, help="Unencoded characters: lacuna (□), keep or drop.")
-@click.option("--gaiji-map", default="", metavar="FILE", help="What {上休下鳥}, &KR0869; and their like stand for.")
-@click.option("--pua-map", default="", metavar="FILE", help="What private-use characters stand for.")
-@click.option("--lacunae", default="keep", show_default=True, help="□: keep, collapse, or drop-unit.")
-@click.option("--boilerplate", multiple=True, metavar="REGEX", help="What is to go; chapter-ends: 且听下回分解.")
-@click.option("--quotes", default="keep", show_default=True, help="keep, curly, corner or strip.")
-@click.option("--script", default="keep", show_default=True, help="keep, simplified or traditional (OpenCC).")
-@click.option("--variants", default="", metavar="FILE", help="Table of variant characters, as 爲 → 為.")
-@click.option("--punct", default="keep", show_default=True, help="keep, strip, or only:MARKS as only:。，！？")
-@click.option("--verse", default="inline", show_default=True, help="inline, own-unit or drop.")
-@click.option("--split", default="quoted", show_default=True, help="quoted: not inside quotes; flat: at every end.")
-@click.option("--without", multiple=True, metavar="RULE", help="Switch a rule off (repeatable).")
-@click.option("--min-chars", type=int, default=1, show_default=True, help="Shorter documents are dropped.")
-@click.option("--max-bytes", type=int, default=4192, show_default=True, help="Of a line of sentences.txt.")
-@click.option("--min-han", type=float, default=0.5, show_default=True, help="Least share of Han in a document.")
-@click.option("--dedup", default="no", show_default=True, help="exact: of equal documents the first stays; near.")
-@click.option("--dry-run", is_flag=True, help="Only show the report.")
-@click.option("--explain", default="", metavar="RULE", help="Only show ten places that a rule changes.")
-@MAX_BAD
-@JOBS
 def clean(
     settings: Settings,
     inputs: tuple[str, ...],
@@ -142,27 +314,36 @@ def clean(
     jobs: int,
     **options: Any,
 ) -> Outcome:
-    """Clean downloaded sources, files or folders into a corpus, and report what was done to them."""
-    from pipeline.clean import stage as corpus
+    """Clean text into a corpus.
+
+    INPUT is a downloaded source, a file or a folder: .txt, .jsonl, .parquet or chinese-poetry's .json, also as .zst or
+    .gz. The report counts every change and every rejected document.
+
+    \b
+    Examples:
+      inkstone clean BOOK.txt --name book
+      inkstone clean shuihu --notes （）=drop --dry-run
+    """
+    from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
-    from pipeline.clean.report import render as summary
-    from pipeline.sources import inputs as raw
+    from pipeline.clean.report import render
+    from pipeline.sources import inputs as sources
     from pipeline.store.manifest import check_name, name_from
 
-    chosen = CleanOptions(**options)
-    files = [file for reference in inputs for file in raw.inputs(settings.root, reference, corpora=False)]
+    clean_options = CleanOptions(**options)
+    files = [file for reference in inputs for file in sources.inputs(settings.root, reference, corpora=False)]
     if explain:
-        samples = corpus.explain(files, chosen, explain)
-        lines = [line for before, after in samples for line in (f"- {before}", f"+ {after}", "")]
-        told = [{"before": before, "after": after} for before, after in samples]
-        nothing = [f"{explain} changes nothing here"]
-        return Outcome("unchanged", extra={"samples": told}, lines=lines or nothing, always=True)
-    jobs = processes(jobs)
+        examples = stage.explain(files, clean_options, explain)
+        lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]
+        records = [{"before": before, "after": after} for before, after in examples]
+        lines = lines or [f"{explain} changes nothing here"]
+        return Outcome("unchanged", extra={"samples": records}, lines=lines, always=True)
+    jobs = worker_count(jobs)
     if dry_run:
-        found = corpus.survey(files, chosen, settings.progress, jobs=jobs)
-        return Outcome("unchanged", extra={"report": summary.to_json(found)}, lines=summary.table(found), always=True)
+        report = stage.survey(files, clean_options, settings.progress, jobs=jobs)
+        return Outcome("unchanged", extra={"report": render.to_json(report)}, lines=render.table(report), always=True)
     name = check_name(name) if name else name_from(inputs[0])
-    built = corpus.clean(settings.root, name, files, chosen, settings.progress, jobs=jobs)
+    built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs)
     outcome = outcome_of(built, ("documents", "characters", "headings"))
-    outcome.lines = [outcome.lines[0], *corpus.table(built.artifact)]
+    outcome.lines = [outcome.lines[0], *stage.table(built.artifact)]
     return outcome

@@ -1,4 +1,4 @@
-"""The commands that look after what is there: status, verify, rollback, prune, schedule, doctor."""
+"""The maintenance commands: status, verify, rollback, prune, schedule and doctor."""
 
 from __future__ import annotations
 
@@ -11,120 +11,195 @@ from pathlib import Path
 import click
 
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
+from pipeline.commands.console import DISTRIBUTION, Choice, Command, Outcome, Settings
+from pipeline.commands.options import STAGES
 
 PROGRAM = Path(__file__).resolve().parents[2] / "cli.py"
 
 
 @click.command(cls=Command)
 @click.option(
-    "--check", is_flag=True, help="For monitors: one line, exit 0 (ok), 1 (warning), 2 (critical), 3 (unknown)."
+    "--check",
+    is_flag=True,
+    help="Check for a monitor: print one line and exit 0 (ok), 1 (warning), 2 (critical) or 3 (unknown).",
 )
-@click.option("--max-age", default="36h", show_default=True, help="With --check: how old the last success may be.")
+@click.option(
+    "--max-age",
+    default="36h",
+    show_default=True,
+    metavar="AGE",
+    help="With --check, the maximum age of the last success, e.g. 90m, 36h or 7d.",
+)
 def status(settings: Settings, check: bool, max_age: str) -> Outcome:
-    """Show every source and artifact: what is current, how old, how large; and how the refreshes go."""
-    from pipeline.maintenance import status as shelf
+    """Show sources, artifacts and refreshes.
+
+    Prints the state, age and size of each, and the free disk space.
+
+    \b
+    Example:
+      inkstone status --check --max-age 36h
+    """
+    from pipeline.maintenance import status as reports
     from pipeline.store import files
 
     if check:
-        found = shelf.check(settings.root, _hours(max_age))
-        return Outcome("unchanged", path=settings.root, lines=[found.line], always=True, exit_code=found.code)
-    rows, refreshes = shelf.status(settings.root), shelf.refreshes(settings.root)
+        result = reports.check(settings.root, _hours(max_age))
+        return Outcome("unchanged", path=settings.root, lines=[result.line], always=True, exit_code=result.code)
+    rows, refreshes = reports.status(settings.root), reports.refreshes(settings.root)
     lines = [
-        f"{row.ref:<48} {row.state:<10} {shelf.age(row.age_hours):>7} {shelf.size(row.bytes):>10}  {row.summary}"
+        f"{row.ref:<48} {row.state:<10} {reports.duration(row.age_hours * 3600):>23} {reports.size(row.bytes):>10}"
+        f"  {row.summary}"
         for row in rows
     ]
+    lines += [refresh.line() for refresh in refreshes]
     free = files.free_space(settings.root)
-    lines += [line for each in refreshes for line in each.lines()]
-    nothing = [f"nothing in {settings.root} yet; `demo` fills it, and so does `download`"]
+    if lines:
+        lines.append(f"{reports.size(free)} free on this disk")
+    else:
+        lines = [f"nothing in {settings.root} yet; run `demo` or `download` to fill it"]
     return Outcome(
         "unchanged",
         path=settings.root,
         counts={"rows": len(rows), "disk_free": free},
-        extra={"rows": [shelf.as_dict(row) for row in rows], "refreshes": [asdict(each) for each in refreshes]},
-        lines=[*lines, f"{shelf.size(free)} are free on this disk"] if lines else nothing,
+        extra={
+            "rows": [reports.as_dict(row) for row in rows],
+            "refreshes": [asdict(refresh) for refresh in refreshes],
+        },
+        lines=lines,
         always=True,
     )
 
 
 def _hours(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text.strip())
-    if not found:
-        raise errors.BadConfig(f"--max-age {text}: no length of time", hint="for example 90m, 36h or 7d")
-    return float(found[1]) * {"m": 1 / 60, "h": 1, "d": 24}[found[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text.strip())
+    if not match:
+        raise errors.BadConfig(f"--max-age must be a duration, got {text}", hint="for example 90m, 36h or 7d")
+    return float(match[1]) * {"m": 1 / 60, "h": 1, "d": 24}[match[2]]
 
 
 @click.command(cls=Command)
 @click.argument("reference", metavar="[ARTIFACT]", default="")
-@click.option("--deep", is_flag=True, help="Hash every byte; without it only what was touched since.")
+@click.option("--deep", is_flag=True, help="Hash every byte; by default, only files that were modified are hashed.")
 def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
-    """Check that published files are as they were published."""
-    from pipeline.maintenance import verify as maintenance_verify
+    """Check published files for damage.
+
+    ARTIFACT is a name, a kind, KIND/NAME, KIND/NAME/KEY or a path; without it, everything is checked.
+
+    \b
+    Example:
+      inkstone verify tokens/book --deep
+    """
+    from pipeline.maintenance import verify as verification
     from pipeline.store import artifact
 
-    checked = list(maintenance_verify.verify(settings.root, reference, deep=deep))
-    found = [problem for _, problems in checked for problem in problems]
-    if found:
-        for problem in found[1:]:
+    checked = list(verification.verify(settings.root, reference, deep=deep))
+    problems = [problem for _, problems in checked for problem in problems]
+    if problems:
+        for problem in problems[1:]:
             settings.progress.note(problem)
-        more = f" (and {len(found) - 1} more, above)" if len(found) > 1 else ""
-        raise errors.BadData(f"{found[0]}{more}", hint="delete that file, then run its stage or `refresh` again")
+        suffix = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
+        raise errors.BadData(f"{problems[0]}{suffix}", hint="delete that file, then run its stage or `refresh` again")
     for path in artifact.generations(settings.root):
         for name in artifact.unlisted(artifact.read(path)):
-            settings.progress.note(f"{path / name}: in no manifest, and so read by nobody")
-    how = "every byte" if deep else "every size"
+            settings.progress.note(f"{path / name}: in no manifest, so it is ignored")
+    method = "every byte hashed" if deep else "sizes compared, modified files hashed"
     return Outcome(
-        "unchanged", path=settings.root, counts={"checked": len(checked)}, lines=[f"{len(checked)} whole by {how}"]
+        "unchanged", path=settings.root, counts={"checked": len(checked)}, lines=[f"{len(checked)} intact: {method}"]
     )
 
 
 @click.command(cls=Command)
 @click.argument("reference", metavar="KIND/NAME")
-@click.option("--to", default="", metavar="KEY", help="The generation to go to (default: the one before).")
+@click.option("--to", default="", metavar="KEY", help="Key of the generation to return to (default: the previous one).")
 def rollback(settings: Settings, reference: str, to: str) -> Outcome:
-    """Go back to an earlier generation, as tokens/pile; the next refresh does not take the newer one again."""
-    from pipeline.maintenance import retention as generations
+    """Return to an earlier generation.
 
-    done = generations.rollback(settings.root, reference, to=to)
-    left = f", {done.left} is set aside" if done.left and done.result != "unchanged" else ""
-    lines = [f"{done.result}: {done.artifact.ref} is current{left}"]
-    return Outcome(done.result, done.artifact.ref, done.artifact.path, extra={"left": done.left}, lines=lines)
+    The next refresh does not publish the newer generation again. --to with its key brings it back.
+
+    \b
+    Example:
+      inkstone rollback tokens/pile
+    """
+    from pipeline.maintenance import retention
+
+    rolled = retention.rollback(settings.root, reference, to=to)
+    suffix = f", {rolled.previous} is set aside" if rolled.previous and rolled.result != "unchanged" else ""
+    return Outcome(
+        rolled.result,
+        rolled.artifact.ref,
+        rolled.artifact.path,
+        extra={"left": rolled.previous},
+        lines=[f"{rolled.result}: {rolled.artifact.ref} is current{suffix}"],
+    )
 
 
 @click.command(cls=Command)
-@click.option("--keep", type=int, default=2, show_default=True, help="Newest generations to keep of each artifact.")
-@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@click.option(
+    "--keep",
+    type=int,
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Number of newest generations to keep of each artifact.",
+)
+@click.option("--dry-run", is_flag=True, help="List what would be deleted and stop.")
 def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
-    """Delete old generations that nothing needs: not current, not in use, not what a run was made from."""
-    from pipeline.maintenance import retention as generations
+    """Delete old generations.
+
+    Keeps every generation that is current, among the newest, in use, or an input of a run that is kept.
+
+    \b
+    Example:
+      inkstone prune --keep 3 --dry-run
+    """
+    from pipeline.maintenance import retention
     from pipeline.maintenance.status import size
 
-    rows = generations.prune(settings.root, keep=keep, dry_run=dry_run)
-    gone = [row for row in rows if row.removed]
-    freed = sum(row.bytes for row in gone)
-    verb = "would go" if dry_run else "gone"
-    lines = [f"{verb if row.removed else 'stays':<8} {row.ref:<48} {size(row.bytes):>10}  {row.why}" for row in rows]
+    rows = retention.prune(settings.root, keep=keep, dry_run=dry_run)
+    removed = [row for row in rows if row.removed]
+    freed = sum(row.bytes for row in removed)
+    verb = "would delete" if dry_run else "deleted"
+    lines = [f"{verb if row.removed else 'kept':<13}{row.ref:<48} {size(row.bytes):>10}  {row.why}" for row in rows]
     return Outcome(
-        "unchanged" if dry_run or not gone else "built",
+        "unchanged" if dry_run or not removed else "built",
         path=settings.root,
-        counts={"removed": len(gone), "bytes": freed},
+        counts={"removed": len(removed), "bytes": freed},
         extra={"rows": [asdict(row) for row in rows]},
-        lines=[*lines, f"{len(gone)} {verb}, {size(freed)}"],
+        lines=[*lines, f"{verb} {len(removed)}, {size(freed)}"],
     )
 
 
 @click.command(cls=Command)
 @click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--at", default="03:30", show_default=True, metavar="HH:MM", help="When, each day.")
-@click.option("--kind", type=click.Choice(["cron", "systemd"]), default="cron", show_default=True)
-@click.option("--through", default="", metavar="STAGE", help="The last stage to run (default: train).")
-@click.option("--ping-url", default="", metavar="URL", help="A monitor to tell; see `refresh`.")
+@click.option("--at", default="03:30", show_default=True, metavar="HH:MM", help="Time of day to run at.")
+@click.option(
+    "--kind",
+    type=click.Choice(["cron", "systemd"]),
+    default="cron",
+    show_default=True,
+    help="Scheduler to print the configuration for.",
+)
+@click.option(
+    "--through",
+    type=Choice(STAGES),
+    default="",
+    metavar="STAGE",
+    help=f"Last stage to run: {', '.join(STAGES)} (default: train).",
+)
+@click.option("--ping-url", default="", metavar="URL", help="Monitor to notify; see `refresh --help`.")
 def schedule(settings: Settings, recipe: Path, at: str, kind: str, through: str, ping_url: str) -> Outcome:
-    """Print what makes cron or systemd refresh a recipe every day; installing it is left to you."""
-    from pipeline.maintenance import schedule as plan
+    """Print a cron or systemd schedule.
+
+    The schedule refreshes RECIPE every day. Nothing is installed; the text says how to install it.
+
+    \b
+    Example:
+      inkstone schedule shuihu --at 02:15 --kind systemd
+    """
+    from pipeline.maintenance import schedule as schedules
     from pipeline.refresh import recipe as recipes
 
-    job = plan.Job(
+    job = schedules.ScheduledRefresh(
         recipe=recipes.find(recipe),
         root=settings.root,
         python=Path(sys.executable),
@@ -133,37 +208,40 @@ def schedule(settings: Settings, recipe: Path, at: str, kind: str, through: str,
         through=through,
         ping_url=ping_url,
     )
-    text = plan.cron(job) if kind == "cron" else plan.systemd(job)
+    text = schedules.cron(job) if kind == "cron" else schedules.systemd(job)
     return Outcome("unchanged", extra={"text": text}, lines=[text.rstrip("\n")], always=True)
 
 
 @click.command(cls=Command)
-@click.option("--cron", is_flag=True, help="Look again as cron would: no terminal, and an empty environment.")
-@click.option("--offline", is_flag=True, help="Do not ask the endpoint.")
+@click.option("--cron", is_flag=True, help="Check as cron would run it: no terminal and an almost empty environment.")
+@click.option("--offline", is_flag=True, help="Do not contact the server that data is downloaded from.")
 def doctor(settings: Settings, cron: bool, offline: bool) -> Outcome:
-    """Check whether this machine can be trusted with it: disk, locks, clock, network, versions."""
-    from pipeline.maintenance import doctor as examination
+    """Check disk, locks, clock, network, versions.
+
+    Exits with 78 if this machine cannot run Inkstone reliably. The checks leave nothing behind.
+    """
+    from pipeline.maintenance import doctor as checks
     from pipeline.sources.catalogue import HUB
     from pipeline.sources.http import server_date
 
     if cron:
         options = ["--offline"] if offline else []
         command = [sys.executable, str(PROGRAM), "--artifacts", str(settings.root.absolute()), "doctor", *options]
-        done = examination.under_cron(command)
-        lines = (done.stdout + done.stderr).splitlines()
-        result = "failed" if done.returncode else "unchanged"
-        return Outcome(result, extra={"output": lines}, lines=lines, always=True, exit_code=done.returncode)
+        process = checks.under_cron(command)
+        lines = (process.stdout + process.stderr).splitlines()
+        result = "failed" if process.returncode else "unchanged"
+        return Outcome(result, extra={"output": lines}, lines=lines, always=True, exit_code=process.returncode)
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
-    findings = examination.examine(settings.root, ask=None if offline else lambda: server_date(endpoint))
-    failed = any(each.state == "fail" for each in findings)
-    lines = [
-        f"{each.state:<5} {each.name:<14} {each.what}" + (f" — {each.hint}" if each.hint else "") for each in findings
-    ]
+    findings = checks.examine(settings.root, DISTRIBUTION, ask=None if offline else lambda: server_date(endpoint))
+    failed = any(finding.state == "fail" for finding in findings)
     return Outcome(
         "failed" if failed else "unchanged",
         path=settings.root,
-        extra={"findings": [asdict(each) for each in findings]},
-        lines=lines,
+        extra={"findings": [asdict(finding) for finding in findings]},
+        lines=[
+            f"{finding.state:<5} {finding.name:<14} {finding.what}" + (f" — {finding.hint}" if finding.hint else "")
+            for finding in findings
+        ],
         always=True,
         exit_code=errors.BadConfig.exit_code if failed else 0,
     )

@@ -1,4 +1,4 @@
-"""Options that several commands of the pipeline share."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -9,81 +9,119 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import errors
-from pipeline.commands.console import Outcome, Settings
+from pipeline.commands.console import Choice, Outcome, Settings, option_group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pipeline.sources.http import Network
     from pipeline.store.artifact import Artifact, Built
 
 
-JOBS = click.option("--jobs", type=click.IntRange(0), default=0, help="Processes that work; 0 (default): one a core.")
-NAME = click.option("--name", default="", help="Name of the artifact that is made.")
+JOBS = click.option(
+    "--jobs",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    help="Number of worker processes; 0 (default) uses one per core.",
+)
+NAME = click.option(
+    "--name", default="", metavar="NAME", help="Name of the new artifact (default: taken from its input)."
+)
 MAX_BAD = click.option(
-    "--max-bad", type=float, default=0.001, show_default=True, help="Share of bad documents allowed."
+    "--max-bad",
+    type=float,
+    default=0.001,
+    show_default=True,
+    metavar="FRACTION",
+    help="Fail if more than this fraction of documents is rejected.",
+)
+STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
+THROUGH = click.option(
+    "--through",
+    type=Choice(STAGES),
+    default="train",
+    show_default=True,
+    metavar="STAGE",
+    help=f"Last stage to run: {', '.join(STAGES)}.",
+)
+NETWORK = option_group(
+    "Network",
+    click.option(
+        "--limit-rate",
+        default="",
+        metavar="BYTES",
+        help="Limit all downloads together to this many bytes per second, e.g. 500k or 5M.",
+    ),
+    click.option(
+        "--deadline",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="Stop fetching after this time and exit with code 75.",
+    ),
+    click.option(
+        "--allow-host",
+        "allow_hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Allow redirects to this host too (repeatable).",
+    ),
+    click.option("--allow-shrink", is_flag=True, help="Accept files that became smaller upstream."),
 )
 
 
-def processes(jobs: int) -> int:
-    """What --jobs means."""
-    from pipeline.runtime import workers as engines
+def worker_count(jobs: int) -> int:
+    """Return the number of worker processes for a value of --jobs."""
+    from pipeline.runtime import workers
 
-    return jobs or engines.default_jobs()
-
-
-def NETWORK(command: Callable[..., Outcome]) -> Callable[..., Outcome]:  # noqa: N802 - as the options beside it
-    """The options of commands that fetch."""
-    for option in (
-        click.option("--limit-rate", default="", metavar="BYTES", help="Bytes a second for all files, as 500k or 5M."),
-        click.option(
-            "--deadline", type=float, default=0.0, metavar="SECONDS", help="Fetch no longer than that; exit 75."
-        ),
-        click.option("--allow-host", "allow_hosts", multiple=True, metavar="HOST", help="Redirects may lead there."),
-        click.option("--allow-shrink", is_flag=True, help="Take files that became smaller upstream."),
-    ):
-        command = option(command)
-    return command
+    return jobs or workers.default_jobs()
 
 
 def network_of(settings: Settings, limit_rate: str, deadline: float, allow_hosts: tuple[str, ...]) -> Network:
+    """Return the network settings for the options of NETWORK. Raises BadConfig for a bad --limit-rate."""
     from pipeline.sources.http import Bandwidth, Network
 
-    rate = _bytes(limit_rate, "--limit-rate") if limit_rate else 0.0
+    rate = _parse_bytes(limit_rate, "--limit-rate") if limit_rate else 0.0
     until = time.monotonic() + deadline if deadline > 0 else None
     return Network(allow_hosts, Bandwidth(rate) if rate else None, until, settings.progress.stop)
 
 
-def _bytes(text: str, option: str) -> float:
-    """A number of bytes as curl and wget take it: 500k, 5M, 1.5G."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:i?[bB])?", text.strip())
-    if not found or not float(found[1]):
-        raise errors.BadConfig(f"{option} {text}: no number of bytes", hint="for example 500k or 5M")
-    return float(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[found[2].lower()]
+def _parse_bytes(text: str, option: str) -> float:
+    """Return a number of bytes written as curl and wget accept it: 500k, 5M, 1.5G."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:i?[bB])?", text.strip())
+    if not match or not float(match[1]):
+        raise errors.BadConfig(f"{option} must be a number of bytes above 0, got {text}", hint="for example 500k or 5M")
+    return float(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2].lower()]
 
 
-def outcome_of(built: Built, shown: tuple[str, ...], **extra: Any) -> Outcome:
-    found = built.artifact
-    counts = found.manifest.counts
-    summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in shown if name in counts)
-    lines = [f"{built.result}: {found.ref} ({summary})"]
-    for what, tally in found.manifest.ledger.items():
+def outcome_of(built: Built, summary_counts: tuple[str, ...], **extra: Any) -> Outcome:
+    """Return the outcome of a stage: its artifact, the named counts, and one line for each kind of dropped item."""
+    published = built.artifact
+    counts = published.manifest.counts
+    summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in summary_counts if name in counts)
+    lines = [f"{built.result}: {published.ref} ({summary})"]
+    for item, tally in published.manifest.ledger.items():
         if tally["dropped"]:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally["dropped"].items())
-            lines.append(f"dropped {what}: {reasons}")
-    return Outcome(built.result, found.ref, found.path, counts, found.manifest.ledger, dict(extra), lines)
+            lines.append(f"dropped {item}: {reasons}")
+    return Outcome(built.result, published.ref, published.path, counts, published.manifest.ledger, dict(extra), lines)
 
 
-def newest(settings: Settings, kind: str, besides: str = "") -> Artifact:
+def find_artifact(settings: Settings, kind: str, reference: str, *, besides: str = "") -> Artifact:
+    """Return the artifact of `kind` that `reference` names; if it is "", the newest one not named `besides`.
+
+    The choice of the newest is reported to the user. Raises InputMissing if there is no such artifact.
+    """
     from pipeline.store import artifact
 
-    found = artifact.latest(settings.root, kind, besides=besides)
-    settings.progress.note(f"using {found.ref}, the newest")
-    return found
+    if reference:
+        return artifact.find(settings.root, kind, reference)
+    newest = artifact.latest(settings.root, kind, besides=besides)
+    settings.progress.note(f"using {newest.ref}, the newest")
+    return newest
 
 
-def _stem(reference: str, kind: str) -> str:
-    """The name that an artifact passes on to what is made from it: `corpora/shuihu/<key>` → shuihu."""
+def name_of(reference: str, kind: str) -> str:
+    """Return the name that an artifact passes on to artifacts built from it: `corpora/shuihu/<key>` → shuihu."""
     from pipeline.store.manifest import is_name, name_from
 
     parts = reference.removeprefix(f"{kind}/").split("/")

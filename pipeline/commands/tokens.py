@@ -1,16 +1,14 @@
-"""The train-tokenizer, tokenize, inspect and export tokens commands."""
+"""The tokens commands: train-tokenizer, tokenize and inspect."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
-from pipeline.commands.options import JOBS, MAX_BAD, NAME, _stem, newest, outcome_of, processes
+from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
+from pipeline.commands.options import JOBS, MAX_BAD, NAME, find_artifact, name_of, outcome_of, worker_count
 
 if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
@@ -20,152 +18,229 @@ if TYPE_CHECKING:
 @click.command("train-tokenizer", cls=Command)
 @click.argument("corpus", metavar="[CORPUS]", default="")
 @NAME
-@click.option("--kind", default="bpe", show_default=True, help="bpe, unigram (SentencePiece) or char.")
 @click.option(
-    "--vocab-size", type=click.IntRange(0), default=8000, show_default=True, help="Number of ids; char: 0 for all."
+    "--kind",
+    type=Choice(["bpe", "unigram", "char"]),
+    default="bpe",
+    show_default=True,
+    help="Train a BPE or unigram model with SentencePiece, or use one id per character.",
+)
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(0),
+    metavar="N",
+    default=8000,
+    show_default=True,
+    help="Number of token ids; for char, 0 (its default) means all characters.",
 )
 def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab_size: int) -> Outcome:
-    """Train a tokenizer on a corpus (the newest one if none is named)."""
+    """Train a tokenizer on a corpus.
+
+    Without CORPUS, the newest corpus is used.
+
+    \b
+    Example:
+      inkstone train-tokenizer book --vocab-size 8000
+    """
     from pipeline.store.manifest import check_name
     from pipeline.tokenizers import stage
 
-    corpus = corpus or newest(settings, "corpora").ref
-    sentences, made_from = stage.sentences_of(settings.root, corpus)
-    name = name or _stem(corpus, "corpora")
-    source = click.get_current_context().get_parameter_source("vocab_size")
-    if kind == "char" and source == click.core.ParameterSource.DEFAULT:
+    corpus = corpus or find_artifact(settings, "corpora", "").ref
+    sentences, source = stage.sentences_of(settings.root, corpus)
+    name = name or name_of(corpus, "corpora")
+    origin = click.get_current_context().get_parameter_source("vocab_size")
+    if kind == "char" and origin == click.core.ParameterSource.DEFAULT:
         vocab_size = 0
     check_name(name)
-    if said := stage.advice(sentences, made_from, kind, vocab_size):
-        settings.progress.note(said)
-    return outcome_of(stage.train(settings.root, name, sentences, made_from, kind, vocab_size), ("vocab_size",))
+    if advice := stage.advice(sentences, source, kind, vocab_size):
+        settings.progress.note(advice)
+    return outcome_of(stage.train(settings.root, name, sentences, source, kind, vocab_size), ("vocab_size",))
 
 
 @click.command(cls=Command)
 @click.argument("corpora", metavar="[CORPUS]...", nargs=-1)
-@click.option("--tokenizer", "reference", default="", help="A trained one, a .model file, r50k_base, cl100k_base, ...")
-@NAME
-@click.option("--format", "layout", default="memmap", show_default=True, help="memmap, hdf5 or both.")
-@click.option("--val-fraction", type=float, help="Share of documents held out, by a hash of their text (default 0.05).")
-@click.option("--val", multiple=True, metavar="CORPUS", help="Validate on this corpus instead (repeatable).")
-@click.option("--include-set", "include_sets", multiple=True, metavar="SET", help="Keep only this set (repeatable).")
-@click.option("--exclude-set", "exclude_sets", multiple=True, metavar="SET", help="Leave this set out (repeatable).")
-@click.option("--min-chars", type=click.IntRange(0), default=0, help="Shorter documents are dropped.")
-@click.option("--max-documents", type=click.IntRange(0), default=0, help="Stop after so many; 0 (default): all.")
-@click.option("--dedup", default="no", show_default=True, help="exact: of equal texts the first stays.")
-@click.option("--encoder", default="auto", show_default=True, help="Of a tiktoken encoding: gigatoken or tiktoken.")
-@click.option("--deep", is_flag=True, help="Hash every byte of the inputs, also where size and time are as before.")
-@MAX_BAD
-@JOBS
+@option_group(
+    "Input",
+    click.option(
+        "--tokenizer",
+        "reference",
+        default="",
+        metavar="NAME|FILE",
+        help="Trained tokenizer, SentencePiece .model file, or tiktoken encoding such as r50k_base "
+        "(default: the tokenizer of the same name, or the newest).",
+    ),
+    click.option(
+        "--encoder",
+        type=Choice(["auto", "gigatoken", "tiktoken"]),
+        default="auto",
+        show_default=True,
+        help="Library that encodes a tiktoken encoding; auto uses gigatoken if installed.",
+    ),
+    click.option(
+        "--deep", is_flag=True, help="Hash every byte of the inputs, even if size and modification time are unchanged."
+    ),
+    MAX_BAD,
+)
+@option_group(
+    "Validation split",
+    click.option(
+        "--val-fraction",
+        type=float,
+        metavar="FRACTION",
+        help="Fraction of documents to hold out, chosen by a hash of their text (default: 0.05).",
+    ),
+    click.option("--val", multiple=True, metavar="CORPUS", help="Validate on this corpus instead (repeatable)."),
+)
+@option_group(
+    "Document filters",
+    click.option(
+        "--include-set", "include_sets", multiple=True, metavar="SET", help="Keep only this set (repeatable)."
+    ),
+    click.option("--exclude-set", "exclude_sets", multiple=True, metavar="SET", help="Drop this set (repeatable)."),
+    click.option(
+        "--min-chars", type=click.IntRange(0), metavar="N", default=0, help="Drop documents with fewer characters."
+    ),
+    click.option(
+        "--max-documents",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        help="Stop after this many documents; 0 (default): all.",
+    ),
+    click.option(
+        "--dedup",
+        type=Choice(["no", "exact"]),
+        default="no",
+        show_default=True,
+        help="Drop documents with the same text as an earlier one (exact).",
+    ),
+)
+@option_group(
+    "Output",
+    NAME,
+    click.option(
+        "--format",
+        type=Choice(["memmap", "hdf5", "both"]),
+        default="memmap",
+        show_default=True,
+        help="Write memory-mapped .bin segments, one HDF5 file per split, or both.",
+    ),
+    JOBS,
+)
 def tokenize(
     settings: Settings,
     corpora: tuple[str, ...],
     reference: str,
     name: str,
-    layout: str,
     val: tuple[str, ...],
     encoder: str,
     deep: bool,
     jobs: int,
     **options: Any,
 ) -> Outcome:
-    """Turn corpora, downloaded sources or files into token arrays (the newest corpus if none is named).
+    """Tokenize corpora into token arrays.
 
-    SET is a name that documents carry as meta.pile_set_name, as `Pile-CC`.
+    CORPUS is a corpus, a downloaded source or a file; without one, the newest corpus is used. SET is a set name that
+    documents carry as meta.pile_set_name, e.g. Pile-CC.
+
+    \b
+    Examples:
+      inkstone tokenize book
+      inkstone tokenize pile --tokenizer r50k_base --jobs 8
     """
     from pipeline import tokenizers
     from pipeline.store import artifact
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
 
-    corpora = corpora or (newest(settings, "corpora").ref,)
-    name = check_name(name or _stem(corpora[0], "corpora"))
+    corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
+    name = check_name(name or name_of(corpora[0], "corpora"))
     inputs = stage.gather(settings.root, corpora, val, deep=deep)
     if not reference:
-        same = artifact.current(settings.root, "tokenizers", name)
-        reference = (same or newest(settings, "tokenizers")).ref
+        namesake = artifact.current(settings.root, "tokenizers", name)
+        reference = (namesake or find_artifact(settings, "tokenizers", "")).ref
     tokenizer, trained = tokenizers.find(settings.root, reference, encoder)
-    chosen = stage.TokenizeOptions(layout, **options)
-    jobs = processes(jobs)
-    built = stage.tokenize(settings.root, name, inputs, tokenizer, trained, chosen, settings.progress, jobs=jobs)
+    built = stage.tokenize(
+        settings.root,
+        name,
+        inputs,
+        tokenizer,
+        trained,
+        stage.TokenizeOptions(**options),
+        settings.progress,
+        jobs=worker_count(jobs),
+    )
     counts = built.artifact.manifest.counts
-    shown = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
-    extra = {key: counts[key] for key in shown}
-    return outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
+    fields = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
+    return outcome_of(built, ("documents", "train_tokens", "val_tokens"), **{key: counts[key] for key in fields})
 
 
 @click.command(cls=Command)
 @click.argument("kind", metavar="tokens", type=click.Choice(["tokens"]))
 @click.argument("reference", metavar="[NAME]", default="")
-@click.option("--locate", "index", type=int, metavar="INDEX", help="Say where this token came from.")
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="Of --locate.")
+@click.option("--locate", "index", type=int, metavar="INDEX", help="Print the source of the token at this index.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val"]),
+    default="train",
+    show_default=True,
+    help="Split that --locate counts in.",
+)
 def inspect(settings: Settings, kind: str, reference: str, index: int | None, split: str) -> Outcome:
-    """Show what token arrays hold, or which line of which file a token came from (the newest if none is named)."""
-    from pipeline.store import artifact
-    from pipeline.tokens import locate as inspection
+    """Summarize token arrays or locate a token.
 
-    found = artifact.find(settings.root, kind, reference) if reference else newest(settings, kind)
+    With --locate INDEX, print the file, line and byte that the token came from, with its context. Without NAME, the
+    newest token arrays are used.
+
+    \b
+    Example:
+      inkstone inspect tokens book --locate 5000
+    """
+    from pipeline.tokens import locate
+
+    tokens = find_artifact(settings, kind, reference)
     if index is not None:
-        place = inspection.locate(found, index, split)
+        location = locate.locate(tokens, index, split)
         lines = [
-            f"{split} token {place.index:,}: {place.token!r}, number {place.place:,} of document {place.document:,}",
-            f"source    {place.source}, line {place.line:,}, byte {place.offset:,} of its text",
-            f"file      {place.path}",
-            *([f"title     {place.title}"] if place.title else []),
-            f"text      {place.before!r}",
-            f"        → {place.after!r}",
+            f"{split} token {location.index:,}: {location.token!r}, number {location.place:,} of document "
+            f"{location.document:,}",
+            f"source    {location.source}, line {location.line:,}, byte {location.offset:,} of its text",
+            f"file      {location.path}",
+            *([f"title     {location.title}"] if location.title else []),
+            f"text      {location.before!r}",
+            f"        → {location.after!r}",
         ]
-        return Outcome("unchanged", found.ref, found.path, extra={"location": asdict(place)}, lines=lines, always=True)
-    facts = inspection.describe(found)
+        return Outcome(
+            "unchanged", tokens.ref, tokens.path, extra={"location": asdict(location)}, lines=lines, always=True
+        )
+    summary = locate.describe(tokens)
     return Outcome(
         "unchanged",
-        found.ref,
-        found.path,
-        facts.counts,
-        found.manifest.ledger,
-        {"longest": facts.longest, "segments": facts.segments, "first_document": facts.first},
-        _facts(found, facts),
+        tokens.ref,
+        tokens.path,
+        summary.counts,
+        tokens.manifest.ledger,
+        {"longest": summary.longest, "segments": summary.segments, "first_document": summary.first},
+        _summary_lines(tokens, summary),
         always=True,
     )
 
 
-def _facts(found: Artifact, facts: Facts) -> list[str]:
-    counts = facts.counts
+def _summary_lines(tokens: Artifact, summary: Facts) -> list[str]:
+    counts = summary.counts
     lines = [
-        found.ref,
-        f"tokenizer  {counts.get('tokenizer', found.manifest.tokenizer)}: {counts['vocab_size']:,} ids, "
+        tokens.ref,
+        f"tokenizer  {counts.get('tokenizer', tokens.manifest.tokenizer)}: {counts['vocab_size']:,} ids, "
         f"end of text {counts['end_of_text']}, stored as {counts['dtype']}",
         *(
             f"{split:<10} {counts[f'{split}_tokens']:,} tokens in {counts[f'{split}_documents']:,} documents, "
-            f"{facts.segments[split]} segments"
-            for split in facts.segments
+            f"{summary.segments[split]} segments"
+            for split in summary.segments
         ),
-        f"longest    {facts.longest:,} tokens",
+        f"longest    {summary.longest:,} tokens",
     ]
     if "encoder" in counts:
         lines.append(f"encoder    {counts['encoder']}, {counts['compared']:,} documents compared")
-    for number, (name, documents) in enumerate(sorted(counts.get("sets", {}).items(), key=lambda row: -row[1])):
-        lines.append(f"{'' if number else 'sets':<10} {documents:>12,} {name}")
-    return [*lines, f"begins     {facts.first!r}"]
-
-
-def export_tokens(settings: Settings, reference: str, layout: str, out: Path | None, verify: bool) -> Outcome:
-    """What `export tokens` does."""
-    from pipeline.export import export as formats
-    from pipeline.store import artifact
-
-    if not layout:
-        raise errors.BadConfig("no format to export to", hint=f"--to {', '.join(formats.FORMATS)}")
-    found = artifact.find(settings.root, "tokens", reference) if reference else newest(settings, "tokens")
-    target = out or settings.root / "exports" / f"{found.manifest.name}-{layout}"
-    done = formats.export(found, layout, target, verify=verify)
-    checked = ", read back and equal" if done.verified else ""
-    counts = {"tokens": done.tokens, "documents": done.documents, "bytes": done.bytes, "linked": done.linked}
-    return Outcome(
-        "built",
-        found.ref,
-        done.path,
-        counts,
-        extra={"format": done.format, "files": list(done.files), "verified": done.verified},
-        lines=[f"built: {done.path} ({done.tokens:,} tokens as {done.format}{checked})"],
-    )
+    for index, (name, documents) in enumerate(sorted(counts.get("sets", {}).items(), key=lambda item: -item[1])):
+        lines.append(f"{'' if index else 'sets':<10} {documents:>12,} {name}")
+    return [*lines, f"begins     {summary.first!r}"]

@@ -1,4 +1,4 @@
-"""Maintenance of the artifacts folder: status, verify, retention, schedules, doctor.
+"""Maintenance of the artifacts folder: status, verification, retention, schedules and checks of the machine.
 
-Start with `status.py`.
+Read `status.py` first, then `verify.py`, `retention.py` (rollback and prune), `schedule.py` and `doctor.py`.
 """

@@ -1,7 +1,6 @@
-"""Can this machine be trusted with the work? What the rest of the program takes for granted, tried out or measured.
+"""Checks of this machine: everything that the rest of the program relies on, tested or measured.
 
-Locks, syncs, links and renames are tried where the artifacts lie, in a folder that is gone afterwards: what holds
-for one file system holds for no other.
+Locks, syncs, links and renames are tested in a temporary folder beside the artifacts, because file systems differ.
 """
 
 from __future__ import annotations
@@ -24,47 +23,37 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InkstoneError, from_os_error
 from pipeline.store import files, locks
 
-# The lowest versions to trust. What is older than torch's, requests' and urllib3's has known security holes; the
-# others are what setup.cfg asks for.
-FLOORS = {
-    "torch": "2.10",
-    "numpy": "2.0",
-    "h5py": "3.11",
-    "zstandard": "0.25",
-    "sentencepiece": "0.2.3",
-    "tiktoken": "0.12",
-    "requests": "2.32.4",
-    "urllib3": "2.7.0",
-    "click": "8.1",
-}
-PYTHON_FLOOR = "3.11"
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 _MOUNTS = Path("/proc/self/mountinfo")
-_SHARED = frozenset({"nfs", "nfs4", "lustre", "gpfs", "9p", "cifs", "smb3", "ceph", "afs", "beegfs"})
-_PASSING = {
-    "tmpfs": "lost when the machine starts anew",
-    "ramfs": "lost when the machine starts anew",
+_SHARED_TYPES = frozenset({"nfs", "nfs4", "lustre", "gpfs", "9p", "cifs", "smb3", "ceph", "afs", "beegfs"})
+_TEMPORARY_TYPES = {
+    "tmpfs": "lost when the machine restarts",
+    "ramfs": "lost when the machine restarts",
     "overlay": "lost with the container, unless a volume is mounted there",
 }
-_SYNCED = 4 << 20  # bytes
-_ROUNDS = 5
+_SYNC_BYTES = 4 << 20
+_SYNC_ROUNDS = 5
 _SLOW_SYNC = 500  # ms
 _LOW_SPACE, _NO_SPACE = 5e9, 0.5e9  # bytes
 _LOW_INODES, _NO_INODES = 10_000, 100
-_WRONG_CLOCK = 300  # seconds: from there on certificates and signed addresses are refused
-_FEW_FILES = 256
-_ELSEWHERE = "choose a folder on a local disk with --artifacts"
+_WRONG_CLOCK = 300  # seconds; beyond that, certificates and signed URLs are rejected
+_FEW_OPEN_FILES = 256
+_USE_LOCAL_DISK = "choose a folder on a local disk with --artifacts"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `state`: "ok", "warn" (it will work, but), "fail" (it will not).
+    """Result of one check.
 
-    `what` is one line with what was measured, `hint` what to do about it ("" where it is ok).
+    `state` is "ok", "warn" (works with limits) or "fail" (does not work). `what` is one line with the measurement,
+    `hint` an instruction, "" if the state is "ok".
     """
 
     name: str
@@ -73,22 +62,23 @@ class Finding:
     hint: str = ""
 
 
-def examine(root: Path, *, ask: Callable[[], str] | None) -> list[Finding]:
-    """Look at everything, for artifacts below `root`, or where it will lie. Nothing is left there.
+def examine(root: Path, distribution: str, *, ask: Callable[[], str] | None) -> list[Finding]:
+    """Run all checks for artifacts below `root`, which need not exist. They leave nothing behind.
 
-    `ask` asks the endpoint that data comes from and returns the Date header of its answer ("" without one), or raises
-    an InkstoneError; None: do not ask.
+    The requirements of the installed package `distribution` are compared with the installed versions. `ask` requests
+    the server that data comes from and returns the Date header of its answer ("" without one), or raises an
+    InkstoneError; None skips that check.
     """
     folder = root.absolute()
     while not os.path.lexists(folder):
         folder = folder.parent
     return [
-        _survived("file system", _file_system, folder),
-        *_tried(folder),
-        _survived("space", _space, folder),
-        _survived("inodes", _inodes, folder),
+        _guarded("file system", _file_system, folder),
+        *_write_checks(folder),
+        _guarded("space", _space, folder),
+        _guarded("inodes", _inodes, folder),
         *_clock_and_endpoint(ask),
-        *_versions(),
+        *_versions(distribution),
         _encoding(),
         _open_files(),
     ]
@@ -96,77 +86,81 @@ def examine(root: Path, *, ask: Callable[[], str] | None) -> list[Finding]:
 
 def _file_system(folder: Path) -> Finding:
     name = "file system"
-    kind = _kind_of(folder.resolve(), os.fsdecode(_MOUNTS.read_bytes())) if _MOUNTS.exists() else ""
+    kind = _file_system_type(folder.resolve(), os.fsdecode(_MOUNTS.read_bytes())) if _MOUNTS.exists() else ""
     if not kind:
-        return Finding(name, "warn", f"{folder}: this system does not say", "make sure that it is a local disk")
-    what = f"{folder}: {kind}"
-    if kind in _SHARED or kind == "fuse" or kind.startswith("fuse."):
-        return Finding(name, "warn", f"{what}, where locks may not work", _ELSEWHERE)
-    if kind in _PASSING:
-        return Finding(name, "warn", f"{what}, {_PASSING[kind]}", _ELSEWHERE)
-    return Finding(name, "ok", what)
+        return Finding(name, "warn", f"{folder}: type unknown on this system", "make sure that it is a local disk")
+    message = f"{folder}: {kind}"
+    if kind in _SHARED_TYPES or kind == "fuse" or kind.startswith("fuse."):
+        return Finding(name, "warn", f"{message}, where locks may not work", _USE_LOCAL_DISK)
+    if kind in _TEMPORARY_TYPES:
+        return Finding(name, "warn", f"{message}, {_TEMPORARY_TYPES[kind]}", _USE_LOCAL_DISK)
+    return Finding(name, "ok", message)
 
 
-def _kind_of(folder: Path, mounts: str) -> str:
-    """The type of the file system that holds `folder`, by proc(5): of the mounts above it the deepest, and the last."""
-    found, depth = "", 0
+def _file_system_type(folder: Path, mounts: str) -> str:
+    """Return the type of the file system that holds `folder`: the deepest mount above it, the last one of equals.
+
+    `mounts` is the content of /proc/self/mountinfo (proc(5)).
+    """
+    kind, depth = "", 0
     for line in mounts.splitlines():
-        before, _, after = line.partition(" - ")
-        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4]))
-        if len(point.parts) >= depth and folder.is_relative_to(point):
-            found, depth = after.split()[0], len(point.parts)
-    return found
+        fields, _, options = line.partition(" - ")
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split()[4]))
+        if len(mount.parts) >= depth and folder.is_relative_to(mount):
+            kind, depth = options.split()[0], len(mount.parts)
+    return kind
 
 
-def _tried(folder: Path) -> list[Finding]:
-    """The findings that need a folder to write in."""
-    trials = {"locks": _locks, "sync": _sync, "hard links": _hard_links, "publishing": _publishing}
+def _write_checks(folder: Path) -> list[Finding]:
+    """Run the checks that write, in a temporary folder."""
+    checks = {"locks": _locks, "sync": _sync, "hard links": _hard_links, "publishing": _publishing}
     try:
-        # Named like all that is unfinished, and so never taken for anything else should this be killed.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.TEMPORARY}doctor.") as name:
-            found = [_survived(trial, look, Path(name)) for trial, look in trials.items()]
+        # The prefix of temporary files: if this process is killed, nothing takes the folder for an artifact.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.TEMPORARY}doctor.") as path:
+            findings = [_guarded(name, check, Path(path)) for name, check in checks.items()]
     except OSError as error:
-        why = "not tried: the folder cannot be written"
-        return [_failed("writable", error), *(Finding(trial, "fail", why, "see above") for trial in trials)]
-    return [Finding("writable", "ok", str(folder)), *found]
+        message = "not tested: the folder is not writable"
+        return [_failed("writable", error), *(Finding(name, "fail", message, "see above") for name in checks)]
+    return [Finding("writable", "ok", str(folder)), *findings]
 
 
-def _survived(name: str, look: Callable[[Path], Finding], folder: Path) -> Finding:
+def _guarded(name: str, check: Callable[[Path], Finding], folder: Path) -> Finding:
+    """Run a check; an error that it raises is a failure."""
     try:
-        return look(folder)
+        return check(folder)
     except (OSError, InkstoneError) as error:
         return _failed(name, error)
 
 
 def _failed(name: str, error: OSError | InkstoneError) -> Finding:
-    said = from_os_error(error) if isinstance(error, OSError) else error
-    return Finding(name, "fail", said.what, said.hint)
+    explained = from_os_error(error) if isinstance(error, OSError) else error
+    return Finding(name, "fail", explained.what, explained.hint)
 
 
 def _locks(folder: Path) -> Finding:
     path = folder / "lock"
     with locks.lock(path):
-        excludes = locks.is_locked(path)  # through a descriptor of its own
+        excludes = locks.is_locked(path)  # opens the file again
     if not excludes:
-        return Finding("locks", "fail", "flock does nothing: a lock that is held can be taken again", _ELSEWHERE)
+        return Finding("locks", "fail", "flock has no effect: a held lock can be taken again", _USE_LOCAL_DISK)
     if locks.is_locked(path):
-        return Finding("locks", "fail", "a lock that was given back is still held", _ELSEWHERE)
-    return Finding("locks", "ok", "flock excludes, and ends when it is given back")
+        return Finding("locks", "fail", "a released lock is still held", _USE_LOCAL_DISK)
+    return Finding("locks", "ok", "flock excludes other processes until it is released")
 
 
 def _sync(folder: Path) -> Finding:
-    data, took = os.urandom(_SYNCED), []
-    for round_ in range(_ROUNDS):
-        with files.part_file(folder / f"sync{round_}") as out:
+    data, durations = os.urandom(_SYNC_BYTES), []
+    for index in range(_SYNC_ROUNDS):
+        with files.part_file(folder / f"sync{index}") as out:
             out.write(data)
             start = time.perf_counter()
             out.sync()
-            took.append((time.perf_counter() - start) * 1000)
-    median = statistics.median(took)
-    what = f"{_SYNCED >> 20} MiB durable in {median:.1f} ms, the median of {_ROUNDS}"
+            durations.append((time.perf_counter() - start) * 1000)
+    median = statistics.median(durations)
+    message = f"{_SYNC_BYTES >> 20} MiB durable in {median:.1f} ms, the median of {_SYNC_ROUNDS}"
     if median > _SLOW_SYNC:
-        return Finding("sync", "warn", what, "every checkpoint and every shard waits for it; another disk is faster")
-    return Finding("sync", "ok", what)
+        return Finding("sync", "warn", message, "use a faster disk: every checkpoint and every shard waits for a sync")
+    return Finding("sync", "ok", message)
 
 
 def _hard_links(folder: Path) -> Finding:
@@ -175,21 +169,23 @@ def _hard_links(folder: Path) -> Finding:
     try:
         files.disk.link(old, new)
     except OSError as error:
-        what = f"none here: {from_os_error(error).what}"
-        return Finding("hard links", "warn", what, "what two artifacts could share is copied: count on more space")
+        message = f"not supported: {from_os_error(error).what}"
+        return Finding(
+            "hard links", "warn", message, "plan for more space: artifacts copy files instead of sharing them"
+        )
     if not old.samefile(new):
-        return Finding("hard links", "warn", "a link is a copy here", "count on more space")
+        return Finding("hard links", "warn", "a hard link makes a copy", "plan for more space")
     return Finding("hard links", "ok", "work")
 
 
 def _publishing(folder: Path) -> Finding:
-    """How `current` moves on: a symbolic link takes the place of another, in one step."""
+    """Check that a symbolic link can replace another atomically, as publishing moves `current`."""
     link = folder / "current"
     for generation in ("old", "new"):
         files.point(link, generation)
     if os.readlink(link) != "new":
-        return Finding("publishing", "fail", "a renamed link does not take the place of the old one", _ELSEWHERE)
-    return Finding("publishing", "ok", "a link takes the place of another in one step")
+        return Finding("publishing", "fail", "a renamed link does not replace the old one", _USE_LOCAL_DISK)
+    return Finding("publishing", "ok", "a link replaces another in one step")
 
 
 def _space(folder: Path) -> Finding:
@@ -200,17 +196,17 @@ def _space(folder: Path) -> Finding:
 
 
 def _inodes(folder: Path) -> Finding:
-    found = os.statvfs(folder)
-    if not found.f_files:
-        return Finding("inodes", "ok", "as many as there is space for")
-    free = found.f_favail
+    status = os.statvfs(folder)
+    if not status.f_files:
+        return Finding("inodes", "ok", "limited by space only")
+    free = status.f_favail
     state = "fail" if free < _NO_INODES else "warn" if free < _LOW_INODES else "ok"
     hint = "" if state == "ok" else "delete files, or choose another disk with --artifacts"
-    return Finding("inodes", state, f"{free:,} files more can be made", hint)
+    return Finding("inodes", state, f"{free:,} more files can be created", hint)
 
 
 def _clock_and_endpoint(ask: Callable[[], str] | None) -> Iterator[Finding]:
-    date, endpoint = "", Finding("endpoint", "ok", "not asked")
+    date, endpoint = "", Finding("endpoint", "ok", "not contacted")
     if ask:
         try:
             date = ask()
@@ -223,75 +219,96 @@ def _clock_and_endpoint(ask: Callable[[], str] | None) -> Iterator[Finding]:
 
 
 def _clock(now: float, date: str) -> Finding:
-    """`now` in seconds since 1970, beside the newest file of the program and the endpoint's `date`, if it gave one."""
-    says = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    set_it = "set the clock, or switch its synchronisation on (timedatectl set-ntp true)"
+    """Compare `now`, in seconds since 1970, with the program's newest file and with the endpoint's Date header."""
+    local = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    hint = "set the clock, or enable its synchronisation (timedatectl set-ntp true)"
     newest = max((path.stat().st_mtime for path in Path(__file__).parent.parent.rglob("*.py")), default=0.0)
     if now < newest - _WRONG_CLOCK:
-        return Finding("clock", "warn", f"{says}: the program's own files are newer", set_it)
-    theirs = _seconds(date)
-    if theirs is None:
-        return Finding("clock", "ok", says)
-    off = now - theirs
-    what = f"{says}, {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the endpoint"
-    return Finding("clock", "warn", what, set_it) if abs(off) > _WRONG_CLOCK else Finding("clock", "ok", what)
+        return Finding("clock", "warn", f"{local}: the program's own files are newer", hint)
+    remote = _timestamp(date)
+    if remote is None:
+        return Finding("clock", "ok", local)
+    offset = now - remote
+    message = f"{local}, {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the endpoint"
+    return Finding("clock", "warn", message, hint) if abs(offset) > _WRONG_CLOCK else Finding("clock", "ok", message)
 
 
-def _seconds(date: str) -> float | None:
-    """Seconds since 1970 of a Date header; None for one that is no date. Without a zone it means UTC."""
+def _timestamp(date: str) -> float | None:
+    """Return the seconds since 1970 of a Date header, in UTC if it has no zone; None for an invalid date."""
     try:
-        found = parsedate_to_datetime(date)
+        parsed = parsedate_to_datetime(date)
     except ValueError:
         return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
-def _versions() -> Iterator[Finding]:
-    yield _version("python", platform.python_version(), PYTHON_FLOOR, "install a newer Python")
-    for name, floor in FLOORS.items():
+def _versions(distribution: str) -> Iterator[Finding]:
+    """Compare Python and every required package, without extras, with the requirements of `distribution`."""
+    from packaging.requirements import Requirement
+
+    try:
+        metadata = importlib.metadata.metadata(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        message = f"{distribution} is not installed, so versions were not checked"
+        yield Finding("packages", "warn", message, "install it with `pip install -e .` in the checkout")
+        return
+    yield _version(Requirement(f"python{metadata['Requires-Python'] or ''}"), platform.python_version())
+    for line in metadata.get_all("Requires-Dist") or []:
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
         try:
-            found = importlib.metadata.version(name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", f"not installed; {floor} or later is needed", f"pip install '{name}>={floor}'")
+            message = f"not installed; {requirement.specifier} is needed"
+            yield Finding(requirement.name, "fail", message, _install(requirement))
         else:
-            yield _version(name, found, floor, f"pip install --upgrade '{name}>={floor}'")
+            yield _version(requirement, version)
 
 
-def _version(name: str, found: str, floor: str, hint: str) -> Finding:
-    if _numbers(found) < _numbers(floor):
-        return Finding(name, "warn", f"{found}, older than {floor}", hint)
-    return Finding(name, "ok", found)
+def _version(requirement: Requirement, version: str) -> Finding:
+    from packaging.version import InvalidVersion
+
+    try:
+        is_supported = requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        is_supported = False
+    if is_supported:
+        return Finding(requirement.name, "ok", version)
+    return Finding(requirement.name, "warn", f"{version}, but {requirement.specifier} is needed", _install(requirement))
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """What a version is compared by: 2.10.0+cu128 → (2, 10), which is more than (2, 9, 1)."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(number) for number in re.sub(r"(\.0+)+$", "", numbers[0]).split(".")) if numbers else ()
+def _install(requirement: Requirement) -> str:
+    if requirement.name == "python":
+        return f"install Python {requirement.specifier}"
+    return f"pip install --upgrade '{requirement.name}{requirement.specifier}'"
 
 
 def _encoding() -> Finding:
-    # "UTF8", "utf_8" and "UTF-8" are one; codecs knows.
+    # codecs resolves aliases: "UTF8", "utf_8" and "UTF-8" are the same.
     text, names = (
         codecs.lookup(name).name for name in (locale.getpreferredencoding(False), sys.getfilesystemencoding())
     )
-    what = f"{text} for text, {names} for file names"
+    message = f"{text} for text, {names} for file names"
     if {text, names} != {"utf-8"}:
-        return Finding("encoding", "warn", what, "set LANG=C.UTF-8, also in the crontab")
-    return Finding("encoding", "ok", what)
+        return Finding("encoding", "warn", message, "set LANG=C.UTF-8, also in the crontab")
+    return Finding("encoding", "ok", message)
 
 
 def _open_files() -> Finding:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
-        return Finding("open files", "ok", "as many as wanted")
-    state, hint = ("warn", f"raise it: ulimit -n {4 * _FEW_FILES}") if limit < _FEW_FILES else ("ok", "")
-    return Finding("open files", state, f"{limit:,} at a time", hint)
+        return Finding("open files", "ok", "unlimited")
+    message = f"{limit:,} at a time"
+    if limit < _FEW_OPEN_FILES:
+        return Finding("open files", "warn", message, f"raise the limit: ulimit -n {4 * _FEW_OPEN_FILES}")
+    return Finding("open files", "ok", message)
 
 
 def under_cron(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command, its program and all its words, as cron would: no terminal, nothing to read, almost no environment.
+    """Run a command as cron would: no terminal, no standard input and an almost empty environment.
 
-    Returns what it printed and its exit code, whatever that is. Raises OSError where it cannot be started.
+    Returns its output and exit code. Raises OSError if it cannot be started.
     """
     home = Path.home()
     environment = {
@@ -308,6 +325,6 @@ def under_cron(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        start_new_session=True,  # so that there is no terminal to ask at
+        start_new_session=True,  # detaches from the terminal, so that nothing can prompt on it
         check=False,
     )

@@ -1,10 +1,10 @@
-"""Generations after they are published: going back to an older one, and deleting those that nobody needs.
+"""Retention of published generations: return to an older one, and delete those that nothing needs.
 
-    rollback   `current` names an older generation; the one it was taken from is not taken up again by itself
-    prune      old generations and drafts go, but none that is current, recent, being read, or that a run was made from
+    rollback   point `current` at an older generation; the newer one is not published again automatically
+    prune      delete old generations and drafts, except those that are current, recent, in use, or inputs of a run
 
-Both hold the lock of the shelf, and go by single steps that each leave `current` valid and every generation whole:
-after a kill at any moment the same command ends what was begun.
+Both hold the artifact's lock and work in single steps. After each step `current` is valid and every generation is
+complete, so after a kill at any moment the same command finishes the work.
 """
 
 from __future__ import annotations
@@ -25,75 +25,83 @@ from pipeline.store.manifest import KINDS, Input, is_name
 
 
 @dataclass(frozen=True)
-class Rolled:
-    """What became of a rollback: the artifact that is current now, the `kind/name/key` of the one that was before
-    ("" if there was none), and a `result` of "rolled back" or "unchanged"."""
+class RollbackResult:
+    """Result of a rollback.
+
+    artifact  the current artifact afterwards
+    previous  the `kind/name/key` that was current before, "" for none
+    result    "rolled back" or "unchanged"
+    """
 
     artifact: Artifact
-    left: str
+    previous: str
     result: str
 
 
-def rollback(root: Path, reference: str, *, to: str = "") -> Rolled:
-    """Let `current` of the artifact `reference` (`kind/name`) name the generation before it, or the one with key `to`.
+def rollback(root: Path, reference: str, *, to: str = "") -> RollbackResult:
+    """Point `current` of an artifact, given as `kind/name`, at its previous generation or at the one with key `to`.
 
-    The one before is the last that was published earlier and was not itself rolled back. The key that is left for an
-    older one is remembered in the shelf's `rolled-back`: `artifact.build` then refuses to take it up again, so that
-    the next nightly refresh does not undo this; new data has another key, and is published as ever. Naming a key
-    with `to` takes it off that list. Run again after a kill, it ends with the same when it was given `to`.
+    The previous generation is the last one published earlier that was not itself rolled back. If the new current
+    generation is older, the key of the previous one is recorded in the file `rolled-back`. `artifact.build` refuses
+    recorded keys, so the next nightly refresh does not undo the rollback; new data has another key and is published as
+    usual. Naming a key with `to` removes it from the record. With `to`, running again after a kill gives the same
+    result.
 
-    Raises InputMissing when there is no such generation, BadData when it is damaged, TryAgain when the shelf is in use.
+    Raises InputMissing if there is no such generation, BadData if it is damaged, TryAgain if the artifact is in use.
     """
-    shelf = _shelf(root, reference)
-    with locks.lock(shelf / ".lock", doing=f"rollback {reference}"):
-        files.remove_temporaries(shelf, below=False)
-        order, now, unwanted = generation_keys(shelf), current_key(shelf), rolled_back(shelf)
-        target = to or _before(reference, order, now, unwanted)
-        if target not in order:
-            raise InputMissing(f"{reference}: no generation {target}", hint=f"there: {', '.join(order) or 'none'}")
-        found = artifact.read(shelf / target)
-        if damage := artifact.problems(found):
-            others = ", ".join(key for key in order if key not in (now, target, *unwanted)) or "none"
-            raise BadData(damage[0], hint=f"other generations for --to: {others}")
-        backwards = now in order and order.index(target) < order.index(now)
-        # First the list: a refresh in between finds the key refused, and not `current` free to be moved forward.
-        _remember(shelf, ({*unwanted, now} if backwards else {*unwanted}) - {target})
-        if now != target:
-            files.point(shelf / "current", target)
-    left = f"{reference}/{now}" if now else ""
-    return Rolled(found, left, "unchanged" if now == target else "rolled back")
+    folder = _artifact_folder(root, reference)
+    with locks.lock(folder / ".lock", doing=f"rollback {reference}"):
+        files.remove_temporaries(folder, below=False)
+        keys, current, unwanted = generation_keys(folder), current_key(folder), rolled_back(folder)
+        target = to or _previous_key(reference, keys, current, unwanted)
+        if target not in keys:
+            raise InputMissing(f"{reference}: no generation {target}", hint=f"existing: {', '.join(keys) or 'none'}")
+        generation = artifact.read(folder / target)
+        if problems := artifact.problems(generation):
+            alternatives = ", ".join(key for key in keys if key not in (current, target, *unwanted)) or "none"
+            raise BadData(problems[0], hint=f"other generations for --to: {alternatives}")
+        is_older = current in keys and keys.index(target) < keys.index(current)
+        # Record the key first. A refresh in between then refuses the key instead of moving `current` forward again.
+        _record_rolled_back(folder, ({*unwanted, current} if is_older else {*unwanted}) - {target})
+        if current != target:
+            files.point(folder / "current", target)
+    previous = f"{reference}/{current}" if current else ""
+    return RollbackResult(generation, previous, "unchanged" if current == target else "rolled back")
 
 
-def _shelf(root: Path, reference: str) -> Path:
+def _artifact_folder(root: Path, reference: str) -> Path:
+    """Return the folder of all generations of `kind/name`. Raises InputMissing if there is none."""
     kind, _, name = reference.partition("/")
-    shelf = root / kind / name
-    if kind not in KINDS or not is_name(name) or not shelf.is_dir():
-        there = ", ".join(f"{kind}/{name}" for kind in KINDS for name in artifact.names(root, kind)) or "none yet"
-        raise InputMissing(f"no artifact {reference!r} in {root}", hint=f"name one as KIND/NAME; there: {there}")
-    return shelf
+    folder = root / kind / name
+    if kind not in KINDS or not is_name(name) or not folder.is_dir():
+        existing = ", ".join(f"{kind}/{name}" for kind in KINDS for name in artifact.names(root, kind)) or "none yet"
+        raise InputMissing(f"no artifact {reference!r} in {root}", hint=f"name one as KIND/NAME; existing: {existing}")
+    return folder
 
 
-def _before(reference: str, order: list[str], now: str, unwanted: tuple[str, ...]) -> str:
-    """The key to go back to from `now`; from one that is not there any more, the newest."""
-    earlier = [key for key in order[: order.index(now) if now in order else None] if key not in unwanted]
+def _previous_key(reference: str, keys: list[str], current: str, unwanted: tuple[str, ...]) -> str:
+    """Return the key of the generation before `current`; of the newest if `current` no longer exists."""
+    earlier = [key for key in keys[: keys.index(current) if current in keys else None] if key not in unwanted]
     if not earlier:
-        there = ", ".join(key for key in order if key != now) or "none"
-        raise InputMissing(f"{reference}: no generation to go back to", hint=f"others, for --to: {there}")
+        alternatives = ", ".join(key for key in keys if key != current) or "none"
+        raise InputMissing(f"{reference}: no earlier generation", hint=f"other generations for --to: {alternatives}")
     return earlier[-1]
 
 
-def _remember(shelf: Path, unwanted: set[str]) -> None:
-    """Write the list of keys that were rolled back, if it is another now."""
-    if unwanted != {*rolled_back(shelf)}:
-        files.write_file(shelf / ROLLED_BACK, msgspec.json.encode(sorted(unwanted)))
+def _record_rolled_back(folder: Path, keys: set[str]) -> None:
+    """Write the keys that were rolled back, if they changed."""
+    if keys != {*rolled_back(folder)}:
+        files.write_file(folder / ROLLED_BACK, msgspec.json.encode(sorted(keys)))
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """What became of one generation, or of something that was left over, by its path below the root.
+class PruneRow:
+    """Result of pruning one generation or leftover.
 
-    `removed`: whether it went, or with a dry run would go; then `bytes` is what that frees. A file that other
-    generations link to counts with the last of them. `why` says why it stays, or what it was.
+    ref      path below the root
+    removed  True if it was deleted, or would be without a dry run
+    bytes    bytes freed; a file shared by several generations counts with the last of them
+    why      the reason for keeping it, or a description of what was deleted
     """
 
     ref: str
@@ -102,128 +110,138 @@ class Pruned:
     why: str
 
 
-def prune(root: Path, *, keep: int = 2, dry_run: bool = False) -> list[Pruned]:
-    """Delete the generations that nobody needs, and what killed commands left on the shelves.
+def prune(root: Path, *, keep: int = 2, dry_run: bool = False) -> list[PruneRow]:
+    """Delete the generations that nothing needs, and the leftovers of killed commands.
 
-    Of each artifact these stay: the current generation, the `keep` newest (damaged ones and those that were rolled
-    back do not count, but stay with them), those that somebody reads, and those that a run that stays, or anything
-    unfinished, was made from, however indirectly. Where that cannot be known, because a run or an unfinished run
-    does not say what it was made from, everything stays. A shelf in use is left alone.
+    These generations of each artifact stay:
+
+    - the current one
+    - the `keep` newest; damaged and rolled-back ones do not count towards `keep`, but stay with the newest
+    - those being read
+    - direct and indirect inputs of runs that stay and of unfinished work
+
+    If a run or an unfinished run does not name its inputs, everything stays. An artifact in use is skipped.
 
     Raises BadConfig unless `keep` is 1 or more.
     """
     if keep < 1:
-        raise BadConfig(f"--keep {keep} is no number of generations to keep", hint="1 or more")
+        raise BadConfig(f"--keep must be 1 or more, got {keep}", hint="keep at least one generation")
     pruning = _Pruning(root, keep, dry_run)
-    # Runs first, and so on backwards: what is asked of each shelf is whether something that still stands needs it.
-    shelves = [shelf for kind in reversed(KINDS) for shelf in sorted((root / kind).glob("*")) if shelf.is_dir()]
-    return [*(row for shelf in shelves for row in pruning.shelf(shelf)), *_set_aside(root)]
+    # From runs back to corpora, so that a generation is checked after everything that could need it.
+    folders = [folder for kind in reversed(KINDS) for folder in sorted((root / kind).glob("*")) if folder.is_dir()]
+    return [*(row for folder in folders for row in pruning.prune(folder)), *_quarantined(root)]
 
 
 class _Pruning:
-    """One prune: what was asked for, and what went so far, which in a dry run is still there."""
+    """State of one prune: its options, and what was deleted so far. In a dry run that still exists."""
 
     def __init__(self, root: Path, keep: int, dry_run: bool) -> None:
         self.root, self.keep, self.dry_run = root, keep, dry_run
-        self.gone: set[str] = set()
-        self.links: Counter[tuple[int, int]] = Counter()  # of inodes
+        self.removed: set[str] = set()
+        self.links: Counter[tuple[int, int]] = Counter()  # deleted links of each (device, inode), in a dry run
 
-    def shelf(self, shelf: Path) -> list[Pruned]:
+    def prune(self, folder: Path) -> list[PruneRow]:
+        """Prune the folder of one artifact."""
         try:
-            with self._lock(shelf):
-                return [*self._leftovers(shelf), *self._generations(shelf)]
+            with self._lock(folder):
+                return [*self._leftovers(folder), *self._generations(folder)]
         except TryAgain as busy:
-            return [Pruned(self._ref(shelf / key), False, 0, busy.what) for key in generation_keys(shelf)]
+            return [PruneRow(self._ref(folder / key), False, 0, busy.what) for key in generation_keys(folder)]
 
     @contextmanager
-    def _lock(self, shelf: Path) -> Iterator[None]:
-        """The lock of a shelf; for a dry run, which writes nothing, only that nobody has it."""
+    def _lock(self, folder: Path) -> Iterator[None]:
+        """Hold the lock of an artifact. A dry run writes nothing, so it only checks that the lock is free."""
         if not self.dry_run:
-            with locks.lock(shelf / ".lock", doing="prune"):
+            with locks.lock(folder / ".lock", doing="prune"):
                 yield
-        elif locks.is_locked(shelf / ".lock"):
-            raise TryAgain(f"{shelf}: in use by {locks.holder(shelf / '.lock') or 'another process'}")
+        elif locks.is_locked(folder / ".lock"):
+            raise TryAgain(f"{folder}: in use by {locks.holder(folder / '.lock') or 'another process'}")
         else:
             yield
 
-    def _leftovers(self, shelf: Path) -> list[Pruned]:
-        left = sorted(path for prefix in (files.TEMPORARY, files.TRASH) for path in shelf.glob(f"{prefix}*"))
-        found = [Pruned(self._ref(path), True, self._freed(path), "left by a killed command") for path in left]
-        drafts = self._superseded(shelf)
-        found += [
-            Pruned(self._ref(path), True, self._freed(path), "unfinished, and older than current") for path in drafts
+    def _leftovers(self, folder: Path) -> list[PruneRow]:
+        temporaries = sorted(path for prefix in (files.TEMPORARY, files.TRASH) for path in folder.glob(f"{prefix}*"))
+        drafts = self._superseded_drafts(folder)
+        rows = [
+            PruneRow(self._ref(path), True, self._freed_bytes(path), reason)
+            for paths, reason in (
+                (temporaries, "left by a killed command"),
+                (drafts, "unfinished, and older than current"),
+            )
+            for path in paths
         ]
         if not self.dry_run:
-            files.remove_temporaries(shelf, below=False)
+            files.remove_temporaries(folder, below=False)
             for draft in drafts:
                 files.throw_away(draft)
-        return found
+        return rows
 
-    def _superseded(self, shelf: Path) -> list[Path]:
-        """Unfinished work from before the current generation, which nobody will go on with; never a training."""
-        now = shelf / "current" / MANIFEST
-        if shelf.parent.name == "runs" or not now.exists():
+    def _superseded_drafts(self, folder: Path) -> list[Path]:
+        """Return drafts older than the current generation, which will not be resumed. Never those of runs."""
+        current = folder / "current" / MANIFEST
+        if folder.parent.name == "runs" or not current.exists():
             return []
-        return [path for path in sorted(shelf.glob(".draft-*")) if path.stat().st_mtime_ns < now.stat().st_mtime_ns]
+        published_ns = current.stat().st_mtime_ns
+        return [path for path in sorted(folder.glob(".draft-*")) if path.stat().st_mtime_ns < published_ns]
 
-    def _generations(self, shelf: Path) -> Iterator[Pruned]:
-        needed = _needed(self.root, self.gone)
-        order, now = generation_keys(shelf), current_key(shelf)
-        recent = self._recent(shelf, order)
-        for key in order:
-            folder = shelf / key
-            ref = self._ref(folder)
-            if key == now:
-                yield Pruned(ref, False, 0, "current")
-            elif ref in needed.by:
-                yield Pruned(ref, False, 0, f"{needed.by[ref]} is made from it")
+    def _generations(self, folder: Path) -> Iterator[PruneRow]:
+        required = _required_by(self.root, self.removed)
+        keys, current = generation_keys(folder), current_key(folder)
+        recent = self._recent_keys(folder, keys)
+        for key in keys:
+            generation = folder / key
+            ref = self._ref(generation)
+            if key == current:
+                yield PruneRow(ref, False, 0, "current")
+            elif ref in required.by:
+                yield PruneRow(ref, False, 0, f"an input of {required.by[ref]}")
             elif key in recent:
-                yield Pruned(ref, False, 0, f"among the {self.keep} newest")
-            elif needed.unknown:
-                yield Pruned(ref, False, 0, needed.unknown)
-            elif folder.is_symlink():
-                yield Pruned(ref, False, 0, "a link to a folder elsewhere")
+                yield PruneRow(ref, False, 0, f"among the {self.keep} newest")
+            elif required.unknown:
+                yield PruneRow(ref, False, 0, required.unknown)
+            elif generation.is_symlink():
+                yield PruneRow(ref, False, 0, "a link to a folder elsewhere")
             else:
-                yield self._throw_away(folder, ref)
-        if not self.dry_run:  # a key whose generation is gone has nothing that could be taken up again
-            _remember(shelf, {*rolled_back(shelf)} & {*generation_keys(shelf)})
+                yield self._remove_unless_read(generation, ref)
+        if not self.dry_run:  # the record keeps only keys whose generation could be published again
+            _record_rolled_back(folder, {*rolled_back(folder)} & {*generation_keys(folder)})
 
-    def _recent(self, shelf: Path, order: list[str]) -> set[str]:
-        """The newest keys, back to the last of `keep` that could be worked with."""
+    def _recent_keys(self, folder: Path, keys: list[str]) -> set[str]:
+        """Return the newest keys, back to the `keep`-th that is neither damaged nor rolled back."""
         recent: set[str] = set()
-        unwanted, good = rolled_back(shelf), 0
-        for key in reversed(order):
-            if good < self.keep:
+        unwanted, usable = rolled_back(folder), 0
+        for key in reversed(keys):
+            if usable < self.keep:
                 recent.add(key)
-                good += key not in unwanted and artifact.is_whole(shelf / key)
+                usable += key not in unwanted and artifact.is_whole(folder / key)
         return recent
 
-    def _throw_away(self, folder: Path, ref: str) -> Pruned:
-        """Delete a generation unless somebody reads it; nobody can begin to until it has another name."""
-        manifest = folder / MANIFEST
-        if not manifest.exists():  # so nobody can read it
-            return self._gone(folder, ref)
-        with locks.if_unleased(manifest) as free:
-            return self._gone(folder, ref) if free else Pruned(ref, False, 0, "being read")
+    def _remove_unless_read(self, generation: Path, ref: str) -> PruneRow:
+        """Delete a generation unless a process reads it. The lease keeps new readers out until it is renamed."""
+        manifest = generation / MANIFEST
+        if not manifest.exists():  # without a manifest nothing can read it
+            return self._remove(generation, ref)
+        with locks.if_unleased(manifest) as is_free:
+            return self._remove(generation, ref) if is_free else PruneRow(ref, False, 0, "being read")
 
-    def _gone(self, folder: Path, ref: str) -> Pruned:
-        freed = self._freed(folder)
-        self.gone.add(ref)
+    def _remove(self, generation: Path, ref: str) -> PruneRow:
+        freed = self._freed_bytes(generation)
+        self.removed.add(ref)
         if not self.dry_run:
-            files.throw_away(folder)
-        return Pruned(ref, True, freed, f"older than the {self.keep} newest")
+            files.throw_away(generation)
+        return PruneRow(ref, True, freed, f"older than the {self.keep} newest")
 
-    def _freed(self, path: Path) -> int:
-        """Bytes that are free once `path` is deleted; in a dry run, after all that went before it."""
-        gone = self.links if self.dry_run else Counter[tuple[int, int]]()
+    def _freed_bytes(self, path: Path) -> int:
+        """Return the bytes freed by deleting `path`; in a dry run, after everything deleted before it."""
+        links = self.links if self.dry_run else Counter[tuple[int, int]]()
         freed = 0
-        for each in (path, *(path.rglob("*") if not path.is_symlink() else ())):
-            if each.is_symlink() or not each.is_file():
+        for file in (path, *(path.rglob("*") if not path.is_symlink() else ())):
+            if file.is_symlink() or not file.is_file():
                 continue
-            status = each.stat()
+            status = file.stat()
             inode = status.st_dev, status.st_ino
-            gone[inode] += 1
-            freed += status.st_size if gone[inode] == status.st_nlink else 0
+            links[inode] += 1
+            freed += status.st_size if links[inode] == status.st_nlink else 0
         return freed
 
     def _ref(self, path: Path) -> str:
@@ -231,43 +249,46 @@ class _Pruning:
 
 
 @dataclass(frozen=True)
-class _Needed:
-    """`by`: what must stay, as kind/name/key, with what needs it. `unknown`: why that may not be all, "" if it is."""
+class _RequiredBy:
+    """Generations that must stay: `by` maps each kind/name/key to what needs it.
+
+    `unknown` is the reason why `by` may be incomplete, "" if it is complete.
+    """
 
     by: dict[str, str]
     unknown: str
 
 
-def _needed(root: Path, gone: set[str]) -> _Needed:
-    """Everything that runs, but those in `gone`, and unfinished artifacts were made from, however indirectly."""
+def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
+    """Return all direct and indirect inputs of runs, except those in `removed`, and of unfinished artifacts."""
     by: dict[str, str] = {}
     unknown = ""
-    waiting: list[tuple[str, tuple[Input, ...]]] = []
-    # Unfinished work before runs: what is published in between is then found among the runs.
+    pending: list[tuple[str, tuple[Input, ...]]] = []
+    # Drafts before runs: a draft published in between is then found among the runs.
     for draft in [path for kind in KINDS for path in sorted((root / kind).glob("*/.draft-*"))]:
-        made_from, ref = run_of(draft).made_from, draft.relative_to(root).as_posix()
-        if made_from is not None:
-            waiting.append((ref, made_from))
-        elif ref.startswith("runs/"):  # only a training cannot begin again from other data
-            unknown = f"{ref} may be made from it: end that training, or delete its folder"
-    runs = [f"runs/{shelf.name}/{key}" for shelf in (root / "runs").glob("*") for key in generation_keys(shelf)]
-    read = [ref for ref in sorted(runs) if ref not in gone]
-    while read or waiting:
-        for ref in read:
+        inputs, ref = run_of(draft).made_from, draft.relative_to(root).as_posix()
+        if inputs is not None:
+            pending.append((ref, inputs))
+        elif ref.startswith("runs/"):  # other stages can start again from other data
+            unknown = f"{ref} may need it: finish that training, or delete its folder"
+    runs = [f"runs/{folder.name}/{key}" for folder in (root / "runs").glob("*") for key in generation_keys(folder)]
+    unread = [ref for ref in sorted(runs) if ref not in removed]
+    while unread or pending:
+        for ref in unread:
             try:
-                waiting.append((ref, artifact.read(root / ref).manifest.inputs))
+                pending.append((ref, artifact.read(root / ref).manifest.inputs))
             except InkstoneError as error:
-                unknown = f"{ref} may be made from it, and cannot be read: {error}"
-        read = []
-        for needs, inputs in waiting:
+                unknown = f"{ref} may need it, and cannot be read: {error}"
+        unread = []
+        for ref, inputs in pending:
             for entry in inputs:
-                if entry.role == "parent" and not _is_draft(needs):
-                    continue  # the run has the weights that it began with no need of any more
+                if entry.role == "parent" and not _is_draft(ref):
+                    continue  # a finished run no longer needs the weights it started from
                 if entry.name not in by and _is_generation(root, entry.name):
-                    by[entry.name] = needs
-                    read.append(entry.name)
-        waiting = []
-    return _Needed(by, unknown)
+                    by[entry.name] = ref
+                    unread.append(entry.name)
+        pending = []
+    return _RequiredBy(by, unknown)
 
 
 def _is_draft(ref: str) -> bool:
@@ -275,20 +296,20 @@ def _is_draft(ref: str) -> bool:
 
 
 def _is_generation(root: Path, name: str) -> bool:
-    """Whether an input's name is that of a generation on these shelves, and not of a raw or of a local file."""
-    kind, _, rest = name.partition("/")
-    shelf, _, key = rest.partition("/")
-    return kind in KINDS and is_name(shelf) and key in generation_keys(root / kind / shelf)
+    """Return True if an input's name is that of a generation below `root`, not of a raw or local file."""
+    kind, _, path = name.partition("/")
+    artifact_name, _, key = path.partition("/")
+    return kind in KINDS and is_name(artifact_name) and key in generation_keys(root / kind / artifact_name)
 
 
-def _set_aside(root: Path) -> list[Pruned]:
-    """Folders of downloads that were wrong, where a later one was right. Listed only: the raw cache is not ours."""
-    found = []
+def _quarantined(root: Path) -> list[PruneRow]:
+    """List quarantined downloads that a later download replaced. They are never deleted from the raw cache."""
+    rows = []
     for folder in sorted(path for path in (root / "raw").rglob("quarantine") if path.is_dir()):
         source = root / "raw" / folder.relative_to(root / "raw").parts[0]
-        done = source / "sources.lock.json"
-        if done.exists() and done.stat().st_mtime_ns > folder.stat().st_mtime_ns:
+        lock = source / "sources.lock.json"
+        if lock.exists() and lock.stat().st_mtime_ns > folder.stat().st_mtime_ns:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            why = f"{size:,} bytes of a wrong download, right since: look at it, then delete it"
-            found.append(Pruned(folder.relative_to(root).as_posix(), False, 0, why))
-    return found
+            reason = f"{size:,} bytes of a bad download, replaced since: inspect it, then delete it"
+            rows.append(PruneRow(folder.relative_to(root).as_posix(), False, 0, reason))
+    return rows

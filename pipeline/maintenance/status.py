@@ -1,4 +1,4 @@
-"""Status and verify: what there is, whether it is as it was published, and how the refreshes go. They only read."""
+"""Status of the artifacts folder: sources, artifacts and refreshes, for people and for monitors. Only reads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from pipeline.store.manifest import KINDS
 
 
 @dataclass(frozen=True)
-class Row:
-    """One name on the shelf. `state`: "current", "damaged", "unfinished" (a draft was left), "in use" (being built)."""
+class StatusRow:
+    """Status of one source or artifact.
+
+    `state` is "current", "damaged", "unfinished" (a draft without a running build) or "in use" (being built).
+    """
 
     ref: str
     state: str
@@ -28,71 +31,71 @@ class Row:
     summary: str
 
 
-def status(root: Path) -> list[Row]:
-    """Every raw source and every artifact below `root` with its current generation."""
+def status(root: Path) -> list[StatusRow]:
+    """Return the status of every raw source and of every artifact's current generation and drafts below `root`."""
     sources = sorted(path.parent for path in (root / "raw").glob(f"*/{catalogue.LOCK_FILE}"))
-    rows = [_raw_row(root, folder) for folder in sources]
+    rows = [_source_row(root, folder) for folder in sources]
     for kind in KINDS:
-        for shelf in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
-            link = shelf / "current"
+        for folder in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
+            link = folder / "current"
             if link.is_symlink():
-                rows.append(_current_row(link, f"{kind}/{shelf.name}"))
-            if drafts := list(shelf.glob(".draft-*")):
-                state = "in use" if locks.is_locked(shelf / ".lock") else "unfinished"
-                key = drafts[0].name.removeprefix(".draft-")
-                rows.append(Row(f"{kind}/{shelf.name}/{key}", state, _age(drafts[0]), files.bytes_below(drafts[0]), ""))
+                rows.append(_current_row(link, f"{kind}/{folder.name}"))
+            if drafts := list(folder.glob(".draft-*")):
+                draft_state = "in use" if locks.is_locked(folder / ".lock") else "unfinished"
+                ref = f"{kind}/{folder.name}/{drafts[0].name.removeprefix('.draft-')}"
+                rows.append(StatusRow(ref, draft_state, _age_hours(drafts[0]), files.bytes_below(drafts[0]), ""))
     return rows
 
 
-def _current_row(link: Path, name: str) -> Row:
+def _current_row(link: Path, name: str) -> StatusRow:
     key = os.readlink(link)
     try:
-        row = _row(artifact.read(link.parent / key), link.parent)
-    except InkstoneError as error:  # one that cannot be read must not hide the others
-        row = Row(f"{name}/{key}", "damaged", _age(link), 0, error.what)
-    if row.state == "damaged" and os.readlink(link) != key:  # it was replaced and pruned while it was looked at
+        row = _artifact_row(artifact.read(link.parent / key), link.parent)
+    except InkstoneError as error:  # one unreadable artifact must not hide the others
+        row = StatusRow(f"{name}/{key}", "damaged", _age_hours(link), 0, error.what)
+    if row.state == "damaged" and os.readlink(link) != key:  # replaced and pruned in the meantime
         return _current_row(link, name)
     return row
 
 
-def _row(found: Artifact, shelf: Path) -> Row:
-    size = sum(record.size for record in found.manifest.files)
-    state = "current" if not artifact.problems(found) else "damaged"
-    older = len(list(shelf.glob(f"[!.]*/{artifact.MANIFEST}"))) - 2  # `current` is the same folder once more
-    more = f", {older} older" if older > 0 else ""
-    return Row(found.ref, state, _age(shelf / "current"), size, _summary(found) + more)
+def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
+    size = sum(record.size for record in current.manifest.files)
+    current_state = "current" if not artifact.problems(current) else "damaged"
+    older = len(list(folder.glob(f"[!.]*/{artifact.MANIFEST}"))) - 2  # `current` matches as well as its target
+    suffix = f", {older} older" if older > 0 else ""
+    return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, _summary(current) + suffix)
 
 
-def _raw_row(root: Path, folder: Path) -> Row:
+def _source_row(root: Path, folder: Path) -> StatusRow:
     try:
-        pinned = cache.read_lock(root, folder.name)
+        pins = cache.read_lock(root, folder.name)
     except BadData as error:
-        return Row(f"raw/{folder.name}", "damaged", _age(folder), 0, error.what)
-    size = sum(pin.size for pin in pinned.values())
-    whole = all(files.size_of(folder / name) == pin.size for name, pin in pinned.items())
-    state = "current" if whole else "damaged"
-    return Row(f"raw/{folder.name}", state, _age(folder), size, f"{len(pinned)} files")
+        return StatusRow(f"raw/{folder.name}", "damaged", _age_hours(folder), 0, error.what)
+    size = sum(pin.size for pin in pins.values())
+    is_complete = all(files.size_of(folder / name) == pin.size for name, pin in pins.items())
+    source_state = "current" if is_complete else "damaged"
+    return StatusRow(f"raw/{folder.name}", source_state, _age_hours(folder), size, f"{len(pins)} files")
 
 
-def _summary(found: Artifact) -> str:
-    counts = found.manifest.counts
-    shown = {
+def _summary(current: Artifact) -> str:
+    counts = current.manifest.counts
+    names = {
         "corpora": ("documents", "characters"),
         "tokenizers": ("vocab_size",),
         "tokens": ("documents", "tokens"),
         "runs": ("steps", "parameters"),
-    }[found.manifest.kind]
-    return ", ".join(f"{counts[name]:,} {name}" for name in shown if name in counts)
+    }[current.manifest.kind]
+    return ", ".join(f"{counts[name]:,} {name}" for name in names if name in counts)
 
 
-def _age(path: Path) -> float:
-    """Hours since a change; 0 of what went away meanwhile, as what is being built does."""
+def _age_hours(path: Path) -> float:
+    """Return the hours since the last change of `path`, or 0 if it was deleted in the meantime."""
     with suppress(FileNotFoundError):
         return max(0.0, time.time() - path.lstat().st_mtime) / 3600
     return 0.0
 
 
-def as_dict(row: Row) -> dict[str, Any]:
+def as_dict(row: StatusRow) -> dict[str, Any]:
     return {
         "artifact": row.ref,
         "state": row.state,
@@ -102,31 +105,33 @@ def as_dict(row: Row) -> dict[str, Any]:
     }
 
 
-def age(hours: float) -> str:
-    """A length of time as a person says it."""
-    if hours < 1:
-        return f"{hours * 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} d"
-
-
 def duration(seconds: float | None) -> str:
-    """How long something will take; "?" where nobody knows."""
+    """Format a duration, such as "2 hours and 5 minutes"; "?" for an unknown one."""
+    from datetime import timedelta
+
+    import humanize
+
     if seconds is None:
         return "?"
-    return f"{seconds:.0f} s" if seconds < 90 else age(seconds / 3600)
+    unit = "seconds" if seconds < 60 else "minutes" if seconds < 86_400 else "hours"
+    return humanize.precisedelta(timedelta(seconds=seconds), minimum_unit=unit, format="%.0f")
+
+
+def age(hours: float | None) -> str:
+    """Format the time since an event, such as "2 hours ago"; "never" for None."""
+    return "never" if hours is None else f"{duration(hours * 3600)} ago"
 
 
 def size(count: int | None) -> str:
-    """A number of bytes in the largest unit that leaves a whole digit; "?" where nobody knows."""
-    if count is None:
-        return "?"
-    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
-    return next((f"{count / unit:,.1f} {name}" for unit, name in units if count >= unit), f"{count} B")
+    """Format a number of bytes, such as "1.5 MB"; "?" for an unknown one."""
+    import humanize
+
+    return "?" if count is None else humanize.naturalsize(count)
 
 
 @dataclass(frozen=True)
-class Refresh:
-    """How the refreshes of one recipe go. `running` says who does it now, "" for nobody; ages are in hours."""
+class RefreshStatus:
+    """Status of a recipe's refreshes. `running` describes the process that runs one now, "" for none."""
 
     recipe: str
     running: str
@@ -137,53 +142,67 @@ class Refresh:
     ended_hours: float | None
     success_hours: float | None
 
-    def lines(self) -> list[str]:
-        head = f"refresh {self.recipe}: "
+    def line(self) -> str:
+        prefix = f"refresh {self.recipe}: "
         if self.running:
-            return [f"{head}running, {self.running}"]
+            return f"{prefix}running, {self.running}"
         if self.result == "running":
-            return [f"{head}the last one was killed; the next one goes on — run it again"]
-        good = "never" if self.success_hours is None else f"{age(self.success_hours)} ago"
+            return f"{prefix}the last run was killed; run it again to resume"
+        success = f"last success {age(self.success_hours)}"
         if self.result != "failed":
-            return [f"{head}{self.result or 'built'}, last success {good}"]
-        when = age(self.ended_hours or 0.0)
-        return [f"{head}failed {when} ago, exit {self.exit_code}: {self.error} — {self.hint}; last success {good}"]
+            return f"{prefix}{self.result or 'built'}, {success}"
+        ended = age(self.ended_hours or 0.0)
+        return f"{prefix}failed {ended}, exit {self.exit_code}: {self.error} — {self.hint}; {success}"
 
 
-def refreshes(root: Path) -> list[Refresh]:
-    """How the refreshes of each recipe go, from their states; asks for no lock."""
-    found = []
-    for recipe in state.names(root):
-        kept, lock = state.read(root, recipe), state.lock_of(root, recipe)
-        ended, good = state.age_hours(kept.ended), state.age_hours(kept.last_success)
-        running = str(locks.holder(lock) or "by a process that does not say more") if locks.is_locked(lock) else ""
-        found.append(Refresh(recipe, running, kept.result, kept.exit_code, kept.error, kept.hint, ended, good))
-    return found
+def refreshes(root: Path) -> list[RefreshStatus]:
+    """Return the status of each recipe's refreshes. Takes no lock."""
+    statuses = []
+    for recipe in state.recipe_names(root):
+        record, lock = state.read(root, recipe), state.lock_of(root, recipe)
+        running = str(locks.holder(lock) or "by an unknown process") if locks.is_locked(lock) else ""
+        statuses.append(
+            RefreshStatus(
+                recipe,
+                running,
+                record.result,
+                record.exit_code,
+                record.error,
+                record.hint,
+                state.age_hours(record.ended),
+                state.age_hours(record.last_success),
+            )
+        )
+    return statuses
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a monitor is told: Nagios's code (0 ok, 1 warning, 2 critical, 3 unknown) and one line."""
+class CheckResult:
+    """Result for a monitor: Nagios's code (0 ok, 1 warning, 2 critical, 3 unknown) and one line."""
 
     code: int
     line: str
 
 
-def check(root: Path, max_age: float) -> Checked:
-    """Whether every recipe was refreshed within `max_age` hours, and nothing that is current is damaged."""
-    found = refreshes(root)
-    if not found:
-        return Checked(3, f"UNKNOWN - nothing was ever refreshed in {root}")
-    told = [(2, f"{row.ref} is damaged") for row in status(root) if row.state == "damaged"]
-    for each in found:
-        good = "never" if each.success_hours is None else f"{age(each.success_hours)} ago"
-        what = f"{each.recipe}: last success {good}"
-        late = each.success_hours is None or each.success_hours > max_age
-        failed = each.result == "failed" or (each.result == "running" and not each.running)
-        why = f", {each.error or 'the last run was killed'}" if failed else ", running" if each.running else ""
-        told.append((2 if late else 1 if failed else 0, what + why))
-    code = max(code for code, _ in told)
-    word = ("OK", "WARNING", "CRITICAL")[code]
-    said = "; ".join(what for _, what in sorted(told, reverse=True))
-    ages = " ".join(f"{each.recipe}={each.success_hours or -1:.2f}h;;{max_age:g}" for each in found)
-    return Checked(code, f"{word} - {said} | {ages}")
+def check(root: Path, max_age: float) -> CheckResult:
+    """Check that every recipe was refreshed within `max_age` hours and that no current artifact is damaged."""
+    recipes = refreshes(root)
+    if not recipes:
+        return CheckResult(3, f"UNKNOWN - nothing was ever refreshed in {root}")
+    results = [(2, f"{row.ref} is damaged") for row in status(root) if row.state == "damaged"]
+    for recipe in recipes:
+        is_late = recipe.success_hours is None or recipe.success_hours > max_age
+        has_failed = recipe.result == "failed" or (recipe.result == "running" and not recipe.running)
+        cause = ""
+        if has_failed:
+            cause = f", {recipe.error or 'the last run was killed'}"
+        elif recipe.running:
+            cause = ", running"
+        message = f"{recipe.recipe}: last success {age(recipe.success_hours)}{cause}"
+        results.append((2 if is_late else 1 if has_failed else 0, message))
+    code = max(code for code, _ in results)
+    label = ("OK", "WARNING", "CRITICAL")[code]
+    messages = "; ".join(message for _, message in sorted(results, reverse=True))
+    # Performance data of the Nagios plugin guidelines: label=value;warning;critical.
+    ages = " ".join(f"{recipe.recipe}={recipe.success_hours or -1:.2f}h;;{max_age:g}" for recipe in recipes)
+    return CheckResult(code, f"{label} - {messages} | {ages}")

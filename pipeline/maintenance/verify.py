@@ -14,26 +14,27 @@ from pipeline.store import artifact
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """(name, what is wrong) of every raw source and every generation, or of those that `reference` names.
+    """Yield (name, problems) for every raw source and every generation, or for those that `reference` names.
 
-    A reference is a name (`shuihu`, of whatever kind), a kind and a name, both and a key, or the path of an artifact.
+    A reference is a name of any kind (`shuihu`), a kind, a kind and a name, all of that with a key, or the path of an
+    artifact. With `deep` every byte is hashed.
     """
-    wanted = reference.removesuffix("/").removeprefix("raw/")
+    target = reference.removesuffix("/").removeprefix("raw/")
     any_found = False
-    for name, check in _everything(root, deep):
-        kind, own, *_ = name.split("/")
-        if not reference or wanted in (name, own, f"{kind}/{own}", kind):
+    for ref, check in _checks(root, deep):
+        kind, name, *_ = ref.split("/")
+        if not reference or target in (ref, name, f"{kind}/{name}", kind):
             any_found = True
-            yield name, check()
+            yield ref, check()
     if reference and not any_found:
-        found = artifact.read(Path(reference))
-        yield found.ref, artifact.problems(found, deep=deep)
+        external = artifact.read(Path(reference))
+        yield external.ref, artifact.problems(external, deep=deep)
 
 
-def _everything(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """The name of each raw source and each generation, with the function that checks it."""
+def _checks(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+    """Yield the name of each raw source and each generation with the function that checks it."""
     for folder in sorted(path for path in (root / "raw").glob("*") if path.is_dir()):
-        yield f"raw/{folder.name}", partial(_problems, partial(_raw_problems, root, folder, deep=deep))
+        yield f"raw/{folder.name}", partial(_problems, partial(_source_problems, root, folder, deep=deep))
     for path in artifact.generations(root):
         yield path.relative_to(root).as_posix(), partial(_problems, partial(_artifact_problems, path, deep))
 
@@ -41,7 +42,7 @@ def _everything(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list
 def _problems(check: Callable[[], list[str]]) -> list[str]:
     try:
         return check()
-    except InkstoneError as error:  # torn manifests and lock files are what verify looks for
+    except InkstoneError as error:  # a torn manifest or lock file is a problem to report
         return [error.what]
 
 
@@ -49,10 +50,10 @@ def _artifact_problems(path: Path, deep: bool) -> list[str]:
     return artifact.problems(artifact.read(path), deep=deep)
 
 
-def _raw_problems(root: Path, folder: Path, *, deep: bool) -> list[str]:
-    found = []
+def _source_problems(root: Path, folder: Path, *, deep: bool) -> list[str]:
+    problems = []
     for name, pin in sorted(cache.read_lock(root, folder.name).items()):
-        checked = msgspec.structs.replace(pin, mtime_ns=-1) if deep else pin
-        if not cache.is_whole(folder / name, checked):
-            found.append(f"{folder / name}: not the file that was downloaded")
-    return found
+        expected = msgspec.structs.replace(pin, mtime_ns=-1) if deep else pin  # an unknown time forces a hash
+        if not cache.is_whole(folder / name, expected):
+            problems.append(f"{folder / name}: not the file that was downloaded")
+    return problems

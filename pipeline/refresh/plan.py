@@ -1,7 +1,7 @@
-"""The plan of a refresh: of each stage whether it is fresh, or stale and why, and what running it will take.
+"""The plan of a refresh: for each stage, is it fresh or stale, why, and the cost of running it.
 
-Planning asks the servers what they have, and writes nothing. Whether a stage is stale is a matter of keys: that of
-what it would publish is computed, as far as its inputs are already known.
+Planning asks the servers for the state of their files and writes nothing. A stage is stale if the key of the artifact
+it would publish is not the current one. The key is computed as far as the inputs of the stage are already known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import InkstoneError
 from pipeline.refresh.stages import STAGES, Chain
-from pipeline.refresh.state import Pace
+from pipeline.refresh.state import StageTiming
 from pipeline.sources import download
 from pipeline.sources.download import Found
 from pipeline.sources.http import Network
@@ -24,15 +24,20 @@ from pipeline.store.generations import current_key, draft_path, is_rolled_back
 from pipeline.store.manifest import KINDS, Identity, Input
 from pipeline.tokens import reuse
 
-# Bytes that a stage makes of a byte of raw files where no run has shown it yet: 4.8 and 1.9 on a shard of the Pile with
-# r50k_base. Plain text, which is not compressed, grows less; what a vocabulary of more than 65,536 ids makes, more.
+# Bytes written per byte of raw files, for stages without a measured run: 4.8 and 1.9 on a shard of the Pile with
+# r50k_base. Uncompressed text grows less; a vocabulary above 65,536 ids needs more.
 _GROWTH = {"clean": 4.8, "train-tokenizer": 0.0, "tokenize": 1.9, "train": 0.0}
+_MAX_REASONS = 4  # reasons listed for a stale stage
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to refresh. `through` is the last stage to run; with `locked` no server is asked about what is there, and
-    no pin moves; `allow_shrink` takes files that became smaller upstream."""
+    """Options of a refresh.
+
+    through       the last stage to run
+    locked        keep all pins and do not ask servers for changes
+    allow_shrink  accept files that became smaller upstream
+    """
 
     through: str = STAGES[-1]
     locked: bool = False
@@ -42,11 +47,12 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One stage of a plan ("fresh" or "stale"), or what became of it ("built" or "unchanged").
+class PlanStep:
+    """One stage of a plan ("fresh" or "stale"), or its outcome ("built" or "unchanged").
 
-    `fetch` and `disk` are bytes to fetch and to write, `seconds` the time it may take; None: not known. `reads` are
-    the bytes of raw files that it works on: by them what it took is compared with other runs.
+    `what` is the artifact or recipe, `why` the reason for a stale stage. `fetch` and `disk` are bytes to download and
+    to write, `seconds` the estimated time; None means unknown. `reads` is the number of bytes of raw files that the
+    stage works on, by which its time is compared with other runs.
     """
 
     stage: str
@@ -60,131 +66,144 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a refresh would do. `found` is what the servers have, `made` what is fresh, by stage."""
+class RefreshPlan:
+    """Steps of a refresh, the state of each source file upstream, and the artifacts of the fresh stages by name."""
 
-    steps: tuple[Step, ...]
-    found: tuple[Found, ...]
-    made: Mapping[str, Artifact]
+    steps: tuple[PlanStep, ...]
+    files: tuple[Found, ...]
+    fresh: Mapping[str, Artifact]
 
 
-def plan(chain: Chain, options: Options, paces: Mapping[str, Pace]) -> Plan:
-    """What running the chain would do; `paces` are those of its last runs.
+def plan(chain: Chain, options: Options, timings: Mapping[str, StageTiming]) -> RefreshPlan:
+    """Plan a run of the chain; `timings` are those of the last runs, by stage.
 
-    Raises UpstreamChanged when a file of the source was lost or shrank upstream, and TryAgain when that cannot be
-    asked: nothing of an answer that is in doubt is taken.
+    Raises UpstreamChanged if a file of the source disappeared or shrank upstream, and TryAgain if a server cannot be
+    reached: a plan is never made from a doubtful answer.
     """
     root = chain.root
-    found = download.survey(
+    survey = download.survey(
         root, chain.source, options.network, update=not options.locked, allow_shrink=options.allow_shrink
     )
-    for each in found:
-        if each.error:
-            raise each.error
-    total = sum(each.size or 0 for each in found)
-    changed = sum(each.size or 0 for each in found if each.state != "there")
-    estimate = _Estimate(paces, chain.recipe.name)
-    steps = [_download_step(chain.source.name, found, paces)]
+    for file in survey:
+        if file.error:
+            raise file.error
+    total = sum(file.size or 0 for file in survey)
+    changed = sum(file.size or 0 for file in survey if file.state != "there")
+    estimate = _Estimate(timings, chain.recipe.name)
+    steps = [_download_step(chain.source.name, survey, timings)]
     for stage in chain.stages(options.through):
-        before = steps[-1]
-        if before.result == "stale":
-            reads = changed if _takes_over(chain, stage.name) else total
-            steps.append(estimate.step(stage.name, f"{before.stage} is stale", reads))
+        previous = steps[-1]
+        if previous.result == "stale":
+            reads = changed if _reuses_unchanged(chain, stage.name) else total
+            steps.append(estimate.step(stage.name, f"{previous.stage} is stale", reads))
             continue
         identity, _ = stage.prepare()
-        standing = artifact.published(root, identity)
-        shelf = root / identity.kind / identity.name
-        if standing and current_key(shelf) == identity.key:
-            chain.made[stage.name] = standing
-            steps.append(Step(stage.name, "fresh", standing.ref))
-        else:
-            share = 0.0 if standing else reuse.share_left(root, identity) if _takes_over(chain, stage.name) else 1.0
-            there = files.bytes_below(draft_path(root, identity))
-            steps.append(estimate.step(stage.name, _why(root, identity, standing), int(share * total), there))
-    return Plan(tuple(steps), tuple(found), dict(chain.made))
+        published = artifact.published(root, identity)
+        if published and current_key(root / identity.kind / identity.name) == identity.key:
+            chain.artifacts[stage.name] = published
+            steps.append(PlanStep(stage.name, "fresh", published.ref))
+            continue
+        fraction = 1.0
+        if published:
+            fraction = 0.0
+        elif _reuses_unchanged(chain, stage.name):
+            fraction = reuse.share_left(root, identity)
+        written = files.bytes_below(draft_path(root, identity))
+        steps.append(estimate.step(stage.name, _reason(root, identity, published), int(fraction * total), written))
+    return RefreshPlan(tuple(steps), tuple(survey), dict(chain.artifacts))
 
 
-def _download_step(source: str, found: list[Found], paces: Mapping[str, Pace]) -> Step:
-    missing = [each for each in found if each.state != "there"]
+def _download_step(source: str, survey: Sequence[Found], timings: Mapping[str, StageTiming]) -> PlanStep:
+    missing = [file for file in survey if file.state != "there"]
     if not missing:
-        return Step("download", "fresh", f"raw/{source}")
-    first, more = missing[0], f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    why = f"{len(missing)} of {len(found)} files: {first.file.name} {first.state} ({first.why}){more}"
-    sizes = [each.bytes for each in missing]
+        return PlanStep("download", "fresh", f"raw/{source}")
+    first = missing[0]
+    suffix = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    reason = f"{len(missing)} of {len(survey)} files: {first.file.name} {first.state} ({first.why}){suffix}"
+    sizes = [file.bytes for file in missing]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    pace = paces.get("download")
-    seconds = pace.seconds * total / pace.bytes if pace and pace.bytes and total is not None else None
-    return Step("download", "stale", f"raw/{source}", why, total, total, seconds, total or 0)
+    timing = timings.get("download")
+    seconds = timing.seconds * total / timing.bytes if timing and timing.bytes and total is not None else None
+    return PlanStep("download", "stale", f"raw/{source}", reason, total, total, seconds, total or 0)
 
 
-def _takes_over(chain: Chain, stage: str) -> bool:
-    """Whether a stage works only on the raw files that changed, and takes the rest from the generation before."""
-    chosen = chain.recipe.tokenize
-    alone = chain.recipe.clean is None and chosen.dedup == "no" and not chosen.max_documents and chosen.format != "hdf5"
-    return stage == "tokenize" and alone and bool(current_key(chain.root / "tokens" / chain.recipe.name))
+def _reuses_unchanged(chain: Chain, stage: str) -> bool:
+    """Return True if a stage works on changed raw files only and reuses the rest from the previous generation."""
+    options = chain.recipe.tokenize
+    by_file = chain.recipe.clean is None and options.dedup == "no" and not options.max_documents
+    has_previous = bool(current_key(chain.root / "tokens" / chain.recipe.name))
+    return stage == "tokenize" and by_file and options.format != "hdf5" and has_previous
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """What a stage will take, judged by its last runs: so much for each byte of the raw files."""
+    """Cost of a stage, in proportion to its bytes of raw files, from the timings of the last runs."""
 
-    paces: Mapping[str, Pace]
+    timings: Mapping[str, StageTiming]
     recipe: str
 
-    def step(self, stage: str, why: str, reads: int, there: int = 0) -> Step:
-        """`there`: bytes that an unfinished run of this very stage has written already."""
-        pace = self.paces.get(stage)
-        if pace is None or not pace.bytes:
-            made, seconds = reads * _GROWTH[stage], None if reads else 0.0
+    def step(self, stage: str, why: str, reads: int, already_written: int = 0) -> PlanStep:
+        """Return a stale step. `already_written` is the size in bytes of an unfinished run of the same stage."""
+        timing = self.timings.get(stage)
+        if timing is None or not timing.bytes:
+            disk, seconds = reads * _GROWTH[stage], None if reads else 0.0
         else:
-            made, seconds = pace.made * reads / pace.bytes, pace.seconds * reads / pace.bytes
-        return Step(stage, "stale", self.recipe, why, 0, max(0, int(made) - there), seconds, reads)
+            disk, seconds = timing.made * reads / timing.bytes, timing.seconds * reads / timing.bytes
+        return PlanStep(stage, "stale", self.recipe, why, 0, max(0, int(disk) - already_written), seconds, reads)
 
 
-def _why(root: Path, identity: Identity, standing: Artifact | None) -> str:
-    """What makes a stage stale: the input, option or version that differs from what stands."""
+def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:
+    """Return the reason why a stage is stale: the inputs, options or versions that differ from the current ones."""
     if is_rolled_back(root, identity):
         return f"{identity.key} was rolled back"
-    if standing:
-        return f"back to {identity.key}, which is there"
+    if published:
+        return f"back to {identity.key}, which exists already"
     try:
         current = artifact.current(root, identity.kind, identity.name)
     except InkstoneError as error:
         return error.what
     if current is None:
-        return "not made yet"
+        return "not built yet"
     manifest = current.manifest
     if manifest.key == identity.key:
         return artifact.problems(current)[0]
-    told = _differences(_digests(manifest.inputs), _digests(identity.inputs), "changed")
-    told += _differences(_flat(manifest.options), _flat(identity.options))
-    told += _differences(manifest.libraries, identity.versions())
+    reasons = _differences(_digests(manifest.inputs), _digests(identity.inputs), "changed")
+    reasons += _differences(_flatten(manifest.options), _flatten(identity.options))
+    reasons += _differences(manifest.libraries, identity.versions())
     if manifest.tokenizer != identity.tokenizer:
-        told.append("another tokenizer")
-    return "; ".join(told[:4]) + (f"; and {len(told) - 4} more" if len(told) > 4 else "")
+        reasons.append("another tokenizer")
+    omitted = len(reasons) - _MAX_REASONS
+    return "; ".join(reasons[:_MAX_REASONS]) + (f"; and {omitted} more" if omitted > 0 else "")
 
 
 def _digests(inputs: Sequence[Input]) -> dict[str, str]:
-    """Digests of inputs by what they are: a file by its name, an artifact by its name without the key."""
+    """Return the digests of inputs by name: a file's own name, or an artifact's without its key."""
     return {
-        each.name.rpartition("/")[0] if each.name.split("/")[0] in KINDS else each.name: each.digest for each in inputs
+        entry.name.rpartition("/")[0] if entry.name.split("/")[0] in KINDS else entry.name: entry.digest
+        for entry in inputs
     }
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Options by name, those inside others by both names."""
-    found: dict[str, str] = {}
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return options as JSON by name, nested ones by dotted name."""
+    flat: dict[str, str] = {}
     for name, value in options.items():
-        if name == "files":  # which those are the inputs tell
+        if name == "files":  # compared as inputs
             continue
-        inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": json.dumps(value)}
-    return found
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value)
+    return flat
 
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str], verb: str = "") -> list[str]:
-    """What came, went or changed between two tables; with `verb` instead of the values."""
-    told = [f"{name} is new" for name in new if name not in old]
-    told += [f"{name} is gone" for name in old if name not in new]
-    both = [name for name in new if name in old and old[name] != new[name]]
-    return told + [f"{name} {verb}" if verb else f"{name} {old[name]} → {new[name]}" for name in both]
+    """Describe the entries added, removed and changed between two tables; `verb` replaces the old and new values."""
+    added = [f"{name} is new" for name in new if name not in old]
+    removed = [f"{name} is gone" for name in old if name not in new]
+    changed = [name for name in new if name in old and old[name] != new[name]]
+    return [
+        *added,
+        *removed,
+        *(f"{name} {verb}" if verb else f"{name} {old[name]} → {new[name]}" for name in changed),
+    ]

@@ -1,4 +1,4 @@
-"""A recipe: the whole chain for one corpus as a TOML file. Recipes hold choices, never code."""
+"""Recipes: the complete chain for one corpus as a TOML file. Recipes hold options, never code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import msgspec
 
 from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, InputMissing
-from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.store.manifest import check_name
 from pipeline.tokens.stage import TokenizeOptions
 
@@ -21,10 +20,14 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Download(_Section, frozen=True):
-    """What to fetch: a catalogue name, a URL or a path; `shards` for the Pile.
+class DownloadSection(_Section, frozen=True):
+    """The source to download.
 
-    `locked`: what is pinned stays, whatever changes upstream. `allow_hosts`: where redirects may lead besides.
+    source       a catalogue name, a URL or a path
+    shards       shards of the Pile, e.g. "0,val"
+    mirror       server to use instead of the source's own
+    locked       keep the pinned files, even if they change upstream
+    allow_hosts  further hosts that redirects may lead to
     """
 
     source: str
@@ -34,35 +37,22 @@ class Download(_Section, frozen=True):
     allow_hosts: tuple[str, ...] = ()
 
 
-class TokenizerChoice(_Section, frozen=True):
-    """Either `use`, a ready encoding such as r50k_base, or the kind and size of one to train."""
+class TokenizerSection(_Section, frozen=True):
+    """Either `use`, a ready encoding such as r50k_base, or the kind and size of a tokenizer to train."""
 
     use: str = ""
     kind: str = "bpe"
     vocab_size: int = 8000
 
 
-class Tokenize(_Section, frozen=True):
-    """As the options of `tokenize`."""
+class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
+    """The options of `tokenize`, including the library that encodes a tiktoken encoding."""
 
-    format: str = "memmap"
-    val_fraction: float | None = None
-    max_bad: float = DEFAULT_MAX_BAD
-    include_sets: tuple[str, ...] = ()
-    exclude_sets: tuple[str, ...] = ()
-    min_chars: int = 0
-    max_documents: int = 0
-    dedup: str = "no"
     encoder: str = "auto"
 
-    def options(self) -> TokenizeOptions:
-        chosen = msgspec.structs.asdict(self)
-        del chosen["encoder"]  # it is the tokenizer's
-        return TokenizeOptions(**chosen)
 
-
-class Train(_Section, frozen=True):
-    """As the options of `train`; `set` overrides single numbers of the preset."""
+class TrainSection(_Section, frozen=True):
+    """The options of `train`; `set` overrides single settings of the preset."""
 
     preset: str
     steps: int | None = None
@@ -70,8 +60,8 @@ class Train(_Section, frozen=True):
     set: dict[str, Any] = {}
 
 
-class Sample(_Section, frozen=True):
-    """What to ask the model at the end."""
+class SampleSection(_Section, frozen=True):
+    """Prompts to continue with the trained model, and the sampling options."""
 
     prompts: tuple[str, ...] = ()
     max_tokens: int = 80
@@ -81,26 +71,28 @@ class Sample(_Section, frozen=True):
 
 
 class Recipe(_Section, frozen=True):
+    """A recipe. Without `clean` the raw files are tokenized as they are."""
+
     name: str
-    download: Download
-    tokenizer: TokenizerChoice
-    train: Train
-    tokenize: Tokenize = Tokenize()
+    download: DownloadSection
+    tokenizer: TokenizerSection
+    train: TrainSection
+    tokenize: TokenizeSection = TokenizeSection()
     clean: CleanOptions | None = None
-    sample: Sample = Sample()
+    sample: SampleSection = SampleSection()
 
 
 def find(reference: str | Path) -> Path:
-    """Path of a recipe: a file that exists, or else a bundled recipe by its name, such as "sample"."""
+    """Return the path of a recipe: an existing file, or else a bundled recipe by its name, such as "sample"."""
     path = Path(reference)
     bundled = BUNDLED / f"{path.name}.toml"
     return bundled if not path.exists() and str(path) == path.name and bundled.is_file() else path
 
 
-def load(reference: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, named by path or by bundled name; `settings` like "train.minutes=3" replace single entries.
+def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or bundled name; `overrides` such as "train.minutes=3" replace single entries.
 
-    Raises InputMissing if there is no such recipe, BadConfig with the position of an entry that is not valid.
+    Raises InputMissing if there is no such recipe, and BadConfig with the position of an invalid entry.
     """
     path = find(reference)
     try:
@@ -110,25 +102,25 @@ def load(reference: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise InputMissing(f"{path}: no such recipe", hint=f"name a TOML file, or one of {names}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path}: not TOML: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
-    for setting in settings:
-        _set(content, setting)
+    for override in overrides:
+        _override(content, override)
     try:
-        recipe = msgspec.convert(content, Recipe, strict=not settings)
+        recipe = msgspec.convert(content, Recipe, strict=not overrides)
     except msgspec.ValidationError as error:
         raise BadConfig(f"{path}: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
     check_name(recipe.name)
     return recipe
 
 
-def _set(content: dict[str, Any], setting: str) -> None:
-    key, equals, value = setting.partition("=")
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
     section, _, name = key.partition(".")
     if not equals or not name:
-        raise BadConfig(f"--set {setting}: not of the form section.key=value", hint="for example train.minutes=3")
+        raise BadConfig(f"--set {override}: not of the form section.key=value", hint="for example train.minutes=3")
     table = content.setdefault(section, {})
     if not isinstance(table, dict):
-        raise BadConfig(f"--set {setting}: {section} is no section", hint="for example train.minutes=3")
-    if section == "train" and name in ("steps", "minutes"):  # the one replaces the other
+        raise BadConfig(f"--set {override}: {section} is not a section", hint="for example train.minutes=3")
+    if section == "train" and name in ("steps", "minutes"):  # one replaces the other
         table.pop("minutes" if name == "steps" else "steps", None)
     if name.startswith("set."):
         table, name = table.setdefault("set", {}), name.removeprefix("set.")

@@ -1,7 +1,7 @@
-"""Refresh: walk the chain of one recipe, run what is stale, leave the rest alone.
+"""Refresh: run the stale stages of a recipe.
 
-It runs exactly what its plan says: what that calls fresh is not touched. `current` of each artifact moves last, so
-whoever reads meanwhile has the old generation, or the new one, whole.
+A refresh runs exactly its plan: a stage planned as fresh is not touched. Each artifact's `current` link moves last,
+so concurrent readers see either the complete old generation or the complete new one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import msgspec
 
 from pipeline.errors import explain
 from pipeline.refresh import state
-from pipeline.refresh.plan import Options, Plan, Step, plan
+from pipeline.refresh.plan import Options, PlanStep, RefreshPlan, plan
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.stages import Chain, TrainStage
-from pipeline.refresh.state import Pace, State
+from pipeline.refresh.state import RefreshState, StageTiming
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.redaction import redacted
 from pipeline.sources import download
@@ -31,9 +31,9 @@ from pipeline.store.artifact import Artifact
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What became of a refresh; `last` is the artifact of the last stage."""
+    """Result of a refresh: the outcome of each stage, and the artifact of the last one."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     last: Artifact | None
 
     @property
@@ -51,105 +51,111 @@ def refresh(
     wait: float = 0.0,
     run_id: str = "",
 ) -> Refreshed:
-    """Plan, and run the plan, under the recipe's lock. Raises what the first failing stage raises.
+    """Plan a refresh and run the plan, holding the recipe's lock. Raises the error of the first stage that fails.
 
-    Where nothing is stale, nothing is written below `root` but what `state` keeps.
+    `wait` is the number of seconds to wait for the lock. If no stage is stale, only the recipe's state is written.
     """
     chain = Chain(root, recipe, train, progress, options.jobs)
-    chain.stages(options.through)  # a stage that there is not is refused before anything is waited for
+    chain.stages(options.through)  # rejects an unknown stage before waiting for the lock
     path = state.lock_of(root, recipe.name)
-    with locks.lock(path, wait=wait, doing=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as held:
+    with locks.lock(path, wait=wait, doing=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
         files.remove_temporaries_of(state.path_of(root, recipe.name))
-        journal = _Journal(root, state.read(root, recipe.name), run_id, held, progress)
+        journal = _Journal(root, state.read(root, recipe.name), run_id, lock)
         with journal, ExitStack() as leases:
             journal.begin("plan")
-            planned = plan(chain, options, journal.state.paces)
-            files.require_space(root, sum(step.disk or 0 for step in planned.steps))
-            return _run(chain, planned, options, journal, leases)
+            refresh_plan = plan(chain, options, journal.state.paces)
+            files.require_space(root, sum(step.disk or 0 for step in refresh_plan.steps))
+            return _run(chain, refresh_plan, options, journal, leases)
 
 
-def _run(chain: Chain, planned: Plan, options: Options, journal: _Journal, leases: ExitStack) -> Refreshed:
-    """Do what the plan says. What was made before stays until it ends: nobody prunes it meanwhile."""
+def _run(chain: Chain, refresh_plan: RefreshPlan, options: Options, journal: _Journal, leases: ExitStack) -> Refreshed:
+    """Run the plan. Leases keep the artifacts of earlier stages from being pruned until it ends."""
     root, progress = chain.root, chain.progress
-    first, *steps = planned.steps
-    done = [dataclasses.replace(first, result="unchanged")]
-    if first.result == "stale":
+    download_step, *stage_steps = refresh_plan.steps
+    outcomes = [dataclasses.replace(download_step, result="unchanged")]
+    if download_step.result == "stale":
         journal.begin("download")
         fetched = download.fetch(
-            root, chain.source, planned.found, progress, options.network, jobs=options.jobs, update=not options.locked
+            root,
+            chain.source,
+            refresh_plan.files,
+            progress,
+            options.network,
+            jobs=options.jobs,
+            update=not options.locked,
         )
-        done = [dataclasses.replace(first, result=fetched.result)]
-        journal.end(first, fetched.bytes)
-    _tell(done[0], progress)
-    prepares = {stage.name: stage.prepare for stage in chain.stages(options.through)}
+        outcomes = [dataclasses.replace(download_step, result=fetched.result)]
+        journal.end(download_step, fetched.bytes)
+    _report(outcomes[0], progress)
+    stages = {stage.name: stage for stage in chain.stages(options.through)}
     last: Artifact | None = None
-    for step in steps:
+    for step in stage_steps:
         if step.result == "fresh":
-            last = planned.made[step.stage]
-            done.append(dataclasses.replace(step, result="unchanged"))
+            last = refresh_plan.fresh[step.stage]
+            outcomes.append(dataclasses.replace(step, result="unchanged"))
         else:
             progress.safe_point("the stages before are done")
             journal.begin(step.stage)
-            _, run = prepares[step.stage]()
-            built = run()
+            _, build = stages[step.stage].prepare()
+            built = build()
             last = built.artifact
             if built.result == "built":
-                journal.end(step, _made(last))
-            done.append(dataclasses.replace(step, result=built.result, what=last.ref))
+                journal.end(step, _own_bytes(last))
+            outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref))
         leases.enter_context(artifact.lease(last))
-        chain.made[step.stage] = last
-        _tell(done[-1], progress)
-    journal.result = "built" if any(step.result == "built" for step in done) else "unchanged"
-    return Refreshed(tuple(done), last)
+        chain.artifacts[step.stage] = last
+        _report(outcomes[-1], progress)
+    refreshed = Refreshed(tuple(outcomes), last)
+    journal.result = refreshed.result
+    return refreshed
 
 
-def _made(built: Artifact) -> int:
-    """Bytes of an artifact that are its own; what is linked to an earlier generation's was not made."""
-    found = (built.file(record.name).stat() for record in built.manifest.files)
-    return sum(status.st_size for status in found if status.st_nlink == 1)
+def _own_bytes(built: Artifact) -> int:
+    """Return the size of an artifact in bytes, without files hard-linked from an earlier generation."""
+    statuses = (built.file(record.name).stat() for record in built.manifest.files)
+    return sum(status.st_size for status in statuses if status.st_nlink == 1)
 
 
-def _tell(step: Step, progress: Progress) -> None:
+def _report(step: PlanStep, progress: Progress) -> None:
     progress.note(f"{step.stage:<16} {step.result:<10} {step.what}")
     progress.event("stage", stage=step.stage, result=step.result, what=step.what)
 
 
 class _Journal:
-    """Writes down how a refresh goes: into its lock while it runs, into its state at each stage that does something."""
+    """Records the progress of a refresh: the running stage in its lock, each stage and the result in its state."""
 
-    def __init__(self, root: Path, before: State, run_id: str, held: locks.Held, progress: Progress) -> None:
-        self._root, self._held, self._progress = root, held, progress
-        self.state = msgspec.structs.replace(before, run_id=run_id, pid=os.getpid(), started=state.now(), ended="")
+    def __init__(self, root: Path, previous: RefreshState, run_id: str, lock: locks.Held) -> None:
+        self._root, self._lock = root, lock
+        self.state = msgspec.structs.replace(previous, run_id=run_id, pid=os.getpid(), started=state.now(), ended="")
         self.result = "failed"
-        self._began = 0.0
+        self._stage_start = 0.0
 
     def __enter__(self) -> _Journal:
         return self
 
     def begin(self, stage: str) -> None:
-        self._held.say(stage)
-        self._began = time.monotonic()
+        self._lock.say(stage)
+        self._stage_start = time.monotonic()
         self.state = msgspec.structs.replace(self.state, stage=stage, result="running")
-        if stage != "plan":  # where nothing is stale, one write is enough
+        if stage != "plan":  # if nothing is stale, the write at the end is enough
             self._write()
 
-    def end(self, step: Step, made: int) -> None:
-        """The stage that began is done, and made so many bytes."""
-        pace = Pace(round(time.monotonic() - self._began, 3), step.reads, made)
-        self.state = msgspec.structs.replace(self.state, paces={**self.state.paces, step.stage: pace})
+    def end(self, step: PlanStep, written: int) -> None:
+        """Record that the running stage is complete and wrote this many bytes."""
+        timing = StageTiming(round(time.monotonic() - self._stage_start, 3), step.reads, written)
+        self.state = msgspec.structs.replace(self.state, paces={**self.state.paces, step.stage: timing})
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        ended = state.now()
-        told: dict[str, Any] = {"result": self.result, "stage": "", "exit_code": 0, "error": "", "hint": ""}
+        fields: dict[str, Any] = {"ended": state.now(), "stage": "", "exit_code": 0, "error": "", "hint": ""}
         if error is None:
-            told["last_success"] = ended
+            fields |= {"result": self.result, "last_success": fields["ended"]}
         else:
-            failed = explain(error)
-            told |= {"result": "failed", "stage": self.state.stage, "exit_code": failed.exit_code}
-            told |= {"error": redacted(failed.what), "hint": redacted(failed.hint)}
-        self.state = msgspec.structs.replace(self.state, ended=ended, **told)
+            failure = explain(error)
+            fields |= {"result": "failed", "stage": self.state.stage, "exit_code": failure.exit_code}
+            fields |= {"error": redacted(failure.what), "hint": redacted(failure.hint)}
+        self.state = msgspec.structs.replace(self.state, **fields)
         self._write()
 
     def _write(self) -> None:
-        with suppress(OSError):  # it is for people: what failed before, as a full disk, is what is told
+        with suppress(OSError):  # the state is for people; a full disk here must not hide the error that it records
             state.write(self._root, self.state)

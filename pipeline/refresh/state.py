@@ -1,7 +1,7 @@
-"""What is remembered of the refreshes of a recipe: `artifacts/.state/<recipe>.json`, beside their lock.
+"""Record of a recipe's refreshes: `artifacts/.state/<recipe>.json`, beside the recipe's lock.
 
-It says for people and for monitors when one last succeeded, how the last one ended, and how long each stage took. No
-stage depends on it: one that is lost is made again from the manifests, as far as they know.
+People and monitors read from it the last success, the result of the last refresh, and the time each stage took. No
+stage depends on it: a lost record is rebuilt from the manifests, as far as they go.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pipeline.store.generations import generation_keys, run_of
 from pipeline.store.manifest import KINDS
 
 FOLDER = ".state"
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class Pace(msgspec.Struct, frozen=True):
-    """How long a stage took for how many bytes of raw files, and how many bytes it made of them."""
+class StageTiming(msgspec.Struct, frozen=True):
+    """Seconds that a stage took for `bytes` bytes of raw files, and the number of bytes that it wrote (`made`)."""
 
     seconds: float
     bytes: int
     made: int
 
 
-class State(msgspec.Struct, frozen=True):
+class RefreshState(msgspec.Struct, frozen=True):
     """Times are UTC in ISO 8601, "" for never. `result` is "running", "built", "unchanged" or "failed"."""
 
     recipe: str
@@ -42,7 +42,7 @@ class State(msgspec.Struct, frozen=True):
     error: str = ""
     hint: str = ""
     last_success: str = ""
-    paces: dict[str, Pace] = {}
+    paces: dict[str, StageTiming] = {}
 
 
 def path_of(root: Path, recipe: str) -> Path:
@@ -53,42 +53,38 @@ def lock_of(root: Path, recipe: str) -> Path:
     return root / FOLDER / f"{recipe}.lock"
 
 
-def read(root: Path, recipe: str) -> State:
-    """What is remembered; where nothing is, or it cannot be read, what the newest artifacts of the recipe say."""
+def read(root: Path, recipe: str) -> RefreshState:
+    """Return the record of a recipe. If it is missing or unreadable, derive one from the newest artifacts."""
     try:
-        return msgspec.json.decode(path_of(root, recipe).read_bytes(), type=State)
+        return msgspec.json.decode(path_of(root, recipe).read_bytes(), type=RefreshState)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return State(recipe, last_success=_last_built(root, recipe))
+        return RefreshState(recipe, last_success=_last_built(root, recipe))
 
 
-def write(root: Path, state: State) -> None:
+def write(root: Path, state: RefreshState) -> None:
     path = path_of(root, state.recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_file(path, msgspec.json.format(msgspec.json.encode(state), indent=2))
 
 
-def names(root: Path) -> list[str]:
-    """Recipes that were ever refreshed here."""
+def recipe_names(root: Path) -> list[str]:
+    """Return the names of all recipes that were ever refreshed here."""
     return sorted(path.stem for path in (root / FOLDER).glob("*.json"))
 
 
 def now() -> str:
-    return time.strftime(_TIME, time.gmtime())
+    return time.strftime(_TIME_FORMAT, time.gmtime())
 
 
-def age_hours(moment: str) -> float | None:
-    """Hours since a moment that `now` gave; None for never."""
+def age_hours(timestamp: str) -> float | None:
+    """Return the hours since a timestamp made by `now`, at least 0; None for "" or an invalid one."""
     try:
-        return max(0.0, time.time() - _seconds(moment)) / 3600
+        return max(0.0, time.time() - calendar.timegm(time.strptime(timestamp, _TIME_FORMAT))) / 3600
     except ValueError:
         return None
 
 
-def _seconds(moment: str) -> float:
-    return calendar.timegm(time.strptime(moment, _TIME))
-
-
 def _last_built(root: Path, recipe: str) -> str:
-    """When the newest artifact of this name was finished: a refresh did that, or the person's own command."""
-    shelves = [root / kind / recipe for kind in KINDS]
-    return max((run_of(shelf / key).finished for shelf in shelves for key in generation_keys(shelf)), default="")
+    """Return the time at which the newest artifact of this name was finished, by a refresh or by a single command."""
+    folders = [root / kind / recipe for kind in KINDS]
+    return max((run_of(folder / key).finished for folder in folders for key in generation_keys(folder)), default="")

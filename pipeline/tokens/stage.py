@@ -42,8 +42,7 @@ _SMALL = 2 << 20  # bytes of input files, compressed or not, below which startin
 _LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
 
 
-@dataclass(frozen=True)
-class TokenizeOptions:
+class TokenizeOptions(msgspec.Struct, frozen=True):
     """Options of the stage.
 
     `val_fraction` is the fraction of documents held out, chosen by a hash of their text; None means 0.05, or 0 with a

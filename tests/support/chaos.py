@@ -1,10 +1,10 @@
-"""Kill tokenizing at random moments; what is published in the end is what an undisturbed run publishes, byte for byte.
+"""Kill tokenizing at random moments and check that a second run publishes the bytes of an undisturbed run.
 
-    python -m tests.chaos --rounds 200 --seed 1 [--what tokenize|refresh]
+    python -m tests.support.chaos --rounds 200 --seed 1 [--what tokenize|refresh]
 
-Each round starts the real command in a process group of its own, with units and pieces so small that there are many,
-and at a drawn moment sends SIGKILL to the main process alone, to the whole group, or to one worker. Then it runs the
-command again in peace, by one worker or by two.
+Each round starts the real command in its own process group, with units and chunks so small that there are many. At a
+random moment it sends SIGKILL to the main process, to the process group, or to one worker. Then it runs the command
+again without interruption, with one or two processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("INKSTONE_SHARED") or ROOT.parent / "shared").resolve()
 SAMPLE = ROOT / "pipeline" / "sample" / "yanshan.txt"
 VICTIMS = ("main", "main", "group", "worker")
-_PATIENCE = 60.0  # seconds: a run that takes longer hangs
+_TIMEOUT = 60.0  # seconds; a run that takes longer hangs
 LEFTOVERS = (files.TEMPORARY, ".draft-", artifact.SCRATCH)
 
 _DRIVER = """
@@ -49,13 +49,13 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def command(*arguments: object, unit: int = 1 << 20, piece: int = 1 << 18) -> list[str]:
-    """The command line with units and pieces of other sizes: only the main process cuts, so workers need no telling."""
+    """Return the command line with other unit and chunk sizes. Only the main process uses them, so workers need not."""
     return [sys.executable, "-c", _DRIVER.format(unit=unit, piece=piece), *map(str, arguments)]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tokenized again and again, and what comes out when nobody disturbs."""
+    """Inputs of all rounds, with the sha256 sums and the duration of an undisturbed run."""
 
     train: Path
     val: Path
@@ -78,8 +78,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Round:
-    """How a round went: whom it killed, what the first run answered (None: it was killed before it could), how many
-    whole units it left behind, and what was wrong, if anything."""
+    """Result of a round.
+
+    victim  what was killed: main, group or worker
+    code    exit code of the first run, None if it was killed
+    units   number of finished segments that the first run left
+    wrong   problems, empty if the round passed
+    """
 
     victim: str
     code: int | None
@@ -88,9 +93,9 @@ class Round:
 
 
 def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
-    """Some of the Pile, or the embedded sample again and again where that is not; and one undisturbed run on it.
+    """Prepare the inputs, from the Pile if it is there or else from the bundled sample, and run once undisturbed.
 
-    Without a `tokenizer` it is the characters of the text: nothing starts faster, so more of the run is work.
+    The default tokenizer is the characters of the text. It starts fastest, so more of the run is work.
     """
     train, val = folder / "train.jsonl", folder / "val.jsonl"
     pile = SHARED / "data" / "pile_train_00.jsonl.zst"
@@ -100,22 +105,23 @@ def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
     train.write_bytes(b"".join(line for line, end in zip(lines[20:], ends, strict=True) if end < megabytes << 20))
     for path in (train, val):
         os.utime(path, (1e9, 1e9))
-    quiet = Trial(train, val, tokenizer or str(_characters(folder / "shelf", train.read_text("utf-8"))), {}, 0.0)
+    tokenizer = tokenizer or str(_character_tokenizer(folder / "tokenizer", train.read_text("utf-8")))
+    trial = Trial(train, val, tokenizer, {}, 0.0)
     start = time.monotonic()
-    done = quiet.start(folder / "quiet")
-    said, _ = ended(done)
-    assert done.returncode == 0, said
-    return replace(quiet, sums=published(folder / "quiet"), seconds=time.monotonic() - start)
+    process = trial.start(folder / "quiet")
+    stderr, _ = ended(process)
+    assert process.returncode == 0, stderr
+    return replace(trial, sums=published(folder / "quiet"), seconds=time.monotonic() - start)
 
 
 def _sample(megabytes: int) -> list[bytes]:
     texts = SAMPLE.read_text(encoding="utf-8").splitlines()
-    times = range((megabytes << 20) // SAMPLE.stat().st_size + 1)
-    return [jsonl.json_line(f"{number} {text}", "", "", None) for number in times for text in texts]
+    copies = range((megabytes << 20) // SAMPLE.stat().st_size + 1)
+    return [jsonl.json_line(f"{index} {text}", "", "", None) for index in copies for text in texts]
 
 
-def _characters(root: Path, text: str) -> Path:
-    """A tokenizer of the characters of a text, published."""
+def _character_tokenizer(root: Path, text: str) -> Path:
+    """Publish a tokenizer of the characters of a text and return its folder."""
 
     def write(draft: Path) -> artifact.Content:
         Characters("".join(sorted(set(text))), "characters").save(draft)
@@ -125,8 +131,7 @@ def _characters(root: Path, text: str) -> Path:
 
 
 def published(root: Path) -> dict[str, str]:
-    """The sha256 of every file of the one generation there is, the manifest's included; what `run.json` tells is of
-    the run and not of the bytes."""
+    """Return the sha256 of every file of the current generation, except `run.json`, which differs with every run."""
     (folder,) = {path.resolve() for path in (root / "tokens" / "chaos").glob("current")}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -135,45 +140,46 @@ def published(root: Path) -> dict[str, str]:
     }
 
 
-def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
-    """One round in the empty folder `root`."""
-    # At any moment, but more often late: the first half of a run is its start.
-    victim, after = draw.choice(VICTIMS), draw.triangular(0, trial.seconds, 0.8 * trial.seconds)
+def disturb(trial: Trial, root: Path, generator: random.Random) -> Round:
+    """Run one round in the empty folder `root`."""
+    # Late moments are more likely, because the first half of a run is its start-up.
+    victim, delay = generator.choice(VICTIMS), generator.triangular(0, trial.seconds, 0.8 * trial.seconds)
     first = trial.start(root)
-    time.sleep(after)
-    kill(first, victim, draw)
-    said, wrong = ended(first)
-    wrong += [f"lives on: {name}" for name in survivors(first.pid)]
-    if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in said):
-        wrong.append(f"a lost worker ended in exit code {first.returncode}: {said}")
+    time.sleep(delay)
+    kill(first, victim, generator)
+    stderr, problems = ended(first)
+    problems += [f"still alive: {name}" for name in survivors(first.pid)]
+    if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in stderr):
+        problems.append(f"a lost worker led to exit code {first.returncode}: {stderr}")
     before = left_behind(root)
-    if before.begun > 1:
-        wrong.append(f"{before.begun} units were begun and not finished")
-    again = trial.start(root, jobs=draw.choice((1, 1, 2)))
-    said, hangs = ended(again)
-    wrong += hangs
-    if again.returncode:
-        return Round(victim, first.returncode, len(before.finished), (*wrong, f"{again.returncode} after all: {said}"))
-    if (found := published(root)) != trial.sums:
-        differ = sorted(name for name in found | trial.sums if found.get(name) != trial.sums.get(name))
-        wrong.append(f"not the bytes of an undisturbed run: {', '.join(differ)}")
-    after_all = {path.name: stamp(path) for path in root.glob("tokens/chaos/current/*.bin")}
-    wrong += [f"{name} was done twice" for name, was in before.finished.items() if after_all.get(name) != was]
-    wrong += [f"left behind: {path}" for path in leftovers(root)]
-    wrong += [f"still locked: {path}" for path in root.rglob(".lock") if locks.is_locked(path)]
-    return Round(victim, first.returncode if first.returncode >= 0 else None, len(before.finished), tuple(wrong))
+    if before.started > 1:
+        problems.append(f"{before.started} units were started and not finished")
+    second = trial.start(root, jobs=generator.choice((1, 1, 2)))
+    stderr, timeouts = ended(second)
+    problems += timeouts
+    if second.returncode:
+        problems.append(f"the second run failed with {second.returncode}: {stderr}")
+        return Round(victim, first.returncode, len(before.finished), tuple(problems))
+    if (sums := published(root)) != trial.sums:
+        differing = sorted(name for name in sums | trial.sums if sums.get(name) != trial.sums.get(name))
+        problems.append(f"not the bytes of an undisturbed run: {', '.join(differing)}")
+    after = {path.name: stamp(path) for path in root.glob("tokens/chaos/current/*.bin")}
+    problems += [f"{name} was written twice" for name, old in before.finished.items() if after.get(name) != old]
+    problems += [f"leftover: {path}" for path in leftovers(root)]
+    problems += [f"still locked: {path}" for path in root.rglob(".lock") if locks.is_locked(path)]
+    return Round(victim, first.returncode if first.returncode >= 0 else None, len(before.finished), tuple(problems))
 
 
 def ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
-    """What a run said on stderr once it has ended, and what is wrong where it had to be ended."""
+    """Return the stderr of a run when it has ended, and a problem if it hung and was killed."""
     try:
-        return run.communicate(timeout=_PATIENCE)[1], []
+        return run.communicate(timeout=_TIMEOUT)[1], []
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
-        return run.communicate()[1], ["it hangs"]
+        return run.communicate()[1], ["it hung"]
 
 
-def kill(first: subprocess.Popen[str], victim: str, draw: random.Random) -> None:
+def kill(first: subprocess.Popen[str], victim: str, generator: random.Random) -> None:
     if first.poll() is not None:
         return
     if victim == "group":
@@ -181,54 +187,54 @@ def kill(first: subprocess.Popen[str], victim: str, draw: random.Random) -> None
     elif victim == "main":
         first.kill()
     elif workers := workers_of(first.pid):
-        with contextlib.suppress(ProcessLookupError):  # it had just ended by itself
-            os.kill(draw.choice(workers), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(generator.choice(workers), signal.SIGKILL)
 
 
 def workers_of(process: int) -> list[int]:
-    """Process ids of the workers that a run has started."""
-    found = []
-    for each in _processes(process):
+    """Return the process ids of the workers of a run."""
+    workers = []
+    for pid in _processes(process):
         try:
-            asked = Path(f"/proc/{each}/cmdline").read_bytes()
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if each != process and b"spawn_main" in asked:
-            found.append(each)
-    return sorted(found)
+        if pid != process and b"spawn_main" in arguments:
+            workers.append(pid)
+    return sorted(workers)
 
 
 def survivors(session: int, patience: float = 10.0) -> list[str]:
-    """What of a session is still alive after a while, when all of it should have ended."""
+    """Return the processes of a session that are still alive after `patience` seconds."""
     deadline = time.monotonic() + patience
     while (alive := _processes(session)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return [f"process {each}" for each in alive]
+    return [f"process {pid}" for pid in alive]
 
 
 def _processes(session: int) -> list[int]:
-    """Process ids in a session, those that have ended left out."""
-    found = []
+    """Return the process ids of a session, without zombies."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, of = entry.read_text(errors="replace").rpartition(")")[2].split()[:4]
+            state, _, _, owner = entry.read_text(errors="replace").rpartition(")")[2].split()[:4]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(of) == session and state not in "ZX":
-            found.append(int(entry.parent.name))
-    return found
+        if int(owner) == session and state not in "ZX":
+            pids.append(int(entry.parent.name))
+    return pids
 
 
 @dataclass(frozen=True)
 class LeftBehind:
-    """What a killed run leaves: its finished segments of ids by name, and how many units it had only begun."""
+    """Finished segments of a killed run by name, and the number of units it had started but not finished."""
 
     finished: dict[str, tuple[int, int]]
-    begun: int
+    started: int
 
 
 def left_behind(root: Path) -> LeftBehind:
-    finished, begun = {}, set()
+    finished, started = {}, set()
     for draft in root.glob("tokens/*/.draft-*"):
         stems = {path.name[5:-5] for path in draft.glob(f"{artifact.SCRATCH}/unit-*.json") if _is_json(path)}
         for path in draft.glob("*.bin"):
@@ -236,8 +242,8 @@ def left_behind(root: Path) -> LeftBehind:
             if stem in stems:
                 finished[path.name] = stamp(path)
             else:
-                begun.add(stem)
-    return LeftBehind(finished, len(begun))
+                started.add(stem)
+    return LeftBehind(finished, len(started))
 
 
 def _is_json(path: Path) -> bool:
@@ -248,7 +254,7 @@ def _is_json(path: Path) -> bool:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """What tells a file from one that was written anew."""
+    """Return inode and time of a file; they change if it is written again."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
@@ -257,51 +263,52 @@ def leftovers(root: Path) -> list[Path]:
 
 
 def rounds(trial: Trial, folder: Path, count: int, seed: int) -> list[Round]:
-    found = []
-    for number in range(count):
-        root = folder / f"round-{number}"
-        found.append(disturb(trial, root, random.Random(f"{seed} {number}")))
-        if found[-1].wrong:
-            print(f"round {number} ({found[-1].victim}): {'; '.join(found[-1].wrong)}", file=sys.stderr, flush=True)
+    results = []
+    for index in range(count):
+        root = folder / f"round-{index}"
+        result = disturb(trial, root, random.Random(f"{seed} {index}"))
+        results.append(result)
+        if result.wrong:
+            print(f"round {index} ({result.victim}): {'; '.join(result.wrong)}", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(root)
-    return found
+    return results
 
 
-def summary(found: Sequence[Round]) -> str:
-    victims = Counter(each.victim for each in found)
+def summary(results: Sequence[Round]) -> str:
+    victims = Counter(result.victim for result in results)
     killed = ", ".join(f"{victims[name]} {name}" for name in sorted(victims))
-    resumed = [each.units for each in found if each.units]
-    failed = sum(bool(each.wrong) for each in found)
+    resumed = [result.units for result in results if result.units]
+    failed = sum(bool(result.wrong) for result in results)
     return (
-        f"{len(found)} rounds, killed: {killed}; {len(resumed)} went on after up to {max(resumed, default=0)} "
+        f"{len(results)} rounds, killed: {killed}; {len(resumed)} resumed after up to {max(resumed, default=0)} "
         f"finished segments; {failed} failed"
     )
 
 
 def main() -> int:
-    from tests.support import chaos_refresh  # it uses this module
+    from tests.support import chaos_refresh  # imports this module
 
     parser = argparse.ArgumentParser(description="Kill tokenizing, and refreshes, at random moments.")
-    parser.add_argument("--what", choices=["tokenize", "refresh"], help="only this; by default one after the other")
-    parser.add_argument("--rounds", type=int, default=200, help="of each")
+    parser.add_argument("--what", choices=["tokenize", "refresh"], help="stage to test (default: both)")
+    parser.add_argument("--rounds", type=int, default=200, help="number of rounds of each")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tokenizer", default="", help="such as r50k_base; by default the characters of the text")
-    chosen = parser.parse_args()
+    parser.add_argument("--tokenizer", default="", help="such as r50k_base (default: the characters of the text)")
+    arguments = parser.parse_args()
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))
     failed = False
     with tempfile.TemporaryDirectory(prefix="inkstone-chaos-", ignore_cleanup_errors=True) as name:
         folder, start = Path(name), time.monotonic()
-        if chosen.what != "refresh":
-            found = rounds(prepare(folder, tokenizer=chosen.tokenizer), folder, chosen.rounds, chosen.seed)
-            print(f"tokenize: {summary(found)}, in {time.monotonic() - start:.0f} s", flush=True)
-            failed |= any(each.wrong for each in found)
-        if chosen.what != "tokenize":
+        if arguments.what != "refresh":
+            results = rounds(prepare(folder, tokenizer=arguments.tokenizer), folder, arguments.rounds, arguments.seed)
+            print(f"tokenize: {summary(results)}, in {time.monotonic() - start:.0f} s", flush=True)
+            failed |= any(result.wrong for result in results)
+        if arguments.what != "tokenize":
             start = time.monotonic()
             with chaos_refresh.trials(folder / "refresh") as trials:
-                refreshed = chaos_refresh.rounds(trials, folder / "rounds", chosen.rounds, chosen.seed)
+                refreshed = chaos_refresh.rounds(trials, folder / "rounds", arguments.rounds, arguments.seed)
             print(f"refresh: {chaos_refresh.summary(refreshed)}, in {time.monotonic() - start:.0f} s")
-            failed |= any(each.wrong for each in refreshed)
+            failed |= any(result.problems for result in refreshed)
     return int(failed)
 
 

@@ -1,10 +1,10 @@
-"""Kill refreshes at random moments; in the end there is what undisturbed ones would have published, byte for byte.
+"""Kill refreshes at random moments and check that a second run publishes the bytes of an undisturbed one.
 
-    python -m tests.chaos --what refresh --rounds 200 --seed 1
+    python -m tests.support.chaos --what refresh --rounds 200 --seed 1
 
-Each round refreshes in a folder of its own, from the sample recipe or from a small part of a Pile that is served on
-this machine. At a drawn moment it sends SIGKILL to the main process alone, to the whole group, or to one worker; in
-half of the rounds of the Pile there is an earlier generation, and in some upstream changes before the next run.
+Each round refreshes in its own folder, from the sample recipe or from a small part of a Pile served by this machine.
+At a random moment it sends SIGKILL to the main process, to the process group, or to one worker. Half of the rounds of
+the Pile start with an earlier generation, and in some the upstream files change before the second run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ SHARDS = 4
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is refreshed again and again. When nobody disturbs, each edition of upstream gives a folder in `quiet`, and
-    in it the bytes that are `expected`. One that has only one edition never changes."""
+class RefreshTrial:
+    """A recipe to refresh in many rounds.
+
+    quiet     folder of undisturbed refreshes, one for each edition of the upstream files
+    expected  the sha256 sums that each of them published
+    seconds   the longest duration of one of them
+    hub       server of the upstream files, None for the sample, which has one edition only
+    """
 
     name: str
     job: Nightly
@@ -39,23 +44,29 @@ class Trial:
     expected: tuple[dict[str, str], ...]
     seconds: float
 
-    def upstream(self, edition: int) -> None:
-        """Let upstream have its edition 0, 1 or 2: each differs from the one before in one shard."""
+    def publish_edition(self, edition: int) -> None:
+        """Let the hub serve edition 0, 1 or 2. Each differs from the previous one in one shard."""
         if self.hub:
-            for number in range(SHARDS):
-                changed = sum(number == (place * 2) % SHARDS for place in range(1, edition + 1))
-                self.hub.put(f"train/{number:02d}.jsonl.zst", _texts(f"shard {number}", 700, changed))
+            for shard in range(SHARDS):
+                changes = sum(shard == (step * 2) % SHARDS for step in range(1, edition + 1))
+                self.hub.put(f"train/{shard:02d}.jsonl.zst", _long_texts(f"shard {shard}", 700, changes))
             self.hub.put("val.jsonl.zst", texts("held out", 8))
 
 
-def _texts(name: str, count: int, edition: int) -> list[str]:
+def _long_texts(name: str, count: int, edition: int) -> list[str]:
     return [text * 12 for text in texts(name, count, edition)]
 
 
 @dataclass(frozen=True)
-class Round:
-    """How a round went: of which trial, whom it killed, at which stage (as the lock said), the exit code of the killed
-    run (None: it was killed before it could end), whether upstream changed meanwhile, and what was wrong, if anything.
+class RefreshRound:
+    """Result of a round.
+
+    trial     name of the trial
+    victim    what was killed: main, group or worker
+    stage     stage at the time of the kill, as recorded in the lock
+    code      exit code of the first run, None if it was killed
+    changed   True if upstream changed between the runs
+    problems  empty if the round passed
     """
 
     trial: str
@@ -63,12 +74,12 @@ class Round:
     stage: str
     code: int | None
     changed: bool
-    wrong: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 @contextlib.contextmanager
-def trials(folder: Path) -> Iterator[list[Trial]]:
-    """Both recipes, each after an undisturbed run on every edition."""
+def trials(folder: Path) -> Iterator[list[RefreshTrial]]:
+    """Yield both trials, after an undisturbed refresh of every edition."""
     (folder / "pile").mkdir(parents=True)
     with serving(Hub()) as hub:
         sample = Nightly(ROOT / "pipeline" / "recipes" / "sample.toml", environment(hub))
@@ -76,56 +87,57 @@ def trials(folder: Path) -> Iterator[list[Trial]]:
         yield [_trial("sample", sample, None, 1, folder), _trial("pile", pile, hub, 3, folder)]
 
 
-def _trial(name: str, job: Nightly, hub: Hub | None, editions: int, folder: Path) -> Trial:
+def _trial(name: str, job: Nightly, hub: Hub | None, editions: int, folder: Path) -> RefreshTrial:
     expected, seconds = [], 0.0
-    made = Trial(name, job, hub, folder / "quiet" / name, (), 0.0)
+    trial = RefreshTrial(name, job, hub, folder / "quiet" / name, (), 0.0)
     for edition in range(editions):
-        made.upstream(edition)
+        trial.publish_edition(edition)
         start = time.monotonic()
-        job.run(made.quiet / str(edition), "--jobs", 2)
+        job.run(trial.quiet / str(edition), "--jobs", 2)
         seconds = max(seconds, time.monotonic() - start)
-        expected.append(published(made.quiet / str(edition)))
-    return replace(made, expected=tuple(expected), seconds=seconds)
+        expected.append(published(trial.quiet / str(edition)))
+    return replace(trial, expected=tuple(expected), seconds=seconds)
 
 
-def disturb(trial: Trial, root: Path, draw: random.Random) -> Round:
-    """One round in the empty folder `root`."""
-    edition = draw.choice((0, 1)) if trial.hub else 0
-    trial.upstream(edition)
+def disturb(trial: RefreshTrial, root: Path, generator: random.Random) -> RefreshRound:
+    """Run one round in the empty folder `root`."""
+    edition = generator.choice((0, 1)) if trial.hub else 0
+    trial.publish_edition(edition)
     if edition:
         shutil.copytree(trial.quiet / "0", root, symlinks=True)
-    victim, after = draw.choice(chaos.VICTIMS), draw.triangular(0.2, trial.seconds, 0.8 * trial.seconds)
+    victim, delay = generator.choice(chaos.VICTIMS), generator.triangular(0.2, trial.seconds, 0.8 * trial.seconds)
     arguments = () if trial.name == "sample" else ("--allow-shrink",)
     first = trial.job.start(root, "--jobs", 2, *arguments)
-    time.sleep(after)
-    stage = _stage(root)
-    chaos.kill(first, victim, draw)
-    said, wrong = chaos.ended(first)
-    wrong += [f"lives on: {name}" for name in chaos.survivors(first.pid)]
-    if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in said):
-        wrong.append(f"a lost worker ended in exit code {first.returncode}: {said}")
-    wrong += _damage(root)
-    changed = trial.hub is not None and draw.random() < 0.3
+    time.sleep(delay)
+    stage = _current_stage(root)
+    chaos.kill(first, victim, generator)
+    stderr, problems = chaos.ended(first)
+    problems += [f"still alive: {name}" for name in chaos.survivors(first.pid)]
+    if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in stderr):
+        problems.append(f"a lost worker led to exit code {first.returncode}: {stderr}")
+    problems += _damage(root)
+    changed = trial.hub is not None and generator.random() < 0.3
     if changed:
         edition += 1
-        trial.upstream(edition)
-    again = trial.job.start(root, "--jobs", draw.choice((1, 1, 2)), *arguments)
-    said, hangs = chaos.ended(again)
-    wrong += hangs
-    if again.returncode:
-        wrong.append(f"{again.returncode} after all: {said}")
-    elif not published(root).items() >= (wanted := trial.expected[edition]).items():
-        found = published(root)
-        differ = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
-        wrong.append(f"not the bytes of an undisturbed run: {', '.join(differ)}")
-    wrong += _damage(root, raw=True)
-    wrong += [f"left behind: {path}" for path in leftovers(root) if not (changed and ".draft-" in path)]
+        trial.publish_edition(edition)
+    second = trial.job.start(root, "--jobs", generator.choice((1, 1, 2)), *arguments)
+    stderr, timeouts = chaos.ended(second)
+    problems += timeouts
+    if second.returncode:
+        problems.append(f"the second run failed with {second.returncode}: {stderr}")
+    else:
+        sums, expected = published(root), trial.expected[edition]
+        if not sums.items() >= expected.items():
+            differing = sorted(name for name in sums | expected if sums.get(name) != expected.get(name))
+            problems.append(f"not the bytes of an undisturbed run: {', '.join(differing)}")
+    problems += _damage(root, raw=True)
+    problems += [f"leftover: {path}" for path in leftovers(root) if not (changed and ".draft-" in path)]
     code = first.returncode if first.returncode >= 0 else None
-    return Round(trial.name, victim, stage, code, changed, tuple(wrong))
+    return RefreshRound(trial.name, victim, stage, code, changed, tuple(problems))
 
 
-def _stage(root: Path) -> str:
-    """At which stage the refresh of `root` is."""
+def _current_stage(root: Path) -> str:
+    """Return the stage of the refresh that holds the lock in `root`."""
     for path in (root / ".state").glob("*.lock"):
         if holder := locks.holder(path):
             return holder.stage or "start"
@@ -133,30 +145,34 @@ def _stage(root: Path) -> str:
 
 
 def _damage(root: Path, *, raw: bool = False) -> list[str]:
-    """What is published and not whole, a `current` that leads nowhere, and locks that are still held."""
-    checked = [(name, each) for name, problems in verify.verify(root, deep=True) for each in problems]
-    wrong = [problem for name, problem in checked if raw or not name.startswith("raw/")]
-    wrong += [f"{link} leads to nothing whole" for link in root.glob("*/*/current") if not artifact.is_whole(link)]
-    return wrong + [f"still locked: {path}" for path in root.rglob("*.lock") if locks.is_locked(path)]
+    """Return damaged published files, dangling `current` links, and locks that are still held."""
+    checked = [(name, problem) for name, problems in verify.verify(root, deep=True) for problem in problems]
+    damage = [problem for name, problem in checked if raw or not name.startswith("raw/")]
+    damage += [
+        f"{link} points to no valid artifact" for link in root.glob("*/*/current") if not artifact.is_whole(link)
+    ]
+    return damage + [f"still locked: {path}" for path in root.rglob("*.lock") if locks.is_locked(path)]
 
 
-def rounds(trials: Sequence[Trial], folder: Path, count: int, seed: int) -> list[Round]:
-    """`count` rounds, most of them of the Pile: the sample has but few documents."""
-    found = []
-    for number in range(count):
-        root, draw = folder / f"round-{number}", random.Random(f"{seed} {number}")
+def rounds(trials: Sequence[RefreshTrial], folder: Path, count: int, seed: int) -> list[RefreshRound]:
+    """Run `count` rounds. One in eight is of the sample, which has few documents."""
+    results = []
+    for index in range(count):
+        root, generator = folder / f"round-{index}", random.Random(f"{seed} {index}")
         root.parent.mkdir(exist_ok=True)
-        found.append(disturb(trials[number % 8 > 0], root, draw))
-        if found[-1].wrong:
-            print(f"round {number} ({found[-1]})", file=sys.stderr, flush=True)
+        result = disturb(trials[index % 8 > 0], root, generator)
+        results.append(result)
+        if result.problems:
+            print(f"round {index} ({result})", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(root)
-    return found
+    return results
 
 
-def summary(found: Sequence[Round]) -> str:
-    killed = Counter(each.stage for each in found if each.code is None)
+def summary(results: Sequence[RefreshRound]) -> str:
+    killed = Counter(result.stage for result in results if result.code is None)
     stages = ", ".join(f"{count} at {stage}" for stage, count in sorted(killed.items()))
-    victims = ", ".join(f"{count} {name}" for name, count in sorted(Counter(each.victim for each in found).items()))
-    failed, changed = sum(bool(each.wrong) for each in found), sum(each.changed for each in found)
-    return f"{len(found)} rounds ({victims}), killed: {stages}; upstream changed in {changed}; {failed} failed"
+    victims = Counter(result.victim for result in results)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(victims.items()))
+    failed, changed = sum(bool(result.problems) for result in results), sum(result.changed for result in results)
+    return f"{len(results)} rounds ({counts}), killed: {stages}; upstream changed in {changed}; {failed} failed"

@@ -1,7 +1,7 @@
-"""Faults on purpose: disks that fail, tear and fill, processes that are killed, power that is cut; and what must be so
-after every one of them (`assert_survived`). reference/reliability.md, section 2.
+"""Fault injection: failing, torn and full disks, killed processes and power cuts, and the invariants after each fault
+(`assert_survived`). See docs/design/reliability.md, section 2.
 
-What needs root or a tool that is missing is skipped, with a warning; INKSTONE_REQUIRE_FAULTS makes that a failure.
+A test that needs root or a missing tool is skipped with a warning. INKSTONE_REQUIRE_FAULTS makes that a failure.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from pipeline.store.manifest import KINDS
 ROOT = Path(__file__).resolve().parents[2]
 LEFTOVERS = (files.TEMPORARY, files.TRASH, ".draft-")
 UNFINISHED = (".part", ".part.json")
-_PATIENCE = 60.0  # seconds: a command that takes longer hangs
+_TIMEOUT = 60.0  # seconds; a command that takes longer hangs
 
 
 def skip(reason: str) -> NoReturn:
-    """What cannot be tested here is said aloud."""
+    """Skip a test that cannot run here, with a warning."""
     assert not os.environ.get("INKSTONE_REQUIRE_FAULTS"), reason
     warnings.warn(f"not tested here: {reason}", stacklevel=3)
     pytest.skip(reason)
@@ -53,12 +53,12 @@ def require(*tools: str, root: bool = False) -> None:
         skip("this needs root")
 
 
-# The command line, in a process of its own
+# The command line in its own process
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a command ended: its exit code (negative: the signal that killed it) and what it said."""
+    """Result of a command: its exit code (negative: the signal that killed it), stdout and stderr."""
 
     code: int
     out: str
@@ -77,8 +77,11 @@ sys.exit(faults.cli.main(sys.argv[2:]))
 
 @dataclass(frozen=True)
 class Command:
-    """A command line on an artifacts folder, in an environment of its own. `constants` are set in its process, such as
-    {"pipeline.transfer.DURABLE_EVERY": 1 << 16}; `before` is what stands in front of it, such as `unshare -n`."""
+    """A command line on an artifacts folder, in its own environment.
+
+    constants  module constants set in its process, such as {"pipeline.sources.transfer.DURABLE_EVERY": 1 << 16}
+    before     words in front of the command, such as `unshare -n`
+    """
 
     root: Path
     arguments: tuple[object, ...]
@@ -89,13 +92,13 @@ class Command:
     def start(self, fault: Fault | None = None) -> subprocess.Popen[str]:
         home = self.root.parent / "home"
         home.mkdir(exist_ok=True)
-        bare = {"PATH": os.environ["PATH"], "HOME": str(home), "NO_PROXY": "*", "LANG": "C.UTF-8"}
+        minimal = {"PATH": os.environ["PATH"], "HOME": str(home), "NO_PROXY": "*", "LANG": "C.UTF-8"}
         setting = json.dumps([dict(self.constants), fault.as_list() if fault else None])
         command = (sys.executable, "-c", _DRIVER, setting, "--artifacts", str(self.root), *map(str, self.arguments))
         return subprocess.Popen(
             [*self.before, *command],
             cwd=ROOT,
-            env={**bare, "PYTHONPATH": str(ROOT), **self.environment},
+            env={**minimal, "PYTHONPATH": str(ROOT), **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,14 +110,14 @@ class Command:
         return ended(self.start(fault))
 
     def run_forked(self, fault: Fault | None = None, *, kill_after: float | None = None) -> Run:
-        """As `run`, in a fork of this process: that takes milliseconds. It may be killed after so many seconds.
+        """Run in a fork of this process, which takes milliseconds; kill it after `kill_after` seconds if given.
 
         `constants` may be functions here.
         """
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             start = time.monotonic()
             if not (child := os.fork()):
-                _be_the_command(self, fault, out.fileno(), err.fileno())
+                _run_in_fork(self, fault, out.fileno(), err.fileno())
             if kill_after is not None:
                 time.sleep(kill_after)
                 os.kill(child, signal.SIGKILL)
@@ -125,17 +128,17 @@ class Command:
             return Run(code, out.read(), err.read(), seconds)
 
 
-def _be_the_command(command: Command, fault: Fault | None, out: int, err: int) -> NoReturn:
+def _run_in_fork(command: Command, fault: Fault | None, out: int, err: int) -> NoReturn:
     code = 70
     try:
-        signal.alarm(int(_PATIENCE))  # one that hangs is killed
+        signal.alarm(int(_TIMEOUT))  # kills a command that hangs
         os.dup2(out, 1)
         os.dup2(err, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.environ.update({"NO_PROXY": "*", **command.environment})
         arrange(command.constants, fault.as_list() if fault else None)
         code = cli.main(["--artifacts", str(command.root), *map(str, command.arguments)])
-    finally:  # whatever happened: this is a copy of the test process, and must not go on as one
+    finally:  # the fork must never continue as the test process
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -143,19 +146,19 @@ def _be_the_command(command: Command, fault: Fault | None, out: int, err: int) -
 
 
 def ended(process: subprocess.Popen[str]) -> Run:
-    """How a process that was started ends; one that hangs is a failure."""
+    """Wait for a process and return its result. A process that hangs fails the test."""
     start = time.monotonic()
     try:
-        out, err = process.communicate(timeout=_PATIENCE)
+        out, err = process.communicate(timeout=_TIMEOUT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        pytest.fail(f"it hangs: {err}")
+        pytest.fail(f"the command hung: {err}")
     return Run(process.returncode, out, err, time.monotonic() - start)
 
 
 def arrange(constants: Mapping[str, object], fault: Sequence[Any] | None) -> None:
-    """Set constants and the disk of this process, before the command begins."""
+    """Set constants and the disk of this process before the command starts."""
     for name, value in constants.items():
         owner, _, attribute = name.rpartition(".")
         assert hasattr(pkgutil.resolve_name(owner), attribute), name
@@ -169,8 +172,11 @@ def arrange(constants: Mapping[str, object], fault: Sequence[Any] | None) -> Non
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong at the `number`-th operation of a kind ("any" counts all): an errno by its name, which `lasting`
-    makes all later ones fail with too; "kill" ends the process before it, and "torn" in the middle of a write."""
+    """A fault at the `number`-th operation of a kind ("any" counts all).
+
+    what     an errno by its name; "kill" kills the process before the operation, "torn" in the middle of a write
+    lasting  all later operations fail too
+    """
 
     operation: str
     number: int
@@ -183,7 +189,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Operation:
-    """An entry of a disk's log. `other` is the new name or the link's target; `data` what was written at `place`."""
+    """An entry of a disk's log. `other` is the new name or the link's target, `data` the bytes written at `place`."""
 
     kind: str
     path: Path
@@ -193,7 +199,7 @@ class Operation:
 
 
 class LoggingDisk(files.Disk):
-    """A disk that keeps a log of what was asked of it."""
+    """A disk that logs its operations."""
 
     def __init__(self) -> None:
         self.log: list[Operation] = []
@@ -202,7 +208,7 @@ class LoggingDisk(files.Disk):
         self.log.append(operation)
 
     def create(self, path: Path) -> BinaryIO:
-        if not os.path.lexists(path):  # to look whether a part is there is no operation
+        if not os.path.lexists(path):  # opening an existing file is not logged
             self.about_to(Operation("create", path))
         return super().create(path)
 
@@ -236,7 +242,7 @@ class LoggingDisk(files.Disk):
 
 
 class FaultyDisk(LoggingDisk):
-    """A disk on which one thing goes wrong. `reached` says whether it came to that."""
+    """A disk with one fault. `reached` is True once the fault has occurred."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__()
@@ -255,9 +261,9 @@ class FaultyDisk(LoggingDisk):
             if fault.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault.what != "torn":
-                number = getattr(errno, fault.what)
-                told = operation.kind not in ("write", "sync", "truncate")  # of those the system says no name
-                raise OSError(number, os.strerror(number), str(operation.path) if told else None)
+                code = getattr(errno, fault.what)
+                has_name = operation.kind not in ("write", "sync", "truncate")  # their system calls take descriptors
+                raise OSError(code, os.strerror(code), str(operation.path) if has_name else None)
 
     def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
         self.about_to(Operation("write", path, place=handle.tell(), data=bytes(data)))
@@ -270,7 +276,7 @@ class FaultyDisk(LoggingDisk):
 
 @contextmanager
 def disk(one: files.Disk) -> Iterator[None]:
-    """Let everything in this process go through another disk."""
+    """Replace the disk of this process while the block runs."""
     before, files.disk = files.disk, one
     try:
         yield
@@ -279,14 +285,14 @@ def disk(one: files.Disk) -> Iterator[None]:
 
 
 def sweep(attempt: Callable[[int], bool], most: int = 1000) -> int:
-    """Call `attempt` with 1, 2, 3, ... until it returns that the fault was not reached any more; how often it was."""
+    """Call `attempt` with 1, 2, 3, ... until it returns False (fault not reached). Return the number of faults."""
     for number in range(1, most):
         if not attempt(number):
             return number - 1
-    raise AssertionError(f"still not through after {most} operations")
+    raise AssertionError(f"the fault was still reached after {most} operations")
 
 
-# What a power cut may leave
+# Power cuts
 
 
 @dataclass
@@ -296,26 +302,27 @@ class _Inode:
 
 
 def power_cuts(log: Sequence[Operation], before: Mapping[Path, bytes]) -> list[dict[Path, bytes]]:
-    """The different states of files that a power cut may leave at any point of a log, where the system is free to
-    choose: nothing that was not synced; all names, but no bytes that were not synced; everything. `before` is what
-    was durable. Folders are taken to be durable, and links are not followed: the raw cache has none.
+    """Return the distinct states of files that a power cut may leave at any point of a log.
+
+    The system may keep only what was synced; all names, but only synced bytes; or everything. `before` is the durable
+    state at the start. Folders are assumed durable, and links are not followed: the raw cache has none.
     """
     inodes = {path: _Inode(bytearray(data), data) for path, data in before.items()}
     names, durable_names = dict(inodes), dict(inodes)
-    found: list[dict[Path, bytes]] = []
+    states: list[dict[Path, bytes]] = []
     for operation in (*log, None):
         for state in (
             {path: inode.durable for path, inode in durable_names.items()},
             {path: inode.durable for path, inode in names.items()},
             {path: bytes(inode.live) for path, inode in names.items()},
         ):
-            found += [state] if state not in found else []
+            states += [state] if state not in states else []
         if operation:
-            _happen(operation, names, durable_names)
-    return found
+            _apply(operation, names, durable_names)
+    return states
 
 
-def _happen(operation: Operation, names: dict[Path, _Inode], durable_names: dict[Path, _Inode]) -> None:
+def _apply(operation: Operation, names: dict[Path, _Inode], durable_names: dict[Path, _Inode]) -> None:
     path = operation.path
     match operation.kind:
         case "create":
@@ -328,23 +335,23 @@ def _happen(operation: Operation, names: dict[Path, _Inode], durable_names: dict
         case "sync" if path in names:
             names[path].durable = bytes(names[path].live)
         case "sync":  # a folder
-            for each in [each for each in durable_names if each.parent == path]:
-                del durable_names[each]
-            durable_names |= {each: inode for each, inode in names.items() if each.parent == path}
+            for name in [name for name in durable_names if name.parent == path]:
+                del durable_names[name]
+            durable_names |= {name: inode for name, inode in names.items() if name.parent == path}
         case "rename":
             names[Path(operation.other)] = names.pop(path)
         case "unlink":
             names.pop(path, None)
         case other:
-            raise AssertionError(f"what does a power cut do to a {other}?")
+            raise AssertionError(f"power cuts do not support the operation {other}")
 
 
-# Disks of their own
+# Mounted disks
 
 
 @contextmanager
 def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """`folder` as a small disk in memory."""
+    """Mount a small tmpfs at `folder`."""
     require("mount", "umount", root=True)
     with _mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
         yield folder
@@ -352,7 +359,7 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
 
 @contextmanager
 def ext4(folder: Path, image: Path, *, megabytes: int = 16, inodes: int = 256, fresh: bool = True) -> Iterator[Path]:
-    """`folder` as a small disk whose blocks are the file `image`, which writes its journal only when told to."""
+    """Mount a small ext4 at `folder` from the file `image`; it commits its journal only on sync."""
     require("mount", "umount", "mkfs.ext4", root=True)
     if fresh:
         with open(image, "wb") as blocks:
@@ -363,11 +370,11 @@ def ext4(folder: Path, image: Path, *, megabytes: int = 16, inodes: int = 256, f
 
 
 @contextmanager
-def _mounted(folder: Path, *how: str) -> Iterator[None]:
+def _mounted(folder: Path, *options: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", *how, str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    process = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
+    if process.returncode:
+        skip(f"cannot mount a disk here: {process.stderr.strip()}")
     try:
         yield
     finally:
@@ -376,52 +383,64 @@ def _mounted(folder: Path, *how: str) -> Iterator[None]:
 
 @contextmanager
 def power_cut(image: Path, folder: Path) -> Iterator[Path]:
-    """What is on the disk `image` if the power is cut now, mounted at `folder`: the journal is replayed on a copy."""
+    """Mount the state of the disk `image` after a power cut at `folder`, by replaying the journal of a copy."""
     copy = image.with_name(f"{image.name}.cut")
     shutil.copyfile(image, copy)
     with ext4(folder, copy, fresh=False):
         yield folder
 
 
-# What stands in front of a command
+# Prefixes of a command
 
 
 def limited(**limits: int) -> tuple[str, ...]:
-    """Limits of prlimit, such as fsize, nofile, as."""
+    """Return a prefix that sets limits of prlimit, such as fsize, nofile, as."""
     require("prlimit")
     return ("prlimit", *(f"--{name}={value}" for name, value in limits.items()))
 
 
 def offline() -> tuple[str, ...]:
-    """No network at all, not even to this machine."""
+    """Return a prefix that runs a command without any network, not even loopback."""
     require("unshare", root=True)
     return ("unshare", "-n")
 
 
 def injected(call: str, what: str, path: Path | None = None) -> tuple[str, ...]:
-    """strace that lets a system call fail, as `injected("fsync", "error=EIO:when=2")`; only on `path`, if given."""
+    """Return an strace prefix that makes a system call fail, e.g. `injected("fsync", "error=EIO:when=2")`; with `path`,
+    only on that file."""
     require("strace")
-    only = ("-P", str(path)) if path else ()
-    return ("strace", "-qq", "-f", "-o", "/dev/null", *only, "-e", f"trace={call}", "-e", f"inject={call}:{what}")
+    path_filter = ("-P", str(path)) if path else ()
+    return (
+        "strace",
+        "-qq",
+        "-f",
+        "-o",
+        "/dev/null",
+        *path_filter,
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:{what}",
+    )
 
 
-# What must be so after every fault
+# Invariants after every fault
 
 
 def published(root: Path) -> dict[str, str]:
-    """What readers may find below `root`, and what it is: sha256 of pinned files, digest of current generations."""
-    found = {}
+    """Return the published names below `root`: sha256 of pinned files, digest of current generations."""
+    digests: dict[str, str] = {}
     for lock_file in sorted((root / "raw").glob(f"*/{LOCK_FILE}")):
         source = lock_file.parent.name
-        found |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock(root, source).items()}
+        digests |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock(root, source).items()}
     for kind in KINDS:
         for link in sorted((root / kind).glob("*/current")):
-            found[f"{kind}/{link.parent.name}"] = artifact.read(link.resolve()).digest
-    return found
+            digests[f"{kind}/{link.parent.name}"] = artifact.read(link.resolve()).digest
+    return digests
 
 
 def leftovers(root: Path) -> list[str]:
-    """What writers that were killed or failed left behind."""
+    """Return temporary files left by killed or failed writers."""
     return sorted(
         str(path.relative_to(root))
         for path in root.rglob("*")
@@ -430,24 +449,24 @@ def leftovers(root: Path) -> list[str]:
 
 
 def assert_one_error(run: Run, code: int, names: Sequence[str]) -> None:
-    """I3: that exit code, and one line with the file, the cause and the next step."""
-    assert run.code == code, f"exit code {run.code}, not {code}: {run.err}"
-    said = [line for line in run.err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1, run.err
-    assert run.err.rstrip().splitlines()[-1] == said[0], run.err
-    assert " — " in said[0], f"no next step: {said[0]}"
+    """Assert I3: the exit code, and one line with the file, the cause and a hint."""
+    assert run.code == code, f"exit code {run.code}, expected {code}: {run.err}"
+    lines = [line for line in run.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, run.err
+    assert run.err.rstrip().splitlines()[-1] == lines[0], run.err
+    assert " — " in lines[0], f"no hint: {lines[0]}"
     assert "Traceback" not in run.err
     for name in names:
-        assert name in said[0], f"{name!r} is not named: {said[0]}"
+        assert name in lines[0], f"{name!r} is not named: {lines[0]}"
 
 
 def assert_whole(root: Path, allowed: Sequence[Mapping[str, str]], at_least: Mapping[str, str]) -> None:
-    """I1: what is published is of one of these states, nothing of `at_least` is lost, and all of it verifies."""
-    now = published(root)
-    for name, digest in now.items():
+    """Assert I1: published names match one of the `allowed` states, none of `at_least` is lost, and all verify."""
+    current = published(root)
+    for name, digest in current.items():
         assert digest in {state.get(name) for state in allowed}, f"{name} is neither old nor new"
-    assert not at_least.keys() - now.keys(), "what was published is gone"
-    problems = [problem for _, found in verify.verify(root, deep=True) for problem in found]
+    assert not at_least.keys() - current.keys(), "a published name is missing"
+    problems = [problem for _, problems in verify.verify(root, deep=True) for problem in problems]
     assert not problems, problems
 
 
@@ -465,12 +484,14 @@ def assert_survived(
     most: int = 0,
     secrets: Sequence[str] = (),
 ) -> Run:
-    """The seven invariants (I1 to I7), after the `disturbed` runs; returns the clean run that is `again`.
+    """Assert the seven invariants (I1 to I7) after the `disturbed` runs. Returns the clean run that `again` makes.
 
-    `expected` is what an undisturbed run publishes, `old` what was there before (both as `published` tells them); with
-    `damaged` some of that was destroyed by the test itself. The last disturbed run must have ended with `code`, and
-    its error must name all of `names`; None: it was killed, or it succeeded. `twice` tells in the end how many bytes
-    were fetched twice, not over `most`. `secrets` must not be found in anything that was said or written.
+    expected  published state of an undisturbed run, as `published` returns it
+    old       published state before the disturbed runs
+    damaged   the test itself destroyed some of `old`
+    code      exit code of the last disturbed run, whose error names all of `names`; None if it was killed or succeeded
+    twice     returns the number of bytes fetched twice, at most `most`
+    secrets   texts that must not appear in any output or file
     """
     old = old or {}
     if code is not None and disturbed:
@@ -496,12 +517,12 @@ def assert_survived(
 
 def assert_silent(text: str, secrets: Sequence[str]) -> None:
     for secret in secrets:
-        assert secret not in text, f"a secret was told: {text[:300]}"
+        assert secret not in text, f"a secret was printed or written: {text[:300]}"
 
 
 @contextmanager
 def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
-    """A process that stands still meanwhile."""
+    """Stop a process with SIGSTOP while the block runs."""
     os.killpg(process.pid, signal.SIGSTOP)
     try:
         yield
@@ -518,7 +539,7 @@ def kill(process: subprocess.Popen[str]) -> Run:
 
 @contextmanager
 def another_process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that runs `script` on `path`, and the first line it printed."""
+    """Run `script` on `path` in another process while the block runs; yields it and its first line of output."""
     command = [sys.executable, "-c", script, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None

@@ -1,7 +1,7 @@
-"""An upstream on this machine, and a recipe that is refreshed from it: all that a nightly refresh has, in small.
+"""A local server of upstream files and a recipe that is refreshed from it: a small nightly refresh.
 
-The hub serves the Pile's paths as the Hugging Face hub does: what a file is stands in the headers, each state of the
-repository has a commit, and a commit serves what it served when it was made.
+The hub serves the Pile's paths as the Hugging Face hub does. Headers describe each file, every state of the repository
+has a commit, and a commit keeps serving its own files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.tokenizers import Characters
 
 ROOT = Path(__file__).resolve().parents[2]
 _PATH = re.compile(r"/datasets/monology/pile-uncopyrighted/resolve/([^/]+)/(.+)")
-# One process and few imports: units and pieces so small that a small file has several of them.
+# One process and few imports, with units and chunks so small that a small file has several of them.
 _DRIVER = """
 import sys
 from pipeline.tokens import chunks as pieces, stage as tokenize
@@ -45,8 +45,12 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @dataclass
 class Hub:
-    """What upstream has. `linked`: whether it publishes hashes, or only strong ETags. `pace`: seconds before each
-    16 KiB that it sends. `asked` are the requests so far: method, name, first byte."""
+    """The upstream files.
+
+    linked  publish sha256 hashes, or else only strong ETags
+    pace    seconds to wait before sending each 16 KiB
+    asked   requests received: method, name, first byte
+    """
 
     linked: bool = True
     pace: float = 0.0
@@ -56,7 +60,7 @@ class Hub:
     _commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def put(self, name: str, data: bytes | Iterable[str]) -> None:
-        """Let a file have these bytes, or these documents."""
+        """Set the content of a file to these bytes or documents."""
         self._commit({**self._files, name: data if isinstance(data, bytes) else packed(data)})
 
     def remove(self, name: str) -> None:
@@ -68,10 +72,10 @@ class Hub:
 
     @property
     def commit(self) -> str:
-        told = hashlib.sha1()
+        digest = hashlib.sha1()
         for name, data in sorted(self._files.items()):
-            told.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
-        return told.hexdigest()
+            digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
+        return digest.hexdigest()
 
     def read(self, revision: str, name: str) -> bytes | None:
         return (self._files if revision == "main" else self._commits.get(revision, {})).get(name)
@@ -85,7 +89,7 @@ class Hub:
 
 
 def packed(texts: Iterable[str]) -> bytes:
-    """JSON lines of documents, compressed."""
+    """Return documents as compressed JSON lines."""
     lines = b"".join(jsonl.json_line(text, "", "", None) for text in texts)
     return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(lines)
 
@@ -101,11 +105,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
-        asked = _PATH.fullmatch(self.path)
-        data = self.hub.read(asked[1], asked[2]) if asked else None
+        match = _PATH.fullmatch(self.path)
+        data = self.hub.read(match[1], match[2]) if match else None
         span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(span[1]) if span else 0
-        self.hub.asked.append((self.command, asked[2] if asked else self.path, start))
+        self.hub.asked.append((self.command, match[2] if match else self.path, start))
         if data is None or start > len(data):
             self.send_response(404 if data is None else 416)
             self.send_header("Content-Length", "0")
@@ -122,9 +126,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Linked-Size", str(len(data)))
             self.send_header("X-Repo-Commit", self.hub.commit)
         self.end_headers()
-        for place in range(start, len(data) if with_body else 0, 1 << 14):
+        for offset in range(start, len(data) if with_body else 0, 1 << 14):
             time.sleep(self.hub.pace)
-            self.wfile.write(data[place : place + (1 << 14)])
+            self.wfile.write(data[offset : offset + (1 << 14)])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -132,12 +136,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no news."""
+        """Ignore connections closed by killed clients."""
 
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """Serve `hub` under its `url` while the block runs."""
+    """Serve `hub` at its `url` while the block runs."""
     with _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub})) as server:
         thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02))
         thread.start()
@@ -150,7 +154,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
 
 def letters(folder: Path, alphabet: Iterable[str] = map(chr, range(32, 127))) -> Path:
-    """A tokenizer of single characters, published below `folder`: nothing is made or loaded faster."""
+    """Publish a tokenizer of single characters below `folder`, the fastest to build and load."""
 
     def write(draft: Path) -> artifact.Content:
         Characters("".join(alphabet), "letters").save(draft)
@@ -161,15 +165,13 @@ def letters(folder: Path, alphabet: Iterable[str] = map(chr, range(32, 127))) ->
 
 
 def texts(name: str, count: int = 60, edition: int = 0) -> list[str]:
-    """Documents that only the file `name` has, in one of many editions."""
-    return [
-        f"{name} edition {edition} document {number} " + "of some length " * (number % 7) for number in range(count)
-    ]
+    """Return documents that are unique to the file `name` and the edition."""
+    return [f"{name} edition {edition} document {index} " + "of some length " * (index % 7) for index in range(count)]
 
 
 @dataclass(frozen=True)
 class Nightly:
-    """A recipe over a hub, and how it is refreshed. `environment` is all that its process has."""
+    """A recipe over a hub and the options of its refresh. `environment` is the complete one of its process."""
 
     recipe: Path
     environment: Mapping[str, str]
@@ -183,22 +185,22 @@ class Nightly:
         return [sys.executable, "-c", driver, "--artifacts", str(root), *map(str, refresh)]
 
     def start(self, root: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-        """Start a refresh in a process group of its own."""
-        given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
+        """Start a refresh in its own process group."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | options
         command = self.command(root, *arguments)
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, start_new_session=True, **given)
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, start_new_session=True, **streams)
 
     def run(self, root: Path, *arguments: object, code: int = 0, **options: Any) -> Said:
-        """Refresh, with --json, and be sure of the exit code."""
+        """Refresh with --json and assert the exit code."""
         with self.start(root, "--json", *arguments, **options) as process:
-            printed, said = process.communicate(timeout=120)
-        assert process.returncode == code, f"{process.returncode}, not {code}: {said}"
-        return Said(json.loads(printed) if printed else {}, said or "")
+            stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == code, f"exit code {process.returncode}, expected {code}: {stderr}"
+        return Said(json.loads(stdout) if stdout else {}, stderr or "")
 
 
 @dataclass(frozen=True)
 class Said:
-    """The one JSON object that a command printed, and what it said on stderr."""
+    """Output of a command: its JSON object and its stderr."""
 
     told: dict[str, Any]
     stderr: str
@@ -208,7 +210,7 @@ class Said:
         return {stage["stage"]: stage["result"] for stage in self.told["stages"]}
 
     def assert_refused(self) -> None:
-        """One line that names what is wrong and what to do next, and no traceback."""
+        """Assert that the command failed with a one-line error and a hint, without a traceback."""
         assert self.told["result"] == "failed"
         assert self.told["error"]
         assert self.told["hint"]
@@ -218,18 +220,18 @@ class Said:
 
 
 def environment(hub: Hub) -> dict[str, str]:
-    """What a refresh from `hub` needs to have in its environment, and no more."""
-    kept = {
+    """Return the minimal environment of a refresh from `hub`."""
+    inherited = {
         name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "TIKTOKEN_CACHE_DIR") if name in os.environ
     }
-    return {**kept, "HF_ENDPOINT": hub.url, "HF_TOKEN": SECRET, "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**inherited, "HF_ENDPOINT": hub.url, "HF_TOKEN": SECRET, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 SECRET = "hf_neverToBeSeenAnywhere"
 
 
 def nightly(folder: Path, hub: Hub, *, shards: str = "0-2,val", lines: Sequence[str] = (), **options: Any) -> Nightly:
-    """A recipe of the Pile that tokenizes `shards` by characters. `lines` go to its section [tokenize]."""
+    """Write a recipe of the Pile that tokenizes `shards` by characters. `lines` are added to its section [tokenize]."""
     path = folder / "small.toml"
     text = f"""
 name = "small"
@@ -253,50 +255,50 @@ dropout = 0.1
 
 
 def fill(hub: Hub, shards: int = 3, count: int = 60) -> None:
-    """Some training shards and a validation file."""
-    for number in range(shards):
-        hub.put(f"train/{number:02d}.jsonl.zst", texts(f"shard {number}", count))
+    """Publish training shards and a validation file."""
+    for shard in range(shards):
+        hub.put(f"train/{shard:02d}.jsonl.zst", texts(f"shard {shard}", count))
     hub.put("val.jsonl.zst", texts("held out", 8))
 
 
-# What a refresh leaves
+# Results of a refresh
 
 
 def published(root: Path) -> dict[str, str]:
-    """The sha256 of every file of every current generation, manifests included, below the key; and of the raw files.
+    """Return the sha256 of every file of every current generation by its path, manifests included.
 
-    What `run.json` tells is of the run and not of the bytes.
+    `run.json` is left out: it describes the run and differs every time.
     """
-    found = {}
+    sums = {}
     for link in sorted(root.glob("*/*/current")):
         folder = link.resolve()
-        for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.name != "run.json"):
-            found[f"{folder.relative_to(root.resolve())}/{path.relative_to(folder)}"] = files.sha256_of(path)
-    return found
+        for path in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "run.json"):
+            sums[f"{folder.relative_to(root.resolve())}/{path.relative_to(folder)}"] = files.sha256_of(path)
+    return sums
 
 
 def generation(root: Path, kind: str = "tokens", name: str = "small") -> artifact.Artifact | None:
-    """The current generation, None where there is none yet."""
+    """Return the current generation, None if there is none."""
     return artifact.current(root, kind, name)
 
 
 def leftovers(root: Path) -> list[str]:
-    """Temporary names that nothing should leave behind once a refresh has ended well."""
-    marks, ends = (files.TEMPORARY, files.TRASH, ".draft-", artifact.SCRATCH), (".part", ".part.json")
-    found = (path for path in root.rglob("*") if path.name.startswith(marks) or path.name.endswith(ends))
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    """Return temporary files, none of which may exist after a successful refresh."""
+    prefixes, suffixes = (files.TEMPORARY, files.TRASH, ".draft-", artifact.SCRATCH), (".part", ".part.json")
+    paths = (path for path in root.rglob("*") if path.name.startswith(prefixes) or path.name.endswith(suffixes))
+    return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
 def assert_survived(root: Path, *digests: str) -> None:
-    """All that is published is whole, byte for byte, and no lock is held (I1, I6).
+    """Assert that every published file is complete and no lock is held (I1, I6).
 
-    Every generation of tokens is one of `digests`, if they are given. A raw file may be there whose pin is not yet
-    written: no stage reads it before that, and the next download pins it.
+    If `digests` are given, every generation of tokens has one of them. A raw file may exist without its pin: no stage
+    reads it before the next download pins it.
     """
     for name, problems in verify.verify(root, deep=True):
         assert problems == [] or name.startswith("raw/"), name
     for path in root.glob("*/*/current"):
-        assert artifact.is_whole(path), f"{path} leads to nothing whole"
+        assert artifact.is_whole(path), f"{path} points to no valid artifact"
     if digests:
         tokens = [path for path in artifact.generations(root) if path.parts[-3] == "tokens"]
         assert {artifact.read(path).digest for path in tokens} <= {*digests}
@@ -304,16 +306,16 @@ def assert_survived(root: Path, *digests: str) -> None:
 
 
 def assert_settled(root: Path, *digests: str) -> None:
-    """What holds once a refresh has ended well: all of the above, every raw file is what its pin says, and nothing
+    """Assert the state after a successful refresh: as `assert_survived`, and all raw files match their pins and nothing
     is left behind (I4)."""
     assert_survived(root, *digests)
     assert [problem for _, problems in verify.verify(root, deep=True) for problem in problems] == []
     assert leftovers(root) == [], leftovers(root)
 
 
-def assert_no_secret(root: Path, *said: str) -> None:
-    """The token is in no output, no log and no state (I7)."""
-    for text in said:
+def assert_no_secret(root: Path, *outputs: str) -> None:
+    """Assert that the token is in no output, log or state (I7)."""
+    for text in outputs:
         assert SECRET not in text
     for path in root.rglob("*"):
         if path.is_file() and path.suffix in (".json", ".jsonl", ".lock"):
@@ -321,7 +323,7 @@ def assert_no_secret(root: Path, *said: str) -> None:
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each file: what tells one from another that was written anew."""
+    """Return inode and time of each file by path; they change if it is written again."""
     return {
         path.relative_to(folder).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -334,50 +336,50 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Mounted:
-    """A file system of its own in an image file, mounted at `folder`."""
+    """A file system in an image file, mounted at `folder`."""
 
     folder: Path
     image: Path
 
     def as_after_a_power_cut(self, target: Path) -> Path:
-        """A copy of what has reached the disk by now: what is only in memory is lost."""
+        """Copy the blocks that have reached the disk; data only in memory is lost."""
         subprocess.run(["cp", "--sparse=always", str(self.image), str(target)], check=True)
         return target
 
 
 @contextmanager
 def mounted_ext4(folder: Path, name: str, *, megabytes: int = 16, image: Path | None = None) -> Iterator[Mounted]:
-    """An ext4 that brings nothing to the disk by itself for as long as a test takes; empty, or of an `image`.
+    """Mount an ext4 that does not commit by itself during a test; empty, or from an `image`.
 
-    Skips where that cannot be mounted.
+    Skips the test if it cannot be mounted.
     """
-    where = folder / f"{name}.mount"
-    where.mkdir()
-    made = image or folder / f"{name}.image"
+    mount_point = folder / f"{name}.mount"
+    mount_point.mkdir()
+    blocks = image or folder / f"{name}.image"
     if os.getuid() or not shutil.which("mkfs.ext4"):
-        pytest.skip("power cuts were NOT tested: only root may mount an image, with mkfs.ext4")
+        pytest.skip("power cuts were NOT tested: needs root and mkfs.ext4")
     if not image:
-        with open(made, "wb") as out:
+        with open(blocks, "wb") as out:
             out.truncate(megabytes << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(made)], check=True, capture_output=True)
-    done = subprocess.run(["mount", "-o", "loop,commit=300", str(made), str(where)], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"power cuts were NOT tested: no image can be mounted here: {done.stderr.decode().strip()}")
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(blocks)], check=True, capture_output=True)
+    command = ["mount", "-o", "loop,commit=300", str(blocks), str(mount_point)]
+    process = subprocess.run(command, capture_output=True, check=False)
+    if process.returncode:
+        pytest.skip(f"power cuts were NOT tested: cannot mount an image: {process.stderr.decode().strip()}")
     try:
-        yield Mounted(where, made)
+        yield Mounted(mount_point, blocks)
     finally:
-        subprocess.run(["umount", str(where)], check=True)
+        subprocess.run(["umount", str(mount_point)], check=True)
 
 
 @contextmanager
 def mounted_tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """`folder` as a small disk of its own, `options` as `size=2m`. Skips where that cannot be mounted."""
+    """Mount a small tmpfs at `folder`, with `options` such as `size=2m`. Skips the test if it cannot be mounted."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"small disks were NOT tested: none can be mounted here: {done.stderr.decode().strip()}")
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    process = subprocess.run(command, capture_output=True, check=False)
+    if process.returncode:
+        pytest.skip(f"small disks were NOT tested: cannot mount a tmpfs: {process.stderr.decode().strip()}")
     try:
         yield folder
     finally:

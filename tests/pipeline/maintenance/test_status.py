@@ -1,4 +1,4 @@
-"""Status and its check: what a person and a monitor are told, quickly, and without being in anybody's way."""
+"""Status and its check for monitors: correct, fast and without locks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from pipeline.maintenance import retention as generations
 from pipeline.maintenance import status
 from pipeline.refresh import state
-from pipeline.refresh.state import State
+from pipeline.refresh.state import RefreshState
 from pipeline.sources import cache
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact, Content
@@ -41,10 +41,10 @@ def ago(hours: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 3600 * hours))
 
 
-def remember(root: Path, recipe: str = "small", **fields: Any) -> None:
-    """A refresh that ended well half an hour ago, but for `fields`."""
-    told = {"run_id": "x", "ended": ago(0.5), "last_success": ago(0.5), "result": "unchanged", **fields}
-    state.write(root, State(recipe, **told))
+def write_state(root: Path, recipe: str = "small", **fields: Any) -> None:
+    """Write the state of a refresh that succeeded half an hour ago, changed by `fields`."""
+    values = {"run_id": "x", "ended": ago(0.5), "last_success": ago(0.5), "result": "unchanged", **fields}
+    state.write(root, RefreshState(recipe, **values))
 
 
 HOLD = """
@@ -52,9 +52,9 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from pipeline.store import locks
-with ExitStack() as held:
+with ExitStack() as stack:
     for path in sys.argv[1:]:
-        held.enter_context(locks.lock(Path(path), doing="refresh small", run_id="x")).say("tokenize")
+        stack.enter_context(locks.lock(Path(path), doing="refresh small", run_id="x")).say("tokenize")
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -62,7 +62,7 @@ with ExitStack() as held:
 
 @contextmanager
 def held(*paths: Path) -> Iterator[int]:
-    """Another process that holds these locks, by its process id."""
+    """Hold these locks in another process while the block runs; yields its process id."""
     command = [sys.executable, "-c", HOLD, *map(str, paths)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
@@ -71,119 +71,118 @@ def held(*paths: Path) -> Iterator[int]:
         process.kill()
 
 
-# The check
+# Check for monitors
 
 
 def with_damage(root: Path) -> None:
-    remember(root)
+    write_state(root)
     publish(root, 1).file("data").unlink()
 
 
 def with_two(root: Path) -> None:
-    remember(root)
-    remember(root, "other", last_success="")
+    write_state(root)
+    write_state(root, "other", last_success="")
 
 
 NAGIOS: dict[str, tuple[int, str, Callable[[Path], object]]] = {
-    "one that went well lately": (0, "OK - small: last success 30 min ago", remember),
-    "one that failed, after one that went well lately": (
+    "recent success": (0, "OK - small: last success 30 minutes ago", write_state),
+    "failure after recent success": (
         1,
-        "WARNING - small: last success 2.0 h ago, the disk is full",
-        lambda root: remember(root, result="failed", error="the disk is full", last_success=ago(2)),
+        "WARNING - small: last success 2 hours ago, the disk is full",
+        lambda root: write_state(root, result="failed", error="the disk is full", last_success=ago(2)),
     ),
-    "one that was killed": (1, "the last run was killed", lambda root: remember(root, result="running")),
-    "none that went well for too long": (
+    "killed run": (1, "the last run was killed", lambda root: write_state(root, result="running")),
+    "old success": (
         2,
-        "CRITICAL - small: last success 2 d ago",
-        lambda root: remember(root, last_success=ago(49)),
+        "CRITICAL - small: last success 2 days and 1 hour ago",
+        lambda root: write_state(root, last_success=ago(49)),
     ),
-    "none that ever went well": (
+    "no success": (
         2,
         "CRITICAL - small: last success never",
-        lambda root: remember(root, last_success=""),
+        lambda root: write_state(root, last_success=""),
     ),
-    "something damaged": (2, "is damaged; small: last success", with_damage),
+    "damaged artifact": (2, "is damaged; small: last success", with_damage),
     "the worst of two": (
         2,
-        "CRITICAL - other: last success never; small: last success 30 min ago",
+        "CRITICAL - other: last success never; small: last success 30 minutes ago",
         with_two,
     ),
-    "no refresh at all": (3, "UNKNOWN - nothing was ever refreshed", lambda root: publish(root, 1)),
+    "no refresh": (3, "UNKNOWN - nothing was ever refreshed", lambda root: publish(root, 1)),
     "an empty store": (3, "UNKNOWN - nothing was ever refreshed", lambda root: None),
 }
 
 
 @pytest.mark.parametrize("case", NAGIOS)
-def test_a_monitor_is_told_of(root: Path, case: str) -> None:
+def test_check_reports(root: Path, case: str) -> None:
     code, line, prepare = NAGIOS[case]
     prepare(root)
-    found = status.check(root, 36)
-    assert (found.code, line in found.line) == (code, True), found.line
-    assert "\n" not in found.line
+    result = status.check(root, 36)
+    assert (result.code, line in result.line) == (code, True), result.line
+    assert "\n" not in result.line
 
 
-def test_the_check_is_an_exit_code_and_one_line_for_every_code(inkstone: Inkstone, root: Path) -> None:
-    for case in ("an empty store", "one that went well lately", "one that was killed", "none that ever went well"):
+def test_check_prints_one_line_and_exits_with_its_code(inkstone: Inkstone, root: Path) -> None:
+    for case in ("an empty store", "recent success", "killed run", "no success"):
         code, line, prepare = NAGIOS[case]
         prepare(root)
         command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "-q", "status", "--check"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-        assert (done.returncode, done.stderr, done.stdout.count("\n")) == (code, "", 1)
-        assert line in done.stdout
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert (process.returncode, process.stderr, process.stdout.count("\n")) == (code, "", 1)
+        assert line in process.stdout
     assert inkstone("status", "--check", code=2)["exit_code"] == 2
     assert inkstone("status", "--check", "--max-age", "soon", code=78)["hint"] == "for example 90m, 36h or 7d"
 
 
 @pytest.mark.parametrize(("limit", "code"), [("90m", 2), ("2h", 2), ("3h", 0), ("1d", 0)])
-def test_the_age_that_is_allowed_is_in_minutes_hours_or_days(
-    inkstone: Inkstone, root: Path, limit: str, code: int
-) -> None:
-    remember(root, last_success=ago(2.5))
+def test_max_age_accepts_minutes_hours_and_days(inkstone: Inkstone, root: Path, limit: str, code: int) -> None:
+    write_state(root, last_success=ago(2.5))
     assert inkstone("status", "--check", "--max-age", limit, code=code)["exit_code"] == code
 
 
-def test_one_that_runs_is_named_with_its_process_and_stage_and_is_no_failure(root: Path) -> None:
-    remember(root, result="running", last_success=ago(2))
+def test_running_refresh_is_reported_with_process_and_stage(root: Path) -> None:
+    write_state(root, result="running", last_success=ago(2))
     with held(state.lock_of(root, "small")) as process:
-        (found,) = status.refreshes(root)
-        assert f"process {process} (refresh small, at tokenize, since 20" in found.running
-        assert found.lines()[0].startswith(f"refresh small: running, process {process}")
+        (refresh_status,) = status.refreshes(root)
+        assert f"process {process} (refresh small, at tokenize, since 20" in refresh_status.running
+        assert refresh_status.line().startswith(f"refresh small: running, process {process}")
         assert status.check(root, 36).code == 0
         assert ", running" in status.check(root, 36).line
         state.lock_of(root, "small").write_bytes(b"")
-        (found,) = status.refreshes(root)
-        assert found.running, "one that has just begun has not written yet who it is"
-    (found,) = status.refreshes(root)
-    assert found.running == ""
-    assert "was killed" in found.lines()[0]
+        (refresh_status,) = status.refreshes(root)
+        assert refresh_status.running, "a refresh that has just started has not written its holder yet"
+    (refresh_status,) = status.refreshes(root)
+    assert refresh_status.running == ""
+    assert "was killed" in refresh_status.line()
     assert status.check(root, 36).code == 1
 
 
-def test_one_that_failed_is_told_with_its_cause_and_what_to_do(inkstone: Inkstone, root: Path) -> None:
-    remember(root, result="failed", exit_code=74, error="disk: no space", hint="free some", last_success=ago(30))
-    (told,) = inkstone("status")["refreshes"]
-    assert (told["result"], told["exit_code"], told["error"], told["hint"]) == (
+def test_failed_refresh_is_reported_with_cause_and_hint(inkstone: Inkstone, root: Path) -> None:
+    write_state(root, result="failed", exit_code=74, error="disk: no space", hint="free some", last_success=ago(30))
+    (record,) = inkstone("status")["refreshes"]
+    assert (record["result"], record["exit_code"], record["error"], record["hint"]) == (
         "failed",
         74,
         "disk: no space",
         "free some",
     )
-    assert told["success_hours"] == pytest.approx(30, abs=0.1)
-    (line,) = status.refreshes(root)[0].lines()
-    assert line == "refresh small: failed 30 min ago, exit 74: disk: no space — free some; last success 30.0 h ago"
+    assert record["success_hours"] == pytest.approx(30, abs=0.1)
+    line = status.refreshes(root)[0].line()
+    expected = "failed 30 minutes ago, exit 74: disk: no space — free some; last success 1 day and 6 hours ago"
+    assert line == f"refresh small: {expected}"
 
 
-# The shelves
+# Artifacts
 
 
-def test_every_artifact_is_listed_with_its_age_size_and_how_many_are_older(root: Path) -> None:
+def test_artifact_row_has_age_size_and_number_of_older_generations(root: Path) -> None:
     for number in range(3):
-        made = publish(root, number)
+        built = publish(root, number)
     link = root / "tokens" / "small" / "current"
     os.utime(link, (time.time() - 7200,) * 2, follow_symlinks=False)
     (row,) = status.status(root)
     assert (row.ref, row.state, row.bytes, row.summary) == (
-        made.ref,
+        built.ref,
         "current",
         1002,
         "2 documents, 20 tokens, 2 older",
@@ -191,19 +190,19 @@ def test_every_artifact_is_listed_with_its_age_size_and_how_many_are_older(root:
     assert row.age_hours == pytest.approx(2, abs=0.01)
 
 
-def test_what_is_unfinished_being_built_or_damaged_is_told_apart(root: Path) -> None:
-    made = publish(root, 1)
-    draft = made.path.with_name(".draft-0123456789abcdef")
+def test_unfinished_running_and_damaged_artifacts_have_own_states(root: Path) -> None:
+    built = publish(root, 1)
+    draft = built.path.with_name(".draft-0123456789abcdef")
     draft.mkdir()
     (draft / "half").write_bytes(bytes(77))
     assert [(row.state, row.bytes) for row in status.status(root)] == [("current", 1001), ("unfinished", 77)]
     with held(root / "tokens" / "small" / ".lock"):
         assert [row.state for row in status.status(root)] == ["current", "in use"]
-    made.file("data").write_bytes(b"short")
+    built.file("data").write_bytes(b"short")
     assert [row.state for row in status.status(root)] == ["damaged", "unfinished"]
 
 
-def test_a_raw_source_that_lost_a_file_or_its_list_is_damaged(root: Path) -> None:
+def test_source_with_missing_file_or_broken_lock_is_damaged(root: Path) -> None:
     folder = root / "raw" / "book"
     folder.mkdir(parents=True)
     (folder / "a.txt").write_bytes(b"text")
@@ -215,16 +214,16 @@ def test_a_raw_source_that_lost_a_file_or_its_list_is_damaged(root: Path) -> Non
     assert [row.state for row in status.status(root)] == ["damaged"]
 
 
-def test_one_may_look_while_others_build_and_prune(root: Path) -> None:
-    """What vanishes while one looks is no error, and nothing that is whole is called damaged."""
+def test_status_is_correct_during_builds_and_prunes(root: Path) -> None:
+    """A file that vanishes during status is not an error, and no valid artifact is reported as damaged."""
     stop = threading.Event()
 
     def build(number: int, *, keep_draft: bool) -> None:
         def write(draft: Path) -> Content:
             for file in range(30):
                 (draft / f"{file}").write_bytes(bytes(100))
-                (draft / f"passing-{file}").write_bytes(b"x")
-                (draft / f"passing-{file}").unlink()
+                (draft / f"temporary-{file}").write_bytes(b"x")
+                (draft / f"temporary-{file}").unlink()
             return Content({"tokens": 1})
 
         artifact.build(root, Identity("tokens", "small", {"number": number}, ()), write, keep_draft=keep_draft)
@@ -240,52 +239,52 @@ def test_one_may_look_while_others_build_and_prune(root: Path) -> None:
     build(0, keep_draft=False)
     worker = threading.Thread(target=work)
     worker.start()
-    states, looked = set(), 0
+    states, rounds = set(), 0
     deadline = time.monotonic() + 2
     try:
         while time.monotonic() < deadline:
             states |= {row.state for row in status.status(root)}
-            looked += 1
+            rounds += 1
     finally:
         stop.set()
         worker.join()
-    assert looked > 50
+    assert rounds > 50
     assert {"current"} < states <= {"current", "in use", "unfinished"}
 
 
-# In nobody's way
+# Speed and locks
 
 
-def test_status_answers_at_once_in_a_store_of_50_generations(root: Path) -> None:
+def test_status_of_50_generations_takes_under_300_ms(root: Path) -> None:
     for number in range(50):
         publish(root, number)
-    remember(root)
+    write_state(root)
     command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "--json", "status"]
     seconds = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # what it used: others may use the machine as well
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # CPU time, which does not depend on other load
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert json.loads(done.stdout)["rows"][0]["summary"].endswith("49 older")
+        assert json.loads(process.stdout)["rows"][0]["summary"].endswith("49 older")
     assert min(seconds) < 0.3, seconds
 
 
-def test_status_loads_nothing_heavy_and_asks_for_no_network(root: Path) -> None:
+def test_status_imports_nothing_heavy_and_uses_no_network(root: Path) -> None:
     publish(root, 1)
-    remember(root)
+    write_state(root)
     script = f"import sys, cli; cli.main(['--artifacts', {str(root)!r}, 'status']); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = {name.split(".")[0] for name in process.stdout.splitlines()[-1].split()}
     assert not loaded & {"torch", "h5py", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich", "urllib3"}
 
 
 def test_status_waits_for_no_lock_and_writes_nothing(root: Path) -> None:
     publish(root, 1)
     (root / "tokens" / "small" / ".draft-0123456789abcdef").mkdir()
-    remember(root)
-    every = [root / "tokens" / "small" / ".lock", state.lock_of(root, "small")]
-    with held(*every), ExitStack() as leases:
+    write_state(root)
+    lock_paths = [root / "tokens" / "small" / ".lock", state.lock_of(root, "small")]
+    with held(*lock_paths), ExitStack() as leases:
         leases.enter_context(artifact.lease(artifact.find(root, "tokens", "small")))
         before = {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
         start = time.monotonic()
@@ -293,38 +292,40 @@ def test_status_waits_for_no_lock_and_writes_nothing(root: Path) -> None:
         assert status.check(root, 36).code == 0
         assert time.monotonic() - start < 1
         assert {path: path.lstat().st_mtime_ns for path in root.rglob("*")} == before
-        assert all(locks.is_locked(path) for path in every)
+        assert all(locks.is_locked(path) for path in lock_paths)
 
 
-def test_one_who_looks_all_the_time_holds_no_refresh_up(root: Path) -> None:
+def test_reading_status_in_a_loop_does_not_block_refresh(root: Path) -> None:
     path = state.lock_of(root, "small")
-    remember(root)
+    write_state(root)
     path.touch()
     stop = threading.Event()
 
-    def look() -> None:
+    def read_status() -> None:
         while not stop.is_set():
             status.refreshes(root)
 
-    lookers = [threading.Thread(target=look) for _ in range(2)]
-    for looker in lookers:
-        looker.start()
+    readers = [threading.Thread(target=read_status) for _ in range(2)]
+    for reader in readers:
+        reader.start()
     try:
         for _ in range(50):
             with locks.lock(path):
                 pass
     finally:
         stop.set()
-        for looker in lookers:
-            looker.join()
+        for reader in readers:
+            reader.join()
     assert not locks.is_locked(path)
 
 
-def test_lengths_and_sizes_are_said_as_a_person_says_them() -> None:
-    assert [status.age(hours) for hours in (0, 0.5, 1, 47.9, 72)] == ["0 min", "30 min", "1.0 h", "47.9 h", "3 d"]
-    assert [status.duration(seconds) for seconds in (None, 3, 89, 600, 7200)] == ["?", "3 s", "89 s", "10 min", "2.0 h"]
+def test_durations_and_sizes_are_readable() -> None:
+    hours = {None: "never", 0: "0 seconds ago", 0.5: "30 minutes ago", 1: "1 hour ago", 72.4: "3 days ago"}
+    assert {value: status.age(value) for value in hours} == hours
+    seconds = {None: "?", 3: "3 seconds", 89: "1 minute", 600: "10 minutes", 9000: "2 hours and 30 minutes"}
+    assert {value: status.duration(value) for value in seconds} == seconds
     assert [status.size(count) for count in (None, 0, 999, 1500, 2_000_000, 3_000_000_000)] == [
-        *("?", "0 B", "999 B", "1.5 KB", "2.0 MB", "3.0 GB")
+        *("?", "0 Bytes", "999 Bytes", "1.5 kB", "2.0 MB", "3.0 GB")
     ]
     assert files.bytes_below(ROOT / "no such folder") == 0
     assert files.size_of(ROOT / "no such file") is None

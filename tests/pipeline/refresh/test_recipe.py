@@ -1,4 +1,4 @@
-"""Recipes: what they say, and how a wrong one is answered."""
+"""Recipes: parsing, overrides and errors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ preset = "sample"
 """
 
 
-def written(folder: Path, text: str) -> Path:
+def write_recipe(folder: Path, text: str) -> Path:
     path = folder / "small.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_ready_recipe_loads_and_names_what_exists(path: Path) -> None:
+def test_bundled_recipe_loads_and_names_existing_source_and_preset(path: Path) -> None:
     recipe = recipes.load(path)
     assert recipe.name == path.stem
     assert recipe.download.source in CATALOGUE
@@ -40,8 +40,8 @@ def test_every_ready_recipe_loads_and_names_what_exists(path: Path) -> None:
     assert recipe.sample.prompts
 
 
-def test_single_entries_can_be_replaced_and_are_typed(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL)
+def test_overrides_replace_entries_and_are_converted(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, SMALL)
     recipe = recipes.load(path, ["train.minutes=0.5", "train.set.width=64", "download.source=/some/book.txt"])
     assert recipe.train.minutes == 0.5
     assert recipe.train.set == {"width": "64"}
@@ -60,24 +60,24 @@ def test_single_entries_can_be_replaced_and_are_typed(tmp_path: Path) -> None:
         ("\x00", "not TOML"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_recipe_raises_bad_config_with_position(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadConfig, match=message) as caught:
-        recipes.load(written(tmp_path, text))
+        recipes.load(write_recipe(tmp_path, text))
     assert caught.value.exit_code == 78
 
 
-@pytest.mark.parametrize("setting", ["minutes=3", "train.minutes", "train=3", "=", "train.preset.x=1", "name.x=1"])
-def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize("override", ["minutes=3", "train.minutes", "train=3", "=", "train.preset.x=1", "name.x=1"])
+def test_invalid_override_raises_bad_config(tmp_path: Path, override: str) -> None:
     with pytest.raises(BadConfig):
-        recipes.load(written(tmp_path, SMALL), [setting])
+        recipes.load(write_recipe(tmp_path, SMALL), [override])
 
 
-def test_a_missing_recipe_is_input_that_is_missing(tmp_path: Path) -> None:
+def test_missing_recipe_raises_input_missing(tmp_path: Path) -> None:
     with pytest.raises(InputMissing):
         recipes.load(tmp_path / "none.toml")
 
 
 def test_steps_and_minutes_replace_each_other(tmp_path: Path) -> None:
-    path = written(tmp_path, SMALL + "minutes = 30\n")
+    path = write_recipe(tmp_path, SMALL + "minutes = 30\n")
     recipe = recipes.load(path, ["train.steps=5"])
     assert (recipe.train.steps, recipe.train.minutes) == (5, None)

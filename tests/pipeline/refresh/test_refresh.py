@@ -1,4 +1,4 @@
-"""Refresh runs what is stale and nothing else; its plan says so before."""
+"""Refresh: only stale stages run, exactly as the plan says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAMPLE = Path(__file__).resolve().parents[3] / "pipeline" / "sample"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder of two files that a test may change."""
+    """Return a folder with two files that a test may change."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in ("yanshan.txt", "sample.jsonl.zst"):
@@ -54,15 +54,15 @@ preset = "sample"
     return recipes.load(path)
 
 
-def stage(root: Path, ran: list[str]) -> TrainStage:
-    """A training that only writes a file: the model's own is tested where the model is."""
+def stage(root: Path, trained_on: list[str]) -> TrainStage:
+    """Return a training stage that only writes a file; the real one is tested with the model."""
 
     def identify(tokens: Artifact) -> Identity:
         return Identity("runs", "small", {}, (tokens.as_input("tokens"),))
 
     def run(tokens: Artifact) -> Built:
         def write(draft: Path) -> Content:
-            ran.append(tokens.ref)
+            trained_on.append(tokens.ref)
             (draft / "weights").write_bytes(b"\x00")
             return Content({})
 
@@ -71,38 +71,38 @@ def stage(root: Path, ran: list[str]) -> TrainStage:
     return TrainStage(lambda: None, identify, run)
 
 
-def run(root: Path, chosen: Recipe, train: TrainStage, **options: Any) -> refresh.Refreshed:
-    return refresh.refresh(root, chosen, train, Silent(), Options(**options))
+def run(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> refresh.Refreshed:
+    return refresh.refresh(root, recipe, train, Silent(), Options(**options))
 
 
-def planned(root: Path, chosen: Recipe, train: TrainStage, **options: Any) -> plan.Plan:
-    return plan.plan(Chain(root, chosen, train, Silent(), 1), Options(**options), {})
+def make_plan(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> plan.RefreshPlan:
+    return plan.plan(Chain(root, recipe, train, Silent(), 1), Options(**options), {})
 
 
-def results(done: refresh.Refreshed | plan.Plan) -> dict[str, str]:
-    return {step.stage: step.result for step in done.steps}
+def results(outcome: refresh.Refreshed | plan.RefreshPlan) -> dict[str, str]:
+    return {step.stage: step.result for step in outcome.steps}
 
 
-def test_a_refresh_builds_every_stage_and_a_second_one_none(root: Path, source: Path, tmp_path: Path) -> None:
-    ran: list[str] = []
-    chosen = recipe(source, tmp_path)
-    first = run(root, chosen, stage(root, ran))
+def test_second_refresh_builds_nothing(root: Path, source: Path, tmp_path: Path) -> None:
+    trained_on: list[str] = []
+    small_recipe = recipe(source, tmp_path)
+    first = run(root, small_recipe, stage(root, trained_on))
     assert set(results(first).values()) == {"built"}
     assert list(results(first)) == list(STAGES)
-    second = run(root, chosen, stage(root, ran))
+    second = run(root, small_recipe, stage(root, trained_on))
     assert set(results(second).values()) == {"unchanged"}
-    assert len(ran) == 1
+    assert len(trained_on) == 1
 
 
-def test_the_plan_says_what_a_refresh_then_does(root: Path, source: Path, tmp_path: Path) -> None:
-    chosen, train = recipe(source, tmp_path), stage(root, [])
-    first = planned(root, chosen, train)
+def test_plan_predicts_what_refresh_does(root: Path, source: Path, tmp_path: Path) -> None:
+    small_recipe, train = recipe(source, tmp_path), stage(root, [])
+    first = make_plan(root, small_recipe, train)
     assert set(results(first).values()) == {"stale"}
     assert first.steps[0].why.startswith("2 of 2 files: sample.jsonl.zst new")
     assert first.steps[0].fetch == sum(path.stat().st_size for path in source.iterdir())
     assert not list(root.glob("*"))
-    run(root, chosen, train)
-    assert set(results(planned(root, chosen, train)).values()) == {"fresh"}
+    run(root, small_recipe, train)
+    assert set(results(make_plan(root, small_recipe, train)).values()) == {"fresh"}
 
     other = recipe(source, tmp_path, val_fraction="0.2")
     expected = {
@@ -112,61 +112,59 @@ def test_the_plan_says_what_a_refresh_then_does(root: Path, source: Path, tmp_pa
         "tokenize": "stale",
         "train": "stale",
     }
-    assert results(planned(root, other, train)) == expected
-    done = run(root, other, train)
-    assert [step.stage for step in done.steps if step.result == "built"] == ["tokenize", "train"]
+    assert results(make_plan(root, other, train)) == expected
+    refreshed = run(root, other, train)
+    assert [step.stage for step in refreshed.steps if step.result == "built"] == ["tokenize", "train"]
 
 
-def test_going_back_to_old_options_finds_the_old_generation(root: Path, source: Path, tmp_path: Path) -> None:
+def test_old_options_make_old_generation_current_again(root: Path, source: Path, tmp_path: Path) -> None:
     train = stage(root, [])
     old = run(root, recipe(source, tmp_path), train).last
     run(root, recipe(source, tmp_path, unit="sentence"), train)
-    back = planned(root, recipe(source, tmp_path), train)
+    back = make_plan(root, recipe(source, tmp_path), train)
     assert [step.why.split()[0] for step in back.steps if step.result == "stale"][:2] == ["back", "clean"]
     again = run(root, recipe(source, tmp_path), train)
     assert again.result == "unchanged"
     assert artifact.current(root, "runs", "small") == old
 
 
-def test_a_changed_source_file_is_noticed_and_everything_after_it_is_made_anew(
-    root: Path, source: Path, tmp_path: Path
-) -> None:
-    chosen, train = recipe(source, tmp_path), stage(root, [])
-    run(root, chosen, train)
+def test_changed_source_file_rebuilds_all_later_stages(root: Path, source: Path, tmp_path: Path) -> None:
+    small_recipe, train = recipe(source, tmp_path), stage(root, [])
+    run(root, small_recipe, train)
     with open(source / "yanshan.txt", "a", encoding="utf-8") as book:
         book.write("　　后来又有一段。\n")
-    assert planned(root, chosen, train).steps[0].why.startswith("1 of 2 files: yanshan.txt changed")
-    done = run(root, chosen, train)
-    assert results(done)["clean"] == results(done)["tokenize"] == results(done)["train"] == "built"
+    assert make_plan(root, small_recipe, train).steps[0].why.startswith("1 of 2 files: yanshan.txt changed")
+    refreshed = run(root, small_recipe, train)
+    assert results(refreshed)["clean"] == results(refreshed)["tokenize"] == results(refreshed)["train"] == "built"
 
 
-def test_through_stops_after_the_stage_that_it_names(root: Path, source: Path, tmp_path: Path) -> None:
-    chosen, train = recipe(source, tmp_path), stage(root, [])
-    done = run(root, chosen, train, through="train-tokenizer")
-    assert list(results(done)) == ["download", "clean", "train-tokenizer"]
+def test_through_stops_after_the_named_stage(root: Path, source: Path, tmp_path: Path) -> None:
+    small_recipe, train = recipe(source, tmp_path), stage(root, [])
+    refreshed = run(root, small_recipe, train, through="train-tokenizer")
+    assert list(results(refreshed)) == ["download", "clean", "train-tokenizer"]
     assert artifact.names(root, "tokens") == []
     with pytest.raises(BadConfig, match="no stage 'tran'"):
-        run(root, chosen, train, through="tran")
+        run(root, small_recipe, train, through="tran")
 
 
-def test_two_refreshes_of_one_recipe_do_not_run_at_once(root: Path, source: Path, tmp_path: Path) -> None:
+def test_second_concurrent_refresh_raises_try_again(root: Path, source: Path, tmp_path: Path) -> None:
     root.mkdir()
     with locks.lock(state.lock_of(root, "small")), pytest.raises(TryAgain) as caught:
         run(root, recipe(source, tmp_path), stage(root, []))
     assert caught.value.exit_code == 75
 
 
-def test_status_lists_every_artifact_and_sees_a_missing_file(root: Path, source: Path, tmp_path: Path) -> None:
-    done = run(root, recipe(source, tmp_path), stage(root, []))
+def test_status_lists_all_artifacts_and_detects_missing_file(root: Path, source: Path, tmp_path: Path) -> None:
+    refreshed = run(root, recipe(source, tmp_path), stage(root, []))
     rows = {row.ref.rsplit("/", 1)[0] if row.ref.count("/") > 1 else row.ref: row for row in status.status(root)}
     assert set(rows) == {"raw/texts", "corpora/small", "tokenizers/small", "tokens/small", "runs/small"}
     assert {row.state for row in rows.values()} == {"current"}
-    assert done.last
-    (done.last.path / "weights").unlink()
-    assert [row.state for row in status.status(root) if row.ref == done.last.ref] == ["damaged"]
+    assert refreshed.last
+    (refreshed.last.path / "weights").unlink()
+    assert [row.state for row in status.status(root) if row.ref == refreshed.last.ref] == ["damaged"]
 
 
-def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path, source: Path, tmp_path: Path) -> None:
+def test_only_deep_verify_detects_flipped_byte(root: Path, source: Path, tmp_path: Path) -> None:
     run(root, recipe(source, tmp_path), stage(root, []))
     assert all(not problems for _, problems in verify.verify(root, deep=True))
     victims = [path for path in root.rglob("*.bin") if path.stat().st_size] + [root / "raw" / "texts" / "yanshan.txt"]
@@ -177,48 +175,48 @@ def test_verify_finds_one_flipped_byte_anywhere_only_when_it_is_deep(root: Path,
         victim.write_bytes(data)
         os.utime(victim, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
         assert all(not problems for _, problems in verify.verify(root))
-        found = [problem for _, problems in verify.verify(root, deep=True) for problem in problems]
-        assert len(found) == 1
-        assert victim.name in found[0]
+        (problem,) = [problem for _, problems in verify.verify(root, deep=True) for problem in problems]
+        assert victim.name in problem
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
         os.utime(victim, ns=(status_before.st_atime_ns, status_before.st_mtime_ns))
 
 
-def test_a_recipe_that_cannot_be_is_refused_before_any_work(root: Path, source: Path, tmp_path: Path) -> None:
+def test_invalid_recipe_raises_bad_config_before_any_work(root: Path, source: Path, tmp_path: Path) -> None:
     def refuse() -> None:
         raise BadConfig("no such preset")
 
     good = stage(root, [])
     with pytest.raises(BadConfig, match="no unit 'para'"):
         recipe(source, tmp_path, unit="para")
-    wrong = [
+    with pytest.raises(BadConfig, match=r"val-fraction .*7\.0"):
+        recipe(source, tmp_path, val_fraction="7.0")
+    invalid = [
         (recipe(source, tmp_path, kind="bpf"), good),
-        (recipe(source, tmp_path, val_fraction="7.0"), good),
         (recipe(source, tmp_path), TrainStage(refuse, good.identify, good.run)),
     ]
-    for chosen, train in wrong:
+    for small_recipe, train in invalid:
         with pytest.raises(BadConfig):
-            planned(root, chosen, train)
+            make_plan(root, small_recipe, train)
         with pytest.raises(BadConfig):
-            run(root, chosen, train)
+            run(root, small_recipe, train)
     assert not (root / "raw").exists()
 
 
-def test_one_torn_manifest_hides_nothing_else(root: Path, source: Path, tmp_path: Path) -> None:
-    done = run(root, recipe(source, tmp_path), stage(root, []))
-    assert done.last
-    (done.last.path / "manifest.json").write_bytes(b"{")
+def test_torn_manifest_does_not_hide_other_artifacts(root: Path, source: Path, tmp_path: Path) -> None:
+    refreshed = run(root, recipe(source, tmp_path), stage(root, []))
+    assert refreshed.last
+    (refreshed.last.path / "manifest.json").write_bytes(b"{")
     assert [row.state for row in status.status(root)].count("current") == 4
-    wrong = [name for name, problems in verify.verify(root) if problems]
-    assert wrong == [done.last.ref]
+    damaged = [name for name, problems in verify.verify(root) if problems]
+    assert damaged == [refreshed.last.ref]
 
 
-def test_verify_knows_a_name_a_kind_and_what_status_prints(root: Path, source: Path, tmp_path: Path) -> None:
+def test_verify_accepts_name_kind_and_status_reference(root: Path, source: Path, tmp_path: Path) -> None:
     run(root, recipe(source, tmp_path), stage(root, []))
-    every = [row.ref for row in status.status(root)]
-    assert [name for name, _ in verify.verify(root)] == every
-    assert [name for name, _ in verify.verify(root, "small")] == [ref for ref in every if "/small/" in ref]
+    refs = [row.ref for row in status.status(root)]
+    assert [name for name, _ in verify.verify(root)] == refs
+    assert [name for name, _ in verify.verify(root, "small")] == [ref for ref in refs if "/small/" in ref]
     assert [name for name, _ in verify.verify(root, "raw/texts")] == ["raw/texts"]
-    for ref in every:
+    for ref in refs:
         assert [name for name, _ in verify.verify(root, ref)] == [ref]
