@@ -1,9 +1,10 @@
-"""Cleaning: texts in, documents out, and of every rule what it did. Nothing here opens a file, but for tables.
+"""Cleaning: raw files become a corpus of documents and sentences, and every removed character is counted.
 
-`page.py` takes a page of texts through the rules of `rules.py`, which a profile and the options choose; each rule is
-a small room of its own (`quotes.py`, `notes.py`, ...). A page is an array of UTF-16 units (`codes.py`), of which most
-rules look at a few in a hundred. `sentences.py` says where sentences end and `layout.py` where documents do;
-`filters.py` and `duplicates.py` say which of them stay, `lines.py` writes their sentences, and `report.py` says what
-became of all of it.
-`pipeline/cleaning.py` is a worker's part of the stage, and `pipeline/corpus.py` the stage.
+Start with `stage.py`, which publishes the corpus. The stage reads as `tasks.py` (files into tasks), `worker.py` (a pure
+function of a task), `writer.py` (collect results in order), `stage.py` (identity, publish).
+
+A worker passes a page of documents through `cleaner.py`, which applies the rules in `rules/`. `rule.py` defines a rule
+and tells how to add one; `utf16.py` is the array of UTF-16 units that rules work on. Then `filters.py` rejects
+non-text, `dedup.py` finds duplicates, and `sentences.py` and `lines.py` make the lines of sentences.txt. `options.py`
+and `profiles.py` choose the rules, `markup/` parses marked-up sources, `report/` counts what changed.
 """

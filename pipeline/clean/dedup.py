@@ -1,9 +1,10 @@
-"""Duplicates: documents that are like one before them. The first in the order of the inputs stays.
+"""Duplicate documents: of several that are alike, the first in input order is kept.
 
-Two are equal when their letters are: punctuation, spaces and case are not looked at. Two are near when the sets of
-their runs of five letters have more than a share in common (Jaccard), which MinHash estimates and LSH finds without
-comparing every pair: Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3. Both are
-computed from the text alone, so they are the same in every process and in every run.
+Exact duplicates have the same letters: punctuation, spaces and case are ignored. Near duplicates have sets of
+five-letter shingles whose Jaccard similarity reaches a threshold. MinHash estimates it, and LSH finds candidates
+without comparing every pair: Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3.
+
+Both depend on the text alone, so they are the same in every process and in every run.
 """
 
 from __future__ import annotations
@@ -20,131 +21,127 @@ import numpy as np
 from pipeline.clean.utf16 import LACUNA, SEPARATOR, UNITS, Codes, bounds, join
 from pipeline.errors import BadConfig
 
-Sketch = Any  # rensa.RMinHash: 512 bytes, can be pickled
+Sketch = Any  # rensa.RMinHash: 512 bytes, picklable
 
-DIGEST = 16  # bytes: two of a billion documents collide with a chance of 1 in 10**20
-GRAM = 5  # letters
+DIGEST_BYTES = 16  # the chance that two of a billion documents collide is 1 in 10**20
+SHINGLE = 5  # letters
 THRESHOLD = 0.8
-_SLOTS = 128  # the estimate is within 0.07 of the share 19 times of 20
+_PERMUTATIONS = 128  # the estimate is within 0.07 of the similarity in 19 of 20 cases
 _SEED = 1
-_RECALL = 0.99  # of pairs that are just as near as the threshold, the share to be found
-_AT_ONCE = 1 << 16  # letters of a long document: their runs are objects, and many
-
-
-_GONE = 0xFFFF  # no character: stands in the table for what does not count
-
-
-def fingerprints(page: Codes) -> list[bytes]:
-    """Of every document of a page (parted by NUL) 16 bytes, the same for those that have the same letters."""
-    return [blake2b(each, digest_size=DIGEST).digest() for each in _compared(page)]
+_RECALL = 0.99  # fraction of pairs exactly at the threshold that must become candidates
+_SHINGLES_AT_ONCE = 1 << 16  # bounds the memory for the shingles of a long document
+_IGNORED = 0xFFFF  # a noncharacter: marks ignored units in the table of letters
 
 
 def digests(page: Codes) -> list[bytes]:
-    """Of every document of a page 16 bytes, the same only for the same text: a quarter of the work."""
-    return [sha256(page.units[start:end].data).digest()[:DIGEST] for start, end in bounds(page)]
+    """Return a 16-byte hash of the exact text of each document of a page: four times as fast as a fingerprint."""
+    return [sha256(page.units[start:end].data).digest()[:DIGEST_BYTES] for start, end in bounds(page)]
 
 
-def fingerprint(text: str) -> bytes:
-    """The fingerprint of one document."""
-    return fingerprints(join([text]))[0]
+def fingerprints(page: Codes) -> list[bytes]:
+    """Return a 16-byte hash of the letters of each document of a page."""
+    return [blake2b(letters, digest_size=DIGEST_BYTES).digest() for letters in _letters_of(page)]
 
 
-def _compared(page: Codes) -> list[bytes]:
-    """What each document is compared by: its letters, as UTF-16; if it has none, all of it."""
-    found = _letters().take(page.units)
-    kept = found[found != _GONE]
-    raw, ends = kept.tobytes(), 2 * np.append(np.flatnonzero(kept == 0), len(kept))
+def _letters_of(page: Codes) -> list[bytes]:
+    """Return the letters of each document as UTF-16; the complete text of a document without letters."""
+    mapped = _letter_table().take(page.units)
+    letters = mapped[mapped != _IGNORED]
+    raw, ends = letters.tobytes(), 2 * np.append(np.flatnonzero(letters == 0), len(letters))
     parts = [raw[start + 2 : end] for start, end in itertools.pairwise([-2, *ends.tolist()])]
     if not all(parts):
-        whole = [page.units[start:end].tobytes() for start, end in bounds(page)]
-        parts = [part or full for part, full in zip(parts, whole, strict=True)]
+        texts = [page.units[start:end].tobytes() for start, end in bounds(page)]
+        parts = [part or text for part, text in zip(parts, texts, strict=True)]
     return parts
 
 
 @cache
-def _letters() -> np.ndarray:
-    """What counts of each unit: letters and digits in lower case, □, gaiji, pairs, and NUL; _GONE for the rest."""
-    table = np.full(UNITS, _GONE, "<u2")
+def _letter_table() -> np.ndarray:
+    """Map each unit to its lower case if it is a letter, digit, □, gaiji, surrogate or NUL, and to _IGNORED if not."""
+    table = np.full(UNITS, _IGNORED, "<u2")
     for unit in range(UNITS):
         character = chr(unit)
-        small = character.lower() if len(character.lower()) == 1 else character
+        lower = character.lower() if len(character.lower()) == 1 else character
         if character.isalnum() or 0xD800 <= unit < 0xF900 or character in LACUNA + SEPARATOR:
-            table[unit] = ord(small)
+            table[unit] = ord(lower)
     return table
 
 
-class Exact:
-    """Which documents came before, about 100 bytes for each."""
+class ExactIndex:
+    """The digests of all documents so far, about 100 bytes each."""
 
     def __init__(self) -> None:
-        self._seen: set[bytes] = set()
+        self._digests: set[bytes] = set()
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._digests)
 
-    def has(self, digest: bytes) -> bool:
-        """Whether a document with this fingerprint was asked for before; from now on it was."""
-        before = len(self._seen)
-        self._seen.add(digest)
-        return len(self._seen) == before
+    def add(self, digest: bytes) -> bool:
+        """Add a document. Return True if it is a duplicate."""
+        before = len(self._digests)
+        self._digests.add(digest)
+        return len(self._digests) == before
 
 
 class Match(NamedTuple):
-    """Document number `dropped` is near number `kept`, which came before it."""
+    """A near duplicate. Documents are named by their indices."""
 
-    kept: int
-    dropped: int
+    original: int
+    duplicate: int
     similarity: float  # estimated Jaccard
 
 
 def sketch(text: str) -> Sketch:
-    """The MinHash of a text, for Near. Raises BadConfig where rensa is not installed."""
-    [raw] = _compared(join([text]))
-    made = _rensa().RMinHash(num_perm=_SLOTS, seed=_SEED)
-    width, last = 2 * GRAM, max(len(raw) - 2 * GRAM, 0)
-    for start in range(0, last + 1, 2 * _AT_ONCE):
-        stop = min(start + 2 * _AT_ONCE, last + 1)
-        made.update([raw[at : at + width] for at in range(start, stop, 2)])
-    return made
+    """Return the MinHash sketch of a text. Raises BadConfig if rensa is not installed."""
+    [raw] = _letters_of(join([text]))
+    minhash = _rensa().RMinHash(num_perm=_PERMUTATIONS, seed=_SEED)
+    width = 2 * SHINGLE  # bytes
+    last = max(len(raw) - width, 0)
+    for start in range(0, last + 1, 2 * _SHINGLES_AT_ONCE):
+        stop = min(start + 2 * _SHINGLES_AT_ONCE, last + 1)
+        minhash.update([raw[offset : offset + width] for offset in range(start, stop, 2)])
+    return minhash
 
 
-class Near:
-    """Which documents were kept, about 2.7 kB for each."""
+class NearIndex:
+    """The sketches of all documents kept so far, about 2.7 kB each."""
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
         if not 0 < threshold <= 1:
-            raise BadConfig(f"the threshold of near duplicates is {threshold}", hint="more than 0, at most 1")
+            raise BadConfig(
+                f"the similarity threshold must be in (0, 1], got {threshold}", hint=f"for example {THRESHOLD}"
+            )
         self._threshold = threshold
-        self._index = _rensa().RMinHashLSH(threshold=threshold, num_perm=_SLOTS, num_bands=bands(threshold))
-        self._kept: dict[int, Sketch] = {}
+        self._lsh = _rensa().RMinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, num_bands=bands(threshold))
+        self._sketches: dict[int, Sketch] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._sketches)
 
-    def has(self, sketch: Sketch, number: int) -> Match | None:
-        """The kept document that document `number` is nearest to, at the threshold or over it: the first of several.
+    def add(self, sketch: Sketch, index: int) -> Match | None:
+        """Return the most similar document at or over the threshold, the first of several. Add the document if none.
 
-        Where there is none, the document is kept. Numbers are the caller's, and each is given once.
+        The caller chooses the index, and must use each only once.
         """
-        near = [(self._kept[key].jaccard(sketch), -key) for key in self._index.query(sketch)]
-        similarity, key = max(near, default=(0.0, 0))
-        if near and similarity >= self._threshold:
-            return Match(-key, number, similarity)
-        self._kept[number] = sketch
-        self._index.insert(number, sketch)
+        candidates = [(self._sketches[key].jaccard(sketch), -key) for key in self._lsh.query(sketch)]
+        similarity, key = max(candidates, default=(0.0, 0))
+        if candidates and similarity >= self._threshold:
+            return Match(-key, index, similarity)
+        self._sketches[index] = sketch
+        self._lsh.insert(index, sketch)
         return None
 
 
 def bands(threshold: float) -> int:
-    """Into how few bands the slots are cut so that a pair at the threshold agrees in one of them, 99 times of 100."""
-    rows = _SLOTS
-    while rows > 1 and 1 - (1 - threshold**rows) ** (_SLOTS // rows) < _RECALL:
+    """Return the fewest LSH bands with which _RECALL of the pairs at the threshold agree in at least one band."""
+    rows = _PERMUTATIONS
+    while rows > 1 and 1 - (1 - threshold**rows) ** (_PERMUTATIONS // rows) < _RECALL:
         rows //= 2
-    return _SLOTS // rows
+    return _PERMUTATIONS // rows
 
 
 def _rensa() -> ModuleType:
     try:
         return importlib.import_module("rensa")
     except ImportError as error:
-        raise BadConfig("finding near duplicates needs rensa", hint="pip install 'inkstone[dedup]'") from error
+        raise BadConfig("--dedup near needs rensa", hint="pip install 'inkstone[dedup]'") from error

@@ -1,14 +1,16 @@
-"""Filters: what is no text of the language is rejected, with the reason, and never silently.
+"""Document filters. A document that is not text of the language is rejected with one of these reasons:
 
-    empty       nothing but spaces
-    too-short   fewer than `min_chars` characters (。！？ not counted)
-and of Chinese sources
-    no-han      no Chinese character at all, unless `min_han` is 0
-    lacunae     more than `max_lacunae` of its Chinese characters are □
-    mojibake    more than `max_mojibake` of all its characters come of a wrong encoding
-    few-han     less than `min_han` of its letters are Chinese
+    empty       only white space
+    too-short   fewer than `min_chars` characters, without 。！？
 
-A letter is one of the first plane, or a Chinese character of any; digits are none, and gaiji (private use) neither.
+and in Chinese sources also
+
+    no-han      no Han character, unless `min_han` is 0
+    lacunae     more than `max_lacunae` of its Han characters are □
+    mojibake    more than `max_mojibake` of all its characters stem from a wrong encoding
+    few-han     less than `min_han` of its letters are Han
+
+Letters are letters of the BMP and Han characters of any plane. Digits and gaiji (private use) are not letters.
 """
 
 from __future__ import annotations
@@ -18,23 +20,33 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.utf16 import ENDS, HAN_BEYOND, HAN_UNITS, LACUNA, UNITS, Codes, any_of, codes, is_plain_han, plain
+from pipeline.clean.utf16 import (
+    ENDS,
+    HAN_BEYOND,
+    HAN_UNITS,
+    LACUNA,
+    UNITS,
+    Codes,
+    common_units,
+    is_common_han,
+    is_one_of,
+)
 from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
-# What a wrong encoding leaves: replacement characters, C1, box drawing, half-width kana; and kana, bopomofo and
-# Cyrillic, which are rows of symbols in GBK.
-_MOJIBAKE = (
+# The result of a wrong encoding: replacement characters, C1 controls, box drawing, half-width kana; and kana, bopomofo
+# and Cyrillic, which are rows of symbols in GBK.
+_MOJIBAKE_RANGES = (
     *((0xFFFD, 0xFFFD), (0x80, 0x9F), (0x2500, 0x257F), (0xFF61, 0xFF9F)),
     *((0x3041, 0x30FF), (0x3105, 0x312F), (0x0400, 0x04FF)),
 )
-CLASSES = 10
-_REST, _HAN_CLASS, _LETTER, _LACUNA, _MOJIBAKE_CLASS, _MOJIBAKE_LETTER, _SPACE, _END, _SECOND, _PARTS = range(CLASSES)
+CLASSES = 10  # number of unit classes
+_OTHER, _HAN, _LETTER, _LACUNA, _MOJIBAKE, _MOJIBAKE_LETTER, _SPACE, _END, _LOW_SURROGATE, _SEPARATOR = range(CLASSES)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What a document must have. The shares are from 0 to 1; `chinese` says whether the last four of them count."""
+    """Requirements on a document. Fractions are from 0 to 1. The last three apply only if `chinese` is true."""
 
     chinese: bool = True
     min_chars: int = 1
@@ -44,80 +56,79 @@ class Filter:
 
     def __post_init__(self) -> None:
         for name in ("min_han", "max_lacunae", "max_mojibake"):
-            if not 0 <= (share := getattr(self, name)) <= 1:
-                raise BadConfig(f"{name} is {share}", hint="a share, from 0 to 1")
+            if not 0 <= (fraction := getattr(self, name)) <= 1:
+                raise BadConfig(f"{name} must be in [0, 1], got {fraction}", hint="it is a fraction of the characters")
         if self.min_chars < 0:
-            raise BadConfig(f"min_chars is {self.min_chars}", hint="0 or more")
+            raise BadConfig(f"min_chars must be 0 or more, got {self.min_chars}", hint="0 sets no limit")
 
 
 DEFAULT = Filter()
 
 
-def verdict(text: str, wanted: Filter = DEFAULT) -> str:
-    """Why a document is rejected, one of REASONS; "" for none."""
-    return verdicts(codes(text), wanted)[0]
+def reject_reasons(page: Codes, requirements: Filter = DEFAULT) -> list[str]:
+    """Return the reason to reject each document of a page, "" to keep it."""
+    return [reject_reason(counts, requirements) for counts in class_counts(page).tolist()]
 
 
-def verdicts(page: Codes, wanted: Filter = DEFAULT) -> list[str]:
-    """The verdict on every document of a page (parted by NUL), in order."""
-    return [verdict_on(count, wanted) for count in counts(page).tolist()]
+def class_counts(page: Codes) -> np.ndarray:
+    """Count the units of each class in each document of a page, as an array of (documents, CLASSES).
 
-
-def counts(page: Codes) -> np.ndarray:
-    """How many units of each class every document of a page has. Those of its parts add up to those of the whole."""
-    kind = _classes().take(page.odd_units)
-    parts = kind == _PARTS
-    number = np.cumsum(parts) * CLASSES + kind
-    ends = np.append(page.odd[parts], len(page))
-    found = np.bincount(number, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
-    # Plain ones are Han, 。！？ and other marks, and are counted a document at a time.
+    The counts of a document in parts are the sum of the counts of its parts.
+    """
+    classes = _classes().take(page.odd_units)
+    is_separator = classes == _SEPARATOR
+    cells = np.cumsum(is_separator) * CLASSES + classes
+    ends = np.append(page.odd[is_separator], len(page))
+    counts = np.bincount(cells, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
+    # Common units are Han, 。！？ and other marks. They are counted document by document.
     starts = np.append(0, ends[:-1] + 1)
-    is_han, is_end = is_plain_han(page.units), any_of(page.units, ENDS)
-    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        found[number, _HAN_CLASS] += np.count_nonzero(is_han[start:end])
-        found[number, _END] = np.count_nonzero(is_end[start:end])
-    found[:, _PARTS] = found[:, _REST] = 0
-    found[:, _REST] = ends - starts - found.sum(axis=1)
-    return found
+    is_han, is_end = is_common_han(page.units), is_one_of(page.units, ENDS)
+    for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        counts[document, _HAN] += np.count_nonzero(is_han[start:end])
+        counts[document, _END] = np.count_nonzero(is_end[start:end])
+    counts[:, _SEPARATOR] = counts[:, _OTHER] = 0
+    counts[:, _OTHER] = ends - starts - counts.sum(axis=1)
+    return counts
 
 
-def verdict_on(count: list[int], wanted: Filter = DEFAULT) -> str:
-    """The verdict on a document that has so many units of each class."""
-    han, lacunae = count[_HAN_CLASS], count[_LACUNA]
-    wrong = count[_MOJIBAKE_CLASS] + count[_MOJIBAKE_LETTER]
-    solid = sum(count) - count[_SPACE] - count[_SECOND] - count[_PARTS]
-    if not solid:
+def reject_reason(counts: list[int], requirements: Filter = DEFAULT) -> str:
+    """Return the reason to reject a document with these class counts, "" to keep it."""
+    han, lacunae = counts[_HAN], counts[_LACUNA]
+    mojibake = counts[_MOJIBAKE] + counts[_MOJIBAKE_LETTER]
+    visible = sum(counts) - counts[_SPACE] - counts[_LOW_SURROGATE] - counts[_SEPARATOR]
+    if not visible:
         return "empty"
-    if solid - count[_END] < wanted.min_chars:
+    if visible - counts[_END] < requirements.min_chars:
         return "too-short"
-    if not wanted.chinese:
+    if not requirements.chinese:
         return ""
-    if not han and wanted.min_han:
+    if not han and requirements.min_han:
         return "no-han"
-    if lacunae > wanted.max_lacunae * (han + lacunae):
+    if lacunae > requirements.max_lacunae * (han + lacunae):
         return "lacunae"
-    if wrong > wanted.max_mojibake * solid:
+    if mojibake > requirements.max_mojibake * visible:
         return "mojibake"
-    if han < wanted.min_han * (han + count[_LETTER] + count[_MOJIBAKE_LETTER]):
+    if han < requirements.min_han * (han + counts[_LETTER] + counts[_MOJIBAKE_LETTER]):
         return "few-han"
     return ""
 
 
 @cache
 def _classes() -> np.ndarray:
+    """Return the class of each unit. Common units are _OTHER, because they are counted separately."""
     table = np.zeros(UNITS, np.uint8)
     characters = [*map(chr, range(UNITS))]
     table[np.fromiter(map(str.isspace, characters), bool)] = _SPACE
     table[np.fromiter(map(str.isalpha, characters), bool)] = _LETTER
-    for first, last in _MOJIBAKE:
+    for first, last in _MOJIBAKE_RANGES:
         part = table[first : last + 1]
-        part[part == _REST] = _MOJIBAKE_CLASS
+        part[part == _OTHER] = _MOJIBAKE
         part[part == _LETTER] = _MOJIBAKE_LETTER
     for first, last in (*HAN_UNITS, HAN_BEYOND):
-        table[first : last + 1] = _HAN_CLASS
+        table[first : last + 1] = _HAN
     table[ord(LACUNA)] = _LACUNA
     table[[ord(mark) for mark in ENDS]] = _END
-    table[plain()] = _REST
-    table[0xDC00:0xE000] = _SECOND
-    table[0] = _PARTS
+    table[common_units()] = _OTHER
+    table[0xDC00:0xE000] = _LOW_SURROGATE
+    table[0] = _SEPARATOR
     return table

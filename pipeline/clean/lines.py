@@ -1,7 +1,9 @@
-"""Lines: documents that stay, their sentences one a line, as UTF-8; and how long each line is.
+"""The lines of sentences.txt: one sentence per line, none longer than a limit, with their lengths.
 
-A text is encoded once. Where a line begins in its bytes follows from where it begins in its units: three bytes each,
-but for those of its odd ones that have fewer.
+In order: the lines of Chinese documents, those of other documents, and the cutting of lines that are too long.
+
+Chinese pages are encoded to UTF-8 once. The byte offset of a line follows from its unit offset: every unit takes three
+bytes, except for some special ones that take fewer.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from pipeline.clean.utf16 import (
     LINE_ENDS,
     OPENERS,
     SEPARATOR,
-    UNITS,
     Codes,
+    class_table,
+    insert,
     is_one_of,
     merged,
     places,
@@ -32,126 +35,129 @@ from pipeline.clean.utf16 import (
 )
 from pipeline.errors import BadConfig
 
+MAX_CHARACTER_BYTES = 4  # of UTF-8
+LEVELS = ("", "sentence", "semicolon", "comma", "space", "hard")  # of a cut, from none to the roughest
 _TERMINATORS = ENDS + DOTS + CLOSERS
-
-
-@dataclass(frozen=True)
-class Lines:
-    """`data` has a line end behind each line, which neither its `characters` nor its `sizes` in bytes count."""
-
-    data: bytes
-    characters: np.ndarray
-    sizes: np.ndarray
-    unterminated: int  # lines that no mark ends
-    resplit: Counter[str]  # cuts in lines that were too long, by where
-
-
-def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False) -> Lines:
-    """The sentences of Chinese documents, which have no blank lines, none longer than `max_bytes`; `encoded` is the
-    page as UTF-8."""
-    ends = sentences.ends(page, inside_quotes=inside_quotes)
-    ends = ends[~is_one_of(unit_at(page, ends), LINE_ENDS)]
-    breaks = places(page, LINE_ENDS)
-    behind = merged(ends, breaks + 1)  # where the next lines begin
-    is_broken = is_one_of(page.units[behind - 1], LINE_ENDS)
-    behind_bytes = 3 * behind - 2 * np.cumsum(is_broken)
-    saved = _saved().take(page.odd_units)
-    if len(narrow := np.flatnonzero(saved)):
-        of = np.searchsorted(behind, page.odd[narrow], side="right")
-        behind_bytes -= np.cumsum(np.bincount(of, saved[narrow], len(behind) + 1)[:-1]).astype(int)
-    start, start_bytes = np.append(0, behind), np.append(0, behind_bytes)
-    stop, stop_bytes = np.append(behind - is_broken, len(page)), np.append(behind_bytes - is_broken, len(encoded))
-
-    cuts, cuts_bytes, resplit = [], [], Counter[str]()
-    for line in np.flatnonzero(stop_bytes - start_bytes > max_bytes).tolist():
-        pieces, level = limit(text_of(page[start[line] : stop[line]]), max_bytes)
-        resplit[level] += len(pieces) - 1
-        place, place_bytes = start[line], start_bytes[line]
-        for piece in pieces[:-1]:
-            place += len(piece.encode("utf-16-le")) // 2
-            place_bytes += len(piece.encode())
-            cuts.append(place)
-            cuts_bytes.append(place_bytes)
-    if cuts:
-        start, stop = (np.sort(np.append(each, cuts)) for each in (start, stop))
-        start_bytes, stop_bytes = (np.sort(np.append(each, cuts_bytes)) for each in (start_bytes, stop_bytes))
-
-    second = page.odd[(page.odd_units & 0xFC00) == 0xDC00]
-    characters = stop - start
-    if len(second):
-        characters -= np.bincount(np.searchsorted(stop, second), minlength=len(stop))
-    unterminated = int(np.count_nonzero(~is_one_of(page.units[stop - 1], _TERMINATORS)))
-    data = _broken(encoded, start_bytes[1:][start[1:] == stop[:-1]])
-    return Lines(data, characters, stop_bytes - start_bytes, unterminated, resplit)
-
-
-def _broken(encoded: bytes, before: np.ndarray) -> bytes:
-    """The bytes of a page with line ends before these places, between its documents and at its end."""
-    whole = encoded.replace(SEPARATOR.encode(), b"\n") + b"\n"
-    if len(before) * _APART < len(whole):
-        cuts = before.tolist()
-        return b"\n".join([whole[start:end] for start, end in zip((0, *cuts), (*cuts, len(whole)), strict=True)])
-    made = np.empty(len(whole) + len(before), np.uint8)
-    old = np.ones(len(made), bool)
-    at = before + np.arange(len(before))
-    old[at] = False
-    made[at] = ord("\n")
-    made[old] = np.frombuffer(whole, np.uint8)
-    return made.tobytes()
-
-
-_APART = 256  # bytes between two places from which on it is cheaper to take the pieces one by one
-
-
-@cache
-def _saved() -> np.ndarray:
-    """Of each unit that ends no line how many of three bytes it does not need; a pair of units needs four."""
-    found = np.zeros(UNITS, np.uint8)
-    found[:0x800] = 1
-    found[:0x80] = 2
-    found[0xDC00:0xE000] = 2
-    found[[ord(each) for each in LINE_ENDS]] = 0
-    return found
-
-
-def of_any(page: Codes, max_bytes: int) -> Lines:
-    """The lines of any documents, those left out that have nothing but spaces."""
-    kept, resplit = list[str](), Counter[str]()
-    for line in text_of(page).replace(SEPARATOR, "\n").split("\n"):
-        pieces = [line]
-        if len(line) * WIDEST > max_bytes:
-            pieces, level = limit(line, max_bytes)
-            resplit[level] += len(pieces) - 1
-        kept += [piece for piece in pieces if piece and not piece.isspace()]
-    data = "".join([line + "\n" for line in kept]).encode()
-    sizes = np.diff(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")), prepend=-1) - 1
-    unterminated = sum(line[-1] not in _TERMINATORS for line in kept)
-    return Lines(data, np.array([*map(len, kept)], int), sizes, unterminated, resplit)
-
-
-WIDEST = 4  # bytes that one character may need
-LEVELS = ("", "sentence", "semicolon", "comma", "space", "hard")  # from what is no cut at all to the roughest one
-_NOT_FIRST = ENDS + CONTINUES + CLOSERS + DOTS + "—"  # no piece begins with one of these if it can be helped
+_NOT_FIRST = ENDS + CONTINUES + CLOSERS + DOTS + "—"  # a piece should not begin with one of these
 _NOT_LAST = OPENERS
 _TAIL = f"[{_NOT_FIRST}]*+"
-_GENTLE = {
+_CUT_AFTER = {
     "sentence": re.compile(f"[{ENDS}]{_TAIL}"),
     "semicolon": re.compile(f"[；;]{_TAIL}"),
     "comma": re.compile(f"[，,]{_TAIL}"),
     "space": re.compile(f"[ \u3000]++(?![{_NOT_FIRST}])"),
 }
-_BACK = 16  # characters by which a hard cut may go back for the sake of the marks
+_MAX_BACKTRACK = 16  # characters by which a hard cut may move back to keep marks with their text
+_MIN_SLICE = 256  # bytes per line from which on joining slices is faster than copying by a mask
 
 
-def limit(unit: str, max_bytes: int) -> tuple[list[str], str]:
-    """`unit` in pieces of at most `max_bytes` of UTF-8, and the roughest of the LEVELS that it took.
+@dataclass(frozen=True)
+class EncodedLines:
+    """Lines as UTF-8. Each ends in a newline, which is not included in `characters` and `sizes` (bytes)."""
 
-    It is cut behind sentences, what is still too long behind ；, then ，, then spaces, then anywhere; each piece takes
-    all that fits. Joined, the pieces are the unit. Raises BadConfig where `max_bytes` cannot hold one character.
+    data: bytes
+    characters: np.ndarray
+    sizes: np.ndarray
+    unterminated: int  # lines without a mark at their end
+    resplit: Counter[str]  # cuts in lines that were too long, by level
+
+
+def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False) -> EncodedLines:
+    """Return the sentences of Chinese documents as lines of at most `max_bytes`.
+
+    The documents must not contain blank lines. `encoded` is the page as UTF-8.
+
+    This computes all lines at once. tests/pipeline/clean/test_lines.py checks it against a loop over the sentences of
+    tests/pipeline/clean/slow_sentences.py.
     """
-    if max_bytes < WIDEST:
-        raise BadConfig(f"max_bytes is {max_bytes}", hint=f"{WIDEST} or more: one character has to fit")
-    pieces, used = [unit], ""
+    ends = sentences.ends(page, inside_quotes=inside_quotes)
+    ends = ends[~is_one_of(unit_at(page, ends), LINE_ENDS)]
+    starts = merged(ends, places(page, LINE_ENDS) + 1)  # of all lines but the first
+    after_newline = is_one_of(page.units[starts - 1], LINE_ENDS)
+    start_bytes = _byte_offsets(page, starts, np.cumsum(after_newline))
+    start, stop = np.append(0, starts), np.append(starts - after_newline, len(page))
+    start_bytes, stop_bytes = np.append(0, start_bytes), np.append(start_bytes - after_newline, len(encoded))
+
+    cuts, cuts_bytes, resplit = [], [], Counter[str]()
+    for line in np.flatnonzero(stop_bytes - start_bytes > max_bytes).tolist():
+        pieces, level = cut_line(text_of(page[start[line] : stop[line]]), max_bytes)
+        resplit[level] += len(pieces) - 1
+        offset, offset_bytes = start[line], start_bytes[line]
+        for piece in pieces[:-1]:
+            offset += len(piece.encode("utf-16-le")) // 2
+            offset_bytes += len(piece.encode())
+            cuts.append(offset)
+            cuts_bytes.append(offset_bytes)
+    if cuts:
+        start, stop = (np.sort(np.append(offsets, cuts)) for offsets in (start, stop))
+        start_bytes, stop_bytes = (np.sort(np.append(offsets, cuts_bytes)) for offsets in (start_bytes, stop_bytes))
+
+    low_surrogates = page.odd[(page.odd_units & 0xFC00) == 0xDC00]
+    characters = stop - start
+    if len(low_surrogates):
+        characters -= np.bincount(np.searchsorted(stop, low_surrogates), minlength=len(stop))
+    unterminated = int(np.count_nonzero(~is_one_of(page.units[stop - 1], _TERMINATORS)))
+    data = _insert_newlines(encoded, start_bytes[1:][start[1:] == stop[:-1]])
+    return EncodedLines(data, characters, stop_bytes - start_bytes, unterminated, resplit)
+
+
+def _byte_offsets(page: Codes, offsets: np.ndarray, line_ends: np.ndarray) -> np.ndarray:
+    """Return the UTF-8 offsets of sorted unit offsets. `line_ends` is the number of line ends before each of them."""
+    offsets_bytes: np.ndarray = 3 * offsets - 2 * line_ends
+    saved = _saved_bytes().take(page.odd_units)
+    if len(short := np.flatnonzero(saved)):
+        lines = np.searchsorted(offsets, page.odd[short], side="right")
+        offsets_bytes -= np.cumsum(np.bincount(lines, saved[short], len(offsets) + 1)[:-1]).astype(int)
+    return offsets_bytes
+
+
+@cache
+def _saved_bytes() -> np.ndarray:
+    """Return the bytes by which the UTF-8 of each unit is shorter than three, 0 for line ends.
+
+    A surrogate pair takes four bytes, so its second unit saves two.
+    """
+    return class_table((1, ((0, 0x7FF),)), (2, ((0, 0x7F), (0xDC00, 0xDFFF))), (0, LINE_ENDS))
+
+
+def _insert_newlines(encoded: bytes, offsets: np.ndarray) -> bytes:
+    """Return the UTF-8 of a page with newlines at the sorted byte `offsets`, between documents and at the end."""
+    data = encoded.replace(SEPARATOR.encode(), b"\n") + b"\n"
+    if len(offsets) * _MIN_SLICE < len(data):
+        cuts = offsets.tolist()
+        return b"\n".join([data[start:end] for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True)])
+    return insert(np.frombuffer(data, np.uint8), offsets, ord("\n")).tobytes()
+
+
+def text_lines(page: Codes, max_bytes: int) -> EncodedLines:
+    """Return the lines of documents in any language, without blank ones, cut to at most `max_bytes`."""
+    lines, resplit = list[str](), Counter[str]()
+    for line in text_of(page).replace(SEPARATOR, "\n").split("\n"):
+        pieces = [line]
+        if len(line) * MAX_CHARACTER_BYTES > max_bytes:
+            pieces, level = cut_line(line, max_bytes)
+            resplit[level] += len(pieces) - 1
+        lines += [piece for piece in pieces if piece and not piece.isspace()]
+    data = "".join([line + "\n" for line in lines]).encode()
+    sizes = np.diff(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")), prepend=-1) - 1
+    unterminated = sum(line[-1] not in _TERMINATORS for line in lines)
+    return EncodedLines(data, np.array([*map(len, lines)], int), sizes, unterminated, resplit)
+
+
+def cut_line(line: str, max_bytes: int) -> tuple[list[str], str]:
+    """Cut a line into pieces of at most `max_bytes` of UTF-8. Return them and the roughest level of cut used.
+
+    The line is cut after sentences. Pieces that are still too long are cut after ；, then after ，, then after spaces,
+    then anywhere. Each piece takes as much as fits, and the pieces add up to the line.
+
+    Raises BadConfig if `max_bytes` is less than one character may need.
+    """
+    if max_bytes < MAX_CHARACTER_BYTES:
+        raise BadConfig(
+            f"--max-bytes must be at least {MAX_CHARACTER_BYTES}, got {max_bytes}",
+            hint=f"a character takes up to {MAX_CHARACTER_BYTES} bytes",
+        )
+    pieces, roughest = [line], ""
     for level in LEVELS[1:]:
         if all(_fits(piece, max_bytes) for piece in pieces):
             break
@@ -160,50 +166,55 @@ def limit(unit: str, max_bytes: int) -> tuple[list[str], str]:
             if _fits(piece, max_bytes):
                 cut.append(piece)
             elif level == "hard":
-                cut += _hard(piece, max_bytes)
+                cut += _cut_anywhere(piece, max_bytes)
             else:
-                cut += _packed(piece, _GENTLE[level], max_bytes)
+                cut += _cut_after(_CUT_AFTER[level], piece, max_bytes)
         if len(cut) > len(pieces):
-            pieces, used = cut, level
-    return pieces, used
+            pieces, roughest = cut, level
+    return pieces, roughest
 
 
 def _fits(piece: str, max_bytes: int) -> bool:
-    return len(piece) * WIDEST <= max_bytes or _bytes(piece) <= max_bytes
+    return len(piece) * MAX_CHARACTER_BYTES <= max_bytes or _size(piece) <= max_bytes
 
 
-def _bytes(piece: str) -> int:
+def _size(piece: str) -> int:
     return len(piece.encode("utf-8", "surrogatepass"))
 
 
-def _packed(piece: str, gentle: re.Pattern[str], max_bytes: int) -> list[str]:
-    """`piece` cut behind what `gentle` matches, and neighbours joined again while they fit."""
-    packed: list[str] = []
-    start = end = size = 0  # piece[start:end] is held, and is so many bytes
-    for stop in (*(found.end() for found in gentle.finditer(piece)), len(piece)):
-        more = _bytes(piece[end:stop])
-        if end > start and more and size + more > max_bytes:
-            packed.append(piece[start:end])
+def _cut_after(pattern: re.Pattern[str], piece: str, max_bytes: int) -> list[str]:
+    """Cut after matches of `pattern`, joining neighbours while they fit into `max_bytes`."""
+    pieces: list[str] = []
+    start = end = size = 0  # size of piece[start:end] in bytes
+    for stop in (*(match.end() for match in pattern.finditer(piece)), len(piece)):
+        added = _size(piece[end:stop])
+        if end > start and added and size + added > max_bytes:
+            pieces.append(piece[start:end])
             start, size = end, 0
-        end, size = stop, size + more
-    return [*packed, piece[start:]]
+        end, size = stop, size + added
+    return [*pieces, piece[start:]]
 
 
-def _hard(piece: str, max_bytes: int) -> list[str]:
-    """`piece` cut between any two characters, but not at marks where a few characters less avoid it."""
+def _cut_anywhere(piece: str, max_bytes: int) -> list[str]:
+    """Cut between any two characters, up to _MAX_BACKTRACK earlier if that keeps marks with their text."""
     pieces: list[str] = []
     start = 0
     while start < len(piece):
-        window = piece[start : start + max_bytes].encode("utf-8", "surrogatepass")  # no more characters than bytes fit
+        window = piece[start : start + max_bytes].encode("utf-8", "surrogatepass")  # a character has at least a byte
         cut = min(max_bytes, len(window))
         while cut < len(window) and window[cut] & 0xC0 == 0x80:  # inside a character
             cut -= 1
-        end = full = start + len(window[:cut].decode("utf-8", "surrogatepass"))
-        if full < len(piece):
-            while end > max(start + 1, full - _BACK) and (piece[end] in _NOT_FIRST or piece[end - 1] in _NOT_LAST):
+        end = latest = start + len(window[:cut].decode("utf-8", "surrogatepass"))
+        if latest < len(piece):
+            while end > max(start + 1, latest - _MAX_BACKTRACK) and _tears(piece, end):
                 end -= 1
-            if piece[end] in _NOT_FIRST or piece[end - 1] in _NOT_LAST:
-                end = full
+            if _tears(piece, end):
+                end = latest
         pieces.append(piece[start:end])
         start = end
     return pieces
+
+
+def _tears(piece: str, cut: int) -> bool:
+    """Return True if a cut separates a mark from the text that it belongs to."""
+    return piece[cut] in _NOT_FIRST or piece[cut - 1] in _NOT_LAST

@@ -1,4 +1,4 @@
-"""What a person can choose about cleaning. All but `max_bad` decides bytes, and so is in the key of the corpus."""
+"""Options of cleaning. All but `max_bad` decide the bytes of the corpus and so are part of its key."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline.clean import profiles
+from pipeline.clean.report.sentencepiece_flags import DEFAULT_LINE
 from pipeline.clean.rules import boilerplate, gaiji, lacunae, notes, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 
-MAX_SENTENCE_BYTES = 4192  # SentencePiece's own default: longer lines would be skipped in silence
+MAX_SENTENCE_BYTES = DEFAULT_LINE  # SentencePiece skips longer lines without a warning
 
 CHOICES = {
     "profile": ("auto", *profiles.PROFILES),
@@ -29,12 +30,12 @@ CHOICES = {
     "split": ("quoted", "flat"),
     "dedup": ("no", "exact", "near"),
 }
-RULES = (  # that can be switched off
+RULES = (  # that --without can switch off
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
     *("marks", "script", "variants", "punct", "verse"),
 )
-# Where an option is left at its default, a preset decides. The first is what MoiraiLM trains on, a sentence a line
-# without quotes and with the commonest marks only, but with nothing lost or torn on the way.
+# A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
+# per line, without quotes and with the commonest marks only, but without losing or splitting any character.
 PRESETS: dict[str, dict[str, Any]] = {
     "": {},
     "moirai": {
@@ -45,15 +46,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split": "flat",
     },
 }
+_TABLE_FILES = ("gaiji_map", "pua_map", "variants")
 
 
 class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`reference/cleaning.md` 4.2 names the rules that they steer.
+    """Options of `inkstone clean`. docs/design/cleaning.md 4.2 describes the rules that they control.
 
-    `notes` are policies as `（）=drop`, over those of the profile. `gaiji_map`, `pua_map` and `variants` are files that
-    map one spelling to another. `boilerplate` are regular expressions for what is to go. `without` switches rules off
-    by their names. `min_han` is the least share of Han among the letters of a document, for Chinese profiles;
-    `min_chars` and `max_bytes` are of a document and of a line of sentences.txt.
+    notes                          policies such as `（）=drop`, which override those of the profile
+    gaiji_map, pua_map, variants   files that map one spelling to another
+    boilerplate                    regular expressions of text to delete
+    without                        names of rules to switch off
+    min_chars                      least characters of a document
+    max_bytes                      longest line of sentences.txt
+    min_han                        least fraction of Han among the letters of a document, in Chinese profiles
+    max_bad                        largest fraction of bad documents that is accepted
     """
 
     profile: str = "auto"
@@ -82,43 +88,46 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bad: float = DEFAULT_MAX_BAD
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise BadConfig(f"no preset {self.preset!r}", hint=f"one of {', '.join(filter(None, PRESETS))}")
+        if self.preset:
+            _check_choice("--preset", self.preset, tuple(filter(None, PRESETS)))
         defaults = dict(zip(self.__struct_fields__, self.__struct_defaults__, strict=True))
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) == defaults[name]:
                 msgspec.structs.force_setattr(self, name, value)
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise BadConfig(f"no {name} {getattr(self, name)!r}", hint=f"one of {', '.join(choices)}")
-        for name in self.without:
-            if name not in RULES:
-                raise BadConfig(f"--without {name}: no such rule", hint=f"one of {', '.join(RULES)}")
+            _check_choice(f"--{name}", getattr(self, name), choices)
+        for rule in self.without:
+            _check_choice("--without rule", rule, RULES)
         if not 0 <= self.max_bad <= 1:
-            raise BadConfig(f"max_bad is {self.max_bad}", hint="a share, from 0 to 1")
+            raise BadConfig(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="a fraction of the documents")
         if self.min_chars < 1:
-            raise BadConfig(f"min_chars is {self.min_chars}", hint="1 or more: a document has a text")
+            raise BadConfig(f"--min-chars must be 1 or more, got {self.min_chars}", hint="a document cannot be empty")
         if self.max_bytes < 64:
-            raise BadConfig(f"max_bytes is {self.max_bytes}", hint="64 or more: a sentence has to fit")
+            raise BadConfig(f"--max-bytes must be 64 or more, got {self.max_bytes}", hint="a sentence has to fit")
         if not 0 <= self.min_han <= 1:
-            raise BadConfig(f"min_han is {self.min_han}", hint="a share, from 0 to 1")
+            raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="a fraction of the letters")
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
         tables_of(self)
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides bytes: the content of tables in place of their names, and no share of bad documents."""
-        chosen = msgspec.structs.asdict(self)
-        chosen |= {"without": sorted({*self.without}), "notes": sorted({*self.notes})}
-        for name in ("gaiji_map", "pua_map", "variants"):
-            if chosen[name]:
-                chosen[name] = hashlib.sha256(Path(chosen[name]).read_bytes()).hexdigest()
-        del chosen["max_bad"], chosen["preset"]
-        return chosen
+        """Return the options that decide bytes, with table files replaced by the SHA-256 of their content."""
+        options = msgspec.structs.asdict(self)
+        options |= {"without": sorted({*self.without}), "notes": sorted({*self.notes})}
+        for name in _TABLE_FILES:
+            if options[name]:
+                options[name] = hashlib.sha256(Path(options[name]).read_bytes()).hexdigest()
+        del options["max_bad"], options["preset"]
+        return options
 
 
-class Tables(NamedTuple):
-    """What the options name, read and checked."""
+def _check_choice(label: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BadConfig(f"unknown {label} {value!r}", hint=f"choose one of {', '.join(choices)}")
+
+
+class MappingTables(NamedTuple):
+    """Tables that the options name, read and checked."""
 
     gaiji: Mapping[str, str]
     pua: Mapping[str, str]
@@ -127,9 +136,9 @@ class Tables(NamedTuple):
 
 
 @cache
-def tables_of(options: CleanOptions) -> Tables:
-    """Raises InputMissing or BadConfig for a table that cannot be read."""
-    return Tables(
+def tables_of(options: CleanOptions) -> MappingTables:
+    """Read the tables. Raises InputMissing or BadConfig if one cannot be read."""
+    return MappingTables(
         gaiji.load_map(Path(options.gaiji_map)) if options.gaiji_map else {},
         gaiji.load_map(Path(options.pua_map)) if options.pua_map else {},
         variants.load(Path(options.variants)) if options.variants else {},

@@ -1,24 +1,29 @@
-"""Profiles: what kind of source a text is from, and so which rules it needs."""
+"""Profiles: kinds of sources, and the rules that each of them needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.clean.markup import detect as containers
-from pipeline.clean.markup.detect import Parsed
+from pipeline.clean.markup import detect as markup
+from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.rule import Seen
 from pipeline.clean.rules import notes
 from pipeline.readers.encoding import share_of_han
 
-_MOSTLY = 0.5  # share of Han: documents in JSON lines or rows are Chinese then, and of the Pile otherwise
+_MIN_HAN = 0.5  # fraction of Han over which JSON lines and table rows are cleaned as Chinese
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`container` takes a whole document out of its markup. Where `chinese` is false only newlines and controls are
-    mended, and nothing else is touched. `verse`: whether to look for verse among prose. `notes` are the policies for
-    brackets that this source needs.
+    """A kind of source.
+
+    chinese     if False, only line ends and control characters are normalised
+    headings    cut texts at chapter headings
+    unwrap      join hard-wrapped lines
+    verse       look for verse in prose
+    container   parser that takes a complete text out of its markup
+    notes       policies for the brackets of this source
     """
 
     name: str
@@ -35,20 +40,20 @@ PROFILES = {
     for profile in (
         Profile("plain"),
         Profile("chinese-poetry", headings=False, verse=False, notes=notes.POETRY),
-        Profile("kanripo", unwrap=True, container=containers.kanripo, notes=notes.KANRIPO),
-        Profile("daizhige", container=containers.daizhige, notes=notes.DAIZHIGE),
-        Profile("wikitext-lite", container=containers.wikitext_lite),
-        Profile("org", container=containers.org),
+        Profile("kanripo", unwrap=True, container=markup.kanripo, notes=notes.KANRIPO),
+        Profile("daizhige", container=markup.daizhige, notes=notes.DAIZHIGE),
+        Profile("wikitext-lite", container=markup.wikitext_lite),
+        Profile("org", container=markup.org),
         Profile("pile", chinese=False, headings=False),
     )
 }
 
 
-def of(name: str, head: str, asked: str) -> Profile:
-    """The profile that is asked for, or with "auto" the one that fits a file's name and how its text begins."""
-    if asked != "auto":
-        return PROFILES[asked]
-    suffix = name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
+def resolve(profile: str, file_name: str, head: str) -> Profile:
+    """Return the profile of that name, or for "auto" the one for a file with this name and this beginning."""
+    if profile != "auto":
+        return PROFILES[profile]
+    suffix = file_name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
     if suffix in ("jsonl", "parquet"):
-        return PROFILES["plain" if share_of_han(head) > _MOSTLY else "pile"]
-    return PROFILES["chinese-poetry" if suffix == "json" else containers.detect(head)]
+        return PROFILES["plain" if share_of_han(head) > _MIN_HAN else "pile"]
+    return PROFILES["chinese-poetry" if suffix == "json" else markup.detect(head)]

@@ -1,4 +1,8 @@
-"""A rule of cleaning: a name, the characters without which it has nothing to do, and one small function."""
+"""The interface of a cleaning rule: a name, the characters that trigger it, and one function on a page.
+
+To add a rule, start with `textual`: it turns a function of a str into a rule. Rewrite it on UTF-16 units only if it is
+slow. Then list the rule in `rules/order.py`, and its name in `RULES` of options.py so that `--without` accepts it.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +13,35 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.clean.utf16 import LINE_ENDS, UNITS, Codes, codes, places, replaced, spread, text_of
+from pipeline.clean.utf16 import LINE_ENDS, Codes, class_table, codes, places, replaced, spread, text_of
 
-Seen = Counter[str]  # what a rule met, in words for the report: {"PUA → □": 47}
-Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, first and last
+Seen = Counter[str]  # changes by their description in the report: {"PUA → □": 47}
+Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, both ends inclusive
 
 
 @dataclass
 class Effect:
-    """What a rule did to a page or more: characters (code points) that it took away and brought in, and what it met."""
+    """Code points that a rule removed from and added to one or more pages, and its changes by description."""
 
     removed: int = 0
     added: int = 0
     seen: Seen = field(default_factory=Counter)
 
     def differ(self, before: int, after: int) -> None:
-        """Count a change from so many characters to so many."""
+        """Count a change of size, in code points."""
         self.removed += max(0, before - after)
         self.added += max(0, after - before)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`apply` takes a page (documents parted by NUL, see codes.py) and gives it back changed; it never adds, removes
-    or moves a NUL. It is called only when the page has one of `triggers`; without triggers always.
+    """A cleaning rule.
 
-    `makes` are characters that it can bring in and that may be triggers of a later rule.
+    `apply` takes a page (documents joined by NUL, see utf16.py) and a counter of changes for the report, and returns
+    the changed page. It must not add, remove or move a NUL. It is called only for a page that contains a unit of
+    `triggers`, or for every page if there are no triggers.
+
+    `makes` are the characters that it may insert and that may trigger a later rule.
     """
 
     name: str
@@ -44,57 +51,72 @@ class Rule:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """Of each unit whether it is a trigger."""
-        found = np.zeros(UNITS, bool)
-        for first, last in self.triggers:
-            found[first : last + 1] = True
-        return found
+        """Mask over all code units: True for triggers."""
+        return class_table((1, self.triggers)).astype(bool)
 
 
 def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "") -> Rule:
-    """A rule on the text of a page as a str: slower, so it should have triggers that are rare."""
+    r"""Return a rule that works on text as a str. This is where to start with a new rule.
 
-    def on_codes(page: Codes, seen: Seen) -> Codes:
+    `apply` gets the text of a page and the counter for the report. It returns the new text:
+
+        def remove_stars(text: str, counts: Counter[str]) -> str:
+            text, count = re.subn(r"[*＊]{3,}", "", text)
+            counts["*** removed"] += count
+            return text
+
+        RULE = textual("stars", remove_stars, units("*＊"))
+
+    A page holds several documents, joined by NUL. Treat NUL as a line end, as in `[^\n\0]`, and keep every one of them:
+    then each document comes out as it would alone. Removed and added characters are counted by the caller.
+
+    Converting a page to str and back takes longer than most rules, so give `triggers` that are rare.
+    """
+
+    def apply_to_page(page: Codes, counts: Seen) -> Codes:
         text = text_of(page)
-        made = apply(text, seen)
-        return page if made == text else codes(made)
+        new_text = apply(text, counts)
+        return page if new_text == text else codes(new_text)
 
-    return Rule(name, on_codes, triggers, makes)
-
-
-def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Codes:
-    """`page` with `apply` done to the lines that hold the places `at`. It leaves line ends as they are."""
-    start, end = _lines(page, at)
-    if not len(start):
-        return page
-    chosen = spread(start, np.minimum(end + 1, len(page)))
-    lines = Codes(page.units[chosen])
-    made = apply(lines)
-    if len(made) == len(lines):
-        changed = np.flatnonzero(made.units != lines.units)
-        return replaced(page, chosen[changed], made.units[changed])
-    bounds = np.append(places(made, LINE_ENDS), len(made))
-    pieces, done, begin = [], 0, 0
-    for first, last, bound in zip(start.tolist(), end.tolist(), bounds.tolist(), strict=False):
-        pieces += [page.units[done:first], made.units[begin:bound]]
-        done, begin = last, bound + 1
-    return Codes(np.concatenate([*pieces, page.units[done:]]))
-
-
-def lines_with(page: Codes, at: np.ndarray) -> Codes:
-    """The lines that hold the places `at`, with their ends."""
-    start, end = _lines(page, at)
-    return Codes(page.units[spread(start, np.minimum(end + 1, len(page)))])
-
-
-def _lines(page: Codes, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the lines begin and end that hold the places `at`, which are in order."""
-    ends = np.append(places(page, LINE_ENDS), len(page))
-    line = np.searchsorted(ends, at)
-    line = line[np.append(True, line[1:] != line[:-1])[: len(line)]]
-    return np.where(line > 0, ends[line - 1] + 1, 0), ends[line]
+    return Rule(name, apply_to_page, triggers, makes)
 
 
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:
-    """Triggers: single characters of the first plane, and ranges of units."""
-    return (*((ord(each), ord(each)) for each in characters), *ranges)
+    """Return triggers: single characters of the BMP, and ranges of code units."""
+    return (*((ord(character), ord(character)) for character in characters), *ranges)
+
+
+def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Codes:
+    """Apply a function only to the lines that contain the sorted positions `at`.
+
+    `apply` gets these lines, joined, and must not change their line ends.
+    """
+    starts, ends = _lines(page, at)
+    if not len(starts):
+        return page
+    positions = spread(starts, np.minimum(ends + 1, len(page)))
+    lines = Codes(page.units[positions])
+    result = apply(lines)
+    if len(result) == len(lines):
+        changed = np.flatnonzero(result.units != lines.units)
+        return replaced(page, positions[changed], result.units[changed])
+    result_ends = np.append(places(result, LINE_ENDS), len(result))
+    pieces, copied, result_start = [], 0, 0
+    for start, end, result_end in zip(starts.tolist(), ends.tolist(), result_ends.tolist(), strict=False):
+        pieces += [page.units[copied:start], result.units[result_start:result_end]]
+        copied, result_start = end, result_end + 1
+    return Codes(np.concatenate([*pieces, page.units[copied:]]))
+
+
+def lines_with(page: Codes, at: np.ndarray) -> Codes:
+    """Return the lines that contain the sorted positions `at`, with their line ends."""
+    starts, ends = _lines(page, at)
+    return Codes(page.units[spread(starts, np.minimum(ends + 1, len(page)))])
+
+
+def _lines(page: Codes, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the start and the end (exclusive) of each line that contains one of the sorted positions `at`."""
+    ends = np.append(places(page, LINE_ENDS), len(page))
+    lines = np.searchsorted(ends, at)
+    lines = lines[np.append(True, lines[1:] != lines[:-1])[: len(lines)]]
+    return np.where(lines > 0, ends[lines - 1] + 1, 0), ends[lines]

@@ -1,112 +1,139 @@
-"""The clean stage: raw files become a corpus, one artifact with every document cleaned and every loss counted.
+"""The clean stage: raw files become a corpus, one artifact in which every lost character is counted.
 
-documents.jsonl.zst   one document a line: text, title, source, meta
-sentences.txt         one sentence a line, what SentencePiece is trained on
-rejects.jsonl.zst     what could not be read or was weeded out, with file, line, byte offset and reason
-report.json           what each rule did, what came out, and the settings that suit a tokenizer for it
+documents.jsonl.zst   one document per line: text, title, source, meta
+sentences.txt         one sentence per line, to train SentencePiece on
+rejects.jsonl.zst     records that could not be read or were filtered out, with file, line, byte offset and reason
+report.json           effects of each rule, statistics of the output, and tokenizer settings that suit it
 
-Text comes in pieces of a megabyte, which workers clean (cleaning.py); here they are put together in their order. A
-document of more than 4 M characters is judged by those, and is written as it comes, so that memory stays flat. Only
-where a rule looks further than a line (containers, notes, --unwrap, --verse, --dedup, --unit paragraph or
-sentence) is all of a text file held at once.
+tasks.py reads files into tasks of about a megabyte, worker.py cleans each in any process, writer.py collects the
+results in order. A document of more than 4 M characters is filtered by its beginning and written as it is read, so
+that memory use does not grow. A text file is held in memory as a whole only if a rule looks further than a line
+(containers, --notes, --unwrap, --verse, --dedup, --unit paragraph or sentence).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from pipeline.clean import profiles
-from pipeline.clean import worker as cleaning
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report import examples as samples
-from pipeline.clean.report import render as summary
-from pipeline.clean.report import report
-from pipeline.clean.report.report import Report
-from pipeline.clean.tasks import Texts
-from pipeline.clean.utf16 import text_of
-from pipeline.clean.writer import REPORT, _Corpus
+from pipeline.clean.report import examples, render
+from pipeline.clean.report.report import Report, check
+from pipeline.clean.tasks import CleanTask, TaskReader
+from pipeline.clean.utf16 import Codes, text_of
+from pipeline.clean.worker import CleanWorker, clean_task
+from pipeline.clean.writer import REPORT, CorpusWriter
 from pipeline.errors import BadConfig
+from pipeline.runtime import workers
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.progress import Progress
-from pipeline.sources import inputs as raw
+from pipeline.runtime.progress import Advance, Progress
+from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.store import artifact
 from pipeline.store.artifact import Built, Content
 from pipeline.store.manifest import Identity
 
-SCHEMA = 3  # raise when the same options give other bytes
+SCHEMA = 3  # increase when the same options give other bytes
 
 
-def identify(name: str, inputs: Sequence[raw.InputFile], options: CleanOptions) -> Identity:
-    # A document says which file it came from.
-    chosen = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
+def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> Identity:
+    """Return the identity of the corpus: all that its bytes depend on."""
+    # File names are part of it, because each document names its source.
+    decisive = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
     libraries = ["zstandard"]
     libraries += ["pyarrow"] if any(entry.path.suffix == ".parquet" for entry in inputs) else []
     libraries += ["opencc"] if options.script != "keep" else []
     libraries += ["rensa"] if options.dedup == "near" else []
     return Identity(
-        "corpora", name, chosen, tuple(entry.as_input("raw") for entry in inputs), libraries=tuple(libraries)
+        "corpora", name, decisive, tuple(entry.as_input("raw") for entry in inputs), libraries=tuple(libraries)
     )
 
 
 def clean(
     root: Path,
     name: str,
-    inputs: Sequence[raw.InputFile],
+    inputs: Sequence[InputFile],
     options: CleanOptions,
     progress: Progress,
     *,
     jobs: int = 1,
 ) -> Built:
-    """Clean every input into the corpus `name`.
+    """Clean every input into the corpus `name`, with `jobs` processes.
 
-    Raises BadData when no text is left, TooManyRejects when more than `options.max_bad` of the documents are bad.
+    Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
 
     def write(draft: Path) -> Content:
-        with _Corpus(options, draft) as corpus:
-            corpus.fill(inputs, progress, jobs)
-            return corpus.content(inputs)
+        with CorpusWriter(options, draft) as writer:
+            _clean_into(writer, inputs, options, progress, jobs)
+            return writer.finish(inputs)
 
     return artifact.build(root, identify(name, inputs, options), write)
 
 
-def survey(inputs: Sequence[raw.InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1) -> Report:
-    """The report that `clean` would publish; nothing is written."""
-    with _Corpus(options, None) as corpus:
-        corpus.fill(inputs, progress, jobs)
-        report.check(corpus.report)
-        return corpus.report
+def survey(inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1) -> Report:
+    """Return the report that `clean` would publish, without writing anything."""
+    with CorpusWriter(options, None) as writer:
+        _clean_into(writer, inputs, options, progress, jobs)
+        check(writer.report)
+        return writer.report
+
+
+def _clean_into(
+    writer: CorpusWriter, inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, jobs: int
+) -> None:
+    """Clean all inputs in `jobs` processes, and write the results in input order."""
+    total = sum(entry.path.stat().st_size for entry in inputs)
+    with progress.bar("clean", total) as advance:
+        results = workers.stream(CleanWorker(options), _read_tasks(writer, inputs, options, advance), jobs=jobs)
+        try:
+            for task, result in results:
+                progress.safe_point("nothing was published")
+                writer.add(task, result)
+        finally:
+            results.close()
+
+
+def _read_tasks(
+    writer: CorpusWriter, inputs: Sequence[InputFile], options: CleanOptions, advance: Advance
+) -> Iterator[CleanTask]:
+    for entry in inputs:
+        reader = TaskReader(entry, options, writer.ledger, writer.write_reject)
+        for task in reader.tasks(advance):
+            writer.count_records(task)
+            yield task
+        require_unchanged(entry)
+        writer.count_file(reader)
 
 
 def table(built: artifact.Artifact) -> list[str]:
-    """The report of a corpus on one screen; nothing where it was made before there were reports."""
+    """Return the report of a corpus as lines for the terminal; none if the corpus is older than reports."""
     path = built.file(REPORT)
-    return summary.shown(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
+    return render.shown(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
 
 
-def explain(inputs: Sequence[raw.InputFile], options: CleanOptions, rule: str, most: int = 10) -> list[tuple[str, str]]:
-    """Up to `most` places that a rule changes: the text around each before and after.
+def explain(inputs: Sequence[InputFile], options: CleanOptions, rule: str, limit: int = 10) -> list[tuple[str, str]]:
+    """Return up to `limit` changes of a rule, as the text around each before and after.
 
-    Raises BadConfig when there is no such rule for these texts.
+    Raises BadConfig if no such rule runs on these texts.
     """
-    found: list[tuple[str, str]] = []
-    names: set[str] = set()
+    changes: list[tuple[str, str]] = []
+    rules: set[str] = set()
 
-    def watch(name: str, before: Any, after: Any) -> None:
-        names.add(name)
-        if name == rule and len(found) < most and after is not before:
-            found.extend(samples.samples(text_of(before), text_of(after), most - len(found)))
+    def watch(name: str, before: Codes, after: Codes) -> None:
+        rules.add(name)
+        if name == rule and len(changes) < limit and after is not before:
+            changes.extend(examples.samples(text_of(before), text_of(after), limit - len(changes)))
 
     for entry in inputs:
-        for task in Texts(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
-            names |= {*cleaning.cleaned(task, Cleaner(profiles.PROFILES[task.profile], options, watch)).effects}
-            if len(found) >= most:
-                return found
-    if rule not in names:
-        raise BadConfig(f"there is no rule {rule!r} for these texts", hint=f"rules: {', '.join(sorted(names))}")
-    return found
+        for task in TaskReader(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
+            cleaner = Cleaner(profiles.PROFILES[task.profile], options, watch)
+            rules |= {*clean_task(task, cleaner).effects}
+            if len(changes) >= limit:
+                return changes
+    if rule not in rules:
+        raise BadConfig(f"no rule {rule!r} runs on these texts", hint=f"rules: {', '.join(sorted(rules))}")
+    return changes

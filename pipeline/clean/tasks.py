@@ -1,4 +1,7 @@
-"""Files as tasks for cleaning: whole documents, as many as make up a piece, or one text in pieces of lines."""
+"""Files into tasks: a batch of complete documents, or a part of one long text.
+
+A text file is cut at line ends into parts of about a megabyte, unless a rule needs all of it at once.
+"""
 
 from __future__ import annotations
 
@@ -11,127 +14,137 @@ import msgspec
 from pipeline.clean import profiles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.utf16 import ENDS, join
-from pipeline.readers import documents, readers
-from pipeline.readers import encoding as decoding
+from pipeline.readers import documents, encoding, readers
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
-from pipeline.sources import inputs as raw
+from pipeline.sources.inputs import InputFile
 
-_HEAD, _FIRST = 100_000, 100  # characters by which a profile is told, and documents
-PIECE = 350_000  # characters of a task: about a megabyte of Chinese
-LONGEST_LINE = 16 << 20  # characters after which a piece is cut though no line ends
+TASK_CHARACTERS = 350_000  # least characters of a task: about a megabyte of Chinese
+MAX_LINE = 16 << 20  # characters after which a text without a line end is cut elsewhere
+_HEAD_CHARACTERS, _HEAD_DOCUMENTS = 100_000, 100  # from which a profile is detected
+
+
+class CleanTask(msgspec.Struct, frozen=True):
+    """Texts of one file, column by column. `page` is the texts as UTF-16, joined by NUL.
+
+    A text longer than a task is divided: `continues` is True if the first text continues that of the task before,
+    `open` if the last text continues in the next task. `joint` is the text between a part and the part before it: the
+    line end at which they were cut, or "".
+    """
+
+    profile: str
+    file: str
+    page: bytes
+    characters: int  # of the texts, including NULs, which the page does not contain
+    titles: list[str]
+    metas: list[Any]
+    lines: list[int]
+    offsets: list[int]
+    continues: bool = False
+    joint: str = ""
+    open: bool = False
 
 
 @dataclass
-class Texts:
-    """One file as tasks. What is bad goes to `ledger` and `on_reject`; `facts` and `profile` are known at its end."""
+class TaskReader:
+    """Reads one file into tasks. Bad documents go to `ledger` and `on_reject`.
 
-    entry: raw.InputFile
+    `facts` and `profile` are complete once all tasks are read.
+    """
+
+    entry: InputFile
     options: CleanOptions
     ledger: Ledger
     on_reject: documents.OnReject
-    facts: decoding.Facts = field(default_factory=decoding.Facts)
+    facts: encoding.Facts = field(default_factory=encoding.Facts)
     profile: str = ""
 
-    def tasks(self, advance: Advance) -> Iterator[Task]:
+    def tasks(self, advance: Advance) -> Iterator[CleanTask]:
+        """Yield the tasks of the file, and report the bytes that were read to `advance`."""
         if readers.has_lines(self.entry.path):
-            yield from self._of_documents(advance)
+            yield from self._from_documents(advance)
         else:
-            yield from self._of_text(advance)
+            yield from self._from_text(advance)
 
-    def _of_documents(self, advance: Advance) -> Iterator[Task]:
-        """Whole documents, as many as make up a piece."""
+    def _from_documents(self, advance: Advance) -> Iterator[CleanTask]:
+        """Yield batches of complete documents."""
         self.facts.encoding = "utf-8"
-        found = readers.read(
-            self.entry.path, self.ledger, self.on_reject, encoding=self.options.encoding, advance=advance
-        )
-        held: list[documents.Document] = []
+        batch: list[documents.Document] = []
         size = 0
-        for document in found:
-            held.append(document)
+        for document in readers.read(
+            self.entry.path, self.ledger, self.on_reject, encoding=self.options.encoding, advance=advance
+        ):
+            batch.append(document)
             size += len(document.text)
-            if size >= PIECE:
-                yield self._task(held)
-                held, size = [], 0
-        if held:
-            yield self._task(held)
+            if size >= TASK_CHARACTERS:
+                yield self._batch_task(batch)
+                batch, size = [], 0
+        if batch:
+            yield self._batch_task(batch)
 
-    def _task(self, held: Sequence[documents.Document]) -> Task:
+    def _batch_task(self, batch: Sequence[documents.Document]) -> CleanTask:
         if not self.profile:
-            head = "\n".join(each.text[:_HEAD] for each in held[:_FIRST])
-            self.profile = profiles.of(self.entry.path.name, head, self.options.profile).name
-        return Task(
+            head = "\n".join(document.text[:_HEAD_CHARACTERS] for document in batch[:_HEAD_DOCUMENTS])
+            self.profile = profiles.resolve(self.options.profile, self.entry.path.name, head).name
+        return CleanTask(
             self.profile,
             self.entry.name,
-            join([each.text for each in held]).units.tobytes(),
-            sum(len(each.text) for each in held),
-            [each.title for each in held],
-            [each.meta for each in held],
-            [each.line for each in held],
-            [each.offset for each in held],
+            join([document.text for document in batch]).units.tobytes(),
+            sum(len(document.text) for document in batch),
+            [document.title for document in batch],
+            [document.meta for document in batch],
+            [document.line for document in batch],
+            [document.offset for document in batch],
         )
 
-    def _of_text(self, advance: Advance) -> Iterator[Task]:
-        """One document, in pieces that end where a line does."""
-        found = decoding.text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
-        held, joint = "", "\n"
-        continues = whole = False
-        for piece in found:
-            held = held + piece if held else piece
-            if not self.profile and held.strip():
-                chosen = profiles.of(self.entry.path.name, held[:_HEAD], self.options.profile)
-                self.profile = chosen.name
-                whole = _needs_all(chosen, self.options)
-            begin = 0
-            while len(held) - begin >= PIECE and not whole:
-                cut = held.rfind("\n", begin, begin + PIECE) + 1 or held.find("\n", begin) + 1
-                if not cut and len(held) - begin < LONGEST_LINE:
+    def _from_text(self, advance: Advance) -> Iterator[CleanTask]:
+        """Yield one document in parts that end at line ends."""
+        blocks = encoding.text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
+        text, joint = "", "\n"
+        continues = is_indivisible = False
+        for block in blocks:
+            text = text + block if text else block
+            if not self.profile and text.strip():
+                profile = profiles.resolve(self.options.profile, self.entry.path.name, text[:_HEAD_CHARACTERS])
+                self.profile = profile.name
+                is_indivisible = _needs_all(profile, self.options)
+            start = 0
+            while self.profile and len(text) - start >= TASK_CHARACTERS and not is_indivisible:
+                cut = text.rfind("\n", start, start + TASK_CHARACTERS) + 1 or text.find("\n", start) + 1
+                if not cut and len(text) - start < MAX_LINE:
                     break
-                cut = cut or max(held.rfind(mark, begin) for mark in ENDS) + 1 or len(held)
-                yield self._piece(held[begin:cut], continues, joint, open=True)
-                joint = "\n" if held[cut - 1] == "\n" and chosen.chinese else ""
-                begin, continues = cut, True
-            held = held[begin:]
+                cut = cut or max(text.rfind(mark, start) for mark in ENDS) + 1 or len(text)
+                yield self._part_task(text[start:cut], continues, joint, open=True)
+                joint = "\n" if text[cut - 1] == "\n" and profile.chinese else ""
+                start, continues = cut, True
+            text = text[start:]
+        self._reject_truncated_end()
+        if text or continues:
+            yield self._part_task(text, continues, joint, open=False)
+
+    def _part_task(self, text: str, continues: bool, joint: str, *, open: bool) -> CleanTask:
+        page = join([text]).units.tobytes()
+        return CleanTask(self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, joint, open)
+
+    def _reject_truncated_end(self) -> None:
+        """Reject the bytes of an incomplete character at the end of the file."""
         if self.facts.cut:
             self.ledger.documents.came += 1
             self.ledger.documents.drop("truncated-end", 1)
             excerpt = self.facts.cut.hex(" ")
             self.on_reject(Reject(self.entry.path.name, 0, self.facts.cut_at, "truncated-end", excerpt))
-        if held or continues:
-            yield self._piece(held, continues, joint, open=False)
-
-    def _piece(self, text: str, continues: bool, joint: str, *, open: bool) -> Task:
-        page = join([text]).units.tobytes()
-        return Task(self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, joint, open)
 
 
 def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
-    """Whether a rule looks further than a line, so that a text cannot be cleaned in pieces."""
+    """Return True if a rule looks further than a line, so that a text cannot be cleaned in parts."""
     unwraps = profile.unwrap if options.unwrap is None else options.unwrap
     return bool(
         profile.container
         or unwraps
         or profile.notes
         or options.notes
-        or options.unit in ("paragraph", "sentence")  # which have the title of a heading that may be far before
+        or options.unit in ("paragraph", "sentence")  # each takes the title of a heading that may be far before it
         or options.verse != "inline"
         or options.dedup != "no"
     )
-
-
-class Task(msgspec.Struct, frozen=True):
-    """Texts of one file, column by column, the texts themselves as a page in UTF-16. `continues`: the first goes on
-    where the task before stopped; `open`: the last goes on in the next."""
-
-    profile: str
-    file: str
-    page: bytes
-    characters: int  # of the texts, those of NUL too, which the page has not
-    titles: list[str]
-    metas: list[Any]
-    lines: list[int]
-    offsets: list[int]
-    continues: bool = False
-    joint: str = ""  # what stands between it and the text before, where it continues
-    open: bool = False

@@ -1,13 +1,14 @@
-"""What a worker does with one piece of text: clean it, weed out what is none, write what stays as lines of a corpus.
+"""The worker: a pure function of a task. It cleans the task, rejects non-text and serializes the rest.
 
-Nothing here depends on other pieces, but for a document that is longer than a piece: of that each piece makes a
-fragment, and the stage puts them together.
+Tasks are independent of each other. Of a document that is longer than a task, each task makes a `Fragment`, and the
+writer puts the fragments together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,61 +17,71 @@ import msgspec
 import numpy as np
 import zstandard
 
-from pipeline.clean import dedup as duplicates
-from pipeline.clean import filters, lines, profiles
+from pipeline.clean import dedup, filters, lines, profiles
 from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report.report import Report, add
 from pipeline.clean.rules import quotes
-from pipeline.clean.tasks import Task
+from pipeline.clean.tasks import CleanTask
 from pipeline.clean.utf16 import Codes, bounds, characters, has, split, text_of
 from pipeline.errors import InkstoneError
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
 
-LEVEL = 1  # of zstd: three times as fast as the library's default, for a tenth more bytes
+ZSTD_LEVEL = 1  # three times as fast as the library's default, for a tenth more bytes
 
 
 @dataclass
 class Fragment:
-    """A part of a document that is longer than a piece. `frame` has its text as it stands inside the quotes of a JSON
-    line; `sample` is how it begins, by which the whole is judged."""
+    """A part of a document that is longer than a task.
+
+    frame      its text as the inside of a JSON string, compressed
+    sentences  its lines of sentences.txt
+    counts     its class counts, from which the document is filtered
+    excerpt    its beginning
+    raw        its UTF-16, for the digest of the document
+    joint      the text between it and the fragment before it
+    """
 
     frame: bytes
     sentences: bytes
-    counts: list[int]  # of its classes of characters, by which the whole is judged
+    counts: list[int]
     excerpt: str
-    raw: bytes  # of its page, for the digest of the whole
+    raw: bytes
     characters: int
-    joint: str  # what stands between it and the part before it
+    joint: str
     report: Report
 
 
 @dataclass(frozen=True)
-class Row:
-    """One whole document, where it is still to be decided whether it stays. `sketch` is for near duplicates."""
+class CorpusRow:
+    """A complete document that may be a duplicate. `sketch` is for --dedup near."""
 
-    line: bytes
+    json_line: bytes
     text: str
     fingerprint: bytes
-    place: tuple[int, int]  # line and byte offset in its file
-    sketch: duplicates.Sketch = None
+    location: tuple[int, int]  # line and byte offset in its file
+    sketch: dedup.Sketch = None
 
 
 @dataclass
-class Cleaned:
-    """What became of a task: the end of the document that was open, whole documents, the beginning of one that is.
+class CleanResult:
+    """The result of a task: the end of the open document, complete documents, and the start of a document left open.
 
-    Whole documents are in `frame`, all their lines as zstd, with their `digests`; or else they are `rows`. `title`
-    and `meta` are of the document that is open after it.
+    head               continues the document that was open before the task
+    closes             True if that document ends in this task
+    frame, sentences   complete documents as compressed JSON lines, and their lines of sentences.txt
+    digests            of the same documents
+    rows               complete documents, instead of the three above, if duplicates are removed
+    tail, title, meta  the document that is open after the task
     """
 
     head: Fragment | None = None
-    closed: bool = False  # whether the document that was open ends in this task
+    closes: bool = False
     frame: bytes = b""
     sentences: bytes = b""
     digests: list[bytes] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[CorpusRow] = field(default_factory=list)
     tail: Fragment | None = None
     title: str = ""
     meta: Any = None
@@ -79,31 +90,44 @@ class Cleaned:
 
 
 @dataclass(frozen=True)
-class Worker:
-    """`worker(task)` is a Cleaned."""
+class CleanWorker:
+    """Callable that cleans a task."""
 
     options: CleanOptions
 
-    def __call__(self, task: Task) -> Cleaned:
-        done = Cleaned()
-        task, page = _cleaned(task, self.options, done)
+    def __call__(self, task: CleanTask) -> CleanResult:
+        result = CleanResult()
+        task, page = _clean_safely(task, self.options, result)
         if page is None:
-            done.closed = task.continues and not task.open
-            return done
-        _account(task, page, done.report)
+            result.closes = task.continues and not task.open
+            return result
+        _count_effects(task, page, result.report)
         parts = bounds(page.array)
         first, last = 0, len(parts)
         continued = task.continues and not page.titles[0]
-        done.closed = task.continues and not (continued and task.open and len(parts) == 1)
+        result.closes = task.continues and not (continued and task.open and len(parts) == 1)
         if continued:
-            done.head = _fragment(page.array[slice(*parts[0])], task, self.options)
+            result.head = _fragment(page.array[slice(*parts[0])], task, self.options)
             first = 1
         if task.open and (last - first or not continued):
             last -= 1
-            done.tail = _fragment(page.array[slice(*parts[last])], task, self.options)
-            done.title, done.meta = _title(task, page, last), _meta(task, page, last)
-        _whole(task, page, parts, range(first, last), self.options, done)
-        return done
+            result.tail = _fragment(page.array[slice(*parts[last])], task, self.options)
+            result.title, result.meta = _title(task, page, last), _meta(task, page, last)
+        if accepted := _filter(task, page, parts, range(first, last), self.options, result):
+            _serialize(task, page, parts, accepted, self.options, result)
+        return result
+
+
+# Cleaning
+
+
+def clean_task(task: CleanTask, cleaner: Cleaner) -> Page:
+    """Return the page of a task after all rules. An exception in a rule is raised."""
+    return cleaner.clean_page(_input_page(task), len(task.lines), task.characters)
+
+
+def _input_page(task: CleanTask) -> Codes:
+    return Codes(np.frombuffer(task.page, "<u2"))
 
 
 @cache
@@ -111,162 +135,51 @@ def _cleaner(profile: str, options: CleanOptions) -> Cleaner:
     return Cleaner(profiles.PROFILES[profile], options)
 
 
-def _cleaned(task: Task, options: CleanOptions, done: Cleaned) -> tuple[Task, Page | None]:
-    """The page of a task, None where nothing is left of it. A text at which a rule fails is set aside, and the others
-    are as without it."""
-    cleaner = _cleaner(task.profile, options)
-    try:
-        return task, cleaned(task, cleaner)
-    except (InkstoneError, MemoryError):
-        raise
-    except Exception:  # noqa: BLE001 - a fault of ours must not cost a night's work: it is in the rejects and counted
-        texts = split(_page(task))
-        good = [number for number, text in enumerate(texts) if _is_safe(text, number, cleaner, task, done)]
-        if not good:
-            return task, None
-        columns = {name: [getattr(task, name)[number] for number in good] for name in _COLUMNS}
-        return msgspec.structs.replace(task, **columns), cleaner.clean([texts[number] for number in good])
-
-
 _COLUMNS = ("titles", "metas", "lines", "offsets")
 
 
-def cleaned(task: Task, cleaner: Cleaner) -> Page:
-    """The page of a task after all rules; raises what a rule raises."""
-    return cleaner.clean_page(_page(task), len(task.lines), task.characters)
+def _clean_safely(task: CleanTask, options: CleanOptions, result: CleanResult) -> tuple[CleanTask, Page | None]:
+    """Return a task and its cleaned page. Texts on which a rule fails are rejected, and removed from the task.
+
+    The page is None if no text remains. Other texts are cleaned as if the rejected ones did not exist.
+    """
+    cleaner = _cleaner(task.profile, options)
+    try:
+        return task, clean_task(task, cleaner)
+    except (InkstoneError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - a bug in a rule must not lose hours of work: the text is rejected and counted
+        texts = split(_input_page(task))
+        good = [index for index, text in enumerate(texts) if _is_cleanable(text, index, cleaner, task, result)]
+        if not good:
+            return task, None
+        columns = {name: [getattr(task, name)[index] for index in good] for name in _COLUMNS}
+        return msgspec.structs.replace(task, **columns), cleaner.clean([texts[index] for index in good])
 
 
-def _page(task: Task) -> Codes:
-    return Codes(np.frombuffer(task.page, "<u2"))
-
-
-def _is_safe(text: str, number: int, cleaner: Cleaner, task: Task, done: Cleaned) -> bool:
-    """Whether the text can be cleaned; otherwise it is counted as dropped, and its reject says which text it was."""
+def _is_cleanable(text: str, index: int, cleaner: Cleaner, task: CleanTask, result: CleanResult) -> bool:
+    """Return False if a rule fails on the text, after rejecting it with the error and its SHA-256."""
     try:
         cleaner.clean([text])
     except Exception as error:  # noqa: BLE001
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         excerpt = f"{type(error).__name__}: {error}; sha256 {digest}: {text}"
-        done.rejects.append(_reject(task, number, "bad-rule-failed", excerpt))
-        done.report.came += len(text)
-        done.report.drop("bad-rule-failed", 1, len(text))
+        result.rejects.append(_reject(task, index, "bad-rule-failed", excerpt))
+        result.report.came += len(text)
+        result.report.drop("bad-rule-failed", 1, len(text))
         return False
     return True
 
 
-def _reject(task: Task, number: int, reason: str, excerpt: str) -> Reject:
-    return Reject(task.file, task.lines[number], task.offsets[number], reason, excerpt[: documents.EXCERPT])
+def _reject(task: CleanTask, index: int, reason: str, excerpt: str) -> Reject:
+    return Reject(task.file, task.lines[index], task.offsets[index], reason, excerpt[: documents.EXCERPT])
 
 
-def _whole(
-    task: Task, page: Page, parts: list[tuple[int, int]], chosen: range, options: CleanOptions, done: Cleaned
-) -> None:
-    """Weed the whole documents, which are these parts of the page, and write those that stay."""
-    if not chosen:
-        return
-    verdicts = filters.verdicts(page.array, filter_of(task.profile, options))
-    kept = []
-    for number in chosen:
-        reason, origin = verdicts[number], int(page.origin[number])
-        start, end = parts[number]
-        if reason == "empty" and np.count_nonzero(page.origin == origin) > 1:
-            reason = "empty" if end > start else "nothing"  # as what stands before the first heading: no document
-        if reason == "":
-            kept.append(number)
-        elif reason != "nothing":
-            text = text_of(page.array[start:end])
-            done.report.drop(reason, 1, len(text))
-            done.rejects.append(_reject(task, origin, reason, text))
-    if not kept:
-        return
-    array = _chosen(page.array, parts, kept)
-    encoded = text_of(array).encode()
-    ends = [jsonl.line_end(_title(task, page, n), task.file, _meta(task, page, n)) for n in kept]
-    made = [(jsonl.LINE_BEGINS, text, end) for text, end in zip(_in_json(array, encoded), ends, strict=True)]
-    if options.dedup == "no":
-        done.frame = frame(b"".join(itertools.chain.from_iterable(made)))
-        done.digests = duplicates.digests(array)
-        done.sentences = published(array, encoded, task, len(kept), options, done.report)
-        return
-    plain = split(array)
-    for number, line, text, fingerprint in zip(kept, made, plain, duplicates.fingerprints(array), strict=True):
-        sketch = duplicates.sketch(text) if options.dedup == "near" else None
-        place = task.lines[int(page.origin[number])], task.offsets[int(page.origin[number])]
-        done.rows.append(Row(b"".join(line), text, fingerprint, place, sketch))
-
-
-def _chosen(page: Codes, parts: list[tuple[int, int]], kept: list[int]) -> Codes:
-    """A page of the documents that are kept."""
-    first, last = kept[0], kept[-1]
-    if last - first + 1 == len(kept):
-        return page[parts[first][0] : parts[last][1]]
-    pieces = [piece for number in kept for piece in (_PART, page.units[slice(*parts[number])])]
-    return Codes(np.concatenate(pieces[1:]))
-
-
-_PART = np.zeros(1, "<u2")
-_SPELLED = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
-_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
-
-
-def _in_json(page: Codes, encoded: bytes) -> list[memoryview | bytes]:
-    """Each of the documents of a page (`encoded` is that as UTF-8) as it stands inside the quotes of a JSON line."""
-    if has(page, _CONTROLS):  # which only a table of the user's brings in
-        return [msgspec.json.encode(text)[1:-1] for text in split(page)]
-    for character, spelled in _SPELLED:
-        encoded = encoded.replace(character, spelled)
-    found, whole, start = list[memoryview | bytes](), memoryview(encoded), 0
-    while (end := encoded.find(0, start)) >= 0:
-        found.append(whole[start:end])
-        start = end + 1
-    return [*found, whole[start:]]
-
-
-def filter_of(profile: str, options: CleanOptions) -> filters.Filter:
-    """What a document of this profile must have."""
-    most = 0.0 if options.lacunae == "drop-unit" else filters.DEFAULT.max_lacunae
-    return filters.Filter(profiles.PROFILES[profile].chinese, options.min_chars, options.min_han, most)
-
-
-def _fragment(part: Codes, task: Task, options: CleanOptions) -> Fragment:
-    report, inside, sentences = Report(), b"", b""
-    if len(part):
-        encoded = text_of(part).encode()
-        inside = frame(*_in_json(part, encoded))
-        sentences = published(part, encoded, task, 0, options, report)
-    counts, excerpt = filters.counts(part)[0].tolist(), text_of(part[: 2 * documents.EXCERPT])[: documents.EXCERPT]
-    size = characters(part)
-    return Fragment(inside, sentences, counts, excerpt, part.units.tobytes(), size, task.joint, report)
-
-
-def _title(task: Task, page: Page, number: int) -> str:
-    origin = int(page.origin[number])
-    return page.titles[number] or task.titles[origin] or (page.parsed[origin].title if page.parsed else "")
-
-
-def _meta(task: Task, page: Page, number: int) -> Any:
-    origin = int(page.origin[number])
-    meta = task.metas[origin] or (page.parsed[origin].meta if page.parsed else None)
-    if origin in page.notes and (not number or page.origin[number - 1] != origin):  # the first document of its text
-        meta = {**(meta if isinstance(meta, dict) else {"meta": meta} if meta else {}), "notes": page.notes[origin]}
-    return meta
-
-
-def frame(data: bytes | memoryview) -> bytes:
-    """A zstd frame of its own: frames one after another are one file."""
-    return _compressor().compress(data)
-
-
-@cache
-def _compressor() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
-
-
-def _account(task: Task, page: Page, report: Report) -> None:
-    """What the rules did to a page, as the report has it."""
-    report.follow(page.came, page.effects, page.size)
+def _count_effects(task: CleanTask, page: Page, report: Report) -> None:
+    """Add the effects of the rules on a page to the report."""
+    report.follow(page.input_size, page.effects, page.size)
     file = report.file(task.file)
-    for kind, number in page.numbers:
+    for kind, number in page.chapter_numbers:
         pattern = f"第N{kind}" if number else kind
         if number:
             numbers = file.numbers.setdefault(pattern, {})
@@ -279,18 +192,146 @@ def _account(task: Task, page: Page, report: Report) -> None:
         report.orphans += faults["orphans"]
 
 
-def published(page: Codes, encoded: bytes, task: Task, count: int, options: CleanOptions, report: Report) -> bytes:
-    """The sentences of documents that stay, one a line; all that is published is counted in the report."""
+# Filtering
+
+
+def filter_for(profile: str, options: CleanOptions) -> filters.Filter:
+    """Return the requirements on a document of a profile."""
+    max_lacunae = 0.0 if options.lacunae == "drop-unit" else filters.DEFAULT.max_lacunae
+    return filters.Filter(profiles.PROFILES[profile].chinese, options.min_chars, options.min_han, max_lacunae)
+
+
+def _filter(
+    task: CleanTask,
+    page: Page,
+    parts: list[tuple[int, int]],
+    indices: range,
+    options: CleanOptions,
+    result: CleanResult,
+) -> list[int]:
+    """Return the indices of the documents to accept, and reject the others."""
+    if not indices:
+        return []
+    reasons = filters.reject_reasons(page.array, filter_for(task.profile, options))
+    accepted = []
+    for index in indices:
+        reason, origin = reasons[index], int(page.origin[index])
+        start, end = parts[index]
+        if not reason:
+            accepted.append(index)
+        elif start == end and np.count_nonzero(page.origin == origin) > 1:
+            continue  # not a document, only the absence of text, such as before the first heading
+        else:
+            text = text_of(page.array[start:end])
+            result.report.drop(reason, 1, len(text))
+            result.rejects.append(_reject(task, origin, reason, text))
+    return accepted
+
+
+# Serializing
+
+
+def _serialize(
+    task: CleanTask,
+    page: Page,
+    parts: list[tuple[int, int]],
+    accepted: list[int],
+    options: CleanOptions,
+    result: CleanResult,
+) -> None:
+    """Write the documents `accepted` to the result: as a frame, or as rows if duplicates are removed."""
+    array = _subpage(page.array, parts, accepted)
+    encoded = text_of(array).encode()
+    ends = [jsonl.line_end(_title(task, page, index), task.file, _meta(task, page, index)) for index in accepted]
+    json_lines = [(jsonl.LINE_BEGINS, text, end) for text, end in zip(_as_json(array, encoded), ends, strict=True)]
+    if options.dedup == "no":
+        result.frame = compress(b"".join(itertools.chain.from_iterable(json_lines)))
+        result.digests = dedup.digests(array)
+        result.sentences = publish_sentences(array, encoded, task, len(accepted), options, result.report)
+        return
+    texts, fingerprints = split(array), dedup.fingerprints(array)
+    for index, json_line, text, fingerprint in zip(accepted, json_lines, texts, fingerprints, strict=True):
+        sketch = dedup.sketch(text) if options.dedup == "near" else None
+        origin = int(page.origin[index])
+        location = task.lines[origin], task.offsets[origin]
+        result.rows.append(CorpusRow(b"".join(json_line), text, fingerprint, location, sketch))
+
+
+def _subpage(page: Codes, parts: list[tuple[int, int]], indices: Sequence[int]) -> Codes:
+    """Return a page of the documents with these indices."""
+    first, last = indices[0], indices[-1]
+    if last - first + 1 == len(indices):
+        return page[parts[first][0] : parts[last][1]]
+    separator = np.zeros(1, "<u2")
+    pieces = [piece for index in indices for piece in (separator, page.units[slice(*parts[index])])]
+    return Codes(np.concatenate(pieces[1:]))
+
+
+_JSON_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
+_OTHER_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
+
+
+def _as_json(page: Codes, encoded: bytes) -> list[memoryview | bytes]:
+    """Return each document of a page as the inside of a JSON string. `encoded` is the page as UTF-8."""
+    if has(page, _OTHER_CONTROLS):  # only a mapping table of the user can insert these
+        return [msgspec.json.encode(text)[1:-1] for text in split(page)]
+    for character, escape in _JSON_ESCAPES:
+        encoded = encoded.replace(character, escape)
+    strings, view, start = list[memoryview | bytes](), memoryview(encoded), 0
+    while (end := encoded.find(0, start)) >= 0:
+        strings.append(view[start:end])
+        start = end + 1
+    return [*strings, view[start:]]
+
+
+def _fragment(part: Codes, task: CleanTask, options: CleanOptions) -> Fragment:
+    report, frame, sentences = Report(), b"", b""
+    if len(part):
+        encoded = text_of(part).encode()
+        frame = compress(*_as_json(part, encoded))
+        sentences = publish_sentences(part, encoded, task, 0, options, report)
+    counts = filters.class_counts(part)[0].tolist()
+    excerpt = text_of(part[: 2 * documents.EXCERPT])[: documents.EXCERPT]
+    return Fragment(frame, sentences, counts, excerpt, part.units.tobytes(), characters(part), task.joint, report)
+
+
+def _title(task: CleanTask, page: Page, index: int) -> str:
+    origin = int(page.origin[index])
+    return page.titles[index] or task.titles[origin] or (page.parsed[origin].title if page.parsed else "")
+
+
+def _meta(task: CleanTask, page: Page, index: int) -> Any:
+    origin = int(page.origin[index])
+    meta = task.metas[origin] or (page.parsed[origin].meta if page.parsed else None)
+    if origin in page.notes and (not index or page.origin[index - 1] != origin):  # the first document of its text
+        meta = {**(meta if isinstance(meta, dict) else {"meta": meta} if meta else {}), "notes": page.notes[origin]}
+    return meta
+
+
+def publish_sentences(
+    page: Codes, encoded: bytes, task: CleanTask, count: int, options: CleanOptions, report: Report
+) -> bytes:
+    """Count `count` documents as published, and return their lines of sentences.txt. `encoded` is the page as UTF-8."""
     file = report.file(task.file)
     file.measure(report.measure(page))
     file.documents += count
     report.documents += count
     file.chinese = profiles.PROFILES[task.profile].chinese
     if file.chinese:
-        made = lines.of_sentences(page, encoded, options.max_bytes, inside_quotes=options.split == "flat")
+        sentences = lines.of_sentences(page, encoded, options.max_bytes, inside_quotes=options.split == "flat")
     else:
-        made = lines.of_any(page, options.max_bytes)
-    report.sentences.measure(made.characters, made.sizes)
-    report.sentences.unterminated += made.unterminated
-    add(report.sentences.resplit, made.resplit)
-    return made.data
+        sentences = lines.text_lines(page, options.max_bytes)
+    report.sentences.measure(sentences.characters, sentences.sizes)
+    report.sentences.unterminated += sentences.unterminated
+    add(report.sentences.resplit, sentences.resplit)
+    return sentences.data
+
+
+def compress(data: bytes | memoryview) -> bytes:
+    """Compress to a zstd frame. Concatenated frames are a valid file."""
+    return _compressor().compress(data)
+
+
+@cache
+def _compressor() -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)

@@ -1,9 +1,13 @@
-"""Writer of a corpus: collect cleaned tasks in order."""
+"""The writer: collects the results of tasks in input order into the files of a corpus.
+
+A document longer than a task is held as an `OpenDocument` until it is decided if it is kept: at its end, or once it has
+4 M characters. From then on its fragments are written as they arrive, so that memory use does not grow.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,62 +16,62 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean import dedup as duplicates
-from pipeline.clean import filters, profiles
-from pipeline.clean import worker as cleaning
+from pipeline.clean import dedup, filters, profiles, worker
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report import render as summary
-from pipeline.clean.report import report
-from pipeline.clean.report.report import Report
-from pipeline.clean.tasks import Task, Texts
+from pipeline.clean.report import render
+from pipeline.clean.report.report import Report, check
+from pipeline.clean.tasks import CleanTask, TaskReader
 from pipeline.clean.utf16 import codes, join, text_of
-from pipeline.clean.worker import Cleaned, Fragment, Row, Worker
+from pipeline.clean.worker import CleanResult, CorpusRow, Fragment
 from pipeline.errors import BadData
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
-from pipeline.runtime import workers as engines
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.progress import Advance, Progress
-from pipeline.sources import inputs as raw
+from pipeline.sources.inputs import InputFile
 from pipeline.store.artifact import Content
 from pipeline.store.files import HashingFile
 from pipeline.store.manifest import FileRecord
 
 REPORT = "report.json"
-_LONG = 4 << 20  # characters at which a document is judged, though it goes on
+_DECIDED_AT = 4 << 20  # characters of an open document after which it is filtered by what was read so far
 
 
 @dataclass
-class _Open:
-    """The document that is longer than a piece, as far as it has come. `reason` is why it is dropped, "" where it is
-    not, None before that is decided."""
+class OpenDocument:
+    """A document that is longer than a task, as far as it was read.
+
+    fragments  not written yet
+    counts     class counts, for the filter
+    hash       of its text, for the count of duplicates
+    reason     why it is rejected, "" if it is kept, None if undecided
+    """
 
     source: str = ""
     profile: str = "plain"
     title: str = ""
     meta: Any = None
-    parts: list[Fragment] = field(default_factory=list)  # that are not written yet
+    fragments: list[Fragment] = field(default_factory=list)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(filters.CLASSES, int))
     excerpt: str = ""
     characters: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
     reason: str | None = None
-    written: bool = False
+    is_written: bool = False  # in part
 
 
-class _Corpus:
-    """What is being written: the files, the document that is open, and all that was counted."""
+class CorpusWriter:
+    """Writes documents, sentences, rejects and the report of a corpus into `draft`; nothing if `draft` is None."""
 
     def __init__(self, options: CleanOptions, draft: Path | None) -> None:
         self._options, self._draft = options, draft
-        self.report, self._ledger, self._records = Report(), Ledger(), 0
+        self.report, self.ledger, self._records = Report(), Ledger(), 0
         self._stack = ExitStack()
-        self._open = _Open()
-        self._glue = bytearray()
-        self._known = duplicates.Exact()
-        self._near = duplicates.Near() if options.dedup == "near" else None
+        self._open = OpenDocument()
+        self._pending_json = bytearray()  # uncompressed JSON between two frames
+        self._exact = dedup.ExactIndex()
+        self._near = dedup.NearIndex() if options.dedup == "near" else None
 
-    def __enter__(self) -> _Corpus:
+    def __enter__(self) -> CorpusWriter:
         self._rejects = self._stack.enter_context(jsonl.ZstdLines(self._path("rejects.jsonl.zst")))
         self._documents, self._sentences = self._file("documents.jsonl.zst"), self._file("sentences.txt")
         return self
@@ -81,165 +85,170 @@ class _Corpus:
     def _path(self, name: str) -> Path:
         return self._draft / name if self._draft else Path("/dev/null")
 
-    def fill(self, inputs: Sequence[raw.InputFile], progress: Progress, jobs: int) -> None:
-        """Clean all inputs, in their order."""
-        total = sum(entry.path.stat().st_size for entry in inputs)
-        with progress.bar("clean", total) as advance:
-            work = engines.stream(Worker(self._options), self._tasks(inputs, advance), jobs=jobs)
-            try:
-                for task, done in work:
-                    progress.safe_point("nothing was published")
-                    self._take(task, done)
-            finally:
-                work.close()
+    # Reading
 
-    def _tasks(self, inputs: Sequence[raw.InputFile], advance: Advance) -> Iterator[Task]:
-        for entry in inputs:
-            texts = Texts(entry, self._options, self._ledger, self._rejects.write_reject)
-            for task in texts.tasks(advance):
-                self._records += not task.continues and len(task.lines)
-                yield task
-            raw.require_unchanged(entry)
-            file = self.report.file(entry.name)
-            file.encoding, file.profile = texts.facts.encoding, texts.profile
-            file.bytes += entry.stamp[0]
-            file.chinese = profiles.PROFILES[texts.profile or "plain"].chinese
+    def write_reject(self, reject: Reject) -> None:
+        self._rejects.write_reject(reject)
 
-    def _take(self, task: Task, done: Cleaned) -> None:
-        """Write what a task gave. Its parts come in the order of the text."""
-        self.report.add(done.report)
-        for reject in done.rejects:
+    def count_records(self, task: CleanTask) -> None:
+        """Count the records of a task that was read, for the fraction of bad ones."""
+        self._records += not task.continues and len(task.lines)
+
+    def count_file(self, reader: TaskReader) -> None:
+        """Add a file to the report, after all of its tasks were read."""
+        file = self.report.file(reader.entry.name)
+        file.encoding, file.profile = reader.facts.encoding, reader.profile
+        file.bytes += reader.entry.stamp[0]
+        file.chinese = profiles.PROFILES[reader.profile or "plain"].chinese
+
+    # Results, in input order
+
+    def add(self, task: CleanTask, result: CleanResult) -> None:
+        """Write the result of a task."""
+        self.report.add(result.report)
+        for reject in result.rejects:
             self._rejects.write_reject(reject)
-        if done.head:
-            self._extend(done.head)
-        if done.closed:
+        if result.head:
+            self._extend(result.head)
+        if result.closes:
             self._close()
-        self._write(done.frame, done.sentences)
-        self._decide(task, done.rows)
-        for digest in done.digests:
-            self.report.duplicates += self._known.has(digest)
-        if done.tail:
-            self._open = _Open(task.file, task.profile, done.title, done.meta)
-            self._extend(done.tail)
+        self._write(result.frame, result.sentences)
+        self._write_distinct(task, result.rows)
+        for digest in result.digests:
+            self.report.duplicates += self._exact.add(digest)
+        if result.tail:
+            self._open = OpenDocument(task.file, task.profile, result.title, result.meta)
+            self._extend(result.tail)
 
-    def _decide(self, task: Task, rows: Sequence[Row]) -> None:
-        """Write those documents that are no duplicates of ones before them."""
-        kept = []
+    def _write_distinct(self, task: CleanTask, rows: Sequence[CorpusRow]) -> None:
+        """Write the documents that are not duplicates of earlier ones, and reject the others."""
+        unique = []
         for row in rows:
-            again = self._known.has(row.fingerprint)
-            self.report.duplicates += again
-            reason = "duplicate" if again else ""
-            if not reason and self._near is not None and self._near.has(row.sketch, len(self._near)):
+            is_duplicate = self._exact.add(row.fingerprint)
+            self.report.duplicates += is_duplicate
+            reason = "duplicate" if is_duplicate else ""
+            if not reason and self._near is not None and self._near.add(row.sketch, len(self._near)):
                 reason = "near-duplicate"
             if reason:
-                self._drop(reason, task.file, row.text, len(row.text), row.place)
+                self._reject(reason, task.file, row.text, len(row.text), row.location)
             else:
-                kept.append(row)
-        if kept:
-            page = join([row.text for row in kept])
-            lines = cleaning.published(page, text_of(page).encode(), task, len(kept), self._options, self.report)
-            self._write(cleaning.frame(b"".join(row.line for row in kept)), lines)
+                unique.append(row)
+        if unique:
+            page = join([row.text for row in unique])
+            encoded = text_of(page).encode()
+            sentences = worker.publish_sentences(page, encoded, task, len(unique), self._options, self.report)
+            self._write(worker.compress(b"".join(row.json_line for row in unique)), sentences)
 
-    def _extend(self, part: Fragment) -> None:
-        """The document that is open goes on."""
-        current = self._open
-        if not part.characters:
+    def _extend(self, fragment: Fragment) -> None:
+        """Add a fragment to the open document."""
+        document = self._open
+        if not fragment.characters:
             return
-        current.parts.append(part)
-        current.counts += part.counts
-        current.hash.update(codes(part.joint).units.tobytes() if current.characters else b"")
-        current.hash.update(part.raw)
-        current.excerpt = current.excerpt or part.excerpt
-        current.characters += part.characters
-        if current.characters >= max(_LONG, 2 * self._options.min_chars):
-            self._judge()
+        document.fragments.append(fragment)
+        document.counts += fragment.counts
+        document.hash.update(codes(fragment.joint).units.tobytes() if document.characters else b"")
+        document.hash.update(fragment.raw)
+        document.excerpt = document.excerpt or fragment.excerpt
+        document.characters += fragment.characters
+        if document.characters >= max(_DECIDED_AT, 2 * self._options.min_chars):
+            self._flush()
 
-    def _judge(self) -> None:
-        """Decide whether the document that is open stays, if it is not yet decided, and write what came of it."""
-        current = self._open
-        if current.reason is None:
-            wanted = cleaning.filter_of(current.profile, self._options)
-            current.reason = filters.verdict_on(current.counts.tolist(), wanted)
-            if not current.reason:
-                self._glue += jsonl.LINE_BEGINS
-        if not current.reason:
-            for part in current.parts:
-                if current.written:
-                    self._join(part.joint)
-                self._write(part.frame, part.sentences)
-                self.report.add(part.report)
-                current.written = True
-            current.parts = []
-        elif len(current.parts) > 1:
-            current.parts = current.parts[:1]
+    def _flush(self) -> None:
+        """Filter the open document unless that is done, and write its fragments if it is kept."""
+        document = self._open
+        if document.reason is None:
+            requirements = worker.filter_for(document.profile, self._options)
+            document.reason = filters.reject_reason(document.counts.tolist(), requirements)
+            if not document.reason:
+                self._pending_json += jsonl.LINE_BEGINS
+        if not document.reason:
+            for fragment in document.fragments:
+                if document.is_written:
+                    self._write_joint(fragment.joint)
+                self._write(fragment.frame, fragment.sentences)
+                self.report.add(fragment.report)
+                document.is_written = True
+            document.fragments = []
+        elif len(document.fragments) > 1:
+            document.fragments = document.fragments[:1]
 
-    def _join(self, joint: str) -> None:
-        """Between two pieces of a document stands the line end at which it was cut, which counted as removed."""
+    def _write_joint(self, joint: str) -> None:
+        """Write the line end between two fragments, which was counted as removed when they were cleaned."""
         if not joint:
             return
-        self._glue += b"\\n"
+        self._pending_json += b"\\n"
         rule = self.report.rule("blank-lines")
         rule.removed -= 1
         rule.out += 1
         self.report.file(self._open.source).measure(self.report.measure(codes(joint)))
 
     def _close(self) -> None:
-        """The document that is open ends here."""
-        current = self._open
-        self._judge()
-        if current.reason:
-            self._drop(current.reason, current.source, current.excerpt, current.characters)
+        """Write the rest of the open document, or reject it."""
+        document = self._open
+        self._flush()
+        if document.reason:
+            self._reject(document.reason, document.source, document.excerpt, document.characters)
         else:
-            self._glue += jsonl.line_end(current.title, current.source, current.meta)
+            self._pending_json += jsonl.line_end(document.title, document.source, document.meta)
             self.report.documents += 1
-            self.report.file(current.source).documents += 1
-            self.report.duplicates += self._known.has(current.hash.digest()[: duplicates.DIGEST])
-        self._open = _Open()
+            self.report.file(document.source).documents += 1
+            self.report.duplicates += self._exact.add(document.hash.digest()[: dedup.DIGEST_BYTES])
+        self._open = OpenDocument()
 
-    def _drop(self, reason: str, source: str, text: str, characters: int, place: tuple[int, int] = (1, 0)) -> None:
+    def _reject(self, reason: str, source: str, text: str, characters: int, location: tuple[int, int] = (1, 0)) -> None:
         self.report.drop(reason, 1, characters)
-        self._rejects.write_reject(Reject(source, *place, reason, text[: documents.EXCERPT]))
+        self._rejects.write_reject(Reject(source, *location, reason, text[: documents.EXCERPT]))
 
-    def _write(self, frame: bytes, lines: bytes) -> None:
-        if frame and self._glue:
-            self._documents.write(cleaning.frame(bytes(self._glue)))
-            self._glue.clear()
+    def _write(self, frame: bytes, sentences: bytes) -> None:
+        if frame:
+            self._write_pending_json()
         self._documents.write(frame)
-        self._sentences.write(lines)
+        self._sentences.write(sentences)
 
-    def content(self, inputs: Sequence[raw.InputFile]) -> Content:
-        """What was written, once it is proven that nothing went uncounted."""
-        if self._glue:
-            self._documents.write(cleaning.frame(bytes(self._glue)))
-            self._glue.clear()
-        found = self.report
-        report.check(found)
-        ledger, bad = self._ledger, sum(self._ledger.documents.dropped.values())
-        records = self._records + ledger.documents.bad
-        ledger.documents.came = bad + found.documents + sum(each.documents for each in found.dropped.values())
-        ledger.documents.out, ledger.characters.out = found.documents, found.out
-        ledger.characters.came = sum(ledger.characters.dropped.values()) + found.came
-        for name, rule in found.rules.items():
-            ledger.characters.drop(name, rule.removed)
-            ledger.characters.bring(name, rule.added)
-        for reason, dropped in found.dropped.items():
-            ledger.documents.drop(reason, dropped.documents)
-            ledger.characters.drop(reason, dropped.characters)
-        closed = ledger.close(max_bad=self._options.max_bad, of=records)
-        if not found.documents:
-            names = ", ".join(entry.name for entry in inputs)
-            raise BadData(f"{names}: no text is left after cleaning", hint="is it empty, or not a text?")
+    def _write_pending_json(self) -> None:
+        if self._pending_json:
+            self._documents.write(worker.compress(bytes(self._pending_json)))
+            self._pending_json.clear()
+
+    # The end
+
+    def finish(self, inputs: Sequence[InputFile]) -> Content:
+        """Write the report and return the content of the artifact.
+
+        Raises InternalError if a character is not accounted for, TooManyRejects if more than `max_bad` of the documents
+        are bad, BadData if no text is left.
+        """
         assert self._draft
-        told = summary.to_json(found)
-        (self._draft / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2))
+        self._write_pending_json()
+        check(self.report)
+        ledger = self._close_ledger()
+        if not self.report.documents:
+            names = ", ".join(entry.name for entry in inputs)
+            raise BadData(f"{names}: no text is left after cleaning", hint="check that the input is text")
+        encoded = msgspec.json.encode(render.to_json(self.report))
+        (self._draft / REPORT).write_bytes(msgspec.json.format(encoded, indent=2))
         counts = {
-            "documents": found.documents,
-            "characters": found.out,
-            "sentences": found.sentences.count,
-            "headings": sum(found.headings.values()),
+            "documents": self.report.documents,
+            "characters": self.report.out,
+            "sentences": self.report.sentences.count,
+            "headings": sum(self.report.headings.values()),
             "input_bytes": sum(entry.stamp[0] for entry in inputs),
         }
-        written = tuple(
-            FileRecord(file.path.name, file.size, file.sha256) for file in (self._documents, self._sentences)
-        )
-        return Content(counts, closed, written)
+        files = tuple(FileRecord(file.path.name, file.size, file.sha256) for file in (self._documents, self._sentences))
+        return Content(counts, ledger, files)
+
+    def _close_ledger(self) -> dict[str, Any]:
+        """Complete the ledger of reading by the counts of the report, and close it."""
+        report, ledger = self.report, self.ledger
+        records = self._records + ledger.documents.bad
+        dropped_documents = sum(dropped.documents for dropped in report.dropped.values())
+        ledger.documents.came = sum(ledger.documents.dropped.values()) + report.documents + dropped_documents
+        ledger.documents.out, ledger.characters.out = report.documents, report.out
+        ledger.characters.came = sum(ledger.characters.dropped.values()) + report.came
+        for name, tally in report.rules.items():
+            ledger.characters.drop(name, tally.removed)
+            ledger.characters.bring(name, tally.added)
+        for reason, dropped in report.dropped.items():
+            ledger.documents.drop(reason, dropped.documents)
+            ledger.characters.drop(reason, dropped.characters)
+        return ledger.close(max_bad=self._options.max_bad, of=records)

@@ -1,4 +1,4 @@
-"""Parsers of marked-up corpora: Kanripo, daizhige, wikitext.
+"""Parsers of marked-up sources: Kanripo, org, daizhige, wikitext.
 
-Start with `detect.py`: it chooses the parser of a text.
+Start with `detect.py`, which recognises the markup of a text. `parsed.py` is what the parsers share.
 """

@@ -7,62 +7,63 @@ import re
 from pipeline.clean.markup.parsed import Parsed, replace
 from pipeline.clean.rule import Seen
 
-FRONT_MATTER = 200  # lines; a longer one is no front matter
+MAX_FRONT_MATTER = 200  # lines
+_MAX_FRONT_LINE = 2000  # characters
 _FRONT_LINE = re.compile(r"([ \t]*)(?:- +)?(?:([A-Za-z_][\w-]*):(?:[ \t]+|$))?(.*)")
 _HARD_BREAK = re.compile(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
 _LINE_BREAK = re.compile(r"<br[ \t]*/?>\n?", re.IGNORECASE)
 
 
-def daizhige(text: str, seen: Seen) -> Parsed:
-    """The Markdown of daizhige: YAML front matter, and line breaks written as two spaces.
+def daizhige(text: str, counts: Seen) -> Parsed:
+    """Parse the Markdown of daizhige: YAML front matter, and line breaks written as two spaces.
 
-    Every line is a paragraph or a row of a table; indents, `#` headings, 【notes】 and 〔emendations〕 stay.
+    Every line is a paragraph or a row of a table. Indents, `#` headings, 【notes】 and 〔emendations〕 stay.
     """
     body = text.lstrip("\ufeff\n")
     meta: dict[str, str] = {}
     if front := front_matter(body):
         meta, end = front
         text = body[end:].lstrip("\n")
-        seen["--- front matter"] += 1
+        counts["--- front matter"] += 1
     elif body.startswith("---\n"):
-        seen["unclosed ---"] += 1
+        counts["unclosed ---"] += 1
     for name in ("title", "author"):  # either may have a form for each script
         forms = [value for key, value in meta.items() if key.startswith(name + ".")]
         meta.setdefault(name, meta.get(name + ".zh-hans", forms[0] if forms else ""))
-    text = replace(_HARD_BREAK, text, "", "line break", seen)
-    text = replace(_LINE_BREAK, text, "\n", "line break", seen)
+    text = replace(_HARD_BREAK, text, "", "line break", counts)
+    text = replace(_LINE_BREAK, text, "\n", "line break", counts)
     return Parsed(text, meta.pop("title"), {key: value for key, value in meta.items() if value})
 
 
 def front_matter(text: str) -> tuple[dict[str, str], int] | None:
-    """What a front matter at the head of `text` says, and where it ends; None where there is none, or no whole one.
+    """Return the values of the front matter of `text` and its end offset, or None if it is missing or incomplete.
 
     Nested names are joined by dots, lists by "; ".
     """
     if not text.startswith("---\n"):
         return None
     meta: dict[str, str] = {}
-    path: list[tuple[int, str]] = []  # indent and name of what the line is in
-    at = 4
-    for _ in range(FRONT_MATTER):
-        line, newline, _ = text[at : at + 2000].partition("\n")
+    parents: list[tuple[int, str]] = []  # indent and name of the keys that contain the line, and of its own
+    offset = 4
+    for _ in range(MAX_FRONT_MATTER):
+        line, newline, _ = text[offset : offset + _MAX_FRONT_LINE].partition("\n")
         if line.rstrip() == "---":
-            return meta, at + len(line) + len(newline)
+            return meta, offset + len(line) + len(newline)
         if not newline:
             return None
-        at += len(line) + 1
-        found = _FRONT_LINE.match(line)
-        if not found or not line.strip() or line.lstrip().startswith("#"):
+        offset += len(line) + 1
+        match = _FRONT_LINE.match(line)
+        if not match or not line.strip() or line.lstrip().startswith("#"):
             continue
-        indent, name, value = len(found[1]), found[2], found[3].strip().strip("'\"")
+        indent, name, value = len(match[1]), match[2], match[3].strip().strip("'\"")
         is_item = line.lstrip().startswith("- ")
         if name and not is_item:
-            path = [each for each in path if each[0] < indent] + [(indent, name)]
-        elif not is_item and (not indent or not path):  # prose, not YAML
+            parents = [parent for parent in parents if parent[0] < indent] + [(indent, name)]
+        elif not is_item and (not indent or not parents):  # prose, not YAML
             return None
-        elif name:  # `- ctp:123` is no name, `- name: value` is one of a list of objects
+        elif name:  # an item `- name: value` of a list of objects, unlike `- ctp:123`, which has no name
             value = f"{name}: {value}"
-        key = ".".join(name for _, name in path)
+        key = ".".join(name for _, name in parents)
         if value not in ("", "|", ">"):
             meta[key] = f"{meta[key]}; {value}" if key in meta else value
     return None

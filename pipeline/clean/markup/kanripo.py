@@ -1,16 +1,16 @@
-"""Kanripo (mandoku) texts, which are org files with print lines and pages, and org files of any other kind."""
+"""Kanripo (mandoku) texts, which are org files with print lines and page marks, and other org files."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-from pipeline.clean.markup.parsed import Parsed, count, drop, replace
+from pipeline.clean.markup.parsed import Parsed, add_count, drop, replace
 from pipeline.clean.rule import Seen
 from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import BLANKS
 
-PRINT_LINES = 20  # full lines that it takes to tell the width of a print
+MIN_FULL_LINES = 20  # that are needed to tell the width of a print
 _HASH_LINE = re.compile(r"^[ \t]*#[^\n]*(?:\n|\Z)", re.MULTILINE)
 _COMMENT_LINE = re.compile(r"^[ \t]*#(?:\+|[ \t]|$)[^\n]*(?:\n|\Z)", re.MULTILINE)
 _KEYWORD = re.compile(r"[ \t]*#\+([A-Za-z_]+):[ \t]*(.*)")
@@ -26,37 +26,40 @@ _GAIJI = re.compile(r"&[A-Za-z0-9-]{1,12};")
 _ORG_LINK = re.compile(r"\[\[[^][\n]{1,300}\]\[([^][\n]{1,300})\]\]|\[\[([^][\n]{1,300})\]\]")
 
 
-def kanripo(text: str, seen: Seen) -> Parsed:
-    """Mandoku files of the Kanseki Repository: `#` lines, page marks, print lines that end in ¶.
+def kanripo(text: str, counts: Seen) -> Parsed:
+    """Parse a mandoku file of the Kanseki Repository: `#` lines, page marks, print lines that end in ¶.
 
-    A print line is joined to the next one unless that begins with a space, is blank or is a heading. Where the width
-    of the print is plain to see, a line that does not fill it ends its paragraph: the next one is given an indent.
+    A print line is joined to the next one unless that is blank, indented or a heading. If the width of the print can be
+    told, a print line that does not fill it ends its paragraph, and the next line is indented.
     """
-    count(seen, "¶", text.count("¶"))
-    text, meta = _without_hash_lines(text, seen, _HASH_LINE)
-    text = drop(_TAG_LINE, text, lambda found: f"<{found.lstrip()[1:3]}:>", seen)
-    text = drop(_TAGS, text, lambda found: f"<{found[1:3]}:>", seen)
-    text = drop(_READING_LINE, text, lambda _: "@ line", seen)
-    text = drop(_PROPERTY_LINE, text, lambda _: ": line", seen)
-    text = drop(_VERSE_NUMBER, text, lambda _: "verse number", seen)
-    return Parsed(_joined(_STARS.sub("**", text).split("\n"), seen), meta.pop("title", ""), meta)
+    add_count(counts, "¶", text.count("¶"))
+    text, meta = _without_hash_lines(text, counts, _HASH_LINE)
+    text = drop(_TAG_LINE, text, lambda tag: f"<{tag.lstrip()[1:3]}:>", counts)
+    text = drop(_TAGS, text, lambda tag: f"<{tag[1:3]}:>", counts)
+    text = drop(_READING_LINE, text, lambda _: "@ line", counts)
+    text = drop(_PROPERTY_LINE, text, lambda _: ": line", counts)
+    text = drop(_VERSE_NUMBER, text, lambda _: "verse number", counts)
+    return Parsed(_join_print_lines(_STARS.sub("**", text).split("\n"), counts), meta.pop("title", ""), meta)
 
 
-def org(text: str, seen: Seen) -> Parsed:
-    """Plain org files: `#+KEY:` lines, `# ` comments, property drawers, links; `*` headings become `**` lines."""
-    text, meta = _without_hash_lines(text, seen, _COMMENT_LINE)
-    text = drop(_PROPERTY_LINE, text, lambda _: ": line", seen)
-    text = replace(_ORG_LINK, text, lambda found: found[1] or found[2], "[[]]", seen)
+def org(text: str, counts: Seen) -> Parsed:
+    """Parse an org file: `#+KEY:` lines, `# ` comments, property drawers, links. `*` headings become `**` lines."""
+    text, meta = _without_hash_lines(text, counts, _COMMENT_LINE)
+    text = drop(_PROPERTY_LINE, text, lambda _: ": line", counts)
+    text = replace(_ORG_LINK, text, lambda link: link[1] or link[2], "[[]]", counts)
     return Parsed(_STARS.sub("**", text), meta.pop("title", ""), meta)
 
 
-def _without_hash_lines(text: str, seen: Seen, lines: re.Pattern[str]) -> tuple[str, dict[str, str]]:
-    """The text without them, and what `#+KEY: value` and `#+PROPERTY: KEY value` say. The first of a name counts."""
+def _without_hash_lines(text: str, counts: Seen, lines: re.Pattern[str]) -> tuple[str, dict[str, str]]:
+    """Return the text without matches of `lines`, and their `#+KEY: value` and `#+PROPERTY: KEY value` pairs.
+
+    The first value of a key counts.
+    """
     meta: dict[str, str] = {}
 
-    def drop(found: re.Match[str]) -> str:
-        seen["# line"] += 1
-        if keyword := _KEYWORD.match(found[0]):
+    def read_line(line: re.Match[str]) -> str:
+        counts["# line"] += 1
+        if keyword := _KEYWORD.match(line[0]):
             name, value = keyword.groups()
             if name.upper() == "PROPERTY":
                 name, _, value = value.partition(" ")
@@ -64,39 +67,44 @@ def _without_hash_lines(text: str, seen: Seen, lines: re.Pattern[str]) -> tuple[
                 meta.setdefault(name.lower(), value.strip())
         return ""
 
-    return lines.sub(drop, text), meta
+    return lines.sub(read_line, text), meta
 
 
-def _joined(lines: list[str], seen: Seen) -> str:
-    cells = [_cells(line) for line in lines]
-    width = _print_width(cells)
-    out: list[str] = []
-    joins = full = False
-    for line, number in zip(lines, cells, strict=True):
+def _join_print_lines(lines: list[str], counts: Seen) -> str:
+    lengths = [_print_length(line) for line in lines]
+    width = _print_width(lengths)
+    pieces: list[str] = []
+    joins_next = is_full = False
+    for line, length in zip(lines, lengths, strict=True):
         plain = line.replace("¶", "")
         heading = (plain, "") if plain.startswith("** ") else headings.match(plain)
-        if joins and plain and plain[0] not in BLANKS and not heading:
-            out.append("" if full else "\n\u3000")
-            count(seen, "short ¶ line", not full)
-        elif out:
-            out.append("\n")
-        out.append(plain)
-        joins = line.rstrip(" \t").endswith("¶") and bool(plain.strip()) and not (heading and not heading[1])
-        full = not 0 < number < width
-    return "".join(out)
+        if joins_next and plain and plain[0] not in BLANKS and not heading:
+            pieces.append("" if is_full else "\n\u3000")
+            add_count(counts, "short ¶ line", not is_full)
+        elif pieces:
+            pieces.append("\n")
+        pieces.append(plain)
+        joins_next = line.rstrip(" \t").endswith("¶") and bool(plain.strip()) and not (heading and not heading[1])
+        is_full = not 0 < length < width
+    return "".join(pieces)
 
 
-def _print_width(cells: list[int]) -> int:
-    """Characters in a full line of the print, or 0: a third of the lines and more have it, next to none has more."""
-    lines = Counter(cells)
-    del lines[0]
-    width, number = lines.most_common(1)[0] if lines else (0, 0)
-    total, wider = lines.total(), sum(lines[each] for each in lines if each > width)
-    return width if number >= PRINT_LINES and 3 * number >= total and 50 * wider <= total else 0
+def _print_width(lengths: list[int]) -> int:
+    """Return the characters in a full line of the print, or 0 if unknown.
+
+    At least a third of the lines must have this length, and at most a fiftieth may be longer.
+    """
+    lines_by_length = Counter(lengths)
+    del lines_by_length[0]
+    width, full_lines = lines_by_length.most_common(1)[0] if lines_by_length else (0, 0)
+    total = lines_by_length.total()
+    longer_lines = sum(count for length, count in lines_by_length.items() if length > width)
+    is_clear = full_lines >= MIN_FULL_LINES and 3 * full_lines >= total and 50 * longer_lines <= total
+    return width if is_clear else 0
 
 
-def _cells(line: str) -> int:
-    """Characters of a print line from top to bottom, its indent among them; 0 when it is none, or cannot be told."""
+def _print_length(line: str) -> int:
+    """Return the characters of a print line from top to bottom with its indent, or 0 if unknown."""
     if "¶" not in line:
         return 0
     line = line.replace("¶", "").rstrip()

@@ -1,4 +1,4 @@
-"""What the containers share: what they give, how they take markup out and count it, and how far it may reach."""
+"""The result of a markup parser, the limits of markup, and helpers that remove markup and count it."""
 
 from __future__ import annotations
 
@@ -8,36 +8,44 @@ from dataclasses import dataclass, field
 
 from pipeline.clean.rule import Seen
 
-NOTE = 3_000  # characters that <ref>, a comment or a dropped template may hold; what is longer was not closed
-BLOCK = 30_000  # the same of a table, a header and a note that stays in the text
-DEPTH = 40  # of templates in templates
+MAX_NOTE = 3_000  # characters inside of <ref>, a comment or a dropped template; a longer one was not closed
+MAX_BLOCK = 30_000  # the same for a table, a header, and a note that stays in the text
+MAX_DEPTH = 40  # of nested templates
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A text without its container; `meta` holds what the container says of it, `author` among it."""
+    """A text without its markup. `meta` is what the markup says about the text, such as `author`."""
 
     text: str
     title: str = ""
     meta: dict[str, str] = field(default_factory=dict)
 
 
-def drop(pattern: re.Pattern[str], text: str, kind: Callable[[str], str], seen: Seen) -> str:
-    def drop(found: re.Match[str]) -> str:
-        seen[kind(found[0])] += 1
+def drop(pattern: re.Pattern[str], text: str, kind: Callable[[str], str], counts: Seen) -> str:
+    """Delete all matches. `kind` returns the name under which a match is counted."""
+
+    def count_match(match: re.Match[str]) -> str:
+        counts[kind(match[0])] += 1
         return ""
 
-    return pattern.sub(drop, text)
+    return pattern.sub(count_match, text)
 
 
 def replace(
-    pattern: re.Pattern[str], text: str, becomes: str | Callable[[re.Match[str]], str], kind: str, seen: Seen
+    pattern: re.Pattern[str],
+    text: str,
+    replacement: str | Callable[[re.Match[str]], str],
+    kind: str,
+    counts: Seen,
 ) -> str:
-    text, number = pattern.subn(becomes, text)
-    count(seen, kind, number)
+    """Replace all matches, and count them as `kind`."""
+    text, count = pattern.subn(replacement, text)
+    add_count(counts, kind, count)
     return text
 
 
-def count(seen: Seen, kind: str, number: int) -> None:
-    if number:
-        seen[kind] += number
+def add_count(counts: Seen, kind: str, count: int) -> None:
+    """Add to a count, without creating it for 0."""
+    if count:
+        counts[kind] += count

@@ -1,4 +1,4 @@
-"""Rules and splitting on a single text, for the tests."""
+"""Helpers that apply rules, sentence splitting and cleaning to a single text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
-from pipeline.clean.rules import characters, headings
-from pipeline.clean.rules import whitespace as layout
+from pipeline.clean.rules import characters, headings, whitespace
 from pipeline.clean.utf16 import codes, join, text_of
 from pipeline.clean.utf16 import split as documents_of
 
 
 def applied(rule: Rule, text: str) -> str:
-    """What a rule makes of a text."""
+    """Return a text after one rule."""
     return text_of(rule.apply(codes(text), Counter()))
 
 
@@ -29,16 +28,16 @@ def normalised(text: str, *, chinese: bool = True) -> str:
 
 
 def without_blank_lines(text: str) -> str:
-    return text_of(layout.divide(codes(text), "document")[0])
+    return text_of(whitespace.divide(codes(text), "document")[0])
 
 
-def split(text: str, *, inside_quotes: bool = False) -> list[str]:
-    """The sentences of a text; joined, they are the text without its newlines."""
+def split_sentences(text: str, *, inside_quotes: bool = False) -> list[str]:
+    """Return the sentences of a text. Joined, they are the text without its newlines."""
     array = codes(text)
     ends = sentences.ends(array, inside_quotes=inside_quotes)
-    lines = np.flatnonzero(array.units == ord("\n"))
-    at = np.unique(np.concatenate(([0], ends, lines, lines + 1, [len(array)]))).astype(int)
-    pieces = [text_of(array[start:end]) for start, end in pairwise(at.tolist())]
+    newlines = np.flatnonzero(array.units == ord("\n"))
+    cuts = np.unique(np.concatenate(([0], ends, newlines, newlines + 1, [len(array)]))).astype(int)
+    pieces = [text_of(array[start:end]) for start, end in pairwise(cuts.tolist())]
     return [piece for piece in pieces if piece != "\n"]
 
 
@@ -49,19 +48,20 @@ class Section(NamedTuple):
 
 
 def sections(text: str) -> list[Section]:
-    """A text cut at its headings."""
-    found = headings.cut(codes(text), "boundary")
+    """Cut a text at its headings."""
+    result = headings.cut(codes(text), "boundary")
     return [
-        Section(found.titles.get(number, ""), part, number in found.titles)
-        for number, part in enumerate(documents_of(found.array))
+        Section(result.titles.get(index, ""), part, index in result.titles)
+        for index, part in enumerate(documents_of(result.array))
     ]
 
 
-def page(text: str, profile: str = "plain", **options: Any) -> Page:
+def clean_page(text: str, profile: str = "plain", **options: Any) -> Page:
     return Cleaner(PROFILES[profile], CleanOptions(**options)).clean([text])
 
 
-def cleaned(text: str, *, profile: str = "plain", title: str = "", **options: Any) -> list[tuple[str, str]]:
-    """Titles and texts of the documents that a text becomes."""
-    found = page(text, profile, **options)
-    return [(own or title, part) for own, part in zip(found.titles, documents_of(found.array), strict=True) if part]
+def clean_documents(text: str, *, profile: str = "plain", title: str = "", **options: Any) -> list[tuple[str, str]]:
+    """Return the titles and texts of the documents of a text. `title` is the title of the text."""
+    page = clean_page(text, profile, **options)
+    documents = zip(page.titles, documents_of(page.array), strict=True)
+    return [(heading or title, part) for heading, part in documents if part]

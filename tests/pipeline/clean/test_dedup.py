@@ -1,4 +1,4 @@
-"""Duplicates: the first stays, equal means equal letters, near means most runs of letters, the same in every run."""
+"""Duplicates: exact ones have equal letters, near ones share most shingles, and the first of several is kept."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean import dedup as duplicates
-from pipeline.clean.dedup import Exact, Match, Near, bands, fingerprint, fingerprints, sketch
+from pipeline.clean import dedup
+from pipeline.clean.dedup import ExactIndex, Match, NearIndex, bands, fingerprints, sketch
 from pipeline.clean.utf16 import join
 from pipeline.errors import BadConfig
 
 
 @pytest.fixture(scope="module")
 def bodies(shared: Path) -> list[str]:
-    """The poems without their titles."""
-    with zstandard.open(shared / "data/tang_poems.jsonl.zst", "rb") as packed:
-        return [json.loads(line)["text"].split("\n", 1)[-1] for line in io.TextIOWrapper(packed, encoding="utf-8")]
+    """Poems without their titles."""
+    with zstandard.open(shared / "data/tang_poems.jsonl.zst", "rb") as file:
+        return [json.loads(line)["text"].split("\n", 1)[-1] for line in io.TextIOWrapper(file, encoding="utf-8")]
+
+
+def fingerprint(text: str) -> bytes:
+    [digest] = fingerprints(join([text]))
+    return digest
 
 
 @pytest.mark.parametrize(
-    "like",
+    "variant",
     ["床前明月光，疑是地上霜。", "床前明月光疑是地上霜", "床前明月光\n  疑是、地上霜！", "「床前明月光」…疑是地上霜"],
 )
-def test_punctuation_spaces_and_lines_make_no_difference(like: str) -> None:
-    assert fingerprint(like) == fingerprint("床前明月光，疑是地上霜。")
+def test_fingerprint_ignores_punctuation_spaces_and_line_ends(variant: str) -> None:
+    assert fingerprint(variant) == fingerprint("床前明月光，疑是地上霜。")
 
 
 @pytest.mark.parametrize(
@@ -51,11 +56,11 @@ def test_punctuation_spaces_and_lines_make_no_difference(like: str) -> None:
         ("甲", "甲甲"),
     ],
 )
-def test_other_letters_digits_gaiji_and_lacunae_do(one: str, other: str) -> None:
+def test_fingerprint_depends_on_letters_digits_gaiji_and_lacunae(one: str, other: str) -> None:
     assert fingerprint(one) != fingerprint(other)
 
 
-def test_case_makes_no_difference() -> None:
+def test_fingerprint_ignores_case() -> None:
     assert fingerprint("Hello, WORLD! Ωé") == fingerprint("hello world ωÉ")
 
 
@@ -63,50 +68,44 @@ TEXT = st.text(st.sampled_from("甲乙𤣥𠮷aB1，。 \n\ue000□"), max_size=
 
 
 @given(st.lists(TEXT, min_size=1, max_size=6))
-def test_the_fingerprints_of_a_page_are_those_of_its_documents(texts: list[str]) -> None:
+def test_fingerprints_of_a_page_are_those_of_its_documents(texts: list[str]) -> None:
     assert fingerprints(join(texts)) == [fingerprint(text) for text in texts]
 
 
 @given(TEXT, TEXT)
-def test_two_texts_have_one_fingerprint_if_their_letters_are_the_same_and_only_then(one: str, other: str) -> None:
+def test_fingerprints_are_equal_exactly_if_the_letters_are(one: str, other: str) -> None:
     def letters(text: str) -> str:
         return "".join(c for c in text.lower() if c not in "，。 \n") or f"no letters: {text}"
 
     assert (fingerprint(one) == fingerprint(other)) == (letters(one) == letters(other))
 
 
-def test_the_second_of_two_equal_documents_is_the_duplicate() -> None:
-    known = Exact()
-    assert [known.has(fingerprint(text)) for text in ["甲。", "乙。", "甲，", "丙", "乙"]] == [
-        False,
-        False,
-        True,
-        False,
-        True,
-    ]
-    assert len(known) == 3
+def test_second_of_two_equal_documents_is_the_duplicate() -> None:
+    index = ExactIndex()
+    results = [index.add(fingerprint(text)) for text in ["甲。", "乙。", "甲，", "丙", "乙"]]
+    assert results == [False, False, True, False, True]
+    assert len(index) == 3
 
 
-def test_the_duplicates_among_the_poems_are_found(bodies: list[str]) -> None:
-    known = Exact()
-    again = [known.has(digest) for digest in fingerprints(join(bodies))]
+def test_exact_duplicates_among_the_poems_are_found(bodies: list[str]) -> None:
+    index = ExactIndex()
     assert len(bodies) == 57_603
-    assert len(bodies) - len(set(bodies)) == 952  # to the byte
-    assert sum(again) == 997
+    assert len(bodies) - len(set(bodies)) == 952  # equal byte for byte
+    assert sum(index.add(digest) for digest in fingerprints(join(bodies))) == 997
 
 
-# Near duplicates.
+# Near duplicates
 
 rensa = pytest.importorskip("rensa")
 
 
-def grams(text: str) -> set[str]:
+def shingles(text: str) -> set[str]:
     letters = "".join(c for c in text if c.isalnum() or c == "□")
-    return {letters[at : at + 5] for at in range(max(1, len(letters) - 4))}
+    return {letters[start : start + 5] for start in range(max(1, len(letters) - 4))}
 
 
 def jaccard(one: str, other: str) -> float:
-    first, second = grams(one), grams(other)
+    first, second = shingles(one), shingles(other)
     return len(first & second) / len(first | second)
 
 
@@ -115,112 +114,116 @@ def long_poem(bodies: list[str]) -> str:
     return next(body for body in bodies if 250 < len(body) < 400)
 
 
-def test_a_poem_with_two_other_characters_is_near_and_the_pair_is_told(long_poem: str) -> None:
+def test_poem_with_two_changed_characters_is_a_near_duplicate(long_poem: str) -> None:
     changed = long_poem[:40] + "甲" + long_poem[41:150] + "乙" + long_poem[151:]
-    near = Near()
-    assert near.has(sketch(long_poem), 7) is None
-    match = near.has(sketch(changed), 9)
+    near = NearIndex()
+    assert near.add(sketch(long_poem), 7) is None
+    match = near.add(sketch(changed), 9)
     assert match is not None
     assert match[:2] == (7, 9)
     assert match.similarity == pytest.approx(jaccard(long_poem, changed), abs=0.1)
     assert len(near) == 1
 
 
-def test_a_poem_with_other_punctuation_is_wholly_like(long_poem: str) -> None:
-    near = Near()
-    near.has(sketch(long_poem), 0)
-    assert near.has(sketch(long_poem.replace("，", "、").replace("\n", "")), 1) == Match(0, 1, 1.0)
+def test_poem_with_other_punctuation_has_similarity_1(long_poem: str) -> None:
+    near = NearIndex()
+    near.add(sketch(long_poem), 0)
+    assert near.add(sketch(long_poem.replace("，", "、").replace("\n", "")), 1) == Match(0, 1, 1.0)
 
 
-def test_what_a_poem_is_near_to_is_the_nearest_and_of_equals_the_first(long_poem: str) -> None:
-    near = Near(threshold=0.5)
+def test_match_is_the_most_similar_document(long_poem: str) -> None:
+    near = NearIndex(threshold=0.5)
     half = len(long_poem) // 2
     other = long_poem[:half] + "".join(reversed(long_poem[half:]))
-    assert near.has(sketch(other), 0) is None
-    assert near.has(sketch(long_poem), 1) is None
-    match = near.has(sketch(long_poem[:-12]), 2)
+    assert near.add(sketch(other), 0) is None
+    assert near.add(sketch(long_poem), 1) is None
+    match = near.add(sketch(long_poem[:-12]), 2)
     assert match is not None
-    assert match.kept == 1
+    assert match.original == 1
 
 
-def test_a_dropped_document_draws_no_others_after_it(long_poem: str) -> None:
-    # Each is near the one before it, and far from the first: what is near to a dropped one only is kept.
+def test_document_similar_only_to_a_duplicate_is_kept(long_poem: str) -> None:
+    # Each is similar to the one before it, and not to the first.
     steps = [long_poem]
     for start in range(0, 200, 12):
         steps.append(steps[-1][:start] + "甲乙丙丁戊己庚辛壬癸子丑"[:12] + steps[-1][start + 12 :])
-    near = Near()
-    matches = [near.has(sketch(text), number) for number, text in enumerate(steps)]
-    kept = [number for number, match in enumerate(matches) if match is None]
-    assert kept[0] == 0
-    assert 1 < len(kept) < len(steps)
-    assert all(match.kept in kept for match in matches if match)
+    near = NearIndex()
+    matches = [near.add(sketch(text), index) for index, text in enumerate(steps)]
+    originals = [index for index, match in enumerate(matches) if match is None]
+    assert originals[0] == 0
+    assert 1 < len(originals) < len(steps)
+    assert all(match.original in originals for match in matches if match)
 
 
-def test_of_the_poems_those_that_are_near_match_and_those_that_are_not_do_not(bodies: list[str]) -> None:
-    near = Near()
-    matches = [match for at, body in enumerate(bodies[:12_000]) if (match := near.has(sketch(body), at))]
-    again = {match.dropped for match in matches}
-    assert len(near) == 12_000 - len(again)
+def test_near_duplicates_among_the_poems_are_similar_and_include_all_exact_ones(bodies: list[str]) -> None:
+    near = NearIndex()
+    matches = [match for index, body in enumerate(bodies[:12_000]) if (match := near.add(sketch(body), index))]
+    duplicates = {match.duplicate for match in matches}
+    assert len(near) == 12_000 - len(duplicates)
     for match in matches:
-        assert match.kept < match.dropped
-        assert match.kept not in again
-        assert jaccard(bodies[match.kept], bodies[match.dropped]) > 0.65
-        assert match.similarity == pytest.approx(jaccard(bodies[match.kept], bodies[match.dropped]), abs=0.15)
-    known = Exact()
-    equal = {at for at, body in enumerate(bodies[:12_000]) if known.has(fingerprint(body))}
-    assert equal < again
-    assert len(again) - len(equal) > 50
+        assert match.original < match.duplicate
+        assert match.original not in duplicates
+        similarity = jaccard(bodies[match.original], bodies[match.duplicate])
+        assert similarity > 0.65
+        assert match.similarity == pytest.approx(similarity, abs=0.15)
+    exact = ExactIndex()
+    exact_duplicates = {index for index, body in enumerate(bodies[:12_000]) if exact.add(fingerprint(body))}
+    assert exact_duplicates < duplicates
+    assert len(duplicates) - len(exact_duplicates) > 50
 
 
-def test_a_document_of_few_letters_or_none_is_compared_whole() -> None:
-    near = Near()
+def test_document_shorter_than_a_shingle_is_compared_as_one_shingle() -> None:
+    near = NearIndex()
     texts = ["", "。", "甲", "乙", "甲。", "甲乙丙丁", "甲乙丙", "。"]
-    matches = [near.has(sketch(text), number) for number, text in enumerate(texts)]
-    assert [match and match.kept for match in matches] == [None, None, None, None, 2, None, None, 1]
+    matches = [near.add(sketch(text), index) for index, text in enumerate(texts)]
+    assert [match and match.original for match in matches] == [None, None, None, None, 2, None, None, 1]
 
 
-def test_a_long_document_is_sketched_as_a_whole(monkeypatch: pytest.MonkeyPatch, bodies: list[str]) -> None:
+def test_sketch_does_not_depend_on_the_number_of_shingles_at_once(
+    monkeypatch: pytest.MonkeyPatch, bodies: list[str]
+) -> None:
     text = "".join(bodies[:200])
-    whole = sketch(text)
-    monkeypatch.setattr(duplicates, "_AT_ONCE", 777)
-    assert sketch(text).digest() == whole.digest()
+    expected = sketch(text)
+    monkeypatch.setattr(dedup, "_SHINGLES_AT_ONCE", 777)
+    assert sketch(text).digest() == expected.digest()
 
 
-def test_a_sketch_is_the_same_in_another_process_and_can_be_sent_to_it(long_poem: str) -> None:
+def test_sketch_is_picklable_and_equal_in_another_process(long_poem: str) -> None:
     program = (
-        "import sys, pickle; from pipeline.clean.dedup import fingerprint, sketch\n"
+        "import sys, pickle; from pipeline.clean.dedup import fingerprints, sketch\n"
+        "from pipeline.clean.utf16 import join\n"
         "text = sys.stdin.buffer.read().decode()\n"
-        "sys.stdout.buffer.write(pickle.dumps((fingerprint(text), sketch(text))))"
+        "sys.stdout.buffer.write(pickle.dumps((fingerprints(join([text]))[0], sketch(text))))"
     )
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", program], input=long_poem.encode(), capture_output=True, check=True, env=environment
         )
-        digest, made = pickle.loads(done.stdout)
+        digest, minhash = pickle.loads(process.stdout)
         assert digest == fingerprint(long_poem)
-        assert made.digest() == sketch(long_poem).digest()
-        near = Near()
-        near.has(sketch(long_poem), 0)
-        assert near.has(made, 1) == Match(0, 1, 1.0)
+        assert minhash.digest() == sketch(long_poem).digest()
+        near = NearIndex()
+        near.add(sketch(long_poem), 0)
+        assert near.add(minhash, 1) == Match(0, 1, 1.0)
 
 
-def test_a_pair_at_the_threshold_is_found_99_times_of_100() -> None:
+def test_pair_at_the_threshold_is_a_candidate_in_99_of_100_cases() -> None:
     for threshold in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
         rows = 128 // bands(threshold)
         assert 1 - (1 - threshold**rows) ** bands(threshold) >= 0.99 or rows == 1
     assert (bands(0.8), bands(0.9), bands(1.0)) == (32, 16, 1)
-    assert all(one >= two for one, two in pairwise(bands(share / 100) for share in range(1, 101)))
+    assert all(one >= two for one, two in pairwise(bands(percent / 100) for percent in range(1, 101)))
 
 
 @pytest.mark.parametrize("threshold", [0.0, -0.1, 1.1])
-def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
+def test_threshold_outside_0_to_1_raises_bad_config(threshold: float) -> None:
     with pytest.raises(BadConfig, match="threshold"):
-        Near(threshold)
+        NearIndex(threshold)
 
 
-def test_without_rensa_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rensa_raises_bad_config_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
-    with pytest.raises(BadConfig) as failed:
-        Near()
-    assert failed.value.hint == "pip install 'inkstone[dedup]'"
+    with pytest.raises(BadConfig) as caught:
+        NearIndex()
+    assert caught.value.hint == "pip install 'inkstone[dedup]'"

@@ -1,4 +1,4 @@
-"""Length of units: what is too long is cut at the gentlest place, always fits, and nothing is lost."""
+"""Cutting of lines: a line that is too long is cut at the gentlest level that suffices, and no character is lost."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.lines import LEVELS, limit
+from pipeline.clean.lines import LEVELS, cut_line
 from pipeline.errors import BadConfig
 
 CLOSERS = "”’」』）》〉】〕〗"
 
 
 @pytest.mark.parametrize(
-    ("unit", "pieces", "level"),
+    ("line", "pieces", "level"),
     [
         ("短", ["短"], ""),
         ("", [""], ""),
@@ -38,60 +38,60 @@ CLOSERS = "”’」』）》〉】〕〗"
         ("”””””””", ["””””””", "”"], "hard"),
     ],
 )
-def test_a_long_unit_is_cut_at_the_gentlest_place_that_does(unit: str, pieces: list[str], level: str) -> None:
-    assert limit(unit, 18) == (pieces, level)
+def test_long_line_is_cut_at_the_gentlest_level(line: str, pieces: list[str], level: str) -> None:
+    assert cut_line(line, 18) == (pieces, level)
 
 
 PIECES = "林冲𤣥a b；，。！？…”』「—：é\ud840"
-UNIT = st.text(st.sampled_from(PIECES), max_size=120)
+LINE = st.text(st.sampled_from(PIECES), max_size=120)
 
 
-@given(UNIT, st.integers(4, 60))
+@given(LINE, st.integers(4, 60))
 @example("甲甲甲甲甲；", 9)
 @example("𤣥" * 5, 7)
 @example("；；；；", 4)
-def test_the_pieces_fit_and_joined_they_are_the_unit(unit: str, max_bytes: int) -> None:
-    pieces, level = limit(unit, max_bytes)
-    assert "".join(pieces) == unit
+def test_pieces_fit_and_add_up_to_the_line(line: str, max_bytes: int) -> None:
+    pieces, level = cut_line(line, max_bytes)
+    assert "".join(pieces) == line
     assert all(len(piece.encode("utf-8", "surrogatepass")) <= max_bytes for piece in pieces)
     assert (level == "") == (len(pieces) == 1)
     assert level in LEVELS
-    assert all(pieces) or not unit
+    assert all(pieces) or not line
 
 
-@given(UNIT, st.integers(4, 60))
-def test_cutting_a_piece_again_changes_nothing(unit: str, max_bytes: int) -> None:
-    for piece in limit(unit, max_bytes)[0]:
-        assert limit(piece, max_bytes) == ([piece], "")
+@given(LINE, st.integers(4, 60))
+def test_cutting_a_piece_again_changes_nothing(line: str, max_bytes: int) -> None:
+    for piece in cut_line(line, max_bytes)[0]:
+        assert cut_line(piece, max_bytes) == ([piece], "")
 
 
-@given(UNIT, st.integers(4, 60))
-def test_two_pieces_side_by_side_never_fit_into_one_unless_a_gentler_cut_parted_them(unit: str, max_bytes: int) -> None:
-    pieces, level = limit(unit, max_bytes)
+@given(LINE, st.integers(4, 60))
+def test_piece_takes_as_many_sentences_as_fit(line: str, max_bytes: int) -> None:
+    pieces, level = cut_line(line, max_bytes)
     if level == "sentence":
-        for one, two in itertools.pairwise(pieces):
-            first = re.match(f"[^。！？]*(?:[。！？][。！？，、；：{CLOSERS}…—]*|$)", two)
-            assert first
-            assert len((one + first[0]).encode("utf-8", "surrogatepass")) > max_bytes
+        for piece, next_piece in itertools.pairwise(pieces):
+            first_sentence = re.match(f"[^。！？]*(?:[。！？][。！？，、；：{CLOSERS}…—]*|$)", next_piece)
+            assert first_sentence
+            assert len((piece + first_sentence[0]).encode("utf-8", "surrogatepass")) > max_bytes
 
 
 @given(st.text(st.sampled_from("林冲𤣥，。；”"), max_size=120), st.integers(100, 140))
-def test_no_piece_begins_with_a_mark_where_marks_are_few(unit: str, max_bytes: int) -> None:
-    unit = re.sub("[，。；”]{3,}", "，", unit)
-    pieces, _ = limit(unit, max_bytes)
+def test_no_piece_begins_with_a_mark_if_marks_are_rare(line: str, max_bytes: int) -> None:
+    line = re.sub("[，。；”]{3,}", "，", line)
+    pieces, _ = cut_line(line, max_bytes)
     assert not any(piece[0] in "，。；”" for piece in pieces[1:])
 
 
-def test_a_limit_that_holds_no_character_is_refused() -> None:
-    with pytest.raises(BadConfig, match="max_bytes is 3"):
-        limit("林", 3)
+def test_limit_smaller_than_a_character_raises_bad_config() -> None:
+    with pytest.raises(BadConfig, match="--max-bytes must be at least 4, got 3"):
+        cut_line("林", 3)
 
 
-def test_the_lines_of_shuihu_are_cut_behind_sentences_in_no_time(shared: Path) -> None:
+def test_lines_of_shuihu_are_cut_after_sentences(shared: Path) -> None:
     lines = (shared / "data/shuihu_raw.txt").read_text("utf-8-sig").splitlines()
-    cut = [limit(line, 4192) for line in lines]
-    assert [level for _, level in cut].count("") == len(lines) - 160
-    assert {level for _, level in cut} == {"", "sentence"}
-    assert all("".join(pieces) == line for line, (pieces, _) in zip(lines, cut, strict=True))
-    assert max(len(piece.encode()) for pieces, _ in cut for piece in pieces) <= 4192
-    assert sum(len(pieces) for pieces, _ in cut) < 2_584_324 / 4192 + 2 * len(lines)
+    results = [cut_line(line, 4192) for line in lines]
+    assert [level for _, level in results].count("") == len(lines) - 160
+    assert {level for _, level in results} == {"", "sentence"}
+    assert all("".join(pieces) == line for line, (pieces, _) in zip(lines, results, strict=True))
+    assert max(len(piece.encode()) for pieces, _ in results for piece in pieces) <= 4192
+    assert sum(len(pieces) for pieces, _ in results) < 2_584_324 / 4192 + 2 * len(lines)

@@ -1,4 +1,4 @@
-"""Sentences: where one ends (reference/cleaning.md 4.3), and that splitting loses nothing."""
+"""Sentences end as docs/design/cleaning.md 4.3 says, and splitting loses no character."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pipeline.clean import sentences
 from pipeline.clean.utf16 import codes
 from tests.pipeline.clean import slow_sentences
-from tests.pipeline.clean.pages import split
+from tests.pipeline.clean.pages import split_sentences
 
 
 @pytest.mark.parametrize(
-    ("text", "units"),
+    ("text", "expected"),
     [
         ("天高。地厚！何如？", ["天高。", "地厚！", "何如？"]),
         ("曰：「可乎？」遂行。", ["曰：「可乎？」", "遂行。"]),
@@ -42,29 +42,29 @@ from tests.pipeline.clean.pages import split
         ("𤣥德。𠮷", ["𤣥德。", "𠮷"]),
     ],
 )
-def test_a_sentence_ends_where_the_reference_says(text: str, units: list[str]) -> None:
-    assert split(text) == units
+def test_text_is_split_into_sentences(text: str, expected: list[str]) -> None:
+    assert split_sentences(text) == expected
 
 
 @pytest.mark.parametrize("mark", "，、；：")
-def test_a_comma_after_a_closing_quote_carries_the_sentence_on(mark: str) -> None:
-    assert split(f"“快走！”{mark}众人道。去。") == [f"“快走！”{mark}众人道。", "去。"]
+def test_comma_after_a_closing_quote_continues_the_sentence(mark: str) -> None:
+    assert split_sentences(f"“快走！”{mark}众人道。去。") == [f"“快走！”{mark}众人道。", "去。"]
 
 
-def test_a_lost_closing_quote_glues_no_further_than_its_line() -> None:
-    assert split("“一。二。\n三。四。") == ["“一。二。", "三。", "四。"]
+def test_missing_closing_quote_has_no_effect_beyond_its_line() -> None:
+    assert split_sentences("“一。二。\n三。四。") == ["“一。二。", "三。", "四。"]
 
 
-def test_a_second_opening_quote_does_not_nest() -> None:
-    assert split("“一。“二。”三。四。") == ["“一。“二。”", "三。", "四。"]
+def test_second_opening_quote_does_not_nest() -> None:
+    assert split_sentences("“一。“二。”三。四。") == ["“一。“二。”", "三。", "四。"]
 
 
-def test_an_orphan_closing_quote_is_ignored() -> None:
-    assert split("一”二。三。”四。") == ["一”二。", "三。”", "四。"]
+def test_unmatched_closing_quote_is_ignored() -> None:
+    assert split_sentences("一”二。三。”四。") == ["一”二。", "三。”", "四。"]
 
 
-def test_inside_quotes_every_cluster_ends_a_sentence_when_asked() -> None:
-    assert split("他道：“一。二。”去了。", inside_quotes=True) == ["他道：“一。", "二。”", "去了。"]
+def test_every_cluster_ends_a_sentence_with_inside_quotes() -> None:
+    assert split_sentences("他道：“一。二。”去了。", inside_quotes=True) == ["他道：“一。", "二。”", "去了。"]
 
 
 PIECES = "林冲道𤣥𠮷\ue10eab1 ，、；：。！？……——“”‘’「」『』（）《》【】〔〕\n\"'"
@@ -73,21 +73,21 @@ CLOSERS, TERMINATORS, CONTINUES = "”’」』）》〉】〕〗", "。！？",
 
 
 @given(TEXT, st.booleans())
-def test_joined_the_sentences_are_the_text_without_its_newlines(text: str, inside_quotes: bool) -> None:
-    units = split(text, inside_quotes=inside_quotes)
-    assert "".join(units) == text.replace("\n", "")
-    assert all(units)
+def test_sentences_add_up_to_the_text_without_its_newlines(text: str, inside_quotes: bool) -> None:
+    sentences = split_sentences(text, inside_quotes=inside_quotes)
+    assert "".join(sentences) == text.replace("\n", "")
+    assert all(sentences)
 
 
 @given(TEXT, TEXT)
-def test_two_texts_on_two_lines_split_as_they_do_alone(first: str, second: str) -> None:
-    assert split(f"{first}\n{second}") == split(first) + split(second)
+def test_lines_are_split_independently(first: str, second: str) -> None:
+    assert split_sentences(f"{first}\n{second}") == split_sentences(first) + split_sentences(second)
 
 
 @given(TEXT)
-def test_no_sentence_starts_with_a_closer_or_a_comma_unless_its_line_does(text: str) -> None:
+def test_no_sentence_starts_with_a_closer_or_comma_unless_its_line_does(text: str) -> None:
     for line in text.split("\n"):
-        assert not any(unit[0] in CLOSERS + CONTINUES for unit in split(line)[1:])
+        assert not any(sentence[0] in CLOSERS + CONTINUES for sentence in split_sentences(line)[1:])
 
 
 @given(TEXT)
@@ -96,38 +96,39 @@ def test_no_sentence_starts_with_a_closer_or_a_comma_unless_its_line_does(text: 
 @example("。》…》。")
 def test_no_sentence_starts_with_a_terminator_unless_its_line_does(text: str) -> None:
     for line in text.split("\n"):
-        assert not any(unit[0] in TERMINATORS for unit in split(line)[1:])
+        assert not any(sentence[0] in TERMINATORS for sentence in split_sentences(line)[1:])
 
 
 @given(TEXT)
-def test_every_sentence_but_the_last_of_a_line_ends_in_a_terminator_and_its_closers(text: str) -> None:
+def test_sentence_before_the_last_of_a_line_ends_in_a_terminator_and_closers(text: str) -> None:
     for line in text.split("\n"):
-        for unit in split(line)[:-1]:
-            assert re.search(f"[。！？…]+[{CLOSERS}]*$", unit)
+        for sentence in split_sentences(line)[:-1]:
+            assert re.search(f"[。！？…]+[{CLOSERS}]*$", sentence)
 
 
 @given(TEXT)
 def test_splitting_a_sentence_again_changes_nothing(text: str) -> None:
-    for unit in split(text):
-        assert split(unit) == [unit]
+    for sentence in split_sentences(text):
+        assert split_sentences(sentence) == [sentence]
 
 
 @settings(max_examples=2000)
 @given(TEXT, st.booleans())
 @example("…》。……”，“。", False)
-def test_the_fast_splitter_cuts_where_the_slow_one_does(text: str, inside_quotes: bool) -> None:
-    assert split(text, inside_quotes=inside_quotes) == slow_sentences.split(text, inside_quotes=inside_quotes)
+def test_split_equals_the_slow_reference(text: str, inside_quotes: bool) -> None:
+    expected = slow_sentences.split_sentences(text, inside_quotes=inside_quotes)
+    assert split_sentences(text, inside_quotes=inside_quotes) == expected
 
 
 @given(TEXT, TEXT)
-def test_documents_of_a_page_split_as_they_do_alone(first: str, second: str) -> None:
-    both = codes(f"{first}\0{second}")
-    place = len(codes(first)) + 1
-    ends = [*sentences.ends(codes(first)), *(sentences.ends(codes(second)) + place)]
-    assert sentences.ends(both).tolist() == ends
+def test_documents_of_a_page_are_split_independently(first: str, second: str) -> None:
+    page = codes(f"{first}\0{second}")
+    offset = len(codes(first)) + 1
+    ends = [*sentences.ends(codes(first)), *(sentences.ends(codes(second)) + offset)]
+    assert sentences.ends(page).tolist() == ends
 
 
 @pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])
-def test_the_fast_splitter_cuts_real_books_where_the_slow_one_does(shared: Path, book: str) -> None:
+def test_split_of_real_books_equals_the_slow_reference(shared: Path, book: str) -> None:
     text = (shared / "data" / book).read_text(encoding="utf-8-sig")
-    assert split(text) == slow_sentences.split(text)
+    assert split_sentences(text) == slow_sentences.split_sentences(text)

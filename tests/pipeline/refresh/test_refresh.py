@@ -187,7 +187,7 @@ def test_invalid_recipe_raises_bad_config_before_any_work(root: Path, source: Pa
         raise BadConfig("no such preset")
 
     good = stage(root, [])
-    with pytest.raises(BadConfig, match="no unit 'para'"):
+    with pytest.raises(BadConfig, match="unknown --unit 'para'"):
         recipe(source, tmp_path, unit="para")
     with pytest.raises(BadConfig, match=r"val-fraction .*7\.0"):
         recipe(source, tmp_path, val_fraction="7.0")
