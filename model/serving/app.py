@@ -246,13 +246,13 @@ class _EventStream(StreamingResponse):
 
     def __init__(self, response: CompletionResponse, scheduler: Scheduler) -> None:
         super().__init__(response.stream(), media_type="text/event-stream")
-        self._release = lambda: scheduler.release(response.generation)
+        self._generation, self._scheduler = response.generation, scheduler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._release()
+            self._scheduler.release(self._generation)
 
 
 class _SecurityHeaders:
