@@ -221,12 +221,12 @@ def _differs(tokenizer: Tokenizer, difference: str) -> BadData:
     )
 
 
-def require_same_ids(tokenizer: Tokenizer, vocabulary: Mapping[str, int], where: str) -> None:
+def require_same_ids(tokenizer: Tokenizer, vocabulary: Mapping[str, int], source: str) -> None:
     """Raise BadData unless `vocabulary`, token string → id as in a vocab.json, has the ids of our tokenizer."""
     for token_id, string in _token_strings(tokenizer).items():
         if vocabulary.get(string) != token_id:
             actual = vocabulary.get(string, "none")
             raise BadData(
-                f"{where}: expected id {token_id} for {string!r} as in {tokenizer.name}, got {actual}",
+                f"{source}: expected id {token_id} for {string!r} as in {tokenizer.name}, got {actual}",
                 hint="name the tokenizer that the model was trained with, with --tokenizer",
             )

@@ -114,23 +114,23 @@ class TokenStore:
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
 
-def open_store(found: Artifact) -> TokenStore:
+def open_store(tokens: Artifact) -> TokenStore:
     """Open a tokens artifact, memmap or HDF5. Raises BadData if files are missing or do not match the manifest."""
-    artifact.require_whole(found)
-    counts = found.manifest.counts
-    train, val = (_open_split(found, split, counts["dtype"]) for split in SPLITS)
+    artifact.require_whole(tokens)
+    counts = tokens.manifest.counts
+    train, val = (_open_split(tokens, split, counts["dtype"]) for split in SPLITS)
     for split, array in (("train", train), ("val", val)):
         if len(array) != (expected := counts[f"{split}_tokens"]):
             raise BadData(
-                f"{found.path}: {len(array):,} {split} tokens, but the manifest lists {expected}",
+                f"{tokens.path}: {len(array):,} {split} tokens, but the manifest lists {expected}",
                 hint="`tokenize` it again",
             )
-    return TokenStore(found, tokenizers.open_folder(found.path), train, val)
+    return TokenStore(tokens, tokenizers.open_folder(tokens.path), train, val)
 
 
-def _open_split(found: Artifact, split: str, dtype: str) -> TokenArray:
-    names = (record.name for record in found.manifest.files)
+def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:
+    names = (record.name for record in tokens.manifest.files)
     bins = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]
     if bins:
-        return TokenArray(tuple(_map(found.file(name), dtype) for name in bins))
-    return TokenArray((_map_hdf5(found.file(f"{split}.h5"), dtype),))
+        return TokenArray(tuple(_map(tokens.file(name), dtype) for name in bins))
+    return TokenArray((_map_hdf5(tokens.file(f"{split}.h5"), dtype),))
