@@ -41,30 +41,30 @@ def unfolded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 @settings(max_examples=200)
 @given(st.text(alphabet=st.one_of(st.sampled_from(TEXT), st.characters(exclude_categories=["Cs"]))))
-def test_the_pieces_together_are_the_text(tokenizer: Tokenizer, text: str) -> None:
+def test_emitted_pieces_concatenate_to_the_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert "".join(unfolded(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @settings(max_examples=200)
 @given(st.data())
-def test_no_ids_at_all_give_half_a_character(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_no_sequence_of_ids_gives_a_replacement_character(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     assert "\ufffd" not in "".join(unfolded(tokenizer, ids))
 
 
-def test_a_character_of_several_tokens_comes_with_the_last_of_them(shared: Path) -> None:
+def test_character_of_several_tokens_is_emitted_with_the_last(shared: Path) -> None:
     tokenizer = tokenizers.Tiktoken.named("r50k_base")
-    character = next(each for each in map(chr, range(0x4E00, 0x9FFF)) if len(tokenizer.encode(each)) == 3)
+    character = next(han for han in map(chr, range(0x4E00, 0x9FFF)) if len(tokenizer.encode(han)) == 3)
     assert unfolded(tokenizer, tokenizer.encode(character)) == ["", "", character]
 
 
-def test_a_continuation_keeps_the_space_that_it_begins_with(shared: Path) -> None:
+def test_continuation_keeps_its_leading_space(shared: Path) -> None:
     tokenizer = tokenizers.Tiktoken.named("r50k_base")
     assert Unfolding(tokenizer, 5).add(tokenizer.encode(" world")[0]) == " world"
     assert Unfolding(Integers(10), 5).add(6) == " 6"
     assert Unfolding(Integers(10)).add(6) == "6"
 
 
-def test_the_end_of_text_adds_nothing(tokenizer: Tokenizer) -> None:
+def test_end_of_text_adds_nothing(tokenizer: Tokenizer) -> None:
     assert unfolded(tokenizer, [tokenizer.end_of_text]) == [""]

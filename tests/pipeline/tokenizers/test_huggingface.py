@@ -59,7 +59,7 @@ def opened(data: bytes) -> Any:
 
 
 @pytest.mark.parametrize("name", [*PILE, *NOVELS, *POEMS])
-def test_the_ids_of_real_texts_are_ours(pair: tuple[Tokenizer, Any], shared: Path, name: str) -> None:
+def test_real_texts_have_the_same_ids(pair: tuple[Tokenizer, Any], shared: Path, name: str) -> None:
     tokenizer, theirs = pair
     for text in texts(shared / "data" / name):
         assert theirs.encode(text).ids == tokenizer.encode(text), text[:100]
@@ -68,18 +68,18 @@ def test_the_ids_of_real_texts_are_ours(pair: tuple[Tokenizer, Any], shared: Pat
 @functools.cache
 def texts(path: Path) -> list[str]:
     """The beginning of the documents of a file; of a novel, its lines."""
-    found, size = [], 0
+    merge_list, size = [], 0
     for document in readers.read(path, Ledger(), print):
         for text in document.text.split("\n") if path.suffix == ".txt" else [document.text]:
-            found.append(text[: _EACH - size])
-            size += len(found[-1])
+            merge_list.append(text[: _EACH - size])
+            size += len(merge_list[-1])
             if size == _EACH:
-                return found
-    return found
+                return merge_list
+    return merge_list
 
 
 @pytest.mark.parametrize("text", [*TRICKY, BOOK, "ababa" * 9, "aaaaaaa", "한국어 e\u0301 İß", " \n \r\n\n  x\t\t"])
-def test_the_ids_of_hard_texts_are_ours_and_decode_to_them(pair: tuple[Tokenizer, Any], text: str) -> None:
+def test_hard_texts_have_the_same_ids_and_decode_back(pair: tuple[Tokenizer, Any], text: str) -> None:
     tokenizer, theirs = pair
     ids = tokenizer.encode(text)
     assert theirs.encode(text).ids == ids
@@ -87,7 +87,7 @@ def test_the_ids_of_hard_texts_are_ours_and_decode_to_them(pair: tuple[Tokenizer
         assert theirs.decode(ids) == tokenizer.decode(ids) == text
 
 
-def test_the_end_of_text_is_special_there_and_the_vocabulary_as_large(pair: tuple[Tokenizer, Any]) -> None:
+def test_end_of_text_is_special_and_vocabulary_size_equal(pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, theirs = pair
     assert theirs.get_vocab_size() == tokenizer.vocab_size
     theirs.encode_special_tokens = False
@@ -96,18 +96,18 @@ def test_the_end_of_text_is_special_there_and_the_vocabulary_as_large(pair: tupl
     assert theirs.decode([tokenizer.end_of_text]) == ""
 
 
-def test_numbers_are_words(tmp_path: Path) -> None:
+def test_integers_become_words(tmp_path: Path) -> None:
     theirs = opened(tokenizer_json(Integers(40), ["1, 2,3"]))
     assert theirs.encode("1, 2 39").ids == [1, 2, 39]
     assert theirs.decode([1, 2, 39]) == "1 2 39"
 
 
 def test_the_same_tokenizer_gives_the_same_bytes(trained: Callable[[str], Artifact]) -> None:
-    one, other = (tokenizer_json(open_folder(trained("bpe").path), ()) for _ in range(2))
-    assert one == other
+    first, second = (tokenizer_json(open_folder(trained("bpe").path), ()) for _ in range(2))
+    assert first == second
 
 
-def test_a_unigram_model_is_refused(trained: Callable[[str], Artifact]) -> None:
+def test_unigram_model_is_refused(trained: Callable[[str], Artifact]) -> None:
     with pytest.raises(BadConfig, match="unigram") as refused:
         tokenizer_json(open_folder(trained("unigram").path), ())
     assert "--kind bpe" in refused.value.hint
@@ -121,41 +121,41 @@ def test_a_unigram_model_is_refused(trained: Callable[[str], Artifact]) -> None:
         ({"add_dummy_prefix": True}, "normalises"),
     ],
 )
-def test_a_model_that_others_cannot_follow_is_refused(told: dict[str, Any], why: str) -> None:
-    made = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, **told}), "foreign")
+def test_model_that_cannot_be_exact_is_refused(told: dict[str, Any], why: str) -> None:
+    model = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, **told}), "foreign")
     with pytest.raises(BadConfig, match=why):
-        tokenizer_json(made, ())
+        tokenizer_json(model, ())
 
 
-def test_a_difference_is_an_error_that_names_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_difference_error_names_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Characters.encode
     monkeypatch.setattr(Characters, "encode", lambda self, text: [2] if text == "c" else real(self, text))
     with pytest.raises(BadData, match="'c' is encoded differently"):
         tokenizer_json(Characters("abc", "small"), ())
 
 
-def test_without_the_package_there_is_one_line_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(BadConfig, match="tokenizers") as refused:
         tokenizer_json(Characters("abc", "small"), ())
     assert "inkstone[exchange]" in refused.value.hint
 
 
-def test_of_two_ways_to_a_piece_the_one_that_stands_to_the_left_comes_first() -> None:
+def test_leftmost_merge_of_a_piece_comes_first() -> None:
     pieces = ["a", "b", "ab", "ba", "aba", "ababa"]
-    found = merges({piece: rank for rank, piece in enumerate(pieces)})
-    assert found[:2] == [("a", "b"), ("b", "a")]
-    assert found[2:4] == [("ab", "a"), ("a", "ba")], "of `ab a ba` the first two are merged"
-    assert found[4:] == [("ab", "aba"), ("aba", "ba")]
+    merge_list = merges({piece: rank for rank, piece in enumerate(pieces)})
+    assert merge_list[:2] == [("a", "b"), ("b", "a")]
+    assert merge_list[2:4] == [("ab", "a"), ("a", "ba")], "of `ab a ba` the first two are merged"
+    assert merge_list[4:] == [("ab", "aba"), ("aba", "ba")]
 
 
-def test_the_vocabulary_of_another_tokenizer_is_told(trained: Callable[[str], Artifact]) -> None:
+def test_vocabulary_of_another_tokenizer_raises_bad_data(trained: Callable[[str], Artifact]) -> None:
     tokenizer = open_folder(trained("bpe").path)
     vocabulary = json.loads(tokenizer_json(tokenizer, ()))["model"]["vocab"]
     require_same_ids(tokenizer, vocabulary, "vocab.json")
-    one, other = list(vocabulary)[500:502]
-    swapped = {**vocabulary, one: vocabulary[other], other: vocabulary[one]}
-    for wrong in (swapped, {name: number for name, number in vocabulary.items() if name != one}):
+    first, second = list(vocabulary)[500:502]
+    swapped = {**vocabulary, first: vocabulary[second], second: vocabulary[first]}
+    for wrong in (swapped, {name: number for name, number in vocabulary.items() if name != first}):
         with pytest.raises(BadData, match=r"vocab\.json"):
             require_same_ids(tokenizer, wrong, "vocab.json")
 
@@ -164,5 +164,5 @@ def test_the_vocabulary_of_another_tokenizer_is_told(trained: Callable[[str], Ar
     ("ours", "theirs"),
     [(r"\p{N}{1,3}+|\s++$|\s", r"\p{N}{1,3}|\s++\z|\s"), (r" ?\p{L}++| ?[^\s]+", r" ?\p{L}++| ?[^\s]+")],
 )
-def test_a_split_pattern_means_the_same_to_another_library(ours: str, theirs: str) -> None:
+def test_split_pattern_translates_to_oniguruma(ours: str, theirs: str) -> None:
     assert huggingface.onig(ours) == theirs

@@ -114,27 +114,27 @@ def shown(tokenizer: Tokenizer, text: str) -> str:
 
 
 @pytest.mark.parametrize("text", [*TRICKY, BOOK], ids=range(len(TRICKY) + 1))
-def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == shown(tokenizer, text)
 
 
-def test_only_the_character_tokenizer_leaves_anything_unknown(tokenizer: Tokenizer) -> None:
+def test_only_the_character_tokenizer_has_unknown_characters(tokenizer: Tokenizer) -> None:
     assert tokenizer.unknown("砚𠮷") == ""
     assert tokenizer.unknown("龘q龘𪛖") == ("龘q𪛖" if tokenizer.kind == "char" else "")
 
 
-def test_a_batch_is_encoded_as_its_texts_are_one_by_one(tokenizer: Tokenizer) -> None:
+def test_batch_encoding_equals_single_encoding(tokenizer: Tokenizer) -> None:
     texts = [*TRICKY, *BOOK.split("\n")[:60], BOOK]
     assert rows(tokenizer.encode_batch(texts)) == [tokenizer.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""], ["", "砚", ""]])
-def test_empty_batches_and_empty_texts_have_no_ids(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_empty_batches_and_texts_have_no_ids(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert rows(tokenizer.encode_batch(texts)) == [tokenizer.encode(text) for text in texts]
 
 
 @pytest.mark.parametrize("text", [text for text in TRICKY if "<" in text])
-def test_text_that_spells_the_end_of_text_never_becomes_its_id(tokenizer: Tokenizer, text: str) -> None:
+def test_text_never_encodes_to_the_end_of_text_id(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.end_of_text not in tokenizer.encode(text)
     assert tokenizer.end_of_text not in tokenizer.encode_batch([text, text])[0]
 
@@ -149,13 +149,13 @@ def test_every_id_of_the_vocabulary_decodes(tokenizer: Tokenizer) -> None:
     assert all(isinstance(tokenizer.decode([token]), str) for token in range(tokenizer.vocab_size))
 
 
-def test_the_end_of_text_id_decodes_to_nothing(tokenizer: Tokenizer) -> None:
+def test_end_of_text_decodes_to_nothing(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("砚山")
     assert tokenizer.decode([*ids, tokenizer.end_of_text, *ids]) == "砚山砚山"
     assert tokenizer.decode(np.array([*ids, tokenizer.end_of_text])) == "砚山"
 
 
-def test_a_saved_tokenizer_opens_as_the_same_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_saved_tokenizer_opens_unchanged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     opened = open_folder(tmp_path)
     for field in ("kind", "name", "vocab_size", "end_of_text", "fingerprint"):
@@ -163,7 +163,7 @@ def test_a_saved_tokenizer_opens_as_the_same_one(tokenizer: Tokenizer, tmp_path:
     assert opened.encode(BOOK[:2000]) == tokenizer.encode(BOOK[:2000])
 
 
-def test_a_card_with_another_fingerprint_is_bad_data(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_card_with_a_wrong_fingerprint_raises_bad_data(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     change_card(tmp_path, fingerprint="other:0123456789abcdef")
     with pytest.raises(BadData, match=r"other:0123456789abcdef|does not match its card"):
@@ -175,28 +175,28 @@ def change_card(folder: Path, **fields: Any) -> None:
     card.write_bytes(msgspec.json.encode(msgspec.json.decode(card.read_bytes()) | fields))
 
 
-def test_files_of_two_tokenizers_mixed_up_are_bad_data(tmp_path: Path) -> None:
+def test_mixed_files_of_two_tokenizers_raise_bad_data(tmp_path: Path) -> None:
     Characters("山水", "one").save(tmp_path)
     (tmp_path / "characters.txt").write_text("水山", encoding="utf-8")
     with pytest.raises(BadData, match="mixed"):
         open_folder(tmp_path)
 
 
-def test_an_unknown_kind_on_the_card_is_bad_data(tmp_path: Path) -> None:
+def test_unknown_kind_on_the_card_raises_bad_data(tmp_path: Path) -> None:
     Integers(10).save(tmp_path)
     change_card(tmp_path, kind="wordpiece")
     with pytest.raises(BadData, match="wordpiece"):
         open_folder(tmp_path)
 
 
-def test_a_card_with_another_split_pattern_is_bad_data(shared: Path, tmp_path: Path) -> None:
+def test_card_with_a_wrong_split_pattern_raises_bad_data(shared: Path, tmp_path: Path) -> None:
     Tiktoken.named("r50k_base").save(tmp_path)
     change_card(tmp_path, pattern=".")
     with pytest.raises(BadData):
         open_folder(tmp_path)
 
 
-def test_characters_that_are_not_utf_8_are_bad_data(tmp_path: Path) -> None:
+def test_characters_that_are_not_utf_8_raise_bad_data(tmp_path: Path) -> None:
     Characters("山水", "one").save(tmp_path)
     (tmp_path / "characters.txt").write_bytes(b"\xff\xff\xff")
     with pytest.raises(BadData):
@@ -204,7 +204,7 @@ def test_characters_that_are_not_utf_8_are_bad_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [b"not ranks", b"IQ== zero\n"])
-def test_damaged_ranks_are_bad_data(shared: Path, tmp_path: Path, ranks: bytes) -> None:
+def test_damaged_ranks_raise_bad_data(shared: Path, tmp_path: Path, ranks: bytes) -> None:
     Tiktoken.named("r50k_base").save(tmp_path)
     (tmp_path / "ranks.tiktoken").write_bytes(ranks)
     with pytest.raises(BadData):
@@ -214,16 +214,14 @@ def test_damaged_ranks_are_bad_data(shared: Path, tmp_path: Path, ranks: bytes) 
 def test_a_saved_encoding_needs_neither_cache_nor_network(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = Tiktoken.named("r50k_base")
-    wanted.save(tmp_path)
+    expected = Tiktoken.named("r50k_base")
+    expected.save(tmp_path)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "nothing"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    assert open_folder(tmp_path).encode(BOOK[:2000]) == wanted.encode(BOOK[:2000])
+    assert open_folder(tmp_path).encode(BOOK[:2000]) == expected.encode(BOOK[:2000])
 
 
-def test_a_folder_without_a_tokenizer_or_without_its_model_is_missing(
-    tmp_path: Path, trained: Callable[[str], Artifact]
-) -> None:
+def test_missing_card_or_model_raises_input_missing(tmp_path: Path, trained: Callable[[str], Artifact]) -> None:
     with pytest.raises(InputMissing, match=r"tokenizer\.json"):
         open_folder(tmp_path)
     shutil.copy(trained("bpe").file("tokenizer.json"), tmp_path)
@@ -232,7 +230,7 @@ def test_a_folder_without_a_tokenizer_or_without_its_model_is_missing(
 
 
 @pytest.mark.parametrize("card", [b"", b"{", b"[]", b'{"kind":"char"}'])
-def test_a_card_that_does_not_parse_is_bad_data(tmp_path: Path, card: bytes) -> None:
+def test_card_that_does_not_parse_raises_bad_data(tmp_path: Path, card: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(card)
     with pytest.raises(BadData, match=r"tokenizer\.json"):
         open_folder(tmp_path)
@@ -270,21 +268,21 @@ FRAGMENTS = [
 @settings(max_examples=500, deadline=None, derandomize=True)
 @example(text="it's a 'd\n'll go\nre's\n山。石，a b")
 @example(text="a\n\nb\r\nc \nd. \ne\t\nf/\ng")
-def test_a_text_cut_at_any_boundary_has_the_ids_of_the_whole(
+def test_text_cut_at_any_boundary_keeps_its_ids(
     shared: Path, opened: Callable[[str], Tokenizer], name: str, text: str
 ) -> None:
     tokenizer = opened(name)
-    whole, places = tokenizer.encode(text), boundaries(tokenizer, text)
-    cuts = [[text[:place], text[place:]] for place in places]
-    cuts.append([text[start:end] for start, end in pairwise([0, *places, len(text)])])
-    assert all([token for part in parts for token in tokenizer.encode(part)] == whole for parts in cuts)
+    expected, ends = tokenizer.encode(text), boundaries(tokenizer, text)
+    cuts = [[text[:end], text[end:]] for end in ends]
+    cuts.append([text[start:end] for start, end in pairwise([0, *ends, len(text)])])
+    assert all([token for part in parts for token in tokenizer.encode(part)] == expected for parts in cuts)
     flat, _ = tokenizer.encode_batch([part for parts in cuts for part in parts])
-    assert flat.tolist() == whole * len(cuts)
+    assert flat.tolist() == expected * len(cuts)
 
 
 def boundaries(tokenizer: Tokenizer, text: str) -> list[int]:
     assert tokenizer.boundary
-    return [found.start() for found in tokenizer.boundary.finditer(text) if 0 < found.start() < len(text)]
+    return [match.start() for match in tokenizer.boundary.finditer(text) if 0 < match.start() < len(text)]
 
 
 @pytest.mark.parametrize("text", ["ab cd", "a b", "x\ncd", ".\ncd", "山\n石", "山。", "石，水"])
@@ -293,33 +291,33 @@ def test_words_lines_and_phrases_are_boundaries(shared: Path, opened: Callable[[
         assert len(boundaries(opened(name), text)) == 1
 
 
-def test_a_trained_model_may_be_cut_between_words_and_lines(opened: Callable[[str], Tokenizer]) -> None:
+def test_trained_model_has_boundaries_between_words_and_lines(opened: Callable[[str], Tokenizer]) -> None:
     assert boundaries(opened("bpe"), "砚山 ab cd\n山\n\n石\n砚") == [5, 9, 14]
 
 
 @CUT
 @pytest.mark.parametrize("data", ["shuihu_raw.txt", "pile_val.jsonl.zst"])
-def test_real_texts_cut_at_boundaries_have_the_ids_of_the_whole(
+def test_real_texts_cut_at_boundaries_keep_their_ids(
     shared: Path, opened: Callable[[str], Tokenizer], name: str, data: str
 ) -> None:
     tokenizer, text = opened(name), joined(shared / "data" / data)[:1_500_000]
-    whole, places = tokenizer.encode_batch([text])[0], boundaries(tokenizer, text)
+    expected, ends = tokenizer.encode_batch([text])[0], boundaries(tokenizer, text)
     for count in (1, 10, 3000):
-        chosen = sorted(random.Random(count).sample(places, min(count, len(places))))
-        parts = [text[start:end] for start, end in pairwise([0, *chosen, len(text)])]
-        assert np.array_equal(tokenizer.encode_batch(parts)[0], whole)
+        cuts = sorted(random.Random(count).sample(ends, min(count, len(ends))))
+        parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+        assert np.array_equal(tokenizer.encode_batch(parts)[0], expected)
 
 
 def joined(path: Path) -> str:
     """All documents of a file as one."""
-    return "\n".join(each.text for each in readers.read(path, Ledger(), print))
+    return "\n".join(document.text for document in readers.read(path, Ledger(), print))
 
 
-def test_a_unigram_model_may_be_cut_nowhere(opened: Callable[[str], Tokenizer]) -> None:
+def test_unigram_model_has_no_boundary(opened: Callable[[str], Tokenizer]) -> None:
     assert opened("unigram").boundary is None  # scores are added in 32 bits, so what came before decides ties
 
 
-def test_a_model_without_byte_fallback_is_cut_only_where_it_knows_every_character(tmp_path: Path) -> None:
+def test_model_without_byte_fallback_has_boundaries_only_at_known_characters(tmp_path: Path) -> None:
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter([*BOOK.split("\n"), *["abcd ab cd dcba"] * 100]),
@@ -337,19 +335,19 @@ def test_a_model_without_byte_fallback_is_cut_only_where_it_knows_every_characte
 # SentencePiece
 
 
-def test_sentencepiece_keeps_chinese_punctuation_as_it_is(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_keeps_chinese_punctuation(sentencepiece: Tokenizer) -> None:
     for mark in "，。！？：；（）…“”‘’、《》—":
         assert sentencepiece.decode(sentencepiece.encode(f"砚{mark}山")) == f"砚{mark}山"
     assert sentencepiece.encode("，") != sentencepiece.encode(",")
 
 
-def test_sentencepiece_puts_no_blank_before_a_text(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_adds_no_space_before_a_text(sentencepiece: Tokenizer) -> None:
     (piece,) = sentencepiece.encode("砚")
     assert sentencepiece.encode(" 砚") != [piece]
     assert sentencepiece.decode([piece, piece]) == "砚砚"
 
 
-def test_sentencepiece_falls_back_to_bytes_for_a_character_it_never_saw(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_encodes_unseen_characters_as_bytes(sentencepiece: Tokenizer) -> None:
     assert "龘" not in BOOK
     assert len(sentencepiece.encode("龘")) == 3
     assert len(sentencepiece.encode("𪛖")) == 4
@@ -362,7 +360,7 @@ ALPHABET = "砚山石𠮷𪛖龘，。！？“”… \t\n\u3000\u00a0ab<|endoft
 @given(text=st.text(st.sampled_from(ALPHABET), max_size=30))
 @example(text=" a  b ")
 @example(text="\n\n\t")
-def test_sentencepiece_loses_nothing_of_any_text(trained: Callable[[str], Artifact], text: str) -> None:
+def test_sentencepiece_round_trips_any_text(trained: Callable[[str], Artifact], text: str) -> None:
     for kind in ("bpe", "unigram"):
         opened = open_folder(trained(kind).path)
         ids = opened.encode(text)
@@ -370,7 +368,7 @@ def test_sentencepiece_loses_nothing_of_any_text(trained: Callable[[str], Artifa
         assert opened.end_of_text not in ids
 
 
-def test_sentencepiece_says_that_it_takes_a_lower_block_for_a_space(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_reports_the_lower_block_as_unknown(sentencepiece: Tokenizer) -> None:
     assert sentencepiece.decode(sentencepiece.encode("a▁b")) == "a b"
     assert sentencepiece.unknown("a▁b") == "▁"
 
@@ -378,19 +376,19 @@ def test_sentencepiece_says_that_it_takes_a_lower_block_for_a_space(sentencepiec
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
 def test_training_twice_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
     built = [train(tmp_path / folder, BOOK[:12_000], kind, 1700) for folder in ("one", "other")]
-    first, second = (each.artifact for each in built)
-    assert [each.result for each in built] == ["built", "built"]
+    first, second = (build.artifact for build in built)
+    assert [build.result for build in built] == ["built", "built"]
     assert first.manifest == second.manifest
     assert first.digest == second.digest
 
 
-def test_training_the_same_again_has_nothing_to_do(root: Path) -> None:
+def test_repeated_training_is_unchanged(root: Path) -> None:
     results = [train(root, BOOK[:3000], "char", 0).result for _ in range(2)]
     assert results == ["built", "unchanged"]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_vocabulary_too_large_for_the_text_names_the_size_that_is_possible(root: Path, kind: str) -> None:
+def test_too_large_a_vocabulary_names_the_largest_possible_size(root: Path, kind: str) -> None:
     with pytest.raises(BadData, match="50,000") as caught:
         train(root, BOOK[:3000], kind, 50_000)
     possible = int(re.findall(r"[\d,]+ at most", caught.value.what)[-1].split()[0].replace(",", ""))
@@ -399,19 +397,19 @@ def test_a_vocabulary_too_large_for_the_text_names_the_size_that_is_possible(roo
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("vocab_size", [1, 100, 300])
-def test_a_vocabulary_too_small_for_the_characters_is_bad_data(root: Path, kind: str, vocab_size: int) -> None:
+def test_too_small_a_vocabulary_raises_bad_data(root: Path, kind: str, vocab_size: int) -> None:
     with pytest.raises(BadData, match=f"{kind} vocabulary of {vocab_size}"):
         train(root, BOOK, kind, vocab_size)
     assert not list(root.glob("tokenizers/small/*/manifest.json"))
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_an_empty_text_trains_no_sentencepiece_model(root: Path, kind: str) -> None:
+def test_empty_text_trains_no_sentencepiece_model(root: Path, kind: str) -> None:
     with pytest.raises(BadData):
         train(root, "", kind, 300)
 
 
-def test_a_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
+def test_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
     root.mkdir()
     path = root / "sentences.txt"
     path.write_bytes("砚山".encode("gb18030"))
@@ -420,14 +418,14 @@ def test_a_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
             train_tokenizer.train(root, "small", *train_tokenizer.sentences_of(root, str(path)), kind, 500)
 
 
-def test_an_unknown_kind_is_refused(root: Path) -> None:
+def test_unknown_kind_raises_bad_config(root: Path) -> None:
     with pytest.raises(BadConfig, match="wordpiece") as caught:
         train(root, "砚山", "wordpiece", 100)
     assert all(kind in caught.value.hint for kind in train_tokenizer.KINDS)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model"])
-def test_a_file_that_is_no_model_is_bad_data_and_the_library_says_nothing_of_its_own(
+def test_invalid_model_file_raises_bad_data_without_library_output(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], data: bytes
 ) -> None:
     (tmp_path / "odd.model").write_bytes(data)
@@ -459,14 +457,14 @@ LONG = {
 
 
 @pytest.mark.parametrize("case", LONG)
-def test_a_model_from_elsewhere_that_makes_texts_grow_is_refused(tmp_path: Path, case: str) -> None:
+def test_untrusted_model_that_expands_text_is_refused(tmp_path: Path, case: str) -> None:
     rule, path = LONG[case], tmp_path / "odd.model"
     foreign(path, SentencePieceNormalizer(norm_map=[rule, ("a", "A")]))
     with pytest.raises(BadData, match=f"odd.model: this model turns '{rule[0]}' into more than 64 characters or ids"):
         tokenizers.find(tmp_path, str(path))
 
 
-def test_a_model_from_elsewhere_may_normalise(tmp_path: Path) -> None:
+def test_untrusted_model_may_normalise(tmp_path: Path) -> None:
     for name, normalizer in {
         "unicode": SentencePieceNormalizer(rule_name="nmt_nfkc_cf"),
         "longest": SentencePieceNormalizer(norm_map=[("☃", "b" * 63), ("zq", "b" * 64)]),  # and a blank in front
@@ -475,7 +473,7 @@ def test_a_model_from_elsewhere_may_normalise(tmp_path: Path) -> None:
         assert isinstance(tokenizers.find(tmp_path, str(path))[0], SentencePiece)
 
 
-def test_a_rule_for_a_part_of_a_character_is_seen_too(tmp_path: Path, trained: Callable[[str], Artifact]) -> None:
+def test_expanding_rule_for_part_of_a_character_is_refused(tmp_path: Path, trained: Callable[[str], Artifact]) -> None:
     # Rules for the first bytes of U+2000 to U+2FFF and of U+3000 to U+3FFF: read as text both are for �, and the
     # second, which is short, hides the first.
     charsmap = trie({0xE2: 2, 0xE3: 0}) + b"x\0" + b"b" * 65 + b"\0"
@@ -506,14 +504,14 @@ def length(data: bytes) -> bytes:
 # Characters
 
 
-def test_characters_are_numbered_by_how_often_they_occur(root: Path) -> None:
+def test_characters_are_ordered_by_frequency(root: Path) -> None:
     made = open_folder(train(root, "山山山水水石\n", "char", 0).artifact.path)
     assert made.encode("山水石") == [2, 3, 5]  # the newline and 石 occur once each, and the newline sorts first
     assert made.encode("\n") == [4]
     assert (made.vocab_size, made.end_of_text) == (6, 0)
 
 
-def test_a_limit_on_characters_keeps_the_most_frequent_and_names_the_unknown(root: Path) -> None:
+def test_character_limit_keeps_the_most_frequent_and_names_the_unknown(root: Path) -> None:
     made = open_folder(train(root, "山山山水水石\n", "char", 4).artifact.path)
     assert made.vocab_size == 4
     assert made.encode("山水石𠮷") == [2, 3, 1, 1]
@@ -521,7 +519,7 @@ def test_a_limit_on_characters_keeps_the_most_frequent_and_names_the_unknown(roo
     assert made.unknown("山石水𠮷石") == "石𠮷"
 
 
-def test_a_vocabulary_of_one_has_no_room_for_characters(root: Path) -> None:
+def test_character_vocabulary_of_one_raises_bad_config(root: Path) -> None:
     try:
         made = train(root, "山山山水水石\n", "char", 1).artifact
     except (BadConfig, BadData):
@@ -541,7 +539,7 @@ def test_integers_are_their_own_ids() -> None:
 
 
 @pytest.mark.parametrize("text", ["one", "100", "-1", END_OF_TEXT, "1.5"])
-def test_what_is_no_number_of_the_vocabulary_is_bad_data(text: str) -> None:
+def test_invalid_or_out_of_range_integers_raise_bad_data(text: str) -> None:
     with pytest.raises(BadData):
         Integers(100).encode(text)
 
@@ -555,22 +553,22 @@ def test_saved_integers_open_again(tmp_path: Path) -> None:
 # Finding one
 
 
-def test_a_reference_finds_an_encoding_a_trained_one_or_a_model_file(
+def test_find_accepts_an_encoding_a_trained_name_or_a_model_file(
     shared: Path, trained: Callable[[str], Artifact]
 ) -> None:
-    found = trained("bpe")
-    root = found.path.parents[2]
+    trained_bpe = trained("bpe")
+    root = trained_bpe.path.parents[2]
     assert tokenizers.find(root, "r50k_base")[0].fingerprint.startswith("tiktoken:r50k_base:")
-    for reference in ("small", found.ref, f"small/{found.manifest.key}", str(found.path)):
+    for reference in ("small", trained_bpe.ref, f"small/{trained_bpe.manifest.key}", str(trained_bpe.path)):
         tokenizer, made_by = tokenizers.find(root, reference)
-        assert made_by == found
-        assert tokenizer.fingerprint == open_folder(found.path).fingerprint
-    tokenizer, made_by = tokenizers.find(root, str(found.file("tokenizer.model")))
+        assert made_by == trained_bpe
+        assert tokenizer.fingerprint == open_folder(trained_bpe.path).fingerprint
+    tokenizer, made_by = tokenizers.find(root, str(trained_bpe.file("tokenizer.model")))
     assert made_by is None
-    assert tokenizer.fingerprint == open_folder(found.path).fingerprint
+    assert tokenizer.fingerprint == open_folder(trained_bpe.path).fingerprint
 
 
-def test_a_tokenizer_that_is_not_there_is_missing_and_the_hint_lists_what_is(root: Path) -> None:
+def test_missing_tokenizer_error_lists_the_available_ones(root: Path) -> None:
     train(root, "山水", "char", 0)
     with pytest.raises(InputMissing, match="nothing-here") as caught:
         tokenizers.find(root, "nothing-here")
@@ -578,14 +576,14 @@ def test_a_tokenizer_that_is_not_there_is_missing_and_the_hint_lists_what_is(roo
     assert all(name in caught.value.hint for name in tokenizers.ENCODINGS)
 
 
-def test_a_damaged_tokenizer_is_bad_data(root: Path) -> None:
+def test_damaged_tokenizer_raises_bad_data(root: Path) -> None:
     made = train(root, "山水", "char", 0).artifact
     made.file("characters.txt").write_bytes(b"")
     with pytest.raises(BadData, match=r"characters\.txt"):
         tokenizers.find(root, "small")
 
 
-def test_a_corpus_gives_its_sentences_to_train_on(root: Path) -> None:
+def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
     inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
     made = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
     sentences, made_from = train_tokenizer.sentences_of(root, "book")
@@ -613,9 +611,9 @@ def train_on(root: Path, kind: str, vocab_size: int) -> Artifact:
 
 
 def run_of(made: Artifact) -> dict[str, Any]:
-    found = msgspec.json.decode(made.file("run.json").read_bytes())
-    assert isinstance(found, dict)
-    return found
+    trained_bpe = msgspec.json.decode(made.file("run.json").read_bytes())
+    assert isinstance(trained_bpe, dict)
+    return trained_bpe
 
 
 def model_of(sentences: str, vocab_size: int, **told: Any) -> bytes:
@@ -649,23 +647,23 @@ AS_EVER = {
 }
 
 
-def test_a_real_corpus_is_trained_on_with_the_settings_of_its_report(root: Path) -> None:
+def test_training_uses_the_settings_of_the_corpus_report(root: Path) -> None:
     inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
     book = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
-    told = msgspec.json.decode(book.file("report.json").read_bytes())["tokenizer"]
+    settings = msgspec.json.decode(book.file("report.json").read_bytes())["tokenizer"]
     longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
-    assert told["max_sentence_length"] == max(longest, 4192)
-    assert told.pop("vocab_size") != 2600
+    assert settings["max_sentence_length"] == max(longest, 4192)
+    assert settings.pop("vocab_size") != 2600
     made = train_on(root, "bpe", 2600)  # the size is a person's choice, all else is as the report has it
-    assert run_of(made)["flags"] == told
+    assert run_of(made)["flags"] == settings
     sentences = book.file("sentences.txt").read_text(encoding="utf-8")
-    assert made.file("tokenizer.model").read_bytes() == model_of(sentences, 2600, **told)
+    assert made.file("tokenizer.model").read_bytes() == model_of(sentences, 2600, **settings)
     tokenizer = open_folder(made.path)
     assert tokenizer.decode(tokenizer.encode(BOOK)) == BOOK
 
 
 def test_every_setting_of_a_report_reaches_the_trainer(root: Path) -> None:
-    told = {
+    settings = {
         "normalization_rule_name": "nmt_nfkc",
         "add_dummy_prefix": True,
         "remove_extra_whitespaces": True,
@@ -673,14 +671,14 @@ def test_every_setting_of_a_report_reaches_the_trainer(root: Path) -> None:
         "character_coverage": 0.98,
         "max_sentence_length": 600,
     }
-    corpus_of(root, BOOK, {"tokenizer": told, "rules": []})
+    corpus_of(root, BOOK, {"tokenizer": settings, "rules": []})
     made = train_on(root, "bpe", 2000).file("tokenizer.model").read_bytes()
-    assert made == model_of(BOOK, 2000, **told)
+    assert made == model_of(BOOK, 2000, **settings)
     for name, usual in AS_EVER.items():
-        assert made != model_of(BOOK, 2000, **told | {name: usual})
+        assert made != model_of(BOOK, 2000, **settings | {name: usual})
 
 
-def test_older_corpora_and_plain_files_are_trained_on_as_before(root: Path, tmp_path: Path) -> None:
+def test_corpora_without_settings_and_plain_files_use_the_defaults(root: Path, tmp_path: Path) -> None:
     corpus_of(root, BOOK, None)
     plain = tmp_path / "sentences.txt"
     plain.write_text(BOOK, encoding="utf-8", newline="\n")
@@ -694,7 +692,7 @@ def test_older_corpora_and_plain_files_are_trained_on_as_before(root: Path, tmp_
         assert made.file("tokenizer.model").read_bytes() == model_of(BOOK, 2600, **AS_EVER)
 
 
-def test_another_report_is_another_key_and_the_same_one_is_the_same(root: Path) -> None:
+def test_report_decides_the_key(root: Path) -> None:
     keys = []
     for coverage in (0.98, 0.99, 0.98):
         corpus_of(root, BOOK, {"tokenizer": {"character_coverage": coverage}})
@@ -702,14 +700,14 @@ def test_another_report_is_another_key_and_the_same_one_is_the_same(root: Path) 
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_a_size_that_is_too_small_is_told_the_one_that_suits_the_corpus(root: Path) -> None:
+def test_too_small_a_size_error_suggests_the_report_size(root: Path) -> None:
     corpus_of(root, BOOK, {"tokenizer": {"vocab_size": 4000}})
     with pytest.raises(BadData, match="cannot train a bpe vocabulary of 300") as caught:
         train_on(root, "bpe", 300)
     assert caught.value.hint == "the report of this corpus suggests --vocab-size 4000"
 
 
-def test_a_size_that_cannot_be_trained_either_is_not_suggested(root: Path) -> None:
+def test_suggested_size_that_cannot_be_trained_is_not_named(root: Path) -> None:
     corpus_of(root, BOOK[:3000], {"tokenizer": {"vocab_size": 32_000}})
     with pytest.raises(BadData, match="it has text for") as caught:
         train_on(root, "bpe", 50_000)
@@ -717,19 +715,19 @@ def test_a_size_that_cannot_be_trained_either_is_not_suggested(root: Path) -> No
     assert "another --vocab-size" in caught.value.hint
 
 
-def test_a_size_far_from_the_suggestion_is_remarked_and_trained_as_asked(root: Path) -> None:
+def test_size_far_from_the_suggestion_gives_a_warning(root: Path) -> None:
     corpus_of(root, BOOK, {"tokenizer": {"vocab_size": 8000}})
     sentences, made_from = train_tokenizer.sentences_of(root, "book")
-    said = train_tokenizer.advice(sentences, made_from, "bpe", 2600)
-    assert "--vocab-size 8000" in said
-    assert "2,600" in said
+    warning = train_tokenizer.advice(sentences, made_from, "bpe", 2600)
+    assert "--vocab-size 8000" in warning
+    assert "2,600" in warning
     assert train_on(root, "bpe", 2600).manifest.counts["vocab_size"] == 2600
     assert train_tokenizer.advice(sentences, made_from, "bpe", 6000) == ""
     assert train_tokenizer.advice(sentences, made_from, "char", 0) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tokenizer":{"byte_fallback":"yes"}}', b"\xff"])
-def test_a_report_that_does_not_parse_is_bad_data(tmp_path: Path, content: bytes) -> None:
+def test_report_that_does_not_parse_raises_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(BadData, match=r"report\.json: not a report"):
         train_tokenizer.flags_of(tmp_path / "sentences.txt", Input("corpus", "corpora/book/1", "0"))
@@ -745,8 +743,8 @@ def encoding(request: pytest.FixtureRequest, shared: Path) -> Tiktoken:
 
 
 @pytest.mark.parametrize("name", ["pile_val.jsonl.zst", "shuihu_raw.txt"])
-def test_the_fast_engine_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: Path, name: str) -> None:
-    texts = [each.text for each in readers.read(shared / "data" / name, Ledger(), print)]
+def test_gigatoken_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: Path, name: str) -> None:
+    texts = [document.text for document in readers.read(shared / "data" / name, Ledger(), print)]
     texts = [line for text in texts for line in text.split("\n")] if name.endswith(".txt") else texts
     fast = rows(encoding.encode_batch(texts))
     slow = tiktoken.get_encoding(encoding.name).encode_ordinary_batch(texts, num_threads=2)
@@ -754,7 +752,7 @@ def test_the_fast_engine_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: P
     assert not differing
 
 
-def test_the_fast_engine_agrees_on_text_made_to_be_hard(encoding: Tiktoken) -> None:
+def test_gigatoken_agrees_with_tiktoken_on_hard_texts(encoding: Tiktoken) -> None:
     dice = random.Random(1)
     parts = [*TRICKY, "'s", "'LL", "12345", " \n ", "\r\n\r\n", "İß", "e\u0301", "한국어", "नमस्ते", "\u2028", "x" * 50]
     texts = ["".join(dice.choices(parts, k=dice.randint(1, 12))) for _ in range(500)]
@@ -777,9 +775,7 @@ def test_tiktoken_as_the_encoder_gives_the_ids_of_encode_ordinary(shared: Path, 
     assert [encoding.encode(text) for text in texts] == ordinary
 
 
-def test_the_library_gives_up_on_a_text_without_a_word_to_the_terminal(
-    shared: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unencodable_text_prints_nothing(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
     encoding = Tiktoken.named("o200k_base", "tiktoken")
     for encode in (lambda text: encoding.encode(text), lambda text: encoding.encode_batch(["before", text])):
         with pytest.raises(Unencodable):
@@ -788,15 +784,15 @@ def test_the_library_gives_up_on_a_text_without_a_word_to_the_terminal(
 
 
 @pytest.mark.parametrize("encoder", ["gigatoken", "tiktoken"])
-def test_an_encoding_travels_to_another_process_with_its_encoder(shared: Path, encoder: str) -> None:
+def test_encoding_pickles_with_its_encoder(shared: Path, encoder: str) -> None:
     encoding = Tiktoken.named("r50k_base", encoder)
     encoding.encode_batch(TRICKY)
-    there = pickle.loads(pickle.dumps(encoding))
-    assert (there.encoder, there.fingerprint) == (encoder, encoding.fingerprint)
-    assert rows(there.encode_batch(TRICKY)) == rows(encoding.encode_batch(TRICKY))
+    unpickled = pickle.loads(pickle.dumps(encoding))
+    assert (unpickled.encoder, unpickled.fingerprint) == (encoder, encoding.fingerprint)
+    assert rows(unpickled.encode_batch(TRICKY)) == rows(encoding.encode_batch(TRICKY))
 
 
-def test_texts_of_any_length_have_the_same_ids_one_by_one_and_in_a_batch(shared: Path) -> None:
+def test_texts_of_any_length_encode_equally_in_a_batch(shared: Path) -> None:
     encoding = Tiktoken.named("r50k_base", "gigatoken")
     long, short = [BOOK, "", *TRICKY, BOOK * 3], ["", *TRICKY, BOOK[:200]]
     for texts in (long * 2, short, [], [""]):
@@ -804,7 +800,7 @@ def test_texts_of_any_length_have_the_same_ids_one_by_one_and_in_a_batch(shared:
 
 
 @pytest.mark.parametrize("name", ENCODINGS_HERE)
-def test_a_tiktoken_encoding_gives_the_text_back_and_knows_its_end(shared: Path, name: str) -> None:
+def test_tiktoken_encoding_round_trips_and_knows_end_of_text(shared: Path, name: str) -> None:
     opened = Tiktoken.named(name)
     reference = tiktoken.get_encoding(name)
     assert (opened.vocab_size, opened.end_of_text) == (reference.n_vocab, reference.eot_token)

@@ -56,7 +56,7 @@ def naive(text: bytes) -> list[Chunk]:
 
 
 def plain(found: Iterator[Chunk]) -> list[Chunk]:
-    return [Chunk(each.offset, bytes(each.data), each.long, each.overlong) for each in found]
+    return [Chunk(chunk.offset, bytes(chunk.data), chunk.long, chunk.overlong) for chunk in found]
 
 
 def in_blocks(text: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -74,17 +74,17 @@ CUTS = st.lists(st.integers(0, 1 << 20), max_size=20)
 
 @given(lines_up_to(MOST - 1), CUTS)
 @settings(max_examples=300)
-def test_the_pieces_of_a_text_put_together_are_the_text_whatever_its_blocks(text: bytes, cuts: list[int]) -> None:
+def test_chunks_concatenate_to_the_text_for_any_blocks(text: bytes, cuts: list[int]) -> None:
     found = plain(pieces.cut(in_blocks(text, cuts)))
-    assert b"".join(each.data for each in found) == text
+    assert b"".join(chunk.data for chunk in found) == text
     assert [each.offset for each in found] == [sum(len(e.data) for e in found[:n]) for n in range(len(found))]
     assert found == naive(text)
 
 
 @given(lines_up_to(MOST - 1))
-def test_a_piece_holds_whole_lines_that_begin_in_one_stretch_of_the_text(text: bytes) -> None:
+def test_chunk_holds_complete_lines_that_begin_in_one_range(text: bytes) -> None:
     for piece in pieces.cut(iter([text])):
-        starts = [piece.offset + found.end() for found in re.finditer(rb"\n(?=.)", piece.data, re.S)]
+        starts = [piece.offset + match.end() for match in re.finditer(rb"\n(?=.)", piece.data, re.S)]
         assert {start // PIECE for start in (piece.offset, *starts)} == {piece.offset // PIECE}
         assert piece.unit == piece.offset // UNIT
         assert piece.data.endswith(b"\n") or piece.offset + len(piece.data) == len(text)
@@ -92,20 +92,20 @@ def test_a_piece_holds_whole_lines_that_begin_in_one_stretch_of_the_text(text: b
 
 @given(lines_up_to(3 * MOST), st.booleans())
 @settings(max_examples=300)
-def test_of_an_overlong_line_the_beginning_is_a_piece_and_the_place_after_it_is_right(text: bytes, whole: bool) -> None:
+def test_overlong_line_is_cut_and_later_offsets_are_right(text: bytes, whole: bool) -> None:
     blocks = iter([text]) if whole else (text[at : at + 1] for at in range(len(text)))
     found = plain(pieces.cut(blocks))
     assert found == naive(text)
-    assert all(text.startswith(each.data, each.offset) for each in found)
+    assert all(text.startswith(chunk.data, chunk.offset) for chunk in found)
 
 
 @given(lines_up_to(3 * MOST), CUTS)
 @example(b"x" * 200 + b"\n" + b"line\n" * 30, [150])
-def test_after_an_overlong_line_blocks_do_not_show_either(text: bytes, cuts: list[int]) -> None:
+def test_chunks_after_an_overlong_line_do_not_depend_on_blocks(text: bytes, cuts: list[int]) -> None:
     assert plain(pieces.cut(in_blocks(text, cuts))) == naive(text)
 
 
-def test_a_text_without_bytes_has_no_pieces() -> None:
+def test_empty_text_has_no_chunks() -> None:
     assert list(pieces.cut(iter([]))) == list(pieces.cut(iter([b"", b""]))) == []
 
 
@@ -137,11 +137,11 @@ SPELLED = st.lists(st.tuples(st.sampled_from(ALPHABET), st.integers(0, 3)), max_
 @example([("\\", 1), ("n", 0)] * 40, 1, ANYWHERE)
 @example([("\\", 3), ("\n", 1)] * 40, 1, ANYWHERE)
 @example([("\\", 1), ("u", 0), ("0", 0), ("0", 0), ("4", 0), ("1", 0)] * 20, 1, ANYWHERE)
-def test_the_parts_of_a_text_put_together_are_the_text_however_it_is_spelled(
+def test_parts_concatenate_to_the_text_for_any_json_escapes(
     spelled: list[tuple[str, int]], part: int, boundary: re.Pattern[str]
 ) -> None:
     text = "".join(character for character, _ in spelled)
-    line = '{"text":"' + "".join(escaped(*each) for each in spelled) + '"}\n'
+    line = '{"text":"' + "".join(escaped(*character) for character in spelled) + '"}\n'
     found = parts_of(line.encode(), part, boundary)
     assert "".join(found) == text
     ends = [sum(map(len, found[: n + 1])) for n in range(len(found) - 1)]
@@ -156,7 +156,7 @@ def parts_of(line: bytes, part: int, boundary: re.Pattern[str]) -> list[str]:
 
 @given(st.text(), st.integers(1, 30), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_any_text_of_a_json_writer_comes_back_from_its_parts(text: str, part: int, ascii_only: bool) -> None:
+def test_parts_of_any_json_text_concatenate_to_it(text: str, part: int, ascii_only: bool) -> None:
     line = json.dumps({"meta": {"a": [1]}, "text": text}, ensure_ascii=ascii_only).encode()
     assert "".join(parts_of(line, part, ANYWHERE)) == text
 
@@ -185,19 +185,19 @@ FRAGMENTS += ["水".encode(), b"\xe6", b"\xb0", b"\xff", b"\n", b"\0", b"abcdefg
 @example([b"\\ud83d", b"\\ude00"] * 5, 1)
 @example([b"\\ud83d"] * 5, 1)
 @example([b"abcdefghijklm", b"\xe6"], 1)
-def test_a_text_that_is_bad_as_a_whole_is_bad_in_parts_too(fragments: list[bytes], part: int) -> None:
+def test_invalid_text_is_invalid_in_parts_too(fragments: list[bytes], part: int) -> None:
     line = b'{"text":"' + b"".join(fragments) + b'"}'
-    whole = jsonl.parse(line)
+    record = jsonl.parse(line)
     try:
         found = "".join(parts_of(line, part, ANYWHERE))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        assert isinstance(whole, str)
+        assert isinstance(record, str)
     else:
-        assert not isinstance(whole, str)
-        assert whole.text == found
+        assert not isinstance(record, str)
+        assert record.text == found
 
 
-def test_escaped_chinese_is_cut_into_parts_of_the_size_asked_for() -> None:
+def test_escaped_chinese_is_cut_into_parts_of_the_requested_size() -> None:
     text = "水浒传" * 1000
     found = parts_of(json.dumps({"text": text}).encode(), 300, ANYWHERE)
     assert "".join(found) == text
@@ -217,17 +217,17 @@ def test_escaped_chinese_is_cut_into_parts_of_the_size_asked_for() -> None:
         (b"", msgspec.DecodeError),
     ],
 )
-def test_a_long_line_that_is_no_record_is_an_error(line: bytes, error: type[Exception]) -> None:
+def test_invalid_long_line_raises(line: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         LongText(line)
 
 
-def test_the_meta_of_a_long_line_is_read_with_it() -> None:
+def test_long_text_reads_the_meta_of_its_line() -> None:
     assert LongText(b'{"meta": {"pile_set_name": "Books3"}, "text": "a"}').meta == {"pile_set_name": "Books3"}
     assert LongText(b'{"text": "a"}').meta is None
 
 
-def test_a_text_that_can_nowhere_be_cut_is_unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_without_a_boundary_raises_unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "MAX_UNBROKEN", 50)
     line = json.dumps({"text": "x" * 100}).encode()
     with pytest.raises(Unbroken):
@@ -239,11 +239,11 @@ def test_a_text_that_can_nowhere_be_cut_is_unbroken(monkeypatch: pytest.MonkeyPa
 
 
 @given(st.text(st.sampled_from("ab \n水。"), max_size=40), st.integers(0, 10_000))
-def test_the_last_boundary_is_the_last_match_that_leaves_something_on_both_sides(text: str, more: int) -> None:
+def test_last_boundary_is_the_last_match_inside_the_text(text: str, more: int) -> None:
     text += "x" * more
     for boundary in (WORDS, ANYWHERE):
-        places = [found.start() for found in boundary.finditer(text) if 0 < found.start() < len(text)]
-        assert last_boundary(boundary, text) == (places[-1] if places else 0)
+        ends = [match.start() for match in boundary.finditer(text) if 0 < match.start() < len(text)]
+        assert last_boundary(boundary, text) == (ends[-1] if ends else 0)
 
 
 # Memory
@@ -259,12 +259,12 @@ def peak(script: str) -> int:
     )
     tail = "\nprint(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)\n"
     command = [sys.executable, "-c", head + script + tail]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr
+    return int(process.stdout)
 
 
-def test_a_line_of_300_mb_is_cut_into_parts_in_less_than_700() -> None:
+def test_line_of_300_mb_is_cut_in_less_than_700_mib() -> None:
     script = (
         "def blocks():\n"
         '    yield b\'{"text":"\'\n'
@@ -278,7 +278,8 @@ def test_a_line_of_300_mb_is_cut_into_parts_in_less_than_700() -> None:
     assert peak(script) < 700
 
 
-def test_case_29_a_line_of_a_gibibyte_is_passed_over_and_the_next_is_read() -> None:
+def test_line_of_a_gibibyte_is_skipped_and_the_next_is_read() -> None:
+    """Case 29 of docs/design/reliability.md."""
     script = (
         "def blocks():\n"
         "    yield from [bytes(1 << 20)] * 1024\n"

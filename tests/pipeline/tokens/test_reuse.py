@@ -25,8 +25,8 @@ from pipeline.tokens import stage as tokenize
 from pipeline.tokens.stage import Inputs, TokenizeOptions
 from tests.pipeline.store.test_artifact import in_child
 from tests.support import chaos
-from tests.support.tokenizing import LETTERS, rejects, sums
-from tests.support.tokenizing import given as opened
+from tests.support.tokenizing import LETTERS, checksums, rejects
+from tests.support.tokenizing import input_file as opened
 from tests.support.tokenizing import run as tokenize_some
 from tests.support.upstream import leftovers, stamps
 
@@ -53,23 +53,25 @@ def sources(folder: Path, content: Content, order: list[str] | None = None, val:
     """The files of `content`, written; those whose bytes are there already keep their time."""
     folder.mkdir(exist_ok=True)
     for name, documents in content.items():
-        lines = [each if each.startswith("{") else json.dumps({"text": each}) for each in documents]
+        lines = [text if text.startswith("{") else json.dumps({"text": text}) for text in documents]
         data = "".join(f"{line}\n" for line in lines).encode()
         path = folder / name
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
-    found = tuple(opened(folder / name) for name in order or sorted(content))
-    return Inputs(tuple(each for each in found if each.name != val), tuple(each for each in found if each.name == val))
+    entries = tuple(opened(folder / name) for name in order or sorted(content))
+    return Inputs(
+        tuple(file for file in entries if file.name != val), tuple(file for file in entries if file.name == val)
+    )
 
 
 def build(root: Path, inputs: Inputs, **options: Any) -> Artifact:
-    given = {"max_bad": 1.0, **options}
-    return tokenize_some(root, inputs, **given).artifact
+    settings = {"max_bad": 1.0, **options}
+    return tokenize_some(root, inputs, **settings).artifact
 
 
 def assert_same(one: Artifact, other: Artifact) -> None:
     """Byte for byte, the manifest included."""
-    assert sums(one) == sums(other)
+    assert checksums(one) == checksums(other)
     assert one.digest == other.digest
     assert artifact.problems(one, deep=True) == []
 
@@ -97,58 +99,54 @@ CHANGES: dict[str, tuple[Content, set[str]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_after_any_change_of_the_sources_the_bytes_are_those_of_a_fresh_build(
-    root: Path, tmp_path: Path, change: str
-) -> None:
-    content, kept = CHANGES[change]
+def test_bytes_equal_a_fresh_build_after_any_source_change(root: Path, tmp_path: Path, change: str) -> None:
+    content, finished = CHANGES[change]
     before = build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", content)
-    made = build(root, inputs)
-    assert_same(made, build(tmp_path / "fresh", inputs))
+    tokens = build(root, inputs)
+    assert_same(tokens, build(tmp_path / "fresh", inputs))
     letters = sorted(name[0] for name in content)
-    assert {letters[int(name.split("-")[1])] for name in taken(made, before)} == kept
+    assert {letters[int(name.split("-")[1])] for name in taken(tokens, before)} == finished
     assert leftovers(root) == []
     assert artifact.problems(before, deep=True) == []
 
 
-def test_files_in_another_order_are_taken_over_under_their_new_numbers(root: Path, tmp_path: Path) -> None:
+def test_reordered_files_are_reused_under_new_numbers(root: Path, tmp_path: Path) -> None:
     before = build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", FIVE, order=[f"{name}.jsonl" for name in "ecabd"])
-    made = build(root, inputs)
-    assert_same(made, build(tmp_path / "fresh", inputs))
-    assert len(taken(made, before)) == len(list(before.path.glob("*.bin")))
+    tokens = build(root, inputs)
+    assert_same(tokens, build(tmp_path / "fresh", inputs))
+    assert len(taken(tokens, before)) == len(list(before.path.glob("*.bin")))
 
 
-def test_a_file_that_validates_is_not_taken_over_for_training_nor_the_other_way_round(
-    root: Path, tmp_path: Path
-) -> None:
+def test_file_that_changes_its_role_is_not_reused(root: Path, tmp_path: Path) -> None:
     before = build(root, sources(tmp_path / "in", FIVE, val="a.jsonl"))
     inputs = sources(tmp_path / "in", FIVE, val="b.jsonl")
-    made = build(root, inputs)
-    assert_same(made, build(tmp_path / "fresh", inputs))
-    stems = {name.split("-")[0] for name in taken(made, before)}
+    tokens = build(root, inputs)
+    assert_same(tokens, build(tmp_path / "fresh", inputs))
+    stems = {name.split("-")[0] for name in taken(tokens, before)}
     assert stems == {"train"}
     divided = sources(tmp_path / "in", FIVE)
-    assert taken(build(root, divided), made) == set(), "where nothing validates, every file is divided"
+    assert taken(build(root, divided), tokens) == set(), "where nothing validates, every file is divided"
 
 
-def test_what_was_set_aside_in_a_file_that_is_taken_over_is_still_told_of(root: Path, tmp_path: Path) -> None:
+def test_rejects_of_reused_files_are_kept(root: Path, tmp_path: Path) -> None:
     bad = {**FIVE, "b.jsonl": ["{broken", *texts("b"), "{}"], "d.jsonl": [*texts("d"), "{again"]}
     before = build(root, sources(tmp_path / "in", bad))
     inputs = sources(tmp_path / "in", {**bad, "a.jsonl": texts("new")})
-    made = build(root, inputs)
-    assert_same(made, build(tmp_path / "fresh", inputs))
-    assert [(file, line) for file, line, _, _ in rejects(made)] == [("b.jsonl", 1), ("b.jsonl", 14), ("d.jsonl", 13)]
-    assert made.manifest.ledger["documents"] == before.manifest.ledger["documents"]
+    tokens = build(root, inputs)
+    assert_same(tokens, build(tmp_path / "fresh", inputs))
+    assert [(file, line) for file, line, _, _ in rejects(tokens)] == [("b.jsonl", 1), ("b.jsonl", 14), ("d.jsonl", 13)]
+    assert tokens.manifest.ledger["documents"] == before.manifest.ledger["documents"]
     fewer = sources(tmp_path / "in", {name: bad[name] for name in bad if name != "b.jsonl"})
     (tmp_path / "in" / "b.jsonl").unlink()
-    again = build(root, fewer)
-    assert_same(again, build(tmp_path / "fewer", fewer))
-    assert [(file, line) for file, line, _, _ in rejects(again)] == [("d.jsonl", 13)]
+    rebuilt = build(root, fewer)
+    assert_same(rebuilt, build(tmp_path / "fewer", fewer))
+    assert [(file, line) for file, line, _, _ in rejects(rebuilt)] == [("d.jsonl", 13)]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index", "rejects", "units", "no units"])
-def test_what_is_not_as_it_was_published_is_done_anew(root: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str) -> None:
     content = {**FIVE, "b.jsonl": ["{broken", *texts("b")]}
     before = build(root, sources(tmp_path / "in", content))
     name = {"index": "train-00001-0000.idx", "rejects": "rejects.jsonl.zst"}.get(damage, "train-00001-0000.bin")
@@ -162,9 +160,9 @@ def test_what_is_not_as_it_was_published_is_done_anew(root: Path, tmp_path: Path
         victim.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
         os.utime(victim, (1e9, 1e9))  # as bits that rot
     inputs = sources(tmp_path / "in", {**content, "e.jsonl": texts("new")})
-    made = build(root, inputs)
-    assert_same(made, build(tmp_path / "fresh", inputs))
-    files_taken = {name.split("-")[1] for name in taken(made, before)}
+    tokens = build(root, inputs)
+    assert_same(tokens, build(tmp_path / "fresh", inputs))
+    files_taken = {name.split("-")[1] for name in taken(tokens, before)}
     assert files_taken == (set() if "units" in damage else {"00000", "00002", "00003"})
 
 
@@ -181,39 +179,37 @@ def test_what_is_not_as_it_was_published_is_done_anew(root: Path, tmp_path: Path
         ({"exclude_sets": ("a",)}, {}),
     ],
 )
-def test_with_other_options_or_where_documents_depend_on_others_nothing_is_taken_over(
+def test_nothing_is_reused_with_other_options_or_dedup(
     root: Path, tmp_path: Path, first: dict[str, Any], then: dict[str, Any]
 ) -> None:
     before = build(root, sources(tmp_path / "in", FIVE), **first)
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
-    made = build(root, inputs, **then)
-    assert taken(made, before) == set()
-    assert_same(made, build(tmp_path / "fresh", inputs, **then))
+    tokens = build(root, inputs, **then)
+    assert taken(tokens, before) == set()
+    assert_same(tokens, build(tmp_path / "fresh", inputs, **then))
 
 
-def test_of_another_tokenizer_nothing_is_taken_over(root: Path, tmp_path: Path) -> None:
+def test_nothing_is_reused_with_another_tokenizer(root: Path, tmp_path: Path) -> None:
     from pipeline.tokenizers import Characters
 
     inputs = sources(tmp_path / "in", FIVE)
     before = build(root, inputs)
-    other = Characters("".join(map(chr, range(126, 31, -1))) + "\n", "letters")
-    made = build(root, inputs, tokenizer=other)
-    assert made.manifest.tokenizer != LETTERS.fingerprint
-    assert taken(made, before) == set()
+    reordered = Characters("".join(map(chr, range(126, 31, -1))) + "\n", "letters")
+    tokens = build(root, inputs, tokenizer=reordered)
+    assert tokens.manifest.tokenizer != LETTERS.fingerprint
+    assert taken(tokens, before) == set()
 
 
-def test_with_hdf5_the_ids_are_made_anew_and_with_both_they_are_taken_over(root: Path, tmp_path: Path) -> None:
+def test_ids_are_reused_with_format_both_but_not_hdf5(root: Path, tmp_path: Path) -> None:
     for layout in ("hdf5", "both"):
         before = build(root / layout, sources(tmp_path / "in", FIVE), format=layout)
         inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts(f"new {layout}")})
-        made = build(root / layout, inputs, format=layout)
-        assert_same(made, build(tmp_path / "fresh", inputs, format=layout))
-        assert bool(taken(made, before)) == (layout == "both")
+        tokens = build(root / layout, inputs, format=layout)
+        assert_same(tokens, build(tmp_path / "fresh", inputs, format=layout))
+        assert bool(taken(tokens, before)) == (layout == "both")
 
 
-def test_where_there_are_no_hard_links_files_are_copied(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_copied_without_hard_links(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Linkless(files.Disk):
         def link(self, old: Path, new: Path) -> None:
             raise PermissionError(1, "no links here", str(new))
@@ -221,9 +217,9 @@ def test_where_there_are_no_hard_links_files_are_copied(
     monkeypatch.setattr(files, "disk", Linkless())
     before = build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
-    made = build(root, inputs)
-    assert taken(made, before) == set()
-    assert_same(made, build(tmp_path / "fresh", inputs))
+    tokens = build(root, inputs)
+    assert taken(tokens, before) == set()
+    assert_same(tokens, build(tmp_path / "fresh", inputs))
 
 
 class Counting(Progress):
@@ -247,32 +243,32 @@ def heard(root: Path, inputs: Inputs, progress: Counting) -> Artifact:
     return tokenize.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
 
 
-def test_a_person_is_told_how_much_is_taken_over_and_the_plan_knows_what_is_left(root: Path, tmp_path: Path) -> None:
+def test_note_counts_reused_units_and_plan_knows_the_rest(root: Path, tmp_path: Path) -> None:
     build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
     options = TokenizeOptions(val_fraction=0.1)
     identity = tokenize.identify("some", inputs, LETTERS, None, options)
     assert reuse.share_left(root, identity) == 1 / 5
-    for other in (TokenizeOptions(val_fraction=0.1, dedup="exact"), TokenizeOptions(val_fraction=0.2)):
-        assert reuse.share_left(root, tokenize.identify("some", inputs, LETTERS, None, other)) == 1
+    for changed in (TokenizeOptions(val_fraction=0.1, dedup="exact"), TokenizeOptions(val_fraction=0.2)):
+        assert reuse.share_left(root, tokenize.identify("some", inputs, LETTERS, None, changed)) == 1
     progress = Counting()
     heard(root, inputs, progress)
     assert progress.taken == "reusing 12 units of 4 unchanged files"
     assert reuse.share_left(root, identity) == 0
 
 
-def test_stopped_after_some_units_the_next_run_takes_over_the_same_and_goes_on(root: Path, tmp_path: Path) -> None:
+def test_run_stopped_after_reuse_resumes(root: Path, tmp_path: Path) -> None:
     build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "a.jsonl": texts("new"), "e.jsonl": texts("newer")})
     fresh = heard(tmp_path / "fresh", inputs, Counting())
     for _ in range(3):
         with pytest.raises(TryAgain):
             heard(root, inputs, Counting(stop_after=1))
-    kept = chaos.left_behind(root).finished
-    assert len(kept) > 12
-    made = heard(root, inputs, Counting())
-    assert kept.items() <= stamps(made.path).items()
-    assert_same(made, fresh)
+    finished = chaos.left_behind(root).finished
+    assert len(finished) > 12
+    tokens = heard(root, inputs, Counting())
+    assert finished.items() <= stamps(tokens.path).items()
+    assert_same(tokens, fresh)
 
 
 class Dies(files.Disk):
@@ -288,7 +284,7 @@ class Dies(files.Disk):
         super().link(old, new)
 
 
-def test_killed_at_any_link_the_next_run_ends_with_the_same_bytes(root: Path, tmp_path: Path) -> None:
+def test_run_killed_at_any_link_resumes_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
     before = build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "c.jsonl": texts("new")})
     fresh = build(tmp_path / "fresh", inputs)
@@ -315,9 +311,9 @@ def fresh_path(root: Path, made: Artifact) -> Path:
     return root / made.ref
 
 
-def test_a_donor_is_only_ever_read(root: Path, tmp_path: Path) -> None:
+def test_reused_generation_is_never_written(root: Path, tmp_path: Path) -> None:
     before = build(root, sources(tmp_path / "in", FIVE))
-    stamp = {name: each for name, each in stamps(before.path).items() if name != "run.json"}
+    stamp = {name: file_stamp for name, file_stamp in stamps(before.path).items() if name != "run.json"}
     for edition in range(3):
         build(root, sources(tmp_path / "in", {**FIVE, "c.jsonl": texts(f"new {edition}")}))
         victim = next((root / "tokens" / "some" / "current").glob("train-00002-*.bin"))
@@ -338,12 +334,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(states=STATES)
-def test_any_sequence_of_changes_ends_in_the_bytes_of_a_fresh_build(folders: Iterator[Path], states: list[Any]) -> None:
+def test_any_sequence_of_changes_equals_a_fresh_build(folders: Iterator[Path], states: list[Any]) -> None:
     folder = next(folders)
     for number, state in enumerate(states):
-        content = {"always.jsonl": texts("always")} | {f"{name}.jsonl": [name, *each] for name, each in state.items()}
+        content = {"always.jsonl": texts("always")} | {f"{name}.jsonl": [name, *rest] for name, rest in state.items()}
         inputs = sources(folder / "in", content)
-        made = build(folder / "store", inputs, val_fraction=0.5)
-        assert_same(made, build(folder / f"fresh-{number}", inputs, val_fraction=0.5))
+        tokens = build(folder / "store", inputs, val_fraction=0.5)
+        assert_same(tokens, build(folder / f"fresh-{number}", inputs, val_fraction=0.5))
         for path in artifact.generations(folder / "store"):
             assert artifact.problems(artifact.read(path), deep=True) == []

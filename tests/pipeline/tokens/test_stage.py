@@ -39,22 +39,22 @@ from tests.support import chaos
 from tests.support.tokenizing import (
     LETTERS,
     TEXTS,
-    all_train,
+    checksums,
+    content_inputs,
     dropped,
-    given,
     ids_of,
+    input_file,
     lines,
     no_draft,
     nothing_published,
     rejects,
     rows,
     run,
-    small_pieces,
+    shrink_chunks,
     some,
-    sums,
     texts_in,
     texts_of,
-    written,
+    train_inputs,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,29 +76,29 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     return root, train_tokenizer.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
 
 
-def test_the_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -> None:
+def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -> None:
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
     inputs = tokenize.gather(root, ["sample"], [])
-    made = run(root, inputs, tokenizer=tokenizer, trained=trained).artifact
+    tokens = run(root, inputs, tokenizer=tokenizer, trained=trained).artifact
     texts = texts_in(inputs.train[0].path)
-    assert texts_of(made, "train", tokenizer) == [text for text in texts if not held_out(text, 0.1)]
-    assert texts_of(made, "val", tokenizer) == [text for text in texts if held_out(text, 0.1)]
-    counts = made.manifest.counts
+    assert texts_of(tokens, "train", tokenizer) == [text for text in texts if not held_out(text, 0.1)]
+    assert texts_of(tokens, "val", tokenizer) == [text for text in texts if held_out(text, 0.1)]
+    counts = tokens.manifest.counts
     assert counts["documents"] == counts["train_documents"] + counts["val_documents"] == len(texts) == 111
     assert counts["tokens"] == counts["train_tokens"] + counts["val_tokens"]
     assert counts["train_characters"] + counts["val_characters"] == sum(map(len, texts))
     assert counts["input_bytes"] == sum(map(len, compression.blocks(inputs.train[0].path)))
     assert (counts["dtype"], counts["vocab_size"]) == ("<u2", 3000)
-    assert made.manifest.tokenizer == open_store(made).tokenizer.fingerprint == tokenizer.fingerprint
+    assert tokens.manifest.tokenizer == open_store(tokens).tokenizer.fingerprint == tokenizer.fingerprint
 
 
-def test_a_corpus_names_its_own_digest_and_the_tokenizers_as_inputs(book: tuple[Path, Artifact]) -> None:
+def test_manifest_names_corpus_and_tokenizer_as_inputs(book: tuple[Path, Artifact]) -> None:
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
-    made = run(root, tokenize.gather(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
+    tokens = run(root, tokenize.gather(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
     found = artifact.find(root, "corpora", "sample")
-    assert {(entry.role, entry.digest) for entry in made.manifest.inputs} == {
+    assert {(entry.role, entry.digest) for entry in tokens.manifest.inputs} == {
         ("train", found.digest),
         ("tokenizer", trained.digest),
     }
@@ -116,49 +116,49 @@ CHINESE = ("tang_poems.jsonl.zst", "song_ci.txt", "shuihu_raw.txt", "chinese-poe
         ("o200k_base", (PILE[1], CHINESE[0])),
     ],
 )
-def test_the_ids_of_all_shared_text_are_those_of_tiktoken(
+def test_ids_of_all_shared_text_equal_tiktoken(
     shared: Path, root: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, names: Sequence[str]
 ) -> None:
-    small_pieces(monkeypatch, 4 << 20, 1 << 20)
+    shrink_chunks(monkeypatch, 4 << 20, 1 << 20)
     data = shared / "data"
     inputs = tokenize.gather(root, [str(data / name) for name in names], [str(data / "pile_val.jsonl.zst")])
-    made = run(root, inputs, tokenizer=Tiktoken.named(encoding), jobs=2).artifact
-    assert made.manifest.counts["units"] > len(names)
+    tokens = run(root, inputs, tokenizer=Tiktoken.named(encoding), jobs=2).artifact
+    assert tokens.manifest.counts["units"] > len(names)
     for files, split in ((inputs.train, "train"), (inputs.val, "val")):
         expected, lengths = reference(encoding, [text for file in files for text in texts_in(file.path)])
-        assert np.array_equal(tokens_segments.document_lengths(made, split), lengths)
-        assert np.array_equal(ids_of(made, split), expected)
+        assert np.array_equal(tokens_segments.document_lengths(tokens, split), lengths)
+        assert np.array_equal(ids_of(tokens, split), expected)
 
 
 def reference(encoding: str, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Flat ids and lengths by definition: every document by `encode_ordinary`, and the end-of-text id."""
-    known, found, lengths = tiktoken.get_encoding(encoding), [], []
+    library, flat, lengths = tiktoken.get_encoding(encoding), [], []
     for start in range(0, len(texts), 1000):  # arrays at once: as lists of numbers the ids take a gigabyte
-        for ids in known.encode_ordinary_batch(list(texts[start : start + 1000]), num_threads=2):
-            found.append(np.array([*ids, ENDS[encoding]], np.uint32))
+        for ids in library.encode_ordinary_batch(list(texts[start : start + 1000]), num_threads=2):
+            flat.append(np.array([*ids, ENDS[encoding]], np.uint32))
             lengths.append(len(ids) + 1)
-    return np.concatenate(found), np.array(lengths)
+    return np.concatenate(flat), np.array(lengths)
 
 
 @pytest.mark.parametrize("layout", tokens_segments.FORMATS)
-def test_one_worker_two_and_four_write_the_same_bytes(
+def test_any_number_of_workers_writes_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    small_pieces(monkeypatch, 1000, 200)
+    shrink_chunks(monkeypatch, 1000, 200)
     one, *others = (
         run(tmp_path / str(jobs), some(tmp_path), format=layout, dedup="exact", jobs=jobs).artifact
         for jobs in (1, 2, 4)[: 3 if layout == "both" else 2]
     )
     assert one.manifest.counts["units"] >= 9
-    for other in others:
-        assert (other.manifest, other.digest) == (one.manifest, one.digest)
+    for second in others:
+        assert (second.manifest, second.digest) == (one.manifest, one.digest)
 
 
 @pytest.mark.parametrize("unit", [64, 500, 1000])
-def test_many_units_hold_the_tokens_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+def test_many_units_hold_the_same_tokens_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
     inputs = some(tmp_path)
     one = run(tmp_path / "one", inputs).artifact
-    small_pieces(monkeypatch, unit, unit // 2)
+    shrink_chunks(monkeypatch, unit, unit // 2)
     many = run(tmp_path / "many", inputs).artifact
     assert many.manifest.counts["units"] > one.manifest.counts["units"] == 3
     for split in tokens_segments.SPLITS:
@@ -174,11 +174,13 @@ def test_many_units_hold_the_tokens_of_one(tmp_path: Path, monkeypatch: pytest.M
 
 def source_offsets(made: Artifact, split: str) -> list[tuple[str, int]]:
     """The input file's number and the byte offset of every document of a split."""
-    segments = [name.removesuffix(".bin") for name in sums(made) if name.startswith(split) and name.endswith(".bin")]
+    segments = [
+        name.removesuffix(".bin") for name in checksums(made) if name.startswith(split) and name.endswith(".bin")
+    ]
     return [(name.split("-")[1], int(at)) for name in segments for at in tokens_segments.source_offsets(made, name)]
 
 
-def test_hash_seeds_locales_and_time_zones_do_not_show_in_the_bytes(shared: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_hash_seed_locale_or_time_zone(shared: Path, tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", texts_in(shared / "data" / "pile_val.jsonl.zst") * 2, "Pile-CC").path
     changes = (
         {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
@@ -189,44 +191,44 @@ def test_hash_seeds_locales_and_time_zones_do_not_show_in_the_bytes(shared: Path
         options = ("--artifacts", tmp_path / str(number), "-q", "--tokenizer", "r50k_base", "--dedup", "exact")
         command = chaos.command("tokenize", file, *options, "--jobs", 2 - number, "--name", "some")
         subprocess.run(command, cwd=ROOT, env={**os.environ, **change}, check=True)
-        made = artifact.current(tmp_path / str(number), "tokens", "some")
-        assert made
-        found.append((made.digest, sums(made)))
+        tokens = artifact.current(tmp_path / str(number), "tokens", "some")
+        assert tokens
+        found.append((tokens.digest, checksums(tokens)))
     assert found[0] == found[1]
 
 
 def test_memmap_and_hdf5_and_both_hold_the_same_tokens(tmp_path: Path, root: Path) -> None:
     inputs = some(tmp_path)
-    made = {layout: run(root, inputs, format=layout).artifact for layout in tokens_segments.FORMATS}
-    stores = {layout: open_store(each) for layout, each in made.items()}
+    by_layout = {layout: run(root, inputs, format=layout).artifact for layout in tokens_segments.FORMATS}
+    stores = {layout: open_store(tokens) for layout, tokens in by_layout.items()}
     for split in tokens_segments.SPLITS:
         arrays = [getattr(store, split) for store in stores.values()]
         first, *others = [array.read(0, len(array)).tolist() for array in arrays]
         assert others == [first, first]
-        with h5py.File(made["both"].file(f"{split}.h5")) as file:
+        with h5py.File(by_layout["both"].file(f"{split}.h5")) as file:
             assert file["tokens"][:].tolist() == first
             assert file["tokens"].attrs["end_of_text"] == LETTERS.end_of_text
             assert file["tokens"].attrs["tokenizer"] == LETTERS.fingerprint
-            assert file["tokens"].attrs["documents"] == made["both"].manifest.counts[f"{split}_documents"]
+            assert file["tokens"].attrs["documents"] == by_layout["both"].manifest.counts[f"{split}_documents"]
     assert len({store.key for store in stores.values()}) == 1, "and so they are trained on in the same order"
-    suffixes = {layout: {Path(name).suffix for name in sums(each)} for layout, each in made.items()}
+    suffixes = {layout: {Path(name).suffix for name in checksums(tokens)} for layout, tokens in by_layout.items()}
     assert ".h5" not in suffixes["memmap"]
     assert ".bin" not in suffixes["hdf5"]
     assert {".h5", ".bin"} <= suffixes["both"]
-    assert made["both"].manifest.ledger == made["memmap"].manifest.ledger == made["hdf5"].manifest.ledger
+    assert by_layout["both"].manifest.ledger == by_layout["memmap"].manifest.ledger == by_layout["hdf5"].manifest.ledger
 
 
-def test_nothing_but_its_own_files_is_published(tmp_path: Path, root: Path) -> None:
-    made = run(root, some(tmp_path, files=2)).artifact
+def test_only_listed_files_are_published(tmp_path: Path, root: Path) -> None:
+    tokens = run(root, some(tmp_path, files=2)).artifact
     stems = [f"{split}-0000{n}-0000" for split in tokens_segments.SPLITS for n in (0, 1)]
     segments = [f"{stem}{suffix}" for stem in stems for suffix in (".bin", ".idx", ".src")]
     others = ["rejects.jsonl.zst", "units.jsonl", "tokenizer.json", "characters.txt"]
-    assert sorted(sums(made)) == sorted([*segments, *others])
-    assert {path.name for path in made.path.iterdir()} == {*sums(made), "manifest.json", "run.json"}
+    assert sorted(checksums(tokens)) == sorted([*segments, *others])
+    assert {path.name for path in tokens.path.iterdir()} == {*checksums(tokens), "manifest.json", "run.json"}
     assert no_draft(root)
 
 
-def test_about_the_share_that_was_asked_for_is_held_out() -> None:
+def test_about_the_requested_fraction_is_held_out() -> None:
     texts = [f"a document numbered {number}" for number in range(5000)]
     for fraction in (0.01, 0.05, 0.5):
         share = sum(held_out(text, fraction) for text in texts) / len(texts)
@@ -234,7 +236,7 @@ def test_about_the_share_that_was_asked_for_is_held_out() -> None:
     assert not any(held_out(text, 0.0) for text in texts)
 
 
-def test_adding_documents_or_files_never_moves_one_between_the_splits(tmp_path: Path) -> None:
+def test_adding_documents_never_moves_others_between_splits(tmp_path: Path) -> None:
     few = run(tmp_path / "few", some(tmp_path, TEXTS[:150], files=1)).artifact
     many = run(tmp_path / "many", some(tmp_path, TEXTS[::-1], files=4)).artifact
     for split in tokens_segments.SPLITS:
@@ -243,16 +245,16 @@ def test_adding_documents_or_files_never_moves_one_between_the_splits(tmp_path: 
     assert set(texts_of(many, "train")) | set(texts_of(many, "val")) == set(TEXTS)
 
 
-def test_a_larger_share_only_adds_to_what_is_held_out() -> None:
+def test_larger_fraction_only_adds_held_out_documents() -> None:
     small = {text for text in TEXTS if held_out(text, 0.05)}
     assert small < {text for text in TEXTS if held_out(text, 0.2)}
 
 
-def test_a_named_validation_file_holds_out_the_whole_of_it_and_nothing_else(tmp_path: Path, root: Path) -> None:
+def test_validation_file_is_held_out_completely_and_alone(tmp_path: Path, root: Path) -> None:
     train, val = lines(tmp_path / "train.jsonl", TEXTS), lines(tmp_path / "val.jsonl", ["held out", "and this"])
-    made = run(root, tokenize.gather(root, [str(train.path)], [str(val.path)])).artifact
-    assert texts_of(made, "train") == TEXTS
-    assert texts_of(made, "val") == ["held out", "and this"]
+    tokens = run(root, tokenize.gather(root, [str(train.path)], [str(val.path)])).artifact
+    assert texts_of(tokens, "train") == TEXTS
+    assert texts_of(tokens, "val") == ["held out", "and this"]
 
 
 def pinned(root: Path, source: str, **splits: tuple[str, Sequence[str]]) -> None:
@@ -261,34 +263,34 @@ def pinned(root: Path, source: str, **splits: tuple[str, Sequence[str]]) -> None
     for name, (split, texts) in splits.items():
         folder = cache.folder(root, source)
         folder.mkdir(parents=True, exist_ok=True)
-        made = lines(folder / f"{name}.jsonl", texts)
-        stat = made.path.stat()
-        pins[made.path.name] = cache.RawFile(stat.st_size, made.digest, stat.st_mtime_ns, "https://x.test", split)
+        file = lines(folder / f"{name}.jsonl", texts)
+        stat = file.path.stat()
+        pins[file.path.name] = cache.RawFile(stat.st_size, file.digest, stat.st_mtime_ns, "https://x.test", split)
     cache.write_lock(root, source, pins)
 
 
-def test_a_file_that_its_source_marks_as_val_validates_and_one_marked_test_stays_out(root: Path) -> None:
+def test_files_marked_val_validate_and_test_is_left_out(root: Path) -> None:
     pinned(root, "pile", a=("train", ["one", "two"]), b=("val", ["three"]), c=("test", ["four"]), d=("", ["five"]))
-    made = run(root, tokenize.gather(root, ["pile"], [])).artifact
-    assert texts_of(made, "train") == ["one", "two", "five"]
-    assert texts_of(made, "val") == ["three"]
+    tokens = run(root, tokenize.gather(root, ["pile"], [])).artifact
+    assert texts_of(tokens, "train") == ["one", "two", "five"]
+    assert texts_of(tokens, "val") == ["three"]
 
 
-def test_a_validation_corpus_that_is_named_replaces_what_the_source_marks(tmp_path: Path, root: Path) -> None:
+def test_named_validation_corpus_replaces_marked_files(tmp_path: Path, root: Path) -> None:
     pinned(root, "pile", a=("train", ["one", "two"]), b=("val", ["three"]))
-    other = lines(tmp_path / "other.jsonl", ["six"])
-    made = run(root, tokenize.gather(root, ["pile"], [str(other.path)])).artifact
-    assert texts_of(made, "train") == ["one", "two"]
-    assert texts_of(made, "val") == ["six"]
+    val = lines(tmp_path / "other.jsonl", ["six"])
+    tokens = run(root, tokenize.gather(root, ["pile"], [str(val.path)])).artifact
+    assert texts_of(tokens, "train") == ["one", "two"]
+    assert texts_of(tokens, "val") == ["six"]
 
 
-def test_a_source_of_validation_files_alone_is_divided_by_hash(root: Path) -> None:
+def test_source_of_only_validation_files_is_divided_by_hash(root: Path) -> None:
     pinned(root, "pile", a=("val", TEXTS))
-    made = run(root, tokenize.gather(root, ["pile"], [])).artifact
-    assert sorted(texts_of(made, "train") + texts_of(made, "val")) == sorted(TEXTS)
+    tokens = run(root, tokenize.gather(root, ["pile"], [])).artifact
+    assert sorted(texts_of(tokens, "train") + texts_of(tokens, "val")) == sorted(TEXTS)
 
 
-def test_an_empty_validation_split_is_bad_data_and_publishes_nothing(tmp_path: Path, root: Path) -> None:
+def test_empty_validation_split_publishes_nothing(tmp_path: Path, root: Path) -> None:
     with pytest.raises(BadData, match="the val split is empty") as caught:
         run(root, some(tmp_path), val_fraction=0.0)
     assert caught.value.exit_code == 65
@@ -297,26 +299,26 @@ def test_an_empty_validation_split_is_bad_data_and_publishes_nothing(tmp_path: P
     assert no_draft(root)
 
 
-def test_an_empty_training_split_is_bad_data(tmp_path: Path, root: Path) -> None:
+def test_empty_training_split_raises_bad_data(tmp_path: Path, root: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text":""}\n')
     inputs = tokenize.gather(root, [str(tmp_path / "a.jsonl")], [str(lines(tmp_path / "b.jsonl", ["val"]).path)])
     with pytest.raises(BadData, match="the train split is empty"):
         run(root, inputs)
 
 
-def test_training_and_validating_on_the_same_text_is_refused(tmp_path: Path) -> None:
+def test_file_in_both_splits_is_refused(tmp_path: Path) -> None:
     train, copy = lines(tmp_path / "a.jsonl", TEXTS), lines(tmp_path / "copy.jsonl", TEXTS)
     with pytest.raises(BadConfig, match=r"a\.jsonl is both trained on and validated on"):
         divide([train], [copy])
 
 
-def test_a_second_run_is_unchanged(tmp_path: Path, root: Path) -> None:
+def test_second_run_is_unchanged(tmp_path: Path, root: Path) -> None:
     first, second = (run(root, some(tmp_path)) for _ in range(2))
     assert (first.result, second.result) == ("built", "unchanged")
     assert first.artifact == second.artifact
 
 
-def test_what_decides_the_bytes_decides_the_key(tmp_path: Path) -> None:
+def test_options_that_decide_bytes_decide_the_key(tmp_path: Path) -> None:
     inputs = some(tmp_path)
     options = (
         TokenizeOptions(),
@@ -328,18 +330,18 @@ def test_what_decides_the_bytes_decides_the_key(tmp_path: Path) -> None:
         TokenizeOptions(max_documents=1),
         TokenizeOptions(dedup="exact"),
     )
-    keys = [tokenize.identify("some", inputs, LETTERS, None, each).key for each in options]
+    keys = [tokenize.identify("some", inputs, LETTERS, None, variant).key for variant in options]
     keys += [tokenize.identify("some", Inputs(inputs.train[::-1], ()), LETTERS, None, options[0]).key]
     keys += [tokenize.identify("some", Inputs(inputs.train[:2], inputs.train[2:]), LETTERS, None, options[0]).key]
     keys += [tokenize.identify("some", inputs, Characters("ab", "letters"), None, options[0]).key]
     assert len(set(keys)) == len(keys)
     assert tokenize.identify("other", inputs, LETTERS, None, TokenizeOptions(max_bad=0.5)).key == keys[0]
-    both = [TokenizeOptions(include_sets=names) for names in (("a", "b"), ("b", "a"))]
-    assert len({tokenize.identify("some", inputs, LETTERS, None, each).key for each in both}) == 1
+    orders = [TokenizeOptions(include_sets=names) for names in (("a", "b"), ("b", "a"))]
+    assert len({tokenize.identify("some", inputs, LETTERS, None, variant).key for variant in orders}) == 1
 
 
 @pytest.mark.parametrize("at", [0, 2, 7])
-def test_one_other_id_than_tiktokens_in_a_document_that_is_compared_stops_everything(
+def test_one_id_that_differs_from_tiktoken_publishes_nothing(
     shared: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     right = Tiktoken.encode_batch
@@ -351,7 +353,7 @@ def test_one_other_id_than_tiktokens_in_a_document_that_is_compared_stops_everyt
         return ids, lengths
 
     monkeypatch.setattr(Tiktoken, "encode_batch", wrong)
-    inputs = all_train(tmp_path, *TEXTS)
+    inputs = train_inputs(tmp_path, *TEXTS)
     offset = inputs.train[0].path.read_bytes().index(TEXTS[at].encode()) - len('{"text":"')
     with pytest.raises(BadData, match=rf"train\.jsonl: the document at byte {offset:,} .* gigatoken and by tiktoken"):
         run(root, inputs, tokenizer=Tiktoken.named("r50k_base"))
@@ -360,8 +362,8 @@ def test_one_other_id_than_tiktokens_in_a_document_that_is_compared_stops_everyt
 
 
 def test_documents_are_compared_with_the_reference_and_counted(tmp_path: Path, root: Path) -> None:
-    made = run(root, Inputs((lines(tmp_path / "a.jsonl", ["x"] * 20_000),), all_train(tmp_path, "y").val)).artifact
-    first, drawn, val = 8, made.manifest.counts["compared"] - 9, 1
+    tokens = run(root, Inputs((lines(tmp_path / "a.jsonl", ["x"] * 20_000),), train_inputs(tmp_path, "y").val)).artifact
+    first, drawn, val = 8, tokens.manifest.counts["compared"] - 9, 1
     assert first + val == 9
     assert 10 <= drawn <= 30  # about one in 1,000
 
@@ -370,16 +372,16 @@ def broken(tmp_path: Path) -> Inputs:
     """One file of two good lines, one that is cut, one that is blank and one that holds nothing."""
     path = tmp_path / "broken.jsonl"
     path.write_bytes(b'{"text":"one"}\n{"text":"cut\n\n{"text":""}\n{"text":"two"}\n')
-    return Inputs((given(path),), (lines(tmp_path / "val.jsonl", ["val"]),))
+    return Inputs((input_file(path),), (lines(tmp_path / "val.jsonl", ["val"]),))
 
 
-def test_broken_lines_are_counted_and_set_aside(tmp_path: Path, root: Path) -> None:
-    made = run(root, broken(tmp_path), max_bad=0.5).artifact
-    assert texts_of(made, "train") == ["one", "two"]
-    ledger = made.manifest.ledger
+def test_broken_lines_are_counted_and_rejected(tmp_path: Path, root: Path) -> None:
+    tokens = run(root, broken(tmp_path), max_bad=0.5).artifact
+    assert texts_of(tokens, "train") == ["one", "two"]
+    ledger = tokens.manifest.ledger
     assert ledger["documents"] == {"in": 6, "out": 3, "dropped": {"bad-json": 1, "blank-line": 1, "empty": 1}}
     assert ledger["characters"] == {"in": 21, "out": 9, "dropped": {"bad-json": 12}}
-    assert rejects(made) == [
+    assert rejects(tokens) == [
         ("broken.jsonl", 2, 15, "bad-json"),
         ("broken.jsonl", 3, 28, "blank-line"),
         ("broken.jsonl", 4, 29, "empty"),
@@ -394,7 +396,7 @@ def test_too_many_broken_lines_publish_nothing(tmp_path: Path, root: Path) -> No
     assert list(root.glob("tokens/some/.draft-*/rejects.jsonl.zst"))
 
 
-def test_raising_max_bad_afterwards_publishes_what_was_done(tmp_path: Path, root: Path) -> None:
+def test_raising_max_bad_publishes_the_complete_units(tmp_path: Path, root: Path) -> None:
     inputs = broken(tmp_path)
     with pytest.raises(TooManyRejects):
         run(root, inputs)
@@ -405,11 +407,11 @@ def test_raising_max_bad_afterwards_publishes_what_was_done(tmp_path: Path, root
 def test_a_plain_text_file_is_one_document(tmp_path: Path, root: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"砚山\n{name}", encoding="utf-8")
-    made = run(root, tokenize.gather(root, [str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])).artifact
-    assert (texts_of(made, "train"), texts_of(made, "val")) == (["砚山\na.txt"], ["砚山\nb.txt"])
+    tokens = run(root, tokenize.gather(root, [str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])).artifact
+    assert (texts_of(tokens, "train"), texts_of(tokens, "val")) == (["砚山\na.txt"], ["砚山\nb.txt"])
 
 
-def test_options_that_cannot_be_are_refused() -> None:
+def test_invalid_options_raise_bad_config() -> None:
     with pytest.raises(BadConfig, match="parquet"):
         TokenizeOptions("parquet")
     for fraction in (-0.1, 1.0, 1.5, float("nan")):
@@ -417,9 +419,9 @@ def test_options_that_cannot_be_are_refused() -> None:
             TokenizeOptions(val_fraction=fraction)
 
 
-def test_a_store_that_was_copied_elsewhere_is_all_that_is_needed(tmp_path: Path, root: Path) -> None:
-    made = run(root, some(tmp_path)).artifact
-    copied = Path(shutil.copytree(made.path, tmp_path / "copied"))
+def test_copied_store_opens_without_its_root(tmp_path: Path, root: Path) -> None:
+    tokens = run(root, some(tmp_path)).artifact
+    copied = Path(shutil.copytree(tokens.path, tmp_path / "copied"))
     shutil.rmtree(root)
     assert texts_of(artifact.read(copied), "val")
 
@@ -434,68 +436,68 @@ def long_texts(shared: Path) -> list[str]:
 
 @pytest.mark.parametrize("encoding", ENDS)
 @pytest.mark.parametrize("ascii_only", [False, True])
-def test_the_ids_of_a_document_that_is_encoded_in_parts_are_those_of_the_whole(
+def test_document_encoded_in_parts_keeps_its_ids(
     shared: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, ascii_only: bool
 ) -> None:
-    small_pieces(monkeypatch, 100_000, 20_000, long_line=2000)
+    shrink_chunks(monkeypatch, 100_000, 20_000, long_line=2000)
     texts = long_texts(shared)
     packed = [json.dumps({"text": text, "meta": {"a": 1}}, ensure_ascii=ascii_only) for text in texts]
-    inputs = written(tmp_path / "train.jsonl", "\n".join(packed))
-    made = run(root, inputs, tokenizer=Tiktoken.named(encoding), min_chars=1, dedup="exact").artifact
+    inputs = content_inputs(tmp_path / "train.jsonl", "\n".join(packed))
+    tokens = run(root, inputs, tokenizer=Tiktoken.named(encoding), min_chars=1, dedup="exact").artifact
     expected, lengths = reference(encoding, texts)
-    assert np.array_equal(ids_of(made, "train"), expected)
-    assert np.array_equal(tokens_segments.document_lengths(made, "train"), lengths)
-    assert made.manifest.counts["input_bytes"] == sum(file.path.stat().st_size for file in (*inputs.train, *inputs.val))
+    assert np.array_equal(ids_of(tokens, "train"), expected)
+    assert np.array_equal(tokens_segments.document_lengths(tokens, "train"), lengths)
+    assert tokens.manifest.counts["input_bytes"] == sum(
+        file.path.stat().st_size for file in (*inputs.train, *inputs.val)
+    )
 
 
-def test_long_documents_are_chosen_divided_and_known_again_like_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_documents_are_filtered_divided_and_deduplicated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"text {n} " * (1 + 200 * (n % 3 == 0)) for n in (*range(60), *range(0, 60, 6))]
     files = [lines(tmp_path / "a.jsonl", texts, "kept"), lines(tmp_path / "b.jsonl", ["long " * 500], "other")]
     options: dict[str, Any] = {"include_sets": ("kept",), "dedup": "exact", "min_chars": 8, "val_fraction": 0.3}
     found = []
     for name, long_line in (("whole", 1 << 20), ("parts", 300)):
-        small_pieces(monkeypatch, 4000, 1000, long_line)
-        made = run(tmp_path / name, Inputs(tuple(files), ()), **options).artifact
-        told = ("train_documents", "val_documents", "sets", "longest_document", "train_characters", "input_bytes")
+        shrink_chunks(monkeypatch, 4000, 1000, long_line)
+        tokens = run(tmp_path / name, Inputs(tuple(files), ()), **options).artifact
+        counted = ("train_documents", "val_documents", "sets", "longest_document", "train_characters", "input_bytes")
         found.append(
             (
-                [texts_of(made, split) for split in tokens_segments.SPLITS],
-                rejects(made),
-                made.manifest.ledger,
-                [made.manifest.counts[each] for each in told],
+                [texts_of(tokens, split) for split in tokens_segments.SPLITS],
+                rejects(tokens),
+                tokens.manifest.ledger,
+                [tokens.manifest.counts[count] for count in counted],
             )
         )
-        assert dropped(made) == {"duplicate": 10, "set-not-included": 1, "too-short": 6}
+        assert dropped(tokens) == {"duplicate": 10, "set-not-included": 1, "too-short": 6}
     assert found[0] == found[1]
 
 
-def test_a_long_document_without_a_place_to_cut_is_set_aside_and_the_rest_is_read(
+def test_long_document_without_a_boundary_is_rejected(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_pieces(monkeypatch, 4000, 1000, long_line=1000)
+    shrink_chunks(monkeypatch, 4000, 1000, long_line=1000)
     monkeypatch.setattr(pieces, "MAX_UNBROKEN", 4000)
-    inputs = all_train(tmp_path, "before", "x" * 9000, "after")
-    made = run(root, inputs, tokenizer=Tiktoken.named("r50k_base"), max_bad=0.5).artifact
-    assert texts_of(made, "train", Tiktoken.named("r50k_base")) == ["before", "after"]
-    assert dropped(made) == {"bad-unbroken": 1}
-    assert rejects(made) == [("train.jsonl", 2, inputs.train[0].path.read_bytes().index(b"\n") + 1, "bad-unbroken")]
+    inputs = train_inputs(tmp_path, "before", "x" * 9000, "after")
+    tokens = run(root, inputs, tokenizer=Tiktoken.named("r50k_base"), max_bad=0.5).artifact
+    assert texts_of(tokens, "train", Tiktoken.named("r50k_base")) == ["before", "after"]
+    assert dropped(tokens) == {"bad-unbroken": 1}
+    assert rejects(tokens) == [("train.jsonl", 2, inputs.train[0].path.read_bytes().index(b"\n") + 1, "bad-unbroken")]
 
 
 @pytest.mark.parametrize("ending", ["\n", ""])
-def test_a_line_that_is_too_long_is_counted_and_the_rest_is_read(
+def test_overlong_line_is_rejected_and_the_next_is_read(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    small_pieces(monkeypatch, 4000, 1000, long_line=2000)
+    shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
     monkeypatch.setattr(pieces, "MAX_LINE", 10_000)
     long = '{"text":"' + "too long " * 300_000 + '"}'
     content = f'{{"text":"before"}}\n{long}\n{{"text":"between"}}\n{long}{ending}'
-    made = run(root, written(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
-    assert texts_of(made, "train") == ["before", "between"]
-    assert dropped(made) == {"bad-too-long": 2}
-    assert [(line, reason) for _, line, _, reason in rejects(made)] == [(2, "bad-too-long"), (4, "bad-too-long")]
-    assert [offset for _, _, offset, _ in rejects(made)] == [18, 18 + len(long) + 1 + 19]
+    tokens = run(root, content_inputs(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
+    assert texts_of(tokens, "train") == ["before", "between"]
+    assert dropped(tokens) == {"bad-too-long": 2}
+    assert [(line, reason) for _, line, _, reason in rejects(tokens)] == [(2, "bad-too-long"), (4, "bad-too-long")]
+    assert [offset for _, _, offset, _ in rejects(tokens)] == [18, 18 + len(long) + 1 + 19]
 
 
 LONG_LINES_THAT_ARE_NO_DOCUMENT = {
@@ -508,24 +510,22 @@ LONG_LINES_THAT_ARE_NO_DOCUMENT = {
 }
 
 
-def test_a_text_file_that_is_too_long_is_refused_by_name(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overlong_text_file_is_refused_by_name(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "MAX_LINE", 3 << 20)
-    small_pieces(monkeypatch, 4000, 1000, long_line=2000)
+    shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
     with pytest.raises(BadData, match=r"book\.txt: a text file is one document") as caught:
-        run(root, written(tmp_path / "book.txt", "too long " * 500_000))
+        run(root, content_inputs(tmp_path / "book.txt", "too long " * 500_000))
     assert "split it" in caught.value.hint
     assert nothing_published(root)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("most", [0, 5])
-def test_an_input_that_changes_while_it_is_read_is_not_published_as_what_it_was(
+def test_input_changed_while_read_publishes_nothing(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, most: int
 ) -> None:
-    small_pieces(monkeypatch, 4000, 1000)
-    inputs = all_train(tmp_path, *TEXTS)
+    shrink_chunks(monkeypatch, 4000, 1000)
+    inputs = train_inputs(tmp_path, *TEXTS)
     lines(inputs.train[0].path, [*TEXTS, "one more"])
     with pytest.raises(BadData, match=r"train\.jsonl: it changed while it was read"):
         run(root, inputs, jobs=jobs, max_documents=most)
@@ -533,14 +533,12 @@ def test_an_input_that_changes_while_it_is_read_is_not_published_as_what_it_was(
     assert no_draft(root)
 
 
-def test_a_long_line_that_is_no_document_is_counted_by_reason(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_pieces(monkeypatch, 4000, 1000, long_line=2000)
+def test_invalid_long_lines_are_counted_by_reason(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
     content = "\n".join([*LONG_LINES_THAT_ARE_NO_DOCUMENT, '{"text":"good"}'])
-    made = run(root, written(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
-    assert texts_of(made, "train") == ["good"]
-    assert [reason for *_, reason in rejects(made)] == list(LONG_LINES_THAT_ARE_NO_DOCUMENT.values())
+    tokens = run(root, content_inputs(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
+    assert texts_of(tokens, "train") == ["good"]
+    assert [reason for *_, reason in rejects(tokens)] == list(LONG_LINES_THAT_ARE_NO_DOCUMENT.values())
 
 
 _MEASURED = """
@@ -553,45 +551,43 @@ sys.exit(code)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_a_document_of_120_mb_needs_little_memory(shared: Path, tmp_path: Path) -> None:
+def test_document_of_120_mb_needs_little_memory(shared: Path, tmp_path: Path) -> None:
     texts = texts_in(shared / "data" / "pile_train_00.jsonl.zst")
-    whole = "\n".join(texts * 8)[:120_000_000]
-    file, val = lines(tmp_path / "long.jsonl", ["before", whole, "after"]), lines(tmp_path / "val.jsonl", ["held out"])
-    del whole
+    text = "\n".join(texts * 8)[:120_000_000]
+    file, val = lines(tmp_path / "long.jsonl", ["before", text, "after"]), lines(tmp_path / "val.jsonl", ["held out"])
+    del text
     found = []
     for jobs in (1, 2):
         root = tmp_path / f"artifacts-{jobs}"
-        asked = ("--artifacts", root, "-q", "tokenize", file.path, "--val", val.path, "--tokenizer", "r50k_base")
-        command = [sys.executable, "-c", _MEASURED, *map(str, asked), "--jobs", str(jobs)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        own, workers = json.loads(done.stdout)  # MiB
-        assert own < 600
+        arguments = ("--artifacts", root, "-q", "tokenize", file.path, "--val", val.path, "--tokenizer", "r50k_base")
+        command = [sys.executable, "-c", _MEASURED, *map(str, arguments), "--jobs", str(jobs)]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        reader, workers = json.loads(process.stdout)  # MiB
+        assert reader < 600
         assert workers < 1024
-        made = artifact.current(root, "tokens", "long")
-        assert made
-        found.append(sums(made))
-        assert made.manifest.counts["train_characters"] == 120_000_011
+        tokens = artifact.current(root, "tokens", "long")
+        assert tokens
+        found.append(checksums(tokens))
+        assert tokens.manifest.counts["train_characters"] == 120_000_011
     assert found[0] == found[1]
 
 
 WITHOUT_GIGATOKEN = "import sys; sys.modules['gigatoken'] = None; import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 
-def test_without_gigatoken_tiktoken_gives_the_same_bytes_and_a_note_says_so(
-    inkstone: Inkstone, shared: Path, root: Path
-) -> None:
-    asked = ("tokenize", shared / "data" / "pile_val.jsonl.zst", "--tokenizer", "r50k_base", "--jobs", "2")
-    fast = inkstone(*asked, "--name", "fast")
-    slow = inkstone(*asked, "--name", "slow", "--encoder", "tiktoken")
-    command = [sys.executable, "-c", WITHOUT_GIGATOKEN, "--artifacts", str(root), "--json", *map(str, asked)]
-    done = subprocess.run([*command, "--name", "without"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "gigatoken is not installed: using tiktoken" in done.stderr
-    without = json.loads(done.stdout)
-    assert [each["encoder"] for each in (fast, slow, without)] == ["gigatoken", "tiktoken", "tiktoken"]
+def test_tiktoken_gives_the_bytes_of_gigatoken_with_a_note(inkstone: Inkstone, shared: Path, root: Path) -> None:
+    arguments = ("tokenize", shared / "data" / "pile_val.jsonl.zst", "--tokenizer", "r50k_base", "--jobs", "2")
+    fast = inkstone(*arguments, "--name", "fast")
+    slow = inkstone(*arguments, "--name", "slow", "--encoder", "tiktoken")
+    command = [sys.executable, "-c", WITHOUT_GIGATOKEN, "--artifacts", str(root), "--json", *map(str, arguments)]
+    process = subprocess.run([*command, "--name", "without"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "gigatoken is not installed: using tiktoken" in process.stderr
+    without = json.loads(process.stdout)
+    assert [outcome["encoder"] for outcome in (fast, slow, without)] == ["gigatoken", "tiktoken", "tiktoken"]
     assert "gigatoken" not in slow["stderr"]
-    first, *others = (sums(artifact.read(Path(each["path"]))) for each in (fast, slow, without))
+    first, *others = (checksums(artifact.read(Path(outcome["path"]))) for outcome in (fast, slow, without))
     assert others == [first, first]
     refused = subprocess.run(
         [*command, "--encoder", "gigatoken"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -600,7 +596,7 @@ def test_without_gigatoken_tiktoken_gives_the_same_bytes_and_a_note_says_so(
     assert "--encoder gigatoken: it is not installed" in refused.stderr
 
 
-def test_an_encoder_that_cannot_is_refused(inkstone: Inkstone, tmp_path: Path) -> None:
+def test_unsupported_encoder_is_refused(inkstone: Inkstone, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", TEXTS).path
     for arguments, message in (
         (("p50k_base", "--encoder", "gigatoken"), "--encoder gigatoken: it does not support this encoding"),
@@ -610,37 +606,37 @@ def test_an_encoder_that_cannot_is_refused(inkstone: Inkstone, tmp_path: Path) -
         assert message in inkstone("tokenize", path, "--tokenizer", *arguments, code=78)["error"]
 
 
-def test_tiktoken_encodes_what_gigatoken_does_not_know(inkstone: Inkstone, tmp_path: Path) -> None:
+def test_tiktoken_encodes_unsupported_encodings(inkstone: Inkstone, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", TEXTS).path
-    said = inkstone("tokenize", path, "--tokenizer", "p50k_base")
-    assert said["encoder"] == "tiktoken"
-    assert "gigatoken does not support this encoding: using tiktoken" in said["stderr"]
+    outcome = inkstone("tokenize", path, "--tokenizer", "p50k_base")
+    assert outcome["encoder"] == "tiktoken"
+    assert "gigatoken does not support this encoding: using tiktoken" in outcome["stderr"]
 
 
-def test_an_unchanged_input_is_known_by_its_size_and_time_and_not_read(inkstone: Inkstone, tmp_path: Path) -> None:
+def test_unchanged_size_and_time_skip_hashing_the_input(inkstone: Inkstone, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", TEXTS).path
     os.utime(path, (1e9, 1e9))
-    asked = ("tokenize", path, "--tokenizer", "r50k_base")
-    first = inkstone(*asked)
+    arguments = ("tokenize", path, "--tokenizer", "r50k_base")
+    first = inkstone(*arguments)
     path.write_bytes(path.read_bytes().replace(b"document", b"Document"))
     os.utime(path, (1e9, 1e9))
-    second = inkstone(*asked)
+    second = inkstone(*arguments)
     assert (first["result"], second["result"]) == ("built", "unchanged")
     assert second["artifact"] == first["artifact"]
     assert second["seconds"] < 2
-    deep = inkstone(*asked, "--deep")
+    deep = inkstone(*arguments, "--deep")
     assert deep["result"] == "built"
     assert deep["artifact"] != first["artifact"]
 
 
-def test_parts_of_a_long_document_have_the_ids_of_the_whole_by_a_model_that_does_not_know_the_space(
+def test_parts_keep_their_ids_with_a_model_without_spaces(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = SentencePiece(without_spaces(), "unspaced")
     text = "ab abq zab ab " * 300
-    small_pieces(monkeypatch, 4000, 1000, long_line=400)
-    made = run(root, all_train(tmp_path, text), tokenizer=tokenizer).artifact
-    assert rows(made, "train") == [[*tokenizer.encode(text), tokenizer.end_of_text]]
+    shrink_chunks(monkeypatch, 4000, 1000, long_line=400)
+    tokens = run(root, train_inputs(tmp_path, text), tokenizer=tokenizer).artifact
+    assert rows(tokens, "train") == [[*tokenizer.encode(text), tokenizer.end_of_text]]
 
 
 def without_spaces() -> bytes:

@@ -29,7 +29,7 @@ END = 7
 
 
 def megatron_documents(prefix: Path) -> list[list[int]]:
-    """The documents of `prefix`.bin and .idx, read as reference/formats.md describes Megatron's format."""
+    """The documents of `prefix`.bin and .idx, read as docs/design/formats.md describes Megatron's format."""
     data = prefix.with_suffix(".idx").read_bytes()
     magic, version, code, sequences, indices = struct.unpack("<9sQBQQ", data[:34])
     assert (magic, version) == (b"MMIDIDX\x00\x00", 1)
@@ -40,14 +40,14 @@ def megatron_documents(prefix: Path) -> list[list[int]]:
     assert (documents[0], documents[-1], lengths.shape[0]) == (0, sequences, documents[-1])
     dtype = np.dtype({1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}[code])
     body = prefix.with_suffix(".bin").read_bytes()
-    found = []
+    rows = []
     for first, last in pairwise(documents):
         ids: list[int] = []
         for sequence in range(first, last):
             ids += np.frombuffer(body, dtype, lengths[sequence], offsets[sequence]).tolist()
-        found.append(ids)
-    assert sum(map(len, found)) * dtype.itemsize == len(body)
-    return found
+        rows.append(ids)
+    assert sum(map(len, rows)) * dtype.itemsize == len(body)
+    return rows
 
 
 def write(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2", batch: int = 2) -> Path:
@@ -72,25 +72,25 @@ def bins(folder: Path, split: str) -> list[Path]:
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=8), st.sampled_from(["<u2", "<u4"]))
-def test_an_end_of_text_follows_every_document(documents: list[list[int]], dtype: str) -> None:
+def test_end_of_text_follows_every_document(documents: list[list[int]], dtype: str) -> None:
     lengths = np.array([len(document) for document in documents], np.int64)
     flat = np.array([token for document in documents for token in document], np.uint32)
     expected = [token for document in documents for token in (*document, END)]
     for limit in (0, 256):  # documents copied one by one, and all at once
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tokens_segments, "_LONG_DOCUMENT", limit)
-            found = append_eos(flat, lengths, dtype, END)
-        assert (found.dtype, found.tolist()) == (np.dtype(dtype), expected)
+            stored = append_eos(flat, lengths, dtype, END)
+        assert (stored.dtype, stored.tolist()) == (np.dtype(dtype), expected)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 @pytest.mark.parametrize("documents", [[], [[1, 2, 3]], [[]], [[1], [], [2, 3], [4, 5, 6, 65535], []]])
-def test_a_segment_reads_back_as_a_megatron_dataset(tmp_path: Path, documents: list[list[int]], dtype: str) -> None:
+def test_segment_reads_back_as_a_megatron_dataset(tmp_path: Path, documents: list[list[int]], dtype: str) -> None:
     prefix = write(tmp_path, "train-00000-0000", documents, dtype)
     assert megatron_documents(prefix) == [[*document, END] for document in documents]
 
 
-def test_the_binary_file_is_little_endian_ids_and_nothing_else(tmp_path: Path) -> None:
+def test_bin_file_holds_only_little_endian_ids(tmp_path: Path) -> None:
     prefix = write(tmp_path, "train-00000-0000", [[1, 0x1234], [2]])
     assert prefix.with_suffix(".bin").read_bytes() == bytes.fromhex("0100 3412 0700 0200 0700")
     wide = write(tmp_path, "train-00001-0000", [[0x12345]], "<u4")
@@ -98,44 +98,44 @@ def test_the_binary_file_is_little_endian_ids_and_nothing_else(tmp_path: Path) -
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=6), min_size=1, max_size=8), st.integers(1, 4))
-def test_how_documents_are_batched_does_not_show_in_the_bytes(
+def test_bytes_do_not_depend_on_batching(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], batch: int
 ) -> None:
     folder = tmp_path_factory.mktemp("segment")
-    one, other = write(folder, "one", documents, batch=100), write(folder, "other", documents, batch=batch)
+    first, second = write(folder, "one", documents, batch=100), write(folder, "other", documents, batch=batch)
     for suffix in (".bin", ".idx", ".src"):
-        assert one.with_suffix(suffix).read_bytes() == other.with_suffix(suffix).read_bytes()
-    assert megatron_documents(one) == [[*document, END] for document in documents]
+        assert first.with_suffix(suffix).read_bytes() == second.with_suffix(suffix).read_bytes()
+    assert megatron_documents(first) == [[*document, END] for document in documents]
 
 
-def test_our_own_reader_of_the_index_gives_the_lengths_with_the_end_of_text(tmp_path: Path) -> None:
+def test_read_index_gives_lengths_with_end_of_text(tmp_path: Path) -> None:
     prefix = write(tmp_path, "val-00000-0000", [[1, 2], [], [3]])
     assert read_index(prefix.with_suffix(".idx")).tolist() == [3, 1, 2]
 
 
 @pytest.mark.parametrize("data", [b"", b"MMIDIDX", b"MMIDIDX\x00\x00" + bytes(10), b"x" * 40])
-def test_a_file_that_is_no_index_is_bad_data(tmp_path: Path, data: bytes) -> None:
+def test_file_that_is_not_an_index_raises_bad_data(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "train-00000-0000.idx"
     path.write_bytes(data)
     with pytest.raises(BadData, match="not a Megatron index"):
         read_index(path)
 
 
-def test_an_index_that_is_cut_short_is_bad_data(tmp_path: Path) -> None:
+def test_truncated_index_raises_bad_data(tmp_path: Path) -> None:
     path = write(tmp_path, "train-00000-0000", [[1], [2], [3]]).with_suffix(".idx")
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(BadData):
         read_index(path)
 
 
-def test_a_segment_that_failed_leaves_no_index(tmp_path: Path) -> None:
+def test_discarded_segment_leaves_no_index(tmp_path: Path) -> None:
     segment = SegmentWriter(tmp_path, "train-00000-0000", "<u2")
     segment.append(np.array([1, END], "<u2"), np.array([2]), np.array([0]))
     segment.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000-0000.bin"]
 
 
-def test_a_document_may_come_in_parts_and_its_length_with_the_last(tmp_path: Path) -> None:
+def test_document_may_be_appended_in_parts(tmp_path: Path) -> None:
     segment = SegmentWriter(tmp_path, "train-00000-0000", "<u2")
     none = np.array([], np.int64)
     segment.append(np.array([1, END], "<u2"), np.array([2]), np.array([0]))
@@ -148,25 +148,25 @@ def test_a_document_may_come_in_parts_and_its_length_with_the_last(tmp_path: Pat
     assert np.fromfile(prefix.with_suffix(".src"), "<u8").tolist() == [0, 100, 1 << 40]
 
 
-def test_a_segment_whose_last_document_has_no_length_is_a_bug_of_ours(tmp_path: Path) -> None:
+def test_segment_without_a_last_length_raises_internal_error(tmp_path: Path) -> None:
     segment = SegmentWriter(tmp_path, "train-00000-0000", "<u2")
     segment.append(np.array([1, 2], "<u2"), np.array([], np.int64), np.array([], np.int64))
     with pytest.raises(InternalError):
         segment.close()
 
 
-def test_ids_may_lie_in_another_folder_than_their_index(tmp_path: Path) -> None:
+def test_ids_may_be_in_another_folder_than_the_index(tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     segment = SegmentWriter(tmp_path, "train-00000-0000", "<u4", ids_folder=tmp_path / ".work")
     segment.append(np.array([1 << 17, END], "<u4"), np.array([2]), np.array([0]))
     assert [record.name for record in segment.close()] == [
         f"train-00000-0000.{suffix}" for suffix in ("bin", "idx", "src")
     ]
-    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file())
-    assert found == [".work/train-00000-0000.bin", "train-00000-0000.idx", "train-00000-0000.src"]
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file())
+    assert names == [".work/train-00000-0000.bin", "train-00000-0000.idx", "train-00000-0000.src"]
 
 
-def test_ids_that_lie_apart_in_memory_are_written_in_order(tmp_path: Path) -> None:
+def test_strided_ids_are_written_in_order(tmp_path: Path) -> None:
     segment = SegmentWriter(tmp_path, "train-00000-0000", "<u2")
     segment.append(np.arange(10, dtype="<u2")[::2], np.array([5]), np.array([0]))
     segment.close()
@@ -191,21 +191,19 @@ def array_of(segments: list[list[int]], dtype: str = "<u2") -> tuple[TokenArray,
 
 @given(SEGMENTS, st.sampled_from(["<u2", "<u4"]), st.data())
 @settings(max_examples=300)
-def test_any_range_reads_as_it_does_from_one_array(segments: list[list[int]], dtype: str, data: st.DataObject) -> None:
+def test_any_range_reads_as_from_one_array(segments: list[list[int]], dtype: str, data: st.DataObject) -> None:
     array, flat = array_of(segments, dtype)
     assert len(array) == len(flat)
     start = data.draw(st.integers(0, len(flat)))
     stop = data.draw(st.integers(start, len(flat)))
-    got = array.read(start, stop)
-    assert got.dtype == np.int64
-    assert got.tolist() == flat[start:stop].tolist()
+    ids = array.read(start, stop)
+    assert ids.dtype == np.int64
+    assert ids.tolist() == flat[start:stop].tolist()
 
 
 @given(SEGMENTS.filter(any), st.sampled_from(["<u2", "<u4"]), st.data())
 @settings(max_examples=300)
-def test_blocks_across_segments_are_those_of_one_array(
-    segments: list[list[int]], dtype: str, data: st.DataObject
-) -> None:
+def test_blocks_across_segments_equal_one_array(segments: list[list[int]], dtype: str, data: st.DataObject) -> None:
     array, flat = array_of(segments, dtype)
     length = data.draw(st.integers(1, len(flat)))
     last = len(flat) - length
@@ -214,16 +212,16 @@ def test_blocks_across_segments_are_those_of_one_array(
 
 
 def assert_blocks(array: TokenArray, flat: np.ndarray, starts: np.ndarray, length: int) -> None:
-    got = array.blocks(starts, length)
-    assert got.dtype == array.dtype == array.segments[0].dtype
-    assert got.shape == (len(starts), length)
-    assert got.tolist() == [flat[start : start + length].tolist() for start in starts]
+    ids = array.blocks(starts, length)
+    assert ids.dtype == array.dtype == array.segments[0].dtype
+    assert ids.shape == (len(starts), length)
+    assert ids.tolist() == [flat[start : start + length].tolist() for start in starts]
 
 
 @pytest.mark.parametrize(
     "segments", [[[1], [], [2, 3], [4]], [[], [], [1]], [[1, 2], [], []], [[], [1, 2, 3], [], [4, 5], []], [[1]] * 9]
 )
-def test_every_block_of_every_length_is_read_around_empty_segments(segments: list[list[int]]) -> None:
+def test_every_block_is_read_around_empty_segments(segments: list[list[int]]) -> None:
     array, flat = array_of(segments)
     for length in range(1, len(flat) + 1):
         assert_blocks(array, flat, np.arange(len(flat) - length + 1), length)
@@ -243,7 +241,7 @@ def test_thousands_of_segments_are_read_as_fast_as_few() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
-def test_hdf5_holds_the_very_ids_of_the_segments_and_their_attributes(tmp_path: Path, dtype: str) -> None:
+def test_hdf5_holds_the_ids_and_attributes(tmp_path: Path, dtype: str) -> None:
     write(tmp_path, "train-00000-0000", [[1, 2], [3]], dtype)
     (tmp_path / "train-00001-0000.bin").touch()
     write(tmp_path, "train-00002-0000", [[4, 5, 6]], dtype)
@@ -260,7 +258,7 @@ def test_hdf5_holds_the_very_ids_of_the_segments_and_their_attributes(tmp_path: 
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_hdf5_may_hold_nothing(tmp_path: Path, count: int) -> None:
+def test_hdf5_may_be_empty(tmp_path: Path, count: int) -> None:
     (tmp_path / "train-00000-0000.bin").touch()
     write_hdf5(tmp_path / "train.h5", bins(tmp_path, "train")[:count], "<u2", {})
     assert len(hdf5._map_hdf5(tmp_path / "train.h5", "<u2")) == 0
@@ -302,12 +300,12 @@ def test_a_store_opens_to_the_same_arrays_in_either_layout(root: Path, layout: s
 
 
 @pytest.mark.parametrize("layout", ["memmap", "hdf5"])
-def test_lengths_and_places_of_documents_are_kept_in_either_layout(root: Path, layout: str) -> None:
-    found = store(root, layout)
-    assert document_lengths(found, "train").tolist() == [3, 2, 2]
-    assert document_lengths(found, "val").tolist() == [2]
-    assert source_offsets(found, "train-00000-0000").tolist() == [0, 100]
-    assert source_offsets(found, "train-00000-0001").tolist() == [0]
+def test_lengths_and_offsets_are_kept_in_either_layout(root: Path, layout: str) -> None:
+    tokens = store(root, layout)
+    assert document_lengths(tokens, "train").tolist() == [3, 2, 2]
+    assert document_lengths(tokens, "val").tolist() == [2]
+    assert source_offsets(tokens, "train-00000-0000").tolist() == [0, 100]
+    assert source_offsets(tokens, "train-00000-0001").tolist() == [0]
 
 
 def test_the_counting_store_counts(root: Path) -> None:
@@ -319,34 +317,34 @@ def test_the_counting_store_counts(root: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["memmap", "hdf5"])
-def test_a_store_with_a_missing_file_is_bad_data(root: Path, layout: str) -> None:
-    found = store(root, layout)
-    found.file("train-00000-0000.bin" if layout == "memmap" else "train.h5").unlink()
+def test_store_with_a_missing_file_raises_bad_data(root: Path, layout: str) -> None:
+    tokens = store(root, layout)
+    tokens.file("train-00000-0000.bin" if layout == "memmap" else "train.h5").unlink()
     with pytest.raises(BadData, match="missing"):
-        open_store(found)
+        open_store(tokens)
 
 
-def test_a_store_with_a_file_cut_short_is_bad_data(root: Path) -> None:
-    found = store(root, "memmap")
-    path = found.file("train-00000-0001.bin")
+def test_store_with_a_truncated_file_raises_bad_data(root: Path) -> None:
+    tokens = store(root, "memmap")
+    path = tokens.file("train-00000-0001.bin")
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(BadData, match="2 bytes where the manifest says 4"):
-        open_store(found)
+        open_store(tokens)
 
 
-def test_a_store_whose_tokenizer_was_exchanged_is_bad_data(root: Path) -> None:
-    found = store(root, "memmap")
-    card = found.file("tokenizer.json")
+def test_store_with_another_tokenizer_raises_bad_data(root: Path) -> None:
+    tokens = store(root, "memmap")
+    card = tokens.file("tokenizer.json")
     card.write_bytes(card.read_bytes().replace(b"integers:10", b"integers:11"))
     os.utime(card, (1e9, 1e9))  # as bits that rot: nothing else tells that it was changed
     with pytest.raises(BadData, match="integers:11"):
-        open_store(found)
+        open_store(tokens)
 
 
 def hdf5_with(root: Path, make: str) -> Artifact:
     """The small store in HDF5 with `train.h5` made anew as its manifest would accept it by size."""
-    found = store(root, "hdf5")
-    path = found.file("train.h5")
+    tokens = store(root, "hdf5")
+    path = tokens.file("train.h5")
     with h5py.File(path, "w") as file:
         ids = np.array([1, 2, END, 3, END, 4, END])
         if make == "another dtype":
@@ -367,7 +365,7 @@ def hdf5_with(root: Path, make: str) -> Artifact:
             file.create_group("tokens")
         elif make == "no dimension":
             file.create_dataset("tokens", data=np.uint16(3))
-    return found
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -384,20 +382,20 @@ def hdf5_with(root: Path, make: str) -> Artifact:
         "no dimension",
     ],
 )
-def test_an_hdf5_file_that_is_not_a_plain_array_of_the_right_dtype_is_refused(root: Path, make: str) -> None:
+def test_hdf5_without_a_plain_array_of_the_dtype_is_refused(root: Path, make: str) -> None:
     path = hdf5_with(root, make).file("train.h5")
     with pytest.raises(BadData, match=r"train\.h5"):
         hdf5._map_hdf5(path, "<u2")
 
 
-def test_a_file_that_is_no_hdf5_is_bad_data(tmp_path: Path) -> None:
+def test_file_that_is_not_hdf5_raises_bad_data(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     path.write_bytes(b"not HDF5 at all")
     with pytest.raises(BadData, match="not a token file"):
         hdf5._map_hdf5(path, "<u2")
 
 
-def test_a_store_moved_elsewhere_still_opens(root: Path, tmp_path: Path) -> None:
-    found = store(root, "hdf5")
-    moved = Path(shutil.move(found.path, tmp_path / "moved"))
+def test_moved_store_opens(root: Path, tmp_path: Path) -> None:
+    tokens = store(root, "hdf5")
+    moved = Path(shutil.move(tokens.path, tmp_path / "moved"))
     assert len(open_store(artifact.read(moved)).train) == 7

@@ -1,4 +1,4 @@
-"""The token store under faults: cases 42 to 49 of reference/reliability.md, section 2, through the command line.
+"""The token store under faults: cases 42 to 49 of docs/design/reliability.md, section 2, through the command line.
 
 What an artifact of any kind does in them is in test_artifact.py and test_generations.py.
 """
@@ -24,9 +24,9 @@ from pipeline.errors import BadData
 from pipeline.maintenance import verify
 from pipeline.store import artifact, files
 from pipeline.tokens import hdf5
-from pipeline.tokens import store as tokens
+from pipeline.tokens.store import open_store
 from tests.pipeline.store.test_artifact import in_child
-from tests.support.tokenizing import lines, some, sums
+from tests.support.tokenizing import checksums, lines, some
 from tests.support.tokenizing import run as tokenize
 from tests.support.upstream import (
     ROOT,
@@ -51,14 +51,14 @@ CLI = (sys.executable, str(ROOT / "cli.py"))
 
 
 def command(root: Path, tokenizer: Path, source: Path, *options: object) -> list[str]:
-    asked = ("--artifacts", root, "tokenize", source, "--tokenizer", tokenizer, "--name", "small", *options)
-    return [*CLI, *map(str, asked), "--val-fraction", "0.2", "--jobs", "1"]
+    arguments = ("--artifacts", root, "tokenize", source, "--tokenizer", tokenizer, "--name", "small", *options)
+    return [*CLI, *map(str, arguments), "--val-fraction", "0.2", "--jobs", "1"]
 
 
 def ended(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options)
-    assert "Traceback" not in done.stderr
-    return done
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options)
+    assert "Traceback" not in process.stderr
+    return process
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], what: str) -> None:
@@ -79,27 +79,28 @@ def source(tmp_path: Path) -> Path:
 # 42: killed while HDF5 is written
 
 
-def test_case_42_killed_at_any_write_of_the_hdf5_file_it_is_whole_or_absent(
+def test_hdf5_killed_at_any_write_is_complete_or_absent(
     root: Path, tmp_path: Path, tokenizer: Path, source: Path
 ) -> None:
+    """Case 42 of docs/design/reliability.md."""
     if not shutil.which("strace"):
         pytest.skip("case 42 was NOT tested: no strace here")
-    asked = command(root, tokenizer, source, "--format", "hdf5")
+    arguments = command(root, tokenizer, source, "--format", "hdf5")
     quiet = command(tmp_path / "quiet", tokenizer, source, "--format", "hdf5")
     assert ended(*quiet).returncode == 0
-    wanted = generation(tmp_path / "quiet")
-    assert wanted
-    victim = root / "tokens" / "small" / f".draft-{wanted.manifest.key}" / "train.h5"
+    expected = generation(tmp_path / "quiet")
+    assert expected
+    victim = root / "tokens" / "small" / f".draft-{expected.manifest.key}" / "train.h5"
     inject = "inject=pwrite64:signal=SIGKILL:when={}"
     kills = 0
     for number in range(1, 40):
         strace = ["strace", "-qq", "-f", "-o", "/dev/null", "-P", str(victim), "-e", "trace=pwrite64", "-e"]
-        done = ended(*strace, inject.format(number), *asked)
-        if done.returncode == 0:
+        process = ended(*strace, inject.format(number), *arguments)
+        if process.returncode == 0:
             break
         kills += 1
-        assert done.returncode == 71, "the writer is a process of its own, and the command lives on to say so"
-        assert_one_line(done, "a worker process was killed")
+        assert process.returncode == 71, "the writer is a process of its own, and the command lives on to say so"
+        assert_one_line(process, "a worker process was killed")
         assert generation(root) is None
         assert_survived(root)
     assert kills >= 3, "there are several writes"
@@ -117,34 +118,36 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("case", "layout"), [(43, "hdf5"), (43, "both"), (44, "memmap")])
-def test_case_43_and_44_on_a_full_disk_the_command_ends_in_74_the_old_set_stays_and_with_room_it_ends_well(
+def test_full_disk_exits_74_and_keeps_the_old_generation(
     small_disk: Path, tmp_path: Path, tokenizer: Path, source: Path, case: int, layout: str
 ) -> None:
+    """Cases 43 and 44 of docs/design/reliability.md."""
     root = small_disk / "artifacts"
     assert ended(*command(root, tokenizer, source)).returncode == 0
     old = generation(root)
     assert old
-    more = lines(tmp_path / "more.jsonl", [text * 20 for text in texts("more", 400)]).path
-    asked = command(root, tokenizer, more, "--format", layout)
-    assert ended(*command(tmp_path / "quiet", tokenizer, more, "--format", layout)).returncode == 0
-    wanted = generation(tmp_path / "quiet")
-    assert wanted
-    needed = sum(record.size for record in wanted.manifest.files)
+    larger = lines(tmp_path / "more.jsonl", [text * 20 for text in texts("more", 400)]).path
+    arguments = command(root, tokenizer, larger, "--format", layout)
+    assert ended(*command(tmp_path / "quiet", tokenizer, larger, "--format", layout)).returncode == 0
+    expected = generation(tmp_path / "quiet")
+    assert expected
+    needed_bytes = sum(record.size for record in expected.manifest.files)
     for share in (0.3, 0.9, 1.3) if layout == "hdf5" else (0.3, 0.9):  # hdf5 is made of segments that are then gone
         left_room(
             small_disk,
-            int(needed * share) - files.bytes_below(root / "tokens" / "small" / f".draft-{wanted.manifest.key}"),
+            int(needed_bytes * share)
+            - files.bytes_below(root / "tokens" / "small" / f".draft-{expected.manifest.key}"),
         )
-        done = ended(*asked)
-        assert done.returncode == 74, f"{done.returncode} with room for {share:.0%}: {done.stderr}"
-        assert_one_line(done, "no space left on device")
+        process = ended(*arguments)
+        assert process.returncode == 74, f"{process.returncode} with room for {share:.0%}: {process.stderr}"
+        assert_one_line(process, "no space left on device")
         assert_survived(root, old.digest)
         assert generation(root) == old
     (small_disk / "ballast").unlink()
-    done = ended(*asked)
-    assert done.returncode == 0, done.stderr
+    process = ended(*arguments)
+    assert process.returncode == 0, process.stderr
     assert published(root) == published(tmp_path / "quiet")
-    assert_settled(root, old.digest, wanted.digest)
+    assert_settled(root, old.digest, expected.digest)
 
 
 def left_room(disk: Path, count: int) -> None:
@@ -156,7 +159,8 @@ def left_room(disk: Path, count: int) -> None:
         os.posix_fallocate(out.fileno(), 0, shutil.disk_usage(disk).free - count)
 
 
-def test_case_49_without_inodes_a_refresh_ends_in_74_and_with_them_it_ends_well(tmp_path: Path) -> None:
+def test_refresh_without_inodes_exits_74_and_recovers(tmp_path: Path) -> None:
+    """Case 49 of docs/design/reliability.md."""
     with serving(Hub()) as hub, mounted_tmpfs(tmp_path / "disk", "size=90m,nr_inodes=300") as disk:
         fill(hub, 2)
         job = nightly(tmp_path, hub, shards="0-1,val")
@@ -168,9 +172,9 @@ def test_case_49_without_inodes_a_refresh_ends_in_74_and_with_them_it_ends_well(
         free = os.statvfs(disk).f_ffree
         for number in range(free - 8):
             (disk / f"ballast-{number}").touch()
-        said = job.run(root, code=74)
-        said.assert_refused()
-        assert "inodes" in said.told["hint"]
+        failure = job.run(root, code=74)
+        failure.assert_refused()
+        assert "inodes" in failure.told["hint"]
         assert_survived(root, old.digest)
         assert generation(root) == old
         for path in disk.glob("ballast-*"):
@@ -203,11 +207,12 @@ for _name in ("create", "sync", "rename", "link", "symlink", "unlink"):
     setattr(Snapshots, _name, _taking(_name))
 
 
-def test_case_45_a_power_cut_before_any_step_of_a_publication_leaves_the_old_generation_or_the_new(
+def test_power_cut_at_any_step_leaves_the_old_or_new_generation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Case 45 of docs/design/reliability.md."""
     second = some(_folder(tmp_path / "second"), texts("other", 30), files=1)
-    wanted = tokenize(tmp_path / "quiet", second).artifact
+    expected = tokenize(tmp_path / "quiet", second).artifact
     images: list[Path] = []
     with mounted_ext4(tmp_path, "store", megabytes=8) as store:
         root = store.folder / "artifacts"
@@ -220,22 +225,22 @@ def test_case_45_a_power_cut_before_any_step_of_a_publication_leaves_the_old_gen
         tokenize(root, second)
         take()
         monkeypatch.undo()
-    seen = []
+    outcomes = []
     for number, image in enumerate(images):
         with mounted_ext4(tmp_path, f"mounted-{number}", image=image) as store:
             root = store.folder / "artifacts"
-            found = artifact.find(root, "tokens", "some")
-            assert found.digest in (old.digest, wanted.digest)
+            current = artifact.find(root, "tokens", "some")
+            assert current.digest in (old.digest, expected.digest)
             for path in artifact.generations(root):
                 assert artifact.problems(artifact.read(path), deep=True) == []
-            seen.append(found.digest == wanted.digest)
-            again = tokenize(root, second).artifact
-            assert (again.digest, sums(again)) == (wanted.digest, sums(wanted))
+            outcomes.append(current.digest == expected.digest)
+            rebuilt = tokenize(root, second).artifact
+            assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected))
             assert leftovers(root) == []
         image.unlink()
-    assert len(seen) > 20
-    assert seen == sorted(seen), "once it is published it stays"
-    assert (seen[0], seen[-1]) == (False, True)
+    assert len(outcomes) > 20
+    assert outcomes == sorted(outcomes), "once it is published it stays"
+    assert (outcomes[0], outcomes[-1]) == (False, True)
 
 
 def _folder(path: Path) -> Path:
@@ -264,7 +269,7 @@ class Unsynced(files.Disk):
                 continue
             state = self._scratch / "artifacts"
             shutil.copytree(self._root, state, symlinks=True)
-            for path in [each for each in self._root.rglob("*") if each.is_file() and not each.is_symlink()]:
+            for path in [file for file in self._root.rglob("*") if file.is_file() and not file.is_symlink()]:
                 status = path.stat()
                 if (status.st_ino, status.st_mtime_ns) not in self._synced and "unsynced" in kind:
                     size = 0 if "empty" in kind else status.st_size // 2
@@ -283,7 +288,7 @@ class Unsynced(files.Disk):
         super().sync(descriptor, path)
         status = os.fstat(descriptor)
         self._synced.add((status.st_ino, status.st_mtime_ns))
-        self._renamed = [each for each in self._renamed if path not in (each[1].parent,)]
+        self._renamed = [entry for entry in self._renamed if path not in (entry[1].parent,)]
 
     def rename(self, old: Path, new: Path) -> None:
         self.crash()
@@ -293,33 +298,36 @@ class Unsynced(files.Disk):
             self._renamed.append((old, new, link))
 
 
-def test_case_45_every_state_that_a_power_cut_may_leave_has_the_old_generation_or_the_new(
+def test_every_power_cut_state_has_the_old_or_new_generation(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a model of the disk: it needs no root, and takes more than one real file system does."""
+    """Case 45 of docs/design/reliability.md.
+
+    Uses a model of the disk: it needs no root and covers more than one file system.
+    """
     second = some(_folder(tmp_path / "second"), texts("other", 20), files=1)
-    wanted = tokenize(tmp_path / "quiet", second).artifact
+    expected = tokenize(tmp_path / "quiet", second).artifact
     old = tokenize(root, some(_folder(tmp_path / "first"), texts("some", 20), files=1)).artifact
-    seen = []
+    outcomes = []
 
     def found(state: Path, what: str) -> None:
         current = artifact.find(state, "tokens", "some")
-        assert current.digest in (old.digest, wanted.digest), what
+        assert current.digest in (old.digest, expected.digest), what
         for path in artifact.generations(state):
             assert artifact.problems(artifact.read(path), deep=True) == [], what
-        seen.append(current.digest == wanted.digest)
+        outcomes.append(current.digest == expected.digest)
         with monkeypatch.context() as patch:
             patch.setattr(files, "disk", files.Disk())
-            again = tokenize(state, second).artifact
-        assert (again.digest, sums(again)) == (wanted.digest, sums(wanted)), what
+            rebuilt = tokenize(state, second).artifact
+        assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected)), what
         assert leftovers(state) == [], what
 
     disk = Unsynced(root, _folder(tmp_path / "states"), found)
     monkeypatch.setattr(files, "disk", disk)
     tokenize(root, second)
     disk.crash()
-    assert len(seen) > 40
-    assert {*seen} == {True, False}
+    assert len(outcomes) > 40
+    assert {*outcomes} == {True, False}
 
 
 # 46, 47: damage after it was published
@@ -338,17 +346,18 @@ def cut(path: Path) -> None:
 VICTIM = "train-00001-0000.bin"
 
 
-def test_case_46_and_47_damage_is_named_not_trained_on_and_only_that_shard_is_made_again(
-    job: Nightly, root: Path
-) -> None:
+def test_damage_is_named_and_only_that_file_is_encoded_again(job: Nightly, root: Path) -> None:
+    """Cases 46 and 47 of docs/design/reliability.md."""
     job.run(root)
-    made = generation(root)
-    assert made
-    before, expected = stamps(made.path), published(root)
-    kept = {name: stamp for name, stamp in before.items() if re.match("(train|val)-", name) and "-00001-" not in name}
+    tokens = generation(root)
+    assert tokens
+    before, expected = stamps(tokens.path), published(root)
+    unaffected = {
+        name: stamp for name, stamp in before.items() if re.match("(train|val)-", name) and "-00001-" not in name
+    }
     damages: tuple[Callable[[Path], None], ...] = (flip, cut, Path.unlink)
     for number, damage in enumerate(damages):
-        damage(made.file(VICTIM))
+        damage(tokens.file(VICTIM))
         (problem,) = (problem for _, problems in verify.verify(root) for problem in problems)
         assert VICTIM in problem
         if not number:
@@ -363,16 +372,17 @@ def test_case_46_and_47_damage_is_named_not_trained_on_and_only_that_shard_is_ma
             assert [stage["result"] for stage in foreseen] == ["fresh", "stale"]
             assert VICTIM in foreseen[1]["why"]
         assert job.run(root).results == {"download": "unchanged", "tokenize": "built"}
-        after = stamps(made.path)
-        assert {name: after[name] for name in kept} == kept, "the other shards are the same files"
+        after = stamps(tokens.path)
+        assert {name: after[name] for name in unaffected} == unaffected, "the other shards are the same files"
         assert after[VICTIM] != before[VICTIM]
         assert published(root) == expected
         assert_settled(root)
 
 
-def test_case_46_damage_that_two_generations_share_is_named_in_both_and_mended_in_the_current_one(
+def test_damage_shared_by_two_generations_is_repaired_in_the_current(
     job: Nightly, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
+    """Case 46 of docs/design/reliability.md."""
     job.run(root)
     old = generation(root)
     hub.put("train/02.jsonl.zst", texts("shard 2", edition=1))
@@ -392,24 +402,23 @@ def test_case_46_damage_that_two_generations_share_is_named_in_both_and_mended_i
     assert {name for name, problems in verify.verify(root) if problems} == {old.ref}
 
 
-def test_case_47_a_file_that_does_not_belong_there_is_read_by_nobody_and_does_not_come_into_the_next_generation(
-    job: Nightly, root: Path
-) -> None:
+def test_unlisted_file_is_ignored_and_not_carried_over(job: Nightly, root: Path) -> None:
+    """Case 47 of docs/design/reliability.md."""
     job.run(root)
-    made, expected = generation(root), published(root)
-    assert made
-    made.file("train-00009-0000.bin").write_bytes(b"\0" * 8)
-    made.file("notes.txt").write_text("a note")
-    assert len(tokens.open_store(made).train) == made.manifest.counts["train_tokens"]
+    tokens, expected = generation(root), published(root)
+    assert tokens
+    tokens.file("train-00009-0000.bin").write_bytes(b"\0" * 8)
+    tokens.file("notes.txt").write_text("a note")
+    assert len(open_store(tokens).train) == tokens.manifest.counts["train_tokens"]
     listed = ended(*CLI, "--artifacts", str(root), "verify")
     assert listed.returncode == 0
     assert "notes.txt: in no manifest" in listed.stderr
     assert job.run(root).told["result"] == "unchanged"
-    made.file(VICTIM).unlink()
+    tokens.file(VICTIM).unlink()
     job.run(root)
-    now = generation(root)
-    assert now
-    assert now.digest == made.digest, "the same inputs give the same manifest"
+    current = generation(root)
+    assert current
+    assert current.digest == tokens.digest, "the same inputs give the same manifest"
     assert {name: published(root)[name] for name in expected} == expected
 
 
@@ -443,9 +452,9 @@ def boundless_with_a_place(path: Path, secret: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("tokens", data=np.arange(7, dtype="<u2"))
     data = path.read_bytes()
-    seven, many = (7).to_bytes(8, "little"), (1 << 50).to_bytes(8, "little")
+    seven, huge = (7).to_bytes(8, "little"), (1 << 50).to_bytes(8, "little")
     assert seven in data
-    path.write_bytes(data.replace(seven, many).replace((14).to_bytes(8, "little"), (1 << 51).to_bytes(8, "little")))
+    path.write_bytes(data.replace(seven, huge).replace((14).to_bytes(8, "little"), (1 << 51).to_bytes(8, "little")))
 
 
 def soft_link_in_a_circle(path: Path, secret: Path) -> None:
@@ -457,9 +466,8 @@ HOSTILE = (virtual, external, boundless, boundless_with_a_place, link_to_elsewhe
 
 
 @pytest.mark.parametrize("make", HOSTILE)
-def test_case_48_a_hostile_hdf5_file_is_refused_and_what_it_points_at_is_not_opened(
-    tmp_path: Path, make: Callable[[Path, Path], None]
-) -> None:
+def test_hostile_hdf5_is_refused_and_its_target_not_opened(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
+    """Case 48 of docs/design/reliability.md."""
     secret, path = tmp_path / "secret.h5", tmp_path / "train.h5"
     with h5py.File(secret, "w") as file:
         file.create_dataset("tokens", data=np.arange(7, dtype="<u2"))

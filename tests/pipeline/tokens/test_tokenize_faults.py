@@ -1,6 +1,6 @@
 """Tokenizing and its tokenizers under faults: cases 36 to 41 of the catalogue, cut shards, and kill -9.
 
-The numbers in the names are those of reference/reliability.md, section 2.
+The numbers in the names are those of docs/design/reliability.md, section 2.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from pipeline.tokenizers import stage as train_tokenizer
 from pipeline.tokens import segments
-from pipeline.tokens import store as tokens
 from pipeline.tokens.stage import Inputs
+from pipeline.tokens.store import open_store
 from tests.support import chaos
 from tests.support.chaos import Trial
 from tests.support.tokenizing import (
     LETTERS,
     TEXTS,
-    all_train,
-    given,
+    input_file,
     lines,
     no_draft,
     nothing_published,
@@ -47,6 +46,7 @@ from tests.support.tokenizing import (
     run,
     some,
     texts_of,
+    train_inputs,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,18 +98,20 @@ def fill_with_zeros(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, fill_with_zeros])
 @pytest.mark.parametrize("card", [False, True])
-def test_36_a_trained_tokenizer_that_was_damaged_is_bad_data(
+def test_damaged_trained_tokenizer_raises_bad_data(
     root: Path, trained: artifact.Artifact, damage: Callable[[Path], None], card: bool
 ) -> None:
+    """Case 36 of docs/design/reliability.md."""
     damage(trained.file("tokenizer.json") if card else main_file(trained))
     with pytest.raises(BadData, match="book"):
         tokenizers.find(root, "book")
 
 
 @pytest.mark.parametrize("trained", ["bpe"], indirect=True)
-def test_36_a_damaged_tokenizer_ends_the_command_before_any_work(
+def test_damaged_tokenizer_ends_the_command_before_any_work(
     inkstone: Inkstone, root: Path, tmp_path: Path, trained: artifact.Artifact
 ) -> None:
+    """Case 36 of docs/design/reliability.md."""
     flip(main_file(trained))
     said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "book", code=65)
     assert_refused(said, root)
@@ -117,12 +119,11 @@ def test_36_a_damaged_tokenizer_ends_the_command_before_any_work(
 
 
 @pytest.mark.parametrize("trained", ["char"], indirect=True)
-def test_36_a_tokenizer_that_is_another_than_its_manifest_says_is_refused(
-    root: Path, trained: artifact.Artifact
-) -> None:
-    made, _ = tokenizers.find(root, "book")
+def test_tokenizer_that_differs_from_its_manifest_is_refused(root: Path, trained: artifact.Artifact) -> None:
+    """Case 36 of docs/design/reliability.md."""
+    tokenizer, _ = tokenizers.find(root, "book")
     characters = main_file(trained).read_text(encoding="utf-8")
-    Characters(characters[::-1], made.name).save(trained.path)  # whole in itself, and of the same sizes
+    Characters(characters[::-1], tokenizer.name).save(trained.path)  # whole in itself, and of the same sizes
     assert len(artifact.problems(trained, deep=True)) == 2
     for record in trained.manifest.files:  # as bits that rot: nothing else tells that they were changed
         os.utime(trained.file(record.name), (1e9, 1e9))
@@ -132,7 +133,7 @@ def test_36_a_tokenizer_that_is_another_than_its_manifest_says_is_refused(
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_36_ranks_that_were_damaged_in_tiktokens_cache_are_never_used(
+def test_damaged_ranks_in_the_tiktoken_cache_are_never_used(
     inkstone: Inkstone,
     shared: Path,
     root: Path,
@@ -140,6 +141,7 @@ def test_36_ranks_that_were_damaged_in_tiktokens_cache_are_never_used(
     monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], None],
 ) -> None:
+    """Case 36 of docs/design/reliability.md."""
     cache = tmp_path / "cache"
     cache.mkdir()
     for path in (shared / "tiktoken").iterdir():
@@ -185,7 +187,7 @@ def model(*pieces: bytes, charsmap: bytes = b"", extra: bytes = b"") -> bytes:
     special = [field(1, b"<unk>") + field(3, 2), field(1, b"</s>") + field(3, 3)]
     trainer = field(3, 2) + field(40, 0) + field(41, -1) + field(42, 1) + field(43, -1)  # BPE; unk, bos, eos, pad
     normalizer = field(1, b"identity") + field(3, 0) + field(4, 0) + (field(2, charsmap) if charsmap else b"")
-    return b"".join(field(1, each) for each in [*special, *normal]) + field(2, trainer) + field(3, normalizer) + extra
+    return b"".join(field(1, piece) for piece in [*special, *normal]) + field(2, trainer) + field(3, normalizer) + extra
 
 
 TRIE = struct.pack("<I", 1024) + struct.pack("<256I", *[0x7FFFFFFF] * 256) + b"x\0"  # its nodes lie far outside
@@ -205,7 +207,8 @@ HOSTILE = {
 }
 
 
-def test_37_the_model_that_the_hostile_ones_are_made_from_is_a_good_one(inkstone: Inkstone, tmp_path: Path) -> None:
+def test_base_of_the_hostile_models_is_valid(inkstone: Inkstone, tmp_path: Path) -> None:
+    """Case 37 of docs/design/reliability.md."""
     (tmp_path / "good.model").write_bytes(model(b"ab"))
     path = lines(tmp_path / "a.jsonl", TEXTS).path
     assert inkstone("tokenize", path, "--tokenizer", tmp_path / "good.model")["result"] == "built"
@@ -226,38 +229,39 @@ for model in models:
 def each_model(root: Path, text: Path, models: Iterable[object]) -> list[tuple[int, str]]:
     """Exit code and stderr of tokenizing with each of `models`, by one process that lives through all of them."""
     command = [sys.executable, "-c", _EACH, *map(str, (root, text, *models))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    ended = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, f"died with {done.returncode} after {len(ended)} models: {done.stderr}"
-    return [(code, said) for code, said in ended]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    results = [json.loads(line) for line in process.stdout.splitlines()]
+    assert process.returncode == 0, f"died with {process.returncode} after {len(results)} models: {process.stderr}"
+    return [(code, said) for code, said in results]
 
 
-def test_37_a_hostile_model_is_refused_and_we_live_on(root: Path, tmp_path: Path) -> None:
+def test_hostile_model_is_refused_without_a_crash(root: Path, tmp_path: Path) -> None:
+    """Case 37 of docs/design/reliability.md."""
     for kind, data in HOSTILE.items():
         (tmp_path / f"{kind}.model").write_bytes(data)
     text = lines(tmp_path / "a.jsonl", TEXTS).path
-    ended = each_model(root, text, (tmp_path / f"{kind}.model" for kind in HOSTILE))
-    assert [code for code, _ in ended] == [65] * len(HOSTILE)
-    for kind, (_, said) in zip(HOSTILE, ended, strict=True):
+    results = each_model(root, text, (tmp_path / f"{kind}.model" for kind in HOSTILE))
+    assert [code for code, _ in results] == [65] * len(HOSTILE)
+    for kind, (_, said) in zip(HOSTILE, results, strict=True):
         assert said.startswith(f"error: {kind}: ")
         assert said.count("\n") == 1
     assert not (root / "tokens").exists()
 
 
 @pytest.mark.parametrize("trained", ["bpe"], indirect=True)
-def test_37_a_hostile_model_in_the_place_of_a_trained_one_is_refused_and_we_live_on(
-    root: Path, tmp_path: Path, trained: artifact.Artifact
-) -> None:
+def test_hostile_model_in_a_trained_artifact_is_refused(root: Path, tmp_path: Path, trained: artifact.Artifact) -> None:
+    """Case 37 of docs/design/reliability.md."""
     text, shelves = lines(tmp_path / "a.jsonl", TEXTS).path, []
     for kind, data in HOSTILE.items():  # of the size that the manifest knows, where that can be
         shelves.append(shutil.copytree(trained.path, tmp_path / kind))
         (shelves[-1] / "tokenizer.model").write_bytes(data.ljust(main_file(trained).stat().st_size, b"\0"))
-    ended = each_model(root, text, shelves)
-    assert [code for code, _ in ended] == [65] * len(HOSTILE)
-    assert all(said.startswith("error: ") and said.count("\n") == 1 for _, said in ended)
+    results = each_model(root, text, shelves)
+    assert [code for code, _ in results] == [65] * len(HOSTILE)
+    assert all(said.startswith("error: ") and said.count("\n") == 1 for _, said in results)
 
 
-def test_37_a_model_that_is_too_large_for_a_small_machine_is_never_read_here(root: Path, tmp_path: Path) -> None:
+def test_too_large_a_model_is_never_read_in_this_process(root: Path, tmp_path: Path) -> None:
+    """Case 37 of docs/design/reliability.md."""
     with open(tmp_path / "large.model", "wb") as file:
         file.truncate(5 << 30)  # of zeros that take no room on the disk
     ((code, said),) = each_model(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "large.model"])
@@ -273,9 +277,8 @@ class SentencePieceProcessor:
 """
 
 
-def test_37_a_model_that_takes_the_library_down_is_refused_and_we_live_on(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_crashes_the_library_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 37 of docs/design/reliability.md."""
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "sentencepiece.py").write_text(_CRASHES, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'library'}")
@@ -285,7 +288,8 @@ def test_37_a_model_that_takes_the_library_down_is_refused_and_we_live_on(
     assert "deadly.model: loading this model crashes the process" in said
 
 
-def test_37_a_model_with_a_piece_that_is_no_text_is_refused(inkstone: Inkstone, root: Path, tmp_path: Path) -> None:
+def test_model_with_a_piece_that_is_not_utf_8_is_refused(inkstone: Inkstone, root: Path, tmp_path: Path) -> None:
+    """Case 37 of docs/design/reliability.md."""
     (tmp_path / "bytes.model").write_bytes(model(b"a\xff"))
     path = lines(tmp_path / "a.jsonl", [*TEXTS, "a long one " * 10_000]).path
     said = inkstone("tokenize", path, "--tokenizer", tmp_path / "bytes.model", code=65)
@@ -295,9 +299,10 @@ def test_37_a_model_with_a_piece_that_is_no_text_is_refused(inkstone: Inkstone, 
 # 38: no network
 
 
-def test_38_without_network_and_cache_we_are_told_what_to_provide(
+def test_missing_network_and_cache_error_says_what_to_provide(
     inkstone: Inkstone, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Case 38 of docs/design/reliability.md."""
     go_offline(monkeypatch, tmp_path / "empty")
     start = time.monotonic()
     said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "cl100k_base", code=75)
@@ -307,19 +312,26 @@ def test_38_without_network_and_cache_we_are_told_what_to_provide(
     assert_refused(said, root)
 
 
-def test_38_tokens_carry_their_tokenizer_and_need_neither(
+def test_tokens_open_offline_with_their_own_tokenizer(
     shared: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = run(root, some(tmp_path), tokenizer=Tiktoken.named("r50k_base")).artifact
+    """Case 38 of docs/design/reliability.md."""
+    tokens = run(root, some(tmp_path), tokenizer=Tiktoken.named("r50k_base")).artifact
     go_offline(monkeypatch, tmp_path / "empty")
-    assert set(texts_of(made, "train", tokens.open_store(made).tokenizer)) < set(TEXTS)
+    assert set(texts_of(tokens, "train", open_store(tokens).tokenizer)) < set(TEXTS)
 
 
 # 39: text that spells a special token
 
 SPELLED = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
 SPELLED += ["<s>", "</s>", "<pad>", "<unk>", "<0x0A>"]
-SPELLING = [*SPELLED, *(f"one{each}two" for each in SPELLED), "".join(SPELLED), "<|endoftext|>" * 500, "<|endoftext|"]
+SPELLING = [
+    *SPELLED,
+    *(f"one{spelling}two" for spelling in SPELLED),
+    "".join(SPELLED),
+    "<|endoftext|>" * 500,
+    "<|endoftext|",
+]
 
 
 @pytest.mark.parametrize(
@@ -327,29 +339,32 @@ SPELLING = [*SPELLED, *(f"one{each}two" for each in SPELLED), "".join(SPELLED), 
     [("r50k_base", {50256}), ("cl100k_base", set(range(100257, 100277))), ("o200k_base", {199999, 200018})],
 )
 @pytest.mark.parametrize("encoder", ["gigatoken", "tiktoken"])
-def test_39_text_never_becomes_a_special_token_of_an_encoding(
+def test_text_never_becomes_a_special_token_of_an_encoding(
     shared: Path, tmp_path: Path, root: Path, encoding: str, special: set[int], encoder: str
 ) -> None:
+    """Case 39 of docs/design/reliability.md."""
     tokenizer = Tiktoken.named(encoding, encoder)
-    made = run(root, all_train(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
-    assert_ends_only(made, special)
-    assert texts_of(made, "train", tokenizer) == SPELLING
+    tokens = run(root, train_inputs(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
+    assert_ends_only(tokens, special)
+    assert texts_of(tokens, "train", tokenizer) == SPELLING
 
 
 @pytest.mark.parametrize("trained", ["bpe"], indirect=True)
-def test_39_text_never_becomes_a_control_piece_of_a_trained_model(
+def test_text_never_becomes_a_control_piece_of_a_trained_model(
     tmp_path: Path, root: Path, trained: artifact.Artifact
 ) -> None:
+    """Case 39 of docs/design/reliability.md."""
     tokenizer, _ = tokenizers.find(root, "book")
-    made = run(root, all_train(tmp_path, *SPELLING), tokenizer=tokenizer, trained=trained).artifact
-    assert_ends_only(made, {0, 1})
-    assert texts_of(made, "train", tokenizer) == SPELLING
+    tokens = run(root, train_inputs(tmp_path, *SPELLING), tokenizer=tokenizer, trained=trained).artifact
+    assert_ends_only(tokens, {0, 1})
+    assert texts_of(tokens, "train", tokenizer) == SPELLING
 
 
-def test_39_text_never_becomes_the_end_of_a_model_from_elsewhere(tmp_path: Path, root: Path) -> None:
+def test_text_never_becomes_end_of_text_of_an_untrusted_model(tmp_path: Path, root: Path) -> None:
+    """Case 39 of docs/design/reliability.md."""
     tokenizer = SentencePiece(model(b"</", b"s>"), "elsewhere")
-    made = run(root, all_train(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
-    assert_ends_only(made, {1})
+    tokens = run(root, train_inputs(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
+    assert_ends_only(tokens, {1})
 
 
 def assert_ends_only(made: artifact.Artifact, special: set[int]) -> None:
@@ -365,30 +380,31 @@ def assert_ends_only(made: artifact.Artifact, special: set[int]) -> None:
 
 @pytest.mark.parametrize(("extra", "dtype"), [(0, "<u2"), (1, "<u4")])
 @pytest.mark.parametrize("layout", segments.FORMATS)
-def test_40_ids_above_65535_take_four_bytes(tmp_path: Path, root: Path, extra: int, dtype: str, layout: str) -> None:
+def test_ids_above_65535_take_four_bytes(tmp_path: Path, root: Path, extra: int, dtype: str, layout: str) -> None:
+    """Case 40 of docs/design/reliability.md."""
     wide = "".join(map(chr, range(0x10000, 0x20000 - 2 + extra)))
     tokenizer = Characters(wide, "wide")
     assert tokenizer.vocab_size == 65_536 + extra
-    made = run(root, all_train(tmp_path, wide[-3:]), tokenizer=tokenizer, format=layout).artifact
-    assert made.manifest.counts["dtype"] == dtype
-    array = tokens.open_store(made).train
+    tokens = run(root, train_inputs(tmp_path, wide[-3:]), tokenizer=tokenizer, format=layout).artifact
+    assert tokens.manifest.counts["dtype"] == dtype
+    array = open_store(tokens).train
     assert array.read(0, 4).tolist() == [*range(tokenizer.vocab_size - 3, tokenizer.vocab_size), 0]
     assert {segment.dtype for segment in array.segments} == {np.dtype(dtype)}
 
 
-def test_40_a_format_of_two_bytes_refuses_a_wide_vocabulary(shared: Path, tmp_path: Path, root: Path) -> None:
-    made = run(root, all_train(tmp_path, *TEXTS), tokenizer=Tiktoken.named("cl100k_base")).artifact
+def test_two_byte_format_refuses_a_wide_vocabulary(shared: Path, tmp_path: Path, root: Path) -> None:
+    """Case 40 of docs/design/reliability.md."""
+    tokens = run(root, train_inputs(tmp_path, *TEXTS), tokenizer=Tiktoken.named("cl100k_base")).artifact
     with pytest.raises(BadConfig, match="nanogpt holds ids below 65,536"):
-        formats.export(made, "nanogpt", tmp_path / "out")
+        formats.export(tokens, "nanogpt", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
 # 41: training a tokenizer
 
 
-def test_41_a_killed_training_leaves_no_part_of_a_model_and_the_same_text_gives_the_same_bytes(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_killed_training_leaves_no_partial_model_and_repeats(shared: Path, tmp_path: Path) -> None:
+    """Case 41 of docs/design/reliability.md."""
     book = tmp_path / "book.txt"
     book.write_bytes((shared / "data" / "shuihu_raw.txt").read_bytes()[:600_000].rpartition(b"\n")[0])
     start = time.monotonic()
@@ -401,10 +417,10 @@ def test_41_a_killed_training_leaves_no_part_of_a_model_and_the_same_text_gives_
         time.sleep(draw.uniform(0.3, 0.95) * seconds)
         first.kill()
         first.wait()
-        found = list(root.glob("tokenizers/book/[!.]*"))
-        assert not found or models(root) == expected  # it may have been done
+        paths = list(root.glob("tokenizers/book/[!.]*"))
+        assert not paths or models(root) == expected  # it may have been done
         assert [path for path in root.rglob("*.model") if not path.parent.name.startswith(".draft-")] == [
-            path / "tokenizer.model" for path in found if not path.is_symlink()
+            path / "tokenizer.model" for path in paths if not path.is_symlink()
         ]
         assert train(root, book).wait() == 0
         assert models(root) == expected
@@ -412,8 +428,8 @@ def test_41_a_killed_training_leaves_no_part_of_a_model_and_the_same_text_gives_
 
 
 def train(root: Path, book: Path) -> subprocess.Popen[bytes]:
-    asked = ("--artifacts", root, "-q", "train-tokenizer", book, "--name", "book", "--vocab-size", 4000)
-    return subprocess.Popen([sys.executable, "cli.py", *map(str, asked)], cwd=ROOT)
+    arguments = ("--artifacts", root, "-q", "train-tokenizer", book, "--name", "book", "--vocab-size", 4000)
+    return subprocess.Popen([sys.executable, "cli.py", *map(str, arguments)], cwd=ROOT)
 
 
 def models(root: Path) -> dict[str, str]:
@@ -440,39 +456,37 @@ def cuts(shard: Path, count: int, seed: int) -> list[int]:
     return [0, 1, 4, size - 1, *(draw.randrange(5, size) for _ in range(count - 4))]
 
 
-def test_a_shard_that_is_cut_anywhere_is_bad_data_and_publishes_nothing(
-    tmp_path: Path, root: Path, shard: Path
-) -> None:
+def test_truncated_shard_publishes_nothing(tmp_path: Path, root: Path, shard: Path) -> None:
     val = lines(tmp_path / "val.jsonl", ["held out"])
-    whole = run(tmp_path / "whole", beside(shard, val)).artifact
+    complete = run(tmp_path / "whole", beside(shard, val)).artifact
     path = tmp_path / "00.jsonl.zst"
-    for place in cuts(shard, 50, 24):
-        path.write_bytes(shard.read_bytes()[:place])
+    for size in cuts(shard, 50, 24):
+        path.write_bytes(shard.read_bytes()[:size])
         with pytest.raises(BadData, match=r"00\.jsonl\.zst: "):
             run(root, beside(path, val))
         assert nothing_published(root)
         assert no_draft(root)
     path.write_bytes(shard.read_bytes())
-    assert run(root, beside(path, val)).artifact.digest == whole.digest
+    assert run(root, beside(path, val)).artifact.digest == complete.digest
 
 
 def beside(path: Path, val: raw.InputFile) -> Inputs:
-    return Inputs((given(path),), (val,))
+    return Inputs((input_file(path),), (val,))
 
 
-def test_a_cut_shard_ends_the_command_with_65_and_its_workers_with_it(tmp_path: Path, root: Path, shard: Path) -> None:
+def test_truncated_shard_exits_65_and_ends_the_workers(tmp_path: Path, root: Path, shard: Path) -> None:
     val = lines(tmp_path / "val.jsonl", ["held out"]).path
     path = tmp_path / "00.jsonl.zst"
-    for place in cuts(shard, 6, 65)[-3:]:
-        path.write_bytes(shard.read_bytes()[:place])
-        asked = ("tokenize", path, "--val", val, "--tokenizer", letters(root).path, "--jobs", 2)
-        command = chaos.command("--artifacts", root, *asked, unit=100_000, piece=20_000)
-        done = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        said = done.communicate()[1]
-        assert done.returncode == 65, said
-        assert "truncated" in said.splitlines()[-1]
+    for size in cuts(shard, 6, 65)[-3:]:
+        path.write_bytes(shard.read_bytes()[:size])
+        arguments = ("tokenize", path, "--val", val, "--tokenizer", letters(root).path, "--jobs", 2)
+        command = chaos.command("--artifacts", root, *arguments, unit=100_000, piece=20_000)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        said = process.communicate()[1]
+        assert process.returncode == 65, said
+        assert "cut short" in said.splitlines()[-1]
         assert "Traceback" not in said
-        assert chaos.survivors(done.pid) == []
+        assert chaos.survivors(process.pid) == []
         assert [entry.name for entry in (root / "tokens" / "00").iterdir()] == [".lock"]
 
 
@@ -495,10 +509,10 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
 
 
 @linux
-def test_20_kills_at_random_moments_end_in_the_bytes_of_an_undisturbed_run(trial: Trial, tmp_path: Path) -> None:
-    found = chaos.rounds(trial, tmp_path, 20, seed=20)
-    assert [each.wrong for each in found if each.wrong] == []
-    print(chaos.summary(found))
+def test_20_random_kills_end_in_the_bytes_of_one_run(trial: Trial, tmp_path: Path) -> None:
+    rounds = chaos.rounds(trial, tmp_path, 20, seed=20)
+    assert [outcome.wrong for outcome in rounds if outcome.wrong] == []
+    print(chaos.summary(rounds))
 
 
 def until_units(first: subprocess.Popen[str], root: Path, count: int) -> None:
@@ -509,7 +523,7 @@ def until_units(first: subprocess.Popen[str], root: Path, count: int) -> None:
 
 
 @linux
-def test_a_killed_run_goes_on_after_its_last_whole_unit(trial: Trial, tmp_path: Path) -> None:
+def test_killed_run_resumes_after_its_last_complete_unit(trial: Trial, tmp_path: Path) -> None:
     first = trial.start(tmp_path)
     until_units(first, tmp_path, 4)
     first.kill()
@@ -518,16 +532,17 @@ def test_a_killed_run_goes_on_after_its_last_whole_unit(trial: Trial, tmp_path: 
     before = chaos.left_behind(tmp_path)
     assert len(before.finished) >= 4
     assert before.begun <= 1
-    again = trial.start(tmp_path)
-    again.communicate()
-    assert again.returncode == 0
+    second = trial.start(tmp_path)
+    second.communicate()
+    assert second.returncode == 0
     current = tmp_path / "tokens" / "chaos" / "current"
     assert {name: chaos.stamp(current / name) for name in before.finished} == before.finished
     assert chaos.published(tmp_path) == trial.sums
 
 
 @linux
-def test_34_a_killed_worker_ends_the_command_with_71_and_the_next_one_goes_on(trial: Trial, tmp_path: Path) -> None:
+def test_killed_worker_exits_71_and_the_next_run_resumes(trial: Trial, tmp_path: Path) -> None:
+    """Case 34 of docs/design/reliability.md."""
     first = trial.start(tmp_path)
     until_units(first, tmp_path, 2)
     os.kill(chaos.workers_of(first.pid)[0], signal.SIGKILL)
@@ -538,9 +553,9 @@ def test_34_a_killed_worker_ends_the_command_with_71_and_the_next_one_goes_on(tr
     assert "Traceback" not in said
     assert chaos.survivors(first.pid) == []
     assert len(chaos.left_behind(tmp_path).finished) >= 2
-    again = trial.start(tmp_path)
-    again.communicate()
-    assert again.returncode == 0
+    second = trial.start(tmp_path)
+    second.communicate()
+    assert second.returncode == 0
     assert chaos.published(tmp_path) == trial.sums
 
 
@@ -553,6 +568,6 @@ def crumbs(root: Path, tmp_path: Path) -> list[Path]:
     return [link]
 
 
-def test_what_a_killed_run_left_beside_its_draft_is_cleared_too(tmp_path: Path, root: Path, crumbs: list[Path]) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path, root: Path, crumbs: list[Path]) -> None:
     run(root, some(tmp_path))
     assert [path for path in crumbs if path.is_symlink() or path.exists()] == []

@@ -30,13 +30,13 @@ OFFSET = 1000  # of the piece in its file's text
 
 
 def job(**fields: object) -> FileSpec:
-    given = {"split": "train", "val_fraction": 0.0, "filter": DocumentFilter(), "digests": False} | fields
-    return FileSpec("<u4", "a.jsonl", **given)  # type: ignore[arg-type]
+    defaults = {"split": "train", "val_fraction": 0.0, "filter": DocumentFilter(), "digests": False} | fields
+    return FileSpec("<u4", "a.jsonl", **defaults)  # type: ignore[arg-type]
 
 
 def task(data: bytes, of: FileSpec | None = None, **fields: object) -> TokenizeTask:
-    given = {"file": 0, "unit": 0, "offset": OFFSET, "check_first": 8} | fields
-    return TokenizeTask(of or job(), size=len(data), lines=data, **given)  # type: ignore[arg-type]
+    defaults = {"file": 0, "unit": 0, "offset": OFFSET, "check_first": 8} | fields
+    return TokenizeTask(of or job(), size=len(data), lines=data, **defaults)  # type: ignore[arg-type]
 
 
 def encoded(
@@ -159,21 +159,24 @@ PIECES = st.tuples(
 @example(b'{"text":"a","x":{}\n{"text":"b"}{"text":"c"}\n')
 @example(b"\n")
 @example(b"\n\n{}\n")
-def test_case_31_all_lines_at_once_are_what_each_is_by_itself(data: bytes) -> None:
+def test_batch_decoding_equals_line_by_line(data: bytes) -> None:
+    """Case 31 of docs/design/reliability.md."""
     assert at_once(data) == one_by_one(data)
 
 
 @given(st.lists(st.sampled_from([b"{", b"}", b"\n", b'"text"', b":", b",", b'"a"', b"[", b"]", b" ", b'{"text":"a"}'])))
 @settings(max_examples=600, deadline=None)
-def test_case_31_any_tokens_of_json_in_any_order_are_read_line_by_line(tokens: list[bytes]) -> None:
+def test_any_json_tokens_decode_as_line_by_line(tokens: list[bytes]) -> None:
+    """Case 31 of docs/design/reliability.md."""
     if data := b"".join(tokens):
         assert at_once(data) == one_by_one(data)
 
 
 @pytest.mark.parametrize("line", [*GOOD, *BAD], ids=lambda line: repr(line)[2:42])
-def test_case_31_each_kind_of_line_is_the_same_among_good_ones_and_among_bad_ones(line: bytes) -> None:
-    for around in (b'{"text":"a"}\n', b"bad\n", b""):
-        data = around + line + b"\n" + around
+def test_each_kind_of_line_decodes_alike_among_any_neighbours(line: bytes) -> None:
+    """Case 31 of docs/design/reliability.md."""
+    for neighbour in (b'{"text":"a"}\n', b"bad\n", b""):
+        data = neighbour + line + b"\n" + neighbour
         assert at_once(data) == one_by_one(data)
 
 
@@ -189,34 +192,40 @@ def test_case_31_each_kind_of_line_is_the_same_among_good_ones_and_among_bad_one
     ],
     ids=lambda line: repr(line)[2:42],
 )
-def test_case_31_what_is_bad_in_title_or_meta_is_bad_either_way(line: bytes) -> None:
+def test_bad_title_or_meta_is_judged_alike_either_way(line: bytes) -> None:
+    """Case 31 of docs/design/reliability.md."""
     assert at_once(line) == one_by_one(line)
 
 
-def test_case_31_a_hundred_thousand_brackets_are_one_bad_line() -> None:
+def test_a_hundred_thousand_brackets_are_one_bad_line() -> None:
+    """Case 31 of docs/design/reliability.md."""
     deep = b'{"text":"a","other":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     rows, ledger, rejects = at_once(b'{"text":"a"}\n' + deep + b'\n{"text":"b"}\n')
     assert [text for _, text, _ in rows] == ["a", None, "b"]
-    assert [(each.line, each.offset, each.reason) for each in rejects] == [(1, OFFSET + 13, "bad-json")]
+    assert [(reject.line, reject.offset, reject.reason) for reject in rejects] == [(1, OFFSET + 13, "bad-json")]
     assert ledger.documents.came == 3
 
 
 @given(PIECES)
 @settings(max_examples=200, deadline=None)
-def test_a_piece_becomes_its_documents_with_their_places_and_nothing_is_lost(data: bytes) -> None:
+def test_chunk_encodes_to_its_documents_and_the_ledger_adds_up(data: bytes) -> None:
     out, rows = encoded(data)
     expected, ledger, rejects = one_by_one(data)
-    kept = [(number, row) for number, row in enumerate(expected) if row[1]]
-    assert rows == ([[LETTERS.encode(text or "") for _, (_, text, _) in kept]] if kept else [])
+    documents = [(number, row) for number, row in enumerate(expected) if row[1]]
+    assert rows == ([[LETTERS.encode(text or "") for _, (_, text, _) in documents]] if documents else [])
     for batch in out.batches:
-        assert batch.offsets.tolist() == [offset for _, (offset, _, _) in kept]
-        assert batch.lines.tolist() == [number for number, _ in kept]
-        assert batch.characters.tolist() == [len(text or "") for _, (_, text, _) in kept]
-        assert batch.sets == [name for _, (_, _, name) in kept]
+        assert batch.offsets.tolist() == [offset for _, (offset, _, _) in documents]
+        assert batch.lines.tolist() == [number for number, _ in documents]
+        assert batch.characters.tolist() == [len(text or "") for _, (_, text, _) in documents]
+        assert batch.sets == [name for _, (_, _, name) in documents]
     assert out.lines == len(expected)
-    assert [each for each in out.rejects if each.reason != "empty"] == rejects
-    assert out.ledger.documents.came == ledger.documents.came == len(kept) + sum(out.ledger.documents.dropped.values())
-    assert out.ledger.characters.came == sum(len(row[1] or "") for _, row in kept) + sum(
+    assert [reject for reject in out.rejects if reject.reason != "empty"] == rejects
+    assert (
+        out.ledger.documents.came
+        == ledger.documents.came
+        == len(documents) + sum(out.ledger.documents.dropped.values())
+    )
+    assert out.ledger.characters.came == sum(len(row[1] or "") for _, row in documents) + sum(
         out.ledger.characters.dropped.values()
     )
 
@@ -224,7 +233,7 @@ def test_a_piece_becomes_its_documents_with_their_places_and_nothing_is_lost(dat
 # What is chosen
 
 
-def test_documents_are_chosen_by_their_set_and_their_length() -> None:
+def test_documents_are_filtered_by_set_and_length() -> None:
     data = b"".join(
         msgspec.json.encode({"text": text, "meta": {"pile_set_name": name}}) + b"\n"
         for text, name in [("abc", "Books3"), ("", "Books3"), ("a", "Books3"), ("abc", "ArXiv"), ("abc", "")]
@@ -238,26 +247,26 @@ def test_documents_are_chosen_by_their_set_and_their_length() -> None:
     }
     for choice, expected in reasons.items():
         out, rows = encoded(data, job(filter=choice))
-        assert sorted(each.reason for each in out.rejects) == expected
+        assert sorted(reject.reason for reject in out.rejects) == expected
         assert sum(map(len, rows)) == 5 - len(expected)
         assert out.ledger.documents.came == 5
 
 
-def test_documents_are_divided_by_a_hash_of_their_text_alone() -> None:
+def test_documents_are_divided_by_a_hash_of_their_text() -> None:
     texts = [f"{chr(97 + n % 26)}{'水' * (n // 26)}" for n in range(400)]
     out, rows = encoded(lines_of(*texts), job(split="", val_fraction=0.25))
     assert [batch.split for batch in out.batches] == ["train", "val"]
     assert 60 < len(rows[1]) < 140
     held_out = {text for text in texts if tasks.is_validation(tasks.digest_of(text), 0.25)}
     assert rows[1] == [LETTERS.encode(text) for text in texts if text in held_out]
-    more, _ = encoded(lines_of(*texts[200:], "xyz"), job(split="", val_fraction=0.25))
-    assert set(texts[200:]) & held_out == {texts[200:][n] for n in more.batches[1].lines if n < 200}
+    second, _ = encoded(lines_of(*texts[200:], "xyz"), job(split="", val_fraction=0.25))
+    assert set(texts[200:]) & held_out == {texts[200:][n] for n in second.batches[1].lines if n < 200}
 
 
 @pytest.mark.parametrize(
     ("fields", "hashed"), [({}, False), ({"digests": True}, True), ({"split": "", "val_fraction": 0.5}, True)]
 )
-def test_a_text_is_hashed_only_where_its_hash_is_needed(fields: dict[str, object], hashed: bool) -> None:
+def test_text_is_hashed_only_if_the_hash_is_needed(fields: dict[str, object], hashed: bool) -> None:
     out, _ = encoded(lines_of("a", "b"), job(**fields))
     digests = [digest for batch in out.batches for digest in batch.digests]
     assert sorted(digests) == sorted(tasks.digest_of(text) if hashed else b"" for text in "ab")
@@ -266,7 +275,7 @@ def test_a_text_is_hashed_only_where_its_hash_is_needed(fields: dict[str, object
 # A document in parts, and what is not kept
 
 
-def test_the_parts_of_a_document_have_the_ids_of_the_whole_and_one_end() -> None:
+def test_parts_have_the_ids_of_the_document_and_one_end_of_text() -> None:
     parts, found = ["ab ", "cd", "水浒"], list[int]()
     long = LongDocument(7, "", b"", "train")
     for number, part in enumerate(parts):
@@ -280,7 +289,7 @@ def test_the_parts_of_a_document_have_the_ids_of_the_whole_and_one_end() -> None
     assert found == [*LETTERS.encode("".join(parts)), LETTERS.end_of_text]
 
 
-def test_a_refused_line_is_accounted_for_and_gives_no_ids() -> None:
+def test_refused_line_is_counted_and_gives_no_ids() -> None:
     out, rows = encoded(b'{"text":"the beginning', refused="bad-too-long")
     assert rows == []
     assert out.rejects == [Reject("a.jsonl", 0, OFFSET, "bad-too-long", '{"text":"the beginning')]
@@ -305,7 +314,7 @@ class Wrong(Characters):
 WRONG = Wrong("abcdefghijklmnopqrstuvwxyz ", "letters")
 
 
-def test_a_difference_in_a_document_that_is_compared_stops_everything() -> None:
+def test_difference_in_a_compared_document_raises_bad_data() -> None:
     data = lines_of("right", "wrong", "right")
     with pytest.raises(
         BadData, match=f"the document at byte {OFFSET + 17:,} of its text is encoded differently by wrong"
@@ -315,7 +324,7 @@ def test_a_difference_in_a_document_that_is_compared_stops_everything() -> None:
     assert out.compared == 1
 
 
-def test_the_beginning_of_a_very_long_document_is_compared() -> None:
+def test_beginning_of_a_very_long_document_is_compared() -> None:
     long = "wrong word " * 10_000
     with pytest.raises(BadData):
         encoded(lines_of(long), tokenizer=WRONG)
@@ -323,13 +332,13 @@ def test_the_beginning_of_a_very_long_document_is_compared() -> None:
         encoded(b"", tokenizer=WRONG, long=LongDocument(len(long), "", b"", "train"), part=long)
 
 
-def test_about_one_in_a_thousand_of_the_others_is_compared_whatever_the_pieces() -> None:
+def test_about_one_document_in_a_thousand_is_compared() -> None:
     data = lines_of(*["abc"] * 20_000)
-    whole, _ = encoded(data, check_first=0)
-    assert 10 <= whole.compared <= 40
+    result, _ = encoded(data, check_first=0)
+    assert 10 <= result.compared <= 40
     half = len(data) // 2
     parts = [encoded(data[:half], check_first=0), encoded(data[half:], check_first=0, offset=OFFSET + half)]
-    assert sum(out.compared for out, _ in parts) == whole.compared
+    assert sum(out.compared for out, _ in parts) == result.compared
 
 
 # The real encodings
@@ -353,7 +362,7 @@ RUNS = st.lists(
 
 
 @pytest.mark.parametrize("name", ["r50k_base", "cl100k_base", "o200k_base"])
-def test_every_document_has_the_ids_that_tiktoken_gives_it(shared: Path, name: str) -> None:
+def test_every_document_has_the_ids_of_tiktoken(shared: Path, name: str) -> None:
     tokenizer = Tiktoken.named(name)
     assert tokenizer.encoder == "gigatoken"
 
@@ -392,9 +401,7 @@ hard = {
 
 
 @pytest.mark.parametrize("name", ["r50k_base", "cl100k_base", "o200k_base"])
-def test_documents_made_to_be_hard_have_the_ids_that_tiktoken_gives_them_within_seconds(
-    shared: Path, name: str
-) -> None:
+def test_hard_documents_have_the_ids_of_tiktoken_within_seconds(shared: Path, name: str) -> None:
     script = HARD + (
         "import sys, time\n"
         "from pipeline.tokenizers import Tiktoken, Unencodable\n"
@@ -409,18 +416,18 @@ def test_documents_made_to_be_hard_have_the_ids_that_tiktoken_gives_them_within_
         "    assert time.monotonic() - start < 40, name\n"
     )
     command = [sys.executable, "-c", script, name]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
     panics = ["spaces", "spaces at last"] if name == "o200k_base" else ["spaces at last"]
-    assert done.stdout.splitlines() == panics
+    assert process.stdout.splitlines() == panics
 
 
-def test_a_document_that_the_library_gives_up_on_is_bad_and_the_others_stay(shared: Path) -> None:
+def test_unencodable_document_is_rejected_alone(shared: Path) -> None:
     tokenizer = Tiktoken.named("o200k_base", "tiktoken")
     data = lines_of("before", " " * 1_000_000, "after")
     out, (rows,) = encoded(data, tokenizer=tokenizer)
     assert rows == [tokenizer.encode("before"), tokenizer.encode("after")]
-    assert [(each.line, each.reason) for each in out.rejects] == [(1, "bad-not-encodable")]
+    assert [(reject.line, reject.reason) for reject in out.rejects] == [(1, "bad-not-encodable")]
     assert out.ledger.characters.dropped == {"bad-not-encodable": 1_000_000}
     out, rows_only = encoded(lines_of(" " * 1_000_000), tokenizer=tokenizer)
     assert (rows_only, out.ledger.documents.came) == ([[]], 1)
@@ -431,7 +438,7 @@ def test_a_document_that_the_library_gives_up_on_is_bad_and_the_others_stay(shar
         tokenizer.encode(" " * 1_000_000)
 
 
-def test_a_long_run_of_spaces_is_no_hindrance_to_the_fast_encoder(shared: Path) -> None:
+def test_gigatoken_encodes_a_long_run_of_spaces(shared: Path) -> None:
     tokenizer = Tiktoken.named("o200k_base")
     out, (rows,) = encoded(lines_of(" " * 1_000_000), tokenizer=tokenizer)
     assert tokenizer.decode(rows[0]) == " " * 1_000_000
