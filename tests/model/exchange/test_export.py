@@ -88,7 +88,7 @@ def test_a_tokenizer_with_other_ids_exports_nothing(
     monkeypatch.setattr(
         type(LETTERS), "encode", lambda self, text: encode(self, text)[: 8 if text[:4] == "once" else None]
     )
-    with pytest.raises(BadData, match="'once upon.*' is encoded differently"):
+    with pytest.raises(BadData, match=r"'once upon.*' is encoded differently"):
         export.export(run_artifact, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(f"{files.TEMPORARY}*"))

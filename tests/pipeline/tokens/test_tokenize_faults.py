@@ -484,7 +484,7 @@ def test_truncated_shard_exits_65_and_ends_the_workers(tmp_path: Path, root: Pat
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
         said = process.communicate()[1]
         assert process.returncode == 65, said
-        assert "cut short" in said.splitlines()[-1]
+        assert "truncated" in said.splitlines()[-1]
         assert "Traceback" not in said
         assert chaos.survivors(process.pid) == []
         assert [entry.name for entry in (root / "tokens" / "00").iterdir()] == [".lock"]
