@@ -1,4 +1,4 @@
-"""Text that grows token by token is the text, and never half a character."""
+"""The incremental detokenizer emits the text and never part of a character."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT = "话说天下大势，分久必合。The old ferryman 合久必分！\n" 
 
 
 @functools.cache
-def learned(folder: Path, kind: str) -> Tokenizer:
+def train_tokenizer_of(folder: Path, kind: str) -> Tokenizer:
     text = folder / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     sentences = train_tokenizer.sentences_of(folder, str(text))
@@ -31,10 +31,10 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return tokenizers.Tiktoken.named("r50k_base")
     if request.param == "char":
         return Characters("".join(sorted(set(TEXT))), "char")
-    return learned(tmp_path_factory.mktemp("tokenizer"), request.param)
+    return train_tokenizer_of(tmp_path_factory.mktemp("tokenizer"), request.param)
 
 
-def unfolded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+def detokenize(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     unfolding = Unfolding(tokenizer)
     return [unfolding.add(token) for token in ids]
 
@@ -43,20 +43,20 @@ def unfolded(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 @given(st.text(alphabet=st.one_of(st.sampled_from(TEXT), st.characters(exclude_categories=["Cs"]))))
 def test_emitted_pieces_concatenate_to_the_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    assert "".join(unfolded(tokenizer, ids)) == tokenizer.decode(ids)
+    assert "".join(detokenize(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @settings(max_examples=200)
 @given(st.data())
 def test_no_sequence_of_ids_gives_a_replacement_character(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
-    assert "\ufffd" not in "".join(unfolded(tokenizer, ids))
+    assert "\ufffd" not in "".join(detokenize(tokenizer, ids))
 
 
 def test_character_of_several_tokens_is_emitted_with_the_last(shared: Path) -> None:
     tokenizer = tokenizers.Tiktoken.named("r50k_base")
     character = next(han for han in map(chr, range(0x4E00, 0x9FFF)) if len(tokenizer.encode(han)) == 3)
-    assert unfolded(tokenizer, tokenizer.encode(character)) == ["", "", character]
+    assert detokenize(tokenizer, tokenizer.encode(character)) == ["", "", character]
 
 
 def test_continuation_keeps_its_leading_space(shared: Path) -> None:
@@ -67,4 +67,4 @@ def test_continuation_keeps_its_leading_space(shared: Path) -> None:
 
 
 def test_end_of_text_adds_nothing(tokenizer: Tokenizer) -> None:
-    assert unfolded(tokenizer, [tokenizer.end_of_text]) == [""]
+    assert detokenize(tokenizer, [tokenizer.end_of_text]) == [""]

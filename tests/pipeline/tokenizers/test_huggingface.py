@@ -1,4 +1,4 @@
-"""tokenizer.json: `tokenizers` makes of every text the ids that we make of it."""
+"""tokenizer.json: `tokenizers` gives the same ids for every text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _EACH = 60_000  # characters of each file; of all that is in them the ids were c
 
 @pytest.fixture(scope="session", params=KINDS)
 def pair(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> tuple[Tokenizer, Any]:
-    """A tokenizer of ours, and what `tokenizers` opens of its tokenizer.json."""
+    """A tokenizer of ours, and its tokenizer.json opened with `tokenizers`."""
     if request.param in ENCODINGS_HERE:
         request.getfixturevalue("shared")
         tokenizer: Tokenizer = Tiktoken.named(request.param)
@@ -67,7 +67,7 @@ def test_real_texts_have_the_same_ids(pair: tuple[Tokenizer, Any], shared: Path,
 
 @functools.cache
 def texts(path: Path) -> list[str]:
-    """The beginning of the documents of a file; of a novel, its lines."""
+    """Return the beginnings of a file's documents, or the lines of a novel."""
     merge_list, size = [], 0
     for document in readers.read(path, Ledger(), print):
         for text in document.text.split("\n") if path.suffix == ".txt" else [document.text]:
@@ -114,15 +114,15 @@ def test_unigram_model_is_refused(trained: Callable[[str], Artifact]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("settings", "why"),
     [
         ({"byte_fallback": False}, "without byte fallback"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalises"),
         ({"add_dummy_prefix": True}, "normalises"),
     ],
 )
-def test_model_that_cannot_be_exact_is_refused(told: dict[str, Any], why: str) -> None:
-    model = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, **told}), "foreign")
+def test_model_that_cannot_be_exact_is_refused(settings: dict[str, Any], why: str) -> None:
+    model = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, **settings}), "foreign")
     with pytest.raises(BadConfig, match=why):
         tokenizer_json(model, ())
 

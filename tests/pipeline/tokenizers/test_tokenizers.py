@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, for every kind, and never an end of text that the text only spells."""
+"""Tokenizers of every kind: text to ids and back, saving, training, loading."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def train(root: Path, text: str, kind: str, vocab_size: int, name: str = "small"
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
-    """A small tokenizer of each kind, trained once on the novel that comes with the project."""
+    """Return a small tokenizer of a kind, trained once on the sample novel."""
     root = tmp_path_factory.mktemp("tokenizers")
     sizes = {"bpe": 2600, "unigram": 2600, "char": 0}
-    made: dict[str, Artifact] = {}
+    artifacts: dict[str, Artifact] = {}
 
     def get(kind: str) -> Artifact:
-        if kind not in made:
-            made[kind] = train(root / kind, BOOK, kind, sizes[kind]).artifact
-        return made[kind]
+        if kind not in artifacts:
+            artifacts[kind] = train(root / kind, BOOK, kind, sizes[kind]).artifact
+        return artifacts[kind]
 
     return get
 
@@ -93,7 +93,7 @@ def sentencepiece(request: pytest.FixtureRequest, trained: Callable[[str], Artif
 
 @pytest.fixture(params=["r50k_base", "bpe", "unigram", "char"])
 def tokenizer(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> Tokenizer:
-    """Each kind that reads text."""
+    """Every kind that reads text."""
     if request.param == "r50k_base":
         request.getfixturevalue("shared")
         return Tiktoken.named("r50k_base")
@@ -108,7 +108,7 @@ def rows(encoded: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
 
 
 def shown(tokenizer: Tokenizer, text: str) -> str:
-    """What is left of a text when each unknown character is shown as □."""
+    """Return the text with □ for each unknown character."""
     unknown = tokenizer.unknown(text)
     return "".join("□" if character in unknown else character for character in text)
 
@@ -236,12 +236,12 @@ def test_card_that_does_not_parse_raises_bad_data(tmp_path: Path, card: bytes) -
         open_folder(tmp_path)
 
 
-# Where a text may be cut: what makes it safe to encode a long document in parts
+# Boundaries: positions where a long document can be cut and encoded in parts
 
 
 @pytest.fixture(scope="session")
 def opened(trained: Callable[[str], Artifact]) -> Callable[[str], Tokenizer]:
-    """A tokenizer by the name of an encoding, or by the kind of a trained one."""
+    """Return a tokenizer by the name of an encoding, or by the kind of a trained one."""
 
     @functools.cache
     def get(name: str) -> Tokenizer:
@@ -309,7 +309,7 @@ def test_real_texts_cut_at_boundaries_keep_their_ids(
 
 
 def joined(path: Path) -> str:
-    """All documents of a file as one."""
+    """Join all documents of a file."""
     return "\n".join(document.text for document in readers.read(path, Ledger(), print))
 
 
@@ -435,7 +435,7 @@ def test_invalid_model_file_raises_bad_data_without_library_output(
 
 
 def foreign(path: Path, normalizer: SentencePieceNormalizer) -> Path:
-    """A model file that this project would not have made: its normaliser is not the identity."""
+    """Write a model file whose normaliser is not the identity, unlike those trained here."""
     with open(path, "wb") as file:
         SentencePieceTrainer.train(
             sentence_iterator=iter(BOOK.split("\n")[:40]),
@@ -486,7 +486,7 @@ def test_expanding_rule_for_part_of_a_character_is_refused(tmp_path: Path, train
 
 
 def trie(values: dict[int, int]) -> bytes:
-    """Keys of one byte and the places of what replaces them: a double array (Darts-clone) and its size."""
+    """Build a double array (Darts-clone) from one-byte keys to the offsets of their replacements, with its size."""
     units = [1 << 31] * 512  # of labels that no byte has
     units[0] = 256 << 10
     for leaf, (key, value) in enumerate(values.items(), start=1):
@@ -497,7 +497,7 @@ def trie(values: dict[int, int]) -> bytes:
 
 
 def length(data: bytes) -> bytes:
-    """The size of a field of a protobuf message, between 128 and 16,383, as a varint."""
+    """Return the size of a protobuf field, between 128 and 16,383, as a varint."""
     return bytes([len(data) & 0x7F | 0x80, len(data) >> 7])
 
 
@@ -505,26 +505,26 @@ def length(data: bytes) -> bytes:
 
 
 def test_characters_are_ordered_by_frequency(root: Path) -> None:
-    made = open_folder(train(root, "山山山水水石\n", "char", 0).artifact.path)
-    assert made.encode("山水石") == [2, 3, 5]  # the newline and 石 occur once each, and the newline sorts first
-    assert made.encode("\n") == [4]
-    assert (made.vocab_size, made.end_of_text) == (6, 0)
+    tokenizer = open_folder(train(root, "山山山水水石\n", "char", 0).artifact.path)
+    assert tokenizer.encode("山水石") == [2, 3, 5]  # the newline and 石 occur once each, and the newline sorts first
+    assert tokenizer.encode("\n") == [4]
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (6, 0)
 
 
 def test_character_limit_keeps_the_most_frequent_and_names_the_unknown(root: Path) -> None:
-    made = open_folder(train(root, "山山山水水石\n", "char", 4).artifact.path)
-    assert made.vocab_size == 4
-    assert made.encode("山水石𠮷") == [2, 3, 1, 1]
-    assert made.decode([2, 3, 1, 1]) == "山水□□"
-    assert made.unknown("山石水𠮷石") == "石𠮷"
+    tokenizer = open_folder(train(root, "山山山水水石\n", "char", 4).artifact.path)
+    assert tokenizer.vocab_size == 4
+    assert tokenizer.encode("山水石𠮷") == [2, 3, 1, 1]
+    assert tokenizer.decode([2, 3, 1, 1]) == "山水□□"
+    assert tokenizer.unknown("山石水𠮷石") == "石𠮷"
 
 
 def test_character_vocabulary_of_one_raises_bad_config(root: Path) -> None:
     try:
-        made = train(root, "山山山水水石\n", "char", 1).artifact
+        tokenizer_artifact = train(root, "山山山水水石\n", "char", 1).artifact
     except (BadConfig, BadData):
         return
-    assert made.manifest.counts["vocab_size"] <= 2
+    assert tokenizer_artifact.manifest.counts["vocab_size"] <= 2
 
 
 # Integers
@@ -550,7 +550,7 @@ def test_saved_integers_open_again(tmp_path: Path) -> None:
     assert (opened.kind, opened.vocab_size, opened.fingerprint) == ("integers", 100, "integers:100")
 
 
-# Finding one
+# Finding a tokenizer
 
 
 def test_find_accepts_an_encoding_a_trained_name_or_a_model_file(
@@ -577,25 +577,25 @@ def test_missing_tokenizer_error_lists_the_available_ones(root: Path) -> None:
 
 
 def test_damaged_tokenizer_raises_bad_data(root: Path) -> None:
-    made = train(root, "山水", "char", 0).artifact
-    made.file("characters.txt").write_bytes(b"")
+    tokenizer_artifact = train(root, "山水", "char", 0).artifact
+    tokenizer_artifact.file("characters.txt").write_bytes(b"")
     with pytest.raises(BadData, match=r"characters\.txt"):
         tokenizers.find(root, "small")
 
 
 def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
     inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    made = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
+    corpus_artifact = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
     sentences, made_from = train_tokenizer.sentences_of(root, "book")
-    assert sentences == made.file("sentences.txt")
-    assert made_from.digest == made.digest
+    assert sentences == corpus_artifact.file("sentences.txt")
+    assert made_from.digest == corpus_artifact.digest
 
 
-# What a corpus's report says of the settings
+# Settings from a corpus's report
 
 
 def corpus_of(root: Path, sentences: str, report: dict[str, Any] | None) -> Artifact:
-    """A corpus of these sentences. Without a report: one from before there were any."""
+    """Publish a corpus of these sentences; without a report, one in the old format."""
 
     def write(draft: Path) -> Content:
         (draft / "sentences.txt").write_text(sentences, encoding="utf-8", newline="\n")
@@ -610,14 +610,14 @@ def train_on(root: Path, kind: str, vocab_size: int) -> Artifact:
     return train_tokenizer.train(root, "book", *train_tokenizer.sentences_of(root, "book"), kind, vocab_size).artifact
 
 
-def run_of(made: Artifact) -> dict[str, Any]:
-    trained_bpe = msgspec.json.decode(made.file("run.json").read_bytes())
+def run_of(tokenizer_artifact: Artifact) -> dict[str, Any]:
+    trained_bpe = msgspec.json.decode(tokenizer_artifact.file("run.json").read_bytes())
     assert isinstance(trained_bpe, dict)
     return trained_bpe
 
 
 def model_of(sentences: str, vocab_size: int, **told: Any) -> bytes:
-    """The model that SentencePiece itself makes of these lines with these settings."""
+    """Train SentencePiece directly on these lines with these settings."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(sentences.removesuffix("\n").split("\n")),
@@ -654,11 +654,11 @@ def test_training_uses_the_settings_of_the_corpus_report(root: Path) -> None:
     longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
     assert settings["max_sentence_length"] == max(longest, 4192)
     assert settings.pop("vocab_size") != 2600
-    made = train_on(root, "bpe", 2600)  # the size is a person's choice, all else is as the report has it
-    assert run_of(made)["flags"] == settings
+    tokenizer_artifact = train_on(root, "bpe", 2600)  # the user chooses the size, the report all other settings
+    assert run_of(tokenizer_artifact)["flags"] == settings
     sentences = book.file("sentences.txt").read_text(encoding="utf-8")
-    assert made.file("tokenizer.model").read_bytes() == model_of(sentences, 2600, **settings)
-    tokenizer = open_folder(made.path)
+    assert tokenizer_artifact.file("tokenizer.model").read_bytes() == model_of(sentences, 2600, **settings)
+    tokenizer = open_folder(tokenizer_artifact.path)
     assert tokenizer.decode(tokenizer.encode(BOOK)) == BOOK
 
 
@@ -672,10 +672,10 @@ def test_every_setting_of_a_report_reaches_the_trainer(root: Path) -> None:
         "max_sentence_length": 600,
     }
     corpus_of(root, BOOK, {"tokenizer": settings, "rules": []})
-    made = train_on(root, "bpe", 2000).file("tokenizer.model").read_bytes()
-    assert made == model_of(BOOK, 2000, **settings)
+    model = train_on(root, "bpe", 2000).file("tokenizer.model").read_bytes()
+    assert model == model_of(BOOK, 2000, **settings)
     for name, usual in AS_EVER.items():
-        assert made != model_of(BOOK, 2000, **settings | {name: usual})
+        assert model != model_of(BOOK, 2000, **settings | {name: usual})
 
 
 def test_corpora_without_settings_and_plain_files_use_the_defaults(root: Path, tmp_path: Path) -> None:
@@ -687,9 +687,9 @@ def test_corpora_without_settings_and_plain_files_use_the_defaults(root: Path, t
         train_on(root, "bpe", 2600),
         train_tokenizer.train(root, "plain", *train_tokenizer.sentences_of(root, str(plain)), "bpe", 2600).artifact,
     ]
-    for made in models:
-        assert made.manifest.options == {"stage": 2, "kind": "bpe", "vocab_size": 2600}
-        assert made.file("tokenizer.model").read_bytes() == model_of(BOOK, 2600, **AS_EVER)
+    for tokenizer_artifact in models:
+        assert tokenizer_artifact.manifest.options == {"stage": 2, "kind": "bpe", "vocab_size": 2600}
+        assert tokenizer_artifact.file("tokenizer.model").read_bytes() == model_of(BOOK, 2600, **AS_EVER)
 
 
 def test_report_decides_the_key(root: Path) -> None:
@@ -738,7 +738,7 @@ def test_report_that_does_not_parse_raises_bad_data(tmp_path: Path, content: byt
 
 @pytest.fixture(params=[*ENCODINGS_HERE])
 def encoding(request: pytest.FixtureRequest, shared: Path) -> Tiktoken:
-    """Each encoding whose ranks are at hand."""
+    """Every encoding whose ranks are available."""
     return Tiktoken.named(request.param)
 
 

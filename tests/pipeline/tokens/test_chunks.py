@@ -1,4 +1,4 @@
-"""Pieces and parts: put together they are the text, and how the text came in blocks shows nowhere."""
+"""Chunks and parts concatenate to the text, whatever blocks it arrives in."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from hypothesis import strategies as st
 
 from pipeline.readers import jsonl
 from pipeline.tokenizers import Characters, Tiktoken
-from pipeline.tokens import chunks as pieces
+from pipeline.tokens import chunks
 from pipeline.tokens.chunks import Chunk, LongText, Unbroken, last_boundary
 
 ROOT = Path(__file__).resolve().parents[3]
-PIECE, UNIT, LONG, MOST, EXCERPT = 16, 64, 40, 100, 10
+CHUNK, UNIT, LONG, MAX, EXCERPT = 16, 64, 40, 100, 10
 ANYWHERE, WORDS = Characters.boundary, Tiktoken.boundary
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    """Sizes at which everything happens within a few hundred bytes."""
+    """Shrink all sizes to a few hundred bytes at most."""
     with pytest.MonkeyPatch.context() as patch:
-        sizes = {"PIECE_BYTES": PIECE, "UNIT_BYTES": UNIT, "LONG_LINE": LONG, "MAX_LINE": MOST, "_EXCERPT": EXCERPT}
+        sizes = {"PIECE_BYTES": CHUNK, "UNIT_BYTES": UNIT, "LONG_LINE": LONG, "MAX_LINE": MAX, "_EXCERPT": EXCERPT}
         for name, size in sizes.items():
-            patch.setattr(pieces, name, size)
+            patch.setattr(chunks, name, size)
         yield
 
 
 def naive(text: bytes) -> list[Chunk]:
-    """The pieces of a text that lies in memory, by their definition."""
+    """Return the chunks of a text in memory, by their definition."""
     groups: dict[int, list[tuple[int, bytes]]] = {}
     offset = 0
     for line in text.splitlines(keepends=True):
-        groups.setdefault(offset // PIECE, []).append((offset, line))
+        groups.setdefault(offset // CHUNK, []).append((offset, line))
         offset += len(line)
-    found = []
+    expected = []
     for group in groups.values():
         short = [line for _, line in group if len(line) <= LONG]
         if short:
-            found.append(Chunk(group[0][0], b"".join(short)))
-        found += [
-            Chunk(at, line[:EXCERPT] if len(line) > MOST else line, long=len(line) <= MOST, overlong=len(line) > MOST)
+            expected.append(Chunk(group[0][0], b"".join(short)))
+        expected += [
+            Chunk(at, line[:EXCERPT] if len(line) > MAX else line, long=len(line) <= MAX, overlong=len(line) > MAX)
             for at, line in group
             if len(line) > LONG
         ]
-    return found
+    return expected
 
 
-def plain(found: Iterator[Chunk]) -> list[Chunk]:
-    return [Chunk(chunk.offset, bytes(chunk.data), chunk.long, chunk.overlong) for chunk in found]
+def plain(actual: Iterator[Chunk]) -> list[Chunk]:
+    return [Chunk(chunk.offset, bytes(chunk.data), chunk.long, chunk.overlong) for chunk in actual]
 
 
 def in_blocks(text: bytes, cuts: list[int]) -> Iterator[bytes]:
@@ -72,41 +72,41 @@ def lines_up_to(longest: int) -> st.SearchStrategy[bytes]:
 CUTS = st.lists(st.integers(0, 1 << 20), max_size=20)
 
 
-@given(lines_up_to(MOST - 1), CUTS)
+@given(lines_up_to(MAX - 1), CUTS)
 @settings(max_examples=300)
 def test_chunks_concatenate_to_the_text_for_any_blocks(text: bytes, cuts: list[int]) -> None:
-    found = plain(pieces.cut(in_blocks(text, cuts)))
-    assert b"".join(chunk.data for chunk in found) == text
-    assert [each.offset for each in found] == [sum(len(e.data) for e in found[:n]) for n in range(len(found))]
-    assert found == naive(text)
+    actual = plain(chunks.cut(in_blocks(text, cuts)))
+    assert b"".join(chunk.data for chunk in actual) == text
+    assert [chunk.offset for chunk in actual] == [sum(len(c.data) for c in actual[:n]) for n in range(len(actual))]
+    assert actual == naive(text)
 
 
-@given(lines_up_to(MOST - 1))
+@given(lines_up_to(MAX - 1))
 def test_chunk_holds_complete_lines_that_begin_in_one_range(text: bytes) -> None:
-    for piece in pieces.cut(iter([text])):
-        starts = [piece.offset + match.end() for match in re.finditer(rb"\n(?=.)", piece.data, re.S)]
-        assert {start // PIECE for start in (piece.offset, *starts)} == {piece.offset // PIECE}
-        assert piece.unit == piece.offset // UNIT
-        assert piece.data.endswith(b"\n") or piece.offset + len(piece.data) == len(text)
+    for chunk in chunks.cut(iter([text])):
+        starts = [chunk.offset + match.end() for match in re.finditer(rb"\n(?=.)", chunk.data, re.S)]
+        assert {start // CHUNK for start in (chunk.offset, *starts)} == {chunk.offset // CHUNK}
+        assert chunk.unit == chunk.offset // UNIT
+        assert chunk.data.endswith(b"\n") or chunk.offset + len(chunk.data) == len(text)
 
 
-@given(lines_up_to(3 * MOST), st.booleans())
+@given(lines_up_to(3 * MAX), st.booleans())
 @settings(max_examples=300)
 def test_overlong_line_is_cut_and_later_offsets_are_right(text: bytes, whole: bool) -> None:
     blocks = iter([text]) if whole else (text[at : at + 1] for at in range(len(text)))
-    found = plain(pieces.cut(blocks))
-    assert found == naive(text)
-    assert all(text.startswith(chunk.data, chunk.offset) for chunk in found)
+    actual = plain(chunks.cut(blocks))
+    assert actual == naive(text)
+    assert all(text.startswith(chunk.data, chunk.offset) for chunk in actual)
 
 
-@given(lines_up_to(3 * MOST), CUTS)
+@given(lines_up_to(3 * MAX), CUTS)
 @example(b"x" * 200 + b"\n" + b"line\n" * 30, [150])
 def test_chunks_after_an_overlong_line_do_not_depend_on_blocks(text: bytes, cuts: list[int]) -> None:
-    assert plain(pieces.cut(in_blocks(text, cuts))) == naive(text)
+    assert plain(chunks.cut(in_blocks(text, cuts))) == naive(text)
 
 
 def test_empty_text_has_no_chunks() -> None:
-    assert list(pieces.cut(iter([]))) == list(pieces.cut(iter([b"", b""]))) == []
+    assert list(chunks.cut(iter([]))) == list(chunks.cut(iter([b"", b""]))) == []
 
 
 # The parts of a long document
@@ -116,7 +116,7 @@ ALPHABET = 'ab cd fu0123456789AFdD水浒。，\n\r\t"/\b\f\\\\\\\u0301\u00e9\u4e
 
 
 def escaped(character: str, style: int) -> str:
-    r"""A character of a JSON string as itself, by its short escape, or as \uXXXX in either case."""
+    r"""Write a character of a JSON string as itself, as a short escape, or as \uXXXX in either case."""
     if style == 0 and character not in '"\\' and character >= " ":
         return character
     if style == 1 and character in ESCAPES:
@@ -142,15 +142,15 @@ def test_parts_concatenate_to_the_text_for_any_json_escapes(
 ) -> None:
     text = "".join(character for character, _ in spelled)
     line = '{"text":"' + "".join(escaped(*character) for character in spelled) + '"}\n'
-    found = parts_of(line.encode(), part, boundary)
-    assert "".join(found) == text
-    ends = [sum(map(len, found[: n + 1])) for n in range(len(found) - 1)]
+    actual = parts_of(line.encode(), part, boundary)
+    assert "".join(actual) == text
+    ends = [sum(map(len, actual[: n + 1])) for n in range(len(actual) - 1)]
     assert all(boundary.match(text, end) for end in ends)
 
 
 def parts_of(line: bytes, part: int, boundary: re.Pattern[str]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PART_BYTES", part)
+        patch.setattr(chunks, "PART_BYTES", part)
         return list(LongText(line).parts(boundary))
 
 
@@ -189,19 +189,19 @@ def test_invalid_text_is_invalid_in_parts_too(fragments: list[bytes], part: int)
     line = b'{"text":"' + b"".join(fragments) + b'"}'
     record = jsonl.parse(line)
     try:
-        found = "".join(parts_of(line, part, ANYWHERE))
+        actual = "".join(parts_of(line, part, ANYWHERE))
     except (msgspec.DecodeError, UnicodeDecodeError):
         assert isinstance(record, str)
     else:
         assert not isinstance(record, str)
-        assert record.text == found
+        assert record.text == actual
 
 
 def test_escaped_chinese_is_cut_into_parts_of_the_requested_size() -> None:
     text = "水浒传" * 1000
-    found = parts_of(json.dumps({"text": text}).encode(), 300, ANYWHERE)
-    assert "".join(found) == text
-    assert max(map(len, found)) <= 60
+    actual = parts_of(json.dumps({"text": text}).encode(), 300, ANYWHERE)
+    assert "".join(actual) == text
+    assert max(map(len, actual)) <= 60
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_long_text_reads_the_meta_of_its_line() -> None:
 
 
 def test_text_without_a_boundary_raises_unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "MAX_UNBROKEN", 50)
+    monkeypatch.setattr(chunks, "MAX_UNBROKEN", 50)
     line = json.dumps({"text": "x" * 100}).encode()
     with pytest.raises(Unbroken):
         parts_of(line, 10, WORDS)
@@ -250,12 +250,12 @@ def test_last_boundary_is_the_last_match_inside_the_text(text: str, more: int) -
 
 
 def peak(script: str) -> int:
-    """MiB that a process of its own held at most while it ran a script."""
+    """Return the peak memory, in MiB, of a process that runs a script."""
     if sys.platform != "linux":
         pytest.skip("the peak is read from /proc")
     head = (
         "import re\nfrom pathlib import Path\nfrom pipeline.readers import documents\n"
-        "from pipeline.tokens import chunks as pieces\n"
+        "from pipeline.tokens import chunks\n"
     )
     tail = "\nprint(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)\n"
     command = [sys.executable, "-c", head + script + tail]
@@ -270,9 +270,9 @@ def test_line_of_300_mb_is_cut_in_less_than_700_mib() -> None:
         '    yield b\'{"text":"\'\n'
         "    yield from [b'the quick brown fox ' * 50_000] * 300\n"
         "    yield b'\"}\\n'\n"
-        "(piece,) = pieces.cut(blocks())\n"
-        "assert piece.long and len(piece.data) == 300_000_012\n"
-        "parts = pieces.LongText(piece.data).parts(re.compile('(?<=[a-z])(?= [a-z])'))\n"
+        "(chunk,) = chunks.cut(blocks())\n"
+        "assert chunk.long and len(chunk.data) == 300_000_012\n"
+        "parts = chunks.LongText(chunk.data).parts(re.compile('(?<=[a-z])(?= [a-z])'))\n"
         "assert sum(map(len, parts)) == 300_000_000"
     )
     assert peak(script) < 700
@@ -284,7 +284,7 @@ def test_line_of_a_gibibyte_is_skipped_and_the_next_is_read() -> None:
         "def blocks():\n"
         "    yield from [bytes(1 << 20)] * 1024\n"
         "    yield b'\\nand on'\n"
-        "first, after = pieces.cut(blocks())\n"
+        "first, after = chunks.cut(blocks())\n"
         "assert first.overlong and first.offset == 0 and len(first.data) < 2000\n"
         "assert (after.offset, after.data) == ((1 << 30) + 1, b'and on')"
     )

@@ -1,4 +1,4 @@
-"""Units of files that did not change are taken over, and nobody can tell: the bytes are those of a fresh build."""
+"""Reuse of units of unchanged files: the bytes equal those of a fresh build."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import TryAgain
-from pipeline.runtime import workers as engines
+from pipeline.runtime import workers
 from pipeline.runtime.progress import Progress
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
-from pipeline.tokens import chunks as pieces
-from pipeline.tokens import reuse
+from pipeline.tokens import chunks, reuse
 from pipeline.tokens import stage as tokenize
 from pipeline.tokens.stage import Inputs, TokenizeOptions
 from tests.pipeline.store.test_artifact import in_child
@@ -42,15 +41,15 @@ FIVE: Content = {f"{name}.jsonl": texts(name) for name in "abcde"}
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three units a file of twelve documents; and no time for processes and disks, which are not looked at here."""
-    monkeypatch.setattr(pieces, "UNIT_BYTES", 110)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 55)
-    monkeypatch.setattr(engines, "isolated", lambda function, *arguments: function(*arguments))
+    """Make three units per file of twelve documents, and skip processes and fsync to save time."""
+    monkeypatch.setattr(chunks, "UNIT_BYTES", 110)
+    monkeypatch.setattr(chunks, "PIECE_BYTES", 55)
+    monkeypatch.setattr(workers, "isolated", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def sources(folder: Path, content: Content, order: list[str] | None = None, val: str = "") -> Inputs:
-    """The files of `content`, written; those whose bytes are there already keep their time."""
+    """Write the files of `content`; a file that already has these bytes keeps its time."""
     folder.mkdir(exist_ok=True)
     for name, documents in content.items():
         lines = [text if text.startswith("{") else json.dumps({"text": text}) for text in documents]
@@ -70,14 +69,14 @@ def build(root: Path, inputs: Inputs, **options: Any) -> Artifact:
 
 
 def assert_same(one: Artifact, other: Artifact) -> None:
-    """Byte for byte, the manifest included."""
+    """Compare byte for byte, the manifest included."""
     assert checksums(one) == checksums(other)
     assert one.digest == other.digest
     assert artifact.problems(one, deep=True) == []
 
 
-def taken(made: Artifact, before: Artifact) -> set[str]:
-    """Segments of ids that are the very files of an earlier generation."""
+def reused(made: Artifact, before: Artifact) -> set[str]:
+    """Return the .bin files that are hard links to those of an earlier generation."""
     inodes = {stamp for name, stamp in stamps(before.path).items() if name.endswith(".bin")}
     return {name for name, stamp in stamps(made.path).items() if stamp in inodes}
 
@@ -106,7 +105,7 @@ def test_bytes_equal_a_fresh_build_after_any_source_change(root: Path, tmp_path:
     tokens = build(root, inputs)
     assert_same(tokens, build(tmp_path / "fresh", inputs))
     letters = sorted(name[0] for name in content)
-    assert {letters[int(name.split("-")[1])] for name in taken(tokens, before)} == finished
+    assert {letters[int(name.split("-")[1])] for name in reused(tokens, before)} == finished
     assert leftovers(root) == []
     assert artifact.problems(before, deep=True) == []
 
@@ -116,7 +115,7 @@ def test_reordered_files_are_reused_under_new_numbers(root: Path, tmp_path: Path
     inputs = sources(tmp_path / "in", FIVE, order=[f"{name}.jsonl" for name in "ecabd"])
     tokens = build(root, inputs)
     assert_same(tokens, build(tmp_path / "fresh", inputs))
-    assert len(taken(tokens, before)) == len(list(before.path.glob("*.bin")))
+    assert len(reused(tokens, before)) == len(list(before.path.glob("*.bin")))
 
 
 def test_file_that_changes_its_role_is_not_reused(root: Path, tmp_path: Path) -> None:
@@ -124,10 +123,10 @@ def test_file_that_changes_its_role_is_not_reused(root: Path, tmp_path: Path) ->
     inputs = sources(tmp_path / "in", FIVE, val="b.jsonl")
     tokens = build(root, inputs)
     assert_same(tokens, build(tmp_path / "fresh", inputs))
-    stems = {name.split("-")[0] for name in taken(tokens, before)}
+    stems = {name.split("-")[0] for name in reused(tokens, before)}
     assert stems == {"train"}
     divided = sources(tmp_path / "in", FIVE)
-    assert taken(build(root, divided), tokens) == set(), "where nothing validates, every file is divided"
+    assert reused(build(root, divided), tokens) == set(), "without validation files, every file is divided"
 
 
 def test_rejects_of_reused_files_are_kept(root: Path, tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str
     inputs = sources(tmp_path / "in", {**content, "e.jsonl": texts("new")})
     tokens = build(root, inputs)
     assert_same(tokens, build(tmp_path / "fresh", inputs))
-    files_taken = {name.split("-")[1] for name in taken(tokens, before)}
+    files_taken = {name.split("-")[1] for name in reused(tokens, before)}
     assert files_taken == (set() if "units" in damage else {"00000", "00002", "00003"})
 
 
@@ -185,7 +184,7 @@ def test_nothing_is_reused_with_other_options_or_dedup(
     before = build(root, sources(tmp_path / "in", FIVE), **first)
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
     tokens = build(root, inputs, **then)
-    assert taken(tokens, before) == set()
+    assert reused(tokens, before) == set()
     assert_same(tokens, build(tmp_path / "fresh", inputs, **then))
 
 
@@ -197,7 +196,7 @@ def test_nothing_is_reused_with_another_tokenizer(root: Path, tmp_path: Path) ->
     reordered = Characters("".join(map(chr, range(126, 31, -1))) + "\n", "letters")
     tokens = build(root, inputs, tokenizer=reordered)
     assert tokens.manifest.tokenizer != LETTERS.fingerprint
-    assert taken(tokens, before) == set()
+    assert reused(tokens, before) == set()
 
 
 def test_ids_are_reused_with_format_both_but_not_hdf5(root: Path, tmp_path: Path) -> None:
@@ -206,7 +205,7 @@ def test_ids_are_reused_with_format_both_but_not_hdf5(root: Path, tmp_path: Path
         inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts(f"new {layout}")})
         tokens = build(root / layout, inputs, format=layout)
         assert_same(tokens, build(tmp_path / "fresh", inputs, format=layout))
-        assert bool(taken(tokens, before)) == (layout == "both")
+        assert bool(reused(tokens, before)) == (layout == "both")
 
 
 def test_files_are_copied_without_hard_links(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,19 +217,19 @@ def test_files_are_copied_without_hard_links(root: Path, tmp_path: Path, monkeyp
     before = build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
     tokens = build(root, inputs)
-    assert taken(tokens, before) == set()
+    assert reused(tokens, before) == set()
     assert_same(tokens, build(tmp_path / "fresh", inputs))
 
 
 class Counting(Progress):
-    """Hears how many units were taken over, and may stop after so many whole units."""
+    """Records the note on reused units, and may stop the run after a number of units."""
 
     def __init__(self, stop_after: int = 0) -> None:
         super().__init__()
-        self.taken, self._left = "", stop_after
+        self.reused, self._left = "", stop_after
 
     def note(self, text: str) -> None:
-        self.taken = text if "reusing" in text else self.taken
+        self.reused = text if "reusing" in text else self.reused
 
     def safe_point(self, saved: str) -> None:
         self._left -= 1
@@ -238,7 +237,7 @@ class Counting(Progress):
             raise TryAgain(saved)
 
 
-def heard(root: Path, inputs: Inputs, progress: Counting) -> Artifact:
+def build_with(root: Path, inputs: Inputs, progress: Counting) -> Artifact:
     options = TokenizeOptions(val_fraction=0.1, max_bad=1.0)
     return tokenize.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
 
@@ -252,27 +251,27 @@ def test_note_counts_reused_units_and_plan_knows_the_rest(root: Path, tmp_path: 
     for changed in (TokenizeOptions(val_fraction=0.1, dedup="exact"), TokenizeOptions(val_fraction=0.2)):
         assert reuse.share_left(root, tokenize.identify("some", inputs, LETTERS, None, changed)) == 1
     progress = Counting()
-    heard(root, inputs, progress)
-    assert progress.taken == "reusing 12 units of 4 unchanged files"
+    build_with(root, inputs, progress)
+    assert progress.reused == "reusing 12 units of 4 unchanged files"
     assert reuse.share_left(root, identity) == 0
 
 
 def test_run_stopped_after_reuse_resumes(root: Path, tmp_path: Path) -> None:
     build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "a.jsonl": texts("new"), "e.jsonl": texts("newer")})
-    fresh = heard(tmp_path / "fresh", inputs, Counting())
+    fresh = build_with(tmp_path / "fresh", inputs, Counting())
     for _ in range(3):
         with pytest.raises(TryAgain):
-            heard(root, inputs, Counting(stop_after=1))
+            build_with(root, inputs, Counting(stop_after=1))
     finished = chaos.left_behind(root).finished
     assert len(finished) > 12
-    tokens = heard(root, inputs, Counting())
+    tokens = build_with(root, inputs, Counting())
     assert finished.items() <= stamps(tokens.path).items()
     assert_same(tokens, fresh)
 
 
 class Dies(files.Disk):
-    """A disk whose user is killed at its N-th hard link."""
+    """A disk that kills the process at its n-th hard link."""
 
     def __init__(self, at: int) -> None:
         self._left = at
@@ -297,7 +296,7 @@ def test_run_killed_at_any_link_resumes_to_the_same_bytes(root: Path, tmp_path: 
     while (code := in_child(partial(disturbed, number + 1))) != 0:
         number += 1
         assert code == -signal.SIGKILL
-        if number % 3 == 0:  # else the next one goes on in what all those before it have left
+        if number % 3 == 0:  # otherwise the next run resumes from all the leftovers so far
             assert_same(build(root, inputs), fresh)
             files.remove_tree(fresh_path(root, fresh))
             files.point(root / "tokens" / "some" / "current", before.manifest.key)

@@ -1,4 +1,4 @@
-"""The tokenize stage: documents become token arrays, the same bytes by whatever way they were made."""
+"""The tokenize stage: documents to token arrays, with the same bytes on every path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from pipeline.tokenizers import stage as train_tokenizer
-from pipeline.tokens import chunks as pieces
+from pipeline.tokens import chunks
 from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens import stage as tokenize
 from pipeline.tokens.stage import Inputs, TokenizeOptions, divide
@@ -97,9 +97,9 @@ def test_manifest_names_corpus_and_tokenizer_as_inputs(book: tuple[Path, Artifac
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
     tokens = run(root, tokenize.gather(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
-    found = artifact.find(root, "corpora", "sample")
+    corpus_artifact = artifact.find(root, "corpora", "sample")
     assert {(entry.role, entry.digest) for entry in tokens.manifest.inputs} == {
-        ("train", found.digest),
+        ("train", corpus_artifact.digest),
         ("tokenizer", trained.digest),
     }
 
@@ -112,7 +112,7 @@ CHINESE = ("tang_poems.jsonl.zst", "song_ci.txt", "shuihu_raw.txt", "chinese-poe
     ("encoding", "names"),
     [
         ("r50k_base", (*PILE, *CHINESE)),
-        ("cl100k_base", (PILE[0], *CHINESE[1:])),  # and the rest with the next: all of it takes tiktoken a minute
+        ("cl100k_base", (PILE[0], *CHINESE[1:])),  # all files would take tiktoken a minute
         ("o200k_base", (PILE[1], CHINESE[0])),
     ],
 )
@@ -131,9 +131,9 @@ def test_ids_of_all_shared_text_equal_tiktoken(
 
 
 def reference(encoding: str, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Flat ids and lengths by definition: every document by `encode_ordinary`, and the end-of-text id."""
+    """Return flat ids and lengths by definition: `encode_ordinary` of each document, then end-of-text."""
     library, flat, lengths = tiktoken.get_encoding(encoding), [], []
-    for start in range(0, len(texts), 1000):  # arrays at once: as lists of numbers the ids take a gigabyte
+    for start in range(0, len(texts), 1000):  # converted in batches: as lists the ids take a gigabyte
         for ids in library.encode_ordinary_batch(list(texts[start : start + 1000]), num_threads=2):
             flat.append(np.array([*ids, ENDS[encoding]], np.uint32))
             lengths.append(len(ids) + 1)
@@ -173,7 +173,7 @@ def test_many_units_hold_the_same_tokens_as_one(tmp_path: Path, monkeypatch: pyt
 
 
 def source_offsets(made: Artifact, split: str) -> list[tuple[str, int]]:
-    """The input file's number and the byte offset of every document of a split."""
+    """Return the input file's number and the byte offset of every document of a split."""
     segments = [
         name.removesuffix(".bin") for name in checksums(made) if name.startswith(split) and name.endswith(".bin")
     ]
@@ -186,15 +186,15 @@ def test_bytes_do_not_depend_on_hash_seed_locale_or_time_zone(shared: Path, tmp_
         {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
         {"PYTHONHASHSEED": "1", "LANG": "C", "LC_ALL": "C", "TZ": "Asia/Shanghai"},
     )
-    found = []
+    results = []
     for number, change in enumerate(changes):
         options = ("--artifacts", tmp_path / str(number), "-q", "--tokenizer", "r50k_base", "--dedup", "exact")
         command = chaos.command("tokenize", file, *options, "--jobs", 2 - number, "--name", "some")
         subprocess.run(command, cwd=ROOT, env={**os.environ, **change}, check=True)
         tokens = artifact.current(tmp_path / str(number), "tokens", "some")
         assert tokens
-        found.append((tokens.digest, checksums(tokens)))
-    assert found[0] == found[1]
+        results.append((tokens.digest, checksums(tokens)))
+    assert results[0] == results[1]
 
 
 def test_memmap_and_hdf5_and_both_hold_the_same_tokens(tmp_path: Path, root: Path) -> None:
@@ -258,7 +258,7 @@ def test_validation_file_is_held_out_completely_and_alone(tmp_path: Path, root: 
 
 
 def pinned(root: Path, source: str, **splits: tuple[str, Sequence[str]]) -> None:
-    """A raw source whose lock says which of its files train, validate and test."""
+    """Write a raw source whose lock marks files for training, validation and test."""
     pins = {}
     for name, (split, texts) in splits.items():
         folder = cache.folder(root, source)
@@ -369,7 +369,7 @@ def test_documents_are_compared_with_the_reference_and_counted(tmp_path: Path, r
 
 
 def broken(tmp_path: Path) -> Inputs:
-    """One file of two good lines, one that is cut, one that is blank and one that holds nothing."""
+    """One file with two valid lines, a truncated one, a blank one and an empty document."""
     path = tmp_path / "broken.jsonl"
     path.write_bytes(b'{"text":"one"}\n{"text":"cut\n\n{"text":""}\n{"text":"two"}\n')
     return Inputs((input_file(path),), (lines(tmp_path / "val.jsonl", ["val"]),))
@@ -427,7 +427,7 @@ def test_copied_store_opens_without_its_root(tmp_path: Path, root: Path) -> None
 
 
 def long_texts(shared: Path) -> list[str]:
-    """Documents of several kinds, most of them long where 2,000 bytes are."""
+    """Return documents of several kinds, most of them above 2,000 bytes."""
     pile = texts_in(shared / "data" / "pile_val.jsonl.zst")[:40]
     ci = texts_in(shared / "data" / "song_ci.txt")[0]
     spaced = "one two  three\n\n\n four\t" * 400
@@ -456,12 +456,12 @@ def test_long_documents_are_filtered_divided_and_deduplicated(tmp_path: Path, mo
     texts = [f"text {n} " * (1 + 200 * (n % 3 == 0)) for n in (*range(60), *range(0, 60, 6))]
     files = [lines(tmp_path / "a.jsonl", texts, "kept"), lines(tmp_path / "b.jsonl", ["long " * 500], "other")]
     options: dict[str, Any] = {"include_sets": ("kept",), "dedup": "exact", "min_chars": 8, "val_fraction": 0.3}
-    found = []
+    results = []
     for name, long_line in (("whole", 1 << 20), ("parts", 300)):
         shrink_chunks(monkeypatch, 4000, 1000, long_line)
         tokens = run(tmp_path / name, Inputs(tuple(files), ()), **options).artifact
         counted = ("train_documents", "val_documents", "sets", "longest_document", "train_characters", "input_bytes")
-        found.append(
+        results.append(
             (
                 [texts_of(tokens, split) for split in tokens_segments.SPLITS],
                 rejects(tokens),
@@ -470,14 +470,14 @@ def test_long_documents_are_filtered_divided_and_deduplicated(tmp_path: Path, mo
             )
         )
         assert dropped(tokens) == {"duplicate": 10, "set-not-included": 1, "too-short": 6}
-    assert found[0] == found[1]
+    assert results[0] == results[1]
 
 
 def test_long_document_without_a_boundary_is_rejected(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shrink_chunks(monkeypatch, 4000, 1000, long_line=1000)
-    monkeypatch.setattr(pieces, "MAX_UNBROKEN", 4000)
+    monkeypatch.setattr(chunks, "MAX_UNBROKEN", 4000)
     inputs = train_inputs(tmp_path, "before", "x" * 9000, "after")
     tokens = run(root, inputs, tokenizer=Tiktoken.named("r50k_base"), max_bad=0.5).artifact
     assert texts_of(tokens, "train", Tiktoken.named("r50k_base")) == ["before", "after"]
@@ -490,7 +490,7 @@ def test_overlong_line_is_rejected_and_the_next_is_read(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
-    monkeypatch.setattr(pieces, "MAX_LINE", 10_000)
+    monkeypatch.setattr(chunks, "MAX_LINE", 10_000)
     long = '{"text":"' + "too long " * 300_000 + '"}'
     content = f'{{"text":"before"}}\n{long}\n{{"text":"between"}}\n{long}{ending}'
     tokens = run(root, content_inputs(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
@@ -500,7 +500,7 @@ def test_overlong_line_is_rejected_and_the_next_is_read(
     assert [offset for _, _, offset, _ in rejects(tokens)] == [18, 18 + len(long) + 1 + 19]
 
 
-LONG_LINES_THAT_ARE_NO_DOCUMENT = {
+INVALID_LONG_LINES = {
     '{"text":"' + "a b " * 900: "bad-json",
     '{"text":"' + "a b " * 900 + '\\ud800 "}': "bad-json",
     '{"text":[' + "1," * 2000 + "1]}": "bad-record",
@@ -511,7 +511,7 @@ LONG_LINES_THAT_ARE_NO_DOCUMENT = {
 
 
 def test_overlong_text_file_is_refused_by_name(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "MAX_LINE", 3 << 20)
+    monkeypatch.setattr(chunks, "MAX_LINE", 3 << 20)
     shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
     with pytest.raises(BadData, match=r"book\.txt: a text file is one document") as caught:
         run(root, content_inputs(tmp_path / "book.txt", "too long " * 500_000))
@@ -520,25 +520,25 @@ def test_overlong_text_file_is_refused_by_name(tmp_path: Path, root: Path, monke
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("most", [0, 5])
+@pytest.mark.parametrize("limit", [0, 5])
 def test_input_changed_while_read_publishes_nothing(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, most: int
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, limit: int
 ) -> None:
     shrink_chunks(monkeypatch, 4000, 1000)
     inputs = train_inputs(tmp_path, *TEXTS)
     lines(inputs.train[0].path, [*TEXTS, "one more"])
-    with pytest.raises(BadData, match=r"train\.jsonl: it changed while it was read"):
-        run(root, inputs, jobs=jobs, max_documents=most)
+    with pytest.raises(BadData, match=r"train\.jsonl: the file changed while it was read"):
+        run(root, inputs, jobs=jobs, max_documents=limit)
     assert nothing_published(root)
     assert no_draft(root)
 
 
 def test_invalid_long_lines_are_counted_by_reason(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
-    content = "\n".join([*LONG_LINES_THAT_ARE_NO_DOCUMENT, '{"text":"good"}'])
+    content = "\n".join([*INVALID_LONG_LINES, '{"text":"good"}'])
     tokens = run(root, content_inputs(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
     assert texts_of(tokens, "train") == ["good"]
-    assert [reason for *_, reason in rejects(tokens)] == list(LONG_LINES_THAT_ARE_NO_DOCUMENT.values())
+    assert [reason for *_, reason in rejects(tokens)] == list(INVALID_LONG_LINES.values())
 
 
 _MEASURED = """
@@ -556,7 +556,7 @@ def test_document_of_120_mb_needs_little_memory(shared: Path, tmp_path: Path) ->
     text = "\n".join(texts * 8)[:120_000_000]
     file, val = lines(tmp_path / "long.jsonl", ["before", text, "after"]), lines(tmp_path / "val.jsonl", ["held out"])
     del text
-    found = []
+    results = []
     for jobs in (1, 2):
         root = tmp_path / f"artifacts-{jobs}"
         arguments = ("--artifacts", root, "-q", "tokenize", file.path, "--val", val.path, "--tokenizer", "r50k_base")
@@ -568,9 +568,9 @@ def test_document_of_120_mb_needs_little_memory(shared: Path, tmp_path: Path) ->
         assert workers < 1024
         tokens = artifact.current(root, "tokens", "long")
         assert tokens
-        found.append(checksums(tokens))
+        results.append(checksums(tokens))
         assert tokens.manifest.counts["train_characters"] == 120_000_011
-    assert found[0] == found[1]
+    assert results[0] == results[1]
 
 
 WITHOUT_GIGATOKEN = "import sys; sys.modules['gigatoken'] = None; import cli; sys.exit(cli.main(sys.argv[1:]))"
@@ -640,7 +640,7 @@ def test_parts_keep_their_ids_with_a_model_without_spaces(
 
 
 def without_spaces() -> bytes:
-    """A model that was trained on text without spaces, and without the bytes that would stand for them."""
+    """Train a model on text without spaces, and without byte fallback."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["abab", "ba", "abba"] * 20),

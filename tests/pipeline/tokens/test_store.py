@@ -1,4 +1,4 @@
-"""The token store: segments and their index as the formats say, and one array over all of them."""
+"""The token store: segments, their index, and one array over all segments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ END = 7
 
 
 def megatron_documents(prefix: Path) -> list[list[int]]:
-    """The documents of `prefix`.bin and .idx, read as docs/design/formats.md describes Megatron's format."""
+    """Read the documents of `prefix`.bin and .idx by Megatron's format (docs/design/formats.md)."""
     data = prefix.with_suffix(".idx").read_bytes()
     magic, version, code, sequences, indices = struct.unpack("<9sQBQQ", data[:34])
     assert (magic, version) == (b"MMIDIDX\x00\x00", 1)
@@ -51,7 +51,7 @@ def megatron_documents(prefix: Path) -> list[list[int]]:
 
 
 def write(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2", batch: int = 2) -> Path:
-    """A segment of documents; each is said to lie 100 bytes after the one before it in the source."""
+    """Write a segment of documents whose source offsets are 100 bytes apart."""
     segment = SegmentWriter(folder, name, dtype)
     for at in range(0, len(documents), batch):
         rows = documents[at : at + batch]
@@ -272,7 +272,7 @@ def test_the_same_tokens_give_the_same_hdf5_bytes(tmp_path: Path) -> None:
 
 
 def store(root: Path, layout: str) -> Artifact:
-    """A small tokens artifact, in segments or in HDF5."""
+    """Publish a small tokens artifact, as segments or HDF5."""
     tokenizer = Integers(10)
 
     def fill(draft: Path) -> Content:
@@ -342,7 +342,7 @@ def test_store_with_another_tokenizer_raises_bad_data(root: Path) -> None:
 
 
 def hdf5_with(root: Path, make: str) -> Artifact:
-    """The small store in HDF5 with `train.h5` made anew as its manifest would accept it by size."""
+    """Publish the small store as HDF5, with another `train.h5` of the size in its manifest."""
     tokens = store(root, "hdf5")
     path = tokens.file("train.h5")
     with h5py.File(path, "w") as file:

@@ -1,6 +1,6 @@
 """The token store under faults: cases 42 to 49 of docs/design/reliability.md, section 2, through the command line.
 
-What an artifact of any kind does in them is in test_artifact.py and test_generations.py.
+The same faults for artifacts of any kind are in test_artifact.py and test_generations.py.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def command(root: Path, tokenizer: Path, source: Path, *options: object) -> list
     return [*CLI, *map(str, arguments), "--val-fraction", "0.2", "--jobs", "1"]
 
 
-def ended(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options)
     assert "Traceback" not in process.stderr
     return process
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], what: str) -> None:
-    """The last line names what is wrong and what to do."""
-    assert re.match(rf"error: .*{what}.* — ", done.stderr.splitlines()[-1]), done.stderr
+def assert_one_line(process: subprocess.CompletedProcess[str], problem: str) -> None:
+    """Check that the last line of stderr names the problem and what to do."""
+    assert re.match(rf"error: .*{problem}.* — ", process.stderr.splitlines()[-1]), process.stderr
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def source(tmp_path: Path) -> Path:
     return lines(tmp_path / "some.jsonl", texts("some", 40)).path
 
 
-# 42: killed while HDF5 is written
+# Killed while HDF5 is written
 
 
 def test_hdf5_killed_at_any_write_is_complete_or_absent(
@@ -87,7 +87,7 @@ def test_hdf5_killed_at_any_write_is_complete_or_absent(
         pytest.skip("case 42 was NOT tested: no strace here")
     arguments = command(root, tokenizer, source, "--format", "hdf5")
     quiet = command(tmp_path / "quiet", tokenizer, source, "--format", "hdf5")
-    assert ended(*quiet).returncode == 0
+    assert run_command(*quiet).returncode == 0
     expected = generation(tmp_path / "quiet")
     assert expected
     victim = root / "tokens" / "small" / f".draft-{expected.manifest.key}" / "train.h5"
@@ -95,7 +95,7 @@ def test_hdf5_killed_at_any_write_is_complete_or_absent(
     kills = 0
     for number in range(1, 40):
         strace = ["strace", "-qq", "-f", "-o", "/dev/null", "-P", str(victim), "-e", "trace=pwrite64", "-e"]
-        process = ended(*strace, inject.format(number), *arguments)
+        process = run_command(*strace, inject.format(number), *arguments)
         if process.returncode == 0:
             break
         kills += 1
@@ -108,7 +108,7 @@ def test_hdf5_killed_at_any_write_is_complete_or_absent(
     assert_settled(root)
 
 
-# 43, 44: a disk that is full
+# Full disk
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_full_disk_exits_74_and_keeps_the_old_generation(
 ) -> None:
     """Cases 43 and 44 of docs/design/reliability.md."""
     root = small_disk / "artifacts"
-    assert ended(*command(root, tokenizer, source)).returncode == 0
+    assert run_command(*command(root, tokenizer, source)).returncode == 0
     old = generation(root)
     assert old
     larger = lines(tmp_path / "more.jsonl", [text * 20 for text in texts("more", 400)]).path
     arguments = command(root, tokenizer, larger, "--format", layout)
-    assert ended(*command(tmp_path / "quiet", tokenizer, larger, "--format", layout)).returncode == 0
+    assert run_command(*command(tmp_path / "quiet", tokenizer, larger, "--format", layout)).returncode == 0
     expected = generation(tmp_path / "quiet")
     assert expected
     needed_bytes = sum(record.size for record in expected.manifest.files)
@@ -138,13 +138,13 @@ def test_full_disk_exits_74_and_keeps_the_old_generation(
             int(needed_bytes * share)
             - files.bytes_below(root / "tokens" / "small" / f".draft-{expected.manifest.key}"),
         )
-        process = ended(*arguments)
+        process = run_command(*arguments)
         assert process.returncode == 74, f"{process.returncode} with room for {share:.0%}: {process.stderr}"
         assert_one_line(process, "no space left on device")
         assert_survived(root, old.digest)
         assert generation(root) == old
     (small_disk / "ballast").unlink()
-    process = ended(*arguments)
+    process = run_command(*arguments)
     assert process.returncode == 0, process.stderr
     assert published(root) == published(tmp_path / "quiet")
     assert_settled(root, old.digest, expected.digest)
@@ -183,11 +183,11 @@ def test_refresh_without_inodes_exits_74_and_recovers(tmp_path: Path) -> None:
         assert_settled(root)
 
 
-# 45: the power goes while a generation is published
+# Power cut while a generation is published
 
 
 class Snapshots(files.Disk):
-    """A disk that before each of its operations calls for a picture of what is on it for certain."""
+    """A disk that takes a snapshot of its durable state before each operation."""
 
     def __init__(self, take: Callable[[], None]) -> None:
         self._take = take
@@ -249,22 +249,22 @@ def _folder(path: Path) -> Path:
 
 
 class Unsynced(files.Disk):
-    """A disk that knows what a power cut may take: the bytes of files that were not synced since their last change,
-    and names that were given in a folder since that was synced last.
+    """A disk that models a power cut: it may lose the bytes of files and the names in folders changed since their
+    last sync.
 
-    Before each operation it makes the states that could be found after a power cut there, and hands them over.
+    Before each operation it builds the states that a power cut could leave, and passes each to `check`.
     """
 
-    def __init__(self, root: Path, scratch: Path, found: Callable[[Path, str], None]) -> None:
-        self._root, self._scratch, self._found = root, scratch, found
+    def __init__(self, root: Path, scratch: Path, check: Callable[[Path, str], None]) -> None:
+        self._root, self._scratch, self._check = root, scratch, check
         self._synced = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
         self._renamed: list[tuple[Path, Path, str | None]] = []  # from, to, the link that was replaced
         self._count = 0
 
     def crash(self) -> None:
-        """Every state in which the disk may be found now."""
+        """Report every state in which a power cut could leave the disk now."""
         self._count += 1
-        for kind in ("all is there", "unsynced files are empty", "unsynced files are torn", "names are lost"):
+        for kind in ("everything survives", "unsynced files are empty", "unsynced files are torn", "names are lost"):
             if kind == "names are lost" and not self._renamed:
                 continue
             state = self._scratch / "artifacts"
@@ -280,7 +280,7 @@ class Unsynced(files.Disk):
                     new.rename(old)
                     if link:
                         new.symlink_to(link)
-            self._found(state, f"{kind}, at step {self._count}")
+            self._check(state, f"{kind}, at step {self._count}")
             shutil.rmtree(state)
 
     def sync(self, descriptor: int, path: Path) -> None:
@@ -310,19 +310,19 @@ def test_every_power_cut_state_has_the_old_or_new_generation(
     old = tokenize(root, some(_folder(tmp_path / "first"), texts("some", 20), files=1)).artifact
     outcomes = []
 
-    def found(state: Path, what: str) -> None:
+    def check(state: Path, step: str) -> None:
         current = artifact.find(state, "tokens", "some")
-        assert current.digest in (old.digest, expected.digest), what
+        assert current.digest in (old.digest, expected.digest), step
         for path in artifact.generations(state):
-            assert artifact.problems(artifact.read(path), deep=True) == [], what
+            assert artifact.problems(artifact.read(path), deep=True) == [], step
         outcomes.append(current.digest == expected.digest)
         with monkeypatch.context() as patch:
             patch.setattr(files, "disk", files.Disk())
             rebuilt = tokenize(state, second).artifact
-        assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected)), what
-        assert leftovers(state) == [], what
+        assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected)), step
+        assert leftovers(state) == [], step
 
-    disk = Unsynced(root, _folder(tmp_path / "states"), found)
+    disk = Unsynced(root, _folder(tmp_path / "states"), check)
     monkeypatch.setattr(files, "disk", disk)
     tokenize(root, second)
     disk.crash()
@@ -330,7 +330,7 @@ def test_every_power_cut_state_has_the_old_or_new_generation(
     assert {*outcomes} == {True, False}
 
 
-# 46, 47: damage after it was published
+# Damage after publication
 
 
 def flip(path: Path) -> None:
@@ -361,10 +361,10 @@ def test_damage_is_named_and_only_that_file_is_encoded_again(job: Nightly, root:
         (problem,) = (problem for _, problems in verify.verify(root) for problem in problems)
         assert VICTIM in problem
         if not number:
-            verified = ended(*CLI, "--artifacts", str(root), "verify")
+            verified = run_command(*CLI, "--artifacts", str(root), "verify")
             assert verified.returncode == 65
             assert_one_line(verified, VICTIM)
-            trained = ended(*CLI, "--artifacts", str(root), "train", "--tokens", "small", "--preset", "mini")
+            trained = run_command(*CLI, "--artifacts", str(root), "train", "--tokens", "small", "--preset", "mini")
             assert trained.returncode == 65
             assert_one_line(trained, VICTIM)
             assert not list(root.glob("runs/*/[!.]*"))
@@ -398,7 +398,7 @@ def test_damage_shared_by_two_generations_is_repaired_in_the_current(
     job.run(root)
     assert published(root) == expected
     assert artifact.problems(new, deep=True) == []
-    assert not os.path.samefile(old.file(VICTIM), new.file(VICTIM)), "what is damaged is not written to"
+    assert not os.path.samefile(old.file(VICTIM), new.file(VICTIM)), "the damaged file is not written to"
     assert {name for name, problems in verify.verify(root) if problems} == {old.ref}
 
 
@@ -410,7 +410,7 @@ def test_unlisted_file_is_ignored_and_not_carried_over(job: Nightly, root: Path)
     tokens.file("train-00009-0000.bin").write_bytes(b"\0" * 8)
     tokens.file("notes.txt").write_text("a note")
     assert len(open_store(tokens).train) == tokens.manifest.counts["train_tokens"]
-    listed = ended(*CLI, "--artifacts", str(root), "verify")
+    listed = run_command(*CLI, "--artifacts", str(root), "verify")
     assert listed.returncode == 0
     assert "notes.txt: in no manifest" in listed.stderr
     assert job.run(root).told["result"] == "unchanged"
@@ -422,7 +422,7 @@ def test_unlisted_file_is_ignored_and_not_carried_over(job: Nightly, root: Path)
     assert {name: published(root)[name] for name in expected} == expected
 
 
-# 48: HDF5 files from elsewhere
+# Hostile HDF5 files
 
 
 def link_to_elsewhere(path: Path, secret: Path) -> None:
@@ -448,7 +448,7 @@ def boundless(path: Path, secret: Path) -> None:
 
 
 def boundless_with_a_place(path: Path, secret: Path) -> None:
-    """Its header says 2 PiB where 14 bytes are."""
+    """The header declares 2 PiB for 14 bytes."""
     with h5py.File(path, "w") as file:
         file.create_dataset("tokens", data=np.arange(7, dtype="<u2"))
     data = path.read_bytes()

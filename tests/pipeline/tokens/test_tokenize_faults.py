@@ -1,6 +1,5 @@
-"""Tokenizing and its tokenizers under faults: cases 36 to 41 of the catalogue, cut shards, and kill -9.
-
-The numbers in the names are those of docs/design/reliability.md, section 2.
+"""Tokenizing and its tokenizers under faults: cases 36 to 41 of docs/design/reliability.md, section 2, truncated
+shards, and kill -9.
 """
 
 from __future__ import annotations
@@ -54,23 +53,23 @@ SAMPLE = ROOT / "pipeline" / "sample" / "yanshan.txt"
 Inkstone = Callable[..., dict[str, Any]]
 
 
-def assert_refused(said: dict[str, Any], root: Path) -> None:
-    """One line with a next step on stderr, and nothing published or left half-way."""
-    assert said["result"] == "failed"
-    assert said["hint"]
-    assert [line for line in said["stderr"].splitlines() if line.startswith("error: ")] == [
-        said["stderr"].rstrip().splitlines()[-1]
+def assert_refused(message: dict[str, Any], root: Path) -> None:
+    """Check for one error line with a hint on stderr, and nothing published or left as a draft."""
+    assert message["result"] == "failed"
+    assert message["hint"]
+    assert [line for line in message["stderr"].splitlines() if line.startswith("error: ")] == [
+        message["stderr"].rstrip().splitlines()[-1]
     ]
-    assert "Traceback" not in said["stderr"]
+    assert "Traceback" not in message["stderr"]
     assert not [path for path in root.glob("tokens/*/*") if path.name != ".lock"]
 
 
-# 36: the tokenizer's files
+# Damaged tokenizer files
 
 
 @pytest.fixture(params=["bpe", "char"])
 def trained(request: pytest.FixtureRequest, root: Path) -> artifact.Artifact:
-    """A tokenizer that was trained on the sample, and published."""
+    """A tokenizer trained on the sample, and published."""
     sentences, made_from = train_tokenizer.sentences_of(root, str(SAMPLE))
     size = 2500 if request.param == "bpe" else 0
     return train_tokenizer.train(root, "book", sentences, made_from, request.param, size).artifact
@@ -113,8 +112,8 @@ def test_damaged_tokenizer_ends_the_command_before_any_work(
 ) -> None:
     """Case 36 of docs/design/reliability.md."""
     flip(main_file(trained))
-    said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "book", code=65)
-    assert_refused(said, root)
+    message = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "book", code=65)
+    assert_refused(message, root)
     assert not (root / "tokens").exists()
 
 
@@ -148,9 +147,9 @@ def test_damaged_ranks_in_the_tiktoken_cache_are_never_used(
         (cache / path.name).write_bytes(path.read_bytes())
         damage(cache / path.name)
     go_offline(monkeypatch, cache)
-    # tiktoken knows the hash, and fetches what does not have it anew: so it is the network that is missing.
-    said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "r50k_base", code=75)
-    assert_refused(said, root)
+    # tiktoken checks the hash and downloads the ranks again, so the error is the missing network.
+    message = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "r50k_base", code=75)
+    assert_refused(message, root)
 
 
 def go_offline(patch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -161,7 +160,7 @@ def go_offline(patch: pytest.MonkeyPatch, cache: Path) -> None:
         patch.delenv(name, raising=False)
 
 
-# 37: models from elsewhere
+# Hostile models
 
 
 def varint(number: int) -> bytes:
@@ -172,7 +171,7 @@ def varint(number: int) -> bytes:
 
 
 def field(number: int, value: bytes | int | float) -> bytes:
-    """One field of a protobuf message."""
+    """Encode one field of a protobuf message."""
     if isinstance(value, bytes):
         return varint(number << 3 | 2) + varint(len(value)) + value
     if isinstance(value, int):
@@ -181,7 +180,7 @@ def field(number: int, value: bytes | int | float) -> bytes:
 
 
 def model(*pieces: bytes, charsmap: bytes = b"", extra: bytes = b"") -> bytes:
-    """A SentencePiece model of single letters and of `pieces`, written field by field (sentencepiece_model.proto)."""
+    """Return a SentencePiece model of single letters and `pieces`, field by field (sentencepiece_model.proto)."""
     letters = [letter.encode() for letter in "abcdefghijklmnopqrstuvwxyz0123456789▁"]
     normal = [field(1, piece) + field(2, -1.0 - rank) for rank, piece in enumerate([*letters, *pieces])]
     special = [field(1, b"<unk>") + field(3, 2), field(1, b"</s>") + field(3, 3)]
@@ -214,7 +213,7 @@ def test_base_of_the_hostile_models_is_valid(inkstone: Inkstone, tmp_path: Path)
     assert inkstone("tokenize", path, "--tokenizer", tmp_path / "good.model")["result"] == "built"
 
 
-# Runs the command once for each model that it is given, and tells after each how that ended.
+# Runs the command once per model and prints each exit code and error.
 _EACH = """
 import contextlib, io, json, sys, cli
 root, text, *models = sys.argv[1:]
@@ -226,13 +225,13 @@ for model in models:
 """
 
 
-def each_model(root: Path, text: Path, models: Iterable[object]) -> list[tuple[int, str]]:
-    """Exit code and stderr of tokenizing with each of `models`, by one process that lives through all of them."""
+def try_models(root: Path, text: Path, models: Iterable[object]) -> list[tuple[int, str]]:
+    """Return exit code and stderr of tokenizing with each model, all in one process that must survive."""
     command = [sys.executable, "-c", _EACH, *map(str, (root, text, *models))]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     results = [json.loads(line) for line in process.stdout.splitlines()]
     assert process.returncode == 0, f"died with {process.returncode} after {len(results)} models: {process.stderr}"
-    return [(code, said) for code, said in results]
+    return [(code, message) for code, message in results]
 
 
 def test_hostile_model_is_refused_without_a_crash(root: Path, tmp_path: Path) -> None:
@@ -240,11 +239,11 @@ def test_hostile_model_is_refused_without_a_crash(root: Path, tmp_path: Path) ->
     for kind, data in HOSTILE.items():
         (tmp_path / f"{kind}.model").write_bytes(data)
     text = lines(tmp_path / "a.jsonl", TEXTS).path
-    results = each_model(root, text, (tmp_path / f"{kind}.model" for kind in HOSTILE))
+    results = try_models(root, text, (tmp_path / f"{kind}.model" for kind in HOSTILE))
     assert [code for code, _ in results] == [65] * len(HOSTILE)
-    for kind, (_, said) in zip(HOSTILE, results, strict=True):
-        assert said.startswith(f"error: {kind}: ")
-        assert said.count("\n") == 1
+    for kind, (_, message) in zip(HOSTILE, results, strict=True):
+        assert message.startswith(f"error: {kind}: ")
+        assert message.count("\n") == 1
     assert not (root / "tokens").exists()
 
 
@@ -255,18 +254,18 @@ def test_hostile_model_in_a_trained_artifact_is_refused(root: Path, tmp_path: Pa
     for kind, data in HOSTILE.items():  # of the size that the manifest knows, where that can be
         shelves.append(shutil.copytree(trained.path, tmp_path / kind))
         (shelves[-1] / "tokenizer.model").write_bytes(data.ljust(main_file(trained).stat().st_size, b"\0"))
-    results = each_model(root, text, shelves)
+    results = try_models(root, text, shelves)
     assert [code for code, _ in results] == [65] * len(HOSTILE)
-    assert all(said.startswith("error: ") and said.count("\n") == 1 for _, said in results)
+    assert all(message.startswith("error: ") and message.count("\n") == 1 for _, message in results)
 
 
 def test_too_large_a_model_is_never_read_in_this_process(root: Path, tmp_path: Path) -> None:
     """Case 37 of docs/design/reliability.md."""
     with open(tmp_path / "large.model", "wb") as file:
         file.truncate(5 << 30)  # of zeros that take no room on the disk
-    ((code, said),) = each_model(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "large.model"])
+    ((code, message),) = try_models(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "large.model"])
     assert code == 65
-    assert "needs more than 4 GiB" in said
+    assert "needs more than 4 GiB" in message
 
 
 _CRASHES = """
@@ -283,20 +282,20 @@ def test_model_that_crashes_the_library_is_refused(root: Path, tmp_path: Path, m
     (tmp_path / "library" / "sentencepiece.py").write_text(_CRASHES, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'library'}")
     (tmp_path / "deadly.model").write_bytes(model())
-    ((code, said),) = each_model(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "deadly.model"])
+    ((code, message),) = try_models(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "deadly.model"])
     assert code == 65
-    assert "deadly.model: loading this model crashes the process" in said
+    assert "deadly.model: loading this model crashes the process" in message
 
 
 def test_model_with_a_piece_that_is_not_utf_8_is_refused(inkstone: Inkstone, root: Path, tmp_path: Path) -> None:
     """Case 37 of docs/design/reliability.md."""
     (tmp_path / "bytes.model").write_bytes(model(b"a\xff"))
     path = lines(tmp_path / "a.jsonl", [*TEXTS, "a long one " * 10_000]).path
-    said = inkstone("tokenize", path, "--tokenizer", tmp_path / "bytes.model", code=65)
-    assert_refused(said, root)
+    message = inkstone("tokenize", path, "--tokenizer", tmp_path / "bytes.model", code=65)
+    assert_refused(message, root)
 
 
-# 38: no network
+# No network
 
 
 def test_missing_network_and_cache_error_says_what_to_provide(
@@ -305,11 +304,11 @@ def test_missing_network_and_cache_error_says_what_to_provide(
     """Case 38 of docs/design/reliability.md."""
     go_offline(monkeypatch, tmp_path / "empty")
     start = time.monotonic()
-    said = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "cl100k_base", code=75)
+    message = inkstone("tokenize", lines(tmp_path / "a.jsonl", TEXTS).path, "--tokenizer", "cl100k_base", code=75)
     assert time.monotonic() - start < 30
-    assert "cl100k_base" in said["error"]
-    assert "TIKTOKEN_CACHE_DIR" in said["hint"]
-    assert_refused(said, root)
+    assert "cl100k_base" in message["error"]
+    assert "TIKTOKEN_CACHE_DIR" in message["hint"]
+    assert_refused(message, root)
 
 
 def test_tokens_open_offline_with_their_own_tokenizer(
@@ -321,7 +320,7 @@ def test_tokens_open_offline_with_their_own_tokenizer(
     assert set(texts_of(tokens, "train", open_store(tokens).tokenizer)) < set(TEXTS)
 
 
-# 39: text that spells a special token
+# Text that spells a special token
 
 SPELLED = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
 SPELLED += ["<s>", "</s>", "<pad>", "<unk>", "<0x0A>"]
@@ -375,7 +374,7 @@ def assert_ends_only(made: artifact.Artifact, special: set[int]) -> None:
         assert not special & set(row[:-1])
 
 
-# 40: wide vocabularies
+# Wide vocabularies
 
 
 @pytest.mark.parametrize(("extra", "dtype"), [(0, "<u2"), (1, "<u4")])
@@ -400,7 +399,7 @@ def test_two_byte_format_refuses_a_wide_vocabulary(shared: Path, tmp_path: Path,
     assert not list(tmp_path.glob("*out*"))
 
 
-# 41: training a tokenizer
+# Training a tokenizer
 
 
 def test_killed_training_leaves_no_partial_model_and_repeats(shared: Path, tmp_path: Path) -> None:
@@ -433,17 +432,17 @@ def train(root: Path, book: Path) -> subprocess.Popen[bytes]:
 
 
 def models(root: Path) -> dict[str, str]:
-    """sha256 of all that the current tokenizer is, its manifest included."""
+    """Return the sha256 of every file of the current tokenizer, its manifest included."""
     folder = (root / "tokenizers" / "book" / "current").resolve()
     return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != "run.json"}
 
 
-# Cut shards
+# Truncated shards
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard of one zstd frame, as the Pile's are; what is cut off such a frame is always missed."""
+    """A shard of one zstd frame, as in the Pile; any truncation of such a frame is detectable."""
     text = SAMPLE.read_text(encoding="utf-8")
     path = tmp_path_factory.mktemp("shard") / "00.jsonl.zst"
     packed = b"".join(b"%b\n" % json.dumps({"text": f"{n} {text[n:]}"}).encode() for n in range(50))
@@ -482,10 +481,10 @@ def test_truncated_shard_exits_65_and_ends_the_workers(tmp_path: Path, root: Pat
         arguments = ("tokenize", path, "--val", val, "--tokenizer", letters(root).path, "--jobs", 2)
         command = chaos.command("--artifacts", root, *arguments, unit=100_000, piece=20_000)
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        said = process.communicate()[1]
-        assert process.returncode == 65, said
-        assert "truncated" in said.splitlines()[-1]
-        assert "Traceback" not in said
+        message = process.communicate()[1]
+        assert process.returncode == 65, message
+        assert "truncated" in message.splitlines()[-1]
+        assert "Traceback" not in message
         assert chaos.survivors(process.pid) == []
         assert [entry.name for entry in (root / "tokens" / "00").iterdir()] == [".lock"]
 
@@ -516,7 +515,7 @@ def test_20_random_kills_end_in_the_bytes_of_one_run(trial: Trial, tmp_path: Pat
 
 
 def until_units(first: subprocess.Popen[str], root: Path, count: int) -> None:
-    """Wait until so many units are recorded as done."""
+    """Wait until `count` units are recorded as complete."""
     while len(chaos.left_behind(root).finished) < count:
         assert first.poll() is None
         time.sleep(0.005)
@@ -546,11 +545,11 @@ def test_killed_worker_exits_71_and_the_next_run_resumes(trial: Trial, tmp_path:
     first = trial.start(tmp_path)
     until_units(first, tmp_path, 2)
     os.kill(chaos.workers_of(first.pid)[0], signal.SIGKILL)
-    printed, said = first.communicate()
+    printed, message = first.communicate()
     assert first.returncode == 71
     assert json.loads(printed)["exit_code"] == 71
-    assert said.splitlines()[-1].startswith("error: a worker process was killed")
-    assert "Traceback" not in said
+    assert message.splitlines()[-1].startswith("error: a worker process was killed")
+    assert "Traceback" not in message
     assert chaos.survivors(first.pid) == []
     assert len(chaos.left_behind(tmp_path).finished) >= 2
     second = trial.start(tmp_path)
@@ -561,7 +560,7 @@ def test_killed_worker_exits_71_and_the_next_run_resumes(trial: Trial, tmp_path:
 
 @pytest.fixture
 def crumbs(root: Path, tmp_path: Path) -> list[Path]:
-    """What a run leaves that was killed while it moved `current`."""
+    """Leftovers of a run killed while it moved `current`."""
     link = root / "tokens" / "some" / ".tmp.current.0a1b2c3d"
     link.parent.mkdir(parents=True)
     link.symlink_to("0123456789abcdef")

@@ -1,4 +1,4 @@
-"""One piece of text: what its lines become, and that the fast way gives what the slow way defines."""
+"""The worker: one chunk to encoded documents, equal to the slow reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BadData
 from pipeline.readers import jsonl
-from pipeline.readers import jsonl as records
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Characters, Tiktoken, Tokenizer, Unencodable
@@ -26,23 +25,23 @@ from pipeline.tokens.worker import Batch, Encoded
 
 ROOT = Path(__file__).resolve().parents[3]
 LETTERS = Characters("abcdefghijklmnopqrstuvwxyz 水浒传\n", "letters")
-OFFSET = 1000  # of the piece in its file's text
+OFFSET = 1000  # of the chunk in its file's text
 
 
-def job(**fields: object) -> FileSpec:
+def spec(**fields: object) -> FileSpec:
     defaults = {"split": "train", "val_fraction": 0.0, "filter": DocumentFilter(), "digests": False} | fields
     return FileSpec("<u4", "a.jsonl", **defaults)  # type: ignore[arg-type]
 
 
 def task(data: bytes, of: FileSpec | None = None, **fields: object) -> TokenizeTask:
     defaults = {"file": 0, "unit": 0, "offset": OFFSET, "check_first": 8} | fields
-    return TokenizeTask(of or job(), size=len(data), lines=data, **defaults)  # type: ignore[arg-type]
+    return TokenizeTask(of or spec(), size=len(data), lines=data, **defaults)  # type: ignore[arg-type]
 
 
 def encoded(
     data: bytes, of: FileSpec | None = None, tokenizer: Tokenizer = LETTERS, **fields: object
 ) -> tuple[Encoded, list[list[list[int]]]]:
-    """What became of a piece, and the ids of each document of each of its batches, without their ends."""
+    """Encode a chunk. Returns the result and the ids of each document of each batch, without end-of-text."""
     out = encode.encode(tokenizer, task(data, of, **fields))
     if out.fault:
         raise out.fault
@@ -59,7 +58,7 @@ def lines_of(*texts: str) -> bytes:
     return b"".join(jsonl.json_line(text, "", "", None) for text in texts)
 
 
-# The lines of a piece: at once, and one by one
+# Lines of a chunk, decoded together and one by one
 
 GOOD = [
     b'{"text":"a"}',
@@ -121,28 +120,28 @@ BAD = [
 ]
 
 
-def one_by_one(data: bytes) -> tuple[list[records.Row], Ledger, list[Reject]]:
-    """What each line of a piece is by itself."""
+def one_by_one(data: bytes) -> tuple[list[jsonl.Row], Ledger, list[Reject]]:
+    """Decode each line of a chunk by itself."""
     ledger, rejects = Ledger(), list[Reject]()
-    rows: list[records.Row] = []
+    rows: list[jsonl.Row] = []
     for number, (offset, line, _) in enumerate(jsonl.lines(iter([data]))):
-        found = jsonl.parse(line)
-        if isinstance(found, str):
-            jsonl.reject_line(ledger, rejects.append, found, line, "a.jsonl", number, OFFSET + offset)
+        record = jsonl.parse(line)
+        if isinstance(record, str):
+            jsonl.reject_line(ledger, rejects.append, record, line, "a.jsonl", number, OFFSET + offset)
             rows.append((OFFSET + offset, None, ""))
         else:
             ledger.documents.came += 1
-            ledger.characters.came += len(found.text)
-            rows.append((OFFSET + offset, found.text, records.set_name(found.meta)))
+            ledger.characters.came += len(record.text)
+            rows.append((OFFSET + offset, record.text, jsonl.set_name(record.meta)))
     return rows, ledger, rejects
 
 
-def at_once(data: bytes) -> tuple[list[records.Row], Ledger, list[Reject]]:
+def at_once(data: bytes) -> tuple[list[jsonl.Row], Ledger, list[Reject]]:
     ledger, rejects = Ledger(), list[Reject]()
-    return records.decode(data, "a.jsonl", OFFSET, ledger, rejects.append), ledger, rejects
+    return jsonl.decode(data, "a.jsonl", OFFSET, ledger, rejects.append), ledger, rejects
 
 
-PIECES = st.tuples(
+CHUNKS = st.tuples(
     st.lists(st.sampled_from(GOOD), max_size=6),
     st.lists(st.sampled_from([*GOOD, *BAD]), max_size=4),
     st.lists(st.sampled_from(GOOD), min_size=1, max_size=6),
@@ -151,7 +150,7 @@ PIECES = st.tuples(
 ).map(lambda made: made[3].join([*made[0], *made[1], *made[2]]) + made[3] * made[4])
 
 
-@given(PIECES)
+@given(CHUNKS)
 @settings(max_examples=600, deadline=None)
 @example(b'{"text":"a"}{"text":"b"}\n{"text":"c"}')
 @example(b'{"text":"a"}{"text":"b"}\n\n{"text":"c"}')
@@ -206,7 +205,7 @@ def test_a_hundred_thousand_brackets_are_one_bad_line() -> None:
     assert ledger.documents.came == 3
 
 
-@given(PIECES)
+@given(CHUNKS)
 @settings(max_examples=200, deadline=None)
 def test_chunk_encodes_to_its_documents_and_the_ledger_adds_up(data: bytes) -> None:
     out, rows = encoded(data)
@@ -230,7 +229,7 @@ def test_chunk_encodes_to_its_documents_and_the_ledger_adds_up(data: bytes) -> N
     )
 
 
-# What is chosen
+# Filters and splits
 
 
 def test_documents_are_filtered_by_set_and_length() -> None:
@@ -246,7 +245,7 @@ def test_documents_are_filtered_by_set_and_length() -> None:
         DocumentFilter(include_sets=("None",)): ["empty", *["set-not-included"] * 4],
     }
     for choice, expected in reasons.items():
-        out, rows = encoded(data, job(filter=choice))
+        out, rows = encoded(data, spec(filter=choice))
         assert sorted(reject.reason for reject in out.rejects) == expected
         assert sum(map(len, rows)) == 5 - len(expected)
         assert out.ledger.documents.came == 5
@@ -254,12 +253,12 @@ def test_documents_are_filtered_by_set_and_length() -> None:
 
 def test_documents_are_divided_by_a_hash_of_their_text() -> None:
     texts = [f"{chr(97 + n % 26)}{'水' * (n // 26)}" for n in range(400)]
-    out, rows = encoded(lines_of(*texts), job(split="", val_fraction=0.25))
+    out, rows = encoded(lines_of(*texts), spec(split="", val_fraction=0.25))
     assert [batch.split for batch in out.batches] == ["train", "val"]
     assert 60 < len(rows[1]) < 140
     held_out = {text for text in texts if tasks.is_validation(tasks.digest_of(text), 0.25)}
     assert rows[1] == [LETTERS.encode(text) for text in texts if text in held_out]
-    second, _ = encoded(lines_of(*texts[200:], "xyz"), job(split="", val_fraction=0.25))
+    second, _ = encoded(lines_of(*texts[200:], "xyz"), spec(split="", val_fraction=0.25))
     assert set(texts[200:]) & held_out == {texts[200:][n] for n in second.batches[1].lines if n < 200}
 
 
@@ -267,16 +266,16 @@ def test_documents_are_divided_by_a_hash_of_their_text() -> None:
     ("fields", "hashed"), [({}, False), ({"digests": True}, True), ({"split": "", "val_fraction": 0.5}, True)]
 )
 def test_text_is_hashed_only_if_the_hash_is_needed(fields: dict[str, object], hashed: bool) -> None:
-    out, _ = encoded(lines_of("a", "b"), job(**fields))
+    out, _ = encoded(lines_of("a", "b"), spec(**fields))
     digests = [digest for batch in out.batches for digest in batch.digests]
     assert sorted(digests) == sorted(tasks.digest_of(text) if hashed else b"" for text in "ab")
 
 
-# A document in parts, and what is not kept
+# Documents in parts, and refused lines
 
 
 def test_parts_have_the_ids_of_the_document_and_one_end_of_text() -> None:
-    parts, found = ["ab ", "cd", "水浒"], list[int]()
+    parts, ids = ["ab ", "cd", "水浒"], list[int]()
     long = LongDocument(7, "", b"", "train")
     for number, part in enumerate(parts):
         out = encode.encode(
@@ -285,8 +284,8 @@ def test_parts_have_the_ids_of_the_document_and_one_end_of_text() -> None:
         assert (out.lines, out.compared, out.batches) == (int(number == 0), int(number == 0), [])
         assert out.part is not None
         assert out.part.dtype == np.dtype("<u4")
-        found += out.part.tolist()
-    assert found == [*LETTERS.encode("".join(parts)), LETTERS.end_of_text]
+        ids += out.part.tolist()
+    assert ids == [*LETTERS.encode("".join(parts)), LETTERS.end_of_text]
 
 
 def test_refused_line_is_counted_and_gives_no_ids() -> None:
@@ -298,11 +297,11 @@ def test_refused_line_is_counted_and_gives_no_ids() -> None:
     assert (rows, out.lines, out.ledger.characters.dropped) == ([], 1, {"set-excluded": 9_000_000})
 
 
-# The sample that is compared
+# Comparison with the reference encoder
 
 
 class Wrong(Characters):
-    """Encodes batches as its own library would, but for one text."""
+    """Tokenizer whose batch encoder gives wrong ids for texts that contain `wrong`."""
 
     encoder = "wrong"
 
@@ -345,7 +344,7 @@ def test_about_one_document_in_a_thousand_is_compared() -> None:
 
 ODD = (
     st.text(st.characters(max_codepoint=0x2FF) | st.characters(min_codepoint=0x1F000, max_codepoint=0x1FAFF))
-    | st.text(st.characters(exclude_categories=["Cs", "Cn"]))  # what is not assigned yet they may know or not
+    | st.text(st.characters(exclude_categories=["Cs", "Cn"]))  # unassigned characters may be known to one library only
 )
 RUNS = st.lists(
     st.tuples(

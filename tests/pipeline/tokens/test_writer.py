@@ -1,4 +1,4 @@
-"""Pieces become segments in the order of the input: what is chosen, what is known again, and where a run goes on."""
+"""The writer: order, filters, duplicates, rejects, and resuming a stopped run."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from tests.support.tokenizing import (
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several pieces in a unit, and several units in a file."""
+    """Several chunks in a unit, and several units in a file."""
     shrink_chunks(monkeypatch, 600, 150)
 
 
-def kept(made: artifact.Artifact) -> set[str]:
-    return {text for split in segments.SPLITS for text in texts_of(made, split)}
+def kept(tokens: artifact.Artifact) -> set[str]:
+    return {text for split in segments.SPLITS for text in texts_of(tokens, split)}
 
 
-# Which documents are kept
+# Filters, duplicates and max_documents
 
 
 def of_sets(folder: Path) -> Inputs:
-    """A file of each of two sets and one of none, to be divided by hash."""
+    """One file of each of two sets and one without a set, to be divided by hash."""
     sets = {"Pile-CC": "crawled", "USPTO": "known", "": "anywhere"}
     texts = {name: [f"{word} {number}" for number in range(60)] for name, word in sets.items()}
     return Inputs(tuple(lines(folder / f"{len(name)}.jsonl", texts[name], name) for name in sets), ())
@@ -101,9 +101,9 @@ def test_command_line_filters_documents(inkstone: Callable[..., dict[str, Any]],
 
 @pytest.mark.usefixtures("small")
 def test_dedup_keeps_the_first_text_in_input_order(tmp_path: Path, root: Path) -> None:
-    first = [*TEXTS[:60], TEXTS[0], TEXTS[1]]  # known again in its piece or another unit,
-    second = [TEXTS[59], *TEXTS[60:80], TEXTS[60]]  # in another file,
-    val = [TEXTS[3], "held out", TEXTS[70], "held out"]  # and in what is held out
+    first = [*TEXTS[:60], TEXTS[0], TEXTS[1]]  # duplicates in the same chunk, another unit,
+    second = [TEXTS[59], *TEXTS[60:80], TEXTS[60]]  # another file,
+    val = [TEXTS[3], "held out", TEXTS[70], "held out"]  # and in the validation file
     texts_by_name = {"a": first, "b": second, "c": val}
     files = {name: lines(tmp_path / f"{name}.jsonl", texts) for name, texts in texts_by_name.items()}
     tokens = run(root, Inputs((files["a"], files["b"]), (files["c"],)), dedup="exact").artifact
@@ -127,12 +127,14 @@ def test_equal_texts_stay_without_dedup(tmp_path: Path, root: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("most", [37, 77, 120])
+@pytest.mark.parametrize("limit", [37, 77, 120])
 @pytest.mark.usefixtures("small")
-def test_max_documents_keeps_the_first_in_input_order(tmp_path: Path, root: Path, most: int, jobs: int) -> None:
+def test_max_documents_keeps_the_first_in_input_order(tmp_path: Path, root: Path, limit: int, jobs: int) -> None:
     files = [lines(tmp_path / f"{n}.jsonl", TEXTS[n * 50 : n * 50 + 50]) for n in range(4)]
-    tokens = run(root, Inputs(tuple(files), ()), max_documents=most, min_chars=15, val_fraction=0.3, jobs=jobs).artifact
-    expected = [text for text in TEXTS if len(text) >= 15][:most]
+    tokens = run(
+        root, Inputs(tuple(files), ()), max_documents=limit, min_chars=15, val_fraction=0.3, jobs=jobs
+    ).artifact
+    expected = [text for text in TEXTS if len(text) >= 15][:limit]
     held_out = [text for text in expected if tasks.is_validation(tasks.digest_of(text), 0.3)]
     assert texts_of(tokens, "val") == held_out
     assert texts_of(tokens, "train") == [text for text in expected if text not in held_out]
@@ -142,23 +144,23 @@ def test_max_documents_keeps_the_first_in_input_order(tmp_path: Path, root: Path
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("jobs", [1, 2, 4])
-@pytest.mark.parametrize("most", [60, 200])
+@pytest.mark.parametrize("limit", [60, 200])
 def test_damage_after_the_last_wanted_document_is_ignored(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, most: int, jobs: int
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, limit: int, jobs: int
 ) -> None:
     shrink_chunks(monkeypatch, 4000, 1000)
     cut = compressed(lines(tmp_path / "a.jsonl", TEXTS).path)
     cut.write_bytes(cut.read_bytes()[:-1])
     inputs = Inputs((input_file(cut),), (lines(tmp_path / "val.jsonl", ["held out"]),))
-    if most < 200:
-        assert run(root, inputs, max_documents=most, jobs=jobs).artifact.manifest.counts["train_documents"] == most
+    if limit < 200:
+        assert run(root, inputs, max_documents=limit, jobs=jobs).artifact.manifest.counts["train_documents"] == limit
     else:
         with pytest.raises(BadData, match="truncated"):
             run(root, inputs, max_documents=200, jobs=jobs)
 
 
 def compressed(path: Path) -> Path:
-    """A file of frames, one for every few lines."""
+    """Compress a file into several zstd frames, one for every 20 lines."""
     file_lines = path.read_bytes().splitlines(keepends=True)
     frames = [zstandard.compress(b"".join(file_lines[start : start + 20])) for start in range(0, len(file_lines), 20)]
     packed = path.with_name(f"{path.name}.zst")
@@ -191,7 +193,7 @@ def test_max_documents_limits_validation_files_separately(tmp_path: Path, root: 
     assert texts_of(tokens, "val") == ["held out"]
 
 
-# What is set aside
+# Rejects
 
 
 @pytest.mark.usefixtures("small")
@@ -218,15 +220,15 @@ def test_line_across_units_belongs_to_the_first(tmp_path: Path, root: Path) -> N
     assert units == ["0000", f"{offset_of_line(tmp_path / 'train.jsonl', 3) // 600:04d}"]
 
 
-# Where a run goes on
+# Resuming
 
 
 class Stopped(Exception):
-    """What ends a run here as a kill would, without a word."""
+    """Raised to end a run as abruptly as a kill."""
 
 
 def run_until(patch: pytest.MonkeyPatch, count: int, root: Path, inputs: Inputs, **options: Any) -> Built | None:
-    """A run that is stopped once `count` pieces have been put together: what it made, None if it did not get there."""
+    """Run until `count` tasks have been added. Returns the result, None if the run was stopped."""
     added, real = 0, TokenWriter.add
 
     def add(self: TokenWriter, *arguments: Any) -> None:
@@ -284,7 +286,7 @@ def test_run_stopped_repeatedly_completes(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> tuple[Path, Inputs, Path]:
-    """A root with the draft of a run that was stopped in the middle, its inputs, and the draft."""
+    """A root with the draft of a run stopped in the middle, its inputs, and the draft."""
     inputs, root = some(tmp_path), tmp_path / "stopped"
     assert not run_until(monkeypatch, 18, root, inputs, dedup="exact")
     (draft,) = root.glob("tokens/some/.draft-*")
