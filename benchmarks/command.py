@@ -1,31 +1,139 @@
-"""The bench command: side-by-side measurements, run from a checkout."""
+"""The bench command: side-by-side benchmarks, run from a checkout."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
+from benchmarks.rows import Row
 from model.commands.options import pairs_of
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings
 
 
-@click.command(cls=Command, short_help="Measure speed against other tools.")
-@click.argument("what", metavar="[download|clean|tokenize|batches|train|sample|loss]", default="")
-@click.argument("given", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of which the median counts.")
-@click.option("--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text, of tokenize.")
-@click.option("--minutes", type=float, default=5, show_default=True, help="Of training, of loss.")
-@click.option("--preset", default="shuihu-fast", show_default=True, help="Of loss.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one number of the preset, of loss.")
-@click.option("--tokenizer", default="", metavar="KIND-SIZE", help="As bpe-8000 or char, of loss (default: preset's).")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of loss.")
+@dataclass(frozen=True)
+class _Options:
+    """The options of all benchmarks; each benchmark uses some of them."""
+
+    files: tuple[Path, ...]
+    rounds: int
+    size: int  # MB
+    minutes: float
+    preset: str
+    overrides: Mapping[str, str]
+    tokenizer: str
+    seed: int
+    report: Callable[[str], None]
+
+
+# A benchmark's libraries are imported only when it runs: `--help` must answer at once.
+
+
+def _download(options: _Options) -> list[Row]:
+    from benchmarks import download
+
+    return download.bench(options.rounds, report=options.report)
+
+
+def _clean(options: _Options) -> list[Row]:
+    from benchmarks import clean
+
+    return clean.bench(options.rounds, report=options.report)
+
+
+def _tokenize(options: _Options) -> list[Row]:
+    from benchmarks import tokenize
+
+    return tokenize.bench(options.rounds, shards=options.files, size=options.size, report=options.report)
+
+
+def _batches(options: _Options) -> list[Row]:
+    from benchmarks import batches
+
+    return batches.bench(options.rounds)
+
+
+def _train(options: _Options) -> list[Row]:
+    from benchmarks import train
+
+    return train.bench(options.rounds, options.report)
+
+
+def _sample(options: _Options) -> list[Row]:
+    from benchmarks import sample
+
+    return sample.bench(options.rounds, options.report)
+
+
+def _loss(options: _Options) -> list[Row]:
+    if len(options.files) != 2:
+        raise errors.BadConfig(
+            f"bench loss needs 2 text files, got {len(options.files)}", hint="run `bench loss TRAIN.txt VAL.txt`"
+        )
+    from benchmarks import loss
+
+    return loss.bench(
+        *options.files,
+        options.minutes,
+        options.preset,
+        options.seed,
+        options.report,
+        options.overrides,
+        options.tokenizer,
+    )
+
+
+_BENCHMARKS: dict[str, Callable[[_Options], list[Row]]] = {
+    "download": _download,
+    "clean": _clean,
+    "tokenize": _tokenize,
+    "batches": _batches,
+    "train": _train,
+    "sample": _sample,
+    "loss": _loss,
+}
+_DEFAULT = [name for name in _BENCHMARKS if name != "loss"]  # loss needs two texts and minutes of training
+
+
+class _BenchmarkName(click.Choice[str]):
+    """A choice whose wrong value is a configuration error (exit code 78), not a usage error (2)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            raise errors.BadConfig(
+                f"unknown benchmark {value!r}", hint=f"choose one of {', '.join(_BENCHMARKS)}"
+            ) from error
+
+
+@click.command(cls=Command, short_help="Measure against other tools.")
+@click.argument("name", type=_BenchmarkName(list(_BENCHMARKS)), required=False)
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each side; the median counts."
+)
+@click.option(
+    "--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text that tokenize generates."
+)
+@click.option("--minutes", type=float, default=5, show_default=True, help="Training time for loss.")
+@click.option("--preset", default="shuihu-fast", show_default=True, help="Preset that loss trains.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one value of the preset for loss.")
+@click.option(
+    "--tokenizer",
+    default="",
+    metavar="KIND-SIZE",
+    help="Tokenizer for loss, for example bpe-8000 or char (default: the preset's).",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Random seed for loss.")
 def bench(
     settings: Settings,
-    what: str,
-    given: tuple[Path, ...],
+    name: str | None,
+    files: tuple[Path, ...],
     rounds: int,
     size: int,
     minutes: float,
@@ -34,47 +142,17 @@ def bench(
     tokenizer: str,
     seed: int,
 ) -> Outcome:
-    """Measure this program beside other ways of doing the same, in turn, on this machine.
+    """Compare Inkstone with other tools that do the same work, alternately on this machine.
 
-    `bench tokenize SHARD...` takes shards of its own; `bench loss TRAIN.txt VAL.txt` needs two texts, and says what a
-    model trained on the one makes of the other.
+    Without a name, all benchmarks except loss run. `bench tokenize SHARD...` measures your own shards instead of
+    generated ones. `bench loss TRAIN.txt VAL.txt` trains on the first text and reports the bits per character of the
+    second.
     """
-    known = ("download", "clean", "tokenize", "batches", "train", "sample", "loss")
-    if what and what not in known:
-        raise errors.BadConfig(f"there is no bench {what!r}", hint=f"one of {', '.join(known)}")
-    if missing := [path for path in given if not path.is_file()]:
+    if missing := [path for path in files if not path.is_file()]:
         raise errors.InputMissing(f"{missing[0]}: no such file", hint="check the path")
-    rows = []
-    if what in ("", "download"):
-        from benchmarks import download as transfer
-
-        rows += transfer.bench(rounds, report=settings.progress.note)
-    if what in ("", "clean"):
-        from benchmarks import clean as cleaning
-
-        rows += cleaning.bench(rounds, report=settings.progress.note)
-    if what in ("", "tokenize"):
-        from benchmarks import tokenize as comparison
-
-        rows += comparison.bench(rounds, shards=given, size=size, report=settings.progress.note)
-    if what in ("", "batches"):
-        from benchmarks import batches
-
-        rows += batches.bench(rounds)
-    if what in ("", "train"):
-        from benchmarks import train as training
-
-        rows += training.bench(rounds, report=settings.progress.note)
-    if what in ("", "sample"):
-        from benchmarks import sample as sampling
-
-        rows += sampling.bench(rounds, report=settings.progress.note)
-    if what == "loss":
-        from benchmarks import loss
-
-        if len(given) != 2:
-            raise errors.BadConfig("bench loss needs two texts", hint="bench loss TRAIN.txt VAL.txt")
-        rows += loss.bench(*given, minutes, preset, seed, settings.progress.note, pairs_of(pairs), tokenizer)
+    report = settings.progress.note
+    options = _Options(files, rounds, size, minutes, preset, pairs_of(pairs), tokenizer, seed, report)
+    rows = [row for benchmark in ([name] if name else _DEFAULT) for row in _BENCHMARKS[benchmark](options)]
     return Outcome(
         "unchanged",
         extra={"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]},

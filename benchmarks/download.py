@@ -1,7 +1,7 @@
-"""`bench download`: a file from a server on this machine, ours against `curl -s -o` and then `sha256sum`, in turn.
+"""`bench download`: one file from a local server, by Inkstone and by `curl -s -o` followed by `sha256sum`.
 
-Ours is verified, synced and pinned when it ends; what curl wrote is only hashed. Both are measured as processes, from
-their start, into memory (/dev/shm) and onto the disk of temporary files.
+Inkstone's file is verified, synced to disk and pinned by its hash; curl's file is only hashed. Each run is a process,
+timed from its start. The file goes to memory (/dev/shm) and to the disk that holds temporary files.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.rows import Row, in_turn
+from benchmarks.rows import Row, median_rates
 
+_ROOT = Path(__file__).resolve().parent.parent
 _MEMORY = Path("/dev/shm")
 _NAME = "shard.txt"
 
-_OURS = """
-import sys
-from pathlib import Path
-from pipeline.sources import catalogue as sources
-from pipeline.sources import download
-from pipeline.runtime.progress import Silent
-download.download(Path(sys.argv[1]), sources.resolve(sys.argv[2], environment={}), Silent())
-"""
-
 
 def bench(rounds: int, *, size: int = 1024, report: Callable[[str], None] = lambda line: None) -> list[Row]:
-    """A row for each place, in MB of the file a second; `size` is in MiB."""
+    """Return a row for each target folder, in MB of the file per second. The file has `size` MiB."""
     if missing := [tool for tool in ("curl", "sha256sum") if not shutil.which(tool)]:
-        report(f"download: left out, {' and '.join(missing)} is not installed")
+        report(f"download: skipped, not installed: {', '.join(missing)}")
         return []
-    places = {"memory": _MEMORY, "disk": Path(tempfile.gettempdir())}
+    targets = {"memory": _MEMORY, "disk": Path(tempfile.gettempdir())}
     rows = []
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         shard = Path(folder) / _NAME
@@ -47,49 +39,51 @@ def bench(rounds: int, *, size: int = 1024, report: Callable[[str], None] = lamb
             for _ in range(size):
                 out.write(os.urandom(1 << 20))
         with _serving(shard) as url:
-            for where, place in places.items():
-                if place.is_dir():
-                    ours, peer = in_turn(partial(_ours, place, url, size), partial(_peer, place, url, size), rounds)
-                    rows.append(Row(f"download {size} MiB, into {where}", ours, peer, "curl, then sha256sum", "MB/s"))
+            for name, target in targets.items():
+                if target.is_dir():
+                    ours, peer = partial(_ours, target, url, size), partial(_peer, target, url, size)
+                    rates = median_rates(ours, peer, rounds)
+                    rows.append(Row(f"download {size} MiB, into {name}", *rates, "curl, then sha256sum", "MB/s"))
                     report(rows[-1].line())
     return rows
 
 
-def _ours(place: Path, url: str, size: int) -> float:
-    with tempfile.TemporaryDirectory(dir=place) as folder:
+def _ours(target: Path, url: str, size: int) -> float:
+    with tempfile.TemporaryDirectory(dir=target) as folder:
+        command = [sys.executable, "-m", "benchmarks.download_once", folder, url]
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", _OURS, folder, url], check=True, env={**os.environ, "NO_PROXY": "*"})
+        subprocess.run(command, check=True, cwd=_ROOT, env={**os.environ, "NO_PROXY": "*"})
         return size * 1.048576 / (time.perf_counter() - start)
 
 
-def _peer(place: Path, url: str, size: int) -> float:
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        target = Path(folder) / _NAME
+def _peer(target: Path, url: str, size: int) -> float:
+    with tempfile.TemporaryDirectory(dir=target) as folder:
+        path = Path(folder) / _NAME
         start = time.perf_counter()
-        subprocess.run(["curl", "-s", "--noproxy", "*", "-o", target, url], check=True)
-        subprocess.run(["sha256sum", target], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["curl", "-s", "--noproxy", "*", "-o", path, url], check=True)
+        subprocess.run(["sha256sum", path], check=True, stdout=subprocess.DEVNULL)
         return size * 1.048576 / (time.perf_counter() - start)
 
 
 @contextmanager
 def _serving(shard: Path) -> Iterator[str]:
-    """The URL of a server that sends one file, as fast as the system can, whatever it is asked."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=_serve, args=(listening, shard), daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/{_NAME}"
+    """Serve one file for every request, as fast as the system can, and yield the server's URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_serve, args=(listener, shard), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{_NAME}"
 
 
-def _serve(listening: socket.socket, shard: Path) -> None:
+def _serve(listener: socket.socket, shard: Path) -> None:
     while True:
         try:
-            connection, _ = listening.accept()
-        except OSError:  # the end of the benchmark
+            connection, _ = listener.accept()
+        except OSError:  # the listener was closed: the benchmark is over
             return
         with connection, open(shard, "rb") as data:
-            asked = b""
-            while b"\r\n\r\n" not in asked and (more := connection.recv(4096)):
-                asked += more
+            request = b""
+            while b"\r\n\r\n" not in request and (received := connection.recv(4096)):
+                request += received
             length = b"Content-Length: %d\r\n" % shard.stat().st_size
             connection.sendall(b"HTTP/1.1 200 OK\r\n" + length + b'ETag: "1"\r\nConnection: close\r\n\r\n')
-            if asked.startswith(b"GET"):
+            if request.startswith(b"GET"):
                 connection.sendfile(data)

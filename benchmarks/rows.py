@@ -1,4 +1,4 @@
-"""What a comparison says: one kind of work, done our way and another's, in turn on one machine."""
+"""One comparison: the same work done by Inkstone and by a peer, alternately on one machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """Two rates of the same work, in `unit`; `peer_name` says whose the second is."""
+    """Our figure and a peer's for the same work, both in `unit`."""
 
     work: str
     ours: float
@@ -28,8 +28,8 @@ class Row:
         )
 
 
-def in_turn(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """Median rates of two functions that each return a rate, run alternately after one warm-up."""
+def median_rates(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float]:
+    """Run two functions alternately, after one warm-up, and return the medians of the rates that they return."""
     ours(), peer()
     pairs = [(ours(), peer()) for _ in range(rounds)]
     return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)

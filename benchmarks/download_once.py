@@ -1,0 +1,13 @@
+"""One download in a process of its own, for `bench download` to time.
+
+python -m benchmarks.download_once ARTIFACTS URL
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline.runtime.progress import Silent
+from pipeline.sources import catalogue, download
+
+if __name__ == "__main__":
+    download.download(Path(sys.argv[1]), catalogue.resolve(sys.argv[2], environment={}), Silent())
