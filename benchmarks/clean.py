@@ -1,10 +1,10 @@
-"""`bench clean`: a novel and poems as plain text, cleaned our way and others', in turn, each run in a fresh process.
+"""`bench clean`: a novel and poems as plain text, cleaned by Inkstone and by others, each run in a fresh process.
 
-Rates are MB of UTF-8 a second: of one job a second of the processor, whatever else the machine does meanwhile; where
-two jobs are compared with one, a second of the clock. Ours is the whole stage, from the hash of the input to the
-published, synced corpus with its report; the other cleaners read a file and write a file. The two ways to split
-sentences start and end in memory, and must agree. The texts are the shared 水浒传 and Tang poems, repeated to `size`
-MB.
+Rates are MB of UTF-8 per second. They are per second of processor time with one job, so that other work on the machine
+does not matter, and per second of wall-clock time where two jobs are compared with one. Inkstone runs the complete
+stage, from hashing the input to the published and synced corpus with its report; the other cleaners read a file and
+write a file. The two ways of splitting sentences start and end in memory, and must agree. The texts are the shared
+水浒传 and Tang poems, repeated up to `size` MB.
 
     python -m benchmarks.clean WAY --jobs N --out NEW_FOLDER TEXT     prints one JSON object
 """
@@ -30,7 +30,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.rows import Row
-from benchmarks.ways import peaks
+from benchmarks.ways import peak_memory
 from pipeline.errors import InputMissing, InternalError
 from pipeline.readers import compression
 
@@ -41,17 +41,20 @@ _HALF_WIDTH = dict(zip(map(ord, ",!?;:().…⋯"), "，！？；：（）。…�
 
 @dataclass(frozen=True)
 class Figures:
-    """A way, run once. A MB is 10^6 bytes; memory is of the largest process. `digest` is of what ways must agree on."""
+    """Measurements of one run. A MB is 10^6 bytes; memory is that of the largest process.
+
+    `digest` is the sha256 of the output of the ways that must agree, and empty for the others.
+    """
 
     way: str
     seconds: float
-    processor: float  # seconds of it that the way took, in its own process
+    processor: float  # seconds of processor time, in the process of the way only
     peak_mb: float
     digest: str
 
 
 def bench(rounds: int, *, size: int = 100, report: Callable[[str], None] = lambda line: None) -> list[Row]:
-    """Rows of rates for each text, and of peak memory for `size` MB and four times as much."""
+    """Return rows of rates for each text, and of peak memory for `size` MB and four times as much."""
     with tempfile.TemporaryDirectory() as name:
         runs = _Runs(Path(name), report)
         book, poems, large = _texts(Path(name), size)
@@ -61,92 +64,96 @@ def bench(rounds: int, *, size: int = 100, report: Callable[[str], None] = lambd
                 for way, jobs in ways:
                     runs.run(way, text, jobs, f"round {number + 1} of {rounds}")
         runs.run("inkstone", large, 1, "once")
-        rows = []
-        for text in (book, poems):
-            one, two = runs.rate_by_the_clock("inkstone", text, 1), runs.rate_by_the_clock("inkstone", text, 2)
-            work = f"clean {text.stem} {size} MB"
-            rows.append(Row(f"{work}, 2 jobs", two, one, "1 job", "MB/s"))
-            one = runs.rate("inkstone", text, 1)
-            for way, shown in _SHOWN.items():
-                if peer := runs.rate(way, text, 1):
-                    rows.append(Row(f"{work}, 1 job", one, peer, shown, "MB/s"))
-            split, slow = runs.rate("split", text, 1), runs.rate("split_slowly", text, 1)
-            rows.append(
-                Row(f"split {text.stem} into sentences", split, slow, "a loop over a regular expression", "MB/s")
-            )
-            runs.require_agreement("split", "split_slowly", text)
-        peaks = [runs.peak("inkstone", text, 1) for text in (large, book)]
-        return [*rows, Row(f"peak memory, 1 job, {4 * size} MB", peaks[0], peaks[1], f"{size} MB of input", "MB")]
+        rows = [row for text in (book, poems) for row in _rates(runs, text, size)]
+        peak_large, peak_book = runs.peak("inkstone", large, 1), runs.peak("inkstone", book, 1)
+        return [*rows, Row(f"peak memory, 1 job, {4 * size} MB", peak_large, peak_book, f"{size} MB of input", "MB")]
+
+
+def _rates(runs: _Runs, text: Path, size: int) -> list[Row]:
+    work = f"clean {text.stem} {size} MB"
+    one_job, two_jobs = runs.wall_clock_rate("inkstone", text, 1), runs.wall_clock_rate("inkstone", text, 2)
+    rows = [Row(f"{work}, 2 jobs", two_jobs, one_job, "1 job", "MB/s")]
+    ours = runs.rate("inkstone", text, 1)
+    for way, peer_name in _PEER_NAMES.items():
+        if peer := runs.rate(way, text, 1):
+            rows.append(Row(f"{work}, 1 job", ours, peer, peer_name, "MB/s"))
+    runs.require_agreement("split", "split_slowly", text)
+    fast, slow = runs.rate("split", text, 1), runs.rate("split_slowly", text, 1)
+    rows.append(Row(f"split {text.stem} into sentences", fast, slow, "a loop over a regular expression", "MB/s"))
+    return rows
 
 
 class _Runs:
-    """Runs ways and keeps what they gave."""
+    """Run ways and keep their figures."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         self._folder, self._report = folder, report
-        self._found: dict[tuple[str, Path, int], list[Figures]] = {}
+        self._figures: dict[tuple[str, Path, int], list[Figures]] = {}
 
     def run(self, way: str, text: Path, jobs: int, when: str) -> None:
-        found = measure(way, text, jobs, self._folder / "run")
-        if found is None:
-            self._report(f"{way}: left out, it is not installed")
+        figures = measure(way, text, jobs, self._folder / "run")
+        if figures is None:
+            self._report(f"{way}: skipped, not installed")
             return
-        self._found.setdefault((way, text, jobs), []).append(found)
+        self._figures.setdefault((way, text, jobs), []).append(figures)
         size = text.stat().st_size / 1e6
-        rates = f"{size / found.seconds:,.1f} MB/s by the clock, {size / found.processor:,.1f} of the processor"
-        self._report(f"{way}, {jobs} jobs, {text.name}: {rates}, {found.peak_mb:,.0f} MB ({when})")
+        rates = f"{size / figures.seconds:,.1f} MB/s wall-clock, {size / figures.processor:,.1f} MB/s processor time"
+        self._report(f"{way}, {jobs} jobs, {text.name}: {rates}, {figures.peak_mb:,.0f} MB ({when})")
 
     def rate(self, way: str, text: Path, jobs: int) -> float:
-        """Median MB/s of the processor, 0 where the way did not run."""
-        found = self._found.get((way, text, jobs), [])
-        return statistics.median(text.stat().st_size / 1e6 / each.processor for each in found) if found else 0.0
+        """Return the median MB per second of processor time, or 0 if the way did not run."""
+        runs = self._figures.get((way, text, jobs), [])
+        return statistics.median(text.stat().st_size / 1e6 / run.processor for run in runs) if runs else 0.0
 
-    def rate_by_the_clock(self, way: str, text: Path, jobs: int) -> float:
-        """Median MB/s of a way that ran."""
-        return statistics.median(text.stat().st_size / 1e6 / each.seconds for each in self._found[way, text, jobs])
+    def wall_clock_rate(self, way: str, text: Path, jobs: int) -> float:
+        """Return the median MB per second of wall-clock time of a way that ran."""
+        return statistics.median(text.stat().st_size / 1e6 / run.seconds for run in self._figures[way, text, jobs])
 
     def peak(self, way: str, text: Path, jobs: int) -> float:
-        return max(each.peak_mb for each in self._found[way, text, jobs])
+        return max(run.peak_mb for run in self._figures[way, text, jobs])
 
     def require_agreement(self, first: str, second: str, text: Path) -> None:
-        """Raises InternalError when two ways made different bytes: their rates would say nothing."""
-        digests = {each.digest for way in (first, second) for each in self._found[way, text, 1]}
+        """Raise InternalError if two ways produced different bytes: their rates would not be comparable."""
+        digests = {run.digest for way in (first, second) for run in self._figures[way, text, 1]}
         if len(digests) > 1:
             raise InternalError(f"{first} and {second} do not agree on {text.name}", hint="this is a bug")
 
 
 def _texts(folder: Path, size: int) -> tuple[Path, Path, Path]:
-    """The novel and the poems in `size` MB, and the novel in four times as much."""
+    """Write the novel and the poems at `size` MB, and the novel at four times as much, and return their paths."""
     data = Path(os.environ.get("INKSTONE_SHARED") or "../shared") / "data"
     if missing := [name for name in (_BOOK, _POEMS) if not (data / name).is_file()]:
         raise InputMissing(f"{data / missing[0]}: missing", hint="set INKSTONE_SHARED to the folder of shared texts")
     lines = b"".join(compression.blocks(data / _POEMS)).splitlines()
     book = (data / _BOOK).read_text(encoding="utf-8-sig").encode()
     poems = "\n".join(msgspec.json.decode(line)["text"] for line in lines).encode()
-    made = {"novel": (book, size), "poems": (poems, size), "large": (book, 4 * size)}
-    for name, (text, megabytes) in made.items():
-        with open(folder / f"{name}.txt", "wb") as out:
+
+    def write(name: str, text: bytes, megabytes: int) -> Path:
+        path = folder / f"{name}.txt"
+        with open(path, "wb") as out:
             while out.tell() < megabytes * 1_000_000:
                 out.write(text + b"\n")
-    return folder / "novel.txt", folder / "poems.txt", folder / "large.txt"
+        return path
+
+    return write("novel", book, size), write("poems", poems, size), write("large", book, 4 * size)
 
 
 def inkstone(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
-    """Ours. Its workers start within the time."""
-    from pipeline.clean import stage as corpus
+    """Inkstone's complete clean stage. Its workers start within the measured time."""
+    from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
     from pipeline.runtime import progress
-    from pipeline.sources import inputs as raw
+    from pipeline.sources import inputs as sources
 
     options = CleanOptions(profile="plain")
     yield b""
-    inputs = raw.inputs(folder, str(text), corpora=False)
-    corpus.clean(folder, "bench", inputs, options, progress.Silent(), jobs=jobs)
+    inputs = sources.inputs(folder, str(text), corpora=False)
+    stage.clean(folder, "bench", inputs, options, progress.Silent(), jobs=jobs)
     yield b""
 
 
 def split(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
-    """Our splitter, from text to lines of UTF-8."""
+    """Inkstone's sentence splitter, from str to lines of UTF-8."""
     from pipeline.clean import lines
     from pipeline.clean.utf16 import codes
 
@@ -162,38 +169,38 @@ _EVENT = re.compile(f"(?P<cluster>{_CLUSTER})|[“「”」\n]")
 
 
 def split_slowly(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
-    """The same sentences, found by one loop over all marks that matter."""
+    """Split into the same sentences with one Python loop over the matches of a regular expression."""
     blocks = _full_lines(text)
     yield b""
     yield b"".join("\n".join(_sentences(block)).encode() + b"\n" for block in blocks)
 
 
 def _sentences(text: str) -> list[str]:
-    found, start, quoted = [], 0, False
+    sentences, start, quoted = [], 0, False
     for event in _EVENT.finditer(text):
         mark, end = event[0], event.end()
         if mark == "\n":
-            found.append(text[start : end - 1])
+            sentences.append(text[start : end - 1])
             start, quoted = end, False
         elif not event["cluster"]:
             quoted = mark in "“「"
         else:
             quoted = quoted and not ("”" in mark or "」" in mark)
             if not quoted and text[end : end + 1] not in (*"，、；：",):
-                found.append(text[start:end])
+                sentences.append(text[start:end])
                 start = end
-    return [line for line in [*found, text[start:]] if line]
+    return [sentence for sentence in [*sentences, text[start:]] if sentence]
 
 
 def _blocks(text: Path) -> Iterator[str]:
-    """A text as str, in blocks that end where a line does."""
+    """Yield a text file in blocks of complete lines."""
     with open(text, encoding="utf-8", newline="\n") as lines:
         while block := lines.read(_BLOCK):
             yield block + lines.readline()
 
 
 def _full_lines(text: Path) -> list[str]:
-    """The same blocks without blank lines, which the stage has taken out before it splits."""
+    """Return the same blocks without blank lines, which the stage removes before it splits sentences."""
     return [_BLANK.sub("\n", block).lstrip("\n") for block in _blocks(text)]
 
 
@@ -207,7 +214,7 @@ def translate(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
 
 
 def regexes(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
-    """A cleaner in MoiraiLM's manner, and with its losses: five regular expressions, one sentence a line."""
+    """Clean as MoiraiLM's script does, and as lossily: five regular expressions, one sentence per line."""
     spaces, foreign = re.compile(r"\s+"), re.compile("[^\u4e00-\u9fff，。！？：；、“”‘’\"' ]")
     quotes, heading = re.compile("[“”‘’\"']"), re.compile("第[一二三四五六七八九十百千]+回.*\n")
     end = re.compile("([。！？])")
@@ -222,7 +229,7 @@ def regexes(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
 
 
 def opencc(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
-    """OpenCC, traditional to simplified, and nothing else."""
+    """Only convert traditional to simplified characters with OpenCC."""
     from opencc import OpenCC
 
     converter = OpenCC("t2s")
@@ -234,7 +241,7 @@ def opencc(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
 
 
 WAYS = {way.__name__: way for way in (inkstone, split, split_slowly, translate, regexes, opencc)}
-_SHOWN = {
+_PEER_NAMES = {
     "regexes": "five regular expressions (MoiraiLM's manner)",
     "translate": "str.translate of ten characters",
     "opencc": "OpenCC t2s alone",
@@ -242,20 +249,20 @@ _SHOWN = {
 
 
 def measure(way: str, text: Path, jobs: int, folder: Path) -> Figures | None:
-    """Run a way once in a fresh process, into a folder that is removed again. None where it is not installed.
+    """Run a way once in a fresh process, into a folder that is removed afterwards. Return None if not installed.
 
-    Raises RuntimeError with the end of what the process wrote to its error output.
+    Raises RuntimeError with the end of the process's error output if it fails.
     """
     if not importlib.util.find_spec(way if way == "opencc" else "pipeline"):
         return None
     folder.mkdir()
     command = [sys.executable, "-m", "benchmarks.clean", way, "--jobs", str(jobs), "--out", str(folder.resolve())]
-    top = Path(__file__).resolve().parent.parent
-    done = subprocess.run([*command, str(text.resolve())], cwd=top, capture_output=True, text=True)
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.run([*command, str(text.resolve())], cwd=root, capture_output=True, text=True)
     shutil.rmtree(folder)
-    if done.returncode:
-        raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+    if process.returncode:
+        raise RuntimeError(f"{way}: {process.stderr[-2000:]}")
+    return Figures(**json.loads(process.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -264,17 +271,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("text", type=Path)
-    given = parser.parse_args()
-    with open(given.text, "rb") as data:  # after which the text is in the machine's memory
+    arguments = parser.parse_args()
+    with open(arguments.text, "rb") as data:  # load the text into the page cache
         while data.read(1 << 20):
             pass
-    way = WAYS[given.way](given.text, given.jobs, given.out)
+    way = WAYS[arguments.way](arguments.text, arguments.jobs, arguments.out)
     next(way)
     start, start_processor = time.perf_counter(), time.process_time()
-    made = next(way)
+    output = next(way)
     seconds, processor = time.perf_counter() - start, time.process_time() - start_processor
-    digest = hashlib.sha256(made).hexdigest() if made else ""
-    print(json.dumps(asdict(Figures(given.way, seconds, processor, max(peaks()), digest))))
+    digest = hashlib.sha256(output).hexdigest() if output else ""
+    print(json.dumps(asdict(Figures(arguments.way, seconds, processor, max(peak_memory()), digest))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`bench sample`: tokens per second of GPT-2 small with random weights, against two other manners, in turn.
+"""`bench sample`: tokens per second of GPT-2 small with random weights, by Inkstone, nanoGPT's method and transformers.
 
-nanoGPT reads the whole text anew for each token; transformers remembers keys and values as we do. Every way has the
-same weights and draws among the 50 likeliest tokens.
+nanoGPT recomputes the complete text for each token; transformers has a KV cache, as Inkstone does. All use the same
+weights and sample from the 50 likeliest tokens, and they run alternately.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.rows import Row
 from model import device as devices
-from model.exchange import convert as exchange
-from model.generation import quantization as packed
+from model.exchange import convert
+from model.generation import quantization
 from model.generation.engine import sample
 from model.generation.sampling import SampleOptions
 from model.network.gpt import GPT
@@ -32,10 +32,11 @@ _PROMPT = [464, 2068, 7586, 21831]
 _MANY = 16
 
 Way = Callable[[int, int], int]
-"""Continue so many samples by so many tokens; how many tokens that made."""
+"""Continue a number of samples by a number of tokens each, and return the total number of new tokens."""
 
 
 def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
+    """Return a row for each number of samples, precision and peer, in tokens per second."""
     device = devices.pick()
     config = preset("gpt2-124m").model
     model = GPT(config)
@@ -45,25 +46,25 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     try:
         peers["transformers"] = _transformers(model)
     except ImportError as error:
-        report(f"without transformers: {error}")
+        report(f"transformers: skipped, {error}")
     ours = {"fp32": _ours(model)}
     for precision in ("bf16", "int8"):
         try:
-            ours[f"{precision} weights"] = _ours(packed.quick(copy.deepcopy(model), precision))
+            ours[f"{precision} weights"] = _ours(quantization.quick(copy.deepcopy(model), precision))
         except BadConfig as error:
-            report(f"without {precision}: {error}")
+            report(f"{precision}: skipped, {error}")
     rows = []
     for samples in (1, _MANY):
-        chosen = {name: way for name, way in peers.items() if samples == 1 or name == "transformers"}
-        rates: dict[str, list[float]] = {name: [] for name in (*ours, *chosen)}
+        rivals = {name: way for name, way in peers.items() if samples == 1 or name == "transformers"}
+        rates: dict[str, list[float]] = {name: [] for name in (*ours, *rivals)}
         for _ in range(rounds):
-            for name, way in (ours | chosen).items():
+            for name, way in (ours | rivals).items():
                 rates[name].append(_rate(way, samples))
-        median = {name: statistics.median(each) for name, each in rates.items()}
+        median = {name: statistics.median(values) for name, values in rates.items()}
         rows += [
             Row(f"sample {samples} x {_NEW}, {name}", median[name], median[peer], peer, "tokens/s")
             for name in ours
-            for peer in chosen
+            for peer in rivals
         ]
     return rows
 
@@ -79,14 +80,14 @@ def _ours(model: GPT) -> Way:
 
     def run(samples: int, new: int) -> int:
         options = SampleOptions(max_tokens=new, temperature=_TEMPERATURE, top_k=_TOP_K)
-        made = sample(model, tokenizer, [("", _PROMPT)] * samples, options)
-        return sum(len(each.token_ids) for each in made)
+        candidates = sample(model, tokenizer, [("", _PROMPT)] * samples, options)
+        return sum(len(candidate.token_ids) for candidate in candidates)
 
     return run
 
 
 def _recomputing(model: GPT) -> Way:
-    """nanoGPT's model.generate."""
+    """generate of nanoGPT's model.py, on our network."""
     device = model.embedding.weight.device
 
     @torch.inference_mode()
@@ -105,20 +106,21 @@ def _recomputing(model: GPT) -> Way:
 def _transformers(model: GPT) -> Way:
     try:
         importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):  # one that is built for another torch, over which transformers would stumble
+    except (ImportError, RuntimeError):  # missing, or built for another torch: importing transformers would fail
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     import transformers
 
-    theirs: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**exchange.config_for_huggingface(model.config)))
-    weights = exchange.for_huggingface(model.config, dict(model.named_parameters()))
-    loaded = theirs.load_state_dict({name: weight.detach() for name, weight in weights.items()}, strict=False)
+    config = transformers.GPT2Config(**convert.config_for_huggingface(model.config))
+    peer: Any = transformers.GPT2LMHeadModel(config)
+    weights = convert.for_huggingface(model.config, dict(model.named_parameters()))
+    loaded = peer.load_state_dict({name: weight.detach() for name, weight in weights.items()}, strict=False)
     assert not loaded.unexpected_keys
-    theirs.to(model.embedding.weight.device).eval()
+    peer.to(model.embedding.weight.device).eval()
 
     def run(samples: int, new: int) -> int:
-        ids = torch.tensor([_PROMPT] * samples, device=theirs.device)
+        ids = torch.tensor([_PROMPT] * samples, device=peer.device)
         options = {"do_sample": True, "top_k": _TOP_K, "temperature": _TEMPERATURE, "eos_token_id": None}
-        made = theirs.generate(ids, max_new_tokens=new, min_new_tokens=new, pad_token_id=0, **options)
-        return made[:, ids.shape[1] :].numel()
+        outputs = peer.generate(ids, max_new_tokens=new, min_new_tokens=new, pad_token_id=0, **options)
+        return outputs[:, ids.shape[1] :].numel()
 
     return run

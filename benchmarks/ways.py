@@ -1,9 +1,10 @@
-"""Ways of turning Pile shards (.jsonl.zst) into files of GPT-2 tokens, to be timed beside ours.
+"""Ways of turning Pile shards (.jsonl.zst) into files of GPT-2 tokens, each run alone and timed.
 
-A way is a generator of (shards, jobs, folder) that yields twice, and the time between counts: when it is prepared, and
-when its files are in the folder. Then it yields the number of tokens, with an end-of-text token after every document.
-A way may change its process, and a tokenizer is faster on a text it has seen: `measure` runs one way, once, in a fresh
-process. Two ways give whole shards to processes: pass as many shards as jobs or more, of about one size.
+A way is a generator function of (shards, jobs, folder). It yields first when it is ready to start and again when its
+output files are complete in the folder; the time between the two is measured. The second yield returns the number of
+tokens, including an end-of-text token after every document. A way may modify its process, and a tokenizer is faster on
+text that it has encoded before, so `measure` runs one way once in a fresh process. hdf5_append and datatrove assign
+complete shards to processes: pass at least as many shards as jobs, of similar sizes.
 
     python -m benchmarks.ways WAY --jobs N --out NEW_FOLDER SHARD...     prints one JSON object
 """
@@ -32,11 +33,11 @@ END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 50256
 
 @dataclass(frozen=True)
 class Figures:
-    """A way, run once. A MB is 10^6 bytes; `children_peak_mb` is of the largest child process, not of all together."""
+    """Measurements of one run. A MB is 10^6 bytes; `children_peak_mb` is the peak of the largest child, not a sum."""
 
     way: str
     seconds: float
-    input_bytes: int  # of JSON lines, decompressed
+    input_bytes: int  # JSON lines, decompressed
     tokens: int
     peak_mb: float
     children_peak_mb: float
@@ -54,7 +55,7 @@ def _size(shard: Path) -> int:
 
 
 def _gigatoken(folder: Path) -> Any:
-    """gigatoken's tokenizer of tiktoken's ranks, in which no text is a special token."""
+    """Return gigatoken's tokenizer with tiktoken's GPT-2 ranks and no special tokens."""
     import gigatoken
     import tiktoken
 
@@ -65,7 +66,7 @@ def _gigatoken(folder: Path) -> Any:
 
 
 def zstd_alone(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
-    """zstandard's stream_reader and nothing else, a thread per job. Makes no tokens: a bound for the others."""
+    """Only decompress, with zstandard's stream_reader and a thread per job: an upper bound for the other ways."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -75,17 +76,17 @@ def zstd_alone(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]
 
 
 def gigatoken_files(shards: Sequence[Path], jobs: int, folder: Path, plain: bool = False) -> Iterator[int]:
-    """gigatoken's encode_files on the shards themselves: it decompresses .zst, and holds all ids in memory.
+    """gigatoken's encode_files on the shards themselves: it decompresses .zst and holds all ids in memory.
 
-    It has neither end-of-text nor file output: NumPy adds both, within the time. The way gigatoken_plain gives it JSON
-    lines that were decompressed outside the time.
+    It adds no end-of-text tokens and writes no files; NumPy does both, within the measured time. With `plain` (the way
+    gigatoken_plain), the input is JSON lines that were decompressed before the measured time.
     """
     os.environ["RAYON_NUM_THREADS"] = str(jobs)
     import awkward
     import gigatoken
     import numpy as np
 
-    paths = [folder / f"{number:05d}.jsonl" for number in range(len(shards))] if plain else list(shards)
+    paths = [folder / f"{index:05d}.jsonl" for index in range(len(shards))] if plain else list(shards)
     for shard, path in zip(shards, paths, strict=True) if plain else ():
         with open(path, "wb") as out:
             out.writelines(io.BufferedReader(_reader(shard)))
@@ -116,19 +117,19 @@ def tiktoken_batch(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[
 
 
 def hdf5_append(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
-    """train-llm-from-scratch's first manner (scripts/data_preprocess.py): a resize and a write for every document.
+    """The first version of train-llm-from-scratch's scripts/data_preprocess.py: a resize and a write per document.
 
-    The script is one process with one file. Here each job takes every jobs-th shard, into a file of its own.
+    The script uses one process and one file. Here each job encodes every jobs-th shard into a file of its own.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    import h5py  # noqa: F401  loaded, like the tokenizer, before the fork
+    import h5py  # noqa: F401  import before the fork, as the tokenizer is loaded before it
     import tiktoken
 
     tiktoken.get_encoding("r50k_base")
-    groups = [shards[first::jobs] for first in range(min(jobs, len(shards)))]
-    files = [folder / f"tokens_{number:05d}.h5" for number in range(len(groups))]
+    groups = [shards[start::jobs] for start in range(min(jobs, len(shards)))]
+    files = [folder / f"tokens_{index:05d}.h5" for index in range(len(groups))]
     yield 0
     with ProcessPoolExecutor(len(groups), get_context("fork")) as pool:
         tokens = sum(pool.map(_append, groups, files))
@@ -152,20 +153,21 @@ def _append(shards: Sequence[Path], path: Path) -> int:
 
 
 def datatrove(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
-    """datatrove's JsonlReader and DocumentTokenizer in its LocalPipelineExecutor, `jobs` workers of one thread each.
+    """datatrove's JsonlReader and DocumentTokenizer in a LocalPipelineExecutor with `jobs` single-threaded workers.
 
-    Its workers start and load the tokenizer within the time, as in its every run, which weighs on small input. Not its
-    defaults: documents stay in order, and workers are forked: those of its fork server would hide their memory.
+    Its workers start and load the tokenizer within the measured time, as in every datatrove run; on small input this
+    dominates. Two defaults are changed: documents stay in order, and workers are forked, because the memory of workers
+    of its fork server could not be measured.
     """
-    os.environ["RAYON_NUM_THREADS"] = "1"  # or the tokenizer of each worker takes every core
+    os.environ["RAYON_NUM_THREADS"] = "1"  # otherwise each worker's tokenizer uses every core
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
     source, target, tokenizer = folder / "input", folder / "tokens", folder / "tokenizer.json"
     source.mkdir()
-    for number, shard in enumerate(shards):
-        (source / f"{number:05d}.jsonl.zst").symlink_to(shard.resolve())
+    for index, shard in enumerate(shards):
+        (source / f"{index:05d}.jsonl.zst").symlink_to(shard.resolve())
     _save_tokenizer_json(tokenizer)
     writer = DocumentTokenizer(str(target), str(tokenizer), eos_token=END_OF_TEXT, shuffle_documents=False)
     steps, logs = [JsonlReader(str(source)), writer], str(folder / "logs")
@@ -176,23 +178,27 @@ def datatrove(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
 
 
 def _save_tokenizer_json(path: Path) -> None:
-    """tiktoken's ranks for Hugging Face: merges as gigatoken derives them, bytes spelled as in GPT-2's encoder.py."""
+    """Save tiktoken's ranks as a Hugging Face tokenizer.json.
+
+    The merges are those that gigatoken derives from the ranks; bytes are spelled as in GPT-2's encoder.py.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    ranks = _gigatoken(path.parent)
-    letters = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
-    spelled = {token: token.decode("latin-1").translate(letters) for token in ranks.vocab.values()}
-    vocab = {spelled[token]: number for number, token in ranks.vocab.items()}
-    tokenizer = Tokenizer(models.BPE(vocab, [(spelled[left], spelled[right]) for left, right in ranks.merges]))
+    gpt2 = _gigatoken(path.parent)
+    byte_spellings = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
+    spellings = {token: token.decode("latin-1").translate(byte_spellings) for token in gpt2.vocab.values()}
+    vocab = {spellings[token]: token_id for token_id, token in gpt2.vocab.items()}
+    merges = [(spellings[first], spellings[second]) for first, second in gpt2.merges]
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(path))
 
 
 def inkstone(shards: Sequence[Path], jobs: int, folder: Path, encoder: str = "auto") -> Iterator[int]:
-    """Ours: the whole tokenize stage, from the hash of the input to the published, synced artifact.
+    """Inkstone's complete tokenize stage, from hashing the input to the published and synced artifact.
 
-    Its workers start and load the tokenizer within the time.
+    Its workers start and load the tokenizer within the measured time.
     """
     from pipeline import tokenizers
     from pipeline.runtime import progress
@@ -217,32 +223,35 @@ WAYS: dict[str, Callable[..., Iterator[int]]] = {
 
 
 def installed(way: str) -> bool:
-    """Whether this interpreter has what a way needs beyond what Inkstone itself cannot be without."""
-    needs = {"datatrove": ("datatrove", "tokenizers", "orjson")}.get(way, ("gigatoken",) * way.startswith("gigatoken"))
-    return all(map(importlib.util.find_spec, needs))
+    """Return True if the packages that a way needs beyond Inkstone's own dependencies are installed."""
+    packages = {"datatrove": ("datatrove", "tokenizers", "orjson")}.get(
+        way, ("gigatoken",) * way.startswith("gigatoken")
+    )
+    return all(map(importlib.util.find_spec, packages))
 
 
 def measure(way: str, shards: Sequence[Path], jobs: int, folder: Path) -> Figures | None:
-    """Run a way once in a fresh process, into a new folder. None where it is not installed.
+    """Run a way once in a fresh process, into a new folder. Return None if the way is not installed.
 
-    Raises RuntimeError with the end of what the process wrote to its error output.
+    Raises RuntimeError with the end of the process's error output if it fails.
     """
-    places = [str(path.resolve()) for path in (folder, *shards)]
-    command = [sys.executable, "-m", "benchmarks.ways", way, "--jobs", str(jobs), "--out", *places]
-    done = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Figures(**found) if "seconds" in found else None
+    paths = [str(path.resolve()) for path in (folder, *shards)]
+    command = [sys.executable, "-m", "benchmarks.ways", way, "--jobs", str(jobs), "--out", *paths]
+    process = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{way}: {process.stderr[-2000:]}")
+    figures = json.loads(process.stdout.splitlines()[-1])
+    return Figures(**figures) if "seconds" in figures else None
 
 
-def peaks() -> tuple[float, float]:
-    """Largest resident memory in MB of this process, and of the largest child that has ended."""
+def peak_memory() -> tuple[float, float]:
+    """Return the peak resident memory, in MB, of this process and of its largest child that has ended."""
     unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
-    own, children = (resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    if sys.platform == "linux":  # whose ru_maxrss begins with that of the process that started this one
-        own = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-    return own / unit, children / unit
+    usages = (resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    process, children = (usage.ru_maxrss for usage in usages)
+    if sys.platform == "linux":  # ru_maxrss starts at the value of the parent process there
+        process = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    return process / unit, children / unit
 
 
 def main() -> None:
@@ -251,20 +260,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("shards", type=Path, nargs="+")
-    given = parser.parse_args()
-    if not installed(given.way):
-        print(json.dumps({"way": given.way, "installed": False}))
+    arguments = parser.parse_args()
+    if not installed(arguments.way):
+        print(json.dumps({"way": arguments.way, "installed": False}))
         return
-    given.out.mkdir(parents=True)
+    arguments.out.mkdir(parents=True)
     shared = Path(os.environ.get("INKSTONE_SHARED") or "../shared")
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(shared.resolve() / "tiktoken"))
-    input_bytes = sum(map(_size, given.shards))  # after which the shards are in the machine's memory
-    way = WAYS[given.way](given.shards, given.jobs, given.out)
+    input_bytes = sum(map(_size, arguments.shards))  # also loads the shards into the page cache
+    way = WAYS[arguments.way](arguments.shards, arguments.jobs, arguments.out)
     next(way)
     start = time.perf_counter()
     tokens = next(way)
     seconds = time.perf_counter() - start
-    print(json.dumps(asdict(Figures(given.way, seconds, input_bytes, tokens, *peaks()))))
+    print(json.dumps(asdict(Figures(arguments.way, seconds, input_bytes, tokens, *peak_memory()))))
 
 
 if __name__ == "__main__":
