@@ -21,7 +21,7 @@ from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import console, data, maintenance, tokens
 from pipeline.commands.console import DISTRIBUTION, Command, Group, Outcome, Settings
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 
 _IDLE_LOAD = 0.5  # average number of runnable processes in the last minute
 _BENCHMARKS = Path(__file__).resolve().parent / "benchmarks" / "command.py"
@@ -108,11 +108,11 @@ def _set_thread_wait_policy() -> None:
 def _is_reported_by_rank_0(failure: errors.InkstoneError) -> bool:
     """Return True if this process is a secondary torchrun rank and rank 0 reports the same failure."""
     affects_all_ranks = isinstance(failure, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged))
-    return is_secondary_rank() and (affects_all_ranks or failure.told)
+    return is_secondary_rank() and (affects_all_ranks or failure.already_reported)
 
 
 def _report(failure: errors.InkstoneError, *, as_json: bool, seconds: float) -> None:
-    message, hint = redacted(failure.what), redacted(failure.hint)
+    message, hint = redact(failure.message), redact(failure.hint)
     with suppress(OSError, ValueError):  # standard error may be closed
         print(f"error: {message}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)
     if as_json:

@@ -124,7 +124,7 @@ def _texts(folder: Path, size: int) -> tuple[Path, Path, Path]:
     data = Path(os.environ.get("INKSTONE_SHARED") or "../shared") / "data"
     if missing := [name for name in (_BOOK, _POEMS) if not (data / name).is_file()]:
         raise InputMissing(f"{data / missing[0]}: missing", hint="set INKSTONE_SHARED to the folder of shared texts")
-    lines = b"".join(compression.blocks(data / _POEMS)).splitlines()
+    lines = b"".join(compression.read_blocks(data / _POEMS)).splitlines()
     book = (data / _BOOK).read_text(encoding="utf-8-sig").encode()
     poems = "\n".join(msgspec.json.decode(line)["text"] for line in lines).encode()
 
@@ -147,20 +147,20 @@ def inkstone(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
 
     options = CleanOptions(profile="plain")
     yield b""
-    inputs = sources.inputs(folder, str(text), corpora=False)
-    stage.clean(folder, "bench", inputs, options, progress.Silent(), jobs=jobs)
+    inputs = sources.resolve_inputs(folder, str(text), corpora=False)
+    stage.clean(folder, "bench", inputs, options, progress.SilentProgress(), jobs=jobs)
     yield b""
 
 
 def split(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     """Inkstone's sentence splitter, from str to lines of UTF-8."""
     from pipeline.clean import lines
-    from pipeline.clean.utf16 import codes
+    from pipeline.clean.utf16 import encode_utf16
 
     blocks = [block.encode() for block in _full_lines(text)]
     yield b""
-    pages = ((codes(block.decode()), block) for block in blocks)
-    yield b"".join(lines.of_sentences(page, block.removesuffix(b"\n"), len(block)).data for page, block in pages)
+    pages = ((encode_utf16(block.decode()), block) for block in blocks)
+    yield b"".join(lines.sentence_lines(page, block.removesuffix(b"\n"), len(block)).data for page, block in pages)
 
 
 _CLUSTER = "(?:…*+[。！？][。！？…]*+[”’」』）》〉】〕〗]*+|…++[”’」』）》〉】〕〗]++)+"

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from benchmarks.rows import Row
-from model.commands.options import pairs_of
+from model.commands.options import parse_key_values
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings
 
@@ -151,7 +151,7 @@ def bench(
     if missing := [path for path in files if not path.is_file()]:
         raise errors.InputMissing(f"{missing[0]}: no such file", hint="check the path")
     report = settings.progress.note
-    options = _Options(files, rounds, size, minutes, preset, pairs_of(pairs), tokenizer, seed, report)
+    options = _Options(files, rounds, size, minutes, preset, parse_key_values(pairs), tokenizer, seed, report)
     rows = [row for benchmark in ([name] if name else _DEFAULT) for row in _BENCHMARKS[benchmark](options)]
     return Outcome(
         "unchanged",

@@ -6,8 +6,8 @@ python -m benchmarks.download_once ARTIFACTS URL
 import sys
 from pathlib import Path
 
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import catalogue, download
 
 if __name__ == "__main__":
-    download.download(Path(sys.argv[1]), catalogue.resolve(sys.argv[2], environment={}), Silent())
+    download.download(Path(sys.argv[1]), catalogue.resolve_source(sys.argv[2], environment={}), SilentProgress())

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.rows import Row
-from model.presets import preset
+from model.presets import get_preset
 from model.runs import plan, run
 from model.training import metrics, stage
 from pipeline import tokenizers
 from pipeline.clean.report import sentencepiece_flags
-from pipeline.clean.report.sentencepiece_flags import Lines
-from pipeline.runtime.progress import Silent
+from pipeline.clean.report.sentencepiece_flags import LineStats
+from pipeline.runtime.progress import SilentProgress
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeOptions
@@ -44,14 +44,16 @@ def bench(
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "artifacts"
-        inputs = tokens_stage.gather(root, (str(train),), (str(val),))
+        inputs = tokens_stage.gather_inputs(root, (str(train),), (str(val),))
         tokenizer, tokenizer_artifact = tokenizers.find(
-            root, _tokenizer(root, train, tokenizer_name or preset(preset_name).tokenizer or "char")
+            root, _tokenizer(root, train, tokenizer_name or get_preset(preset_name).tokenizer or "char")
         )
         options = TokenizeOptions("memmap")
-        encoded = tokens_stage.tokenize(root, "text", inputs, tokenizer, tokenizer_artifact, options, Silent(), jobs=1)
+        encoded = tokens_stage.tokenize(
+            root, "text", inputs, tokenizer, tokenizer_artifact, options, SilentProgress(), jobs=1
+        )
         overrides = {"seed": seed, "eval_bytes": 0, **(settings or {})}
-        planned = plan.plan(encoded.artifact, preset_name, name="loss", minutes=minutes, settings=overrides)
+        planned = plan.make_plan(encoded.artifact, preset_name, name="loss", minutes=minutes, settings=overrides)
         artifact = stage.train(root, planned, device="auto", resume=False, report=report).artifact
         result = run.read_result(artifact.path)
         rows = metrics.read(artifact.file("metrics.csv"))
@@ -73,8 +75,8 @@ def _tokenizer(root: Path, text: Path, name: str) -> str:
     sentences = _SENTENCE.split(text.read_text(encoding="utf-8"))
     lines = "".join(sentence if sentence.endswith("\n") else f"{sentence}\n" for sentence in sentences)
     path.write_text(lines, encoding="utf-8")
-    source, recorded_input = tokenizers_stage.sentences_of(root, str(path))
+    source, recorded_input = tokenizers_stage.find_sentences(root, str(path))
     longest = max(len(sentence.encode()) for sentence in sentences)
-    flags = sentencepiece_flags.flags(Lines(Counter(lines), lines.count("\n"), longest, 0))
+    flags = sentencepiece_flags.flags(LineStats(Counter(lines), lines.count("\n"), longest, 0))
     trained = tokenizers_stage.train(root, "text", source, recorded_input, kind, int(size or 0), flags)
     return trained.artifact.ref

@@ -23,7 +23,7 @@ from model.generation import quantization
 from model.generation.engine import sample
 from model.generation.sampling import SampleOptions
 from model.network.gpt import GPT
-from model.presets import preset
+from model.presets import get_preset
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
 
@@ -37,10 +37,10 @@ Way = Callable[[int, int], int]
 
 def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     """Return a row for each number of samples, precision and peer, in tokens per second."""
-    device = devices.pick()
-    config = preset("gpt2-124m").model
+    device = devices.pick_device()
+    config = get_preset("gpt2-124m").model
     model = GPT(config)
-    model.initialise(1)
+    model.init_weights(1)
     model = model.to(device).eval()
     peers: dict[str, Way] = {"all anew for each token": _recomputing(model)}
     try:
@@ -50,7 +50,7 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     ours = {"fp32": _ours(model)}
     for precision in ("bf16", "int8"):
         try:
-            ours[f"{precision} weights"] = _ours(quantization.quick(copy.deepcopy(model), precision))
+            ours[f"{precision} weights"] = _ours(quantization.prepare_for_decoding(copy.deepcopy(model), precision))
         except BadConfig as error:
             report(f"{precision}: skipped, {error}")
     rows = []
@@ -94,7 +94,7 @@ def _recomputing(model: GPT) -> Way:
     def run(samples: int, new: int) -> int:
         ids = torch.tensor([_PROMPT] * samples, device=device)
         for _ in range(new):
-            states = model.states(ids[:, -model.config.block_size :])
+            states = model.hidden_states(ids[:, -model.config.block_size :])
             logits = model.logits(states[:, -1]) / _TEMPERATURE
             logits[logits < logits.topk(_TOP_K).values[:, -1:]] = -torch.inf
             ids = torch.cat((ids, torch.multinomial(logits.softmax(-1), 1)), dim=1)
@@ -110,9 +110,9 @@ def _transformers(model: GPT) -> Way:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
     import transformers
 
-    config = transformers.GPT2Config(**convert.config_for_huggingface(model.config))
+    config = transformers.GPT2Config(**convert.config_to_huggingface(model.config))
     peer: Any = transformers.GPT2LMHeadModel(config)
-    weights = convert.for_huggingface(model.config, dict(model.named_parameters()))
+    weights = convert.to_huggingface(model.config, dict(model.named_parameters()))
     loaded = peer.load_state_dict({name: weight.detach() for name, weight in weights.items()}, strict=False)
     assert not loaded.unexpected_keys
     peer.to(model.embedding.weight.device).eval()

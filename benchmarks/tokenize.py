@@ -130,7 +130,7 @@ class _Runs:
 def _inputs(folder: Path, shards: Sequence[Path], size: int) -> _Inputs:
     if shards:
         return _Inputs(shards, shards, shards, shards[:1])
-    texts = b"".join(b"".join(compression.blocks(path)) for path in _shared_texts())
+    texts = b"".join(b"".join(compression.read_blocks(path)) for path in _shared_texts())
 
     def write(name: str, megabytes: int) -> Path:
         path = folder / f"{name}.jsonl.zst"

@@ -23,12 +23,12 @@ from benchmarks.rows import Row
 from model import device as devices
 from model.config import GPTConfig, TrainConfig
 from model.network.gpt import GPT
-from model.presets import preset
+from model.presets import get_preset
 from model.training import estimate
 from model.training.dataloader import Loader, Sampler
 from model.training.distributed import World
 from model.training.learner import Learner
-from model.training.lr_schedule import Schedule
+from model.training.lr_schedule import LRSchedule
 from pipeline.tokens.store import TokenArray
 
 _STEPS = {"cpu": 6, "cuda": 20}
@@ -37,10 +37,10 @@ _COMPARED = 12  # steps whose losses are compared
 
 def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     """Return a row of tokens per second for each plain loop, and a row of the losses after the same steps."""
-    device = devices.pick()
+    device = devices.pick_device()
     with tempfile.TemporaryDirectory() as folder:
         tokens = _zipf_tokens(Path(folder) / "train.bin")
-        model = dataclasses.replace(preset("gpt2-124m").model, dropout=0.0, attention_dropout=0.0)
+        model = dataclasses.replace(get_preset("gpt2-124m").model, dropout=0.0, attention_dropout=0.0)
         if device.type == "cpu":
             model = dataclasses.replace(model, layers=6, heads=6, width=192, block_size=256)
         config = TrainConfig(batch_size=8 if device.type == "cpu" else 32, learning_rate=6e-4, warmup=4)
@@ -66,7 +66,7 @@ def _compare(
     steps, per_step = _STEPS[device.type], config.batch_size * model.block_size
     ours = _Ours(model, config, sampler, device)
     peers: dict[str, _Loop] = {"a plain loop": _Plain(model, config, sampler, device)}
-    if devices.can_compile():
+    if devices.has_compiler():
         peers["a plain loop, compiled"] = _Plain(model, config, sampler, device, compiled=True)
     report(f"{model.parameters / 1e6:.1f}M parameters on {device}, {per_step:,} tokens a step")
     loops: dict[str, _Loop] = {"ours": ours, **peers}
@@ -79,7 +79,9 @@ def _compare(
                 loop.step()
             rates[name].append(steps * per_step / (time.perf_counter() - start))
     median = {name: statistics.median(values) for name, values in rates.items()}
-    work = f"train {model.layers} x {model.width}, {'bfloat16' if ours.learner.how.precision == 'bf16' else 'fp32'}"
+    work = (
+        f"train {model.layers} x {model.width}, {'bfloat16' if ours.learner.execution.precision == 'bf16' else 'fp32'}"
+    )
     rows = [Row(work, median["ours"], median[name], name, "tokens/s") for name in peers]
     last = {name: statistics.mean(values[-3:]) for name, values in losses.items()}
     rows.append(
@@ -99,10 +101,10 @@ class _Ours:
     """Inkstone's learner, loader and schedule."""
 
     def __init__(self, model: GPTConfig, config: TrainConfig, sampler: Sampler, device: torch.device) -> None:
-        execution = estimate.forecast(model, config, config.batch_size, device).how
+        execution = estimate.choose_execution(model, config, config.batch_size, device).execution
         self.learner = Learner(model, config, device, execution, config.batch_size, World())
-        self.learner.begin()
-        self._schedule = Schedule(config)
+        self.learner.initialise()
+        self._schedule = LRSchedule(config)
         self._loader = Loader(sampler, config.batch_size, device)
         self._start = time.monotonic()
 
@@ -125,7 +127,7 @@ class _Plain:
         self, model: GPTConfig, config: TrainConfig, sampler: Sampler, device: torch.device, *, compiled: bool = False
     ) -> None:
         self._model = GPT(model)
-        self._model.initialise(config.seed)
+        self._model.init_weights(config.seed)
         self._model.to(device)
         self._states = torch.compile(self._logits) if compiled else self._logits
         matrices = [weight for weight in self._model.parameters() if weight.dim() >= 2]
@@ -135,17 +137,17 @@ class _Plain:
             groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=device.type == "cuda"
         )
         self._config, self._sampler, self._device = config, sampler, device
-        self._schedule = Schedule(config)
+        self._schedule = LRSchedule(config)
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.linear(self._model.states(ids), self._model.embedding.weight)
+        return F.linear(self._model.hidden_states(ids), self._model.embedding.weight)
 
     def step(self) -> float:
-        lr_factor = self._schedule.share
+        lr_factor = self._schedule.lr_factor
         for group in self._optimizer.param_groups:
             group["lr"] = lr_factor * self._config.learning_rate
         data = self._sampler.tokens.segments[0]
-        offsets = self._sampler.places(self._schedule.step, self._config.batch_size)
+        offsets = self._sampler.offsets(self._schedule.step, self._config.batch_size)
         block = self._sampler.block_size
         x = torch.stack([torch.from_numpy(data[i : i + block].astype(np.int64)) for i in offsets]).to(self._device)
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block].astype(np.int64)) for i in offsets])

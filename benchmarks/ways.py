@@ -209,9 +209,9 @@ def inkstone(shards: Sequence[Path], jobs: int, folder: Path, encoder: str = "au
     tokenizer, _ = tokenizers.find(folder, "r50k_base", encoder)
     tokenizer.encode_batch(["ready"])
     yield 0
-    inputs = stage.gather(folder, [str(shard) for shard in shards], [str(val)])
+    inputs = stage.gather_inputs(folder, [str(shard) for shard in shards], [str(val)])
     options = stage.TokenizeOptions()
-    built = stage.tokenize(folder, "bench", inputs, tokenizer, None, options, progress.Silent(), jobs=jobs)
+    built = stage.tokenize(folder, "bench", inputs, tokenizer, None, options, progress.SilentProgress(), jobs=jobs)
     yield int(built.artifact.manifest.counts["train_tokens"])
 
 

@@ -125,7 +125,7 @@ class GPTConfig:
         return self.width // self.heads
 
     @property
-    def key_width(self) -> int:
+    def kv_width(self) -> int:
         """Width of all key heads together, which is also that of all value heads."""
         return (self.kv_heads or self.heads) * self.head_width
 
@@ -142,7 +142,7 @@ class GPTConfig:
         standard = not any((*extensions, self.input_norm, self.head_bias))
         gpt2 = (self.positions, self.norm, self.activation, self.qk_norm) == ("learned", "layer", "gelu", False)
         qwen3 = (self.positions, self.norm, self.activation, self.qk_norm) == ("rotary", "rms", "swiglu", True)
-        if standard and gpt2 and self.key_width == self.width:
+        if standard and gpt2 and self.kv_width == self.width:
             return "gpt2"
         return "qwen3" if standard and qwen3 and not (self.bias or self.qkv_bias) else "fast"
 
@@ -165,7 +165,7 @@ class GPTConfig:
 
     @property
     def _block_parameters(self) -> int:
-        width, kv_width, hidden = self.width, self.key_width, self.hidden_width
+        width, kv_width, hidden = self.width, self.kv_width, self.hidden_width
         attention = 2 * width * width + 2 * width * kv_width + self.qkv_bias * (width + 2 * kv_width)
         attention += self.qk_norm * 2 * self._norm_parameters(self.head_width)
         attention += self.gates * self.heads * min(GATE_WIDTH, width)
@@ -310,7 +310,7 @@ def differences(config: GPTConfig | TrainConfig, reference: GPTConfig | TrainCon
     return [f"{name}: {value}, not {expected}" for name, value, expected in pairs if value != expected]
 
 
-def fit(config: GPTConfig, tokenizer_vocab: int) -> GPTConfig:
+def resolve_vocab_size(config: GPTConfig, tokenizer_vocab: int) -> GPTConfig:
     """Return `config` with the vocabulary size of the tokenizer filled in if it is 0.
 
     Raises BadConfig if it is set and smaller than the tokenizer's.

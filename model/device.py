@@ -18,7 +18,7 @@ from pipeline.errors import BadConfig
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
-def pick(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto") -> torch.device:
     """Return the named device, or for "auto" the first available of cuda, mps and cpu.
 
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
@@ -36,7 +36,7 @@ def pick(name: str = "auto") -> torch.device:
 
 
 @dataclass(frozen=True)
-class Execution:
+class ExecutionConfig:
     """Settings of a training that depend on the machine.
 
     They change the rounding, so a resumed run keeps those that it was started with.
@@ -50,7 +50,7 @@ class Execution:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def precision(device: torch.device, setting: str = "auto") -> str:
+def pick_precision(device: torch.device, setting: str = "auto") -> str:
     """Return `setting`; for "auto" "bf16" if the device multiplies bfloat16 faster than fp32, else "fp32"."""
     if setting != "auto":
         return setting
@@ -78,7 +78,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     return seconds[torch.bfloat16] < 0.9 * seconds[torch.float32]
 
 
-def compiles(device: torch.device, setting: str = "auto") -> bool:
+def should_compile(device: torch.device, setting: str = "auto") -> bool:
     """True if the network should be compiled.
 
     "auto" compiles on CUDA only, since compiling rarely pays on CPUs (benchmarks/NOTES.md).
@@ -86,7 +86,7 @@ def compiles(device: torch.device, setting: str = "auto") -> bool:
     return setting == "yes" or (setting == "auto" and device.type == "cuda")
 
 
-def can_compile() -> bool:
+def has_compiler() -> bool:
     """True if there is a C++ compiler, which torch.compile needs."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 

@@ -176,7 +176,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str) -> Preset:
+def get_preset(name: str) -> Preset:
     """Return the preset with that name. Raises BadConfig if there is none."""
     if name not in PRESETS:
         raise BadConfig(f"no preset {name!r}", hint=f"use one of: {', '.join(PRESETS)}")

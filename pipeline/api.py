@@ -44,7 +44,9 @@ def load_corpus(name: str, root: str | Path | None = None) -> Iterator[CorpusDoc
     """Iterate over the documents of a corpus, in order. Raises InputMissing if there is none of that name."""
     corpus = artifact.find(artifacts_folder(root), "corpora", name)
     decode = msgspec.json.Decoder(CorpusDocument).decode
-    return (decode(line) for _, line, _ in jsonl.lines(compression.blocks(corpus.file("documents.jsonl.zst"))))
+    return (
+        decode(line) for _, line, _ in jsonl.split_lines(compression.read_blocks(corpus.file("documents.jsonl.zst")))
+    )
 
 
 def load_tokenizer(name: str, root: str | Path | None = None) -> Tokenizer:
@@ -64,7 +66,7 @@ def clean(inputs: Sequence[str | Path], name: str, *, root: str | Path | None = 
     """
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
-    from pipeline.sources.inputs import inputs as resolve_inputs
+    from pipeline.sources.inputs import resolve_inputs as resolve_inputs
 
     folder = artifacts_folder(root)
     files = [file for reference in inputs for file in resolve_inputs(folder, str(reference), corpora=False)]
@@ -79,7 +81,7 @@ def train_tokenizer(
 
     folder = artifacts_folder(root)
     name = check_name(name or corpus.split("/")[0])
-    sentences, source = stage.sentences_of(folder, corpus)
+    sentences, source = stage.find_sentences(folder, corpus)
     return loading.open_folder(stage.train(folder, name, sentences, source, kind, vocab_size).artifact.path)
 
 
@@ -103,7 +105,7 @@ def tokenize(
     from pipeline.tokens import stage
 
     folder = artifacts_folder(root)
-    inputs = stage.gather(folder, [str(corpus) for corpus in corpora], list(val))
+    inputs = stage.gather_inputs(folder, [str(corpus) for corpus in corpora], list(val))
     opened, trained = loading.find(folder, tokenizer or name)
     chosen = stage.TokenizeOptions(layout, **options)
     built = stage.tokenize(folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs)

@@ -17,16 +17,16 @@ class InkstoneError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.what = message
+        self.message = message
         self.hint = hint
-        self.told = False  # True once another process has reported the error to the same user
+        self.already_reported = False  # True once another process has reported the error to the same user
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.hint})" if self.hint else self.what
+        return f"{self.message} ({self.hint})" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions return from worker processes by pickle, which would lose keyword arguments.
-        return (_rebuild, (type(self), self.what, self.hint))
+        return (_rebuild, (type(self), self.message, self.hint))
 
 
 def _rebuild(error_class: type[InkstoneError], message: str, hint: str) -> InkstoneError:
@@ -57,7 +57,7 @@ class BadData(InkstoneError):
     exit_code = 65
 
 
-def broken(file: str, problem: str) -> BadData:
+def export_mismatch(file: str, problem: str) -> BadData:
     """Return the error for an exported file that does not read back as it was written."""
     return BadData(f"{file}: {problem}", hint="nothing was exported; try again, and check the disk if it happens again")
 
@@ -159,7 +159,7 @@ def from_os_error(error: OSError) -> InkstoneError:
     return error_class(f"{prefix}{reason[:300]}", hint=hint)
 
 
-def explain(error: BaseException) -> InkstoneError:
+def to_inkstone_error(error: BaseException) -> InkstoneError:
     """Convert any exception to the InkstoneError that is shown to the user."""
     if isinstance(error, InkstoneError):
         return error

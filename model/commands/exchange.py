@@ -45,7 +45,7 @@ def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, tr
     """
     from model.exchange import import_model as importer
 
-    built = importer.adopt(settings.root, folder, name, tokenizer=tokenizer, trusted=trust_checkpoint)
+    built = importer.import_model(settings.root, folder, name, tokenizer=tokenizer, trusted=trust_checkpoint)
     return outcome_of(built, ("parameters",), tokenizer=built.artifact.manifest.tokenizer)
 
 

@@ -36,7 +36,7 @@ def is_secondary_rank() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-def pairs_of(pairs: tuple[str, ...]) -> dict[str, str]:
+def parse_key_values(pairs: tuple[str, ...]) -> dict[str, str]:
     """Return the values of `--set KEY=VALUE` options by key. Raises BadConfig for one without an equals sign."""
     for pair in pairs:
         if "=" not in pair:

@@ -17,10 +17,10 @@ from pipeline.commands.options import JOBS, NETWORK, THROUGH, network_of, worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model.runs.plan import Plan
-    from pipeline.refresh.plan import Options
+    from model.runs.plan import TrainPlan
+    from pipeline.refresh.plan import RefreshOptions
     from pipeline.refresh.recipe import Recipe
-    from pipeline.refresh.refresh import Refreshed
+    from pipeline.refresh.refresh import RefreshResult
     from pipeline.refresh.stages import TrainStage
     from pipeline.store.artifact import Artifact
 
@@ -93,13 +93,13 @@ def refresh(
     """
     from pipeline.refresh import recipe as recipes
     from pipeline.refresh import refresh as runner
-    from pipeline.refresh.plan import Options
+    from pipeline.refresh.plan import RefreshOptions
 
     recipe = recipes.load(path, overrides)
     train = _train_stage(settings, recipe, device)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
-    options = Options(through, locked, allow_shrink, worker_count(jobs), network)
+    options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network)
     if dry_run:
         return _plan_outcome(settings, recipe, train, options)
     with _pinged(ping_url):
@@ -134,7 +134,7 @@ def _pinged(url: str) -> Iterator[None]:
     ping(url)
 
 
-def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options: Options) -> Outcome:
+def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options: RefreshOptions) -> Outcome:
     from pipeline.maintenance.status import duration, size
     from pipeline.refresh import state
     from pipeline.refresh.plan import plan
@@ -167,9 +167,9 @@ def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: st
     from model.generation.sampling import SampleOptions
 
     session = sessions.Session(run, "best", device, "fp32", settings.progress.note)
-    prompts = [session.prompt(text) for text in recipe.sample.prompts]
+    prompts = [session.encode_prompt(text) for text in recipe.sample.prompts]
     options = SampleOptions(**{name: getattr(recipe.sample, name) for name in _SAMPLE_FIELDS})
-    return [sample.as_fields(result) for result in session.samples(prompts, options, settings.progress.stop)]
+    return [sample.as_fields(result) for result in session.sample(prompts, options, settings.progress.stop)]
 
 
 def _sample_lines(samples: list[dict[str, Any]]) -> list[str]:
@@ -177,7 +177,7 @@ def _sample_lines(samples: list[dict[str, Any]]) -> list[str]:
     return [f"  {sample['prompt']}|{sample['text']}".replace("\n", "\n    ") for sample in samples]
 
 
-def _refresh_outcome(refreshed: Refreshed, lines: list[str]) -> Outcome:
+def _refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
     last = refreshed.last
     return Outcome(
         refreshed.result,
@@ -198,8 +198,8 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
 
     section = recipe.train
 
-    def plan(tokens: Artifact) -> Plan:
-        planned = run_plan.plan(
+    def plan(tokens: Artifact) -> TrainPlan:
+        planned = run_plan.make_plan(
             tokens,
             section.preset,
             name=recipe.name,
@@ -207,10 +207,10 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
             minutes=section.minutes,
             settings=section.set,
         )
-        return run_plan.continued(settings.root, planned)
+        return run_plan.continue_published(settings.root, planned)
 
     return TrainStage(
-        check=lambda: run_plan.check(section.preset, section.steps, section.minutes, section.set),
+        check=lambda: run_plan.resolve_preset(section.preset, section.steps, section.minutes, section.set),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=lambda tokens: stage.train(
             settings.root,
@@ -234,11 +234,11 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     from model.runs import run
     from pipeline.refresh import recipe as recipes
     from pipeline.refresh import refresh as runner
-    from pipeline.refresh.plan import Options
+    from pipeline.refresh.plan import RefreshOptions
 
     recipe = recipes.load("sample")
     train = _train_stage(settings, recipe, device)
-    refreshed = runner.refresh(settings.root, recipe, train, settings.progress, Options(jobs=worker_count(jobs)))
+    refreshed = runner.refresh(settings.root, recipe, train, settings.progress, RefreshOptions(jobs=worker_count(jobs)))
     assert refreshed.last
     result = run.read_result(refreshed.last.path)
     samples = _continuations(settings, recipe, refreshed.last, device)

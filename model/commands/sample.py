@@ -19,7 +19,7 @@ from pipeline.errors import BadConfig, BadData
 if TYPE_CHECKING:
     from model.generation.engine import Sample
     from model.generation.sampling import SampleOptions
-    from model.generation.session import Prompt, Session
+    from model.generation.session import EncodedPrompt, Session
 
 
 _CANDIDATES = 5  # alternatives that --explain prints for each token
@@ -138,10 +138,10 @@ def sample(
         )
     run = find_artifact(settings, "runs", reference)
     session = sessions.Session(run, checkpoint, device, precision, settings.progress.note)
-    parsed = [session.prompt(text) for text in prompts]
-    parsed += [session.prompt_of_ids(text) for text in prompt_ids]
-    parsed += [session.prompt_of_file(path) for path in prompt_files]
-    repeated = [prompt for prompt in parsed or [session.prompt("")] for _ in range(num_samples)]
+    parsed = [session.encode_prompt(text) for text in prompts]
+    parsed += [session.prompt_from_ids(text) for text in prompt_ids]
+    parsed += [session.prompt_from_file(path) for path in prompt_files]
+    repeated = [prompt for prompt in parsed or [session.encode_prompt("")] for _ in range(num_samples)]
 
     from model.generation.sampling import SampleOptions
 
@@ -152,18 +152,18 @@ def sample(
     elif stream:
         stream_samples(session, repeated, sample_options, settings.progress.stop)
     else:
-        samples = session.samples(repeated, sample_options, settings.progress.stop)
+        samples = session.sample(repeated, sample_options, settings.progress.stop)
         outcome.extra["samples"] = [as_fields(sample) for sample in samples]
-        outcome.lines = ["\n\n".join(map(shown, repeated, samples))]
+        outcome.lines = ["\n\n".join(map(format_sample, repeated, samples))]
     return outcome
 
 
 def stream_samples(
-    session: Session, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event
+    session: Session, prompts: Sequence[EncodedPrompt], options: SampleOptions, stopped: threading.Event
 ) -> None:
     """Stream one continuation after another to standard output, token by token."""
     for index, prompt in enumerate(prompts):
-        click.echo(f"{chr(10) * bool(index)}{prompt.text}{prompt.joint}", nl=False)
+        click.echo(f"{chr(10) * bool(index)}{prompt.text}{prompt.separator}", nl=False)
         for text in session.stream(prompt, options, options.seed + index, stopped):
             click.echo(text, nl=False)
         click.echo()
@@ -180,7 +180,7 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
             click.echo(nl=bool(marker))
             return count
         try:
-            stream_samples(session, [session.prompt(text)], replace(options, seed=options.seed + count), stopped)
+            stream_samples(session, [session.encode_prompt(text)], replace(options, seed=options.seed + count), stopped)
         except KeyboardInterrupt:
             click.echo()
         except (BadConfig, BadData) as error:  # a bad prompt does not end the session
@@ -188,9 +188,11 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
         count += 1
 
 
-def shown(prompt: Prompt, sample: Sample) -> str:
+def format_sample(prompt: EncodedPrompt, sample: Sample) -> str:
     """Format a sample as text: prompt, continuation and, with --explain, the table of its tokens."""
-    return "\n".join([f"{prompt.text}{prompt.joint}{sample.text}", *(_token_table(sample) if sample.tokens else ())])
+    return "\n".join(
+        [f"{prompt.text}{prompt.separator}{sample.text}", *(_token_table(sample) if sample.tokens else ())]
+    )
 
 
 def _token_table(sample: Sample) -> list[str]:

@@ -63,7 +63,7 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
 
     run = find_artifact(settings, "runs", reference)
     session = Session(run, checkpoint, device, precision, settings.progress.note)
-    served = http.serve(session, http.Place(**server), settings.progress.note, settings.progress.stop)
+    served = http.serve(session, http.ServerConfig(**server), settings.progress.note, settings.progress.stop)
     return Outcome(
         "unchanged",
         run.ref,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from model.commands.options import DEVICE, is_secondary_rank, pairs_of
+from model.commands.options import DEVICE, is_secondary_rank, parse_key_values
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact, outcome_of
 
 if TYPE_CHECKING:
-    from model.runs.plan import Plan
-    from pipeline.store.artifact import Artifact, Built
+    from model.runs.plan import TrainPlan
+    from pipeline.store.artifact import Artifact, BuildResult
 
 _PRESETS = (
     *("mini", "bigram", "sample", "babygpt", "shuihu-8m", "shuihu-8m-rope", "shuihu-fast", "13m", "2b"),
@@ -105,18 +105,18 @@ def train(
     from model.training import stage
 
     tokens = _tokens(settings, reference, counting)
-    plan = run_plan.plan(
+    plan = run_plan.make_plan(
         tokens,
         preset,
         parent=find_artifact(settings, "runs", parent) if parent else None,
         name=name,
         steps=steps,
         minutes=minutes,
-        settings=pairs_of(pairs),
+        settings=parse_key_values(pairs),
     )
     plan = replace(plan, tensorboard=tensorboard)
     if dry_run:
-        return Outcome("unchanged", lines=stage.forecast(plan, device=device), always=True)
+        return Outcome("unchanged", lines=stage.dry_run(plan, device=device), always=True)
     names_generation = "/" in reference.removeprefix("tokens/")
     if resume is not False and not names_generation:
         plan = _pinned(settings, plan)
@@ -147,17 +147,17 @@ def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
     return toy_data.build(settings.root).artifact
 
 
-def _pinned(settings: Settings, plan: Plan) -> Plan:
+def _pinned(settings: Settings, plan: TrainPlan) -> TrainPlan:
     """Return the plan with the tokens of its unfinished run, if there is one."""
     from model.runs import plan as run_plan
 
-    pinned = run_plan.pinned(settings.root, plan)
+    pinned = run_plan.pin_unfinished(settings.root, plan)
     if pinned.tokens.path != plan.tokens.path:
         settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
     return pinned
 
 
-def _outcome(built: Built) -> Outcome:
+def _outcome(built: BuildResult) -> Outcome:
     import msgspec
 
     from model.runs import run

@@ -19,7 +19,7 @@ _MAX_SIZE = 1 << 28  # of any size in a config.json: a larger one would not fit 
 _CHECK_FOLDER = "check that the folder is complete, and that its config.json belongs to its weights"
 
 
-def for_huggingface(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_huggingface(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert our weights to transformers' names and shapes. A bias that our config omits becomes zero."""
     joined = ((mapping, _join(mapping, weights)) for mapping in tensor_mappings(config))
     return {
@@ -57,7 +57,7 @@ def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str
         name if name.startswith(("lm_head.", prefix)) else prefix + name: tensor for name, tensor in tensors.items()
     }
     tensors = _without_tied_head(config, tensors, path)
-    _require_shapes(tensors, for_huggingface(config, our_shapes), path)
+    _require_shapes(tensors, to_huggingface(config, our_shapes), path)
     weights: dict[str, Tensor] = {}
     for mapping in tensor_mappings(config):
         tensor = tensors[mapping.huggingface]
@@ -97,7 +97,7 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def config_for_huggingface(config: GPTConfig) -> dict[str, Any]:
+def config_to_huggingface(config: GPTConfig) -> dict[str, Any]:
     """Return the fields of a config.json that describe the network."""
     family = family_of(config)
     sizes = {theirs: getattr(config, ours) for ours, theirs, _ in family.sizes}
@@ -139,7 +139,7 @@ def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTCon
     except msgspec.ValidationError as error:
         raise BadData(f"{path}: {error}", hint="check that it is the config.json of a model") from None
     except BadConfig as error:
-        raise BadData(f"{path}: {error.what}", hint="check that it is the config.json of a model") from None
+        raise BadData(f"{path}: {error.message}", hint="check that it is the config.json of a model") from None
     if fields.get("head_dim", config.head_width) != config.head_width:
         unsupported.append(f"head_dim={fields['head_dim']}, not width / heads = {config.head_width}")
     if unsupported:

@@ -15,7 +15,7 @@ from model.exchange import convert, gguf, huggingface, model_card
 from model.exchange.architectures import family_of
 from model.exchange.export_source import ExportSource
 from model.runs import checkpoint, run
-from pipeline.errors import BadConfig, broken
+from pipeline.errors import BadConfig, export_mismatch
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
@@ -47,7 +47,7 @@ FORMATS = {
     "hf": ModelFormat(
         "transformers",
         huggingface.require,
-        convert.for_huggingface,
+        convert.to_huggingface,
         huggingface.write,
         huggingface.read,
         huggingface.usage,
@@ -82,9 +82,9 @@ def export(
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} for models", hint=f"use one of: {', '.join(FORMATS)}")
     model_format = FORMATS[format_name]
-    files.require_new(out, besides=run_artifact.path)
+    files.require_new(out, outside=run_artifact.path)
     path = run.checkpoint_path(run_artifact, checkpoint_name)
-    run.require_whole(run_artifact, path)
+    run.require_intact(run_artifact, path)
     state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(run_artifact)
     family_of(state.model)  # raises for a network without a counterpart
     model_format.require(tokenizer)
@@ -108,7 +108,7 @@ def export(
 def _require_equal(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name in sorted(read.keys() | expected.keys()):
         if name not in read or name not in expected or not torch.equal(read[name], expected[name]):
-            raise broken(name, "differs from what was written when read back")
+            raise export_mismatch(name, "differs from what was written when read back")
 
 
 def _sample_texts(run_artifact: Artifact) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.runs.checkpoint import State
+from model.runs.checkpoint import TrainState
 from model.runs.run import Result
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
@@ -23,7 +23,7 @@ class ExportSource:
     run: Artifact
     preset: str
     result: Result
-    state: State
+    state: TrainState
     tokenizer: Tokenizer
     weights: Mapping[str, Tensor]
     texts: tuple[str, ...]

@@ -18,7 +18,15 @@ from torch import Tensor
 from model.exchange import convert
 from model.exchange.export_source import ExportSource
 from pipeline.errors import BadConfig
-from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, merges, pieces, require_exact, spelled
+from pipeline.tokenizers import (
+    SentencePiece,
+    Tiktoken,
+    Tokenizer,
+    bpe_merges,
+    bytes_to_unicode,
+    require_exportable,
+    token_strings,
+)
 
 # llama.cpp names the split pattern of an encoding after the first model that used it.
 _SPLIT_PATTERNS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
@@ -28,7 +36,7 @@ def require(tokenizer: Tokenizer) -> None:
     """Raise BadConfig if llama.cpp has no equal tokenizer, or if the package `gguf` is not installed."""
     _gguf()
     if isinstance(tokenizer, SentencePiece):
-        require_exact(tokenizer)
+        require_exportable(tokenizer)
     elif not (isinstance(tokenizer, Tiktoken) and tokenizer.name in _SPLIT_PATTERNS):
         raise BadConfig(
             f"llama.cpp has no tokenizer that gives the ids of {tokenizer.name}",
@@ -83,7 +91,7 @@ def read(folder: Path) -> dict[str, Tensor]:
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     """Add the tokenizer. `rows` is the number of ids of the network; those beyond the tokenizer's are padding."""
     token_type = _gguf().TokenType
-    names, types = pieces(tokenizer), [token_type.NORMAL] * tokenizer.vocab_size
+    names, types = token_strings(tokenizer), [token_type.NORMAL] * tokenizer.vocab_size
     types[tokenizer.end_of_text] = token_type.CONTROL
     padding = range(tokenizer.vocab_size, rows)
     if isinstance(tokenizer, Tiktoken):
@@ -91,7 +99,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
         writer.add_tokenizer_pre(_SPLIT_PATTERNS[tokenizer.name])
         for unused_id in set(range(tokenizer.vocab_size)) - {*tokenizer.ranks.values(), tokenizer.end_of_text}:
             types[unused_id] = token_type.UNUSED
-        pairs = ((spelled(first), spelled(second)) for first, second in merges(tokenizer.ranks))
+        pairs = ((bytes_to_unicode(first), bytes_to_unicode(second)) for first, second in bpe_merges(tokenizer.ranks))
         writer.add_token_merges([" ".join(pair) for pair in pairs])
     else:
         assert isinstance(tokenizer, SentencePiece)

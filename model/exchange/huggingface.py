@@ -19,7 +19,7 @@ from torch import Tensor
 from model.exchange import convert
 from model.exchange.export_source import ExportSource
 from model.runs import checkpoint
-from pipeline.tokenizers import Integers, Tokenizer, pieces, require_exact, tokenizer_json
+from pipeline.tokenizers import Integers, Tokenizer, require_exportable, token_strings, tokenizer_json
 
 _WEIGHTS = "model.safetensors"
 # Texts on which tokenizers often differ: spaces, line breaks, digits, contractions, special tokens spelled out, and
@@ -34,7 +34,7 @@ _TEST_TEXTS = (
 
 def require(tokenizer: Tokenizer) -> None:
     """Raise BadConfig if no tokenizer.json gives the same ids as the tokenizer."""
-    require_exact(tokenizer)
+    require_exportable(tokenizer)
 
 
 def write(source: ExportSource, folder: Path) -> None:
@@ -44,15 +44,15 @@ def write(source: ExportSource, folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(tokenizer_json(tokenizer, (*test_texts, *source.texts)))
     eos = tokenizer.end_of_text
     special_ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
-    config_json = convert.config_for_huggingface(config) | special_ids | {"dtype": "float32"}
+    config_json = convert.config_to_huggingface(config) | special_ids | {"dtype": "float32"}
     _write_json(folder / "config.json", config_json)
     # Rows beyond the tokenizer's ids are padding and must not be sampled.
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
     _write_json(folder / "generation_config.json", special_ids | ({"suppress_tokens": padding} if padding else {}))
     weights = folder / _WEIGHTS
-    checkpoint.write_tensors(weights, convert.for_huggingface(config, source.weights), {"format": "pt"})
+    checkpoint.write_tensors(weights, convert.to_huggingface(config, source.weights), {"format": "pt"})
     weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
-    eos_piece = pieces(tokenizer)[eos]
+    eos_piece = token_strings(tokenizer)[eos]
     _write_json(
         folder / "tokenizer_config.json",
         {

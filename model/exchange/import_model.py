@@ -24,16 +24,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import GPTConfig, Preset, TrainConfig
-from model.device import Execution
+from model.device import ExecutionConfig
 from model.exchange import convert
 from model.runs import checkpoint
-from model.runs.checkpoint import Saved, State
+from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import SCHEMA
 from model.runs.run import CHECKPOINTS, CONFIG, RESULT, Result
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Built, Content
+from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer, require_same_ids
 
@@ -176,7 +176,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def adopt(root: Path, folder: Path, name: str, *, tokenizer: str = "", trusted: bool = False) -> Built:
+def import_model(root: Path, folder: Path, name: str, *, tokenizer: str = "", trusted: bool = False) -> BuildResult:
     """Publish the network of a Hugging Face folder as the run `name`.
 
     `tokenizer` is a reference as for `tokenize`; "" selects one by the size of the vocabulary. `trusted` allows a
@@ -187,16 +187,18 @@ def adopt(root: Path, folder: Path, name: str, *, tokenizer: str = "", trusted: 
     require_tokenizer(source, run_tokenizer)
     options = {"stage": SCHEMA, "imported": True, "model": asdict(source.config)}
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         weights = source.weights()
         run_tokenizer.save(draft)
         preset = Preset(source.config.family, f"imported from {source.folder.name}", source.config)
         _write_json(draft / CONFIG, {"preset": PRESET, **asdict(preset)})
-        state = State(0, 0.0, None, source.config, TrainConfig(), Execution("fp32", compiled=False, micro_batch=1))
-        path = checkpoint.save(draft / CHECKPOINTS, state, Saved(weights, {}))
+        state = TrainState(
+            0, 0.0, None, source.config, TrainConfig(), ExecutionConfig("fp32", compiled=False, micro_batch=1)
+        )
+        path = checkpoint.save(draft / CHECKPOINTS, state, CheckpointTensors(weights, {}))
         parameters = source.config.parameters
         _write_json(draft / RESULT, Result(steps=0, tokens=0, parameters=parameters, last=path.name, best=path.name))
-        return Content({"steps": 0, "tokens": 0, "parameters": parameters})
+        return StageOutput({"steps": 0, "tokens": 0, "parameters": parameters})
 
     return artifact.build(root, Identity("runs", name, options, source.inputs, run_tokenizer.fingerprint), write)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from model.device import free_memory
-from model.generation.sampling import SEED_LIMIT, Candidate, SampleOptions, Token, sample_token
+from model.generation.sampling import SEED_LIMIT, Candidate, SampledToken, SampleOptions, sample_token
 from model.network.gpt import GPT
 from model.network.kv_cache import KVCache
 from pipeline.errors import BadConfig, BadData, TryAgain
-from pipeline.tokenizers import Tokenizer, Unfolding
+from pipeline.tokenizers import IncrementalDetokenizer, Tokenizer
 
 _MAX_ROWS = 16  # of the engine of `sample`
 _MEMORY_FRACTION = 0.9  # of the free memory, for the KV cache
@@ -39,26 +39,26 @@ class Sample:
     token_ids: list[int]
     seconds: float
     ended: str = "length"
-    tokens: list[Token] = field(default_factory=list)
+    tokens: list[SampledToken] = field(default_factory=list)
 
 
-class Continuation:
+class TokenSequence:
     """A sequence that is being generated: the ids of its prompt and of its text so far.
 
     `ended` is "" until the sequence ends, then the reason as in `Sample`.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: SampleOptions, seed: int) -> None:
-        self.options, self.token_ids, self.text, self.ended = options, list[int](), "", ""
+        self.options, self.token_ids, self.text, self.finish_reason = options, list[int](), "", ""
         self.context = list(prompt) or [tokenizer.end_of_text]  # an empty prompt starts a new document
         self._tokenizer = tokenizer
         # Generated integers are decoded without the prompt's last one, and so without a space before the first.
         last_id = prompt[-1] if prompt and tokenizer.kind != "integers" else None
-        self._detokenizer = Unfolding(tokenizer, last_id)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, last_id)
         self._pending = ""  # text withheld because it may be the beginning of a stop text
         self._generator = torch.Generator().manual_seed(seed % SEED_LIMIT)
 
-    def append(self, logits: Tensor) -> Token:
+    def append(self, logits: Tensor) -> SampledToken:
         """Sample the next token from logits (V,) and append it. Raises BadData if they are not finite."""
         logits = logits[: self._tokenizer.vocab_size]  # the other rows are padding
         if not math.isfinite(float(logits.sum())):
@@ -74,27 +74,27 @@ class Continuation:
             pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
             candidates = [self._candidate(token_id, probability) for token_id, probability in pairs]
             sampled = self._candidate(token, float(probabilities[token]))
-        return Token(sampled, self._append(token), tuple(candidates))
+        return SampledToken(sampled, self._append(token), tuple(candidates))
 
     def _candidate(self, token: int, probability: float) -> Candidate:
         is_eos = token == self._tokenizer.end_of_text
-        text = "" if is_eos else self._tokenizer.spell(token, self.context[-1]).decode(errors="ignore")
+        text = "" if is_eos else self._tokenizer.token_bytes(token, self.context[-1]).decode(errors="ignore")
         return Candidate(token, text, float(f"{probability:.6g}"))
 
     def _append(self, token: int) -> str:
         """Append a token. Return the new text that cannot be part of a stop text any more."""
         if token == self._tokenizer.end_of_text:
-            self.ended = "end of text"
+            self.finish_reason = "end of text"
             return self._emit(self._pending)
         self.token_ids.append(token)
         self.context.append(token)
         text = self._pending + self._detokenizer.add(token)
         stops = [index for index in (text.find(stop) for stop in self.options.stop) if index >= 0]
         if stops:
-            self.ended = "stop"
+            self.finish_reason = "stop"
             return self._emit(text[: min(stops)])
         if len(self.token_ids) >= self.options.max_tokens:
-            self.ended = "length"
+            self.finish_reason = "length"
             return self._emit(text)
         overlap = max((_overlap(text, stop) for stop in self.options.stop), default=0)
         return self._emit(text[: len(text) - overlap], text[len(text) - overlap :])
@@ -122,22 +122,22 @@ class Engine:
                 f"{rows:,} rows of KV cache need more memory than is free on {weight.device}",
                 hint=f"--rows {max_rows} would fit" if max_rows else "use a smaller network, or a larger machine",
             )
-        self.model, self.active = model.eval(), list[Continuation]()
+        self.model, self.active = model.eval(), list[TokenSequence]()
         self._cache = KVCache(model.config, rows, weight.dtype, weight.device)
         self._device = weight.device
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """True if every row is in use."""
         return len(self.active) >= len(self._cache.lengths)
 
-    def add(self, sequence: Continuation) -> None:
+    def add(self, sequence: TokenSequence) -> None:
         """Add a sequence in the next free row. The engine must not be full."""
-        assert not self.full
+        assert not self.is_full
         self._cache.reset(len(self.active))
         self.active.append(sequence)
 
-    def remove(self, sequence: Continuation) -> None:
+    def remove(self, sequence: TokenSequence) -> None:
         """Remove a sequence. The last row moves to its row."""
         row, last_row = self.active.index(sequence), len(self.active) - 1
         if row != last_row:
@@ -146,7 +146,7 @@ class Engine:
         self.active.pop()
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Continuation, Token]]:
+    def step(self) -> list[tuple[TokenSequence, SampledToken]]:
         """Generate one token of each active sequence, and remove those that end with it."""
         for row in range(len(self.active)):
             if self._cache.lengths[row] == 0 or self._cache.is_full(row):
@@ -155,7 +155,7 @@ class Engine:
         logits = self.model.next_logits(last_ids, self._cache.extend(0, len(self.active), 1)).cpu()
         tokens = [(sequence, sequence.append(row)) for sequence, row in zip(self.active, logits, strict=True)]
         for sequence, _ in tokens:
-            if sequence.ended:
+            if sequence.finish_reason:
                 self.remove(sequence)
         return tokens
 
@@ -175,7 +175,7 @@ class Engine:
         self._cache.reset(row)
         if prefix := context[-length:-1]:
             ids = torch.tensor([prefix], device=self._device)
-            self.model.states(ids, cache=self._cache.extend(row, 1, len(prefix)))
+            self.model.hidden_states(ids, cache=self._cache.extend(row, 1, len(prefix)))
 
 
 def _max_rows(model: GPT) -> int:
@@ -185,10 +185,10 @@ def _max_rows(model: GPT) -> int:
     return int(_MEMORY_FRACTION * free_memory(weight.device) / row_bytes) if row_bytes else _MAX_ROWS
 
 
-def stream(engine: Engine, sequence: Continuation) -> Iterator[Token]:
+def stream(engine: Engine, sequence: TokenSequence) -> Iterator[SampledToken]:
     """Yield the tokens of one sequence as they are generated."""
     engine.add(sequence)
-    while not sequence.ended:
+    while not sequence.finish_reason:
         yield from (token for _, token in engine.step())
 
 
@@ -204,21 +204,21 @@ def sample(
     Raises TryAgain if `stopped` is set before all have ended.
     """
     start = time.monotonic()
-    sequences = [Continuation(tokenizer, ids, options, options.seed + i) for i, (_, ids) in enumerate(prompts)]
-    tokens: dict[Continuation, list[Token]] = {sequence: [] for sequence in sequences}
-    seconds: dict[Continuation, float] = {}
+    sequences = [TokenSequence(tokenizer, ids, options, options.seed + i) for i, (_, ids) in enumerate(prompts)]
+    tokens: dict[TokenSequence, list[SampledToken]] = {sequence: [] for sequence in sequences}
+    seconds: dict[TokenSequence, float] = {}
     waiting, engine = iter(sequences), Engine(model, max(1, min(len(sequences), _MAX_ROWS, _max_rows(model))))
     while len(seconds) < len(sequences):
         if stopped and stopped.is_set():
             raise TryAgain("stopped by a signal", hint="run the same command again for the same texts")
-        while not engine.full and (sequence := next(waiting, None)):
+        while not engine.is_full and (sequence := next(waiting, None)):
             engine.add(sequence)
         for sequence, token in engine.step():
             if options.candidates:
                 tokens[sequence].append(token)
-            if sequence.ended:
+            if sequence.finish_reason:
                 seconds[sequence] = round(time.monotonic() - start, 3)
     return [
-        Sample(prompt, sequence.text, sequence.token_ids, seconds[sequence], sequence.ended, tokens[sequence])
+        Sample(prompt, sequence.text, sequence.token_ids, seconds[sequence], sequence.finish_reason, tokens[sequence])
         for (prompt, _), sequence in zip(prompts, sequences, strict=True)
     ]

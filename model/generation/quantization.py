@@ -22,7 +22,7 @@ _MIN_SCALE = 1e-30  # so that a row of zeros does not divide by zero
 _MIN_PARAMETERS = 20_000_000  # smaller networks fit into a processor's cache, where fp32 is as fast
 
 
-def quick(model: GPT, precision: str) -> GPT:
+def prepare_for_decoding(model: GPT, precision: str) -> GPT:
     """Convert a model in place for fast decoding, and return it.
 
     "fp32" leaves it unchanged, "bf16" halves the size of its weights and "int8" quarters it (on CPUs only); "auto" is

@@ -62,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Token:
+class SampledToken:
     """A sampled token, the `text` that it completes, and the most likely `candidates` if the options ask for them."""
 
     chosen: Candidate

@@ -24,12 +24,12 @@ _MAX_PROMPT_BYTES = 64 << 20  # of a file
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EncodedPrompt:
     """The text of a prompt and its ids. `joint` is printed between the prompt and the generated text."""
 
     text: str
     ids: list[int]
-    joint: str = ""
+    separator: str = ""
 
 
 class Session:
@@ -42,7 +42,7 @@ class Session:
         self.run, self.checkpoint = run, checkpoint
         self._device, self._precision, self.report = device, precision, report
         self._path = runs.checkpoint_path(run, checkpoint)
-        runs.require_whole(run, self._path)
+        runs.require_intact(run, self._path)
         self.tokenizer: Tokenizer = runs.open_tokenizer(run)
         self._joint = " → " if self.tokenizer.kind == "integers" else ""
         self._model: GPT | None = None
@@ -54,11 +54,11 @@ class Session:
             from model.generation import quantization
             from model.runs import checkpoint
 
-            model = checkpoint.load_model(self._path, device.pick(self._device)).eval()
-            self._model = quantization.quick(model, self._precision)
+            model = checkpoint.load_model(self._path, device.pick_device(self._device)).eval()
+            self._model = quantization.prepare_for_decoding(model, self._precision)
         return self._model
 
-    def prompt(self, text: str) -> Prompt:
+    def encode_prompt(self, text: str) -> EncodedPrompt:
         """Encode a text. Reports characters that the tokenizer does not know, and a prompt that is too long.
 
         Raises BadConfig if the text cannot be encoded in UTF-8, BadData if the tokenizer fails on it.
@@ -71,21 +71,21 @@ class Session:
                 f"the prompt is not valid Unicode: half a character (U+{code_point:04X}) after {before!r}",
                 hint="write it in UTF-8, or pass it with --prompt-file",
             ) from None
-        if unknown := self.tokenizer.unknown(text):
+        if unknown := self.tokenizer.unknown_characters(text):
             names = (character if character.isprintable() else f"U+{ord(character):04X}" for character in unknown)
             self.report(f"warning: the tokenizer does not know {' '.join(names)}")
         try:
-            return self._check_length(Prompt(text, self.tokenizer.encode(text), self._joint))
+            return self._check_length(EncodedPrompt(text, self.tokenizer.encode(text), self._joint))
         except Unencodable as error:
             raise BadData(
                 f"the tokenizer cannot encode the prompt: {error}", hint="break up its longest part"
             ) from None
 
-    def prompt_of_ids(self, text: str) -> Prompt:
+    def prompt_from_ids(self, text: str) -> EncodedPrompt:
         """Parse a prompt of ids, written as 1,2,3."""
-        return self._check_length(Prompt(text, Integers(self.tokenizer.vocab_size).encode(text), " → "))
+        return self._check_length(EncodedPrompt(text, Integers(self.tokenizer.vocab_size).encode(text), " → "))
 
-    def prompt_of_file(self, path: str) -> Prompt:
+    def prompt_from_file(self, path: str) -> EncodedPrompt:
         """Encode the text of a file, or of standard input for "-", without its last line break."""
         data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1) if path == "-" else _read_prompt_file(Path(path))
         if len(data) > _MAX_PROMPT_BYTES:
@@ -94,9 +94,9 @@ class Session:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadData(f"{path}: not UTF-8 at byte {error.start:,}", hint="`clean` reads other encodings") from None
-        return self.prompt(text.removesuffix("\n").removesuffix("\r"))
+        return self.encode_prompt(text.removesuffix("\n").removesuffix("\r"))
 
-    def _check_length(self, prompt: Prompt) -> Prompt:
+    def _check_length(self, prompt: EncodedPrompt) -> EncodedPrompt:
         block_size = self.run.manifest.options["model"]["block_size"]
         if len(prompt.ids) > block_size:
             self.report(
@@ -104,8 +104,8 @@ class Session:
             )
         return prompt
 
-    def samples(
-        self, prompts: Sequence[Prompt], options: SampleOptions, stopped: threading.Event | None = None
+    def sample(
+        self, prompts: Sequence[EncodedPrompt], options: SampleOptions, stopped: threading.Event | None = None
     ) -> list[Sample]:
         """Generate one text per prompt, side by side."""
         from model.generation import engine
@@ -114,12 +114,12 @@ class Session:
         return engine.sample(self.model, self.tokenizer, pairs, options, stopped)
 
     def stream(
-        self, prompt: Prompt, options: SampleOptions, seed: int, stopped: threading.Event | None = None
+        self, prompt: EncodedPrompt, options: SampleOptions, seed: int, stopped: threading.Event | None = None
     ) -> Iterator[str]:
         """Yield the generated text in pieces, as they are generated. Raises TryAgain if `stopped` is set."""
-        from model.generation.engine import Continuation, Engine, stream
+        from model.generation.engine import Engine, TokenSequence, stream
 
-        for token in stream(Engine(self.model, 1), Continuation(self.tokenizer, prompt.ids, options, seed)):
+        for token in stream(Engine(self.model, 1), TokenSequence(self.tokenizer, prompt.ids, options, seed)):
             yield token.text
             if stopped and stopped.is_set():
                 raise TryAgain("stopped by a signal", hint="run the same command again for the same text")

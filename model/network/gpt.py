@@ -77,10 +77,10 @@ class Attention(nn.Module):
         self.head_width, self.dropout, self.returns_values = config.head_width, config.attention_dropout, config.values
         # Three matrices, since Muon orthogonalises each of them separately.
         self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
-        self.k = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
-        self.v = nn.Linear(config.width, config.key_width, bias=config.qkv_bias)
+        self.k = nn.Linear(config.width, config.kv_width, bias=config.qkv_bias)
+        self.v = nn.Linear(config.width, config.kv_width, bias=config.qkv_bias)
         self.fused_qkv: Callable[[Tensor], Tensor] | None = None  # replaces all three (generation/quantization.py)
-        self._widths = [config.width, config.key_width, config.key_width]
+        self._widths = [config.width, config.kv_width, config.kv_width]
         self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         mixes_values = config.values and not is_first
@@ -302,7 +302,7 @@ class GPT(nn.Module):
             return cls(config)
 
     @torch.no_grad()
-    def initialise(self, seed: int, counts: Tensor | None = None) -> None:
+    def init_weights(self, seed: int, counts: Tensor | None = None) -> None:
         """Initialise as GPT-2: normal(0, 0.02), scaled by 1/sqrt(2 layers) in projections back into the stream.
 
         With `zero_init` those are zero. Biases, gates, convolutions and bigrams start at zero, the head's bias at the
@@ -326,7 +326,7 @@ class GPT(nn.Module):
 
         `mask` (B, 1, T, T) replaces the causal mask; True where attention is allowed.
         """
-        x = self.states(ids, mask)
+        x = self.hidden_states(ids, mask)
         if targets is None:
             return self.logits(x)
         return linear_cross_entropy(
@@ -335,7 +335,7 @@ class GPT(nn.Module):
 
     def next_logits(self, ids: Tensor, cache: CacheView) -> Tensor:
         """Logits (B, V) of the tokens after `ids` (B, T), which follow those in `cache` and are added to it."""
-        return self.logits(self.states(ids, cache=cache)[:, -1])
+        return self.logits(self.hidden_states(ids, cache=cache)[:, -1])
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., C) -> fp32 logits (..., V)."""
@@ -348,7 +348,7 @@ class GPT(nn.Module):
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def states(self, ids: Tensor, mask: Tensor | None = None, cache: CacheView | None = None) -> Tensor:
+    def hidden_states(self, ids: Tensor, mask: Tensor | None = None, cache: CacheView | None = None) -> Tensor:
         """Final hidden states, the input of the head: ids (B, T) -> (B, T, C)."""
         x = self.input_norm(self.embedding(ids))  # (B, T, C)
         if self.bigrams is not None:

@@ -88,7 +88,7 @@ class KVCache:
     @staticmethod
     def row_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
         """Memory of the keys and values of a row. The tails and ids are small and not counted."""
-        return 2 * config.layers * config.block_size * config.key_width * dtype.itemsize
+        return 2 * config.layers * config.block_size * config.kv_width * dtype.itemsize
 
     def is_full(self, row: int) -> bool:
         """True if the row has no slot for another token."""

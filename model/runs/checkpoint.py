@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import GPTConfig, TrainConfig, differences
-from model.device import Execution
+from model.device import ExecutionConfig
 from model.network.gpt import GPT
 from model.runs.run import Report
 from pipeline.errors import BadConfig, BadData, InputMissing
@@ -37,7 +37,7 @@ _SEAL = "seal"  # the field of state.json that holds the hash of the others
 _MAX_LISTED = 5  # differences in an error message
 
 
-class State(msgspec.Struct, frozen=True):
+class TrainState(msgspec.Struct, frozen=True):
     """Position and configuration of a training, as saved in `state.json`.
 
     seconds      of training so far; evaluating and saving do not count
@@ -54,7 +54,7 @@ class State(msgspec.Struct, frozen=True):
     val_loss: float | None
     model: GPTConfig
     train: TrainConfig
-    execution: Execution
+    execution: ExecutionConfig
     skipped: int = 0
     rollbacks: int = 0
     evaluations: int = 0
@@ -64,7 +64,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointTensors:
     """The tensors of a checkpoint, on the CPU.
 
     `weights` are by name, the optimizer's `moments` by "weight/moment". `average` is the moving average of the weights,
@@ -76,9 +76,9 @@ class Saved:
     average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def save(folder: Path, state: State, tensors: Saved) -> Path:
+def save(folder: Path, state: TrainState, tensors: CheckpointTensors) -> Path:
     """Write the checkpoint of `state.step` into `folder` and return its path. It gets its name once it is complete."""
-    target = folder / name(state.step)
+    target = folder / folder_name(state.step)
     draft = folder / f"{files.TEMPORARY}{target.name}"
     files.remove_tree(draft)
     draft.mkdir(parents=True)
@@ -116,7 +116,7 @@ def _has_files(target: Path, hashes: Mapping[str, str]) -> bool:
     )
 
 
-def name(step: int) -> str:
+def folder_name(step: int) -> str:
     """Return the folder name of a step's checkpoint."""
     return f"step-{step:08d}"
 
@@ -136,14 +136,14 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def read_state(path: Path) -> State:
+def read_state(path: Path) -> TrainState:
     """Read the state of the checkpoint in `path`.
 
     Raises InputMissing if there is no checkpoint, and BadData if its state is not what was saved.
     """
     try:
         data = (path / _STATE).read_bytes()
-        state = msgspec.json.decode(data, type=State)
+        state = msgspec.json.decode(data, type=TrainState)
         fields = msgspec.json.decode(data)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no checkpoint here", hint="`status` lists the runs") from None
@@ -154,7 +154,7 @@ def read_state(path: Path) -> State:
     return state
 
 
-def _encode_state(state: State) -> bytes:
+def _encode_state(state: TrainState) -> bytes:
     """Encode a state as JSON with its seal: a flipped bit in a number would otherwise read as another number."""
     fields = msgspec.to_builtins(state)
     return msgspec.json.format(msgspec.json.encode({**fields, _SEAL: _seal(fields)}), indent=2)
@@ -164,19 +164,19 @@ def _seal(fields: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest()
 
 
-def read(path: Path) -> Saved:
+def read(path: Path) -> CheckpointTensors:
     """Read and verify all tensors of a checkpoint. Before the first step there are no moments.
 
     Raises BadData if its bytes are not those that were saved.
     """
     state = read_state(path)
     moments, average = (_read_optional(path, file_name, state) for file_name in (_MOMENTS, _AVERAGE))
-    return Saved(_read_verified(path, _WEIGHTS, state), moments, average)
+    return CheckpointTensors(_read_verified(path, _WEIGHTS, state), moments, average)
 
 
 def load_newest(
     folder: Path, model: GPTConfig, train: TrainConfig, quarantine: Path, report: Report
-) -> tuple[State, Saved] | None:
+) -> tuple[TrainState, CheckpointTensors] | None:
     """Load the newest intact checkpoint in `folder`; None if there never was one.
 
     Damaged checkpoints are moved into `quarantine` and the one before is tried. Raises BadData if all are damaged, so
@@ -210,7 +210,7 @@ def load_model(path: Path, device: torch.device) -> GPT:
     """
     weights = read_weights(path)
     model = GPT.empty(read_state(path).model, device)
-    require_fit(Saved(weights, {}), model)
+    require_fit(CheckpointTensors(weights, {}), model)
     model.load_state_dict(weights)
     return model
 
@@ -221,7 +221,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read_verified(path, _WEIGHTS, state) | _read_optional(path, _AVERAGE, state)
 
 
-def require_fit(tensors: Saved, model: GPT) -> None:
+def require_fit(tensors: CheckpointTensors, model: GPT) -> None:
     """Raise BadConfig with the differences if names, shapes or dtypes are not those of a training of `model`."""
     expected = {name: _describe(weight) for name, weight in model.named_parameters()}
     changes = _differences(tensors.weights, expected)
@@ -248,11 +248,11 @@ def _describe(tensor: Tensor) -> str:
     return f"{' x '.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _read_optional(path: Path, file_name: str, state: State) -> dict[str, Tensor]:
+def _read_optional(path: Path, file_name: str, state: TrainState) -> dict[str, Tensor]:
     return _read_verified(path, file_name, state) if file_name in state.sha256 else {}
 
 
-def _read_verified(path: Path, file_name: str, state: State) -> dict[str, Tensor]:
+def _read_verified(path: Path, file_name: str, state: TrainState) -> dict[str, Tensor]:
     file = path / file_name
     if not file.is_file() or files.sha256_of(file) != state.sha256.get(file_name):
         raise BadData(f"{file}: missing, or changed since it was saved", hint="use an older checkpoint")

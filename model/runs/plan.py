@@ -25,7 +25,7 @@ _CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size")  # 
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """A training that can be run: its run's name, its configuration and its tokens.
 
     `parent` is the run that it starts from, if any, and `parent_path` the folder of that run, None if it is gone. With
@@ -51,14 +51,14 @@ class Annealed(Exception):
         self.folder, self.result = folder, result
 
 
-def check(
+def resolve_preset(
     preset_name: str, steps: int | None = None, minutes: float | None = None, settings: Mapping[str, Any] | None = None
 ) -> Preset:
     """Return the preset with the overrides applied; `steps` and `minutes` of wall-clock time exclude each other.
 
     Raises BadConfig for a configuration that no tokens could be trained with.
     """
-    return _override(presets.preset(preset_name), steps, minutes, settings)
+    return _override(presets.get_preset(preset_name), steps, minutes, settings)
 
 
 def _override(preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None) -> Preset:
@@ -80,7 +80,7 @@ def _override(preset: Preset, steps: int | None, minutes: float | None, settings
     return preset
 
 
-def plan(
+def make_plan(
     tokens: Artifact,
     preset_name: str,
     *,
@@ -89,7 +89,7 @@ def plan(
     steps: int | None = None,
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> TrainPlan:
     """Plan a training on `tokens`; its run is named after the preset unless `name` is given.
 
     With `parent`, a run, it starts from the network and the best weights of that run, and only the numbers of training
@@ -97,21 +97,21 @@ def plan(
     """
     name = check_name(name or preset_name)
     if parent is None:
-        preset = check(preset_name, steps, minutes, settings)
-        fitted = config.fit(preset.model, tokens.manifest.counts["vocab_size"])
-        return Plan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
+        preset = resolve_preset(preset_name, steps, minutes, settings)
+        fitted = config.resolve_vocab_size(preset.model, tokens.manifest.counts["vocab_size"])
+        return TrainPlan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
     if tokens.manifest.tokenizer != parent.manifest.tokenizer:
         raise BadConfig(
             f"{tokens.ref} has the tokenizer {tokens.manifest.tokenizer}, {parent.ref} {parent.manifest.tokenizer}",
             hint=f"`tokenize` the text with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
         )
     network = msgspec.convert(parent.manifest.options["model"], GPTConfig)
-    preset = dataclasses.replace(presets.preset(preset_name), model=network, family=network.family)
+    preset = dataclasses.replace(presets.get_preset(preset_name), model=network, family=network.family)
     preset = _override(preset, steps, minutes, settings)
     _require_same_network(preset.model, network, parent)
     if name == parent.manifest.name:
         raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
-    return Plan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
+    return TrainPlan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
 
 
 def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:
@@ -126,7 +126,7 @@ def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact
         )
 
 
-def identify(plan: Plan, ended: int = 0) -> Identity:
+def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     """Return the identity of a plan's run; `ended` is the last step if a signal ended it early."""
     options: dict[str, Any] = {
         "stage": SCHEMA,
@@ -141,7 +141,7 @@ def identify(plan: Plan, ended: int = 0) -> Identity:
     return Identity("runs", plan.name, options, inputs, plan.tokens.manifest.tokenizer, ("torch",))
 
 
-def continued(root: Path, plan: Plan) -> Plan:
+def continue_published(root: Path, plan: TrainPlan) -> TrainPlan:
     """Let a plan continue the published run of its name if that run was trained on an older generation of the data.
 
     The run must have the same configuration and tokenizer, and other tokens. If it was trained on these very tokens,
@@ -161,13 +161,13 @@ def continued(root: Path, plan: Plan) -> Plan:
     return dataclasses.replace(plan, parent=parent, parent_path=path if path and path.is_dir() else None)
 
 
-def pinned(root: Path, plan: Plan) -> Plan:
+def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
     """Give a plan the tokens and the parent of its unfinished run, so that it can be resumed.
 
     A refresh may have published newer generations since that run was started. Raises UpstreamChanged if the older ones
     are gone.
     """
-    identity, drafts = identify(plan), list(artifact.unfinished(root, "runs", plan.name))
+    identity, drafts = identify(plan), list(artifact.unfinished_drafts(root, "runs", plan.name))
     if draft_path(root, identity) in [draft for draft, _ in drafts]:
         return plan
     for draft, inputs in drafts:
@@ -180,7 +180,7 @@ def pinned(root: Path, plan: Plan) -> Plan:
             artifacts = {role: artifact.read(root / entry.name) for role, entry in inputs_by_role.items()}
         except InputMissing as error:
             raise UpstreamChanged(
-                f"an input of the unfinished run {plan.name} is gone: {error.what}",
+                f"an input of the unfinished run {plan.name} is gone: {error.message}",
                 hint="--no-resume starts it again on the current inputs",
             ) from None
         parent = artifacts.get("parent")
@@ -193,9 +193,9 @@ def pinned(root: Path, plan: Plan) -> Plan:
     return plan
 
 
-def require_unfinished(root: Path, plan: Plan) -> None:
+def require_unfinished(root: Path, plan: TrainPlan) -> None:
     """Raise BadConfig with the differences if there are unfinished runs of this name, but none of this plan."""
-    drafts = [draft for draft, _ in artifact.unfinished(root, "runs", plan.name)]
+    drafts = [draft for draft, _ in artifact.unfinished_drafts(root, "runs", plan.name)]
     if not drafts or draft_path(root, identify(plan)) in drafts:
         return
     changes, unfinished = [], _read_config(drafts[-1])

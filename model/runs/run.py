@@ -72,7 +72,7 @@ def read_result(folder: Path) -> Result:
         raise BadData(f"{folder / RESULT}: {error}", hint="`train` it again") from None
 
 
-def require_whole(run: Artifact, checkpoint: Path) -> None:
+def require_intact(run: Artifact, checkpoint: Path) -> None:
     """Verify the files of a run that are needed to load `checkpoint`, before any library parses them.
 
     Raises InputMissing if a file is missing and BadData if one has changed since it was published.
@@ -82,7 +82,7 @@ def require_whole(run: Artifact, checkpoint: Path) -> None:
     def is_needed(name: str) -> bool:
         return (name.startswith(folder) and not name.endswith("optimizer.safetensors")) or "/" not in name
 
-    if problems := artifact.problems(run, deep=True, only=is_needed):
+    if problems := artifact.find_problems(run, deep=True, include=is_needed):
         error_type = InputMissing if problems[0].endswith(": missing") else BadData
         raise error_type(problems[0], hint="`train` it again, or name another run")
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from model.generation.engine import Continuation
+from model.generation.engine import TokenSequence
 from model.generation.sampling import SampleOptions
 from pipeline.errors import BadData
-from pipeline.tokenizers import Tokenizer, Unencodable, Unfolding
+from pipeline.tokenizers import IncrementalDetokenizer, Tokenizer, Unencodable
 
 MAX_TOKENS = 4096
 _MAX_PROMPT = 50_000  # characters or ids of all prompts together, far beyond any context window here
@@ -132,7 +132,7 @@ def _tokenize_prompt(prompt: str | list[int], tokenizer: Tokenizer) -> Tokenized
     if not isinstance(prompt, str):
         if not all(0 <= token < tokenizer.vocab_size for token in prompt):
             raise APIError(400, f"prompt ids must be from 0 to {tokenizer.vocab_size - 1}", "prompt")
-        detokenizer = Unfolding(tokenizer)
+        detokenizer = IncrementalDetokenizer(tokenizer)
         return TokenizedPrompt("".join(map(detokenizer.add, prompt)), prompt)
     try:
         return TokenizedPrompt(prompt, tokenizer.encode(prompt))
@@ -142,7 +142,7 @@ def _tokenize_prompt(prompt: str | list[int], tokenizer: Tokenizer) -> Tokenized
 
 def make_sequences(
     request: CompletionRequest, prompts: Sequence[TokenizedPrompt], tokenizer: Tokenizer
-) -> list[Continuation]:
+) -> list[TokenSequence]:
     """Build the sequences to generate, `n` for each prompt. Sequence i uses `seed` + i, as the sample command does."""
     options = SampleOptions(
         max_tokens=request.max_tokens,
@@ -157,5 +157,5 @@ def make_sequences(
     seed = secrets.randbelow(2**63) if request.seed is None else request.seed
     repeated = [prompt for prompt in prompts for _ in range(request.n)]
     return [
-        Continuation(tokenizer, prompt.ids, options, (seed + index) % 2**63) for index, prompt in enumerate(repeated)
+        TokenSequence(tokenizer, prompt.ids, options, (seed + index) % 2**63) for index, prompt in enumerate(repeated)
     ]

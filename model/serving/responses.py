@@ -14,7 +14,7 @@ import msgspec
 from model.generation.sampling import Candidate
 from model.serving.requests import CompletionRequest, TokenizedPrompt, error_body
 from model.serving.scheduler import GenerationFailed, GenerationRequest, ShuttingDown, TokenEvent
-from pipeline.tokenizers import END_OF_TEXT, Tokenizer, Unfolding
+from pipeline.tokenizers import END_OF_TEXT, IncrementalDetokenizer, Tokenizer
 
 _FINISH_REASONS = {"length": "length", "stop": "stop", "end of text": "stop"}
 _LOG_ZERO = -9999.0  # OpenAI's value for the logarithm of a probability of 0
@@ -34,7 +34,7 @@ class _Choice:
 
     index: int
     prompt: TokenizedPrompt
-    detokenizer: Unfolding
+    detokenizer: IncrementalDetokenizer
     sent: int = 0
     generated: int = 0
     tokens: int = 0
@@ -58,7 +58,11 @@ class CompletionResponse:
         is_counting = tokenizer.kind == "integers"
         self._separator = " → " if is_counting else ""
         self._choices = [
-            _Choice(index, prompt, Unfolding(tokenizer, None if is_counting or not prompt.ids else prompt.ids[-1]))
+            _Choice(
+                index,
+                prompt,
+                IncrementalDetokenizer(tokenizer, None if is_counting or not prompt.ids else prompt.ids[-1]),
+            )
             for index, prompt in enumerate(repeated)
         ]
         self._envelope = {
@@ -132,7 +136,7 @@ class CompletionResponse:
         """Text of a token, or its bytes in OpenAI's notation if they are only a part of a character."""
         if candidate.token_id == self._tokenizer.end_of_text:
             return END_OF_TEXT
-        utf8 = self._tokenizer.spell(candidate.token_id, self._tokenizer.end_of_text)
+        utf8 = self._tokenizer.token_bytes(candidate.token_id, self._tokenizer.end_of_text)
         try:
             return utf8.decode()
         except UnicodeDecodeError:

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from model.generation.engine import Continuation, Engine
-from model.generation.sampling import Token
+from model.generation.engine import Engine, TokenSequence
+from model.generation.sampling import SampledToken
 from model.runs.run import Report
 from pipeline.errors import InkstoneError
 
@@ -43,14 +43,14 @@ class TokenEvent:
     """One generated token of sequence `index` of a request. `finish_reason` is "" unless the sequence has ended."""
 
     index: int
-    token: Token
+    token: SampledToken
     finish_reason: str
 
 
 class GenerationRequest:
     """The sequences of one client request, and the queue of their token events."""
 
-    def __init__(self, sequences: Sequence[Continuation]) -> None:
+    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
         self.sequences = tuple(sequences)
         self._events: deque[TokenEvent] = deque()
         self._unfinished = len(self.sequences)
@@ -108,7 +108,7 @@ class Scheduler:
         self._changed = threading.Condition()  # guards all attributes below
         self._requests: set[GenerationRequest] = set()
         self._waiting: deque[tuple[GenerationRequest, int]] = deque()
-        self._owners: dict[Continuation, tuple[GenerationRequest, int]] = {}  # of the active sequences
+        self._owners: dict[TokenSequence, tuple[GenerationRequest, int]] = {}  # of the active sequences
         self._sequences, self._tokens = 0, 0
         self._stop_at: float | None = None  # by the monotonic clock
         self._thread: Future[None] | None = None
@@ -133,7 +133,7 @@ class Scheduler:
         with self._changed:
             return SchedulerStats(len(self._owners), len(self._waiting), self._sequences, self._tokens)
 
-    def submit(self, sequences: Sequence[Continuation]) -> GenerationRequest:
+    def submit(self, sequences: Sequence[TokenSequence]) -> GenerationRequest:
         """Queue sequences for generation. Raises QueueFull or ShuttingDown."""
         with self._changed:
             if self._stop_at is not None or self.stopped:
@@ -188,7 +188,7 @@ class Scheduler:
                         loop.call_soon_threadsafe(request.push, ShuttingDown(_SHUTTING_DOWN))
                     self._waiting.clear()
                     return bool(self._owners) and time.monotonic() < self._stop_at
-                while self._waiting and not self._engine.full:
+                while self._waiting and not self._engine.is_full:
                     request, index = self._waiting.popleft()
                     self._engine.add(request.sequences[index])
                     self._owners[request.sequences[index]] = request, index
@@ -196,13 +196,15 @@ class Scheduler:
                     return True
                 self._changed.wait()
 
-    def _events_of(self, tokens: Sequence[tuple[Continuation, Token]]) -> list[tuple[GenerationRequest, TokenEvent]]:
+    def _events_of(
+        self, tokens: Sequence[tuple[TokenSequence, SampledToken]]
+    ) -> list[tuple[GenerationRequest, TokenEvent]]:
         with self._changed:
             events = []
             for sequence, token in tokens:
                 request, index = self._owners[sequence]
-                events.append((request, TokenEvent(index, token, sequence.ended)))
-                if sequence.ended:
+                events.append((request, TokenEvent(index, token, sequence.finish_reason)))
+                if sequence.finish_reason:
                     del self._owners[sequence]
                     self._sequences += 1
             self._tokens += len(tokens)

@@ -18,7 +18,7 @@ _FLUSH_SECONDS = 5  # for clients to read buffered data after the last sequence 
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerConfig:
     """Address to listen on, sequences to generate at a time, and sequences that may wait."""
 
     host: str = "127.0.0.1"
@@ -28,7 +28,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerSummary:
     """Summary of a stopped server: its URL, and how many sequences and tokens it generated."""
 
     url: str
@@ -36,7 +36,7 @@ class Served:
     tokens: int
 
 
-def serve(session: Session, config: Place, report: Report, stopped: threading.Event) -> Served:
+def serve(session: Session, config: ServerConfig, report: Report, stopped: threading.Event) -> ServerSummary:
     """Serve a run until a signal arrives or `stopped` is set.
 
     Raises BadConfig if the optional packages are not installed, TryAgain if the port is in use.
@@ -89,11 +89,11 @@ def serve(session: Session, config: Place, report: Report, stopped: threading.Ev
             server_header=False,
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )
-        with stop.asked(stopped):
+        with stop.stop_on_signals(stopped):
             Server(settings).run([listener])
     scheduler.result()
     stats = scheduler.stats()
-    return Served(url, stats.sequences, stats.tokens)
+    return ServerSummary(url, stats.sequences, stats.tokens)
 
 
 def listen(host: str, port: int) -> socket.socket:

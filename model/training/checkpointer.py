@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.config import Preset
 from model.runs import checkpoint
-from model.runs.checkpoint import Saved, State
+from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.run import CHECKPOINTS, Report
 from model.training.distributed import World
 from model.training.metrics import Metrics
@@ -35,9 +35,9 @@ class Checkpointer:
         self._preset, self._world, self._report = preset, world, report
         self._failures = 0  # in a row
 
-    def load_newest(self) -> tuple[State, Saved] | None:
+    def load_newest(self) -> tuple[TrainState, CheckpointTensors] | None:
         """Load the newest intact checkpoint, the same in all processes; None if there never was one."""
-        newest: tuple[State, Saved] | None = None
+        newest: tuple[TrainState, CheckpointTensors] | None = None
         if self._world.is_main:
             preset = self._preset
             newest = checkpoint.load_newest(self.folder, preset.model, preset.train, self._quarantine, self._report)
@@ -45,7 +45,7 @@ class Checkpointer:
         self.saved_step = newest[0].step if newest else -1
         return newest
 
-    def save(self, state: State, tensors: Saved, metrics: Metrics, *, required: bool = False) -> None:
+    def save(self, state: TrainState, tensors: CheckpointTensors, metrics: Metrics, *, required: bool = False) -> None:
         """Save a checkpoint, after the rows of the metrics that lead to it, and delete those that are not kept.
 
         If the disk refuses it, report that and let training continue: the next save tries again. Raises OSError or
@@ -60,7 +60,7 @@ class Checkpointer:
                 checkpoint.delete_except(self.folder, {*recent, checkpoint.best(self.folder)})
             except (OSError, StorageFailed) as error:
                 failure = error
-                files.remove_temporaries(self.folder, below=False)
+                files.remove_temporaries(self.folder, recursive=False)
         if not self._world.any(failure is not None):
             self._failures, self.saved_step = 0, state.step
             return

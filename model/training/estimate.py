@@ -11,7 +11,7 @@ import torch
 
 from model import device as devices
 from model.config import GPTConfig, Preset, TrainConfig
-from model.device import Execution
+from model.device import ExecutionConfig
 from model.training.baselines import Baselines
 from pipeline.errors import BadConfig
 
@@ -25,12 +25,12 @@ _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its ca
 class ExecutionPlan:
     """Execution of a training on a device, the bytes that it needs, and the bytes that are available."""
 
-    how: Execution
+    execution: ExecutionConfig
     bytes: int
     free: int
 
 
-def forecast(
+def choose_execution(
     model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, processes: int = 1
 ) -> ExecutionPlan:
     """Choose the precision for the device and the largest micro-batch of at most `rows` sequences that fits.
@@ -38,7 +38,7 @@ def forecast(
     Each of `processes` computes such a micro-batch. Raises BadConfig if not even one sequence fits, and suggests a
     smaller model.
     """
-    precision = devices.precision(device, train.precision)
+    precision = devices.pick_precision(device, train.precision)
     free = int(devices.free_memory(device) * _USABLE_FRACTION)
     if device.type == "cpu":
         free //= processes  # they share the memory
@@ -62,7 +62,7 @@ def forecast(
     size = min(size, max_size)
     while not train.micro_batch and rows % size:  # micro-batches of one size are compiled once
         size -= 1
-    execution = Execution(precision, devices.compiles(device, train.compile), size)
+    execution = ExecutionConfig(precision, devices.should_compile(device, train.compile), size)
     return ExecutionPlan(execution, needed_bytes(model, train, precision, size, processes), free)
 
 
@@ -101,7 +101,7 @@ def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str) -> in
     """
     value = 2 if precision == "bf16" else 4
     hidden = 3 if model.activation == "swiglu" else 2
-    values = 3 * model.width + 2 * model.key_width + hidden * model.hidden_width
+    values = 3 * model.width + 2 * model.kv_width + hidden * model.hidden_width
     stream = 4 * model.width * (4 + (2 if model.dropout else 0))
     block = stream + value * values
     blocks = model.layers * (4 * model.width if train.recompute else block) + (block if train.recompute else 0)
@@ -114,7 +114,7 @@ def plan_lines(
     preset: Preset,
     train_tokens: int,
     plan: ExecutionPlan,
-    execution: Execution,
+    execution: ExecutionConfig,
     device: torch.device,
     seconds: float,
 ) -> list[str]:

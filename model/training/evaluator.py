@@ -11,7 +11,7 @@ from model.generation.sampling import SampleOptions
 from model.training.distributed import World
 from model.training.evaluate import Evaluation, ValidationSet, evaluate
 from model.training.learner import Learner
-from model.training.lr_schedule import Schedule
+from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics
 from pipeline.tokenizers import Tokenizer
 
@@ -26,7 +26,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, validation: ValidationSet, tokenizer: Tokenizer, learner: Learner, schedule: Schedule, world: World
+        self, validation: ValidationSet, tokenizer: Tokenizer, learner: Learner, schedule: LRSchedule, world: World
     ) -> None:
         self.validation = validation
         self.count = 0
@@ -62,7 +62,7 @@ class Evaluator:
         eos = self._tokenizer.end_of_text if learner.config.document_mask else None
         with learner.averaged() as model:
             evaluation = evaluate(
-                model, self.validation, learner.device, learner.how.precision, self._world, stopped.is_set, eos
+                model, self.validation, learner.device, learner.execution.precision, self._world, stopped.is_set, eos
             )
             if evaluation is not None and math.isfinite(evaluation.loss):
                 self._write_sample(metrics)

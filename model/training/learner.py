@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from model.config import GPTConfig, TrainConfig
-from model.device import Execution
+from model.device import ExecutionConfig
 from model.network import masks
 from model.network.gpt import GPT
 from model.runs import checkpoint
-from model.runs.checkpoint import Saved
+from model.runs.checkpoint import CheckpointTensors
 from model.training import distributed, optim
 from model.training.distributed import World
 
@@ -44,12 +44,12 @@ class Learner:
         model: GPTConfig,
         config: TrainConfig,
         device: torch.device,
-        how: Execution,
+        how: ExecutionConfig,
         rows: int,
         world: World,
         counts: Tensor | None = None,
     ) -> None:
-        self.config, self.device, self.how, self.rows, self.world = config, device, how, rows, world
+        self.config, self.device, self.execution, self.rows, self.world = config, device, how, rows, world
         self.counts = counts
         self.model = GPT(model)
         self.model.recompute = config.recompute
@@ -67,13 +67,13 @@ class Learner:
 
     # State
 
-    def begin(self) -> None:
+    def initialise(self) -> None:
         """Initialise the weights from the seed, with no optimizer state."""
         model = GPT(self.model.config)
-        model.initialise(self.config.seed, self.counts)
-        self.load(Saved(dict(model.named_parameters()), {}))
+        model.init_weights(self.config.seed, self.counts)
+        self.load(CheckpointTensors(dict(model.named_parameters()), {}))
 
-    def load(self, tensors: Saved) -> None:
+    def load(self, tensors: CheckpointTensors) -> None:
         """Load the tensors of a checkpoint. Without an average of the weights, the average restarts from the weights.
 
         Raises BadConfig, and changes nothing, if its tensors are not those of this model.
@@ -108,10 +108,10 @@ class Learner:
             is_int = key == "step" and isinstance(optimizer, torch.optim.SparseAdam)
             optimizer.state[weight][key] = int(moment) if is_int else moment
 
-    def state_tensors(self) -> Saved:
+    def state_tensors(self) -> CheckpointTensors:
         """Gather weights, moments and average on the CPU; they are valid until the next step. A collective."""
         moments = checkpoint.moments(self.model, self.optimizers)
-        return Saved(*map(distributed.full_state_dict, (self.weights, moments, self.average)))
+        return CheckpointTensors(*map(distributed.full_state_dict, (self.weights, moments, self.average)))
 
     def not_finite(self) -> str:
         """Return the name of the first weight with a non-finite value, or "". A collective."""
@@ -123,7 +123,7 @@ class Learner:
         """Train one step on `ids` (rows, T + 1). Dropout depends on `seed` and the rank alone."""
         torch.manual_seed((seed * self.world.size + self.world.rank) % (1 << 64))
         loss = torch.zeros((), device=self.device)
-        micro_batches = torch.split(ids, self.how.micro_batch)
+        micro_batches = torch.split(ids, self.execution.micro_batch)
         for index, micro_batch in enumerate(micro_batches, 1):
             with distributed.no_sync_unless_last(self._wrapped, last=index == len(micro_batches)):
                 loss += self.backward(micro_batch, len(micro_batch) / self.rows, eos)
@@ -148,7 +148,7 @@ class Learner:
         """Add `fraction` of the gradient of the sequences `ids` (B, T + 1); return that fraction of their mean loss."""
         inputs, targets = ids[:, :-1], ids[:, 1:]
         mask = masks.document_mask(inputs, eos) if self.config.document_mask else None
-        with self.how.autocast(self.device):
+        with self.execution.autocast(self.device):
             loss = self._loss(inputs, targets, mask) * fraction
         torch.autograd.backward(loss)
         return loss.detach()

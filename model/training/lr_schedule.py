@@ -15,7 +15,7 @@ _MOMENTUM_START = 0.85
 _ANNEAL_FRACTION = 0.1  # of the steps so far: enough to gain most of what a long decay gains (Hägele et al. 2024)
 
 
-class Schedule:
+class LRSchedule:
     """Counts steps and seconds of training, and sets learning rates. `paused` stops the clock.
 
     `broadcast` returns the main process's value, so that several processes follow one clock. `applied_factor` is the

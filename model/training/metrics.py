@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.training.distributed import World
 from model.training.evaluate import Evaluation
-from model.training.lr_schedule import Schedule
+from model.training.lr_schedule import LRSchedule
 from pipeline.errors import BadConfig
 from pipeline.store import files
 
@@ -97,7 +97,7 @@ class Metrics:
 
     def add(
         self,
-        schedule: Schedule,
+        schedule: LRSchedule,
         tokens: int,
         loss: float | None,
         norm: float | None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.runs import checkpoint
-from model.runs.checkpoint import Saved
+from model.runs.checkpoint import CheckpointTensors
 from model.runs.run import CHECKPOINTS, Report, Result, read_result
 from model.training.learner import Learner
 from pipeline.errors import BadData
@@ -56,12 +56,12 @@ def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
     try:
         if parent.weights_only:
             weights = checkpoint.read_weights(checkpoints / parent.result.best)
-            learner.load(Saved(_cut_positions(weights, learner.model.config.block_size), {}))
+            learner.load(CheckpointTensors(_cut_positions(weights, learner.model.config.block_size), {}))
         else:
             learner.load(checkpoint.read(checkpoints / parent.result.last))
     except BadData as error:
         hint = f"`rollback runs/{parent.path.parent.name}` returns to the run before"
-        raise BadData(error.what, hint=hint) from None
+        raise BadData(error.message, hint=hint) from None
     if parent.weights_only:
         report(f"starting from the weights of {run}")
     else:

@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.runs.plan import Annealed, Plan, identify
+from model.runs.plan import Annealed, TrainPlan, identify
 from model.runs.run import Report, Result
 from pipeline import errors
 from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Built, Content
+from pipeline.store.artifact import BuildResult, StageOutput
 
 if TYPE_CHECKING:
     from model.training.distributed import World
@@ -28,20 +28,20 @@ class MainProcessFailed(InkstoneError):
     """The main process failed and reports the error; this process only exits with the same code."""
 
     def __init__(self, error: InkstoneError) -> None:
-        super().__init__(error.what, hint=error.hint)
-        self.exit_code, self.told = error.exit_code, True
+        super().__init__(error.message, hint=error.hint)
+        self.exit_code, self.already_reported = error.exit_code, True
 
 
 def train(
     root: Path,
-    plan: Plan,
+    plan: TrainPlan,
     *,
     device: str,
     resume: bool,
     report: Report,
     anneal: bool = False,
     stopped: threading.Event | None = None,
-) -> Built:
+) -> BuildResult:
     """Train a plan and publish its run. With `resume`, an unfinished run of the plan resumes from its last checkpoint.
 
     A signal, or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
@@ -58,7 +58,7 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _train_together(root, plan, options)
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         from model.training.trainer import fit
 
         with artifact.lease(plan.tokens):
@@ -67,13 +67,13 @@ def train(
     return _publish(root, plan, write)
 
 
-def _publish(root: Path, plan: Plan, write: Callable[[Path], Content]) -> Built:
+def _publish(root: Path, plan: TrainPlan, write: Callable[[Path], StageOutput]) -> BuildResult:
     try:
         return artifact.build(root, identify(plan), write, keep_draft=True)
     except Annealed as annealed:
         folder, result = annealed.folder, annealed.result
 
-    def move_files(draft: Path) -> Content:
+    def move_files(draft: Path) -> StageOutput:
         for path in folder.iterdir():
             files.move(path, draft / path.name)
         return _content(result)
@@ -81,11 +81,11 @@ def _publish(root: Path, plan: Plan, write: Callable[[Path], Content]) -> Built:
     return artifact.build(root, identify(plan, ended=result.steps), move_files)
 
 
-def _content(result: Result) -> Content:
-    return Content({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
+def _content(result: Result) -> StageOutput:
+    return StageOutput({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
 
 
-def _train_together(root: Path, plan: Plan, options: dict[str, Any]) -> Built:
+def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any]) -> BuildResult:
     """Train in all processes that torchrun started, by the plan of the main process.
 
     Plans of the processes may differ, since newer tokens may have been published meanwhile.
@@ -95,7 +95,7 @@ def _train_together(root: Path, plan: Plan, options: dict[str, Any]) -> Built:
     from model.training.trainer import fit
 
     with ExitStack() as stack:
-        world = stack.enter_context(distributed.process_group(devices.pick(options["device"])))
+        world = stack.enter_context(distributed.process_group(devices.pick_device(options["device"])))
         plan = world.broadcast_object(plan)
         stack.enter_context(artifact.lease(plan.tokens))
 
@@ -105,17 +105,17 @@ def _train_together(root: Path, plan: Plan, options: dict[str, Any]) -> Built:
         if world.is_main:
             return _lead(root, plan, world, train)
         _follow(world, train)
-        return Built(artifact.find(root, "runs", plan.name), "built")
+        return BuildResult(artifact.find(root, "runs", plan.name), "built")
 
 
-def _lead(root: Path, plan: Plan, world: World, train: Callable[[Path], Result]) -> Built:
+def _lead(root: Path, plan: TrainPlan, world: World, train: Callable[[Path], Result]) -> BuildResult:
     """Publish the run of a plan as the main process.
 
     Broadcasts the draft, or None if there is nothing to train, and then None, or the error if training cannot start.
     """
     has_started = False
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         nonlocal has_started
         world.broadcast_object(draft)
         has_started = True
@@ -126,7 +126,7 @@ def _lead(root: Path, plan: Plan, world: World, train: Callable[[Path], Result])
     except BaseException as error:
         if not has_started:
             world.broadcast_object(None)
-            world.broadcast_object(errors.explain(error))
+            world.broadcast_object(errors.to_inkstone_error(error))
         raise
     if not has_started:  # the run is published already
         world.broadcast_object(None)
@@ -145,7 +145,7 @@ def _follow(world: World, train: Callable[[Path], Result]) -> None:
         raise MainProcessFailed(error)
 
 
-def forecast(plan: Plan, *, device: str) -> list[str]:
+def dry_run(plan: TrainPlan, *, device: str) -> list[str]:
     """Return the report that a training would begin with, as lines of text: plan, time, and losses of baselines."""
     from model import device as devices
     from model.training.distributed import World
@@ -153,5 +153,5 @@ def forecast(plan: Plan, *, device: str) -> list[str]:
 
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(Path(folder), plan, devices.pick(device), lines.append, World()).announce()
+        Trainer(Path(folder), plan, devices.pick_device(device), lines.append, World()).announce()
     return lines

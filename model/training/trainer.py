@@ -16,8 +16,8 @@ import torch
 
 from model import device as devices
 from model.runs import checkpoint
-from model.runs.checkpoint import Saved, State
-from model.runs.plan import Annealed, Plan, write_config
+from model.runs.checkpoint import CheckpointTensors, TrainState
+from model.runs.plan import Annealed, TrainPlan, write_config
 from model.runs.run import CHECKPOINTS, Report, Result
 from model.training import estimate
 from model.training.baselines import Baselines, compute_baselines
@@ -29,7 +29,7 @@ from model.training.evaluate import Evaluation, validation_set
 from model.training.evaluator import Evaluator
 from model.training.finish import copy_records, finish
 from model.training.learner import Learner, StepResult
-from model.training.lr_schedule import Schedule
+from model.training.lr_schedule import LRSchedule
 from model.training.metrics import METRICS, Metrics, RunningSums, read
 from model.training.resume import count_tokens, load_parent, open_parent
 from model.training.timer import Every
@@ -45,7 +45,7 @@ ANNEALED = "annealed"  # in the scratch folder of the draft
 
 def fit(
     draft: Path,
-    plan: Plan,
+    plan: TrainPlan,
     *,
     device: str,
     resume: bool,
@@ -62,13 +62,13 @@ def fit(
     """
     world = world or World()
     report = report if world.is_main else _discard
-    trainer = Trainer(draft, plan, devices.pick(device), report, world, resume=resume)
+    trainer = Trainer(draft, plan, devices.pick_device(device), report, world, resume=resume)
     tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
     if world.is_main:
         write_config(draft, plan.preset_name, plan.preset, tokenizer)
     baselines = trainer.announce()
     folder = draft if world.is_main else None
-    with signals.asked(stopped) as stop, Metrics(folder, saved_step, board=plan.tensorboard) as metrics:
+    with signals.stop_on_signals(stopped) as stop, Metrics(folder, saved_step, board=plan.tensorboard) as metrics:
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:
@@ -89,7 +89,7 @@ class Trainer:
     """
 
     def __init__(
-        self, draft: Path, plan: Plan, device: torch.device, report: Report, world: World, *, resume: bool = True
+        self, draft: Path, plan: TrainPlan, device: torch.device, report: Report, world: World, *, resume: bool = True
     ) -> None:
         model, self.config = plan.preset.model, plan.preset.train
         self.folder, self.preset, self.preset_name = draft, plan.preset, plan.preset_name
@@ -101,7 +101,7 @@ class Trainer:
         self.rows = range(first, first + count)
         # Processes that measure time and free memory on their own may choose differently.
         self.execution_plan: ExecutionPlan = world.broadcast_object(
-            estimate.forecast(model, self.config, count, device, world.size)
+            estimate.choose_execution(model, self.config, count, device, world.size)
         )
         if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
@@ -109,23 +109,23 @@ class Trainer:
         self.checkpointer = Checkpointer(draft, plan.preset, world, report)
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
-        self.schedule = Schedule(self.config, world.broadcast)
+        self.schedule = LRSchedule(self.config, world.broadcast)
         self.evaluator = Evaluator(validation, self.store.tokenizer, self.learner, self.schedule, world)
         self._log_timer = Every(_LOG_SECONDS)
         self._parent = open_parent(plan.parent, plan.parent_path, weights_only=plan.weights_only)
         self._restore(newest)
         self._load_batches()
 
-    def _build_learner(self, state: State | None) -> Learner:
+    def _build_learner(self, state: TrainState | None) -> Learner:
         """Build the learner as a checkpoint was computed, with a smaller micro-batch if there is less memory now."""
-        model, execution = self.preset.model, state.execution if state else self.execution_plan.how
+        model, execution = self.preset.model, state.execution if state else self.execution_plan.execution
         precision, size = execution.precision, execution.micro_batch
         if estimate.needed_bytes(model, self.config, precision, size, self.world.size) > self.execution_plan.free:
-            execution = replace(execution, micro_batch=self.execution_plan.how.micro_batch)
+            execution = replace(execution, micro_batch=self.execution_plan.execution.micro_batch)
         counts = count_tokens(self.store, model.vocab_size) if model.head_bias else None
         return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts)
 
-    def _restore(self, saved: tuple[State, Saved] | None) -> None:
+    def _restore(self, saved: tuple[TrainState, CheckpointTensors] | None) -> None:
         """Restore from a checkpoint; without one, from the parent run or from fresh weights."""
         if saved:
             state, tensors = saved
@@ -141,7 +141,7 @@ class Trainer:
             if self._parent:
                 load_parent(self.learner, self._parent, self.report)
             else:
-                self.learner.begin()
+                self.learner.initialise()
         self._bad_steps = 0  # in a row
         self._last_report = (self.schedule.step, self.schedule.seconds)
 
@@ -168,7 +168,7 @@ class Trainer:
     def announce(self) -> Baselines:
         """Report the plan, the estimated time and the losses of simple baselines; return the baselines."""
         baselines = compute_baselines(self.store, self.evaluator.validation)
-        execution, eos = self.learner.how, self.store.tokenizer.end_of_text
+        execution, eos = self.learner.execution, self.store.tokenizer.end_of_text
         ids = to_device(self.sampler.batch(0, execution.micro_batch), self.device)
         seconds = estimate.seconds_of(lambda: self.learner.probe(ids, eos), self.device)
         seconds *= math.ceil(len(self.rows) / execution.micro_batch)
@@ -300,13 +300,13 @@ class Trainer:
         if weight := self.learner.not_finite():
             self._roll_back(f"the weight {weight}")
             return
-        state = State(
+        state = TrainState(
             step=self.schedule.step,
             seconds=self.schedule.seconds,
             val_loss=val_loss,
             model=self.preset.model,
             train=self.config,
-            execution=self.learner.how,
+            execution=self.learner.execution,
             skipped=self.skipped,
             rollbacks=self.rollbacks,
             evaluations=self.evaluator.count,
@@ -339,9 +339,9 @@ class Trainer:
     def result(self, records: Path) -> Result:
         """Return the final numbers, from the metrics in `records` and the checkpoints in `folder`."""
         evaluated = [row for row in read(records / METRICS) if row["val_loss"]]
-        last, best_path = checkpoint.name(self.schedule.step), checkpoint.best(self.folder / CHECKPOINTS)
+        last, best_path = checkpoint.folder_name(self.schedule.step), checkpoint.best(self.folder / CHECKPOINTS)
         best = best_path.name if best_path else last
-        best_row = next((row for row in evaluated if checkpoint.name(int(row["step"])) == best), evaluated[-1])
+        best_row = next((row for row in evaluated if checkpoint.folder_name(int(row["step"])) == best), evaluated[-1])
         seconds, model = self.schedule.seconds, self.preset.model
         tokens = self.schedule.step * self._step_tokens
         rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(self.device)

@@ -12,10 +12,10 @@ from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Effect, Rule
 from pipeline.clean.rules import characters, headings, notes, order, whitespace
-from pipeline.clean.utf16 import UNITS, Codes, codes, common_units, join, split
-from pipeline.clean.utf16 import characters as count_characters
+from pipeline.clean.utf16 import UNIT_COUNT, Utf16Text, common_units, encode_utf16, join_documents, split_documents
+from pipeline.clean.utf16 import count_characters as count_characters
 
-Watch = Callable[[str, Codes, Codes], None]  # called with the name of a rule, and the page before and after it
+Watch = Callable[[str, Utf16Text, Utf16Text], None]  # called with the name of a rule, and the page before and after it
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Page:
     notes            extracted notes, by the index of their text
     """
 
-    array: Codes
+    array: Utf16Text
     origin: np.ndarray
     titles: list[str]
     effects: dict[str, Effect]
@@ -56,13 +56,13 @@ class Cleaner:
         self._profile, self._options, self._watch = profile, options, watch
         self._before_headings = order.before_headings(profile, options)
         self._after_headings = order.after_headings(profile, options)
-        self._note_policies = order.notes_of(profile, options)
+        self._note_policies = order.note_policies(profile, options)
 
     def clean(self, texts: Sequence[str]) -> Page:
         """Clean texts."""
-        return self.clean_page(join(texts), len(texts), sum(map(len, texts)))
+        return self.clean_page(join_documents(texts), len(texts), sum(map(len, texts)))
 
-    def clean_page(self, array: Codes, count: int, size: int) -> Page:
+    def clean_page(self, array: Utf16Text, count: int, size: int) -> Page:
         """Clean `count` texts that are already joined.
 
         `size` is the number of their code points, including NULs that were removed when they were joined.
@@ -72,7 +72,7 @@ class Cleaner:
         if self._profile.container:
             self._parse_markup(page)
         has_rules = self._before_headings or self._after_headings
-        present = _units_present(page.array) if has_rules else np.ones(UNITS, bool)
+        present = _units_present(page.array) if has_rules else np.ones(UNIT_COUNT, bool)
         self._apply(page, self._before_headings, present)
         if "extract" in self._note_policies.values():
             self._extract_notes(page)
@@ -83,12 +83,12 @@ class Cleaner:
             self._divide_into_units(page)
         return page
 
-    def _update(self, page: Page, rule: str, array: Codes) -> None:
+    def _update(self, page: Page, rule: str, array: Utf16Text) -> None:
         """Replace the content of the page by the result of a rule, and count the difference."""
         if array is page.array:
             return
         size = count_characters(array)
-        page.effects[rule].differ(page.size, size)
+        page.effects[rule].count_change(page.size, size)
         if self._watch:
             self._watch(rule, page.array, array)
         page.array, page.size = array, size
@@ -102,14 +102,14 @@ class Cleaner:
         effects["controls"].removed += page.input_size - removed - page.size  # NULs that `join` removed
         if self._watch and page.array is not before:
             for name, effect in effects.items():
-                if effect.seen:
+                if effect.counts:
                     self._watch(name, before, page.array)
 
     def _parse_markup(self, page: Page) -> None:
         effect = page.effects.setdefault("container", Effect())
         assert self._profile.container
-        page.parsed = [self._profile.container(text, effect.seen) for text in split(page.array)]
-        self._update(page, "container", join([parsed.text for parsed in page.parsed]))
+        page.parsed = [self._profile.container(text, effect.counts) for text in split_documents(page.array)]
+        self._update(page, "container", join_documents([parsed.text for parsed in page.parsed]))
 
     def _apply(self, page: Page, rules: Sequence[Rule], present: np.ndarray) -> None:
         """Run the rules that have a trigger among the units `present`, a mask over all units.
@@ -118,51 +118,51 @@ class Cleaner:
         """
         spaces_removed = False
         for rule in rules:
-            is_repeated = rule.name in page.effects and rule is not whitespace.RULE
+            is_repeated = rule.name in page.effects and rule is not whitespace.DELETE_SPACES
             effect = page.effects.setdefault(rule.name, Effect())
             if is_repeated and not spaces_removed:
                 continue
-            if rule.triggers and not present[rule.table].any():
+            if rule.triggers and not present[rule.trigger_table].any():
                 continue
-            self._update(page, rule.name, rule.apply(page.array, effect.seen))
-            present[codes(rule.makes).units] = True
-            if rule is whitespace.RULE and effect.seen[whitespace.INSIDE]:
+            self._update(page, rule.name, rule.apply(page.array, effect.counts))
+            present[encode_utf16(rule.produces).units] = True
+            if rule is whitespace.DELETE_SPACES and effect.counts[whitespace.INSIDE_LINES]:
                 spaces_removed = True
                 present[:] = _units_present(page.array)
 
     def _extract_notes(self, page: Page) -> None:
         """Move notes out of each text. This runs before headings, while each document is still a complete text."""
         effect, texts = page.effects.setdefault("notes", Effect()), []
-        for index, text in enumerate(split(page.array)):
+        for index, text in enumerate(split_documents(page.array)):
             text, extracted = notes.extract(text, self._note_policies)
             texts.append(text)
             if extracted:
                 page.notes[index] = [note.text for note in extracted]
-                effect.seen["extracted"] += len(extracted)
-        self._update(page, "notes", join(texts))
+                effect.counts["extracted"] += len(extracted)
+        self._update(page, "notes", join_documents(texts))
 
     def _cut_at_headings(self, page: Page) -> None:
         policy = self._options.headings
         if policy == "boundary" and self._options.unit == "document":
             policy = "drop"
-        sections = headings.cut(page.array, policy)
+        sections = headings.split_at_headings(page.array, policy)
         page.chapter_numbers, page.origin = sections.numbers, page.origin[sections.origin]
-        page.unheaded = sections.unheaded
+        page.unheaded = sections.lines_without_heading
         page.titles = [sections.titles.get(index, "") for index in range(len(page.origin))]
         page.effects.setdefault("headings", Effect())
-        self._update(page, "headings", sections.array)
+        self._update(page, "headings", sections.page)
 
     def _divide_into_units(self, page: Page) -> None:
         options = self._options
-        array, origin = whitespace.divide(page.array, options.unit, inside_quotes=options.split == "flat")
+        array, origin = whitespace.split_documents(page.array, options.unit, inside_quotes=options.split == "flat")
         page.origin = page.origin[origin]
         page.titles = [page.titles[index] for index in origin]
         page.effects.setdefault("blank-lines", Effect())
         self._update(page, "blank-lines", array)
 
 
-def _units_present(text: Codes) -> np.ndarray:
+def _units_present(text: Utf16Text) -> np.ndarray:
     """Return a mask over all units: True for the special ones of a text and for all common ones."""
     present = common_units().copy()
-    present[text.odd_units] = True
+    present[text.special_units] = True
     return present

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.clean.utf16 import LACUNA, SEPARATOR, UNITS, Codes, bounds, join
+from pipeline.clean.utf16 import LACUNA, SEPARATOR, UNIT_COUNT, Utf16Text, document_bounds, join_documents
 from pipeline.errors import BadConfig
 
 Sketch = Any  # rensa.RMinHash: 512 bytes, picklable
@@ -33,24 +33,24 @@ _SHINGLES_AT_ONCE = 1 << 16  # bounds the memory for the shingles of a long docu
 _IGNORED = 0xFFFF  # a noncharacter: marks ignored units in the table of letters
 
 
-def digests(page: Codes) -> list[bytes]:
+def digests(page: Utf16Text) -> list[bytes]:
     """Return a 16-byte hash of the exact text of each document of a page: four times as fast as a fingerprint."""
-    return [sha256(page.units[start:end].data).digest()[:DIGEST_BYTES] for start, end in bounds(page)]
+    return [sha256(page.units[start:end].data).digest()[:DIGEST_BYTES] for start, end in document_bounds(page)]
 
 
-def fingerprints(page: Codes) -> list[bytes]:
+def fingerprints(page: Utf16Text) -> list[bytes]:
     """Return a 16-byte hash of the letters of each document of a page."""
     return [blake2b(letters, digest_size=DIGEST_BYTES).digest() for letters in _letters_of(page)]
 
 
-def _letters_of(page: Codes) -> list[bytes]:
+def _letters_of(page: Utf16Text) -> list[bytes]:
     """Return the letters of each document as UTF-16; the complete text of a document without letters."""
     mapped = _letter_table().take(page.units)
     letters = mapped[mapped != _IGNORED]
     raw, ends = letters.tobytes(), 2 * np.append(np.flatnonzero(letters == 0), len(letters))
     parts = [raw[start + 2 : end] for start, end in itertools.pairwise([-2, *ends.tolist()])]
     if not all(parts):
-        texts = [page.units[start:end].tobytes() for start, end in bounds(page)]
+        texts = [page.units[start:end].tobytes() for start, end in document_bounds(page)]
         parts = [part or text for part, text in zip(parts, texts, strict=True)]
     return parts
 
@@ -58,8 +58,8 @@ def _letters_of(page: Codes) -> list[bytes]:
 @cache
 def _letter_table() -> np.ndarray:
     """Map each unit to its lower case if it is a letter, digit, □, gaiji, surrogate or NUL, and to _IGNORED if not."""
-    table = np.full(UNITS, _IGNORED, "<u2")
-    for unit in range(UNITS):
+    table = np.full(UNIT_COUNT, _IGNORED, "<u2")
+    for unit in range(UNIT_COUNT):
         character = chr(unit)
         lower = character.lower() if len(character.lower()) == 1 else character
         if character.isalnum() or 0xD800 <= unit < 0xF900 or character in LACUNA + SEPARATOR:
@@ -93,7 +93,7 @@ class Match(NamedTuple):
 
 def sketch(text: str) -> Sketch:
     """Return the MinHash sketch of a text. Raises BadConfig if rensa is not installed."""
-    [raw] = _letters_of(join([text]))
+    [raw] = _letters_of(join_documents([text]))
     minhash = _rensa().RMinHash(num_perm=_PERMUTATIONS, seed=_SEED)
     width = 2 * SHINGLE  # bytes
     last = max(len(raw) - width, 0)

@@ -21,12 +21,12 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.utf16 import (
-    ENDS,
-    HAN_BEYOND,
+    HAN_HIGH_SURROGATES,
     HAN_UNITS,
     LACUNA,
-    UNITS,
-    Codes,
+    SENTENCE_ENDS,
+    UNIT_COUNT,
+    Utf16Text,
     common_units,
     is_common_han,
     is_one_of,
@@ -65,24 +65,24 @@ class Filter:
 DEFAULT = Filter()
 
 
-def reject_reasons(page: Codes, requirements: Filter = DEFAULT) -> list[str]:
+def reject_reasons(page: Utf16Text, requirements: Filter = DEFAULT) -> list[str]:
     """Return the reason to reject each document of a page, "" to keep it."""
     return [reject_reason(counts, requirements) for counts in class_counts(page).tolist()]
 
 
-def class_counts(page: Codes) -> np.ndarray:
+def class_counts(page: Utf16Text) -> np.ndarray:
     """Count the units of each class in each document of a page, as an array of (documents, CLASSES).
 
     The counts of a document in parts are the sum of the counts of its parts.
     """
-    classes = _classes().take(page.odd_units)
+    classes = _classes().take(page.special_units)
     is_separator = classes == _SEPARATOR
     cells = np.cumsum(is_separator) * CLASSES + classes
-    ends = np.append(page.odd[is_separator], len(page))
+    ends = np.append(page.special_positions[is_separator], len(page))
     counts = np.bincount(cells, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
     # Common units are Han, 。！？ and other marks. They are counted document by document.
     starts = np.append(0, ends[:-1] + 1)
-    is_han, is_end = is_common_han(page.units), is_one_of(page.units, ENDS)
+    is_han, is_end = is_common_han(page.units), is_one_of(page.units, SENTENCE_ENDS)
     for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         counts[document, _HAN] += np.count_nonzero(is_han[start:end])
         counts[document, _END] = np.count_nonzero(is_end[start:end])
@@ -116,18 +116,18 @@ def reject_reason(counts: list[int], requirements: Filter = DEFAULT) -> str:
 @cache
 def _classes() -> np.ndarray:
     """Return the class of each unit. Common units are _OTHER, because they are counted separately."""
-    table = np.zeros(UNITS, np.uint8)
-    characters = [*map(chr, range(UNITS))]
+    table = np.zeros(UNIT_COUNT, np.uint8)
+    characters = [*map(chr, range(UNIT_COUNT))]
     table[np.fromiter(map(str.isspace, characters), bool)] = _SPACE
     table[np.fromiter(map(str.isalpha, characters), bool)] = _LETTER
     for first, last in _MOJIBAKE_RANGES:
         part = table[first : last + 1]
         part[part == _OTHER] = _MOJIBAKE
         part[part == _LETTER] = _MOJIBAKE_LETTER
-    for first, last in (*HAN_UNITS, HAN_BEYOND):
+    for first, last in (*HAN_UNITS, HAN_HIGH_SURROGATES):
         table[first : last + 1] = _HAN
     table[ord(LACUNA)] = _LACUNA
-    table[[ord(mark) for mark in ENDS]] = _END
+    table[[ord(mark) for mark in SENTENCE_ENDS]] = _END
     table[common_units()] = _OTHER
     table[0xDC00:0xE000] = _LOW_SURROGATE
     table[0] = _SEPARATOR

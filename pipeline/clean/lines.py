@@ -17,32 +17,32 @@ import numpy as np
 
 from pipeline.clean import sentences
 from pipeline.clean.utf16 import (
+    CLAUSE_MARKS,
     CLOSERS,
-    CONTINUES,
-    DOTS,
-    ENDS,
+    ELLIPSIS,
     LINE_ENDS,
     OPENERS,
+    SENTENCE_ENDS,
     SEPARATOR,
-    Codes,
+    Utf16Text,
     class_table,
+    decode_utf16,
     insert,
     is_one_of,
-    merged,
-    places,
-    text_of,
-    unit_at,
+    merge_sorted,
+    positions_of,
+    units_at,
 )
 from pipeline.errors import BadConfig
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8
 LEVELS = ("", "sentence", "semicolon", "comma", "space", "hard")  # of a cut, from none to the roughest
-_TERMINATORS = ENDS + DOTS + CLOSERS
-_NOT_FIRST = ENDS + CONTINUES + CLOSERS + DOTS + "—"  # a piece should not begin with one of these
+_TERMINATORS = SENTENCE_ENDS + ELLIPSIS + CLOSERS
+_NOT_FIRST = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS + ELLIPSIS + "—"  # a piece should not begin with one of these
 _NOT_LAST = OPENERS
 _TAIL = f"[{_NOT_FIRST}]*+"
 _CUT_AFTER = {
-    "sentence": re.compile(f"[{ENDS}]{_TAIL}"),
+    "sentence": re.compile(f"[{SENTENCE_ENDS}]{_TAIL}"),
     "semicolon": re.compile(f"[；;]{_TAIL}"),
     "comma": re.compile(f"[，,]{_TAIL}"),
     "space": re.compile(f"[ \u3000]++(?![{_NOT_FIRST}])"),
@@ -62,7 +62,7 @@ class EncodedLines:
     resplit: Counter[str]  # cuts in lines that were too long, by level
 
 
-def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False) -> EncodedLines:
+def sentence_lines(page: Utf16Text, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False) -> EncodedLines:
     """Return the sentences of Chinese documents as lines of at most `max_bytes`.
 
     The documents must not contain blank lines. `encoded` is the page as UTF-8.
@@ -70,9 +70,9 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
     This computes all lines at once. tests/pipeline/clean/test_lines.py checks it against a loop over the sentences of
     tests/pipeline/clean/slow_sentences.py.
     """
-    ends = sentences.ends(page, inside_quotes=inside_quotes)
-    ends = ends[~is_one_of(unit_at(page, ends), LINE_ENDS)]
-    starts = merged(ends, places(page, LINE_ENDS) + 1)  # of all lines but the first
+    ends = sentences.end_positions(page, inside_quotes=inside_quotes)
+    ends = ends[~is_one_of(units_at(page, ends), LINE_ENDS)]
+    starts = merge_sorted(ends, positions_of(page, LINE_ENDS) + 1)  # of all lines but the first
     after_newline = is_one_of(page.units[starts - 1], LINE_ENDS)
     start_bytes = _byte_offsets(page, starts, np.cumsum(after_newline))
     start, stop = np.append(0, starts), np.append(starts - after_newline, len(page))
@@ -80,7 +80,7 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
 
     cuts, cuts_bytes, resplit = [], [], Counter[str]()
     for line in np.flatnonzero(stop_bytes - start_bytes > max_bytes).tolist():
-        pieces, level = cut_line(text_of(page[start[line] : stop[line]]), max_bytes)
+        pieces, level = cut_line(decode_utf16(page[start[line] : stop[line]]), max_bytes)
         resplit[level] += len(pieces) - 1
         offset, offset_bytes = start[line], start_bytes[line]
         for piece in pieces[:-1]:
@@ -92,7 +92,7 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
         start, stop = (np.sort(np.append(offsets, cuts)) for offsets in (start, stop))
         start_bytes, stop_bytes = (np.sort(np.append(offsets, cuts_bytes)) for offsets in (start_bytes, stop_bytes))
 
-    low_surrogates = page.odd[(page.odd_units & 0xFC00) == 0xDC00]
+    low_surrogates = page.special_positions[(page.special_units & 0xFC00) == 0xDC00]
     characters = stop - start
     if len(low_surrogates):
         characters -= np.bincount(np.searchsorted(stop, low_surrogates), minlength=len(stop))
@@ -101,12 +101,12 @@ def of_sentences(page: Codes, encoded: bytes, max_bytes: int, *, inside_quotes: 
     return EncodedLines(data, characters, stop_bytes - start_bytes, unterminated, resplit)
 
 
-def _byte_offsets(page: Codes, offsets: np.ndarray, line_ends: np.ndarray) -> np.ndarray:
+def _byte_offsets(page: Utf16Text, offsets: np.ndarray, line_ends: np.ndarray) -> np.ndarray:
     """Return the UTF-8 offsets of sorted unit offsets. `line_ends` is the number of line ends before each of them."""
     offsets_bytes: np.ndarray = 3 * offsets - 2 * line_ends
-    saved = _saved_bytes().take(page.odd_units)
+    saved = _saved_bytes().take(page.special_units)
     if len(short := np.flatnonzero(saved)):
-        lines = np.searchsorted(offsets, page.odd[short], side="right")
+        lines = np.searchsorted(offsets, page.special_positions[short], side="right")
         offsets_bytes -= np.cumsum(np.bincount(lines, saved[short], len(offsets) + 1)[:-1]).astype(int)
     return offsets_bytes
 
@@ -129,10 +129,10 @@ def _insert_newlines(encoded: bytes, offsets: np.ndarray) -> bytes:
     return insert(np.frombuffer(data, np.uint8), offsets, ord("\n")).tobytes()
 
 
-def text_lines(page: Codes, max_bytes: int) -> EncodedLines:
+def text_lines(page: Utf16Text, max_bytes: int) -> EncodedLines:
     """Return the lines of documents in any language, without blank ones, cut to at most `max_bytes`."""
     lines, resplit = list[str](), Counter[str]()
-    for line in text_of(page).replace(SEPARATOR, "\n").split("\n"):
+    for line in decode_utf16(page).replace(SEPARATOR, "\n").split("\n"):
         pieces = [line]
         if len(line) * MAX_CHARACTER_BYTES > max_bytes:
             pieces, level = cut_line(line, max_bytes)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline.clean import profiles
-from pipeline.clean.report.sentencepiece_flags import DEFAULT_LINE
+from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
 from pipeline.clean.rules import boilerplate, gaiji, lacunae, notes, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 
-MAX_SENTENCE_BYTES = DEFAULT_LINE  # SentencePiece skips longer lines without a warning
+MAX_SENTENCE_BYTES = DEFAULT_MAX_LINE_BYTES  # SentencePiece skips longer lines without a warning
 
 CHOICES = {
     "profile": ("auto", *profiles.PROFILES),
@@ -108,7 +108,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="a fraction of the letters")
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
-        tables_of(self)
+        load_tables(self)
 
     def identity(self) -> dict[str, Any]:
         """Return the options that decide bytes, with table files replaced by the SHA-256 of their content."""
@@ -136,11 +136,11 @@ class MappingTables(NamedTuple):
 
 
 @cache
-def tables_of(options: CleanOptions) -> MappingTables:
+def load_tables(options: CleanOptions) -> MappingTables:
     """Read the tables. Raises InputMissing or BadConfig if one cannot be read."""
     return MappingTables(
         gaiji.load_map(Path(options.gaiji_map)) if options.gaiji_map else {},
         gaiji.load_map(Path(options.pua_map)) if options.pua_map else {},
-        variants.load(Path(options.variants)) if options.variants else {},
+        variants.load_table(Path(options.variants)) if options.variants else {},
         notes.parse_policies(options.notes),
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from pipeline.clean.markup import detect as markup
 from pipeline.clean.markup.parsed import Parsed
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 from pipeline.clean.rules import notes
-from pipeline.readers.encoding import share_of_han
+from pipeline.readers.encoding import han_ratio
 
 _MIN_HAN = 0.5  # fraction of Han over which JSON lines and table rows are cleaned as Chinese
 
@@ -31,7 +31,7 @@ class Profile:
     headings: bool = True
     unwrap: bool = False
     verse: bool = True
-    container: Callable[[str, Seen], Parsed] | None = None
+    container: Callable[[str, Counts], Parsed] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -39,9 +39,9 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("plain"),
-        Profile("chinese-poetry", headings=False, verse=False, notes=notes.POETRY),
-        Profile("kanripo", unwrap=True, container=markup.kanripo, notes=notes.KANRIPO),
-        Profile("daizhige", container=markup.daizhige, notes=notes.DAIZHIGE),
+        Profile("chinese-poetry", headings=False, verse=False, notes=notes.POETRY_POLICIES),
+        Profile("kanripo", unwrap=True, container=markup.kanripo, notes=notes.KANRIPO_POLICIES),
+        Profile("daizhige", container=markup.daizhige, notes=notes.DAIZHIGE_POLICIES),
         Profile("wikitext-lite", container=markup.wikitext_lite),
         Profile("org", container=markup.org),
         Profile("pile", chinese=False, headings=False),
@@ -55,5 +55,5 @@ def resolve(profile: str, file_name: str, head: str) -> Profile:
         return PROFILES[profile]
     suffix = file_name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
     if suffix in ("jsonl", "parquet"):
-        return PROFILES["plain" if share_of_han(head) > _MIN_HAN else "pile"]
+        return PROFILES["plain" if han_ratio(head) > _MIN_HAN else "pile"]
     return PROFILES["chinese-poetry" if suffix == "json" else markup.detect(head)]

@@ -13,9 +13,18 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.clean.utf16 import LINE_ENDS, Codes, class_table, codes, places, replaced, spread, text_of
+from pipeline.clean.utf16 import (
+    LINE_ENDS,
+    Utf16Text,
+    class_table,
+    decode_utf16,
+    encode_utf16,
+    expand_ranges,
+    positions_of,
+    replace_units,
+)
 
-Seen = Counter[str]  # changes by their description in the report: {"PUA → □": 47}
+Counts = Counter[str]  # changes by their description in the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, both ends inclusive
 
 
@@ -25,9 +34,9 @@ class Effect:
 
     removed: int = 0
     added: int = 0
-    seen: Seen = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counter)
 
-    def differ(self, before: int, after: int) -> None:
+    def count_change(self, before: int, after: int) -> None:
         """Count a change of size, in code points."""
         self.removed += max(0, before - after)
         self.added += max(0, after - before)
@@ -45,17 +54,17 @@ class Rule:
     """
 
     name: str
-    apply: Callable[[Codes, Seen], Codes]
+    apply: Callable[[Utf16Text, Counts], Utf16Text]
     triggers: Ranges = ()
-    makes: str = ""
+    produces: str = ""
 
     @cached_property
-    def table(self) -> np.ndarray:
+    def trigger_table(self) -> np.ndarray:
         """Mask over all code units: True for triggers."""
         return class_table((1, self.triggers)).astype(bool)
 
 
-def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (), makes: str = "") -> Rule:
+def textual(name: str, apply: Callable[[str, Counts], str], triggers: Ranges = (), produces: str = "") -> Rule:
     r"""Return a rule that works on text as a str. This is where to start with a new rule.
 
     `apply` gets the text of a page and the counter for the report. It returns the new text:
@@ -73,12 +82,12 @@ def textual(name: str, apply: Callable[[str, Seen], str], triggers: Ranges = (),
     Converting a page to str and back takes longer than most rules, so give `triggers` that are rare.
     """
 
-    def apply_to_page(page: Codes, counts: Seen) -> Codes:
-        text = text_of(page)
+    def apply_to_page(page: Utf16Text, counts: Counts) -> Utf16Text:
+        text = decode_utf16(page)
         new_text = apply(text, counts)
-        return page if new_text == text else codes(new_text)
+        return page if new_text == text else encode_utf16(new_text)
 
-    return Rule(name, apply_to_page, triggers, makes)
+    return Rule(name, apply_to_page, triggers, produces)
 
 
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:
@@ -86,7 +95,7 @@ def units(characters: str, *ranges: tuple[int, int]) -> Ranges:
     return (*((ord(character), ord(character)) for character in characters), *ranges)
 
 
-def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Codes:
+def apply_to_lines(apply: Callable[[Utf16Text], Utf16Text], page: Utf16Text, at: np.ndarray) -> Utf16Text:
     """Apply a function only to the lines that contain the sorted positions `at`.
 
     `apply` gets these lines, joined, and must not change their line ends.
@@ -94,29 +103,29 @@ def on_lines(apply: Callable[[Codes], Codes], page: Codes, at: np.ndarray) -> Co
     starts, ends = _lines(page, at)
     if not len(starts):
         return page
-    positions = spread(starts, np.minimum(ends + 1, len(page)))
-    lines = Codes(page.units[positions])
+    positions = expand_ranges(starts, np.minimum(ends + 1, len(page)))
+    lines = Utf16Text(page.units[positions])
     result = apply(lines)
     if len(result) == len(lines):
         changed = np.flatnonzero(result.units != lines.units)
-        return replaced(page, positions[changed], result.units[changed])
-    result_ends = np.append(places(result, LINE_ENDS), len(result))
+        return replace_units(page, positions[changed], result.units[changed])
+    result_ends = np.append(positions_of(result, LINE_ENDS), len(result))
     pieces, copied, result_start = [], 0, 0
     for start, end, result_end in zip(starts.tolist(), ends.tolist(), result_ends.tolist(), strict=False):
         pieces += [page.units[copied:start], result.units[result_start:result_end]]
         copied, result_start = end, result_end + 1
-    return Codes(np.concatenate([*pieces, page.units[copied:]]))
+    return Utf16Text(np.concatenate([*pieces, page.units[copied:]]))
 
 
-def lines_with(page: Codes, at: np.ndarray) -> Codes:
+def lines_containing(page: Utf16Text, at: np.ndarray) -> Utf16Text:
     """Return the lines that contain the sorted positions `at`, with their line ends."""
     starts, ends = _lines(page, at)
-    return Codes(page.units[spread(starts, np.minimum(ends + 1, len(page)))])
+    return Utf16Text(page.units[expand_ranges(starts, np.minimum(ends + 1, len(page)))])
 
 
-def _lines(page: Codes, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lines(page: Utf16Text, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the start and the end (exclusive) of each line that contains one of the sorted positions `at`."""
-    ends = np.append(places(page, LINE_ENDS), len(page))
+    ends = np.append(positions_of(page, LINE_ENDS), len(page))
     lines = np.searchsorted(ends, at)
     lines = lines[np.append(True, lines[1:] != lines[:-1])[: len(lines)]]
     return np.where(lines > 0, ends[lines - 1] + 1, 0), ends[lines]

@@ -13,7 +13,16 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.utf16 import CONTINUES, ENDS, LINE_ENDS, Codes, class_table, is_one_of, merged, unit_at
+from pipeline.clean.utf16 import (
+    CLAUSE_MARKS,
+    LINE_ENDS,
+    SENTENCE_ENDS,
+    Utf16Text,
+    class_table,
+    is_one_of,
+    merge_sorted,
+    units_at,
+)
 
 _ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 
@@ -21,7 +30,7 @@ _ORDINARY, _END, _DOTS, _CLOSER, _OUTER_CLOSER, _OUTER_OPENER, _LINE = range(7)
 @cache
 def _kinds() -> np.ndarray:
     return class_table(
-        (_END, ENDS),
+        (_END, SENTENCE_ENDS),
         (_DOTS, "…"),
         (_CLOSER, "’』）》〉】〕〗"),
         (_OUTER_CLOSER, "”」"),
@@ -30,20 +39,20 @@ def _kinds() -> np.ndarray:
     )
 
 
-def ends(text: Codes, *, inside_quotes: bool = False) -> np.ndarray:
+def end_positions(text: Utf16Text, *, inside_quotes: bool = False) -> np.ndarray:
     """Return the sorted end positions (exclusive) of the sentences that end in a cluster.
 
     Line ends also end a sentence, but are not included. With `inside_quotes` every cluster ends a sentence.
 
     This is a vectorised state machine. tests/pipeline/clean/slow_sentences.py is the same as a plain loop.
     """
-    stops = np.flatnonzero(is_one_of(text.units, ENDS))
-    other_marks = text.odd[_kinds().take(text.odd_units) > _END]
-    positions = merged(stops, other_marks)  # of all marks that matter
+    stops = np.flatnonzero(is_one_of(text.units, SENTENCE_ENDS))
+    other_marks = text.special_positions[_kinds().take(text.special_units) > _END]
+    positions = merge_sorted(stops, other_marks)  # of all marks that matter
     kinds = _kinds().take(text.units[positions])
     last = _cluster_ends(positions, kinds)
     end_positions = positions[last] + 1
-    is_end = ~is_one_of(unit_at(text, end_positions), CONTINUES)
+    is_end = ~is_one_of(units_at(text, end_positions), CLAUSE_MARKS)
     if not inside_quotes:
         # The last outer quote or line end up to the end of a cluster tells if a quote is open there.
         decides = kinds >= _OUTER_CLOSER

@@ -22,9 +22,9 @@ from pipeline.clean import profiles
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import examples, render
-from pipeline.clean.report.report import Report, check
+from pipeline.clean.report.report import CleaningReport, check_balance
 from pipeline.clean.tasks import CleanTask, TaskReader
-from pipeline.clean.utf16 import Codes, text_of
+from pipeline.clean.utf16 import Utf16Text, decode_utf16
 from pipeline.clean.worker import CleanWorker, clean_task
 from pipeline.clean.writer import REPORT, CorpusWriter
 from pipeline.errors import BadConfig
@@ -33,7 +33,7 @@ from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.store import artifact
-from pipeline.store.artifact import Built, Content
+from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
 SCHEMA = 3  # increase when the same options give other bytes
@@ -60,13 +60,13 @@ def clean(
     progress: Progress,
     *,
     jobs: int = 1,
-) -> Built:
+) -> BuildResult:
     """Clean every input into the corpus `name`, with `jobs` processes.
 
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         with CorpusWriter(options, draft) as writer:
             _clean_into(writer, inputs, options, progress, jobs)
             return writer.finish(inputs)
@@ -74,11 +74,13 @@ def clean(
     return artifact.build(root, identify(name, inputs, options), write)
 
 
-def survey(inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1) -> Report:
+def build_report(
+    inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1
+) -> CleaningReport:
     """Return the report that `clean` would publish, without writing anything."""
     with CorpusWriter(options, None) as writer:
         _clean_into(writer, inputs, options, progress, jobs)
-        check(writer.report)
+        check_balance(writer.report)
         return writer.report
 
 
@@ -88,7 +90,7 @@ def _clean_into(
     """Clean all inputs in `jobs` processes, and write the results in input order."""
     total = sum(entry.path.stat().st_size for entry in inputs)
     with progress.bar("clean", total) as advance:
-        results = workers.stream(CleanWorker(options), _read_tasks(writer, inputs, options, advance), jobs=jobs)
+        results = workers.map_ordered(CleanWorker(options), _read_tasks(writer, inputs, options, advance), jobs=jobs)
         try:
             for task, result in results:
                 progress.safe_point("nothing was published")
@@ -109,10 +111,10 @@ def _read_tasks(
         writer.count_file(reader)
 
 
-def table(built: artifact.Artifact) -> list[str]:
+def report_table(built: artifact.Artifact) -> list[str]:
     """Return the report of a corpus as lines for the terminal; none if the corpus is older than reports."""
     path = built.file(REPORT)
-    return render.shown(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
+    return render.table_from_json(msgspec.json.decode(path.read_bytes())) if path.is_file() else []
 
 
 def explain(inputs: Sequence[InputFile], options: CleanOptions, rule: str, limit: int = 10) -> list[tuple[str, str]]:
@@ -123,10 +125,10 @@ def explain(inputs: Sequence[InputFile], options: CleanOptions, rule: str, limit
     changes: list[tuple[str, str]] = []
     rules: set[str] = set()
 
-    def watch(name: str, before: Codes, after: Codes) -> None:
+    def watch(name: str, before: Utf16Text, after: Utf16Text) -> None:
         rules.add(name)
         if name == rule and len(changes) < limit and after is not before:
-            changes.extend(examples.samples(text_of(before), text_of(after), limit - len(changes)))
+            changes.extend(examples.find_examples(decode_utf16(before), decode_utf16(after), limit - len(changes)))
 
     for entry in inputs:
         for task in TaskReader(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):

@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.utf16 import ENDS, join
+from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, readers
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
@@ -57,12 +57,12 @@ class TaskReader:
     options: CleanOptions
     ledger: Ledger
     on_reject: documents.OnReject
-    facts: encoding.Facts = field(default_factory=encoding.Facts)
+    facts: encoding.EncodingStats = field(default_factory=encoding.EncodingStats)
     profile: str = ""
 
     def tasks(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield the tasks of the file, and report the bytes that were read to `advance`."""
-        if readers.has_lines(self.entry.path):
+        if readers.has_many_documents(self.entry.path):
             yield from self._from_documents(advance)
         else:
             yield from self._from_text(advance)
@@ -72,7 +72,7 @@ class TaskReader:
         self.facts.encoding = "utf-8"
         batch: list[documents.Document] = []
         size = 0
-        for document in readers.read(
+        for document in readers.read_documents(
             self.entry.path, self.ledger, self.on_reject, encoding=self.options.encoding, advance=advance
         ):
             batch.append(document)
@@ -90,7 +90,7 @@ class TaskReader:
         return CleanTask(
             self.profile,
             self.entry.name,
-            join([document.text for document in batch]).units.tobytes(),
+            join_documents([document.text for document in batch]).units.tobytes(),
             sum(len(document.text) for document in batch),
             [document.title for document in batch],
             [document.meta for document in batch],
@@ -100,7 +100,7 @@ class TaskReader:
 
     def _from_text(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield one document in parts that end at line ends."""
-        blocks = encoding.text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
+        blocks = encoding.read_text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
         text, joint = "", "\n"
         continues = is_indivisible = False
         for block in blocks:
@@ -114,7 +114,7 @@ class TaskReader:
                 cut = text.rfind("\n", start, start + TASK_CHARACTERS) + 1 or text.find("\n", start) + 1
                 if not cut and len(text) - start < MAX_LINE:
                     break
-                cut = cut or max(text.rfind(mark, start) for mark in ENDS) + 1 or len(text)
+                cut = cut or max(text.rfind(mark, start) for mark in SENTENCE_ENDS) + 1 or len(text)
                 yield self._part_task(text[start:cut], continues, joint, open=True)
                 joint = "\n" if text[cut - 1] == "\n" and profile.chinese else ""
                 start, continues = cut, True
@@ -124,16 +124,16 @@ class TaskReader:
             yield self._part_task(text, continues, joint, open=False)
 
     def _part_task(self, text: str, continues: bool, joint: str, *, open: bool) -> CleanTask:
-        page = join([text]).units.tobytes()
+        page = join_documents([text]).units.tobytes()
         return CleanTask(self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, joint, open)
 
     def _reject_truncated_end(self) -> None:
         """Reject the bytes of an incomplete character at the end of the file."""
-        if self.facts.cut:
+        if self.facts.truncated_bytes:
             self.ledger.documents.came += 1
-            self.ledger.documents.drop("truncated-end", 1)
-            excerpt = self.facts.cut.hex(" ")
-            self.on_reject(Reject(self.entry.path.name, 0, self.facts.cut_at, "truncated-end", excerpt))
+            self.ledger.documents.record_dropped("truncated-end", 1)
+            excerpt = self.facts.truncated_bytes.hex(" ")
+            self.on_reject(Reject(self.entry.path.name, 0, self.facts.truncated_offset, "truncated-end", excerpt))
 
 
 def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:

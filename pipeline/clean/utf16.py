@@ -20,10 +20,10 @@ import numpy as np
 # Characters. HAN is for the inside of a regular expression.
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇"
 LACUNA = "□"  # a character that is lost or cannot be displayed
-MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # only in Chinese text, unlike “”‘’…—
-ENDS = "。！？"
-DOTS = "…"
-CONTINUES = "，、；："
+CHINESE_MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # only in Chinese text, unlike “”‘’…—
+SENTENCE_ENDS = "。！？"
+ELLIPSIS = "…"
+CLAUSE_MARKS = "，、；："
 OPENERS = "“‘「『（《〈【〔〖"
 CLOSERS = "”’」』）》〉】〕〗"
 BLANKS = " \t\u00a0\u3000"
@@ -31,10 +31,10 @@ SEPARATOR = "\0"  # between the documents of a page
 LINE_ENDS = "\n" + SEPARATOR
 
 # Units. HAN as units: BMP characters, and the high surrogates of planes 2 and 3, which contain only Han.
-UNITS = 1 << 16  # number of code units
+UNIT_COUNT = 1 << 16  # number of code units
 HAN_UNITS = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
-HAN_BEYOND = (0xD840, 0xD8BF)
-_COMMON_HAN, _COMMON_MARKS = (0x4E00, 0x9FFF), ENDS + CONTINUES
+HAN_HIGH_SURROGATES = (0xD840, 0xD8BF)
+_COMMON_HAN, _COMMON_MARKS = (0x4E00, 0x9FFF), SENTENCE_ENDS + CLAUSE_MARKS
 _MAX_COMPARED = 4  # characters up to which comparing is faster than a table lookup
 _MAX_SLICES = 256  # cuts up to which joining slices is faster than a boolean mask
 
@@ -42,7 +42,7 @@ _MAX_SLICES = 256  # cuts up to which joining slices is faster than a boolean ma
 OTHER_KIND, HAN_KIND, MARK_KIND, MARK_ONCE_KIND, DIGIT_KIND, LINE_KIND = range(6)
 
 
-class Codes:
+class Utf16Text:
     """A text as `units`, an array of <u2. Never write to it: an edit returns a new text.
 
     `positions` are the special positions, if they follow from those of another text.
@@ -55,28 +55,28 @@ class Codes:
     def __len__(self) -> int:
         return len(self.units)
 
-    def __getitem__(self, part: slice) -> Codes:
+    def __getitem__(self, part: slice) -> Utf16Text:
         """Return the text from `part.start` to `part.stop`. The step must be 1."""
         start, stop, _ = part.indices(len(self))
         if (start, stop) == (0, len(self)):
             return self
         positions = None
         if self.has_positions:
-            first, last = np.searchsorted(self.odd, (start, stop))
-            positions = self.odd[first:last] - start
-        return Codes(self.units[start:stop], positions)
+            first, last = np.searchsorted(self.special_positions, (start, stop))
+            positions = self.special_positions[first:last] - start
+        return Utf16Text(self.units[start:stop], positions)
 
     @property
-    def odd(self) -> np.ndarray:
+    def special_positions(self) -> np.ndarray:
         """Sorted positions of special units. After edits they may include a few common ones."""
         if self._positions is None:
             self._positions = np.flatnonzero(_is_special(self.units))
         return self._positions
 
     @cached_property
-    def odd_units(self) -> np.ndarray:
+    def special_units(self) -> np.ndarray:
         """Special units, in the order of their positions."""
-        units: np.ndarray = self.units[self.odd]
+        units: np.ndarray = self.units[self.special_positions]
         return units
 
     @property
@@ -93,7 +93,7 @@ def class_table(*classes: tuple[int, str | Sequence[tuple[int, int]]]) -> np.nda
 
     The members of a class are characters of the BMP, or inclusive ranges of units. Later classes override earlier ones.
     """
-    table = np.zeros(UNITS, np.uint8)
+    table = np.zeros(UNIT_COUNT, np.uint8)
     for value, members in classes:
         ranges = [(ord(member), ord(member)) for member in members] if isinstance(members, str) else members
         for first, last in ranges:
@@ -118,7 +118,7 @@ def _is_special(units: np.ndarray) -> np.ndarray:
 @cache
 def common_units() -> np.ndarray:
     """Return a mask over all code units: True for common ones."""
-    return ~_is_special(np.arange(UNITS, dtype="<u2"))
+    return ~_is_special(np.arange(UNIT_COUNT, dtype="<u2"))
 
 
 def is_one_of(units: np.ndarray, characters: str) -> np.ndarray:
@@ -138,15 +138,15 @@ def _membership(characters: str) -> np.ndarray:
     return class_table((1, characters)).astype(bool)
 
 
-def has(text: Codes, characters: str) -> bool:
+def contains_any(text: Utf16Text, characters: str) -> bool:
     """Return True if the text contains any of `characters`, all of which must be special."""
-    return bool(is_one_of(text.odd_units, characters).any())
+    return bool(is_one_of(text.special_units, characters).any())
 
 
 @cache
 def _kinds() -> np.ndarray:
     return class_table(
-        (HAN_KIND, (*HAN_UNITS, HAN_BEYOND)),
+        (HAN_KIND, (*HAN_UNITS, HAN_HIGH_SURROGATES)),
         (HAN_KIND, LACUNA),
         (MARK_KIND, "！？「」『』《》〈〉（）〔〕【】"),
         (MARK_ONCE_KIND, "，。；：、"),  # the marks that punctuation.py reduces when repeated
@@ -155,7 +155,7 @@ def _kinds() -> np.ndarray:
     )
 
 
-def kind_at(text: Codes, at: np.ndarray) -> np.ndarray:
+def kinds_at(text: Utf16Text, at: np.ndarray) -> np.ndarray:
     """Return the kinds of the units at positions `at`: LINE_KIND before the first unit and after the last one."""
     if not len(text):
         return np.full(len(at), LINE_KIND, np.uint8)
@@ -172,7 +172,7 @@ def is_chinese(kind: np.ndarray) -> np.ndarray:
     return (kind >= HAN_KIND) & (kind <= MARK_ONCE_KIND)
 
 
-def unit_at(text: Codes, at: np.ndarray) -> np.ndarray:
+def units_at(text: Utf16Text, at: np.ndarray) -> np.ndarray:
     """Return the units at positions `at`: NUL outside of the text."""
     if not len(text):
         return np.zeros(len(at), "<u2")
@@ -184,14 +184,16 @@ def unit_at(text: Codes, at: np.ndarray) -> np.ndarray:
 # Positions
 
 
-def places(text: Codes, characters: str) -> np.ndarray:
+def positions_of(text: Utf16Text, characters: str) -> np.ndarray:
     """Return the sorted positions of all `characters`."""
     special, common = _by_frequency(characters)
-    positions: np.ndarray = text.odd[is_one_of(text.odd_units, special)] if special else text.odd[:0]
+    positions: np.ndarray = (
+        text.special_positions[is_one_of(text.special_units, special)] if special else text.special_positions[:0]
+    )
     if not common:
         return positions
     common_positions = np.flatnonzero(is_one_of(text.units, common))
-    return merged(positions, common_positions) if special else common_positions
+    return merge_sorted(positions, common_positions) if special else common_positions
 
 
 @cache
@@ -201,19 +203,19 @@ def _by_frequency(characters: str) -> tuple[str, str]:
     return special, "".join(character for character in characters if character not in special)
 
 
-def merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def merge_sorted(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Merge two sorted arrays of positions."""
     return np.sort(np.concatenate((one, other)), kind="stable")  # a stable sort is fast on sorted parts
 
 
-def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted distinct values and their counts, like np.unique, which is slow to import."""
     values = np.sort(values)
     starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
     return values[starts], np.diff(np.append(starts, len(values)))
 
 
-def runs(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def run_bounds(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the start and the end (exclusive) of each run of adjacent positions."""
     if not len(positions):
         return positions, positions
@@ -222,7 +224,7 @@ def runs(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return positions[starts], positions[np.concatenate((gaps, [len(positions) - 1]))] + 1
 
 
-def spread(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def expand_ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Return all positions in the ranges from `starts` to `ends` (exclusive)."""
     lengths = ends - starts
     if not len(lengths):
@@ -233,26 +235,26 @@ def spread(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 # Edits
 
 
-def replaced(text: Codes, at: np.ndarray, units: np.ndarray | int) -> Codes:
+def replace_units(text: Utf16Text, at: np.ndarray, units: np.ndarray | int) -> Utf16Text:
     """Return `text` with the units at positions `at` replaced by `units`."""
     if not len(at):
         return text
     new_units = text.units.copy()
     new_units[at] = units
     if not text.has_positions:
-        return Codes(new_units)
-    special = text.odd
+        return Utf16Text(new_units)
+    special = text.special_positions
     if len(special):
         at = at[special.take(np.searchsorted(special, at), mode="clip") != at]
-    return Codes(new_units, merged(special, at) if len(at) else special)
+    return Utf16Text(new_units, merge_sorted(special, at) if len(at) else special)
 
 
-def without(text: Codes, at: np.ndarray) -> Codes:
+def delete_units(text: Utf16Text, at: np.ndarray) -> Utf16Text:
     """Return `text` without the units at the sorted positions `at`."""
     if not len(at):
         return text
-    special = _shift(text.odd, at) if text.has_positions and len(text.odd) else None
-    return Codes(_delete(text.units, at), special)
+    special = _shift(text.special_positions, at) if text.has_positions and len(text.special_positions) else None
+    return Utf16Text(_delete(text.units, at), special)
 
 
 def _shift(positions: np.ndarray, deleted: np.ndarray) -> np.ndarray:
@@ -264,7 +266,7 @@ def _shift(positions: np.ndarray, deleted: np.ndarray) -> np.ndarray:
 
 def _delete(array: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Return `array` without the elements at the sorted positions `at`."""
-    starts, ends = runs(at)
+    starts, ends = run_bounds(at)
     if len(starts) > _MAX_SLICES:
         keep = np.ones(len(array), bool)
         keep[at] = False
@@ -273,9 +275,9 @@ def _delete(array: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.concatenate([array[start:end] for start, end in remaining])
 
 
-def inserted(text: Codes, before: np.ndarray, unit: str) -> Codes:
+def insert_unit(text: Utf16Text, before: np.ndarray, unit: str) -> Utf16Text:
     """Return `text` with `unit` inserted before each of the sorted positions `before`."""
-    return Codes(insert(text.units, before, ord(unit)))
+    return Utf16Text(insert(text.units, before, ord(unit)))
 
 
 def insert(array: np.ndarray, before: np.ndarray, value: int) -> np.ndarray:
@@ -292,36 +294,36 @@ def insert(array: np.ndarray, before: np.ndarray, value: int) -> np.ndarray:
 # Conversion
 
 
-def join(texts: Sequence[str]) -> Codes:
+def join_documents(texts: Sequence[str]) -> Utf16Text:
     """Join documents to a page. NULs inside a document are removed, because they would read as separators."""
-    page = codes(SEPARATOR.join(texts))
+    page = encode_utf16(SEPARATOR.join(texts))
     if np.count_nonzero(page.units == 0) >= max(len(texts), 1):
-        page = codes(SEPARATOR.join([text.replace(SEPARATOR, "") for text in texts]))
+        page = encode_utf16(SEPARATOR.join([text.replace(SEPARATOR, "") for text in texts]))
     return page
 
 
-def split(page: Codes) -> list[str]:
+def split_documents(page: Utf16Text) -> list[str]:
     """Return the documents of a page."""
-    return text_of(page).split(SEPARATOR)
+    return decode_utf16(page).split(SEPARATOR)
 
 
-def bounds(page: Codes) -> list[tuple[int, int]]:
+def document_bounds(page: Utf16Text) -> list[tuple[int, int]]:
     """Return the start and the end (exclusive) of each document of a page."""
-    separators = places(page, SEPARATOR).tolist()
+    separators = positions_of(page, SEPARATOR).tolist()
     return list(zip((0, *(position + 1 for position in separators)), (*separators, len(page)), strict=True))
 
 
-def codes(text: str) -> Codes:
+def encode_utf16(text: str) -> Utf16Text:
     """Encode a str. Lone surrogates are kept."""
-    return Codes(np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2"))
+    return Utf16Text(np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2"))
 
 
-def text_of(text: Codes) -> str:
+def decode_utf16(text: Utf16Text) -> str:
     """Decode to a str."""
     return str(text.units.data, "utf-16-le", "surrogatepass")
 
 
-def characters(text: Codes) -> int:
+def count_characters(text: Utf16Text) -> int:
     """Count code points, without document separators."""
-    units = text.odd_units if text.has_positions else text.units
+    units = text.special_units if text.has_positions else text.units
     return len(text) - int(np.count_nonzero(units == 0)) - int(np.count_nonzero((units & 0xFC00) == 0xDC00))

@@ -20,10 +20,17 @@ import zstandard
 from pipeline.clean import dedup, filters, lines, profiles
 from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report.report import Report, add
+from pipeline.clean.report.report import CleaningReport, add_counts
 from pipeline.clean.rules import quotes
 from pipeline.clean.tasks import CleanTask
-from pipeline.clean.utf16 import Codes, bounds, characters, has, split, text_of
+from pipeline.clean.utf16 import (
+    Utf16Text,
+    contains_any,
+    count_characters,
+    decode_utf16,
+    document_bounds,
+    split_documents,
+)
 from pipeline.errors import InkstoneError
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
@@ -50,7 +57,7 @@ class Fragment:
     raw: bytes
     characters: int
     joint: str
-    report: Report
+    report: CleaningReport
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class CleanResult:
     title: str = ""
     meta: Any = None
     rejects: list[Reject] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
+    report: CleaningReport = field(default_factory=CleaningReport)
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class CleanWorker:
             result.closes = task.continues and not task.open
             return result
         _count_effects(task, page, result.report)
-        parts = bounds(page.array)
+        parts = document_bounds(page.array)
         first, last = 0, len(parts)
         continued = task.continues and not page.titles[0]
         result.closes = task.continues and not (continued and task.open and len(parts) == 1)
@@ -126,8 +133,8 @@ def clean_task(task: CleanTask, cleaner: Cleaner) -> Page:
     return cleaner.clean_page(_input_page(task), len(task.lines), task.characters)
 
 
-def _input_page(task: CleanTask) -> Codes:
-    return Codes(np.frombuffer(task.page, "<u2"))
+def _input_page(task: CleanTask) -> Utf16Text:
+    return Utf16Text(np.frombuffer(task.page, "<u2"))
 
 
 @cache
@@ -149,7 +156,7 @@ def _clean_safely(task: CleanTask, options: CleanOptions, result: CleanResult) -
     except (InkstoneError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - a bug in a rule must not lose hours of work: the text is rejected and counted
-        texts = split(_input_page(task))
+        texts = split_documents(_input_page(task))
         good = [index for index, text in enumerate(texts) if _is_cleanable(text, index, cleaner, task, result)]
         if not good:
             return task, None
@@ -165,19 +172,19 @@ def _is_cleanable(text: str, index: int, cleaner: Cleaner, task: CleanTask, resu
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         excerpt = f"{type(error).__name__}: {error}; sha256 {digest}: {text}"
         result.rejects.append(_reject(task, index, "bad-rule-failed", excerpt))
-        result.report.came += len(text)
+        result.report.characters_in += len(text)
         result.report.drop("bad-rule-failed", 1, len(text))
         return False
     return True
 
 
 def _reject(task: CleanTask, index: int, reason: str, excerpt: str) -> Reject:
-    return Reject(task.file, task.lines[index], task.offsets[index], reason, excerpt[: documents.EXCERPT])
+    return Reject(task.file, task.lines[index], task.offsets[index], reason, excerpt[: documents.EXCERPT_CHARACTERS])
 
 
-def _count_effects(task: CleanTask, page: Page, report: Report) -> None:
+def _count_effects(task: CleanTask, page: Page, report: CleaningReport) -> None:
     """Add the effects of the rules on a page to the report."""
-    report.follow(page.input_size, page.effects, page.size)
+    report.add_effects(page.input_size, page.effects, page.size)
     file = report.file(task.file)
     for kind, number in page.chapter_numbers:
         pattern = f"第N{kind}" if number else kind
@@ -185,11 +192,11 @@ def _count_effects(task: CleanTask, page: Page, report: Report) -> None:
             numbers = file.numbers.setdefault(pattern, {})
             numbers[number] = numbers.get(number, 0) + 1
         report.headings[pattern] = report.headings.get(pattern, 0) + 1
-    report.unheaded += page.unheaded
+    report.lines_without_heading += page.unheaded
     if profiles.PROFILES[task.profile].chinese:
-        faults = quotes.faults(page.array)
-        report.reopened += faults["reopened"]
-        report.orphans += faults["orphans"]
+        faults = quotes.count_unbalanced(page.array)
+        report.reopened_quotes += faults["reopened"]
+        report.orphan_quotes += faults["orphans"]
 
 
 # Filtering
@@ -222,7 +229,7 @@ def _filter(
         elif start == end and np.count_nonzero(page.origin == origin) > 1:
             continue  # not a document, only the absence of text, such as before the first heading
         else:
-            text = text_of(page.array[start:end])
+            text = decode_utf16(page.array[start:end])
             result.report.drop(reason, 1, len(text))
             result.rejects.append(_reject(task, origin, reason, text))
     return accepted
@@ -241,15 +248,15 @@ def _serialize(
 ) -> None:
     """Write the documents `accepted` to the result: as a frame, or as rows if duplicates are removed."""
     array = _subpage(page.array, parts, accepted)
-    encoded = text_of(array).encode()
-    ends = [jsonl.line_end(_title(task, page, index), task.file, _meta(task, page, index)) for index in accepted]
-    json_lines = [(jsonl.LINE_BEGINS, text, end) for text, end in zip(_as_json(array, encoded), ends, strict=True)]
+    encoded = decode_utf16(array).encode()
+    ends = [jsonl.line_suffix(_title(task, page, index), task.file, _meta(task, page, index)) for index in accepted]
+    json_lines = [(jsonl.LINE_PREFIX, text, end) for text, end in zip(_as_json(array, encoded), ends, strict=True)]
     if options.dedup == "no":
         result.frame = compress(b"".join(itertools.chain.from_iterable(json_lines)))
         result.digests = dedup.digests(array)
         result.sentences = publish_sentences(array, encoded, task, len(accepted), options, result.report)
         return
-    texts, fingerprints = split(array), dedup.fingerprints(array)
+    texts, fingerprints = split_documents(array), dedup.fingerprints(array)
     for index, json_line, text, fingerprint in zip(accepted, json_lines, texts, fingerprints, strict=True):
         sketch = dedup.sketch(text) if options.dedup == "near" else None
         origin = int(page.origin[index])
@@ -257,24 +264,24 @@ def _serialize(
         result.rows.append(CorpusRow(b"".join(json_line), text, fingerprint, location, sketch))
 
 
-def _subpage(page: Codes, parts: list[tuple[int, int]], indices: Sequence[int]) -> Codes:
+def _subpage(page: Utf16Text, parts: list[tuple[int, int]], indices: Sequence[int]) -> Utf16Text:
     """Return a page of the documents with these indices."""
     first, last = indices[0], indices[-1]
     if last - first + 1 == len(indices):
         return page[parts[first][0] : parts[last][1]]
     separator = np.zeros(1, "<u2")
     pieces = [piece for index in indices for piece in (separator, page.units[slice(*parts[index])])]
-    return Codes(np.concatenate(pieces[1:]))
+    return Utf16Text(np.concatenate(pieces[1:]))
 
 
 _JSON_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
 _OTHER_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
 
 
-def _as_json(page: Codes, encoded: bytes) -> list[memoryview | bytes]:
+def _as_json(page: Utf16Text, encoded: bytes) -> list[memoryview | bytes]:
     """Return each document of a page as the inside of a JSON string. `encoded` is the page as UTF-8."""
-    if has(page, _OTHER_CONTROLS):  # only a mapping table of the user can insert these
-        return [msgspec.json.encode(text)[1:-1] for text in split(page)]
+    if contains_any(page, _OTHER_CONTROLS):  # only a mapping table of the user can insert these
+        return [msgspec.json.encode(text)[1:-1] for text in split_documents(page)]
     for character, escape in _JSON_ESCAPES:
         encoded = encoded.replace(character, escape)
     strings, view, start = list[memoryview | bytes](), memoryview(encoded), 0
@@ -284,15 +291,15 @@ def _as_json(page: Codes, encoded: bytes) -> list[memoryview | bytes]:
     return [*strings, view[start:]]
 
 
-def _fragment(part: Codes, task: CleanTask, options: CleanOptions) -> Fragment:
-    report, frame, sentences = Report(), b"", b""
+def _fragment(part: Utf16Text, task: CleanTask, options: CleanOptions) -> Fragment:
+    report, frame, sentences = CleaningReport(), b"", b""
     if len(part):
-        encoded = text_of(part).encode()
+        encoded = decode_utf16(part).encode()
         frame = compress(*_as_json(part, encoded))
         sentences = publish_sentences(part, encoded, task, 0, options, report)
     counts = filters.class_counts(part)[0].tolist()
-    excerpt = text_of(part[: 2 * documents.EXCERPT])[: documents.EXCERPT]
-    return Fragment(frame, sentences, counts, excerpt, part.units.tobytes(), characters(part), task.joint, report)
+    excerpt = decode_utf16(part[: 2 * documents.EXCERPT_CHARACTERS])[: documents.EXCERPT_CHARACTERS]
+    return Fragment(frame, sentences, counts, excerpt, part.units.tobytes(), count_characters(part), task.joint, report)
 
 
 def _title(task: CleanTask, page: Page, index: int) -> str:
@@ -309,21 +316,21 @@ def _meta(task: CleanTask, page: Page, index: int) -> Any:
 
 
 def publish_sentences(
-    page: Codes, encoded: bytes, task: CleanTask, count: int, options: CleanOptions, report: Report
+    page: Utf16Text, encoded: bytes, task: CleanTask, count: int, options: CleanOptions, report: CleaningReport
 ) -> bytes:
     """Count `count` documents as published, and return their lines of sentences.txt. `encoded` is the page as UTF-8."""
     file = report.file(task.file)
-    file.measure(report.measure(page))
+    file.add_text(report.add_text(page))
     file.documents += count
     report.documents += count
-    file.chinese = profiles.PROFILES[task.profile].chinese
-    if file.chinese:
-        sentences = lines.of_sentences(page, encoded, options.max_bytes, inside_quotes=options.split == "flat")
+    file.is_chinese = profiles.PROFILES[task.profile].chinese
+    if file.is_chinese:
+        sentences = lines.sentence_lines(page, encoded, options.max_bytes, inside_quotes=options.split == "flat")
     else:
         sentences = lines.text_lines(page, options.max_bytes)
-    report.sentences.measure(sentences.characters, sentences.sizes)
+    report.sentences.add_lines(sentences.characters, sentences.sizes)
     report.sentences.unterminated += sentences.unterminated
-    add(report.sentences.resplit, sentences.resplit)
+    add_counts(report.sentences.cuts, sentences.resplit)
     return sentences.data
 
 

@@ -19,16 +19,16 @@ import numpy as np
 from pipeline.clean import dedup, filters, profiles, worker
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import render
-from pipeline.clean.report.report import Report, check
+from pipeline.clean.report.report import CleaningReport, check_balance
 from pipeline.clean.tasks import CleanTask, TaskReader
-from pipeline.clean.utf16 import codes, join, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents
 from pipeline.clean.worker import CleanResult, CorpusRow, Fragment
 from pipeline.errors import BadData
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.sources.inputs import InputFile
-from pipeline.store.artifact import Content
+from pipeline.store.artifact import StageOutput
 from pipeline.store.files import HashingFile
 from pipeline.store.manifest import FileRecord
 
@@ -64,7 +64,7 @@ class CorpusWriter:
 
     def __init__(self, options: CleanOptions, draft: Path | None) -> None:
         self._options, self._draft = options, draft
-        self.report, self.ledger, self._records = Report(), Ledger(), 0
+        self.report, self.ledger, self._records = CleaningReport(), Ledger(), 0
         self._stack = ExitStack()
         self._open = OpenDocument()
         self._pending_json = bytearray()  # uncompressed JSON between two frames
@@ -72,7 +72,7 @@ class CorpusWriter:
         self._near = dedup.NearIndex() if options.dedup == "near" else None
 
     def __enter__(self) -> CorpusWriter:
-        self._rejects = self._stack.enter_context(jsonl.ZstdLines(self._path("rejects.jsonl.zst")))
+        self._rejects = self._stack.enter_context(jsonl.ZstdWriter(self._path("rejects.jsonl.zst")))
         self._documents, self._sentences = self._file("documents.jsonl.zst"), self._file("sentences.txt")
         return self
 
@@ -99,7 +99,7 @@ class CorpusWriter:
         file = self.report.file(reader.entry.name)
         file.encoding, file.profile = reader.facts.encoding, reader.profile
         file.bytes += reader.entry.stamp[0]
-        file.chinese = profiles.PROFILES[reader.profile or "plain"].chinese
+        file.is_chinese = profiles.PROFILES[reader.profile or "plain"].chinese
 
     # Results, in input order
 
@@ -134,8 +134,8 @@ class CorpusWriter:
             else:
                 unique.append(row)
         if unique:
-            page = join([row.text for row in unique])
-            encoded = text_of(page).encode()
+            page = join_documents([row.text for row in unique])
+            encoded = decode_utf16(page).encode()
             sentences = worker.publish_sentences(page, encoded, task, len(unique), self._options, self.report)
             self._write(worker.compress(b"".join(row.json_line for row in unique)), sentences)
 
@@ -146,7 +146,7 @@ class CorpusWriter:
             return
         document.fragments.append(fragment)
         document.counts += fragment.counts
-        document.hash.update(codes(fragment.joint).units.tobytes() if document.characters else b"")
+        document.hash.update(encode_utf16(fragment.joint).units.tobytes() if document.characters else b"")
         document.hash.update(fragment.raw)
         document.excerpt = document.excerpt or fragment.excerpt
         document.characters += fragment.characters
@@ -160,7 +160,7 @@ class CorpusWriter:
             requirements = worker.filter_for(document.profile, self._options)
             document.reason = filters.reject_reason(document.counts.tolist(), requirements)
             if not document.reason:
-                self._pending_json += jsonl.LINE_BEGINS
+                self._pending_json += jsonl.LINE_PREFIX
         if not document.reason:
             for fragment in document.fragments:
                 if document.is_written:
@@ -179,8 +179,8 @@ class CorpusWriter:
         self._pending_json += b"\\n"
         rule = self.report.rule("blank-lines")
         rule.removed -= 1
-        rule.out += 1
-        self.report.file(self._open.source).measure(self.report.measure(codes(joint)))
+        rule.characters_out += 1
+        self.report.file(self._open.source).add_text(self.report.add_text(encode_utf16(joint)))
 
     def _close(self) -> None:
         """Write the rest of the open document, or reject it."""
@@ -189,7 +189,7 @@ class CorpusWriter:
         if document.reason:
             self._reject(document.reason, document.source, document.excerpt, document.characters)
         else:
-            self._pending_json += jsonl.line_end(document.title, document.source, document.meta)
+            self._pending_json += jsonl.line_suffix(document.title, document.source, document.meta)
             self.report.documents += 1
             self.report.file(document.source).documents += 1
             self.report.duplicates += self._exact.add(document.hash.digest()[: dedup.DIGEST_BYTES])
@@ -197,7 +197,7 @@ class CorpusWriter:
 
     def _reject(self, reason: str, source: str, text: str, characters: int, location: tuple[int, int] = (1, 0)) -> None:
         self.report.drop(reason, 1, characters)
-        self._rejects.write_reject(Reject(source, *location, reason, text[: documents.EXCERPT]))
+        self._rejects.write_reject(Reject(source, *location, reason, text[: documents.EXCERPT_CHARACTERS]))
 
     def _write(self, frame: bytes, sentences: bytes) -> None:
         if frame:
@@ -212,7 +212,7 @@ class CorpusWriter:
 
     # The end
 
-    def finish(self, inputs: Sequence[InputFile]) -> Content:
+    def finish(self, inputs: Sequence[InputFile]) -> StageOutput:
         """Write the report and return the content of the artifact.
 
         Raises InternalError if a character is not accounted for, TooManyRejects if more than `max_bad` of the documents
@@ -220,7 +220,7 @@ class CorpusWriter:
         """
         assert self._draft
         self._write_pending_json()
-        check(self.report)
+        check_balance(self.report)
         ledger = self._close_ledger()
         if not self.report.documents:
             names = ", ".join(entry.name for entry in inputs)
@@ -229,13 +229,13 @@ class CorpusWriter:
         (self._draft / REPORT).write_bytes(msgspec.json.format(encoded, indent=2))
         counts = {
             "documents": self.report.documents,
-            "characters": self.report.out,
+            "characters": self.report.characters_out,
             "sentences": self.report.sentences.count,
             "headings": sum(self.report.headings.values()),
             "input_bytes": sum(entry.stamp[0] for entry in inputs),
         }
         files = tuple(FileRecord(file.path.name, file.size, file.sha256) for file in (self._documents, self._sentences))
-        return Content(counts, ledger, files)
+        return StageOutput(counts, ledger, files)
 
     def _close_ledger(self) -> dict[str, Any]:
         """Complete the ledger of reading by the counts of the report, and close it."""
@@ -243,12 +243,12 @@ class CorpusWriter:
         records = self._records + ledger.documents.bad
         dropped_documents = sum(dropped.documents for dropped in report.dropped.values())
         ledger.documents.came = sum(ledger.documents.dropped.values()) + report.documents + dropped_documents
-        ledger.documents.out, ledger.characters.out = report.documents, report.out
-        ledger.characters.came = sum(ledger.characters.dropped.values()) + report.came
+        ledger.documents.out, ledger.characters.out = report.documents, report.characters_out
+        ledger.characters.came = sum(ledger.characters.dropped.values()) + report.characters_in
         for name, tally in report.rules.items():
-            ledger.characters.drop(name, tally.removed)
-            ledger.characters.bring(name, tally.added)
+            ledger.characters.record_dropped(name, tally.removed)
+            ledger.characters.record_added(name, tally.added)
         for reason, dropped in report.dropped.items():
-            ledger.documents.drop(reason, dropped.documents)
-            ledger.characters.drop(reason, dropped.characters)
-        return ledger.close(max_bad=self._options.max_bad, of=records)
+            ledger.documents.record_dropped(reason, dropped.documents)
+            ledger.characters.record_dropped(reason, dropped.characters)
+        return ledger.close(max_bad=self._options.max_bad, record_count=records)

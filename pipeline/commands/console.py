@@ -20,7 +20,7 @@ import click
 
 from pipeline import errors
 from pipeline.runtime import progress
-from pipeline.runtime.signals import _stopped_by_sigterm
+from pipeline.runtime.signals import stop_on_sigterm
 
 DISTRIBUTION = "inkstone-gpt"  # the name that pip installs, for its version and requirements
 _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
@@ -138,11 +138,11 @@ class Command(click.Command):
         stop = threading.Event()
         settings = _settings(_pop_global_options(ctx), stop)
         try:
-            with _stopped_by_sigterm(stop):
+            with stop_on_sigterm(stop):
                 outcome: Outcome = self.callback(settings, **ctx.params) if self.callback else Outcome("unchanged")
         except BaseException as error:
             failure = explain(error)
-            settings.progress.event("exit", result="failed", code=failure.exit_code, error=failure.what)
+            settings.progress.event("exit", result="failed", code=failure.exit_code, error=failure.message)
             raise
         settings.progress.event("exit", result=outcome.result, code=outcome.exit_code)
         outcome.extra.setdefault("run_id", settings.run_id)
@@ -192,11 +192,13 @@ def _pop_global_options(context: click.Context) -> dict[str, Any]:
 
 def _settings(options: Mapping[str, Any], stop: threading.Event) -> Settings:
     is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
-    kind = progress.Silent if options["quiet"] else progress.Bars if is_terminal else progress.Lines
+    kind = (
+        progress.SilentProgress if options["quiet"] else progress.BarProgress if is_terminal else progress.LineProgress
+    )
     reporter: progress.Progress = kind(stop)
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(3).hex()}"
     if options["log_json"]:
-        reporter = progress.Logged(reporter, options["log_json"], run_id)
+        reporter = progress.JsonLogProgress(reporter, options["log_json"], run_id)
     root = options["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
     return Settings(root, bool(options["quiet"]), bool(options["json"]), reporter, run_id)
 
@@ -205,7 +207,7 @@ def explain(error: BaseException) -> errors.InkstoneError:
     """Return any error as an InkstoneError with message, hint and exit code; click's usage errors exit with 2."""
     if isinstance(error, click.ClickException):
         return _UsageError(error.format_message(), hint="see --help")
-    return errors.explain(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
+    return errors.to_inkstone_error(KeyboardInterrupt() if isinstance(error, click.Abort) else error)
 
 
 class _UsageError(errors.InkstoneError):

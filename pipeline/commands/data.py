@@ -16,7 +16,7 @@ from pipeline.commands.console import Choice, Command, Outcome, Settings, option
 from pipeline.commands.options import JOBS, MAX_BAD, NAME, NETWORK, network_of, outcome_of, worker_count
 
 if TYPE_CHECKING:
-    from pipeline.sources.download import Downloaded
+    from pipeline.sources.download import DownloadResult
 
 
 @click.command(cls=Command, short_help="Download sources into the raw cache.")
@@ -71,14 +71,14 @@ def download(
     from pipeline.sources import catalogue
     from pipeline.sources import download as stage
 
-    sources = [catalogue.resolve(reference, shards=shards, mirror=mirror) for reference in references]
+    sources = [catalogue.resolve_source(reference, shards=shards, mirror=mirror) for reference in references]
     names = [source.name for source in sources]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise errors.BadConfig(
             f"two of these would become raw/{min(duplicates)}", hint="rename one, or put both in a folder"
         )
     if dry_run:
-        rows = [row for source in sources for row in stage.plan(settings.root, source)]
+        rows = [row for source in sources for row in stage.list_files(settings.root, source)]
         lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
         records = [{"name": name, "origin": origin, "there": is_there} for name, origin, is_there in rows]
         return Outcome("unchanged", extra={"files": records}, lines=lines)
@@ -99,7 +99,7 @@ def download(
     return _download_outcome(downloads)
 
 
-def _download_outcome(downloads: Sequence[Downloaded]) -> Outcome:
+def _download_outcome(downloads: Sequence[DownloadResult]) -> Outcome:
     counts = {
         "files": sum(len(download.names) for download in downloads),
         "fetched": sum(download.fetched for download in downloads),
@@ -328,10 +328,10 @@ def clean(
     from pipeline.clean.options import CleanOptions
     from pipeline.clean.report import render
     from pipeline.sources import inputs as sources
-    from pipeline.store.manifest import check_name, name_from
+    from pipeline.store.manifest import check_name, name_from_path
 
     clean_options = CleanOptions(**options)
-    files = [file for reference in inputs for file in sources.inputs(settings.root, reference, corpora=False)]
+    files = [file for reference in inputs for file in sources.resolve_inputs(settings.root, reference, corpora=False)]
     if explain:
         examples = stage.explain(files, clean_options, explain)
         lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]
@@ -340,10 +340,10 @@ def clean(
         return Outcome("unchanged", extra={"samples": records}, lines=lines, always=True)
     jobs = worker_count(jobs)
     if dry_run:
-        report = stage.survey(files, clean_options, settings.progress, jobs=jobs)
+        report = stage.build_report(files, clean_options, settings.progress, jobs=jobs)
         return Outcome("unchanged", extra={"report": render.to_json(report)}, lines=render.table(report), always=True)
-    name = check_name(name) if name else name_from(inputs[0])
+    name = check_name(name) if name else name_from_path(inputs[0])
     built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs)
     outcome = outcome_of(built, ("documents", "characters", "headings"))
-    outcome.lines = [outcome.lines[0], *stage.table(built.artifact)]
+    outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
     return outcome

@@ -100,7 +100,7 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
         suffix = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
         raise errors.BadData(f"{problems[0]}{suffix}", hint="delete that file, then run its stage or `refresh` again")
     for path in artifact.generations(settings.root):
-        for name in artifact.unlisted(artifact.read(path)):
+        for name in artifact.unlisted_files(artifact.read(path)):
             settings.progress.note(f"{path / name}: in no manifest, so it is ignored")
     method = "every byte hashed" if deep else "sizes compared, modified files hashed"
     return Outcome(

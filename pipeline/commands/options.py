@@ -13,7 +13,7 @@ from pipeline.commands.console import Choice, Outcome, Settings, option_group
 
 if TYPE_CHECKING:
     from pipeline.sources.http import Network
-    from pipeline.store.artifact import Artifact, Built
+    from pipeline.store.artifact import Artifact, BuildResult
 
 
 JOBS = click.option(
@@ -78,11 +78,11 @@ def worker_count(jobs: int) -> int:
 
 def network_of(settings: Settings, limit_rate: str, deadline: float, allow_hosts: tuple[str, ...]) -> Network:
     """Return the network settings for the options of NETWORK. Raises BadConfig for a bad --limit-rate."""
-    from pipeline.sources.http import Bandwidth, Network
+    from pipeline.sources.http import BandwidthLimit, Network
 
     rate = _parse_bytes(limit_rate, "--limit-rate") if limit_rate else 0.0
     until = time.monotonic() + deadline if deadline > 0 else None
-    return Network(allow_hosts, Bandwidth(rate) if rate else None, until, settings.progress.stop)
+    return Network(allow_hosts, BandwidthLimit(rate) if rate else None, until, settings.progress.stop)
 
 
 def _parse_bytes(text: str, option: str) -> float:
@@ -93,7 +93,7 @@ def _parse_bytes(text: str, option: str) -> float:
     return float(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2].lower()]
 
 
-def outcome_of(built: Built, summary_counts: tuple[str, ...], **extra: Any) -> Outcome:
+def outcome_of(built: BuildResult, summary_counts: tuple[str, ...], **extra: Any) -> Outcome:
     """Return the outcome of a stage: its artifact, the named counts, and one line for each kind of dropped item."""
     published = built.artifact
     counts = published.manifest.counts
@@ -115,14 +115,14 @@ def find_artifact(settings: Settings, kind: str, reference: str, *, besides: str
 
     if reference:
         return artifact.find(settings.root, kind, reference)
-    newest = artifact.latest(settings.root, kind, besides=besides)
+    newest = artifact.latest(settings.root, kind, exclude=besides)
     settings.progress.note(f"using {newest.ref}, the newest")
     return newest
 
 
 def name_of(reference: str, kind: str) -> str:
     """Return the name that an artifact passes on to artifacts built from it: `corpora/shuihu/<key>` → shuihu."""
-    from pipeline.store.manifest import is_name, name_from
+    from pipeline.store.manifest import is_valid_name, name_from_path
 
     parts = reference.removeprefix(f"{kind}/").split("/")
-    return parts[0] if is_name(parts[0]) else name_from(reference)
+    return parts[0] if is_valid_name(parts[0]) else name_from_path(reference)

@@ -12,7 +12,7 @@ from pipeline.commands.options import JOBS, MAX_BAD, NAME, find_artifact, name_o
 
 if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
-    from pipeline.tokens.locate import Facts
+    from pipeline.tokens.locate import TokensSummary
 
 
 @click.command("train-tokenizer", cls=Command)
@@ -46,13 +46,13 @@ def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab
     from pipeline.tokenizers import stage
 
     corpus = corpus or find_artifact(settings, "corpora", "").ref
-    sentences, source = stage.sentences_of(settings.root, corpus)
+    sentences, source = stage.find_sentences(settings.root, corpus)
     name = name or name_of(corpus, "corpora")
     origin = click.get_current_context().get_parameter_source("vocab_size")
     if kind == "char" and origin == click.core.ParameterSource.DEFAULT:
         vocab_size = 0
     check_name(name)
-    if advice := stage.advice(sentences, source, kind, vocab_size):
+    if advice := stage.size_warning(sentences, source, kind, vocab_size):
         settings.progress.note(advice)
     return outcome_of(stage.train(settings.root, name, sentences, source, kind, vocab_size), ("vocab_size",))
 
@@ -155,7 +155,7 @@ def tokenize(
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
     name = check_name(name or name_of(corpora[0], "corpora"))
-    inputs = stage.gather(settings.root, corpora, val, deep=deep)
+    inputs = stage.gather_inputs(settings.root, corpora, val, deep=deep)
     if not reference:
         namesake = artifact.current(settings.root, "tokenizers", name)
         reference = (namesake or find_artifact(settings, "tokenizers", "")).ref
@@ -213,7 +213,7 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
         return Outcome(
             "unchanged", tokens.ref, tokens.path, extra={"location": asdict(location)}, lines=lines, always=True
         )
-    summary = locate.describe(tokens)
+    summary = locate.summarize(tokens)
     return Outcome(
         "unchanged",
         tokens.ref,
@@ -226,7 +226,7 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
     )
 
 
-def _summary_lines(tokens: Artifact, summary: Facts) -> list[str]:
+def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
     counts = summary.counts
     lines = [
         tokens.ref,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import BadData, broken
+from pipeline.errors import BadData, export_mismatch
 from pipeline.export.format import Split
 from pipeline.store import files
 from pipeline.tokens.store import TokenArray
@@ -79,7 +79,7 @@ def read_ids(path: Path, dtype: str, offset: int = 0) -> Iterator[np.ndarray]:
     """
     size = path.stat().st_size - offset
     if size < 0 or size % np.dtype(dtype).itemsize:
-        raise broken(path.name, f"{size:,} bytes of ids are not a multiple of the size of {dtype}")
+        raise export_mismatch(path.name, f"{size:,} bytes of ids are not a multiple of the size of {dtype}")
     with open(path, "rb") as file:
         file.seek(offset)
         while len(block := np.fromfile(file, dtype, BLOCK)):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import broken
+from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import DocumentLengths, Span, TokenFormat, TokenSource
 from pipeline.tokens import segments
@@ -50,7 +50,7 @@ def _read(folder: Path) -> Iterator[Span]:
         for path in folder.glob(f"*_{split}.ds"):
             dtype, count = _read_metadata(path.with_suffix(".ds.metadata"))
             if path.stat().st_size != count * np.dtype(dtype).itemsize:
-                raise broken(path.name, f"{path.stat().st_size:,} bytes are not {count:,} ids of {dtype}")
+                raise export_mismatch(path.name, f"{path.stat().st_size:,} bytes are not {count:,} ids of {dtype}")
             for ids in arrays.read_ids(path, dtype):
                 yield Span(split, path.name, ids)
 
@@ -61,7 +61,9 @@ def _read_metadata(path: Path) -> tuple[str, int]:
         tokenizer, count, _ = path.read_text(encoding="utf-8").split("\n")
         return _DTYPES[tokenizer.rpartition("|")[2]], int(count)
     except (ValueError, KeyError):
-        raise broken(path.name, "expected three lines: `tokenizer|2 or 4`, a number of tokens, a text") from None
+        raise export_mismatch(
+            path.name, "expected three lines: `tokenizer|2 or 4`, a number of tokens, a text"
+        ) from None
 
 
 def _read_lengths(folder: Path, split: str) -> DocumentLengths:

@@ -48,7 +48,7 @@ def export(tokens: Artifact, format_name: str, out: Path, *, verify: bool = Fals
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")
     token_format = FORMATS[format_name]
-    files.require_new(out, besides=tokens.path)
+    files.require_new(out, outside=tokens.path)
     source = open_source(tokens)
     _require_fit(source, token_format)
     out.parent.mkdir(parents=True, exist_ok=True)

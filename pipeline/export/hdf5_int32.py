@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import broken
+from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import Span, TokenFormat, TokenSource, open_source
 from pipeline.runtime import workers
@@ -28,7 +28,7 @@ _HDF5_CHUNK = 1 << 16
 def _write(source: TokenSource, folder: Path) -> None:
     # In a separate process: on a full disk, HDF5 crashes the interpreter at exit (docs/design/reliability.md, M10).
     for split in source.splits:
-        workers.isolated(_write_file, source.artifact.path, split.name, folder / f"{split.name}.h5")
+        workers.run_isolated(_write_file, source.artifact.path, split.name, folder / f"{split.name}.h5")
 
 
 def _write_file(artifact_path: Path, split_name: str, target: Path) -> None:
@@ -61,7 +61,7 @@ def _read(folder: Path) -> Iterator[Span]:
         with h5py.File(path, "r") as file:
             dataset = file["tokens"]
             if dataset.dtype != np.dtype(_DTYPE) or dataset.ndim != 1:
-                raise broken(path.name, f"`tokens` is not a 1-D array of {_DTYPE}")
+                raise export_mismatch(path.name, f"`tokens` is not a 1-D array of {_DTYPE}")
             for start in range(0, len(dataset), arrays.BLOCK):
                 yield Span(split, path.name, dataset[start : start + arrays.BLOCK])
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import broken
+from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import Span, Split, TokenFormat, TokenSource
 from pipeline.tokens import segments
@@ -79,7 +79,7 @@ def _read_index(path: Path) -> tuple[str, list[tuple[str, int, int]]]:
         chunks = [(chunk["filename"], chunk["chunk_size"], chunk["dim"]) for chunk in index["chunks"]]
         return dtypes[index["config"]["data_format"][0]], chunks
     except (ValueError, KeyError) as error:
-        raise broken(f"{path.parent.name}/{path.name}", f"not an index of chunks: {error}") from None
+        raise export_mismatch(f"{path.parent.name}/{path.name}", f"not an index of chunks: {error}") from None
 
 
 def _read_chunk(path: Path, items: int, count: int, dtype: str) -> Iterator[np.ndarray]:
@@ -87,7 +87,7 @@ def _read_chunk(path: Path, items: int, count: int, dtype: str) -> Iterator[np.n
     start = 4 * (2 + items)
     stop = start + count * np.dtype(dtype).itemsize
     if path.stat().st_size != stop or [*header[:2], header[-1]] != [items, start, stop]:
-        raise broken(f"{path.parent.name}/{path.name}", f"not a chunk of {items:,} items and {count:,} ids")
+        raise export_mismatch(f"{path.parent.name}/{path.name}", f"not a chunk of {items:,} items and {count:,} ids")
     yield from arrays.read_ids(path, dtype, start)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import BadData, broken
+from pipeline.errors import BadData, export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import Span, Split, TokenFormat, TokenSource
 from pipeline.tokens import segments
@@ -72,14 +72,14 @@ def _checked_dtype(path: Path) -> str:
     """Return the dtype of a file's ids from its header. Raises BadData unless the file has the size it states."""
     header = np.fromfile(path, "<i4", _HEADER_SIZE)
     if len(header) < _HEADER_SIZE or header[3:].any():
-        raise broken(path.name, "not an llm.c header")
+        raise export_mismatch(path.name, "not an llm.c header")
     for dtype, file_type in _FILE_TYPES.items():
         if (header[0], header[1]) == (file_type.magic, file_type.version):
             size, expected = path.stat().st_size, _HEADER_SIZE * 4 + int(header[2]) * np.dtype(dtype).itemsize
             if size != expected:
-                raise broken(path.name, f"{size:,} bytes where its header says {expected:,}")
+                raise export_mismatch(path.name, f"{size:,} bytes where its header says {expected:,}")
             return dtype
-    raise broken(path.name, f"magic {header[0]} with version {header[1]} is not a file type of llm.c")
+    raise export_mismatch(path.name, f"magic {header[0]} with version {header[1]} is not a file type of llm.c")
 
 
 FORMAT = TokenFormat("llmc", _write, _read)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import broken
+from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import DocumentLengths, Span, TokenFormat, TokenSource
 from pipeline.store import files
@@ -32,7 +32,7 @@ def _write(source: TokenSource, folder: Path) -> None:
         if split.idx:
             files.link_or_copy(split.idx, folder / f"{stem}.idx")
         else:
-            (folder / f"{stem}.idx").write_bytes(segments.index_of(source.lengths(split.name), source.dtype))
+            (folder / f"{stem}.idx").write_bytes(segments.megatron_index(source.lengths(split.name), source.dtype))
 
 
 def _read(folder: Path) -> Iterator[Span]:
@@ -48,10 +48,10 @@ def _read_header(path: Path) -> tuple[str, int, int]:
     with open(path, "rb") as file:
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
-        raise broken(path.name, f"{len(header)} bytes are too short for a Megatron index")
+        raise export_mismatch(path.name, f"{len(header)} bytes are too short for a Megatron index")
     magic, version, code, sequences, documents = _HEADER.unpack(header)
     if (magic, version) != (_MAGIC, _VERSION) or code not in _DTYPES:
-        raise broken(path.name, "not a Megatron index of u16 or i32 ids")
+        raise export_mismatch(path.name, "not a Megatron index of u16 or i32 ids")
     return _DTYPES[code], sequences, documents
 
 
@@ -59,7 +59,7 @@ def _read_lengths(folder: Path, split: str) -> DocumentLengths:
     (path,) = folder.glob(f"*_{split}_document.idx")
     dtype, count, documents = _read_header(path)
     if path.stat().st_size != _HEADER.size + 12 * count + 8 * documents or documents != count + 1:
-        raise broken(path.name, f"{path.stat().st_size:,} bytes do not fit an index of {count:,} sequences")
+        raise export_mismatch(path.name, f"{path.stat().st_size:,} bytes do not fit an index of {count:,} sequences")
     with open(path, "rb") as file:
         file.seek(_HEADER.size)
         lengths = np.fromfile(file, "<i4", count)
@@ -67,9 +67,9 @@ def _read_lengths(folder: Path, split: str) -> DocumentLengths:
         first_sequences = np.fromfile(file, "<i8", documents)
     ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize
     if offsets[0] or not np.array_equal(offsets[1:], ends[:-1]):
-        raise broken(path.name, "its offsets are not the sums of its lengths")
+        raise export_mismatch(path.name, "its offsets are not the sums of its lengths")
     if not np.array_equal(first_sequences, np.arange(documents)):
-        raise broken(path.name, "its documents are not single sequences")
+        raise export_mismatch(path.name, "its documents are not single sequences")
     return DocumentLengths(path.name, lengths)
 
 

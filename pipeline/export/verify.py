@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import broken
+from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import DocumentLengths, Span, TokenFormat, TokenSource
 from pipeline.tokens.store import TokenArray
@@ -25,7 +25,7 @@ def require_same(token_format: TokenFormat, folder: Path, source: TokenSource) -
     for name, ids in splits.items():
         if positions[name] != len(ids):
             problem = f"{positions[name]:,} tokens instead of {len(ids):,}"
-            raise broken(f"the {name} split in {token_format.name}", problem)
+            raise export_mismatch(f"the {name} split in {token_format.name}", problem)
     if token_format.read_lengths:
         for split in source.splits:
             _compare_lengths(token_format.read_lengths(folder, split.name), source.lengths(split.name), split.name)
@@ -34,22 +34,22 @@ def require_same(token_format: TokenFormat, folder: Path, source: TokenSource) -
 def _compare_ids(span: Span, array: TokenArray, start: int) -> None:
     stop = start + len(span.ids)
     if stop > len(array):
-        raise broken(span.file, f"more than the {len(array):,} tokens of the {span.split} split")
+        raise export_mismatch(span.file, f"more than the {len(array):,} tokens of the {span.split} split")
     position = start
     for expected in arrays.blocks(array, start, stop):
         actual = span.ids[position - start : position - start + len(expected)]
         if not np.array_equal(actual, expected):
             index = int(np.flatnonzero(actual != expected)[0])
             token = f"token {position + index:,} of the {span.split} split"
-            raise broken(span.file, f"{token} is {actual[index]} instead of {expected[index]}")
+            raise export_mismatch(span.file, f"{token} is {actual[index]} instead of {expected[index]}")
         position += len(expected)
 
 
 def _compare_lengths(documents: DocumentLengths, expected: np.ndarray, split: str) -> None:
     actual = documents.lengths
     if len(actual) != len(expected):
-        raise broken(documents.file, f"{len(actual):,} {split} documents instead of {len(expected):,}")
+        raise export_mismatch(documents.file, f"{len(actual):,} {split} documents instead of {len(expected):,}")
     if len(different := np.flatnonzero(actual != expected)):
         index = int(different[0])
         document = f"document {index:,} of the {split} split"
-        raise broken(documents.file, f"{document} has {actual[index]:,} tokens instead of {expected[index]:,}")
+        raise export_mismatch(documents.file, f"{document} has {actual[index]:,} tokens instead of {expected[index]:,}")

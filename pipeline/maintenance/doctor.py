@@ -134,7 +134,7 @@ def _guarded(name: str, check: Callable[[Path], Finding], folder: Path) -> Findi
 
 def _failed(name: str, error: OSError | InkstoneError) -> Finding:
     explained = from_os_error(error) if isinstance(error, OSError) else error
-    return Finding(name, "fail", explained.what, explained.hint)
+    return Finding(name, "fail", explained.message, explained.hint)
 
 
 def _locks(folder: Path) -> Finding:
@@ -151,7 +151,7 @@ def _locks(folder: Path) -> Finding:
 def _sync(folder: Path) -> Finding:
     data, durations = os.urandom(_SYNC_BYTES), []
     for index in range(_SYNC_ROUNDS):
-        with files.part_file(folder / f"sync{index}") as out:
+        with files.open_partial(folder / f"sync{index}") as out:
             out.write(data)
             start = time.perf_counter()
             out.sync()
@@ -169,7 +169,7 @@ def _hard_links(folder: Path) -> Finding:
     try:
         files.disk.link(old, new)
     except OSError as error:
-        message = f"not supported: {from_os_error(error).what}"
+        message = f"not supported: {from_os_error(error).message}"
         return Finding(
             "hard links", "warn", message, "plan for more space: artifacts copy files instead of sharing them"
         )
@@ -182,7 +182,7 @@ def _publishing(folder: Path) -> Finding:
     """Check that a symbolic link can replace another atomically, as publishing moves `current`."""
     link = folder / "current"
     for generation in ("old", "new"):
-        files.point(link, generation)
+        files.point_symlink(link, generation)
     if os.readlink(link) != "new":
         return Finding("publishing", "fail", "a renamed link does not replace the old one", _USE_LOCAL_DISK)
     return Finding("publishing", "ok", "a link replaces another in one step")
@@ -213,7 +213,7 @@ def _clock_and_endpoint(ask: Callable[[], str] | None) -> Iterator[Finding]:
             endpoint = Finding("endpoint", "ok", f"answers, at {date}" if date else "answers, without a date")
         except InkstoneError as error:
             hint = error.hint or "check the network and its proxies"
-            endpoint = Finding("endpoint", "warn", " ".join(error.what.split()), hint)
+            endpoint = Finding("endpoint", "warn", " ".join(error.message.split()), hint)
     yield _clock(time.time(), date)
     yield endpoint
 

@@ -20,8 +20,8 @@ import msgspec
 from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing, TryAgain
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import MANIFEST, Artifact
-from pipeline.store.generations import ROLLED_BACK, current_key, generation_keys, rolled_back, run_of
-from pipeline.store.manifest import KINDS, Input, is_name
+from pipeline.store.generations import ROLLED_BACK, current_key, generation_keys, read_run_info, rolled_back_keys
+from pipeline.store.manifest import KINDS, Input, is_valid_name
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ def rollback(root: Path, reference: str, *, to: str = "") -> RollbackResult:
     Raises InputMissing if there is no such generation, BadData if it is damaged, TryAgain if the artifact is in use.
     """
     folder = _artifact_folder(root, reference)
-    with locks.lock(folder / ".lock", doing=f"rollback {reference}"):
-        files.remove_temporaries(folder, below=False)
-        keys, current, unwanted = generation_keys(folder), current_key(folder), rolled_back(folder)
+    with locks.lock(folder / ".lock", action=f"rollback {reference}"):
+        files.remove_temporaries(folder, recursive=False)
+        keys, current, unwanted = generation_keys(folder), current_key(folder), rolled_back_keys(folder)
         target = to or _previous_key(reference, keys, current, unwanted)
         if target not in keys:
             raise InputMissing(f"{reference}: no generation {target}", hint=f"existing: {', '.join(keys) or 'none'}")
         generation = artifact.read(folder / target)
-        if problems := artifact.problems(generation):
+        if problems := artifact.find_problems(generation):
             alternatives = ", ".join(key for key in keys if key not in (current, target, *unwanted)) or "none"
             raise BadData(problems[0], hint=f"other generations for --to: {alternatives}")
         is_older = current in keys and keys.index(target) < keys.index(current)
         # Record the key first. A refresh in between then refuses the key instead of moving `current` forward again.
         _record_rolled_back(folder, ({*unwanted, current} if is_older else {*unwanted}) - {target})
         if current != target:
-            files.point(folder / "current", target)
+            files.point_symlink(folder / "current", target)
     previous = f"{reference}/{current}" if current else ""
     return RollbackResult(generation, previous, "unchanged" if current == target else "rolled back")
 
@@ -73,8 +73,10 @@ def _artifact_folder(root: Path, reference: str) -> Path:
     """Return the folder of all generations of `kind/name`. Raises InputMissing if there is none."""
     kind, _, name = reference.partition("/")
     folder = root / kind / name
-    if kind not in KINDS or not is_name(name) or not folder.is_dir():
-        existing = ", ".join(f"{kind}/{name}" for kind in KINDS for name in artifact.names(root, kind)) or "none yet"
+    if kind not in KINDS or not is_valid_name(name) or not folder.is_dir():
+        existing = (
+            ", ".join(f"{kind}/{name}" for kind in KINDS for name in artifact.list_names(root, kind)) or "none yet"
+        )
         raise InputMissing(f"no artifact {reference!r} in {root}", hint=f"name one as KIND/NAME; existing: {existing}")
     return folder
 
@@ -90,7 +92,7 @@ def _previous_key(reference: str, keys: list[str], current: str, unwanted: tuple
 
 def _record_rolled_back(folder: Path, keys: set[str]) -> None:
     """Write the keys that were rolled back, if they changed."""
-    if keys != {*rolled_back(folder)}:
+    if keys != {*rolled_back_keys(folder)}:
         files.write_file(folder / ROLLED_BACK, msgspec.json.encode(sorted(keys)))
 
 
@@ -146,16 +148,16 @@ class _Pruning:
             with self._lock(folder):
                 return [*self._leftovers(folder), *self._generations(folder)]
         except TryAgain as busy:
-            return [PruneRow(self._ref(folder / key), False, 0, busy.what) for key in generation_keys(folder)]
+            return [PruneRow(self._ref(folder / key), False, 0, busy.message) for key in generation_keys(folder)]
 
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:
         """Hold the lock of an artifact. A dry run writes nothing, so it only checks that the lock is free."""
         if not self.dry_run:
-            with locks.lock(folder / ".lock", doing="prune"):
+            with locks.lock(folder / ".lock", action="prune"):
                 yield
         elif locks.is_locked(folder / ".lock"):
-            raise TryAgain(f"{folder}: in use by {locks.holder(folder / '.lock') or 'another process'}")
+            raise TryAgain(f"{folder}: in use by {locks.current_holder(folder / '.lock') or 'another process'}")
         else:
             yield
 
@@ -171,9 +173,9 @@ class _Pruning:
             for path in paths
         ]
         if not self.dry_run:
-            files.remove_temporaries(folder, below=False)
+            files.remove_temporaries(folder, recursive=False)
             for draft in drafts:
-                files.throw_away(draft)
+                files.discard_folder(draft)
         return rows
 
     def _superseded_drafts(self, folder: Path) -> list[Path]:
@@ -204,16 +206,16 @@ class _Pruning:
             else:
                 yield self._remove_unless_read(generation, ref)
         if not self.dry_run:  # the record keeps only keys whose generation could be published again
-            _record_rolled_back(folder, {*rolled_back(folder)} & {*generation_keys(folder)})
+            _record_rolled_back(folder, {*rolled_back_keys(folder)} & {*generation_keys(folder)})
 
     def _recent_keys(self, folder: Path, keys: list[str]) -> set[str]:
         """Return the newest keys, back to the `keep`-th that is neither damaged nor rolled back."""
         recent: set[str] = set()
-        unwanted, usable = rolled_back(folder), 0
+        unwanted, usable = rolled_back_keys(folder), 0
         for key in reversed(keys):
             if usable < self.keep:
                 recent.add(key)
-                usable += key not in unwanted and artifact.is_whole(folder / key)
+                usable += key not in unwanted and artifact.is_intact(folder / key)
         return recent
 
     def _remove_unless_read(self, generation: Path, ref: str) -> PruneRow:
@@ -228,7 +230,7 @@ class _Pruning:
         freed = self._freed_bytes(generation)
         self.removed.add(ref)
         if not self.dry_run:
-            files.throw_away(generation)
+            files.discard_folder(generation)
         return PruneRow(ref, True, freed, f"older than the {self.keep} newest")
 
     def _freed_bytes(self, path: Path) -> int:
@@ -266,7 +268,7 @@ def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
     pending: list[tuple[str, tuple[Input, ...]]] = []
     # Drafts before runs: a draft published in between is then found among the runs.
     for draft in [path for kind in KINDS for path in sorted((root / kind).glob("*/.draft-*"))]:
-        inputs, ref = run_of(draft).made_from, draft.relative_to(root).as_posix()
+        inputs, ref = read_run_info(draft).made_from, draft.relative_to(root).as_posix()
         if inputs is not None:
             pending.append((ref, inputs))
         elif ref.startswith("runs/"):  # other stages can start again from other data
@@ -299,7 +301,7 @@ def _is_generation(root: Path, name: str) -> bool:
     """Return True if an input's name is that of a generation below `root`, not of a raw or local file."""
     kind, _, path = name.partition("/")
     artifact_name, _, key = path.partition("/")
-    return kind in KINDS and is_name(artifact_name) and key in generation_keys(root / kind / artifact_name)
+    return kind in KINDS and is_valid_name(artifact_name) and key in generation_keys(root / kind / artifact_name)
 
 
 def _quarantined(root: Path) -> list[PruneRow]:

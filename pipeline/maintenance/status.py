@@ -43,7 +43,7 @@ def status(root: Path) -> list[StatusRow]:
             if drafts := list(folder.glob(".draft-*")):
                 draft_state = "in use" if locks.is_locked(folder / ".lock") else "unfinished"
                 ref = f"{kind}/{folder.name}/{drafts[0].name.removeprefix('.draft-')}"
-                rows.append(StatusRow(ref, draft_state, _age_hours(drafts[0]), files.bytes_below(drafts[0]), ""))
+                rows.append(StatusRow(ref, draft_state, _age_hours(drafts[0]), files.folder_size(drafts[0]), ""))
     return rows
 
 
@@ -52,7 +52,7 @@ def _current_row(link: Path, name: str) -> StatusRow:
     try:
         row = _artifact_row(artifact.read(link.parent / key), link.parent)
     except InkstoneError as error:  # one unreadable artifact must not hide the others
-        row = StatusRow(f"{name}/{key}", "damaged", _age_hours(link), 0, error.what)
+        row = StatusRow(f"{name}/{key}", "damaged", _age_hours(link), 0, error.message)
     if row.state == "damaged" and os.readlink(link) != key:  # replaced and pruned in the meantime
         return _current_row(link, name)
     return row
@@ -60,7 +60,7 @@ def _current_row(link: Path, name: str) -> StatusRow:
 
 def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
     size = sum(record.size for record in current.manifest.files)
-    current_state = "current" if not artifact.problems(current) else "damaged"
+    current_state = "current" if not artifact.find_problems(current) else "damaged"
     older = len(list(folder.glob(f"[!.]*/{artifact.MANIFEST}"))) - 2  # `current` matches as well as its target
     suffix = f", {older} older" if older > 0 else ""
     return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, _summary(current) + suffix)
@@ -68,11 +68,11 @@ def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
 
 def _source_row(root: Path, folder: Path) -> StatusRow:
     try:
-        pins = cache.read_lock(root, folder.name)
+        pins = cache.read_lock_file(root, folder.name)
     except BadData as error:
-        return StatusRow(f"raw/{folder.name}", "damaged", _age_hours(folder), 0, error.what)
+        return StatusRow(f"raw/{folder.name}", "damaged", _age_hours(folder), 0, error.message)
     size = sum(pin.size for pin in pins.values())
-    is_complete = all(files.size_of(folder / name) == pin.size for name, pin in pins.items())
+    is_complete = all(files.file_size(folder / name) == pin.size for name, pin in pins.items())
     source_state = "current" if is_complete else "damaged"
     return StatusRow(f"raw/{folder.name}", source_state, _age_hours(folder), size, f"{len(pins)} files")
 
@@ -160,7 +160,7 @@ def refreshes(root: Path) -> list[RefreshStatus]:
     statuses = []
     for recipe in state.recipe_names(root):
         record, lock = state.read(root, recipe), state.lock_of(root, recipe)
-        running = str(locks.holder(lock) or "by an unknown process") if locks.is_locked(lock) else ""
+        running = str(locks.current_holder(lock) or "by an unknown process") if locks.is_locked(lock) else ""
         statuses.append(
             RefreshStatus(
                 recipe,

@@ -28,7 +28,7 @@ def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[t
             yield ref, check()
     if reference and not any_found:
         external = artifact.read(Path(reference))
-        yield external.ref, artifact.problems(external, deep=deep)
+        yield external.ref, artifact.find_problems(external, deep=deep)
 
 
 def _checks(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
@@ -43,17 +43,17 @@ def _problems(check: Callable[[], list[str]]) -> list[str]:
     try:
         return check()
     except InkstoneError as error:  # a torn manifest or lock file is a problem to report
-        return [error.what]
+        return [error.message]
 
 
 def _artifact_problems(path: Path, deep: bool) -> list[str]:
-    return artifact.problems(artifact.read(path), deep=deep)
+    return artifact.find_problems(artifact.read(path), deep=deep)
 
 
 def _source_problems(root: Path, folder: Path, *, deep: bool) -> list[str]:
     problems = []
-    for name, pin in sorted(cache.read_lock(root, folder.name).items()):
+    for name, pin in sorted(cache.read_lock_file(root, folder.name).items()):
         expected = msgspec.structs.replace(pin, mtime_ns=-1) if deep else pin  # an unknown time forces a hash
-        if not cache.is_whole(folder / name, expected):
+        if not cache.is_intact(folder / name, expected):
             problems.append(f"{folder / name}: not the file that was downloaded")
     return problems

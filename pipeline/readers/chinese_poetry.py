@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import BadData
-from pipeline.readers.compression import blocks
+from pipeline.readers.compression import read_blocks
 from pipeline.readers.documents import Document
 from pipeline.runtime.progress import Advance
 
@@ -54,7 +54,7 @@ def read(path: Path, advance: Advance = lambda count: None) -> Iterator[Document
     `meta` holds the author, the titles of the enclosing entries as `book`, and every other field that is a string.
     Raises BadData for JSON of another shape.
     """
-    data = b"".join(blocks(path, advance)).removeprefix(_BOM)
+    data = b"".join(read_blocks(path, advance)).removeprefix(_BOM)
     output = _Documents(file=path.name)
     try:
         value = msgspec.json.decode(data)

@@ -33,7 +33,7 @@ _MAX_RATIO = 1 << 14
 _DOWNLOAD_AGAIN = "download the file again"
 
 
-def blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]:
+def read_blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file in blocks; call `advance` with the count of compressed bytes read.
 
     The name decides: `.zst` and `.gz` are decompressed, any other file is read as it is. Raises BadData if compressed

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-EXCERPT = 200  # characters of a reject that are reported
+EXCERPT_CHARACTERS = 200  # characters of a reject that are reported
 
 
 @dataclass(frozen=True, slots=True)

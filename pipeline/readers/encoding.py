@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.errors import BadConfig, BadData
-from pipeline.readers.compression import blocks
+from pipeline.readers.compression import read_blocks
 from pipeline.readers.magic_numbers import refuse_other_formats
 from pipeline.runtime.progress import Advance
 
@@ -76,23 +76,25 @@ _COMMON = (  # the most common characters and marks of novels, poems and news, s
 
 
 @dataclass
-class Facts:
+class EncodingStats:
     """Encoding of a text file, filled while it is read; complete after the last piece of text."""
 
     encoding: str = ""
-    mark: bytes = b""  # the byte order mark, which is not part of the text
-    cut: bytes = b""  # bytes of a truncated last character, not part of the text either
-    cut_at: int = 0  # their offset in the decompressed file
+    byte_order_mark: bytes = b""  # the byte order mark, which is not part of the text
+    truncated_bytes: bytes = b""  # bytes of a truncated last character, not part of the text either
+    truncated_offset: int = 0  # their offset in the decompressed file
 
 
-def text(path: Path, stats: Facts, *, encoding: str = AUTO, advance: Advance = lambda count: None) -> Iterator[str]:
+def read_text(
+    path: Path, stats: EncodingStats, *, encoding: str = AUTO, advance: Advance = lambda count: None
+) -> Iterator[str]:
     """Yield the text of a file in pieces, some of them empty, and fill `stats`.
 
     A byte order mark overrides `encoding`. Raises BadData if the file is empty, not text, has bytes that are invalid in
     its encoding, or if no encoding is detected; BadConfig if `encoding` does not exist.
     """
     requested, current, is_blank, offset = _codec_name(encoding), "", True, 0
-    file_blocks = blocks(path, advance)
+    file_blocks = read_blocks(path, advance)
     decoder = codecs.getincrementaldecoder("ascii")()
     try:
         for offset, block in _detected_blocks(file_blocks, requested, stats):
@@ -108,17 +110,19 @@ def text(path: Path, stats: Facts, *, encoding: str = AUTO, advance: Advance = l
                     _refuse_zeros(error.object[: error.start].decode(current), current, start)
                     following = error.object[error.start :] + next(file_blocks, b"")
                     raise _invalid_bytes(current, start + error.start, following, requested) from None
-                stats.cut, stats.cut_at, piece = pending, start, ""
+                stats.truncated_bytes, stats.truncated_offset, piece = pending, start, ""
             _refuse_zeros(piece, current, start)
             is_blank = is_blank and (not piece or piece.isspace())
             yield piece
         if is_blank:
-            problem = "the file contains only white space" if offset > len(stats.mark) else "the file is empty"
+            problem = (
+                "the file contains only white space" if offset > len(stats.byte_order_mark) else "the file is empty"
+            )
             raise BadData(problem, hint="remove it from the input, or check where it comes from")
     except BadData as error:
-        if error.what.startswith(f"{path}: "):  # an error of the decompression
+        if error.message.startswith(f"{path}: "):  # an error of the decompression
             raise
-        raise BadData(f"{path}: {error.what}", hint=error.hint) from None
+        raise BadData(f"{path}: {error.message}", hint=error.hint) from None
 
 
 def detect(head: bytes, *, is_complete: bool) -> str:
@@ -131,7 +135,7 @@ def detect(head: bytes, *, is_complete: bool) -> str:
     return _byte_order_mark(head)[1] or _detect_unmarked(head, is_complete, 0)
 
 
-def share_of_han(text: str) -> float:
+def han_ratio(text: str) -> float:
     """Return the fraction of Han characters among those that are not white space, 0 if there are none."""
     size = sum(map(len, text.split()))
     return sum(map(len, _HAN.findall(text))) / size if size else 0.0
@@ -140,15 +144,15 @@ def share_of_han(text: str) -> float:
 # Blocks of a file, with their encoding
 
 
-def _detected_blocks(file_blocks: Iterator[bytes], requested: str, stats: Facts) -> Iterator[tuple[int, bytes]]:
+def _detected_blocks(file_blocks: Iterator[bytes], requested: str, stats: EncodingStats) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, block), with an empty block last; `stats.encoding` is set before each."""
     head, is_complete = _read_head(file_blocks, HEAD_BYTES)
-    stats.mark, _ = _byte_order_mark(head)
+    stats.byte_order_mark, _ = _byte_order_mark(head)
     if requested == AUTO:
         stats.encoding = detect(head, is_complete=is_complete)
     else:
         stats.encoding = _check_requested(requested, head, is_complete)
-    offset = len(stats.mark)
+    offset = len(stats.byte_order_mark)
     block = head[offset:]
     while block:
         yield offset, block

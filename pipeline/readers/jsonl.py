@@ -18,30 +18,30 @@ from typing import Any, BinaryIO
 import msgspec
 import zstandard
 
-from pipeline.readers.documents import EXCERPT, OnReject, Reject
+from pipeline.readers.documents import EXCERPT_CHARACTERS, OnReject, Reject
 from pipeline.runtime.ledger import Ledger
 
-SHOWN = 1 << 20  # bytes of a reject in which characters are counted
-MAX_LINE = 512 << 20  # bytes; a longer line would not fit in the memory of a small machine
-UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # the errors of decoding a line
-LINE_BEGINS = b'{"text":"'
+COUNTED_BYTES = 1 << 20  # bytes of a reject in which characters are counted
+MAX_LINE_BYTES = 512 << 20  # bytes; a longer line would not fit in the memory of a small machine
+DECODE_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # the errors of decoding a line
+LINE_PREFIX = b'{"text":"'
 
 
 # Write
 
 
-def json_line(text: str, title: str, source: str, meta: Any) -> bytes:
+def encode_line(text: str, title: str, source: str, meta: Any) -> bytes:
     """Return a document as one line of a corpus, without empty fields."""
     fields = {"title": title, "source": source, "meta": meta}
     return msgspec.json.encode({"text": text} | {name: value for name, value in fields.items() if value}) + b"\n"
 
 
-def line_end(title: str, source: str, meta: Any) -> bytes:
+def line_suffix(title: str, source: str, meta: Any) -> bytes:
     """Return the part of `json_line` that follows the text, from its closing quote."""
-    return json_line("", title, source, meta).removeprefix(LINE_BEGINS)
+    return encode_line("", title, source, meta).removeprefix(LINE_PREFIX)
 
 
-class ZstdLines:
+class ZstdWriter:
     """Zstd file writer that adds a checksum to its frame (the library's default does not)."""
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class ZstdLines:
         self._zstd.close()
         self._file.close()
 
-    def __enter__(self) -> ZstdLines:
+    def __enter__(self) -> ZstdWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -76,27 +76,27 @@ class Record(msgspec.Struct):
     @property
     def title(self) -> str:
         """The title if it is a string, else ""."""
-        title = value_of(self.raw_title)
+        title = decode_field(self.raw_title)
         return title if isinstance(title, str) else ""
 
     @property
     def meta(self) -> Any:
         """The decoded meta, or None if it cannot be decoded."""
-        return value_of(self.raw_meta)
+        return decode_field(self.raw_meta)
 
 
 _decode_record = msgspec.json.Decoder(Record).decode
 
 
-def value_of(raw: msgspec.Raw) -> Any:
+def decode_field(raw: msgspec.Raw) -> Any:
     """Decode an optional field; return None if it is not valid (a number out of range, broken UTF-8)."""
     try:
         return msgspec.json.decode(raw)
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return None
 
 
-def lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
+def split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
     """Yield (byte offset, line, is_complete) for each line, without its line break.
 
     A line longer than MAX_LINE is not complete: only its beginning is returned, at least EXCERPT bytes. Lines are split
@@ -107,32 +107,32 @@ def lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
     for block in blocks:
         head, newline, tail = block.partition(b"\n")
         size += len(head)
-        if size <= MAX_LINE:
+        if size <= MAX_LINE_BYTES:
             parts.append(head)
-        elif sum(map(len, parts)) > EXCERPT:
-            parts = [b"".join(parts)[:EXCERPT]]
+        elif sum(map(len, parts)) > EXCERPT_CHARACTERS:
+            parts = [b"".join(parts)[:EXCERPT_CHARACTERS]]
         if not newline:
             continue
-        yield offset, b"".join(parts), size <= MAX_LINE
+        yield offset, b"".join(parts), size <= MAX_LINE_BYTES
         offset += size + 1
         *complete_lines, last = tail.split(b"\n")
         for line in complete_lines:
-            yield offset, line, len(line) <= MAX_LINE
+            yield offset, line, len(line) <= MAX_LINE_BYTES
             offset += len(line) + 1
         parts, size = [last], len(last)
     if size:
-        yield offset, b"".join(parts), size <= MAX_LINE
+        yield offset, b"".join(parts), size <= MAX_LINE_BYTES
 
 
-def parse(line: bytes) -> Record | str:
+def parse_line(line: bytes) -> Record | str:
     """Decode one line. Return the reason to reject it if it is not a document."""
     try:
         return _decode_record(line)
-    except UNREADABLE as error:
-        return reason_of(error, line)
+    except DECODE_ERRORS as error:
+        return reject_reason(error, line)
 
 
-def reason_of(error: Exception, line: bytes | bytearray) -> str:
+def reject_reason(error: Exception, line: bytes | bytearray) -> str:
     """Return the reason to reject `line`, given the error that decoding it raised."""
     if isinstance(error, msgspec.ValidationError):
         return "bad-record"
@@ -143,18 +143,18 @@ def reject_line(
     ledger: Ledger, on_reject: OnReject, reason: str, line: bytes, file: str, number: int, offset: int
 ) -> None:
     """Count a rejected line and report it to `on_reject`. Characters are counted in its first MiB only."""
-    text = line[:SHOWN].decode(errors="replace")
+    text = line[:COUNTED_BYTES].decode(errors="replace")
     ledger.documents.came += 1
-    ledger.documents.drop(reason, 1)
+    ledger.documents.record_dropped(reason, 1)
     ledger.characters.came += len(text)
-    ledger.characters.drop(reason, len(text))
-    on_reject(Reject(file, number, offset, reason, text[:EXCERPT]))
+    ledger.characters.record_dropped(reason, len(text))
+    on_reject(Reject(file, number, offset, reason, text[:EXCERPT_CHARACTERS]))
 
 
 # Read a chunk at once
 
 # Offset of the line in its decompressed file, text of the document (None: rejected), name of its subset of the Pile.
-Row = tuple[int, str | None, str]
+DecodedLine = tuple[int, str | None, str]
 
 
 class _PileMeta(msgspec.Struct, gc=False):
@@ -169,7 +169,7 @@ class _PileLine(msgspec.Struct, gc=False):
 _decode_objects = msgspec.json.Decoder(_PileLine).decode_lines
 
 
-def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnReject) -> list[Row]:
+def decode_lines(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnReject) -> list[DecodedLine]:
     """Decode a chunk of lines that starts at byte `offset` of the decompressed `file`; return a row for each line.
 
     Documents and rejects are counted in `ledger`; the line numbers of rejects count from 0 within the chunk. All lines
@@ -179,7 +179,7 @@ def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnRej
     if _has_one_object_per_line(data, starts):
         try:
             records = _decode_objects(data)
-        except UNREADABLE:
+        except DECODE_ERRORS:
             records = []
         if len(records) == len(starts):
             ledger.documents.came += len(records)
@@ -196,17 +196,17 @@ def decode(data: bytes, file: str, offset: int, ledger: Ledger, on_reject: OnRej
     ]
 
 
-def _decode_one(line: bytes, file: str, number: int, offset: int, ledger: Ledger, on_reject: OnReject) -> Row:
-    record = parse(line)
+def _decode_one(line: bytes, file: str, number: int, offset: int, ledger: Ledger, on_reject: OnReject) -> DecodedLine:
+    record = parse_line(line)
     if isinstance(record, str):
         reject_line(ledger, on_reject, record, line, file, number, offset)
         return offset, None, ""
     ledger.documents.came += 1
     ledger.characters.came += len(record.text)
-    return offset, record.text, set_name(record.meta)
+    return offset, record.text, pile_set_name(record.meta)
 
 
-def set_name(meta: object) -> str:
+def pile_set_name(meta: object) -> str:
     """Return the name of the subset of the Pile that a document belongs to, or ""."""
     name = meta.get("pile_set_name") if isinstance(meta, dict) else ""
     return name if isinstance(name, str) else ""

@@ -14,9 +14,9 @@ import msgspec
 from pipeline.errors import BadData
 from pipeline.readers import chinese_poetry, jsonl, parquet
 from pipeline.readers import encoding as encodings
-from pipeline.readers.compression import blocks
+from pipeline.readers.compression import read_blocks
 from pipeline.readers.documents import Document, OnReject, Reject
-from pipeline.readers.encoding import Facts
+from pipeline.readers.encoding import EncodingStats
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 
@@ -25,7 +25,7 @@ SUFFIXES = (*(kind + packed for kind in PLAIN_SUFFIXES[:3] for packed in ("", ".
 _BOM = b"\xef\xbb\xbf"
 
 
-def read(
+def read_documents(
     path: Path,
     ledger: Ledger,
     on_reject: OnReject,
@@ -52,33 +52,35 @@ def read(
         yield document
 
 
-def json_lines(path: Path, advance: Advance = lambda count: None, *, encoding: str = encodings.AUTO) -> Iterator[bytes]:
+def read_json_lines(
+    path: Path, advance: Advance = lambda count: None, *, encoding: str = encodings.AUTO
+) -> Iterator[bytes]:
     """Yield a file as blocks of JSON lines: a .jsonl unchanged, each document of any other file as one line.
 
     Raises BadData if the file is truncated, corrupt or not text, also if a text ends within a character.
     """
     kind = _kind(path)
     if kind == ".jsonl":
-        file_blocks = _with_joined_head(blocks(path, advance))
+        file_blocks = _with_joined_head(read_blocks(path, advance))
         yield next(file_blocks, b"").removeprefix(_BOM)  # JSON does not allow a byte order mark
         yield from file_blocks
     elif kind == ".txt":  # streamed: a text file is one document of any length
-        stats = Facts()
+        stats = EncodingStats()
         yield b'{"text":"'
-        for text in encodings.text(path, stats, encoding=encoding, advance=advance):
+        for text in encodings.read_text(path, stats, encoding=encoding, advance=advance):
             yield msgspec.json.encode(text)[1:-1]
-        if stats.cut:  # there is no ledger here to count it in
+        if stats.truncated_bytes:  # there is no ledger here to count it in
             raise BadData(
-                f"{path}: the file ends within a character (bytes {stats.cut.hex(' ')} at offset {stats.cut_at:,})",
+                f"{path}: the file ends within a character (bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",
                 hint="download it again, or run `clean` on it, which keeps the rest and counts the lost bytes",
             )
         yield b'"}\n'
     else:
         for document in _read_container(path, kind, advance):
-            yield jsonl.json_line(document.text, document.title, "", document.meta)
+            yield jsonl.encode_line(document.text, document.title, "", document.meta)
 
 
-def has_lines(path: Path) -> bool:
+def has_many_documents(path: Path) -> bool:
     """Return True if a file may hold more than one document."""
     return _kind(path) != ".txt"
 
@@ -105,18 +107,18 @@ def _read_container(path: Path, kind: str, advance: Advance) -> Iterator[Documen
 
 def _read_text(path: Path, ledger: Ledger, on_reject: OnReject, encoding: str, advance: Advance) -> Document:
     """Read a text file as one document. The bytes of a truncated last character are counted as a reject."""
-    stats = Facts()
-    text = "".join(encodings.text(path, stats, encoding=encoding, advance=advance))
-    if stats.cut:
+    stats = EncodingStats()
+    text = "".join(encodings.read_text(path, stats, encoding=encoding, advance=advance))
+    if stats.truncated_bytes:
         ledger.documents.came += 1
-        ledger.documents.drop("truncated-end", 1)
-        on_reject(Reject(path.name, 0, stats.cut_at, "truncated-end", stats.cut.hex(" ")))
+        ledger.documents.record_dropped("truncated-end", 1)
+        on_reject(Reject(path.name, 0, stats.truncated_offset, "truncated-end", stats.truncated_bytes.hex(" ")))
     return Document(text, file=path.name)
 
 
 def _read_jsonl(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
-    for number, (offset, line, is_complete) in enumerate(jsonl.lines(json_lines(path, advance)), start=1):
-        record = jsonl.parse(line) if is_complete else "bad-too-long"
+    for number, (offset, line, is_complete) in enumerate(jsonl.split_lines(read_json_lines(path, advance)), start=1):
+        record = jsonl.parse_line(line) if is_complete else "bad-too-long"
         if isinstance(record, str):
             jsonl.reject_line(ledger, on_reject, record, line, path.name, number, offset)
             continue

@@ -16,7 +16,7 @@ from pipeline.errors import InkstoneError
 from pipeline.refresh.stages import STAGES, Chain
 from pipeline.refresh.state import StageTiming
 from pipeline.sources import download
-from pipeline.sources.download import Found
+from pipeline.sources.download import FileStatus
 from pipeline.sources.http import Network
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
@@ -31,7 +31,7 @@ _MAX_REASONS = 4  # reasons listed for a stale stage
 
 
 @dataclass(frozen=True)
-class Options:
+class RefreshOptions:
     """Options of a refresh.
 
     through       the last stage to run
@@ -70,18 +70,18 @@ class RefreshPlan:
     """Steps of a refresh, the state of each source file upstream, and the artifacts of the fresh stages by name."""
 
     steps: tuple[PlanStep, ...]
-    files: tuple[Found, ...]
+    files: tuple[FileStatus, ...]
     fresh: Mapping[str, Artifact]
 
 
-def plan(chain: Chain, options: Options, timings: Mapping[str, StageTiming]) -> RefreshPlan:
+def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTiming]) -> RefreshPlan:
     """Plan a run of the chain; `timings` are those of the last runs, by stage.
 
     Raises UpstreamChanged if a file of the source disappeared or shrank upstream, and TryAgain if a server cannot be
     reached: a plan is never made from a doubtful answer.
     """
     root = chain.root
-    survey = download.survey(
+    survey = download.check_upstream(
         root, chain.source, options.network, update=not options.locked, allow_shrink=options.allow_shrink
     )
     for file in survey:
@@ -98,7 +98,7 @@ def plan(chain: Chain, options: Options, timings: Mapping[str, StageTiming]) -> 
             steps.append(estimate.step(stage.name, f"{previous.stage} is stale", reads))
             continue
         identity, _ = stage.prepare()
-        published = artifact.published(root, identity)
+        published = artifact.find_published(root, identity)
         if published and current_key(root / identity.kind / identity.name) == identity.key:
             chain.artifacts[stage.name] = published
             steps.append(PlanStep(stage.name, "fresh", published.ref))
@@ -107,19 +107,19 @@ def plan(chain: Chain, options: Options, timings: Mapping[str, StageTiming]) -> 
         if published:
             fraction = 0.0
         elif _reuses_unchanged(chain, stage.name):
-            fraction = reuse.share_left(root, identity)
-        written = files.bytes_below(draft_path(root, identity))
+            fraction = reuse.remaining_fraction(root, identity)
+        written = files.folder_size(draft_path(root, identity))
         steps.append(estimate.step(stage.name, _reason(root, identity, published), int(fraction * total), written))
     return RefreshPlan(tuple(steps), tuple(survey), dict(chain.artifacts))
 
 
-def _download_step(source: str, survey: Sequence[Found], timings: Mapping[str, StageTiming]) -> PlanStep:
+def _download_step(source: str, survey: Sequence[FileStatus], timings: Mapping[str, StageTiming]) -> PlanStep:
     missing = [file for file in survey if file.state != "there"]
     if not missing:
         return PlanStep("download", "fresh", f"raw/{source}")
     first = missing[0]
     suffix = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    reason = f"{len(missing)} of {len(survey)} files: {first.file.name} {first.state} ({first.why}){suffix}"
+    reason = f"{len(missing)} of {len(survey)} files: {first.file.name} {first.state} ({first.reason}){suffix}"
     sizes = [file.bytes for file in missing]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     timing = timings.get("download")
@@ -161,12 +161,12 @@ def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:
     try:
         current = artifact.current(root, identity.kind, identity.name)
     except InkstoneError as error:
-        return error.what
+        return error.message
     if current is None:
         return "not built yet"
     manifest = current.manifest
     if manifest.key == identity.key:
-        return artifact.problems(current)[0]
+        return artifact.find_problems(current)[0]
     reasons = _differences(_digests(manifest.inputs), _digests(identity.inputs), "changed")
     reasons += _differences(_flatten(manifest.options), _flatten(identity.options))
     reasons += _differences(manifest.libraries, identity.versions())

@@ -16,21 +16,21 @@ from typing import Any
 
 import msgspec
 
-from pipeline.errors import explain
+from pipeline.errors import to_inkstone_error
 from pipeline.refresh import state
-from pipeline.refresh.plan import Options, PlanStep, RefreshPlan, plan
+from pipeline.refresh.plan import PlanStep, RefreshOptions, RefreshPlan, plan
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.stages import Chain, TrainStage
 from pipeline.refresh.state import RefreshState, StageTiming
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 from pipeline.sources import download
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 
 
 @dataclass(frozen=True)
-class Refreshed:
+class RefreshResult:
     """Result of a refresh: the outcome of each stage, and the artifact of the last one."""
 
     steps: tuple[PlanStep, ...]
@@ -46,11 +46,11 @@ def refresh(
     recipe: Recipe,
     train: TrainStage,
     progress: Progress,
-    options: Options,
+    options: RefreshOptions,
     *,
     wait: float = 0.0,
     run_id: str = "",
-) -> Refreshed:
+) -> RefreshResult:
     """Plan a refresh and run the plan, holding the recipe's lock. Raises the error of the first stage that fails.
 
     `wait` is the number of seconds to wait for the lock. If no stage is stale, only the recipe's state is written.
@@ -58,7 +58,7 @@ def refresh(
     chain = Chain(root, recipe, train, progress, options.jobs)
     chain.stages(options.through)  # rejects an unknown stage before waiting for the lock
     path = state.lock_of(root, recipe.name)
-    with locks.lock(path, wait=wait, doing=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
+    with locks.lock(path, wait=wait, action=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
         files.remove_temporaries_of(state.path_of(root, recipe.name))
         journal = _Journal(root, state.read(root, recipe.name), run_id, lock)
         with journal, ExitStack() as leases:
@@ -68,14 +68,16 @@ def refresh(
             return _run(chain, refresh_plan, options, journal, leases)
 
 
-def _run(chain: Chain, refresh_plan: RefreshPlan, options: Options, journal: _Journal, leases: ExitStack) -> Refreshed:
+def _run(
+    chain: Chain, refresh_plan: RefreshPlan, options: RefreshOptions, journal: _Journal, leases: ExitStack
+) -> RefreshResult:
     """Run the plan. Leases keep the artifacts of earlier stages from being pruned until it ends."""
     root, progress = chain.root, chain.progress
     download_step, *stage_steps = refresh_plan.steps
     outcomes = [dataclasses.replace(download_step, result="unchanged")]
     if download_step.result == "stale":
         journal.begin("download")
-        fetched = download.fetch(
+        fetched = download.fetch_missing(
             root,
             chain.source,
             refresh_plan.files,
@@ -105,7 +107,7 @@ def _run(chain: Chain, refresh_plan: RefreshPlan, options: Options, journal: _Jo
         leases.enter_context(artifact.lease(last))
         chain.artifacts[step.stage] = last
         _report(outcomes[-1], progress)
-    refreshed = Refreshed(tuple(outcomes), last)
+    refreshed = RefreshResult(tuple(outcomes), last)
     journal.result = refreshed.result
     return refreshed
 
@@ -124,7 +126,7 @@ def _report(step: PlanStep, progress: Progress) -> None:
 class _Journal:
     """Records the progress of a refresh: the running stage in its lock, each stage and the result in its state."""
 
-    def __init__(self, root: Path, previous: RefreshState, run_id: str, lock: locks.Held) -> None:
+    def __init__(self, root: Path, previous: RefreshState, run_id: str, lock: locks.HeldLock) -> None:
         self._root, self._lock = root, lock
         self.state = msgspec.structs.replace(previous, run_id=run_id, pid=os.getpid(), started=state.now(), ended="")
         self.result = "failed"
@@ -134,7 +136,7 @@ class _Journal:
         return self
 
     def begin(self, stage: str) -> None:
-        self._lock.say(stage)
+        self._lock.set_stage(stage)
         self._stage_start = time.monotonic()
         self.state = msgspec.structs.replace(self.state, stage=stage, result="running")
         if stage != "plan":  # if nothing is stale, the write at the end is enough
@@ -150,9 +152,9 @@ class _Journal:
         if error is None:
             fields |= {"result": self.result, "last_success": fields["ended"]}
         else:
-            failure = explain(error)
+            failure = to_inkstone_error(error)
             fields |= {"result": "failed", "stage": self.state.stage, "exit_code": failure.exit_code}
-            fields |= {"error": redacted(failure.what), "hint": redacted(failure.hint)}
+            fields |= {"error": redact(failure.message), "hint": redact(failure.hint)}
         self.state = msgspec.structs.replace(self.state, **fields)
         self._write()
 

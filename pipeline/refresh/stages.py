@@ -16,7 +16,7 @@ from pipeline.refresh.recipe import Recipe
 from pipeline.runtime.progress import Progress
 from pipeline.sources import catalogue
 from pipeline.sources import inputs as raw
-from pipeline.store.artifact import Artifact, Built
+from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import stage as train_tokenizer
 from pipeline.tokens import stage as tokenize
@@ -35,7 +35,7 @@ class TrainStage:
 
     check: Callable[[], object]
     identify: Callable[[Artifact], Identity]
-    run: Callable[[Artifact], Built]
+    run: Callable[[Artifact], BuildResult]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Stage:
     """A stage that publishes an artifact. `prepare` returns the artifact's identity and the function that builds it."""
 
     name: str
-    prepare: Callable[[], tuple[Identity, Callable[[], Built]]]
+    prepare: Callable[[], tuple[Identity, Callable[[], BuildResult]]]
 
 
 class Chain:
@@ -57,7 +57,7 @@ class Chain:
         self.artifacts: dict[str, Artifact] = {}
         self._check()
         section = recipe.download
-        self.source = catalogue.resolve(section.source, shards=section.shards, mirror=section.mirror)
+        self.source = catalogue.resolve_source(section.source, shards=section.shards, mirror=section.mirror)
 
     def _check(self) -> None:
         """Raise BadConfig for an invalid recipe now, before stages run that can take hours."""
@@ -68,7 +68,7 @@ class Chain:
             )
         tokenizers.check_encoder(recipe.tokenizer.use, recipe.tokenize.encoder)
         if not recipe.tokenizer.use:
-            train_tokenizer.check(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
+            train_tokenizer.check_options(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
         self.train.check()
 
     def stages(self, through: str) -> list[Stage]:
@@ -86,16 +86,16 @@ class Chain:
 
     def _raw_files(self) -> list[raw.InputFile]:
         """Return the raw files that this recipe selects; the cache may hold more files of the same source."""
-        return raw.pinned(self.root, self.source.name, {file.name for file in self.source.files})
+        return raw.pinned_files(self.root, self.source.name, {file.name for file in self.source.files})
 
-    def _clean(self) -> tuple[Identity, Callable[[], Built]]:
+    def _clean(self) -> tuple[Identity, Callable[[], BuildResult]]:
         assert self.recipe.clean
         name, options = self.recipe.name, self.recipe.clean
         inputs = self._raw_files()
         identity = clean.identify(name, inputs, options)
         return identity, lambda: clean.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
 
-    def _train_tokenizer(self) -> tuple[Identity, Callable[[], Built]]:
+    def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, section, corpus = self.recipe.name, self.recipe.tokenizer, self.artifacts["clean"]
         sentences, entry = corpus.file("sentences.txt"), corpus.as_input("corpus")
         identity = train_tokenizer.identify(name, entry, section.kind, section.vocab_size)
@@ -103,10 +103,10 @@ class Chain:
             self.root, name, sentences, entry, section.kind, section.vocab_size
         )
 
-    def _tokenize(self) -> tuple[Identity, Callable[[], Built]]:
+    def _tokenize(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, options = self.recipe.name, self.recipe.tokenize
         corpus, trained = self.artifacts.get("clean"), self.artifacts.get("train-tokenizer")
-        inputs = tokenize.divide([raw.corpus_file(corpus)] if corpus else self._raw_files(), [])
+        inputs = tokenize.assign_splits([raw.corpus_input(corpus)] if corpus else self._raw_files(), [])
         if trained:
             tokenizer = tokenizers.open_folder(trained.path)
         else:
@@ -116,6 +116,6 @@ class Chain:
             self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs
         )
 
-    def _train(self) -> tuple[Identity, Callable[[], Built]]:
+    def _train(self) -> tuple[Identity, Callable[[], BuildResult]]:
         tokens = self.artifacts["tokenize"]
         return self.train.identify(tokens), lambda: self.train.run(tokens)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.store import files
-from pipeline.store.generations import generation_keys, run_of
+from pipeline.store.generations import generation_keys, read_run_info
 from pipeline.store.manifest import KINDS
 
 FOLDER = ".state"
@@ -87,4 +87,6 @@ def age_hours(timestamp: str) -> float | None:
 def _last_built(root: Path, recipe: str) -> str:
     """Return the time at which the newest artifact of this name was finished, by a refresh or by a single command."""
     folders = [root / kind / recipe for kind in KINDS]
-    return max((run_of(folder / key).finished for folder in folders for key in generation_keys(folder)), default="")
+    return max(
+        (read_run_info(folder / key).finished for folder in folders for key in generation_keys(folder)), default=""
+    )

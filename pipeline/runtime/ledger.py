@@ -15,7 +15,7 @@ DEFAULT_MAX_BAD = 0.001
 
 
 @dataclass
-class Tally:
+class LedgerTally:
     """Counts of one kind of item: read, written, dropped by reason, and added by reason."""
 
     came: int = 0
@@ -23,21 +23,21 @@ class Tally:
     dropped: dict[str, int] = field(default_factory=dict)
     added: dict[str, int] = field(default_factory=dict)  # written without having been read
 
-    def drop(self, reason: str, count: int) -> None:
+    def record_dropped(self, reason: str, count: int) -> None:
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
-    def bring(self, reason: str, count: int) -> None:
+    def record_added(self, reason: str, count: int) -> None:
         if count:
             self.added[reason] = self.added.get(reason, 0) + count
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: LedgerTally) -> None:
         self.came += other.came
         self.out += other.out
         for reason, count in other.dropped.items():
-            self.drop(reason, count)
+            self.record_dropped(reason, count)
         for reason, count in other.added.items():
-            self.bring(reason, count)
+            self.record_added(reason, count)
 
     @property
     def bad(self) -> int:
@@ -52,14 +52,14 @@ class Tally:
 class Ledger:
     """Tallies of one stage, for documents and for characters (Unicode code points)."""
 
-    documents: Tally = field(default_factory=Tally)
-    characters: Tally = field(default_factory=Tally)
+    documents: LedgerTally = field(default_factory=LedgerTally)
+    characters: LedgerTally = field(default_factory=LedgerTally)
 
     def add(self, other: Ledger) -> None:
         self.documents.add(other.documents)
         self.characters.add(other.characters)
 
-    def close(self, *, max_bad: float = DEFAULT_MAX_BAD, of: int | None = None) -> dict[str, Any]:
+    def close(self, *, max_bad: float = DEFAULT_MAX_BAD, record_count: int | None = None) -> dict[str, Any]:
         """Check the ledger and return it as a plain dict.
 
         Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents exceed the
@@ -72,7 +72,7 @@ class Ledger:
                     f"the ledger of {name} does not add up: {tally.came:,} in, {accounted:,} accounted for",
                     hint="this is a bug; nothing was published",
                 )
-        records = self.documents.came if of is None else of
+        records = self.documents.came if record_count is None else record_count
         if self.documents.bad > max_bad * records:
             reasons = ", ".join(
                 f"{count:,} {reason}" for reason, count in self.documents.dropped.items() if reason.startswith("bad-")

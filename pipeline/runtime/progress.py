@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import TryAgain
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 
 Advance = Callable[[int], None]
 _HEARTBEAT = 60.0  # seconds
@@ -37,7 +37,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Report one line."""
         level = logging.WARNING if text.startswith("warning: ") else logging.INFO
-        logging.getLogger("pipeline").log(level, "%s", redacted(text).removeprefix("warning: "))
+        logging.getLogger("pipeline").log(level, "%s", redact(text).removeprefix("warning: "))
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -59,19 +59,19 @@ class Progress:
             raise TryAgain(f"stopped by a signal; {saved}", hint="run the same command again to resume")
 
 
-class Silent(Progress):
+class SilentProgress(Progress):
     """No messages at all: --quiet, and tests."""
 
     def note(self, text: str) -> None:
         pass
 
 
-class Lines(Progress):
+class LineProgress(Progress):
     """Plain lines: one per note, and one when a piece of work has finished."""
 
     def note(self, text: str) -> None:
         with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
-            print(redacted(text), file=sys.stderr, flush=True)
+            print(redact(text), file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -87,7 +87,7 @@ class Lines(Progress):
         self.note(f"{title}: {megabytes:,.1f} MB in {seconds:.1f} s ({megabytes / seconds:,.1f} MB/s)")
 
 
-class Bars(Lines):
+class BarProgress(LineProgress):
     """Progress bars on a terminal, drawn by rich."""
 
     @contextmanager
@@ -102,7 +102,7 @@ class Bars(Lines):
             yield lambda count: rich.advance(task, count)
 
 
-class Logged(Progress):
+class JsonLogProgress(Progress):
     """Wrapper that also appends everything to a log file: one JSON object per line, each with the id of the run.
 
     The file is reopened for each line, so it may be rotated at any time.
@@ -115,7 +115,7 @@ class Logged(Progress):
 
     def event(self, event: str, **fields: Any) -> None:
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        values = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+        values = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         line = json.dumps({"ts": timestamp, "run_id": self._run_id, "event": event, **values}, ensure_ascii=False)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

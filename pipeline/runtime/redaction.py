@@ -16,7 +16,7 @@ _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _MIN_SECRET = 4  # characters: a shorter value is not a secret, and would match everywhere
 
 
-def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return `text` without credentials: users and passwords in URLs, URL queries (may be signed), and tokens."""
     for secret in _secrets(environment):
         text = text.replace(secret, "…")
@@ -34,7 +34,7 @@ def _secrets(environment: Mapping[str, str]) -> list[str]:
     return sorted((secret for secret in secrets if len(secret) >= _MIN_SECRET), key=len, reverse=True)
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return `url` as it may be displayed and stored: without credentials and fragment, its query as a hash.
 
     The hash is the first 12 hex digits of the query's sha256, so different queries stay distinguishable.

@@ -15,14 +15,14 @@ from typing import Any
 
 
 @contextmanager
-def asked(stopped: threading.Event | None = None) -> Iterator[threading.Event]:
+def stop_on_signals(stopped: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield `stopped` (or a new event), which the first SIGINT, SIGTERM or SIGUSR1 sets."""
     with _set_by_signal(stopped or threading.Event(), (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)) as event:
         yield event
 
 
 @contextmanager
-def _stopped_by_sigterm(stop: threading.Event) -> Iterator[None]:
+def stop_on_sigterm(stop: threading.Event) -> Iterator[None]:
     """Set `stop` on the first SIGTERM."""
     with _set_by_signal(stop, (signal.SIGTERM,)):
         yield

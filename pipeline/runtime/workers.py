@@ -44,7 +44,7 @@ def default_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def isolated(function: Callable[..., Result], *arguments: object) -> Result:
+def run_isolated(function: Callable[..., Result], *arguments: object) -> Result:
     """Return `function(*arguments)`, run in its own process. For C libraries that can crash the interpreter.
 
     Raises what the function raises, and WorkerLost when its process was killed.
@@ -63,7 +63,9 @@ def isolated(function: Callable[..., Result], *arguments: object) -> Result:
         pool.shutdown()
 
 
-def stream(function: Callable[[Task], Result], tasks: Iterator[Task], *, jobs: int) -> Generator[tuple[Task, Result]]:
+def map_ordered(
+    function: Callable[[Task], Result], tasks: Iterator[Task], *, jobs: int
+) -> Generator[tuple[Task, Result]]:
     """Yield `(task, function(task))` in task order, computed by this process and up to `jobs - 1` workers.
 
     This process reads `tasks` and runs a task itself when no worker has room for it. It reads at most four tasks per

@@ -33,16 +33,16 @@ class RawFile(msgspec.Struct, frozen=True):
     commit: str = ""
 
 
-def folder(root: Path, source: str) -> Path:
+def source_folder(root: Path, source: str) -> Path:
     return root / "raw" / source
 
 
-def read_lock(root: Path, source: str) -> dict[str, RawFile]:
+def read_lock_file(root: Path, source: str) -> dict[str, RawFile]:
     """Return the pins in `sources.lock.json` by file name; empty if the source was never downloaded.
 
     Raises BadData if the file cannot be decoded, or pins a name that no cached file can have.
     """
-    path = folder(root, source) / LOCK_FILE
+    path = source_folder(root, source) / LOCK_FILE
     try:
         pins = msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
     except FileNotFoundError:
@@ -69,12 +69,12 @@ def name_problem(cache: Path, name: str) -> str:
     return ""
 
 
-def write_lock(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
+def write_lock_file(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
     data = msgspec.json.format(msgspec.json.encode(pinned, order="deterministic"), indent=2)
-    files.write_file(folder(root, source) / LOCK_FILE, data)
+    files.write_file(source_folder(root, source) / LOCK_FILE, data)
 
 
-def is_whole(path: Path, pin: RawFile) -> bool:
+def is_intact(path: Path, pin: RawFile) -> bool:
     """Return True if the cached file is the pinned one: by size and time, by its hash if only the time differs."""
     if not path.is_file() or path.stat().st_size != pin.size:
         return False

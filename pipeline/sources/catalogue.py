@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.readers.readers import SUFFIXES
-from pipeline.store.manifest import name_from
+from pipeline.store.manifest import name_from_path
 
 LOCK_FILE = "sources.lock.json"
 HUB = "https://huggingface.co"
@@ -54,7 +54,7 @@ CATALOGUE = {
 }
 
 
-def resolve(
+def resolve_source(
     reference: str,
     *,
     shards: str = "",
@@ -104,7 +104,7 @@ def _is_private(endpoint: str) -> bool:
 
 def _own_name(file_name: str) -> str:
     """Return the name of a source outside the catalogue; `pile.txt` must not share a folder with the Pile."""
-    name = name_from(file_name)
+    name = name_from_path(file_name)
     return f"my-{name}" if name in CATALOGUE else name
 
 

@@ -31,7 +31,7 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
     for path, target in zip(paths, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.new_file(target) as plain, progress.bar(f"decompress {path.name}", path.stat().st_size) as advance:
-            for block in compression.blocks(path, advance):
+            for block in compression.read_blocks(path, advance):
                 progress.safe_point(f"{target.name} was not written")
                 plain.write(block)
     return targets

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
 from pipeline.runtime.progress import Advance, Progress
-from pipeline.runtime.redaction import shown
+from pipeline.runtime.redaction import redact_url
 from pipeline.sources import cache, decompress, partial, transfer
 from pipeline.sources.cache import RawFile
 from pipeline.sources.catalogue import Source, SourceFile
@@ -30,7 +30,7 @@ _RESERVE = 64 << 20  # bytes to leave free on the disk
 
 
 @dataclass(frozen=True)
-class Found:
+class FileStatus:
     """Status of one file: `state` is "there", "new", "changed", "damaged" or "refused" (see `error`).
 
     `bytes` remain to be fetched (None: the server does not send a size), `size` is the size of the file, and `smallest`
@@ -39,7 +39,7 @@ class Found:
 
     file: SourceFile
     state: str
-    why: str = ""
+    reason: str = ""
     bytes: int | None = 0
     size: int | None = None
     url: str = ""
@@ -49,7 +49,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Downloaded:
+class DownloadResult:
     """Result for a source: how many of its files were fetched, how many were unchanged, and the bytes fetched."""
 
     source: str
@@ -74,7 +74,7 @@ def download(
     decompress_too: bool = False,
     update: bool = False,
     allow_shrink: bool = False,
-) -> Downloaded:
+) -> DownloadResult:
     """Fetch every file of `source` that is missing or damaged in the raw cache.
 
     With `update` the server is asked about the other files too, and changed ones are fetched. Files fetched before an
@@ -82,8 +82,8 @@ def download(
     reads those.
     """
     network = network or Network()
-    statuses = survey(root, source, network, update=update, allow_shrink=allow_shrink)
-    result = fetch(root, source, statuses, progress, network, jobs=jobs, update=update)
+    statuses = check_upstream(root, source, network, update=update, allow_shrink=allow_shrink)
+    result = fetch_missing(root, source, statuses, progress, network, jobs=jobs, update=update)
     if decompress_too:
         fetched = {status.file.name for status in statuses if status.state != "there"}
         _decompress(result.path, list(result.names), fetched, progress)
@@ -93,19 +93,19 @@ def download(
     return result
 
 
-def survey(
+def check_upstream(
     root: Path, source: Source, network: Network, *, update: bool = False, allow_shrink: bool = False
-) -> list[Found]:
+) -> list[FileStatus]:
     """Return the status of each file of `source`. Sends requests and writes nothing.
 
     A file is refused if it differs from its pin (unless `update`), shrank (unless `allow_shrink`), is gone upstream,
     or never existed. Raises TryAgain if the server cannot be reached, BadConfig for a name that the cache cannot hold.
     """
-    folder = cache.folder(root, source.name)
+    folder = cache.source_folder(root, source.name)
     for file in source.files:
         if problem := cache.name_problem(folder, file.name):
             raise BadConfig(f"{file.name[:100]!r} {problem}", hint="choose another name")
-    pinned = cache.read_lock(root, source.name)
+    pinned = cache.read_lock_file(root, source.name)
     surveyor = _Surveyor(folder, network, update, allow_shrink)
     with _thread_pool(_SURVEY_THREADS, network) as pool:
         return list(pool.map(lambda file: surveyor.status(file, pinned.get(file.name)), source.files))
@@ -130,22 +130,22 @@ class _Surveyor:
     update: bool
     allow_shrink: bool
 
-    def status(self, file: SourceFile, pin: RawFile | None) -> Found:
+    def status(self, file: SourceFile, pin: RawFile | None) -> FileStatus:
         try:
             return self._status(file, pin)
         except (UpstreamChanged, RemoteGone, NotPermitted, ProtocolBroken) as error:  # concerns this file only
-            return Found(file, "refused", error.what, error=error)
+            return FileStatus(file, "refused", error.message, error=error)
 
-    def _status(self, file: SourceFile, pin: RawFile | None) -> Found:
+    def _status(self, file: SourceFile, pin: RawFile | None) -> FileStatus:
         is_cached = _is_cached(self.folder, file, pin)
         if file.local:
             size = file.local.stat().st_size
             if is_cached:
-                return Found(file, "there", size=size)
-            return Found(file, "new" if pin is None else "changed", f"from {file.local}", size, size)
+                return FileStatus(file, "there", size=size)
+            return FileStatus(file, "new" if pin is None else "changed", f"from {file.local}", size, size)
         if is_cached and not self.update:
-            return Found(file, "there", size=pin.size if pin else None)
-        if pin and file.is_bare_url and pin.origin != shown(file.urls[0]):
+            return FileStatus(file, "there", size=pin.size if pin else None)
+        if pin and file.is_bare_url and pin.origin != redact_url(file.urls[0]):
             pin = None  # of a file with the same name at another URL
         url, remote = self._describe(file, pin if is_cached else None)
         if pin:
@@ -154,7 +154,7 @@ class _Surveyor:
             return self._missing(file, pin, url, remote)
         if difference := _difference(remote, pin):
             return self._missing(file, pin, url, remote, state="changed", reason=difference)
-        return Found(file, "there", size=pin.size)
+        return FileStatus(file, "there", size=pin.size)
 
     def _describe(self, file: SourceFile, cached: RawFile | None) -> tuple[str, RemoteFile]:
         """Return the first URL that has the file, and its metadata."""
@@ -166,27 +166,27 @@ class _Surveyor:
                     last_error = error
         if cached:
             raise UpstreamChanged(
-                f"{file.name} was removed upstream ({last_error.what}); the old file is kept",
+                f"{file.name} was removed upstream ({last_error.message}); the old file is kept",
                 hint="use the old file with --locked, or remove it from the source",
             )
         raise last_error
 
     def _check_pin(self, url: str, remote: RemoteFile, pin: RawFile) -> None:
         if remote.sha256 and remote.sha256 != pin.sha256 and not self.update:
-            raise transfer.changed(shown(url), remote.sha256, pin.sha256)
+            raise transfer.changed(redact_url(url), remote.sha256, pin.sha256)
         if remote.size is not None and remote.size < pin.size and not self.allow_shrink:
-            raise transfer.shrank(shown(url), remote.size, pin.size)
+            raise transfer.shrank(redact_url(url), remote.size, pin.size)
 
     def _missing(
         self, file: SourceFile, pin: RawFile | None, url: str, remote: RemoteFile, state: str = "", reason: str = ""
-    ) -> Found:
+    ) -> FileStatus:
         target, smallest = self.folder / file.name, 0 if self.allow_shrink or not pin else pin.size
         if partial.finished_sha256(target, remote):
-            return Found(file, "damaged", "complete, but not pinned yet", 0, remote.size, url, remote)
+            return FileStatus(file, "damaged", "complete, but not pinned yet", 0, remote.size, url, remote)
         if not state:
             state, reason = ("new", "not downloaded yet") if pin is None else ("damaged", "missing or damaged")
         size = None if remote.size is None else remote.size - partial.resumable_size(target, remote)
-        return Found(file, state, reason, size, remote.size, url, remote, smallest=smallest)
+        return FileStatus(file, state, reason, size, remote.size, url, remote, smallest=smallest)
 
 
 def _difference(remote: RemoteFile, pin: RawFile) -> str:
@@ -198,43 +198,43 @@ def _difference(remote: RemoteFile, pin: RawFile) -> str:
     return f"{pin.etag} → {remote.etag}" if remote.etag and pin.etag and remote.etag != pin.etag else ""
 
 
-def fetch(
+def fetch_missing(
     root: Path,
     source: Source,
-    found: Sequence[Found],
+    statuses: Sequence[FileStatus],
     progress: Progress,
     network: Network,
     *,
     jobs: int,
     update: bool = False,
-) -> Downloaded:
+) -> DownloadResult:
     """Fetch and pin the files that the survey found missing, `jobs` at a time. Ctrl-C stops all of them.
 
     The lock file of a local folder loses the pins of files that are gone from the folder.
     """
-    folder, pinned = cache.folder(root, source.name), cache.read_lock(root, source.name)
-    missing = [status for status in found if status.state not in ("there", "refused")]
-    cached = [folder / status.file.name for status in found if status.state == "there"]
-    names = tuple(status.file.name for status in found if not status.error)
+    folder, pinned = cache.source_folder(root, source.name), cache.read_lock_file(root, source.name)
+    missing = [status for status in statuses if status.state not in ("there", "refused")]
+    cached = [folder / status.file.name for status in statuses if status.state == "there"]
+    names = tuple(status.file.name for status in statuses if not status.error)
     size = 0
     if missing or _removed_names(source, pinned) or any(partial.has_leftover_state(path) for path in cached):
         if missing:
             files.require_space(folder, sum(status.bytes or 0 for status in missing) + _RESERVE)
-        with locks.lock(folder / ".lock", doing=f"download {source.name}"):
+        with locks.lock(folder / ".lock", action=f"download {source.name}"):
             files.remove_temporaries(folder)
-            pinned = cache.read_lock(root, source.name)
+            pinned = cache.read_lock_file(root, source.name)
             for name in _removed_names(source, pinned):
                 del pinned[name]
-                cache.write_lock(root, source.name, pinned)
+                cache.write_lock_file(root, source.name, pinned)
             missing = [status for status in missing if not _is_fetched(folder, status, pinned.get(status.file.name))]
             size = _fetch_all(root, source, missing, pinned, progress, network, jobs, update)
             for path in cached:
                 if partial.has_leftover_state(path):
                     partial.delete_state(path)
-    return Downloaded(source.name, folder, names, len(missing), len(names) - len(missing), size)
+    return DownloadResult(source.name, folder, names, len(missing), len(names) - len(missing), size)
 
 
-def _is_fetched(folder: Path, status: Found, pin: RawFile | None) -> bool:
+def _is_fetched(folder: Path, status: FileStatus, pin: RawFile | None) -> bool:
     """Return True if another process fetched and pinned the file between the survey and the lock."""
     return (
         pin is not None
@@ -252,7 +252,7 @@ def _removed_names(source: Source, pinned: Mapping[str, RawFile]) -> set[str]:
 def _fetch_all(
     root: Path,
     source: Source,
-    missing: list[Found],
+    missing: list[FileStatus],
     pinned: dict[str, RawFile],
     progress: Progress,
     network: Network,
@@ -260,15 +260,15 @@ def _fetch_all(
     update: bool,
 ) -> int:
     """Fetch files, add them to the existing pins in `pinned`, and return the bytes of all."""
-    folder = cache.folder(root, source.name)
+    folder = cache.source_folder(root, source.name)
     pinning = threading.Lock()
 
-    def fetch_one(status: Found) -> int:
+    def fetch_one(status: FileStatus) -> int:
         name, target = status.file.name, folder / status.file.name
         raw_file = _fetch_file(status, target, pinned.get(name) if not update else None, network, advance)
         with pinning:
             pinned[name] = raw_file
-            cache.write_lock(root, source.name, pinned)
+            cache.write_lock_file(root, source.name, pinned)
         partial.delete_state(target)
         if status.remote and not status.remote.sha256:
             progress.note(
@@ -282,13 +282,13 @@ def _fetch_all(
         return sum(pool.map(fetch_one, missing))
 
 
-def _fetch_file(status: Found, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
+def _fetch_file(status: FileStatus, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
     file = status.file
     target.parent.mkdir(parents=True, exist_ok=True)
     if file.local:
         return _copy(file, file.local, target, network, advance)
     assert status.remote
-    origin = shown(status.url)
+    origin = redact_url(status.url)
     if pin and file.is_bare_url and pin.origin != origin:
         pin = None  # of a file with the same name at another URL
     if sha256 := partial.finished_sha256(target, status.remote):
@@ -329,24 +329,24 @@ def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Pro
             decompress.decompress([folder / name], target.parent, progress)
 
 
-def plan(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
+def list_files(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
     """Return (name, origin, is_cached) of each file without sending a request, for --dry-run."""
-    pinned = cache.read_lock(root, source.name)
-    folder = cache.folder(root, source.name)
+    pinned = cache.read_lock_file(root, source.name)
+    folder = cache.source_folder(root, source.name)
     rows = []
     for file in source.files:
-        origin = str(file.local) if file.local else shown(file.urls[0])
+        origin = str(file.local) if file.local else redact_url(file.urls[0])
         rows.append((file.name, origin, _is_cached(folder, file, pinned.get(file.name))))
     return rows
 
 
 def _is_cached(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
     """Return True if the file is in the cache, intact, and from the same origin."""
-    if pin is None or not cache.is_whole(folder / file.name, pin):
+    if pin is None or not cache.is_intact(folder / file.name, pin):
         return False
     if file.local:
         return pin.origin == _local_origin(file.local)
-    return not file.is_bare_url or pin.origin == shown(file.urls[0])
+    return not file.is_bare_url or pin.origin == redact_url(file.urls[0])
 
 
 def _local_origin(local: Path) -> str:

@@ -22,7 +22,7 @@ import requests
 import urllib3
 
 from pipeline.errors import NotPermitted, ProtocolBroken, RemoteGone, TryAgain
-from pipeline.runtime.redaction import redacted, shown
+from pipeline.runtime.redaction import redact, redact_url
 from pipeline.sources.redirects import check_redirect, origin
 
 ATTEMPTS = 5  # in a row without new bytes
@@ -54,7 +54,7 @@ class Stalled(Retry):
     """A response that was too slow, which took long to notice."""
 
 
-class Bandwidth:
+class BandwidthLimit:
     """Limit in bytes per second, shared by all transfers."""
 
     def __init__(self, rate: float) -> None:
@@ -81,8 +81,8 @@ class Network:
     """
 
     allow_hosts: tuple[str, ...] = ()
-    bandwidth: Bandwidth | None = None
-    until: float | None = None
+    bandwidth: BandwidthLimit | None = None
+    deadline: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def sleep(self, seconds: float, where: str) -> None:
@@ -102,7 +102,7 @@ class Network:
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, negative after it."""
-        return float("inf") if self.until is None else self.until - time.monotonic()
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
 
     def timeout(self) -> tuple[float, float]:
         """Return the timeouts in seconds for the connection and for each read."""
@@ -117,7 +117,7 @@ class Network:
             with suppress(OSError, ValueError, RuntimeError):  # the response has just ended
                 response.raw.shutdown()
 
-        timer = None if self.until is None else threading.Timer(max(self.seconds_left(), 0.0) + 0.05, shut_down)
+        timer = None if self.deadline is None else threading.Timer(max(self.seconds_left(), 0.0) + 0.05, shut_down)
         if timer:
             timer.daemon = True
             timer.start()
@@ -135,7 +135,7 @@ class RetryPolicy:
     """
 
     def __init__(self, network: Network, url: str) -> None:
-        self._network, self._shown_url = network, shown(url)
+        self._network, self._shown_url = network, redact_url(url)
         self.reset()
 
     def reset(self) -> None:
@@ -215,7 +215,7 @@ class HTTPClient:
         """Return the metadata of the file at `url`, by a HEAD request. Raises RemoteGone if there is no such file."""
         retries = RetryPolicy(self._network, url)
         while True:
-            self._network.raise_if_stopped(shown(url))
+            self._network.raise_if_stopped(redact_url(url))
             try:
                 with self._request("HEAD", url, {}) as response:
                     if response.status_code in (404, 410):
@@ -254,7 +254,7 @@ class HTTPClient:
             response.close()
             hops.append(response)
             if len(hops) > MAX_REDIRECTS:
-                raise ProtocolBroken(f"{shown(url)}: more than {MAX_REDIRECTS} redirects", hint="check the URL")
+                raise ProtocolBroken(f"{redact_url(url)}: more than {MAX_REDIRECTS} redirects", hint="check the URL")
             check_redirect(url, target, self._network.allow_hosts)
             current_url = target
 
@@ -266,7 +266,7 @@ class HTTPClient:
                 return ""
             return requests.Request("GET", urljoin(current_url, location)).prepare().url or ""
         except ValueError:  # invalid characters, or not parsable
-            raise ProtocolBroken(f"{shown(url)}: its redirect is not a valid URL", hint="check the URL") from None
+            raise ProtocolBroken(f"{redact_url(url)}: its redirect is not a valid URL", hint="check the URL") from None
 
 
 def _remote_file(url: str, response: requests.Response) -> RemoteFile:
@@ -295,11 +295,11 @@ def parse_count(value: str) -> int | None:
 
 
 def not_found(url: str, status: int) -> RemoteGone:
-    return RemoteGone(f"{shown(url)}: no such file on the server ({status})", hint="check the name and --mirror")
+    return RemoteGone(f"{redact_url(url)}: no such file on the server ({status})", hint="check the name and --mirror")
 
 
 def forbidden(url: str, status: int) -> NotPermitted:
-    return NotPermitted(f"{shown(url)}: access denied ({status})", hint="set HF_TOKEN, or try another --mirror")
+    return NotPermitted(f"{redact_url(url)}: access denied ({status})", hint="set HF_TOKEN, or try another --mirror")
 
 
 def raise_if_page(url: str, response: requests.Response) -> None:
@@ -311,7 +311,7 @@ def raise_if_page(url: str, response: requests.Response) -> None:
 
 def wrong_content(url: str, content: str) -> TryAgain:
     hint = "check for a login page of this network, and check --mirror"
-    return TryAgain(f"{shown(url)}: the server sent {content}, not the file", hint=hint)
+    return TryAgain(f"{redact_url(url)}: the server sent {content}, not the file", hint=hint)
 
 
 def raise_if_busy(response: requests.Response) -> None:
@@ -341,7 +341,7 @@ def _one_line(error: Exception, shown_url: str) -> str:
         return "no answer for too long"
     if isinstance(error, requests.exceptions.ConnectionError):
         return f"no connection to {urlsplit(shown_url).netloc}"
-    return " ".join(redacted(str(error)).split())[:200] or type(error).__name__
+    return " ".join(redact(str(error)).split())[:200] or type(error).__name__
 
 
 def ping(url: str) -> None:
@@ -358,4 +358,6 @@ def server_date(url: str) -> str:
         with _Session() as session, session.head(url, timeout=(5, 10), proxies=proxies) as response:
             return response.headers.get("Date", "")
     except requests.RequestException as error:
-        raise TryAgain(_one_line(error, shown(url)), hint="check the network or a proxy, or set HF_ENDPOINT") from None
+        raise TryAgain(
+            _one_line(error, redact_url(url)), hint="check the network or a proxy, or set HF_ENDPOINT"
+        ) from None

@@ -15,10 +15,10 @@ import msgspec
 
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.readers.readers import PLAIN_SUFFIXES
-from pipeline.sources.cache import RawFile, folder, is_whole, read_lock
+from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
 from pipeline.sources.catalogue import CATALOGUE, data_files
 from pipeline.store import artifact, files
-from pipeline.store.manifest import Input, is_name
+from pipeline.store.manifest import Input, is_valid_name
 
 _HASHES = ".hashes.json"
 _SETTLED = 2_000_000_000  # ns; a younger file may change again without a new time, within the clock's resolution
@@ -47,7 +47,7 @@ class _Hashed(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> list[InputFile]:
+def resolve_inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> list[InputFile]:
     """Return the files that `reference` names, in a fixed order.
 
     It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a file, or a folder. With `deep` every
@@ -55,11 +55,11 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
     is damaged.
     """
     if corpora and (corpus := _find_corpus(root, reference)):
-        return [corpus_file(corpus, deep=deep)]
+        return [corpus_input(corpus, deep=deep)]
     if not reference:
         raise BadConfig("an input name is empty", hint="run `status` to list artifacts and sources")
     source, _, part = reference.partition("/")
-    if pins := read_lock(root, source) if is_name(source) else {}:
+    if pins := read_lock_file(root, source) if is_valid_name(source) else {}:
         return _source_part(root, source, part, pins, deep)
     path = Path(reference)
     if path.is_file():
@@ -79,29 +79,29 @@ def inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> 
     )
 
 
-def corpus_file(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
+def corpus_input(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
     """Return the documents of a corpus. Raises BadData if they are damaged."""
-    path = artifact.require_whole(corpus).file("documents.jsonl.zst")
-    stamp_before = stamp(path)
-    if deep and (problems := artifact.problems(corpus, deep=True)):
+    path = artifact.require_intact(corpus).file("documents.jsonl.zst")
+    stamp_before = file_stamp(path)
+    if deep and (problems := artifact.find_problems(corpus, deep=True)):
         raise BadData(problems[0], hint="run `clean` again")
     return InputFile(path, corpus.ref, corpus.digest, stamp_before, corpus=corpus)
 
 
-def pinned(root: Path, source: str, names: Collection[str], *, deep: bool = False) -> list[InputFile]:
+def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool = False) -> list[InputFile]:
     """Return files of a downloaded source, sorted by name. Raises BadData if one is damaged."""
-    pins, input_files = read_lock(root, source), []
+    pins, input_files = read_lock_file(root, source), []
     for name in sorted({*names} & pins.keys()):
-        path = folder(root, source) / name
-        stamp_before = stamp(path) if path.is_file() else (0, 0)
-        if not is_whole(path, pins[name]) or (deep and files.sha256_of(path) != pins[name].sha256):
+        path = source_folder(root, source) / name
+        stamp_before = file_stamp(path) if path.is_file() else (0, 0)
+        if not is_intact(path, pins[name]) or (deep and files.sha256_of(path) != pins[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="download it again")
         digest, split = pins[name].sha256, pins[name].split
         input_files.append(InputFile(path, f"{source}/{name}", digest, stamp_before, split))
     return input_files
 
 
-def hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str]:
+def local_hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str]:
     """Return the sha256 of local files. Cached ones are hashed again if size or time changed, or if `deep`."""
     try:
         cached = msgspec.json.decode((root / _HASHES).read_bytes(), type=dict[str, _Hashed])
@@ -124,7 +124,7 @@ def hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str
     return digests
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def file_stamp(path: Path) -> tuple[int, int]:
     """Return the size of a file and its time of modification in ns, by which a change is detected."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -132,7 +132,7 @@ def stamp(path: Path) -> tuple[int, int]:
 
 def require_unchanged(entry: InputFile) -> None:
     """Raise BadData if a file changed after it was hashed."""
-    if stamp(entry.path) != entry.stamp:
+    if file_stamp(entry.path) != entry.stamp:
         raise BadData(
             f"{entry.path}: the file changed while it was read",
             hint="run the same command again when the file is complete",
@@ -152,7 +152,7 @@ def _source_part(root: Path, source: str, part: str, pins: dict[str, RawFile], d
         raise InputMissing(
             f"{source}/{part}: no such file was downloaded", hint=f"downloaded: {', '.join(sorted(pins))}"
         )
-    return pinned(root, source, names, deep=deep)
+    return pinned_files(root, source, names, deep=deep)
 
 
 def _local_files(root: Path, names: dict[Path, str], deep: bool) -> list[InputFile]:
@@ -161,6 +161,6 @@ def _local_files(root: Path, names: dict[Path, str], deep: bool) -> list[InputFi
             name.encode()
         except UnicodeEncodeError:
             raise BadConfig(f"{name!r}: the file name is not valid UTF-8", hint="rename the file") from None
-    stamps = [stamp(path) for path in names]  # before hashing, so that a change in between is noticed on reading
-    digests = hashes(root, list(names), deep=deep)
+    stamps = [file_stamp(path) for path in names]  # before hashing, so that a change in between is noticed on reading
+    digests = local_hashes(root, list(names), deep=deep)
     return [InputFile(*fields) for fields in zip(names, names.values(), digests, stamps, strict=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.runtime.redaction import shown
+from pipeline.runtime.redaction import redact_url
 from pipeline.sources.http import RemoteFile
 from pipeline.store import files
 from pipeline.store.files import HashingFile
@@ -69,13 +69,13 @@ def _read_state(target: Path, remote: RemoteFile) -> PartialState | None:
 def resumable_size(target: Path, remote: RemoteFile) -> int:
     """Return how many bytes of this remote file an earlier process left, which need not be fetched again."""
     state = _read_state(target, remote)
-    size = files.size_of(part_path(target)) or 0
+    size = files.file_size(part_path(target)) or 0
     return max(0, min(state.durable, size)) if state else 0
 
 
 def finished_sha256(target: Path, remote: RemoteFile) -> str:
     """Return the sha256 of `target` if an earlier process finished this remote file without pinning it, else ""."""
-    state, size = _read_state(target, remote), files.size_of(target)
+    state, size = _read_state(target, remote), files.file_size(target)
     expected = remote.sha256 or (state.came if state else "")
     if not expected or size is None or remote.size not in (None, size):
         return ""
@@ -113,7 +113,7 @@ class PartialFile:
     def resume(self, remote: RemoteFile) -> None:
         """Keep the bytes that an earlier process left of this remote file, and no others."""
         if size := resumable_size(self._target, remote):
-            self._out.cut(size)
+            self._out.truncate(size)
         else:
             self.truncate(0)
         self.durable_size = self._out.size
@@ -123,7 +123,7 @@ class PartialFile:
 
     def flushed(self) -> Path:
         """Return the path at which all bytes written so far can be read."""
-        return self._out.flushed()
+        return self._out.flushed_path()
 
     def save(self, remote: RemoteFile, sha256: str = "") -> None:
         """Make the bytes durable, then record them in the state; `sha256` records that they are complete."""
@@ -131,13 +131,15 @@ class PartialFile:
             return
         self._out.sync()
         self.durable_size = self._out.size
-        state = PartialState(1, shown(remote.url), remote.sha256, remote.size, remote.etag, self.durable_size, sha256)
+        state = PartialState(
+            1, redact_url(remote.url), remote.sha256, remote.size, remote.etag, self.durable_size, sha256
+        )
         files.write_file(state_path(self._target), msgspec.json.encode(state))
 
     def truncate(self, size: int) -> None:
         """Keep only the first `size` bytes."""
         self._revoke_state()
-        self._out.cut(size)
+        self._out.truncate(size)
 
     def quarantine(self) -> None:
         """Move the bytes to the quarantine folder, in place of older ones of this file, and start an empty part."""
@@ -147,7 +149,7 @@ class PartialFile:
         for old_path in folder.glob(f"{glob.escape(stem)}.*"):
             files.disk.unlink(old_path)
         self._revoke_state()
-        self._out.set_aside(folder / f"{stem}.{self._out.sha256[:12]}")
+        self._out.rotate_to(folder / f"{stem}.{self._out.sha256[:12]}")
 
     def _revoke_state(self) -> None:
         """Delete the state durably."""

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 import requests
 
 from pipeline.errors import ProtocolBroken
-from pipeline.runtime.redaction import shown
+from pipeline.runtime.redaction import redact_url
 
 _KNOWN_HOSTS = ("huggingface.co", "hf.co", "githubusercontent.com", "github.com")  # of the catalogue's sources
 
@@ -38,7 +38,7 @@ def check_redirect(url: str, target: str, allow_hosts: tuple[str, ...] = ()) -> 
     else:
         return
     hint = "pass the final URL, or allow the host with --allow-host HOST"
-    raise ProtocolBroken(f"{shown(url)}: its redirect is refused: {reason}", hint=hint)
+    raise ProtocolBroken(f"{redact_url(url)}: its redirect is refused: {reason}", hint=hint)
 
 
 def origin(url: str) -> tuple[str, str, int]:

@@ -20,7 +20,7 @@ from pipeline.errors import BadData, ProtocolBroken, TryAgain, UpstreamChanged
 from pipeline.readers import compression
 from pipeline.readers.compression import ZSTD_MAGIC
 from pipeline.runtime.progress import Advance
-from pipeline.runtime.redaction import shown
+from pipeline.runtime.redaction import redact_url
 from pipeline.sources.http import (
     TRANSIENT,
     HTTPClient,
@@ -78,7 +78,7 @@ def fetch(
     content differs twice from what the server published, TryAgain if a later attempt may succeed, ProtocolBroken if the
     server violates the protocol.
     """
-    with HTTPClient(network, token) as client, files.part_file(part_path(target)) as out:
+    with HTTPClient(network, token) as client, files.open_partial(part_path(target)) as out:
         part = PartialFile(target, out)
         fetched = _Transfer(client, url, remote, target, part, network, advance, pinned, smallest).run()
         out.publish(target)
@@ -109,7 +109,7 @@ class _Transfer:
         smallest: int,
     ) -> None:
         self._client, self._network, self._advance = client, network, advance
-        self._url, self._shown_url, self._remote = url, shown(url), remote
+        self._url, self._shown_url, self._remote = url, redact_url(url), remote
         self._part, self._is_zstd = part, target.suffix == ".zst"
         self._pinned, self._smallest = pinned, smallest
         self._has_ended = False  # True after a complete response of unannounced length

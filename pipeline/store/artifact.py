@@ -42,8 +42,8 @@ from pipeline.store.generations import (
     draft_path,
     generation_keys,
     is_rolled_back,
-    rolled_back,
-    run_of,
+    read_run_info,
+    rolled_back_keys,
 )
 from pipeline.store.manifest import BUILD_COMMANDS, KINDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
 
@@ -58,7 +58,7 @@ class _Schema(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Content:
+class StageOutput:
     """Description of the files that a stage wrote: its counts and its closed ledger.
 
     `hashed` lists files whose sha256 was computed while they were written; the others are read again to hash them.
@@ -91,23 +91,25 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """Outcome of `build`: `result` is "built" or "unchanged"."""
 
     artifact: Artifact
     result: str
 
 
-def published(root: Path, identity: Identity) -> Artifact | None:
+def find_published(root: Path, identity: Identity) -> Artifact | None:
     """Return the artifact of this identity if it is already published and undamaged, else None."""
     try:
         artifact = read(root / identity.kind / check_name(identity.name) / identity.key)
     except (InputMissing, BadData):  # never built, or its manifest is torn
         return None
-    return None if problems(artifact) else artifact
+    return None if find_problems(artifact) else artifact
 
 
-def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, keep_draft: bool = False) -> Built:
+def build(
+    root: Path, identity: Identity, write: Callable[[Path], StageOutput], *, keep_draft: bool = False
+) -> BuildResult:
     """Publish the artifact that `identity` describes, unless it exists already.
 
     `write` fills an empty folder and describes what it wrote. When it raises, nothing is published. With `keep_draft`
@@ -118,33 +120,33 @@ def build(root: Path, identity: Identity, write: Callable[[Path], Content], *, k
     """
     start = time.monotonic()
     shelf = root / identity.kind / check_name(identity.name)
-    with locks.lock(shelf / ".lock", doing=f"{BUILD_COMMANDS[identity.kind]} {identity.name}"):
+    with locks.lock(shelf / ".lock", action=f"{BUILD_COMMANDS[identity.kind]} {identity.name}"):
         target, draft = shelf / identity.key, draft_path(root, identity)
         if is_rolled_back(root, identity):
             raise UpstreamChanged(
                 f"{identity.kind}/{identity.name}/{identity.key} was rolled back",
                 hint=f"`rollback {identity.kind}/{identity.name} --to {identity.key}` makes it current again",
             )
-        files.remove_temporaries(shelf, below=False)
-        if artifact := published(root, identity):
+        files.remove_temporaries(shelf, recursive=False)
+        if artifact := find_published(root, identity):
             for leftover in (target / SCRATCH, draft):  # without working locks, another process may have left a draft
                 files.remove_tree(leftover)
             if current_key(shelf) != identity.key:
-                files.point(shelf / "current", identity.key)
-            return Built(artifact, "unchanged")
+                files.point_symlink(shelf / "current", identity.key)
+            return BuildResult(artifact, "unchanged")
         _prepare_draft(draft, target, identity, keep_draft)
         try:
             content = write(draft)
         except TooManyRejects as error:  # keep the draft: it holds the rejects that the user should inspect
-            raise TooManyRejects(f"{draft}: {error.what}", hint=error.hint) from None
+            raise TooManyRejects(f"{draft}: {error.message}", hint=error.hint) from None
         except BaseException:
             if not keep_draft or not any(path.name != RUN for path in draft.iterdir()):
                 files.remove_tree(draft)
             raise
         _write_manifest(draft, identity, content, start)
         artifact = _publish(root, identity, draft, target)
-        files.point(shelf / "current", identity.key)
-    return Built(artifact, "built")
+        files.point_symlink(shelf / "current", identity.key)
+    return BuildResult(artifact, "built")
 
 
 def _prepare_draft(draft: Path, target: Path, identity: Identity, keep_draft: bool) -> None:
@@ -164,13 +166,13 @@ def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artif
 
     Two processes get this far only where locks have no effect. What the other one has published is kept.
     """
-    if target.is_dir() and not published(root, identity):  # damaged
-        files.throw_away(target)
+    if target.is_dir() and not find_published(root, identity):  # damaged
+        files.discard_folder(target)
     files.publish_directory(draft, target)
     files.remove_tree(target / SCRATCH)
     artifact = read(target)
-    if damage := problems(artifact):
-        files.throw_away(target)
+    if damage := find_problems(artifact):
+        files.discard_folder(target)
         raise TryAgain(
             f"{damage[0]}, right after publishing: another process builds it too",
             hint="wait for it to end, then run the same command again",
@@ -178,7 +180,7 @@ def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artif
     return artifact
 
 
-def _write_manifest(draft: Path, identity: Identity, content: Content, start: float) -> None:
+def _write_manifest(draft: Path, identity: Identity, content: StageOutput, start: float) -> None:
     earlier = generation_keys(draft.parent)
     run = {
         "seconds": round(time.monotonic() - start, 3),
@@ -187,7 +189,7 @@ def _write_manifest(draft: Path, identity: Identity, content: Content, start: fl
         "python": platform.python_version(),
         "platform": platform.platform(),
         **content.run,
-        "generation": 1 + max((run_of(draft.parent / key).generation for key in earlier), default=0),
+        "generation": 1 + max((read_run_info(draft.parent / key).generation for key in earlier), default=0),
     }
     files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
     hashed = {(record.name, record.size): record for record in content.hashed}
@@ -249,29 +251,29 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
     try:
         return read(link.resolve())
     except (InputMissing, BadData) as error:
-        message = f"{error.what}; it is the current generation of {kind}/{name}"
+        message = f"{error.message}; it is the current generation of {kind}/{name}"
         raise BadData(message, hint=_repair_hint(shelf, kind, damaged=current_key(shelf))) from None
 
 
 def _repair_hint(shelf: Path, kind: str, *, damaged: str) -> str:
     """Return what to do about the damaged generation: rebuild it, or name the newest intact one instead."""
     rebuild = f"`{BUILD_COMMANDS[kind]}` it again"
-    excluded = {damaged, *rolled_back(shelf)}
+    excluded = {damaged, *rolled_back_keys(shelf)}
     for key in reversed([key for key in generation_keys(shelf) if key not in excluded]):
-        if is_whole(shelf / key):
+        if is_intact(shelf / key):
             return f"{rebuild}, or name {kind}/{shelf.name}/{key}, the newest intact generation"
     return rebuild
 
 
-def is_whole(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Return True if `folder` holds a generation that can be read and has all its files."""
     try:
-        return not problems(read(folder))
+        return not find_problems(read(folder))
     except InkstoneError:
         return False
 
 
-def names(root: Path, kind: str) -> list[str]:
+def list_names(root: Path, kind: str) -> list[str]:
     """Return the names of the artifacts of one kind that have a current generation, sorted."""
     return sorted(link.parent.name for link in (root / kind).glob("*/current") if link.exists())
 
@@ -294,19 +296,19 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
             if artifact.manifest.kind != kind:
                 raise InputMissing(f"{path}: expected an artifact of kind {kind}, got {artifact.manifest.kind}")
             return artifact
-    available = ", ".join(names(root, kind)) or "none yet"
+    available = ", ".join(list_names(root, kind)) or "none yet"
     raise InputMissing(
         f"no {reference!r} among the {kind} in {root}",
         hint=f"available: {available}; `{BUILD_COMMANDS[kind]}` creates one",
     )
 
 
-def latest(root: Path, kind: str, *, besides: str = "") -> Artifact:
+def latest(root: Path, kind: str, *, exclude: str = "") -> Artifact:
     """Return the artifact of a kind that was published last, except the one named `besides`.
 
     Commands use it when the user names none. Raises InputMissing when there is none, BadData when it is damaged.
     """
-    links = [link for link in (root / kind).glob("*/current") if link.exists() and link.parent.name != besides]
+    links = [link for link in (root / kind).glob("*/current") if link.exists() and link.parent.name != exclude]
     links.sort(key=lambda link: link.lstat().st_mtime_ns)
     artifact = current(root, kind, links[-1].parent.name) if links else None
     if not artifact:
@@ -327,10 +329,10 @@ def lease(artifact: Artifact) -> Iterator[None]:
         yield
 
 
-def unfinished(root: Path, kind: str, name: str) -> Iterator[tuple[Path, tuple[Input, ...]]]:
+def unfinished_drafts(root: Path, kind: str, name: str) -> Iterator[tuple[Path, tuple[Input, ...]]]:
     """Yield the drafts of that name that a later build can resume, each with its inputs."""
     for draft in sorted((root / kind / check_name(name)).glob(".draft-*")):
-        if (made_from := run_of(draft).made_from) is not None:
+        if (made_from := read_run_info(draft).made_from) is not None:
             yield draft, made_from
 
 
@@ -342,7 +344,9 @@ def generations(root: Path) -> Iterator[Path]:
                 yield manifest.parent
 
 
-def problems(artifact: Artifact, *, deep: bool = False, only: Callable[[str], bool] = lambda name: True) -> list[str]:
+def find_problems(
+    artifact: Artifact, *, deep: bool = False, include: Callable[[str], bool] = lambda name: True
+) -> list[str]:
     """List the files of an artifact that are missing, or differ in size or content from its manifest.
 
     Only files whose names satisfy `only` are checked. Without `deep`, only files modified since the manifest was
@@ -359,7 +363,7 @@ def problems(artifact: Artifact, *, deep: bool = False, only: Callable[[str], bo
     for record in artifact.manifest.files:
         path = artifact.path / record.name
         try:
-            problem = _problem(path, record, deep, published_at) if only(record.name) else ""
+            problem = _problem(path, record, deep, published_at) if include(record.name) else ""
         except (FileNotFoundError, NotADirectoryError):  # may have been pruned concurrently
             problem = "missing"
         if problem:
@@ -379,16 +383,16 @@ def _problem(path: Path, record: FileRecord, deep: bool, published_at: int) -> s
     return ""
 
 
-def unlisted(artifact: Artifact) -> list[str]:
+def unlisted_files(artifact: Artifact) -> list[str]:
     """List the files in the folder of an artifact that its manifest does not list. They are never read."""
     listed = {record.name for record in artifact.manifest.files}
     return [name for name in _listed_paths(artifact.path) if name not in listed]
 
 
-def require_whole(artifact: Artifact) -> Artifact:
+def require_intact(artifact: Artifact) -> Artifact:
     """Return `artifact` if its files are as they were published. Raises BadData otherwise."""
     manifest = artifact.manifest
-    if damage := problems(artifact):
+    if damage := find_problems(artifact):
         raise BadData(damage[0], hint=_repair_hint(artifact.path.parent, manifest.kind, damaged=manifest.key))
     if not manifest.files:
         raise InternalError(f"{artifact.path}: the artifact has no files", hint="this is a bug")

@@ -93,7 +93,7 @@ class HashingFile:
         self.size += len(data)
         return len(data)
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Truncate the file to `size` bytes, and hash those again from the disk."""
         with _naming_file(self.path):
             self._handle.flush()
@@ -105,14 +105,14 @@ class HashingFile:
             self.size += len(block)
         self._handle.seek(self.size)
 
-    def set_aside(self, other: Path) -> None:
+    def rotate_to(self, other: Path) -> None:
         """Rename the file to `other`, and start again with an empty one."""
         self._handle.close()
         move(self.path, other)
         self._handle = disk.create(self.path)
         self._hash, self.size = hashlib.sha256(), 0
 
-    def flushed(self) -> Path:
+    def flushed_path(self) -> Path:
         """Flush the buffer, and return the path where all bytes written so far can be read."""
         self._handle.flush()
         return self.path
@@ -140,7 +140,7 @@ class HashingFile:
 @contextmanager
 def new_file(target: Path) -> Iterator[HashingFile]:
     """Write `target` atomically: it appears, or is replaced, only when the block ends without an error."""
-    path = temporary(target)
+    path = temporary_path(target)
     out = HashingFile(disk.create(path), path)
     try:
         yield out
@@ -152,7 +152,7 @@ def new_file(target: Path) -> Iterator[HashingFile]:
         raise
 
 
-def temporary(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
     """Return an unused name beside `target`. It contains the boot and process ids of its writer."""
     # The target's name is shortened: a name of 255 bytes plus the suffix would be too long for the file system.
     stem = target.name[:_TEMPORARY_STEM]
@@ -173,7 +173,7 @@ def boot_id() -> str:
 
 
 @contextmanager
-def part_file(path: Path) -> Iterator[HashingFile]:
+def open_partial(path: Path) -> Iterator[HashingFile]:
     """Open the unfinished file `path` to continue it. It is kept, however the block ends, unless it is empty."""
     try:
         handle = disk.create(path)
@@ -242,7 +242,7 @@ def sync(paths: Iterable[Path]) -> None:
         sync_directory(folder)
 
 
-def start_writing(paths: Iterable[Path]) -> None:
+def start_writeback(paths: Iterable[Path]) -> None:
     """Ask the system to start writing files to the disk, without waiting, so that a later sync is quick."""
     if not hasattr(os, "posix_fadvise"):
         return
@@ -274,7 +274,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield folder, names
 
 
-def bytes_below(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Return the total size in bytes of the files below a folder; 0 if there is no such folder."""
     total = 0
     for top, _, names in os.walk(folder):  # skips folders that were deleted meanwhile
@@ -284,7 +284,7 @@ def bytes_below(folder: Path) -> int:
     return total
 
 
-def size_of(path: Path) -> int | None:
+def file_size(path: Path) -> int | None:
     """Return the size of a file in bytes, None if there is no such file."""
     return path.stat().st_size if path.is_file() else None
 
@@ -325,19 +325,19 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def require_new(target: Path, besides: Path) -> None:
+def require_new(target: Path, outside: Path) -> None:
     """Raise CannotCreate if `target` already exists, or would lie inside the folder `besides`."""
     if os.path.lexists(target):
         raise CannotCreate(
             f"{target}: already exists", hint="choose another folder with --out, or move the existing one away"
         )
-    if besides.resolve() in target.resolve().parents:
+    if outside.resolve() in target.resolve().parents:
         raise CannotCreate(f"{target}: inside the artifact itself", hint="choose another folder with --out")
 
 
-def point(link: Path, target_name: str) -> None:
+def point_symlink(link: Path, target_name: str) -> None:
     """Atomically point the symlink `link` to its sibling `target_name`."""
-    path = temporary(link)
+    path = temporary_path(link)
     disk.symlink(target_name, path)
     disk.rename(path, link)
     sync_directory(link.parent)
@@ -349,20 +349,20 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def throw_away(path: Path) -> None:
+def discard_folder(path: Path) -> None:
     """Delete a published folder. Readers see it vanish in one step, however long its files take to delete."""
     trash = path.with_name(f"{TRASH}{path.name}.{secrets.token_hex(4)}")
     move(path, trash)
     remove_tree(trash)
 
 
-def remove_temporaries(root: Path, *, below: bool = True) -> None:
+def remove_temporaries(root: Path, *, recursive: bool = True) -> None:
     """Delete the temporaries of killed writers in `root` and, with `below`, in its subfolders.
 
     The caller must hold the lock on `root`.
     """
     for prefix in (TEMPORARY, TRASH):
-        for path in list((root.rglob if below else root.glob)(f"{prefix}*")):
+        for path in list((root.rglob if recursive else root.glob)(f"{prefix}*")):
             if path.is_dir() and not path.is_symlink():
                 remove_tree(path)
             else:

@@ -23,7 +23,7 @@ RUN, ROLLED_BACK = "run.json", "rolled-back"
 _KEY = re.compile(r"[0-9a-f]{16}")
 
 
-class Run(msgspec.Struct, frozen=True):
+class RunInfo(msgspec.Struct, frozen=True):
     """The fields of run.json that are read back: the number of the generation, and when it was finished.
 
     In a draft, which has no manifest yet, `made_from` lists the inputs.
@@ -57,19 +57,19 @@ def generation_keys(shelf: Path) -> list[str]:
 
 
 def _publication_order(folder: Path) -> tuple[int, str, str]:
-    run = run_of(folder)
+    run = read_run_info(folder)
     return run.generation, run.finished, folder.name
 
 
-def run_of(folder: Path) -> Run:
+def read_run_info(folder: Path) -> RunInfo:
     """Read the run.json of a generation or a draft; an empty Run if it is missing or torn."""
     try:
-        return msgspec.json.decode((folder / RUN).read_bytes(), type=Run)
+        return msgspec.json.decode((folder / RUN).read_bytes(), type=RunInfo)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # run.json decides no bytes, so losing it is harmless
-        return Run()
+        return RunInfo()
 
 
-def rolled_back(shelf: Path) -> tuple[str, ...]:
+def rolled_back_keys(shelf: Path) -> tuple[str, ...]:
     """Return the keys of the generations that were rolled back, and that `build` must not make current again."""
     path = shelf / ROLLED_BACK
     try:
@@ -82,4 +82,4 @@ def rolled_back(shelf: Path) -> tuple[str, ...]:
 
 def is_rolled_back(root: Path, identity: Identity) -> bool:
     """Return True if the generation of this identity was rolled back, so that `build` refuses it."""
-    return identity.key in rolled_back(root / identity.kind / check_name(identity.name))
+    return identity.key in rolled_back_keys(root / identity.kind / check_name(identity.name))

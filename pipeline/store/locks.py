@@ -25,7 +25,7 @@ from pipeline.store import files
 _MIN_WAIT = 0.2  # seconds: `status` holds a lock for an instant to test it
 
 
-class Holder(msgspec.Struct, frozen=True):
+class LockHolder(msgspec.Struct, frozen=True):
     """The process that holds a lock.
 
     `started` is its start in ticks since boot, which distinguishes it from a later process with the same pid.
@@ -45,13 +45,13 @@ class Holder(msgspec.Struct, frozen=True):
         return f"process {self.pid} ({action}, since {self.since})"
 
 
-class Held:
+class HeldLock:
     """A lock that this process holds."""
 
-    def __init__(self, descriptor: int, holder: Holder) -> None:
+    def __init__(self, descriptor: int, holder: LockHolder) -> None:
         self._descriptor, self._holder = descriptor, holder
 
-    def say(self, stage: str) -> None:
+    def set_stage(self, stage: str) -> None:
         """Record the current stage of the work in the lock file, for users."""
         self._holder = msgspec.structs.replace(self._holder, stage=stage)
         _write(self._descriptor, msgspec.json.encode(self._holder))
@@ -59,8 +59,8 @@ class Held:
 
 @contextmanager
 def lock(
-    path: Path, *, wait: float = 0.0, doing: str = "", run_id: str = "", stop: threading.Event | None = None
-) -> Iterator[Held]:
+    path: Path, *, wait: float = 0.0, action: str = "", run_id: str = "", stop: threading.Event | None = None
+) -> Iterator[HeldLock]:
     """Hold the lock file `path` exclusively; `doing` describes the work to users.
 
     Raises TryAgain when another process still holds it after `wait` seconds, or when `stop` is set. The file is never
@@ -76,10 +76,10 @@ def lock(
             )
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pid = os.getpid()
-    holder = Holder(pid, _start_of(pid), files.boot_id(), platform.node(), doing, since, run_id=run_id)
+    holder = LockHolder(pid, _start_ticks(pid), files.boot_id(), platform.node(), action, since, run_id=run_id)
     try:
         _write(descriptor, msgspec.json.encode(holder))
-        yield Held(descriptor, holder)
+        yield HeldLock(descriptor, holder)
     finally:
         _write(descriptor, b"")
         os.close(descriptor)
@@ -105,7 +105,7 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
-def _is_alive(holder: Holder | None) -> bool:
+def _is_alive(holder: LockHolder | None) -> bool:
     """Return True if `holder` is another live process of this machine.
 
     After a successful flock that is possible only where flock has no effect.
@@ -115,11 +115,11 @@ def _is_alive(holder: Holder | None) -> bool:
         and holder.started > 0
         and (holder.boot, holder.host) == (files.boot_id(), platform.node())
         and holder.pid != os.getpid()
-        and _start_of(holder.pid) == holder.started
+        and _start_ticks(holder.pid) == holder.started
     )
 
 
-def _start_of(pid: int) -> int:
+def _start_ticks(pid: int) -> int:
     """Return the start of a process in ticks since boot; 0 if it has ended or there is no /proc."""
     with suppress(OSError, ValueError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -135,14 +135,14 @@ def _write(descriptor: int, data: bytes) -> None:
         os.pwrite(descriptor, data, 0)
 
 
-def _read(path: Path) -> Holder | None:
+def _read(path: Path) -> LockHolder | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Holder)
+        return msgspec.json.decode(path.read_bytes(), type=LockHolder)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def holder(path: Path) -> Holder | None:
+def current_holder(path: Path) -> LockHolder | None:
     """Return the holder of the lock `path`; None if it is free, or its file does not name one."""
     return _read(path) if is_locked(path) else None
 

@@ -87,14 +87,14 @@ class Identity:
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
 
 
-def is_name(name: str) -> bool:
+def is_valid_name(name: str) -> bool:
     """Return True if `name` is valid for an artifact, and therefore for a folder."""
     return _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str) -> str:
     """Return `name` if it is valid for an artifact. Raises BadConfig otherwise."""
-    if not is_name(name):
+    if not is_valid_name(name):
         raise BadConfig(
             f"{name!r} is not a valid artifact name",
             hint="use at most 80 letters, digits, '.', '-', '_' and '+', starting with a letter or digit",
@@ -102,7 +102,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def name_from(path_or_name: str) -> str:
+def name_from_path(path_or_name: str) -> str:
     """Derive an artifact name from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
     stem = re.sub(r"(\.(txt|jsonl?|zst|gz))+$", "", path_or_name.rstrip("/").rsplit("/", 1)[-1])
     return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._+-")[:80] or "unnamed")

@@ -11,20 +11,27 @@ decodes ids one at a time, and `huggingface.py` writes the tokenizer.json that o
 """
 
 from pipeline.tokenizers.characters import Characters
-from pipeline.tokenizers.detokenizer import Unfolding
+from pipeline.tokenizers.detokenizer import IncrementalDetokenizer
 from pipeline.tokenizers.gigatoken import ENCODERS, gigatoken_problem
-from pipeline.tokenizers.huggingface import merges, pieces, require_exact, require_same_ids, spelled, tokenizer_json
+from pipeline.tokenizers.huggingface import (
+    bpe_merges,
+    bytes_to_unicode,
+    require_exportable,
+    require_same_ids,
+    token_strings,
+    tokenizer_json,
+)
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.loading import check_encoder, find, open_folder
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
-from pipeline.tokenizers.tokenizer import END_OF_TEXT, Card, FlatIds, Tokenizer, Unencodable
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, Tokenizer, TokenizerCard, Unencodable
 
 __all__ = [
     "ENCODERS",
     "ENCODINGS",
     "END_OF_TEXT",
-    "Card",
+    "TokenizerCard",
     "Characters",
     "FlatIds",
     "Integers",
@@ -32,15 +39,15 @@ __all__ = [
     "Tiktoken",
     "Tokenizer",
     "Unencodable",
-    "Unfolding",
+    "IncrementalDetokenizer",
     "check_encoder",
     "find",
     "gigatoken_problem",
-    "merges",
+    "bpe_merges",
     "open_folder",
-    "pieces",
-    "require_exact",
+    "token_strings",
+    "require_exportable",
     "require_same_ids",
-    "spelled",
+    "bytes_to_unicode",
     "tokenizer_json",
 ]

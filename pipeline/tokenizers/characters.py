@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.store import files
-from pipeline.tokenizers.tokenizer import Card, FlatIds, save_card
+from pipeline.tokenizers.tokenizer import FlatIds, TokenizerCard, save_card
 
 _CHARACTERS = "characters.txt"
 _ANYWHERE = re.compile("(?s:(?<=.)(?=.))")
@@ -39,7 +39,7 @@ class Characters:
         return type(self), (self.characters, self.name)
 
     @classmethod
-    def load(cls, folder: Path, card: Card) -> Characters:
+    def load(cls, folder: Path, card: TokenizerCard) -> Characters:
         """Read the characters that `save` wrote. Raises FileNotFoundError, and ValueError if they are not UTF-8."""
         return cls((folder / _CHARACTERS).read_bytes().decode(), card.name)
 
@@ -63,10 +63,10 @@ class Characters:
             if token != self.end_of_text
         )
 
-    def spell(self, token: int, after: int | None = None) -> bytes:
+    def token_bytes(self, token: int, after: int | None = None) -> bytes:
         return self.decode([token]).encode(errors="ignore")
 
-    def unknown(self, text: str) -> str:
+    def unknown_characters(self, text: str) -> str:
         vocabulary = set(self.characters)
         return "".join(dict.fromkeys(character for character in text if character not in vocabulary))
 

@@ -7,7 +7,7 @@ import codecs
 from pipeline.tokenizers.tokenizer import Tokenizer
 
 
-class Unfolding:
+class IncrementalDetokenizer:
     """Decodes ids one at a time. Bytes that begin a character are held until its last byte arrives.
 
     Invalid UTF-8 is dropped, so U+FFFD never appears. `after` is the id before the first one, None if there is none.
@@ -19,6 +19,6 @@ class Unfolding:
 
     def add(self, token: int) -> str:
         """Return the text that this id completes, "" if it only begins a character."""
-        data = self._tokenizer.spell(token, self._previous)
+        data = self._tokenizer.token_bytes(token, self._previous)
         self._previous = token
         return self._decoder.decode(data)

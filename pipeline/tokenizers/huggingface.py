@@ -29,7 +29,7 @@ _NORMALIZER_PROBE = " Ａ①  b "  # every normaliser but the identity changes i
 Piece = TypeVar("Piece", str, bytes)
 
 
-def pieces(tokenizer: Tokenizer) -> list[str]:
+def token_strings(tokenizer: Tokenizer) -> list[str]:
     """Return the token string of each id in a tokenizer.json; ids without text get one that no text contains."""
     strings = _token_strings(tokenizer)
     return [strings.get(token_id, f"<|unused {token_id}|>") for token_id in range(tokenizer.vocab_size)]
@@ -39,7 +39,7 @@ def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the token string of each id that has text, and of the end-of-text id."""
     match tokenizer:
         case Tiktoken():
-            strings = {token_id: spelled(token) for token, token_id in tokenizer.ranks.items()}
+            strings = {token_id: bytes_to_unicode(token) for token, token_id in tokenizer.ranks.items()}
         case SentencePiece():
             return dict(enumerate(tokenizer.pieces()))
         case Characters():
@@ -49,12 +49,12 @@ def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
     return {**strings, tokenizer.end_of_text: END_OF_TEXT}
 
 
-def spelled(token: bytes) -> str:
+def bytes_to_unicode(token: bytes) -> str:
     """Map each byte to one printable letter, as bytes_to_unicode in GPT-2's encoder.py does."""
     return token.decode("latin-1").translate(_BYTE_LETTERS)
 
 
-def merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
+def bpe_merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
     """Return every pair of pieces that form another piece, in BPE's order: by the rank of the merged piece.
 
     Both tiktoken and SentencePiece merge any pair that forms a piece, the leftmost pair first, while a list of merges
@@ -75,8 +75,8 @@ def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
     Raises BadConfig for a kind that cannot be exact, or if `tokenizers` is missing; BadData if an id differs.
     """
     library = _library()
-    require_exact(tokenizer)
-    strings = pieces(tokenizer)
+    require_exportable(tokenizer)
+    strings = token_strings(tokenizer)
     vocabulary = {string: token_id for token_id, string in enumerate(strings)}
     match tokenizer:
         case Tiktoken():
@@ -109,7 +109,7 @@ def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
 def _tiktoken(tokenizer: Tiktoken, vocabulary: dict[str, int]) -> dict[str, Any]:
     split = {"type": "Split", "pattern": {"Regex": onig(tokenizer.pattern)}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    pairs = [(spelled(first), spelled(second)) for first, second in merges(tokenizer.ranks)]
+    pairs = [(bytes_to_unicode(first), bytes_to_unicode(second)) for first, second in bpe_merges(tokenizer.ranks)]
     return {
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
         "decoder": level,
@@ -136,11 +136,11 @@ def _sentencepiece(tokenizer: SentencePiece, vocabulary: dict[str, int]) -> dict
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         "decoder": {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": _bpe(vocabulary, merges(ranks), byte_fallback=True),
+        "model": _bpe(vocabulary, bpe_merges(ranks), byte_fallback=True),
     }
 
 
-def require_exact(tokenizer: Tokenizer) -> None:
+def require_exportable(tokenizer: Tokenizer) -> None:
     """Raise BadConfig for a SentencePiece model for which other programs would give different ids."""
     if not isinstance(tokenizer, SentencePiece):
         return

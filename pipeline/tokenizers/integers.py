@@ -43,10 +43,10 @@ class Integers:
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(str(token) for token in ids if token != self.end_of_text)
 
-    def spell(self, token: int, after: int | None = None) -> bytes:
+    def token_bytes(self, token: int, after: int | None = None) -> bytes:
         if token == self.end_of_text:
             return b""
         return f"{token}".encode() if after is None else f" {token}".encode()
 
-    def unknown(self, text: str) -> str:
+    def unknown_characters(self, text: str) -> str:
         return ""

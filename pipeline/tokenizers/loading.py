@@ -14,7 +14,7 @@ from pipeline.tokenizers.gigatoken import choose_encoder
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
-from pipeline.tokenizers.tokenizer import CARD, Card, Tokenizer
+from pipeline.tokenizers.tokenizer import CARD, Tokenizer, TokenizerCard
 from pipeline.tokenizers.untrusted import open_foreign
 
 
@@ -33,8 +33,8 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
     try:
         trained = artifact.find(root, "tokenizers", reference)
     except InputMissing as error:
-        raise InputMissing(error.what, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
-    if problems := artifact.problems(trained, deep=True):  # small, and every later artifact depends on it
+        raise InputMissing(error.message, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
+    if problems := artifact.find_problems(trained, deep=True):  # small, and every later artifact depends on it
         raise BadData(problems[0], hint="`train-tokenizer` it again")
     return open_folder(trained.path), trained
 
@@ -51,7 +51,7 @@ def check_encoder(reference: str, encoder: str) -> None:
 def open_folder(folder: Path) -> Tokenizer:
     """Open the tokenizer saved in `folder`. Raises InputMissing, and BadData if it does not match its card."""
     try:
-        card = msgspec.json.decode((folder / CARD).read_bytes(), type=Card)
+        card = msgspec.json.decode((folder / CARD).read_bytes(), type=TokenizerCard)
         tokenizer = _load(card, folder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
@@ -65,7 +65,7 @@ def open_folder(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _load(card: Card, folder: Path) -> Tokenizer:
+def _load(card: TokenizerCard, folder: Path) -> Tokenizer:
     match card.kind:
         case Tiktoken.kind:
             return Tiktoken.load(folder, card)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import BadData
 from pipeline.store import files
-from pipeline.tokenizers.tokenizer import Card, FlatIds, flat_ids, save_card
+from pipeline.tokenizers.tokenizer import FlatIds, TokenizerCard, flat_ids, save_card
 
 _MODEL = "tokenizer.model"
 
@@ -42,7 +42,7 @@ class SentencePiece:
         self.fingerprint = _fingerprint_of(model)
 
     @classmethod
-    def load(cls, folder: Path, card: Card) -> SentencePiece:
+    def load(cls, folder: Path, card: TokenizerCard) -> SentencePiece:
         """Read the model that `save` wrote. Raises FileNotFoundError, and BadData if it does not match its card."""
         model = (folder / _MODEL).read_bytes()
         if _fingerprint_of(model) != card.fingerprint:  # checked before the library parses it
@@ -103,7 +103,7 @@ class SentencePiece:
         text: str = self.processor.decode([int(token) for token in ids if token != self.end_of_text])
         return text
 
-    def spell(self, token: int, after: int | None = None) -> bytes:
+    def token_bytes(self, token: int, after: int | None = None) -> bytes:
         if self.processor.is_byte(token):
             return bytes([int(self.processor.id_to_piece(token)[1:-1], 16)])  # <0xE5>
         if token == self.end_of_text or self.processor.is_control(token):
@@ -112,7 +112,7 @@ class SentencePiece:
             return self.decode([token]).encode()  # the model has its own rules for the beginning of a text
         return self.processor.id_to_piece(token).replace("▁", " ").encode()
 
-    def unknown(self, text: str) -> str:
+    def unknown_characters(self, text: str) -> str:
         # This includes ▁, which SentencePiece decodes as a space.
         return "".join(
             character for character in dict.fromkeys(text) if self.decode(self.encode(character)) != character

@@ -13,7 +13,7 @@ import msgspec
 from pipeline.clean.report.sentencepiece_flags import Flags
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Built, Content
+from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import END_OF_TEXT, Characters, SentencePiece, Tokenizer
 
@@ -21,12 +21,12 @@ SCHEMA = 2  # raise when the same options give different bytes
 KINDS = ("bpe", "unigram", "char")
 
 
-def sentences_of(root: Path, reference: str) -> tuple[Path, Input]:
+def find_sentences(root: Path, reference: str) -> tuple[Path, Input]:
     """Return the text to train on, one sentence per line: that of a corpus, or a plain text file."""
     path = Path(reference)
     if path.is_file():
         return path, Input("sentences", path.name, files.sha256_of(path))
-    corpus = artifact.require_whole(artifact.find(root, "corpora", reference))
+    corpus = artifact.require_intact(artifact.find(root, "corpora", reference))
     return corpus.file("sentences.txt"), corpus.as_input("corpus")
 
 
@@ -51,7 +51,7 @@ def flags_of(sentences: Path, made_from: Input) -> Flags:
         raise BadData(f"{path}: not a report: {error}", hint="`clean` it again") from None
 
 
-def advice(sentences: Path, made_from: Input, kind: str, vocab_size: int) -> str:
+def size_warning(sentences: Path, made_from: Input, kind: str, vocab_size: int) -> str:
     """Return a warning if the vocabulary size is far from the one the corpus's report suggests, else ""."""
     suggested = flags_of(sentences, made_from).vocab_size
     if kind == "char" or not suggested or suggested / 2 <= vocab_size <= 2 * suggested:
@@ -59,7 +59,7 @@ def advice(sentences: Path, made_from: Input, kind: str, vocab_size: int) -> str
     return f"the report of this corpus suggests --vocab-size {suggested}; training {vocab_size:,} as requested"
 
 
-def check(kind: str, vocab_size: int) -> None:
+def check_options(kind: str, vocab_size: int) -> None:
     """Raise BadConfig for options that are invalid for every text."""
     if kind not in KINDS:
         raise BadConfig(f"unknown tokenizer kind {kind!r}", hint=f"kinds: {', '.join(KINDS)}")
@@ -72,7 +72,7 @@ def check(kind: str, vocab_size: int) -> None:
 
 def identify(name: str, made_from: Input, kind: str, vocab_size: int, flags: Flags | None = None) -> Identity:
     """Return the identity of the tokenizer. For characters, `vocab_size` is the most ids to keep, 0 for all."""
-    check(kind, vocab_size)
+    check_options(kind, vocab_size)
     options: dict[str, Any] = {"stage": SCHEMA, "kind": kind, "vocab_size": vocab_size}
     options |= {"flags": flags.settings()} if flags else {}
     libraries = () if kind == "char" else ("sentencepiece",)
@@ -87,7 +87,7 @@ def train(
     kind: str,
     vocab_size: int,
     flags: Flags | None = None,
-) -> Built:
+) -> BuildResult:
     """Train a tokenizer on a file of sentences (see `sentences_of`) and publish it.
 
     `flags` None takes the settings that the corpus's report recommends. Raises BadData if the text is too small for
@@ -96,7 +96,7 @@ def train(
     identity = identify(name, made_from, kind, vocab_size, flags)
     flags = flags or flags_of(sentences, made_from)
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         try:
             if kind == "char":
                 tokenizer: Tokenizer = _train_characters(sentences, vocab_size, name)
@@ -106,7 +106,7 @@ def train(
             raise BadData(f"{sentences}: not UTF-8 text ({error.reason})", hint="`clean` it first") from None
         tokenizer.save(draft)
         counts = {"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}
-        return Content(counts, run={} if kind == "char" else {"flags": flags.settings()})
+        return StageOutput(counts, run={} if kind == "char" else {"flags": flags.settings()})
 
     return artifact.build(root, identity, write)
 

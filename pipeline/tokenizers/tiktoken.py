@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.errors import BadData, TryAgain
 from pipeline.store import files
 from pipeline.tokenizers.gigatoken import choose_encoder, fast_encoder
-from pipeline.tokenizers.tokenizer import END_OF_TEXT, Card, FlatIds, Unencodable, flat_ids, save_card
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, TokenizerCard, Unencodable, flat_ids, save_card
 
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 
@@ -72,7 +72,7 @@ class Tiktoken:
         return cls(name, ranks, definition["pat_str"], size, special[END_OF_TEXT], encoder)
 
     @classmethod
-    def load(cls, folder: Path, card: Card) -> Tiktoken:
+    def load(cls, folder: Path, card: TokenizerCard) -> Tiktoken:
         """Read the encoding that `save` wrote. Raises FileNotFoundError, and ValueError if the ranks are damaged."""
         ranks = (folder / _RANKS).read_bytes()
         return cls(card.name, ranks, card.pattern, card.vocab_size, card.end_of_text)
@@ -134,10 +134,10 @@ class Tiktoken:
         text: str = self._reference.decode([token for token in ids if token in self._text_ids])
         return text
 
-    def spell(self, token: int, after: int | None = None) -> bytes:
+    def token_bytes(self, token: int, after: int | None = None) -> bytes:
         return self._reference.decode_single_token_bytes(token) if token in self._text_ids else b""
 
-    def unknown(self, text: str) -> str:
+    def unknown_characters(self, text: str) -> str:
         return ""
 
 

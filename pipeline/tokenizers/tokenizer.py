@@ -54,20 +54,20 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; the end-of-text id adds nothing."""
 
-    def spell(self, token: int, after: int | None = None) -> bytes:
+    def token_bytes(self, token: int, after: int | None = None) -> bytes:
         """Return the UTF-8 bytes that an id adds to a text, after the id `after` or at the beginning (None).
 
         They may be part of a character. The end-of-text id and ids without text add nothing.
         """
 
-    def unknown(self, text: str) -> str:
+    def unknown_characters(self, text: str) -> str:
         """Return the characters of `text` that this tokenizer cannot represent, each once."""
 
     def save(self, folder: Path) -> None:
         """Write the files that `open_folder` reads, the card last."""
 
 
-class Card(msgspec.Struct, frozen=True):
+class TokenizerCard(msgspec.Struct, frozen=True):
     """Contents of `tokenizer.json`: how to open the tokenizer, and the fingerprint to verify it by.
 
     `pattern` is the regular expression with which a tiktoken encoding splits text before it merges bytes.
@@ -82,7 +82,7 @@ class Card(msgspec.Struct, frozen=True):
 
 
 def save_card(tokenizer: Tokenizer, folder: Path, pattern: str = "") -> None:
-    card = Card(
+    card = TokenizerCard(
         tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint, pattern
     )
     files.write_file(folder / CARD, msgspec.json.format(msgspec.json.encode(card), indent=2))

@@ -23,7 +23,7 @@ _MAX_EXPANSION = 64
 def open_foreign(path: Path) -> SentencePiece:
     """Open the model in a file. Raises BadData if it is not a model, or not a safe one."""
     try:
-        workers.isolated(_try, path)
+        workers.run_isolated(_try, path)
     except WorkerLost:
         raise BadData(f"{path}: loading this model crashes the process", hint="do not use it") from None
     return SentencePiece(path.read_bytes(), path.stem)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pipeline.readers.jsonl import MAX_LINE, value_of
+from pipeline.readers.jsonl import MAX_LINE_BYTES, decode_field
 
 UNIT_BYTES = 256 << 20
-PIECE_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 LONG_LINE = 8 << 20
 PART_BYTES = 4 << 20  # least JSON that one part of a long text is decoded from
 MAX_UNBROKEN = 32 << 20  # most characters in a row without a boundary
@@ -40,14 +40,14 @@ class Chunk:
         return self.offset // UNIT_BYTES
 
 
-def cut(blocks: Iterator[bytes]) -> Iterator[Chunk]:
+def split_chunks(blocks: Iterator[bytes]) -> Iterator[Chunk]:
     """Yield the chunks of a text that arrives in blocks of any size. Holds one chunk or one long line at a time."""
     buffer = bytearray()
     start = 0  # offset of buffer[0] in the text
     searched = 0  # bytes of the buffer already searched for the end of the chunk
     for block in blocks:
         buffer += block
-        while len(buffer) >= (border := PIECE_BYTES - start % PIECE_BYTES):
+        while len(buffer) >= (border := CHUNK_BYTES - start % CHUNK_BYTES):
             # A line that begins before the border belongs to this chunk, so the chunk ends at the next newline.
             if end := buffer.find(b"\n", max(border - 1, searched)) + 1:
                 remainder = buffer[end:]
@@ -56,7 +56,7 @@ def cut(blocks: Iterator[bytes]) -> Iterator[Chunk]:
                 buffer, start, searched = remainder, start + end, 0
                 continue
             searched = len(buffer)
-            if len(buffer) <= MAX_LINE or len(buffer) - (line := buffer.rfind(b"\n") + 1) <= MAX_LINE:
+            if len(buffer) <= MAX_LINE_BYTES or len(buffer) - (line := buffer.rfind(b"\n") + 1) <= MAX_LINE_BYTES:
                 break
             del buffer[line + _EXCERPT :]
             remainder, skipped = _skip_line(blocks)
@@ -86,7 +86,7 @@ def _split_long_line(buffer: bytearray, start: int, *, overlong: bool = False) -
     if last:
         yield Chunk(start, bytes(buffer[:last]))
     del buffer[:last]
-    if size > MAX_LINE:
+    if size > MAX_LINE_BYTES:
         del buffer[_EXCERPT:]
         overlong = True
     yield Chunk(start + last, buffer, long=not overlong, overlong=overlong)
@@ -114,7 +114,7 @@ class LongText:
 
     def __init__(self, line: bytes | bytearray) -> None:
         record = msgspec.json.decode(line, type=_LongLine)
-        self.meta = value_of(record.meta)
+        self.meta = decode_field(record.meta)
         self._raw = memoryview(record.text)
         if bytes(self._raw[:1]) != b'"':
             raise msgspec.ValidationError("`text` is not a string")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.store import artifact
-from pipeline.store.artifact import Built, Content
+from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Integers
 from pipeline.tokens import segments
@@ -17,12 +17,12 @@ VOCAB_SIZE = 100
 _REPEATS = {"train": 100, "val": 5}
 
 
-def build(root: Path) -> Built:
+def build(root: Path) -> BuildResult:
     """Publish `tokens/counting`, whose documents all count from 1 to 99."""
     tokenizer = Integers(VOCAB_SIZE)
     identity = Identity("tokens", "counting", {"stage": SCHEMA, "vocab_size": VOCAB_SIZE}, (), tokenizer.fingerprint)
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         tokenizer.save(draft)
         dtype = segments.dtype_for(VOCAB_SIZE)
         document = np.arange(1, VOCAB_SIZE)
@@ -34,6 +34,6 @@ def build(root: Path) -> Built:
             segment.append(ids, lengths + 1, np.zeros(repeats))
             segment.close()
             counts |= {f"{split}_tokens": segment.tokens, f"{split}_documents": segment.documents}
-        return Content(counts)
+        return StageOutput(counts)
 
     return artifact.build(root, identity, write)

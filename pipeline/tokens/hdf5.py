@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadData
-from pipeline.tokens.segments import _map
+from pipeline.tokens.segments import memmap_ids
 
 _COPY = 1 << 24  # tokens copied at a time
 
@@ -27,7 +27,7 @@ def write_hdf5(path: Path, segments: Sequence[Path], dtype: str, attributes: dic
         dataset = file.create_dataset("tokens", shape=(total,), dtype=dtype)
         start = 0
         for segment in segments:
-            ids = _map(segment, dtype)
+            ids = memmap_ids(segment, dtype)
             for offset in range(0, len(ids), _COPY):
                 block = ids[offset : offset + _COPY]
                 dataset[start : start + len(block)] = block
@@ -36,7 +36,7 @@ def write_hdf5(path: Path, segments: Sequence[Path], dtype: str, attributes: dic
             dataset.attrs[name] = value
 
 
-def _map_hdf5(path: Path, dtype: str) -> np.ndarray:
+def memmap_hdf5(path: Path, dtype: str) -> np.ndarray:
     """Return the dataset `tokens` of an HDF5 file, memory-mapped.
 
     Raises BadData unless it is a plain contiguous array stored in this file itself.

@@ -24,7 +24,7 @@ _COMPARED = 1 << 20  # tokens of the longest document that is encoded again to v
 
 
 @dataclass(frozen=True)
-class Facts:
+class TokensSummary:
     """Summary of a tokens artifact. `longest` is in tokens, end-of-text included; `first` is the first document."""
 
     counts: dict[str, Any]
@@ -51,14 +51,14 @@ class Location:
     after: str
 
 
-def describe(artifact: Artifact) -> Facts:
+def summarize(artifact: Artifact) -> TokensSummary:
     """Return a summary of a tokens artifact. Raises BadData if the artifact is damaged."""
     store = open_store(artifact)
     lengths = {split: document_lengths(artifact, split) for split in SPLITS}
     segments = {split: len(segment_names(artifact, split)) for split in SPLITS}
     first = store.train.read(0, min(int(lengths["train"][0]), 4 * _SHOWN))
     longest = max((int(tokens.max()) for tokens in lengths.values() if len(tokens)), default=0)
-    return Facts(artifact.manifest.counts, segments, longest, store.tokenizer.decode(first)[:_SHOWN])
+    return TokensSummary(artifact.manifest.counts, segments, longest, store.tokenizer.decode(first)[:_SHOWN])
 
 
 def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
@@ -142,15 +142,15 @@ def _source_file(artifact: Artifact, file: int) -> tuple[Input, Path]:
 
 def _read_line(path: Path, offset: int) -> tuple[int, jsonl.Record]:
     """Return the number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
-    blocks = readers.json_lines(path)
+    blocks = readers.read_json_lines(path)
     position, number = 0, 1
     for block in blocks:
         before = block[: max(0, offset - position)]
         number += before.count(b"\n")
         position += len(before)
         if len(before) < len(block):
-            _, line, _ = next(jsonl.lines(chain([block[len(before) :]], blocks)))
-            if not isinstance(record := jsonl.parse(line), str):
+            _, line, _ = next(jsonl.split_lines(chain([block[len(before) :]], blocks)))
+            if not isinstance(record := jsonl.parse_line(line), str):
                 return number, record
             break
     raise BadData(

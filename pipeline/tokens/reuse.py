@@ -60,11 +60,11 @@ def reuse_units(draft: Path, identity: Identity) -> list[UnitRecord]:
 def _remove_unlisted(draft: Path) -> None:
     """Delete files that the manifest does not list, if the draft is a published generation that was damaged."""
     with suppress(InkstoneError):
-        for name in artifact.unlisted(artifact.read(draft)):
+        for name in artifact.unlisted_files(artifact.read(draft)):
             (draft / name).unlink()
 
 
-def share_left(root: Path, identity: Identity) -> float:
+def remaining_fraction(root: Path, identity: Identity) -> float:
     """Return the fraction of the input files that no generation has units of: the work that remains."""
     entries = _files_of(identity.inputs)
     if not _is_reusable(identity) or not entries:
@@ -116,7 +116,7 @@ class ReusableGeneration:
             return False
         for old, new in zip(record.files, renumbered.files, strict=True):
             source, target = self.path / old.name, draft / new.name
-            if files.size_of(source) != old.size or files.sha256_of(source) != old.sha256:
+            if files.file_size(source) != old.size or files.sha256_of(source) != old.sha256:
                 return False
             if source != target:
                 target.unlink(missing_ok=True)

@@ -77,7 +77,7 @@ class SegmentWriter:
         if (total := int(lengths.sum(dtype=np.int64))) != self.tokens:
             raise InternalError(f"{self._path}: the documents have {total:,} tokens, but {self.tokens:,} were written")
         contents = [
-            (".idx", index_of(lengths, self._dtype)),
+            (".idx", megatron_index(lengths, self._dtype)),
             (".src", np.concatenate([np.empty(0, "<u8"), *self._offsets]).tobytes()),
         ]
         records = [FileRecord(f"{self._name}.bin", self._out.size, self._out.sha256)]
@@ -93,7 +93,7 @@ class SegmentWriter:
         self._file.close()
 
 
-def index_of(lengths: np.ndarray, dtype: str) -> bytes:
+def megatron_index(lengths: np.ndarray, dtype: str) -> bytes:
     """Return a Megatron `.idx` with one sequence per document; `lengths` in tokens (docs/design/formats.md)."""
     count = len(lengths)
     ends = np.cumsum(lengths, dtype="<i8") * np.dtype(dtype).itemsize
@@ -140,6 +140,6 @@ def source_offsets(artifact: Artifact, segment: str) -> np.ndarray:
     return np.fromfile(artifact.file(f"{segment}.src"), "<u8")
 
 
-def _map(path: Path, dtype: str) -> np.ndarray:
+def memmap_ids(path: Path, dtype: str) -> np.ndarray:
     """Return the ids of a .bin file, memory-mapped."""
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

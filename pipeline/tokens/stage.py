@@ -25,7 +25,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.sources import inputs as raw
 from pipeline.sources.inputs import InputFile
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Artifact, Built, Content
+from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import hdf5, reuse
@@ -82,7 +82,7 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TokenizeInputs:
     """Files to train on and to validate on. Without `val` files, documents are divided by a hash of their text."""
 
     train: tuple[InputFile, ...]
@@ -100,14 +100,14 @@ class Inputs:
         return DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
 
 
-def gather(root: Path, corpora: Sequence[str], val: Sequence[str], *, deep: bool = False) -> Inputs:
+def gather_inputs(root: Path, corpora: Sequence[str], val: Sequence[str], *, deep: bool = False) -> TokenizeInputs:
     """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again."""
-    named = [file for reference in corpora for file in raw.inputs(root, reference, corpora=True, deep=deep)]
-    named_val = [file for reference in val for file in raw.inputs(root, reference, corpora=True, deep=deep)]
-    return divide(named, named_val)
+    named = [file for reference in corpora for file in raw.resolve_inputs(root, reference, corpora=True, deep=deep)]
+    named_val = [file for reference in val for file in raw.resolve_inputs(root, reference, corpora=True, deep=deep)]
+    return assign_splits(named, named_val)
 
 
-def divide(named: Sequence[InputFile], named_val: Sequence[InputFile]) -> Inputs:
+def assign_splits(named: Sequence[InputFile], named_val: Sequence[InputFile]) -> TokenizeInputs:
     """Divide files into training and validation: `named_val` validate, or else the files their source marks "val".
 
     Files marked "test" are left out, and files marked "val" if `named_val` is given, unless no others are named.
@@ -119,11 +119,11 @@ def divide(named: Sequence[InputFile], named_val: Sequence[InputFile]) -> Inputs
     if overlap := {file.digest for file in train} & {file.digest for file in val}:
         name = next(file.name for file in train if file.digest in overlap)
         raise BadConfig(f"{name} is both trained on and validated on", hint="name another corpus with --val")
-    return Inputs(tuple(train), tuple(val))
+    return TokenizeInputs(tuple(train), tuple(val))
 
 
 def identify(
-    name: str, inputs: Inputs, tokenizer: Tokenizer, trained: Artifact | None, options: TokenizeOptions
+    name: str, inputs: TokenizeInputs, tokenizer: Tokenizer, trained: Artifact | None, options: TokenizeOptions
 ) -> Identity:
     """Return the identity of the artifact: everything that decides its bytes."""
     entries = [entry.as_input("train") for entry in inputs.train]
@@ -151,14 +151,14 @@ def identify(
 def tokenize(
     root: Path,
     name: str,
-    inputs: Inputs,
+    inputs: TokenizeInputs,
     tokenizer: Tokenizer,
     trained: Artifact | None,
     options: TokenizeOptions,
     progress: Progress,
     *,
     jobs: int,
-) -> Built:
+) -> BuildResult:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
 
     Raises BadData if a file is broken, if a split would be empty, or if gigatoken and tiktoken disagree on any
@@ -167,7 +167,7 @@ def tokenize(
 
     identity = identify(name, inputs, tokenizer, trained, options)
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         if tokenizer.kind == "tiktoken" and (problem := tokenizers.gigatoken_problem(tokenizer.name)):
             progress.note(f"gigatoken {problem}: using tiktoken, which gives the same ids many times slower")
         if reused := reuse.reuse_units(draft, identity):
@@ -187,8 +187,8 @@ def tokenize(
 
 
 def _write(
-    draft: Path, inputs: Inputs, tokenizer: Tokenizer, options: TokenizeOptions, progress: Progress, jobs: int
-) -> Content:
+    draft: Path, inputs: TokenizeInputs, tokenizer: Tokenizer, options: TokenizeOptions, progress: Progress, jobs: int
+) -> StageOutput:
     fraction = inputs.fraction(options.val_fraction)
     dtype = dtype_for(tokenizer.vocab_size)
     dedup = options.dedup == "exact"
@@ -208,7 +208,7 @@ def _write(
     ):
         todo = tasks(specs, tokenizer.boundary, writer.next_unit, writer.is_full, advance)
         jobs = jobs if total > _SMALL else 1
-        with contextlib.closing(workers.stream(functools.partial(encode, tokenizer), todo, jobs=jobs)) as results:
+        with contextlib.closing(workers.map_ordered(functools.partial(encode, tokenizer), todo, jobs=jobs)) as results:
             for task, encoded in results:
                 if writer.add(task, encoded):
                     progress.safe_point(f"{len(writer.records)} complete units are kept")
@@ -221,13 +221,13 @@ def _write(
         for split in SPLITS:
             count = {"documents": content.counts[f"{split}_documents"]}
             path, bins = draft / f"{split}.h5", writer.bins(split)
-            workers.isolated(hdf5.write_hdf5, path, bins, dtype, attributes | count)
+            workers.run_isolated(hdf5.write_hdf5, path, bins, dtype, attributes | count)
     return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in specs]})
 
 
 def _content(
     units: Sequence[UnitRecord], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
-) -> Content:
+) -> StageOutput:
     """Return the counts over all units, the closed ledger, and the hashes computed while writing."""
     ledger = Ledger()
     split_counts = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "characters")}
@@ -259,7 +259,7 @@ def _content(
         "compared": sum(record.compared for record in units),
         **split_counts,
     }
-    return Content(counts, closed, hashed=[file for record in units for file in record.files])
+    return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
 
 
 def _empty_split(split: str, ledger: Ledger, fraction: float) -> BadData:

@@ -26,8 +26,8 @@ from pipeline.errors import BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokens.hdf5 import _map_hdf5
-from pipeline.tokens.segments import SPLITS, _map
+from pipeline.tokens.hdf5 import memmap_hdf5
+from pipeline.tokens.segments import SPLITS, memmap_ids
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TokenStore:
 
 def open_store(tokens: Artifact) -> TokenStore:
     """Open a tokens artifact, memmap or HDF5. Raises BadData if files are missing or do not match the manifest."""
-    artifact.require_whole(tokens)
+    artifact.require_intact(tokens)
     counts = tokens.manifest.counts
     train, val = (_open_split(tokens, split, counts["dtype"]) for split in SPLITS)
     for split, array in (("train", train), ("val", val)):
@@ -132,5 +132,5 @@ def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:
     names = (record.name for record in tokens.manifest.files)
     bins = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]
     if bins:
-        return TokenArray(tuple(_map(tokens.file(name), dtype) for name in bins))
-    return TokenArray((_map_hdf5(tokens.file(f"{split}.h5"), dtype),))
+        return TokenArray(tuple(memmap_ids(tokens.file(name), dtype) for name in bins))
+    return TokenArray((memmap_hdf5(tokens.file(f"{split}.h5"), dtype),))

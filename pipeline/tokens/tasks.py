@@ -139,7 +139,7 @@ def _file_tasks(
 ) -> Iterator[TokenizeTask]:
     """Yield the tasks of a file from unit `start.unit` on."""
     unit, lines = -1, 0
-    for chunk in chunks.cut(readers.json_lines(entry.path, advance)):
+    for chunk in chunks.split_chunks(readers.read_json_lines(entry.path, advance)):
         if chunk.unit < start.unit:
             continue
         if chunk.unit != unit:
@@ -158,9 +158,9 @@ def _file_tasks(
 
 
 def _overlong_line(entry: InputFile, task: TokenizeTask, chunk: Chunk) -> TokenizeTask:
-    if not readers.has_lines(entry.path):
+    if not readers.has_many_documents(entry.path):
         raise BadData(
-            f"{entry.path}: a text file is one document, and this one exceeds {jsonl.MAX_LINE >> 20} MiB",
+            f"{entry.path}: a text file is one document, and this one exceeds {jsonl.MAX_LINE_BYTES >> 20} MiB",
             hint="split it into several, or write its documents as JSON lines",
         )
     return msgspec.structs.replace(task, refused="bad-too-long", lines=chunk.data)
@@ -179,12 +179,12 @@ def _long_document(
         for part in text.parts(boundary):
             characters += len(part)
             sha256.update(part.encode())
-    except (Unbroken, *jsonl.UNREADABLE) as error:
-        reason = "bad-unbroken" if isinstance(error, Unbroken) else jsonl.reason_of(error, line)
-        yield msgspec.structs.replace(task, refused=reason, lines=line[: jsonl.SHOWN])
+    except (Unbroken, *jsonl.DECODE_ERRORS) as error:
+        reason = "bad-unbroken" if isinstance(error, Unbroken) else jsonl.reject_reason(error, line)
+        yield msgspec.structs.replace(task, refused=reason, lines=line[: jsonl.COUNTED_BYTES])
         return
     digest = sha256.digest()[:DIGEST_BYTES]
-    set_name = jsonl.set_name(text.meta)
+    set_name = jsonl.pile_set_name(text.meta)
     long = LongDocument(characters, set_name, digest, task.spec.split_of(digest))
     task = msgspec.structs.replace(task, long=long)
     if reason := task.spec.filter.drop_reason(characters, set_name):

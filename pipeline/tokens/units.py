@@ -62,7 +62,7 @@ def complete_units(scratch: Path, path_of: Callable[[str], Path]) -> Iterator[Un
         outputs = [(path_of(file.name), file) for file in record.files]
         outputs += [(scratch / file.name, file) for file in record.scratch]
         intact = all(
-            files.size_of(path) == file.size and files.sha256_of(path) == file.sha256 for path, file in outputs
+            files.file_size(path) == file.size and files.sha256_of(path) == file.sha256 for path, file in outputs
         )
         follows = record.unit == 0 or (record.file, record.unit) == (previous.file, previous.unit + 1)
         unbroken = unbroken and (record.taken_over or record.after == (previous.stem if previous.file >= 0 else ""))

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import BadData, InkstoneError
 from pipeline.readers import jsonl
-from pipeline.readers.documents import EXCERPT, Reject
+from pipeline.readers.documents import EXCERPT_CHARACTERS, Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Tokenizer, Unencodable
 from pipeline.tokens import segments
@@ -55,8 +55,8 @@ class Encoded:
 
     def drop(self, reject: Reject, characters: int) -> None:
         """Count a document as dropped and keep its reject record."""
-        self.ledger.documents.drop(reject.reason, 1)
-        self.ledger.characters.drop(reject.reason, characters)
+        self.ledger.documents.record_dropped(reject.reason, 1)
+        self.ledger.characters.record_dropped(reject.reason, characters)
         self.rejects.append(reject)
 
 
@@ -78,13 +78,13 @@ def encode(tokenizer: Tokenizer, task: TokenizeTask) -> Encoded:
 def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> None:
     spec = task.spec
     by_split: dict[str, list[_Document]] = {}
-    rows = jsonl.decode(bytes(task.lines), spec.file, task.offset, result.ledger, result.rejects.append)
+    rows = jsonl.decode_lines(bytes(task.lines), spec.file, task.offset, result.ledger, result.rejects.append)
     result.lines = len(rows)
     for line, (offset, text, set_name) in enumerate(rows):
         if text is None:
             continue
         if reason := spec.filter.drop_reason(len(text), set_name):
-            result.drop(Reject(spec.file, line, offset, reason, text[:EXCERPT]), len(text))
+            result.drop(Reject(spec.file, line, offset, reason, text[:EXCERPT_CHARACTERS]), len(text))
             continue
         digest = digest_of(text) if spec.needs_digest else b""
         by_split.setdefault(spec.split_of(digest), []).append(_Document(text, offset, line, set_name, digest))
@@ -127,7 +127,7 @@ def _is_encodable(tokenizer: Tokenizer, document: _Document, task: TokenizeTask,
     try:
         tokenizer.encode_batch([document.text])
     except Unencodable:
-        excerpt = document.text[:EXCERPT]
+        excerpt = document.text[:EXCERPT_CHARACTERS]
         reject = Reject(task.spec.file, document.line, document.offset, "bad-not-encodable", excerpt)
         result.drop(reject, len(document.text))
         return False

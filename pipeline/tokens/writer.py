@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.errors import InternalError
 from pipeline.readers.documents import Reject
-from pipeline.readers.jsonl import ZstdLines
+from pipeline.readers.jsonl import ZstdWriter
 from pipeline.store import artifact, files
 from pipeline.store.manifest import FileRecord
 from pipeline.tokens.segments import SPLITS, SegmentWriter
@@ -46,7 +46,7 @@ class OpenUnit:
         self._dtype = dtype
         self._lines_before = lines_before
         self._segments: dict[str, SegmentWriter] = {}
-        self._rejects: ZstdLines | None = None
+        self._rejects: ZstdWriter | None = None
 
     def segment(self, split: str) -> SegmentWriter:
         """Return the segment of a split, opened at its first use."""
@@ -68,14 +68,14 @@ class OpenUnit:
 
     def drop(self, reject: Reject, characters: int) -> None:
         """Count a document as dropped and write its reject."""
-        self.record.ledger.documents.drop(reject.reason, 1)
-        self.record.ledger.characters.drop(reject.reason, characters)
+        self.record.ledger.documents.record_dropped(reject.reason, 1)
+        self.record.ledger.characters.record_dropped(reject.reason, characters)
         self.write_reject(reject)
 
     def write_reject(self, reject: Reject) -> None:
         """Write the reject of a document; its `line` counts from 0 in the current task."""
         if self._rejects is None:
-            self._rejects = ZstdLines(self._scratch / f"rejects-{self.record.stem}.jsonl.zst")
+            self._rejects = ZstdWriter(self._scratch / f"rejects-{self.record.stem}.jsonl.zst")
         line = self._lines_before + self.record.lines + reject.line + 1
         self._rejects.write_reject(Reject(reject.file, line, reject.offset, reject.reason, reject.excerpt))
 
@@ -94,7 +94,7 @@ class OpenUnit:
             path = self._scratch / f"digests-{record.stem}"
             path.write_bytes(self.digests)
             record.scratch.append(_file_record(path))
-        files.start_writing(_path_of(file.name, self._draft, self._bins) for file in record.files)
+        files.start_writeback(_path_of(file.name, self._draft, self._bins) for file in record.files)
         (self._scratch / record.name).write_bytes(msgspec.json.encode(record))
         return record
 
@@ -214,8 +214,8 @@ class TokenWriter:
                     line, offset = int(batch.lines[row]), int(batch.offsets[row])
                     unit.drop(Reject(task.spec.file, line, offset, reason, ""), characters)
                 else:
-                    unit.record.ledger.documents.drop(reason, 1)
-                    unit.record.ledger.characters.drop(reason, characters)
+                    unit.record.ledger.documents.record_dropped(reason, 1)
+                    unit.record.ledger.characters.record_dropped(reason, characters)
             lengths = batch.lengths[keep]
             if len(lengths):
                 ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
@@ -276,7 +276,7 @@ class TokenWriter:
             self._complete(self._unit, last=True)
         published = (msgspec.structs.replace(record, after="", taken_over=False) for record in self.records)
         (self._draft / UNITS).write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in published))
-        with ZstdLines(self._draft / REJECTS):  # an empty frame, so that the file is valid without any reject
+        with ZstdWriter(self._draft / REJECTS):  # an empty frame, so that the file is valid without any reject
             pass
         with open(self._draft / REJECTS, "ab") as out:  # concatenated zstd frames are a valid zstd file
             for record in self.records:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import GPTConfig, differences, fit, override
-from model.presets import PRESETS, preset
+from model.config import GPTConfig, differences, override, resolve_vocab_size
+from model.presets import PRESETS, get_preset
 from pipeline.errors import BadConfig
 
 QWEN3 = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "qk_norm": True, "bias": False}
@@ -50,12 +50,12 @@ def test_differences_list_fields_with_both_values() -> None:
 
 def test_an_unknown_preset_raises_with_the_known_ones() -> None:
     with pytest.raises(BadConfig, match="no preset 'gpt5'") as caught:
-        preset("gpt5")
+        get_preset("gpt5")
     assert "shuihu-8m-rope" in caught.value.hint
 
 
 def test_overrides_are_converted_and_reach_model_and_training() -> None:
-    mini = preset("mini")
+    mini = get_preset("mini")
     changed = override(mini, {"width": "64", "learning_rate": "1e-4", "tied": "false"})
     assert (changed.model.width, changed.train.learning_rate, changed.model.tied) == (64, 1e-4, False)
     assert changed.model.layers == mini.model.layers
@@ -79,11 +79,11 @@ def test_overrides_are_converted_and_reach_model_and_training() -> None:
 )
 def test_invalid_settings_raise_bad_config(settings: dict[str, str], message: str) -> None:
     with pytest.raises(BadConfig, match=message):
-        override(preset("mini"), settings)
+        override(get_preset("mini"), settings)
 
 
 def test_the_vocabulary_size_is_filled_in_or_must_be_large_enough() -> None:
-    assert fit(GPTConfig(vocab_size=0), 8000).vocab_size == 8000
-    assert fit(GPTConfig(vocab_size=50_304), 50_257).vocab_size == 50_304
+    assert resolve_vocab_size(GPTConfig(vocab_size=0), 8000).vocab_size == 8000
+    assert resolve_vocab_size(GPTConfig(vocab_size=50_304), 50_257).vocab_size == 50_304
     with pytest.raises(BadConfig, match="8,000 ids"):
-        fit(GPTConfig(vocab_size=100), 8000)
+        resolve_vocab_size(GPTConfig(vocab_size=100), 8000)

@@ -42,7 +42,7 @@ LEFTOVERS = (files.TEMPORARY, ".draft-", artifact.SCRATCH)
 _DRIVER = """
 import sys
 from pipeline.tokens import chunks as pieces, stage as tokenize
-pieces.UNIT_BYTES, pieces.PIECE_BYTES, tokenize._SMALL = {unit}, {piece}, 0
+pieces.UNIT_BYTES, pieces.CHUNK_BYTES, tokenize._SMALL = {unit}, {piece}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -60,7 +60,7 @@ class Trial:
     train: Path
     val: Path
     tokenizer: str
-    sums: dict[str, str]
+    expected: dict[str, str]
     seconds: float
 
     def start(self, root: Path, *, jobs: int = 2) -> subprocess.Popen[str]:
@@ -89,7 +89,7 @@ class Round:
     victim: str
     code: int | None
     units: int
-    wrong: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
@@ -99,7 +99,7 @@ def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
     """
     train, val = folder / "train.jsonl", folder / "val.jsonl"
     pile = SHARED / "data" / "pile_train_00.jsonl.zst"
-    lines = b"".join(compression.blocks(pile)).splitlines(keepends=True) if pile.exists() else _sample(megabytes)
+    lines = b"".join(compression.read_blocks(pile)).splitlines(keepends=True) if pile.exists() else _sample(megabytes)
     val.write_bytes(b"".join(lines[:20]))
     ends = itertools.accumulate(map(len, lines[20:]))
     train.write_bytes(b"".join(line for line, end in zip(lines[20:], ends, strict=True) if end < megabytes << 20))
@@ -109,23 +109,23 @@ def prepare(folder: Path, *, tokenizer: str = "", megabytes: int = 16) -> Trial:
     trial = Trial(train, val, tokenizer, {}, 0.0)
     start = time.monotonic()
     process = trial.start(folder / "quiet")
-    stderr, _ = ended(process)
+    stderr, _ = wait_for(process)
     assert process.returncode == 0, stderr
-    return replace(trial, sums=published(folder / "quiet"), seconds=time.monotonic() - start)
+    return replace(trial, expected=published(folder / "quiet"), seconds=time.monotonic() - start)
 
 
 def _sample(megabytes: int) -> list[bytes]:
     texts = SAMPLE.read_text(encoding="utf-8").splitlines()
     copies = range((megabytes << 20) // SAMPLE.stat().st_size + 1)
-    return [jsonl.json_line(f"{index} {text}", "", "", None) for index in copies for text in texts]
+    return [jsonl.encode_line(f"{index} {text}", "", "", None) for index in copies for text in texts]
 
 
 def _character_tokenizer(root: Path, text: str) -> Path:
     """Publish a tokenizer of the characters of a text and return its folder."""
 
-    def write(draft: Path) -> artifact.Content:
+    def write(draft: Path) -> artifact.StageOutput:
         Characters("".join(sorted(set(text))), "characters").save(draft)
-        return artifact.Content({})
+        return artifact.StageOutput({})
 
     return artifact.build(root, Identity("tokenizers", "characters", {}, ()), write).artifact.path
 
@@ -147,7 +147,7 @@ def disturb(trial: Trial, root: Path, generator: random.Random) -> Round:
     first = trial.start(root)
     time.sleep(delay)
     kill(first, victim, generator)
-    stderr, problems = ended(first)
+    stderr, problems = wait_for(first)
     problems += [f"still alive: {name}" for name in survivors(first.pid)]
     if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in stderr):
         problems.append(f"a lost worker led to exit code {first.returncode}: {stderr}")
@@ -155,13 +155,13 @@ def disturb(trial: Trial, root: Path, generator: random.Random) -> Round:
     if before.started > 1:
         problems.append(f"{before.started} units were started and not finished")
     second = trial.start(root, jobs=generator.choice((1, 1, 2)))
-    stderr, timeouts = ended(second)
+    stderr, timeouts = wait_for(second)
     problems += timeouts
     if second.returncode:
         problems.append(f"the second run failed with {second.returncode}: {stderr}")
         return Round(victim, first.returncode, len(before.finished), tuple(problems))
-    if (sums := published(root)) != trial.sums:
-        differing = sorted(name for name in sums | trial.sums if sums.get(name) != trial.sums.get(name))
+    if (sums := published(root)) != trial.expected:
+        differing = sorted(name for name in sums | trial.expected if sums.get(name) != trial.expected.get(name))
         problems.append(f"not the bytes of an undisturbed run: {', '.join(differing)}")
     after = {path.name: stamp(path) for path in root.glob("tokens/chaos/current/*.bin")}
     problems += [f"{name} was written twice" for name, old in before.finished.items() if after.get(name) != old]
@@ -170,7 +170,7 @@ def disturb(trial: Trial, root: Path, generator: random.Random) -> Round:
     return Round(victim, first.returncode if first.returncode >= 0 else None, len(before.finished), tuple(problems))
 
 
-def ended(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
+def wait_for(run: subprocess.Popen[str]) -> tuple[str, list[str]]:
     """Return the stderr of a run when it has ended, and a problem if it hung and was killed."""
     try:
         return run.communicate(timeout=_TIMEOUT)[1], []
@@ -268,8 +268,8 @@ def rounds(trial: Trial, folder: Path, count: int, seed: int) -> list[Round]:
         root = folder / f"round-{index}"
         result = disturb(trial, root, random.Random(f"{seed} {index}"))
         results.append(result)
-        if result.wrong:
-            print(f"round {index} ({result.victim}): {'; '.join(result.wrong)}", file=sys.stderr, flush=True)
+        if result.problems:
+            print(f"round {index} ({result.victim}): {'; '.join(result.problems)}", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(root)
     return results
@@ -279,7 +279,7 @@ def summary(results: Sequence[Round]) -> str:
     victims = Counter(result.victim for result in results)
     killed = ", ".join(f"{victims[name]} {name}" for name in sorted(victims))
     resumed = [result.units for result in results if result.units]
-    failed = sum(bool(result.wrong) for result in results)
+    failed = sum(bool(result.problems) for result in results)
     return (
         f"{len(results)} rounds, killed: {killed}; {len(resumed)} resumed after up to {max(resumed, default=0)} "
         f"finished segments; {failed} failed"
@@ -302,7 +302,7 @@ def main() -> int:
         if arguments.what != "refresh":
             results = rounds(prepare(folder, tokenizer=arguments.tokenizer), folder, arguments.rounds, arguments.seed)
             print(f"tokenize: {summary(results)}, in {time.monotonic() - start:.0f} s", flush=True)
-            failed |= any(result.wrong for result in results)
+            failed |= any(result.problems for result in results)
         if arguments.what != "tokenize":
             start = time.monotonic()
             with chaos_refresh.trials(folder / "refresh") as trials:

@@ -111,7 +111,7 @@ def disturb(trial: RefreshTrial, root: Path, generator: random.Random) -> Refres
     time.sleep(delay)
     stage = _current_stage(root)
     chaos.kill(first, victim, generator)
-    stderr, problems = chaos.ended(first)
+    stderr, problems = chaos.wait_for(first)
     problems += [f"still alive: {name}" for name in chaos.survivors(first.pid)]
     if victim == "worker" and (first.returncode not in (0, 71) or "Traceback" in stderr):
         problems.append(f"a lost worker led to exit code {first.returncode}: {stderr}")
@@ -121,7 +121,7 @@ def disturb(trial: RefreshTrial, root: Path, generator: random.Random) -> Refres
         edition += 1
         trial.publish_edition(edition)
     second = trial.job.start(root, "--jobs", generator.choice((1, 1, 2)), *arguments)
-    stderr, timeouts = chaos.ended(second)
+    stderr, timeouts = chaos.wait_for(second)
     problems += timeouts
     if second.returncode:
         problems.append(f"the second run failed with {second.returncode}: {stderr}")
@@ -139,7 +139,7 @@ def disturb(trial: RefreshTrial, root: Path, generator: random.Random) -> Refres
 def _current_stage(root: Path) -> str:
     """Return the stage of the refresh that holds the lock in `root`."""
     for path in (root / ".state").glob("*.lock"):
-        if holder := locks.holder(path):
+        if holder := locks.current_holder(path):
             return holder.stage or "start"
     return "start or end"
 
@@ -149,7 +149,7 @@ def _damage(root: Path, *, raw: bool = False) -> list[str]:
     checked = [(name, problem) for name, problems in verify.verify(root, deep=True) for problem in problems]
     damage = [problem for name, problem in checked if raw or not name.startswith("raw/")]
     damage += [
-        f"{link} points to no valid artifact" for link in root.glob("*/*/current") if not artifact.is_whole(link)
+        f"{link} points to no valid artifact" for link in root.glob("*/*/current") if not artifact.is_intact(link)
     ]
     return damage + [f"still locked: {path}" for path in root.rglob("*.lock") if locks.is_locked(path)]
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from model.config import GPTConfig, Preset, TrainConfig
-from model.device import Execution
+from model.device import ExecutionConfig
 from model.exchange import export
 from model.network.gpt import GPT
 from model.runs import checkpoint, run
-from model.runs.checkpoint import Saved, State
+from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.run import Result
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Artifact, Content
+from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters, Tokenizer
 
@@ -38,7 +38,7 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.ke
 
 
 @pytest.fixture(autouse=True, scope="module")
-def alone() -> None:
+def single_thread_offline() -> None:
     """Use one thread, since OpenMP's threads do not survive the forks of other tests, and no network."""
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -48,10 +48,10 @@ def alone() -> None:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
-def network(config: GPTConfig, seed: int = 1) -> GPT:
+def random_network(config: GPTConfig, seed: int = 1) -> GPT:
     """A network in which every weight differs from its initial value, so that each norm, bias and scalar matters."""
     model = GPT(config)
-    model.initialise(seed)
+    model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -59,7 +59,7 @@ def network(config: GPTConfig, seed: int = 1) -> GPT:
     return model.eval()
 
 
-def published(
+def publish_run(
     root: Path,
     config: GPTConfig,
     tokenizer: Tokenizer = LETTERS,
@@ -69,22 +69,24 @@ def published(
     samples: tuple[str, ...] = (),
 ) -> Artifact:
     """Publish a run as training does, with a network of the config."""
-    weights = dict(network(config).named_parameters())
+    weights = dict(random_network(config).named_parameters())
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         tokenizer.save(draft)
         preset = {"preset": "mini", **asdict(Preset(config.family, "a test", config))}
         files.write_file(draft / run.CONFIG, msgspec.json.encode(preset))
         lines = (msgspec.json.encode({"step": 1, "prompt": text[:2], "text": text[2:]}) + b"\n" for text in samples)
         files.write_file(draft / "samples.jsonl", b"".join(lines))
-        state = State(7, 1.0, 2.5, config, TrainConfig(steps=7), Execution("fp32", compiled=False, micro_batch=1))
-        tensors = Saved(weights, {}, dict(average.named_parameters()) if average else {})
+        state = TrainState(
+            7, 1.0, 2.5, config, TrainConfig(steps=7), ExecutionConfig("fp32", compiled=False, micro_batch=1)
+        )
+        tensors = CheckpointTensors(weights, {}, dict(average.named_parameters()) if average else {})
         checkpoint.save(draft / "checkpoints", state, tensors)
-        step = checkpoint.name(7)
+        step = checkpoint.folder_name(7)
         scores = {"val_loss": 2.5, "bits_per_char": 3.25, "best_val_loss": 2.5, "best_bits_per_char": 3.25}
         result = Result(7, 700, config.parameters, step, step, **scores)
         files.write_file(draft / run.RESULT, msgspec.json.encode(result))
-        return Content({"steps": 7, "tokens": 700, "parameters": config.parameters})
+        return StageOutput({"steps": 7, "tokens": 700, "parameters": config.parameters})
 
     identity = Identity("runs", name, {"model": asdict(config), "average": bool(average)}, (), tokenizer.fingerprint)
     return artifact.build(root, identity, write).artifact

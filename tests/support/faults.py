@@ -107,7 +107,7 @@ class Command:
         )
 
     def run(self, fault: Fault | None = None) -> Run:
-        return ended(self.start(fault))
+        return wait_for(self.start(fault))
 
     def run_forked(self, fault: Fault | None = None, *, kill_after: float | None = None) -> Run:
         """Run in a fork of this process, which takes milliseconds; kill it after `kill_after` seconds if given.
@@ -145,7 +145,7 @@ def _run_in_fork(command: Command, fault: Fault | None, out: int, err: int) -> N
         os._exit(code)
 
 
-def ended(process: subprocess.Popen[str]) -> Run:
+def wait_for(process: subprocess.Popen[str]) -> Run:
     """Wait for a process and return its result. A process that hangs fails the test."""
     start = time.monotonic()
     try:
@@ -180,11 +180,11 @@ class Fault:
 
     operation: str
     number: int
-    what: str
+    effect: str
     lasting: bool = False
 
     def as_list(self) -> list[object]:
-        return [self.operation, self.number, self.what, self.lasting]
+        return [self.operation, self.number, self.effect, self.lasting]
 
 
 @dataclass(frozen=True)
@@ -258,16 +258,16 @@ class FaultyDisk(LoggingDisk):
         self._count += 1
         if self._count == fault.number or (fault.lasting and self.reached):
             self.reached = True
-            if fault.what == "kill":
+            if fault.effect == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if fault.what != "torn":
-                code = getattr(errno, fault.what)
+            if fault.effect != "torn":
+                code = getattr(errno, fault.effect)
                 has_name = operation.kind not in ("write", "sync", "truncate")  # their system calls take descriptors
                 raise OSError(code, os.strerror(code), str(operation.path) if has_name else None)
 
     def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
         self.about_to(Operation("write", path, place=handle.tell(), data=bytes(data)))
-        if self.fault.what == "torn" and self.reached:
+        if self.fault.effect == "torn" and self.reached:
             handle.write(data[: len(data) // 2])
             handle.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -284,12 +284,12 @@ def disk(one: files.Disk) -> Iterator[None]:
         files.disk = before
 
 
-def sweep(attempt: Callable[[int], bool], most: int = 1000) -> int:
+def sweep(attempt: Callable[[int], bool], max_operations: int = 1000) -> int:
     """Call `attempt` with 1, 2, 3, ... until it returns False (fault not reached). Return the number of faults."""
-    for number in range(1, most):
+    for number in range(1, max_operations):
         if not attempt(number):
             return number - 1
-    raise AssertionError(f"the fault was still reached after {most} operations")
+    raise AssertionError(f"the fault was still reached after {max_operations} operations")
 
 
 # Power cuts
@@ -432,7 +432,7 @@ def published(root: Path) -> dict[str, str]:
     digests: dict[str, str] = {}
     for lock_file in sorted((root / "raw").glob(f"*/{LOCK_FILE}")):
         source = lock_file.parent.name
-        digests |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock(root, source).items()}
+        digests |= {f"raw/{source}/{name}": pin.sha256 for name, pin in cache.read_lock_file(root, source).items()}
     for kind in KINDS:
         for link in sorted((root / kind).glob("*/current")):
             digests[f"{kind}/{link.parent.name}"] = artifact.read(link.resolve()).digest
@@ -460,7 +460,7 @@ def assert_one_error(run: Run, code: int, names: Sequence[str]) -> None:
         assert name in lines[0], f"{name!r} is not named: {lines[0]}"
 
 
-def assert_whole(root: Path, allowed: Sequence[Mapping[str, str]], at_least: Mapping[str, str]) -> None:
+def assert_published(root: Path, allowed: Sequence[Mapping[str, str]], at_least: Mapping[str, str]) -> None:
     """Assert I1: published names match one of the `allowed` states, none of `at_least` is lost, and all verify."""
     current = published(root)
     for name, digest in current.items():
@@ -472,7 +472,7 @@ def assert_whole(root: Path, allowed: Sequence[Mapping[str, str]], at_least: Map
 
 def assert_survived(
     root: Path,
-    again: Callable[[], Run],
+    run_again: Callable[[], Run],
     expected: Mapping[str, str],
     disturbed: Sequence[Run],
     *,
@@ -480,8 +480,8 @@ def assert_survived(
     names: Sequence[str] = (),
     old: Mapping[str, str] | None = None,
     damaged: bool = False,
-    twice: Callable[[], int] = lambda: 0,
-    most: int = 0,
+    bytes_fetched_twice: Callable[[], int] = lambda: 0,
+    max_fetched_twice: int = 0,
     secrets: Sequence[str] = (),
 ) -> Run:
     """Assert the seven invariants (I1 to I7) after the `disturbed` runs. Returns the clean run that `again` makes.
@@ -497,16 +497,18 @@ def assert_survived(
     if code is not None and disturbed:
         assert_one_error(disturbed[-1], code, names)
     if not damaged:
-        assert_whole(root, (old, expected), old)  # I1
+        assert_published(root, (old, expected), old)  # I1
     for path in root.rglob("*.lock"):  # I6
         assert not locks.is_locked(path), f"{path} is still locked"
-    clean = again()
+    clean = run_again()
     assert clean.code == 0, clean.err
     assert "error" not in clean.err.lower(), clean.err
-    assert_whole(root, (expected,), expected)  # I2
+    assert_published(root, (expected,), expected)  # I2
     assert published(root) == dict(expected)
     assert leftovers(root) == []  # I4
-    assert twice() <= most, f"{twice():,} bytes were fetched twice, more than {most:,}"  # I5
+    assert bytes_fetched_twice() <= max_fetched_twice, (
+        f"{bytes_fetched_twice():,} bytes were fetched twice, more than {max_fetched_twice:,}"
+    )  # I5
     for run in (*disturbed, clean):  # I7
         assert_silent(run.out + run.err, secrets)
     for path in root.rglob("*"):
@@ -521,7 +523,7 @@ def assert_silent(text: str, secrets: Sequence[str]) -> None:
 
 
 @contextmanager
-def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+def paused(process: subprocess.Popen[str]) -> Iterator[None]:
     """Stop a process with SIGSTOP while the block runs."""
     os.killpg(process.pid, signal.SIGSTOP)
     try:
@@ -534,7 +536,7 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 def kill(process: subprocess.Popen[str]) -> Run:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    return ended(process)
+    return wait_for(process)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ SMALL = GPTConfig(vocab_size=50, block_size=16, layers=2, heads=2, width=16)
 
 def build_network(config: GPTConfig) -> GPT:
     model = GPT(config)
-    model.initialise(1)
+    model.init_weights(1)
     return model.eval()
 
 

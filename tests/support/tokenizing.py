@@ -12,14 +12,14 @@ import pytest
 
 from pipeline.readers import compression, readers
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import inputs as raw
-from pipeline.store.artifact import Artifact, Built
+from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.tokenizers import Characters, Tokenizer
 from pipeline.tokens import chunks
 from pipeline.tokens import stage as tokenize
 from pipeline.tokens.segments import document_lengths
-from pipeline.tokens.stage import Inputs, TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.store import open_store
 
 LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水", "letters")
@@ -34,42 +34,42 @@ def lines(path: Path, texts: Iterable[str], set_name: str = "") -> raw.InputFile
 
 
 def input_file(path: Path) -> raw.InputFile:
-    (file,) = raw.inputs(path.parent, str(path), corpora=False)
+    (file,) = raw.resolve_inputs(path.parent, str(path), corpora=False)
     return file
 
 
-def some(folder: Path, texts: list[str] = TEXTS, files: int = 3) -> Inputs:
+def some(folder: Path, texts: list[str] = TEXTS, files: int = 3) -> TokenizeInputs:
     """Distribute `texts` over a few files, to be divided by hash."""
-    return Inputs(tuple(lines(folder / f"{n}.jsonl", texts[n::files]) for n in range(files)), ())
+    return TokenizeInputs(tuple(lines(folder / f"{n}.jsonl", texts[n::files]) for n in range(files)), ())
 
 
-def train_inputs(folder: Path, *texts: str) -> Inputs:
+def train_inputs(folder: Path, *texts: str) -> TokenizeInputs:
     """`texts` as one training file, beside a validation file of one document."""
     return with_val(lines(folder / "train.jsonl", texts))
 
 
-def content_inputs(path: Path, content: str) -> Inputs:
+def content_inputs(path: Path, content: str) -> TokenizeInputs:
     """A training file of any content, beside a validation file of one document."""
     path.write_text(content, encoding="utf-8")
     return with_val(input_file(path))
 
 
-def with_val(train: raw.InputFile) -> Inputs:
-    return Inputs((train,), (lines(train.path.parent / "val.jsonl", ["held out"]),))
+def with_val(train: raw.InputFile) -> TokenizeInputs:
+    return TokenizeInputs((train,), (lines(train.path.parent / "val.jsonl", ["held out"]),))
 
 
 def run(
     root: Path,
-    inputs: Inputs,
+    inputs: TokenizeInputs,
     *,
     tokenizer: Tokenizer = LETTERS,
     trained: Artifact | None = None,
     jobs: int = 1,
     **options: Any,
-) -> Built:
+) -> BuildResult:
     """Tokenize as the artifact `some`; a tenth is held out unless there are validation files."""
     settings = TokenizeOptions(**{"val_fraction": None if inputs.val else 0.1, **options})
-    return tokenize.tokenize(root, "some", inputs, tokenizer, trained, settings, Silent(), jobs=jobs)
+    return tokenize.tokenize(root, "some", inputs, tokenizer, trained, settings, SilentProgress(), jobs=jobs)
 
 
 def shrink_chunks(patch: pytest.MonkeyPatch, unit: int, chunk: int, long_line: int = 1 << 30) -> None:
@@ -78,7 +78,7 @@ def shrink_chunks(patch: pytest.MonkeyPatch, unit: int, chunk: int, long_line: i
     Only this process splits the input, so the workers need no patch.
     """
     patch.setattr(chunks, "UNIT_BYTES", unit)
-    patch.setattr(chunks, "PIECE_BYTES", chunk)
+    patch.setattr(chunks, "CHUNK_BYTES", chunk)
     patch.setattr(chunks, "LONG_LINE", long_line)
     patch.setattr(chunks, "PART_BYTES", max(16, long_line // 4))
     patch.setattr(tokenize, "_SMALL", 0)
@@ -103,7 +103,7 @@ def texts_of(tokens: Artifact, split: str, tokenizer: Tokenizer = LETTERS) -> li
 
 def texts_in(path: Path) -> list[str]:
     """Read the texts of a file with the reader that knows no chunks; it leaves a byte order mark in the text."""
-    return [document.text.removeprefix("\ufeff") for document in readers.read(path, Ledger(), print)]
+    return [document.text.removeprefix("\ufeff") for document in readers.read_documents(path, Ledger(), print)]
 
 
 def checksums(tokens: Artifact) -> dict[str, str]:
@@ -112,7 +112,7 @@ def checksums(tokens: Artifact) -> dict[str, str]:
 
 def rejects(tokens: Artifact) -> list[tuple[str, int, int, str]]:
     """Return file, line, byte offset and reason of every reject."""
-    entries = b"".join(compression.blocks(tokens.file("rejects.jsonl.zst"))).splitlines()
+    entries = b"".join(compression.read_blocks(tokens.file("rejects.jsonl.zst"))).splitlines()
     decoded = map(msgspec.json.decode, entries)
     return [(reject["file"], reject["line"], reject["offset"], reject["reason"]) for reject in decoded]
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.runs import checkpoint, plan, run
-from model.runs.plan import Plan
+from model.runs.plan import TrainPlan
 from model.training import metrics, stage
 from pipeline.store import artifact, locks
 from pipeline.store.artifact import Artifact
@@ -36,7 +36,7 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)
     if "torch._dynamo" not in sys.modules:
         tokens = counting.build(tmp_path_factory.mktemp("preload")).artifact
-        one_step = plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
+        one_step = plan.make_plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
         stage.train(tokens.path.parents[2], one_step, device="cpu", resume=True, report=lambda line: None)
 
 
@@ -75,9 +75,9 @@ def current_run(root: Path) -> Artifact:
     return artifact.find(root, "runs", NAME)
 
 
-def make_plan(root: Path, **settings: object) -> Plan:
+def make_plan(root: Path, **settings: object) -> TrainPlan:
     tokens = artifact.find(root, "tokens", "counting")
-    return plan.plan(tokens, "mini", name=NAME, settings=SETTINGS | settings)
+    return plan.make_plan(tokens, "mini", name=NAME, settings=SETTINGS | settings)
 
 
 def draft_checkpoints(root: Path, **settings: object) -> Path:
@@ -147,7 +147,7 @@ def assert_same_run(actual: Artifact, expected: Artifact) -> None:
     assert metric_rows(actual) == metric_rows(expected)
     assert samples(actual) == samples(expected)
     assert actual.manifest.key == expected.manifest.key
-    assert artifact.problems(actual, deep=True) == []
+    assert artifact.find_problems(actual, deep=True) == []
 
 
 def assert_resumes_to(root: Path, expected: Artifact, **settings: object) -> Run:

@@ -37,7 +37,7 @@ _PATH = re.compile(r"/datasets/monology/pile-uncopyrighted/resolve/([^/]+)/(.+)"
 _DRIVER = """
 import sys
 from pipeline.tokens import chunks as pieces, stage as tokenize
-pieces.UNIT_BYTES, pieces.PIECE_BYTES, tokenize._SMALL = {unit}, {piece}, 0
+pieces.UNIT_BYTES, pieces.CHUNK_BYTES, tokenize._SMALL = {unit}, {piece}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -54,7 +54,7 @@ class Hub:
 
     linked: bool = True
     pace: float = 0.0
-    asked: list[tuple[str, str, int]] = field(default_factory=list)
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
     url: str = ""
     _files: dict[str, bytes] = field(default_factory=dict)
     _commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Hub:
 
 def packed(texts: Iterable[str]) -> bytes:
     """Return documents as compressed JSON lines."""
-    lines = b"".join(jsonl.json_line(text, "", "", None) for text in texts)
+    lines = b"".join(jsonl.encode_line(text, "", "", None) for text in texts)
     return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(lines)
 
 
@@ -109,7 +109,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = self.hub.read(match[1], match[2]) if match else None
         span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(span[1]) if span else 0
-        self.hub.asked.append((self.command, match[2] if match else self.path, start))
+        self.hub.requests.append((self.command, match[2] if match else self.path, start))
         if data is None or start > len(data):
             self.send_response(404 if data is None else 416)
             self.send_header("Content-Length", "0")
@@ -156,9 +156,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
 def letters(folder: Path, alphabet: Iterable[str] = map(chr, range(32, 127))) -> Path:
     """Publish a tokenizer of single characters below `folder`, the fastest to build and load."""
 
-    def write(draft: Path) -> artifact.Content:
+    def write(draft: Path) -> artifact.StageOutput:
         Characters("".join(alphabet), "letters").save(draft)
-        return artifact.Content({})
+        return artifact.StageOutput({})
 
     identity = Identity("tokenizers", "letters", {}, ())
     return artifact.build(folder, identity, write).artifact.path
@@ -190,32 +190,32 @@ class Nightly:
         command = self.command(root, *arguments)
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, start_new_session=True, **streams)
 
-    def run(self, root: Path, *arguments: object, code: int = 0, **options: Any) -> Said:
+    def run(self, root: Path, *arguments: object, code: int = 0, **options: Any) -> CommandResult:
         """Refresh with --json and assert the exit code."""
         with self.start(root, "--json", *arguments, **options) as process:
             stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == code, f"exit code {process.returncode}, expected {code}: {stderr}"
-        return Said(json.loads(stdout) if stdout else {}, stderr or "")
+        return CommandResult(json.loads(stdout) if stdout else {}, stderr or "")
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandResult:
     """Output of a command: its JSON object and its stderr."""
 
-    told: dict[str, Any]
+    outcome: dict[str, Any]
     stderr: str
 
     @property
     def results(self) -> dict[str, str]:
-        return {stage["stage"]: stage["result"] for stage in self.told["stages"]}
+        return {stage["stage"]: stage["result"] for stage in self.outcome["stages"]}
 
     def assert_refused(self) -> None:
         """Assert that the command failed with a one-line error and a hint, without a traceback."""
-        assert self.told["result"] == "failed"
-        assert self.told["error"]
-        assert self.told["hint"]
+        assert self.outcome["result"] == "failed"
+        assert self.outcome["error"]
+        assert self.outcome["hint"]
         last = self.stderr.rstrip().splitlines()[-1]
-        assert last == f"error: {self.told['error']} — {self.told['hint']}"
+        assert last == f"error: {self.outcome['error']} — {self.outcome['hint']}"
         assert "Traceback" not in self.stderr
 
 
@@ -298,7 +298,7 @@ def assert_survived(root: Path, *digests: str) -> None:
     for name, problems in verify.verify(root, deep=True):
         assert problems == [] or name.startswith("raw/"), name
     for path in root.glob("*/*/current"):
-        assert artifact.is_whole(path), f"{path} points to no valid artifact"
+        assert artifact.is_intact(path), f"{path} points to no valid artifact"
     if digests:
         tokens = [path for path in artifact.generations(root) if path.parts[-3] == "tokens"]
         assert {artifact.read(path).digest for path in tokens} <= {*digests}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.clean.markup.parsed import Parsed, replace
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 
 MAX_FRONT_MATTER = 200  # lines
 _MAX_FRONT_LINE = 2000  # characters
@@ -14,7 +14,7 @@ _HARD_BREAK = re.compile(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
 _LINE_BREAK = re.compile(r"<br[ \t]*/?>\n?", re.IGNORECASE)
 
 
-def daizhige(text: str, counts: Seen) -> Parsed:
+def daizhige(text: str, counts: Counts) -> Parsed:
     """Parse the Markdown of daizhige: YAML front matter, and line breaks written as two spaces.
 
     Every line is a paragraph or a row of a table. Indents, `#` headings, 【notes】 and 〔emendations〕 stay.

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from pipeline.clean.markup.parsed import Parsed, add_count, drop, replace
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import BLANKS
 
@@ -26,7 +26,7 @@ _GAIJI = re.compile(r"&[A-Za-z0-9-]{1,12};")
 _ORG_LINK = re.compile(r"\[\[[^][\n]{1,300}\]\[([^][\n]{1,300})\]\]|\[\[([^][\n]{1,300})\]\]")
 
 
-def kanripo(text: str, counts: Seen) -> Parsed:
+def kanripo(text: str, counts: Counts) -> Parsed:
     """Parse a mandoku file of the Kanseki Repository: `#` lines, page marks, print lines that end in ¶.
 
     A print line is joined to the next one unless that is blank, indented or a heading. If the width of the print can be
@@ -42,7 +42,7 @@ def kanripo(text: str, counts: Seen) -> Parsed:
     return Parsed(_join_print_lines(_STARS.sub("**", text).split("\n"), counts), meta.pop("title", ""), meta)
 
 
-def org(text: str, counts: Seen) -> Parsed:
+def org(text: str, counts: Counts) -> Parsed:
     """Parse an org file: `#+KEY:` lines, `# ` comments, property drawers, links. `*` headings become `**` lines."""
     text, meta = _without_hash_lines(text, counts, _COMMENT_LINE)
     text = drop(_PROPERTY_LINE, text, lambda _: ": line", counts)
@@ -50,7 +50,7 @@ def org(text: str, counts: Seen) -> Parsed:
     return Parsed(_STARS.sub("**", text), meta.pop("title", ""), meta)
 
 
-def _without_hash_lines(text: str, counts: Seen, lines: re.Pattern[str]) -> tuple[str, dict[str, str]]:
+def _without_hash_lines(text: str, counts: Counts, lines: re.Pattern[str]) -> tuple[str, dict[str, str]]:
     """Return the text without matches of `lines`, and their `#+KEY: value` and `#+PROPERTY: KEY value` pairs.
 
     The first value of a key counts.
@@ -70,14 +70,14 @@ def _without_hash_lines(text: str, counts: Seen, lines: re.Pattern[str]) -> tupl
     return lines.sub(read_line, text), meta
 
 
-def _join_print_lines(lines: list[str], counts: Seen) -> str:
+def _join_print_lines(lines: list[str], counts: Counts) -> str:
     lengths = [_print_length(line) for line in lines]
     width = _print_width(lengths)
     pieces: list[str] = []
     joins_next = is_full = False
     for line, length in zip(lines, lengths, strict=True):
         plain = line.replace("¶", "")
-        heading = (plain, "") if plain.startswith("** ") else headings.match(plain)
+        heading = (plain, "") if plain.startswith("** ") else headings.parse_heading(plain)
         if joins_next and plain and plain[0] not in BLANKS and not heading:
             pieces.append("" if is_full else "\n\u3000")
             add_count(counts, "short ¶ line", not is_full)

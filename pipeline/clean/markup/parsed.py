@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 
 MAX_NOTE = 3_000  # characters inside of <ref>, a comment or a dropped template; a longer one was not closed
 MAX_BLOCK = 30_000  # the same for a table, a header, and a note that stays in the text
@@ -22,7 +22,7 @@ class Parsed:
     meta: dict[str, str] = field(default_factory=dict)
 
 
-def drop(pattern: re.Pattern[str], text: str, kind: Callable[[str], str], counts: Seen) -> str:
+def drop(pattern: re.Pattern[str], text: str, kind: Callable[[str], str], counts: Counts) -> str:
     """Delete all matches. `kind` returns the name under which a match is counted."""
 
     def count_match(match: re.Match[str]) -> str:
@@ -37,7 +37,7 @@ def replace(
     text: str,
     replacement: str | Callable[[re.Match[str]], str],
     kind: str,
-    counts: Seen,
+    counts: Counts,
 ) -> str:
     """Replace all matches, and count them as `kind`."""
     text, count = pattern.subn(replacement, text)
@@ -45,7 +45,7 @@ def replace(
     return text
 
 
-def add_count(counts: Seen, kind: str, count: int) -> None:
+def add_count(counts: Counts, kind: str, count: int) -> None:
     """Add to a count, without creating it for 0."""
     if count:
         counts[kind] += count

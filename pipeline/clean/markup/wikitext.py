@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pipeline.clean.markup.parsed import MAX_BLOCK, MAX_DEPTH, MAX_NOTE, Parsed, add_count, drop, replace
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 
 _COMMENT_BODY = rf"<!--(?:(?!<!--|-->).){{0,{MAX_NOTE}}}-->"
 _COMMENT = re.compile(rf"^[ \t]*{_COMMENT_BODY}[ \t]*\n|{_COMMENT_BODY}", re.DOTALL | re.MULTILINE)
@@ -41,7 +41,7 @@ _LOST = {"?", "缺字", "缺", "illegible"}
 _NAVIGATION = {"previous", "next", "prev", "type", "portal", "shortcut", "edition", "wikipedia", "from"}
 
 
-def wikitext_lite(text: str, counts: Seen) -> Parsed:
+def wikitext_lite(text: str, counts: Counts) -> Parsed:
     """Parse the wikitext of Wikisource. Notes become （notes）, headings `==lines==`.
 
     A template is dropped unless it is known to show text. `{{:page}}` is only counted, since its text is on that page.
@@ -92,7 +92,7 @@ def _link(match: re.Match[str]) -> str:
 
 
 def _replace_nested(
-    text: str, marks: re.Pattern[str], replacement: Callable[[str], str | None], name: str, counts: Seen
+    text: str, marks: re.Pattern[str], replacement: Callable[[str], str | None], name: str, counts: Counts
 ) -> str:
     """Replace the text between matching marks, innermost first.
 
@@ -125,14 +125,14 @@ def _flatten(levels: list[list[str]], opened: list[str]) -> Iterator[str]:
         yield from level
 
 
-def _table(inner: str, counts: Seen) -> str | None:
+def _table(inner: str, counts: Counts) -> str | None:
     if len(inner) > MAX_BLOCK:
         return None
     counts["{|"] += 1
     return ""
 
 
-def _template(inner: str, meta: dict[str, str], counts: Seen) -> str | None:
+def _template(inner: str, meta: dict[str, str], counts: Counts) -> str | None:
     """Return the text that a template shows, or None if it is too long to be a template. A header goes to `meta`."""
     name, *arguments = (part.strip() for part in inner.split("|"))
     name = name.lower()

@@ -9,7 +9,7 @@ _CONTEXT = 12  # characters on either side of a change
 _MAX_SHOWN = 24  # characters of a change that are shown
 
 
-def samples(before: str, after: str, limit: int = 10) -> list[tuple[str, str]]:
+def find_examples(before: str, after: str, limit: int = 10) -> list[tuple[str, str]]:
     """Return up to `limit` excerpts of about 30 characters before and after a rule, in the order of the text.
 
     Every kind of change is shown once before any is shown twice.

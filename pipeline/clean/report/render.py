@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.examples import visible
-from pipeline.clean.report.report import File, Report, Sentences, add
+from pipeline.clean.report.report import CleaningReport, FileCounts, SentenceCounts, add_counts
 from pipeline.clean.rules import script
 from pipeline.clean.utf16 import HAN
 
@@ -26,7 +26,7 @@ _LABEL_WIDTH = 14
 _MAX_CASES, _MAX_WARNINGS = 3, 5  # in the table: cases of a rule, lines of warnings
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: CleaningReport) -> dict[str, Any]:
     """Return report.json: plain data that depends on the counts alone, with lists in a fixed order and sorted dicts.
 
     files        of each: name, encoding, bytes, profile, documents, characters, han, unpunctuated
@@ -56,26 +56,26 @@ def to_json(report: Report) -> dict[str, Any]:
         "sentences": _sentences(report.sentences),
         "headings": {
             "patterns": dict(sorted(report.headings.items())),
-            "unheaded": report.unheaded,
+            "unheaded": report.lines_without_heading,
             "series": [_gaps(*series) for series in _series(report)],
         },
-        "quotes": {"reopened": report.reopened, "orphans": report.orphans},
+        "quotes": {"reopened": report.reopened_quotes, "orphans": report.orphan_quotes},
         "warnings": warnings(report),
         "defaults": sentencepiece_flags.warnings(lines),
         "tokenizer": msgspec.structs.asdict(sentencepiece_flags.flags(lines)),
     }
 
 
-def _file(file: File) -> dict[str, Any]:
+def _file(file: FileCounts) -> dict[str, Any]:
     fields = ("name", "encoding", "bytes", "profile", "documents", "characters", "han")
     return {**{field: getattr(file, field) for field in fields}, "unpunctuated": file.is_unpunctuated}
 
 
-def _characters(report: Report) -> dict[str, Any]:
+def _characters(report: CleaningReport) -> dict[str, Any]:
     histogram = report.characters
     return {
-        "in": report.came,
-        "out": report.out,
+        "in": report.characters_in,
+        "out": report.characters_out,
         "dropped": {reason: dropped.characters for reason, dropped in sorted(report.dropped.items())},
         "kinds": len(histogram),
         "han": sum(count for character, count in histogram.items() if _HAN.match(character)),
@@ -83,39 +83,39 @@ def _characters(report: Report) -> dict[str, Any]:
     }
 
 
-def _rules(report: Report) -> list[dict[str, Any]]:
+def _rules(report: CleaningReport) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
             "in": rule.characters_in,
             "removed": rule.removed,
             "added": rule.added,
-            "out": rule.out,
+            "out": rule.characters_out,
             "seen": dict(sorted(rule.cases.items())),
         }
         for name, rule in report.rules.items()
     ]
 
 
-def _sentences(sentences: Sentences) -> dict[str, Any]:
+def _sentences(sentences: SentenceCounts) -> dict[str, Any]:
     fractions = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {
         "count": sentences.count,
         "characters": {name: sentences.percentile(fraction) for name, fraction in fractions.items()},
         "lengths": {str(length): count for length, count in sorted(sentences.lengths.items())},
-        "longest_bytes": sentences.longest,
-        f"over_{sentencepiece_flags.DEFAULT_LINE}_bytes": sentences.over,
+        "longest_bytes": sentences.longest_bytes,
+        f"over_{sentencepiece_flags.DEFAULT_MAX_LINE_BYTES}_bytes": sentences.over_default,
         "unterminated": sentences.unterminated,
-        "resplit": dict(sorted(sentences.resplit.items())),
+        "resplit": dict(sorted(sentences.cuts.items())),
     }
 
 
-def _series(report: Report) -> list[tuple[str, str, dict[int, int]]]:
+def _series(report: CleaningReport) -> list[tuple[str, str, dict[int, int]]]:
     """Return the frequencies of chapter numbers by file and pattern. Files of one chapter each count as one book."""
     numbers_of: dict[tuple[str, str], dict[int, int]] = {}
     for name, file in sorted(report.files.items()):
         for pattern, numbers in file.numbers.items():
-            add(numbers_of.setdefault((name if len(numbers) > 1 else "", pattern), {}), numbers)
+            add_counts(numbers_of.setdefault((name if len(numbers) > 1 else "", pattern), {}), numbers)
     return [(name, pattern, numbers) for (name, pattern), numbers in sorted(numbers_of.items())]
 
 
@@ -132,7 +132,7 @@ def _gaps(name: str, pattern: str, numbers: Mapping[int, int]) -> dict[str, Any]
     }
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: CleaningReport) -> list[str]:
     """Return the problems that a user should look at before the next stage, the most serious first, one line each.
 
     They are part of report.json, so a change of their wording changes its bytes.
@@ -154,13 +154,13 @@ def warnings(report: Report) -> list[str]:
         if problems:
             span = f"{gaps['first']} to {gaps['last']} of {visible(name) or 'all files'}"
             texts.append(f"chapters {pattern} {span}: {', '.join(problems)}")
-    if "script" in report.rules and (guesses := script.risks(report.rules["script"].cases)):
+    if "script" in report.rules and (guesses := script.ambiguous_pairs(report.rules["script"].cases)):
         pairs = [f"{pair} {count:,}" for pair, count in guesses.items()]
         texts.append(f"{script.WARNING}: {_first_few(pairs, limit=4)}")
     return texts
 
 
-def _names(names: Sequence[str], files: Sequence[File]) -> str:
+def _names(names: Sequence[str], files: Sequence[FileCounts]) -> str:
     return f"{len(names):,} of {len(files):,} files ({_first_few([visible(name) for name in names], limit=2)})"
 
 
@@ -169,12 +169,12 @@ def _first_few(items: Sequence[object], *, limit: int = 8) -> str:
     return ", ".join(map(str, items[:limit])) + suffix
 
 
-def table(report: Report) -> list[str]:
+def table(report: CleaningReport) -> list[str]:
     """Return the report as a table of at most `LINES` lines and `COLUMNS` columns."""
-    return shown(to_json(report))
+    return table_from_json(to_json(report))
 
 
-def shown(data: Mapping[str, Any]) -> list[str]:
+def table_from_json(data: Mapping[str, Any]) -> list[str]:
     """Return the table of a report.json."""
     head = [*_file_rows(data), *_count_rows(data)]
     tail = [
@@ -197,7 +197,7 @@ def _file_rows(data: Mapping[str, Any]) -> list[str]:
         return [_row("file", f"{visible(files[0]['name'])} ({files[0]['encoding']})")]
     encodings: dict[str, int] = {}
     for file in files:
-        add(encodings, {file["encoding"]: 1})
+        add_counts(encodings, {file["encoding"]: 1})
     counts = ", ".join(f"{count:,} {encoding}" for encoding, count in sorted(encodings.items()))
     return [_row("files", f"{len(files):,} ({counts})" if files else "0")]
 

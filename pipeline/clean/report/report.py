@@ -14,11 +14,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean.report.sentencepiece_flags import DEFAULT_LINE, Lines
+from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES, LineStats
 from pipeline.clean.rule import Effect
-from pipeline.clean.utf16 import ENDS, HAN_BEYOND, HAN_UNITS, UNITS, Codes, distinct, text_of
+from pipeline.clean.utf16 import (
+    HAN_HIGH_SURROGATES,
+    HAN_UNITS,
+    SENTENCE_ENDS,
+    UNIT_COUNT,
+    Utf16Text,
+    count_distinct,
+    decode_utf16,
+)
 from pipeline.errors import InternalError
-from pipeline.runtime.ledger import Ledger, Tally
+from pipeline.runtime.ledger import Ledger, LedgerTally
 
 _MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1
 _MIN_HAN_RATIO = 0.5  # of the characters of a Chinese text; books and poems have 0.8 to 0.9
@@ -35,25 +43,25 @@ class RuleTally(msgspec.Struct):
     characters_in: int = 0
     removed: int = 0
     added: int = 0
-    out: int = 0
+    characters_out: int = 0
     cases: dict[str, int] = {}
 
     def add(self, other: RuleTally) -> None:
         self.characters_in += other.characters_in
         self.removed += other.removed
         self.added += other.added
-        self.out += other.out
-        add(self.cases, other.cases)
+        self.characters_out += other.characters_out
+        add_counts(self.cases, other.cases)
 
 
-class Dropped(msgspec.Struct):
+class DroppedCounts(msgspec.Struct):
     """Documents dropped for one reason, and the characters in them."""
 
     documents: int = 0
     characters: int = 0
 
 
-class File(msgspec.Struct):
+class FileCounts(msgspec.Struct):
     """One input file.
 
     `characters`, `han` and `ends` (。！？) count its published text; `chinese` is True if its profile is for Chinese.
@@ -64,43 +72,43 @@ class File(msgspec.Struct):
     encoding: str = ""
     bytes: int = 0
     profile: str = ""
-    chinese: bool = True
+    is_chinese: bool = True
     documents: int = 0
     characters: int = 0
     han: int = 0
-    ends: int = 0
+    sentence_ends: int = 0
     numbers: dict[str, dict[int, int]] = {}
 
-    def measure(self, histogram: Histogram) -> None:
+    def add_text(self, histogram: Histogram) -> None:
         """Add published text by its histogram."""
         units, counts = histogram
         flags = _unit_flags().take(units)
         self.characters += _sum(counts, flags & _STARTS_CHARACTER)
         self.han += _sum(counts, flags & _HAN)
-        self.ends += _sum(counts, flags & _SENTENCE_END)
+        self.sentence_ends += _sum(counts, flags & _SENTENCE_END)
 
-    def add(self, other: File) -> None:
+    def add(self, other: FileCounts) -> None:
         self.encoding, self.profile = self.encoding or other.encoding, self.profile or other.profile
-        self.chinese = self.chinese and other.chinese
+        self.is_chinese = self.is_chinese and other.is_chinese
         self.bytes += other.bytes
         self.documents += other.documents
         self.characters += other.characters
         self.han += other.han
-        self.ends += other.ends
+        self.sentence_ends += other.sentence_ends
         for pattern, numbers in other.numbers.items():
-            add(self.numbers.setdefault(pattern, {}), numbers)
+            add_counts(self.numbers.setdefault(pattern, {}), numbers)
 
     @property
     def is_unpunctuated(self) -> bool:
-        return self.chinese and self.han >= _MIN_SAMPLE and self.ends < _MIN_STOP_RATIO * self.han
+        return self.is_chinese and self.han >= _MIN_SAMPLE and self.sentence_ends < _MIN_STOP_RATIO * self.han
 
     @property
     def is_foreign(self) -> bool:
         """True if the file was cleaned as Chinese but does not look Chinese."""
-        return self.chinese and self.characters >= _MIN_SAMPLE and self.han < _MIN_HAN_RATIO * self.characters
+        return self.is_chinese and self.characters >= _MIN_SAMPLE and self.han < _MIN_HAN_RATIO * self.characters
 
 
-class Sentences(msgspec.Struct):
+class SentenceCounts(msgspec.Struct):
     """The lines of sentences.txt.
 
     lengths       number of lines of each length in characters
@@ -111,30 +119,30 @@ class Sentences(msgspec.Struct):
     """
 
     lengths: dict[int, int] = {}
-    longest: int = 0
-    over: int = 0
+    longest_bytes: int = 0
+    over_default: int = 0
     unterminated: int = 0
-    resplit: dict[str, int] = {}
+    cuts: dict[str, int] = {}
 
-    def measure(self, characters: np.ndarray, sizes: np.ndarray) -> None:
+    def add_lines(self, characters: np.ndarray, sizes: np.ndarray) -> None:
         """Add lines by their lengths in characters and in bytes of UTF-8."""
         if len(characters):
-            if characters.max() < UNITS:
+            if characters.max() < UNIT_COUNT:
                 counts = np.bincount(characters)
                 lengths = np.flatnonzero(counts)
                 counts = counts[lengths]
             else:
-                lengths, counts = distinct(characters)
-            add(self.lengths, dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
-            self.longest = max(self.longest, int(sizes.max()))
-            self.over += int(np.count_nonzero(sizes > DEFAULT_LINE))
+                lengths, counts = count_distinct(characters)
+            add_counts(self.lengths, dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
+            self.longest_bytes = max(self.longest_bytes, int(sizes.max()))
+            self.over_default += int(np.count_nonzero(sizes > DEFAULT_MAX_LINE_BYTES))
 
-    def add(self, other: Sentences) -> None:
-        add(self.lengths, other.lengths)
-        self.longest = max(self.longest, other.longest)
-        self.over += other.over
+    def add(self, other: SentenceCounts) -> None:
+        add_counts(self.lengths, other.lengths)
+        self.longest_bytes = max(self.longest_bytes, other.longest_bytes)
+        self.over_default += other.over_default
         self.unterminated += other.unterminated
-        add(self.resplit, other.resplit)
+        add_counts(self.cuts, other.cuts)
 
     @property
     def count(self) -> int:
@@ -150,33 +158,33 @@ class Sentences(msgspec.Struct):
         return 0
 
 
-class Report(msgspec.Struct, eq=False):
+class CleaningReport(msgspec.Struct, eq=False):
     """All counts of a cleaning.
 
     `came` and `out` are characters read and published, `documents` those published.
     """
 
     rules: dict[str, RuleTally] = {}
-    files: dict[str, File] = {}
+    files: dict[str, FileCounts] = {}
     documents: int = 0
-    came: int = 0
-    out: int = 0
+    characters_in: int = 0
+    characters_out: int = 0
     histograms: list[Histogram] = []  # of published text; each covers some pages
-    dropped: dict[str, Dropped] = {}
+    dropped: dict[str, DroppedCounts] = {}
     astral: dict[str, int] = {}  # frequencies of characters beyond the first plane
     duplicates: int = 0  # documents that equal an earlier one, dropped or not
-    sentences: Sentences = msgspec.field(default_factory=Sentences)
+    sentences: SentenceCounts = msgspec.field(default_factory=SentenceCounts)
     headings: dict[str, int] = {}  # by pattern
-    unheaded: int = 0  # lines that start no chapter
-    reopened: int = 0  # “ while another is open
-    orphans: int = 0  # ” while none is open
+    lines_without_heading: int = 0  # lines that start no chapter
+    reopened_quotes: int = 0  # “ while another is open
+    orphan_quotes: int = 0  # ” while none is open
 
     @property
     def characters(self) -> dict[str, int]:
         """Frequencies of the published characters."""
         units, counts = _merged(self.histograms)
         is_character = (_unit_flags().take(units) & _IS_CHARACTER).astype(bool)
-        characters = text_of(Codes(units[is_character]))
+        characters = decode_utf16(Utf16Text(units[is_character]))
         return {**dict(zip(characters, counts[is_character].tolist(), strict=True)), **self.astral}
 
     def _keep(self, histograms: list[Histogram]) -> None:
@@ -188,24 +196,24 @@ class Report(msgspec.Struct, eq=False):
     def rule(self, name: str) -> RuleTally:
         return self.rules.setdefault(name, RuleTally())
 
-    def file(self, name: str) -> File:
-        return self.files.setdefault(name, File(name))
+    def file(self, name: str) -> FileCounts:
+        return self.files.setdefault(name, FileCounts(name))
 
     def drop(self, reason: str, documents: int, characters: int) -> None:
-        dropped = self.dropped.setdefault(reason, Dropped())
+        dropped = self.dropped.setdefault(reason, DroppedCounts())
         dropped.documents += documents
         dropped.characters += characters
 
-    def follow(self, characters_in: int, effects: Mapping[str, Effect], characters_out: int) -> None:
+    def add_effects(self, characters_in: int, effects: Mapping[str, Effect], characters_out: int) -> None:
         """Add the effects of the rules on a page, in their order, on its number of characters.
 
         Raises InternalError if the effects do not lead from `characters_in` to `characters_out`.
         """
-        self.came += characters_in
+        self.characters_in += characters_in
         count = characters_in
         for name, effect in effects.items():
             remaining = count - effect.removed + effect.added
-            self.rule(name).add(RuleTally(count, effect.removed, effect.added, remaining, effect.seen))
+            self.rule(name).add(RuleTally(count, effect.removed, effect.added, remaining, effect.counts))
             count = remaining
         if count != characters_out:
             raise InternalError(
@@ -213,53 +221,53 @@ class Report(msgspec.Struct, eq=False):
                 hint="this is a bug: a rule miscounts",
             )
 
-    def measure(self, page: Codes) -> Histogram:
+    def add_text(self, page: Utf16Text) -> Histogram:
         """Add the text of published documents, separated by NUL, and return its histogram."""
         units, counts = histogram = _histogram(page.units)
         flags = _unit_flags().take(units)
         self._keep([histogram])
         if (flags & _IS_SURROGATE).any():
-            add(self.astral, _astral(page.units))
-        self.out += _sum(counts, flags & _STARTS_CHARACTER)
+            add_counts(self.astral, _astral(page.units))
+        self.characters_out += _sum(counts, flags & _STARTS_CHARACTER)
         return histogram
 
-    def add(self, other: Report) -> None:
+    def add(self, other: CleaningReport) -> None:
         """Add the counts of another worker. Rules that are new here come after the known ones."""
         for name, tally in other.rules.items():
             self.rule(name).add(tally)
         for name, file in other.files.items():
             self.file(name).add(file)
         self.documents += other.documents
-        self.came += other.came
-        self.out += other.out
+        self.characters_in += other.characters_in
+        self.characters_out += other.characters_out
         for reason, dropped in other.dropped.items():
             self.drop(reason, dropped.documents, dropped.characters)
         self.duplicates += other.duplicates
         self._keep(other.histograms)
-        add(self.astral, other.astral)
+        add_counts(self.astral, other.astral)
         self.sentences.add(other.sentences)
-        add(self.headings, other.headings)
-        self.unheaded += other.unheaded
-        self.reopened += other.reopened
-        self.orphans += other.orphans
+        add_counts(self.headings, other.headings)
+        self.lines_without_heading += other.lines_without_heading
+        self.reopened_quotes += other.reopened_quotes
+        self.orphan_quotes += other.orphan_quotes
 
-    def lines(self) -> Lines:
+    def lines(self) -> LineStats:
         """Return the statistics that the settings for SentencePiece follow from."""
         sentences = self.sentences
-        return Lines(self.characters, sentences.count, sentences.longest, sentences.over)
+        return LineStats(self.characters, sentences.count, sentences.longest_bytes, sentences.over_default)
 
 
-def check(report: Report) -> None:
+def check_balance(report: CleaningReport) -> None:
     """Raise InternalError unless every character that was read is published, removed by a rule or dropped."""
     for name, rule in report.rules.items():
-        _require_equal(f"the rule {name}", rule.characters_in + rule.added - rule.removed, rule.out)
-    _require_equal("the histogram", report.out, sum(report.characters.values()))
-    characters = Tally(report.came, report.out)
+        _require_equal(f"the rule {name}", rule.characters_in + rule.added - rule.removed, rule.characters_out)
+    _require_equal("the histogram", report.characters_out, sum(report.characters.values()))
+    characters = LedgerTally(report.characters_in, report.characters_out)
     for name, rule in report.rules.items():
-        characters.drop(name, rule.removed)
-        characters.bring(name, rule.added)
+        characters.record_dropped(name, rule.removed)
+        characters.record_added(name, rule.added)
     for reason, dropped in report.dropped.items():
-        characters.drop(reason, dropped.characters)
+        characters.record_dropped(reason, dropped.characters)
     Ledger(characters=characters).close()
 
 
@@ -273,14 +281,14 @@ def _require_equal(subject: str, expected: int, actual: int) -> None:
 
 def _histogram(units: np.ndarray) -> Histogram:
     if len(units) < _SORT_BELOW:
-        return distinct(units)
-    counts = np.bincount(units, minlength=UNITS)
+        return count_distinct(units)
+    counts = np.bincount(units, minlength=UNIT_COUNT)
     present = np.flatnonzero(counts > 0)
     return present.astype("<u2"), counts[present]
 
 
 def _merged(histograms: Sequence[Histogram]) -> Histogram:
-    total = np.zeros(UNITS, np.int64)
+    total = np.zeros(UNIT_COUNT, np.int64)
     for units, counts in histograms:
         total[units] += counts
     present = np.flatnonzero(total)
@@ -297,13 +305,13 @@ _STARTS_CHARACTER, _IS_CHARACTER, _IS_SURROGATE, _HAN, _SENTENCE_END = 1, 2, 4, 
 @cache
 def _unit_flags() -> np.ndarray:
     """Table over units of the flags above. The high surrogate of a Han character has the flag _HAN."""
-    table = np.full(UNITS, _STARTS_CHARACTER | _IS_CHARACTER, np.uint8)
+    table = np.full(UNIT_COUNT, _STARTS_CHARACTER | _IS_CHARACTER, np.uint8)
     table[0] = 0
     table[0xD800:0xDC00] = _STARTS_CHARACTER | _IS_SURROGATE
     table[0xDC00:0xE000] = _IS_SURROGATE
-    for first, last in (*HAN_UNITS, HAN_BEYOND):
+    for first, last in (*HAN_UNITS, HAN_HIGH_SURROGATES):
         table[first : last + 1] |= _HAN
-    table[[ord(mark) for mark in ENDS]] |= _SENTENCE_END
+    table[[ord(mark) for mark in SENTENCE_ENDS]] |= _SENTENCE_END
     return table
 
 
@@ -312,11 +320,11 @@ def _astral(units: np.ndarray) -> dict[str, int]:
     high = np.flatnonzero((units[:-1] & 0xFC00) == 0xD800)
     high = high[(units[high + 1] & 0xFC00) == 0xDC00]
     code_points = 0x10000 + ((units[high].astype(np.int64) & 0x3FF) << 10) + (units[high + 1] & 0x3FF)
-    present, counts = distinct(code_points)
+    present, counts = count_distinct(code_points)
     return {chr(code_point): count for code_point, count in zip(present.tolist(), counts.tolist(), strict=True)}
 
 
-def add(counts: dict[Any, int], increments: Mapping[Any, int]) -> None:
+def add_counts(counts: dict[Any, int], increments: Mapping[Any, int]) -> None:
     """Add counts, without creating keys for zeros."""
     for key, count in increments.items():
         if count:

@@ -18,12 +18,12 @@ import numpy as np
 
 from pipeline.clean.utf16 import HAN
 
-DEFAULT_LINE = 4192  # bytes: SentencePiece's default for max_sentence_length; it skips longer lines silently
+DEFAULT_MAX_LINE_BYTES = 4192  # bytes: SentencePiece's default for max_sentence_length; it skips longer lines silently
 DEFAULT_COVERAGE = 0.9995  # SentencePiece's default for character_coverage
 COVERAGE = 0.9999  # with byte fallback; a text of fewer than 10,000 characters is covered completely
-NEVER_SKIPPED = 1 << 20  # bytes: max_sentence_length for text that was not cleaned
-BYTES, SPECIAL = 256, 2  # pieces that byte fallback needs, and those for unknown and end of text
-SIZES = (8_000, 16_000, 32_000)  # of vocabularies: for one novel, for poems, for more
+UNLIMITED_LINE_BYTES = 1 << 20  # bytes: max_sentence_length for text that was not cleaned
+BYTE_PIECES, SPECIAL_PIECES = 256, 2  # pieces that byte fallback needs, and those for unknown and end of text
+VOCAB_SIZES = (8_000, 16_000, 32_000)  # of vocabularies: for one novel, for poems, for more
 SMALL_TEXT, SIZE_FOR_SMALL_TEXT = 200_000, 4_000  # characters, and the vocabulary size for texts that have fewer
 _SPACE, _UNKNOWN = "▁", "▅"  # as the trainer writes them
 _MAX_CHARACTER_RATIO = 0.75  # of a vocabulary: single characters may use this much, the remainder is for words
@@ -45,7 +45,7 @@ class Flags(msgspec.Struct, frozen=True):
     remove_extra_whitespaces: bool = False
     character_coverage: float = COVERAGE
     byte_fallback: bool = True
-    max_sentence_length: int = NEVER_SKIPPED
+    max_sentence_length: int = UNLIMITED_LINE_BYTES
     vocab_size: int = 0
 
     def as_arguments(self) -> list[str]:
@@ -60,7 +60,7 @@ class Flags(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineStats:
     """Statistics of the lines that a tokenizer will be trained on.
 
     `characters` maps each character to its frequency. `count` is the number of lines, `longest` the size of the longest
@@ -69,10 +69,10 @@ class Lines:
 
     characters: Mapping[str, int]
     count: int
-    longest: int
-    over: int
+    longest_bytes: int
+    over_default: int
 
-    def trained(self) -> dict[str, int]:
+    def trainer_frequencies(self) -> dict[str, int]:
         """Return the character frequencies that the trainer sees: without line ends, and with spaces as ▁."""
         frequencies = {
             character: count for character, count in self.characters.items() if character not in "\n\0" and count
@@ -82,26 +82,26 @@ class Lines:
         return frequencies
 
 
-def flags(lines: Lines) -> Flags:
+def flags(lines: LineStats) -> Flags:
     """Return the settings for these lines: no character rewritten, no prefix added, no line skipped, no text lost.
 
     If many characters occur once, the rarest are left to byte fallback. Otherwise no line contains byte pieces, and a
     model that never saw them has a high loss on each new character (benchmarks/NOTES.md).
     """
-    max_length = min(max(lines.longest, DEFAULT_LINE), _MAX_INT32)
-    frequencies = lines.trained()
+    max_length = min(max(lines.longest_bytes, DEFAULT_MAX_LINE_BYTES), _MAX_INT32)
+    frequencies = lines.trainer_frequencies()
     total = sum(frequencies.values())
-    sizes = (*((SIZE_FOR_SMALL_TEXT,) if total < SMALL_TEXT else ()), *SIZES)
+    sizes = (*((SIZE_FOR_SMALL_TEXT,) if total < SMALL_TEXT else ()), *VOCAB_SIZES)
     singletons = sum(count == 1 for count in frequencies.values())
     coverages = (*((COVERAGE,) if singletons <= (1 - COVERAGE) * total else ()), DEFAULT_COVERAGE)
     for coverage in coverages:
         for size in sizes:
-            if alphabet(frequencies, coverage) + BYTES + SPECIAL <= _MAX_CHARACTER_RATIO * size:
+            if alphabet_size(frequencies, coverage) + BYTE_PIECES + SPECIAL_PIECES <= _MAX_CHARACTER_RATIO * size:
                 return Flags(character_coverage=coverage, max_sentence_length=max_length, vocab_size=size)
-    return Flags(character_coverage=DEFAULT_COVERAGE, max_sentence_length=max_length, vocab_size=SIZES[-1])
+    return Flags(character_coverage=DEFAULT_COVERAGE, max_sentence_length=max_length, vocab_size=VOCAB_SIZES[-1])
 
 
-def alphabet(frequencies: Mapping[str, int], coverage: float) -> int:
+def alphabet_size(frequencies: Mapping[str, int], coverage: float) -> int:
     """Return the number of characters that the trainer includes at `coverage`; the others become unknown.
 
     As in SentencePiece's trainer_interface.cc: the most frequent ones until they cover that fraction of the text, in
@@ -114,13 +114,18 @@ def alphabet(frequencies: Mapping[str, int], coverage: float) -> int:
     return int(np.count_nonzero(covered_before < np.float32(coverage)))
 
 
-def least_size(frequencies: Mapping[str, int], settings: Flags) -> int:
+def min_vocab_size(frequencies: Mapping[str, int], settings: Flags) -> int:
     """Return the size of the smallest trainable vocabulary: the characters, the bytes and two special pieces."""
     space = int(_SPACE not in frequencies)  # which is always a piece
-    return alphabet(frequencies, settings.character_coverage) + space + BYTES * settings.byte_fallback + SPECIAL
+    return (
+        alphabet_size(frequencies, settings.character_coverage)
+        + space
+        + BYTE_PIECES * settings.byte_fallback
+        + SPECIAL_PIECES
+    )
 
 
-def rewritten(frequencies: Mapping[str, int]) -> dict[str, int]:
+def rewritten_characters(frequencies: Mapping[str, int]) -> dict[str, int]:
     """Return the characters that SentencePiece's default normaliser `nmt_nfkc` changes, with their frequencies."""
     return {character: count for character, count in frequencies.items() if _is_rewritten(character)}
 
@@ -130,24 +135,24 @@ def _is_rewritten(character: str) -> bool:
     return (changes_in_nfkc and character != _NOT_NFKC) or bool(_NMT.match(character))
 
 
-def warnings(lines: Lines) -> list[str]:
+def warnings(lines: LineStats) -> list[str]:
     """Return the effects of SentencePiece's defaults on these lines, and the least vocabulary size.
 
     They are part of report.json, so a change of their wording changes its bytes.
     """
-    frequencies, settings = lines.trained(), flags(lines)
+    frequencies, settings = lines.trainer_frequencies(), flags(lines)
     if not frequencies:
         return []
     texts = []
-    if lines.over:
+    if lines.over_default:
         texts.append(
-            f"max_sentence_length={DEFAULT_LINE} would skip {lines.over:,} of {lines.count:,} lines in silence"
+            f"max_sentence_length={DEFAULT_MAX_LINE_BYTES} would skip {lines.over_default:,} of {lines.count:,} lines in silence"
         )
     if reserved := frequencies.get(_UNKNOWN, 0):
         texts.append(
             f"lines with {_UNKNOWN} are skipped in silence, whatever the settings: it occurs {reserved:,} times"
         )
-    if changed := rewritten(frequencies):
+    if changed := rewritten_characters(frequencies):
         most_frequent = sorted(changed, key=lambda character: (-changed[character], character))[:8]
         printable = " ".join(c if c.isprintable() else ascii(c)[1:-1] for c in most_frequent)
         texts.append(
@@ -156,9 +161,9 @@ def warnings(lines: Lines) -> list[str]:
     han_count = sum(count for character, count in frequencies.items() if _HAN.match(character))
     if lines.count and han_count * 2 > sum(frequencies.values()):
         texts.append(f"add_dummy_prefix=true would put {_SPACE} before each of {lines.count:,} lines")
-    if lost := len(frequencies) - alphabet(frequencies, DEFAULT_COVERAGE):
+    if lost := len(frequencies) - alphabet_size(frequencies, DEFAULT_COVERAGE):
         texts.append(f"character_coverage={DEFAULT_COVERAGE} would make {lost:,} of {len(frequencies):,} kinds unknown")
-    needs = f"a vocabulary needs {least_size(frequencies, settings):,} pieces for characters and bytes"
-    rare = len(frequencies) - alphabet(frequencies, settings.character_coverage)
+    needs = f"a vocabulary needs {min_vocab_size(frequencies, settings):,} pieces for characters and bytes"
+    rare = len(frequencies) - alphabet_size(frequencies, settings.character_coverage)
     texts.append(f"{needs}; {rare:,} rare kinds are spelled as bytes" if rare else needs)
     return texts

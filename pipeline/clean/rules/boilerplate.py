@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from pipeline.clean.rule import Rule, Seen, textual, units
+from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.utf16 import SEPARATOR
 from pipeline.errors import BadConfig
 
@@ -37,7 +37,7 @@ def rule(patterns: Sequence[str]) -> Rule:
     only_presets = all(pattern in PRESETS for pattern in patterns)
     required_words = _PRESET_WORDS if only_presets else ("",)
 
-    def apply(text: str, counts: Seen) -> str:
+    def apply(text: str, counts: Counts) -> str:
         if not any(word in text for word in required_words):
             return text
         documents = [_clean_document(document, compiled, required_words, counts) for document in text.split(SEPARATOR)]
@@ -63,7 +63,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _clean_document(text: str, patterns: NamedPatterns, required_words: Sequence[str], counts: Seen) -> str:
+def _clean_document(text: str, patterns: NamedPatterns, required_words: Sequence[str], counts: Counts) -> str:
     if not any(word in text for word in required_words):
         return text
     lines = []
@@ -74,7 +74,7 @@ def _clean_document(text: str, patterns: NamedPatterns, required_words: Sequence
     return "\n".join(lines)
 
 
-def _clean_line(line: str, patterns: NamedPatterns, counts: Seen) -> str:
+def _clean_line(line: str, patterns: NamedPatterns, counts: Counts) -> str:
     """Remove matches until none is left: removing one may join the parts of another."""
     previous = ""
     while line != previous:
@@ -84,6 +84,6 @@ def _clean_line(line: str, patterns: NamedPatterns, counts: Seen) -> str:
     return line
 
 
-def _count(match: re.Match[str], name: str, counts: Seen) -> str:
+def _count(match: re.Match[str], name: str, counts: Counts) -> str:
     counts[name] += bool(match[0])
     return ""

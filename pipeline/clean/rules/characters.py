@@ -20,8 +20,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.clean.rule import Effect, Ranges, Seen
-from pipeline.clean.utf16 import UNITS, Codes, codes, has, places, replaced, text_of, unit_at, without
+from pipeline.clean.rule import Counts, Effect, Ranges
+from pipeline.clean.utf16 import (
+    UNIT_COUNT,
+    Utf16Text,
+    contains_any,
+    decode_utf16,
+    delete_units,
+    encode_utf16,
+    positions_of,
+    replace_units,
+    units_at,
+)
 
 _DROPPED = 0xFFFF  # a noncharacter: marks dropped units in the replacement table
 _NEWLINES = "\r\x0b\x0c\x85\u2028\u2029"
@@ -62,19 +72,19 @@ class _Tables(NamedTuple):
 
 @cache
 def _tables(chinese: bool) -> _Tables:
-    identity = np.arange(UNITS, dtype="<u2")
+    identity = np.arange(UNIT_COUNT, dtype="<u2")
     if not chinese:
         replacement = _with_drops(identity, _UNIVERSAL_CONTROLS)
         changed = np.flatnonzero(replacement != identity)
         units_of_rule = {"newlines": _code_points(_NEWLINES), "controls": _within(changed, _UNIVERSAL_CONTROLS)}
-        return _Tables(replacement, units_of_rule, replacement != identity, np.zeros(UNITS, bool))
+        return _Tables(replacement, units_of_rule, replacement != identity, np.zeros(UNIT_COUNT, bool))
     replacement = _with_drops(identity, (*_CONTROLS, *_SELECTORS))
     for first, last in (*_KANGXI, *_FULL_WIDTH):
         for unit in range(first, last + 1):
             replacement[unit] = ord(unicodedata.normalize("NFKC", chr(unit)))
     for unit in range(_COMPATIBILITY[0][0], _COMPATIBILITY[0][1] + 1):
         unified = unicodedata.normalize("NFC", chr(unit))
-        if len(unified) == 1 and ord(unified) < UNITS:
+        if len(unified) == 1 and ord(unified) < UNIT_COUNT:
             replacement[unit] = ord(unified)
     for old, new in (_VERTICAL | _RADICALS).items():
         replacement[ord(old)] = ord(new)
@@ -88,7 +98,7 @@ def _tables(chinese: bool) -> _Tables:
         ),
         "width": np.concatenate((_within(changed, _FULL_WIDTH), _code_points("".join(_VERTICAL)))),
     }
-    needs_nfc = np.zeros(UNITS, bool)
+    needs_nfc = np.zeros(UNIT_COUNT, bool)
     for first, last in _COMPOSABLE:
         needs_nfc[first : last + 1] = _may_change_in_nfc([*map(chr, range(first, last + 1))])
     needs_nfc[0x1161:0x1200] = True  # Hangul vowels and finals, which compose with the letter before them
@@ -123,42 +133,42 @@ def _may_change_in_nfc(characters: list[str]) -> list[bool]:
     ]
 
 
-def normalise(text: Codes, *, chinese: bool = True) -> tuple[Codes, dict[str, Effect]]:
+def normalise(text: Utf16Text, *, chinese: bool = True) -> tuple[Utf16Text, dict[str, Effect]]:
     """Return the page after these rules, and the effect of each rule by name.
 
     If the text is not Chinese, only newlines and control characters are changed.
     """
     replacement, units_of_rule, needs_work, needs_nfc = _tables(chinese)
-    candidates = text.odd_units if chinese else text.units
+    candidates = text.special_units if chinese else text.units
     affected = candidates[needs_work.take(candidates)]
-    frequencies = np.bincount(affected, minlength=UNITS) if len(affected) else np.zeros(UNITS, int)
-    effects = {name: Effect(seen=_counts(frequencies, units)) for name, units in units_of_rule.items()}
-    if any(effect.seen for effect in effects.values()):
-        if frequencies[ord("\r")] and has(text, "\n"):
-            returns = places(text, "\r")
-            crlf = returns[unit_at(text, returns + 1) == ord("\n")]
+    frequencies = np.bincount(affected, minlength=UNIT_COUNT) if len(affected) else np.zeros(UNIT_COUNT, int)
+    effects = {name: Effect(counts=_counts(frequencies, units)) for name, units in units_of_rule.items()}
+    if any(effect.counts for effect in effects.values()):
+        if frequencies[ord("\r")] and contains_any(text, "\n"):
+            returns = positions_of(text, "\r")
+            crlf = returns[units_at(text, returns + 1) == ord("\n")]
             effects["newlines"].removed = len(crlf)
-            text = without(text, crlf)
-        positions = text.odd[needs_work.take(text.odd_units)]
+            text = delete_units(text, crlf)
+        positions = text.special_positions[needs_work.take(text.special_units)]
         new_units = replacement.take(text.units[positions])
         for name, units in units_of_rule.items():
             effects[name].removed += int(frequencies[units[replacement[units] == _DROPPED]].sum())
-        text = without(replaced(text, positions, new_units), positions[new_units == _DROPPED])
+        text = delete_units(replace_units(text, positions, new_units), positions[new_units == _DROPPED])
     return (_normalise_sequences(text, effects) if needs_nfc.take(affected).any() else text), effects
 
 
-def _counts(frequencies: np.ndarray, units: np.ndarray) -> Seen:
+def _counts(frequencies: np.ndarray, units: np.ndarray) -> Counts:
     return Counter({f"U+{unit:04X}": int(frequencies[unit]) for unit in units[frequencies[units] > 0]})
 
 
-def _normalise_sequences(page: Codes, effects: dict[str, Effect]) -> Codes:
+def _normalise_sequences(page: Utf16Text, effects: dict[str, Effect]) -> Utf16Text:
     """Change what a table over units cannot: surrogate pairs, and characters that depend on their neighbours."""
-    text, tag_count = _TAGS.subn("", text_of(page))
+    text, tag_count = _TAGS.subn("", decode_utf16(page))
     effects["controls"].removed += tag_count
-    effects["controls"].seen["tags"] += tag_count
+    effects["controls"].counts["tags"] += tag_count
     text, selector_count = _SUPPLEMENTARY_SELECTORS.subn("", text)
     effects["unicode"].removed += selector_count
-    effects["unicode"].seen["variation selectors"] += selector_count
+    effects["unicode"].counts["variation selectors"] += selector_count
     composed = unicodedata.normalize("NFC", text)
-    effects["unicode"].differ(len(text), len(composed))
-    return codes(composed)
+    effects["unicode"].count_change(len(text), len(composed))
+    return encode_utf16(composed)

@@ -22,9 +22,19 @@ from types import MappingProxyType
 
 import numpy as np
 
-from pipeline.clean.rule import Rule, Seen, on_lines, units
+from pipeline.clean.rule import Counts, Rule, apply_to_lines, units
 from pipeline.clean.rules.characters import normalise
-from pipeline.clean.utf16 import HAN, LACUNA, UNITS, Codes, codes, distinct, replaced, text_of, without
+from pipeline.clean.utf16 import (
+    HAN,
+    LACUNA,
+    UNIT_COUNT,
+    Utf16Text,
+    count_distinct,
+    decode_utf16,
+    delete_units,
+    encode_utf16,
+    replace_units,
+)
 from pipeline.errors import BadConfig, InputMissing
 
 POLICIES = ("keep", "lacuna", "drop")
@@ -86,19 +96,21 @@ def rule(
         if fault := _fault(source, target):
             raise BadConfig(f"the gaiji map is invalid: {fault}", hint="correct or remove this entry")
     fits_one_unit = all(
-        len(target) == 1 and ord(target) < UNITS for source, target in mapping.items() if len(source) == 1
+        len(target) == 1 and ord(target) < UNIT_COUNT for source, target in mapping.items() if len(source) == 1
     )
 
-    def apply(text: Codes, counts: Seen) -> Codes:
-        if fits_one_unit and not _is_notation_start().take(text.odd_units).any():
+    def apply(text: Utf16Text, counts: Counts) -> Utf16Text:
+        if fits_one_unit and not _is_notation_start().take(text.special_units).any():
             return _replace_private(text, counts, policy, mapping)
-        starts = text.odd[_is_start().take(text.odd_units)]
-        return on_lines(lambda lines: codes(_replace_all(text_of(lines), counts, policy, mapping)), text, starts)
+        starts = text.special_positions[_is_start().take(text.special_units)]
+        return apply_to_lines(
+            lambda lines: encode_utf16(_replace_all(decode_utf16(lines), counts, policy, mapping)), text, starts
+        )
 
     return Rule("gaiji", apply, _TRIGGERS, "".join(sorted({LACUNA, *"".join(mapping.values())})))
 
 
-def _replace_all(text: str, counts: Seen, policy: str, mapping: Mapping[str, str]) -> str:
+def _replace_all(text: str, counts: Counts, policy: str, mapping: Mapping[str, str]) -> str:
     for _ in range(_MAX_PASSES):
         previous, kept_counts = text, Counter[str]()
         text = _replace_once(text, counts, kept_counts, policy, mapping)
@@ -108,7 +120,7 @@ def _replace_all(text: str, counts: Seen, policy: str, mapping: Mapping[str, str
     return text
 
 
-def _replace_once(text: str, counts: Seen, kept_counts: Seen, policy: str, mapping: Mapping[str, str]) -> str:
+def _replace_once(text: str, counts: Counts, kept_counts: Counts, policy: str, mapping: Mapping[str, str]) -> str:
     pieces, copied = [], 0
     for start, end, is_complete in _find(text):
         if is_complete:
@@ -120,7 +132,7 @@ def _replace_once(text: str, counts: Seen, kept_counts: Seen, policy: str, mappi
 
 
 def _replacement(
-    gaiji: str, count: int, counts: Seen, kept_counts: Seen, policy: str, mapping: Mapping[str, str]
+    gaiji: str, count: int, counts: Counts, kept_counts: Counts, policy: str, mapping: Mapping[str, str]
 ) -> str:
     """Return the replacement of `gaiji`, and count its `count` occurrences."""
     target = mapping.get(gaiji)
@@ -161,12 +173,12 @@ def _sequence_end(text: str, start: int) -> tuple[int, bool]:
     return position, not missing
 
 
-def _replace_private(text: Codes, counts: Seen, policy: str, mapping: Mapping[str, str]) -> Codes:
+def _replace_private(text: Utf16Text, counts: Counts, policy: str, mapping: Mapping[str, str]) -> Utf16Text:
     """Do the same as `_replace_all`, vectorised, for a text whose gaiji are all private use characters.
 
     Each of them must map to one unit or none.
     """
-    first = text.odd[_is_private().take(text.odd_units)]
+    first = text.special_positions[_is_private().take(text.special_units)]
     is_pair = text.units[first] < _PRIVATE_UNITS[0]
     low = text.units.take(first + 1, mode="clip").astype(np.int64)
     is_valid = ~is_pair | (low & 0xFC00 == 0xDC00)
@@ -174,23 +186,25 @@ def _replace_private(text: Codes, counts: Seen, policy: str, mapping: Mapping[st
     code_points = text.units[first].astype(np.int64)
     code_points = np.where(is_pair, 0x10000 + ((code_points - 0xD800) << 10) + (low - 0xDC00), code_points)
 
-    kinds, frequencies = distinct(code_points)
+    kinds, frequencies = count_distinct(code_points)
     kind_index = np.searchsorted(kinds, code_points)
     replacements = [
         _replacement(chr(code_point), count, counts, counts, policy, mapping)
         for code_point, count in zip(kinds.tolist(), frequencies.tolist(), strict=True)
     ]
     is_changed = np.array([new != chr(old) for new, old in zip(replacements, kinds, strict=True)], bool)[kind_index]
-    one_unit = [ord(new) if len(new) == 1 and ord(new) < UNITS else 0 for new in replacements]
+    one_unit = [ord(new) if len(new) == 1 and ord(new) < UNIT_COUNT else 0 for new in replacements]
     unit = np.array(one_unit, "<u2")[kind_index]  # 0: dropped
     first, is_pair, unit = first[is_changed], is_pair[is_changed], unit[is_changed]
-    return without(replaced(text, first, unit), np.sort(np.concatenate((first[unit == 0], first[is_pair] + 1))))
+    return delete_units(
+        replace_units(text, first, unit), np.sort(np.concatenate((first[unit == 0], first[is_pair] + 1)))
+    )
 
 
 @cache
 def _is_private() -> np.ndarray:
     """Table over units: private use characters, and the high surrogates of such."""
-    table = np.zeros(UNITS, bool)
+    table = np.zeros(UNIT_COUNT, bool)
     for low, high in (_PRIVATE_UNITS, _PRIVATE_SURROGATES):
         table[low : high + 1] = True
     return table
@@ -199,7 +213,7 @@ def _is_private() -> np.ndarray:
 @cache
 def _is_notation_start() -> np.ndarray:
     """Table over units: those that start a gaiji other than a private use character."""
-    table = np.zeros(UNITS, bool)
+    table = np.zeros(UNIT_COUNT, bool)
     table[[ord(character) for character in (*_OPENERS, *_DESCRIPTION_OPERATORS)]] = True
     return table
 
@@ -280,7 +294,7 @@ def _key(source: str) -> str:
     """Return `source` as the text has it when this rule runs: as a character, and normalised."""
     if code := re.fullmatch(r"(?:U\+)?([0-9A-Fa-f]{4,6})", source):
         return chr(int(code[1], 16)) if int(code[1], 16) <= 0x10FFFF else source
-    return text_of(normalise(codes(source))[0])
+    return decode_utf16(normalise(encode_utf16(source))[0])
 
 
 def _character(target: str) -> str:

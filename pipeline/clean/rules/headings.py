@@ -15,15 +15,15 @@ from pipeline.clean.utf16 import (
     BLANKS,
     LINE_ENDS,
     SEPARATOR,
-    Codes,
-    codes,
+    Utf16Text,
+    decode_utf16,
+    delete_units,
+    encode_utf16,
+    expand_ranges,
     is_one_of,
-    places,
-    replaced,
-    spread,
-    text_of,
-    unit_at,
-    without,
+    positions_of,
+    replace_units,
+    units_at,
 )
 
 _NUMERALS = "〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９"
@@ -52,32 +52,32 @@ _POWERS = {"十": 10, "百": 100, "千": 1000}
 
 
 @dataclass
-class Found:
+class HeadingSplit:
     """A page split at its headings. Documents are identified by their index on the page."""
 
-    array: Codes
+    page: Utf16Text
     origin: np.ndarray  # of each document, the index of the document on the old page that it is part of
     titles: dict[int, str]  # by document, for those that start with a heading
     numbers: list[tuple[str, int]]  # kind and number of each heading, as ("回", 12); the number is 0 if it has none
-    unheaded: int = 0  # lines without a heading, in texts whose headings share the line of their chapter
+    lines_without_heading: int = 0  # lines without a heading, in texts whose headings share the line of their chapter
 
 
-def cut(page: Codes, policy: str) -> Found:
+def split_at_headings(page: Utf16Text, policy: str) -> HeadingSplit:
     """Remove the headings of a page.
 
     With the policy "boundary" each heading starts a new document, and becomes its title. With "drop" it is only
     removed. With "keep" it stays and is only counted.
     """
-    nuls = places(page, SEPARATOR)
-    split = Found(page, np.arange(len(nuls) + 1), {}, [])
+    nuls = positions_of(page, SEPARATOR)
+    split = HeadingSplit(page, np.arange(len(nuls) + 1), {}, [])
     heading_starts: list[int] = []
     heading_ends: list[int] = []
     boundaries: list[int] = []
     inline_count = 0
-    line_ends = np.append(places(page, LINE_ENDS), len(page))
+    line_ends = np.append(positions_of(page, LINE_ENDS), len(page))
     for start, end in _candidate_lines(page, line_ends):
-        line = text_of(Codes(page.units[start : min(end, start + _SCANNED_UNITS)]))
-        heading = match(line, is_complete=end - start <= _SCANNED_UNITS)
+        line = decode_utf16(Utf16Text(page.units[start : min(end, start + _SCANNED_UNITS)]))
+        heading = parse_heading(line, is_complete=end - start <= _SCANNED_UNITS)
         if not heading:
             continue
         title, body = heading
@@ -87,36 +87,36 @@ def cut(page: Codes, policy: str) -> Found:
             continue
         removed = line[: len(line) - len(body)]
         heading_starts.append(start)
-        heading_ends.append(start + len(codes(removed)))
+        heading_ends.append(start + len(encode_utf16(removed)))
         if policy == "boundary":
             if start and page.units[start - 1]:
                 boundaries.append(start - 1)
             split.titles[int(np.searchsorted(nuls, start)) + len(boundaries)] = title
     if inline_count:
-        split.unheaded = int(np.count_nonzero(np.diff(line_ends, prepend=-1) > 1)) - inline_count
+        split.lines_without_heading = int(np.count_nonzero(np.diff(line_ends, prepend=-1) > 1)) - inline_count
     if heading_starts:
         positions = np.array(boundaries, int)
         split.origin = np.sort(np.concatenate((split.origin, np.searchsorted(nuls, positions))))
-        removed_units = spread(np.array(heading_starts), np.array(heading_ends))
-        split.array = without(replaced(page, positions, 0), removed_units)
+        removed_units = expand_ranges(np.array(heading_starts), np.array(heading_ends))
+        split.page = delete_units(replace_units(page, positions, 0), removed_units)
     return split
 
 
-def _candidate_lines(page: Codes, line_ends: np.ndarray) -> list[tuple[int, int]]:
+def _candidate_lines(page: Utf16Text, line_ends: np.ndarray) -> list[tuple[int, int]]:
     """Return start and end of the lines whose first units allow a heading. `line_ends` are those of all lines."""
     starts = np.concatenate(([0], line_ends[:-1] + 1))
     first = starts.copy()
     for _ in range(_MAX_INDENT):
-        is_blank = is_one_of(unit_at(page, first), BLANKS)
+        is_blank = is_one_of(units_at(page, first), BLANKS)
         if not is_blank.any():
             break
         first += is_blank
-    is_candidate = is_one_of(unit_at(page, first), _FIRST_UNITS)
+    is_candidate = is_one_of(units_at(page, first), _FIRST_UNITS)
     lines = np.flatnonzero(is_candidate)
-    is_candidate[lines] = is_one_of(unit_at(page, first[lines] + 1), _SECOND_UNITS)
-    is_candidate |= is_one_of(unit_at(page, first), _MARKUP_UNITS)
-    numbered = places(page, "第")
-    numbered = numbered[is_one_of(unit_at(page, numbered + 1), _NUMERALS)]
+    is_candidate[lines] = is_one_of(units_at(page, first[lines] + 1), _SECOND_UNITS)
+    is_candidate |= is_one_of(units_at(page, first), _MARKUP_UNITS)
+    numbered = positions_of(page, "第")
+    numbered = numbered[is_one_of(units_at(page, numbered + 1), _NUMERALS)]
     line = np.searchsorted(starts, numbered, side="right") - 1
     is_candidate[line[numbered - first[line] <= _MAX_PREFIX]] = True
     return list(zip(starts[is_candidate].tolist(), line_ends[is_candidate].tolist(), strict=True))
@@ -142,7 +142,7 @@ def parse_numeral(numeral: str) -> int:
     return total + pending
 
 
-def match(line: str, *, is_complete: bool = True) -> tuple[str, str] | None:
+def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | None:
     """Return (title, body) if `line` starts with a heading, else None. The body of an own-line heading is "".
 
     `is_complete` is False for the start of a line that is longer than any title.

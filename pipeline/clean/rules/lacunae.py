@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from pipeline.clean.rule import Rule, Seen, on_lines, units
-from pipeline.clean.utf16 import HAN, LACUNA, Codes, codes, places, text_of, without
+from pipeline.clean.rule import Counts, Rule, apply_to_lines, units
+from pipeline.clean.utf16 import HAN, LACUNA, Utf16Text, decode_utf16, delete_units, encode_utf16, positions_of
 from pipeline.errors import BadConfig
 
 POLICIES = ("keep", "collapse", "drop-unit")
@@ -57,27 +57,27 @@ def rule(policy: str = "keep") -> Rule:
     if policy not in POLICIES:
         raise BadConfig(f"--lacunae must be one of {', '.join(POLICIES)}, got {policy!r}", hint="choose one of these")
 
-    def apply(text: Codes, counts: Seen) -> Codes:
-        if len(signs := places(text, _SIGNS)):
-            text = on_lines(lambda lines: codes(_replace_signs(text_of(lines), counts)), text, signs)
-        lacunae = places(text, LACUNA)
+    def apply(text: Utf16Text, counts: Counts) -> Utf16Text:
+        if len(signs := positions_of(text, _SIGNS)):
+            text = apply_to_lines(lambda lines: encode_utf16(_replace_signs(decode_utf16(lines), counts)), text, signs)
+        lacunae = positions_of(text, LACUNA)
         if policy == "collapse":
             repeated = lacunae[1:][lacunae[1:] - lacunae[:-1] == 1]
             counts[f"{LACUNA}{LACUNA} → {LACUNA}"] += len(repeated)
             counts[LACUNA] -= len(repeated)
-            text = without(text, repeated)
+            text = delete_units(text, repeated)
         counts[LACUNA] += len(lacunae)
         return text
 
-    return Rule("lacuna", apply, units(_SIGNS + LACUNA), makes=LACUNA + _ZERO)
+    return Rule("lacuna", apply, units(_SIGNS + LACUNA), produces=LACUNA + _ZERO)
 
 
-def _replace_signs(text: str, counts: Seen) -> str:
+def _replace_signs(text: str, counts: Counts) -> str:
     text = _circle().sub(lambda number: _replace(counts, number[0], "○", _ZERO), text) if "○" in text else text
     return _RUN.sub(lambda run: _replace_run(run, counts), text)
 
 
-def _replace_run(run: re.Match[str], counts: Seen) -> str:
+def _replace_run(run: re.Match[str], counts: Counts) -> str:
     """Replace a complete run of signs if one of them is certainly a lacuna, except for bullets that start the text."""
     signs, text = run[0], run.string
     follows_chinese = run.start() > 0 and _CHINESE.match(text[run.start() - 1]) is not None
@@ -92,7 +92,7 @@ def _replace_run(run: re.Match[str], counts: Seen) -> str:
     return signs
 
 
-def _replace(counts: Seen, text: str, sign: str, replacement: str) -> str:
+def _replace(counts: Counts, text: str, sign: str, replacement: str) -> str:
     if sign in text:
         counts[f"{sign} → {replacement}"] += text.count(sign)
     return text.replace(sign, replacement)

@@ -16,8 +16,20 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.clean.rule import Rule, Seen, lines_with, on_lines, units
-from pipeline.clean.utf16 import HAN, LACUNA, SEPARATOR, UNITS, Codes, bounds, codes, places, replaced, runs, text_of
+from pipeline.clean.rule import Counts, Rule, apply_to_lines, lines_containing, units
+from pipeline.clean.utf16 import (
+    HAN,
+    LACUNA,
+    SEPARATOR,
+    UNIT_COUNT,
+    Utf16Text,
+    decode_utf16,
+    document_bounds,
+    encode_utf16,
+    positions_of,
+    replace_units,
+    run_bounds,
+)
 
 _REPLACEMENT = "\ufffd"
 # Without ・ and ー, which separate and lengthen words, and the lines ─ │, which are dashes or draw tables.
@@ -57,29 +69,31 @@ def rule() -> Rule:
     """Return the rule that replaces lost characters by □, one for one, and drops lines of debris."""
     ranges = [(ord(first), ord(last)) for first, last in re.findall("(.)-(.)", _FOREIGN)]
     singles = re.sub("(.)-(.)", "", _FOREIGN)
-    return Rule("mojibake", _apply, units(_REPLACEMENT + singles + _DEBRIS_MARKS, *ranges), makes=LACUNA)
+    return Rule("mojibake", _apply, units(_REPLACEMENT + singles + _DEBRIS_MARKS, *ranges), produces=LACUNA)
 
 
-def _apply(page: Codes, counts: Seen) -> Codes:
-    if len(marks := places(page, _DEBRIS_MARKS)) and _may_hold_debris(text_of(lines_with(page, marks))):
-        text = text_of(page)
+def _apply(page: Utf16Text, counts: Counts) -> Utf16Text:
+    if len(marks := positions_of(page, _DEBRIS_MARKS)) and _may_hold_debris(
+        decode_utf16(lines_containing(page, marks))
+    ):
+        text = decode_utf16(page)
         cleaned = _change_documents(_DEBRIS, text, lambda document: _drop_debris(document, counts))
-        page = codes(cleaned) if cleaned != text else page
-    foreign = page.odd[_is_in(_RUN).take(page.odd_units)]
+        page = encode_utf16(cleaned) if cleaned != text else page
+    foreign = page.special_positions[_is_in(_RUN).take(page.special_units)]
     if len(foreign):
         candidates = _in_chinese_documents(page, foreign, counts)
-        page = on_lines(lambda lines: codes(_repair_lines(text_of(lines), counts)), page, candidates)
-    if len(replacements := places(page, _REPLACEMENT)):
+        page = apply_to_lines(lambda lines: encode_utf16(_repair_lines(decode_utf16(lines), counts)), page, candidates)
+    if len(replacements := positions_of(page, _REPLACEMENT)):
         counts[f"U+FFFD → {LACUNA}"] += len(replacements)
-        page = replaced(page, replacements, ord(LACUNA))
+        page = replace_units(page, replacements, ord(LACUNA))
     return page
 
 
-def _in_chinese_documents(page: Codes, foreign: np.ndarray, counts: Seen) -> np.ndarray:
+def _in_chinese_documents(page: Utf16Text, foreign: np.ndarray, counts: Counts) -> np.ndarray:
     """Return those of the positions `foreign` that lie in documents of Chinese text."""
-    run_starts, _ = runs(foreign)
+    run_starts, _ = run_bounds(foreign)
     parts = [foreign[:0]]
-    for start, end in bounds(page):
+    for start, end in document_bounds(page):
         inside = slice(*np.searchsorted(foreign, (start, end)))
         has_many_runs = np.searchsorted(run_starts, end) - np.searchsorted(run_starts, start) > _MAX_CHANCE
         count = inside.stop - inside.start
@@ -94,15 +108,15 @@ def _may_hold_debris(text: str) -> bool:
     return any(mark in text and any(word in text for word in words) for mark, words in _DEBRIS_WORDS.items())
 
 
-def _count_letters(text: Codes) -> int:
+def _count_letters(text: Utf16Text) -> int:
     return int(np.count_nonzero(_is_in(_LETTERS).take(text.units)))
 
 
 @cache
 def _is_in(pattern: re.Pattern[str]) -> np.ndarray:
     """Table over units: those that are, or start, a character of the set that `pattern` repeats."""
-    table = np.zeros(UNITS, bool)
-    for run in pattern.finditer("".join(map(chr, range(UNITS)))):
+    table = np.zeros(UNIT_COUNT, bool)
+    for run in pattern.finditer("".join(map(chr, range(UNIT_COUNT)))):
         table[run.start() : run.end()] = True
     if pattern is _LETTERS:
         table[0xD840:0xD900] = True  # Han characters beyond the first plane
@@ -113,7 +127,7 @@ def _total_length(pattern: re.Pattern[str], text: str) -> int:
     return sum(map(len, pattern.findall(text)))
 
 
-def _repair_lines(lines: str, counts: Seen) -> str:
+def _repair_lines(lines: str, counts: Counts) -> str:
     parts = _LINE_ENDS.split(lines)
     parts[::2] = [_repair_line(line, counts) if line else line for line in parts[::2]]
     return "".join(parts)
@@ -132,11 +146,11 @@ def _change_documents(pattern: re.Pattern[str], text: str, change: Callable[[str
     return "".join([*pieces, text[copied:]]) if pieces else text
 
 
-def _drop_debris(text: str, counts: Seen) -> str:
+def _drop_debris(text: str, counts: Counts) -> str:
     return "".join([line for line in _LINES.findall(text) if not _is_debris(line, counts)])
 
 
-def _is_debris(line: str, counts: Seen) -> bool:
+def _is_debris(line: str, counts: Counts) -> bool:
     if not _DEBRIS.search(line):
         return False
     if len(line) > _MAX_DEBRIS:
@@ -147,7 +161,7 @@ def _is_debris(line: str, counts: Seen) -> bool:
     return True
 
 
-def _repair_line(line: str, counts: Seen) -> str:
+def _repair_line(line: str, counts: Counts) -> str:
     foreign_runs = _RUN.findall(line)
     foreign_count = sum(map(len, foreign_runs))
     ratio = foreign_count / _total_length(_LETTERS, line)

@@ -14,20 +14,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pipeline.clean.rule import Rule, Seen, textual, units
+from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.utf16 import LINE_ENDS, SEPARATOR
 from pipeline.errors import BadConfig
 
 MAX_LENGTH = 2000  # characters of a note, without the notes that were removed from it
 MAX_DEPTH = 3  # a note in a note in a note
 
-CLASSES = ("（）", "［］", "【】", "〔〕", "〖〗", "<>", "〈〉", "{}")
+BRACKET_CLASSES = ("（）", "［］", "【】", "〔〕", "〖〗", "<>", "〈〉", "{}")
 _ASCII = {"()": "（）", "[]": "［］"}  # in Chinese text they mean the same, and are widened later
-_CLASS_OF = {bracket: pair for pair in CLASSES for bracket in pair} | {
+_CLASS_OF = {bracket: pair for pair in BRACKET_CLASSES for bracket in pair} | {
     bracket: pair for ascii_pair, pair in _ASCII.items() for bracket in ascii_pair
 }
-_OPENERS = frozenset("([" + "".join(pair[0] for pair in CLASSES))
-_WRONG_CLOSERS = frozenset(CLASSES.index(pair) + 1 for pair in ("［］", "{}"))  # may close （ by mistake: （…] and （…}
+_OPENERS = frozenset("([" + "".join(pair[0] for pair in BRACKET_CLASSES))
+_WRONG_CLOSERS = frozenset(
+    BRACKET_CLASSES.index(pair) + 1 for pair in ("［］", "{}")
+)  # may close （ by mistake: （…] and （…}
 _MARKS = "，。；：、！？ \t\u3000"  # a line of nothing but these and notes is removed
 _ONLY_MARKS = re.compile(f"[{_MARKS}]*")
 
@@ -38,16 +40,16 @@ _EDITORIAL = (
     "/^[上中下前後此]?[缺闕]/^[此原].{0,6}[缺闕]/^音.{1,3}$/^[其之][一二三四五六七八九十]"
     "/^[一二三四五六七八九十]+[首章]/^[伯斯][一二三四五六七八九]/^.$"
 )
-POETRY: Mapping[str, str] = MappingProxyType({"（）": f"drop:{_EDITORIAL}", "〖〗": "drop"})
-KANRIPO: Mapping[str, str] = MappingProxyType({"（）": "drop"})
-DAIZHIGE: Mapping[str, str] = MappingProxyType({"【】": "drop"})
+POETRY_POLICIES: Mapping[str, str] = MappingProxyType({"（）": f"drop:{_EDITORIAL}", "〖〗": "drop"})
+KANRIPO_POLICIES: Mapping[str, str] = MappingProxyType({"（）": "drop"})
+DAIZHIGE_POLICIES: Mapping[str, str] = MappingProxyType({"【】": "drop"})
 
 
 @dataclass(frozen=True)
 class Note:
     """An extracted note. `place` is its position: the number of characters before it in the remaining text."""
 
-    place: int
+    position: int
     brackets: str
     text: str
 
@@ -71,7 +73,7 @@ def rule(policies: Mapping[str, str]) -> Rule:
     active = _active_policies(policies)
     openers = "".join(sorted(opener for opener in _OPENERS if _CLASS_OF[opener] in active))
 
-    def apply(text: str, counts: Seen) -> str:
+    def apply(text: str, counts: Counts) -> str:
         remaining, _ = _remove(text, _find_notes(text, active, counts))
         counts["characters of notes"] += len(text) - len(remaining)
         return remaining
@@ -118,9 +120,9 @@ def _active_policies(policies: Mapping[str, str]) -> Policies:
     for brackets, policy in policies.items():
         pair = _ASCII.get(brackets, brackets)
         name, colon, words = policy.partition(":")
-        if pair not in CLASSES:
+        if pair not in BRACKET_CLASSES:
             raise BadConfig(
-                f"--notes: unknown brackets {brackets!r}", hint=f"choose from {' '.join((*CLASSES, *_ASCII))}"
+                f"--notes: unknown brackets {brackets!r}", hint=f"choose from {' '.join((*BRACKET_CLASSES, *_ASCII))}"
             )
         if name not in ("keep", "drop", "extract") or (colon and (name != "drop" or not words.strip("/"))):
             raise BadConfig(
@@ -135,7 +137,7 @@ def _active_policies(policies: Mapping[str, str]) -> Policies:
     return active
 
 
-def _find_notes(text: str, active: Policies, counts: Seen) -> list[Span]:
+def _find_notes(text: str, active: Policies, counts: Counts) -> list[Span]:
     """Return the spans of the notes to remove, in order. No span contains another."""
     removals: list[tuple[int, int, int]] = []  # start, end, characters removed before
     outer_pairs: list[tuple[int, int]] = []  # of pairs that are in no other so far: start, depth of notes
@@ -170,10 +172,10 @@ def _find_notes(text: str, active: Policies, counts: Seen) -> list[Span]:
     return [(start, end) for start, end, _ in removals]
 
 
-def _pairs(text: str, active: Policies, counts: Seen) -> list[Span]:
+def _pairs(text: str, active: Policies, counts: Counts) -> list[Span]:
     """Return the matching pairs of brackets, inner pairs first, and count the unbalanced brackets."""
     kinds, positions = _brackets(text, active)
-    note_kinds = {CLASSES.index(pair) + 1 for pair in active}
+    note_kinds = {BRACKET_CLASSES.index(pair) + 1 for pair in active}
     openers = _openers(kinds, note_kinds)
     unclosed: list[int] = []
     pairs: list[Span] = []
@@ -213,7 +215,7 @@ def _brackets(text: str, active: Policies) -> tuple[list[int], list[int]]:
     kind_of = {
         bracket: number if bracket in _OPENERS else -number
         for bracket, pair in _CLASS_OF.items()
-        if (number := CLASSES.index(pair) + 1) in _WRONG_CLOSERS or pair in active
+        if (number := BRACKET_CLASSES.index(pair) + 1) in _WRONG_CLOSERS or pair in active
     }
     kinds: list[int] = []
     positions: list[int] = []
@@ -236,14 +238,14 @@ def _openers(kinds: Sequence[int], note_kinds: Collection[int]) -> list[int]:
     """
     openers = [-1] * len(kinds)
     unclosed: list[int] = []
-    open_counts = [0] * (len(CLASSES) + 1)
+    open_counts = [0] * (len(BRACKET_CLASSES) + 1)
     for index, kind in enumerate(kinds):
         if kind > 0:
             unclosed.append(index)
             open_counts[kind] += 1
         elif kind == 0:
             unclosed.clear()
-            open_counts = [0] * (len(CLASSES) + 1)
+            open_counts = [0] * (len(BRACKET_CLASSES) + 1)
         elif unclosed and (kinds[unclosed[-1]] == -kind or (open_counts[-kind] and -kind in note_kinds)):
             opener = -1
             while opener < 0 or kinds[opener] != -kind:

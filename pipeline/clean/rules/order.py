@@ -7,7 +7,7 @@ the container format of the profile is removed.
 
 from __future__ import annotations
 
-from pipeline.clean.options import CleanOptions, tables_of
+from pipeline.clean.options import CleanOptions, load_tables
 from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Rule
 from pipeline.clean.rules import (
@@ -28,13 +28,13 @@ from pipeline.clean.rules import (
 
 def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
     """Return the rules that make headings recognisable: those on lines, brackets and unreadable characters."""
-    tables = tables_of(options)
-    policies = notes_of(profile, options)
+    tables = load_tables(options)
+    policies = note_policies(profile, options)
     unwraps = profile.unwrap if options.unwrap is None else options.unwrap
     return _enabled(
         profile,
         options,
-        unwrap.RULE if unwraps else None,
+        unwrap.UNWRAP if unwraps else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
@@ -43,12 +43,12 @@ def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
     )
 
 
-def notes_of(profile: Profile, options: CleanOptions) -> dict[str, str]:
+def note_policies(profile: Profile, options: CleanOptions) -> dict[str, str]:
     """Return the policies for notes by their brackets.
 
     If one of them is extract, the cleaner removes the notes itself, because it has to keep them.
     """
-    return {**profile.notes, **tables_of(options).notes}
+    return {**profile.notes, **load_tables(options).notes}
 
 
 def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
@@ -56,14 +56,14 @@ def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
 
     Some of the rules before headings run again after the spaces between such neighbours are gone.
     """
-    tables = tables_of(options)
+    tables = load_tables(options)
     return _enabled(
         profile,
         options,
         boilerplate.rule(options.boilerplate) if options.boilerplate else None,
-        quotes.RULE,
-        quotes.style(options.quotes) if options.quotes != "keep" else None,
-        whitespace.RULE,
+        quotes.CURL,
+        quotes.style_rule(options.quotes) if options.quotes != "keep" else None,
+        whitespace.DELETE_SPACES,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
@@ -72,7 +72,7 @@ def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
         script.rule(options.script),
         variants.rule(tables.variants) if options.variants else None,
         punctuation.rule(options.punct) if options.punct != "keep" else None,
-        whitespace.RULE if options.punct != "keep" else None,
+        whitespace.DELETE_SPACES if options.punct != "keep" else None,
         verse.rule(options.verse) if profile.verse else None,
     )
 

@@ -15,34 +15,34 @@ from functools import cache, partial
 
 import numpy as np
 
-from pipeline.clean.rule import Rule, Seen, units
+from pipeline.clean.rule import Counts, Rule, units
 from pipeline.clean.utf16 import (
     BLANKS,
     DIGIT_KIND,
-    HAN_BEYOND,
+    HAN_HIGH_SURROGATES,
     HAN_UNITS,
     LINE_ENDS,
     LINE_KIND,
     MARK_ONCE_KIND,
-    UNITS,
-    Codes,
-    distinct,
-    has,
+    UNIT_COUNT,
+    Utf16Text,
+    contains_any,
+    count_distinct,
+    delete_units,
+    expand_ranges,
     is_chinese,
     is_one_of,
-    kind_at,
-    merged,
-    places,
-    replaced,
-    runs,
-    spread,
-    unit_at,
-    without,
+    kinds_at,
+    merge_sorted,
+    positions_of,
+    replace_units,
+    run_bounds,
+    units_at,
 )
 from pipeline.errors import BadConfig
 
 # Units of Chinese letters: Han, private use characters (gaiji), and the low surrogates of either.
-LETTER_RANGES = (*HAN_UNITS, HAN_BEYOND, (0xE000, 0xF8FF), (0xDC00, 0xDFFF))
+LETTER_RANGES = (*HAN_UNITS, HAN_HIGH_SURROGATES, (0xE000, 0xF8FF), (0xDC00, 0xDFFF))
 LETTER_SIGNS = "〇□"
 
 _NARROW, _WIDE = ",!?;:()", "，！？；：（）"
@@ -61,36 +61,36 @@ _OTHER, _LETTER, _LINE_END, _CHINESE_MARK, _SHARED_MARK = range(5)
 
 @cache
 def _full_width() -> np.ndarray:
-    table = np.arange(UNITS, dtype="<u2")
+    table = np.arange(UNIT_COUNT, dtype="<u2")
     table[[ord(mark) for mark in _NARROW]] = [ord(mark) for mark in _WIDE]
     return table
 
 
-def _widen(text: Codes, counts: Seen) -> Codes:
+def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers."""
-    full_stops = places(text, "．")
-    in_number = (kind_at(text, full_stops - 1) == DIGIT_KIND) & (kind_at(text, full_stops + 1) == DIGIT_KIND)
-    text = replaced(text, full_stops, np.where(in_number, ord("."), ord("。")))
+    full_stops = positions_of(text, "．")
+    in_number = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
+    text = replace_units(text, full_stops, np.where(in_number, ord("."), ord("。")))
     counts["． → 。"] += int((~in_number).sum())
 
-    first, after = runs(places(text, _NARROW + BLANKS))
-    is_near_chinese = is_chinese(kind_at(text, first - 1)) | is_chinese(kind_at(text, after))
-    positions = spread(first[is_near_chinese], after[is_near_chinese])
+    first, after = run_bounds(positions_of(text, _NARROW + BLANKS))
+    is_near_chinese = is_chinese(kinds_at(text, first - 1)) | is_chinese(kinds_at(text, after))
+    positions = expand_ranges(first[is_near_chinese], after[is_near_chinese])
     old_units = text.units[positions]
     for narrow, wide in zip(_NARROW, _WIDE, strict=True):
         counts[f"{narrow} → {wide}"] += int((old_units == ord(narrow)).sum())
     new_units = _full_width()[old_units]
-    text = replaced(text, positions[new_units != old_units], new_units[new_units != old_units])
+    text = replace_units(text, positions[new_units != old_units], new_units[new_units != old_units])
 
-    stops = places(text, ".")
+    stops = positions_of(text, ".")
     if len(stops):
-        first, after = runs(places(text, "." + BLANKS))
-        kind_before, kind_after = kind_at(text, first - 1), kind_at(text, after)
+        first, after = run_bounds(positions_of(text, "." + BLANKS))
+        kind_before, kind_after = kinds_at(text, first - 1), kinds_at(text, after)
         is_single = np.searchsorted(stops, after) - np.searchsorted(stops, first) == 1
-        is_closed = is_one_of(unit_at(text, after), _CLOSING_QUOTES)
+        is_closed = is_one_of(units_at(text, after), _CLOSING_QUOTES)
         ends_text = is_chinese(kind_after) | (kind_after == LINE_KIND) | is_closed
         is_stop = is_single & is_chinese(kind_before) & ends_text
-        text = replaced(text, stops[np.searchsorted(stops, first[is_stop])], ord("。"))
+        text = replace_units(text, stops[np.searchsorted(stops, first[is_stop])], ord("。"))
         counts[". → 。"] += int(is_stop.sum())
     return text
 
@@ -98,34 +98,36 @@ def _widen(text: Codes, counts: Seen) -> Codes:
 # marks
 
 
-def _collapse(text: Codes, counts: Seen) -> Codes:
+def _collapse(text: Utf16Text, counts: Counts) -> Utf16Text:
     """Make repeated marks one, and dots and dashes that follow Chinese text …… and ——."""
     repeats = _repeats(text)
     stops = repeats[text.units[repeats] == ord("。")]
-    if len(stops) or is_one_of(text.units[repeats], ".-").any() or has(text, "…⋯—"):
-        changed = _double(text, "…", _DOTS, distinct(np.append(stops, stops - 1))[0], counts)
+    if len(stops) or is_one_of(text.units[repeats], ".-").any() or contains_any(text, "…⋯—"):
+        changed = _double(text, "…", _DOTS, count_distinct(np.append(stops, stops - 1))[0], counts)
         changed = _double(changed, "—", _DASHES, stops[:0], counts)
         if changed is not text:
             text, repeats = changed, _repeats(changed)
-    removed = repeats[kind_at(text, repeats) == MARK_ONCE_KIND]
-    for unit, count in zip(*distinct(text.units[removed]), strict=True):
+    removed = repeats[kinds_at(text, repeats) == MARK_ONCE_KIND]
+    for unit, count in zip(*count_distinct(text.units[removed]), strict=True):
         counts[f"{chr(unit)}{chr(unit)} → {chr(unit)}"] += int(count)
-    return without(text, removed)
+    return delete_units(text, removed)
 
 
-def _repeats(text: Codes) -> np.ndarray:
+def _repeats(text: Utf16Text) -> np.ndarray:
     """Return the positions of units that equal the unit before them."""
     return np.flatnonzero(text.units[1:] == text.units[:-1]) + 1
 
 
-def _double(text: Codes, mark: str, kinds: tuple[tuple[str, int], ...], stops: np.ndarray, counts: Seen) -> Codes:
+def _double(
+    text: Utf16Text, mark: str, kinds: tuple[tuple[str, int], ...], stops: np.ndarray, counts: Counts
+) -> Utf16Text:
     """Write `mark` twice for every run of dots or dashes that follows Chinese text.
 
     `kinds` are sets of characters, and how many in a row make a run; adjacent runs of different kinds count as one.
     `stops` are the positions of 。 beside another 。: others are not part of a run.
     """
-    positions = places(text, "".join(characters for characters, _ in kinds).replace("。", ""))
-    positions = merged(positions, stops)
+    positions = positions_of(text, "".join(characters for characters, _ in kinds).replace("。", ""))
+    positions = merge_sorted(positions, stops)
     if not len(positions):
         return text
     kind = np.zeros(len(positions), np.int8)
@@ -137,22 +139,22 @@ def _double(text: Codes, mark: str, kinds: tuple[tuple[str, int], ...], stops: n
     is_long = length >= np.array([min_length for _, min_length in kinds])[kind[first]]
     start = positions[first[is_long]]
     end = start + length[is_long]
-    follows_chinese = is_chinese(kind_at(text, start - 1))
+    follows_chinese = is_chinese(kinds_at(text, start - 1))
     # A run that joins the one before it is changed if that one is.
     order = np.arange(len(start))
     joins = np.concatenate(([False], start[1:] == end[:-1])) if len(start) else follows_chinese
     latest_chinese = np.maximum.accumulate(np.where(follows_chinese, order, -1))
     latest_separate = np.maximum.accumulate(np.where(joins, -1, order))
     is_changed = latest_chinese >= latest_separate
-    start, end = runs(spread(start[is_changed], end[is_changed]))
+    start, end = run_bounds(expand_ranges(start[is_changed], end[is_changed]))
     kept_end = np.minimum(start + 2, end)
-    changed = spread(start, kept_end)
-    for unit, count in zip(*distinct(text.units[changed]), strict=True):
+    changed = expand_ranges(start, kept_end)
+    for unit, count in zip(*count_distinct(text.units[changed]), strict=True):
         counts[f"{chr(unit)} → {mark}"] += int(count) * (chr(unit) != mark)
-    return without(replaced(text, changed, ord(mark)), spread(kept_end, end))
+    return delete_units(replace_units(text, changed, ord(mark)), expand_ranges(kept_end, end))
 
 
-WIDEN = Rule("widen", _widen, units(_NARROW + ".．"), makes=_WIDE + "。.")
+WIDEN = Rule("widen", _widen, units(_NARROW + ".．"), produces=_WIDE + "。.")
 COLLAPSE = Rule("marks", _collapse)
 
 
@@ -177,28 +179,28 @@ def rule(policy: str) -> Rule | None:
     return Rule("punct", partial(_strip, kept_marks), triggers=units(_CHINESE_MARKS + _SHARED_MARKS))
 
 
-def _strip(kept_marks: str, page: Codes, counts: Seen) -> Codes:
+def _strip(kept_marks: str, page: Utf16Text, counts: Counts) -> Utf16Text:
     positions = _punctuation(page)
     mark_units = page.units[positions]
     is_removed = np.ones(len(positions), bool)
     if kept_marks:
         is_removed = ~is_one_of(mark_units, kept_marks)
         is_removed |= _would_repeat(mark_units, positions, is_removed)
-    for unit, count in zip(*distinct(mark_units[is_removed]), strict=True):
+    for unit, count in zip(*count_distinct(mark_units[is_removed]), strict=True):
         counts[chr(unit)] += int(count)
-    return without(page, positions[is_removed])
+    return delete_units(page, positions[is_removed])
 
 
-def _punctuation(page: Codes) -> np.ndarray:
+def _punctuation(page: Utf16Text) -> np.ndarray:
     """Return the positions of the punctuation of Chinese text."""
     marks = np.flatnonzero(_kinds().take(page.units) >= _CHINESE_MARK)
     if not len(marks):
         return marks
-    first, after = runs(marks)
+    first, after = run_bounds(marks)
     chinese_before = np.concatenate(([0], np.cumsum(_kinds().take(page.units[marks]) == _CHINESE_MARK)))
     run_ends = np.cumsum(after - first)  # indices into `marks`
     is_chinese_run = chinese_before[run_ends] > chinese_before[run_ends - (after - first)]
-    kind_before, kind_after = _kinds().take(unit_at(page, first - 1)), _kinds().take(unit_at(page, after))
+    kind_before, kind_after = _kinds().take(units_at(page, first - 1)), _kinds().take(units_at(page, after))
     is_chinese_run |= (kind_before == _LETTER) | (kind_after == _LETTER)
     is_chinese_run |= (kind_before == _LINE_END) & (kind_after == _LINE_END)
     positions: np.ndarray = marks[np.repeat(is_chinese_run, after - first)]
@@ -207,7 +209,7 @@ def _punctuation(page: Codes) -> np.ndarray:
 
 @cache
 def _kinds() -> np.ndarray:
-    table = np.full(UNITS, _OTHER, np.uint8)
+    table = np.full(UNIT_COUNT, _OTHER, np.uint8)
     for first, last in LETTER_RANGES:
         table[first : last + 1] = _LETTER
     characters_of = {

@@ -16,8 +16,16 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline.clean.rule import Rule, Seen
-from pipeline.clean.utf16 import HAN_BEYOND, HAN_UNITS, Codes, codes, distinct, spread, text_of
+from pipeline.clean.rule import Counts, Rule
+from pipeline.clean.utf16 import (
+    HAN_HIGH_SURROGATES,
+    HAN_UNITS,
+    Utf16Text,
+    count_distinct,
+    decode_utf16,
+    encode_utf16,
+    expand_ranges,
+)
 from pipeline.errors import BadConfig, InternalError
 
 POLICIES = ("keep", "simplified", "traditional")
@@ -57,28 +65,28 @@ def rule(script: str) -> Rule | None:
     if script == "keep":
         return None
     _opencc()  # fail before any work if it is missing
-    return Rule("script", partial(_convert_page, script), triggers=(*HAN_UNITS, HAN_BEYOND))
+    return Rule("script", partial(_convert_page, script), triggers=(*HAN_UNITS, HAN_HIGH_SURROGATES))
 
 
-def risks(pairs: Mapping[str, int]) -> dict[str, int]:
+def ambiguous_pairs(pairs: Mapping[str, int]) -> dict[str, int]:
     """Return the counted pairs whose left character stands for several traditional ones, most frequent first."""
     risky = {pair: count for pair, count in pairs.items() if pair[0] in AMBIGUOUS}
     return dict(sorted(risky.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _convert_page(script: str, page: Codes, counts: Seen) -> Codes:
+def _convert_page(script: str, page: Utf16Text, counts: Counts) -> Utf16Text:
     if not _unit_may_change(script).take(page.units).any():
         return page
-    text = np.frombuffer(text_of(page).encode("utf-32-le", "surrogatepass"), "<u4").copy()
+    text = np.frombuffer(decode_utf16(page).encode("utf-32-le", "surrogatepass"), "<u4").copy()
     positions = _clause_positions(text, _may_change(script))
     before = text[positions]
     after = _convert_fully(script, before)
     text[positions] = after
     changed = before != after
-    pairs, frequencies = distinct((before[changed].astype(np.uint64) << 32) | after[changed])
+    pairs, frequencies = count_distinct((before[changed].astype(np.uint64) << 32) | after[changed])
     for pair, count in zip(pairs.tolist(), frequencies.tolist(), strict=True):
         counts[f"{chr(pair >> 32)} → {chr(pair & 0xFFFFFFFF)}"] += count
-    return codes(text.tobytes().decode("utf-32-le", "surrogatepass"))
+    return encode_utf16(text.tobytes().decode("utf-32-le", "surrogatepass"))
 
 
 def _convert_fully(script: str, text: np.ndarray) -> np.ndarray:
@@ -132,7 +140,7 @@ def _clause_positions(text: np.ndarray, selected: np.ndarray) -> np.ndarray:
     clauses = np.searchsorted(ends, hits, side="right")
     clauses = clauses[np.append(True, clauses[1:] != clauses[:-1])[: len(clauses)]]  # without repeats
     starts = np.concatenate(([0], ends[:-1]))
-    return spread(starts[clauses], ends[clauses]) if len(clauses) else clauses
+    return expand_ranges(starts[clauses], ends[clauses]) if len(clauses) else clauses
 
 
 @cache

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import re
 
-from pipeline.clean.rule import Seen, textual, units
+from pipeline.clean.rule import Counts, textual, units
 from pipeline.clean.rules import headings
-from pipeline.clean.utf16 import BLANKS, CLOSERS, CONTINUES, DOTS, ENDS, HAN, LACUNA, MARKS, OPENERS, SEPARATOR
+from pipeline.clean.utf16 import (
+    BLANKS,
+    CHINESE_MARKS,
+    CLAUSE_MARKS,
+    CLOSERS,
+    ELLIPSIS,
+    HAN,
+    LACUNA,
+    OPENERS,
+    SENTENCE_ENDS,
+    SEPARATOR,
+)
 
 # ASCII marks included: this rule runs before they are widened.
-_SENTENCE_ENDS = tuple(ENDS + "：" + DOTS + CLOSERS + ".!?:" + "\"')]")
-_CHINESE = re.compile(f"[{HAN}{LACUNA}{MARKS}{CONTINUES}{OPENERS}{CLOSERS}—・·]")
+_SENTENCE_ENDS = tuple(SENTENCE_ENDS + "：" + ELLIPSIS + CLOSERS + ".!?:" + "\"')]")
+_CHINESE = re.compile(f"[{HAN}{LACUNA}{CHINESE_MARKS}{CLAUSE_MARKS}{OPENERS}{CLOSERS}—・·]")
 
 
-def unwrap(text: str, counts: Seen) -> str:
+def unwrap(text: str, counts: Counts) -> str:
     """Join the print lines of the documents of `text`, which NUL separates, and count the joins.
 
     Between two words that are not Chinese the newline becomes a space.
@@ -26,17 +37,17 @@ def unwrap(text: str, counts: Seen) -> str:
     return SEPARATOR.join(_join_lines(document, counts) for document in text.split(SEPARATOR))
 
 
-def _join_lines(document: str, counts: Seen) -> str:
+def _join_lines(document: str, counts: Counts) -> str:
     previous, *following = document.split("\n")
     pieces = [previous]
     previous_is_heading: bool | None = None  # None: not checked yet, because parsing a heading is slow
     for line in following:
         joint, is_heading = "\n", None
         if _is_open(previous) and line and line[0] not in BLANKS:
-            heading = headings.match(line)
+            heading = headings.parse_heading(line)
             is_heading = _is_own_line(heading)
             if not heading and previous_is_heading is None:
-                previous_is_heading = _is_own_line(headings.match(previous))
+                previous_is_heading = _is_own_line(headings.parse_heading(previous))
             if not heading and not previous_is_heading:
                 joint = "" if previous[-1] in BLANKS or _CHINESE.match(previous[-1]) or _CHINESE.match(line) else " "
                 counts["joins"] += 1
@@ -55,4 +66,4 @@ def _is_own_line(heading: tuple[str, str] | None) -> bool:
     return heading is not None and not heading[1]
 
 
-RULE = textual("unwrap", unwrap, units("\n"))
+UNWRAP = textual("unwrap", unwrap, units("\n"))

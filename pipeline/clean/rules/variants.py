@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.clean.rule import Rule, Seen
-from pipeline.clean.utf16 import UNITS, Codes, codes, distinct, replaced, text_of
+from pipeline.clean.rule import Counts, Rule
+from pipeline.clean.utf16 import UNIT_COUNT, Utf16Text, count_distinct, decode_utf16, encode_utf16, replace_units
 from pipeline.errors import BadConfig, InputMissing
 
 _FORM = "write one character, a tab, one character on each line"
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # categories: controls, surrogates, spaces
 
 
-def load(path: str | Path) -> dict[str, str]:
+def load_table(path: str | Path) -> dict[str, str]:
     """Read a table: JSON (an object), CSV or TSV (two columns; blank lines and lines with # are skipped).
 
     Raises InputMissing, and BadConfig with the file and the line for an entry that does not map one character to one,
@@ -44,7 +44,7 @@ def load(path: str | Path) -> dict[str, str]:
                 _add(table, variant, target, location)
             case _:
                 raise BadConfig(f"{location}: not two columns", hint=_FORM)
-    return resolved(table, f"{path}: ")
+    return resolve_chains(table, f"{path}: ")
 
 
 def _pairs(path: Path, text: str) -> Iterable[tuple[str, list[object]]]:
@@ -81,7 +81,7 @@ def _add(table: dict[str, str], variant: str, target: str, location: str) -> Non
         )
 
 
-def resolved(table: Mapping[str, str], location: str = "") -> dict[str, str]:
+def resolve_chains(table: Mapping[str, str], location: str = "") -> dict[str, str]:
     """Return `table` with every chain followed to its end (甲 → 乙, 乙 → 丙 gives 甲 → 丙), without identity pairs.
 
     This makes the rule idempotent in one pass. Raises BadConfig for a cycle.
@@ -108,28 +108,28 @@ def rule(table: Mapping[str, str]) -> Rule | None:
     for variant, target in table.items():
         _add(checked, variant, target, "table of variants")
     # Pairs of single UTF-16 units are replaced by an array lookup, all others in the text.
-    unit_pairs = {a: b for a, b in resolved(checked).items() if ord(a) < UNITS and ord(b) < UNITS}
-    text_pairs = {a: b for a, b in resolved(checked).items() if a not in unit_pairs}
+    unit_pairs = {a: b for a, b in resolve_chains(checked).items() if ord(a) < UNIT_COUNT and ord(b) < UNIT_COUNT}
+    text_pairs = {a: b for a, b in resolve_chains(checked).items() if a not in unit_pairs}
     if not unit_pairs and not text_pairs:
         return None
-    unit_table = np.arange(UNITS, dtype="<u2")
+    unit_table = np.arange(UNIT_COUNT, dtype="<u2")
     unit_table[[ord(a) for a in unit_pairs]] = [ord(b) for b in unit_pairs.values()]
-    first_units = {int(codes(a).units[0]) for a in (*unit_pairs, *text_pairs)}
+    first_units = {int(encode_utf16(a).units[0]) for a in (*unit_pairs, *text_pairs)}
     return Rule(
         "variants",
         partial(_replace, unit_table, text_pairs),
         triggers=tuple((unit, unit) for unit in sorted(first_units)),
-        makes="".join(sorted({*unit_pairs.values(), *text_pairs.values()})),
+        produces="".join(sorted({*unit_pairs.values(), *text_pairs.values()})),
     )
 
 
-def _replace(unit_table: np.ndarray, text_pairs: Mapping[str, str], page: Codes, counts: Seen) -> Codes:
+def _replace(unit_table: np.ndarray, text_pairs: Mapping[str, str], page: Utf16Text, counts: Counts) -> Utf16Text:
     new_units = unit_table.take(page.units)
     positions = np.flatnonzero(new_units != page.units)
-    variants, frequencies = distinct(page.units[positions])
+    variants, frequencies = count_distinct(page.units[positions])
     for unit, count in zip(variants.tolist(), frequencies.tolist(), strict=True):
         counts[f"{chr(unit)} → {chr(unit_table[unit])}"] += count
-    page = replaced(page, positions, new_units[positions])
+    page = replace_units(page, positions, new_units[positions])
     if not text_pairs:
         return page
 
@@ -137,4 +137,4 @@ def _replace(unit_table: np.ndarray, text_pairs: Mapping[str, str], page: Codes,
         counts[f"{match[0]} → {text_pairs[match[0]]}"] += 1
         return text_pairs[match[0]]
 
-    return codes(re.sub(f"[{re.escape(''.join(text_pairs))}]", replace, text_of(page)))
+    return encode_utf16(re.sub(f"[{re.escape(''.join(text_pairs))}]", replace, decode_utf16(page)))

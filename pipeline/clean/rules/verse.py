@@ -16,9 +16,19 @@ from functools import cache, partial
 
 import numpy as np
 
-from pipeline.clean.rule import Rule, Seen, units
+from pipeline.clean.rule import Counts, Rule, units
 from pipeline.clean.rules.punctuation import LETTER_RANGES, LETTER_SIGNS
-from pipeline.clean.utf16 import UNITS, Codes, distinct, inserted, is_one_of, places, spread, unit_at, without
+from pipeline.clean.utf16 import (
+    UNIT_COUNT,
+    Utf16Text,
+    count_distinct,
+    delete_units,
+    expand_ranges,
+    insert_unit,
+    is_one_of,
+    positions_of,
+    units_at,
+)
 from pipeline.errors import BadConfig
 
 POLICIES = ("inline", "own-unit", "drop")
@@ -56,10 +66,10 @@ def rule(policy: str) -> Rule:
     if policy not in POLICIES:
         raise BadConfig(f"--verse must be one of {', '.join(POLICIES)}, got {policy!r}", hint="choose one of these")
     makes = "\n" if policy == "own-unit" else ""
-    return Rule("verse", partial(_apply, policy), triggers=units(_SENTENCE_ENDS), makes=makes)
+    return Rule("verse", partial(_apply, policy), triggers=units(_SENTENCE_ENDS), produces=makes)
 
 
-def _apply(policy: str, page: Codes, counts: Seen) -> Codes:
+def _apply(policy: str, page: Utf16Text, counts: Counts) -> Utf16Text:
     if policy == "inline":
         _count(_find(_announced_parts(page)), counts)
         return page
@@ -73,17 +83,17 @@ def _apply(policy: str, page: Codes, counts: Seen) -> Codes:
     return page
 
 
-def _count(verse: _Runs, counts: Seen) -> None:
-    for length, count in zip(*distinct(verse.length), strict=True):
+def _count(verse: _Runs, counts: Counts) -> None:
+    for length, count in zip(*count_distinct(verse.length), strict=True):
         counts[f"runs of {length} characters a clause"] += int(count)
     counts["runs that are announced"] += int(np.count_nonzero(verse.is_announced))
     counts["characters of verse"] += int((verse.clauses * verse.length).sum())
 
 
-def _announced_parts(page: Codes) -> Codes:
+def _announced_parts(page: Utf16Text) -> Utf16Text:
     """Return the parts of a page that may hold announced verse: counting need not search a complete book of prose."""
-    colons = places(page, "：")
-    colons = colons[is_one_of(unit_at(page, colons - 1), _BEFORE_COLON)]
+    colons = positions_of(page, "：")
+    colons = colons[is_one_of(units_at(page, colons - 1), _BEFORE_COLON)]
     colons = colons[_is_any_pair(_pair_at(page, colons - 2), _ANNOUNCE)]
     if not len(colons):
         return page[:0]
@@ -95,10 +105,10 @@ def _announced_parts(page: Codes) -> Codes:
         for first, last in zip(start.tolist(), end.tolist(), strict=True)
         for piece in (page.units[first:last], _SEPARATOR_UNIT)
     ]
-    return Codes(np.concatenate(pieces))
+    return Utf16Text(np.concatenate(pieces))
 
 
-def _put_on_lines(page: Codes, verse: _Runs) -> Codes:
+def _put_on_lines(page: Utf16Text, verse: _Runs) -> Utf16Text:
     """Put each run on its own line, with the words that announce it and its quotes, unless its sentence continues."""
     start = verse.lead - _is_at(page, verse.lead - 1, _OPENERS)
     end = verse.end
@@ -109,10 +119,10 @@ def _put_on_lines(page: Codes, verse: _Runs) -> Codes:
     is_break[start[is_separable]] = is_break[end[is_separable]] = True
     breaks = np.flatnonzero(is_break)
     at_line_end = _is_at(page, breaks - 1, "\0\n") | _is_at(page, breaks, "\0\n")
-    return inserted(page, breaks[~at_line_end], "\n")
+    return insert_unit(page, breaks[~at_line_end], "\n")
 
 
-def _drop(page: Codes, verse: _Runs) -> Codes:
+def _drop(page: Utf16Text, verse: _Runs) -> Utf16Text:
     """Remove the runs and the words that announce them; of a pair of quotes both are removed, or neither."""
     is_opened, is_closed = _is_at(page, verse.start - 1, _OPENERS), _is_at(page, verse.end, _CLOSERS)
     quote_continues = is_opened & ~is_closed
@@ -120,15 +130,15 @@ def _drop(page: Codes, verse: _Runs) -> Codes:
     start = np.where(quote_continues, verse.start, verse.lead - (is_opened & is_unannounced))
     end = verse.end + (is_opened & is_closed)
     fills_line = _is_at(page, start - 1, "\0\n") & _is_at(page, end, "\n")  # then its line end is removed too
-    return without(page, spread(start, end + fills_line))
+    return delete_units(page, expand_ranges(start, end + fills_line))
 
 
-def _find(page: Codes) -> _Runs:
+def _find(page: Utf16Text) -> _Runs:
     """Find all verse of a page. For the search low surrogates are left out, so that a character is one unit."""
-    if not ((page.odd_units & 0xFC00) == 0xDC00).any():
+    if not ((page.special_units & 0xFC00) == 0xDC00).any():
         return _find_runs(page)
     positions = np.flatnonzero((page.units & 0xFC00) != 0xDC00)
-    verse = _find_runs(Codes(page.units[positions]))
+    verse = _find_runs(Utf16Text(page.units[positions]))
     return _Runs(
         positions[verse.start],
         positions[verse.end - 1] + 1,
@@ -139,8 +149,8 @@ def _find(page: Codes) -> _Runs:
     )
 
 
-def _find_runs(page: Codes) -> _Runs:
-    marks = places(page, _CLAUSE_ENDS)
+def _find_runs(page: Utf16Text) -> _Runs:
+    marks = positions_of(page, _CLAUSE_ENDS)
     links, length = _links(page, marks)
     breaks = np.flatnonzero((np.diff(links) > 1) | (np.diff(length) != 0))
     first_link = np.append(0, breaks + 1)[: len(links)]
@@ -170,25 +180,25 @@ def _find_runs(page: Codes) -> _Runs:
     return _Runs(start, marks[last] + 1, clauses[is_verse], length, is_announced, lead)
 
 
-def _links(page: Codes, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _links(page: Utf16Text, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the marks between two clauses of the same length, and that length, one of _LENGTHS.
 
     The second clause ends at the next mark; a line may end between the two.
     """
     if len(marks) < 2:
         return marks[:0], marks[:0]
-    line_ends_after = unit_at(page, marks[:-1] + 1) == ord("\n")
+    line_ends_after = units_at(page, marks[:-1] + 1) == ord("\n")
     size = np.diff(marks) - 1 - line_ends_after
     links = np.flatnonzero(((size > 3) & (size < 6)) | (size == 7))
-    links = links[~_is_letter().take(unit_at(page, marks[links] - size[links] - 1))]
+    links = links[~_is_letter().take(units_at(page, marks[links] - size[links] - 1))]
     is_linked = np.zeros(len(links), bool)
     for length in _LENGTHS:
         indices = np.flatnonzero(size[links] == length)
         mark = marks[links[indices]]
         offsets = np.arange(length)
         next_clause = mark + 1 + line_ends_after[links[indices]]
-        letters_before = _is_letter().take(unit_at(page, mark[:, None] - length + offsets)).all(axis=1)
-        letters_after = _is_letter().take(unit_at(page, next_clause[:, None] + offsets)).all(axis=1)
+        letters_before = _is_letter().take(units_at(page, mark[:, None] - length + offsets)).all(axis=1)
+        letters_after = _is_letter().take(units_at(page, next_clause[:, None] + offsets)).all(axis=1)
         is_linked[indices] = letters_before & letters_after
     return links[is_linked], size[links[is_linked]]
 
@@ -196,7 +206,7 @@ def _links(page: Codes, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _COUPLET_KIND, _OTHER_KIND = 1, 2
 
 
-def _announcements(page: Codes, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _announcements(page: Utf16Text, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where the words start that announce the clauses at `starts`, and their kind.
 
     The kind is _COUPLET_KIND for 正是, _OTHER_KIND for other words, 0 if nothing announces the clause.
@@ -220,8 +230,8 @@ def _pair(words: str) -> int:
     return ord(words[0]) << 16 | ord(words[1])
 
 
-def _pair_at(page: Codes, positions: np.ndarray) -> np.ndarray:
-    pairs: np.ndarray = (unit_at(page, positions).astype(np.uint32) << 16) | unit_at(page, positions + 1)
+def _pair_at(page: Utf16Text, positions: np.ndarray) -> np.ndarray:
+    pairs: np.ndarray = (units_at(page, positions).astype(np.uint32) << 16) | units_at(page, positions + 1)
     return pairs
 
 
@@ -231,15 +241,15 @@ def _is_any_pair(pairs: np.ndarray, words: Iterable[str]) -> np.ndarray:
     return is_any
 
 
-def _is_at(page: Codes, positions: np.ndarray, characters: str) -> np.ndarray:
+def _is_at(page: Utf16Text, positions: np.ndarray, characters: str) -> np.ndarray:
     """Return for each position True if one of `characters` is there. Outside the page there is NUL."""
-    return is_one_of(unit_at(page, positions), characters)
+    return is_one_of(units_at(page, positions), characters)
 
 
 @cache
 def _is_letter() -> np.ndarray:
     """Table over units: Chinese letters."""
-    table = np.zeros(UNITS, bool)
+    table = np.zeros(UNIT_COUNT, bool)
     for first, last in LETTER_RANGES:
         table[first : last + 1] = True
     table[[ord(sign) for sign in LETTER_SIGNS]] = True

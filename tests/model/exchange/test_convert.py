@@ -26,16 +26,16 @@ from tests.support.exchanging import (
     GPT2,
     LETTERS,
     QWEN3,
-    alone,
     each_config,
     export_run,
     load_in_transformers,
-    network,
-    published,
+    publish_run,
+    random_network,
+    single_thread_offline,
 )
 from tests.support.upstream import letters
 
-__all__ = ["alone"]  # fixtures
+__all__ = ["single_thread_offline"]  # fixtures
 
 
 def random_ids(*shape: int) -> torch.Tensor:
@@ -44,18 +44,18 @@ def random_ids(*shape: int) -> torch.Tensor:
 
 @each_config
 def test_transformers_gives_our_logits(root: Path, config: GPTConfig) -> None:
-    run_artifact = published(root, config)
+    run_artifact = publish_run(root, config)
     ids = random_ids(4, config.block_size)
     with torch.no_grad():
         logits = load_in_transformers(export_run(run_artifact))(ids).logits
-        expected = network(config)(ids)
+        expected = random_network(config)(ids)
     assert expected.std() > 0.3, "the logits differ between tokens"
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @each_config
 def test_transformers_generates_the_same_greedy_tokens(root: Path, config: GPTConfig) -> None:
-    model, exported = network(config), load_in_transformers(export_run(published(root, config)))
+    model, exported = random_network(config), load_in_transformers(export_run(publish_run(root, config)))
     prompts = [random_ids(20, 30)[i, : 3 + i].tolist() for i in range(20)]
     options = SampleOptions(max_tokens=64, greedy=True)
     samples = engine.sample(model, LETTERS, [("", prompt) for prompt in prompts], options)
@@ -67,8 +67,8 @@ def test_transformers_generates_the_same_greedy_tokens(root: Path, config: GPTCo
 
 
 def test_the_moving_average_of_the_weights_is_exported(root: Path) -> None:
-    average = network(GPT2, seed=2)
-    run_artifact = published(root, GPT2, average=average)
+    average = random_network(GPT2, seed=2)
+    run_artifact = publish_run(root, GPT2, average=average)
     ids = random_ids(1, 9)
     with torch.no_grad():
         torch.testing.assert_close(load_in_transformers(export_run(run_artifact))(ids).logits, average(ids))
@@ -76,7 +76,7 @@ def test_the_moving_average_of_the_weights_is_exported(root: Path) -> None:
 
 def test_transformers_never_generates_padding_ids(root: Path) -> None:
     config = CONFIGS["gpt2 without biases, untied, padded"]
-    exported = load_in_transformers(export_run(published(root, config)))
+    exported = load_in_transformers(export_run(publish_run(root, config)))
     with torch.no_grad():
         exported.lm_head.weight[LETTERS.vocab_size :] *= 1000
     ids = random_ids(1, 5)
@@ -96,7 +96,7 @@ def test_transformers_never_generates_padding_ids(root: Path) -> None:
 def test_a_network_without_counterpart_raises_and_suggests_presets(
     root: Path, changes: dict[str, Any], message: str
 ) -> None:
-    run_artifact = published(root, replace(GPT2, **changes))
+    run_artifact = publish_run(root, replace(GPT2, **changes))
     with pytest.raises(BadConfig, match=message) as caught:
         export_run(run_artifact)
     assert "qwen-8m" in caught.value.hint
@@ -138,7 +138,7 @@ def save_with_transformers(folder: Path, model_type: str, **settings: Any) -> An
 
 def import_folder(root: Path, folder: Path) -> Artifact:
     reference = str(letters(root, map(chr, range(32, 127))))
-    return import_model.adopt(root, folder, "theirs", tokenizer=reference).artifact
+    return import_model.import_model(root, folder, "theirs", tokenizer=reference).artifact
 
 
 def read_weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:
@@ -221,7 +221,7 @@ def test_half_precision_becomes_fp32(root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_unsupported_options_are_named(model_type: str, changes: dict[str, Any], message: str) -> None:
-    config_json = convert.config_for_huggingface(QWEN3 if model_type == "qwen3" else GPT2)
+    config_json = convert.config_to_huggingface(QWEN3 if model_type == "qwen3" else GPT2)
     with pytest.raises(BadConfig, match=message):
         convert.config_from_huggingface({**config_json, "model_type": model_type, **changes}, "config.json")
 
@@ -229,30 +229,30 @@ def test_unsupported_options_are_named(model_type: str, changes: dict[str, Any],
 @pytest.mark.parametrize("changes", [{"n_embd": "32"}, {"n_embd": 0}, {"n_layer": -1}, {"vocab_size": 1 << 62}])
 def test_invalid_sizes_in_a_config_raise_bad_data(changes: dict[str, Any]) -> None:
     with pytest.raises(BadData):
-        convert.config_from_huggingface({**convert.config_for_huggingface(GPT2), **changes}, "config.json")
+        convert.config_from_huggingface({**convert.config_to_huggingface(GPT2), **changes}, "config.json")
 
 
 @each_config
 def test_a_config_survives_the_round_trip(config: GPTConfig) -> None:
-    converted = convert.config_from_huggingface(convert.config_for_huggingface(config), "config.json")
+    converted = convert.config_from_huggingface(convert.config_to_huggingface(config), "config.json")
     explicit = replace(config, hidden=config.hidden_width, kv_heads=converted.kv_heads)
     biases = {"bias": True, "qkv_bias": True} if config.family == "gpt2" else {}
     assert converted == replace(explicit, **biases)
-    assert converted.key_width == config.key_width
+    assert converted.kv_width == config.kv_width
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_listed() -> None:
-    tensors = convert.for_huggingface(GPT2, dict(network(GPT2).named_parameters()))
+    tensors = convert.to_huggingface(GPT2, dict(random_network(GPT2).named_parameters()))
     tensors["transformer.ln_f.weight"] = torch.zeros(31)
     tensors["transformer.h.9.ln_1.weight"] = tensors.pop("transformer.wpe.weight")
     with pytest.raises(BadData) as caught:
         convert.from_huggingface(replace(GPT2, qkv_bias=True), tensors, "here")
     for problem in ("wpe.weight is missing", "h.9.ln_1.weight is unexpected", "ln_f.weight is 31, not 32"):
-        assert problem in caught.value.what
+        assert problem in caught.value.message
 
 
 def test_a_tied_head_that_differs_from_the_embedding_raises() -> None:
-    tensors = convert.for_huggingface(GPT2, dict(network(GPT2).named_parameters()))
+    tensors = convert.to_huggingface(GPT2, dict(random_network(GPT2).named_parameters()))
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
     with pytest.raises(BadData, match="tie_word_embeddings"):
         convert.from_huggingface(GPT2, tensors, "here")

@@ -18,15 +18,15 @@ from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
 from pipeline.store import files
 from pipeline.tokenizers import Integers, Tiktoken, Tokenizer, open_folder
 from tests.pipeline.tokenizers.test_tokenizers import BOOK, trained
-from tests.support.exchanging import CONFIGS, GPT2, LETTERS, QWEN3, alone, export_run, published
+from tests.support.exchanging import CONFIGS, GPT2, LETTERS, QWEN3, export_run, publish_run, single_thread_offline
 
-__all__ = ["alone", "trained"]  # fixtures
+__all__ = ["single_thread_offline", "trained"]  # fixtures
 
 FILES = ["README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
 
 
 def test_export_writes_the_files_that_transformers_reads(root: Path) -> None:
-    exported = export.export(published(root, GPT2), "hf", root / "exports" / "small")
+    exported = export.export(publish_run(root, GPT2), "hf", root / "exports" / "small")
     assert list(exported.files) == [*FILES, "tokenizer_config.json"]
     assert (exported.parameters, exported.step) == (GPT2.parameters, 7)
     assert exported.bytes == sum((exported.path / name).stat().st_size for name in exported.files)
@@ -35,7 +35,7 @@ def test_export_writes_the_files_that_transformers_reads(root: Path) -> None:
 
 
 def test_two_exports_have_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    run_artifact = published(root, QWEN3)
+    run_artifact = publish_run(root, QWEN3)
     first, second = (export.export(run_artifact, "hf", tmp_path / name).path for name in ("first", "second"))
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
@@ -56,7 +56,7 @@ def test_transformers_tokenizer_gives_our_ids_and_texts(root: Path, request: pyt
 
     tokenizer = load_tokenizer(kind, request)
     config = replace(GPT2, vocab_size=tokenizer.vocab_size, layers=1, width=8)
-    theirs = AutoTokenizer.from_pretrained(export_run(published(root, config, tokenizer)))
+    theirs = AutoTokenizer.from_pretrained(export_run(publish_run(root, config, tokenizer)))
     text = "A stone, 12 stones:  don't\n砚山石水" if kind == "letters" else BOOK[:3000] + " It's 12,345.\n"
     ids = theirs(text).input_ids
     assert ids == tokenizer.encode(text)
@@ -76,14 +76,14 @@ def test_the_tokenizers_are_compared_on_training_samples_too(root: Path, monkeyp
         return tokenizer_json(tokenizer, texts)
 
     monkeypatch.setattr(huggingface, "tokenizer_json", recording)
-    export_run(published(root, GPT2, samples=("once upon", "砚山 said")))
+    export_run(publish_run(root, GPT2, samples=("once upon", "砚山 said")))
     assert {"once upon", "砚山 said"} <= set(compared)
 
 
 def test_a_tokenizer_with_other_ids_exports_nothing(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_artifact = published(root, GPT2, samples=("once upon",))
+    run_artifact = publish_run(root, GPT2, samples=("once upon",))
     encode = type(LETTERS).encode
     monkeypatch.setattr(
         type(LETTERS), "encode", lambda self, text: encode(self, text)[: 8 if text[:4] == "once" else None]
@@ -95,7 +95,7 @@ def test_a_tokenizer_with_other_ids_exports_nothing(
 
 
 def test_padding_ids_are_suppressed_in_the_generation_config(root: Path) -> None:
-    out = export_run(published(root, CONFIGS["qwen3 untied, padded, with all heads"]))
+    out = export_run(publish_run(root, CONFIGS["qwen3 untied, padded, with all heads"]))
     generation_config = json.loads((out / "generation_config.json").read_text())
     assert generation_config["suppress_tokens"] == list(range(LETTERS.vocab_size, 128))
     assert generation_config["eos_token_id"] == LETTERS.end_of_text
@@ -104,12 +104,12 @@ def test_padding_ids_are_suppressed_in_the_generation_config(root: Path) -> None
 def test_a_tokenizer_of_integers_is_exported(root: Path) -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(export_run(published(root, GPT2, Integers(GPT2.vocab_size))))
+    theirs = AutoTokenizer.from_pretrained(export_run(publish_run(root, GPT2, Integers(GPT2.vocab_size))))
     assert theirs("1 2 3").input_ids == [1, 2, 3]
 
 
 def test_the_model_card_lists_run_losses_and_configuration(root: Path) -> None:
-    run_artifact = published(root, GPT2)
+    run_artifact = publish_run(root, GPT2)
     card = (export_run(run_artifact) / "README.md").read_text()
     for text in (
         *(run_artifact.ref, run_artifact.digest[:16], f"{GPT2.parameters:,} parameters", "step 7 of 7", "700 tokens"),
@@ -126,7 +126,7 @@ def test_the_model_card_lists_run_losses_and_configuration(root: Path) -> None:
 @pytest.mark.parametrize("format_name", ["onnx", ""])
 def test_an_unknown_format_raises_with_the_known_ones(root: Path, tmp_path: Path, format_name: str) -> None:
     with pytest.raises(BadConfig) as caught:
-        export.export(published(root, GPT2), format_name, tmp_path / "out")
+        export.export(publish_run(root, GPT2), format_name, tmp_path / "out")
     assert caught.value.hint == "use one of: hf, gguf"
 
 
@@ -141,7 +141,7 @@ def test_verify_refuses_weights_that_differ_when_read_back(
     config: GPTConfig,
 ) -> None:
     tokenizer = load_tokenizer("bpe", request)
-    run_artifact = published(root, replace(config, vocab_size=tokenizer.vocab_size), tokenizer)
+    run_artifact = publish_run(root, replace(config, vocab_size=tokenizer.vocab_size), tokenizer)
     assert export.export(run_artifact, format_name, tmp_path / "intact", verify=True).verified
     write = export.FORMATS[format_name].write
 
@@ -160,7 +160,7 @@ def test_verify_refuses_weights_that_differ_when_read_back(
 
 
 def test_an_existing_folder_is_not_changed(root: Path, tmp_path: Path) -> None:
-    run_artifact = published(root, GPT2)
+    run_artifact = publish_run(root, GPT2)
     (tmp_path / "out").mkdir()
     with pytest.raises(CannotCreate, match="already exists"):
         export.export(run_artifact, "hf", tmp_path / "out")
@@ -172,7 +172,7 @@ def test_an_existing_folder_is_not_changed(root: Path, tmp_path: Path) -> None:
 def test_a_full_disk_raises_before_anything_is_written(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_artifact = published(root, GPT2)
+    run_artifact = publish_run(root, GPT2)
     monkeypatch.setattr(files, "free_space", lambda folder: 10)
     with pytest.raises(StorageFailed, match="are needed"):
         export.export(run_artifact, "hf", tmp_path / "new" / "out")
@@ -180,7 +180,7 @@ def test_a_full_disk_raises_before_anything_is_written(
 
 
 def test_a_damaged_checkpoint_is_not_exported(root: Path, tmp_path: Path) -> None:
-    run_artifact = published(root, GPT2)
+    run_artifact = publish_run(root, GPT2)
     path = next(run_artifact.path.glob("checkpoints/*/model.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(BadData):
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_not_exported(root: Path, tmp_path: Path) -> Non
 def test_a_missing_package_raises_with_the_extra_to_install(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path, package: str, format_name: str
 ) -> None:
-    run_artifact = published(root, GPT2)
+    run_artifact = publish_run(root, GPT2)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BadConfig, match=package) as caught:
         export.export(run_artifact, format_name, tmp_path / "out")
@@ -201,6 +201,6 @@ def test_a_missing_package_raises_with_the_extra_to_install(
 
 
 def test_the_tokenizer_of_the_run_is_exported(root: Path) -> None:
-    run_artifact = published(root, GPT2)
+    run_artifact = publish_run(root, GPT2)
     vocabulary = json.loads((export_run(run_artifact) / "tokenizer.json").read_text())["model"]["vocab"]
     tokenizers.require_same_ids(open_folder(run_artifact.path), vocabulary, "tokenizer.json")

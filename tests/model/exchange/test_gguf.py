@@ -19,9 +19,18 @@ from model.exchange.architectures import tensor_mappings
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, open_folder
 from tests.pipeline.tokenizers.test_tokenizers import trained
-from tests.support.exchanging import CONFIGS, GPT2, LETTERS, QWEN3, alone, export_run, network, published
+from tests.support.exchanging import (
+    CONFIGS,
+    GPT2,
+    LETTERS,
+    QWEN3,
+    export_run,
+    publish_run,
+    random_network,
+    single_thread_offline,
+)
 
-__all__ = ["alone", "trained"]  # fixtures
+__all__ = ["single_thread_offline", "trained"]  # fixtures
 
 
 @pytest.fixture
@@ -32,7 +41,7 @@ def bpe(request: pytest.FixtureRequest) -> Tokenizer:
 def export_and_read(root: Path, config: GPTConfig, tokenizer: Tokenizer) -> Any:
     from gguf import GGUFReader
 
-    folder = export_run(published(root, config, tokenizer), "gguf")
+    folder = export_run(publish_run(root, config, tokenizer), "gguf")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "small.gguf"]
     return GGUFReader(folder / "small.gguf")
 
@@ -46,7 +55,7 @@ def fields(reader: Any) -> dict[str, Any]:
 )
 def test_every_tensor_reads_back_unchanged(root: Path, bpe: Tokenizer, name: str) -> None:
     config = replace(CONFIGS[name], vocab_size=bpe.vocab_size + 5)
-    expected = convert.to_gguf(config, dict(network(config).named_parameters()))
+    expected = convert.to_gguf(config, dict(random_network(config).named_parameters()))
     tensors = {tensor.name: tensor for tensor in export_and_read(root, config, bpe).tensors}
     assert tensors.keys() == expected.keys()
     for tensor_name, tensor in expected.items():
@@ -128,7 +137,7 @@ def test_a_tokenizer_without_llama_cpp_counterpart_raises(
     if name != "letters":
         request.getfixturevalue("shared")
         tokenizer = Tiktoken.named(name)
-    run_artifact = published(root, replace(GPT2, vocab_size=tokenizer.vocab_size, width=8), tokenizer)
+    run_artifact = publish_run(root, replace(GPT2, vocab_size=tokenizer.vocab_size, width=8), tokenizer)
     with pytest.raises(BadConfig, match=name) as caught:
         export_run(run_artifact, "gguf")
     assert "--to hf" in caught.value.hint
@@ -137,4 +146,4 @@ def test_a_tokenizer_without_llama_cpp_counterpart_raises(
 def test_a_unigram_model_raises(root: Path, request: pytest.FixtureRequest) -> None:
     unigram = open_folder(request.getfixturevalue("trained")("unigram").path)
     with pytest.raises(BadConfig, match="unigram"):
-        export_run(published(root, replace(GPT2, vocab_size=unigram.vocab_size), unigram), "gguf")
+        export_run(publish_run(root, replace(GPT2, vocab_size=unigram.vocab_size), unigram), "gguf")

@@ -32,21 +32,21 @@ from tests.model.training.test_train_faults import (
     a_tensor_of_2_pib,
     saved_by_torch,
 )
-from tests.support.exchanging import GPT2, alone, export_run, network, published
+from tests.support.exchanging import GPT2, export_run, publish_run, random_network, single_thread_offline
 from tests.support.upstream import letters
 
-__all__ = ["alone"]  # fixtures
+__all__ = ["single_thread_offline"]  # fixtures
 
 
 @pytest.fixture
 def folder(root: Path, tmp_path: Path) -> Path:
     """A Hugging Face folder to import."""
-    return export_run(published(root, GPT2)).rename(tmp_path / "theirs")
+    return export_run(publish_run(root, GPT2)).rename(tmp_path / "theirs")
 
 
 def import_folder(root: Path, folder: Path, **options: Any) -> Artifact:
     reference = str(letters(root, [*map(chr, range(32, 127)), *"\n砚山石水□"]))
-    return import_model.adopt(root, folder, "theirs", **{"tokenizer": reference, **options}).artifact
+    return import_model.import_model(root, folder, "theirs", **{"tokenizer": reference, **options}).artifact
 
 
 def read_weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:
@@ -191,9 +191,11 @@ def test_the_default_tokenizer_of_gpt2s_vocabulary_is_r50k_base(root: Path, shar
     config = replace(GPT2, vocab_size=50_257, width=8)
     out = tmp_path / "gpt2"
     out.mkdir()
-    save_file(convert.for_huggingface(config, dict(network(config).named_parameters())), out / "model.safetensors")
-    (out / "config.json").write_text(json.dumps(convert.config_for_huggingface(config)))
-    run_artifact = import_model.adopt(root, out, "gpt2").artifact
+    save_file(
+        convert.to_huggingface(config, dict(random_network(config).named_parameters())), out / "model.safetensors"
+    )
+    (out / "config.json").write_text(json.dumps(convert.config_to_huggingface(config)))
+    run_artifact = import_model.import_model(root, out, "gpt2").artifact
     assert run.open_tokenizer(run_artifact).name == "r50k_base"
 
 

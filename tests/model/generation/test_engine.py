@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.config import GPTConfig
-from model.generation.engine import Continuation, Engine, sample, stream
+from model.generation.engine import Engine, TokenSequence, sample, stream
 from model.generation.sampling import SampleOptions, sample_token
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
@@ -65,16 +65,16 @@ def test_invalid_options_raise_bad_config(options: dict[str, Any]) -> None:
         SampleOptions(**options)
 
 
-def model(vocab_size: int) -> GPT:
+def small_network(vocab_size: int) -> GPT:
     network = GPT(GPTConfig(vocab_size=vocab_size, block_size=8, layers=1, heads=2, width=16))
-    network.initialise(1)
+    network.init_weights(1)
     return network
 
 
 def test_the_text_depends_on_the_seed_only() -> None:
     tokenizer, options = Integers(40), SampleOptions(max_tokens=20, temperature=1, seed=5)
-    first, second = (sample(model(40), tokenizer, [("", [1, 2])], options)[0] for _ in range(2))
-    other_seed = sample(model(40), tokenizer, [("", [1, 2])], replace(options, seed=2))[0]
+    first, second = (sample(small_network(40), tokenizer, [("", [1, 2])], options)[0] for _ in range(2))
+    other_seed = sample(small_network(40), tokenizer, [("", [1, 2])], replace(options, seed=2))[0]
     assert first.token_ids == second.token_ids
     assert first.token_ids != other_seed.token_ids
 
@@ -82,17 +82,17 @@ def test_the_text_depends_on_the_seed_only() -> None:
 def test_text_and_prompt_may_exceed_the_block_size_and_the_prompt_may_be_empty() -> None:
     tokenizer, options = Integers(40), SampleOptions(max_tokens=20, temperature=1, seed=5)
     for prompt in ([], list(range(1, 30))):
-        assert len(sample(model(40), tokenizer, [("", prompt)], options)[0].token_ids) == 20
+        assert len(sample(small_network(40), tokenizer, [("", prompt)], options)[0].token_ids) == 20
 
 
 def test_padding_ids_beyond_the_tokenizer_are_never_sampled() -> None:
     options = SampleOptions(max_tokens=200, temperature=5)
-    result = sample(model(64), Integers(10), [("", [1])], options)[0]
+    result = sample(small_network(64), Integers(10), [("", [1])], options)[0]
     assert all(token < 10 for token in result.token_ids)
 
 
 def test_end_of_text_ends_a_sample_and_is_not_included() -> None:
-    network = model(10)
+    network = small_network(10)
     with torch.no_grad():  # the end of text, 0, becomes certain
         network.embedding.weight.zero_()
         network.embedding.weight[0] = 1.0
@@ -142,14 +142,14 @@ def test_a_batch_of_prompts_gives_the_texts_of_single_prompts(config: GPTConfig)
 def test_sequences_joining_and_leaving_do_not_change_the_others() -> None:
     network, tokenizer = perturbed_network(replace(COMBINED, block_size=8)), Integers(50)
     options = [SampleOptions(max_tokens=length, temperature=1) for length in (4, 25, 9, 14, 1)]
-    sequences = [Continuation(tokenizer, PROMPTS[i], options[i], seed=i) for i in range(5)]
+    sequences = [TokenSequence(tokenizer, PROMPTS[i], options[i], seed=i) for i in range(5)]
     engine, waiting = Engine(network, 2), list(sequences)
     while waiting or engine.active:
-        while waiting and not engine.full:
+        while waiting and not engine.is_full:
             engine.add(waiting.pop(0))
         engine.step()
     for i, sequence in enumerate(sequences):
-        expected = Continuation(tokenizer, PROMPTS[i], options[i], seed=i)
+        expected = TokenSequence(tokenizer, PROMPTS[i], options[i], seed=i)
         list(stream(Engine(network, 1), expected))
         assert sequence.token_ids == expected.token_ids
 
@@ -168,7 +168,7 @@ def test_a_stop_text_that_spans_tokens_ends_the_text_before_it() -> None:
     (stopped,) = sample(network, tokenizer, [("", [5])], replace(options, stop=("nowhere", stop)))
     assert stopped.text == unstopped.text[: unstopped.text.index(stop)]
     assert stopped.ended == "stop"
-    sequence = Continuation(tokenizer, [5], replace(options, stop=(stop, stop[0] + "nowhere")), options.seed)
+    sequence = TokenSequence(tokenizer, [5], replace(options, stop=(stop, stop[0] + "nowhere")), options.seed)
     assert "".join(token.text for token in stream(Engine(network, 1), sequence)) == stopped.text
 
 

@@ -32,26 +32,26 @@ def new_cache(config: GPTConfig, rows: int) -> KVCache:
 def test_logits_differ_only_by_the_rounding_of_weights(config: GPTConfig, precision: str) -> None:
     model, ids = perturbed_network(config), torch.arange(12)[None]
     expected = model(ids)
-    logits = quantization.quick(model, precision)(ids)
+    logits = quantization.prepare_for_decoding(model, precision)(ids)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, atol=0.05 * float(expected.std()) + 0.02, rtol=0.05)
 
 
 def test_small_networks_are_only_converted_on_request() -> None:
-    assert quantization.quick(perturbed_network(SMALL), "auto").packed_head is None
-    assert quantization.quick(perturbed_network(SMALL), "fp32").packed_head is None
-    assert quantization.quick(perturbed_network(SMALL), "int8").packed_head is not None
+    assert quantization.prepare_for_decoding(perturbed_network(SMALL), "auto").packed_head is None
+    assert quantization.prepare_for_decoding(perturbed_network(SMALL), "fp32").packed_head is None
+    assert quantization.prepare_for_decoding(perturbed_network(SMALL), "int8").packed_head is not None
 
 
 @both_precisions
 @pytest.mark.parametrize("config", config_variants(), ids=str)
 def test_decoding_with_a_cache_equals_a_full_pass(config: GPTConfig, precision: str) -> None:
-    model = quantization.quick(perturbed_network(config), precision)
+    model = quantization.prepare_for_decoding(perturbed_network(config), precision)
     ids = torch.arange(12)[None]
     cache = new_cache(config, 1)
     with torch.inference_mode():
         expected = model(ids)[0, 4:]
-        model.states(ids[:, :4], cache=cache.extend(0, 1, 4))
+        model.hidden_states(ids[:, :4], cache=cache.extend(0, 1, 4))
         steps = [model.next_logits(ids[:, position, None], cache.extend(0, 1, 1)) for position in range(4, 12)]
     torch.testing.assert_close(torch.cat(steps), expected, atol=0.05 * float(expected.std()) + 0.02, rtol=0.05)
 
@@ -59,13 +59,13 @@ def test_decoding_with_a_cache_equals_a_full_pass(config: GPTConfig, precision: 
 @both_precisions
 @torch.inference_mode()
 def test_logits_do_not_depend_on_longer_rows_in_the_batch(precision: str) -> None:
-    model = quantization.quick(perturbed_network(replace(SMALL, block_size=128, width=32)), precision)
+    model = quantization.prepare_for_decoding(perturbed_network(replace(SMALL, block_size=128, width=32)), precision)
     prompts = [torch.arange(1 + 15 * n) * 7 % 49 for n in range(8)]
 
     def decode(batch: list[torch.Tensor]) -> torch.Tensor:
         cache = new_cache(model.config, len(batch))
         for row, prompt in enumerate(batch):
-            model.states(prompt[None], cache=cache.extend(row, 1, len(prompt)))
+            model.hidden_states(prompt[None], cache=cache.extend(row, 1, len(prompt)))
         ids = torch.full((len(batch), 1), 5)
         return torch.cat([model.next_logits(ids, cache.extend(0, len(batch), 1)) for _ in range(12)])
 

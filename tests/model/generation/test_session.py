@@ -19,12 +19,12 @@ import pytest
 
 from model.commands import sample as commands_sample
 from model.generation.sampling import SampleOptions
-from model.generation.session import Prompt, Session
+from model.generation.session import EncodedPrompt, Session
 from model.runs import plan
 from model.training import stage
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
 from pipeline.tokenizers import stage as train_tokenizer
 from pipeline.tokens import stage as tokenize
@@ -41,12 +41,14 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text, val = root.parent / "text.txt", root.parent / "val.txt"
     text.write_text(TEXT, encoding="utf-8")
     val.write_text(TEXT[:200], encoding="utf-8")
-    built = train_tokenizer.train(root, "text", *train_tokenizer.sentences_of(root, str(text)), "char", 0)
+    built = train_tokenizer.train(root, "text", *train_tokenizer.find_sentences(root, str(text)), "char", 0)
     tokenizer, source = tokenizers.find(root, built.artifact.ref)
-    inputs = tokenize.gather(root, (str(text),), (str(val),))
-    tokens = tokenize.tokenize(root, "text", inputs, tokenizer, source, TokenizeOptions(), Silent(), jobs=1).artifact
+    inputs = tokenize.gather_inputs(root, (str(text),), (str(val),))
+    tokens = tokenize.tokenize(
+        root, "text", inputs, tokenizer, source, TokenizeOptions(), SilentProgress(), jobs=1
+    ).artifact
     settings = {"vocab_size": 0, "steps": 30, "evaluations": 1, "learning_rate": 3e-3}
-    planned = plan.plan(tokens, "mini", name="text", settings=settings)
+    planned = plan.make_plan(tokens, "mini", name="text", settings=settings)
     stage.train(root, planned, device="cpu", resume=False, report=lambda line: None)
     return root
 
@@ -88,16 +90,21 @@ def open_session(root: Path, messages: list[str] | None = None) -> Session:
 
 def test_unknown_characters_are_reported(trained_root: Path) -> None:
     messages: list[str] = []
-    assert open_session(trained_root, messages).prompt("话说龘\a").ids[-2:] == [1, 1]
+    assert open_session(trained_root, messages).encode_prompt("话说龘\a").ids[-2:] == [1, 1]
     assert messages == ["warning: the tokenizer does not know 龘 U+0007"]
 
 
 def test_a_prompt_may_be_empty_or_longer_than_the_block_size(trained_root: Path) -> None:
     messages: list[str] = []
     session = open_session(trained_root, messages)
-    prompts = (session.prompt("话说" * 20), session.prompt("话说" * 8), session.prompt(""), Prompt("", [0]))
+    prompts = (
+        session.encode_prompt("话说" * 20),
+        session.encode_prompt("话说" * 8),
+        session.encode_prompt(""),
+        EncodedPrompt("", [0]),
+    )
     options = SampleOptions(max_tokens=5)
-    long, block, empty, eos = (session.samples([prompt], options)[0].token_ids for prompt in prompts)
+    long, block, empty, eos = (session.sample([prompt], options)[0].token_ids for prompt in prompts)
     assert long == block
     assert empty == eos, "both start a new document"
     assert messages == ["the prompt has 40 tokens, but the network only sees the last 16 of them"]
@@ -106,7 +113,7 @@ def test_a_prompt_may_be_empty_or_longer_than_the_block_size(trained_root: Path)
 def test_a_prompt_may_be_a_file_or_standard_input(trained_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_bytes("\ufeff话说\r\n".encode())
-    assert open_session(trained_root).prompt_of_file(str(path)).text == "话说"
+    assert open_session(trained_root).prompt_from_file(str(path)).text == "话说"
     process = run_sample(trained_root, "--prompt-file", "-", "--max-tokens", 3, stdin="话说\n".encode())
     assert process.stdout.decode().startswith("话说")
 
@@ -114,10 +121,10 @@ def test_a_prompt_may_be_a_file_or_standard_input(trained_root: Path, tmp_path: 
 def test_invalid_prompt_files_raise(trained_root: Path, tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadData, match="not UTF-8 at byte 0"):
-        open_session(trained_root).prompt_of_file(str(tmp_path / "bytes"))
+        open_session(trained_root).prompt_from_file(str(tmp_path / "bytes"))
     for missing in ("none", "."):
         with pytest.raises(InputMissing):
-            open_session(trained_root).prompt_of_file(str(tmp_path / missing))
+            open_session(trained_root).prompt_from_file(str(tmp_path / missing))
 
 
 # Output
@@ -132,14 +139,14 @@ def test_stream_and_interactive_print_what_sample_prints(trained_root: Path) -> 
 
 def test_candidates_are_shown_in_order_of_probability(trained_root: Path) -> None:
     session = open_session(trained_root)
-    prompt = session.prompt("话说")
-    (result,) = session.samples([prompt], SampleOptions(max_tokens=4, candidates=3, greedy=True))
+    prompt = session.encode_prompt("话说")
+    (result,) = session.sample([prompt], SampleOptions(max_tokens=4, candidates=3, greedy=True))
     assert "".join(token.text for token in result.tokens) == result.text
     for token in result.tokens:
         assert token.chosen == token.candidates[0]
         probabilities = [candidate.probability for candidate in token.candidates]
         assert probabilities == sorted(probabilities, reverse=True)
-    lines = commands_sample.shown(prompt, result).splitlines()
+    lines = commands_sample.format_sample(prompt, result).splitlines()
     assert lines[0] == f"话说{result.text}"
     assert lines[1].split() == ["chosen", "p", "likeliest"]
     assert len(lines) == 2 + len(result.tokens)
@@ -234,7 +241,7 @@ def test_output_is_utf_8_in_every_locale(trained_root: Path) -> None:
 def test_half_a_character_raises_bad_config(trained_root: Path) -> None:
     """Case 63."""
     with pytest.raises(BadConfig, match=r"U\+D800"):
-        open_session(trained_root).prompt("话\ud800")
+        open_session(trained_root).encode_prompt("话\ud800")
     words = [*command(trained_root), b"--prompt", "话".encode()[:2]]
     process = subprocess.run(words, capture_output=True, timeout=60)
     assert process.returncode == 78

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.config import GPTConfig, fit
+from model.config import GPTConfig, resolve_vocab_size
 from model.network.gpt import GPT, Convolution, FeedForward, Rotary, apply_rotary_emb
 from model.presets import PRESETS
 from tests.support.networks import SMALL, build_network, config_variants
@@ -24,7 +24,7 @@ def test_config_counts_the_parameters_of_the_network(config: GPTConfig) -> None:
     [("13m", 50_257, 13.1), ("gpt2-124m", 50_257, 124), ("shuihu-8m", 8000, 8), ("shuihu-8m-rope", 8000, 8)],
 )
 def test_presets_have_the_size_in_their_name(name: str, vocab_size: int, millions: float) -> None:
-    parameters = fit(PRESETS[name].model, vocab_size).parameters / 1e6
+    parameters = resolve_vocab_size(PRESETS[name].model, vocab_size).parameters / 1e6
     assert parameters == pytest.approx(millions, rel=0.01)
 
 
@@ -49,7 +49,7 @@ def test_later_tokens_do_not_change_earlier_logits(config: GPTConfig) -> None:
 
 
 def test_bigram_preset_depends_on_the_last_token_only() -> None:
-    model = build_network(fit(PRESETS["bigram"].model, 50))
+    model = build_network(resolve_vocab_size(PRESETS["bigram"].model, 50))
     with torch.no_grad():
         logits, other_logits = model(torch.tensor([[1, 2, 3]]))[0, -1], model(torch.tensor([[9, 8, 7, 3]]))[0, -1]
     torch.testing.assert_close(logits, other_logits)

@@ -39,7 +39,7 @@ def test_decoding_token_by_token_equals_a_full_pass(config: GPTConfig) -> None:
 def test_several_tokens_may_follow_cached_ones() -> None:
     model, ids = perturbed_network(COMBINED), random_ids(1, 12)
     cache = new_cache(model, 1)
-    model.states(ids[:, :4], cache=cache.extend(0, 1, 4))
+    model.hidden_states(ids[:, :4], cache=cache.extend(0, 1, 4))
     logits = model.next_logits(ids[:, 4:], cache.extend(0, 1, 8))
     torch.testing.assert_close(logits, model(ids)[:, -1], atol=1e-5, rtol=1e-5)
 
@@ -49,7 +49,7 @@ def test_rows_of_different_lengths_see_only_their_own_tokens() -> None:
     model, lengths, ids = perturbed_network(COMBINED), (3, 9, 1), random_ids(3, 12)
     cache = new_cache(model, 3)
     for row, length in enumerate(lengths):
-        model.states(ids[row : row + 1, :length], cache=cache.extend(row, 1, length))
+        model.hidden_states(ids[row : row + 1, :length], cache=cache.extend(row, 1, length))
     last_ids = torch.stack([ids[row, length : length + 1] for row, length in enumerate(lengths)])
     logits = model.next_logits(last_ids, cache.extend(0, 3, 1))
     for row, length in enumerate(lengths):
@@ -61,7 +61,7 @@ def test_rows_of_different_lengths_see_only_their_own_tokens() -> None:
 def test_a_copied_row_continues_the_original_and_a_reset_row_is_empty() -> None:
     model, ids = perturbed_network(COMBINED), random_ids(1, 8)
     cache = new_cache(model, 2)
-    model.states(ids, cache=cache.extend(0, 1, 8))
+    model.hidden_states(ids, cache=cache.extend(0, 1, 8))
     cache.copy(0, 1)
     cache.reset(0)
     last_ids = torch.tensor([[7], [7]])

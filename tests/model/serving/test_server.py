@@ -18,13 +18,13 @@ import openai
 import pytest
 
 import cli
-from model.generation.engine import Continuation, Engine
-from model.generation.sampling import SampleOptions, Token
+from model.generation.engine import Engine, TokenSequence
+from model.generation.sampling import SampledToken, SampleOptions
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
 from model.serving.server import listen
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
-from tests.model.generation.test_engine import model as small_model
+from tests.model.generation.test_engine import small_network as small_model
 from tests.support.bad_server import wait_for
 from tests.support.serving import (
     NAME,
@@ -508,14 +508,14 @@ class FailsOnce(Engine):
 
     steps = 0
 
-    def step(self) -> list[tuple[Continuation, Token]]:
+    def step(self) -> list[tuple[TokenSequence, SampledToken]]:
         self.steps += 1
         if self.steps == 1:
             raise RuntimeError("out of memory")
         return super().step()
 
 
-async def count_events(scheduler: Scheduler, sequences: list[Continuation]) -> int:
+async def count_events(scheduler: Scheduler, sequences: list[TokenSequence]) -> int:
     request = scheduler.submit(sequences)
     try:
         return len([event async for event in request.events()])
@@ -523,8 +523,8 @@ async def count_events(scheduler: Scheduler, sequences: list[Continuation]) -> i
         scheduler.release(request)
 
 
-def sequence(tokens: int) -> Continuation:
-    return Continuation(Integers(40), [1, 2], SampleOptions(max_tokens=tokens), 1)
+def sequence(tokens: int) -> TokenSequence:
+    return TokenSequence(Integers(40), [1, 2], SampleOptions(max_tokens=tokens), 1)
 
 
 def test_failed_step_fails_only_its_own_sequences() -> None:
@@ -566,7 +566,7 @@ def test_slow_reader_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bug_in_the_generation_thread_fails_every_request() -> None:
     class Broken(Engine):
-        def step(self) -> list[tuple[Continuation, Token]]:
+        def step(self) -> list[tuple[TokenSequence, SampledToken]]:
             raise KeyError("a bug")
 
     async def run() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from model.runs import checkpoint, run
 from model.runs import plan as runs_plan
-from model.runs.plan import Plan
+from model.runs.plan import TrainPlan
 from model.runs.run import Report
 from model.training import metrics, stage
 from model.training.dataloader import Sampler
@@ -21,9 +21,9 @@ from pipeline.errors import BadData, TryAgain
 from pipeline.maintenance import retention
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh import refresh, state
-from pipeline.refresh.plan import Options
+from pipeline.refresh.plan import RefreshOptions
 from pipeline.refresh.stages import TrainStage
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import generation_keys
@@ -50,7 +50,7 @@ class Project:
         content = "".join(f'{{"text": "{text}"}}\n' for text in texts(seed, 40))
         (self.folder / "texts" / name).write_text(content)
 
-    def refresh(self, report: Report | None = None, **settings: object) -> refresh.Refreshed:
+    def refresh(self, report: Report | None = None, **settings: object) -> refresh.RefreshResult:
         numbers = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_bytes": 400, "dropout": 0.1, **settings}
         path = self.folder / "small.toml"
         path.write_text(
@@ -71,16 +71,16 @@ preset = "mini"
         recipe = recipes.load(path)
         report = report or self.messages.append
 
-        def plan(tokens: Artifact) -> Plan:
-            new = runs_plan.plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
-            return runs_plan.continued(self.root, new)
+        def plan(tokens: Artifact) -> TrainPlan:
+            new = runs_plan.make_plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
+            return runs_plan.continue_published(self.root, new)
 
         training = TrainStage(
             check=lambda: None,
             identify=lambda tokens: runs_plan.identify(plan(tokens)),
             run=lambda tokens: stage.train(self.root, plan(tokens), device="cpu", resume=True, report=report),
         )
-        return refresh.refresh(self.root, recipe, training, Silent(), Options())
+        return refresh.refresh(self.root, recipe, training, SilentProgress(), RefreshOptions())
 
     @property
     def current_run(self) -> Artifact:
@@ -92,7 +92,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "project")
 
 
-def results(result: refresh.Refreshed) -> dict[str, str]:
+def results(result: refresh.RefreshResult) -> dict[str, str]:
     return {step.stage: step.result for step in result.steps}
 
 
@@ -146,7 +146,7 @@ def test_first_loss_equals_the_last_of_the_parent_on_the_same_text(
     loaded = []
     original = checkpoint.read
 
-    def read(path: Path) -> checkpoint.Saved:
+    def read(path: Path) -> checkpoint.CheckpointTensors:
         loaded.append(path)
         return original(path)
 
@@ -169,7 +169,7 @@ def test_continued_run_loads_moments_and_sees_no_block_again(project: Project, m
     loaded: list[dict[str, torch.Tensor]] = []
     original_load = Learner.load
 
-    def load(learner: Learner, saved: checkpoint.Saved) -> None:
+    def load(learner: Learner, saved: checkpoint.CheckpointTensors) -> None:
         original_load(learner, saved)
         moments = checkpoint.moments(learner.model, learner.optimizers)
         loaded.append({name: moment.clone() for name, moment in moments.items()})
@@ -256,7 +256,7 @@ def test_killed_refresh_ends_with_the_weights_of_an_undisturbed_one(project: Pro
     first = project.current_run
     assert killed_at_20(project) == -signal.SIGKILL
     assert project.current_run == first
-    assert artifact.problems(first, deep=True) == []
+    assert artifact.find_problems(first, deep=True) == []
     (draft,) = project.root.glob("runs/small/.draft-*")
     assert checkpoint.newest_first(draft / "checkpoints"), "there is a checkpoint to resume from"
     project.refresh(steps=20)

@@ -130,8 +130,8 @@ def test_memmap_hdf5_and_segments_give_the_same_bytes(tmp_path: Path, order: str
     hdf5.write_hdf5(tmp_path / "train.h5", files, dtype, {})
     layouts = [
         TokenArray((ids,)),
-        TokenArray(tuple(segments._map(path, dtype) for path in files)),
-        TokenArray((hdf5._map_hdf5(tmp_path / "train.h5", dtype),)),
+        TokenArray(tuple(segments.memmap_ids(path, dtype) for path in files)),
+        TokenArray((hdf5.memmap_hdf5(tmp_path / "train.h5", dtype),)),
     ]
     one, *others = [
         b"".join(Sampler(array, 32, 1, order, KEY).batch(step, 16).tobytes() for step in range(40)) for array in layouts
@@ -317,13 +317,13 @@ def test_store_is_resident_below_an_eighth_of_the_free_memory(monkeypatch: pytes
 def test_documents_are_numbered_by_eos_ids_before_them() -> None:
     ids = torch.tensor([[5, 0, 6, 7, 0, 0, 8], [0, 1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 1, 1]])
     expected = [[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1, 1], [0] * 7]
-    numbers = masks.document_numbers(ids, 0)
+    numbers = masks.document_indices(ids, 0)
     assert (numbers.dtype, numbers.tolist()) == (torch.int64, expected)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=4))
 def test_ids_share_a_document_if_no_eos_lies_between(rows: list[list[int]]) -> None:
-    numbers = masks.document_numbers(torch.tensor(rows), 0).tolist()
+    numbers = masks.document_indices(torch.tensor(rows), 0).tolist()
     for row, number in zip(rows, numbers, strict=True):
         for late in range(9):
             for early in range(late + 1):

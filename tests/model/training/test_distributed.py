@@ -125,7 +125,7 @@ def test_two_processes_give_the_loss_curve_of_one(outcomes: Outcomes, parallel: 
 @pytest.mark.parametrize(("parallel", "optimizer"), KINDS)
 def test_model_of_two_processes_is_sampled_by_one(outcomes: Outcomes, parallel: str, optimizer: str) -> None:
     name = f"{parallel}-{optimizer}"
-    assert artifact.problems(outcomes.find_run(name), deep=True) == []
+    assert artifact.find_problems(outcomes.find_run(name), deep=True) == []
     arguments = ("sample", name, "--prompt-ids", "1,2,3", "--greedy", "--max-tokens", "3", "--json", "--device", "cpu")
     process = Command(outcomes.root, arguments).run_forked()
     assert process.code == 0, process.err

@@ -47,7 +47,7 @@ def test_model_that_does_not_fit_is_refused_before_allocation(root: Path) -> Non
     [
         (GPTConfig(**LARGE), {}),
         (GPTConfig(**{**LARGE, "hidden": 65_536}), {"optimizer": "muon", "ema": 0.9}),
-        (presets.preset("2b").model, {"recompute": True}),
+        (presets.get_preset("2b").model, {"recompute": True}),
         (GPTConfig(**{**LARGE, "activation": "swiglu", "positions": "rotary", "kv_heads": 8}), {"document_mask": True}),
     ],
 )
@@ -58,30 +58,34 @@ def test_suggested_size_fits_and_a_larger_one_does_not(
     monkeypatch.setattr("model.device.free_memory", lambda device: free)
     training = TrainConfig(precision="fp32", **settings)
     with pytest.raises(BadConfig) as caught:
-        estimate.forecast(model, training, training.batch_size, CPU)
+        estimate.choose_execution(model, training, training.batch_size, CPU)
     suggested = re.findall(r"--set (\w+)=(\d+)", caught.value.hint)
     if not suggested:
         assert "smaller vocabulary" in caught.value.hint
         return
     smaller = override(presets.Preset("fast", "", model, training), dict(suggested))
-    plan = estimate.forecast(smaller.model, training, training.batch_size, CPU)
+    plan = estimate.choose_execution(smaller.model, training, training.batch_size, CPU)
     assert plan.bytes <= free * 0.85
-    assert plan.how.micro_batch >= 1
+    assert plan.execution.micro_batch >= 1
     if "width" not in dict(suggested):
         with pytest.raises(BadConfig):
-            estimate.forecast(replace(model, layers=smaller.model.layers + 1), training, training.batch_size, CPU)
+            estimate.choose_execution(
+                replace(model, layers=smaller.model.layers + 1), training, training.batch_size, CPU
+            )
 
 
 def test_too_large_micro_batch_is_refused_with_the_largest_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.device.free_memory", lambda device: 1 << 30)
-    model, training = presets.preset("babygpt").model, TrainConfig(batch_size=64, micro_batch=64, precision="fp32")
+    model, training = presets.get_preset("babygpt").model, TrainConfig(batch_size=64, micro_batch=64, precision="fp32")
     model = replace(model, vocab_size=1000)
     with pytest.raises(BadConfig, match="micro-batch of 64 sequences") as caught:
-        estimate.forecast(model, training, 64, CPU)
+        estimate.choose_execution(model, training, 64, CPU)
     (count,) = re.findall(r"micro_batch=(\d+)", caught.value.hint)
-    assert estimate.forecast(model, replace(training, micro_batch=int(count)), 64, CPU).how.micro_batch == int(count)
+    assert estimate.choose_execution(
+        model, replace(training, micro_batch=int(count)), 64, CPU
+    ).execution.micro_batch == int(count)
     with pytest.raises(BadConfig):
-        estimate.forecast(model, replace(training, micro_batch=int(count) + 1), 64, CPU)
+        estimate.choose_execution(model, replace(training, micro_batch=int(count) + 1), 64, CPU)
 
 
 def test_processes_share_memory_and_fsdp_shards_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +96,9 @@ def test_processes_share_memory_and_fsdp_shards_the_weights(monkeypatch: pytest.
     assert ddp_bytes - fsdp_bytes == pytest.approx(estimate.weight_bytes(model, TrainConfig()) * 3 / 4)
     monkeypatch.setattr("model.device.free_memory", lambda device: 2 * ddp_bytes)
     training = TrainConfig(batch_size=4, precision="fp32")
-    estimate.forecast(model, training, 4, CPU)
+    estimate.choose_execution(model, training, 4, CPU)
     with pytest.raises(BadConfig):
-        estimate.forecast(model, training, 1, CPU, processes=4)
+        estimate.choose_execution(model, training, 1, CPU, processes=4)
 
 
 _MEASURED = """
@@ -115,9 +119,9 @@ def memory(kind):
 
 def train(model, settings, steps=2):
     config = TrainConfig(precision="fp32", **settings)
-    plan = estimate.forecast(model, config, config.batch_size, torch.device("cpu"))
-    learner = Learner(model, config, torch.device("cpu"), plan.how, config.batch_size, World())
-    learner.begin()
+    plan = estimate.choose_execution(model, config, config.batch_size, torch.device("cpu"))
+    learner = Learner(model, config, torch.device("cpu"), plan.execution, config.batch_size, World())
+    learner.initialise()
     ids = np.zeros((config.batch_size, model.block_size + 1), np.uint16)
     for step in range(steps):
         learner.step(to_device(ids, torch.device("cpu")), step, step, 0)

@@ -14,7 +14,7 @@ from model.config import GPTConfig
 from model.network.gpt import GPT
 from model.training.distributed import World
 from model.training.evaluate import ValidationSet, evaluate, validation_set, windows
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.tokenizers import Characters
 from pipeline.tokens import counting
 from pipeline.tokens import stage as tokenize
@@ -33,7 +33,7 @@ def store(root: Path) -> TokenStore:
 @pytest.fixture
 def model() -> GPT:
     network = GPT(GPTConfig(vocab_size=100, block_size=16, layers=2, heads=4, width=32, positions="rotary"))
-    network.initialise(5)
+    network.init_weights(5)
     with torch.no_grad():
         for weight in network.parameters():
             weight *= 3  # so that the context matters
@@ -90,8 +90,10 @@ def test_validation_set_is_all_of_the_split_by_default(store: TokenStore) -> Non
 def test_unknown_character_costs_a_choice_among_all_code_points(root: Path, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("山水" * 40, encoding="utf-8")
     (tmp_path / "val.txt").write_text("山水石火", encoding="utf-8")
-    inputs = tokenize.gather(root, [str(tmp_path / "train.txt")], [str(tmp_path / "val.txt")])
-    built = tokenize.tokenize(root, "two", inputs, Characters("山水", "two"), None, TokenizeOptions(), Silent(), jobs=1)
+    inputs = tokenize.gather_inputs(root, [str(tmp_path / "train.txt")], [str(tmp_path / "val.txt")])
+    built = tokenize.tokenize(
+        root, "two", inputs, Characters("山水", "two"), None, TokenizeOptions(), SilentProgress(), jobs=1
+    )
     validation = validation_set(tokens.open_store(built.artifact))
     assert (validation.characters, validation.unknown) == (4, 2)
     model = GPT(GPTConfig(vocab_size=4, block_size=16, layers=0, heads=1, width=2))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.config import GPTConfig, TrainConfig
-from model.device import Execution
+from model.device import ExecutionConfig
 from model.network import masks
 from model.network.gpt import GPT
 from model.training.distributed import World
@@ -26,8 +26,10 @@ END = 0
 
 
 def make_learner(model: GPTConfig = MODEL, *, compiled: bool = False, **settings: Any) -> Learner:
-    learner = Learner(model, TrainConfig(batch_size=4, **settings), CPU, Execution("fp32", compiled, 4), 4, World())
-    learner.begin()
+    learner = Learner(
+        model, TrainConfig(batch_size=4, **settings), CPU, ExecutionConfig("fp32", compiled, 4), 4, World()
+    )
+    learner.initialise()
     return learner
 
 
@@ -55,7 +57,7 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(ids: Tensor) ->
 def test_document_mask_hides_earlier_documents(ids: Tensor) -> None:
     """Logits after an end-of-text id do not depend on the text before it; without the mask they do."""
     model = GPT(replace(MODEL, positions="rotary", dropout=0.0))
-    model.initialise(1)
+    model.init_weights(1)
     model.eval()
     eos_position = 7
     first, second = ids[:, :-1].clone(), ids[:, :-1].clone()

@@ -13,7 +13,7 @@ from model.training import optim
 
 def network(**changes: object) -> GPT:
     model = GPT(GPTConfig(vocab_size=40, block_size=16, layers=2, heads=2, width=16, **changes))  # type: ignore[arg-type]
-    model.initialise(1)
+    model.init_weights(1)
     return model
 
 

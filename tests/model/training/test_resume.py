@@ -192,7 +192,7 @@ def test_newest_checkpoint_is_chosen_by_step_and_not_by_file_time(root: Path, tm
     expected = train_undisturbed(tmp_path / "quiet")
     original, year = checkpoint.save, 365 * 86_400
 
-    def save(folder: Path, state: checkpoint.State, saved: checkpoint.Saved) -> Path:
+    def save(folder: Path, state: checkpoint.TrainState, saved: checkpoint.CheckpointTensors) -> Path:
         path = original(folder, state, saved)
         timestamp = time.time() + (year if state.step % 2 else -year)
         for file in (*path.iterdir(), path):
@@ -235,7 +235,7 @@ def test_minutes_count_training_only_and_across_a_resume(root: Path, monkeypatch
     monkeypatch.setattr("model.training.evaluator.evaluate", clock.slow(evaluate, 100))
     monkeypatch.setattr(checkpoint, "save", clock.slow(checkpoint.save, 50))
     tokens = counting.build(root).artifact
-    timed = plan.plan(tokens, "mini", name=NAME, minutes=0.5, settings={**SETTINGS, "evaluations": 1, "steps": 1})
+    timed = plan.make_plan(tokens, "mini", name=NAME, minutes=0.5, settings={**SETTINGS, "evaluations": 1, "steps": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", before_call(12, Learner.step, lambda: os.kill(os.getpid(), 15)))
         with pytest.raises(TryAgain, match="at step 12"):

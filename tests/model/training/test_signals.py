@@ -18,7 +18,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokens import counting
 from tests.model.training.test_train_faults import with_nan_loss
-from tests.support.faults import Run, assert_one_error, ended
+from tests.support.faults import Run, assert_one_error, wait_for
 from tests.support.training import (
     DRAW,
     NAME,
@@ -134,7 +134,7 @@ def test_sigusr1_to_the_process_group_stops_training(root: Path, expected: Artif
         if line.startswith("step") and "loss" in line:
             break
     os.killpg(process.pid, signal.SIGUSR1)
-    stopped = ended(process)
+    stopped = wait_for(process)
     assert_one_error(Run(stopped.code, stopped.out, stopped.err), 75, ["everything is saved"])
 
 
@@ -162,16 +162,16 @@ def test_annealed_run_is_published_and_the_unfinished_one_is_resumable(root: Pat
     assert [row["step"] for row in metric_rows(annealed_run)] == ["0", "10", "17"]
     rates = [float(row["learning_rate"]) for row in metric_rows(annealed_run)]
     assert 0 < rates[2] < rates[1]
-    assert artifact.problems(annealed_run, deep=True) == []
+    assert artifact.find_problems(annealed_run, deep=True) == []
     assert saved_steps(draft_checkpoints(root)) == [15, 10], "the unfinished run is unchanged"
     resumed = assert_resumes_to(root, expected)
     assert "resuming from step 15 " in resumed.err
-    assert artifact.problems(annealed_run, deep=True) == []
+    assert artifact.find_problems(annealed_run, deep=True) == []
 
 
 def test_annealing_lowers_the_learning_rates_to_zero(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = counting.build(root).artifact
-    small = plan.plan(tokens, "mini", name=NAME, settings={"steps": 100, "evaluations": 1, "precision": "fp32"})
+    small = plan.make_plan(tokens, "mini", name=NAME, settings={"steps": 100, "evaluations": 1, "precision": "fp32"})
     factors: list[float] = []
     original = Learner.step
 

@@ -221,7 +221,7 @@ def test_third_failed_save_in_a_row_ends_training(half: Path, tmp_path: Path, ex
             """Return a `checkpoint.save` for a disk that is full at these steps."""
             original, ballast = checkpoint.save, disk / "ballast"
 
-            def save(folder: Path, state: checkpoint.State, saved: checkpoint.Saved) -> Path:
+            def save(folder: Path, state: checkpoint.TrainState, saved: checkpoint.CheckpointTensors) -> Path:
                 ballast.unlink(missing_ok=True)
                 if state.step in full_at:
                     with open(ballast, "wb") as out:
@@ -253,7 +253,7 @@ def test_save_after_any_failed_disk_operation_is_intact(half: Path, tmp_path: Pa
         root = shutil.copytree(half, tmp_path / str(number), symlinks=True)
         faulty = FaultyDisk(Fault("any", number, "ENOSPC"))
 
-        def save(folder: Path, state: checkpoint.State, saved: checkpoint.Saved) -> Path:
+        def save(folder: Path, state: checkpoint.TrainState, saved: checkpoint.CheckpointTensors) -> Path:
             with faults.disk(faulty if state.step == 13 else files.Disk()):
                 path = original(folder, state, saved)
             if state.step > 12:

@@ -23,12 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from model import device as devices
 from model.runs import checkpoint, plan, run
-from model.runs.plan import Plan
+from model.runs.plan import TrainPlan
 from model.runs.run import Report
 from model.training import metrics, stage
 from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
 from pipeline.store import artifact
-from pipeline.store.artifact import Artifact, Built
+from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.store.generations import draft_path
 from pipeline.tokens import counting
 
@@ -42,8 +42,8 @@ def tokens(root: Path) -> Artifact:
     return counting.build(root).artifact
 
 
-def make_plan(tokens: Artifact, **settings: object) -> Plan:
-    return plan.plan(tokens, "mini", name="counter", settings={"evaluations": 2, **settings})
+def make_plan(tokens: Artifact, **settings: object) -> TrainPlan:
+    return plan.make_plan(tokens, "mini", name="counter", settings={"evaluations": 2, **settings})
 
 
 def ignore(line: str) -> None:
@@ -51,12 +51,12 @@ def ignore(line: str) -> None:
 
 
 def run_stage(
-    root: Path, training: Plan, report: Report = ignore, *, resume: bool = True, device: str = "cpu"
-) -> Built:
+    root: Path, training: TrainPlan, report: Report = ignore, *, resume: bool = True, device: str = "cpu"
+) -> BuildResult:
     return stage.train(root, training, device=device, resume=resume, report=report)
 
 
-def train(root: Path, tokens: Artifact, **settings: object) -> Built:
+def train(root: Path, tokens: Artifact, **settings: object) -> BuildResult:
     return run_stage(root, make_plan(tokens, **{"dropout": 0.1, **settings}))
 
 
@@ -251,7 +251,7 @@ def test_non_finite_validation_loss_raises_training_diverged(root: Path, tokens:
 
 
 def test_minutes_end_the_schedule_by_the_clock(root: Path, tokens: Artifact) -> None:
-    small_plan = plan.plan(tokens, "mini", name="clock", minutes=0.03)
+    small_plan = plan.make_plan(tokens, "mini", name="clock", minutes=0.03)
     start = time.monotonic()
     result = run.read_result(run_stage(root, small_plan).artifact.path)
     assert 1.5 < time.monotonic() - start < 15
@@ -261,13 +261,13 @@ def test_minutes_end_the_schedule_by_the_clock(root: Path, tokens: Artifact) -> 
 
 def test_steps_and_minutes_exclude_each_other(tokens: Artifact) -> None:
     with pytest.raises(BadConfig, match="exclude each other"):
-        plan.plan(tokens, "mini", steps=5, minutes=1)
+        plan.make_plan(tokens, "mini", steps=5, minutes=1)
 
 
 def test_preset_with_too_small_a_vocabulary_is_refused(root: Path) -> None:
     manifest = msgspec.structs.replace(counting.build(root).artifact.manifest, counts={"vocab_size": 8000})
     with pytest.raises(BadConfig, match="8,000 ids"):
-        plan.plan(Artifact(root, manifest, ""), "mini")
+        plan.make_plan(Artifact(root, manifest, ""), "mini")
 
 
 def test_text_shorter_than_a_block_raises_bad_data(root: Path, tokens: Artifact) -> None:
@@ -291,8 +291,8 @@ def test_micro_batches_give_the_gradient_of_the_batch(root: Path, tokens: Artifa
 def test_unknown_or_absent_device_is_refused() -> None:
     for name in ("tpu", "cuda" if not torch.cuda.is_available() else "mps"):
         with pytest.raises(BadConfig, match="no device"):
-            devices.pick(name)
-    assert devices.pick("cpu").type == "cpu"
+            devices.pick_device(name)
+    assert devices.pick_device("cpu").type == "cpu"
 
 
 def test_killed_training_publishes_nothing_and_resumes(root: Path) -> None:
@@ -317,7 +317,7 @@ def test_killed_training_publishes_nothing_and_resumes(root: Path) -> None:
 
 
 def test_training_takes_a_step_even_if_evaluating_used_up_the_time(root: Path, tokens: Artifact) -> None:
-    small_plan = plan.plan(tokens, "mini", name="clock", minutes=1e-6)
+    small_plan = plan.make_plan(tokens, "mini", name="clock", minutes=1e-6)
     result = run.read_result(run_stage(root, small_plan).artifact.path)
     assert result.steps >= 1
 
@@ -329,7 +329,7 @@ def test_checkpoints_are_saved_by_the_clock_and_at_most_three_kept(
     counts: list[int] = []
     save = checkpoint.save
 
-    def record(folder: Path, state: checkpoint.State, *arguments: Any) -> Path:
+    def record(folder: Path, state: checkpoint.TrainState, *arguments: Any) -> Path:
         path = save(folder, state, *arguments)
         saved.append(state.step)
         counts.append(len(checkpoint.newest_first(folder)))

@@ -14,30 +14,30 @@ from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
 from pipeline.clean.rules import characters, headings, whitespace
-from pipeline.clean.utf16 import codes, join, text_of
-from pipeline.clean.utf16 import split as documents_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents
+from pipeline.clean.utf16 import split_documents as documents_of
 
 
-def applied(rule: Rule, text: str) -> str:
+def apply_rule(rule: Rule, text: str) -> str:
     """Return a text after one rule."""
-    return text_of(rule.apply(codes(text), Counter()))
+    return decode_utf16(rule.apply(encode_utf16(text), Counter()))
 
 
-def normalised(text: str, *, chinese: bool = True) -> str:
-    return text_of(characters.normalise(join([text]), chinese=chinese)[0])
+def normalise(text: str, *, chinese: bool = True) -> str:
+    return decode_utf16(characters.normalise(join_documents([text]), chinese=chinese)[0])
 
 
-def without_blank_lines(text: str) -> str:
-    return text_of(whitespace.divide(codes(text), "document")[0])
+def remove_blank_lines(text: str) -> str:
+    return decode_utf16(whitespace.split_documents(encode_utf16(text), "document")[0])
 
 
 def split_sentences(text: str, *, inside_quotes: bool = False) -> list[str]:
     """Return the sentences of a text. Joined, they are the text without its newlines."""
-    array = codes(text)
-    ends = sentences.ends(array, inside_quotes=inside_quotes)
+    array = encode_utf16(text)
+    ends = sentences.end_positions(array, inside_quotes=inside_quotes)
     newlines = np.flatnonzero(array.units == ord("\n"))
     cuts = np.unique(np.concatenate(([0], ends, newlines, newlines + 1, [len(array)]))).astype(int)
-    pieces = [text_of(array[start:end]) for start, end in pairwise(cuts.tolist())]
+    pieces = [decode_utf16(array[start:end]) for start, end in pairwise(cuts.tolist())]
     return [piece for piece in pieces if piece != "\n"]
 
 
@@ -47,12 +47,12 @@ class Section(NamedTuple):
     headed: bool
 
 
-def sections(text: str) -> list[Section]:
+def cut_sections(text: str) -> list[Section]:
     """Cut a text at its headings."""
-    result = headings.cut(codes(text), "boundary")
+    result = headings.split_at_headings(encode_utf16(text), "boundary")
     return [
         Section(result.titles.get(index, ""), part, index in result.titles)
-        for index, part in enumerate(documents_of(result.array))
+        for index, part in enumerate(documents_of(result.page))
     ]
 
 

@@ -23,7 +23,7 @@ import pytest
 import zstandard
 
 from pipeline.clean.cleaner import Cleaner
-from pipeline.clean.utf16 import Codes, text_of
+from pipeline.clean.utf16 import Utf16Text, decode_utf16
 from pipeline.readers import compression
 from pipeline.store import artifact
 from tests.support import chaos, faults
@@ -50,12 +50,12 @@ def succeed(command: Command) -> Run:
 
 def current(root: Path, name: str = "some") -> artifact.Artifact:
     corpus = artifact.find(root, "corpora", name)
-    assert artifact.problems(corpus, deep=True) == []
+    assert artifact.find_problems(corpus, deep=True) == []
     return corpus
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in b"".join(compression.blocks(path)).split(b"\n") if line]
+    return [json.loads(line) for line in b"".join(compression.read_blocks(path)).split(b"\n") if line]
 
 
 def texts(root: Path) -> list[str]:
@@ -312,7 +312,7 @@ def test_lines_that_are_not_documents_do_not_change_the_others(tmp_path: Path, r
     succeed(clean(root, path, max_bad=1))
     for name in ("documents.jsonl.zst", "sentences.txt"):
         path, expected = (current(folder).file(name) for folder in (root, tmp_path / "quiet"))
-        assert b"".join(compression.blocks(path)) == b"".join(compression.blocks(expected))
+        assert b"".join(compression.read_blocks(path)) == b"".join(compression.read_blocks(expected))
 
 
 # Case 32: too many bad lines
@@ -354,8 +354,8 @@ def crash_at(patch: pytest.MonkeyPatch, *marks: str) -> None:
     """Make cleaning raise an unexpected error on every text that contains one of `marks`."""
     original = Cleaner.clean_page
 
-    def crashing(self: Cleaner, page: Codes, *counts: int) -> Any:
-        if any(mark in text_of(page) for mark in marks):
+    def crashing(self: Cleaner, page: Utf16Text, *counts: int) -> Any:
+        if any(mark in decode_utf16(page) for mark in marks):
             raise ZeroDivisionError("a bug of a rule")
         return original(self, page, *counts)
 
@@ -400,7 +400,7 @@ def test_crashing_rule_does_not_change_other_documents(
     succeed(clean(root, path, max_bad=0.2))
     for name in ("documents.jsonl.zst", "sentences.txt"):
         path, expected = (current(folder).file(name) for folder in (root, tmp_path / "quiet"))
-        assert b"".join(compression.blocks(path)) == b"".join(compression.blocks(expected))
+        assert b"".join(compression.read_blocks(path)) == b"".join(compression.read_blocks(expected))
 
 
 # Case 34: workers that are killed
@@ -435,7 +435,7 @@ def test_killed_worker_ends_the_command_with_71_and_the_next_run_is_undisturbed(
         time.sleep(rng.uniform(0, 0.4) * quiet.seconds)
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
-        run = faults.ended(process)
+        run = faults.wait_for(process)
         assert chaos.survivors(process.pid) == []
         if run.code == 0:  # the work was complete before the worker died
             continue
@@ -460,7 +460,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [line(f"{text}{index}", title=str(index)) for index, text in enumerate(GOOD * 3000)]
     (folder / "d.jsonl.zst").write_bytes(zstandard.compress(b"\n".join([*lines, b'{"text":""}'])))
     (folder / "c.json").write_text(json.dumps([{"paragraphs": GOOD, "title": "一"}], ensure_ascii=False), "utf-8")
-    (folder / "e.jsonl").write_bytes(b"".join(compression.blocks(SAMPLE / "sample.jsonl.zst")))
+    (folder / "e.jsonl").write_bytes(b"".join(compression.read_blocks(SAMPLE / "sample.jsonl.zst")))
     return folder
 
 

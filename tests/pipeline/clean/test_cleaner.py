@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.options import CHOICES, CleanOptions
 from pipeline.clean.profiles import PROFILES
-from pipeline.clean.utf16 import split as documents_of
+from pipeline.clean.utf16 import split_documents as documents_of
 from tests.pipeline.clean.pages import clean_documents, clean_page, split_sentences
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")

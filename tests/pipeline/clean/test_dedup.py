@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.clean import dedup
 from pipeline.clean.dedup import ExactIndex, Match, NearIndex, bands, fingerprints, sketch
-from pipeline.clean.utf16 import join
+from pipeline.clean.utf16 import join_documents
 from pipeline.errors import BadConfig
 
 
@@ -30,7 +30,7 @@ def bodies(shared: Path) -> list[str]:
 
 
 def fingerprint(text: str) -> bytes:
-    [digest] = fingerprints(join([text]))
+    [digest] = fingerprints(join_documents([text]))
     return digest
 
 
@@ -69,7 +69,7 @@ TEXT = st.text(st.sampled_from("甲乙𤣥𠮷aB1，。 \n\ue000□"), max_size=
 
 @given(st.lists(TEXT, min_size=1, max_size=6))
 def test_fingerprints_of_a_page_are_those_of_its_documents(texts: list[str]) -> None:
-    assert fingerprints(join(texts)) == [fingerprint(text) for text in texts]
+    assert fingerprints(join_documents(texts)) == [fingerprint(text) for text in texts]
 
 
 @given(TEXT, TEXT)
@@ -91,7 +91,7 @@ def test_exact_duplicates_among_the_poems_are_found(bodies: list[str]) -> None:
     index = ExactIndex()
     assert len(bodies) == 57_603
     assert len(bodies) - len(set(bodies)) == 952  # equal byte for byte
-    assert sum(index.add(digest) for digest in fingerprints(join(bodies))) == 997
+    assert sum(index.add(digest) for digest in fingerprints(join_documents(bodies))) == 997
 
 
 # Near duplicates
@@ -191,9 +191,9 @@ def test_sketch_does_not_depend_on_the_number_of_shingles_at_once(
 def test_sketch_is_picklable_and_equal_in_another_process(long_poem: str) -> None:
     program = (
         "import sys, pickle; from pipeline.clean.dedup import fingerprints, sketch\n"
-        "from pipeline.clean.utf16 import join\n"
+        "from pipeline.clean.utf16 import join_documents\n"
         "text = sys.stdin.buffer.read().decode()\n"
-        "sys.stdout.buffer.write(pickle.dumps((fingerprints(join([text]))[0], sketch(text))))"
+        "sys.stdout.buffer.write(pickle.dumps((fingerprints(join_documents([text]))[0], sketch(text))))"
     )
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clean.filters import DEFAULT, REASONS, Filter, reject_reasons
-from pipeline.clean.utf16 import join
+from pipeline.clean.utf16 import join_documents
 from pipeline.errors import BadConfig
 
 HTTP_HEADER = "中国诗歌库 {Connection=[close],Content-Type=[text/html;charset=gb2312],Server=[Microsoft-IIS/6.0]}"
 
 
 def reason_of(text: str, requirements: Filter = DEFAULT) -> str:
-    [reason] = reject_reasons(join([text]), requirements)
+    [reason] = reject_reasons(join_documents([text]), requirements)
     return reason
 
 
@@ -118,7 +118,7 @@ FILTER = st.builds(
 
 @given(st.lists(TEXT, min_size=1, max_size=6), FILTER)
 def test_page_is_filtered_as_by_the_slow_reference(texts: list[str], requirements: Filter) -> None:
-    reasons = reject_reasons(join(texts), requirements)
+    reasons = reject_reasons(join_documents(texts), requirements)
     assert reasons == [slow_reason(text, requirements) for text in texts]
     assert reasons == [reason_of(text, requirements) for text in texts]
     assert set(reasons) <= {"", *REASONS}
@@ -131,14 +131,14 @@ def test_filter_without_limits_keeps_all_that_the_default_keeps(text: str) -> No
 
 
 def test_empty_page_is_one_empty_document() -> None:
-    assert reject_reasons(join([])) == ["empty"]
-    assert reject_reasons(join(["", "林冲", ""])) == ["empty", "", "empty"]
+    assert reject_reasons(join_documents([])) == ["empty"]
+    assert reject_reasons(join_documents(["", "林冲", ""])) == ["empty", "", "empty"]
 
 
 def test_only_poems_with_lacunae_or_without_text_are_rejected(shared: Path) -> None:
     with zstandard.open(shared / "data/tang_poems.jsonl.zst", "rb") as file:
         poems = [json.loads(line)["text"] for line in io.TextIOWrapper(file, encoding="utf-8")]
-    reasons = reject_reasons(join(poems))
+    reasons = reject_reasons(join_documents(poems))
     assert len(reasons) == len(poems) == 57_603
     assert Counter(reasons) == {"": 57_430, "too-short": 155, "lacunae": 18}
     assert {poem for poem, reason in zip(poems, reasons, strict=True) if reason == "too-short"} == {"\n。"}

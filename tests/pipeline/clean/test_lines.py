@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from pipeline.clean import lines
 from pipeline.clean.lines import EncodedLines
 from pipeline.clean.rules import whitespace
-from pipeline.clean.utf16 import CLOSERS, DOTS, ENDS, codes, join, split, text_of
+from pipeline.clean.utf16 import (
+    CLOSERS,
+    ELLIPSIS,
+    SENTENCE_ENDS,
+    decode_utf16,
+    encode_utf16,
+    join_documents,
+    split_documents,
+)
 from tests.pipeline.clean import slow_sentences
 
 TEXT = st.text('甲乙。！，：“”…） \n𤣥A\u00e9"', max_size=120)
@@ -31,25 +39,25 @@ def assert_equal(encoded: EncodedLines, expected: list[str], resplit: Counter[st
     assert encoded.data.decode() == "".join(line + "\n" for line in expected)
     assert encoded.characters.tolist() == [len(line) for line in expected]
     assert encoded.sizes.tolist() == [len(line.encode()) for line in expected]
-    assert encoded.unterminated == sum(line[-1] not in ENDS + DOTS + CLOSERS for line in expected)
+    assert encoded.unterminated == sum(line[-1] not in SENTENCE_ENDS + ELLIPSIS + CLOSERS for line in expected)
     assert encoded.resplit.total() == resplit.total()
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4), st.sampled_from([64, 4192]), st.booleans())
 def test_lines_equal_the_slow_reference(texts: list[str], max_bytes: int, inside_quotes: bool) -> None:
-    page, _ = whitespace.divide(join(texts), "document")
-    documents = [document for document in split(page) if document]
+    page, _ = whitespace.split_documents(join_documents(texts), "document")
+    documents = [document for document in split_documents(page) if document]
     if not documents:
         return
-    page = join(documents)
-    encoded = lines.of_sentences(page, text_of(page).encode(), max_bytes, inside_quotes=inside_quotes)
+    page = join_documents(documents)
+    encoded = lines.sentence_lines(page, decode_utf16(page).encode(), max_bytes, inside_quotes=inside_quotes)
     assert_equal(encoded, *slow_lines(documents, max_bytes, inside_quotes=inside_quotes))
 
 
 def test_lines_of_many_short_sentences_equal_the_slow_reference() -> None:
-    page = join(["甲乙。丙“丁。戊。”己！" * 500, "甲" * 900 + "。", "Hello, 甲。\n乙"])
-    encoded = lines.of_sentences(page, text_of(page).encode(), 1024)
-    expected, resplit = slow_lines(split(page), 1024, inside_quotes=False)
+    page = join_documents(["甲乙。丙“丁。戊。”己！" * 500, "甲" * 900 + "。", "Hello, 甲。\n乙"])
+    encoded = lines.sentence_lines(page, decode_utf16(page).encode(), 1024)
+    expected, resplit = slow_lines(split_documents(page), 1024, inside_quotes=False)
     assert_equal(encoded, expected, resplit)
     assert resplit.total() == 2
 
@@ -57,9 +65,9 @@ def test_lines_of_many_short_sentences_equal_the_slow_reference() -> None:
 @given(st.lists(st.text("ab c.\n\u3000é", max_size=120), min_size=1, max_size=3), st.sampled_from([64, 4192]))
 def test_lines_of_other_text_are_its_lines_that_are_not_blank(texts: list[str], max_bytes: int) -> None:
     pieces = [piece for text in texts for line in text.split("\n") for piece in lines.cut_line(line, max_bytes)[0]]
-    encoded = lines.text_lines(join(texts), max_bytes)
+    encoded = lines.text_lines(join_documents(texts), max_bytes)
     assert_equal(encoded, [piece for piece in pieces if piece.strip()], encoded.resplit)
 
 
 def test_blank_page_has_no_lines() -> None:
-    assert lines.text_lines(codes(" \n\n "), 64).data == b""
+    assert lines.text_lines(encode_utf16(" \n\n "), 64).data == b""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.clean import profiles
 from pipeline.clean.options import CHOICES, CleanOptions
 from pipeline.clean.profiles import PROFILES
-from pipeline.clean.utf16 import split
+from pipeline.clean.utf16 import split_documents
 from pipeline.errors import BadConfig
 from tests.pipeline.clean.pages import clean_documents, clean_page
 
@@ -128,7 +128,7 @@ TEXT = st.lists(LAYOUT | PROSE, max_size=20).map("".join)
 def test_every_character_is_counted_on_every_unit(profile: str, unit: str, text: str) -> None:
     page = clean_page(text, profile, unit=unit)
     added = sum(effect.added - effect.removed for effect in page.effects.values())
-    assert len(text) + added == sum(map(len, split(page.array))) == page.size
+    assert len(text) + added == sum(map(len, split_documents(page.array))) == page.size
 
 
 @given(text=TEXT)

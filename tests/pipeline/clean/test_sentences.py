@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean import sentences
-from pipeline.clean.utf16 import codes
+from pipeline.clean.utf16 import encode_utf16
 from tests.pipeline.clean import slow_sentences
 from tests.pipeline.clean.pages import split_sentences
 
@@ -122,10 +122,10 @@ def test_split_equals_the_slow_reference(text: str, inside_quotes: bool) -> None
 
 @given(TEXT, TEXT)
 def test_documents_of_a_page_are_split_independently(first: str, second: str) -> None:
-    page = codes(f"{first}\0{second}")
-    offset = len(codes(first)) + 1
-    ends = [*sentences.ends(codes(first)), *(sentences.ends(codes(second)) + offset)]
-    assert sentences.ends(page).tolist() == ends
+    page = encode_utf16(f"{first}\0{second}")
+    offset = len(encode_utf16(first)) + 1
+    ends = [*sentences.end_positions(encode_utf16(first)), *(sentences.end_positions(encode_utf16(second)) + offset)]
+    assert sentences.end_positions(page).tolist() == ends
 
 
 @pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])

@@ -18,8 +18,8 @@ from pipeline.clean.report import render
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression, readers
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.progress import Silent
-from pipeline.sources.inputs import inputs as inputs_of
+from pipeline.runtime.progress import SilentProgress
+from pipeline.sources.inputs import resolve_inputs as inputs_of
 from pipeline.store.artifact import Artifact
 
 SAMPLE = Path(__file__).resolve().parents[3] / "pipeline" / "sample"
@@ -28,16 +28,16 @@ HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]
 
 def clean(root: Path, *paths: Path, name: str = "sample", **options: Any) -> Artifact:
     inputs = [file for path in paths for file in inputs_of(root, str(path), corpora=False)]
-    return stage.clean(root, name, inputs, CleanOptions(**options), Silent()).artifact
+    return stage.clean(root, name, inputs, CleanOptions(**options), SilentProgress()).artifact
 
 
 def entries(corpus: Artifact) -> list[dict[str, Any]]:
-    data = b"".join(compression.blocks(corpus.file("documents.jsonl.zst")))
+    data = b"".join(compression.read_blocks(corpus.file("documents.jsonl.zst")))
     return [msgspec.json.decode(line) for line in data.splitlines()]
 
 
 def rejects(folder: Path) -> list[dict[str, Any]]:
-    data = b"".join(compression.blocks(folder / "rejects.jsonl.zst"))
+    data = b"".join(compression.read_blocks(folder / "rejects.jsonl.zst"))
     return [msgspec.json.decode(line) for line in data.splitlines()]
 
 
@@ -98,7 +98,7 @@ def test_quotes_and_marks_of_the_sample_are_kept(sample: Artifact) -> None:
 
 
 def test_english_documents_of_the_sample_are_unchanged(sample: Artifact) -> None:
-    before = readers.read(SAMPLE / "sample.jsonl.zst", Ledger(), print)
+    before = readers.read_documents(SAMPLE / "sample.jsonl.zst", Ledger(), print)
     after = [entry for entry in entries(sample) if entry["source"] == "sample.jsonl.zst"]
     assert [(entry["text"], entry["meta"]) for entry in after] == [
         (document.text, document.meta) for document in before
@@ -110,7 +110,9 @@ def test_ledger_of_the_sample_adds_up(sample: Artifact) -> None:
     for tally in ledger.values():
         assert tally["in"] == tally["out"] + sum(tally["dropped"].values())
     raw_text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")
-    english = sum(len(document.text) for document in readers.read(SAMPLE / "sample.jsonl.zst", Ledger(), print))
+    english = sum(
+        len(document.text) for document in readers.read_documents(SAMPLE / "sample.jsonl.zst", Ledger(), print)
+    )
     assert ledger["characters"]["in"] == len(raw_text) + english
     assert ledger["characters"]["out"] == sum(len(entry["text"]) for entry in entries(sample))
     assert ledger["documents"] == {"in": 111, "out": 111, "dropped": {}}
@@ -147,7 +149,7 @@ def test_cleaning_in_another_folder_gives_the_same_bytes(sample: Artifact, root:
 
 def test_cleaning_again_is_unchanged(root: Path) -> None:
     inputs = inputs_of(root, str(SAMPLE), corpora=False)
-    results = [stage.clean(root, "sample", inputs, CleanOptions(), Silent()).result for _ in range(2)]
+    results = [stage.clean(root, "sample", inputs, CleanOptions(), SilentProgress()).result for _ in range(2)]
     assert results == ["built", "unchanged"]
 
 
@@ -207,7 +209,7 @@ def test_too_many_bad_lines_publish_nothing_and_keep_the_rejects(root: Path, tmp
     assert not list(root.glob("corpora/sample/*/manifest.json"))
     assert not (root / "corpora" / "sample" / "current").exists()
     (draft,) = root.glob("corpora/sample/.draft-*")
-    assert str(draft) in caught.value.what
+    assert str(draft) in caught.value.message
     assert [(entry["file"], entry["line"], entry["offset"], entry["reason"]) for entry in rejects(draft)] == [
         ("some.jsonl", 2, 16, "bad-json"),
         ("some.jsonl", 3, 29, "bad-record"),
@@ -321,7 +323,7 @@ def test_two_jobs_give_the_same_bytes_as_one(root: Path, tmp_path: Path, monkeyp
     path.write_text(BOOK * 20, encoding="utf-8")
     inputs = inputs_of(root, str(path), corpora=False)
     one, two = (
-        stage.clean(root, name, inputs, CleanOptions(), Silent(), jobs=jobs).artifact
+        stage.clean(root, name, inputs, CleanOptions(), SilentProgress(), jobs=jobs).artifact
         for name, jobs in (("one", 1), ("two", 2))
     )
     for name in ("documents.jsonl.zst", "sentences.txt", "report.json", "rejects.jsonl.zst"):
@@ -346,7 +348,7 @@ def test_text_without_line_ends_is_cut_after_a_sentence_and_rejoined(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "TASK_CHARACTERS", 50)
-    monkeypatch.setattr(tasks, "MAX_LINE", 100)
+    monkeypatch.setattr(tasks, "MAX_LINE_BYTES", 100)
     path = tmp_path / "book.txt"
     path.write_text("林冲走了一回也罢。" * 100, encoding="utf-8")
     corpus = clean(root, path)
@@ -408,7 +410,7 @@ def test_report_warns_of_a_text_without_punctuation(root: Path, tmp_path: Path) 
     path = tmp_path / "book.txt"
     path.write_text("床前明月光\n疑是地上霜\n" * 20, encoding="utf-8")
     corpus = clean(root, path)
-    assert any("NO PUNCTUATION" in line for line in stage.table(corpus))
+    assert any("NO PUNCTUATION" in line for line in stage.report_table(corpus))
     assert corpus.file("sentences.txt").read_text(encoding="utf-8").splitlines() == ["床前明月光", "疑是地上霜"] * 20
 
 
@@ -416,7 +418,7 @@ def test_dry_run_gives_the_report_that_the_run_publishes(root: Path, tmp_path: P
     path = tmp_path / "book.txt"
     path.write_text(BOOK, encoding="utf-8")
     inputs = inputs_of(root, str(path), corpora=False)
-    report = render.to_json(stage.survey(inputs, CleanOptions(), Silent()))
+    report = render.to_json(stage.build_report(inputs, CleanOptions(), SilentProgress()))
     assert not (root / "corpora").exists()
     assert msgspec.json.decode(clean(root, path).file("report.json").read_bytes()) == json.loads(json.dumps(report))
 

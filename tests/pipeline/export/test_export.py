@@ -28,7 +28,7 @@ from pipeline.export.export import FORMATS, export
 from pipeline.export.format import TokenSource, open_source
 from pipeline.export.verify import require_same
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Artifact, Content
+from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import END_OF_TEXT, Characters, Integers, Tiktoken, Tokenizer
 from pipeline.tokens.store import TokenArray
@@ -73,7 +73,7 @@ def store(root: Path, segments: Segments, tokenizer: Tokenizer = NARROW, *, layo
     dtype, code = ("<u2", 8) if tokenizer.vocab_size <= 1 << 16 else ("<u4", 4)
     eos = tokenizer.end_of_text
 
-    def fill(draft: Path) -> Content:
+    def fill(draft: Path) -> StageOutput:
         tokenizer.save(draft)
         counts: dict[str, int | str] = {"dtype": dtype, "vocab_size": tokenizer.vocab_size, "end_of_text": eos}
         for split in ("train", "val"):
@@ -89,7 +89,7 @@ def store(root: Path, segments: Segments, tokenizer: Tokenizer = NARROW, *, layo
                 with h5py.File(draft / f"{split}.h5", "w") as file:
                     file.create_dataset("tokens", data=ids)
             counts |= {f"{split}_tokens": len(ids), f"{split}_documents": len(documents(parts))}
-        return Content(counts)
+        return StageOutput(counts)
 
     options = {"segments": segments, "layout": layout}
     return artifact.build(root, Identity("tokens", "small", options, (), tokenizer.fingerprint), fill).artifact
@@ -144,7 +144,7 @@ def test_every_format_reads_back_every_store(root: Path, tmp_path: Path, name: s
     assert exported.tokens == sum(len(flat(parts)) for parts in segments.values())
     assert exported.documents == sum(len(documents(parts)) for parts in segments.values())
     assert (exported.format, exported.verified) == (to, True)
-    assert artifact.problems(tokens, deep=True) == []
+    assert artifact.find_problems(tokens, deep=True) == []
     assert not list(tmp_path.glob(f"{files.TEMPORARY}*"))
 
 
@@ -329,8 +329,8 @@ def test_verify_finds_every_flipped_byte_and_names_its_file(root: Path, tmp_path
     for path in flip_bytes(out):
         with pytest.raises(BadData) as caught:
             require_same(FORMATS[to], out, source)
-        file = caught.value.what.split(":")[0]
-        assert Path(file).stem.split(".")[0] == path.stem.split(".")[0], caught.value.what
+        file = caught.value.message.split(":")[0]
+        assert Path(file).stem.split(".")[0] == path.stem.split(".")[0], caught.value.message
         flips += 1
     assert flips > 40
     require_same(FORMATS[to], out, source)

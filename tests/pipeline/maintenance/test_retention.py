@@ -22,7 +22,7 @@ import pytest
 from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain, UpstreamChanged
 from pipeline.maintenance.retention import PruneRow, prune, rollback
 from pipeline.store import artifact, files, locks
-from pipeline.store.artifact import Artifact, Content
+from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.generations import draft_path, generation_keys, is_rolled_back
 from pipeline.store.manifest import KINDS, Identity
 from tests.pipeline.store.test_artifact import in_child, leftovers, must_not_be_called, tree
@@ -36,10 +36,10 @@ def identity(number: int, *inputs: Artifact, kind: str = "tokens", name: str = "
     return Identity(kind, name, {"number": number}, tuple(entry.as_input("x") for entry in inputs))
 
 
-def writes(number: int) -> Callable[[Path], Content]:
-    def write(draft: Path) -> Content:
+def writes(number: int) -> Callable[[Path], StageOutput]:
+    def write(draft: Path) -> StageOutput:
         (draft / "data.txt").write_text(f"{number:>{SIZE}}")
-        return Content({"number": number})
+        return StageOutput({"number": number})
 
     return write
 
@@ -196,7 +196,7 @@ def test_rollback_of_unknown_artifact_lists_existing_ones(root: Path, reference:
 def test_rollback_during_build_raises_try_again(root: Path) -> None:
     generations = publish_many(root, 2)
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         with pytest.raises(TryAgain) as caught:
             rollback(root, "tokens/pile")
         assert caught.value.exit_code == 75
@@ -289,7 +289,7 @@ def unfinished(root: Path, *inputs: Artifact, kind: str = "runs") -> Path:
     """Return the draft of a build that was stopped."""
     stopped = identity(0, *inputs, kind=kind, name="stopped")
 
-    def stop(draft: Path) -> Content:
+    def stop(draft: Path) -> StageOutput:
         (draft / "checkpoint").touch()
         raise TryAgain("a signal came")
 
@@ -314,7 +314,7 @@ def test_inputs_of_unfinished_work_are_kept(root: Path, kind: str) -> None:
 def test_input_of_running_stage_is_kept(root: Path) -> None:
     generations = publish_many(root, 2)
 
-    def train(draft: Path) -> Content:
+    def train(draft: Path) -> StageOutput:
         assert reason_kept(prune(root, keep=1), generations[0]).startswith("an input of runs/")
         return writes(0)(draft)
 
@@ -398,7 +398,7 @@ def test_generation_being_deleted_cannot_be_opened(root: Path, monkeypatch: pyte
     def throw_away(path: Path) -> None:
         codes.append(in_child(read))
 
-    monkeypatch.setattr(files, "throw_away", throw_away)
+    monkeypatch.setattr(files, "discard_folder", throw_away)
     prune(root, keep=1)
     assert codes == [-signal.SIGALRM]
 
@@ -406,7 +406,7 @@ def test_generation_being_deleted_cannot_be_opened(root: Path, monkeypatch: pyte
 def test_artifact_in_use_is_skipped(root: Path) -> None:
     busy, free = publish_many(root, 3), publish_many(root, 3, name="book")
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         for dry_run in (True, False):
             rows = prune(root, keep=1, dry_run=dry_run)
             assert "in use by process" in reason_kept(rows, busy[0])
@@ -431,10 +431,10 @@ def test_dry_run_predicts_prune_and_writes_nothing(root: Path) -> None:
 def test_freed_bytes_count_with_last_hard_link(root: Path) -> None:
     first = publish(root, 0)
 
-    def link(draft: Path) -> Content:
+    def link(draft: Path) -> StageOutput:
         files.link_or_copy(first.file("data.txt"), draft / "data.txt")
         (draft / "more.txt").write_text("x" * 100)
-        return Content({})
+        return StageOutput({})
 
     linked = artifact.build(root, identity(1), link).artifact
     publish(root, 2)
@@ -482,7 +482,7 @@ def test_generation_that_is_a_symlink_is_kept(root: Path, tmp_path: Path) -> Non
     generations[0].path.rename(tmp_path / "elsewhere")
     generations[0].path.symlink_to(tmp_path / "elsewhere")
     assert reason_kept(prune(root, keep=1), generations[0]) == "a link to a folder elsewhere"
-    assert artifact.problems(generations[0], deep=True) == []
+    assert artifact.find_problems(generations[0], deep=True) == []
 
 
 def test_old_generation_without_manifest_is_deleted(root: Path) -> None:
@@ -584,9 +584,9 @@ def at_every_step(kind: type[Dies], prepare: Callable[[], None], work: Callable[
 
 def assert_valid(root: Path) -> None:
     """Assert that `current` is valid, every generation is complete, and the lock is free."""
-    assert artifact.problems(current(root), deep=True) == []
+    assert artifact.find_problems(current(root), deep=True) == []
     for path in artifact.generations(root):
-        assert artifact.problems(artifact.read(path), deep=True) == []
+        assert artifact.find_problems(artifact.read(path), deep=True) == []
     assert not locks.is_locked(root / FOLDER / ".lock")
 
 
@@ -636,7 +636,7 @@ def test_interrupted_rebuild_of_damaged_generation_is_never_partial(
     def opened() -> str:
         """Return the digest that a reader gets, or the hint with the generation to read instead."""
         try:
-            return artifact.require_whole(current(root)).digest
+            return artifact.require_intact(current(root)).digest
         except BadData as error:
             return error.hint
 

@@ -173,7 +173,7 @@ def test_crontab_command_runs_with_its_variables_only(odd_job: ScheduledRefresh)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     tokens = artifact.find(odd_job.root, "tokens", "book")
     assert tokens.manifest.counts["train_tokens"] > 0
-    assert not artifact.problems(tokens, deep=True)
+    assert not artifact.find_problems(tokens, deep=True)
     assert (odd_job.root / ".state" / "book.log.jsonl").stat().st_size > 0
     assert not (odd_job.root / "runs").exists(), "--through is missing"
 

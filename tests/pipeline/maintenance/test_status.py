@@ -22,7 +22,7 @@ from pipeline.refresh import state
 from pipeline.refresh.state import RefreshState
 from pipeline.sources import cache
 from pipeline.store import artifact, files, locks
-from pipeline.store.artifact import Artifact, Content
+from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
 from tests.support.upstream import ROOT
 
@@ -30,9 +30,9 @@ Inkstone = Callable[..., dict[str, Any]]
 
 
 def publish(root: Path, number: int, kind: str = "tokens", name: str = "small") -> Artifact:
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         (draft / "data").write_bytes(bytes(1000 + number))
-        return Content({"documents": number, "tokens": 10 * number})
+        return StageOutput({"documents": number, "tokens": 10 * number})
 
     return artifact.build(root, Identity(kind, name, {"number": number}, ()), write).artifact
 
@@ -54,7 +54,7 @@ from pathlib import Path
 from pipeline.store import locks
 with ExitStack() as stack:
     for path in sys.argv[1:]:
-        stack.enter_context(locks.lock(Path(path), doing="refresh small", run_id="x")).say("tokenize")
+        stack.enter_context(locks.lock(Path(path), action="refresh small", run_id="x")).set_stage("tokenize")
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -206,7 +206,7 @@ def test_source_with_missing_file_or_broken_lock_is_damaged(root: Path) -> None:
     folder = root / "raw" / "book"
     folder.mkdir(parents=True)
     (folder / "a.txt").write_bytes(b"text")
-    cache.write_lock(root, "book", {"a.txt": cache.RawFile(4, "x", 0, "there")})
+    cache.write_lock_file(root, "book", {"a.txt": cache.RawFile(4, "x", 0, "there")})
     assert [(row.ref, row.state, row.summary) for row in status.status(root)] == [("raw/book", "current", "1 files")]
     (folder / "a.txt").unlink()
     assert [row.state for row in status.status(root)] == ["damaged"]
@@ -219,12 +219,12 @@ def test_status_is_correct_during_builds_and_prunes(root: Path) -> None:
     stop = threading.Event()
 
     def build(number: int, *, keep_draft: bool) -> None:
-        def write(draft: Path) -> Content:
+        def write(draft: Path) -> StageOutput:
             for file in range(30):
                 (draft / f"{file}").write_bytes(bytes(100))
                 (draft / f"temporary-{file}").write_bytes(b"x")
                 (draft / f"temporary-{file}").unlink()
-            return Content({"tokens": 1})
+            return StageOutput({"tokens": 1})
 
         artifact.build(root, Identity("tokens", "small", {"number": number}, ()), write, keep_draft=keep_draft)
 
@@ -327,5 +327,5 @@ def test_durations_and_sizes_are_readable() -> None:
     assert [status.size(count) for count in (None, 0, 999, 1500, 2_000_000, 3_000_000_000)] == [
         *("?", "0 Bytes", "999 Bytes", "1.5 kB", "2.0 MB", "3.0 GB")
     ]
-    assert files.bytes_below(ROOT / "no such folder") == 0
-    assert files.size_of(ROOT / "no such file") is None
+    assert files.folder_size(ROOT / "no such folder") == 0
+    assert files.file_size(ROOT / "no such file") is None

@@ -162,7 +162,7 @@ def test_empty_list_has_no_documents_and_byte_order_mark_is_skipped(tmp_path: Pa
 def test_json_of_another_shape_raises_bad_data_with_a_hint(tmp_path: Path, value: Any) -> None:
     with pytest.raises(BadData, match="not a chinese-poetry file") as caught:
         read(tmp_path, value)
-    assert str(tmp_path) in caught.value.what
+    assert str(tmp_path) in caught.value.message
     assert ".jsonl" in caught.value.hint
 
 

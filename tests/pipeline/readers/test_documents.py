@@ -22,7 +22,7 @@ from pyarrow import parquet
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import compression, jsonl, readers
 from pipeline.readers.documents import Document, Reject
-from pipeline.readers.jsonl import ZstdLines
+from pipeline.readers.jsonl import ZstdWriter
 from pipeline.runtime.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +32,7 @@ BOM = b"\xef\xbb\xbf"
 def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[Reject], Ledger]:
     """Read a file, and close its ledger as a stage would."""
     ledger, rejects = Ledger(), list[Reject]()
-    documents = list(readers.read(path, ledger, rejects.append, encoding=encoding))
+    documents = list(readers.read_documents(path, ledger, rejects.append, encoding=encoding))
     ledger.documents.out += len(documents)
     ledger.characters.out += sum(len(document.text) for document in documents)
     ledger.close(max_bad=1.0)
@@ -42,7 +42,7 @@ def read(path: Path, *, encoding: str = "utf-8") -> tuple[list[Document], list[R
 def json_lines(count: int) -> bytes:
     """Return documents that hardly compress."""
     text = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(count)]
-    return b"".join(jsonl.json_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
+    return b"".join(jsonl.encode_line(text[n], f"第{n}回", "test", {"n": n}) for n in range(count))
 
 
 def frame(data: bytes) -> bytes:
@@ -59,7 +59,7 @@ def refuse(path: Path, match: str | None = None) -> None:
     with pytest.raises(BadData, match=match) as caught:
         read(path)
     assert caught.value.exit_code == 65
-    assert str(path) in caught.value.what
+    assert str(path) in caught.value.message
 
 
 def texts(path: Path) -> list[str]:
@@ -80,7 +80,7 @@ def test_concatenated_frames_yield_all_documents(tmp_path: Path) -> None:
 def test_zstd_writer_round_trips_with_a_checksum(tmp_path: Path) -> None:
     path = tmp_path / "documents.jsonl.zst"
     data = json_lines(100)
-    with ZstdLines(path) as out:
+    with ZstdWriter(path) as out:
         for line in data.splitlines(keepends=True):
             out.write(line)
     assert texts(path) == plain_texts(data)
@@ -89,9 +89,9 @@ def test_zstd_writer_round_trips_with_a_checksum(tmp_path: Path) -> None:
 
 def test_rejects_are_written_as_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rejects.jsonl.zst"
-    with ZstdLines(path) as out:
+    with ZstdWriter(path) as out:
         out.write_reject(Reject("a.jsonl", 3, 40, "bad-json", "{水"))
-    lines = b"".join(compression.blocks(path)).splitlines()
+    lines = b"".join(compression.read_blocks(path)).splitlines()
     assert [json.loads(line) for line in lines] == [
         {"file": "a.jsonl", "line": 3, "offset": 40, "reason": "bad-json", "excerpt": "{水"}
     ]
@@ -121,7 +121,7 @@ def naive_lines(data: bytes) -> list[bytes]:
 )
 def test_lines_equal_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) -> None:
     naive = naive_lines(data)
-    lines = list(jsonl.lines(iter(in_blocks(data, cuts))))
+    lines = list(jsonl.split_lines(iter(in_blocks(data, cuts))))
     assert [line for _, line, _ in lines] == naive
     assert all(is_complete for _, _, is_complete in lines)
     assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
@@ -134,9 +134,9 @@ def test_lines_equal_a_naive_split_for_any_blocks(data: bytes, cuts: list[int]) 
 def test_overlong_line_is_truncated_and_later_lines_are_complete(data: bytes, size: int) -> None:
     naive = naive_lines(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "MAX_LINE", 20)
+        patch.setattr(jsonl, "MAX_LINE_BYTES", 20)
         patch.setattr(jsonl, "EXCERPT", 5)
-        lines = list(jsonl.lines(data[at : at + size] for at in range(0, len(data), size)))
+        lines = list(jsonl.split_lines(data[at : at + size] for at in range(0, len(data), size)))
     assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
     for line, (_, returned, is_complete) in zip(naive, lines, strict=True):
         assert is_complete == (len(line) <= 20)
@@ -145,8 +145,8 @@ def test_overlong_line_is_truncated_and_later_lines_are_complete(data: bytes, si
 
 
 def test_overlong_line_is_rejected_and_the_rest_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_LINE", 3 << 20)
-    long = jsonl.json_line("水" * (1 << 20), "", "", None)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 3 << 20)
+    long = jsonl.encode_line("水" * (1 << 20), "", "", None)
     path = file_of(tmp_path, b'{"text":"a"}\n' + long * 2 + b'{"text":"b"}\n', "a.jsonl")
     documents, rejects, ledger = read(path)
     assert [(document.text, document.line, document.offset) for document in documents] == [
@@ -279,11 +279,11 @@ def test_byte_order_mark_before_json_lines_is_skipped(tmp_path: Path, name: str)
 )
 def test_byte_order_mark_may_span_two_blocks(tmp_path: Path, name: str, data: bytes, text: bytes) -> None:
     path = file_of(tmp_path, b"".join(frame(data[at : at + 1]) for at in range(len(data))), name)
-    assert b"".join(readers.json_lines(path)) == text
+    assert b"".join(readers.read_json_lines(path)) == text
 
 
 def test_json_line_omits_empty_fields() -> None:
-    assert jsonl.json_line("水", "", "", None) == '{"text":"水"}\n'.encode()
+    assert jsonl.encode_line("水", "", "", None) == '{"text":"水"}\n'.encode()
 
 
 def test_chinese_poetry_yields_one_document_per_poem(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_text_is_one_json_line_for_any_blocks(
     data = text.encode(encoding)
     frames = [frame(data[at : at + size]) for at in range(0, len(data), size)] or [frame(b"")]
     path = file_of(tmp_path_factory.mktemp("text"), b"".join(frames), "a.txt.zst")
-    line = b"".join(readers.json_lines(path))
+    line = b"".join(readers.read_json_lines(path))
     assert line.count(b"\n") == line.endswith(b"\n") == 1
     assert json.loads(line) == {"text": text}
 
@@ -377,7 +377,7 @@ def test_parquet_rows_are_documents_with_title_and_meta(tmp_path: Path) -> None:
         ("b", "", None, 2),
     ]
     assert (rejects, ledger.documents.came, ledger.characters.came) == ([], 2, 3)
-    assert b"".join(readers.json_lines(path)).splitlines() == [
+    assert b"".join(readers.read_json_lines(path)).splitlines() == [
         '{"text":"水\\n","title":"第一回","meta":{"pile_set_name":"Pile-CC"}}'.encode(),
         b'{"text":"b"}',
     ]
@@ -389,7 +389,7 @@ def test_rows_of_all_groups_are_in_order(tmp_path: Path, compressed: str, kind: 
     rows = [f"第{n}回 \U0001f600" for n in range(2000)]
     path = table(tmp_path, {"text": pyarrow.array(rows, kind)}, compression=compressed, row_group_size=300)
     progress: list[int] = []
-    documents = list(readers.read(path, Ledger(), print, advance=progress.append))
+    documents = list(readers.read_documents(path, Ledger(), print, advance=progress.append))
     assert [(document.text, document.line) for document in documents] == [
         (text, n) for n, text in enumerate(rows, start=1)
     ]
@@ -399,14 +399,14 @@ def test_rows_of_all_groups_are_in_order(tmp_path: Path, compressed: str, kind: 
 def test_null_text_is_an_empty_document(tmp_path: Path) -> None:
     path = table(tmp_path, {"text": ["a", None, "b"]})
     assert [(document.text, document.line) for document in read(path)[0]] == [("a", 1), ("", 2), ("b", 3)]
-    assert b"".join(readers.json_lines(path)).count(b"\n") == 3
+    assert b"".join(readers.read_json_lines(path)).count(b"\n") == 3
 
 
 def test_document_without_text_becomes_an_empty_line(tmp_path: Path) -> None:
     poems = file_of(tmp_path, b'[{"paragraphs": [], "title": "a"}]', "a.json")
     for path in (poems, table(tmp_path, {"text": pyarrow.array([None], pyarrow.string())})):
-        (line,) = b"".join(readers.json_lines(path)).splitlines()
-        record = jsonl.parse(line)
+        (line,) = b"".join(readers.read_json_lines(path)).splitlines()
+        record = jsonl.parse_line(line)
         assert not isinstance(record, str)
         assert record.text == ""
 
@@ -450,7 +450,7 @@ def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path) ->
     script = (
         "import sys\nfrom pathlib import Path\nsys.modules['pyarrow'] = None\n"
         "from pipeline import errors\nfrom pipeline.readers import readers\n"
-        "try:\n    list(readers.json_lines(Path(sys.argv[1])))\n"
+        "try:\n    list(readers.read_json_lines(Path(sys.argv[1])))\n"
         "except errors.BadConfig as error:\n    print(error.exit_code, error.hint)\n"
     )
     command = [sys.executable, "-c", script, str(path)]

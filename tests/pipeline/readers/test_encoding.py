@@ -25,7 +25,7 @@ from pipeline.errors import BadConfig, BadData
 from pipeline.readers import compression, readers
 from pipeline.readers import encoding as encodings
 from pipeline.readers.documents import Document, Reject
-from pipeline.readers.encoding import HEAD_BYTES, Facts, detect, share_of_han
+from pipeline.readers.encoding import HEAD_BYTES, EncodingStats, detect, han_ratio
 from pipeline.runtime.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,16 +61,16 @@ def file_of(folder: Path, data: bytes, name: str = "a.txt") -> Path:
 def read(path: Path, encoding: str = "auto") -> tuple[list[Document], list[Reject], Ledger]:
     """Read a file, and close its ledger."""
     ledger, rejects = Ledger(), list[Reject]()
-    documents = list(readers.read(path, ledger, rejects.append, encoding=encoding))
+    documents = list(readers.read_documents(path, ledger, rejects.append, encoding=encoding))
     ledger.documents.out += len(documents)
     ledger.characters.out += sum(len(document.text) for document in documents)
     ledger.close(max_bad=0)
     return documents, rejects, ledger
 
 
-def text_of(path: Path, encoding: str = "auto") -> tuple[str, Facts]:
-    stats = Facts()
-    return "".join(encodings.text(path, stats, encoding=encoding)), stats
+def text_of(path: Path, encoding: str = "auto") -> tuple[str, EncodingStats]:
+    stats = EncodingStats()
+    return "".join(encodings.read_text(path, stats, encoding=encoding)), stats
 
 
 def refused(path: Path, encoding: str = "auto") -> BadData:
@@ -78,9 +78,9 @@ def refused(path: Path, encoding: str = "auto") -> BadData:
     with pytest.raises(BadData) as caught:
         read(path, encoding)
     with pytest.raises(BadData) as caught_again:
-        list(readers.json_lines(path, encoding=encoding))
-    assert caught.value.what.startswith(f"{path}: ")
-    assert caught.value.what.count(str(path)) == 1
+        list(readers.read_json_lines(path, encoding=encoding))
+    assert caught.value.message.startswith(f"{path}: ")
+    assert caught.value.message.count(str(path)) == 1
     assert caught.value.hint
     assert "\n" not in str(caught.value)
     assert str(caught_again.value) == str(caught.value)
@@ -108,8 +108,8 @@ def test_book_is_the_same_document_in_every_encoding_and_compression(tmp_path: P
     assert rejects == []
     assert ledger.characters.came == len(BOOK)
     _, stats = text_of(path)
-    assert (stats.encoding, stats.cut) == (encoding, b"")
-    assert bool(stats.mark) == ("mark" in variant)
+    assert (stats.encoding, stats.truncated_bytes) == (encoding, b"")
+    assert bool(stats.byte_order_mark) == ("mark" in variant)
 
 
 def test_novel_and_songs_are_the_same_text_in_every_encoding(tmp_path: Path, shared: Path) -> None:
@@ -128,7 +128,7 @@ def test_novel_and_songs_are_the_same_text_in_every_encoding(tmp_path: Path, sha
 @pytest.fixture(scope="module")
 def poems(shared: Path) -> list[str]:
     """Poems of the Tang in traditional characters."""
-    lines = b"".join(compression.blocks(shared / "data" / "tang_poems.jsonl.zst")).splitlines()
+    lines = b"".join(compression.read_blocks(shared / "data" / "tang_poems.jsonl.zst")).splitlines()
     return [json.loads(line)["text"] for line in lines]
 
 
@@ -205,7 +205,7 @@ def test_text_is_the_same_for_any_blocks(
         patch.setattr(encodings, "HEAD_BYTES", 600)  # so that the sample ends within the text
         decoded, stats = text_of(folder / "a.txt")
         assert (decoded, stats.encoding) == (text, VARIANTS[variant][0])
-        line = b"".join(readers.json_lines(folder / "a.txt"))
+        line = b"".join(readers.read_json_lines(folder / "a.txt"))
     assert json.loads(line) == {"text": text}
 
 
@@ -221,7 +221,7 @@ def test_text_with_a_mark_or_a_requested_encoding_round_trips(
             try:
                 assert text_of(path, requested)[0] == text
             except BadData as error:  # as "{\\rtf"
-                assert "not text" in error.what or "binary" in error.what  # noqa: PT017
+                assert "not text" in error.message or "binary" in error.message  # noqa: PT017
         else:
             refused(path, requested)
 
@@ -262,7 +262,7 @@ def test_memory_is_constant_for_long_texts(tmp_path: Path) -> None:
         pytest.skip("the peak is read from /proc")
     script = (
         "import sys\nfrom pathlib import Path\nfrom pipeline.readers import encoding as encodings\n"
-        "size = sum(map(len, encodings.text(Path(sys.argv[1]), encodings.Facts())))\n"
+        "size = sum(map(len, encodings.read_text(Path(sys.argv[1]), encodings.EncodingStats())))\n"
         "status = Path('/proc/self/status').read_text()\n"
         "print(size, int(status.split('VmHWM:')[1].split()[0]) // 1024)\n"
     )
@@ -313,7 +313,7 @@ def test_other_encodings_are_refused_unless_requested(tmp_path: Path, text: str,
         path = file_of(tmp_path, text.encode(encoding, "ignore") * times)
         error = refused(path)
         assert "--encoding" in error.hint
-        assert "binary" not in error.what
+        assert "binary" not in error.message
         assert text_of(path, encoding)[0] == text.encode(encoding, "ignore").decode(encoding) * times
 
 
@@ -336,12 +336,12 @@ def test_undetected_encoding_reports_scores_and_first_invalid_byte(tmp_path: Pat
     data = "naïve — and ".encode() * 2 + ENGLISH.encode("cp1252")
     error = refused(file_of(tmp_path, data))
     offset = data.index(b"\x93")
-    assert f"the encoding was not detected: not UTF-8 (byte 0x93 at offset {offset:,})" in error.what
-    assert "0% as gb18030, 0% as " in error.what
+    assert f"the encoding was not detected: not UTF-8 (byte 0x93 at offset {offset:,})" in error.message
+    assert "0% as gb18030, 0% as " in error.message
     assert "cp1252" in error.hint
     late = b"plain English\n" * 10_000
     error = refused(file_of(tmp_path, late + data))
-    assert f"byte 0x93 at offset {len(late) + offset:,})" in error.what
+    assert f"byte 0x93 at offset {len(late) + offset:,})" in error.message
 
 
 def test_other_languages_in_utf8_are_read(tmp_path: Path) -> None:
@@ -351,12 +351,12 @@ def test_other_languages_in_utf8_are_read(tmp_path: Path) -> None:
 
 
 def test_han_ratio_distinguishes_chinese() -> None:
-    assert share_of_han("水 滸\n傳") == 1
-    assert share_of_han("水，a\n") == pytest.approx(1 / 3)
-    assert share_of_han("𠮷〇㐀") == 1
-    assert share_of_han(" \n") == share_of_han("") == share_of_han(ENGLISH) == 0
-    assert share_of_han(BOOK) > 0.7
-    assert 0 < share_of_han(JAPANESE) < 0.5
+    assert han_ratio("水 滸\n傳") == 1
+    assert han_ratio("水，a\n") == pytest.approx(1 / 3)
+    assert han_ratio("𠮷〇㐀") == 1
+    assert han_ratio(" \n") == han_ratio("") == han_ratio(ENGLISH) == 0
+    assert han_ratio(BOOK) > 0.7
+    assert 0 < han_ratio(JAPANESE) < 0.5
 
 
 # A requested encoding
@@ -365,7 +365,7 @@ def test_han_ratio_distinguishes_chinese() -> None:
 @pytest.mark.parametrize("requested", ["gb2312", "GBK", "cp936", "gb18030"])
 def test_gb2312_and_gbk_are_read_as_gb18030(tmp_path: Path, requested: str) -> None:
     text = "𠮷䶮\n" + BOOK[:200]
-    assert text_of(file_of(tmp_path, text.encode("gb18030")), requested) == (text, Facts("gb18030"))
+    assert text_of(file_of(tmp_path, text.encode("gb18030")), requested) == (text, EncodingStats("gb18030"))
 
 
 def test_big5_is_read_as_cp950(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_utf16_without_a_mark_is_read_by_its_exact_name(tmp_path: Path, order: s
     assert text_of(path, "utf-16")[0] == BOOK
     russian = file_of(tmp_path, RUSSIAN.encode(f"utf-16-{order}"))
     error = refused(russian, "utf-16")
-    assert "without a byte order mark" in error.what
+    assert "without a byte order mark" in error.message
     assert text_of(russian, f"utf-16-{order}")[0] == RUSSIAN
     assert "utf-16-le or utf-16-be" in refused(russian).hint
 
@@ -405,7 +405,7 @@ def test_text_clearly_in_another_encoding_than_requested_is_refused(
     tmp_path: Path, requested: str, data: bytes, detected: str
 ) -> None:
     error = refused(file_of(tmp_path, data), requested)
-    assert f"but the content is {detected}" in error.what
+    assert f"but the content is {detected}" in error.message
     assert "leave out --encoding" in error.hint
 
 
@@ -460,14 +460,14 @@ def test_other_file_formats_are_recognised(tmp_path: Path, data: bytes, kind: st
     if kind == "a program" and not data.startswith(b"\x7fELF"):
         pytest.skip("programs look otherwise here")
     error = refused(file_of(tmp_path, data), requested)
-    assert error.what.endswith(f": {kind}, not text")
+    assert error.message.endswith(f": {kind}, not text")
 
 
 def test_database_and_compressed_text_with_wrong_names_are_recognised(tmp_path: Path) -> None:
-    assert "an SQLite database, not text" in refused(file_of(tmp_path, sqlite(tmp_path))).what
+    assert "an SQLite database, not text" in refused(file_of(tmp_path, sqlite(tmp_path))).message
     assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "rename the file so that it ends in .gz"
     twice = file_of(tmp_path, gzip.compress(b"a"), "a.txt.gz")
-    assert "gzip data, not text" in refused(twice).what
+    assert "gzip data, not text" in refused(twice).message
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,9 @@ def test_database_and_compressed_text_with_wrong_names_are_recognised(tmp_path: 
 @pytest.mark.parametrize("requested", ["auto", "utf-8"])
 def test_file_without_characters_is_empty(tmp_path: Path, data: bytes, requested: str) -> None:
     error = refused(file_of(tmp_path, data), requested)
-    assert error.what.endswith(": the file is empty" if len(data) in (0, 3) else ": the file contains only white space")
+    assert error.message.endswith(
+        ": the file is empty" if len(data) in (0, 3) else ": the file contains only white space"
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -484,7 +486,7 @@ def test_random_bytes_are_refused(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     for size in (200, 5000, 200_000):
         error = refused(file_of(tmp_path, draw.randbytes(size)))
-        assert size == 200 or "binary data, not text (at offset " in error.what
+        assert size == 200 or "binary data, not text (at offset " in error.message
 
 
 def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
@@ -495,7 +497,7 @@ def test_numbers_and_controls_are_binary(tmp_path: Path) -> None:
         b"abc\0def",
         b"\0",
     ):
-        assert "binary data, not text" in refused(file_of(tmp_path, data)).what
+        assert "binary data, not text" in refused(file_of(tmp_path, data)).message
 
 
 def test_few_control_characters_do_not_make_text_binary(tmp_path: Path) -> None:
@@ -513,7 +515,7 @@ def test_text_followed_by_binary_data_is_refused_with_the_offset(
 ) -> None:
     text = (POEM * times).encode(encoding)
     error = refused(file_of(tmp_path, text + bytes(2) + tail))
-    assert f"text up to offset {len(text):,}, and binary data after it" in error.what
+    assert f"text up to offset {len(text):,}, and binary data after it" in error.message
     assert f"head -c {len(text)}" in error.hint
 
 
@@ -521,7 +523,7 @@ def test_text_followed_by_binary_data_is_refused_with_the_offset(
 def test_text_followed_by_random_bytes_is_refused_near_the_offset(tmp_path: Path, seed: int) -> None:
     text = POEM.encode() * 1000
     error = refused(file_of(tmp_path, text + random.Random(seed).randbytes(100_000)))
-    assert "and binary data after it" in error.what
+    assert "and binary data after it" in error.message
     offset = int(error.hint.rpartition(" ")[2].rstrip("`"))
     assert len(text) <= offset < len(text) + 20
 
@@ -537,7 +539,7 @@ def test_invalid_byte_is_reported_with_its_offset(tmp_path: Path, encoding: str,
     for requested in ("auto", encoding):
         error = refused(file_of(tmp_path, good[:offset] + b"\xff" + good[offset:], "a.txt.gz"), requested)
         meant = {"big5": "cp950"}.get(encoding, encoding)
-        assert f"not {meant} text: byte 0xff at offset {offset:,}" in error.what
+        assert f"not {meant} text: byte 0xff at offset {offset:,}" in error.message
 
 
 @given(cuts=st.lists(st.integers(1, 2000), max_size=8), offset=st.integers(700, 1500))
@@ -570,7 +572,7 @@ def test_truncated_last_character_is_rejected_and_the_rest_kept(
     assert reject == Reject(name, 0, cut_at, "truncated-end", data[cut_at:].hex(" "))
     assert ledger.documents.to_dict() == {"in": 2, "out": 1, "dropped": {"truncated-end": 1}}
     with pytest.raises(BadData, match=f"the file ends within a character .* at offset {cut_at:,}") as caught:
-        list(readers.json_lines(tmp_path / name))
+        list(readers.read_json_lines(tmp_path / name))
     assert "`clean`" in caught.value.hint
 
 
@@ -580,4 +582,8 @@ def test_truncated_supplementary_character_is_set_aside(tmp_path: Path) -> None:
         data = (text + "𠮷").encode(encoding)
         for lost in range(1, size):
             decoded, stats = text_of(file_of(tmp_path, data[:-lost]))
-            assert (decoded, stats.cut, stats.cut_at) == (text, data[len(data) - 4 : -lost], len(data) - 4)
+            assert (decoded, stats.truncated_bytes, stats.truncated_offset) == (
+                text,
+                data[len(data) - 4 : -lost],
+                len(data) - 4,
+            )

@@ -13,12 +13,12 @@ from pipeline.errors import BadConfig, TryAgain
 from pipeline.maintenance import status, verify
 from pipeline.refresh import plan, refresh, state
 from pipeline.refresh import recipe as recipes
-from pipeline.refresh.plan import Options
+from pipeline.refresh.plan import RefreshOptions
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.stages import STAGES, Chain, TrainStage
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact, locks
-from pipeline.store.artifact import Artifact, Built, Content
+from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
 SAMPLE = Path(__file__).resolve().parents[3] / "pipeline" / "sample"
@@ -60,26 +60,26 @@ def stage(root: Path, trained_on: list[str]) -> TrainStage:
     def identify(tokens: Artifact) -> Identity:
         return Identity("runs", "small", {}, (tokens.as_input("tokens"),))
 
-    def run(tokens: Artifact) -> Built:
-        def write(draft: Path) -> Content:
+    def run(tokens: Artifact) -> BuildResult:
+        def write(draft: Path) -> StageOutput:
             trained_on.append(tokens.ref)
             (draft / "weights").write_bytes(b"\x00")
-            return Content({})
+            return StageOutput({})
 
         return artifact.build(root, identify(tokens), write)
 
     return TrainStage(lambda: None, identify, run)
 
 
-def run(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> refresh.Refreshed:
-    return refresh.refresh(root, recipe, train, Silent(), Options(**options))
+def run(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> refresh.RefreshResult:
+    return refresh.refresh(root, recipe, train, SilentProgress(), RefreshOptions(**options))
 
 
 def make_plan(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> plan.RefreshPlan:
-    return plan.plan(Chain(root, recipe, train, Silent(), 1), Options(**options), {})
+    return plan.plan(Chain(root, recipe, train, SilentProgress(), 1), RefreshOptions(**options), {})
 
 
-def results(outcome: refresh.Refreshed | plan.RefreshPlan) -> dict[str, str]:
+def results(outcome: refresh.RefreshResult | plan.RefreshPlan) -> dict[str, str]:
     return {step.stage: step.result for step in outcome.steps}
 
 
@@ -142,7 +142,7 @@ def test_through_stops_after_the_named_stage(root: Path, source: Path, tmp_path:
     small_recipe, train = recipe(source, tmp_path), stage(root, [])
     refreshed = run(root, small_recipe, train, through="train-tokenizer")
     assert list(results(refreshed)) == ["download", "clean", "train-tokenizer"]
-    assert artifact.names(root, "tokens") == []
+    assert artifact.list_names(root, "tokens") == []
     with pytest.raises(BadConfig, match="no stage 'tran'"):
         run(root, small_recipe, train, through="tran")
 

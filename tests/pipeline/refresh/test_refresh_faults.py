@@ -28,11 +28,11 @@ import pytest
 from pipeline.errors import TryAgain
 from pipeline.refresh import plan, refresh, state
 from pipeline.refresh import recipe as recipes
-from pipeline.refresh.plan import Options
+from pipeline.refresh.plan import RefreshOptions
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.stages import Chain, TrainStage
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Logged, Progress, Silent
+from pipeline.runtime.progress import JsonLogProgress, Progress, SilentProgress
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import Identity
 from pipeline.tokens import chunks as pieces
@@ -92,7 +92,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], pa
 
 def wait_for_stage(process: subprocess.Popen[str], root: Path, stage: str) -> None:
     def reached() -> bool:
-        holder = locks.holder(state.lock_of(root, "small"))
+        holder = locks.current_holder(state.lock_of(root, "small"))
         return holder is not None and holder.stage == stage
 
     wait_for(reached, process)
@@ -216,8 +216,8 @@ def test_second_refresh_names_the_running_one_and_wait_runs_after_it(job: Nightl
     refused = job.run(root, code=75)
     assert time.monotonic() - start < 15
     refused.assert_refused()
-    since = re.search(r"since (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", refused.told["error"])
-    assert f"process {first.pid} (refresh small, at download" in refused.told["error"]
+    since = re.search(r"since (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", refused.outcome["error"])
+    assert f"process {first.pid} (refresh small, at download" in refused.outcome["error"]
     assert since
     waiting = job.start(root, "--wait", 60, "--json")
     printed, _ = waiting.communicate(timeout=60)
@@ -225,7 +225,7 @@ def test_second_refresh_names_the_running_one_and_wait_runs_after_it(job: Nightl
     first.communicate()
     assert waiting.returncode == 0
     assert json.loads(printed)["result"] == "unchanged"
-    fetched = [name for method, name, _ in hub.asked if method == "GET"]
+    fetched = [name for method, name, _ in hub.requests if method == "GET"]
     assert sorted(fetched) == hub.names, "no file was fetched twice"
     assert_settled(root)
 
@@ -233,7 +233,7 @@ def test_second_refresh_names_the_running_one_and_wait_runs_after_it(job: Nightl
 def test_waiting_refresh_times_out_and_stops_at_a_signal(job: Nightly, root: Path) -> None:
     """Case 65."""
     root.mkdir()
-    with locks.lock(state.lock_of(root, "small"), doing="refresh small"):
+    with locks.lock(state.lock_of(root, "small"), action="refresh small"):
         start = time.monotonic()
         job.run(root, "--wait", 1.5, code=75).assert_refused()
         assert 1.5 < time.monotonic() - start < 10
@@ -297,8 +297,8 @@ def holder(pid: int, started: int, **fields: str) -> bytes:
 STALE = {
     "of a process that ended": holder(4_000_000, 5),
     "of a reused process id": holder(1, 5),
-    "of another boot": holder(1, locks._start_of(1), boot="another"),
-    "of another host": holder(1, locks._start_of(1), host="another"),
+    "of another boot": holder(1, locks._start_ticks(1), boot="another"),
+    "of another host": holder(1, locks._start_ticks(1), host="another"),
     "torn": b'{"pid": 1, "sta',
     "not text": b"\xff\x00\xfe" * 100,
     "empty": b"",
@@ -311,9 +311,9 @@ def test_stale_lock_file_does_not_block_refresh(job: Nightly, root: Path) -> Non
     path.parent.mkdir(parents=True)
     for kind, content in STALE.items():
         path.write_bytes(content)
-        with locks.lock(path, doing=kind) as held:
-            held.say("plan")
-            current = locks.holder(path)
+        with locks.lock(path, action=kind) as held:
+            held.set_stage("plan")
+            current = locks.current_holder(path)
             assert current
             assert (current.doing, current.stage, current.pid) == (kind, "plan", os.getpid())
         path.write_bytes(content)
@@ -344,7 +344,7 @@ def test_lock_file_that_is_a_symlink_is_not_followed(job: Nightly, root: Path, t
     state.lock_of(root, "small").symlink_to(target)
     refused = job.run(root, code=74)
     refused.assert_refused()
-    assert "small.lock" in refused.told["error"]
+    assert "small.lock" in refused.outcome["error"]
     assert target.read_text() == "keep me"
     assert not (root / "raw").exists()
 
@@ -380,7 +380,7 @@ def test_unwritable_lock_raises_not_permitted_and_can_be_read(root: Path, tmp_pa
     def check(expected: bool) -> None:
         assert locks.is_locked(path) is expected
 
-    with locks.lock(path, doing="refresh small"):
+    with locks.lock(path, action="refresh small"):
         assert as_nobody(acquire) == 77
         assert as_nobody(lambda: check(True)) == 0
         assert as_nobody(lambda: check(False)) == 70, "a failed assertion in the child must be noticed"
@@ -424,8 +424,10 @@ class Local:
 
     recipe: Recipe
 
-    def run(self, root: Path, progress: Progress | None = None) -> refresh.Refreshed:
-        return refresh.refresh(root, self.recipe, NO_TRAINING, progress or Silent(), Options(through="tokenize"))
+    def run(self, root: Path, progress: Progress | None = None) -> refresh.RefreshResult:
+        return refresh.refresh(
+            root, self.recipe, NO_TRAINING, progress or SilentProgress(), RefreshOptions(through="tokenize")
+        )
 
 
 @pytest.fixture
@@ -433,7 +435,7 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Local:
     """Return a recipe over a folder of two small files, which a test may change."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill, unlike a power cut, loses no written data
     monkeypatch.setattr(pieces, "UNIT_BYTES", 1 << 12)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 8)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 1 << 8)
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(2):
@@ -502,14 +504,14 @@ def test_refresh_without_changes_writes_only_its_state(job: Nightly, hub: Hub, r
     trace = tmp_path / "trace"
     calls = "open,openat,creat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,symlink"
     calls += ",symlinkat,truncate,ftruncate,pwrite64,write,chmod,fchmod,fchmodat,utimensat,fallocate"
-    hub.asked.clear()
+    hub.requests.clear()
     start = time.monotonic()
     command = ["strace", "-f", "-y", "-qq", "-o", str(trace), "-e", f"trace={calls}", *job.command(root, "--json")]
     process = subprocess.run(command, cwd=ROOT, env=job.environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)["result"] == "unchanged"
     assert time.monotonic() - start < 5
-    assert {method for method, _, _ in hub.asked} == {"HEAD"}
+    assert {method for method, _, _ in hub.requests} == {"HEAD"}
     writes = [line for line in trace.read_text(errors="replace").splitlines() if f"{root}/" in line]
     writes = [line for line in writes if not (re.search(r"\bopen(at)?\(", line) and "O_RDONLY" in line)]
     assert any("/.state/" in line for line in writes), "the trace must contain the write of the state"
@@ -531,12 +533,12 @@ def test_only_the_changed_shard_of_six_is_tokenized_again(hub: Hub, root: Path, 
     assert first
     before, raw_before = stamps(first.path), stamps(root / "raw")
     hub.put("train/03.jsonl.zst", texts("shard 3", edition=1))
-    hub.asked.clear()
-    predicted = job.run(root, "--dry-run").told
+    hub.requests.clear()
+    predicted = job.run(root, "--dry-run").outcome
     assert predicted["stages"][0]["why"].startswith("1 of 7 files: train/03.jsonl.zst changed")
     assert predicted["stages"][0]["fetch"] == hub.size("train/03.jsonl.zst")
     job.run(root)
-    assert [name for method, name, _ in hub.asked if method == "GET"] == ["train/03.jsonl.zst"]
+    assert [name for method, name, _ in hub.requests if method == "GET"] == ["train/03.jsonl.zst"]
     second = generation(root)
     assert second
     after, raw_after = stamps(second.path), stamps(root / "raw")
@@ -565,16 +567,16 @@ def test_files_lost_or_shortened_upstream_are_kept(tmp_path: Path, root: Path, l
         for arguments in ((), ("--dry-run",)) if linked else ((),):
             refused = job.run(root, *arguments, code=10)
             refused.assert_refused()
-            assert name in refused.told["error"]
+            assert name in refused.outcome["error"]
         hub.put(name, texts("shard 1", 20))
         for arguments in ((), ("--dry-run",)) if linked else ((),):
             refused = job.run(root, *arguments, code=10)
             refused.assert_refused()
-            assert "--allow-shrink" in refused.told["hint"]
+            assert "--allow-shrink" in refused.outcome["hint"]
         assert (stamps(root / "raw"), digest(root)) == (before, old)
         assert_settled(root, old)
         assert state.read(root, "small").exit_code == 10
-        assert job.run(root, "--locked").told["result"] == "unchanged"
+        assert job.run(root, "--locked").outcome["result"] == "unchanged"
         assert job.run(root, "--allow-shrink").results == {"download": "built", "tokenize": "built"}
         assert digest(root) != old
         assert_settled(root, old, digest(root))
@@ -624,10 +626,10 @@ def test_log_on_full_disk_is_reported_once_and_refresh_succeeds(job: Nightly, ro
     """Case 73."""
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
     result = job.run(root, "--log-json", tmp_path / "full.jsonl")
-    assert result.told["result"] == "built"
+    assert result.outcome["result"] == "built"
     assert result.stderr.count("continuing without a log") == 1
     (tmp_path / "a file").write_text("")
-    assert job.run(root, "--log-json", tmp_path / "a file" / "log.jsonl").told["result"] == "unchanged"
+    assert job.run(root, "--log-json", tmp_path / "a file" / "log.jsonl").outcome["result"] == "unchanged"
     assert_survived(root)
 
 
@@ -771,9 +773,9 @@ def test_store_of_another_user_raises_not_permitted(root: Path, tmp_path: Path) 
     root.chmod(0o777)
 
     def build(number: int) -> None:
-        def write(draft: Path) -> artifact.Content:
+        def write(draft: Path) -> artifact.StageOutput:
             (draft / "data").write_text(str(number))
-            return artifact.Content({})
+            return artifact.StageOutput({})
 
         artifact.build(root, Identity("tokens", "small", {"number": number}, ()), write)
 
@@ -817,9 +819,9 @@ def test_sigterm_during_download_exits_75_and_next_run_resumes(tmp_path: Path, r
         assert received > 1 << 17
         assert generation(root) is None
         hub.pace = 0.0
-        hub.asked.clear()
+        hub.requests.clear()
         job.run(root)
-        assert ("GET", "train/00.jsonl.zst", received) in hub.asked
+        assert ("GET", "train/00.jsonl.zst", received) in hub.requests
         assert_next_refresh_is_clean(job, root, tmp_path / "fresh")
 
 
@@ -852,7 +854,7 @@ def test_second_sigterm_exits_143_at_once_and_next_refresh_resumes(
 ) -> None:
     hub.pace = 20.0
     first = job.start(root)
-    wait_for(lambda: [name for method, name, _ in hub.asked if method == "GET"], first)
+    wait_for(lambda: [name for method, name, _ in hub.requests if method == "GET"], first)
     time.sleep(0.5)
     first.terminate()
     time.sleep(0.5)
@@ -868,7 +870,7 @@ def test_second_sigterm_exits_143_at_once_and_next_refresh_resumes(
     assert_next_refresh_is_clean(job, root, tmp_path / "fresh")
 
 
-class StopsAt(Silent):
+class StopsAt(SilentProgress):
     """A Progress that sets its stop flag at its N-th note or bar. `last` describes that note or bar."""
 
     def __init__(self, at: int) -> None:
@@ -926,7 +928,7 @@ def test_signal_keeps_the_artifacts_of_finished_stages(root: Path, tmp_path: Pat
     for at in range(1, 100):
         reporter = StopsAt(at)
         try:
-            refresh.refresh(root, recipe, NO_TRAINING, reporter, Options(through="tokenize"))
+            refresh.refresh(root, recipe, NO_TRAINING, reporter, RefreshOptions(through="tokenize"))
         except TryAgain:
             moment = " ".join(reporter.last.split()[:2])
             kinds[moment] = sorted(path.parent.parent.name for path in root.glob("*/*/current"))
@@ -942,12 +944,12 @@ def test_plan_subtracts_space_written_by_stopped_run(
     monkeypatch.setattr(pieces, "UNIT_BYTES", 1 << 9)
 
     def planned_bytes(folder: Path) -> int:
-        chain = Chain(folder, local.recipe, NO_TRAINING, Silent(), 1)
-        step = plan.plan(chain, Options(through="tokenize"), state.read(folder, "small").paces).steps[-1]
+        chain = Chain(folder, local.recipe, NO_TRAINING, SilentProgress(), 1)
+        step = plan.plan(chain, RefreshOptions(through="tokenize"), state.read(folder, "small").paces).steps[-1]
         assert (step.stage, step.result) == ("tokenize", "stale")
         return step.disk or 0
 
-    class AtSecondUnit(Silent):
+    class AtSecondUnit(SilentProgress):
         def safe_point(self, saved: str) -> None:
             if saved.startswith("2 units"):
                 raise TryAgain(saved)
@@ -955,7 +957,7 @@ def test_plan_subtracts_space_written_by_stopped_run(
     with pytest.raises(TryAgain):
         local.run(root, AtSecondUnit())
     (draft,) = root.glob("tokens/small/.draft-*")
-    written = files.bytes_below(draft)
+    written = files.folder_size(draft)
     total = int(1.9 * sum(path.stat().st_size for path in (tmp_path / "texts").iterdir()))
     assert planned_bytes(root) == max(0, total - written)
     assert planned_bytes(tmp_path / "fresh") == total
@@ -968,9 +970,9 @@ def test_log_has_heartbeats_while_a_stage_runs(
     local: Local, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log.jsonl"
-    local.run(root / "rare", Logged(Silent(), log, "rare"))
+    local.run(root / "rare", JsonLogProgress(SilentProgress(), log, "rare"))
     monkeypatch.setattr(progress, "_HEARTBEAT", -1.0)
-    local.run(root / "often", Logged(Silent(), log, "often"))
+    local.run(root / "often", JsonLogProgress(SilentProgress(), log, "often"))
     events = [json.loads(line) for line in log.read_text().splitlines()]
     beats = [event for event in events if event["event"] == "heartbeat"]
     assert {event["run_id"] for event in beats} == {"often"}, "the other run ended before its first heartbeat"

@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.errors import InkstoneError, StorageFailed, TryAgain
 from pipeline.refresh import refresh, state
-from pipeline.refresh.plan import Options
+from pipeline.refresh.plan import RefreshOptions
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.state import RefreshState, StageTiming
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import Identity
 from tests.pipeline.refresh.test_refresh import recipe, source, stage
@@ -46,7 +46,7 @@ def test_logs_and_locks_are_not_listed_as_recipes(root: Path) -> None:
 def test_lost_state_is_derived_from_newest_artifact(root: Path) -> None:
     for number, day in ((1, "2026-01-03"), (2, "2026-01-05"), (3, "2026-01-04")):
         identity = Identity("tokens", "small", {"number": number}, ())
-        built = artifact.build(root, identity, lambda draft: artifact.Content({"n": (draft / "f").write_text("x")}))
+        built = artifact.build(root, identity, lambda draft: artifact.StageOutput({"n": (draft / "f").write_text("x")}))
         built.artifact.file("run.json").write_text(json.dumps({"generation": number, "finished": f"{day}T00:00:00Z"}))
     assert state.read(root, "small").last_success == "2026-01-05T00:00:00Z"
     assert state.read(root, "other").last_success == ""
@@ -74,7 +74,7 @@ def test_age_is_in_hours_of_utc_and_not_negative(monkeypatch: pytest.MonkeyPatch
 def test_only_leftovers_of_this_recipe_are_removed(root: Path) -> None:
     state.write(root, FULL)
     path = state.path_of(root, "small")
-    mine, other = files.temporary(path), files.temporary(state.path_of(root, "smaller"))
+    mine, other = files.temporary_path(path), files.temporary_path(state.path_of(root, "smaller"))
     for temporary in (mine, other):
         temporary.write_bytes(b"{")
     files.remove_temporaries_of(state.path_of(root, "small"))
@@ -84,8 +84,10 @@ def test_only_leftovers_of_this_recipe_are_removed(root: Path) -> None:
 # State written by a refresh
 
 
-def run(root: Path, recipe: Recipe, trained_on: list[str] | None = None) -> refresh.Refreshed:
-    return refresh.refresh(root, recipe, stage(root, trained_on or []), Silent(), Options(), run_id="the run")
+def run(root: Path, recipe: Recipe, trained_on: list[str] | None = None) -> refresh.RefreshResult:
+    return refresh.refresh(
+        root, recipe, stage(root, trained_on or []), SilentProgress(), RefreshOptions(), run_id="the run"
+    )
 
 
 def test_refresh_records_result_and_stage_timings(root: Path, source: Path, tmp_path: Path) -> None:

@@ -7,23 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InternalError, TooManyRejects
-from pipeline.runtime.ledger import Ledger, Tally
+from pipeline.runtime.ledger import Ledger, LedgerTally
 
 REASONS = st.sampled_from(["bad-json", "bad-record", "blank-line", "duplicate"])
 DROPPED = st.dictionaries(REASONS, st.integers(1, 10_000))
 
 
 @st.composite
-def tallies(draw: st.DrawFn) -> Tally:
+def tallies(draw: st.DrawFn) -> LedgerTally:
     """Draw a tally that adds up."""
     out, dropped = draw(st.integers(0, 10_000)), draw(DROPPED)
-    return Tally(out + sum(dropped.values()), out, dropped)
+    return LedgerTally(out + sum(dropped.values()), out, dropped)
 
 
 LEDGERS = st.builds(Ledger, tallies(), tallies())
 
 
-def tally_of(ledger: Ledger, name: str) -> Tally:
+def tally_of(ledger: Ledger, name: str) -> LedgerTally:
     return {"documents": ledger.documents, "characters": ledger.characters}[name]
 
 
@@ -33,7 +33,7 @@ def test_empty_ledger_adds_up() -> None:
 
 
 def test_closed_ledger_is_a_dict_with_sorted_reasons() -> None:
-    ledger = Ledger(Tally(10, 7, {"duplicate": 2, "blank-line": 1}), Tally(100, 100))
+    ledger = Ledger(LedgerTally(10, 7, {"duplicate": 2, "blank-line": 1}), LedgerTally(100, 100))
     assert ledger.close() == {
         "documents": {"in": 10, "out": 7, "dropped": {"blank-line": 1, "duplicate": 2}},
         "characters": {"in": 100, "out": 100, "dropped": {}},
@@ -54,8 +54,8 @@ def test_wrong_sum_raises_internal_error(ledger: Ledger, error: int, name: str) 
     [(0, 0.0, False), (1, 0.0, True), (1, 0.001, False), (2, 0.001, True), (1000, 1.0, False)],
 )
 def test_too_many_bad_documents_are_refused(bad: int, max_bad: float, refused: bool) -> None:
-    ledger = Ledger(documents=Tally(1000, 1000 - bad))
-    ledger.documents.drop("bad-json", bad)
+    ledger = Ledger(documents=LedgerTally(1000, 1000 - bad))
+    ledger.documents.record_dropped("bad-json", bad)
     if not refused:
         assert ledger.close(max_bad=max_bad)["documents"]["out"] == 1000 - bad
         return
@@ -65,14 +65,14 @@ def test_too_many_bad_documents_are_refused(bad: int, max_bad: float, refused: b
 
 
 def test_documents_dropped_on_purpose_are_not_bad() -> None:
-    ledger = Ledger(documents=Tally(10, 1, {"duplicate": 5, "blank-line": 4}))
+    ledger = Ledger(documents=LedgerTally(10, 1, {"duplicate": 5, "blank-line": 4}))
     assert ledger.documents.bad == 0
     ledger.close(max_bad=0)
 
 
 def test_dropping_zero_records_no_reason() -> None:
-    tally = Tally()
-    tally.drop("bad-json", 0)
+    tally = LedgerTally()
+    tally.record_dropped("bad-json", 0)
     assert tally.dropped == {}
 
 
@@ -90,8 +90,8 @@ def test_sum_of_valid_ledgers_is_valid(parts: list[Ledger]) -> None:
 
 
 def test_adding_does_not_change_the_part() -> None:
-    total, part = Ledger(), Ledger(Tally(2, 1, {"bad-json": 1}))
+    total, part = Ledger(), Ledger(LedgerTally(2, 1, {"bad-json": 1}))
     total.add(part)
     total.add(part)
-    assert part == Ledger(Tally(2, 1, {"bad-json": 1}))
-    assert total.documents == Tally(4, 2, {"bad-json": 2})
+    assert part == Ledger(LedgerTally(2, 1, {"bad-json": 1}))
+    assert total.documents == LedgerTally(4, 2, {"bad-json": 2})

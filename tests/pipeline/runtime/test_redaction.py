@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runtime.redaction import redacted, shown
+from pipeline.runtime.redaction import redact, redact_url
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from pipeline.runtime.redaction import redacted, shown
     ],
 )
 def test_only_credentials_are_removed(text: str, expected: str) -> None:
-    assert redacted(text, {}) == expected
+    assert redact(text, {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,31 +46,31 @@ def test_only_credentials_are_removed(text: str, expected: str) -> None:
     ],
 )
 def test_secrets_of_the_environment_are_removed(environment: dict[str, str]) -> None:
-    assert redacted("a header 's3cr3t-token' was refused", environment) == "a header '…' was refused"
+    assert redact("a header 's3cr3t-token' was refused", environment) == "a header '…' was refused"
 
 
 def test_short_value_in_the_environment_is_kept() -> None:
-    assert redacted("the file a is not there", {"HF_TOKEN": "a"}) == "the file a is not there"
+    assert redact("the file a is not there", {"HF_TOKEN": "a"}) == "the file a is not there"
 
 
 def test_secret_that_is_prefix_of_another_leaves_no_rest() -> None:
-    assert redacted("of s3cr3t-long", {"HF_TOKEN": "s3cr3t", "http_proxy": "http://me:s3cr3t-long@proxy"}) == "of …"
+    assert redact("of s3cr3t-long", {"HF_TOKEN": "s3cr3t", "http_proxy": "http://me:s3cr3t-long@proxy"}) == "of …"
 
 
 def test_shown_url_has_no_password_query_or_fragment() -> None:
-    url = shown("https://me:secret@host:8080/a/b.txt?sig=secret#secret")
+    url = redact_url("https://me:secret@host:8080/a/b.txt?sig=secret#secret")
     assert url.startswith("https://host:8080/a/b.txt?…")
     assert "secret" not in url
 
 
 def test_shown_urls_differ_by_query_and_not_by_password() -> None:
-    assert shown("http://host/a?n=1") != shown("http://host/a?n=2")
-    assert shown("http://host/a?n=1") == shown("http://me:secret@host/a?n=1")
-    assert shown(shown("http://host/a")) == "http://host/a"
+    assert redact_url("http://host/a?n=1") != redact_url("http://host/a?n=2")
+    assert redact_url("http://host/a?n=1") == redact_url("http://me:secret@host/a?n=1")
+    assert redact_url(redact_url("http://host/a")) == "http://host/a"
 
 
 def test_query_with_surrogate_is_shown() -> None:
-    assert "\udc80" not in shown("http://host/a?\udc80")
+    assert "\udc80" not in redact_url("http://host/a?\udc80")
 
 
 SECRET = st.text("abcdefghijkABC0123456789-._~%!$&*+;:@", min_size=6, max_size=20).map(lambda text: f"S3{text}T9")
@@ -78,7 +78,7 @@ SECRET = st.text("abcdefghijkABC0123456789-._~%!$&*+;:@", min_size=6, max_size=2
 
 @given(SECRET, SECRET)
 def test_any_password_and_signature_are_removed(password: str, signature: str) -> None:
-    text = redacted(f"error: http://me:{password}@host/a/b.txt?sig={signature}: no such file", {})
+    text = redact(f"error: http://me:{password}@host/a/b.txt?sig={signature}: no such file", {})
     assert password not in text
     assert signature not in text
     assert "host/a/b.txt" in text

@@ -24,7 +24,7 @@ def exit_code_of(work: Callable[[], None]) -> int:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_first_signal_sets_the_event_and_second_one_ends_the_process(number: int) -> None:
     def work() -> None:
-        with signals.asked() as stopped:
+        with signals.stop_on_signals() as stopped:
             assert not stopped.is_set()
             os.kill(os.getpid(), number)
             assert stopped.is_set()
@@ -36,7 +36,7 @@ def test_first_signal_sets_the_event_and_second_one_ends_the_process(number: int
 
 def test_sigterm_in_a_nested_block_sets_both_events() -> None:
     outer = threading.Event()
-    with signals._stopped_by_sigterm(outer), signals.asked() as inner:
+    with signals.stop_on_sigterm(outer), signals.stop_on_signals() as inner:
         os.kill(os.getpid(), signal.SIGTERM)
         assert inner.is_set()
         assert outer.is_set()
@@ -44,8 +44,8 @@ def test_sigterm_in_a_nested_block_sets_both_events() -> None:
 
 def test_second_sigterm_after_a_nested_block_ends_the_process() -> None:
     def work() -> None:
-        with signals._stopped_by_sigterm(threading.Event()):
-            with signals.asked():
+        with signals.stop_on_sigterm(threading.Event()):
+            with signals.stop_on_signals():
                 os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(1)
@@ -55,7 +55,7 @@ def test_second_sigterm_after_a_nested_block_ends_the_process() -> None:
 
 def test_handlers_are_restored_when_the_block_ends() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    with signals._stopped_by_sigterm(threading.Event()), signals.asked():
+    with signals.stop_on_sigterm(threading.Event()), signals.stop_on_signals():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
@@ -64,7 +64,7 @@ def test_outside_the_main_thread_no_handler_is_installed() -> None:
     handlers: list[object] = []
 
     def work() -> None:
-        with signals.asked():
+        with signals.stop_on_signals():
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

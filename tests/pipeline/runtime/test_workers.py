@@ -36,19 +36,19 @@ def process_id(_: int) -> int:
 
 
 def test_isolated_call_runs_in_another_process() -> None:
-    assert workers.isolated(process_id, 1) not in (os.getpid(), None)
-    assert workers.isolated(divmod, 7, 2) == (3, 1)
+    assert workers.run_isolated(process_id, 1) not in (os.getpid(), None)
+    assert workers.run_isolated(divmod, 7, 2) == (3, 1)
 
 
 def test_isolated_error_keeps_its_hint_and_exit_code() -> None:
     with pytest.raises(BadData, match="unit 1 is bad") as caught:
-        workers.isolated(raise_bad_data, 1)
+        workers.run_isolated(raise_bad_data, 1)
     assert (caught.value.hint, caught.value.exit_code) == ("fix it", 65)
 
 
 def test_killed_isolated_call_raises_worker_lost() -> None:
     with pytest.raises(WorkerLost) as caught:
-        workers.isolated(die, 1)
+        workers.run_isolated(die, 1)
     assert caught.value.exit_code == 71
 
 
@@ -96,7 +96,7 @@ class DiesWhenUnpickled:
 
 
 def run_all(function: Callable[[Any], Any], tasks: Iterable[Any], jobs: int) -> list[tuple[Any, Any]]:
-    return list(workers.stream(function, iter(tasks), jobs=jobs))
+    return list(workers.map_ordered(function, iter(tasks), jobs=jobs))
 
 
 JOBS = pytest.mark.parametrize("jobs", [1, 3])
@@ -135,7 +135,7 @@ def test_few_tasks_are_read_ahead(jobs: int) -> None:
             yield number
 
     max_ahead = 0
-    for task, _ in workers.stream(slow_square, tasks(), jobs=jobs):
+    for task, _ in workers.map_ordered(slow_square, tasks(), jobs=jobs):
         max_ahead = max(max_ahead, len(tasks_read) - (task + 1))
     assert max_ahead <= (0 if jobs == 1 else 4 * (jobs - 1) + 1)
 
@@ -145,7 +145,7 @@ def test_task_error_is_raised_in_task_order_and_ends_workers(jobs: int) -> None:
     finished: list[int] = []
 
     def collect() -> None:
-        for task, _ in workers.stream(refuse_third, iter(range(100)), jobs=jobs):
+        for task, _ in workers.map_ordered(refuse_third, iter(range(100)), jobs=jobs):
             finished.append(task)
 
     with pytest.raises(BadData, match="task 3 is bad") as caught:
@@ -180,7 +180,7 @@ def test_error_of_task_iterator_ends_workers(jobs: int) -> None:
 
 
 def test_closing_stream_early_ends_workers() -> None:
-    stream = workers.stream(slow_square, iter(range(1000)), jobs=3)
+    stream = workers.map_ordered(slow_square, iter(range(1000)), jobs=3)
     assert next(stream)[0] == 0
     assert len(multiprocessing.active_children()) == 2
     start = time.monotonic()
@@ -229,13 +229,13 @@ def test_workers_end_when_sigterm_is_ignored(tmp_path: Path) -> None:
         "from pipeline.runtime import workers\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "    list(workers.stream(time.sleep, iter([0.05] * 30), jobs=2))\n"
+        "    list(workers.map_ordered(time.sleep, iter([0.05] * 30), jobs=2))\n"
     )
     subprocess.run([sys.executable, str(script)], timeout=30, check=True)
 
 
 def test_unstarted_stream_starts_no_worker() -> None:
-    workers.stream(slow_square, iter([1]), jobs=3).close()
+    workers.map_ordered(slow_square, iter([1]), jobs=3).close()
     assert multiprocessing.active_children() == []
 
 
@@ -258,8 +258,8 @@ def test_one_job_runs_in_parent_and_more_jobs_use_workers() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl exists only on Linux")
 @pytest.mark.parametrize(
     ("call", "count"),
-    [("workers.isolated(work, 1)", 1), ("list(workers.stream(work, iter(range(9)), jobs=3))", 3)],
-    ids=["isolated", "stream"],
+    [("workers.run_isolated(work, 1)", 1), ("list(workers.map_ordered(work, iter(range(9)), jobs=3))", 3)],
+    ids=["run_isolated", "map_ordered"],
 )
 def test_workers_die_with_killed_parent(tmp_path: Path, call: str, count: int) -> None:
     script = tmp_path / "parent.py"

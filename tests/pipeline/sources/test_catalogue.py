@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BadConfig, InputMissing
-from pipeline.sources.catalogue import CATALOGUE, pile_shards, resolve
+from pipeline.sources.catalogue import CATALOGUE, pile_shards, resolve_source
 
 HUB_FOLDER = "datasets/monology/pile-uncopyrighted/resolve/main"
 
 
 def test_every_catalogue_name_is_a_source_with_files() -> None:
     for name in CATALOGUE:
-        source = resolve(name, shards="all" if name == "pile" else "", environment={})
+        source = resolve_source(name, shards="all" if name == "pile" else "", environment={})
         assert source.name == name
         assert source.files
         assert len({file.name for file in source.files}) == len(source.files)
@@ -23,13 +23,13 @@ def test_every_catalogue_name_is_a_source_with_files() -> None:
 
 
 def test_sample_is_local() -> None:
-    files = resolve("sample", environment={}).files
+    files = resolve_source("sample", environment={}).files
     assert files
     assert all(file.local and file.local.is_file() for file in files)
 
 
 def test_song_ci_has_23_files() -> None:
-    files = resolve("song-ci", environment={}).files
+    files = resolve_source("song-ci", environment={}).files
     assert len(files) == 23
     assert files[0].name == "ci.song.0.json"
     assert files[-1].name == "ci.song.2019y.json"
@@ -69,51 +69,51 @@ def test_unknown_shard_raises_bad_config(shards: str) -> None:
 
 def test_pile_requires_a_selection_of_shards() -> None:
     with pytest.raises(BadConfig, match="over 300 GB"):
-        resolve("pile", environment={})
+        resolve_source("pile", environment={})
 
 
 def test_shards_option_is_only_for_the_pile() -> None:
     for reference in ("sample", "shuihu", "https://example.org/a.txt"):
         with pytest.raises(BadConfig, match="--shards is for the source pile"):
-            resolve(reference, shards="0", environment={})
+            resolve_source(reference, shards="0", environment={})
 
 
 def test_pile_files_have_splits() -> None:
-    files = resolve("pile", shards="0,val,test", environment={}).files
+    files = resolve_source("pile", shards="0,val,test", environment={}).files
     assert [file.split for file in files] == ["train", "val", "test"]
 
 
 def test_pile_urls_are_on_the_hub() -> None:
-    (file,) = resolve("pile", shards="0", environment={}).files
+    (file,) = resolve_source("pile", shards="0", environment={}).files
     assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/train/00.jsonl.zst",)
 
 
 def test_hf_endpoint_replaces_the_hub_and_mirror_replaces_both() -> None:
     environment = {"HF_ENDPOINT": "https://hf-mirror.com/"}
-    (file,) = resolve("pile", shards="val", environment=environment).files
+    (file,) = resolve_source("pile", shards="val", environment=environment).files
     assert file.urls[0] == f"https://hf-mirror.com/{HUB_FOLDER}/val.jsonl.zst"
-    (file,) = resolve("pile", shards="val", mirror="http://127.0.0.1:8000/", environment=environment).files
+    (file,) = resolve_source("pile", shards="val", mirror="http://127.0.0.1:8000/", environment=environment).files
     assert file.urls == (f"http://127.0.0.1:8000/{HUB_FOLDER}/val.jsonl.zst", "http://127.0.0.1:8000/val.jsonl.zst")
 
 
 def test_hf_endpoint_may_name_the_hub_itself() -> None:
-    (file,) = resolve("pile", shards="val", environment={"HF_ENDPOINT": "https://huggingface.co/"}).files
+    (file,) = resolve_source("pile", shards="val", environment={"HF_ENDPOINT": "https://huggingface.co/"}).files
     assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/val.jsonl.zst",)
 
 
 def test_mirror_may_serve_a_book_under_its_path_or_at_its_root() -> None:
-    (file,) = resolve("shuihu", mirror="http://127.0.0.1:8000/", environment={}).files
+    (file,) = resolve_source("shuihu", mirror="http://127.0.0.1:8000/", environment={}).files
     top = "http://127.0.0.1:8000"
     assert file.urls == (f"{top}/colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", f"{top}/raw_shuihu.txt")
 
 
 def test_token_is_only_for_the_pile_and_never_shown() -> None:
     environment = {"HF_TOKEN": "hf_secret"}
-    pile = resolve("pile", shards="0", environment=environment)
+    pile = resolve_source("pile", shards="0", environment=environment)
     assert pile.files[0].token == "hf_secret"
     assert "hf_secret" not in repr(pile)
     for reference in ("shuihu", "song-ci", "https://example.org/a.txt"):
-        assert not any(file.token for file in resolve(reference, environment=environment).files)
+        assert not any(file.token for file in resolve_source(reference, environment=environment).files)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_token_is_only_for_the_pile_and_never_shown() -> None:
     ],
 )
 def test_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None:
-    resolved = resolve(url, environment={})
+    resolved = resolve_source(url, environment={})
     assert resolved.name == source
     assert [(entry.name, entry.urls) for entry in resolved.files] == [(file, (url,))]
 
@@ -147,7 +147,7 @@ def test_url_is_a_source_of_one_file(url: str, source: str, file: str) -> None:
 )
 def test_url_without_a_file_name_raises_bad_config(url: str) -> None:
     with pytest.raises(BadConfig, match="must end in a file name") as caught:
-        resolve(url, environment={})
+        resolve_source(url, environment={})
     assert caught.value.exit_code == 78
 
 
@@ -157,13 +157,13 @@ def test_file_named_like_a_catalogue_source_gets_another_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("song-ci.txt").write_text("mine")
-    assert resolve(reference, environment={}).name not in CATALOGUE
+    assert resolve_source(reference, environment={}).name not in CATALOGUE
 
 
 def test_local_file_is_a_source_of_one_file(tmp_path: Path) -> None:
     path = tmp_path / "水浒传.txt"
     path.write_text("回")
-    source = resolve(str(path), environment={})
+    source = resolve_source(str(path), environment={})
     assert source.name == "水浒传"
     assert [(file.name, file.local, file.urls) for file in source.files] == [("水浒传.txt", path, ())]
 
@@ -174,7 +174,7 @@ def test_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     (tmp_path / "books" / "folder.txt").mkdir()
-    source = resolve(f"{tmp_path}/books/", environment={})
+    source = resolve_source(f"{tmp_path}/books/", environment={})
     assert source.name == "books"
     assert [file.name for file in source.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
 
@@ -183,21 +183,21 @@ def test_catalogue_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monk
     (tmp_path / "shuihu").mkdir()
     (tmp_path / "shuihu" / "a.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
-    assert resolve("shuihu", environment={}).files[0].urls
-    assert resolve("./shuihu", environment={}).files[0].local
+    assert resolve_source("shuihu", environment={}).files[0].urls
+    assert resolve_source("./shuihu", environment={}).files[0].local
 
 
 def test_folder_without_data_and_missing_path_raise_input_missing(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no data files in this folder") as caught:
-        resolve(str(tmp_path), environment={})
+        resolve_source(str(tmp_path), environment={})
     assert caught.value.exit_code == 66
     for reference in (str(tmp_path / "nowhere"), "honglou", "ftp://example.org/a.txt"):
         with pytest.raises(InputMissing, match="pile, shuihu, song-ci"):
-            resolve(reference, environment={})
+            resolve_source(reference, environment={})
 
 
 def test_empty_reference_is_not_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("private")
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InputMissing, BadConfig)):
-        resolve("", environment={})
+        resolve_source("", environment={})

@@ -22,10 +22,10 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache, catalogue, partial
 from pipeline.sources.catalogue import Source, SourceFile
-from pipeline.sources.download import Downloaded, download, plan, survey
+from pipeline.sources.download import DownloadResult, check_upstream, download, list_files
 from pipeline.sources.http import Network
 from pipeline.store.files import TEMPORARY
 from pipeline.store.locks import lock
@@ -63,17 +63,17 @@ def zstd(size: int = 1000, seed: int = 0) -> bytes:
     return zstandard.ZstdCompressor().compress(noise(size, seed))
 
 
-def fetch(root: Path, source: Source, **options: bool) -> Downloaded:
-    return download(root, source, Silent(), **options)
+def fetch(root: Path, source: Source, **options: bool) -> DownloadResult:
+    return download(root, source, SilentProgress(), **options)
 
 
 def pile(server: Server, shards: str = "0,val", **environment: str) -> Source:
-    return catalogue.resolve("pile", shards=shards, mirror=server.url, environment=environment)
+    return catalogue.resolve_source("pile", shards=shards, mirror=server.url, environment=environment)
 
 
 def page(server: Server, path: str) -> Source:
     """Return the file at `path` of the server as a source named by its URL."""
-    return catalogue.resolve(server.url + path, environment={})
+    return catalogue.resolve_source(server.url + path, environment={})
 
 
 def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, match: str | None = None) -> None:
@@ -82,7 +82,7 @@ def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, ma
         fetch(root, source)
     assert type(caught.value) is error
     assert caught.value.exit_code == code
-    folder = cache.folder(root, source.name)
+    folder = cache.source_folder(root, source.name)
     remaining = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert {path.parts[0] for path in remaining} <= {".lock", partial.QUARANTINE}
 
@@ -95,7 +95,7 @@ def test_pile_is_fetched_from_a_mirror_of_either_layout(root: Path, server: Serv
     assert (result.result, result.fetched, result.unchanged) == ("built", 4, 0)
     assert result.bytes == sum(len(data) for data in contents.values())
     assert {name: (root / "raw" / "pile" / name).read_bytes() for name in contents} == contents
-    pinned = cache.read_lock(root, "pile")
+    pinned = cache.read_lock_file(root, "pile")
     assert {name: (pin.size, pin.sha256) for name, pin in pinned.items()} == {
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()
     }
@@ -118,7 +118,7 @@ def test_shards_downloaded_separately_share_a_cache(root: Path, server: Server) 
     server.log.clear()
     assert fetch(root, pile(server, "0,val")).fetched == 1
     assert server.requested_paths == ["/val.jsonl.zst"]
-    assert sorted(cache.read_lock(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
+    assert sorted(cache.read_lock_file(root, "pile")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
 
 
 def test_damaged_or_deleted_cached_file_is_fetched_again(root: Path, server: Server) -> None:
@@ -136,7 +136,7 @@ def test_plan_lists_cached_files_without_requests(root: Path, server: Server) ->
     fetch(root, pile(server, "0"))
     server.log.clear()
     first = f"{server.url}{HUB_FOLDER}"
-    assert plan(root, pile(server)) == [
+    assert list_files(root, pile(server)) == [
         ("train/00.jsonl.zst", f"{first}/train/00.jsonl.zst", True),
         ("val.jsonl.zst", f"{first}/val.jsonl.zst", False),
     ]
@@ -146,8 +146,8 @@ def test_plan_lists_cached_files_without_requests(root: Path, server: Server) ->
 def test_files_fetched_before_an_error_are_pinned(root: Path, server: Server) -> None:
     server.files["/train/00.jsonl.zst"] = zstd()
     with pytest.raises(RemoteGone):
-        download(root, pile(server, "0,1"), Silent(), jobs=1)
-    assert list(cache.read_lock(root, "pile")) == ["train/00.jsonl.zst"]
+        download(root, pile(server, "0,1"), SilentProgress(), jobs=1)
+    assert list(cache.read_lock_file(root, "pile")) == ["train/00.jsonl.zst"]
     server.files["/train/01.jsonl.zst"] = zstd()
     server.log.clear()
     assert fetch(root, pile(server, "0,1")).fetched == 1
@@ -172,7 +172,7 @@ def test_transfer_without_any_bytes_raises_try_again(root: Path, server: Server,
 
 
 def test_unreachable_server_raises_try_again(root: Path, server: Server) -> None:
-    refuse(root, catalogue.resolve("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
+    refuse(root, catalogue.resolve_source("http://127.0.0.1:1/a.txt", environment={}), TryAgain, 75)
 
 
 def test_file_missing_at_every_url_raises_remote_gone(root: Path, server: Server) -> None:
@@ -242,12 +242,12 @@ def test_hash_published_by_the_hub_applies_to_the_redirect_target(root: Path, se
 def test_content_other_than_the_pinned_is_refused(root: Path, server: Server) -> None:
     server.files["/a.txt"] = b"as it was"
     fetch(root, page(server, "/a.txt"))
-    pinned = cache.read_lock(root, "a")
+    pinned = cache.read_lock_file(root, "a")
     (root / "raw" / "a" / "a.txt").unlink()
     server.files["/a.txt"] = b"as it is"
     with pytest.raises(InkstoneError):
         fetch(root, page(server, "/a.txt"))
-    assert cache.read_lock(root, "a") == pinned
+    assert cache.read_lock_file(root, "a") == pinned
     assert not (root / "raw" / "a" / "a.txt").exists()
 
 
@@ -280,7 +280,7 @@ def test_two_urls_with_the_same_file_name_are_two_files(root: Path, server: Serv
 def test_local_file_is_copied_again_after_a_change(root: Path, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text("第一回")
-    source = catalogue.resolve(str(book), environment={})
+    source = catalogue.resolve_source(str(book), environment={})
     assert fetch(root, source).result == "built"
     assert fetch(root, source).result == "unchanged"
     copied = root / "raw" / "book" / "book.txt"
@@ -294,7 +294,7 @@ def test_local_file_is_copied_again_after_a_change(root: Path, tmp_path: Path) -
 
 def test_damaged_local_copy_is_copied_again(root: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("第一回")
-    source = catalogue.resolve(str(tmp_path / "book.txt"), environment={})
+    source = catalogue.resolve_source(str(tmp_path / "book.txt"), environment={})
     fetch(root, source)
     (root / "raw" / "book" / "book.txt").write_text("第三回")
     os.utime(root / "raw" / "book" / "book.txt", ns=(1, 1))
@@ -306,7 +306,7 @@ def test_local_folder_keeps_its_layout(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books" / "deep").mkdir(parents=True)
     (tmp_path / "books" / "a.txt").write_text("甲")
     (tmp_path / "books" / "deep" / "b.txt").write_text("乙")
-    result = fetch(root, catalogue.resolve(str(tmp_path / "books"), environment={}))
+    result = fetch(root, catalogue.resolve_source(str(tmp_path / "books"), environment={}))
     assert result.names == ("a.txt", "deep/b.txt")
     assert (result.path / "deep" / "b.txt").read_text() == "乙"
 
@@ -314,8 +314,8 @@ def test_local_folder_keeps_its_layout(root: Path, tmp_path: Path) -> None:
 def test_copy_of_another_cache_excludes_its_lock_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("甲")
-    fetch(root, catalogue.resolve(str(tmp_path / "books"), environment={}))
-    source = catalogue.resolve(str(root / "raw" / "books"), environment={})
+    fetch(root, catalogue.resolve_source(str(tmp_path / "books"), environment={}))
+    source = catalogue.resolve_source(str(root / "raw" / "books"), environment={})
     fetch(tmp_path / "elsewhere", source)
     assert fetch(tmp_path / "elsewhere", source).result == "unchanged"
 
@@ -325,7 +325,7 @@ def test_temporaries_of_a_killed_process_are_removed(root: Path, tmp_path: Path)
     folder = root / "raw" / "book"
     folder.mkdir(parents=True)
     (folder / f"{TEMPORARY}book.txt.0badcafe").write_text("第")
-    fetch(root, catalogue.resolve(str(tmp_path / "book.txt"), environment={}))
+    fetch(root, catalogue.resolve_source(str(tmp_path / "book.txt"), environment={}))
     assert sorted(os.listdir(folder)) == [".lock", "book.txt", "sources.lock.json"]
 
 
@@ -347,7 +347,7 @@ def test_invalid_name_is_refused_before_any_request(root: Path, tmp_path: Path, 
         fetch(root, source)
     assert caught.value.exit_code == 78
     assert caught.value.hint
-    assert len(caught.value.what) < 200
+    assert len(caught.value.message) < 200
     assert server.log == []
     assert list(tmp_path.iterdir()) == []
 
@@ -367,7 +367,7 @@ def test_url_without_a_file_name_is_refused_before_any_request(root: Path, serve
 @pytest.mark.parametrize("path", ["/a/..%2f..%2fx.txt", "/%2e%2e/%2e%2e/x.txt", "/a/../../x.txt"])
 def test_only_the_last_name_of_a_url_is_used(path: str) -> None:
     """Case 16: the path before it never reaches the local disk."""
-    source = catalogue.resolve(f"http://127.0.0.1:1{path}", environment={})
+    source = catalogue.resolve_source(f"http://127.0.0.1:1{path}", environment={})
     assert (source.name, [file.name for file in source.files]) == ("x", ["x.txt"])
 
 
@@ -376,9 +376,9 @@ def test_lock_file_with_a_path_outside_the_cache_raises_bad_data(root: Path, tmp
     """Case 16."""
     book = tmp_path / "a.txt"
     book.write_text("第一回", encoding="utf-8")
-    fetch(root, catalogue.resolve(str(book), environment={}))
-    pinned = cache.read_lock(root, "a")
-    cache.write_lock(root, "a", {**pinned, name: pinned["a.txt"]})
+    fetch(root, catalogue.resolve_source(str(book), environment={}))
+    pinned = cache.read_lock_file(root, "a")
+    cache.write_lock_file(root, "a", {**pinned, name: pinned["a.txt"]})
     (root / "raw" / "x.txt").write_text("第一回", encoding="utf-8")
     run = Command(root, ("clean", "a")).run_forked()
     faults.assert_one_error(run, 65, [catalogue.LOCK_FILE])
@@ -401,7 +401,7 @@ def test_survey_reports_status_and_writes_nothing(root: Path, server: Server) ->
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd(2000)})
     fetch(root, pile(server, "0"))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    statuses = survey(root, pile(server, "0,1,val"), Network())
+    statuses = check_upstream(root, pile(server, "0,1,val"), Network())
     assert [(status.file.name, status.state, status.bytes) for status in statuses] == [
         ("train/00.jsonl.zst", "there", 0),
         ("train/01.jsonl.zst", "refused", 0),
@@ -413,14 +413,14 @@ def test_survey_reports_status_and_writes_nothing(root: Path, server: Server) ->
 def test_update_fetches_and_pins_only_changed_files(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(seed=1), "/val.jsonl.zst": zstd(seed=2)})
     fetch(root, pile(server))
-    before, old = cache.read_lock(root, "pile"), (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
+    before, old = cache.read_lock_file(root, "pile"), (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
     server.files["/val.jsonl.zst"] = zstd(seed=3)
     server.log.clear()
     assert fetch(root, pile(server)).result == "unchanged"
     assert server.log == []
     result = fetch(root, pile(server), update=True)
     assert (result.fetched, result.unchanged, server.requested_paths) == (1, 1, ["/val.jsonl.zst"])
-    after = cache.read_lock(root, "pile")
+    after = cache.read_lock_file(root, "pile")
     assert after["val.jsonl.zst"].sha256 == hashlib.sha256(zstd(seed=3)).hexdigest()
     assert after["train/00.jsonl.zst"] == before["train/00.jsonl.zst"]
     status = (root / "raw" / "pile" / "train" / "00.jsonl.zst").stat()
@@ -463,12 +463,12 @@ def test_file_removed_upstream_is_kept_and_others_are_updated(root: Path, server
 def test_hash_published_with_the_content_does_not_change_the_pin(root: Path, server: Server) -> None:
     server.announces, server.files["/a.txt"] = "hash", b"as it was"
     fetch(root, page(server, "/a.txt"))
-    pinned = cache.read_lock(root, "a")
+    pinned = cache.read_lock_file(root, "a")
     (root / "raw" / "a" / "a.txt").unlink()
     server.files["/a.txt"], server.heads["/a.txt"] = b"as it is!", [respond(405)]
     with pytest.raises(UpstreamChanged):
         fetch(root, page(server, "/a.txt"))
-    assert cache.read_lock(root, "a") == pinned
+    assert cache.read_lock_file(root, "a") == pinned
 
 
 def test_leftover_state_of_a_finished_transfer_is_removed(root: Path, server: Server) -> None:

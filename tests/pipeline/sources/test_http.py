@@ -20,10 +20,10 @@ import pytest
 import requests
 
 from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import catalogue, http
 from pipeline.sources.download import download
-from pipeline.sources.http import Bandwidth, HTTPClient, Network, RemoteFile, Retry, RetryPolicy
+from pipeline.sources.http import BandwidthLimit, HTTPClient, Network, RemoteFile, Retry, RetryPolicy
 from pipeline.sources.redirects import check_redirect
 from tests.support import bad_server, faults
 from tests.support.bad_server import HUB_FOLDER, Action, Server, cut_after, hub_headers, redirect, respond
@@ -298,9 +298,9 @@ def test_error_of_a_proxy_does_not_show_its_password(root: Path, proxy: str) -> 
 def test_invalid_token_is_not_shown(root: Path, server: Server, token: str) -> None:
     """Case 15."""
     server.scripts[f"{HUB_FOLDER}/val.jsonl.zst"] = [respond(401)] * 9
-    source = catalogue.resolve("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
+    source = catalogue.resolve_source("pile", shards="val", mirror=server.url, environment={"HF_TOKEN": token})
     with pytest.raises(InkstoneError) as caught:
-        download(root, source, Silent())
+        download(root, source, SilentProgress())
     assert "cret" not in str(caught.value)
 
 
@@ -321,7 +321,7 @@ def assert_survived_offline(root: Path, first: Run, names: list[str]) -> None:
     assert faults.published(root) == EXPECTED
     cleaned = Command(root, ("clean", "a", "--unit", "paragraph")).run_forked()
     assert cleaned.code == 0, cleaned.err
-    faults.assert_whole(root, (faults.published(root),), EXPECTED)
+    faults.assert_published(root, (faults.published(root),), EXPECTED)
     assert faults.leftovers(root) == []
 
 
@@ -469,7 +469,7 @@ def test_text_of_a_connection_error_is_not_shown(monkeypatch: pytest.MonkeyPatch
 
 
 def test_bandwidth_limit_is_shared() -> None:
-    bandwidth = Bandwidth(1000.0)
+    bandwidth = BandwidthLimit(1000.0)
     assert bandwidth.chunk_size == 250
     waits = [bandwidth.delay(100) for _ in range(10)]
     assert waits == sorted(waits)
@@ -488,7 +488,7 @@ def test_stopped_command_stops_waiting() -> None:
 def test_wait_beyond_the_deadline_is_not_started() -> None:
     start = time.monotonic()
     with pytest.raises(TryAgain, match=r"^a\.txt: no time left"):
-        Network(until=time.monotonic() + 5).sleep(20, "a.txt")
+        Network(deadline=time.monotonic() + 5).sleep(20, "a.txt")
     assert time.monotonic() - start < 1
 
 
@@ -505,7 +505,7 @@ def test_errors_name_the_file_without_secrets() -> None:
     errors: list[InkstoneError] = [http.not_found(url, 404), http.forbidden(url, 403), http.wrong_content(url, "x")]
     assert [error.exit_code for error in errors] == [69, NotPermitted.exit_code, 75]
     for error in errors:
-        assert error.what.startswith("https://files.invalid/a.txt?…")
+        assert error.message.startswith("https://files.invalid/a.txt?…")
         assert "secret" not in str(error)
 
 

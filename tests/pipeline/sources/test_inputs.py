@@ -14,19 +14,19 @@ import zstandard
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.maintenance import verify
 from pipeline.readers import compression, jsonl
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache, inputs
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import download
 from pipeline.store import artifact
-from pipeline.store.artifact import Artifact, Content
+from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
 
 SHARDS = {"train/00.jsonl": "train", "train/01.jsonl": "train", "val.jsonl": "val"}
 
 
 def line(text: str) -> bytes:
-    return jsonl.json_line(text, "", "", None)
+    return jsonl.encode_line(text, "", "", None)
 
 
 def sha256(data: bytes) -> str:
@@ -42,21 +42,21 @@ def pile(root: Path, tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(line(name))
         files.append(SourceFile(name, local=path, split=split))
-    return download(root, Source("pile", tuple(files)), Silent()).path
+    return download(root, Source("pile", tuple(files)), SilentProgress()).path
 
 
 def corpus(root: Path, name: str) -> Artifact:
-    def write(draft: Path) -> Content:
-        with jsonl.ZstdLines(draft / "documents.jsonl.zst") as out:
+    def write(draft: Path) -> StageOutput:
+        with jsonl.ZstdWriter(draft / "documents.jsonl.zst") as out:
             out.write(line(name))
-        return Content({"documents": 1})
+        return StageOutput({"documents": 1})
 
     identity = Identity(kind="corpora", name=name, options={"name": name}, inputs=())
     return artifact.build(root, identity, write).artifact
 
 
 def test_source_resolves_to_its_files_in_order_with_splits(root: Path, pile: Path) -> None:
-    entries = inputs.inputs(root, "pile", corpora=True)
+    entries = inputs.resolve_inputs(root, "pile", corpora=True)
     assert [(entry.name, entry.split) for entry in entries] == [(f"pile/{n}", split) for n, split in SHARDS.items()]
     assert [entry.path for entry in entries] == [pile / name for name in SHARDS]
     assert [entry.digest for entry in entries] == [sha256(line(name)) for name in SHARDS]
@@ -73,20 +73,22 @@ def test_source_resolves_to_its_files_in_order_with_splits(root: Path, pile: Pat
     ],
 )
 def test_part_of_a_source_is_a_folder_or_a_file(root: Path, pile: Path, part: str, expected: list[str]) -> None:
-    assert [entry.path for entry in inputs.inputs(root, part, corpora=False)] == [pile / name for name in expected]
+    assert [entry.path for entry in inputs.resolve_inputs(root, part, corpora=False)] == [
+        pile / name for name in expected
+    ]
 
 
 def test_missing_part_lists_the_downloaded_files(root: Path, pile: Path) -> None:
     for part in ("pile/tra", "pile/test.jsonl", "pile/train/0"):
         with pytest.raises(InputMissing, match=r"downloaded: train/00.jsonl, train/01.jsonl, val.jsonl") as caught:
-            inputs.inputs(root, part, corpora=True)
+            inputs.resolve_inputs(root, part, corpora=True)
         assert caught.value.exit_code == 66
 
 
 def test_corpus_resolves_to_its_documents_and_manifest_digest(root: Path) -> None:
     built = corpus(root, "shuihu")
     for reference in ("shuihu", "corpora/shuihu", built.ref, str(built.path)):
-        (input_file,) = inputs.inputs(root, reference, corpora=True)
+        (input_file,) = inputs.resolve_inputs(root, reference, corpora=True)
         assert (input_file.path, input_file.name, input_file.digest) == (
             built.file("documents.jsonl.zst"),
             built.ref,
@@ -97,16 +99,18 @@ def test_corpus_resolves_to_its_documents_and_manifest_digest(root: Path) -> Non
 
 def test_corpus_wins_over_a_source_of_the_same_name(root: Path, pile: Path) -> None:
     built = corpus(root, "pile")
-    assert [entry.name for entry in inputs.inputs(root, "pile", corpora=True)] == [built.ref]
-    assert [entry.path for entry in inputs.inputs(root, "pile", corpora=False)] == [pile / name for name in SHARDS]
-    assert len(inputs.inputs(root, "pile/train", corpora=True)) == 2
+    assert [entry.name for entry in inputs.resolve_inputs(root, "pile", corpora=True)] == [built.ref]
+    assert [entry.path for entry in inputs.resolve_inputs(root, "pile", corpora=False)] == [
+        pile / name for name in SHARDS
+    ]
+    assert len(inputs.resolve_inputs(root, "pile/train", corpora=True)) == 2
 
 
 def test_damaged_corpus_raises_bad_data(root: Path) -> None:
     built = corpus(root, "shuihu")
     os.truncate(built.file("documents.jsonl.zst"), 3)
     with pytest.raises(BadData, match="`clean`") as caught:
-        inputs.inputs(root, "shuihu", corpora=True)
+        inputs.resolve_inputs(root, "shuihu", corpora=True)
     assert caught.value.exit_code == 65
 
 
@@ -114,7 +118,7 @@ def test_local_file_resolves_to_itself_and_its_sha256(root: Path, tmp_path: Path
     path = tmp_path / "水浒传.txt"
     path.write_text("第一回")
     for corpora in (True, False):
-        (input_file,) = inputs.inputs(root, str(path), corpora=corpora)
+        (input_file,) = inputs.resolve_inputs(root, str(path), corpora=corpora)
         assert (input_file.path, input_file.name, input_file.split) == (path, "水浒传.txt", "")
         assert input_file.digest == sha256("第一回".encode())
 
@@ -124,59 +128,59 @@ def test_folder_resolves_to_its_data_files_in_order(root: Path, tmp_path: Path) 
         path = tmp_path / "books" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    entries = inputs.inputs(root, str(tmp_path / "books"), corpora=True)
+    entries = inputs.resolve_inputs(root, str(tmp_path / "books"), corpora=True)
     assert [entry.name for entry in entries] == ["a.jsonl", "b.txt", "deep/c.json"]
     assert [entry.digest for entry in entries] == [sha256(entry.name.encode()) for entry in entries]
 
 
 def test_file_has_the_same_digest_as_source_and_as_path(root: Path, pile: Path) -> None:
-    (cached,) = inputs.inputs(root, "pile/val.jsonl", corpora=True)
-    (plain,) = inputs.inputs(root, str(pile / "val.jsonl"), corpora=True)
+    (cached,) = inputs.resolve_inputs(root, "pile/val.jsonl", corpora=True)
+    (plain,) = inputs.resolve_inputs(root, str(pile / "val.jsonl"), corpora=True)
     assert cached.digest == plain.digest
 
 
 def test_folder_named_like_a_data_file_is_not_read_as_a_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "books" / "chapters.txt").mkdir(parents=True)
     (tmp_path / "books" / "chapters.txt" / "1.txt").write_text("第一回")
-    entries = inputs.inputs(root, str(tmp_path / "books"), corpora=True)
+    entries = inputs.resolve_inputs(root, str(tmp_path / "books"), corpora=True)
     assert [entry.name for entry in entries] == ["chapters.txt/1.txt"]
 
 
 def test_folder_of_a_cache_excludes_its_lock_file(root: Path, pile: Path) -> None:
-    entries = inputs.inputs(root, str(pile), corpora=True)
+    entries = inputs.resolve_inputs(root, str(pile), corpora=True)
     assert [entry.name for entry in entries] == list(SHARDS)
 
 
 def test_missing_catalogue_source_names_the_download_command(root: Path) -> None:
     for name in ("pile", "sample"):
         with pytest.raises(InputMissing, match=f"`download {name}") as caught:
-            inputs.inputs(root, name, corpora=True)
+            inputs.resolve_inputs(root, name, corpora=True)
         assert caught.value.exit_code == 66
 
 
 def test_part_of_a_missing_source_names_the_download_command(root: Path) -> None:
     with pytest.raises(InputMissing, match="`download pile"):
-        inputs.inputs(root, "pile/train", corpora=True)
+        inputs.resolve_inputs(root, "pile/train", corpora=True)
 
 
 def test_unknown_name_raises_input_missing(root: Path) -> None:
     with pytest.raises(InputMissing, match="no corpus, no downloaded source and no path"):
-        inputs.inputs(root, "honglou", corpora=True)
+        inputs.resolve_inputs(root, "honglou", corpora=True)
     with pytest.raises(InputMissing, match="no downloaded source and no path"):
-        inputs.inputs(root, "../honglou", corpora=False)
+        inputs.resolve_inputs(root, "../honglou", corpora=False)
 
 
 def test_folder_without_data_has_its_own_message(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputMissing, match="no data"):
-        inputs.inputs(root, str(tmp_path / "empty"), corpora=True)
+        inputs.resolve_inputs(root, str(tmp_path / "empty"), corpora=True)
 
 
 def test_empty_reference_raises_bad_config(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("private")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadConfig, match="input name is empty"):
-        inputs.inputs(root, "", corpora=True)
+        inputs.resolve_inputs(root, "", corpora=True)
 
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 3), Path.unlink])
@@ -184,9 +188,9 @@ def test_damaged_cached_file_raises_bad_data(root: Path, pile: Path, damage: obj
     assert callable(damage)
     damage(pile / "train" / "01.jsonl")
     with pytest.raises(BadData, match="not the file that was downloaded") as caught:
-        inputs.inputs(root, "pile", corpora=True)
+        inputs.resolve_inputs(root, "pile", corpora=True)
     assert caught.value.exit_code == 65
-    assert len(inputs.inputs(root, "pile/val.jsonl", corpora=True)) == 1
+    assert len(inputs.resolve_inputs(root, "pile/val.jsonl", corpora=True)) == 1
 
 
 def test_other_content_of_the_same_size_is_refused(root: Path, pile: Path) -> None:
@@ -194,29 +198,29 @@ def test_other_content_of_the_same_size_is_refused(root: Path, pile: Path) -> No
     path.write_bytes(line("VAL.jsonl"))
     os.utime(path, ns=(1, 1))
     with pytest.raises(BadData):
-        inputs.inputs(root, "pile", corpora=True)
+        inputs.resolve_inputs(root, "pile", corpora=True)
 
 
 def test_touched_cache_is_still_intact(root: Path, pile: Path) -> None:
-    before = inputs.inputs(root, "pile", corpora=True)
+    before = inputs.resolve_inputs(root, "pile", corpora=True)
     for name in SHARDS:
         os.utime(pile / name, ns=(1, 1))
-    assert inputs.inputs(root, "pile", corpora=True) == before
+    assert inputs.resolve_inputs(root, "pile", corpora=True) == before
 
 
 def test_lock_file_round_trips(root: Path, pile: Path) -> None:
-    pinned = cache.read_lock(root, "pile")
+    pinned = cache.read_lock_file(root, "pile")
     assert {name: pin.split for name, pin in pinned.items()} == SHARDS
-    cache.write_lock(root, "pile", pinned)
-    assert cache.read_lock(root, "pile") == pinned
-    assert cache.read_lock(root, "shuihu") == {}
+    cache.write_lock_file(root, "pile", pinned)
+    assert cache.read_lock_file(root, "pile") == pinned
+    assert cache.read_lock_file(root, "shuihu") == {}
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"a": {"siz', b"[]", b'{"a": {}}'])
 def test_torn_lock_file_raises_bad_data_with_a_hint(root: Path, pile: Path, torn: bytes) -> None:
     (pile / "sources.lock.json").write_bytes(torn)
     with pytest.raises(BadData, match="delete it and download again"):
-        inputs.inputs(root, "pile", corpora=True)
+        inputs.resolve_inputs(root, "pile", corpora=True)
 
 
 # Cached hashes
@@ -237,27 +241,29 @@ def book(folder: Path, text: str = "old", name: str = "book.txt", written: int =
 def hashed(root: Path, tmp_path: Path) -> Path:
     """A file whose hash is cached."""
     path = book(tmp_path)
-    assert inputs.hashes(root, [path]) == [sha256(b"old")]
+    assert inputs.local_hashes(root, [path]) == [sha256(b"old")]
     return path
 
 
 def test_hashes_are_in_the_order_of_the_files(root: Path, tmp_path: Path) -> None:
     paths = [book(tmp_path, name, name) for name in ("b", "a", "c")]
     for _ in range(2):
-        assert inputs.hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
-    assert inputs.hashes(root, [*reversed(paths), paths[0]]) == [sha256(name) for name in (b"c", b"a", b"b", b"b")]
-    assert inputs.hashes(root, []) == []
+        assert inputs.local_hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
+    assert inputs.local_hashes(root, [*reversed(paths), paths[0]]) == [
+        sha256(name) for name in (b"c", b"a", b"b", b"b")
+    ]
+    assert inputs.local_hashes(root, []) == []
 
 
 def test_file_of_the_same_size_and_time_is_not_hashed_again(root: Path, hashed: Path) -> None:
     book(hashed.parent, "new")
-    assert inputs.hashes(root, [hashed]) == [sha256(b"old")]
+    assert inputs.local_hashes(root, [hashed]) == [sha256(b"old")]
 
 
 def test_deep_hash_finds_a_change_of_same_size_and_time_and_caches_it(root: Path, hashed: Path) -> None:
     book(hashed.parent, "new")
-    assert inputs.hashes(root, [hashed], deep=True) == [sha256(b"new")]
-    assert inputs.hashes(root, [hashed]) == [sha256(b"new")]
+    assert inputs.local_hashes(root, [hashed], deep=True) == [sha256(b"new")]
+    assert inputs.local_hashes(root, [hashed]) == [sha256(b"new")]
 
 
 @pytest.mark.parametrize(
@@ -265,17 +271,17 @@ def test_deep_hash_finds_a_change_of_same_size_and_time_and_caches_it(root: Path
 )
 def test_file_of_another_size_or_time_is_hashed_again(root: Path, hashed: Path, text: str, written: int) -> None:
     book(hashed.parent, text, written=written)
-    assert inputs.hashes(root, [hashed]) == [sha256(text.encode())]
-    assert inputs.hashes(root, [hashed]) == [sha256(text.encode())]
+    assert inputs.local_hashes(root, [hashed]) == [sha256(text.encode())]
+    assert inputs.local_hashes(root, [hashed]) == [sha256(text.encode())]
 
 
 @pytest.mark.parametrize("ahead", [0, 10**9, 10**15])
 def test_hash_of_a_recent_or_future_file_is_not_cached(root: Path, tmp_path: Path, ahead: int) -> None:
     written = time.time_ns() + ahead
     path = book(tmp_path, "old", written=written)
-    assert inputs.hashes(root, [path]) == [sha256(b"old")]
+    assert inputs.local_hashes(root, [path]) == [sha256(b"old")]
     book(tmp_path, "new", written=written)
-    assert inputs.hashes(root, [path]) == [sha256(b"new")]
+    assert inputs.local_hashes(root, [path]) == [sha256(b"new")]
 
 
 def test_cached_hash_is_found_by_the_resolved_path(
@@ -285,17 +291,17 @@ def test_cached_hash_is_found_by_the_resolved_path(
     book(tmp_path, "new")
     monkeypatch.chdir(tmp_path)
     for path in (Path("book.txt"), tmp_path / "link.txt", tmp_path / ".." / tmp_path.name / "book.txt"):
-        assert inputs.hashes(root, [path]) == [sha256(b"old")]
+        assert inputs.local_hashes(root, [path]) == [sha256(b"old")]
     book(tmp_path, "other", "elsewhere.txt")
     (tmp_path / "link.txt").unlink()
     (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
-    assert inputs.hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
+    assert inputs.local_hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
 
 
 def test_hashes_of_deleted_files_are_dropped(root: Path, hashed: Path) -> None:
     other_path = book(hashed.parent, "other", "other.txt")
     hashed.unlink()
-    inputs.hashes(root, [other_path])
+    inputs.local_hashes(root, [other_path])
     assert list(json.loads((root / ".hashes.json").read_bytes())) == [str(other_path)]
 
 
@@ -315,19 +321,19 @@ def test_hashes_of_deleted_files_are_dropped(root: Path, hashed: Path) -> None:
 def test_torn_hash_cache_is_rebuilt(root: Path, hashed: Path, torn: bytes) -> None:
     (root / ".hashes.json").write_bytes(torn)
     book(hashed.parent, "new")
-    assert inputs.hashes(root, [hashed]) == [sha256(b"new")]
+    assert inputs.local_hashes(root, [hashed]) == [sha256(b"new")]
     assert json.loads((root / ".hashes.json").read_bytes())[str(hashed)]["sha256"] == sha256(b"new")
 
 
 def test_file_in_a_folder_with_a_non_utf8_name_is_hashed(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
-    assert inputs.hashes(root, [book(folder)]) == [sha256(b"old")]
+    assert inputs.local_hashes(root, [book(folder)]) == [sha256(b"old")]
 
 
 def test_hash_of_a_missing_file_raises_file_not_found(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        inputs.hashes(root, [tmp_path / "nothing.txt"])
+        inputs.local_hashes(root, [tmp_path / "nothing.txt"])
 
 
 def test_input_hashes_are_cached_unless_deep(root: Path, tmp_path: Path) -> None:
@@ -336,11 +342,13 @@ def test_input_hashes_are_cached_unless_deep(root: Path, tmp_path: Path) -> None
     path = book(folder)
     for reference in (str(path), str(folder)):
         book(folder)
-        assert [entry.digest for entry in inputs.inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        assert [entry.digest for entry in inputs.resolve_inputs(root, reference, corpora=True)] == [sha256(b"old")]
         book(folder, "new")
-        assert [entry.digest for entry in inputs.inputs(root, reference, corpora=True)] == [sha256(b"old")]
-        assert [entry.digest for entry in inputs.inputs(root, reference, corpora=True, deep=True)] == [sha256(b"new")]
-        inputs.hashes(root, [book(folder)], deep=True)
+        assert [entry.digest for entry in inputs.resolve_inputs(root, reference, corpora=True)] == [sha256(b"old")]
+        assert [entry.digest for entry in inputs.resolve_inputs(root, reference, corpora=True, deep=True)] == [
+            sha256(b"new")
+        ]
+        inputs.local_hashes(root, [book(folder)], deep=True)
 
 
 # Case 26: a flipped bit in zstd without a checksum may give other text; the hash of the file detects it
@@ -368,16 +376,17 @@ def test_flipped_bit_that_decompresses_is_detected_by_the_file_hash(root: Path, 
     upstream = tmp_path / "pile.jsonl.zst"
     upstream.write_bytes(compressed)
     cached = (
-        download(root, Source("pile", (SourceFile("00.jsonl.zst", local=upstream),)), Silent()).path / "00.jsonl.zst"
+        download(root, Source("pile", (SourceFile("00.jsonl.zst", local=upstream),)), SilentProgress()).path
+        / "00.jsonl.zst"
     )
     before = cached.stat()
     cached.write_bytes(flipped)
-    assert b"".join(compression.blocks(cached)) != plain
+    assert b"".join(compression.read_blocks(cached)) != plain
     with pytest.raises(BadData, match="not the file that was downloaded"):
-        inputs.inputs(root, "pile", corpora=True)
+        inputs.resolve_inputs(root, "pile", corpora=True)
     os.utime(cached, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk error does not change the time
     with pytest.raises(BadData, match="not the file that was downloaded") as caught:
-        inputs.inputs(root, "pile", corpora=True, deep=True)
+        inputs.resolve_inputs(root, "pile", corpora=True, deep=True)
     assert caught.value.exit_code == 65
     (problems_found,) = [problems for name, problems in verify.verify(root, deep=True) if name == "raw/pile"]
     assert "00.jsonl.zst" in problems_found[0]
@@ -391,6 +400,6 @@ def test_flipped_bit_in_a_corpus_is_detected_by_manifest_and_checksum(root: Path
     flipped[len(flipped) // 2] ^= 1
     path.write_bytes(flipped)
     with pytest.raises(BadData, match="`clean`"):
-        inputs.inputs(root, "shuihu", corpora=True, deep=True)
+        inputs.resolve_inputs(root, "shuihu", corpora=True, deep=True)
     with pytest.raises(BadData):
-        list(compression.blocks(path))
+        list(compression.read_blocks(path))

@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from pipeline.errors import NotPermitted
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import catalogue, download, partial
 from pipeline.sources.catalogue import Source
 from pipeline.sources.http import Network
@@ -639,7 +639,7 @@ class RefetchedBytes:
     trial: Trial
 
     def __post_init__(self) -> None:
-        part, target = files.size_of(partial.part_path(self.trial.target)), files.size_of(self.trial.target)
+        part, target = files.file_size(partial.part_path(self.trial.target)), files.file_size(self.trial.target)
         self.written, self.before = part or target or 0, len(self.trial.starts)
 
     def __call__(self) -> int:
@@ -649,12 +649,12 @@ class RefetchedBytes:
 
 def source_of(trial: Trial) -> Source:
     (reference, *options) = trial.command.arguments[1:]
-    return catalogue.resolve(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
+    return catalogue.resolve_source(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
 
 
 def fetch_in_process(trial: Trial, root: Path, **options: bool) -> Run:
     """Run the download in this process."""
-    download.download(root, source_of(trial), Silent(), **options)
+    download.download(root, source_of(trial), SilentProgress(), **options)
     return Run(0, "", "")
 
 
@@ -687,7 +687,14 @@ def test_command_after_any_disk_fault_succeeds(trial: str, kind: str, request: p
         failed = {} if through or first.code == -9 else {"code": 74, "names": [root.name]}
         refetched, rerun = RefetchedBytes(trial), functools.partial(fetch_in_process, trial, root)
         assert_survived(
-            root, rerun, expected, [first], twice=refetched, most=INTERVAL + PIECE, secrets=[TOKEN], **failed
+            root,
+            rerun,
+            expected,
+            [first],
+            bytes_fetched_twice=refetched,
+            max_fetched_twice=INTERVAL + PIECE,
+            secrets=[TOKEN],
+            **failed,
         )
         return not through
 
@@ -706,7 +713,7 @@ def test_failed_sync_is_not_retried(either: Trial) -> None:
     assert failed == partial.part_path(either.target)
     durable = state_of(either)["durable"]
     assert 0 < durable < len(SMALL)
-    assert files.size_of(partial.part_path(either.target)) == durable + INTERVAL
+    assert files.file_size(partial.part_path(either.target)) == durable + INTERVAL
     fetch_in_process(either, either.root)
     assert either.starts[-1] == durable
     assert either.target.read_bytes() == SMALL
@@ -750,11 +757,11 @@ def test_command_after_a_power_cut_at_any_point_succeeds(either: Trial) -> None:
             durable = state_of(trial)["durable"]
             assert part.read_bytes()[:durable] == SMALL[:durable]
             assert len(part.read_bytes()) >= durable
-        faults.assert_whole(root, (expected,), {})
+        faults.assert_published(root, (expected,), {})
         refetched = RefetchedBytes(trial)
         fetch_in_process(either, root)
         assert faults.published(root) == expected
-        faults.assert_whole(root, (expected,), expected)
+        faults.assert_published(root, (expected,), expected)
         assert faults.leftovers(root) == []
         assert refetched() <= INTERVAL + PIECE
 
@@ -786,7 +793,7 @@ def test_command_after_a_power_cut_on_ext4_succeeds(hub: Trial, tmp_path: Path) 
     with faults.ext4(hub.root, tmp_path / "image"):
         process = replace(hub.command, constants={**FINE, **{"pipeline.sources.download._RESERVE": 0}}).start()
         wait_for(lambda: hub.server.sent > 3 * INTERVAL)
-        with faults.stopped(process), faults.power_cut(tmp_path / "image", tmp_path / "cut" / "artifacts") as root:
+        with faults.paused(process), faults.power_cut(tmp_path / "image", tmp_path / "cut" / "artifacts") as root:
             cut = replace(hub, root=root, command=replace(hub.command, root=root))
             durable, part = state_of(cut)["durable"], partial.part_path(cut.target).read_bytes()
             assert INTERVAL <= durable <= len(part)
@@ -811,7 +818,7 @@ def test_two_commands_fetch_a_file_once(either: Trial) -> None:
     wait_for(lambda: either.server.gets)
     second = either.run()
     faults.assert_one_error(second, 75, [str(either.target.parent), f"process {first.pid}", "download"])
-    first_run = faults.ended(first)
+    first_run = faults.wait_for(first)
     assert first_run.code == 0
     assert len(either.server.gets) == 1
     either.assert_survived(second, code=75, old=faults.published(either.root))
@@ -827,10 +834,10 @@ def test_file_fetched_by_another_process_is_not_fetched_again(either: Trial, upd
         either.serve_file(OTHER)
         fetch_in_process(either, either.root)
     either.serve_file(DATA)
-    statuses = download.survey(either.root, source, Network(), update=update)
+    statuses = download.check_upstream(either.root, source, Network(), update=update)
     fetch_in_process(either, either.root, update=update)
     request_count = len(either.server.gets)
-    result = download.fetch(either.root, source, statuses, Silent(), Network(), jobs=1, update=update)
+    result = download.fetch_missing(either.root, source, statuses, SilentProgress(), Network(), jobs=1, update=update)
     assert (result.fetched, result.unchanged) == (0, 1)
     assert len(either.server.gets) == request_count
     assert either.target.read_bytes() == DATA
@@ -857,7 +864,15 @@ def test_kill_at_any_byte_loses_at_most_one_interval(either: Trial) -> None:
             kills += run.code == -9
         trial.serve_file(MEDIUM)
         refetched, rerun = RefetchedBytes(trial), functools.partial(fetch_in_process, trial, root)
-        assert_survived(root, rerun, expected, [run], twice=refetched, most=INTERVAL + PIECE, secrets=[TOKEN])
+        assert_survived(
+            root,
+            rerun,
+            expected,
+            [run],
+            bytes_fetched_twice=refetched,
+            max_fetched_twice=INTERVAL + PIECE,
+            secrets=[TOKEN],
+        )
     assert resumed > 5
 
 
@@ -892,5 +907,5 @@ def test_part_of_another_file_is_never_resumed(plain: Trial) -> None:
     assert OTHER[:1000] != DATA[:1000]
     plain.serve_file(OTHER[: len(DATA)].ljust(len(DATA), b"!"), trickle(KIB, 0.01))
     process = plain.command.start()
-    wait_for(lambda: (files.size_of(partial.part_path(plain.target)) or HALF) not in (0, HALF))
+    wait_for(lambda: (files.file_size(partial.part_path(plain.target)) or HALF) not in (0, HALF))
     plain.assert_survived(faults.kill(process))

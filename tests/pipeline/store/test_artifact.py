@@ -34,9 +34,9 @@ from pipeline.errors import (
     from_os_error,
 )
 from pipeline.store import artifact, files, locks
-from pipeline.store.artifact import Artifact, Content
-from pipeline.store.generations import draft_path, generation_keys, run_of
-from pipeline.store.manifest import SCHEMA, FileRecord, Identity, Input, check_name, is_name, name_from
+from pipeline.store.artifact import Artifact, StageOutput
+from pipeline.store.generations import draft_path, generation_keys, read_run_info
+from pipeline.store.manifest import SCHEMA, FileRecord, Identity, Input, check_name, is_valid_name, name_from_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -70,29 +70,31 @@ def reversed_throughout(value: Any) -> Any:
     return value
 
 
-def writes(*texts: str) -> Callable[[Path], Content]:
+def writes(*texts: str) -> Callable[[Path], StageOutput]:
     """Return a stage that writes one document per file."""
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         (draft / "part").mkdir(exist_ok=True)
         for number, text in enumerate(texts):
             (draft / "part" / f"{number:05d}.txt").write_text(text)
-        return Content({"documents": len(texts)}, {"documents": {"in": len(texts), "out": len(texts), "dropped": {}}})
+        return StageOutput(
+            {"documents": len(texts)}, {"documents": {"in": len(texts), "out": len(texts), "dropped": {}}}
+        )
 
     return write
 
 
-def fails(error: BaseException) -> Callable[[Path], Content]:
+def fails(error: BaseException) -> Callable[[Path], StageOutput]:
     """Return a stage that writes half of its work, then raises."""
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         (draft / "half.txt").write_text("half")
         raise error
 
     return write
 
 
-def must_not_be_called(draft: Path) -> Content:
+def must_not_be_called(draft: Path) -> StageOutput:
     pytest.fail(f"the stage ran in {draft}")
 
 
@@ -185,7 +187,7 @@ def test_other_options_publish_another_generation(root: Path) -> None:
     first = artifact.build(root, BOOK, writes("一")).artifact
     second = artifact.build(root, changed(options={}), writes("二")).artifact
     assert artifact.current(root, "corpora", "shuihu") == second
-    assert artifact.problems(first, deep=True) == []
+    assert artifact.find_problems(first, deep=True) == []
     assert artifact.build(root, BOOK, must_not_be_called).result == "unchanged"
     assert artifact.current(root, "corpora", "shuihu") == first
 
@@ -202,7 +204,7 @@ def test_failing_stage_publishes_nothing_and_leaves_no_draft(root: Path, error: 
     with pytest.raises(type(error)):
         artifact.build(root, BOOK, fails(error))
     assert tree(root) == ["corpora", "corpora/shuihu"]
-    assert artifact.names(root, "corpora") == []
+    assert artifact.list_names(root, "corpora") == []
     assert artifact.build(root, BOOK, writes("一")).result == "built"
 
 
@@ -211,7 +213,7 @@ def test_failing_stage_keeps_the_previous_generation(root: Path) -> None:
     with pytest.raises(BadData):
         artifact.build(root, changed(options={}), fails(BadData("broken")))
     assert artifact.current(root, "corpora", "shuihu") == before
-    assert artifact.problems(before, deep=True) == []
+    assert artifact.find_problems(before, deep=True) == []
 
 
 @pytest.mark.parametrize("error", [TryAgain("stopped by a signal"), KeyboardInterrupt(), OSError("disk full")])
@@ -220,9 +222,9 @@ def test_kept_draft_is_passed_to_the_next_build(root: Path, error: BaseException
         artifact.build(root, BOOK, fails(error), keep_draft=True)
     draft = draft_path(root, BOOK)
     assert sorted(os.listdir(draft)) == ["half.txt", "run.json"]
-    assert artifact.names(root, "corpora") == []
+    assert artifact.list_names(root, "corpora") == []
 
-    def resume(folder: Path) -> Content:
+    def resume(folder: Path) -> StageOutput:
         assert folder == draft
         assert (folder / "half.txt").read_text() == "half"
         return writes("一")(folder)
@@ -237,7 +239,7 @@ def test_kept_draft_survives_any_error_unless_it_is_empty(root: Path, error: Exc
         artifact.build(root, BOOK, fails(error), keep_draft=True)
     assert (draft_path(root, BOOK) / "half.txt").exists()
 
-    def fail_at_once(draft: Path) -> Content:
+    def fail_at_once(draft: Path) -> StageOutput:
         raise error
 
     other = Identity("corpora", "other", {}, ())
@@ -247,17 +249,17 @@ def test_kept_draft_survives_any_error_unless_it_is_empty(root: Path, error: Exc
 
 
 def test_damaged_artifact_becomes_the_draft_to_resume(root: Path) -> None:
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         (draft / "precious").touch()
         (draft / "redrawn").write_bytes(b"picture")
-        return Content({})
+        return StageOutput({})
 
     built = artifact.build(root, BOOK, write, keep_draft=True).artifact
     (built.path / "precious").write_bytes(b"")
     (built.path / "redrawn").unlink()
     draft_names: list[str] = []
 
-    def write_again(draft: Path) -> Content:
+    def write_again(draft: Path) -> StageOutput:
         draft_names.extend(path.name for path in draft.iterdir())
         return write(draft)
 
@@ -269,9 +271,9 @@ def test_too_many_rejects_keep_the_draft_and_name_it(root: Path) -> None:
     draft = draft_path(root, BOOK)
     with pytest.raises(TooManyRejects) as caught:
         artifact.build(root, BOOK, fails(TooManyRejects("2 of 3 are bad", hint="look")))
-    assert str(draft) in caught.value.what
+    assert str(draft) in caught.value.message
     assert os.listdir(draft) == ["half.txt"]
-    assert artifact.names(root, "corpora") == []
+    assert artifact.list_names(root, "corpora") == []
     built = artifact.build(root, BOOK, writes("一"))
     assert [record.name for record in built.artifact.manifest.files] == ["part/00000.txt"]
 
@@ -284,7 +286,7 @@ def test_leftover_temporary_in_draft_is_not_published(root: Path) -> None:
     assert [record.name for record in built.artifact.manifest.files] == ["part/00000.txt"]
 
 
-def write_with_scratch(draft: Path) -> Content:
+def write_with_scratch(draft: Path) -> StageOutput:
     """A stage that keeps notes for resuming after a kill."""
     (draft / artifact.SCRATCH / "deep").mkdir(parents=True, exist_ok=True)
     (draft / artifact.SCRATCH / "deep" / "notes").write_text("half")
@@ -299,11 +301,11 @@ def test_scratch_is_neither_listed_nor_published(root: Path) -> None:
 
 
 def test_scratch_is_kept_for_resuming(root: Path) -> None:
-    def stop(draft: Path) -> Content:
+    def stop(draft: Path) -> StageOutput:
         write_with_scratch(draft)
         raise TryAgain("stopped by a signal")
 
-    def resume(draft: Path) -> Content:
+    def resume(draft: Path) -> StageOutput:
         assert (draft / artifact.SCRATCH / "deep" / "notes").read_text() == "half"
         return write_with_scratch(draft)
 
@@ -315,7 +317,7 @@ def test_scratch_is_kept_for_resuming(root: Path) -> None:
 def test_leftover_scratch_in_published_folder_is_deleted(root: Path) -> None:
     built = artifact.build(root, BOOK, writes("一")).artifact
     write_with_scratch(built.path)
-    assert artifact.problems(built, deep=True) == []
+    assert artifact.find_problems(built, deep=True) == []
     assert artifact.build(root, BOOK, must_not_be_called).result == "unchanged"
     assert not built.file(artifact.SCRATCH).exists()
 
@@ -323,7 +325,7 @@ def test_leftover_scratch_in_published_folder_is_deleted(root: Path) -> None:
 def test_hash_of_the_stage_is_used_if_the_size_matches(root: Path) -> None:
     hashed = [FileRecord("part/00000.txt", 3, "from the stage"), FileRecord("part/00001.txt", 4, "of other bytes")]
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         content = writes("一", "二")(draft)
         os.utime(draft / "part" / "00000.txt", (1e9, 1e9))  # older than the manifest, so not hashed after publishing
         return dataclasses.replace(content, hashed=hashed)
@@ -334,7 +336,7 @@ def test_hash_of_the_stage_is_used_if_the_size_matches(root: Path) -> None:
 
 
 def test_run_fields_of_a_stage_go_to_run_json_only(root: Path) -> None:
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         return dataclasses.replace(writes("一")(draft), run={"inputs": {"a.txt": "/home/one/a.txt"}})
 
     built = artifact.build(root, BOOK, write).artifact
@@ -348,13 +350,13 @@ def test_kept_draft_records_its_inputs(root: Path) -> None:
     with pytest.raises(TryAgain):
         artifact.build(root, BOOK, fails(TryAgain("stopped by a signal")), keep_draft=True)
     draft = draft_path(root, BOOK)
-    assert run_of(draft).made_from == BOOK.inputs
+    assert read_run_info(draft).made_from == BOOK.inputs
     (draft / "run.json").unlink()
-    assert run_of(draft).made_from is None
+    assert read_run_info(draft).made_from is None
 
 
 def test_generations_are_numbered_regardless_of_run_fields(root: Path) -> None:
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         return dataclasses.replace(writes("一")(draft), run={"generation": 7})
 
     built = [artifact.build(root, changed(options={"x": x}), write).artifact for x in range(3)]
@@ -363,11 +365,11 @@ def test_generations_are_numbered_regardless_of_run_fields(root: Path) -> None:
 
 
 def test_concurrent_build_of_same_name_raises_try_again(root: Path) -> None:
-    def build_again(draft: Path) -> Content:
+    def build_again(draft: Path) -> StageOutput:
         with pytest.raises(TryAgain) as caught:
             artifact.build(root, BOOK, must_not_be_called)
         assert caught.value.exit_code == 75
-        assert "clean shuihu" in caught.value.what
+        assert "clean shuihu" in caught.value.message
         return writes("一")(draft)
 
     assert artifact.build(root, BOOK, build_again).result == "built"
@@ -396,13 +398,13 @@ def test_flipped_bit_is_found_and_artifact_is_rebuilt(root: Path) -> None:
     age_files(built)
     path = built.file("part/00000.txt")
     flip(path)
-    assert artifact.problems(built) == [f"{path}: content differs from the manifest's sha256"]
+    assert artifact.find_problems(built) == [f"{path}: content differs from the manifest's sha256"]
     with pytest.raises(BadData, match=r"00000\.txt: content differs") as caught:
-        artifact.require_whole(built)
+        artifact.require_intact(built)
     assert (caught.value.exit_code, caught.value.hint) == (65, "`clean` it again")
     again = artifact.build(root, BOOK, writes("ink", "stone"))
     assert again.result == "built"
-    assert (again.artifact.digest, artifact.problems(again.artifact, deep=True)) == (built.digest, [])
+    assert (again.artifact.digest, artifact.find_problems(again.artifact, deep=True)) == (built.digest, [])
 
 
 def test_change_at_the_timestamp_of_the_manifest_is_found(root: Path) -> None:
@@ -411,7 +413,7 @@ def test_change_at_the_timestamp_of_the_manifest_is_found(root: Path) -> None:
     path, published_at = built.file("part/00000.txt"), built.file("manifest.json").stat().st_mtime_ns
     flip(path)
     os.utime(path, ns=(published_at, published_at))
-    assert artifact.problems(built) == [f"{path}: content differs from the manifest's sha256"]
+    assert artifact.find_problems(built) == [f"{path}: content differs from the manifest's sha256"]
 
 
 def test_deep_check_finds_bit_rot(root: Path) -> None:
@@ -420,15 +422,15 @@ def test_deep_check_finds_bit_rot(root: Path) -> None:
     path = built.file("part/00000.txt")
     flip(path)
     os.utime(path, (1e9, 1e9))  # a disk flips bits without changing the timestamp
-    assert artifact.problems(built) == []
-    assert artifact.problems(built, deep=True) == [f"{path}: content differs from the manifest's sha256"]
+    assert artifact.find_problems(built) == []
+    assert artifact.find_problems(built, deep=True) == [f"{path}: content differs from the manifest's sha256"]
 
 
 def test_unmodified_files_are_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = artifact.build(root, BOOK, writes("ink", "stone")).artifact
     age_files(built)
     monkeypatch.setattr(files, "sha256_of", fail_if_read)
-    assert artifact.problems(built) == []
+    assert artifact.find_problems(built) == []
     assert artifact.build(root, BOOK, must_not_be_called).result == "unchanged"
 
 
@@ -436,52 +438,54 @@ def test_links_to_an_earlier_generation_are_not_read(root: Path, monkeypatch: py
     first = artifact.build(root, BOOK, writes("ink")).artifact
     age_files(first)
 
-    def link(draft: Path) -> Content:
+    def link(draft: Path) -> StageOutput:
         files.link_or_copy(first.file("part/00000.txt"), draft / "00000.txt")
-        return Content({})
+        return StageOutput({})
 
     second = artifact.build(root, changed(options={}), link).artifact
     monkeypatch.setattr(files, "sha256_of", fail_if_read)
-    assert artifact.problems(first) == artifact.problems(second) == []
+    assert artifact.find_problems(first) == artifact.find_problems(second) == []
 
 
 def test_copy_without_timestamps_is_intact(root: Path, tmp_path: Path) -> None:
     built = artifact.build(root, BOOK, writes("ink", "stone")).artifact
     copied = artifact.read(shutil.copytree(built.path, tmp_path / "copy", copy_function=shutil.copyfile))
-    assert artifact.problems(copied) == []
+    assert artifact.find_problems(copied) == []
     flip(copied.file("part/00001.txt"))
-    assert artifact.problems(copied) == [f"{copied.file('part/00001.txt')}: content differs from the manifest's sha256"]
+    assert artifact.find_problems(copied) == [
+        f"{copied.file('part/00001.txt')}: content differs from the manifest's sha256"
+    ]
 
 
 def test_truncated_file_is_found_and_rebuilt(root: Path) -> None:
     """Case 47."""
     built = artifact.build(root, BOOK, writes("一", "二")).artifact
     os.truncate(built.file("part/00001.txt"), 1)
-    assert "1 bytes where the manifest says 3" in artifact.problems(built)[0]
+    assert "1 bytes where the manifest says 3" in artifact.find_problems(built)[0]
     with pytest.raises(BadData) as caught:
-        artifact.require_whole(built)
+        artifact.require_intact(built)
     assert caught.value.exit_code == 65
     again = artifact.build(root, BOOK, writes("一", "二"))
     assert again.result == "built"
-    assert artifact.problems(again.artifact, deep=True) == []
+    assert artifact.find_problems(again.artifact, deep=True) == []
 
 
 def test_missing_file_is_found_and_rebuilt(root: Path) -> None:
     """Case 47."""
     built = artifact.build(root, BOOK, writes("一", "二")).artifact
     built.file("part/00001.txt").unlink()
-    assert artifact.problems(built) == [f"{built.file('part/00001.txt')}: missing"]
+    assert artifact.find_problems(built) == [f"{built.file('part/00001.txt')}: missing"]
     assert artifact.build(root, BOOK, writes("一", "二")).result == "built"
 
 
 def test_additional_file_is_listed_and_harmless(root: Path) -> None:
     """Case 47."""
     built = artifact.build(root, BOOK, writes("一")).artifact
-    assert artifact.unlisted(built) == []
+    assert artifact.unlisted_files(built) == []
     (built.path / "part" / "00001.txt").write_text("二")
     (built.path / "notes").touch()
-    assert artifact.unlisted(built) == ["notes", "part/00001.txt"]
-    assert artifact.problems(built, deep=True) == []
+    assert artifact.unlisted_files(built) == ["notes", "part/00001.txt"]
+    assert artifact.find_problems(built, deep=True) == []
     assert artifact.build(root, BOOK, must_not_be_called).result == "unchanged"
 
 
@@ -497,7 +501,7 @@ def test_files_swapped_between_artifacts_are_found(root: Path) -> None:
         shutil.copyfile(other.file(name), one.file(name))
         shutil.copyfile(swap, other.file(name))
     for built in (one, other):
-        same_size, other_size = artifact.problems(built)
+        same_size, other_size = artifact.find_problems(built)
         assert "00000.txt: content differs" in same_size
         assert "bytes where the manifest says" in other_size
 
@@ -508,8 +512,8 @@ def test_deep_check_finds_moved_in_file_of_same_size(root: Path) -> None:
     other = artifact.build(root, changed(options={}), writes("INK")).artifact
     age_files(other)
     os.replace(other.file("part/00000.txt"), one.file("part/00000.txt"))
-    assert artifact.problems(one) == []
-    assert "content differs" in artifact.problems(one, deep=True)[0]
+    assert artifact.find_problems(one) == []
+    assert "content differs" in artifact.find_problems(one, deep=True)[0]
 
 
 def damage_manifest(target: Artifact, content: bytes | None) -> None:
@@ -586,7 +590,7 @@ def test_error_of_damaged_artifact_names_newest_intact_one(root: Path) -> None:
     second = artifact.build(root, changed(options={}), writes("二")).artifact
     second.file("part/00000.txt").unlink()
     with pytest.raises(BadData, match="missing") as caught:
-        artifact.require_whole(second)
+        artifact.require_intact(second)
     assert first.ref in caught.value.hint
 
 
@@ -619,14 +623,14 @@ def test_manifest_with_other_sha256_is_another_input(root: Path) -> None:
     manifest["files"][0]["sha256"] = "0" * 64
     built.file("manifest.json").write_text(json.dumps(manifest))
     tampered = artifact.read(built.path)
-    assert "content differs" in artifact.problems(tampered, deep=True)[0]
+    assert "content differs" in artifact.find_problems(tampered, deep=True)[0]
     assert tampered.as_input("corpus") != built.as_input("corpus")
 
 
 def test_artifact_without_files_raises_internal_error(root: Path) -> None:
-    built = artifact.build(root, BOOK, lambda draft: Content({})).artifact
+    built = artifact.build(root, BOOK, lambda draft: StageOutput({})).artifact
     with pytest.raises(InternalError):
-        artifact.require_whole(built)
+        artifact.require_intact(built)
 
 
 def test_artifact_is_found_by_name_key_and_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -711,16 +715,16 @@ def test_name_that_could_be_a_path_is_refused(root: Path, name: str) -> None:
     ],
 )
 def test_name_is_derived_from_path(path: str, name: str) -> None:
-    assert name_from(path) == name
+    assert name_from_path(path) == name
 
 
 @given(st.text(st.characters(exclude_characters="+")))
 def test_name_from_any_path_is_valid(path: str) -> None:
-    assert is_name(name_from(path))
+    assert is_valid_name(name_from_path(path))
 
 
 def test_name_from_path_that_starts_with_plus_is_valid() -> None:
-    assert is_name(name_from("+more.txt"))
+    assert is_valid_name(name_from_path("+more.txt"))
 
 
 def test_lease_ends_with_its_block_and_passes_errors_on(root: Path) -> None:
@@ -735,7 +739,7 @@ def test_lease_ends_with_its_block_and_passes_errors_on(root: Path) -> None:
 
 def test_lease_on_pruned_artifact_raises_input_missing(root: Path) -> None:
     built = artifact.build(root, BOOK, writes("一")).artifact
-    files.throw_away(built.path)
+    files.discard_folder(built.path)
     with pytest.raises(InputMissing, match="pruned meanwhile") as caught, artifact.lease(built):
         pytest.fail("got a lease on a deleted artifact")
     assert (caught.value.exit_code, "again" in caught.value.hint) == (66, True)
@@ -764,7 +768,7 @@ def assert_survived(root: Path, *generations: Artifact) -> None:
     assert current.manifest.key in [generation.manifest.key for generation in generations]
     for path in artifact.generations(root):
         published = artifact.read(path)
-        assert artifact.problems(published, deep=True) == []
+        assert artifact.find_problems(published, deep=True) == []
         assert published.digest in [generation.digest for generation in generations]
     assert not locks.is_locked(root / "corpora" / "shuihu" / ".lock")
 
@@ -795,7 +799,7 @@ def test_running_out_of_file_descriptors_keeps_old_generation(root: Path) -> Non
         assert artifact.build(root, PLAIN, writes("一", "二")).artifact.digest == expected.digest
         assert leftovers(root) == []
         shutil.rmtree(root / "corpora" / "shuihu" / PLAIN.key)
-        files.point(root / "corpora" / "shuihu" / "current", old.manifest.key)
+        files.point_symlink(root / "corpora" / "shuihu" / "current", old.manifest.key)
     assert codes.count(74) >= 2, "one failure at the lock, and one at a file after it"
 
 
@@ -808,9 +812,9 @@ from pipeline.store.manifest import Identity
 root = Path(sys.argv[1])
 book = artifact.find(root, "corpora", "shuihu")
 with artifact.lease(book):
-    print(book.ref, artifact.problems(book, deep=True))
+    print(book.ref, artifact.find_problems(book, deep=True))
 try:
-    artifact.build(root, Identity("corpora", "shuihu", {"x": 2}, ()), lambda draft: artifact.Content({}))
+    artifact.build(root, Identity("corpora", "shuihu", {"x": 2}, ()), lambda draft: artifact.StageOutput({}))
 except OSError as error:
     print(errors.from_os_error(error))
 """
@@ -853,7 +857,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_flock_a_live_holder_still_blocks(root: Path) -> None:
     """Case 75."""
 
-    def refused(draft: Path) -> Content:
+    def refused(draft: Path) -> StageOutput:
         assert in_child(lambda: artifact.build(root, BOOK, must_not_be_called)) == 75
         return writes("一")(draft)
 
@@ -871,7 +875,7 @@ def test_of_two_hosts_that_build_the_same_only_one_publishes(
     old = artifact.build(root, changed(options={}), writes("old")).artifact
     published = []
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         if moment == "after writing":
             writes("一")(draft)
         published.append(artifact.build(root, BOOK, writes("一"), keep_draft=keep_draft).artifact)
@@ -904,7 +908,7 @@ def test_generation_published_by_another_process_is_not_replaced(
     rival = artifact.build(root / "other", BOOK, writes("一")).artifact
     rival.file("run.json").write_text('{"host": "rival", "generation": 1}')
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         if moment == "during the build":
             shutil.copytree(rival.path, draft.with_name(BOOK.key))
         else:
@@ -949,7 +953,7 @@ def test_two_simultaneous_builds_without_flock_leave_an_intact_generation(root: 
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         assert set(codes) <= {0, 66, 74, 75}, codes  # 66 and 74: the other process took the draft away
         for path in artifact.generations(root):
-            assert artifact.problems(artifact.read(path), deep=True) == []
+            assert artifact.find_problems(artifact.read(path), deep=True) == []
         assert_survived(root, artifact.build(root, BOOK, writes("一", "二")).artifact, expected)
         assert leftovers(root) == []
         shutil.rmtree(root / "corpora" / "shuihu")
@@ -967,4 +971,4 @@ def test_folder_that_cannot_be_listed_is_not_skipped(root: Path, monkeypatch: py
     monkeypatch.setattr(files, "remove_tree", lambda path: None)  # it would fail in the same way
     with pytest.raises(OSError, match="too many open files"):
         artifact.build(root, BOOK, writes("一"))
-    assert artifact.names(root, "corpora") == []
+    assert artifact.list_names(root, "corpora") == []

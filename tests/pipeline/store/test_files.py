@@ -124,7 +124,7 @@ def test_cut_to_zero_forgets_earlier_bytes(before: list[bytes], after: list[byte
     for data in before:
         out.write(data)
     assert out.sha256 == hashlib.sha256(b"".join(before)).hexdigest()
-    out.cut(0)
+    out.truncate(0)
     for data in after:
         out.write(data)
     expected = b"".join(after)
@@ -168,7 +168,7 @@ def test_publishing_over_a_file_fails_and_keeps_both(tmp_path: Path) -> None:
 def test_point_replaces_a_relative_symlink(tmp_path: Path) -> None:
     for key in ("first", "second"):
         folder_with(tmp_path / key, key)
-        files.point(tmp_path / "current", key)
+        files.point_symlink(tmp_path / "current", key)
         assert os.readlink(tmp_path / "current") == key
         assert (tmp_path / "current" / "deep" / "a.txt").read_text() == key
     assert sorted(os.listdir(tmp_path)) == ["current", "first", "second"]

@@ -23,7 +23,7 @@ HOLD_THE_LOCK = """
 import subprocess, sys
 from pathlib import Path
 from pipeline.store import locks
-with locks.lock(Path(sys.argv[1]), doing="clean pile"):
+with locks.lock(Path(sys.argv[1]), action="clean pile"):
     child = subprocess.Popen(["sleep", "30"])
     print(child.pid, flush=True)
     child.wait()
@@ -48,8 +48,8 @@ def test_second_process_gets_try_again_at_once(tmp_path: Path) -> None:
             pytest.fail("two processes hold the lock")
         assert time.monotonic() - start < 1
         assert caught.value.exit_code == 75
-        assert str(holder.pid) in caught.value.what
-        assert "clean pile" in caught.value.what
+        assert str(holder.pid) in caught.value.message
+        assert "clean pile" in caught.value.message
         assert locks.is_locked(path)
 
 
@@ -59,8 +59,8 @@ def test_killed_holder_frees_the_lock_though_its_child_lives(tmp_path: Path) -> 
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         assert not locks.is_locked(path)
-        with locks.lock(path, doing="tokenize"):
-            holder_now = locks.holder(path)
+        with locks.lock(path, action="tokenize"):
+            holder_now = locks.current_holder(path)
             assert holder_now
             assert (holder_now.pid, holder_now.doing) == (os.getpid(), "tokenize")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import tokenizers
-from pipeline.tokenizers import Characters, Integers, Tokenizer, Unfolding
+from pipeline.tokenizers import Characters, IncrementalDetokenizer, Integers, Tokenizer
 from pipeline.tokenizers import stage as train_tokenizer
 
 TEXT = "话说天下大势，分久必合。The old ferryman 合久必分！\n" * 20
@@ -20,7 +20,7 @@ TEXT = "话说天下大势，分久必合。The old ferryman 合久必分！\n" 
 def train_tokenizer_of(folder: Path, kind: str) -> Tokenizer:
     text = folder / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    sentences = train_tokenizer.sentences_of(folder, str(text))
+    sentences = train_tokenizer.find_sentences(folder, str(text))
     return tokenizers.find(folder, train_tokenizer.train(folder, kind, *sentences, kind, 284).artifact.ref)[0]
 
 
@@ -35,7 +35,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def detokenize(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    unfolding = Unfolding(tokenizer)
+    unfolding = IncrementalDetokenizer(tokenizer)
     return [unfolding.add(token) for token in ids]
 
 
@@ -61,9 +61,9 @@ def test_character_of_several_tokens_is_emitted_with_the_last(shared: Path) -> N
 
 def test_continuation_keeps_its_leading_space(shared: Path) -> None:
     tokenizer = tokenizers.Tiktoken.named("r50k_base")
-    assert Unfolding(tokenizer, 5).add(tokenizer.encode(" world")[0]) == " world"
-    assert Unfolding(Integers(10), 5).add(6) == " 6"
-    assert Unfolding(Integers(10)).add(6) == "6"
+    assert IncrementalDetokenizer(tokenizer, 5).add(tokenizer.encode(" world")[0]) == " world"
+    assert IncrementalDetokenizer(Integers(10), 5).add(6) == " 6"
+    assert IncrementalDetokenizer(Integers(10)).add(6) == "6"
 
 
 def test_end_of_text_adds_nothing(tokenizer: Tokenizer) -> None:

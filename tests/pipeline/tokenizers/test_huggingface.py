@@ -21,8 +21,8 @@ from pipeline.tokenizers import (
     SentencePiece,
     Tiktoken,
     Tokenizer,
+    bpe_merges,
     huggingface,
-    merges,
     open_folder,
     require_same_ids,
     tokenizer_json,
@@ -69,7 +69,7 @@ def test_real_texts_have_the_same_ids(pair: tuple[Tokenizer, Any], shared: Path,
 def texts(path: Path) -> list[str]:
     """Return the beginnings of a file's documents, or the lines of a novel."""
     merge_list, size = [], 0
-    for document in readers.read(path, Ledger(), print):
+    for document in readers.read_documents(path, Ledger(), print):
         for text in document.text.split("\n") if path.suffix == ".txt" else [document.text]:
             merge_list.append(text[: _EACH - size])
             size += len(merge_list[-1])
@@ -143,7 +143,7 @@ def test_missing_package_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
 
 def test_leftmost_merge_of_a_piece_comes_first() -> None:
     pieces = ["a", "b", "ab", "ba", "aba", "ababa"]
-    merge_list = merges({piece: rank for rank, piece in enumerate(pieces)})
+    merge_list = bpe_merges({piece: rank for rank, piece in enumerate(pieces)})
     assert merge_list[:2] == [("a", "b"), ("b", "a")]
     assert merge_list[2:4] == [("ab", "a"), ("a", "ba")], "of `ab a ba` the first two are merged"
     assert merge_list[4:] == [("ab", "aba"), ("aba", "ba")]

@@ -27,10 +27,10 @@ from pipeline.clean import stage as corpus
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import inputs as raw
 from pipeline.store import artifact
-from pipeline.store.artifact import Artifact, Built, Content
+from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import (
     END_OF_TEXT,
@@ -64,11 +64,11 @@ TRICKY = [
 ENCODINGS_HERE = ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"]
 
 
-def train(root: Path, text: str, kind: str, vocab_size: int, name: str = "small") -> Built:
+def train(root: Path, text: str, kind: str, vocab_size: int, name: str = "small") -> BuildResult:
     root.mkdir(parents=True, exist_ok=True)
     sentences = root / "sentences.txt"
     sentences.write_text(text, encoding="utf-8", newline="\n")
-    return train_tokenizer.train(root, name, *train_tokenizer.sentences_of(root, str(sentences)), kind, vocab_size)
+    return train_tokenizer.train(root, name, *train_tokenizer.find_sentences(root, str(sentences)), kind, vocab_size)
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,7 @@ def rows(encoded: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
 
 def shown(tokenizer: Tokenizer, text: str) -> str:
     """Return the text with □ for each unknown character."""
-    unknown = tokenizer.unknown(text)
+    unknown = tokenizer.unknown_characters(text)
     return "".join("□" if character in unknown else character for character in text)
 
 
@@ -119,8 +119,8 @@ def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
 
 
 def test_only_the_character_tokenizer_has_unknown_characters(tokenizer: Tokenizer) -> None:
-    assert tokenizer.unknown("砚𠮷") == ""
-    assert tokenizer.unknown("龘q龘𪛖") == ("龘q𪛖" if tokenizer.kind == "char" else "")
+    assert tokenizer.unknown_characters("砚𠮷") == ""
+    assert tokenizer.unknown_characters("龘q龘𪛖") == ("龘q𪛖" if tokenizer.kind == "char" else "")
 
 
 def test_batch_encoding_equals_single_encoding(tokenizer: Tokenizer) -> None:
@@ -310,7 +310,7 @@ def test_real_texts_cut_at_boundaries_keep_their_ids(
 
 def joined(path: Path) -> str:
     """Join all documents of a file."""
-    return "\n".join(document.text for document in readers.read(path, Ledger(), print))
+    return "\n".join(document.text for document in readers.read_documents(path, Ledger(), print))
 
 
 def test_unigram_model_has_no_boundary(opened: Callable[[str], Tokenizer]) -> None:
@@ -370,7 +370,7 @@ def test_sentencepiece_round_trips_any_text(trained: Callable[[str], Artifact], 
 
 def test_sentencepiece_reports_the_lower_block_as_unknown(sentencepiece: Tokenizer) -> None:
     assert sentencepiece.decode(sentencepiece.encode("a▁b")) == "a b"
-    assert sentencepiece.unknown("a▁b") == "▁"
+    assert sentencepiece.unknown_characters("a▁b") == "▁"
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
@@ -391,7 +391,7 @@ def test_repeated_training_is_unchanged(root: Path) -> None:
 def test_too_large_a_vocabulary_names_the_largest_possible_size(root: Path, kind: str) -> None:
     with pytest.raises(BadData, match="50,000") as caught:
         train(root, BOOK[:3000], kind, 50_000)
-    possible = int(re.findall(r"[\d,]+ at most", caught.value.what)[-1].split()[0].replace(",", ""))
+    possible = int(re.findall(r"[\d,]+ at most", caught.value.message)[-1].split()[0].replace(",", ""))
     assert train(root, BOOK[:3000], kind, possible).artifact.manifest.counts["vocab_size"] == possible
 
 
@@ -415,7 +415,7 @@ def test_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
     path.write_bytes("砚山".encode("gb18030"))
     for kind in train_tokenizer.KINDS:
         with pytest.raises(BadData, match="not UTF-8"):
-            train_tokenizer.train(root, "small", *train_tokenizer.sentences_of(root, str(path)), kind, 500)
+            train_tokenizer.train(root, "small", *train_tokenizer.find_sentences(root, str(path)), kind, 500)
 
 
 def test_unknown_kind_raises_bad_config(root: Path) -> None:
@@ -516,7 +516,7 @@ def test_character_limit_keeps_the_most_frequent_and_names_the_unknown(root: Pat
     assert tokenizer.vocab_size == 4
     assert tokenizer.encode("山水石𠮷") == [2, 3, 1, 1]
     assert tokenizer.decode([2, 3, 1, 1]) == "山水□□"
-    assert tokenizer.unknown("山石水𠮷石") == "石𠮷"
+    assert tokenizer.unknown_characters("山石水𠮷石") == "石𠮷"
 
 
 def test_character_vocabulary_of_one_raises_bad_config(root: Path) -> None:
@@ -535,7 +535,7 @@ def test_integers_are_their_own_ids() -> None:
     assert numbers.encode("1,2 3, 99") == [1, 2, 3, 99]
     assert numbers.decode([1, 2, 0, 99]) == "1 2 99"
     assert rows(numbers.encode_batch(["1,2", "", "3"])) == [[1, 2], [], [3]]
-    assert numbers.unknown("1") == ""
+    assert numbers.unknown_characters("1") == ""
 
 
 @pytest.mark.parametrize("text", ["one", "100", "-1", END_OF_TEXT, "1.5"])
@@ -584,9 +584,9 @@ def test_damaged_tokenizer_raises_bad_data(root: Path) -> None:
 
 
 def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
-    inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    corpus_artifact = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
-    sentences, made_from = train_tokenizer.sentences_of(root, "book")
+    inputs = raw.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
+    corpus_artifact = corpus.clean(root, "book", inputs, corpus.CleanOptions(), SilentProgress()).artifact
+    sentences, made_from = train_tokenizer.find_sentences(root, "book")
     assert sentences == corpus_artifact.file("sentences.txt")
     assert made_from.digest == corpus_artifact.digest
 
@@ -597,17 +597,17 @@ def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
 def corpus_of(root: Path, sentences: str, report: dict[str, Any] | None) -> Artifact:
     """Publish a corpus of these sentences; without a report, one in the old format."""
 
-    def write(draft: Path) -> Content:
+    def write(draft: Path) -> StageOutput:
         (draft / "sentences.txt").write_text(sentences, encoding="utf-8", newline="\n")
         if report is not None:
             (draft / "report.json").write_bytes(msgspec.json.encode(report))
-        return Content({})
+        return StageOutput({})
 
     return artifact.build(root, Identity("corpora", "book", {"report": report}, ()), write).artifact
 
 
 def train_on(root: Path, kind: str, vocab_size: int) -> Artifact:
-    return train_tokenizer.train(root, "book", *train_tokenizer.sentences_of(root, "book"), kind, vocab_size).artifact
+    return train_tokenizer.train(root, "book", *train_tokenizer.find_sentences(root, "book"), kind, vocab_size).artifact
 
 
 def run_of(tokenizer_artifact: Artifact) -> dict[str, Any]:
@@ -648,8 +648,8 @@ AS_EVER = {
 
 
 def test_training_uses_the_settings_of_the_corpus_report(root: Path) -> None:
-    inputs = raw.inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    book = corpus.clean(root, "book", inputs, corpus.CleanOptions(), Silent()).artifact
+    inputs = raw.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
+    book = corpus.clean(root, "book", inputs, corpus.CleanOptions(), SilentProgress()).artifact
     settings = msgspec.json.decode(book.file("report.json").read_bytes())["tokenizer"]
     longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
     assert settings["max_sentence_length"] == max(longest, 4192)
@@ -685,7 +685,7 @@ def test_corpora_without_settings_and_plain_files_use_the_defaults(root: Path, t
     (tmp_path / "report.json").write_text('{"tokenizer":{"character_coverage":0.98}}')  # is nothing to a plain file
     models = [
         train_on(root, "bpe", 2600),
-        train_tokenizer.train(root, "plain", *train_tokenizer.sentences_of(root, str(plain)), "bpe", 2600).artifact,
+        train_tokenizer.train(root, "plain", *train_tokenizer.find_sentences(root, str(plain)), "bpe", 2600).artifact,
     ]
     for tokenizer_artifact in models:
         assert tokenizer_artifact.manifest.options == {"stage": 2, "kind": "bpe", "vocab_size": 2600}
@@ -717,13 +717,13 @@ def test_suggested_size_that_cannot_be_trained_is_not_named(root: Path) -> None:
 
 def test_size_far_from_the_suggestion_gives_a_warning(root: Path) -> None:
     corpus_of(root, BOOK, {"tokenizer": {"vocab_size": 8000}})
-    sentences, made_from = train_tokenizer.sentences_of(root, "book")
-    warning = train_tokenizer.advice(sentences, made_from, "bpe", 2600)
+    sentences, made_from = train_tokenizer.find_sentences(root, "book")
+    warning = train_tokenizer.size_warning(sentences, made_from, "bpe", 2600)
     assert "--vocab-size 8000" in warning
     assert "2,600" in warning
     assert train_on(root, "bpe", 2600).manifest.counts["vocab_size"] == 2600
-    assert train_tokenizer.advice(sentences, made_from, "bpe", 6000) == ""
-    assert train_tokenizer.advice(sentences, made_from, "char", 0) == ""
+    assert train_tokenizer.size_warning(sentences, made_from, "bpe", 6000) == ""
+    assert train_tokenizer.size_warning(sentences, made_from, "char", 0) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tokenizer":{"byte_fallback":"yes"}}', b"\xff"])
@@ -744,7 +744,7 @@ def encoding(request: pytest.FixtureRequest, shared: Path) -> Tiktoken:
 
 @pytest.mark.parametrize("name", ["pile_val.jsonl.zst", "shuihu_raw.txt"])
 def test_gigatoken_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: Path, name: str) -> None:
-    texts = [document.text for document in readers.read(shared / "data" / name, Ledger(), print)]
+    texts = [document.text for document in readers.read_documents(shared / "data" / name, Ledger(), print)]
     texts = [line for text in texts for line in text.split("\n")] if name.endswith(".txt") else texts
     fast = rows(encoding.encode_batch(texts))
     slow = tiktoken.get_encoding(encoding.name).encode_ordinary_batch(texts, num_threads=2)
@@ -837,4 +837,4 @@ def test_missing_ranks_without_a_network_ask_to_try_again(
     assert failed["result"] == "failed"
     assert "r50k_base" in failed["error"]
     assert "TIKTOKEN_CACHE_DIR" in failed["hint"]
-    assert not artifact.names(tmp_path / "artifacts", "tokens")
+    assert not artifact.list_names(tmp_path / "artifacts", "tokens")

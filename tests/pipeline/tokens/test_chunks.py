@@ -29,7 +29,13 @@ ANYWHERE, WORDS = Characters.boundary, Tiktoken.boundary
 def small() -> Iterator[None]:
     """Shrink all sizes to a few hundred bytes at most."""
     with pytest.MonkeyPatch.context() as patch:
-        sizes = {"PIECE_BYTES": CHUNK, "UNIT_BYTES": UNIT, "LONG_LINE": LONG, "MAX_LINE": MAX, "_EXCERPT": EXCERPT}
+        sizes = {
+            "CHUNK_BYTES": CHUNK,
+            "UNIT_BYTES": UNIT,
+            "LONG_LINE": LONG,
+            "MAX_LINE_BYTES": MAX,
+            "_EXCERPT": EXCERPT,
+        }
         for name, size in sizes.items():
             patch.setattr(chunks, name, size)
         yield
@@ -75,7 +81,7 @@ CUTS = st.lists(st.integers(0, 1 << 20), max_size=20)
 @given(lines_up_to(MAX - 1), CUTS)
 @settings(max_examples=300)
 def test_chunks_concatenate_to_the_text_for_any_blocks(text: bytes, cuts: list[int]) -> None:
-    actual = plain(chunks.cut(in_blocks(text, cuts)))
+    actual = plain(chunks.split_chunks(in_blocks(text, cuts)))
     assert b"".join(chunk.data for chunk in actual) == text
     assert [chunk.offset for chunk in actual] == [sum(len(c.data) for c in actual[:n]) for n in range(len(actual))]
     assert actual == naive(text)
@@ -83,7 +89,7 @@ def test_chunks_concatenate_to_the_text_for_any_blocks(text: bytes, cuts: list[i
 
 @given(lines_up_to(MAX - 1))
 def test_chunk_holds_complete_lines_that_begin_in_one_range(text: bytes) -> None:
-    for chunk in chunks.cut(iter([text])):
+    for chunk in chunks.split_chunks(iter([text])):
         starts = [chunk.offset + match.end() for match in re.finditer(rb"\n(?=.)", chunk.data, re.S)]
         assert {start // CHUNK for start in (chunk.offset, *starts)} == {chunk.offset // CHUNK}
         assert chunk.unit == chunk.offset // UNIT
@@ -94,7 +100,7 @@ def test_chunk_holds_complete_lines_that_begin_in_one_range(text: bytes) -> None
 @settings(max_examples=300)
 def test_overlong_line_is_cut_and_later_offsets_are_right(text: bytes, whole: bool) -> None:
     blocks = iter([text]) if whole else (text[at : at + 1] for at in range(len(text)))
-    actual = plain(chunks.cut(blocks))
+    actual = plain(chunks.split_chunks(blocks))
     assert actual == naive(text)
     assert all(text.startswith(chunk.data, chunk.offset) for chunk in actual)
 
@@ -102,11 +108,11 @@ def test_overlong_line_is_cut_and_later_offsets_are_right(text: bytes, whole: bo
 @given(lines_up_to(3 * MAX), CUTS)
 @example(b"x" * 200 + b"\n" + b"line\n" * 30, [150])
 def test_chunks_after_an_overlong_line_do_not_depend_on_blocks(text: bytes, cuts: list[int]) -> None:
-    assert plain(chunks.cut(in_blocks(text, cuts))) == naive(text)
+    assert plain(chunks.split_chunks(in_blocks(text, cuts))) == naive(text)
 
 
 def test_empty_text_has_no_chunks() -> None:
-    assert list(chunks.cut(iter([]))) == list(chunks.cut(iter([b"", b""]))) == []
+    assert list(chunks.split_chunks(iter([]))) == list(chunks.split_chunks(iter([b"", b""]))) == []
 
 
 # The parts of a long document
@@ -187,7 +193,7 @@ FRAGMENTS += ["水".encode(), b"\xe6", b"\xb0", b"\xff", b"\n", b"\0", b"abcdefg
 @example([b"abcdefghijklm", b"\xe6"], 1)
 def test_invalid_text_is_invalid_in_parts_too(fragments: list[bytes], part: int) -> None:
     line = b'{"text":"' + b"".join(fragments) + b'"}'
-    record = jsonl.parse(line)
+    record = jsonl.parse_line(line)
     try:
         actual = "".join(parts_of(line, part, ANYWHERE))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -270,7 +276,7 @@ def test_line_of_300_mb_is_cut_in_less_than_700_mib() -> None:
         '    yield b\'{"text":"\'\n'
         "    yield from [b'the quick brown fox ' * 50_000] * 300\n"
         "    yield b'\"}\\n'\n"
-        "(chunk,) = chunks.cut(blocks())\n"
+        "(chunk,) = chunks.split_chunks(blocks())\n"
         "assert chunk.long and len(chunk.data) == 300_000_012\n"
         "parts = chunks.LongText(chunk.data).parts(re.compile('(?<=[a-z])(?= [a-z])'))\n"
         "assert sum(map(len, parts)) == 300_000_000"
@@ -284,7 +290,7 @@ def test_line_of_a_gibibyte_is_skipped_and_the_next_is_read() -> None:
         "def blocks():\n"
         "    yield from [bytes(1 << 20)] * 1024\n"
         "    yield b'\\nand on'\n"
-        "first, after = chunks.cut(blocks())\n"
+        "first, after = chunks.split_chunks(blocks())\n"
         "assert first.overlong and first.offset == 0 and len(first.data) < 2000\n"
         "assert (after.offset, after.data) == ((1 << 30) + 1, b'and on')"
     )

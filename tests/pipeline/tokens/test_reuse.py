@@ -21,7 +21,7 @@ from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
 from pipeline.tokens import chunks, reuse
 from pipeline.tokens import stage as tokenize
-from pipeline.tokens.stage import Inputs, TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from tests.pipeline.store.test_artifact import in_child
 from tests.support import chaos
 from tests.support.tokenizing import LETTERS, checksums, rejects
@@ -43,12 +43,12 @@ FIVE: Content = {f"{name}.jsonl": texts(name) for name in "abcde"}
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make three units per file of twelve documents, and skip processes and fsync to save time."""
     monkeypatch.setattr(chunks, "UNIT_BYTES", 110)
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 55)
-    monkeypatch.setattr(workers, "isolated", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 55)
+    monkeypatch.setattr(workers, "run_isolated", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def sources(folder: Path, content: Content, order: list[str] | None = None, val: str = "") -> Inputs:
+def sources(folder: Path, content: Content, order: list[str] | None = None, val: str = "") -> TokenizeInputs:
     """Write the files of `content`; a file that already has these bytes keeps its time."""
     folder.mkdir(exist_ok=True)
     for name, documents in content.items():
@@ -58,12 +58,12 @@ def sources(folder: Path, content: Content, order: list[str] | None = None, val:
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
     entries = tuple(opened(folder / name) for name in order or sorted(content))
-    return Inputs(
+    return TokenizeInputs(
         tuple(file for file in entries if file.name != val), tuple(file for file in entries if file.name == val)
     )
 
 
-def build(root: Path, inputs: Inputs, **options: Any) -> Artifact:
+def build(root: Path, inputs: TokenizeInputs, **options: Any) -> Artifact:
     settings = {"max_bad": 1.0, **options}
     return tokenize_some(root, inputs, **settings).artifact
 
@@ -72,7 +72,7 @@ def assert_same(one: Artifact, other: Artifact) -> None:
     """Compare byte for byte, the manifest included."""
     assert checksums(one) == checksums(other)
     assert one.digest == other.digest
-    assert artifact.problems(one, deep=True) == []
+    assert artifact.find_problems(one, deep=True) == []
 
 
 def reused(made: Artifact, before: Artifact) -> set[str]:
@@ -107,7 +107,7 @@ def test_bytes_equal_a_fresh_build_after_any_source_change(root: Path, tmp_path:
     letters = sorted(name[0] for name in content)
     assert {letters[int(name.split("-")[1])] for name in reused(tokens, before)} == finished
     assert leftovers(root) == []
-    assert artifact.problems(before, deep=True) == []
+    assert artifact.find_problems(before, deep=True) == []
 
 
 def test_reordered_files_are_reused_under_new_numbers(root: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ class Counting(Progress):
             raise TryAgain(saved)
 
 
-def build_with(root: Path, inputs: Inputs, progress: Counting) -> Artifact:
+def build_with(root: Path, inputs: TokenizeInputs, progress: Counting) -> Artifact:
     options = TokenizeOptions(val_fraction=0.1, max_bad=1.0)
     return tokenize.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
 
@@ -247,13 +247,13 @@ def test_note_counts_reused_units_and_plan_knows_the_rest(root: Path, tmp_path: 
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
     options = TokenizeOptions(val_fraction=0.1)
     identity = tokenize.identify("some", inputs, LETTERS, None, options)
-    assert reuse.share_left(root, identity) == 1 / 5
+    assert reuse.remaining_fraction(root, identity) == 1 / 5
     for changed in (TokenizeOptions(val_fraction=0.1, dedup="exact"), TokenizeOptions(val_fraction=0.2)):
-        assert reuse.share_left(root, tokenize.identify("some", inputs, LETTERS, None, changed)) == 1
+        assert reuse.remaining_fraction(root, tokenize.identify("some", inputs, LETTERS, None, changed)) == 1
     progress = Counting()
     build_with(root, inputs, progress)
     assert progress.reused == "reusing 12 units of 4 unchanged files"
-    assert reuse.share_left(root, identity) == 0
+    assert reuse.remaining_fraction(root, identity) == 0
 
 
 def test_run_stopped_after_reuse_resumes(root: Path, tmp_path: Path) -> None:
@@ -299,10 +299,10 @@ def test_run_killed_at_any_link_resumes_to_the_same_bytes(root: Path, tmp_path: 
         if number % 3 == 0:  # otherwise the next run resumes from all the leftovers so far
             assert_same(build(root, inputs), fresh)
             files.remove_tree(fresh_path(root, fresh))
-            files.point(root / "tokens" / "some" / "current", before.manifest.key)
+            files.point_symlink(root / "tokens" / "some" / "current", before.manifest.key)
     assert number >= 15
     assert_same(build(root, inputs), fresh)
-    assert artifact.problems(before, deep=True) == []
+    assert artifact.find_problems(before, deep=True) == []
     assert leftovers(root) == []
 
 
@@ -319,7 +319,7 @@ def test_reused_generation_is_never_written(root: Path, tmp_path: Path) -> None:
         victim.unlink()  # and it is mended, in a draft that holds links
         build(root, sources(tmp_path / "in", {**FIVE, "c.jsonl": texts(f"new {edition}")}))
     assert {name: stamps(before.path)[name] for name in stamp} == stamp
-    assert artifact.problems(before, deep=True) == []
+    assert artifact.find_problems(before, deep=True) == []
 
 
 DOCUMENTS = st.lists(st.sampled_from(["a", "some more words " * 4, "{broken", "石"]), max_size=5)
@@ -341,4 +341,4 @@ def test_any_sequence_of_changes_equals_a_fresh_build(folders: Iterator[Path], s
         tokens = build(folder / "store", inputs, val_fraction=0.5)
         assert_same(tokens, build(folder / f"fresh-{number}", inputs, val_fraction=0.5))
         for path in artifact.generations(folder / "store"):
-            assert artifact.problems(artifact.read(path), deep=True) == []
+            assert artifact.find_problems(artifact.read(path), deep=True) == []

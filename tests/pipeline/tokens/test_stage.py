@@ -22,7 +22,7 @@ from pipeline import tokenizers
 from pipeline.clean import stage as corpus
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression
-from pipeline.runtime.progress import Silent
+from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache
 from pipeline.sources import inputs as raw
 from pipeline.store import artifact
@@ -32,7 +32,7 @@ from pipeline.tokenizers import stage as train_tokenizer
 from pipeline.tokens import chunks
 from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens import stage as tokenize
-from pipeline.tokens.stage import Inputs, TokenizeOptions, divide
+from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions, assign_splits
 from pipeline.tokens.store import open_store
 from pipeline.tokens.tasks import digest_of, is_validation
 from tests.support import chaos
@@ -71,15 +71,17 @@ def held_out(text: str, fraction: float) -> bool:
 def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     """A root with the corpus of the embedded sample and a small SentencePiece tokenizer trained on it."""
     root = tmp_path_factory.mktemp("artifacts")
-    corpus.clean(root, "sample", raw.inputs(root, str(SAMPLE), corpora=False), corpus.CleanOptions(), Silent())
-    sentences, made_from = train_tokenizer.sentences_of(root, "sample")
+    corpus.clean(
+        root, "sample", raw.resolve_inputs(root, str(SAMPLE), corpora=False), corpus.CleanOptions(), SilentProgress()
+    )
+    sentences, made_from = train_tokenizer.find_sentences(root, "sample")
     return root, train_tokenizer.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
 
 
 def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -> None:
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
-    inputs = tokenize.gather(root, ["sample"], [])
+    inputs = tokenize.gather_inputs(root, ["sample"], [])
     tokens = run(root, inputs, tokenizer=tokenizer, trained=trained).artifact
     texts = texts_in(inputs.train[0].path)
     assert texts_of(tokens, "train", tokenizer) == [text for text in texts if not held_out(text, 0.1)]
@@ -88,7 +90,7 @@ def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -
     assert counts["documents"] == counts["train_documents"] + counts["val_documents"] == len(texts) == 111
     assert counts["tokens"] == counts["train_tokens"] + counts["val_tokens"]
     assert counts["train_characters"] + counts["val_characters"] == sum(map(len, texts))
-    assert counts["input_bytes"] == sum(map(len, compression.blocks(inputs.train[0].path)))
+    assert counts["input_bytes"] == sum(map(len, compression.read_blocks(inputs.train[0].path)))
     assert (counts["dtype"], counts["vocab_size"]) == ("<u2", 3000)
     assert tokens.manifest.tokenizer == open_store(tokens).tokenizer.fingerprint == tokenizer.fingerprint
 
@@ -96,7 +98,7 @@ def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -
 def test_manifest_names_corpus_and_tokenizer_as_inputs(book: tuple[Path, Artifact]) -> None:
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
-    tokens = run(root, tokenize.gather(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
+    tokens = run(root, tokenize.gather_inputs(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
     corpus_artifact = artifact.find(root, "corpora", "sample")
     assert {(entry.role, entry.digest) for entry in tokens.manifest.inputs} == {
         ("train", corpus_artifact.digest),
@@ -121,7 +123,7 @@ def test_ids_of_all_shared_text_equal_tiktoken(
 ) -> None:
     shrink_chunks(monkeypatch, 4 << 20, 1 << 20)
     data = shared / "data"
-    inputs = tokenize.gather(root, [str(data / name) for name in names], [str(data / "pile_val.jsonl.zst")])
+    inputs = tokenize.gather_inputs(root, [str(data / name) for name in names], [str(data / "pile_val.jsonl.zst")])
     tokens = run(root, inputs, tokenizer=Tiktoken.named(encoding), jobs=2).artifact
     assert tokens.manifest.counts["units"] > len(names)
     for files, split in ((inputs.train, "train"), (inputs.val, "val")):
@@ -252,7 +254,7 @@ def test_larger_fraction_only_adds_held_out_documents() -> None:
 
 def test_validation_file_is_held_out_completely_and_alone(tmp_path: Path, root: Path) -> None:
     train, val = lines(tmp_path / "train.jsonl", TEXTS), lines(tmp_path / "val.jsonl", ["held out", "and this"])
-    tokens = run(root, tokenize.gather(root, [str(train.path)], [str(val.path)])).artifact
+    tokens = run(root, tokenize.gather_inputs(root, [str(train.path)], [str(val.path)])).artifact
     assert texts_of(tokens, "train") == TEXTS
     assert texts_of(tokens, "val") == ["held out", "and this"]
 
@@ -261,17 +263,17 @@ def pinned(root: Path, source: str, **splits: tuple[str, Sequence[str]]) -> None
     """Write a raw source whose lock marks files for training, validation and test."""
     pins = {}
     for name, (split, texts) in splits.items():
-        folder = cache.folder(root, source)
+        folder = cache.source_folder(root, source)
         folder.mkdir(parents=True, exist_ok=True)
         file = lines(folder / f"{name}.jsonl", texts)
         stat = file.path.stat()
         pins[file.path.name] = cache.RawFile(stat.st_size, file.digest, stat.st_mtime_ns, "https://x.test", split)
-    cache.write_lock(root, source, pins)
+    cache.write_lock_file(root, source, pins)
 
 
 def test_files_marked_val_validate_and_test_is_left_out(root: Path) -> None:
     pinned(root, "pile", a=("train", ["one", "two"]), b=("val", ["three"]), c=("test", ["four"]), d=("", ["five"]))
-    tokens = run(root, tokenize.gather(root, ["pile"], [])).artifact
+    tokens = run(root, tokenize.gather_inputs(root, ["pile"], [])).artifact
     assert texts_of(tokens, "train") == ["one", "two", "five"]
     assert texts_of(tokens, "val") == ["three"]
 
@@ -279,14 +281,14 @@ def test_files_marked_val_validate_and_test_is_left_out(root: Path) -> None:
 def test_named_validation_corpus_replaces_marked_files(tmp_path: Path, root: Path) -> None:
     pinned(root, "pile", a=("train", ["one", "two"]), b=("val", ["three"]))
     val = lines(tmp_path / "other.jsonl", ["six"])
-    tokens = run(root, tokenize.gather(root, ["pile"], [str(val.path)])).artifact
+    tokens = run(root, tokenize.gather_inputs(root, ["pile"], [str(val.path)])).artifact
     assert texts_of(tokens, "train") == ["one", "two"]
     assert texts_of(tokens, "val") == ["six"]
 
 
 def test_source_of_only_validation_files_is_divided_by_hash(root: Path) -> None:
     pinned(root, "pile", a=("val", TEXTS))
-    tokens = run(root, tokenize.gather(root, ["pile"], [])).artifact
+    tokens = run(root, tokenize.gather_inputs(root, ["pile"], [])).artifact
     assert sorted(texts_of(tokens, "train") + texts_of(tokens, "val")) == sorted(TEXTS)
 
 
@@ -301,7 +303,7 @@ def test_empty_validation_split_publishes_nothing(tmp_path: Path, root: Path) ->
 
 def test_empty_training_split_raises_bad_data(tmp_path: Path, root: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text":""}\n')
-    inputs = tokenize.gather(root, [str(tmp_path / "a.jsonl")], [str(lines(tmp_path / "b.jsonl", ["val"]).path)])
+    inputs = tokenize.gather_inputs(root, [str(tmp_path / "a.jsonl")], [str(lines(tmp_path / "b.jsonl", ["val"]).path)])
     with pytest.raises(BadData, match="the train split is empty"):
         run(root, inputs)
 
@@ -309,7 +311,7 @@ def test_empty_training_split_raises_bad_data(tmp_path: Path, root: Path) -> Non
 def test_file_in_both_splits_is_refused(tmp_path: Path) -> None:
     train, copy = lines(tmp_path / "a.jsonl", TEXTS), lines(tmp_path / "copy.jsonl", TEXTS)
     with pytest.raises(BadConfig, match=r"a\.jsonl is both trained on and validated on"):
-        divide([train], [copy])
+        assign_splits([train], [copy])
 
 
 def test_second_run_is_unchanged(tmp_path: Path, root: Path) -> None:
@@ -331,8 +333,10 @@ def test_options_that_decide_bytes_decide_the_key(tmp_path: Path) -> None:
         TokenizeOptions(dedup="exact"),
     )
     keys = [tokenize.identify("some", inputs, LETTERS, None, variant).key for variant in options]
-    keys += [tokenize.identify("some", Inputs(inputs.train[::-1], ()), LETTERS, None, options[0]).key]
-    keys += [tokenize.identify("some", Inputs(inputs.train[:2], inputs.train[2:]), LETTERS, None, options[0]).key]
+    keys += [tokenize.identify("some", TokenizeInputs(inputs.train[::-1], ()), LETTERS, None, options[0]).key]
+    keys += [
+        tokenize.identify("some", TokenizeInputs(inputs.train[:2], inputs.train[2:]), LETTERS, None, options[0]).key
+    ]
     keys += [tokenize.identify("some", inputs, Characters("ab", "letters"), None, options[0]).key]
     assert len(set(keys)) == len(keys)
     assert tokenize.identify("other", inputs, LETTERS, None, TokenizeOptions(max_bad=0.5)).key == keys[0]
@@ -362,17 +366,19 @@ def test_one_id_that_differs_from_tiktoken_publishes_nothing(
 
 
 def test_documents_are_compared_with_the_reference_and_counted(tmp_path: Path, root: Path) -> None:
-    tokens = run(root, Inputs((lines(tmp_path / "a.jsonl", ["x"] * 20_000),), train_inputs(tmp_path, "y").val)).artifact
+    tokens = run(
+        root, TokenizeInputs((lines(tmp_path / "a.jsonl", ["x"] * 20_000),), train_inputs(tmp_path, "y").val)
+    ).artifact
     first, drawn, val = 8, tokens.manifest.counts["compared"] - 9, 1
     assert first + val == 9
     assert 10 <= drawn <= 30  # about one in 1,000
 
 
-def broken(tmp_path: Path) -> Inputs:
+def broken(tmp_path: Path) -> TokenizeInputs:
     """One file with two valid lines, a truncated one, a blank one and an empty document."""
     path = tmp_path / "broken.jsonl"
     path.write_bytes(b'{"text":"one"}\n{"text":"cut\n\n{"text":""}\n{"text":"two"}\n')
-    return Inputs((input_file(path),), (lines(tmp_path / "val.jsonl", ["val"]),))
+    return TokenizeInputs((input_file(path),), (lines(tmp_path / "val.jsonl", ["val"]),))
 
 
 def test_broken_lines_are_counted_and_rejected(tmp_path: Path, root: Path) -> None:
@@ -407,7 +413,7 @@ def test_raising_max_bad_publishes_the_complete_units(tmp_path: Path, root: Path
 def test_a_plain_text_file_is_one_document(tmp_path: Path, root: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"砚山\n{name}", encoding="utf-8")
-    tokens = run(root, tokenize.gather(root, [str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])).artifact
+    tokens = run(root, tokenize.gather_inputs(root, [str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])).artifact
     assert (texts_of(tokens, "train"), texts_of(tokens, "val")) == (["砚山\na.txt"], ["砚山\nb.txt"])
 
 
@@ -459,7 +465,7 @@ def test_long_documents_are_filtered_divided_and_deduplicated(tmp_path: Path, mo
     results = []
     for name, long_line in (("whole", 1 << 20), ("parts", 300)):
         shrink_chunks(monkeypatch, 4000, 1000, long_line)
-        tokens = run(tmp_path / name, Inputs(tuple(files), ()), **options).artifact
+        tokens = run(tmp_path / name, TokenizeInputs(tuple(files), ()), **options).artifact
         counted = ("train_documents", "val_documents", "sets", "longest_document", "train_characters", "input_bytes")
         results.append(
             (
@@ -490,7 +496,7 @@ def test_overlong_line_is_rejected_and_the_next_is_read(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
-    monkeypatch.setattr(chunks, "MAX_LINE", 10_000)
+    monkeypatch.setattr(chunks, "MAX_LINE_BYTES", 10_000)
     long = '{"text":"' + "too long " * 300_000 + '"}'
     content = f'{{"text":"before"}}\n{long}\n{{"text":"between"}}\n{long}{ending}'
     tokens = run(root, content_inputs(tmp_path / "train.jsonl", content), max_bad=0.9).artifact
@@ -511,7 +517,7 @@ INVALID_LONG_LINES = {
 
 
 def test_overlong_text_file_is_refused_by_name(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "MAX_LINE", 3 << 20)
+    monkeypatch.setattr(chunks, "MAX_LINE_BYTES", 3 << 20)
     shrink_chunks(monkeypatch, 4000, 1000, long_line=2000)
     with pytest.raises(BadData, match=r"book\.txt: a text file is one document") as caught:
         run(root, content_inputs(tmp_path / "book.txt", "too long " * 500_000))

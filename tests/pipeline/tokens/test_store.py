@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BadData, InternalError
 from pipeline.store import artifact, files
-from pipeline.store.artifact import Artifact, Content
+from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Integers
 from pipeline.tokens import counting, hdf5
@@ -254,14 +254,14 @@ def test_hdf5_holds_the_ids_and_attributes(tmp_path: Path, dtype: str) -> None:
         assert (dataset.dtype, dataset.ndim, dataset.chunks) == (np.dtype(dtype), 1, None)
         assert dataset[:].tobytes() == segments
         assert dict(dataset.attrs) == attributes
-    assert hdf5._map_hdf5(path, dtype).tobytes() == segments
+    assert hdf5.memmap_hdf5(path, dtype).tobytes() == segments
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_hdf5_may_be_empty(tmp_path: Path, count: int) -> None:
     (tmp_path / "train-00000-0000.bin").touch()
     write_hdf5(tmp_path / "train.h5", bins(tmp_path, "train")[:count], "<u2", {})
-    assert len(hdf5._map_hdf5(tmp_path / "train.h5", "<u2")) == 0
+    assert len(hdf5.memmap_hdf5(tmp_path / "train.h5", "<u2")) == 0
 
 
 def test_the_same_tokens_give_the_same_hdf5_bytes(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def store(root: Path, layout: str) -> Artifact:
     """Publish a small tokens artifact, as segments or HDF5."""
     tokenizer = Integers(10)
 
-    def fill(draft: Path) -> Content:
+    def fill(draft: Path) -> StageOutput:
         tokenizer.save(draft)
         write(draft, "train-00000-0000", [[1, 2], [3]])
         write(draft, "train-00000-0001", [[4]])
@@ -285,7 +285,7 @@ def store(root: Path, layout: str) -> Artifact:
                 write_hdf5(draft / f"{split}.h5", bins(draft, split), "<u2", {})
             for path in draft.glob("*.bin"):
                 path.unlink()
-        return Content({"dtype": "<u2", "train_tokens": 7, "val_tokens": 2})
+        return StageOutput({"dtype": "<u2", "train_tokens": 7, "val_tokens": 2})
 
     identity = Identity("tokens", "small", {"layout": layout}, (), tokenizer.fingerprint)
     return artifact.build(root, identity, fill).artifact
@@ -385,14 +385,14 @@ def hdf5_with(root: Path, make: str) -> Artifact:
 def test_hdf5_without_a_plain_array_of_the_dtype_is_refused(root: Path, make: str) -> None:
     path = hdf5_with(root, make).file("train.h5")
     with pytest.raises(BadData, match=r"train\.h5"):
-        hdf5._map_hdf5(path, "<u2")
+        hdf5.memmap_hdf5(path, "<u2")
 
 
 def test_file_that_is_not_hdf5_raises_bad_data(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     path.write_bytes(b"not HDF5 at all")
     with pytest.raises(BadData, match="not a token file"):
-        hdf5._map_hdf5(path, "<u2")
+        hdf5.memmap_hdf5(path, "<u2")
 
 
 def test_moved_store_opens(root: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_full_disk_exits_74_and_keeps_the_old_generation(
         left_room(
             small_disk,
             int(needed_bytes * share)
-            - files.bytes_below(root / "tokens" / "small" / f".draft-{expected.manifest.key}"),
+            - files.folder_size(root / "tokens" / "small" / f".draft-{expected.manifest.key}"),
         )
         process = run_command(*arguments)
         assert process.returncode == 74, f"{process.returncode} with room for {share:.0%}: {process.stderr}"
@@ -174,7 +174,7 @@ def test_refresh_without_inodes_exits_74_and_recovers(tmp_path: Path) -> None:
             (disk / f"ballast-{number}").touch()
         failure = job.run(root, code=74)
         failure.assert_refused()
-        assert "inodes" in failure.told["hint"]
+        assert "inodes" in failure.outcome["hint"]
         assert_survived(root, old.digest)
         assert generation(root) == old
         for path in disk.glob("ballast-*"):
@@ -232,7 +232,7 @@ def test_power_cut_at_any_step_leaves_the_old_or_new_generation(
             current = artifact.find(root, "tokens", "some")
             assert current.digest in (old.digest, expected.digest)
             for path in artifact.generations(root):
-                assert artifact.problems(artifact.read(path), deep=True) == []
+                assert artifact.find_problems(artifact.read(path), deep=True) == []
             outcomes.append(current.digest == expected.digest)
             rebuilt = tokenize(root, second).artifact
             assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected))
@@ -314,7 +314,7 @@ def test_every_power_cut_state_has_the_old_or_new_generation(
         current = artifact.find(state, "tokens", "some")
         assert current.digest in (old.digest, expected.digest), step
         for path in artifact.generations(state):
-            assert artifact.problems(artifact.read(path), deep=True) == [], step
+            assert artifact.find_problems(artifact.read(path), deep=True) == [], step
         outcomes.append(current.digest == expected.digest)
         with monkeypatch.context() as patch:
             patch.setattr(files, "disk", files.Disk())
@@ -368,7 +368,7 @@ def test_damage_is_named_and_only_that_file_is_encoded_again(job: Nightly, root:
             assert trained.returncode == 65
             assert_one_line(trained, VICTIM)
             assert not list(root.glob("runs/*/[!.]*"))
-            foreseen = job.run(root, "--dry-run").told["stages"]
+            foreseen = job.run(root, "--dry-run").outcome["stages"]
             assert [stage["result"] for stage in foreseen] == ["fresh", "stale"]
             assert VICTIM in foreseen[1]["why"]
         assert job.run(root).results == {"download": "unchanged", "tokenize": "built"}
@@ -397,7 +397,7 @@ def test_damage_shared_by_two_generations_is_repaired_in_the_current(
     assert damaged == {old.ref, new.ref}
     job.run(root)
     assert published(root) == expected
-    assert artifact.problems(new, deep=True) == []
+    assert artifact.find_problems(new, deep=True) == []
     assert not os.path.samefile(old.file(VICTIM), new.file(VICTIM)), "the damaged file is not written to"
     assert {name for name, problems in verify.verify(root) if problems} == {old.ref}
 
@@ -413,7 +413,7 @@ def test_unlisted_file_is_ignored_and_not_carried_over(job: Nightly, root: Path)
     listed = run_command(*CLI, "--artifacts", str(root), "verify")
     assert listed.returncode == 0
     assert "notes.txt: in no manifest" in listed.stderr
-    assert job.run(root).told["result"] == "unchanged"
+    assert job.run(root).outcome["result"] == "unchanged"
     tokens.file(VICTIM).unlink()
     job.run(root)
     current = generation(root)
@@ -478,6 +478,6 @@ def test_hostile_hdf5_is_refused_and_its_target_not_opened(tmp_path: Path, make:
     def open_it() -> None:
         signal.alarm(2)
         with pytest.raises(BadData, match=r"train\.h5"):
-            hdf5._map_hdf5(path, "<u2")
+            hdf5.memmap_hdf5(path, "<u2")
 
     assert in_child(open_it) == 0

@@ -30,7 +30,7 @@ from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from pipeline.tokenizers import stage as train_tokenizer
 from pipeline.tokens import segments
-from pipeline.tokens.stage import Inputs
+from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import open_store
 from tests.support import chaos
 from tests.support.chaos import Trial
@@ -70,7 +70,7 @@ def assert_refused(message: dict[str, Any], root: Path) -> None:
 @pytest.fixture(params=["bpe", "char"])
 def trained(request: pytest.FixtureRequest, root: Path) -> artifact.Artifact:
     """A tokenizer trained on the sample, and published."""
-    sentences, made_from = train_tokenizer.sentences_of(root, str(SAMPLE))
+    sentences, made_from = train_tokenizer.find_sentences(root, str(SAMPLE))
     size = 2500 if request.param == "bpe" else 0
     return train_tokenizer.train(root, "book", sentences, made_from, request.param, size).artifact
 
@@ -123,10 +123,10 @@ def test_tokenizer_that_differs_from_its_manifest_is_refused(root: Path, trained
     tokenizer, _ = tokenizers.find(root, "book")
     characters = main_file(trained).read_text(encoding="utf-8")
     Characters(characters[::-1], tokenizer.name).save(trained.path)  # whole in itself, and of the same sizes
-    assert len(artifact.problems(trained, deep=True)) == 2
+    assert len(artifact.find_problems(trained, deep=True)) == 2
     for record in trained.manifest.files:  # as bits that rot: nothing else tells that they were changed
         os.utime(trained.file(record.name), (1e9, 1e9))
-    assert artifact.problems(trained) == []
+    assert artifact.find_problems(trained) == []
     with pytest.raises(BadData):
         tokenizers.find(root, "book")
 
@@ -469,8 +469,8 @@ def test_truncated_shard_publishes_nothing(tmp_path: Path, root: Path, shard: Pa
     assert run(root, beside(path, val)).artifact.digest == complete.digest
 
 
-def beside(path: Path, val: raw.InputFile) -> Inputs:
-    return Inputs((input_file(path),), (val,))
+def beside(path: Path, val: raw.InputFile) -> TokenizeInputs:
+    return TokenizeInputs((input_file(path),), (val,))
 
 
 def test_truncated_shard_exits_65_and_ends_the_workers(tmp_path: Path, root: Path, shard: Path) -> None:
@@ -490,9 +490,9 @@ def test_truncated_shard_exits_65_and_ends_the_workers(tmp_path: Path, root: Pat
 
 
 def letters(root: Path) -> artifact.Artifact:
-    def write(draft: Path) -> artifact.Content:
+    def write(draft: Path) -> artifact.StageOutput:
         LETTERS.save(draft)
-        return artifact.Content({})
+        return artifact.StageOutput({})
 
     return artifact.build(root, Identity("tokenizers", "letters", {}, ()), write).artifact
 
@@ -510,7 +510,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
 @linux
 def test_20_random_kills_end_in_the_bytes_of_one_run(trial: Trial, tmp_path: Path) -> None:
     rounds = chaos.rounds(trial, tmp_path, 20, seed=20)
-    assert [outcome.wrong for outcome in rounds if outcome.wrong] == []
+    assert [outcome.problems for outcome in rounds if outcome.problems] == []
     print(chaos.summary(rounds))
 
 
@@ -536,7 +536,7 @@ def test_killed_run_resumes_after_its_last_complete_unit(trial: Trial, tmp_path:
     assert second.returncode == 0
     current = tmp_path / "tokens" / "chaos" / "current"
     assert {name: chaos.stamp(current / name) for name in before.finished} == before.finished
-    assert chaos.published(tmp_path) == trial.sums
+    assert chaos.published(tmp_path) == trial.expected
 
 
 @linux
@@ -555,7 +555,7 @@ def test_killed_worker_exits_71_and_the_next_run_resumes(trial: Trial, tmp_path:
     second = trial.start(tmp_path)
     second.communicate()
     assert second.returncode == 0
-    assert chaos.published(tmp_path) == trial.sums
+    assert chaos.published(tmp_path) == trial.expected
 
 
 @pytest.fixture

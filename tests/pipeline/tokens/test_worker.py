@@ -55,7 +55,7 @@ def encoded(
 
 
 def lines_of(*texts: str) -> bytes:
-    return b"".join(jsonl.json_line(text, "", "", None) for text in texts)
+    return b"".join(jsonl.encode_line(text, "", "", None) for text in texts)
 
 
 # Lines of a chunk, decoded together and one by one
@@ -120,25 +120,25 @@ BAD = [
 ]
 
 
-def one_by_one(data: bytes) -> tuple[list[jsonl.Row], Ledger, list[Reject]]:
+def one_by_one(data: bytes) -> tuple[list[jsonl.DecodedLine], Ledger, list[Reject]]:
     """Decode each line of a chunk by itself."""
     ledger, rejects = Ledger(), list[Reject]()
-    rows: list[jsonl.Row] = []
-    for number, (offset, line, _) in enumerate(jsonl.lines(iter([data]))):
-        record = jsonl.parse(line)
+    rows: list[jsonl.DecodedLine] = []
+    for number, (offset, line, _) in enumerate(jsonl.split_lines(iter([data]))):
+        record = jsonl.parse_line(line)
         if isinstance(record, str):
             jsonl.reject_line(ledger, rejects.append, record, line, "a.jsonl", number, OFFSET + offset)
             rows.append((OFFSET + offset, None, ""))
         else:
             ledger.documents.came += 1
             ledger.characters.came += len(record.text)
-            rows.append((OFFSET + offset, record.text, jsonl.set_name(record.meta)))
+            rows.append((OFFSET + offset, record.text, jsonl.pile_set_name(record.meta)))
     return rows, ledger, rejects
 
 
-def at_once(data: bytes) -> tuple[list[jsonl.Row], Ledger, list[Reject]]:
+def at_once(data: bytes) -> tuple[list[jsonl.DecodedLine], Ledger, list[Reject]]:
     ledger, rejects = Ledger(), list[Reject]()
-    return jsonl.decode(data, "a.jsonl", OFFSET, ledger, rejects.append), ledger, rejects
+    return jsonl.decode_lines(data, "a.jsonl", OFFSET, ledger, rejects.append), ledger, rejects
 
 
 CHUNKS = st.tuples(

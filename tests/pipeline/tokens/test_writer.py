@@ -12,11 +12,11 @@ import zstandard
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
-from pipeline.store.artifact import Built
+from pipeline.store.artifact import BuildResult
 from pipeline.tokens import segments, tasks
 from pipeline.tokens import stage as tokenize
 from pipeline.tokens import units as tokens_units
-from pipeline.tokens.stage import Inputs, TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.writer import TokenWriter
 from tests.support.chaos import left_behind, stamp
 from tests.support.tokenizing import (
@@ -49,11 +49,11 @@ def kept(tokens: artifact.Artifact) -> set[str]:
 # Filters, duplicates and max_documents
 
 
-def of_sets(folder: Path) -> Inputs:
+def of_sets(folder: Path) -> TokenizeInputs:
     """One file of each of two sets and one without a set, to be divided by hash."""
     sets = {"Pile-CC": "crawled", "USPTO": "known", "": "anywhere"}
     texts = {name: [f"{word} {number}" for number in range(60)] for name, word in sets.items()}
-    return Inputs(tuple(lines(folder / f"{len(name)}.jsonl", texts[name], name) for name in sets), ())
+    return TokenizeInputs(tuple(lines(folder / f"{len(name)}.jsonl", texts[name], name) for name in sets), ())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_dedup_keeps_the_first_text_in_input_order(tmp_path: Path, root: Path) -
     val = [TEXTS[3], "held out", TEXTS[70], "held out"]  # and in the validation file
     texts_by_name = {"a": first, "b": second, "c": val}
     files = {name: lines(tmp_path / f"{name}.jsonl", texts) for name, texts in texts_by_name.items()}
-    tokens = run(root, Inputs((files["a"], files["b"]), (files["c"],)), dedup="exact").artifact
+    tokens = run(root, TokenizeInputs((files["a"], files["b"]), (files["c"],)), dedup="exact").artifact
     assert texts_of(tokens, "train") == TEXTS[:80]
     assert texts_of(tokens, "val") == ["held out"]
     assert dropped(tokens) == {"duplicate": 7}
@@ -132,7 +132,7 @@ def test_equal_texts_stay_without_dedup(tmp_path: Path, root: Path) -> None:
 def test_max_documents_keeps_the_first_in_input_order(tmp_path: Path, root: Path, limit: int, jobs: int) -> None:
     files = [lines(tmp_path / f"{n}.jsonl", TEXTS[n * 50 : n * 50 + 50]) for n in range(4)]
     tokens = run(
-        root, Inputs(tuple(files), ()), max_documents=limit, min_chars=15, val_fraction=0.3, jobs=jobs
+        root, TokenizeInputs(tuple(files), ()), max_documents=limit, min_chars=15, val_fraction=0.3, jobs=jobs
     ).artifact
     expected = [text for text in TEXTS if len(text) >= 15][:limit]
     held_out = [text for text in expected if tasks.is_validation(tasks.digest_of(text), 0.3)]
@@ -151,7 +151,7 @@ def test_damage_after_the_last_wanted_document_is_ignored(
     shrink_chunks(monkeypatch, 4000, 1000)
     cut = compressed(lines(tmp_path / "a.jsonl", TEXTS).path)
     cut.write_bytes(cut.read_bytes()[:-1])
-    inputs = Inputs((input_file(cut),), (lines(tmp_path / "val.jsonl", ["held out"]),))
+    inputs = TokenizeInputs((input_file(cut),), (lines(tmp_path / "val.jsonl", ["held out"]),))
     if limit < 200:
         assert run(root, inputs, max_documents=limit, jobs=jobs).artifact.manifest.counts["train_documents"] == limit
     else:
@@ -205,7 +205,7 @@ def test_rejects_file_has_the_input_line_of_every_reject(tmp_path: Path, root: P
         for line in range(3, 101, 10):
             at = offset_of_line(tmp_path / f"{name}.jsonl", line)
             expected.append((f"{name}.jsonl", line, at, "bad-record"))
-    inputs = tokenize.gather(root, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], [])
+    inputs = tokenize.gather_inputs(root, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], [])
     tokens = run(root, inputs, max_bad=0.5, val_fraction=0.3).artifact
     assert rejects(tokens) == expected
     assert tokens.manifest.counts["units"] > 6
@@ -227,7 +227,9 @@ class Stopped(Exception):
     """Raised to end a run as abruptly as a kill."""
 
 
-def run_until(patch: pytest.MonkeyPatch, count: int, root: Path, inputs: Inputs, **options: Any) -> Built | None:
+def run_until(
+    patch: pytest.MonkeyPatch, count: int, root: Path, inputs: TokenizeInputs, **options: Any
+) -> BuildResult | None:
     """Run until `count` tasks have been added. Returns the result, None if the run was stopped."""
     added, real = 0, TokenWriter.add
 
@@ -285,7 +287,7 @@ def test_run_stopped_repeatedly_completes(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> tuple[Path, Inputs, Path]:
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> tuple[Path, TokenizeInputs, Path]:
     """A root with the draft of a run stopped in the middle, its inputs, and the draft."""
     inputs, root = some(tmp_path), tmp_path / "stopped"
     assert not run_until(monkeypatch, 18, root, inputs, dedup="exact")
@@ -293,7 +295,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> tup
     return root, inputs, draft
 
 
-def test_complete_units_are_not_written_again(stopped: tuple[Path, Inputs, Path]) -> None:
+def test_complete_units_are_not_written_again(stopped: tuple[Path, TokenizeInputs, Path]) -> None:
     root, inputs, _ = stopped
     before = left_behind(root)
     assert len(before.finished) >= 3
@@ -367,7 +369,7 @@ def leave_more(draft: Path) -> None:
     ],
 )
 def test_damaged_draft_is_written_again(
-    tmp_path: Path, stopped: tuple[Path, Inputs, Path], spoil: Callable[[Path], None]
+    tmp_path: Path, stopped: tuple[Path, TokenizeInputs, Path], spoil: Callable[[Path], None]
 ) -> None:
     root, inputs, draft = stopped
     spoil(draft)
@@ -384,10 +386,10 @@ def test_damaged_generation_is_rebuilt(tmp_path: Path, root: Path) -> None:
     rebuilt = run(root, inputs)
     assert rebuilt.result == "built"
     assert rebuilt.artifact.digest == first.digest
-    assert not artifact.problems(rebuilt.artifact, deep=True)
+    assert not artifact.find_problems(rebuilt.artifact, deep=True)
 
 
-def test_record_lists_every_file_of_its_unit(stopped: tuple[Path, Inputs, Path]) -> None:
+def test_record_lists_every_file_of_its_unit(stopped: tuple[Path, TokenizeInputs, Path]) -> None:
     *_, draft = stopped
     record = msgspec.json.decode(
         (draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=tokens_units.UnitRecord

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from pipeline.clean.markup.detect import daizhige, detect, kanripo, org, wikitext_lite
 from pipeline.clean.markup.parsed import MAX_DEPTH, MAX_NOTE, Parsed
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
-Parse = Callable[[str, Seen], Parsed]
+Parse = Callable[[str, Counts], Parsed]
 PARSERS: tuple[Parse, ...] = (kanripo, daizhige, wikitext_lite, org)
 
 
@@ -26,7 +26,7 @@ def text_of(parse: Parse, text: str) -> str:
 
 
 def counts_of(parse: Parse, text: str) -> dict[str, int]:
-    counts: Seen = Counter()
+    counts: Counts = Counter()
     parse(text, counts)
     return dict(counts)
 
@@ -53,7 +53,7 @@ PRINT = """# -*- mode: mandoku-view; -*-
 
 
 def test_print_lines_are_joined_across_pages_and_comments_up_to_an_indent() -> None:
-    counts: Seen = Counter()
+    counts: Counts = Counter()
     parsed = kanripo(PRINT, counts)
     assert parsed.text == "余乆擬西南遊遷延未果(浙江/)今年乃得&KR0869;行䷀也\n\n　又一日\n　　記之\n"
     assert counts == {"# line": 8, "<pb:>": 3, "¶": 7}
@@ -156,7 +156,7 @@ external_links:
 
 
 def test_front_matter_becomes_title_author_and_meta() -> None:
-    counts: Seen = Counter()
+    counts: Counts = Counter()
     parsed = daizhige(MARKDOWN, counts)
     assert parsed.text.split("\n") == [
         "　　钦定四库全书　　　　经部九",

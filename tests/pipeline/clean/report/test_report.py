@@ -18,31 +18,31 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.report.render import COLUMNS, LINES, shown, table, to_json, warnings
-from pipeline.clean.report.report import Report, RuleTally, check
-from pipeline.clean.rule import Effect, Seen
-from pipeline.clean.utf16 import join
+from pipeline.clean.report.render import COLUMNS, LINES, table, table_from_json, to_json, warnings
+from pipeline.clean.report.report import CleaningReport, RuleTally, check_balance
+from pipeline.clean.rule import Counts, Effect
+from pipeline.clean.utf16 import join_documents
 from pipeline.errors import InternalError
 
 BOOK = "话说大宋。林冲道：“𠮷人㦸下！”\n史进走了，𤣥德来。"
 
 
-def report_of(*texts: str, name: str = "book.txt", effects: dict[str, Effect] | None = None) -> Report:
+def report_of(*texts: str, name: str = "book.txt", effects: dict[str, Effect] | None = None) -> CleaningReport:
     """The report of a worker on these texts, after these effects of rules."""
-    report, effects = Report(), effects or {}
+    report, effects = CleaningReport(), effects or {}
     out = sum(map(len, texts))
     characters_in = out + sum(effect.removed - effect.added for effect in effects.values())
-    report.follow(characters_in, effects, out)
+    report.add_effects(characters_in, effects, out)
     report.documents = len(texts)
     file = report.file(name)
     file.encoding, file.bytes, file.documents = "utf-8", characters_in * 3, len(texts)
-    file.measure(report.measure(join(texts)))
+    file.add_text(report.add_text(join_documents(texts)))
     lines = [line for text in texts for line in text.split("\n")]
-    report.sentences.measure(np.array([*map(len, lines)]), np.array([len(line.encode()) for line in lines]))
+    report.sentences.add_lines(np.array([*map(len, lines)]), np.array([len(line.encode()) for line in lines]))
     return report
 
 
-def plain(report: Report) -> Any:
+def plain(report: CleaningReport) -> Any:
     return msgspec.json.decode(msgspec.json.encode(to_json(report)))
 
 
@@ -53,8 +53,8 @@ TEXTS = st.lists(st.text(st.sampled_from("水浒传𠮷𤣥𪛖□a ，。！？
 def test_characters_are_counted_in_and_beyond_the_first_plane(texts: list[str]) -> None:
     report = report_of(*texts)
     assert report.characters == Counter("".join(texts))
-    assert report.out == len("".join(texts))
-    check(report)
+    assert report.characters_out == len("".join(texts))
+    check_balance(report)
 
 
 @given(TEXTS)
@@ -62,7 +62,7 @@ def test_file_counts_han_characters_and_sentence_ends(texts: list[str]) -> None:
     file, text = report_of(*texts).files["book.txt"], "".join(texts)
     assert file.characters == len(text)
     assert file.han == sum(text.count(character) for character in "水浒传𠮷𤣥𪛖")
-    assert file.ends == sum(text.count(character) for character in "。！？")
+    assert file.sentence_ends == sum(text.count(character) for character in "。！？")
 
 
 @given(TEXTS, st.randoms(use_true_random=False))
@@ -74,10 +74,10 @@ def test_reports_add_up_in_any_order(texts: list[str], rng: random.Random) -> No
     for number, part in enumerate(parts):
         part.files[next(iter(part.files))].numbers["第N回"] = {number: 1}
         part.drop("too-short", 1, 1)
-        part.came += 1
-        part.duplicates, part.reopened, part.orphans, part.unheaded = number, 1, 2, 3
-        part.sentences.resplit, part.sentences.unterminated = {"；": number}, 1
-    total, shuffled = Report(), Report()
+        part.characters_in += 1
+        part.duplicates, part.reopened_quotes, part.orphan_quotes, part.lines_without_heading = number, 1, 2, 3
+        part.sentences.cuts, part.sentences.unterminated = {"；": number}, 1
+    total, shuffled = CleaningReport(), CleaningReport()
     for part in copy.deepcopy(parts):
         total.add(part)
     rng.shuffle(parts)
@@ -85,13 +85,13 @@ def test_reports_add_up_in_any_order(texts: list[str], rng: random.Random) -> No
         shuffled.add(pickle.loads(pickle.dumps(part)))
     assert plain(total) == plain(shuffled)
     assert table(total) == table(shuffled)
-    check(total)
+    check_balance(total)
     assert to_json(total)["documents"]["in"] == 2 * len(texts)
     assert total.rules["spaces"].removed == 2 * len(texts)
 
 
 def test_adding_does_not_change_the_added_report() -> None:
-    part, total = report_of(BOOK, effects={"spaces": Effect(removed=1, seen=Counter(space=1))}), Report()
+    part, total = report_of(BOOK, effects={"spaces": Effect(removed=1, counts=Counter(space=1))}), CleaningReport()
     before = plain(part)
     total.add(part)
     total.add(part)
@@ -101,23 +101,23 @@ def test_adding_does_not_change_the_added_report() -> None:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
 @example([1, 2], 0.5)
 def test_percentile_is_the_smallest_length_not_exceeded(lengths: list[int], fraction: float) -> None:
-    report = Report()
+    report = CleaningReport()
     for part in (lengths[::2], lengths[1::2]):
-        report.sentences.measure(np.array(part, int), np.array(part, int) * 3)
+        report.sentences.add_lines(np.array(part, int), np.array(part, int) * 3)
     ranked = sorted(lengths)
     expected = next(length for rank, length in enumerate(ranked, start=1) if rank >= fraction * len(ranked))
     assert report.sentences.percentile(fraction) == expected
     assert report.sentences.count == len(lengths)
-    assert report.sentences.longest == 3 * max(lengths)
+    assert report.sentences.longest_bytes == 3 * max(lengths)
 
 
 # The ledger
 
 
 def test_rule_tallies_chain_from_input_to_output() -> None:
-    report = Report()
+    report = CleaningReport()
     effects = {"controls": Effect(removed=3), "gaiji": Effect(removed=2, added=1), "marks": Effect()}
-    report.follow(100, effects, 96)
+    report.add_effects(100, effects, 96)
     assert report.rules["controls"] == RuleTally(100, 3, 0, 97)
     assert report.rules["gaiji"] == RuleTally(97, 2, 1, 96)
     assert report.rules["marks"] == RuleTally(96, 0, 0, 96)
@@ -125,37 +125,37 @@ def test_rule_tallies_chain_from_input_to_output() -> None:
 
 def test_rule_that_miscounts_raises() -> None:
     with pytest.raises(InternalError, match="leave 97 characters, but the page has 96"):
-        Report().follow(100, {"controls": Effect(removed=3)}, 96)
+        CleaningReport().add_effects(100, {"controls": Effect(removed=3)}, 96)
 
 
 def test_uncounted_characters_raise() -> None:
     report = report_of(BOOK)
     report.drop("too-short", 1, 5)
     with pytest.raises(InternalError, match="characters does not add up"):
-        check(report)  # these characters were never read
-    report.came += 5
-    check(report)
-    report.came -= 1
+        check_balance(report)  # these characters were never read
+    report.characters_in += 5
+    check_balance(report)
+    report.characters_in -= 1
     with pytest.raises(InternalError, match="characters does not add up"):
-        check(report)
+        check_balance(report)
 
 
 def test_inconsistent_rule_and_histogram_raise() -> None:
     report = report_of(BOOK, effects={"spaces": Effect(removed=2)})
-    report.rules["spaces"].out -= 1
+    report.rules["spaces"].characters_out -= 1
     with pytest.raises(InternalError, match="the rule spaces does not add up"):
-        check(report)
+        check_balance(report)
     report = report_of(BOOK)
     report.histograms[0][1][0] += 1
     with pytest.raises(InternalError, match="the histogram does not add up"):
-        check(report)
+        check_balance(report)
 
 
 # report.json
 
 
 def test_json_is_plain_data_with_the_documented_keys() -> None:
-    report = report_of(BOOK, effects={"spaces": Effect(removed=1, seen=Counter({"space": 1, "tab": 0}))})
+    report = report_of(BOOK, effects={"spaces": Effect(removed=1, counts=Counter({"space": 1, "tab": 0}))})
     data = to_json(report)
     documented = re.findall(r"(?m)^    (\w+) {2,}\w", to_json.__doc__ or "")
     assert list(data) == ["schema", *documented]
@@ -168,7 +168,7 @@ def test_json_is_plain_data_with_the_documented_keys() -> None:
     assert plain(report) == data  # plain data, with strings as keys
 
 
-def chapters(report: Report, name: str, numbers: list[int], pattern: str = "第N回") -> None:
+def chapters(report: CleaningReport, name: str, numbers: list[int], pattern: str = "第N回") -> None:
     report.headings[pattern] = report.headings.get(pattern, 0) + len(numbers)
     report.file(name).numbers[pattern] = dict(Counter(numbers))
 
@@ -230,7 +230,7 @@ def test_foreign_text_in_a_chinese_profile_gives_a_warning() -> None:
     english = "It was the best of times, it was the worst of times." * 5
     assert any(text.startswith("NOT CHINESE, 0% Han, in 1 of 1 files") for text in warnings(report_of(english)))
     report = report_of(english)
-    report.file("book.txt").chinese = False
+    report.file("book.txt").is_chinese = False
     assert not warnings(report)
 
 
@@ -243,8 +243,8 @@ def test_real_texts_are_punctuated_chinese(shared: Path) -> None:
 
 
 def test_guesses_of_traditional_script_give_a_warning() -> None:
-    counts: Seen = Counter({"发 → 發": 3, "龙 → 龍": 9})
-    report = report_of(BOOK, effects={"script": Effect(seen=counts)})
+    counts: Counts = Counter({"发 → 發": 3, "龙 → 龍": 9})
+    report = report_of(BOOK, effects={"script": Effect(counts=counts)})
     (warning,) = [line for line in warnings(report) if "GUESS" in line]
     assert "发 → 發 3" in warning
     assert "龙" not in warning
@@ -257,25 +257,27 @@ def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
 
 
-def crowded() -> Report:
+def crowded() -> CleaningReport:
     """A report with every kind of row, and long names."""
     counts = {f"{'很长的说明' * 5}{number}": 10**9 + number for number in range(50)}
-    effects = {f"rule-{number}": Effect(removed=1, seen=Counter(counts)) for number in range(24)}
+    effects = {f"rule-{number}": Effect(removed=1, counts=Counter(counts)) for number in range(24)}
     report = report_of(BOOK, "无标点的文字" * 40, name="一本书" * 60 + ".txt", effects=effects)
     report.add(report_of("x" * 100, "无标点的文字" * 40, name="二\n.txt"))
     for number in range(30):
         chapters(report, f"{number}.txt", [1, 3, 5, 5, 7, 9, 11, 13, 15, 17, 19, 21])
         report.drop(f"reason-{number}", 1, 1)
         report.headings[f"楔子{number}"] = 1
-        report.sentences.resplit[f"where-{number}"] = 5
-    report.came += 30
-    report.sentences.over = report.sentences.unterminated = report.reopened = report.orphans = report.duplicates = 1
+        report.sentences.cuts[f"where-{number}"] = 5
+    report.characters_in += 30
+    report.sentences.over_default = report.sentences.unterminated = report.reopened_quotes = report.orphan_quotes = (
+        report.duplicates
+    ) = 1
     return report
 
 
 def test_table_fits_on_one_screen() -> None:
     report = crowded()
-    check(report)
+    check_balance(report)
     lines = table(report)
     assert len(lines) == LINES == 24
     assert max(map(columns, lines)) <= COLUMNS == 110
@@ -286,7 +288,7 @@ def test_table_fits_on_one_screen() -> None:
 
 def test_table_shows_active_rules_with_their_most_frequent_cases() -> None:
     counts = Counter({"，， → ，": 1, "、、 → 、": 40, "。。 → 。": 3, "-- → ——": 0, "... → ……": 2})
-    effects = {"controls": Effect(), "marks": Effect(removed=46, seen=counts), "quotes": Effect(seen=Counter())}
+    effects = {"controls": Effect(), "marks": Effect(removed=46, counts=counts), "quotes": Effect(counts=Counter())}
     lines = table(report_of(BOOK, effects=effects))
     (row,) = [line for line in lines if line.startswith("  ") and not line.startswith("   ")]
     assert row.split(maxsplit=2) == ["marks", "−46", "、、 → 、 40; 。。 → 。 3; ... → …… 2"]
@@ -297,8 +299,8 @@ def test_table_shows_encodings_documents_and_faults() -> None:
     report.add(report_of("王伦！", name="other.txt"))
     report.file("other.txt").encoding = "gb18030"
     report.drop("empty", 2, 0)
-    report.reopened, report.orphans, report.duplicates = 53, 33, 1
-    report.sentences.resplit = {"；": 4}
+    report.reopened_quotes, report.orphan_quotes, report.duplicates = 53, 33, 1
+    report.sentences.cuts = {"；": 4}
     text = "\n".join(table(report))
     for fragment in (
         "2 (1 gb18030, 1 utf-8)",
@@ -311,10 +313,10 @@ def test_table_shows_encodings_documents_and_faults() -> None:
 
 
 def test_table_of_a_published_report_is_the_same() -> None:
-    assert shown(plain(crowded())) == table(crowded())
+    assert table_from_json(plain(crowded())) == table(crowded())
 
 
 def test_empty_report_has_a_table() -> None:
-    assert len(table(Report())) <= LINES
-    check(Report())
-    assert to_json(Report())["sentences"]["characters"] == {"p50": 0, "p95": 0, "p99": 0, "max": 0}
+    assert len(table(CleaningReport())) <= LINES
+    check_balance(CleaningReport())
+    assert to_json(CleaningReport())["sentences"]["characters"] == {"p50": 0, "p95": 0, "p99": 0, "max": 0}

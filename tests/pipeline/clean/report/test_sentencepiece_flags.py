@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor, SentencePieceTrainer
 
 from pipeline.clean.report import sentencepiece_flags
-from pipeline.clean.report.sentencepiece_flags import BYTES, SPECIAL, Flags, Lines
+from pipeline.clean.report.sentencepiece_flags import BYTE_PIECES, SPECIAL_PIECES, Flags, LineStats
 
 
-def lines_of(texts: Sequence[str]) -> Lines:
+def lines_of(texts: Sequence[str]) -> LineStats:
     sizes = [len(text.encode()) for text in texts]
-    over = sum(size > sentencepiece_flags.DEFAULT_LINE for size in sizes)
-    return Lines(Counter("".join(texts)), len(texts), max(sizes, default=0), over)
+    over = sum(size > sentencepiece_flags.DEFAULT_MAX_LINE_BYTES for size in sizes)
+    return LineStats(Counter("".join(texts)), len(texts), max(sizes, default=0), over)
 
 
 def alphabet_of_sentencepiece(texts: Sequence[str], coverage: float) -> int:
@@ -50,13 +50,13 @@ def shuihu(shared: Path) -> list[str]:
 
 @pytest.mark.parametrize("coverage", [0.9995, 0.9999, 0.98, 1.0])
 def test_alphabet_of_shuihu_equals_that_of_sentencepiece(shuihu: list[str], coverage: float) -> None:
-    counts = lines_of(shuihu).trained()
-    assert sentencepiece_flags.alphabet(counts, coverage) == alphabet_of_sentencepiece(shuihu, coverage)
+    counts = lines_of(shuihu).trainer_frequencies()
+    assert sentencepiece_flags.alphabet_size(counts, coverage) == alphabet_of_sentencepiece(shuihu, coverage)
 
 
 def test_default_coverage_makes_431_characters_of_shuihu_unknown(shuihu: list[str]) -> None:
-    counts = lines_of(shuihu).trained()
-    assert len(counts) - sentencepiece_flags.alphabet(counts, 0.9995) == 431
+    counts = lines_of(shuihu).trainer_frequencies()
+    assert len(counts) - sentencepiece_flags.alphabet_size(counts, 0.9995) == 431
 
 
 @pytest.mark.parametrize("coverage", [0.98, 0.99, 0.995, 1.0])
@@ -72,13 +72,13 @@ def test_default_coverage_makes_431_characters_of_shuihu_unknown(shuihu: list[st
     ids=["two", "spaces", "tabs", "ties", "astral"],
 )
 def test_spaces_tabs_and_ties_count_as_in_sentencepiece(texts: list[str], coverage: float) -> None:
-    counts = lines_of(texts).trained()
-    assert sentencepiece_flags.alphabet(counts, coverage) == alphabet_of_sentencepiece(texts, coverage)
+    counts = lines_of(texts).trainer_frequencies()
+    assert sentencepiece_flags.alphabet_size(counts, coverage) == alphabet_of_sentencepiece(texts, coverage)
 
 
 @given(st.dictionaries(st.sampled_from("山水石木火土金甲乙丙"), st.integers(1, 50), min_size=1))
 def test_alphabet_grows_with_coverage_to_all_characters(counts: dict[str, int]) -> None:
-    sizes = [sentencepiece_flags.alphabet(counts, coverage) for coverage in (0.1, 0.5, 0.9, 0.99, 1.0)]
+    sizes = [sentencepiece_flags.alphabet_size(counts, coverage) for coverage in (0.1, 0.5, 0.9, 0.99, 1.0)]
     assert sizes == sorted(sizes)
     assert sizes[-1] == len(counts)
 
@@ -92,12 +92,12 @@ def test_rewritten_characters_equal_those_of_nmt_nfkc() -> None:
             continue
         framed = f"甲{character}甲"
         expected = rewrites(framed) != "▁" + framed.replace(" ", "▁")
-        assert bool(sentencepiece_flags.rewritten({character: 1})) == expected, hex(code)
+        assert bool(sentencepiece_flags.rewritten_characters({character: 1})) == expected, hex(code)
 
 
 def test_chinese_marks_are_rewritten_and_characters_are_not() -> None:
     counts = dict.fromkeys("，！？：；（）…①。、“”《》—水浒传𠮷", 1)
-    assert "".join(sentencepiece_flags.rewritten(counts)) == "，！？：；（）…①"
+    assert "".join(sentencepiece_flags.rewritten_characters(counts)) == "，！？：；（）…①"
 
 
 def test_flags_are_arguments_of_spm_train() -> None:
@@ -129,14 +129,14 @@ def test_long_line_raises_max_sentence_length() -> None:
 )
 def test_size_grows_with_the_number_of_distinct_characters(kinds: int, characters: int, size: int) -> None:
     counts = {chr(0x4E00 + number): characters // kinds for number in range(kinds)}
-    settings = sentencepiece_flags.flags(Lines(counts, 1, 1, 0))
+    settings = sentencepiece_flags.flags(LineStats(counts, 1, 1, 0))
     assert settings.vocab_size == size
-    assert sentencepiece_flags.least_size(counts, settings) < size
+    assert sentencepiece_flags.min_vocab_size(counts, settings) < size
 
 
 def test_too_many_distinct_characters_lower_the_coverage() -> None:
     counts = {chr(0x4E00 + number): 1 + 10 ** (6 - number // 6_000) for number in range(40_000)}
-    settings = sentencepiece_flags.flags(Lines(counts, 1, 1, 0))
+    settings = sentencepiece_flags.flags(LineStats(counts, 1, 1, 0))
     assert (settings.character_coverage, settings.byte_fallback, settings.vocab_size) == (0.9995, True, 32_000)
 
 
@@ -144,16 +144,16 @@ def test_many_singletons_lower_the_coverage_so_that_bytes_are_learned() -> None:
     common = {chr(0x4E00 + number): 1_000 for number in range(100)}
     singletons = {chr(0x6000 + number): 1 for number in range(60)}
     few_singletons = dict(list(singletons.items())[:9])
-    assert sentencepiece_flags.flags(Lines(common | few_singletons, 1, 1, 0)).character_coverage == 0.9999
-    settings = sentencepiece_flags.flags(Lines(common | singletons, 1, 1, 0))
+    assert sentencepiece_flags.flags(LineStats(common | few_singletons, 1, 1, 0)).character_coverage == 0.9999
+    settings = sentencepiece_flags.flags(LineStats(common | singletons, 1, 1, 0))
     assert settings.character_coverage == 0.9995
-    assert sentencepiece_flags.alphabet(common | singletons, settings.character_coverage) < 160
+    assert sentencepiece_flags.alphabet_size(common | singletons, settings.character_coverage) < 160
 
 
 def test_least_size_is_the_smallest_trainable_vocabulary(shuihu: list[str]) -> None:
     texts = shuihu[:400]
     settings = Flags(character_coverage=0.99)
-    least = sentencepiece_flags.least_size(lines_of(texts).trained(), settings)
+    least = sentencepiece_flags.min_vocab_size(lines_of(texts).trainer_frequencies(), settings)
 
     def train(size: int) -> None:
         SentencePieceTrainer.train(
@@ -169,7 +169,10 @@ def test_least_size_is_the_smallest_trainable_vocabulary(shuihu: list[str]) -> N
     train(least)
     with pytest.raises(RuntimeError, match="smaller than required_chars"):
         train(least - 1)
-    assert least == sentencepiece_flags.alphabet(lines_of(texts).trained(), 0.99) + BYTES + SPECIAL
+    assert (
+        least
+        == sentencepiece_flags.alphabet_size(lines_of(texts).trainer_frequencies(), 0.99) + BYTE_PIECES + SPECIAL_PIECES
+    )
 
 
 def test_empty_text_gives_no_warnings() -> None:

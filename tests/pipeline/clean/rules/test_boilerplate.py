@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 from pipeline.clean.rules import boilerplate
-from pipeline.clean.utf16 import codes, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
 from pipeline.errors import BadConfig
 
 HAN = re.compile("[\u4e00-\u9fff]")
 
 
-def run(text: str, *patterns: str) -> tuple[str, Seen]:
-    counts: Seen = Counter()
-    return text_of(boilerplate.rule(patterns).apply(codes(text), counts)), counts
+def run(text: str, *patterns: str) -> tuple[str, Counts]:
+    counts: Counts = Counter()
+    return decode_utf16(boilerplate.rule(patterns).apply(encode_utf16(text), counts)), counts
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rule import Rule, Seen
+from pipeline.clean.rule import Counts, Rule
 from pipeline.clean.rules import gaiji
-from pipeline.clean.utf16 import codes, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
 from pipeline.errors import BadConfig, InputMissing
 
 PIECES = st.sampled_from(
@@ -27,9 +27,9 @@ MAPPED = {"{口大}": "夻", "&KR0869;": "𪀪", "⿰木養": "橡"}
 PRIVATE = {"\ue10e": "肐", "\U000f0001": "甲"}
 
 
-def run(rule: Rule, text: str) -> tuple[str, Seen]:
-    counts: Seen = Counter()
-    return text_of(rule.apply(codes(text), counts)), counts
+def run(rule: Rule, text: str) -> tuple[str, Counts]:
+    counts: Counts = Counter()
+    return decode_utf16(rule.apply(encode_utf16(text), counts)), counts
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_default_policy_counts_every_replacement(text: str) -> None:
 @given(text=TEXT)
 def test_rule_changes_nothing_without_its_triggers(text: str) -> None:
     rule = gaiji.rule()
-    if not any(low <= unit <= high for unit in codes(text).units.tolist() for low, high in rule.triggers):
+    if not any(low <= unit <= high for unit in encode_utf16(text).units.tolist() for low, high in rule.triggers):
         assert run(rule, text) == (text, Counter())
 
 
@@ -187,8 +187,8 @@ def test_invalid_map_raises_with_file_and_line(tmp_path: Path, name: str, conten
     path.write_text(content, encoding="utf-8")
     with pytest.raises(BadConfig) as raised:
         gaiji.load_map(path)
-    assert str(path) in raised.value.what
-    assert fragment in raised.value.what
+    assert str(path) in raised.value.message
+    assert fragment in raised.value.message
     assert raised.value.hint
 
 

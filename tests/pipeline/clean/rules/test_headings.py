@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.headings import MAX_TITLE, match, parse_numeral
-from tests.pipeline.clean.pages import sections
+from pipeline.clean.rules.headings import MAX_TITLE, parse_heading, parse_numeral
+from tests.pipeline.clean.pages import cut_sections
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -42,7 +42,7 @@ HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]
     ],
 )
 def test_own_line_heading_is_all_title(line: str, title: str) -> None:
-    assert match(line) == (title, "")
+    assert parse_heading(line) == (title, "")
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_own_line_heading_is_all_title(line: str, title: str) -> None:
     ],
 )
 def test_inline_heading_is_split_from_the_body_of_its_line(line: str, title: str, body: str) -> None:
-    assert match(line) == (title, body)
+    assert parse_heading(line) == (title, body)
 
 
 def test_long_line_without_punctuation_is_body() -> None:
     verse = "话说大宋天下" * 10
     assert len(verse) > MAX_TITLE
-    assert match(f"第三回  {verse}") == ("第三回", verse)
+    assert parse_heading(f"第三回  {verse}") == ("第三回", verse)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_long_line_without_punctuation_is_body() -> None:
     ],
 )
 def test_prose_is_not_a_heading(line: str) -> None:
-    assert match(line) is None
+    assert parse_heading(line) is None
 
 
 @pytest.mark.parametrize(
@@ -103,31 +103,31 @@ def test_prose_is_not_a_heading(line: str) -> None:
     ],
 )
 def test_markup_makes_a_heading(line: str, title: str) -> None:
-    assert match(line) == (title, "")
+    assert parse_heading(line) == (title, "")
 
 
 @pytest.mark.parametrize("line", ["#话题", "**重点**是人。", "◎太祖起兵，天下响应。", "# " + "长" * MAX_TITLE])
 def test_markup_before_a_sentence_or_long_line_is_not_a_heading(line: str) -> None:
-    assert match(line) is None
+    assert parse_heading(line) is None
 
 
 def test_inline_and_own_line_heading_give_the_same_chapter() -> None:
-    inline = sections("第一回  话说，林冲。\n又一日。\n第二回  却说，宋江。")
-    own_line = sections("第一回\n话说，林冲。\n又一日。\n第二回\n却说，宋江。")
+    inline = cut_sections("第一回  话说，林冲。\n又一日。\n第二回  却说，宋江。")
+    own_line = cut_sections("第一回\n话说，林冲。\n又一日。\n第二回\n却说，宋江。")
     assert [(part.title, part.text.strip("\n")) for part in inline] == [
         (part.title, part.text.strip("\n")) for part in own_line
     ]
 
 
 def test_text_before_the_first_heading_has_no_title() -> None:
-    first, second = sections("话说大宋。\n第一回\n林冲。")
+    first, second = cut_sections("话说大宋。\n第一回\n林冲。")
     assert first == ("", "话说大宋。", False)
     assert second == ("第一回", "\n林冲。", True)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "床前明月光\n疑是地上霜", "无标点的一整篇" * 100])
 def test_text_without_headings_is_one_section(text: str) -> None:
-    (only,) = sections(text)
+    (only,) = cut_sections(text)
     assert only == ("", text, False)
 
 
@@ -138,20 +138,20 @@ LINES = st.lists(MARKS | PROSE, max_size=60).map("".join)
 
 @given(LINES)
 def test_sections_hold_the_lines_of_the_text_in_order(text: str) -> None:
-    lines = "\n".join(part.text for part in sections(text)).split("\n")
+    lines = "\n".join(part.text for part in cut_sections(text)).split("\n")
     assert len(lines) == text.count("\n") + 1
     assert all(line.endswith(body) for line, body in zip(text.split("\n"), lines, strict=True))
 
 
 def test_all_161_headings_of_shuihu_are_found_in_order(shared: Path) -> None:
-    parts = sections((shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig"))
+    parts = cut_sections((shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig"))
     assert all(part.headed for part in parts)
     assert [parse_numeral(part.title[part.title.index("第") + 1 : -1]) for part in parts] == list(range(1, 162))
 
 
 def test_shuihu_loses_only_the_han_characters_of_its_headings(shared: Path) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
-    parts = sections(text)
+    parts = cut_sections(text)
     in_titles = sum(len(HAN.findall(part.title)) for part in parts)
     in_text = sum(len(HAN.findall(part.text)) for part in parts)
     assert in_text + in_titles == len(HAN.findall(text))

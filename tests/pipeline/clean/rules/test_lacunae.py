@@ -9,17 +9,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 from pipeline.clean.rules import lacunae
-from pipeline.clean.utf16 import codes, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
 from pipeline.errors import BadConfig
 
 TEXT = st.text("□■囗○●〇一九百千十卷年甲，。 \n\0", max_size=24)
 
 
-def run(text: str, policy: str = "keep") -> tuple[str, Seen]:
-    counts: Seen = Counter()
-    return text_of(lacunae.rule(policy).apply(codes(text), counts)), counts
+def run(text: str, policy: str = "keep") -> tuple[str, Counts]:
+    counts: Counts = Counter()
+    return decode_utf16(lacunae.rule(policy).apply(encode_utf16(text), counts)), counts
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 from pipeline.clean.rules import mojibake
-from pipeline.clean.utf16 import codes, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
 
 PIECES = [
     *"倚杖然长啸□�けホНㄋ┾・ー─│，。“”（） \n\0",
@@ -26,9 +26,9 @@ TEXT = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
 DEBRIS = "中国诗歌库{Connection=[close],Content-Type=[text/html;charset=gb2312],Server=[x]}\n"
 
 
-def run(text: str) -> tuple[str, Seen]:
-    counts: Seen = Counter()
-    return text_of(mojibake.rule().apply(codes(text), counts)), counts
+def run(text: str) -> tuple[str, Counts]:
+    counts: Counts = Counter()
+    return decode_utf16(mojibake.rule().apply(encode_utf16(text), counts)), counts
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_documents_of_a_page_do_not_affect_each_other(text: str) -> None:
 @given(TEXT)
 def test_rule_changes_nothing_without_its_triggers(text: str) -> None:
     triggers = mojibake.rule().triggers
-    if not any(low <= unit <= high for unit in codes(text).units.tolist() for low, high in triggers):
+    if not any(low <= unit <= high for unit in encode_utf16(text).units.tolist() for low, high in triggers):
         assert run(text) == (text, Counter())
 
 

@@ -13,10 +13,10 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rule import Seen
+from pipeline.clean.rule import Counts
 from pipeline.clean.rules import notes
-from pipeline.clean.rules.notes import DAIZHIGE, KANRIPO, MAX_LENGTH, POETRY, Note
-from pipeline.clean.utf16 import codes, text_of
+from pipeline.clean.rules.notes import DAIZHIGE_POLICIES, KANRIPO_POLICIES, MAX_LENGTH, POETRY_POLICIES, Note
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
 from pipeline.errors import BadConfig
 
 DROP = {"（）": "drop"}
@@ -25,12 +25,14 @@ BRACKETS = "（）()［］[]【】〖〗{}"
 TEXT = st.lists(
     st.sampled_from([*BRACKETS, *"（）（）林，。 \n\0", "一作", "（一作甲）", "乙" * 900, "\n。"]), max_size=24
 ).map("".join)
-POLICIES = st.sampled_from([DROP, MIXED, POETRY, DAIZHIGE, {"［］": "drop", "（）": "extract"}, {"（）": "keep"}])
+POLICIES = st.sampled_from(
+    [DROP, MIXED, POETRY_POLICIES, DAIZHIGE_POLICIES, {"［］": "drop", "（）": "extract"}, {"（）": "keep"}]
+)
 
 
-def run(text: str, policies: Mapping[str, str]) -> tuple[str, Seen]:
-    counts: Seen = Counter()
-    return text_of(notes.rule(policies).apply(codes(text), counts)), counts
+def run(text: str, policies: Mapping[str, str]) -> tuple[str, Counts]:
+    counts: Counts = Counter()
+    return decode_utf16(notes.rule(policies).apply(encode_utf16(text), counts)), counts
 
 
 @pytest.mark.parametrize(
@@ -39,8 +41,8 @@ def run(text: str, policies: Mapping[str, str]) -> tuple[str, Seen]:
         ("袁紹（一作「術」）兵", DROP, "袁紹兵"),
         ("袁紹(一作「術」)兵", DROP, "袁紹兵"),
         ("袁紹（一作「術」)兵", DROP, "袁紹兵"),
-        ("先主姓劉【臣松之案】諱備", DAIZHIGE, "先主姓劉諱備"),
-        ("余(浙江/)西南遊", KANRIPO, "余西南遊"),
+        ("先主姓劉【臣松之案】諱備", DAIZHIGE_POLICIES, "先主姓劉諱備"),
+        ("余(浙江/)西南遊", KANRIPO_POLICIES, "余西南遊"),
         ("億[兆]慶［一］〔二〕", {"[]": "drop"}, "億慶〔二〕"),
         ("甲<乙>〈丙〉丁", {"<>": "drop", "〈〉": "keep"}, "甲〈丙〉丁"),
         ("甲（乙（丙〖1〗）丁）戊", DROP, "甲戊"),
@@ -52,7 +54,7 @@ def test_note_is_removed_by_the_policy_of_its_brackets(text: str, policies: Mapp
 
 
 def test_note_that_spans_lines_is_removed_completely() -> None:
-    assert run("春眠不覺曉。\n（自注：此夜直。\n草詔。\n）其二：處處聞啼鳥。", POETRY)[0] == (
+    assert run("春眠不覺曉。\n（自注：此夜直。\n草詔。\n）其二：處處聞啼鳥。", POETRY_POLICIES)[0] == (
         "春眠不覺曉。\n其二：處處聞啼鳥。"
     )
 
@@ -64,10 +66,10 @@ def test_note_never_spans_two_documents() -> None:
 
 
 def test_line_of_only_notes_and_marks_is_removed() -> None:
-    assert run("甲。\n（按）（見某）。\n乙。", POETRY)[0] == "甲。\n乙。"
-    assert run("（按某）\n（按某）。\n乙。\n（按某）。", POETRY)[0] == "乙。"
-    assert run("（按某）\0（按某）。\0乙\n\n（按某）\n\n丙", POETRY)[0] == "\0\0乙\n\n\n丙"
-    assert run("甲（按某）。\n乙", POETRY)[0] == "甲。\n乙"
+    assert run("甲。\n（按）（見某）。\n乙。", POETRY_POLICIES)[0] == "甲。\n乙。"
+    assert run("（按某）\n（按某）。\n乙。\n（按某）。", POETRY_POLICIES)[0] == "乙。"
+    assert run("（按某）\0（按某）。\0乙\n\n（按某）\n\n丙", POETRY_POLICIES)[0] == "\0\0乙\n\n\n丙"
+    assert run("甲（按某）。\n乙", POETRY_POLICIES)[0] == "甲。\n乙"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_word_in_an_inner_note_does_not_match_the_outer_note() -> None:
 
 @pytest.mark.parametrize("aside", ["（疑是地上霜）", "（從此君王不早朝）", "（本是後山人）", "（云）某姓李（正末唱）"])
 def test_aside_in_poetry_is_kept(aside: str) -> None:
-    assert run(f"甲{aside}乙", POETRY)[0] == f"甲{aside}乙".replace("（云）", "")
+    assert run(f"甲{aside}乙", POETRY_POLICIES)[0] == f"甲{aside}乙".replace("（云）", "")
 
 
 def test_extract_returns_the_notes_and_their_positions() -> None:
@@ -178,8 +180,8 @@ def test_extract_leaves_the_same_text_as_the_rule(text: str, policies: Mapping[s
     cleaned, extracted = notes.extract(document, extracting)
     assert cleaned == run(document, policies)[0]
     if "\n" not in document and all(policy == "extract" for policy in extracting.values()):
-        assert [note.place for note in extracted] == sorted(note.place for note in extracted)
-        assert all(0 <= note.place <= len(cleaned) for note in extracted)
+        assert [note.position for note in extracted] == sorted(note.position for note in extracted)
+        assert all(0 <= note.position <= len(cleaned) for note in extracted)
 
 
 def test_policies_are_parsed_from_options() -> None:
@@ -218,7 +220,7 @@ def test_keep_changes_nothing() -> None:
 def test_tang_poems_lose_their_notes_and_keep_every_verse(shared: Path) -> None:
     with zstandard.open(shared / "data" / "tang_poems.jsonl.zst", "rt", encoding="utf-8") as lines:
         poems = [json.loads(line)["text"] for line in lines]
-    cleaned, counts = run("\0".join(poems), POETRY)
+    cleaned, counts = run("\0".join(poems), POETRY_POLICIES)
     assert (counts["（） dropped"], counts["（） kept: without the words"], counts["unbalanced （"]) == (10515, 719, 36)
     assert counts["characters of notes"] == 275808
     # Text outside brackets is unchanged, line by line.

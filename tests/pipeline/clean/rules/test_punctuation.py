@@ -10,14 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean.rules.punctuation import rule
-from pipeline.clean.utf16 import codes, join, split, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents, split_documents
 from pipeline.errors import BadConfig
 
 
 def stripped(text: str, policy: str = "strip", counts: Counter[str] | None = None) -> str:
     punct = rule(policy)
     assert punct is not None
-    return text_of(punct.apply(codes(text), Counter() if counts is None else counts))
+    return decode_utf16(punct.apply(encode_utf16(text), Counter() if counts is None else counts))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,13 @@ def test_unknown_policy_raises(policy: str) -> None:
 def test_documents_stay_separate() -> None:
     punct = rule("strip")
     assert punct is not None
-    assert split(punct.apply(join(["“一。", "", "”二，", 'a"', "三"]), Counter())) == ["一", "", "二", 'a"', "三"]
+    assert split_documents(punct.apply(join_documents(["“一。", "", "”二，", 'a"', "三"]), Counter())) == [
+        "一",
+        "",
+        "二",
+        'a"',
+        "三",
+    ]
 
 
 PIECES = "林冲𤣥𠮷㦸□〇\ue000ab1，。！？；：、“”‘’「」《》（）…—·,.!\"'()- \n\0"

@@ -17,21 +17,21 @@ from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
 from pipeline.clean.rules import order, punctuation, quotes, whitespace
-from tests.pipeline.clean.pages import applied, normalised, without_blank_lines
+from tests.pipeline.clean.pages import apply_rule, normalise, remove_blank_lines
 from tests.pipeline.clean.rules import slow_rules
 
 Step = Callable[[str], str]
 
 
 def step(rule: Rule) -> Step:
-    return partial(applied, rule)
+    return partial(apply_rule, rule)
 
 
-CHARACTERS, BLANK_LINES = normalised, without_blank_lines
+CHARACTERS, BLANK_LINES = normalise, remove_blank_lines
 WIDTH, QUOTES, SPACES, MARKS = (
     step(punctuation.WIDEN),
-    step(quotes.RULE),
-    step(whitespace.RULE),
+    step(quotes.CURL),
+    step(whitespace.DELETE_SPACES),
     step(punctuation.COLLAPSE),
 )
 CHINESE = (WIDTH, QUOTES, SPACES, MARKS)
@@ -204,7 +204,7 @@ def _all(text: str) -> str:
 
 # The vectorised rules and their references
 
-PLAIN = TEXT.map(normalised)
+PLAIN = TEXT.map(normalise)
 
 
 @settings(max_examples=2000)
@@ -216,7 +216,7 @@ def test_rule_equals_its_reference(fast: Step, slow: slow_rules.Reference, text:
 
 @pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])
 def test_rules_equal_their_references_on_real_books(shared: Path, book: str) -> None:
-    fast = slow = normalised((shared / "data" / book).read_text(encoding="utf-8"))
+    fast = slow = normalise((shared / "data" / book).read_text(encoding="utf-8"))
     for rule, reference in zip(CHINESE, slow_rules.CHINESE, strict=True):
         fast, slow = rule(fast), reference.apply(slow)
         assert fast == slow

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean.rules import script
-from pipeline.clean.utf16 import Codes, codes, join, split, text_of
+from pipeline.clean.utf16 import Utf16Text, decode_utf16, encode_utf16, join_documents, split_documents
 from pipeline.errors import BadConfig
 
 opencc = pytest.importorskip("opencc")
@@ -28,7 +28,7 @@ KEPT = "乾徵於昇氾祕蒐薹計釐陞麽"
 def converted(policy: str, text: str, counts: Counter[str] | None = None) -> str:
     rule = script.rule(policy)
     assert rule is not None
-    return text_of(rule.apply(codes(text), Counter() if counts is None else counts))
+    return decode_utf16(rule.apply(encode_utf16(text), Counter() if counts is None else counts))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def shuihu(shared: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def tang(shared: Path) -> Codes:
+def tang(shared: Path) -> Utf16Text:
     with zstandard.open(shared / "data/tang_poems.jsonl.zst", "rb") as packed:
         lines = io.TextIOWrapper(packed, encoding="utf-8")
-        return join([json.loads(line)["text"] for _, line in zip(range(12_000), lines, strict=False)])
+        return join_documents([json.loads(line)["text"] for _, line in zip(range(12_000), lines, strict=False)])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_changed_pairs_are_counted() -> None:
 def test_risks_are_the_ambiguous_pairs() -> None:
     counts: Counter[str] = Counter()
     converted("traditional", "头发，发财，后人，汉书。", counts)
-    assert script.risks(counts) == {"发 → 發": 1, "发 → 髮": 1, "后 → 後": 1}
+    assert script.ambiguous_pairs(counts) == {"发 → 發": 1, "发 → 髮": 1, "后 → 後": 1}
 
 
 def test_unknown_script_raises() -> None:
@@ -86,14 +86,14 @@ def test_unknown_script_raises() -> None:
 def test_documents_stay_separate_and_lone_surrogates_are_kept() -> None:
     rule = script.rule("simplified")
     assert rule is not None
-    page = join(["後漢", "", "書\ud840", "\udc00漢\ud840記"])
-    assert split(rule.apply(page, Counter())) == ["后汉", "", "书\ud840", "\udc00汉\ud840记"]
+    page = join_documents(["後漢", "", "書\ud840", "\udc00漢\ud840記"])
+    assert split_documents(rule.apply(page, Counter())) == ["后汉", "", "书\ud840", "\udc00汉\ud840记"]
 
 
 def test_page_with_nothing_to_convert_is_returned_unchanged() -> None:
     rule = script.rule("simplified")
     assert rule is not None
-    page = codes("林冲道：“好酒。”")
+    page = encode_utf16("林冲道：“好酒。”")
     assert rule.apply(page, Counter()) is page
 
 
@@ -135,17 +135,17 @@ def test_shuihu_equals_a_full_conversion_by_opencc(shuihu: str) -> None:
     assert converted("simplified", ours) == ours
 
 
-def test_poems_equal_a_full_conversion_by_opencc(tang: Codes) -> None:
+def test_poems_equal_a_full_conversion_by_opencc(tang: Utf16Text) -> None:
     rule = script.rule("simplified")
     assert rule is not None
     counts: Counter[str] = Counter()
     out = rule.apply(tang, counts)
-    before, ours = text_of(tang), text_of(out)
+    before, ours = decode_utf16(tang), decode_utf16(out)
     theirs = opencc.OpenCC("t2s").convert(before)
     differences = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
     assert differences == [("麽", "么")]  # 幺麽
     assert counts.total() == sum(a != b for a, b in zip(before, ours, strict=True))
-    assert text_of(rule.apply(out, Counter())) == ours
+    assert decode_utf16(rule.apply(out, Counter())) == ours
 
 
 def test_traditional_shuihu_equals_a_conversion_by_opencc(shuihu: str) -> None:
@@ -186,7 +186,9 @@ def test_rule_is_idempotent_and_keeps_the_length(text: str, policy: str) -> None
 def test_documents_of_a_page_do_not_affect_each_other(texts: list[str]) -> None:
     rule = script.rule("simplified")
     assert rule is not None
-    assert split(rule.apply(join(texts), Counter())) == [converted("simplified", text) for text in texts]
+    assert split_documents(rule.apply(join_documents(texts), Counter())) == [
+        converted("simplified", text) for text in texts
+    ]
 
 
 @given(st.text(st.sampled_from([piece for piece in PIECES if piece not in KEPT + "麼"]), max_size=24))

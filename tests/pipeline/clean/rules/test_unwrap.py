@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rule import Seen
-from pipeline.clean.rules.headings import match
-from pipeline.clean.rules.unwrap import RULE, unwrap
-from pipeline.clean.utf16 import codes, text_of
+from pipeline.clean.rule import Counts
+from pipeline.clean.rules.headings import parse_heading
+from pipeline.clean.rules.unwrap import UNWRAP, unwrap
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
 
 
 def joined(text: str) -> str:
@@ -74,7 +74,7 @@ def test_headings_indents_and_blank_lines_prevent_joins(text: str) -> None:
 
 def test_inline_heading_is_joined_to_the_next_line() -> None:
     chapter = "第二段  高俅奸佞虽堪恨，洪信从今"
-    assert match(chapter) == ("第二段", "高俅奸佞虽堪恨，洪信从今")
+    assert parse_heading(chapter) == ("第二段", "高俅奸佞虽堪恨，洪信从今")
     assert joined(f"走\n{chapter}\n酿祸胎。") == f"走\n{chapter}酿祸胎。"
 
 
@@ -83,7 +83,7 @@ def test_documents_are_never_joined() -> None:
 
 
 def test_joins_are_counted() -> None:
-    counts: Seen = Counter()
+    counts: Counts = Counter()
     unwrap("走\n行\n坐。\n卧\n立", counts)
     assert counts == {"joins": 3}
 
@@ -128,7 +128,7 @@ def test_documents_of_a_page_do_not_affect_each_other(one: str, other: str) -> N
 
 @given(PAGES)
 def test_rule_equals_the_function(text: str) -> None:
-    assert text_of(RULE.apply(codes(text), Counter())) == joined(text)
+    assert decode_utf16(UNWRAP.apply(encode_utf16(text), Counter())) == joined(text)
 
 
 @pytest.mark.parametrize("width", [21, 35])
@@ -140,7 +140,7 @@ def test_unwrap_restores_a_book_broken_into_print_lines(shared: Path, width: int
         lines = [paragraph[at : at + width] for at in range(0, len(paragraph), width)]
         join_count += sum(1 for line in lines[:-1] if joined(f"{line}\n走") == f"{line}走")
         printed += lines
-    counts: Seen = Counter()
+    counts: Counts = Counter()
     unwrapped = unwrap("\n".join(printed), counts)
     assert counts["joins"] == join_count  # all except print lines that happen to end a sentence
     assert join_count > 0.9 * (len(printed) - len(paragraphs))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.variants import load, resolved, rule
-from pipeline.clean.utf16 import codes, join, split, text_of
+from pipeline.clean.rules.variants import load_table, resolve_chains, rule
+from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents, split_documents
 from pipeline.errors import BadConfig, InputMissing
 
 TABLE = {"爲": "為", "峯": "峰", "𠮷": "吉", "叫": "㗂", "真": "𥄂"}
@@ -20,7 +20,7 @@ TABLE = {"爲": "為", "峯": "峰", "𠮷": "吉", "叫": "㗂", "真": "𥄂"}
 def replaced(text: str, table: dict[str, str] = TABLE, counts: Counter[str] | None = None) -> str:
     variants_rule = rule(table)
     assert variants_rule is not None
-    return text_of(variants_rule.apply(codes(text), Counter() if counts is None else counts))
+    return decode_utf16(variants_rule.apply(encode_utf16(text), Counter() if counts is None else counts))
 
 
 def test_variants_in_and_beyond_the_first_plane_are_replaced() -> None:
@@ -38,7 +38,7 @@ def test_text_without_variants_is_unchanged() -> None:
 def test_documents_stay_separate() -> None:
     variants_rule = rule(TABLE)
     assert variants_rule is not None
-    assert split(variants_rule.apply(join(["爲", "", "𠮷\n峯"]), Counter())) == ["為", "", "吉\n峰"]
+    assert split_documents(variants_rule.apply(join_documents(["爲", "", "𠮷\n峯"]), Counter())) == ["為", "", "吉\n峰"]
 
 
 def test_table_that_changes_nothing_has_no_rule() -> None:
@@ -50,11 +50,11 @@ def test_rule_has_triggers_and_produced_characters() -> None:
     variants_rule = rule({"爲": "為", "𠮷": "吉"})
     assert variants_rule is not None
     assert variants_rule.triggers == ((ord("爲"), ord("爲")), (0xD842, 0xD842))
-    assert set(variants_rule.makes) == {"為", "吉"}
+    assert set(variants_rule.produces) == {"為", "吉"}
 
 
 def test_chain_is_followed_to_its_end() -> None:
-    assert resolved({"甲": "乙", "乙": "丙", "丙": "𠮷"}) == {"甲": "𠮷", "乙": "𠮷", "丙": "𠮷"}
+    assert resolve_chains({"甲": "乙", "乙": "丙", "丙": "𠮷"}) == {"甲": "𠮷", "乙": "𠮷", "丙": "𠮷"}
 
 
 def test_cycle_raises() -> None:
@@ -73,9 +73,9 @@ def test_rule_is_idempotent_and_changes_single_characters(table: dict[str, str],
         variants_rule = None
     if variants_rule is None:
         return
-    once = text_of(variants_rule.apply(codes(text), Counter()))
-    assert text_of(variants_rule.apply(codes(once), Counter())) == once
-    assert once == "".join(resolved(table).get(character, character) for character in text)
+    once = decode_utf16(variants_rule.apply(encode_utf16(text), Counter()))
+    assert decode_utf16(variants_rule.apply(encode_utf16(once), Counter())) == once
+    assert once == "".join(resolve_chains(table).get(character, character) for character in text)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_rule_is_idempotent_and_changes_single_characters(table: dict[str, str],
 )
 def test_table_is_read_from_tsv_csv_and_json(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, "utf-8")
-    assert load(tmp_path / name) == {"爲": "為", "峯": "峰"}
+    assert load_table(tmp_path / name) == {"爲": "為", "峯": "峰"}
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ def test_table_is_read_from_tsv_csv_and_json(name: str, content: str, tmp_path: 
 def test_invalid_table_raises_with_file_and_line(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(BadConfig) as failed:
-        load(tmp_path / name)
-    assert message in failed.value.what
-    assert failed.value.what.startswith(str(tmp_path))
+        load_table(tmp_path / name)
+    assert message in failed.value.message
+    assert failed.value.message.startswith(str(tmp_path))
     assert failed.value.hint
 
 
 def test_missing_table_and_other_encoding_raise(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no such table"):
-        load(tmp_path / "none.tsv")
+        load_table(tmp_path / "none.tsv")
     (tmp_path / "a.tsv").write_bytes("爲\t為".encode("gb18030"))
     with pytest.raises(BadConfig, match="not UTF-8"):
-        load(tmp_path / "a.tsv")
+        load_table(tmp_path / "a.tsv")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean.rules.verse import POLICIES, rule
-from pipeline.clean.utf16 import codes, join, split, text_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents, split_documents
 from pipeline.errors import BadConfig
 from tests.pipeline.clean.rules import slow_rules
 
@@ -19,7 +19,7 @@ QUATRAIN = "恶性掀腾不自由，房中剁却两人头。痴翁犹自伤情�
 
 
 def apply(policy: str, text: str, counts: Counter[str] | None = None) -> str:
-    return text_of(rule(policy).apply(codes(text), Counter() if counts is None else counts))
+    return decode_utf16(rule(policy).apply(encode_utf16(text), Counter() if counts is None else counts))
 
 
 def assert_equals_reference(text: str) -> None:
@@ -66,7 +66,7 @@ def test_verse_is_complete_sentences_of_equal_clauses(text: str, verse: list[str
 
 def test_inline_counts_and_returns_the_page_unchanged() -> None:
     counts: Counter[str] = Counter()
-    page = codes(f"正是：床前明月光，疑是地上霜。又道：{QUATRAIN}")
+    page = encode_utf16(f"正是：床前明月光，疑是地上霜。又道：{QUATRAIN}")
     assert rule("inline").apply(page, counts) is page
     assert counts == {
         "runs of 5 characters a clause": 1,
@@ -155,7 +155,9 @@ def test_drop_leaves_no_verse_and_keeps_documents_apart(text: str) -> None:
 @given(st.lists(TEXT, min_size=1, max_size=3), st.sampled_from(POLICIES))
 def test_documents_of_a_page_do_not_affect_each_other(texts: list[str], policy: str) -> None:
     texts = [text.replace("\0", "") for text in texts]
-    assert split(rule(policy).apply(join(texts), Counter())) == [apply(policy, text) for text in texts]
+    assert split_documents(rule(policy).apply(join_documents(texts), Counter())) == [
+        apply(policy, text) for text in texts
+    ]
 
 
 def test_verse_of_shuihu(shared: Path) -> None:
