@@ -20,7 +20,8 @@ from model.commands import exchange, refresh, sample, serve, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import console, data, maintenance, tokens
-from pipeline.commands.console import DISTRIBUTION, Command, Group, Outcome, Settings
+from pipeline.commands.console import Command, Group, Outcome, Settings
+from pipeline.errors import DISTRIBUTION
 from pipeline.runtime.redaction import redact
 
 _IDLE_LOAD = 0.5  # average number of runnable processes in the last minute

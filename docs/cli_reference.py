@@ -12,7 +12,8 @@ TARGET = ROOT / "docs" / "cli-reference.md"
 _WIDTH = 100  # columns
 _HEAD = """# CLI reference
 
-Generated from the commands by `make docs`; do not edit. Exit codes are in [the design](design/reliability.md), section 4.
+Generated from the commands by `make docs`; do not edit. For exit codes see section 4 of
+[reliability](design/reliability.md).
 """
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
+
+DISTRIBUTION = "inkstone-gpt"  # the name that pip installs
+_IS_CHECKOUT = (Path(__file__).resolve().parent.parent / "setup.cfg").is_file()
 
 
 class InkstoneError(Exception):
@@ -27,6 +31,11 @@ class InkstoneError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions return from worker processes by pickle, which would lose keyword arguments.
         return (_rebuild, (type(self), self.message, self.hint))
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an optional extra, for a checkout or for an installed package."""
+    return f"pip install -e '.[{extra}]'" if _IS_CHECKOUT else f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def _rebuild(error_class: type[InkstoneError], message: str, hint: str) -> InkstoneError:

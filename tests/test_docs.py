@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,16 +76,32 @@ def test_the_cli_reference_is_fresh() -> None:
     assert (ROOT / "docs" / "cli-reference.md").read_text(encoding="utf-8") == reference.render(), "run `make docs`"
 
 
-@pytest.mark.parametrize("path", [*CODE, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_hints_name_our_own_distribution(path: Path) -> None:
+def test_hints_name_our_own_distribution() -> None:
     """`inkstone` on the package index is another project; ours is inkstone-gpt."""
-    if path.name != "test_docs.py":
-        assert not WRONG_DISTRIBUTION.search(path.read_text(encoding="utf-8"))
+    files = [path for path in (*CODE, *DOCUMENTS) if path.name != "test_docs.py"]
+    assert not [path for path in files if WRONG_DISTRIBUTION.search(path.read_text(encoding="utf-8"))]
 
 
 def test_a_wrong_hint_is_seen() -> None:
     assert WRONG_DISTRIBUTION.search("pip install 'inkstone[serve]'")
     assert not WRONG_DISTRIBUTION.search("pip install 'inkstone-gpt[serve]'")
+
+
+def test_the_python_examples_run_in_order(tmp_path: Path) -> None:
+    """The blocks of docs/python-api.md, as one script in an empty folder with one novel."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(blocks) >= 6
+    shutil.copy(ROOT / "pipeline" / "sample" / "yanshan.txt", tmp_path / "novel.txt")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("INKSTONE_ARTIFACTS", None)
+    command = [sys.executable, "-c", "\n".join(blocks)]
+    process = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "artifacts" / "runs" / "novel" / "current").exists()
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])

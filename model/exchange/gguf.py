@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.exchange import convert
 from model.exchange.export_source import ExportSource
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, install_command
 from pipeline.tokenizers import (
     SentencePiece,
     Tiktoken,
@@ -48,7 +48,7 @@ def _gguf() -> ModuleType:
     try:
         import gguf
     except ImportError:
-        raise BadConfig("export to GGUF needs the package gguf", hint="pip install 'inkstone[exchange]'") from None
+        raise BadConfig("export to GGUF needs the package gguf", hint=install_command("exchange")) from None
     return gguf
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from model.generation.session import Session
 from model.runs.run import Report
-from pipeline.errors import BadConfig, NotPermitted, TryAgain
+from pipeline.errors import BadConfig, NotPermitted, TryAgain, install_command
 
 _FLUSH_SECONDS = 5  # for clients to read buffered data after the last sequence has ended
 
@@ -45,7 +45,7 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
         import starlette  # noqa: F401
         import uvicorn
     except ImportError:
-        raise BadConfig("starlette and uvicorn are not installed", hint="pip install 'inkstone[serve]'") from None
+        raise BadConfig("starlette and uvicorn are not installed", hint=install_command("serve")) from None
     from model.generation.engine import Engine
     from model.serving.app import create_app, load_model_info
     from model.serving.scheduler import Scheduler

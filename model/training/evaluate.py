@@ -62,14 +62,18 @@ def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
         ids = ids[: _count_within(store.tokenizer, ids, max_bytes)]
     if len(ids) < 1:
         raise BadData(f"{store.artifact.path}: there are no validation tokens", hint="raise --val-fraction")
-    text = store.tokenizer.decode(ids.tolist())
-    eos = np.array([store.tokenizer.end_of_text], ids.dtype)
-    unknown_id = store.tokenizer.unknown_id
+    return scored_set(store.tokenizer, ids)
+
+
+def scored_set(tokenizer: Tokenizer, ids: np.ndarray) -> ValidationSet:
+    """Score all of `ids` (int64, shape (T,)), as the beginning of a document."""
+    text = tokenizer.decode(ids.tolist())
+    eos = np.array([tokenizer.end_of_text], ids.dtype)
     return ValidationSet(
         np.concatenate([eos, ids]),
         max(len(text), 1),
         max(len(text.encode(errors="replace")), 1),
-        0 if unknown_id is None else int((ids == unknown_id).sum()),
+        0 if tokenizer.unknown_id is None else int((ids == tokenizer.unknown_id).sum()),
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from model.training.distributed import World
 from model.training.evaluate import Evaluation
 from model.training.lr_schedule import LRSchedule
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, install_command
 from pipeline.store import files
 
 METRICS, SAMPLES, LOG = "metrics.csv", "samples.jsonl", "log.jsonl"
@@ -189,7 +189,7 @@ def _open_board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise BadConfig("TensorBoard is not installed", hint="pip install 'inkstone[logging]'") from None
+        raise BadConfig("TensorBoard is not installed", hint=install_command("logging")) from None
     return SummaryWriter(str(folder))
 
 

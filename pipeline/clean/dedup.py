@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.clean.utf16 import LACUNA, SEPARATOR, UNIT_COUNT, Utf16Text, document_bounds, join_documents
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, install_command
 
 Sketch = Any  # rensa.RMinHash: 512 bytes, picklable
 
@@ -144,4 +144,4 @@ def _rensa() -> ModuleType:
     try:
         return importlib.import_module("rensa")
     except ImportError as error:
-        raise BadConfig("--dedup near needs rensa", hint="pip install 'inkstone[dedup]'") from error
+        raise BadConfig("--dedup near needs rensa", hint=install_command("dedup")) from error

@@ -22,7 +22,6 @@ from pipeline import errors
 from pipeline.runtime import progress
 from pipeline.runtime.signals import stop_on_sigterm
 
-DISTRIBUTION = "inkstone-gpt"  # the name that pip installs, for its version and requirements
 _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
 _SHORT_HELP = 60  # characters of a command's line in the list of commands
 _Function = TypeVar("_Function", bound=Callable[..., Any])

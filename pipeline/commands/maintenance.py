@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from pipeline import errors
-from pipeline.commands.console import DISTRIBUTION, Choice, Command, Outcome, Settings
+from pipeline.commands.console import Choice, Command, Outcome, Settings
 from pipeline.commands.options import STAGES
+from pipeline.errors import DISTRIBUTION
 
 PROGRAM = Path(__file__).resolve().parents[2] / "cli.py"
 

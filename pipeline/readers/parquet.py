@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, BadData, install_command
 from pipeline.readers.documents import Document
 from pipeline.runtime.progress import Advance
 
@@ -20,7 +20,7 @@ def read(path: Path, advance: Advance) -> Iterator[Document]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise BadConfig(f"{path}: reading Parquet requires pyarrow", hint="pip install 'inkstone[parquet]'") from None
+        raise BadConfig(f"{path}: reading Parquet requires pyarrow", hint=install_command("parquet")) from None
     line = 0
     try:
         with parquet.ParquetFile(path) as file:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, BadData, install_command
 from pipeline.tokenizers.characters import Characters
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
@@ -210,7 +210,7 @@ def _library() -> Any:
         from tokenizers import Tokenizer as Library
     except ImportError:
         raise BadConfig(
-            "exporting a tokenizer.json needs the package tokenizers", hint="pip install 'inkstone[exchange]'"
+            "exporting a tokenizer.json needs the package tokenizers", hint=install_command("exchange")
         ) from None
     return Library
 

@@ -26,7 +26,7 @@ from pipeline.clean.utf16 import (
     encode_utf16,
     expand_ranges,
 )
-from pipeline.errors import BadConfig, InternalError
+from pipeline.errors import BadConfig, InternalError, install_command
 
 POLICIES = ("keep", "simplified", "traditional")
 WARNING = "TRADITIONAL SCRIPT IS A GUESS where a simplified character stands for several"
@@ -196,13 +196,13 @@ def _opencc() -> ModuleType:
     from importlib import metadata  # slower to import than this package
 
     impostor = "opencc-python-reimplemented"
-    repair = f"pip uninstall -y {impostor} opencc && pip install 'inkstone[zh]'"
+    repair = f"pip uninstall -y {impostor} opencc && {install_command('zh')}"
     if any(metadata.distributions(name=impostor)):
         raise BadConfig(f"{impostor} is installed, which overwrites the files of OpenCC", hint=repair)
     try:
         module = importlib.import_module("opencc")
     except ImportError as error:
-        raise BadConfig("--script needs OpenCC", hint="pip install 'inkstone[zh]'") from error
+        raise BadConfig("--script needs OpenCC", hint=install_command("zh")) from error
     if not hasattr(module, "__version__"):  # the original OpenCC has one
         raise BadConfig("the installed module `opencc` is not the original OpenCC", hint=repair)
     return module

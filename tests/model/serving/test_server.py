@@ -490,7 +490,7 @@ def test_missing_extra_names_the_install_command(trained: Path) -> None:
     hidden = "import sys; sys.modules['starlette'] = None; import cli; sys.exit(cli.main(sys.argv[1:]))"
     code, stderr = failed(sys.executable, "-c", hidden, "--artifacts", trained, "serve", NAME)
     assert (code, stderr.count("\n")) == (78, 1)
-    assert "pip install 'inkstone[serve]'" in stderr
+    assert "pip install -e '.[serve]'" in stderr
 
 
 def test_public_address_warns_and_accepts_any_host_name(trained: Path) -> None:

@@ -21,7 +21,7 @@ from tests.conftest import Inkstone
 from tests.support.exchanging import GPT2, QWEN3, publish_run, random_network, single_thread_offline
 from tests.support.training import no_loss_curve
 
-__all__ = ["single_thread_offline", "no_loss_curve"]  # fixtures
+__all__ = ["no_loss_curve", "single_thread_offline"]  # fixtures
 
 
 def tokens_and_parent(root: Path, **changes: Any) -> tuple[Artifact, Artifact]:

@@ -226,4 +226,4 @@ def test_missing_rensa_raises_bad_config_with_the_command_to_install_it(monkeypa
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(BadConfig) as caught:
         NearIndex()
-    assert caught.value.hint == "pip install 'inkstone[dedup]'"
+    assert caught.value.hint == "pip install -e '.[dedup]'"

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.console import DISTRIBUTION
-from pipeline.errors import TryAgain
+from pipeline.errors import DISTRIBUTION, TryAgain
 from pipeline.maintenance import doctor
 from pipeline.maintenance.doctor import Finding
 from pipeline.store import files, locks

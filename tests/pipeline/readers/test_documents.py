@@ -455,7 +455,7 @@ def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path) ->
     )
     command = [sys.executable, "-c", script, str(path)]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-    assert process.stdout == "78 pip install 'inkstone[parquet]'\n"
+    assert process.stdout == "78 pip install -e '.[parquet]'\n"
 
 
 # Real texts

@@ -242,7 +242,7 @@ def test_missing_opencc_raises_with_install_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "opencc", None)
     with pytest.raises(BadConfig) as failed:
         script.rule("simplified")
-    assert failed.value.hint == "pip install 'inkstone[zh]'"
+    assert failed.value.hint == "pip install -e '.[zh]'"
 
 
 def test_package_that_overwrites_opencc_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
