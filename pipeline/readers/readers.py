@@ -71,7 +71,8 @@ def read_json_lines(
             yield msgspec.json.encode(text)[1:-1]
         if stats.truncated_bytes:  # there is no ledger here to count it in
             raise BadData(
-                f"{path}: the file ends within a character (bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",
+                f"{path}: the file ends within a character "
+                f"(bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",
                 hint="download it again, or run `clean` on it, which keeps the rest and counts the lost bytes",
             )
         yield b'"}\n'

@@ -146,7 +146,8 @@ def warnings(lines: LineStats) -> list[str]:
     texts = []
     if lines.over_default:
         texts.append(
-            f"max_sentence_length={DEFAULT_MAX_LINE_BYTES} would skip {lines.over_default:,} of {lines.count:,} lines in silence"
+            f"max_sentence_length={DEFAULT_MAX_LINE_BYTES} would skip "
+            f"{lines.over_default:,} of {lines.count:,} lines in silence"
         )
     if reserved := frequencies.get(_UNKNOWN, 0):
         texts.append(
