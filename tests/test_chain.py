@@ -1,4 +1,4 @@
-"""The whole chain on real input, as a person runs it."""
+"""The complete chain on real input, through the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import zstandard
 Inkstone = Callable[..., dict[str, Any]]
 
 
-def test_the_demo_learns_and_a_second_one_changes_nothing(inkstone: Inkstone, root: Path) -> None:
+def test_demo_learns_and_a_second_demo_changes_nothing(inkstone: Inkstone, root: Path) -> None:
     first = inkstone("demo")
     assert first["result"] == "built"
     assert [stage["result"] for stage in first["stages"]] == ["built"] * 5
@@ -27,31 +27,31 @@ def test_the_demo_learns_and_a_second_one_changes_nothing(inkstone: Inkstone, ro
     assert Path(first["loss_curve"]).read_bytes().startswith(b"\x89PNG")
     assert len(first["samples"]) == 3
     assert all(sample["text"].strip() for sample in first["samples"])
-    before = times(root)
+    before = modification_times(root)
     second = inkstone("demo")
     assert second["result"] == "unchanged"
     assert second["seconds"] < 15
-    assert times(root) == before
+    assert modification_times(root) == before
     refreshed = inkstone("refresh", "sample")
     assert refreshed["result"] == "unchanged"
     assert refreshed["artifact"] == second["artifact"]
-    assert times(root) == before
+    assert modification_times(root) == before
 
 
-def times(root: Path) -> dict[Path, int]:
-    """When each file was last written; what is remembered of refreshes, and locks, are not of what is published."""
-    found = (path for path in root.rglob("*") if path.is_file() and ".state" not in path.parts)
-    return {path: path.stat().st_mtime_ns for path in found if path.name != ".lock"}
+def modification_times(root: Path) -> dict[Path, int]:
+    """Modification time of each published file: without locks and the state of refreshes."""
+    paths = (path for path in root.rglob("*") if path.is_file() and ".state" not in path.parts)
+    return {path: path.stat().st_mtime_ns for path in paths if path.name != ".lock"}
 
 
 @pytest.fixture
 def pile_server(shared: Path, tmp_path: Path) -> Iterator[str]:
-    """A local server with the shared Pile files under the hub's paths."""
-    top = tmp_path / "hub" / "datasets" / "monology" / "pile-uncopyrighted" / "resolve" / "main"
-    (top / "train").mkdir(parents=True)
+    """Local server of the shared Pile files, under the same paths as on the hub."""
+    folder = tmp_path / "hub" / "datasets" / "monology" / "pile-uncopyrighted" / "resolve" / "main"
+    (folder / "train").mkdir(parents=True)
     names = {"pile_train_00": "train/00", "pile_train_01": "train/01", "pile_val": "val"}
-    for name, place in names.items():
-        (top / f"{place}.jsonl.zst").symlink_to(shared / "data" / f"{name}.jsonl.zst")
+    for name, remote_name in names.items():
+        (folder / f"{remote_name}.jsonl.zst").symlink_to(shared / "data" / f"{name}.jsonl.zst")
     handler = partial(QuietHandler, directory=str(tmp_path / "hub"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -64,7 +64,9 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_pile_shards_come_from_a_mirror_and_train_a_model(inkstone: Inkstone, pile_server: str, shared: Path) -> None:
+def test_pile_shards_download_from_a_mirror_and_train_a_model(
+    inkstone: Inkstone, pile_server: str, shared: Path
+) -> None:
     fetched = inkstone("download", "pile", "--mirror", pile_server, "--shards", "0-1,val")
     assert fetched["counts"]["fetched"] == 3
     assert inkstone("download", "pile", "--mirror", pile_server, "--shards", "0-1,val")["result"] == "unchanged"
@@ -77,14 +79,16 @@ def test_pile_shards_come_from_a_mirror_and_train_a_model(inkstone: Inkstone, pi
     expected = tiktoken_ids(shared / "data" / "pile_val.jsonl.zst")
     assert np.array_equal(memmap_ids(folder, "val"), expected)
 
-    one = inkstone("tokenize", "pile", "--tokenizer", "r50k_base", "--jobs", "1", "--name", "alone")
-    assert sums(Path(one["path"])) == {name: value for name, value in sums(folder).items() if ".h5" not in name}
+    memmap_only = inkstone("tokenize", "pile", "--tokenizer", "r50k_base", "--jobs", "1", "--name", "alone")
+    assert checksums(Path(memmap_only["path"])) == {
+        name: value for name, value in checksums(folder).items() if ".h5" not in name
+    }
 
     trained = inkstone("train", "--tokens", "pile", "--preset", "13m", "--steps", "3", "--set", "eval_bytes=4000")
     assert trained["counts"]["parameters"] == pytest.approx(13.1e6, rel=0.01)
     assert trained["bits_per_char"] < trained["first_bits_per_char"]
-    said = inkstone("sample", "13m", "--prompt", "The history of", "--max-tokens", "5")
-    assert len(said["samples"][0]["token_ids"]) == 5
+    sampled = inkstone("sample", "13m", "--prompt", "The history of", "--max-tokens", "5")
+    assert len(sampled["samples"][0]["token_ids"]) == 5
 
 
 def memmap_ids(folder: Path, split: str) -> np.ndarray:
@@ -100,7 +104,7 @@ def hdf5_ids(path: Path) -> np.ndarray:
 
 
 def tiktoken_ids(path: Path) -> np.ndarray:
-    """The definition: every document by `encode_ordinary`, then 50256."""
+    """Reference ids: each document by `encode_ordinary`, followed by 50256."""
     import tiktoken
 
     encoding = tiktoken.get_encoding("r50k_base")
@@ -112,14 +116,16 @@ def tiktoken_ids(path: Path) -> np.ndarray:
     return np.array(ids, "<u2")
 
 
-def sums(folder: Path) -> dict[str, str]:
-    kept = ("manifest.json", "run.json")
+def checksums(folder: Path) -> dict[str, str]:
+    excluded = ("manifest.json", "run.json")
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name not in kept
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.name not in excluded
     }
 
 
-def test_shuihu_goes_stage_by_stage_and_by_one_recipe(inkstone: Inkstone, shared: Path) -> None:
+def test_shuihu_runs_stage_by_stage_and_by_one_recipe(inkstone: Inkstone, shared: Path) -> None:
     book = shared / "data" / "shuihu_raw.txt"
     cleaned = inkstone("clean", book, "--name", "shuihu")
     assert cleaned["counts"]["headings"] == 161
@@ -130,14 +136,16 @@ def test_shuihu_goes_stage_by_stage_and_by_one_recipe(inkstone: Inkstone, shared
         "train", "--tokens", "shuihu", "--preset", "shuihu-8m-rope", "--steps", "4", "--set", "eval_bytes=2000"
     )
     assert trained["counts"]["parameters"] == pytest.approx(8e6, rel=0.05)
-    said = inkstone("sample", "shuihu-8m-rope", "--prompt", "宋江在梁山泊", "--max-tokens", "8", "--num-samples", "2")
-    assert len(said["samples"]) == 2
+    sampled = inkstone(
+        "sample", "shuihu-8m-rope", "--prompt", "宋江在梁山泊", "--max-tokens", "8", "--num-samples", "2"
+    )
+    assert len(sampled["samples"]) == 2
     with open(Path(trained["path"]) / "metrics.csv", newline="") as handle:
         assert [row["step"] for row in csv.DictReader(handle)][-1] == "4"
 
     settings = ("--set", f"download.source={book}", "--set", "train.minutes=0.02", "--set", "train.set.eval_bytes=2000")
     plan = inkstone("refresh", "shuihu", *settings, "--dry-run")
     assert {stage["result"] for stage in plan["stages"]} == {"stale"}
-    done = inkstone("refresh", "shuihu", *settings)
-    assert [stage["result"] for stage in done["stages"]] == ["built"] * 5
+    refreshed = inkstone("refresh", "shuihu", *settings)
+    assert [stage["result"] for stage in refreshed["stages"]] == ["built"] * 5
     assert inkstone("refresh", "shuihu", *settings)["result"] == "unchanged"

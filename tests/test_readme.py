@@ -1,4 +1,4 @@
-"""The README's offline commands, executed as they are written."""
+"""README: its offline commands run as written, and its commands, links and dependencies exist."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 OFFLINE = re.findall(r"<!-- offline -->\n```sh\n(.*?)```", README, re.DOTALL)
 
 
-def test_there_are_offline_commands() -> None:
+def test_readme_has_offline_commands() -> None:
     assert len(OFFLINE) >= 2
 
 
-def test_the_offline_commands_run_as_written(tmp_path: Path) -> None:
+def test_offline_commands_run_as_written(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -29,22 +29,22 @@ def test_the_offline_commands_run_as_written(tmp_path: Path) -> None:
         "TIKTOKEN_CACHE_DIR": str(tmp_path),
     }
     for block in OFFLINE:
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", "-euc", block], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
-        assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
+        assert process.returncode == 0, f"{block}\n{process.stderr[-2000:]}"
 
 
-def test_every_file_that_the_readme_links_to_is_there() -> None:
+def test_every_file_linked_from_the_readme_exists() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^inkstone ([a-z-]+)", README, re.MULTILINE))))
-def test_every_command_of_the_readme_exists(line: str) -> None:
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^inkstone ([a-z-]+)", README, re.MULTILINE))))
+def test_every_command_in_the_readme_exists(command: str) -> None:
     import cli
 
-    assert line in cli.cli.commands
+    assert command in cli.cli.commands
 
 
 def test_every_dependency_has_a_reason_a_range_and_a_pin() -> None:
