@@ -174,7 +174,7 @@ def test_a_full_disk_raises_before_anything_is_written(
 ) -> None:
     run_artifact = publish_run(root, GPT2)
     monkeypatch.setattr(files, "free_space", lambda folder: 10)
-    with pytest.raises(StorageFailed, match="are needed"):
+    with pytest.raises(StorageFailed, match=" needed"):
         export.export(run_artifact, "hf", tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
 

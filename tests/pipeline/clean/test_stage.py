@@ -348,7 +348,7 @@ def test_text_without_line_ends_is_cut_after_a_sentence_and_rejoined(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "TASK_CHARACTERS", 50)
-    monkeypatch.setattr(tasks, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(tasks, "MAX_LINE", 100)
     path = tmp_path / "book.txt"
     path.write_text("林冲走了一回也罢。" * 100, encoding="utf-8")
     corpus = clean(root, path)

@@ -135,7 +135,7 @@ def test_overlong_line_is_truncated_and_later_lines_are_complete(data: bytes, si
     naive = naive_lines(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonl, "MAX_LINE_BYTES", 20)
-        patch.setattr(jsonl, "EXCERPT", 5)
+        patch.setattr(jsonl, "EXCERPT_CHARACTERS", 5)
         lines = list(jsonl.split_lines(data[at : at + size] for at in range(0, len(data), size)))
     assert [offset for offset, _, _ in lines] == [sum(len(line) + 1 for line in naive[:n]) for n in range(len(naive))]
     for line, (_, returned, is_complete) in zip(naive, lines, strict=True):

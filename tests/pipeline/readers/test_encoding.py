@@ -201,7 +201,7 @@ def test_text_is_the_same_for_any_blocks(
     blocks = [data[start:end] for start, end in pairwise(boundaries)]
     folder = tmp_path_factory.mktemp("blocks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
+        patch.setattr(encodings, "read_blocks", lambda path, advance: iter(blocks))
         patch.setattr(encodings, "HEAD_BYTES", 600)  # so that the sample ends within the text
         decoded, stats = text_of(folder / "a.txt")
         assert (decoded, stats.encoding) == (text, VARIANTS[variant][0])
@@ -552,7 +552,7 @@ def test_offset_of_an_invalid_byte_is_the_same_for_any_blocks(cuts: list[int], o
     boundaries = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     blocks = [data[start:end] for start, end in pairwise(boundaries)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encodings, "blocks", lambda path, advance: iter(blocks))
+        patch.setattr(encodings, "read_blocks", lambda path, advance: iter(blocks))
         with pytest.raises(BadData, match=f"not utf-8 text: byte 0xff at offset {offset:,} "):
             text_of(Path("a.txt"))
 

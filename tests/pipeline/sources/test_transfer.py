@@ -160,7 +160,7 @@ def test_interrupted_transfer_resumes_at_the_exact_byte(either: Trial) -> None:
     assert run.code == 0
     assert either.starts == [sum(cuts[:n]) for n in range(len(cuts) + 1)]
     assert either.server.sent == len(DATA)
-    either.assert_survived(run, twice=lambda: either.server.sent - len(DATA))
+    either.assert_survived(run, bytes_fetched_twice=lambda: either.server.sent - len(DATA))
 
 
 def test_interrupted_transfer_is_resumed_by_the_next_command(either: Trial) -> None:
@@ -168,7 +168,7 @@ def test_interrupted_transfer_is_resumed_by_the_next_command(either: Trial) -> N
     either.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     first = either.run()
     assert (state_of(either)["durable"], partial.part_path(either.target).read_bytes()) == (HALF, DATA[:HALF])
-    either.assert_survived(first, code=75, names=[either.path], twice=lambda: either.server.sent - len(DATA))
+    either.assert_survived(first, code=75, names=[either.path], bytes_fetched_twice=lambda: either.server.sent - len(DATA))
     assert either.starts[-1] == HALF
 
 
@@ -177,7 +177,7 @@ def test_truncation_without_content_length_is_detected_by_the_announced_size(eit
     either.serve_file(DATA, cut_without_length(HALF), cut_after(7))
     run = either.run()
     assert either.starts == [0, HALF, HALF + 7]
-    either.assert_survived(run, twice=lambda: either.server.sent - len(DATA))
+    either.assert_survived(run, bytes_fetched_twice=lambda: either.server.sent - len(DATA))
 
 
 def test_truncation_of_a_file_without_metadata_is_detected_by_its_last_frame(plain: Trial) -> None:
@@ -303,7 +303,7 @@ def test_second_wrong_range_raises_protocol_broken(either: Trial) -> None:
     first = either.run()
     assert len(either.starts) == 3
     either.assert_survived(
-        first, code=76, names=[either.path], twice=lambda: either.server.sent - len(DATA), most=2 * 11
+        first, code=76, names=[either.path], bytes_fetched_twice=lambda: either.server.sent - len(DATA), max_fetched_twice=2 * 11
     )
 
 
@@ -317,7 +317,7 @@ def test_416_with_the_size_of_the_part_completes_the_transfer(plain: Trial) -> N
     )
     run = plain.run()
     assert [(request.status, request.start) for request in plain.server.gets] == [(200, 0), (416, len(DATA))]
-    plain.assert_survived(run, twice=lambda: plain.server.sent - len(DATA))
+    plain.assert_survived(run, bytes_fetched_twice=lambda: plain.server.sent - len(DATA))
 
 
 def test_416_with_a_smaller_size_restarts_the_transfer(either: Trial) -> None:
@@ -346,7 +346,7 @@ def test_with_a_known_hash_no_etag_is_sent(hub: Trial) -> None:
     run = hub.run()
     assert hub.starts == [0, HALF]
     assert not any("If-Range" in request.headers for request in hub.server.log)
-    hub.assert_survived(run, twice=lambda: hub.server.sent - len(DATA))
+    hub.assert_survived(run, bytes_fetched_twice=lambda: hub.server.sent - len(DATA))
 
 
 def test_without_a_hash_the_strong_etag_is_sent(plain: Trial) -> None:
@@ -558,7 +558,7 @@ def test_expired_signed_link_is_requested_again(hub: Trial) -> None:
             (signed[2], HALF),
         ]
         assert not any("Authorization" in request.headers for request in store.log)
-        hub.assert_survived(run, secrets=(TOKEN, "Signature", "secret"), twice=lambda: store.sent - len(DATA))
+        hub.assert_survived(run, secrets=(TOKEN, "Signature", "secret"), bytes_fetched_twice=lambda: store.sent - len(DATA))
 
 
 def test_signed_link_that_is_never_valid_is_given_up(hub: Trial) -> None:
@@ -727,7 +727,7 @@ def test_failing_fsync_ends_the_command(either: Trial) -> None:
     durable = state_of(either)["durable"]
     assert 0 < durable < len(SMALL)
     either.assert_survived(
-        first, SMALL, code=74, names=[either.target.name], twice=RefetchedBytes(either), most=INTERVAL + PIECE
+        first, SMALL, code=74, names=[either.target.name], bytes_fetched_twice=RefetchedBytes(either), max_fetched_twice=INTERVAL + PIECE
     )
     assert either.starts[-1] == durable
 
