@@ -168,7 +168,9 @@ def test_interrupted_transfer_is_resumed_by_the_next_command(either: Trial) -> N
     either.serve_file(DATA, cut_after(HALF), *[respond(503)] * 9)
     first = either.run()
     assert (state_of(either)["durable"], partial.part_path(either.target).read_bytes()) == (HALF, DATA[:HALF])
-    either.assert_survived(first, code=75, names=[either.path], bytes_fetched_twice=lambda: either.server.sent - len(DATA))
+    either.assert_survived(
+        first, code=75, names=[either.path], bytes_fetched_twice=lambda: either.server.sent - len(DATA)
+    )
     assert either.starts[-1] == HALF
 
 
@@ -303,7 +305,11 @@ def test_second_wrong_range_raises_protocol_broken(either: Trial) -> None:
     first = either.run()
     assert len(either.starts) == 3
     either.assert_survived(
-        first, code=76, names=[either.path], bytes_fetched_twice=lambda: either.server.sent - len(DATA), max_fetched_twice=2 * 11
+        first,
+        code=76,
+        names=[either.path],
+        bytes_fetched_twice=lambda: either.server.sent - len(DATA),
+        max_fetched_twice=2 * 11,
     )
 
 
@@ -558,7 +564,9 @@ def test_expired_signed_link_is_requested_again(hub: Trial) -> None:
             (signed[2], HALF),
         ]
         assert not any("Authorization" in request.headers for request in store.log)
-        hub.assert_survived(run, secrets=(TOKEN, "Signature", "secret"), bytes_fetched_twice=lambda: store.sent - len(DATA))
+        hub.assert_survived(
+            run, secrets=(TOKEN, "Signature", "secret"), bytes_fetched_twice=lambda: store.sent - len(DATA)
+        )
 
 
 def test_signed_link_that_is_never_valid_is_given_up(hub: Trial) -> None:
@@ -727,7 +735,12 @@ def test_failing_fsync_ends_the_command(either: Trial) -> None:
     durable = state_of(either)["durable"]
     assert 0 < durable < len(SMALL)
     either.assert_survived(
-        first, SMALL, code=74, names=[either.target.name], bytes_fetched_twice=RefetchedBytes(either), max_fetched_twice=INTERVAL + PIECE
+        first,
+        SMALL,
+        code=74,
+        names=[either.target.name],
+        bytes_fetched_twice=RefetchedBytes(either),
+        max_fetched_twice=INTERVAL + PIECE,
     )
     assert either.starts[-1] == durable
 
