@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the folder of real texts, an empty store, and the command line."""
+"""Fixtures of all tests: the folder of real texts, an empty store, the command line. And the slow tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,46 @@ SHARED = Path(os.environ.get("INKSTONE_SHARED") or ROOT.parent / "shared").resol
 # OpenMP threads that spin while waiting make two trainings on two cores many times slower. PASSIVE lets them sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if SHARED.is_dir():  # it has tiktoken's rank files, so that no test needs the network
+# Slow tests, which `make test-fast` leaves out: complete chains, trainings, kill loops. A pattern matches a file, or a
+# file with the name of a test. tests/test_house.py checks that every folder keeps fast tests.
+SLOW = (
+    "tests/test_chain.py",
+    "tests/test_readme.py",
+    "tests/model/exchange/test_convert.py",
+    "tests/model/exchange/test_import_model.py",
+    "tests/model/generation/test_session.py",
+    "tests/model/serving/test_page.py",
+    "tests/model/training/test_continue.py",
+    "tests/model/training/test_distributed.py",
+    "tests/model/training/test_resume.py",
+    "tests/model/training/test_signals.py",
+    "tests/model/training/test_train_from.py",
+    "tests/model/training/test_trainer.py",
+    "tests/pipeline/clean/test_profiles.py",
+    "tests/pipeline/maintenance/test_retention.py",
+    "tests/pipeline/refresh/test_refresh.py",
+    "tests/pipeline/sources/test_transfer.py",
+    "tests/*_faults.py",
+)
+
+if SHARED.is_dir():  # it holds tiktoken's rank files, so that no test needs the network
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest applies -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that SLOW names, and those of the model that need a trained run."""
+    for item in items:
+        needs_run = item.nodeid.startswith("tests/model/") and "trained" in getattr(item, "fixturenames", ())
+        if needs_run or is_slow(item.nodeid):
+            item.add_marker(pytest.mark.slow)
+
+
+def is_slow(test: str) -> bool:
+    """Return True if SLOW names a test, given as `tests/file.py` or `tests/file.py::name[parameters]`."""
+    file, _, name = test.partition("::")
+    name = name.partition("[")[0]
+    return any(fnmatch(file, pattern) or fnmatch(f"{file}::{name}", pattern) for pattern in SLOW)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: who may import whom, what stays unloaded, what is never named."""
+"""Rules of the code base: the order of imports, modules that stay unloaded, sizes of files and functions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import is_slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
-# A folder (or file) imports only itself and what stands to its left.
+# A folder (or file) imports only from itself and from those to its left.
 ORDER = {
     "pipeline": (
         *("errors", "runtime", "store", "readers", "sources", "clean", "tokenizers", "tokens"),
@@ -22,12 +24,14 @@ ORDER = {
         *("training", "serving", "commands", "api"),
     ),
 }
-MODEL_MAY_IMPORT = {"errors", "runtime", "store", "tokenizers", "tokens"}  # of pipeline; commands and api: anything
-MOST_FILES = {"pipeline": 4, "model": 6}  # directly in a package, __init__.py included
-HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich", "fastapi")
+# Folders of pipeline that model may import; model.commands and model.api may import all of them.
+MODEL_MAY_IMPORT = {"errors", "runtime", "store", "tokenizers", "tokens"}
+MAX_FILES = {"pipeline": 4, "model": 6}  # directly in a package, with __init__.py
+MAX_FOLDER_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 20, 400, 60
+HEAVY = ("torch", "h5py", "numpy", "tiktoken", "sentencepiece", "matplotlib", "requests", "rich", "starlette")
 
 
-def modules(package: str) -> list[Path]:
+def module_paths(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
@@ -36,11 +40,11 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for package in ORDER for path in modules(package)}
+MODULES = {module_name(path): path for package in ORDER for path in module_paths(package)}
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of pipeline, model and others that a file imports, at its top or inside its functions."""
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules that a file imports, at its top or inside its functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -51,17 +55,17 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def wrong_imports(package: str, modules: dict[str, set[str]]) -> list[str]:
-    """Imports that point to the right of `ORDER`, or out of the package to where it may not look."""
+def wrong_imports(package: str, imports: dict[str, set[str]]) -> list[str]:
+    """Describe the imports of a package, by module, that break the rule."""
     order, wrong = ORDER[package], []
-    for name, imports in modules.items():
+    for name, imported in imports.items():
         folder = name.split(".")[1] if "." in name else ""
-        for other in imports:
+        for other in imported:
             top, _, rest = other.partition(".")
             target = rest.split(".")[0]
             if top == package and folder and target:
                 if order.index(target) > order.index(folder):
-                    wrong.append(f"{name} imports {other}, which stands to its right")
+                    wrong.append(f"{name} imports {other}, which is to its right")
             elif (package, top) == ("model", "pipeline"):
                 if folder not in ("commands", "api") and target not in MODEL_MAY_IMPORT:
                     wrong.append(f"{name} imports {other}; only model.commands and model.api may")
@@ -72,34 +76,35 @@ def wrong_imports(package: str, modules: dict[str, set[str]]) -> list[str]:
     return wrong
 
 
-def circles(imports: dict[str, set[str]]) -> list[list[str]]:
-    """Import circles, each as the path that leads back to its first module."""
+def import_cycles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Return the import cycles, each as a path that ends with its first module."""
     finished: set[str] = set()
-    found: list[list[str]] = []
+    cycles: list[list[str]] = []
 
-    def visit(name: str, trail: list[str]) -> None:
-        if name in trail:
-            found.append([*trail[trail.index(name) :], name])
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            cycles.append([*path[path.index(name) :], name])
         elif name not in finished:
             for other in sorted(imports.get(name, ())):
-                visit(other, [*trail, name])
+                visit(other, [*path, name])
             finished.add(name)
 
     for name in sorted(imports):
         visit(name, [])
-    return found
+    return cycles
 
 
-IMPORTS = {name: imported(path) for name, path in MODULES.items()}
+IMPORTS = {name: imported_modules(path) for name, path in MODULES.items()}
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_a_folder_imports_only_itself_and_folders_to_its_left(package: str) -> None:
-    assert not wrong_imports(package, {name: of for name, of in IMPORTS.items() if name.split(".")[0] == package})
+def test_a_folder_imports_only_from_itself_and_folders_to_its_left(package: str) -> None:
+    imports = {name: imported for name, imported in IMPORTS.items() if name.split(".")[0] == package}
+    assert not wrong_imports(package, imports)
 
 
-def test_no_two_files_import_each_other() -> None:
-    assert not circles({name: of - {name} for name, of in IMPORTS.items()})
+def test_there_is_no_import_cycle() -> None:
+    assert not import_cycles({name: imported - {name} for name, imported in IMPORTS.items()})
 
 
 @pytest.mark.parametrize(
@@ -114,45 +119,46 @@ def test_no_two_files_import_each_other() -> None:
         ("model", "model.generation.engine", "cli"),
     ],
 )
-def test_the_rule_sees_an_import_that_breaks_it(package: str, name: str, other: str) -> None:
+def test_a_planted_import_that_breaks_the_rule_is_reported(package: str, name: str, other: str) -> None:
     assert wrong_imports(package, {name: {other}})
 
 
-def test_the_rule_sees_a_circle() -> None:
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
+def test_a_planted_cycle_is_reported() -> None:
+    assert import_cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
 
 
 @pytest.mark.parametrize("package", ORDER)
 def test_folders_stay_small(package: str) -> None:
-    assert len(list((ROOT / package).glob("*.py"))) <= MOST_FILES[package]
-    for folder in {path.parent for path in modules(package)}:
-        assert len([path for path in folder.iterdir() if path.is_file()]) <= 20, folder
+    assert len(list((ROOT / package).glob("*.py"))) <= MAX_FILES[package]
+    for folder in {path.parent for path in module_paths(package)}:
+        assert len([path for path in folder.iterdir() if path.is_file()]) <= MAX_FOLDER_FILES, folder
 
 
 def test_files_and_functions_stay_short() -> None:
     for path in MODULES.values():
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 400, path
+        assert len(text.splitlines()) <= MAX_FILE_LINES, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+                assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize(
     ("calls", "only"), [(("os.rename", "os.replace", "os.fsync", ".rename("), "files.py"), (("fcntl",), "locks.py")]
 )
-def test_only_files_renames_and_syncs_and_only_locks_locks(calls: tuple[str, ...], only: str) -> None:
-    for path in [*modules("pipeline"), *modules("model"), ROOT / "cli.py"]:
+def test_only_files_py_renames_and_syncs_and_only_locks_py_locks(calls: tuple[str, ...], only: str) -> None:
+    for path in [*module_paths("pipeline"), *module_paths("model"), ROOT / "cli.py"]:
         text = path.read_text(encoding="utf-8")
         assert path.name == only or not any(call in text for call in calls), path
 
 
 def loaded_after(code: str) -> set[str]:
+    """Run code in a new interpreter and return the top-level modules that it loaded."""
     script = (
         f"import sys\nsys.argv = ['cli.py']\nsys.path.insert(0, {str(ROOT)!r})\n{code}\nprint('\\n'.join(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name.split(".")[0] for name in done.stdout.splitlines()}
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in process.stdout.splitlines()}
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -177,5 +183,17 @@ def test_text_commands_never_load_torch(command: str, tmp_path: Path) -> None:
 
 
 def test_no_file_is_a_catch_all() -> None:
-    for path in [*modules("pipeline"), *modules("model")]:
+    for path in [*module_paths("pipeline"), *module_paths("model")]:
         assert path.stem not in {"utils", "util", "helpers", "common", "misc", "base"}
+
+
+def test_every_test_folder_keeps_fast_tests() -> None:
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    fast_folders = {path.parent for path in files if not is_slow(path.relative_to(ROOT).as_posix())}
+    assert {path.parent for path in files} == fast_folders
+
+
+def test_a_pattern_of_slow_tests_names_files_or_tests() -> None:
+    assert is_slow("tests/test_chain.py")
+    assert is_slow("tests/pipeline/refresh/test_refresh_faults.py::test_any[case-1]")
+    assert not is_slow("tests/pipeline/refresh/test_state.py")
