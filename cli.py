@@ -41,6 +41,9 @@ def bench_without_checkout(settings: Settings, arguments: tuple[str, ...]) -> Ou
 def _bench() -> click.Command:
     if not _BENCHMARKS.is_file():
         return bench_without_checkout
+    checkout = str(_BENCHMARKS.parents[1])
+    if checkout not in sys.path:  # an editable install finds only `cli`, `model` and `pipeline`
+        sys.path.append(checkout)
     from benchmarks.command import bench
 
     return bench
