@@ -23,7 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # file with the name of a test. tests/test_house.py checks that every folder keeps fast tests.
 SLOW = (
     "tests/test_chain.py",
-    "tests/test_readme.py",
+    "tests/test_docs.py::test_the_python_examples_run_in_order",
+    "tests/test_readme.py::test_offline_commands_run_as_written",
+    "tests/test_wheel.py",
     "tests/model/exchange/test_convert.py",
     "tests/model/exchange/test_import_model.py",
     "tests/model/generation/test_session.py",
