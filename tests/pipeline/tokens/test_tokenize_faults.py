@@ -530,7 +530,7 @@ def test_killed_run_resumes_after_its_last_complete_unit(trial: Trial, tmp_path:
     assert chaos.survivors(first.pid) == []
     before = chaos.left_behind(tmp_path)
     assert len(before.finished) >= 4
-    assert before.begun <= 1
+    assert before.started <= 1
     second = trial.start(tmp_path)
     second.communicate()
     assert second.returncode == 0
