@@ -16,7 +16,7 @@ from model.exchange.export_source import ExportSource
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
 from pipeline.store import files
-from pipeline.tokenizers import Integers, Tiktoken, Tokenizer, open_folder
+from pipeline.tokenizers import Integers, Tiktoken, Tokenizer, open_folder, tokenizer_json
 from tests.pipeline.tokenizers.test_tokenizers import BOOK, trained
 from tests.support.exchanging import CONFIGS, GPT2, LETTERS, QWEN3, export_run, publish_run, single_thread_offline
 
@@ -69,7 +69,6 @@ def test_transformers_tokenizer_gives_our_ids_and_texts(root: Path, request: pyt
 
 def test_the_tokenizers_are_compared_on_training_samples_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
-    tokenizer_json = huggingface.tokenizer_json
 
     def recording(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
         compared.extend(texts)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from model.network.gpt import GPT
-from model.runs import checkpoint, plan, run
+from model.runs import plan, run
 from model.training import evaluate, stage
 from model.training.learner import Learner
 from pipeline.store import artifact
@@ -58,7 +59,7 @@ def in_forward(action: Callable[[], None]) -> dict[str, object]:
 
 def in_save(action: Callable[[], None]) -> dict[str, object]:
     """While the checkpoint of step 10 is written."""
-    return {"model.runs.checkpoint.save_file": before_call(2, checkpoint.save_file, action)}
+    return {"model.runs.checkpoint.save_file": before_call(2, save_file, action)}
 
 
 def in_evaluation(action: Callable[[], None]) -> dict[str, object]:

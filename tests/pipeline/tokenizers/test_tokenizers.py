@@ -24,6 +24,7 @@ from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
 
 from pipeline import tokenizers
 from pipeline.clean import stage as corpus
+from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
@@ -585,7 +586,7 @@ def test_damaged_tokenizer_raises_bad_data(root: Path) -> None:
 
 def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
     inputs = raw.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    corpus_artifact = corpus.clean(root, "book", inputs, corpus.CleanOptions(), SilentProgress()).artifact
+    corpus_artifact = corpus.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
     sentences, made_from = train_tokenizer.find_sentences(root, "book")
     assert sentences == corpus_artifact.file("sentences.txt")
     assert made_from.digest == corpus_artifact.digest
@@ -649,7 +650,7 @@ AS_EVER = {
 
 def test_training_uses_the_settings_of_the_corpus_report(root: Path) -> None:
     inputs = raw.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    book = corpus.clean(root, "book", inputs, corpus.CleanOptions(), SilentProgress()).artifact
+    book = corpus.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
     settings = msgspec.json.decode(book.file("report.json").read_bytes())["tokenizer"]
     longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
     assert settings["max_sentence_length"] == max(longest, 4192)

@@ -22,6 +22,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokens import chunks, reuse
 from pipeline.tokens import stage as tokenize
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
+from pipeline.tokens.units import UNITS
 from tests.pipeline.store.test_artifact import in_child
 from tests.support import chaos
 from tests.support.tokenizing import LETTERS, checksums, rejects
@@ -149,7 +150,7 @@ def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str
     content = {**FIVE, "b.jsonl": ["{broken", *texts("b")]}
     before = build(root, sources(tmp_path / "in", content))
     name = {"index": "train-00001-0000.idx", "rejects": "rejects.jsonl.zst"}.get(damage, "train-00001-0000.bin")
-    victim = before.file(reuse.UNITS if "units" in damage else name)
+    victim = before.file(UNITS if "units" in damage else name)
     data = victim.read_bytes()
     if damage in ("gone", "no units"):
         victim.unlink()

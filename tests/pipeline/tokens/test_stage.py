@@ -20,6 +20,7 @@ import tiktoken
 
 from pipeline import tokenizers
 from pipeline.clean import stage as corpus
+from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression
 from pipeline.runtime.progress import SilentProgress
@@ -71,9 +72,7 @@ def held_out(text: str, fraction: float) -> bool:
 def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     """A root with the corpus of the embedded sample and a small SentencePiece tokenizer trained on it."""
     root = tmp_path_factory.mktemp("artifacts")
-    corpus.clean(
-        root, "sample", raw.resolve_inputs(root, str(SAMPLE), corpora=False), corpus.CleanOptions(), SilentProgress()
-    )
+    corpus.clean(root, "sample", raw.resolve_inputs(root, str(SAMPLE), corpora=False), CleanOptions(), SilentProgress())
     sentences, made_from = train_tokenizer.find_sentences(root, "sample")
     return root, train_tokenizer.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
 
