@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def no_loss_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DRAW, draw_placeholder)
 
 
-def command(root: Path, *options: object, constants: dict[str, object] | None = None, **settings: object) -> Command:
+def command(root: Path, *options: object, constants: Mapping[str, object] | None = None, **settings: object) -> Command:
     """Return `train` on the counting tokens, with the settings of a small training or others."""
     if not (root / "tokens").exists():
         counting.build(root)
@@ -60,11 +60,11 @@ def command(root: Path, *options: object, constants: dict[str, object] | None = 
     return Command(root, arguments, constants=constants or {})
 
 
-def train(root: Path, *options: object, constants: dict[str, object] | None = None, **settings: object) -> Run:
+def train(root: Path, *options: object, constants: Mapping[str, object] | None = None, **settings: object) -> Run:
     return command(root, *options, constants=constants, **settings).run_forked()
 
 
-def train_undisturbed(root: Path, **settings: object) -> Artifact:
+def train_undisturbed(root: Path, **settings: Any) -> Artifact:
     """Return the run of a training without faults."""
     result = train(root, **settings)
     assert result.code == 0, result.err
@@ -150,7 +150,7 @@ def assert_same_run(actual: Artifact, expected: Artifact) -> None:
     assert artifact.find_problems(actual, deep=True) == []
 
 
-def assert_resumes_to(root: Path, expected: Artifact, **settings: object) -> Run:
+def assert_resumes_to(root: Path, expected: Artifact, **settings: Any) -> Run:
     """Repeat the command; assert that it ends with the expected run and nothing else is left. Return its output."""
     assert [path for path in root.rglob("*.lock") if locks.is_locked(path)] == []
     result = train(root, **settings)

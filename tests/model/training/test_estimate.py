@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from model import presets
-from model.config import GPTConfig, TrainConfig, override
+from model.config import GPTConfig, Preset, TrainConfig, override
 from model.training import estimate
 from pipeline.errors import BadConfig
 from tests.support.faults import ROOT, assert_one_error, skip
@@ -23,7 +23,7 @@ from tests.support.training import no_loss_curve, preloaded, train
 __all__ = ["no_loss_curve", "preloaded"]  # fixtures
 
 CPU = torch.device("cpu")
-LARGE = {"layers": 48, "width": 4096, "heads": 32, "block_size": 1024, "vocab_size": 50_000}
+LARGE: dict[str, Any] = {"layers": 48, "width": 4096, "heads": 32, "block_size": 1024, "vocab_size": 50_000}
 
 
 def never(*arguments: object, **options: object) -> None:
@@ -63,7 +63,7 @@ def test_suggested_size_fits_and_a_larger_one_does_not(
     if not suggested:
         assert "smaller vocabulary" in caught.value.hint
         return
-    smaller = override(presets.Preset("fast", "", model, training), dict(suggested))
+    smaller = override(Preset("fast", "", model, training), dict(suggested))
     plan = estimate.choose_execution(smaller.model, training, training.batch_size, CPU)
     assert plan.bytes <= free * 0.85
     assert plan.execution.micro_batch >= 1

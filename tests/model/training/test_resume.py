@@ -71,7 +71,7 @@ def test_killed_and_resumed_run_equals_an_undisturbed_one(root: Path, tmp_path: 
 
     With dropout, an average of the weights, and epochs, the first of which ends after 10 steps.
     """
-    settings: dict[str, object] = {"optimizer": optimizer, "ema": 0.9, "order": "epoch", "batch_size": 64}
+    settings: dict[str, Any] = {"optimizer": optimizer, "ema": 0.9, "order": "epoch", "batch_size": 64}
     expected = train_undisturbed(tmp_path / "quiet", **settings)
     killed = train(
         root,
@@ -99,7 +99,7 @@ def test_killed_and_resumed_run_equals_an_undisturbed_one(root: Path, tmp_path: 
 def test_resumed_run_keeps_its_tokens_or_says_that_they_are_gone(root: Path, tmp_path: Path) -> None:
     """Case 58 of docs/design/reliability.md."""
     arguments = ("--tokens", "some")
-    settings: dict[str, object] = {"vocab_size": 0, "eval_bytes": 200}
+    settings: dict[str, Any] = {"vocab_size": 0, "eval_bytes": 200}
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     old = tokenize(root, some(tmp_path / "first", texts("some", 60))).artifact
@@ -252,7 +252,7 @@ def test_minutes_count_training_only_and_across_a_resume(root: Path, monkeypatch
 
 
 def test_number_of_evaluations_changes_no_weight(root: Path, tmp_path: Path) -> None:
-    settings: dict[str, object] = {"steps": 50, "dropout": 0.1, "ema": 0.9}
+    settings: dict[str, Any] = {"steps": 50, "dropout": 0.1, "ema": 0.9}
     many, few = (
         dict(tensors(train_undisturbed(tmp_path / str(count), **settings, evaluations=count))) for count in (5, 2)
     )
@@ -260,7 +260,7 @@ def test_number_of_evaluations_changes_no_weight(root: Path, tmp_path: Path) -> 
 
 
 def test_micro_batch_size_changes_rounding_only(tmp_path: Path) -> None:
-    settings: dict[str, object] = {"dropout": 0.0, "steps": 10}
+    settings: dict[str, Any] = {"dropout": 0.0, "steps": 10}
     one_batch, micro_batches = (
         train_undisturbed(tmp_path / str(size), **settings, micro_batch=size) for size in (32, 8)
     )
