@@ -198,7 +198,7 @@ def respond(status: int, body: bytes = b"", **headers: str) -> Action:
     return lambda handler: handler.answer(status, body, named)
 
 
-def redirect(location: str, **headers: str) -> Action:
+def redirect(location: str, **headers: Any) -> Action:
     return respond(302, Location=location, **headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ def build_network(config: GPTConfig) -> GPT:
 
 def config_variants() -> list[GPTConfig]:
     """Each choice of each option once; the last one combines those that have no counterpart elsewhere."""
-    options: list[dict[str, object]] = [
+    options: list[dict[str, Any]] = [
         *({"positions": choice} for choice in ("learned", "rotary", "none")),
         *({"activation": choice} for choice in ("gelu", "relu", "relu2", "swiglu")),
         *({name: True} for name in ("qkv_bias", "qk_norm", "scalars", "values", "gates", "input_norm", "head_bias")),
@@ -32,9 +33,9 @@ def config_variants() -> list[GPTConfig]:
         {"bigrams": 64},
         {"convolution": 3},
     ]
-    combined = {"positions": "rotary", "bias": False, "bigrams": 64, "convolution": 3, "scalars": True, "softcap": 9.0}
-    combined |= {"values": True, "gates": True, "zero_init": True}
-    return [replace(SMALL, **changes) for changes in (*options, combined)]  # type: ignore[arg-type]
+    combined: dict[str, Any] = {"positions": "rotary", "bias": False, "bigrams": 64, "convolution": 3, "scalars": True}
+    combined |= {"softcap": 9.0, "values": True, "gates": True, "zero_init": True}
+    return [replace(SMALL, **changes) for changes in (*options, combined)]
 
 
 def perturbed_network(config: GPTConfig) -> GPT:
@@ -42,5 +43,5 @@ def perturbed_network(config: GPTConfig) -> GPT:
     model, generator = build_network(config), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += torch.empty(weight.shape).normal_(0, 0.2, generator=generator)
+            weight.add_(torch.empty(weight.shape).normal_(0, 0.2, generator=generator))
     return model

@@ -119,6 +119,7 @@ def save_with_transformers(folder: Path, model_type: str, **settings: Any) -> An
     """Save a network of random weights with transformers, and return it."""
     import transformers
 
+    model: transformers.PreTrainedModel
     common = {"bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.2, **settings}
     torch.manual_seed(1)
     if model_type == "gpt2":
@@ -236,7 +237,7 @@ def test_invalid_sizes_in_a_config_raise_bad_data(changes: dict[str, Any]) -> No
 def test_a_config_survives_the_round_trip(config: GPTConfig) -> None:
     converted = convert.config_from_huggingface(convert.config_to_huggingface(config), "config.json")
     explicit = replace(config, hidden=config.hidden_width, kv_heads=converted.kv_heads)
-    biases = {"bias": True, "qkv_bias": True} if config.family == "gpt2" else {}
+    biases: dict[str, Any] = {"bias": True, "qkv_bias": True} if config.family == "gpt2" else {}
     assert converted == replace(explicit, **biases)
     assert converted.kv_width == config.kv_width
 

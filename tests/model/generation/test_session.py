@@ -233,7 +233,8 @@ def test_ctrl_c_exits_with_130(trained_root: Path) -> None:
 
 def test_output_is_utf_8_in_every_locale(trained_root: Path) -> None:
     """Case 63."""
-    for locale in ({"LC_ALL": "C"}, {"LANG": "C", "LC_ALL": ""}, {"LC_ALL": "POSIX"}):
+    locales: list[dict[str, Any]] = [{"LC_ALL": "C"}, {"LANG": "C", "LC_ALL": ""}, {"LC_ALL": "POSIX"}]
+    for locale in locales:
         process = run_sample(trained_root, "--prompt", "话说", "--max-tokens", 3, **locale)
         assert process.stdout.decode("utf-8").startswith("话说")
 
@@ -242,7 +243,7 @@ def test_half_a_character_raises_bad_config(trained_root: Path) -> None:
     """Case 63."""
     with pytest.raises(BadConfig, match=r"U\+D800"):
         open_session(trained_root).encode_prompt("话\ud800")
-    words = [*command(trained_root), b"--prompt", "话".encode()[:2]]
+    words: list[str | bytes] = [*command(trained_root), b"--prompt", "话".encode()[:2]]
     process = subprocess.run(words, capture_output=True, timeout=60)
     assert process.returncode == 78
     assert len(process.stderr.decode().splitlines()) == 2  # the name of the run, and the error

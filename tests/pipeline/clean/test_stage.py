@@ -63,7 +63,7 @@ def test_characters_that_json_escapes_are_preserved(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     table = tmp_path / "map.tsv"
     table.write_text("U+E001\t\x02\n", encoding="utf-8")
-    options = {"without": ("quotes", "spaces", "widen"), "profile": "plain", "min_han": 0.0}
+    options: dict[str, Any] = {"without": ("quotes", "spaces", "widen"), "profile": "plain", "min_han": 0.0}
     [plain] = entries(clean(tmp_path, tmp_path / "text.txt", **options))
     assert plain["text"] == text.replace("\x7f", "")
     (tmp_path / "text.txt").write_text(text + "\ue001", encoding="utf-8")  # mapped to a control character

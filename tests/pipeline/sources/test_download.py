@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -63,7 +64,7 @@ def zstd(size: int = 1000, seed: int = 0) -> bytes:
     return zstandard.ZstdCompressor().compress(noise(size, seed))
 
 
-def fetch(root: Path, source: Source, **options: bool) -> DownloadResult:
+def fetch(root: Path, source: Source, **options: Any) -> DownloadResult:
     return download(root, source, SilentProgress(), **options)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -257,7 +258,7 @@ def test_credentials_of_the_environment_are_neither_sent_nor_shown(
     first = download_command.run_forked()
     server.scripts.clear()
     assert first.code == code
-    failed = {"code": code, "names": ["/a.txt"]} if code else {}
+    failed: dict[str, Any] = {"code": code, "names": ["/a.txt"]} if code else {}
     assert_survived(root, download_command.run_forked, EXPECTED, [first], secrets=[TOKEN, "netrcsecret"], **failed)
     assert (root / "log.jsonl").stat().st_size > 0
     assert not any("Authorization" in request.headers for request in server.log)
@@ -377,7 +378,7 @@ def test_unresponsive_network_is_given_up_in_time(monkeypatch: pytest.MonkeyPatc
         raise requests.exceptions.ConnectTimeout
 
     monkeypatch.setattr(requests.Session, "request", swallowed)
-    monkeypatch.setattr(http.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
     with HTTPClient(Network()) as client, pytest.raises(TryAgain, match="no connection"):
         client.describe("https://files.invalid/a.txt")

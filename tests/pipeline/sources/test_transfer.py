@@ -660,7 +660,7 @@ def source_of(trial: Trial) -> Source:
     return catalogue.resolve_source(str(reference), shards=str(options[1]) if options else "", mirror=trial.server.url)
 
 
-def fetch_in_process(trial: Trial, root: Path, **options: bool) -> Run:
+def fetch_in_process(trial: Trial, root: Path, **options: Any) -> Run:
     """Run the download in this process."""
     download.download(root, source_of(trial), SilentProgress(), **options)
     return Run(0, "", "")
@@ -692,7 +692,7 @@ def test_command_after_any_disk_fault_succeeds(trial: str, kind: str, request: p
         first = trial.command.run_forked(Fault(operation, number, kind, lasting=kind == "ENOSPC"))
         codes.add(first.code)
         through = first.code == 0
-        failed = {} if through or first.code == -9 else {"code": 74, "names": [root.name]}
+        failed: dict[str, Any] = {} if through or first.code == -9 else {"code": 74, "names": [root.name]}
         refetched, rerun = RefetchedBytes(trial), functools.partial(fetch_in_process, trial, root)
         assert_survived(
             root,
