@@ -93,6 +93,7 @@ def test_padding_ids_beyond_the_tokenizer_are_never_sampled() -> None:
 
 def test_end_of_text_ends_a_sample_and_is_not_included() -> None:
     network = small_network(10)
+    assert isinstance(network.norm, torch.nn.LayerNorm)
     with torch.no_grad():  # the end of text, 0, becomes certain
         network.embedding.weight.zero_()
         network.embedding.weight[0] = 1.0
@@ -182,6 +183,7 @@ def test_a_partial_stop_text_is_kept_in_the_text() -> None:
 
 def test_weights_that_are_not_finite_raise_bad_data() -> None:
     network = perturbed_network(SMALL)
+    assert isinstance(network.norm, torch.nn.LayerNorm)
     with torch.no_grad():
         network.norm.weight[0] = torch.nan
     with pytest.raises(BadData, match="not finite"):

@@ -36,7 +36,7 @@ def model() -> GPT:
     network.init_weights(5)
     with torch.no_grad():
         for weight in network.parameters():
-            weight *= 3  # so that the context matters
+            weight.mul_(3)  # so that the context matters
     return network.eval()
 
 

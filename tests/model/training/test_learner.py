@@ -63,10 +63,12 @@ def test_document_mask_hides_earlier_documents(ids: Tensor) -> None:
     first, second = ids[:, :-1].clone(), ids[:, :-1].clone()
     second[:, :eos_position] = (second[:, :eos_position] + 3) % 8 + 8
     first[:, eos_position] = second[:, eos_position] = END
-    masked = [model(row, mask=masks.document_mask(row, END))[:, eos_position + 1 :] for row in (first, second)]
-    assert torch.equal(*masked)
-    unmasked_logits = [model(row)[:, eos_position + 1 :] for row in (first, second)]
-    assert not torch.allclose(*unmasked_logits, atol=1e-4)
+    first_masked, second_masked = (
+        model(row, mask=masks.document_mask(row, END))[:, eos_position + 1 :] for row in (first, second)
+    )
+    assert torch.equal(first_masked, second_masked)
+    first_unmasked, second_unmasked = (model(row)[:, eos_position + 1 :] for row in (first, second))
+    assert not torch.allclose(first_unmasked, second_unmasked, atol=1e-4)
 
 
 def test_training_uses_the_document_mask(ids: Tensor) -> None:

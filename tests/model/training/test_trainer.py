@@ -69,6 +69,8 @@ def test_counting_model_continues_1_2_3_with_4(inkstone: object) -> None:
 
 def test_loss_falls_and_the_result_records_it(root: Path, tokens: Artifact) -> None:
     result = run.read_result(train(root, tokens, steps=60).artifact.path)
+    assert result.bits_per_char is not None
+    assert result.first_bits_per_char is not None
     assert result.bits_per_char < 0.7 * result.first_bits_per_char
     assert (result.steps, result.tokens, result.mfu) == (60, 60 * 32 * 16, None)
     assert result.tokens_per_second > 0
