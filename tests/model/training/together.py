@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -53,10 +54,15 @@ def main(path: Path) -> None:
     torch.set_num_threads(1)
     loss_curve.draw = lambda metrics, folder, *_: (folder / "loss.png").write_bytes(b"a picture")  # type: ignore
     begin, end = dist.init_process_group, dist.destroy_process_group
-    dist.init_process_group = lambda backend: (
-        None if dist.is_initialized() else begin(backend)
-    )  # torch allows one initialisation
-    dist.destroy_process_group = lambda: None
+
+    def begin_once(*arguments: Any, **options: Any) -> None:  # torch allows one initialisation
+        if not dist.is_initialized():
+            begin(*arguments, **options)
+
+    def keep_group(*_: object, **__: object) -> None:
+        pass
+
+    dist.init_process_group, dist.destroy_process_group = begin_once, keep_group
     results = [run(words) for words in json.loads(path.read_text())]
     end()
     path.with_name(f"{os.environ['RANK']}.json").write_text(json.dumps(results))

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -574,7 +575,7 @@ def at_every_step(kind: type[Dies], prepare: Callable[[], None], work: Callable[
 
     for at in range(1, 1000):
         prepare()
-        code = in_child(lambda at=at: interrupted(at))
+        code = in_child(partial(interrupted, at))
         yield at
         if code == 0:
             return
