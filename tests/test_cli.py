@@ -31,8 +31,10 @@ from pipeline.tokens.stage import DEDUP as TOKENIZE_DEDUP
 ROOT = Path(__file__).resolve().parent.parent
 Inkstone = Callable[..., dict[str, Any]]
 FIELDS = {"result", "artifact", "path", "counts", "ledger", "seconds"}
-COMMANDS = ("download", "decompress", "clean", "train-tokenizer", "tokenize", "train", "sample")
-COMMANDS += ("serve", "refresh", "demo", "status", "verify")
+COMMANDS = (
+    *("download", "decompress", "clean", "train-tokenizer", "tokenize", "train", "sample"),
+    *("serve", "refresh", "demo", "status", "verify"),
+)
 
 
 def run_cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +87,7 @@ def test_every_option_has_a_help_sentence(command: str) -> None:
 
 def test_choices_in_help_are_those_of_the_stages() -> None:
     """The command line repeats the values, so that --help need not import the stages."""
-    stages = {
+    stages: dict[str, dict[str, tuple[str, ...]]] = {
         "clean": {**CHOICES, "preset": tuple(filter(None, CLEAN_PRESETS)), "without": RULES, "explain": RULES},
         "train-tokenizer": {"kind": TOKENIZER_KINDS},
         "tokenize": {"format": TOKEN_FORMATS, "dedup": TOKENIZE_DEDUP, "encoder": ENCODERS},

@@ -125,7 +125,7 @@ def test_echo_puts_the_prompt_before_the_text(client: openai.OpenAI) -> None:
 def test_logprobs_cover_exactly_the_sent_tokens(client: openai.OpenAI, stream: bool) -> None:
     body: dict[str, Any] = {"model": NAME, "prompt": "话说", "max_tokens": 40, "seed": 3, "logprobs": 3}
     free = client.completions.create(**body).choices[0].text
-    completion = client.completions.create(**body, stop=free[5:7], stream=stream)
+    completion: Any = client.completions.create(**body, stop=free[5:7], stream=stream)
     choices = [event.choices[0] for event in completion] if stream else [completion.choices[0]]
     text = "".join(choice.text for choice in choices)
     parts = [choice.logprobs for choice in choices if choice.logprobs]

@@ -10,7 +10,7 @@ import os
 import pickle
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -225,11 +225,12 @@ def test_too_large_vocabulary_is_refused_with_fitting_formats(root: Path, tmp_pa
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
 def test_existing_target_is_refused_and_kept(root: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
-    {
+    create: dict[str, Callable[[], object]] = {
         "folder": out.mkdir,
         "file": lambda: out.write_text("mine"),
         "broken link": lambda: out.symlink_to("nowhere"),
-    }[kind]()
+    }
+    create[kind]()
     with pytest.raises(CannotCreate, match="already exists") as refused:
         export(store(root, ONE), "nanogpt", out)
     assert "--out" in refused.value.hint

@@ -264,7 +264,8 @@ def test_empty_jsonl_file_has_no_documents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_byte_order_mark_before_json_lines_is_skipped(tmp_path: Path, name: str) -> None:
-    pack = {".jsonl": bytes, ".gz": gzip.compress, ".zst": frame}[Path(name).suffix]
+    packers: dict[str, Callable[[bytes], bytes]] = {".jsonl": bytes, ".gz": gzip.compress, ".zst": frame}
+    pack = packers[Path(name).suffix]
     assert read(file_of(tmp_path, pack(BOM), name))[0] == []
     assert texts(file_of(tmp_path, pack(BOM + b'{"text":"a"}\n{"text":"b"}\n'), name)) == ["a", "b"]
 

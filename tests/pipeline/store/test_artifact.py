@@ -784,7 +784,7 @@ def test_running_out_of_file_descriptors_keeps_old_generation(root: Path) -> Non
     """Case 49, for every number of descriptors with which a build still fails."""
     old = artifact.build(root, changed(options={}, libraries=()), writes("old")).artifact
     expected = artifact.build(root / "other", PLAIN, writes("一", "二")).artifact
-    codes = []
+    codes: list[int] = []
     while not codes or codes[-1]:
 
         def build(available: int = len(codes)) -> None:

@@ -154,7 +154,7 @@ def test_parts_concatenate_to_the_text_for_any_json_escapes(
     assert all(boundary.match(text, end) for end in ends)
 
 
-def parts_of(line: bytes, part: int, boundary: re.Pattern[str]) -> list[str]:
+def parts_of(line: bytes, part: int, boundary: re.Pattern[str] | None) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "PART_BYTES", part)
         return list(LongText(line).parts(boundary))

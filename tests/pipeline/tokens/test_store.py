@@ -246,7 +246,8 @@ def test_hdf5_holds_the_ids_and_attributes(tmp_path: Path, dtype: str) -> None:
     (tmp_path / "train-00001-0000.bin").touch()
     write(tmp_path, "train-00002-0000", [[4, 5, 6]], dtype)
     write(tmp_path, "val-00000-0000", [[9]], dtype)
-    path, attributes = tmp_path / "train.h5", {"tokenizer": "integers:10", "end_of_text": END}
+    path = tmp_path / "train.h5"
+    attributes: dict[str, str | int] = {"tokenizer": "integers:10", "end_of_text": END}
     write_hdf5(path, bins(tmp_path, "train"), dtype, attributes)
     segments = b"".join(file.read_bytes() for file in bins(tmp_path, "train"))
     with h5py.File(path) as file:

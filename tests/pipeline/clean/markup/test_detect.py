@@ -71,7 +71,8 @@ def test_short_print_line_ends_its_paragraph() -> None:
         "師學人有辱其師者惇殺(之/由)是以烈氣聞&KR0001;太祖曰善",
     ]
     page = ["　魏志卷一", "晉著作郎陳壽撰", *full, "徙屯白馬", *full * 10, "終(一/二"]
-    parsed = kanripo("¶\n".join([*page, ""]), counts := Counter())
+    counts: Counts = Counter()
+    parsed = kanripo("¶\n".join([*page, ""]), counts)
     assert parsed.text.split("\n") == [
         "　魏志卷一",
         "　晉著作郎陳壽撰",
@@ -185,7 +186,8 @@ def test_front_matter_becomes_title_author_and_meta() -> None:
     ],
 )
 def test_unclosed_front_matter_is_text(text: str) -> None:
-    parsed = daizhige(text, counts := Counter())
+    counts: Counts = Counter()
+    parsed = daizhige(text, counts)
     assert (parsed.text, parsed.title, parsed.meta) == (text, "", {})
     assert counts == {"unclosed ---": 1}
 
@@ -324,7 +326,8 @@ def test_wikitext_adds_no_character_and_is_deterministic(text: str) -> None:
 def test_org_keeps_headings_and_drops_keywords_comments_drawers_and_link_targets() -> None:
     text = "#+TITLE: 論語\n#+AUTHOR: 孔門\n* 學而\n:PROPERTIES:\n:ID: a\n:END:\n# 批\n"
     text += "#+BEGIN_VERSE\n子曰 [[file:a][學]]而\n#+END_VERSE\n#話題\n"
-    parsed = org(text, counts := Counter())
+    counts: Counts = Counter()
+    parsed = org(text, counts)
     assert parsed == Parsed("** 學而\n子曰 學而\n#話題\n", "論語", {"author": "孔門"})
     assert counts == {"# line": 5, ": line": 3, "[[]]": 1}
 
@@ -404,5 +407,6 @@ def test_no_parser_fails_on_any_text(text: str) -> None:
 @pytest.mark.parametrize("parse", PARSERS)
 def test_plain_chinese_text_is_unchanged_by_every_parser(parse: Parse, shared: Path) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
-    parsed = parse(text, counts := Counter())
+    counts: Counts = Counter()
+    parsed = parse(text, counts)
     assert (parsed, counts) == (Parsed(text), {})
