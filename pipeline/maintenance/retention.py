@@ -20,7 +20,14 @@ import msgspec
 from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing, TryAgain
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import MANIFEST, Artifact
-from pipeline.store.generations import ROLLED_BACK, current_key, generation_keys, read_run_info, rolled_back_keys
+from pipeline.store.generations import (
+    ROLLED_BACK,
+    current_key,
+    generation_keys,
+    read_run_info,
+    rolled_back_keys,
+    set_current,
+)
 from pipeline.store.manifest import KINDS, Input, is_valid_name
 
 
@@ -64,7 +71,7 @@ def rollback(root: Path, reference: str, *, to: str = "") -> RollbackResult:
         # Record the key first. A refresh in between then refuses the key instead of moving `current` forward again.
         _record_rolled_back(folder, ({*unwanted, current} if is_older else {*unwanted}) - {target})
         if current != target:
-            files.point_symlink(folder / "current", target)
+            set_current(folder, target)
     previous = f"{reference}/{current}" if current else ""
     return RollbackResult(generation, previous, "unchanged" if current == target else "rolled back")
 

@@ -44,6 +44,7 @@ from pipeline.store.generations import (
     is_rolled_back,
     read_run_info,
     rolled_back_keys,
+    set_current,
 )
 from pipeline.store.manifest import BUILD_COMMANDS, KINDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
 
@@ -132,7 +133,7 @@ def build(
             for leftover in (target / SCRATCH, draft):  # without working locks, another process may have left a draft
                 files.remove_tree(leftover)
             if current_key(shelf) != identity.key:
-                files.point_symlink(shelf / "current", identity.key)
+                set_current(shelf, identity.key)
             return BuildResult(artifact, "unchanged")
         _prepare_draft(draft, target, identity, keep_draft)
         try:
@@ -145,7 +146,7 @@ def build(
             raise
         _write_manifest(draft, identity, content, start)
         artifact = _publish(root, identity, draft, target)
-        files.point_symlink(shelf / "current", identity.key)
+        set_current(shelf, identity.key)
     return BuildResult(artifact, "built")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadData
+from pipeline.store import files
 from pipeline.store.manifest import Identity, Input, check_name
 
 RUN, ROLLED_BACK = "run.json", "rolled-back"
@@ -43,6 +44,11 @@ def current_key(shelf: Path) -> str:
     """Return the key that `current` links to, even if that generation is gone; "" if there is no `current`."""
     link = shelf / "current"
     return Path(os.readlink(link)).name if link.is_symlink() else ""
+
+
+def set_current(shelf: Path, key: str) -> None:
+    """Swap `current` to the generation `key`, atomically and durably: a reader sees the old link or the new one."""
+    files.point_symlink(shelf / "current", key)
 
 
 def generation_keys(shelf: Path) -> list[str]:

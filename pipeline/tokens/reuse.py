@@ -21,8 +21,8 @@ from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
 from pipeline.store.generations import draft_path, generation_keys
 from pipeline.store.manifest import FileRecord, Identity, Input, Manifest
+from pipeline.tokens.resume import REJECTS, UNITS, UnitRecord
 from pipeline.tokens.segments import SPLITS
-from pipeline.tokens.units import REJECTS, UNITS, UnitRecord
 
 
 def reuse_units(draft: Path, identity: Identity) -> list[UnitRecord]:

@@ -29,9 +29,9 @@ from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import hdf5, reuse
+from pipeline.tokens.resume import UnitRecord
 from pipeline.tokens.segments import FORMATS, SPLITS, dtype_for
 from pipeline.tokens.tasks import DocumentFilter, FileSpec, tasks
-from pipeline.tokens.units import UnitRecord
 from pipeline.tokens.worker import encode
 from pipeline.tokens.writer import TokenWriter
 

@@ -26,9 +26,9 @@ from pipeline.readers.documents import Reject
 from pipeline.readers.jsonl import ZstdWriter
 from pipeline.store import artifact, files
 from pipeline.store.manifest import FileRecord
+from pipeline.tokens.resume import REJECTS, UNITS, UnitRecord, complete_units
 from pipeline.tokens.segments import SPLITS, SegmentWriter
 from pipeline.tokens.tasks import DIGEST_BYTES, LongDocument, TokenizeTask
-from pipeline.tokens.units import REJECTS, UNITS, UnitRecord, complete_units
 from pipeline.tokens.worker import Batch, Encoded
 
 

@@ -21,8 +21,8 @@ from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
 from pipeline.tokens import chunks, reuse
 from pipeline.tokens import stage as tokenize
+from pipeline.tokens.resume import UNITS
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
-from pipeline.tokens.units import UNITS
 from tests.pipeline.store.test_artifact import in_child
 from tests.support import chaos
 from tests.support.tokenizing import LETTERS, checksums, rejects

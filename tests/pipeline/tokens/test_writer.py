@@ -13,9 +13,8 @@ import zstandard
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import BuildResult
-from pipeline.tokens import segments, tasks
+from pipeline.tokens import resume, segments, tasks
 from pipeline.tokens import stage as tokenize
-from pipeline.tokens import units as tokens_units
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.writer import TokenWriter
 from tests.support.chaos import left_behind, stamp
@@ -392,7 +391,7 @@ def test_damaged_generation_is_rebuilt(tmp_path: Path, root: Path) -> None:
 def test_record_lists_every_file_of_its_unit(stopped: tuple[Path, TokenizeInputs, Path]) -> None:
     *_, draft = stopped
     record = msgspec.json.decode(
-        (draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=tokens_units.UnitRecord
+        (draft / artifact.SCRATCH / "unit-00000-0001.json").read_bytes(), type=resume.UnitRecord
     )
     assert sum(record.documents.values()) == record.ledger.documents.out
     assert {file.name for file in record.files} == {path.name for path in draft.glob("*-00000-0001.*")}

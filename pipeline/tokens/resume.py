@@ -1,4 +1,4 @@
-"""Unit records: what each complete unit of work wrote."""
+"""Resuming a killed tokenize run: a record of each complete unit, and which of them are still valid."""
 
 from __future__ import annotations
 
