@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,7 @@ SLOW = (
     "tests/model/training/test_signals.py",
     "tests/model/training/test_train_from.py",
     "tests/model/training/test_trainer.py",
+    "tests/pipeline/clean/rules/test_rules.py::test_rules_equal_their_references_on_real_books",
     "tests/pipeline/clean/test_profiles.py",
     "tests/pipeline/clean/test_sentences.py::test_split_of_real_books_equals_the_slow_reference",
     "tests/pipeline/clean/test_stage.py::test_long_blank_beginning_of_a_text_is_cleaned",
@@ -43,6 +45,7 @@ SLOW = (
     "tests/pipeline/refresh/test_refresh.py",
     "tests/pipeline/sources/test_transfer.py",
     "tests/pipeline/tokenizers/test_huggingface.py::test_real_texts_have_the_same_ids",
+    "tests/pipeline/tokenizers/test_tokenizers.py::test_gigatoken_gives_the_ids_of_tiktoken",
     "tests/pipeline/tokenizers/test_tokenizers.py::test_text_cut_at_any_boundary_keeps_its_ids",
     "tests/test_chain.py",
     "tests/test_docs.py::test_the_python_examples_run_in_order",
@@ -52,6 +55,13 @@ SLOW = (
 
 if SHARED.is_dir():  # it holds tiktoken's rank files, so that no test needs the network
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw 20 random examples per test, not 100, in `make test-fast`."""
+    if config.option.markexpr == "not slow":
+        hypothesis.settings.register_profile("fast", max_examples=20)
+        hypothesis.settings.load_profile("fast")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest applies -m
