@@ -74,12 +74,22 @@ def clean(inputs: Sequence[str | Path], name: str, *, root: str | Path | None = 
 
 
 def train_tokenizer(
-    corpus: str, name: str = "", *, kind: str = "bpe", vocab_size: int = 8000, root: str | Path | None = None
+    corpus: str,
+    name: str = "",
+    *,
+    kind: str = "bpe",
+    vocab_size: int | None = None,
+    root: str | Path | None = None,
 ) -> Tokenizer:
-    """Train a tokenizer ("bpe", "unigram" or "char") on a corpus and open it; `name` is the corpus's by default."""
+    """Train a tokenizer ("bpe", "unigram" or "char") on a corpus and open it; `name` is the corpus's by default.
+
+    `vocab_size` is 8,000 by default; for "char" it is 0, all characters of the corpus.
+    """
     from pipeline.tokenizers import stage
 
     folder = artifacts_folder(root)
+    if vocab_size is None:
+        vocab_size = 0 if kind == "char" else 8000
     name = check_name(name or corpus.split("/")[0])
     sentences, source = stage.find_sentences(folder, corpus)
     return loading.open_folder(stage.train(folder, name, sentences, source, kind, vocab_size).artifact.path)

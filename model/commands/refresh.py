@@ -256,10 +256,10 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         *_sample_lines(samples),
         "",
         "next, with your own text:",
-        "  inkstone clean BOOK.txt --name book",
-        "  inkstone train-tokenizer book --vocab-size 8000",
+        "  inkstone clean BOOK.txt --name book --unit paragraph",
+        "  inkstone train-tokenizer book --kind char",
         "  inkstone tokenize book",
-        "  inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book",
+        "  inkstone train --tokens book --preset shuihu-fast --minutes 10 --name book",
         "  inkstone sample book --prompt 话说",
     ]
     outcome = _refresh_outcome(refreshed, lines)
