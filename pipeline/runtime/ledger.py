@@ -1,7 +1,7 @@
 """The ledger: a proof that every document and character of the input is accounted for.
 
 Every stage shows that `in + Σ added = out + Σ dropped[reason]`, for documents and for characters, and refuses to
-publish when the sums differ. Reasons that start with `bad-` are faults of the input and fall under `--max-bad`.
+publish when the sums differ. Reasons that start with `bad-` are faults of the input and count towards `--max-bad`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Ledger:
         """Check the ledger and return it as a plain dict.
 
         Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents exceed the
-        fraction `max_bad` of the `of` records that were read (None: of all documents).
+        fraction `max_bad` of the `record_count` records that were read (None: of all documents).
         """
         for name, tally in (("documents", self.documents), ("characters", self.characters)):
             accounted = tally.out + sum(tally.dropped.values()) - sum(tally.added.values())

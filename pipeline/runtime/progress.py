@@ -1,9 +1,9 @@
 """Progress reporting (log lines, bars, JSON events) and the stop flag.
 
-A stage receives a `Progress` and does not know where its messages go. A program that uses this package as a library
+A stage receives a `Progress`, which decides where its messages go. A program that uses this package as a library
 gets them through the standard `logging`, from the logger "pipeline". The command line shows bars on a terminal, plain
-lines elsewhere (cron mails them) and nothing with --quiet; all of it goes to stderr, because stdout belongs to results.
-A failure to print or to log, such as a full disk or a closed pipe, never stops the work.
+lines elsewhere (cron mails them) and nothing with --quiet; all of it goes to stderr, because stdout is reserved for
+results. A failure to print or to log, such as a full disk or a closed pipe, never stops the work.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def _set_by_signal(event: threading.Event, signals: Sequence[signal.Signals]) ->
 
     def on_signal(number: int, frame: object) -> None:
         if event.is_set():
-            # No cleanup is needed: unfinished files do not have their final names yet, and workers end with us.
+            # No cleanup is needed: unfinished files have no final names yet, and workers end with this process.
             os._exit(128 + number)
         if number == signal.SIGTERM and callable(outer := previous[number]):
             outer(number, frame)  # an outer command, such as a refresh, must stop as well

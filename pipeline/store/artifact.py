@@ -242,8 +242,8 @@ def read(path: Path) -> Artifact:
 def current(root: Path, kind: str, name: str) -> Artifact | None:
     """Return the current generation of an artifact, or None. The link is resolved once.
 
-    Raises BadData when the current generation cannot be read. The hint names the newest intact one: a reader may ask
-    for it by its key, but never gets old data without asking.
+    Raises BadData when the current generation cannot be read. The hint names the newest intact one: a caller may
+    request it by its key, but never gets old data implicitly.
     """
     shelf = root / kind / name
     link = shelf / "current"
@@ -305,7 +305,7 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
 
 
 def latest(root: Path, kind: str, *, exclude: str = "") -> Artifact:
-    """Return the artifact of a kind that was published last, except the one named `besides`.
+    """Return the artifact of a kind that was published last, except the one named `exclude`.
 
     Commands use it when the user names none. Raises InputMissing when there is none, BadData when it is damaged.
     """
@@ -350,7 +350,7 @@ def find_problems(
 ) -> list[str]:
     """List the files of an artifact that are missing, or differ in size or content from its manifest.
 
-    Only files whose names satisfy `only` are checked. Without `deep`, only files modified since the manifest was
+    Only files whose names satisfy `include` are checked. Without `deep`, only files modified since the manifest was
     written are hashed. Published files are never modified, so checking the size of the others is enough.
     """
     # A file as new as the manifest counts as modified, because on a coarse clock a change may get the same timestamp.

@@ -1,4 +1,4 @@
-"""Durable file operations: a published file is complete and survives a power cut (as far as fsync is honest).
+"""Durable file operations: a published file is complete and survives a power cut (as far as fsync is reliable).
 
 Only this module renames and syncs. A file is written under a temporary name beside its target, synced and renamed, and
 then its folder is synced. Without the first sync, the name may come back without its bytes; without the last one, the
@@ -160,7 +160,7 @@ def temporary_path(target: Path) -> Path:
 
 
 def remove_temporaries_of(target: Path) -> None:
-    """Delete the temporaries that killed writers of one file left. The caller must hold the lock on it."""
+    """Delete the temporaries that killed writers of one file left behind. The caller must hold the lock on it."""
     for path in list(target.parent.glob(f"{TEMPORARY}{glob.escape(target.name[:_TEMPORARY_STEM])}.*")):
         disk.unlink(path)
 
@@ -326,7 +326,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def require_new(target: Path, outside: Path) -> None:
-    """Raise CannotCreate if `target` already exists, or would lie inside the folder `besides`."""
+    """Raise CannotCreate if `target` already exists, or would lie inside the folder `outside`."""
     if os.path.lexists(target):
         raise CannotCreate(
             f"{target}: already exists", hint="choose another folder with --out, or move the existing one away"
@@ -357,7 +357,7 @@ def discard_folder(path: Path) -> None:
 
 
 def remove_temporaries(root: Path, *, recursive: bool = True) -> None:
-    """Delete the temporaries of killed writers in `root` and, with `below`, in its subfolders.
+    """Delete the temporaries of killed writers in `root` and, with `recursive`, in its subfolders.
 
     The caller must hold the lock on `root`.
     """

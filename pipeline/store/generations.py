@@ -68,7 +68,7 @@ def _publication_order(folder: Path) -> tuple[int, str, str]:
 
 
 def read_run_info(folder: Path) -> RunInfo:
-    """Read the run.json of a generation or a draft; an empty Run if it is missing or torn."""
+    """Read the run.json of a generation or a draft; an empty RunInfo if it is missing or torn."""
     try:
         return msgspec.json.decode((folder / RUN).read_bytes(), type=RunInfo)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # run.json decides no bytes, so losing it is harmless

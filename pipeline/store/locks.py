@@ -61,7 +61,7 @@ class HeldLock:
 def lock(
     path: Path, *, wait: float = 0.0, action: str = "", run_id: str = "", stop: threading.Event | None = None
 ) -> Iterator[HeldLock]:
-    """Hold the lock file `path` exclusively; `doing` describes the work to users.
+    """Hold the lock file `path` exclusively; `action` describes the work to users.
 
     Raises TryAgain when another process still holds it after `wait` seconds, or when `stop` is set. The file is never
     deleted, and never considered stale because of its age.
