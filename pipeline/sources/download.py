@@ -1,9 +1,9 @@
 """The download stage: fetch a source's files into the raw cache and pin their content.
 
-`survey` compares each file with its pin and, if necessary, with the server. `fetch` downloads the missing ones, each
-completely or not at all. A file without a published hash is pinned with the hash of its first download. If a pinned
-file changes upstream, it is an error, or the new file is fetched with `update`. A file that shrank or is gone upstream
-never replaces the cached one without an explicit option.
+`check_upstream` compares each file with its pin and, if necessary, with the server. `fetch_missing` downloads the
+missing ones, each completely or not at all. A file without a published hash is pinned with the hash of its first
+download. If a pinned file changes upstream, it is an error, or the new file is fetched with `update`. A file that
+shrank or is gone upstream never replaces the cached one without an explicit option.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def download(
 ) -> DownloadResult:
     """Fetch every file of `source` that is missing or damaged in the raw cache.
 
-    With `update` the server is asked about the other files too, and changed ones are fetched. Files fetched before an
-    error are pinned. With `decompress_too` the plain files are written below `decompressed/` in the cache; no stage
+    With `update` the other files are compared with the server too, and changed ones are fetched. Files fetched before
+    an error are pinned. With `decompress_too` the plain files are written below `decompressed/` in the cache; no stage
     reads those.
     """
     network = network or Network()
@@ -208,7 +208,7 @@ def fetch_missing(
     jobs: int,
     update: bool = False,
 ) -> DownloadResult:
-    """Fetch and pin the files that the survey found missing, `jobs` at a time. Ctrl-C stops all of them.
+    """Fetch and pin the files that `check_upstream` found missing, `jobs` at a time. Ctrl-C stops all of them.
 
     The lock file of a local folder loses the pins of files that are gone from the folder.
     """
@@ -235,7 +235,7 @@ def fetch_missing(
 
 
 def _is_fetched(folder: Path, status: FileStatus, pin: RawFile | None) -> bool:
-    """Return True if another process fetched and pinned the file between the survey and the lock."""
+    """Return True if another process fetched and pinned the file between `check_upstream` and the lock."""
     return (
         pin is not None
         and _is_cached(folder, status.file, pin)
@@ -244,7 +244,7 @@ def _is_fetched(folder: Path, status: FileStatus, pin: RawFile | None) -> bool:
 
 
 def _removed_names(source: Source, pinned: Mapping[str, RawFile]) -> set[str]:
-    """Return pinned names that are gone from the local folder that the source is; empty for other sources."""
+    """Return the pinned names that are gone from the folder of a local source; empty for other sources."""
     is_local = all(file.local for file in source.files)
     return pinned.keys() - {file.name for file in source.files} if is_local else set()
 

@@ -51,7 +51,7 @@ class Retry(Exception):
 
 
 class Stalled(Retry):
-    """A response that was too slow, which took long to notice."""
+    """A response that was too slow. It is detected only after a long wait."""
 
 
 class BandwidthLimit:
@@ -76,7 +76,7 @@ class BandwidthLimit:
 class Network:
     """Limits that apply to all transfers of a command.
 
-    `until` is the deadline in `time.monotonic` seconds (None: no deadline). `allow_hosts` are hosts (`name` or
+    `deadline` is in `time.monotonic` seconds (None: no deadline). `allow_hosts` are hosts (`name` or
     `name:port`) to which a redirect may lead besides the known ones.
     """
 
@@ -85,18 +85,18 @@ class Network:
     deadline: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def sleep(self, seconds: float, where: str) -> None:
-        """Wait. Raises TryAgain, about `where`, if the command must end before or during the wait."""
-        self.raise_if_stopped(where, seconds)
+    def sleep(self, seconds: float, subject: str) -> None:
+        """Wait. Raises TryAgain, about `subject`, if the command must end before or during the wait."""
+        self.raise_if_stopped(subject, seconds)
         if self.stop.wait(seconds):
-            self.raise_if_stopped(where)
+            self.raise_if_stopped(subject)
 
-    def raise_if_stopped(self, where: str, ahead: float = 0.0) -> None:
-        """Raise TryAgain, about `where`, if the command was stopped or reaches its deadline in `ahead` seconds."""
-        if self.stop.is_set() or self.seconds_left() < ahead:
+    def raise_if_stopped(self, subject: str, seconds_ahead: float = 0.0) -> None:
+        """Raise TryAgain, about `subject`, if the command was stopped or its deadline is within `seconds_ahead`."""
+        if self.stop.is_set() or self.seconds_left() < seconds_ahead:
             reason = "stopped by a signal" if self.stop.is_set() else "no time left (--deadline)"
             raise TryAgain(
-                f"{where}: {reason}",
+                f"{subject}: {reason}",
                 hint="run the same command again; it resumes the download if the server allows that",
             )
 

@@ -48,7 +48,7 @@ _TRY_MIRROR = "try another --mirror"
 
 
 class _ReplacedError(Exception):
-    """The server sends another file than it described."""
+    """The server sends a different file than it described."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fetch(
 ) -> Fetched:
     """Download the file at `url`, which the server described as `remote`, to `target`.
 
-    `pinned` is its expected sha256, or "", and `smallest` its least size in bytes. After pinning the result, call
+    `pinned` is its expected sha256, or "", and `smallest` its minimum size in bytes. After pinning the result, call
     `partial.delete_state`. Raises UpstreamChanged if the file differs from the pin or is smaller, BadData if the
     content differs twice from what the server published, TryAgain if a later attempt may succeed, ProtocolBroken if the
     server violates the protocol.
@@ -238,7 +238,7 @@ class _Transfer:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
             start, total = (parse_count(match[1]), parse_count(match[2])) if match else (None, None)
             if start != self._part.size or (total is not None and self._remote.size not in (None, total)):
-                raise self._violation("it sent another range than the requested one")
+                raise self._violation("it sent a different range than requested")
             if total is not None:
                 self._remote = dataclasses.replace(self._remote, size=total)
             return True
@@ -321,7 +321,7 @@ class _Transfer:
             self._part.save(self._remote)
 
     def _check_magic(self, piece: bytes) -> None:
-        """Refuse other data than zstd before its first bytes are written."""
+        """Refuse data that is not zstd before its first bytes are written."""
         head = self._part.flushed().read_bytes() + piece
         if len(head) >= len(ZSTD_MAGIC) and not compression.has_zstd_magic(head[: len(ZSTD_MAGIC)]):
             self._refuse_content(f"data that is not zstd (it begins with {head[:16]!r})")
@@ -359,7 +359,7 @@ class _Transfer:
         self._has_ended, self._progress_size = False, 0
         if self._mismatches == 2:
             raise BadData(
-                f"{self._shown_url}: expected sha256 {expected[:12]}…, received other content twice",
+                f"{self._shown_url}: expected sha256 {expected[:12]}…, received different content twice",
                 hint=f"{_TRY_MIRROR}; the received file is in {QUARANTINE}/",
             )
         return False
