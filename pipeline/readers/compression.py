@@ -51,7 +51,7 @@ def read_blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[b
 
 
 class _FrameReader:
-    """File object that hands a zstd file to the decompressor and follows where its frames begin and end.
+    """File object that hands a zstd file to the decompressor and tracks where its frames begin and end.
 
     It parses sizes only (RFC 8878, section 3.1), one element at a time: a frame header, a block (with the checksum, if
     the frame ends with one) or a skippable frame. The decompressor checks what the blocks contain.
@@ -64,7 +64,7 @@ class _FrameReader:
         self._next_element = 0  # offset
         self._partial_header = b""  # bytes of the next element, if they do not give its size yet
         self._in_frame = self._has_checksum = False
-        self._is_lost = False  # True after other data where a frame should begin
+        self._is_lost = False  # True after data that is not a frame where one should begin
 
     def read(self, size: int) -> bytes:
         data = self._file.read(min(size, max(_FIRST_READ, self.bytes_read)))
@@ -121,7 +121,7 @@ class _FrameReader:
             )
 
     def not_a_frame(self) -> BadData:
-        """Return the error for other data where a frame should begin."""
+        """Return the error for data that is not a frame where one should begin."""
         content = _describe(self._partial_header[: len(ZSTD_MAGIC)])
         return BadData(
             f"{self._path}: found {content} where zstd frame {self._frame_count} should begin, "

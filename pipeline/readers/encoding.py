@@ -1,15 +1,15 @@
 """Detect the encoding of a text file, decode it, and refuse files that are not text.
 
-A byte order mark is proof. Without one, bytes that are valid UTF-8 are UTF-8. Other bytes are decoded as GB18030, Big5
-and UTF-16 and scored by the fraction of common Chinese characters and of ，。: 18,000 extracts of novels and poems, of
-50 characters and more, score 0.2 to 1 in the right encoding and at most 0.08 in a wrong one. The first encoding that
-decodes without an error is not enough, because GB18030 accepts the bytes of Big5. Without a clear winner it is an
-error: no encoding is guessed.
+A byte order mark is conclusive. Without one, bytes that are valid UTF-8 are UTF-8. Other bytes are decoded as GB18030,
+Big5 and UTF-16 and scored by the fraction of common Chinese characters and of ，。: 18,000 extracts of novels and
+poems, of 50 characters and more, score 0.2 to 1 in the right encoding and at most 0.08 in a wrong one. The first
+encoding that decodes without an error is not enough, because GB18030 accepts the bytes of Big5. Without a clear winner
+it is an error: no encoding is guessed.
 
 charset-normalizer was compared: of 135 samples of one novel (200 to 4,000 bytes in GB18030, Big5 and UTF-16) this
 detector is right for 135 and charset-normalizer for 133, at the same speed.
 
-In the order of this file: `text` reads a file, `detect` finds the encoding of its head, then the errors.
+In the order of this file: `read_text` reads a file, `detect` finds the encoding of its head, then the errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AUTO = "auto"
 HEAD_BYTES = 1 << 16  # from which the encoding is detected
 _FIRST_LOOK = 1 << 13  # bytes of the head that are scored first; they decide most files
 _BINARY_WINDOW = 1 << 10  # bytes in which binary data is detected
-_CLEAR = 0.3  # least score of the right encoding, and its least lead over the others
+_CLEAR = 0.3  # minimum score of the right encoding, and its minimum lead over the others
 _CERTAIN = 0.45  # a score that no Japanese or Korean text reaches
 _MIN_HITS = 8  # common characters; with fewer the score is 0
 

@@ -2,11 +2,11 @@
 
 A line is an object with the string `text`, and optionally `title`, `source` and `meta`. In the order of this file:
 
-    json_line, ZstdLines   write documents and rejects
-    lines, parse           split bytes into lines and decode one, for cleaning
-    decode                 decode a chunk of lines at once, for tokenizing
+    encode_line, ZstdWriter   write documents and rejects
+    split_lines, parse_line   split bytes into lines and decode one, for cleaning
+    decode_lines              decode a chunk of lines at once, for tokenizing
 
-A line that is not a document is a reject: it is counted in the ledger under its reason, and the rest is read.
+A line that is not a document is a reject: it is counted in the ledger under its reason, and reading continues.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def encode_line(text: str, title: str, source: str, meta: Any) -> bytes:
 
 
 def line_suffix(title: str, source: str, meta: Any) -> bytes:
-    """Return the part of `json_line` that follows the text, from its closing quote."""
+    """Return the part of `encode_line` that follows the text, from its closing quote."""
     return encode_line("", title, source, meta).removeprefix(LINE_PREFIX)
 
 

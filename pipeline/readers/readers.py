@@ -1,7 +1,7 @@
 """Read a file as a stream of documents or of JSON lines; the end of its name selects the reader.
 
-`read` yields documents one by one, for cleaning. `json_lines` yields JSON lines, the format that tokenizing splits
-into chunks.
+`read_documents` yields documents one by one, for cleaning. `read_json_lines` yields JSON lines, the format that
+tokenizing splits into chunks.
 """
 
 from __future__ import annotations
