@@ -4,7 +4,7 @@ Start with `stage.py`, which publishes the corpus. The stage reads as `tasks.py`
 function of a task), `writer.py` (collect results in order), `stage.py` (identity, publish).
 
 A worker passes a page of documents through `cleaner.py`, which applies the rules in `rules/`. `rule.py` defines a rule
-and tells how to add one; `utf16.py` is the array of UTF-16 units that rules work on. Then `filters.py` rejects
+and explains how to add one; `utf16.py` is the array of UTF-16 units that rules work on. Then `filters.py` rejects
 non-text, `dedup.py` finds duplicates, and `sentences.py` and `lines.py` make the lines of sentences.txt. `options.py`
 and `profiles.py` choose the rules, `markup/` parses marked-up sources, `report/` counts what changed.
 """

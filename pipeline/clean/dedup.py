@@ -1,4 +1,4 @@
-"""Duplicate documents: of several that are alike, the first in input order is kept.
+"""Duplicate documents: of several equal or similar documents, the first in input order is kept.
 
 Exact duplicates have the same letters: punctuation, spaces and case are ignored. Near duplicates have sets of
 five-letter shingles whose Jaccard similarity reaches a threshold. MinHash estimates it, and LSH finds candidates

@@ -57,9 +57,9 @@ class Filter:
     def __post_init__(self) -> None:
         for name in ("min_han", "max_lacunae", "max_mojibake"):
             if not 0 <= (fraction := getattr(self, name)) <= 1:
-                raise BadConfig(f"{name} must be in [0, 1], got {fraction}", hint="it is a fraction of the characters")
+                raise BadConfig(f"{name} must be in [0, 1], got {fraction}", hint="pass a fraction of the characters")
         if self.min_chars < 0:
-            raise BadConfig(f"min_chars must be 0 or more, got {self.min_chars}", hint="0 sets no limit")
+            raise BadConfig(f"min_chars must be 0 or more, got {self.min_chars}", hint="pass 0 for no limit")
 
 
 DEFAULT = Filter()

@@ -99,13 +99,19 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for rule in self.without:
             _check_choice("--without rule", rule, RULES)
         if not 0 <= self.max_bad <= 1:
-            raise BadConfig(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="a fraction of the documents")
+            raise BadConfig(f"--max-bad must be in [0, 1], got {self.max_bad}", hint="pass a fraction of the documents")
         if self.min_chars < 1:
-            raise BadConfig(f"--min-chars must be 1 or more, got {self.min_chars}", hint="a document cannot be empty")
+            raise BadConfig(
+                f"--min-chars must be 1 or more, got {self.min_chars}",
+                hint="pass 1 or more: a document cannot be empty",
+            )
         if self.max_bytes < 64:
-            raise BadConfig(f"--max-bytes must be 64 or more, got {self.max_bytes}", hint="a sentence has to fit")
+            raise BadConfig(
+                f"--max-bytes must be 64 or more, got {self.max_bytes}",
+                hint="pass 64 or more: a line must hold a sentence",
+            )
         if not 0 <= self.min_han <= 1:
-            raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="a fraction of the letters")
+            raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="pass a fraction of the letters")
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
         load_tables(self)

@@ -50,7 +50,7 @@ class Rule:
     the changed page. It must not add, remove or move a NUL. It is called only for a page that contains a unit of
     `triggers`, or for every page if there are no triggers.
 
-    `makes` are the characters that it may insert and that may trigger a later rule.
+    `produces` are the characters that it may insert and that may trigger a later rule.
     """
 
     name: str

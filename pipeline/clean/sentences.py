@@ -3,7 +3,7 @@
 The exact definition is docs/design/cleaning.md 4.3. A cluster is 。！？ with any … around them and the closers after
 them, or … with closers after it. A cluster ends a sentence unless ，、；： follows it or an outer quote is open.
 
-"Open" is a boolean on purpose: real books lose a ” now and then, and a depth counter would join everything after the
+"Open" is a boolean on purpose: real books sometimes lack a ”, and a depth counter would join everything after the
 loss into one sentence.
 """
 
@@ -54,7 +54,7 @@ def end_positions(text: Utf16Text, *, inside_quotes: bool = False) -> np.ndarray
     end_positions = positions[last] + 1
     is_end = ~is_one_of(units_at(text, end_positions), CLAUSE_MARKS)
     if not inside_quotes:
-        # The last outer quote or line end up to the end of a cluster tells if a quote is open there.
+        # The last outer quote or line end up to the end of a cluster determines if a quote is open there.
         decides = kinds >= _OUTER_CLOSER
         deciding_kinds = kinds[decides]
         latest = np.cumsum(decides, dtype=np.int32)[last] - 1  # index into deciding_kinds; -1: none

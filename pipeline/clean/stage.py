@@ -7,7 +7,7 @@ report.json           effects of each rule, statistics of the output, and tokeni
 
 tasks.py reads files into tasks of about a megabyte, worker.py cleans each in any process, writer.py collects the
 results in order. A document of more than 4 M characters is filtered by its beginning and written as it is read, so
-that memory use does not grow. A text file is held in memory as a whole only if a rule looks further than a line
+that memory use does not grow. A complete text file is held in memory only if a rule needs more context than a line
 (containers, --notes, --unwrap, --verse, --dedup, --unit paragraph or sentence).
 """
 
@@ -36,7 +36,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
-SCHEMA = 3  # increase when the same options give other bytes
+SCHEMA = 3  # increase when the same options give different bytes
 
 
 def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> Identity:

@@ -29,8 +29,8 @@ class CleanTask(msgspec.Struct, frozen=True):
     """Texts of one file, column by column. `page` is the texts as UTF-16, joined by NUL.
 
     A text longer than a task is divided: `continues` is True if the first text continues that of the task before,
-    `open` if the last text continues in the next task. `joint` is the text between a part and the part before it: the
-    line end at which they were cut, or "".
+    `open` if the last text continues in the next task. `separator` is the text between a part and the part before it:
+    the line end at which they were cut, or "".
     """
 
     profile: str
@@ -42,7 +42,7 @@ class CleanTask(msgspec.Struct, frozen=True):
     lines: list[int]
     offsets: list[int]
     continues: bool = False
-    joint: str = ""
+    separator: str = ""
     open: bool = False
 
 
@@ -50,14 +50,14 @@ class CleanTask(msgspec.Struct, frozen=True):
 class TaskReader:
     """Reads one file into tasks. Bad documents go to `ledger` and `on_reject`.
 
-    `facts` and `profile` are complete once all tasks are read.
+    `stats` and `profile` are complete once all tasks are read.
     """
 
     entry: InputFile
     options: CleanOptions
     ledger: Ledger
     on_reject: documents.OnReject
-    facts: encoding.EncodingStats = field(default_factory=encoding.EncodingStats)
+    stats: encoding.EncodingStats = field(default_factory=encoding.EncodingStats)
     profile: str = ""
 
     def tasks(self, advance: Advance) -> Iterator[CleanTask]:
@@ -69,7 +69,7 @@ class TaskReader:
 
     def _from_documents(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield batches of complete documents."""
-        self.facts.encoding = "utf-8"
+        self.stats.encoding = "utf-8"
         batch: list[documents.Document] = []
         size = 0
         for document in readers.read_documents(
@@ -100,8 +100,8 @@ class TaskReader:
 
     def _from_text(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield one document in parts that end at line ends."""
-        blocks = encoding.read_text(self.entry.path, self.facts, encoding=self.options.encoding, advance=advance)
-        text, joint = "", "\n"
+        blocks = encoding.read_text(self.entry.path, self.stats, encoding=self.options.encoding, advance=advance)
+        text, separator = "", "\n"
         continues = is_indivisible = False
         for block in blocks:
             text = text + block if text else block
@@ -115,29 +115,31 @@ class TaskReader:
                 if not cut and len(text) - start < MAX_LINE:
                     break
                 cut = cut or max(text.rfind(mark, start) for mark in SENTENCE_ENDS) + 1 or len(text)
-                yield self._part_task(text[start:cut], continues, joint, open=True)
-                joint = "\n" if text[cut - 1] == "\n" and profile.chinese else ""
+                yield self._part_task(text[start:cut], continues, separator, open=True)
+                separator = "\n" if text[cut - 1] == "\n" and profile.chinese else ""
                 start, continues = cut, True
             text = text[start:]
         self._reject_truncated_end()
         if text or continues:
-            yield self._part_task(text, continues, joint, open=False)
+            yield self._part_task(text, continues, separator, open=False)
 
-    def _part_task(self, text: str, continues: bool, joint: str, *, open: bool) -> CleanTask:
+    def _part_task(self, text: str, continues: bool, separator: str, *, open: bool) -> CleanTask:
         page = join_documents([text]).units.tobytes()
-        return CleanTask(self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, joint, open)
+        return CleanTask(
+            self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, separator, open
+        )
 
     def _reject_truncated_end(self) -> None:
         """Reject the bytes of an incomplete character at the end of the file."""
-        if self.facts.truncated_bytes:
+        if self.stats.truncated_bytes:
             self.ledger.documents.came += 1
             self.ledger.documents.record_dropped("truncated-end", 1)
-            excerpt = self.facts.truncated_bytes.hex(" ")
-            self.on_reject(Reject(self.entry.path.name, 0, self.facts.truncated_offset, "truncated-end", excerpt))
+            excerpt = self.stats.truncated_bytes.hex(" ")
+            self.on_reject(Reject(self.entry.path.name, 0, self.stats.truncated_offset, "truncated-end", excerpt))
 
 
 def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
-    """Return True if a rule looks further than a line, so that a text cannot be cleaned in parts."""
+    """Return True if a rule needs more context than a line, so that a text cannot be cleaned in parts."""
     unwraps = profile.unwrap if options.unwrap is None else options.unwrap
     return bool(
         profile.container

@@ -1,7 +1,7 @@
 """The worker: a pure function of a task. It cleans the task, rejects non-text and serializes the rest.
 
-Tasks are independent of each other. Of a document that is longer than a task, each task makes a `Fragment`, and the
-writer puts the fragments together.
+Tasks are independent of each other. From a document that spans several tasks, each task makes a `Fragment`, and the
+writer joins the fragments.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Fragment:
     counts     its class counts, from which the document is filtered
     excerpt    its beginning
     raw        its UTF-16, for the digest of the document
-    joint      the text between it and the fragment before it
+    separator  the text between it and the fragment before it
     """
 
     frame: bytes
@@ -56,7 +56,7 @@ class Fragment:
     excerpt: str
     raw: bytes
     characters: int
-    joint: str
+    separator: str
     report: CleaningReport
 
 
@@ -299,7 +299,9 @@ def _fragment(part: Utf16Text, task: CleanTask, options: CleanOptions) -> Fragme
         sentences = publish_sentences(part, encoded, task, 0, options, report)
     counts = filters.class_counts(part)[0].tolist()
     excerpt = decode_utf16(part[: 2 * documents.EXCERPT_CHARACTERS])[: documents.EXCERPT_CHARACTERS]
-    return Fragment(frame, sentences, counts, excerpt, part.units.tobytes(), count_characters(part), task.joint, report)
+    return Fragment(
+        frame, sentences, counts, excerpt, part.units.tobytes(), count_characters(part), task.separator, report
+    )
 
 
 def _title(task: CleanTask, page: Page, index: int) -> str:

@@ -1,7 +1,7 @@
 """The writer: collects the results of tasks in input order into the files of a corpus.
 
-A document longer than a task is held as an `OpenDocument` until it is decided if it is kept: at its end, or once it has
-4 M characters. From then on its fragments are written as they arrive, so that memory use does not grow.
+A document longer than a task is held as an `OpenDocument` until the filter accepts or rejects it: at its end, or once
+it has 4 M characters. From then on its fragments are written as they arrive, so that memory use does not grow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DECIDED_AT = 4 << 20  # characters of an open document after which it is filter
 
 @dataclass
 class OpenDocument:
-    """A document that is longer than a task, as far as it was read.
+    """A document that is longer than a task, up to the part read so far.
 
     fragments  not written yet
     counts     class counts, for the filter
@@ -97,7 +97,7 @@ class CorpusWriter:
     def count_file(self, reader: TaskReader) -> None:
         """Add a file to the report, after all of its tasks were read."""
         file = self.report.file(reader.entry.name)
-        file.encoding, file.profile = reader.facts.encoding, reader.profile
+        file.encoding, file.profile = reader.stats.encoding, reader.profile
         file.bytes += reader.entry.stamp[0]
         file.is_chinese = profiles.PROFILES[reader.profile or "plain"].chinese
 
@@ -146,7 +146,7 @@ class CorpusWriter:
             return
         document.fragments.append(fragment)
         document.counts += fragment.counts
-        document.hash.update(encode_utf16(fragment.joint).units.tobytes() if document.characters else b"")
+        document.hash.update(encode_utf16(fragment.separator).units.tobytes() if document.characters else b"")
         document.hash.update(fragment.raw)
         document.excerpt = document.excerpt or fragment.excerpt
         document.characters += fragment.characters
@@ -164,7 +164,7 @@ class CorpusWriter:
         if not document.reason:
             for fragment in document.fragments:
                 if document.is_written:
-                    self._write_joint(fragment.joint)
+                    self._write_separator(fragment.separator)
                 self._write(fragment.frame, fragment.sentences)
                 self.report.add(fragment.report)
                 document.is_written = True
@@ -172,15 +172,15 @@ class CorpusWriter:
         elif len(document.fragments) > 1:
             document.fragments = document.fragments[:1]
 
-    def _write_joint(self, joint: str) -> None:
+    def _write_separator(self, separator: str) -> None:
         """Write the line end between two fragments, which was counted as removed when they were cleaned."""
-        if not joint:
+        if not separator:
             return
         self._pending_json += b"\\n"
         rule = self.report.rule("blank-lines")
         rule.removed -= 1
         rule.characters_out += 1
-        self.report.file(self._open.source).add_text(self.report.add_text(encode_utf16(joint)))
+        self.report.file(self._open.source).add_text(self.report.add_text(encode_utf16(separator)))
 
     def _close(self) -> None:
         """Write the rest of the open document, or reject it."""

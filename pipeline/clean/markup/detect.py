@@ -1,7 +1,7 @@
 """Detection of the markup of a text by its header, and the parsers themselves.
 
 A parser takes the complete text of a document, with lines that end in "\\n", and a counter in which it counts what it
-removes by kind. It never takes text for markup: markup that is opened but not closed nearby is counted and stays.
+removes by kind. It never mistakes text for markup: markup that is opened but not closed nearby is counted and stays.
 """
 
 from __future__ import annotations

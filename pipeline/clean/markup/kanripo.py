@@ -10,7 +10,7 @@ from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import BLANKS
 
-MIN_FULL_LINES = 20  # that are needed to tell the width of a print
+MIN_FULL_LINES = 20  # that are needed to determine the width of a print
 _HASH_LINE = re.compile(r"^[ \t]*#[^\n]*(?:\n|\Z)", re.MULTILINE)
 _COMMENT_LINE = re.compile(r"^[ \t]*#(?:\+|[ \t]|$)[^\n]*(?:\n|\Z)", re.MULTILINE)
 _KEYWORD = re.compile(r"[ \t]*#\+([A-Za-z_]+):[ \t]*(.*)")
@@ -30,7 +30,7 @@ def kanripo(text: str, counts: Counts) -> Parsed:
     """Parse a mandoku file of the Kanseki Repository: `#` lines, page marks, print lines that end in ¶.
 
     A print line is joined to the next one unless that is blank, indented or a heading. If the width of the print can be
-    told, a print line that does not fill it ends its paragraph, and the next line is indented.
+    determined, a print line that does not fill it ends its paragraph, and the next line is indented.
     """
     add_count(counts, "¶", text.count("¶"))
     text, meta = _without_hash_lines(text, counts, _HASH_LINE)

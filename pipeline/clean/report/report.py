@@ -1,8 +1,8 @@
 """The counts of a cleaning: the effect of each rule, the text that was published, and the faults of the input.
 
-A worker fills a `Report` of its own; the parent adds them up in any order. Characters are code points throughout.
-report.json and the table for the user follow from these counts alone (render.py). `check` proves that every character
-is accounted for.
+Each worker fills its own `CleaningReport`; the parent adds them up in any order. Characters are code points throughout.
+report.json and the table for the user follow from these counts alone (render.py). `check_balance` proves that every
+character is accounted for.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class DroppedCounts(msgspec.Struct):
 class FileCounts(msgspec.Struct):
     """One input file.
 
-    `characters`, `han` and `ends` (。！？) count its published text; `chinese` is True if its profile is for Chinese.
-    `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}.
+    `characters`, `han` and `sentence_ends` (。！？) count its published text; `is_chinese` is True if its profile is
+    for Chinese. `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}.
     """
 
     name: str
@@ -111,11 +111,11 @@ class FileCounts(msgspec.Struct):
 class SentenceCounts(msgspec.Struct):
     """The lines of sentences.txt.
 
-    lengths       number of lines of each length in characters
-    longest       size of the longest line in bytes
-    over          lines over SentencePiece's default limit
-    unterminated  lines without a sentence end (。！？)
-    resplit       cuts in lines that were too long, by the kind of place
+    lengths        number of lines of each length in characters
+    longest_bytes  size of the longest line
+    over_default   lines over SentencePiece's default limit
+    unterminated   lines without a sentence end (。！？)
+    cuts           cuts in lines that were too long, by the kind of position
     """
 
     lengths: dict[int, int] = {}
@@ -161,7 +161,7 @@ class SentenceCounts(msgspec.Struct):
 class CleaningReport(msgspec.Struct, eq=False):
     """All counts of a cleaning.
 
-    `came` and `out` are characters read and published, `documents` those published.
+    `characters_in` were read and `characters_out` published; `documents` were published.
     """
 
     rules: dict[str, RuleTally] = {}

@@ -35,7 +35,7 @@ _HAN = re.compile(f"[{HAN}]")
 
 
 class Flags(msgspec.Struct, frozen=True):
-    """Settings of SentencePiece's trainer. The defaults suit any text that nothing is known about.
+    """Settings of SentencePiece's trainer. The defaults suit any text without statistics.
 
     `vocab_size` is only a suggestion for the user, 0 for none.
     """
@@ -63,8 +63,8 @@ class Flags(msgspec.Struct, frozen=True):
 class LineStats:
     """Statistics of the lines that a tokenizer will be trained on.
 
-    `characters` maps each character to its frequency. `count` is the number of lines, `longest` the size of the longest
-    in bytes, and `over` the number of lines longer than DEFAULT_LINE.
+    `characters` maps each character to its frequency. `count` is the number of lines, `longest_bytes` the size of the
+    longest, and `over_default` the number of lines longer than DEFAULT_MAX_LINE_BYTES.
     """
 
     characters: Mapping[str, int]

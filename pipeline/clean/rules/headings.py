@@ -1,7 +1,7 @@
 """Chapter headings of Chinese books.
 
 A heading is a line of its own, or the start of the line that holds the complete chapter
-(`第二段  高俅奸佞虽堪恨，…`). In the second case only the heading is removed; the rest of the line is the text.
+(`第二段  高俅奸佞虽堪恨，…`). In the second case only the heading is removed; the remainder of the line is the text.
 """
 
 from __future__ import annotations

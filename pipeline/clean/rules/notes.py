@@ -47,7 +47,7 @@ DAIZHIGE_POLICIES: Mapping[str, str] = MappingProxyType({"【】": "drop"})
 
 @dataclass(frozen=True)
 class Note:
-    """An extracted note. `place` is its position: the number of characters before it in the remaining text."""
+    """An extracted note. `position` is the number of characters before it in the remaining text."""
 
     position: int
     brackets: str

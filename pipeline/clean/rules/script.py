@@ -1,10 +1,10 @@
 """Script: kept, or converted to simplified or traditional by OpenCC.
 
-OpenCC is slow (simplified 50 to 80 MB/s, traditional 14), so it gets only clauses in which something may change. OpenCC
-itself is asked once which characters change alone; those that change only in phrases are listed here.
+OpenCC is slow (simplified 50 to 80 MB/s, traditional 14), so it gets only clauses in which something may change. The
+characters that change alone are taken from OpenCC at run time; those that change only in phrases are listed here.
 
-OpenCC is not idempotent: it knows 畢昇 → 毕昇, but would convert 毕昇 to 毕升. So a character is kept if converting it
-to the other script and back returns it, and the conversion is repeated until nothing changes.
+OpenCC is not idempotent: it converts 畢昇 to 毕昇, but would convert 毕昇 to 毕升. So a character is kept if converting
+it to the other script and back returns it, and the conversion is repeated until nothing changes.
 """
 
 from __future__ import annotations

@@ -42,16 +42,18 @@ def _join_lines(document: str, counts: Counts) -> str:
     pieces = [previous]
     previous_is_heading: bool | None = None  # None: not checked yet, because parsing a heading is slow
     for line in following:
-        joint, is_heading = "\n", None
+        separator, is_heading = "\n", None
         if _is_open(previous) and line and line[0] not in BLANKS:
             heading = headings.parse_heading(line)
             is_heading = _is_own_line(heading)
             if not heading and previous_is_heading is None:
                 previous_is_heading = _is_own_line(headings.parse_heading(previous))
             if not heading and not previous_is_heading:
-                joint = "" if previous[-1] in BLANKS or _CHINESE.match(previous[-1]) or _CHINESE.match(line) else " "
+                separator = (
+                    "" if previous[-1] in BLANKS or _CHINESE.match(previous[-1]) or _CHINESE.match(line) else " "
+                )
                 counts["joins"] += 1
-        pieces += (joint, line)
+        pieces += (separator, line)
         previous, previous_is_heading = line, is_heading
     return "".join(pieces)
 

@@ -1,7 +1,7 @@
 """Whitespace: spaces in Chinese text and blank lines are removed, and pages are split into documents.
 
 spaces        the rule that deletes spaces beside Chinese text and at the ends of lines
-blank-lines   `divide`, which removes blank lines; if a document is a paragraph or a sentence, it splits there
+blank-lines   `split_documents`, which removes blank lines; if a document is a paragraph or a sentence, it splits there
 """
 
 from __future__ import annotations
