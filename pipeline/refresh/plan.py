@@ -1,4 +1,4 @@
-"""The plan of a refresh: for each stage, is it fresh or stale, why, and the cost of running it.
+"""The plan of a refresh: for each stage, its state (fresh or stale), the reason, and the cost of running it.
 
 Planning asks the servers for the state of their files and writes nothing. A stage is stale if the key of the artifact
 it would publish is not the current one. The key is computed as far as the inputs of the stage are already known.
@@ -78,7 +78,7 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
     """Plan a run of the chain; `timings` are those of the last runs, by stage.
 
     Raises UpstreamChanged if a file of the source disappeared or shrank upstream, and TryAgain if a server cannot be
-    reached: a plan is never made from a doubtful answer.
+    reached: a plan is never made from an unreliable answer.
     """
     root = chain.root
     survey = download.check_upstream(

@@ -34,7 +34,7 @@ class Integers:
         except ValueError:
             raise BadData(f"{text!r}: not a list of numbers", hint="for example 1,2,3") from None
         if invalid := [token for token in ids if not 0 <= token < self.vocab_size]:
-            raise BadData(f"{invalid[0]} is out of range", hint=f"numbers from 0 to {self.vocab_size - 1}")
+            raise BadData(f"{invalid[0]} is out of range", hint=f"use numbers from 0 to {self.vocab_size - 1}")
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:

@@ -88,7 +88,7 @@ def train(
     vocab_size: int,
     flags: Flags | None = None,
 ) -> BuildResult:
-    """Train a tokenizer on a file of sentences (see `sentences_of`) and publish it.
+    """Train a tokenizer on a file of sentences (see `find_sentences`) and publish it.
 
     `flags` None takes the settings that the corpus's report recommends. Raises BadData if the text is too small for
     the vocabulary, or is not UTF-8.

@@ -2,10 +2,10 @@
 
 A *unit* is the lines that begin in one 256 MiB range of a file's decompressed text. It is written as one segment, and
 is the most that a killed run loses. A *chunk* is the lines that begin in one 4 MiB range; a worker encodes one at a
-time. Both borders depend only on the input, and no JSON is parsed to find them.
+time. Both boundaries depend only on the input, and no JSON is parsed to find them.
 
 A line above 8 MiB is a chunk of its own. Its text is decoded and encoded in parts that end at a boundary of the
-tokenizer, so that it never lies decoded in memory as a whole (benchmarks/NOTES.md has the figures).
+tokenizer, so that the complete decoded text is never in memory (benchmarks/NOTES.md has the figures).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def split_chunks(blocks: Iterator[bytes]) -> Iterator[Chunk]:
     for block in blocks:
         buffer += block
         while len(buffer) >= (border := CHUNK_BYTES - start % CHUNK_BYTES):
-            # A line that begins before the border belongs to this chunk, so the chunk ends at the next newline.
+            # A line that begins before the boundary belongs to this chunk, so the chunk ends at the next newline.
             if end := buffer.find(b"\n", max(border - 1, searched)) + 1:
                 remainder = buffer[end:]
                 del buffer[end:]

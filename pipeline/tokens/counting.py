@@ -1,4 +1,4 @@
-"""Toy data: the integers 1, 2, 3, … as a tokens artifact, for a model small enough to look into."""
+"""Toy data: the integers 1, 2, 3, … as a tokens artifact, for a model small enough to inspect."""
 
 from __future__ import annotations
 

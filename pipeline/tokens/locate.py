@@ -1,4 +1,4 @@
-"""Look into token arrays: what they hold, and which document one token came from."""
+"""Inspect token arrays: their contents, and the source document of a token."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
     store = open_store(artifact)
     array = store.train if split == "train" else store.val
     if not 0 <= index < len(array):
-        raise BadConfig(f"there is no {split} token {index:,}", hint=f"0 to {len(array) - 1:,}")
+        raise BadConfig(f"there is no {split} token {index:,}", hint=f"name an index from 0 to {len(array) - 1:,}")
     document = _find_document(artifact, split, index)
     source, path = _source_file(artifact, int(document.segment.split("-")[1]))
     offset = int(source_offsets(artifact, document.segment)[document.row])

@@ -3,8 +3,8 @@
     tokens/<name>/<old key>/train-00002-0000.bin  ══ same inode ══▶  tokens/<name>/<new key>/train-00003-0000.bin
 
 A unit is reused if its input file has the same content, name and role, if everything else that decides its bytes is
-equal, and if its files still have the sha256 of their record. So one changed file costs the time of one file. With
-`--dedup` or `--max-documents` a document depends on those before it, and nothing is reused.
+equal, and if its files still have the sha256 of their record. So after a change of one file, only that file is encoded
+again. With `--dedup` or `--max-documents` a document depends on those before it, and nothing is reused.
 """
 
 from __future__ import annotations

@@ -66,15 +66,15 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
             raise BadConfig(f"--val-fraction must be in [0, 1), got {self.val_fraction}", hint="for example 0.05")
         for option, value in (("--min-chars", self.min_chars), ("--max-documents", self.max_documents)):
             if value < 0:
-                raise BadConfig(f"{option} must be at least 0, got {value}", hint="0 sets no limit")
+                raise BadConfig(f"{option} must be at least 0, got {value}", hint="pass 0 for no limit")
         if not 0 <= self.max_bad <= 1:
             raise BadConfig(f"--max-bad must be in [0, 1], got {self.max_bad:g}", hint="for example 0.01")
         if self.dedup not in DEDUP:
             raise BadConfig(
-                f"--dedup must be one of {', '.join(DEDUP)}, got {self.dedup!r}", hint="leave it out for no"
+                f"--dedup must be one of {', '.join(DEDUP)}, got {self.dedup!r}", hint="omit it to keep duplicates"
             )
         if overlap := set(self.include_sets) & set(self.exclude_sets):
-            raise BadConfig(f"{min(overlap)} is both included and excluded", hint="leave one of them out")
+            raise BadConfig(f"{min(overlap)} is both included and excluded", hint="omit one of the two options")
 
     @property
     def document_filter(self) -> DocumentFilter:

@@ -1,7 +1,7 @@
 """Encode one task: parse its lines, filter and encode the documents, compare a sample with the reference encoder.
 
-The result depends on the task alone. What depends on other tasks (order, duplicates, `--max-documents`) is decided by
-the writer.
+The result depends on the task alone. The writer decides everything that depends on other tasks (order, duplicates,
+`--max-documents`).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
 
 Duplicates and `--max-documents` depend on the documents before, so they are decided here and not in the workers.
 
-A killed run resumes after its last complete unit. Nothing is synced to disk on the way: a record holds the sha256 of
-the unit's files, and a resumed run reads the files again and trusts only those that match. That holds after a power
+A killed run resumes after its last complete unit. Nothing is synced to disk before the end: a record holds the sha256
+of the unit's files, and a resumed run reads the files again and trusts only those that match. That holds after a power
 cut too. The published files are synced once, at the end.
 """
 
