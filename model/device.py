@@ -22,7 +22,7 @@ def pick_device(name: str = "auto") -> torch.device:
     """Return the named device, or for "auto" the first available of cuda, mps and cpu.
 
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
-    zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads take that setting over
+    zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads inherit that setting
     when they start, so call this before torch starts any.
     """
     torch.set_flush_denormal(True)
@@ -61,7 +61,8 @@ def pick_precision(device: torch.device, setting: str = "auto") -> str:
 def _has_fast_bfloat16(device: torch.device) -> bool:
     """True if bfloat16 is faster than fp32: on GPUs since Ampere, and on some CPUs with bfloat16 instructions.
 
-    CPU flags do not tell (Zen 4 gains half, Sapphire Rapids without AMX loses as much), so products are timed.
+    CPU flags do not distinguish them (Zen 4 gains half, Sapphire Rapids without AMX loses as much), so products are
+    timed.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

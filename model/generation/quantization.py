@@ -17,7 +17,7 @@ from model.network.dropout import Dropout
 from model.network.gpt import GPT, Attention, FeedForward
 from pipeline.errors import BadConfig
 
-_INT8_BLOCK = 16  # torch's 8-bit product reads rows in blocks of this width, also beyond their end
+_INT8_BLOCK = 16  # torch's 8-bit product reads rows in blocks of this width, even past their end
 _MIN_SCALE = 1e-30  # so that a row of zeros does not divide by zero
 _MIN_PARAMETERS = 20_000_000  # smaller networks fit into a processor's cache, where fp32 is as fast
 

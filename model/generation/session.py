@@ -25,7 +25,7 @@ _MAX_PROMPT_BYTES = 64 << 20  # of a file
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """The text of a prompt and its ids. `joint` is printed between the prompt and the generated text."""
+    """The text of a prompt and its ids. `separator` is printed between the prompt and the generated text."""
 
     text: str
     ids: list[int]
@@ -44,7 +44,7 @@ class Session:
         self._path = runs.checkpoint_path(run, checkpoint)
         runs.require_intact(run, self._path)
         self.tokenizer: Tokenizer = runs.open_tokenizer(run)
-        self._joint = " → " if self.tokenizer.kind == "integers" else ""
+        self._separator = " → " if self.tokenizer.kind == "integers" else ""
         self._model: GPT | None = None
 
     @property
@@ -59,7 +59,7 @@ class Session:
         return self._model
 
     def encode_prompt(self, text: str) -> EncodedPrompt:
-        """Encode a text. Reports characters that the tokenizer does not know, and a prompt that is too long.
+        """Encode a text. Reports characters that are not in the vocabulary, and a prompt that is too long.
 
         Raises BadConfig if the text cannot be encoded in UTF-8, BadData if the tokenizer fails on it.
         """
@@ -73,9 +73,9 @@ class Session:
             ) from None
         if unknown := self.tokenizer.unknown_characters(text):
             names = (character if character.isprintable() else f"U+{ord(character):04X}" for character in unknown)
-            self.report(f"warning: the tokenizer does not know {' '.join(names)}")
+            self.report(f"warning: not in the tokenizer's vocabulary: {' '.join(names)}")
         try:
-            return self._check_length(EncodedPrompt(text, self.tokenizer.encode(text), self._joint))
+            return self._check_length(EncodedPrompt(text, self.tokenizer.encode(text), self._separator))
         except Unencodable as error:
             raise BadData(
                 f"the tokenizer cannot encode the prompt: {error}", hint="break up its longest part"
@@ -100,7 +100,7 @@ class Session:
         block_size = self.run.manifest.options["model"]["block_size"]
         if len(prompt.ids) > block_size:
             self.report(
-                f"the prompt has {len(prompt.ids):,} tokens, but the network only sees the last {block_size:,} of them"
+                f"the prompt has {len(prompt.ids):,} tokens, but only the last {block_size:,} fit into the context"
             )
         return prompt
 
@@ -116,7 +116,7 @@ class Session:
     def stream(
         self, prompt: EncodedPrompt, options: SampleOptions, seed: int, stopped: threading.Event | None = None
     ) -> Iterator[str]:
-        """Yield the generated text in pieces, as they are generated. Raises TryAgain if `stopped` is set."""
+        """Yield the generated text piece by piece. Raises TryAgain if `stopped` is set."""
         from model.generation.engine import Engine, TokenSequence, stream
 
         for token in stream(Engine(self.model, 1), TokenSequence(self.tokenizer, prompt.ids, options, seed)):

@@ -43,8 +43,8 @@ class TrainState(msgspec.Struct, frozen=True):
     seconds      of training so far; evaluating and saving do not count
     val_loss     in nats per token, None if the checkpoint was not evaluated
     skipped      steps of data that rollbacks skipped
-    rollbacks    how often training was rolled back
-    evaluations  how many were made
+    rollbacks    number of times that training was rolled back
+    evaluations  number of evaluations so far
     share        the learning rates of the last step, as a fraction of their peaks
     since_row    number of steps since the last row of the metrics, and the sums of their losses and gradient norms
     """

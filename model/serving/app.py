@@ -53,12 +53,12 @@ _SECURITY_HEADERS = {
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Names and facts of the served run, its loss curve (None without one), and the web page."""
+    """Names and summary of the served run, its loss curve (None without one), and the web page."""
 
     name: str
     ref: str
     tokenizer: Tokenizer
-    facts: Mapping[str, Any]
+    summary: Mapping[str, Any]
     page: bytes
     curve: bytes | None
     created: int  # Unix time
@@ -66,7 +66,7 @@ class ModelInfo:
 
 def load_model_info(session: Session) -> ModelInfo:
     run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
-    facts = {
+    summary = {
         "parameters": result.parameters,
         "steps": result.steps,
         "bits_per_char": result.best_bits_per_char if session.checkpoint == "best" else result.bits_per_char,
@@ -76,7 +76,7 @@ def load_model_info(session: Session) -> ModelInfo:
     page = Path(__file__).with_name("page.html").read_bytes()
     curve = run.file("loss.svg")
     svg = curve.read_bytes() if curve.is_file() else None
-    return ModelInfo(run.manifest.name, run.ref, tokenizer, facts, page, svg, int(time.time()))
+    return ModelInfo(run.manifest.name, run.ref, tokenizer, summary, page, svg, int(time.time()))
 
 
 def create_app(
@@ -131,7 +131,7 @@ class _Endpoints:
             "places": self._scheduler.capacity,
         }
         curve = {"curve": model.curve is not None}
-        return _json({"ok": True, "run": model.ref, "model": model.name, **model.facts, **curve, **load})
+        return _json({"ok": True, "run": model.ref, "model": model.name, **model.summary, **curve, **load})
 
     async def models(self, _: Request) -> Response:
         entry = {"id": self._model.name, "object": "model", "created": self._model.created, "owned_by": "inkstone"}

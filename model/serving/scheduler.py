@@ -154,7 +154,7 @@ class Scheduler:
             self._changed.notify()
 
     def shutdown(self) -> None:
-        """Reject new requests, fail the waiting ones, and stop when the active ones have ended or the grace is over."""
+        """Reject new requests, fail the waiting ones, and stop when the active ones or the grace period end."""
         with self._changed:
             self._stop_at = time.monotonic() + _GRACE_SECONDS if self._stop_at is None else self._stop_at
             self._changed.notify()

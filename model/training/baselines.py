@@ -25,7 +25,7 @@ class Baselines:
     unigram       uses the counts of ids in the training split
     bigram        uses the counts of pairs of ids
     zstd          is zstd -19 on the first 512 KiB of the validation text alone, without training data or a tokenizer
-    unknown_bits  cost of the characters that the tokenizer does not know, the same for all models
+    unknown_bits  cost of the characters that are not in the vocabulary, the same for all models
     """
 
     uniform: float
@@ -72,8 +72,9 @@ def unigram(train: np.ndarray, vocab_size: int) -> np.ndarray:
 def bigram(train: np.ndarray, previous: np.ndarray, targets: np.ndarray, backoff: np.ndarray) -> np.ndarray:
     """Return the float64 probabilities of the ids `targets` after the ids `previous`, from the pairs in `train`.
 
-    All three are arrays of one shape. Absolute discounting (Ney, Essen & Kneser 1994): every pair gives up D of its
-    count, and what all pairs that begin with an id gave up is distributed by `backoff`, the unigram probabilities (V,).
+    All three are arrays of one shape. Absolute discounting (Ney, Essen & Kneser 1994): D is subtracted from the
+    count of every pair, and for each first id the subtracted mass is distributed by `backoff`, the unigram
+    probabilities (V,).
     D is n1 / (n1 + 2 n2), from the numbers of pairs that occur once and twice, plus one each so that D lies between 0
     and 1.
     """

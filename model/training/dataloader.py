@@ -51,12 +51,14 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
-            raise BadConfig(f"order must be one of {', '.join(ORDERS)}, got {self.order}", hint="--set order=random")
+            raise BadConfig(
+                f"order must be one of {', '.join(ORDERS)}, got {self.order}", hint="use --set order=random"
+            )
         count = len(self.tokens)
         if count <= self.block_size:
             raise BadData(
                 f"{count:,} training tokens are too few for a block of {self.block_size}",
-                hint=f"--set block_size={max(count // 4, 1)}, or more text",
+                hint=f"use --set block_size={max(count // 4, 1)}, or tokenize more text",
             )
 
     @functools.cached_property
@@ -228,7 +230,7 @@ def is_resident(option: str, tokens: TokenArray, device: torch.device) -> bool:
 
 
 def _on_device(tokens: TokenArray, device: torch.device) -> Tensor:
-    """Copy all ids to the device as narrow integers, in pieces, so that host memory never holds a second copy."""
+    """Copy all ids to the device as narrow integers, in chunks, so that host memory never holds a second copy."""
     signed = _signed(tokens.dtype)
     store = torch.empty(len(tokens), dtype=torch.int16 if signed.itemsize == 2 else torch.int32, device=device)
     end = 0

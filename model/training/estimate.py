@@ -74,7 +74,7 @@ def needed_bytes(model: GPTConfig, train: TrainConfig, precision: str, micro_bat
 
 
 def _max_micro_batch(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> int:
-    """Return how many sequences fit into `free` bytes, whether their logits are computed at once or in pieces."""
+    """Return how many sequences fit into `free` bytes, whether their logits are computed at once or in chunks."""
     remaining = free - needed_bytes(model, train, precision, 0, processes)
     sequence = activation_bytes(model, train, precision)
     return max((remaining - _LOGITS_BYTES) // sequence, remaining // (sequence + _logit_bytes(model)), 0)

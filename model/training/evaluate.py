@@ -118,7 +118,8 @@ def evaluate(
     block_size = model.config.block_size
     ids = torch.from_numpy(validation.ids)
     spans = windows(len(ids), block_size)
-    spans += [(0, block_size)] * (-len(spans) % world.size)  # these score nothing, so that all processes do as much
+    # Padding that scores nothing gives all processes the same number of windows.
+    spans += [(0, block_size)] * (-len(spans) % world.size)
     spans = spans[world.rank :: world.size]
     width = max(model.config.vocab_size, 0 if mask_eos is None else 4 * block_size)  # logits, and masks of the heads
     rows = max(1, _BATCH_LOGITS // (block_size * width))

@@ -91,7 +91,7 @@ def open_session(root: Path, messages: list[str] | None = None) -> Session:
 def test_unknown_characters_are_reported(trained_root: Path) -> None:
     messages: list[str] = []
     assert open_session(trained_root, messages).encode_prompt("话说龘\a").ids[-2:] == [1, 1]
-    assert messages == ["warning: the tokenizer does not know 龘 U+0007"]
+    assert messages == ["warning: not in the tokenizer's vocabulary: 龘 U+0007"]
 
 
 def test_a_prompt_may_be_empty_or_longer_than_the_block_size(trained_root: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_prompt_may_be_empty_or_longer_than_the_block_size(trained_root: Path)
     long, block, empty, eos = (session.sample([prompt], options)[0].token_ids for prompt in prompts)
     assert long == block
     assert empty == eos, "both start a new document"
-    assert messages == ["the prompt has 40 tokens, but the network only sees the last 16 of them"]
+    assert messages == ["the prompt has 40 tokens, but only the last 16 fit into the context"]
 
 
 def test_a_prompt_may_be_a_file_or_standard_input(trained_root: Path, tmp_path: Path) -> None:

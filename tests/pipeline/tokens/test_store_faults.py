@@ -1,6 +1,6 @@
 """The token store under faults: cases 42 to 49 of docs/design/reliability.md, section 2, through the command line.
 
-The same faults for artifacts of any kind are in test_artifact.py and test_generations.py.
+The same faults for artifacts of any kind are in test_artifact.py and test_retention.py.
 """
 
 from __future__ import annotations
