@@ -143,11 +143,11 @@ def inkstone(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
     from pipeline.runtime import progress
-    from pipeline.sources import inputs as sources
+    from pipeline.sources import inputs as source_inputs
 
     options = CleanOptions(profile="plain")
     yield b""
-    inputs = sources.resolve_inputs(folder, str(text), corpora=False)
+    inputs = source_inputs.resolve_inputs(folder, str(text), corpora=False)
     stage.clean(folder, "bench", inputs, options, progress.SilentProgress(), jobs=jobs)
     yield b""
 

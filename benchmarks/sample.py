@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.rows import Row
-from model import device as devices
+from model.device import pick_device
 from model.exchange import convert
 from model.generation import quantization
 from model.generation.engine import sample
@@ -37,7 +37,7 @@ Way = Callable[[int, int], int]
 
 def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     """Return a row for each number of samples, precision and peer, in tokens per second."""
-    device = devices.pick_device()
+    device = pick_device()
     config = get_preset("gpt2-124m").model
     model = GPT(config)
     model.init_weights(1)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import device as devices
+from model.device import pick_device
 from model.generation.sampling import SampleOptions
 from model.generation.session import Session
 from model.network.gpt import GPT
-from model.runs import plan as plans
+from model.runs.plan import make_plan
 from model.training import evaluate, stage
 from model.training.dataloader import Sampler
 from pipeline.api import artifacts_folder, load_tokens
@@ -45,7 +45,7 @@ class Run:
     def __init__(self, run: Artifact, checkpoint: str, device: str, precision: str) -> None:
         self.artifact = run
         self._session = Session(run, checkpoint, device, precision, _report)
-        self._device = devices.pick_device(device)
+        self._device = pick_device(device)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -122,7 +122,7 @@ def train(
     of the same plan is resumed; a published one is returned unchanged.
     """
     folder = artifacts_folder(root)
-    plan = plans.make_plan(
+    plan = make_plan(
         load_tokens(tokens, root).artifact, preset, name=name, steps=steps, minutes=minutes, settings=settings
     )
     built = stage.train(folder, plan, device=device, resume=True, report=_report)

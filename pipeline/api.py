@@ -66,7 +66,7 @@ def clean(inputs: Sequence[str | Path], name: str, *, root: str | Path | None = 
     """
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
-    from pipeline.sources.inputs import resolve_inputs as resolve_inputs
+    from pipeline.sources.inputs import resolve_inputs
 
     folder = artifacts_folder(root)
     files = [file for reference in inputs for file in resolve_inputs(folder, str(reference), corpora=False)]

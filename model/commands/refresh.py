@@ -91,11 +91,11 @@ def refresh(
       inkstone refresh shuihu --dry-run
       inkstone refresh shuihu --set train.minutes=10
     """
-    from pipeline.refresh import recipe as recipes
-    from pipeline.refresh import refresh as runner
     from pipeline.refresh.plan import RefreshOptions
+    from pipeline.refresh.recipe import load as load_recipe
+    from pipeline.refresh.refresh import refresh as run_refresh
 
-    recipe = recipes.load(path, overrides)
+    recipe = load_recipe(path, overrides)
     train = _train_stage(settings, recipe, device)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
@@ -103,7 +103,7 @@ def refresh(
     if dry_run:
         return _plan_outcome(settings, recipe, train, options)
     with _pinged(ping_url):
-        refreshed = runner.refresh(
+        refreshed = run_refresh(
             settings.root, recipe, train, settings.progress, options, wait=wait, run_id=settings.run_id
         )
     last = refreshed.last
@@ -163,10 +163,10 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
 def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
     """Continue the recipe's prompts with the run's best checkpoint."""
     from model.commands import sample
-    from model.generation import session as sessions
     from model.generation.sampling import SampleOptions
+    from model.generation.session import Session
 
-    session = sessions.Session(run, "best", device, "fp32", settings.progress.note)
+    session = Session(run, "best", device, "fp32", settings.progress.note)
     prompts = [session.encode_prompt(text) for text in recipe.sample.prompts]
     options = SampleOptions(**{name: getattr(recipe.sample, name) for name in _SAMPLE_FIELDS})
     return [sample.as_fields(result) for result in session.sample(prompts, options, settings.progress.stop)]
@@ -232,13 +232,13 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     Needs no network and about two minutes on two CPU cores. Prints the loss and continuations of three prompts.
     """
     from model.runs import run
-    from pipeline.refresh import recipe as recipes
-    from pipeline.refresh import refresh as runner
     from pipeline.refresh.plan import RefreshOptions
+    from pipeline.refresh.recipe import load as load_recipe
+    from pipeline.refresh.refresh import refresh as run_refresh
 
-    recipe = recipes.load("sample")
+    recipe = load_recipe("sample")
     train = _train_stage(settings, recipe, device)
-    refreshed = runner.refresh(settings.root, recipe, train, settings.progress, RefreshOptions(jobs=worker_count(jobs)))
+    refreshed = run_refresh(settings.root, recipe, train, settings.progress, RefreshOptions(jobs=worker_count(jobs)))
     assert refreshed.last
     result = run.read_result(refreshed.last.path)
     samples = _continuations(settings, recipe, refreshed.last, device)

@@ -128,7 +128,7 @@ def sample(
       inkstone sample book --prompt 话说 --max-tokens 200
       inkstone sample book --interactive
     """
-    from model.generation import session as sessions
+    from model.generation.session import Session
 
     if (stream or interactive) and (explain or settings.json):
         raise errors.BadConfig("--stream and --interactive print text only", hint="leave out --json and --explain")
@@ -137,7 +137,7 @@ def sample(
             "--interactive reads its prompts from the terminal", hint="leave out the prompt options and --num-samples"
         )
     run = find_artifact(settings, "runs", reference)
-    session = sessions.Session(run, checkpoint, device, precision, settings.progress.note)
+    session = Session(run, checkpoint, device, precision, settings.progress.note)
     parsed = [session.encode_prompt(text) for text in prompts]
     parsed += [session.prompt_from_ids(text) for text in prompt_ids]
     parsed += [session.prompt_from_file(path) for path in prompt_files]

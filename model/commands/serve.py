@@ -59,11 +59,12 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
       inkstone serve book --port 8080
     """
     from model.generation.session import Session
-    from model.serving import server as http
+    from model.serving.server import ServerConfig
+    from model.serving.server import serve as run_server
 
     run = find_artifact(settings, "runs", reference)
     session = Session(run, checkpoint, device, precision, settings.progress.note)
-    served = http.serve(session, http.ServerConfig(**server), settings.progress.note, settings.progress.stop)
+    served = run_server(session, ServerConfig(**server), settings.progress.note, settings.progress.stop)
     return Outcome(
         "unchanged",
         run.ref,

@@ -139,12 +139,12 @@ def train(
 def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
     """Return the token arrays to train on. Raises BadConfig if both --tokens and --counting are given."""
     if not counting:
-        return find_artifact(settings, "tokens", reference, besides="counting")
+        return find_artifact(settings, "tokens", reference, exclude="counting")
     if reference:
         raise errors.BadConfig("--counting and --tokens exclude each other", hint="give one of them")
-    from pipeline.tokens import counting as toy_data
+    from pipeline.tokens.counting import build as build_counting_tokens
 
-    return toy_data.build(settings.root).artifact
+    return build_counting_tokens(settings.root).artifact
 
 
 def _pinned(settings: Settings, plan: TrainPlan) -> TrainPlan:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.runs import run as runs
-from model.runs.run import Report
+from model.runs.run import Report, checkpoint_path, open_tokenizer, require_intact
 from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Integers, Tokenizer, Unencodable
@@ -41,9 +40,9 @@ class Session:
     def __init__(self, run: Artifact, checkpoint: str, device: str, precision: str, report: Report) -> None:
         self.run, self.checkpoint = run, checkpoint
         self._device, self._precision, self.report = device, precision, report
-        self._path = runs.checkpoint_path(run, checkpoint)
-        runs.require_intact(run, self._path)
-        self.tokenizer: Tokenizer = runs.open_tokenizer(run)
+        self._path = checkpoint_path(run, checkpoint)
+        require_intact(run, self._path)
+        self.tokenizer: Tokenizer = open_tokenizer(run)
         self._separator = " → " if self.tokenizer.kind == "integers" else ""
         self._model: GPT | None = None
 

@@ -50,7 +50,7 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
     from model.serving.app import create_app, load_model_info
     from model.serving.scheduler import Scheduler
     from model.serving.timeouts import TimeoutProtocol
-    from pipeline.runtime import signals as stop
+    from pipeline.runtime.signals import stop_on_signals
 
     class Server(uvicorn.Server):
         """uvicorn's server without its signal handlers; it stops once the scheduler has."""
@@ -89,7 +89,7 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
             server_header=False,
             timeout_graceful_shutdown=_FLUSH_SECONDS,
         )
-        with stop.stop_on_signals(stopped):
+        with stop_on_signals(stopped):
             Server(settings).run([listener])
     scheduler.result()
     stats = scheduler.stats()

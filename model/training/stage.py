@@ -90,12 +90,12 @@ def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any]) -> Bui
 
     Plans of the processes may differ, since newer tokens may have been published meanwhile.
     """
-    from model import device as devices
+    from model.device import pick_device
     from model.training import distributed
     from model.training.trainer import fit
 
     with ExitStack() as stack:
-        world = stack.enter_context(distributed.process_group(devices.pick_device(options["device"])))
+        world = stack.enter_context(distributed.process_group(pick_device(options["device"])))
         plan = world.broadcast_object(plan)
         stack.enter_context(artifact.lease(plan.tokens))
 
@@ -147,11 +147,11 @@ def _follow(world: World, train: Callable[[Path], Result]) -> None:
 
 def dry_run(plan: TrainPlan, *, device: str) -> list[str]:
     """Return the report that a training would begin with, as lines of text: plan, time, and losses of baselines."""
-    from model import device as devices
+    from model.device import pick_device
     from model.training.distributed import World
     from model.training.trainer import Trainer
 
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(Path(folder), plan, devices.pick_device(device), lines.append, World()).announce()
+        Trainer(Path(folder), plan, pick_device(device), lines.append, World()).announce()
     return lines

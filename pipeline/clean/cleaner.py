@@ -12,8 +12,15 @@ from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Effect, Rule
 from pipeline.clean.rules import characters, headings, notes, order, whitespace
-from pipeline.clean.utf16 import UNIT_COUNT, Utf16Text, common_units, encode_utf16, join_documents, split_documents
-from pipeline.clean.utf16 import count_characters as count_characters
+from pipeline.clean.utf16 import (
+    UNIT_COUNT,
+    Utf16Text,
+    common_units,
+    count_characters,
+    encode_utf16,
+    join_documents,
+    split_documents,
+)
 
 Watch = Callable[[str, Utf16Text, Utf16Text], None]  # called with the name of a rule, and the page before and after it
 

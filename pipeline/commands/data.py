@@ -69,7 +69,7 @@ def download(
       inkstone download pile --shards 0,val
     """
     from pipeline.sources import catalogue
-    from pipeline.sources import download as stage
+    from pipeline.sources import download as download_stage
 
     sources = [catalogue.resolve_source(reference, shards=shards, mirror=mirror) for reference in references]
     names = [source.name for source in sources]
@@ -78,13 +78,13 @@ def download(
             f"two of these would become raw/{min(duplicates)}", hint="rename one, or put both in a folder"
         )
     if dry_run:
-        rows = [row for source in sources for row in stage.list_files(settings.root, source)]
+        rows = [row for source in sources for row in download_stage.list_files(settings.root, source)]
         lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
         records = [{"name": name, "origin": origin, "there": is_there} for name, origin, is_there in rows]
         return Outcome("unchanged", extra={"files": records}, lines=lines)
     network = network_of(settings, **limits)
     downloads = [
-        stage.download(
+        download_stage.download(
             settings.root,
             source,
             settings.progress,
@@ -125,9 +125,9 @@ def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) ->
 
     Each file is decompressed completely or not at all: a truncated or broken file leaves no output.
     """
-    from pipeline.sources import decompress as stage
+    from pipeline.sources import decompress as decompress_stage
 
-    written = stage.decompress(paths, out, settings.progress)
+    written = decompress_stage.decompress(paths, out, settings.progress)
     counts = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
     lines = [f"built: {path} ({path.stat().st_size:,} bytes)" for path in written]
     return Outcome("built", path=written[-1], counts=counts, lines=lines)
@@ -327,11 +327,11 @@ def clean(
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
     from pipeline.clean.report import render
-    from pipeline.sources import inputs as sources
+    from pipeline.sources.inputs import resolve_inputs
     from pipeline.store.manifest import check_name, name_from_path
 
     clean_options = CleanOptions(**options)
-    files = [file for reference in inputs for file in sources.resolve_inputs(settings.root, reference, corpora=False)]
+    files = [file for reference in inputs for file in resolve_inputs(settings.root, reference, corpora=False)]
     if explain:
         examples = stage.explain(files, clean_options, explain)
         lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]

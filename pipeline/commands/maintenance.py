@@ -40,22 +40,22 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
     Example:
       inkstone status --check --max-age 36h
     """
-    from pipeline.maintenance import status as reports
+    from pipeline.maintenance import status as status_report
     from pipeline.store import files
 
     if check:
-        result = reports.check(settings.root, _hours(max_age))
+        result = status_report.check(settings.root, _hours(max_age))
         return Outcome("unchanged", path=settings.root, lines=[result.line], always=True, exit_code=result.code)
-    rows, refreshes = reports.status(settings.root), reports.refreshes(settings.root)
+    rows, refreshes = status_report.status(settings.root), status_report.refreshes(settings.root)
     lines = [
-        f"{row.ref:<48} {row.state:<10} {reports.duration(row.age_hours * 3600):>23} {reports.size(row.bytes):>10}"
-        f"  {row.summary}"
+        f"{row.ref:<48} {row.state:<10} {status_report.duration(row.age_hours * 3600):>23}"
+        f" {status_report.size(row.bytes):>10}  {row.summary}"
         for row in rows
     ]
     lines += [refresh.line() for refresh in refreshes]
     free = files.free_space(settings.root)
     if lines:
-        lines.append(f"{reports.size(free)} free on this disk")
+        lines.append(f"{status_report.size(free)} free on this disk")
     else:
         lines = [f"nothing in {settings.root} yet; run `demo` or `download` to fill it"]
     return Outcome(
@@ -63,7 +63,7 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
         path=settings.root,
         counts={"rows": len(rows), "disk_free": free},
         extra={
-            "rows": [reports.as_dict(row) for row in rows],
+            "rows": [status_report.as_dict(row) for row in rows],
             "refreshes": [asdict(refresh) for refresh in refreshes],
         },
         lines=lines,
@@ -198,10 +198,10 @@ def schedule(settings: Settings, recipe: Path, at: str, kind: str, through: str,
       inkstone schedule shuihu --at 02:15 --kind systemd
     """
     from pipeline.maintenance import schedule as schedules
-    from pipeline.refresh import recipe as recipes
+    from pipeline.refresh.recipe import find as find_recipe
 
     job = schedules.ScheduledRefresh(
-        recipe=recipes.find(recipe),
+        recipe=find_recipe(recipe),
         root=settings.root,
         python=Path(sys.executable),
         program=PROGRAM,

@@ -106,8 +106,8 @@ def outcome_of(built: BuildResult, summary_counts: tuple[str, ...], **extra: Any
     return Outcome(built.result, published.ref, published.path, counts, published.manifest.ledger, dict(extra), lines)
 
 
-def find_artifact(settings: Settings, kind: str, reference: str, *, besides: str = "") -> Artifact:
-    """Return the artifact of `kind` that `reference` names; if it is "", the newest one not named `besides`.
+def find_artifact(settings: Settings, kind: str, reference: str, *, exclude: str = "") -> Artifact:
+    """Return the artifact of `kind` that `reference` names; if it is "", the newest one not named `exclude`.
 
     The choice of the newest is reported to the user. Raises InputMissing if there is no such artifact.
     """
@@ -115,7 +115,7 @@ def find_artifact(settings: Settings, kind: str, reference: str, *, besides: str
 
     if reference:
         return artifact.find(settings.root, kind, reference)
-    newest = artifact.latest(settings.root, kind, exclude=besides)
+    newest = artifact.latest(settings.root, kind, exclude=exclude)
     settings.progress.note(f"using {newest.ref}, the newest")
     return newest
 

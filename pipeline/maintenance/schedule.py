@@ -55,7 +55,7 @@ class ScheduledRefresh:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        from pipeline.refresh import recipe as recipes
+        from pipeline.refresh.recipe import load as load_recipe
         from pipeline.refresh.stages import STAGES
 
         if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", self.at):
@@ -68,7 +68,7 @@ class ScheduledRefresh:
             # Not resolved: python finds its virtual environment by the path of the link that started it.
             object.__setattr__(self, path, getattr(self, path).absolute())
             _check_text(str(getattr(self, path)))
-        object.__setattr__(self, "name", recipes.load(self.recipe).name)
+        object.__setattr__(self, "name", load_recipe(self.recipe).name)
 
     def is_temporary(self) -> bool:
         """Return True if any path is below /tmp or /var/tmp, which PrivateTmp= would hide from the service."""

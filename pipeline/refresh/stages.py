@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import tokenizers
-from pipeline.clean import stage as clean
+from pipeline.clean import stage as clean_stage
 from pipeline.errors import BadConfig
 from pipeline.refresh.recipe import Recipe
 from pipeline.runtime.progress import Progress
 from pipeline.sources import catalogue
-from pipeline.sources import inputs as raw
+from pipeline.sources import inputs as source_inputs
 from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.store.manifest import Identity
-from pipeline.tokenizers import stage as train_tokenizer
-from pipeline.tokens import stage as tokenize
+from pipeline.tokenizers import stage as tokenizers_stage
+from pipeline.tokens import stage as tokens_stage
 
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
 
@@ -68,7 +68,7 @@ class Chain:
             )
         tokenizers.check_encoder(recipe.tokenizer.use, recipe.tokenize.encoder)
         if not recipe.tokenizer.use:
-            train_tokenizer.check_options(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
+            tokenizers_stage.check_options(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
         self.train.check()
 
     def stages(self, through: str) -> list[Stage]:
@@ -84,35 +84,35 @@ class Chain:
         selected = STAGES[: STAGES.index(through) + 1]
         return [Stage(name, prepare) for name, prepare in enabled.items() if prepare and name in selected]
 
-    def _raw_files(self) -> list[raw.InputFile]:
+    def _raw_files(self) -> list[source_inputs.InputFile]:
         """Return the raw files that this recipe selects; the cache may hold more files of the same source."""
-        return raw.pinned_files(self.root, self.source.name, {file.name for file in self.source.files})
+        return source_inputs.pinned_files(self.root, self.source.name, {file.name for file in self.source.files})
 
     def _clean(self) -> tuple[Identity, Callable[[], BuildResult]]:
         assert self.recipe.clean
         name, options = self.recipe.name, self.recipe.clean
         inputs = self._raw_files()
-        identity = clean.identify(name, inputs, options)
-        return identity, lambda: clean.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
+        identity = clean_stage.identify(name, inputs, options)
+        return identity, lambda: clean_stage.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, section, corpus = self.recipe.name, self.recipe.tokenizer, self.artifacts["clean"]
         sentences, entry = corpus.file("sentences.txt"), corpus.as_input("corpus")
-        identity = train_tokenizer.identify(name, entry, section.kind, section.vocab_size)
-        return identity, lambda: train_tokenizer.train(
+        identity = tokenizers_stage.identify(name, entry, section.kind, section.vocab_size)
+        return identity, lambda: tokenizers_stage.train(
             self.root, name, sentences, entry, section.kind, section.vocab_size
         )
 
     def _tokenize(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, options = self.recipe.name, self.recipe.tokenize
         corpus, trained = self.artifacts.get("clean"), self.artifacts.get("train-tokenizer")
-        inputs = tokenize.assign_splits([raw.corpus_input(corpus)] if corpus else self._raw_files(), [])
+        inputs = tokens_stage.assign_splits([source_inputs.corpus_input(corpus)] if corpus else self._raw_files(), [])
         if trained:
             tokenizer = tokenizers.open_folder(trained.path)
         else:
             tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use, options.encoder)
-        identity = tokenize.identify(name, inputs, tokenizer, trained, options)
-        return identity, lambda: tokenize.tokenize(
+        identity = tokens_stage.identify(name, inputs, tokenizer, trained, options)
+        return identity, lambda: tokens_stage.tokenize(
             self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs
         )
 

@@ -94,10 +94,10 @@ class BarProgress(LineProgress):
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Rich
+        from rich.progress import Progress as RichProgress
 
         columns = ("[progress.description]{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Rich(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as rich:
+        with RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as rich:
             task = rich.add_task(title, total=total)
             yield lambda count: rich.advance(task, count)
 

@@ -207,12 +207,12 @@ def _require_same(tokenizer: Tokenizer, strings: Sequence[str], exported: Any, t
 
 def _library() -> Any:
     try:
-        from tokenizers import Tokenizer as Library
+        from tokenizers import Tokenizer as HFTokenizer
     except ImportError:
         raise BadConfig(
             "exporting a tokenizer.json needs the package tokenizers", hint=install_command("exchange")
         ) from None
-    return Library
+    return HFTokenizer
 
 
 def _differs(tokenizer: Tokenizer, difference: str) -> BadData:

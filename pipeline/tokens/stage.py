@@ -22,7 +22,7 @@ from pipeline.errors import BadConfig, BadData
 from pipeline.runtime import workers
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD, Ledger
 from pipeline.runtime.progress import Progress
-from pipeline.sources import inputs as raw
+from pipeline.sources import inputs as source_inputs
 from pipeline.sources.inputs import InputFile
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
@@ -102,8 +102,12 @@ class TokenizeInputs:
 
 def gather_inputs(root: Path, corpora: Sequence[str], val: Sequence[str], *, deep: bool = False) -> TokenizeInputs:
     """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again."""
-    named = [file for reference in corpora for file in raw.resolve_inputs(root, reference, corpora=True, deep=deep)]
-    named_val = [file for reference in val for file in raw.resolve_inputs(root, reference, corpora=True, deep=deep)]
+    named = [
+        file for reference in corpora for file in source_inputs.resolve_inputs(root, reference, corpora=True, deep=deep)
+    ]
+    named_val = [
+        file for reference in val for file in source_inputs.resolve_inputs(root, reference, corpora=True, deep=deep)
+    ]
     return assign_splits(named, named_val)
 
 
@@ -213,7 +217,7 @@ def _write(
                 if writer.add(task, encoded):
                     progress.safe_point(f"{len(writer.records)} complete units are kept")
         for entry, _ in specs:
-            raw.require_unchanged(entry)
+            source_inputs.require_unchanged(entry)
         units = writer.finish()
     content = _content(units, tokenizer, dtype, options, fraction)
     if options.format != "memmap":
