@@ -13,11 +13,11 @@ import pytest
 from pipeline.readers import compression, readers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import SilentProgress
-from pipeline.sources import inputs as raw
+from pipeline.sources import inputs as source_inputs
 from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.tokenizers import Characters, Tokenizer
 from pipeline.tokens import chunks
-from pipeline.tokens import stage as tokenize
+from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.segments import document_lengths
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.store import open_store
@@ -26,15 +26,15 @@ LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水", "lett
 TEXTS = [f"document {number} of some" for number in range(200)]
 
 
-def lines(path: Path, texts: Iterable[str], set_name: str = "") -> raw.InputFile:
+def lines(path: Path, texts: Iterable[str], set_name: str = "") -> source_inputs.InputFile:
     """Write a file of JSON lines, all of one set."""
     meta = {"pile_set_name": set_name} if set_name else None
     path.write_bytes(b"".join(msgspec.json.encode({"text": text, "meta": meta}) + b"\n" for text in texts))
     return input_file(path)
 
 
-def input_file(path: Path) -> raw.InputFile:
-    (file,) = raw.resolve_inputs(path.parent, str(path), corpora=False)
+def input_file(path: Path) -> source_inputs.InputFile:
+    (file,) = source_inputs.resolve_inputs(path.parent, str(path), corpora=False)
     return file
 
 
@@ -54,7 +54,7 @@ def content_inputs(path: Path, content: str) -> TokenizeInputs:
     return with_val(input_file(path))
 
 
-def with_val(train: raw.InputFile) -> TokenizeInputs:
+def with_val(train: source_inputs.InputFile) -> TokenizeInputs:
     return TokenizeInputs((train,), (lines(train.path.parent / "val.jsonl", ["held out"]),))
 
 
@@ -69,7 +69,7 @@ def run(
 ) -> BuildResult:
     """Tokenize as the artifact `some`; a tenth is held out unless there are validation files."""
     settings = TokenizeOptions(**{"val_fraction": None if inputs.val else 0.1, **options})
-    return tokenize.tokenize(root, "some", inputs, tokenizer, trained, settings, SilentProgress(), jobs=jobs)
+    return tokens_stage.tokenize(root, "some", inputs, tokenizer, trained, settings, SilentProgress(), jobs=jobs)
 
 
 def shrink_chunks(patch: pytest.MonkeyPatch, unit: int, chunk: int, long_line: int = 1 << 30) -> None:
@@ -81,7 +81,7 @@ def shrink_chunks(patch: pytest.MonkeyPatch, unit: int, chunk: int, long_line: i
     patch.setattr(chunks, "CHUNK_BYTES", chunk)
     patch.setattr(chunks, "LONG_LINE", long_line)
     patch.setattr(chunks, "PART_BYTES", max(16, long_line // 4))
-    patch.setattr(tokenize, "_SMALL", 0)
+    patch.setattr(tokens_stage, "_SMALL", 0)
 
 
 def ids_of(tokens: Artifact, split: str) -> np.ndarray:

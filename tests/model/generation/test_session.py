@@ -26,8 +26,8 @@ from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
-from pipeline.tokenizers import stage as train_tokenizer
-from pipeline.tokens import stage as tokenize
+from pipeline.tokenizers import stage as tokenizers_stage
+from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeOptions
 from tests.support.faults import ROOT
 
@@ -41,10 +41,10 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text, val = root.parent / "text.txt", root.parent / "val.txt"
     text.write_text(TEXT, encoding="utf-8")
     val.write_text(TEXT[:200], encoding="utf-8")
-    built = train_tokenizer.train(root, "text", *train_tokenizer.find_sentences(root, str(text)), "char", 0)
+    built = tokenizers_stage.train(root, "text", *tokenizers_stage.find_sentences(root, str(text)), "char", 0)
     tokenizer, source = tokenizers.find(root, built.artifact.ref)
-    inputs = tokenize.gather_inputs(root, (str(text),), (str(val),))
-    tokens = tokenize.tokenize(
+    inputs = tokens_stage.gather_inputs(root, (str(text),), (str(val),))
+    tokens = tokens_stage.tokenize(
         root, "text", inputs, tokenizer, source, TokenizeOptions(), SilentProgress(), jobs=1
     ).artifact
     settings = {"vocab_size": 0, "steps": 30, "evaluations": 1, "learning_rate": 3e-3}

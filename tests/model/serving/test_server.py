@@ -24,7 +24,7 @@ from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, Shut
 from model.serving.server import listen
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
-from tests.model.generation.test_engine import small_network as small_model
+from tests.model.generation.test_engine import small_network
 from tests.support.bad_server import wait_for
 from tests.support.serving import (
     NAME,
@@ -531,7 +531,7 @@ def test_failed_step_fails_only_its_own_sequences() -> None:
     messages: list[str] = []
 
     async def run() -> None:
-        scheduler = Scheduler(FailsOnce(small_model(40), 2), 2, 2, messages.append)
+        scheduler = Scheduler(FailsOnce(small_network(40), 2), 2, 2, messages.append)
         scheduler.start(asyncio.get_running_loop())
         with pytest.raises(GenerationFailed, match="out of memory"):
             await count_events(scheduler, [sequence(5)])
@@ -551,7 +551,7 @@ def test_slow_reader_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.serving.scheduler._READ_SECONDS", 0.05)
 
     async def run() -> None:
-        scheduler = Scheduler(Engine(small_model(40), 1), 1, 0, print)
+        scheduler = Scheduler(Engine(small_network(40), 1), 1, 0, print)
         scheduler.start(asyncio.get_running_loop())
         events = scheduler.submit([sequence(5)]).events()
         await anext(events)
@@ -570,7 +570,7 @@ def test_bug_in_the_generation_thread_fails_every_request() -> None:
             raise KeyError("a bug")
 
     async def run() -> None:
-        scheduler = Scheduler(Broken(small_model(40), 1), 1, 2, print)
+        scheduler = Scheduler(Broken(small_network(40), 1), 1, 2, print)
         scheduler.start(asyncio.get_running_loop())
         with pytest.raises(GenerationFailed):
             await count_events(scheduler, [sequence(5), sequence(5)])

@@ -17,7 +17,7 @@ from model.training.evaluate import ValidationSet, evaluate, validation_set, win
 from pipeline.runtime.progress import SilentProgress
 from pipeline.tokenizers import Characters
 from pipeline.tokens import counting
-from pipeline.tokens import stage as tokenize
+from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens import store as tokens
 from pipeline.tokens.stage import TokenizeOptions
 from pipeline.tokens.store import TokenStore
@@ -90,8 +90,8 @@ def test_validation_set_is_all_of_the_split_by_default(store: TokenStore) -> Non
 def test_unknown_character_costs_a_choice_among_all_code_points(root: Path, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("山水" * 40, encoding="utf-8")
     (tmp_path / "val.txt").write_text("山水石火", encoding="utf-8")
-    inputs = tokenize.gather_inputs(root, [str(tmp_path / "train.txt")], [str(tmp_path / "val.txt")])
-    built = tokenize.tokenize(
+    inputs = tokens_stage.gather_inputs(root, [str(tmp_path / "train.txt")], [str(tmp_path / "val.txt")])
+    built = tokens_stage.tokenize(
         root, "two", inputs, Characters("山水", "two"), None, TokenizeOptions(), SilentProgress(), jobs=1
     )
     validation = validation_set(tokens.open_store(built.artifact))

@@ -28,7 +28,7 @@ from model.training.learner import Learner
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.tokens import counting
 from tests.support.faults import assert_one_error
-from tests.support.tokenizing import run as tokenize
+from tests.support.tokenizing import run as run_tokenize
 from tests.support.tokenizing import some
 from tests.support.training import (
     KILL,
@@ -102,9 +102,9 @@ def test_resumed_run_keeps_its_tokens_or_says_that_they_are_gone(root: Path, tmp
     settings: dict[str, Any] = {"vocab_size": 0, "eval_bytes": 200}
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-    old = tokenize(root, some(tmp_path / "first", texts("some", 60))).artifact
+    old = run_tokenize(root, some(tmp_path / "first", texts("some", 60))).artifact
     assert train(root, *arguments, constants=stop_at(7), **settings).code == 75
-    new = tokenize(root, some(tmp_path / "second", texts("other", 60))).artifact
+    new = run_tokenize(root, some(tmp_path / "second", texts("other", 60))).artifact
     assert new.digest != old.digest
     aside = tmp_path / "aside"
     shutil.move(old.path, aside)
@@ -289,7 +289,7 @@ def test_storage_format_of_tokens_changes_no_weight(tmp_path: Path) -> None:
     weights_by_layout = []
     for layout in ("memmap", "hdf5"):
         (folder := tmp_path / layout).mkdir()
-        tokenize(folder / "artifacts", some(folder, texts("some", 60)), format=layout)
+        run_tokenize(folder / "artifacts", some(folder, texts("some", 60)), format=layout)
         result = train(folder / "artifacts", "--tokens", "some", vocab_size=0, eval_bytes=200)
         assert result.code == 0, result.err
         weights_by_layout.append(dict(tensors(current_run(folder / "artifacts"))))

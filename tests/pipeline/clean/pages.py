@@ -14,8 +14,7 @@ from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
 from pipeline.clean.rules import characters, headings, whitespace
-from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents
-from pipeline.clean.utf16 import split_documents as documents_of
+from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents, split_documents
 
 
 def apply_rule(rule: Rule, text: str) -> str:
@@ -52,7 +51,7 @@ def cut_sections(text: str) -> list[Section]:
     result = headings.split_at_headings(encode_utf16(text), "boundary")
     return [
         Section(result.titles.get(index, ""), part, index in result.titles)
-        for index, part in enumerate(documents_of(result.page))
+        for index, part in enumerate(split_documents(result.page))
     ]
 
 
@@ -63,5 +62,5 @@ def clean_page(text: str, profile: str = "plain", **options: Any) -> Page:
 def clean_documents(text: str, *, profile: str = "plain", title: str = "", **options: Any) -> list[tuple[str, str]]:
     """Return the titles and texts of the documents of a text. `title` is the title of the text."""
     page = clean_page(text, profile, **options)
-    documents = zip(page.titles, documents_of(page.array), strict=True)
+    documents = zip(page.titles, split_documents(page.array), strict=True)
     return [(heading or title, part) for heading, part in documents if part]

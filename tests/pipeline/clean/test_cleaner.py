@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.options import CHOICES, CleanOptions
 from pipeline.clean.profiles import PROFILES
-from pipeline.clean.utf16 import split_documents as documents_of
+from pipeline.clean.utf16 import split_documents
 from tests.pipeline.clean.pages import clean_documents, clean_page, split_sentences
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -43,7 +43,7 @@ UNIT = st.sampled_from(CHOICES["unit"])
 
 def clean(text: str, unit: str, headings: str = "keep") -> list[str]:
     """Return the documents that are not empty."""
-    return [part for part in documents_of(clean_page(text, unit=unit, headings=headings).array) if part]
+    return [part for part in split_documents(clean_page(text, unit=unit, headings=headings).array) if part]
 
 
 @settings(max_examples=2000)
@@ -58,7 +58,7 @@ def test_cleaning_is_idempotent(text: str, unit: str) -> None:
 @given(TEXT, PROFILE, UNIT)
 def test_every_character_is_counted_on_every_profile(text: str, profile: str, unit: str) -> None:
     page = clean_page(text, profile, unit=unit)
-    documents = documents_of(page.array)
+    documents = split_documents(page.array)
     added = sum(effect.added - effect.removed for effect in page.effects.values())
     assert len(text) + added == page.size == sum(map(len, documents))
     assert len(page.origin) == len(page.titles) == len(documents)
@@ -69,7 +69,7 @@ def test_every_character_is_counted_on_every_profile(text: str, profile: str, un
 def test_every_han_character_is_kept_if_headings_and_gaiji_are_kept(text: str) -> None:
     # The rule lacuna would replace 囗 beside □.
     page = clean_page(text, headings="keep", gaiji="keep", without=("lacuna",))
-    assert Counter(HAN.findall("".join(documents_of(page.array)))) == Counter(HAN.findall(text))
+    assert Counter(HAN.findall("".join(split_documents(page.array)))) == Counter(HAN.findall(text))
 
 
 @settings(max_examples=2000)
@@ -86,10 +86,10 @@ def test_output_has_no_control_characters_blank_lines_or_spaces_beside_han(text:
 @given(st.lists(TEXT, min_size=1, max_size=4), UNIT)
 def test_texts_of_a_page_are_cleaned_as_each_alone(texts: list[str], unit: str) -> None:
     page = Cleaner(PROFILES["plain"], CleanOptions(unit=unit)).clean(texts)
-    documents = list(zip(page.origin.tolist(), page.titles, documents_of(page.array), strict=True))
+    documents = list(zip(page.origin.tolist(), page.titles, split_documents(page.array), strict=True))
     for index, text in enumerate(texts):
         single = clean_page(text, unit=unit)
-        expected = list(zip(single.titles, documents_of(single.array), strict=True))
+        expected = list(zip(single.titles, split_documents(single.array), strict=True))
         assert [(title, part) for origin, title, part in documents if origin == index] == expected
 
 
@@ -122,7 +122,7 @@ def test_moirai_preset_gives_sentences_without_quotes_and_loses_no_character() -
 def test_shuihu_has_the_expected_chapters_and_sentences(shared: Path) -> None:
     text = (shared / "data" / "shuihu_raw.txt").read_text(encoding="utf-8-sig")
     page = clean_page(text)
-    chapters = documents_of(page.array)
+    chapters = split_documents(page.array)
     assert (len(chapters), [number for _, number in page.chapter_numbers]) == (161, list(range(1, 162)))
     han_outside_titles = len(HAN.findall(text)) - sum(len(HAN.findall(title)) for title in page.titles)
     assert sum(len(HAN.findall(chapter)) for chapter in chapters) == han_outside_titles

@@ -19,7 +19,7 @@ from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression, readers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import SilentProgress
-from pipeline.sources.inputs import resolve_inputs as inputs_of
+from pipeline.sources.inputs import resolve_inputs
 from pipeline.store.artifact import Artifact
 
 SAMPLE = Path(__file__).resolve().parents[3] / "pipeline" / "sample"
@@ -27,7 +27,7 @@ HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]
 
 
 def clean(root: Path, *paths: Path, name: str = "sample", **options: Any) -> Artifact:
-    inputs = [file for path in paths for file in inputs_of(root, str(path), corpora=False)]
+    inputs = [file for path in paths for file in resolve_inputs(root, str(path), corpora=False)]
     return stage.clean(root, name, inputs, CleanOptions(**options), SilentProgress()).artifact
 
 
@@ -148,7 +148,7 @@ def test_cleaning_in_another_folder_gives_the_same_bytes(sample: Artifact, root:
 
 
 def test_cleaning_again_is_unchanged(root: Path) -> None:
-    inputs = inputs_of(root, str(SAMPLE), corpora=False)
+    inputs = resolve_inputs(root, str(SAMPLE), corpora=False)
     results = [stage.clean(root, "sample", inputs, CleanOptions(), SilentProgress()).result for _ in range(2)]
     assert results == ["built", "unchanged"]
 
@@ -273,7 +273,7 @@ def test_unknown_choices_raise_bad_config() -> None:
 
 
 def test_key_depends_on_the_options_that_decide_bytes(root: Path, tmp_path: Path) -> None:
-    inputs = inputs_of(root, str(json_lines(tmp_path / "some.jsonl", '{"text":"one"}')), corpora=False)
+    inputs = resolve_inputs(root, str(json_lines(tmp_path / "some.jsonl", '{"text":"one"}')), corpora=False)
     options = (CleanOptions(), CleanOptions(unit="sentence"), CleanOptions(profile="pile"), CleanOptions(min_chars=2))
     keys = [stage.identify("some", inputs, variant).key for variant in options]
     assert len(set(keys)) == len(keys)
@@ -321,7 +321,7 @@ def test_two_jobs_give_the_same_bytes_as_one(root: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(tasks, "TASK_CHARACTERS", 1000)
     path = tmp_path / "book.txt"
     path.write_text(BOOK * 20, encoding="utf-8")
-    inputs = inputs_of(root, str(path), corpora=False)
+    inputs = resolve_inputs(root, str(path), corpora=False)
     one, two = (
         stage.clean(root, name, inputs, CleanOptions(), SilentProgress(), jobs=jobs).artifact
         for name, jobs in (("one", 1), ("two", 2))
@@ -417,7 +417,7 @@ def test_report_warns_of_a_text_without_punctuation(root: Path, tmp_path: Path) 
 def test_dry_run_gives_the_report_that_the_run_publishes(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text(BOOK, encoding="utf-8")
-    inputs = inputs_of(root, str(path), corpora=False)
+    inputs = resolve_inputs(root, str(path), corpora=False)
     report = render.to_json(stage.build_report(inputs, CleanOptions(), SilentProgress()))
     assert not (root / "corpora").exists()
     assert msgspec.json.decode(clean(root, path).file("report.json").read_bytes()) == json.loads(json.dumps(report))
@@ -426,7 +426,7 @@ def test_dry_run_gives_the_report_that_the_run_publishes(root: Path, tmp_path: P
 def test_explain_shows_changes_of_a_rule_and_rejects_an_unknown_one(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text('林冲道："去了."又一日', encoding="utf-8")
-    inputs = inputs_of(root, str(path), corpora=False)
+    inputs = resolve_inputs(root, str(path), corpora=False)
     assert any("“" in after for _, after in stage.explain(inputs, CleanOptions(), "quotes"))
     with pytest.raises(BadConfig, match="no rule 'bogus'"):
         stage.explain(inputs, CleanOptions(), "bogus")

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
 from pipeline.export import arrays, litdata, llmc
-from pipeline.export import export as formats
+from pipeline.export import export as token_export
 from pipeline.export.export import FORMATS, export
 from pipeline.export.format import TokenSource, open_source
 from pipeline.export.verify import require_same
@@ -246,7 +246,7 @@ def test_folder_created_during_the_export_is_kept(root: Path, tmp_path: Path, mo
         (out / "mine").write_text("mine")
 
     tokens = store(root, ONE)
-    monkeypatch.setattr(formats, "FORMATS", {"nanogpt": replace(FORMATS["nanogpt"], write=write)})
+    monkeypatch.setattr(token_export, "FORMATS", {"nanogpt": replace(FORMATS["nanogpt"], write=write)})
     with pytest.raises(CannotCreate, match="meanwhile"):
         export(tokens, "nanogpt", out)
     assert tree(out) == {"mine": b"mine"}
@@ -299,7 +299,7 @@ def test_interrupted_export_leaves_nothing(
         (folder / "half").write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(formats, "FORMATS", {to: replace(FORMATS[to], write=write)})
+    monkeypatch.setattr(token_export, "FORMATS", {to: replace(FORMATS[to], write=write)})
     with pytest.raises(type(error)):
         export(tokens, to, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts"]
@@ -356,7 +356,7 @@ def test_export_that_does_not_read_back_is_not_published(
         path.write_bytes(data)
 
     tokens = store(root, SEVERAL)
-    monkeypatch.setattr(formats, "FORMATS", {to: replace(FORMATS[to], write=write)})
+    monkeypatch.setattr(token_export, "FORMATS", {to: replace(FORMATS[to], write=write)})
     with pytest.raises(BadData, match=r"train.*token 7 of the train split is 999 instead of 10") as caught:
         export(tokens, to, tmp_path / "out", verify=True)
     assert "nothing was exported" in caught.value.hint

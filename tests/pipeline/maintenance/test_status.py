@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.maintenance import retention as generations
-from pipeline.maintenance import status
+from pipeline.maintenance import retention, status
 from pipeline.refresh import state
 from pipeline.refresh.state import RefreshState
 from pipeline.sources import cache
@@ -234,7 +233,7 @@ def test_status_is_correct_during_builds_and_prunes(root: Path) -> None:
             number += 1
             build(number % 5, keep_draft=bool(number % 2))
             if number % 5 == 0:
-                generations.prune(root, keep=1)
+                retention.prune(root, keep=1)
 
     build(0, keep_draft=False)
     worker = threading.Thread(target=work)

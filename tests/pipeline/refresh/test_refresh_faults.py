@@ -35,7 +35,7 @@ from pipeline.runtime import progress
 from pipeline.runtime.progress import JsonLogProgress, Progress, SilentProgress
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import Identity
-from pipeline.tokens import chunks as pieces
+from pipeline.tokens import chunks
 from tests.pipeline.maintenance.test_retention import Dies, at_every_step
 from tests.pipeline.maintenance.test_schedule import parse_crontab
 from tests.pipeline.store.test_artifact import in_child
@@ -434,8 +434,8 @@ class Local:
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Local:
     """Return a recipe over a folder of two small files, which a test may change."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill, unlike a power cut, loses no written data
-    monkeypatch.setattr(pieces, "UNIT_BYTES", 1 << 12)
-    monkeypatch.setattr(pieces, "CHUNK_BYTES", 1 << 8)
+    monkeypatch.setattr(chunks, "UNIT_BYTES", 1 << 12)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1 << 8)
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(2):
@@ -893,7 +893,7 @@ class StopsAt(SilentProgress):
 def test_signal_at_any_moment_keeps_old_generation_and_next_refresh_resumes(
     local: Local, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "UNIT_BYTES", 1 << 9)  # a started unit is finished first
+    monkeypatch.setattr(chunks, "UNIT_BYTES", 1 << 9)  # a started unit is finished first
     local.run(root)
     old = digest(root)
     (tmp_path / "texts" / "1.jsonl").write_text(json_lines("file 1", 1))
@@ -941,7 +941,7 @@ def test_signal_keeps_the_artifacts_of_finished_stages(root: Path, tmp_path: Pat
 def test_plan_subtracts_space_written_by_stopped_run(
     local: Local, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "UNIT_BYTES", 1 << 9)
+    monkeypatch.setattr(chunks, "UNIT_BYTES", 1 << 9)
 
     def planned_bytes(folder: Path) -> int:
         chain = Chain(folder, local.recipe, NO_TRAINING, SilentProgress(), 1)

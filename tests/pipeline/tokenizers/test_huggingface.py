@@ -51,9 +51,9 @@ def pair(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> 
 
 
 def opened(data: bytes) -> Any:
-    from tokenizers import Tokenizer as Theirs
+    from tokenizers import Tokenizer as HFTokenizer
 
-    theirs = Theirs.from_str(data.decode())
+    theirs = HFTokenizer.from_str(data.decode())
     theirs.encode_special_tokens = True
     return theirs
 

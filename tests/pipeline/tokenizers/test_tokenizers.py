@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
 
 from pipeline import tokenizers
-from pipeline.clean import stage as corpus
+from pipeline.clean import stage as clean_stage
 from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import SilentProgress
-from pipeline.sources import inputs as raw
+from pipeline.sources import inputs as source_inputs
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
@@ -43,7 +43,7 @@ from pipeline.tokenizers import (
     Unencodable,
     open_folder,
 )
-from pipeline.tokenizers import stage as train_tokenizer
+from pipeline.tokenizers import stage as tokenizers_stage
 
 SAMPLE = Path(__file__).resolve().parents[3] / "pipeline" / "sample"
 BOOK = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig")
@@ -69,7 +69,7 @@ def train(root: Path, text: str, kind: str, vocab_size: int, name: str = "small"
     root.mkdir(parents=True, exist_ok=True)
     sentences = root / "sentences.txt"
     sentences.write_text(text, encoding="utf-8", newline="\n")
-    return train_tokenizer.train(root, name, *train_tokenizer.find_sentences(root, str(sentences)), kind, vocab_size)
+    return tokenizers_stage.train(root, name, *tokenizers_stage.find_sentences(root, str(sentences)), kind, vocab_size)
 
 
 @pytest.fixture(scope="session")
@@ -414,15 +414,15 @@ def test_text_that_is_not_utf_8_trains_nothing(root: Path) -> None:
     root.mkdir()
     path = root / "sentences.txt"
     path.write_bytes("砚山".encode("gb18030"))
-    for kind in train_tokenizer.KINDS:
+    for kind in tokenizers_stage.KINDS:
         with pytest.raises(BadData, match="not UTF-8"):
-            train_tokenizer.train(root, "small", *train_tokenizer.find_sentences(root, str(path)), kind, 500)
+            tokenizers_stage.train(root, "small", *tokenizers_stage.find_sentences(root, str(path)), kind, 500)
 
 
 def test_unknown_kind_raises_bad_config(root: Path) -> None:
     with pytest.raises(BadConfig, match="wordpiece") as caught:
         train(root, "砚山", "wordpiece", 100)
-    assert all(kind in caught.value.hint for kind in train_tokenizer.KINDS)
+    assert all(kind in caught.value.hint for kind in tokenizers_stage.KINDS)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model"])
@@ -585,9 +585,9 @@ def test_damaged_tokenizer_raises_bad_data(root: Path) -> None:
 
 
 def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
-    inputs = raw.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    corpus_artifact = corpus.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
-    sentences, made_from = train_tokenizer.find_sentences(root, "book")
+    inputs = source_inputs.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
+    corpus_artifact = clean_stage.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
+    sentences, made_from = tokenizers_stage.find_sentences(root, "book")
     assert sentences == corpus_artifact.file("sentences.txt")
     assert made_from.digest == corpus_artifact.digest
 
@@ -608,7 +608,9 @@ def corpus_of(root: Path, sentences: str, report: dict[str, Any] | None) -> Arti
 
 
 def train_on(root: Path, kind: str, vocab_size: int) -> Artifact:
-    return train_tokenizer.train(root, "book", *train_tokenizer.find_sentences(root, "book"), kind, vocab_size).artifact
+    return tokenizers_stage.train(
+        root, "book", *tokenizers_stage.find_sentences(root, "book"), kind, vocab_size
+    ).artifact
 
 
 def run_of(tokenizer_artifact: Artifact) -> dict[str, Any]:
@@ -649,8 +651,8 @@ AS_EVER = {
 
 
 def test_training_uses_the_settings_of_the_corpus_report(root: Path) -> None:
-    inputs = raw.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
-    book = corpus.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
+    inputs = source_inputs.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
+    book = clean_stage.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
     settings = msgspec.json.decode(book.file("report.json").read_bytes())["tokenizer"]
     longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
     assert settings["max_sentence_length"] == max(longest, 4192)
@@ -686,7 +688,7 @@ def test_corpora_without_settings_and_plain_files_use_the_defaults(root: Path, t
     (tmp_path / "report.json").write_text('{"tokenizer":{"character_coverage":0.98}}')  # is nothing to a plain file
     models = [
         train_on(root, "bpe", 2600),
-        train_tokenizer.train(root, "plain", *train_tokenizer.find_sentences(root, str(plain)), "bpe", 2600).artifact,
+        tokenizers_stage.train(root, "plain", *tokenizers_stage.find_sentences(root, str(plain)), "bpe", 2600).artifact,
     ]
     for tokenizer_artifact in models:
         assert tokenizer_artifact.manifest.options == {"stage": 2, "kind": "bpe", "vocab_size": 2600}
@@ -718,20 +720,20 @@ def test_suggested_size_that_cannot_be_trained_is_not_named(root: Path) -> None:
 
 def test_size_far_from_the_suggestion_gives_a_warning(root: Path) -> None:
     corpus_of(root, BOOK, {"tokenizer": {"vocab_size": 8000}})
-    sentences, made_from = train_tokenizer.find_sentences(root, "book")
-    warning = train_tokenizer.size_warning(sentences, made_from, "bpe", 2600)
+    sentences, made_from = tokenizers_stage.find_sentences(root, "book")
+    warning = tokenizers_stage.size_warning(sentences, made_from, "bpe", 2600)
     assert "--vocab-size 8000" in warning
     assert "2,600" in warning
     assert train_on(root, "bpe", 2600).manifest.counts["vocab_size"] == 2600
-    assert train_tokenizer.size_warning(sentences, made_from, "bpe", 6000) == ""
-    assert train_tokenizer.size_warning(sentences, made_from, "char", 0) == ""
+    assert tokenizers_stage.size_warning(sentences, made_from, "bpe", 6000) == ""
+    assert tokenizers_stage.size_warning(sentences, made_from, "char", 0) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tokenizer":{"byte_fallback":"yes"}}', b"\xff"])
 def test_report_that_does_not_parse_raises_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(BadData, match=r"report\.json: not a report"):
-        train_tokenizer.flags_of(tmp_path / "sentences.txt", Input("corpus", "corpora/book/1", "0"))
+        tokenizers_stage.flags_of(tmp_path / "sentences.txt", Input("corpus", "corpora/book/1", "0"))
 
 
 # tiktoken

@@ -20,14 +20,13 @@ from pipeline.runtime.progress import Progress
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
 from pipeline.tokens import chunks, reuse
-from pipeline.tokens import stage as tokenize
+from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.resume import UNITS
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from tests.pipeline.store.test_artifact import in_child
 from tests.support import chaos
-from tests.support.tokenizing import LETTERS, checksums, rejects
-from tests.support.tokenizing import input_file as opened
-from tests.support.tokenizing import run as tokenize_some
+from tests.support.tokenizing import LETTERS, checksums, input_file, rejects
+from tests.support.tokenizing import run as run_tokenize
 from tests.support.upstream import leftovers, stamps
 
 Content = dict[str, list[str]]  # documents by the name of their file; one that begins with "{" is a broken line
@@ -58,7 +57,7 @@ def sources(folder: Path, content: Content, order: list[str] | None = None, val:
         path = folder / name
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
-    entries = tuple(opened(folder / name) for name in order or sorted(content))
+    entries = tuple(input_file(folder / name) for name in order or sorted(content))
     return TokenizeInputs(
         tuple(file for file in entries if file.name != val), tuple(file for file in entries if file.name == val)
     )
@@ -66,7 +65,7 @@ def sources(folder: Path, content: Content, order: list[str] | None = None, val:
 
 def build(root: Path, inputs: TokenizeInputs, **options: Any) -> Artifact:
     settings = {"max_bad": 1.0, **options}
-    return tokenize_some(root, inputs, **settings).artifact
+    return run_tokenize(root, inputs, **settings).artifact
 
 
 def assert_same(one: Artifact, other: Artifact) -> None:
@@ -240,17 +239,17 @@ class Counting(Progress):
 
 def build_with(root: Path, inputs: TokenizeInputs, progress: Counting) -> Artifact:
     options = TokenizeOptions(val_fraction=0.1, max_bad=1.0)
-    return tokenize.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
+    return tokens_stage.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
 
 
 def test_note_counts_reused_units_and_plan_knows_the_rest(root: Path, tmp_path: Path) -> None:
     build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
     options = TokenizeOptions(val_fraction=0.1)
-    identity = tokenize.identify("some", inputs, LETTERS, None, options)
+    identity = tokens_stage.identify("some", inputs, LETTERS, None, options)
     assert reuse.remaining_fraction(root, identity) == 1 / 5
     for changed in (TokenizeOptions(val_fraction=0.1, dedup="exact"), TokenizeOptions(val_fraction=0.2)):
-        assert reuse.remaining_fraction(root, tokenize.identify("some", inputs, LETTERS, None, changed)) == 1
+        assert reuse.remaining_fraction(root, tokens_stage.identify("some", inputs, LETTERS, None, changed)) == 1
     progress = Counting()
     build_with(root, inputs, progress)
     assert progress.reused == "reusing 12 units of 4 unchanged files"

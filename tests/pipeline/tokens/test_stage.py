@@ -19,20 +19,20 @@ import sentencepiece
 import tiktoken
 
 from pipeline import tokenizers
-from pipeline.clean import stage as corpus
+from pipeline.clean import stage as clean_stage
 from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache
-from pipeline.sources import inputs as raw
+from pipeline.sources import inputs as source_inputs
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
-from pipeline.tokenizers import stage as train_tokenizer
+from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import chunks
 from pipeline.tokens import segments as tokens_segments
-from pipeline.tokens import stage as tokenize
+from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions, assign_splits
 from pipeline.tokens.store import open_store
 from pipeline.tokens.tasks import digest_of, is_validation
@@ -72,15 +72,17 @@ def held_out(text: str, fraction: float) -> bool:
 def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     """A root with the corpus of the embedded sample and a small SentencePiece tokenizer trained on it."""
     root = tmp_path_factory.mktemp("artifacts")
-    corpus.clean(root, "sample", raw.resolve_inputs(root, str(SAMPLE), corpora=False), CleanOptions(), SilentProgress())
-    sentences, made_from = train_tokenizer.find_sentences(root, "sample")
-    return root, train_tokenizer.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
+    clean_stage.clean(
+        root, "sample", source_inputs.resolve_inputs(root, str(SAMPLE), corpora=False), CleanOptions(), SilentProgress()
+    )
+    sentences, made_from = tokenizers_stage.find_sentences(root, "sample")
+    return root, tokenizers_stage.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
 
 
 def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -> None:
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
-    inputs = tokenize.gather_inputs(root, ["sample"], [])
+    inputs = tokens_stage.gather_inputs(root, ["sample"], [])
     tokens = run(root, inputs, tokenizer=tokenizer, trained=trained).artifact
     texts = texts_in(inputs.train[0].path)
     assert texts_of(tokens, "train", tokenizer) == [text for text in texts if not held_out(text, 0.1)]
@@ -97,7 +99,7 @@ def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -
 def test_manifest_names_corpus_and_tokenizer_as_inputs(book: tuple[Path, Artifact]) -> None:
     root, trained = book
     tokenizer, _ = tokenizers.find(root, "sample")
-    tokens = run(root, tokenize.gather_inputs(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
+    tokens = run(root, tokens_stage.gather_inputs(root, ["sample"], []), tokenizer=tokenizer, trained=trained).artifact
     corpus_artifact = artifact.find(root, "corpora", "sample")
     assert {(entry.role, entry.digest) for entry in tokens.manifest.inputs} == {
         ("train", corpus_artifact.digest),
@@ -122,7 +124,7 @@ def test_ids_of_all_shared_text_equal_tiktoken(
 ) -> None:
     shrink_chunks(monkeypatch, 4 << 20, 1 << 20)
     data = shared / "data"
-    inputs = tokenize.gather_inputs(root, [str(data / name) for name in names], [str(data / "pile_val.jsonl.zst")])
+    inputs = tokens_stage.gather_inputs(root, [str(data / name) for name in names], [str(data / "pile_val.jsonl.zst")])
     tokens = run(root, inputs, tokenizer=Tiktoken.named(encoding), jobs=2).artifact
     assert tokens.manifest.counts["units"] > len(names)
     for files, split in ((inputs.train, "train"), (inputs.val, "val")):
@@ -253,7 +255,7 @@ def test_larger_fraction_only_adds_held_out_documents() -> None:
 
 def test_validation_file_is_held_out_completely_and_alone(tmp_path: Path, root: Path) -> None:
     train, val = lines(tmp_path / "train.jsonl", TEXTS), lines(tmp_path / "val.jsonl", ["held out", "and this"])
-    tokens = run(root, tokenize.gather_inputs(root, [str(train.path)], [str(val.path)])).artifact
+    tokens = run(root, tokens_stage.gather_inputs(root, [str(train.path)], [str(val.path)])).artifact
     assert texts_of(tokens, "train") == TEXTS
     assert texts_of(tokens, "val") == ["held out", "and this"]
 
@@ -272,7 +274,7 @@ def pinned(root: Path, source: str, **splits: tuple[str, Sequence[str]]) -> None
 
 def test_files_marked_val_validate_and_test_is_left_out(root: Path) -> None:
     pinned(root, "pile", a=("train", ["one", "two"]), b=("val", ["three"]), c=("test", ["four"]), d=("", ["five"]))
-    tokens = run(root, tokenize.gather_inputs(root, ["pile"], [])).artifact
+    tokens = run(root, tokens_stage.gather_inputs(root, ["pile"], [])).artifact
     assert texts_of(tokens, "train") == ["one", "two", "five"]
     assert texts_of(tokens, "val") == ["three"]
 
@@ -280,14 +282,14 @@ def test_files_marked_val_validate_and_test_is_left_out(root: Path) -> None:
 def test_named_validation_corpus_replaces_marked_files(tmp_path: Path, root: Path) -> None:
     pinned(root, "pile", a=("train", ["one", "two"]), b=("val", ["three"]))
     val = lines(tmp_path / "other.jsonl", ["six"])
-    tokens = run(root, tokenize.gather_inputs(root, ["pile"], [str(val.path)])).artifact
+    tokens = run(root, tokens_stage.gather_inputs(root, ["pile"], [str(val.path)])).artifact
     assert texts_of(tokens, "train") == ["one", "two"]
     assert texts_of(tokens, "val") == ["six"]
 
 
 def test_source_of_only_validation_files_is_divided_by_hash(root: Path) -> None:
     pinned(root, "pile", a=("val", TEXTS))
-    tokens = run(root, tokenize.gather_inputs(root, ["pile"], [])).artifact
+    tokens = run(root, tokens_stage.gather_inputs(root, ["pile"], [])).artifact
     assert sorted(texts_of(tokens, "train") + texts_of(tokens, "val")) == sorted(TEXTS)
 
 
@@ -302,7 +304,9 @@ def test_empty_validation_split_publishes_nothing(tmp_path: Path, root: Path) ->
 
 def test_empty_training_split_raises_bad_data(tmp_path: Path, root: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text":""}\n')
-    inputs = tokenize.gather_inputs(root, [str(tmp_path / "a.jsonl")], [str(lines(tmp_path / "b.jsonl", ["val"]).path)])
+    inputs = tokens_stage.gather_inputs(
+        root, [str(tmp_path / "a.jsonl")], [str(lines(tmp_path / "b.jsonl", ["val"]).path)]
+    )
     with pytest.raises(BadData, match="the train split is empty"):
         run(root, inputs)
 
@@ -331,16 +335,16 @@ def test_options_that_decide_bytes_decide_the_key(tmp_path: Path) -> None:
         TokenizeOptions(max_documents=1),
         TokenizeOptions(dedup="exact"),
     )
-    keys = [tokenize.identify("some", inputs, LETTERS, None, variant).key for variant in options]
-    keys += [tokenize.identify("some", TokenizeInputs(inputs.train[::-1], ()), LETTERS, None, options[0]).key]
+    keys = [tokens_stage.identify("some", inputs, LETTERS, None, variant).key for variant in options]
+    keys += [tokens_stage.identify("some", TokenizeInputs(inputs.train[::-1], ()), LETTERS, None, options[0]).key]
     keys += [
-        tokenize.identify("some", TokenizeInputs(inputs.train[:2], inputs.train[2:]), LETTERS, None, options[0]).key
+        tokens_stage.identify("some", TokenizeInputs(inputs.train[:2], inputs.train[2:]), LETTERS, None, options[0]).key
     ]
-    keys += [tokenize.identify("some", inputs, Characters("ab", "letters"), None, options[0]).key]
+    keys += [tokens_stage.identify("some", inputs, Characters("ab", "letters"), None, options[0]).key]
     assert len(set(keys)) == len(keys)
-    assert tokenize.identify("other", inputs, LETTERS, None, TokenizeOptions(max_bad=0.5)).key == keys[0]
+    assert tokens_stage.identify("other", inputs, LETTERS, None, TokenizeOptions(max_bad=0.5)).key == keys[0]
     orders = [TokenizeOptions(include_sets=names) for names in (("a", "b"), ("b", "a"))]
-    assert len({tokenize.identify("some", inputs, LETTERS, None, variant).key for variant in orders}) == 1
+    assert len({tokens_stage.identify("some", inputs, LETTERS, None, variant).key for variant in orders}) == 1
 
 
 @pytest.mark.parametrize("at", [0, 2, 7])
@@ -412,7 +416,7 @@ def test_raising_max_bad_publishes_the_complete_units(tmp_path: Path, root: Path
 def test_a_plain_text_file_is_one_document(tmp_path: Path, root: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"砚山\n{name}", encoding="utf-8")
-    tokens = run(root, tokenize.gather_inputs(root, [str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])).artifact
+    tokens = run(root, tokens_stage.gather_inputs(root, [str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])).artifact
     assert (texts_of(tokens, "train"), texts_of(tokens, "val")) == (["砚山\na.txt"], ["砚山\nb.txt"])
 
 

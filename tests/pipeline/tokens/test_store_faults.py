@@ -27,7 +27,7 @@ from pipeline.tokens import hdf5
 from pipeline.tokens.store import open_store
 from tests.pipeline.store.test_artifact import in_child
 from tests.support.tokenizing import checksums, lines, some
-from tests.support.tokenizing import run as tokenize
+from tests.support.tokenizing import run as run_tokenize
 from tests.support.upstream import (
     ROOT,
     Hub,
@@ -212,17 +212,17 @@ def test_power_cut_at_any_step_leaves_the_old_or_new_generation(
 ) -> None:
     """Case 45 of docs/design/reliability.md."""
     second = some(_folder(tmp_path / "second"), texts("other", 30), files=1)
-    expected = tokenize(tmp_path / "quiet", second).artifact
+    expected = run_tokenize(tmp_path / "quiet", second).artifact
     images: list[Path] = []
     with mounted_ext4(tmp_path, "store", megabytes=8) as store:
         root = store.folder / "artifacts"
-        old = tokenize(root, some(_folder(tmp_path / "first"), texts("some", 30), files=1)).artifact
+        old = run_tokenize(root, some(_folder(tmp_path / "first"), texts("some", 30), files=1)).artifact
 
         def take() -> None:
             images.append(store.as_after_a_power_cut(tmp_path / f"cut-{len(images):03d}"))
 
         monkeypatch.setattr(files, "disk", Snapshots(take))
-        tokenize(root, second)
+        run_tokenize(root, second)
         take()
         monkeypatch.undo()
     outcomes = []
@@ -234,7 +234,7 @@ def test_power_cut_at_any_step_leaves_the_old_or_new_generation(
             for path in artifact.generations(root):
                 assert artifact.find_problems(artifact.read(path), deep=True) == []
             outcomes.append(current.digest == expected.digest)
-            rebuilt = tokenize(root, second).artifact
+            rebuilt = run_tokenize(root, second).artifact
             assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected))
             assert leftovers(root) == []
         image.unlink()
@@ -306,8 +306,8 @@ def test_every_power_cut_state_has_the_old_or_new_generation(
     Uses a model of the disk: it needs no root and covers more than one file system.
     """
     second = some(_folder(tmp_path / "second"), texts("other", 20), files=1)
-    expected = tokenize(tmp_path / "quiet", second).artifact
-    old = tokenize(root, some(_folder(tmp_path / "first"), texts("some", 20), files=1)).artifact
+    expected = run_tokenize(tmp_path / "quiet", second).artifact
+    old = run_tokenize(root, some(_folder(tmp_path / "first"), texts("some", 20), files=1)).artifact
     outcomes = []
 
     def check(state: Path, step: str) -> None:
@@ -318,13 +318,13 @@ def test_every_power_cut_state_has_the_old_or_new_generation(
         outcomes.append(current.digest == expected.digest)
         with monkeypatch.context() as patch:
             patch.setattr(files, "disk", files.Disk())
-            rebuilt = tokenize(state, second).artifact
+            rebuilt = run_tokenize(state, second).artifact
         assert (rebuilt.digest, checksums(rebuilt)) == (expected.digest, checksums(expected)), step
         assert leftovers(state) == [], step
 
     disk = Unsynced(root, _folder(tmp_path / "states"), check)
     monkeypatch.setattr(files, "disk", disk)
-    tokenize(root, second)
+    run_tokenize(root, second)
     disk.crash()
     assert len(outcomes) > 40
     assert {*outcomes} == {True, False}

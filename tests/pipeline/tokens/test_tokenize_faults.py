@@ -23,12 +23,12 @@ import zstandard
 
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
-from pipeline.export import export as formats
-from pipeline.sources import inputs as raw
+from pipeline.export import export as token_export
+from pipeline.sources import inputs
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
-from pipeline.tokenizers import stage as train_tokenizer
+from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import segments
 from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import open_store
@@ -70,9 +70,9 @@ def assert_refused(message: dict[str, Any], root: Path) -> None:
 @pytest.fixture(params=["bpe", "char"])
 def trained(request: pytest.FixtureRequest, root: Path) -> artifact.Artifact:
     """A tokenizer trained on the sample, and published."""
-    sentences, made_from = train_tokenizer.find_sentences(root, str(SAMPLE))
+    sentences, made_from = tokenizers_stage.find_sentences(root, str(SAMPLE))
     size = 2500 if request.param == "bpe" else 0
-    return train_tokenizer.train(root, "book", sentences, made_from, request.param, size).artifact
+    return tokenizers_stage.train(root, "book", sentences, made_from, request.param, size).artifact
 
 
 def main_file(made: artifact.Artifact) -> Path:
@@ -395,7 +395,7 @@ def test_two_byte_format_refuses_a_wide_vocabulary(shared: Path, tmp_path: Path,
     """Case 40 of docs/design/reliability.md."""
     tokens = run(root, train_inputs(tmp_path, *TEXTS), tokenizer=Tiktoken.named("cl100k_base")).artifact
     with pytest.raises(BadConfig, match="nanogpt holds ids below 65,536"):
-        formats.export(tokens, "nanogpt", tmp_path / "out")
+        token_export.export(tokens, "nanogpt", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -469,7 +469,7 @@ def test_truncated_shard_publishes_nothing(tmp_path: Path, root: Path, shard: Pa
     assert run(root, beside(path, val)).artifact.digest == complete.digest
 
 
-def beside(path: Path, val: raw.InputFile) -> TokenizeInputs:
+def beside(path: Path, val: inputs.InputFile) -> TokenizeInputs:
     return TokenizeInputs((input_file(path),), (val,))
 
 

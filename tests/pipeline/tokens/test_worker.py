@@ -18,8 +18,7 @@ from pipeline.readers import jsonl
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Characters, Tiktoken, Tokenizer, Unencodable
-from pipeline.tokens import tasks
-from pipeline.tokens import worker as encode
+from pipeline.tokens import tasks, worker
 from pipeline.tokens.tasks import DocumentFilter, FileSpec, LongDocument, TokenizeTask
 from pipeline.tokens.worker import Batch, Encoded
 
@@ -42,7 +41,7 @@ def encoded(
     data: bytes, of: FileSpec | None = None, tokenizer: Tokenizer = LETTERS, **fields: object
 ) -> tuple[Encoded, list[list[list[int]]]]:
     """Encode a chunk. Returns the result and the ids of each document of each batch, without end-of-text."""
-    out = encode.encode(tokenizer, task(data, of, **fields))
+    out = worker.encode(tokenizer, task(data, of, **fields))
     if out.fault:
         raise out.fault
     rows = []
@@ -278,7 +277,7 @@ def test_parts_have_the_ids_of_the_document_and_one_end_of_text() -> None:
     parts, ids = ["ab ", "cd", "水浒"], list[int]()
     long = LongDocument(7, "", b"", "train")
     for number, part in enumerate(parts):
-        out = encode.encode(
+        out = worker.encode(
             LETTERS, task(b"", long=long, part=part, is_first_part=number == 0, is_last_part=number == 2)
         )
         assert (out.lines, out.compared, out.batches) == (int(number == 0), int(number == 0), [])

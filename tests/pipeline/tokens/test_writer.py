@@ -14,7 +14,7 @@ from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import BuildResult
 from pipeline.tokens import resume, segments, tasks
-from pipeline.tokens import stage as tokenize
+from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.writer import TokenWriter
 from tests.support.chaos import left_behind, stamp
@@ -204,7 +204,7 @@ def test_rejects_file_has_the_input_line_of_every_reject(tmp_path: Path, root: P
         for line in range(3, 101, 10):
             at = offset_of_line(tmp_path / f"{name}.jsonl", line)
             expected.append((f"{name}.jsonl", line, at, "bad-record"))
-    inputs = tokenize.gather_inputs(root, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], [])
+    inputs = tokens_stage.gather_inputs(root, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], [])
     tokens = run(root, inputs, max_bad=0.5, val_fraction=0.3).artifact
     assert rejects(tokens) == expected
     assert tokens.manifest.counts["units"] > 6
