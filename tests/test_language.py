@@ -1,4 +1,4 @@
-"""Names say what they hold, and docstrings say what the code does."""
+"""Names are nouns of the field, and docstrings do not begin with a question word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("pipeline", "model", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 FILES.append(ROOT / "cli.py")
 
-# Words that say nothing of a value; a local name should be the field's noun for what it holds.
+# Words that do not describe a value; a local name should be the field's noun for its value.
 FUNCTION_WORDS = frozenset(
     [
         "found",

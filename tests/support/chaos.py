@@ -41,16 +41,16 @@ LEFTOVERS = (files.TEMPORARY, ".draft-", artifact.SCRATCH)
 
 _DRIVER = """
 import sys
-from pipeline.tokens import chunks as pieces, stage as tokenize
-pieces.UNIT_BYTES, pieces.CHUNK_BYTES, tokenize._SMALL = {unit}, {piece}, 0
+from pipeline.tokens import chunks, stage
+chunks.UNIT_BYTES, chunks.CHUNK_BYTES, stage._SMALL = {unit}, {chunk}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def command(*arguments: object, unit: int = 1 << 20, piece: int = 1 << 18) -> list[str]:
+def command(*arguments: object, unit: int = 1 << 20, chunk: int = 1 << 18) -> list[str]:
     """Return the command line with other unit and chunk sizes. Only the main process uses them, so workers need not."""
-    return [sys.executable, "-c", _DRIVER.format(unit=unit, piece=piece), *map(str, arguments)]
+    return [sys.executable, "-c", _DRIVER.format(unit=unit, chunk=chunk), *map(str, arguments)]
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Trial:
 class Round:
     """Result of a round.
 
-    victim  what was killed: main, group or worker
-    code    exit code of the first run, None if it was killed
-    units   number of finished segments that the first run left
-    wrong   problems, empty if the round passed
+    victim    killed process: main, group or worker
+    code      exit code of the first run, None if it was killed
+    units     number of finished segments that the first run left
+    problems  empty if the round passed
     """
 
     victim: str

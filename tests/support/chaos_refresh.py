@@ -62,7 +62,7 @@ class RefreshRound:
     """Result of a round.
 
     trial     name of the trial
-    victim    what was killed: main, group or worker
+    victim    killed process: main, group or worker
     stage     stage at the time of the kill, as recorded in the lock
     code      exit code of the first run, None if it was killed
     changed   True if upstream changed between the runs
@@ -83,7 +83,7 @@ def trials(folder: Path) -> Iterator[list[RefreshTrial]]:
     (folder / "pile").mkdir(parents=True)
     with serving(Hub()) as hub:
         sample = Nightly(ROOT / "pipeline" / "recipes" / "sample.toml", environment(hub))
-        pile = nightly(folder / "pile", hub, shards=f"0-{SHARDS - 1},val", unit=1 << 17, piece=1 << 15)
+        pile = nightly(folder / "pile", hub, shards=f"0-{SHARDS - 1},val", unit=1 << 17, chunk=1 << 15)
         yield [_trial("sample", sample, None, 1, folder), _trial("pile", pile, hub, 3, folder)]
 
 

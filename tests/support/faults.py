@@ -189,12 +189,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Operation:
-    """An entry of a disk's log. `other` is the new name or the link's target, `data` the bytes written at `place`."""
+    """An entry of a disk's log. `other` is the new name or the link's target, `data` was written at `position`."""
 
     kind: str
     path: Path
     other: str = ""
-    place: int = 0
+    position: int = 0
     data: bytes = b""
 
 
@@ -213,11 +213,11 @@ class LoggingDisk(files.Disk):
         return super().create(path)
 
     def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
-        self.about_to(Operation("write", path, place=handle.tell(), data=bytes(data)))
+        self.about_to(Operation("write", path, position=handle.tell(), data=bytes(data)))
         super().write(handle, path, data)
 
     def truncate(self, handle: BinaryIO, path: Path, size: int) -> None:
-        self.about_to(Operation("truncate", path, place=size))
+        self.about_to(Operation("truncate", path, position=size))
         super().truncate(handle, path, size)
 
     def sync(self, descriptor: int, path: Path) -> None:
@@ -266,7 +266,7 @@ class FaultyDisk(LoggingDisk):
                 raise OSError(code, os.strerror(code), str(operation.path) if has_name else None)
 
     def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview) -> None:
-        self.about_to(Operation("write", path, place=handle.tell(), data=bytes(data)))
+        self.about_to(Operation("write", path, position=handle.tell(), data=bytes(data)))
         if self.fault.effect == "torn" and self.reached:
             handle.write(data[: len(data) // 2])
             handle.flush()
@@ -329,9 +329,9 @@ def _apply(operation: Operation, names: dict[Path, _Inode], durable_names: dict[
             names[path] = _Inode()
         case "write":
             live = names[path].live
-            live[operation.place : operation.place + len(operation.data)] = operation.data
+            live[operation.position : operation.position + len(operation.data)] = operation.data
         case "truncate":
-            del names[path].live[operation.place :]
+            del names[path].live[operation.position :]
         case "sync" if path in names:
             names[path].durable = bytes(names[path].live)
         case "sync":  # a folder
@@ -484,14 +484,15 @@ def assert_survived(
     max_fetched_twice: int = 0,
     secrets: Sequence[str] = (),
 ) -> Run:
-    """Assert the seven invariants (I1 to I7) after the `disturbed` runs. Returns the clean run that `again` makes.
+    """Assert the seven invariants (I1 to I7) after the `disturbed` runs. Returns the clean run that `run_again` makes.
 
     expected  published state of an undisturbed run, as `published` returns it
     old       published state before the disturbed runs
-    damaged   the test itself destroyed some of `old`
+    damaged   True if the test itself destroyed some of `old`
     code      exit code of the last disturbed run, whose error names all of `names`; None if it was killed or succeeded
-    twice     returns the number of bytes fetched twice, at most `most`
     secrets   texts that must not appear in any output or file
+
+    `bytes_fetched_twice` returns a number of bytes, at most `max_fetched_twice`.
     """
     old = old or {}
     if code is not None and disturbed:

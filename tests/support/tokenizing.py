@@ -102,7 +102,7 @@ def texts_of(tokens: Artifact, split: str, tokenizer: Tokenizer = LETTERS) -> li
 
 
 def texts_in(path: Path) -> list[str]:
-    """Read the texts of a file with the reader that knows no chunks; it leaves a byte order mark in the text."""
+    """Read the texts of a file with the reader of documents; it leaves a byte order mark in the text."""
     return [document.text.removeprefix("\ufeff") for document in readers.read_documents(path, Ledger(), print)]
 
 

@@ -36,8 +36,8 @@ _PATH = re.compile(r"/datasets/monology/pile-uncopyrighted/resolve/([^/]+)/(.+)"
 # One process and few imports, with units and chunks so small that a small file has several of them.
 _DRIVER = """
 import sys
-from pipeline.tokens import chunks as pieces, stage as tokenize
-pieces.UNIT_BYTES, pieces.CHUNK_BYTES, tokenize._SMALL = {unit}, {piece}, 0
+from pipeline.tokens import chunks, stage
+chunks.UNIT_BYTES, chunks.CHUNK_BYTES, stage._SMALL = {unit}, {chunk}, 0
 import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -47,9 +47,9 @@ sys.exit(cli.main(sys.argv[1:]))
 class Hub:
     """The upstream files.
 
-    linked  publish sha256 hashes, or else only strong ETags
-    pace    seconds to wait before sending each 16 KiB
-    asked   requests received: method, name, first byte
+    linked    publish sha256 hashes, or else only strong ETags
+    pace      seconds to wait before sending each 16 KiB
+    requests  requests received: method, name, first byte
     """
 
     linked: bool = True
@@ -177,10 +177,10 @@ class Nightly:
     environment: Mapping[str, str]
     through: str = "tokenize"
     unit: int = 1 << 12
-    piece: int = 1 << 11
+    chunk: int = 1 << 11
 
     def command(self, root: Path, *arguments: object) -> list[str]:
-        driver = _DRIVER.format(unit=self.unit, piece=self.piece)
+        driver = _DRIVER.format(unit=self.unit, chunk=self.chunk)
         refresh = ("refresh", self.recipe, "--through", self.through, *arguments)
         return [sys.executable, "-c", driver, "--artifacts", str(root), *map(str, refresh)]
 

@@ -111,7 +111,7 @@ def test_sentencepiece_keeps_its_pieces_scores_and_types(root: Path, bpe: Tokeni
 
 
 def small_encoding(name: str) -> Tiktoken:
-    """An encoding of that name with few pieces, and with ids that have none."""
+    """An encoding of that name with few pieces; some ids have no piece."""
     pieces = [*(bytes([byte]) for byte in range(256)), b" t", b"th", b" th", b"the", b" the"]
     ranks = b"".join(b"%b %d\n" % (b2a_base64(piece, newline=False), rank) for rank, piece in enumerate(pieces))
     return Tiktoken(name, ranks, r"\s?\S+|\s", 270, 265, "tiktoken")

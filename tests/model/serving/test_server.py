@@ -220,8 +220,10 @@ def test_client_that_never_reads_is_disconnected(trained: Path) -> None:
         wait_for_health(server, active=2)
         assert complete(server, max_tokens=5).status == 200  # when a row is free
         wait_for_health(server, seconds=20, active=0)
-        wait_for(lambda: complete(server, n=4, max_tokens=5).status == 200)  # and all places, though nobody has read
-        for connection in clients:  # which were open until now
+        wait_for(
+            lambda: complete(server, n=4, max_tokens=5).status == 200
+        )  # and the complete queue, although no client has read
+        for connection in clients:  # open until here
             connection.close()
 
 
@@ -391,13 +393,13 @@ def test_loopback_host_names_are_accepted(server: Server, host: str) -> None:
         b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50 + b"\xff\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_refused_and_the_server_goes_on(server: Server, nonsense: bytes) -> None:
+def test_invalid_http_is_refused_and_the_server_keeps_serving(server: Server, nonsense: bytes) -> None:
     reply = exchange(server, nonsense)
     assert b"HTTP/1.1 400 " in reply or reply == b"", reply[-300:]
     assert complete(server, max_tokens=2).status == 200
 
 
-# The page, and what browsers are reply
+# The page, and browser security
 
 
 def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> None:
@@ -444,7 +446,7 @@ def test_signal_ends_streams_with_an_error_event_and_exit_0(trained: Path, numbe
             reply += part
         refused = waiting_client.recv(1 << 16)
         code, out, err = server.wait()
-    assert reply.endswith(b"0\r\n\r\n")  # the last chunk: the stream is whole as such
+    assert reply.endswith(b"0\r\n\r\n")  # the last chunk: the chunked encoding is complete
     events = [line for line in reply.split(b"\n") if line.startswith(b"data: ")]
     assert events[-1] == b"data: [DONE]"
     assert json.loads(events[-2][6:])["error"]["type"] == "server_error"

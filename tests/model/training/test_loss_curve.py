@@ -39,7 +39,7 @@ def write(path: Path, losses: tuple[tuple[object, object], ...], *, bits: bool =
 
 
 def labels_in(folder: Path) -> set[str]:
-    """What is written in the picture: next to the outlines of its letters the SVG says which they are."""
+    """Return the labels in the picture. The SVG has the text of each label in a comment beside its outlines."""
     return set(re.findall(r"<!-- (.+?) -->", (folder / "loss.svg").read_text(encoding="utf-8")))
 
 

@@ -96,7 +96,7 @@ def test_killed_and_resumed_run_equals_an_undisturbed_one(root: Path, tmp_path: 
 # New tokens were published meanwhile
 
 
-def test_resumed_run_keeps_its_tokens_or_says_that_they_are_gone(root: Path, tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_tokens_or_names_missing_ones(root: Path, tmp_path: Path) -> None:
     """Case 58 of docs/design/reliability.md."""
     arguments = ("--tokens", "some")
     settings: dict[str, Any] = {"vocab_size": 0, "eval_bytes": 200}

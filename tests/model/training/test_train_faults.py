@@ -264,7 +264,7 @@ def test_save_after_any_failed_disk_operation_is_intact(half: Path, tmp_path: Pa
         assert not list(draft_checkpoints(root).rglob(".tmp.*"))
         assert newest(root, tmp_path / "quarantine") == result.code
         if result.code == 13:
-            return False  # nothing was refused
+            return False  # no write failed
         assert result.code == 14, result.err
         assert result.err.count("warning: could not save the checkpoint of step 13: ") == 1
         if number == 1:

@@ -1,4 +1,4 @@
-"""Duplicates: exact ones have equal letters, near ones share most shingles, and the first of several is kept."""
+"""Duplicates: exact ones have equal letters, near ones share most shingles, and the first of them is kept."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_document_shorter_than_a_shingle_is_compared_as_one_shingle() -> None:
     assert [match and match.original for match in matches] == [None, None, None, None, 2, None, None, 1]
 
 
-def test_sketch_does_not_depend_on_the_number_of_shingles_at_once(
+def test_sketch_does_not_depend_on_the_batch_size_of_shingles(
     monkeypatch: pytest.MonkeyPatch, bodies: list[str]
 ) -> None:
     text = "".join(bodies[:200])

@@ -258,7 +258,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nightly, H
         for number in range(3):
             hub.put(f"train/{number:02d}.jsonl.zst", [text * 40 for text in texts(f"shard {number}", 800)])
         hub.put("val.jsonl.zst", texts("held out", 8))
-        job = nightly(folder, hub, unit=1 << 18, piece=1 << 16)
+        job = nightly(folder, hub, unit=1 << 18, chunk=1 << 16)
         job.run(folder / "quiet")
         yield job, hub, published(folder / "quiet")
 
@@ -737,7 +737,7 @@ def without_locks(job: Nightly, far: bool) -> Iterator[Nightly]:
             python, option, driver, *rest = super().command(root, *arguments)
             return [python, option, _NO_LOCKS.format(far=far) + driver, *rest]
 
-    yield Unlocked(job.recipe, job.environment, job.through, job.unit, job.piece)
+    yield Unlocked(job.recipe, job.environment, job.through, job.unit, job.chunk)
 
 
 @pytest.mark.parametrize("far", [False, True])

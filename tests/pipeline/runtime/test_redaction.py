@@ -53,7 +53,7 @@ def test_short_value_in_the_environment_is_kept() -> None:
     assert redact("the file a is not there", {"HF_TOKEN": "a"}) == "the file a is not there"
 
 
-def test_secret_that_is_prefix_of_another_leaves_no_rest() -> None:
+def test_secret_that_is_prefix_of_another_is_removed_completely() -> None:
     assert redact("of s3cr3t-long", {"HF_TOKEN": "s3cr3t", "http_proxy": "http://me:s3cr3t-long@proxy"}) == "of …"
 
 

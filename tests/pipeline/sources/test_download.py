@@ -395,10 +395,10 @@ def test_recipe_source_outside_the_cache_is_refused(root: Path, tmp_path: Path, 
     assert server.log == []
 
 
-# Survey, update, and more than one process
+# Checks upstream, updates, and more than one process
 
 
-def test_survey_reports_status_and_writes_nothing(root: Path, server: Server) -> None:
+def test_check_upstream_reports_status_and_writes_nothing(root: Path, server: Server) -> None:
     server.files.update({"/train/00.jsonl.zst": zstd(), "/val.jsonl.zst": zstd(2000)})
     fetch(root, pile(server, "0"))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}

@@ -310,7 +310,7 @@ def test_invalid_token_is_not_shown(root: Path, server: Server, token: str) -> N
 
 @pytest.fixture
 def cached(root: Path, server: Server) -> Command:
-    """A command that asks about a cached file."""
+    """A command that checks a cached file upstream."""
     cached_command = replace(command(root, server, "--update-lock"), constants={})
     assert cached_command.run_forked().code == 0
     return cached_command

@@ -841,7 +841,7 @@ def test_two_commands_fetch_a_file_once(either: Trial) -> None:
 @pytest.mark.usefixtures("fine")
 @pytest.mark.parametrize("update", [False, True])
 def test_file_fetched_by_another_process_is_not_fetched_again(either: Trial, update: bool) -> None:
-    """Case 21: the survey ran while the other process fetched, which then released the lock."""
+    """Case 21: the check ran while the other process fetched, which then released the lock."""
     source = source_of(either)
     if update:
         either.serve_file(OTHER)

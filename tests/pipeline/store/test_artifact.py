@@ -546,7 +546,7 @@ def test_torn_manifest_raises_bad_data(root: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("content", TORN)
 def test_error_of_torn_generation_names_newest_intact_one(root: Path, content: bytes | None) -> None:
-    """Case 50. It is named and not returned: nobody should read old data without noticing."""
+    """Case 50. The error names it but does not return it, so that old data is never read unnoticed."""
     texts = ("oldest", "intact", "damaged", "torn")
     built = [artifact.build(root, changed(options={"x": x}), writes(text)).artifact for x, text in enumerate(texts)]
     _, intact, damaged, torn = built
@@ -564,7 +564,7 @@ def test_error_of_torn_generation_names_newest_intact_one(root: Path, content: b
     assert artifact.find(root, "corpora", intact.ref) == intact
 
 
-def test_error_of_only_generation_tells_to_rebuild_it(root: Path) -> None:
+def test_error_of_only_generation_suggests_to_rebuild_it(root: Path) -> None:
     """Case 50."""
     damage_manifest(artifact.build(root, BOOK, writes("一")).artifact, b"")
     with pytest.raises(BadData, match="current generation of corpora/shuihu") as caught:

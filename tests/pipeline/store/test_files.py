@@ -118,7 +118,7 @@ def test_longest_chinese_file_name_can_be_written(tmp_path: Path) -> None:
 
 
 @given(before=st.lists(st.binary()), after=st.lists(st.binary()))
-def test_cut_to_zero_forgets_earlier_bytes(before: list[bytes], after: list[bytes]) -> None:
+def test_truncation_to_zero_resets_the_hash(before: list[bytes], after: list[bytes]) -> None:
     handle = io.BytesIO()
     out = files.HashingFile(handle, Path("unused"))
     for data in before:

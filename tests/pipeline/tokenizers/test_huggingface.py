@@ -36,7 +36,7 @@ PILE = ["pile_train_00.jsonl.zst", "pile_train_01.jsonl.zst", "pile_val.jsonl.zs
 NOVELS = ["shuihu_raw.txt", "song_ci.txt", "bench/shuihu_train.txt", "bench/shuihu_val.txt"]
 POEMS = ["bench/songci_train.txt", "bench/songci_val.txt", "tang_poems.jsonl.zst"]
 POEMS += [f"chinese-poetry/{name}.json" for name in ("ci.song.0", "lunyu", "poet.song.0")]
-_EACH = 60_000  # characters of each file; of all that is in them the ids were compared by hand
+_EACH = 60_000  # characters of each file; the ids of the complete files were compared by hand
 
 
 @pytest.fixture(scope="session", params=KINDS)

@@ -315,7 +315,7 @@ def joined(path: Path) -> str:
 
 
 def test_unigram_model_has_no_boundary(opened: Callable[[str], Tokenizer]) -> None:
-    assert opened("unigram").boundary is None  # scores are added in 32 bits, so what came before decides ties
+    assert opened("unigram").boundary is None  # scores are added in 32 bits, so the preceding text decides ties
 
 
 def test_model_without_byte_fallback_has_boundaries_only_at_known_characters(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def foreign(path: Path, normalizer: SentencePieceNormalizer) -> Path:
 LONG = {
     "one character": ("☃", "b" * 65),
     "several characters": ("zq", "b" * 65),
-    "many ids of few characters": ("☀", "𪛖" * 20),  # each is four bytes, which the model does not know
+    "many ids of few characters": ("☀", "𪛖" * 20),  # each is four bytes, which the model has no piece for
 }
 
 
@@ -475,8 +475,8 @@ def test_untrusted_model_may_normalise(tmp_path: Path) -> None:
 
 
 def test_expanding_rule_for_part_of_a_character_is_refused(tmp_path: Path, trained: Callable[[str], Artifact]) -> None:
-    # Rules for the first bytes of U+2000 to U+2FFF and of U+3000 to U+3FFF: read as text both are for �, and the
-    # second, which is short, hides the first.
+    # Rules for the first bytes of U+2000 to U+2FFF and of U+3000 to U+3FFF. Decoded as text both keys are �, so
+    # the second rule, which is short, hides the first.
     charsmap = trie({0xE2: 2, 0xE3: 0}) + b"x\0" + b"b" * 65 + b"\0"
     spec = b"\x12" + length(charsmap) + charsmap  # of sentencepiece_model.proto: NormalizerSpec.precompiled_charsmap
     path = tmp_path / "odd.model"
@@ -657,7 +657,7 @@ def test_training_uses_the_settings_of_the_corpus_report(root: Path) -> None:
     longest = max(map(len, book.file("sentences.txt").read_bytes().split(b"\n")))
     assert settings["max_sentence_length"] == max(longest, 4192)
     assert settings.pop("vocab_size") != 2600
-    tokenizer_artifact = train_on(root, "bpe", 2600)  # the user chooses the size, the report all other settings
+    tokenizer_artifact = train_on(root, "bpe", 2600)  # the user sets the size, the report sets everything else
     assert run_of(tokenizer_artifact)["flags"] == settings
     sentences = book.file("sentences.txt").read_text(encoding="utf-8")
     assert tokenizer_artifact.file("tokenizer.model").read_bytes() == model_of(sentences, 2600, **settings)
@@ -685,7 +685,7 @@ def test_corpora_without_settings_and_plain_files_use_the_defaults(root: Path, t
     corpus_of(root, BOOK, None)
     plain = tmp_path / "sentences.txt"
     plain.write_text(BOOK, encoding="utf-8", newline="\n")
-    (tmp_path / "report.json").write_text('{"tokenizer":{"character_coverage":0.98}}')  # is nothing to a plain file
+    (tmp_path / "report.json").write_text('{"tokenizer":{"character_coverage":0.98}}')  # has no effect on a plain file
     models = [
         train_on(root, "bpe", 2600),
         tokenizers_stage.train(root, "plain", *tokenizers_stage.find_sentences(root, str(plain)), "bpe", 2600).artifact,
@@ -803,7 +803,7 @@ def test_texts_of_any_length_encode_equally_in_a_batch(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODINGS_HERE)
-def test_tiktoken_encoding_round_trips_and_knows_end_of_text(shared: Path, name: str) -> None:
+def test_tiktoken_encoding_round_trips_and_has_end_of_text(shared: Path, name: str) -> None:
     opened = Tiktoken.named(name)
     reference = tiktoken.get_encoding(name)
     assert (opened.vocab_size, opened.end_of_text) == (reference.n_vocab, reference.eot_token)
@@ -826,7 +826,7 @@ def test_two_encodings_have_two_fingerprints(shared: Path) -> None:
     assert Tiktoken.named("r50k_base").fingerprint == prints[0]
 
 
-def test_missing_ranks_without_a_network_ask_to_try_again(
+def test_missing_ranks_without_a_network_raise_try_again(
     inkstone: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = tmp_path / "no-ranks"

@@ -157,7 +157,7 @@ def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str
         victim.write_bytes(data[: len(data) // 2])
     else:
         victim.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-        os.utime(victim, (1e9, 1e9))  # as bits that rot
+        os.utime(victim, (1e9, 1e9))  # as after bit rot
     inputs = sources(tmp_path / "in", {**content, "e.jsonl": texts("new")})
     tokens = build(root, inputs)
     assert_same(tokens, build(tmp_path / "fresh", inputs))
@@ -242,7 +242,7 @@ def build_with(root: Path, inputs: TokenizeInputs, progress: Counting) -> Artifa
     return tokens_stage.tokenize(root, "some", inputs, LETTERS, None, options, progress, jobs=1).artifact
 
 
-def test_note_counts_reused_units_and_plan_knows_the_rest(root: Path, tmp_path: Path) -> None:
+def test_note_counts_reused_units_and_plan_counts_the_others(root: Path, tmp_path: Path) -> None:
     build(root, sources(tmp_path / "in", FIVE))
     inputs = sources(tmp_path / "in", {**FIVE, "e.jsonl": texts("new")})
     options = TokenizeOptions(val_fraction=0.1)
@@ -316,7 +316,7 @@ def test_reused_generation_is_never_written(root: Path, tmp_path: Path) -> None:
     for edition in range(3):
         build(root, sources(tmp_path / "in", {**FIVE, "c.jsonl": texts(f"new {edition}")}))
         victim = next((root / "tokens" / "some" / "current").glob("train-00002-*.bin"))
-        victim.unlink()  # and it is mended, in a draft that holds links
+        victim.unlink()  # and it is repaired, in a draft that holds links
         build(root, sources(tmp_path / "in", {**FIVE, "c.jsonl": texts(f"new {edition}")}))
     assert {name: stamps(before.path)[name] for name in stamp} == stamp
     assert artifact.find_problems(before, deep=True) == []

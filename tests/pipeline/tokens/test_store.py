@@ -337,7 +337,7 @@ def test_store_with_another_tokenizer_raises_bad_data(root: Path) -> None:
     tokens = store(root, "memmap")
     card = tokens.file("tokenizer.json")
     card.write_bytes(card.read_bytes().replace(b"integers:10", b"integers:11"))
-    os.utime(card, (1e9, 1e9))  # as bits that rot: nothing else tells that it was changed
+    os.utime(card, (1e9, 1e9))  # as after bit rot: the time does not reveal the change
     with pytest.raises(BadData, match="integers:11"):
         open_store(tokens)
 

@@ -473,7 +473,7 @@ def test_hostile_hdf5_is_refused_and_its_target_not_opened(tmp_path: Path, make:
         file.create_dataset("tokens", data=np.arange(7, dtype="<u2"))
     make(path, secret)
     secret.unlink()
-    os.mkfifo(secret)  # whoever opens it waits for ever
+    os.mkfifo(secret)  # opening it blocks forever
 
     def open_it() -> None:
         signal.alarm(2)

@@ -122,9 +122,9 @@ def test_tokenizer_that_differs_from_its_manifest_is_refused(root: Path, trained
     """Case 36 of docs/design/reliability.md."""
     tokenizer, _ = tokenizers.find(root, "book")
     characters = main_file(trained).read_text(encoding="utf-8")
-    Characters(characters[::-1], tokenizer.name).save(trained.path)  # whole in itself, and of the same sizes
+    Characters(characters[::-1], tokenizer.name).save(trained.path)  # valid in itself, and of the same sizes
     assert len(artifact.find_problems(trained, deep=True)) == 2
-    for record in trained.manifest.files:  # as bits that rot: nothing else tells that they were changed
+    for record in trained.manifest.files:  # as after bit rot: the times do not reveal the change
         os.utime(trained.file(record.name), (1e9, 1e9))
     assert artifact.find_problems(trained) == []
     with pytest.raises(BadData):
@@ -251,7 +251,7 @@ def test_hostile_model_is_refused_without_a_crash(root: Path, tmp_path: Path) ->
 def test_hostile_model_in_a_trained_artifact_is_refused(root: Path, tmp_path: Path, trained: artifact.Artifact) -> None:
     """Case 37 of docs/design/reliability.md."""
     text, shelves = lines(tmp_path / "a.jsonl", TEXTS).path, []
-    for kind, data in HOSTILE.items():  # of the size that the manifest knows, where that can be
+    for kind, data in HOSTILE.items():  # of the size in the manifest, where that is possible
         shelves.append(shutil.copytree(trained.path, tmp_path / kind))
         (shelves[-1] / "tokenizer.model").write_bytes(data.ljust(main_file(trained).stat().st_size, b"\0"))
     results = try_models(root, text, shelves)
@@ -262,7 +262,7 @@ def test_hostile_model_in_a_trained_artifact_is_refused(root: Path, tmp_path: Pa
 def test_too_large_a_model_is_never_read_in_this_process(root: Path, tmp_path: Path) -> None:
     """Case 37 of docs/design/reliability.md."""
     with open(tmp_path / "large.model", "wb") as file:
-        file.truncate(5 << 30)  # of zeros that take no room on the disk
+        file.truncate(5 << 30)  # a sparse file, which takes no disk space
     ((code, message),) = try_models(root, lines(tmp_path / "a.jsonl", TEXTS).path, [tmp_path / "large.model"])
     assert code == 65
     assert "needs more than 4 GiB" in message
@@ -417,7 +417,7 @@ def test_killed_training_leaves_no_partial_model_and_repeats(shared: Path, tmp_p
         first.kill()
         first.wait()
         paths = list(root.glob("tokenizers/book/[!.]*"))
-        assert not paths or models(root) == expected  # it may have been done
+        assert not paths or models(root) == expected  # it may have been complete
         assert [path for path in root.rglob("*.model") if not path.parent.name.startswith(".draft-")] == [
             path / "tokenizer.model" for path in paths if not path.is_symlink()
         ]
@@ -479,7 +479,7 @@ def test_truncated_shard_exits_65_and_ends_the_workers(tmp_path: Path, root: Pat
     for size in cuts(shard, 6, 65)[-3:]:
         path.write_bytes(shard.read_bytes()[:size])
         arguments = ("tokenize", path, "--val", val, "--tokenizer", letters(root).path, "--jobs", 2)
-        command = chaos.command("--artifacts", root, *arguments, unit=100_000, piece=20_000)
+        command = chaos.command("--artifacts", root, *arguments, unit=100_000, chunk=20_000)
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
         message = process.communicate()[1]
         assert process.returncode == 65, message

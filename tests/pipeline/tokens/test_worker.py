@@ -343,7 +343,9 @@ def test_about_one_document_in_a_thousand_is_compared() -> None:
 
 ODD = (
     st.text(st.characters(max_codepoint=0x2FF) | st.characters(min_codepoint=0x1F000, max_codepoint=0x1FAFF))
-    | st.text(st.characters(exclude_categories=["Cs", "Cn"]))  # unassigned characters may be known to one library only
+    | st.text(
+        st.characters(exclude_categories=["Cs", "Cn"])
+    )  # unassigned characters may be in the tables of one library only
 )
 RUNS = st.lists(
     st.tuples(

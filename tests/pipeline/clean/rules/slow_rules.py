@@ -113,7 +113,7 @@ class VerseRun:
 
 
 def verse(text: str) -> list[VerseRun]:
-    """Return the verse in `text`, in order: what `_find` of verse.py does, clause by clause."""
+    """Return the verse in `text`, in order: as `_find` of verse.py does, clause by clause."""
     groups: list[list[re.Match[str]]] = []
     for clause in re.finditer(f"(?<!{_LETTER})({_LETTER}+)([，。！？；])", text):
         previous = groups[-1][-1] if groups else None
@@ -144,7 +144,7 @@ def verse(text: str) -> list[VerseRun]:
 
 
 def verse_counts(runs: list[VerseRun]) -> Counter[str]:
-    """Return what the rule counts for these runs."""
+    """Return the counts that the rule reports for these runs."""
     counts = Counter(f"runs of {run.length} characters a clause" for run in runs)
     counts["runs that are announced"] = sum(run.is_announced for run in runs)
     counts["characters of verse"] = sum(run.clauses * run.length for run in runs)
