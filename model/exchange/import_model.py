@@ -145,7 +145,7 @@ def default_tokenizer(config: GPTConfig) -> str:
     if config.vocab_size == _GPT2_VOCAB_SIZE:
         return "r50k_base"
     raise BadConfig(
-        f"cannot tell which tokenizer has a vocabulary of {config.vocab_size:,}",
+        f"no default tokenizer for a vocabulary of {config.vocab_size:,}",
         hint="name it with --tokenizer: an encoding, a trained tokenizer, or a .model file",
     )
 

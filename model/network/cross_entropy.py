@@ -64,7 +64,7 @@ def _forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: floa
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
     grad_bias = grad_weight.new_zeros(vocab_size)
     target_slopes = grad_weight.new_ones(count, 1)  # derivative of the softcap at the target's logit
-    # The chunks share these buffers: allocating them anew would cost as much as the products.
+    # The chunks share these buffers: reallocating them would cost as much as the products.
     logits_buffer = x.new_empty(rows, vocab_size)
     factors_buffer = grad_weight.new_empty(rows, vocab_size) if softcap else grad_weight
     total = grad_weight.new_zeros(())

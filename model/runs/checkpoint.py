@@ -180,7 +180,8 @@ def load_newest(
     """Load the newest intact checkpoint in `folder`; None if there never was one.
 
     Damaged checkpoints are moved into `quarantine` and the one before is tried. Raises BadData if all are damaged, so
-    that training never silently starts afresh. Raises BadConfig if the checkpoint is of another model or training.
+    that training never silently starts from scratch. Raises BadConfig if the checkpoint is of another model or
+    training.
     """
     paths = newest_first(folder)
     for path in paths:

@@ -115,7 +115,7 @@ def make_plan(
 
 
 def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:
-    """Raise BadConfig unless `model` is the parent's network with another dropout or a shorter block."""
+    """Raise BadConfig unless `model` is the parent's network, except for dropout and a shorter block."""
     comparable = dataclasses.replace(model, **{field: getattr(network, field) for field in _CHANGEABLE})
     if changes := config.differences(comparable, network):
         raise BadConfig(f"the network of {parent.ref} cannot change: {'; '.join(changes)}", hint="drop that --set")

@@ -92,7 +92,8 @@ def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:
 def windows(count: int, block_size: int) -> list[tuple[int, int]]:
     """Split `count` ids into windows of at most `block_size` inputs, each with the first input that it scores.
 
-    Each input, whose target is the next id, is scored once, and sees at least half a block before it, or all there is.
+    Each input, whose target is the next id, is scored once, with at least half a block of context, or all of it near
+    the start.
     """
     half = max(block_size // 2, 1)
     starts = [0, *range(half, max(count - 1 - (block_size - half), half), half)] if count - 1 > block_size else [0]

@@ -70,7 +70,7 @@ class RunningSums:
 
 
 class Metrics:
-    """Writer of the records, as a context manager. Rows and samples after `step` are dropped; -1 starts all files anew.
+    """Writer of the records, as a context manager. Rows and samples after `step` are dropped; -1 recreates all files.
 
     With `board`, TensorBoard events are written too, into `tensorboard/` beside them. Without a folder nothing is
     written. Raises OSError at the end of the context if a full disk still refuses some lines.

@@ -158,7 +158,7 @@ class Trainer:
 
     @property
     def data_step(self) -> int:
-        """Index of the next step's batch. A run that continues another one does not see its blocks again."""
+        """Index of the next step's batch. A run that continues another one does not repeat its blocks."""
         return self._first_data_step + self.skipped + self.schedule.step
 
     @property

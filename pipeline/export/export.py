@@ -43,7 +43,7 @@ def export(tokens: Artifact, format_name: str, out: Path, *, verify: bool = Fals
     With `verify`, the export is first read back by the format's own rules and compared with the store.
 
     Raises BadConfig for an unknown format or a vocabulary that does not fit it, CannotCreate if `out` exists,
-    StorageFailed when there is no room, BadData when the artifact is damaged or the export does not read back.
+    StorageFailed when there is not enough space, BadData when the artifact is damaged or the export does not read back.
     """
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")

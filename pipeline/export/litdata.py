@@ -42,7 +42,7 @@ def _write(source: TokenSource, folder: Path) -> None:
             "encryption": None,
             "item_loader": "TokensLoader",
         }
-        # litdata writes the time here. It only uses it to tell whether cached chunks are up to date, so ours depends
+        # litdata writes the time here. It only uses it to decide whether cached chunks are up to date, so ours depends
         # on the tokens and on nothing else.
         index = {"chunks": chunks, "config": config, "updated_at": str(int(source.artifact.digest[:12], 16))}
         text = json.dumps(index, sort_keys=True)

@@ -156,7 +156,7 @@ def _cron_quoted(word: str) -> str:
 
 
 def _cron_value(value: str) -> str:
-    """Quote a value after NAME= in a crontab if needed. Cron strips one pair of quotes and knows no escapes."""
+    """Quote a value after NAME= in a crontab if needed. Cron strips one pair of quotes and has no escapes."""
     if value and value[0] not in "\"'" and value == value.strip():
         return value
     return f"'{value}'" if "'" not in value else f'"{value}"'

@@ -1,7 +1,8 @@
 """The plan of a refresh: for each stage, its state (fresh or stale), the reason, and the cost of running it.
 
-Planning asks the servers for the state of their files and writes nothing. A stage is stale if the key of the artifact
-it would publish is not the current one. The key is computed as far as the inputs of the stage are already known.
+Planning requests the state of the files from the servers and writes nothing. A stage is stale if the key of the
+artifact it would publish is not the current one. The key is computed as far as the inputs of the stage are already
+known.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class RefreshOptions:
     """Options of a refresh.
 
     through       the last stage to run
-    locked        keep all pins and do not ask servers for changes
+    locked        keep all pins and do not check servers for changes
     allow_shrink  accept files that became smaller upstream
     """
 

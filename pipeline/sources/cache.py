@@ -1,6 +1,6 @@
 """The raw cache, `artifacts/raw/<source>/`: downloaded files beside one `sources.lock.json` that pins their content.
 
-`download.py` fills it, `inputs.py` reads it. This module knows its layout and which of its files are intact.
+`download.py` fills it, `inputs.py` reads it. This module defines its layout and checks which of its files are intact.
 """
 
 from __future__ import annotations

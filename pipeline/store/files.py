@@ -350,7 +350,7 @@ def remove_tree(path: Path) -> None:
 
 
 def discard_folder(path: Path) -> None:
-    """Delete a published folder. Readers see it vanish in one step, however long its files take to delete."""
+    """Delete a published folder. For readers it disappears in one step, however long its files take to delete."""
     trash = path.with_name(f"{TRASH}{path.name}.{secrets.token_hex(4)}")
     move(path, trash)
     remove_tree(trash)

@@ -52,7 +52,7 @@ def _expanding_character(tokenizer: SentencePiece) -> str:
     """Return a character or piece that expands too much, "" if none is found.
 
     Tries the model's own pieces and one of every 64 Unicode characters. Those 64 share all their UTF-8 bytes but the
-    last, so the sample also triggers rules for part of a character, which `_expanding_rule` cannot see.
+    last, so the sample also triggers rules for part of a character, which `_expanding_rule` cannot detect.
     """
     sample = (chr(code) for code in range(0, 0x110000, 64) if not 0xD800 <= code <= 0xDFFF)
     for character in dict.fromkeys(chain(sample, *tokenizer.pieces())):

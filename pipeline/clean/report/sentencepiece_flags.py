@@ -73,7 +73,7 @@ class LineStats:
     over_default: int
 
     def trainer_frequencies(self) -> dict[str, int]:
-        """Return the character frequencies that the trainer sees: without line ends, and with spaces as ▁."""
+        """Return the character frequencies as counted by the trainer: without line ends, and with spaces as ▁."""
         frequencies = {
             character: count for character, count in self.characters.items() if character not in "\n\0" and count
         }

@@ -4,7 +4,7 @@
     倚杖け然长啸               kana, Cyrillic, bopomofo and box drawing, which GBK encodes in its symbol area
 
 One to three of the latter in a row count only inside Chinese text: between Chinese characters, or between one and a
-stop or line end. Genuine Japanese, Russian and bopomofo are kept: their words are longer or more numerous, or stand in
+stop or line end. Genuine Japanese, Russian and bopomofo are kept: their words are longer or more numerous, or are in
 brackets and quotes. Lines of HTTP and HTML debris are dropped.
 """
 
@@ -90,7 +90,7 @@ def _apply(page: Utf16Text, counts: Counts) -> Utf16Text:
 
 
 def _in_chinese_documents(page: Utf16Text, foreign: np.ndarray, counts: Counts) -> np.ndarray:
-    """Return those of the positions `foreign` that lie in documents of Chinese text."""
+    """Return the positions in `foreign` that are in documents of Chinese text."""
     run_starts, _ = run_bounds(foreign)
     parts = [foreign[:0]]
     for start, end in document_bounds(page):

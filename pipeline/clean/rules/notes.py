@@ -209,7 +209,7 @@ def _pairs(text: str, active: Policies, counts: Counts) -> list[Span]:
 def _brackets(text: str, active: Policies) -> tuple[list[int], list[int]]:
     """Return kinds and positions of the brackets of a page.
 
-    The kind of an opener is the number of its class, counted from 1, that of a closer is its negative. A 0 stands
+    The kind of an opener is the number of its class, counted from 1, that of a closer is its negative. A 0 is
     between the brackets of two documents.
     """
     kind_of = {
