@@ -50,7 +50,7 @@ SLOW = (
     "tests/pipeline/tokenizers/test_tokenizers.py::test_text_cut_at_any_boundary_keeps_its_ids",
     "tests/test_chain.py",
     "tests/test_docs.py::test_the_python_examples_run_in_order",
-    "tests/test_readme.py::test_offline_commands_run_as_written",
+    "tests/test_readme.py::test_the_offline_commands_run_as_written",
     "tests/test_wheel.py",
 )
 
