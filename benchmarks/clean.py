@@ -3,10 +3,10 @@
 Rates are MB of UTF-8 per second. They are per second of processor time with one job, so that other work on the machine
 does not matter, and per second of wall-clock time where two jobs are compared with one. Inkstone runs the complete
 stage, from hashing the input to the published and synced corpus with its report; the other cleaners read a file and
-write a file. The two ways of splitting sentences start and end in memory, and must agree. The texts are the shared
+write a file. The two sentence splitters start and end in memory, and must agree. The texts are the shared
 水浒传 and Tang poems, repeated up to `size` MB.
 
-    python -m benchmarks.clean WAY --jobs N --out NEW_FOLDER TEXT     prints one JSON object
+    python -m benchmarks.clean METHOD --jobs N --out NEW_FOLDER TEXT     prints one JSON object
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.methods import peak_memory
 from benchmarks.rows import Row
-from benchmarks.ways import peak_memory
 from pipeline.errors import InputMissing, InternalError
 from pipeline.readers import compression
 
@@ -43,12 +43,12 @@ _HALF_WIDTH = dict(zip(map(ord, ",!?;:().…⋯"), "，！？；：（）。…�
 class Figures:
     """Measurements of one run. A MB is 10^6 bytes; memory is that of the largest process.
 
-    `digest` is the sha256 of the output of the ways that must agree, and empty for the others.
+    `digest` is the sha256 of the output of the methods that must agree, and empty for the others.
     """
 
-    way: str
+    method: str
     seconds: float
-    processor: float  # seconds of processor time, in the process of the way only
+    processor: float  # seconds of processor time, in the process of the method only
     peak_mb: float
     digest: str
 
@@ -58,11 +58,11 @@ def bench(rounds: int, *, size: int = 100, report: Callable[[str], None] = lambd
     with tempfile.TemporaryDirectory() as name:
         runs = _Runs(Path(name), report)
         book, poems, large = _texts(Path(name), size)
-        ways = [("inkstone", 1), ("inkstone", 2), *((way, 1) for way in WAYS if way != "inkstone")]
+        methods = [("inkstone", 1), ("inkstone", 2), *((method, 1) for method in METHODS if method != "inkstone")]
         for number in range(rounds):
             for text in (book, poems):
-                for way, jobs in ways:
-                    runs.run(way, text, jobs, f"round {number + 1} of {rounds}")
+                for method, jobs in methods:
+                    runs.run(method, text, jobs, f"round {number + 1} of {rounds}")
         runs.run("inkstone", large, 1, "once")
         rows = [row for text in (book, poems) for row in _rates(runs, text, size)]
         peak_large, peak_book = runs.peak("inkstone", large, 1), runs.peak("inkstone", book, 1)
@@ -74,8 +74,8 @@ def _rates(runs: _Runs, text: Path, size: int) -> list[Row]:
     one_job, two_jobs = runs.wall_clock_rate("inkstone", text, 1), runs.wall_clock_rate("inkstone", text, 2)
     rows = [Row(f"{work}, 2 jobs", two_jobs, one_job, "1 job", "MB/s")]
     ours = runs.rate("inkstone", text, 1)
-    for way, peer_name in _PEER_NAMES.items():
-        if peer := runs.rate(way, text, 1):
+    for method, peer_name in _PEER_NAMES.items():
+        if peer := runs.rate(method, text, 1):
             rows.append(Row(f"{work}, 1 job", ours, peer, peer_name, "MB/s"))
     runs.require_agreement("split", "split_slowly", text)
     fast, slow = runs.rate("split", text, 1), runs.rate("split_slowly", text, 1)
@@ -84,37 +84,37 @@ def _rates(runs: _Runs, text: Path, size: int) -> list[Row]:
 
 
 class _Runs:
-    """Run ways and keep their figures."""
+    """Run methods and keep their figures."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         self._folder, self._report = folder, report
         self._figures: dict[tuple[str, Path, int], list[Figures]] = {}
 
-    def run(self, way: str, text: Path, jobs: int, when: str) -> None:
-        figures = measure(way, text, jobs, self._folder / "run")
+    def run(self, method: str, text: Path, jobs: int, when: str) -> None:
+        figures = measure(method, text, jobs, self._folder / "run")
         if figures is None:
-            self._report(f"{way}: skipped, not installed")
+            self._report(f"{method}: skipped, not installed")
             return
-        self._figures.setdefault((way, text, jobs), []).append(figures)
+        self._figures.setdefault((method, text, jobs), []).append(figures)
         size = text.stat().st_size / 1e6
         rates = f"{size / figures.seconds:,.1f} MB/s wall-clock, {size / figures.processor:,.1f} MB/s processor time"
-        self._report(f"{way}, {jobs} jobs, {text.name}: {rates}, {figures.peak_mb:,.0f} MB ({when})")
+        self._report(f"{method}, {jobs} jobs, {text.name}: {rates}, {figures.peak_mb:,.0f} MB ({when})")
 
-    def rate(self, way: str, text: Path, jobs: int) -> float:
-        """Return the median MB per second of processor time, or 0 if the way did not run."""
-        runs = self._figures.get((way, text, jobs), [])
+    def rate(self, method: str, text: Path, jobs: int) -> float:
+        """Return the median MB per second of processor time, or 0 if the method did not run."""
+        runs = self._figures.get((method, text, jobs), [])
         return statistics.median(text.stat().st_size / 1e6 / run.processor for run in runs) if runs else 0.0
 
-    def wall_clock_rate(self, way: str, text: Path, jobs: int) -> float:
-        """Return the median MB per second of wall-clock time of a way that ran."""
-        return statistics.median(text.stat().st_size / 1e6 / run.seconds for run in self._figures[way, text, jobs])
+    def wall_clock_rate(self, method: str, text: Path, jobs: int) -> float:
+        """Return the median MB per second of wall-clock time of a method that ran."""
+        return statistics.median(text.stat().st_size / 1e6 / run.seconds for run in self._figures[method, text, jobs])
 
-    def peak(self, way: str, text: Path, jobs: int) -> float:
-        return max(run.peak_mb for run in self._figures[way, text, jobs])
+    def peak(self, method: str, text: Path, jobs: int) -> float:
+        return max(run.peak_mb for run in self._figures[method, text, jobs])
 
     def require_agreement(self, first: str, second: str, text: Path) -> None:
-        """Raise InternalError if two ways produced different bytes: their rates would not be comparable."""
-        digests = {run.digest for way in (first, second) for run in self._figures[way, text, 1]}
+        """Raise InternalError if two methods produced different bytes: their rates would not be comparable."""
+        digests = {run.digest for method in (first, second) for run in self._figures[method, text, 1]}
         if len(digests) > 1:
             raise InternalError(f"{first} and {second} do not agree on {text.name}", hint="this is a bug")
 
@@ -240,7 +240,7 @@ def opencc(text: Path, jobs: int, folder: Path) -> Iterator[bytes]:
     yield b""
 
 
-WAYS = {way.__name__: way for way in (inkstone, split, split_slowly, translate, regexes, opencc)}
+METHODS = {method.__name__: method for method in (inkstone, split, split_slowly, translate, regexes, opencc)}
 _PEER_NAMES = {
     "regexes": "five regular expressions (MoiraiLM's manner)",
     "translate": "str.translate of ten characters",
@@ -248,26 +248,26 @@ _PEER_NAMES = {
 }
 
 
-def measure(way: str, text: Path, jobs: int, folder: Path) -> Figures | None:
-    """Run a way once in a fresh process, into a folder that is removed afterwards. Return None if not installed.
+def measure(method: str, text: Path, jobs: int, folder: Path) -> Figures | None:
+    """Run a method once in a fresh process, into a folder that is removed afterwards. Return None if not installed.
 
     Raises RuntimeError with the end of the process's error output if it fails.
     """
-    if not importlib.util.find_spec(way if way == "opencc" else "pipeline"):
+    if not importlib.util.find_spec(method if method == "opencc" else "pipeline"):
         return None
     folder.mkdir()
-    command = [sys.executable, "-m", "benchmarks.clean", way, "--jobs", str(jobs), "--out", str(folder.resolve())]
+    command = [sys.executable, "-m", "benchmarks.clean", method, "--jobs", str(jobs), "--out", str(folder.resolve())]
     root = Path(__file__).resolve().parent.parent
     process = subprocess.run([*command, str(text.resolve())], cwd=root, capture_output=True, text=True)
     shutil.rmtree(folder)
     if process.returncode:
-        raise RuntimeError(f"{way}: {process.stderr[-2000:]}")
+        raise RuntimeError(f"{method}: {process.stderr[-2000:]}")
     return Figures(**json.loads(process.stdout.splitlines()[-1]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clean")
-    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("method", choices=METHODS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("text", type=Path)
@@ -275,13 +275,13 @@ def main() -> None:
     with open(arguments.text, "rb") as data:  # load the text into the page cache
         while data.read(1 << 20):
             pass
-    way = WAYS[arguments.way](arguments.text, arguments.jobs, arguments.out)
-    next(way)
+    method = METHODS[arguments.method](arguments.text, arguments.jobs, arguments.out)
+    next(method)
     start, start_processor = time.perf_counter(), time.process_time()
-    output = next(way)
+    output = next(method)
     seconds, processor = time.perf_counter() - start, time.process_time() - start_processor
     digest = hashlib.sha256(output).hexdigest() if output else ""
-    print(json.dumps(asdict(Figures(arguments.way, seconds, processor, max(peak_memory()), digest))))
+    print(json.dumps(asdict(Figures(arguments.method, seconds, processor, max(peak_memory()), digest))))
 
 
 if __name__ == "__main__":

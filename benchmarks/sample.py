@@ -31,7 +31,7 @@ _NEW, _WARM, _TOP_K, _TEMPERATURE = 256, 8, 50, 0.8
 _PROMPT = [464, 2068, 7586, 21831]
 _MANY = 16
 
-Way = Callable[[int, int], int]
+GenerateFunction = Callable[[int, int], int]
 """Continue a number of samples by a number of tokens each, and return the total number of new tokens."""
 
 
@@ -42,7 +42,7 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     model = GPT(config)
     model.init_weights(1)
     model = model.to(device).eval()
-    peers: dict[str, Way] = {"all anew for each token": _recomputing(model)}
+    peers: dict[str, GenerateFunction] = {"full recomputation for each token": _recomputing(model)}
     try:
         peers["transformers"] = _transformers(model)
     except ImportError as error:
@@ -55,11 +55,11 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
             report(f"{precision}: skipped, {error}")
     rows = []
     for samples in (1, _MANY):
-        rivals = {name: way for name, way in peers.items() if samples == 1 or name == "transformers"}
+        rivals = {name: generate for name, generate in peers.items() if samples == 1 or name == "transformers"}
         rates: dict[str, list[float]] = {name: [] for name in (*ours, *rivals)}
         for _ in range(rounds):
-            for name, way in (ours | rivals).items():
-                rates[name].append(_rate(way, samples))
+            for name, generate in (ours | rivals).items():
+                rates[name].append(_rate(generate, samples))
         median = {name: statistics.median(values) for name, values in rates.items()}
         rows += [
             Row(f"sample {samples} x {_NEW}, {name}", median[name], median[peer], peer, "tokens/s")
@@ -69,13 +69,13 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def _rate(way: Way, samples: int) -> float:
-    way(samples, _WARM)
+def _rate(generate: GenerateFunction, samples: int) -> float:
+    generate(samples, _WARM)
     start = time.perf_counter()
-    return way(samples, _NEW) / (time.perf_counter() - start)
+    return generate(samples, _NEW) / (time.perf_counter() - start)
 
 
-def _ours(model: GPT) -> Way:
+def _ours(model: GPT) -> GenerateFunction:
     tokenizer = Integers(model.config.vocab_size)
 
     def run(samples: int, new: int) -> int:
@@ -86,7 +86,7 @@ def _ours(model: GPT) -> Way:
     return run
 
 
-def _recomputing(model: GPT) -> Way:
+def _recomputing(model: GPT) -> GenerateFunction:
     """generate of nanoGPT's model.py, on our network."""
     device = model.embedding.weight.device
 
@@ -103,7 +103,7 @@ def _recomputing(model: GPT) -> Way:
     return run
 
 
-def _transformers(model: GPT) -> Way:
+def _transformers(model: GPT) -> GenerateFunction:
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):  # missing, or built for another torch: importing transformers would fail

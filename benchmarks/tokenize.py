@@ -1,7 +1,7 @@
 """`bench tokenize`: Pile shards to GPT-2 tokens, by Inkstone and by other tools, each run in a fresh process.
 
 Rates are MB of JSON lines per second. Without shards of your own, it generates shards from the shared English texts:
-one of `size` MB, two of half that size, one of 64 MB and one of four times `size`. Slow ways run once, on the two
+one of `size` MB, two of half that size, one of 64 MB and one of four times `size`. Slow methods run once, on the two
 halves.
 """
 
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import zstandard
 
-from benchmarks import ways
+from benchmarks import methods
+from benchmarks.methods import Figures
 from benchmarks.rows import Row
-from benchmarks.ways import Figures
 from pipeline.errors import InputMissing
 from pipeline.readers import compression
 
@@ -64,12 +64,12 @@ def bench(
             ("gigatoken_plain", inputs.halves, 2),
         ]
         # Several of these runs are the same run when the user named the shards.
-        distinct = dict.fromkeys((way, tuple(paths), jobs) for way, paths, jobs in fast)
+        distinct = dict.fromkeys((method, tuple(paths), jobs) for method, paths, jobs in fast)
         for number in range(rounds):
-            for way, paths, jobs in distinct:
-                runs.run(way, paths, jobs, f"round {number + 1} of {rounds}")
-        for way in _SLOW:
-            runs.run(way, inputs.halves, 2, "once")
+            for method, paths, jobs in distinct:
+                runs.run(method, paths, jobs, f"round {number + 1} of {rounds}")
+        for method in _SLOW:
+            runs.run(method, inputs.halves, 2, "once")
         return [*_rates(runs, inputs), *_peaks(runs, inputs, "the first shard" if shards else f"{_SMALL} MB of input")]
 
 
@@ -84,8 +84,8 @@ def _rates(runs: _Runs, inputs: _Inputs) -> list[Row]:
         ours, peer = rate("inkstone", inputs.large, 2), rate("inkstone", inputs.large, 1)
         rows.append(Row("tokenize 4 x as much, 2 jobs", ours, peer, "1 job", "MB/s"))
     ours = rate("inkstone", inputs.halves, 2)
-    for way, peer_name in _PEER_NAMES.items():
-        if peer := rate(way, inputs.halves, 2):
+    for method, peer_name in _PEER_NAMES.items():
+        if peer := rate(method, inputs.halves, 2):
             rows.append(Row(f"tokenize {len(inputs.halves)} shards, 2 jobs", ours, peer, peer_name, "MB/s"))
     return rows
 
@@ -100,31 +100,31 @@ def _peaks(runs: _Runs, inputs: _Inputs, small_name: str) -> list[Row]:
 
 
 class _Runs:
-    """Run ways and keep their figures."""
+    """Run methods and keep their figures."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         self._folder, self._report = folder, report
         self._figures: dict[tuple[str, tuple[Path, ...], int], list[Figures]] = {}
         self._count = 0
 
-    def run(self, way: str, shards: Sequence[Path], jobs: int, when: str) -> None:
+    def run(self, method: str, shards: Sequence[Path], jobs: int, when: str) -> None:
         self._count += 1
-        figures = ways.measure(way, shards, jobs, self._folder / f"run-{self._count}")
+        figures = methods.measure(method, shards, jobs, self._folder / f"run-{self._count}")
         if figures is None:
-            self._report(f"{way}: skipped, not installed")
+            self._report(f"{method}: skipped, not installed")
             return
-        self._figures.setdefault((way, tuple(shards), jobs), []).append(figures)
+        self._figures.setdefault((method, tuple(shards), jobs), []).append(figures)
         rate = figures.input_bytes / 1e6 / figures.seconds
-        self._report(f"{way}, {jobs} jobs, {figures.input_bytes / 1e6:,.0f} MB: {rate:,.1f} MB/s ({when})")
+        self._report(f"{method}, {jobs} jobs, {figures.input_bytes / 1e6:,.0f} MB: {rate:,.1f} MB/s ({when})")
 
-    def rate(self, way: str, shards: Sequence[Path], jobs: int) -> float:
-        """Return the median MB/s of JSON lines, or 0 if the way did not run."""
-        runs = self._figures.get((way, tuple(shards), jobs), [])
+    def rate(self, method: str, shards: Sequence[Path], jobs: int) -> float:
+        """Return the median MB/s of JSON lines, or 0 if the method did not run."""
+        runs = self._figures.get((method, tuple(shards), jobs), [])
         return statistics.median(run.input_bytes / 1e6 / run.seconds for run in runs) if runs else 0.0
 
-    def peak(self, way: str, shards: Sequence[Path], jobs: int) -> float:
+    def peak(self, method: str, shards: Sequence[Path], jobs: int) -> float:
         """Return the largest memory, in MB, of any one process in any run."""
-        return max(max(run.peak_mb, run.children_peak_mb) for run in self._figures[way, tuple(shards), jobs])
+        return max(max(run.peak_mb, run.children_peak_mb) for run in self._figures[method, tuple(shards), jobs])
 
 
 def _inputs(folder: Path, shards: Sequence[Path], size: int) -> _Inputs:

@@ -1,12 +1,12 @@
-"""Ways of turning Pile shards (.jsonl.zst) into files of GPT-2 tokens, each run alone and timed.
+"""Methods of turning Pile shards (.jsonl.zst) into files of GPT-2 tokens, each run alone and timed.
 
-A way is a generator function of (shards, jobs, folder). It yields first when it is ready to start and again when its
+A method is a generator function of (shards, jobs, folder). It yields first when it is ready to start and again when its
 output files are complete in the folder; the time between the two is measured. The second yield returns the number of
-tokens, including an end-of-text token after every document. A way may modify its process, and a tokenizer is faster on
-text that it has encoded before, so `measure` runs one way once in a fresh process. hdf5_append and datatrove assign
-complete shards to processes: pass at least as many shards as jobs, of similar sizes.
+tokens, including an end-of-text token after every document. A method may modify its process, and a tokenizer is faster
+on text that it has encoded before, so `measure` runs one method once in a fresh process. hdf5_append and datatrove
+assign complete shards to processes: pass at least as many shards as jobs, of similar sizes.
 
-    python -m benchmarks.ways WAY --jobs N --out NEW_FOLDER SHARD...     prints one JSON object
+    python -m benchmarks.methods METHOD --jobs N --out NEW_FOLDER SHARD...     prints one JSON object
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 50256
 class Figures:
     """Measurements of one run. A MB is 10^6 bytes; `children_peak_mb` is the peak of the largest child, not a sum."""
 
-    way: str
+    method: str
     seconds: float
     input_bytes: int  # JSON lines, decompressed
     tokens: int
@@ -66,7 +66,7 @@ def _gigatoken(folder: Path) -> Any:
 
 
 def zstd_alone(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
-    """Only decompress, with zstandard's stream_reader and a thread per job: an upper bound for the other ways."""
+    """Only decompress, with zstandard's stream_reader and a thread per job: an upper bound for the other methods."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -78,8 +78,8 @@ def zstd_alone(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]
 def gigatoken_files(shards: Sequence[Path], jobs: int, folder: Path, plain: bool = False) -> Iterator[int]:
     """gigatoken's encode_files on the shards themselves: it decompresses .zst and holds all ids in memory.
 
-    It adds no end-of-text tokens and writes no files; NumPy does both, within the measured time. With `plain` (the way
-    gigatoken_plain), the input is JSON lines that were decompressed before the measured time.
+    It adds no end-of-text tokens and writes no files; NumPy does both, within the measured time. With `plain` (the
+    method gigatoken_plain), the input is JSON lines that were decompressed before the measured time.
     """
     os.environ["RAYON_NUM_THREADS"] = str(jobs)
     import awkward
@@ -215,31 +215,34 @@ def inkstone(shards: Sequence[Path], jobs: int, folder: Path, encoder: str = "au
     yield int(built.artifact.manifest.counts["train_tokens"])
 
 
-WAYS: dict[str, Callable[..., Iterator[int]]] = {
-    **{way.__name__: way for way in (inkstone, zstd_alone, gigatoken_files, tiktoken_batch, hdf5_append, datatrove)},
+METHODS: dict[str, Callable[..., Iterator[int]]] = {
+    **{
+        method.__name__: method
+        for method in (inkstone, zstd_alone, gigatoken_files, tiktoken_batch, hdf5_append, datatrove)
+    },
     "inkstone_tiktoken": functools.partial(inkstone, encoder="tiktoken"),
     "gigatoken_plain": functools.partial(gigatoken_files, plain=True),
 }
 
 
-def installed(way: str) -> bool:
-    """Return True if the packages that a way needs beyond Inkstone's own dependencies are installed."""
+def installed(method: str) -> bool:
+    """Return True if the packages that a method needs beyond Inkstone's own dependencies are installed."""
     packages = {"datatrove": ("datatrove", "tokenizers", "orjson")}.get(
-        way, ("gigatoken",) * way.startswith("gigatoken")
+        method, ("gigatoken",) * method.startswith("gigatoken")
     )
     return all(map(importlib.util.find_spec, packages))
 
 
-def measure(way: str, shards: Sequence[Path], jobs: int, folder: Path) -> Figures | None:
-    """Run a way once in a fresh process, into a new folder. Return None if the way is not installed.
+def measure(method: str, shards: Sequence[Path], jobs: int, folder: Path) -> Figures | None:
+    """Run a method once in a fresh process, into a new folder. Return None if the method is not installed.
 
     Raises RuntimeError with the end of the process's error output if it fails.
     """
     paths = [str(path.resolve()) for path in (folder, *shards)]
-    command = [sys.executable, "-m", "benchmarks.ways", way, "--jobs", str(jobs), "--out", *paths]
+    command = [sys.executable, "-m", "benchmarks.methods", method, "--jobs", str(jobs), "--out", *paths]
     process = subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
     if process.returncode:
-        raise RuntimeError(f"{way}: {process.stderr[-2000:]}")
+        raise RuntimeError(f"{method}: {process.stderr[-2000:]}")
     figures = json.loads(process.stdout.splitlines()[-1])
     return Figures(**figures) if "seconds" in figures else None
 
@@ -255,25 +258,25 @@ def peak_memory() -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ways")
-    parser.add_argument("way", choices=WAYS)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods")
+    parser.add_argument("method", choices=METHODS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("shards", type=Path, nargs="+")
     arguments = parser.parse_args()
-    if not installed(arguments.way):
-        print(json.dumps({"way": arguments.way, "installed": False}))
+    if not installed(arguments.method):
+        print(json.dumps({"method": arguments.method, "installed": False}))
         return
     arguments.out.mkdir(parents=True)
     shared = Path(os.environ.get("INKSTONE_SHARED") or "../shared")
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(shared.resolve() / "tiktoken"))
     input_bytes = sum(map(_size, arguments.shards))  # also loads the shards into the page cache
-    way = WAYS[arguments.way](arguments.shards, arguments.jobs, arguments.out)
-    next(way)
+    method = METHODS[arguments.method](arguments.shards, arguments.jobs, arguments.out)
+    next(method)
     start = time.perf_counter()
-    tokens = next(way)
+    tokens = next(method)
     seconds = time.perf_counter() - start
-    print(json.dumps(asdict(Figures(arguments.way, seconds, input_bytes, tokens, *peak_memory()))))
+    print(json.dumps(asdict(Figures(arguments.method, seconds, input_bytes, tokens, *peak_memory()))))
 
 
 if __name__ == "__main__":
