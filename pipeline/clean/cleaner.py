@@ -106,7 +106,7 @@ class Cleaner:
         page.effects.update(effects)
         page.size = count_characters(page.array)
         removed = sum(effect.removed - effect.added for effect in effects.values())
-        effects["controls"].removed += page.input_size - removed - page.size  # NULs that `join` removed
+        effects["controls"].removed += page.input_size - removed - page.size  # NULs that `join_documents` removed
         if self._watch and page.array is not before:
             for name, effect in effects.items():
                 if effect.counts:
