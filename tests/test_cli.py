@@ -228,7 +228,7 @@ BAD_INPUT = [
     (("tokenize", "{bad-line}", "--tokenizer", "book"), 11, "1 bad-json"),
     (("tokenize", "{truncated}", "--tokenizer", "book"), 65, "truncated"),
     (("train", "--tokens", "nothing"), 66, "available: book"),
-    (("train", "--tokens", "book", "--preset", "gpt5"), 78, "presets:"),
+    (("train", "--tokens", "book", "--preset", "gpt5"), 78, "use one of: mini"),
     (("train", "--tokens", "book", "--preset", "gpt2-124m"), 65, "too few for a block of 1024"),
     (("train", "--tokens", "book", "--set", "width"), 78, "key=value"),
     (("train", "--tokens", "book", "--steps", "3", "--minutes", "1"), 78, "exclude each other"),
