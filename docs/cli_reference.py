@@ -27,7 +27,11 @@ def render() -> str:
 
 
 def _help(title: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=title, terminal_width=_WIDTH, max_content_width=_WIDTH)
+    # The names are those of the program's context settings, which commands inherit from it.
+    names = ["-h", "--help"]
+    context = click.Context(
+        command, info_name=title, terminal_width=_WIDTH, max_content_width=_WIDTH, help_option_names=names
+    )
     return command.get_help(context).rstrip()
 
 

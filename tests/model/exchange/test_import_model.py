@@ -182,7 +182,7 @@ def test_a_folder_inside_the_artifacts_folder_can_be_imported_and_exported(root:
 
 
 def test_an_unknown_vocabulary_size_requires_a_tokenizer(root: Path, folder: Path) -> None:
-    with pytest.raises(BadConfig, match="which tokenizer") as caught:
+    with pytest.raises(BadConfig, match="no default tokenizer") as caught:
         import_folder(root, folder, tokenizer="")
     assert "--tokenizer" in caught.value.hint
 
