@@ -132,6 +132,7 @@ def build(
         if artifact := find_published(root, identity):
             for leftover in (target / SCRATCH, draft):  # without working locks, another process may have left a draft
                 files.remove_tree(leftover)
+            files.remove_temporaries(target)
             if current_key(shelf) != identity.key:
                 set_current(shelf, identity.key)
             return BuildResult(artifact, "unchanged")
@@ -324,9 +325,8 @@ def lease(artifact: Artifact) -> Iterator[None]:
         try:
             stack.enter_context(locks.lease(artifact.file(MANIFEST)))
         except FileNotFoundError:
-            raise InputMissing(
-                f"{artifact.path}: pruned meanwhile", hint="run the same command again: it uses the current generation"
-            ) from None
+            hint = "run the same command again: it uses the current generation"
+            raise InputMissing(f"{artifact.path}: pruned meanwhile", hint=hint) from None
         yield
 
 
