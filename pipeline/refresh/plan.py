@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InkstoneError
-from pipeline.refresh.stages import STAGES, Chain
+from pipeline.refresh.stages import STAGES, Chain, Stage
 from pipeline.refresh.state import StageTiming
 from pipeline.sources import download
 from pipeline.sources.download import FileStatus
@@ -88,29 +88,38 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
     for file in survey:
         if file.error:
             raise file.error
-    total = sum(file.size or 0 for file in survey)
-    changed = sum(file.size or 0 for file in survey if file.state != "there")
+    sizes = {file.file.name: file.size or 0 for file in survey}
+    changed = {file.file.name for file in survey if file.state != "there"}
     estimate = _Estimate(timings, chain.recipe.name)
     steps = [_download_step(chain.source.name, survey, timings)]
+    stale = {"download"} if changed else set()
     for stage in chain.stages(options.through):
-        previous = steps[-1]
-        if previous.result == "stale":
-            reads = changed if _reuses_unchanged(chain, stage.name) else total
-            steps.append(estimate.step(stage.name, f"{previous.stage} is stale", reads))
+        names = stage.files or sizes.keys()
+        total = sum(sizes[name] for name in names)
+        if stage.existing:
+            chain.artifacts[stage.label] = stage.existing
+            steps.append(PlanStep(stage.label, "fresh", stage.existing.ref))
+            continue
+        blockers = [label for label in stage.after if label in stale and (label != "download" or changed & names)]
+        if blockers:
+            stale.add(stage.label)
+            reads = sum(sizes[name] for name in changed) if _reuses_unchanged(chain, stage.name) else total
+            steps.append(estimate.step(stage, f"{blockers[-1]} is stale", reads))
             continue
         identity, _ = stage.prepare()
         published = artifact.find_published(root, identity)
         if published and current_key(root / identity.kind / identity.name) == identity.key:
-            chain.artifacts[stage.name] = published
-            steps.append(PlanStep(stage.name, "fresh", published.ref))
+            chain.artifacts[stage.label] = published
+            steps.append(PlanStep(stage.label, "fresh", published.ref))
             continue
+        stale.add(stage.label)
         fraction = 1.0
         if published:
             fraction = 0.0
         elif _reuses_unchanged(chain, stage.name):
             fraction = reuse.remaining_fraction(root, identity)
         written = files.folder_size(draft_path(root, identity))
-        steps.append(estimate.step(stage.name, _reason(root, identity, published), int(fraction * total), written))
+        steps.append(estimate.step(stage, _reason(root, identity, published), int(fraction * total), written))
     return RefreshPlan(tuple(steps), tuple(survey), dict(chain.artifacts))
 
 
@@ -131,7 +140,8 @@ def _download_step(source: str, survey: Sequence[FileStatus], timings: Mapping[s
 def _reuses_unchanged(chain: Chain, stage: str) -> bool:
     """Return True if a stage works on changed raw files only and reuses the rest from the previous generation."""
     options = chain.recipe.tokenize
-    by_file = chain.recipe.clean is None and options.dedup == "no" and not options.max_documents
+    has_parts = chain.recipe.clean is None or len(chain.groups) > 1
+    by_file = has_parts and options.dedup == "no" and not options.max_documents
     has_previous = bool(current_key(chain.root / "tokens" / chain.recipe.name))
     return stage == "tokenize" and by_file and options.format != "hdf5" and has_previous
 
@@ -143,14 +153,14 @@ class _Estimate:
     timings: Mapping[str, StageTiming]
     recipe: str
 
-    def step(self, stage: str, why: str, reads: int, already_written: int = 0) -> PlanStep:
+    def step(self, stage: Stage, why: str, reads: int, already_written: int = 0) -> PlanStep:
         """Return a stale step. `already_written` is the size in bytes of an unfinished run of the same stage."""
-        timing = self.timings.get(stage)
+        timing = self.timings.get(stage.label)
         if timing is None or not timing.bytes:
-            disk, seconds = reads * _GROWTH[stage], None if reads else 0.0
+            disk, seconds = reads * _GROWTH[stage.name], None if reads else 0.0
         else:
             disk, seconds = timing.made * reads / timing.bytes, timing.seconds * reads / timing.bytes
-        return PlanStep(stage, "stale", self.recipe, why, 0, max(0, int(disk) - already_written), seconds, reads)
+        return PlanStep(stage.label, "stale", self.recipe, why, 0, max(0, int(disk) - already_written), seconds, reads)
 
 
 def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:

@@ -21,28 +21,36 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DownloadSection(_Section, frozen=True):
-    """The source to download.
+    """What to download.
 
-    source       a catalogue name, a URL or a path
+    source       a catalogue name, a URL or a path, or a list of them; a relative path starts at the recipe's folder
     shards       shards of the Pile, e.g. "0,val"
     mirror       server to use instead of the source's own
     locked       keep the pinned files, even if they change upstream
     allow_hosts  further hosts that redirects may lead to
     """
 
-    source: str
+    source: str | tuple[str, ...]
     shards: str = ""
     mirror: str = ""
     locked: bool = False
     allow_hosts: tuple[str, ...] = ()
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
 
 class TokenizerSection(_Section, frozen=True):
-    """Either `use`, a ready encoding such as r50k_base, or the kind and size of a tokenizer to train."""
+    """Either `use`, a ready encoding such as r50k_base, or the kind and size of a tokenizer to train.
+
+    `keep` trains the tokenizer once and keeps it when the text changes, so that a run can continue on the new text.
+    """
 
     use: str = ""
     kind: str = "bpe"
     vocab_size: int = 8000
+    keep: bool = False
 
 
 class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +110,7 @@ def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputMissing(f"{path}: no such recipe", hint=f"name a TOML file, or one of {names}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path}: not TOML: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
+    _resolve_paths(content, path.parent)
     for override in overrides:
         _override(content, override)
     try:
@@ -110,6 +119,21 @@ def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise BadConfig(f"{path}: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
     check_name(recipe.name)
     return recipe
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
+    """Join relative paths of sources with the folder of the recipe, if they exist there."""
+    section = content.get("download")
+    if not isinstance(section, dict):
+        return
+    source = section.get("source")
+    sources = source if isinstance(source, list) else [source]
+    resolved = [
+        str((folder / name).resolve()) if isinstance(name, str) and name and (folder / name).exists() else name
+        for name in sources
+    ]
+    if source is not None:
+        section["source"] = resolved if isinstance(source, list) else resolved[0]
 
 
 def _override(content: dict[str, Any], override: str) -> None:

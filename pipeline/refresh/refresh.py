@@ -89,7 +89,7 @@ def _run(
         outcomes = [dataclasses.replace(download_step, result=fetched.result)]
         journal.end(download_step, fetched.bytes)
     _report(outcomes[0], progress)
-    stages = {stage.name: stage for stage in chain.stages(options.through)}
+    stages = {stage.label: stage for stage in chain.stages(options.through)}
     last: Artifact | None = None
     for step in stage_steps:
         if step.result == "fresh":

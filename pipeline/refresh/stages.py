@@ -5,17 +5,20 @@ Stages run through the same functions as the single commands, with the recipe's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import tokenizers
 from pipeline.clean import stage as clean_stage
 from pipeline.errors import BadConfig
+from pipeline.refresh import sources
 from pipeline.refresh.recipe import Recipe
+from pipeline.refresh.sources import SourceGroup
 from pipeline.runtime.progress import Progress
-from pipeline.sources import catalogue
 from pipeline.sources import inputs as source_inputs
+from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import stage as tokenizers_stage
@@ -40,14 +43,24 @@ class TrainStage:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that publishes an artifact. `prepare` returns the artifact's identity and the function that builds it."""
+    """A stage that publishes an artifact.
+
+    `label` is its name, and for the second and later sources of a recipe also the source. `prepare` returns the
+    artifact's identity and the function that builds it. `after` lists the labels of the stages that it reads from.
+    `files` are the raw files that it cleans; empty for stages that read artifacts. `existing` is set if the stage uses
+    an artifact that exists and never builds another.
+    """
 
     name: str
+    label: str
     prepare: Callable[[], tuple[Identity, Callable[[], BuildResult]]]
+    after: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()
+    existing: Artifact | None = None
 
 
 class Chain:
-    """The stages of one recipe, in order. `artifacts` holds the results of earlier stages by stage name.
+    """The stages of one recipe, in order. `artifacts` holds the results of earlier stages by label.
 
     Raises BadConfig if any stage of the recipe is invalid.
     """
@@ -56,8 +69,7 @@ class Chain:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
         self.artifacts: dict[str, Artifact] = {}
         self._check()
-        section = recipe.download
-        self.source = catalogue.resolve_source(section.source, shards=section.shards, mirror=section.mirror)
+        self.source, self.groups = sources.resolve(recipe.name, recipe.download)
 
     def _check(self) -> None:
         """Raise BadConfig for an invalid recipe now, before stages run that can take hours."""
@@ -75,23 +87,39 @@ class Chain:
         """Return the stages after the download up to and including `through`. Raises BadConfig for an unknown one."""
         if through not in STAGES:
             raise BadConfig(f"no stage {through!r}", hint=f"stages: {', '.join(STAGES)}")
-        enabled = {
-            "clean": self._clean if self.recipe.clean else None,
-            "train-tokenizer": None if self.recipe.tokenizer.use else self._train_tokenizer,
-            "tokenize": self._tokenize,
-            "train": self._train,
-        }
+        raw: tuple[str, ...] = ("download",)
+        stages: list[Stage] = []
+        if self.recipe.clean:
+            stages += [
+                Stage("clean", _clean_label(group), functools.partial(self._clean, group), raw, group.names)
+                for group in self.groups
+            ]
+            raw = tuple(stage.label for stage in stages)
+        if not self.recipe.tokenizer.use:
+            existing = self._existing_tokenizer()
+            stages.append(Stage("train-tokenizer", "train-tokenizer", self._train_tokenizer, raw, existing=existing))
+        stages.append(Stage("tokenize", "tokenize", self._tokenize, tuple(stage.label for stage in stages) or raw))
+        stages.append(Stage("train", "train", self._train, ("tokenize",)))
         selected = STAGES[: STAGES.index(through) + 1]
-        return [Stage(name, prepare) for name, prepare in enabled.items() if prepare and name in selected]
+        return [stage for stage in stages if stage.name in selected]
 
-    def _raw_files(self) -> list[source_inputs.InputFile]:
-        """Return the raw files that this recipe selects; the cache may hold more files of the same source."""
-        return source_inputs.pinned_files(self.root, self.source.name, {file.name for file in self.source.files})
+    def _existing_tokenizer(self) -> Artifact | None:
+        """Return the tokenizer of this recipe if it is to be kept and was trained already."""
+        section = self.recipe.tokenizer
+        return artifact.current(self.root, "tokenizers", self.recipe.name) if section.keep else None
 
-    def _clean(self) -> tuple[Identity, Callable[[], BuildResult]]:
+    def _raw_files(self, names: Collection[str] = ()) -> list[source_inputs.InputFile]:
+        """Return the raw files of this recipe, or those with these names; the cache may hold more of the same source."""
+        selected = names or {file.name for file in self.source.files}
+        return source_inputs.pinned_files(self.root, self.source.name, selected)
+
+    def _corpora(self) -> list[Artifact]:
+        return [self.artifacts[_clean_label(group)] for group in self.groups] if self.recipe.clean else []
+
+    def _clean(self, group: SourceGroup) -> tuple[Identity, Callable[[], BuildResult]]:
         assert self.recipe.clean
-        name, options = self.recipe.name, self.recipe.clean
-        inputs = self._raw_files()
+        name, options = group.corpus_name(self.recipe.name), self.recipe.clean
+        inputs = self._raw_files(group.names)
         identity = clean_stage.identify(name, inputs, options)
         return identity, lambda: clean_stage.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
 
@@ -105,8 +133,9 @@ class Chain:
 
     def _tokenize(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, options = self.recipe.name, self.recipe.tokenize
-        corpus, trained = self.artifacts.get("clean"), self.artifacts.get("train-tokenizer")
-        inputs = tokens_stage.assign_splits([source_inputs.corpus_input(corpus)] if corpus else self._raw_files(), [])
+        corpora, trained = self._corpora(), self.artifacts.get("train-tokenizer")
+        files = [source_inputs.corpus_input(corpus) for corpus in corpora] or self._raw_files()
+        inputs = tokens_stage.assign_splits(files, [])
         if trained:
             tokenizer = tokenizers.open_folder(trained.path)
         else:
@@ -119,3 +148,7 @@ class Chain:
     def _train(self) -> tuple[Identity, Callable[[], BuildResult]]:
         tokens = self.artifacts["tokenize"]
         return self.train.identify(tokens), lambda: self.train.run(tokens)
+
+
+def _clean_label(group: SourceGroup) -> str:
+    return f"clean {group.label}" if group.label else "clean"
