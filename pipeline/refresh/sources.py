@@ -20,7 +20,7 @@ from pipeline.store.manifest import name_from_path
 
 @dataclass(frozen=True)
 class SourceGroup:
-    """Files that are cleaned into one corpus. `label` is empty for the first group, whose corpus has the recipe's name."""
+    """Files that are cleaned into one corpus. The first group has no label: its corpus has the name of the recipe."""
 
     label: str
     names: frozenset[str]

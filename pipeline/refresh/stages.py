@@ -109,7 +109,7 @@ class Chain:
         return artifact.current(self.root, "tokenizers", self.recipe.name) if section.keep else None
 
     def _raw_files(self, names: Collection[str] = ()) -> list[source_inputs.InputFile]:
-        """Return the raw files of this recipe, or those with these names; the cache may hold more of the same source."""
+        """Return the raw files with these names, by default all that this recipe selects; the cache may hold more."""
         selected = names or {file.name for file in self.source.files}
         return source_inputs.pinned_files(self.root, self.source.name, selected)
 
