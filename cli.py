@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from model.commands import exchange, refresh, sample, serve, train
+from model.commands import exchange, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import console, data, maintenance, tokens
@@ -50,11 +50,12 @@ def _bench() -> click.Command:
 
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Everything at once": (start.start, refresh.demo),
     "Data": (data.download, data.decompress, data.clean),
     "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
     "Model": (train.train, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (
-        *(refresh.refresh, refresh.demo, maintenance.status, maintenance.verify, maintenance.rollback),
+        *(refresh.refresh, maintenance.status, maintenance.verify, maintenance.rollback),
         *(maintenance.prune, maintenance.schedule, maintenance.doctor),
     ),
     "Development": (_bench(),),
@@ -72,8 +73,8 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
 def cli(context: click.Context, /, **_: Any) -> None:
     """From raw text to a trained compact GPT, one stage at a time.
 
-    `inkstone demo` runs every stage on a bundled text. `inkstone refresh RECIPE` runs the stages of a recipe that are
-    out of date. `inkstone COMMAND --help` describes one command.
+    `inkstone start TEXT` trains a model on any text, `inkstone demo` on a bundled one. `inkstone refresh RECIPE` runs
+    the stages of a recipe that are out of date. `inkstone COMMAND --help` describes one command.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -96,7 +96,7 @@ def refresh(
     from pipeline.refresh.refresh import refresh as run_refresh
 
     recipe = load_recipe(path, overrides)
-    train = _train_stage(settings, recipe, device)
+    train = train_stage(settings, recipe, device)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
     options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network)
@@ -107,11 +107,11 @@ def refresh(
             settings.root, recipe, train, settings.progress, options, wait=wait, run_id=settings.run_id
         )
     last = refreshed.last
-    outcome = _refresh_outcome(refreshed, [f"{refreshed.result}: {last.ref if last else recipe.name}"])
+    outcome = refresh_outcome(refreshed, [f"{refreshed.result}: {last.ref if last else recipe.name}"])
     if refreshed.result == "built" and last and last.manifest.kind == "runs" and recipe.sample.prompts:
-        samples = _continuations(settings, recipe, last, device)
+        samples = continuations(settings, recipe, last, device)
         outcome.extra["samples"] = samples
-        outcome.lines += _sample_lines(samples)
+        outcome.lines += sample_lines(samples)
     return outcome
 
 
@@ -160,7 +160,7 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
     )
 
 
-def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
+def continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
     """Continue the recipe's prompts with the run's best checkpoint."""
     from model.commands import sample
     from model.generation.sampling import SampleOptions
@@ -172,12 +172,12 @@ def _continuations(settings: Settings, recipe: Recipe, run: Artifact, device: st
     return [sample.as_fields(result) for result in session.sample(prompts, options, settings.progress.stop)]
 
 
-def _sample_lines(samples: list[dict[str, Any]]) -> list[str]:
+def sample_lines(samples: list[dict[str, Any]]) -> list[str]:
     """Format continuations, with a bar between prompt and continuation."""
     return [f"  {sample['prompt']}|{sample['text']}".replace("\n", "\n    ") for sample in samples]
 
 
-def _refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
+def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
     last = refreshed.last
     return Outcome(
         refreshed.result,
@@ -190,8 +190,11 @@ def _refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
     )
 
 
-def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
-    """Return the training stage of a recipe, to pass to the pipeline, which never imports the model."""
+def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool = False) -> TrainStage:
+    """Return the training stage of a recipe, to pass to the pipeline, which never imports the model.
+
+    With `more`, a published run is trained further even if its text did not change.
+    """
     from model.runs import plan as run_plan
     from model.training import stage
     from pipeline.refresh.stages import TrainStage
@@ -207,7 +210,7 @@ def _train_stage(settings: Settings, recipe: Recipe, device: str) -> TrainStage:
             minutes=section.minutes,
             settings=section.set,
         )
-        return run_plan.continue_published(settings.root, planned)
+        return run_plan.continue_published(settings.root, planned, more=more)
 
     return TrainStage(
         check=lambda: run_plan.resolve_preset(section.preset, section.steps, section.minutes, section.set),
@@ -237,11 +240,11 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
     from pipeline.refresh.refresh import refresh as run_refresh
 
     recipe = load_recipe("sample")
-    train = _train_stage(settings, recipe, device)
+    train = train_stage(settings, recipe, device)
     refreshed = run_refresh(settings.root, recipe, train, settings.progress, RefreshOptions(jobs=worker_count(jobs)))
     assert refreshed.last
     result = run.read_result(refreshed.last.path)
-    samples = _continuations(settings, recipe, refreshed.last, device)
+    samples = continuations(settings, recipe, refreshed.last, device)
     loss_curve = refreshed.last.path / "loss.png"
     lines = [
         "everything is up to date:" if refreshed.result == "unchanged" else "built:",
@@ -253,7 +256,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         f"loss curve: {loss_curve}",
         "",
         "continuations:",
-        *_sample_lines(samples),
+        *sample_lines(samples),
         "",
         "next, with your own text:",
         "  inkstone clean BOOK.txt --name book --unit paragraph",
@@ -262,7 +265,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         "  inkstone train --tokens book --preset shuihu-fast --minutes 10 --name book",
         "  inkstone sample book --prompt 话说",
     ]
-    outcome = _refresh_outcome(refreshed, lines)
+    outcome = refresh_outcome(refreshed, lines)
     outcome.extra |= {
         "first_bits_per_char": result.first_bits_per_char,
         "bits_per_char": result.bits_per_char,

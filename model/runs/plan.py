@@ -141,24 +141,31 @@ def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     return Identity("runs", plan.name, options, inputs, plan.tokens.manifest.tokenizer, ("torch",))
 
 
-def continue_published(root: Path, plan: TrainPlan) -> TrainPlan:
+def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> TrainPlan:
     """Let a plan continue the published run of its name if that run was trained on an older generation of the data.
 
     The run must have the same configuration and tokenizer, and other tokens. If it was trained on these very tokens,
-    the plan gets the parent of that run, so that it is recognised as that run.
+    the plan gets the parent of that run, so that it is recognised as that run. With `more`, the plan continues the run
+    on any tokens, and for another length than it was trained for.
     """
     run = artifact.current(root, "runs", plan.name)
     if run is None or run.manifest.tokenizer != plan.tokens.manifest.tokenizer:
         return plan
     options = (run.manifest.options, dict(identify(plan).options))
-    if len({msgspec.json.encode(fields, order="deterministic") for fields in options}) > 1:
+    if len({_comparable(fields, any_length=more) for fields in options}) > 1:
         return plan
     inputs = {entry.role: entry for entry in run.manifest.inputs}
-    if inputs["tokens"].digest != plan.tokens.digest:
+    if more or inputs["tokens"].digest != plan.tokens.digest:
         return dataclasses.replace(plan, parent=run.as_input("parent"), parent_path=run.path)
     parent = inputs.get("parent")
     path = root / parent.name if parent else None
     return dataclasses.replace(plan, parent=parent, parent_path=path if path and path.is_dir() else None)
+
+
+def _comparable(options: Mapping[str, Any], *, any_length: bool) -> bytes:
+    """Return the options of a run in canonical JSON, without the length of the training if it may differ."""
+    train = {name: value for name, value in options["train"].items() if name not in ("minutes", "steps")}
+    return msgspec.json.encode({**options, "train": train} if any_length else options, order="deterministic")
 
 
 def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:

@@ -1,0 +1,261 @@
+"""The start command: any text to a trained model, by a recipe that it writes and `refresh` runs.
+
+The recipe and its reasons are decided in `pipeline.start`; the model is chosen by `model.presets.choose`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from model.commands.options import DEVICE
+from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.options import JOBS, worker_count
+from pipeline.errors import BadConfig, InputMissing
+
+if TYPE_CHECKING:
+    from pipeline.refresh.recipe import Recipe
+    from pipeline.start.survey import Survey
+    from pipeline.store.artifact import Artifact
+
+DEFAULT_MINUTES = 5.0
+_HEADING = 10  # characters
+
+
+@click.command(cls=Command)
+@click.argument("references", metavar="[PATH|SOURCE]...", nargs=-1)
+@option_group(
+    "Recipe",
+    click.option(
+        "--name", default="", metavar="NAME", help="Name of the recipe and of all it builds (default: the input's)."
+    ),
+    click.option(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help=f"Minutes of training (default: {DEFAULT_MINUTES:g}, or the recipe's).",
+    ),
+    click.option("--plan", "plan_only", is_flag=True, help="Print the plan with its reasons and stop."),
+)
+@option_group("Running", JOBS, DEVICE)
+def start(
+    settings: Settings,
+    references: tuple[str, ...],
+    name: str,
+    minutes: float | None,
+    plan_only: bool,
+    jobs: int,
+    device: str,
+) -> Outcome:
+    """Train a model on any text: look at it, write a recipe, run it, and continue three prompts.
+
+    PATH is a file or a folder: text, Markdown, HTML, EPUB, JSON, JSON lines, CSV, Parquet, also compressed or in an
+    archive. SOURCE is what `download` takes. The recipe is NAME.toml in the current folder. With a recipe that is
+    there, the new inputs are added to it and the training continues.
+
+    \b
+    Examples:
+      inkstone start novel.txt
+      inkstone start --name novel more.txt --minutes 10
+    """
+    from pipeline.start import recipe_file
+
+    if minutes is not None and not minutes > 0:
+        raise BadConfig(f"--minutes must be greater than 0, got {minutes:g}", hint="give a positive number")
+    path = _recipe_path(settings.root, references, name)
+    sources = list(dict.fromkeys(recipe_file.as_source(reference, path.parent) for reference in references))
+    more = path.exists() and minutes is not None
+    if path.exists():
+        recipe = recipe_file.load(path)
+        lines = _extend(path, recipe, sources, minutes, plan_only)
+    else:
+        lines = _write_recipe(settings, path, sources, minutes or DEFAULT_MINUTES, plan_only, device)
+    if plan_only:
+        return Outcome("unchanged", extra={"plan": lines}, lines=lines, always=True)
+    for line in lines:
+        settings.progress.note(line)
+    return _run(settings, path, device, worker_count(jobs), more=more)
+
+
+def _recipe_path(root: Path, references: Sequence[str], name: str) -> Path:
+    """Return the path of the recipe file in the current folder.
+
+    Raises BadConfig if nothing was named, or if the artifacts of this name belong to something else.
+    """
+    from pipeline.store import artifact
+    from pipeline.store.manifest import KINDS, check_name, name_from_path
+
+    if not references and not name:
+        raise BadConfig("nothing to train on was named", hint="for example `inkstone start novel.txt`")
+    base = check_name(name) if name else name_from_path(_absolute(references[0]))
+    path = Path(f"{base}.toml")
+    number = 1
+    while not path.exists() and any(artifact.current(root, kind, path.stem) for kind in KINDS):
+        if name:
+            raise BadConfig(
+                f"{name} exists in {root}, and there is no {path} here",
+                hint=f"run it in the folder of {path}, or choose another --name",
+            )
+        number += 1
+        path = Path(f"{base}-{number}.toml")
+    if not references and not path.exists():
+        raise InputMissing(f"{path}: no such recipe here", hint=f"name a text: `inkstone start TEXT --name {name}`")
+    return path
+
+
+def _absolute(reference: str) -> str:
+    """Return an existing path as an absolute one, so that `.` has a name, and any other reference unchanged."""
+    return str(Path(reference).resolve()) if Path(reference).exists() else reference
+
+
+def _extend(path: Path, recipe: Recipe, sources: Sequence[str], minutes: float | None, plan_only: bool) -> list[str]:
+    """Add the sources that the recipe does not have, and return the lines of the plan."""
+    from pipeline.start import recipe_file
+
+    new = [source for source in sources if _resolved(source, path.parent) not in recipe.download.sources]
+    lines = [
+        _line("recipe", f"{path} has {len(recipe.download.sources)} sources; its tokenizer and its split are kept"),
+        *([_line("new text", ", ".join(new))] if new else []),
+        _line("training", f"{minutes or recipe.train.minutes or 0:g} minutes more, from the last run"),
+    ]
+    if not plan_only and (new or minutes is not None):
+        recipe_file.extend(path, new, minutes)
+    return lines
+
+
+def _resolved(source: str, folder: Path) -> str:
+    path = folder / source
+    return str(path.resolve()) if path.exists() else source
+
+
+def _write_recipe(
+    settings: Settings, path: Path, sources: list[str], minutes: float, plan_only: bool, device: str
+) -> list[str]:
+    """Look at the sources, decide, and write the recipe. Returns the lines of the plan."""
+    from model import presets
+    from pipeline.start import decide, recipe_file
+
+    text = _survey(settings, path.stem, sources, plan_only)
+    vocabulary = decide.vocab_size(text)
+    choice = presets.choose(text.characters, vocabulary, _device_name(device), minutes)
+    described = [
+        *decide.describe(text, vocabulary),
+        ("model", choice.reason),
+        ("training", f"{minutes:g} minutes (--minutes)"),
+        ("recipe", str(path)),
+    ]
+    if not plan_only:
+        sections = decide.recipe_sections(text, sources, minutes, choice.preset, choice.settings)
+        recipe_file.write(path, sections)
+    return [_line(heading, content) for heading, content in described]
+
+
+def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bool) -> Survey:
+    """Look at the sources of a recipe, and download those that are not on this machine first."""
+    from pipeline.refresh.recipe import DownloadSection
+    from pipeline.refresh.sources import resolve
+    from pipeline.sources import cache
+    from pipeline.sources import download as download_stage
+    from pipeline.sources.http import Network
+    from pipeline.start import survey
+
+    source, groups = resolve(name, DownloadSection(tuple(sources)))
+    paths = {file.name: file.local for file in source.files if file.local}
+    if remote := [file.name for file in source.files if not file.local]:
+        if plan_only:
+            raise InputMissing(
+                f"{remote[0]} is not downloaded yet", hint="leave out --plan to download it, then plan and train"
+            )
+        download_stage.download(settings.root, source, settings.progress, network=Network(stop=settings.progress.stop))
+        folder = cache.source_folder(settings.root, source.name)
+        paths |= {file: folder / file for file in remote}
+    inputs = [
+        (reference, [paths[file.name] for file in source.files if file.name in group.names])
+        for reference, group in zip(sources, groups, strict=True)
+    ]
+    return survey.survey(inputs)
+
+
+def _device_name(device: str) -> str:
+    from model.device import pick_device
+
+    return str(pick_device(device))
+
+
+def _line(heading: str, content: str) -> str:
+    return f"{heading:<{_HEADING}}{content}"
+
+
+def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) -> Outcome:
+    """Run the recipe, and report the loss beside its baselines, the continuations and the next commands."""
+    from model.commands import refresh as refresh_command
+    from model.runs import run
+    from pipeline.refresh.plan import RefreshOptions
+    from pipeline.refresh.recipe import load as load_recipe
+    from pipeline.refresh.refresh import refresh as run_refresh
+    from pipeline.sources.http import Network
+
+    recipe = load_recipe(path)
+    train = refresh_command.train_stage(settings, recipe, device, more=more)
+    options = RefreshOptions(jobs=jobs, network=Network(stop=settings.progress.stop))
+    refreshed = run_refresh(settings.root, recipe, train, settings.progress, options, run_id=settings.run_id)
+    assert refreshed.last
+    result = run.read_result(refreshed.last.path)
+    samples = refresh_command.continuations(settings, recipe, refreshed.last, device)
+    loss_curve = refreshed.last.path / "loss.png"
+    score = "" if result.bits_per_char is None else f"{result.bits_per_char:.2f} bits per character, "
+    lines = [
+        *refresh_command.sample_lines(samples),
+        _line(
+            "done", f"{score}{result.steps:,} steps in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}"
+        ),
+        *([_line("yardstick", yardstick)] if (yardstick := _yardstick(settings, refreshed.last)) else []),
+        _line("next", _next_commands(path.stem, recipe)),
+    ]
+    outcome = refresh_command.refresh_outcome(refreshed, lines)
+    outcome.extra |= {
+        "recipe": str(path),
+        "bits_per_char": result.bits_per_char,
+        "loss_curve": str(loss_curve),
+        "samples": samples,
+    }
+    return outcome
+
+
+def _yardstick(settings: Settings, last: Artifact) -> str:
+    """Return the bits per character of simple models on the held-out text, "" if nothing was held out."""
+    from model.training.baselines import compute_baselines
+    from model.training.evaluate import validation_set
+    from pipeline.store import artifact
+    from pipeline.tokens.store import open_store
+
+    name = next(entry.name for entry in last.manifest.inputs if entry.role == "tokens")
+    store = open_store(artifact.read(settings.root / name))
+    if not len(store.val):
+        return ""
+    baselines = compute_baselines(store, validation_set(store, last.manifest.options["train"]["eval_bytes"]))
+    scores = {
+        "random": baselines.uniform,
+        "letter frequency": baselines.unigram,
+        "pairs": baselines.bigram,
+        "compressor": baselines.zstd,
+    }
+    listed = ", ".join(f"{label} {baselines.bits_per_char(loss):.2f}" for label, loss in scores.items())
+    return f"bits per character, lower is better: {listed}"
+
+
+def _relative(path: Path) -> str:
+    """Return a path relative to the current folder if it lies below, for people to copy."""
+    resolved = path.resolve()
+    return os.path.relpath(resolved) if resolved.is_relative_to(Path.cwd()) else str(resolved)
+
+
+def _next_commands(name: str, recipe: Recipe) -> str:
+    prompt = shlex.quote(recipe.sample.prompts[0]) if recipe.sample.prompts else '""'
+    commands = (f"sample {name} {prompt}", f"serve {name}", f"start --name {name} more.txt")
+    return " · ".join(f"inkstone {command}" for command in commands)

@@ -1,0 +1,93 @@
+"""Decide how to train on the inputs of a survey: the sections of a recipe, and the reason for each choice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.clean.report import sentencepiece_flags
+from pipeline.clean.report.sentencepiece_flags import LineStats
+from pipeline.start import survey as surveys
+from pipeline.start.survey import InputSummary, Survey
+
+VAL_FRACTION = 0.05
+_FEW_DOCUMENTS = 50  # below which stretches are held out instead of documents
+_MEGABYTE = 1_000_000
+_KINDS = {
+    "md": "Markdown",
+    "markdown": "Markdown",
+    "jsonl": "JSON lines",
+    "json": "JSON",
+    "text": "text",
+    "txt": "text",
+}
+Lines = list[tuple[str, str]]
+
+
+def recipe_sections(text: Survey, sources: Sequence[str], minutes: float, preset: str, settings: Any) -> dict[str, Any]:
+    """Return the sections of the recipe for a survey, with the model that was chosen."""
+    train: dict[str, Any] = {"preset": preset, "minutes": minutes}
+    if settings:
+        train["set"] = dict(settings)
+    return {
+        "download": {"source": list(sources)},
+        "clean": {"unit": "chapter"},
+        "tokenizer": {"kind": "bpe", "vocab_size": "auto", "keep": True},
+        "tokenize": {"val_fraction": VAL_FRACTION},
+        "train": train,
+        "sample": {"prompts": list(surveys.prompts(text.sample)), "max_tokens": 60},
+    }
+
+
+def vocab_size(text: Survey) -> int:
+    """Return the size of the vocabulary that suits the text, about that which its tokenizer will have."""
+    frequencies = Counter(text.sample)
+    lines = LineStats(frequencies, text.sample.count("\n") + 1, 0, 0)
+    return sentencepiece_flags.flags(lines).vocab_size
+
+
+def describe(text: Survey, vocabulary: int) -> Lines:
+    """Return the lines of the plan about the text, each a heading and what was chosen, with the reason."""
+    inputs = ", ".join(_describe_input(entry) for entry in text.inputs)
+    return [
+        ("text", f"{inputs}; {_describe_scripts(text)}"),
+        ("cleaning", _describe_cleaning(text)),
+        ("held out", _describe_split(text)),
+        ("tokens", f"BPE, about {vocabulary:,} pieces (chosen for {_size(text.bytes)})"),
+    ]
+
+
+def _describe_input(entry: InputSummary) -> str:
+    formats = " and ".join(_KINDS.get(name, name.upper()) for name, _ in entry.formats.most_common(3))
+    is_one = entry.files == 1
+    files = "" if is_one else f" {entry.files:,} files ({formats})"
+    documents = f" {entry.documents:,} documents" if is_one and entry.documents > 1 else ""
+    encodings = [name for name in entry.encodings if name not in ("utf-8", "ascii")]
+    encoding = f" in {', '.join(encodings)}" if encodings else ""
+    return f"{entry.reference}{files} {_size(entry.bytes)}{documents}{encoding}"
+
+
+def _describe_scripts(text: Survey) -> str:
+    names = {"Latin": "English" if text.is_english else "Latin script"}
+    shares = [f"{100 * share:.0f} % {names.get(name, name)}" for name, share in text.scripts.items()]
+    return ", ".join(shares[:4]) or "no letters"
+
+
+def _describe_cleaning(text: Survey) -> str:
+    if text.chinese > 0.9:
+        return "the rules for Chinese text"
+    if text.chinese < 0.1:
+        return "line ends and control characters only (the text is not Chinese)"
+    return "Chinese documents by the rules for Chinese, the others as they are"
+
+
+def _describe_split(text: Survey) -> str:
+    share = f"{100 * VAL_FRACTION:g} %, chosen by hash"
+    if text.documents < _FEW_DOCUMENTS:
+        return f"{share}: stretches of the text, since there are few documents ({text.documents:,})"
+    return f"{share}: whole documents of about {text.documents:,}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1000:.0f} kB" if count < _MEGABYTE / 10 else f"{count / _MEGABYTE:,.1f} MB"

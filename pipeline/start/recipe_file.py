@@ -1,0 +1,85 @@
+"""The recipe file that `start` writes: NAME.toml in the current folder, which people may edit.
+
+More text is added to it without changing anything else, comments included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from pipeline.errors import BadConfig
+from pipeline.refresh import recipe as recipes
+from pipeline.refresh.recipe import Recipe
+from pipeline.store import files
+
+_MARK = "# Written by `inkstone start`"
+_HEADER = f"""{_MARK}. Edit any value; `inkstone refresh {{name}}.toml` runs what changed, also from cron.
+# `inkstone start --name {{name}} MORE` adds text and keeps everything else.
+"""
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe that `start` wrote. Raises BadConfig if it was written by hand or is not a valid recipe."""
+    if not path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff").startswith(_MARK):
+        raise BadConfig(
+            f"{path.name} was not written by `start`, and is left as it is",
+            hint=f"choose another name with --name, or run `inkstone refresh {path.name}`",
+        )
+    return recipes.load(path)
+
+
+def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a new recipe; its name is that of the file."""
+    document = tomlkit.document()
+    for line in _HEADER.format(name=path.stem).splitlines():
+        document.add(tomlkit.comment(line.removeprefix("# ")))
+    document.add("name", tomlkit.item(path.stem))
+    for name, values in sections.items():
+        table = tomlkit.table()
+        for key, value in values.items():
+            item = tomlkit.item(value)
+            if key in ("source", "prompts") and isinstance(item, tomlkit.items.Array):
+                item.multiline(True)
+            table.add(key, item)
+        document.add(tomlkit.nl())
+        document.add(name, table)
+    files.write_file(path, tomlkit.dumps(document).encode())
+
+
+def extend(path: Path, sources: Sequence[str], minutes: float | None) -> None:
+    """Add sources to a recipe, and replace the minutes of training if they are given."""
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: not TOML: {error}", hint="mend it, or choose another name with --name") from None
+    if sources:
+        download = document["download"]
+        existing = download["source"]
+        if isinstance(existing, str):
+            download["source"] = tomlkit.item([existing, *sources]).multiline(True)
+        else:
+            for source in sources:
+                existing.append(source)
+    if minutes is not None:
+        train = document["train"]
+        train.pop("steps", None)
+        train["minutes"] = minutes
+    files.write_file(path, tomlkit.dumps(document).encode())
+
+
+def as_source(reference: str, folder: Path) -> str:
+    """Return an input as it is written in a recipe in `folder`: relative if it lies below, absolute elsewhere.
+
+    Names of sources and URLs stay as they are.
+    """
+    path = Path(reference)
+    if not path.exists():
+        return reference
+    resolved, base = path.resolve(), folder.resolve()
+    return os.path.relpath(resolved, base) if resolved.is_relative_to(base) else str(resolved)
