@@ -22,6 +22,16 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.errors import BadConfig, BadData
+from pipeline.readers.binary import (
+    BINARY_WINDOW,
+    CONTROLS,
+    NulFilter,
+    before_binary,
+    binary_error,
+    is_binary,
+    without_few_nuls,
+)
+from pipeline.readers.common_characters import COMMON_CHARACTERS
 from pipeline.readers.compression import read_blocks
 from pipeline.readers.magic_numbers import refuse_other_formats
 from pipeline.runtime.progress import Advance
@@ -29,7 +39,6 @@ from pipeline.runtime.progress import Advance
 AUTO = "auto"
 HEAD_BYTES = 1 << 16  # from which the encoding is detected
 _FIRST_LOOK = 1 << 13  # bytes of the head that are scored first; they decide most files
-_BINARY_WINDOW = 1 << 10  # bytes in which binary data is detected
 _CLEAR = 0.3  # minimum score of the right encoding, and its minimum lead over the others
 _CERTAIN = 0.45  # a score that no Japanese or Korean text reaches
 _MIN_HITS = 8  # common characters; with fewer the score is 0
@@ -48,31 +57,12 @@ _MARKS = (
 )
 
 _NOT_ASCII, _ASCII = re.compile(rb"[\x80-\xff]"), re.compile(r"[\0-\x7f]+")
-_CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\v\f\r\x1a\x1b"})  # rare in any text
 _RUNS = re.compile(r"[^\0-\x7f]{2,}")  # Latin text decoded as Chinese has isolated ones, between letters
 _UNLIKELY = re.compile(  # controls, Greek and Cyrillic, Hangul, box drawing, kana and bopomofo, private use
     r"[\0-\x08\x0e-\x1f\x7f-\x9f\u0370-\u052f\u1100-\u11ff\u2500-\u259f\u3040-\u312f\uac00-\ud7af\ue000-\uf8ff\ufffd]"
 )
 _KANA, _HANGUL = re.compile("[\u3041-\u30ff]+"), re.compile("[\uac00-\ud7a3]+")
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]+")
-
-_COMMON = (  # the most common characters and marks of novels, poems and news, simplified and traditional
-    "一七万三上下不与专且世业东两並个中为主么义之九也书了争事二于云五些交亦产京亭亲人什今从他仙代令以们件任休众会"
-    "传似但位住体何作你使來依便保信個們倒候倚做傳像儿元兄先光党入內全兩八公六共关兵其内再写军决几出刀分则初別利别"
-    "到制則前力办功加务动動務包化北区區十千半华单南即却卷历原去又及友双反发取受变口古只叫可台史司吃各合同名后向君"
-    "吟听吴吹告员呢周命和品哥商問喜單四回因国國在地场坏坐垂城基堂堪報場士声处外多夜大天太夫失头女她好如始委子字孙"
-    "孤学孩學它安宋完官定实客家容寄寒實寨寫对寻导将將專對導小少尚就尽居展山州工己已市师帘带師帶常干平年并幽幾广应"
-    "府度庭廣建开式引弟张張强归当形影往待很後得從微德心必志快念怎思性总恨恩息情想愁意感應成我或战戰房所手才打找技"
-    "把报拿持指据接提據收改放政故教散数數文斜断斯新方於无日旧早时明易星春是時晚景暗暮曲更書曾最會月有服望朝期木未"
-    "本术朱机杀权李条来杨杯東松极林果枝柳校样桃梁梅條梦業極楼横樹機權次欲歌正此步武歷歸死每比毛氏民气氣水求汉江池"
-    "沈沒沙没河治法波活派流济浮海深清游湖溪满滿濟火点為烟無然照燕爭爱爲父片版物特玉王现珠現理甚生產用由电界留當發"
-    "白百的盡目直相看真眼眾着知石研碧社神离秋种科程種究空窗立站竹笑第等算管系紅紫給總红组经结给统绿网美義翠老者而"
-    "联聯聲胜能脸臉自至與舞船色花芳若苦英草莫華萬落著處虽行衣表被西要見視见观视觉解言記設詩話語說論識議變计认让议"
-    "记许论设识话该语说请读谁调象資资走起越跟路身車輕轉车转轻辦边达过运近还这进远连送這通造逢連進遊運過道達遠還邊"
-    "那郎部都酒醉里重量金錢钱银長长門開間關门问闲间队阳际院陽随際难雖雙離難雨雪雲電霜露青非面革音領題须领题風风飛"
-    "飞首香馬马體高麼黃黄點黨龙"
-    "，。、：；！？“”‘’「」『』《》（）—…·\u3000"
-)
 
 
 @dataclass
@@ -83,6 +73,7 @@ class EncodingStats:
     byte_order_mark: bytes = b""  # the byte order mark, which is not part of the text
     truncated_bytes: bytes = b""  # bytes of a truncated last character, not part of the text either
     truncated_offset: int = 0  # their offset in the decompressed file
+    nuls: int = 0  # NUL characters, which are not part of the text
 
 
 def read_text(
@@ -90,39 +81,65 @@ def read_text(
 ) -> Iterator[str]:
     """Yield the text of a file in pieces, some of them empty, and fill `stats`.
 
-    A byte order mark overrides `encoding`. Raises BadData if the file is empty, not text, has bytes that are invalid in
-    its encoding, or if no encoding is detected; BadConfig if `encoding` does not exist.
+    A byte order mark overrides `encoding`. NUL characters are removed and counted if they are single ones and fewer
+    than 1 in 1,000. Raises BadData if the file is empty, not text, has bytes that are invalid in its encoding, or if no
+    encoding is detected; BadConfig if `encoding` does not exist.
     """
-    requested, current, is_blank, offset = _codec_name(encoding), "", True, 0
-    file_blocks = read_blocks(path, advance)
-    decoder = codecs.getincrementaldecoder("ascii")()
+    yield from decode_blocks(read_blocks(path, advance), str(path), stats, encoding=encoding)
+
+
+def decode_blocks(blocks: Iterator[bytes], label: str, stats: EncodingStats, *, encoding: str = AUTO) -> Iterator[str]:
+    """Yield the text of a file that is read already, like `read_text`; `label` is its name in errors."""
+    requested, nuls = _codec_name(encoding), NulFilter()
+    is_blank, size = True, 0
     try:
-        for offset, block in _detected_blocks(file_blocks, requested, stats):
-            if current != stats.encoding:  # at the beginning, and at the first block that is not ASCII
-                current = stats.encoding
-                decoder = codecs.getincrementaldecoder(current)()
-            pending = decoder.getstate()[0]
-            start = offset - len(pending)
-            try:
-                piece = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                if block:
-                    _refuse_zeros(error.object[: error.start].decode(current), current, start)
-                    following = error.object[error.start :] + next(file_blocks, b"")
-                    raise _invalid_bytes(current, start + error.start, following, requested) from None
-                stats.truncated_bytes, stats.truncated_offset, piece = pending, start, ""
-            _refuse_zeros(piece, current, start)
+        for piece in _pieces(blocks, requested, stats, nuls):
             is_blank = is_blank and (not piece or piece.isspace())
+            size += len(piece)
             yield piece
+        nuls.check_end()
         if is_blank:
-            problem = (
-                "the file contains only white space" if offset > len(stats.byte_order_mark) else "the file is empty"
-            )
+            problem = "the file contains only white space" if size else "the file is empty"
             raise BadData(problem, hint="remove it from the input, or check where it comes from")
     except BadData as error:
-        if error.message.startswith(f"{path}: "):  # an error of the decompression
+        if error.message.startswith(f"{label}: "):  # an error of the decompression
             raise
-        raise BadData(f"{path}: {error.message}", hint=error.hint) from None
+        raise BadData(f"{label}: {error.message}", hint=error.hint) from None
+
+
+def _pieces(blocks: Iterator[bytes], requested: str, stats: EncodingStats, nuls: NulFilter) -> Iterator[str]:
+    current = ""
+    decoder = codecs.getincrementaldecoder("ascii")()
+    for offset, block in _detected_blocks(blocks, requested, stats):
+        if current != stats.encoding:  # at the beginning, and at the first block that is not ASCII
+            current = stats.encoding
+            decoder = codecs.getincrementaldecoder(current)()
+        pending = decoder.getstate()[0]
+        start = offset - len(pending)
+        try:
+            piece = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            if block:
+                before = error.object[: error.start].decode(current)
+                nuls.remove(before, start, current)
+                following = error.object[error.start :] + next(blocks, b"")
+                if is_binary(following[:BINARY_WINDOW]) and (text := before_binary(before)) != before:
+                    raise binary_error(start + len(text.encode(current, "replace"))) from None
+                raise _invalid_bytes(current, start + error.start, following, requested) from None
+            stats.truncated_bytes, stats.truncated_offset, piece = pending, start, ""
+        yield nuls.remove(piece, start, current)
+        stats.nuls = nuls.count
+
+
+def is_text(head: bytes, *, is_complete: bool) -> bool:
+    """Return True if the beginning of a file may be text in any encoding, False if it is binary data."""
+    if not is_binary(without_few_nuls(head)):
+        return True
+    try:
+        detect(head, is_complete=is_complete)
+    except BadData:
+        return False
+    return True
 
 
 def detect(head: bytes, *, is_complete: bool) -> str:
@@ -235,12 +252,12 @@ def _check_requested(requested: str, head: bytes, is_complete: bool) -> str:
 def _detect_unmarked(head: bytes, is_complete: bool, offset: int) -> str:
     """Detect the encoding of a head without a mark, at `offset` of its file, after nothing but ASCII."""
     beginning = b"" if offset else head[:HEAD_BYTES]  # UTF-16 would have been detected from the first byte on
-    if _is_binary(beginning):
+    if is_binary(without_few_nuls(beginning)):
         if name := _winner(_scores(beginning[:_FIRST_LOOK], b"")) or _winner(_scores(beginning, b"")):
             return name
-        control = next(position for position, byte in enumerate(beginning) if byte in _CONTROLS)
+        control = next(position for position, byte in enumerate(beginning) if byte in CONTROLS)
         invalid = _utf8_prefix(beginning[:control])
-        raise _binary_error(invalid if invalid >= _BINARY_WINDOW else control)
+        raise binary_error(invalid if invalid >= BINARY_WINDOW else control)
     if head.isascii():
         if b"\x1b$" in beginning:
             raise BadData(
@@ -260,8 +277,8 @@ def _detect_unmarked(head: bytes, is_complete: bool, offset: int) -> str:
         raise BadData(f"the text is Japanese or Korean in {foreign}", hint=f"pass --encoding {foreign}")
     if name:
         return name
-    if _is_binary(sample[:_BINARY_WINDOW]):
-        raise _binary_error(offset + start)
+    if is_binary(sample[:BINARY_WINDOW]):
+        raise binary_error(offset + start)
     raise _undetected_error(head, offset, start + _utf8_prefix(sample), scores)
 
 
@@ -333,7 +350,7 @@ def _count_beyond_ascii(text: str) -> int:
 
 @cache
 def _common_pattern() -> re.Pattern[str]:
-    return re.compile(f"[{_COMMON}]+")
+    return re.compile(f"[{COMMON_CHARACTERS}]+")
 
 
 def _winner(scores: Mapping[str, float]) -> str:
@@ -351,33 +368,10 @@ def _byte_order_mark(head: bytes) -> tuple[bytes, str]:
 # Errors
 
 
-def _refuse_zeros(piece: str, name: str, start: int) -> None:
-    if (position := piece.find("\0")) >= 0:
-        raise _binary_error(start + len(piece[:position].encode(name, "replace")))
-
-
-def _is_binary(data: bytes) -> bool:
-    """Return True if bytes contain a zero, or more control characters than any text."""
-    return b"\0" in data or len(data) - len(data.translate(None, _CONTROLS)) > max(8, len(data) // 100)
-
-
-def _binary_error(offset: int) -> BadData:
-    if offset < _BINARY_WINDOW:
-        return BadData(
-            f"binary data, not text (at offset {offset:,})",
-            hint="remove it from the input; "
-            "or, if it is UTF-16 without a byte order mark, pass --encoding utf-16-le or utf-16-be",
-        )
-    return BadData(
-        f"text up to offset {offset:,}, and binary data after it",
-        hint=f"download the file again, or keep the text with `head -c {offset}`",
-    )
-
-
 def _invalid_bytes(name: str, offset: int, following: bytes, requested: str) -> BadData:
     """Return the error for bytes that are invalid in the encoding `name`; `following` begins with them."""
-    if _is_binary(following[:_BINARY_WINDOW]):
-        return _binary_error(offset)
+    if is_binary(following[:BINARY_WINDOW]):
+        return binary_error(offset)
     return BadData(
         f"not {name} text: byte {following[0]:#04x} at offset {offset:,}",
         hint=f"the text before it is {name}: repair the file there, or pass another --encoding"

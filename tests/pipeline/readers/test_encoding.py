@@ -441,10 +441,10 @@ OTHER_KINDS = [
     (zipped({"[Content_Types].xml": b"<a/>", "xl/workbook.xml": b"<a/>"}), "an Excel file"),
     (zipped({"mimetype": b"application/vnd.oasis.opendocument.text"}), "an OpenDocument file"),
     (zipped({"a.txt": b"a"}), "a ZIP archive"),
-    (gzip.compress(BOOK.encode()), "gzip data"),
-    (zstandard.ZstdCompressor().compress(BOOK.encode()), "zstd data"),
-    (bz2.compress(BOOK.encode()), "bzip2 data"),
-    (lzma.compress(BOOK.encode()), "xz data"),
+    (gzip.compress(gzip.compress(BOOK.encode())), "gzip data"),
+    (bz2.compress(zstandard.ZstdCompressor().compress(BOOK.encode())), "zstd data"),
+    (gzip.compress(bz2.compress(BOOK.encode())), "bzip2 data"),
+    (gzip.compress(lzma.compress(BOOK.encode())), "xz data"),
     (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"),
     (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "a JPEG image"),
     (b"GIF89a\x01\0\x01\0", "a GIF image"),
@@ -463,11 +463,39 @@ def test_other_file_formats_are_recognised(tmp_path: Path, data: bytes, kind: st
     assert error.message.endswith(f": {kind}, not text")
 
 
-def test_database_and_compressed_text_with_wrong_names_are_recognised(tmp_path: Path) -> None:
+def test_database_is_recognised(tmp_path: Path) -> None:
     assert "an SQLite database, not text" in refused(file_of(tmp_path, sqlite(tmp_path))).message
-    assert refused(file_of(tmp_path, gzip.compress(b"a"))).hint == "rename the file so that it ends in .gz"
-    twice = file_of(tmp_path, gzip.compress(b"a"), "a.txt.gz")
-    assert "gzip data, not text" in refused(twice).message
+
+
+def book_with_nuls(count: int) -> tuple[str, bytes]:
+    """Return a text of 12,000 characters, and its bytes with so many NULs, 11 lines apart."""
+    lines = ["话说那老人坐在船头。\n"] * 1000
+    marked = [f"\0{line}" if n % 11 == 0 and n // 11 < count else line for n, line in enumerate(lines)]
+    return "".join(lines), "".join(marked).encode()
+
+
+@pytest.mark.parametrize("count", [1, 11])
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_few_nuls_are_removed_and_counted(tmp_path: Path, count: int, encoding: str) -> None:
+    text, data = book_with_nuls(count)
+    stats = EncodingStats()
+    path = file_of(tmp_path, data.decode().encode(encoding))
+    assert "".join(encodings.read_text(path, stats)) == text
+    assert stats.nuls == count
+
+
+def test_many_nuls_are_refused_with_their_number_and_a_command(tmp_path: Path) -> None:
+    error = refused(file_of(tmp_path, book_with_nuls(12)[1]))
+    assert error.message.endswith(
+        ": 12 NUL characters in 11,012 characters, the first at offset 0; up to 1 in 1,000 is removed"
+    )
+    assert "tr -d" in error.hint
+
+
+def test_hole_of_zeros_is_refused_however_long_the_text(tmp_path: Path) -> None:
+    line = "话说那老人坐在船头。\n".encode()
+    error = refused(file_of(tmp_path, line * 3000 + bytes(8) + line * 3000))
+    assert f"text up to offset {len(line) * 3000:,}, and binary data after it" in error.message
 
 
 @pytest.mark.parametrize(
