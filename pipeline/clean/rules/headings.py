@@ -25,6 +25,7 @@ from pipeline.clean.utf16 import (
     replace_units,
     units_at,
 )
+from pipeline.sources.order import parse_numeral
 
 _NUMERALS = "〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９"
 _NUMBER = f"[{_NUMERALS}]+"
@@ -47,8 +48,6 @@ _MAX_INDENT, _MAX_PREFIX = 8, 8  # blanks before a heading, and characters of a 
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
 _FIRST_UNITS, _MARKUP_UNITS = "卷楔引序自跋凡附", "◎#*="  # that start a heading without 第
 _SECOND_UNITS = _NUMERALS + "之上中下子首言序例录" + BLANKS + LINE_ENDS  # that may follow one of _FIRST_UNITS
-_DIGITS = str.maketrans("〇零一二三四五六七八九两０１２３４５６７８９", "001234567892" + "0123456789")
-_POWERS = {"十": 10, "百": 100, "千": 1000}
 
 
 @dataclass
@@ -125,21 +124,6 @@ def _candidate_lines(page: Utf16Text, line_ends: np.ndarray) -> list[tuple[int, 
 def _kind_and_number(title: str) -> tuple[str, int]:
     numbered = _NUMBERED.search(title)
     return (numbered[2], parse_numeral(numbered[1])) if numbered else (title.split()[0][:4], 0)
-
-
-def parse_numeral(numeral: str) -> int:
-    """Return the value of a Chinese or Arabic numeral: 一百零八, 一〇八, 108, １０８ → 108."""
-    digits = numeral.translate(_DIGITS)
-    if digits.isdigit():
-        return int(digits)
-    total = pending = 0
-    for character in digits:
-        if character in _POWERS:
-            total += (pending or 1) * _POWERS[character]
-            pending = 0
-        else:
-            pending = pending * 10 + int(character)
-    return total + pending
 
 
 def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.headings import MAX_TITLE, parse_heading, parse_numeral
+from pipeline.clean.rules.headings import MAX_TITLE, parse_heading
+from pipeline.sources.order import parse_numeral
 from tests.pipeline.clean.pages import cut_sections
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
