@@ -6,7 +6,9 @@ The key is a hash of everything that decides the bytes, and of nothing else: no 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,10 @@ SCHEMA = 1
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
 BUILD_COMMANDS = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
+_SUFFIXES = re.compile(  # of texts, archives and their compressions
+    r"(\.(txt|text|md|markdown|rst|x?html?|epub|jsonl?|ndjson|jl|[ct]sv|parquet|arrow|zst|gz|bz2|xz|zip|tar|tgz))+$",
+    re.IGNORECASE,
+)
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -103,6 +109,10 @@ def check_name(name: str) -> str:
 
 
 def name_from_path(path_or_name: str) -> str:
-    """Derive an artifact name from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`."""
-    stem = re.sub(r"(\.(txt|jsonl?|zst|gz))+$", "", path_or_name.rstrip("/").rsplit("/", 1)[-1])
-    return check_name(re.sub(r"[^\w.+-]", "-", stem).lstrip("._+-")[:80] or "unnamed")
+    """Derive an artifact name from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`, `.` → the folder's."""
+    last = path_or_name.rstrip("/").rsplit("/", 1)[-1]
+    if last in (".", ".."):
+        last = os.path.basename(os.path.realpath(path_or_name))
+    stem = _SUFFIXES.sub("", unicodedata.normalize("NFC", last))
+    name = re.sub(r"[^\w.+-]+", "-", stem).lstrip("._+-")[:80].rstrip("-")
+    return check_name(name or "unnamed")

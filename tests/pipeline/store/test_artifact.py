@@ -712,10 +712,29 @@ def test_name_that_could_be_a_path_is_refused(root: Path, name: str) -> None:
         ("", "unnamed"),
         (".zst", "unnamed"),
         ("字" * 300, "字" * 80),
+        ("novel.TXT", "novel"),
+        ("My Novel (final).md", "My-Novel-final"),
+        ("水浒 全传.txt", "水浒-全传"),
+        ("cafe\u0301.txt", "caf\u00e9"),
+        ("a.tar.gz", "a"),
+        ("posts.JSONL.ZST", "posts"),
+        ("..data", "data"),
     ],
 )
 def test_name_is_derived_from_path(path: str, name: str) -> None:
     assert name_from_path(path) == name
+
+
+def test_name_of_the_current_folder_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my notes" / "2024"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert [name_from_path(path) for path in (".", "./", "..", "../../my notes/.")] == [
+        "2024",
+        "2024",
+        "my-notes",
+        "my-notes",
+    ]
 
 
 @given(st.text(st.characters(exclude_characters="+")))
