@@ -6,8 +6,7 @@ import functools
 import hashlib
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,18 @@ import numpy as np
 from pipeline.errors import BadData, TryAgain
 from pipeline.store import files
 from pipeline.tokenizers.gigatoken import choose_encoder, fast_encoder
-from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, TokenizerCard, Unencodable, flat_ids, save_card
+from pipeline.tokenizers.tokenizer import (
+    END_OF_TEXT,
+    FlatIds,
+    TokenizerCard,
+    Unencodable,
+    flat_ids,
+    panics_as_unencodable,
+    save_card,
+)
 
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
+_SAME_RANKS = {"gpt2": "r50k_base"}  # tiktoken itself builds gpt2's from two other files, with the same result
 
 _RANKS = "ranks.tiktoken"
 
@@ -56,7 +64,7 @@ class Tiktoken:
         from tiktoken_ext import openai_public
 
         try:
-            definition = openai_public.ENCODING_CONSTRUCTORS[name]()
+            definition = openai_public.ENCODING_CONSTRUCTORS[_SAME_RANKS.get(name, name)]()
         except (requests.RequestException, OSError) as error:
             reason = " ".join(str(error).split())[:150]
             raise TryAgain(
@@ -106,12 +114,12 @@ class Tiktoken:
         return fast_encoder(self.name, self._ranks)
 
     def encode(self, text: str) -> list[int]:
-        with _panics_as_unencodable():
+        with panics_as_unencodable():
             ids: list[int] = self._encode_reference(text).tolist()
             return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:
-        with _panics_as_unencodable():
+        with panics_as_unencodable():
             if not texts or self.encoder == "tiktoken":
                 return flat_ids([self._encode_reference(text) for text in texts])
             return self._fast(texts)
@@ -139,14 +147,3 @@ class Tiktoken:
 
     def unknown_characters(self, text: str) -> str:
         return ""
-
-
-@contextmanager
-def _panics_as_unencodable() -> Iterator[None]:
-    """Turn a panic of a Rust library, which is a BaseException, into Unencodable."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ == "PanicException":
-            raise Unencodable(str(error)) from None
-        raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,17 @@ FlatIds = tuple[np.ndarray, np.ndarray]
 
 class Unencodable(Exception):
     """The tokenizer's library cannot encode a text."""
+
+
+@contextmanager
+def panics_as_unencodable() -> Iterator[None]:
+    """Turn a panic of a Rust library, which is a BaseException, into Unencodable."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise Unencodable(str(error)) from None
+        raise
 
 
 class Tokenizer(Protocol):

@@ -745,6 +745,17 @@ def encoding(request: pytest.FixtureRequest, shared: Path) -> Tiktoken:
     return Tiktoken.named(request.param)
 
 
+def test_gpt2_is_r50k_base_without_further_files(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("requests.get", None)  # the ranks of r50k_base are in the cache, GPT-2's own files are not
+    gpt2, r50k = Tiktoken.named("gpt2"), tiktoken.get_encoding("r50k_base")
+    assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]
+    assert gpt2.decode([15496, 11, 314, 716]) == "Hello, I am"
+    assert (gpt2.name, gpt2.vocab_size, gpt2.end_of_text) == ("gpt2", 50257, 50256)
+    english = (shared / "data" / "bench" / "english_val.txt").read_text()
+    texts = [*TRICKY, BOOK[:5000], *english.split("\n\n")]
+    assert rows(gpt2.encode_batch(texts)) == [r50k.encode_ordinary(text) for text in texts]
+
+
 @pytest.mark.parametrize("name", ["pile_val.jsonl.zst", "shuihu_raw.txt"])
 def test_gigatoken_gives_the_ids_of_tiktoken(encoding: Tiktoken, shared: Path, name: str) -> None:
     texts = [document.text for document in readers.read_documents(shared / "data" / name, Ledger(), print)]
