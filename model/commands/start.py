@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MINUTES = 5.0
 _HEADING = 10  # characters
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
 
 
 @click.command(cls=Command)
@@ -182,6 +184,9 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
 
 
 def _device_name(device: str) -> str:
+    """Return the device that training will use. Loading torch takes seconds, and is not needed without a GPU."""
+    if device == "auto" and sys.platform == "linux" and not any(map(os.path.exists, _GPU_DEVICES)):
+        return "cpu"
     from model.device import pick_device
 
     return str(pick_device(device))
