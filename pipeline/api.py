@@ -59,18 +59,28 @@ def load_tokens(name: str, root: str | Path | None = None) -> TokenStore:
     return store.open_store(artifact.find(artifacts_folder(root), "tokens", name))
 
 
-def clean(inputs: Sequence[str | Path], name: str, *, root: str | Path | None = None, **options: Any) -> Artifact:
+def clean(
+    inputs: Sequence[str | Path],
+    name: str,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    root: str | Path | None = None,
+    **options: Any,
+) -> Artifact:
     """Clean files, folders or downloaded sources into the corpus `name`.
 
-    `options` are those of the command, with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
+    Of folders, the patterns `include` and `exclude` choose the files. The other `options` are those of the command,
+    with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
     """
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
-    from pipeline.sources.inputs import resolve_inputs
+    from pipeline.sources.inputs import gather_inputs
 
     folder = artifacts_folder(root)
-    files = [file for reference in inputs for file in resolve_inputs(folder, str(reference), corpora=False)]
-    return stage.clean(folder, check_name(name), files, CleanOptions(**options), Progress()).artifact
+    references = [str(reference) for reference in inputs]
+    gathered = gather_inputs(folder, references, Progress(), corpora=False, include=include, exclude=exclude)
+    return stage.clean(folder, check_name(name), gathered.files, CleanOptions(**options), Progress()).artifact
 
 
 def train_tokenizer(

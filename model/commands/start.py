@@ -166,7 +166,7 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
     from pipeline.sources.http import Network
     from pipeline.start import survey
 
-    source, groups = resolve(name, DownloadSection(tuple(sources)))
+    source, groups = resolve(name, DownloadSection(tuple(sources)), settings.root)
     paths = {file.name: file.local for file in source.files if file.local}
     if remote := [file.name for file in source.files if not file.local]:
         if plan_only:

@@ -13,9 +13,20 @@ import click
 
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
-from pipeline.commands.options import JOBS, MAX_BAD, NAME, NETWORK, network_of, outcome_of, worker_count
+from pipeline.commands.options import (
+    EXCLUDE,
+    INCLUDE,
+    JOBS,
+    MAX_BAD,
+    NAME,
+    NETWORK,
+    network_of,
+    outcome_of,
+    worker_count,
+)
 
 if TYPE_CHECKING:
+    from pipeline.sources.catalogue import Source
     from pipeline.sources.download import DownloadResult
 
 
@@ -26,6 +37,8 @@ if TYPE_CHECKING:
     click.option(
         "--shards", default="", metavar="SHARDS", help="Shards of the Pile to fetch: e.g. 0-2,val,test, or all."
     ),
+    INCLUDE,
+    EXCLUDE,
     click.option("--mirror", default="", metavar="URL", help="Fetch from this server instead of the source's own."),
     click.option(
         "--update-lock", is_flag=True, help="Check files that are already here too, and fetch those that changed."
@@ -52,6 +65,8 @@ def download(
     settings: Settings,
     references: tuple[str, ...],
     shards: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     mirror: str,
     jobs: int,
     decompress: bool,
@@ -71,7 +86,13 @@ def download(
     from pipeline.sources import catalogue
     from pipeline.sources import download as download_stage
 
-    sources = [catalogue.resolve_source(reference, shards=shards, mirror=mirror) for reference in references]
+    sources = [
+        catalogue.resolve_source(
+            reference, shards=shards, mirror=mirror, include=include, exclude=exclude, leave_out=(settings.root,)
+        )
+        for reference in references
+    ]
+    left_out = _report_left_out(settings, references, sources)
     names = [source.name for source in sources]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise errors.BadConfig(
@@ -81,7 +102,7 @@ def download(
         rows = [row for source in sources for row in download_stage.list_files(settings.root, source)]
         lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
         records = [{"name": name, "origin": origin, "there": is_there} for name, origin, is_there in rows]
-        return Outcome("unchanged", extra={"files": records}, lines=lines)
+        return Outcome("unchanged", extra={"files": records, "left_out": left_out}, lines=lines)
     network = network_of(settings, **limits)
     downloads = [
         download_stage.download(
@@ -96,10 +117,22 @@ def download(
         )
         for source in sources
     ]
-    return _download_outcome(downloads)
+    return _download_outcome(downloads, left_out)
 
 
-def _download_outcome(downloads: Sequence[DownloadResult]) -> Outcome:
+def _report_left_out(settings: Settings, references: Sequence[str], sources: Sequence[Source]) -> list[dict[str, str]]:
+    """Report what is left out of local folders, and names that are both a source and a path; return the records."""
+    from pipeline.sources.catalogue import CATALOGUE
+    from pipeline.sources.walk import as_records, note_left_out
+
+    for reference, source in zip(references, sources, strict=True):
+        note_left_out(settings.progress, source.left_out, len(source.files))
+        if reference in CATALOGUE and Path(reference).exists():
+            settings.progress.note(f"{reference}: using the source; write ./{reference} for the path of this name")
+    return as_records(entry for source in sources for entry in source.left_out)
+
+
+def _download_outcome(downloads: Sequence[DownloadResult], left_out: Sequence[dict[str, str]]) -> Outcome:
     counts = {
         "files": sum(len(download.names) for download in downloads),
         "fetched": sum(download.fetched for download in downloads),
@@ -112,7 +145,7 @@ def _download_outcome(downloads: Sequence[DownloadResult]) -> Outcome:
         for download in downloads
     ]
     last = downloads[-1]
-    return Outcome(result, f"raw/{last.source}", last.path, counts, lines=lines)
+    return Outcome(result, f"raw/{last.source}", last.path, counts, extra={"left_out": left_out}, lines=lines)
 
 
 @click.command(cls=Command)
@@ -161,6 +194,8 @@ _CLEAN_INPUT = option_group(
         help="Table that replaces unencoded characters such as {上休下鳥} and &KR0869;.",
     ),
     click.option("--pua-map", default="", metavar="FILE", help="Table that replaces private-use characters."),
+    INCLUDE,
+    EXCLUDE,
     MAX_BAD,
 )
 _CLEAN_RULES = option_group(
@@ -308,6 +343,8 @@ _CLEAN_UNITS = option_group(
 def clean(
     settings: Settings,
     inputs: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     name: str,
     dry_run: bool,
     explain: str,
@@ -317,7 +354,8 @@ def clean(
     """Clean text into a corpus.
 
     INPUT is a downloaded source, a file or a folder: .txt, .jsonl, .parquet or chinese-poetry's .json, also as .zst or
-    .gz. The report counts every change and every rejected document.
+    .gz. Files of a folder that hold no text are left out and counted. The report counts every change and every
+    rejected document.
 
     \b
     Examples:
@@ -327,23 +365,27 @@ def clean(
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
     from pipeline.clean.report import render
-    from pipeline.sources.inputs import resolve_inputs
+    from pipeline.sources.inputs import gather_inputs
+    from pipeline.sources.walk import as_records
     from pipeline.store.manifest import check_name, name_from_path
 
     clean_options = CleanOptions(**options)
-    files = [file for reference in inputs for file in resolve_inputs(settings.root, reference, corpora=False)]
+    gathered = gather_inputs(settings.root, inputs, settings.progress, corpora=False, include=include, exclude=exclude)
+    files = gathered.files
+    extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
     if explain:
         examples = stage.explain(files, clean_options, explain)
         lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]
         records = [{"before": before, "after": after} for before, after in examples]
         lines = lines or [f"{explain} changes nothing here"]
-        return Outcome("unchanged", extra={"samples": records}, lines=lines, always=True)
+        return Outcome("unchanged", extra={"samples": records, **extra}, lines=lines, always=True)
     jobs = worker_count(jobs)
     if dry_run:
         report = stage.build_report(files, clean_options, settings.progress, jobs=jobs)
-        return Outcome("unchanged", extra={"report": render.to_json(report)}, lines=render.table(report), always=True)
+        extra["report"] = render.to_json(report)
+        return Outcome("unchanged", extra=extra, lines=render.table(report), always=True)
     name = check_name(name) if name else name_from_path(inputs[0])
     built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs)
-    outcome = outcome_of(built, ("documents", "characters", "headings"))
+    outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
     outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
     return outcome

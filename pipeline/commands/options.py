@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +34,18 @@ MAX_BAD = click.option(
     show_default=True,
     metavar="FRACTION",
     help="Fail if more than this fraction of documents is rejected.",
+)
+INCLUDE = click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help='Take only the files of a folder that match, whatever their suffix, e.g. "*.py" (repeatable).',
+)
+EXCLUDE = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out the files and folders of a folder that match (repeatable).",
 )
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
 THROUGH = click.option(
@@ -121,8 +134,11 @@ def find_artifact(settings: Settings, kind: str, reference: str, *, exclude: str
 
 
 def name_of(reference: str, kind: str) -> str:
-    """Return the name that an artifact passes on to artifacts built from it: `corpora/shuihu/<key>` → shuihu."""
+    """Return the name that an artifact or a path passes on: `corpora/shuihu/<key>` → shuihu, `data/a.txt` → a."""
     from pipeline.store.manifest import is_valid_name, name_from_path
 
+    path = Path(reference)
+    if path.exists() and ("/" in reference or path.suffix) and not reference.startswith(f"{kind}/"):
+        return name_from_path(reference)
     parts = reference.removeprefix(f"{kind}/").split("/")
     return parts[0] if is_valid_name(parts[0]) else name_from_path(reference)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
-from pipeline.commands.options import JOBS, MAX_BAD, NAME, find_artifact, name_of, outcome_of, worker_count
+from pipeline.commands.options import (
+    EXCLUDE,
+    INCLUDE,
+    JOBS,
+    MAX_BAD,
+    NAME,
+    find_artifact,
+    name_of,
+    outcome_of,
+    worker_count,
+)
 
 if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
@@ -79,6 +89,8 @@ def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab
     click.option(
         "--deep", is_flag=True, help="Hash every byte of the inputs, even if size and modification time are unchanged."
     ),
+    INCLUDE,
+    EXCLUDE,
     MAX_BAD,
 )
 @option_group(
@@ -133,6 +145,8 @@ def tokenize(
     reference: str,
     name: str,
     val: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     encoder: str,
     deep: bool,
     jobs: int,
@@ -140,8 +154,8 @@ def tokenize(
 ) -> Outcome:
     """Tokenize corpora into token arrays.
 
-    CORPUS is a corpus, a downloaded source or a file; without one, the newest corpus is used. SET is a set name that
-    documents carry as meta.pile_set_name, e.g. Pile-CC.
+    CORPUS is a corpus, a downloaded source, a file or a folder; without one, the newest corpus is used. SET is a set
+    name that documents carry as meta.pile_set_name, e.g. Pile-CC.
 
     \b
     Examples:
@@ -149,13 +163,16 @@ def tokenize(
       inkstone tokenize pile --tokenizer r50k_base --jobs 8
     """
     from pipeline import tokenizers
+    from pipeline.sources.walk import as_records
     from pipeline.store import artifact
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
     name = check_name(name or name_of(corpora[0], "corpora"))
-    inputs = stage.gather_inputs(settings.root, corpora, val, deep=deep)
+    inputs = stage.gather_inputs(
+        settings.root, corpora, val, progress=settings.progress, include=include, exclude=exclude, deep=deep
+    )
     if not reference:
         namesake = artifact.current(settings.root, "tokenizers", name)
         reference = (namesake or find_artifact(settings, "tokenizers", "")).ref
@@ -172,7 +189,8 @@ def tokenize(
     )
     counts = built.artifact.manifest.counts
     fields = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
-    return outcome_of(built, ("documents", "train_tokens", "val_tokens"), **{key: counts[key] for key in fields})
+    extra = {key: counts[key] for key in fields} | {"left_out": as_records(inputs.left_out)}
+    return outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
 
 
 @click.command(cls=Command)

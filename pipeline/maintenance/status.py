@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.errors import BadData, InkstoneError
 from pipeline.refresh import state
-from pipeline.sources import cache, catalogue
+from pipeline.sources import cache
+from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import KINDS
@@ -33,7 +34,7 @@ class StatusRow:
 
 def status(root: Path) -> list[StatusRow]:
     """Return the status of every raw source and of every artifact's current generation and drafts below `root`."""
-    sources = sorted(path.parent for path in (root / "raw").glob(f"*/{catalogue.LOCK_FILE}"))
+    sources = sorted(path.parent for path in (root / "raw").glob(f"*/{LOCK_FILE}"))
     rows = [_source_row(root, folder) for folder in sources]
     for kind in KINDS:
         for folder in sorted(path for path in (root / kind).glob("*") if path.is_dir()):

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import BadConfig
 from pipeline.refresh.recipe import DownloadSection
 from pipeline.sources import catalogue
 from pipeline.sources.catalogue import Source, SourceFile
+from pipeline.sources.walk import LeftOut
 from pipeline.store.manifest import name_from_path
 
 
@@ -29,31 +31,39 @@ class SourceGroup:
         return f"{recipe}.{self.label}" if self.label else recipe
 
 
-def resolve(name: str, section: DownloadSection) -> tuple[Source, tuple[SourceGroup, ...]]:
+def resolve(name: str, section: DownloadSection, root: Path) -> tuple[Source, tuple[SourceGroup, ...]]:
     """Return the source of the recipe `name`, and its groups: one for each entry of a list, else one of all files.
 
-    Raises BadConfig if the list is empty.
+    `root` is the artifacts folder, which is never read as a source. Raises BadConfig if the list is empty.
     """
     if isinstance(section.source, str):
-        source = _resolve_one(section.source, section)
+        source = _resolve_one(section.source, section, root)
         return source, (SourceGroup("", frozenset(file.name for file in source.files)),)
     if not section.source:
         raise BadConfig("[download] source is an empty list", hint="name a file, a folder, a URL or a catalogue name")
     files: list[SourceFile] = []
     groups: list[SourceGroup] = []
+    left_out: list[LeftOut] = []
     tops: set[str] = set()
     for entry in section.source:
-        source = _resolve_one(entry, section)
+        source = _resolve_one(entry, section, root)
         top = _unique(source.name, tops)
         renamed = [dataclasses.replace(file, name=f"{top}/{file.name}") for file in source.files]
         groups.append(SourceGroup(top if groups else "", frozenset(file.name for file in renamed)))
         files += renamed
-    return Source(name, tuple(files)), tuple(groups)
+        left_out += source.left_out
+    return Source(name, tuple(files), tuple(left_out)), tuple(groups)
 
 
-def _resolve_one(reference: str, section: DownloadSection) -> Source:
-    shards = section.shards if reference == "pile" else ""
-    return catalogue.resolve_source(reference, shards=shards, mirror=section.mirror)
+def _resolve_one(reference: str, section: DownloadSection, root: Path) -> Source:
+    return catalogue.resolve_source(
+        reference,
+        shards=section.shards if reference == "pile" else "",
+        mirror=section.mirror,
+        include=section.include,
+        exclude=section.exclude,
+        leave_out=(root,),
+    )
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -18,6 +18,7 @@ from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.sources import SourceGroup
 from pipeline.runtime.progress import Progress
 from pipeline.sources import inputs as source_inputs
+from pipeline.sources.walk import note_left_out
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.store.manifest import Identity
@@ -69,7 +70,8 @@ class Chain:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
         self.artifacts: dict[str, Artifact] = {}
         self._check()
-        self.source, self.groups = sources.resolve(recipe.name, recipe.download)
+        self.source, self.groups = sources.resolve(recipe.name, recipe.download, root)
+        note_left_out(progress, self.source.left_out, len(self.source.files))
 
     def _check(self) -> None:
         """Raise BadConfig for an invalid recipe now, before stages run that can take hours."""

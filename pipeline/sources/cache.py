@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from pipeline.errors import BadData
-from pipeline.sources.catalogue import LOCK_FILE
+from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
 
 _MAX_NAME = 255  # bytes, the limit of common file systems

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import BadConfig, InputMissing
-from pipeline.readers.readers import SUFFIXES
+from pipeline.sources.walk import LeftOut, require_text, walk
 from pipeline.store.manifest import name_from_path
 
-LOCK_FILE = "sources.lock.json"
 HUB = "https://huggingface.co"
 RAW_GITHUB = "https://raw.githubusercontent.com"
 PILE_TRAIN_SHARDS = 30
@@ -42,8 +41,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
+    """A source and its files; `left_out` lists the entries of a local folder that are not read."""
+
     name: str
     files: tuple[SourceFile, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 CATALOGUE = {
@@ -59,18 +61,22 @@ def resolve_source(
     *,
     shards: str = "",
     mirror: str = "",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    leave_out: Sequence[Path] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> Source:
     """Return the source that `reference` names: a catalogue name, a URL, or a path to a file or folder.
 
     `shards` selects files of the Pile ("0-2,val"). `mirror` replaces the scheme and host of catalogue URLs; it may
-    serve the files under the same path or at its root. HF_ENDPOINT and HF_TOKEN are read from `environment`. Raises
-    BadConfig for invalid options or URLs, InputMissing if nothing has that name.
+    serve the files under the same path or at its root. HF_ENDPOINT and HF_TOKEN are read from `environment`. Of a
+    folder, `include`, `exclude` and `leave_out` choose the files, as `walk` explains. Raises BadConfig for invalid
+    options or URLs, InputMissing if nothing has that name, BadData for a file that is no text.
     """
     if shards and reference != "pile":
         raise BadConfig(f"--shards is for the source pile, not for {reference}", hint="leave out --shards")
     if reference == "sample":
-        return Source("sample", tuple(SourceFile(path.name, local=path) for path in data_files(_SAMPLE)))
+        return Source("sample", tuple(SourceFile(path.name, local=path) for path in walk(_SAMPLE).files))
     if reference == "pile":
         endpoint = mirror or environment.get("HF_ENDPOINT") or HUB
         token = environment.get("HF_TOKEN", "").strip() if _is_private(endpoint) else ""
@@ -93,7 +99,7 @@ def resolve_source(
         return Source(_own_name(file_name), (SourceFile(file_name, (reference,), is_bare_url=True),))
     if not reference:
         raise BadConfig("a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
-    return _local(Path(reference))
+    return _local(Path(reference), include, exclude, leave_out)
 
 
 def _is_private(endpoint: str) -> bool:
@@ -147,19 +153,14 @@ def _github(path: str, mirror: str) -> SourceFile:
     return SourceFile(name, (f"{root}/{quote(path)}", f"{root}/{quote(name)}"))
 
 
-def _local(path: Path) -> Source:
+def _local(path: Path, include: Sequence[str], exclude: Sequence[str], leave_out: Sequence[Path]) -> Source:
     if path.is_file():
+        require_text(path)
         return Source(_own_name(path.name), (SourceFile(path.name, local=path),))
-    if path.is_dir() and (paths := data_files(path)):
-        files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in paths)
-        return Source(_own_name(path.resolve().name), files)
-    problem = "no data files in this folder" if path.is_dir() else "neither a source nor a path"
+    if path.is_dir():
+        data = walk(path, include=include, exclude=exclude, leave_out=leave_out)
+        files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in data.files)
+        return Source(_own_name(path.resolve().name), files, tuple(data.left_out))
     raise InputMissing(
-        f"{path}: {problem}", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder of files"
+        f"{path}: neither a source nor a path", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder"
     )
-
-
-def data_files(folder: Path) -> list[Path]:
-    """Return the files below `folder` with a supported suffix, sorted, without the lock file of a cache."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
-    return sorted(path for path in paths if path.name != LOCK_FILE)

@@ -14,13 +14,16 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.readers.readers import PLAIN_SUFFIXES
+from pipeline.runtime.progress import Progress
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
-from pipeline.sources.catalogue import CATALOGUE, data_files
+from pipeline.sources.catalogue import CATALOGUE
+from pipeline.sources.order import natural_key
+from pipeline.sources.walk import LeftOut, NotText, matches, note_left_out, require_text, walk
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Input, is_valid_name
 
 _HASHES = ".hashes.json"
+_MAX_NAMED = 8  # files in an error
 _SETTLED = 2_000_000_000  # ns; a younger file may change again without a new time, within the clock's resolution
 
 
@@ -47,36 +50,126 @@ class _Hashed(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def resolve_inputs(root: Path, reference: str, *, corpora: bool, deep: bool = False) -> list[InputFile]:
+@dataclass(frozen=True)
+class Inputs:
+    """The files that several references name, each text once, and the entries that are left out."""
+
+    files: list[InputFile]
+    left_out: list[LeftOut]
+
+
+def gather_inputs(
+    root: Path,
+    references: Sequence[str],
+    progress: Progress,
+    *,
+    corpora: bool,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    deep: bool = False,
+) -> Inputs:
+    """Return the files that all `references` name, in their order; what is left out is reported in one line.
+
+    The same text a second time is left out. Raises the errors of `resolve_inputs`, and NotText for all files together
+    that are named and hold no text.
+    """
+    named: list[InputFile] = []
+    left_out: list[LeftOut] = []
+    unreadable: list[NotText] = []
+    for reference in references:
+        try:
+            named += resolve_inputs(
+                root,
+                reference,
+                corpora=corpora,
+                include=include,
+                exclude=exclude,
+                deep=deep,
+                left_out=left_out,
+                progress=progress,
+            )
+        except NotText as error:
+            unreadable.append(error)
+    if unreadable:
+        raise _not_text(unreadable)
+    unique: dict[tuple[str, str], InputFile] = {}
+    firsts = [(unique.setdefault((file.digest, file.split), file), file) for file in named]
+    left_out += [LeftOut(file.name, f"same as {first.name}") for first, file in firsts if first is not file]
+    note_left_out(progress, left_out, len(unique))
+    return Inputs(list(unique.values()), left_out)
+
+
+def _not_text(errors: Sequence[NotText]) -> NotText:
+    if len(errors) == 1:
+        return errors[0]
+    names = ", ".join(f"{error.path} ({error.reason})" for error in errors[:_MAX_NAMED])
+    more = f" and {len(errors) - _MAX_NAMED} more" if len(errors) > _MAX_NAMED else ""
+    return NotText(
+        f"{len(errors)} inputs are not text: {names}{more}",
+        hint="leave them out, or name their folder: it passes over such files",
+    )
+
+
+def resolve_inputs(
+    root: Path,
+    reference: str,
+    *,
+    corpora: bool,
+    deep: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    left_out: list[LeftOut] | None = None,
+    progress: Progress | None = None,
+) -> list[InputFile]:
     """Return the files that `reference` names, in a fixed order.
 
-    It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a file, or a folder. With `deep` every
-    byte is hashed again. Raises InputMissing with the command to run first if there is none, BadData if a cached file
-    is damaged.
+    It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a file, or a folder. A path that
+    exists goes before the others if it is written as one, with "/" or a suffix; `progress` is told if a bare name could
+    be both. Of the files of a folder or source, `include` and `exclude` choose, as `walk` explains; the entries of a
+    folder that are not read are added to `left_out`. With `deep` every byte is hashed again.
+
+    Raises InputMissing with the command to run first if there is none, NotText if a named file cannot be read as text,
+    BadData if a cached file is damaged.
     """
-    if corpora and (corpus := _find_corpus(root, reference)):
-        return [corpus_input(corpus, deep=deep)]
     if not reference:
         raise BadConfig("an input name is empty", hint="run `status` to list artifacts and sources")
-    source, _, part = reference.partition("/")
-    if pins := read_lock_file(root, source) if is_valid_name(source) else {}:
-        return _source_part(root, source, part, pins, deep)
     path = Path(reference)
+    is_path = path.exists() and ("/" in reference or bool(path.suffix)) and not _is_within(path, root)
+    if not is_path:
+        corpus = _find_corpus(root, reference) if corpora else None
+        source, _, part = reference.partition("/")
+        pins = read_lock_file(root, source) if not corpus and is_valid_name(source) else {}
+        if (corpus or pins) and path.exists() and path.name == reference and progress:
+            kind = "corpus" if corpus else "downloaded source"
+            progress.note(f"{reference}: using the {kind}; write ./{reference} for the path of this name")
+        if corpus:
+            return [corpus_input(corpus, deep=deep)]
+        if pins:
+            return _source_part(root, source, part, pins, deep, include, exclude)
     if path.is_file():
+        require_text(path)
         return _local_files(root, {path: path.name}, deep)
-    if path.is_dir() and (paths := data_files(path)):
-        return _local_files(root, {file: file.relative_to(path).as_posix() for file in paths}, deep)
     if path.is_dir():
-        raise InputMissing(
-            f"{reference}: no data files in this folder", hint=f"file names end in {', '.join(PLAIN_SUFFIXES)}"
-        )
+        data = walk(path, include=include, exclude=exclude, leave_out=(root,))
+        if left_out is not None:
+            left_out += data.left_out
+        return _local_files(root, {file: file.relative_to(path).as_posix() for file in data.files}, deep)
+    raise _no_input(reference, corpora)
+
+
+def _no_input(reference: str, corpora: bool) -> InputMissing:
+    source = reference.partition("/")[0]
     if source in CATALOGUE:
         command = "download pile --shards 0,val" if source == "pile" else f"download {source}"
-        raise InputMissing(f"the source {source} is not downloaded yet", hint=f"run `{command}` first")
+        return InputMissing(f"the source {source} is not downloaded yet", hint=f"run `{command}` first")
     kinds = "no corpus, no downloaded source and no path" if corpora else "no downloaded source and no path"
-    raise InputMissing(
+    return InputMissing(
         f"{reference}: {kinds} has this name", hint="check the name, or run `status` to list artifacts and sources"
     )
+
+
+def _is_within(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def corpus_input(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
@@ -89,9 +182,13 @@ def corpus_input(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
 
 
 def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool = False) -> list[InputFile]:
-    """Return files of a downloaded source, sorted by name. Raises BadData if one is damaged."""
+    """Return files of a downloaded source, sorted by name; those of a local folder in natural order, as in the folder.
+
+    Raises BadData if one is damaged.
+    """
     pins, input_files = read_lock_file(root, source), []
-    for name in sorted({*names} & pins.keys()):
+    is_local = not any(pin.origin.startswith(("https://", "http://")) for pin in pins.values())
+    for name in sorted({*names} & pins.keys(), key=natural_key if is_local else None):
         path = source_folder(root, source) / name
         stamp_before = file_stamp(path) if path.is_file() else (0, 0)
         if not is_intact(path, pins[name]) or (deep and files.sha256_of(path) != pins[name].sha256):
@@ -146,11 +243,26 @@ def _find_corpus(root: Path, reference: str) -> artifact.Artifact | None:
         return None
 
 
-def _source_part(root: Path, source: str, part: str, pins: dict[str, RawFile], deep: bool) -> list[InputFile]:
+def _source_part(
+    root: Path,
+    source: str,
+    part: str,
+    pins: dict[str, RawFile],
+    deep: bool,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> list[InputFile]:
     names = {name for name in pins if not part or name == part or name.startswith(part.rstrip("/") + "/")}
     if not names:
         raise InputMissing(
             f"{source}/{part}: no such file was downloaded", hint=f"downloaded: {', '.join(sorted(pins))}"
+        )
+    if include:
+        names = {name for name in names if matches(name, include)}
+    names = {name for name in names if not matches(name, exclude)}
+    if not names:
+        raise InputMissing(
+            f"{source}: --include and --exclude leave none of its files", hint=f"downloaded: {', '.join(sorted(pins))}"
         )
     return pinned_files(root, source, names, deep=deep)
 

@@ -24,6 +24,7 @@ from pipeline.runtime.ledger import DEFAULT_MAX_BAD, Ledger
 from pipeline.runtime.progress import Progress
 from pipeline.sources import inputs as source_inputs
 from pipeline.sources.inputs import InputFile
+from pipeline.sources.walk import LeftOut
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
@@ -83,10 +84,14 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TokenizeInputs:
-    """Files to train on and to validate on. Without `val` files, documents are divided by a hash of their text."""
+    """Files to train on and to validate on. Without `val` files, documents are divided by a hash of their text.
+
+    `left_out` lists the entries of folders that are not read, and the files that were named twice.
+    """
 
     train: tuple[InputFile, ...]
     val: tuple[InputFile, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def fraction(self, val_fraction: float | None) -> float:
         """Return the fraction of documents to hold out. Raises BadConfig if one is set beside validation files."""
@@ -100,15 +105,28 @@ class TokenizeInputs:
         return DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
 
 
-def gather_inputs(root: Path, corpora: Sequence[str], val: Sequence[str], *, deep: bool = False) -> TokenizeInputs:
-    """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again."""
-    named = [
-        file for reference in corpora for file in source_inputs.resolve_inputs(root, reference, corpora=True, deep=deep)
-    ]
-    named_val = [
-        file for reference in val for file in source_inputs.resolve_inputs(root, reference, corpora=True, deep=deep)
-    ]
-    return assign_splits(named, named_val)
+def gather_inputs(
+    root: Path,
+    corpora: Sequence[str],
+    val: Sequence[str],
+    *,
+    progress: Progress | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    deep: bool = False,
+) -> TokenizeInputs:
+    """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again.
+
+    Of folders, `include` and `exclude` choose the files. What is left out is reported.
+    """
+    named, named_val = (
+        source_inputs.gather_inputs(
+            root, references, progress or Progress(), corpora=True, include=include, exclude=exclude, deep=deep
+        )
+        for references in (corpora, val)
+    )
+    inputs = assign_splits(named.files, named_val.files)
+    return dataclasses.replace(inputs, left_out=(*named.left_out, *named_val.left_out))
 
 
 def assign_splits(named: Sequence[InputFile], named_val: Sequence[InputFile]) -> TokenizeInputs:

@@ -29,7 +29,7 @@ import pytest
 import cli
 from pipeline.maintenance import verify
 from pipeline.sources import cache
-from pipeline.sources.catalogue import LOCK_FILE
+from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.manifest import KINDS
 

@@ -85,11 +85,11 @@ def test_sources_of_one_name_are_kept_apart(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text("山色青青", encoding="utf-8")
     section = DownloadSection((str(tmp_path / "one" / "a.txt"), str(tmp_path / "two" / "a.txt")))
-    source, groups = sources.resolve("mine", section)
+    source, groups = sources.resolve("mine", section, tmp_path / "artifacts")
     assert [file.name for file in source.files] == ["a/a.txt", "a-2/a.txt"]
     assert [group.corpus_name("mine") for group in groups] == ["mine", "mine.a-2"]
 
 
-def test_empty_list_of_sources_is_refused() -> None:
+def test_empty_list_of_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="empty list"):
-        sources.resolve("mine", DownloadSection(()))
+        sources.resolve("mine", DownloadSection(()), tmp_path)

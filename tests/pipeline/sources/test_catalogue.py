@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.sources.catalogue import CATALOGUE, pile_shards, resolve_source
+from pipeline.sources.walk import LeftOut
 
 HUB_FOLDER = "datasets/monology/pile-uncopyrighted/resolve/main"
 
@@ -172,11 +173,12 @@ def test_folder_is_a_source_of_its_data_files_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.jsonl.zst", "deep/c.json", "deep/d.jpg", "notes.md", "e.txt.gz"):
         path = tmp_path / "books" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x")
+        path.write_text(name)
     (tmp_path / "books" / "folder.txt").mkdir()
     source = resolve_source(f"{tmp_path}/books/", environment={})
     assert source.name == "books"
-    assert [file.name for file in source.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz"]
+    assert [file.name for file in source.files] == ["a.jsonl.zst", "b.txt", "deep/c.json", "e.txt.gz", "notes.md"]
+    assert source.left_out == (LeftOut("deep/d.jpg", "an image"),)
 
 
 def test_catalogue_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +190,7 @@ def test_catalogue_name_wins_over_a_folder_of_the_same_name(tmp_path: Path, monk
 
 
 def test_folder_without_data_and_missing_path_raise_input_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputMissing, match="no data files in this folder") as caught:
+    with pytest.raises(InputMissing, match="no file in this folder") as caught:
         resolve_source(str(tmp_path), environment={})
     assert caught.value.exit_code == 66
     for reference in (str(tmp_path / "nowhere"), "honglou", "ftp://example.org/a.txt"):

@@ -28,6 +28,7 @@ from pipeline.sources import cache, catalogue, partial
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.download import DownloadResult, check_upstream, download, list_files
 from pipeline.sources.http import Network
+from pipeline.sources.walk import LOCK_FILE
 from pipeline.store.files import TEMPORARY
 from pipeline.store.locks import lock
 from tests.support import bad_server, faults
@@ -382,7 +383,7 @@ def test_lock_file_with_a_path_outside_the_cache_raises_bad_data(root: Path, tmp
     cache.write_lock_file(root, "a", {**pinned, name: pinned["a.txt"]})
     (root / "raw" / "x.txt").write_text("第一回", encoding="utf-8")
     run = Command(root, ("clean", "a")).run_forked()
-    faults.assert_one_error(run, 65, [catalogue.LOCK_FILE])
+    faults.assert_one_error(run, 65, [LOCK_FILE])
     assert not (root / "corpora").exists()
 
 

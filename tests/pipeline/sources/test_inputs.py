@@ -16,8 +16,9 @@ from pipeline.maintenance import verify
 from pipeline.readers import compression, jsonl
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache, inputs
-from pipeline.sources.catalogue import Source, SourceFile
+from pipeline.sources.catalogue import Source, SourceFile, resolve_source
 from pipeline.sources.download import download
+from pipeline.sources.walk import LeftOut, NotText
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
@@ -129,7 +130,7 @@ def test_folder_resolves_to_its_data_files_in_order(root: Path, tmp_path: Path) 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     entries = inputs.resolve_inputs(root, str(tmp_path / "books"), corpora=True)
-    assert [entry.name for entry in entries] == ["a.jsonl", "b.txt", "deep/c.json"]
+    assert [entry.name for entry in entries] == ["a.jsonl", "b.txt", "deep/c.json", "notes.md"]
     assert [entry.digest for entry in entries] == [sha256(entry.name.encode()) for entry in entries]
 
 
@@ -172,7 +173,7 @@ def test_unknown_name_raises_input_missing(root: Path) -> None:
 
 def test_folder_without_data_has_its_own_message(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputMissing, match="no data"):
+    with pytest.raises(InputMissing, match="no file in this folder"):
         inputs.resolve_inputs(root, str(tmp_path / "empty"), corpora=True)
 
 
@@ -403,3 +404,89 @@ def test_flipped_bit_in_a_corpus_is_detected_by_manifest_and_checksum(root: Path
         inputs.resolve_inputs(root, "shuihu", corpora=True, deep=True)
     with pytest.raises(BadData):
         list(compression.read_blocks(path))
+
+
+# Several inputs, folders with other files, and names that are both a path and a source
+
+
+class Notes(SilentProgress):
+    """Keeps the lines that a command would print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_overlapping_inputs_count_once(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    first, second = book(folder, "one", "1.txt"), book(folder, "two", "2.txt")
+    progress = Notes()
+    gathered = inputs.gather_inputs(root, [str(folder), str(first), str(first)], progress, corpora=False)
+    assert [file.path for file in gathered.files] == [first, second]
+    assert gathered.left_out == [LeftOut("1.txt", "same as 1.txt")] * 2
+    assert progress.lines == ["left out 2 of 4 files: 2 same as 1.txt"]
+
+
+def test_all_named_files_without_text_are_in_one_error(root: Path, tmp_path: Path) -> None:
+    for name in ("5.txt", "6.txt"):
+        (tmp_path / name).touch()
+    paths = [str(book(tmp_path)), str(tmp_path / "5.txt"), str(tmp_path / "6.txt")]
+    with pytest.raises(NotText, match=r"2 inputs are not text: .*5\.txt \(empty\), .*6\.txt \(empty\)") as caught:
+        inputs.gather_inputs(root, paths, SilentProgress(), corpora=False)
+    assert caught.value.exit_code == 65
+
+
+def test_files_of_a_folder_are_chosen_and_in_natural_order(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name in ("第10回.txt", "第2回.txt", "tool.py", "old.txt"):
+        book(folder, name, name)
+    progress = Notes()
+    gathered = inputs.gather_inputs(
+        root, [str(folder)], progress, corpora=True, include=["*.txt", "*.py"], exclude=["old*"]
+    )
+    assert [file.name for file in gathered.files] == ["tool.py", "第2回.txt", "第10回.txt"]
+    assert progress.lines == ["left out 1 of 4 files: 1 excluded"]
+
+
+def test_downloaded_folder_has_the_order_of_the_folder(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name in ("第10回.txt", "第2回.txt"):
+        book(folder, name, name)
+    download(root, resolve_source(str(folder), environment={}), SilentProgress())
+    for reference in ("books", str(folder)):
+        entries = inputs.resolve_inputs(root, reference, corpora=False)
+        assert [Path(entry.name).name for entry in entries] == ["第2回.txt", "第10回.txt"]
+    (chosen,) = inputs.resolve_inputs(root, "books", corpora=False, exclude=["第2*"])
+    assert chosen.name == "books/第10回.txt"
+    with pytest.raises(InputMissing, match="leave none of its files"):
+        inputs.resolve_inputs(root, "books", corpora=False, include=["*.md"])
+
+
+def test_path_wins_over_a_downloaded_source_of_its_name(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("novels").mkdir()
+    book(Path("novels"), "old", "a.txt")
+    download(root, resolve_source("novels", environment={}), SilentProgress())
+    book(Path("novels"), "new", "c.txt")
+    progress = Notes()
+    cached = inputs.gather_inputs(root, ["novels"], progress, corpora=False)
+    assert [file.name for file in cached.files] == ["novels/a.txt"]
+    assert progress.lines == ["novels: using the downloaded source; write ./novels for the path of this name"]
+    assert [file.name for file in inputs.resolve_inputs(root, "./novels", corpora=False)] == ["a.txt", "c.txt"]
+    assert [file.path for file in inputs.resolve_inputs(root, "novels/c.txt", corpora=False)] == [Path("novels/c.txt")]
+
+
+def test_source_folder_with_artifacts_in_it_stays_the_same(tmp_path: Path) -> None:
+    book(tmp_path)
+    for root in (tmp_path / "artifacts", tmp_path / "artifacts", tmp_path / "other"):
+        corpus(root, "books")
+        entries = inputs.resolve_inputs(root, str(tmp_path), corpora=False)
+        assert [entry.name for entry in entries] == ["book.txt"]

@@ -25,6 +25,7 @@ from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import catalogue, download, partial
 from pipeline.sources.catalogue import Source
 from pipeline.sources.http import Network
+from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
 from tests.support import bad_server, faults
 from tests.support.bad_server import (
@@ -902,7 +903,7 @@ def test_unreadable_state_discards_only_the_part(either: Trial) -> None:
         assert either.target.read_bytes() == DATA
         assert either.starts[-1] == 0
         either.target.unlink()
-        (either.target.parent / catalogue.LOCK_FILE).unlink()
+        (either.target.parent / LOCK_FILE).unlink()
 
 
 def test_state_that_claims_more_bytes_than_the_part_is_corrected(either: Trial) -> None:

@@ -1,0 +1,344 @@
+"""Select the files of a folder that hold text, and list the others with the reason why each is left out.
+
+A name decides first: hidden entries, copies that editors keep, folders of other tools and artifacts are passed over.
+Of the other files those are opened that have the suffix of a text, or that match an `--include`. The content decides
+then: empty files, images and other kinds are left out, and so is the same text a second time.
+
+Two entries are errors instead, because text would be missing without a word: a link whose target does not exist, and
+an entry that may not be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import hashlib
+import mimetypes
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import BadData, InkstoneError, InputMissing, NotPermitted, from_os_error
+from pipeline.readers.compression import compression_suffix, read_blocks
+from pipeline.readers.kinds import detect_kind, has_text_suffix, without_compression
+from pipeline.runtime.progress import Progress
+from pipeline.sources.order import natural_key
+from pipeline.store import files
+from pipeline.store.manifest import KINDS
+
+LOCK_FILE = "sources.lock.json"  # of the raw cache
+_FOLDERS_OF_TOOLS = ("__MACOSX", "node_modules", "__pycache__")
+_EDITOR_COPIES = ("*~", "#*#", "*.swp", "*.swo")
+_TEXT_FIELD = re.compile(rb'"(?:text|paragraphs|content|para|messages|conversations)"\s*:')
+_SAME = "same as "
+_HEAD = 1 << 16  # bytes that are compared before files of equal size are hashed
+_COMPARED = 1 << 24  # bytes of a text and its compressed copy that are compared
+_MAX_REASONS = 6  # in the summary
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An entry of a folder that is not read: its path below the folder, ending in "/" for a folder, and the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The files of a folder to read, in natural order, and the entries that are left out, in order of their names."""
+
+    files: list[Path]
+    left_out: list[LeftOut]
+
+
+class NotText(BadData):
+    """A file, or several, that cannot be read as text; `reason` says why."""
+
+    def __init__(self, message: str, *, hint: str = "", path: Path | None = None, reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path, self.reason = path, reason
+
+
+def walk(
+    folder: Path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), leave_out: Sequence[Path] = ()
+) -> Walk:
+    """Select the files of `folder` and of the folders in it. Links to folders are followed once.
+
+    With `include`, only files that match one of these patterns are taken, whatever their suffix. Files and folders
+    that match one of `exclude` are left out. A pattern is compared, without regard to case, with the name and with the
+    path below `folder`; its `*` stands for any characters, `/` too. `leave_out` lists artifacts folders.
+
+    Raises InputMissing if no file is left or for a link without a target, NotPermitted for an unreadable entry.
+    """
+    search = _Search(folder, include, exclude, {os.path.realpath(path) for path in leave_out})
+    try:
+        search.read()
+        search.keep_texts()
+        search.keep_one_of_compressed()
+        search.keep_one_of_equal()
+    except OSError as error:
+        raise _unreadable(error, folder) from None
+    if not search.names:
+        raise _nothing_left(folder, search.left_out, include)
+    left_out = sorted(search.left_out, key=lambda entry: natural_key(entry.name))
+    return Walk([folder / name for name in search.names], left_out)
+
+
+def require_text(path: Path) -> None:
+    """Raise NotText if the content of a file that the user named cannot be read as text."""
+    try:
+        problem = detect_kind(path).problem
+    except OSError as error:
+        raise _unreadable(error, path) from None
+    if problem:
+        hint = "save its content as plain text (.txt), or leave it out"
+        content = problem if problem == "not text" else f"{problem}, not text"
+        if problem == "empty":
+            content, hint = "the file is empty or holds only white space", "leave it out"
+        raise NotText(f"{path}: {content}", hint=hint, path=path, reason=problem)
+
+
+def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
+    """Return one line on the entries left out beside `taken` files, for example "left out 2 of 9 files: 2 images"."""
+    counts = Counter(entry.reason for entry in left_out if not entry.name.endswith("/"))
+    copies = {reason: count for reason, count in counts.items() if reason.startswith(_SAME)}
+    if len(copies) > 1:
+        counts = Counter({reason: count for reason, count in counts.items() if reason not in copies})
+        counts[f"{_SAME}other files"] = sum(copies.values())
+    reasons = [_counted(count, reason) for reason, count in counts.most_common(_MAX_REASONS)]
+    if rest := sum(counts.values()) - sum(count for _, count in counts.most_common(_MAX_REASONS)):
+        reasons.append(f"{rest} for other reasons")
+    total = sum(counts.values())
+    lines = [f"{total:,} of {taken + total:,} files: {', '.join(reasons)}"] if total else []
+    if folders := [f"{entry.name} ({entry.reason})" for entry in left_out if entry.name.endswith("/")]:
+        more = f" and {len(folders) - _MAX_REASONS} more" if len(folders) > _MAX_REASONS else ""
+        noun = "folder" if len(folders) == 1 else f"{len(folders):,} folders:"
+        lines.append(f"{noun} {', '.join(folders[:_MAX_REASONS])}{more}")
+    return f"left out {'; '.join(lines)}"
+
+
+def note_left_out(progress: Progress, left_out: Sequence[LeftOut], taken: int) -> None:
+    """Report what was left out in one line, if anything was."""
+    if left_out:
+        progress.note(summarize(left_out, taken))
+
+
+def as_records(left_out: Iterable[LeftOut]) -> list[dict[str, str]]:
+    """Return the entries for a JSON object."""
+    return [{"name": entry.name, "reason": entry.reason} for entry in left_out]
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Return True if a path below a folder, or its last part, matches one of the patterns, in any case."""
+    path = name.casefold()
+    return any(
+        fnmatch.fnmatchcase(candidate, glob.casefold().removeprefix("./").rstrip("/"))
+        for glob in globs
+        for candidate in (path, path.rpartition("/")[2])
+    )
+
+
+@dataclass
+class _Search:
+    """The state of one walk: `names` are the selected files, as paths below `folder`, with their sizes."""
+
+    folder: Path
+    include: Sequence[str]
+    exclude: Sequence[str]
+    stores: set[str]  # real paths of artifacts folders
+    names: dict[str, int] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    visited: dict[str, str] = field(default_factory=dict)  # name of each folder that was read, by its real path
+    links: list[str] = field(default_factory=list)  # folders to follow after all others, so that real paths win
+
+    def read(self) -> None:
+        """Collect the files by their names, folder by folder."""
+        self._read_tree("")
+        while self.links:
+            links, self.links = sorted(self.links, key=natural_key), []
+            for name in links:
+                self._read_tree(name)
+        self.names = {name: self.names[name] for name in sorted(self.names, key=natural_key)}
+
+    def drop(self, name: str, reason: str) -> None:
+        self.names.pop(name, None)
+        self.left_out.append(LeftOut(name if name.isprintable() else ascii(name)[1:-1], reason))
+
+    def _read_tree(self, top: str) -> None:
+        pending = [top]
+        while pending:
+            name = pending.pop()
+            path = self.folder / name
+            real = os.path.realpath(path)
+            if real in self.visited:
+                self.drop(f"{name}/", f"{_SAME}{self.visited[real] or self.folder}")
+                continue
+            with os.scandir(path) as listing:
+                entries = list(listing)
+            is_store = real in self.stores or _is_store(path, {entry.name for entry in entries})
+            if is_store and name:
+                self.drop(f"{name}/", "artifacts")
+                continue
+            self.visited[real] = name
+            is_cache = any(entry.name == LOCK_FILE for entry in entries)
+            for entry in entries:
+                entry_name = f"{name}/{entry.name}" if name else entry.name
+                is_folder = os.path.isdir(entry.path)
+                is_artifact = is_store and entry.name in (*KINDS, "raw")
+                if is_artifact or (is_cache and entry.name in (LOCK_FILE, "decompressed")):
+                    self.drop(f"{entry_name}/" if is_folder else entry_name, "artifacts")
+                elif reason := self._reason_by_name(entry.name, entry_name, is_folder):
+                    self.drop(f"{entry_name}/" if is_folder else entry_name, reason)
+                elif is_folder:
+                    (self.links if entry.is_symlink() else pending).append(entry_name)
+                else:
+                    self._read_entry(entry, entry_name)
+
+    def _read_entry(self, entry: os.DirEntry[str], name: str) -> None:
+        """Select a file or leave it out, by its name."""
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if not entry.is_symlink() or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise InputMissing(
+                f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist",
+                hint=f"mend or delete the link, or leave it out with --exclude {entry.name!r}",
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            self.drop(name, "neither a file nor a folder")
+        elif reason := self._reason_by_suffix(name):
+            self.drop(name, reason)
+        else:
+            self.names[name] = status.st_size
+
+    def _reason_by_name(self, base: str, name: str, is_folder: bool) -> str:
+        if matches(name, self.exclude):
+            return "excluded"
+        if base.startswith("."):
+            return "hidden"
+        if is_folder:
+            return "of another tool" if base in _FOLDERS_OF_TOOLS else ""
+        return "a backup" if any(fnmatch.fnmatchcase(base, glob) for glob in _EDITOR_COPIES) else ""
+
+    def _reason_by_suffix(self, name: str) -> str:
+        if self.include:
+            return "" if matches(name, self.include) else "not included"
+        if has_text_suffix(name.rpartition("/")[2]):
+            return ""
+        kind = (mimetypes.guess_type(name)[0] or "").partition("/")[0]
+        suffix = Path(name).suffix.casefold()
+        return {"image": "an image", "video": "a video", "audio": "a recording"}.get(kind, f"a {suffix} file")
+
+    def keep_texts(self) -> None:
+        """Leave out the files whose content is no text, and JSON without a text beside JSON with one."""
+        has_text: dict[str, bool] = {}
+        for name in list(self.names):
+            kind = detect_kind(self.folder / name)
+            if kind.problem:
+                self.drop(name, kind.problem)
+            elif kind.format == "json":
+                has_text[name] = _has_text_field(self.folder / name)
+        if any(has_text.values()):
+            for name in [name for name, is_text in has_text.items() if not is_text]:
+                self.drop(name, "JSON of another kind")
+
+    def keep_one_of_compressed(self) -> None:
+        """Leave out the compressed copy of a file that stands beside it, or the second compressed copy."""
+        for same_stem in _groups(self.names, without_compression):
+            first, *others = sorted(same_stem, key=lambda name: (compression_suffix(name) != "", natural_key(name)))
+            for name in others:
+                is_same = _is_same_text(self.folder / first, self.folder / name)
+                base = first.rpartition("/")[2]
+                self.drop(name, f"{_SAME}{base}" if is_same else f"other content than {base} beside it")
+
+    def keep_one_of_equal(self) -> None:
+        """Leave out every file that has the same content as one before it."""
+
+        def head(name: str) -> str:
+            with open(self.folder / name, "rb") as file:
+                return hashlib.sha256(file.read(_HEAD)).hexdigest()
+
+        for same_size in _groups(self.names, lambda name: self.names[name]):
+            for same_head in _groups(same_size, head):
+                for equal in _groups(same_head, lambda name: files.sha256_of(self.folder / name)):
+                    for name in equal[1:]:
+                        self.drop(name, f"{_SAME}{equal[0]}")
+
+
+def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[str]]:
+    """Return the groups of two or more names that have the same key, in order."""
+    groups: dict[Hashable, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _has_text_field(path: Path) -> bool:
+    """Return True if the beginning of a JSON file has one of the names under which texts are kept."""
+    try:
+        return _TEXT_FIELD.search(next(read_blocks(path), b"")[:_HEAD]) is not None
+    except BadData:  # reading all of it will say why
+        return True
+
+
+def _is_same_text(first: Path, second: Path) -> bool:
+    """Return True if both files hold the same bytes once decompressed, as far as they are compared."""
+    digests = []
+    for path in (first, second):
+        digest, remaining = hashlib.sha256(), _COMPARED
+        try:
+            for block in read_blocks(path):
+                digest.update(block[:remaining])
+                remaining -= len(block)
+                if remaining <= 0:
+                    break
+        except BadData:
+            return False
+        digests.append(digest.digest())
+    return digests[0] == digests[1]
+
+
+def _is_store(path: Path, names: set[str]) -> bool:
+    """Return True if a folder with the entries `names` is an artifacts folder."""
+    patterns = [f"{kind}/*/{'[0-9a-f]' * 16}/manifest.json" for kind in KINDS if kind in names]
+    patterns += [f"raw/*/{LOCK_FILE}"] if "raw" in names else []
+    return any(next(path.glob(pattern), None) for pattern in patterns)
+
+
+def _counted(count: int, reason: str) -> str:
+    """Return a reason with its count: "a PDF" → "2 PDFs", "empty" → "2 empty"."""
+    article, _, noun = reason.partition(" ")
+    if article not in ("a", "an"):
+        return f"{count:,} {reason}"
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _unreadable(error: OSError, path: Path) -> InkstoneError:
+    name = error.filename or path
+    if isinstance(error, PermissionError):
+        return NotPermitted(
+            f"{name}: permission denied", hint=f"make it readable, or leave it out with --exclude {Path(name).name!r}"
+        )
+    return from_os_error(error)
+
+
+def _nothing_left(folder: Path, left_out: Sequence[LeftOut], include: Sequence[str]) -> InputMissing:
+    if not left_out:
+        return InputMissing(f"{folder}: no file in this folder", hint="name a folder of texts")
+    if include:
+        return InputMissing(
+            f"{folder}: no text matches --include {' '.join(include)}; {summarize(left_out, 0)}",
+            hint='quote the pattern, for example --include "*.txt"',
+        )
+    suffixes = Counter(Path(entry.name).suffix for entry in left_out if entry.reason.endswith(" file"))
+    suffix = suffixes.most_common(1)[0][0] if suffixes else ".py"
+    return InputMissing(
+        f"{folder}: no text in this folder; {summarize(left_out, 0)}",
+        hint=f'files of another suffix come in by --include, for example --include "*{suffix}"',
+    )
