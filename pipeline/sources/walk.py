@@ -319,13 +319,13 @@ def _counted(count: int, reason: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _unreadable(error: OSError, path: Path) -> InkstoneError:
-    name = error.filename or path
-    if isinstance(error, PermissionError):
-        return NotPermitted(
-            f"{name}: permission denied", hint=f"make it readable, or leave it out with --exclude {Path(name).name!r}"
-        )
-    return from_os_error(error)
+def _unreadable(error: OSError, named: Path) -> InkstoneError:
+    """Return the error for an entry that cannot be read; `named` is the file or folder that the user named."""
+    path = Path(error.filename or named)
+    if not isinstance(error, PermissionError):
+        return from_os_error(error)
+    hint = "make it readable" + ("" if path == named else f", or leave it out with --exclude {path.name!r}")
+    return NotPermitted(f"{path}: permission denied", hint=hint)
 
 
 def _nothing_left(folder: Path, left_out: Sequence[LeftOut], include: Sequence[str]) -> InputMissing:
