@@ -75,8 +75,8 @@ def _tokenizer(root: Path, text: Path, name: str) -> str:
     sentences = _SENTENCE.split(text.read_text(encoding="utf-8"))
     lines = "".join(sentence if sentence.endswith("\n") else f"{sentence}\n" for sentence in sentences)
     path.write_text(lines, encoding="utf-8")
-    source, recorded_input = tokenizers_stage.find_sentences(root, str(path))
+    texts = tokenizers_stage.find_sentences(root, [str(path)])
     longest = max(len(sentence.encode()) for sentence in sentences)
     flags = sentencepiece_flags.flags(LineStats(Counter(lines), lines.count("\n"), longest, 0))
-    trained = tokenizers_stage.train(root, "text", source, recorded_input, kind, int(size or 0), flags)
+    trained = tokenizers_stage.train(root, "text", texts, kind, int(size or 0), flags)
     return trained.artifact.ref

@@ -49,9 +49,13 @@ def load_corpus(name: str, root: str | Path | None = None) -> Iterator[CorpusDoc
     )
 
 
-def load_tokenizer(name: str, root: str | Path | None = None) -> Tokenizer:
-    """Open a trained tokenizer, a SentencePiece `.model` file, or an encoding of tiktoken such as "r50k_base"."""
-    return loading.find(artifacts_folder(root), name)[0]
+def load_tokenizer(name: str, root: str | Path | None = None, *, end_of_text: str = "") -> Tokenizer:
+    """Open a trained tokenizer, an encoding of tiktoken such as "r50k_base", or a file.
+
+    A file is a SentencePiece `.model`, or a Hugging Face `tokenizer.json` or its folder. `end_of_text` names the token
+    that ends a text if the files of a `tokenizer.json` do not.
+    """
+    return loading.find(artifacts_folder(root), name, end_of_text=end_of_text)[0]
 
 
 def load_tokens(name: str, root: str | Path | None = None) -> TokenStore:
@@ -84,25 +88,26 @@ def clean(
 
 
 def train_tokenizer(
-    corpus: str,
+    corpus: str | Sequence[str],
     name: str = "",
     *,
     kind: str = "bpe",
-    vocab_size: int | None = None,
+    vocab_size: int | str | None = None,
     root: str | Path | None = None,
 ) -> Tokenizer:
-    """Train a tokenizer ("bpe", "unigram" or "char") on a corpus and open it; `name` is the corpus's by default.
+    """Train a tokenizer ("bpe", "unigram", "char" or "bbpe") on one or more corpora and open it.
 
-    `vocab_size` is 8,000 by default; for "char" it is 0, all characters of the corpus.
+    `name` is by default that of the first corpus. `vocab_size` None or "auto" takes the size that the corpus's report
+    advises, as far as the text allows it; for "char" it is 0, all characters of the corpus.
     """
     from pipeline.tokenizers import stage
 
     folder = artifacts_folder(root)
-    if vocab_size is None:
-        vocab_size = 0 if kind == "char" else 8000
-    name = check_name(name or corpus.split("/")[0])
-    sentences, source = stage.find_sentences(folder, corpus)
-    return loading.open_folder(stage.train(folder, name, sentences, source, kind, vocab_size).artifact.path)
+    corpora = [corpus] if isinstance(corpus, str) else corpus
+    name = check_name(name or corpora[0].split("/")[0])
+    texts = stage.find_sentences(folder, corpora)
+    built = stage.train(folder, name, texts, kind, vocab_size, progress=Progress())
+    return loading.open_folder(built.artifact.path)
 
 
 def tokenize(
@@ -110,6 +115,7 @@ def tokenize(
     name: str,
     *,
     tokenizer: str = "",
+    end_of_text: str = "",
     val: Sequence[str] = (),
     layout: str = "memmap",
     jobs: int = 1,
@@ -118,15 +124,16 @@ def tokenize(
 ) -> TokenStore:
     """Tokenize corpora, sources or files into token arrays and open them.
 
-    `tokenizer` is a name as for `load_tokenizer`, by default the trained one called `name`. `val` names corpora to
-    validate on; `layout` is "memmap", "hdf5" or "both". `options` are those of the command, such as `val_fraction=0.1`.
+    `tokenizer` and `end_of_text` are those of `load_tokenizer`, by default the trained one called `name`. `val` names
+    corpora to validate on; `layout` is "memmap", "hdf5" or "both". `options` are those of the command, such as
+    `val_fraction=0.1`.
     With `jobs` above 1 the call starts worker processes, so a script needs the guard `if __name__ == "__main__":`.
     """
     from pipeline.tokens import stage
 
     folder = artifacts_folder(root)
     inputs = stage.gather_inputs(folder, [str(corpus) for corpus in corpora], list(val))
-    opened, trained = loading.find(folder, tokenizer or name)
+    opened, trained = loading.find(folder, tokenizer or name, end_of_text=end_of_text)
     chosen = stage.TokenizeOptions(layout, **options)
     built = stage.tokenize(folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs)
     return store.open_store(built.artifact)

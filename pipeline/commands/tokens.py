@@ -26,45 +26,49 @@ if TYPE_CHECKING:
 
 
 @click.command("train-tokenizer", cls=Command)
-@click.argument("corpus", metavar="[CORPUS]", default="")
+@click.argument("corpora", metavar="[CORPUS]...", nargs=-1)
 @NAME
 @click.option(
     "--kind",
-    type=Choice(["bpe", "unigram", "char"]),
+    type=Choice(["bpe", "unigram", "char", "bbpe"]),
     default="bpe",
     show_default=True,
-    help="Train a BPE or unigram model with SentencePiece, or use one id per character.",
+    help="Train a BPE or unigram model with SentencePiece, use one id per character, or train a byte-level BPE as "
+    "GPT-2 and Qwen have it (bbpe), written as Hugging Face's tokenizer.json.",
 )
 @click.option(
     "--vocab-size",
-    type=click.IntRange(0),
-    metavar="N",
-    default=8000,
+    metavar="N|auto",
+    default="auto",
     show_default=True,
-    help="Number of token ids; for char, 0 (its default) means all characters.",
+    help="Number of token ids; auto takes the number that the report of the corpus advises, or fewer if the text has "
+    "no more. For char, 0 and auto mean all characters.",
 )
-def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab_size: int) -> Outcome:
-    """Train a tokenizer on a corpus.
+def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kind: str, vocab_size: str) -> Outcome:
+    """Train a tokenizer on corpora.
 
-    Without CORPUS, the newest corpus is used.
+    Without CORPUS, the newest corpus is used. A text file with one sentence per line serves too.
 
     \b
-    Example:
-      inkstone train-tokenizer book --vocab-size 8000
+    Examples:
+      inkstone train-tokenizer book
+      inkstone train-tokenizer book --kind bbpe --vocab-size 8000
     """
     from pipeline.store.manifest import check_name
     from pipeline.tokenizers import stage
 
-    corpus = corpus or find_artifact(settings, "corpora", "").ref
-    sentences, source = stage.find_sentences(settings.root, corpus)
-    name = name or name_of(corpus, "corpora")
-    origin = click.get_current_context().get_parameter_source("vocab_size")
-    if kind == "char" and origin == click.core.ParameterSource.DEFAULT:
-        vocab_size = 0
-    check_name(name)
-    if advice := stage.size_warning(sentences, source, kind, vocab_size):
+    corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
+    stage.check_options(kind, vocab_size)
+    texts = stage.find_sentences(settings.root, corpora)
+    own_name = name_of(corpora[0], "corpora")
+    name = check_name(name or own_name)
+    if advice := stage.size_warning(texts, kind, vocab_size):
         settings.progress.note(advice)
-    return outcome_of(stage.train(settings.root, name, sentences, source, kind, vocab_size), ("vocab_size",))
+    built = stage.train(settings.root, name, texts, kind, vocab_size, progress=settings.progress)
+    outcome = outcome_of(built, ("vocab_size",))
+    inputs = " ".join(own_name if corpus.startswith("corpora/") else corpus for corpus in corpora)
+    outcome.lines.append(f"next: inkstone tokenize {inputs}" + (f" --tokenizer {name}" if name != own_name else ""))
+    return outcome
 
 
 @click.command(cls=Command)
@@ -76,8 +80,14 @@ def train_tokenizer(settings: Settings, corpus: str, name: str, kind: str, vocab
         "reference",
         default="",
         metavar="NAME|FILE",
-        help="Trained tokenizer, SentencePiece .model file, or tiktoken encoding such as r50k_base "
-        "(default: the tokenizer of the same name, or the newest).",
+        help="Trained tokenizer, tiktoken encoding such as r50k_base, SentencePiece .model file, or Hugging Face "
+        "tokenizer.json or its folder (default: the tokenizer of the same name, or the newest).",
+    ),
+    click.option(
+        "--end-of-text",
+        default="",
+        metavar="TOKEN",
+        help="Token of a tokenizer.json that ends a text (default: the eos_token of its tokenizer_config.json).",
     ),
     click.option(
         "--encoder",
@@ -143,6 +153,7 @@ def tokenize(
     settings: Settings,
     corpora: tuple[str, ...],
     reference: str,
+    end_of_text: str,
     name: str,
     val: tuple[str, ...],
     include: tuple[str, ...],
@@ -176,7 +187,7 @@ def tokenize(
     if not reference:
         namesake = artifact.current(settings.root, "tokenizers", name)
         reference = (namesake or find_artifact(settings, "tokenizers", "")).ref
-    tokenizer, trained = tokenizers.find(settings.root, reference, encoder)
+    tokenizer, trained = tokenizers.find(settings.root, reference, encoder, end_of_text)
     built = stage.tokenize(
         settings.root,
         name,

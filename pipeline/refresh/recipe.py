@@ -48,12 +48,13 @@ class DownloadSection(_Section, frozen=True):
 class TokenizerSection(_Section, frozen=True):
     """Either `use`, a ready encoding such as r50k_base, or the kind and size of a tokenizer to train.
 
+    Without a size, or with "auto", the one that the report of the corpus advises is used.
     `keep` trains the tokenizer once and keeps it when the text changes, so that a run can continue on the new text.
     """
 
     use: str = ""
     kind: str = "bpe"
-    vocab_size: int = 8000
+    vocab_size: int | str | None = None
     keep: bool = False
 
 

@@ -126,11 +126,14 @@ class Chain:
         return identity, lambda: clean_stage.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:
-        name, section, corpus = self.recipe.name, self.recipe.tokenizer, self.artifacts["clean"]
-        sentences, entry = corpus.file("sentences.txt"), corpus.as_input("corpus")
-        identity = tokenizers_stage.identify(name, entry, section.kind, section.vocab_size)
+        name, section = self.recipe.name, self.recipe.tokenizer
+        texts = [
+            tokenizers_stage.Sentences(corpus.file("sentences.txt"), corpus.as_input("corpus"))
+            for corpus in self._corpora()
+        ]
+        identity = tokenizers_stage.identify(name, texts, section.kind, section.vocab_size)
         return identity, lambda: tokenizers_stage.train(
-            self.root, name, sentences, entry, section.kind, section.vocab_size
+            self.root, name, texts, section.kind, section.vocab_size, progress=self.progress
         )
 
     def _tokenize(self) -> tuple[Identity, Callable[[], BuildResult]]:

@@ -1,21 +1,23 @@
-"""Tokenizers: one interface over tiktoken's encodings, SentencePiece models and plain characters.
+"""Tokenizers: one interface over tiktoken, SentencePiece, Hugging Face's fast tokenizers and plain characters.
 
 Text that spells a special token is always ordinary text: no method here turns text into the end-of-text id.
 A tokenizer is saved as a small folder (`tokenizer.json` and, for some kinds, a model file), so that token arrays and
 runs carry the tokenizer they were made with.
 
 Start with `tokenizer.py`, the interface. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
-encoder), `sentencepiece.py`, `characters.py` and `integers.py`. `loading.py` opens a saved folder or resolves a name;
-it checks SentencePiece models of unknown origin with `untrusted.py`. `stage.py` trains a tokenizer, `detokenizer.py`
-decodes ids one at a time, and `huggingface.py` writes the tokenizer.json that other programs read.
+encoder), `sentencepiece.py`, `fast_tokenizer.py` (with `tokenizer_file.py`, what its file says), `characters.py` and
+`integers.py`. `loading.py` opens a saved folder or resolves a name; it checks SentencePiece models of unknown origin
+with `untrusted.py`, and `end_of_text.py` opens a tokenizer.json from elsewhere. `boundaries.py` says where a long text
+can be cut. `stage.py` trains a tokenizer on `training_text.py` with `sentencepiece_training.py` or `byte_level.py`.
+`detokenizer.py` decodes ids one at a time, and `huggingface.py` writes the tokenizer.json that other programs read.
 """
 
 from pipeline.tokenizers.characters import Characters
 from pipeline.tokenizers.detokenizer import IncrementalDetokenizer
+from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.gigatoken import ENCODERS, gigatoken_problem
 from pipeline.tokenizers.huggingface import (
     bpe_merges,
-    bytes_to_unicode,
     require_exportable,
     require_same_ids,
     token_strings,
@@ -26,12 +28,14 @@ from pipeline.tokenizers.loading import check_encoder, find, open_folder
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
 from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, Tokenizer, TokenizerCard, Unencodable
+from pipeline.tokenizers.tokenizer_file import bytes_to_unicode
 
 __all__ = [
     "ENCODERS",
     "ENCODINGS",
     "END_OF_TEXT",
     "Characters",
+    "FastTokenizer",
     "FlatIds",
     "IncrementalDetokenizer",
     "Integers",

@@ -16,15 +16,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pipeline.errors import BadConfig, BadData, install_command
+from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers.characters import Characters
+from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import Tiktoken
 from pipeline.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from pipeline.tokenizers.tokenizer_file import bytes_to_unicode
 
 UNKNOWN = "<unk>"
-_BYTE_LETTERS = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
 _NORMALIZER_PROBE = " Ａ①  b "  # every normaliser but the identity changes it
 Piece = TypeVar("Piece", str, bytes)
 
@@ -40,6 +41,8 @@ def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
     match tokenizer:
         case Tiktoken():
             strings = {token_id: bytes_to_unicode(token) for token, token_id in tokenizer.ranks.items()}
+        case FastTokenizer():
+            return tokenizer.tokens
         case SentencePiece():
             return dict(enumerate(tokenizer.pieces()))
         case Characters():
@@ -47,11 +50,6 @@ def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
         case _:
             strings = {token_id: str(token_id) for token_id in range(tokenizer.vocab_size)}
     return {**strings, tokenizer.end_of_text: END_OF_TEXT}
-
-
-def bytes_to_unicode(token: bytes) -> str:
-    """Map each byte to one printable letter, as bytes_to_unicode in GPT-2's encoder.py does."""
-    return token.decode("latin-1").translate(_BYTE_LETTERS)
 
 
 def bpe_merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
@@ -72,9 +70,12 @@ def bpe_merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
 def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
     """Return the bytes of a tokenizer.json, verified by encoding every token string and `texts` with `tokenizers`.
 
-    Raises BadConfig for a kind that cannot be exact, or if `tokenizers` is missing; BadData if an id differs.
+    A fast tokenizer is its own file, unchanged. Raises BadConfig for a kind that cannot be exact, BadData if an id
+    differs.
     """
-    library = _library()
+    if isinstance(tokenizer, FastTokenizer):
+        _require_same(tokenizer, token_strings(tokenizer), _opened(tokenizer.data), texts)
+        return tokenizer.data
     require_exportable(tokenizer)
     strings = token_strings(tokenizer)
     vocabulary = {string: token_id for token_id, string in enumerate(strings)}
@@ -102,7 +103,7 @@ def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
             **parts,
         }
     )
-    _require_same(tokenizer, strings, library.from_str(data.decode()), texts)
+    _require_same(tokenizer, strings, _opened(data), texts)
     return data
 
 
@@ -205,14 +206,10 @@ def _require_same(tokenizer: Tokenizer, strings: Sequence[str], exported: Any, t
             raise _differs(tokenizer, f"the ids of {text[:40]!r} are decoded differently")
 
 
-def _library() -> Any:
-    try:
-        from tokenizers import Tokenizer as HFTokenizer
-    except ImportError:
-        raise BadConfig(
-            "exporting a tokenizer.json needs the package tokenizers", hint=install_command("exchange")
-        ) from None
-    return HFTokenizer
+def _opened(data: bytes) -> Any:
+    from tokenizers import Tokenizer as HFTokenizer
+
+    return HFTokenizer.from_buffer(data)
 
 
 def _differs(tokenizer: Tokenizer, difference: str) -> BadData:

@@ -10,6 +10,8 @@ from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers.characters import Characters
+from pipeline.tokenizers.end_of_text import missing_file, open_tokenizer_file, tokenizer_file_at
+from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.gigatoken import choose_encoder
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
@@ -18,13 +20,21 @@ from pipeline.tokenizers.tokenizer import CARD, Tokenizer, TokenizerCard
 from pipeline.tokenizers.untrusted import open_foreign
 
 
-def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, Artifact | None]:
+def find(root: Path, reference: str, encoder: str = "auto", end_of_text: str = "") -> tuple[Tokenizer, Artifact | None]:
     """Return the tokenizer that `reference` names, and its artifact if it was trained here.
 
-    `reference` is one of tiktoken's encodings, the name of a trained tokenizer, or a `.model` file. `encoder` is one
-    of ENCODERS; only tiktoken's encodings offer a choice. Raises BadConfig, InputMissing or BadData.
+    `reference` is one of tiktoken's encodings, the name of a trained tokenizer, a `.model` file, or a Hugging Face
+    tokenizer.json or its folder. `encoder` is one of ENCODERS; only tiktoken's encodings offer a choice. `end_of_text`
+    is a token of a tokenizer.json, "" for the one that its files name. Raises BadConfig, InputMissing or BadData.
     """
     check_encoder(reference, encoder)
+    is_trained = reference not in ENCODINGS and artifact.current(root, "tokenizers", reference) is not None
+    if not is_trained and (file := tokenizer_file_at(reference)):
+        return open_tokenizer_file(file, end_of_text), None
+    if end_of_text:
+        raise BadConfig(
+            f"--end-of-text {end_of_text}: {reference} is not a tokenizer.json, and has its own", hint="leave it out"
+        )
     if reference in ENCODINGS:
         return Tiktoken.named(reference, encoder), None
     path = Path(reference)
@@ -33,6 +43,8 @@ def find(root: Path, reference: str, encoder: str = "auto") -> tuple[Tokenizer, 
     try:
         trained = artifact.find(root, "tokenizers", reference)
     except InputMissing as error:
+        if path.is_dir():
+            raise missing_file(path) from None
         raise InputMissing(error.message, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
     if problems := artifact.find_problems(trained, deep=True):  # small, and every later artifact depends on it
         raise BadData(problems[0], hint="`train-tokenizer` it again")
@@ -71,6 +83,8 @@ def _load(card: TokenizerCard, folder: Path) -> Tokenizer:
             return Tiktoken.load(folder, card)
         case SentencePiece.kind:
             return SentencePiece.load(folder, card)
+        case FastTokenizer.kind:
+            return FastTokenizer.load(folder, card)
         case Characters.kind:
             return Characters.load(folder, card)
         case Integers.kind:

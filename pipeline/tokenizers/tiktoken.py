@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import BadData, TryAgain
 from pipeline.store import files
+from pipeline.tokenizers.boundaries import WORD_OR_LINE
 from pipeline.tokenizers.gigatoken import choose_encoder, fast_encoder
 from pipeline.tokenizers.tokenizer import (
     END_OF_TEXT,
@@ -30,12 +30,6 @@ _SAME_RANKS = {"gpt2": "r50k_base"}  # tiktoken itself builds gpt2's from two ot
 
 _RANKS = "ranks.tiktoken"
 
-# Positions where every split pattern of tiktoken ends a piece, whatever the surrounding text, so that a text can be
-# cut there and its parts encoded one by one: between Latin words, lines and Chinese phrases.
-_WORD_OR_LINE = re.compile(
-    "(?<=[a-z])(?= [a-z])|(?<=[^\\s]\n)(?=[a-z\u5000-\u9fa5])|(?<=[\u5000-\u9fa5])(?=[。，！？；：、])"
-)
-
 
 class Tiktoken:
     """One of OpenAI's encodings.
@@ -45,7 +39,7 @@ class Tiktoken:
     """
 
     kind = "tiktoken"
-    boundary = _WORD_OR_LINE
+    boundary = WORD_OR_LINE
     unknown_id = None
 
     def __init__(

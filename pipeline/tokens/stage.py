@@ -40,7 +40,12 @@ SCHEMA = 4  # raise when the same options give different bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
 _SMALL = 2 << 20  # bytes of input files, compressed or not, below which starting a worker costs more than it saves
-_LIBRARIES = {"gigatoken": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken",), "sentencepiece": ("sentencepiece",)}
+_LIBRARIES = {
+    "gigatoken": ("tiktoken", "gigatoken"),
+    "tiktoken": ("tiktoken",),
+    "sentencepiece": ("sentencepiece",),
+    "tokenizers": ("tokenizers",),
+}
 
 
 class TokenizeOptions(msgspec.Struct, frozen=True):

@@ -41,7 +41,7 @@ def trained_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text, val = root.parent / "text.txt", root.parent / "val.txt"
     text.write_text(TEXT, encoding="utf-8")
     val.write_text(TEXT[:200], encoding="utf-8")
-    built = tokenizers_stage.train(root, "text", *tokenizers_stage.find_sentences(root, str(text)), "char", 0)
+    built = tokenizers_stage.train(root, "text", tokenizers_stage.find_sentences(root, [str(text)]), "char", 0)
     tokenizer, source = tokenizers.find(root, built.artifact.ref)
     inputs = tokens_stage.gather_inputs(root, (str(text),), (str(val),))
     tokens = tokens_stage.tokenize(

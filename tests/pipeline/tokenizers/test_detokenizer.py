@@ -20,8 +20,8 @@ TEXT = "话说天下大势，分久必合。The old ferryman 合久必分！\n" 
 def train_tokenizer_of(folder: Path, kind: str) -> Tokenizer:
     text = folder / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    sentences = tokenizers_stage.find_sentences(folder, str(text))
-    return tokenizers.find(folder, tokenizers_stage.train(folder, kind, *sentences, kind, 284).artifact.ref)[0]
+    sentences = tokenizers_stage.find_sentences(folder, [str(text)])
+    return tokenizers.find(folder, tokenizers_stage.train(folder, kind, sentences, kind, 284).artifact.ref)[0]
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram", "char", "r50k_base"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,13 +131,6 @@ def test_difference_error_names_the_text(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Characters, "encode", lambda self, text: [2] if text == "c" else real(self, text))
     with pytest.raises(BadData, match="'c' is encoded differently"):
         tokenizer_json(Characters("abc", "small"), ())
-
-
-def test_missing_package_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(BadConfig, match="tokenizers") as refused:
-        tokenizer_json(Characters("abc", "small"), ())
-    assert ".[exchange]" in refused.value.hint
 
 
 def test_leftmost_merge_of_a_piece_comes_first() -> None:

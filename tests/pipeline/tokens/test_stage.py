@@ -75,8 +75,8 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     clean_stage.clean(
         root, "sample", source_inputs.resolve_inputs(root, str(SAMPLE), corpora=False), CleanOptions(), SilentProgress()
     )
-    sentences, made_from = tokenizers_stage.find_sentences(root, "sample")
-    return root, tokenizers_stage.train(root, "sample", sentences, made_from, "bpe", 3000).artifact
+    texts = tokenizers_stage.find_sentences(root, ["sample"])
+    return root, tokenizers_stage.train(root, "sample", texts, "bpe", 3000).artifact
 
 
 def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -> None:

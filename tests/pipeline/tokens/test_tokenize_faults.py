@@ -70,9 +70,9 @@ def assert_refused(message: dict[str, Any], root: Path) -> None:
 @pytest.fixture(params=["bpe", "char"])
 def trained(request: pytest.FixtureRequest, root: Path) -> artifact.Artifact:
     """A tokenizer trained on the sample, and published."""
-    sentences, made_from = tokenizers_stage.find_sentences(root, str(SAMPLE))
+    texts = tokenizers_stage.find_sentences(root, [str(SAMPLE)])
     size = 2500 if request.param == "bpe" else 0
-    return tokenizers_stage.train(root, "book", sentences, made_from, request.param, size).artifact
+    return tokenizers_stage.train(root, "book", texts, request.param, size).artifact
 
 
 def main_file(made: artifact.Artifact) -> Path:
