@@ -24,7 +24,7 @@ from pipeline.tokenizers.tokenizer_file import TokenizerFile, unicode_to_bytes
 _FILE = "huggingface.json"
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-_PLAIN_PIECE = re.compile("[▁Ġ]?[A-Za-z]{2,}")
+_PLAIN_PIECE = re.compile("[▁Ġ]?[A-Za-z]+")
 
 
 class FastTokenizer:
@@ -128,8 +128,9 @@ class FastTokenizer:
     @functools.cached_property
     def _anchor(self) -> int:
         """A token of letters, which no decoder changes."""
-        plain = (token for token, string in self.tokens.items() if _PLAIN_PIECE.fullmatch(string))
-        return next(plain, next(iter(self.tokens)))
+        candidates = [token for token in self.tokens if token not in self._file.special_ids]
+        plain = (token for token in candidates if _PLAIN_PIECE.fullmatch(self.tokens[token]))
+        return next(plain, candidates[0])
 
     def unknown_characters(self, text: str) -> str:
         if self.unknown_id is None:
