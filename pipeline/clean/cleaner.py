@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.clean import text_units
 from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
@@ -86,7 +87,7 @@ class Cleaner:
         if self._profile.headings:
             self._cut_at_headings(page)
         self._apply(page, self._after_headings, present)
-        if self._profile.chinese:
+        if self._profile.chinese or self._options.unit in text_units.UNITS:
             self._divide_into_units(page)
         return page
 
@@ -161,7 +162,10 @@ class Cleaner:
 
     def _divide_into_units(self, page: Page) -> None:
         options = self._options
-        array, origin = whitespace.split_documents(page.array, options.unit, inside_quotes=options.split == "flat")
+        if self._profile.chinese:
+            array, origin = whitespace.split_documents(page.array, options.unit, inside_quotes=options.split == "flat")
+        else:
+            array, origin = text_units.split_text(page.array, options.unit)
         page.origin = page.origin[origin]
         page.titles = [page.titles[index] for index in origin]
         page.effects.setdefault("blank-lines", Effect())

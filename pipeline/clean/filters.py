@@ -3,12 +3,16 @@
     empty       only white space
     too-short   fewer than `min_chars` characters, without 。！？
 
-and in Chinese sources also
+if `min_han` is not None also
 
     no-han      no Han character, unless `min_han` is 0
+    few-han     less than `min_han` of its letters are Han
+
+and in Chinese sources also
+
+    no-han      neither Han characters nor other letters, if `min_han` is None
     lacunae     more than `max_lacunae` of its Han characters are □
     mojibake    more than `max_mojibake` of all its characters stem from a wrong encoding
-    few-han     less than `min_han` of its letters are Han
 
 Letters are letters of the BMP and Han characters of any plane. Digits and gaiji (private use) are not letters.
 """
@@ -46,17 +50,18 @@ _OTHER, _HAN, _LETTER, _LACUNA, _MOJIBAKE, _MOJIBAKE_LETTER, _SPACE, _END, _LOW_
 
 @dataclass(frozen=True)
 class Filter:
-    """Requirements on a document. Fractions are from 0 to 1. The last three apply only if `chinese` is true."""
+    """Requirements on a document. Fractions are from 0 to 1. The last two apply only if `chinese` is true."""
 
     chinese: bool = True
     min_chars: int = 1
-    min_han: float = 0.5
+    min_han: float | None = 0.5
     max_lacunae: float = 0.3
     max_mojibake: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("min_han", "max_lacunae", "max_mojibake"):
-            if not 0 <= (fraction := getattr(self, name)) <= 1:
+            fraction = getattr(self, name)
+            if fraction is not None and not 0 <= fraction <= 1:
                 raise BadConfig(f"{name} must be in [0, 1], got {fraction}", hint="pass a fraction of the characters")
         if self.min_chars < 0:
             raise BadConfig(f"min_chars must be 0 or more, got {self.min_chars}", hint="pass 0 for no limit")
@@ -100,15 +105,14 @@ def reject_reason(counts: list[int], requirements: Filter = DEFAULT) -> str:
         return "empty"
     if visible - counts[_END] < requirements.min_chars:
         return "too-short"
-    if not requirements.chinese:
-        return ""
-    if not han and requirements.min_han:
+    letters, min_han = han + counts[_LETTER] + counts[_MOJIBAKE_LETTER], requirements.min_han
+    if not han and (min_han or (min_han is None and requirements.chinese and not letters)):
         return "no-han"
-    if lacunae > requirements.max_lacunae * (han + lacunae):
+    if requirements.chinese and lacunae > requirements.max_lacunae * (han + lacunae):
         return "lacunae"
-    if mojibake > requirements.max_mojibake * visible:
+    if requirements.chinese and mojibake > requirements.max_mojibake * visible:
         return "mojibake"
-    if han < requirements.min_han * (han + counts[_LETTER] + counts[_MOJIBAKE_LETTER]):
+    if min_han is not None and han < min_han * letters:
         return "few-han"
     return ""
 

@@ -53,19 +53,29 @@ _MIN_SLICE = 256  # bytes per line from which on joining slices is faster than c
 
 @dataclass(frozen=True)
 class EncodedLines:
-    """Lines as UTF-8. Each ends in a newline, which is not included in `characters` and `sizes` (bytes)."""
+    """Lines as UTF-8. Each ends in a newline, which is not included in `characters` and `sizes` (bytes).
 
-    data: bytes
+    `pieces` are the lines of each document, or of all documents in one piece.
+    """
+
+    pieces: list[bytes]
     characters: np.ndarray
     sizes: np.ndarray
     unterminated: int  # lines without a mark at their end
     resplit: Counter[str]  # cuts in lines that were too long, by level
 
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.pieces)
 
-def sentence_lines(page: Utf16Text, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False) -> EncodedLines:
+
+def sentence_lines(
+    page: Utf16Text, encoded: bytes, max_bytes: int, *, inside_quotes: bool = False, by_document: bool = False
+) -> EncodedLines:
     """Return the sentences of Chinese documents as lines of at most `max_bytes`.
 
-    The documents must not contain blank lines. `encoded` is the page as UTF-8.
+    The documents must not contain blank lines. `encoded` is the page as UTF-8. With `by_document` the lines of each
+    document are a piece of their own.
 
     This computes all lines at once. tests/pipeline/clean/test_lines.py checks it against a loop over the sentences of
     tests/pipeline/clean/slow_sentences.py.
@@ -97,8 +107,13 @@ def sentence_lines(page: Utf16Text, encoded: bytes, max_bytes: int, *, inside_qu
     if len(low_surrogates):
         characters -= np.bincount(np.searchsorted(stop, low_surrogates), minlength=len(stop))
     unterminated = int(np.count_nonzero(~is_one_of(page.units[stop - 1], _TERMINATORS)))
-    data = _insert_newlines(encoded, start_bytes[1:][start[1:] == stop[:-1]])
-    return EncodedLines(data, characters, stop_bytes - start_bytes, unterminated, resplit)
+    cut_bytes = start_bytes[1:][start[1:] == stop[:-1]]
+    if by_document:
+        data = _insert_newlines(encoded + SEPARATOR.encode(), cut_bytes)
+        documents = [document + b"\n" for document in data[:-1].split(SEPARATOR.encode())]
+    else:
+        documents = [_insert_newlines(encoded.replace(SEPARATOR.encode(), b"\n") + b"\n", cut_bytes)]
+    return EncodedLines(documents, characters, stop_bytes - start_bytes, unterminated, resplit)
 
 
 def _byte_offsets(page: Utf16Text, offsets: np.ndarray, line_ends: np.ndarray) -> np.ndarray:
@@ -120,28 +135,34 @@ def _saved_bytes() -> np.ndarray:
     return class_table((1, ((0, 0x7FF),)), (2, ((0, 0x7F), (0xDC00, 0xDFFF))), (0, LINE_ENDS))
 
 
-def _insert_newlines(encoded: bytes, offsets: np.ndarray) -> bytes:
-    """Return the UTF-8 of a page with newlines at the sorted byte `offsets`, between documents and at the end."""
-    data = encoded.replace(SEPARATOR.encode(), b"\n") + b"\n"
+def _insert_newlines(data: bytes, offsets: np.ndarray) -> bytes:
+    """Return `data` with newlines at the sorted byte `offsets`."""
     if len(offsets) * _MIN_SLICE < len(data):
         cuts = offsets.tolist()
         return b"\n".join([data[start:end] for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True)])
     return insert(np.frombuffer(data, np.uint8), offsets, ord("\n")).tobytes()
 
 
-def text_lines(page: Utf16Text, max_bytes: int) -> EncodedLines:
-    """Return the lines of documents in any language, without blank ones, cut to at most `max_bytes`."""
-    lines, resplit = list[str](), Counter[str]()
-    for line in decode_utf16(page).replace(SEPARATOR, "\n").split("\n"):
-        pieces = [line]
-        if len(line) * MAX_CHARACTER_BYTES > max_bytes:
-            pieces, level = cut_line(line, max_bytes)
-            resplit[level] += len(pieces) - 1
-        lines += [piece for piece in pieces if piece and not piece.isspace()]
-    data = "".join([line + "\n" for line in lines]).encode()
-    sizes = np.diff(np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")), prepend=-1) - 1
+def text_lines(page: Utf16Text, max_bytes: int, *, by_document: bool = False) -> EncodedLines:
+    """Return the lines of documents in any language, without blank ones, cut to at most `max_bytes`.
+
+    With `by_document` the lines of each document are a piece of their own.
+    """
+    text, lines, resplit = decode_utf16(page), list[str](), Counter[str]()
+    pieces, first = list[bytes](), 0  # `first` line of a document
+    for document in text.split(SEPARATOR) if by_document else [text.replace(SEPARATOR, "\n")]:
+        for line in document.split("\n"):
+            parts = [line]
+            if len(line) * MAX_CHARACTER_BYTES > max_bytes:
+                parts, level = cut_line(line, max_bytes)
+                resplit[level] += len(parts) - 1
+            lines += [part for part in parts if part and not part.isspace()]
+        pieces.append("".join([line + "\n" for line in lines[first:]]).encode())
+        first = len(lines)
+    newlines = np.flatnonzero(np.frombuffer(b"".join(pieces), np.uint8) == ord("\n"))
     unterminated = sum(line[-1] not in _TERMINATORS for line in lines)
-    return EncodedLines(data, np.array([*map(len, lines)], int), sizes, unterminated, resplit)
+    characters = np.array([*map(len, lines)], int)
+    return EncodedLines(pieces, characters, np.diff(newlines, prepend=-1) - 1, unterminated, resplit)
 
 
 def cut_line(line: str, max_bytes: int) -> tuple[list[str], str]:

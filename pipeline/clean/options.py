@@ -58,7 +58,8 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     without                        names of rules to switch off
     min_chars                      least characters of a document
     max_bytes                      longest line of sentences.txt
-    min_han                        least fraction of Han among the letters of a document, in Chinese profiles
+    min_han                        least fraction of Han among the letters of a document; None: 0.5 if `profile` names
+                                   a Chinese one, otherwise no limit
     max_bad                        largest fraction of bad documents that is accepted
     """
 
@@ -82,7 +83,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     without: tuple[str, ...] = ()
     min_chars: int = 1
     max_bytes: int = MAX_SENTENCE_BYTES
-    min_han: float = 0.5
+    min_han: float | None = None
     dedup: str = "no"
     preset: str = ""
     max_bad: float = DEFAULT_MAX_BAD
@@ -90,6 +91,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.preset:
             _check_choice("--preset", self.preset, tuple(filter(None, PRESETS)))
+        msgspec.structs.force_setattr(self, "profile", profiles.ALIASES.get(self.profile, self.profile))
         defaults = dict(zip(self.__struct_fields__, self.__struct_defaults__, strict=True))
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) == defaults[name]:
@@ -110,7 +112,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"--max-bytes must be 64 or more, got {self.max_bytes}",
                 hint="pass 64 or more: a line must hold a sentence",
             )
-        if not 0 <= self.min_han <= 1:
+        if self.min_han is not None and not 0 <= self.min_han <= 1:
             raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="pass a fraction of the letters")
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from pipeline.clean import han_rich
 from pipeline.clean.markup import detect as markup
 from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.rule import Counts
 from pipeline.clean.rules import notes
-from pipeline.readers.encoding import han_ratio
-
-_MIN_HAN = 0.5  # fraction of Han over which JSON lines and table rows are cleaned as Chinese
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Profile:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
+TEXT = "text"  # any text that is not Chinese
+ALIASES = {"pile": TEXT}
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -44,16 +46,35 @@ PROFILES = {
         Profile("daizhige", container=markup.daizhige, notes=notes.DAIZHIGE_POLICIES),
         Profile("wikitext-lite", container=markup.wikitext_lite),
         Profile("org", container=markup.org),
-        Profile("pile", chinese=False, headings=False),
+        Profile(TEXT, chinese=False, headings=False),
     )
 }
 
 
-def resolve(profile: str, file_name: str, head: str) -> Profile:
-    """Return the profile of that name, or for "auto" the one for a file with this name and this beginning."""
+_POEMS = re.compile(r"\.json(\.(zst|gz|bz2|xz))?$", re.IGNORECASE)
+
+
+def for_records(profile: str, file_name: str) -> str:
+    """Return the name of the profile for the Chinese documents of a file with many documents.
+
+    With "auto" each other document has the profile `TEXT`.
+    """
     if profile != "auto":
-        return PROFILES[profile]
-    suffix = file_name.removesuffix(".zst").removesuffix(".gz").rpartition(".")[2]
-    if suffix in ("jsonl", "parquet"):
-        return PROFILES["plain" if han_ratio(head) > _MIN_HAN else "pile"]
-    return PROFILES["chinese-poetry" if suffix == "json" else markup.detect(head)]
+        return profile
+    return "chinese-poetry" if _POEMS.search(file_name) else "plain"
+
+
+def for_text(profile: str, head: str) -> str:
+    """Return the name of the profile for a text file that begins with `head`.
+
+    With "auto" the complete head decides, after its markup is removed, so that a preface in another language does not.
+    Markup without any text decides alone.
+    """
+    if profile != "auto":
+        return profile
+    detected = markup.detect(head)
+    container = PROFILES[detected].container
+    body = container(head, Counter()).text if container else head
+    if container and not han_rich.has_letters(body):
+        return detected
+    return detected if han_rich.is_han_rich(body) else TEXT

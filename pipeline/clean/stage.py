@@ -22,10 +22,10 @@ from pipeline.clean import profiles
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import examples, render
-from pipeline.clean.report.report import CleaningReport, check_balance
+from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.tasks import CleanTask, TaskReader
 from pipeline.clean.utf16 import Utf16Text, decode_utf16
-from pipeline.clean.worker import CleanWorker, clean_task
+from pipeline.clean.worker import CleanWorker, clean_task, divide_by_profile
 from pipeline.clean.writer import REPORT, CorpusWriter
 from pipeline.errors import BadConfig
 from pipeline.runtime import workers
@@ -36,7 +36,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
-SCHEMA = 3  # increase when the same options give different bytes
+SCHEMA = 4  # increase when the same options give different bytes
 
 
 def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> Identity:
@@ -77,10 +77,10 @@ def clean(
 def build_report(
     inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1
 ) -> CleaningReport:
-    """Return the report that `clean` would publish, without writing anything."""
+    """Return the report that `clean` would publish, without writing anything. Raises the same errors."""
     with CorpusWriter(options, None) as writer:
         _clean_into(writer, inputs, options, progress, jobs)
-        check_balance(writer.report)
+        writer.check(inputs)
         return writer.report
 
 
@@ -132,8 +132,9 @@ def explain(inputs: Sequence[InputFile], options: CleanOptions, rule: str, limit
 
     for entry in inputs:
         for task in TaskReader(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
-            cleaner = Cleaner(profiles.PROFILES[task.profile], options, watch)
-            rules |= {*clean_task(task, cleaner).effects}
+            for part in divide_by_profile(task):
+                cleaner = Cleaner(profiles.PROFILES[part.task.profile], options, watch)
+                rules |= {*clean_task(part, cleaner).effects}
             if len(changes) >= limit:
                 return changes
     if rule not in rules:

@@ -5,6 +5,7 @@ A text file is cut at line ends into parts of about a megabyte, unless a rule ne
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +23,13 @@ from pipeline.sources.inputs import InputFile
 
 TASK_CHARACTERS = 350_000  # least characters of a task: about a megabyte of Chinese
 MAX_LINE = 16 << 20  # characters after which a text without a line end is cut elsewhere
-_HEAD_CHARACTERS, _HEAD_DOCUMENTS = 100_000, 100  # from which a profile is detected
+_HEAD_CHARACTERS = 100_000  # of a text file, from which its profile is detected
 
 
 class CleanTask(msgspec.Struct, frozen=True):
     """Texts of one file, column by column. `page` is the texts as UTF-16, joined by NUL.
+
+    If `by_document` is True, `profile` is for the Chinese texts, and the others have the profile `profiles.TEXT`.
 
     A text longer than a task is divided: `continues` is True if the first text continues that of the task before,
     `open` if the last text continues in the next task. `separator` is the text between a part and the part before it:
@@ -44,13 +47,14 @@ class CleanTask(msgspec.Struct, frozen=True):
     continues: bool = False
     separator: str = ""
     open: bool = False
+    by_document: bool = False
 
 
 @dataclass
 class TaskReader:
     """Reads one file into tasks. Bad documents go to `ledger` and `on_reject`.
 
-    `stats` and `profile` are complete once all tasks are read.
+    `stats` are complete once all tasks are read.
     """
 
     entry: InputFile
@@ -58,7 +62,6 @@ class TaskReader:
     ledger: Ledger
     on_reject: documents.OnReject
     stats: encoding.EncodingStats = field(default_factory=encoding.EncodingStats)
-    profile: str = ""
 
     def tasks(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield the tasks of the file, and report the bytes that were read to `advance`."""
@@ -84,11 +87,8 @@ class TaskReader:
             yield self._batch_task(batch)
 
     def _batch_task(self, batch: Sequence[documents.Document]) -> CleanTask:
-        if not self.profile:
-            head = "\n".join(document.text[:_HEAD_CHARACTERS] for document in batch[:_HEAD_DOCUMENTS])
-            self.profile = profiles.resolve(self.options.profile, self.entry.path.name, head).name
         return CleanTask(
-            self.profile,
+            profiles.for_records(self.options.profile, self.entry.path.name),
             self.entry.name,
             join_documents([document.text for document in batch]).units.tobytes(),
             sum(len(document.text) for document in batch),
@@ -96,37 +96,41 @@ class TaskReader:
             [document.meta for document in batch],
             [document.line for document in batch],
             [document.offset for document in batch],
+            by_document=self.options.profile == "auto",
         )
 
     def _from_text(self, advance: Advance) -> Iterator[CleanTask]:
-        """Yield one document in parts that end at line ends."""
+        """Yield one document in parts that end at line ends.
+
+        Its profile follows from its first 100,000 characters, or from all of it if it is shorter.
+        """
         blocks = encoding.read_text(self.entry.path, self.stats, encoding=self.options.encoding, advance=advance)
-        text, separator = "", "\n"
-        continues = is_indivisible = False
-        for block in blocks:
+        head, blocks = _read_head(blocks)
+        profile = profiles.PROFILES[profiles.for_text(self.options.profile, head.lstrip()[:_HEAD_CHARACTERS])]
+        is_indivisible = _needs_all(profile, self.options)
+        text, separator, continues = "", "\n", False
+        for block in itertools.chain([head], blocks):
             text = text + block if text else block
-            if not self.profile and text.strip():
-                profile = profiles.resolve(self.options.profile, self.entry.path.name, text[:_HEAD_CHARACTERS])
-                self.profile = profile.name
-                is_indivisible = _needs_all(profile, self.options)
             start = 0
-            while self.profile and len(text) - start >= TASK_CHARACTERS and not is_indivisible:
+            while len(text) - start >= TASK_CHARACTERS and not is_indivisible:
                 cut = text.rfind("\n", start, start + TASK_CHARACTERS) + 1 or text.find("\n", start) + 1
                 if not cut and len(text) - start < MAX_LINE:
                     break
                 cut = cut or max(text.rfind(mark, start) for mark in SENTENCE_ENDS) + 1 or len(text)
-                yield self._part_task(text[start:cut], continues, separator, open=True)
+                yield self._part_task(profile, text[start:cut], continues, separator, open=True)
                 separator = "\n" if text[cut - 1] == "\n" and profile.chinese else ""
                 start, continues = cut, True
             text = text[start:]
         self._reject_truncated_end()
         if text or continues:
-            yield self._part_task(text, continues, separator, open=False)
+            yield self._part_task(profile, text, continues, separator, open=False)
 
-    def _part_task(self, text: str, continues: bool, separator: str, *, open: bool) -> CleanTask:
+    def _part_task(
+        self, profile: profiles.Profile, text: str, continues: bool, separator: str, *, open: bool
+    ) -> CleanTask:
         page = join_documents([text]).units.tobytes()
         return CleanTask(
-            self.profile, self.entry.name, page, len(text), [""], [None], [1], [0], continues, separator, open
+            profile.name, self.entry.name, page, len(text), [""], [None], [1], [0], continues, separator, open
         )
 
     def _reject_truncated_end(self) -> None:
@@ -138,6 +142,18 @@ class TaskReader:
             self.on_reject(Reject(self.entry.path.name, 0, self.stats.truncated_offset, "truncated-end", excerpt))
 
 
+def _read_head(blocks: Iterator[str]) -> tuple[str, Iterator[str]]:
+    """Return the blocks with the first `_HEAD_CHARACTERS` after leading white space, joined, and the other blocks."""
+    head: list[str] = []
+    count = 0
+    for block in blocks:
+        head.append(block)
+        count += len(block) if count else len(block.lstrip())
+        if count >= _HEAD_CHARACTERS:
+            break
+    return "".join(head), blocks
+
+
 def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
     """Return True if a rule needs more context than a line, so that a text cannot be cleaned in parts."""
     unwraps = profile.unwrap if options.unwrap is None else options.unwrap
@@ -146,7 +162,7 @@ def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
         or unwraps
         or profile.notes
         or options.notes
-        or options.unit in ("paragraph", "sentence")  # each takes the title of a heading that may be far before it
+        or options.unit in ("paragraph", "sentence")  # their titles and bounds depend on text far before them
         or options.verse != "inline"
         or options.dedup != "no"
     )

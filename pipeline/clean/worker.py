@@ -15,27 +15,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import zstandard
 
-from pipeline.clean import dedup, filters, lines, profiles
+from pipeline.clean import dedup, filters, profiles
 from pipeline.clean.cleaner import Cleaner, Page
+from pipeline.clean.han_rich import MIN_HAN, han_rich_documents
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report.report import CleaningReport, add_counts
+from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.rules import quotes
+from pipeline.clean.serialize import CorpusRow, as_json, compress, publish_sentences, subpage
 from pipeline.clean.tasks import CleanTask
-from pipeline.clean.utf16 import (
-    Utf16Text,
-    contains_any,
-    count_characters,
-    decode_utf16,
-    document_bounds,
-    split_documents,
-)
+from pipeline.clean.utf16 import Utf16Text, count_characters, decode_utf16, document_bounds, split_documents
 from pipeline.errors import InkstoneError
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
-
-ZSTD_LEVEL = 1  # three times as fast as the library's default, for a tenth more bytes
 
 
 @dataclass
@@ -58,17 +50,6 @@ class Fragment:
     characters: int
     separator: str
     report: CleaningReport
-
-
-@dataclass(frozen=True)
-class CorpusRow:
-    """A complete document that may be a duplicate. `sketch` is for --dedup near."""
-
-    json_line: bytes
-    text: str
-    fingerprint: bytes
-    location: tuple[int, int]  # line and byte offset in its file
-    sketch: dedup.Sketch = None
 
 
 @dataclass
@@ -96,6 +77,46 @@ class CleanResult:
     report: CleaningReport = field(default_factory=CleaningReport)
 
 
+@dataclass
+class DocumentColumns:
+    """Complete documents of a task that are accepted, column by column.
+
+    texts       for each document, the index of its text in the task
+    json_lines  pieces of its JSON line
+    sentences   its lines of sentences.txt; of a task with one profile, one piece for all documents
+    digests     hash of its text
+    rows        the document, instead of the two above, if duplicates are removed
+    """
+
+    texts: list[int] = field(default_factory=list)
+    json_lines: list[tuple[bytes | memoryview, ...]] = field(default_factory=list)
+    sentences: list[bytes] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    rows: list[CorpusRow] = field(default_factory=list)
+
+    def sort(self) -> None:
+        """Sort the documents of two profiles by their text. Those of one text have one profile and are in order."""
+        order = np.argsort(np.array(self.texts, int), kind="stable").tolist()
+        for name in ("json_lines", "sentences", "digests", "rows"):
+            if column := getattr(self, name):
+                setattr(self, name, [column[index] for index in order])
+
+    def write(self, result: CleanResult) -> None:
+        result.rows, result.digests = self.rows, self.digests
+        if self.digests:
+            result.frame = compress(b"".join(itertools.chain.from_iterable(self.json_lines)))
+            result.sentences = b"".join(self.sentences)
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """The texts of a task that have the same profile, and their page. `texts` are their indices in the task."""
+
+    task: CleanTask
+    page: Utf16Text
+    texts: np.ndarray
+
+
 @dataclass(frozen=True)
 class CleanWorker:
     """Callable that cleans a task."""
@@ -103,38 +124,54 @@ class CleanWorker:
     options: CleanOptions
 
     def __call__(self, task: CleanTask) -> CleanResult:
-        result = CleanResult()
-        task, page = _clean_safely(task, self.options, result)
-        if page is None:
-            result.closes = task.continues and not task.open
-            return result
-        _count_effects(task, page, result.report)
-        parts = document_bounds(page.array)
-        first, last = 0, len(parts)
-        continued = task.continues and not page.titles[0]
-        result.closes = task.continues and not (continued and task.open and len(parts) == 1)
-        if continued:
-            result.head = _fragment(page.array[slice(*parts[0])], task, self.options)
-            first = 1
-        if task.open and (last - first or not continued):
-            last -= 1
-            result.tail = _fragment(page.array[slice(*parts[last])], task, self.options)
-            result.title, result.meta = _title(task, page, last), _meta(task, page, last)
-        if accepted := _filter(task, page, parts, range(first, last), self.options, result):
-            _serialize(task, page, parts, accepted, self.options, result)
+        result, columns = CleanResult(), DocumentColumns()
+        parts = divide_by_profile(task)
+        for part in parts:
+            _clean_part(part, self.options, result, columns, is_mixed=len(parts) > 1)
+        if len(parts) > 1:
+            columns.sort()
+            text = {location: index for index, location in enumerate(zip(task.lines, task.offsets, strict=True))}
+            result.rejects.sort(key=lambda reject: text[reject.line, reject.offset])
+        columns.write(result)
         return result
 
 
 # Cleaning
 
 
-def clean_task(task: CleanTask, cleaner: Cleaner) -> Page:
-    """Return the page of a task after all rules. An exception in a rule is raised."""
-    return cleaner.clean_page(_input_page(task), len(task.lines), task.characters)
+def divide_by_profile(task: CleanTask) -> list[TaskPart]:
+    """Return the texts of a task as one part, or as two if some are Chinese and others are not."""
+    page = Utf16Text(np.frombuffer(task.page, "<u2"))
+    indices = np.arange(len(task.lines))
+    if not task.by_document:
+        return [TaskPart(task, page, indices)]
+    is_chinese = han_rich_documents(page)
+    if is_chinese.all():
+        return [TaskPart(task, page, indices)]
+    if not is_chinese.any():
+        return [TaskPart(msgspec.structs.replace(task, profile=profiles.TEXT), page, indices)]
+    bounds = document_bounds(page)
+    chinese, other = (np.flatnonzero(mask) for mask in (is_chinese, ~is_chinese))
+    pages = [subpage(page, bounds, part.tolist()) for part in (chinese, other)]
+    size = count_characters(pages[1])  # the NULs that were removed are counted in the other part
+    return [
+        TaskPart(_subtask(task, chinese, task.profile, task.characters - size), pages[0], chinese),
+        TaskPart(_subtask(task, other, profiles.TEXT, size), pages[1], other),
+    ]
 
 
-def _input_page(task: CleanTask) -> Utf16Text:
-    return Utf16Text(np.frombuffer(task.page, "<u2"))
+_COLUMNS = ("titles", "metas", "lines", "offsets")
+
+
+def _subtask(task: CleanTask, indices: Sequence[int] | np.ndarray, profile: str, characters: int) -> CleanTask:
+    """Return a task of the texts with these indices, without their page."""
+    columns = {name: [getattr(task, name)[index] for index in indices] for name in _COLUMNS}
+    return msgspec.structs.replace(task, **columns, profile=profile, page=b"", characters=characters)
+
+
+def clean_task(part: TaskPart, cleaner: Cleaner) -> Page:
+    """Return the page of a part of a task after all rules. An exception in a rule is raised."""
+    return cleaner.clean_page(part.page, len(part.task.lines), part.task.characters)
 
 
 @cache
@@ -142,26 +179,49 @@ def _cleaner(profile: str, options: CleanOptions) -> Cleaner:
     return Cleaner(profiles.PROFILES[profile], options)
 
 
-_COLUMNS = ("titles", "metas", "lines", "offsets")
+def _clean_part(
+    part: TaskPart, options: CleanOptions, result: CleanResult, columns: DocumentColumns, *, is_mixed: bool
+) -> None:
+    """Clean texts of one profile. Add accepted documents to `columns`, and all else to `result`."""
+    part, page = _clean_safely(part, options, result)
+    task = part.task
+    if page is None:
+        result.closes = task.continues and not task.open
+        return
+    _count_effects(task, page, result.report)
+    bounds = document_bounds(page.array)
+    first, last = 0, len(bounds)
+    continued = task.continues and not page.titles[0]
+    result.closes = task.continues and not (continued and task.open and len(bounds) == 1)
+    if continued:
+        result.head = _fragment(page.array[slice(*bounds[0])], task, options)
+        first = 1
+    if task.open and (last - first or not continued):
+        last -= 1
+        result.tail = _fragment(page.array[slice(*bounds[last])], task, options)
+        result.title, result.meta = _title(task, page, last), _meta(task, page, last)
+    if accepted := _filter(task, page, bounds, range(first, last), options, result):
+        array = subpage(page.array, bounds, accepted)
+        _serialize(part, page, array, accepted, options, result.report, columns, by_document=is_mixed)
 
 
-def _clean_safely(task: CleanTask, options: CleanOptions, result: CleanResult) -> tuple[CleanTask, Page | None]:
-    """Return a task and its cleaned page. Texts on which a rule fails are rejected, and removed from the task.
+def _clean_safely(part: TaskPart, options: CleanOptions, result: CleanResult) -> tuple[TaskPart, Page | None]:
+    """Return a part and its cleaned page. Texts on which a rule fails are rejected, and removed from the part.
 
     The page is None if no text remains. Other texts are cleaned as if the rejected ones did not exist.
     """
-    cleaner = _cleaner(task.profile, options)
+    cleaner = _cleaner(part.task.profile, options)
     try:
-        return task, clean_task(task, cleaner)
+        return part, clean_task(part, cleaner)
     except (InkstoneError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - a bug in a rule must not lose hours of work: the text is rejected and counted
-        texts = split_documents(_input_page(task))
-        good = [index for index, text in enumerate(texts) if _is_cleanable(text, index, cleaner, task, result)]
+        texts = split_documents(part.page)
+        good = [index for index, text in enumerate(texts) if _is_cleanable(text, index, cleaner, part.task, result)]
         if not good:
-            return task, None
-        columns = {name: [getattr(task, name)[index] for index in good] for name in _COLUMNS}
-        return msgspec.structs.replace(task, **columns), cleaner.clean([texts[index] for index in good])
+            return part, None
+        task = _subtask(part.task, good, part.task.profile, part.task.characters)
+        return TaskPart(task, part.page, part.texts[good]), cleaner.clean([texts[index] for index in good])
 
 
 def _is_cleanable(text: str, index: int, cleaner: Cleaner, task: CleanTask, result: CleanResult) -> bool:
@@ -205,13 +265,16 @@ def _count_effects(task: CleanTask, page: Page, report: CleaningReport) -> None:
 def filter_for(profile: str, options: CleanOptions) -> filters.Filter:
     """Return the requirements on a document of a profile."""
     max_lacunae = 0.0 if options.lacunae == "drop-unit" else filters.DEFAULT.max_lacunae
-    return filters.Filter(profiles.PROFILES[profile].chinese, options.min_chars, options.min_han, max_lacunae)
+    is_chinese, min_han = profiles.PROFILES[profile].chinese, options.min_han
+    if min_han is None and is_chinese and options.profile != "auto":
+        min_han = MIN_HAN
+    return filters.Filter(is_chinese, options.min_chars, min_han, max_lacunae)
 
 
 def _filter(
     task: CleanTask,
     page: Page,
-    parts: list[tuple[int, int]],
+    bounds: list[tuple[int, int]],
     indices: range,
     options: CleanOptions,
     result: CleanResult,
@@ -223,7 +286,7 @@ def _filter(
     accepted = []
     for index in indices:
         reason, origin = reasons[index], int(page.origin[index])
-        start, end = parts[index]
+        start, end = bounds[index]
         if not reason:
             accepted.append(index)
         elif start == end and np.count_nonzero(page.origin == origin) > 1:
@@ -239,64 +302,42 @@ def _filter(
 
 
 def _serialize(
-    task: CleanTask,
+    part: TaskPart,
     page: Page,
-    parts: list[tuple[int, int]],
+    array: Utf16Text,
     accepted: list[int],
     options: CleanOptions,
-    result: CleanResult,
+    report: CleaningReport,
+    columns: DocumentColumns,
+    *,
+    by_document: bool,
 ) -> None:
-    """Write the documents `accepted` to the result: as a frame, or as rows if duplicates are removed."""
-    array = _subpage(page.array, parts, accepted)
-    encoded = decode_utf16(array).encode()
+    """Add the documents `accepted` of a page, which are joined in `array`, to the columns."""
+    task, encoded = part.task, decode_utf16(array).encode()
     ends = [jsonl.line_suffix(_title(task, page, index), task.file, _meta(task, page, index)) for index in accepted]
-    json_lines = [(jsonl.LINE_PREFIX, text, end) for text, end in zip(_as_json(array, encoded), ends, strict=True)]
+    json_lines = [(jsonl.LINE_PREFIX, text, end) for text, end in zip(as_json(array, encoded), ends, strict=True)]
+    columns.texts += part.texts[page.origin[accepted]].tolist()
     if options.dedup == "no":
-        result.frame = compress(b"".join(itertools.chain.from_iterable(json_lines)))
-        result.digests = dedup.digests(array)
-        result.sentences = publish_sentences(array, encoded, task, len(accepted), options, result.report)
+        columns.json_lines += json_lines
+        columns.digests += dedup.digests(array)
+        columns.sentences += publish_sentences(
+            array, encoded, task.file, task.profile, options, report, count=len(accepted), by_document=by_document
+        )
         return
     texts, fingerprints = split_documents(array), dedup.fingerprints(array)
     for index, json_line, text, fingerprint in zip(accepted, json_lines, texts, fingerprints, strict=True):
         sketch = dedup.sketch(text) if options.dedup == "near" else None
         origin = int(page.origin[index])
         location = task.lines[origin], task.offsets[origin]
-        result.rows.append(CorpusRow(b"".join(json_line), text, fingerprint, location, sketch))
-
-
-def _subpage(page: Utf16Text, parts: list[tuple[int, int]], indices: Sequence[int]) -> Utf16Text:
-    """Return a page of the documents with these indices."""
-    first, last = indices[0], indices[-1]
-    if last - first + 1 == len(indices):
-        return page[parts[first][0] : parts[last][1]]
-    separator = np.zeros(1, "<u2")
-    pieces = [piece for index in indices for piece in (separator, page.units[slice(*parts[index])])]
-    return Utf16Text(np.concatenate(pieces[1:]))
-
-
-_JSON_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
-_OTHER_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
-
-
-def _as_json(page: Utf16Text, encoded: bytes) -> list[memoryview | bytes]:
-    """Return each document of a page as the inside of a JSON string. `encoded` is the page as UTF-8."""
-    if contains_any(page, _OTHER_CONTROLS):  # only a mapping table of the user can insert these
-        return [msgspec.json.encode(text)[1:-1] for text in split_documents(page)]
-    for character, escape in _JSON_ESCAPES:
-        encoded = encoded.replace(character, escape)
-    strings, view, start = list[memoryview | bytes](), memoryview(encoded), 0
-    while (end := encoded.find(0, start)) >= 0:
-        strings.append(view[start:end])
-        start = end + 1
-    return [*strings, view[start:]]
+        columns.rows.append(CorpusRow(b"".join(json_line), text, task.profile, fingerprint, location, sketch))
 
 
 def _fragment(part: Utf16Text, task: CleanTask, options: CleanOptions) -> Fragment:
     report, frame, sentences = CleaningReport(), b"", b""
     if len(part):
         encoded = decode_utf16(part).encode()
-        frame = compress(*_as_json(part, encoded))
-        sentences = publish_sentences(part, encoded, task, 0, options, report)
+        frame = compress(*as_json(part, encoded))
+        [sentences] = publish_sentences(part, encoded, task.file, task.profile, options, report, count=0)
     counts = filters.class_counts(part)[0].tolist()
     excerpt = decode_utf16(part[: 2 * documents.EXCERPT_CHARACTERS])[: documents.EXCERPT_CHARACTERS]
     return Fragment(
@@ -315,32 +356,3 @@ def _meta(task: CleanTask, page: Page, index: int) -> Any:
     if origin in page.notes and (not index or page.origin[index - 1] != origin):  # the first document of its text
         meta = {**(meta if isinstance(meta, dict) else {"meta": meta} if meta else {}), "notes": page.notes[origin]}
     return meta
-
-
-def publish_sentences(
-    page: Utf16Text, encoded: bytes, task: CleanTask, count: int, options: CleanOptions, report: CleaningReport
-) -> bytes:
-    """Count `count` documents as published, and return their lines of sentences.txt. `encoded` is the page as UTF-8."""
-    file = report.file(task.file)
-    file.add_text(report.add_text(page))
-    file.documents += count
-    report.documents += count
-    file.is_chinese = profiles.PROFILES[task.profile].chinese
-    if file.is_chinese:
-        sentences = lines.sentence_lines(page, encoded, options.max_bytes, inside_quotes=options.split == "flat")
-    else:
-        sentences = lines.text_lines(page, options.max_bytes)
-    report.sentences.add_lines(sentences.characters, sentences.sizes)
-    report.sentences.unterminated += sentences.unterminated
-    add_counts(report.sentences.cuts, sentences.resplit)
-    return sentences.data
-
-
-def compress(data: bytes | memoryview) -> bytes:
-    """Compress to a zstd frame. Concatenated frames are a valid file."""
-    return _compressor().compress(data)
-
-
-@cache
-def _compressor() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)

@@ -16,14 +16,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean import dedup, filters, profiles, worker
+from pipeline.clean import dedup, filters, serialize, worker
+from pipeline.clean.no_text import no_text_left
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import render
 from pipeline.clean.report.report import CleaningReport, check_balance
+from pipeline.clean.serialize import CorpusRow
 from pipeline.clean.tasks import CleanTask, TaskReader
-from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents
-from pipeline.clean.worker import CleanResult, CorpusRow, Fragment
-from pipeline.errors import BadData
+from pipeline.clean.utf16 import encode_utf16
+from pipeline.clean.worker import CleanResult, Fragment
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
@@ -97,9 +98,8 @@ class CorpusWriter:
     def count_file(self, reader: TaskReader) -> None:
         """Add a file to the report, after all of its tasks were read."""
         file = self.report.file(reader.entry.name)
-        file.encoding, file.profile = reader.stats.encoding, reader.profile
+        file.encoding = reader.stats.encoding
         file.bytes += reader.entry.stamp[0]
-        file.is_chinese = profiles.PROFILES[reader.profile or "plain"].chinese
 
     # Results, in input order
 
@@ -134,10 +134,8 @@ class CorpusWriter:
             else:
                 unique.append(row)
         if unique:
-            page = join_documents([row.text for row in unique])
-            encoded = decode_utf16(page).encode()
-            sentences = worker.publish_sentences(page, encoded, task, len(unique), self._options, self.report)
-            self._write(worker.compress(b"".join(row.json_line for row in unique)), sentences)
+            sentences = serialize.publish_rows(unique, task.file, self._options, self.report)
+            self._write(serialize.compress(b"".join(row.json_line for row in unique)), sentences)
 
     def _extend(self, fragment: Fragment) -> None:
         """Add a fragment to the open document."""
@@ -180,7 +178,8 @@ class CorpusWriter:
         rule = self.report.rule("blank-lines")
         rule.removed -= 1
         rule.characters_out += 1
-        self.report.file(self._open.source).add_text(self.report.add_text(encode_utf16(separator)))
+        histogram = self.report.add_text(encode_utf16(separator))
+        self.report.file(self._open.source).add_text(histogram, self._open.profile)
 
     def _close(self) -> None:
         """Write the rest of the open document, or reject it."""
@@ -191,7 +190,7 @@ class CorpusWriter:
         else:
             self._pending_json += jsonl.line_suffix(document.title, document.source, document.meta)
             self.report.documents += 1
-            self.report.file(document.source).documents += 1
+            self.report.file(document.source).add_documents(1, document.profile)
             self.report.duplicates += self._exact.add(document.hash.digest()[: dedup.DIGEST_BYTES])
         self._open = OpenDocument()
 
@@ -207,24 +206,29 @@ class CorpusWriter:
 
     def _write_pending_json(self) -> None:
         if self._pending_json:
-            self._documents.write(worker.compress(bytes(self._pending_json)))
+            self._documents.write(serialize.compress(bytes(self._pending_json)))
             self._pending_json.clear()
 
     # The end
 
-    def finish(self, inputs: Sequence[InputFile]) -> StageOutput:
-        """Write the report and return the content of the artifact.
+    def check(self, inputs: Sequence[InputFile]) -> dict[str, Any]:
+        """Return the ledger, after all input was written.
 
         Raises InternalError if a character is not accounted for, TooManyRejects if more than `max_bad` of the documents
         are bad, BadData if no text is left.
         """
-        assert self._draft
-        self._write_pending_json()
         check_balance(self.report)
         ledger = self._close_ledger()
         if not self.report.documents:
-            names = ", ".join(entry.name for entry in inputs)
-            raise BadData(f"{names}: no text is left after cleaning", hint="check that the input is text")
+            names, dropped = [entry.name for entry in inputs], ledger["documents"]["dropped"]
+            raise no_text_left(names, dropped, self._options, has_headings=bool(self.report.headings))
+        return ledger
+
+    def finish(self, inputs: Sequence[InputFile]) -> StageOutput:
+        """Write the report and return the content of the artifact. Raises the errors of `check`."""
+        assert self._draft
+        self._write_pending_json()
+        ledger = self.check(inputs)
         encoded = msgspec.json.encode(render.to_json(self.report))
         (self._draft / REPORT).write_bytes(msgspec.json.format(encoded, indent=2))
         counts = {

@@ -166,7 +166,7 @@ def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) ->
     return Outcome("built", path=written[-1], counts=counts, lines=lines)
 
 
-_PROFILES = ("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "pile")
+_PROFILES = ("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "text")
 _RULES = (
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
     *("marks", "script", "variants", "punct", "verse"),
@@ -178,7 +178,7 @@ _CLEAN_INPUT = option_group(
         type=Choice(_PROFILES),
         default="auto",
         show_default=True,
-        help="Format of the input; auto detects it from each file's name and first lines.",
+        help="Format of the input; auto cleans each document as Chinese if most of its letters are Han, else as text.",
     ),
     click.option(
         "--encoding",
@@ -299,10 +299,9 @@ _CLEAN_UNITS = option_group(
     click.option(
         "--min-han",
         type=float,
-        default=0.5,
-        show_default=True,
         metavar="FRACTION",
-        help="Drop documents with a smaller fraction of Han among their letters.",
+        help="Drop documents with a smaller fraction of Han among their letters (default: 0.5 if --profile names a "
+        "Chinese one, otherwise no limit).",
     ),
     click.option(
         "--dedup",
@@ -388,4 +387,5 @@ def clean(
     built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs)
     outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
     outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
+    outcome.lines.append(f"next: inkstone train-tokenizer {name}")
     return outcome

@@ -6,15 +6,22 @@ Both follow from the counts of report.py alone, so equal corpora have equal repo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
+from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.examples import visible
-from pipeline.clean.report.report import CleaningReport, FileCounts, SentenceCounts, add_counts
+from pipeline.clean.report.report import (
+    CleaningReport,
+    FileCounts,
+    ProfileCounts,
+    SentenceCounts,
+    add_counts,
+)
 from pipeline.clean.rules import script
 from pipeline.clean.utf16 import HAN
 
@@ -29,7 +36,8 @@ _MAX_CASES, _MAX_WARNINGS = 3, 5  # in the table: cases of a rule, lines of warn
 def to_json(report: CleaningReport) -> dict[str, Any]:
     """Return report.json: plain data that depends on the counts alone, with lists in a fixed order and sorted dicts.
 
-    files        of each: name, encoding, bytes, profile, documents, characters, han, unpunctuated
+    files        of each: name, encoding, bytes, profile, profiles, documents, characters, han, unpunctuated
+    profiles     published documents and characters by profile, the largest share first
     documents    in, out, dropped by reason, duplicates
     characters   in, out, dropped by reason (of the documents), kinds, han, histogram of the published text
     rules        in their order, of each: name, in, removed, added, out, seen
@@ -45,6 +53,7 @@ def to_json(report: CleaningReport) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "files": [_file(file) for _, file in sorted(report.files.items())],
+        "profiles": _profiles(report.files.values()),
         "documents": {
             "in": report.documents + sum(dropped.documents for dropped in report.dropped.values()),
             "out": report.documents,
@@ -67,8 +76,24 @@ def to_json(report: CleaningReport) -> dict[str, Any]:
 
 
 def _file(file: FileCounts) -> dict[str, Any]:
-    fields = ("name", "encoding", "bytes", "profile", "documents", "characters", "han")
-    return {**{field: getattr(file, field) for field in fields}, "unpunctuated": file.is_unpunctuated}
+    fields = ("name", "encoding", "bytes", "documents", "characters", "han")
+    shares = _profiles([file])
+    return {
+        **{field: getattr(file, field) for field in fields},
+        "profile": ", ".join(shares),
+        "profiles": shares,
+        "unpunctuated": file.is_unpunctuated,
+    }
+
+
+def _profiles(files: Iterable[FileCounts]) -> dict[str, Any]:
+    """Return the published documents and characters of some files by profile, the largest share first."""
+    total: dict[str, ProfileCounts] = {}
+    for file in files:
+        for name, share in file.profiles.items():
+            total.setdefault(name, ProfileCounts()).add(share)
+    ranked = sorted(total.items(), key=lambda item: (-item[1].characters, item[0]))
+    return {name: msgspec.structs.asdict(share) for name, share in ranked if share.documents}
 
 
 def _characters(report: CleaningReport) -> dict[str, Any]:
@@ -213,7 +238,20 @@ def _count_rows(data: Mapping[str, Any]) -> list[str]:
     return [
         _row("documents", _in_out(documents) + (f" ({notes})" if notes else "")),
         _row("characters", f"{_in_out(characters)}; {characters['kinds']:,} distinct; {han_ratio:.1%} Han"),
+        *_profile_rows(data.get("profiles", {})),
     ]
+
+
+def _profile_rows(shares: Mapping[str, Any]) -> list[str]:
+    """Return the shares of the profiles; none for Chinese text of one profile. Older reports have no profiles."""
+    if set(shares) <= {name for name, profile in PROFILES.items() if profile.chinese} and len(shares) < 2:
+        return []
+    total = max(sum(share["characters"] for share in shares.values()), 1)
+    texts = [
+        f"{name} {share['documents']:,} documents ({share['characters'] / total:.1%} of the characters)"
+        for name, share in shares.items()
+    ]
+    return [_row("profiles", ", ".join(texts))]
 
 
 def _sentence_rows(data: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES, LineStats
 from pipeline.clean.rule import Effect
 from pipeline.clean.utf16 import (
@@ -61,35 +62,56 @@ class DroppedCounts(msgspec.Struct):
     characters: int = 0
 
 
+class ProfileCounts(msgspec.Struct):
+    """Published documents of one profile, and their characters."""
+
+    documents: int = 0
+    characters: int = 0
+
+    def add(self, other: ProfileCounts) -> None:
+        self.documents += other.documents
+        self.characters += other.characters
+
+
 class FileCounts(msgspec.Struct):
     """One input file.
 
-    `characters`, `han` and `sentence_ends` (。！？) count its published text; `is_chinese` is True if its profile is
-    for Chinese. `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}.
+    `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile.
+    `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}.
     """
 
     name: str
     encoding: str = ""
     bytes: int = 0
-    profile: str = ""
-    is_chinese: bool = True
+    profiles: dict[str, ProfileCounts] = {}
     documents: int = 0
     characters: int = 0
     han: int = 0
     sentence_ends: int = 0
     numbers: dict[str, dict[int, int]] = {}
 
-    def add_text(self, histogram: Histogram) -> None:
+    def add_text(self, histogram: Histogram, profile: str) -> None:
         """Add published text by its histogram."""
         units, counts = histogram
         flags = _unit_flags().take(units)
-        self.characters += _sum(counts, flags & _STARTS_CHARACTER)
+        characters = _sum(counts, flags & _STARTS_CHARACTER)
+        self.characters += characters
+        self.profile(profile).characters += characters
         self.han += _sum(counts, flags & _HAN)
         self.sentence_ends += _sum(counts, flags & _SENTENCE_END)
 
+    def add_documents(self, count: int, profile: str) -> None:
+        """Add published documents."""
+        self.documents += count
+        self.profile(profile).documents += count
+
+    def profile(self, name: str) -> ProfileCounts:
+        return self.profiles.setdefault(name, ProfileCounts())
+
     def add(self, other: FileCounts) -> None:
-        self.encoding, self.profile = self.encoding or other.encoding, self.profile or other.profile
-        self.is_chinese = self.is_chinese and other.is_chinese
+        self.encoding = self.encoding or other.encoding
+        for name, share in other.profiles.items():
+            self.profile(name).add(share)
         self.bytes += other.bytes
         self.documents += other.documents
         self.characters += other.characters
@@ -100,12 +122,14 @@ class FileCounts(msgspec.Struct):
 
     @property
     def is_unpunctuated(self) -> bool:
-        return self.is_chinese and self.han >= _MIN_SAMPLE and self.sentence_ends < _MIN_STOP_RATIO * self.han
+        is_chinese = any(PROFILES[name].chinese for name in self.profiles)
+        return is_chinese and self.han >= _MIN_SAMPLE and self.sentence_ends < _MIN_STOP_RATIO * self.han
 
     @property
     def is_foreign(self) -> bool:
         """True if the file was cleaned as Chinese but does not look Chinese."""
-        return self.is_chinese and self.characters >= _MIN_SAMPLE and self.han < _MIN_HAN_RATIO * self.characters
+        is_chinese = all(PROFILES[name].chinese for name in self.profiles)
+        return is_chinese and self.characters >= _MIN_SAMPLE and self.han < _MIN_HAN_RATIO * self.characters
 
 
 class SentenceCounts(msgspec.Struct):

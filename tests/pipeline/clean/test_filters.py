@@ -54,8 +54,19 @@ def test_document_is_rejected_with_a_reason(text: str, reason: str) -> None:
 
 @pytest.mark.parametrize("text", ["Hello, world!", HTTP_HEADER, "3.14", "ホホ", "□"])
 def test_non_chinese_source_may_be_in_any_script(text: str) -> None:
-    assert reason_of(text, Filter(chinese=False)) == ""
-    assert reason_of("  ", Filter(chinese=False)) == "empty"
+    assert reason_of(text, Filter(chinese=False, min_han=None)) == ""
+    assert reason_of("  ", Filter(chinese=False, min_han=None)) == "empty"
+
+
+def test_least_fraction_of_han_holds_for_every_source() -> None:
+    assert reason_of("Hello, world!", Filter(chinese=False)) == "no-han"
+    assert reason_of("他说 hello", Filter(chinese=False)) == "few-han"
+
+
+def test_without_a_least_fraction_of_han_only_text_without_letters_is_rejected() -> None:
+    assert [reason_of(text, Filter(min_han=None)) for text in ("Hello", "他说 hello", "……", "□□", "3.14")] == [
+        *("", "", "no-han", "no-han", "no-han")
+    ]
 
 
 def test_caller_sets_the_thresholds() -> None:
@@ -89,15 +100,16 @@ def slow_reason(text: str, requirements: Filter) -> str:
         return "empty"
     if len([c for c in visible if c not in "。！？"]) < requirements.min_chars:
         return "too-short"
-    if not requirements.chinese:
-        return ""
-    if not han and requirements.min_han:
+    if requirements.min_han and not han:
         return "no-han"
-    if len(lacunae) > requirements.max_lacunae * (len(han) + len(lacunae)):
-        return "lacunae"
-    if len(mojibake) > requirements.max_mojibake * len(visible):
-        return "mojibake"
-    if len(han) < requirements.min_han * (len(han) + len(letters)):
+    if requirements.chinese:
+        if requirements.min_han is None and not han and not letters:
+            return "no-han"
+        if len(lacunae) > requirements.max_lacunae * (len(han) + len(lacunae)):
+            return "lacunae"
+        if len(mojibake) > requirements.max_mojibake * len(visible):
+            return "mojibake"
+    if len(han) < (requirements.min_han or 0) * (len(han) + len(letters)):
         return "few-han"
     return ""
 
@@ -110,7 +122,7 @@ FILTER = st.builds(
     Filter,
     st.booleans(),
     st.integers(0, 4),
-    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([None, 0.0, 0.25, 0.5, 1.0]),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([0.0, 0.1, 1.0]),
 )

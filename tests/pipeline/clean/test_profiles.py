@@ -73,35 +73,62 @@ def test_poems_have_no_headings() -> None:
     assert documents == [("诗", "卷三\n白日依山尽，\n序")]
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_pile_profile_only_normalises_newlines_and_controls(unit: str) -> None:
+@pytest.mark.parametrize("unit", ["chapter", "document"])
+def test_text_profile_only_normalises_newlines_and_controls(unit: str) -> None:
     text = '\ufeff# Title\r\n\r\n\r\n  "Hi,"  she said... 第一回 汉 字,好\n第二回\n\x00'
-    assert clean_documents(text, profile="pile", unit=unit, title="t") == [
+    assert clean_documents(text, profile="text", unit=unit, title="t") == [
         ("t", '# Title\n\n\n  "Hi,"  she said... 第一回 汉 字,好\n第二回\n')
     ]
 
 
+def test_units_of_the_text_profile_are_paragraphs_and_sentences() -> None:
+    text = "# Title\r\n \r\n  It rained, 汉 字. We\nleft.\n"
+    assert clean_documents(text, profile="text", unit="paragraph", title="t") == [
+        ("t", "# Title"),
+        ("t", "It rained, 汉 字. We\nleft."),
+    ]
+    assert [part for _, part in clean_documents(text, profile="text", unit="sentence")] == [
+        "# Title",
+        "It rained, 汉 字.",
+        "We\nleft.",
+    ]
+
+
+ENGLISH = "The old man wrote what he saw by the river. " * 20
+CHINESE = "却说阿渊携砚来到江边，见一老渔翁坐在船头饮酒。" * 20
+WIKI = "{{header\n| title = 静夜思\n| author = 李白\n| previous = | next = | notes = | section = }}\n"
+
+
 @pytest.mark.parametrize(
-    ("file_name", "profile", "expected"),
+    ("head", "expected"),
     [
-        ("shuihu.txt", "auto", "plain"),
-        ("shuihu.txt.zst", "auto", "plain"),
-        ("00.jsonl", "auto", "pile"),
-        ("00.jsonl.zst", "auto", "pile"),
-        ("val.jsonl.gz", "auto", "pile"),
-        ("ci.song.0.json", "auto", "chinese-poetry"),
-        ("README", "auto", "plain"),
-        ("00.jsonl.zst", "plain", "plain"),
-        ("shuihu.txt", "pile", "pile"),
-        ("ci.song.0.json", "plain", "plain"),
+        (CHINESE, "plain"),
+        (ENGLISH, "text"),
+        ("Licence and preface.\n" * 20 + CHINESE * 2, "plain"),
+        ("前言：此书乃英文。\n" + ENGLISH * 2, "text"),
+        ("---\ntitle: 书\n---\n" + CHINESE, "daizhige"),
+        ("---\ntitle: Notes\n---\n" + ENGLISH, "text"),
+        (WIKI + "床前明月光，疑是地上霜。", "wikitext-lite"),
+        (WIKI, "wikitext-lite"),
+        ("#+TITLE: Notes\n" + ENGLISH, "text"),
+        ("1 2 3", "text"),
     ],
 )
-def test_profile_auto_depends_on_the_file_name(file_name: str, profile: str, expected: str) -> None:
-    assert profiles.resolve(profile, file_name, "").name == expected
+def test_profile_of_a_text_follows_from_all_of_its_head(head: str, expected: str) -> None:
+    assert profiles.for_text("auto", head) == expected
+    assert profiles.for_text("plain", head) == "plain"
 
 
-def test_profile_auto_depends_on_the_last_suffix_only() -> None:
-    assert profiles.resolve("auto", "dump.json.txt", "").name == "plain"
+def test_chinese_records_are_plain_or_poems() -> None:
+    assert profiles.for_records("auto", "00.jsonl.zst") == "plain"
+    assert profiles.for_records("auto", "ci.song.0.json") == "chinese-poetry"
+    assert profiles.for_records("auto", "POEMS.JSON.xz") == "chinese-poetry"
+    assert profiles.for_records("auto", "dump.json.txt") == "plain"
+    assert profiles.for_records("kanripo", "ci.song.0.json") == "kanripo"
+
+
+def test_pile_is_another_name_of_the_text_profile() -> None:
+    assert CleanOptions(profile="pile") == CleanOptions(profile="text")
 
 
 def test_unknown_profile_raises_bad_config_with_the_known_ones() -> None:

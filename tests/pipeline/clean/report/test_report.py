@@ -27,7 +27,9 @@ from pipeline.errors import InternalError
 BOOK = "话说大宋。林冲道：“𠮷人㦸下！”\n史进走了，𤣥德来。"
 
 
-def report_of(*texts: str, name: str = "book.txt", effects: dict[str, Effect] | None = None) -> CleaningReport:
+def report_of(
+    *texts: str, name: str = "book.txt", effects: dict[str, Effect] | None = None, profile: str = "plain"
+) -> CleaningReport:
     """The report of a worker on these texts, after these effects of rules."""
     report, effects = CleaningReport(), effects or {}
     out = sum(map(len, texts))
@@ -35,8 +37,9 @@ def report_of(*texts: str, name: str = "book.txt", effects: dict[str, Effect] | 
     report.add_effects(characters_in, effects, out)
     report.documents = len(texts)
     file = report.file(name)
-    file.encoding, file.bytes, file.documents = "utf-8", characters_in * 3, len(texts)
-    file.add_text(report.add_text(join_documents(texts)))
+    file.encoding, file.bytes = "utf-8", characters_in * 3
+    file.add_documents(len(texts), profile)
+    file.add_text(report.add_text(join_documents(texts)), profile)
     lines = [line for text in texts for line in text.split("\n")]
     report.sentences.add_lines(np.array([*map(len, lines)]), np.array([len(line.encode()) for line in lines]))
     return report
@@ -229,9 +232,7 @@ def test_punctuated_text_and_short_text_give_no_warning(text: str) -> None:
 def test_foreign_text_in_a_chinese_profile_gives_a_warning() -> None:
     english = "It was the best of times, it was the worst of times." * 5
     assert any(text.startswith("NOT CHINESE, 0% Han, in 1 of 1 files") for text in warnings(report_of(english)))
-    report = report_of(english)
-    report.file("book.txt").is_chinese = False
-    assert not warnings(report)
+    assert not warnings(report_of(english, profile="text"))
 
 
 def test_real_texts_are_punctuated_chinese(shared: Path) -> None:
@@ -310,6 +311,31 @@ def test_table_shows_encodings_documents_and_faults() -> None:
         "--normalization_rule_name=identity",
     ):
         assert fragment in text
+
+
+def test_shares_of_profiles_are_reported_unless_all_text_is_chinese() -> None:
+    report = report_of(BOOK)
+    assert not any(line.startswith("profiles") for line in table(report))
+    report.add(report_of("a" * 96, profile="text"))
+    report.add(report_of("b" * 71, name="other.txt", profile="text"))
+    data = to_json(report)
+    assert len(BOOK) == 26
+    shares = {"text": {"documents": 2, "characters": 167}, "plain": {"documents": 1, "characters": 26}}
+    assert data["profiles"] == shares
+    assert list(data["profiles"]) == ["text", "plain"]
+    assert [file["profile"] for file in data["files"]] == ["text, plain", "text"]
+    assert data["files"][0]["profiles"]["text"] == {"documents": 1, "characters": 96}
+    (row,) = [line for line in table(report) if line.startswith("profiles")]
+    assert (
+        row.split(maxsplit=1)[1]
+        == "text 2 documents (86.5% of the characters), plain 1 documents (13.5% of the characters)"
+    )
+
+
+def test_table_of_a_report_without_profiles_has_no_shares() -> None:
+    data = plain(report_of("a" * 96, profile="text"))
+    del data["profiles"]
+    assert not any(line.startswith("profiles") for line in table_from_json(data))
 
 
 def test_table_of_a_published_report_is_the_same() -> None:
