@@ -57,6 +57,7 @@ SLOW = (
     "tests/pipeline/refresh/test_refresh.py",
     "tests/pipeline/runtime/test_workers.py",
     "tests/pipeline/sources/test_http.py",
+    "tests/pipeline/sources/test_hub.py::test_refresh_of_a_dataset*",
     "tests/pipeline/sources/test_transfer.py",
     "tests/pipeline/tokenizers/test_detokenizer.py",
     "tests/pipeline/tokenizers/test_huggingface.py",

@@ -77,13 +77,15 @@ def download(
 ) -> Outcome:
     """Download sources into the raw cache, and verify and pin every file.
 
-    A source is sample, pile, shuihu or song-ci, a URL, or a local file or folder. An interrupted download resumes.
+    A source is sample, pile, shuihu or song-ci, hf:OWNER/NAME[@REVISION] for a dataset of the Hugging Face hub, a URL,
+    or a local file or folder. An interrupted download resumes.
 
     \b
-    Example:
+    Examples:
       inkstone download pile --shards 0,val
+      inkstone download hf:Salesforce/wikitext --include "wikitext-2-raw-v1/*"
     """
-    from pipeline.sources import catalogue
+    from pipeline.sources import catalogue, hub
     from pipeline.sources import download as download_stage
 
     sources = [
@@ -98,12 +100,10 @@ def download(
         raise errors.BadConfig(
             f"two of these would become raw/{min(duplicates)}", hint="rename one, or put both in a folder"
         )
-    if dry_run:
-        rows = [row for source in sources for row in download_stage.list_files(settings.root, source)]
-        lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
-        records = [{"name": name, "origin": origin, "there": is_there} for name, origin, is_there in rows]
-        return Outcome("unchanged", extra={"files": records, "left_out": left_out}, lines=lines)
     network = network_of(settings, **limits)
+    if dry_run:
+        listed = [hub.list_source(settings.root, source, network, settings.progress) for source in sources]
+        return _dry_run_outcome(settings.root, listed, left_out)
     downloads = [
         download_stage.download(
             settings.root,
@@ -130,6 +130,24 @@ def _report_left_out(settings: Settings, references: Sequence[str], sources: Seq
         if reference in CATALOGUE and Path(reference).exists():
             settings.progress.note(f"{reference}: using the source; write ./{reference} for the path of this name")
     return as_records(entry for source in sources for entry in source.left_out)
+
+
+def _dry_run_outcome(root: Path, sources: Sequence[Source], left_out: Sequence[dict[str, str]]) -> Outcome:
+    """Return the list of files, and the sizes of those that have one before they are fetched."""
+    from pipeline.sources import download as download_stage
+
+    rows = [row for source in sources for row in download_stage.list_files(root, source)]
+    sizes = [file.local.stat().st_size if file.local else file.size for source in sources for file in source.files]
+    lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
+    records = [
+        {"name": name, "origin": origin, "there": is_there, "bytes": size}
+        for (name, origin, is_there), size in zip(rows, sizes, strict=True)
+    ]
+    if None not in sizes:
+        total = sum(size or 0 for size in sizes)
+        missing = sum(size or 0 for (_, _, is_there), size in zip(rows, sizes, strict=True) if not is_there)
+        lines.append(f"{len(rows):,} files, {total:,} bytes; {missing:,} bytes to fetch")
+    return Outcome("unchanged", extra={"files": records, "left_out": left_out}, lines=lines)
 
 
 def _download_outcome(downloads: Sequence[DownloadResult], left_out: Sequence[dict[str, str]]) -> Outcome:

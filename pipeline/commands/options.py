@@ -39,13 +39,13 @@ INCLUDE = click.option(
     "--include",
     multiple=True,
     metavar="GLOB",
-    help='Take only the files of a folder that match, whatever their suffix, e.g. "*.py" (repeatable).',
+    help='Take only the files of a folder or dataset that match, whatever their suffix, e.g. "*.py" (repeatable).',
 )
 EXCLUDE = click.option(
     "--exclude",
     multiple=True,
     metavar="GLOB",
-    help="Leave out the files and folders of a folder that match (repeatable).",
+    help="Leave out the files of a folder or dataset that match (repeatable).",
 )
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
 THROUGH = click.option(

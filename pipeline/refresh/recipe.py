@@ -25,7 +25,7 @@ class DownloadSection(_Section, frozen=True):
 
     source       a catalogue name, a URL or a path, or a list of them; a relative path starts at the recipe's folder
     shards       shards of the Pile, e.g. "0,val"
-    include      patterns of the files to take of a folder, e.g. ["*.md"]
+    include      patterns of the files to take of a folder or dataset, e.g. ["*.md"]
     exclude      patterns of the files and folders to leave out
     mirror       server to use instead of the source's own
     locked       keep the pinned files, even if they change upstream

@@ -1,6 +1,7 @@
 """Resolve the name of a source to a list of files, without network access.
 
-`sample` is part of this package; `pile`, `shuihu` and `song-ci` are public; any other name is a URL or a local path.
+`sample` is part of this package; `pile`, `shuihu` and `song-ci` are public; `hf:OWNER/NAME` is a dataset of the Hugging
+Face hub; any other name is a URL or a local path.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.sources import dataset as datasets
 from pipeline.sources.walk import LeftOut, require_text, walk
 from pipeline.store.manifest import name_from_path
 
@@ -28,7 +30,8 @@ class SourceFile:
 
     `urls` are equivalent, tried in order if one answers 404; `local` is set instead for a file on this machine. `split`
     is "train", "val" or "test" if the source defines it, else "". `is_bare_url` is True if the URL identifies the file,
-    False for a file of the catalogue, whose URL depends on the mirror.
+    False for a file of the catalogue, whose URL depends on the mirror. `size` in bytes, `sha256` and `commit` are those
+    of the listing of a dataset, else None or "".
     """
 
     name: str
@@ -37,14 +40,22 @@ class SourceFile:
     split: str = ""
     token: str = field(default="", repr=False)
     is_bare_url: bool = False
+    size: int | None = None
+    sha256: str = ""
+    commit: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source and its files; `left_out` lists the entries of a local folder that are not read."""
+    """A source and its files; `left_out` lists the entries of a local folder that are not read.
+
+    The files of a dataset are empty until `hub.list_source` sets them and `listing`.
+    """
 
     name: str
     files: tuple[SourceFile, ...]
+    dataset: datasets.Dataset | None = None
+    listing: datasets.Listing | None = None
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -54,6 +65,7 @@ CATALOGUE = {
     "shuihu": "水浒传, the training text of MoiraiLM",
     "song-ci": "全宋词 from chinese-poetry, 23 JSON files",
 }
+_SOURCES = ", ".join((*CATALOGUE, f"{datasets.PREFIX}OWNER/NAME"))
 
 
 def resolve_source(
@@ -66,20 +78,29 @@ def resolve_source(
     leave_out: Sequence[Path] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> Source:
-    """Return the source that `reference` names: a catalogue name, a URL, or a path to a file or folder.
+    """Return the source that `reference` names: a catalogue name, a dataset of the hub, a URL, or a path.
 
     `shards` selects files of the Pile ("0-2,val"). `mirror` replaces the scheme and host of catalogue URLs; it may
     serve the files under the same path or at its root. HF_ENDPOINT and HF_TOKEN are read from `environment`. Of a
-    folder, `include`, `exclude` and `leave_out` choose the files, as `walk` explains. Raises BadConfig for invalid
-    options or URLs, InputMissing if nothing has that name, BadData for a file that is no text.
+    folder or dataset, `include` and `exclude` choose the files, and `leave_out` names folders that are never read.
+    Raises BadConfig for invalid options or URLs, InputMissing if nothing has that name, BadData for a file that is no
+    text.
     """
     if shards and reference != "pile":
         raise BadConfig(f"--shards is for the source pile, not for {reference}", hint="leave out --shards")
+    if reference.startswith(datasets.PREFIX):
+        endpoint, token = _hub(mirror, environment)
+        dataset = datasets.parse(reference, endpoint, token, include, exclude)
+        return Source(_own_name(dataset.name), (), dataset)
+    if (include or exclude) and not Path(reference).is_dir():
+        raise BadConfig(
+            f"--include and --exclude are for a folder or {datasets.PREFIX}OWNER/NAME, not for {reference}",
+            hint="leave them out",
+        )
     if reference == "sample":
         return Source("sample", tuple(SourceFile(path.name, local=path) for path in walk(_SAMPLE).files))
     if reference == "pile":
-        endpoint = mirror or environment.get("HF_ENDPOINT") or HUB
-        token = environment.get("HF_TOKEN", "").strip() if _is_private(endpoint) else ""
+        endpoint, token = _hub(mirror, environment)
         return Source("pile", tuple(_pile_file(shard, endpoint, token) for shard in pile_shards(shards)))
     if reference == "shuihu":
         return Source("shuihu", (_github("colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", mirror),))
@@ -98,14 +119,21 @@ def resolve_source(
             )
         return Source(_own_name(file_name), (SourceFile(file_name, (reference,), is_bare_url=True),))
     if not reference:
-        raise BadConfig("a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, a URL or a path")
+        raise BadConfig(
+            "a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, hf:OWNER/NAME, a URL or a path"
+        )
     return _local(Path(reference), include, exclude, leave_out)
 
 
-def _is_private(endpoint: str) -> bool:
-    """Return True if a token may be sent there: over TLS, or to this machine."""
-    parts = urlsplit(endpoint)
-    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+def _hub(mirror: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return the address of the hub or its mirror, and the token if it may be sent there: over TLS, or to localhost."""
+    endpoint = (mirror or environment.get("HF_ENDPOINT") or HUB).rstrip("/")
+    try:
+        parts = urlsplit(endpoint)
+        is_private = parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
+    except ValueError as error:
+        raise BadConfig(f"{endpoint}: invalid URL: {error}", hint="check --mirror and HF_ENDPOINT") from None
+    return endpoint, environment.get("HF_TOKEN", "").strip() if is_private else ""
 
 
 def _own_name(file_name: str) -> str:
@@ -139,7 +167,6 @@ def pile_shards(shards: str) -> list[str]:
 
 
 def _pile_file(path: str, endpoint: str, token: str) -> SourceFile:
-    endpoint = endpoint.rstrip("/")
     urls = (f"{endpoint}/datasets/monology/pile-uncopyrighted/resolve/main/{path}", f"{endpoint}/{path}")
     split = path.split("/")[0].split(".")[0]
     return SourceFile(path, urls if endpoint != HUB else urls[:1], split=split, token=token)
@@ -160,7 +187,7 @@ def _local(path: Path, include: Sequence[str], exclude: Sequence[str], leave_out
     if path.is_dir():
         data = walk(path, include=include, exclude=exclude, leave_out=leave_out)
         files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in data.files)
-        return Source(_own_name(path.resolve().name), files, tuple(data.left_out))
+        return Source(_own_name(path.resolve().name), files, left_out=tuple(data.left_out))
     raise InputMissing(
-        f"{path}: neither a source nor a path", hint=f"sources: {', '.join(CATALOGUE)}, a URL, a file, or a folder"
+        f"{path}: neither a source nor a path", hint=f"sources: {_SOURCES}, a URL, a file, or a folder"
     )

@@ -9,7 +9,7 @@ shrank or is gone upstream never replaces the cached one without an explicit opt
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.runtime.redaction import redact_url
-from pipeline.sources import cache, decompress, partial, transfer
+from pipeline.sources import cache, decompress, hub, partial, transfer
 from pipeline.sources.cache import RawFile
 from pipeline.sources.catalogue import Source, SourceFile
 from pipeline.sources.http import HTTPClient, Network, RemoteFile
@@ -82,6 +82,7 @@ def download(
     reads those.
     """
     network = network or Network()
+    source = hub.list_source(root, source, network, progress, update=update)
     statuses = check_upstream(root, source, network, update=update, allow_shrink=allow_shrink)
     result = fetch_missing(root, source, statuses, progress, network, jobs=jobs, update=update)
     if decompress_too:
@@ -96,7 +97,7 @@ def download(
 def check_upstream(
     root: Path, source: Source, network: Network, *, update: bool = False, allow_shrink: bool = False
 ) -> list[FileStatus]:
-    """Return the status of each file of `source`. Sends requests and writes nothing.
+    """Return the status of each file of `source`, which is listed already. Sends requests and writes nothing.
 
     A file is refused if it differs from its pin (unless `update`), shrank (unless `allow_shrink`), is gone upstream,
     or never existed. Raises TryAgain if the server cannot be reached, BadConfig for a name that the cache cannot hold.
@@ -108,7 +109,19 @@ def check_upstream(
     pinned = cache.read_lock_file(root, source.name)
     surveyor = _Surveyor(folder, network, update, allow_shrink)
     with _thread_pool(_SURVEY_THREADS, network) as pool:
-        return list(pool.map(lambda file: surveyor.status(file, pinned.get(file.name)), source.files))
+        statuses = list(pool.map(lambda file: surveyor.status(file, pinned.get(file.name)), source.files))
+    if source.dataset and not allow_shrink:
+        statuses += [_gone(name, str(source.dataset)) for name in hub.removed_names(source, pinned)]
+    return statuses
+
+
+def _gone(name: str, dataset: str) -> FileStatus:
+    """Return the status of a pinned file that a dataset no longer has."""
+    error = UpstreamChanged(
+        f"{name} was removed from {dataset}; the old file is kept",
+        hint="use the old files with --locked, or leave this one out with --allow-shrink",
+    )
+    return FileStatus(SourceFile(name), "refused", error.message, error=error)
 
 
 @contextmanager
@@ -157,7 +170,9 @@ class _Surveyor:
         return FileStatus(file, "there", size=pin.size)
 
     def _describe(self, file: SourceFile, cached: RawFile | None) -> tuple[str, RemoteFile]:
-        """Return the first URL that has the file, and its metadata."""
+        """Return the first URL that has the file, and its metadata: as listed, or else as the server describes it."""
+        if file.sha256:
+            return file.urls[0], RemoteFile(file.urls[0], file.size, file.sha256, commit=file.commit)
         with HTTPClient(self.network, file.token) as client:
             for url in file.urls:
                 try:
@@ -210,21 +225,25 @@ def fetch_missing(
 ) -> DownloadResult:
     """Fetch and pin the files that `check_upstream` found missing, `jobs` at a time. Ctrl-C stops all of them.
 
-    The lock file of a local folder loses the pins of files that are gone from the folder.
+    The lock file of a local folder loses the pins of files that are gone from the folder; that of a dataset likewise if
+    `statuses` accept it.
     """
     folder, pinned = cache.source_folder(root, source.name), cache.read_lock_file(root, source.name)
     missing = [status for status in statuses if status.state not in ("there", "refused")]
     cached = [folder / status.file.name for status in statuses if status.state == "there"]
     names = tuple(status.file.name for status in statuses if not status.error)
     size = 0
-    if missing or _removed_names(source, pinned) or any(partial.has_leftover_state(path) for path in cached):
+    listed = {status.file.name for status in statuses}
+    removed = [name for name in hub.removed_names(source, pinned) if name not in listed]
+    if missing or removed or any(partial.has_leftover_state(path) for path in cached):
         if missing:
             files.require_space(folder, sum(status.bytes or 0 for status in missing) + _RESERVE)
         with locks.lock(folder / ".lock", action=f"download {source.name}"):
             files.remove_temporaries(folder)
             pinned = cache.read_lock_file(root, source.name)
-            for name in _removed_names(source, pinned):
-                del pinned[name]
+            hub.store_listing(root, source)
+            for name in removed:
+                pinned.pop(name, None)
                 cache.write_lock_file(root, source.name, pinned)
             missing = [status for status in missing if not _is_fetched(folder, status, pinned.get(status.file.name))]
             size = _fetch_all(root, source, missing, pinned, progress, network, jobs, update)
@@ -241,12 +260,6 @@ def _is_fetched(folder: Path, status: FileStatus, pin: RawFile | None) -> bool:
         and _is_cached(folder, status.file, pin)
         and not (status.remote and _difference(status.remote, pin))
     )
-
-
-def _removed_names(source: Source, pinned: Mapping[str, RawFile]) -> set[str]:
-    """Return the pinned names that are gone from the folder of a local source; empty for other sources."""
-    is_local = all(file.local for file in source.files)
-    return pinned.keys() - {file.name for file in source.files} if is_local else set()
 
 
 def _fetch_all(

@@ -77,13 +77,17 @@ class Network:
     """Limits that apply to all transfers of a command.
 
     `deadline` is in `time.monotonic` seconds (None: no deadline). `allow_hosts` are hosts (`name` or
-    `name:port`) to which a redirect may lead besides the known ones.
+    `name:port`) to which a redirect may lead besides the known ones. `attempts` is the number of requests in a row that
+    may fail without new bytes; the timeouts are in seconds (None: 10 and 30).
     """
 
     allow_hosts: tuple[str, ...] = ()
     bandwidth: BandwidthLimit | None = None
     deadline: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    attempts: int = ATTEMPTS
+    connect_timeout: float | None = None
+    read_timeout: float | None = None
 
     def sleep(self, seconds: float, subject: str) -> None:
         """Wait. Raises TryAgain, about `subject`, if the command must end before or during the wait."""
@@ -107,7 +111,7 @@ class Network:
     def timeout(self) -> tuple[float, float]:
         """Return the timeouts in seconds for the connection and for each read."""
         seconds = max(self.seconds_left(), 0.1)
-        return min(_CONNECT_TIMEOUT, seconds), min(_READ_TIMEOUT, seconds)
+        return min(self.connect_timeout or _CONNECT_TIMEOUT, seconds), min(self.read_timeout or _READ_TIMEOUT, seconds)
 
     @contextmanager
     def shut_down_at_deadline(self, response: requests.Response) -> Iterator[None]:
@@ -131,7 +135,7 @@ class Network:
 class RetryPolicy:
     """Decide whether to repeat a request that failed, and wait before it with exponential backoff.
 
-    It gives up after ATTEMPTS failures, or after 18 seconds, without new bytes.
+    It gives up after `attempts` failures of the network, or after 18 seconds, without new bytes.
     """
 
     def __init__(self, network: Network, url: str) -> None:
@@ -149,7 +153,7 @@ class RetryPolicy:
             raise ProtocolBroken(problem, hint="check the URL or --mirror") from None
         self._network.raise_if_stopped(self._shown_url)  # the deadline itself may have ended the response
         self._failures += 1
-        is_final = isinstance(error, requests.exceptions.SSLError) or self._failures >= ATTEMPTS
+        is_final = isinstance(error, requests.exceptions.SSLError) or self._failures >= self._network.attempts
         is_late = time.monotonic() - self._start > _MAX_IDLE
         if is_final or (is_late and (self._failures > 1 or not isinstance(error, (Stalled, *_READ_TIMED_OUT)))):
             hint = "check the network, the clock and the proxy, or pass a --mirror; then run the same command again"
@@ -299,7 +303,9 @@ def not_found(url: str, status: int) -> RemoteGone:
 
 
 def forbidden(url: str, status: int) -> NotPermitted:
-    return NotPermitted(f"{redact_url(url)}: access denied ({status})", hint="set HF_TOKEN, or try another --mirror")
+    terms = "accept the terms of the dataset on its page, then " if "/datasets/" in url else ""
+    hint = f"{terms}set HF_TOKEN, or try another --mirror"
+    return NotPermitted(f"{redact_url(url)}: access denied ({status})", hint=hint)
 
 
 def raise_if_page(url: str, response: requests.Response) -> None:

@@ -16,7 +16,8 @@ import msgspec
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.progress import Progress
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
-from pipeline.sources.catalogue import CATALOGUE
+from pipeline.sources.catalogue import CATALOGUE, resolve_source
+from pipeline.sources.dataset import PREFIX
 from pipeline.sources.order import natural_key
 from pipeline.sources.walk import LeftOut, NotText, matches, note_left_out, require_text, walk
 from pipeline.store import artifact, files
@@ -123,7 +124,8 @@ def resolve_inputs(
 ) -> list[InputFile]:
     """Return the files that `reference` names, in a fixed order.
 
-    It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a file, or a folder. A path that
+    It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a dataset that was downloaded
+    (`hf:OWNER/NAME`), a file, or a folder. A path that
     exists goes before the others if it is written as one, with "/" or a suffix; `progress` is told if a bare name could
     be both. Of the files of a folder or source, `include` and `exclude` choose, as `walk` explains; the entries of a
     folder that are not read are added to `left_out`. With `deep` every byte is hashed again.
@@ -133,6 +135,8 @@ def resolve_inputs(
     """
     if not reference:
         raise BadConfig("an input name is empty", hint="run `status` to list artifacts and sources")
+    if reference.startswith(PREFIX):
+        return _dataset_files(root, reference, deep)
     path = Path(reference)
     is_path = path.exists() and ("/" in reference or bool(path.suffix)) and not _is_within(path, root)
     if not is_path:
@@ -241,6 +245,15 @@ def _find_corpus(root: Path, reference: str) -> artifact.Artifact | None:
         return artifact.find(root, "corpora", reference)
     except InputMissing:
         return None
+
+
+def _dataset_files(root: Path, reference: str, deep: bool) -> list[InputFile]:
+    source = resolve_source(reference, environment={})
+    pins = read_lock_file(root, source.name)
+    names = [name for name, pin in pins.items() if source.dataset and source.dataset.has_origin(pin.origin)]
+    if not names:
+        raise InputMissing(f"{reference} is not downloaded yet", hint=f"run `download {reference}` first")
+    return pinned_files(root, source.name, names, deep=deep)
 
 
 def _source_part(

@@ -167,8 +167,16 @@ class _Transfer:
             raise TryAgain(
                 f"{self._shown_url}: the file keeps changing during the download", hint="run the same command later"
             )
-        self._remote, self._progress_size = self._client.describe(self._url), 0
+        old, self._progress_size = self._remote, 0
+        self._remote = self._client.describe(self._url)
         self._refuse_change(self._remote.sha256)
+        is_same_commit = bool(old.commit) and self._remote.commit in ("", old.commit)
+        if is_same_commit and old.sha256 and self._remote.sha256 not in ("", old.sha256):
+            raise BadData(
+                f"{self._shown_url}: expected sha256 {old.sha256[:12]}…, the server sends {self._remote.sha256[:12]}… "
+                "for the same commit",
+                hint=_TRY_MIRROR,
+            )
         self._truncate()
 
     # One request

@@ -1,8 +1,9 @@
 """A scripted HTTP server that truncates, lies, redirects, stalls and refuses, and logs requests and bytes sent.
 
 `files` maps paths to their content. `scripts` and `heads` list, per path, the actions for the next GET and HEAD
-requests; after the last one the server serves the file, completely or from the requested byte on. `announces` is the
-metadata sent before the content: "hash" as the hub does, "etag" as most servers do, or "nothing" but the size.
+requests; after the last one the server serves the file, completely or from the requested byte on. `answers` maps paths
+to an action for every request. `announces` is the metadata sent before the content: "hash" as the hub does, "etag" as
+most servers do, or "nothing" but the size.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         self.request_logged = Request(self.command, self.path, dict(self.headers))
         self.server.log.append(self.request_logged)
         script = scripts.get(self.path)
+        if not script and (answer := self.server.answers.get(self.path)):
+            answer(self)
+            return
         if self.command == "HEAD" and not script and self.server.scripts.get(self.path) and not self._has_file():
             self.answer(405, b"", {})  # there is no metadata for a path that only a script serves
             return
@@ -105,6 +109,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.scripts: dict[str, list[Action]] = {}
         self.heads: dict[str, list[Action]] = {}
+        self.answers: dict[str, Action] = {}
         self.announces = "etag"
         self.headers: dict[str, str] = {}  # sent with every file, besides its metadata
         self.log: list[Request] = []
