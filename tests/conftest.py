@@ -61,6 +61,8 @@ SLOW = (
     "tests/pipeline/sources/test_transfer.py",
     "tests/pipeline/tokenizers/test_detokenizer.py",
     "tests/pipeline/tokenizers/test_huggingface.py",
+    "tests/pipeline/tokenizers/test_ranks.py::test_download_for_later*",
+    "tests/pipeline/tokenizers/test_ranks.py::test_vocabulary_gives_the_official_file",
     "tests/pipeline/tokenizers/test_tokenizers.py::test_*tiktoken*",
     "tests/pipeline/tokenizers/test_tokenizers.py::test_decode_inverts_encode",
     "tests/pipeline/tokenizers/test_tokenizers.py::test_every_id_that_a_model_can_sample_decodes",

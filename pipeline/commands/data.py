@@ -5,13 +5,13 @@ Stages are imported inside the functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline import errors
+from pipeline.commands import downloads
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
 from pipeline.commands.options import (
     EXCLUDE,
@@ -24,10 +24,6 @@ from pipeline.commands.options import (
     outcome_of,
     worker_count,
 )
-
-if TYPE_CHECKING:
-    from pipeline.sources.catalogue import Source
-    from pipeline.sources.download import DownloadResult
 
 
 @click.command(cls=Command, short_help="Download sources into the raw cache.")
@@ -78,7 +74,8 @@ def download(
     """Download sources into the raw cache, and verify and pin every file.
 
     A source is sample, pile, shuihu or song-ci, hf:OWNER/NAME[@REVISION] for a dataset of the Hugging Face hub, a URL,
-    or a local file or folder. An interrupted download resumes.
+    or a local file or folder. An interrupted download resumes. tokenizer:NAME is one of tiktoken's encodings, kept for
+    later use without a network.
 
     \b
     Examples:
@@ -88,23 +85,25 @@ def download(
     from pipeline.sources import catalogue, hub
     from pipeline.sources import download as download_stage
 
+    network = network_of(settings, **limits)
+    if any(reference.startswith(downloads.TOKENIZER) for reference in references):
+        return downloads.download_tokenizers(references, network, mirror, dry_run)
     sources = [
         catalogue.resolve_source(
             reference, shards=shards, mirror=mirror, include=include, exclude=exclude, leave_out=(settings.root,)
         )
         for reference in references
     ]
-    left_out = _report_left_out(settings, references, sources)
+    left_out = downloads.report_left_out(settings, references, sources)
     names = [source.name for source in sources]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise errors.BadConfig(
             f"two of these would become raw/{min(duplicates)}", hint="rename one, or put both in a folder"
         )
-    network = network_of(settings, **limits)
     if dry_run:
         listed = [hub.list_source(settings.root, source, network, settings.progress) for source in sources]
-        return _dry_run_outcome(settings.root, listed, left_out)
-    downloads = [
+        return downloads.dry_run_outcome(settings.root, listed, left_out)
+    results = [
         download_stage.download(
             settings.root,
             source,
@@ -117,53 +116,7 @@ def download(
         )
         for source in sources
     ]
-    return _download_outcome(downloads, left_out)
-
-
-def _report_left_out(settings: Settings, references: Sequence[str], sources: Sequence[Source]) -> list[dict[str, str]]:
-    """Report what is left out of local folders, and names that are both a source and a path; return the records."""
-    from pipeline.sources.catalogue import CATALOGUE
-    from pipeline.sources.walk import as_records, note_left_out
-
-    for reference, source in zip(references, sources, strict=True):
-        note_left_out(settings.progress, source.left_out, len(source.files))
-        if reference in CATALOGUE and Path(reference).exists():
-            settings.progress.note(f"{reference}: using the source; write ./{reference} for the path of this name")
-    return as_records(entry for source in sources for entry in source.left_out)
-
-
-def _dry_run_outcome(root: Path, sources: Sequence[Source], left_out: Sequence[dict[str, str]]) -> Outcome:
-    """Return the list of files, and the sizes of those that have one before they are fetched."""
-    from pipeline.sources import download as download_stage
-
-    rows = [row for source in sources for row in download_stage.list_files(root, source)]
-    sizes = [file.local.stat().st_size if file.local else file.size for source in sources for file in source.files]
-    lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]
-    records = [
-        {"name": name, "origin": origin, "there": is_there, "bytes": size}
-        for (name, origin, is_there), size in zip(rows, sizes, strict=True)
-    ]
-    if None not in sizes:
-        total = sum(size or 0 for size in sizes)
-        missing = sum(size or 0 for (_, _, is_there), size in zip(rows, sizes, strict=True) if not is_there)
-        lines.append(f"{len(rows):,} files, {total:,} bytes; {missing:,} bytes to fetch")
-    return Outcome("unchanged", extra={"files": records, "left_out": left_out}, lines=lines)
-
-
-def _download_outcome(downloads: Sequence[DownloadResult], left_out: Sequence[dict[str, str]]) -> Outcome:
-    counts = {
-        "files": sum(len(download.names) for download in downloads),
-        "fetched": sum(download.fetched for download in downloads),
-        "unchanged": sum(download.unchanged for download in downloads),
-        "bytes": sum(download.bytes for download in downloads),
-    }
-    result = "built" if counts["fetched"] else "unchanged"
-    lines = [
-        f"{download.result}: {download.fetched} fetched, {download.unchanged} already here, {download.path}"
-        for download in downloads
-    ]
-    last = downloads[-1]
-    return Outcome(result, f"raw/{last.source}", last.path, counts, extra={"left_out": left_out}, lines=lines)
+    return downloads.download_outcome(results, left_out)
 
 
 @click.command(cls=Command)

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import InkstoneError
 from pipeline.refresh.stages import STAGES, Chain, Stage
 from pipeline.refresh.state import StageTiming
-from pipeline.sources import download, hub
+from pipeline.sources import download
 from pipeline.sources.download import FileStatus
 from pipeline.sources.http import Network
 from pipeline.store import artifact, files
@@ -82,7 +82,7 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
     reached: a plan is never made from an unreliable answer.
     """
     root = chain.root
-    chain.source = hub.list_source(root, chain.source, options.network, chain.progress, update=not options.locked)
+    chain.list_files(options.network, update=not options.locked)
     survey = download.check_upstream(
         root, chain.source, options.network, update=not options.locked, allow_shrink=options.allow_shrink
     )

@@ -9,6 +9,7 @@ made from them, as they are.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +32,17 @@ class SourceGroup:
         return f"{recipe}.{self.label}" if self.label else recipe
 
 
-def resolve(name: str, section: DownloadSection, root: Path) -> tuple[Source, tuple[SourceGroup, ...]]:
+def resolve(
+    name: str, section: DownloadSection, root: Path, list_files: Callable[[Source], Source] | None = None
+) -> tuple[Source, tuple[SourceGroup, ...]]:
     """Return the source of the recipe `name`, and its groups: one for each entry of a list, else one of all files.
 
-    `root` is the artifacts folder, which is never read as a source. Raises BadConfig if the list is empty.
+    `root` is the artifacts folder, which is never read as a source. `list_files` asks the hub for the files of a
+    dataset; without it a dataset has none. Raises BadConfig if the list is empty.
     """
     if isinstance(section.source, str):
         source = _resolve_one(section.source, section, root)
+        source = list_files(source) if list_files else source
         return source, (SourceGroup("", frozenset(file.name for file in source.files)),)
     if not section.source:
         raise BadConfig("[download] source is an empty list", hint="name a file, a folder, a URL or a catalogue name")
@@ -48,11 +53,13 @@ def resolve(name: str, section: DownloadSection, root: Path) -> tuple[Source, tu
     for entry in section.source:
         source = _resolve_one(entry, section, root)
         top = _unique(source.name, tops)
+        if list_files and source.dataset:
+            source = list_files(dataclasses.replace(source, name=f"{name}.{top}"))
         renamed = [dataclasses.replace(file, name=f"{top}/{file.name}") for file in source.files]
         groups.append(SourceGroup(top if groups else "", frozenset(file.name for file in renamed)))
         files += renamed
         left_out += source.left_out
-    return Source(name, tuple(files), tuple(left_out)), tuple(groups)
+    return Source(name, tuple(files), left_out=tuple(left_out)), tuple(groups)
 
 
 def _resolve_one(reference: str, section: DownloadSection, root: Path) -> Source:

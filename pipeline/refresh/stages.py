@@ -17,7 +17,10 @@ from pipeline.refresh import sources
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.sources import SourceGroup
 from pipeline.runtime.progress import Progress
+from pipeline.sources import hub
 from pipeline.sources import inputs as source_inputs
+from pipeline.sources.catalogue import Source
+from pipeline.sources.http import Network
 from pipeline.sources.walk import note_left_out
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
@@ -72,6 +75,14 @@ class Chain:
         self._check()
         self.source, self.groups = sources.resolve(recipe.name, recipe.download, root)
         note_left_out(progress, self.source.left_out, len(self.source.files))
+
+    def list_files(self, network: Network, *, update: bool) -> None:
+        """Ask the hub for the files of its datasets; `update` asks again for those that are listed already."""
+
+        def ask(source: Source) -> Source:
+            return hub.list_source(self.root, source, network, self.progress, update=update)
+
+        self.source, self.groups = sources.resolve(self.recipe.name, self.recipe.download, self.root, ask)
 
     def _check(self) -> None:
         """Raise BadConfig for an invalid recipe now, before stages run that can take hours."""

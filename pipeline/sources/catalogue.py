@@ -188,6 +188,4 @@ def _local(path: Path, include: Sequence[str], exclude: Sequence[str], leave_out
         data = walk(path, include=include, exclude=exclude, leave_out=leave_out)
         files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in data.files)
         return Source(_own_name(path.resolve().name), files, left_out=tuple(data.left_out))
-    raise InputMissing(
-        f"{path}: neither a source nor a path", hint=f"sources: {_SOURCES}, a URL, a file, or a folder"
-    )
+    raise InputMissing(f"{path}: neither a source nor a path", hint=f"sources: {_SOURCES}, a URL, a file, or a folder")

@@ -195,5 +195,6 @@ def _refusal(dataset: Dataset, response: requests.Response) -> InkstoneError | N
 
 
 def _access_denied(dataset: Dataset, reason: str) -> NotPermitted:
-    note = " (it is sent only over https)" if dataset.endpoint.startswith("http:") and not dataset.token else ""
+    is_withheld = dataset.endpoint.startswith("http:") and not dataset.token
+    note = " (it is sent only over https or to this machine)" if is_withheld else ""
     return NotPermitted(f"{dataset}: {reason}", hint=f"accept the terms on {dataset.page}, then set HF_TOKEN{note}")

@@ -4,12 +4,13 @@ Text that spells a special token is always ordinary text: no method here turns t
 A tokenizer is saved as a small folder (`tokenizer.json` and, for some kinds, a model file), so that token arrays and
 runs carry the tokenizer they were made with.
 
-Start with `tokenizer.py`, the interface. Each kind is one module: `tiktoken.py` (with `gigatoken.py`, its fast
-encoder), `sentencepiece.py`, `fast_tokenizer.py` (with `tokenizer_file.py`, what its file says), `characters.py` and
-`integers.py`. `loading.py` opens a saved folder or resolves a name; it checks SentencePiece models of unknown origin
-with `untrusted.py`, and `end_of_text.py` opens a tokenizer.json from elsewhere. `boundaries.py` says where a long text
-can be cut. `stage.py` trains a tokenizer on `training_text.py` with `sentencepiece_training.py` or `byte_level.py`.
-`detokenizer.py` decodes ids one at a time, and `huggingface.py` writes the tokenizer.json that other programs read.
+Start with `tokenizer.py`, the interface. Each kind is one module: `tiktoken.py` (with `ranks.py`, where its ranks come
+from, and `gigatoken.py`, its fast encoder), `sentencepiece.py`, `fast_tokenizer.py` (with `tokenizer_file.py`, what its
+file says), `characters.py` and `integers.py`. `loading.py` opens a saved folder or resolves a name; it checks
+SentencePiece models of unknown origin with `untrusted.py`, and `end_of_text.py` opens a tokenizer.json from elsewhere.
+`boundaries.py` says where a long text can be cut. `stage.py` trains a tokenizer on `training_text.py` with
+`sentencepiece_training.py` or `byte_level.py`. `detokenizer.py` decodes ids one at a time, and `huggingface.py` writes
+the tokenizer.json that other programs read.
 """
 
 from pipeline.tokenizers.characters import Characters

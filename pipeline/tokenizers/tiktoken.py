@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadData, TryAgain
 from pipeline.store import files
 from pipeline.tokenizers.boundaries import WORD_OR_LINE
 from pipeline.tokenizers.gigatoken import choose_encoder, fast_encoder
+from pipeline.tokenizers.ranks import definition as encoding_definition
 from pipeline.tokenizers.tokenizer import (
     END_OF_TEXT,
     FlatIds,
@@ -26,7 +26,6 @@ from pipeline.tokenizers.tokenizer import (
 )
 
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
-_SAME_RANKS = {"gpt2": "r50k_base"}  # tiktoken itself builds gpt2's from two other files, with the same result
 
 _RANKS = "ranks.tiktoken"
 
@@ -53,20 +52,11 @@ class Tiktoken:
 
     @classmethod
     def named(cls, name: str, encoder: str = "auto") -> Tiktoken:
-        """Load an encoding from tiktoken's cache or the network. Raises TryAgain if neither has it, else BadData."""
-        import requests
-        from tiktoken_ext import openai_public
+        """Load an encoding, whose ranks come from a cache or the network; `ranks.py` lists the places.
 
-        try:
-            definition = openai_public.ENCODING_CONSTRUCTORS[_SAME_RANKS.get(name, name)]()
-        except (requests.RequestException, OSError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise TryAgain(
-                f"the ranks of {name} are not in tiktoken's cache and cannot be downloaded: {reason}",
-                hint="set TIKTOKEN_CACHE_DIR to a folder that has them, or go online once",
-            ) from None
-        except ValueError as error:
-            raise BadData(f"the ranks of {name} are damaged: {error}", hint="delete tiktoken's cache") from None
+        Raises TryAgain if no place has them, BadData if they are damaged.
+        """
+        definition = encoding_definition(name)
         special: dict[str, int] = definition["special_tokens"]
         pairs = sorted(definition["mergeable_ranks"].items(), key=lambda pair: pair[1])
         ranks = b"".join(b"%b %d\n" % (b2a_base64(token, newline=False), rank) for token, rank in pairs)

@@ -847,6 +847,7 @@ def test_missing_ranks_without_a_network_raise_try_again(
     empty = tmp_path / "no-ranks"
     empty.mkdir()
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(empty))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty))
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):

@@ -154,6 +154,7 @@ def test_damaged_ranks_in_the_tiktoken_cache_are_never_used(
 
 def go_offline(patch: pytest.MonkeyPatch, cache: Path) -> None:
     patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    patch.setenv("XDG_CACHE_HOME", str(cache))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         patch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
