@@ -70,6 +70,8 @@ SLOW = (
     "tests/pipeline/tokenizers/test_tokenizers.py::test_real_texts_cut_at_boundaries_keep_their_ids",
     "tests/pipeline/tokenizers/test_tokenizers.py::test_text_cut_at_any_boundary_keeps_its_ids",
     "tests/pipeline/tokenizers/test_tokenizers.py::test_untrusted_model*",
+    "tests/pipeline/tokenizers/test_training.py::test_*tiktoken*",
+    "tests/pipeline/tokenizers/test_training.py::test_byte_level_ids*",
     "tests/pipeline/tokens/test_chunks.py::test_line_of_300_mb_is_cut_in_less_than_700_mib",
     "tests/pipeline/tokens/test_chunks.py::test_parts_concatenate_to_the_text_for_any_json_escapes",
     "tests/pipeline/tokens/test_reuse.py",
