@@ -21,6 +21,7 @@ from pipeline.errors import BadConfig, InputMissing
 
 if TYPE_CHECKING:
     from pipeline.refresh.recipe import Recipe
+    from pipeline.sources.catalogue import Source
     from pipeline.start.survey import Survey
     from pipeline.store.artifact import Artifact
 
@@ -161,19 +162,26 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
     """Look at the sources of a recipe, and download those that are not on this machine first."""
     from pipeline.refresh.recipe import DownloadSection
     from pipeline.refresh.sources import resolve
-    from pipeline.sources import cache
+    from pipeline.sources import cache, hub
     from pipeline.sources import download as download_stage
     from pipeline.sources.http import Network
+    from pipeline.sources.walk import note_left_out
     from pipeline.start import survey
 
-    source, groups = resolve(name, DownloadSection(tuple(sources)), settings.root)
+    network = Network(stop=settings.progress.stop)
+
+    def list_files(dataset: Source) -> Source:
+        return hub.list_source(settings.root, dataset, network, settings.progress)
+
+    source, groups = resolve(name, DownloadSection(tuple(sources)), settings.root, list_files)
+    note_left_out(settings.progress, source.left_out, len(source.files))
     paths = {file.name: file.local for file in source.files if file.local}
     if remote := [file.name for file in source.files if not file.local]:
         if plan_only:
             raise InputMissing(
                 f"{remote[0]} is not downloaded yet", hint="leave out --plan to download it, then plan and train"
             )
-        download_stage.download(settings.root, source, settings.progress, network=Network(stop=settings.progress.stop))
+        download_stage.download(settings.root, source, settings.progress, network=network)
         folder = cache.source_folder(settings.root, source.name)
         paths |= {file: folder / file for file in remote}
     inputs = [
