@@ -20,6 +20,7 @@ from pipeline.commands.options import JOBS, worker_count
 from pipeline.errors import BadConfig, InputMissing
 
 if TYPE_CHECKING:
+    from model.presets import Choice
     from pipeline.refresh.recipe import Recipe
     from pipeline.sources.catalogue import Source
     from pipeline.start.survey import Survey
@@ -144,12 +145,12 @@ def _write_recipe(
     from pipeline.start import decide, recipe_file
 
     text = _survey(settings, path.stem, sources, plan_only)
-    vocabulary = decide.vocab_size(text)
-    choice = presets.choose(text.characters, vocabulary, _device_name(device), minutes)
+    vocabulary, device = decide.vocab_size(text), _device_name(device)
+    choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes)
     described = [
         *decide.describe(text, vocabulary),
-        ("model", choice.reason),
-        ("training", f"{minutes:g} minutes (--minutes)"),
+        ("model", _describe_model(choice, vocabulary, device)),
+        ("training", f"{minutes:g} minutes (--minutes); {choice.reason}"),
         ("recipe", str(path)),
     ]
     if not plan_only:
@@ -189,6 +190,16 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
         for reference, group in zip(sources, groups, strict=True)
     ]
     return survey.survey(inputs)
+
+
+def _describe_model(choice: Choice, vocabulary: int, device: str) -> str:
+    from model import config, presets
+    from pipeline.runtime import workers
+
+    preset = config.override(presets.get_preset(choice.preset), {**choice.settings, "vocab_size": vocabulary})
+    exports = "" if preset.family == "fast" else ", exports to transformers and GGUF"
+    cores = f"CPU, {workers.default_jobs()} cores" if device == "cpu" else device
+    return f"{choice.preset}: {preset.model.parameters / 1e6:.1f}M parameters{exports}; {cores}"
 
 
 def _device_name(device: str) -> str:

@@ -13,6 +13,7 @@ from pipeline.start.survey import InputSummary, Survey
 
 VAL_FRACTION = 0.05
 _FEW_DOCUMENTS = 50  # below which stretches are held out instead of documents
+_CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of BPE with some thousand pieces: of English, of classical Chinese
 _MEGABYTE = 1_000_000
 _KINDS = {
     "md": "Markdown",
@@ -38,6 +39,12 @@ def recipe_sections(text: Survey, sources: Sequence[str], minutes: float, preset
         "train": train,
         "sample": {"prompts": list(surveys.prompts(text.sample)), "max_tokens": 60},
     }
+
+
+def count_tokens(text: Survey) -> int:
+    """Return about how many tokens of BPE the text has."""
+    per_token = _CHARACTERS_PER_TOKEN[0] * (1 - text.chinese) + _CHARACTERS_PER_TOKEN[1] * text.chinese
+    return int((1 - VAL_FRACTION) * text.characters / per_token)
 
 
 def vocab_size(text: Survey) -> int:
