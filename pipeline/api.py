@@ -132,7 +132,8 @@ def tokenize(
     from pipeline.tokens import stage
 
     folder = artifacts_folder(root)
-    inputs = stage.gather_inputs(folder, [str(corpus) for corpus in corpora], list(val))
+    allow_overlap = bool(options.get("allow_overlap"))
+    inputs = stage.gather_inputs(folder, [str(corpus) for corpus in corpora], list(val), allow_overlap=allow_overlap)
     opened, trained = loading.find(folder, tokenizer or name, end_of_text=end_of_text)
     chosen = stage.TokenizeOptions(layout, **options)
     built = stage.tokenize(folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs)

@@ -18,10 +18,10 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 
 KEYS = {
-    "corpora": "ce41b35bbf633082",
-    "tokenizers": "a01566c2e8a75768",
-    "tokens": "f4e48bb650ba8157",
-    "runs": "993f9ecd68329a98",
+    "corpora": "6ae1ce09e164c941",
+    "tokenizers": "6f6ad1ab3a008f4c",
+    "tokens": "eb7f2bea9e63843d",
+    "runs": "d7b1da846c88cc47",
 }
 
 

@@ -109,9 +109,20 @@ def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kin
         "--val-fraction",
         type=float,
         metavar="FRACTION",
-        help="Fraction of documents to hold out, chosen by a hash of their text (default: 0.05).",
+        help="Fraction of the text to hold out, chosen by hash; 0 holds out nothing (default: as before, else 0.05).",
+    ),
+    click.option(
+        "--val-split",
+        type=Choice(["auto", "document", "stretch"]),
+        default="auto",
+        show_default=True,
+        help="Hold out whole documents, or stretches of 4 to 64 KiB; auto does as before, and at first divides few "
+        "or very long documents into stretches.",
     ),
     click.option("--val", multiple=True, metavar="CORPUS", help="Validate on this corpus instead (repeatable)."),
+    click.option(
+        "--allow-overlap", is_flag=True, help="Accept a --val corpus that is mostly in the training text too."
+    ),
 )
 @option_group(
     "Document filters",
@@ -178,11 +189,19 @@ def tokenize(
     from pipeline.store import artifact
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
+    from pipeline.tokens.split import summary
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
     name = check_name(name or name_of(corpora[0], "corpora"))
     inputs = stage.gather_inputs(
-        settings.root, corpora, val, progress=settings.progress, include=include, exclude=exclude, deep=deep
+        settings.root,
+        corpora,
+        val,
+        progress=settings.progress,
+        include=include,
+        exclude=exclude,
+        deep=deep,
+        allow_overlap=options["allow_overlap"],
     )
     if not reference:
         namesake = artifact.current(settings.root, "tokenizers", name)
@@ -201,7 +220,10 @@ def tokenize(
     counts = built.artifact.manifest.counts
     fields = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
     extra = {key: counts[key] for key in fields} | {"left_out": as_records(inputs.left_out)}
-    return outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
+    outcome = outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
+    outcome.lines.append(summary(built.artifact.manifest.options, counts))
+    outcome.lines.append(f"next: inkstone train --tokens {name} --name {name}")
+    return outcome
 
 
 @click.command(cls=Command)
@@ -234,6 +256,7 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
             f"{split} token {location.index:,}: {location.token!r}, number {location.place:,} of document "
             f"{location.document:,}",
             f"source    {location.source}, line {location.line:,}, byte {location.offset:,} of its text",
+            *([f"piece     begins after {location.skipped:,} characters of the document"] if location.skipped else []),
             f"file      {location.path}",
             *([f"title     {location.title}"] if location.title else []),
             f"text      {location.before!r}",

@@ -156,7 +156,7 @@ class Chain:
             tokenizer = tokenizers.open_folder(trained.path)
         else:
             tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use, options.encoder)
-        identity = tokens_stage.identify(name, inputs, tokenizer, trained, options)
+        identity = tokens_stage.identify(name, inputs, tokenizer, trained, options, root=self.root)
         return identity, lambda: tokens_stage.tokenize(
             self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs
         )

@@ -1,5 +1,7 @@
 """Token arrays: the tokenize stage and the store it writes.
 
 Start with `stage.py`. Work flows from `tasks.py` (read files into tasks) to `worker.py` (encode one task) to
-`writer.py` (collect the results in order). `store.py` opens a published array; `locate.py` looks into one.
+`writer.py` (collect the results in order). `split.py` divides text between training and validation, by a rule that
+`survey.py` chooses; `overlap.py` counts what is in both. `store.py` opens a published array; `locate.py` looks into
+one.
 """

@@ -125,7 +125,7 @@ class LongText:
         Raises Unbroken, and msgspec.DecodeError or UnicodeDecodeError for an invalid string.
         """
         text = ""
-        for decoded in self._decoded():
+        for decoded in self.blocks():
             text += decoded
             if boundary and (end := last_boundary(boundary, text)):
                 yield text[:end]
@@ -135,7 +135,8 @@ class LongText:
         if text:
             yield text
 
-    def _decoded(self) -> Iterator[str]:
+    def blocks(self) -> Iterator[str]:
+        """Yield the text in blocks that end anywhere between two characters."""
         raw, start = self._raw[1:-1], 0
         while start < len(raw):
             match = _JSON_CUT.search(raw, min(start + PART_BYTES, len(raw)))

@@ -16,6 +16,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.segments import SPLITS, document_lengths, segment_lengths, segment_names, source_offsets
+from pipeline.tokens.split import SplitRule, pieces, rule_of
 from pipeline.tokens.store import open_store
 
 _CONTEXT = 40  # tokens shown before and after the located one
@@ -35,7 +36,11 @@ class TokensSummary:
 
 @dataclass(frozen=True)
 class Location:
-    """Source of a token: `line` counts from 1, `offset` is in bytes of the file's decompressed text."""
+    """Source of a token: `line` counts from 1, `offset` is in bytes of the file's decompressed text.
+
+    `document` and `place` count in the split, where a piece of a divided document counts as a document.
+    `skipped` is the number of characters of the source document before that piece.
+    """
 
     split: str
     index: int
@@ -47,6 +52,7 @@ class Location:
     line: int
     offset: int
     title: str
+    skipped: int
     before: str
     after: str
 
@@ -72,10 +78,13 @@ def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
         raise BadConfig(f"there is no {split} token {index:,}", hint=f"name an index from 0 to {len(array) - 1:,}")
     document = _find_document(artifact, split, index)
     source, path = _source_file(artifact, int(document.segment.split("-")[1]))
-    offset = int(source_offsets(artifact, document.segment)[document.row])
+    offsets = source_offsets(artifact, document.segment)
+    offset = int(offsets[document.row])
     line, record = _read_line(path, offset)
+    piece = int(np.count_nonzero(offsets[: document.row] == offset))
+    skipped, text = _find_piece(record.text, rule_of(artifact.manifest.options), split, piece)
     ids = array.read(document.start, document.end)
-    if len(ids) <= _COMPARED and not _encodes_to(store.tokenizer, record.text, ids):
+    if len(ids) <= _COMPARED and not _encodes_to(store.tokenizer, text, ids):
         raise BadData(
             f"{path}: line {line:,} differs from what was tokenized", hint="the file changed since; tokenize it again"
         )
@@ -93,6 +102,7 @@ def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
         line=line,
         offset=offset,
         title=record.title,
+        skipped=skipped,
         before=decode(ids[max(0, position - _CONTEXT) : position]),
         after=decode(ids[position : position + _CONTEXT]),
     )
@@ -156,6 +166,20 @@ def _read_line(path: Path, offset: int) -> tuple[int, jsonl.Record]:
     raise BadData(
         f"{path}: no document begins at byte {offset:,} of its text", hint="it changed since it was tokenized"
     )
+
+
+def _find_piece(text: str, rule: SplitRule | None, split: str, number: int) -> tuple[int, str]:
+    """Return the characters before piece `number` of a split, and the piece; a document that is not divided is one."""
+    if not rule or rule.mode != "stretch":
+        return 0, text
+    skipped = 0
+    for piece in pieces(text, rule):
+        if piece.split == split:
+            if not number:
+                return skipped, piece.text
+            number -= 1
+        skipped += len(piece.text)
+    return 0, ""  # equal to no ids: the source changed
 
 
 def _encodes_to(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> bool:

@@ -29,8 +29,10 @@ class UnitRecord(msgspec.Struct):
     compared: int = 0
     longest: int = 0  # tokens of the longest document
     tokens: dict[str, int] = {}
-    documents: dict[str, int] = {}
+    documents: dict[str, int] = {}  # rows of each split; a document that is divided gives several
     characters: dict[str, int] = {}
+    stretches: dict[str, int] = {}
+    overlap: list[int] = []  # numbers of the validation texts that are among its training documents
     sets: dict[str, int] = {}
     files: list[FileRecord] = []
     scratch: list[FileRecord] = []

@@ -145,13 +145,13 @@ def _generations(draft: Path, identity: Identity) -> Iterator[ReusableGeneration
 
 
 def _settings(options: Mapping[str, Any], inputs: Sequence[Input]) -> bytes:
-    """Return the settings that decide the bytes of a unit.
+    """Return the settings that decide the record of a unit.
 
-    They include whether there are validation files, since documents are divided by hash only without them.
+    They include the validation files, because a record lists the validation texts that its unit trains on.
     """
-    has_val = any(entry.role == "val" for entry in inputs)
+    val = [entry.digest for entry in inputs if entry.role == "val"]
     settings = {name: value for name, value in options.items() if name != "files"}
-    return msgspec.json.encode([settings, has_val], order="deterministic")
+    return msgspec.json.encode([settings, val], order="deterministic")
 
 
 def _rejects_of(record: UnitRecord) -> FileRecord | None:

@@ -29,16 +29,20 @@ from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokens import hdf5, reuse
+from pipeline.tokens import hdf5, reuse, survey
+from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import UnitRecord
 from pipeline.tokens.segments import FORMATS, SPLITS, dtype_for
+from pipeline.tokens.split import MODES, SplitRule, rule_of
+from pipeline.tokens.survey import Documents
 from pipeline.tokens.tasks import DocumentFilter, FileSpec, tasks
 from pipeline.tokens.worker import encode
 from pipeline.tokens.writer import TokenWriter
 
-SCHEMA = 4  # raise when the same options give different bytes
+SCHEMA = 5  # raise when the same options give different bytes
 DEFAULT_VAL_FRACTION = 0.05
 DEDUP = ("no", "exact")
+_REPEATED = "the same content as an earlier file"
 _SMALL = 2 << 20  # bytes of input files, compressed or not, below which starting a worker costs more than it saves
 _LIBRARIES = {
     "gigatoken": ("tiktoken", "gigatoken"),
@@ -51,8 +55,10 @@ _LIBRARIES = {
 class TokenizeOptions(msgspec.Struct, frozen=True):
     """Options of the stage.
 
-    `val_fraction` is the fraction of documents held out, chosen by a hash of their text; None means 0.05, or 0 with a
-    validation corpus. `max_documents` limits the training files and the validation files separately; 0 sets no limit.
+    `val_fraction` is the fraction of the text held out, chosen by a hash; None means that of the generation before, or
+    at first 0.05, or 0 with a validation corpus. `val_split` "document" or "stretch" says what is held out; "auto" does
+    as the generation before, or chooses (survey.py). `allow_overlap` accepts a validation corpus of which most is
+    trained on too. `max_documents` limits the training files and the validation files separately; 0 sets no limit.
     `dedup` "exact" keeps the first of equal texts in input order and takes about 110 bytes of memory per document.
     """
 
@@ -64,6 +70,8 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
     min_chars: int = 0
     max_documents: int = 0
     dedup: str = "no"
+    val_split: str = "auto"
+    allow_overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -75,6 +83,10 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
                 raise BadConfig(f"{option} must be at least 0, got {value}", hint="pass 0 for no limit")
         if not 0 <= self.max_bad <= 1:
             raise BadConfig(f"--max-bad must be in [0, 1], got {self.max_bad:g}", hint="for example 0.01")
+        if self.val_split not in MODES:
+            raise BadConfig(
+                f"--val-split must be one of {', '.join(MODES)}, got {self.val_split!r}", hint="omit it for auto"
+            )
         if self.dedup not in DEDUP:
             raise BadConfig(
                 f"--dedup must be one of {', '.join(DEDUP)}, got {self.dedup!r}", hint="omit it to keep duplicates"
@@ -89,25 +101,22 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TokenizeInputs:
-    """Files to train on and to validate on. Without `val` files, documents are divided by a hash of their text.
+    """Files to train on and to validate on. Without `val` files, the text is divided by a hash.
 
-    `left_out` lists the entries of folders that are not read, and the files that were named twice.
+    `left_out` lists the entries of folders that are not read, and files with the content of an earlier one.
     """
 
     train: tuple[InputFile, ...]
     val: tuple[InputFile, ...]
     left_out: tuple[LeftOut, ...] = ()
 
-    def fraction(self, val_fraction: float | None) -> float:
-        """Return the fraction of documents to hold out. Raises BadConfig if one is set beside validation files."""
+    def check_fraction(self, val_fraction: float | None) -> None:
+        """Raise BadConfig if a fraction to hold out is set beside validation files."""
         if self.val and val_fraction:
             raise BadConfig(
                 f"{self.val[0].name} is for validation, and --val-fraction {val_fraction:g} would hold out more",
                 hint="leave --val-fraction out",
             )
-        if self.val:
-            return 0.0
-        return DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
 
 
 def gather_inputs(
@@ -119,6 +128,7 @@ def gather_inputs(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     deep: bool = False,
+    allow_overlap: bool = False,
 ) -> TokenizeInputs:
     """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again.
 
@@ -130,29 +140,73 @@ def gather_inputs(
         )
         for references in (corpora, val)
     )
-    inputs = assign_splits(named.files, named_val.files)
-    return dataclasses.replace(inputs, left_out=(*named.left_out, *named_val.left_out))
+    inputs = assign_splits(named.files, named_val.files, allow_overlap=allow_overlap)
+    return dataclasses.replace(inputs, left_out=(*named.left_out, *named_val.left_out, *inputs.left_out))
 
 
-def assign_splits(named: Sequence[InputFile], named_val: Sequence[InputFile]) -> TokenizeInputs:
+def assign_splits(
+    named: Sequence[InputFile], named_val: Sequence[InputFile], *, allow_overlap: bool = False
+) -> TokenizeInputs:
     """Divide files into training and validation: `named_val` validate, or else the files their source marks "val".
 
-    Files marked "test" are left out, and files marked "val" if `named_val` is given, unless no others are named.
+    Files marked "test" are left out, and files marked "val" if `named_val` is given, unless no others are named. Of
+    files with the same content, the first counts. Raises BadConfig for a file in both splits, unless `allow_overlap`.
     """
     train = [file for file in named if file.split in ("", "train")]
     val = list(named_val) or [file for file in named if file.split == "val"]
     if not train:
         train, val = list(named), list(named_val)
-    if overlap := {file.digest for file in train} & {file.digest for file in val}:
+    if (overlap := {file.digest for file in train} & {file.digest for file in val}) and not allow_overlap:
         name = next(file.name for file in train if file.digest in overlap)
-        raise BadConfig(f"{name} is both trained on and validated on", hint="name another corpus with --val")
-    return TokenizeInputs(tuple(train), tuple(val))
+        raise BadConfig(
+            f"{name} is both trained on and validated on",
+            hint="name another corpus with --val, or accept it with --allow-overlap",
+        )
+    distinct = [_distinct(train), _distinct(val)]
+    first = {id(file) for group in distinct for file in group}
+    left_out = [LeftOut(file.name, _REPEATED) for file in (*train, *val) if id(file) not in first]
+    return TokenizeInputs(tuple(distinct[0]), tuple(distinct[1]), tuple(left_out))
+
+
+def _distinct(entries: Sequence[InputFile]) -> list[InputFile]:
+    """Return the first of the files with the same content, in order."""
+    first: dict[str, InputFile] = {}
+    for entry in entries:
+        first.setdefault(entry.digest, entry)
+    return list(first.values())
+
+
+def split_rule(root: Path | None, name: str, inputs: TokenizeInputs, options: TokenizeOptions) -> SplitRule | None:
+    """Return the rule that divides the text of the inputs, None if nothing is held out of it.
+
+    With `root`, the current generation of the tokens `name` hands down its rule. Raises BadData if the text is too
+    short to be divided.
+    """
+    inputs.check_fraction(options.val_fraction)
+    if inputs.val or options.val_fraction == 0:
+        return None
+    stored = survey.stored_rule(root, name) if root else None
+    fraction = options.val_fraction
+    if fraction is None:
+        fraction = stored.fraction if stored else DEFAULT_VAL_FRACTION
+    documents = Documents(inputs.train, options.document_filter, options.max_documents)
+    return survey.choose_rule(documents, options.val_split, fraction, stored)
 
 
 def identify(
-    name: str, inputs: TokenizeInputs, tokenizer: Tokenizer, trained: Artifact | None, options: TokenizeOptions
+    name: str,
+    inputs: TokenizeInputs,
+    tokenizer: Tokenizer,
+    trained: Artifact | None,
+    options: TokenizeOptions,
+    *,
+    root: Path | None = None,
 ) -> Identity:
-    """Return the identity of the artifact: everything that decides its bytes."""
+    """Return the identity of the artifact: everything that decides its bytes.
+
+    Without `root`, the identity is that of a first generation of the name.
+    """
+    rule = split_rule(root, name, inputs, options)
     entries = [entry.as_input("train") for entry in inputs.train]
     entries += [entry.as_input("val") for entry in inputs.val]
     if trained:
@@ -165,7 +219,7 @@ def identify(
     settings = {
         "stage": SCHEMA,
         "format": options.format,
-        "val_fraction": inputs.fraction(options.val_fraction),
+        "split": msgspec.structs.asdict(rule) if rule else None,
         "encoder": tokenizer.encoder,
         "max_documents": options.max_documents,
         "dedup": options.dedup,
@@ -188,11 +242,15 @@ def tokenize(
 ) -> BuildResult:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
 
-    Raises BadData if a file is broken, if a split would be empty, or if gigatoken and tiktoken disagree on any
-    document compared; TooManyRejects if more than the fraction `options.max_bad` of the documents is bad.
+    Raises BadData if a file is broken, if a split would be empty, if most validation documents are trained on too, or
+    if gigatoken and tiktoken disagree on any document compared; TooManyRejects if more than the fraction
+    `options.max_bad` of the documents is bad.
     """
 
-    identity = identify(name, inputs, tokenizer, trained, options)
+    identity = identify(name, inputs, tokenizer, trained, options, root=root)
+    rule = rule_of(identity.options)
+    if repeated := [entry.name for entry in inputs.left_out if entry.reason == _REPEATED]:
+        progress.note(f"{', '.join(repeated)}: {_REPEATED}, counted once")
 
     def write(draft: Path) -> StageOutput:
         if tokenizer.kind == "tiktoken" and (problem := tokenizers.gigatoken_problem(tokenizer.name)):
@@ -204,7 +262,7 @@ def tokenize(
                 for entry in (*inputs.train, *inputs.val):
                     if entry.corpus:
                         leases.enter_context(artifact.lease(entry.corpus))
-                return _write(draft, inputs, tokenizer, options, progress, jobs)
+                return _write(draft, inputs, tokenizer, options, rule, progress, jobs)
         except BadData:  # resuming from the units of this run would fail in the same way
             files.remove_tree(draft)
             draft.mkdir()
@@ -214,15 +272,23 @@ def tokenize(
 
 
 def _write(
-    draft: Path, inputs: TokenizeInputs, tokenizer: Tokenizer, options: TokenizeOptions, progress: Progress, jobs: int
+    draft: Path,
+    inputs: TokenizeInputs,
+    tokenizer: Tokenizer,
+    options: TokenizeOptions,
+    rule: SplitRule | None,
+    progress: Progress,
+    jobs: int,
 ) -> StageOutput:
-    fraction = inputs.fraction(options.val_fraction)
     dtype = dtype_for(tokenizer.vocab_size)
-    dedup = options.dedup == "exact"
-    train_split = "train" if inputs.val else ""
+    dedup = options.dedup == "exact"  # then a validation document that is trained on too is dropped
+    overlap = None
+    if inputs.val and not dedup:
+        limit = options.max_documents
+        overlap = Overlap(inputs.val, options.document_filter, limit, allow=options.allow_overlap)
     specs = [
-        (entry, FileSpec(dtype, entry.name, split, fraction, options.document_filter, dedup))
-        for entries, split in ((inputs.train, train_split), (inputs.val, "val"))
+        (entry, FileSpec(dtype, entry.name, split, rule, options.document_filter, dedup))
+        for entries, split in ((inputs.train, "" if rule else "train"), (inputs.val, "val"))
         for entry in entries
     ]
     total = sum(entry.path.stat().st_size for entry, _ in specs)
@@ -230,19 +296,29 @@ def _write(
     with (
         progress.bar("tokenize", total) as advance,
         TokenWriter(
-            draft, dtype, keep_bins=options.format != "hdf5", dedup=dedup, max_documents=options.max_documents
+            draft,
+            dtype,
+            keep_bins=options.format != "hdf5",
+            dedup=dedup,
+            max_documents=options.max_documents,
+            overlap=overlap,
         ) as writer,
     ):
         todo = tasks(specs, tokenizer.boundary, writer.next_unit, writer.is_full, advance)
         jobs = jobs if total > _SMALL else 1
-        with contextlib.closing(workers.map_ordered(functools.partial(encode, tokenizer), todo, jobs=jobs)) as results:
+        function = functools.partial(encode, tokenizer, val_prints=overlap.prints if overlap else frozenset())
+        with contextlib.closing(workers.map_ordered(function, todo, jobs=jobs)) as results:
             for task, encoded in results:
                 if writer.add(task, encoded):
                     progress.safe_point(f"{len(writer.records)} complete units are kept")
         for entry, _ in specs:
             source_inputs.require_unchanged(entry)
         units = writer.finish()
-    content = _content(units, tokenizer, dtype, options, fraction)
+    content = _content(units, tokenizer, dtype, options, rule, overlap)
+    if overlap and overlap.count:
+        progress.note(
+            f"warning: {overlap.count:,} of {overlap.documents:,} validation documents are in the training text too"
+        )
     if options.format != "memmap":
         attributes: dict[str, str | int] = {"tokenizer": tokenizer.fingerprint, "end_of_text": tokenizer.end_of_text}
         for split in SPLITS:
@@ -253,7 +329,12 @@ def _write(
 
 
 def _content(
-    units: Sequence[UnitRecord], tokenizer: Tokenizer, dtype: str, options: TokenizeOptions, fraction: float
+    units: Sequence[UnitRecord],
+    tokenizer: Tokenizer,
+    dtype: str,
+    options: TokenizeOptions,
+    rule: SplitRule | None,
+    overlap: Overlap | None,
 ) -> StageOutput:
     """Return the counts over all units, the closed ledger, and the hashes computed while writing."""
     ledger = Ledger()
@@ -268,12 +349,18 @@ def _content(
         for name, count in record.sets.items():
             sets[name] = sets.get(name, 0) + count
     closed = ledger.close(max_bad=options.max_bad)
-    for split in SPLITS:
+    for split in SPLITS if rule or any(record.split == "val" for record in units) else SPLITS[:1]:
         if not split_counts[f"{split}_tokens"]:
-            raise _empty_split(split, ledger, fraction)
+            raise _empty_split(split, ledger)
+    if rule and rule.mode == "stretch":
+        split_counts |= {
+            f"{split}_stretches": sum(record.stretches.get(split, 0) for record in units) for split in SPLITS
+        }
+    if overlap:
+        split_counts["overlap_documents"] = overlap.count
     counts = {
         "tokens": split_counts["train_tokens"] + split_counts["val_tokens"],
-        "documents": split_counts["train_documents"] + split_counts["val_documents"],
+        "documents": ledger.documents.out,
         "input_bytes": sum(record.input_bytes for record in units),
         "units": len(units),
         "longest_document": max(record.longest for record in units),
@@ -289,14 +376,10 @@ def _content(
     return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
 
 
-def _empty_split(split: str, ledger: Ledger, fraction: float) -> BadData:
+def _empty_split(split: str, ledger: Ledger) -> BadData:
     documents, dropped = ledger.documents.out, ledger.documents.dropped
-    summary = f"the {split} split is empty: {documents:,} documents, val fraction {fraction:g}"
+    summary = f"the {split} split is empty: {documents:,} documents"
     if dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
         return BadData(f"{summary}; dropped: {reasons}", hint="relax the filters, or check the inputs")
-    if split == "train":
-        return BadData(summary, hint="lower --val-fraction, or name more to train on")
-    return BadData(
-        summary, hint="raise --val-fraction, name a validation corpus with --val, or clean into smaller units (--unit)"
-    )
+    return BadData(summary, hint=f"name {'more to train on' if split == 'train' else 'another corpus with --val'}")

@@ -129,8 +129,10 @@ def open_store(tokens: Artifact) -> TokenStore:
 
 
 def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:
-    names = (record.name for record in tokens.manifest.files)
+    names = [record.name for record in tokens.manifest.files]
     bins = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]
     if bins:
         return TokenArray(tuple(memmap_ids(tokens.file(name), dtype) for name in bins))
-    return TokenArray((memmap_hdf5(tokens.file(f"{split}.h5"), dtype),))
+    if f"{split}.h5" in names:
+        return TokenArray((memmap_hdf5(tokens.file(f"{split}.h5"), dtype),))
+    return TokenArray((np.empty(0, dtype),))  # nothing is held out

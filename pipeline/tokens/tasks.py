@@ -13,9 +13,8 @@ from pipeline.readers import jsonl, readers
 from pipeline.runtime.progress import Advance
 from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.tokens import chunks
-from pipeline.tokens.chunks import Chunk, Unbroken
-
-DIGEST_BYTES = 16
+from pipeline.tokens.chunks import Chunk, LongText, Unbroken, last_boundary
+from pipeline.tokens.split import DIGEST_BYTES, SplitRule, draw_of, drawn_stretches
 
 _CHECK_FIRST = 8  # documents of each unit
 
@@ -41,23 +40,29 @@ class DocumentFilter(msgspec.Struct, frozen=True):
 class FileSpec(msgspec.Struct, frozen=True):
     """Settings that all tasks of one input file share.
 
-    `split` is "train" or "val" if all documents of the file belong there, "" to divide them by a hash of their text.
-    `digests` asks for a hash of each document.
+    `split` is "train" or "val" if all documents of the file belong there, "" to divide them by `rule`. `digests` asks
+    for a hash of each document.
     """
 
     dtype: str
     file: str
     split: str
-    val_fraction: float
+    rule: SplitRule | None
     filter: DocumentFilter
     digests: bool
 
     @property
+    def stretch_rule(self) -> SplitRule | None:
+        """The rule if it divides documents into stretches, else None."""
+        return self.rule if self.rule and self.rule.mode == "stretch" and not self.split else None
+
+    @property
     def needs_digest(self) -> bool:
-        return self.digests or bool(not self.split and self.val_fraction)
+        return self.digests or bool(not self.split and self.rule and self.rule.mode == "document")
 
     def split_of(self, digest: bytes) -> str:
-        return self.split or ("val" if is_validation(digest, self.val_fraction) else "train")
+        """Return the split of a complete document with this hash."""
+        return self.split or (self.rule.split_of(draw_of(digest)) if self.rule else "train")
 
 
 class LongDocument(msgspec.Struct, frozen=True):
@@ -66,14 +71,24 @@ class LongDocument(msgspec.Struct, frozen=True):
     characters: int
     set_name: str
     digest: bytes
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Part of a long document, in one split. The last part of a row, a document of that split, is followed by
+    end-of-text and counts the stretches of the row.
+    """
+
     split: str
+    text: str
+    ends_row: bool = False
+    stretches: int = 0
 
 
 class TokenizeTask(msgspec.Struct, frozen=True):
     """One chunk: `size` bytes of lines from byte `offset` of the text of input file `file`.
 
     The first `check_first` documents are compared with the reference encoder, and one in 1,000 of the others. With
-    `long`, the task is one `part` of a document. With `refused`, `lines` is the beginning of a line that is rejected
+    `long`, the task is `parts` of a document. With `refused`, `lines` is the beginning of a line that is rejected
     for that reason. With `fault`, the file could not be read beyond `offset`.
     """
 
@@ -85,21 +100,11 @@ class TokenizeTask(msgspec.Struct, frozen=True):
     lines: bytes | bytearray = b""
     check_first: int = 0
     long: LongDocument | None = None
-    part: str = ""
-    is_first_part: bool = True
-    is_last_part: bool = True
+    parts: tuple[Part, ...] = ()
+    is_first: bool = True  # of the tasks of a long document
+    is_last: bool = True
     refused: str = ""
     fault: InkstoneError | None = None
-
-
-def digest_of(text: str) -> bytes:
-    """Return the first 16 bytes of the sha256 of a text in UTF-8."""
-    return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
-
-
-def is_validation(digest: bytes, fraction: float) -> bool:
-    """Return True if a document is held out. Its hash decides alone, so adding other documents never moves it."""
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def tasks(
@@ -134,12 +139,17 @@ def tasks(
             yield TokenizeTask(spec, index, last.unit, last.offset, fault=from_os_error(error))
 
 
+def read_chunks(entry: InputFile, advance: Advance = lambda count: None) -> Iterator[Chunk]:
+    """Yield the chunks of a file."""
+    return chunks.split_chunks(readers.read_json_lines(entry.path, advance))
+
+
 def _file_tasks(
     entry: InputFile, start: TokenizeTask, boundary: re.Pattern[str] | None, advance: Advance
 ) -> Iterator[TokenizeTask]:
     """Yield the tasks of a file from unit `start.unit` on."""
     unit, lines = -1, 0
-    for chunk in chunks.split_chunks(readers.read_json_lines(entry.path, advance)):
+    for chunk in read_chunks(entry, advance):
         if chunk.unit < start.unit:
             continue
         if chunk.unit != unit:
@@ -175,24 +185,75 @@ def _long_document(
     """
     characters, sha256 = 0, hashlib.sha256()
     try:
-        text = chunks.LongText(line)
-        for part in text.parts(boundary):
-            characters += len(part)
-            sha256.update(part.encode())
+        text = LongText(line)
+        for part in _parts(text, task.spec, b"", boundary):
+            characters += len(part.text)
+            sha256.update(part.text.encode())
     except (Unbroken, *jsonl.DECODE_ERRORS) as error:
         reason = "bad-unbroken" if isinstance(error, Unbroken) else jsonl.reject_reason(error, line)
         yield msgspec.structs.replace(task, refused=reason, lines=line[: jsonl.COUNTED_BYTES])
         return
-    digest = sha256.digest()[:DIGEST_BYTES]
-    set_name = jsonl.pile_set_name(text.meta)
-    long = LongDocument(characters, set_name, digest, task.spec.split_of(digest))
-    task = msgspec.structs.replace(task, long=long)
+    set_name, digest = jsonl.pile_set_name(text.meta), sha256.digest()[:DIGEST_BYTES]
+    task = msgspec.structs.replace(task, long=LongDocument(characters, set_name, digest))
     if reason := task.spec.filter.drop_reason(characters, set_name):
         yield msgspec.structs.replace(task, refused=reason)
         return
     decoded = 0
-    for part in text.parts(boundary):
-        is_first_part, decoded = not decoded, decoded + len(part)
-        is_last_part = decoded == characters
-        yield msgspec.structs.replace(task, part=part, is_first_part=is_first_part, is_last_part=is_last_part)
+    for parts in _grouped(_parts(text, task.spec, digest, boundary)):
+        is_first, decoded = not decoded, decoded + sum(len(part.text) for part in parts)
+        yield msgspec.structs.replace(task, parts=parts, is_first=is_first, is_last=decoded == characters)
         task = msgspec.structs.replace(task, size=0)  # counted with the first part
+
+
+def _parts(text: LongText, spec: FileSpec, digest: bytes, boundary: re.Pattern[str] | None) -> Iterator[Part]:
+    """Yield a long document in parts that end at a boundary of the tokenizer or at the end of a row.
+
+    Raises Unbroken, and msgspec.DecodeError or UnicodeDecodeError for an invalid string.
+    """
+    if rule := spec.stretch_rule:
+        yield from _divided_parts(text, rule, boundary)
+        return
+    split, previous = spec.split_of(digest), ""
+    for part in text.parts(boundary):
+        if previous:
+            yield Part(split, previous)
+        previous = part
+    if previous:
+        yield Part(split, previous, ends_row=True)
+
+
+def _divided_parts(text: LongText, rule: SplitRule, boundary: re.Pattern[str] | None) -> Iterator[Part]:
+    """Yield a long document in the rows of its stretches: consecutive ones of one split are a row."""
+    split, row, count = "", "", 0  # of the open row: its split, its text after the last part, its stretches
+    searched = 0  # characters of `row` without a boundary
+    for side, _, stretch in drawn_stretches(text.blocks(), rule):
+        if row and side != split:
+            yield Part(split, row, ends_row=True, stretches=count)
+            row, count, searched = "", 0, 0
+        if len(row) - searched >= _part_characters():  # there is more text of this row, so it may be cut here
+            searched = len(row)
+            if boundary and (end := last_boundary(boundary, row)):
+                yield Part(split, row[:end])
+                row, searched = row[end:], 0
+            elif len(row) > chunks.MAX_UNBROKEN:
+                raise Unbroken
+        split, row, count = side, row + stretch.decode(), count + 1
+    if row:
+        yield Part(split, row, ends_row=True, stretches=count)
+
+
+def _grouped(parts: Iterator[Part]) -> Iterator[tuple[Part, ...]]:
+    """Group short parts, so that a task is worth sending to a worker."""
+    group: list[Part] = []
+    for part in parts:
+        group.append(part)
+        if sum(len(part.text) for part in group) >= _part_characters():
+            yield tuple(group)
+            group = []
+    if group:
+        yield tuple(group)
+
+
+def _part_characters() -> int:
+    """Return the least number of characters of a task; four escaped bytes of JSON or more may be one character."""
+    return chunks.PART_BYTES // 4

@@ -6,7 +6,9 @@ The result depends on the task alone. The writer decides everything that depends
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,15 +20,21 @@ from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Tokenizer, Unencodable
 from pipeline.tokens import segments
 from pipeline.tokens.chunks import last_boundary
-from pipeline.tokens.tasks import TokenizeTask, digest_of
+from pipeline.tokens.split import Piece, digest_of, pieces
+from pipeline.tokens.tasks import TokenizeTask
 
 _CHECK_EVERY = 1000
+PRINT_CHARACTERS = 64  # of a text that its print covers, beside its length
 _CHECK_LENGTH = 1 << 16  # characters: only the beginning of a longer document is compared, which bounds the time
 
 
 @dataclass
 class Batch:
-    """Encoded documents of one split, as columns."""
+    """Encoded rows of one split, as columns. A row is a document, or with stretches a piece of one.
+
+    All rows of a document have its offset, line, set and digest. `documents` is 1 in its first row, over all batches of
+    a task, and 0 in the others, so that each document counts once.
+    """
 
     split: str
     ids: np.ndarray  # in the dtype on disk: the ids of each document, then the end-of-text id
@@ -36,17 +44,19 @@ class Batch:
     characters: np.ndarray  # int64
     sets: list[str]
     digests: list[bytes]
+    documents: np.ndarray  # int64
+    stretches: np.ndarray  # int64
 
 
 @dataclass
 class Encoded:
     """Result of one task. `ledger` counts the documents read and those dropped here; rejects count lines from 0.
 
-    `part` holds the ids of a part of a long document. A `fault` is raised only if the task is still wanted.
+    `parts` holds the ids of each part of a long document. A `fault` is raised only if the task is still wanted.
     """
 
     batches: list[Batch] = field(default_factory=list)
-    part: np.ndarray | None = None
+    parts: list[np.ndarray] = field(default_factory=list)
     fault: InkstoneError | None = None
     ledger: Ledger = field(default_factory=Ledger)
     rejects: list[Reject] = field(default_factory=list)
@@ -60,24 +70,32 @@ class Encoded:
         self.rejects.append(reject)
 
 
-def encode(tokenizer: Tokenizer, task: TokenizeTask) -> Encoded:
-    """Encode one task. A document that the fast and the reference encoder encode differently is a fault."""
+def encode(tokenizer: Tokenizer, task: TokenizeTask, val_prints: AbstractSet[int] = frozenset()) -> Encoded:
+    """Encode one task. A document that the fast and the reference encoder encode differently is a fault.
+
+    `val_prints` are the prints of the validation documents: a training document with one of them gets its digest.
+    """
     result = Encoded(fault=task.fault)
     try:
         if task.refused:
             _refuse(task, result)
         elif task.long:
-            _encode_part(tokenizer, task, result)
+            _encode_parts(tokenizer, task, result)
         elif not task.fault:
-            _encode_lines(tokenizer, task, result)
+            _encode_lines(tokenizer, task, val_prints, result)
     except BadData as error:
         result.fault = error
     return result
 
 
-def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> None:
+def print_of(beginning: str, characters: int) -> int:
+    """Return a 32-bit checksum of the beginning and the length of a text, much cheaper than its digest."""
+    return zlib.crc32(beginning[:PRINT_CHARACTERS].encode(), characters & 0xFFFFFFFF)
+
+
+def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, val_prints: AbstractSet[int], result: Encoded) -> None:
     spec = task.spec
-    by_split: dict[str, list[_Document]] = {}
+    by_split: dict[str, list[_Row]] = {}
     rows = jsonl.decode_lines(bytes(task.lines), spec.file, task.offset, result.ledger, result.rejects.append)
     result.lines = len(rows)
     for line, (offset, text, set_name) in enumerate(rows):
@@ -86,50 +104,74 @@ def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> 
         if reason := spec.filter.drop_reason(len(text), set_name):
             result.drop(Reject(spec.file, line, offset, reason, text[:EXCERPT_CHARACTERS]), len(text))
             continue
-        digest = digest_of(text) if spec.needs_digest else b""
-        by_split.setdefault(spec.split_of(digest), []).append(_Document(text, offset, line, set_name, digest))
-    for split in sorted(by_split):
-        result.batches.append(_encode_batch(tokenizer, task, split, by_split[split], result))
+        may_overlap = bool(val_prints) and spec.split == "train" and print_of(text, len(text)) in val_prints
+        digest = digest_of(text) if spec.needs_digest or may_overlap else b""
+        rule = spec.stretch_rule
+        parts = pieces(text, rule) if rule else [Piece(spec.split_of(digest), text, 0)]
+        for index, piece in enumerate(parts):
+            row = _Row(piece.text, offset, line, set_name, digest, not index, piece.stretches)
+            by_split.setdefault(piece.split, []).append(row)
+    try:
+        result.batches = _encode_batches(tokenizer, task, by_split, result)
+    except Unencodable:
+        encodable = _drop_unencodable(tokenizer, task, by_split, result)
+        result.batches = _encode_batches(tokenizer, task, encodable, result)
 
 
 @dataclass(slots=True)
-class _Document:
+class _Row:
     text: str
     offset: int
     line: int
     set_name: str
     digest: bytes
+    is_first: bool = True
+    stretches: int = 0
 
 
-def _encode_batch(
-    tokenizer: Tokenizer, task: TokenizeTask, split: str, documents: list[_Document], result: Encoded
-) -> Batch:
+def _encode_batches(
+    tokenizer: Tokenizer, task: TokenizeTask, by_split: dict[str, list[_Row]], result: Encoded
+) -> list[Batch]:
+    flat = {split: tokenizer.encode_batch([row.text for row in rows]) for split, rows in sorted(by_split.items())}
+    batches = []
+    for split, (ids, lengths) in flat.items():
+        rows = by_split[split]
+        _compare(tokenizer, task, rows, ids, lengths, result)
+        batches.append(
+            Batch(
+                split,
+                segments.append_eos(ids, lengths, task.spec.dtype, tokenizer.end_of_text),
+                lengths + 1,
+                np.array([row.offset for row in rows], np.int64),
+                np.array([row.line for row in rows], np.int64),
+                np.array([len(row.text) for row in rows], np.int64),
+                [row.set_name for row in rows],
+                [row.digest for row in rows],
+                np.array([row.is_first for row in rows], np.int64),
+                np.array([row.stretches for row in rows], np.int64),
+            )
+        )
+    return batches
+
+
+def _drop_unencodable(
+    tokenizer: Tokenizer, task: TokenizeTask, by_split: dict[str, list[_Row]], result: Encoded
+) -> dict[str, list[_Row]]:
+    """Reject the documents with a row that cannot be encoded. Returns the rows of the others."""
+    rows = sorted((row for group in by_split.values() for row in group), key=lambda row: not row.is_first)
+    refused = {row.line for row in rows if not _is_encodable(tokenizer, row.text)}
+    for row in rows:
+        if row.line in refused and row.is_first:
+            characters = sum(len(part.text) for part in rows if part.line == row.line)
+            excerpt = row.text[:EXCERPT_CHARACTERS]
+            result.drop(Reject(task.spec.file, row.line, row.offset, "bad-not-encodable", excerpt), characters)
+    return {split: [row for row in group if row.line not in refused] for split, group in by_split.items()}
+
+
+def _is_encodable(tokenizer: Tokenizer, text: str) -> bool:
     try:
-        ids, lengths = tokenizer.encode_batch([document.text for document in documents])
+        tokenizer.encode_batch([text])
     except Unencodable:
-        documents = [document for document in documents if _is_encodable(tokenizer, document, task, result)]
-        ids, lengths = tokenizer.encode_batch([document.text for document in documents])
-    _compare(tokenizer, task, documents, ids, lengths, result)
-    return Batch(
-        split,
-        segments.append_eos(ids, lengths, task.spec.dtype, tokenizer.end_of_text),
-        lengths + 1,
-        np.array([document.offset for document in documents], np.int64),
-        np.array([document.line for document in documents], np.int64),
-        np.array([len(document.text) for document in documents], np.int64),
-        [document.set_name for document in documents],
-        [document.digest for document in documents],
-    )
-
-
-def _is_encodable(tokenizer: Tokenizer, document: _Document, task: TokenizeTask, result: Encoded) -> bool:
-    """Return True if the document can be encoded; otherwise reject it."""
-    try:
-        tokenizer.encode_batch([document.text])
-    except Unencodable:
-        excerpt = document.text[:EXCERPT_CHARACTERS]
-        reject = Reject(task.spec.file, document.line, document.offset, "bad-not-encodable", excerpt)
-        result.drop(reject, len(document.text))
         return False
     return True
 
@@ -145,36 +187,37 @@ def _refuse(task: TokenizeTask, result: Encoded) -> None:
         jsonl.reject_line(result.ledger, result.rejects.append, task.refused, line, task.spec.file, 0, task.offset)
 
 
-def _encode_part(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> None:
-    """Encode one part of a long document; the end-of-text id follows the last part."""
+def _encode_parts(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> None:
+    """Encode parts of a long document; the end-of-text id follows the last part of a row."""
     try:
-        ids, lengths = tokenizer.encode_batch([task.part])
+        ids, lengths = tokenizer.encode_batch([part.text for part in task.parts])
     except Unencodable:
         raise BadData(
             f"{task.spec.file}: {tokenizer.encoder} cannot encode the document at byte {task.offset:,} of its text",
             hint="take the document out, or use another --encoder",
         ) from None
-    if task.is_first_part:
+    if task.is_first:
         result.lines = 1
-        _compare(tokenizer, task, [_Document(task.part, task.offset, 0, "", b"")], ids, lengths, result)
-    eos = [tokenizer.end_of_text] if task.is_last_part else []
-    result.part = np.append(ids, np.array(eos, ids.dtype)).astype(task.spec.dtype)
+        _compare(tokenizer, task, [_Row(task.parts[0].text, task.offset, 0, "", b"")], ids, lengths[:1], result)
+    for part, part_ids in zip(task.parts, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+        eos = [tokenizer.end_of_text] if part.ends_row else []
+        result.parts.append(np.append(part_ids, np.array(eos, ids.dtype)).astype(task.spec.dtype))
 
 
 def _compare(
     tokenizer: Tokenizer,
     task: TokenizeTask,
-    documents: Sequence[_Document],
+    rows: Sequence[_Row],
     ids: np.ndarray,
     lengths: np.ndarray,
     result: Encoded,
 ) -> None:
-    """Encode a sample of the documents again with the reference encoder. Raises BadData at the first difference."""
+    """Encode a sample of the rows again with the reference encoder. Raises BadData at the first difference."""
     ends = np.cumsum(lengths)
-    for index, document in enumerate(documents):
-        if index >= task.check_first and not _is_sampled(document.offset, task.unit):
+    for index, row in enumerate(rows):
+        if index >= task.check_first and not _is_sampled(row.offset, task.unit):
             continue
-        text, fast_ids = document.text, ids[ends[index] - lengths[index] : ends[index]]
+        text, fast_ids = row.text, ids[ends[index] - lengths[index] : ends[index]]
         if len(text) > _CHECK_LENGTH:
             if not (tokenizer.boundary and (end := last_boundary(tokenizer.boundary, text[:_CHECK_LENGTH]))):
                 continue
@@ -183,10 +226,10 @@ def _compare(
             expected = tokenizer.encode(text)
         except Unencodable:
             continue
-        is_complete = len(text) == len(document.text)
+        is_complete = len(text) == len(row.text)
         if fast_ids[: len(expected)].tolist() != expected or (is_complete and len(fast_ids) != len(expected)):
             raise BadData(
-                f"{task.spec.file}: the document at byte {document.offset:,} of its text is encoded differently by "
+                f"{task.spec.file}: the document at byte {row.offset:,} of its text is encoded differently by "
                 f"{tokenizer.encoder} and by {tokenizer.kind}",
                 hint="nothing was published; use the slower --encoder tiktoken, and please report the document",
             )

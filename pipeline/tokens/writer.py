@@ -26,9 +26,11 @@ from pipeline.readers.documents import Reject
 from pipeline.readers.jsonl import ZstdWriter
 from pipeline.store import artifact, files
 from pipeline.store.manifest import FileRecord
+from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import REJECTS, UNITS, UnitRecord, complete_units
 from pipeline.tokens.segments import SPLITS, SegmentWriter
-from pipeline.tokens.tasks import DIGEST_BYTES, LongDocument, TokenizeTask
+from pipeline.tokens.split import DIGEST_BYTES
+from pipeline.tokens.tasks import LongDocument, TokenizeTask
 from pipeline.tokens.worker import Batch, Encoded
 
 
@@ -41,7 +43,7 @@ class OpenUnit:
     def __init__(self, record: UnitRecord, draft: Path, bins: Path, dtype: str, lines_before: int) -> None:
         self.record = record
         self.digests = bytearray()
-        self.long_tokens: int | None = None  # tokens so far of the long document being written, None if there is none
+        self.long_tokens: int | None = None  # tokens so far of a long document's open row, None if there is none
         self._draft, self._bins, self._scratch = draft, bins, draft / artifact.SCRATCH
         self._dtype = dtype
         self._lines_before = lines_before
@@ -55,16 +57,23 @@ class OpenUnit:
             self._segments[split] = SegmentWriter(self._draft, name, self._dtype, ids_folder=self._bins)
         return self._segments[split]
 
-    def count(self, split: str, lengths: np.ndarray, characters: int, set_names: Sequence[str]) -> None:
-        """Count documents written to a split: `lengths` in tokens, `characters` of all of them."""
+    def count_rows(self, split: str, lengths: np.ndarray, stretches: int) -> None:
+        """Count rows written to a split, of `lengths` in tokens."""
         record = self.record
-        record.ledger.documents.out += len(lengths)
-        record.ledger.characters.out += characters
         record.longest = max(record.longest, int(lengths.max()))
         record.documents[split] = record.documents.get(split, 0) + len(lengths)
-        record.characters[split] = record.characters.get(split, 0) + characters
+        record.stretches[split] = record.stretches.get(split, 0) + stretches
+
+    def count_characters(self, split: str, characters: int) -> None:
+        """Count characters written to a split."""
+        self.record.ledger.characters.out += characters
+        self.record.characters[split] = self.record.characters.get(split, 0) + characters
+
+    def count_documents(self, set_names: Sequence[str]) -> None:
+        """Count complete documents, each with the name of its set."""
+        self.record.ledger.documents.out += len(set_names)
         for name in filter(None, set_names):
-            record.sets[name] = record.sets.get(name, 0) + 1
+            self.record.sets[name] = self.record.sets.get(name, 0) + 1
 
     def drop(self, reject: Reject, characters: int) -> None:
         """Count a document as dropped and write its reject."""
@@ -110,14 +119,22 @@ class TokenWriter:
     """Writes encoded tasks in input order. Use it in a `with` block, which closes the files on failure."""
 
     def __init__(
-        self, draft: Path, dtype: str, *, keep_bins: bool = True, dedup: bool = False, max_documents: int = 0
+        self,
+        draft: Path,
+        dtype: str,
+        *,
+        keep_bins: bool = True,
+        dedup: bool = False,
+        max_documents: int = 0,
+        overlap: Overlap | None = None,
     ) -> None:
         self._draft, self._dtype = draft, np.dtype(dtype).str
         self._scratch = draft / artifact.SCRATCH
         self._bins = draft if keep_bins else self._scratch
         self._digests: set[bytes] | None = set() if dedup else None
+        self._overlap = overlap
         self._max_documents = max_documents
-        self._document_counts: dict[str, int] = {}  # kept so far, by the split of their file
+        self._document_counts: dict[str, int] = {}  # written so far, by the split of their file
         self._unit: OpenUnit | None = None
         self._scratch.mkdir(exist_ok=True)
         self.records = list(complete_units(self._scratch, lambda name: _path_of(name, draft, self._bins)))
@@ -139,7 +156,9 @@ class TokenWriter:
             if path.name not in complete:
                 path.unlink()
         for record in self.records:
-            self._count_documents(record.split, sum(record.documents.values()))
+            self._count_documents(record.split, record.ledger.documents.out)
+            if self._overlap:
+                self._overlap.add(record.overlap)
         if self._digests is not None:
             for record in self.records:
                 data = (self._scratch / f"digests-{record.stem}").read_bytes()
@@ -185,8 +204,8 @@ class TokenWriter:
         record.input_bytes += task.size
         for reject in encoded.rejects:
             unit.write_reject(reject)
-        if encoded.part is not None and task.long:
-            self._add_part(unit, task, task.long, encoded.part)
+        if encoded.parts and task.long:
+            self._add_parts(unit, task, task.long, encoded.parts)
         self._add_batches(unit, task, encoded.batches)
         record.lines += encoded.lines
         return completed
@@ -209,31 +228,49 @@ class TokenWriter:
             keep = np.ones(len(batch.lengths), bool)
             for row, reason in dropped.get(index, {}).items():
                 keep[row] = False
-                characters = int(batch.characters[row])
-                if reason == "duplicate":
-                    line, offset = int(batch.lines[row]), int(batch.offsets[row])
-                    unit.drop(Reject(task.spec.file, line, offset, reason, ""), characters)
-                else:
-                    unit.record.ledger.documents.record_dropped(reason, 1)
-                    unit.record.ledger.characters.record_dropped(reason, characters)
+                self._drop_row(unit, task, batch, row, reason)
             lengths = batch.lengths[keep]
             if len(lengths):
                 ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
                 unit.segment(batch.split).append(ids, lengths, batch.offsets[keep])
-                set_names = [name for name, kept in zip(batch.sets, keep, strict=True) if kept]
-                unit.count(batch.split, lengths, int(batch.characters[keep].sum()), set_names)
+                unit.count_rows(batch.split, lengths, int(batch.stretches[keep].sum()))
+                unit.count_characters(batch.split, int(batch.characters[keep].sum()))
+                firsts = np.flatnonzero(keep & (batch.documents > 0)).tolist()
+                unit.count_documents([batch.sets[row] for row in firsts])
+                self._count_overlap(unit, [batch.digests[row] for row in firsts])
+
+    def _drop_row(self, unit: OpenUnit, task: TokenizeTask, batch: Batch, row: int, reason: str) -> None:
+        tally = unit.record.ledger
+        tally.characters.record_dropped(reason, int(batch.characters[row]))
+        if not batch.documents[row]:
+            return
+        tally.documents.record_dropped(reason, 1)
+        if reason == "duplicate":
+            line, offset = int(batch.lines[row]), int(batch.offsets[row])
+            unit.write_reject(Reject(task.spec.file, line, offset, reason, ""))
+
+    def _count_overlap(self, unit: OpenUnit, digests: Sequence[bytes]) -> None:
+        """Count the documents of a training file that are validation documents too."""
+        if self._overlap and unit.record.split == "train":
+            numbers = self._overlap.numbers_of(digests)
+            unit.record.overlap += numbers
+            self._overlap.add(numbers)
 
     def _dropped(self, unit: OpenUnit, batches: list[Batch]) -> dict[int, dict[int, str]]:
         """Return batch → row → reason of the duplicates and of the documents beyond `max_documents`.
 
-        Of equal documents the first in input order is kept, whichever batch it is in.
+        Of equal documents the first in input order is kept, whichever batch it is in. All rows of a document, which
+        have one offset, share its fate.
         """
         dropped: dict[int, dict[int, str]] = {}
         if self._digests is None and not self._max_documents:
             return dropped
         rows = [(offset, index, row) for index, batch in enumerate(batches) for row, offset in enumerate(batch.offsets)]
-        for _, index, row in sorted(rows):
-            if reason := self._drop_reason(unit, batches[index].digests[row]):
+        previous, reason = -1, ""
+        for offset, index, row in sorted(rows):
+            if offset != previous:
+                previous, reason = offset, self._drop_reason(unit, batches[index].digests[row])
+            if reason:
                 dropped.setdefault(index, {})[row] = reason
         return dropped
 
@@ -251,9 +288,9 @@ class TokenWriter:
             self._count_documents(split, 1)
         return ""
 
-    def _add_part(self, unit: OpenUnit, task: TokenizeTask, long: LongDocument, ids: np.ndarray) -> None:
-        """Add a part of a long document; its length is known with the last part."""
-        if task.is_first_part:
+    def _add_parts(self, unit: OpenUnit, task: TokenizeTask, long: LongDocument, ids: list[np.ndarray]) -> None:
+        """Add parts of a long document; the length of a row is known with its last part."""
+        if task.is_first:
             unit.record.ledger.documents.came += 1
             unit.record.ledger.characters.came += long.characters
             if reason := self._drop_reason(unit, long.digest):
@@ -262,12 +299,17 @@ class TokenWriter:
                 unit.long_tokens = 0
         if unit.long_tokens is None:  # dropped at its first part
             return
-        unit.long_tokens += len(ids)
-        complete = [unit.long_tokens] if task.is_last_part else []
-        lengths = np.array(complete, np.int64)
-        unit.segment(long.split).append(ids, lengths, np.full(len(complete), task.offset, np.int64))
-        if task.is_last_part:
-            unit.count(long.split, lengths, long.characters, [long.set_name])
+        for part, part_ids in zip(task.parts, ids, strict=True):
+            unit.long_tokens += len(part_ids)
+            lengths = np.array([unit.long_tokens] if part.ends_row else [], np.int64)
+            unit.segment(part.split).append(part_ids, lengths, np.full(len(lengths), task.offset, np.int64))
+            unit.count_characters(part.split, len(part.text))
+            if part.ends_row:
+                unit.count_rows(part.split, lengths, part.stretches)
+                unit.long_tokens = 0
+        if task.is_last:
+            unit.count_documents([long.set_name])
+            self._count_overlap(unit, [long.digest])
             unit.long_tokens = None
 
     def finish(self) -> list[UnitRecord]:

@@ -19,6 +19,7 @@ from pipeline.tokenizers import Characters, Tokenizer
 from pipeline.tokens import chunks
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.segments import document_lengths
+from pipeline.tokens.split import SplitRule, digest_of, draw_of, threshold_of
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.store import open_store
 
@@ -67,8 +68,9 @@ def run(
     jobs: int = 1,
     **options: Any,
 ) -> BuildResult:
-    """Tokenize as the artifact `some`; a tenth is held out unless there are validation files."""
-    settings = TokenizeOptions(**{"val_fraction": None if inputs.val else 0.1, **options})
+    """Tokenize as the artifact `some`; a tenth of the documents is held out unless there are validation files."""
+    defaults = {"val_fraction": None if inputs.val else 0.1, "val_split": "document"}
+    settings = TokenizeOptions(**{**defaults, **options})
     return tokens_stage.tokenize(root, "some", inputs, tokenizer, trained, settings, SilentProgress(), jobs=jobs)
 
 
@@ -82,6 +84,11 @@ def shrink_chunks(patch: pytest.MonkeyPatch, unit: int, chunk: int, long_line: i
     patch.setattr(chunks, "LONG_LINE", long_line)
     patch.setattr(chunks, "PART_BYTES", max(16, long_line // 4))
     patch.setattr(tokens_stage, "_SMALL", 0)
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Return True if a rule for documents holds out this text."""
+    return SplitRule("document", 0, threshold_of(fraction), fraction).split_of(draw_of(digest_of(text))) == "val"
 
 
 def ids_of(tokens: Artifact, split: str) -> np.ndarray:

@@ -17,25 +17,25 @@ import numpy as np
 import pytest
 import sentencepiece
 import tiktoken
+import zstandard
 
 from pipeline import tokenizers
 from pipeline.clean import stage as clean_stage
 from pipeline.clean.options import CleanOptions
 from pipeline.errors import BadConfig, BadData, TooManyRejects
 from pipeline.readers import compression
-from pipeline.runtime.progress import SilentProgress
+from pipeline.runtime.progress import Progress, SilentProgress
 from pipeline.sources import cache
 from pipeline.sources import inputs as source_inputs
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters, SentencePiece, Tiktoken
 from pipeline.tokenizers import stage as tokenizers_stage
-from pipeline.tokens import chunks
+from pipeline.tokens import chunks, locate
 from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions, assign_splits
 from pipeline.tokens.store import open_store
-from pipeline.tokens.tasks import digest_of, is_validation
 from tests.support import chaos
 from tests.support.tokenizing import (
     LETTERS,
@@ -45,6 +45,7 @@ from tests.support.tokenizing import (
     dropped,
     ids_of,
     input_file,
+    is_held_out,
     lines,
     no_draft,
     nothing_published,
@@ -64,10 +65,6 @@ ENDS = {"r50k_base": 50256, "cl100k_base": 100257, "o200k_base": 199999}
 Inkstone = Callable[..., dict[str, Any]]
 
 
-def held_out(text: str, fraction: float) -> bool:
-    return is_validation(digest_of(text), fraction)
-
-
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     """A root with the corpus of the embedded sample and a small SentencePiece tokenizer trained on it."""
@@ -85,8 +82,8 @@ def test_sample_corpus_reads_back_from_its_tokens(book: tuple[Path, Artifact]) -
     inputs = tokens_stage.gather_inputs(root, ["sample"], [])
     tokens = run(root, inputs, tokenizer=tokenizer, trained=trained).artifact
     texts = texts_in(inputs.train[0].path)
-    assert texts_of(tokens, "train", tokenizer) == [text for text in texts if not held_out(text, 0.1)]
-    assert texts_of(tokens, "val", tokenizer) == [text for text in texts if held_out(text, 0.1)]
+    assert texts_of(tokens, "train", tokenizer) == [text for text in texts if not is_held_out(text, 0.1)]
+    assert texts_of(tokens, "val", tokenizer) == [text for text in texts if is_held_out(text, 0.1)]
     counts = tokens.manifest.counts
     assert counts["documents"] == counts["train_documents"] + counts["val_documents"] == len(texts) == 111
     assert counts["tokens"] == counts["train_tokens"] + counts["val_tokens"]
@@ -234,9 +231,9 @@ def test_only_listed_files_are_published(tmp_path: Path, root: Path) -> None:
 def test_about_the_requested_fraction_is_held_out() -> None:
     texts = [f"a document numbered {number}" for number in range(5000)]
     for fraction in (0.01, 0.05, 0.5):
-        share = sum(held_out(text, fraction) for text in texts) / len(texts)
+        share = sum(is_held_out(text, fraction) for text in texts) / len(texts)
         assert share == pytest.approx(fraction, rel=0.2)
-    assert not any(held_out(text, 0.0) for text in texts)
+    assert not any(is_held_out(text, 0.0) for text in texts)
 
 
 def test_adding_documents_never_moves_others_between_splits(tmp_path: Path) -> None:
@@ -249,8 +246,8 @@ def test_adding_documents_never_moves_others_between_splits(tmp_path: Path) -> N
 
 
 def test_larger_fraction_only_adds_held_out_documents() -> None:
-    small = {text for text in TEXTS if held_out(text, 0.05)}
-    assert small < {text for text in TEXTS if held_out(text, 0.2)}
+    small = {text for text in TEXTS if is_held_out(text, 0.05)}
+    assert small < {text for text in TEXTS if is_held_out(text, 0.2)}
 
 
 def test_validation_file_is_held_out_completely_and_alone(tmp_path: Path, root: Path) -> None:
@@ -294,12 +291,24 @@ def test_source_of_only_validation_files_is_divided_by_hash(root: Path) -> None:
 
 
 def test_empty_validation_split_publishes_nothing(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "val.jsonl").write_bytes(b'{"text":""}\n')
     with pytest.raises(BadData, match="the val split is empty") as caught:
-        run(root, some(tmp_path), val_fraction=0.0)
+        run(root, TokenizeInputs((lines(tmp_path / "a.jsonl", TEXTS),), (input_file(tmp_path / "val.jsonl"),)))
     assert caught.value.exit_code == 65
-    assert "--val" in caught.value.hint
     assert nothing_published(root)
     assert no_draft(root)
+
+
+@pytest.mark.parametrize("layout", tokens_segments.FORMATS)
+def test_val_fraction_0_publishes_tokens_without_a_validation_part(tmp_path: Path, root: Path, layout: str) -> None:
+    tokens = run(root, some(tmp_path), val_fraction=0.0, format=layout).artifact
+    counts = tokens.manifest.counts
+    assert (counts["val_tokens"], counts["val_documents"], counts["train_documents"]) == (0, 0, len(TEXTS))
+    assert tokens.manifest.options["split"] is None
+    store = open_store(tokens)
+    assert len(store.val) == len(store.val.read(0, 0)) == 0
+    assert store.val.dtype == store.train.dtype
+    assert locate.summarize(tokens).segments["val"] == 0
 
 
 def test_empty_training_split_raises_bad_data(tmp_path: Path, root: Path) -> None:
@@ -332,8 +341,9 @@ def test_options_that_decide_bytes_decide_the_key(tmp_path: Path) -> None:
         TokenizeOptions(include_sets=("a",)),
         TokenizeOptions(exclude_sets=("a",)),
         TokenizeOptions(min_chars=1),
-        TokenizeOptions(max_documents=1),
+        TokenizeOptions(max_documents=100),
         TokenizeOptions(dedup="exact"),
+        TokenizeOptions(val_split="stretch"),
     )
     keys = [tokens_stage.identify("some", inputs, LETTERS, None, variant).key for variant in options]
     keys += [tokens_stage.identify("some", TokenizeInputs(inputs.train[::-1], ()), LETTERS, None, options[0]).key]
@@ -662,3 +672,86 @@ def without_spaces() -> bytes:
         minloglevel=2,
     )
     return out.getvalue()
+
+
+# Documents that are trained on and validated on
+
+
+@pytest.mark.parametrize("container", ["jsonl", "jsonl.zst", "txt", "json"])
+def test_validation_documents_that_are_trained_on_are_refused(tmp_path: Path, root: Path, container: str) -> None:
+    train, val = lines(tmp_path / "a.jsonl", TEXTS[:60]), tmp_path / f"b.{container}"
+    if container == "txt":
+        val.write_text(TEXTS[3])
+    elif container == "json":
+        poems = [{"title": "t", "author": "a", "paragraphs": TEXTS[:2]}]
+        val.write_text(json.dumps(poems))
+        train = lines(tmp_path / "a.jsonl", [*TEXTS, *texts_in(val)])
+    else:
+        data = lines(tmp_path / "b.jsonl", TEXTS[59::-1]).path.read_bytes()
+        val.write_bytes(zstandard.compress(data) if container.endswith("zst") else data)
+    inputs = TokenizeInputs((train,), (input_file(val),))
+    with pytest.raises(BadData, match=r"more than half of the \d+ validation documents are in the training") as caught:
+        run(root, inputs)
+    assert "--allow-overlap" in caught.value.hint
+    assert nothing_published(root)
+    counts = run(root, inputs, allow_overlap=True).artifact.manifest.counts
+    assert counts["overlap_documents"] == counts["val_documents"]
+
+
+@pytest.mark.parametrize("long_line", [1 << 30, 40])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_validation_documents_that_are_trained_on_are_counted_with_a_warning(
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    long_line: int,
+    jobs: int,
+) -> None:
+    shrink_chunks(monkeypatch, 2000, 500, long_line)
+    val = [*TEXTS[:4], TEXTS[0], TEXTS[0], *(f"held out {number}" for number in range(7))]
+    inputs = TokenizeInputs(
+        (lines(tmp_path / "a.jsonl", [*TEXTS[1:], *TEXTS[:3]]),), (lines(tmp_path / "b.jsonl", val),)
+    )
+    options = TokenizeOptions(val_fraction=None)
+    with caplog.at_level("WARNING"):
+        tokens = tokens_stage.tokenize(root, "some", inputs, LETTERS, None, options, Progress(), jobs=jobs).artifact
+    assert tokens.manifest.counts["overlap_documents"] == 6
+    assert "6 of 13 validation documents are in the training text too" in caplog.text
+    none = run(root, inputs, dedup="exact").artifact
+    assert "overlap_documents" not in none.manifest.counts
+    assert none.manifest.counts["val_documents"] == 7
+
+
+def test_overlap_of_reused_and_resumed_units_is_counted(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_chunks(monkeypatch, 600, 150)
+    val = lines(tmp_path / "val.jsonl", ["one", "two", TEXTS[2], TEXTS[70]])
+    first, second = lines(tmp_path / "a.jsonl", TEXTS[:50]), lines(tmp_path / "b.jsonl", TEXTS[50:])
+    assert run(root, TokenizeInputs((first,), (val,))).artifact.manifest.counts["overlap_documents"] == 1
+    inputs = TokenizeInputs((first, second), (val,))
+    assert run(root, inputs).artifact.manifest.counts["overlap_documents"] == 2
+    assert run(root, inputs).artifact.digest == run(tmp_path / "fresh", inputs).artifact.digest
+    other = TokenizeInputs((first, second), (lines(tmp_path / "other.jsonl", ["one", TEXTS[5], "two"]),))
+    assert run(root, other).artifact.manifest.counts["overlap_documents"] == 1
+
+
+def test_same_file_twice_counts_once_with_a_note(tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, copy = (str(lines(tmp_path / name, TEXTS).path) for name in ("a.jsonl", "copy.jsonl"))
+    inputs = tokens_stage.gather_inputs(root, [path, path, copy], [])
+    assert [file.name for file in inputs.train] == ["a.jsonl"]
+    with caplog.at_level("INFO"):
+        options = TokenizeOptions(val_fraction=0.1)
+        tokens = tokens_stage.tokenize(root, "some", inputs, LETTERS, None, options, Progress(), jobs=1).artifact
+    assert "a.jsonl, copy.jsonl: the same content as an earlier file, counted once" in caplog.text
+    assert tokens.manifest.counts["documents"] == len(TEXTS)
+
+
+def test_allow_overlap_accepts_the_same_file_to_train_and_to_validate(tmp_path: Path, root: Path) -> None:
+    path = str(lines(tmp_path / "a.jsonl", TEXTS[:60]).path)
+    with pytest.raises(BadConfig, match="both trained on and validated on"):
+        tokens_stage.gather_inputs(root, [path], [path])
+    inputs = tokens_stage.gather_inputs(root, [path], [path], allow_overlap=True)
+    tokens = run(root, inputs, allow_overlap=True).artifact
+    assert texts_of(tokens, "train") == texts_of(tokens, "val") == TEXTS[:60]

@@ -18,17 +18,20 @@ from pipeline.readers import jsonl
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import Characters, Tiktoken, Tokenizer, Unencodable
-from pipeline.tokens import tasks, worker
-from pipeline.tokens.tasks import DocumentFilter, FileSpec, LongDocument, TokenizeTask
+from pipeline.tokens import worker
+from pipeline.tokens.split import SplitRule, digest_of, threshold_of
+from pipeline.tokens.tasks import DocumentFilter, FileSpec, LongDocument, Part, TokenizeTask
 from pipeline.tokens.worker import Batch, Encoded
+from tests.support.tokenizing import is_held_out
 
 ROOT = Path(__file__).resolve().parents[3]
 LETTERS = Characters("abcdefghijklmnopqrstuvwxyz 水浒传\n", "letters")
+QUARTER = SplitRule("document", 0, threshold_of(0.25), 0.25)
 OFFSET = 1000  # of the chunk in its file's text
 
 
 def spec(**fields: object) -> FileSpec:
-    defaults = {"split": "train", "val_fraction": 0.0, "filter": DocumentFilter(), "digests": False} | fields
+    defaults = {"split": "train", "rule": None, "filter": DocumentFilter(), "digests": False} | fields
     return FileSpec("<u4", "a.jsonl", **defaults)  # type: ignore[arg-type]
 
 
@@ -252,39 +255,37 @@ def test_documents_are_filtered_by_set_and_length() -> None:
 
 def test_documents_are_divided_by_a_hash_of_their_text() -> None:
     texts = [f"{chr(97 + n % 26)}{'水' * (n // 26)}" for n in range(400)]
-    out, rows = encoded(lines_of(*texts), spec(split="", val_fraction=0.25))
+    out, rows = encoded(lines_of(*texts), spec(split="", rule=QUARTER))
     assert [batch.split for batch in out.batches] == ["train", "val"]
     assert 60 < len(rows[1]) < 140
-    held_out = {text for text in texts if tasks.is_validation(tasks.digest_of(text), 0.25)}
+    held_out = {text for text in texts if is_held_out(text, 0.25)}
     assert rows[1] == [LETTERS.encode(text) for text in texts if text in held_out]
-    second, _ = encoded(lines_of(*texts[200:], "xyz"), spec(split="", val_fraction=0.25))
+    second, _ = encoded(lines_of(*texts[200:], "xyz"), spec(split="", rule=QUARTER))
     assert set(texts[200:]) & held_out == {texts[200:][n] for n in second.batches[1].lines if n < 200}
 
 
 @pytest.mark.parametrize(
-    ("fields", "hashed"), [({}, False), ({"digests": True}, True), ({"split": "", "val_fraction": 0.5}, True)]
+    ("fields", "hashed"), [({}, False), ({"digests": True}, True), ({"split": "", "rule": QUARTER}, True)]
 )
 def test_text_is_hashed_only_if_the_hash_is_needed(fields: dict[str, object], hashed: bool) -> None:
     out, _ = encoded(lines_of("a", "b"), spec(**fields))
     digests = [digest for batch in out.batches for digest in batch.digests]
-    assert sorted(digests) == sorted(tasks.digest_of(text) if hashed else b"" for text in "ab")
+    assert sorted(digests) == sorted(digest_of(text) if hashed else b"" for text in "ab")
 
 
 # Documents in parts, and refused lines
 
 
 def test_parts_have_the_ids_of_the_document_and_one_end_of_text() -> None:
-    parts, ids = ["ab ", "cd", "水浒"], list[int]()
-    long = LongDocument(7, "", b"", "train")
-    for number, part in enumerate(parts):
-        out = worker.encode(
-            LETTERS, task(b"", long=long, part=part, is_first_part=number == 0, is_last_part=number == 2)
-        )
+    texts, ids = ["ab ", "cd", "水浒"], list[int]()
+    long = LongDocument(7, "", b"")
+    for number, text in enumerate(texts):
+        part = Part("train", text, ends_row=number == 2)
+        out = worker.encode(LETTERS, task(b"", long=long, parts=(part,), is_first=number == 0, is_last=number == 2))
         assert (out.lines, out.compared, out.batches) == (int(number == 0), int(number == 0), [])
-        assert out.part is not None
-        assert out.part.dtype == np.dtype("<u4")
-        ids += out.part.tolist()
-    assert ids == [*LETTERS.encode("".join(parts)), LETTERS.end_of_text]
+        assert [part_ids.dtype for part_ids in out.parts] == [np.dtype("<u4")]
+        ids += out.parts[0].tolist()
+    assert ids == [*LETTERS.encode("".join(texts)), LETTERS.end_of_text]
 
 
 def test_refused_line_is_counted_and_gives_no_ids() -> None:
@@ -292,7 +293,7 @@ def test_refused_line_is_counted_and_gives_no_ids() -> None:
     assert rows == []
     assert out.rejects == [Reject("a.jsonl", 0, OFFSET, "bad-too-long", '{"text":"the beginning')]
     assert (out.lines, out.ledger.documents.came, out.ledger.documents.dropped) == (1, 1, {"bad-too-long": 1})
-    out, rows = encoded(b"", refused="set-excluded", long=LongDocument(9_000_000, "Books3", b"", "train"))
+    out, rows = encoded(b"", refused="set-excluded", long=LongDocument(9_000_000, "Books3", b""))
     assert (rows, out.lines, out.ledger.characters.dropped) == ([], 1, {"set-excluded": 9_000_000})
 
 
@@ -327,7 +328,7 @@ def test_beginning_of_a_very_long_document_is_compared() -> None:
     with pytest.raises(BadData):
         encoded(lines_of(long), tokenizer=WRONG)
     with pytest.raises(BadData):
-        encoded(b"", tokenizer=WRONG, long=LongDocument(len(long), "", b"", "train"), part=long)
+        encoded(b"", tokenizer=WRONG, long=LongDocument(len(long), "", b""), parts=(Part("train", long),))
 
 
 def test_about_one_document_in_a_thousand_is_compared() -> None:
@@ -431,9 +432,9 @@ def test_unencodable_document_is_rejected_alone(shared: Path) -> None:
     assert out.ledger.characters.dropped == {"bad-not-encodable": 1_000_000}
     out, rows_only = encoded(lines_of(" " * 1_000_000), tokenizer=tokenizer)
     assert (rows_only, out.ledger.documents.came) == ([[]], 1)
-    part = " " * 1_000_000
+    part = Part("train", " " * 1_000_000)
     with pytest.raises(BadData, match="cannot encode the document at byte"):
-        encoded(b"", tokenizer=tokenizer, long=LongDocument(1_000_000, "", b"", "train"), part=part)
+        encoded(b"", tokenizer=tokenizer, long=LongDocument(1_000_000, "", b""), parts=(part,))
     with pytest.raises(Unencodable):
         tokenizer.encode(" " * 1_000_000)
 

@@ -13,7 +13,7 @@ import zstandard
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import BuildResult
-from pipeline.tokens import resume, segments, tasks
+from pipeline.tokens import resume, segments
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.writer import TokenWriter
@@ -23,6 +23,7 @@ from tests.support.tokenizing import (
     checksums,
     dropped,
     input_file,
+    is_held_out,
     lines,
     no_draft,
     nothing_published,
@@ -134,7 +135,7 @@ def test_max_documents_keeps_the_first_in_input_order(tmp_path: Path, root: Path
         root, TokenizeInputs(tuple(files), ()), max_documents=limit, min_chars=15, val_fraction=0.3, jobs=jobs
     ).artifact
     expected = [text for text in TEXTS if len(text) >= 15][:limit]
-    held_out = [text for text in expected if tasks.is_validation(tasks.digest_of(text), 0.3)]
+    held_out = [text for text in expected if is_held_out(text, 0.3)]
     assert texts_of(tokens, "val") == held_out
     assert texts_of(tokens, "train") == [text for text in expected if text not in held_out]
     assert set(dropped(tokens)) <= {"over-max-documents"}
@@ -198,12 +199,13 @@ def test_max_documents_limits_validation_files_separately(tmp_path: Path, root: 
 @pytest.mark.usefixtures("small")
 def test_rejects_file_has_the_input_line_of_every_reject(tmp_path: Path, root: Path) -> None:
     expected = []
-    for name in ("a", "b"):
-        file_lines = [b"[]" if number % 10 == 3 else b'{"text":"number %d"}' % number for number in range(1, 101)]
-        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(file_lines))
-        for line in range(3, 101, 10):
-            at = offset_of_line(tmp_path / f"{name}.jsonl", line)
-            expected.append((f"{name}.jsonl", line, at, "bad-record"))
+    for name in (b"a", b"b"):
+        file_lines = [
+            b"[]" if number % 10 == 3 else b'{"text":"%b %d"}' % (name * 6, number) for number in range(1, 101)
+        ]
+        path = tmp_path / f"{name.decode()}.jsonl"
+        path.write_bytes(b"\n".join(file_lines))
+        expected += [(path.name, line, offset_of_line(path, line), "bad-record") for line in range(3, 101, 10)]
     inputs = tokens_stage.gather_inputs(root, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], [])
     tokens = run(root, inputs, max_bad=0.5, val_fraction=0.3).artifact
     assert rejects(tokens) == expected

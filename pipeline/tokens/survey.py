@@ -1,0 +1,184 @@
+"""Read the beginning of the inputs before anything is encoded, to choose the rule that divides them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipeline.errors import BadData, InkstoneError
+from pipeline.readers import jsonl
+from pipeline.runtime.ledger import Ledger
+from pipeline.sources.inputs import InputFile
+from pipeline.store import artifact
+from pipeline.store.generations import current_key, generation_keys
+from pipeline.tokens.chunks import Chunk, LongText
+from pipeline.tokens.split import SplitRule, digest_of, draw_of, drawn_stretches, rule_of, stretches, threshold_of
+from pipeline.tokens.tasks import DocumentFilter, read_chunks
+
+FEW_DOCUMENTS = 50  # fewer are divided into stretches
+LARGE_SHARE = 5  # also if one document holds more than one in this number of the bytes
+_COUNTED_BYTES = 64 << 20  # of text that is counted, if
+_COUNTED_DOCUMENTS = 1000  # at least this many documents are in it
+_LARGEST, _SMALLEST, _TINIEST = 64 << 10, 4 << 10, 64  # bytes of a stretch
+_STRETCHES = 400  # at least, if they are not smaller than _SMALLEST then
+_FEWEST_STRETCHES = 20  # at least, if they are not smaller than _TINIEST then
+
+
+@dataclass(frozen=True)
+class SurveyedDocument:
+    """A document that passed the filter; a long one is decoded in blocks each time."""
+
+    text: str | LongText
+
+    def blocks(self) -> Iterable[str]:
+        return [self.text] if isinstance(self.text, str) else self.text.blocks()
+
+    def digest(self) -> bytes:
+        if isinstance(self.text, str):
+            return digest_of(self.text)
+        sha256 = hashlib.sha256()
+        for block in self.blocks():
+            sha256.update(block.encode())
+        return sha256.digest()
+
+    def size(self) -> int:
+        """Return the number of bytes in UTF-8."""
+        return sum(len(block) if block.isascii() else len(block.encode()) for block in self.blocks())
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of some files that pass a filter, at most `limit` of them (0: all), in input order."""
+
+    files: Sequence[InputFile]
+    filter: DocumentFilter
+    limit: int = 0
+
+    def __iter__(self) -> Iterator[SurveyedDocument]:
+        count = 0
+        for entry in self.files:
+            for chunk in read_chunks(entry):
+                for document in self._documents_of(chunk):
+                    yield document
+                    count += 1
+                    if count == self.limit:
+                        return
+
+    def _documents_of(self, chunk: Chunk) -> Iterator[SurveyedDocument]:
+        if chunk.overlong:
+            return
+        if not chunk.long:
+            for _, text, set_name in jsonl.decode_lines(bytes(chunk.data), "", chunk.offset, Ledger(), _ignore):
+                if text is not None and not self.filter.drop_reason(len(text), set_name):
+                    yield SurveyedDocument(text)
+            return
+        try:
+            long = LongText(chunk.data)
+            characters = sum(len(block) for block in long.blocks())
+        except jsonl.DECODE_ERRORS:  # counted as a reject when it is encoded
+            return
+        if not self.filter.drop_reason(characters, jsonl.pile_set_name(long.meta)):
+            yield SurveyedDocument(long)
+
+
+def _ignore(reject: object) -> None:
+    """Ignore a reject, which is written when its line is encoded."""
+
+
+def stored_rule(root: Path, name: str) -> SplitRule | None:
+    """Return the rule of the current generation of some tokens, or of the newest one that can be read."""
+    shelf = root / "tokens" / name
+    for key in (current_key(shelf), *reversed(generation_keys(shelf))):
+        try:
+            return rule_of(artifact.read(shelf / key).manifest.options) if key else None
+        except InkstoneError:  # damaged: it is built again with the rule of the one before
+            continue
+    return None
+
+
+def choose_rule(documents: Documents, mode: str, fraction: float, stored: SplitRule | None) -> SplitRule:
+    """Return the rule to divide documents by. `mode` is "auto", "document" or "stretch".
+
+    The `stored` rule of the earlier generation decides mode and size, unless `mode` differs from it or it cannot
+    divide this text at all. The threshold is raised or lowered so far that both splits have some text. The inputs and
+    the options alone decide the result. Raises BadData if the text is too short to be divided.
+    """
+    if stored and mode in ("auto", stored.mode):
+        threshold = stored.threshold if stored.fraction == fraction else threshold_of(fraction)
+        rule = msgspec.structs.replace(stored, threshold=threshold, fraction=fraction)
+        if settled := _settle(rule, documents):
+            return settled
+    mode, size = _choose_mode(documents, mode)
+    rule = SplitRule(mode, _stretch_size(documents, size) if mode == "stretch" else 0, threshold_of(fraction), fraction)
+    if settled := _settle(rule, documents):
+        return settled
+    count = sum(1 for _ in documents)
+    characters = sum(len(block) for document in documents for block in document.blocks())
+    message = f"{count:,} document{'' if count == 1 else 's'} of {characters:,} characters"
+    if mode == "document":
+        hint = "--val-split stretch holds out parts of documents; --val-fraction 0 trains on everything"
+        raise BadData(f"{message} cannot be divided by documents", hint=hint)
+    hint = "--val-fraction 0 trains on everything; --val FILE validates on another text"
+    raise BadData(f"{message}: too short to hold some of it out", hint=hint)
+
+
+def _choose_mode(documents: Documents, mode: str) -> tuple[str, int]:
+    """Return the mode, and the bytes of the text as far as they were counted."""
+    count, size, largest = 0, 0, 0
+    for document in () if mode == "document" else documents:
+        count += 1
+        size += (own := document.size())
+        largest = max(largest, own)
+        if mode == "stretch" and size >= _STRETCHES * _LARGEST:
+            break
+        if size >= _COUNTED_BYTES and count >= _COUNTED_DOCUMENTS:
+            break
+    if mode == "auto":
+        mode = "stretch" if count < FEW_DOCUMENTS or largest * LARGE_SHARE > size else "document"
+    return mode, size
+
+
+def _stretch_size(documents: Documents, size: int) -> int:
+    """Return the size of a stretch for `size` bytes of text: a power of two.
+
+    The largest from 4 to 64 KiB of which there are 400; 4 KiB if there are fewer. Of text below 80 KiB, the largest
+    from 64 bytes to 4 KiB that gives 20 stretches, and 64 bytes if none does.
+    """
+    stretch = _LARGEST
+    while stretch > _SMALLEST and size < stretch * _STRETCHES:
+        stretch //= 2
+    if size < _FEWEST_STRETCHES * _SMALLEST:
+        texts = ["".join(document.blocks()) for document in documents]
+        while stretch > _TINIEST and sum(1 for text in texts for _ in stretches([text], stretch)) < _FEWEST_STRETCHES:
+            stretch //= 2
+    return stretch
+
+
+def _settle(rule: SplitRule, documents: Documents) -> SplitRule | None:
+    """Return the rule with its threshold moved as far as both splits need, None if the text has fewer than two hashes.
+
+    Reads until there is text on both sides. Without any documents, nothing needs to be moved.
+    """
+    smallest, largest = 1 << 64, -1
+    for document in documents:
+        for draw in _draws(rule, document):
+            smallest, largest = min(smallest, draw), max(largest, draw)
+            if smallest < rule.threshold <= largest:
+                return rule
+    if largest < 0:
+        return rule
+    if smallest == largest:
+        return None
+    return msgspec.structs.replace(rule, threshold=min(max(rule.threshold, smallest + 1), largest))
+
+
+def _draws(rule: SplitRule, document: SurveyedDocument) -> Iterator[int]:
+    if rule.mode == "document":
+        yield draw_of(document.digest())
+        return
+    for _, draw, _ in drawn_stretches(document.blocks(), rule):
+        yield draw
