@@ -84,6 +84,7 @@ SLOW = (
     "tests/test_cli.py::test_damaged_artifact_is_reported_and_not_used",
     "tests/test_cli.py::test_every_stage_prints_one_json_object_with_its_fields",
     "tests/test_docs.py::test_the_python_examples_run_in_order",
+    "tests/test_foreign_tokenizer.py",
     "tests/test_readme.py::test_the_offline_commands_run_as_written",
     "tests/test_wheel.py",
 )

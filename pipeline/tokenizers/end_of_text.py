@@ -49,21 +49,21 @@ def open_tokenizer_file(path: Path, end_of_text: str = "") -> FastTokenizer:
     """
     name = path.resolve().parent.name if path.name == TOKENIZER_JSON else path.stem
     data = path.read_bytes()
-    tokenizer_file = TokenizerFile(data, str(path), -1)
+    tokenizer_file = TokenizerFile(data, str(path))
     ids = {token: token_id for token_id, token in tokenizer_file.tokens.items()}
-    special = tokenizer_file.special_tokens()
-    listed = ", ".join([*special][:12]) or "none"
+    special = [*tokenizer_file.special.values()]
+    listed = ", ".join(special[:12]) or "none"
     if end_of_text:
         if end_of_text not in ids:
             raise BadConfig(f"--end-of-text {end_of_text}: no such token in {path}", hint=f"special tokens: {listed}")
-        return FastTokenizer(data, name, ids[end_of_text])
+        return FastTokenizer(data, name, ids[end_of_text], tokenizer_file)
     named = [token for token in _configured(path.parent) if token in ids]
     usual = [token for token in _USUAL if token in special]
     for token in (*named[:1], *usual[:1]):
-        return FastTokenizer(data, name, ids[token])
+        return FastTokenizer(data, name, ids[token], tokenizer_file)
     raise BadConfig(
         f"{path} does not say which token ends a text; its special tokens: {listed}",
-        hint=f"name one: --end-of-text {next(iter(special), 'TOKEN')}",
+        hint=f"name one: --end-of-text {special[0] if special else 'TOKEN'}",
     )
 
 

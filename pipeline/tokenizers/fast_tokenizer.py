@@ -24,6 +24,7 @@ from pipeline.tokenizers.tokenizer_file import TokenizerFile, unicode_to_bytes
 _FILE = "huggingface.json"
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+_CACHED = ("_file", "_library", "_special_ids", "_anchor")  # opened again when needed
 _PLAIN_PIECE = re.compile("[▁Ġ]?[A-Za-z]+")
 
 
@@ -38,22 +39,42 @@ class FastTokenizer:
     kind = "huggingface"
     encoder = "tokenizers"
 
-    def __init__(self, data: bytes, name: str, end_of_text: int) -> None:
-        """Raises BadData for bytes that are not a tokenizer.json, and if text could become the end-of-text id."""
+    def __init__(self, data: bytes, name: str, end_of_text: int, tokenizer_file: TokenizerFile | None = None) -> None:
+        """Raises BadData for bytes that are not a tokenizer.json, and if text could become the end-of-text id.
+
+        `tokenizer_file` is the data, if it was parsed already.
+        """
         self.name, self.data, self.end_of_text = name, data, end_of_text
-        self._file = TokenizerFile(data, name, end_of_text)
-        self.tokens = self._file.tokens
+        self._file = tokenizer_file or TokenizerFile(data, name)
         self.vocab_size = max(self.tokens, default=0) + 1
         self.fingerprint = _fingerprint_of(data, end_of_text)
-        self._library = _open(self._file.ordinary(), name)
-        eos = self.tokens.get(end_of_text)
-        if eos is None:
+        if end_of_text not in self.tokens:
             raise BadData(f"{name}: no token has id {end_of_text}", hint="name a token with --end-of-text")
+        self._ordinary = self._file.ordinary(end_of_text)
+        self._library = _open(self._ordinary, name)
+        eos = self.tokens[end_of_text]
         if any(end_of_text in self._encode_if_possible(f"{before}{eos}") for before in ("", " ", "a ")):
             raise BadData(
                 f"{name}: a text that spells {eos!r} would become the end of a text",
                 hint="name another token with --end-of-text",
             )
+
+    @functools.cached_property
+    def _file(self) -> TokenizerFile:
+        return TokenizerFile(self.data, self.name)
+
+    @functools.cached_property
+    def _library(self) -> Any:
+        return _open(self._ordinary, self.name)
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset([*self._file.special, self.end_of_text])
+
+    @property
+    def tokens(self) -> dict[int, str]:
+        """The token string of each id."""
+        return self._file.tokens
 
     @classmethod
     def load(cls, folder: Path, card: TokenizerCard) -> FastTokenizer:
@@ -67,9 +88,18 @@ class FastTokenizer:
         files.write_file(folder / _FILE, self.data)
         save_card(self, folder)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Compressed, because what is sent to a worker must be smaller than 12 MiB.
-        return _unpickle, (zstandard.compress(self.data), self.name, self.end_of_text)
+    def __getstate__(self) -> dict[str, Any]:
+        # What a worker needs to encode, which is a third of the work of opening the file. It is compressed because
+        # what is sent to a worker must be smaller than 12 MiB.
+        state = {key: value for key, value in vars(self).items() if key not in _CACHED}
+        same = self.data == self._ordinary
+        ordinary = b"" if same else zstandard.compress(self._ordinary)
+        return state | {"data": zstandard.compress(self.data), "_ordinary": ordinary}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.data = zstandard.decompress(self.data)
+        self._ordinary = zstandard.decompress(self._ordinary) if self._ordinary else self.data
 
     @functools.cached_property
     def unknown_id(self) -> int | None:
@@ -103,13 +133,13 @@ class FastTokenizer:
         return encodings
 
     def decode(self, ids: Iterable[int]) -> str:
-        special = self._file.special_ids
-        text: str = self._library.decode([int(token) for token in ids if token in self.tokens and token not in special])
+        texts = [int(token) for token in ids if token in self.tokens and token not in self._special_ids]
+        text: str = self._library.decode(texts)
         return text
 
     def token_bytes(self, token: int, after: int | None = None) -> bytes:
         string = self.tokens.get(token)
-        if string is None or token in self._file.special_ids:
+        if string is None or token in self._special_ids:
             return b""
         if "ByteLevel" in self._file.decoders:
             data = unicode_to_bytes(string)
@@ -128,7 +158,7 @@ class FastTokenizer:
     @functools.cached_property
     def _anchor(self) -> int:
         """A token of letters, which no decoder changes."""
-        candidates = [token for token in self.tokens if token not in self._file.special_ids]
+        candidates = [token for token in self.tokens if token not in self._special_ids]
         plain = (token for token in candidates if _PLAIN_PIECE.fullmatch(self.tokens[token]))
         return next(plain, candidates[0])
 
@@ -144,10 +174,6 @@ class FastTokenizer:
             return self.encode(text)
         except Unencodable:
             return []
-
-
-def _unpickle(compressed: bytes, name: str, end_of_text: int) -> FastTokenizer:
-    return FastTokenizer(zstandard.decompress(compressed), name, end_of_text)
 
 
 def _open(data: bytes, name: str) -> Any:

@@ -39,14 +39,14 @@ _BYTE_LEVEL = "ByteLevel"
 class TokenizerFile:
     """A parsed tokenizer.json.
 
-    tokens       id → token string, of the model and of the added tokens
-    special_ids  ids that stand for no text: the special tokens, and end-of-text
-    decoders     types of the decoders, in order
+    tokens    id → token string, of the model and of the added tokens
+    special   id → token string of the special tokens, which stand for no text
+    decoders  types of the decoders, in order
     """
 
-    def __init__(self, data: bytes, name: str, end_of_text: int) -> None:
+    def __init__(self, data: bytes, name: str) -> None:
         """Raises BadData for bytes that are not a tokenizer.json."""
-        self._data, self._name, self._end_of_text = data, name, end_of_text
+        self._data = data
         try:
             self._content = msgspec.json.decode(data)
             self._model: dict[str, Any] = self._content["model"]
@@ -59,21 +59,24 @@ class TokenizerFile:
                 f"{name}: not a tokenizer.json of Hugging Face: {type(error).__name__}: {error}",
                 hint="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers writes one",
             ) from None
-        self.special_ids = {token["id"] for token in self._added if token.get("special")} | {end_of_text}
+        self.special = {token["id"]: token["content"] for token in self._added if token.get("special")}
         self.decoders = tuple(_types(self._content.get("decoder")))
 
-    def ordinary(self) -> bytes:
+    def ordinary(self, end_of_text: int) -> bytes:
         """Return a tokenizer.json with the same ids, in which text that spells a special token is ordinary text.
+
+        `end_of_text` is an id that becomes special too.
 
         The library skips special tokens of `added_tokens` on request (encode_special_tokens), but a model may have
         them in its vocabulary too, and then encodes their text to their ids. So there they get a name that no text
         contains. Dropout, which makes ids random, is switched off.
         """
-        renamed = self._renamed()
-        marked = [token for token in self._added if token["id"] == self._end_of_text and not token.get("special")]
-        if not renamed and not marked and not self._model.get("dropout"):
+        special = self.special | {end_of_text: self.tokens[end_of_text]}
+        renamed = self._renamed({token: token_id for token_id, token in special.items()})
+        unmarked = any(token["id"] == end_of_text and not token.get("special") for token in self._added)
+        if not renamed and not unmarked and not self._model.get("dropout"):
             return self._data
-        added = [{**token, "special": token["id"] in self.special_ids} for token in self._added]
+        added = [{**token, "special": token["id"] in special} for token in self._added]
         added = [token for token in added if token["content"] not in renamed]
         model = {**self._model, "dropout": None} if "dropout" in self._model else {**self._model}
         if isinstance(model["vocab"], dict):
@@ -83,9 +86,8 @@ class TokenizerFile:
         content = {**self._content, "model": model, "added_tokens": added, "post_processor": None}
         return msgspec.json.encode(content)
 
-    def _renamed(self) -> dict[str, str]:
+    def _renamed(self, special: dict[str, int]) -> dict[str, str]:
         """Return a new name for each special token in the model's vocabulary, except the one for unknown text."""
-        special = {self.tokens[token_id]: token_id for token_id in self.special_ids if token_id in self.tokens}
         unknown = self._model_unknown_id()
         names = {
             token: f"<{hashlib.sha256(token.encode()).hexdigest()}>"
@@ -127,15 +129,11 @@ class TokenizerFile:
 
         An added token that contains a boundary, or that takes the spaces around it, forbids it.
         """
-        others = [token for token in self._added if token["id"] not in self.special_ids]
+        others = [token for token in self._added if not token.get("special")]
         return bool(self._content.get("pre_tokenizer")) and not any(
             token.get("lstrip") or token.get("rstrip") or boundaries.WORD_OR_LINE.search(token["content"])
             for token in others
         )
-
-    def special_tokens(self) -> dict[str, int]:
-        """Return the special tokens with their ids, in the order of the file."""
-        return {token["content"]: token["id"] for token in self._added if token.get("special")}
 
 
 def _vocabulary_of(model: dict[str, Any]) -> list[tuple[str, int]]:
