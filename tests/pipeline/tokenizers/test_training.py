@@ -71,10 +71,11 @@ def test_default_vocabulary_can_be_trained_on_any_text(tmp_path: Path, kind: str
 
 
 def test_default_vocabulary_is_the_advice_for_the_text(tmp_path: Path) -> None:
-    progress, newline = Notes(), "\n"
+    progress = Notes()
     built = train(tmp_path, BOOK * 12, "bpe", "auto", progress)
     assert built.artifact.manifest.counts["vocab_size"] == VOCAB_SIZES[0]
-    assert progress.lines == [f"vocabulary 8,000 (advised for {12 * len(BOOK.replace(newline, '')):,} characters)"]
+    characters = 12 * (len(BOOK) - BOOK.count("\n"))
+    assert progress.lines == [f"vocabulary 8,000 (advised for {characters:,} characters)"]
     assert train(tmp_path, BOOK * 12, "bpe").artifact == built.artifact
 
 
