@@ -21,8 +21,9 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.store.artifact import Artifact
+    from pipeline.store.artifact import Artifact, BuildResult
     from pipeline.tokens.locate import TokensSummary
+    from pipeline.tokens.stage import TokenizeInputs
 
 
 @click.command("train-tokenizer", cls=Command)
@@ -185,11 +186,9 @@ def tokenize(
       inkstone tokenize pile --tokenizer r50k_base --jobs 8
     """
     from pipeline import tokenizers
-    from pipeline.sources.walk import as_records
     from pipeline.store import artifact
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
-    from pipeline.tokens.split import summary
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
     name = check_name(name or name_of(corpora[0], "corpora"))
@@ -217,12 +216,19 @@ def tokenize(
         settings.progress,
         jobs=worker_count(jobs),
     )
-    counts = built.artifact.manifest.counts
+    return _tokenize_outcome(built, inputs)
+
+
+def _tokenize_outcome(built: BuildResult, inputs: TokenizeInputs) -> Outcome:
+    from pipeline.sources.walk import as_records
+    from pipeline.tokens.split import summary
+
+    manifest = built.artifact.manifest
     fields = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
-    extra = {key: counts[key] for key in fields} | {"left_out": as_records(inputs.left_out)}
+    extra = {key: manifest.counts[key] for key in fields} | {"left_out": as_records(inputs.left_out)}
     outcome = outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
-    outcome.lines.append(summary(built.artifact.manifest.options, counts))
-    outcome.lines.append(f"next: inkstone train --tokens {name} --name {name}")
+    outcome.lines.append(summary(manifest.options, manifest.counts))
+    outcome.lines.append(f"next: inkstone train --tokens {manifest.name}")
     return outcome
 
 

@@ -21,7 +21,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DownloadSection(_Section, frozen=True):
-    """What to download.
+    """Sources to download.
 
     source       a catalogue name, a URL or a path, or a list of them; a relative path starts at the recipe's folder
     shards       shards of the Pile, e.g. "0,val"

@@ -56,7 +56,7 @@ class InputSummary:
 
 @dataclass
 class Survey:
-    """What the inputs hold. `scripts` maps the name of a script to its fraction of the letters of the sample."""
+    """Contents of the inputs. `scripts` maps the name of a script to its fraction of the letters of the sample."""
 
     inputs: list[InputSummary]
     scripts: dict[str, float]
