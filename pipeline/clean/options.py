@@ -60,6 +60,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes                      longest line of sentences.txt
     min_han                        least fraction of Han among the letters of a document; None: 0.5 if `profile` names
                                    a Chinese one, otherwise no limit
+    text_fields                    names of the fields that hold the text of a record; () to choose one
     max_bad                        largest fraction of bad documents that is accepted
     """
 
@@ -87,6 +88,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dedup: str = "no"
     preset: str = ""
     max_bad: float = DEFAULT_MAX_BAD
+    text_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -126,6 +128,8 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if options[name]:
                 options[name] = hashlib.sha256(Path(options[name]).read_bytes()).hexdigest()
         del options["max_bad"], options["preset"]
+        if not self.text_fields:
+            del options["text_fields"]
         return options
 
 

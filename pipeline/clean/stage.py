@@ -13,6 +13,7 @@ that memory use does not grow. A complete text file is held in memory only if a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from pipeline.clean.utf16 import Utf16Text, decode_utf16
 from pipeline.clean.worker import CleanWorker, clean_task, divide_by_profile
 from pipeline.clean.writer import REPORT, CorpusWriter
 from pipeline.errors import BadConfig
+from pipeline.readers import documents, readers
 from pipeline.runtime import workers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance, Progress
@@ -44,7 +46,7 @@ def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> I
     # File names are part of it, because each document names its source.
     decisive = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
     libraries = ["zstandard"]
-    libraries += ["pyarrow"] if any(entry.path.suffix == ".parquet" for entry in inputs) else []
+    libraries += sorted({library for entry in inputs for library in readers.libraries_of(entry.path)})
     libraries += ["opencc"] if options.script != "keep" else []
     libraries += ["rensa"] if options.dedup == "near" else []
     return Identity(
@@ -90,7 +92,9 @@ def _clean_into(
     """Clean all inputs in `jobs` processes, and write the results in input order."""
     total = sum(entry.path.stat().st_size for entry in inputs)
     with progress.bar("clean", total) as advance:
-        results = workers.map_ordered(CleanWorker(options), _read_tasks(writer, inputs, options, advance), jobs=jobs)
+        note = functools.cache(progress.note)  # the same field of many files is noted once
+        tasks = _read_tasks(writer, inputs, options, advance, note)
+        results = workers.map_ordered(CleanWorker(options), tasks, jobs=jobs)
         try:
             for task, result in results:
                 progress.safe_point("nothing was published")
@@ -100,10 +104,14 @@ def _clean_into(
 
 
 def _read_tasks(
-    writer: CorpusWriter, inputs: Sequence[InputFile], options: CleanOptions, advance: Advance
+    writer: CorpusWriter,
+    inputs: Sequence[InputFile],
+    options: CleanOptions,
+    advance: Advance,
+    note: documents.Note,
 ) -> Iterator[CleanTask]:
     for entry in inputs:
-        reader = TaskReader(entry, options, writer.ledger, writer.write_reject)
+        reader = TaskReader(entry, options, writer.ledger, writer.write_reject, note)
         for task in reader.tasks(advance):
             writer.count_records(task)
             yield task

@@ -16,7 +16,6 @@ from pipeline.clean import profiles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, readers
-from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 from pipeline.sources.inputs import InputFile
@@ -61,6 +60,7 @@ class TaskReader:
     options: CleanOptions
     ledger: Ledger
     on_reject: documents.OnReject
+    note: documents.Note = documents.log_note
     stats: encoding.EncodingStats = field(default_factory=encoding.EncodingStats)
 
     def tasks(self, advance: Advance) -> Iterator[CleanTask]:
@@ -76,7 +76,13 @@ class TaskReader:
         batch: list[documents.Document] = []
         size = 0
         for document in readers.read_documents(
-            self.entry.path, self.ledger, self.on_reject, encoding=self.options.encoding, advance=advance
+            self.entry.path,
+            self.ledger,
+            self.on_reject,
+            encoding=self.options.encoding,
+            text_fields=self.options.text_fields,
+            note=self.note,
+            advance=advance,
         ):
             batch.append(document)
             size += len(document.text)
@@ -121,7 +127,7 @@ class TaskReader:
                 separator = "\n" if text[cut - 1] == "\n" and profile.chinese else ""
                 start, continues = cut, True
             text = text[start:]
-        self._reject_truncated_end()
+        readers.count_losses(self.stats, self.entry.path.name, self.ledger, self.on_reject)
         if text or continues:
             yield self._part_task(profile, text, continues, separator, open=False)
 
@@ -132,14 +138,6 @@ class TaskReader:
         return CleanTask(
             profile.name, self.entry.name, page, len(text), [""], [None], [1], [0], continues, separator, open
         )
-
-    def _reject_truncated_end(self) -> None:
-        """Reject the bytes of an incomplete character at the end of the file."""
-        if self.stats.truncated_bytes:
-            self.ledger.documents.came += 1
-            self.ledger.documents.record_dropped("truncated-end", 1)
-            excerpt = self.stats.truncated_bytes.hex(" ")
-            self.on_reject(Reject(self.entry.path.name, 0, self.stats.truncated_offset, "truncated-end", excerpt))
 
 
 def _read_head(blocks: Iterator[str]) -> tuple[str, Iterator[str]]:

@@ -20,6 +20,7 @@ from pipeline.commands.options import (
     MAX_BAD,
     NAME,
     NETWORK,
+    TEXT_FIELD,
     network_of,
     outcome_of,
     worker_count,
@@ -158,6 +159,7 @@ _CLEAN_INPUT = option_group(
         metavar="ENCODING",
         help="Encoding of plain text files, e.g. gb18030; auto detects it.",
     ),
+    TEXT_FIELD,
     click.option(
         "--gaiji-map",
         default="",
@@ -323,8 +325,9 @@ def clean(
 ) -> Outcome:
     """Clean text into a corpus.
 
-    INPUT is a downloaded source, a file or a folder: .txt, .jsonl, .parquet or chinese-poetry's .json, also as .zst or
-    .gz. Files of a folder that hold no text are left out and counted. The report counts every change and every
+    INPUT is a downloaded source, a file or a folder: text, Markdown, HTML, EPUB, JSON, JSON lines, CSV, Parquet or
+    Arrow, also as .gz, .zst, .bz2 or .xz, and in .zip or .tar archives. Files of a folder that hold no text are left
+    out and counted. The report counts every change and every
     rejected document.
 
     \b

@@ -47,6 +47,14 @@ EXCLUDE = click.option(
     metavar="GLOB",
     help="Leave out the files of a folder or dataset that match (repeatable).",
 )
+TEXT_FIELD = click.option(
+    "--text-field",
+    "text_fields",
+    multiple=True,
+    metavar="FIELD",
+    help="Field of JSON records or column of tables that holds the text, e.g. content or data.body; "
+    "several, repeated or joined by commas, are joined by a blank line (default: text, or the field that dominates).",
+)
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
 THROUGH = click.option(
     "--through",

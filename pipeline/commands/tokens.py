@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     JOBS,
     MAX_BAD,
     NAME,
+    TEXT_FIELD,
     find_artifact,
     name_of,
     outcome_of,
@@ -97,6 +98,7 @@ def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kin
         show_default=True,
         help="Library that encodes a tiktoken encoding; auto uses gigatoken if installed.",
     ),
+    TEXT_FIELD,
     click.option(
         "--deep", is_flag=True, help="Hash every byte of the inputs, even if size and modification time are unchanged."
     ),

@@ -6,19 +6,12 @@ of volumes of poems). Every entry that holds text of its own, or is empty, is on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from pipeline.errors import BadData
-from pipeline.readers.compression import read_blocks
 from pipeline.readers.documents import Document
-from pipeline.runtime.progress import Advance
 
-_BOM = b"\xef\xbb\xbf"
 _TEXT_FIELDS = ("paragraphs", "content", "para")
 _TITLE_FIELDS = ("title", "rhythmic", "chapter", "section", "type")  # ci have a tune, the classics chapters
 _SUBTITLE_FIELD = "subchapter"  # the second title of a poem, or the title of one of its parts
@@ -44,31 +37,26 @@ class _Documents:
         self.documents.append(Document(text, title, meta or None, self.file, len(self.documents) + 1))
 
 
-class _UnknownShapeError(Exception):
+class UnknownShapeError(Exception):
     """A JSON value does not have the shape of a chinese-poetry file; the message says why."""
 
 
-def read(path: Path, advance: Advance = lambda count: None) -> Iterator[Document]:
-    """Yield the documents of one file in order, empty ones too; `line` is the number of the document.
+def documents(entries: Sequence[Any], file: str) -> list[Document]:
+    """Return the documents of the entries of a file in order, empty ones too; `line` is the number of the document.
 
     `meta` holds the author, the titles of the enclosing entries as `book`, and every other field that is a string.
-    Raises BadData for JSON of another shape.
+    Raises UnknownShapeError for entries of another shape.
     """
-    data = b"".join(read_blocks(path, advance)).removeprefix(_BOM)
-    output = _Documents(file=path.name)
-    try:
-        value = msgspec.json.decode(data)
-        entries = value if isinstance(value, list) else [value]
-        if entries and not any(isinstance(entry, dict) and _has_text(entry) for entry in entries):
-            raise _UnknownShapeError("no entry has a text")
-        for entry in entries:
-            _read_entry(entry, _Context(), output)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _UnknownShapeError) as error:
-        raise BadData(
-            f"{path}: not a chinese-poetry file (JSON objects with `paragraphs`, `content` or `para`): {error}",
-            hint="save JSON lines with `text` as .jsonl, or plain text as .txt",
-        ) from None
-    yield from output.documents
+    output = _Documents(file=file)
+    for entry in entries:
+        _read_entry(entry, _Context(), output)
+    return output.documents
+
+
+def has_poems(entries: Sequence[Any]) -> bool:
+    """Return True if an entry has a field of poems and none has a field `text`."""
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    return any(map(_has_text, objects)) and not any(isinstance(entry.get("text"), str) for entry in objects)
 
 
 def _has_text(entry: dict[str, Any]) -> bool:
@@ -78,7 +66,7 @@ def _has_text(entry: dict[str, Any]) -> bool:
 def _read_entry(entry: Any, context: _Context, output: _Documents) -> None:
     """Add the documents of one entry and of its nested entries to `output`."""
     if not isinstance(entry, dict):
-        raise _UnknownShapeError(f"an entry must be an object, got {type(entry).__name__}")
+        raise UnknownShapeError(f"an entry must be an object, got {type(entry).__name__}")
     paragraphs: list[str] = []
     nested: list[dict[str, Any]] = []
     for name in _TEXT_FIELDS:
@@ -101,7 +89,7 @@ def _split_text(value: Any, paragraphs: list[str], nested: list[dict[str, Any]])
         for item in value:
             _split_text(item, paragraphs, nested)
     elif value is not None:
-        raise _UnknownShapeError(f"a paragraph must be a string, got {type(value).__name__}")
+        raise UnknownShapeError(f"a paragraph must be a string, got {type(value).__name__}")
 
 
 def _title_and_meta(entry: dict[str, Any], context: _Context) -> tuple[str, dict[str, str]]:

@@ -58,15 +58,20 @@ def read_blocks(path: Path, advance: Advance = lambda count: None) -> Iterator[b
 
 
 def decompress(
-    file: io.BufferedReader, label: str, advance: Advance = lambda count: None, *, by_name: bool = True
+    file: io.BufferedReader,
+    label: str,
+    advance: Advance = lambda count: None,
+    *,
+    by_name: bool = True,
+    block_size: int = _BLOCK,
 ) -> Iterator[bytes]:
     """Yield the decompressed bytes of an open file, like `read_blocks`; `label` is its name in errors."""
     compression = detect_compression(file.peek(_MAGIC_BYTES)[:_MAGIC_BYTES])
     match compression or (compression_suffix(label) if by_name else ""):
         case "zst":
-            yield from _zstd_blocks(label, file, advance)
+            yield from _zstd_blocks(label, file, advance, block_size)
         case "gz":
-            yield from _gzip_blocks(label, file, advance)
+            yield from _gzip_blocks(label, file, advance, block_size)
         case "bz2" | "xz" as name:
             yield from _StreamReader(label, name, file, advance).blocks()
         case _:
@@ -169,12 +174,12 @@ class _FrameReader:
         )
 
 
-def _zstd_blocks(label: str, file: BinaryIO, advance: Advance) -> Iterator[bytes]:
+def _zstd_blocks(label: str, file: BinaryIO, advance: Advance, block_size: int = _BLOCK) -> Iterator[bytes]:
     frames, total = _FrameReader(label, file, advance), 0
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     reader = decompressor.stream_reader(frames, read_size=_READ, read_across_frames=True)  # type: ignore[arg-type]
     try:
-        while block := reader.read(_BLOCK):
+        while block := reader.read(block_size):
             total += len(block)
             check_ratio(label, frames.bytes_read, total)
             yield block
@@ -229,11 +234,11 @@ def check_ratio(label: str, bytes_read: int, total: int) -> None:
         )
 
 
-def _gzip_blocks(label: str, file: BinaryIO, advance: Advance) -> Iterator[bytes]:
+def _gzip_blocks(label: str, file: BinaryIO, advance: Advance, block_size: int) -> Iterator[bytes]:
     counted, total = _CountedFile(file, advance), 0
     try:
         with gzip.GzipFile(fileobj=counted) as decompressed:  # type: ignore[call-overload]
-            while block := decompressed.read(_BLOCK):
+            while block := decompressed.read(block_size):
                 total += len(block)
                 check_ratio(label, counted.bytes_read, total)
                 yield block

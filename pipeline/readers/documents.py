@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,3 +34,9 @@ class Reject:
 
 
 OnReject = Callable[[Reject], None]
+Note = Callable[[str], None]  # receives one line for the user, such as the field that holds the text
+
+
+def log_note(text: str) -> None:
+    """Log a note for the user, where the caller shows notes in no other way."""
+    logging.getLogger("pipeline").warning("%s", text)

@@ -29,11 +29,11 @@ from pipeline.readers.binary import (
     before_binary,
     binary_error,
     is_binary,
+    refuse_other_formats,
     without_few_nuls,
 )
 from pipeline.readers.common_characters import COMMON_CHARACTERS
 from pipeline.readers.compression import read_blocks
-from pipeline.readers.magic_numbers import refuse_other_formats
 from pipeline.runtime.progress import Advance
 
 AUTO = "auto"

@@ -11,6 +11,7 @@ A line that is not a document is a reject: it is counted in the ledger under its
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,9 +126,9 @@ def split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def parse_line(line: bytes) -> Record | str:
-    """Decode one line. Return the reason to reject it if it is not a document."""
+    """Decode one line, after a byte order mark. Return the reason to reject it if it is not a document."""
     try:
-        return _decode_record(line)
+        return _decode_record(line.removeprefix(codecs.BOM_UTF8))
     except DECODE_ERRORS as error:
         return reject_reason(error, line)
 

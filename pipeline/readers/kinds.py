@@ -1,4 +1,4 @@
-"""Decide what a file is: from its content, then from its name without regard to case.
+"""Decide the kind of a file: from its content, then from its name without regard to case.
 
 The content decides about everything that has a magic number, about HTML, and about JSON lines in a file whose name
 does not say that it is plain text. A .txt whose lines are JSON objects is a text.
@@ -6,16 +6,19 @@ does not say that it is plain text. A .txt whose lines are JSON objects is a tex
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from pipeline.errors import BadData
-from pipeline.readers import encoding, magic_numbers
-from pipeline.readers.compression import compression_suffix, detect_compression, read_blocks
+from pipeline.readers import binary, chinese_poetry, encoding, fields
+from pipeline.readers.compression import compression_suffix, decompress, detect_compression
 
 HEAD_BYTES = 1 << 16
 FORMATS = {  # suffixes of names, each also followed by .gz, .zst, .bz2 or .xz
@@ -34,6 +37,9 @@ _HTML = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _JSON_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{\s*\"")
+_LIST_START, _LIST_SEPARATOR = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
+_POEMS = re.compile(rb'"para(?:graphs)?" *: *\[')  # of chinese-poetry, whose own reader takes them in lines too
+NO_FIELD = "no text field"
 _EPUB_MARKS = (b"mimetypeapplication/epub+zip", b"META-INF/container.xml")
 _BOM = b"\xef\xbb\xbf"
 _MAX_SCHEMA = 1 << 26  # bytes of the first message of an Arrow stream
@@ -41,13 +47,13 @@ _MAX_SCHEMA = 1 << 26  # bytes of the first message of an Arrow stream
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file is, and how to read it.
+    """Format of a file, and its containers.
 
     format        "text", "html", "epub", "json", "jsonl", "csv", "tsv", "parquet", "arrow" or "archive"; "" if its
                   content cannot be read as text
     compression   "zst", "gz", "bz2", "xz" or ""
     archive       "zip" or "tar" if it holds other files, else ""
-    problem       why it cannot be read: "empty", "a PDF", "not text"; "" if it can
+    problem       why it cannot be read: "empty", "a PDF", "not text", "no text field"; "" if it can
     """
 
     format: str
@@ -60,15 +66,15 @@ def detect_kind(path: Path) -> FileKind:
     """Return what a file is. Reads its first 64 KiB, decompressed if it is compressed."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
-    compression = detect_compression(head)
-    if not compression:
-        return kind_of(path.name, head, is_complete=len(head) < HEAD_BYTES)
-    blocks, head = read_blocks(path), b""
-    is_complete = False
-    with suppress(BadData):  # reading the whole file will raise it again
-        while len(head) < HEAD_BYTES and not is_complete:
-            block = next(blocks, b"")
-            head, is_complete = head + block, not block
+        compression = detect_compression(head)
+        if not compression:
+            return kind_of(path.name, head, is_complete=len(head) < HEAD_BYTES)
+        file.seek(0)
+        blocks, head, is_complete = decompress(file, str(path), block_size=HEAD_BYTES), b"", False
+        with suppress(BadData):  # reading the whole file will raise it again
+            while len(head) < HEAD_BYTES and not is_complete:
+                block = next(blocks, b"")
+                head, is_complete = head + block, not block
     return kind_of(path.name, head, is_complete=is_complete, compression=compression)
 
 
@@ -93,8 +99,10 @@ def kind_of(name: str, head: bytes, *, is_complete: bool, compression: str = "")
             return FileKind("", compression, problem="not text")
         if suffix in _NAMED_HTML or not format_name:
             format_name = "html" if _HTML.match(head) else format_name
-    if not format_name or (format_name == "json" and _has_json_lines(head, is_complete)):
+    if not format_name or (format_name == "json" and _has_json_lines(head, is_complete) and not _POEMS.search(head)):
         format_name = _json_structure(head, is_complete)
+    if format_name == "json" and _lacks_text(head, is_complete):
+        return FileKind("json", compression, problem=NO_FIELD)
     return FileKind(format_name or "text", compression)
 
 
@@ -132,7 +140,7 @@ def _by_magic_number(suffix: str, head: bytes) -> FileKind:
         return FileKind("parquet")
     if head.startswith(b"ARROW1\0\0") or _begins_arrow_stream(head):
         return FileKind("arrow")
-    description = magic_numbers.describe(head)
+    description = binary.describe(head)
     if head.startswith(b"PK\x03\x04"):
         if suffix == ".epub" or any(mark in head for mark in _EPUB_MARKS):
             return FileKind("epub")
@@ -165,9 +173,43 @@ def _has_json_lines(head: bytes, is_complete: bool) -> bool:
     if not is_complete:
         lines = lines[:-1]
     lines = [line for line in (line.removeprefix(_BOM).strip() for line in lines) if line]
-    if len(lines) + (not is_complete) < 2 or not _is_object(lines[0]):
+    if len(lines) + (not is_complete) < 2 or not lines or not _is_object(lines[0]):
         return False
     return 10 * sum(map(_is_object, lines)) >= 9 * len(lines)
+
+
+def _lacks_text(head: bytes, is_complete: bool) -> bool:
+    """Return True if no field of the first entries of a JSON file holds text."""
+    try:
+        if is_complete:
+            entries = [*fields.entries(msgspec.json.decode(head.removeprefix(_BOM)))]
+        else:
+            entries = list(_first_elements(head.removeprefix(_BOM).decode(errors="ignore")))
+        if not entries and not is_complete:
+            return False
+        if any(isinstance(entry, str) for entry in entries) or chinese_poetry.has_poems(entries):
+            return False
+        objects = [entry for entry in entries if isinstance(entry, dict)]
+        fields.choose(objects)
+        return not objects
+    except BadData:
+        return True
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False  # its reader says why
+
+
+def _first_elements(text: str) -> Iterator[Any]:
+    """Yield the elements of a JSON list, as far as `text` holds them; nothing if it is another value."""
+    decoder, position = json.JSONDecoder(), _LIST_START.match(text)
+    end = position.end() if position else -1
+    while 0 <= end < len(text):
+        try:
+            element, end = decoder.raw_decode(text, end)
+        except ValueError:
+            return
+        yield element
+        separator = _LIST_SEPARATOR.match(text, end)
+        end = separator.end() if separator else -1
 
 
 def _is_object(line: bytes) -> bool:

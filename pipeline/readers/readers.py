@@ -1,7 +1,7 @@
-"""Read a file as a stream of documents or of JSON lines; the end of its name selects the reader.
+"""Read any file as a stream of documents or of JSON lines; `kinds.py` says what a file is.
 
 `read_documents` yields documents one by one, for cleaning. `read_json_lines` yields JSON lines, the format that
-tokenizing splits into chunks.
+tokenizing splits into chunks. The members of an archive are read like the files of a folder.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadData
-from pipeline.readers import chinese_poetry, jsonl, parquet
+from pipeline.readers import archives, binary, columnar, csv_table, epub, html, json_lines, json_values
 from pipeline.readers import encoding as encodings
-from pipeline.readers.compression import read_blocks
-from pipeline.readers.documents import Document, OnReject, Reject
+from pipeline.readers.content import Content, ReadOptions, open_content
+from pipeline.readers.documents import Document, Note, OnReject, Reject, log_note
 from pipeline.readers.encoding import EncodingStats
+from pipeline.readers.kinds import ARCHIVE, NO_FIELD, detect_kind
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 
-PLAIN_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")
+PLAIN_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")  # names in a folder; `kinds.has_text_suffix` knows them all
 SUFFIXES = (*(kind + packed for kind in PLAIN_SUFFIXES[:3] for packed in ("", ".zst", ".gz")), ".parquet")
-_BOM = b"\xef\xbb\xbf"
+_TEXT_FORMATS = ("text", "")  # "" is refused by the reader of texts, which says where the binary data begins
+_READABLE_PROBLEMS = ("", "empty", "not text", NO_FIELD)  # left to the reader of the format
+_LIBRARIES = {
+    **dict.fromkeys(("parquet", "arrow"), ("pyarrow",)),
+    **dict.fromkeys(("html", "epub"), ("selectolax",)),
+    ARCHIVE: ("pyarrow", "selectolax"),
+}
 
 
 def read_documents(
@@ -31,98 +38,146 @@ def read_documents(
     on_reject: OnReject,
     *,
     encoding: str = encodings.AUTO,
+    text_fields: tuple[str, ...] = (),
+    note: Note = log_note,
     advance: Advance = lambda count: None,
 ) -> Iterator[Document]:
-    """Yield the documents of one file in order. SUFFIXES lists the names that are known; others are read as text.
+    """Yield the documents of one file in order.
 
     Input and rejects are counted in `ledger`; the caller counts as output or dropped every document it receives.
-    `encoding` applies to text files. Raises BadData if the file is truncated, corrupt or not text.
+    `encoding` applies to text, HTML and CSV, `text_fields` to records. Raises BadData if the file is truncated, corrupt
+    or of a kind that cannot be read, or if no field holds text.
     """
-    kind = _kind(path)
-    if kind == ".jsonl":
-        yield from _read_jsonl(path, ledger, on_reject, advance)
-        return
-    if kind == ".txt":
-        documents = iter([_read_text(path, ledger, on_reject, encoding, advance)])
-    else:
-        documents = _read_container(path, kind, advance)
-    for document in documents:
-        ledger.documents.came += 1
-        ledger.characters.came += len(document.text)
-        yield document
+    options = ReadOptions(note, encoding, text_fields)
+    for content in _contents(path, options, advance):
+        if content.kind.format == "jsonl":
+            yield from json_lines.read_documents(content, options, ledger, on_reject)
+            continue
+        for item in _items(content, options, ledger, on_reject):
+            ledger.documents.came += 1
+            text = item.excerpt if isinstance(item, Reject) else item.text
+            ledger.characters.came += len(text)
+            if isinstance(item, Reject):
+                ledger.documents.record_dropped(item.reason, 1)
+                ledger.characters.record_dropped(item.reason, len(text))
+                on_reject(item)
+            else:
+                yield item
 
 
 def read_json_lines(
-    path: Path, advance: Advance = lambda count: None, *, encoding: str = encodings.AUTO
+    path: Path,
+    advance: Advance = lambda count: None,
+    *,
+    encoding: str = encodings.AUTO,
+    text_fields: tuple[str, ...] = (),
+    note: Note = log_note,
 ) -> Iterator[bytes]:
-    """Yield a file as blocks of JSON lines: a .jsonl unchanged, each document of any other file as one line.
+    """Yield a file as blocks of JSON lines: JSON lines with `text` unchanged, any other document as one line.
 
-    Raises BadData if the file is truncated, corrupt or not text, also if a text ends within a character.
+    A record without text is a line that is not an object. Raises BadData like `read_documents`, also if a text ends
+    within a character.
     """
-    kind = _kind(path)
-    if kind == ".jsonl":
-        file_blocks = _with_joined_head(read_blocks(path, advance))
-        yield next(file_blocks, b"").removeprefix(_BOM)  # JSON does not allow a byte order mark
-        yield from file_blocks
-    elif kind == ".txt":  # streamed: a text file is one document of any length
-        stats = EncodingStats()
-        yield b'{"text":"'
-        for text in encodings.read_text(path, stats, encoding=encoding, advance=advance):
-            yield msgspec.json.encode(text)[1:-1]
-        if stats.truncated_bytes:  # there is no ledger here to count it in
-            raise BadData(
-                f"{path}: the file ends within a character "
-                f"(bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",
-                hint="download it again, or run `clean` on it, which keeps the rest and counts the lost bytes",
-            )
-        yield b'"}\n'
-    else:
-        for document in _read_container(path, kind, advance):
-            yield jsonl.encode_line(document.text, document.title, "", document.meta)
+    options = ReadOptions(note, encoding, text_fields)
+    for content in _contents(path, options, advance):
+        if content.kind.format == "jsonl":
+            blocks = json_lines.read_blocks(content, options)
+            yield from blocks if content.path or content.kind.archive else _with_last_newline(blocks)
+        elif content.kind.format in _TEXT_FORMATS:
+            yield from _text_line(content, options)
+        else:
+            for item in _items(content, options, Ledger(), lambda reject: None):
+                yield json_lines.encode(item)
 
 
 def has_many_documents(path: Path) -> bool:
     """Return True if a file may hold more than one document."""
-    return _kind(path) != ".txt"
+    return detect_kind(path).format not in _TEXT_FORMATS
 
 
-def _kind(path: Path) -> str:
-    name = path.name.removesuffix(".zst").removesuffix(".gz")
-    return next((kind for kind in PLAIN_SUFFIXES if name.endswith(kind)), ".txt")
+def libraries_of(path: Path) -> tuple[str, ...]:
+    """Return the libraries whose version decides the text that is read from a file."""
+    return _LIBRARIES.get(detect_kind(path).format, ())
 
 
-def _with_joined_head(file_blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the same bytes, with the first block long enough to hold a byte order mark."""
-    head = b""
-    for block in file_blocks:
-        head += block
-        if len(head) >= 4:
-            break
-    yield head
-    yield from file_blocks
+def _contents(path: Path, options: ReadOptions, advance: Advance) -> Iterator[Content]:
+    """Yield the content of a file, or of each member of an archive."""
+    kind = detect_kind(path)
+    if kind.problem not in _READABLE_PROBLEMS:
+        raise BadData(f"{path}: {kind.problem}, not text", hint=binary.hint_for(kind.problem))
+    content = open_content(path, kind, advance)
+    if kind.format != ARCHIVE:
+        yield content
+        return
+    omitted, count = archives.Omitted(), 0
+    for member in archives.members(content, omitted):
+        count += 1
+        yield member
+    if not count:
+        raise BadData(f"{path}: no member can be read: {str(omitted) or 'it is empty'}", hint="name other files")
+    if omitted.reasons:
+        options.note(f"{path}: left out {omitted}")
 
 
-def _read_container(path: Path, kind: str, advance: Advance) -> Iterator[Document]:
-    yield from chinese_poetry.read(path, advance) if kind == ".json" else parquet.read(path, advance)
+def _items(content: Content, options: ReadOptions, ledger: Ledger, on_reject: OnReject) -> Iterator[Document | Reject]:
+    """Yield the documents of one file, and its records without text."""
+    match content.kind.format:
+        case "html":
+            return html.read(content, options.encoding)
+        case "epub":
+            return epub.read(content)
+        case "json":
+            return json_values.read(content, options)
+        case "csv" | "tsv":
+            return csv_table.read(content, options)
+        case "parquet":
+            return columnar.read_parquet(content, options)
+        case "arrow":
+            return columnar.read_arrow(content, options)
+        case _:
+            return iter([_read_text(content, options, ledger, on_reject)])
 
 
-def _read_text(path: Path, ledger: Ledger, on_reject: OnReject, encoding: str, advance: Advance) -> Document:
+def _read_text(content: Content, options: ReadOptions, ledger: Ledger, on_reject: OnReject) -> Document:
     """Read a text file as one document. The bytes of a truncated last character are counted as a reject."""
     stats = EncodingStats()
-    text = "".join(encodings.read_text(path, stats, encoding=encoding, advance=advance))
+    text = "".join(encodings.decode_blocks(content.blocks, content.label, stats, encoding=options.encoding))
+    count_losses(stats, content.file, ledger, on_reject)
+    return Document(text, file=content.file)
+
+
+def count_losses(stats: EncodingStats, file: str, ledger: Ledger, on_reject: OnReject) -> None:
+    """Count the NULs that were taken out of a text, and reject the bytes of a truncated last character."""
+    ledger.characters.came += stats.nuls
+    ledger.characters.record_dropped("nul", stats.nuls)
     if stats.truncated_bytes:
         ledger.documents.came += 1
         ledger.documents.record_dropped("truncated-end", 1)
-        on_reject(Reject(path.name, 0, stats.truncated_offset, "truncated-end", stats.truncated_bytes.hex(" ")))
-    return Document(text, file=path.name)
+        on_reject(Reject(file, 0, stats.truncated_offset, "truncated-end", stats.truncated_bytes.hex(" ")))
 
 
-def _read_jsonl(path: Path, ledger: Ledger, on_reject: OnReject, advance: Advance) -> Iterator[Document]:
-    for number, (offset, line, is_complete) in enumerate(jsonl.split_lines(read_json_lines(path, advance)), start=1):
-        record = jsonl.parse_line(line) if is_complete else "bad-too-long"
-        if isinstance(record, str):
-            jsonl.reject_line(ledger, on_reject, record, line, path.name, number, offset)
-            continue
-        ledger.documents.came += 1
-        ledger.characters.came += len(record.text)
-        yield Document(record.text, record.title, record.meta, path.name, number, offset)
+def _text_line(content: Content, options: ReadOptions) -> Iterator[bytes]:
+    """Yield a text file, which is one document of any length, as one line."""
+    stats = EncodingStats()
+    yield b'{"text":"'
+    for text in encodings.decode_blocks(content.blocks, content.label, stats, encoding=options.encoding):
+        yield msgspec.json.encode(text)[1:-1]
+    if stats.truncated_bytes:  # there is no ledger here to count it in
+        raise BadData(
+            f"{content.label}: the file ends within a character "
+            f"(bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",
+            hint="download it again, or run `clean` on it, which keeps the rest and counts the lost bytes",
+        )
+    if stats.nuls:
+        options.note(f"{content.label}: removed {stats.nuls:,} NUL characters")
+    yield b'"}\n'
+
+
+def _with_last_newline(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes, and a newline if they do not end with one, so that other lines can follow."""
+    last = b"\n"
+    for block in blocks:
+        last = block[-1:] or last
+        yield block
+    if last != b"\n":
+        yield b"\n"

@@ -10,6 +10,7 @@ tokenizer, so that the complete decoded text is never in memory (benchmarks/NOTE
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class LongText:
     """The text of one long line, decoded part by part. Raises msgspec.DecodeError if the line is not a record."""
 
     def __init__(self, line: bytes | bytearray) -> None:
+        if line.startswith(codecs.BOM_UTF8):
+            line = line[len(codecs.BOM_UTF8) :]
         record = msgspec.json.decode(line, type=_LongLine)
         self.meta = decode_field(record.meta)
         self._raw = memoryview(record.text)

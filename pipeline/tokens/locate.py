@@ -80,7 +80,8 @@ def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
     source, path = _source_file(artifact, int(document.segment.split("-")[1]))
     offsets = source_offsets(artifact, document.segment)
     offset = int(offsets[document.row])
-    line, record = _read_line(path, offset)
+    fields = tuple(artifact.manifest.options.get("text_fields", ()))
+    line, record = _read_line(path, offset, fields)
     piece = int(np.count_nonzero(offsets[: document.row] == offset))
     skipped, text = _find_piece(record.text, rule_of(artifact.manifest.options), split, piece)
     ids = array.read(document.start, document.end)
@@ -150,9 +151,9 @@ def _source_file(artifact: Artifact, file: int) -> tuple[Input, Path]:
     raise InputMissing(f"{source.name}: the source no longer exists", hint=f"it was {paths[-1]}")
 
 
-def _read_line(path: Path, offset: int) -> tuple[int, jsonl.Record]:
+def _read_line(path: Path, offset: int, text_fields: tuple[str, ...]) -> tuple[int, jsonl.Record]:
     """Return the number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
-    blocks = readers.read_json_lines(path)
+    blocks = readers.read_json_lines(path, text_fields=text_fields, note=lambda text: None)
     position, number = 0, 1
     for block in blocks:
         before = block[: max(0, offset - position)]

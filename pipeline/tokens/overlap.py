@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from pipeline.errors import BadData
-from pipeline.sources.inputs import InputFile
 from pipeline.tokens.split import DIGEST_BYTES
 from pipeline.tokens.survey import Documents, SurveyedDocument
-from pipeline.tokens.tasks import DocumentFilter
 from pipeline.tokens.worker import PRINT_CHARACTERS, print_of
 
 
@@ -19,14 +17,14 @@ class Overlap:
     validation documents whose text is trained on, `documents` the number of all validation documents.
     """
 
-    def __init__(self, files: Sequence[InputFile], document_filter: DocumentFilter, limit: int, *, allow: bool) -> None:
+    def __init__(self, documents: Documents, *, allow: bool) -> None:
         self._allow = allow
         self._numbers: dict[bytes, int] = {}
         self._copies: list[int] = []  # validation documents with the text of each number
         self._seen: set[int] = set()
         self.count = self.documents = 0
         prints = set()
-        for document in Documents(files, document_filter, limit):
+        for document in documents:
             self.documents += 1
             prints.add(_print_of_document(document))
             number = self._numbers.setdefault(document.digest()[:DIGEST_BYTES], len(self._copies))

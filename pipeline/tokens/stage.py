@@ -19,6 +19,7 @@ import msgspec
 
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
+from pipeline.readers.readers import libraries_of
 from pipeline.runtime import workers
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD, Ledger
 from pipeline.runtime.progress import Progress
@@ -59,6 +60,7 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
     at first 0.05, or 0 with a validation corpus. `val_split` "document" or "stretch" says what is held out; "auto" does
     as the generation before, or chooses (survey.py). `allow_overlap` accepts a validation corpus of which most is
     trained on too. `max_documents` limits the training files and the validation files separately; 0 sets no limit.
+    `text_fields` names the fields that hold the text of a record; () chooses one.
     `dedup` "exact" keeps the first of equal texts in input order and takes about 110 bytes of memory per document.
     """
 
@@ -72,6 +74,7 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
     dedup: str = "no"
     val_split: str = "auto"
     allow_overlap: bool = False
+    text_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -189,8 +192,11 @@ def split_rule(root: Path | None, name: str, inputs: TokenizeInputs, options: To
     fraction = options.val_fraction
     if fraction is None:
         fraction = stored.fraction if stored else DEFAULT_VAL_FRACTION
-    documents = Documents(inputs.train, options.document_filter, options.max_documents)
-    return survey.choose_rule(documents, options.val_split, fraction, stored)
+    return survey.choose_rule(_documents(inputs.train, options), options.val_split, fraction, stored)
+
+
+def _documents(files: Sequence[InputFile], options: TokenizeOptions) -> Documents:
+    return Documents(files, options.document_filter, options.max_documents, options.text_fields)
 
 
 def identify(
@@ -214,8 +220,7 @@ def identify(
     libraries = _LIBRARIES.get(tokenizer.encoder, ())
     if options.format != "memmap":
         libraries += ("h5py",)
-    if any(entry.path.suffix == ".parquet" for entry in (*inputs.train, *inputs.val)):
-        libraries += ("pyarrow",)
+    libraries += tuple(sorted({name for entry in (*inputs.train, *inputs.val) for name in libraries_of(entry.path)}))
     settings = {
         "stage": SCHEMA,
         "format": options.format,
@@ -225,6 +230,7 @@ def identify(
         "dedup": options.dedup,
         "files": [entry.name for entry in (*inputs.train, *inputs.val)],  # names appear in the manifest and in rejects
         **msgspec.structs.asdict(options.document_filter),
+        **({"text_fields": options.text_fields} if options.text_fields else {}),
     }
     return Identity("tokens", name, settings, tuple(entries), tokenizer.fingerprint, libraries)
 
@@ -284,8 +290,7 @@ def _write(
     dedup = options.dedup == "exact"  # then a validation document that is trained on too is dropped
     overlap = None
     if inputs.val and not dedup:
-        limit = options.max_documents
-        overlap = Overlap(inputs.val, options.document_filter, limit, allow=options.allow_overlap)
+        overlap = Overlap(_documents(inputs.val, options), allow=options.allow_overlap)
     specs = [
         (entry, FileSpec(dtype, entry.name, split, rule, options.document_filter, dedup))
         for entries, split in ((inputs.train, "" if rule else "train"), (inputs.val, "val"))
@@ -304,7 +309,8 @@ def _write(
             overlap=overlap,
         ) as writer,
     ):
-        todo = tasks(specs, tokenizer.boundary, writer.next_unit, writer.is_full, advance)
+        note = functools.cache(progress.note)  # the same field of many files is noted once
+        todo = tasks(specs, tokenizer.boundary, writer.next_unit, writer.is_full, advance, options.text_fields, note)
         jobs = jobs if total > _SMALL else 1
         function = functools.partial(encode, tokenizer, val_prints=overlap.prints if overlap else frozenset())
         with contextlib.closing(workers.map_ordered(function, todo, jobs=jobs)) as results:

@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadData, InkstoneError
-from pipeline.readers import jsonl
+from pipeline.readers import jsonl, readers
 from pipeline.sources.inputs import InputFile
 from pipeline.store import artifact
 from pipeline.store.generations import current_key, generation_keys
-from pipeline.tokens.chunks import Chunk, LongText
+from pipeline.tokens.chunks import Chunk, LongText, split_chunks
 from pipeline.tokens.split import SplitRule, digest_of, draw_of, drawn_stretches, rule_of, stretches, threshold_of
-from pipeline.tokens.tasks import DocumentFilter, read_chunks
+from pipeline.tokens.tasks import DocumentFilter
 
 FEW_DOCUMENTS = 50  # fewer are divided into stretches
 LARGE_SHARE = 5  # also if one document holds more than one in this number of the bytes
@@ -51,16 +51,20 @@ class SurveyedDocument:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of some files that pass a filter, at most `limit` of them (0: all), in input order."""
+    """The documents of some files that pass a filter, at most `limit` of them (0: all), in input order.
+
+    `text_fields` names the fields that hold the text of a record; () chooses one.
+    """
 
     files: Sequence[InputFile]
     filter: DocumentFilter
     limit: int = 0
+    text_fields: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[SurveyedDocument]:
         count = 0
         for entry in self.files:
-            for chunk in read_chunks(entry):
+            for chunk in self._chunks_of(entry):
                 for document in self._documents_of(chunk):
                     yield document
                     count += 1
@@ -76,11 +80,15 @@ class Documents:
             yield from (document.size() for document in self)
             return
         for entry in self.files:
-            for chunk in read_chunks(entry):
+            for chunk in self._chunks_of(entry):
                 if chunk.long:
                     yield len(chunk.data)
                 elif not chunk.overlong:
                     yield from filter(None, map(len, chunk.data.split(b"\n")))
+
+    def _chunks_of(self, entry: InputFile) -> Iterator[Chunk]:
+        blocks = readers.read_json_lines(entry.path, text_fields=self.text_fields, note=lambda line: None)
+        return split_chunks(blocks)
 
     def _documents_of(self, chunk: Chunk) -> Iterator[SurveyedDocument]:
         if chunk.overlong:

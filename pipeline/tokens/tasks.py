@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.readers import jsonl, readers
+from pipeline.readers.documents import Note, log_note
 from pipeline.runtime.progress import Advance
 from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.tokens import chunks
@@ -113,8 +114,10 @@ def tasks(
     next_unit: Callable[[int], int | None],
     is_full: Callable[[str], bool],
     advance: Advance,
+    text_fields: tuple[str, ...] = (),
+    note: Note = log_note,
 ) -> Iterator[TokenizeTask]:
-    """Yield the tasks of all files in input order. `boundary` is the tokenizer's.
+    """Yield the tasks of all files in input order. `boundary` is the tokenizer's, `text_fields` hold the texts.
 
     `next_unit(file)` is the first unit to do of a file, None if there is none; `is_full(split)` ends a split early.
 
@@ -128,7 +131,8 @@ def tasks(
             continue
         last = TokenizeTask(spec, index, first_unit, 0)
         try:
-            for task in _file_tasks(entry, last, boundary, advance):
+            blocks = readers.read_json_lines(entry.path, advance, text_fields=text_fields, note=note)
+            for task in _file_tasks(entry, last, boundary, blocks):
                 if is_full(spec.split):
                     break
                 yield task
@@ -139,17 +143,12 @@ def tasks(
             yield TokenizeTask(spec, index, last.unit, last.offset, fault=from_os_error(error))
 
 
-def read_chunks(entry: InputFile, advance: Advance = lambda count: None) -> Iterator[Chunk]:
-    """Yield the chunks of a file."""
-    return chunks.split_chunks(readers.read_json_lines(entry.path, advance))
-
-
 def _file_tasks(
-    entry: InputFile, start: TokenizeTask, boundary: re.Pattern[str] | None, advance: Advance
+    entry: InputFile, start: TokenizeTask, boundary: re.Pattern[str] | None, blocks: Iterator[bytes]
 ) -> Iterator[TokenizeTask]:
     """Yield the tasks of a file from unit `start.unit` on."""
     unit, lines = -1, 0
-    for chunk in read_chunks(entry, advance):
+    for chunk in chunks.split_chunks(blocks):
         if chunk.unit < start.unit:
             continue
         if chunk.unit != unit:

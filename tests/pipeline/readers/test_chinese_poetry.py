@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BadData
-from pipeline.readers import chinese_poetry
+from pipeline.readers import readers
 from pipeline.readers.documents import Document
+from pipeline.runtime.ledger import Ledger
 
 
 def read(folder: Path, value: Any, *, head: bytes = b"") -> list[Document]:
     path = folder / "a.json"
     path.write_bytes(head + json.dumps(value, ensure_ascii=False).encode())
-    return list(chinese_poetry.read(path))
+    return list(readers.read_documents(path, Ledger(), print))
 
 
 def summaries(documents: list[Document]) -> list[tuple[str, str, Any]]:
@@ -145,25 +146,13 @@ def test_empty_list_has_no_documents_and_byte_order_mark_is_skipped(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        {},
-        7,
-        "床前明月光",
-        ["床前明月光"],
-        [{"name": "李白", "desc": "字太白", "id": "1"}],
-        [{"text": "a"}],
-        [{"paragraphs": 7}],
-        [{"paragraphs": ["a", 7]}],
-        [{"paragraphs": ["a"]}, "b"],
-        [{"paragraphs": ["a"]}, None],
-    ],
+    "value", [{}, 7, [{"name": "李白", "desc": "字太白", "id": "1"}], [{"paragraphs": 7}], [{"paragraphs": [7]}]]
 )
-def test_json_of_another_shape_raises_bad_data_with_a_hint(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(BadData, match="not a chinese-poetry file") as caught:
+def test_json_without_text_raises_bad_data_with_a_hint(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(BadData, match="no field text") as caught:
         read(tmp_path, value)
     assert str(tmp_path) in caught.value.message
-    assert ".jsonl" in caught.value.hint
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
@@ -171,7 +160,7 @@ def test_deeply_nested_entries_never_crash(tmp_path: Path, depth: int) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"content":[' * depth + '"水"' + "]}" * depth)
     try:
-        assert [document.text for document in chinese_poetry.read(path)] == ["水"]
+        assert [document.text for document in readers.read_documents(path, Ledger(), print)] == ["水"]
     except BadData:
         assert depth > 100
 
@@ -197,7 +186,7 @@ def test_real_files_are_read_with_title_and_author(shared: Path) -> None:
     counts = {}
     for path in sorted((shared / "data" / "chinese-poetry").glob("*.json")):
         entries = json.loads(path.read_text())
-        documents = list(chinese_poetry.read(path))
+        documents = list(readers.read_documents(path, Ledger(), print))
         counts[path.name] = len(documents)
         assert [document.text for document in documents] == ["\n".join(entry["paragraphs"]) for entry in entries]
         for entry, document in zip(entries, documents, strict=True):

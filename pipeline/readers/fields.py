@@ -1,0 +1,178 @@
+"""Choose which field of a record is its text, and take the text out of it.
+
+In this order: the fields that the user named; `text`, if it is a string; `messages` or `conversations`, which become
+turns; the one string field that holds more than half of all characters in the first records. Other records are refused
+with the names of their fields. A name may lead into nested objects: `meta.body`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import BadData
+from pipeline.readers import chinese_poetry
+
+TEXT = "text"
+SAMPLE = 100  # records from which the field is chosen
+_CHATS = ("messages", "conversations")  # of OpenAI, and of ShareGPT
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_ABOUT = {  # names of fields about a text, never chosen by themselves
+    *("author", "authors", "category", "date", "desc", "description", "file", "filename", "id", "label", "lang"),
+    *("language", "license", "link", "name", "path", "short_description", "source", "split", "summary", "tags", "time"),
+    *("timestamp", "title", "topic", "type", "uri", "url", "uuid"),
+}
+_DEPTH = 4  # of nested objects
+_NAMES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class FieldChoice:
+    """The fields whose texts, joined by a blank line, are the document."""
+
+    names: tuple[str, ...] = (TEXT,)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if the text is the field `text` alone, as in a corpus."""
+        return self.names == (TEXT,)
+
+    def text_of(self, record: Mapping[str, Any]) -> str | None:
+        """Return the text of a record, None if it has none of the fields."""
+        parts = [text for name in self.names if (text := _as_text(_lookup(record, name))) is not None]
+        if len(self.names) == 1:
+            return parts[0] if parts else None
+        return "\n\n".join(filter(None, parts)) if parts else None
+
+    def __str__(self) -> str:
+        return ("field " if len(self.names) == 1 else "fields ") + ", ".join(self.names)
+
+
+def split_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of --text-field, given repeatedly or joined by commas, one by one."""
+    return tuple(name.strip() for value in names for name in value.split(",") if name.strip())
+
+
+def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) -> FieldChoice:
+    """Return the fields that hold the text of the first records of a file.
+
+    Raises BadData, without the name of the file, if the records have no such field.
+    """
+    if names := split_names(requested):
+        for name in names:
+            if not any(_as_text(_lookup(record, name)) is not None for record in records):
+                raise _no_field(name, records)
+        return FieldChoice(names)
+    if not records or any(isinstance(record.get(TEXT), str) for record in records):
+        return FieldChoice()
+    for name in _CHATS:
+        if any(_as_turns(record.get(name)) for record in records):
+            return FieldChoice((name,))
+    sizes = _string_sizes(records)
+    total = sum(sizes.values())
+    for name, size in sizes.items():
+        if 2 * size > total and not _is_about(name):
+            return FieldChoice((name,))
+    raise _no_field(TEXT, records)
+
+
+def entries(value: Any) -> Sequence[Any]:
+    """Return the records of a JSON value: a list, the largest list in an object, or the object itself."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict) or chinese_poetry.has_poems([value]) or isinstance(value.get(TEXT), str):
+        return [value]
+    lists: list[list[Any]] = [
+        item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict | str)
+    ]
+    if lists:
+        return max(lists, key=lambda item: len(msgspec.json.encode(item)))
+    inner = list(value.values())
+    return inner if len(inner) > 1 and all(isinstance(item, dict) for item in inner) else [value]
+
+
+def title_of(record: Mapping[str, Any], choice: FieldChoice) -> str:
+    """Return the field `title` if it is a string and not the text itself, else ""."""
+    title = record.get("title")
+    return title if isinstance(title, str) and "title" not in choice.names else ""
+
+
+def _lookup(record: Any, name: str) -> Any:
+    """Return the value of a field; a dot leads into a nested object. None if there is none."""
+    if not isinstance(record, Mapping):
+        return None
+    if name in record:
+        return record[name]
+    position = name.find(".")
+    while position > 0:
+        if (value := _lookup(record.get(name[:position]), name[position + 1 :])) is not None:
+            return value
+        position = name.find(".", position + 1)
+    return None
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        return "\n".join(value) if all(isinstance(item, str) for item in value) else _as_turns(value)
+    return None
+
+
+def _as_turns(value: Any) -> str | None:
+    """Return a list of chat messages as `role: content`, with blank lines between them; None if it is another list."""
+    if not isinstance(value, list):
+        return None
+    turns = []
+    for message in value:
+        if not isinstance(message, Mapping):
+            return None
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if isinstance(content, list):  # parts, some of which are images
+            content = "\n".join(part["text"] for part in content if isinstance(part, Mapping) and _has_text(part))
+        if not isinstance(role, str):
+            return None
+        if isinstance(content, str) and content:
+            turns.append(f"{_ROLES.get(role, role)}: {content}")
+    return "\n\n".join(turns) if turns else None
+
+
+def _has_text(part: Mapping[str, Any]) -> bool:
+    return isinstance(part.get(TEXT), str)
+
+
+def _string_sizes(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the characters of each string field of all records, in the order in which the fields appear."""
+    sizes: dict[str, int] = {}
+    for record in records:
+        for name, value in _leaves(record, "", _DEPTH):
+            text = _as_text(value)
+            if text is not None:
+                sizes[name] = sizes.get(name, 0) + len(text)
+    return sizes
+
+
+def _leaves(record: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value and depth:
+            yield from _leaves(value, f"{prefix}{name}.", depth - 1)
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_about(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in _ABOUT
+
+
+def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
+    names = list(dict.fromkeys(name for record in records for name, _ in _leaves(record, "", _DEPTH)))
+    listed = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    sizes = _string_sizes(records)
+    likely = {field: size for field, size in sizes.items() if not _is_about(field)} or sizes
+    likely = {field: size for field, size in likely.items() if size and 10 * size >= max(likely.values())}
+    if not likely:
+        return BadData(f"no field {name}; fields: {listed or 'none'}", hint="no field holds text")
+    return BadData(f"no field {name}; fields: {listed}", hint=f"pass --text-field {','.join(likely)}")

@@ -1,0 +1,88 @@
+"""Which field of a record is the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.errors import BadData
+from pipeline.readers.fields import FieldChoice, choose, split_names, title_of
+
+PROSE = "The old man sat in the boat and did not say where he went. "
+
+
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        ({"text": "a", "content": PROSE}, ("text",)),
+        ({"content": PROSE, "url": "http://a"}, ("content",)),
+        ({"id": 7, "data": {"body": {"plain": PROSE}}, "n": "a"}, ("data.body.plain",)),
+        ({"title": "a", "paragraphs": [PROSE, PROSE]}, ("paragraphs",)),
+        ({"text": None, "body": PROSE}, ("body",)),
+        ({"prompt": PROSE * 9, "messages": [{"role": "user", "content": "a"}]}, ("messages",)),
+        ({"messages": "none", "story": PROSE}, ("story",)),
+        ({"conversations": [{"from": "human", "value": "a"}]}, ("conversations",)),
+    ],
+)
+def test_field_of_the_text_is_chosen(record: dict[str, Any], names: tuple[str, ...]) -> None:
+    assert choose([record] * 3).names == names
+
+
+def test_first_records_decide_together() -> None:
+    assert choose([{"a": "x" * 10, "b": "x" * 9}, {"a": "x", "b": "x" * 9}]).names == ("b",)
+    assert choose([{"b": PROSE}, {"text": "a"}]).names == ("text",)
+    assert choose([]) == FieldChoice()
+
+
+@pytest.mark.parametrize(
+    ("records", "requested", "message", "hint"),
+    [
+        ([{"content": 7, "url": "a"}], (), "no field text; fields: content, url", "pass --text-field url"),
+        ([{"ask": "ab", "answer": "abc", "id": "1"}], (), "fields: ask, answer, id", "--text-field ask,answer"),
+        ([{"name": "某", "description": "某人，字子某。"}], (), "fields: name, description", "pass --text-field"),
+        ([{"content": PROSE, "url": "a"}], ("body",), "no field body; fields: content, url", "--text-field content"),
+        ([{"n": 1, "of": [1, 2]}], (), "no field text; fields: n, of", "no field holds text"),
+        ([{"a": {"b": "xx"}, "c": "yy"}], (), "fields: a.b, c", "pass --text-field"),
+        ([{f"f{n}": "x" for n in range(20)}], (), "f11, …", "pass --text-field f0,f1"),
+    ],
+)  # fmt: skip
+def test_missing_field_names_the_fields_that_are_there(
+    records: list[dict[str, Any]], requested: tuple[str, ...], message: str, hint: str
+) -> None:
+    with pytest.raises(BadData) as caught:
+        choose(records, requested)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_requested_fields_are_joined_by_a_blank_line() -> None:
+    choice = choose([{"q": "a", "meta": {"x.y": "b"}}], ("q,meta.x.y",))
+    assert choice.names == ("q", "meta.x.y")
+    assert choice.text_of({"q": "why?", "meta": {"x.y": "so"}}) == "why?\n\nso"
+    assert choice.text_of({"q": "why?", "meta": None}) == "why?"
+    assert choice.text_of({"other": "a"}) is None
+    assert split_names(["a, b", "c"]) == ("a", "b", "c")
+    assert str(choice) == "fields q, meta.x.y"
+
+
+def test_chat_messages_become_turns() -> None:
+    openai = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": "image_url", "image_url": "a"}]},
+        {"role": "assistant", "content": "She.\nAnd he.", "tool_calls": None},
+        {"role": "tool", "content": None},
+    ]
+    sharegpt = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "She."}]
+    assert FieldChoice(("messages",)).text_of({"messages": openai}) == (
+        "system: Be brief.\n\nuser: Who?\n\nassistant: She.\nAnd he."
+    )
+    assert FieldChoice(("c",)).text_of({"c": sharegpt}) == "user: Who?\n\nassistant: She."
+    for other in ([{"a": 1}], [1], ["a", 1], [], {}, 7, None):
+        assert FieldChoice(("c",)).text_of({"c": other}) is None
+
+
+def test_title_is_a_field_of_its_own() -> None:
+    assert title_of({"title": "a"}, FieldChoice()) == "a"
+    assert title_of({"title": "a"}, FieldChoice(("title",))) == ""
+    assert title_of({"title": 7}, FieldChoice()) == ""
