@@ -67,6 +67,7 @@ def gather_inputs(
     corpora: bool,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    text_fields: Sequence[str] = (),
     deep: bool = False,
 ) -> Inputs:
     """Return the files that all `references` name, in their order; what is left out is reported in one line.
@@ -85,6 +86,7 @@ def gather_inputs(
                 corpora=corpora,
                 include=include,
                 exclude=exclude,
+                text_fields=text_fields,
                 deep=deep,
                 left_out=left_out,
                 progress=progress,
@@ -119,6 +121,7 @@ def resolve_inputs(
     deep: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    text_fields: Sequence[str] = (),
     left_out: list[LeftOut] | None = None,
     progress: Progress | None = None,
 ) -> list[InputFile]:
@@ -127,8 +130,8 @@ def resolve_inputs(
     It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a dataset that was downloaded
     (`hf:OWNER/NAME`), a file, or a folder. A path that
     exists goes before the others if it is written as one, with "/" or a suffix; `progress` is told if a bare name could
-    be both. Of the files of a folder or source, `include` and `exclude` choose, as `walk` explains; the entries of a
-    folder that are not read are added to `left_out`. With `deep` every byte is hashed again.
+    be both. Of the files of a folder or source, `include`, `exclude` and `text_fields` choose, as `walk` explains; the
+    entries of a folder that are not read are added to `left_out`. With `deep` every byte is hashed again.
 
     Raises InputMissing with the command to run first if there is none, NotText if a named file cannot be read as text,
     BadData if a cached file is damaged.
@@ -154,7 +157,7 @@ def resolve_inputs(
         require_text(path)
         return _local_files(root, {path: path.name}, deep)
     if path.is_dir():
-        data = walk(path, include=include, exclude=exclude, leave_out=(root,))
+        data = walk(path, include=include, exclude=exclude, leave_out=(root,), text_fields=text_fields)
         if left_out is not None:
             left_out += data.left_out
         return _local_files(root, {file: file.relative_to(path).as_posix() for file in data.files}, deep)

@@ -15,7 +15,6 @@ import fnmatch
 import hashlib
 import mimetypes
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from pipeline.errors import BadData, InkstoneError, InputMissing, NotPermitted, from_os_error
 from pipeline.readers.compression import compression_suffix, read_blocks
-from pipeline.readers.kinds import detect_kind, has_text_suffix, without_compression
+from pipeline.readers.kinds import NO_FIELD, detect_kind, has_text_suffix, without_compression
 from pipeline.runtime.progress import Progress
 from pipeline.sources.order import natural_key
 from pipeline.store import files
@@ -33,7 +32,6 @@ from pipeline.store.manifest import KINDS
 LOCK_FILE = "sources.lock.json"  # of the raw cache
 _FOLDERS_OF_TOOLS = ("__MACOSX", "node_modules", "__pycache__")
 _EDITOR_COPIES = ("*~", "#*#", "*.swp", "*.swo")
-_TEXT_FIELD = re.compile(rb'"(?:text|paragraphs|content|para|messages|conversations)"\s*:')
 _SAME = "same as "
 _HEAD = 1 << 16  # bytes that are compared before files of equal size are hashed
 _COMPARED = 1 << 24  # bytes of a text and its compressed copy that are compared
@@ -65,20 +63,26 @@ class NotText(BadData):
 
 
 def walk(
-    folder: Path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), leave_out: Sequence[Path] = ()
+    folder: Path,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    leave_out: Sequence[Path] = (),
+    text_fields: Sequence[str] = (),
 ) -> Walk:
     """Select the files of `folder` and of the folders in it. Links to folders are followed once.
 
     With `include`, only files that match one of these patterns are taken, whatever their suffix. Files and folders
     that match one of `exclude` are left out. A pattern is compared, without regard to case, with the name and with the
-    path below `folder`; its `*` stands for any characters, `/` too. `leave_out` lists artifacts folders.
+    path below `folder`; its `*` stands for any characters, `/` too. `leave_out` lists artifacts folders. JSON without a
+    text field is left out, unless the user named `text_fields`.
 
     Raises InputMissing if no file is left or for a link without a target, NotPermitted for an unreadable entry.
     """
     search = _Search(folder, include, exclude, {os.path.realpath(path) for path in leave_out})
     try:
         search.read()
-        search.keep_texts()
+        search.keep_texts(take_any_json=bool(text_fields))
         search.keep_one_of_compressed()
         search.keep_one_of_equal()
     except OSError as error:
@@ -90,12 +94,15 @@ def walk(
 
 
 def require_text(path: Path) -> None:
-    """Raise NotText if the content of a file that the user named cannot be read as text."""
+    """Raise NotText if the content of a file that the user named cannot be read as text.
+
+    JSON without a text field is left to its reader, whose error lists the fields.
+    """
     try:
         problem = detect_kind(path).problem
     except OSError as error:
         raise _unreadable(error, path) from None
-    if problem:
+    if problem and problem != NO_FIELD:
         hint = "save its content as plain text (.txt), or leave it out"
         content = problem if problem == "not text" else f"{problem}, not text"
         if problem == "empty":
@@ -235,18 +242,12 @@ class _Search:
         suffix = Path(name).suffix.casefold()
         return {"image": "an image", "video": "a video", "audio": "a recording"}.get(kind, f"a {suffix} file")
 
-    def keep_texts(self) -> None:
-        """Leave out the files whose content is no text, and JSON without a text beside JSON with one."""
-        has_text: dict[str, bool] = {}
+    def keep_texts(self, *, take_any_json: bool) -> None:
+        """Leave out the files whose content is no text; of JSON without a text field the user may name another."""
         for name in list(self.names):
-            kind = detect_kind(self.folder / name)
-            if kind.problem:
-                self.drop(name, kind.problem)
-            elif kind.format == "json":
-                has_text[name] = _has_text_field(self.folder / name)
-        if any(has_text.values()):
-            for name in [name for name, is_text in has_text.items() if not is_text]:
-                self.drop(name, "JSON of another kind")
+            problem = detect_kind(self.folder / name).problem
+            if problem and not (take_any_json and problem == NO_FIELD):
+                self.drop(name, problem)
 
     def keep_one_of_compressed(self) -> None:
         """Leave out the compressed copy of a file that stands beside it, or the second compressed copy."""
@@ -277,14 +278,6 @@ def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[s
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _has_text_field(path: Path) -> bool:
-    """Return True if the beginning of a JSON file has one of the names under which texts are kept."""
-    try:
-        return _TEXT_FIELD.search(next(read_blocks(path), b"")[:_HEAD]) is not None
-    except BadData:  # reading all of it will say why
-        return True
 
 
 def _is_same_text(first: Path, second: Path) -> bool:

@@ -239,17 +239,15 @@ def test_raw_cache_is_read_without_its_lock_file_and_decompressed_copies(folder:
     assert names(walk(folder), folder) == ["a.txt"]
 
 
-def test_json_without_a_text_beside_files_with_one_is_left_out(folder: Path) -> None:
+def test_json_without_a_text_field_is_left_out_unless_the_user_names_one(folder: Path) -> None:
     write_file(folder, "ci.song.0.json", json.dumps([{"author": "李某", "paragraphs": ["却说阿渊来到江边。"]}]))
     write_file(folder, "author.song.json", json.dumps([{"name": "李某", "description": "字子某"}]))
-    result = walk(folder)
-    assert names(result, folder) == ["ci.song.0.json"]
-    assert reasons(result) == {"author.song.json": "JSON of another kind"}
-
-
-def test_json_of_one_kind_is_left_to_its_reader(folder: Path) -> None:
     write_file(folder, "posts.json", json.dumps([{"body": "a text", "id": 1}]))
-    assert names(walk(folder), folder) == ["posts.json"]
+    result = walk(folder)
+    assert names(result, folder) == ["ci.song.0.json", "posts.json"]
+    assert reasons(result) == {"author.song.json": "no text field"}
+    assert len(walk(folder, text_fields=["description"]).files) == 3
+    require_text(folder / "author.song.json")  # its reader lists the fields
 
 
 def test_folder_without_text_says_what_was_left_out(folder: Path) -> None:
