@@ -363,4 +363,4 @@ def test_command_says_what_is_held_out_and_what_comes_next(tmp_path: Path, root:
     process = subprocess.run(chaos.command(*arguments), capture_output=True, text=True, check=True)
     *_, held_out, following = process.stdout.splitlines()
     assert re.fullmatch(r"held out \d stretch(es)? of 2 KiB \([\d.]+ %\), chosen by hash", held_out)
-    assert following == "next: inkstone train --tokens novel --name novel"
+    assert following == "next: inkstone train --tokens novel"
