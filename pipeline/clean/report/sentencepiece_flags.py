@@ -24,7 +24,7 @@ COVERAGE = 0.9999  # with byte fallback; a text of fewer than 10,000 characters 
 UNLIMITED_LINE_BYTES = 1 << 20  # bytes: max_sentence_length for text that was not cleaned
 BYTE_PIECES, SPECIAL_PIECES = 256, 2  # pieces that byte fallback needs, and those for unknown and end of text
 VOCAB_SIZES = (8_000, 16_000, 32_000)  # of vocabularies: for one novel, for poems, for more
-SMALL_TEXT, SIZE_FOR_SMALL_TEXT = 200_000, 4_000  # characters, and the vocabulary size for texts that have fewer
+SMALL_VOCAB_SIZES = ((100_000, 1_000), (400_000, 2_000), (4_000_000, 4_000))  # for texts of fewer characters
 _SPACE, _UNKNOWN = "▁", "▅"  # as the trainer writes them
 _MAX_CHARACTER_RATIO = 0.75  # of a vocabulary: single characters may use this much, the remainder is for words
 _MAX_INT32 = (1 << 31) - 1  # the type of max_sentence_length
@@ -91,7 +91,7 @@ def flags(lines: LineStats) -> Flags:
     max_length = min(max(lines.longest_bytes, DEFAULT_MAX_LINE_BYTES), _MAX_INT32)
     frequencies = lines.trainer_frequencies()
     total = sum(frequencies.values())
-    sizes = (*((SIZE_FOR_SMALL_TEXT,) if total < SMALL_TEXT else ()), *VOCAB_SIZES)
+    sizes = (*(size for limit, size in SMALL_VOCAB_SIZES if total < limit), *VOCAB_SIZES)
     singletons = sum(count == 1 for count in frequencies.values())
     coverages = (*((COVERAGE,) if singletons <= (1 - COVERAGE) * total else ()), DEFAULT_COVERAGE)
     for coverage in coverages:

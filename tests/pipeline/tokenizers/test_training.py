@@ -12,7 +12,6 @@ import pytest
 from pipeline import tokenizers
 from pipeline.clean import stage as clean_stage
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report.sentencepiece_flags import VOCAB_SIZES
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
@@ -73,7 +72,7 @@ def test_default_vocabulary_can_be_trained_on_any_text(tmp_path: Path, kind: str
 def test_default_vocabulary_is_the_advice_for_the_text(tmp_path: Path) -> None:
     progress = Notes()
     built = train(tmp_path, BOOK * 12, "bpe", "auto", progress)
-    assert built.artifact.manifest.counts["vocab_size"] == VOCAB_SIZES[0]
+    assert built.artifact.manifest.counts["vocab_size"] == 4_000
     characters = 12 * (len(BOOK) - BOOK.count("\n"))
     assert progress.lines == [f"vocabulary 8,000 (advised for {characters:,} characters)"]
     assert train(tmp_path, BOOK * 12, "bpe").artifact == built.artifact
