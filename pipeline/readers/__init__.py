@@ -1,5 +1,5 @@
 """Read files of any supported format as documents.
 
-Start with `readers.py`: it selects the reader of a file by its name. `compression.py` and `encoding.py` turn bytes
-into text; `jsonl.py`, `parquet.py` and `chinese_poetry.py` each read one format.
+Start with `kinds.py`, which decides the kind of a file, and `readers.py`, which selects its reader. `compression.py`,
+`archives.py` and `encoding.py` turn bytes into text; `fields.py` chooses the field of a record that holds the text.
 """

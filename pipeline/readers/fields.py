@@ -171,8 +171,9 @@ def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
     names = list(dict.fromkeys(name for record in records for name, _ in _leaves(record, "", _DEPTH)))
     listed = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
     sizes = _string_sizes(records)
-    likely = {field: size for field, size in sizes.items() if not _is_about(field)} or sizes
-    likely = {field: size for field, size in likely.items() if size and 10 * size >= max(likely.values())}
-    if not likely:
+    likely = {field: size for field, size in sizes.items() if size and not _is_about(field)}
+    likely = {field: size for field, size in likely.items() if 10 * size >= max(likely.values())}
+    suggested = [*likely] or sorted(filter(sizes.get, sizes), key=lambda field: -sizes[field])[:1]
+    if not suggested:
         return BadData(f"no field {name}; fields: {listed or 'none'}", hint="no field holds text")
-    return BadData(f"no field {name}; fields: {listed}", hint=f"pass --text-field {','.join(likely)}")
+    return BadData(f"no field {name}; fields: {listed}", hint=f"pass --text-field {','.join(suggested)}")

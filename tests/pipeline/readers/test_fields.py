@@ -40,7 +40,7 @@ def test_first_records_decide_together() -> None:
     [
         ([{"content": 7, "url": "a"}], (), "no field text; fields: content, url", "pass --text-field url"),
         ([{"ask": "ab", "answer": "abc", "id": "1"}], (), "fields: ask, answer, id", "--text-field ask,answer"),
-        ([{"name": "某", "description": "某人，字子某。"}], (), "fields: name, description", "pass --text-field"),
+        ([{"name": "某", "description": "某人，字子某。"}], (), "no field text", "--text-field description"),
         ([{"content": PROSE, "url": "a"}], ("body",), "no field body; fields: content, url", "--text-field content"),
         ([{"n": 1, "of": [1, 2]}], (), "no field text; fields: n, of", "no field holds text"),
         ([{"a": {"b": "xx"}, "c": "yy"}], (), "fields: a.b, c", "pass --text-field"),
@@ -78,7 +78,8 @@ def test_chat_messages_become_turns() -> None:
         "system: Be brief.\n\nuser: Who?\n\nassistant: She.\nAnd he."
     )
     assert FieldChoice(("c",)).text_of({"c": sharegpt}) == "user: Who?\n\nassistant: She."
-    for other in ([{"a": 1}], [1], ["a", 1], [], {}, 7, None):
+    others: tuple[Any, ...] = ([{"a": 1}], [1], ["a", 1], [], {}, 7, None)
+    for other in others:
         assert FieldChoice(("c",)).text_of({"c": other}) is None
 
 

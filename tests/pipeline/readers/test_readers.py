@@ -10,6 +10,7 @@ import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyarrow import parquet
 from pipeline.errors import BadData
 from pipeline.readers import archives, readers
 from pipeline.readers.documents import Document, Reject
+from pipeline.readers.kinds import detect_kind
 from pipeline.runtime.ledger import Ledger
 
 PROSE = ["The old man sat in the boat, and waited.", 'She said: "No."\nAnd went.', "却说那老人坐在船头，不知何处去。"]
@@ -156,7 +158,7 @@ def test_authors_without_texts_are_a_problem(tmp_path: Path) -> None:
     authors = [{"description": "某人，字子某。", "name": "某", "short_description": "某人"}]
     for count in (1, 2000):
         path = file_of(tmp_path, "author.song.json", json.dumps(authors * count, ensure_ascii=False))
-        assert readers.detect_kind(path).problem == "no text field"
+        assert detect_kind(path).problem == "no text field"
         assert "no field text; fields: description, name, short_description" in refused(path).message
         assert texts(path, ("description",)) == ["某人，字子某。"] * count
 
@@ -370,11 +372,15 @@ def tarred(members: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def packed_tar(name: str, members: dict[str, bytes]) -> bytes:
+    return PACKERS[name](tarred(members))
+
+
 ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "a.zip": zipped,
     "a.tar": tarred,
     "a.tgz": lambda members: gzip.compress(tarred(members)),
-    **{f"a.tar.{name}": (lambda members, pack=pack: pack(tarred(members))) for name, pack in PACKERS.items()},
+    **{f"a.tar.{name}": partial(packed_tar, name) for name in PACKERS},
 }
 
 
