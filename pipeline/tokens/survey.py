@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,13 @@ class SurveyedDocument:
 
     text: str | LongText
 
-    def blocks(self) -> Iterable[str]:
-        return [self.text] if isinstance(self.text, str) else self.text.blocks()
+    def blocks(self) -> Iterator[str]:
+        """Yield the text in blocks, up to where it cannot be decoded; then it is rejected when it is encoded."""
+        if isinstance(self.text, str):
+            yield self.text
+            return
+        with suppress(*jsonl.DECODE_ERRORS):
+            yield from self.text.blocks()
 
     def digest(self) -> bytes:
         if isinstance(self.text, str):
@@ -100,12 +106,13 @@ class Documents:
                     yield SurveyedDocument(record.text)
             return
         try:
-            long = LongText(chunk.data)
-            characters = sum(len(block) for block in long.blocks())
-        except jsonl.DECODE_ERRORS:  # counted as a reject when it is encoded
+            document = SurveyedDocument(long := LongText(chunk.data))
+        except jsonl.DECODE_ERRORS:  # rejected when it is encoded
             return
+        blocks = document.blocks()
+        characters = sum(map(len, blocks)) if self.filter.min_chars else len(next(blocks, ""))
         if self._is_accepted(characters, long.meta):
-            yield SurveyedDocument(long)
+            yield document
 
     def _is_accepted(self, characters: int, meta: object) -> bool:
         return not self.filter.drop_reason(characters, jsonl.pile_set_name(meta))

@@ -185,9 +185,9 @@ def _long_document(
     characters, sha256 = 0, hashlib.sha256()
     try:
         text = LongText(line)
-        for part in _parts(text, task.spec, b"", boundary):
-            characters += len(part.text)
-            sha256.update(part.text.encode())
+        for part in _whole_parts(text, task.spec, boundary):
+            characters += len(part)
+            sha256.update(part.encode())
     except (Unbroken, *jsonl.DECODE_ERRORS) as error:
         reason = "bad-unbroken" if isinstance(error, Unbroken) else jsonl.reject_reason(error, line)
         yield msgspec.structs.replace(task, refused=reason, lines=line[: jsonl.COUNTED_BYTES])
@@ -202,6 +202,13 @@ def _long_document(
         is_first, decoded = not decoded, decoded + sum(len(part.text) for part in parts)
         yield msgspec.structs.replace(task, parts=parts, is_first=is_first, is_last=decoded == characters)
         task = msgspec.structs.replace(task, size=0)  # counted with the first part
+
+
+def _whole_parts(text: LongText, spec: FileSpec, boundary: re.Pattern[str] | None) -> Iterator[str]:
+    """Yield a text in parts, to learn whether it can be encoded in parts. Raises as `_parts` does."""
+    if boundary or not (rule := spec.stretch_rule):
+        return text.parts(boundary)
+    return (part.text for part in _divided_parts(text, rule, boundary))
 
 
 def _parts(text: LongText, spec: FileSpec, digest: bytes, boundary: re.Pattern[str] | None) -> Iterator[Part]:
@@ -223,22 +230,26 @@ def _parts(text: LongText, spec: FileSpec, digest: bytes, boundary: re.Pattern[s
 
 def _divided_parts(text: LongText, rule: SplitRule, boundary: re.Pattern[str] | None) -> Iterator[Part]:
     """Yield a long document in the rows of its stretches: consecutive ones of one split are a row."""
-    split, row, count = "", "", 0  # of the open row: its split, its text after the last part, its stretches
-    searched = 0  # characters of `row` without a boundary
+    split, count = "", 0  # of the open row: its split and its stretches
+    row: list[str] = []  # its text after the last part
+    characters = searched = 0  # of `row`: all, and those without a boundary
     for side, _, stretch in drawn_stretches(text.blocks(), rule):
         if row and side != split:
-            yield Part(split, row, ends_row=True, stretches=count)
-            row, count, searched = "", 0, 0
-        if len(row) - searched >= _part_characters():  # there is more text of this row, so it may be cut here
-            searched = len(row)
-            if boundary and (end := last_boundary(boundary, row)):
-                yield Part(split, row[:end])
-                row, searched = row[end:], 0
-            elif len(row) > chunks.MAX_UNBROKEN:
-                raise Unbroken
-        split, row, count = side, row + stretch.decode(), count + 1
+            yield Part(split, "".join(row), ends_row=True, stretches=count)
+            row, count, characters, searched = [], 0, 0, 0
+        elif boundary and characters - searched >= _part_characters():  # more of this row follows, so it may be cut
+            joined = "".join(row)
+            if end := last_boundary(boundary, joined):
+                yield Part(split, joined[:end])
+            row, characters = [joined[end:]], characters - end
+            searched = characters
+        elif not boundary and characters > chunks.MAX_UNBROKEN:
+            raise Unbroken
+        split = side
+        row.append(stretch.decode())
+        count, characters = count + 1, characters + len(row[-1])
     if row:
-        yield Part(split, row, ends_row=True, stretches=count)
+        yield Part(split, "".join(row), ends_row=True, stretches=count)
 
 
 def _grouped(parts: Iterator[Part]) -> Iterator[tuple[Part, ...]]:

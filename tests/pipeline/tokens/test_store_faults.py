@@ -52,7 +52,7 @@ CLI = (sys.executable, str(ROOT / "cli.py"))
 
 def command(root: Path, tokenizer: Path, source: Path, *options: object) -> list[str]:
     arguments = ("--artifacts", root, "tokenize", source, "--tokenizer", tokenizer, "--name", "small", *options)
-    return [*CLI, *map(str, arguments), "--val-fraction", "0.2", "--jobs", "1"]
+    return [*CLI, *map(str, arguments), "--val-fraction", "0.2", "--val-split", "document", "--jobs", "1"]
 
 
 def run_command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
