@@ -74,7 +74,7 @@ def test_default_vocabulary_is_the_advice_for_the_text(tmp_path: Path) -> None:
     built = train(tmp_path, BOOK * 12, "bpe", "auto", progress)
     assert built.artifact.manifest.counts["vocab_size"] == 4_000
     characters = 12 * (len(BOOK) - BOOK.count("\n"))
-    assert progress.lines == [f"vocabulary 8,000 (advised for {characters:,} characters)"]
+    assert progress.lines == [f"vocabulary 4,000 (advised for {characters:,} characters)"]
     assert train(tmp_path, BOOK * 12, "bpe").artifact == built.artifact
 
 
