@@ -34,6 +34,7 @@ from pipeline.clean.utf16 import (
     common_units,
     is_common_han,
     is_one_of,
+    letter_units,
 )
 from pipeline.errors import BadConfig
 
@@ -80,18 +81,17 @@ def class_counts(page: Utf16Text) -> np.ndarray:
 
     The counts of a document in parts are the sum of the counts of its parts.
     """
-    classes = _classes().take(page.special_units)
-    is_separator = classes == _SEPARATOR
-    cells = np.cumsum(is_separator) * CLASSES + classes
-    ends = np.append(page.special_positions[is_separator], len(page))
-    counts = np.bincount(cells, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
+    classes, positions = _classes().take(page.special_units), page.special_positions
+    ends = np.append(positions[classes == _SEPARATOR], len(page))
+    counts = np.zeros((len(ends), CLASSES), np.int64)
+    for kind in {*np.flatnonzero(np.bincount(classes)).tolist()} - {_OTHER, _SEPARATOR}:
+        counts[:, kind] = np.diff(np.searchsorted(positions[classes == kind], ends), prepend=0)
     # Common units are Han, 。！？ and other marks. They are counted document by document.
     starts = np.append(0, ends[:-1] + 1)
     is_han, is_end = is_common_han(page.units), is_one_of(page.units, SENTENCE_ENDS)
     for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         counts[document, _HAN] += np.count_nonzero(is_han[start:end])
         counts[document, _END] = np.count_nonzero(is_end[start:end])
-    counts[:, _SEPARATOR] = counts[:, _OTHER] = 0
     counts[:, _OTHER] = ends - starts - counts.sum(axis=1)
     return counts
 
@@ -123,7 +123,7 @@ def _classes() -> np.ndarray:
     table = np.zeros(UNIT_COUNT, np.uint8)
     characters = [*map(chr, range(UNIT_COUNT))]
     table[np.fromiter(map(str.isspace, characters), bool)] = _SPACE
-    table[np.fromiter(map(str.isalpha, characters), bool)] = _LETTER
+    table[letter_units()] = _LETTER
     for first, last in _MOJIBAKE_RANGES:
         part = table[first : last + 1]
         part[part == _OTHER] = _MOJIBAKE

@@ -19,35 +19,34 @@ from pipeline.clean.utf16 import (
     SEPARATOR,
     UNIT_COUNT,
     Utf16Text,
-    common_units,
-    is_common_han,
     join_documents,
+    letter_units,
 )
 
 MIN_HAN = 0.5  # of the letters of a Chinese document
 _MIN_HIRAGANA = 0.15  # of the letters of a Japanese document; prose has 0.3 to 0.5
 _HIRAGANA = (0x3041, 0x3096)
-_CLASSES = 6
-_OTHER, _HAN, _LETTER, _KANA, _SIGN, _SEPARATOR = range(_CLASSES)
+_OTHER, _HAN, _LETTER, _KANA, _SIGN, _SEPARATOR = range(6)
 
 
 def han_rich_documents(page: Utf16Text) -> np.ndarray:
     """Return a mask over the documents of a page: True for Chinese ones."""
-    classes = _classes().take(page.special_units)
-    is_separator = classes == _SEPARATOR
-    separators = page.special_positions[is_separator]
-    document = np.cumsum(is_separator)
-    count = len(separators) + 1
-    cells = document * _CLASSES + classes
-    counts = np.bincount(cells, minlength=count * _CLASSES).reshape(count, _CLASSES)
-    common_han = np.concatenate(([0], np.cumsum(is_common_han(page.units), dtype=np.int64)))
-    bounds = np.concatenate(([0], separators, [len(page)]))
-    han = np.diff(common_han[bounds]) + counts[:, _HAN]
-    letters = counts[:, _LETTER] + counts[:, _KANA]
-    is_japanese = counts[:, _KANA] > _MIN_HIRAGANA * (han + letters)
-    without_letters = (han + letters == 0) & ((counts[:, _SIGN] > 0) | _has_common_marks(page, bounds))
-    mask: np.ndarray = without_letters | ((han > 0) & (han >= MIN_HAN * (han + letters)) & ~is_japanese)
-    return mask
+    classes = _classes().take(page.units)
+    bounds = np.concatenate(([0], np.flatnonzero(classes == _SEPARATOR), [len(page)]))
+
+    def count(kind: int) -> np.ndarray:
+        """Count the units of a class in each document."""
+        counts: np.ndarray = np.diff(np.searchsorted(np.flatnonzero(classes == kind), bounds))
+        return counts
+
+    han, signs = count(_HAN), count(_SIGN)
+    if not han.any() and not signs.any():
+        return np.zeros(len(han), bool)
+    kana = count(_KANA)
+    letters = han + kana + count(_LETTER)
+    is_chinese: np.ndarray = (han > 0) & (han >= MIN_HAN * letters) & (kana <= _MIN_HIRAGANA * letters)
+    is_chinese |= (letters == 0) & (signs > 0)
+    return is_chinese
 
 
 def is_han_rich(text: str) -> bool:
@@ -60,23 +59,15 @@ def has_letters(text: str) -> bool:
     return any(map(str.isalpha, text))
 
 
-def _has_common_marks(page: Utf16Text, bounds: np.ndarray) -> np.ndarray:
-    """Return a mask of the documents with a mark among the common units; exact for those without common Han."""
-    special = np.searchsorted(page.special_positions, bounds)
-    mask: np.ndarray = np.diff(bounds) > np.diff(special)
-    return mask
-
-
 @cache
 def _classes() -> np.ndarray:
-    """Return the class of each unit. Common units are _OTHER, because they are counted separately."""
+    """Return the class of each unit."""
     table = np.zeros(UNIT_COUNT, np.uint8)
-    table[np.fromiter(map(str.isalpha, map(chr, range(UNIT_COUNT))), bool)] = _LETTER
+    table[letter_units()] = _LETTER
     first, last = _HIRAGANA
     table[first : last + 1] = _KANA
     for first, last in (*HAN_UNITS, HAN_HIGH_SURROGATES):
         table[first : last + 1] = _HAN
     table[[ord(mark) for mark in CHINESE_MARKS + LACUNA]] = _SIGN
-    table[common_units()] = _OTHER
     table[ord(SEPARATOR)] = _SEPARATOR
     return table

@@ -121,6 +121,12 @@ def common_units() -> np.ndarray:
     return ~_is_special(np.arange(UNIT_COUNT, dtype="<u2"))
 
 
+@cache
+def letter_units() -> np.ndarray:
+    """Return a mask over all code units: True for letters of the BMP, Han included."""
+    return np.fromiter(map(str.isalpha, map(chr, range(UNIT_COUNT))), bool)
+
+
 def is_one_of(units: np.ndarray, characters: str) -> np.ndarray:
     """Return a mask of the units that are one of `characters`."""
     mask: np.ndarray
