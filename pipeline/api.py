@@ -83,8 +83,17 @@ def clean(
 
     folder = artifacts_folder(root)
     references = [str(reference) for reference in inputs]
-    gathered = gather_inputs(folder, references, Progress(), corpora=False, include=include, exclude=exclude)
-    return stage.clean(folder, check_name(name), gathered.files, CleanOptions(**options), Progress()).artifact
+    chosen = CleanOptions(**options)
+    gathered = gather_inputs(
+        folder,
+        references,
+        Progress(),
+        corpora=False,
+        include=include,
+        exclude=exclude,
+        text_fields=chosen.text_fields,
+    )
+    return stage.clean(folder, check_name(name), gathered.files, chosen, Progress()).artifact
 
 
 def train_tokenizer(
@@ -132,9 +141,11 @@ def tokenize(
     from pipeline.tokens import stage
 
     folder = artifacts_folder(root)
-    allow_overlap = bool(options.get("allow_overlap"))
-    inputs = stage.gather_inputs(folder, [str(corpus) for corpus in corpora], list(val), allow_overlap=allow_overlap)
-    opened, trained = loading.find(folder, tokenizer or name, end_of_text=end_of_text)
     chosen = stage.TokenizeOptions(layout, **options)
+    references = [str(corpus) for corpus in corpora]
+    inputs = stage.gather_inputs(
+        folder, references, list(val), text_fields=chosen.text_fields, allow_overlap=chosen.allow_overlap
+    )
+    opened, trained = loading.find(folder, tokenizer or name, end_of_text=end_of_text)
     built = stage.tokenize(folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs)
     return store.open_store(built.artifact)

@@ -343,7 +343,15 @@ def clean(
     from pipeline.store.manifest import check_name, name_from_path
 
     clean_options = CleanOptions(**options)
-    gathered = gather_inputs(settings.root, inputs, settings.progress, corpora=False, include=include, exclude=exclude)
+    gathered = gather_inputs(
+        settings.root,
+        inputs,
+        settings.progress,
+        corpora=False,
+        include=include,
+        exclude=exclude,
+        text_fields=clean_options.text_fields,
+    )
     files = gathered.files
     extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
     if explain:

@@ -194,6 +194,7 @@ def tokenize(
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
     name = check_name(name or name_of(corpora[0], "corpora"))
+    tokenize_options = stage.TokenizeOptions(**options)
     inputs = stage.gather_inputs(
         settings.root,
         corpora,
@@ -201,8 +202,9 @@ def tokenize(
         progress=settings.progress,
         include=include,
         exclude=exclude,
+        text_fields=tokenize_options.text_fields,
         deep=deep,
-        allow_overlap=options["allow_overlap"],
+        allow_overlap=tokenize_options.allow_overlap,
     )
     if not reference:
         namesake = artifact.current(settings.root, "tokenizers", name)
@@ -214,7 +216,7 @@ def tokenize(
         inputs,
         tokenizer,
         trained,
-        stage.TokenizeOptions(**options),
+        tokenize_options,
         settings.progress,
         jobs=worker_count(jobs),
     )

@@ -9,7 +9,7 @@ made from them, as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +33,19 @@ class SourceGroup:
 
 
 def resolve(
-    name: str, section: DownloadSection, root: Path, list_files: Callable[[Source], Source] | None = None
+    name: str,
+    section: DownloadSection,
+    root: Path,
+    list_files: Callable[[Source], Source] | None = None,
+    text_fields: Sequence[str] = (),
 ) -> tuple[Source, tuple[SourceGroup, ...]]:
     """Return the source of the recipe `name`, and its groups: one for each entry of a list, else one of all files.
 
     `root` is the artifacts folder, which is never read as a source. `list_files` asks the hub for the files of a
-    dataset; without it a dataset has none. Raises BadConfig if the list is empty.
+    dataset; without it a dataset has none. `text_fields` are the fields of records that hold text. Raises BadConfig if the list is empty.
     """
     if isinstance(section.source, str):
-        source = _resolve_one(section.source, section, root)
+        source = _resolve_one(section.source, section, root, text_fields)
         source = list_files(source) if list_files else source
         return source, (SourceGroup("", frozenset(file.name for file in source.files)),)
     if not section.source:
@@ -51,7 +55,7 @@ def resolve(
     left_out: list[LeftOut] = []
     tops: set[str] = set()
     for entry in section.source:
-        source = _resolve_one(entry, section, root)
+        source = _resolve_one(entry, section, root, text_fields)
         top = _unique(source.name, tops)
         if list_files and source.dataset:
             source = list_files(dataclasses.replace(source, name=f"{name}.{top}"))
@@ -62,7 +66,7 @@ def resolve(
     return Source(name, tuple(files), left_out=tuple(left_out)), tuple(groups)
 
 
-def _resolve_one(reference: str, section: DownloadSection, root: Path) -> Source:
+def _resolve_one(reference: str, section: DownloadSection, root: Path, text_fields: Sequence[str]) -> Source:
     return catalogue.resolve_source(
         reference,
         shards=section.shards if reference == "pile" else "",
@@ -70,6 +74,7 @@ def _resolve_one(reference: str, section: DownloadSection, root: Path) -> Source
         include=section.include,
         exclude=section.exclude,
         leave_out=(root,),
+        text_fields=text_fields,
     )
 
 

@@ -73,7 +73,7 @@ class Chain:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
         self.artifacts: dict[str, Artifact] = {}
         self._check()
-        self.source, self.groups = sources.resolve(recipe.name, recipe.download, root)
+        self.source, self.groups = self._resolve()
         note_left_out(progress, self.source.left_out, len(self.source.files))
 
     def list_files(self, network: Network, *, update: bool) -> None:
@@ -82,7 +82,12 @@ class Chain:
         def ask(source: Source) -> Source:
             return hub.list_source(self.root, source, network, self.progress, update=update)
 
-        self.source, self.groups = sources.resolve(self.recipe.name, self.recipe.download, self.root, ask)
+        self.source, self.groups = self._resolve(ask)
+
+    def _resolve(self, list_files: Callable[[Source], Source] | None = None) -> tuple[Source, tuple[SourceGroup, ...]]:
+        recipe = self.recipe
+        text_fields = (recipe.clean or recipe.tokenize).text_fields
+        return sources.resolve(recipe.name, recipe.download, self.root, list_files, text_fields)
 
     def _check(self) -> None:
         """Raise BadConfig for an invalid recipe now, before stages run that can take hours."""

@@ -76,13 +76,15 @@ def resolve_source(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     leave_out: Sequence[Path] = (),
+    text_fields: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> Source:
     """Return the source that `reference` names: a catalogue name, a dataset of the hub, a URL, or a path.
 
     `shards` selects files of the Pile ("0-2,val"). `mirror` replaces the scheme and host of catalogue URLs; it may
     serve the files under the same path or at its root. HF_ENDPOINT and HF_TOKEN are read from `environment`. Of a
-    folder or dataset, `include` and `exclude` choose the files, and `leave_out` names folders that are never read.
+    folder or dataset, `include` and `exclude` choose the files; of a folder also `leave_out` and `text_fields`, as
+    `walk` explains.
     Raises BadConfig for invalid options or URLs, InputMissing if nothing has that name, BadData for a file that is no
     text.
     """
@@ -122,7 +124,7 @@ def resolve_source(
         raise BadConfig(
             "a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, hf:OWNER/NAME, a URL or a path"
         )
-    return _local(Path(reference), include, exclude, leave_out)
+    return _local(Path(reference), include, exclude, leave_out, text_fields)
 
 
 def _hub(mirror: str, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -180,12 +182,18 @@ def _github(path: str, mirror: str) -> SourceFile:
     return SourceFile(name, (f"{root}/{quote(path)}", f"{root}/{quote(name)}"))
 
 
-def _local(path: Path, include: Sequence[str], exclude: Sequence[str], leave_out: Sequence[Path]) -> Source:
+def _local(
+    path: Path,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    leave_out: Sequence[Path],
+    text_fields: Sequence[str],
+) -> Source:
     if path.is_file():
         require_text(path)
         return Source(_own_name(path.name), (SourceFile(path.name, local=path),))
     if path.is_dir():
-        data = walk(path, include=include, exclude=exclude, leave_out=leave_out)
+        data = walk(path, include=include, exclude=exclude, leave_out=leave_out, text_fields=text_fields)
         files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in data.files)
         return Source(_own_name(path.resolve().name), files, left_out=tuple(data.left_out))
     raise InputMissing(f"{path}: neither a source nor a path", hint=f"sources: {_SOURCES}, a URL, a file, or a folder")

@@ -130,16 +130,24 @@ def gather_inputs(
     progress: Progress | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    text_fields: Sequence[str] = (),
     deep: bool = False,
     allow_overlap: bool = False,
 ) -> TokenizeInputs:
     """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again.
 
-    Of folders, `include` and `exclude` choose the files. What is left out is reported.
+    Of folders, `include`, `exclude` and `text_fields` choose the files. What is left out is reported.
     """
     named, named_val = (
         source_inputs.gather_inputs(
-            root, references, progress or Progress(), corpora=True, include=include, exclude=exclude, deep=deep
+            root,
+            references,
+            progress or Progress(),
+            corpora=True,
+            include=include,
+            exclude=exclude,
+            text_fields=text_fields,
+            deep=deep,
         )
         for references in (corpora, val)
     )
