@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from model.commands import exchange, refresh, sample, serve, start, train
+from model.commands import exchange, presets, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import console, data, maintenance, tokens
@@ -53,7 +53,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Everything at once": (start.start, refresh.demo),
     "Data": (data.download, data.decompress, data.clean),
     "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
-    "Model": (train.train, sample.sample, serve.serve, exchange.import_model, exchange.export),
+    "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (
         *(refresh.refresh, maintenance.status, maintenance.verify, maintenance.rollback),
         *(maintenance.prune, maintenance.schedule, maintenance.doctor),

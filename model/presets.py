@@ -1,10 +1,16 @@
 """Named presets: a model configuration, its training, and the source of the numbers.
 
 Presets of the family "gpt2" or "qwen3" use only parts that Hugging Face's transformers has too; those of the family
-"fast" use the parts that learn fastest. benchmarks/NOTES.md has the experiments behind the tuned presets.
+"fast" use the parts that learn fastest. benchmarks/NOTES.md has the experiments behind the tuned presets. `choose`
+picks a preset for a text, a device and a time.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from model.config import GPTConfig, Preset, TrainConfig
 from pipeline.errors import BadConfig
@@ -133,6 +139,40 @@ PRESETS: dict[str, Preset] = {
             final_share=0.0,
         ),
     ),
+    "small": Preset(
+        "qwen3",
+        "for one book and five minutes on two CPU cores; qwen-8m with shorter blocks and the decays of shuihu-fast",
+        GPTConfig(
+            block_size=128,
+            layers=6,
+            heads=4,
+            kv_heads=2,
+            width=256,
+            dropout=0.1,
+            positions="rotary",
+            norm="rms",
+            activation="swiglu",
+            bias=False,
+            qk_norm=True,
+            zero_init=True,
+        ),
+        TrainConfig(
+            batch_size=16,
+            minutes=5.0,
+            optimizer="muon",
+            learning_rate=0.02,
+            embedding_rate=0.01,
+            momentum_warmup=100,
+            weight_decay=0.3,
+            embedding_decay=0.5,
+            cautious=True,
+            schedule="wsd",
+            cooldown=0.7,
+            warmup=0,
+            final_share=0.0,
+            order="epoch",
+        ),
+    ),
     "fast-124m": Preset(
         "fast",
         "GPT-2 small's size for a GPU: modded-nanogpt's track 3 baseline, rates for embeddings of deviation 0.02",
@@ -181,3 +221,108 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise BadConfig(f"no preset {name!r}", hint=f"use one of: {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+DEFAULT_MINUTES = 5.0  # of a training for which the user names neither preset nor length
+
+# Tokens a second that `small` trains on two CPU cores and, an unmeasured guess, on a GPU: they only decide the dropout.
+_CPU_RATE, _GPU_RATE = 4_000, 200_000
+_MIN_MINUTES = 1.0
+_MAX_EPOCHS = 60  # of a training of default length: beyond that the validation loss of a short text only rises
+_DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
+_TUNED_VOCABULARY = 4_000
+_LARGE_VOCABULARY = 20_000  # ids: on a CPU the head of `small` then takes half of the time
+_BYTES_PER_WEIGHT = 16  # weight, gradient and two moments in fp32 (estimate.weight_bytes)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A preset for a text, the settings that differ from the preset's, the length in minutes, and why."""
+
+    preset: str
+    settings: Mapping[str, Any]
+    minutes: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Size:
+    """The size of a network, and the least number of training tokens and minutes that it is chosen for."""
+
+    tokens: int
+    minutes: float
+    model: Mapping[str, Any]
+    batch_size: int = 16
+
+
+def _size(layers: int, heads: int, kv_heads: int, width: int, block_size: int) -> dict[str, Any]:
+    return {"layers": layers, "heads": heads, "kv_heads": kv_heads, "width": width, "block_size": block_size}
+
+
+_TINY, _LITTLE, _SMALL = _size(4, 2, 2, 128, 64), _size(4, 3, 3, 192, 128), _size(6, 4, 2, 256, 128)
+_MEDIUM, _LARGE, _124M = _size(8, 6, 3, 384, 256), _size(12, 8, 4, 512, 512), _size(12, 12, 6, 768, 1024)
+_CPU_SIZES = (_Size(0, 0, _TINY), _Size(30_000, 0, _LITTLE), _Size(100_000, 0, _SMALL), _Size(3_000_000, 60, _MEDIUM))
+_GPU_SIZES = (
+    *(_Size(0, 0, _TINY), _Size(30_000, 0, _LITTLE), _Size(100_000, 0, _SMALL), _Size(1_000_000, 2, _MEDIUM, 32)),
+    *(_Size(10_000_000, 5, _LARGE, 64), _Size(100_000_000, 30, _124M, 64)),
+)
+
+
+def choose(
+    tokens: int, vocab_size: int, device: str, minutes: float | None = None, memory: int | None = None
+) -> Choice:
+    """Choose a preset for `tokens` training tokens (an estimate will do) of a vocabulary, a device and a length.
+
+    The network is always of the family "qwen3", so that it can be exported: `small`, or a smaller one for little text,
+    or a larger one for more text and time. `device` is "cpu", "cuda" or "mps"; `memory` its free bytes, if known. The
+    default length is 5 minutes, less for a text that would be repeated more than 60 times.
+    """
+    is_gpu = device.startswith("cuda")
+    length = DEFAULT_MINUTES if minutes is None else minutes
+    sizes = [
+        size for size in (_GPU_SIZES if is_gpu else _CPU_SIZES) if tokens >= size.tokens and length >= size.minutes
+    ]
+    if not is_gpu and vocab_size > _LARGE_VOCABULARY:
+        sizes = [size for size in sizes if size.model["width"] <= _LITTLE["width"]]
+    fitting = [size for size in sizes if memory is None or _weight_bytes(size, vocab_size) < memory / 2]
+    size = (fitting or sizes[:1])[-1]
+
+    epochs_per_minute = 60 * _tokens_per_second(size, vocab_size, is_gpu) / max(tokens, 1)
+    if minutes is None:
+        length = max(round(min(length, _MAX_EPOCHS / epochs_per_minute), 1), _MIN_MINUTES)
+    epochs = length * epochs_per_minute
+    dropout = next((dropout for limit, dropout in _DROPOUTS if epochs <= limit), 0.3)
+    block_size = min(size.model["block_size"], 1 << max((tokens // 8).bit_length() - 1, 0))
+    settings = {**size.model, "block_size": block_size, "batch_size": size.batch_size, "dropout": dropout}
+    preset = PRESETS["small"]
+    settings = {
+        name: value
+        for name, value in settings.items()
+        if value != getattr(preset.model if hasattr(preset.model, name) else preset.train, name)
+    }
+    return Choice("small", settings, length, _reason(tokens, vocab_size, device, length, epochs, size))
+
+
+def _model(size: _Size, vocab_size: int) -> GPTConfig:
+    return dataclasses.replace(PRESETS["small"].model, **size.model, vocab_size=vocab_size)
+
+
+def _weight_bytes(size: _Size, vocab_size: int) -> int:
+    return _BYTES_PER_WEIGHT * _model(size, vocab_size).parameters
+
+
+def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
+    """Estimate the speed of a network from that of `small` with the vocabulary that it was measured with."""
+    cost = _model(size, vocab_size).flops_per_token / _model(_CPU_SIZES[2], _TUNED_VOCABULARY).flops_per_token
+    return (_GPU_RATE if is_gpu else _CPU_RATE) / cost
+
+
+def _reason(tokens: int, vocab_size: int, device: str, minutes: float, epochs: float, size: _Size) -> str:
+    """Describe the text and the length; and the size of the network where it is not that of `small`."""
+    times = f"{epochs:.1f}" if epochs < 10 else f"{epochs:,.0f}"
+    parts = [f"{tokens:,} training tokens, about {times} epochs in {minutes:g} min on {device}"]
+    if size.model is not _SMALL:
+        parts.append(f"{size.model['layers']} layers, {size.model['width']} wide")
+        if not device.startswith("cuda") and vocab_size > _LARGE_VOCABULARY:
+            parts.append(f"narrow because of {vocab_size:,} ids")
+    return "; ".join(parts)

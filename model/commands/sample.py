@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ from model.commands.options import CHECKPOINT, DEVICE, PRECISION
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, BadData, InputMissing
 
 if TYPE_CHECKING:
     from model.generation.engine import Sample
     from model.generation.sampling import SampleOptions
     from model.generation.session import EncodedPrompt, Session
+    from pipeline.store.artifact import Artifact
 
 
 _CANDIDATES = 5  # alternatives that --explain prints for each token
@@ -27,6 +29,7 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
 
 @click.command(cls=Command)
 @click.argument("reference", metavar="[RUN]", default="")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @option_group(
     "Prompts",
     click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue (repeatable)."),
@@ -107,6 +110,7 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
 def sample(
     settings: Settings,
     reference: str,
+    texts: tuple[str, ...],
     prompts: tuple[str, ...],
     prompt_ids: tuple[str, ...],
     prompt_files: tuple[str, ...],
@@ -121,24 +125,27 @@ def sample(
 ) -> Outcome:
     """Continue prompts with a trained model.
 
-    Without RUN, the newest run is used. Without a prompt, the model begins a new text.
+    Each TEXT is a prompt, as with --prompt; - reads one from standard input. Without RUN, the newest run is used.
+    Without a prompt, the model begins a new text.
 
     \b
     Examples:
-      inkstone sample book --prompt 话说 --max-tokens 200
+      inkstone sample book 话说 --max-tokens 200
+      echo 话说 | inkstone sample book -
       inkstone sample book --interactive
     """
     from model.generation.session import Session
 
     if (stream or interactive) and (explain or settings.json):
         raise errors.BadConfig("--stream and --interactive print text only", hint="leave out --json and --explain")
-    if interactive and (prompts or prompt_ids or prompt_files or num_samples > 1):
+    if interactive and (texts or prompts or prompt_ids or prompt_files or num_samples > 1):
         raise errors.BadConfig(
             "--interactive reads its prompts from the terminal", hint="leave out the prompt options and --num-samples"
         )
-    run = find_artifact(settings, "runs", reference)
+    run = _find_run(settings, reference)
     session = Session(run, checkpoint, device, precision, settings.progress.note)
-    parsed = [session.encode_prompt(text) for text in prompts]
+    parsed = [session.prompt_from_file("-") if text == "-" else session.encode_prompt(text) for text in texts]
+    parsed += [session.encode_prompt(text) for text in prompts]
     parsed += [session.prompt_from_ids(text) for text in prompt_ids]
     parsed += [session.prompt_from_file(path) for path in prompt_files]
     repeated = [prompt for prompt in parsed or [session.encode_prompt("")] for _ in range(num_samples)]
@@ -156,6 +163,21 @@ def sample(
         outcome.extra["samples"] = [as_fields(sample) for sample in samples]
         outcome.lines = ["\n\n".join(map(format_sample, repeated, samples))]
     return outcome
+
+
+def _find_run(settings: Settings, reference: str) -> Artifact:
+    """Return the run. If there is no such run, the hint shows where a prompt belongs."""
+    from pipeline.store import artifact
+
+    try:
+        return find_artifact(settings, "runs", reference)
+    except InputMissing as error:
+        names = artifact.list_names(settings.root, "runs")
+        if not (reference and names):
+            raise
+        prompt = shlex.quote(reference)
+        hint = f"runs: {', '.join(names)}; for a prompt, name the run first: `inkstone sample {names[0]} {prompt}`"
+        raise InputMissing(error.message, hint=hint) from None
 
 
 def stream_samples(

@@ -5,8 +5,10 @@ torch is imported inside the functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +19,19 @@ from pipeline.commands.options import find_artifact, outcome_of
 
 if TYPE_CHECKING:
     from model.runs.plan import TrainPlan
+    from model.runs.run import Result
     from pipeline.store.artifact import Artifact, BuildResult
 
 _PRESETS = (
     *("mini", "bigram", "sample", "babygpt", "shuihu-8m", "shuihu-8m-rope", "shuihu-fast", "13m", "2b"),
-    *("gpt2-124m", "qwen-8m", "fast-124m"),
+    *("gpt2-124m", "qwen-8m", "small", "fast-124m"),
 )
+_PUNCTUATION = " \"'“”‘’「」『』，。、,.;:!?"
+_PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no preset is named
 
 
 @click.command(cls=Command)
+@click.argument("positional", metavar="[TOKENS]", default="")
 @option_group(
     "Model and data",
     click.option(
@@ -34,10 +40,10 @@ _PRESETS = (
     click.option(
         "--preset",
         type=Choice(_PRESETS),
-        default="sample",
-        show_default=True,
+        default="",
         metavar="PRESET",
-        help=f"Preset of model and training settings: {', '.join(_PRESETS)}.",
+        help=f"Preset of model and training settings: {', '.join(_PRESETS)} (default: that of the run of this name, or "
+        "else chosen for the text, the device and the time).",
     ),
     click.option(
         "--set",
@@ -54,7 +60,11 @@ _PRESETS = (
 @option_group(
     "Training",
     click.option("--steps", type=click.IntRange(1), metavar="N", help="Stop after this many steps."),
-    click.option("--minutes", type=float, help="Plan the schedule to end after this many minutes."),
+    click.option(
+        "--minutes",
+        type=float,
+        help="Plan the schedule to end after this many minutes (default: the preset's; 5 if it was chosen).",
+    ),
     click.option(
         "--resume/--no-resume",
         default=None,
@@ -71,12 +81,15 @@ _PRESETS = (
 )
 @option_group(
     "Output",
-    click.option("--name", default="", metavar="NAME", help="Name of the run (default: the preset's)."),
+    click.option(
+        "--name", default="", metavar="NAME", help="Name of the run (default: the preset's, or that of the tokens)."
+    ),
     click.option("--dry-run", is_flag=True, help="Print the size, memory and time of the training and stop."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too (extra [logging])."),
 )
 def train(
     settings: Settings,
+    positional: str,
     reference: str,
     preset: str,
     name: str,
@@ -93,27 +106,22 @@ def train(
 ) -> Outcome:
     """Train a GPT on token arrays.
 
-    The run folder holds everything that `sample` needs. The first Ctrl-C or SIGTERM stops at the next step with
-    everything saved; a second one stops at once. `torchrun cli.py train` trains one model with several processes.
+    TOKENS is the same as --tokens. `inkstone presets` compares the presets. The run folder holds everything that
+    `sample` needs. The first Ctrl-C or SIGTERM stops at the next step with everything saved; a second one stops at
+    once. `torchrun cli.py train` trains one model with several processes.
 
     \b
     Examples:
+      inkstone train book
       inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book
       inkstone train --tokens book --dry-run
     """
     from model.runs import plan as run_plan
     from model.training import stage
 
+    reference = _reference(settings, positional, reference)
     tokens = _tokens(settings, reference, counting)
-    plan = run_plan.make_plan(
-        tokens,
-        preset,
-        parent=find_artifact(settings, "runs", parent) if parent else None,
-        name=name,
-        steps=steps,
-        minutes=minutes,
-        settings=parse_key_values(pairs),
-    )
+    plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
     plan = replace(plan, tensorboard=tensorboard)
     if dry_run:
         return Outcome("unchanged", lines=stage.dry_run(plan, device=device), always=True)
@@ -134,6 +142,55 @@ def train(
     outcome = _outcome(built)
     outcome.silent = is_secondary_rank()
     return outcome
+
+
+def _reference(settings: Settings, positional: str, reference: str) -> str:
+    """Return the name of the tokens. Raises BadConfig for a file, and for two names."""
+    if positional and reference:
+        raise errors.BadConfig(f"both {positional} and --tokens {reference} are given", hint="name the tokens once")
+    from pipeline.store.artifact import MANIFEST
+
+    path = Path(positional)
+    folders = (settings.root / "tokens" / positional.removeprefix("tokens/"), path)
+    is_artifact = any((folder / name).exists() for folder in folders for name in (MANIFEST, "current"))
+    if positional and not is_artifact and (path.suffix or path.exists()):
+        raise errors.BadConfig(
+            f"`train` reads token arrays, and {positional} is a {'folder' if path.is_dir() else 'file'}",
+            hint=f"`inkstone start {shlex.quote(positional)}` makes them from it and trains",
+        )
+    return positional or reference
+
+
+def _plan(
+    settings: Settings,
+    tokens: Artifact,
+    preset: str,
+    parent: str,
+    name: str,
+    steps: int | None,
+    minutes: float | None,
+    overrides: dict[str, Any],
+    device: str,
+) -> TrainPlan:
+    """Plan the run. Without a preset, one is chosen and reported, and the run is named after the tokens."""
+    from model.runs import plan as run_plan
+
+    if not preset and not parent:
+        name = name or tokens.manifest.name
+        plan, resolved = run_plan.make_auto_plan(
+            settings.root, tokens, name, steps=steps, minutes=minutes, settings=overrides, device=device
+        )
+        settings.progress.note(f"preset {resolved}")
+        return plan
+    return run_plan.make_plan(
+        tokens,
+        preset or _PRESET_OF_PARENT,
+        parent=find_artifact(settings, "runs", parent) if parent else None,
+        name=name or ("" if preset else tokens.manifest.name),
+        steps=steps,
+        minutes=minutes,
+        settings=overrides,
+    )
 
 
 def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
@@ -169,8 +226,28 @@ def _outcome(built: BuildResult) -> Outcome:
     outcome.extra["checkpoint"] = str(built.artifact.path / run.CHECKPOINTS / result.best)
     outcome.extra["loss_curve"] = str(built.artifact.path / "loss.png")
     outcome.lines += [
-        f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "
-        f"(best {result.best_bits_per_char:.3f}), {result.val_loss:.3f} nats per token",
+        *_loss_lines(result),
         f"loss curve: {outcome.extra['loss_curve']}",
+        f"next: inkstone sample {built.artifact.manifest.name}{_prompt(built.artifact)}",
     ]
     return outcome
+
+
+def _loss_lines(result: Result) -> list[str]:
+    if result.bits_per_char is None:
+        return ["validation: none, since the tokens have no validation part; the last checkpoint is the best"]
+    return [
+        f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "
+        f"(best {result.best_bits_per_char:.3f}), {result.val_loss:.3f} nats per token"
+    ]
+
+
+def _prompt(run: Artifact) -> str:
+    """Return the prompt of the run's last sample as an argument of `sample`, or "" if a shell would change it."""
+    import json
+
+    from model.training.metrics import SAMPLES
+
+    lines = run.file(SAMPLES).read_text(encoding="utf-8").splitlines() if run.file(SAMPLES).is_file() else []
+    prompt = " ".join(json.loads(lines[-1])["prompt"].split()).strip(_PUNCTUATION) if lines else ""
+    return f' "{prompt}"' if prompt and not set(prompt) & set('"$`\\!') else ""

@@ -12,7 +12,7 @@ import msgspec
 
 from model import config, presets
 from model.config import GPTConfig, Preset
-from model.runs.run import CONFIG, Result, open_tokenizer
+from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
 from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
@@ -21,6 +21,7 @@ from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2
+AUTO = "auto"  # instead of a preset's name in a recipe: see `resolve_auto`
 _CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size")  # of the network of a parent run
 
 
@@ -64,8 +65,7 @@ def resolve_preset(
 def _override(preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None) -> Preset:
     if steps is not None and minutes is not None:
         raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
-    if minutes is not None and not minutes > 0:
-        raise BadConfig(f"--minutes must be greater than 0, got {minutes:g}", hint="give a positive number")
+    _require_positive(minutes)
     overrides = dict(settings or {})
     if minutes is not None:
         overrides["minutes"] = minutes
@@ -78,6 +78,75 @@ def _override(preset: Preset, steps: int | None, minutes: float | None, settings
             hint="set document_mask=false, or convolution=0 and bigrams=0",
         )
     return preset
+
+
+def _require_positive(minutes: float | None) -> None:
+    if minutes is not None and not minutes > 0:
+        raise BadConfig(f"--minutes must be greater than 0, got {minutes:g}", hint="give a positive number")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A preset for tokens and the name of their run: the settings that differ from it, its length, and the reason.
+
+    `minutes` is None if the settings hold the length, as those of an earlier run do.
+    """
+
+    preset_name: str
+    settings: dict[str, Any]
+    minutes: float | None
+    reason: str
+
+    def __str__(self) -> str:
+        values = {name: value for name, value in self.settings.items() if name not in ("steps", "minutes")}
+        changes = " ".join(f"{name}={value}" for name, value in values.items())
+        return f"{self.preset_name}{f' with {changes}' if changes else ''}: {self.reason}"
+
+
+def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None, device: str) -> Resolved:
+    """Choose the preset of the run `name` on `tokens`, where none is named.
+
+    A name that has a published or else an unfinished run keeps the preset, the settings and the length of that run;
+    otherwise `presets.choose` decides. `minutes` replaces the length; `device` is that of the training, or "auto".
+    """
+    _require_positive(minutes)
+    published = artifact.current(root, "runs", check_name(name))
+    folders = [published.path] if published else [draft for draft, _ in artifact.unfinished_drafts(root, "runs", name)]
+    for folder in reversed(folders):
+        preset_name, resolved = _read_preset(folder)
+        if resolved is None or preset_name not in presets.PRESETS:
+            continue  # an imported run, or one of a preset that no longer exists
+        settings = _settings(resolved, presets.get_preset(preset_name))
+        if minutes is not None:
+            settings = {field: value for field, value in settings.items() if field not in ("steps", "minutes")}
+        return Resolved(preset_name, settings, minutes, f"as the {'' if published else 'unfinished '}run {name} has it")
+    from model import device as devices  # imports torch
+
+    picked, counts = devices.pick_device(device), tokens.manifest.counts
+    choice = presets.choose(
+        counts["train_tokens"], counts["vocab_size"], picked.type, minutes, devices.free_memory(picked)
+    )
+    return Resolved(choice.preset, dict(choice.settings), choice.minutes, choice.reason)
+
+
+def _read_preset(folder: Path) -> tuple[str, Preset | None]:
+    """Return the name of the preset and the resolved preset of a run or a draft; "" and None if it has none."""
+    preset = _read_config(folder)
+    return (read_preset_name(folder), preset) if preset else ("", None)
+
+
+def _settings(resolved: Preset, preset: Preset) -> dict[str, Any]:
+    """Return the settings that turn `preset` into `resolved`, without a vocabulary size that the tokenizer decides."""
+    pairs = ((resolved.model, preset.model), (resolved.train, preset.train))
+    settings = {
+        field.name: getattr(config, field.name)
+        for config, reference in pairs
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(reference, field.name)
+    }
+    if not preset.model.vocab_size:
+        settings.pop("vocab_size", None)
+    return settings
 
 
 def make_plan(
@@ -112,6 +181,28 @@ def make_plan(
     if name == parent.manifest.name:
         raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
     return TrainPlan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
+
+
+def make_auto_plan(
+    root: Path,
+    tokens: Artifact,
+    name: str,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> tuple[TrainPlan, Resolved]:
+    """Plan the run `name` with the preset that `resolve_auto` chooses, and return both.
+
+    `steps`, `minutes` and `settings` override the choice.
+    """
+    resolved, overrides = resolve_auto(root, tokens, name, minutes, device), dict(settings or {})
+    if steps is None and not {"steps", "minutes"} & overrides.keys():
+        minutes = resolved.minutes
+    overrides = {**resolved.settings, **overrides}
+    plan = make_plan(tokens, resolved.preset_name, name=name, steps=steps, minutes=minutes, settings=overrides)
+    return plan, resolved
 
 
 def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:

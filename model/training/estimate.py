@@ -18,6 +18,7 @@ from pipeline.errors import BadConfig
 _USABLE_FRACTION = 0.85  # of the free memory: the allocator rounds up, and other processes run too
 _LOGITS_BYTES = 1 << 28  # of logits and their gradients that exist at once, at most (cross_entropy.py)
 _PROBES = 3
+_PROBE_VOCABULARY, _PROBE_ROWS = 8_000, 8
 _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its caches
 
 
@@ -173,6 +174,22 @@ def _suggest_smaller(model: GPTConfig, train: TrainConfig, precision: str, free:
             hidden = " --set hidden=0" if model.hidden else ""
             return f"--set layers=1 --set width={width}{hidden} would fit"
     return "choose a preset with a smaller vocabulary"
+
+
+def measure_flops(preset: Preset, device: torch.device) -> float:
+    """Measure the floating point operations a second of a training step of the preset, without the optimizer."""
+    from model.training.distributed import World
+    from model.training.learner import Learner
+
+    model = dataclasses.replace(preset.model, vocab_size=preset.model.vocab_size or _PROBE_VOCABULARY)
+    execution = choose_execution(model, preset.train, preset.train.batch_size, device).execution
+    execution = dataclasses.replace(execution, compiled=False)
+    rows = min(execution.micro_batch, _PROBE_ROWS)
+    learner = Learner(model, preset.train, device, dataclasses.replace(execution, micro_batch=rows), rows, World())
+    learner.initialise()
+    ids = torch.randint(model.vocab_size, (rows, model.block_size + 1), device=device)
+    seconds = seconds_of(lambda: learner.probe(ids, 0), device)
+    return ids[:, 1:].numel() * model.flops_per_token / seconds
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -42,7 +42,8 @@ def resolve(
     """Return the source of the recipe `name`, and its groups: one for each entry of a list, else one of all files.
 
     `root` is the artifacts folder, which is never read as a source. `list_files` asks the hub for the files of a
-    dataset; without it a dataset has none. `text_fields` are the fields of records that hold text. Raises BadConfig if the list is empty.
+    dataset; without it a dataset has none. `text_fields` are the fields of records that hold text. Raises BadConfig if
+    the list is empty.
     """
     if isinstance(section.source, str):
         source = _resolve_one(section.source, section, root, text_fields)

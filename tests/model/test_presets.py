@@ -1,0 +1,67 @@
+"""The choice of a preset for a text, a device and a length."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.config import Preset, override, resolve_vocab_size
+from model.presets import PRESETS, Choice, choose, get_preset
+
+TEXTS = {"40 kB": (11_000, 1_000), "1 MB": (250_000, 4_000), "300 MB": (75_000_000, 16_000)}
+
+
+def resolved(choice: Choice, vocab_size: int) -> Preset:
+    preset = override(get_preset(choice.preset), choice.settings)
+    return Preset(preset.family, preset.source, resolve_vocab_size(preset.model, vocab_size), preset.train)
+
+
+def test_small_is_taken_as_it_is_for_a_novel_in_the_default_time() -> None:
+    choice = choose(250_000, 4_000, "cpu")
+    assert (choice.preset, choice.settings, choice.minutes) == ("small", {}, 5.0)
+    assert "250,000 training tokens" in choice.reason
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize(("tokens", "vocab_size"), [*TEXTS.values(), (500, 300), (250_000, 151_643)])
+def test_every_choice_can_be_exported_and_trained(tokens: int, vocab_size: int, device: str) -> None:
+    for minutes in (None, 0.5, 60.0, 3_000.0):
+        choice = choose(tokens, vocab_size, device, minutes)
+        preset = resolved(choice, vocab_size)
+        assert preset.model.family == "qwen3"
+        assert preset.model.block_size < tokens
+        assert choice.minutes == minutes or minutes is None
+        assert all(getattr(PRESETS["small"].model, name, None) != value for name, value in choice.settings.items())
+
+
+def test_short_text_gets_a_smaller_network_more_dropout_and_less_time() -> None:
+    short, novel = (resolved(choose(*TEXTS[name], "cpu"), TEXTS[name][1]) for name in ("40 kB", "1 MB"))
+    assert short.model.parameters < novel.model.parameters / 4
+    assert short.model.dropout > novel.model.dropout
+    assert choose(*TEXTS["40 kB"], "cpu").minutes < 5
+    assert choose(*TEXTS["40 kB"], "cpu", 20).minutes == 20, "a length that the user gives is not changed"
+
+
+def test_block_fits_eight_times_into_the_text() -> None:
+    assert [choose(tokens, 300, "cpu").settings["block_size"] for tokens in (1, 100, 300)] == [1, 8, 32]
+
+
+def test_long_text_gets_a_larger_network_only_with_more_time_or_a_gpu() -> None:
+    sizes = [
+        resolved(choose(*TEXTS["300 MB"], device, minutes), 16_000).model.parameters
+        for device, minutes in (("cpu", 5), ("cpu", 120), ("cuda", 5))
+    ]
+    assert sizes == sorted(set(sizes))
+    assert choose(*TEXTS["300 MB"], "cpu").settings == {"dropout": 0.0}
+
+
+def test_large_vocabulary_gets_a_narrower_network_on_a_cpu_and_says_so() -> None:
+    choice = choose(250_000, 151_643, "cpu")
+    assert choice.settings["width"] < get_preset("small").model.width
+    assert "151,643 ids" in choice.reason
+
+
+def test_network_fits_into_half_of_the_memory() -> None:
+    free = 2 << 30
+    choice = choose(10**9, 50_257, "cuda", 600, free)
+    assert 16 * resolved(choice, 50_257).model.parameters < free / 2
+    assert resolved(choose(10**9, 50_257, "cuda", 600), 50_257).model.width == 768
