@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -23,9 +24,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
     zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads inherit that setting
-    when they start, so call this before torch starts any.
+    when they start, so call this before torch starts any. And silences torch's warning that RMSNorm is not fused under
+    autocast.
     """
     torch.set_flush_denormal(True)
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     names = [kind for kind, is_available in available.items() if is_available]
     if name == "auto":

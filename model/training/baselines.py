@@ -40,6 +40,12 @@ class Baselines:
         """Convert nats per token to bits per character."""
         return (loss * self.tokens / math.log(2) + self.unknown_bits) / self.characters
 
+    def best_beaten(self, loss: float) -> str:
+        """Return the name of the best of them that a loss in nats per token is lower than, "" if it is of none."""
+        losses = {name: getattr(self, name) for name in ("uniform", "unigram", "bigram", "zstd")}
+        beaten = [name for name in losses if loss < losses[name] <= self.uniform]
+        return min(beaten, key=losses.__getitem__, default="")
+
     def loss(self, bits_per_char: float) -> float:
         """Convert bits per character to nats per token."""
         return (bits_per_char * self.characters - self.unknown_bits) * math.log(2) / self.tokens

@@ -7,12 +7,14 @@ import threading
 import time
 
 from model.generation import engine
+from model.generation.engine import Sample
 from model.generation.sampling import SampleOptions
 from model.training.distributed import World
 from model.training.evaluate import Evaluation, ValidationSet, evaluate
 from model.training.learner import Learner
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics
+from pipeline.errors import InkstoneError
 from pipeline.tokenizers import Tokenizer
 
 _MAX_TIME_FRACTION = 0.1  # of a training by the clock
@@ -22,14 +24,23 @@ _PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
 class Evaluator:
     """Scores the validation set at regular points of the schedule: before the first step, at the end and between.
 
-    `count` is the number of evaluations so far, including those before a resume.
+    Without a validation set (None) it only writes samples. `count` is the number of evaluations so far, including those
+    before a resume; `sample` is the text that was written at the last one, if any. `prompt` are ids to continue.
     """
 
     def __init__(
-        self, validation: ValidationSet, tokenizer: Tokenizer, learner: Learner, schedule: LRSchedule, world: World
+        self,
+        validation: ValidationSet | None,
+        prompt: list[int],
+        tokenizer: Tokenizer,
+        learner: Learner,
+        schedule: LRSchedule,
+        world: World,
     ) -> None:
         self.validation = validation
         self.count = 0
+        self.sample: Sample | None = None
+        self._prompt = prompt[:_PROMPT_TOKENS]
         self._tokenizer, self._learner, self._schedule, self._world = tokenizer, learner, schedule, world
         self._seconds = 0.0  # spent evaluating by this process
 
@@ -55,28 +66,37 @@ class Evaluator:
     def evaluate(self, metrics: Metrics, stopped: threading.Event) -> Evaluation | None:
         """Score the validation set and write a sample, with the average of the weights if there is one.
 
-        Return None if `stopped` was set meanwhile; the evaluation then stays due. There is no sample if the loss is not
-        finite.
+        Return None if `stopped` was set meanwhile; the evaluation then stays due. Also return None without a validation
+        set. There is no sample if the loss is not finite.
         """
         start, learner = time.monotonic(), self._learner
         eos = self._tokenizer.end_of_text if learner.config.document_mask else None
+        self.sample, evaluation = None, None
         with learner.averaged() as model:
-            evaluation = evaluate(
-                model, self.validation, learner.device, learner.execution.precision, self._world, stopped.is_set, eos
-            )
-            if evaluation is not None and math.isfinite(evaluation.loss):
+            if self.validation:
+                precision = learner.execution.precision
+                evaluation = evaluate(
+                    model, self.validation, learner.device, precision, self._world, stopped.is_set, eos
+                )
+                if evaluation is None:
+                    return None
+            if evaluation is None or math.isfinite(evaluation.loss):
                 self._write_sample(metrics)
-        if evaluation is not None:
-            self._seconds += time.monotonic() - start
-            self.count = self._scheduled
+        self._seconds += time.monotonic() - start
+        self.count = self._scheduled
         return evaluation
 
     def _write_sample(self, metrics: Metrics) -> None:
-        """Generate a sample from the start of the validation text."""
+        """Generate a sample, by random numbers of its own. A failure is recorded and does not end the training."""
         if self._world.size > 1 or metrics.folder is None:  # one process alone cannot run a model sharded by FSDP
             return
-        model, prompt = self._learner.model, self.validation.ids[1 : 1 + _PROMPT_TOKENS].tolist()
-        options = SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
-        (sample,) = engine.sample(model, self._tokenizer, [(self._tokenizer.decode(prompt), prompt)], options)
-        model.train()
-        metrics.sample(self._schedule.step, sample.prompt, sample.text)
+        model, options = self._learner.model, SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
+        try:
+            pair = (self._tokenizer.decode(self._prompt), self._prompt)
+            (self.sample,) = engine.sample(model, self._tokenizer, [pair], options)
+        except (InkstoneError, RuntimeError, ValueError) as error:
+            metrics.event("no sample", step=self._schedule.step, cause=str(error))
+            return
+        finally:
+            model.train()
+        metrics.sample(self._schedule.step, self.sample.prompt, self.sample.text)

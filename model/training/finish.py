@@ -15,7 +15,7 @@ from model.training.metrics import LOG, METRICS, SAMPLES
 from pipeline.store import files
 
 
-def finish(folder: Path, result: Result, baselines: Baselines, title: str) -> None:
+def finish(folder: Path, result: Result, baselines: Baselines | None, title: str) -> None:
     """Write the result and the loss curve into the folder of a run; keep its last and its best checkpoint only."""
     checkpoints = folder / CHECKPOINTS
     last, best = checkpoints / result.last, checkpoints / result.best

@@ -42,7 +42,8 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(*_columns(training), color=_WASH, linewidth=1.2, label="training", zorder=2)
-    axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
+    if validation:
+        axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
     _set_limits(axes, [loss for _, loss in (*training, *validation, *lines)], baselines)
     _draw_lines(axes, lines)
     units = _units(rows, baselines)

@@ -66,6 +66,14 @@ class LRSchedule:
         return self.step / self._config.steps
 
     @property
+    def seconds_left(self) -> float | None:
+        """Seconds of training until the end, None before the first step."""
+        if self._config.minutes and not self._anneal:
+            return max(60 * self._config.minutes - self.seconds, 0.0)
+        end = self._anneal[1] if self._anneal else self._config.steps
+        return self.seconds / self.step * max(end - self.step, 0) if self.step else None
+
+    @property
     def finished(self) -> bool:
         """True once training should end. At least one step is taken, even if evaluating used up the time budget."""
         return self.progress >= 1 and self.step > 0

@@ -22,6 +22,7 @@ from pipeline.store.artifact import BuildResult, StageOutput
 
 if TYPE_CHECKING:
     from model.training.distributed import World
+    from model.training.progress import Watch
 
 
 class MainProcessFailed(InkstoneError):
@@ -41,10 +42,12 @@ def train(
     report: Report,
     anneal: bool = False,
     stopped: threading.Event | None = None,
+    watch: Watch | None = None,
 ) -> BuildResult:
     """Train a plan and publish its run. With `resume`, an unfinished run of the plan resumes from its last checkpoint.
 
-    A signal, or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
+    With `watch`, the state of the training is passed to it about every second, instead of reported in lines. A signal,
+    or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
     first and the result is published as a run of its own, so that the unfinished one can still be resumed. Under
     torchrun all processes train, and the main process publishes.
     """
@@ -54,6 +57,7 @@ def train(
         "report": report,
         "anneal": anneal,
         "stopped": stopped,
+        "watch": watch,
     }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _train_together(root, plan, options)

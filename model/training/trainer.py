@@ -31,6 +31,7 @@ from model.training.finish import copy_records, finish
 from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import METRICS, Metrics, RunningSums, read
+from model.training.progress import ProgressReporter, Watch
 from model.training.resume import count_tokens, load_parent, open_parent
 from model.training.timer import Every
 from pipeline.errors import TrainingDiverged, TryAgain
@@ -39,6 +40,7 @@ from pipeline.store import artifact, files
 from pipeline.tokens.store import open_store
 
 _LOG_SECONDS = 10.0
+_NO_VALIDATION = "the tokens have no validation part: nothing is evaluated, and the last checkpoint is the best"
 _MAX_BAD_STEPS, _MAX_ROLLBACKS = 3, 2  # bad steps in a row
 ANNEALED = "annealed"  # in the scratch folder of the draft
 
@@ -52,17 +54,20 @@ def fit(
     report: Report,
     anneal: bool = False,
     stopped: threading.Event | None = None,
+    watch: Watch | None = None,
     world: World | None = None,
 ) -> Result:
     """Train the model of a plan and write all files of its run into `draft`.
 
+    `watch` is called about every second, and the lines of steps and evaluations are then not reported.
     A signal ends it early, and so does setting `stopped`. Then everything is saved and TryAgain raised; or, with
     `anneal`, the learning rates fall to zero, the run is written into a folder of its own and the main process raises
     Annealed. Raises TrainingDiverged if the numbers stay non-finite after two rollbacks.
     """
     world = world or World()
     report = report if world.is_main else _discard
-    trainer = Trainer(draft, plan, devices.pick_device(device), report, world, resume=resume)
+    watch = watch if world.is_main else None
+    trainer = Trainer(draft, plan, devices.pick_device(device), report, world, resume=resume, watch=watch)
     tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
     if world.is_main:
         write_config(draft, plan.preset_name, plan.preset, tokenizer)
@@ -89,14 +94,22 @@ class Trainer:
     """
 
     def __init__(
-        self, draft: Path, plan: TrainPlan, device: torch.device, report: Report, world: World, *, resume: bool = True
+        self,
+        draft: Path,
+        plan: TrainPlan,
+        device: torch.device,
+        report: Report,
+        world: World,
+        *,
+        resume: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         model, self.config = plan.preset.model, plan.preset.train
         self.folder, self.preset, self.preset_name = draft, plan.preset, plan.preset_name
         self.device, self.report, self.world, self._resume = device, report, world, resume
         self.store = open_store(plan.tokens)
         self.sampler = Sampler(self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key)
-        validation = validation_set(self.store, self.config.eval_bytes)
+        validation = validation_set(self.store, self.config.eval_bytes) if len(self.store.val) else None
         first, count = world.rows(self.config.batch_size)
         self.rows = range(first, first + count)
         # Processes that measure time and free memory on their own may choose differently.
@@ -110,8 +123,11 @@ class Trainer:
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
         self.schedule = LRSchedule(self.config, world.broadcast)
-        self.evaluator = Evaluator(validation, self.store.tokenizer, self.learner, self.schedule, world)
+        prompt = (self.store.val if validation else self.store.train).read(0, model.block_size).tolist()
+        self.evaluator = Evaluator(validation, prompt, self.store.tokenizer, self.learner, self.schedule, world)
+        self.baselines: Baselines | None = None
         self._log_timer = Every(_LOG_SECONDS)
+        self._progress = ProgressReporter(report, watch, self._step_tokens)
         self._parent = open_parent(plan.parent, plan.parent_path, weights_only=plan.weights_only)
         self._restore(newest)
         self._load_batches()
@@ -143,7 +159,7 @@ class Trainer:
             else:
                 self.learner.initialise()
         self._bad_steps = 0  # in a row
-        self._last_report = (self.schedule.step, self.schedule.seconds)
+        self._progress.restart(self.schedule)
 
     def _load_batches(self) -> None:
         self.loader = Loader(
@@ -165,9 +181,13 @@ class Trainer:
     def _first_data_step(self) -> int:
         return self._parent.steps if self._parent and not self._parent.weights_only else 0
 
-    def announce(self) -> Baselines:
-        """Report the plan, the estimated time and the losses of simple baselines; return the baselines."""
-        baselines = compute_baselines(self.store, self.evaluator.validation)
+    def announce(self) -> Baselines | None:
+        """Report the plan, the estimated time and the losses of simple baselines; return the baselines.
+
+        There are none without a validation set.
+        """
+        validation = self.evaluator.validation
+        self.baselines = compute_baselines(self.store, validation) if validation else None
         execution, eos = self.learner.execution, self.store.tokenizer.end_of_text
         ids = to_device(self.sampler.batch(0, execution.micro_batch), self.device)
         seconds = estimate.seconds_of(lambda: self.learner.probe(ids, eos), self.device)
@@ -175,9 +195,9 @@ class Trainer:
         lines = estimate.plan_lines(
             self.preset_name, self.preset, len(self.store.train), self.execution_plan, execution, self.device, seconds
         )
-        for line in (*lines, estimate.scale(baselines)):
+        for line in (*lines, estimate.scale(self.baselines) if self.baselines else _NO_VALIDATION):
             self.report(line)
-        return baselines
+        return self.baselines
 
     def run(self, metrics: Metrics, stopped: threading.Event, *, anneal: bool = False) -> None:
         """Train to the end of the schedule. Raises TryAgain, with everything saved, if `stopped` is set earlier."""
@@ -213,6 +233,7 @@ class Trainer:
             self._save()
         elif self._log_timer.due(clock):
             self._log()
+        self._progress.tick(self.schedule)
 
     def _step(self) -> None:
         seed = (self.config.seed << 32) + self.data_step
@@ -256,24 +277,24 @@ class Trainer:
     def _evaluate(self, stopped: threading.Event) -> None:
         """Evaluate, record, report and save. Nothing is recorded if `stopped` is set meanwhile."""
         evaluation = self.evaluator.evaluate(self.metrics, stopped)
-        if evaluation is None:
+        if evaluation is None and self.evaluator.validation:
             return
-        if not math.isfinite(evaluation.loss):
+        if evaluation and not math.isfinite(evaluation.loss):
             self._roll_back("the validation loss")
             return
         loss = self._record(evaluation)
-        train_loss = f"loss {loss:.3f}  " if loss is not None else ""
-        val_loss = f"validation {evaluation.loss:.3f} nats/token, {evaluation.bits_per_char:.3f} bits/char"
-        self.report(f"{self.schedule}  {train_loss}{val_loss}{self._speed()}")
+        better_than = self.baselines.best_beaten(evaluation.loss) if self.baselines and evaluation else ""
+        sample = self.evaluator.sample if self.schedule.step else None  # at the start it is noise
+        self._progress.report(self.schedule, loss, evaluation, better_than, sample)
         if self.schedule.step:
-            self._save(evaluation.loss, required=self.schedule.finished)
+            self._save(evaluation.loss if evaluation else None, required=self.schedule.finished)
         self._restart_timers()
 
     def _log(self) -> None:
         """Record and report the training loss."""
         loss = self._record()
         if loss is not None:
-            self.report(f"{self.schedule}  loss {loss:.3f}{self._speed()}")
+            self._progress.report(self.schedule, loss)
 
     def _record(self, evaluation: Evaluation | None = None) -> float | None:
         """Write a row of the metrics; return the mean loss since the last row, None if no step was taken."""
@@ -283,15 +304,6 @@ class Trainer:
             self.metrics.add(self.schedule, self.schedule.step * self._step_tokens, loss, norm, evaluation)
         self.sums = RunningSums.on(self.device)
         return loss
-
-    def _speed(self) -> str:
-        """Format the tokens per second since the last report; "" if no step was taken."""
-        step, seconds = self._last_report
-        self._last_report = (self.schedule.step, self.schedule.seconds)
-        if self.schedule.step == step:
-            return ""
-        tokens = (self.schedule.step - step) * self._step_tokens
-        return f"  {tokens / max(self.schedule.seconds - seconds, 1e-9):,.0f} tokens/s"
 
     def _save(self, val_loss: float | None = None, *, required: bool = False) -> None:
         """Save a checkpoint, with the validation loss if it was just measured; roll back if a weight is not finite."""
@@ -341,7 +353,7 @@ class Trainer:
         evaluated = [row for row in read(records / METRICS) if row["val_loss"]]
         last, best_path = checkpoint.folder_name(self.schedule.step), checkpoint.best(self.folder / CHECKPOINTS)
         best = best_path.name if best_path else last
-        best_row = next((row for row in evaluated if checkpoint.folder_name(int(row["step"])) == best), evaluated[-1])
+        best_rows = [row for row in evaluated if checkpoint.folder_name(int(row["step"])) == best]
         seconds, model = self.schedule.seconds, self.preset.model
         tokens = self.schedule.step * self._step_tokens
         rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(self.device)
@@ -353,18 +365,23 @@ class Trainer:
             seconds=round(seconds, 3),
             tokens_per_second=round(rate, 1),
             mfu=round(rate * model.flops_per_token / peak / self.world.size, 4) if peak else None,
-            val_loss=float(evaluated[-1]["val_loss"]),
-            bits_per_char=float(evaluated[-1]["bits_per_char"]),
-            bits_per_byte=float(evaluated[-1]["bits_per_byte"]),
-            first_bits_per_char=float(evaluated[0]["bits_per_char"]),
-            best_val_loss=float(best_row["val_loss"]),
-            best_bits_per_char=float(best_row["bits_per_char"]),
+            val_loss=_number(evaluated[-1:], "val_loss"),
+            bits_per_char=_number(evaluated[-1:], "bits_per_char"),
+            bits_per_byte=_number(evaluated[-1:], "bits_per_byte"),
+            first_bits_per_char=_number(evaluated, "bits_per_char"),
+            best_val_loss=_number(best_rows or evaluated[-1:], "val_loss"),
+            best_bits_per_char=_number(best_rows or evaluated[-1:], "bits_per_char"),
             last=last,
             best=best,
             steps_before=self._parent.steps if self._parent else 0,
             epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
             waited=round(self.loader.waited / max(seconds, 1e-9), 4),
         )
+
+
+def _number(rows: list[dict[str, str]], column: str) -> float | None:
+    """Return a number of the first row, None without rows."""
+    return float(rows[0][column]) if rows else None
 
 
 def _discard(line: str) -> None:
