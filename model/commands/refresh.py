@@ -200,20 +200,23 @@ def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool =
     from pipeline.refresh.stages import TrainStage
 
     section = recipe.train
+    is_auto = section.preset == run_plan.AUTO
 
     def plan(tokens: Artifact) -> TrainPlan:
-        planned = run_plan.make_plan(
-            tokens,
-            section.preset,
-            name=recipe.name,
-            steps=section.steps,
-            minutes=section.minutes,
-            settings=section.set,
-        )
+        name, steps, minutes = recipe.name, section.steps, section.minutes
+        if is_auto:
+            planned, _ = run_plan.make_auto_plan(
+                settings.root, tokens, name, steps=steps, minutes=minutes, settings=section.set, device=device
+            )
+        else:
+            planned = run_plan.make_plan(
+                tokens, section.preset, name=name, steps=steps, minutes=minutes, settings=section.set
+            )
         return run_plan.continue_published(settings.root, planned, more=more)
 
+    checked_preset = "small" if is_auto else section.preset
     return TrainStage(
-        check=lambda: run_plan.resolve_preset(section.preset, section.steps, section.minutes, section.set),
+        check=lambda: run_plan.resolve_preset(checked_preset, section.steps, section.minutes, section.set),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=lambda tokens: stage.train(
             settings.root,

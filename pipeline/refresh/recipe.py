@@ -65,9 +65,12 @@ class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainSection(_Section, frozen=True):
-    """The options of `train`; `set` overrides single settings of the preset."""
+    """The options of `train`; `set` overrides single settings of the preset.
 
-    preset: str
+    The preset "auto" is that of the recipe's run, or else one that is chosen for the text, the device and the time.
+    """
+
+    preset: str = "auto"
     steps: int | None = None
     minutes: float | None = None
     set: dict[str, Any] = {}
@@ -89,7 +92,7 @@ class Recipe(_Section, frozen=True):
     name: str
     download: DownloadSection
     tokenizer: TokenizerSection
-    train: TrainSection
+    train: TrainSection = TrainSection()
     tokenize: TokenizeSection = TokenizeSection()
     clean: CleanOptions | None = None
     sample: SampleSection = SampleSection()
