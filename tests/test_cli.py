@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -191,7 +192,7 @@ def broken_inputs(folder: Path) -> dict[str, Path]:
         "not-utf8": write(folder, "gbk.txt", "话说".encode("gbk")),
         "one": write(folder, "one.jsonl", line),
         "recipe": write(folder, "recipe.toml", b"name = 3"),
-        "same-name": write(folder, "empty.jsonl.gz", b""),
+        "same-name": write(folder, "one.jsonl.gz", gzip.compress(line)),
     }
 
 
@@ -211,7 +212,7 @@ BAD_INPUT = [
     (("clean", "{not-zstd}"), 65, "a web page"),
     (("clean", "{bad-line}"), 11, "1 bad-json"),
     (("clean", "{empty}"), 65, "the file is empty"),
-    (("clean", "{empty-lines}"), 65, "no text is left"),
+    (("clean", "{empty-lines}"), 65, "the file is empty"),
     (("clean", "{not-utf8}"), 65, "--encoding"),
     (("clean", "{one}", "--unit", "verse"), 78, "one of chapter"),
     (("clean", "{one}", "--profile", "poetry"), 78, "one of auto"),
@@ -241,7 +242,7 @@ BAD_INPUT = [
     (("train", "--tokens", "book", "--set", "beta1=2"), 78, "beta1"),
     (("train", "--tokens", "book", "--set", "seed=-1"), 78, "seed"),
     (("train", "--tokens", "book", "--counting"), 78, "exclude each other"),
-    (("download", "{empty}", "{same-name}"), 78, "two of these would become raw/empty"),
+    (("download", "{one}", "{same-name}"), 78, "two of these would become raw/one"),
     (("train", "--tokens", "book", "--set", "block_size=16", "--device", "tpu"), 78, "no device"),
     (("sample", "nothing", "--prompt", "x"), 66, "`train` creates one"),
     (("sample",), 66, "`train` creates one"),

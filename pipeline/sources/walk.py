@@ -94,20 +94,21 @@ def walk(
 
 
 def require_text(path: Path) -> None:
-    """Raise NotText if the content of a file that the user named cannot be read as text.
+    """Raise NotText if a file that the user named is empty or of a kind that holds no text.
 
-    JSON without a text field is left to its reader, whose error lists the fields.
+    Binary data and JSON without a text field are left to their readers, whose errors say where it is, and list the
+    fields.
     """
     try:
         problem = detect_kind(path).problem
     except OSError as error:
         raise _unreadable(error, path) from None
-    if problem and problem != NO_FIELD:
+    if problem == "empty":
+        message = f"{path}: the file is empty or holds only white space"
+        raise NotText(message, hint="leave it out", path=path, reason=problem)
+    if problem not in ("", "not text", NO_FIELD):
         hint = "save its content as plain text (.txt), or leave it out"
-        content = problem if problem == "not text" else f"{problem}, not text"
-        if problem == "empty":
-            content, hint = "the file is empty or holds only white space", "leave it out"
-        raise NotText(f"{path}: {content}", hint=hint, path=path, reason=problem)
+        raise NotText(f"{path}: {problem}, not text", hint=hint, path=path, reason=problem)
 
 
 def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
