@@ -175,7 +175,8 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
         return hub.list_source(settings.root, dataset, network, settings.progress)
 
     source, groups = resolve(name, DownloadSection(tuple(sources)), settings.root, list_files)
-    note_left_out(settings.progress, source.left_out, len(source.files))
+    if plan_only:  # a refresh says it too
+        note_left_out(settings.progress, source.left_out, len(source.files))
     paths = {file.name: file.local for file in source.files if file.local}
     if remote := [file.name for file in source.files if not file.local]:
         if plan_only:

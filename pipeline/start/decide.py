@@ -72,7 +72,8 @@ def _describe_input(entry: InputSummary) -> str:
     documents = f" {entry.documents:,} documents" if is_one and entry.documents > 1 else ""
     encodings = [name for name in entry.encodings if name not in ("utf-8", "ascii")]
     encoding = f" in {', '.join(encodings)}" if encodings else ""
-    return f"{entry.reference}{files} {_size(entry.bytes)}{documents}{encoding}"
+    notes = f" ({'; '.join(dict.fromkeys(entry.notes))})" if entry.notes else ""
+    return f"{entry.reference}{files} {_size(entry.bytes)}{documents}{encoding}{notes}"
 
 
 def _describe_scripts(text: Survey) -> str:

@@ -42,7 +42,10 @@ _ANY_START = re.compile(r"^\s*(\S{2,12})", re.MULTILINE)
 
 @dataclass
 class InputSummary:
-    """One input that the user named. `characters` is an estimate unless the input was read to its end."""
+    """One input that the user named. `characters` is an estimate unless the input was read to its end.
+
+    `notes` are what the readers say about it, such as the field that the text is taken from.
+    """
 
     reference: str
     files: int = 0
@@ -51,7 +54,7 @@ class InputSummary:
     encodings: Counter[str] = field(default_factory=Counter)
     documents: int = 0
     characters: int = 0
-    left_out: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -106,7 +109,7 @@ def _look_at(reference: str, paths: Sequence[Path], budget: int) -> tuple[InputS
     sampled = paths[::step]
     texts, bytes_read, documents = [], 0, 0
     for path in sampled:
-        text, size, count = _read_sample(path, budget // len(sampled), summary.encodings)
+        text, size, count = _read_sample(path, budget // len(sampled), summary)
         texts.append(text)
         bytes_read += size
         documents += count
@@ -117,7 +120,7 @@ def _look_at(reference: str, paths: Sequence[Path], budget: int) -> tuple[InputS
     return summary, text
 
 
-def _read_sample(path: Path, limit: int, encodings: Counter[str]) -> tuple[str, int, int]:
+def _read_sample(path: Path, limit: int, summary: InputSummary) -> tuple[str, int, int]:
     """Return at most about `limit` characters of a file, the bytes of it that they took, and the documents they are."""
     size = 0
 
@@ -129,10 +132,10 @@ def _read_sample(path: Path, limit: int, encodings: Counter[str]) -> tuple[str, 
         stats = encoding.EncodingStats()
         blocks = encoding.read_text(path, stats, advance=advance)
         text = "".join(_until(blocks, limit))
-        encodings[stats.encoding or "utf-8"] += 1
+        summary.encodings[stats.encoding or "utf-8"] += 1
         return text[:limit], _share(size, text, limit), 1
     ledger = Ledger()
-    documents = readers.read_documents(path, ledger, lambda reject: None, advance=advance)
+    documents = readers.read_documents(path, ledger, lambda reject: None, note=summary.notes.append, advance=advance)
     texts = list(_until((document.text for document in documents), limit))
     text = "\n".join(texts)
     if text and not size:  # the reader reports its bytes at the end

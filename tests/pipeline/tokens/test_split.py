@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import jsonl
 from pipeline.store.artifact import Artifact
-from pipeline.tokens import locate, split, survey
+from pipeline.tokenizers import Tokenizer
+from pipeline.tokens import locate, split, survey, worker
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.split import SplitRule, digest_of, draw_of, find_border, pieces, threshold_of
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
 from pipeline.tokens.store import open_store
+from pipeline.tokens.tasks import TokenizeTask
+from pipeline.tokens.worker import Encoded
 from tests.support import chaos
 from tests.support.tokenizing import (
     LETTERS,
@@ -55,7 +59,7 @@ def file_of(path: Path, *texts: str) -> TokenizeInputs:
     return TokenizeInputs((lines(path, texts),), ())
 
 
-def auto(root: Path, inputs: TokenizeInputs, **options: object) -> Artifact:
+def auto(root: Path, inputs: TokenizeInputs, **options: Any) -> Artifact:
     """Tokenize as a user does who sets nothing."""
     return run(root, inputs, **{"val_split": "auto", "val_fraction": None, **options}).artifact
 
@@ -327,11 +331,13 @@ def test_units_of_stretches_are_reused(tmp_path: Path, root: Path, monkeypatch: 
     first = [lines(tmp_path / f"{name}.jsonl", [prose(ord(name), 9000)]) for name in "abc"]
     auto(root, TokenizeInputs(tuple(first), ()))
     more = lines(tmp_path / "d.jsonl", [prose(8, 5000)])
-    encoded = []
-    original = tokens_stage.encode
-    monkeypatch.setattr(
-        tokens_stage, "encode", lambda *given, **named: encoded.append(given[1].spec.file) or original(*given, **named)
-    )
+    encoded: list[str] = []
+
+    def encode_and_record(tokenizer: Tokenizer, task: TokenizeTask, **options: Any) -> Encoded:
+        encoded.append(task.spec.file)
+        return worker.encode(tokenizer, task, **options)
+
+    monkeypatch.setattr(tokens_stage, "encode", encode_and_record)
     second = auto(root, TokenizeInputs((*first, more), ()))
     assert encoded == ["d.jsonl"]
     assert second.manifest.counts["documents"] == 4
