@@ -14,9 +14,8 @@ from pipeline.runtime.progress import SilentProgress
 from pipeline.sources.inputs import resolve_inputs
 from tests.pipeline.clean.test_stage import HAN, clean, entries, json_lines, rejects, titles_and_texts
 
-MIXED: tuple[
-    tuple[str, list[str] | None, list[str]], ...
-] = (  # text, and its cleaned documents by unit: chapter, sentence
+# Text, and its cleaned documents by unit: chapter, sentence
+MIXED: tuple[tuple[str, list[str] | None, list[str]], ...] = (
     ("林冲 走了,一回. 又一日。", ["林冲走了，一回。又一日。"], ["林冲走了，一回。", "又一日。"]),
     ("Lin Chong , left .\n\nMr. Wu ran! He fell.", None, ["Lin Chong , left .", "Mr. Wu ran!", "He fell."]),
     ("", [], []),
