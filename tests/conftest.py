@@ -86,6 +86,7 @@ SLOW = (
     "tests/test_docs.py::test_the_python_examples_run_in_order",
     "tests/test_foreign_tokenizer.py",
     "tests/test_readme.py::test_the_offline_commands_run_as_written",
+    "tests/test_start.py::test_any_text_becomes_a_model_and_more_text_continues_it",
     "tests/test_wheel.py",
 )
 

@@ -1,0 +1,79 @@
+"""The survey of inputs: sizes, scripts, prompts, and what is decided from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.start import decide, recipe_file
+from pipeline.start.survey import Survey, prompts, script_shares, survey
+
+ENGLISH = "The old man wrote what he saw of the river in that morning.\n\n" * 400
+CHINESE = "　　却说阿渊携砚来到江边，见一老渔翁坐在船头饮酒。\n" * 400
+
+
+def look_at(tmp_path: Path, **texts: str) -> Survey:
+    inputs = []
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.txt"
+        path.write_text(text, encoding="utf-8")
+        inputs.append((path.name, [path]))
+    return survey(inputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "scripts"),
+    [
+        ("The river", {"Latin": 1.0}),
+        ("山水 ab", {"Chinese": 0.5, "Latin": 0.5}),
+        ("Привет", {"Cyrillic": 1.0}),
+        ("123 !", {}),
+        ("", {}),
+    ],
+)
+def test_scripts_are_counted_by_letters(text: str, scripts: dict[str, float]) -> None:
+    assert script_shares(text) == scripts
+
+
+def test_survey_counts_what_was_named(tmp_path: Path) -> None:
+    text = look_at(tmp_path, a=ENGLISH, b=CHINESE)
+    assert [entry.characters for entry in text.inputs] == [len(ENGLISH), len(CHINESE)]
+    assert text.documents == 2
+    assert text.is_english
+    assert 0.2 < text.chinese < 0.5
+
+
+def test_large_input_is_estimated_from_its_beginning(tmp_path: Path) -> None:
+    text = look_at(tmp_path, a=ENGLISH * 400)
+    assert text.inputs[0].characters == pytest.approx(400 * len(ENGLISH), rel=0.2)
+    assert len(text.sample) < 8 << 20
+
+
+def test_prompts_are_beginnings_of_paragraphs() -> None:
+    assert prompts("The old man wrote.\n\nShe was not there.\n\nBut he went on.") == (
+        "The old man",
+        "She was not",
+        "But he went",
+    )
+    assert prompts("却说阿渊来到江边。\n老渔翁笑道。\n天色已晚。") == ("却说阿渊", "老渔翁笑", "天色已晚")
+    assert prompts("12 34") == ("12",)
+    assert prompts("") == ()
+
+
+def test_reasons_follow_the_text(tmp_path: Path) -> None:
+    english = dict(decide.describe(look_at(tmp_path, a=ENGLISH), 1000))
+    assert english["cleaning"].startswith("line ends and control characters only")
+    assert "stretches" in english["held out"]
+    chinese = dict(decide.describe(look_at(tmp_path, a=CHINESE), 1000))
+    assert chinese["cleaning"] == "the rules for Chinese text"
+
+
+def test_sources_are_relative_below_the_recipe_and_absolute_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    inside, outside = tmp_path / "here" / "a.txt", tmp_path / "b.txt"
+    inside.touch()
+    outside.touch()
+    assert recipe_file.as_source(str(inside), tmp_path / "here") == "a.txt"
+    assert recipe_file.as_source(str(outside), tmp_path / "here") == str(outside.resolve())
+    assert recipe_file.as_source("hf:ann/letters", tmp_path) == "hf:ann/letters"

@@ -1,0 +1,108 @@
+"""`start` as a new user runs it: own texts of several kinds in an empty folder, and more text the next day."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import artifact
+from tests.conftest import Inkstone
+
+WORDS = (
+    *("the", "of", "and", "to", "in", "river", "stone", "boat", "morning", "old", "man", "wrote", "past", "small"),
+    *("book", "walked", "slowly", "under", "bright", "moon", "beside", "quiet", "hills"),
+)
+MINUTES = ("--minutes", "0.02")
+
+
+def prose(seed: int, sentences: int = 200) -> str:
+    """Return English paragraphs of invented sentences."""
+    dice = random.Random(seed)
+    lines = [" ".join(dice.choices(WORDS, k=dice.randint(4, 9))).capitalize() + "." for _ in range(sentences)]
+    return "\n\n".join(" ".join(lines[start : start + 4]) for start in range(0, len(lines), 4))
+
+
+def write_mixed_folder(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.TXT").write_text(prose(1), encoding="utf-8")
+    (folder / "notes.md").write_text(prose(2), encoding="utf-8")
+    (folder / "山.txt").write_bytes(("　　却说阿渊携砚来到江边，见一老渔翁坐在船头饮酒。\n" * 80).encode("gb18030"))
+    with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "body"), *((number, prose(number, 8)) for number in range(30))])
+    records = [json.dumps({"id": number, "content": prose(100 + number, 8)}) for number in range(30)]
+    (folder / "records.jsonl").write_text("\n".join(records), encoding="utf-8")
+    (folder / "empty.txt").touch()
+    (folder / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
+    (folder / ".hidden.txt").write_text("hidden", encoding="utf-8")
+
+
+def test_any_text_becomes_a_model_and_more_text_continues_it(tmp_path: Path, root: Path, inkstone: Inkstone) -> None:
+    write_mixed_folder(tmp_path / "mixed")
+    first = inkstone("start", "mixed", *MINUTES, cwd=tmp_path)
+    assert first["result"] == "built"
+    assert first["recipe"] == "mixed.toml"
+    assert len(first["samples"]) == 3
+    assert first["bits_per_char"] > 0
+    assert Path(first["loss_curve"]).is_file()
+    assert "left out 3 of 8 files: " in first["stderr"]
+    tokenizer, tokens = artifact.find(root, "tokenizers", "mixed"), artifact.find(root, "tokens", "mixed")
+
+    recipe = tmp_path / "mixed.toml"
+    recipe.write_text(recipe.read_text(encoding="utf-8") + "# my own remark\n", encoding="utf-8")
+    (tmp_path / "more.txt").write_text(prose(3), encoding="utf-8")
+    second = inkstone("start", "--name", "mixed", "more.txt", *MINUTES, cwd=tmp_path)
+    built = {step["stage"] for step in second["stages"] if step["result"] == "built"}
+    assert built == {"download", "clean more", "tokenize", "train"}
+    assert artifact.find(root, "tokenizers", "mixed") == tokenizer
+    grown = artifact.find(root, "tokens", "mixed")
+    assert grown.manifest.options["split"] == tokens.manifest.options["split"]
+    assert grown.manifest.counts["tokens"] > tokens.manifest.counts["tokens"]
+    assert "parent" in {entry.role for entry in artifact.find(root, "runs", "mixed").manifest.inputs}
+    assert recipe.read_text(encoding="utf-8").endswith("# my own remark\n")
+    assert '"more.txt"' in recipe.read_text(encoding="utf-8")
+
+    again = inkstone("start", "--name", "mixed", cwd=tmp_path)
+    assert again["result"] == "unchanged"
+    assert inkstone("refresh", "mixed.toml", cwd=tmp_path)["result"] == "unchanged"
+
+
+def test_plan_gives_reasons_and_writes_nothing(tmp_path: Path, root: Path, inkstone: Inkstone) -> None:
+    (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
+    plan = "\n".join(inkstone("start", "novel.txt", "--plan", cwd=tmp_path)["plan"])
+    for heading in ("text", "cleaning", "held out", "tokens", "model", "training", "recipe"):
+        assert f"\n{heading} " in f"\n{plan}"
+    assert "English" in plan
+    assert "exports to transformers and GGUF" in plan
+    assert not root.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["novel.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name = 'novel'\n", "novel.toml was not written by `start`, and is left as it is"),
+        ("# Written by `inkstone start`\nname = \n", "novel.toml: not TOML"),
+    ],
+)
+def test_recipe_of_somebody_else_is_never_overwritten(
+    tmp_path: Path, inkstone: Inkstone, content: str, message: str
+) -> None:
+    (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
+    (tmp_path / "novel.toml").write_text(content, encoding="utf-8")
+    assert message in inkstone("start", "novel.txt", cwd=tmp_path, code=78)["error"]
+    assert (tmp_path / "novel.toml").read_text(encoding="utf-8") == content
+
+
+def test_errors_name_a_command_that_works(tmp_path: Path, inkstone: Inkstone) -> None:
+    assert "inkstone start novel.txt" in inkstone("start", cwd=tmp_path, code=78)["hint"]
+    assert "absent.txt" in inkstone("start", "absent.txt", cwd=tmp_path, code=66)["error"]
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7 " + bytes(100))
+    assert "a PDF" in inkstone("start", "paper.pdf", cwd=tmp_path, code=65)["error"]
+    assert "no such recipe" in inkstone("start", "--name", "mine", cwd=tmp_path, code=66)["error"]
+    (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
+    assert "--minutes" in inkstone("start", "novel.txt", "--minutes", "0", cwd=tmp_path, code=78)["error"]
+    assert not (tmp_path / "novel.toml").exists()
