@@ -46,6 +46,7 @@ _MOJIBAKE_RANGES = (
     *((0x3041, 0x30FF), (0x3105, 0x312F), (0x0400, 0x04FF)),
 )
 CLASSES = 10  # number of unit classes
+_LONG_DOCUMENT = 128  # special units per document from which on counting one by one is faster
 _OTHER, _HAN, _LETTER, _LACUNA, _MOJIBAKE, _MOJIBAKE_LETTER, _SPACE, _END, _LOW_SURROGATE, _SEPARATOR = range(CLASSES)
 
 
@@ -81,17 +82,21 @@ def class_counts(page: Utf16Text) -> np.ndarray:
 
     The counts of a document in parts are the sum of the counts of its parts.
     """
-    classes, positions = _classes().take(page.special_units), page.special_positions
-    ends = np.append(positions[classes == _SEPARATOR], len(page))
-    counts = np.zeros((len(ends), CLASSES), np.int64)
-    for kind in {*np.flatnonzero(np.bincount(classes)).tolist()} - {_OTHER, _SEPARATOR}:
-        counts[:, kind] = np.diff(np.searchsorted(positions[classes == kind], ends), prepend=0)
+    classes = _classes().take(page.special_units)
+    separators = np.flatnonzero(classes == _SEPARATOR)
+    ends = np.append(page.special_positions[separators], len(page))
+    if len(classes) < _LONG_DOCUMENT * len(ends):
+        cells = np.cumsum(classes == _SEPARATOR) * CLASSES + classes
+        counts = np.bincount(cells, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
+    else:
+        counts = np.array([np.bincount(part, minlength=CLASSES) for part in np.split(classes, separators)])
     # Common units are Han, 。！？ and other marks. They are counted document by document.
     starts = np.append(0, ends[:-1] + 1)
     is_han, is_end = is_common_han(page.units), is_one_of(page.units, SENTENCE_ENDS)
     for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         counts[document, _HAN] += np.count_nonzero(is_han[start:end])
         counts[document, _END] = np.count_nonzero(is_end[start:end])
+    counts[:, _SEPARATOR] = counts[:, _OTHER] = 0
     counts[:, _OTHER] = ends - starts - counts.sum(axis=1)
     return counts
 

@@ -136,6 +136,12 @@ def test_page_is_filtered_as_by_the_slow_reference(texts: list[str], requirement
     assert set(reasons) <= {"", *REASONS}
 
 
+@given(st.lists(TEXT, min_size=1, max_size=3), FILTER)
+def test_long_documents_are_filtered_as_by_the_slow_reference(texts: list[str], requirements: Filter) -> None:
+    texts = [text * 200 for text in texts]
+    assert reject_reasons(join_documents(texts), requirements) == [slow_reason(text, requirements) for text in texts]
+
+
 @given(TEXT)
 def test_filter_without_limits_keeps_all_that_the_default_keeps(text: str) -> None:
     unlimited = Filter(min_chars=0, min_han=0, max_lacunae=1, max_mojibake=1)
