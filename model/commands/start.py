@@ -125,11 +125,18 @@ def _extend(path: Path, recipe: Recipe, sources: Sequence[str], minutes: float |
     lines = [
         _line("recipe", f"{path} has {len(recipe.download.sources)} sources; its tokenizer and its split are kept"),
         *([_line("new text", ", ".join(new))] if new else []),
-        _line("training", f"{minutes or recipe.train.minutes or 0:g} minutes more, from the last run"),
+        _line("training", f"{_length(recipe, minutes)}, from the last run if there is one"),
     ]
     if not plan_only and (new or minutes is not None):
         recipe_file.extend(path, new, minutes)
     return lines
+
+
+def _length(recipe: Recipe, minutes: float | None) -> str:
+    steps, planned = recipe.train.steps, minutes or recipe.train.minutes
+    if planned:
+        return f"{planned:g} minutes"
+    return f"{steps:,} steps" if steps else "the length of the preset"
 
 
 def _resolved(source: str, folder: Path) -> str:
@@ -239,7 +246,7 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
         _line(
             "done", f"{score}{result.steps:,} steps in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}"
         ),
-        *([_line("yardstick", yardstick)] if (yardstick := _yardstick(settings, refreshed.last)) else []),
+        *_yardstick(settings, refreshed.last),
         _line("next", _next_commands(path.stem, recipe)),
     ]
     outcome = refresh_command.refresh_outcome(refreshed, lines)
@@ -252,17 +259,20 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     return outcome
 
 
-def _yardstick(settings: Settings, last: Artifact) -> str:
-    """Return the bits per character of simple models on the held-out text, "" if nothing was held out."""
+def _yardstick(settings: Settings, last: Artifact) -> list[str]:
+    """Return lines about the held-out text and the bits per character of simple models on it."""
     from model.training.baselines import compute_baselines
     from model.training.evaluate import validation_set
     from pipeline.store import artifact
+    from pipeline.tokens.split import summary
     from pipeline.tokens.store import open_store
 
     name = next(entry.name for entry in last.manifest.inputs if entry.role == "tokens")
-    store = open_store(artifact.read(settings.root / name))
+    tokens = artifact.read(settings.root / name)
+    store = open_store(tokens)
+    held_out = _line("held out", summary(tokens.manifest.options, tokens.manifest.counts).removeprefix("held out "))
     if not len(store.val):
-        return ""
+        return [held_out]
     baselines = compute_baselines(store, validation_set(store, last.manifest.options["train"]["eval_bytes"]))
     scores = {
         "random": baselines.uniform,
@@ -271,7 +281,7 @@ def _yardstick(settings: Settings, last: Artifact) -> str:
         "compressor": baselines.zstd,
     }
     listed = ", ".join(f"{label} {baselines.bits_per_char(loss):.2f}" for label, loss in scores.items())
-    return f"bits per character, lower is better: {listed}"
+    return [held_out, _line("yardstick", f"bits per character, lower is better: {listed}")]
 
 
 def _relative(path: Path) -> str:
