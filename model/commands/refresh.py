@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.commands.options import DEVICE
+from model.commands.training_bar import training_watch
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import JOBS, NETWORK, THROUGH, network_of, worker_count
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.refresh.recipe import Recipe
     from pipeline.refresh.refresh import RefreshResult
     from pipeline.refresh.stages import TrainStage
-    from pipeline.store.artifact import Artifact
+    from pipeline.store.artifact import Artifact, BuildResult
 
 
 _SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "seed")  # sampling options of a recipe
@@ -214,18 +215,23 @@ def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool =
             )
         return run_plan.continue_published(settings.root, planned, more=more)
 
+    def run(tokens: Artifact) -> BuildResult:
+        with training_watch(settings) as watch:
+            return stage.train(
+                settings.root,
+                plan(tokens),
+                device=device,
+                resume=True,
+                report=settings.progress.note,
+                stopped=settings.progress.stop,
+                watch=watch,
+            )
+
     checked_preset = "small" if is_auto else section.preset
     return TrainStage(
         check=lambda: run_plan.resolve_preset(checked_preset, section.steps, section.minutes, section.set),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
-        run=lambda tokens: stage.train(
-            settings.root,
-            plan(tokens),
-            device=device,
-            resume=True,
-            report=settings.progress.note,
-            stopped=settings.progress.stop,
-        ),
+        run=run,
     )
 
 

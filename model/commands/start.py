@@ -280,7 +280,8 @@ def _yardstick(settings: Settings, last: Artifact) -> list[str]:
         "pairs": baselines.bigram,
         "compressor": baselines.zstd,
     }
-    listed = ", ".join(f"{label} {baselines.bits_per_char(loss):.2f}" for label, loss in scores.items())
+    known = {label: loss for label, loss in scores.items() if loss <= baselines.uniform}
+    listed = ", ".join(f"{label} {baselines.bits_per_char(loss):.2f}" for label, loss in known.items())
     return [held_out, _line("yardstick", f"bits per character, lower is better: {listed}")]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.commands.options import DEVICE, is_secondary_rank, parse_key_values
+from model.commands.training_bar import training_watch
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact, outcome_of
@@ -130,15 +131,17 @@ def train(
         plan = _pinned(settings, plan)
     if resume:
         run_plan.require_unfinished(settings.root, plan)
-    built = stage.train(
-        settings.root,
-        plan,
-        device=device,
-        resume=resume is not False,
-        report=settings.progress.note,
-        anneal=on_stop == "anneal",
-        stopped=settings.progress.stop,
-    )
+    with training_watch(settings) as watch:
+        built = stage.train(
+            settings.root,
+            plan,
+            device=device,
+            resume=resume is not False,
+            report=settings.progress.note,
+            anneal=on_stop == "anneal",
+            stopped=settings.progress.stop,
+            watch=watch,
+        )
     outcome = _outcome(built)
     outcome.silent = is_secondary_rank()
     return outcome
