@@ -27,6 +27,7 @@ from pipeline.refresh.stages import STAGES
 from pipeline.tokenizers import ENCODERS
 from pipeline.tokenizers.stage import KINDS as TOKENIZER_KINDS
 from pipeline.tokens.segments import FORMATS as TOKEN_FORMATS
+from pipeline.tokens.split import MODES as VAL_SPLITS
 from pipeline.tokens.stage import DEDUP as TOKENIZE_DEDUP
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def test_choices_in_help_are_those_of_the_stages() -> None:
     stages: dict[str, dict[str, tuple[str, ...]]] = {
         "clean": {**CHOICES, "preset": tuple(filter(None, CLEAN_PRESETS)), "without": RULES, "explain": RULES},
         "train-tokenizer": {"kind": TOKENIZER_KINDS},
-        "tokenize": {"format": TOKEN_FORMATS, "dedup": TOKENIZE_DEDUP, "encoder": ENCODERS},
+        "tokenize": {"format": TOKEN_FORMATS, "dedup": TOKENIZE_DEDUP, "encoder": ENCODERS, "val_split": VAL_SPLITS},
         "export": {"target_format": (*token_export.FORMATS, *model_export.FORMATS)},
         "train": {"preset": tuple(PRESETS)},
         "refresh": {"through": STAGES},
@@ -223,7 +224,6 @@ BAD_INPUT = [
     (("tokenize", "nothing"), 66, "no corpus"),
     (("tokenize", "book", "--tokenizer", "nothing"), 66, "ready ones: gpt2, r50k_base"),
     (("tokenize", "book", "--val-fraction", "1.5"), 78, "must be in [0, 1)"),
-    (("tokenize", "book", "--val-fraction", "0"), 65, "the val split is empty"),
     (("tokenize", "book", "--val", "book"), 78, "both trained on and validated on"),
     (("tokenize", "book", "--format", "parquet"), 78, "formats:"),
     (("tokenize", "{bad-line}", "--tokenizer", "book"), 11, "1 bad-json"),

@@ -31,7 +31,7 @@ _HEADING = 10  # characters
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Train a model on any text, in one command.")
 @click.argument("references", metavar="[PATH|SOURCE]...", nargs=-1)
 @option_group(
     "Recipe",
