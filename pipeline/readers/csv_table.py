@@ -37,16 +37,19 @@ class _Dialect:
     quote: str | None = '"'
 
     def rows(self, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-        """Yield the number of the first line of each row, from 1, and its cells. Raises csv.Error."""
+        """Yield the number of the first line of each row, from 1, and its cells. Raises csv.Error with the line."""
         source = _Lines(lines)
         reader = csv.reader(source, delimiter=self.separator, quotechar=self.quote, quoting=0 if self.quote else 3)
         first_line = 1
-        for cells in reader:
-            if source.is_exhausted:
-                raise csv.Error("the last cell has no closing quotation mark")
-            if cells:
-                yield first_line, cells
-            first_line = reader.line_num + 1
+        try:
+            for cells in reader:
+                if source.is_exhausted:
+                    raise csv.Error("a quotation mark that is not closed")
+                if cells:
+                    yield first_line, cells
+                first_line = reader.line_num + 1
+        except csv.Error as error:
+            raise csv.Error(f"line {first_line:,}: {error}") from None
 
 
 class _Lines:
@@ -76,19 +79,16 @@ def read(content: Content, options: ReadOptions) -> Iterator[Document | Reject]:
     sample = list(_take(lines))
     dialect = _Dialect("\t") if content.kind.format == "tsv" else _Dialect(",")
     dialect = _sniff(sample, dialect)
-    line = 0
     try:
         rows = dialect.rows(chain(sample, lines))
         head = list(islice(rows, _SAMPLE_LINES))
         columns = [cell.strip() for cell in head[0][1]] if _has_header(head) else []
         body = chain(head[1:] if columns else head, rows)
-        for document in to_documents(_records(body, columns, len(head[0][1])), content.label, content.file, options):
-            line = document.line
-            yield document
+        yield from to_documents(_records(body, columns, len(head[0][1])), content.label, content.file, options)
     except csv.Error as error:
         raise BadData(
-            f"{content.label}: not a table after line {line:,}: {error}",
-            hint="repair the file there, or read it as .txt",
+            f"{content.label}: {error}",
+            hint="repair the table there, or name the file .txt to read it as one text",
         ) from None
 
 
@@ -126,24 +126,35 @@ def _take(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _sniff(sample: Sequence[str], expected: _Dialect) -> _Dialect:
-    """Return the dialect by which most rows have the same number of cells, two or more; one column if there is none."""
+    """Return the dialect by which most rows have the same number of cells, two or more; one column if there is none.
+
+    Of a table that is damaged at one place, it is the dialect of the rows before; reading it then says where.
+    """
     separators = (expected.separator, *(separator for separator in _SEPARATORS if separator != expected.separator))
-    best, best_score = _Dialect(_NO_SEPARATOR), 0.75
-    for dialect in (_Dialect(separator, quote) for quote in ('"', None) for separator in separators):
-        score = _consistency(sample, dialect)
-        if score > best_score:
-            best, best_score = dialect, score
+    dialects = [_Dialect(separator, quote) for quote in ('"', None) for separator in separators]
+    for may_break_off in (False, True):
+        best, best_score = _Dialect(_NO_SEPARATOR), 0.75
+        for dialect in dialects:
+            score = _consistency(sample, dialect, may_break_off=may_break_off)
+            if score > best_score:
+                best, best_score = dialect, score
+        if best.separator != _NO_SEPARATOR:
+            break
     return best
 
 
-def _consistency(sample: Sequence[str], dialect: _Dialect) -> float:
-    """Return the fraction of rows with the commonest number of cells, 0 if that is one."""
+def _consistency(sample: Sequence[str], dialect: _Dialect, *, may_break_off: bool) -> float:
+    """Return the fraction of rows with the commonest number of cells, 0 if that is one.
+
+    `may_break_off`: the rows before an error count, otherwise it gives 0 too, unless the sample may end in a cell.
+    """
     widths: list[int] = []
     try:
         for _, cells in dialect.rows(iter(sample)):
             widths.append(len(cells))
     except csv.Error:
-        if len(sample) < _SAMPLE_LINES and sum(map(len, sample)) <= _SAMPLE_CHARACTERS:
+        is_whole = len(sample) < _SAMPLE_LINES and sum(map(len, sample)) <= _SAMPLE_CHARACTERS
+        if is_whole and not may_break_off:
             return 0.0  # the whole file was tried; a sample may end within a cell
     commonest = max(set(widths), key=lambda width: (widths.count(width), width), default=1)
     return widths.count(commonest) / len(widths) if commonest > 1 else 0.0

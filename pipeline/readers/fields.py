@@ -80,7 +80,10 @@ def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) 
 
 
 def entries(value: Any) -> Sequence[Any]:
-    """Return the records of a JSON value: a list, the largest list in an object, or the object itself."""
+    """Return the records of a JSON value: a list, the largest list in an object, or the object itself.
+
+    An object of objects, or one that maps numbers to texts, is a list of its values.
+    """
     if isinstance(value, list):
         return value
     if not isinstance(value, dict) or chinese_poetry.has_poems([value]) or isinstance(value.get(TEXT), str):
@@ -91,7 +94,10 @@ def entries(value: Any) -> Sequence[Any]:
     if lists:
         return max(lists, key=lambda item: len(msgspec.json.encode(item)))
     inner = list(value.values())
-    return inner if len(inner) > 1 and all(isinstance(item, dict) for item in inner) else [value]
+    if len(inner) > 1 and all(isinstance(item, dict) for item in inner):
+        return inner
+    is_numbered = len(inner) > 1 and all(name.isdecimal() for name in value)
+    return inner if is_numbered and all(isinstance(item, str) for item in inner) else [value]
 
 
 def title_of(record: Mapping[str, Any], choice: FieldChoice) -> str:
@@ -176,4 +182,8 @@ def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
     suggested = [*likely] or sorted(filter(sizes.get, sizes), key=lambda field: -sizes[field])[:1]
     if not suggested:
         return BadData(f"no field {name}; fields: {listed or 'none'}", hint="no field holds text")
-    return BadData(f"no field {name}; fields: {listed}", hint=f"pass --text-field {','.join(suggested)}")
+    if len(suggested) > _NAMES_SHOWN:
+        hint = f"pass --text-field NAME with one of them, for example {suggested[0]}"
+    else:
+        hint = f"pass --text-field {','.join(suggested)}"
+    return BadData(f"no field {name}; fields: {listed}", hint=hint)

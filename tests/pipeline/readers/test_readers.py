@@ -137,6 +137,7 @@ def test_json_lines_in_utf_16(tmp_path: Path) -> None:
         {"a": {"text": PROSE[0]}, "b": {"text": PROSE[1]}, "c": {"text": PROSE[2]}},
         [{"paragraphs": [text]} for text in PROSE],
         {"poems": [{"content": text} for text in PROSE]},
+        {str(number): text for number, text in enumerate(PROSE)},
     ],
 )
 def test_json_of_any_shape(tmp_path: Path, value: Any) -> None:
@@ -237,7 +238,21 @@ def test_row_with_other_cells_is_rejected(tmp_path: Path) -> None:
 def test_csv_that_ends_within_a_cell_is_refused(tmp_path: Path) -> None:
     rows = [f'{n},"a text of words {n}"' for n in range(300)]
     path = file_of(tmp_path, "a.csv", "\n".join(["id,text", *rows, '300,"and cut']))
-    assert "after line 301: the last cell has no closing quotation mark" in refused(path).message
+    assert "line 302: a quotation mark that is not closed" in refused(path).message
+
+
+def test_short_csv_that_ends_within_a_cell_is_no_list_of_texts(tmp_path: Path) -> None:
+    rows = [f'{n},"first, second, {n}"' for n in range(9)]
+    path = file_of(tmp_path, "a.csv", "\n".join(["id,text", *rows, '9,"and cut', "10,more"]))
+    assert "line 11: a quotation mark that is not closed" in refused(path).message
+
+
+def test_categories_are_a_column_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": pyarrow.array(PROSE).dictionary_encode()}), path)
+    assert texts(path) == PROSE
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([PROSE])}), path)
+    assert refused(path).hint == "convert it to strings"
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.arrow", "a.json", "a.html", "a.epub", "a.txt", "a.txt.gz"])
