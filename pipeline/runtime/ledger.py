@@ -6,6 +6,7 @@ publish when the sums differ. Reasons that start with `bad-` are faults of the i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,7 @@ class Ledger:
             raise TooManyRejects(
                 f"{self.documents.bad:,} of {records:,} documents are bad ({reasons}), "
                 f"more than --max-bad {max_bad:g} allows",
-                hint="inspect the rejects, then fix the input or raise --max-bad",
+                hint="inspect the rejects, then fix the input, or accept them with "
+                f"--max-bad {math.ceil(1000 * self.documents.bad / max(records, 1)) / 1000:g}",
             )
         return {"documents": self.documents.to_dict(), "characters": self.characters.to_dict()}

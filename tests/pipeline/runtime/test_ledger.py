@@ -62,6 +62,7 @@ def test_too_many_bad_documents_are_refused(bad: int, max_bad: float, refused: b
     with pytest.raises(TooManyRejects, match=rf"{bad:,} of 1,000 documents are bad \({bad:,} bad-json\)") as caught:
         ledger.close(max_bad=max_bad)
     assert caught.value.exit_code == 11
+    assert f"--max-bad {bad / 1000:g}" in caught.value.hint
 
 
 def test_documents_dropped_on_purpose_are_not_bad() -> None:
