@@ -106,3 +106,38 @@ def test_errors_name_a_command_that_works(tmp_path: Path, inkstone: Inkstone) ->
     (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
     assert "--minutes" in inkstone("start", "novel.txt", "--minutes", "0", cwd=tmp_path, code=78)["error"]
     assert not (tmp_path / "novel.toml").exists()
+
+
+def test_options_of_the_input_reach_the_recipe(tmp_path: Path, inkstone: Inkstone) -> None:
+    (tmp_path / "posts").mkdir()
+    records = [json.dumps({"ask": prose(number, 2), "reply": prose(100 + number, 2)}) for number in range(60)]
+    (tmp_path / "posts" / "a.jsonl").write_text("\n".join([*records, '{"ask": "cut']), encoding="utf-8")
+    (tmp_path / "posts" / "b.txt").write_bytes(("Le garçon était là, près de la forêt.\n\n" * 60).encode("cp1252"))
+    (tmp_path / "posts" / "c.log").write_text("no text", encoding="utf-8")
+    arguments = ("--text-field", "ask,reply", "--encoding", "cp1252", "--exclude", "*.log")
+    planned = inkstone("start", "posts", *arguments, "--plan", cwd=tmp_path)
+    assert "1 of 61 documents rejected: bad-json" in planned["plan"][0]
+    assert "in cp1252" in planned["plan"][0]
+
+    refused = inkstone("start", "posts", *arguments, *MINUTES, cwd=tmp_path, code=11)
+    assert "--max-bad 0.017" in refused["hint"]
+    accepted = inkstone("start", "posts", "--max-bad", "0.017", *MINUTES, cwd=tmp_path)
+    assert accepted["result"] == "built"
+    recipe = (tmp_path / "posts.toml").read_text(encoding="utf-8")
+    for line in ('text_fields = ["ask,reply"]', 'encoding = "cp1252"', 'exclude = ["*.log"]', "max_bad = 0.017"):
+        assert line in recipe
+
+
+def test_source_that_cannot_be_read_does_not_reach_the_recipe(tmp_path: Path, inkstone: Inkstone) -> None:
+    (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
+    assert "empty string" in inkstone("start", "", cwd=tmp_path, code=78)["error"]
+    assert "got inf" in inkstone("start", "novel.txt", "--minutes", "inf", cwd=tmp_path, code=78)["error"]
+    inkstone("start", "novel.txt", *MINUTES, cwd=tmp_path)
+    before = (tmp_path / "novel.toml").read_bytes()
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7 " + bytes(100))
+    inkstone("start", "--name", "novel", "absent.txt", cwd=tmp_path, code=66)
+    inkstone("start", "--name", "novel", "paper.pdf", cwd=tmp_path, code=65)
+    assert (tmp_path / "novel.toml").read_bytes() == before
+    (tmp_path / "novel.txt").rename(tmp_path / "moved.txt")
+    missing = inkstone("start", "--name", "novel", cwd=tmp_path, code=66)
+    assert "novel.txt: a source of novel.toml" in missing["error"]

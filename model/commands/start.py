@@ -5,6 +5,7 @@ The recipe and its reasons are decided in `pipeline.start`; the model is chosen 
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -16,13 +17,14 @@ import click
 
 from model.commands.options import DEVICE
 from pipeline.commands.console import Command, Outcome, Settings, option_group
-from pipeline.commands.options import JOBS, worker_count
+from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, InputMissing
 
 if TYPE_CHECKING:
     from model.presets import Choice
     from pipeline.refresh.recipe import Recipe
     from pipeline.sources.catalogue import Source
+    from pipeline.start.decide import InputOptions
     from pipeline.start.survey import Survey
     from pipeline.store.artifact import Artifact
 
@@ -46,6 +48,16 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver,
     ),
     click.option("--plan", "plan_only", is_flag=True, help="Print the plan with its reasons and stop."),
 )
+@option_group(
+    "Input (of a new recipe)",
+    INCLUDE,
+    EXCLUDE,
+    TEXT_FIELD,
+    click.option(
+        "--encoding", default="auto", metavar="NAME", help="Encoding of text files, e.g. cp1252 (default: detected)."
+    ),
+    MAX_BAD,
+)
 @option_group("Running", JOBS, DEVICE)
 def start(
     settings: Settings,
@@ -53,6 +65,11 @@ def start(
     name: str,
     minutes: float | None,
     plan_only: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    text_fields: tuple[str, ...],
+    encoding: str,
+    max_bad: float,
     jobs: int,
     device: str,
 ) -> Outcome:
@@ -68,17 +85,21 @@ def start(
       inkstone start --name novel more.txt --minutes 10
     """
     from pipeline.start import recipe_file
+    from pipeline.start.decide import InputOptions
 
-    if minutes is not None and not minutes > 0:
-        raise BadConfig(f"--minutes must be greater than 0, got {minutes:g}", hint="give a positive number")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise BadConfig(f"--minutes must be a number greater than 0, got {minutes:g}", hint="for example --minutes 5")
+    if not all(references):
+        raise BadConfig("one of the inputs is an empty string", hint="name a file or a folder; `.` is the current one")
+    options = InputOptions(include, exclude, text_fields, encoding, max_bad)
     path = _recipe_path(settings.root, references, name)
     sources = list(dict.fromkeys(recipe_file.as_source(reference, path.parent) for reference in references))
     more = path.exists() and minutes is not None
     if path.exists():
         recipe = recipe_file.load(path)
-        lines = _extend(path, recipe, sources, minutes, plan_only)
+        lines = _extend(settings, path, recipe, sources, options, minutes, plan_only)
     else:
-        lines = _write_recipe(settings, path, sources, minutes or DEFAULT_MINUTES, plan_only, device)
+        lines = _write_recipe(settings, path, sources, options, minutes or DEFAULT_MINUTES, plan_only, device)
     if plan_only:
         return Outcome("unchanged", extra={"plan": lines}, lines=lines, always=True)
     for line in lines:
@@ -117,18 +138,33 @@ def _absolute(reference: str) -> str:
     return str(Path(reference).resolve()) if Path(reference).exists() else reference
 
 
-def _extend(path: Path, recipe: Recipe, sources: Sequence[str], minutes: float | None, plan_only: bool) -> list[str]:
-    """Add the sources that the recipe does not have, and return the lines of the plan."""
+def _extend(
+    settings: Settings,
+    path: Path,
+    recipe: Recipe,
+    sources: Sequence[str],
+    options: InputOptions,
+    minutes: float | None,
+    plan_only: bool,
+) -> list[str]:
+    """Add the sources that the recipe does not have and the options that are given; return the lines of the plan.
+
+    Raises the error of a source that cannot be read, before the recipe is changed.
+    """
     from pipeline.start import recipe_file
 
     new = [source for source in sources if _resolved(source, path.parent) not in recipe.download.sources]
+    values = {"download": options.download(), "clean": options.clean()}
+    changed = [f"{name} = {value}" for entries in values.values() for name, value in entries.items()]
+    _check_sources(settings, path, recipe, new, options)
     lines = [
         _line("recipe", f"{path} has {len(recipe.download.sources)} sources; its tokenizer and its split are kept"),
+        *([_line("changed", ", ".join(changed))] if changed else []),
         *([_line("new text", ", ".join(new))] if new else []),
         _line("training", f"{_length(recipe, minutes)}, from the last run if there is one"),
     ]
-    if not plan_only and (new or minutes is not None):
-        recipe_file.extend(path, new, minutes)
+    if not plan_only and (new or changed or minutes is not None):
+        recipe_file.extend(path, new, minutes, values)
     return lines
 
 
@@ -139,19 +175,43 @@ def _length(recipe: Recipe, minutes: float | None) -> str:
     return f"{steps:,} steps" if steps else "the length of the preset"
 
 
+def _check_sources(settings: Settings, path: Path, recipe: Recipe, new: Sequence[str], options: InputOptions) -> None:
+    """Raise the error of a source that is missing or cannot be read."""
+    import msgspec
+
+    from pipeline.refresh.sources import resolve
+
+    fields = options.text_fields or (recipe.clean.text_fields if recipe.clean else ())
+    for source in (*recipe.download.sources, *new):
+        section = msgspec.structs.replace(recipe.download, source=source, **options.download())
+        try:
+            resolve(recipe.name, section, settings.root, text_fields=fields)
+        except InputMissing as error:
+            if source in new:
+                raise
+            hint = f"put it back, or take it out of the sources of {path}"
+            raise InputMissing(f"{source}: a source of {path} that is no longer there", hint=hint) from error
+
+
 def _resolved(source: str, folder: Path) -> str:
     path = folder / source
     return str(path.resolve()) if path.exists() else source
 
 
 def _write_recipe(
-    settings: Settings, path: Path, sources: list[str], minutes: float, plan_only: bool, device: str
+    settings: Settings,
+    path: Path,
+    sources: list[str],
+    options: InputOptions,
+    minutes: float,
+    plan_only: bool,
+    device: str,
 ) -> list[str]:
     """Look at the sources, decide, and write the recipe. Returns the lines of the plan."""
     from model import presets
     from pipeline.start import decide, recipe_file
 
-    text = _survey(settings, path.stem, sources, plan_only)
+    text = _survey(settings, path.stem, sources, options, plan_only)
     vocabulary, device = decide.vocab_size(text), _device_name(device)
     choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes)
     described = [
@@ -161,12 +221,12 @@ def _write_recipe(
         ("recipe", str(path)),
     ]
     if not plan_only:
-        sections = decide.recipe_sections(text, sources, minutes, choice.preset, choice.settings)
+        sections = decide.recipe_sections(text, sources, options, minutes, choice.preset, choice.settings)
         recipe_file.write(path, sections)
     return [_line(heading, content) for heading, content in described]
 
 
-def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bool) -> Survey:
+def _survey(settings: Settings, name: str, sources: Sequence[str], options: InputOptions, plan_only: bool) -> Survey:
     """Look at the sources of a recipe, and download those that are not on this machine first."""
     from pipeline.refresh.recipe import DownloadSection
     from pipeline.refresh.sources import resolve
@@ -181,7 +241,8 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
     def list_files(dataset: Source) -> Source:
         return hub.list_source(settings.root, dataset, network, settings.progress)
 
-    source, groups = resolve(name, DownloadSection(tuple(sources)), settings.root, list_files)
+    section = DownloadSection(tuple(sources), include=options.include, exclude=options.exclude)
+    source, groups = resolve(name, section, settings.root, list_files, options.text_fields)
     if plan_only:  # a refresh says it too
         note_left_out(settings.progress, source.left_out, len(source.files))
     paths = {file.name: file.local for file in source.files if file.local}
@@ -197,7 +258,7 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], plan_only: bo
         (reference, [paths[file.name] for file in source.files if file.name in group.names])
         for reference, group in zip(sources, groups, strict=True)
     ]
-    return survey.survey(inputs)
+    return survey.survey(inputs, encoding=options.encoding, text_fields=options.text_fields)
 
 
 def _describe_model(choice: Choice, vocabulary: int, device: str) -> str:

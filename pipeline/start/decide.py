@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import LineStats
+from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.start import survey as surveys
 from pipeline.start.survey import InputSummary, Survey
 
@@ -26,14 +28,36 @@ _KINDS = {
 Lines = list[tuple[str, str]]
 
 
-def recipe_sections(text: Survey, sources: Sequence[str], minutes: float, preset: str, settings: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class InputOptions:
+    """Options by which the inputs are read, of [download] and [clean]."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    text_fields: tuple[str, ...] = ()
+    encoding: str = "auto"
+    max_bad: float = DEFAULT_MAX_BAD
+
+    def download(self) -> dict[str, Any]:
+        """Return the entries of [download] that are not the default."""
+        return {name: list(globs) for name in ("include", "exclude") if (globs := getattr(self, name))}
+
+    def clean(self) -> dict[str, Any]:
+        """Return the entries of [clean] that are not the default."""
+        values = {"encoding": self.encoding, "max_bad": self.max_bad, "text_fields": self.text_fields}
+        return {name: value for name, value in values.items() if value != getattr(InputOptions(), name)}
+
+
+def recipe_sections(
+    text: Survey, sources: Sequence[str], options: InputOptions, minutes: float, preset: str, settings: Any
+) -> dict[str, Any]:
     """Return the sections of the recipe for a survey, with the model that was chosen."""
     train: dict[str, Any] = {"preset": preset, "minutes": minutes}
     if settings:
         train["set"] = dict(settings)
     return {
-        "download": {"source": list(sources)},
-        "clean": {"unit": "chapter"},
+        "download": {"source": list(sources), **options.download()},
+        "clean": {"unit": "chapter", **options.clean()},
         "tokenizer": {"kind": "bpe", "vocab_size": "auto", "keep": True},
         "tokenize": {"val_fraction": VAL_FRACTION},
         "train": train,

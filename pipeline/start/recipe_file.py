@@ -52,8 +52,10 @@ def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
     files.write_file(path, tomlkit.dumps(document).encode())
 
 
-def extend(path: Path, sources: Sequence[str], minutes: float | None) -> None:
-    """Add sources to a recipe, and replace the minutes of training if they are given."""
+def extend(
+    path: Path, sources: Sequence[str], minutes: float | None, values: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Add sources to a recipe, and replace the minutes of training and the `values` of sections that are given."""
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8"))
     except (TOMLKitError, UnicodeDecodeError) as error:
@@ -70,6 +72,9 @@ def extend(path: Path, sources: Sequence[str], minutes: float | None) -> None:
         train = document["train"]
         train.pop("steps", None)
         train["minutes"] = minutes
+    for section, entries in (values or {}).items():
+        for key, value in entries.items():
+            document.setdefault(section, tomlkit.table())[key] = value
     files.write_file(path, tomlkit.dumps(document).encode())
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.readers import encoding, readers
+from pipeline.readers import encoding as encodings
+from pipeline.readers import readers
 from pipeline.readers.kinds import detect_kind
 from pipeline.runtime.ledger import Ledger
 
@@ -83,15 +84,20 @@ class Survey:
         return self.scripts.get("Chinese", 0.0)
 
 
-def survey(inputs: Sequence[tuple[str, Sequence[Path]]]) -> Survey:
-    """Read a sample of each input, given as its name and its files.
+def survey(
+    inputs: Sequence[tuple[str, Sequence[Path]]],
+    *,
+    encoding: str = encodings.AUTO,
+    text_fields: tuple[str, ...] = (),
+) -> Survey:
+    """Read a sample of each input, given as its name and its files; `encoding` and `text_fields` as in the readers.
 
     Raises BadData if a file cannot be read.
     """
     summaries, texts = [], []
     budget = _READ // max(1, len(inputs))
     for reference, paths in inputs:
-        summary, text = _look_at(reference, paths, budget)
+        summary, text = _look_at(reference, paths, budget, encoding, text_fields)
         summaries.append(summary)
         texts.append(text)
     sample = "\n".join(texts)
@@ -101,7 +107,9 @@ def survey(inputs: Sequence[tuple[str, Sequence[Path]]]) -> Survey:
     return Survey(summaries, scripts, is_english, sample)
 
 
-def _look_at(reference: str, paths: Sequence[Path], budget: int) -> tuple[InputSummary, str]:
+def _look_at(
+    reference: str, paths: Sequence[Path], budget: int, encoding: str, text_fields: tuple[str, ...]
+) -> tuple[InputSummary, str]:
     summary = InputSummary(reference, len(paths), sum(path.stat().st_size for path in paths))
     for path in paths:
         summary.formats[path.suffix.lower().removeprefix(".") or "text"] += 1
@@ -109,7 +117,7 @@ def _look_at(reference: str, paths: Sequence[Path], budget: int) -> tuple[InputS
     sampled = paths[::step]
     texts, bytes_read, documents = [], 0, 0
     for path in sampled:
-        text, size, count = _read_sample(path, budget // len(sampled), summary)
+        text, size, count = _read_sample(path, budget // len(sampled), summary, encoding, text_fields)
         texts.append(text)
         bytes_read += size
         documents += count
@@ -120,7 +128,9 @@ def _look_at(reference: str, paths: Sequence[Path], budget: int) -> tuple[InputS
     return summary, text
 
 
-def _read_sample(path: Path, limit: int, summary: InputSummary) -> tuple[str, int, int]:
+def _read_sample(
+    path: Path, limit: int, summary: InputSummary, encoding: str, text_fields: tuple[str, ...]
+) -> tuple[str, int, int]:
     """Return at most about `limit` characters of a file, the bytes of it that they took, and the documents they are."""
     size = 0
 
@@ -129,14 +139,25 @@ def _read_sample(path: Path, limit: int, summary: InputSummary) -> tuple[str, in
         size += count
 
     if detect_kind(path).format == "text":
-        stats = encoding.EncodingStats()
-        blocks = encoding.read_text(path, stats, advance=advance)
+        stats = encodings.EncodingStats()
+        blocks = encodings.read_text(path, stats, encoding=encoding, advance=advance)
         text = "".join(_until(blocks, limit))
         summary.encodings[stats.encoding or "utf-8"] += 1
         return text[:limit], _share(size, text, limit), 1
     ledger = Ledger()
-    documents = readers.read_documents(path, ledger, lambda reject: None, note=summary.notes.append, advance=advance)
+    documents = readers.read_documents(
+        path,
+        ledger,
+        lambda reject: None,
+        encoding=encoding,
+        text_fields=text_fields,
+        note=summary.notes.append,
+        advance=advance,
+    )
     texts = list(_until((document.text for document in documents), limit))
+    if rejected := sum(ledger.documents.dropped.values()):
+        reasons = ", ".join(ledger.documents.dropped)
+        summary.notes.append(f"{rejected:,} of {ledger.documents.came:,} documents rejected: {reasons}")
     text = "\n".join(texts)
     if text and not size:  # the reader reports its bytes at the end
         size = path.stat().st_size
