@@ -267,12 +267,8 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         "continuations:",
         *sample_lines(samples),
         "",
-        "next, with your own text:",
-        "  inkstone clean BOOK.txt --name book --unit paragraph",
-        "  inkstone train-tokenizer book --kind char",
-        "  inkstone tokenize book",
-        "  inkstone train --tokens book --preset shuihu-fast --minutes 10 --name book",
-        "  inkstone sample book --prompt 话说",
+        "next, with your own text (any file or folder):",
+        "  inkstone start BOOK.txt",
     ]
     outcome = refresh_outcome(refreshed, lines)
     outcome.extra |= {

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.start.survey import Survey
     from pipeline.store.artifact import Artifact
 
-DEFAULT_MINUTES = 5.0
 _HEADING = 10  # characters
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
 
@@ -44,7 +43,7 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver,
         "--minutes",
         type=float,
         metavar="M",
-        help=f"Minutes of training (default: {DEFAULT_MINUTES:g}, or the recipe's).",
+        help="Minutes of training (default: 5, less for a short text, or the recipe's).",
     ),
     click.option("--plan", "plan_only", is_flag=True, help="Print the plan with its reasons and stop."),
 )
@@ -99,7 +98,7 @@ def start(
         recipe = recipe_file.load(path)
         lines = _extend(settings, path, recipe, sources, options, minutes, plan_only)
     else:
-        lines = _write_recipe(settings, path, sources, options, minutes or DEFAULT_MINUTES, plan_only, device)
+        lines = _write_recipe(settings, path, sources, options, minutes, plan_only, device)
     if plan_only:
         return Outcome("unchanged", extra={"plan": lines}, lines=lines, always=True)
     for line in lines:
@@ -158,7 +157,7 @@ def _extend(
     changed = [f"{name} = {value}" for entries in values.values() for name, value in entries.items()]
     _check_sources(settings, path, recipe, new, options)
     lines = [
-        _line("recipe", f"{path} has {len(recipe.download.sources)} sources; its tokenizer and its split are kept"),
+        _line("recipe", f"{path}: {', '.join(recipe.download.sources)}; its tokenizer and its split are kept"),
         *([_line("changed", ", ".join(changed))] if changed else []),
         *([_line("new text", ", ".join(new))] if new else []),
         _line("training", f"{_length(recipe, minutes)}, from the last run if there is one"),
@@ -203,7 +202,7 @@ def _write_recipe(
     path: Path,
     sources: list[str],
     options: InputOptions,
-    minutes: float,
+    minutes: float | None,
     plan_only: bool,
     device: str,
 ) -> list[str]:
@@ -217,11 +216,11 @@ def _write_recipe(
     described = [
         *decide.describe(text, vocabulary),
         ("model", _describe_model(choice, vocabulary, device)),
-        ("training", f"{minutes:g} minutes (--minutes); {choice.reason}"),
+        ("training", f"{choice.minutes:g} minutes ({'--minutes' if minutes else 'default'}); {choice.reason}"),
         ("recipe", str(path)),
     ]
     if not plan_only:
-        sections = decide.recipe_sections(text, sources, options, minutes, choice.preset, choice.settings)
+        sections = decide.recipe_sections(text, sources, options, choice.minutes, choice.preset, choice.settings)
         recipe_file.write(path, sections)
     return [_line(heading, content) for heading, content in described]
 

@@ -122,4 +122,6 @@ def _describe_split(text: Survey) -> str:
 
 
 def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} bytes"
     return f"{count / 1000:.0f} kB" if count < _MEGABYTE / 10 else f"{count / _MEGABYTE:,.1f} MB"

@@ -297,9 +297,10 @@ JAPANESE = (
     "いた事だけは記憶している。吾輩はここで始めて人間というものを見た。\n"
 )
 FOREIGN = [
-    *((ENGLISH, name) for name in ("cp1252", "mac_roman")),
-    *((FRENCH, name) for name in ("cp1252", "latin-1", "cp850")),
-    *((GERMAN, name) for name in ("latin-1", "cp437")),
+    (ENGLISH, "mac_roman"),
+    (FRENCH, "cp850"),
+    (FRENCH, "mac_roman"),
+    (GERMAN, "cp437"),
     *((RUSSIAN, name) for name in ("cp1251", "koi8-r", "cp866")),
     (GREEK, "iso8859-7"),
     (THAI, "tis-620"),
@@ -331,6 +332,15 @@ def test_japanese_and_korean_errors_name_their_encoding() -> None:
         with pytest.raises(BadData, match="the text is Japanese or Korean") as caught:
             detect(text.encode(encoding), is_complete=True)
         assert caught.value.hint == f"pass --encoding {encoding}"
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(ENGLISH, "cp1252"), (FRENCH, "latin-1"), (GERMAN, "latin-1")])
+@pytest.mark.parametrize("times", [1, 30, 2000])
+def test_western_text_is_read(tmp_path: Path, text: str, encoding: str, times: int) -> None:
+    text = text.encode(encoding, "ignore").decode(encoding) * times
+    decoded, stats = text_of(file_of(tmp_path, text.encode(encoding)))
+    assert decoded == text
+    assert stats.encoding == "cp1252"
 
 
 def test_undetected_encoding_reports_scores_and_first_invalid_byte(tmp_path: Path) -> None:
