@@ -18,10 +18,10 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 
 KEYS = {
-    "corpora": "6ae1ce09e164c941",
-    "tokenizers": "6f6ad1ab3a008f4c",
-    "tokens": "eb7f2bea9e63843d",
-    "runs": "d7b1da846c88cc47",
+    "corpora": "ce41b35bbf633082",
+    "tokenizers": "a01566c2e8a75768",
+    "tokens": "74021cd2d844a1ce",
+    "runs": "353b872e021d2ef0",
 }
 
 
