@@ -115,23 +115,26 @@ def _look_at(
         summary.formats[path.suffix.lower().removeprefix(".") or "text"] += 1
     step = max(1, len(paths) // _SAMPLED_FILES)
     sampled = paths[::step]
-    texts, bytes_read, documents = [], 0, 0
+    texts, bytes_read, records, single = [], 0, 0, 0
     for path in sampled:
         text, size, count = _read_sample(path, budget // len(sampled), summary, encoding, text_fields)
         texts.append(text)
         bytes_read += size
-        documents += count
+        records, single = records + (count or 0), single + (count is None)
     text = "\n".join(texts)
     scale = summary.bytes / bytes_read if bytes_read else 1.0
     summary.characters = int(sum(map(len, texts)) * scale)
-    summary.documents = max(1, int(documents * scale))
+    summary.documents = max(1, int(records * scale) + single * len(paths) // len(sampled))
     return summary, text
 
 
 def _read_sample(
     path: Path, limit: int, summary: InputSummary, encoding: str, text_fields: tuple[str, ...]
-) -> tuple[str, int, int]:
-    """Return at most about `limit` characters of a file, the bytes of it that they took, and the documents they are."""
+) -> tuple[str, int, int | None]:
+    """Return at most about `limit` characters of a file and the bytes of it that they took.
+
+    The last value is the number of records that they come from, None for a text, which is one document of any length.
+    """
     size = 0
 
     def advance(count: int) -> None:
@@ -143,7 +146,7 @@ def _read_sample(
         blocks = encodings.read_text(path, stats, encoding=encoding, advance=advance)
         text = "".join(_until(blocks, limit))
         summary.encodings[stats.encoding or "utf-8"] += 1
-        return text[:limit], _share(size, text, limit), 1
+        return text[:limit], _share(size, text, limit), None
     ledger = Ledger()
     documents = readers.read_documents(
         path,

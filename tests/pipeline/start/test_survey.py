@@ -48,6 +48,7 @@ def test_large_input_is_estimated_from_its_beginning(tmp_path: Path) -> None:
     text = look_at(tmp_path, a=ENGLISH * 400)
     assert text.inputs[0].characters == pytest.approx(400 * len(ENGLISH), rel=0.2)
     assert len(text.sample) < 8 << 20
+    assert text.documents == 1
 
 
 def test_prompts_are_beginnings_of_paragraphs() -> None:
