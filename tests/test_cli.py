@@ -181,13 +181,16 @@ def write(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
+NINE_LINES = [b'{"text": "number %d of nine documents, each some words long"}\n' % number for number in range(9)]
+
+
 def broken_inputs(folder: Path) -> dict[str, Path]:
     line = b'{"text": "one"}\n'
     return {
         "missing": folder / "none.txt",
         "not-zstd": write(folder, "not.jsonl.zst", b"<html>please log in</html>"),
         "truncated": write(folder, "cut.jsonl.zst", zstandard.compress(line * 5000)[:-9]),
-        "bad-line": write(folder, "bad.jsonl", line * 9 + b'{"text": \n'),
+        "bad-line": write(folder, "bad.jsonl", b"".join(NINE_LINES) + b'{"text": \n'),
         "empty": write(folder, "empty.txt", b""),
         "empty-lines": write(folder, "empty.jsonl", b""),
         "not-utf8": write(folder, "gbk.txt", "话说".encode("gbk")),

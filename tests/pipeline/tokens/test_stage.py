@@ -739,12 +739,12 @@ def test_overlap_of_reused_and_resumed_units_is_counted(
 
 def test_same_file_twice_counts_once_with_a_note(tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, copy = (str(lines(tmp_path / name, TEXTS).path) for name in ("a.jsonl", "copy.jsonl"))
-    inputs = tokens_stage.gather_inputs(root, [path, path, copy], [])
-    assert [file.name for file in inputs.train] == ["a.jsonl"]
     with caplog.at_level("INFO"):
-        options = TokenizeOptions(val_fraction=0.1)
-        tokens = tokens_stage.tokenize(root, "some", inputs, LETTERS, None, options, Progress(), jobs=1).artifact
-    assert "a.jsonl, copy.jsonl: the same content as an earlier file, counted once" in caplog.text
+        inputs = tokens_stage.gather_inputs(root, [path, path, copy], [])
+    assert [file.name for file in inputs.train] == ["a.jsonl"]
+    assert "left out 2 of 3 files: 2 same as a.jsonl" in caplog.text
+    options = TokenizeOptions(val_fraction=0.1)
+    tokens = tokens_stage.tokenize(root, "some", inputs, LETTERS, None, options, Progress(), jobs=1).artifact
     assert tokens.manifest.counts["documents"] == len(TEXTS)
 
 
