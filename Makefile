@@ -12,7 +12,7 @@ demo: $(READY)
 test: $(PEERS)
 	@$(BIN)/pytest -n 2 --dist worksteal
 
-# For contributors: no long training, no kill loops; about a minute on two cores.
+# For contributors: no long training, no kill loops; under 90 seconds on two cores.
 test-fast: $(READY)
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 

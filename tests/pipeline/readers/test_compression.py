@@ -95,7 +95,8 @@ def test_any_bytes_round_trip_in_every_format(
     folder = tmp_path_factory.mktemp("any")
     assert decompress(file_of(folder, frame(data, checksum=checksum, sized=sized))) == data
     assert decompress(file_of(folder, gzip.compress(data), "a.gz")) == data
-    assert decompress(file_of(folder, data, "a.txt")) == data
+    if not compression.detect_compression(data):  # the content decides, not the name
+        assert decompress(file_of(folder, data, "a.txt")) == data
 
 
 @pytest.mark.parametrize("distance", range(-5, 6))
