@@ -69,6 +69,12 @@ def test_any_text_becomes_a_model_and_more_text_continues_it(tmp_path: Path, roo
     assert again["result"] == "unchanged"
     assert inkstone("refresh", "mixed.toml", cwd=tmp_path)["result"] == "unchanged"
 
+    before = artifact.find(root, "runs", "mixed")
+    longer = inkstone("start", "--name", "mixed", "--minutes", "0.03", cwd=tmp_path)
+    assert [step["stage"] for step in longer["stages"] if step["result"] == "built"] == ["train"]
+    assert before.as_input("parent") in artifact.find(root, "runs", "mixed").manifest.inputs
+    assert inkstone("refresh", "mixed.toml", cwd=tmp_path)["result"] == "unchanged"
+
 
 def test_plan_gives_reasons_and_writes_nothing(tmp_path: Path, root: Path, inkstone: Inkstone) -> None:
     (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")

@@ -21,8 +21,6 @@ from pipeline.readers.kinds import ARCHIVE, NO_FIELD, detect_kind
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 
-PLAIN_SUFFIXES = (".jsonl", ".json", ".txt", ".parquet")  # names in a folder; `kinds.has_text_suffix` knows them all
-SUFFIXES = (*(kind + packed for kind in PLAIN_SUFFIXES[:3] for packed in ("", ".zst", ".gz")), ".parquet")
 _TEXT_FORMATS = ("text", "")  # "" is refused by the reader of texts, which says where the binary data begins
 _READABLE_PROBLEMS = ("", "empty", "not text", NO_FIELD)  # left to the reader of the format
 _LIBRARIES = {

@@ -12,9 +12,9 @@ from pipeline.clean.report.sentencepiece_flags import LineStats
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.start import survey as surveys
 from pipeline.start.survey import InputSummary, Survey
+from pipeline.tokens.stage import DEFAULT_VAL_FRACTION
+from pipeline.tokens.survey import FEW_DOCUMENTS
 
-VAL_FRACTION = 0.05
-_FEW_DOCUMENTS = 50  # below which stretches are held out instead of documents
 _CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of BPE with some thousand pieces: of English, of classical Chinese
 _MEGABYTE = 1_000_000
 _KINDS = {
@@ -59,7 +59,7 @@ def recipe_sections(
         "download": {"source": list(sources), **options.download()},
         "clean": {"unit": "chapter", **options.clean()},
         "tokenizer": {"kind": "bpe", "vocab_size": "auto", "keep": True},
-        "tokenize": {"val_fraction": VAL_FRACTION},
+        "tokenize": {"val_fraction": DEFAULT_VAL_FRACTION},
         "train": train,
         "sample": {"prompts": list(surveys.prompts(text.sample)), "max_tokens": 60},
     }
@@ -68,7 +68,7 @@ def recipe_sections(
 def count_tokens(text: Survey) -> int:
     """Return about how many tokens of BPE the text has."""
     per_token = _CHARACTERS_PER_TOKEN[0] * (1 - text.chinese) + _CHARACTERS_PER_TOKEN[1] * text.chinese
-    return int((1 - VAL_FRACTION) * text.characters / per_token)
+    return int((1 - DEFAULT_VAL_FRACTION) * text.characters / per_token)
 
 
 def vocab_size(text: Survey) -> int:
@@ -115,8 +115,8 @@ def _describe_cleaning(text: Survey) -> str:
 
 
 def _describe_split(text: Survey) -> str:
-    share = f"{100 * VAL_FRACTION:g} %, chosen by hash"
-    if text.documents < _FEW_DOCUMENTS:
+    share = f"{100 * DEFAULT_VAL_FRACTION:g} %, chosen by hash"
+    if text.documents < FEW_DOCUMENTS:
         return f"{share}: stretches of the text, since there are few documents ({text.documents:,})"
     return f"{share}: whole documents of about {text.documents:,}"
 
