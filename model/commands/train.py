@@ -14,20 +14,19 @@ import click
 
 from model.commands.options import DEVICE, is_secondary_rank, parse_key_values
 from model.commands.training_bar import training_watch
+from model.commands.training_summary import training_outcome
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
-from pipeline.commands.options import find_artifact, outcome_of
+from pipeline.commands.options import find_artifact
 
 if TYPE_CHECKING:
     from model.runs.plan import TrainPlan
-    from model.runs.run import Result
-    from pipeline.store.artifact import Artifact, BuildResult
+    from pipeline.store.artifact import Artifact
 
 _PRESETS = (
     *("mini", "bigram", "sample", "babygpt", "shuihu-8m", "shuihu-8m-rope", "shuihu-fast", "13m", "2b"),
     *("gpt2-124m", "qwen-8m", "small", "fast-124m"),
 )
-_PUNCTUATION = " \"'“”‘’「」『』，。、,.;:!?"
 _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no preset is named
 
 
@@ -117,7 +116,7 @@ def train(
       inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book
       inkstone train --tokens book --dry-run
     """
-    from model.runs import plan as run_plan
+    from model.runs import unfinished
     from model.training import stage
 
     reference = _reference(settings, positional, reference)
@@ -130,7 +129,7 @@ def train(
     if resume is not False and not names_generation:
         plan = _pinned(settings, plan)
     if resume:
-        run_plan.require_unfinished(settings.root, plan)
+        unfinished.require_unfinished(settings.root, plan)
     with training_watch(settings) as watch:
         built = stage.train(
             settings.root,
@@ -142,7 +141,7 @@ def train(
             stopped=settings.progress.stop,
             watch=watch,
         )
-    outcome = _outcome(built)
+    outcome = training_outcome(built)
     outcome.silent = is_secondary_rank()
     return outcome
 
@@ -209,48 +208,9 @@ def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
 
 def _pinned(settings: Settings, plan: TrainPlan) -> TrainPlan:
     """Return the plan with the tokens of its unfinished run, if there is one."""
-    from model.runs import plan as run_plan
+    from model.runs import unfinished
 
-    pinned = run_plan.pin_unfinished(settings.root, plan)
+    pinned = unfinished.pin_unfinished(settings.root, plan)
     if pinned.tokens.path != plan.tokens.path:
         settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
     return pinned
-
-
-def _outcome(built: BuildResult) -> Outcome:
-    import msgspec
-
-    from model.runs import run
-
-    result = run.read_result(built.artifact.path)
-    outcome = outcome_of(built, ("steps", "tokens", "parameters"))
-    fields = msgspec.structs.asdict(result)
-    outcome.extra |= {key: fields[key] for key in fields if key not in ("seconds", "last", "best")}
-    outcome.extra["checkpoint"] = str(built.artifact.path / run.CHECKPOINTS / result.best)
-    outcome.extra["loss_curve"] = str(built.artifact.path / "loss.png")
-    outcome.lines += [
-        *_loss_lines(result),
-        f"loss curve: {outcome.extra['loss_curve']}",
-        f"next: inkstone sample {built.artifact.manifest.name}{_prompt(built.artifact)}",
-    ]
-    return outcome
-
-
-def _loss_lines(result: Result) -> list[str]:
-    if result.bits_per_char is None:
-        return ["validation: none, since the tokens have no validation part; the last checkpoint is the best"]
-    return [
-        f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "
-        f"(best {result.best_bits_per_char:.3f}), {result.val_loss:.3f} nats per token"
-    ]
-
-
-def _prompt(run: Artifact) -> str:
-    """Return the prompt of the run's last sample as an argument of `sample`, or "" if a shell would change it."""
-    import json
-
-    from model.training.metrics import SAMPLES
-
-    lines = run.file(SAMPLES).read_text(encoding="utf-8").splitlines() if run.file(SAMPLES).is_file() else []
-    prompt = " ".join(json.loads(lines[-1])["prompt"].split()).strip(_PUNCTUATION) if lines else ""
-    return f' "{prompt}"' if prompt and not set(prompt) & set('"$`\\!') else ""

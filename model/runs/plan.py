@@ -1,4 +1,4 @@
-"""Training plans: what to train on which tokens, which run to continue, and which unfinished run to resume."""
+"""Training plans: what to train on which tokens, and which run to continue."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import msgspec
 from model import config, presets
 from model.config import GPTConfig, Preset
 from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
-from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
+from pipeline.errors import BadConfig
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
-from pipeline.store.generations import draft_path
 from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
@@ -131,7 +130,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
 
 def _read_preset(folder: Path) -> tuple[str, Preset | None]:
     """Return the name of the preset and the resolved preset of a run or a draft; "" and None if it has none."""
-    preset = _read_config(folder)
+    preset = read_config(folder)
     return (read_preset_name(folder), preset) if preset else ("", None)
 
 
@@ -259,54 +258,8 @@ def _comparable(options: Mapping[str, Any], *, any_length: bool) -> bytes:
     return msgspec.json.encode({**options, "train": train} if any_length else options, order="deterministic")
 
 
-def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
-    """Give a plan the tokens and the parent of its unfinished run, so that it can be resumed.
-
-    A refresh may have published newer generations since that run was started. Raises UpstreamChanged if the older ones
-    are gone.
-    """
-    identity, drafts = identify(plan), list(artifact.unfinished_drafts(root, "runs", plan.name))
-    if draft_path(root, identity) in [draft for draft, _ in drafts]:
-        return plan
-    for draft, inputs in drafts:
-        inputs_by_role = {entry.role: entry for entry in inputs}
-        if inputs_by_role.keys() != {entry.role for entry in identity.inputs}:
-            continue
-        if dataclasses.replace(identity, inputs=inputs).key != draft.name.removeprefix(".draft-"):
-            continue  # another configuration
-        try:
-            artifacts = {role: artifact.read(root / entry.name) for role, entry in inputs_by_role.items()}
-        except InputMissing as error:
-            raise UpstreamChanged(
-                f"an input of the unfinished run {plan.name} is gone: {error.message}",
-                hint="--no-resume starts it again on the current inputs",
-            ) from None
-        parent = artifacts.get("parent")
-        return dataclasses.replace(
-            plan,
-            tokens=artifacts["tokens"],
-            parent=inputs_by_role.get("parent"),
-            parent_path=parent.path if parent else None,
-        )
-    return plan
-
-
-def require_unfinished(root: Path, plan: TrainPlan) -> None:
-    """Raise BadConfig with the differences if there are unfinished runs of this name, but none of this plan."""
-    drafts = [draft for draft, _ in artifact.unfinished_drafts(root, "runs", plan.name)]
-    if not drafts or draft_path(root, identify(plan)) in drafts:
-        return
-    changes, unfinished = [], _read_config(drafts[-1])
-    if unfinished:
-        changes += config.differences(plan.preset.model, unfinished.model)
-        changes += config.differences(plan.preset.train, unfinished.train)
-    raise BadConfig(
-        f"the unfinished run {plan.name} is another training: {'; '.join(changes) or 'other tokens or parent run'}",
-        hint="repeat its options, or give --no-resume",
-    )
-
-
-def _read_config(folder: Path) -> Preset | None:
+def read_config(folder: Path) -> Preset | None:
+    """Return the resolved preset of a run or a draft; None if it has none that can be read."""
     try:
         return msgspec.json.decode((folder / CONFIG).read_bytes(), type=Preset)
     except (OSError, msgspec.DecodeError):

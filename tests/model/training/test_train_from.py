@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.runs import checkpoint, plan, run
+from model.runs import checkpoint, plan, run, unfinished
 from model.training import stage
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.store import artifact
@@ -108,12 +108,12 @@ def test_unfinished_training_keeps_the_parent_it_started_from(root: Path) -> Non
     newer = publish_run(root, replace(GPT2, vocab_size=100, block_size=24, qkv_bias=True), Integers(100), name="parent")
     assert newer.ref != parent.ref
     newer_plan = plan.make_plan(tokens, "mini", parent=newer, name="child", settings=SHORT)
-    assert plan.pin_unfinished(root, newer_plan) == newer_plan, "another network is another training"
+    assert unfinished.pin_unfinished(root, newer_plan) == newer_plan, "another network is another training"
     config = replace(GPT2, vocab_size=100, block_size=24)
     newer = publish_run(root, config, Integers(100), name="parent", average=random_network(config, seed=2))
     assert newer.ref != parent.ref
     newer_plan = plan.make_plan(tokens, "mini", parent=newer, name="child", settings=SHORT)
-    assert plan.pin_unfinished(root, newer_plan) == original
+    assert unfinished.pin_unfinished(root, newer_plan) == original
 
 
 def test_run_cannot_replace_its_parent(root: Path) -> None:
