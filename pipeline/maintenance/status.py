@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import BadData, InkstoneError
 from pipeline.refresh import state
+from pipeline.refresh.state import RefreshState
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
@@ -160,7 +161,13 @@ def refreshes(root: Path) -> list[RefreshStatus]:
     """Return the status of each recipe's refreshes. Takes no lock."""
     statuses = []
     for recipe in state.recipe_names(root):
-        record, lock = state.read(root, recipe), state.lock_of(root, recipe)
+        lock = state.lock_of(root, recipe)
+        try:
+            record = state.read(root, recipe)
+        except BadData as error:  # one unreadable record must not hide the others
+            record = RefreshState(
+                recipe, result="failed", exit_code=error.exit_code, error=error.message, hint=error.hint
+            )
         running = str(locks.current_holder(lock) or "by an unknown process") if locks.is_locked(lock) else ""
         statuses.append(
             RefreshStatus(

@@ -15,6 +15,7 @@ import msgspec
 from pipeline.store import files
 from pipeline.store.generations import generation_keys, read_run_info
 from pipeline.store.manifest import KINDS
+from pipeline.store.regular import read_regular
 
 FOLDER = ".state"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -54,9 +55,12 @@ def lock_of(root: Path, recipe: str) -> Path:
 
 
 def read(root: Path, recipe: str) -> RefreshState:
-    """Return the record of a recipe. If it is missing or unreadable, derive one from the newest artifacts."""
+    """Return the record of a recipe. If it is missing or unreadable, derive one from the newest artifacts.
+
+    Raises BadData if it is not a regular file, since it could not be written either.
+    """
     try:
-        return msgspec.json.decode(path_of(root, recipe).read_bytes(), type=RefreshState)
+        return msgspec.json.decode(read_regular(path_of(root, recipe)), type=RefreshState)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return RefreshState(recipe, last_success=_last_built(root, recipe))
 

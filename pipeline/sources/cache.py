@@ -12,6 +12,7 @@ import msgspec
 from pipeline.errors import BadData
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
+from pipeline.store.regular import read_regular
 
 _MAX_NAME = 255  # bytes, the limit of common file systems
 _DOWNLOAD_AGAIN = "delete it and download again"
@@ -40,11 +41,11 @@ def source_folder(root: Path, source: str) -> Path:
 def read_lock_file(root: Path, source: str) -> dict[str, RawFile]:
     """Return the pins in `sources.lock.json` by file name; empty if the source was never downloaded.
 
-    Raises BadData if the file cannot be decoded, or pins a name that no cached file can have.
+    Raises BadData if the file is not regular, cannot be decoded, or pins a name that no cached file can have.
     """
     path = source_folder(root, source) / LOCK_FILE
     try:
-        pins = msgspec.json.decode(path.read_bytes(), type=dict[str, RawFile])
+        pins = msgspec.json.decode(read_regular(path), type=dict[str, RawFile])
     except FileNotFoundError:
         return {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

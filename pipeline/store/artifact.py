@@ -5,9 +5,9 @@
     artifacts/<kind>/<name>/<key>/run.json          time, host and versions of the build (never part of the key)
     artifacts/<kind>/<name>/current -> <key>        the generation that readers get; older ones stay beside it
 
-The key is a hash of everything that decides the bytes (`manifest.py`). The same key therefore means the same bytes,
-and a stage whose key is already published has nothing to do. A published artifact is also called a generation. The
-folder of one name, which holds all its generations, is its shelf (`generations.py`).
+The key is a hash of everything that decides the bytes (`manifest.py`): the same key means the same bytes, and a stage
+whose key is already published has nothing to do. A published artifact is a generation, the folder of one name with all
+its generations a shelf (`generations.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
-from pipeline.store import files, locks
+from pipeline.store import files, locks, regular
 from pipeline.store.generations import (
     RUN,
     current_key,
@@ -43,6 +43,7 @@ from pipeline.store.generations import (
     generation_keys,
     is_rolled_back,
     read_run_info,
+    require_links,
     rolled_back_keys,
     set_current,
 )
@@ -62,8 +63,7 @@ class _Schema(msgspec.Struct):
 class StageOutput:
     """Description of the files that a stage wrote: its counts and its closed ledger.
 
-    `hashed` lists files whose sha256 was computed while they were written; the others are read again to hash them.
-    `run` is added to run.json, so it affects neither the key nor the manifest.
+    `hashed` lists files whose sha256 was computed while they were written. `run` goes to run.json, not to the manifest.
     """
 
     counts: dict[str, Any]
@@ -130,12 +130,13 @@ def build(
             )
         files.remove_temporaries(shelf, recursive=False)
         if artifact := find_published(root, identity):
-            for leftover in (target / SCRATCH, draft):  # without working locks, another process may have left a draft
-                files.remove_tree(leftover)
+            files.remove_tree(target / SCRATCH)
+            files.remove_tree(draft)  # without working locks, another process may have left one
             files.remove_temporaries(target)
             if current_key(shelf) != identity.key:
                 set_current(shelf, identity.key)
             return BuildResult(artifact, "unchanged")
+        require_links(shelf)
         _prepare_draft(draft, target, identity, keep_draft)
         try:
             content = write(draft)
@@ -229,7 +230,7 @@ def read(path: Path) -> Artifact:
     Raises InputMissing when there is none, BadData when its manifest is torn, BadConfig for a newer schema.
     """
     try:
-        data = (path / MANIFEST).read_bytes()
+        data = regular.read_regular(path / MANIFEST)
         if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
             raise BadConfig(f"{path}: written by a newer version (schema {schema})", hint="upgrade this program")
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -243,18 +244,18 @@ def read(path: Path) -> Artifact:
 def current(root: Path, kind: str, name: str) -> Artifact | None:
     """Return the current generation of an artifact, or None. The link is resolved once.
 
-    Raises BadData when the current generation cannot be read. The hint names the newest intact one: a caller may
+    Raises BadData when it is not a link or cannot be read. The hint names the newest intact generation: a caller may
     request it by its key, but never gets old data implicitly.
     """
     shelf = root / kind / name
-    link = shelf / "current"
-    if not link.is_symlink() or not (link.exists() or generation_keys(shelf)):
+    key = current_key(shelf)
+    if not key or not ((shelf / key).exists() or generation_keys(shelf)):
         return None
     try:
-        return read(link.resolve())
+        return read((shelf / key).resolve())
     except (InputMissing, BadData) as error:
         message = f"{error.message}; it is the current generation of {kind}/{name}"
-        raise BadData(message, hint=_repair_hint(shelf, kind, damaged=current_key(shelf))) from None
+        raise BadData(message, hint=_repair_hint(shelf, kind, damaged=key)) from None
 
 
 def _repair_hint(shelf: Path, kind: str, *, damaged: str) -> str:
@@ -325,8 +326,7 @@ def lease(artifact: Artifact) -> Iterator[None]:
         try:
             stack.enter_context(locks.lease(artifact.file(MANIFEST)))
         except FileNotFoundError:
-            hint = "run the same command again: it uses the current generation"
-            raise InputMissing(f"{artifact.path}: pruned meanwhile", hint=hint) from None
+            raise InputMissing(f"{artifact.path}: pruned meanwhile", hint="run the same command again") from None
         yield
 
 

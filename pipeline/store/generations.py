@@ -10,18 +10,22 @@ The folder `artifacts/<kind>/<name>` is called a shelf.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import BadData
+from pipeline.errors import BadConfig, BadData
 from pipeline.store import files
 from pipeline.store.manifest import Identity, Input, check_name
+from pipeline.store.regular import not_regular, read_regular
 
 RUN, ROLLED_BACK = "run.json", "rolled-back"
 _KEY = re.compile(r"[0-9a-f]{16}")
+# errors of symlink on file systems without links, such as FAT (EPERM) and some network mounts
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunInfo(msgspec.Struct, frozen=True):
@@ -41,9 +45,33 @@ def draft_path(root: Path, identity: Identity) -> Path:
 
 
 def current_key(shelf: Path) -> str:
-    """Return the key that `current` links to, even if that generation is gone; "" if there is no `current`."""
+    """Return the key that `current` links to, even if that generation is gone; "" if there is no `current`.
+
+    Raises BadData if `current` is not a link.
+    """
     link = shelf / "current"
-    return Path(os.readlink(link)).name if link.is_symlink() else ""
+    if link.is_symlink():
+        return Path(os.readlink(link)).name
+    if os.path.lexists(link):
+        raise not_regular(link, "a link to a generation")
+    return ""
+
+
+def require_links(shelf: Path) -> None:
+    """Raise BadConfig if the file system has no symbolic links, BadData if `current` is not one: before a build."""
+    if current_key(shelf):
+        return
+    link = files.temporary_path(shelf / "current")
+    try:
+        files.disk.symlink("a-test", link)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise BadConfig(
+            f"{shelf}: this file system has no symbolic links: {(error.strerror or str(error)).lower()}",
+            hint="choose a folder on a local disk with --artifacts; `doctor` checks one",
+        ) from None
+    files.disk.unlink(link)
 
 
 def set_current(shelf: Path, key: str) -> None:
@@ -70,8 +98,8 @@ def _publication_order(folder: Path) -> tuple[int, str, str]:
 def read_run_info(folder: Path) -> RunInfo:
     """Read the run.json of a generation or a draft; an empty RunInfo if it is missing or torn."""
     try:
-        return msgspec.json.decode((folder / RUN).read_bytes(), type=RunInfo)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # run.json decides no bytes, so losing it is harmless
+        return msgspec.json.decode(read_regular(folder / RUN), type=RunInfo)
+    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError):  # it decides no bytes: losing it is harmless
         return RunInfo()
 
 
@@ -79,7 +107,7 @@ def rolled_back_keys(shelf: Path) -> tuple[str, ...]:
     """Return the keys of the generations that were rolled back, and that `build` must not make current again."""
     path = shelf / ROLLED_BACK
     try:
-        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
+        return msgspec.json.decode(read_regular(path), type=tuple[str, ...])
     except FileNotFoundError:
         return ()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 A lock is the kernel's (flock), so it ends with its process, however that ends. The JSON in the lock file informs
 users. It also serves file systems on which flock has no effect: there, a lock counts as held while the process that
-its file names is alive.
+its file names is alive. A file system that refuses flock cannot hold a store that is written to; it can be read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import TryAgain
+from pipeline.errors import BadConfig, BadData, TryAgain
 from pipeline.store import files
+from pipeline.store.regular import open_regular, read_regular
 
 _MIN_WAIT = 0.2  # seconds: `status` holds a lock for an instant to test it
+# errors of flock on file systems without locks, such as NFS without its lock service and some FUSE file systems
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class LockHolder(msgspec.Struct, frozen=True):
@@ -63,8 +66,9 @@ def lock(
 ) -> Iterator[HeldLock]:
     """Hold the lock file `path` exclusively; `action` describes the work to users.
 
-    Raises TryAgain when another process still holds it after `wait` seconds, or when `stop` is set. The file is never
-    deleted, and never considered stale because of its age.
+    Raises TryAgain when another process still holds it after `wait` seconds, or when `stop` is set; BadConfig where the
+    file system has no locks; BadData if `path` is not a regular file. The file is never deleted, and never considered
+    stale because of its age.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline, stop = time.monotonic() + max(wait, _MIN_WAIT), stop or threading.Event()
@@ -76,7 +80,7 @@ def lock(
             )
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pid = os.getpid()
-    holder = LockHolder(pid, _start_ticks(pid), files.boot_id(), platform.node(), action, since, run_id=run_id)
+    holder = LockHolder(pid, start_ticks(pid), files.boot_id(), platform.node(), action, since, run_id=run_id)
     try:
         _write(descriptor, msgspec.json.encode(holder))
         yield HeldLock(descriptor, holder)
@@ -90,19 +94,40 @@ def _try_lock(path: Path) -> int | None:
 
     Checks that `path` still names the locked file: it may have been deleted and recreated meanwhile.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o644)  # readable by all, for `status`
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.stat(path)) and not _is_alive(_read(path)):
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in _NO_LOCKS:
+            raise _no_locks(path.parent, error) from None
+        raise
     except BaseException:
         os.close(descriptor)
         raise
     os.close(descriptor)
     return None
+
+
+def _open(path: Path) -> int:
+    """Open a lock file, and create it for all whom the umask allows: users of one group may share a store."""
+    try:
+        return open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    except PermissionError:
+        if not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise
+        return open_regular(path, os.O_RDONLY | os.O_NOFOLLOW)  # another user's file: enough to lock it
+
+
+def _no_locks(folder: Path, error: OSError) -> BadConfig:
+    return BadConfig(
+        f"{folder}: this file system has no locks: {(error.strerror or str(error)).lower()}",
+        hint="choose a folder on a local disk with --artifacts; `doctor` checks one",
+    )
 
 
 def _is_alive(holder: LockHolder | None) -> bool:
@@ -115,11 +140,11 @@ def _is_alive(holder: LockHolder | None) -> bool:
         and holder.started > 0
         and (holder.boot, holder.host) == (files.boot_id(), platform.node())
         and holder.pid != os.getpid()
-        and _start_ticks(holder.pid) == holder.started
+        and start_ticks(holder.pid) == holder.started
     )
 
 
-def _start_ticks(pid: int) -> int:
+def start_ticks(pid: int) -> int:
     """Return the start of a process in ticks since boot; 0 if it has ended or there is no /proc."""
     with suppress(OSError, ValueError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -137,8 +162,8 @@ def _write(descriptor: int, data: bytes) -> None:
 
 def _read(path: Path) -> LockHolder | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=LockHolder)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(read_regular(path), type=LockHolder)
+    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
@@ -150,15 +175,21 @@ def current_holder(path: Path) -> LockHolder | None:
 def is_locked(path: Path) -> bool:
     """Return True if a live process holds the lock.
 
-    The check takes the lock for an instant in shared mode, so that concurrent checks do not collide.
+    The check takes the lock for an instant in shared mode, so that concurrent checks do not collide. What is not a
+    regular file, or may not be read, counts as free.
     """
-    if not path.exists():
+    try:
+        descriptor = open_regular(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, BadData):
         return False
-    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return _is_alive(_read(path))
     finally:
         os.close(descriptor)
     return False
@@ -168,11 +199,16 @@ def is_locked(path: Path) -> bool:
 def lease(path: Path) -> Iterator[None]:
     """Keep the published file `path` from being pruned while the block runs. Any number of readers may hold a lease.
 
-    Raises FileNotFoundError if it was deleted or replaced meanwhile.
+    On a file system without locks nothing is held: `prune` refuses to work there. Raises FileNotFoundError if the file
+    was deleted or replaced meanwhile.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_regular(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))
         yield
@@ -183,7 +219,7 @@ def lease(path: Path) -> Iterator[None]:
 @contextmanager
 def if_unleased(path: Path) -> Iterator[bool]:
     """Yield True if there is no lease on `path`. In that case, none can be taken until the block ends."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_regular(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True

@@ -297,8 +297,8 @@ def holder(pid: int, started: int, **fields: str) -> bytes:
 STALE = {
     "of a process that ended": holder(4_000_000, 5),
     "of a reused process id": holder(1, 5),
-    "of another boot": holder(1, locks._start_ticks(1), boot="another"),
-    "of another host": holder(1, locks._start_ticks(1), host="another"),
+    "of another boot": holder(1, locks.start_ticks(1), boot="another"),
+    "of another host": holder(1, locks.start_ticks(1), host="another"),
     "torn": b'{"pid": 1, "sta',
     "not text": b"\xff\x00\xfe" * 100,
     "empty": b"",

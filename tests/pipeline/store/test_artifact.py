@@ -991,3 +991,17 @@ def test_folder_that_cannot_be_listed_is_not_skipped(root: Path, monkeypatch: py
     with pytest.raises(OSError, match="too many open files"):
         artifact.build(root, BOOK, writes("一"))
     assert artifact.list_names(root, "corpora") == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_file_system_without_links_is_noticed_before_the_work(
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(target_name: str, link: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    with pytest.raises(BadConfig, match="corpora/shuihu: this file system has no symbolic links") as caught:
+        artifact.build(root, BOOK, must_not_be_called)
+    assert "--artifacts" in caught.value.hint
+    assert os.listdir(root / "corpora" / "shuihu") == [".lock"]

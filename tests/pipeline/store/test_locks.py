@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TryAgain
+from pipeline.errors import BadConfig, TryAgain
 from pipeline.store import locks
+from tests.pipeline.store.test_artifact import in_child
 from tests.support.faults import another_process
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -132,3 +135,59 @@ def test_waiter_on_deleted_lock_file_does_not_share_the_new_one(tmp_path: Path) 
         finish.set()
     waiter.join()
     assert not both_hold
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_file_system_without_locks_can_be_read_and_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = tmp_path / "manifest.json"
+    path.touch()
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(BadConfig) as caught, locks.lock(tmp_path / ".lock"):
+        pytest.fail("a lock without effect")
+    assert caught.value.message == f"{tmp_path}: this file system has no locks: {os.strerror(code).lower()}"
+    assert "--artifacts" in caught.value.hint
+    assert not locks.is_locked(tmp_path / ".lock")
+    with locks.lease(path):
+        pass
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600), (0o000, 0o666)])
+def test_lock_file_has_the_mode_that_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    path = tmp_path / "shelf" / ".lock"
+    previous = os.umask(umask)
+    try:
+        with locks.lock(path):
+            assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (mode, 0o777 & ~umask)
+    finally:
+        os.umask(previous)
+
+
+def test_lock_file_of_another_user_is_shared_in_a_writable_folder(tmp_path: Path) -> None:
+    """A store that an earlier version wrote has lock files that only their owner can write to."""
+    if os.getuid():
+        pytest.skip("NOT tested with a second user: needs root")
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    shelf.chmod(0o777)
+    (shelf / ".lock").touch(0o644)
+
+    def as_nobody() -> None:
+        os.setgroups([])
+        os.setegid(65534)
+        os.seteuid(65534)
+        with locks.lock(shelf / ".lock"):
+            pass
+
+    assert in_child(as_nobody) == 0
+    with locks.lock(shelf / ".lock"):
+        assert in_child(as_nobody) == 75
+    shelf.chmod(0o755)
+    assert in_child(as_nobody) == 77, "nothing could be built there"
