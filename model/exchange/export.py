@@ -18,6 +18,7 @@ from model.runs import checkpoint, run
 from pipeline.errors import BadConfig, export_mismatch
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
+from pipeline.store.leftovers import require_new
 from pipeline.tokenizers import Tokenizer
 
 _SAMPLES = "samples.jsonl"
@@ -82,7 +83,7 @@ def export(
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} for models", hint=f"use one of: {', '.join(FORMATS)}")
     model_format = FORMATS[format_name]
-    files.require_new(out, outside=run_artifact.path)
+    require_new(out, outside=run_artifact.path)
     path = run.checkpoint_path(run_artifact, checkpoint_name)
     run.require_intact(run_artifact, path)
     state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(run_artifact)

@@ -13,6 +13,7 @@ from pipeline.export.format import TokenFormat, TokenSource, open_source
 from pipeline.export.verify import require_same
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
+from pipeline.store.leftovers import require_new
 
 FORMATS: dict[str, TokenFormat] = {
     module.FORMAT.name: module.FORMAT for module in (nanogpt, megatron, llmc, datatrove, hdf5_int32, litdata)
@@ -48,7 +49,7 @@ def export(tokens: Artifact, format_name: str, out: Path, *, verify: bool = Fals
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")
     token_format = FORMATS[format_name]
-    files.require_new(out, outside=tokens.path)
+    require_new(out, outside=tokens.path)
     source = open_source(tokens)
     _require_fit(source, token_format)
     out.parent.mkdir(parents=True, exist_ok=True)

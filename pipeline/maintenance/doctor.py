@@ -16,7 +16,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,9 +114,9 @@ def _write_checks(folder: Path) -> list[Finding]:
     """Run the checks that write, in a temporary folder."""
     checks = {"locks": _locks, "sync": _sync, "hard links": _hard_links, "publishing": _publishing}
     try:
-        # The prefix of temporary files: if this process is killed, nothing takes the folder for an artifact.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.TEMPORARY}doctor.") as path:
-            findings = [_guarded(name, check, Path(path)) for name, check in checks.items()]
+        # A temporary: if this process is killed, nothing takes the folder for an artifact.
+        with files.temporary_folder(folder / "doctor") as path:
+            findings = [_guarded(name, check, path) for name, check in checks.items()]
     except OSError as error:
         message = "not tested: the folder is not writable"
         return [_failed("writable", error), *(Finding(name, "fail", message, "see above") for name in checks)]

@@ -27,6 +27,7 @@ from pipeline.runtime.redaction import redact
 from pipeline.sources import download
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
+from pipeline.store.leftovers import remove_leftovers_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def refresh(
     chain.stages(options.through)  # rejects an unknown stage before waiting for the lock
     path = state.lock_of(root, recipe.name)
     with locks.lock(path, wait=wait, action=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
-        files.remove_temporaries_of(state.path_of(root, recipe.name))
+        remove_leftovers_of(state.path_of(root, recipe.name))
         journal = _Journal(root, state.read(root, recipe.name), run_id, lock)
         with journal, ExitStack() as leases:
             journal.begin("plan")

@@ -9,6 +9,7 @@ from pipeline.errors import BadConfig, CannotCreate, InputMissing
 from pipeline.readers import compression
 from pipeline.runtime.progress import Progress
 from pipeline.store import files
+from pipeline.store.leftovers import remove_leftovers_of
 
 COMPRESSED = (".zst", ".gz")
 
@@ -26,6 +27,7 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
     targets = [(out or path.parent) / path.stem for path in paths]
     if duplicates := {target for target in targets if targets.count(target) > 1}:
         raise BadConfig(f"two files would become {min(duplicates)}", hint="decompress them into different folders")
+    remove_leftovers_of(*targets)
     if existing := [target for target in targets if target.exists()]:
         raise CannotCreate(f"{existing[0]}: already exists", hint="move it away, or choose another folder with --out")
     for path, target in zip(paths, targets, strict=True):

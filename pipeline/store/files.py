@@ -12,7 +12,7 @@ cut are derived.
 from __future__ import annotations
 
 import errno
-import glob
+import fcntl
 import hashlib
 import os
 import secrets
@@ -141,7 +141,9 @@ class HashingFile:
 def new_file(target: Path) -> Iterator[HashingFile]:
     """Write `target` atomically: it appears, or is replaced, only when the block ends without an error."""
     path = temporary_path(target)
-    out = HashingFile(disk.create(path), path)
+    handle = disk.create(path)
+    _hold(handle.fileno())
+    out = HashingFile(handle, path)
     try:
         yield out
         out.publish(target)
@@ -152,17 +154,17 @@ def new_file(target: Path) -> Iterator[HashingFile]:
         raise
 
 
-def temporary_path(target: Path) -> Path:
-    """Return an unused name beside `target`. It contains the boot and process ids of its writer."""
+def temporary_path(target: Path, prefix: str = TEMPORARY) -> Path:
+    """Return an unused name beside `target`. It contains the boot and process ids of its writer (`leftovers.py`)."""
     # The target's name is shortened: a name of 255 bytes plus the suffix would be too long for the file system.
     stem = target.name[:_TEMPORARY_STEM]
-    return target.with_name(f"{TEMPORARY}{stem}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
+    return target.with_name(f"{prefix}{stem}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
-def remove_temporaries_of(target: Path) -> None:
-    """Delete the temporaries that killed writers of one file left behind. The caller must hold the lock on it."""
-    for path in list(target.parent.glob(f"{TEMPORARY}{glob.escape(target.name[:_TEMPORARY_STEM])}.*")):
-        disk.unlink(path)
+def _hold(descriptor: int) -> None:
+    """Show that a temporary is in use until its descriptor is closed, in containers with other process ids too."""
+    with suppress(OSError):  # a file system without locks; the id in the name remains
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def boot_id() -> str:
@@ -308,31 +310,30 @@ def publish_directory(draft: Path, target: Path) -> bool:
 
 
 @contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, under a temporary name. It is deleted when the block ends."""
+    draft = temporary_path(target)
+    draft.mkdir()
+    descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _hold(descriptor)
+        yield draft
+    finally:
+        os.close(descriptor)
+        remove_tree(draft)
+
+
+@contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that is renamed to `target` when the block ends without an error, and deleted otherwise.
 
     Raises CannotCreate if `target` was created meanwhile.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{TEMPORARY}{target.name[:60]}.{secrets.token_hex(4)}")
-    draft.mkdir()
-    try:
+    with temporary_folder(target) as draft:
         yield draft
         if not publish_directory(draft, target):
             raise CannotCreate(f"{target}: created meanwhile", hint="choose another folder with --out")
-    except BaseException:
-        remove_tree(draft)
-        raise
-
-
-def require_new(target: Path, outside: Path) -> None:
-    """Raise CannotCreate if `target` already exists, or would lie inside the folder `outside`."""
-    if os.path.lexists(target):
-        raise CannotCreate(
-            f"{target}: already exists", hint="choose another folder with --out, or move the existing one away"
-        )
-    if outside.resolve() in target.resolve().parents:
-        raise CannotCreate(f"{target}: inside the artifact itself", hint="choose another folder with --out")
 
 
 def point_symlink(link: Path, target_name: str) -> None:
@@ -351,7 +352,7 @@ def remove_tree(path: Path) -> None:
 
 def discard_folder(path: Path) -> None:
     """Delete a published folder. For readers it disappears in one step, however long its files take to delete."""
-    trash = path.with_name(f"{TRASH}{path.name}.{secrets.token_hex(4)}")
+    trash = temporary_path(path, TRASH)
     move(path, trash)
     remove_tree(trash)
 
@@ -363,10 +364,15 @@ def remove_temporaries(root: Path, *, recursive: bool = True) -> None:
     """
     for prefix in (TEMPORARY, TRASH):
         for path in list((root.rglob if recursive else root.glob)(f"{prefix}*")):
-            if path.is_dir() and not path.is_symlink():
-                remove_tree(path)
-            else:
-                disk.unlink(path)
+            remove_any(path)
+
+
+def remove_any(path: Path) -> None:
+    """Delete a file, a link, or a folder and everything below it."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        disk.unlink(path)
 
 
 def sha256_of(path: Path) -> str:

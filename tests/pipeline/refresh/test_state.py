@@ -16,8 +16,10 @@ from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.state import RefreshState, StageTiming
 from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact, files, locks
+from pipeline.store.leftovers import remove_leftovers_of
 from pipeline.store.manifest import Identity
 from tests.pipeline.refresh.test_refresh import recipe, source, stage
+from tests.pipeline.store.test_artifact import in_child
 
 __all__ = ["source"]  # a fixture
 FULL = RefreshState("small", "id", 7, "2026-01-01T00:00:00Z", paces={"clean": StageTiming(1.5, 10, 20)})
@@ -74,11 +76,15 @@ def test_age_is_in_hours_of_utc_and_not_negative(monkeypatch: pytest.MonkeyPatch
 def test_only_leftovers_of_this_recipe_are_removed(root: Path) -> None:
     state.write(root, FULL)
     path = state.path_of(root, "small")
-    mine, other = files.temporary_path(path), files.temporary_path(state.path_of(root, "smaller"))
-    for temporary in (mine, other):
-        temporary.write_bytes(b"{")
-    files.remove_temporaries_of(state.path_of(root, "small"))
-    assert (path.exists(), mine.exists(), other.exists()) == (True, False, True)
+
+    def killed_writer() -> None:
+        for recipe_name in ("small", "smaller"):
+            files.temporary_path(state.path_of(root, recipe_name)).write_bytes(b"{")
+
+    assert in_child(killed_writer) == 0
+    remove_leftovers_of(path)
+    names = sorted(os.listdir(path.parent))
+    assert [name.partition(".json")[0] for name in names] == [".tmp.smaller", "small"]
 
 
 # State written by a refresh
