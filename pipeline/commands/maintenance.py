@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +16,11 @@ from pipeline.commands.console import Choice, Command, Outcome, Settings
 from pipeline.commands.options import STAGES
 from pipeline.errors import DISTRIBUTION
 
+if TYPE_CHECKING:
+    from pipeline.maintenance.status import Publication
+
 PROGRAM = Path(__file__).resolve().parents[2] / "cli.py"
+_MAX_NAMED = 8  # generations in the line of recent ones
 
 
 @click.command(cls=Command)
@@ -34,7 +39,8 @@ PROGRAM = Path(__file__).resolve().parents[2] / "cli.py"
 def status(settings: Settings, check: bool, max_age: str) -> Outcome:
     """Show sources, artifacts and refreshes.
 
-    Prints the state, age and size of each, and the free disk space.
+    Prints the state, age and size of each, what was published in the last 24 hours, the size of the store and the free
+    disk space.
 
     \b
     Example:
@@ -53,22 +59,36 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
         for row in rows
     ]
     lines += [refresh.line() for refresh in refreshes]
-    free = files.free_space(settings.root)
+    free, published = files.free_space(settings.root), status_report.publications(settings.root)
+    used = status_report.store_size(settings.root)
+    lines += _publication_lines(published)
     if lines:
-        lines.append(f"{status_report.size(free)} free on this disk")
+        lines.append(f"{status_report.size(used)} in this store, {status_report.size(free)} free on this disk")
     else:
         lines = [f"nothing in {settings.root} yet; run `demo` or `download` to fill it"]
     return Outcome(
         "unchanged",
         path=settings.root,
-        counts={"rows": len(rows), "disk_free": free},
+        counts={"rows": len(rows), "bytes": used, "disk_free": free},
         extra={
             "rows": [status_report.as_dict(row) for row in rows],
+            "published": [asdict(publication) for publication in published],
             "refreshes": [asdict(refresh) for refresh in refreshes],
         },
         lines=lines,
         always=True,
     )
+
+
+def _publication_lines(published: list[Publication]) -> list[str]:
+    """Return one line with what was published in the last 24 hours, none without any."""
+    if not published:
+        return []
+    from pipeline.maintenance.status import age
+
+    refs = ", ".join(f"{entry.ref} ({age(entry.age_hours)})" for entry in published[:_MAX_NAMED])
+    more = f" and {len(published) - _MAX_NAMED} more" if len(published) > _MAX_NAMED else ""
+    return [f"published in the last 24 hours: {refs}{more}"]
 
 
 def _hours(text: str) -> float:
@@ -111,7 +131,12 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
 
 @click.command(cls=Command)
 @click.argument("reference", metavar="KIND/NAME")
-@click.option("--to", default="", metavar="KEY", help="Key of the generation to return to (default: the previous one).")
+@click.option(
+    "--to",
+    default="",
+    metavar="KEY",
+    help="Key of the generation to return to, or its beginning (default: the previous one).",
+)
 def rollback(settings: Settings, reference: str, to: str) -> Outcome:
     """Return to an earlier generation.
 

@@ -27,8 +27,12 @@ from pipeline.store.generations import (
     read_run_info,
     rolled_back_keys,
     set_current,
+    shelves,
 )
+from pipeline.store.leftovers import leftovers
 from pipeline.store.manifest import KINDS, Input, is_valid_name
+
+_KILLED = "left by a killed command"
 
 
 @dataclass(frozen=True)
@@ -48,21 +52,22 @@ class RollbackResult:
 def rollback(root: Path, reference: str, *, to: str = "") -> RollbackResult:
     """Point `current` of an artifact, given as `kind/name`, at its previous generation or at the one with key `to`.
 
+    `to` may be the beginning of a key.
+
     The previous generation is the last one published earlier that was not itself rolled back. If the new current
     generation is older, the key of the previous one is recorded in the file `rolled-back`. `artifact.build` refuses
     recorded keys, so the next nightly refresh does not undo the rollback; new data has another key and is published as
     usual. Naming a key with `to` removes it from the record. With `to`, running again after a kill gives the same
     result.
 
-    Raises InputMissing if there is no such generation, BadData if it is damaged, TryAgain if the artifact is in use.
+    Raises InputMissing if there is no such generation, BadConfig if several keys begin with `to`, BadData if the
+    generation is damaged, TryAgain if the artifact is in use.
     """
     folder = _artifact_folder(root, reference)
     with locks.lock(folder / ".lock", action=f"rollback {reference}"):
         files.remove_temporaries(folder, recursive=False)
         keys, current, unwanted = generation_keys(folder), current_key(folder), rolled_back_keys(folder)
-        target = to or _previous_key(reference, keys, current, unwanted)
-        if target not in keys:
-            raise InputMissing(f"{reference}: no generation {target}", hint=f"existing: {', '.join(keys) or 'none'}")
+        target = _complete_key(reference, keys, to) if to else _previous_key(reference, keys, current, unwanted)
         generation = artifact.read(folder / target)
         if problems := artifact.find_problems(generation):
             alternatives = ", ".join(key for key in keys if key not in (current, target, *unwanted)) or "none"
@@ -86,6 +91,18 @@ def _artifact_folder(root: Path, reference: str) -> Path:
         )
         raise InputMissing(f"no artifact {reference!r} in {root}", hint=f"name one as KIND/NAME; existing: {existing}")
     return folder
+
+
+def _complete_key(reference: str, keys: list[str], prefix: str) -> str:
+    """Return the only one of `keys` that begins with `prefix`."""
+    matches = [key for key in keys if key.startswith(prefix)]
+    if not matches:
+        raise InputMissing(f"{reference}: no generation {prefix}", hint=f"existing: {', '.join(keys) or 'none'}")
+    if len(matches) > 1:
+        raise BadConfig(
+            f"{reference}: {len(matches)} generations begin with {prefix}", hint=f"name one: {', '.join(matches)}"
+        )
+    return matches[0]
 
 
 def _previous_key(reference: str, keys: list[str], current: str, unwanted: tuple[str, ...]) -> str:
@@ -137,8 +154,9 @@ def prune(root: Path, *, keep: int = 2, dry_run: bool = False) -> list[PruneRow]
         raise BadConfig(f"--keep must be 1 or more, got {keep}", hint="keep at least one generation")
     pruning = _Pruning(root, keep, dry_run)
     # From runs back to corpora, so that a generation is checked after everything that could need it.
-    folders = [folder for kind in reversed(KINDS) for folder in sorted((root / kind).glob("*")) if folder.is_dir()]
-    return [*(row for folder in folders for row in pruning.prune(folder)), *_quarantined(root)]
+    folders = sorted(shelves(root), key=lambda folder: KINDS.index(folder.parent.name), reverse=True)  # stable
+    rows = [row for folder in folders for row in pruning.prune(folder)]
+    return [*rows, *pruning.prune_leftovers(), *_quarantined(root)]
 
 
 class _Pruning:
@@ -157,6 +175,15 @@ class _Pruning:
         except TryAgain as busy:
             return [PruneRow(self._ref(folder / key), False, 0, busy.message) for key in generation_keys(folder)]
 
+    def prune_leftovers(self) -> list[PruneRow]:
+        """Delete what killed commands left outside the folders of artifacts: exports, downloads, states."""
+        paths = [path for path in leftovers(self.root) if path.relative_to(self.root).parts[0] not in KINDS]
+        rows = [PruneRow(self._ref(path), True, self._freed_bytes(path), _KILLED) for path in paths]
+        if not self.dry_run:
+            for path in paths:
+                files.remove_any(path)
+        return rows
+
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:
         """Hold the lock of an artifact. A dry run writes nothing, so it only checks that the lock is free."""
@@ -174,11 +201,12 @@ class _Pruning:
         rows = [
             PruneRow(self._ref(path), True, self._freed_bytes(path), reason)
             for paths, reason in (
-                (temporaries, "left by a killed command"),
+                (temporaries, _KILLED),
                 (drafts, "unfinished, and older than current"),
             )
             for path in paths
         ]
+        self.removed |= {self._ref(draft) for draft in drafts}
         if not self.dry_run:
             files.remove_temporaries(folder, recursive=False)
             for draft in drafts:
@@ -186,12 +214,18 @@ class _Pruning:
         return rows
 
     def _superseded_drafts(self, folder: Path) -> list[Path]:
-        """Return drafts older than the current generation, which will not be resumed. Never those of runs."""
-        current = folder / "current" / MANIFEST
-        if folder.parent.name == "runs" or not current.exists():
+        """Return drafts that nothing has changed since the current generation was published.
+
+        They will not be resumed, except the draft of a run that was also published early, with falling learning rates.
+        """
+        try:
+            current = artifact.read(folder / "current")
+        except InkstoneError:  # none, or damaged: a draft may be what repairs it
             return []
-        published_ns = current.stat().st_mtime_ns
-        return [path for path in sorted(folder.glob(".draft-*")) if path.stat().st_mtime_ns < published_ns]
+        if "ended" in current.manifest.options:
+            return []
+        published_ns = current.file(MANIFEST).stat().st_mtime_ns
+        return [path for path in sorted(folder.glob(".draft-*")) if _newest_ns(path) < published_ns]
 
     def _generations(self, folder: Path) -> Iterator[PruneRow]:
         required = _required_by(self.root, self.removed)
@@ -228,7 +262,7 @@ class _Pruning:
     def _remove_unless_read(self, generation: Path, ref: str) -> PruneRow:
         """Delete a generation unless a process reads it. The lease keeps new readers out until it is renamed."""
         manifest = generation / MANIFEST
-        if not manifest.exists():  # without a manifest nothing can read it
+        if not manifest.is_file():  # without a manifest nothing can read it
             return self._remove(generation, ref)
         with locks.if_unleased(manifest) as is_free:
             return self._remove(generation, ref) if is_free else PruneRow(ref, False, 0, "being read")
@@ -276,6 +310,8 @@ def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
     # Drafts before runs: a draft published in between is then found among the runs.
     for draft in [path for kind in KINDS for path in sorted((root / kind).glob("*/.draft-*"))]:
         inputs, ref = read_run_info(draft).made_from, draft.relative_to(root).as_posix()
+        if ref in removed:
+            continue
         if inputs is not None:
             pending.append((ref, inputs))
         elif ref.startswith("runs/"):  # other stages can start again from other data
@@ -298,6 +334,11 @@ def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
                     unread.append(entry.name)
         pending = []
     return _RequiredBy(by, unknown)
+
+
+def _newest_ns(draft: Path) -> int:
+    """Return the time of the last change in a draft."""
+    return max(path.lstat().st_mtime_ns for path in (draft, *draft.rglob("*")))
 
 
 def _is_draft(ref: str) -> bool:

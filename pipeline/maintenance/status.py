@@ -9,21 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadData, InkstoneError
+import msgspec
+
+from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.refresh import state
 from pipeline.refresh.state import RefreshState
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
-from pipeline.store.manifest import KINDS
+from pipeline.store.generations import read_run_info, shelves
+from pipeline.store.leftovers import leftovers
+from pipeline.store.regular import not_regular
 
 
 @dataclass(frozen=True)
 class StatusRow:
     """Status of one source or artifact.
 
-    `state` is "current", "damaged", "unfinished" (a draft without a running build) or "in use" (being built).
+    `state` is "current", "damaged", "unfinished" (a draft without a running build), "in use" (being built) or
+    "leftover" (of a killed command).
     """
 
     ref: str
@@ -34,19 +39,59 @@ class StatusRow:
 
 
 def status(root: Path) -> list[StatusRow]:
-    """Return the status of every raw source and of every artifact's current generation and drafts below `root`."""
-    sources = sorted(path.parent for path in (root / "raw").glob(f"*/{LOCK_FILE}"))
+    """Return the status of every raw source, of every artifact's current generation and drafts, and of leftovers.
+
+    Raises OSError for a folder that may not be read.
+    """
+    raw = root / "raw"
+    sources = sorted(path for path in raw.iterdir() if os.path.lexists(path / LOCK_FILE)) if raw.is_dir() else ()
     rows = [_source_row(root, folder) for folder in sources]
-    for kind in KINDS:
-        for folder in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
-            link = folder / "current"
-            if link.is_symlink():
-                rows.append(_current_row(link, f"{kind}/{folder.name}"))
-            if drafts := list(folder.glob(".draft-*")):
-                draft_state = "in use" if locks.is_locked(folder / ".lock") else "unfinished"
-                ref = f"{kind}/{folder.name}/{drafts[0].name.removeprefix('.draft-')}"
-                rows.append(StatusRow(ref, draft_state, _age_hours(drafts[0]), files.folder_size(drafts[0]), ""))
-    return rows
+    for shelf in shelves(root):
+        name = f"{shelf.parent.name}/{shelf.name}"
+        link = shelf / "current"
+        if link.is_symlink():
+            rows.append(_current_row(link, name))
+        elif os.path.lexists(link):
+            error = not_regular(link, "a link to a generation")
+            rows.append(StatusRow(name, "damaged", _age_hours(link), 0, error.message))
+        if drafts := sorted(shelf.glob(".draft-*")):
+            draft_state = "in use" if locks.is_locked(shelf / ".lock") else "unfinished"
+            rows += [
+                _leftover_row(draft, f"{name}/{draft.name.removeprefix('.draft-')}", draft_state) for draft in drafts
+            ]
+    prune = "left by a killed command; `prune` deletes it"
+    return rows + [_leftover_row(path, str(path.relative_to(root)), "leftover", prune) for path in leftovers(root)]
+
+
+def _leftover_row(path: Path, ref: str, row_state: str, summary: str = "") -> StatusRow:
+    size = files.folder_size(path) if path.is_dir() else files.file_size(path) or 0
+    return StatusRow(ref, row_state, _age_hours(path), size, summary)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A generation that was published in the last 24 hours."""
+
+    ref: str
+    age_hours: float
+
+
+def publications(root: Path) -> list[Publication]:
+    """Return the generations that were published in the last 24 hours, the newest first."""
+    ages = ((folder, state.age_hours(read_run_info(folder).finished)) for folder in artifact.generations(root))
+    recent = [Publication(folder.relative_to(root).as_posix(), hours) for folder, hours in ages if hours is not None]
+    return sorted((entry for entry in recent if entry.age_hours < 24), key=lambda entry: entry.age_hours)
+
+
+def store_size(root: Path) -> int:
+    """Return the bytes of all files below `root`; a file with several hard links counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for top, _, names in os.walk(root):
+        for name in names:
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                file = os.lstat(Path(top, name))
+                sizes[file.st_dev, file.st_ino] = file.st_size
+    return sum(sizes.values())
 
 
 def _current_row(link: Path, name: str) -> StatusRow:
@@ -63,9 +108,12 @@ def _current_row(link: Path, name: str) -> StatusRow:
 def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
     size = sum(record.size for record in current.manifest.files)
     current_state = "current" if not artifact.find_problems(current) else "damaged"
+    summary = _summary(current)
+    if current.manifest.kind == "runs" and current_state == "current":
+        summary += _quality(current)
     older = len(list(folder.glob(f"[!.]*/{artifact.MANIFEST}"))) - 2  # `current` matches as well as its target
     suffix = f", {older} older" if older > 0 else ""
-    return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, _summary(current) + suffix)
+    return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, summary + suffix)
 
 
 def _source_row(root: Path, folder: Path) -> StatusRow:
@@ -88,6 +136,28 @@ def _summary(current: Artifact) -> str:
         "runs": ("steps", "parameters"),
     }[current.manifest.kind]
     return ", ".join(f"{counts[name]:,} {name}" for name in names if name in counts)
+
+
+class _RunResult(msgspec.Struct):
+    """The fields of a run's result.json that are shown."""
+
+    seconds: float = 0.0
+    bits_per_char: float | None = None
+    best_bits_per_char: float | None = None
+
+
+def _quality(run: Artifact) -> str:
+    """Return the bits per character and the duration of a training; "" for an imported run."""
+    try:
+        result = msgspec.json.decode(run.file("result.json").read_bytes(), type=_RunResult)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    bits = result.bits_per_char if result.best_bits_per_char is None else result.best_bits_per_char
+    texts = [
+        "" if bits is None else f"{bits:.2f} bits per character",
+        duration(result.seconds) if result.seconds else "",
+    ]
+    return "".join(f", {text}" for text in texts if text)
 
 
 def _age_hours(path: Path) -> float:
@@ -143,6 +213,12 @@ class RefreshStatus:
     hint: str
     ended_hours: float | None
     success_hours: float | None
+    success_is_in_future: bool = False
+
+    def last_success(self) -> str:
+        if self.success_is_in_future:
+            return "last success in the future: check the clock of this machine"
+        return f"last success {age(self.success_hours)}"
 
     def line(self) -> str:
         prefix = f"refresh {self.recipe}: "
@@ -150,7 +226,7 @@ class RefreshStatus:
             return f"{prefix}running, {self.running}"
         if self.result == "running":
             return f"{prefix}the last run was killed; run it again to resume"
-        success = f"last success {age(self.success_hours)}"
+        success = self.last_success()
         if self.result != "failed":
             return f"{prefix}{self.result or 'built'}, {success}"
         ended = age(self.ended_hours or 0.0)
@@ -179,6 +255,7 @@ def refreshes(root: Path) -> list[RefreshStatus]:
                 record.hint,
                 state.age_hours(record.ended),
                 state.age_hours(record.last_success),
+                state.is_in_future(record.last_success),
             )
         )
     return statuses
@@ -193,20 +270,26 @@ class CheckResult:
 
 
 def check(root: Path, max_age: float) -> CheckResult:
-    """Check that every recipe was refreshed within `max_age` hours and that no current artifact is damaged."""
+    """Check that every recipe was refreshed within `max_age` hours and that no current artifact is damaged.
+
+    A last success in the future is critical: while the clock is wrong, nothing is ever late.
+    """
     recipes = refreshes(root)
     if not recipes:
         return CheckResult(3, f"UNKNOWN - nothing was ever refreshed in {root}")
-    results = [(2, f"{row.ref} is damaged") for row in status(root) if row.state == "damaged"]
+    try:
+        results = [(2, f"{row.ref} is damaged") for row in status(root) if row.state == "damaged"]
+    except OSError as error:
+        return CheckResult(3, f"UNKNOWN - {from_os_error(error).message}")
     for recipe in recipes:
-        is_late = recipe.success_hours is None or recipe.success_hours > max_age
+        is_late = recipe.success_is_in_future or recipe.success_hours is None or recipe.success_hours > max_age
         has_failed = recipe.result == "failed" or (recipe.result == "running" and not recipe.running)
         cause = ""
         if has_failed:
             cause = f", {recipe.error or 'the last run was killed'}"
         elif recipe.running:
             cause = ", running"
-        message = f"{recipe.recipe}: last success {age(recipe.success_hours)}{cause}"
+        message = f"{recipe.recipe}: {recipe.last_success()}{cause}"
         results.append((2 if is_late else 1 if has_failed else 0, message))
     code = max(code for code, _ in results)
     label = ("OK", "WARNING", "CRITICAL")[code]

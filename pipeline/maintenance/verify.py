@@ -8,16 +8,19 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import InkstoneError
+from pipeline.errors import InkstoneError, InputMissing
 from pipeline.sources import cache
 from pipeline.store import artifact
+from pipeline.store.generations import RUN
+from pipeline.store.regular import not_regular
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
     """Yield (name, problems) for every raw source and every generation, or for those that `reference` names.
 
     A reference is a name of any kind (`shuihu`), a kind, a kind and a name, all of that with a key, or the path of an
-    artifact. With `deep` every byte is hashed.
+    artifact. With `deep` every byte is hashed. Raises InputMissing if there is nothing to verify, OSError for a folder
+    or file that may not be read.
     """
     target = reference.removesuffix("/").removeprefix("raw/")
     any_found = False
@@ -26,14 +29,19 @@ def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[t
         if not reference or target in (ref, name, f"{kind}/{name}", kind):
             any_found = True
             yield ref, check()
-    if reference and not any_found:
-        external = artifact.read(Path(reference))
-        yield external.ref, artifact.find_problems(external, deep=deep)
+    if any_found:
+        return
+    if not reference:
+        missing = "no artifacts and no sources here" if root.is_dir() else "no such folder"
+        raise InputMissing(f"{root}: {missing}", hint="name the folder of the artifacts with --artifacts")
+    external = artifact.read(Path(reference))
+    yield external.ref, artifact.find_problems(external, deep=deep)
 
 
 def _checks(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
     """Yield the name of each raw source and each generation with the function that checks it."""
-    for folder in sorted(path for path in (root / "raw").glob("*") if path.is_dir()):
+    raw = root / "raw"
+    for folder in sorted(path for path in raw.iterdir() if path.is_dir()) if raw.is_dir() else ():
         yield f"raw/{folder.name}", partial(_problems, partial(_source_problems, root, folder, deep=deep))
     for path in artifact.generations(root):
         yield path.relative_to(root).as_posix(), partial(_problems, partial(_artifact_problems, path, deep))
@@ -47,7 +55,10 @@ def _problems(check: Callable[[], list[str]]) -> list[str]:
 
 
 def _artifact_problems(path: Path, deep: bool) -> list[str]:
-    return artifact.find_problems(artifact.read(path), deep=deep)
+    problems = artifact.find_problems(artifact.read(path), deep=deep)
+    if (run_info := path / RUN).exists() and not run_info.is_file():
+        problems.append(not_regular(run_info).message)
+    return problems
 
 
 def _source_problems(root: Path, folder: Path, *, deep: bool) -> list[str]:

@@ -19,6 +19,7 @@ from pipeline.store.regular import read_regular
 
 FOLDER = ".state"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+_CLOCK_TOLERANCE = 300  # seconds
 
 
 class StageTiming(msgspec.Struct, frozen=True):
@@ -82,8 +83,18 @@ def now() -> str:
 
 def age_hours(timestamp: str) -> float | None:
     """Return the hours since a timestamp made by `now`, at least 0; None for "" or an invalid one."""
+    seconds = _seconds_since(timestamp)
+    return None if seconds is None else max(0.0, seconds) / 3600
+
+
+def is_in_future(timestamp: str) -> bool:
+    """Return True if a timestamp is ahead of the clock by more than clocks of two machines may differ."""
+    return (_seconds_since(timestamp) or 0.0) < -_CLOCK_TOLERANCE
+
+
+def _seconds_since(timestamp: str) -> float | None:
     try:
-        return max(0.0, time.time() - calendar.timegm(time.strptime(timestamp, _TIME_FORMAT))) / 3600
+        return time.time() - calendar.timegm(time.strptime(timestamp, _TIME_FORMAT))
     except ValueError:
         return None
 

@@ -46,8 +46,9 @@ from pipeline.store.generations import (
     require_links,
     rolled_back_keys,
     set_current,
+    shelves,
 )
-from pipeline.store.manifest import BUILD_COMMANDS, KINDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
+from pipeline.store.manifest import BUILD_COMMANDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
 
 MANIFEST = "manifest.json"
 SCRATCH = ".work"  # folder in a draft with what the stage needs to resume after a kill; it is not published
@@ -338,11 +339,10 @@ def unfinished_drafts(root: Path, kind: str, name: str) -> Iterator[tuple[Path, 
 
 
 def generations(root: Path) -> Iterator[Path]:
-    """Yield the folder of every published generation of every kind below `root`."""
-    for kind in KINDS:
-        for manifest in sorted((root / kind).glob(f"*/[!.]*/{MANIFEST}")):
-            if not manifest.parent.is_symlink():
-                yield manifest.parent
+    """Yield the folder of every published generation below `root`. Raises OSError where it may not be read."""
+    for shelf in shelves(root):
+        folders = sorted(path for path in shelf.iterdir() if not (path.name.startswith(".") or path.is_symlink()))
+        yield from (folder for folder in folders if (folder / MANIFEST).exists())
 
 
 def find_problems(

@@ -12,7 +12,6 @@ cut are derived.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import CannotCreate, StorageFailed
+from pipeline.store import locks
 
 TEMPORARY = ".tmp."
 TRASH = ".trash."
@@ -142,7 +142,7 @@ def new_file(target: Path) -> Iterator[HashingFile]:
     """Write `target` atomically: it appears, or is replaced, only when the block ends without an error."""
     path = temporary_path(target)
     handle = disk.create(path)
-    _hold(handle.fileno())
+    locks.hold(handle.fileno())
     out = HashingFile(handle, path)
     try:
         yield out
@@ -158,20 +158,7 @@ def temporary_path(target: Path, prefix: str = TEMPORARY) -> Path:
     """Return an unused name beside `target`. It contains the boot and process ids of its writer (`leftovers.py`)."""
     # The target's name is shortened: a name of 255 bytes plus the suffix would be too long for the file system.
     stem = target.name[:_TEMPORARY_STEM]
-    return target.with_name(f"{prefix}{stem}.{boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
-
-
-def _hold(descriptor: int) -> None:
-    """Show that a temporary is in use until its descriptor is closed, in containers with other process ids too."""
-    with suppress(OSError):  # a file system without locks; the id in the name remains
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-
-
-def boot_id() -> str:
-    """Return an id that changes with every boot; "" where the system has none."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
+    return target.with_name(f"{prefix}{stem}.{locks.boot_id()[:8]}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -316,7 +303,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     draft.mkdir()
     descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _hold(descriptor)
+        locks.hold(descriptor)
         yield draft
     finally:
         os.close(descriptor)

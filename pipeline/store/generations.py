@@ -13,13 +13,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import files
-from pipeline.store.manifest import Identity, Input, check_name
+from pipeline.store.manifest import KINDS, Identity, Input, check_name
 from pipeline.store.regular import not_regular, read_regular
 
 RUN, ROLLED_BACK = "run.json", "rolled-back"
@@ -77,6 +78,13 @@ def require_links(shelf: Path) -> None:
 def set_current(shelf: Path, key: str) -> None:
     """Swap `current` to the generation `key`, atomically and durably: a reader sees the old link or the new one."""
     files.point_symlink(shelf / "current", key)
+
+
+def shelves(root: Path) -> Iterator[Path]:
+    """Yield the shelves below `root`, sorted by kind and name. Raises OSError for a folder that may not be read."""
+    for kind in KINDS:
+        if (root / kind).is_dir():
+            yield from (path for path in sorted((root / kind).iterdir()) if path.is_dir())
 
 
 def generation_keys(shelf: Path) -> list[str]:

@@ -6,7 +6,6 @@ the process in its name lives on this machine, or any process holds a lock on it
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import re
@@ -36,21 +35,12 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def is_abandoned(path: Path) -> bool:
     """Return True if no process uses the temporary `path`."""
-    if (writer := _WRITER.search(path.name)) and writer[1] == files.boot_id()[:8] and locks.start_ticks(int(writer[2])):
+    if (writer := _WRITER.search(path.name)) and writer[1] == locks.boot_id()[:8] and locks.start_ticks(int(writer[2])):
         return False
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # a link has no lock; what vanished, or may not be read, is not ours to delete
+        return not locks.is_held(path)
+    except OSError:  # a link cannot be held; what vanished or may not be read is not this user's to delete
         return path.is_symlink()
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def remove_leftovers_of(*targets: Path) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, TryAgain
-from pipeline.store import files
 from pipeline.store.regular import open_regular, read_regular
 
 _MIN_WAIT = 0.2  # seconds: `status` holds a lock for an instant to test it
@@ -80,7 +79,7 @@ def lock(
             )
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     pid = os.getpid()
-    holder = LockHolder(pid, start_ticks(pid), files.boot_id(), platform.node(), action, since, run_id=run_id)
+    holder = LockHolder(pid, start_ticks(pid), boot_id(), platform.node(), action, since, run_id=run_id)
     try:
         _write(descriptor, msgspec.json.encode(holder))
         yield HeldLock(descriptor, holder)
@@ -138,10 +137,17 @@ def _is_alive(holder: LockHolder | None) -> bool:
     return (
         holder is not None
         and holder.started > 0
-        and (holder.boot, holder.host) == (files.boot_id(), platform.node())
+        and (holder.boot, holder.host) == (boot_id(), platform.node())
         and holder.pid != os.getpid()
         and start_ticks(holder.pid) == holder.started
     )
+
+
+def boot_id() -> str:
+    """Return an id that changes with every boot; "" where the system has none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def start_ticks(pid: int) -> int:
@@ -229,3 +235,21 @@ def if_unleased(path: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(descriptor)
+
+
+def hold(descriptor: int) -> None:
+    """Show that a temporary is in use until its descriptor is closed, in containers with other process ids too."""
+    with suppress(OSError):  # a file system without locks; the process id in the name remains
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def is_held(path: Path) -> bool:
+    """Return True if a process holds the temporary file or folder `path`. Raises OSError if it cannot be opened."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    finally:
+        os.close(descriptor)
+    return False

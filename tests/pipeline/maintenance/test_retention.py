@@ -5,6 +5,7 @@ Case numbers in docstrings are those of docs/design/reliability.md, section 2.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.generations import draft_path, generation_keys, is_rolled_back
 from pipeline.store.manifest import KINDS, Identity
 from tests.pipeline.store.test_artifact import in_child, leftovers, must_not_be_called, tree
+from tests.pipeline.store.test_leftovers import temporary
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path("tokens", "pile")
@@ -187,6 +189,27 @@ def test_rollback_without_earlier_generation_changes_nothing(root: Path) -> None
     assert tree(root) == files_before
 
 
+def test_beginning_of_a_key_names_its_generation(root: Path) -> None:
+    generations = publish_many(root, 3)
+    key = generations[0].manifest.key
+    others = [generation.manifest.key for generation in generations[1:]]
+    length = next(length for length in range(1, 17) if not any(other.startswith(key[:length]) for other in others))
+    assert rollback(root, "tokens/pile", to=key[:length]).artifact == current(root) == generations[0]
+
+
+def test_beginning_of_several_keys_names_none(root: Path) -> None:
+    generations = [*publish_many(root, 2)]
+    while len({generation.manifest.key[0] for generation in generations}) == len(generations):
+        generations.append(publish(root, len(generations)))
+    prefix = generations[-1].manifest.key[0]
+    same = [key for key in generation_keys(root / FOLDER) if key.startswith(prefix)]
+    with pytest.raises(BadConfig, match=f"2 generations begin with {prefix}") as caught:
+        rollback(root, "tokens/pile", to=prefix)
+    assert caught.value.hint == f"name one: {', '.join(same)}"
+    with pytest.raises(InputMissing, match="no generation g"):
+        rollback(root, "tokens/pile", to="g")
+
+
 @pytest.mark.parametrize("reference", ["pile", "tokens", "tokens/", "tokens/book", "raw/pile", "tokens/../tokens/pile"])
 def test_rollback_of_unknown_artifact_lists_existing_ones(root: Path, reference: str) -> None:
     publish_many(root, 1)
@@ -286,9 +309,16 @@ def test_inputs_of_run_are_kept_as_long_as_the_run(root: Path) -> None:
     assert generation_refs(root) == refs(newer, corpora[3], tokenizers[3], tokens[3])
 
 
-def unfinished(root: Path, *inputs: Artifact, kind: str = "runs") -> Path:
+def training(number: int, tokens: Artifact, *parents: Artifact) -> Identity:
+    """Return the identity of a run that continues `parents`."""
+    inputs = (tokens.as_input("tokens"), *(parent.as_input("parent") for parent in parents))
+    return Identity("runs", "book", {"number": number}, inputs)
+
+
+def unfinished(root: Path, *inputs: Artifact, kind: str = "runs", parents: Sequence[Artifact] = ()) -> Path:
     """Return the draft of a build that was stopped."""
     stopped = identity(0, *inputs, kind=kind, name="stopped")
+    stopped = dataclasses.replace(stopped, inputs=(*stopped.inputs, *(parent.as_input("parent") for parent in parents)))
 
     def stop(draft: Path) -> StageOutput:
         (draft / "checkpoint").touch()
@@ -310,6 +340,49 @@ def test_inputs_of_unfinished_work_are_kept(root: Path, kind: str) -> None:
     shutil.rmtree(draft)
     prune(root, keep=1)
     assert generation_refs(root) == refs(generations[3], corpora[1])
+
+
+def test_parent_of_unfinished_training_is_kept_and_that_of_finished_one_is_not(root: Path) -> None:
+    tokens = publish(root, 0)
+    parent, unused, finished = (
+        artifact.build(root, training(number, tokens), writes(number)).artifact for number in range(3)
+    )
+    draft = unfinished(root, tokens, parents=[parent])
+    rows = prune(root, keep=1)
+    assert generation_refs(root) == refs(tokens, parent, finished)
+    assert reason_kept(rows, parent) == f"an input of {draft.relative_to(root)}"
+    assert not unused.path.exists()
+    shutil.rmtree(draft)
+    continued = artifact.build(root, training(3, tokens, finished), writes(3)).artifact
+    prune(root, keep=1)
+    assert generation_refs(root) == refs(tokens, continued), "a finished run has its own weights"
+
+
+@pytest.mark.parametrize("annealed", [False, True])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_draft_of_a_run_is_deleted_once_a_later_run_is_current(root: Path, annealed: bool, dry_run: bool) -> None:
+    """A run that was ended early with falling learning rates leaves its draft, so that it can be resumed."""
+    tokens = publish_many(root, 2)
+    stopped = identity(0, tokens[0], kind="runs", name="stopped")
+    draft = unfinished(root, tokens[0])
+    os.utime(draft / "checkpoint", (1e9, 1e9))
+    assert [row.ref for row in prune(root, keep=1, dry_run=True) if row.removed] == [], "nothing is current"
+    options = {"number": 0, "ended": 7} if annealed else {"number": 1}
+    artifact.build(root, dataclasses.replace(stopped, options=options), writes(1))
+    for path in (draft, *draft.iterdir()):
+        os.utime(path, (1e9, 1e9))
+    removed = {row.ref: row.why for row in prune(root, keep=1, dry_run=dry_run) if row.removed}
+    assert removed == ({} if annealed else {draft.relative_to(root).as_posix(): "unfinished, and older than current"})
+    assert draft.exists() == (annealed or dry_run)
+
+
+def test_draft_with_a_later_checkpoint_is_kept(root: Path) -> None:
+    draft = unfinished(root)
+    artifact.build(root, identity(1, kind="runs", name="stopped"), writes(1))
+    later = time.time() + 10
+    os.utime(draft / "checkpoint", (later, later))
+    prune(root, keep=1)
+    assert draft.exists()
 
 
 def test_input_of_running_stage_is_kept(root: Path) -> None:
@@ -466,6 +539,19 @@ def test_leftovers_of_killed_commands_are_deleted_and_counted(root: Path) -> Non
     ]
     assert sorted(os.listdir(folder)) == sorted([".lock", generations[0].manifest.key, "current"])
     assert (draft / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_leftovers_outside_of_artifacts_are_deleted(root: Path, dry_run: bool) -> None:
+    paths = [temporary(root / folder / "x") for folder in (".state", "exports", "raw/pile/train")]
+    (root / "exports" / "whole").mkdir()
+    in_use = temporary(root / "exports" / "y", writer=os.getpid())
+    rows = prune(root, dry_run=dry_run)
+    expected = [PruneRow(path.relative_to(root).as_posix(), True, 4, "left by a killed command") for path in paths]
+    assert rows == expected
+    assert [path.exists() for path in paths] == [dry_run] * 3
+    assert in_use.exists()
+    assert (root / "exports" / "whole").exists()
 
 
 def test_rollback_record_forgets_deleted_generations(root: Path) -> None:

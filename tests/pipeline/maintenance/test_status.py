@@ -23,6 +23,7 @@ from pipeline.sources import cache
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
+from tests.pipeline.store.test_leftovers import temporary
 from tests.support.upstream import ROOT
 
 Inkstone = Callable[..., dict[str, Any]]
@@ -83,6 +84,11 @@ def with_two(root: Path) -> None:
     write_state(root, "other", last_success="")
 
 
+def fifo_record(root: Path) -> None:
+    state.path_of(root, "small").parent.mkdir(parents=True)
+    os.mkfifo(state.path_of(root, "small"))
+
+
 NAGIOS: dict[str, tuple[int, str, Callable[[Path], object]]] = {
     "recent success": (0, "OK - small: last success 30 minutes ago", write_state),
     "failure after recent success": (
@@ -101,6 +107,22 @@ NAGIOS: dict[str, tuple[int, str, Callable[[Path], object]]] = {
         "CRITICAL - small: last success never",
         lambda root: write_state(root, last_success=""),
     ),
+    "success in the future": (
+        2,
+        "CRITICAL - small: last success in the future: check the clock of this machine",
+        lambda root: write_state(root, last_success=ago(-24 * 365)),
+    ),
+    "clock of another machine": (
+        0,
+        "OK - small: last success 0 seconds ago",
+        lambda r: write_state(r, last_success=ago(-0.05)),
+    ),
+    "record that is a folder": (
+        2,
+        "small.json: expected a file, got a folder",
+        lambda root: state.path_of(root, "small").mkdir(parents=True),
+    ),
+    "record that is a FIFO": (2, "small.json: expected a file, got a FIFO", fifo_record),
     "damaged artifact": (2, "is damaged; small: last success", with_damage),
     "the worst of two": (
         2,
@@ -199,6 +221,70 @@ def test_unfinished_running_and_damaged_artifacts_have_own_states(root: Path) ->
         assert [row.state for row in status.status(root)] == ["current", "in use"]
     built.file("data").write_bytes(b"short")
     assert [row.state for row in status.status(root)] == ["damaged", "unfinished"]
+
+
+def test_every_draft_and_every_leftover_has_a_row(root: Path) -> None:
+    shelf = publish(root, 1).path.parent
+    for number in range(2):
+        (shelf / f".draft-000000000000000{number}").mkdir()
+    temporary(root / "exports" / "small-hf")
+    unused = temporary(shelf / "current")
+    rows = [(row.ref, row.state, row.bytes) for row in status.status(root)[1:]]
+    assert rows == [
+        ("tokens/small/0000000000000000", "unfinished", 0),
+        ("tokens/small/0000000000000001", "unfinished", 0),
+        *((str(path.relative_to(root)), "leftover", 4) for path in status.leftovers(root)),
+    ]
+    assert "`prune` deletes it" in status.status(root)[-1].summary
+    retention.prune(root)
+    assert not unused.exists()
+    assert [row.state for row in status.status(root)] == ["current", "unfinished", "unfinished"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_current_that_is_no_link_is_damaged(root: Path, make: Callable[[Path], None]) -> None:
+    link = publish(root, 1).path.with_name("current")
+    link.unlink()
+    make(link)
+    (row,) = status.status(root)
+    assert (row.ref, row.state) == ("tokens/small", "damaged")
+    assert "expected a link to a generation" in row.summary
+
+
+RESULTS = {
+    '{"bits_per_char": 2.1, "best_bits_per_char": 2.085, "seconds": 200}': ", 2.08 bits per character, 3 minutes",
+    '{"bits_per_char": 2.1, "seconds": 7}': ", 2.10 bits per character, 7 seconds",
+    '{"bits_per_char": null, "seconds": 0}': "",
+    "{": "",
+}
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_run_row_has_bits_per_character_and_minutes(root: Path, result: str) -> None:
+    def write(draft: Path) -> StageOutput:
+        (draft / "result.json").write_text(result)
+        return StageOutput({"steps": 12})
+
+    artifact.build(root, Identity("runs", "small", {}, ()), write)
+    assert status.status(root)[0].summary == f"12 steps{RESULTS[result]}"
+
+
+def test_publications_are_those_of_the_last_day_newest_first(root: Path) -> None:
+    built = [publish(root, number) for number in range(4)]
+    for generation, hours in zip(built, (50, 3, 23, 1), strict=True):
+        generation.file("run.json").write_text(json.dumps({"finished": ago(hours)}))
+    assert [entry.ref for entry in status.publications(root)] == [built[number].ref for number in (3, 1, 2)]
+    assert status.publications(root)[0].age_hours == pytest.approx(1, abs=0.01)
+
+
+def test_status_ends_with_what_is_new_and_with_sums(inkstone: Inkstone, root: Path) -> None:
+    first = publish(root, 1)
+    os.link(first.file("data"), first.path / "linked")
+    record = inkstone("status")
+    assert record["published"] == [{"ref": first.ref, "age_hours": pytest.approx(0, abs=0.1)}]
+    names = ("data", "manifest.json", "run.json")
+    expected = sum(first.file(name).stat().st_size for name in names)
+    assert record["counts"]["bytes"] == status.store_size(root) == expected
 
 
 def test_source_with_missing_file_or_broken_lock_is_damaged(root: Path) -> None:

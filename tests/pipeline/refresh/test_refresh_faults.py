@@ -290,7 +290,7 @@ def test_workers_die_with_their_parent_and_next_refresh_resumes(
 
 
 def holder(pid: int, started: int, **fields: str) -> bytes:
-    values = {"boot": files.boot_id(), "host": os.uname().nodename, "doing": "refresh small", "since": "2020", **fields}
+    values = {"boot": locks.boot_id(), "host": os.uname().nodename, "doing": "refresh small", "since": "2020", **fields}
     return json.dumps({"pid": pid, "started": started, **values}).encode()
 
 

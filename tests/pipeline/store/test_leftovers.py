@@ -15,14 +15,14 @@ from pipeline.errors import CannotCreate
 from pipeline.readers import compression
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources.decompress import decompress
-from pipeline.store import files, leftovers
+from pipeline.store import leftovers, locks
 from tests.pipeline.store.test_artifact import in_child
 from tests.support.faults import another_process
 
 KILLED, OTHER_BOOT = 2**22 + 1, "0badb007"  # a process id above the largest one, and another boot
 
 
-def temporary(target: Path, *, boot: str = files.boot_id()[:8], writer: int = KILLED, prefix: str = ".tmp") -> Path:
+def temporary(target: Path, *, boot: str = locks.boot_id()[:8], writer: int = KILLED, prefix: str = ".tmp") -> Path:
     """Create a temporary of a process that no longer lives."""
     path = target.with_name(f"{prefix}.{target.name}.{boot}.{writer}.0123abcd")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def test_temporary_in_use_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A process of another container has an id that is unknown here; its lock is not."""
     target = tmp_path / "out"
     if namespace == "of another container":
-        monkeypatch.setattr(leftovers.locks, "start_ticks", lambda pid: 0)
+        monkeypatch.setattr(locks, "start_ticks", lambda pid: 0)
     with writer(kind, target):
         (path,) = tmp_path.iterdir()
         assert not leftovers.is_abandoned(path)
