@@ -1,31 +1,28 @@
 """Resolve what a user names as input to the files that a stage reads, with their hashes.
 
 A name is a corpus, a raw source or a part of one, a file, or a folder. Hashes of corpora and raw files are recorded
-when they are written; those of other local files are cached in `artifacts/.hashes.json`.
+when they are written; those of other local files are cached (hashes.py).
 """
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import msgspec
 
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.progress import Progress
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
 from pipeline.sources.catalogue import CATALOGUE, resolve_source
 from pipeline.sources.dataset import PREFIX
+from pipeline.sources.hashes import Stamp, file_stamp, local_hashes
 from pipeline.sources.order import natural_key
 from pipeline.sources.walk import LeftOut, NotText, matches, note_left_out, require_text, walk
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Input, is_valid_name
 
-_HASHES = ".hashes.json"
 _MAX_NAMED = 8  # files in an error
-_SETTLED = 2_000_000_000  # ns; a younger file may change again without a new time, within the clock's resolution
 
 
 @dataclass(frozen=True)
@@ -35,20 +32,12 @@ class InputFile:
     path: Path
     name: str
     digest: str
-    stamp: tuple[int, int] = field(compare=False)  # size and mtime_ns of the file when `digest` was computed
+    stamp: Stamp = field(compare=False)  # of the file when `digest` was computed
     split: str = ""
     corpus: artifact.Artifact | None = field(default=None, compare=False)  # the corpus that it belongs to
 
     def as_input(self, role: str) -> Input:
         return Input(role, self.name, self.digest)
-
-
-class _Hashed(msgspec.Struct, frozen=True):
-    """Cached hash of a local file, valid for this size and time."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -197,7 +186,7 @@ def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool 
     is_local = not any(pin.origin.startswith(("https://", "http://")) for pin in pins.values())
     for name in sorted({*names} & pins.keys(), key=natural_key if is_local else None):
         path = source_folder(root, source) / name
-        stamp_before = file_stamp(path) if path.is_file() else (0, 0)
+        stamp_before = file_stamp(path) if path.is_file() else Stamp(0, 0, 0, 0)
         if not is_intact(path, pins[name]) or (deep and files.sha256_of(path) != pins[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="download it again")
         digest, split = pins[name].sha256, pins[name].split
@@ -205,42 +194,27 @@ def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool 
     return input_files
 
 
-def local_hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> list[str]:
-    """Return the sha256 of local files. Cached ones are hashed again if size or time changed, or if `deep`."""
-    try:
-        cached = msgspec.json.decode((root / _HASHES).read_bytes(), type=dict[str, _Hashed])
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # only a cache: hash again
-        cached = {}
-    digests = []
-    updates: dict[str, _Hashed] = {}
-    for path in paths:
-        status, name = path.stat(), str(path.resolve()).encode(errors="backslashreplace").decode()
-        entry = cached.get(name)
-        if deep or entry is None or (entry.size, entry.mtime_ns) != (status.st_size, status.st_mtime_ns):
-            entry = _Hashed(status.st_size, status.st_mtime_ns, files.sha256_of(path))
-            if time.time_ns() - entry.mtime_ns > _SETTLED:
-                updates[name] = entry
-        digests.append(entry.sha256)
-    if updates:
-        existing = {name: entry for name, entry in (cached | updates).items() if Path(name).exists()}
-        root.mkdir(parents=True, exist_ok=True)
-        (root / _HASHES).write_bytes(msgspec.json.encode(existing, order="deterministic"))
-    return digests
-
-
-def file_stamp(path: Path) -> tuple[int, int]:
-    """Return the size of a file and its time of modification in ns, by which a change is detected."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
 def require_unchanged(entry: InputFile) -> None:
-    """Raise BadData if a file changed after it was hashed."""
-    if file_stamp(entry.path) != entry.stamp:
+    """Raise BadData if a file changed after it was hashed.
+
+    A file of the same size and time is hashed again if only its ctime or inode differs: a backup that links it sets
+    the ctime, too.
+    """
+    stamp = file_stamp(entry.path)
+    if stamp == entry.stamp:
+        return
+    is_same = stamp[:2] == entry.stamp[:2] and (entry.corpus or _digest_at(entry.path, stamp) == entry.digest)
+    if not is_same:
         raise BadData(
             f"{entry.path}: the file changed while it was read",
             hint="run the same command again when the file is complete",
         )
+
+
+@functools.lru_cache
+def _digest_at(path: Path, stamp: Stamp) -> str:
+    """Return the sha256 of a file, computed once for each stamp: a large file is checked after each of its units."""
+    return files.sha256_of(path)
 
 
 def _find_corpus(root: Path, reference: str) -> artifact.Artifact | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -224,132 +222,10 @@ def test_torn_lock_file_raises_bad_data_with_a_hint(root: Path, pile: Path, torn
         inputs.resolve_inputs(root, "pile", corpora=True)
 
 
-# Cached hashes
-
-
-LONG_AGO = 10**18  # ns
-
-
-def book(folder: Path, text: str = "old", name: str = "book.txt", written: int = LONG_AGO) -> Path:
-    """Write a file with the modification time `written` in ns."""
+def book(folder: Path, text: str = "old", name: str = "book.txt") -> Path:
     path = folder / name
     path.write_text(text)
-    os.utime(path, ns=(written, written))
     return path
-
-
-@pytest.fixture
-def hashed(root: Path, tmp_path: Path) -> Path:
-    """A file whose hash is cached."""
-    path = book(tmp_path)
-    assert inputs.local_hashes(root, [path]) == [sha256(b"old")]
-    return path
-
-
-def test_hashes_are_in_the_order_of_the_files(root: Path, tmp_path: Path) -> None:
-    paths = [book(tmp_path, name, name) for name in ("b", "a", "c")]
-    for _ in range(2):
-        assert inputs.local_hashes(root, paths) == [sha256(path.name.encode()) for path in paths]
-    assert inputs.local_hashes(root, [*reversed(paths), paths[0]]) == [
-        sha256(name) for name in (b"c", b"a", b"b", b"b")
-    ]
-    assert inputs.local_hashes(root, []) == []
-
-
-def test_file_of_the_same_size_and_time_is_not_hashed_again(root: Path, hashed: Path) -> None:
-    book(hashed.parent, "new")
-    assert inputs.local_hashes(root, [hashed]) == [sha256(b"old")]
-
-
-def test_deep_hash_finds_a_change_of_same_size_and_time_and_caches_it(root: Path, hashed: Path) -> None:
-    book(hashed.parent, "new")
-    assert inputs.local_hashes(root, [hashed], deep=True) == [sha256(b"new")]
-    assert inputs.local_hashes(root, [hashed]) == [sha256(b"new")]
-
-
-@pytest.mark.parametrize(
-    ("text", "written"), [("new", LONG_AGO + 1), ("new", LONG_AGO - 1), ("newer", LONG_AGO), ("", LONG_AGO)]
-)
-def test_file_of_another_size_or_time_is_hashed_again(root: Path, hashed: Path, text: str, written: int) -> None:
-    book(hashed.parent, text, written=written)
-    assert inputs.local_hashes(root, [hashed]) == [sha256(text.encode())]
-    assert inputs.local_hashes(root, [hashed]) == [sha256(text.encode())]
-
-
-@pytest.mark.parametrize("ahead", [0, 10**9, 10**15])
-def test_hash_of_a_recent_or_future_file_is_not_cached(root: Path, tmp_path: Path, ahead: int) -> None:
-    written = time.time_ns() + ahead
-    path = book(tmp_path, "old", written=written)
-    assert inputs.local_hashes(root, [path]) == [sha256(b"old")]
-    book(tmp_path, "new", written=written)
-    assert inputs.local_hashes(root, [path]) == [sha256(b"new")]
-
-
-def test_cached_hash_is_found_by_the_resolved_path(
-    root: Path, hashed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "link.txt").symlink_to(hashed)
-    book(tmp_path, "new")
-    monkeypatch.chdir(tmp_path)
-    for path in (Path("book.txt"), tmp_path / "link.txt", tmp_path / ".." / tmp_path.name / "book.txt"):
-        assert inputs.local_hashes(root, [path]) == [sha256(b"old")]
-    book(tmp_path, "other", "elsewhere.txt")
-    (tmp_path / "link.txt").unlink()
-    (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
-    assert inputs.local_hashes(root, [tmp_path / "link.txt"]) == [sha256(b"other")]
-
-
-def test_hashes_of_deleted_files_are_dropped(root: Path, hashed: Path) -> None:
-    other_path = book(hashed.parent, "other", "other.txt")
-    hashed.unlink()
-    inputs.local_hashes(root, [other_path])
-    assert list(json.loads((root / ".hashes.json").read_bytes())) == [str(other_path)]
-
-
-@pytest.mark.parametrize(
-    "torn",
-    [
-        b"",
-        b'{"a": {"siz',
-        b"[]",
-        b'{"a": {}}',
-        b'{"a": {"size": "3"}}',
-        bytes(100),
-        b"\xff",
-        b'{"\xff": {}}',
-    ],
-)
-def test_torn_hash_cache_is_rebuilt(root: Path, hashed: Path, torn: bytes) -> None:
-    (root / ".hashes.json").write_bytes(torn)
-    book(hashed.parent, "new")
-    assert inputs.local_hashes(root, [hashed]) == [sha256(b"new")]
-    assert json.loads((root / ".hashes.json").read_bytes())[str(hashed)]["sha256"] == sha256(b"new")
-
-
-def test_file_in_a_folder_with_a_non_utf8_name_is_hashed(root: Path, tmp_path: Path) -> None:
-    folder = tmp_path / os.fsdecode(b"\xff")
-    folder.mkdir()
-    assert inputs.local_hashes(root, [book(folder)]) == [sha256(b"old")]
-
-
-def test_hash_of_a_missing_file_raises_file_not_found(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        inputs.local_hashes(root, [tmp_path / "nothing.txt"])
-
-
-def test_input_hashes_are_cached_unless_deep(root: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "books"
-    folder.mkdir()
-    path = book(folder)
-    for reference in (str(path), str(folder)):
-        book(folder)
-        assert [entry.digest for entry in inputs.resolve_inputs(root, reference, corpora=True)] == [sha256(b"old")]
-        book(folder, "new")
-        assert [entry.digest for entry in inputs.resolve_inputs(root, reference, corpora=True)] == [sha256(b"old")]
-        assert [entry.digest for entry in inputs.resolve_inputs(root, reference, corpora=True, deep=True)] == [
-            sha256(b"new")
-        ]
-        inputs.local_hashes(root, [book(folder)], deep=True)
 
 
 # Case 26: a flipped bit in zstd without a checksum may give other text; the hash of the file detects it
