@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import resource
@@ -196,7 +195,6 @@ def broken_inputs(folder: Path) -> dict[str, Path]:
         "not-utf8": write(folder, "gbk.txt", "话说".encode("gbk")),
         "one": write(folder, "one.jsonl", line),
         "recipe": write(folder, "recipe.toml", b"name = 3"),
-        "same-name": write(folder, "one.jsonl.gz", gzip.compress(line)),
     }
 
 
@@ -245,7 +243,6 @@ BAD_INPUT = [
     (("train", "--tokens", "book", "--set", "beta1=2"), 78, "beta1"),
     (("train", "--tokens", "book", "--set", "seed=-1"), 78, "seed"),
     (("train", "--tokens", "book", "--counting"), 78, "exclude each other"),
-    (("download", "{one}", "{same-name}"), 78, "two of these would become raw/one"),
     (("train", "--tokens", "book", "--set", "block_size=16", "--device", "tpu"), 78, "no device"),
     (("sample", "nothing", "--prompt", "x"), 66, "`train` creates one"),
     (("sample",), 66, "`train` creates one"),

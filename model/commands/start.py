@@ -229,8 +229,8 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], options: Inpu
     """Look at the sources of a recipe, and download those that are not on this machine first."""
     from pipeline.refresh.recipe import DownloadSection
     from pipeline.refresh.sources import resolve
-    from pipeline.sources import cache, hub
     from pipeline.sources import download as download_stage
+    from pipeline.sources import hub
     from pipeline.sources.http import Network
     from pipeline.sources.walk import note_left_out
     from pipeline.start import survey
@@ -250,9 +250,8 @@ def _survey(settings: Settings, name: str, sources: Sequence[str], options: Inpu
             raise InputMissing(
                 f"{remote[0]} is not downloaded yet", hint="leave out --plan to download it, then plan and train"
             )
-        download_stage.download(settings.root, source, settings.progress, network=network)
-        folder = cache.source_folder(settings.root, source.name)
-        paths |= {file: folder / file for file in remote}
+        downloaded = download_stage.download(settings.root, source, settings.progress, network=network)
+        paths |= {file: downloaded.path / file for file in remote}
     inputs = [
         (reference, [paths[file.name] for file in source.files if file.name in group.names])
         for reference, group in zip(sources, groups, strict=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from pipeline import errors
 from pipeline.commands import downloads
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
 from pipeline.commands.options import (
@@ -83,7 +82,7 @@ def download(
       inkstone download pile --shards 0,val
       inkstone download hf:Salesforce/wikitext --include "wikitext-2-raw-v1/*"
     """
-    from pipeline.sources import catalogue, hub
+    from pipeline.sources import catalogue, hub, origin
     from pipeline.sources import download as download_stage
 
     network = network_of(settings, **limits)
@@ -96,12 +95,8 @@ def download(
         for reference in references
     ]
     left_out = downloads.report_left_out(settings, references, sources)
-    names = [source.name for source in sources]
-    if duplicates := {name for name in names if names.count(name) > 1}:
-        raise errors.BadConfig(
-            f"two of these would become raw/{min(duplicates)}", hint="rename one, or put both in a folder"
-        )
     if dry_run:
+        sources = [origin.with_folder(settings.root, source) for source in sources]
         listed = [hub.list_source(settings.root, source, network, settings.progress) for source in sources]
         return downloads.dry_run_outcome(settings.root, listed, left_out)
     results = [

@@ -75,19 +75,21 @@ def _run(
     """Run the plan. Leases keep the artifacts of earlier stages from being pruned until it ends."""
     root, progress = chain.root, chain.progress
     download_step, *stage_steps = refresh_plan.steps
-    outcomes = [dataclasses.replace(download_step, result="unchanged")]
-    if download_step.result == "stale":
+    is_stale = download_step.result == "stale"
+    if is_stale:
         journal.begin("download")
-        fetched = download.fetch_missing(
-            root,
-            chain.source,
-            refresh_plan.files,
-            progress,
-            options.network,
-            jobs=options.jobs,
-            update=not options.locked,
-        )
-        outcomes = [dataclasses.replace(download_step, result=fetched.result)]
+    fetched = download.fetch_missing(  # of a fresh source it drops the pins of files that are no longer part of it
+        root,
+        chain.source,
+        refresh_plan.files,
+        progress,
+        options.network,
+        jobs=options.jobs,
+        update=not options.locked,
+    )
+    chain.source = dataclasses.replace(chain.source, name=fetched.source)
+    outcomes = [dataclasses.replace(download_step, result=fetched.result, what=f"raw/{fetched.source}")]
+    if is_stale:
         journal.end(download_step, fetched.bytes)
     _report(outcomes[0], progress)
     stages = {stage.label: stage for stage in chain.stages(options.through)}

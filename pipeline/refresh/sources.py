@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
 from pipeline.refresh.recipe import DownloadSection
-from pipeline.sources import catalogue
+from pipeline.sources import catalogue, local, origin
 from pipeline.sources.catalogue import Source, SourceFile
-from pipeline.sources.walk import LeftOut
+from pipeline.sources.walk import LeftOut, NotText
 from pipeline.store.manifest import name_from_path
 
 
@@ -43,10 +43,10 @@ def resolve(
 
     `root` is the artifacts folder, which is never read as a source. `list_files` asks the hub for the files of a
     dataset; without it a dataset has none. `text_fields` are the fields of records that hold text. Raises BadConfig if
-    the list is empty.
+    the list is empty, and UpstreamChanged if a path has no text any more that had some when it was copied.
     """
     if isinstance(section.source, str):
-        source = _resolve_one(section.source, section, root, text_fields)
+        source = origin.with_folder(root, _resolve_one(section.source, section, root, text_fields, name))
         source = list_files(source) if list_files else source
         return source, (SourceGroup("", frozenset(file.name for file in source.files)),)
     if not section.source:
@@ -54,29 +54,43 @@ def resolve(
     files: list[SourceFile] = []
     groups: list[SourceGroup] = []
     left_out: list[LeftOut] = []
+    folders: list[tuple[str, Path]] = []
     tops: set[str] = set()
     for entry in section.source:
-        source = _resolve_one(entry, section, root, text_fields)
+        source = _resolve_one(entry, section, root, text_fields, name)
         top = _unique(source.name, tops)
         if list_files and source.dataset:
             source = list_files(dataclasses.replace(source, name=f"{name}.{top}"))
         renamed = [dataclasses.replace(file, name=f"{top}/{file.name}") for file in source.files]
         groups.append(SourceGroup(top if groups else "", frozenset(file.name for file in renamed)))
         files += renamed
-        left_out += source.left_out
-    return Source(name, tuple(files), left_out=tuple(left_out)), tuple(groups)
-
-
-def _resolve_one(reference: str, section: DownloadSection, root: Path, text_fields: Sequence[str]) -> Source:
-    return catalogue.resolve_source(
-        reference,
-        shards=section.shards if reference == "pile" else "",
-        mirror=section.mirror,
-        include=section.include,
-        exclude=section.exclude,
-        leave_out=(root,),
-        text_fields=text_fields,
+        left_out += (dataclasses.replace(entry, name=f"{top}/{entry.name}") for entry in source.left_out)
+        folders += ((f"{top}/", folder) for _, folder in source.folders)
+    source = Source(
+        name, tuple(files), left_out=tuple(left_out), origin=origin.recipe_origin(name), folders=tuple(folders)
     )
+    return origin.with_folder(root, source), tuple(groups)
+
+
+def _resolve_one(
+    reference: str, section: DownloadSection, root: Path, text_fields: Sequence[str], recipe: str
+) -> Source:
+    try:
+        return catalogue.resolve_source(
+            reference,
+            shards=section.shards if reference == "pile" else "",
+            mirror=section.mirror,
+            include=section.include,
+            exclude=section.exclude,
+            leave_out=(root,),
+            text_fields=text_fields,
+        )
+    except (InputMissing, NotText) as error:
+        if not local.is_lost(root, reference, recipe):
+            raise
+        raise UpstreamChanged(
+            f"{error.message}; the old copy is kept", hint="put it back, or take it out of the recipe"
+        ) from None
 
 
 def _unique(name: str, taken: set[str]) -> str:

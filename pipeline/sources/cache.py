@@ -14,6 +14,7 @@ from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
 from pipeline.store.regular import read_regular
 
+ORIGIN_FILE = ".origin"  # names the source that the folder belongs to
 _MAX_NAME = 255  # bytes, the limit of common file systems
 _DOWNLOAD_AGAIN = "delete it and download again"
 
@@ -21,7 +22,7 @@ _DOWNLOAD_AGAIN = "delete it and download again"
 class RawFile(msgspec.Struct, frozen=True):
     """Pin of a cached file.
 
-    `origin` is its URL, or for a local file its path, size and time at the origin when it was copied. `etag` reveals a
+    `origin` is its URL, or for a local file its path, size and time there when it was copied. `etag` reveals a
     change upstream where no hash is published; `commit` is the commit of the repository that it comes from.
     """
 
@@ -63,7 +64,9 @@ def name_problem(cache: Path, name: str) -> str:
         return "contains control characters or invalid characters"
     if not parts or ".." in parts or not (cache / name).resolve().is_relative_to(cache.resolve()):
         return "points outside the cache"
-    if name in (LOCK_FILE, ".lock") or any(part.startswith((files.TEMPORARY, files.TRASH)) for part in parts):
+    if name in (LOCK_FILE, ORIGIN_FILE, ".lock") or any(
+        part.startswith((files.TEMPORARY, files.TRASH)) for part in parts
+    ):
         return "is reserved by the cache"
     if any(len(part.encode()) > _MAX_NAME for part in parts):
         return f"is longer than {_MAX_NAME} bytes"

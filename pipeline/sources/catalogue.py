@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.runtime.redaction import redact_url
 from pipeline.sources import dataset as datasets
 from pipeline.sources.walk import LeftOut, require_text, walk
 from pipeline.store.manifest import name_from_path
@@ -49,7 +50,9 @@ class SourceFile:
 class Source:
     """A source and its files; `left_out` lists the entries of a local folder that are not read.
 
-    The files of a dataset are empty until `hub.list_source` sets them and `listing`.
+    The files of a dataset are empty until `hub.list_source` sets them and `listing`. `origin` is the path, URL, dataset
+    or recipe that the files come from, "" for a name of the catalogue, which alone owns its folder of the raw cache.
+    `folders` are the local folders that files come from, each with the prefix of the names of its files.
     """
 
     name: str
@@ -57,6 +60,13 @@ class Source:
     dataset: datasets.Dataset | None = None
     listing: datasets.Listing | None = None
     left_out: tuple[LeftOut, ...] = ()
+    origin: str = ""
+    folders: tuple[tuple[str, Path], ...] = ()
+
+    def original(self, name: str) -> Path | None:
+        """Return the local path that a file with this name has, or had, at the origin; None if it has none."""
+        paths = (folder / name.removeprefix(prefix) for prefix, folder in self.folders if name.startswith(prefix))
+        return next(paths, None)
 
 
 CATALOGUE = {
@@ -93,7 +103,7 @@ def resolve_source(
     if reference.startswith(datasets.PREFIX):
         endpoint, token = _hub(mirror, environment)
         dataset = datasets.parse(reference, endpoint, token, include, exclude)
-        return Source(_own_name(dataset.name), (), dataset)
+        return Source(_own_name(dataset.name), (), dataset, origin=f"{datasets.PREFIX}{dataset.repository}")
     if (include or exclude) and not Path(reference).is_dir():
         raise BadConfig(
             f"--include and --exclude are for a folder or {datasets.PREFIX}OWNER/NAME, not for {reference}",
@@ -119,7 +129,8 @@ def resolve_source(
             raise BadConfig(
                 f"{reference}: the URL must end in a file name", hint="pass the URL of a file, not of a folder"
             )
-        return Source(_own_name(file_name), (SourceFile(file_name, (reference,), is_bare_url=True),))
+        file = SourceFile(file_name, (reference,), is_bare_url=True)
+        return Source(_own_name(file_name), (file,), origin=redact_url(reference))
     if not reference:
         raise BadConfig(
             "a source name is empty", hint=f"sources: {', '.join(CATALOGUE)}, hf:OWNER/NAME, a URL or a path"
@@ -191,9 +202,12 @@ def _local(
 ) -> Source:
     if path.is_file():
         require_text(path)
-        return Source(_own_name(path.name), (SourceFile(path.name, local=path),))
+        file = SourceFile(path.name, local=path)
+        return Source(_own_name(path.name), (file,), origin=os.path.abspath(path), folders=(("", path.parent),))
     if path.is_dir():
         data = walk(path, include=include, exclude=exclude, leave_out=leave_out, text_fields=text_fields)
         files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in data.files)
-        return Source(_own_name(path.resolve().name), files, left_out=tuple(data.left_out))
+        origin = os.path.abspath(path)
+        name = _own_name(os.path.basename(origin))
+        return Source(name, files, left_out=tuple(data.left_out), origin=origin, folders=(("", path),))
     raise InputMissing(f"{path}: neither a source nor a path", hint=f"sources: {_SOURCES}, a URL, a file, or a folder")

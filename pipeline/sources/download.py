@@ -3,13 +3,14 @@
 `check_upstream` compares each file with its pin and, if necessary, with the server. `fetch_missing` downloads the
 missing ones, each completely or not at all. A file without a published hash is pinned with the hash of its first
 download. If a pinned file changes upstream, it is an error, or the new file is fetched with `update`. A file that
-shrank or is gone upstream never replaces the cached one without an explicit option.
+shrank or is gone upstream never replaces the cached one without an explicit option. The same holds for local files
+(local.py).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from pathlib import Path
 from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, UpstreamChanged
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.runtime.redaction import redact_url
-from pipeline.sources import cache, decompress, hub, partial, transfer
+from pipeline.sources import cache, decompress, hashes, hub, local, origin, partial, transfer
 from pipeline.sources.cache import RawFile
 from pipeline.sources.catalogue import Source, SourceFile
+from pipeline.sources.hashes import Stamp
 from pipeline.sources.http import HTTPClient, Network, RemoteFile
 from pipeline.store import files, locks
 
-_CHUNK = 1 << 20
 _SURVEY_THREADS = 8
 _RESERVE = 64 << 20  # bytes to leave free on the disk
 
@@ -82,7 +83,7 @@ def download(
     reads those.
     """
     network = network or Network()
-    source = hub.list_source(root, source, network, progress, update=update)
+    source = hub.list_source(root, origin.with_folder(root, source), network, progress, update=update)
     statuses = check_upstream(root, source, network, update=update, allow_shrink=allow_shrink)
     result = fetch_missing(root, source, statuses, progress, network, jobs=jobs, update=update)
     if decompress_too:
@@ -97,21 +98,27 @@ def download(
 def check_upstream(
     root: Path, source: Source, network: Network, *, update: bool = False, allow_shrink: bool = False
 ) -> list[FileStatus]:
-    """Return the status of each file of `source`, which is listed already. Sends requests and writes nothing.
+    """Return the status of each file of `source`, which is listed already. Sends requests and downloads nothing.
 
     A file is refused if it differs from its pin (unless `update`), shrank (unless `allow_shrink`), is gone upstream,
-    or never existed. Raises TryAgain if the server cannot be reached, BadConfig for a name that the cache cannot hold.
+    or never existed; a local file, if it lost text (unless `allow_shrink`). Raises TryAgain if the server cannot be
+    reached, BadConfig for a name that the cache cannot hold.
     """
     folder = cache.source_folder(root, source.name)
     for file in source.files:
         if problem := cache.name_problem(folder, file.name):
             raise BadConfig(f"{file.name[:100]!r} {problem}", hint="choose another name")
     pinned = cache.read_lock_file(root, source.name)
-    surveyor = _Surveyor(folder, network, update, allow_shrink)
+    hashed = local.digests(root, source, pinned)
+    surveyor = _Surveyor(folder, network, update, allow_shrink, hashed)
     with _thread_pool(_SURVEY_THREADS, network) as pool:
         statuses = list(pool.map(lambda file: surveyor.status(file, pinned.get(file.name)), source.files))
     if source.dataset and not allow_shrink:
         statuses += [_gone(name, str(source.dataset)) for name in hub.removed_names(source, pinned)]
+    if not allow_shrink and (lost := local.lost_files(source, pinned, hashed)):
+        error = local.lost_error(lost)
+        statuses = [status for status in statuses if status.file.name not in lost]
+        statuses += [FileStatus(SourceFile(name), "refused", lost[name], error=error) for name in lost]
     return statuses
 
 
@@ -142,6 +149,7 @@ class _Surveyor:
     network: Network
     update: bool
     allow_shrink: bool
+    digests: Mapping[str, str]  # of local files, by name
 
     def status(self, file: SourceFile, pin: RawFile | None) -> FileStatus:
         try:
@@ -150,7 +158,7 @@ class _Surveyor:
             return FileStatus(file, "refused", error.message, error=error)
 
     def _status(self, file: SourceFile, pin: RawFile | None) -> FileStatus:
-        is_cached = _is_cached(self.folder, file, pin)
+        is_cached = _is_cached(self.folder, file, pin, self.digests)
         if file.local:
             size = file.local.stat().st_size
             if is_cached:
@@ -225,8 +233,9 @@ def fetch_missing(
 ) -> DownloadResult:
     """Fetch and pin the files that `check_upstream` found missing, `jobs` at a time. Ctrl-C stops all of them.
 
-    The lock file of a local folder loses the pins of files that are gone from the folder; that of a dataset likewise if
-    `statuses` accept it.
+    The lock file of a local folder loses the pins of files that are gone from the folder; that of a dataset likewise.
+    Those that `statuses` refuse are kept. The result names the folder of the raw cache, which is another one if another
+    source claimed it since `check_upstream`.
     """
     folder, pinned = cache.source_folder(root, source.name), cache.read_lock_file(root, source.name)
     missing = [status for status in statuses if status.state not in ("there", "refused")]
@@ -236,6 +245,8 @@ def fetch_missing(
     listed = {status.file.name for status in statuses}
     removed = [name for name in hub.removed_names(source, pinned) if name not in listed]
     if missing or removed or any(partial.has_leftover_state(path) for path in cached):
+        source = origin.claim_folder(root, source, progress)
+        folder = cache.source_folder(root, source.name)
         if missing:
             files.require_space(folder, sum(status.bytes or 0 for status in missing) + _RESERVE)
         with locks.lock(folder / ".lock", action=f"download {source.name}"):
@@ -245,7 +256,8 @@ def fetch_missing(
             for name in removed:
                 pinned.pop(name, None)
                 cache.write_lock_file(root, source.name, pinned)
-            missing = [status for status in missing if not _is_fetched(folder, status, pinned.get(status.file.name))]
+            hashed = local.digests(root, source, pinned)
+            missing = [status for status in missing if not _is_fetched(folder, status, pinned, hashed)]
             size = _fetch_all(root, source, missing, pinned, progress, network, jobs, update)
             for path in cached:
                 if partial.has_leftover_state(path):
@@ -253,11 +265,12 @@ def fetch_missing(
     return DownloadResult(source.name, folder, names, len(missing), len(names) - len(missing), size)
 
 
-def _is_fetched(folder: Path, status: FileStatus, pin: RawFile | None) -> bool:
+def _is_fetched(folder: Path, status: FileStatus, pinned: Mapping[str, RawFile], digests: Mapping[str, str]) -> bool:
     """Return True if another process fetched and pinned the file between `check_upstream` and the lock."""
+    pin = pinned.get(status.file.name)
     return (
         pin is not None
-        and _is_cached(folder, status.file, pin)
+        and _is_cached(folder, status.file, pin, digests)
         and not (status.remote and _difference(status.remote, pin))
     )
 
@@ -275,10 +288,16 @@ def _fetch_all(
     """Fetch files, add them to the existing pins in `pinned`, and return the bytes of all."""
     folder = cache.source_folder(root, source.name)
     pinning = threading.Lock()
+    hashed: dict[Path, tuple[Stamp, str]] = {}
 
     def fetch_one(status: FileStatus) -> int:
         name, target = status.file.name, folder / status.file.name
-        raw_file = _fetch_file(status, target, pinned.get(name) if not update else None, network, advance)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if original := status.file.local:
+            raw_file, stamp = local.copy(status.file, original, target, status.size, network, advance)
+            hashed[original] = stamp, raw_file.sha256
+        else:
+            raw_file = _fetch_file(status, target, pinned.get(name) if not update else None, network, advance)
         with pinning:
             pinned[name] = raw_file
             cache.write_lock_file(root, source.name, pinned)
@@ -291,18 +310,18 @@ def _fetch_all(
 
     sizes = [status.bytes for status in missing]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    with progress.bar(f"download {source.name}", total) as advance, _thread_pool(jobs, network) as pool:
-        return sum(pool.map(fetch_one, missing))
+    try:
+        with progress.bar(f"download {source.name}", total) as advance, _thread_pool(jobs, network) as pool:
+            return sum(pool.map(fetch_one, missing))
+    finally:
+        hashes.store_hashes(root, hashed)
 
 
 def _fetch_file(status: FileStatus, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
     file = status.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if file.local:
-        return _copy(file, file.local, target, network, advance)
     assert status.remote
-    origin = redact_url(status.url)
-    if pin and file.is_bare_url and pin.origin != origin:
+    url = redact_url(status.url)
+    if pin and file.is_bare_url and pin.origin != url:
         pin = None  # of a file with the same name at another URL
     if sha256 := partial.finished_sha256(target, status.remote):
         fetched = transfer.Fetched(target.stat().st_size, sha256, status.remote)
@@ -318,17 +337,7 @@ def _fetch_file(status: FileStatus, target: Path, pin: RawFile | None, network: 
             smallest=status.smallest,
         )
     remote, mtime_ns = fetched.remote, target.stat().st_mtime_ns
-    return RawFile(fetched.size, fetched.sha256, mtime_ns, origin, file.split, remote.etag, remote.commit)
-
-
-def _copy(file: SourceFile, local: Path, target: Path, network: Network, advance: Advance) -> RawFile:
-    origin = _local_origin(local)
-    with files.new_file(target) as out, open(local, "rb") as original:
-        while block := original.read(_CHUNK):
-            network.raise_if_stopped(str(local))
-            out.write(block)
-            advance(len(block))
-    return RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split)
+    return RawFile(fetched.size, fetched.sha256, mtime_ns, url, file.split, remote.etag, remote.commit)
 
 
 def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Progress) -> None:
@@ -346,23 +355,18 @@ def list_files(root: Path, source: Source) -> Sequence[tuple[str, str, bool]]:
     """Return (name, origin, is_cached) of each file without sending a request, for --dry-run."""
     pinned = cache.read_lock_file(root, source.name)
     folder = cache.source_folder(root, source.name)
+    hashed = local.digests(root, source, pinned)
     rows = []
     for file in source.files:
-        origin = str(file.local) if file.local else redact_url(file.urls[0])
-        rows.append((file.name, origin, _is_cached(folder, file, pinned.get(file.name))))
+        shown = str(file.local) if file.local else redact_url(file.urls[0])
+        rows.append((file.name, shown, _is_cached(folder, file, pinned.get(file.name), hashed)))
     return rows
 
 
-def _is_cached(folder: Path, file: SourceFile, pin: RawFile | None) -> bool:
+def _is_cached(folder: Path, file: SourceFile, pin: RawFile | None, digests: Mapping[str, str]) -> bool:
     """Return True if the file is in the cache, intact, and from the same origin."""
     if pin is None or not cache.is_intact(folder / file.name, pin):
         return False
     if file.local:
-        return pin.origin == _local_origin(file.local)
+        return digests.get(file.name) == pin.sha256 and origin.is_copy_of(pin, file.local)
     return not file.is_bare_url or pin.origin == redact_url(file.urls[0])
-
-
-def _local_origin(local: Path) -> str:
-    """Return the path, size and time of a local file, which reveal a change since it was copied."""
-    status = local.stat()
-    return f"{local.resolve()}:{status.st_size}:{status.st_mtime_ns}"

@@ -29,6 +29,7 @@ from pipeline.store import files
 
 _LISTING = ".listing.json"
 _MAX_PAGES = 1000
+_URLS = ("http://", "https://")
 _Answer = TypeVar("_Answer")
 
 
@@ -55,12 +56,11 @@ def list_source(root: Path, source: Source, network: Network, progress: Progress
     """Return `source` with its files. Only a dataset is listed; any other source has its files already.
 
     The stored listing is used unless `update`, or if it has none of the chosen files. Raises BadConfig if `raw/NAME`
-    holds the files of another source or, unless `update`, of another revision; and the errors of `fetch_listing`.
+    holds the files of another revision, unless `update`; and the errors of `fetch_listing`.
     """
     dataset = source.dataset
     if dataset is None:
         return source
-    _require_own_folder(source.name, dataset, cache.read_lock_file(root, source.name))
     stored = None if update else _stored_listing(root, source.name)
     if stored and stored.repository == dataset.repository:
         if stored.revision != dataset.revision:
@@ -90,17 +90,8 @@ def removed_names(source: Source, pins: dict[str, RawFile]) -> list[str]:
     if source.dataset and source.listing:
         names = {file.path for file in source.listing.files}
         return [name for name in pins if name not in names and source.dataset.is_chosen(name)]
-    is_local = all(file.local for file in source.files)
-    return [name for name in pins if name not in {file.name for file in source.files}] if is_local else []
-
-
-def _require_own_folder(name: str, dataset: Dataset, pins: dict[str, RawFile]) -> None:
-    for pin in pins.values():
-        if not dataset.has_origin(pin.origin):
-            raise BadConfig(
-                f"{dataset}: raw/{name} holds files from {pin.origin[:200]}",
-                hint="move that folder away, or download into another store with --artifacts",
-            )
+    names = {file.name for file in source.files}
+    return [name for name, pin in pins.items() if name not in names and not pin.origin.startswith(_URLS)]
 
 
 def _stored_listing(root: Path, name: str) -> Listing | None:

@@ -18,6 +18,7 @@ from pipeline.sources.catalogue import CATALOGUE, resolve_source
 from pipeline.sources.dataset import PREFIX
 from pipeline.sources.hashes import Stamp, file_stamp, local_hashes
 from pipeline.sources.order import natural_key
+from pipeline.sources.origin import with_folder
 from pipeline.sources.walk import LeftOut, NotText, matches, note_left_out, require_text, walk
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Input, is_valid_name
@@ -225,7 +226,7 @@ def _find_corpus(root: Path, reference: str) -> artifact.Artifact | None:
 
 
 def _dataset_files(root: Path, reference: str, deep: bool) -> list[InputFile]:
-    source = resolve_source(reference, environment={})
+    source = with_folder(root, resolve_source(reference, environment={}))
     pins = read_lock_file(root, source.name)
     names = [name for name, pin in pins.items() if source.dataset and source.dataset.has_origin(pin.origin)]
     if not names:

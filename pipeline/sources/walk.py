@@ -202,10 +202,18 @@ class _Search:
                     self.drop(f"{entry_name}/" if is_folder else entry_name, "artifacts")
                 elif reason := self._reason_by_name(entry.name, entry_name, is_folder):
                     self.drop(f"{entry_name}/" if is_folder else entry_name, reason)
+                elif entry.is_symlink() and self._leads_into_store(os.path.realpath(entry.path)):
+                    self.drop(f"{entry_name}/" if is_folder else entry_name, "artifacts")
                 elif is_folder:
                     (self.links if entry.is_symlink() else pending).append(entry_name)
                 else:
                     self._read_entry(entry, entry_name)
+
+    def _leads_into_store(self, real: str) -> bool:
+        """Return True for a path in one of the artifacts folders, unless the folder to read is in it, too."""
+        top = f"{os.path.realpath(self.folder)}/"
+        stores = (f"{store}/" for store in self.stores)
+        return any(f"{real}/".startswith(store) and not top.startswith(store) for store in stores)
 
     def _read_entry(self, entry: os.DirEntry[str], name: str) -> None:
         """Select a file or leave it out, by its name."""

@@ -86,7 +86,7 @@ def refuse(root: Path, source: Source, error: type[InkstoneError], code: int, ma
     assert caught.value.exit_code == code
     folder = cache.source_folder(root, source.name)
     remaining = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    assert {path.parts[0] for path in remaining} <= {".lock", partial.QUARANTINE}
+    assert {path.parts[0] for path in remaining} <= {".lock", ".origin", partial.QUARANTINE}
 
 
 @pytest.mark.parametrize("layout", [HUB_FOLDER, ""], ids=["the hub's layout", "flat"])
@@ -328,14 +328,14 @@ def test_temporaries_of_a_killed_process_are_removed(root: Path, tmp_path: Path)
     folder.mkdir(parents=True)
     (folder / f"{TEMPORARY}book.txt.0badcafe").write_text("第")
     fetch(root, catalogue.resolve_source(str(tmp_path / "book.txt"), environment={}))
-    assert sorted(os.listdir(folder)) == [".lock", "book.txt", "sources.lock.json"]
+    assert sorted(os.listdir(folder)) == [".lock", ".origin", "book.txt", "sources.lock.json"]
 
 
 # Case 16: names
 
 
 HOSTILE = ["../x.txt", "a/../../x.txt", "/tmp/x.txt", "..", ".", "", "a\0b.txt", "a\nb.txt", "\udc80.txt", "a/../x.txt"]
-RESERVED = ["sources.lock.json", ".lock", ".tmp.x.txt", "a/.trash.b/x.txt"]
+RESERVED = ["sources.lock.json", ".lock", ".origin", ".tmp.x.txt", "a/.trash.b/x.txt"]
 TOO_LONG = ["x" * 300 + ".txt", "水" * 90 + ".txt", "a/" + "x" * 256 + "/b.txt"]
 
 

@@ -268,14 +268,15 @@ def test_another_revision_does_not_replace_pinned_files(root: Path, server: Serv
 
 def test_datasets_of_the_same_name_are_not_mixed(root: Path, server: Server, letters: HubDataset) -> None:
     letters.publish(ROWS)
-    HubDataset(server, "bob/letters").publish(ROWS)
-    fetch(root, source(server))
-    refuse(
-        root, source(server, "hf:bob/letters"), BadConfig, "raw/letters holds files from .*ann/letters", "--artifacts"
-    )
+    HubDataset(server, "bob/letters").publish({"train.jsonl": b'{"text": "bob"}\n'})
+    first, second = fetch(root, source(server)), fetch(root, source(server, "hf:bob/letters"))
+    assert (first.source, first.fetched, second.fetched) == ("letters", 4, 1)
+    assert second.source.startswith("letters-")
+    assert fetch(root, source(server)).result == fetch(root, source(server, "hf:bob/letters")).result == "unchanged"
     assert len(resolve_inputs(root, "hf:ann/letters", corpora=False)) == 4
-    with pytest.raises(InputMissing, match="hf:bob/letters is not downloaded yet"):
-        resolve_inputs(root, "hf:bob/letters", corpora=False)
+    assert len(resolve_inputs(root, "hf:bob/letters", corpora=False)) == 1
+    with pytest.raises(InputMissing, match="hf:eve/letters is not downloaded yet"):
+        resolve_inputs(root, "hf:eve/letters", corpora=False)
 
 
 # Choice of files
