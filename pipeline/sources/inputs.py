@@ -118,10 +118,10 @@ def resolve_inputs(
     """Return the files that `reference` names, in a fixed order.
 
     It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a dataset that was downloaded
-    (`hf:OWNER/NAME`), a file, or a folder. A path that
-    exists goes before the others if it is written as one, with "/" or a suffix; `progress` is told if a bare name could
-    be both. Of the files of a folder or source, `include`, `exclude` and `text_fields` choose, as `walk` explains; the
-    entries of a folder that are not read are added to `left_out`. With `deep` every byte is hashed again.
+    (`hf:OWNER/NAME`), a file, or a folder. A path that exists goes before a raw source; before a corpus only if it is
+    written as a path, with "/" or a suffix. `progress` says which is read if a bare name could be both. Of the files of
+    a folder or source, `include`, `exclude` and `text_fields` choose, as `walk` explains; the entries of a folder that
+    are not read are added to `left_out`. With `deep` every byte is hashed again.
 
     Raises InputMissing with the command to run first if there is none, NotText if a named file cannot be read as text,
     BadData if a cached file is damaged.
@@ -131,18 +131,19 @@ def resolve_inputs(
     if reference.startswith(PREFIX):
         return _dataset_files(root, reference, deep)
     path = Path(reference)
-    is_path = path.exists() and ("/" in reference or bool(path.suffix)) and not _is_within(path, root)
-    if not is_path:
-        corpus = _find_corpus(root, reference) if corpora else None
-        source, _, part = reference.partition("/")
-        pins = read_lock_file(root, source) if not corpus and is_valid_name(source) else {}
-        if (corpus or pins) and path.exists() and path.name == reference and progress:
-            kind = "corpus" if corpus else "downloaded source"
-            progress.note(f"{reference}: using the {kind}; write ./{reference} for the path of this name")
-        if corpus:
-            return [corpus_input(corpus, deep=deep)]
-        if pins:
-            return _source_part(root, source, part, pins, deep, include, exclude)
+    is_path = path.exists() and not _is_within(path, root)
+    if corpora and not (is_path and ("/" in reference or path.suffix)) and (corpus := _find_corpus(root, reference)):
+        if is_path and progress:
+            progress.note(f"{reference}: using the corpus; write ./{reference} for the path of this name")
+        return [corpus_input(corpus, deep=deep)]
+    source, _, part = reference.partition("/")
+    is_bare = path.name == reference
+    pins = read_lock_file(root, source) if is_valid_name(source) and (is_bare or not is_path) else {}
+    if pins and not is_path:
+        return _source_part(root, source, part, pins, deep, include, exclude)
+    if pins and progress:
+        raw = source_folder(root, source)
+        progress.note(f"{reference}: using the path; write {raw} for the downloaded source of this name")
     if path.is_file():
         require_text(path)
         return _local_files(root, {path: path.name}, deep)

@@ -353,9 +353,15 @@ def test_path_wins_over_a_downloaded_source_of_its_name(
     download(root, resolve_source("novels", environment={}), SilentProgress())
     book(Path("novels"), "new", "c.txt")
     progress = Notes()
-    cached = inputs.gather_inputs(root, ["novels"], progress, corpora=False)
-    assert [file.name for file in cached.files] == ["novels/a.txt"]
-    assert progress.lines == ["novels: using the downloaded source; write ./novels for the path of this name"]
+    for corpora in (False, True):
+        read = inputs.gather_inputs(root, ["novels"], progress, corpora=corpora)
+        assert [file.name for file in read.files] == ["a.txt", "c.txt"]
+    raw = root / "raw" / "novels"
+    assert progress.lines == [f"novels: using the path; write {raw} for the downloaded source of this name"] * 2
+    assert [file.name for file in inputs.resolve_inputs(root, str(raw), corpora=False)] == ["a.txt"]
+    Path("novels").rename("elsewhere")
+    assert [file.name for file in inputs.resolve_inputs(root, "novels", corpora=False)] == ["novels/a.txt"]
+    Path("elsewhere").rename("novels")
     assert [file.name for file in inputs.resolve_inputs(root, "./novels", corpora=False)] == ["a.txt", "c.txt"]
     assert [file.path for file in inputs.resolve_inputs(root, "novels/c.txt", corpora=False)] == [Path("novels/c.txt")]
 
