@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from model.runs.plan import TrainPlan
     from pipeline.refresh.plan import RefreshOptions
-    from pipeline.refresh.recipe import Recipe
+    from pipeline.refresh.recipe import Recipe, TrainSection
     from pipeline.refresh.refresh import RefreshResult
     from pipeline.refresh.stages import TrainStage
     from pipeline.store.artifact import Artifact, BuildResult
@@ -96,7 +96,7 @@ def refresh(
     from pipeline.refresh.recipe import load as load_recipe
     from pipeline.refresh.refresh import refresh as run_refresh
 
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, check_training)
     train = train_stage(settings, recipe, device)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
@@ -191,6 +191,14 @@ def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
     )
 
 
+def check_training(section: TrainSection) -> None:
+    """Raise BadConfig for a [train] section that no tokens could be trained with."""
+    from model.runs import plan as run_plan
+
+    preset = "small" if section.preset == run_plan.AUTO else section.preset
+    run_plan.resolve_preset(preset, section.steps, section.minutes, section.set)
+
+
 def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool = False) -> TrainStage:
     """Return the training stage of a recipe, to pass to the pipeline, which never imports the model.
 
@@ -227,9 +235,8 @@ def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool =
                 watch=watch,
             )
 
-    checked_preset = "small" if is_auto else section.preset
     return TrainStage(
-        check=lambda: run_plan.resolve_preset(checked_preset, section.steps, section.minutes, section.set),
+        check=lambda: check_training(section),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=run,
     )

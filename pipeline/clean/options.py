@@ -46,22 +46,40 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split": "flat",
     },
 }
-_TABLE_FILES = ("gaiji_map", "pua_map", "variants")
+TABLE_FILES = ("gaiji_map", "pua_map", "variants")
 
 
 class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of `inkstone clean`. docs/design/cleaning.md 4.2 describes the rules that they control.
 
-    notes                          policies such as `（）=drop`, which override those of the profile
-    gaiji_map, pua_map, variants   files that map one spelling to another
-    boilerplate                    regular expressions of text to delete
-    without                        names of rules to switch off
-    min_chars                      least characters of a document
-    max_bytes                      longest line of sentences.txt
-    min_han                        least fraction of Han among the letters of a document; None: 0.5 if `profile` names
-                                   a Chinese one, otherwise no limit
-    text_fields                    names of the fields that hold the text of a record; () to choose one
-    max_bad                        largest fraction of bad documents that is accepted
+    profile      format of the input; `auto` cleans each document as Chinese if most of its letters are Han, else as
+                 text
+    unit         text that becomes one document of the corpus
+    encoding     encoding of plain text files, e.g. `gb18030`; `auto` detects it
+    headings     use chapter headings as boundaries, drop them, or keep them as text
+    unwrap       join hard-wrapped lines; by default as the profile says
+    notes        policies for notes in brackets, such as `（）=drop`, which override those of the profile
+    gaiji        keep characters without an encoding, replace them by □, or drop them
+    gaiji_map    table (a file) that replaces characters without an encoding, such as {上休下鳥}
+    pua_map      table (a file) that replaces private-use characters
+    lacunae      keep □, collapse runs of them, or drop the documents that contain them
+    boilerplate  regular expressions of text to delete; `chapter-ends` deletes 且听下回分解 and its variants
+    quotes       keep quotation marks, convert them to “” or 「」, or strip them
+    script       convert Chinese characters with OpenCC
+    variants     table (a file) of characters and what replaces them, e.g. 爲 → 為
+    punct        keep punctuation, strip it, or keep only these marks: `only:。，！？`
+    verse        keep verse within prose, put it on lines of its own, or drop it
+    split        end sentences outside quotes only, or everywhere
+    without      names of rules to switch off
+    min_chars    least characters of a document
+    max_bytes    longest line of sentences.txt, in bytes
+    min_han      least fraction of Han among the letters of a document; by default 0.5 if `profile` names a Chinese one,
+                 otherwise no limit
+    dedup        drop documents equal to an earlier one, or nearly so
+    preset       options that `moirai` sets together: a sentence per line, no quotes, common punctuation only
+    max_bad      largest fraction of bad documents that is accepted
+    text_fields  names of the fields or columns that hold the text of a record; by default `text`, or the one that
+                 dominates
     """
 
     profile: str = "auto"
@@ -124,7 +142,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the options that decide bytes, with table files replaced by the SHA-256 of their content."""
         options = msgspec.structs.asdict(self)
         options |= {"without": sorted({*self.without}), "notes": sorted({*self.notes})}
-        for name in _TABLE_FILES:
+        for name in TABLE_FILES:
             if options[name]:
                 options[name] = hashlib.sha256(Path(options[name]).read_bytes()).hexdigest()
         del options["max_bad"], options["preset"]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipeline.clean.options import CleanOptions
-from pipeline.errors import BadConfig, InputMissing
-from pipeline.store.manifest import check_name
+from pipeline import tokenizers
+from pipeline.clean.options import TABLE_FILES, CleanOptions
+from pipeline.errors import BadConfig, InkstoneError, InputMissing
+from pipeline.refresh import recipe_keys
+from pipeline.sources.catalogue import CATALOGUE
+from pipeline.store.manifest import check_name, name_from_path
+from pipeline.tokenizers import ENCODINGS
+from pipeline.tokenizers import stage as tokenizers_stage
+from pipeline.tokenizers.end_of_text import tokenizer_file_at
 from pipeline.tokens.stage import TokenizeOptions
 
 BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
+_COMPARE = f"compare it with {BUNDLED / 'sample.toml'}"
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,9 +33,10 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DownloadSection(_Section, frozen=True):
     """Sources to download.
 
-    source       a catalogue name, a URL or a path, or a list of them; a relative path starts at the recipe's folder
-    shards       shards of the Pile, e.g. "0,val"
-    include      patterns of the files to take of a folder or dataset, e.g. ["*.md"]
+    source       a file, a folder, a URL, `sample`, `pile`, `shuihu`, `song-ci` or `hf:OWNER/NAME`, or a list of these;
+                 each entry of a list is cleaned into a corpus of its own
+    shards       shards of the Pile, e.g. `"0,val"`
+    include      patterns of the files to take of a folder or dataset, e.g. `["*.md"]`
     exclude      patterns of the files and folders to leave out
     mirror       server to use instead of the source's own
     locked       keep the pinned files, even if they change upstream
@@ -46,10 +57,13 @@ class DownloadSection(_Section, frozen=True):
 
 
 class TokenizerSection(_Section, frozen=True):
-    """Either `use`, a ready encoding such as r50k_base, or the kind and size of a tokenizer to train.
+    """A ready tokenizer, or the kind and size of one to train.
 
-    Without a size, or with "auto", the one that the report of the corpus advises is used.
-    `keep` trains the tokenizer once and keeps it when the text changes, so that a run can continue on the new text.
+    use         a ready tokenizer: an encoding of tiktoken such as `r50k_base`, the name of one that was trained, a
+                `.model` file, or a tokenizer.json or its folder
+    kind        kind of the tokenizer to train: `bpe`, `unigram`, `char` or `bbpe`
+    vocab_size  its size, e.g. 8000; `"auto"` takes what the report of the corpus advises; for `char`, 0 keeps all
+    keep        train it once and keep it when the text changes, so that a run can continue on the new text
     """
 
     use: str = ""
@@ -57,17 +71,39 @@ class TokenizerSection(_Section, frozen=True):
     vocab_size: int | str | None = None
     keep: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.use:
+            tokenizers_stage.check_options(self.kind, self.vocab_size)
+
 
 class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
-    """The options of `tokenize`, including the library that encodes a tiktoken encoding."""
+    """The options of `tokenize`, and the library that encodes.
+
+    format         files to write: `memmap`, `hdf5` or `both`
+    val_fraction   fraction to hold out; by default that of the generation before, 0.05, or 0 with a validation corpus
+    val_split      hold out whole documents or stretches of them; `auto` does as the generation before, or chooses
+    allow_overlap  accept a validation corpus of which most is trained on too
+    max_bad        largest fraction of bad documents that is accepted
+    include_sets   sets of the Pile to take, e.g. `["Wikipedia (en)"]`
+    exclude_sets   sets of the Pile to leave out
+    min_chars      least characters of a document
+    max_documents  most documents to train on, and to validate on; 0 for all
+    dedup          `exact` keeps the first of equal texts in input order, for about 110 bytes of memory per document
+    text_fields    fields or columns that hold the text; by default `text`, or the one that dominates
+    encoder        library for an encoding of tiktoken: `auto`, `gigatoken` or `tiktoken`
+    """
 
     encoder: str = "auto"
 
 
 class TrainSection(_Section, frozen=True):
-    """The options of `train`; `set` overrides single settings of the preset.
+    """The options of `train`.
 
-    The preset "auto" is that of the recipe's run, or else one that is chosen for the text, the device and the time.
+    preset   a preset, see `inkstone presets`; `"auto"` is that of the recipe's run, or else one that is chosen for the
+             text, the device and the time
+    steps    length of the training in steps
+    minutes  length of the training in minutes, instead of steps
+    set      table of single settings of the preset, as for `train --set`
     """
 
     preset: str = "auto"
@@ -77,7 +113,14 @@ class TrainSection(_Section, frozen=True):
 
 
 class SampleSection(_Section, frozen=True):
-    """Prompts to continue with the trained model, and the sampling options."""
+    """Texts that the trained model continues after a refresh.
+
+    prompts      beginnings to continue
+    max_tokens   longest continuation, in tokens
+    temperature  0 takes the most probable token; higher values vary more
+    top_k        take only the most probable tokens, this many
+    seed         number that decides the random choices
+    """
 
     prompts: tuple[str, ...] = ()
     max_tokens: int = 80
@@ -87,15 +130,26 @@ class SampleSection(_Section, frozen=True):
 
 
 class Recipe(_Section, frozen=True):
-    """A recipe. Without `clean` the raw files are tokenized as they are."""
+    """A recipe.
+
+    Without `clean` the text is cleaned with the default options, or, if `tokenizer` names a ready tokenizer, tokenized
+    as it is.
+
+    name  name of everything that is built; by default that of the file
+    """
 
     name: str
     download: DownloadSection
-    tokenizer: TokenizerSection
+    tokenizer: TokenizerSection = TokenizerSection()
     train: TrainSection = TrainSection()
     tokenize: TokenizeSection = TokenizeSection()
     clean: CleanOptions | None = None
     sample: SampleSection = SampleSection()
+
+    def __post_init__(self) -> None:
+        tokenizers.check_encoder(self.tokenizer.use, self.tokenize.encoder)
+        if not self.clean and not self.tokenizer.use:
+            msgspec.structs.force_setattr(self, "clean", CleanOptions())
 
 
 def find(reference: str | Path) -> Path:
@@ -105,43 +159,103 @@ def find(reference: str | Path) -> Path:
     return bundled if not path.exists() and str(path) == path.name and bundled.is_file() else path
 
 
-def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    reference: str | Path, overrides: Sequence[str] = (), check_training: Callable[[TrainSection], object] | None = None
+) -> Recipe:
     """Read a recipe by path or bundled name; `overrides` such as "train.minutes=3" replace single entries.
 
-    Raises InputMissing if there is no such recipe, and BadConfig with the position of an invalid entry.
+    `check_training` raises BadConfig for settings that cannot be trained with. Raises InputMissing if there is no such
+    recipe, and BadConfig with all errors of its entries, each with its dotted path.
     """
     path = find(reference)
     try:
-        content = msgspec.toml.decode(path.read_bytes())
+        content = msgspec.toml.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except FileNotFoundError:
         names = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
         raise InputMissing(f"{path}: no such recipe", hint=f"name a TOML file, or one of {names}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path}: not TOML: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
-    _resolve_paths(content, path.parent)
+        raise BadConfig(f"{path}: not TOML: {error}", hint=_COMPARE) from None
+    content.setdefault("name", name_from_path(str(path.absolute().with_suffix(""))))
+    _resolve_paths(content, path.parent.absolute())
     for override in overrides:
         _override(content, override)
+    strict = not overrides
+    errors = recipe_keys.errors(content, Recipe, strict=strict)
+    if isinstance(content["name"], str):
+        errors += _raised("name", check_name, content["name"])
+    if check_training and not any(re.match(r"train\b", error.message) for error in errors):
+        errors += _training_errors(content.get("train", {}), check_training, strict)
+    if len(errors) == 1:
+        raise type(errors[0])(f"{path}: {errors[0].message}", hint=errors[0].hint or _COMPARE)
+    if errors:
+        messages = "; ".join(error.message for error in errors)
+        raise BadConfig(f"{path}: {len(errors)} errors: {messages}", hint=_COMPARE)
+    return msgspec.convert(content, Recipe, strict=strict)
+
+
+def _raised(key: str, check: Callable[[Any], object], value: Any) -> list[InkstoneError]:
+    """Return the error that `check` raises for the value of a key, if any."""
     try:
-        recipe = msgspec.convert(content, Recipe, strict=not overrides)
-    except msgspec.ValidationError as error:
-        raise BadConfig(f"{path}: {error}", hint=f"compare it with {BUNDLED / 'sample.toml'}") from None
-    check_name(recipe.name)
-    return recipe
+        check(value)
+    except InkstoneError as error:
+        return [type(error)(f"{key}: {error.message}", hint=error.hint)]
+    return []
+
+
+def _training_errors(
+    section: dict[str, Any], check_training: Callable[[TrainSection], object], strict: bool
+) -> list[InkstoneError]:
+    """Return the errors of the settings in [train]: of its preset, else of the single entries, else of all together."""
+
+    def check(key: str, entries: dict[str, Any]) -> list[InkstoneError]:
+        return _raised(key, check_training, msgspec.convert(entries, TrainSection, strict=strict))
+
+    preset = {name: section[name] for name in ("preset",) if name in section}
+    single: dict[str, dict[str, Any]] = {
+        f"train.{name}": {name: section[name]} for name in ("steps", "minutes") if name in section
+    }
+    single |= {f"train.set.{name}": {"set": {name: value}} for name, value in section.get("set", {}).items()}
+    return (
+        check("train.preset", preset)
+        or [error for key, entries in single.items() for error in check(key, preset | entries)]
+        or check("train", section)
+    )
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
-    """Join relative paths of sources with the folder of the recipe, if they exist there."""
-    section = content.get("download")
-    if not isinstance(section, dict):
-        return
-    source = section.get("source")
-    sources = source if isinstance(source, list) else [source]
-    resolved = [
-        str((folder / name).resolve()) if isinstance(name, str) and name and (folder / name).exists() else name
-        for name in sources
-    ]
-    if source is not None:
-        section["source"] = resolved if isinstance(source, list) else resolved[0]
+    """Join relative paths of the recipe with its folder."""
+    resolvers = {
+        "download": {"source": _resolve_source},
+        "clean": dict.fromkeys(TABLE_FILES, _resolve_table),
+        "tokenizer": {"use": _resolve_tokenizer},
+    }
+    for section, keys in resolvers.items():
+        table = content.get(section)
+        if not isinstance(table, dict):
+            continue
+        for key, resolve in keys.items():
+            value = table.get(key)
+            if isinstance(value, list):
+                table[key] = [resolve(folder, entry) if entry and isinstance(entry, str) else entry for entry in value]
+            elif value and isinstance(value, str):
+                table[key] = resolve(folder, value)
+
+
+def _resolve_source(folder: Path, name: str) -> str:
+    path = folder / name
+    if path.exists():
+        return str(path.resolve())
+    return name if name in CATALOGUE or re.match(r"[a-z]+:", name) else os.path.abspath(path)
+
+
+def _resolve_table(folder: Path, name: str) -> str:
+    return os.path.abspath(folder / name)
+
+
+def _resolve_tokenizer(folder: Path, name: str) -> str:
+    path = folder / name
+    is_file = path.suffix in (".model", ".json") or (name not in ENCODINGS and tokenizer_file_at(str(path)))
+    return os.path.abspath(path) if is_file else name
 
 
 def _override(content: dict[str, Any], override: str) -> None:

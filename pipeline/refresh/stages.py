@@ -72,7 +72,7 @@ class Chain:
     def __init__(self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int) -> None:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
         self.artifacts: dict[str, Artifact] = {}
-        self._check()
+        train.check()
         self.source, self.groups = self._resolve()
         note_left_out(progress, self.source.left_out, len(self.source.files))
 
@@ -88,18 +88,6 @@ class Chain:
         recipe = self.recipe
         text_fields = (recipe.clean or recipe.tokenize).text_fields
         return sources.resolve(recipe.name, recipe.download, self.root, list_files, text_fields)
-
-    def _check(self) -> None:
-        """Raise BadConfig for an invalid recipe now, before stages run that can take hours."""
-        recipe = self.recipe
-        if not recipe.clean and not recipe.tokenizer.use:
-            raise BadConfig(
-                "training a tokenizer needs a corpus, and this recipe has no [clean] section", hint="add [clean]"
-            )
-        tokenizers.check_encoder(recipe.tokenizer.use, recipe.tokenize.encoder)
-        if not recipe.tokenizer.use:
-            tokenizers_stage.check_options(recipe.tokenizer.kind, recipe.tokenizer.vocab_size)
-        self.train.check()
 
     def stages(self, through: str) -> list[Stage]:
         """Return the stages after the download up to and including `through`. Raises BadConfig for an unknown one."""

@@ -57,7 +57,7 @@ def extend(
 ) -> None:
     """Add sources to a recipe, and replace the minutes of training and the `values` of sections that are given."""
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+        document = tomlkit.parse(path.read_bytes().decode("utf-8-sig"))  # line ends stay as they are
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path}: not TOML: {error}", hint="mend it, or choose another name with --name") from None
     if sources:
