@@ -228,9 +228,9 @@ def _is_start() -> np.ndarray:
 def load_map(path: Path) -> dict[str, str]:
     """Read a map of gaiji or of private use characters.
 
-    The file has lines `source<TAB>target` or `source,target`, or is a JSON object of strings, or is a JSON object of
-    chinese-poetry, whose values are lists of candidates. A private use character may be written as such, U+E001 or
-    E001. The first candidate of one character is used; a gaiji without one stays unmapped.
+    The file has lines `source<TAB>target`, `source → target` or `source,target`, or is a JSON object of strings, or is
+    a JSON object of chinese-poetry, whose values are lists of candidates. A private use character may be written as
+    such, U+E001 or E001. The first candidate of one character is used; a gaiji without one stays unmapped.
 
     Raises InputMissing, and BadConfig with the file and the line.
     """
@@ -260,7 +260,8 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
     for line_number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        cells = line.split("\t") if "\t" in line else next(csv.reader([line]))
+        separator = next((mark for mark in "\t→" if mark in line), "")
+        cells = line.split(separator) if separator else next(csv.reader([line]))
         if len(cells) != 2:
             raise BadConfig(
                 f"{path}, line {line_number}: expected 2 columns, got {len(cells)}", hint="write source<TAB>target"

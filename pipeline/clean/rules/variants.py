@@ -20,12 +20,12 @@ from pipeline.clean.rule import Counts, Rule
 from pipeline.clean.utf16 import UNIT_COUNT, Utf16Text, count_distinct, decode_utf16, encode_utf16, replace_units
 from pipeline.errors import BadConfig, InputMissing
 
-_FORM = "write one character, a tab, one character on each line"
+_FORM = "write two characters on each line, for example 爲 → 為"
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # categories: controls, surrogates, spaces
 
 
 def load_table(path: str | Path) -> dict[str, str]:
-    """Read a table: JSON (an object), CSV or TSV (two columns; blank lines and lines with # are skipped).
+    """Read a table: JSON (an object), CSV, TSV or `爲 → 為` (two columns; blank lines and lines with # are skipped).
 
     Raises InputMissing, and BadConfig with the file and the line for an entry that does not map one character to one,
     for a character that maps to two different ones, and for a cycle.
@@ -60,7 +60,11 @@ def _pairs(path: Path, text: str) -> Iterable[tuple[str, list[object]]]:
         return [(f"{path}: {pair[0]!r}", list(pair)) for pair in pairs]
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     lines = enumerate(text.split("\n"), 1)
-    rows = [(line_number, row) for line_number, line in lines for row in csv.reader([line], delimiter=delimiter)]
+    rows = [
+        (line_number, row)
+        for line_number, line in lines
+        for row in ([line.split("→")] if "→" in line else csv.reader([line], delimiter=delimiter))
+    ]
     return [
         (f"{path}, line {line_number}", [cell.strip() for cell in row])
         for line_number, row in rows

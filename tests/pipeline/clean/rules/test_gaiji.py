@@ -140,12 +140,12 @@ def test_all_47_private_use_characters_of_shuihu_are_replaced(shared: Path) -> N
     assert len(cleaned) == len(text)
 
 
-def test_map_is_read_from_tab_or_comma_separated_lines(tmp_path: Path) -> None:
+def test_map_is_read_from_lines_with_tabs_commas_or_arrows(tmp_path: Path) -> None:
     path = tmp_path / "map.tsv"
     path.write_text(
-        "# gaiji\n{上休下鳥}\t𪀪\n\n&KR0869;,宋\nU+E001\t幡\nE002,U+5E61\n\ue003\t旛\n", encoding="utf-8-sig"
+        "# gaiji\n{上休下鳥}\t𪀪\n\n&KR0869;,宋\nU+E001\t幡\nE002,U+5E61\n\ue003\t旛\n{木} → 木\n", encoding="utf-8-sig"
     )
-    expected = {"{上休下鳥}": "𪀪", "&KR0869;": "宋", "\ue001": "幡", "\ue002": "幡", "\ue003": "旛"}
+    expected = {"{上休下鳥}": "𪀪", "&KR0869;": "宋", "\ue001": "幡", "\ue002": "幡", "\ue003": "旛", "{木}": "木"}
     assert gaiji.load_map(path) == expected
 
 
