@@ -25,6 +25,7 @@ lint: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python docs/cli_reference.py
+	@$(BIN)/python docs/recipe_reference.py
 
 bench: $(PEERS)
 	@$(BIN)/inkstone bench

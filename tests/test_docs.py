@@ -67,13 +67,16 @@ def test_every_relative_link_resolves() -> None:
     assert not [(path, link) for path, link in links if not (path.parent / link).exists()]
 
 
-def test_the_cli_reference_is_fresh() -> None:
-    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "docs" / "cli_reference.py")
+@pytest.mark.parametrize(
+    ("page", "script"), [("cli-reference.md", "cli_reference"), ("refresh-and-cron.md", "recipe_reference")]
+)
+def test_generated_pages_are_fresh(page: str, script: str) -> None:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")
     assert spec
     assert spec.loader
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
-    assert (ROOT / "docs" / "cli-reference.md").read_text(encoding="utf-8") == reference.render(), "run `make docs`"
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == reference.render(), "run `make docs`"
 
 
 def test_hints_name_our_own_distribution() -> None:

@@ -62,7 +62,8 @@ class TokenizerSection(_Section, frozen=True):
     use         a ready tokenizer: an encoding of tiktoken such as `r50k_base`, the name of one that was trained, a
                 `.model` file, or a tokenizer.json or its folder
     kind        kind of the tokenizer to train: `bpe`, `unigram`, `char` or `bbpe`
-    vocab_size  its size, e.g. 8000; `"auto"` takes what the report of the corpus advises; for `char`, 0 keeps all
+    vocab_size  its size, e.g. 8000; `"auto"`, the default, takes what the report of the corpus advises, and for `char`
+                all characters
     keep        train it once and keep it when the text changes, so that a run can continue on the new text
     """
 
@@ -140,10 +141,10 @@ class Recipe(_Section, frozen=True):
 
     name: str
     download: DownloadSection
-    tokenizer: TokenizerSection = TokenizerSection()
-    train: TrainSection = TrainSection()
-    tokenize: TokenizeSection = TokenizeSection()
     clean: CleanOptions | None = None
+    tokenizer: TokenizerSection = TokenizerSection()
+    tokenize: TokenizeSection = TokenizeSection()
+    train: TrainSection = TrainSection()
     sample: SampleSection = SampleSection()
 
     def __post_init__(self) -> None:
