@@ -197,7 +197,11 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
 
 @click.command(cls=Command)
 @click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--at", default="03:30", show_default=True, metavar="HH:MM", help="Time of day to run at.")
+@click.option(
+    "--at",
+    metavar="HH:MM",
+    help="Time of day to run at (default: between 03:00 and 03:59, at a minute that the recipe's name decides).",
+)
 @click.option(
     "--kind",
     type=click.Choice(["cron", "systemd"]),
@@ -213,14 +217,22 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
     help=f"Last stage to run: {', '.join(STAGES)} (default: train).",
 )
 @click.option("--ping-url", default="", metavar="URL", help="Monitor to notify; see `refresh --help`.")
-def schedule(settings: Settings, recipe: Path, at: str, kind: str, through: str, ping_url: str) -> Outcome:
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Run the command of the schedule with --dry-run in an empty environment, and print its exit code.",
+)
+def schedule(
+    settings: Settings, recipe: Path, at: str | None, kind: str, through: str, ping_url: str, check: bool
+) -> Outcome:
     """Print a cron or systemd schedule.
 
     The schedule refreshes RECIPE every day. Nothing is installed; the text says how to install it.
 
     \b
-    Example:
+    Examples:
       inkstone schedule shuihu --at 02:15 --kind systemd
+      inkstone schedule shuihu --check
     """
     from pipeline.maintenance import schedule as schedules
     from pipeline.refresh.recipe import find as find_recipe
@@ -235,6 +247,16 @@ def schedule(settings: Settings, recipe: Path, at: str, kind: str, through: str,
         ping_url=ping_url,
     )
     text = schedules.cron(job) if kind == "cron" else schedules.systemd(job)
+    if check:
+        process = schedules.check(job, kind)
+        output = (process.stdout + process.stderr).splitlines()
+        return Outcome(
+            "failed" if process.returncode else "unchanged",
+            extra={"output": output},
+            lines=[f"exit code {process.returncode} in an empty environment: {output[-1] if output else 'no output'}"],
+            always=True,
+            exit_code=process.returncode,
+        )
     return Outcome("unchanged", extra={"text": text}, lines=[text.rstrip("\n")], always=True)
 
 

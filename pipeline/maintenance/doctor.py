@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -304,10 +304,13 @@ def _open_files() -> Finding:
     return Finding("open files", "ok", message)
 
 
-def under_cron(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def under_cron(
+    arguments: Sequence[str], variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command as cron would: no terminal, no standard input and an almost empty environment.
 
-    Returns its output and exit code. Raises OSError if it cannot be started.
+    `variables` are those that the crontab sets. Returns its output and exit code. Raises OSError if it cannot be
+    started.
     """
     home = Path.home()
     environment = {
@@ -315,6 +318,7 @@ def under_cron(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         "HOME": str(home),
         "LOGNAME": getpass.getuser(),
         "SHELL": "/bin/sh",
+        **(variables or {}),
     }
     return subprocess.run(
         list(arguments),

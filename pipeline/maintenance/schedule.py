@@ -12,18 +12,26 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import BadConfig
+from pipeline.maintenance.doctor import under_cron
 
 # Variables that decide where data comes from are copied. Programs read proxies under either spelling.
-_PROXIES = tuple(name for upper in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY") for name in (upper, upper.lower()))
-_FOLDERS = ("TIKTOKEN_CACHE_DIR",)
-_COPIED = ("HF_ENDPOINT", *_PROXIES, *_FOLDERS)
+_PROXIES = tuple(
+    name for upper in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY") for name in (upper, upper.lower())
+)
+_CACHES = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "XDG_CACHE_HOME")
+_PATHS = (*_CACHES, "REQUESTS_CA_BUNDLE")
+_COPIED = ("HF_ENDPOINT", *_PROXIES, *_PATHS)
 _CREDENTIALS = ("HF_TOKEN",)
+_PATH = "/usr/local/bin:/usr/bin:/bin"
 _LOCALE = "C.UTF-8"
+_DEFAULT_HOUR = 3
+_DRY_RUN = "--dry-run"
 _MAX_RUN = "20h"  # then SIGTERM makes it save and exit, so that the next night's run finds the lock free
 _MAX_SAVE = "30min"
 _MAX_CRON_LINE = 998  # bytes; Vixie cron (Debian) silently truncates longer lines
@@ -37,10 +45,12 @@ class ScheduledRefresh:
     recipe    path of the recipe
     root      folder of all artifacts
     python    interpreter that runs `program`, the cli.py
-    at        time of day on this machine's clock, HH:MM
+    at        time of day on this machine's clock, HH:MM; None for a minute after 03:00 that differs between recipes
     through   last stage to run, "" for all
     ping_url  monitor to notify, "" for none
+    time      `at`, or the time chosen
     name      the recipe's name
+    inputs    files and folders that the recipe names
 
     Raises BadConfig for an invalid value and InputMissing if there is no such recipe, now rather than at night.
     """
@@ -49,16 +59,19 @@ class ScheduledRefresh:
     root: Path
     python: Path
     program: Path
-    at: str = "03:30"
+    at: str | None = None
     through: str = ""
     ping_url: str = ""
+    time: str = field(init=False)
     name: str = field(init=False)
+    inputs: tuple[Path, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         from pipeline.refresh.recipe import load as load_recipe
+        from pipeline.refresh.recipe import local_paths
         from pipeline.refresh.stages import STAGES
 
-        if not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", self.at):
+        if self.at is not None and not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", self.at):
             raise BadConfig(f"--at must be a time of day, got {self.at}", hint="for example 03:30 or 22:15")
         if self.through and self.through not in STAGES:
             raise BadConfig(f"no stage {self.through!r}", hint=f"stages: {', '.join(STAGES)}")
@@ -68,11 +81,14 @@ class ScheduledRefresh:
             # Not resolved: python finds its virtual environment by the path of the link that started it.
             object.__setattr__(self, path, getattr(self, path).absolute())
             _check_text(str(getattr(self, path)))
-        object.__setattr__(self, "name", load_recipe(self.recipe).name)
+        recipe = load_recipe(self.recipe)
+        object.__setattr__(self, "name", recipe.name)
+        object.__setattr__(self, "inputs", local_paths(recipe))
+        object.__setattr__(self, "time", self.at or f"{_DEFAULT_HOUR:02}:{_minute(self.name, self.root):02}")
 
     def is_temporary(self) -> bool:
         """Return True if any path is below /tmp or /var/tmp, which PrivateTmp= would hide from the service."""
-        paths = (self.recipe, self.root, self.python, self.program)
+        paths = (self.recipe, self.root, self.python, self.program, *self.inputs)
         return any(path.is_relative_to(folder) for path in paths for folder in ("/tmp", "/var/tmp"))
 
     def command(self) -> list[str]:
@@ -83,6 +99,11 @@ class ScheduledRefresh:
             *(["--through", self.through] if self.through else []),
             *(["--ping-url", self.ping_url] if self.ping_url else []),
         ]
+
+
+def _minute(name: str, root: Path) -> int:
+    """Return the minute at which a recipe runs by default, so that not all recipes start at once."""
+    return int.from_bytes(hashlib.sha256(f"{name}\0{root}".encode()).digest()[:8], "big") % 60
 
 
 def _check_text(text: str) -> None:
@@ -106,23 +127,21 @@ def cron(job: ScheduledRefresh, environment: Mapping[str, str] = os.environ) -> 
 
     Raises BadConfig if a line would be longer than cron reads.
     """
-    hour, minute = (int(part) for part in job.at.split(":"))
-    words = " ".join(_cron_quoted(word) for word in [*_low_priority(), *job.command()])
-    command = f"cd {_cron_quoted(str(job.program.parent))} && {words}"
+    hour, minute = (int(part) for part in job.time.split(":"))
     copied, withheld = _copied_variables(environment)
     lines = [
-        f"# Inkstone: refresh {job.name} every day at {job.at}, by this machine's clock.",
+        f"# Inkstone: refresh {job.name} every day at {job.time}, by this machine's clock.",
         "# To install it, run `crontab -e`, put these lines at the end and save. `crontab -l` shows what is installed.",
         "# The refresh takes its own lock and a second one exits with 75, so it needs no flock around it.",
         f"# After {_MAX_RUN} it gets SIGTERM: it finishes its unit, saves and exits with 75; the next run resumes.",
         "# Cron mails all output of a run. A successful run prints nothing. Recipient:",
         "# MAILTO=you@example.org",
         "SHELL=/bin/sh",
-        "PATH=/usr/local/bin:/usr/bin:/bin",
+        f"PATH={_PATH}",
         f"LANG={_LOCALE}",
         *(f"{name}={_cron_value(value)}" for name, value in copied.items()),
         *(_withheld(name, f"{name}=...") for name in withheld),
-        f"{minute} {hour} * * * {command}",
+        f"{minute} {hour} * * * {_cron_command(job)}",
     ]
     if (longest := max(len(line.encode()) for line in lines)) > _MAX_CRON_LINE:
         raise BadConfig(
@@ -130,6 +149,25 @@ def cron(job: ScheduledRefresh, environment: Mapping[str, str] = os.environ) -> 
             hint="use --kind systemd, or shorter paths",
         )
     return "\n".join(lines) + "\n"
+
+
+def check(
+    job: ScheduledRefresh, kind: str, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Run the command of the schedule with --dry-run, in an environment as empty as that of cron or systemd.
+
+    `kind` is "cron" or "systemd". Raises OSError if the command cannot be started.
+    """
+    arguments = [*job.command(), _DRY_RUN]
+    if kind == "cron":
+        arguments = ["/bin/sh", "-c", f"{_cron_command(job)} {_DRY_RUN}".replace("\\%", "%")]
+    copied, _ = _copied_variables(environment)
+    return under_cron(arguments, {"PATH": _PATH, "LANG": _LOCALE, **copied})
+
+
+def _cron_command(job: ScheduledRefresh) -> str:
+    words = " ".join(_cron_quoted(word) for word in [*_low_priority(), *job.command()])
+    return f"cd {_cron_quoted(str(job.program.parent))} && {words}"
 
 
 def _low_priority() -> list[str]:
@@ -175,7 +213,7 @@ def systemd(job: ScheduledRefresh, environment: Mapping[str, str] = os.environ) 
         )
     unit = f"inkstone-{_unit_name(job.name)}"
     lines = [
-        f"# Inkstone: refresh {job.name} every day at {job.at}, by this machine's clock. To install it:",
+        f"# Inkstone: refresh {job.name} every day at {job.time}, by this machine's clock. To install it:",
         f"#   mkdir -p ~/.config/systemd/user {shlex.quote(str(job.root))}",
         "#   save the two files below under the names above them",
         "#   systemctl --user daemon-reload",
@@ -196,8 +234,7 @@ def _service(job: ScheduledRefresh, environment: Mapping[str, str]) -> list[str]
     """Return the lines of the service unit."""
     copied, withheld = _copied_variables(environment)
     writable = [str(job.root)]
-    if cache := copied.get("TIKTOKEN_CACHE_DIR"):
-        writable.append(f"-{cache}")  # "-": it may be missing
+    writable += [f"-{copied[name]}" for name in _CACHES if name in copied]  # "-": it may be missing
     return [
         "[Unit]",
         f"Description=Inkstone: refresh {job.name}",
@@ -236,7 +273,7 @@ def _timer(job: ScheduledRefresh) -> list[str]:
         f"Description=Inkstone: refresh {job.name} every day",
         "",
         "[Timer]",
-        f"OnCalendar=*-*-* {job.at}:00",
+        f"OnCalendar=*-*-* {job.time}:00",
         "# A run missed while the machine was off runs after the next start.",
         "Persistent=true",
         "RandomizedDelaySec=15min",
@@ -270,9 +307,9 @@ def _copied_variables(environment: Mapping[str, str]) -> tuple[dict[str, str], l
     """Return the variables to write, and the names of set variables that must not or cannot be written."""
     copied, withheld = {}, [name for name in _CREDENTIALS if environment.get(name)]
     for name in (name for name in _COPIED if environment.get(name)):
-        value = os.path.abspath(environment[name]) if name in _FOLDERS else environment[name]
+        value = os.path.abspath(environment[name]) if name in _PATHS else environment[name]
         # In a URL a password precedes "@", and a key may follow "?".
-        may_hold_secret = name not in _FOLDERS and ("@" in value or "?" in value)
+        may_hold_secret = name not in _PATHS and ("@" in value or "?" in value)
         if may_hold_secret or _UNWRITABLE.search(value):
             withheld.append(name)
         else:

@@ -242,6 +242,13 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
                 table[key] = resolve(folder, value)
 
 
+def local_paths(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files and folders that a recipe names: sources, tables and a tokenizer."""
+    tables = [getattr(recipe.clean, name) for name in TABLE_FILES] if recipe.clean else []
+    names = (*recipe.download.sources, *tables, recipe.tokenizer.use)
+    return tuple(Path(name) for name in names if os.path.isabs(name))
+
+
 def _resolve_source(folder: Path, name: str) -> str:
     path = folder / name
     if path.exists():

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import cli
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.maintenance import schedule
 from pipeline.maintenance.schedule import ScheduledRefresh
 from pipeline.store import artifact
+from tests.support.bad_server import running_server
 
 ROOT = Path(__file__).resolve().parents[3]
 ODD = 'it\'s 100% %h 中文 "raw"'  # special characters of shells, cron and systemd
@@ -61,6 +63,7 @@ def make_job(folder: Path, *, name: str = "book", **options: Any) -> ScheduledRe
             "root": folder / "artifacts",
             "python": Path(sys.executable),
             "program": ROOT / "cli.py",
+            "at": "03:30",
             **options,
         }
     )
@@ -178,6 +181,78 @@ def test_crontab_command_runs_with_its_variables_only(odd_job: ScheduledRefresh)
     assert not (odd_job.root / "runs").exists(), "--through is missing"
 
 
+def recipes_of_every_kind(folder: Path) -> list[Path]:
+    """Write four recipes and their texts: relative paths, tables with a text field, a table of variants, a URL."""
+    (folder / "texts").mkdir(parents=True)
+    paragraphs = "".join(f"第{number}段。爲人話說天下大勢。\n\n" for number in range(30))
+    (folder / "texts" / "novel.txt").write_text(paragraphs, encoding="utf-8")
+    rows = "".join(f"{number},{line}\n" for number, line in enumerate(paragraphs.split("\n\n")) if line)
+    (folder / "posts.csv").write_text(f"id,body\n{rows}", encoding="utf-8")
+    (folder / "variants.txt").write_text("爲 → 為\n", encoding="utf-8")
+    recipes = {
+        "relative": '[download]\nsource = "texts"',
+        "table": '[download]\nsource = ["posts.csv"]\n[clean]\ntext_fields = ["body"]',
+        "own text": '[download]\nsource = "./texts/novel.txt"\n[clean]\nvariants = "variants.txt"\nunit = "paragraph"',
+        "proxy": '[download]\nsource = "http://texts.example/book.txt"',
+    }
+    paths = [folder / f"{name}.toml" for name in recipes]
+    for path, text in zip(paths, recipes.values(), strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+def test_four_recipes_run_with_the_variables_of_their_crontab_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server() as proxy:
+        proxy.files["http://texts.example/book.txt"] = "话说天下大势，分久必合。\n".encode() * 50
+        monkeypatch.chdir(tmp_path)
+        recipes = [path.relative_to(tmp_path) for path in recipes_of_every_kind(tmp_path / "here")]
+        jobs = [make_job(tmp_path / "job", recipe=recipe, root=Path("store"), through="clean") for recipe in recipes]
+        crontabs = [parse_crontab(schedule.cron(job, {"ALL_PROXY": proxy.url})) for job in jobs]
+        monkeypatch.chdir("/")
+        for variables, [(_, command)] in crontabs:
+            for name in os.environ.keys() - {"HOME", "OMP_WAIT_POLICY"}:
+                monkeypatch.delenv(name)
+            for name, value in variables.items():
+                monkeypatch.setenv(name, value)
+            words = shell_words(command)
+            assert cli.main(words[words.index(str(ROOT / "cli.py")) + 1 :]) == 0
+        assert proxy.requested_paths
+    names = ("relative", "table", "own-text", "proxy")
+    corpora = [artifact.find(tmp_path / "store", "corpora", name) for name in names]
+    assert all(corpus.manifest.counts["documents"] for corpus in corpora)
+
+
+def test_recipes_spread_over_the_hour_by_name_and_store(tmp_path: Path) -> None:
+    def times(root: Path) -> list[str]:
+        jobs = [make_job(tmp_path / str(number), name=f"book{number}", root=root, at=None) for number in range(12)]
+        return [job.time for job in jobs]
+
+    assert all(re.fullmatch(r"03:[0-5][0-9]", time) for time in times(tmp_path))
+    assert len({*times(tmp_path)}) > 6
+    assert times(tmp_path) == times(tmp_path)
+    assert times(tmp_path) != times(tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["cron", "systemd"])
+def test_check_runs_the_command_dry_in_an_empty_environment(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path / ODD, through="clean")
+    monkeypatch.setenv("INKSTONE_ARTIFACTS", "/nowhere")
+    if kind == "systemd":
+        (job.recipe.parent / "book.txt").unlink()
+    process = schedule.check(job, kind, {"HF_ENDPOINT": "https://mirror.example"})
+    if kind == "cron":
+        assert (process.returncode, process.stderr) == (0, "")
+        assert process.stdout.splitlines()[-1].startswith("needs ")
+    else:
+        assert process.returncode == 66
+        assert process.stderr.startswith(f"error: {job.recipe.parent / 'book.txt'}: neither a source nor a path")
+    assert not (job.root / "raw").exists()
+
+
 def test_line_too_long_for_cron_raises_bad_config(tmp_path: Path) -> None:
     long = make_job(tmp_path, root=tmp_path / "deep" / ("长" * 80) / ("文" * 80))
     with pytest.raises(BadConfig, match="cron reads at most 998"):
@@ -189,13 +264,18 @@ def test_variables_for_data_sources_are_copied(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     environment = {
         "HF_ENDPOINT": "https://mirror.example/100%",
+        "ALL_PROXY": "socks5://proxy.example:1080",
+        "all_proxy": "socks5://proxy.example:1080",
         "https_proxy": "http://proxy.example:3128",
         "NO_PROXY": "localhost, 10.0.0.0/8",
         "TIKTOKEN_CACHE_DIR": "rank files",
+        "XDG_CACHE_HOME": "/var/cache",
+        "REQUESTS_CA_BUNDLE": "certificates/@ours.pem",
         "EDITOR": "vi",
     }
     variables, _ = parse_crontab(schedule.cron(make_job(tmp_path), environment))
     expected = {**environment, "TIKTOKEN_CACHE_DIR": str(tmp_path / "rank files")}
+    expected["REQUESTS_CA_BUNDLE"] = str(tmp_path / "certificates" / "@ours.pem")
     del expected["EDITOR"]
     assert {name: variables.get(name) for name in expected} == expected
     assert "EDITOR" not in variables
@@ -211,6 +291,8 @@ def test_variables_for_data_sources_are_copied(tmp_path: Path, monkeypatch: pyte
         ("HF_TOKEN", "hf_hunter2"),
         ("HTTPS_PROXY", "http://me:hunter2@proxy.example:3128"),
         ("http_proxy", "me:hunter2@proxy.example:3128"),
+        ("ALL_PROXY", "socks5://me:hunter2@proxy.example:1080"),
+        ("all_proxy", "socks5h://me:hunter2@proxy.example:1080"),
         ("HF_ENDPOINT", "https://mirror.example/?key=hunter2"),
         ("HF_ENDPOINT", "https://me:hunter2@mirror.example"),
     ],
