@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from model.commands import exchange, presets, refresh, sample, serve, start, train
+from model.commands import exchange, presets, recipe, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import console, data, maintenance, tokens
@@ -55,7 +55,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
     "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (
-        *(refresh.refresh, maintenance.status, maintenance.verify, maintenance.rollback),
+        *(refresh.refresh, recipe.recipe, maintenance.status, maintenance.verify, maintenance.rollback),
         *(maintenance.prune, maintenance.schedule, maintenance.doctor),
     ),
     "Development": (_bench(),),

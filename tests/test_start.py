@@ -69,6 +69,9 @@ def test_any_text_becomes_a_model_and_more_text_continues_it(tmp_path: Path, roo
     assert again["result"] == "unchanged"
     assert inkstone("refresh", "mixed.toml", cwd=tmp_path)["result"] == "unchanged"
 
+    inkstone("recipe", "mixed", "--out", "copied.toml", cwd=tmp_path)
+    assert inkstone("refresh", "copied.toml", cwd=tmp_path)["result"] == "unchanged"
+
     before = artifact.find(root, "runs", "mixed")
     longer = inkstone("start", "--name", "mixed", "--minutes", "0.03", cwd=tmp_path)
     assert [step["stage"] for step in longer["stages"] if step["result"] == "built"] == ["train"]

@@ -115,7 +115,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
         preset_name, resolved = _read_preset(folder)
         if resolved is None or preset_name not in presets.PRESETS:
             continue  # an imported run, or one of a preset that no longer exists
-        settings = _settings(resolved, presets.get_preset(preset_name))
+        settings = settings_of(resolved, presets.get_preset(preset_name))
         if minutes is not None:
             settings = {field: value for field, value in settings.items() if field not in ("steps", "minutes")}
         return Resolved(preset_name, settings, minutes, f"as the {'' if published else 'unfinished '}run {name} has it")
@@ -134,7 +134,7 @@ def _read_preset(folder: Path) -> tuple[str, Preset | None]:
     return (read_preset_name(folder), preset) if preset else ("", None)
 
 
-def _settings(resolved: Preset, preset: Preset) -> dict[str, Any]:
+def settings_of(resolved: Preset, preset: Preset) -> dict[str, Any]:
     """Return the settings that turn `preset` into `resolved`, without a vocabulary size that the tokenizer decides."""
     pairs = ((resolved.model, preset.model), (resolved.train, preset.train))
     settings = {

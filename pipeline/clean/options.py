@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -149,6 +150,11 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.text_fields:
             del options["text_fields"]
         return options
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the identity does not show, if it is not the default: `max_bad`, and the paths of tables."""
+        tables = {name: os.path.abspath(path) for name in TABLE_FILES if (path := getattr(self, name))}
+        return tables | ({"max_bad": self.max_bad} if self.max_bad != DEFAULT_MAX_BAD else {})
 
 
 def _check_choice(label: str, value: str, choices: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ that memory use does not grow. A complete text file is held in memory only if a 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ def clean(
     def write(draft: Path) -> StageOutput:
         with CorpusWriter(options, draft) as writer:
             _clean_into(writer, inputs, options, progress, jobs)
-            return writer.finish(inputs)
+            content = writer.finish(inputs)
+        paths = [str(entry.path.absolute()) for entry in inputs]
+        return dataclasses.replace(content, run={"inputs": paths, "settings": options.settings()})
 
     return artifact.build(root, identify(name, inputs, options), write)
 

@@ -1,11 +1,12 @@
-"""The recipe file that `start` writes: NAME.toml in the current folder, which people may edit.
+"""Recipe files: the one that `start` writes, NAME.toml in the current folder, and the one of what was built.
 
-More text is added to it without changing anything else, comments included.
+People may edit them. More text is added to the file of `start` without changing anything else, comments included.
 """
 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from tomlkit.exceptions import TOMLKitError
 
 from pipeline.errors import BadConfig
 from pipeline.refresh import recipe as recipes
+from pipeline.refresh import recipe_keys
 from pipeline.refresh.recipe import Recipe
 from pipeline.store import files
 
+_WIDTH = 100  # columns of a comment
 _MARK = "# Written by `inkstone start`"
 _HEADER = f"""{_MARK}. Edit any value; `inkstone refresh {{name}}.toml` runs what changed, also from cron.
 # `inkstone start --name {{name}} MORE` adds text and keeps everything else.
@@ -36,20 +39,32 @@ def load(path: Path) -> Recipe:
 
 def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a new recipe; its name is that of the file."""
+    header = _HEADER.format(name=path.stem).splitlines()
+    files.write_file(path, render(path.stem, sections, header).encode())
+
+
+def render(
+    name: str, sections: Mapping[str, Mapping[str, Any]], header: Sequence[str], *, explain: bool = False
+) -> str:
+    """Return a recipe as text, below comments with the lines of `header`; `explain` describes each key in a comment."""
+    types = recipe_keys.section_types(Recipe)
     document = tomlkit.document()
-    for line in _HEADER.format(name=path.stem).splitlines():
+    for line in header:
         document.add(tomlkit.comment(line.removeprefix("# ")))
-    document.add("name", tomlkit.item(path.stem))
-    for name, values in sections.items():
+    document.add("name", tomlkit.item(name))
+    for section, values in sections.items():
         table = tomlkit.table()
+        described = recipe_keys.descriptions(types[section]) if explain else {}
         for key, value in values.items():
             item = tomlkit.item(value)
             if key in ("source", "prompts") and isinstance(item, tomlkit.items.Array):
                 item.multiline(True)
+            for line in textwrap.wrap(described.get(key, ""), _WIDTH):
+                table.add(tomlkit.comment(line))
             table.add(key, item)
         document.add(tomlkit.nl())
-        document.add(name, table)
-    files.write_file(path, tomlkit.dumps(document).encode())
+        document.add(section, table)
+    return tomlkit.dumps(document)
 
 
 def extend(

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -32,11 +33,14 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 class RunInfo(msgspec.Struct, frozen=True):
     """The fields of run.json that are read back: the number of the generation, and when it was finished.
 
-    In a draft, which has no manifest yet, `made_from` lists the inputs.
+    `inputs` lists the paths of the files that were read, `settings` the options that decide no bytes and the paths of
+    tables. In a draft, which has no manifest yet, `made_from` lists the inputs.
     """
 
     generation: int = 0
     finished: str = ""
+    inputs: tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
     made_from: tuple[Input, ...] | None = None
 
 
