@@ -137,6 +137,16 @@ class Interrupted(InkstoneError):
     exit_code = 130
 
 
+class TerminatedEarly(InkstoneError):
+    """SIGTERM ended the command before a safe point."""
+
+    exit_code = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """No safe point came in time after SIGTERM. What handles Ctrl-C handles this too."""
+
+
 _MAX_REASON = 100  # characters: no operating system needs more to name an error
 _BY_ERRNO: dict[int, tuple[type[InkstoneError], str]] = {
     errno.ENOSPC: (StorageFailed, "free some space, or inodes (`df -i`), then run the same command again"),
@@ -173,9 +183,10 @@ def to_inkstone_error(error: BaseException) -> InkstoneError:
     if isinstance(error, InkstoneError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted(
-            "interrupted", hint="run the same command again: it resumes where it can, or starts from the beginning"
-        )
+        hint = "run the same command again: it resumes where it can, or starts from the beginning"
+        if isinstance(error, Terminated):
+            return TerminatedEarly("ended by SIGTERM before a safe point", hint=hint)
+        return Interrupted("interrupted", hint=hint)
     if isinstance(error, OSError):
         return from_os_error(error)
     message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,7 +1,7 @@
 """Shared by all commands: global options, the layout of --help, settings, and the printing of outcomes.
 
 A command returns an `Outcome`. It is printed as the one JSON object of --json, or as lines for a person. The first
-SIGTERM asks a command to stop at its next safe point; the second one ends the process at once.
+SIGTERM asks a command to stop at its next safe point, within two seconds; the second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ class Command(click.Command):
         except BaseException as error:
             failure = explain(error)
             settings.progress.event("exit", result="failed", code=failure.exit_code, error=failure.message)
+            if isinstance(error, errors.Terminated):  # click would take it for Ctrl-C
+                raise failure from None
             raise
         settings.progress.event("exit", result=outcome.result, code=outcome.exit_code)
         outcome.extra.setdefault("run_id", settings.run_id)

@@ -16,23 +16,24 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pipeline.errors import WorkerLost
+from pipeline.errors import TryAgain, WorkerLost
+from pipeline.runtime.signals import current_stop
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _SLOT_BYTES = 12 << 20  # several times what tokenizing sends at once, so that nearly every result fits too
 _TASKS_PER_WORKER = 4  # unfinished or unread, at most
+_STOP_INTERVAL = 0.1  # seconds between two looks at the stop event
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PICKLE_ERRORS = (pickle.PickleError, TypeError, AttributeError)  # raised for an object that cannot be pickled
 
@@ -44,23 +45,40 @@ def default_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def run_isolated(function: Callable[..., Result], *arguments: object) -> Result:
-    """Return `function(*arguments)`, run in its own process. For C libraries that can crash the interpreter.
+def run_isolated(function: Callable[..., Result], *arguments: object, stop: threading.Event | None = None) -> Result:
+    """Return `function(*arguments)`, run in its own process. For C libraries that can crash, or do not heed signals.
 
-    Raises what the function raises, and WorkerLost when its process was killed.
+    The process is killed when `stop` is set (None: the event that SIGTERM sets) and on Ctrl-C. Raises what the function
+    raises, TryAgain after a stop, and WorkerLost when the process was killed by something else.
     """
+    stop = stop or current_stop()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_isolated_main, args=(os.getpid(), sender, function, arguments), daemon=True)
+    process.start()
+    sender.close()
     try:
-        return pool.submit(function, *arguments).result()
-    except KeyboardInterrupt:
-        for process in multiprocessing.active_children():  # the call may take minutes; its draft survives
-            process.terminate()
-        raise
-    except BrokenProcessPool:
-        raise _worker_lost() from None
+        while not receiver.poll(_STOP_INTERVAL):
+            if stop.is_set():
+                raise _stopped()
+        with _as_worker_lost():
+            outcome: Returned | Raised = receiver.recv()
     finally:
-        pool.shutdown()
+        process.kill()
+        process.join()
+        receiver.close()
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    result: Result = outcome.result
+    return result
+
+
+def _isolated_main(
+    parent: int, sender: Connection[Any, Any], function: Callable[..., Any], arguments: tuple[object, ...]
+) -> None:
+    """Send the outcome of one call to the parent."""
+    _end_with_parent(parent)
+    sender.send(_run(lambda arguments: function(*arguments), arguments))
 
 
 def map_ordered(
@@ -220,7 +238,7 @@ class WorkerProcess(Generic[Task]):
         return None
 
     def kill(self) -> None:
-        """Kill the process. It has nothing to clean up, and may have inherited an ignored SIGTERM."""
+        """Kill the process. It has nothing to clean up, and ignores SIGTERM."""
         self._process.kill()
 
     def join(self) -> None:
@@ -278,22 +296,31 @@ class SlotWriter:
 
 @contextmanager
 def _as_worker_lost() -> Iterator[None]:
-    """Turn the errors of a pipe to a killed worker into WorkerLost."""
+    """Turn the errors of a pipe to a killed worker into WorkerLost, or into TryAgain if this command must stop.
+
+    A signal to the process group also ends a worker that has just started.
+    """
     try:
         yield
     except (EOFError, ConnectionError):
-        raise _worker_lost() from None
+        if current_stop().is_set():
+            raise _stopped() from None
+        raise WorkerLost(
+            "a worker process was killed, most likely for lack of memory", hint="try again with a smaller --jobs"
+        ) from None
 
 
-def _worker_lost() -> WorkerLost:
-    return WorkerLost(
-        "a worker process was killed, most likely for lack of memory", hint="try again with a smaller --jobs"
-    )
+def _stopped() -> TryAgain:
+    return TryAgain("stopped by a signal; nothing was published", hint="run the same command again")
 
 
 def _end_with_parent(parent: int) -> None:
-    """Make this process die with its parent, however the parent ends (Linux only), and ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make this process die with its parent, however the parent ends (Linux only).
+
+    Signals to the process group are for the parent, which ends its workers.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent ended before prctl took effect

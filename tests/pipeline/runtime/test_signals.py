@@ -1,14 +1,17 @@
-"""Signals: the first one sets the event, the second one ends the process, and blocks may be nested."""
+"""Signals: the first one sets the event, the second one ends the process, blocks may be nested, waits are bounded."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from pipeline.errors import Terminated
 from pipeline.runtime import signals
 
 
@@ -71,3 +74,55 @@ def test_outside_the_main_thread_no_handler_is_installed() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.getsignal(signal.SIGTERM)]
+
+
+def wait_after_sigterm() -> None:
+    with signals.stop_on_sigterm(threading.Event(), grace=0.05):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+
+
+def train_after_sigterm(saved: list[bool]) -> None:
+    with signals.stop_on_sigterm(threading.Event(), grace=0.05):
+        with signals.stop_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.15)
+            saved.append(True)
+        time.sleep(20)
+
+
+def test_wait_after_sigterm_ends_with_the_grace() -> None:
+    start, alarm = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(Terminated):
+        wait_after_sigterm()
+    assert time.monotonic() - start < 5
+    assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (alarm, (0.0, 0.0))
+
+
+def test_grace_begins_when_a_nested_training_has_saved() -> None:
+    saved: list[bool] = []
+    with pytest.raises(Terminated):
+        train_after_sigterm(saved)
+    assert saved
+
+
+def test_pipe_without_a_writer_is_left_after_sigterm(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Terminated), signals.stop_on_sigterm(threading.Event(), grace=0.05):
+        (tmp_path / "pipe").read_bytes()
+
+
+def test_block_that_ends_in_time_is_not_interrupted() -> None:
+    with signals.stop_on_sigterm(threading.Event(), grace=0.02):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+
+
+def test_current_stop_is_the_event_of_the_innermost_block() -> None:
+    stop = threading.Event()
+    assert not signals.current_stop().is_set()
+    with signals.stop_on_sigterm(stop):
+        assert signals.current_stop() is stop
+        with signals.stop_on_signals() as inner:
+            assert signals.current_stop() is inner

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import BadData, WorkerLost
-from pipeline.runtime import workers
+from pipeline.errors import BadData, TryAgain, WorkerLost
+from pipeline.runtime import signals, workers
+from tests.support.bad_server import wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -50,6 +52,30 @@ def test_killed_isolated_call_raises_worker_lost() -> None:
     with pytest.raises(WorkerLost) as caught:
         workers.run_isolated(die, 1)
     assert caught.value.exit_code == 71
+
+
+def signal_this_process(started: Path) -> None:
+    """Sleep in a process that signals to the process group have reached."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    started.touch()
+    time.sleep(60)
+
+
+def test_isolated_call_ends_with_the_stop_event_but_not_with_signals_to_the_group(tmp_path: Path) -> None:
+    stop, started = threading.Event(), tmp_path / "started"
+
+    def stop_when_started() -> None:
+        wait_for(started.exists)
+        stop.set()
+
+    thread = threading.Thread(target=stop_when_started)
+    thread.start()
+    with pytest.raises(TryAgain, match="stopped by a signal"):
+        workers.run_isolated(signal_this_process, started, stop=stop)
+    thread.join()
+    assert started.exists()
+    assert multiprocessing.active_children() == []
 
 
 # Streams
@@ -246,6 +272,13 @@ def test_killed_worker_raises_worker_lost(function: Callable[[int], int]) -> Non
         run_all(function, range(400), 3)
     assert caught.value.exit_code == 71
     assert multiprocessing.active_children() == []
+
+
+def test_worker_that_ends_after_a_signal_is_no_lack_of_memory() -> None:
+    stop = threading.Event()
+    stop.set()
+    with signals.stop_on_sigterm(stop), pytest.raises(TryAgain, match="stopped by a signal"):
+        run_all(die_in_a_worker, range(400), 3)
 
 
 def test_one_job_runs_in_parent_and_more_jobs_use_workers() -> None:
