@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import BadData
+from pipeline.runtime.workers import run_isolated
 from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.tokenizer import END_OF_TEXT
 from pipeline.tokenizers.training_text import Sentences, paragraphs_of
@@ -21,20 +23,27 @@ SPLIT_PATTERN = (
 )
 
 
-def train_byte_level(texts: Sequence[Sentences], vocab_size: int, name: str, *, adapt: bool) -> FastTokenizer:
+def train_byte_level(
+    texts: Sequence[Sentences], vocab_size: int, name: str, *, adapt: bool, stop: threading.Event | None = None
+) -> FastTokenizer:
     """Train a tokenizer with exactly `vocab_size` ids, or with `adapt` as near as possible; end-of-text is id 0.
 
-    Its bytes are the same for the same text, whatever the number of threads. Raises BadData if the text does not allow
-    the size.
+    Its bytes are the same for the same text, whatever the number of threads. The library heeds no signal, so it has a
+    process of its own, which `stop` ends. Raises BadData if the text does not allow the size, TryAgain after a stop.
     """
     if vocab_size < _SMALLEST and not adapt:
         raise _impossible(vocab_size, f"its bytes alone need {_SMALLEST}", _SMALLEST)
-    tokenizer = _untrained()
-    tokenizer.train_from_iterator(paragraphs_of(texts, PARAGRAPH_BYTES), _trainer(max(vocab_size, _SMALLEST)))
-    size = tokenizer.get_vocab_size()
+    data, size = run_isolated(_train, texts, max(vocab_size, _SMALLEST), stop=stop)
     if size < vocab_size and not adapt:
         raise _impossible(vocab_size, f"it has text for {size:,} at most", size)
-    return FastTokenizer(tokenizer.to_str(pretty=True).encode(), name, 0)
+    return FastTokenizer(data, name, 0)
+
+
+def _train(texts: Sequence[Sentences], vocab_size: int) -> tuple[bytes, int]:
+    """Return the bytes of a tokenizer.json with at most `vocab_size` ids, and its number of ids."""
+    tokenizer = _untrained()
+    tokenizer.train_from_iterator(paragraphs_of(texts, PARAGRAPH_BYTES), _trainer(vocab_size))
+    return tokenizer.to_str(pretty=True).encode(), tokenizer.get_vocab_size()
 
 
 def _untrained() -> Any:

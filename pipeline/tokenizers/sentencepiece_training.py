@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Sequence
 
 from pipeline.clean.report.sentencepiece_flags import Flags
 from pipeline.errors import BadData
+from pipeline.runtime.workers import run_isolated
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tokenizer import END_OF_TEXT
 from pipeline.tokenizers.training_text import Sentences, lines_of
@@ -25,18 +27,31 @@ class _SizeError(Exception):
 
 
 def train_sentencepiece(
-    texts: Sequence[Sentences], kind: str, vocab_size: int, name: str, flags: Flags, *, adapt: bool
+    texts: Sequence[Sentences],
+    kind: str,
+    vocab_size: int,
+    name: str,
+    flags: Flags,
+    *,
+    adapt: bool,
+    stop: threading.Event | None = None,
 ) -> SentencePiece:
     """Train a model of `kind` "bpe" or "unigram" with exactly `vocab_size` pieces, or with `adapt` as near as possible.
 
     The settings are those of pipeline/clean/report/sentencepiece_flags.py for Chinese text. The `identity` normaliser
     keeps ，！？ (the default NFKC turns them into ASCII), no dummy prefix keeps ▁ off the beginning of every line, and
-    byte fallback leaves no character unknown. Raises BadData if the text does not allow the size.
+    byte fallback leaves no character unknown. The trainer heeds no signal, so it has a process of its own, which `stop`
+    ends. Raises BadData if the text does not allow the size, TryAgain after a stop.
     """
+    return SentencePiece(run_isolated(_train_nearest, texts, kind, vocab_size, flags, adapt, stop=stop), name)
+
+
+def _train_nearest(texts: Sequence[Sentences], kind: str, vocab_size: int, flags: Flags, adapt: bool) -> bytes:
+    """Return the bytes of a model; see `train_sentencepiece`."""
     size = vocab_size
     for attempt in range(_MAX_ATTEMPTS):
         try:
-            return SentencePiece(_train(texts, kind, size, flags), name)
+            return _train(texts, kind, size, flags)
         except _SizeError as error:
             if adapt and error.possible and attempt < _MAX_ATTEMPTS - 1:
                 size = error.possible

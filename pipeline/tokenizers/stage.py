@@ -124,11 +124,11 @@ def _train(
     advice = advice_for(texts) if size is None else None
     wanted = advice.vocab_size if advice else size or 0
     if kind == "bbpe":
-        tokenizer: Tokenizer = train_byte_level(texts, wanted, name, adapt=size is None)
+        tokenizer: Tokenizer = train_byte_level(texts, wanted, name, adapt=size is None, stop=progress.stop)
         run: dict[str, Any] = {}
     else:
         flags = flags or flags_of(texts)
-        tokenizer = train_sentencepiece(texts, kind, wanted, name, flags, adapt=size is None)
+        tokenizer = train_sentencepiece(texts, kind, wanted, name, flags, adapt=size is None, stop=progress.stop)
         run = {"flags": flags.settings()}
     if advice:
         reason = advice.reason

@@ -12,7 +12,7 @@ import pytest
 from pipeline import tokenizers
 from pipeline.clean import stage as clean_stage
 from pipeline.clean.options import CleanOptions
-from pipeline.errors import BadConfig, BadData
+from pipeline.errors import BadConfig, BadData, TryAgain
 from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Progress, SilentProgress
@@ -209,3 +209,12 @@ def test_converted_encoding_gives_the_ids_of_tiktoken(shared: Path, tmp_path: Pa
     assert rows(converted.encode_batch(documents)) == [reference.encode(text) for text in documents]
     assert (converted.end_of_text, converted.vocab_size) == (reference.end_of_text, reference.vocab_size)
     assert converted.boundary is not None
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "bbpe"])
+def test_stop_ends_a_training_and_publishes_nothing(kind: str, tmp_path: Path) -> None:
+    progress = SilentProgress()
+    progress.stop.set()
+    with pytest.raises(TryAgain, match="stopped by a signal; nothing was published"):
+        train(tmp_path, BOOK, kind, 3000, progress)
+    assert not (tmp_path / "artifacts" / "tokenizers" / "text" / "current").exists()
