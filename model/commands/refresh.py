@@ -16,6 +16,7 @@ from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import JOBS, NETWORK, THROUGH, network_of, worker_count
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
     from model.runs.plan import TrainPlan
@@ -103,7 +104,7 @@ def refresh(
     options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network)
     if dry_run:
         return _plan_outcome(settings, recipe, train, options)
-    with _pinged(ping_url):
+    with _pinged(ping_url, settings.progress.stop):
         refreshed = run_refresh(
             settings.root, recipe, train, settings.progress, options, wait=wait, run_id=settings.run_id
         )
@@ -117,22 +118,22 @@ def refresh(
 
 
 @contextmanager
-def _pinged(url: str) -> Iterator[None]:
+def _pinged(url: str, stop: threading.Event) -> Iterator[None]:
     """Notify a monitor of the start and the result of the block."""
     if not url:
         yield
         return
     from pipeline.sources.http import ping
 
-    ping(f"{url.rstrip('/')}/start")
+    ping(f"{url.rstrip('/')}/start", stop)
     try:
         yield
     except errors.TryAgain:  # the next run may succeed; if none does, the monitor misses its success ping
         raise
     except BaseException:
-        ping(f"{url.rstrip('/')}/fail")
+        ping(f"{url.rstrip('/')}/fail", stop)
         raise
-    ping(url)
+    ping(url, stop)
 
 
 def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options: RefreshOptions) -> Outcome:

@@ -280,7 +280,9 @@ def doctor(settings: Settings, cron: bool, offline: bool) -> Outcome:
         result = "failed" if process.returncode else "unchanged"
         return Outcome(result, extra={"output": lines}, lines=lines, always=True, exit_code=process.returncode)
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
-    findings = checks.examine(settings.root, DISTRIBUTION, ask=None if offline else lambda: server_date(endpoint))
+    findings = checks.examine(
+        settings.root, DISTRIBUTION, ask=None if offline else lambda: server_date(endpoint, settings.progress.stop)
+    )
     failed = any(finding.state == "fail" for finding in findings)
     return Outcome(
         "failed" if failed else "unchanged",

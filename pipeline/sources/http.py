@@ -7,13 +7,14 @@ In the order of this file: `Network` (the limits of a command), `RetryPolicy`, `
 from __future__ import annotations
 
 import email.utils
+import functools
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -21,9 +22,10 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline.errors import NotPermitted, ProtocolBroken, RemoteGone, TryAgain
+from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
 from pipeline.runtime.redaction import redact, redact_url
 from pipeline.sources.redirects import check_redirect, origin
+from pipeline.sources.watchdog import send_in_time, shut_down_when
 
 ATTEMPTS = 5  # in a row without new bytes
 MAX_REDIRECTS = 5
@@ -113,23 +115,16 @@ class Network:
         seconds = max(self.seconds_left(), 0.1)
         return min(self.connect_timeout or _CONNECT_TIMEOUT, seconds), min(self.read_timeout or _READ_TIMEOUT, seconds)
 
-    @contextmanager
-    def shut_down_at_deadline(self, response: requests.Response) -> Iterator[None]:
-        """Shut down a response at the deadline, even while a read waits for more of it."""
+    def send(self, subject: str, send: Callable[[], requests.Response]) -> requests.Response:
+        """Return `send()`, a request with `timeout()`. Its headers must be complete in the sum of both timeouts.
 
-        def shut_down() -> None:
-            with suppress(OSError, ValueError, RuntimeError):  # the response has just ended
-                response.raw.shutdown()
+        Raises TryAgain, about `subject`, if the command must end before.
+        """
+        return send_in_time(send, sum(self.timeout()), lambda: self.raise_if_stopped(subject))
 
-        timer = None if self.deadline is None else threading.Timer(max(self.seconds_left(), 0.0) + 0.05, shut_down)
-        if timer:
-            timer.daemon = True
-            timer.start()
-        try:
-            yield
-        finally:
-            if timer:
-                timer.cancel()
+    def watch(self, response: requests.Response) -> AbstractContextManager[None]:
+        """Shut down a response when the command must end, even while a read waits for more of it."""
+        return shut_down_when(lambda: self.stop.is_set() or self.seconds_left() < 0, response)
 
 
 class RetryPolicy:
@@ -238,17 +233,8 @@ class HTTPClient:
         hops: list[requests.Response] = []
         current_url = url
         while True:
-            sends_token = self._token and origin(current_url) == origin(url)
-            credentials = {"Authorization": f"Bearer {self._token}"} if sends_token else {}
-            response = self._session.request(
-                method,
-                current_url,
-                headers={**headers, **credentials},
-                proxies=requests.utils.get_environ_proxies(current_url, no_proxy=None),
-                stream=True,
-                timeout=self._network.timeout(),
-                allow_redirects=False,
-            )
+            send = functools.partial(self._send, method, url, current_url, headers)
+            response = self._network.send(redact_url(url), send)
             response.history = list(hops)
             target = self._redirect_target(url, current_url, response)
             if not target:
@@ -259,8 +245,23 @@ class HTTPClient:
             hops.append(response)
             if len(hops) > MAX_REDIRECTS:
                 raise ProtocolBroken(f"{redact_url(url)}: more than {MAX_REDIRECTS} redirects", hint="check the URL")
-            check_redirect(url, target, self._network.allow_hosts)
             current_url = target
+
+    def _send(self, method: str, url: str, current_url: str, headers: Mapping[str, str]) -> requests.Response:
+        """Send one request: to `url`, or to `current_url`, to which it was redirected."""
+        if current_url != url:
+            check_redirect(url, current_url, self._network.allow_hosts)
+        sends_token = self._token and origin(current_url) == origin(url)
+        credentials = {"Authorization": f"Bearer {self._token}"} if sends_token else {}
+        return self._session.request(
+            method,
+            current_url,
+            headers={**headers, **credentials},
+            proxies=requests.utils.get_environ_proxies(current_url, no_proxy=None),
+            stream=True,
+            timeout=self._network.timeout(),
+            allow_redirects=False,
+        )
 
     def _redirect_target(self, url: str, current_url: str, response: requests.Response) -> str:
         """Return the URL that a response redirects to, spelled as it will be requested (parsers differ), or ""."""
@@ -350,20 +351,30 @@ def _one_line(error: Exception, shown_url: str) -> str:
     return " ".join(redact(str(error)).split())[:200] or type(error).__name__
 
 
-def ping(url: str) -> None:
-    """Request `url` to notify a monitor such as healthchecks. Failures are ignored."""
-    with suppress(OSError), _Session() as session:  # includes the errors of requests
-        proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
-        session.get(url, timeout=5, proxies=proxies, stream=True).close()
+def ping(url: str, stop: threading.Event) -> None:
+    """Request `url` to notify a monitor such as healthchecks, in five seconds at most. Failures are ignored."""
+    limits = Network(connect_timeout=2.0, read_timeout=3.0, stop=stop)
+    if stop.is_set():  # the monitor may know of the end, but must not delay it
+        limits = Network(connect_timeout=0.25, read_timeout=0.25)
+    with suppress(OSError, InkstoneError):  # includes the errors of requests
+        _probe("GET", url, limits)
 
 
-def server_date(url: str) -> str:
-    """Return the Date header of the server of `url`, or "". Raises TryAgain if it does not answer."""
-    proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
+def server_date(url: str, stop: threading.Event) -> str:
+    """Return the Date header of the server of `url`, or "". Raises TryAgain if it does not answer in ten seconds."""
     try:
-        with _Session() as session, session.head(url, timeout=(5, 10), proxies=proxies) as response:
-            return response.headers.get("Date", "")
+        return _probe("HEAD", url, Network(connect_timeout=4.0, read_timeout=6.0, stop=stop)).headers.get("Date", "")
     except requests.RequestException as error:
         raise TryAgain(
             _one_line(error, redact_url(url)), hint="check the network or a proxy, or set HF_ENDPOINT"
         ) from None
+
+
+def _probe(method: str, url: str, network: Network) -> requests.Response:
+    """Return the headers of a response to a request without credentials, whatever its status."""
+    proxies, timeout = requests.utils.get_environ_proxies(url, no_proxy=None), network.timeout()
+    with _Session() as session:
+        send = functools.partial(session.request, method, url, timeout=timeout, proxies=proxies, stream=True)
+        response = network.send(redact_url(url), send)
+        response.close()
+    return response

@@ -54,7 +54,7 @@ def fetch_small(
         while True:
             network.raise_if_stopped(redact_url(url))
             try:
-                with client.get(url, {}) as response, network.shut_down_at_deadline(response):
+                with client.get(url, {}) as response, network.watch(response):
                     _check_status(url, response, refusal)
                     return SmallResponse(_read(url, response, network), dict(response.headers))
             except (*TRANSIENT, Retry) as error:
@@ -98,6 +98,7 @@ def _read(url: str, response: requests.Response, network: Network) -> bytes:
             raise Stalled(f"received only {len(body):,} bytes in {seconds:.0f} seconds")
         if network.bandwidth:
             network.sleep(network.bandwidth.delay(len(piece)), redact_url(url))
+    network.raise_if_stopped(redact_url(url))  # which may have ended the response
     expected = parse_count(response.headers.get("Content-Length", ""))
     if expected is not None and len(body) != expected:
         raise Retry(f"received {len(body):,} of {expected:,} bytes")

@@ -192,7 +192,7 @@ class _Transfer:
                 headers["If-Range"] = self._remote.strong_etag
         with (
             self._client.get(self._remote.url, headers) as response,
-            self._network.shut_down_at_deadline(response),
+            self._network.watch(response),
         ):
             self._check_status(response)
             if response.status_code == 416:

@@ -26,6 +26,7 @@ import msgspec
 
 from pipeline.errors import BadConfig, BadData, InkstoneError, TryAgain
 from pipeline.runtime.redaction import redact_url
+from pipeline.runtime.signals import current_stop
 from pipeline.store import files
 
 if TYPE_CHECKING:
@@ -153,11 +154,15 @@ def find_ranks(file: RanksFile, network: Network | None = None, mirror: str = ""
         if ranks is not None and file.is_intact(ranks):
             return ranks
         problems.append(f"{folder}: {'not there' if ranks is None else 'damaged'}")
+    from pipeline.sources.http import Network
+
     error_class: type[InkstoneError] = BadData
+    network = network or Network(attempts=1, connect_timeout=5.0, read_timeout=10.0, stop=current_stop())
     for url in _addresses(file, mirror):
         try:
             ranks = _fetch(file, url, network)
         except InkstoneError as error:
+            network.raise_if_stopped(f"the ranks of {file.encoding}")
             is_temporary = isinstance(error, TryAgain)
             error_class = TryAgain if is_temporary else error_class
             problems.append(f"{_shown(url)}: {error.message.removeprefix(f'{redact_url(url)}: ')}")
@@ -204,12 +209,11 @@ def _shown(url: str) -> str:
     return urlsplit(redact_url(url)).geturl().partition("://")[2]
 
 
-def _fetch(file: RanksFile, url: str, network: Network | None) -> bytes:
+def _fetch(file: RanksFile, url: str, network: Network) -> bytes:
     """Return the ranks from an address. Raises BadData if they differ from the published ones."""
-    from pipeline.sources.http import Network
     from pipeline.sources.small import fetch_small
 
-    body = fetch_small(url, network or Network(attempts=1, connect_timeout=5.0, read_timeout=10.0)).body
+    body = fetch_small(url, network).body
     if url.endswith(".json"):
         try:
             body = ranks_of_vocabulary(body, file.encoding)

@@ -273,6 +273,17 @@ def stall(after: int = 0) -> Action:
     return act
 
 
+def repeat_head(data: bytes, pause: float = 0.01) -> Action:
+    """Send the data again and again where the status line and the headers are due, without ever completing them."""
+
+    def act(handler: Handler) -> None:
+        while not handler.server.stopping.wait(pause):
+            handler.wfile.write(data)
+            handler.wfile.flush()
+
+    return act
+
+
 def trickle(size: int, pause: float) -> Action:
     """Serve the file `size` bytes at a time, with a pause in seconds after each piece."""
 

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -26,8 +27,19 @@ from pipeline.sources import catalogue, http
 from pipeline.sources.download import download
 from pipeline.sources.http import BandwidthLimit, HTTPClient, Network, RemoteFile, Retry, RetryPolicy
 from pipeline.sources.redirects import check_redirect
+from pipeline.sources.small import fetch_small
 from tests.support import bad_server, faults
-from tests.support.bad_server import HUB_FOLDER, Action, Server, cut_after, hub_headers, redirect, respond
+from tests.support.bad_server import (
+    HUB_FOLDER,
+    Action,
+    Server,
+    cut_after,
+    hub_headers,
+    redirect,
+    repeat_head,
+    respond,
+    wait_for,
+)
 from tests.support.faults import Command, Run, assert_survived
 
 TOKEN = "hf_0123456789abcdef"
@@ -385,6 +397,97 @@ def test_unresponsive_network_is_given_up_in_time(monkeypatch: pytest.MonkeyPatc
     assert 10 < clock < 30
 
 
+# Case 12: waits before the first byte of a body
+
+
+def wait_silently(handler: bad_server.Handler) -> None:
+    handler.server.stopping.wait()
+
+
+ENDLESS = pytest.mark.parametrize(
+    "act",
+    [wait_silently, repeat_head(b"HTTP/1.1 200 OK\r\nX: "), repeat_head(b"HTTP/1.1 100 Continue\r\n\r\n", 0.001)],
+    ids=["silent", "dripping headers", "100 Continue"],
+)
+
+
+@contextmanager
+def left_in_time(match: str) -> Iterator[None]:
+    start = time.monotonic()
+    with pytest.raises(TryAgain, match=match):
+        yield
+    assert time.monotonic() - start < 3
+
+
+def describe(url: str, network: Network) -> None:
+    with HTTPClient(network) as client:
+        client.describe(url)
+
+
+@ENDLESS
+def test_headers_without_end_are_left_at_the_deadline(server: Server, act: Action) -> None:
+    server.heads["/a"] = [act]
+    with left_in_time("no time left"):
+        describe(f"{server.url}/a", Network(deadline=time.monotonic() + 0.3))
+
+
+@ENDLESS
+def test_headers_without_end_are_left_on_a_stop(server: Server, act: Action) -> None:
+    server.heads["/a"] = [act]
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with left_in_time("stopped by a signal"):
+        describe(f"{server.url}/a", Network(stop=stop))
+
+
+@ENDLESS
+def test_headers_without_end_are_left_after_the_timeouts(server: Server, act: Action) -> None:
+    server.heads["/a"] = [act]
+    before = threading.enumerate()
+    with left_in_time("no answer for too long"):
+        describe(f"{server.url}/a", Network(attempts=1, connect_timeout=0.2, read_timeout=0.2))
+    wait_for(lambda: not any(thread.name == "request" for thread in set(threading.enumerate()) - set(before)))
+
+
+def test_slow_name_server_is_left_on_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, answer = threading.Event(), threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer.wait(20))
+    threading.Timer(0.2, stop.set).start()
+    with left_in_time("stopped by a signal"):
+        describe("http://files.invalid/a", Network(stop=stop))
+    answer.set()
+
+
+def test_small_response_without_length_is_not_complete_after_a_stop(server: Server) -> None:
+    def stall_without_length(handler: bad_server.Handler) -> None:
+        handler.begin(200, {"Connection": "close"})
+        handler.send(b"half")
+        handler.server.stopping.wait()
+
+    server.scripts["/a"] = [stall_without_length]
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with left_in_time("stopped by a signal"):
+        fetch_small(f"{server.url}/a", Network(stop=stop))
+
+
+def test_monitor_does_not_delay_the_end_of_a_stopped_command(server: Server) -> None:
+    server.answers["/ping/fail"] = repeat_head(b"HTTP/1.1 200 OK\r\nX: ")
+    stop, start = threading.Event(), time.monotonic()
+    stop.set()
+    http.ping(f"{server.url}/ping/fail", stop)
+    assert time.monotonic() - start < 2
+    assert server.log
+
+
+def test_date_of_a_silent_server_is_left_on_a_stop(server: Server) -> None:
+    server.answers["/"] = wait_silently
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with left_in_time("stopped by a signal"):
+        http.server_date(f"{server.url}/", stop)
+
+
 # Functions
 
 
@@ -515,13 +618,13 @@ def test_ping_sends_one_request_and_ignores_failures(
     (tmp_path / "netrc").write_text("default login me password netrcsecret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server.scripts["/ping/start"] = [redirect("/elsewhere")]
-    http.ping(f"{server.url}/ping/start")
-    http.ping("http://127.0.0.1:1/ping")
-    http.ping("no URL")
+    http.ping(f"{server.url}/ping/start", threading.Event())
+    http.ping("http://127.0.0.1:1/ping", threading.Event())
+    http.ping("no URL", threading.Event())
     assert [(request.path, request.headers.get("Authorization")) for request in server.log] == [("/ping/start", None)]
 
 
 def test_server_date_returns_the_date_header(server: Server) -> None:
-    assert "GMT" in http.server_date(f"{server.url}/")
+    assert "GMT" in http.server_date(f"{server.url}/", threading.Event())
     with pytest.raises(TryAgain, match="no connection to 127"):
-        http.server_date("http://127.0.0.1:1/")
+        http.server_date("http://127.0.0.1:1/", threading.Event())

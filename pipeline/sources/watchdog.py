@@ -1,0 +1,72 @@
+"""Watchdog over requests: no server, proxy or name server keeps a command waiting beyond its limits.
+
+A socket timeout is of one read, and a server that sends a byte now and then never exceeds it. So the time until the
+headers are complete is limited as a whole, and a body is shut down when the command must end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+
+import requests
+
+_INTERVAL = 0.05  # seconds between two checks
+
+
+def send_in_time(send: Callable[[], requests.Response], seconds: float, check: Callable[[], None]) -> requests.Response:
+    """Return `send()`, run in a thread that is abandoned when `check` raises, or after `seconds`.
+
+    Raises requests' ReadTimeout after `seconds`. The name of a host is resolved in C code that nothing interrupts, and
+    the thread that waits for it does not keep this process from ending.
+    """
+    future: Future[requests.Response] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(send())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run, name="request", daemon=True)
+    thread.start()
+    end = time.monotonic() + seconds
+    try:
+        while not wait([future], _INTERVAL).done:
+            check()
+            if time.monotonic() > end:
+                raise requests.exceptions.ReadTimeout(f"no complete headers in {seconds:.0f} seconds")
+        return future.result()
+    except BaseException:
+        _abandon(thread, future)
+        raise
+
+
+def _abandon(thread: threading.Thread, future: Future[requests.Response]) -> None:
+    """End a thread at the next byte that it receives, and close its response if it gets one."""
+    future.add_done_callback(lambda done: None if done.exception() else done.result().close())
+    if thread.ident:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+@contextmanager
+def shut_down_when(must_end: Callable[[], bool], response: requests.Response) -> Iterator[None]:
+    """Shut down a response when `must_end()` is true, even while a read waits for more of its body."""
+    is_complete = threading.Event()
+
+    def watch() -> None:
+        while not is_complete.wait(_INTERVAL):
+            if must_end():
+                with suppress(OSError, ValueError, RuntimeError):  # the response has just ended
+                    response.raw.shutdown()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_complete.set()
