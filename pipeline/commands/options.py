@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.sources.http import Network
     from pipeline.store.artifact import Artifact, BuildResult
 
+_MAX_NAMES = 8  # of artifacts in a line
 
 JOBS = click.option(
     "--jobs",
@@ -130,15 +132,23 @@ def outcome_of(built: BuildResult, summary_counts: tuple[str, ...], **extra: Any
 def find_artifact(settings: Settings, kind: str, reference: str, *, exclude: str = "") -> Artifact:
     """Return the artifact of `kind` that `reference` names; if it is "", the newest one not named `exclude`.
 
-    The choice of the newest is reported to the user. Raises InputMissing if there is no such artifact.
+    The choice of the newest is reported to the user, with the names that were not chosen. Raises InputMissing if there
+    is no such artifact.
     """
     from pipeline.store import artifact
 
     if reference:
         return artifact.find(settings.root, kind, reference)
     newest = artifact.latest(settings.root, kind, exclude=exclude)
-    settings.progress.note(f"using {newest.ref}, the newest")
+    others = [name for name in artifact.list_names(settings.root, kind) if name not in (exclude, newest.manifest.name)]
+    settings.progress.note(f"using {newest.ref}, the newest{f'; others: {_listed(others)}' if others else ''}")
     return newest
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    omitted = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {omitted:,} more" if omitted > 0 else "")
 
 
 def name_of(reference: str, kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,11 @@ from pipeline.commands.options import (
 
 if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact, BuildResult
+    from pipeline.tokenizers import Tokenizer
     from pipeline.tokens.locate import TokensSummary
     from pipeline.tokens.stage import TokenizeInputs
+
+_MIN_CHARACTERS_PER_TOKEN = 1.1  # of a tokenizer that fits; a byte of a character that is not in it is a token
 
 
 @click.command("train-tokenizer", cls=Command)
@@ -83,7 +87,8 @@ def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kin
         default="",
         metavar="NAME|FILE",
         help="Trained tokenizer, tiktoken encoding such as r50k_base, SentencePiece .model file, or Hugging Face "
-        "tokenizer.json or its folder (default: the tokenizer of the same name, or the newest).",
+        "tokenizer.json or its folder (default: the tokenizer trained on CORPUS, or that of the same name, or the only "
+        "one).",
     ),
     click.option(
         "--end-of-text",
@@ -188,12 +193,12 @@ def tokenize(
       inkstone tokenize pile --tokenizer r50k_base --jobs 8
     """
     from pipeline import tokenizers
-    from pipeline.store import artifact
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
-    name = check_name(name or name_of(corpora[0], "corpora"))
+    texts = [name_of(corpus, "corpora") for corpus in corpora]
+    name = check_name(name or texts[0])
     tokenize_options = stage.TokenizeOptions(**options)
     inputs = stage.gather_inputs(
         settings.root,
@@ -207,8 +212,10 @@ def tokenize(
         allow_overlap=tokenize_options.allow_overlap,
     )
     if not reference:
-        namesake = artifact.current(settings.root, "tokenizers", name)
-        reference = (namesake or find_artifact(settings, "tokenizers", "")).ref
+        chosen, reason = tokenizers.choose(settings.root, texts, name)
+        if reason:
+            settings.progress.note(f"using {chosen.ref}, {reason}")
+        reference = chosen.ref
     tokenizer, trained = tokenizers.find(settings.root, reference, encoder, end_of_text)
     built = stage.tokenize(
         settings.root,
@@ -220,10 +227,10 @@ def tokenize(
         settings.progress,
         jobs=worker_count(jobs),
     )
-    return _tokenize_outcome(built, inputs)
+    return _tokenize_outcome(built, inputs, tokenizer)
 
 
-def _tokenize_outcome(built: BuildResult, inputs: TokenizeInputs) -> Outcome:
+def _tokenize_outcome(built: BuildResult, inputs: TokenizeInputs, tokenizer: Tokenizer) -> Outcome:
     from pipeline.sources.walk import as_records
     from pipeline.tokens.split import summary
 
@@ -231,9 +238,31 @@ def _tokenize_outcome(built: BuildResult, inputs: TokenizeInputs) -> Outcome:
     fields = ("tokens", "documents", "input_bytes", "dtype", "tokenizer", "encoder", "compared", "sets")
     extra = {key: manifest.counts[key] for key in fields} | {"left_out": as_records(inputs.left_out)}
     outcome = outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
+    outcome.extra["characters_per_token"] = round(_characters_per_token(manifest.counts), 3)
     outcome.lines.append(summary(manifest.options, manifest.counts))
+    outcome.lines += _fit_warning(tokenizer, outcome.extra["characters_per_token"])
     outcome.lines.append(f"next: inkstone train --tokens {manifest.name}")
     return outcome
+
+
+def _characters_per_token(counts: Mapping[str, int]) -> float:
+    """Return the characters that a token has on average, without those tokens that end a text."""
+    characters, tokens, texts = (
+        counts[f"train_{unit}"] + counts[f"val_{unit}"] for unit in ("characters", "tokens", "documents")
+    )
+    return characters / max(tokens - texts, 1)
+
+
+def _fit_warning(tokenizer: Tokenizer, characters_per_token: float) -> list[str]:
+    """Return a warning if a tokenizer of pieces spells the text in single characters and bytes."""
+    from pipeline.tokenizers import Characters
+
+    if tokenizer.kind == Characters.kind or characters_per_token >= _MIN_CHARACTERS_PER_TOKEN:
+        return []
+    return [
+        f"warning: {characters_per_token:.2f} characters per token: {tokenizer.name or 'the tokenizer'} does not fit "
+        "this text; `train-tokenizer` trains one that does"
+    ]
 
 
 @click.command(cls=Command)

@@ -42,6 +42,7 @@ from pipeline.store.generations import (
     draft_path,
     generation_keys,
     is_rolled_back,
+    names_newest_first,
     read_run_info,
     require_links,
     rolled_back_keys,
@@ -312,9 +313,8 @@ def latest(root: Path, kind: str, *, exclude: str = "") -> Artifact:
 
     Commands use it when the user names none. Raises InputMissing when there is none, BadData when it is damaged.
     """
-    links = [link for link in (root / kind).glob("*/current") if link.exists() and link.parent.name != exclude]
-    links.sort(key=lambda link: link.lstat().st_mtime_ns)
-    artifact = current(root, kind, links[-1].parent.name) if links else None
+    names = [name for name in names_newest_first(root, kind) if name != exclude]
+    artifact = current(root, kind, names[0]) if names else None
     if not artifact:
         raise InputMissing(f"no {kind} in {root} yet", hint=f"`{BUILD_COMMANDS[kind]}` creates one")
     return artifact

@@ -107,6 +107,21 @@ def _publication_order(folder: Path) -> tuple[int, str, str]:
     return run.generation, run.finished, folder.name
 
 
+def names_newest_first(root: Path, kind: str) -> list[str]:
+    """Return the names of the artifacts of a kind that have a current generation, the last published one first.
+
+    The time is that of the current generation in its run.json: unlike that of the link, it stays right after a
+    rollback and when the store is copied. Within one second the time of the folder decides.
+    """
+
+    def publication(link: Path) -> tuple[str, int]:
+        folder = link.resolve()
+        return read_run_info(folder).finished, folder.stat().st_mtime_ns
+
+    links = [link for link in (root / kind).glob("*/current") if link.exists()]
+    return [link.parent.name for link in sorted(links, key=publication, reverse=True)]
+
+
 def read_run_info(folder: Path) -> RunInfo:
     """Read the run.json of a generation or a draft; an empty RunInfo if it is missing or torn."""
     try:

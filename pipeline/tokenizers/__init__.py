@@ -25,7 +25,7 @@ from pipeline.tokenizers.huggingface import (
     tokenizer_json,
 )
 from pipeline.tokenizers.integers import Integers
-from pipeline.tokenizers.loading import check_encoder, find, open_folder
+from pipeline.tokenizers.loading import check_encoder, choose, find, open_folder
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
 from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, Tokenizer, TokenizerCard, Unencodable
@@ -48,6 +48,7 @@ __all__ = [
     "bpe_merges",
     "bytes_to_unicode",
     "check_encoder",
+    "choose",
     "find",
     "gigatoken_problem",
     "open_folder",

@@ -1,7 +1,8 @@
-"""Load a tokenizer from the folder it was saved in, or resolve the name that a user gives."""
+"""Load a tokenizer from the folder it was saved in, resolve the name that a user gives, or choose one for a text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
+from pipeline.store.generations import names_newest_first
+from pipeline.store.manifest import name_from_path
 from pipeline.tokenizers.characters import Characters
 from pipeline.tokenizers.end_of_text import missing_file, open_tokenizer_file, tokenizer_file_at
 from pipeline.tokenizers.fast_tokenizer import FastTokenizer
@@ -49,6 +52,43 @@ def find(root: Path, reference: str, encoder: str = "auto", end_of_text: str = "
     if problems := artifact.find_problems(trained, deep=True):  # small, and every later artifact depends on it
         raise BadData(problems[0], hint="`train-tokenizer` it again")
     return open_folder(trained.path), trained
+
+
+def choose(root: Path, texts: Sequence[str], namesake: str) -> tuple[Artifact, str]:
+    """Choose the tokenizer for texts that are named like artifacts; return it, and the reason if it is not obvious.
+
+    It is one that was trained on all of these texts: the one called `namesake`, or else that published last. If there
+    is none, it is the namesake, or else the only tokenizer. Raises BadConfig, which lists them, if there are several,
+    and InputMissing if there are none.
+    """
+    names = names_newest_first(root, "tokenizers")
+    tokenizers = {name: entry for name in names if (entry := artifact.current(root, "tokenizers", name))}
+    wanted, all_texts = set(texts), " and ".join(dict.fromkeys(texts))
+    trained = [name for name, entry in tokenizers.items() if wanted <= set(training_names(entry))]
+    if namesake in trained or trained == texts[:1]:
+        return tokenizers[namesake if namesake in trained else trained[0]], ""
+    if trained:
+        others = f", the newest of {len(trained)}: {', '.join(sorted(trained))}" if len(trained) > 1 else ""
+        return tokenizers[trained[0]], f"trained on {all_texts}{others}"
+    if entry := tokenizers.get(namesake) or (next(iter(tokenizers.values())) if len(tokenizers) == 1 else None):
+        reason = "of the same name" if entry.manifest.name == namesake else "the only one"
+        return entry, f"{reason}, trained on {' and '.join(training_names(entry))}"
+    if tokenizers:
+        raise BadConfig(
+            f"none of the {len(tokenizers)} tokenizers was trained on {all_texts}: {', '.join(sorted(tokenizers))}",
+            hint=f"name one with --tokenizer, e.g. --tokenizer {names[0]}, or run `train-tokenizer`",
+        )
+    raise InputMissing(
+        f"no tokenizers in {root} yet", hint="`train-tokenizer` creates one, or name a ready one: --tokenizer r50k_base"
+    )
+
+
+def training_names(tokenizer: Artifact) -> list[str]:
+    """Return the names of the corpora and files that a tokenizer was trained on."""
+    return [
+        entry.name.split("/")[1] if entry.role == "corpus" else name_from_path(entry.name)
+        for entry in tokenizer.manifest.inputs
+    ]
 
 
 def check_encoder(reference: str, encoder: str) -> None:
