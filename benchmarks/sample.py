@@ -79,7 +79,7 @@ def _ours(model: GPT) -> GenerateFunction:
     tokenizer = Integers(model.config.vocab_size)
 
     def run(samples: int, new: int) -> int:
-        options = SampleOptions(max_tokens=new, temperature=_TEMPERATURE, top_k=_TOP_K)
+        options = SampleOptions(max_tokens=new, temperature=_TEMPERATURE, top_k=_TOP_K, min_p=0.0)
         candidates = sample(model, tokenizer, [("", _PROMPT)] * samples, options)
         return sum(len(candidate.token_ids) for candidate in candidates)
 

@@ -57,7 +57,7 @@ class Run:
 
     def generate(self, prompt: str = "", *, seed: int = 1, **options: Any) -> str:
         """Continue a prompt. `options` are the fields of SampleOptions: `max_tokens=100`, `temperature=0.8`, `top_k=0`,
-        `top_p=1.0`, `min_p=0.0`, `repetition_penalty=1.0`, `stop=("。",)`. The same seed gives the same text.
+        `top_p=1.0`, `min_p=0.05`, `repetition_penalty=1.0`, `stop=("。",)`. The same seed gives the same text.
         """
         encoded = self._session.encode_prompt(prompt)
         return self._session.sample([encoded], SampleOptions(seed=seed, **options))[0].text

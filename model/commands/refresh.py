@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
+    from model.generation.sampling import SampleOptions
     from model.runs.plan import TrainPlan
     from pipeline.refresh.plan import RefreshOptions
-    from pipeline.refresh.recipe import Recipe, TrainSection
+    from pipeline.refresh.recipe import Recipe, SampleSection, TrainSection
     from pipeline.refresh.refresh import RefreshResult
     from pipeline.refresh.stages import TrainStage
     from pipeline.store.artifact import Artifact, BuildResult
 
 
-_SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "seed")  # sampling options of a recipe
+_SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "min_p", "seed")  # sampling options of a recipe
 
 
 @click.command(cls=Command)
@@ -165,13 +166,20 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
 def continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
     """Continue the recipe's prompts with the run's best checkpoint."""
     from model.commands import sample
-    from model.generation.sampling import SampleOptions
     from model.generation.session import Session
 
     session = Session(run, "best", device, "fp32", settings.progress.note)
     prompts = [session.encode_prompt(text) for text in recipe.sample.prompts]
-    options = SampleOptions(**{name: getattr(recipe.sample, name) for name in _SAMPLE_FIELDS})
+    options = sample_options(recipe.sample)
     return [sample.as_fields(result) for result in session.sample(prompts, options, settings.progress.stop)]
+
+
+def sample_options(section: SampleSection) -> SampleOptions:
+    """Return the sampling options of a recipe; those that it leaves out are as in `sample`."""
+    from model.generation.sampling import SampleOptions
+
+    values = {name: getattr(section, name) for name in _SAMPLE_FIELDS}
+    return SampleOptions(**{name: value for name, value in values.items() if value is not None})
 
 
 def sample_lines(samples: list[dict[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.commands.options import CHECKPOINT, DEVICE, PRECISION
+from model.generation.sampling import SampleOptions
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
@@ -19,7 +20,6 @@ from pipeline.errors import BadConfig, BadData, InputMissing
 
 if TYPE_CHECKING:
     from model.generation.engine import Sample
-    from model.generation.sampling import SampleOptions
     from model.generation.session import EncodedPrompt, Session
     from pipeline.store.artifact import Artifact
 
@@ -56,14 +56,14 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
         "--max-tokens",
         type=int,
         metavar="N",
-        default=100,
+        default=SampleOptions.max_tokens,
         show_default=True,
         help="Maximum number of tokens to generate.",
     ),
     click.option(
         "--temperature",
         type=float,
-        default=0.8,
+        default=SampleOptions.temperature,
         show_default=True,
         help="Sampling temperature; 0 always takes the most likely token.",
     ),
@@ -71,34 +71,41 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
         "--top-k",
         type=int,
         metavar="N",
-        default=0,
+        default=SampleOptions.top_k,
         show_default=True,
         help="Sample from the k most likely tokens; 0: from all.",
     ),
     click.option(
         "--top-p",
         type=float,
-        default=1.0,
+        default=SampleOptions.top_p,
         show_default=True,
         help="Sample from the fewest tokens whose probabilities sum to p.",
     ),
     click.option(
         "--min-p",
         type=float,
-        default=0.0,
+        default=SampleOptions.min_p,
         show_default=True,
         help="Exclude tokens less likely than p times the most likely one.",
     ),
     click.option(
         "--repetition-penalty",
         type=float,
-        default=1.0,
+        default=SampleOptions.repetition_penalty,
         show_default=True,
         help="Penalty on tokens already in the text; above 1 repeats less.",
     ),
     click.option("--greedy", is_flag=True, help="Always take the most likely token."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable)."),
-    click.option("--seed", type=int, metavar="N", default=1, show_default=True, help="Seed of the random choices."),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=SampleOptions.seed,
+        show_default=True,
+        help="Seed of the random choices.",
+    ),
 )
 @option_group(
     "Output",
@@ -149,8 +156,6 @@ def sample(
     parsed += [session.prompt_from_ids(text) for text in prompt_ids]
     parsed += [session.prompt_from_file(path) for path in prompt_files]
     repeated = [prompt for prompt in parsed or [session.encode_prompt("")] for _ in range(num_samples)]
-
-    from model.generation.sampling import SampleOptions
 
     sample_options = SampleOptions(**options, candidates=_CANDIDATES if explain else 0)
     outcome = Outcome("built", run.ref, run.path, {"samples": len(repeated)}, always=True)

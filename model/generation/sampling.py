@@ -1,14 +1,19 @@
-"""Sampling of the next token from logits, its options, and the record of a sampled token."""
+"""Sampling of the next token from logits, its options, and the record of a sampled token.
+
+torch is imported inside the function, so that a command can offer the options without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pipeline.errors import BadConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SEED_LIMIT = 1 << 63
 _MIN_TEMPERATURE = 1e-6  # fp32 overflows below it
@@ -17,6 +22,9 @@ _MIN_TEMPERATURE = 1e-6  # fp32 overflows below it
 @dataclass(frozen=True)
 class SampleOptions:
     """Options of sampling, and of when a generated text ends.
+
+    The defaults are those of `sample`, recipes, the web page and the samples of a training: moderate randomness from
+    the temperature, and no very unlikely token (min-p; Nguyen et al. 2024), which top-k and top-p would only repeat.
 
     temperature         0 (and anything below 1e-6), or `greedy`, takes the most likely token
     top_k               sample among the k most likely tokens; 0: all
@@ -32,7 +40,7 @@ class SampleOptions:
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
-    min_p: float = 0.0
+    min_p: float = 0.05
     repetition_penalty: float = 1.0
     greedy: bool = False
     seed: int = 1
@@ -74,6 +82,8 @@ def sample_token(
     logits: Tensor, options: SampleOptions, generator: torch.Generator, context: Sequence[int] = ()
 ) -> int:
     """Return one id sampled from logits (V,). `context` are the earlier ids, for the repetition penalty."""
+    import torch
+
     if options.repetition_penalty != 1 and context:
         repeated = torch.tensor(sorted({token for token in context if token < len(logits)}))
         values, penalty = logits[repeated], options.repetition_penalty

@@ -28,6 +28,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.generation.sampling import SampleOptions
 from model.generation.session import Session
 from model.runs.run import read_result
 from model.serving.requests import APIError, error_body, make_sequences, parse, tokenize_prompts
@@ -73,10 +74,17 @@ def load_model_info(session: Session) -> ModelInfo:
         "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
         "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
     }
-    page = Path(__file__).with_name("page.html").read_bytes()
     curve = run.file("loss.svg")
     svg = curve.read_bytes() if curve.is_file() else None
-    return ModelInfo(run.manifest.name, run.ref, tokenizer, summary, page, svg, int(time.time()))
+    return ModelInfo(run.manifest.name, run.ref, tokenizer, summary, _page(), svg, int(time.time()))
+
+
+def _page() -> bytes:
+    """Return the web page, with its sliders at the defaults of sampling."""
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    for name in ("temperature", "top_p", "min_p"):
+        page = page.replace(f"{{{name}}}", str(getattr(SampleOptions, name)))
+    return page.encode()
 
 
 def create_app(

@@ -116,18 +116,20 @@ class TrainSection(_Section, frozen=True):
 class SampleSection(_Section, frozen=True):
     """Texts that the trained model continues after a refresh.
 
-    prompts      beginnings to continue
+    prompts      beginnings to continue; the first is also continued at each evaluation of a training
     max_tokens   longest continuation, in tokens
-    temperature  0 takes the most probable token; higher values vary more
-    top_k        take only the most probable tokens, this many
-    seed         number that decides the random choices
+    temperature  0 takes the most probable token; higher values vary more; by default as in `sample`
+    top_k        take only the most probable tokens, this many; by default as in `sample`
+    min_p        take only tokens at least this times as probable as the most probable; by default as in `sample`
+    seed         number that decides the random choices; by default as in `sample`
     """
 
     prompts: tuple[str, ...] = ()
     max_tokens: int = 80
-    temperature: float = 0.8
-    top_k: int = 40
-    seed: int = 1
+    temperature: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
 
 
 class Recipe(_Section, frozen=True):

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from model.commands.refresh import sample_options
+from model.commands.sample import sample as sample_command
 from model.config import GPTConfig
 from model.generation.engine import Engine, TokenSequence, sample, stream
 from model.generation.sampling import SampleOptions, sample_token
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
+from pipeline.refresh.recipe import SampleSection
 from pipeline.tokenizers import Characters, Integers
 from tests.support.networks import SMALL, config_variants, perturbed_network
 
@@ -32,6 +35,15 @@ def test_greedy_and_temperature_zero_take_the_most_likely_token() -> None:
 
 def test_sampling_without_limits_reaches_every_token() -> None:
     assert sampled_ids(SampleOptions(temperature=1)) == {0, 1, 2, 3}
+
+
+def test_sample_and_recipes_have_the_same_defaults() -> None:
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
+    defaults = {option.name: option.default for option in sample_command.params if option.name in names}
+    assert defaults == {name: getattr(SampleOptions(), name) for name in names}
+    assert defaults["min_p"] == 0.05
+    assert sample_options(SampleSection()) == SampleOptions(max_tokens=80)
+    assert sample_options(SampleSection(temperature=0.5, min_p=0.0)) == SampleOptions(80, temperature=0.5, min_p=0.0)
 
 
 def test_top_k_keeps_the_k_most_likely_tokens() -> None:

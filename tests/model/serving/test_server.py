@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def test_seed_gives_one_text_alone_in_a_batch_and_with_sample(
         same = [pool.submit(complete, server, max_tokens=60, temperature=0.9, seed=7) for _ in range(10)]
         assert {future.result().text for future in same} == {alone}
         assert len({future.result().text for future in others}) > 5
-    options = ("--prompt", "话说", "--max-tokens", "60", "--temperature", "0.9", "--seed", "7")
+    options = ("--prompt", "话说", "--max-tokens", "60", "--temperature", "0.9", "--min-p", "0", "--seed", "7")
     assert cli.main(["--artifacts", str(trained), "--json", "sample", NAME, *options]) == 0
     assert json.loads(capsys.readouterr().out)["samples"][0]["text"] == alone
 
@@ -400,6 +401,13 @@ def test_invalid_http_is_refused_and_the_server_keeps_serving(server: Server, no
 
 
 # The page, and browser security
+
+
+def test_the_page_begins_with_the_defaults_of_sample(server: Server) -> None:
+    sliders = re.findall(rb'type="range" id="(\w+)".* value="([^"]+)"', ask(server, "/").body)
+    values = {name.decode(): float(value) for name, value in sliders}
+    assert values.pop("max_tokens") == 200
+    assert values == {name: getattr(SampleOptions(), name) for name in ("temperature", "top_p", "min_p")}
 
 
 def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> None:
