@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _WASH, _SEAL, _GREY = "#1d2530", "#8fa3b8", "#b3312c", "#666666"
-_MIN_DISTANCE = 0.045  # of the height: the labels of closer lines are put side by side
-_LABEL_WIDTH = 0.14  # of the width: that of the longest label but the first
+_LABEL_HEIGHT, _LABEL_WIDTH = 0.04, 0.17  # of the height, and of the width: that of the longest label
 _MAX_LOSS = 1.15  # times ln V: a higher loss, before the first step, would squeeze the rest of the curve
 
 Points = list[tuple[int, float]]
@@ -45,13 +44,13 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     if validation:
         axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
     _set_limits(axes, [loss for _, loss in (*training, *validation, *lines)], baselines)
-    _draw_lines(axes, lines)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _draw_lines(axes, lines, max((step for step, _ in (*training, *validation)), default=0))
     units = _units(rows, baselines)
     _mark_best(axes, validation[1:] or validation, units)
     if units:
         axes.secondary_yaxis("right", functions=units).set_ylabel("bits per character")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(axis="y", alpha=0.15)
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.set_title(title, loc="left", fontsize=11)
@@ -103,19 +102,21 @@ def _set_limits(axes: Axes, losses: list[float], baselines: Baselines | None) ->
         axes.set_ylim(min(losses) - 1.5 * margin, high + margin)
 
 
-def _draw_lines(axes: Axes, lines: list[tuple[str, float]]) -> None:
-    """Draw dotted lines with labels at the right; labels close to the one above are moved to the left of it."""
-    low, high = axes.get_ylim()
-    previous, shift = math.inf, 0.0
-    for label, loss in lines:
-        shift = (shift or _LABEL_WIDTH) + _LABEL_WIDTH if previous - loss < _MIN_DISTANCE * (high - low) else 0.0
-        previous = loss
+def _draw_lines(axes: Axes, lines: list[tuple[str, float]], last_step: int) -> None:
+    """Draw dotted lines, with their labels in a margin to the right of the last step, where they cover no curve."""
+    if lines and last_step:
+        left, _ = axes.get_xlim()
+        ticks = axes.get_xticks()
+        axes.set_xlim(left, last_step + (last_step - left) * _LABEL_WIDTH / (1 - _LABEL_WIDTH))
+        axes.set_xticks([tick for tick in ticks if left <= tick <= last_step])
+    heights = _label_heights([loss for _, loss in lines], *axes.get_ylim())
+    for (label, loss), height in zip(lines, heights, strict=True):
         axes.axhline(loss, linestyle=(0, (1, 2.5)), color=_GREY, linewidth=1, zorder=1)
         axes.annotate(
             f"{label} {loss:.2f}",
-            (0.99 - shift, loss),
+            (1.0, height),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 2),
+            xytext=(-3, 2),
             textcoords="offset points",
             ha="right",
             va="bottom",
@@ -124,6 +125,15 @@ def _draw_lines(axes: Axes, lines: list[tuple[str, float]]) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             zorder=5,
         )
+
+
+def _label_heights(losses: list[float], low: float, high: float) -> list[float]:
+    """Return the heights of the labels of losses, the highest first: above their lines, but clear of each other."""
+    distance, heights = _LABEL_HEIGHT * (high - low), list[float]()
+    for loss in losses:
+        heights.append(min(loss, heights[-1] - distance) if heights else loss)
+    below = range(len(losses) - 1, -1, -1)  # number of labels below each
+    return [max(height, low + count * distance) for height, count in zip(heights, below, strict=True)]
 
 
 def _mark_best(axes: Axes, validation: Points, units: Units | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def test_same_metrics_give_the_same_bytes(metrics: Path, tmp_path: Path) -> None
     for name in ("loss.png", "loss.svg"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
     assert b"<dc:date>" not in (tmp_path / "one" / "loss.svg").read_bytes()
+
+
+def test_labels_are_to_the_right_of_the_curve_and_clear_of_each_other(tmp_path: Path) -> None:
+    """The losses of three baselines, and that of the last step, differ by less than the height of a label."""
+    metrics = write(tmp_path / "metrics.csv", ((8.3, ""), (5.2, 5.3), (4.90, 4.9)))
+    draw(metrics, tmp_path, "a run", Baselines(8.31, 4.95, 4.88, 4.8, tokens=1000, characters=1442))
+    picture = (tmp_path / "loss.svg").read_text(encoding="utf-8")
+    label = r"<!-- (?:uniform|unigram|bigram|zstd).* -->\s*<g [^>]*translate\(([\d.]+) ([\d.]+)\)"
+    labels = [(float(x), float(y)) for x, y in re.findall(label, picture)]
+    markers = [float(x) for x in re.findall(r'<use [^>]* x="([\d.]+)" y="[\d.]+" style="fill: #1d2530', picture)]
+    assert len(labels) == 4
+    assert min(x for x, _ in labels) > max(markers) + 4  # its radius in points
+    heights = sorted(y for _, y in labels)
+    assert min(lower - upper for upper, lower in itertools.pairwise(heights)) > 8  # font size in points
 
 
 def test_no_baseline_lines_and_no_bits_axis_without_data(tmp_path: Path) -> None:
