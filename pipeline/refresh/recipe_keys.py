@@ -105,10 +105,13 @@ def _as_keys(text: str) -> str:
 def _unknown_key(
     key: str, name: str, form: type[msgspec.Struct], all_sections: Mapping[str, type[msgspec.Struct]]
 ) -> BadConfig:
-    owners = [f"[{section}]" for section, fields in all_sections.items() if name in fields.__struct_fields__]
     similar = difflib.get_close_matches(name, form.__struct_fields__, 1)
-    if owners:
-        return BadConfig(f"{key}: unknown key here (it belongs to {' or '.join(owners)})")
-    if similar:
+    if similar and name not in {key for fields in all_sections.values() for key in fields.__struct_fields__}:
         return BadConfig(f"{key}: unknown key (did you mean {similar[0]}?)")
+    keys = [f"{section}.{other}" for section, fields in all_sections.items() for other in fields.__struct_fields__]
+    owners = [dotted for dotted in keys if dotted.endswith(f".{name}")]
+    if suggested := owners or [
+        dotted for dotted in keys if difflib.get_close_matches(name, [dotted.partition(".")[2]], 1, 0.8)
+    ]:
+        return BadConfig(f"{key}: unknown key here (did you mean {' or '.join(suggested)}?)")
     return BadConfig(f"{key}: unknown key (known: {', '.join(form.__struct_fields__)})")

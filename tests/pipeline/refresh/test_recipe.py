@@ -62,9 +62,10 @@ def test_overrides_replace_entries_and_are_converted(tmp_path: Path) -> None:
         (SMALL.replace("val_fraction", "val_share"), "val_share"),
         (SMALL.replace("0.1", '"much"'), "tokenize.val_fraction"),
         (SMALL.replace('source = "sample"', ""), "download.source: required"),
-        (SMALL.replace('kind = "char"', 'encoder = "auto"'), r"tokenizer.encoder: .* belongs to \[tokenize\]"),
+        (SMALL.replace('kind = "char"', 'encoder = "auto"'), r"tokenizer.encoder: .*did you mean tokenize\.encoder\?"),
         (SMALL.replace('kind = "char"', 'kind = "chars"'), "tokenizer.kind: unknown tokenizer kind 'chars'"),
         (SMALL + "[clean]\nmin_han = 2\n", r"clean.min_han: min_han must be in \[0, 1\]"),
+        ('surce = "sample"\n' + SMALL, r"surce: unknown key here \(did you mean download\.source\?\)"),
         ('name = "small"\n', "download: required"),
         ("clean = 3\n" + SMALL, "clean: Expected `object"),
         (SMALL.replace('"small"', '"../small"'), "is not a valid artifact name"),
@@ -92,7 +93,7 @@ def test_all_errors_are_reported_at_once_with_their_dotted_paths(tmp_path: Path)
         *("source", "download.source[0]", "clean.unit", "clean.quote", "tokenizer.vocab_size"),
         *("tokenize.val_fraction", "tokenize.min_chars", "train.set.widht", "train.set.steps"),
     ]
-    assert "source: unknown key here (it belongs to [download])" in messages
+    assert "source: unknown key here (did you mean download.source?)" in messages
     assert "clean.quote: unknown key (did you mean quotes?)" in messages
 
 

@@ -78,3 +78,15 @@ def test_sources_are_relative_below_the_recipe_and_absolute_elsewhere(tmp_path: 
     assert recipe_file.as_source(str(inside), tmp_path / "here") == "a.txt"
     assert recipe_file.as_source(str(outside), tmp_path / "here") == str(outside.resolve())
     assert recipe_file.as_source("hf:ann/letters", tmp_path) == "hf:ann/letters"
+
+
+def test_recipe_with_byte_order_mark_and_windows_line_ends_is_extended(tmp_path: Path) -> None:
+    path = tmp_path / "book.toml"
+    recipe_file.write(path, {"download": {"source": ["a.txt"]}, "train": {"minutes": 1.0}})
+    written = path.read_bytes().replace(b"\n", b"\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + written)
+    recipe_file.extend(path, ["b.txt"], 2.0)
+    extended = path.read_bytes()
+    assert extended.startswith(written.partition(b"source")[0])
+    assert recipe_file.load(path).download.sources == (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    assert recipe_file.load(path).train.minutes == 2.0
