@@ -1,21 +1,39 @@
-"""Read the rows of Parquet and Arrow files; datasets of Hugging Face are kept in both."""
+"""Read the rows of Parquet and Arrow files; datasets of Hugging Face are kept in both.
+
+The pages of Parquet and the batches of Arrow are decompressed whole, and an entry of a dictionary stands for as many
+rows as name it, so a file of few bytes can hold more text than fits into memory. Sizes are read before the text is.
+https://parquet.apache.org/docs/file-format/ and https://arrow.apache.org/docs/format/Columnar.html
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
 
 from pipeline.errors import BadData
 from pipeline.readers import fields
+from pipeline.readers.compression import check_ratio
 from pipeline.readers.content import Content, ReadOptions
 from pipeline.readers.documents import Document
 from pipeline.readers.fields import FieldChoice
+from pipeline.readers.jsonl import MAX_LINE_BYTES
 from pipeline.readers.records import choose_fields
 
 _BATCH_ROWS = 256
+_SLICE_BYTES = 8 << 20  # of rows that are converted at once, or a single row
+_BATCH_BYTES = 64 << 20  # of rows that are read at once, or a single row
+_SMALL = 256 << 20  # bytes that any page or batch may expand to
+_MAX_RATIO = 100  # of larger ones, bytes out per byte in; text reaches 4 to 10
+_LEAST_INPUT = 1 << 14  # bytes that any file counts as, where its text is compared with its size
+_PAGE_HEADER = 64  # bytes of a page header that are read
+_VALUE_BYTES = 4  # of any value in a list, at least
+_DICTIONARY_PAGE = 2
 _ARROW_FILE = b"ARROW1"
+_CONTINUATION, _DICTIONARY_BATCH, _RECORD_BATCH = 0xFFFF_FFFF, 2, 3
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -31,10 +49,12 @@ def read_parquet(content: Content, options: ReadOptions) -> Iterator[Document]:
         names = table.schema_arrow.names
         choice = _column_text(table.schema_arrow, content.label, options)
         if not choice:
-            sample = next(table.iter_batches(batch_size=fields.SAMPLE), None)
-            choice = _choose(sample, names, content.label, options)
-        batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=_columns(choice, names))
-        yield from _documents(batches, choice, content.file)
+            rows = _rows_at_once(table, names, file, content.label, limit=fields.SAMPLE)
+            choice = _choose(table.iter_batches(batch_size=rows), names, content.label, options)
+        columns = _columns(choice, names, content.label)
+        rows = _rows_at_once(table, columns, file, content.label, limit=_BATCH_ROWS)
+        batches, size = table.iter_batches(batch_size=rows, columns=columns), file.seek(0, 2)
+        yield from _documents(batches, choice, content, size)
 
 
 def read_arrow(content: Content, options: ReadOptions) -> Iterator[Document]:
@@ -45,23 +65,55 @@ def read_arrow(content: Content, options: ReadOptions) -> Iterator[Document]:
         is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
         if not is_file:
             _require_end_of_stream(file)
+        _check_arrow_batches(file, 8 if is_file else 0, content.label)
+        size = file.seek(0, 2)
         file.seek(0)
         reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
         choice = _column_text(reader.schema, content.label, options)
         if not choice:
             first = next(batches, None)
-            choice = _choose(first, reader.schema.names, content.label, options)
+            choice = _choose([first] if first else [], reader.schema.names, content.label, options)
             batches = chain([first] if first else [], batches)
-        columns = _columns(choice, reader.schema.names)
-        yield from _documents(
-            (part for batch in batches for part in _slices(batch.select(columns))), choice, content.file
-        )
+        columns = _columns(choice, reader.schema.names, content.label)
+        yield from _documents((batch.select(columns) for batch in batches), choice, content, size)
 
 
-def _slices(batch: Any) -> Iterator[Any]:
-    """Yield a batch of any size in small ones."""
-    return (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
+def _slices(batch: Any, label: str) -> Iterator[Any]:
+    """Yield a batch in slices of at most `_BATCH_ROWS` rows that decode to `_SLICE_BYTES`, or of a single row.
+
+    Raises BadData for a row that is longer than a JSON line may be.
+    """
+    pending = [batch.slice(start, _BATCH_ROWS) for start in reversed(range(0, batch.num_rows, _BATCH_ROWS))]
+    while pending:
+        part = pending.pop()
+        size = sum(map(_decoded_bytes, part.columns))
+        if part.num_rows > 1 and size > _SLICE_BYTES:
+            half = part.num_rows // 2
+            pending += [part.slice(half), part.slice(0, half)]
+        elif size > MAX_LINE_BYTES:
+            raise BadData(
+                f"{label}: a row of {size:,} bytes; the limit is {MAX_LINE_BYTES:,}", hint="split its text into rows"
+            )
+        else:
+            yield part
+
+
+def _decoded_bytes(array: Any) -> int:
+    """Return the bytes of the values of an array, with the entries of a dictionary as often as they are used."""
+    from pyarrow import compute, types
+
+    kind = array.type
+    if types.is_struct(kind):
+        return sum(map(_decoded_bytes, array.flatten()))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _decoded_bytes(array.flatten())
+    if types.is_dictionary(kind) and (types.is_string(kind.value_type) or types.is_large_string(kind.value_type)):
+        lengths = compute.binary_length(array.dictionary).cast("int64")
+        return int(compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if types.is_run_end_encoded(kind) or types.is_dictionary(kind) or types.is_string_view(kind):
+        return len(array) * array.nbytes if len(array) > 1 else 0  # values that are shared: row by row
+    return int(array.nbytes)
 
 
 def _column_text(schema: Any, label: str, options: ReadOptions) -> FieldChoice | None:
@@ -69,9 +121,7 @@ def _column_text(schema: Any, label: str, options: ReadOptions) -> FieldChoice |
     import pyarrow
 
     names = schema.names
-    for name in (fields.TEXT, "title", "meta", *fields.split_names(options.text_fields)):
-        if names.count(name) > 1:
-            raise BadData(f"{label}: {names.count(name)} columns are named {name}", hint="rename all but one")
+    _require_one_each((fields.TEXT, "title", "meta", *fields.split_names(options.text_fields)), names, label)
     if fields.TEXT not in names or options.text_fields:
         return None
     kind = schema.field(fields.TEXT).type
@@ -87,25 +137,155 @@ def _column_text(schema: Any, label: str, options: ReadOptions) -> FieldChoice |
     return FieldChoice()
 
 
-def _choose(batch: Any, names: Sequence[str], label: str, options: ReadOptions) -> FieldChoice:
+def _choose(batches: Iterable[Any], names: Sequence[str], label: str, options: ReadOptions) -> FieldChoice:
     """Return the columns that hold the text in the first rows."""
-    rows = batch.slice(0, fields.SAMPLE).to_pylist() if batch else []
-    return choose_fields(rows or [dict.fromkeys(names)], label, options)
+    rows: list[Any] = []
+    size = 0
+    for part in (part for batch in batches for part in _slices(batch.slice(0, fields.SAMPLE), label)):
+        rows += part.to_pylist()
+        size += sum(map(_decoded_bytes, part.columns))
+        if len(rows) >= fields.SAMPLE or size > _SLICE_BYTES:
+            break
+    return choose_fields(rows[: fields.SAMPLE] or [dict.fromkeys(names)], label, options)
 
 
-def _columns(choice: FieldChoice, names: Sequence[str]) -> list[str]:
-    """Return the columns to read, in the order of the file."""
+def _columns(choice: FieldChoice, names: Sequence[str], label: str) -> list[str]:
+    """Return the columns to read, in the order of the file. Raises BadData if two have the same name."""
     wanted = {name for field in choice.names for name in names if field == name or field.startswith(f"{name}.")}
+    _require_one_each(wanted, names, label)
     return [name for name in names if name in wanted | {"title", "meta"}]
 
 
-def _documents(batches: Iterator[Any], choice: FieldChoice, file: str) -> Iterator[Document]:
-    line = 0
-    for batch in batches:
-        for row in batch.to_pylist():
+def _require_one_each(wanted: Iterable[str], names: Sequence[str], label: str) -> None:
+    for name in wanted:
+        if names.count(name) > 1:
+            raise BadData(f"{label}: {names.count(name)} columns are named {name}", hint="rename all but one")
+
+
+def _documents(batches: Iterator[Any], choice: FieldChoice, content: Content, size: int) -> Iterator[Document]:
+    """Yield the rows of a file of `size` bytes. Raises BadData if they are far more than its bytes can hold."""
+    line = total = 0
+    for part in (part for batch in batches for part in _slices(batch, content.label)):
+        total += sum(map(_decoded_bytes, part.columns))
+        check_ratio(content.label, max(size, _LEAST_INPUT), total)
+        for row in part.to_pylist():
             line += 1
             meta = None if "meta" in choice.names else row.get("meta")
-            yield Document(choice.text_of(row) or "", fields.title_of(row, choice), meta, file, line)
+            yield Document(choice.text_of(row) or "", fields.title_of(row, choice), meta, content.file, line)
+
+
+def _rows_at_once(table: Any, columns: Sequence[str], file: BinaryIO, label: str, *, limit: int) -> int:
+    """Return how many rows of `columns`, at most `limit`, decode to about 64 MiB, or to a single row.
+
+    Raises BadData for a chunk that expands to more than 256 MiB and 100 times its size.
+    """
+    rows = limit
+    for group in range(table.metadata.num_row_groups):
+        metadata = table.metadata.row_group(group)
+        for index in range(metadata.num_columns):
+            chunk = metadata.column(index)
+            if chunk.path_in_schema.partition(".")[0] not in columns or not metadata.num_rows:
+                continue
+            out = chunk.total_uncompressed_size
+            dictionary = min(_dictionary_bytes(chunk, file), out)
+            if table.schema.column(index).max_repetition_level:
+                out = max(out, chunk.num_values * _VALUE_BYTES)
+            _check_expansion(f"{label}: column {chunk.path_in_schema}", chunk.total_compressed_size, out)
+            row_bytes = max(out, dictionary * chunk.num_values) // metadata.num_rows
+            rows = min(rows, max(1, _BATCH_BYTES // max(row_bytes, 1)))
+    return rows
+
+
+def _dictionary_bytes(chunk: Any, file: BinaryIO) -> int:
+    """Return the decompressed size of the dictionary of a chunk, which may be a single entry; 0 if it has none."""
+    start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)), default=0)
+    file.seek(start)
+    numbers = _first_numbers(file.read(_PAGE_HEADER))
+    return size if next(numbers, 0) == _DICTIONARY_PAGE and (size := next(numbers, 0)) > 0 else 0
+
+
+def _first_numbers(header: bytes) -> Iterator[int]:
+    """Yield the first fields of a page header in Thrift's compact protocol: its type, its decompressed size, ..."""
+    position = 0
+    while header[position : position + 1] == b"\x15":  # the next field, an i32
+        number = shift = 0
+        while (position := position + 1) < len(header):
+            number |= (header[position] & 0x7F) << shift
+            shift += 7
+            if header[position] < 0x80:
+                break
+        position += 1
+        yield number >> 1 ^ -(number & 1)
+
+
+def _check_expansion(label: str, size: int, out: int) -> None:
+    """Raise BadData if `size` bytes, which are decompressed at once, expand to too many."""
+    if out > max(_SMALL, _MAX_RATIO * size):
+        raise BadData(
+            f"{label}: {size:,} bytes expand to {out:,} bytes at once, over the limit of {_MAX_RATIO} to 1",
+            hint="write it again as JSON lines, or in groups of fewer rows",
+        )
+
+
+def _check_arrow_batches(file: BinaryIO, start: int, label: str) -> None:
+    """Raise BadData if a batch of an Arrow file or stream, whose messages begin at `start`, expands to too many bytes.
+
+    A message is described by a table of FlatBuffers; a compressed buffer begins with its decompressed size.
+    """
+    file.seek(start)
+    while len(prefix := file.read(8)) == 8:
+        mark, size = struct.unpack("<Ii", prefix)
+        if mark != _CONTINUATION or size <= 0:
+            break
+        message = _Table.root(file.read(size))
+        body, length = file.tell(), message.integer(3, "<q")
+        batch = message.table(2)
+        if message.integer(1, "<B") == _DICTIONARY_BATCH:
+            batch = batch and batch.table(1)
+        if batch and message.integer(1, "<B") in (_DICTIONARY_BATCH, _RECORD_BATCH) and batch.table(3):
+            out = 0
+            for offset, buffer_size in batch.pairs(2):
+                file.seek(body + offset)
+                out += max(struct.unpack("<q", file.read(8))[0], 0) if buffer_size >= 8 else 0
+            _check_expansion(label, length, out)
+        file.seek(body + length)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of FlatBuffers: the fields of an object by their number. https://flatbuffers.dev/internals/"""
+
+    data: bytes
+    position: int
+
+    @classmethod
+    def root(cls, data: bytes) -> _Table:
+        return cls(data, struct.unpack_from("<I", data)[0])
+
+    def _field(self, number: int) -> int:
+        """Return where a field begins, 0 if it is absent."""
+        fields_at = self.position - int(struct.unpack_from("<i", self.data, self.position)[0])
+        entry = 4 + 2 * number
+        if entry >= struct.unpack_from("<H", self.data, fields_at)[0]:
+            return 0
+        offset = int(struct.unpack_from("<H", self.data, fields_at + entry)[0])
+        return self.position + offset if offset else 0
+
+    def integer(self, number: int, form: str) -> int:
+        position = self._field(number)
+        return int(struct.unpack_from(form, self.data, position)[0]) if position else 0
+
+    def table(self, number: int) -> _Table | None:
+        position = self._field(number)
+        return _Table(self.data, position + self.integer(number, "<I")) if position else None
+
+    def pairs(self, number: int) -> list[tuple[int, int]]:
+        """Return a list of structs of two int64."""
+        if not (position := self._field(number)):
+            return []
+        start = position + self.integer(number, "<I")
+        count = struct.unpack_from("<I", self.data, start)[0]
+        return [struct.unpack_from("<qq", self.data, start + 4 + 16 * index) for index in range(count)]
 
 
 def _require_end_of_stream(file: BinaryIO) -> None:
@@ -125,7 +305,7 @@ def _errors(content: Content, name: str) -> Iterator[None]:
         yield
     except BadData:
         raise
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, LookupError, OverflowError, OSError, ValueError, struct.error) as error:
         if isinstance(error, OSError) and error.errno:  # a failure of the disk, not of the file's content
             raise
         raise BadData(
