@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.errors import BadData, export_mismatch
 from pipeline.export.format import Split
 from pipeline.store import files
+from pipeline.tokens.segments import IdsFile
 from pipeline.tokens.store import TokenArray
 
 BLOCK = 1 << 22  # ids per block: 8 or 16 MiB
@@ -30,7 +31,7 @@ def blocks(array: TokenArray, start: int = 0, stop: int | None = None) -> Iterat
         segment_start += len(segment)
 
 
-def _read_block(segment: np.ndarray, start: int, stop: int) -> np.ndarray:
+def _read_block(segment: np.ndarray | IdsFile, start: int, stop: int) -> np.ndarray:
     """Return `segment[start:stop]`, read from the file if the segment is memory-mapped.
 
     Pages of a map that were touched count as memory of this process as long as the map exists, and a failing disk

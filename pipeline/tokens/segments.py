@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,3 +144,27 @@ def source_offsets(artifact: Artifact, segment: str) -> np.ndarray:
 def memmap_ids(path: Path, dtype: str) -> np.ndarray:
     """Return the ids of a .bin file, memory-mapped."""
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+class IdsFile:
+    """The ids of a .bin file, which is not open: `np.asarray` maps it into memory, a slice is read from it.
+
+    An open map takes a file descriptor, and a store may have more files than a process may open.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
+        self._length = path.stat().st_size // self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(memmap_ids(self.path, self.dtype.str), dtype, copy=copy, subok=False)
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, _ = span.indices(self._length)
+        ids = np.fromfile(self.path, self.dtype, max(stop - start, 0), offset=start * self.dtype.itemsize)
+        if len(ids) < stop - start:
+            raise BadData(f"{self.path}: shorter than when it was opened", hint="`tokenize` it again")
+        return ids

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,16 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.hdf5 import memmap_hdf5
-from pipeline.tokens.segments import SPLITS, memmap_ids
+from pipeline.tokens.segments import SPLITS, IdsFile
+
+_MAPPED = 64  # segments of a split that are open at once
 
 
 @dataclass(frozen=True)
 class TokenArray:
     """The ids of one split as one array over one or more segments, which stay on disk."""
 
-    segments: tuple[np.ndarray, ...]
+    segments: tuple[np.ndarray | IdsFile, ...]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.segments else 0
@@ -55,7 +57,7 @@ class TokenArray:
         ids by index.
         """
         if len(self.segments) == 1:
-            (ids,) = self._plain
+            ids = self._mapped(0)
             shape = (len(ids) - length + 1, length)
             windows = np.ndarray(shape, ids.dtype, ids, strides=(ids.itemsize, ids.itemsize))
             rows: np.ndarray = windows[starts]
@@ -64,7 +66,7 @@ class TokenArray:
         segments = np.searchsorted(self._ends, starts, side="right")
         offsets = starts - self._begins[segments]
         for row, (segment, offset) in enumerate(zip(segments.tolist(), offsets.tolist(), strict=True)):
-            block = self._plain[segment][offset : offset + length]
+            block = self._mapped(segment)[offset : offset + length]
             if len(block) < length:  # the block continues in the next segment
                 start = int(starts[row])
                 block = np.concatenate(list(self._slices(start, start + length)))
@@ -77,7 +79,7 @@ class TokenArray:
             begin = int(self._begins[segment])
             if begin >= stop:
                 break
-            yield self._plain[segment][max(start - begin, 0) : stop - begin]
+            yield self.segments[segment][max(start - begin, 0) : stop - begin]
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -90,9 +92,12 @@ class TokenArray:
         return self._ends - [len(segment) for segment in self.segments]
 
     @functools.cached_property
-    def _plain(self) -> tuple[np.ndarray, ...]:
-        """The segments without np.memmap's bookkeeping, which takes longer than copying a block."""
-        return tuple(np.asarray(segment) for segment in self.segments)
+    def _mapped(self) -> Callable[[int], np.ndarray]:
+        """The ids of a segment by its index, without np.memmap's bookkeeping, which takes longer than copying a block.
+
+        The segments used last stay mapped.
+        """
+        return functools.lru_cache(_MAPPED)(lambda segment: np.asarray(self.segments[segment]))
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:
     names = [record.name for record in tokens.manifest.files]
     bins = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]
     if bins:
-        return TokenArray(tuple(memmap_ids(tokens.file(name), dtype) for name in bins))
+        return TokenArray(tuple(IdsFile(tokens.file(name), dtype) for name in bins))
     if f"{split}.h5" in names:
         return TokenArray((memmap_hdf5(tokens.file(f"{split}.h5"), dtype),))
     return TokenArray((np.empty(0, dtype),))  # nothing is held out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import struct
 from itertools import pairwise
@@ -22,7 +23,15 @@ from pipeline.tokenizers import Integers
 from pipeline.tokens import counting, hdf5
 from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens.hdf5 import write_hdf5
-from pipeline.tokens.segments import SegmentWriter, append_eos, document_lengths, dtype_for, read_index, source_offsets
+from pipeline.tokens.segments import (
+    IdsFile,
+    SegmentWriter,
+    append_eos,
+    document_lengths,
+    dtype_for,
+    read_index,
+    source_offsets,
+)
 from pipeline.tokens.store import TokenArray, open_store
 
 END = 7
@@ -238,6 +247,33 @@ def test_thousands_of_segments_are_read_as_fast_as_few() -> None:
     array = TokenArray(tuple(flat[at : at + 10] for at in range(0, len(flat), 10)))
     starts = np.random.default_rng(1).integers(0, len(flat) - 25, 2000)
     assert_blocks(array, flat.astype(np.int64), starts, 25)
+
+
+def test_a_store_of_many_segments_keeps_few_of_them_open(tmp_path: Path) -> None:
+    flat = np.arange(6_000, dtype="<u2")
+    paths = [tmp_path / f"{number}.bin" for number in range(300)]
+    for number, path in enumerate(paths):
+        flat[20 * number : 20 * number + 20].tofile(path)
+    limits, count = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 80, limits[1]))  # as an operating system may set it
+    try:
+        array = TokenArray(tuple(IdsFile(path, "<u2") for path in paths))
+        assert len(os.listdir("/dev/fd")) == count
+        starts = np.random.default_rng(1).integers(0, len(flat) - 45, 500)
+        assert_blocks(array, flat.astype(np.int64), starts, 45)
+        assert array.read(0, len(flat)).tolist() == flat.tolist()
+        assert isinstance(np.asarray(array.segments[0]).base, np.memmap)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_slice_of_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    np.arange(10, dtype="<u2").tofile(tmp_path / "ids.bin")
+    ids = IdsFile(tmp_path / "ids.bin", "<u2")
+    assert (ids[3:5].tolist(), ids[8:20].tolist(), ids[5:2].tolist(), len(ids)) == ([3, 4], [8, 9], [], 10)
+    os.truncate(tmp_path / "ids.bin", 6)
+    with pytest.raises(BadData, match="shorter than when it was opened"):
+        ids[0:10]
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
