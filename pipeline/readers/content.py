@@ -54,7 +54,12 @@ class Content:
             return
         with tempfile.TemporaryFile() as copy:
             for block in self.blocks:
-                copy.write(block)
+                try:
+                    copy.write(block)
+                    copy.flush()
+                except OSError as error:
+                    error.filename = f"{self.label}: its decompressed copy in {tempfile.gettempdir()} (TMPDIR)"
+                    raise
             copy.seek(0)
             yield copy
 

@@ -11,17 +11,20 @@ carries only the slot's number and the size in bytes.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection as connections
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -198,15 +201,16 @@ class WorkerProcess(Generic[Task]):
     def __init__(self, function: memoryview) -> None:
         """Start a process that runs the pickled `function`."""
         context = multiprocessing.get_context("spawn")
-        arrays = [context.RawArray(ctypes.c_ubyte, _SLOT_BYTES) for _ in range(2)]
+        memory = SharedMemory(2 * _SLOT_BYTES)
         self.connection, worker_end = context.Pipe()
-        self._slots = [memoryview(array).cast("B") for array in arrays]
+        self._slots = memory.slots()
         # The function may be large. As an argument of the process, it would block `start` until the worker read it.
         self._slots[0][: len(function)] = function
-        arguments = (os.getpid(), len(function), worker_end, arrays)
+        arguments = (os.getpid(), len(function), worker_end, memory)
         self._process = context.Process(target=_worker_main, args=arguments, daemon=True)
         self._process.start()
         worker_end.close()
+        memory.close_file()
         self._free_slots: list[int] = []  # the worker announces its slots once it has started
         self._pending: dict[int, Pending[Task]] = {}  # by slot
 
@@ -246,15 +250,56 @@ class WorkerProcess(Generic[Task]):
         self.connection.close()
 
 
+class SharedMemory:
+    """Memory of two slots that is shared with a child process, as a file without a name.
+
+    The arrays of multiprocessing are sparse files in /dev/shm or TMPDIR: if these are full, the first write into an
+    array kills the process (SIGBUS). On Linux this file is in no folder; elsewhere all of it is written at once, which
+    raises OSError.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._file, self._size = _unnamed_file(size), size
+        self._map = mmap.mmap(self._file, size)
+
+    def slots(self) -> list[memoryview]:
+        view, half = memoryview(self._map), self._size // 2
+        return [view[:half], view[half:]]
+
+    def close_file(self) -> None:
+        """Close the file once the child has started; the memory stays."""
+        os.close(self._file)
+
+    def __getstate__(self) -> tuple[int, Any]:
+        return self._size, reduction.DupFd(self._file)
+
+    def __setstate__(self, state: tuple[int, Any]) -> None:
+        self._size, self._file = state[0], state[1].detach()
+        self._map = mmap.mmap(self._file, self._size)
+        self.close_file()
+
+
+def _unnamed_file(size: int) -> int:
+    """Return the descriptor of a file of `size` zeros."""
+    if sys.platform == "linux":
+        file = os.memfd_create("inkstone")
+        os.ftruncate(file, size)
+        return file
+    with tempfile.TemporaryFile() as written:
+        written.write(bytes(size))
+        written.flush()
+        return os.dup(written.fileno())
+
+
 def _worker_main(
     parent: int,
     function_size: int,
     connection: Connection[Any, Any],
-    arrays: Sequence[ctypes.Array[ctypes.c_ubyte]],
+    memory: SharedMemory,
 ) -> None:
     """Run a worker: unpickle the function from slot 0, then apply it to each task received, until killed."""
     _end_with_parent(parent)
-    slots = [memoryview(array).cast("B") for array in arrays]
+    slots = memory.slots()
     function = pickle.loads(slots[0][:function_size])
     for slot in range(len(slots)):
         connection.send((slot, None))

@@ -81,6 +81,25 @@ def test_isolated_call_ends_with_the_stop_event_but_not_with_signals_to_the_grou
 # Streams
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_memory_shared_with_workers_is_in_no_folder_that_can_be_full() -> None:
+    """A write into a mapped file of a full /dev/shm or TMPDIR kills the process."""
+    with workers.WorkerPool(process_id, 1) as pool:
+        pool.submit(1)
+        files = [line for line in Path("/proc/self/maps").read_text().splitlines() if "rw-s" in line]
+        assert any("memfd:inkstone" in line for line in files)
+        assert not any("pym-" in line for line in files)
+
+
+def test_memory_without_memfd_is_written_before_it_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "other")
+    file = workers._unnamed_file(1 << 20)
+    try:
+        assert os.fstat(file).st_blocks * 512 >= 1 << 20
+    finally:
+        os.close(file)
+
+
 def slow_square(task: int) -> int:
     """Square the task, so that some tasks take longer than later ones."""
     time.sleep(0.01 * (3 - task % 4))
@@ -291,7 +310,7 @@ def test_one_job_runs_in_parent_and_more_jobs_use_workers() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl exists only on Linux")
 @pytest.mark.parametrize(
     ("call", "count"),
-    [("workers.run_isolated(work, 1)", 1), ("list(workers.map_ordered(work, iter(range(9)), jobs=3))", 3)],
+    [("workers.run_isolated(work, 1)", 1), ("list(workers.map_ordered(work, iter(range(300)), jobs=3))", 3)],
     ids=["run_isolated", "map_ordered"],
 )
 def test_workers_die_with_killed_parent(tmp_path: Path, call: str, count: int) -> None:
