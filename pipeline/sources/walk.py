@@ -35,6 +35,7 @@ _EDITOR_COPIES = ("*~", "#*#", "*.swp", "*.swo")
 _SAME = "same as "
 _HEAD = 1 << 16  # bytes that are compared before files of equal size are hashed
 _COMPARED = 1 << 24  # bytes of a text and its compressed copy that are compared
+_MAX_DEPTH = 100  # folders within folders; resolving their paths takes time that grows with the square
 _MAX_REASONS = 6  # in the summary
 
 
@@ -181,6 +182,9 @@ class _Search:
         pending = [top]
         while pending:
             name = pending.pop()
+            if name.count("/") >= _MAX_DEPTH:
+                self.drop(f"{name}/", f"more than {_MAX_DEPTH} folders deep")
+                continue
             path = self.folder / name
             real = os.path.realpath(path)
             if real in self.visited:

@@ -50,6 +50,15 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def test_folders_far_below_are_left_out_with_a_word(folder: Path) -> None:
+    deep = "/".join("d" * 100)
+    write_file(folder, f"{deep}/a.txt", "taken\n")
+    write_file(folder, f"{deep}/d/" + "/".join("e" * 500) + "/b.txt", "too deep\n")
+    result = walk(folder)
+    assert names(result, folder) == [f"{deep}/a.txt"]
+    assert reasons(result) == {f"{deep}/d/": "more than 100 folders deep"}
+
+
 def test_texts_are_taken_whatever_the_case_of_their_suffix(folder: Path) -> None:
     for name in ("B.TXT", "a.txt", "c.Txt", "d.md", "e.text", "LICENSE"):
         write_file(folder, name, f"the text of {name}\n")
