@@ -16,6 +16,7 @@ from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
 from pipeline.errors import BadConfig
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
+from pipeline.store.generations import unfinished_drafts
 from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
@@ -110,7 +111,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
     """
     _require_positive(minutes)
     published = artifact.current(root, "runs", check_name(name))
-    folders = [published.path] if published else [draft for draft, _ in artifact.unfinished_drafts(root, "runs", name)]
+    folders = [published.path] if published else [draft for draft, _ in unfinished_drafts(root, "runs", name)]
     for folder in reversed(folders):
         preset_name, resolved = _read_preset(folder)
         if resolved is None or preset_name not in presets.PRESETS:

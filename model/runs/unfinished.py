@@ -9,7 +9,7 @@ from model import config
 from model.runs.plan import TrainPlan, identify, read_config
 from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
 from pipeline.store import artifact
-from pipeline.store.generations import draft_path
+from pipeline.store.generations import draft_path, unfinished_drafts
 
 
 def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
@@ -18,7 +18,7 @@ def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
     A refresh may have published newer generations since that run was started. Raises UpstreamChanged if the older ones
     are gone.
     """
-    identity, drafts = identify(plan), list(artifact.unfinished_drafts(root, "runs", plan.name))
+    identity, drafts = identify(plan), list(unfinished_drafts(root, "runs", plan.name))
     if draft_path(root, identity) in [draft for draft, _ in drafts]:
         return plan
     for draft, inputs in drafts:
@@ -46,7 +46,7 @@ def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
 
 def require_unfinished(root: Path, plan: TrainPlan) -> None:
     """Raise BadConfig with the differences if there are unfinished runs of this name, but none of this plan."""
-    drafts = [draft for draft, _ in artifact.unfinished_drafts(root, "runs", plan.name)]
+    drafts = [draft for draft, _ in unfinished_drafts(root, "runs", plan.name)]
     if not drafts or draft_path(root, identify(plan)) in drafts:
         return
     changes, unfinished = [], read_config(drafts[-1])

@@ -24,10 +24,12 @@ from pipeline.store.generations import (
     ROLLED_BACK,
     current_key,
     generation_keys,
+    promote,
     read_run_info,
     rolled_back_keys,
     set_current,
     shelves,
+    unwanted_keys,
 )
 from pipeline.store.leftovers import leftovers
 from pipeline.store.manifest import KINDS, Input, is_valid_name
@@ -67,7 +69,9 @@ def rollback(root: Path, reference: str, *, to: str = "") -> RollbackResult:
     with locks.lock(folder / ".lock", action=f"rollback {reference}"):
         files.remove_temporaries(folder, recursive=False)
         keys, current, unwanted = generation_keys(folder), current_key(folder), rolled_back_keys(folder)
-        target = _complete_key(reference, keys, to) if to else _previous_key(reference, keys, current, unwanted)
+        target = (
+            _complete_key(reference, keys, to) if to else _previous_key(reference, keys, current, unwanted_keys(folder))
+        )
         generation = artifact.read(folder / target)
         if problems := artifact.find_problems(generation):
             alternatives = ", ".join(key for key in keys if key not in (current, target, *unwanted)) or "none"
@@ -76,6 +80,7 @@ def rollback(root: Path, reference: str, *, to: str = "") -> RollbackResult:
         # Record the key first. A refresh in between then refuses the key instead of moving `current` forward again.
         _record_rolled_back(folder, ({*unwanted, current} if is_older else {*unwanted}) - {target})
         if current != target:
+            promote(folder / target)
             set_current(folder, target)
     previous = f"{reference}/{current}" if current else ""
     return RollbackResult(generation, previous, "unchanged" if current == target else "rolled back")
@@ -105,7 +110,7 @@ def _complete_key(reference: str, keys: list[str], prefix: str) -> str:
     return matches[0]
 
 
-def _previous_key(reference: str, keys: list[str], current: str, unwanted: tuple[str, ...]) -> str:
+def _previous_key(reference: str, keys: list[str], current: str, unwanted: set[str]) -> str:
     """Return the key of the generation before `current`; of the newest if `current` no longer exists."""
     earlier = [key for key in keys[: keys.index(current) if current in keys else None] if key not in unwanted]
     if not earlier:
@@ -250,9 +255,9 @@ class _Pruning:
             _record_rolled_back(folder, {*rolled_back_keys(folder)} & {*generation_keys(folder)})
 
     def _recent_keys(self, folder: Path, keys: list[str]) -> set[str]:
-        """Return the newest keys, back to the `keep`-th that is neither damaged nor rolled back."""
+        """Return the newest keys, back to the `keep`-th that is neither damaged nor unwanted."""
         recent: set[str] = set()
-        unwanted, usable = rolled_back_keys(folder), 0
+        unwanted, usable = unwanted_keys(folder), 0
         for key in reversed(keys):
             if usable < self.keep:
                 recent.add(key)

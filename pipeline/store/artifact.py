@@ -42,12 +42,12 @@ from pipeline.store.generations import (
     draft_path,
     generation_keys,
     is_rolled_back,
+    make_current,
     names_newest_first,
     read_run_info,
     require_links,
-    rolled_back_keys,
-    set_current,
     shelves,
+    unwanted_keys,
 )
 from pipeline.store.manifest import BUILD_COMMANDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
 
@@ -66,12 +66,17 @@ class StageOutput:
     """Description of the files that a stage wrote: its counts and its closed ledger.
 
     `hashed` lists files whose sha256 was computed while they were written. `run` goes to run.json, not to the manifest.
+    Without `promote` the generation is published and `current` stays where it is.
     """
 
     counts: dict[str, Any]
     ledger: dict[str, Any] = field(default_factory=dict)
     hashed: Sequence[FileRecord] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
+    promote: bool = True
+
+
+StageWriter = Callable[[Path], StageOutput]
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,13 @@ def find_published(root: Path, identity: Identity) -> Artifact | None:
 
 
 def build(
-    root: Path, identity: Identity, write: Callable[[Path], StageOutput], *, keep_draft: bool = False
+    root: Path, identity: Identity, write: StageWriter, *, keep_draft: bool = False, accept: bool = False
 ) -> BuildResult:
     """Publish the artifact that `identity` describes, unless it exists already.
 
     `write` fills an empty folder and describes what it wrote. When it raises, nothing is published. With `keep_draft`
     its folder is kept and passed to it again the next time, so that it can resume; so is a published artifact of this
-    identity that was damaged later.
+    identity that was damaged later. With `accept`, `current` moves even if the output says that it should not.
 
     Raises UpstreamChanged when this generation was rolled back, TryAgain when another process builds on this shelf.
     """
@@ -135,8 +140,7 @@ def build(
             files.remove_tree(target / SCRATCH)
             files.remove_tree(draft)  # without working locks, another process may have left one
             files.remove_temporaries(target)
-            if current_key(shelf) != identity.key:
-                set_current(shelf, identity.key)
+            make_current(target, accept=accept)
             return BuildResult(artifact, "unchanged")
         require_links(shelf)
         _prepare_draft(draft, target, identity, keep_draft)
@@ -150,7 +154,7 @@ def build(
             raise
         _write_manifest(draft, identity, content, start)
         artifact = _publish(root, identity, draft, target)
-        set_current(shelf, identity.key)
+        make_current(target, accept=accept)
     return BuildResult(artifact, "built")
 
 
@@ -163,7 +167,8 @@ def _prepare_draft(draft: Path, target: Path, identity: Identity, keep_draft: bo
     draft.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(draft)
     if keep_draft:  # record the inputs, so that `prune` keeps what is needed to resume
-        files.write_file(draft / RUN, msgspec.json.encode({"made_from": identity.inputs}))
+        content = {"made_from": identity.inputs, "libraries": identity.versions()}
+        files.write_file(draft / RUN, msgspec.json.encode(content))
 
 
 def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artifact:
@@ -194,14 +199,15 @@ def _write_manifest(draft: Path, identity: Identity, content: StageOutput, start
         "python": platform.python_version(),
         "platform": platform.platform(),
         **content.run,
+        **({} if content.promote else {"promoted": False}),
         "generation": 1 + max((read_run_info(draft.parent / key).generation for key in earlier), default=0),
     }
     files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
     hashed = {(record.name, record.size): record for record in content.hashed}
+    sizes = {name: (draft / name).stat().st_size for name in _listed_paths(draft)}
     records = tuple(
-        hashed.get((name, size := (draft / name).stat().st_size))
-        or FileRecord(name, size, files.sha256_of(draft / name))
-        for name in _listed_paths(draft)
+        hashed.get((name, size)) or FileRecord(name, size, files.sha256_of(draft / name))
+        for name, size in sizes.items()
     )
     manifest = Manifest(
         schema=SCHEMA,
@@ -263,7 +269,7 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
 def _repair_hint(shelf: Path, kind: str, *, damaged: str) -> str:
     """Return what to do about the damaged generation: rebuild it, or name the newest intact one instead."""
     rebuild = f"`{BUILD_COMMANDS[kind]}` it again"
-    excluded = {damaged, *rolled_back_keys(shelf)}
+    excluded = {damaged, *unwanted_keys(shelf)}
     for key in reversed([key for key in generation_keys(shelf) if key not in excluded]):
         if is_intact(shelf / key):
             return f"{rebuild}, or name {kind}/{shelf.name}/{key}, the newest intact generation"
@@ -331,13 +337,6 @@ def lease(artifact: Artifact) -> Iterator[None]:
         yield
 
 
-def unfinished_drafts(root: Path, kind: str, name: str) -> Iterator[tuple[Path, tuple[Input, ...]]]:
-    """Yield the drafts of that name that a later build can resume, each with its inputs."""
-    for draft in sorted((root / kind / check_name(name)).glob(".draft-*")):
-        if (made_from := read_run_info(draft).made_from) is not None:
-            yield draft, made_from
-
-
 def generations(root: Path) -> Iterator[Path]:
     """Yield the folder of every published generation below `root`. Raises OSError where it may not be read."""
     for shelf in shelves(root):
@@ -353,9 +352,9 @@ def find_problems(
     Only files whose names satisfy `include` are checked. Without `deep`, only files modified since the manifest was
     written are hashed. Published files are never modified, so checking the size of the others is enough.
     """
-    # A file as new as the manifest counts as modified, because on a coarse clock a change may get the same timestamp.
-    # Links to an earlier generation's files are older. A copy that lost its timestamps (`cp -r` instead of `cp -a`)
-    # is hashed each time. Only `deep` finds a change that leaves the timestamp old: bit rot, or a file moved in.
+    # A file as new as the manifest counts as modified: on a coarse clock a change may get the same timestamp. Links to
+    # an earlier generation's files are older. A copy that lost its timestamps (`cp -r`) is hashed each time. Only
+    # `deep` finds a change that leaves the timestamp old: bit rot, or a file moved in.
     try:
         published_at = artifact.file(MANIFEST).stat().st_mtime_ns
     except FileNotFoundError:

@@ -34,14 +34,18 @@ class RunInfo(msgspec.Struct, frozen=True):
     """The fields of run.json that are read back: the number of the generation, and when it was finished.
 
     `inputs` lists the paths of the files that were read, `settings` the options that decide no bytes and the paths of
-    tables. In a draft, which has no manifest yet, `made_from` lists the inputs.
+    tables. `promoted` is False if the generation was published without becoming current, for the `reason` given. In a
+    draft, which has no manifest yet, `made_from` lists the inputs and `libraries` the versions that its key depends on.
     """
 
     generation: int = 0
     finished: str = ""
     inputs: tuple[str, ...] = ()
     settings: dict[str, Any] = {}
+    promoted: bool = True
+    reason: str = ""
     made_from: tuple[Input, ...] | None = None
+    libraries: dict[str, str] = {}
 
 
 def draft_path(root: Path, identity: Identity) -> Path:
@@ -128,6 +132,35 @@ def read_run_info(folder: Path) -> RunInfo:
         return msgspec.json.decode(read_regular(folder / RUN), type=RunInfo)
     except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError):  # it decides no bytes: losing it is harmless
         return RunInfo()
+
+
+def promote(folder: Path) -> None:
+    """Record in run.json that a generation which was published without becoming current may become it."""
+    if not read_run_info(folder).promoted:
+        content: dict[str, Any] = msgspec.json.decode((folder / RUN).read_bytes())
+        data = msgspec.json.encode({**content, "promoted": True, "reason": ""})
+        files.write_file(folder / RUN, msgspec.json.format(data, indent=2))
+
+
+def make_current(folder: Path, *, accept: bool) -> None:
+    """Move `current` to the generation in `folder`, unless it is not to become current and is not accepted now."""
+    if accept:
+        promote(folder)
+    if read_run_info(folder).promoted and current_key(folder.parent) != folder.name:
+        set_current(folder.parent, folder.name)
+
+
+def unfinished_drafts(root: Path, kind: str, name: str) -> Iterator[tuple[Path, tuple[Input, ...]]]:
+    """Yield the drafts of that name that a later build can resume, each with its inputs."""
+    for draft in sorted((root / kind / check_name(name)).glob(".draft-*")):
+        if (made_from := read_run_info(draft).made_from) is not None:
+            yield draft, made_from
+
+
+def unwanted_keys(shelf: Path) -> set[str]:
+    """Return the keys that become current only on request: rolled back, or published without becoming current."""
+    passed_over = {key for key in generation_keys(shelf) if not read_run_info(shelf / key).promoted}
+    return passed_over | {*rolled_back_keys(shelf)}
 
 
 def rolled_back_keys(shelf: Path) -> tuple[str, ...]:

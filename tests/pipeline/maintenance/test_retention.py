@@ -153,6 +153,29 @@ def test_rollback_to_rolled_back_key_removes_it_from_record(root: Path) -> None:
     assert artifact.build(root, identity(2), must_not_be_called).result == "unchanged"
 
 
+def publish_aside(root: Path, number: int) -> Artifact:
+    """Publish a generation that does not become current."""
+
+    def write(draft: Path) -> StageOutput:
+        return dataclasses.replace(writes(number)(draft), promote=False)
+
+    return artifact.build(root, identity(number), write).artifact
+
+
+def test_rollback_returns_to_a_generation_that_was_current(root: Path) -> None:
+    first, aside, _ = publish(root, 0), publish_aside(root, 1), publish(root, 2)
+    assert rollback(root, "tokens/pile").artifact == first
+    assert rollback(root, "tokens/pile", to=aside.manifest.key).artifact == current(root) == aside
+    publish(root, 3)
+    assert rollback(root, "tokens/pile").artifact == aside, "named once, it counts as any other"
+
+
+def test_generations_that_never_were_current_do_not_count_as_newest(root: Path) -> None:
+    generations = [publish(root, 0), publish(root, 1), publish_aside(root, 2), publish_aside(root, 3)]
+    prune(root, keep=2)
+    assert generation_refs(root) == refs(*generations)
+
+
 def test_rollback_refuses_damaged_generation(root: Path) -> None:
     generations = publish_many(root, 3)
     files_before = tree(root)

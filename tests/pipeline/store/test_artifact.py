@@ -364,6 +364,29 @@ def test_generations_are_numbered_regardless_of_run_fields(root: Path) -> None:
     assert generation_keys(built[0].path.parent) == [generation.manifest.key for generation in built]
 
 
+def writes_aside(text: str) -> Callable[[Path], StageOutput]:
+    """Return a stage that publishes a generation which is not to become current."""
+    write = writes(text)
+    return lambda draft: dataclasses.replace(write(draft), promote=False, run={"reason": "worse"})
+
+
+def test_generation_without_promotion_becomes_current_only_if_accepted(root: Path) -> None:
+    first = artifact.build(root, BOOK, writes("a")).artifact
+    other = changed(options={"n": 2})
+    aside = artifact.build(root, other, writes_aside("b"))
+    assert aside.result == "built"
+    assert artifact.current(root, "corpora", "shuihu") == first
+    assert (read_run_info(aside.artifact.path).promoted, read_run_info(aside.artifact.path).reason) == (False, "worse")
+    assert artifact.build(root, other, must_not_be_called).result == "unchanged"
+    assert artifact.current(root, "corpora", "shuihu") == first, "a later build leaves it aside too"
+    assert artifact.build(root, other, must_not_be_called, accept=True).artifact == aside.artifact
+    assert artifact.current(root, "corpora", "shuihu") == aside.artifact
+    artifact.build(root, BOOK, must_not_be_called)
+    artifact.build(root, other, must_not_be_called)
+    assert artifact.current(root, "corpora", "shuihu") == aside.artifact, "accepted once is accepted for good"
+    assert artifact.find_problems(aside.artifact, deep=True) == []
+
+
 def test_concurrent_build_of_same_name_raises_try_again(root: Path) -> None:
     def build_again(draft: Path) -> StageOutput:
         with pytest.raises(TryAgain) as caught:
