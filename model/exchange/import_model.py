@@ -32,6 +32,7 @@ from model.runs.plan import SCHEMA
 from model.runs.run import CHECKPOINTS, CONFIG, RESULT, Result
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.runtime.regular_file import regular_file
 from pipeline.store import artifact, files
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
@@ -133,7 +134,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(regular_file(path).read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         raise InputMissing(f"{path}: missing", hint="name a folder that transformers saved") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

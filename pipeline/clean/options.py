@@ -16,6 +16,7 @@ from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
 from pipeline.clean.rules import boilerplate, gaiji, lacunae, notes, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
+from pipeline.runtime.regular_file import regular_file
 
 MAX_SENTENCE_BYTES = DEFAULT_MAX_LINE_BYTES  # SentencePiece skips longer lines without a warning
 
@@ -145,7 +146,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         options |= {"without": sorted({*self.without}), "notes": sorted({*self.notes})}
         for name in TABLE_FILES:
             if options[name]:
-                options[name] = hashlib.sha256(Path(options[name]).read_bytes()).hexdigest()
+                options[name] = hashlib.sha256(regular_file(Path(options[name])).read_bytes()).hexdigest()
         del options["max_bad"], options["preset"]
         if not self.text_fields:
             del options["text_fields"]

@@ -15,6 +15,7 @@ from pipeline import tokenizers
 from pipeline.clean.options import TABLE_FILES, CleanOptions
 from pipeline.errors import BadConfig, InkstoneError, InputMissing
 from pipeline.refresh import recipe_keys
+from pipeline.runtime.regular_file import regular_file
 from pipeline.sources.catalogue import CATALOGUE
 from pipeline.store.manifest import check_name, name_from_path
 from pipeline.tokenizers import ENCODINGS
@@ -172,7 +173,7 @@ def load(
     """
     path = find(reference)
     try:
-        content = msgspec.toml.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        content = msgspec.toml.decode(regular_file(path).read_bytes().removeprefix(codecs.BOM_UTF8))
     except FileNotFoundError:
         names = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
         raise InputMissing(f"{path}: no such recipe", hint=f"name a TOML file, or one of {names}") from None

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.runtime.redaction import redact_url
+from pipeline.runtime.regular_file import regular_file
 from pipeline.sources import dataset as datasets
 from pipeline.sources.walk import LeftOut, require_text, walk
 from pipeline.store.manifest import name_from_path
@@ -200,7 +201,7 @@ def _local(
     leave_out: Sequence[Path],
     text_fields: Sequence[str],
 ) -> Source:
-    if path.is_file():
+    if regular_file(path).is_file():
         require_text(path)
         file = SourceFile(path.name, local=path)
         return Source(_own_name(path.name), (file,), origin=os.path.abspath(path), folders=(("", path.parent),))

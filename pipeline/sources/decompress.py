@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.errors import BadConfig, CannotCreate, InputMissing
 from pipeline.readers import compression
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.regular_file import regular_file
 from pipeline.store import files
 from pipeline.store.leftovers import remove_leftovers_of
 
@@ -20,7 +21,7 @@ def decompress(paths: Sequence[Path], out: Path | None, progress: Progress) -> l
     Raises BadData, without leaving an output, if a frame is truncated or other data follows the last one.
     """
     for path in paths:
-        if not path.is_file():
+        if not regular_file(path).is_file():
             raise InputMissing(f"{path}: no such file", hint="check the path")
         if path.suffix not in COMPRESSED:
             raise BadConfig(f"{path}: not a compressed file", hint="pass files that end in .zst or .gz")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.regular_file import regular_file
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
 from pipeline.sources.catalogue import CATALOGUE, resolve_source
 from pipeline.sources.dataset import PREFIX
@@ -144,7 +145,7 @@ def resolve_inputs(
     if pins and progress:
         raw = source_folder(root, source)
         progress.note(f"{reference}: using the path; write {raw} for the downloaded source of this name")
-    if path.is_file():
+    if regular_file(path).is_file():
         require_text(path)
         return _local_files(root, {path: path.name}, deep)
     if path.is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.runtime.regular_file import regular_file
 from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.tokenizer import CARD, END_OF_TEXT
 from pipeline.tokenizers.tokenizer_file import TokenizerFile
@@ -28,8 +29,8 @@ def tokenizer_file_at(reference: str) -> Path | None:
     The tokenizer.json that this package saves has another form; a folder with that is an artifact, not a file.
     """
     path = Path(reference)
-    candidates = (path,) if path.suffix == ".json" else (path / TOKENIZER_JSON,)
-    return next((file for file in candidates if file.is_file() and not _is_card(file)), None)
+    file = regular_file(path if path.suffix == ".json" else path / TOKENIZER_JSON)
+    return file if file.is_file() and not _is_card(file) else None
 
 
 def _is_card(path: Path) -> bool:
@@ -71,7 +72,7 @@ def _configured(folder: Path) -> Iterator[str]:
     """Yield the end-of-text tokens named by the configuration files beside a tokenizer.json."""
     for name in _CONFIGS:
         try:
-            content: Any = msgspec.json.decode((folder / name).read_bytes())
+            content: Any = msgspec.json.decode(regular_file(folder / name).read_bytes())
         except FileNotFoundError:
             continue
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

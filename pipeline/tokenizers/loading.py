@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.runtime.regular_file import regular_file
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import names_newest_first
@@ -41,7 +42,7 @@ def find(root: Path, reference: str, encoder: str = "auto", end_of_text: str = "
     if reference in ENCODINGS:
         return Tiktoken.named(reference, encoder), None
     path = Path(reference)
-    if path.suffix == ".model" and path.is_file():
+    if path.suffix == ".model" and regular_file(path).is_file():
         return open_foreign(path), None
     try:
         trained = artifact.find(root, "tokenizers", reference)
@@ -103,7 +104,7 @@ def check_encoder(reference: str, encoder: str) -> None:
 def open_folder(folder: Path) -> Tokenizer:
     """Open the tokenizer saved in `folder`. Raises InputMissing, and BadData if it does not match its card."""
     try:
-        card = msgspec.json.decode((folder / CARD).read_bytes(), type=TokenizerCard)
+        card = msgspec.json.decode(regular_file(folder / CARD).read_bytes(), type=TokenizerCard)
         tokenizer = _load(card, folder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None

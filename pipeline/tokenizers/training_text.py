@@ -13,6 +13,7 @@ import msgspec
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES, Flags, LineStats, flags
 from pipeline.errors import BadData
 from pipeline.readers import compression, jsonl
+from pipeline.runtime.regular_file import regular_file
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Input
 
@@ -59,7 +60,7 @@ def find_sentences(root: Path, references: Sequence[str]) -> list[Sentences]:
     texts: dict[str, Sentences] = {}
     for reference in references:
         path = Path(reference)
-        if path.is_file():
+        if regular_file(path).is_file():
             sentences = Sentences(path, Input("sentences", path.name, files.sha256_of(path)))
         else:
             corpus = artifact.require_intact(artifact.find(root, "corpora", reference))

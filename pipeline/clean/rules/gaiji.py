@@ -36,6 +36,7 @@ from pipeline.clean.utf16 import (
     replace_units,
 )
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.runtime.regular_file import regular_file
 
 POLICIES = ("keep", "lacuna", "drop")
 _EMPTY_MAP: Mapping[str, str] = MappingProxyType({})
@@ -235,7 +236,7 @@ def load_map(path: Path) -> dict[str, str]:
     Raises InputMissing, and BadConfig with the file and the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular_file(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputMissing(f"{path}: no such gaiji map", hint="check the path") from error
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.clean.rule import Counts, Rule
 from pipeline.clean.utf16 import UNIT_COUNT, Utf16Text, count_distinct, decode_utf16, encode_utf16, replace_units
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.runtime.regular_file import regular_file
 
 _FORM = "write two characters on each line, for example 爲 → 為"
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # categories: controls, surrogates, spaces
@@ -32,7 +33,7 @@ def load_table(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8-sig")
+        text = regular_file(path).read_text("utf-8-sig")
     except FileNotFoundError as error:
         raise InputMissing(f"{path}: no such table of variants", hint="check the path") from error
     except UnicodeDecodeError as error:
