@@ -17,6 +17,7 @@ from itertools import chain
 from typing import BinaryIO, cast
 
 from pipeline.errors import BadData
+from pipeline.readers import binary
 from pipeline.readers.compression import check_ratio, decompress, detect_compression
 from pipeline.readers.content import Content
 from pipeline.readers.kinds import HEAD_BYTES, has_text_suffix, kind_of
@@ -201,6 +202,8 @@ def _member(content: Content, name: str, blocks: Iterator[bytes], omitted: Omitt
     )
     if kind.archive:
         raise BadData(f"{label}: an archive within an archive", hint="unpack the outer one, then name the folder")
+    if binary.is_pointer(kind.problem):
+        raise BadData(f"{label}: {kind.problem}, not the file itself", hint=binary.hint_for(kind.problem))
     if kind.problem:
         omitted.add(name, kind.problem)
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipeline.errors import BadData
 
 BINARY_WINDOW = 1 << 10  # bytes in which binary data is detected
@@ -35,7 +37,11 @@ _MAGIC_NUMBERS = (  # offset, bytes, kind of file
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"GGUF\x03\0\0\0", "a GGUF model"),
     (0, b"\x7fELF", "a program"),
-    (0, b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS"),
+)
+_POINTERS = (  # texts that stand in the place of a file in a repository; the file itself is elsewhere
+    (re.compile(rb"version https://(?:git-lfs|hawser)\b"), "a pointer of Git LFS"),
+    (re.compile(rb"[/\\]annex[/\\]objects[/\\][A-Z0-9_]+-[^\n/\\]*--[^\n/\\]+(?:\n|$)"), "a pointer of git-annex"),
+    (re.compile(rb"# xet version \d+\s+filesize = \d+\s+hash = "), "a pointer of Xet"),
 )
 _ZIP_MEMBERS = (
     (b"mimetypeapplication/epub+zip", "an EPUB book"),
@@ -53,6 +59,8 @@ _HINTS = {
     "a 7z archive": "unpack it, then name the folder",
     "a RAR archive": "unpack it, then name the folder",
     "a pointer of Git LFS": "fetch the file itself with `git lfs pull`",
+    "a pointer of git-annex": "fetch the file itself with `git annex get .`",
+    "a pointer of Xet": "fetch the file itself from the server of its repository",
 }
 
 
@@ -60,7 +68,18 @@ def describe(head: bytes) -> str:
     """Return what a file is whose `head` is not text, as "a PDF"; "" if it has none of these magic numbers."""
     if head.startswith(b"PK\x03\x04"):
         return next((name for magic, name in _ZIP_MEMBERS if magic in head[:_ZIP_WINDOW]), "a ZIP archive")
-    return next((kind for offset, magic, kind in _MAGIC_NUMBERS if head.startswith(magic, offset)), "")
+    kind = next((kind for offset, magic, kind in _MAGIC_NUMBERS if head.startswith(magic, offset)), "")
+    return kind or describe_pointer(head)
+
+
+def describe_pointer(head: bytes) -> str:
+    """Return the kind of pointer that a file is if a repository stores the file itself elsewhere, else ""."""
+    return next((kind for pattern, kind in _POINTERS if pattern.match(head)), "")
+
+
+def is_pointer(kind: str) -> bool:
+    """Return True for a kind that `describe_pointer` returned."""
+    return kind.startswith("a pointer of ")
 
 
 def hint_for(kind: str) -> str:

@@ -38,6 +38,7 @@ from pipeline.sources.http import (
     wrong_content,
 )
 from pipeline.sources.partial import QUARANTINE, PartialFile, part_path
+from pipeline.sources.pointers import refuse_pointer
 from pipeline.store import files
 
 DURABLE_EVERY = 256 << 20  # bytes that a power cut can lose
@@ -75,12 +76,13 @@ def fetch(
 
     `pinned` is its expected sha256, or "", and `smallest` its minimum size in bytes. After pinning the result, call
     `partial.delete_state`. Raises UpstreamChanged if the file differs from the pin or is smaller, BadData if the
-    content differs twice from what the server published, TryAgain if a later attempt may succeed, ProtocolBroken if the
-    server violates the protocol.
+    content differs twice from what the server published or is a pointer in the place of a file, TryAgain if a later
+    attempt may succeed, ProtocolBroken if the server violates the protocol.
     """
     with HTTPClient(network, token) as client, files.open_partial(part_path(target)) as out:
         part = PartialFile(target, out)
         fetched = _Transfer(client, url, remote, target, part, network, advance, pinned, smallest).run()
+        refuse_pointer(url, part)
         out.publish(target)
     return fetched
 

@@ -4,8 +4,8 @@ A name decides first: hidden entries, copies that editors keep, folders of other
 Of the other files those are opened that have the suffix of a text, or that match an `--include`. The content decides
 then: empty files, images and other kinds are left out, and so is the same text a second time.
 
-Two entries are errors instead, because text would be missing without a word: a link whose target does not exist, and
-an entry that may not be read.
+Three entries are errors instead, because text would be missing without a word: a link whose target does not exist, an
+entry that may not be read, and the pointer of Git LFS or a similar program in the place of a file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import BadData, InkstoneError, InputMissing, NotPermitted, from_os_error
+from pipeline.readers import binary
 from pipeline.readers.compression import compression_suffix, read_blocks
 from pipeline.readers.kinds import NO_FIELD, detect_kind, has_text_suffix, without_compression
 from pipeline.runtime.progress import Progress
@@ -78,7 +79,8 @@ def walk(
     path below `folder`; its `*` stands for any characters, `/` too. `leave_out` lists artifacts folders. JSON without a
     text field is left out, unless the user named `text_fields`.
 
-    Raises InputMissing if no file is left or for a link without a target, NotPermitted for an unreadable entry.
+    Raises InputMissing if no file is left or for a link without a target, NotPermitted for an unreadable entry, NotText
+    for a pointer in the place of a file.
     """
     search = _Search(folder, include, exclude, {os.path.realpath(path) for path in leave_out})
     try:
@@ -107,9 +109,16 @@ def require_text(path: Path) -> None:
     if problem == "empty":
         message = f"{path}: the file is empty or holds only white space"
         raise NotText(message, hint="leave it out", path=path, reason=problem)
+    if binary.is_pointer(problem):
+        raise _pointer(path, problem)
     if problem not in ("", "not text", NO_FIELD):
         hint = "save its content as plain text (.txt), or leave it out"
         raise NotText(f"{path}: {problem}, not text", hint=hint, path=path, reason=problem)
+
+
+def _pointer(path: Path, kind: str) -> NotText:
+    message, hint = f"{path}: {kind}, not the file itself", binary.hint_for(kind)
+    return NotText(message, hint=f"{hint}, or leave it out", path=path, reason=kind)
 
 
 def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
@@ -259,6 +268,8 @@ class _Search:
         """Leave out the files whose content is no text; of JSON without a text field the user may name another."""
         for name in list(self.names):
             problem = detect_kind(self.folder / name).problem
+            if binary.is_pointer(problem):
+                raise _pointer(self.folder / name, problem)
             if problem and not (take_any_json and problem == NO_FIELD):
                 self.drop(name, problem)
 
