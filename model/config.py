@@ -209,7 +209,8 @@ class TrainConfig:
 
     The validation split is evaluated at the start, at the end and `evaluations` - 1 times in between, on its first
     `eval_bytes` bytes of text (0: on all of it). Evaluations are at least 10 steps apart; if `minutes` is set, there
-    are fewer when they would take over a tenth of the time.
+    are fewer when they would take over a tenth of the time. But six are made, if `evaluations` allows it, unless they
+    would take longer than a minute and than the training by the clock.
     """
 
     batch_size: int = 16

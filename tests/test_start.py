@@ -5,10 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cli
+from model.runs.run import read_result
+from model.training import baselines, trainer
+from model.training.baselines import Baselines
+from pipeline.refresh import recipe as recipes
 from pipeline.store import artifact
 from tests.conftest import Inkstone
 
@@ -77,6 +84,46 @@ def test_any_text_becomes_a_model_and_more_text_continues_it(tmp_path: Path, roo
     assert [step["stage"] for step in longer["stages"] if step["result"] == "built"] == ["train"]
     assert before.as_input("parent") in artifact.find(root, "runs", "mixed").manifest.inputs
     assert inkstone("refresh", "mixed.toml", cwd=tmp_path)["result"] == "unchanged"
+
+
+def test_end_has_a_verdict_and_the_next_commands_and_counts_simple_models_once(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[object] = []
+
+    def count(*arguments: Any) -> Baselines:
+        calls.append(arguments)
+        return baselines.compute_baselines(*arguments)
+
+    monkeypatch.setattr(trainer, "compute_baselines", count)
+    monkeypatch.chdir(tmp_path)
+    Path("novel.txt").write_text(prose(1), encoding="utf-8")
+    assert cli.main(["--artifacts", str(root), "start", "novel.txt", *MINUTES]) == 0
+    output = capsys.readouterr()
+    assert len(calls) == 1
+    scores = read_result(artifact.find(root, "runs", "novel").path).baselines
+    assert f"yardstick bits per character, lower is better: random {scores['uniform']:.2f}, " in output.out
+    assert re.search(r"^verdict   \d\.\d\d bits per character, .* than ", output.out, re.MULTILINE)
+    for command in (
+        "sample novel ",
+        "serve novel\n",
+        "start --name novel --minutes 1 ",
+        "start --name novel more.txt\n",
+    ):
+        assert f"inkstone {command}" in output.out
+    prompt = read_prompt(root)
+    assert prompt
+    assert f"{prompt}|" in output.err
+
+
+def read_prompt(root: Path) -> str:
+    """Return the prompt of the samples during the training, which must be the first of the recipe."""
+    (prompt,) = {
+        json.loads(line)["prompt"]
+        for line in artifact.find(root, "runs", "novel").file("samples.jsonl").read_text(encoding="utf-8").splitlines()
+    }
+    assert prompt == recipes.load("novel.toml").sample.prompts[0]
+    return str(prompt)
 
 
 def test_plan_gives_reasons_and_writes_nothing(tmp_path: Path, root: Path, inkstone: Inkstone) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +230,7 @@ def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool =
             planned = run_plan.make_plan(
                 tokens, section.preset, name=name, steps=steps, minutes=minutes, settings=section.set
             )
+        planned = replace(planned, prompt=next(iter(recipe.sample.prompts), ""))
         return run_plan.continue_published(settings.root, planned, more=more)
 
     def run(tokens: Artifact) -> BuildResult:

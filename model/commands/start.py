@@ -22,6 +22,7 @@ from pipeline.errors import BadConfig, InputMissing
 
 if TYPE_CHECKING:
     from model.presets import Choice
+    from model.runs.run import Result
     from pipeline.refresh.recipe import Recipe
     from pipeline.sources.catalogue import Source
     from pipeline.start.decide import InputOptions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
 
 _HEADING = 10  # characters
+_SIMPLE_MODELS = {"uniform": "random", "unigram": "letter frequency", "bigram": "pairs", "zstd": "compressor"}
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
 
 
@@ -285,6 +287,7 @@ def _line(heading: str, content: str) -> str:
 def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) -> Outcome:
     """Run the recipe, and report the loss beside its baselines, the continuations and the next commands."""
     from model.commands import refresh as refresh_command
+    from model.commands import training_summary
     from model.runs import run
     from pipeline.refresh.plan import RefreshOptions
     from pipeline.refresh.recipe import load as load_recipe
@@ -305,8 +308,11 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
         _line(
             "done", f"{score}{result.steps:,} steps in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}"
         ),
-        *_yardstick(settings, refreshed.last),
-        _line("next", _next_commands(path.stem, recipe)),
+        *_yardstick(settings, refreshed.last, result),
+        *(
+            _line("" if index else "next", f"inkstone {command}")
+            for index, command in enumerate(_next_commands(path.stem, recipe, training_summary.minutes(result)))
+        ),
     ]
     outcome = refresh_command.refresh_outcome(refreshed, lines)
     outcome.extra |= {
@@ -318,30 +324,19 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     return outcome
 
 
-def _yardstick(settings: Settings, last: Artifact) -> list[str]:
-    """Return lines about the held-out text and the bits per character of simple models on it."""
-    from model.training.baselines import compute_baselines
-    from model.training.evaluate import validation_set
+def _yardstick(settings: Settings, last: Artifact, result: Result) -> list[str]:
+    """Return lines about the held-out text, the bits per character of simple models on it, and the verdict."""
+    from model.commands.training_summary import verdict
     from pipeline.store import artifact
     from pipeline.tokens.split import summary
-    from pipeline.tokens.store import open_store
 
     name = next(entry.name for entry in last.manifest.inputs if entry.role == "tokens")
-    tokens = artifact.read(settings.root / name)
-    store = open_store(tokens)
-    held_out = _line("held out", summary(tokens.manifest.options, tokens.manifest.counts).removeprefix("held out "))
-    if not len(store.val):
-        return [held_out]
-    baselines = compute_baselines(store, validation_set(store, last.manifest.options["train"]["eval_bytes"]))
-    scores = {
-        "random": baselines.uniform,
-        "letter frequency": baselines.unigram,
-        "pairs": baselines.bigram,
-        "compressor": baselines.zstd,
-    }
-    known = {label: loss for label, loss in scores.items() if loss <= baselines.uniform}
-    listed = ", ".join(f"{label} {baselines.bits_per_char(loss):.2f}" for label, loss in known.items())
-    return [held_out, _line("yardstick", f"bits per character, lower is better: {listed}")]
+    tokens = artifact.read(settings.root / name).manifest
+    lines = [_line("held out", summary(tokens.options, tokens.counts).removeprefix("held out "))]
+    if result.baselines:
+        listed = ", ".join(f"{_SIMPLE_MODELS[label]} {bits:.2f}" for label, bits in result.baselines.items())
+        lines.append(_line("yardstick", f"bits per character, lower is better: {listed}"))
+    return [*lines, *(_line("verdict", text) for text in [verdict(result)] if text)]
 
 
 def _relative(path: Path) -> str:
@@ -350,7 +345,11 @@ def _relative(path: Path) -> str:
     return os.path.relpath(resolved) if resolved.is_relative_to(Path.cwd()) else str(resolved)
 
 
-def _next_commands(name: str, recipe: Recipe) -> str:
+def _next_commands(name: str, recipe: Recipe, minutes: int) -> tuple[str, ...]:
     prompt = shlex.quote(recipe.sample.prompts[0]) if recipe.sample.prompts else '""'
-    commands = (f"sample {name} {prompt}", f"serve {name}", f"start --name {name} more.txt")
-    return " · ".join(f"inkstone {command}" for command in commands)
+    return (
+        f"sample {name} {prompt}",
+        f"serve {name}",
+        f"start --name {name} --minutes {minutes}  (train longer)",
+        f"start --name {name} more.txt",
+    )

@@ -77,6 +77,12 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
         show_default=True,
         help="On a signal, save and stop, or decay the learning rate first and publish the run.",
     ),
+    click.option(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="Text to continue at each evaluation (default: the beginning of the validation text).",
+    ),
     DEVICE,
 )
 @option_group(
@@ -97,6 +103,7 @@ def train(
     minutes: float | None,
     resume: bool | None,
     on_stop: str,
+    prompt: str,
     dry_run: bool,
     tensorboard: bool,
     pairs: tuple[str, ...],
@@ -122,7 +129,7 @@ def train(
     reference = _reference(settings, positional, reference)
     tokens = _tokens(settings, reference, counting)
     plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
-    plan = replace(plan, tensorboard=tensorboard)
+    plan = replace(plan, tensorboard=tensorboard, prompt=prompt)
     if dry_run:
         return Outcome("unchanged", lines=stage.dry_run(plan, device=device), always=True)
     names_generation = "/" in reference.removeprefix("tokens/")

@@ -1,7 +1,8 @@
-"""The report of `train` at its end: losses, the curve and the next command."""
+"""The report of a training at its end: losses, a verdict beside those of simple models, and the next commands."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from pipeline.commands.console import Outcome
@@ -11,11 +12,19 @@ if TYPE_CHECKING:
     from model.runs.run import Result
     from pipeline.store.artifact import Artifact, BuildResult
 
+_NAMES = {
+    "uniform": "random guesses",
+    "unigram": "letter frequency",
+    "bigram": "counting pairs",
+    "zstd": "the compressor zstd",
+}
+_EQUAL = 0.03  # relative difference of scores that are about the same
+_WORSE = 1.01  # times the best score: the last one shows that the model learned its text by heart
 _PUNCTUATION = " \"'“”‘’「」『』，。、,.;:!?"
 
 
 def training_outcome(built: BuildResult) -> Outcome:
-    """Return the outcome of a training: its counts, its losses, the path of its curve and the next command."""
+    """Return the outcome of a training: counts, losses, a verdict, the path of its curve and the next commands."""
     import msgspec
 
     from model.runs import run
@@ -28,10 +37,36 @@ def training_outcome(built: BuildResult) -> Outcome:
     outcome.extra["loss_curve"] = str(built.artifact.path / "loss.png")
     outcome.lines += [
         *_loss_lines(result),
+        *(f"verdict: {text}" for text in [verdict(result)] if text),
         f"loss curve: {outcome.extra['loss_curve']}",
         f"next: inkstone sample {built.artifact.manifest.name}{_prompt(built.artifact)}",
+        f"      inkstone serve {built.artifact.manifest.name}",
+        f"      inkstone train --continue {built.artifact.manifest.name} --minutes {minutes(result)}",
     ]
     return outcome
+
+
+def verdict(result: Result) -> str:
+    """Compare the best bits per character with those of simple models, and say what would help; "" without any."""
+    bits, scores = result.best_bits_per_char, result.baselines
+    if bits is None or not scores:
+        return ""
+    lowest = min(scores, key=scores.__getitem__)
+    equal = [name for name, score in scores.items() if abs(bits - score) <= _EQUAL * score]
+    beaten = [name for name, score in scores.items() if bits < score]
+    best = min(equal or beaten, key=scores.__getitem__, default="uniform")
+    relation = "about as good as" if equal else "better than" if beaten else "worse than"
+    text = f"{bits:.2f} bits per character, {relation} {_NAMES[best]} ({scores[best]:.2f})"
+    if best != lowest:
+        text += f", not as good as {_NAMES[lowest]} ({scores[lowest]:.2f})"
+    if (result.bits_per_char or 0.0) > _WORSE * bits:
+        return f"{text}; it was best before the end, so more text helps, and longer training does not"
+    return text if best == lowest and not equal else f"{text}: train longer"
+
+
+def minutes(result: Result) -> int:
+    """Return the length of a training in whole minutes, at least 1."""
+    return max(math.ceil(result.seconds / 60), 1)
 
 
 def _loss_lines(result: Result) -> list[str]:

@@ -58,27 +58,9 @@ class Session:
         return self._model
 
     def encode_prompt(self, text: str) -> EncodedPrompt:
-        """Encode a text. Reports characters that are not in the vocabulary, and a prompt that is too long.
-
-        Raises BadConfig if the text cannot be encoded in UTF-8, BadData if the tokenizer fails on it.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code_point, before = ord(text[error.start]), text[: error.start][-20:]
-            raise BadConfig(
-                f"the prompt is not valid Unicode: half a character (U+{code_point:04X}) after {before!r}",
-                hint="write it in UTF-8, or pass it with --prompt-file",
-            ) from None
-        if unknown := self.tokenizer.unknown_characters(text):
-            names = (character if character.isprintable() else f"U+{ord(character):04X}" for character in unknown)
-            self.report(f"warning: not in the tokenizer's vocabulary: {' '.join(names)}")
-        try:
-            return self._check_length(EncodedPrompt(text, self.tokenizer.encode(text), self._separator))
-        except Unencodable as error:
-            raise BadData(
-                f"the tokenizer cannot encode the prompt: {error}", hint="break up its longest part"
-            ) from None
+        """Encode a text as `encode` does, and report a prompt that is too long."""
+        ids = encode(self.tokenizer, text, self.report)
+        return self._check_length(EncodedPrompt(text, ids, self._separator))
 
     def prompt_from_ids(self, text: str) -> EncodedPrompt:
         """Parse a prompt of ids, written as 1,2,3."""
@@ -122,6 +104,28 @@ class Session:
             yield token.text
             if stopped and stopped.is_set():
                 raise TryAgain("stopped by a signal", hint="run the same command again for the same text")
+
+
+def encode(tokenizer: Tokenizer, text: str, report: Report) -> list[int]:
+    """Return the ids of a prompt. Reports characters that are not in the vocabulary.
+
+    Raises BadConfig if the text cannot be encoded in UTF-8, BadData if the tokenizer fails on it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code_point, before = ord(text[error.start]), text[: error.start][-20:]
+        raise BadConfig(
+            f"the prompt is not valid Unicode: half a character (U+{code_point:04X}) after {before!r}",
+            hint="write it in UTF-8, or pass it with --prompt-file",
+        ) from None
+    if unknown := tokenizer.unknown_characters(text):
+        names = (character if character.isprintable() else f"U+{ord(character):04X}" for character in unknown)
+        report(f"warning: not in the tokenizer's vocabulary: {' '.join(names)}")
+    try:
+        return tokenizer.encode(text)
+    except Unencodable as error:
+        raise BadData(f"the tokenizer cannot encode the prompt: {error}", hint="break up its longest part") from None
 
 
 def _read_prompt_file(path: Path) -> bytes:

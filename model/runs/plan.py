@@ -32,6 +32,7 @@ class TrainPlan:
     `parent` is the run that it starts from, if any, and `parent_path` the folder of that run, None if it is gone. With
     `weights_only` the parent's best weights are loaded and training starts at step 0; otherwise the optimizer's moments
     are loaded too and training continues where the parent ended. `tensorboard` also writes TensorBoard events.
+    `prompt` is the text to continue at each evaluation, "" for the beginning of the validation text.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TrainPlan:
     parent_path: Path | None = None
     weights_only: bool = False
     tensorboard: bool = False
+    prompt: str = ""
 
 
 class Annealed(Exception):

@@ -33,7 +33,8 @@ class Result(msgspec.Struct, frozen=True):
 
     Losses are in nats per token on the validation set, and None for imported runs, which were never evaluated here.
     `last` and `best` are folder names of checkpoints. `mfu` is the fraction of the device's peak FLOP/s that was used,
-    None if the peak is unknown. `waited` is the fraction of the training time spent waiting for batches.
+    None if the peak is unknown. `waited` is the fraction of the training time spent waiting for batches. `baselines`
+    are bits per character of simple models on the validation set, by name.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class Result(msgspec.Struct, frozen=True):
     steps_before: int = 0  # of the earlier runs that this one continues
     epochs: float = 0.0  # over the training split, including those of earlier runs
     waited: float = 0.0
+    baselines: dict[str, float] = {}
 
 
 def read_preset_name(folder: Path) -> str:

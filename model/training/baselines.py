@@ -40,11 +40,21 @@ class Baselines:
         """Convert nats per token to bits per character."""
         return (loss * self.tokens / math.log(2) + self.unknown_bits) / self.characters
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """Nats per token by name, without those that are above uniform: zstd is, on a short text."""
+        losses = {name: getattr(self, name) for name in ("uniform", "unigram", "bigram", "zstd")}
+        return {name: loss for name, loss in losses.items() if loss <= self.uniform}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Bits per character by name, as `losses`."""
+        return {name: round(self.bits_per_char(loss), 4) for name, loss in self.losses.items()}
+
     def best_beaten(self, loss: float) -> str:
         """Return the name of the best of them that a loss in nats per token is lower than, "" if it is of none."""
-        losses = {name: getattr(self, name) for name in ("uniform", "unigram", "bigram", "zstd")}
-        beaten = [name for name in losses if loss < losses[name] <= self.uniform]
-        return min(beaten, key=losses.__getitem__, default="")
+        losses = self.losses
+        return min((name for name in losses if loss < losses[name]), key=losses.__getitem__, default="")
 
     def loss(self, bits_per_char: float) -> float:
         """Convert bits per character to nats per token."""

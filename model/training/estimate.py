@@ -141,15 +141,7 @@ def plan_lines(
 
 def scale(baselines: Baselines) -> str:
     """Describe the bits per character of the baselines, to compare the losses of the training with."""
-    losses = {
-        "uniform": baselines.uniform,
-        "unigram": baselines.unigram,
-        "bigram": baselines.bigram,
-        "zstd": baselines.zstd,
-    }
-    scores = ", ".join(
-        f"{name} {baselines.bits_per_char(loss):.2f}" for name, loss in losses.items() if loss <= baselines.uniform
-    )
+    scores = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines.scores.items())
     return f"baselines bits per character of {baselines.characters:,}: {scores}"
 
 

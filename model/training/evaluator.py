@@ -9,6 +9,8 @@ import time
 from model.generation import engine
 from model.generation.engine import Sample
 from model.generation.sampling import SampleOptions
+from model.generation.session import encode
+from model.runs.run import Report
 from model.training.distributed import World
 from model.training.evaluate import Evaluation, ValidationSet, evaluate
 from model.training.learner import Learner
@@ -16,8 +18,11 @@ from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics
 from pipeline.errors import InkstoneError
 from pipeline.tokenizers import Tokenizer
+from pipeline.tokens.store import TokenStore
 
 _MAX_TIME_FRACTION = 0.1  # of a training by the clock
+_MIN_EVALUATIONS = 6  # after the first, however few steps there are
+_MIN_SECONDS = 60.0  # that those may take, however short the training is
 _PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
 
 
@@ -25,13 +30,14 @@ class Evaluator:
     """Scores the validation set at regular points of the schedule: before the first step, at the end and between.
 
     Without a validation set (None) it only writes samples. `count` is the number of evaluations so far, including those
-    before a resume; `sample` is the text that was written at the last one, if any. `prompt` are ids to continue.
+    before a resume; `sample` is the text that was written at the last one, if any. `prompt` is a text to continue, and
+    its ids.
     """
 
     def __init__(
         self,
         validation: ValidationSet | None,
-        prompt: list[int],
+        prompt: tuple[str, list[int]],
         tokenizer: Tokenizer,
         learner: Learner,
         schedule: LRSchedule,
@@ -40,9 +46,10 @@ class Evaluator:
         self.validation = validation
         self.count = 0
         self.sample: Sample | None = None
-        self._prompt = prompt[:_PROMPT_TOKENS]
+        self._prompt = prompt
         self._tokenizer, self._learner, self._schedule, self._world = tokenizer, learner, schedule, world
         self._seconds = 0.0  # spent evaluating by this process
+        self._evaluated_at = 0.0  # progress of the schedule at the last evaluation by this process
 
     @property
     def due(self) -> bool:
@@ -55,12 +62,19 @@ class Evaluator:
     def _scheduled(self) -> int:
         """Number of evaluations that should have been made by now."""
         config = self._learner.config
-        total = config.evaluations if config.minutes else min(config.evaluations, max(config.steps // 10, 1))
+        total = config.evaluations
+        if not config.minutes:
+            total = min(total, max(config.steps // 10, _MIN_EVALUATIONS))
         return 1 + math.floor(min(self._schedule.progress, 1.0) * total)
 
     def _is_affordable(self) -> bool:
-        """Return True unless evaluations took over a tenth of the time of a training by the clock."""
-        is_affordable = self._seconds <= _MAX_TIME_FRACTION * self._schedule.seconds
+        """Return True unless evaluations took over a tenth of the time of a training by the clock.
+
+        A sixth of the schedule after the last evaluation they may have taken as long as the training, or a minute.
+        """
+        seconds = self._schedule.seconds
+        is_overdue = self._schedule.progress - self._evaluated_at >= 1 / _MIN_EVALUATIONS
+        is_affordable = self._seconds <= (max(seconds, _MIN_SECONDS) if is_overdue else _MAX_TIME_FRACTION * seconds)
         return not self._learner.config.minutes or bool(self._world.broadcast(is_affordable))
 
     def evaluate(self, metrics: Metrics, stopped: threading.Event) -> Evaluation | None:
@@ -83,20 +97,31 @@ class Evaluator:
             if evaluation is None or math.isfinite(evaluation.loss):
                 self._write_sample(metrics)
         self._seconds += time.monotonic() - start
-        self.count = self._scheduled
+        self.count, self._evaluated_at = self._scheduled, self._schedule.progress
         return evaluation
 
     def _write_sample(self, metrics: Metrics) -> None:
         """Generate a sample, by random numbers of its own. A failure is recorded and does not end the training."""
         if self._world.size > 1 or metrics.folder is None:  # one process alone cannot run a model sharded by FSDP
             return
-        model, options = self._learner.model, SampleOptions(max_tokens=_SAMPLE_TOKENS, top_k=50)
+        model, options = self._learner.model, SampleOptions(max_tokens=_SAMPLE_TOKENS)
         try:
-            pair = (self._tokenizer.decode(self._prompt), self._prompt)
-            (self.sample,) = engine.sample(model, self._tokenizer, [pair], options)
+            (self.sample,) = engine.sample(model, self._tokenizer, [self._prompt], options)
         except (InkstoneError, RuntimeError, ValueError) as error:
             metrics.event("no sample", step=self._schedule.step, cause=str(error))
             return
         finally:
             model.train()
         metrics.sample(self._schedule.step, self.sample.prompt, self.sample.text)
+
+
+def sample_prompt(store: TokenStore, text: str, report: Report) -> tuple[str, list[int]]:
+    """Return the text to continue at each evaluation, and its ids; without one, the beginning of the validation text.
+
+    Characters that the tokenizer does not know are reported. Raises BadConfig or BadData for a text that cannot be
+    encoded.
+    """
+    if text:
+        return text, encode(store.tokenizer, text, report)
+    ids = (store.val if len(store.val) else store.train).read(0, _PROMPT_TOKENS).tolist()
+    return store.tokenizer.decode(ids), ids

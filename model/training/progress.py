@@ -15,7 +15,7 @@ from model.training.lr_schedule import LRSchedule
 from model.training.timer import Every
 
 _WATCH_SECONDS = 1.0
-_MAX_SAMPLE = 100  # characters of a sample in a line
+_MAX_SAMPLE, _MAX_PROMPT = 100, 50  # characters of a sample in a line, and of its prompt
 _INDENT = " " * 12  # of a sample below the line of its step
 
 
@@ -114,5 +114,6 @@ def _time_left(seconds: float | None) -> str:
 
 def _sample_line(sample: Sample) -> str:
     """Format a sample in one line, without characters that a terminal would interpret."""
-    line = "".join(character if character.isprintable() else " " for character in f"{sample.prompt}|{sample.text}")
+    prompt = sample.prompt if len(sample.prompt) <= _MAX_PROMPT else f"…{sample.prompt[1 - _MAX_PROMPT :]}"
+    line = "".join(character if character.isprintable() else " " for character in f"{prompt}|{sample.text}")
     return line if len(line) <= _MAX_SAMPLE else f"{line[: _MAX_SAMPLE - 1]}…"

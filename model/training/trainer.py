@@ -26,7 +26,7 @@ from model.training.dataloader import Loader, Sampler, to_device
 from model.training.distributed import World
 from model.training.estimate import ExecutionPlan
 from model.training.evaluate import Evaluation, validation_set
-from model.training.evaluator import Evaluator
+from model.training.evaluator import Evaluator, sample_prompt
 from model.training.finish import copy_records, finish
 from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
@@ -123,7 +123,7 @@ class Trainer:
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
         self.schedule = LRSchedule(self.config, world.broadcast)
-        prompt = (self.store.val if validation else self.store.train).read(0, model.block_size).tolist()
+        prompt = sample_prompt(self.store, plan.prompt, report)
         self.evaluator = Evaluator(validation, prompt, self.store.tokenizer, self.learner, self.schedule, world)
         self.baselines: Baselines | None = None
         self._log_timer = Every(_LOG_SECONDS)
@@ -376,6 +376,7 @@ class Trainer:
             steps_before=self._parent.steps if self._parent else 0,
             epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
             waited=round(self.loader.waited / max(seconds, 1e-9), 4),
+            baselines=self.baselines.scores if self.baselines else {},
         )
 
 

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from model.generation import engine
 from model.runs import checkpoint, plan, run
 from model.training import evaluator, stage
 from model.training.baselines import Baselines
-from model.training.progress import TrainProgress, _time_left
+from model.training.evaluate import evaluate
+from model.training.progress import TrainProgress, _sample_line, _time_left
 from pipeline.errors import BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, StageOutput
@@ -63,7 +66,7 @@ def test_lines_have_the_time_left_the_best_baseline_below_and_a_sample(root: Pat
     first, middle, sample, last, _ = lines[-5:]
     assert re.fullmatch(r"step      0    0%  validation \S+ nats/token, \S+ bits/char", first)
     assert re.search(r"loss \S+  validation .* bits/char, better than unigram  \S+ tokens/s  0:\d\d left$", middle)
-    assert re.fullmatch(r" {12}1 2 3 4 5 6 7 8\|[\d ]+", sample)
+    assert re.fullmatch(r" {12}1 2 3 4 5 6 7 8\|[\d ]+…?", sample)
     assert "left" not in last
 
 
@@ -77,6 +80,55 @@ def test_watch_gets_values_instead_of_lines(root: Path, tokens: Artifact) -> Non
     assert (states[-1].step, states[-1].fraction) == (20, 1.0)
     assert states[-1].better_than == "unigram"
     assert states[-1].sample.startswith("1 2 3 4 5 6 7 8|")
+
+
+def evaluated_steps(trained: Artifact) -> list[str]:
+    return [step for step, _, val_loss in losses(trained) if val_loss]
+
+
+def test_short_training_is_evaluated_six_times_after_the_start(root: Path, tokens: Artifact) -> None:
+    planned = plan.make_plan(tokens, "mini", name="short", steps=12, settings={**SETTINGS, "evaluations": 10})
+    trained = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
+    assert evaluated_steps(trained) == ["0", "2", "4", "6", "8", "10", "12"]
+
+
+def test_training_by_the_clock_is_evaluated_six_times_even_if_that_takes_long(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate_slowly(*arguments: Any) -> Any:
+        time.sleep(0.06)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate_slowly)
+    settings = {**SETTINGS, "evaluations": 10}
+    planned = plan.make_plan(tokens, "mini", name="timed", minutes=0.02, settings=settings)
+    trained = stage.train(root, planned, device="cpu", resume=True, report=lambda line: None).artifact
+    assert 6 <= len(evaluated_steps(trained)) <= 8
+
+
+def test_prompt_of_the_user_is_continued_at_each_evaluation(root: Path, tokens: Artifact) -> None:
+    lines: list[str] = []
+    planned = replace(
+        plan.make_plan(tokens, "mini", name="numbers", steps=20, settings=SETTINGS), prompt="41 42 43 44 45 46 47 48 49"
+    )
+    trained = stage.train(root, planned, device="cpu", resume=True, report=lines.append).artifact
+    samples = [json.loads(line) for line in trained.file("samples.jsonl").read_text().splitlines()]
+    assert [sample["prompt"] for sample in samples] == ["41 42 43 44 45 46 47 48 49"] * 3
+    assert len([line for line in lines if line.strip().startswith("41 42 43 44 45 46 47 48 49|")]) == 2
+    assert plan.identify(planned) == plan.identify(replace(planned, prompt=""))
+
+
+def test_end_of_a_long_prompt_is_shown_before_the_text() -> None:
+    line = _sample_line(engine.Sample("ab" * 100, "the text", [], 0.0))
+    assert line == f"…{('ab' * 100)[-49:]}|the text"
+
+
+def test_result_has_the_scores_of_simple_models(root: Path, tokens: Artifact) -> None:
+    trained, lines = train(root, tokens)
+    scores = run.read_result(trained.path).baselines
+    assert list(scores) == ["uniform", "unigram", "bigram", "zstd"]
+    listed = ", ".join(f"{name} {bits:.2f}" for name, bits in scores.items())
+    assert [line for line in lines if line.startswith("baselines") and line.endswith(listed)]
 
 
 def test_samples_do_not_change_the_losses(root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

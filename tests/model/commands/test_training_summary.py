@@ -1,0 +1,53 @@
+"""The verdict at the end of a training."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.commands.training_summary import minutes, verdict
+from model.runs.run import Result
+
+SCORES = {"uniform": 5.0, "unigram": 4.0, "bigram": 2.06, "zstd": 3.0}
+
+
+def result(best: float | None, last: float | None = None, **fields: object) -> Result:
+    values = {"best_bits_per_char": best, "bits_per_char": last or best, "baselines": SCORES, **fields}
+    return Result(10, 100, 1000, "last", "best", **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "text"),
+    [
+        (2.09, 2.09, "2.09 bits per character, about as good as counting pairs (2.06): train longer"),
+        (1.5, 1.5, "1.50 bits per character, better than counting pairs (2.06)"),
+        (
+            3.5,
+            3.5,
+            "3.50 bits per character, better than letter frequency (4.00), not as good as counting pairs (2.06): "
+            "train longer",
+        ),
+        (
+            5.3,
+            5.3,
+            "5.30 bits per character, worse than random guesses (5.00), not as good as counting pairs (2.06): "
+            "train longer",
+        ),
+        (
+            1.5,
+            1.6,
+            "1.50 bits per character, better than counting pairs (2.06); it was best before the end, so more text "
+            "helps, and longer training does not",
+        ),
+        (None, None, ""),
+    ],
+)
+def test_verdict(best: float | None, last: float | None, text: str) -> None:
+    assert verdict(result(best, last)) == text
+
+
+def test_run_of_an_older_version_has_no_verdict() -> None:
+    assert verdict(result(2.0, baselines={})) == ""
+
+
+def test_length_is_in_whole_minutes() -> None:
+    assert [minutes(result(2.0, seconds=seconds)) for seconds in (0.0, 59.0, 61.0, 600.0)] == [1, 1, 2, 10]
