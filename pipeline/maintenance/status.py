@@ -14,13 +14,13 @@ import msgspec
 from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.refresh import state
 from pipeline.refresh.state import RefreshState
+from pipeline.runtime.regular_file import not_regular
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import read_run_info, shelves
 from pipeline.store.leftovers import leftovers
-from pipeline.store.regular import not_regular
 
 
 @dataclass(frozen=True)

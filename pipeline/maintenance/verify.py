@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import InkstoneError, InputMissing
+from pipeline.runtime.regular_file import not_regular
 from pipeline.sources import cache
 from pipeline.store import artifact
 from pipeline.store.generations import RUN
-from pipeline.store.regular import not_regular
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.runtime.regular_file import read_regular
 from pipeline.store import files
 from pipeline.store.generations import generation_keys, read_run_info
 from pipeline.store.manifest import KINDS
-from pipeline.store.regular import read_regular
 
 FOLDER = ".state"
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"

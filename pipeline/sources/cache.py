@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from pipeline.errors import BadData
+from pipeline.runtime.regular_file import read_regular
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
-from pipeline.store.regular import read_regular
 
 ORIGIN_FILE = ".origin"  # names the source that the folder belongs to
 _MAX_NAME = 255  # bytes, the limit of common file systems

@@ -35,7 +35,8 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
-from pipeline.store import files, locks, regular
+from pipeline.runtime.regular_file import read_regular
+from pipeline.store import files, locks
 from pipeline.store.generations import (
     RUN,
     current_key,
@@ -238,7 +239,7 @@ def read(path: Path) -> Artifact:
     Raises InputMissing when there is none, BadData when its manifest is torn, BadConfig for a newer schema.
     """
     try:
-        data = regular.read_regular(path / MANIFEST)
+        data = read_regular(path / MANIFEST)
         if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
             raise BadConfig(f"{path}: written by a newer version (schema {schema})", hint="upgrade this program")
         manifest = msgspec.json.decode(data, type=Manifest)

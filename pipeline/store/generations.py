@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import BadConfig, BadData
+from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.store import files
 from pipeline.store.manifest import KINDS, Identity, Input, check_name
-from pipeline.store.regular import not_regular, read_regular
 
 RUN, ROLLED_BACK = "run.json", "rolled-back"
 _KEY = re.compile(r"[0-9a-f]{16}")

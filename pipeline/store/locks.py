@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, TryAgain
-from pipeline.store.regular import open_regular, read_regular
+from pipeline.runtime.regular_file import open_regular, read_regular
 
 _MIN_WAIT = 0.2  # seconds: `status` holds a lock for an instant to test it
 # errors of flock on file systems without locks, such as NFS without its lock service and some FUSE file systems

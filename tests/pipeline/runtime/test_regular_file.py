@@ -22,7 +22,7 @@ def test_pipe_and_a_link_to_it_are_refused(pipe: Path) -> None:
     link = pipe.with_name("link.txt")
     link.symlink_to(pipe)
     for path in (pipe, link):
-        with pytest.raises(InputMissing, match=f"{path.name}: a pipe, not a file") as caught:
+        with pytest.raises(InputMissing, match=f"{path.name}: a FIFO, not a file") as caught:
             regular_file(path)
         assert (caught.value.exit_code, caught.value.hint) == (66, "save its content in a file, and name that")
 

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.errors import BadData, InkstoneError
 from pipeline.maintenance import retention
+from pipeline.runtime.regular_file import read_regular
 from pipeline.store import artifact, files, locks
 from pipeline.store.generations import current_key, read_run_info, rolled_back_keys
 from pipeline.store.manifest import Identity
-from pipeline.store.regular import read_regular
 from tests.pipeline.store.test_artifact import in_child, writes
 
 BOOK = Identity("corpora", "book", {"unit": "chapter"}, ())
