@@ -27,7 +27,6 @@ from pipeline.sources.http import HTTPClient, Network, RemoteFile
 from pipeline.store import files, locks
 
 _SURVEY_THREADS = 8
-_RESERVE = 64 << 20  # bytes to leave free on the disk
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def fetch_missing(
         source = origin.claim_folder(root, source, progress)
         folder = cache.source_folder(root, source.name)
         if missing:
-            files.require_space(folder, sum(status.bytes or 0 for status in missing) + _RESERVE)
+            files.require_space(folder, sum(status.bytes or 0 for status in missing) + partial.RESERVE)
         with locks.lock(folder / ".lock", action=f"download {source.name}"):
             files.remove_temporaries(folder)
             pinned = cache.read_lock_file(root, source.name)

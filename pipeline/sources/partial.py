@@ -16,12 +16,15 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.errors import StorageFailed
 from pipeline.runtime.redaction import redact_url
 from pipeline.sources.http import RemoteFile
 from pipeline.store import files
 from pipeline.store.files import HashingFile
 
 QUARANTINE = "quarantine"
+RESERVE = 64 << 20  # bytes to leave free on the disk
+_CHECK_EVERY = 1 << 20  # bytes written between two looks at the free space
 _MAX_NAME = 200  # bytes; with the suffixes a longer name would be too long for a file system
 
 
@@ -101,6 +104,7 @@ class PartialFile:
     def __init__(self, target: Path, out: HashingFile) -> None:
         self._target, self._out = target, out
         self.durable_size = 0
+        self._checked_size = 0  # size at which free space is looked at again
 
     @property
     def size(self) -> int:
@@ -121,6 +125,16 @@ class PartialFile:
     def write(self, piece: bytes) -> None:
         self._out.write(piece)
 
+    def require_space(self) -> None:
+        """Leave the reserve free, whatever a server sends that announced no size. Nothing of such a body is kept."""
+        if self._checked_size <= self.size:
+            self._checked_size = self.size + _CHECK_EVERY
+            try:
+                files.require_space(self.flushed().parent, RESERVE)
+            except StorageFailed:
+                self.truncate(0)
+                raise
+
     def flushed(self) -> Path:
         """Return the path at which all bytes written so far can be read."""
         return self._out.flushed_path()
@@ -140,6 +154,7 @@ class PartialFile:
         """Keep only the first `size` bytes."""
         self._revoke_state()
         self._out.truncate(size)
+        self._checked_size = 0
 
     def quarantine(self) -> None:
         """Move the bytes to the quarantine folder, in place of older ones of this file, and start an empty part."""

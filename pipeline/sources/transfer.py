@@ -325,6 +325,8 @@ class _Transfer:
             raise self._violation(f"it sends more than the {size:,} bytes that it announced")
         if self._is_zstd and self._part.size < len(ZSTD_MAGIC):
             self._check_magic(piece)
+        if size is None:
+            self._part.require_space()
         self._part.write(piece)
         self._advance(len(piece))
         if self._part.size - self._part.durable_size >= DURABLE_EVERY:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.errors import (
     NotPermitted,
     ProtocolBroken,
     RemoteGone,
+    StorageFailed,
     TryAgain,
     UpstreamChanged,
 )
@@ -496,3 +498,22 @@ def test_files_of_a_source_share_the_rate_limit(root: Path, server: Server) -> N
     run = Command(root, ("download", "pile", "--shards", "0,val", "--mirror", server.url, "--limit-rate", "200k"))
     assert run.run().code == 0
     assert 0.8 < time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"one"'}], ids=["no ETag", "ETag"])
+def test_body_without_end_stops_at_the_reserve_and_leaves_nothing(
+    root: Path, server: Server, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    def endless(handler: Handler) -> None:
+        handler.begin(200, headers)
+        for _ in range(60):
+            handler.send(b"a line\n" * (MIB // 7))
+
+    monkeypatch.setattr(partial, "_CHECK_EVERY", MIB)
+    monkeypatch.setattr(partial, "RESERVE", shutil.disk_usage(root.parent).free - 30 * MIB)
+    server.announces = "nothing"
+    server.files["/a.txt"], server.scripts["/a.txt"] = b"a line", [endless] * 9
+    server.heads["/a.txt"] = [respond(405)]
+    with pytest.raises(StorageFailed, match="needed"):
+        fetch(root, catalogue.resolve_source(f"{server.url}/a.txt"))
+    assert [path.name for path in (root / "raw" / "a").iterdir() if path.name.startswith("a.txt")] == []

@@ -598,7 +598,7 @@ def test_too_small_disk_is_refused_before_any_write(hub: Trial) -> None:
     hub.assert_survived(first, code=74, names=[str(hub.root)])
 
 
-NO_RESERVE = {"pipeline__sources__download___RESERVE": 0}
+NO_RESERVE = {"pipeline__sources__partial__RESERVE": 0}
 
 
 @pytest.mark.parametrize("trial", ["hub", "plain"])
@@ -806,7 +806,7 @@ def test_command_after_a_power_cut_on_ext4_succeeds(hub: Trial, tmp_path: Path) 
     """Case 20."""
     hub.serve_file(DATA, trickle(2 * KIB, 0.005))
     with faults.ext4(hub.root, tmp_path / "image"):
-        process = replace(hub.command, constants={**FINE, **{"pipeline.sources.download._RESERVE": 0}}).start()
+        process = replace(hub.command, constants={**FINE, **{"pipeline.sources.partial.RESERVE": 0}}).start()
         wait_for(lambda: hub.server.sent > 3 * INTERVAL)
         with faults.paused(process), faults.power_cut(tmp_path / "image", tmp_path / "cut" / "artifacts") as root:
             cut = replace(hub, root=root, command=replace(hub.command, root=root))
