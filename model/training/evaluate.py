@@ -18,7 +18,7 @@ from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
 
 _CODE_POINT_BITS = math.log2(0x110000)
-_BATCH_LOGITS = 1 << 24  # 64 MiB: larger batches are no faster, since memory limits them
+_BATCH_VALUES = 1 << 24  # of the widest layer, 64 MiB: larger batches are no faster, since memory limits them
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
 
     Raises BadData if there are no validation tokens.
     """
-    ids = store.val.read(0, len(store.val))
+    count = len(store.val)
+    ids = store.val.read(0, min(count, _most_ids(max_bytes)) if max_bytes else count)
     if max_bytes:
         ids = ids[: _count_within(store.tokenizer, ids, max_bytes)]
     if len(ids) < 1:
@@ -79,7 +80,7 @@ def scored_set(tokenizer: Tokenizer, ids: np.ndarray) -> ValidationSet:
 
 def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:
     """Return how many of the first ids decode to at most `max_bytes` bytes, at least 1."""
-    low, high = 1, min(len(ids), max_bytes + max_bytes // 64 + 64)  # every token but end-of-text has a byte or more
+    low, high = 1, min(len(ids), _most_ids(max_bytes))
     while low < high:
         middle = (low + high + 1) // 2
         if len(tokenizer.decode(ids[:middle].tolist()).encode(errors="replace")) <= max_bytes:
@@ -87,6 +88,11 @@ def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _most_ids(max_bytes: int) -> int:
+    """Return how many ids may decode to `max_bytes` bytes: every one but end-of-text has a byte or more."""
+    return max_bytes + max_bytes // 64 + 64
 
 
 def windows(count: int, block_size: int) -> list[tuple[int, int]]:
@@ -122,8 +128,10 @@ def evaluate(
     # Padding that scores nothing gives all processes the same number of windows.
     spans += [(0, block_size)] * (-len(spans) % world.size)
     spans = spans[world.rank :: world.size]
-    width = max(model.config.vocab_size, 0 if mask_eos is None else 4 * block_size)  # logits, and masks of the heads
-    rows = max(1, _BATCH_LOGITS // (block_size * width))
+    masks = 0 if mask_eos is None else 4 * block_size
+    width = max(model.config.vocab_size, model.config.hidden_width, masks)
+    rows = max(1, _BATCH_VALUES // (block_size * width))
+    pieces = 1 if world.size > 1 else -(-block_size * model.config.vocab_size // _BATCH_VALUES)  # FSDP hooks `forward`
     was_training = model.training
     model.eval()
     nats, is_stopped = 0.0, False
@@ -132,7 +140,7 @@ def evaluate(
         if is_stopped and world.size == 1:
             break
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            nats += _score(model, ids, spans[first : first + rows], device, mask_eos)
+            nats += _score(model, ids, spans[first : first + rows], device, mask_eos, pieces)
     model.train(was_training)
     nats = world.all_reduce_sum(nats)
     if world.any(is_stopped):
@@ -142,9 +150,12 @@ def evaluate(
 
 
 def _score(
-    model: GPT, ids: torch.Tensor, spans: list[tuple[int, int]], device: torch.device, mask_eos: int | None
+    model: GPT, ids: torch.Tensor, spans: list[tuple[int, int]], device: torch.device, mask_eos: int | None, pieces: int
 ) -> float:
-    """Return the summed loss in nats of a batch of windows. Short ones are padded with ids that are not scored."""
+    """Return the summed loss in nats of a batch of windows. Short ones are padded with ids that are not scored.
+
+    The logits of `pieces` parts are held one after the other: those of one long window may not fit into memory.
+    """
     block_size = min(model.config.block_size, len(ids) - 1)
     positions = torch.tensor([start for start, _ in spans])[:, None] + torch.arange(block_size)  # (B, T)
     first_scored = torch.tensor([first for _, first in spans])[:, None]
@@ -152,5 +163,12 @@ def _score(
     inputs = ids[positions.clamp(max=len(ids) - 1)].to(device)
     targets = torch.where(is_scored, ids[(positions + 1).clamp(max=len(ids) - 1)], -1).to(device)
     mask = None if mask_eos is None else document_mask(inputs, mask_eos)
-    logits = model(inputs, mask=mask)
-    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum"))
+    if pieces == 1:
+        return _summed(model(inputs, mask=mask).flatten(0, 1), targets.flatten())
+    states = model.hidden_states(inputs, mask).flatten(0, 1)
+    parts = zip(states.chunk(pieces), targets.flatten().chunk(pieces), strict=True)
+    return sum(_summed(model.logits(part), part_targets) for part, part_targets in parts)
+
+
+def _summed(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    return float(F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum"))

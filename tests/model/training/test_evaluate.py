@@ -71,6 +71,29 @@ def test_loss_equals_scoring_one_token_at_a_time(store: TokenStore, model: GPT, 
     assert evaluation.bits_per_byte == pytest.approx(expected / math.log(2) / validation.bytes, rel=1e-4)
 
 
+def test_logits_of_a_long_window_are_held_in_pieces(
+    store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = validation_set(store, 300)
+    expected = evaluate(model, validation, CPU)
+    limit = 3 * model.config.vocab_size
+    monkeypatch.setattr("model.training.evaluate._BATCH_VALUES", limit)
+    sizes: list[int] = []
+
+    def logits(network: GPT, states: torch.Tensor) -> torch.Tensor:
+        values = compute(network, states)
+        sizes.append(values.numel())
+        return values
+
+    compute = GPT.logits
+    monkeypatch.setattr(GPT, "logits", logits)
+    evaluation = evaluate(model, validation, CPU)
+    assert expected
+    assert evaluation
+    assert max(sizes) <= limit
+    assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
 def test_validation_set_is_cut_by_bytes_of_text(store: TokenStore) -> None:
     for size in (1, 10, 100, 1000):
         validation = validation_set(store, size)
