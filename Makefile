@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
 
-.PHONY: demo test test-fast chaos lint docs bench clean
+.PHONY: demo test test-fast chaos lint docs digests bench clean
 
 demo: $(READY)
 	@$(BIN)/inkstone demo
@@ -26,6 +26,10 @@ lint: $(READY)
 docs: $(READY)
 	@$(BIN)/python docs/cli_reference.py
 	@$(BIN)/python docs/recipe_reference.py
+
+# After a change of code that decides bytes. Refuses if a stage makes other bytes under the same SCHEMA.
+digests: $(READY)
+	@$(BIN)/python -m tests.support.digests
 
 bench: $(PEERS)
 	@$(BIN)/inkstone bench

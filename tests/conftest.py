@@ -86,6 +86,7 @@ SLOW = (
     "tests/test_cli.py::test_closed_pipe_is_not_an_error",
     "tests/test_cli.py::test_damaged_artifact_is_reported_and_not_used",
     "tests/test_cli.py::test_every_stage_prints_one_json_object_with_its_fields",
+    "tests/test_digests.py::test_reference_texts_still_give_the_golden_bytes",
     "tests/test_docs.py::test_the_python_examples_run_in_order",
     "tests/test_folders.py",
     "tests/test_foreign_tokenizer.py",

@@ -45,6 +45,7 @@ def test_the_wheel_has_its_data(wheel: list[str]) -> None:
         "pipeline/recipes/sample.toml",
         "pipeline/sample/yanshan.txt",
         "pipeline/py.typed",
+        "pipeline/store/released.json",
         "model/py.typed",
         "model/serving/page.html",
     }

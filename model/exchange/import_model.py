@@ -28,17 +28,25 @@ from model.device import ExecutionConfig
 from model.exchange import convert
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors, TrainState
+from model.runs.plan import CODE as _TRAINING
 from model.runs.plan import SCHEMA
 from model.runs.run import CHECKPOINTS, CONFIG, RESULT, Result
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.regular_file import regular_file
-from pipeline.store import artifact, files
+from pipeline.store import artifact, code, files
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer, require_same_ids
 
 PRESET = "imported"
+CODE = code.Code(
+    (
+        *("model/exchange/import_model.py", "model/exchange/convert.py", "model/exchange/architectures.py"),
+        *("model/network", "model/config.py", "model/runs/checkpoint.py"),
+    ),
+    {**_TRAINING.harmless, "model/device.py": "chooses hardware, on which nothing is computed"},
+)
 
 _WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _MASK_BUFFER = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal masks, which old folders contain too
@@ -201,7 +209,8 @@ def import_model(root: Path, folder: Path, name: str, *, tokenizer: str = "", tr
         _write_json(draft / RESULT, Result(steps=0, tokens=0, parameters=parameters, last=path.name, best=path.name))
         return StageOutput({"steps": 0, "tokens": 0, "parameters": parameters})
 
-    return artifact.build(root, Identity("runs", name, options, source.inputs, run_tokenizer.fingerprint), write)
+    fingerprint, state = run_tokenizer.fingerprint, code.state_of(CODE)
+    return artifact.build(root, Identity("runs", name, options, source.inputs, fingerprint, code=state), write)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -14,13 +14,32 @@ from model import config, presets
 from model.config import GPTConfig, Preset
 from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
 from pipeline.errors import BadConfig
-from pipeline.store import artifact, files
+from pipeline.store import artifact, code, files
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import unfinished_drafts
 from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2
+CODE = code.Code(
+    (
+        *("model/network", "model/training", "model/runs", "model/config.py", "model/device.py"),
+        *("pipeline/tokens/store.py", "pipeline/tokens/segments.py", "pipeline/tokens/hdf5.py"),
+    ),
+    code.HARMLESS
+    | {
+        "model/generation": "samples texts for people",
+        "model/presets.py": "numbers, which are part of the key",
+        "model/runs/plan.py": "chooses numbers and tokens, which are part of the key",
+        "model/runs/run.py": "reads finished runs",
+        "model/runs/unfinished.py": "chooses which run to resume",
+        "model/training/baselines.py": "losses of other models, for people",
+        "model/training/loss_curve.py": "draws",
+        "model/training/progress.py": "reports to people",
+        "pipeline/runtime/workers.py": "starts processes, in which nothing is computed",
+        "pipeline/tokenizers": "decodes texts for people; the tokenizer's fingerprint is part of the key",
+    },
+)
 AUTO = "auto"  # instead of a preset's name in a recipe: see `resolve_auto`
 _CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size")  # of the network of a parent run
 
@@ -231,7 +250,8 @@ def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     if ended:
         options["ended"] = ended
     inputs = (plan.tokens.as_input("tokens"), *([plan.parent] if plan.parent else []))
-    return Identity("runs", plan.name, options, inputs, plan.tokens.manifest.tokenizer, ("torch",))
+    fingerprint = plan.tokens.manifest.tokenizer
+    return Identity("runs", plan.name, options, inputs, fingerprint, ("torch",), code=code.state_of(CODE))
 
 
 def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> TrainPlan:

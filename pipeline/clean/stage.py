@@ -35,11 +35,19 @@ from pipeline.runtime import workers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.sources.inputs import InputFile, require_unchanged
-from pipeline.store import artifact
+from pipeline.store import artifact, code
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
 SCHEMA = 4  # increase when the same options give different bytes
+CODE = code.Code(
+    ("pipeline/clean", "pipeline/readers", "pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
+    code.HARMLESS
+    | {
+        "pipeline/clean/report/examples.py": "finds examples for people",
+        "pipeline/clean/report/render.py": "prints the report",
+    },
+)
 
 
 def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> Identity:
@@ -51,7 +59,12 @@ def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> I
     libraries += ["opencc"] if options.script != "keep" else []
     libraries += ["rensa"] if options.dedup == "near" else []
     return Identity(
-        "corpora", name, decisive, tuple(entry.as_input("raw") for entry in inputs), libraries=tuple(libraries)
+        "corpora",
+        name,
+        decisive,
+        tuple(entry.as_input("raw") for entry in inputs),
+        libraries=tuple(libraries),
+        code=code.state_of(CODE),
     )
 
 
@@ -63,8 +76,9 @@ def clean(
     progress: Progress,
     *,
     jobs: int = 1,
+    rebuild: bool = False,
 ) -> BuildResult:
-    """Clean every input into the corpus `name`, with `jobs` processes.
+    """Clean every input into the corpus `name`, with `jobs` processes; with `rebuild` even if it is published.
 
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
@@ -76,7 +90,7 @@ def clean(
         paths = [str(entry.path.absolute()) for entry in inputs]
         return dataclasses.replace(content, run={"inputs": paths, "settings": options.settings()})
 
-    return artifact.build(root, identify(name, inputs, options), write)
+    return artifact.build(root, identify(name, inputs, options), write, rebuild=rebuild)
 
 
 def build_report(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from pipeline.errors import (
 )
 from pipeline.runtime.regular_file import read_regular
 from pipeline.store import files, locks
+from pipeline.store.drafts import prepare_draft, replace_generation, restore_replaced, unread, write_run
 from pipeline.store.generations import (
     RUN,
     current_key,
@@ -45,7 +45,6 @@ from pipeline.store.generations import (
     is_rolled_back,
     make_current,
     names_newest_first,
-    read_run_info,
     require_links,
     shelves,
     unwanted_keys,
@@ -101,10 +100,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Outcome of `build`: `result` is "built" or "unchanged"."""
+    """Outcome of `build`: `result` is "built" or "unchanged"; `rebuilt` is True if the key was published before."""
 
     artifact: Artifact
     result: str
+    rebuilt: bool = False
 
 
 def find_published(root: Path, identity: Identity) -> Artifact | None:
@@ -117,13 +117,20 @@ def find_published(root: Path, identity: Identity) -> Artifact | None:
 
 
 def build(
-    root: Path, identity: Identity, write: StageWriter, *, keep_draft: bool = False, accept: bool = False
+    root: Path,
+    identity: Identity,
+    write: StageWriter,
+    *,
+    keep_draft: bool = False,
+    accept: bool = False,
+    rebuild: bool = False,
 ) -> BuildResult:
     """Publish the artifact that `identity` describes, unless it exists already.
 
     `write` fills an empty folder and describes what it wrote. When it raises, nothing is published. With `keep_draft`
     its folder is kept and passed to it again the next time, so that it can resume; so is a published artifact of this
-    identity that was damaged later. With `accept`, `current` moves even if the output says that it should not.
+    identity that was damaged later. With `accept`, `current` moves even if the output says that it should not. With
+    `rebuild` the artifact is built although it is published, and takes its place unless the bytes are the same.
 
     Raises UpstreamChanged when this generation was rolled back, TryAgain when another process builds on this shelf.
     """
@@ -137,14 +144,13 @@ def build(
                 hint=f"`rollback {identity.kind}/{identity.name} --to {identity.key}` makes it current again",
             )
         files.remove_temporaries(shelf, recursive=False)
-        if artifact := find_published(root, identity):
-            files.remove_tree(target / SCRATCH)
-            files.remove_tree(draft)  # without working locks, another process may have left one
-            files.remove_temporaries(target)
-            make_current(target, accept=accept)
-            return BuildResult(artifact, "unchanged")
+        restore_replaced(shelf)
+        published = find_published(root, identity)
+        if published and not rebuild:
+            return _keep_published(published, draft, accept=accept)
         require_links(shelf)
-        _prepare_draft(draft, target, identity, keep_draft)
+        with unread(published.file(MANIFEST) if published else None):
+            prepare_draft(draft, target, identity, keep=keep_draft, rebuild=rebuild)
         try:
             content = write(draft)
         except TooManyRejects as error:  # keep the draft: it holds the rejects that the user should inspect
@@ -153,33 +159,36 @@ def build(
             if not keep_draft or not any(path.name != RUN for path in draft.iterdir()):
                 files.remove_tree(draft)
             raise
-        _write_manifest(draft, identity, content, start)
-        artifact = _publish(root, identity, draft, target)
+        write_run(draft, identity, start, content.run, promoted=content.promote)
+        _write_manifest(draft, identity, content)
+        if published and read(draft).digest == published.digest:
+            return _keep_published(published, draft, accept=accept, rebuilt=True)
+        with unread(published.file(MANIFEST) if published else None):
+            artifact = _publish(root, identity, draft, target, replace=published is not None)
         make_current(target, accept=accept)
-    return BuildResult(artifact, "built")
+    return BuildResult(artifact, "built", rebuilt=published is not None)
 
 
-def _prepare_draft(draft: Path, target: Path, identity: Identity, keep_draft: bool) -> None:
-    """Create the draft. With `keep_draft`, it starts with the files of an earlier draft or of a damaged artifact."""
-    if not keep_draft:
-        files.remove_tree(draft)
-    elif target.is_dir() and not draft.exists():
-        files.publish_directory(target, draft)
-    draft.mkdir(parents=True, exist_ok=True)
-    files.remove_temporaries(draft)
-    if keep_draft:  # record the inputs, so that `prune` keeps what is needed to resume
-        content = {"made_from": identity.inputs, "libraries": identity.versions()}
-        files.write_file(draft / RUN, msgspec.json.encode(content))
+def _keep_published(artifact: Artifact, draft: Path, *, accept: bool, rebuilt: bool = False) -> BuildResult:
+    """Make a published artifact the current one, and delete the draft of the same key."""
+    for leftover in (artifact.file(SCRATCH), draft):  # without working locks, another process may have left a draft
+        files.remove_tree(leftover)
+    files.remove_temporaries(artifact.path)
+    make_current(artifact.path, accept=accept)
+    return BuildResult(artifact, "unchanged", rebuilt)
 
 
-def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artifact:
+def _publish(root: Path, identity: Identity, draft: Path, target: Path, *, replace: bool) -> Artifact:
     """Rename the finished draft to `target`. Raises TryAgain when another process worked in the same draft.
 
     Two processes get this far only where locks have no effect. What the other one has published is kept.
     """
     if target.is_dir() and not find_published(root, identity):  # damaged
         files.discard_folder(target)
-    files.publish_directory(draft, target)
+    if replace:
+        replace_generation(draft, target)
+    else:
+        files.publish_directory(draft, target)
     files.remove_tree(target / SCRATCH)
     artifact = read(target)
     if damage := find_problems(artifact):
@@ -191,19 +200,7 @@ def _publish(root: Path, identity: Identity, draft: Path, target: Path) -> Artif
     return artifact
 
 
-def _write_manifest(draft: Path, identity: Identity, content: StageOutput, start: float) -> None:
-    earlier = generation_keys(draft.parent)
-    run = {
-        "seconds": round(time.monotonic() - start, 3),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **content.run,
-        **({} if content.promote else {"promoted": False}),
-        "generation": 1 + max((read_run_info(draft.parent / key).generation for key in earlier), default=0),
-    }
-    files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
+def _write_manifest(draft: Path, identity: Identity, content: StageOutput) -> None:
     hashed = {(record.name, record.size): record for record in content.hashed}
     sizes = {name: (draft / name).stat().st_size for name in _listed_paths(draft)}
     records = tuple(
@@ -222,6 +219,7 @@ def _write_manifest(draft: Path, identity: Identity, content: StageOutput, start
         files=records,
         counts=content.counts,
         ledger=content.ledger,
+        code=identity.code.edited,
     )
     data = msgspec.json.encode(manifest, order="deterministic")
     files.write_file(draft / MANIFEST, msgspec.json.format(data, indent=2))

@@ -22,6 +22,7 @@ import msgspec
 from pipeline.errors import BadConfig, BadData
 from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.store import files
+from pipeline.store.code import AS_RELEASED, CodeState
 from pipeline.store.manifest import KINDS, Identity, Input, check_name
 
 RUN, ROLLED_BACK = "run.json", "rolled-back"
@@ -31,11 +32,12 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunInfo(msgspec.Struct, frozen=True):
-    """The fields of run.json that are read back: the number of the generation, and when it was finished.
+    """The fields of run.json that are read back: number of the generation, when it was finished, and its code.
 
     `inputs` lists the paths of the files that were read, `settings` the options that decide no bytes and the paths of
     tables. `promoted` is False if the generation was published without becoming current, for the `reason` given. In a
-    draft, which has no manifest yet, `made_from` lists the inputs and `libraries` the versions that its key depends on.
+    draft, which has no manifest yet, `made_from` lists the inputs and `libraries` the versions that its key depends on;
+    `rebuild` is true if the same key is published.
     """
 
     generation: int = 0
@@ -46,6 +48,8 @@ class RunInfo(msgspec.Struct, frozen=True):
     reason: str = ""
     made_from: tuple[Input, ...] | None = None
     libraries: dict[str, str] = {}
+    code: CodeState = AS_RELEASED
+    rebuild: bool = False
 
 
 def draft_path(root: Path, identity: Identity) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import BadConfig
+from pipeline.store.code import AS_RELEASED, CodeState
 
 SCHEMA = 1
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
@@ -43,8 +44,11 @@ class Input(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Manifest(msgspec.Struct, frozen=True):
-    """Description of an artifact. Equal inputs give equal manifests: no time, host, path or worker count in it."""
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Description of an artifact. Equal inputs give equal manifests: no time, host, path or worker count in it.
+
+    `code` has the digests of the edited source files that it was built with (`code.CodeState.edited`).
+    """
 
     schema: int
     kind: str
@@ -57,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: tuple[FileRecord, ...]
     counts: dict[str, Any]
     ledger: dict[str, Any]
+    code: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Identity:
     """Everything that decides the bytes of an artifact, known before any work is done.
 
     `tokenizer` is the fingerprint of the tokenizer involved, "" if none; `libraries` names the packages whose version
-    changes the bytes.
+    changes the bytes. `code` is the state of the source code of the stage; of it, only edited files are in the key.
     """
 
     kind: str
@@ -73,6 +78,7 @@ class Identity:
     inputs: tuple[Input, ...]
     tokenizer: str = ""
     libraries: tuple[str, ...] = ()
+    code: CodeState = AS_RELEASED
 
     def versions(self) -> dict[str, str]:
         from importlib.metadata import version  # as slow to import as the rest of this package
@@ -90,6 +96,8 @@ class Identity:
             "tokenizer": self.tokenizer,
             "libraries": self.versions(),
         }
+        if self.code.edited:
+            content["code"] = self.code.edited
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.clean.report.sentencepiece_flags import Flags
 from pipeline.errors import BadConfig, BadData
 from pipeline.runtime.progress import Progress, SilentProgress
-from pipeline.store import artifact
+from pipeline.store import artifact, code
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers.byte_level import PARAGRAPH_BYTES, train_byte_level
@@ -29,6 +29,24 @@ from pipeline.tokenizers.training_text import (
 __all__ = ["AUTO", "KINDS", "Sentences", "check_options", "find_sentences", "flags_of", "identify", "train"]
 
 SCHEMA = 2  # raise when the same options give different bytes
+CODE = code.Code(
+    (
+        *("pipeline/tokenizers", "pipeline/clean/report/sentencepiece_flags.py", "pipeline/clean/utf16.py"),
+        *("pipeline/readers/compression.py", "pipeline/readers/documents.py", "pipeline/readers/jsonl.py"),
+        "pipeline/runtime/ledger.py",
+    ),
+    code.HARMLESS
+    | dict.fromkeys(
+        (
+            *("pipeline/tokenizers/__init__.py", "pipeline/tokenizers/loading.py", "pipeline/tokenizers/untrusted.py"),
+            *("pipeline/tokenizers/end_of_text.py", "pipeline/tokenizers/ranks.py", "pipeline/tokenizers/tiktoken.py"),
+            *("pipeline/tokenizers/gigatoken.py", "pipeline/tokenizers/integers.py"),
+            *("pipeline/tokenizers/detokenizer.py", "pipeline/tokenizers/huggingface.py"),
+        ),
+        "for tokenizers that exist already",
+    )
+    | {"pipeline/runtime/workers.py": "runs a function in another process"},
+)
 KINDS = ("bpe", "unigram", "char", "bbpe")
 AUTO = "auto"
 _SAMPLE_BYTES = {"bpe": SENTENCE_BYTES, "unigram": SENTENCE_BYTES, "bbpe": PARAGRAPH_BYTES}
@@ -82,7 +100,12 @@ def identify(
     if kind in _SAMPLE_BYTES and size_of(texts) > _SAMPLE_BYTES[kind]:
         options["sample_bytes"] = _SAMPLE_BYTES[kind]
     return Identity(
-        "tokenizers", name, options, tuple(text.made_from for text in texts), libraries=_LIBRARIES.get(kind, ())
+        "tokenizers",
+        name,
+        options,
+        tuple(text.made_from for text in texts),
+        libraries=_LIBRARIES.get(kind, ()),
+        code=code.state_of(CODE),
     )
 
 
@@ -94,12 +117,15 @@ def train(
     vocab_size: int | str | None = None,
     flags: Flags | None = None,
     progress: Progress | None = None,
+    *,
+    rebuild: bool = False,
 ) -> BuildResult:
     """Train a tokenizer on one or more texts (see `find_sentences`) and publish it.
 
     `vocab_size` None or "auto" takes the size that the corpus's report suggests, or the nearest that the text allows.
     `flags` None takes the settings that the report recommends. Of more than 32 MiB (for bbpe 16 MiB) an even sample is
-    used. Raises BadData if the text is too small for the vocabulary asked for, or is not UTF-8.
+    used. With `rebuild` a published one is trained again. Raises BadData if the text is too small for the vocabulary
+    asked for, or is not UTF-8.
     """
     identity = identify(name, texts, kind, vocab_size, flags)
     progress = progress or SilentProgress()
@@ -112,7 +138,7 @@ def train(
         tokenizer.save(draft)
         return StageOutput({"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}, run=run)
 
-    return artifact.build(root, identity, write)
+    return artifact.build(root, identity, write, rebuild=rebuild)
 
 
 def _train(

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store import artifact
+from pipeline.store import artifact, code
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Integers
 from pipeline.tokens import segments
 
 SCHEMA = 2
+CODE = code.Code(
+    ("pipeline/tokens/counting.py", "pipeline/tokens/segments.py", "pipeline/tokenizers/integers.py"),
+    code.HARMLESS
+    | {
+        "pipeline/runtime/workers.py": "starts no process here",
+        "pipeline/tokenizers": "only the tokenizer of integers is used",
+    },
+)
 VOCAB_SIZE = 100
 _REPEATS = {"train": 100, "val": 5}
 
@@ -20,7 +28,8 @@ _REPEATS = {"train": 100, "val": 5}
 def build(root: Path) -> BuildResult:
     """Publish `tokens/counting`, whose documents all count from 1 to 99."""
     tokenizer = Integers(VOCAB_SIZE)
-    identity = Identity("tokens", "counting", {"stage": SCHEMA, "vocab_size": VOCAB_SIZE}, (), tokenizer.fingerprint)
+    options = {"stage": SCHEMA, "vocab_size": VOCAB_SIZE}
+    identity = Identity("tokens", "counting", options, (), tokenizer.fingerprint, code=code.state_of(CODE))
 
     def write(draft: Path) -> StageOutput:
         tokenizer.save(draft)

@@ -18,11 +18,30 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import InkstoneError
-from pipeline.store import artifact, files
+from pipeline.store import artifact, code, files
 from pipeline.store.generations import draft_path, generation_keys
 from pipeline.store.manifest import FileRecord, Identity, Input, Manifest
 from pipeline.tokens.resume import REJECTS, UNITS, UnitRecord
 from pipeline.tokens.segments import SPLITS
+
+_TRAINS = "trains a tokenizer, whose fingerprint is part of the key"
+CODE = code.Code(
+    (
+        *("pipeline/tokens", "pipeline/tokenizers", "pipeline/readers"),
+        *("pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
+    ),
+    code.HARMLESS
+    | {
+        "pipeline/tokenizers/byte_level.py": _TRAINS,
+        "pipeline/tokenizers/sentencepiece_training.py": _TRAINS,
+        "pipeline/tokenizers/stage.py": _TRAINS,
+        "pipeline/tokenizers/training_text.py": _TRAINS,
+        "pipeline/tokenizers/ranks.py": "fetches files whose hashes are checked",
+        "pipeline/tokens/counting.py": "another stage",
+        "pipeline/tokens/locate.py": "reads tokens",
+        "pipeline/tokens/store.py": "reads tokens",
+    },
+)
 
 
 def reuse_units(draft: Path, identity: Identity) -> list[UnitRecord]:
@@ -132,14 +151,15 @@ class ReusableGeneration:
 
 
 def _generations(draft: Path, identity: Identity) -> Iterator[ReusableGeneration]:
-    """Yield the generations made with the same options, tokenizer and libraries, the newest first."""
+    """Yield the generations made with the same options, tokenizer, libraries and code, the newest first."""
     folder = draft.parent
     for path in (draft, *(folder / key for key in reversed(generation_keys(folder)))):
         try:
             manifest = artifact.read(path).manifest
         except InkstoneError:
             continue
-        same_tools = (manifest.tokenizer, manifest.libraries) == (identity.tokenizer, identity.versions())
+        tools = (identity.tokenizer, identity.versions(), identity.code.edited)
+        same_tools = (manifest.tokenizer, manifest.libraries, manifest.code) == tools
         if same_tools and _settings(manifest.options, manifest.inputs) == _settings(identity.options, identity.inputs):
             yield ReusableGeneration(path, manifest)
 

@@ -28,6 +28,7 @@ from pipeline.sources.inputs import InputFile
 from pipeline.sources.walk import LeftOut
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
+from pipeline.store.code import state_of
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import hdf5, reuse, survey
@@ -240,7 +241,7 @@ def identify(
         **msgspec.structs.asdict(options.document_filter),
         **({"text_fields": options.text_fields} if options.text_fields else {}),
     }
-    return Identity("tokens", name, settings, tuple(entries), tokenizer.fingerprint, libraries)
+    return Identity("tokens", name, settings, tuple(entries), tokenizer.fingerprint, libraries, state_of(reuse.CODE))
 
 
 def tokenize(
@@ -253,14 +254,14 @@ def tokenize(
     progress: Progress,
     *,
     jobs: int,
+    rebuild: bool = False,
 ) -> BuildResult:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
+    With `rebuild` published tokens are made again, without units of earlier generations.
 
-    Raises BadData if a file is broken, if a split would be empty, if most validation documents are trained on too, or
-    if gigatoken and tiktoken disagree on any document compared; TooManyRejects if more than the fraction
-    `options.max_bad` of the documents is bad.
+    Raises BadData if a file is broken, a split would be empty, most validation documents are trained on too, or
+    gigatoken and tiktoken disagree on a document; TooManyRejects for more bad documents than `options.max_bad`.
     """
-
     identity = identify(name, inputs, tokenizer, trained, options, root=root)
     rule = rule_of(identity.options)
     if repeated := [entry.name for entry in inputs.left_out if entry.reason == _REPEATED]:
@@ -269,7 +270,7 @@ def tokenize(
     def write(draft: Path) -> StageOutput:
         if tokenizer.kind == "tiktoken" and (problem := tokenizers.gigatoken_problem(tokenizer.name)):
             progress.note(f"gigatoken {problem}: using tiktoken, which gives the same ids many times slower")
-        if reused := reuse.reuse_units(draft, identity):
+        if reused := [] if rebuild else reuse.reuse_units(draft, identity):
             progress.note(f"reusing {len(reused)} units of {len({record.file for record in reused})} unchanged files")
         try:
             with contextlib.ExitStack() as leases:
@@ -282,7 +283,7 @@ def tokenize(
             draft.mkdir()
             raise
 
-    return artifact.build(root, identity, write, keep_draft=True)
+    return artifact.build(root, identity, write, keep_draft=True, rebuild=rebuild)
 
 
 def _write(

@@ -1,0 +1,99 @@
+"""Drafts: where an artifact is built, what is known about it meanwhile, and how it takes the place of a published one.
+
+artifacts/<kind>/<name>/.draft-<key>/     artifact under construction, or left by an interrupted build
+artifacts/<kind>/<name>/.replaced-<key>/  generation whose place a rebuilt one is taking
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import TryAgain
+from pipeline.store import files, locks
+from pipeline.store.generations import RUN, generation_keys, read_run_info
+from pipeline.store.manifest import Identity
+
+_REPLACED = ".replaced-"
+
+
+def prepare_draft(draft: Path, target: Path, identity: Identity, *, keep: bool, rebuild: bool) -> None:
+    """Create the draft. With `keep`, it starts with the files of an earlier draft or of a damaged artifact.
+
+    With `rebuild`, only with those of an earlier draft that was a rebuild too.
+    """
+    if not keep or (rebuild and not read_run_info(draft).rebuild):
+        files.remove_tree(draft)
+    elif target.is_dir() and not rebuild and not draft.exists():
+        files.publish_directory(target, draft)
+    draft.mkdir(parents=True, exist_ok=True)
+    files.remove_temporaries(draft)
+    if keep:  # record the inputs, so that `prune` keeps what is needed to resume
+        run = {
+            "made_from": identity.inputs,
+            "libraries": identity.versions(),
+            "code": identity.code,
+            "rebuild": rebuild,
+        }
+        files.write_file(draft / RUN, msgspec.json.encode(run))
+
+
+def write_run(draft: Path, identity: Identity, start: float, run: Mapping[str, Any], *, promoted: bool) -> None:
+    """Write the run.json of a finished draft; `start` is the time.monotonic() of its beginning."""
+    earlier = generation_keys(draft.parent)
+    content = {
+        "seconds": round(time.monotonic() - start, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "code": identity.code,
+        **run,
+        **({} if promoted else {"promoted": False}),
+        "generation": 1 + max((read_run_info(draft.parent / key).generation for key in earlier), default=0),
+    }
+    files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(content), indent=2))
+
+
+@contextmanager
+def unread(manifest: Path | None) -> Iterator[None]:
+    """Keep readers away from the published artifact with this manifest. Raises TryAgain if one has a lease on it."""
+    with locks.if_unleased(manifest) if manifest else nullcontext(True) as is_free:
+        if not is_free:
+            raise TryAgain(
+                f"{manifest and manifest.parent}: cannot be replaced while it is read",
+                hint="wait for its reader to end, then run the same command again",
+            )
+        yield
+
+
+def replace_generation(draft: Path, target: Path) -> None:
+    """Put a finished draft in the place of a published generation.
+
+    A folder cannot be replaced in one step. After a kill between the two, `restore_replaced` brings the old one back.
+    """
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    files.sync_tree(draft)
+    files.move(target, replaced)
+    try:
+        files.move(draft, target)
+    except BaseException:
+        files.move(replaced, target)
+        raise
+    files.discard_folder(replaced)
+
+
+def restore_replaced(shelf: Path) -> None:
+    """Finish what a killed `replace_generation` left. The caller must hold the lock of the shelf."""
+    for replaced in shelf.glob(f"{_REPLACED}*"):
+        target = shelf / replaced.name.removeprefix(_REPLACED)
+        if target.is_dir():
+            files.discard_folder(replaced)
+        else:
+            files.move(replaced, target)
