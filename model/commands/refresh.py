@@ -13,7 +13,7 @@ from model.commands.options import DEVICE
 from model.commands.training_bar import training_watch
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings, option_group
-from pipeline.commands.options import JOBS, NETWORK, THROUGH, network_of, worker_count
+from pipeline.commands.options import JOBS, NETWORK, REBUILD, THROUGH, network_of, worker_count
 
 if TYPE_CHECKING:
     import threading
@@ -52,6 +52,7 @@ _SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "min_p", "seed")  # samp
 @option_group(
     "Running",
     click.option("--dry-run", is_flag=True, help="Print the plan and stop: stale stages, reasons, space and time."),
+    REBUILD,
     click.option(
         "--wait",
         type=float,
@@ -73,6 +74,7 @@ def refresh(
     settings: Settings,
     path: Path,
     dry_run: bool,
+    rebuild: bool,
     wait: float,
     through: str,
     overrides: tuple[str, ...],
@@ -86,8 +88,8 @@ def refresh(
 ) -> Outcome:
     """Run the stale stages of a recipe.
 
-    A stage is stale if its inputs, options or libraries changed. RECIPE is a TOML file or a bundled recipe: sample,
-    pile, shuihu or song-ci.
+    A stage is stale if its inputs, options, libraries or source code changed. RECIPE is a TOML file or a bundled
+    recipe: sample, pile, shuihu or song-ci.
 
     \b
     Examples:
@@ -99,10 +101,10 @@ def refresh(
     from pipeline.refresh.refresh import refresh as run_refresh
 
     recipe = load_recipe(path, overrides, check_training)
-    train = train_stage(settings, recipe, device)
+    train = train_stage(settings, recipe, device, rebuild=rebuild)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
-    options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network)
+    options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network, rebuild)
     if dry_run:
         return _plan_outcome(settings, recipe, train, options)
     with _pinged(ping_url, settings.progress.stop):
@@ -149,7 +151,7 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
     lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>23}  reason"]
     lines += [
         f"{step.stage:<16} {step.result:<6} {size(step.fetch):>10} {size(step.disk):>10} "
-        f"{duration(step.seconds):>23}  {step.why or step.what}"
+        f"{duration(step.seconds):>23}  {step.why or step.what}{f', {step.note}' if step.note else ''}"
         for step in steps
     ]
     required = sum(step.disk or 0 for step in steps)
@@ -208,12 +210,15 @@ def check_training(section: TrainSection) -> None:
     run_plan.resolve_preset(preset, section.steps, section.minutes, section.set)
 
 
-def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool = False) -> TrainStage:
+def train_stage(
+    settings: Settings, recipe: Recipe, device: str, *, more: bool = False, rebuild: bool = False
+) -> TrainStage:
     """Return the training stage of a recipe, to pass to the pipeline, which never imports the model.
 
-    With `more`, a published run is trained further even if its text did not change.
+    With `more`, a published run is trained further even if its text did not change. With `rebuild` it is trained again.
     """
     from model.runs import plan as run_plan
+    from model.runs import unfinished
     from model.training import stage
     from pipeline.refresh.stages import TrainStage
 
@@ -234,15 +239,20 @@ def train_stage(settings: Settings, recipe: Recipe, device: str, *, more: bool =
         return run_plan.continue_published(settings.root, planned, more=more)
 
     def run(tokens: Artifact) -> BuildResult:
+        planned = plan(tokens)
+        draft, paths = unfinished.edited_files(settings.root, planned)
+        if draft:
+            settings.progress.note(f"starts over: {', '.join(paths)} changed since the unfinished run {draft.name}")
         with training_watch(settings) as watch:
             return stage.train(
                 settings.root,
-                plan(tokens),
+                planned,
                 device=device,
                 resume=True,
                 report=settings.progress.note,
                 stopped=settings.progress.stop,
                 watch=watch,
+                rebuild=rebuild,
             )
 
     return TrainStage(

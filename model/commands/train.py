@@ -17,7 +17,7 @@ from model.commands.training_bar import training_watch
 from model.commands.training_summary import training_outcome
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
-from pipeline.commands.options import find_artifact
+from pipeline.commands.options import REBUILD, find_artifact
 
 if TYPE_CHECKING:
     from model.runs.plan import TrainPlan
@@ -91,6 +91,7 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
         "--name", default="", metavar="NAME", help="Name of the run (default: the preset's, or that of the tokens)."
     ),
     click.option("--dry-run", is_flag=True, help="Print the size, memory and time of the training and stop."),
+    REBUILD,
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too (extra [logging])."),
 )
 def train(
@@ -105,6 +106,7 @@ def train(
     on_stop: str,
     prompt: str,
     dry_run: bool,
+    rebuild: bool,
     tensorboard: bool,
     pairs: tuple[str, ...],
     counting: bool,
@@ -132,9 +134,9 @@ def train(
     plan = replace(plan, tensorboard=tensorboard, prompt=prompt)
     if dry_run:
         return Outcome("unchanged", lines=stage.dry_run(plan, device=device), always=True)
-    names_generation = "/" in reference.removeprefix("tokens/")
-    if resume is not False and not names_generation:
-        plan = _pinned(settings, plan)
+    if resume is not False:
+        names_generation = "/" in reference.removeprefix("tokens/")
+        plan = _with_edited_code(settings, plan if names_generation else _pinned(settings, plan), accept=resume is True)
     if resume:
         unfinished.require_unfinished(settings.root, plan)
     with training_watch(settings) as watch:
@@ -147,6 +149,7 @@ def train(
             anneal=on_stop == "anneal",
             stopped=settings.progress.stop,
             watch=watch,
+            rebuild=rebuild,
         )
     outcome = training_outcome(built)
     outcome.silent = is_secondary_rank()
@@ -221,3 +224,13 @@ def _pinned(settings: Settings, plan: TrainPlan) -> TrainPlan:
     if pinned.tokens.path != plan.tokens.path:
         settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
     return pinned
+
+
+def _with_edited_code(settings: Settings, plan: TrainPlan, *, accept: bool) -> TrainPlan:
+    """Return the plan; its unfinished run may resume though source files were edited since. Raises unless `accept`."""
+    from model.runs import unfinished
+
+    if not is_secondary_rank():  # of several processes, the first decides
+        for file in unfinished.resume_edited(settings.root, plan, accept=accept):
+            settings.progress.note(f"the unfinished run {plan.name} continues though {file} changed")
+    return plan

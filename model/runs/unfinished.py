@@ -8,15 +8,16 @@ from pathlib import Path
 from model import config
 from model.runs.plan import TrainPlan, identify, read_config
 from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
-from pipeline.store import artifact
-from pipeline.store.generations import draft_path, unfinished_drafts
+from pipeline.store import artifact, files, locks
+from pipeline.store.code import changed_files
+from pipeline.store.generations import draft_path, read_run_info, unfinished_drafts
 
 
 def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
     """Give a plan the tokens and the parent of its unfinished run, so that it can be resumed.
 
-    A refresh may have published newer generations since that run was started. Raises UpstreamChanged if the older ones
-    are gone.
+    The run may have been started with other source code: see `resume_edited`. A refresh may have published newer
+    generations since then. Raises UpstreamChanged if the older ones are gone.
     """
     identity, drafts = identify(plan), list(unfinished_drafts(root, "runs", plan.name))
     if draft_path(root, identity) in [draft for draft, _ in drafts]:
@@ -25,7 +26,8 @@ def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
         inputs_by_role = {entry.role: entry for entry in inputs}
         if inputs_by_role.keys() != {entry.role for entry in identity.inputs}:
             continue
-        if dataclasses.replace(identity, inputs=inputs).key != draft.name.removeprefix(".draft-"):
+        code = read_run_info(draft).code
+        if dataclasses.replace(identity, inputs=inputs, code=code).key != draft.name.removeprefix(".draft-"):
             continue  # another configuration
         try:
             artifacts = {role: artifact.read(root / entry.name) for role, entry in inputs_by_role.items()}
@@ -42,6 +44,39 @@ def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
             parent_path=parent.path if parent else None,
         )
     return plan
+
+
+def edited_files(root: Path, plan: TrainPlan) -> tuple[Path | None, list[str]]:
+    """Return the unfinished run of a plan that was started with other source code, and the files that were edited.
+
+    None and no files if there is no such run, or if the plan can resume or has published another one.
+    """
+    identity = identify(plan)
+    if draft_path(root, identity).exists() or artifact.find_published(root, identity):
+        return None, []
+    for draft, _ in unfinished_drafts(root, "runs", plan.name):
+        code = read_run_info(draft).code
+        if dataclasses.replace(identity, code=code).key == draft.name.removeprefix(".draft-"):
+            return draft, changed_files(code.edited, identity.code.edited)
+    return None, []
+
+
+def resume_edited(root: Path, plan: TrainPlan, *, accept: bool) -> list[str]:
+    """Let a plan resume its unfinished run although source files were edited since, and return those files.
+
+    Raises BadConfig that names them unless `accept`, TryAgain if the run is being trained.
+    """
+    draft, paths = edited_files(root, plan)
+    if draft is None:
+        return []
+    if not accept:
+        raise BadConfig(
+            f"the unfinished run {plan.name} was started before {', '.join(paths)} changed",
+            hint="--resume continues it with the changed code, --no-resume starts over",
+        )
+    with locks.lock(draft.parent / ".lock", action=f"train {plan.name}"):
+        files.move(draft, draft_path(root, identify(plan)))
+    return paths
 
 
 def require_unfinished(root: Path, plan: TrainPlan) -> None:

@@ -19,6 +19,7 @@ from pipeline import errors
 from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
 from pipeline.store.artifact import BuildResult, StageOutput
+from pipeline.store.code import built_with
 
 if TYPE_CHECKING:
     from model.training.distributed import World
@@ -43,8 +44,11 @@ def train(
     anneal: bool = False,
     stopped: threading.Event | None = None,
     watch: Watch | None = None,
+    rebuild: bool = False,
 ) -> BuildResult:
     """Train a plan and publish its run. With `resume`, an unfinished run of the plan resumes from its last checkpoint.
+
+    With `rebuild` the run is trained even if it is published, and takes the place of the published one.
 
     With `watch`, the state of the training is passed to it about every second, instead of reported in lines. A signal,
     or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
@@ -60,20 +64,22 @@ def train(
         "watch": watch,
     }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _train_together(root, plan, options)
+        return _train_together(root, plan, options, rebuild)
 
     def write(draft: Path) -> StageOutput:
         from model.training.trainer import fit
 
+        if note := built_with(identify(plan).code.edited):
+            report(note)
         with artifact.lease(plan.tokens):
             return _content(fit(draft, plan, **options))
 
-    return _publish(root, plan, write)
+    return _publish(root, plan, write, rebuild)
 
 
-def _publish(root: Path, plan: TrainPlan, write: Callable[[Path], StageOutput]) -> BuildResult:
+def _publish(root: Path, plan: TrainPlan, write: Callable[[Path], StageOutput], rebuild: bool) -> BuildResult:
     try:
-        return artifact.build(root, identify(plan), write, keep_draft=True)
+        return artifact.build(root, identify(plan), write, keep_draft=True, rebuild=rebuild)
     except Annealed as annealed:
         folder, result = annealed.folder, annealed.result
 
@@ -82,14 +88,14 @@ def _publish(root: Path, plan: TrainPlan, write: Callable[[Path], StageOutput]) 
             files.move(path, draft / path.name)
         return _content(result)
 
-    return artifact.build(root, identify(plan, ended=result.steps), move_files)
+    return artifact.build(root, identify(plan, ended=result.steps), move_files, rebuild=rebuild)
 
 
 def _content(result: Result) -> StageOutput:
     return StageOutput({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
 
 
-def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any]) -> BuildResult:
+def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any], rebuild: bool) -> BuildResult:
     """Train in all processes that torchrun started, by the plan of the main process.
 
     Plans of the processes may differ, since newer tokens may have been published meanwhile.
@@ -107,12 +113,12 @@ def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any]) -> Bui
             return fit(draft, plan, world=world, **options)
 
         if world.is_main:
-            return _lead(root, plan, world, train)
+            return _lead(root, plan, world, train, rebuild)
         _follow(world, train)
         return BuildResult(artifact.find(root, "runs", plan.name), "built")
 
 
-def _lead(root: Path, plan: TrainPlan, world: World, train: Callable[[Path], Result]) -> BuildResult:
+def _lead(root: Path, plan: TrainPlan, world: World, train: Callable[[Path], Result], rebuild: bool) -> BuildResult:
     """Publish the run of a plan as the main process.
 
     Broadcasts the draft, or None if there is nothing to train, and then None, or the error if training cannot start.
@@ -126,7 +132,7 @@ def _lead(root: Path, plan: TrainPlan, world: World, train: Callable[[Path], Res
         return _content(train(draft))
 
     try:
-        built = _publish(root, plan, write)
+        built = _publish(root, plan, write, rebuild)
     except BaseException as error:
         if not has_started:
             world.broadcast_object(None)
@@ -158,4 +164,4 @@ def dry_run(plan: TrainPlan, *, device: str) -> list[str]:
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         Trainer(Path(folder), plan, pick_device(device), lines.append, World()).announce()
-    return lines
+    return [*lines, *filter(None, [built_with(identify(plan).code.edited)])]

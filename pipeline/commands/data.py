@@ -6,7 +6,7 @@ Stages are imported inside the functions, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,11 +19,15 @@ from pipeline.commands.options import (
     MAX_BAD,
     NAME,
     NETWORK,
+    REBUILD,
     TEXT_FIELD,
     network_of,
     outcome_of,
     worker_count,
 )
+
+if TYPE_CHECKING:
+    from pipeline.clean.report.report import CleaningReport
 
 
 @click.command(cls=Command, short_help="Download sources into the raw cache.")
@@ -298,6 +302,7 @@ _CLEAN_UNITS = option_group(
     "Output",
     NAME,
     click.option("--dry-run", is_flag=True, help="Print the report without writing a corpus."),
+    REBUILD,
     click.option(
         "--explain",
         type=Choice(_RULES),
@@ -314,6 +319,7 @@ def clean(
     exclude: tuple[str, ...],
     name: str,
     dry_run: bool,
+    rebuild: bool,
     explain: str,
     jobs: int,
     **options: Any,
@@ -332,7 +338,6 @@ def clean(
     """
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
-    from pipeline.clean.report import render
     from pipeline.sources.inputs import gather_inputs
     from pipeline.sources.walk import as_records
     from pipeline.store.manifest import check_name, name_from_path
@@ -358,11 +363,21 @@ def clean(
     jobs = worker_count(jobs)
     if dry_run:
         report = stage.build_report(files, clean_options, settings.progress, jobs=jobs)
-        extra["report"] = render.to_json(report)
-        return Outcome("unchanged", extra=extra, lines=render.table(report), always=True)
-    name = check_name(name) if name else name_from_path(inputs[0])
-    built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs)
+        return _report_outcome(report, extra)
+    name = check_name(name or name_from_path(inputs[0]))
+    built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs, rebuild=rebuild)
     outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
     outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
     outcome.lines.append(f"next: inkstone train-tokenizer {name}")
     return outcome
+
+
+def _report_outcome(report: CleaningReport, extra: dict[str, Any]) -> Outcome:
+    """Return the outcome of `clean --dry-run`: the report, and the source files that were edited."""
+    from pipeline.clean import stage
+    from pipeline.clean.report import render
+    from pipeline.store.code import built_with, state_of
+
+    lines = [*render.table(report), built_with(state_of(stage.CODE).edited)]
+    extra["report"] = render.to_json(report)
+    return Outcome("unchanged", extra=extra, lines=[*filter(None, lines)], always=True)

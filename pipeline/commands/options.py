@@ -57,6 +57,7 @@ TEXT_FIELD = click.option(
     help="Field of JSON records or column of tables that holds the text, e.g. content or data.body; "
     "several, repeated or joined by commas, are joined by a blank line (default: text, or the field that dominates).",
 )
+REBUILD = click.option("--rebuild", is_flag=True, help="Build again what is published; other bytes take its place.")
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
 THROUGH = click.option(
     "--through",
@@ -121,12 +122,22 @@ def outcome_of(built: BuildResult, summary_counts: tuple[str, ...], **extra: Any
     published = built.artifact
     counts = published.manifest.counts
     summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in summary_counts if name in counts)
-    lines = [f"{built.result}: {published.ref} ({summary})"]
+    lines = [f"{built.result}: {published.ref} ({summary}){_remarks(built)}"]
     for item, tally in published.manifest.ledger.items():
         if tally["dropped"]:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally["dropped"].items())
             lines.append(f"dropped {item}: {reasons}")
     return Outcome(built.result, published.ref, published.path, counts, published.manifest.ledger, dict(extra), lines)
+
+
+def _remarks(built: BuildResult) -> str:
+    """Return the edited source files of an artifact and the outcome of --rebuild, to be appended to its line."""
+    from pipeline.store.code import built_with
+
+    remarks = [built_with(built.artifact.manifest.code)]
+    if built.rebuilt:
+        remarks.append("rebuilt with the same bytes" if built.result == "unchanged" else "in the place of other bytes")
+    return "".join(f", {remark}" for remark in remarks if remark)
 
 
 def find_artifact(settings: Settings, kind: str, reference: str, *, exclude: str = "") -> Artifact:

@@ -15,6 +15,7 @@ from pipeline.commands.options import (
     JOBS,
     MAX_BAD,
     NAME,
+    REBUILD,
     TEXT_FIELD,
     find_artifact,
     name_of,
@@ -50,7 +51,10 @@ _MIN_CHARACTERS_PER_TOKEN = 1.1  # of a tokenizer that fits; a byte of a charact
     help="Number of token ids; auto takes the number that the report of the corpus advises, or fewer if the text has "
     "no more. For char, 0 and auto mean all characters.",
 )
-def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kind: str, vocab_size: str) -> Outcome:
+@REBUILD
+def train_tokenizer(
+    settings: Settings, corpora: tuple[str, ...], name: str, kind: str, vocab_size: str, rebuild: bool
+) -> Outcome:
     """Train a tokenizer on corpora.
 
     Without CORPUS, the newest corpus is used. A text file with one sentence per line serves too.
@@ -70,7 +74,7 @@ def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kin
     name = check_name(name or own_name)
     if advice := stage.size_warning(texts, kind, vocab_size):
         settings.progress.note(advice)
-    built = stage.train(settings.root, name, texts, kind, vocab_size, progress=settings.progress)
+    built = stage.train(settings.root, name, texts, kind, vocab_size, progress=settings.progress, rebuild=rebuild)
     outcome = outcome_of(built, ("vocab_size",))
     inputs = " ".join(own_name if corpus.startswith("corpora/") else corpus for corpus in corpora)
     outcome.lines.append(f"next: inkstone tokenize {inputs}" + (f" --tokenizer {name}" if name != own_name else ""))
@@ -166,6 +170,7 @@ def train_tokenizer(settings: Settings, corpora: tuple[str, ...], name: str, kin
         show_default=True,
         help="Write memory-mapped .bin segments, one HDF5 file per split, or both.",
     ),
+    REBUILD,
     JOBS,
 )
 def tokenize(
@@ -179,6 +184,7 @@ def tokenize(
     exclude: tuple[str, ...],
     encoder: str,
     deep: bool,
+    rebuild: bool,
     jobs: int,
     **options: Any,
 ) -> Outcome:
@@ -226,6 +232,7 @@ def tokenize(
         tokenize_options,
         settings.progress,
         jobs=worker_count(jobs),
+        rebuild=rebuild,
     )
     return _tokenize_outcome(built, inputs, tokenizer)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.sources.download import FileStatus
 from pipeline.sources.http import Network
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
+from pipeline.store.code import built_with, describe_changes
 from pipeline.store.generations import current_key, draft_path, is_rolled_back
 from pipeline.store.manifest import KINDS, Identity, Input
 from pipeline.tokens import reuse
@@ -38,6 +39,7 @@ class RefreshOptions:
     through       the last stage to run
     locked        keep all pins and do not check servers for changes
     allow_shrink  accept files that became smaller upstream
+    rebuild       build every stage, also where the same key is published
     """
 
     through: str = STAGES[-1]
@@ -45,6 +47,7 @@ class RefreshOptions:
     allow_shrink: bool = False
     jobs: int = 1
     network: Network = field(default_factory=Network)
+    rebuild: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class PlanStep:
 
     `what` is the artifact or recipe, `why` the reason for a stale stage. `fetch` and `disk` are bytes to download and
     to write, `seconds` the estimated time; None means unknown. `reads` is the number of bytes of raw files that the
-    stage works on, by which its time is compared with other runs.
+    stage works on, by which its time is compared with other runs. `note` names edited source files.
     """
 
     stage: str
@@ -64,6 +67,7 @@ class PlanStep:
     disk: int | None = 0
     seconds: float | None = 0.0
     reads: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
         total = sum(sizes[name] for name in names)
         if stage.existing:
             chain.artifacts[stage.label] = stage.existing
-            steps.append(PlanStep(stage.label, "fresh", stage.existing.ref))
+            steps.append(_fresh_step(stage, stage.existing))
             continue
         blockers = [label for label in stage.after if label in stale and (label != "download" or changed & names)]
         if blockers:
@@ -109,19 +113,32 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
             continue
         identity, _ = stage.prepare()
         published = artifact.find_published(root, identity)
-        if published and current_key(root / identity.kind / identity.name) == identity.key:
+        is_current = published is not None and current_key(root / identity.kind / identity.name) == identity.key
+        if published and is_current and not options.rebuild:
             chain.artifacts[stage.label] = published
-            steps.append(PlanStep(stage.label, "fresh", published.ref))
+            steps.append(_fresh_step(stage, published))
             continue
         stale.add(stage.label)
         fraction = 1.0
         if published:
-            fraction = 0.0
+            fraction = float(options.rebuild)
         elif _reuses_unchanged(chain, stage.name):
             fraction = reuse.remaining_fraction(root, identity)
         written = files.folder_size(draft_path(root, identity))
-        steps.append(estimate.step(stage, _reason(root, identity, published), int(fraction * total), written))
+        reason = "--rebuild" if is_current else _reason(root, identity, published)
+        step = estimate.step(stage, reason, int(fraction * total), written)
+        steps.append(replace(step, note=_note(identity, reason)))
     return RefreshPlan(tuple(steps), tuple(survey), dict(chain.artifacts))
+
+
+def _note(identity: Identity, reason: str) -> str:
+    """Return "built with your FILE" for edited files, unless the reason of a stale stage names one already."""
+    edited = identity.code.edited
+    return "" if any(path in reason for path in edited) else built_with(edited)
+
+
+def _fresh_step(stage: Stage, published: Artifact) -> PlanStep:
+    return PlanStep(stage.label, "fresh", published.ref, note=built_with(published.manifest.code))
 
 
 def _download_step(source: str, survey: Sequence[FileStatus], timings: Mapping[str, StageTiming]) -> PlanStep:
@@ -179,7 +196,8 @@ def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:
     manifest = current.manifest
     if manifest.key == identity.key:
         return artifact.find_problems(current)[0]
-    reasons = _differences(_digests(manifest.inputs), _digests(identity.inputs), "changed")
+    reasons = describe_changes(manifest.code, identity.code.edited)
+    reasons += _differences(_digests(manifest.inputs), _digests(identity.inputs), "changed")
     reasons += _differences(_flatten(manifest.options), _flatten(identity.options))
     reasons += _differences(manifest.libraries, identity.versions())
     if manifest.tokenizer != identity.tokenizer:

@@ -27,6 +27,7 @@ from pipeline.runtime.redaction import redact
 from pipeline.sources import download
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
+from pipeline.store.code import built_with
 from pipeline.store.leftovers import remove_leftovers_of
 
 
@@ -56,7 +57,7 @@ def refresh(
 
     `wait` is the number of seconds to wait for the lock. If no stage is stale, only the recipe's state is written.
     """
-    chain = Chain(root, recipe, train, progress, options.jobs)
+    chain = Chain(root, recipe, train, progress, options.jobs, rebuild=options.rebuild)
     chain.stages(options.through)  # rejects an unknown stage before waiting for the lock
     path = state.lock_of(root, recipe.name)
     with locks.lock(path, wait=wait, action=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
@@ -106,7 +107,8 @@ def _run(
             last = built.artifact
             if built.result == "built":
                 journal.end(step, _own_bytes(last))
-            outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref))
+            note = built_with(last.manifest.code)
+            outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref, note=note))
         leases.enter_context(artifact.lease(last))
         chain.artifacts[step.stage] = last
         _report(outcomes[-1], progress)
@@ -122,7 +124,7 @@ def _own_bytes(built: Artifact) -> int:
 
 
 def _report(step: PlanStep, progress: Progress) -> None:
-    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}")
+    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}" + (f", {step.note}" if step.note else ""))
     progress.event("stage", stage=step.stage, result=step.result, what=step.what)
 
 

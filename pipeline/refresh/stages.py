@@ -66,11 +66,16 @@ class Stage:
 class Chain:
     """The stages of one recipe, in order. `artifacts` holds the results of earlier stages by label.
 
+    With `rebuild` they build what is published too.
+
     Raises BadConfig if any stage of the recipe is invalid.
     """
 
-    def __init__(self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int) -> None:
+    def __init__(
+        self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int, *, rebuild: bool = False
+    ) -> None:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
+        self.rebuild = rebuild
         self.artifacts: dict[str, Artifact] = {}
         train.check()
         self.source, self.groups = self._resolve()
@@ -127,7 +132,9 @@ class Chain:
         name, options = group.corpus_name(self.recipe.name), self.recipe.clean
         inputs = self._raw_files(group.names)
         identity = clean_stage.identify(name, inputs, options)
-        return identity, lambda: clean_stage.clean(self.root, name, inputs, options, self.progress, jobs=self.jobs)
+        return identity, lambda: clean_stage.clean(
+            self.root, name, inputs, options, self.progress, jobs=self.jobs, rebuild=self.rebuild
+        )
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, section = self.recipe.name, self.recipe.tokenizer
@@ -137,7 +144,7 @@ class Chain:
         ]
         identity = tokenizers_stage.identify(name, texts, section.kind, section.vocab_size)
         return identity, lambda: tokenizers_stage.train(
-            self.root, name, texts, section.kind, section.vocab_size, progress=self.progress
+            self.root, name, texts, section.kind, section.vocab_size, progress=self.progress, rebuild=self.rebuild
         )
 
     def _tokenize(self) -> tuple[Identity, Callable[[], BuildResult]]:
@@ -151,7 +158,7 @@ class Chain:
             tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use, options.encoder)
         identity = tokens_stage.identify(name, inputs, tokenizer, trained, options, root=self.root)
         return identity, lambda: tokens_stage.tokenize(
-            self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs
+            self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs, rebuild=self.rebuild
         )
 
     def _train(self) -> tuple[Identity, Callable[[], BuildResult]]:

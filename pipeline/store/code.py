@@ -149,3 +149,11 @@ def built_with(edited: Mapping[str, str]) -> str:
 def changed_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Return the paths whose digests differ between two tables of edited files, sorted."""
     return sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+
+
+def describe_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Describe what happened to each file between two tables of edited files."""
+    return [
+        f"{path} {'is as released again' if path not in new else 'was edited' if new[path] else 'was deleted'}"
+        for path in changed_files(old, new)
+    ]
