@@ -221,7 +221,7 @@ def _pinned(settings: Settings, plan: TrainPlan) -> TrainPlan:
     from model.runs import unfinished
 
     pinned = unfinished.pin_unfinished(settings.root, plan)
-    if pinned.tokens.path != plan.tokens.path:
+    if pinned.tokens.digest != plan.tokens.digest:
         settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
     return pinned
 

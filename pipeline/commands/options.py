@@ -119,25 +119,18 @@ def _parse_bytes(text: str, option: str) -> float:
 
 def outcome_of(built: BuildResult, summary_counts: tuple[str, ...], **extra: Any) -> Outcome:
     """Return the outcome of a stage: its artifact, the named counts, and one line for each kind of dropped item."""
+    from pipeline.store.code import build_note
+
     published = built.artifact
+    note = build_note(published.manifest.code, built.result, rebuilt=built.rebuilt)
     counts = published.manifest.counts
     summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in summary_counts if name in counts)
-    lines = [f"{built.result}: {published.ref} ({summary}){_remarks(built)}"]
+    lines = [f"{built.result}: {published.ref} ({summary}){note and f', {note}'}"]
     for item, tally in published.manifest.ledger.items():
         if tally["dropped"]:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in tally["dropped"].items())
             lines.append(f"dropped {item}: {reasons}")
     return Outcome(built.result, published.ref, published.path, counts, published.manifest.ledger, dict(extra), lines)
-
-
-def _remarks(built: BuildResult) -> str:
-    """Return the edited source files of an artifact and the outcome of --rebuild, to be appended to its line."""
-    from pipeline.store.code import built_with
-
-    remarks = [built_with(built.artifact.manifest.code)]
-    if built.rebuilt:
-        remarks.append("rebuilt with the same bytes" if built.result == "unchanged" else "in the place of other bytes")
-    return "".join(f", {remark}" for remark in remarks if remark)
 
 
 def find_artifact(settings: Settings, kind: str, reference: str, *, exclude: str = "") -> Artifact:

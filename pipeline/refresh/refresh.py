@@ -27,7 +27,7 @@ from pipeline.runtime.redaction import redact
 from pipeline.sources import download
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
-from pipeline.store.code import built_with
+from pipeline.store.code import build_note
 from pipeline.store.leftovers import remove_leftovers_of
 
 
@@ -107,7 +107,7 @@ def _run(
             last = built.artifact
             if built.result == "built":
                 journal.end(step, _own_bytes(last))
-            note = built_with(last.manifest.code)
+            note = build_note(last.manifest.code, built.result, rebuilt=built.rebuilt)
             outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref, note=note))
         leases.enter_context(artifact.lease(last))
         chain.artifacts[step.stage] = last

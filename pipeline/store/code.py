@@ -146,6 +146,14 @@ def built_with(edited: Mapping[str, str]) -> str:
     return f"built with your {', '.join(sorted(edited))}" if edited else ""
 
 
+def build_note(edited: Mapping[str, str], result: str, *, rebuilt: bool) -> str:
+    """Return the edited files that an artifact was built with, and the outcome of a rebuild; "" if there is neither."""
+    notes = [built_with(edited)]
+    if rebuilt:
+        notes.append("rebuilt with the same bytes" if result == "unchanged" else "in the place of other bytes")
+    return ", ".join(filter(None, notes))
+
+
 def changed_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Return the paths whose digests differ between two tables of edited files, sorted."""
     return sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
