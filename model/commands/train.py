@@ -20,6 +20,8 @@ from pipeline.commands.console import Choice, Command, Outcome, Settings, option
 from pipeline.commands.options import REBUILD, find_artifact
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from model.runs.plan import TrainPlan
     from pipeline.store.artifact import Artifact
 
@@ -55,6 +57,13 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
     click.option(
         "--from", "parent", default="", metavar="RUN", help="Start from the architecture and weights of this run."
     ),
+    click.option(
+        "--continue",
+        "continued",
+        default="",
+        metavar="RUN",
+        help="Train this finished run further, with its preset, numbers and optimizer state, as a new generation.",
+    ),
     click.option("--counting", is_flag=True, help="Train on the numbers 1, 2, 3, ... instead of text."),
 )
 @option_group(
@@ -69,6 +78,11 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
         "--resume/--no-resume",
         default=None,
         help="Resume an unfinished run, or start over (default: resume if the plan is the same).",
+    ),
+    click.option(
+        "--accept-worse",
+        is_flag=True,
+        help="Make the new run current even if it is worse than the run before.",
     ),
     click.option(
         "--on-stop",
@@ -103,12 +117,14 @@ def train(
     steps: int | None,
     minutes: float | None,
     resume: bool | None,
+    accept_worse: bool,
     on_stop: str,
     prompt: str,
     dry_run: bool,
     rebuild: bool,
     tensorboard: bool,
     pairs: tuple[str, ...],
+    continued: str,
     counting: bool,
     parent: str,
     device: str,
@@ -123,22 +139,22 @@ def train(
     Examples:
       inkstone train book
       inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book
+      inkstone train --continue book --minutes 10
       inkstone train --tokens book --dry-run
     """
-    from model.runs import unfinished
     from model.training import stage
 
     reference = _reference(settings, positional, reference)
-    tokens = _tokens(settings, reference, counting)
-    plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
+    if continued:
+        _require_alone("--continue", {"--preset": preset, "--set": pairs, "--from": parent, "--name": name})
+        plan = _continuation(settings, continued, reference, counting, steps, minutes)
+    else:
+        tokens = _tokens(settings, reference, counting)
+        plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
     plan = replace(plan, tensorboard=tensorboard, prompt=prompt)
     if dry_run:
         return Outcome("unchanged", lines=stage.dry_run(plan, device=device), always=True)
-    if resume is not False:
-        names_generation = "/" in reference.removeprefix("tokens/")
-        plan = _with_edited_code(settings, plan if names_generation else _pinned(settings, plan), accept=resume is True)
-    if resume:
-        unfinished.require_unfinished(settings.root, plan)
+    plan = _resumable(settings, plan, resume, names_generation="/" in reference.removeprefix("tokens/"))
     with training_watch(settings) as watch:
         built = stage.train(
             settings.root,
@@ -147,6 +163,7 @@ def train(
             resume=resume is not False,
             report=settings.progress.note,
             anneal=on_stop == "anneal",
+            accept=accept_worse or bool(preset or parent or pairs or steps or minutes),
             stopped=settings.progress.stop,
             watch=watch,
             rebuild=rebuild,
@@ -193,16 +210,39 @@ def _plan(
             settings.root, tokens, name, steps=steps, minutes=minutes, settings=overrides, device=device
         )
         settings.progress.note(f"preset {resolved}")
-        return plan
-    return run_plan.make_plan(
-        tokens,
-        preset or _PRESET_OF_PARENT,
-        parent=find_artifact(settings, "runs", parent) if parent else None,
-        name=name or ("" if preset else tokens.manifest.name),
-        steps=steps,
-        minutes=minutes,
-        settings=overrides,
-    )
+    else:
+        plan = run_plan.make_plan(
+            tokens,
+            preset or _PRESET_OF_PARENT,
+            parent=find_artifact(settings, "runs", parent) if parent else None,
+            name=name or ("" if preset else tokens.manifest.name),
+            steps=steps,
+            minutes=minutes,
+            settings=overrides,
+        )
+    return plan if parent else run_plan.continue_published(settings.root, plan)
+
+
+def _require_alone(option: str, values: Mapping[str, object]) -> None:
+    """Raise BadConfig if one of the options in `values` is given beside an option that excludes it."""
+    if names := [name for name, value in values.items() if value]:
+        raise errors.BadConfig(
+            f"{option} keeps the name, the preset and the numbers of the run, and {names[0]} is given",
+            hint=f"leave {names[0]} out; `--from RUN --name NEW` starts another run from its weights",
+        )
+
+
+def _continuation(
+    settings: Settings, continued: str, reference: str, counting: bool, steps: int | None, minutes: float | None
+) -> TrainPlan:
+    """Plan a new generation of a finished run, by default on the current tokens of the name that it was trained on."""
+    from model.runs import plan as run_plan
+
+    run = find_artifact(settings, "runs", continued)
+    if not reference and not counting:
+        names = [entry.name.split("/")[1] for entry in run.manifest.inputs if entry.role == "tokens"]
+        reference = names[0] if names else run.manifest.name
+    return run_plan.plan_continuation(run, _tokens(settings, reference, counting), steps=steps, minutes=minutes)
 
 
 def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
@@ -216,21 +256,30 @@ def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
     return build_counting_tokens(settings.root).artifact
 
 
-def _pinned(settings: Settings, plan: TrainPlan) -> TrainPlan:
-    """Return the plan with the tokens of its unfinished run, if there is one."""
+def _resumable(settings: Settings, plan: TrainPlan, resume: bool | None, *, names_generation: bool) -> TrainPlan:
+    """Return the plan with the tokens of its unfinished run, if there is one, and report other unfinished runs.
+
+    Tokens whose generation was named stay. Raises BadConfig for --resume if no run of this plan is unfinished.
+    """
     from model.runs import unfinished
 
-    pinned = unfinished.pin_unfinished(settings.root, plan)
-    if pinned.tokens.digest != plan.tokens.digest:
-        settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {pinned.tokens.ref}")
-    return pinned
+    tokens = plan.tokens
+    if resume is not False:
+        plan = plan if names_generation else unfinished.pin_unfinished(settings.root, plan)
+        _accept_edited_code(settings, plan, accept=resume is True)
+    if plan.tokens.digest != tokens.digest:
+        settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {plan.tokens.ref}")
+    if resume:
+        unfinished.require_unfinished(settings.root, plan)
+    for line in unfinished.describe_others(settings.root, plan):
+        settings.progress.note(line)
+    return plan
 
 
-def _with_edited_code(settings: Settings, plan: TrainPlan, *, accept: bool) -> TrainPlan:
-    """Return the plan; its unfinished run may resume though source files were edited since. Raises unless `accept`."""
+def _accept_edited_code(settings: Settings, plan: TrainPlan, *, accept: bool) -> None:
+    """Let the unfinished run of a plan resume though source files were edited since. Raises unless `accept`."""
     from model.runs import unfinished
 
     if not is_secondary_rank():  # of several processes, the first decides
         for file in unfinished.resume_edited(settings.root, plan, accept=accept):
             settings.progress.note(f"the unfinished run {plan.name} continues though {file} changed")
-    return plan

@@ -43,6 +43,7 @@ def training_outcome(built: BuildResult) -> Outcome:
         f"      inkstone serve {built.artifact.manifest.name}",
         f"      inkstone train --continue {built.artifact.manifest.name} --minutes {minutes(result)}",
     ]
+    add_promotion(outcome, built.artifact)
     return outcome
 
 
@@ -67,6 +68,15 @@ def verdict(result: Result) -> str:
 def minutes(result: Result) -> int:
     """Return the length of a training in whole minutes, at least 1."""
     return max(math.ceil(result.seconds / 60), 1)
+
+
+def add_promotion(outcome: Outcome, run: Artifact) -> None:
+    """Add to the outcome whether the run is the current one of its name, and the reason if it was set aside."""
+    from pipeline.store.generations import current_key, read_run_info
+
+    outcome.extra["current"] = current_key(run.path.parent) == run.path.name
+    if not outcome.extra["current"] and (reason := read_run_info(run.path).reason):
+        outcome.lines.append(f"{run.ref} is {reason}; kept. `--accept-worse` makes it current")
 
 
 def _loss_lines(result: Result) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from model import config, presets
-from model.config import GPTConfig, Preset
-from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
+from model.config import GPTConfig, Preset, TrainConfig
+from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name, read_result
 from pipeline.errors import BadConfig
 from pipeline.store import artifact, code, files
 from pipeline.store.artifact import Artifact
@@ -50,8 +50,9 @@ class TrainPlan:
 
     `parent` is the run that it starts from, if any, and `parent_path` the folder of that run, None if it is gone. With
     `weights_only` the parent's best weights are loaded and training starts at step 0; otherwise the optimizer's moments
-    are loaded too and training continues where the parent ended. `tensorboard` also writes TensorBoard events.
-    `prompt` is the text to continue at each evaluation, "" for the beginning of the validation text.
+    are loaded too and training continues where the parent ended. `from_scratch` is the reason why the published run of
+    this name is not continued, "" if it is, or if there is none. `tensorboard` also writes TensorBoard events. `prompt`
+    is the text to continue at each evaluation, "" for the beginning of the validation text.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TrainPlan:
     parent: Input | None = None
     parent_path: Path | None = None
     weights_only: bool = False
+    from_scratch: str = ""
     tensorboard: bool = False
     prompt: str = ""
 
@@ -190,11 +192,7 @@ def make_plan(
         preset = resolve_preset(preset_name, steps, minutes, settings)
         fitted = config.resolve_vocab_size(preset.model, tokens.manifest.counts["vocab_size"])
         return TrainPlan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
-    if tokens.manifest.tokenizer != parent.manifest.tokenizer:
-        raise BadConfig(
-            f"{tokens.ref} has the tokenizer {tokens.manifest.tokenizer}, {parent.ref} {parent.manifest.tokenizer}",
-            hint=f"`tokenize` the text with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
-        )
+    _require_same_tokenizer(tokens, parent)
     network = msgspec.convert(parent.manifest.options["model"], GPTConfig)
     preset = dataclasses.replace(presets.get_preset(preset_name), model=network, family=network.family)
     preset = _override(preset, steps, minutes, settings)
@@ -202,6 +200,15 @@ def make_plan(
     if name == parent.manifest.name:
         raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
     return TrainPlan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
+
+
+def _require_same_tokenizer(tokens: Artifact, parent: Artifact) -> None:
+    """Raise BadConfig unless the tokens have the tokenizer of a parent run."""
+    if tokens.manifest.tokenizer != parent.manifest.tokenizer:
+        raise BadConfig(
+            f"{tokens.ref} has the tokenizer {tokens.manifest.tokenizer}, {parent.ref} {parent.manifest.tokenizer}",
+            hint=f"`tokenize` the text with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
+        )
 
 
 def make_auto_plan(
@@ -254,31 +261,82 @@ def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     return Identity("runs", plan.name, options, inputs, fingerprint, ("torch",), code=code.state_of(CODE))
 
 
+def plan_continuation(
+    run: Artifact, tokens: Artifact, *, steps: int | None = None, minutes: float | None = None
+) -> TrainPlan:
+    """Plan a new generation of a published run, with its preset, its numbers, its last weights and optimizer state.
+
+    `steps` or `minutes` replace its length. Raises BadConfig if the tokens have another tokenizer, and for a run that
+    was imported.
+    """
+    preset_name, preset = _read_preset(run.path)
+    if preset is None or "train" not in run.manifest.options:
+        raise BadConfig(
+            f"{run.ref} was not trained here, and has no optimizer state to continue with",
+            hint=f"`inkstone train --from {run.manifest.name} --name NEW` starts from its weights",
+        )
+    _require_same_tokenizer(tokens, run)
+    preset = _override(preset, steps, minutes, None)
+    return _continue(TrainPlan(run.manifest.name, preset_name, preset, tokens), run)
+
+
+def _continue(plan: TrainPlan, run: Artifact) -> TrainPlan:
+    return dataclasses.replace(plan, parent=run.as_input("parent"), parent_path=run.path)
+
+
 def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> TrainPlan:
     """Let a plan continue the published run of its name if that run was trained on an older generation of the data.
 
-    The run must have the same configuration and tokenizer, and other tokens. If it was trained on these very tokens,
-    the plan gets the parent of that run, so that it is recognised as that run. With `more`, the plan continues the run
-    on any tokens, and for another length than it was trained for.
+    The run must have the same configuration and tokenizer, and other tokens; otherwise the plan gets the reason why it
+    starts from scratch. If the run was trained on these very tokens, the plan gets the parent of that run, so that it
+    is recognised as that run. With `more`, the plan continues the run on any tokens, and for another length than it was
+    trained for.
     """
     run = artifact.current(root, "runs", plan.name)
-    if run is None or run.manifest.tokenizer != plan.tokens.manifest.tokenizer:
+    if run is None:
         return plan
-    options = (run.manifest.options, dict(identify(plan).options))
-    if len({_comparable(fields, any_length=more) for fields in options}) > 1:
-        return plan
+    if reason := _obstacle(run, plan, any_length=more):
+        return dataclasses.replace(plan, from_scratch=reason)
     inputs = {entry.role: entry for entry in run.manifest.inputs}
     if more or inputs["tokens"].digest != plan.tokens.digest:
-        return dataclasses.replace(plan, parent=run.as_input("parent"), parent_path=run.path)
+        return _continue(plan, run)
     parent = inputs.get("parent")
     path = root / parent.name if parent else None
-    return dataclasses.replace(plan, parent=parent, parent_path=path if path and path.is_dir() else None)
+    return dataclasses.replace(
+        plan,
+        parent=parent,
+        parent_path=path if path and path.is_dir() else None,
+        weights_only="afresh" in run.manifest.options,
+    )
 
 
-def _comparable(options: Mapping[str, Any], *, any_length: bool) -> bytes:
-    """Return the options of a run in canonical JSON, without the length of the training if it may differ."""
-    train = {name: value for name, value in options["train"].items() if name not in ("minutes", "steps")}
-    return msgspec.json.encode({**options, "train": train} if any_length else options, order="deterministic")
+def _obstacle(run: Artifact, plan: TrainPlan, *, any_length: bool) -> str:
+    """Return the reason why a plan cannot continue a published run, "" if it can."""
+    options = run.manifest.options
+    if "train" not in options:
+        return f"{run.ref} was not trained here"
+    if run.manifest.tokenizer != plan.tokens.manifest.tokenizer:
+        return "the tokenizer changed"
+    if options["stage"] != SCHEMA:
+        return f"{run.ref} was trained by another version of this program"
+    train = msgspec.convert(options["train"], TrainConfig)
+    if any_length:
+        train = dataclasses.replace(train, steps=plan.preset.train.steps, minutes=plan.preset.train.minutes)
+    changes = config.differences(plan.preset.model, msgspec.convert(options["model"], GPTConfig))
+    changes += config.differences(plan.preset.train, train)
+    if not changes and "ended" in options and not any_length:
+        return f"{run.ref} was ended by a signal; `train --continue {plan.name}` continues it"
+    return "; ".join(changes)
+
+
+def describe_start(plan: TrainPlan) -> str:
+    """Return what a plan starts from: "continues from step 2,310 of runs/book/KEY", or why from scratch; "" if new."""
+    if plan.from_scratch:
+        return f"starts from scratch: {plan.from_scratch}"
+    if plan.parent is None or plan.parent_path is None or plan.weights_only:
+        return ""
+    result = read_result(plan.parent_path)
+    return f"continues from step {result.steps_before + result.steps:,} of {plan.parent.name}"
 
 
 def read_config(folder: Path) -> Preset | None:

@@ -1,16 +1,19 @@
-"""Unfinished runs: find the one that a plan resumes."""
+"""Unfinished runs: find the one that a plan resumes, and describe the others."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from model import config
 from model.runs.plan import TrainPlan, identify, read_config
+from model.runs.run import CHECKPOINTS
 from pipeline.errors import BadConfig, InputMissing, UpstreamChanged
 from pipeline.store import artifact, files, locks
 from pipeline.store.code import changed_files
 from pipeline.store.generations import draft_path, read_run_info, unfinished_drafts
+from pipeline.store.manifest import Input
 
 
 def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
@@ -80,15 +83,53 @@ def resume_edited(root: Path, plan: TrainPlan, *, accept: bool) -> list[str]:
 
 
 def require_unfinished(root: Path, plan: TrainPlan) -> None:
-    """Raise BadConfig with the differences if there are unfinished runs of this name, but none of this plan."""
-    drafts = [draft for draft, _ in unfinished_drafts(root, "runs", plan.name)]
-    if not drafts or draft_path(root, identify(plan)) in drafts:
+    """Raise BadConfig unless there is an unfinished run of this plan: with the differences if one has this name."""
+    drafts = list(unfinished_drafts(root, "runs", plan.name))
+    if draft_path(root, identify(plan)) in [draft for draft, _ in drafts]:
         return
-    changes, unfinished = [], read_config(drafts[-1])
-    if unfinished:
+    if drafts:
+        raise BadConfig(
+            f"the unfinished run {plan.name} is another training: {_differences(plan, *drafts[-1])}",
+            hint="repeat its options, or give --no-resume",
+        )
+    if run := artifact.current(root, "runs", plan.name):
+        raise BadConfig(
+            f"nothing to resume: {run.ref} is finished",
+            hint=f"`inkstone train --continue {plan.name}` trains it further",
+        )
+    raise BadConfig(f"nothing to resume: there is no run {plan.name}", hint="leave out --resume")
+
+
+def describe_others(root: Path, plan: TrainPlan) -> list[str]:
+    """Return a line for each unfinished run of this name that is another training than the plan."""
+    own = draft_path(root, identify(plan))
+    return [
+        f"an unfinished run {plan.name} at step {_saved_step(draft):,} is another training: "
+        f"{_differences(plan, draft, inputs)}; it stays until `prune` deletes it"
+        for draft, inputs in unfinished_drafts(root, "runs", plan.name)
+        if draft != own
+    ]
+
+
+def _saved_step(draft: Path) -> int:
+    """Return the step of the newest checkpoint of a draft, 0 if there is none."""
+    names = (path.name.removeprefix("step-") for path in (draft / CHECKPOINTS).glob("step-*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _differences(plan: TrainPlan, draft: Path, inputs: Sequence[Input]) -> str:
+    """Describe how a plan differs from the unfinished run in `draft`, which was started on `inputs`."""
+    identity, changes = identify(plan), []
+    if unfinished := read_config(draft):
         changes += config.differences(plan.preset.model, unfinished.model)
         changes += config.differences(plan.preset.train, unfinished.train)
-    raise BadConfig(
-        f"the unfinished run {plan.name} is another training: {'; '.join(changes) or 'other tokens or parent run'}",
-        hint="repeat its options, or give --no-resume",
-    )
+    libraries = read_run_info(draft).libraries
+    for name, version in identity.versions().items():
+        if libraries.get(name, version) != version:
+            changes.append(f"{name} {version}, not {libraries[name]}")
+    digests = ({entry.role: entry.digest for entry in entries} for entries in (identity.inputs, inputs))
+    planned, started = digests
+    for role, subject in (("tokens", "other tokens"), ("parent", "another parent run")):
+        if planned.get(role) != started.get(role):
+            changes.append(subject)
+    return "; ".join(changes) or "another version of this program"

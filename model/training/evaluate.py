@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,6 +76,24 @@ def scored_set(tokenizer: Tokenizer, ids: np.ndarray) -> ValidationSet:
         max(len(text.encode(errors="replace")), 1),
         0 if tokenizer.unknown_id is None else int((ids == tokenizer.unknown_id).sum()),
     )
+
+
+def encode_again(tokenizer: Tokenizer, validation: ValidationSet, other: Tokenizer) -> ValidationSet:
+    """Return the text of a validation set, whose ids are those of `tokenizer`, in the ids of another tokenizer.
+
+    Both sets have the same number of characters, so that their bits per character compare.
+    """
+    if other.fingerprint == tokenizer.fingerprint:
+        return validation
+    ids = validation.ids[1:]
+    ends = np.flatnonzero(ids == tokenizer.end_of_text)
+    encoded: list[int] = []
+    for document in np.split(ids, ends + 1):
+        encoded += other.encode(tokenizer.decode(document.tolist()))
+        if len(document) and document[-1] == tokenizer.end_of_text:
+            encoded.append(other.end_of_text)
+    scored = scored_set(other, np.array(encoded, np.int64))
+    return replace(scored, characters=validation.characters, bytes=validation.bytes)
 
 
 def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:

@@ -1,18 +1,30 @@
-"""The end of a training: result.json, the loss curve, and the checkpoints that a run keeps."""
+"""The end of a training: result.json, the loss curve, the checkpoints, and the comparison with the run before."""
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from model import device as devices
+from model.config import TrainConfig
 from model.runs import checkpoint
-from model.runs.run import CHECKPOINTS, RESULT, Result
+from model.runs.plan import TrainPlan
+from model.runs.run import CHECKPOINTS, RESULT, Report, Result, checkpoint_path, open_tokenizer, require_intact
 from model.training import loss_curve
 from model.training.baselines import Baselines
+from model.training.evaluate import ValidationSet, encode_again, evaluate, validation_set
 from model.training.metrics import LOG, METRICS, SAMPLES
+from pipeline.errors import InkstoneError
 from pipeline.store import files
+from pipeline.store.artifact import Artifact
+from pipeline.tokenizers import Tokenizer
+from pipeline.tokens.store import open_store
+
+_TOLERANCE = 1.01  # a run that is worse by more than this factor does not replace the current one
 
 
 def finish(folder: Path, result: Result, baselines: Baselines | None, title: str) -> None:
@@ -30,3 +42,76 @@ def copy_records(source: Path, target: Path) -> None:
     """Copy the metrics, the log and the samples of a training into another folder."""
     for name in (METRICS, LOG, SAMPLES):
         shutil.copyfile(source / name, target / name)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Bits per character of the best checkpoints of a new run and of the current one, on the same validation text."""
+
+    new: float
+    current: float
+
+    @property
+    def is_worse(self) -> bool:
+        """True if the new run is worse by more than 1 %, or its loss is not finite."""
+        return not self.new <= _TOLERANCE * self.current and math.isfinite(self.current)
+
+    def __str__(self) -> str:
+        return f"{self.new:#.3g} against {self.current:#.3g} bits per character"
+
+
+def compare(folder: Path, result: Result, plan: TrainPlan, current: Artifact, device: str) -> Comparison | None:
+    """Evaluate the new run in `folder` and the current one on the part of the validation text that `plan` evaluates.
+
+    The current run scores the same text with its own tokenizer. Return None if the tokens have no validation part.
+    Raises InkstoneError if the current run cannot be read.
+    """
+    store, train = open_store(plan.tokens), plan.preset.train
+    if not len(store.val):
+        return None
+    validation = validation_set(store, train.eval_bytes)
+    path, tokenizer = checkpoint_path(current, "best"), open_tokenizer(current)
+    require_intact(current, path)
+    options = current.manifest.options.get("train")
+    old_train = msgspec.convert(options, TrainConfig) if options else train
+    old_set = encode_again(store.tokenizer, validation, tokenizer)
+    return Comparison(
+        _bits_per_char(folder / CHECKPOINTS / result.best, validation, store.tokenizer, train, device),
+        _bits_per_char(path, old_set, tokenizer, old_train, device),
+    )
+
+
+def _bits_per_char(
+    path: Path, validation: ValidationSet, tokenizer: Tokenizer, train: TrainConfig, device_name: str
+) -> float:
+    device = devices.pick_device(device_name)
+    model, precision = checkpoint.load_model(path, device), devices.pick_precision(device, train.precision)
+    mask_eos = tokenizer.end_of_text if train.document_mask else None
+    evaluation = evaluate(model, validation, device, precision, mask_eos=mask_eos)
+    assert evaluation is not None  # only a stopped evaluation returns None
+    return evaluation.bits_per_char
+
+
+def report_comparison(
+    folder: Path, result: Result, plan: TrainPlan, current: Artifact, device: str, report: Report, *, accept: bool
+) -> str:
+    """Compare a new run with the current one and report both figures.
+
+    Return why the current one stays current, "" if the new one replaces it: it is not worse, or `accept` is set.
+    """
+    try:
+        comparison = compare(folder, result, plan, current, device)
+    except InkstoneError as error:
+        report(f"not compared with {current.ref}: {error.message}")
+        return ""
+    if comparison is None:
+        report(f"not compared with {current.ref}: the tokens have no validation text")
+        return ""
+    if not comparison.is_worse:
+        report(f"compared with {current.ref}: {comparison}")
+        return ""
+    if accept:
+        report(f"worse than {current.ref}, and accepted: {comparison}")
+        return ""
+    report(f"worse than {current.ref}, which stays current: {comparison}; --accept-worse makes the new run current")
+    return f"worse than current ({comparison})"

@@ -65,7 +65,7 @@ def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
     if parent.weights_only:
         report(f"starting from the weights of {run}")
     else:
-        report(f"continuing from the weights of {run}, after {parent.result.steps:,} steps")
+        report(f"continues from step {parent.steps:,} of runs/{run}")
 
 
 def _cut_positions(weights: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,15 @@ def train(
     resume: bool,
     report: Report,
     anneal: bool = False,
+    accept: bool = False,
     stopped: threading.Event | None = None,
     watch: Watch | None = None,
     rebuild: bool = False,
 ) -> BuildResult:
     """Train a plan and publish its run. With `resume`, an unfinished run of the plan resumes from its last checkpoint.
 
-    With `rebuild` the run is trained even if it is published, and takes the place of the published one.
+    With `rebuild` the run is trained even if it is published, and takes the place of the published one. A run that is
+    worse than the current one of its name, on its own validation text, does not become current, unless `accept` is set.
 
     With `watch`, the state of the training is passed to it about every second, instead of reported in lines. A signal,
     or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
@@ -64,38 +67,75 @@ def train(
         "watch": watch,
     }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _train_together(root, plan, options, rebuild)
+        return _train_together(root, plan, options, accept=accept, rebuild=rebuild)
 
-    def write(draft: Path) -> StageOutput:
+    publisher = _Publisher(root, plan, device, report, accept, rebuild)
+
+    def train(draft: Path) -> Result:
         from model.training.trainer import fit
 
         if note := built_with(identify(plan).code.edited):
             report(note)
         with artifact.lease(plan.tokens):
-            return _content(fit(draft, plan, **options))
+            return fit(draft, plan, **options)
 
-    return _publish(root, plan, write, rebuild)
-
-
-def _publish(root: Path, plan: TrainPlan, write: Callable[[Path], StageOutput], rebuild: bool) -> BuildResult:
-    try:
-        return artifact.build(root, identify(plan), write, keep_draft=True, rebuild=rebuild)
-    except Annealed as annealed:
-        folder, result = annealed.folder, annealed.result
-
-    def move_files(draft: Path) -> StageOutput:
-        for path in folder.iterdir():
-            files.move(path, draft / path.name)
-        return _content(result)
-
-    return artifact.build(root, identify(plan, ended=result.steps), move_files, rebuild=rebuild)
+    return publisher.publish(train)
 
 
-def _content(result: Result) -> StageOutput:
-    return StageOutput({"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters})
+@dataclass(frozen=True)
+class _Publisher:
+    """Publishes the run of a plan; `accept` makes it current even if it is worse than the run before,
+    `rebuild` trains it although it is published."""
+
+    root: Path
+    plan: TrainPlan
+    device: str
+    report: Report
+    accept: bool
+    rebuild: bool
+
+    def publish(self, train: Callable[[Path], Result]) -> BuildResult:
+        """Publish the run that `train` writes into a draft, unless it is published already."""
+
+        def write(draft: Path) -> StageOutput:
+            return self._output(draft, train(draft))
+
+        identity = identify(self.plan)
+        try:
+            return artifact.build(self.root, identity, write, keep_draft=True, accept=self.accept, rebuild=self.rebuild)
+        except Annealed as annealed:
+            folder, result = annealed.folder, annealed.result
+
+        def move_files(draft: Path) -> StageOutput:
+            for path in folder.iterdir():
+                files.move(path, draft / path.name)
+            return self._output(draft, result)
+
+        identity = identify(self.plan, ended=result.steps)
+        return artifact.build(self.root, identity, move_files, accept=self.accept, rebuild=self.rebuild)
+
+    def _output(self, folder: Path, result: Result) -> StageOutput:
+        counts = {"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters}
+        reason = self._reason_to_stay(folder, result)
+        return StageOutput(counts, run={"reason": reason} if reason else {}, promote=not reason)
+
+    def _reason_to_stay(self, folder: Path, result: Result) -> str:
+        """Return why the current run stays current, "" if the new one in `folder` replaces it."""
+        try:
+            current = artifact.current(self.root, "runs", self.plan.name)
+        except InkstoneError as error:
+            self.report(f"not compared with the run before: {error.message}")
+            return ""
+        if current is None:
+            return ""
+        from model.training.finish import report_comparison
+
+        return report_comparison(folder, result, self.plan, current, self.device, self.report, accept=self.accept)
 
 
-def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any], rebuild: bool) -> BuildResult:
+def _train_together(
+    root: Path, plan: TrainPlan, options: dict[str, Any], *, accept: bool, rebuild: bool
+) -> BuildResult:
     """Train in all processes that torchrun started, by the plan of the main process.
 
     Plans of the processes may differ, since newer tokens may have been published meanwhile.
@@ -113,26 +153,27 @@ def _train_together(root: Path, plan: TrainPlan, options: dict[str, Any], rebuil
             return fit(draft, plan, world=world, **options)
 
         if world.is_main:
-            return _lead(root, plan, world, train, rebuild)
+            publisher = _Publisher(root, plan, options["device"], options["report"], accept, rebuild)
+            return _lead(publisher, world, train)
         _follow(world, train)
         return BuildResult(artifact.find(root, "runs", plan.name), "built")
 
 
-def _lead(root: Path, plan: TrainPlan, world: World, train: Callable[[Path], Result], rebuild: bool) -> BuildResult:
+def _lead(publisher: _Publisher, world: World, train: Callable[[Path], Result]) -> BuildResult:
     """Publish the run of a plan as the main process.
 
     Broadcasts the draft, or None if there is nothing to train, and then None, or the error if training cannot start.
     """
     has_started = False
 
-    def write(draft: Path) -> StageOutput:
+    def start(draft: Path) -> Result:
         nonlocal has_started
         world.broadcast_object(draft)
         has_started = True
-        return _content(train(draft))
+        return train(draft)
 
     try:
-        built = _publish(root, plan, write, rebuild)
+        built = publisher.publish(start)
     except BaseException as error:
         if not has_started:
             world.broadcast_object(None)

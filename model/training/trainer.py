@@ -129,6 +129,7 @@ class Trainer:
         self._log_timer = Every(_LOG_SECONDS)
         self._progress = ProgressReporter(report, watch, self._step_tokens)
         self._parent = open_parent(plan.parent, plan.parent_path, weights_only=plan.weights_only)
+        self._from_scratch = plan.from_scratch
         self._restore(newest)
         self._load_batches()
 
@@ -157,6 +158,8 @@ class Trainer:
             if self._parent:
                 load_parent(self.learner, self._parent, self.report)
             else:
+                if self._from_scratch:
+                    self.report(f"starts from scratch: {self._from_scratch}")
                 self.learner.initialise()
         self._bad_steps = 0  # in a row
         self._progress.restart(self.schedule)

@@ -1,92 +1,69 @@
-"""Unfinished runs whose source code was edited: an error names the file, and --resume accepts it."""
+"""Unfinished runs: what differs from the plan is said, and --resume never starts another training."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from model.runs import plan, unfinished
 from model.runs.plan import TrainPlan
 from model.training import stage
+from model.training.learner import Learner
 from pipeline.errors import BadConfig, TryAgain
-from pipeline.store import artifact
-from pipeline.store.artifact import BuildResult
-from pipeline.store.generations import draft_path
+from pipeline.store.artifact import Artifact
+from pipeline.store.generations import draft_path, read_run_info
 from pipeline.tokens import counting
-from tests.support.editing import edit, reread, sources
-from tests.support.training import no_loss_curve
+from tests.support.training import before_call, no_loss_curve
 
-__all__ = ["no_loss_curve", "sources"]
+__all__ = ["no_loss_curve"]  # a fixture
 
-GPT = "model/network/gpt.py"
-
-
-def make_plan(root: Path) -> TrainPlan:
-    tokens = counting.build(root).artifact
-    return plan.make_plan(tokens, "mini", name="numbers", steps=3, settings={"evaluations": 1})
-
-
-def train(root: Path, planned: TrainPlan, lines: list[str] | None = None, **options: object) -> BuildResult:
-    report = (lines if lines is not None else []).append
-    return stage.train(root, planned, device="cpu", resume=True, report=report, **options)  # type: ignore[arg-type]
+SETTINGS: dict[str, int] = {"steps": 8, "evaluations": 1, "eval_bytes": 200}
 
 
 @pytest.fixture
-def planned(root: Path, sources: Path) -> TrainPlan:
-    """Return the plan of a run that was stopped, and whose network was edited since."""
+def tokens(root: Path) -> Artifact:
+    return counting.build(root).artifact
+
+
+def planned(tokens: Artifact, **settings: int) -> TrainPlan:
+    return plan.make_plan(tokens, "mini", name="numbers", settings=SETTINGS | settings)
+
+
+def stop_at_5(root: Path, training: TrainPlan) -> Path:
+    """Stop a training after five steps and return its draft."""
     stopped = threading.Event()
-    stopped.set()
-    with pytest.raises(TryAgain):
-        train(root, make_plan(root), stopped=stopped)
-    edit(sources / GPT)
-    return make_plan(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", before_call(5, Learner.step, stopped.set))
+        with pytest.raises(TryAgain):
+            stage.train(root, training, device="cpu", resume=True, report=lambda line: None, stopped=stopped)
+    return draft_path(root, plan.identify(training))
 
 
-def test_edited_code_is_an_error_that_names_the_file(root: Path, planned: TrainPlan) -> None:
-    with pytest.raises(BadConfig, match=GPT) as raised:
-        unfinished.resume_edited(root, unfinished.pin_unfinished(root, planned), accept=False)
-    assert "--resume" in raised.value.hint
+def test_other_training_of_the_name_is_described(root: Path, tokens: Artifact) -> None:
+    stop_at_5(root, planned(tokens))
+    assert unfinished.describe_others(root, planned(tokens)) == [], "it is resumed"
+    (line,) = unfinished.describe_others(root, planned(tokens, steps=3))
+    assert line == (
+        "an unfinished run numbers at step 5 is another training: steps: 3, not 8; it stays until `prune` deletes it"
+    )
 
 
-def test_edited_code_can_be_accepted(root: Path, planned: TrainPlan) -> None:
-    old, lines = unfinished.edited_files(root, planned)[0], list[str]()
-    assert old is not None
-    checkpoint = next((old / "checkpoints").iterdir())
-    assert unfinished.resume_edited(root, planned, accept=True) == [GPT]
-    draft = draft_path(root, plan.identify(planned))
-    assert (draft / "checkpoints" / checkpoint.name).is_dir()
-    assert not old.exists()
-    unfinished.require_unfinished(root, planned)
-    assert unfinished.resume_edited(root, planned, accept=False) == []
-    run = train(root, planned, lines).artifact
-    assert [*run.manifest.code] == [GPT]
-    assert f"built with your {GPT}" in lines
-    assert any(line.startswith("resum") for line in lines), lines
+def test_other_version_of_torch_is_named(root: Path, tokens: Artifact) -> None:
+    draft = stop_at_5(root, planned(tokens))
+    info = read_run_info(draft)
+    (draft / "run.json").write_bytes(msgspec.json.encode({"made_from": info.made_from, "libraries": {"torch": "1.0"}}))
+    draft.rename(draft.with_name(".draft-0123456789abcdef"))
+    (line,) = unfinished.describe_others(root, planned(tokens))
+    assert f"torch {info.libraries['torch']}, not 1.0; it stays" in line
 
 
-def test_an_edit_that_is_taken_back_resumes_without_a_word(root: Path, planned: TrainPlan, sources: Path) -> None:
-    text = (sources / GPT).read_text(encoding="utf-8").removesuffix("# edited\n")
-    (sources / GPT).write_text(text, encoding="utf-8")
-    reread()
-    assert unfinished.resume_edited(root, planned, accept=False) == []
-
-
-def test_edited_code_trains_a_published_run_again(root: Path, sources: Path) -> None:
-    planned = make_plan(root)
-    released = train(root, planned).artifact
-    edit(sources / GPT)
-    built = train(root, make_plan(root))
-    assert built.result == "built"
-    assert built.artifact.path != released.path
-    assert stage.dry_run(planned, device="cpu")[-1] == f"built with your {GPT}"
-
-
-def test_rebuild_trains_a_published_run_again(root: Path) -> None:
-    planned = make_plan(root)
-    first = train(root, planned).artifact
-    assert train(root, planned).result == "unchanged"
-    again = train(root, planned, rebuild=True)
-    assert (again.result, again.rebuilt, again.artifact.path) == ("built", True, first.path)
-    assert not artifact.find_problems(again.artifact, deep=True)
+def test_resume_without_an_unfinished_run_names_the_finished_one(root: Path, tokens: Artifact) -> None:
+    with pytest.raises(BadConfig, match="there is no run numbers"):
+        unfinished.require_unfinished(root, planned(tokens))
+    finished = stage.train(root, planned(tokens, steps=1), device="cpu", resume=True, report=lambda line: None).artifact
+    with pytest.raises(BadConfig, match=f"nothing to resume: {finished.ref} is finished") as refused:
+        unfinished.require_unfinished(root, planned(tokens))
+    assert refused.value.hint == "`inkstone train --continue numbers` trains it further"

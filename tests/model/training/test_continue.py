@@ -126,7 +126,7 @@ def test_run_on_new_text_starts_from_the_last_weights(project: Project) -> None:
     second = project.current_run
     assert parent_of(second) == first.ref
     assert run.read_result(second.path).steps_before == STEPS
-    assert any(f"after {STEPS} steps" in line for line in project.messages)
+    assert f"continues from step {STEPS} of {first.ref}" in project.messages
     last_loss = run.read_result(first.path).val_loss
     assert last_loss is not None
     assert first_loss(first) > last_loss, "the first run learned something"
@@ -135,6 +135,7 @@ def test_run_on_new_text_starts_from_the_last_weights(project: Project) -> None:
     third = project.current_run
     assert parent_of(third) == second.ref
     assert run.read_result(third.path).steps_before == 2 * STEPS
+    assert f"continues from step {2 * STEPS} of {second.ref}" in project.messages
 
 
 def test_first_loss_equals_the_last_of_the_parent_on_the_same_text(
@@ -200,7 +201,7 @@ def test_another_configuration_trains_from_scratch(project: Project) -> None:
     project.write("more.jsonl", "more")
     assert results(project.refresh(learning_rate=0.01))["train"] == "built"
     assert parent_of(project.current_run) == ""
-    assert not any("continuing from the weights" in line for line in project.messages)
+    assert "starts from scratch: learning_rate: 0.01, not 0.003" in project.messages
 
 
 def test_another_tokenizer_trains_from_scratch(project: Project) -> None:
@@ -208,6 +209,7 @@ def test_another_tokenizer_trains_from_scratch(project: Project) -> None:
     project.tokenizer = letters(project.folder / "others", map(chr, range(126, 31, -1)))
     assert results(project.refresh())["train"] == "built"
     assert parent_of(project.current_run) == ""
+    assert "starts from scratch: the tokenizer changed" in project.messages
 
 
 def test_restored_text_continues_from_the_latest_run(project: Project) -> None:
