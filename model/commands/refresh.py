@@ -11,6 +11,7 @@ import click
 
 from model.commands.options import DEVICE
 from model.commands.training_bar import training_watch
+from model.commands.training_summary import add_promotion
 from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import JOBS, NETWORK, REBUILD, THROUGH, network_of, worker_count
@@ -43,6 +44,16 @@ _SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "min_p", "seed")  # samp
         help="Override one entry of the recipe, e.g. train.minutes=3 (repeatable).",
     ),
     THROUGH,
+    click.option(
+        "--retrain-tokenizer",
+        is_flag=True,
+        help="Train the tokenizer of the recipe on the present text, instead of keeping it.",
+    ),
+    click.option(
+        "--accept-worse",
+        is_flag=True,
+        help="Make the new run current even if it is worse than the run before.",
+    ),
     click.option(
         "--update-lock/--locked",
         default=None,
@@ -78,6 +89,8 @@ def refresh(
     wait: float,
     through: str,
     overrides: tuple[str, ...],
+    retrain_tokenizer: bool,
+    accept_worse: bool,
     update_lock: bool | None,
     ping_url: str,
     allow_shrink: bool,
@@ -101,10 +114,13 @@ def refresh(
     from pipeline.refresh.refresh import refresh as run_refresh
 
     recipe = load_recipe(path, overrides, check_training)
-    train = train_stage(settings, recipe, device, rebuild=rebuild)
+    if retrain_tokenizer:
+        recipe = _retraining(recipe)
+    accept = accept_worse or any(entry.startswith("train.") for entry in overrides)
+    train = train_stage(settings, recipe, device, accept=accept, rebuild=rebuild)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
-    options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network, rebuild)
+    options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network, rebuild, accept)
     if dry_run:
         return _plan_outcome(settings, recipe, train, options)
     with _pinged(ping_url, settings.progress.stop):
@@ -118,6 +134,18 @@ def refresh(
         outcome.extra["samples"] = samples
         outcome.lines += sample_lines(samples)
     return outcome
+
+
+def _retraining(recipe: Recipe) -> Recipe:
+    """Return a recipe that trains its tokenizer anew. Raises BadConfig if it uses a ready one."""
+    from msgspec.structs import replace
+
+    if recipe.tokenizer.use:
+        raise errors.BadConfig(
+            f"--retrain-tokenizer: recipe {recipe.name} uses the ready tokenizer {recipe.tokenizer.use}",
+            hint="leave it out, or replace `use` by `kind`",
+        )
+    return replace(recipe, tokenizer=replace(recipe.tokenizer, keep=False))
 
 
 @contextmanager
@@ -191,15 +219,18 @@ def sample_lines(samples: list[dict[str, Any]]) -> list[str]:
 
 def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
     last = refreshed.last
-    return Outcome(
+    outcome = Outcome(
         refreshed.result,
         last.ref if last else None,
         last.path if last else None,
         last.manifest.counts if last else {},
         last.manifest.ledger if last else {},
         extra={"stages": [asdict(step) for step in refreshed.steps]},
-        lines=lines,
+        lines=[*lines, *refreshed.notes],
     )
+    if last and last.manifest.kind == "runs":
+        add_promotion(outcome, last)
+    return outcome
 
 
 def check_training(section: TrainSection) -> None:
@@ -211,11 +242,12 @@ def check_training(section: TrainSection) -> None:
 
 
 def train_stage(
-    settings: Settings, recipe: Recipe, device: str, *, more: bool = False, rebuild: bool = False
+    settings: Settings, recipe: Recipe, device: str, *, more: bool = False, accept: bool = False, rebuild: bool = False
 ) -> TrainStage:
     """Return the training stage of a recipe, to pass to the pipeline, which never imports the model.
 
-    With `more`, a published run is trained further even if its text did not change. With `rebuild` it is trained again.
+    With `more`, a published run is trained further even if its text did not change. With `accept`, the new run becomes
+    current even if it is worse. With `rebuild`, a published run is trained again.
     """
     from model.runs import plan as run_plan
     from model.runs import unfinished
@@ -243,6 +275,8 @@ def train_stage(
         draft, paths = unfinished.edited_files(settings.root, planned)
         if draft:
             settings.progress.note(f"starts over: {', '.join(paths)} changed since the unfinished run {draft.name}")
+        for line in unfinished.describe_others(settings.root, planned):
+            settings.progress.note(line)
         with training_watch(settings) as watch:
             return stage.train(
                 settings.root,
@@ -250,6 +284,7 @@ def train_stage(
                 device=device,
                 resume=True,
                 report=settings.progress.note,
+                accept=accept,
                 stopped=settings.progress.stop,
                 watch=watch,
                 rebuild=rebuild,
@@ -259,6 +294,7 @@ def train_stage(
         check=lambda: check_training(section),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=run,
+        outlook=lambda tokens: run_plan.describe_start(plan(tokens)),
     )
 
 

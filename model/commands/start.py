@@ -295,8 +295,8 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     from pipeline.sources.http import Network
 
     recipe = load_recipe(path)
-    train = refresh_command.train_stage(settings, recipe, device, more=more)
-    options = RefreshOptions(jobs=jobs, network=Network(stop=settings.progress.stop))
+    train = refresh_command.train_stage(settings, recipe, device, more=more, accept=more)
+    options = RefreshOptions(jobs=jobs, network=Network(stop=settings.progress.stop), accept_worse=more)
     refreshed = run_refresh(settings.root, recipe, train, settings.progress, options, run_id=settings.run_id)
     assert refreshed.last
     result = run.read_result(refreshed.last.path)

@@ -8,7 +8,7 @@ known.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.sources.http import Network
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
 from pipeline.store.code import built_with, describe_changes
-from pipeline.store.generations import current_key, draft_path, is_rolled_back
+from pipeline.store.generations import current_key, draft_path, is_rolled_back, read_run_info
 from pipeline.store.manifest import KINDS, Identity, Input
 from pipeline.tokens import reuse
 
@@ -40,6 +40,7 @@ class RefreshOptions:
     locked        keep all pins and do not check servers for changes
     allow_shrink  accept files that became smaller upstream
     rebuild       build every stage, also where the same key is published
+    accept_worse  make a run current that is worse than the one before
     """
 
     through: str = STAGES[-1]
@@ -48,15 +49,17 @@ class RefreshOptions:
     jobs: int = 1
     network: Network = field(default_factory=Network)
     rebuild: bool = False
+    accept_worse: bool = False
 
 
 @dataclass(frozen=True)
 class PlanStep:
     """One stage of a plan ("fresh" or "stale"), or its outcome ("built" or "unchanged").
 
-    `what` is the artifact or recipe, `why` the reason for a stale stage. `fetch` and `disk` are bytes to download and
-    to write, `seconds` the estimated time; None means unknown. `reads` is the number of bytes of raw files that the
-    stage works on, by which its time is compared with other runs. `note` names edited source files.
+    `what` is the artifact or recipe, `why` the reason for a stale stage, or for a fresh one the reason why it keeps a
+    generation that was not made from its present inputs. `fetch` and `disk` are bytes to download and to write,
+    `seconds` the estimated time; None means unknown. `reads` is the number of bytes of raw files that the stage works
+    on, by which its time is compared with other runs. `note` names edited source files.
     """
 
     stage: str
@@ -109,7 +112,8 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
         if blockers:
             stale.add(stage.label)
             reads = sum(sizes[name] for name in changed) if _reuses_unchanged(chain, stage.name) else total
-            steps.append(estimate.step(stage, f"{blockers[-1]} is stale", reads))
+            why = _joined(f"{blockers[-1]} is stale", stage.reason, _outlook(chain, stage, stale))
+            steps.append(estimate.step(stage, why, reads))
             continue
         identity, _ = stage.prepare()
         published = artifact.find_published(root, identity)
@@ -117,6 +121,10 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
         if published and is_current and not options.rebuild:
             chain.artifacts[stage.label] = published
             steps.append(_fresh_step(stage, published))
+            continue
+        if standing := current_instead(root, identity, accept_worse=options.accept_worse):
+            chain.artifacts[stage.label], why = standing
+            steps.append(PlanStep(stage.label, "fresh", standing[0].ref, why))
             continue
         stale.add(stage.label)
         fraction = 1.0
@@ -126,7 +134,8 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
             fraction = reuse.remaining_fraction(root, identity)
         written = files.folder_size(draft_path(root, identity))
         reason = "--rebuild" if is_current else _reason(root, identity, published)
-        step = estimate.step(stage, reason, int(fraction * total), written)
+        why = _joined(reason, "" if published else _outlook(chain, stage, stale))
+        step = estimate.step(stage, why, int(fraction * total), written)
         steps.append(replace(step, note=_note(identity, reason)))
     return RefreshPlan(tuple(steps), tuple(survey), dict(chain.artifacts))
 
@@ -139,6 +148,31 @@ def _note(identity: Identity, reason: str) -> str:
 
 def _fresh_step(stage: Stage, published: Artifact) -> PlanStep:
     return PlanStep(stage.label, "fresh", published.ref, note=built_with(published.manifest.code))
+
+
+def current_instead(root: Path, identity: Identity, *, accept_worse: bool) -> tuple[Artifact, str] | None:
+    """Return the current artifact and the reason if it stays, although its identity is another one.
+
+    The artifact of `identity` was rolled back, or published without becoming current.
+    """
+    shelf = root / identity.kind / identity.name
+    ref, run = f"{identity.kind}/{identity.name}/{identity.key}", read_run_info(shelf / identity.key)
+    if is_rolled_back(root, identity):
+        reason = f"{ref} was rolled back; nothing to do until the text changes"
+    elif not accept_worse and not run.promoted and artifact.find_published(root, identity):
+        reason = f"{ref} is {run.reason}; kept"
+    else:
+        return None
+    current = artifact.current(root, identity.kind, identity.name)
+    return (current, reason) if current else None
+
+
+def _outlook(chain: Chain, stage: Stage, stale: Collection[str]) -> str:
+    return chain.train_outlook(stale) if stage.name == "train" else ""
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(reason for reason in reasons if reason)
 
 
 def _download_step(source: str, survey: Sequence[FileStatus], timings: Mapping[str, StageTiming]) -> PlanStep:
@@ -183,8 +217,6 @@ class _Estimate:
 
 def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:
     """Return the reason why a stage is stale: the inputs, options or versions that differ from the current ones."""
-    if is_rolled_back(root, identity):
-        return f"{identity.key} was rolled back"
     if published:
         return f"back to {identity.key}, which exists already"
     try:

@@ -65,13 +65,14 @@ class TokenizerSection(_Section, frozen=True):
     kind        kind of the tokenizer to train: `bpe`, `unigram`, `char` or `bbpe`
     vocab_size  its size, e.g. 8000; `"auto"`, the default, takes what the report of the corpus advises, and for `char`
                 all characters
-    keep        train it once and keep it when the text changes, so that a run can continue on the new text
+    keep        train it once and keep it when the text changes, so that the run continues on the new text; another kind
+                or size trains it again, and so does `--retrain-tokenizer`
     """
 
     use: str = ""
     kind: str = "bpe"
     vocab_size: int | str | None = None
-    keep: bool = False
+    keep: bool = True
 
     def __post_init__(self) -> None:
         if not self.use:

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline.errors import to_inkstone_error
+from pipeline.errors import InkstoneError, to_inkstone_error
 from pipeline.refresh import state
-from pipeline.refresh.plan import PlanStep, RefreshOptions, RefreshPlan, plan
+from pipeline.refresh.plan import PlanStep, RefreshOptions, RefreshPlan, current_instead, plan
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.stages import Chain, TrainStage
 from pipeline.refresh.state import RefreshState, StageTiming
@@ -29,6 +29,8 @@ from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 from pipeline.store.code import build_note
 from pipeline.store.leftovers import remove_leftovers_of
+from pipeline.store.manifest import Identity
+from pipeline.tokens.store import fit_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class RefreshResult:
     @property
     def result(self) -> str:
         return "built" if any(step.result == "built" for step in self.steps) else "unchanged"
+
+    @property
+    def notes(self) -> list[str]:
+        """The reasons why stages left another generation current than that of their inputs."""
+        return [step.why for step in self.steps if step.result == "unchanged" and step.why]
 
 
 def refresh(
@@ -89,7 +96,8 @@ def _run(
         update=not options.locked,
     )
     chain.source = dataclasses.replace(chain.source, name=fetched.source)
-    outcomes = [dataclasses.replace(download_step, result=fetched.result, what=f"raw/{fetched.source}")]
+    why = download_step.why if fetched.result == "built" else ""
+    outcomes = [dataclasses.replace(download_step, result=fetched.result, what=f"raw/{fetched.source}", why=why)]
     if is_stale:
         journal.end(download_step, fetched.bytes)
     _report(outcomes[0], progress)
@@ -102,19 +110,40 @@ def _run(
         else:
             progress.safe_point("the stages before are done")
             journal.begin(step.stage)
-            _, build = stages[step.stage].prepare()
-            built = build()
-            last = built.artifact
-            if built.result == "built":
-                journal.end(step, _own_bytes(last))
-            note = build_note(last.manifest.code, built.result, rebuilt=built.rebuilt)
-            outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref, note=note))
+            identity, build = stages[step.stage].prepare()
+            if standing := current_instead(root, identity, accept_worse=options.accept_worse):
+                last, why = standing
+                outcomes.append(dataclasses.replace(step, result="unchanged", what=last.ref, why=why))
+            else:
+                before = _current(root, identity)
+                built = build()
+                last = built.artifact
+                if built.result == "built":
+                    journal.end(step, _own_bytes(last))
+                why = step.why if built.result == "built" else ""
+                note = build_note(last.manifest.code, built.result, rebuilt=built.rebuilt)
+                outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref, why=why, note=note))
+                if step.stage == "tokenize" and "train-tokenizer" in refresh_plan.fresh:
+                    _report_fit(before, last, progress)
         leases.enter_context(artifact.lease(last))
         chain.artifacts[step.stage] = last
         _report(outcomes[-1], progress)
     refreshed = RefreshResult(tuple(outcomes), last)
     journal.result = refreshed.result
     return refreshed
+
+
+def _current(root: Path, identity: Identity) -> Artifact | None:
+    """Return the current generation of an artifact that is about to be built, None if it cannot be read."""
+    with suppress(InkstoneError):
+        return artifact.current(root, identity.kind, identity.name)
+    return None
+
+
+def _report_fit(before: Artifact | None, tokens: Artifact, progress: Progress) -> None:
+    """Report how well a tokenizer that was trained on older text fits the new tokens."""
+    if before and before.manifest.tokenizer == tokens.manifest.tokenizer and before.digest != tokens.digest:
+        progress.note(f"tokenizer kept: {fit_of(tokens)}; before: {fit_of(before)}")
 
 
 def _own_bytes(built: Artifact) -> int:
@@ -124,7 +153,8 @@ def _own_bytes(built: Artifact) -> int:
 
 
 def _report(step: PlanStep, progress: Progress) -> None:
-    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}" + (f", {step.note}" if step.note else ""))
+    reason = f": {step.why}" if step.result == "unchanged" and step.why else ""
+    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}{reason}" + (f", {step.note}" if step.note else ""))
     progress.event("stage", stage=step.stage, result=step.result, what=step.what)
 
 

@@ -5,6 +5,7 @@ Stages run through the same functions as the single commands, with the recipe's 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from pipeline import tokenizers
 from pipeline.clean import stage as clean_stage
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, BadData, InkstoneError
 from pipeline.refresh import sources
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.sources import SourceGroup
@@ -24,7 +25,9 @@ from pipeline.sources.http import Network
 from pipeline.sources.walk import note_left_out
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
+from pipeline.store.generations import current_key
 from pipeline.store.manifest import Identity
+from pipeline.tokenizers import Tokenizer
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
 
@@ -37,12 +40,13 @@ class TrainStage:
 
     `check` raises BadConfig for an invalid training configuration, before any tokens exist. `identify` returns the
     identity of the run without training. If an earlier generation of this recipe has a run, `identify` and `run` both
-    continue from it.
+    continue from it. `outlook` says what a training on tokens would start from, "" if there is no run yet.
     """
 
     check: Callable[[], object]
     identify: Callable[[Artifact], Identity]
     run: Callable[[Artifact], BuildResult]
+    outlook: Callable[[Artifact], str] = lambda tokens: ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Stage:
     `label` is its name, and for the second and later sources of a recipe also the source. `prepare` returns the
     artifact's identity and the function that builds it. `after` lists the labels of the stages that it reads from.
     `files` are the raw files that it cleans; empty for stages that read artifacts. `existing` is set if the stage uses
-    an artifact that exists and never builds another.
+    an artifact that exists and never builds another; `reason` is why it does not, though there is one.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Stage:
     after: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
     existing: Artifact | None = None
+    reason: str = ""
 
 
 class Chain:
@@ -107,17 +112,35 @@ class Chain:
             ]
             raw = tuple(stage.label for stage in stages)
         if not self.recipe.tokenizer.use:
-            existing = self._existing_tokenizer()
-            stages.append(Stage("train-tokenizer", "train-tokenizer", self._train_tokenizer, raw, existing=existing))
+            existing, reason = self._existing_tokenizer()
+            stages.append(
+                Stage(
+                    "train-tokenizer", "train-tokenizer", self._train_tokenizer, raw, existing=existing, reason=reason
+                )
+            )
         stages.append(Stage("tokenize", "tokenize", self._tokenize, tuple(stage.label for stage in stages) or raw))
         stages.append(Stage("train", "train", self._train, ("tokenize",)))
         selected = STAGES[: STAGES.index(through) + 1]
         return [stage for stage in stages if stage.name in selected]
 
-    def _existing_tokenizer(self) -> Artifact | None:
-        """Return the tokenizer of this recipe if it is to be kept and was trained already."""
+    def _existing_tokenizer(self) -> tuple[Artifact | None, str]:
+        """Return the tokenizer of this recipe if it was trained already and is kept, or why another one is trained.
+
+        A damaged one is not kept.
+        """
         section = self.recipe.tokenizer
-        return artifact.current(self.root, "tokenizers", self.recipe.name) if section.keep else None
+        if not section.keep or not current_key(self.root / "tokenizers" / self.recipe.name):
+            return None, ""
+        try:
+            trained = artifact.current(self.root, "tokenizers", self.recipe.name)
+        except BadData as error:
+            return None, error.message
+        if trained is None:
+            return None, ""
+        if damage := artifact.find_problems(trained):
+            return None, damage[0]
+        reason = tokenizers_stage.mismatch(trained, section.kind, section.vocab_size)
+        return (None, reason) if reason else (trained, "")
 
     def _raw_files(self, names: Collection[str] = ()) -> list[source_inputs.InputFile]:
         """Return the raw files with these names, by default all that this recipe selects; the cache may hold more."""
@@ -155,11 +178,36 @@ class Chain:
         if trained:
             tokenizer = tokenizers.open_folder(trained.path)
         else:
-            tokenizer, trained = tokenizers.find(self.root, self.recipe.tokenizer.use, options.encoder)
+            tokenizer, trained = self._ready_tokenizer()
         identity = tokens_stage.identify(name, inputs, tokenizer, trained, options, root=self.root)
         return identity, lambda: tokens_stage.tokenize(
             self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs, rebuild=self.rebuild
         )
+
+    def _ready_tokenizer(self) -> tuple[Tokenizer, Artifact | None]:
+        return tokenizers.find(self.root, self.recipe.tokenizer.use, self.recipe.tokenize.encoder)
+
+    def train_outlook(self, stale: Collection[str]) -> str:
+        """Return what the training will start from, as far as the stages that are not `stale` tell.
+
+        New tokens are taken for those of the generation before if their tokenizer stays.
+        """
+        if not current_key(self.root / "runs" / self.recipe.name):
+            return ""
+        tokens = self.artifacts.get("tokenize")
+        if tokens is None:
+            try:
+                tokens = artifact.current(self.root, "tokens", self.recipe.name)
+                trained = self.artifacts.get("train-tokenizer")
+                tokenizer = tokenizers.open_folder(trained.path) if trained else None
+                if "train-tokenizer" not in stale:
+                    tokenizer = tokenizer or self._ready_tokenizer()[0]
+            except InkstoneError:  # the stage that needs it will raise it
+                return ""
+            if tokens is None or tokenizer is None or tokenizer.fingerprint != tokens.manifest.tokenizer:
+                return "starts from scratch: the tokenizer changes"
+            tokens = dataclasses.replace(tokens, digest="")
+        return self.train.outlook(tokens)
 
     def _train(self) -> tuple[Identity, Callable[[], BuildResult]]:
         tokens = self.artifacts["tokenize"]

@@ -11,7 +11,7 @@ from pipeline.clean.report.sentencepiece_flags import Flags
 from pipeline.errors import BadConfig, BadData
 from pipeline.runtime.progress import Progress, SilentProgress
 from pipeline.store import artifact, code
-from pipeline.store.artifact import BuildResult, StageOutput
+from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers.byte_level import PARAGRAPH_BYTES, train_byte_level
 from pipeline.tokenizers.characters import Characters
@@ -26,7 +26,7 @@ from pipeline.tokenizers.training_text import (
     size_of,
 )
 
-__all__ = ["AUTO", "KINDS", "Sentences", "check_options", "find_sentences", "flags_of", "identify", "train"]
+__all__ = ["AUTO", "KINDS", "Sentences", "check_options", "find_sentences", "flags_of", "identify", "mismatch", "train"]
 
 SCHEMA = 2  # raise when the same options give different bytes
 CODE = code.Code(
@@ -83,6 +83,19 @@ def check_options(kind: str, vocab_size: int | str | None = None) -> None:
             f"--vocab-size must be above {Characters.FIRST}, got {size}: {Characters.FIRST} ids are reserved",
             hint="0 keeps all characters",
         )
+
+
+def mismatch(trained: Artifact, kind: str, vocab_size: int | str | None) -> str:
+    """Return how a trained tokenizer differs from the kind and size asked for, "" if it does not.
+
+    Any size fits if it is left to the stage.
+    """
+    options, size = trained.manifest.options, requested_size(kind, vocab_size)
+    if options.get("kind", kind) != kind:
+        return f"kind {options['kind']} → {kind}"
+    sizes = (options.get("vocab_size", size), trained.manifest.counts.get("vocab_size"))
+    is_free = vocab_size is None or vocab_size == AUTO
+    return "" if is_free or size in sizes else f"vocab_size {sizes[1]:,} → {size:,}"
 
 
 def identify(

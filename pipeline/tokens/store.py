@@ -133,6 +133,18 @@ def open_store(tokens: Artifact) -> TokenStore:
     return TokenStore(tokens, tokenizers.open_folder(tokens.path), train, val)
 
 
+def fit_of(tokens: Artifact) -> str:
+    """Describe how well the tokenizer of tokens fits their text: "1.52 characters per token, 0.03% unknown"."""
+    counts, store = tokens.manifest.counts, open_store(tokens)
+    characters = sum(counts.get(f"{split}_characters", 0) for split in SPLITS)
+    ratio = f"{characters / max(counts['tokens'], 1):.2f} characters per token"
+    if store.tokenizer.unknown_id is None:
+        return ratio
+    segments = (*store.train.segments, *store.val.segments)
+    unknown = sum(int(np.count_nonzero(segment == store.tokenizer.unknown_id)) for segment in segments)
+    return f"{ratio}, {unknown / max(counts['tokens'], 1):.2%} unknown"
+
+
 def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:
     names = [record.name for record in tokens.manifest.files]
     bins = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]

@@ -19,10 +19,11 @@ from model.training.dataloader import Sampler
 from model.training.learner import Learner
 from pipeline.errors import BadData, TryAgain
 from pipeline.maintenance import retention
+from pipeline.refresh import plan as planning
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh import refresh, state
 from pipeline.refresh.plan import RefreshOptions
-from pipeline.refresh.stages import TrainStage
+from pipeline.refresh.stages import Chain, TrainStage
 from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
@@ -50,7 +51,9 @@ class Project:
         content = "".join(f'{{"text": "{text}"}}\n' for text in texts(seed, 40))
         (self.folder / "texts" / name).write_text(content)
 
-    def refresh(self, report: Report | None = None, **settings: object) -> refresh.RefreshResult:
+    def refresh(
+        self, report: Report | None = None, *, accept: bool = False, **settings: object
+    ) -> refresh.RefreshResult:
         numbers = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_bytes": 400, "dropout": 0.1, **settings}
         path = self.folder / "small.toml"
         path.write_text(
@@ -78,9 +81,14 @@ preset = "mini"
         training = TrainStage(
             check=lambda: None,
             identify=lambda tokens: runs_plan.identify(plan(tokens)),
-            run=lambda tokens: stage.train(self.root, plan(tokens), device="cpu", resume=True, report=report),
+            run=lambda tokens: stage.train(
+                self.root, plan(tokens), device="cpu", resume=True, report=report, accept=accept
+            ),
+            outlook=lambda tokens: runs_plan.describe_start(plan(tokens)),
         )
-        return refresh.refresh(self.root, recipe, training, SilentProgress(), RefreshOptions())
+        options = RefreshOptions(accept_worse=accept)
+        self.planned = planning.plan(Chain(self.root, recipe, training, SilentProgress(), 1), options, {})
+        return refresh.refresh(self.root, recipe, training, SilentProgress(), options)
 
     @property
     def current_run(self) -> Artifact:
@@ -210,6 +218,61 @@ def test_another_tokenizer_trains_from_scratch(project: Project) -> None:
     assert results(project.refresh())["train"] == "built"
     assert parent_of(project.current_run) == ""
     assert "starts from scratch: the tokenizer changed" in project.messages
+
+
+def test_plan_says_what_the_training_will_start_from(project: Project) -> None:
+    def outlook() -> str:
+        return project.planned.steps[-1].why
+
+    project.refresh()
+    first = project.current_run
+    assert outlook() == "tokenize is stale", "there is no run yet"
+    project.write("more.jsonl", "more")
+    project.refresh()
+    assert outlook() == f"tokenize is stale; continues from step {STEPS} of {first.ref}"
+    second = project.current_run
+    project.write("more.jsonl", "even more")
+    project.refresh(learning_rate=0.01)
+    assert outlook() == "tokenize is stale; starts from scratch: learning_rate: 0.01, not 0.003"
+    project.tokenizer = letters(project.folder / "others", map(chr, range(126, 31, -1)))
+    project.refresh()
+    assert outlook().endswith("starts from scratch: the tokenizer changes")
+    assert second.ref not in outlook()
+
+
+def test_worse_run_stays_aside_and_later_nights_go_on_from_the_current_one(project: Project) -> None:
+    project.refresh(steps=30)
+    good = project.current_run
+    aside = project.refresh(steps=1).last
+    assert aside
+    assert project.current_run == good != aside
+    assert any(line.startswith(f"worse than {good.ref}, which stays current: ") for line in project.messages)
+    night = project.refresh(steps=1)
+    assert night.result == "unchanged"
+    assert night.last == good
+    (note,) = night.notes
+    assert note.startswith(f"{aside.ref} is worse than current (")
+    assert note.endswith(" bits per character); kept")
+    project.write("more.jsonl", "more")
+    project.refresh(steps=30)
+    assert parent_of(project.current_run) == good.ref
+    project.refresh(steps=1, accept=True)
+    assert run.read_result(project.current_run.path).steps == 1
+
+
+def test_rolled_back_run_stays_so_until_the_text_changes(project: Project) -> None:
+    project.refresh()
+    first = project.current_run
+    project.write("more.jsonl", "more")
+    project.refresh()
+    second = project.current_run
+    retention.rollback(project.root, "runs/small")
+    night = project.refresh()
+    assert (night.result, night.last) == ("unchanged", first)
+    assert night.notes == [f"{second.ref} was rolled back; nothing to do until the text changes"]
+    project.write("more.jsonl", "even more")
+    project.refresh()
+    assert parent_of(project.current_run) == first.ref
 
 
 def test_restored_text_continues_from_the_latest_run(project: Project) -> None:

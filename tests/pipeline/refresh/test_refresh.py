@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.errors import BadConfig, TryAgain
-from pipeline.maintenance import status, verify
+from pipeline.maintenance import retention, status, verify
 from pipeline.refresh import plan, refresh, state
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh.plan import RefreshOptions
@@ -79,6 +81,21 @@ def make_plan(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> 
     return plan.plan(Chain(root, recipe, train, SilentProgress(), 1), RefreshOptions(**options), {})
 
 
+class Notes(SilentProgress):
+    """Progress that keeps its notes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def artifact_of(outcome: refresh.RefreshResult, stage: str) -> str:
+    return next(step.what for step in outcome.steps if step.stage == stage)
+
+
 def results(outcome: refresh.RefreshResult | plan.RefreshPlan) -> dict[str, str]:
     return {step.stage: step.result for step in outcome.steps}
 
@@ -136,6 +153,72 @@ def test_changed_source_file_rebuilds_all_later_stages(root: Path, source: Path,
     assert make_plan(root, small_recipe, train).steps[0].why.startswith("1 of 2 files: yanshan.txt changed")
     refreshed = run(root, small_recipe, train)
     assert results(refreshed)["clean"] == results(refreshed)["tokenize"] == results(refreshed)["train"] == "built"
+
+
+def append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as book:
+        book.write(text)
+
+
+def test_tokenizer_is_kept_until_it_is_asked_for_anew(root: Path, source: Path, tmp_path: Path) -> None:
+    small_recipe, train, progress = recipe(source, tmp_path), stage(root, []), Notes()
+    first = artifact_of(run(root, small_recipe, train), "train-tokenizer")
+    append(source / "yanshan.txt", f"　　又有{'龘' * 400}。\n")
+    refreshed = refresh.refresh(root, small_recipe, train, progress, RefreshOptions())
+    assert results(refreshed)["tokenize"] == "built"
+    assert artifact_of(refreshed, "train-tokenizer") == first
+    (line,) = [line for line in progress.lines if line.startswith("tokenizer kept: ")]
+    now, before = re.findall(r"0\.99 characters per token, (\d\.\d\d)% unknown", line)
+    assert before == "0.00"
+    assert float(now) == pytest.approx(
+        100 * 400 / artifact.find(root, "tokens", "small").manifest.counts["tokens"], abs=0.01
+    )
+    section = msgspec.structs.replace(small_recipe.tokenizer, keep=False)
+    retrained = run(root, msgspec.structs.replace(small_recipe, tokenizer=section), train)
+    assert artifact_of(retrained, "train-tokenizer") != first
+    assert set(results(run(root, small_recipe, train)).values()) == {"unchanged"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [({"vocab_size": "900"}, r"vocab_size [\d,]+ → 900"), ({"kind": "bpe", "vocab_size": '"auto"'}, "kind char → bpe")],
+)
+def test_tokenizer_of_another_kind_or_size_is_trained(
+    root: Path, source: Path, tmp_path: Path, sections: dict[str, str], reason: str
+) -> None:
+    train = stage(root, [])
+    run(root, recipe(source, tmp_path), train, through="train-tokenizer")
+    append(source / "yanshan.txt", "　　又有一段。\n")
+    planned = make_plan(root, recipe(source, tmp_path, **sections), train)
+    (step,) = [step for step in planned.steps if step.stage == "train-tokenizer"]
+    assert step.result == "stale"
+    assert re.fullmatch(f"clean is stale; {reason}", step.why)
+
+
+def test_damaged_tokenizer_is_not_kept(root: Path, source: Path, tmp_path: Path) -> None:
+    small_recipe, train = recipe(source, tmp_path), stage(root, [])
+    run(root, small_recipe, train)
+    trained = artifact.find(root, "tokenizers", "small")
+    (trained.path / "tokenizer.json").write_bytes(b"{}")
+    assert results(run(root, small_recipe, train))["train-tokenizer"] == "built"
+    assert artifact.find_problems(artifact.find(root, "tokenizers", "small")) == []
+
+
+def test_rolled_back_tokens_stay_and_the_stages_after_use_the_current_ones(
+    root: Path, source: Path, tmp_path: Path
+) -> None:
+    small_recipe, trained_on = recipe(source, tmp_path), list[str]()
+    run(root, small_recipe, stage(root, trained_on))
+    first = artifact.find(root, "tokens", "small")
+    append(source / "yanshan.txt", "　　又有一段。\n")
+    run(root, small_recipe, stage(root, trained_on))
+    second = artifact.find(root, "tokens", "small")
+    retention.rollback(root, "tokens/small")
+    night = run(root, small_recipe, stage(root, trained_on))
+    assert night.notes == [f"{second.ref} was rolled back; nothing to do until the text changes"]
+    assert artifact.find(root, "tokens", "small") == first
+    assert trained_on == [first.ref, second.ref], "the run on the first tokens exists"
+    assert artifact.find(root, "runs", "small").manifest.inputs == (first.as_input("tokens"),)
 
 
 def test_through_stops_after_the_named_stage(root: Path, source: Path, tmp_path: Path) -> None:
