@@ -184,9 +184,12 @@ NINE_LINES = [b'{"text": "number %d of nine documents, each some words long"}\n'
 
 
 def broken_inputs(folder: Path) -> dict[str, Path]:
-    line = b'{"text": "one"}\n'
+    line, pipe = b'{"text": "one"}\n', folder / "pipe.model"
+    if not pipe.exists():
+        os.mkfifo(pipe)
     return {
         "missing": folder / "none.txt",
+        "pipe": pipe,
         "not-zstd": write(folder, "not.jsonl.zst", b"<html>please log in</html>"),
         "truncated": write(folder, "cut.jsonl.zst", zstandard.compress(line * 5000)[:-9]),
         "bad-line": write(folder, "bad.jsonl", b"".join(NINE_LINES) + b'{"text": \n'),
@@ -205,11 +208,16 @@ BAD_INPUT = [
     (("download", "sample", "--shards", "0"), 78, "--shards"),
     (("download", "http://127.0.0.1:9/x.jsonl.zst", "--jobs", "1"), 75, "check the network"),
     (("decompress", "{missing}"), 66, "no such file"),
+    (("download", "{pipe}"), 66, "a pipe, not a file"),
+    (("decompress", "{pipe}"), 66, "a pipe, not a file"),
     (("decompress", "{empty}"), 78, "not a compressed file"),
     (("decompress", "{not-zstd}"), 65, "a web page where zstd frame 1 should begin"),
     (("decompress", "{truncated}"), 65, "truncated"),
     (("clean", "{missing}"), 66, "no downloaded source"),
     (("clean", "pile"), 66, "run `download pile --shards 0,val` first"),
+    (("clean", "{pipe}"), 66, "a pipe, not a file"),
+    (("clean", "{one}", "--variants", "{pipe}"), 66, "a pipe, not a file"),
+    (("clean", "{one}", "--gaiji-map", "{pipe}"), 66, "a pipe, not a file"),
     (("clean", "{truncated}"), 65, "truncated"),
     (("clean", "{not-zstd}"), 65, "a web page"),
     (("clean", "{bad-line}"), 11, "1 bad-json"),
@@ -222,6 +230,8 @@ BAD_INPUT = [
     (("train-tokenizer", "nothing"), 66, "available: book"),
     (("train-tokenizer", "book", "--vocab-size", "8000"), 65, "at most"),
     (("train-tokenizer", "book", "--kind", "wordpiece"), 78, "kinds:"),
+    (("train-tokenizer", "{pipe}"), 66, "a pipe, not a file"),
+    (("tokenize", "{one}", "--tokenizer", "{pipe}"), 66, "a pipe, not a file"),
     (("tokenize", "nothing"), 66, "no corpus"),
     (("tokenize", "book", "--tokenizer", "nothing"), 66, "ready ones: gpt2, r50k_base"),
     (("tokenize", "book", "--val-fraction", "1.5"), 78, "must be in [0, 1)"),
@@ -247,6 +257,7 @@ BAD_INPUT = [
     (("sample", "nothing", "--prompt", "x"), 66, "`train` creates one"),
     (("sample",), 66, "`train` creates one"),
     (("refresh", "{missing}"), 66, "no such recipe"),
+    (("refresh", "{pipe}"), 66, "a pipe, not a file"),
     (("refresh", "{recipe}"), 78, "Expected `str`"),
     (("refresh", ROOT / "pipeline" / "recipes" / "sample.toml", "--through", "nowhere"), 78, "stages:"),
     (("verify", "nothing"), 66, "no artifact here"),

@@ -17,6 +17,7 @@ from pipeline import errors
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.runtime.signals import stop_on_sigterm
 
 if TYPE_CHECKING:
     from model.generation.engine import Sample
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
 
 
+_PROMPT_GRACE = 0.01  # seconds: nothing is lost while a prompt is typed
 _CANDIDATES = 5  # alternatives that --explain prints for each token
 
 
@@ -202,7 +204,8 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
     marker = "› " if sys.stdin.isatty() else ""
     while True:
         try:
-            text = input(marker)
+            with stop_on_sigterm(stopped, grace=_PROMPT_GRACE):
+                text = input(marker)
         except EOFError:
             click.echo(nl=bool(marker))
             return count

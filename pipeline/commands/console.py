@@ -1,7 +1,7 @@
 """Shared by all commands: global options, the layout of --help, settings, and the printing of outcomes.
 
 A command returns an `Outcome`. It is printed as the one JSON object of --json, or as lines for a person. The first
-SIGTERM asks a command to stop at its next safe point, within two seconds; the second one ends the process at once.
+SIGTERM asks a command to stop at its next safe point, or ends it after 1.5 seconds; the second one ends it at once.
 """
 
 from __future__ import annotations

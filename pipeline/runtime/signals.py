@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.errors import Terminated
 
-GRACE = 2.0  # seconds
+GRACE = 1.5  # seconds; with the end of the process, less than 3
 _REPEAT = 0.5  # seconds until Terminated is raised again; Python discards an exception raised inside a destructor
 
 
@@ -59,8 +59,11 @@ def _set_by_signal(
         signal.signal(number, handler)
     try:
         yield event
-    finally:
+    except BaseException:
         handler.uninstall()
+        handler.hand_over()
+        raise
+    handler.uninstall()  # a training that ended as planned is published, although the signal came
 
 
 class _Handler:
@@ -97,6 +100,9 @@ class _Handler:
             signal.signal(signal.SIGALRM, self._previous_alarm)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def hand_over(self) -> None:
+        """Start the grace of the outer block, whose stop was requested in this one."""
         outer = self._previous.get(signal.SIGTERM)
         if isinstance(outer, _Handler) and outer.event.is_set():
             outer._start_grace()

@@ -11,9 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,8 +24,9 @@ from model.generation.session import EncodedPrompt, Session
 from model.runs import plan
 from model.training import stage
 from pipeline import tokenizers
-from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.errors import BadConfig, BadData, InputMissing, Terminated
 from pipeline.runtime.progress import SilentProgress
+from pipeline.runtime.signals import stop_on_sigterm
 from pipeline.store import artifact
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
@@ -247,3 +249,12 @@ def test_half_a_character_raises_bad_config(trained_root: Path) -> None:
     process = subprocess.run(words, capture_output=True, timeout=60)
     assert process.returncode == 78
     assert len(process.stderr.decode().splitlines()) == 2  # the name of the run, and the error
+
+
+def test_prompt_that_is_awaited_ends_with_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr("sys.stdin", os.fdopen(reader))
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with stop_on_sigterm(stop := threading.Event()), pytest.raises(Terminated):
+        commands_sample.converse(cast(Session, None), SampleOptions(), stop)  # the session is needed for a prompt only
+    os.close(writer)

@@ -7,11 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Terminated
+from pipeline.errors import Terminated, TryAgain
 from pipeline.runtime import signals
 
 
@@ -82,12 +83,15 @@ def wait_after_sigterm() -> None:
         time.sleep(20)
 
 
-def train_after_sigterm(saved: list[bool]) -> None:
+def train_after_sigterm(steps: list[int]) -> None:
+    """Take three steps and stop as a training does, then wait."""
     with signals.stop_on_sigterm(threading.Event(), grace=0.05):
-        with signals.stop_on_signals():
+        with suppress(TryAgain), signals.stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.15)
-            saved.append(True)
+            for step in range(3):
+                time.sleep(0.05)
+                steps.append(step)
+            raise TryAgain("stopped by a signal")
         time.sleep(20)
 
 
@@ -100,10 +104,17 @@ def test_wait_after_sigterm_ends_with_the_grace() -> None:
 
 
 def test_grace_begins_when_a_nested_training_has_saved() -> None:
-    saved: list[bool] = []
+    steps: list[int] = []
     with pytest.raises(Terminated):
-        train_after_sigterm(saved)
-    assert saved
+        train_after_sigterm(steps)
+    assert steps == [0, 1, 2]
+
+
+def test_training_that_ends_as_planned_after_sigterm_is_not_interrupted() -> None:
+    with signals.stop_on_sigterm(threading.Event(), grace=0.02):
+        with signals.stop_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # it is published
 
 
 def test_pipe_without_a_writer_is_left_after_sigterm(tmp_path: Path) -> None:
