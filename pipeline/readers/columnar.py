@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import BadData
 from pipeline.readers import fields
-from pipeline.readers.compression import check_ratio
 from pipeline.readers.content import Content, ReadOptions
 from pipeline.readers.documents import Document
 from pipeline.readers.fields import FieldChoice
@@ -26,9 +25,9 @@ from pipeline.readers.records import choose_fields
 _BATCH_ROWS = 256
 _SLICE_BYTES = 8 << 20  # of rows that are converted at once, or a single row
 _BATCH_BYTES = 64 << 20  # of rows that are read at once, or a single row
-_SMALL = 256 << 20  # bytes that any page or batch may expand to
+_SMALL = 256 << 20  # bytes that any page, batch or file may expand to
 _MAX_RATIO = 100  # of larger ones, bytes out per byte in; text reaches 4 to 10
-_LEAST_INPUT = 1 << 14  # bytes that any file counts as, where its text is compared with its size
+_MAX_TEXT_RATIO = 1 << 14  # of a file, as of other compressed files
 _PAGE_HEADER = 64  # bytes of a page header that are read
 _VALUE_BYTES = 4  # of any value in a list, at least
 _DICTIONARY_PAGE = 2
@@ -167,7 +166,12 @@ def _documents(batches: Iterator[Any], choice: FieldChoice, content: Content, si
     line = total = 0
     for part in (part for batch in batches for part in _slices(batch, content.label)):
         total += sum(map(_decoded_bytes, part.columns))
-        check_ratio(content.label, max(size, _LEAST_INPUT), total)
+        if total > max(_SMALL, _MAX_TEXT_RATIO * size):
+            raise BadData(
+                f"{content.label}: {size:,} bytes hold {total:,} bytes of text or more, over the limit of "
+                f"{_MAX_TEXT_RATIO:,} to 1",
+                hint="a decompression bomb? Check where the file comes from",
+            )
         for row in part.to_pylist():
             line += 1
             meta = None if "meta" in choice.names else row.get("meta")
