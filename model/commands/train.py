@@ -138,9 +138,8 @@ def train(
     \b
     Examples:
       inkstone train book
-      inkstone train --tokens book --preset shuihu-8m-rope --minutes 10 --name book
+      inkstone train book --preset shuihu-8m-rope --minutes 10
       inkstone train --continue book --minutes 10
-      inkstone train --tokens book --dry-run
     """
     from model.training import stage
 
@@ -168,9 +167,7 @@ def train(
             watch=watch,
             rebuild=rebuild,
         )
-    outcome = training_outcome(built)
-    outcome.silent = is_secondary_rank()
-    return outcome
+    return replace(training_outcome(built), silent=is_secondary_rank())
 
 
 def _reference(settings: Settings, positional: str, reference: str) -> str:

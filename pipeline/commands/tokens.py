@@ -217,11 +217,7 @@ def tokenize(
         deep=deep,
         allow_overlap=tokenize_options.allow_overlap,
     )
-    if not reference:
-        chosen, reason = tokenizers.choose(settings.root, texts, name)
-        if reason:
-            settings.progress.note(f"using {chosen.ref}, {reason}")
-        reference = chosen.ref
+    reference = reference or _choose_tokenizer(settings, texts, name)
     tokenizer, trained = tokenizers.find(settings.root, reference, encoder, end_of_text)
     built = stage.tokenize(
         settings.root,
@@ -235,6 +231,16 @@ def tokenize(
         rebuild=rebuild,
     )
     return _tokenize_outcome(built, inputs, tokenizer)
+
+
+def _choose_tokenizer(settings: Settings, texts: list[str], name: str) -> str:
+    """Return the tokenizer for these corpora, and report the choice unless it is obvious."""
+    from pipeline import tokenizers
+
+    chosen, reason = tokenizers.choose(settings.root, texts, name)
+    if reason:
+        settings.progress.note(f"using {chosen.ref}, {reason}")
+    return chosen.ref
 
 
 def _tokenize_outcome(built: BuildResult, inputs: TokenizeInputs, tokenizer: Tokenizer) -> Outcome:

@@ -106,7 +106,7 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
         total = sum(sizes[name] for name in names)
         if stage.existing:
             chain.artifacts[stage.label] = stage.existing
-            steps.append(_fresh_step(stage, stage.existing))
+            steps.append(replace(_fresh_step(stage, stage.existing), why=stage.reason))
             continue
         blockers = [label for label in stage.after if label in stale and (label != "download" or changed & names)]
         if blockers:

@@ -25,6 +25,7 @@ from pipeline.sources.http import Network
 from pipeline.sources.walk import note_left_out
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
+from pipeline.store.code import describe_changes, state_of
 from pipeline.store.generations import current_key
 from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Tokenizer
@@ -56,7 +57,7 @@ class Stage:
     `label` is its name, and for the second and later sources of a recipe also the source. `prepare` returns the
     artifact's identity and the function that builds it. `after` lists the labels of the stages that it reads from.
     `files` are the raw files that it cleans; empty for stages that read artifacts. `existing` is set if the stage uses
-    an artifact that exists and never builds another; `reason` is why it does not, though there is one.
+    an artifact that exists and never builds another; `reason` is why it does not, or a note on the one that it uses.
     """
 
     name: str
@@ -124,9 +125,9 @@ class Chain:
         return [stage for stage in stages if stage.name in selected]
 
     def _existing_tokenizer(self) -> tuple[Artifact | None, str]:
-        """Return the tokenizer of this recipe if it was trained already and is kept, or why another one is trained.
+        """Return the tokenizer of this recipe if it is kept, and a note if its code was edited since.
 
-        A damaged one is not kept.
+        Without one, return None and the reason why another one is trained. A damaged one is not kept.
         """
         section = self.recipe.tokenizer
         if not section.keep or not current_key(self.root / "tokenizers" / self.recipe.name):
@@ -139,8 +140,10 @@ class Chain:
             return None, ""
         if damage := artifact.find_problems(trained):
             return None, damage[0]
-        reason = tokenizers_stage.mismatch(trained, section.kind, section.vocab_size)
-        return (None, reason) if reason else (trained, "")
+        if reason := tokenizers_stage.mismatch(trained, section.kind, section.vocab_size):
+            return None, reason
+        changes = describe_changes(trained.manifest.code, state_of(tokenizers_stage.CODE).edited)
+        return trained, f"kept though {', '.join(changes)}; --retrain-tokenizer trains it again" if changes else ""
 
     def _raw_files(self, names: Collection[str] = ()) -> list[source_inputs.InputFile]:
         """Return the raw files with these names, by default all that this recipe selects; the cache may hold more."""

@@ -22,6 +22,7 @@ from pipeline.refresh.state import RefreshState
 from pipeline.sources import cache
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact, StageOutput
+from pipeline.store.leftovers import leftovers
 from pipeline.store.manifest import Identity
 from tests.pipeline.store.test_leftovers import temporary
 from tests.support.upstream import ROOT
@@ -233,7 +234,7 @@ def test_every_draft_and_every_leftover_has_a_row(root: Path) -> None:
     assert rows == [
         ("tokens/small/0000000000000000", "unfinished", 0),
         ("tokens/small/0000000000000001", "unfinished", 0),
-        *((str(path.relative_to(root)), "leftover", 4) for path in status.leftovers(root)),
+        *((str(path.relative_to(root)), "leftover", 4) for path in leftovers(root)),
     ]
     assert "`prune` deletes it" in status.status(root)[-1].summary
     retention.prune(root)

@@ -175,7 +175,10 @@ class Meddler(SilentProgress):
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
-        yield lambda count: self._change()
+        def advance(count: int) -> None:
+            self._change()
+
+        yield advance
 
 
 def overwrite(path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from model.commands.refresh import check_training
@@ -139,7 +140,8 @@ def test_relative_paths_start_at_the_folder_of_the_recipe(tmp_path: Path, monkey
 
 
 def test_every_key_is_described() -> None:
-    for section in (Recipe, *recipe_keys.section_types(Recipe).values()):
+    sections: list[type[msgspec.Struct]] = [Recipe, *recipe_keys.section_types(Recipe).values()]
+    for section in sections:
         described = recipe_keys.descriptions(section)
         plain = set(section.__struct_fields__) - set(recipe_keys.section_types(section))
         assert set(described) == plain, section
