@@ -28,10 +28,11 @@ from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import generation_keys
-from tests.support.training import no_loss_curve
+from tests.support.faults import Command, assert_one_error
+from tests.support.training import no_loss_curve, preloaded
 from tests.support.upstream import letters, texts
 
-__all__ = ["no_loss_curve"]  # fixtures
+__all__ = ["no_loss_curve", "preloaded"]  # fixtures
 
 STEPS = 12
 
@@ -372,3 +373,24 @@ def test_prune_deletes_the_parent_of_a_published_run(project: Project) -> None:
     retention.prune(project.root, keep=1)
     assert generation_keys(project.root / "runs" / "small") == [refs[-1].rpartition("/")[2]]
     assert {*results(project.refresh()).values()} == {"unchanged"}, "the published run does not need its parent"
+
+
+def test_command_retrains_a_tokenizer_only_if_the_recipe_trains_one(project: Project) -> None:
+    project.refresh()
+    refused = Command(
+        project.root, ("refresh", project.folder / "small.toml", "--retrain-tokenizer", "--dry-run")
+    ).run_forked()
+    assert_one_error(refused, 78, ["--retrain-tokenizer", "uses the ready tokenizer"])
+
+
+def test_command_says_that_a_rolled_back_run_stays_so(project: Project) -> None:
+    project.refresh()
+    first = project.current_run
+    project.write("more.jsonl", "more")
+    project.refresh()
+    second = project.current_run
+    retention.rollback(project.root, "runs/small")
+    night = Command(project.root, ("refresh", project.folder / "small.toml", "--device", "cpu")).run_forked()
+    assert night.code == 0, night.err
+    assert f"unchanged: {first.ref}" in night.out
+    assert f"{second.ref} was rolled back; nothing to do until the text changes" in night.out
