@@ -16,7 +16,7 @@ test: $(PEERS)
 test-fast: $(READY)
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
-# Kill tokenize and refresh 200 times each and check the result; `make test` does 20 rounds of each.
+# Kill tokenize, refresh and continued training 200 times each; `make test` does 20 rounds of the first two.
 chaos: $(READY)
 	@$(BIN)/python -m tests.support.chaos
 

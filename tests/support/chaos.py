@@ -1,6 +1,6 @@
 """Kill tokenizing at random moments and check that a second run publishes the bytes of an undisturbed run.
 
-    python -m tests.support.chaos --rounds 200 --seed 1 [--what tokenize|refresh]
+    python -m tests.support.chaos --rounds 200 --seed 1 [--what tokenize|refresh|training]
 
 Each round starts the real command in its own process group, with units and chunks so small that there are many. At a
 random moment it sends SIGKILL to the main process, to the process group, or to one worker. Then it runs the command
@@ -287,10 +287,12 @@ def summary(results: Sequence[Round]) -> str:
 
 
 def main() -> int:
-    from tests.support import chaos_refresh  # imports this module
+    from tests.support import chaos_refresh, chaos_training  # import this module
 
-    parser = argparse.ArgumentParser(description="Kill tokenizing, and refreshes, at random moments.")
-    parser.add_argument("--what", choices=["tokenize", "refresh"], help="stage to test (default: both)")
+    parser = argparse.ArgumentParser(
+        description="Kill tokenizing, refreshes and continued trainings at random moments."
+    )
+    parser.add_argument("--what", choices=["tokenize", "refresh", "training"], help="default: all")
     parser.add_argument("--rounds", type=int, default=200, help="number of rounds of each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokenizer", default="", help="such as r50k_base (default: the characters of the text)")
@@ -299,16 +301,22 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory(prefix="inkstone-chaos-", ignore_cleanup_errors=True) as name:
         folder, start = Path(name), time.monotonic()
-        if arguments.what != "refresh":
+        if arguments.what in (None, "tokenize"):
             results = rounds(prepare(folder, tokenizer=arguments.tokenizer), folder, arguments.rounds, arguments.seed)
             print(f"tokenize: {summary(results)}, in {time.monotonic() - start:.0f} s", flush=True)
             failed |= any(result.problems for result in results)
-        if arguments.what != "tokenize":
+        if arguments.what in (None, "refresh"):
             start = time.monotonic()
             with chaos_refresh.trials(folder / "refresh") as trials:
                 refreshed = chaos_refresh.rounds(trials, folder / "rounds", arguments.rounds, arguments.seed)
             print(f"refresh: {chaos_refresh.summary(refreshed)}, in {time.monotonic() - start:.0f} s")
             failed |= any(result.problems for result in refreshed)
+        if arguments.what in (None, "training"):
+            start = time.monotonic()
+            with chaos_training.trial(folder / "training") as trial:
+                trained = chaos_training.rounds(trial, folder / "continued", arguments.rounds, arguments.seed)
+            print(f"training: {chaos_training.summary(trained)}, in {time.monotonic() - start:.0f} s")
+            failed |= any(result.problems for result in trained)
     return int(failed)
 
 

@@ -32,10 +32,14 @@ SAVE_EVERY_STEP = {"model.training.checkpointer._SECONDS": -1.0}
 
 @pytest.fixture(autouse=True, scope="module")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    preload(tmp_path_factory.mktemp("preload"))
+
+
+def preload(folder: Path) -> None:
     """Load all that a training imports before the forks, with one thread: OpenMP threads do not survive a fork."""
     torch.set_num_threads(1)
     if "torch._dynamo" not in sys.modules:
-        tokens = counting.build(tmp_path_factory.mktemp("preload")).artifact
+        tokens = counting.build(folder).artifact
         one_step = plan.make_plan(tokens, "mini", name=NAME, settings=SETTINGS | {"steps": 1})
         stage.train(tokens.path.parents[2], one_step, device="cpu", resume=True, report=lambda line: None)
 
