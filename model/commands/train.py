@@ -277,6 +277,5 @@ def _accept_edited_code(settings: Settings, plan: TrainPlan, *, accept: bool) ->
     """Let the unfinished run of a plan resume though source files were edited since. Raises unless `accept`."""
     from model.runs import unfinished
 
-    if not is_secondary_rank():  # of several processes, the first decides
-        for file in unfinished.resume_edited(settings.root, plan, accept=accept):
-            settings.progress.note(f"the unfinished run {plan.name} continues though {file} changed")
+    for file in unfinished.resume_edited(settings.root, plan, accept=accept, is_main=not is_secondary_rank()):
+        settings.progress.note(f"the unfinished run {plan.name} continues though {file} changed")

@@ -55,19 +55,21 @@ def edited_files(root: Path, plan: TrainPlan) -> tuple[Path | None, list[str]]:
     None and no files if there is no such run, or if the plan can resume or has published another one.
     """
     identity = identify(plan)
-    if draft_path(root, identity).exists() or artifact.find_published(root, identity):
+    if draft_path(root, identity).exists():
         return None, []
     for draft, _ in unfinished_drafts(root, "runs", plan.name):
         code = read_run_info(draft).code
-        if dataclasses.replace(identity, code=code).key == draft.name.removeprefix(".draft-"):
+        is_same = dataclasses.replace(identity, code=code).key == draft.name.removeprefix(".draft-")
+        if is_same and not artifact.find_published(root, identity):
             return draft, changed_files(code.edited, identity.code.edited)
     return None, []
 
 
-def resume_edited(root: Path, plan: TrainPlan, *, accept: bool) -> list[str]:
+def resume_edited(root: Path, plan: TrainPlan, *, accept: bool, is_main: bool = True) -> list[str]:
     """Let a plan resume its unfinished run although source files were edited since, and return those files.
 
-    Raises BadConfig that names them unless `accept`, TryAgain if the run is being trained.
+    Of several processes, the main one renames the draft. Raises BadConfig that names the files unless `accept`,
+    TryAgain if the run is being trained.
     """
     draft, paths = edited_files(root, plan)
     if draft is None:
@@ -77,6 +79,8 @@ def resume_edited(root: Path, plan: TrainPlan, *, accept: bool) -> list[str]:
             f"the unfinished run {plan.name} was started before {', '.join(paths)} changed",
             hint="--resume continues it with the changed code, --no-resume starts over",
         )
+    if not is_main:
+        return []
     with locks.lock(draft.parent / ".lock", action=f"train {plan.name}"):
         files.move(draft, draft_path(root, identify(plan)))
     return paths

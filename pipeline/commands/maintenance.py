@@ -114,6 +114,11 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     from pipeline.store import artifact
 
     checked = list(verification.verify(settings.root, reference, deep=deep))
+    if not checked:
+        missing = "no artifacts and no sources here" if settings.root.is_dir() else "no such folder"
+        raise errors.InputMissing(
+            f"{settings.root}: {missing}", hint="name the folder of the artifacts with --artifacts"
+        )
     problems = [problem for _, problems in checked for problem in problems]
     if problems:
         for problem in problems[1:]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import InkstoneError, InputMissing
+from pipeline.errors import InkstoneError
 from pipeline.runtime.regular_file import not_regular
 from pipeline.sources import cache
 from pipeline.store import artifact
@@ -19,8 +19,8 @@ def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[t
     """Yield (name, problems) for every raw source and every generation, or for those that `reference` names.
 
     A reference is a name of any kind (`shuihu`), a kind, a kind and a name, all of that with a key, or the path of an
-    artifact. With `deep` every byte is hashed. Raises InputMissing if there is nothing to verify, OSError for a folder
-    or file that may not be read.
+    artifact. With `deep` every byte is hashed. Raises InputMissing if nothing has that name, OSError for what may not
+    be read.
     """
     target = reference.removesuffix("/").removeprefix("raw/")
     any_found = False
@@ -29,11 +29,8 @@ def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[t
         if not reference or target in (ref, name, f"{kind}/{name}", kind):
             any_found = True
             yield ref, check()
-    if any_found:
+    if any_found or not reference:
         return
-    if not reference:
-        missing = "no artifacts and no sources here" if root.is_dir() else "no such folder"
-        raise InputMissing(f"{root}: {missing}", hint="name the folder of the artifacts with --artifacts")
     external = artifact.read(Path(reference))
     yield external.ref, artifact.find_problems(external, deep=deep)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.errors import BadData
 from pipeline.runtime.regular_file import read_regular
 from pipeline.store import files
 from pipeline.store.generations import generation_keys, read_run_info
@@ -56,13 +57,10 @@ def lock_of(root: Path, recipe: str) -> Path:
 
 
 def read(root: Path, recipe: str) -> RefreshState:
-    """Return the record of a recipe. If it is missing or unreadable, derive one from the newest artifacts.
-
-    Raises BadData if it is not a regular file, since it could not be written either.
-    """
+    """Return the record of a recipe. If it is missing or unreadable, derive one from the newest artifacts."""
     try:
         return msgspec.json.decode(read_regular(path_of(root, recipe)), type=RefreshState)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError):
         return RefreshState(recipe, last_success=_last_built(root, recipe))
 
 

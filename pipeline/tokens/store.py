@@ -141,7 +141,7 @@ def fit_of(tokens: Artifact) -> str:
     if store.tokenizer.unknown_id is None:
         return ratio
     segments = (*store.train.segments, *store.val.segments)
-    unknown = sum(int(np.count_nonzero(segment == store.tokenizer.unknown_id)) for segment in segments)
+    unknown = sum(int(np.count_nonzero(segment[:] == store.tokenizer.unknown_id)) for segment in segments)
     return f"{ratio}, {unknown / max(counts['tokens'], 1):.2%} unknown"
 
 

@@ -53,7 +53,7 @@ class Project:
         (self.folder / "texts" / name).write_text(content)
 
     def refresh(
-        self, report: Report | None = None, *, accept: bool = False, **settings: object
+        self, report: Report | None = None, *, accept: bool = False, allow_shrink: bool = False, **settings: object
     ) -> refresh.RefreshResult:
         numbers = {"steps": STEPS, "vocab_size": 0, "evaluations": 2, "eval_bytes": 400, "dropout": 0.1, **settings}
         path = self.folder / "small.toml"
@@ -87,7 +87,7 @@ preset = "mini"
             ),
             outlook=lambda tokens: runs_plan.describe_start(plan(tokens)),
         )
-        options = RefreshOptions(accept_worse=accept)
+        options = RefreshOptions(accept_worse=accept, allow_shrink=allow_shrink)
         self.planned = planning.plan(Chain(self.root, recipe, training, SilentProgress(), 1), options, {})
         return refresh.refresh(self.root, recipe, training, SilentProgress(), options)
 
@@ -283,7 +283,7 @@ def test_restored_text_continues_from_the_latest_run(project: Project) -> None:
     project.refresh()
     second = project.current_run
     (project.folder / "texts" / "more.jsonl").unlink()
-    project.refresh()
+    project.refresh(allow_shrink=True)
     assert artifact.find(project.root, "tokens", "small").digest == first.manifest.inputs[0].digest
     assert parent_of(project.current_run) == second.ref, "nothing that was learned is thrown away"
 

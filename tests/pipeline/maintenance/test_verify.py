@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputMissing
 from pipeline.maintenance import status, verify
 from pipeline.store import artifact
 from pipeline.store.artifact import StageOutput
 from pipeline.store.manifest import Identity
 from tests.pipeline.store.test_artifact import in_child
+from tests.support.faults import Command
 
 
 def publish(root: Path) -> artifact.Artifact:
@@ -22,13 +22,13 @@ def publish(root: Path) -> artifact.Artifact:
     return artifact.build(root, Identity("tokens", "small", {}, ()), write).artifact
 
 
-def test_missing_store_raises_input_missing(root: Path) -> None:
-    with pytest.raises(InputMissing, match="artifacts: no such folder") as caught:
-        list(verify.verify(root))
-    assert (caught.value.exit_code, caught.value.hint) == (66, "name the folder of the artifacts with --artifacts")
+def test_missing_store_is_an_error_of_the_command(root: Path) -> None:
+    command = Command(root, ("verify",))
+    missing = command.run_forked()
+    assert (missing.code, missing.err.count("artifacts: no such folder")) == (66, 1)
     (root / "notes").mkdir(parents=True)
-    with pytest.raises(InputMissing, match="no artifacts and no sources here"):
-        list(verify.verify(root))
+    empty = command.run_forked()
+    assert (empty.code, empty.err.count("no artifacts and no sources here")) == (66, 1)
 
 
 @pytest.mark.parametrize("unreadable", [".", "tokens", "tokens/small", "tokens/small/KEY", "tokens/small/KEY/data"])
