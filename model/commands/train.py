@@ -174,7 +174,7 @@ def _reference(settings: Settings, positional: str, reference: str) -> str:
     """Return the name of the tokens. Raises BadConfig for a file, and for two names."""
     if positional and reference:
         raise errors.BadConfig(f"both {positional} and --tokens {reference} are given", hint="name the tokens once")
-    from pipeline.store.artifact import MANIFEST
+    from pipeline.store.manifest import MANIFEST
 
     path = Path(positional)
     folders = (settings.root / "tokens" / positional.removeprefix("tokens/"), path)

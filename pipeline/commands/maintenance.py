@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,8 +127,9 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
         suffix = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
         raise errors.BadData(f"{problems[0]}{suffix}", hint="delete that file, then run its stage or `refresh` again")
     for path in artifact.generations(settings.root):
-        for name in artifact.unlisted_files(artifact.read(path)):
-            settings.progress.note(f"{path / name}: in no manifest, so it is ignored")
+        with suppress(errors.InkstoneError):  # one that cannot be read, when another one was named
+            for name in artifact.unlisted_files(artifact.read(path)):
+                settings.progress.note(f"{path / name}: in no manifest, so it is ignored")
     method = "every byte hashed" if deep else "sizes compared, modified files hashed"
     return Outcome(
         "unchanged", path=settings.root, counts={"checked": len(checked)}, lines=[f"{len(checked)} intact: {method}"]

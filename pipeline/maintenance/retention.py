@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing, TryAgain
 from pipeline.store import artifact, files, locks
-from pipeline.store.artifact import MANIFEST, Artifact
+from pipeline.store.artifact import Artifact
 from pipeline.store.generations import (
     ROLLED_BACK,
     current_key,
@@ -32,7 +32,7 @@ from pipeline.store.generations import (
     unwanted_keys,
 )
 from pipeline.store.leftovers import leftovers
-from pipeline.store.manifest import KINDS, Input, is_valid_name
+from pipeline.store.manifest import KINDS, MANIFEST, Input, is_valid_name, read_inputs
 
 _KILLED = "left by a killed command"
 
@@ -179,6 +179,8 @@ class _Pruning:
                 return [*self._leftovers(folder), *self._generations(folder)]
         except TryAgain as busy:
             return [PruneRow(self._ref(folder / key), False, 0, busy.message) for key in generation_keys(folder)]
+        except BadData as error:  # what is not a link, a lock or a record of rollbacks: the other folders are pruned
+            return [PruneRow(self._ref(folder), False, 0, error.message)]
 
     def prune_leftovers(self) -> list[PruneRow]:
         """Delete what killed commands left outside the folders of artifacts: exports, downloads, states."""
@@ -326,7 +328,7 @@ def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
     while unread or pending:
         for ref in unread:
             try:
-                pending.append((ref, artifact.read(root / ref).manifest.inputs))
+                pending.append((ref, read_inputs(root / ref)))
             except InkstoneError as error:
                 unknown = f"{ref} may need it, and cannot be read: {error}"
         unread = []

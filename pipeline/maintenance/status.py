@@ -7,20 +7,21 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.refresh import state
 from pipeline.refresh.state import RefreshState
-from pipeline.runtime.regular_file import not_regular
+from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
-from pipeline.store.generations import read_run_info, shelves
+from pipeline.store.generations import current_key, read_run_info, shelves
 from pipeline.store.leftovers import leftovers
+from pipeline.store.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ def store_size(root: Path) -> int:
 
 
 def _current_row(link: Path, name: str) -> StatusRow:
-    key = os.readlink(link)
+    key = current_key(link.parent)
     try:
         row = _artifact_row(artifact.read(link.parent / key), link.parent)
     except InkstoneError as error:  # one unreadable artifact must not hide the others
         row = StatusRow(f"{name}/{key}", "damaged", _age_hours(link), 0, error.message)
-    if row.state == "damaged" and os.readlink(link) != key:  # replaced and pruned in the meantime
+    if row.state == "damaged" and current_key(link.parent) != key:  # replaced and pruned in the meantime
         return _current_row(link, name)
     return row
 
@@ -111,7 +112,7 @@ def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
     summary = _summary(current)
     if current.manifest.kind == "runs" and current_state == "current":
         summary += _quality(current)
-    older = len(list(folder.glob(f"[!.]*/{artifact.MANIFEST}"))) - 2  # `current` matches as well as its target
+    older = len(list(folder.glob(f"[!.]*/{MANIFEST}"))) - 2  # `current` matches as well as its target
     suffix = f", {older} older" if older > 0 else ""
     return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, summary + suffix)
 
@@ -141,7 +142,7 @@ def _summary(current: Artifact) -> str:
 class _RunResult(msgspec.Struct):
     """The fields of a run's result.json that are shown."""
 
-    seconds: float = 0.0
+    seconds: Annotated[float, msgspec.Meta(ge=0, lt=1e10)] = 0.0
     bits_per_char: float | None = None
     best_bits_per_char: float | None = None
 
@@ -149,8 +150,8 @@ class _RunResult(msgspec.Struct):
 def _quality(run: Artifact) -> str:
     """Return the bits per character and the duration of a training; "" for an imported run."""
     try:
-        result = msgspec.json.decode(run.file("result.json").read_bytes(), type=_RunResult)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        result = msgspec.json.decode(read_regular(run.file("result.json")), type=_RunResult)
+    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     bits = result.bits_per_char if result.best_bits_per_char is None else result.best_bits_per_char
     texts = [

@@ -47,10 +47,16 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the bytes of a regular file. Raises BadData if `path` is anything else, OSError as `open`."""
+def read_regular(path: Path, *, at_most: int = -1) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises BadData if `path` is anything else or has more than `at_most` bytes, OSError as `open`.
+    """
     with open(open_regular(path), "rb") as file:
-        return file.read()
+        data = file.read(at_most + 1 if at_most >= 0 else -1)
+    if 0 <= at_most < len(data):
+        raise BadData(f"{path}: more than {at_most:,} bytes", hint="move it away, then run the same command again")
+    return data
 
 
 def not_regular(path: Path, expected: str = "a file") -> BadData:

@@ -12,20 +12,18 @@ its generations a shelf (`generations.py`).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pipeline.errors import (
-    BadConfig,
     BadData,
     InkstoneError,
     InputMissing,
@@ -34,7 +32,6 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
-from pipeline.runtime.regular_file import read_regular
 from pipeline.store import files, locks
 from pipeline.store.drafts import prepare_draft, replace_generation, restore_replaced, unread, write_run
 from pipeline.store.generations import (
@@ -49,16 +46,21 @@ from pipeline.store.generations import (
     shelves,
     unwanted_keys,
 )
-from pipeline.store.manifest import BUILD_COMMANDS, SCHEMA, FileRecord, Identity, Input, Manifest, check_name
+from pipeline.store.manifest import (
+    BUILD_COMMANDS,
+    MANIFEST,
+    NO_FILE,
+    SCHEMA,
+    FileRecord,
+    Identity,
+    Input,
+    Manifest,
+    check_name,
+    path_of_ref,
+    read_manifest,
+)
 
-MANIFEST = "manifest.json"
 SCRATCH = ".work"  # folder in a draft with what the stage needs to resume after a kill; it is not published
-
-
-class _Schema(msgspec.Struct):
-    """The only field that manifests of every version have."""
-
-    schema: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Artifact:
 
     @property
     def ref(self) -> str:
-        return f"{self.manifest.kind}/{self.manifest.name}/{self.manifest.key}"
+        return self.manifest.ref
 
     def as_input(self, role: str) -> Input:
         return Input(role, self.ref, self.digest)
@@ -223,6 +225,7 @@ def _write_manifest(draft: Path, identity: Identity, content: StageOutput) -> No
     )
     data = msgspec.json.encode(manifest, order="deterministic")
     files.write_file(draft / MANIFEST, msgspec.json.format(data, indent=2))
+    read(draft)  # nothing is published that could not be read
 
 
 def _listed_paths(folder: Path) -> list[str]:
@@ -232,20 +235,13 @@ def _listed_paths(folder: Path) -> list[str]:
 
 
 def read(path: Path) -> Artifact:
-    """Return the artifact in the folder `path`.
+    """Return the artifact in the folder `path`. Raises as `read_manifest`."""
+    return Artifact(path, *read_manifest(path))
 
-    Raises InputMissing when there is none, BadData when its manifest is torn, BadConfig for a newer schema.
-    """
-    try:
-        data = read_regular(path / MANIFEST)
-        if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
-            raise BadConfig(f"{path}: written by a newer version (schema {schema})", hint="upgrade this program")
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except FileNotFoundError:
-        raise InputMissing(f"{path}: no artifact here", hint="`status` lists all artifacts") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadData(f"{path / MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
-    return Artifact(path, manifest, hashlib.sha256(data).hexdigest())
+
+def read_ref(root: Path, ref: str) -> Artifact:
+    """Return the artifact `kind/name/key`, as a manifest names an input. Raises as `read`, BadData for another name."""
+    return read(path_of_ref(root, ref))
 
 
 def current(root: Path, kind: str, name: str) -> Artifact | None:
@@ -259,7 +255,7 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
     if not key or not ((shelf / key).exists() or generation_keys(shelf)):
         return None
     try:
-        return read((shelf / key).resolve())
+        return replace(read(shelf / key), path=(shelf / key).resolve())
     except (InputMissing, BadData) as error:
         message = f"{error.message}; it is the current generation of {kind}/{name}"
         raise BadData(message, hint=_repair_hint(shelf, kind, damaged=key)) from None
@@ -302,7 +298,7 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
         return artifact
     for folder in (root / kind / reference, path):
         if (folder / MANIFEST).exists():
-            artifact = read(folder.resolve())
+            artifact = replace(read(folder), path=folder.resolve())
             if artifact.manifest.kind != kind:
                 raise InputMissing(f"{path}: expected an artifact of kind {kind}, got {artifact.manifest.kind}")
             return artifact
@@ -363,7 +359,9 @@ def find_problems(
         path = artifact.path / record.name
         try:
             problem = _problem(path, record, deep, published_at) if include(record.name) else ""
-        except (FileNotFoundError, NotADirectoryError):  # may have been pruned concurrently
+        except OSError as error:  # may have been pruned concurrently
+            if error.errno not in NO_FILE:
+                raise
             problem = "missing"
         if problem:
             messages.append(f"{path}: {problem}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from pipeline.errors import BadConfig, BadData
 from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.store import files
 from pipeline.store.code import AS_RELEASED, CodeState
-from pipeline.store.manifest import KINDS, Identity, Input, check_name
+from pipeline.store.manifest import KINDS, Count, Identity, Input, check_name, is_key
 
 RUN, ROLLED_BACK = "run.json", "rolled-back"
-_KEY = re.compile(r"[0-9a-f]{16}")
 # errors of symlink on file systems without links, such as FAT (EPERM) and some network mounts
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -40,7 +38,7 @@ class RunInfo(msgspec.Struct, frozen=True):
     `rebuild` is true if the same key is published.
     """
 
-    generation: int = 0
+    generation: Count = 0
     finished: str = ""
     inputs: tuple[str, ...] = ()
     settings: dict[str, Any] = {}
@@ -106,7 +104,7 @@ def generation_keys(shelf: Path) -> list[str]:
     store is copied. A generation without a run.json counts as the oldest.
     """
     names = os.listdir(shelf) if shelf.is_dir() else []
-    folders = [shelf / name for name in names if _KEY.fullmatch(name) and (shelf / name).is_dir()]
+    folders = [shelf / name for name in names if is_key(name) and (shelf / name).is_dir()]
     return [folder.name for folder in sorted(folders, key=_publication_order)]
 
 
@@ -134,7 +132,7 @@ def read_run_info(folder: Path) -> RunInfo:
     """Read the run.json of a generation or a draft; an empty RunInfo if it is missing or torn."""
     try:
         return msgspec.json.decode(read_regular(folder / RUN), type=RunInfo)
-    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError):  # it decides no bytes: losing it is harmless
+    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # it decides no bytes
         return RunInfo()
 
 

@@ -1,27 +1,42 @@
 """Identity and manifest of an artifact: its key, known before any work is done, and its description afterwards.
 
 The key is a hash of everything that decides the bytes, and of nothing else: no time, host, path or number of workers.
+
+A manifest may come from elsewhere: `decode` accepts only one of the folder where it lies, whose values have the types
+and ranges that the rest of the program relies on, and which names no file outside of that folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
 
 import msgspec
 
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.runtime.regular_file import read_regular
 from pipeline.store.code import AS_RELEASED, CodeState
 
 SCHEMA = 1
+# errors for a path where no file is, or none can be
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+MANIFEST = "manifest.json"
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
 BUILD_COMMANDS = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
+_KEY = re.compile(r"[0-9a-f]{16}")
+_MAX_BYTES = 1 << 28  # of a manifest: that of 100 TB of text has about as many
+_MAX_DEPTH = 32  # of lists and objects in the options
+_T = TypeVar("_T")
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _SUFFIXES = re.compile(  # of texts, archives and their compressions
     r"(\.(txt|text|md|markdown|rst|x?html?|epub|jsonl?|ndjson|jl|[ct]sv|parquet|arrow|zst|gz|bz2|xz|zip|tar|tgz))+$",
     re.IGNORECASE,
@@ -32,8 +47,8 @@ class FileRecord(msgspec.Struct, frozen=True):
     """One published file: its path inside the artifact, its size in bytes, and the hex sha256 of its bytes."""
 
     name: str
-    size: int
-    sha256: str
+    size: Count
+    sha256: Sha256
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -62,6 +77,91 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     counts: dict[str, Any]
     ledger: dict[str, Any]
     code: dict[str, str] = {}
+
+    @property
+    def ref(self) -> str:
+        return f"{self.kind}/{self.name}/{self.key}"
+
+    def option(self, name: str, option_type: type[_T]) -> _T:
+        """Return an option as a value of that type. Raises BadData if it is missing or another value."""
+        try:
+            return msgspec.convert(self.options[name], option_type)
+        except KeyError:
+            reason = "missing"
+        except msgspec.ValidationError as error:
+            reason = str(error)
+        except BadConfig as error:
+            reason = error.message
+        raise BadData(f"{self.ref}: option {name}: {reason}", hint=f"`{BUILD_COMMANDS[self.kind]}` it again")
+
+    def require_counts(self, *names: str) -> dict[str, Any]:
+        """Return the counts. Raises BadData if one of `names` is missing."""
+        if missing := [name for name in names if name not in self.counts]:
+            raise BadData(
+                f"{self.ref}: its manifest has no count {missing[0]}", hint=f"`{BUILD_COMMANDS[self.kind]}` it again"
+            )
+        return self.counts
+
+
+class _Schema(msgspec.Struct):
+    """The only field that manifests of every version have."""
+
+    schema: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Counts(TypedDict, total=False):
+    """The counts that are read back, of all kinds; a manifest may have others."""
+
+    documents: Count
+    characters: Count
+    sentences: Count
+    headings: Count
+    input_bytes: Count
+    tokens: Count
+    train_tokens: Count
+    val_tokens: Count
+    train_documents: Count
+    val_documents: Count
+    train_characters: Count
+    val_characters: Count
+    train_stretches: Count
+    val_stretches: Count
+    overlap_documents: Count
+    longest_document: Count
+    units: Count
+    compared: Count
+    vocab_size: Count
+    end_of_text: Count
+    sets: dict[str, Count]
+    dtype: Literal["<u2", "<u4"]
+    tokenizer: str
+    encoder: str
+    steps: Count
+    parameters: Count
+
+
+_Tally = TypedDict(
+    "_Tally",
+    {"in": Count, "out": Count, "dropped": Required[dict[str, Count]], "added": dict[str, Count]},
+    total=False,
+)
+
+
+class _Options(TypedDict, total=False):
+    """The options that are read back before the stage of their artifact is known."""
+
+    files: list[str]
+    text_fields: list[str]
+    model: dict[str, Any]
+    train: dict[str, Any]
+
+
+class _Values(msgspec.Struct):
+    """The types of values in a manifest."""
+
+    options: _Options
+    counts: _Counts
+    ledger: dict[str, _Tally]
 
 
 @dataclass(frozen=True)
@@ -99,6 +199,126 @@ class Identity:
         if self.code.edited:
             content["code"] = self.code.edited
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """Return the manifest in `folder` and the hex sha256 of its bytes.
+
+    Raises InputMissing if there is none, BadConfig for a newer schema, BadData if it is torn, if it is not of an
+    artifact in this folder, or if a value is not what a stage of this program writes.
+    """
+    path = folder / MANIFEST
+    try:
+        data = _read_bytes(folder)
+        if (schema := msgspec.json.decode(data, type=_Schema).schema) > SCHEMA:
+            raise BadConfig(f"{folder}: written by a newer version (schema {schema})", hint="upgrade this program")
+        manifest = msgspec.json.decode(data, type=Manifest)
+        values = {"options": manifest.options, "counts": manifest.counts, "ledger": manifest.ledger}
+        msgspec.convert(values, _Values)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadData(f"{path}: not a manifest: {error}", hint="run the stage again") from None
+    for problem in _problems(manifest, folder):
+        raise BadData(f"{path}: not a manifest of this folder: {problem}", hint="run the stage again")
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+class _Inputs(msgspec.Struct):
+    """The field of a manifest that says what must stay, whatever the others hold."""
+
+    inputs: tuple[Input, ...]
+
+
+def read_inputs(folder: Path) -> tuple[Input, ...]:
+    """Return the inputs in a manifest whose other values may be odd.
+
+    Raises InputMissing if there is none, BadData if they cannot be read.
+    """
+    try:
+        return msgspec.json.decode(_read_bytes(folder), type=_Inputs).inputs
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadData(f"{folder / MANIFEST}: not a manifest: {error}", hint="run the stage again") from None
+
+
+def _read_bytes(folder: Path) -> bytes:
+    """Return the bytes of the manifest in `folder`. Raises InputMissing if there is none."""
+    try:
+        return read_regular(folder / MANIFEST, at_most=_MAX_BYTES)
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise InputMissing(f"{folder}: no artifact here", hint="`status` lists all artifacts") from None
+
+
+def _problems(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yield what is wrong with the values of a manifest, and with the names in it."""
+    if manifest.kind not in KINDS:
+        yield f"unknown kind {manifest.kind[:80]!r}"
+    if not is_valid_name(manifest.name):
+        yield f"invalid name {manifest.name[:100]!r}"
+    if not is_key(manifest.key):
+        yield f"invalid key {manifest.key[:100]!r}"
+    expected = _expected_ref(folder)
+    if expected and not _equal_ends(manifest.ref, expected):
+        yield f"it is that of {manifest.ref}, expected {expected}"
+    names = [record.name for record in manifest.files]
+    if (outside := next((name for name in names if not is_inside(name)), None)) is not None:
+        yield f"{outside[:200]!r} is not a path inside the artifact"
+    if len({*names}) < len(names):
+        yield f"{next(name for name in names if names.count(name) > 1)!r} is listed twice"
+    if _depth_exceeds(manifest.options, _MAX_DEPTH):
+        yield f"options nested more than {_MAX_DEPTH} levels deep"
+
+
+def _expected_ref(folder: Path) -> str:
+    """Return the end of kind/name/key that follows from the path of an artifact; "" for a copy under another name."""
+    path = Path(os.path.abspath(folder))
+    if path.name == "current" and path.is_symlink():
+        path = path.with_name(Path(os.readlink(path)).name)
+    key = path.name.removeprefix(".draft-").removeprefix(".replaced-")
+    if not is_key(key):
+        return ""
+    shelf = path.parent
+    return f"{shelf.parent.name}/{shelf.name}/{key}" if shelf.parent.name in KINDS else key
+
+
+def _equal_ends(ref: str, end: str) -> bool:
+    """Return True if a reference ends with `end`; some file systems decompose accents in the names of folders."""
+    return f"/{unicodedata.normalize('NFC', ref)}".endswith(f"/{unicodedata.normalize('NFC', end)}")
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    """Return True if lists and dicts are nested deeper than `limit`."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(outer, dict | list) for outer in level)
+
+
+def is_key(text: str) -> bool:
+    """Return True if `text` has the form of a key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def is_inside(name: str) -> bool:
+    """Return True if `name` is the relative path of a file below a folder, without `.`, `..` or control characters."""
+    has_controls = any(unicodedata.category(char) in ("Cc", "Cs") for char in name)
+    return not has_controls and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def path_of_ref(root: Path, ref: str) -> Path:
+    """Return the folder of `kind/name/key`. Raises BadData for anything else, such as a path out of `root`."""
+    kind, _, rest = ref.partition("/")
+    name, _, key = rest.partition("/")
+    if kind not in KINDS or not is_valid_name(name) or not is_key(key):
+        raise BadData(
+            f"{ref[:200]!r} is not the kind/name/key of an artifact", hint="run the stage that names it again"
+        )
+    return root / kind / name / key
 
 
 def is_valid_name(name: str) -> bool:

@@ -323,7 +323,7 @@ def test_leftover_scratch_in_published_folder_is_deleted(root: Path) -> None:
 
 
 def test_hash_of_the_stage_is_used_if_the_size_matches(root: Path) -> None:
-    hashed = [FileRecord("part/00000.txt", 3, "from the stage"), FileRecord("part/00001.txt", 4, "of other bytes")]
+    hashed = [FileRecord("part/00000.txt", 3, "5" * 64), FileRecord("part/00001.txt", 4, "0" * 64)]
 
     def write(draft: Path) -> StageOutput:
         content = writes("一", "二")(draft)
