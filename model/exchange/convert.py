@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,25 @@ from torch import Tensor
 
 from model.config import GPTConfig
 from model.exchange.architectures import FAMILIES, TensorMapping, family_of, tensor_mappings
+from model.exchange.weight_files import require_unique
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
 
 _MAX_LISTED = 5  # tensors in an error message
 _MAX_SIZE = 1 << 28  # of any size in a config.json: a larger one would not fit a file, nor a product of two an integer
+_MAX_POSITIONS = 1 << 22  # a network of either family has a million at most; tables of them take memory
+_CHECK_CONFIG = "check that it is the config.json of a model"
+# Types of config fields that are read, beside those of `Family.sizes` and `Family.fixed_fields`.
+_TYPES: dict[str, Any] = {
+    "model_type": str,
+    "head_dim": int,
+    "layer_types": list[str],
+    "partial_rotary_factor": float,
+    "quantization_config": dict[str, Any],
+    "rope_parameters": dict[str, Any],
+    "rope_scaling": dict[str, Any] | str,
+}
+_ROPE_TYPES: dict[str, Any] = {"rope_type": str, "type": str, "rope_theta": float, "partial_rotary_factor": float}
 _CHECK_FOLDER = "check that the folder is complete, and that its config.json belongs to its weights"
 
 
@@ -46,16 +61,17 @@ def _weight_or_zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
 def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """Convert transformers' tensors to our fp32 weights. Their names may lack the prefix of the architecture.
 
-    `path` is for error messages. Raises BadData, listing tensors that are missing, unexpected or of another shape.
+    `path` is for error messages. Raises BadData, listing tensors that are missing, unexpected or of another shape, and
+    for one that is named twice or not finite.
     """
     if config.layers > len(tensors):
         raise BadData(f"{path}: {len(tensors):,} tensors are too few for {config.layers:,} layers", hint=_CHECK_FOLDER)
     with torch.device("meta"):
         our_shapes = dict(GPT(config).named_parameters())
     prefix = family_of(config).prefix
-    tensors = {
-        name if name.startswith(("lm_head.", prefix)) else prefix + name: tensor for name, tensor in tensors.items()
-    }
+    names = {name: name if name.startswith(("lm_head.", prefix)) else prefix + name for name in tensors}
+    require_unique(names.values(), path)
+    tensors = {names[name]: tensor for name, tensor in tensors.items()}
     tensors = _without_tied_head(config, tensors, path)
     _require_shapes(tensors, to_huggingface(config, our_shapes), path)
     weights: dict[str, Tensor] = {}
@@ -65,7 +81,17 @@ def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str
         parts = torch.split(tensor.t() if mapping.transposed else tensor, sizes)
         for name, part in zip(mapping.ours, parts, strict=True):
             weights[name] = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            if not _is_finite(weights[name]):
+                raise BadData(
+                    f"{path}: {mapping.huggingface} holds values that are not finite in fp32 (NaN or infinity)",
+                    hint="download it again, or do not use it",
+                )
     return weights
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return True if no value is NaN or infinite. Unlike torch.isfinite, aminmax makes no copy."""
+    return not tensor.numel() or all(math.isfinite(limit) for limit in tensor.aminmax())
 
 
 def _require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str) -> None:
@@ -115,33 +141,39 @@ def config_to_huggingface(config: GPTConfig) -> dict[str, Any]:
 def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTConfig:
     """Return the network that a config.json describes. `path` is for error messages.
 
-    Raises BadConfig for a model type or an option that GPTConfig does not have, BadData for invalid values.
+    Raises BadConfig for a model type or an option that GPTConfig does not have, BadData for values of another type or
+    outside their range.
     """
+    _require_types(config_json, _TYPES, path)
     model_type = config_json.get("model_type")
     if model_type not in list(FAMILIES):  # a list, since the value may not be hashable
         raise BadConfig(
             f"{path}: model_type {model_type!r} is not supported", hint=f"use one of: {', '.join(FAMILIES)}"
         )
-    family, fields = FAMILIES[model_type], _normalized(config_json)
+    family = FAMILIES[model_type]
+    fixed_types = {name: type(values[0]) for name, values in family.fixed_fields.items() if name not in _TYPES}
+    size_types = {theirs: type(getattr(GPTConfig, ours)) for ours, theirs, _ in family.sizes}
+    _require_types(config_json, fixed_types | size_types, path)
+    fields = _normalized(config_json, path)
     unsupported = [
         f"{name}={fields[name]}"
         for name, values in family.fixed_fields.items()
         if name in fields and fields[name] not in values
     ]
     try:
-        sizes = {
-            ours: _converted(fields.get(theirs, default), type(getattr(GPTConfig, ours)))
-            for ours, theirs, default in family.sizes
-        }
-        if max(sizes.values()) > _MAX_SIZE:
-            raise BadConfig(f"a size of {max(sizes.values()):,} is too large")
+        sizes = {}
+        for ours, theirs, default in family.sizes:
+            value, limit = fields.get(theirs, default), _MAX_POSITIONS if ours == "block_size" else _MAX_SIZE
+            sizes[ours] = size_types[theirs]() if value is None else msgspec.convert(value, size_types[theirs])
+            if sizes[ours] > limit:
+                raise BadConfig(f"{theirs} is {value:,}, at most {limit:,} is possible")
         config = GPTConfig(**{"bias": True, "qkv_bias": True, **family.our_fields, **sizes})
-    except msgspec.ValidationError as error:
-        raise BadData(f"{path}: {error}", hint="check that it is the config.json of a model") from None
     except BadConfig as error:
-        raise BadData(f"{path}: {error.message}", hint="check that it is the config.json of a model") from None
+        raise BadData(f"{path}: {error.message}", hint=_CHECK_CONFIG) from None
     if fields.get("head_dim", config.head_width) != config.head_width:
         unsupported.append(f"head_dim={fields['head_dim']}, not width / heads = {config.head_width}")
+    layer_types = {*(fields.get("layer_types") or ())} - {"full_attention", "sliding_attention"}
+    unsupported += [f"layer_types={kind}" for kind in sorted(layer_types)]
     if unsupported:
         raise BadConfig(
             f"{path}: {'; '.join(unsupported)} is not supported", hint="import a network without these options"
@@ -149,11 +181,16 @@ def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTCon
     return config
 
 
-def _converted(value: Any, field_type: type) -> Any:
-    return field_type() if value is None else msgspec.convert(value, field_type)
+def _require_types(fields: Mapping[str, Any], types: Mapping[str, Any], path: str) -> None:
+    """Raise BadData, naming the field, if one that is present and not null has another type."""
+    for name, field_type in types.items():
+        try:
+            msgspec.convert(fields.get(name), field_type | None)
+        except msgspec.ValidationError as error:
+            raise BadData(f"{path}: {name}: {error}", hint=_CHECK_CONFIG) from None
 
 
-def _normalized(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _normalized(config_json: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return the fields, with those of rotary positions and attention windows under one name.
 
     Versions of transformers have put them in different fields.
@@ -162,6 +199,7 @@ def _normalized(config_json: Mapping[str, Any]) -> dict[str, Any]:
     old, new = fields.pop("rope_scaling", None), fields.pop("rope_parameters", None)
     rope = new or old or {}
     rope = rope if isinstance(rope, dict) else {"rope_type": rope}
+    _require_types(rope, _ROPE_TYPES, path)
     fields |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
     if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
         fields["rope_scaling"] = rope_type

@@ -9,23 +9,18 @@ tokenizer.json or vocab.json              only compared with the tokenizer that 
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import GPTConfig, Preset, TrainConfig
 from model.device import ExecutionConfig
 from model.exchange import convert
+from model.exchange.weight_files import read_tensors, require_unique, require_weights
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import CODE as _TRAINING
@@ -42,7 +37,8 @@ from pipeline.tokenizers import Tokenizer, require_same_ids
 PRESET = "imported"
 CODE = code.Code(
     (
-        *("model/exchange/import_model.py", "model/exchange/convert.py", "model/exchange/architectures.py"),
+        *("model/exchange/import_model.py", "model/exchange/weight_files.py"),
+        *("model/exchange/convert.py", "model/exchange/architectures.py"),
         *("model/network", "model/config.py", "model/runs/checkpoint.py"),
     ),
     {**_TRAINING.harmless, "model/device.py": "chooses hardware, on which nothing is computed"},
@@ -51,17 +47,6 @@ CODE = code.Code(
 _WEIGHTS, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _MASK_BUFFER = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal masks, which old folders contain too
 _GPT2_VOCAB_SIZE = 50_257
-# Errors of torch's unpickler for a file that is not a valid pickle of tensors.
-_UNPICKLING_ERRORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
 
 
 @dataclass(frozen=True)
@@ -79,10 +64,16 @@ class CheckpointFolder:
         return tuple(Input("model", f"{self.folder.name}/{path.name}", files.sha256_of(path)) for path in paths)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return our weights in fp32. Raises BadData for a damaged file, or tensors that do not fit the config."""
+        """Return our weights in fp32.
+
+        Raises BadData for a damaged file, for tensors that are no weights, or that do not fit the config.
+        """
         tensors: dict[str, Tensor] = {}
         for path in self.files:
-            tensors |= {name: tensor for name, tensor in _read_tensors(path).items() if not _MASK_BUFFER.search(name)}
+            weights = {name: tensor for name, tensor in read_tensors(path).items() if not _MASK_BUFFER.search(name)}
+            require_weights(weights, path)
+            require_unique((*tensors, *weights), path)
+            tensors |= weights
         return convert.from_huggingface(self.config, tensors, str(self.folder))
 
 
@@ -120,24 +111,6 @@ def _weight_files(folder: Path, *, trusted: bool) -> tuple[Path, ...]:
             hint="use its safetensors, or pass --trust-checkpoint if you trust its source",
         )
     return (folder / _PICKLE,)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        mmap = zipfile.is_zipfile(path)  # torch < 1.6 wrote no zip files, which cannot be mapped
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except SafetensorError as error:
-        raise BadData(f"{path}: not valid safetensors: {error}", hint="download it again, or do not use it") from None
-    except _UNPICKLING_ERRORS as error:
-        reason = " ".join(str(error).split())[:150]
-        raise BadData(f"{path}: damaged, or contains more than tensors: {reason}", hint="do not use it") from None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
-    ):
-        raise BadData(f"{path}: not a dict of tensors", hint="do not use it")
-    return tensors
 
 
 def _read_json(path: Path) -> dict[str, Any]:

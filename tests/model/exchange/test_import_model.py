@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from tests.model.training.test_train_faults import (
     a_tensor_of_2_pib,
     saved_by_torch,
 )
-from tests.support.exchanging import GPT2, export_run, publish_run, random_network, single_thread_offline
+from tests.support.exchanging import GPT2, QWEN3, export_run, publish_run, random_network, single_thread_offline
 from tests.support.upstream import letters
 
 __all__ = ["single_thread_offline"]  # fixtures
@@ -143,6 +144,168 @@ def test_a_trusted_pickle_of_tensors_is_imported(root: Path, folder: Path, zippe
     (folder / "model.safetensors").unlink()
     weights = read_weights(import_folder(root, folder, trusted=True))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+# Tensors that are no weights, and configs of other types
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a folder, by their names in transformers, and save them again."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def set_value(name: str, value: float, dtype: torch.dtype = torch.float32) -> Callable[[dict[str, Any]], None]:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[name] = tensors[name].to(dtype)
+        tensors[name].view(-1)[-1] = value
+
+    return change
+
+
+NORM, WTE, QKV = "transformer.ln_f.weight", "transformer.wte.weight", "transformer.h.1.attn.c_attn.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dtype"),
+    [
+        (NORM, float("nan"), torch.float32),
+        (QKV, float("inf"), torch.float32),
+        (QKV, float("-inf"), torch.bfloat16),
+        (WTE, float("nan"), torch.float16),
+        (WTE, 1e300, torch.float64),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(
+    root: Path, folder: Path, name: str, value: float, dtype: torch.dtype
+) -> None:
+    rewrite(folder, set_value(name, value, dtype))
+    with pytest.raises(BadData, match=f"{name} holds values that are not finite"):
+        import_folder(root, folder)
+    assert not list((root / "runs" / "theirs").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_every_floating_point_size_are_imported(root: Path, folder: Path, dtype: torch.dtype) -> None:
+    expected = load_file(folder / "model.safetensors")[WTE].to(dtype).float()
+    rewrite(folder, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
+    assert torch.equal(read_weights(import_folder(root, folder))["embedding.weight"], expected)
+
+
+DTYPES = (
+    *(torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_that_are_no_floating_point_weights_are_named(
+    root: Path, folder: Path, dtype: torch.dtype, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(folder, lambda tensors: tensors.update({QKV: tensors[QKV].to(dtype)}))
+    with pytest.raises(BadData, match=f"{QKV} is {str(dtype).removeprefix('torch.')}, expected"):
+        import_folder(root, folder)
+    assert capfd.readouterr().err == ""
+
+
+def test_tensors_named_with_and_without_prefix_are_refused(root: Path, folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors.update({"ln_f.weight": tensors[NORM] * 0}))
+    with pytest.raises(BadData, match=f"{NORM} is named twice"):
+        import_folder(root, folder)
+
+
+def test_tensors_named_in_two_shards_are_refused(root: Path, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    save_file({NORM: tensors[NORM] * 0}, folder / "b.safetensors")
+    shards = {"weight_map": {WTE: "a.safetensors", NORM: "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    with pytest.raises(BadData, match=rf"b\.safetensors: {NORM} is named twice"):
+        import_folder(root, folder)
+
+
+def test_tensors_named_twice_in_one_header_are_refused(root: Path, folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    entry = json.dumps({NORM: json.loads(data[8:end])[NORM] | {"dtype": "I32"}})
+    header = data[8:end].rstrip().replace(b"{", f"{entry[:-1]},".encode(), 1)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    with pytest.raises(BadData, match=f"{NORM} is named twice"):
+        import_folder(root, folder)
+
+
+def quantised(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+PICKLED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "meta": (lambda tensor: tensor.to("meta"), "without values"),
+    "sparse": (lambda tensor: tensor.to_sparse(), "sparse"),
+    "csr": (lambda tensor: tensor.to_sparse_csr(), "sparse"),
+    "quantised": (quantised, "quantised"),
+    "nested": (lambda tensor: torch.nested.nested_tensor([tensor, tensor]), "nested"),
+    "expanded": (lambda tensor: torch.ones(1, 1).expand(tensor.shape), "one value repeated"),
+    "integer": (lambda tensor: tensor.to(torch.int32), "int32"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("convert_tensor", "message"), PICKLED.values(), ids=PICKLED.keys())
+def test_tensors_of_a_trusted_pickle_that_are_no_weights_are_named(
+    root: Path, folder: Path, convert_tensor: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors | {QKV: convert_tensor(tensors[QKV])}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadData, match=f"{QKV} is {message}"):
+        import_folder(root, folder, trusted=True)
+
+
+def test_a_pickle_whose_tensors_share_their_values_is_refused(root: Path, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    values = torch.ones(max(tensor.numel() for tensor in tensors.values()))
+    shared = {name: values[: tensor.numel()].view(tensor.shape) for name, tensor in tensors.items()}
+    torch.save(shared, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadData, match="share"):
+        import_folder(root, folder, trusted=True)
+
+
+WRONG_TYPES = [
+    *(("model_type", value) for value in (5, [], {}, True)),
+    *(("n_layer", value) for value in ("2", 2.0, True, [2], {}, -1, 1 << 40, 1 << 80)),
+    *(("n_positions", value) for value in ("many", -5, 1 << 28, (1 << 22) + 1)),
+    *(("vocab_size", value) for value in ([], "1", -1)),
+    *(("resid_pdrop", value) for value in ("0.1", [], True, 5)),
+    *(("tie_word_embeddings", value) for value in ("yes", 1, [])),
+    *(("activation_function", value) for value in (5, [], {"name": "gelu"})),
+    *(("layer_norm_epsilon", value) for value in ("1e-5", [], True)),
+    *(("scale_attn_weights", value) for value in ("no", 1, [])),
+    *(("layer_types", value) for value in (5, "full_attention", {"a": 1}, [1], [None], True)),
+    *(("rope_scaling", value) for value in (5, [1], True, {"rope_type": 5}, {"type": []})),
+    *(("rope_parameters", value) for value in (5, "x", [], {"rope_theta": "x"}, {"partial_rotary_factor": []})),
+    *(("quantization_config", value) for value in (5, "int8", [])),
+    *(("head_dim", value) for value in ("8", 8.5, [])),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES, ids=[f"{name}={value}" for name, value in WRONG_TYPES])
+def test_a_config_value_of_another_type_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadData, match=r"config\.json: ") as caught:
+        convert.config_from_huggingface(convert.config_to_huggingface(GPT2) | {name: value}, "config.json")
+    ours = {"n_layer": "layers", "resid_pdrop": "dropout", "n_positions": "block_size"}.get(name, name)
+    inner = next(iter(value)) if isinstance(value, dict) and value else name
+    assert {name, ours, inner} & {*re.findall(r"\w+", caught.value.message)}
+
+
+@pytest.mark.parametrize("kinds", [["linear_attention", "full_attention"], ["sliding_attention"] * 2])
+def test_attention_of_another_kind_is_not_supported(kinds: list[str]) -> None:
+    config = convert.config_to_huggingface(QWEN3) | {"layer_types": kinds}
+    with pytest.raises(BadConfig, match=r"layer_types=linear_attention|use_sliding_window"):
+        convert.config_from_huggingface(config, "config.json")
+    full = config | {"layer_types": ["full_attention"] * 2, "rope_theta": 10_000}
+    assert convert.config_from_huggingface(full, "config.json") == replace(QWEN3, hidden=QWEN3.hidden_width)
 
 
 # Missing files and wrong tokenizers
