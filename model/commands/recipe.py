@@ -75,7 +75,7 @@ def _of_run(root: Path, run: Artifact) -> History:
             f"{run.ref} was not trained from a preset of this version, which a recipe needs",
             hint="`inkstone presets` lists them; `inkstone recipe tokens/NAME` writes the recipe without [train]",
         )
-    described = history.of(root, artifact.read(root / inputs["tokens"]))
+    described = history.of(root, artifact.read_ref(root, inputs["tokens"]))
     settings = plan.settings_of(preset, presets.get_preset(name))
     length = "minutes" if preset.train.minutes else "steps"
     settings.pop(length, None)

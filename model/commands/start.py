@@ -331,7 +331,7 @@ def _yardstick(settings: Settings, last: Artifact, result: Result) -> list[str]:
     from pipeline.tokens.split import summary
 
     name = next(entry.name for entry in last.manifest.inputs if entry.role == "tokens")
-    tokens = artifact.read(settings.root / name).manifest
+    tokens = artifact.read_ref(settings.root, name).manifest
     lines = [_line("held out", summary(tokens.options, tokens.counts).removeprefix("held out "))]
     if result.baselines:
         listed = ", ".join(f"{_SIMPLE_MODELS[label]} {bits:.2f}" for label, bits in result.baselines.items())

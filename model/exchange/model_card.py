@@ -82,7 +82,7 @@ def _input_rows(run: Artifact) -> Iterator[tuple[str, str, str]]:
         if entry.name.partition("/")[0] not in KINDS:
             continue  # not an artifact
         try:
-            source = artifact.read(run.path.parents[2] / entry.name)
+            source = artifact.read_ref(run.path.parents[2], entry.name)
         except (InputMissing, BadData):
             continue
         for parent in source.manifest.inputs:

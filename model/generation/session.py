@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.config import GPTConfig
 from model.runs.run import Report, checkpoint_path, open_tokenizer, require_intact
 from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
 from pipeline.store.artifact import Artifact
@@ -78,7 +79,7 @@ class Session:
         return self.encode_prompt(text.removesuffix("\n").removesuffix("\r"))
 
     def _check_length(self, prompt: EncodedPrompt) -> EncodedPrompt:
-        block_size = self.run.manifest.options["model"]["block_size"]
+        block_size = self.run.manifest.option("model", GPTConfig).block_size
         if len(prompt.ids) > block_size:
             self.report(
                 f"the prompt has {len(prompt.ids):,} tokens, but only the last {block_size:,} fit into the context"

@@ -209,8 +209,12 @@ def load_model(path: Path, device: torch.device) -> GPT:
 
     Raises BadData if its bytes are not those that were saved.
     """
-    weights = read_weights(path)
-    model = GPT.empty(read_state(path).model, device)
+    weights, config = read_weights(path), read_state(path).model
+    if config.parameters > (count := sum(weight.numel() for weight in weights.values())):
+        raise BadData(
+            f"{path}: {count:,} weights, expected {config.parameters:,} for its network", hint="use another checkpoint"
+        )
+    model = GPT.empty(config, device)
     require_fit(CheckpointTensors(weights, {}), model)
     model.load_state_dict(weights)
     return model

@@ -17,7 +17,7 @@ from pipeline.errors import BadConfig
 from pipeline.store import artifact, code, files
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import unfinished_drafts
-from pipeline.store.manifest import Identity, Input, check_name
+from pipeline.store.manifest import Identity, Input, check_name, path_of_ref
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2
@@ -190,10 +190,10 @@ def make_plan(
     name = check_name(name or preset_name)
     if parent is None:
         preset = resolve_preset(preset_name, steps, minutes, settings)
-        fitted = config.resolve_vocab_size(preset.model, tokens.manifest.counts["vocab_size"])
+        fitted = config.resolve_vocab_size(preset.model, tokens.manifest.require_counts("vocab_size")["vocab_size"])
         return TrainPlan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
     _require_same_tokenizer(tokens, parent)
-    network = msgspec.convert(parent.manifest.options["model"], GPTConfig)
+    network = parent.manifest.option("model", GPTConfig)
     preset = dataclasses.replace(presets.get_preset(preset_name), model=network, family=network.family)
     preset = _override(preset, steps, minutes, settings)
     _require_same_network(preset.model, network, parent)
@@ -301,7 +301,7 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
     if more or inputs["tokens"].digest != plan.tokens.digest:
         return _continue(plan, run)
     parent = inputs.get("parent")
-    path = root / parent.name if parent else None
+    path = path_of_ref(root, parent.name) if parent else None
     return dataclasses.replace(
         plan,
         parent=parent,
@@ -317,12 +317,12 @@ def _obstacle(run: Artifact, plan: TrainPlan, *, any_length: bool) -> str:
         return f"{run.ref} was not trained here"
     if run.manifest.tokenizer != plan.tokens.manifest.tokenizer:
         return "the tokenizer changed"
-    if options["stage"] != SCHEMA:
+    if options.get("stage") != SCHEMA:
         return f"{run.ref} was trained by another version of this program"
-    train = msgspec.convert(options["train"], TrainConfig)
+    train = run.manifest.option("train", TrainConfig)
     if any_length:
         train = dataclasses.replace(train, steps=plan.preset.train.steps, minutes=plan.preset.train.minutes)
-    changes = config.differences(plan.preset.model, msgspec.convert(options["model"], GPTConfig))
+    changes = config.differences(plan.preset.model, run.manifest.option("model", GPTConfig))
     changes += config.differences(plan.preset.train, train)
     if not changes and "ended" in options and not any_length:
         return f"{run.ref} was ended by a signal; `train --continue {plan.name}` continues it"

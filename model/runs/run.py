@@ -14,18 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from pipeline import tokenizers
 from pipeline.errors import BadData, InputMissing
+from pipeline.runtime.regular_file import read_regular
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
 
 RESULT, CONFIG, CHECKPOINTS = "result.json", "config.json", "checkpoints"
 Report = Callable[[str], None]
+
+
+# The folder of a checkpoint, and no other path.
+CheckpointName = Annotated[str, msgspec.Meta(pattern=r"\Astep-[0-9]+\Z")]
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -40,8 +45,8 @@ class Result(msgspec.Struct, frozen=True):
     steps: int
     tokens: int
     parameters: int
-    last: str
-    best: str
+    last: CheckpointName
+    best: CheckpointName
     device: str = ""
     seconds: float = 0.0
     tokens_per_second: float = 0.0
@@ -61,16 +66,16 @@ class Result(msgspec.Struct, frozen=True):
 def read_preset_name(folder: Path) -> str:
     """Return the name of the preset that the run in `folder` was trained with; single numbers may differ from it."""
     try:
-        return str(msgspec.json.decode((folder / CONFIG).read_bytes(), type=dict[str, Any]).get("preset", ""))
-    except (OSError, msgspec.DecodeError) as error:
+        return str(msgspec.json.decode(read_regular(folder / CONFIG), type=dict[str, Any]).get("preset", ""))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"{folder / CONFIG}: {error}", hint="`train` it again") from None
 
 
 def read_result(folder: Path) -> Result:
     """Read the result of the run in `folder`. Raises BadData if it is missing or unreadable."""
     try:
-        return msgspec.json.decode((folder / RESULT).read_bytes(), type=Result)
-    except (OSError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(read_regular(folder / RESULT), type=Result)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadData(f"{folder / RESULT}: {error}", hint="`train` it again") from None
 
 

@@ -33,7 +33,7 @@ def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
         if dataclasses.replace(identity, inputs=inputs, code=code).key != draft.name.removeprefix(".draft-"):
             continue  # another configuration
         try:
-            artifacts = {role: artifact.read(root / entry.name) for role, entry in inputs_by_role.items()}
+            artifacts = {role: artifact.read_ref(root, entry.name) for role, entry in inputs_by_role.items()}
         except InputMissing as error:
             raise UpstreamChanged(
                 f"an input of the unfinished run {plan.name} is gone: {error.message}",

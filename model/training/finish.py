@@ -72,8 +72,8 @@ def compare(folder: Path, result: Result, plan: TrainPlan, current: Artifact, de
     validation = validation_set(store, train.eval_bytes)
     path, tokenizer = checkpoint_path(current, "best"), open_tokenizer(current)
     require_intact(current, path)
-    options = current.manifest.options.get("train")
-    old_train = msgspec.convert(options, TrainConfig) if options else train
+    was_trained = "train" in current.manifest.options
+    old_train = current.manifest.option("train", TrainConfig) if was_trained else train
     old_set = encode_again(store.tokenizer, validation, tokenizer)
     return Comparison(
         _bits_per_char(folder / CHECKPOINTS / result.best, validation, store.tokenizer, train, device),

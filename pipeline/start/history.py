@@ -116,7 +116,7 @@ def _corpora(root: Path, last: Artifact) -> list[Artifact]:
             f"{last.ref} was validated on a text of its own, {validation[0]}, which no recipe can name",
             hint=f"`inkstone recipe {texts[0]}` writes the recipe of the text that is trained on",
         )
-    corpora = [artifact.read(root / name) for name in texts if name.startswith("corpora/")]
+    corpora = [artifact.read_ref(root, name) for name in texts if name.startswith("corpora/")]
     if corpora and len(corpora) < len(texts):
         raise BadConfig(
             f"{last.ref} was made from corpora and from other files, which no recipe can do together",
@@ -231,7 +231,7 @@ def _tokenizer(root: Path, last: Artifact, name: str, corpora: list[Artifact]) -
     """Return [tokenizer]: how it was trained, or a ready one's name."""
     used = next((entry.name for entry in last.manifest.inputs if entry.role == "tokenizer"), "")
     if used:
-        trained = artifact.read(root / used)
+        trained = artifact.read_ref(root, used)
         options, texts = trained.manifest.options, [entry.name for entry in trained.manifest.inputs]
         own = [corpus.ref.rpartition("/")[0] for corpus in corpora]
         is_own = trained.manifest.name in (name, last.manifest.name) and "flags" not in options

@@ -16,9 +16,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+from pipeline.errors import BadData
 
 MODES = ("auto", "document", "stretch")
 DIGEST_BYTES = 16
@@ -142,9 +144,13 @@ def _find_empty_line(data: bytes, start: int, stop: int, earliest: int = 0) -> i
 
 def rule_of(options: Mapping[str, Any]) -> SplitRule | None:
     """Return the rule in the options of a tokens manifest, None if its text was not divided."""
-    if "split" in options:
-        return msgspec.convert(options["split"], SplitRule | None)
-    fraction = options.get("val_fraction", 0.0)  # of tokens before version 5, which were divided by documents
+    try:
+        if "split" in options:
+            return msgspec.convert(options["split"], SplitRule | None)
+        # Tokens before version 5 were divided by documents.
+        fraction = msgspec.convert(options.get("val_fraction", 0.0), Annotated[float, msgspec.Meta(ge=0, lt=1)])
+    except msgspec.ValidationError as error:
+        raise BadData(f"the split in the manifest of tokens: {error}", hint="`tokenize` them again") from None
     return SplitRule("document", 0, threshold_of(fraction), fraction) if fraction else None
 
 

@@ -122,7 +122,7 @@ class TokenStore:
 def open_store(tokens: Artifact) -> TokenStore:
     """Open a tokens artifact, memmap or HDF5. Raises BadData if files are missing or do not match the manifest."""
     artifact.require_intact(tokens)
-    counts = tokens.manifest.counts
+    counts = tokens.manifest.require_counts("dtype", *(f"{split}_tokens" for split in SPLITS))
     train, val = (_open_split(tokens, split, counts["dtype"]) for split in SPLITS)
     for split, array in (("train", train), ("val", val)):
         if len(array) != (expected := counts[f"{split}_tokens"]):

@@ -16,6 +16,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.generations import read_run_info
 from pipeline.store.manifest import Identity, Input, Manifest, is_inside
+from pipeline.tokens import split
 from tests.conftest import Inkstone
 from tests.pipeline.store.test_artifact import writes
 
@@ -285,3 +286,9 @@ def test_verify_of_one_artifact_ignores_an_odd_one(root: Path, inkstone: Inkston
     publish(root, name="whole")
     replace(odd, content_of(odd) | {"kind": "passwords"})
     assert inkstone("verify", "corpora/whole")["counts"] == {"checked": 1}
+
+
+@pytest.mark.parametrize("options", [{"split": 5}, {"split": {"mode": 1}}, {"val_fraction": "x"}, {"val_fraction": -1}])
+def test_odd_split_of_tokens_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(BadData, match="split in the manifest"):
+        split.rule_of(options)
