@@ -58,14 +58,17 @@ class TokenSequence:
         self._pending = ""  # text withheld because it may be the beginning of a stop text
         self._generator = torch.Generator().manual_seed(seed % SEED_LIMIT)
 
-    def append(self, logits: Tensor) -> SampledToken:
-        """Sample the next token from logits (V,) and append it. Raises BadData if they are not finite."""
+    def append(self, logits: Tensor, block_size: int) -> SampledToken:
+        """Sample the next token from logits (V,) and append it. Raises BadData if they are not finite.
+
+        The repetition penalty applies to the last `block_size` ids only, so that its cost does not grow with the text.
+        """
         logits = logits[: self._tokenizer.vocab_size]  # the other rows are padding
         if not math.isfinite(float(logits.sum())):
             raise BadData(
                 "the network's logits are not finite: its weights are damaged", hint="`verify --deep` the run"
             )
-        token = sample_token(logits, self.options, self._generator, self.context)
+        token = sample_token(logits, self.options, self._generator, self.context[-block_size:])
         candidates: list[Candidate] = []
         sampled = Candidate(token, "", 0.0)
         if self.options.candidates:
@@ -153,7 +156,10 @@ class Engine:
                 self._prefill(row)
         last_ids = torch.tensor([[sequence.context[-1]] for sequence in self.active], device=self._device)
         logits = self.model.next_logits(last_ids, self._cache.extend(0, len(self.active), 1)).cpu()
-        tokens = [(sequence, sequence.append(row)) for sequence, row in zip(self.active, logits, strict=True)]
+        tokens = [
+            (sequence, sequence.append(row, self._cache.size))
+            for sequence, row in zip(self.active, logits, strict=True)
+        ]
         for sequence, _ in tokens:
             if sequence.finish_reason:
                 self.remove(sequence)

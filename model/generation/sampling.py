@@ -30,8 +30,8 @@ class SampleOptions:
     top_k               sample among the k most likely tokens; 0: all
     top_p               sample among the fewest most likely tokens whose probabilities add up to p; 1: all
     min_p               sample among the tokens at least min_p times as likely as the most likely one; 0: all
-    repetition_penalty  divide positive logits of tokens that already occurred, and multiply negative ones, by this
-                        (Keskar et al. 2019); 1: no penalty
+    repetition_penalty  divide positive logits of tokens that already occurred within the block size, and multiply
+                        negative ones, by this (Keskar et al. 2019); 1: no penalty
     stop                texts that end a generated text, which does not include them
     candidates          number of most likely tokens to report at each step
     """

@@ -132,6 +132,18 @@ def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
     assert sample_token(torch.tensor([3.0, 2.0, -1.0]), options, generator, []) == 0
 
 
+def test_repetition_penalty_counts_the_last_ids_that_fit_into_the_block() -> None:
+    network, tokenizer = small_network(40), Integers(40)
+    options = SampleOptions(max_tokens=6, greedy=True, repetition_penalty=5.0)
+    tail = [3, 9, 4, 9, 4, 3, 9, 4]
+    assert len(tail) == network.config.block_size
+    prompts = [tail, list(range(40)) + tail]  # all ids occur in the second, most of them before the block
+    texts = [text.token_ids for text in sample(network, tokenizer, [("", ids) for ids in prompts], options)]
+    assert texts[0] == texts[1]
+    plain = sample(network, tokenizer, [("", tail)], replace(options, repetition_penalty=1.0))
+    assert plain[0].token_ids != texts[0]
+
+
 def test_sampled_frequencies_match_the_probabilities() -> None:
     generator, options = torch.Generator().manual_seed(1), SampleOptions(temperature=1)
     draws = torch.tensor([sample_token(LOGITS.clone(), options, generator) for _ in range(4000)])
