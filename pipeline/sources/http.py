@@ -341,6 +341,9 @@ def _retry_after(value: str) -> float:
 def _one_line(error: Exception, shown_url: str) -> str:
     """Return the error in one line without secrets."""
     if isinstance(error, requests.exceptions.InvalidHeader):
+        cause = error.args[0] if error.args else None
+        if isinstance(cause, urllib3.exceptions.InvalidHeader):  # in the response: Content-Length twice
+            return " ".join(f"the server sent an invalid header: {redact(str(cause))}".split())[:200]
         return "HF_TOKEN is not a valid token"
     if isinstance(error, requests.exceptions.SSLError):
         return "no trusted TLS connection"

@@ -317,6 +317,23 @@ def test_invalid_token_is_not_shown(root: Path, server: Server, token: str) -> N
     assert "cret" not in str(caught.value)
 
 
+def two_lengths(handler: bad_server.Handler) -> None:
+    handler.send_response(200)
+    for length in ("5", "100"):
+        handler.send_header("Content-Length", length)
+    handler.end_headers()
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("method", ["heads", "scripts"])
+def test_two_lengths_in_a_response_are_not_blamed_on_the_token(root: Path, server: Server, method: str) -> None:
+    server.files["/b.txt"] = DATA
+    getattr(server, method)["/b.txt"] = [two_lengths]
+    source = catalogue.resolve_source(f"{server.url}/b.txt", environment={"HF_TOKEN": TOKEN})
+    with pytest.raises(ProtocolBroken, match=r"/b.txt: the server sent an invalid header: Content-Length .*5, 100"):
+        download(root, source, SilentProgress())
+
+
 # Case 23: no network
 
 
