@@ -22,7 +22,6 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -31,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.generation.sampling import SampleOptions
 from model.generation.session import Session
 from model.runs.run import read_result
+from model.serving.hosts import HostCheck
 from model.serving.requests import APIError, error_body, make_sequences, parse, tokenize_prompts
 from model.serving.responses import CompletionResponse
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
@@ -39,9 +39,7 @@ from pipeline.tokenizers import Tokenizer
 _MAX_BODY = 1 << 20  # bytes
 _MAX_DISCARDED = 16 << 20  # bytes of an oversized body to read, so that the client gets to read the error
 _BODY_SECONDS = 30.0  # for a client to send its body
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _JSON, _CLOSE = "application/json", {"Connection": "close"}
-_HOST_CHECK = Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK_HOSTS, www_redirect=False)
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -90,7 +88,7 @@ def _page() -> bytes:
 def create_app(
     model: ModelInfo, scheduler: Scheduler, *, local: bool, report: Callable[[str], None], on_start: Callable[[], None]
 ) -> ASGIApp:
-    """Build the application. `local` restricts the Host header; `report` receives internal errors, one line each."""
+    """Build the application. `local` restricts the host names; `report` receives internal errors, one line each."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -107,7 +105,7 @@ def create_app(
             Route("/v1/models", endpoints.models),
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
         ],
-        middleware=[_HOST_CHECK] if local else [],
+        middleware=[Middleware(HostCheck, local=local)],
         exception_handlers=_error_handlers(report),
         lifespan=lifespan,
     )

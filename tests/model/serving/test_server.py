@@ -364,18 +364,55 @@ def test_other_methods_are_405(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "localhost.", "10.0.0.1"]
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "localhost.", "10.0.0.1", "localhost@a.b", ""]
 )
 def test_foreign_host_name_is_rejected(server: Server, host: str) -> None:
-    for path in ("/", "/health"):
-        reply = exchange(server, f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    for version in ("1.0", "1.1"):
+        reply = exchange(server, f"GET / HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         assert reply.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"].startswith(
+            f"this server is not {host!r}"
+        )
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "[::1]:8000"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1:1", "127.0.0.2:8000", "[::1]:8000"])
 def test_loopback_host_names_are_accepted(server: Server, host: str) -> None:
     reply = exchange(server, f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     assert reply.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost/health", "localhost", 200),
+        ("HTTP://127.0.0.1:8000/health?a=/b", "127.0.0.1:8000", 200),
+        ("http://[::1]/%68ealth", "localhost", 200),
+        ("http://localhost", "localhost", 200),
+        ("http://localhost?a", "localhost", 200),
+        ("http://localhost/http://localhost/health", "localhost", 404),
+        ("http://localhost:80/nothing", "localhost", 404),
+        ("http:///health", "localhost", 404),
+        ("http://a@localhost/health", "localhost", 404),
+        ("https://localhost/health", "localhost", 404),
+        ("http://evil.example/health", "localhost", 400),
+        ("http://localhost.evil.example/health", "localhost", 400),
+        ("http://localhost/health", "evil.example", 400),
+    ],
+)
+def test_target_may_be_a_url_of_this_server(server: Server, target: str, host: str, status: int) -> None:
+    reply = exchange(server, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert reply.startswith(f"HTTP/1.1 {status} ".encode()), reply
+    if status == 200:
+        assert reply.partition(b"\r\n\r\n")[2] == ask(server, "/health" if "ealth" in target else "/").body
+
+
+def test_http_1_0_needs_no_host(server: Server) -> None:
+    assert exchange(server, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert exchange(server, b"GET http://localhost/health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert exchange(server, b"GET http://evil.example/health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    body = b'{"prompt": "a", "max_tokens": 2, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert exchange(server, head + body).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize(
