@@ -1,12 +1,14 @@
-"""Timeouts of idle and slow connections.
+"""Timeouts of idle and slow connections, and responses to clients that have finished sending.
 
 uvicorn's settings have none for a client that sends an incomplete request or never reads its response, so this is a
-subclass of its protocol. (hypercorn has a read timeout but no write timeout.)
+subclass of its protocol. (hypercorn has a read timeout but no write timeout.) It also disconnects a client that shuts
+down its sending side, which RFC 9112 (9.6) allows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
@@ -17,13 +19,42 @@ from model.serving.requests import error_body
 _MAX_CONNECTIONS = 512
 _REQUEST_SECONDS = 10.0  # for a request to start and its head to arrive
 _WRITE_SECONDS = 30.0  # for the client to read sent data
+_CHECK_SECONDS = 0.2  # between checks whether a client that has finished sending still receives
+_RESPONSE_START = b"HTTP/1.1 "  # of every response
+_COMMENT = b":\n\n"  # in server-sent events
+
+
+class _Connection(h11.Connection):
+    """State of a connection.
+
+    `sent` counts the bytes of `_RESPONSE_START` that were sent before the next response, `is_stream` is true if the
+    last response is an event stream, the only kind without a length.
+    """
+
+    sent, is_stream = 0, False
+
+    def send(self, event: Any) -> Any:
+        if isinstance(event, h11.Response):
+            self.is_stream = all(name != b"content-length" for name, _ in event.headers)
+        data = super().send(event)
+        if data:
+            data, self.sent = data[self.sent :], 0
+        return data
 
 
 class TimeoutProtocol(H11Protocol):
-    """HTTP/1.1 connection that is closed on a late request, on invalid HTTP, or when the client does not read."""
+    """HTTP/1.1 connection that is closed on a late request, on invalid HTTP, or when the client does not read.
+
+    A client that has finished sending gets its response. TCP tells it apart from one that has closed its socket only
+    when it is sent something, which the latter answers with a reset. Therefore the first bytes of the response are
+    sent one at a time while the response is not ready, and comments while an event stream waits.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.conn: _Connection = _Connection(h11.SERVER)
+        self._check_timer: asyncio.TimerHandle | None = None
+        self._checks = 0
         self._request_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -58,6 +89,41 @@ class TimeoutProtocol(H11Protocol):
         if self._is_idle:
             self.transport.abort()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return False to close the connection, True to keep it until the response is complete."""
+        if self._is_idle:
+            is_incomplete = self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        else:
+            is_incomplete = self.cycle.more_body and not self.cycle.response_started
+        if is_incomplete:
+            self.send_400_response("The request is incomplete.")
+            if self.cycle:
+                self.cycle.disconnected = True
+        elif not self._is_idle:
+            self._check_timer = self._check_timer or self.loop.call_later(_CHECK_SECONDS, self._check_client)
+            return True
+        return False
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # begins the response to the next request if that has arrived
+        if self._check_timer and not self.eof_received():
+            self.transport.close()
+
+    def _check_client(self) -> None:
+        """Close the connection if the client has closed its socket, and send it something after ever longer times."""
+        self._check_timer = self.loop.call_later(_CHECK_SECONDS, self._check_client)
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        self._checks += 1
+        if self._checks.bit_count() > 1 or self._checks == 1 or self._is_idle or self.flow.write_paused:
+            return
+        if not self.cycle.response_started:
+            self.transport.write(_RESPONSE_START[self.conn.sent : self.conn.sent + 1])
+            self.conn.sent = min(self.conn.sent + 1, len(_RESPONSE_START))
+        elif self.conn.is_stream:
+            self.transport.write(self.conn.send(h11.Data(data=_COMMENT)))
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._write_timer = self._write_timer or self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
@@ -70,7 +136,7 @@ class TimeoutProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._request_timer, self._write_timer):
+        for timer in (self._request_timer, self._write_timer, self._check_timer):
             if timer:
                 timer.cancel()
 
