@@ -7,6 +7,7 @@ import json
 import math
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -211,6 +212,21 @@ def test_disconnected_client_frees_its_row_at_once(trained: Path) -> None:
             wait_for_health(server, seconds=1, active=0)
         assert complete(server, max_tokens=5).status == 200
         assert server.health()["places"] == 65
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_that_has_finished_sending_gets_its_completion(server: Server, stream: bool) -> None:
+    body: dict[str, Any] = {"max_tokens": 100, "temperature": 0, "stream": stream}
+    with begin(server, **body) as client:
+        client.shutdown(socket.SHUT_WR)
+        reply = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+    text = complete(server, **{**body, "stream": False}).text
+    if stream:
+        lines = [line for line in reply.split(b"\n") if line.startswith(b"data: {")]
+        assert "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines) == text
+    else:
+        assert json.loads(reply.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == text
 
 
 def test_client_that_never_reads_is_disconnected(trained: Path) -> None:
