@@ -26,6 +26,7 @@ lint: $(READY)
 docs: $(READY)
 	@$(BIN)/python docs/cli_reference.py
 	@$(BIN)/python docs/recipe_reference.py
+	@$(BIN)/python docs/settings_reference.py
 
 # After a change of code that decides bytes. Refuses if a stage makes other bytes under the same SCHEMA.
 digests: $(READY)

@@ -1,63 +1,26 @@
-"""Configuration of a model and of its training; presets.py holds named sets of them. Never imports torch."""
+"""Configuration of a model and of its training; settings.py says what each setting means and which values it may have.
+
+presets.py holds named sets of them. Never imports torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from model.settings import SETTINGS
 from pipeline.errors import BadConfig
-
-CHOICES = {
-    "positions": ("learned", "rotary", "none"),
-    "norm": ("layer", "rms"),
-    "activation": ("gelu", "relu", "relu2", "swiglu"),
-    "optimizer": ("adamw", "muon"),
-    "schedule": ("cosine", "wsd"),
-    "order": ("random", "epoch"),
-    "precision": ("auto", "fp32", "bf16"),
-    "compile": ("auto", "yes", "no"),
-    "resident": ("auto", "yes", "no"),
-    "parallel": ("ddp", "fsdp"),
-}
 
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Configuration of a decoder-only transformer. The residual stream is `width` dimensions wide.
-
-    vocab_size  rows of the embedding; 0: the vocabulary size of the tokenizer
-    dropout     dropout probability on the embeddings and on the output of each attention and feed-forward layer;
-                `attention_dropout` applies to the attention weights, without the fast kernel on a CPU;
-                `last_dropout` to the input of the output head
-    positions   "learned" (GPT-2), "rotary" (RoPE, Su et al. 2021) with base `rotary_base`, or "none"
-    norm        "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019)
-    activation  "gelu" (GPT-2's tanh form), "relu", "relu2" (So et al. 2021) or "swiglu" (Shazeer 2020)
-    kv_heads    key and value heads that the query heads share (Ainslie et al. 2023); 0: as many as `heads`
-    hidden      hidden width of the feed-forward; 0: 4 x width, or 8/3 x for swiglu, rounded up to a multiple of 32
-    bias        biases in the projections back into the stream, the feed-forward and layer norms; `qkv_bias` in
-                those of queries, keys and values
-    qk_norm     normalise each head's queries and keys (Henry et al. 2020)
-    tied        use the embedding as the output head (Press & Wolf 2017)
-    softcap     limit logits to +-softcap by c z / sqrt(c² + z²) (modded-nanogpt); 0: no limit
-    scalars     the input of each block is r x + s x0, with learned r and s for the stream x and the embedding x0
-                (modded-nanogpt)
-    bigrams     rows of a table of bigram embeddings, indexed by a hash of a token and the previous one, which are
-                added to the token embeddings (modded-nanogpt's bigram hash); 0: no table
-    convolution width of a causal depthwise convolution over the embeddings and over the input of each attention and
-                feed-forward layer (Allen-Zhu 2025, Canon layers); 0: no convolution
-    values      mix each block's values with those of the first block, with learned weights (Zhou et al. 2024)
-    gates       multiply each head's output by a gate computed from the stream (Qiu et al. 2025)
-    input_norm  normalise the embeddings (modded-nanogpt)
-    head_bias   give the output head a bias, initialised to the log frequencies of the tokens in the training text
-    zero_init   initialise the projections back into the stream to zero, instead of normal(0, 0.02 / sqrt(2 layers))
-    """
+    """Configuration of a decoder-only transformer. Its settings are described in `SETTINGS`."""
 
     vocab_size: int = 0
     block_size: int = 256
@@ -88,15 +51,8 @@ class GPTConfig:
     zero_init: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check(self)
         heads, kv_heads = self.heads, self.kv_heads
-        if min(self.block_size, heads, self.width) < 1:
-            raise BadConfig("block_size, heads and width must be 1 or more", hint="change them with --set")
-        if min(self.layers, self.vocab_size, kv_heads, self.hidden, self.bigrams, self.convolution) < 0:
-            raise BadConfig(
-                "layers, vocab_size, kv_heads, hidden, bigrams and convolution must be 0 or more",
-                hint="change them with --set",
-            )
         if self.width % heads:
             raise BadConfig(
                 f"width must be a multiple of heads, got width {self.width} and heads {heads}",
@@ -110,14 +66,6 @@ class GPTConfig:
         if self.positions == "rotary" and self.head_width % 2:
             raise BadConfig(
                 f"rotary positions need an even head width, got {self.head_width}", hint="change --set width or heads"
-            )
-        if not all(0 <= rate < 1 for rate in (self.dropout, self.attention_dropout, self.last_dropout)):
-            raise BadConfig(
-                "dropout, attention_dropout and last_dropout must be in [0, 1)", hint="change them with --set"
-            )
-        if not (0 <= self.softcap < math.inf and 1 < self.rotary_base < math.inf):
-            raise BadConfig(
-                "softcap must be 0 or more, rotary_base above 1, and both finite", hint="change them with --set"
             )
 
     @property
@@ -186,31 +134,13 @@ class GPTConfig:
 class TrainConfig:
     """Configuration of a training run.
 
-    A step takes `batch_size` sequences, computed in micro-batches of `micro_batch` (0: as many as fit into memory), so
-    that a step is the same on every machine.
+    Its settings are described in `SETTINGS`. A step takes `batch_size` sequences, in micro-batches that fit into
+    memory. The schedule ends after `steps`, or after `minutes` if that is set.
 
-    The schedule ends after `steps`, or after `minutes` if that is set. Learning rates warm up over `warmup` steps. Then
-    "cosine" decays them to `final_share` of their peak. "wsd" keeps them at the peak and decays them linearly over the
-    last `cooldown` fraction of the training (Hägele et al. 2024).
-
-    `optimizer` "adamw" trains all weights with `learning_rate`. "muon" trains matrices by Muon with it (Jordan 2024)
-    and the other weights by AdamW: embeddings with `embedding_rate`, an untied head with `head_rate`, vectors with
-    `vector_rate`. Muon's momentum rises from 0.85 to `momentum` over `momentum_warmup` steps. `weight_decay` applies to
-    matrices, `embedding_decay` to embeddings and head; `cautious` decays a weight only where the update shrinks it too
-    (Chen et al. 2025). Gradients are clipped to the norm `clip`.
-
-    `document_mask` hides earlier documents of the same row from attention. "auto" in `precision` and `compile` selects
-    the fastest setting for the machine. `recompute` repeats the forward pass of each block in the backward pass, which
-    takes less memory and a third more time. `resident` keeps all tokens on the device. `parallel` selects "ddp" or
-    "fsdp" for several processes.
-
-    `order` "random" draws blocks with replacement, "epoch" visits each block once per epoch. `ema` above 0 evaluates
-    and samples from an exponential moving average of the weights with that decay.
-
-    The validation split is evaluated at the start, at the end and `evaluations` - 1 times in between, on its first
-    `eval_bytes` bytes of text (0: on all of it). Evaluations are at least 10 steps apart; if `minutes` is set, there
-    are fewer when they would take over a tenth of the time. But six are made, if `evaluations` allows it, unless they
-    would take longer than a minute and than the training by the clock.
+    The validation split is evaluated at the start, at the end and `evaluations` - 1 times in between. Evaluations are
+    at least 10 steps apart; if `minutes` is set, there are fewer when they would take over a tenth of the time. But six
+    are made, if `evaluations` allows it, unless they would take longer than a minute and than the training by the
+    clock.
     """
 
     batch_size: int = 16
@@ -247,23 +177,7 @@ class TrainConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        counts = (self.steps, self.batch_size, self.evaluations)
-        rates = (self.learning_rate, self.embedding_rate, self.head_rate, self.vector_rate)
-        amounts = (self.minutes, self.warmup, self.momentum_warmup, self.seed, self.micro_batch, self.eval_bytes)
-        decays = (self.beta1, self.beta2, self.momentum, self.ema)
-        checks = (
-            (min(counts) >= 1, "steps, batch_size and evaluations must be 1 or more"),
-            (min(amounts) >= 0, "minutes, warmup, momentum_warmup, micro_batch, eval_bytes and seed must be 0 or more"),
-            (min(self.weight_decay, self.embedding_decay) >= 0, "weight_decay and embedding_decay must be 0 or more"),
-            (self.minutes < math.inf and self.seed < 1 << 31, "minutes must be finite and seed below 2**31"),
-            (all(0 < rate < math.inf for rate in rates) and self.clip > 0, "rates and clip must be above 0"),
-            (all(0 <= decay < 1 for decay in decays), "beta1, beta2, momentum and ema must be in [0, 1)"),
-            (0 <= self.final_share <= 1 and 0 <= self.cooldown <= 1, "final_share and cooldown must be in [0, 1]"),
-        )
-        for valid, message in checks:
-            if not valid:
-                raise BadConfig(message, hint="change it with --set")
+        _check(self)
 
 
 @dataclass(frozen=True)
@@ -296,8 +210,8 @@ def override(preset: Preset, settings: Mapping[str, Any]) -> Preset:
         field_type = type(getattr(getattr(preset, section), name))
         try:
             changes[section][name] = msgspec.convert(value, field_type, strict=False)
-        except msgspec.ValidationError as error:
-            raise BadConfig(f"{name}={value}: {error}", hint="see model/config.py") from None
+        except msgspec.ValidationError:
+            raise _bad_value(name, value) from None
     return dataclasses.replace(
         preset,
         model=dataclasses.replace(preset.model, **changes["model"]),
@@ -326,10 +240,24 @@ def resolve_vocab_size(config: GPTConfig, tokenizer_vocab: int) -> GPTConfig:
     return config
 
 
-def _check_choices(config: GPTConfig | TrainConfig) -> None:
+def _check(config: GPTConfig | TrainConfig) -> None:
+    """Raise BadConfig for the first field whose value its setting does not allow."""
     for name in _fields(config):
-        if name in CHOICES and getattr(config, name) not in CHOICES[name]:
-            raise BadConfig(f"unknown {name} {getattr(config, name)!r}", hint=f"use one of: {', '.join(CHOICES[name])}")
+        if not SETTINGS[name].allows(value := getattr(config, name)):
+            raise _bad_value(name, value)
+
+
+def _bad_value(name: str, value: object) -> BadConfig:
+    setting = SETTINGS[name]
+    return BadConfig(
+        f"{name} must be {setting.expected}, got {value!s:.60}",
+        hint=f"{setting.meaning}; `inkstone presets --settings` lists all settings",
+    )
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of every setting."""
+    return {**dataclasses.asdict(GPTConfig()), **dataclasses.asdict(TrainConfig())}
 
 
 def _fields(config: GPTConfig | TrainConfig) -> list[str]:

@@ -68,7 +68,12 @@ def test_every_relative_link_resolves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "script"), [("cli-reference.md", "cli_reference"), ("refresh-and-cron.md", "recipe_reference")]
+    ("page", "script"),
+    [
+        ("cli-reference.md", "cli_reference"),
+        ("refresh-and-cron.md", "recipe_reference"),
+        ("training.md", "settings_reference"),
+    ],
 )
 def test_generated_pages_are_fresh(page: str, script: str) -> None:
     spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")

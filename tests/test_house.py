@@ -20,7 +20,7 @@ ORDER = {
         *("export", "refresh", "start", "maintenance", "commands", "api"),
     ),
     "model": (
-        *("config", "presets", "device", "network", "runs", "exchange", "generation"),
+        *("settings", "config", "presets", "device", "network", "runs", "exchange", "generation"),
         *("training", "serving", "commands", "api"),
     ),
 }

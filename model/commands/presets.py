@@ -21,9 +21,10 @@ _EXPORTS = {"gpt2": "transformers, GGUF", "qwen3": "transformers, GGUF", "fast":
     show_default=True,
     help="Number of token ids, for presets that leave it to the tokenizer.",
 )
+@click.option("--settings", "lists_settings", is_flag=True, help="List the settings that --set can change.")
 @DEVICE
-def presets(settings: Settings, vocab_size: int, device: str) -> Outcome:
-    """List the presets that `train` can use.
+def presets(settings: Settings, vocab_size: int, lists_settings: bool, device: str) -> Outcome:
+    """List the presets, or the settings, that `train` can use.
 
     The minutes are those of the preset's own number of steps on this machine. They are estimated from the floating
     point operations of each preset and the speed of a training step of one of them, which is measured.
@@ -32,6 +33,8 @@ def presets(settings: Settings, vocab_size: int, device: str) -> Outcome:
     Example:
       inkstone presets --vocab-size 50257
     """
+    if lists_settings:
+        return _list_settings()
     from model.device import pick_device
     from model.presets import PRESETS
     from model.training.estimate import measure_flops
@@ -51,6 +54,19 @@ def presets(settings: Settings, vocab_size: int, device: str) -> Outcome:
         f"* set by the preset. Vocabulary: {vocab_size:,}, or the preset's own"
     )
     return Outcome("unchanged", extra={"presets": rows, "flops_per_second": rate}, lines=lines, always=True)
+
+
+def _list_settings() -> Outcome:
+    """List every setting with its default, its values and its meaning."""
+    from model.config import defaults
+    from model.settings import SETTINGS
+
+    rows = [
+        {"name": name, "default": default, "values": setting.expected, "meaning": setting.meaning}
+        for (name, setting), default in zip(SETTINGS.items(), defaults().values(), strict=True)
+    ]
+    lines = [f"{row['name']:<18} {row['meaning']} ({row['values']}; default {row['default']})" for row in rows]
+    return Outcome("unchanged", extra={"settings": rows}, lines=lines, always=True)
 
 
 def _row(name: str, vocab_size: int, rate: float) -> dict[str, Any]:

@@ -33,6 +33,7 @@ CODE = code.Code(
         "model/runs/plan.py": "chooses numbers and tokens, which are part of the key",
         "model/runs/run.py": "reads finished runs",
         "model/runs/unfinished.py": "chooses which run to resume",
+        "model/settings.py": "refuses numbers, which are part of the key",
         "model/training/baselines.py": "losses of other models, for people",
         "model/training/loss_curve.py": "draws",
         "model/training/progress.py": "reports to people",

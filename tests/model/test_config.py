@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import replace
 
+import msgspec
 import pytest
 
-from model.config import GPTConfig, differences, override, resolve_vocab_size
+from model.config import GPTConfig, TrainConfig, differences, override, resolve_vocab_size
 from model.presets import PRESETS, get_preset
+from model.settings import SETTINGS, Range
 from pipeline.errors import BadConfig
 
 QWEN3 = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "qk_norm": True, "bias": False}
@@ -65,15 +69,24 @@ def test_overrides_are_converted_and_reach_model_and_training() -> None:
     ("settings", "message"),
     [
         ({"widht": "64"}, "unknown setting 'widht'"),
-        ({"width": "wide"}, "width=wide"),
+        ({"width": "wide"}, "width must be a whole number from 1 to 1,048,576, got wide"),
+        ({"width": "3.5"}, "width must be a whole number"),
+        ({"width": "9" * 5000}, "width must be a whole number from 1 to 1,048,576, got 9{60} "),
         ({"width": "30"}, "width must be a multiple of heads, got width 30 and heads 4"),
         ({"kv_heads": "3"}, "heads must be a multiple of kv_heads"),
-        ({"layers": "-1"}, "layers, .* must be 0 or more"),
-        ({"dropout": "1.5"}, r"must be in \[0, 1\)"),
-        ({"positions": "absolute"}, "unknown positions 'absolute'"),
+        ({"layers": "-1"}, "layers must be a whole number from 0 to 10,000, got -1"),
+        ({"dropout": "1.5"}, "dropout must be a number from 0 to below 1, got 1.5"),
+        ({"tied": "yes"}, "tied must be true or false, got yes"),
+        ({"resident": True}, "resident must be one of auto, yes, no, got True"),
+        ({"positions": "absolute"}, "positions must be one of learned, rotary, none, got absolute"),
         ({"positions": "rotary", "heads": "32"}, "even head width, got 1"),
-        ({"steps": "0"}, "must be 1 or more"),
-        ({"beta2": "1"}, r"beta2, .* must be in \[0, 1\)"),
+        ({"steps": "0"}, "steps must be a whole number from 1 to 99,999,999 steps, got 0"),
+        ({"steps": "100000000"}, "steps must be"),  # checkpoints are ordered by eight digits
+        ({"beta2": "1"}, "beta2 must be a number from 0 to below 1"),
+        ({"softcap": "1e-30"}, "softcap must be 0, or a number from 0.01 to 1,000,000, got 1e-30"),
+        ({"softcap": "1e30"}, "softcap must be"),
+        ({"minutes": "1e300"}, "minutes must be"),
+        ({"seed": str(1 << 31)}, "seed must be"),
     ],
     ids=str,
 )
@@ -87,3 +100,35 @@ def test_the_vocabulary_size_is_filled_in_or_must_be_large_enough() -> None:
     assert resolve_vocab_size(GPTConfig(vocab_size=50_304), 50_257).vocab_size == 50_304
     with pytest.raises(BadConfig, match="8,000 ids"):
         resolve_vocab_size(GPTConfig(vocab_size=100), 8000)
+
+
+NUMBERS = [name for name, setting in SETTINGS.items() if isinstance(setting.values, Range)]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", math.nan, math.inf, "1e999"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_setting_is_infinite_or_nan(name: str, value: object) -> None:
+    with pytest.raises(BadConfig, match=f"{name} must be .*, got"):
+        override(get_preset("mini"), {"optimizer": "muon", name: value})
+
+
+def test_the_table_has_every_setting_with_values_of_the_type_of_its_field() -> None:
+    fields = {field.name: field.default for config in (GPTConfig, TrainConfig) for field in dataclasses.fields(config)}
+    assert list(fields) == list(SETTINGS)
+    types = {True: int, False: float}
+    for name, setting in SETTINGS.items():
+        values = setting.values
+        expected = types[values.is_whole] if isinstance(values, Range) else str if values else bool
+        assert type(fields[name]) is expected, name
+        assert setting.allows(fields[name]), name
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_ends_of_each_range_survive_json(name: str) -> None:
+    """What is published can be read: a number that JSON cannot hold would come back as null."""
+    values = SETTINGS[name].values
+    assert isinstance(values, Range)
+    for value in (values.low, values.high):
+        assert msgspec.json.decode(msgspec.json.encode(value)) == value
+    assert values.low in values
+    assert (values.high in values) is not values.below
