@@ -12,7 +12,7 @@ import click
 from benchmarks.rows import Row
 from model.commands.options import parse_key_values
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings
+from pipeline.commands.console import Command, Number, Outcome, Settings
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _BenchmarkName(click.Choice[str]):
 @click.option(
     "--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text that tokenize generates."
 )
-@click.option("--minutes", type=float, default=5, show_default=True, help="Training time for loss.")
+@click.option("--minutes", type=Number(), default=5, show_default=True, help="Training time for loss.")
 @click.option("--preset", default="shuihu-fast", show_default=True, help="Preset that loss trains.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one value of the preset for loss.")
 @click.option(

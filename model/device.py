@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import shutil
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -17,10 +19,11 @@ from pipeline.errors import BadConfig
 
 # Dense bfloat16 FLOP/s from NVIDIA's data sheets (SXM parts).
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+_MAX_REASON = 200  # characters of an error of torch
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """Return the named device, or for "auto" the first available of cuda, mps and cpu.
+def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line: None) -> torch.device:
+    """Return the named device, or for "auto" the first of cuda, mps and cpu that works; one that does not is reported.
 
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
     zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads inherit that setting
@@ -29,13 +32,31 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     torch.set_flush_denormal(True)
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    names = [kind for kind, is_available in available.items() if is_available]
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    names = [kind for kind, count in counts.items() if count]
     if name == "auto":
-        return torch.device(names[0])
-    if name.partition(":")[0] not in names:
-        raise BadConfig(f"no device {name!r} on this machine", hint=f"use one of: {', '.join(names)}")
-    return torch.device(name)
+        for kind in names[:-1]:
+            if not (problem := _problem(device := torch.device(kind))):
+                return device
+            report(f"{kind} cannot be used ({problem}); --device auto takes the next device")
+        return torch.device("cpu")
+    match = re.fullmatch(r"([a-z]+)(?::([0-9]{1,4}))?", name)
+    if not match or int(match[2] or 0) >= counts.get(match[1], 0):
+        listed = [f"{kind}:0 to {kind}:{counts[kind] - 1}" if counts[kind] > 1 else kind for kind in names]
+        raise BadConfig(f"no device {name!r} on this machine", hint=f"use one of: {', '.join(listed)}")
+    device = torch.device("cpu" if match[1] == "cpu" else name)
+    if problem := _problem(device):
+        raise BadConfig(f"device {name} cannot be used: {problem}", hint="--device auto takes one that can")
+    return device
+
+
+def _problem(device: torch.device) -> str:
+    """Return the first line of the error of a first allocation on a device, "" if it works."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # no driver, no kernels for it, no memory left, not compiled in
+        return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_REASON]
+    return ""
 
 
 @dataclass(frozen=True)
@@ -85,14 +106,28 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 def should_compile(device: torch.device, setting: str = "auto") -> bool:
     """True if the network should be compiled.
 
-    "auto" compiles on CUDA only, since compiling rarely pays on CPUs (benchmarks/NOTES.md).
+    "auto" compiles on CUDA only, since compiling rarely pays on CPUs (benchmarks/NOTES.md), and only if there is a
+    compiler. Raises BadConfig for "yes" if there is none.
     """
-    return setting == "yes" or (setting == "auto" and device.type == "cuda")
+    if setting == "yes" and not has_compiler():
+        raise BadConfig("compile=yes needs a C++ compiler, and there is none", hint="install g++, or --set compile=no")
+    return setting == "yes" or (setting == "auto" and device.type == "cuda" and has_compiler())
 
 
 def has_compiler() -> bool:
     """True if there is a C++ compiler, which torch.compile needs."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if memory, of the device or of the machine, could not be allocated."""
+    is_host = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """True if torch.compile failed, whether in its own stages or in the compiler that it calls."""
+    return any(type(error).__module__.startswith(package) for package in ("torch._dynamo", "torch._inductor", "triton"))
 
 
 def free_memory(device: torch.device) -> int:

@@ -24,7 +24,9 @@ _EXPORTS = {"gpt2": "transformers, GGUF", "qwen3": "transformers, GGUF", "fast":
 @click.option("--settings", "lists_settings", is_flag=True, help="List the settings that --set can change.")
 @DEVICE
 def presets(settings: Settings, vocab_size: int, lists_settings: bool, device: str) -> Outcome:
-    """List the presets, or the settings, that `train` can use.
+    """List the presets that `train` can use.
+
+    With --settings, list the settings of a preset that `--set` can change.
 
     The minutes are those of the preset's own number of steps on this machine. They are estimated from the floating
     point operations of each preset and the speed of a training step of one of them, which is measured.

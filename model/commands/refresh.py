@@ -13,7 +13,7 @@ from model.commands.options import DEVICE
 from model.commands.training_bar import training_watch
 from model.commands.training_summary import add_promotion
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import JOBS, NETWORK, REBUILD, THROUGH, network_of, worker_count
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ _SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "min_p", "seed")  # samp
     REBUILD,
     click.option(
         "--wait",
-        type=float,
+        type=Number(0),
         default=0.0,
         metavar="SECONDS",
         help="Wait this long for another refresh of the recipe to end.",
@@ -241,19 +241,30 @@ def check_training(section: TrainSection) -> None:
     run_plan.resolve_preset(preset, section.steps, section.minutes, section.set)
 
 
+def _require_device(device: str) -> None:
+    """Raise BadConfig if the user named a device that this machine does not have."""
+    if device != "auto":
+        from model.device import pick_device
+
+        pick_device(device)
+
+
 def train_stage(
     settings: Settings, recipe: Recipe, device: str, *, more: bool = False, accept: bool = False, rebuild: bool = False
 ) -> TrainStage:
     """Return the training stage of a recipe, to pass to the pipeline, which never imports the model.
 
     With `more`, a published run is trained further even if its text did not change. With `accept`, the new run becomes
-    current even if it is worse. With `rebuild`, a published run is trained again.
+    current even if it is worse. With `rebuild`, a published run is trained again. Raises BadConfig for a device that
+    this machine does not have, and for bad values of [sample].
     """
     from model.runs import plan as run_plan
     from model.runs import unfinished
     from model.training import stage
     from pipeline.refresh.stages import TrainStage
 
+    sample_options(recipe.sample)  # refuses a bad value before work begins
+    _require_device(device)
     section = recipe.train
     is_auto = section.preset == run_plan.AUTO
 

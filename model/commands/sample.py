@@ -14,7 +14,7 @@ import click
 from model.commands.options import CHECKPOINT, DEVICE, PRECISION
 from model.generation.sampling import SampleOptions
 from pipeline import errors
-from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.signals import stop_on_sigterm
@@ -64,7 +64,7 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
     ),
     click.option(
         "--temperature",
-        type=float,
+        type=Number(),
         default=SampleOptions.temperature,
         show_default=True,
         help="Sampling temperature; 0 always takes the most likely token.",
@@ -79,21 +79,21 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
     ),
     click.option(
         "--top-p",
-        type=float,
+        type=Number(),
         default=SampleOptions.top_p,
         show_default=True,
         help="Sample from the fewest tokens whose probabilities sum to p.",
     ),
     click.option(
         "--min-p",
-        type=float,
+        type=Number(),
         default=SampleOptions.min_p,
         show_default=True,
         help="Exclude tokens less likely than p times the most likely one.",
     ),
     click.option(
         "--repetition-penalty",
-        type=float,
+        type=Number(),
         default=SampleOptions.repetition_penalty,
         show_default=True,
         help="Penalty on tokens already in the text; above 1 repeats less.",

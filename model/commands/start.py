@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from model.commands.options import DEVICE
-from pipeline.commands.console import Command, Outcome, Settings, option_group
+from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, InputMissing
 
@@ -43,7 +43,7 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver,
     ),
     click.option(
         "--minutes",
-        type=float,
+        type=Number(),
         metavar="M",
         help="Minutes of training (default: 5, less for a short text, or the recipe's).",
     ),

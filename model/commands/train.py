@@ -16,7 +16,7 @@ from model.commands.options import DEVICE, is_secondary_rank, parse_key_values
 from model.commands.training_bar import training_watch
 from model.commands.training_summary import training_outcome
 from pipeline import errors
-from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
+from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import REBUILD, find_artifact
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
     click.option("--steps", type=click.IntRange(1), metavar="N", help="Stop after this many steps."),
     click.option(
         "--minutes",
-        type=float,
+        type=Number(),
         help="Plan the schedule to end after this many minutes (default: the preset's; 5 if it was chosen).",
     ),
     click.option(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from model.settings import Range
 from pipeline.errors import BadConfig
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 1 << 63
 _MIN_TEMPERATURE = 1e-6  # fp32 overflows below it
+_MAX_COUNT = (1 << 31) - 1
+RANGES = {  # the server accepts the same
+    "max_tokens": Range(1, _MAX_COUNT),
+    "temperature": Range(0.0, 100.0),
+    "top_k": Range(0, _MAX_COUNT),
+    "top_p": Range(0.0, 1.0),
+    "min_p": Range(0.0, 1.0),
+    "repetition_penalty": Range(0.1, 10.0),
+    "seed": Range(0, SEED_LIMIT - 1),
+    "candidates": Range(0, _MAX_COUNT),
+}
 
 
 @dataclass(frozen=True)
@@ -48,14 +60,14 @@ class SampleOptions:
     candidates: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or not 0 <= self.temperature < float("inf") or min(self.top_k, self.candidates) < 0:
-            raise BadConfig("max-tokens must be 1 or more, temperature and top-k 0 or more", hint="see sample --help")
-        if not (0 < self.top_p <= 1 and 0 <= self.min_p <= 1 and 0 < self.repetition_penalty < float("inf")):
+        for name, values in RANGES.items():
+            if (value := getattr(self, name)) not in values:
+                option = name.replace("_", "-")
+                raise BadConfig(f"{option} must be {values}, got {value!s:.60}", hint=f"choose another --{option}")
+        if not self.top_p:
             raise BadConfig(
-                "top-p must be in (0, 1], min-p in [0, 1], the repetition penalty above 0", hint="see sample --help"
+                "top-p must be above 0", hint="1 samples from all tokens, a small number from the likeliest"
             )
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise BadConfig(f"the seed must be in [0, 2**63), got {self.seed}", hint="choose another --seed")
         if not all(self.stop):
             raise BadConfig("a stop text must not be empty", hint="leave out --stop")
 

@@ -7,6 +7,7 @@ SIGTERM asks a command to stop at its next safe point, or ends it after 1.5 seco
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -76,6 +77,21 @@ class Choice(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value)
+
+
+class Number(click.types.FloatParamType):
+    """A finite number. Click's type accepts "nan", which passes no comparison, and "inf", which JSON cannot hold."""
+
+    def __init__(self, low: float = -math.inf) -> None:
+        self._low = low
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isfinite(number) and number >= self._low:
+            return number
+        option = param.opts[-1] if param else "the value"
+        expected = "a finite number" if self._low == -math.inf else f"a number of {self._low:g} or more"
+        raise errors.BadConfig(f"{option} must be {expected}, got {number:g}", hint=f"give {option} another value")
 
 
 def option_group(heading: str, *options: Callable[[Any], Any]) -> Callable[[_Function], _Function]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands import downloads
-from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
+from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import (
     EXCLUDE,
     INCLUDE,
@@ -270,7 +270,7 @@ _CLEAN_UNITS = option_group(
     ),
     click.option(
         "--min-han",
-        type=float,
+        type=Number(),
         metavar="FRACTION",
         help="Drop documents with a smaller fraction of Han among their letters (default: 0.5 if --profile names a "
         "Chinese one, otherwise no limit).",

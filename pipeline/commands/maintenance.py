@@ -93,7 +93,7 @@ def _publication_lines(published: list[Publication]) -> list[str]:
 
 
 def _hours(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text.strip())
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([mhd])", text.strip())
     if not match:
         raise errors.BadConfig(f"--max-age must be a duration, got {text}", hint="for example 90m, 36h or 7d")
     return float(match[1]) * {"m": 1 / 60, "h": 1, "d": 24}[match[2]]

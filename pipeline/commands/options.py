@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import errors
-from pipeline.commands.console import Choice, Outcome, Settings, option_group
+from pipeline.commands.console import Choice, Number, Outcome, Settings, option_group
 
 if TYPE_CHECKING:
     from pipeline.sources.http import Network
@@ -31,7 +31,7 @@ NAME = click.option(
 )
 MAX_BAD = click.option(
     "--max-bad",
-    type=float,
+    type=Number(),
     default=0.001,
     show_default=True,
     metavar="FRACTION",
@@ -77,7 +77,7 @@ NETWORK = option_group(
     ),
     click.option(
         "--deadline",
-        type=float,
+        type=Number(0),
         default=0.0,
         metavar="SECONDS",
         help="Stop fetching after this time and exit with code 75.",
@@ -111,7 +111,7 @@ def network_of(settings: Settings, limit_rate: str, deadline: float, allow_hosts
 
 def _parse_bytes(text: str, option: str) -> float:
     """Return a number of bytes written as curl and wget accept it: 500k, 5M, 1.5G."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(?:i?[bB])?", text.strip())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kKmMgG]?)(?:i?[bB])?", text.strip())
     if not match or not float(match[1]):
         raise errors.BadConfig(f"{option} must be a number of bytes above 0, got {text}", hint="for example 500k or 5M")
     return float(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2].lower()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.console import Choice, Command, Outcome, Settings, option_group
+from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import (
     EXCLUDE,
     INCLUDE,
@@ -119,7 +119,7 @@ def train_tokenizer(
     "Validation split",
     click.option(
         "--val-fraction",
-        type=float,
+        type=Number(),
         metavar="FRACTION",
         help="Fraction of the text to hold out, chosen by hash; 0 holds out nothing (default: as before, else 0.05).",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from model.commands.refresh import sample_options
 from model.commands.sample import sample as sample_command
 from model.config import GPTConfig
 from model.generation.engine import Engine, TokenSequence, sample, stream
-from model.generation.sampling import SampleOptions, sample_token
+from model.generation.sampling import RANGES, SampleOptions, sample_token
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
 from pipeline.refresh.recipe import SampleSection
@@ -69,6 +70,11 @@ def test_top_p_keeps_the_fewest_tokens_that_add_up_to_p_but_at_least_one() -> No
         {"min_p": -1},
         {"min_p": 2},
         {"repetition_penalty": 0},
+        {"repetition_penalty": 1e-300},  # a logit divided by it is infinite
+        {"repetition_penalty": 1e300},
+        {"temperature": 1e300},
+        {"max_tokens": 10**30},
+        *({name: value} for name in RANGES for value in (math.nan, math.inf)),
         {"stop": ("",)},
     ],
 )

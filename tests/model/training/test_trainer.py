@@ -297,6 +297,25 @@ def test_unknown_or_absent_device_is_refused() -> None:
     assert devices.pick_device("cpu").type == "cpu"
 
 
+@pytest.mark.parametrize("name", ["cpu:abc", "cpu:", "cpu:1", "cpu:-1", "cuda:99", "cpu:٠", "", "meta", " cpu"])
+def test_device_that_torch_cannot_parse_or_lacks_is_refused(name: str) -> None:
+    with pytest.raises(BadConfig, match="no device"):
+        devices.pick_device(name)
+
+
+def test_gpu_that_fails_is_replaced_by_the_cpu_unless_it_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a GPU that is counted and cannot be used, as with a driver of another version."""
+    if torch.cuda.is_available():
+        pytest.skip("the GPU of this machine works")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    lines: list[str] = []
+    assert devices.pick_device("auto", lines.append).type == "cpu"
+    assert len(lines) == 1
+    assert "cuda cannot be used" in lines[0]
+    with pytest.raises(BadConfig, match="device cuda:0 cannot be used"):
+        devices.pick_device("cuda:0")
+
+
 def test_killed_training_publishes_nothing_and_resumes(root: Path) -> None:
     counting.build(root)
     command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "train", "--preset", "mini"]
