@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from model.config import GPTConfig, TrainConfig, differences
 from model.device import ExecutionConfig
 from model.network.gpt import GPT
 from model.runs.run import Report
-from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.errors import BadConfig, BadData, InputMissing, InternalError, StorageFailed
 from pipeline.store import files
 
 _WEIGHTS, _MOMENTS, _AVERAGE, _STATE = (
@@ -87,8 +87,11 @@ def save(folder: Path, state: TrainState, tensors: CheckpointTensors) -> Path:
     for file_name, part in parts.items():
         if part:
             write_tensors(draft / file_name, part)
+            _require_names(draft / file_name, part)
     hashes = {file_name: files.sha256_of(draft / file_name) for file_name, part in parts.items() if part}
-    data = _encode_state(msgspec.structs.replace(state, sha256=hashes))
+    state = msgspec.structs.replace(state, sha256=hashes)
+    data = _encode_state(state)
+    _require_same(data, state, target / _STATE)
     if _has_files(target, hashes):  # resumed training that evaluates again before its next step
         files.write_file(target / _STATE, data)
         files.remove_tree(draft)
@@ -107,6 +110,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
         raise OSError(None, str(error), str(path.parent)) from None
+
+
+def _require_same(data: bytes, state: TrainState, path: Path) -> None:
+    """Raise InternalError unless `data` reads back as `state`: JSON has no infinity, and it would become null."""
+    try:
+        is_same = _decode_state(data) == state
+    except msgspec.DecodeError:
+        is_same = False
+    if not is_same:
+        raise InternalError(f"{path}: does not read back as it was written", hint="this is a bug")
+
+
+def _require_names(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise StorageFailed unless the header of a tensor file reads back with these names, and its size is right."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+    except SafetensorError as error:
+        raise StorageFailed(f"{path}: does not read back: {error}", hint="check the disk") from None
+    if names != set(tensors):
+        raise StorageFailed(f"{path}: does not read back as it was written", hint="check the disk")
 
 
 def _has_files(target: Path, hashes: Mapping[str, str]) -> bool:
@@ -143,7 +167,7 @@ def read_state(path: Path) -> TrainState:
     """
     try:
         data = (path / _STATE).read_bytes()
-        state = msgspec.json.decode(data, type=TrainState)
+        state = _decode_state(data)
         fields = msgspec.json.decode(data)
     except FileNotFoundError:
         raise InputMissing(f"{path}: no checkpoint here", hint="`status` lists the runs") from None
@@ -152,6 +176,10 @@ def read_state(path: Path) -> TrainState:
     if fields.pop(_SEAL, None) != _seal(fields):
         raise BadData(f"{path / _STATE}: changed since it was saved", hint="use an older checkpoint")
     return state
+
+
+def _decode_state(data: bytes) -> TrainState:
+    return msgspec.json.decode(data, type=TrainState)
 
 
 def _encode_state(state: TrainState) -> bytes:

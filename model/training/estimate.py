@@ -1,34 +1,50 @@
-"""Memory and time of a training, estimated before it starts, and the micro-batch that fits."""
+"""Memory and time of a training, estimated before it starts, and the micro-batch that fits.
+
+Settings that the user named and that the machine cannot have are refused. Those that were left to the program fall
+back, with one line.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from model import device as devices
 from model.config import GPTConfig, Preset, TrainConfig
 from model.device import ExecutionConfig
+from model.runs.run import Report
 from model.training.baselines import Baselines
 from pipeline.errors import BadConfig
 
+if TYPE_CHECKING:
+    from model.training.learner import Learner
+
 _USABLE_FRACTION = 0.85  # of the free memory: the allocator rounds up, and other processes run too
 _LOGITS_BYTES = 1 << 28  # of logits and their gradients that exist at once, at most (cross_entropy.py)
+_BYTES_PER_ID = 16  # of a batch: as stored, as int64, and the positions that they are read from
 _PROBES = 3
+_MAX_REASON = 200  # characters of an error of torch
 _PROBE_VOCABULARY, _PROBE_ROWS = 8_000, 8
 _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its caches
 
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """Execution of a training on a device, the bytes that it needs, and the bytes that are available."""
+    """Execution of a training on a device, the bytes that it needs, the bytes that are available, and what is missing.
+
+    `note` names what the program would have chosen and the machine does not have, "" if it has all.
+    """
 
     execution: ExecutionConfig
     bytes: int
     free: int
+    note: str = ""
 
 
 def choose_execution(
@@ -39,6 +55,7 @@ def choose_execution(
     Each of `processes` computes such a micro-batch. Raises BadConfig if not even one sequence fits, and suggests a
     smaller model.
     """
+    _require_batch(model, rows, processes)
     precision = devices.pick_precision(device, train.precision)
     free = int(devices.free_memory(device) * _USABLE_FRACTION)
     if device.type == "cpu":
@@ -63,8 +80,22 @@ def choose_execution(
     size = min(size, max_size)
     while not train.micro_batch and rows % size:  # micro-batches of one size are compiled once
         size -= 1
-    execution = ExecutionConfig(precision, devices.should_compile(device, train.compile), size)
-    return ExecutionPlan(execution, needed_bytes(model, train, precision, size, processes), free)
+    compiled = devices.should_compile(device, train.compile)
+    would_compile = train.compile == "auto" and device.type == "cuda"
+    note = "there is no C++ compiler: the network runs without torch.compile" if would_compile and not compiled else ""
+    needed = needed_bytes(model, train, precision, size, processes)
+    return ExecutionPlan(ExecutionConfig(precision, compiled, size), needed, free, note)
+
+
+def _require_batch(model: GPTConfig, rows: int, processes: int) -> None:
+    """Raise BadConfig unless the ids of a batch of `rows` sequences fit into the memory of the machine."""
+    free = int(devices.free_memory(torch.device("cpu")) * _USABLE_FRACTION) // processes
+    sequence = _BYTES_PER_ID * (model.block_size + 1)
+    if rows * sequence > free:
+        raise BadConfig(
+            f"a batch of {rows:,} sequences needs {rows * sequence / 1e9:.1f} GB; {free / 1e9:.1f} GB available",
+            hint=f"--set batch_size=N, {free // sequence * processes:,} at most",
+        )
 
 
 def needed_bytes(model: GPTConfig, train: TrainConfig, precision: str, micro_batch: int, processes: int = 1) -> int:
@@ -194,3 +225,50 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         times.append(time.monotonic() - start)
     return min(times)
+
+
+def measure_step(learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report) -> float:
+    """Return the seconds of a trial pass of a micro-batch, and let the learner fall back until one succeeds.
+
+    `load` returns the ids (rows, T + 1) of that many sequences. Raises BadConfig if the network cannot be compiled, or
+    memory does not suffice, as the user wanted it.
+    """
+    while True:
+        try:
+            return _seconds(learner, load(learner.execution.micro_batch), eos)
+        except Exception as error:  # torch has no common class for what a compiler or an allocator raises
+            if devices.is_compiler_error(error):
+                fallback = _eager(learner, error, report)
+            elif devices.is_out_of_memory(error):
+                fallback = _smaller(learner, report)
+            else:
+                raise
+        learner.model.zero_grad(set_to_none=True)
+        if learner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        learner.use(fallback)
+
+
+def _seconds(learner: Learner, ids: Tensor, eos: int) -> float:
+    return seconds_of(lambda: learner.probe(ids, eos), learner.device)
+
+
+def _eager(learner: Learner, error: Exception, report: Report) -> ExecutionConfig:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:_MAX_REASON]
+    if learner.config.compile == "yes":
+        raise BadConfig(
+            f"compile=yes, and the network cannot be compiled: {reason}", hint="--set compile=no, or check the compiler"
+        ) from None
+    report(f"the network cannot be compiled ({reason}): it runs without torch.compile")
+    return replace(learner.execution, compiled=False)
+
+
+def _smaller(learner: Learner, report: Report) -> ExecutionConfig:
+    size = learner.execution.micro_batch
+    if learner.config.micro_batch or size == 1 or learner.world.size > 1:
+        raise BadConfig(
+            f"{size} sequences at once do not fit into the memory of {learner.device}",
+            hint=f"--set micro_batch={max(size // 2, 1)}, or a smaller model",
+        ) from None
+    report(f"{size} sequences at once do not fit into the memory of {learner.device}: trying {size // 2}")
+    return replace(learner.execution, micro_batch=size // 2)

@@ -12,13 +12,23 @@ import msgspec
 from model import device as devices
 from model.config import TrainConfig
 from model.runs import checkpoint
-from model.runs.plan import TrainPlan
-from model.runs.run import CHECKPOINTS, RESULT, Report, Result, checkpoint_path, open_tokenizer, require_intact
+from model.runs.plan import TrainPlan, read_config
+from model.runs.run import (
+    CHECKPOINTS,
+    CONFIG,
+    RESULT,
+    Report,
+    Result,
+    checkpoint_path,
+    open_tokenizer,
+    read_result,
+    require_intact,
+)
 from model.training import loss_curve
 from model.training.baselines import Baselines
 from model.training.evaluate import ValidationSet, encode_again, evaluate, validation_set
 from model.training.metrics import LOG, METRICS, SAMPLES
-from pipeline.errors import InkstoneError
+from pipeline.errors import InkstoneError, InternalError
 from pipeline.store import files
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
@@ -36,6 +46,26 @@ def finish(folder: Path, result: Result, baselines: Baselines | None, title: str
         checkpoint.drop_moments(best)
     files.write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
     loss_curve.draw(folder / METRICS, folder, title, baselines)
+
+
+def require_readable(folder: Path, result: Result, plan: TrainPlan) -> None:
+    """Raise InternalError unless the configuration, the result and the checkpoints of a new run read back as written.
+
+    `sample`, `serve`, `export` and `train --from` read them. It takes about a millisecond: tensors are checked when
+    their checkpoint is saved.
+    """
+    states = [checkpoint.read_state(folder / CHECKPOINTS / name) for name in {result.last, result.best}]
+    parts = {
+        RESULT: (read_result(folder), result),
+        CONFIG: (read_config(folder), plan.preset),
+        CHECKPOINTS: (
+            [(state.model, state.train) for state in states],
+            [(plan.preset.model, plan.preset.train)] * len(states),
+        ),
+    }
+    for name, (actual, expected) in parts.items():
+        if actual != expected:
+            raise InternalError(f"{folder / name}: does not read back as it was written", hint="this is a bug")
 
 
 def copy_records(source: Path, target: Path) -> None:

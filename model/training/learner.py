@@ -49,17 +49,22 @@ class Learner:
         world: World,
         counts: Tensor | None = None,
     ) -> None:
-        self.config, self.device, self.execution, self.rows, self.world = config, device, how, rows, world
+        self.config, self.device, self.rows, self.world = config, device, rows, world
         self.counts = counts
         self.model = GPT(model)
         self.model.recompute = config.recompute
         self.model.to(device)
         self._wrapped = distributed.wrap(self.model, world, config.parallel)
-        self._loss: Callable[..., Tensor] = self._wrapped
-        if how.compiled:
-            self._loss = torch.compile(self._wrapped, dynamic=False)
+        self.use(how)
         self.optimizers = optim.make_optimizers(self.model, config, how.precision)
         self.average: dict[str, Tensor] = {}
+
+    def use(self, execution: ExecutionConfig) -> None:
+        """Compute the next steps as `execution` says, which must have the precision of the optimizers."""
+        self.execution = execution
+        self._loss: Callable[..., Tensor] = self._wrapped
+        if execution.compiled:
+            self._loss = torch.compile(self._wrapped, dynamic=False)
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ COLUMNS = (
     "bits_per_byte",
 )
 
+_MAX_SUM = torch.finfo(torch.float32).max
 _LINE_STEP = re.compile(rb'(?:{"step": ?)?(\d+),')  # at the start of a row, and of a sample
 
 
@@ -65,8 +66,12 @@ class RunningSums:
         self.norm = self.norm + norm
 
     def totals(self, world: World) -> tuple[int, float, float]:
-        """Return the number of steps and both sums; the loss is the mean over all processes. A collective."""
-        return self.steps, world.all_reduce_sum(float(self.loss)) / world.size, float(self.norm)
+        """Return the number of steps and both sums; the loss is the mean over all processes. A collective.
+
+        A sum of finite numbers that is infinite in float32 is its largest number: JSON has no infinity.
+        """
+        loss, norm = (min(float(total), _MAX_SUM) for total in (self.loss, self.norm))
+        return self.steps, world.all_reduce_sum(loss) / world.size, norm
 
 
 class Metrics:

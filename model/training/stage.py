@@ -115,6 +115,9 @@ class _Publisher:
         return artifact.build(self.root, identity, move_files, accept=self.accept, rebuild=self.rebuild)
 
     def _output(self, folder: Path, result: Result) -> StageOutput:
+        from model.training.finish import require_readable
+
+        require_readable(folder, result, self.plan)
         counts = {"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters}
         reason = self._reason_to_stay(folder, result)
         return StageOutput(counts, run={"reason": reason} if reason else {}, promote=not reason)

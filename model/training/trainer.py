@@ -67,7 +67,7 @@ def fit(
     world = world or World()
     report = report if world.is_main else _discard
     watch = watch if world.is_main else None
-    trainer = Trainer(draft, plan, devices.pick_device(device), report, world, resume=resume, watch=watch)
+    trainer = Trainer(draft, plan, devices.pick_device(device, report), report, world, resume=resume, watch=watch)
     tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
     if world.is_main:
         write_config(draft, plan.preset_name, plan.preset, tokenizer)
@@ -191,9 +191,15 @@ class Trainer:
         """
         validation = self.evaluator.validation
         self.baselines = compute_baselines(self.store, validation) if validation else None
-        execution, eos = self.learner.execution, self.store.tokenizer.end_of_text
-        ids = to_device(self.sampler.batch(0, execution.micro_batch), self.device)
-        seconds = estimate.seconds_of(lambda: self.learner.probe(ids, eos), self.device)
+        if self.execution_plan.note:
+            self.report(self.execution_plan.note)
+        seconds = estimate.measure_step(
+            self.learner,
+            lambda rows: to_device(self.sampler.batch(0, rows), self.device),
+            self.store.tokenizer.end_of_text,
+            self.report,
+        )
+        execution = self.learner.execution
         seconds *= math.ceil(len(self.rows) / execution.micro_batch)
         lines = estimate.plan_lines(
             self.preset_name, self.preset, len(self.store.train), self.execution_plan, execution, self.device, seconds

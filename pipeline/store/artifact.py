@@ -21,8 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pipeline.errors import (
     BadData,
     InkstoneError,
@@ -223,8 +221,7 @@ def _write_manifest(draft: Path, identity: Identity, content: StageOutput) -> No
         ledger=content.ledger,
         code=identity.code.edited,
     )
-    data = msgspec.json.encode(manifest, order="deterministic")
-    files.write_file(draft / MANIFEST, msgspec.json.format(data, indent=2))
+    files.write_file(draft / MANIFEST, manifest.encode())
     read(draft)  # nothing is published that could not be read
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import re
 import unicodedata
@@ -77,6 +78,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     counts: dict[str, Any]
     ledger: dict[str, Any]
     code: dict[str, str] = {}
+
+    def encode(self) -> bytes:
+        """Return the manifest as JSON. Raises BadConfig for a number that JSON cannot hold."""
+        require_json({"counts": self.counts, "ledger": self.ledger}, "manifest")
+        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=2)
 
     @property
     def ref(self) -> str:
@@ -198,7 +204,21 @@ class Identity:
         }
         if self.code.edited:
             content["code"] = self.code.edited
+        require_json(content["options"], "options")
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
+
+
+def require_json(value: object, name: str) -> None:
+    """Raise BadConfig for a number that JSON cannot hold: it would be written as null, or not at all."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadConfig(f"{name} is {value}, which JSON cannot hold", hint="use a finite number")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise BadConfig(f"{name} is a number of {value.bit_length()} bits", hint="use a smaller one")
+    entries = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    for key, entry in entries:
+        require_json(entry, f"{name}.{key}")
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -1028,3 +1029,13 @@ def test_file_system_without_links_is_noticed_before_the_work(
         artifact.build(root, BOOK, must_not_be_called)
     assert "--artifacts" in caught.value.hint
     assert os.listdir(root / "corpora" / "shuihu") == [".lock"]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, [1.0, -math.inf], {"rate": math.inf}, 1 << 64], ids=str)
+def test_what_json_cannot_hold_reaches_neither_a_key_nor_a_manifest(root: Path, value: object) -> None:
+    with pytest.raises(BadConfig, match=r"options\.clip"):
+        artifact.find_published(root, Identity("runs", "book", {"clip": value}, ()))
+    identity = Identity("runs", "book", {"clip": 1.0}, ())
+    with pytest.raises(BadConfig, match=r"counts\.share"):
+        artifact.build(root, identity, lambda draft: StageOutput({"share": value}))
+    assert artifact.current(root, "runs", "book") is None
