@@ -22,7 +22,9 @@ from pipeline import errors
 from pipeline.commands import console, data, maintenance, tokens
 from pipeline.commands.console import Command, Group, Outcome, Settings
 from pipeline.errors import DISTRIBUTION
+from pipeline.runtime import terminal
 from pipeline.runtime.redaction import redact
+from pipeline.runtime.terminal import printable, printable_block
 
 _IDLE_LOAD = 0.5  # average number of runnable processes in the last minute
 _BENCHMARKS = Path(__file__).resolve().parent / "benchmarks" / "command.py"
@@ -83,15 +85,23 @@ def cli(context: click.Context, /, **_: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. All errors become messages and exit codes here."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    start = time.monotonic()
+    terminal.escape_what_cannot_be_shown()
     _set_thread_wait_policy()
+    try:
+        return _run(arguments)
+    finally:
+        terminal.discard_what_cannot_be_written()
+
+
+def _run(arguments: Sequence[str]) -> int:
+    start = time.monotonic()
     try:
         return cli.main(list(arguments), prog_name="inkstone", standalone_mode=False) or 0
     except SystemExit:  # click raises it when the reader of the output closes the pipe, as `| head` does
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a bare traceback must never reach the user
         if "--debug" in arguments:
-            traceback.print_exc()
+            _print_error(printable_block(redact(traceback.format_exc().rstrip("\n"))))
         failure = console.explain(error)
     if not _is_reported_by_rank_0(failure):
         _report(failure, as_json="--json" in arguments, seconds=time.monotonic() - start)
@@ -118,11 +128,16 @@ def _is_reported_by_rank_0(failure: errors.InkstoneError) -> bool:
 
 def _report(failure: errors.InkstoneError, *, as_json: bool, seconds: float) -> None:
     message, hint = redact(failure.message), redact(failure.hint)
-    with suppress(OSError, ValueError):  # standard error may be closed
-        print(f"error: {message}" + (f" — {hint}" if hint else ""), file=sys.stderr, flush=True)
+    _print_error(printable(f"error: {message}" + (f" — {hint}" if hint else "")))
     if as_json:
         outcome = Outcome("failed", extra={"error": message, "hint": hint}, exit_code=failure.exit_code)
-        print(outcome.as_json(seconds))
+        with suppress(OSError, errors.StorageFailed):  # standard output may be what failed
+            terminal.write(f"{outcome.as_json(seconds)}\n")
+
+
+def _print_error(text: str) -> None:
+    with suppress(OSError, ValueError):  # standard error may be closed
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

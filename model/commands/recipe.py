@@ -42,7 +42,7 @@ def recipe(settings: Settings, reference: str, out: Path | None) -> Outcome:
     text = recipe_file.render(described.name, described.sections, header, explain=True)
     extra = {"recipe": text, "notes": described.notes}
     if not out:
-        return Outcome("unchanged", last.ref, extra=extra, lines=[text.rstrip("\n")], always=True)
+        return Outcome("unchanged", last.ref, extra=extra, lines=text.splitlines(), always=True)
     files.write_file(out, text.encode())
     lines = [f"built: {out}", *(f"note: {note}" for note in described.notes), f"next: inkstone refresh {out} --dry-run"]
     return Outcome("built", last.ref, out, extra=extra, lines=lines)

@@ -214,7 +214,8 @@ def sample_options(section: SampleSection) -> SampleOptions:
 
 def sample_lines(samples: list[dict[str, Any]]) -> list[str]:
     """Format continuations, with a bar between prompt and continuation."""
-    return [f"  {sample['prompt']}|{sample['text']}".replace("\n", "\n    ") for sample in samples]
+    texts = [f"  {sample['prompt']}|{sample['text']}".split("\n") for sample in samples]
+    return [line for first, *rest in texts for line in (first, *(f"    {line}" for line in rest))]
 
 
 def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:

@@ -18,6 +18,7 @@ from pipeline.commands.console import Command, Number, Outcome, Settings, option
 from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.signals import stop_on_sigterm
+from pipeline.runtime.terminal import printable_block, write
 
 if TYPE_CHECKING:
     from model.generation.engine import Sample
@@ -168,7 +169,7 @@ def sample(
     else:
         samples = session.sample(repeated, sample_options, settings.progress.stop)
         outcome.extra["samples"] = [as_fields(sample) for sample in samples]
-        outcome.lines = ["\n\n".join(map(format_sample, repeated, samples))]
+        outcome.lines = "\n\n".join(map(format_sample, repeated, samples)).split("\n")
     return outcome
 
 
@@ -192,10 +193,10 @@ def stream_samples(
 ) -> None:
     """Stream one continuation after another to standard output, token by token."""
     for index, prompt in enumerate(prompts):
-        click.echo(f"{chr(10) * bool(index)}{prompt.text}{prompt.separator}", nl=False)
+        write(printable_block(f"{chr(10) * bool(index)}{prompt.text}{prompt.separator}"))
         for text in session.stream(prompt, options, options.seed + index, stopped):
-            click.echo(text, nl=False)
-        click.echo()
+            write(printable_block(text))
+        write("\n")
 
 
 def converse(session: Session, options: SampleOptions, stopped: threading.Event) -> int:
@@ -207,12 +208,12 @@ def converse(session: Session, options: SampleOptions, stopped: threading.Event)
             with stop_on_sigterm(stopped, grace=_PROMPT_GRACE):
                 text = input(marker)
         except EOFError:
-            click.echo(nl=bool(marker))
+            write("\n" if marker else "")
             return count
         try:
             stream_samples(session, [session.encode_prompt(text)], replace(options, seed=options.seed + count), stopped)
         except KeyboardInterrupt:
-            click.echo()
+            write("\n")
         except (BadConfig, BadData) as error:  # a bad prompt does not end the session
             session.report(f"error: {error}")
         count += 1

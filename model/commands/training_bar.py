@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.commands.console import Settings
+from pipeline.runtime.terminal import printable
 
 if TYPE_CHECKING:
     from model.training.progress import TrainProgress, Watch
@@ -32,7 +33,7 @@ def training_watch(settings: Settings) -> Iterator[Watch | None]:
         bar.start()  # at the first call, after the plan was printed
         if state.sample != sample:
             sample = state.sample
-            bar.console.print(f"          {escape(sample)}", highlight=False)
+            bar.console.print(f"          {escape(printable(sample))}", highlight=False)
         bar.update(task, completed=state.fraction, status=escape(_status(state)))
 
     try:

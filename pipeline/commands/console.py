@@ -6,7 +6,6 @@ SIGTERM asks a command to stop at its next safe point, or ends it after 1.5 seco
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from pipeline import errors
-from pipeline.runtime import progress
+from pipeline.runtime import progress, terminal
 from pipeline.runtime.signals import stop_on_sigterm
 
 _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
@@ -65,7 +64,7 @@ class Outcome:
             "exit_code": self.exit_code,
             **self.extra,
         }
-        return json.dumps(fields, ensure_ascii=False)
+        return terminal.json_line(fields, encoding=getattr(sys.stdout, "encoding", None) or "utf-8")
 
 
 class Choice(click.Choice[str]):
@@ -166,9 +165,9 @@ class Command(click.Command):
         if outcome.silent:
             ctx.exit(outcome.exit_code)
         if settings.json:
-            click.echo(outcome.as_json(time.monotonic() - start))
+            terminal.write(f"{outcome.as_json(time.monotonic() - start)}\n")
         elif outcome.lines and (outcome.always or not settings.quiet):
-            click.echo("\n".join(outcome.lines))
+            terminal.write("".join(f"{terminal.printable(line)}\n" for line in outcome.lines))
         ctx.exit(outcome.exit_code)
 
 

@@ -264,7 +264,7 @@ def schedule(
             always=True,
             exit_code=process.returncode,
         )
-    return Outcome("unchanged", extra={"text": text}, lines=[text.rstrip("\n")], always=True)
+    return Outcome("unchanged", extra={"text": text}, lines=text.splitlines(), always=True)
 
 
 @click.command(cls=Command)

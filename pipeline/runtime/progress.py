@@ -8,7 +8,6 @@ results. A failure to print or to log, such as a full disk or a closed pipe, nev
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 
 from pipeline.errors import TryAgain
 from pipeline.runtime.redaction import redact
+from pipeline.runtime.terminal import json_line, printable
 
 Advance = Callable[[int], None]
 _HEARTBEAT = 60.0  # seconds
@@ -37,7 +37,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Report one line."""
         level = logging.WARNING if text.startswith("warning: ") else logging.INFO
-        logging.getLogger("pipeline").log(level, "%s", redact(text).removeprefix("warning: "))
+        logging.getLogger("pipeline").log(level, "%s", _shown(text).removeprefix("warning: "))
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -59,6 +59,11 @@ class Progress:
             raise TryAgain(f"stopped by a signal; {saved}", hint="run the same command again to resume")
 
 
+def _shown(text: str) -> str:
+    """Return one line as it may be shown: without credentials and control characters."""
+    return printable(redact(text))
+
+
 class SilentProgress(Progress):
     """No messages at all: --quiet, and tests."""
 
@@ -71,7 +76,7 @@ class LineProgress(Progress):
 
     def note(self, text: str) -> None:
         with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
-            print(redact(text), file=sys.stderr, flush=True)
+            print(_shown(text), file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -93,12 +98,13 @@ class BarProgress(LineProgress):
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as RichProgress
 
         columns = ("[progress.description]{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as rich:
-            task = rich.add_task(title, total=total)
+            task = rich.add_task(escape(_shown(title)), total=total)
             yield lambda count: rich.advance(task, count)
 
 
@@ -116,7 +122,7 @@ class JsonLogProgress(Progress):
     def event(self, event: str, **fields: Any) -> None:
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         values = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
-        line = json.dumps({"ts": timestamp, "run_id": self._run_id, "event": event, **values}, ensure_ascii=False)
+        line = json_line({"ts": timestamp, "run_id": self._run_id, "event": event, **values})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as log:

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 _USER = re.compile(r"(?<=://)[^/\s]*@")  # up to the last @ before the path: a password may contain one
 _QUERY = re.compile(r"(https?://[^\s?\"']+\?)[^\s\"<>]+", re.IGNORECASE)
-_PATH_QUERY = re.compile(r"(/[^\s?\"']*\?)[^\s\"<>=]+=[^\s\"<>]+")  # a URL without its host, as in urllib3's errors
+# A URL without its host, as in urllib3's errors: a query with an equals sign, or any after "with url:"
+_PATH_QUERY = re.compile(r"(with url: [^\s?]*\?|/[^\s?\"']*\?(?=[^\s\"<>=]+=))[^\s\"<>]+")
 _TOKEN = re.compile(r"\b(hf_|Bearer\s+|Basic\s+)[\w.~+/=-]{4,}")
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _MIN_SECRET = 4  # characters: a shorter value is not a secret, and would match everywhere
@@ -31,7 +32,8 @@ def _secrets(environment: Mapping[str, str]) -> list[str]:
         if name.lower().endswith("_proxy") and "@" in value:
             password = value.rpartition("@")[0].rpartition("/")[2].partition(":")[2]
             secrets += [password, unquote(password)]
-    return sorted((secret for secret in secrets if len(secret) >= _MIN_SECRET), key=len, reverse=True)
+    secrets += [repr(secret)[1:-1] for secret in secrets]  # as a traceback quotes them
+    return sorted({secret for secret in secrets if len(secret) >= _MIN_SECRET}, key=len, reverse=True)
 
 
 def redact_url(url: str) -> str:

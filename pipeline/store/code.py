@@ -24,6 +24,7 @@ HARMLESS = {  # to every stage
     "pipeline/runtime/progress.py": "reports to people",
     "pipeline/runtime/redaction.py": "hides secrets in messages",
     "pipeline/runtime/regular_file.py": "refuses what is not a file",
+    "pipeline/runtime/terminal.py": "prints lines",
     "pipeline/runtime/signals.py": "stops a stage, which publishes nothing then",
     "pipeline/sources": "fetches and selects files, whose names and hashes are part of the key",
     "pipeline/store": "computes keys, and stores files without changing them",

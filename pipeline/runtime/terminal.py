@@ -1,0 +1,91 @@
+"""Text for terminals, pipes and logs: without control characters, and with escapes for what cannot be shown.
+
+File names, manifests, headers of servers and generated texts may contain escape sequences that clear the screen, or
+marks that reverse the reading order. Every line that the program prints passes through `printable` or `json_line`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from pipeline.errors import StorageFailed
+
+# Controls, line separators, marks of reading order, invisible format characters, and lone surrogates (bytes of a name
+# that are not UTF-8). The joiners U+200C and U+200D stay: scripts and emoji need them.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_UNSAFE_BLOCK = re.compile(rf"(?![\t\n]){_UNSAFE.pattern}")
+_UNSAFE_LINE = re.compile(rf"(?!\t){_UNSAFE.pattern}")
+
+
+def printable(text: str) -> str:
+    r"""Return `text` as one line that is safe to print: `\x1b` for an escape character, `\n` for a line break."""
+    return _UNSAFE_LINE.sub(_escaped, text)
+
+
+def printable_block(text: str) -> str:
+    """Return `text` of several lines as it is safe to print; line breaks stay."""
+    return _UNSAFE_BLOCK.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def json_line(fields: Mapping[str, Any], *, encoding: str = "utf-8") -> str:
+    """Return `fields` as one line of JSON, with escapes for unsafe characters and those that `encoding` lacks."""
+    is_unicode = encoding.lower().startswith("utf")
+    return _UNSAFE.sub(_json_escaped, json.dumps(fields, ensure_ascii=not is_unicode))
+
+
+def _json_escaped(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1]
+
+
+def write(text: str) -> None:
+    """Write to standard output at once. Raises StorageFailed if that fails, BrokenPipeError if nobody reads it."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        problem = f"standard output: {(error.strerror or str(error)).lower()}"
+        raise StorageFailed(problem, hint="what was built is kept; see it with `status`") from error
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Let the standard streams show an escape for each character that their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_what_cannot_be_written() -> None:
+    """Flush the standard streams, and empty those that fail: the interpreter would fail on them again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        stream.flush()
+    except (OSError, ValueError):  # a stream without a descriptor, or closed: nothing is left to flush
+        return
