@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 DISTRIBUTION = "inkstone-gpt"  # the name that pip installs
+_EXTRAS = {  # of setup.cfg, by package or module
+    "rensa": "dedup",
+    "opencc": "zh",
+    "tensorboard": "logging",
+    "gguf": "exchange",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+_OWN_MODULES = ("cli", "pipeline", "model", "benchmarks", "tests")
 _IS_CHECKOUT = (Path(__file__).resolve().parent.parent / "setup.cfg").is_file()
 
 
@@ -36,6 +46,15 @@ class InkstoneError(Exception):
 def install_command(extra: str) -> str:
     """Return the command that installs an optional extra, for a checkout or for an installed package."""
     return f"pip install -e '.[{extra}]'" if _IS_CHECKOUT else f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def missing_package(package: str) -> BadConfig:
+    """Return the error for a package that is not installed, with the command that installs it."""
+    extra = _EXTRAS.get(package.lower())
+    return BadConfig(
+        f"this needs the Python package {package}, which is not installed",
+        hint=install_command(extra) if extra else f"pip install {package}",
+    )
 
 
 def _rebuild(error_class: type[InkstoneError], message: str, hint: str) -> InkstoneError:
@@ -147,6 +166,8 @@ class Terminated(KeyboardInterrupt):
     """No safe point came in time after SIGTERM. What handles Ctrl-C handles this too."""
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # how Python keeps a byte of a name that is not UTF-8
+_CONTEXT = 30  # characters before and after one, in an error
 _MAX_REASON = 100  # characters: no operating system needs more to name an error
 _BY_ERRNO: dict[int, tuple[type[InkstoneError], str]] = {
     errno.ENOSPC: (StorageFailed, "free some space, or inodes (`df -i`), then run the same command again"),
@@ -189,5 +210,12 @@ def to_inkstone_error(error: BaseException) -> InkstoneError:
         return Interrupted("interrupted", hint=hint)
     if isinstance(error, OSError):
         return from_os_error(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in _OWN_MODULES:
+        return missing_package(error.name.split(".")[0])
+    if isinstance(error, UnicodeEncodeError) and _SURROGATE.match(error.object, error.start):
+        name = " ".join(error.object[max(0, error.start - _CONTEXT) : error.end + _CONTEXT].split())
+        return BadConfig(f"{name!a}: not UTF-8", hint="rename the file, or write the option in UTF-8")
+    if isinstance(error, MemoryError):
+        return WorkerLost("out of memory", hint="use fewer --jobs or smaller values, or split the input")
     message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return InternalError(message, hint="this is a bug; run the command with --debug to see where")

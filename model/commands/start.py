@@ -19,6 +19,7 @@ from model.commands.options import DEVICE
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.runtime.regular_file import require_utf8
 
 if TYPE_CHECKING:
     from model.presets import Choice
@@ -92,6 +93,8 @@ def start(
         raise BadConfig(f"--minutes must be a number greater than 0, got {minutes:g}", hint="for example --minutes 5")
     if not all(references):
         raise BadConfig("one of the inputs is an empty string", hint="name a file or a folder; `.` is the current one")
+    for reference in references:
+        require_utf8(reference)
     options = InputOptions(include, exclude, text_fields, encoding, max_bad)
     path = _recipe_path(settings.root, references, name)
     sources = list(dict.fromkeys(recipe_file.as_source(reference, path.parent) for reference in references))

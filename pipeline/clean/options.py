@@ -15,6 +15,7 @@ from pipeline.clean import profiles
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
 from pipeline.clean.rules import boilerplate, gaiji, lacunae, notes, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
+from pipeline.readers.encoding import codec_name
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.runtime.regular_file import regular_file
 
@@ -136,6 +137,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.min_han is not None and not 0 <= self.min_han <= 1:
             raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="pass a fraction of the letters")
+        codec_name(self.encoding)
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
         load_tables(self)

@@ -89,7 +89,7 @@ def read_text(
 
 def decode_blocks(blocks: Iterator[bytes], label: str, stats: EncodingStats, *, encoding: str = AUTO) -> Iterator[str]:
     """Yield the text of a file that is read already, like `read_text`; `label` is its name in errors."""
-    requested, nuls = _codec_name(encoding), NulFilter()
+    requested, nuls = codec_name(encoding), NulFilter()
     is_blank, size = True, 0
     try:
         for piece in _pieces(blocks, requested, stats, nuls):
@@ -210,8 +210,8 @@ def _ascii_prefix(data: bytes) -> int:
 # Detection
 
 
-def _codec_name(encoding: str) -> str:
-    """Return Python's name of an encoding, replaced by its superset if it has one."""
+def codec_name(encoding: str) -> str:
+    """Return Python's name of an encoding, or of its superset if it has one. Raises BadConfig if it is unknown."""
     if encoding == AUTO:
         return AUTO
     try:

@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import BadData, InputMissing
+from pipeline.errors import BadConfig, BadData, InputMissing
 
 _BLOCKING = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -64,3 +64,11 @@ def not_regular(path: Path, expected: str = "a file") -> BadData:
     mode = path.stat().st_mode
     kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a file")
     return BadData(f"{path}: expected {expected}, got {kind}", hint="move it away, then run the same command again")
+
+
+def require_utf8(path: str) -> None:
+    """Raise BadConfig if a path, which is going to be recorded, is not valid UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise BadConfig(f"{path!r}: the file name is not valid UTF-8", hint="rename the file or folder") from None

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.runtime.redaction import redact_url
-from pipeline.runtime.regular_file import regular_file
+from pipeline.runtime.regular_file import regular_file, require_utf8
 from pipeline.sources import dataset as datasets
 from pipeline.sources.walk import LeftOut, require_text, walk
 from pipeline.store.manifest import name_from_path
@@ -201,12 +201,15 @@ def _local(
     leave_out: Sequence[Path],
     text_fields: Sequence[str],
 ) -> Source:
+    require_utf8(os.path.abspath(path))
     if regular_file(path).is_file():
         require_text(path)
         file = SourceFile(path.name, local=path)
         return Source(_own_name(path.name), (file,), origin=os.path.abspath(path), folders=(("", path.parent),))
     if path.is_dir():
         data = walk(path, include=include, exclude=exclude, leave_out=leave_out, text_fields=text_fields)
+        for entry in data.files:
+            require_utf8(str(entry))
         files = tuple(SourceFile(file.relative_to(path).as_posix(), local=file) for file in data.files)
         origin = os.path.abspath(path)
         name = _own_name(os.path.basename(origin))

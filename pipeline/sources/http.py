@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import functools
+import importlib.util
 import os
 import random
 import re
@@ -22,7 +23,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
+from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain, missing_package
 from pipeline.runtime.redaction import redact, redact_url
 from pipeline.sources.redirects import check_redirect, origin
 from pipeline.sources.watchdog import send_in_time, shut_down_when
@@ -257,7 +258,7 @@ class HTTPClient:
             method,
             current_url,
             headers={**headers, **credentials},
-            proxies=requests.utils.get_environ_proxies(current_url, no_proxy=None),
+            proxies=_proxies(current_url),
             stream=True,
             timeout=self._network.timeout(),
             allow_redirects=False,
@@ -373,9 +374,18 @@ def server_date(url: str, stop: threading.Event) -> str:
         ) from None
 
 
+def _proxies(url: str) -> dict[str, str]:
+    """Return the proxies of the environment. Raises BadConfig for a SOCKS proxy if PySocks is not installed."""
+    proxies: dict[str, str] = requests.utils.get_environ_proxies(url, no_proxy=None)
+    is_socks = (requests.utils.select_proxy(url, proxies) or "").lower().startswith("socks")
+    if is_socks and importlib.util.find_spec("socks") is None:
+        raise missing_package("PySocks")
+    return proxies
+
+
 def _probe(method: str, url: str, network: Network) -> requests.Response:
     """Return the headers of a response to a request without credentials, whatever its status."""
-    proxies, timeout = requests.utils.get_environ_proxies(url, no_proxy=None), network.timeout()
+    proxies, timeout = _proxies(url), network.timeout()
     with _Session() as session:
         send = functools.partial(session.request, method, url, timeout=timeout, proxies=proxies, stream=True)
         response = network.send(redact_url(url), send)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.regular_file import regular_file
+from pipeline.runtime.regular_file import regular_file, require_utf8
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
 from pipeline.sources.catalogue import CATALOGUE, resolve_source
 from pipeline.sources.dataset import PREFIX
@@ -262,10 +262,7 @@ def _source_part(
 
 def _local_files(root: Path, names: dict[Path, str], deep: bool) -> list[InputFile]:
     for name in names.values():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise BadConfig(f"{name!r}: the file name is not valid UTF-8", hint="rename the file") from None
+        require_utf8(name)
     stamps = [file_stamp(path) for path in names]  # before hashing, so that a change in between is noticed on reading
     digests = local_hashes(root, list(names), deep=deep)
     return [InputFile(*fields) for fields in zip(names, names.values(), digests, stamps, strict=True)]

@@ -92,8 +92,9 @@ def survey(
 ) -> Survey:
     """Read a sample of each input, given as its name and its files; `encoding` and `text_fields` as in the readers.
 
-    Raises BadData if a file cannot be read.
+    Raises BadData if a file cannot be read, BadConfig for an unknown encoding.
     """
+    encodings.codec_name(encoding)
     summaries, texts = [], []
     budget = _READ // max(1, len(inputs))
     for reference, paths in inputs:

@@ -58,7 +58,16 @@ def write_run(draft: Path, identity: Identity, start: float, run: Mapping[str, A
         **({} if promoted else {"promoted": False}),
         "generation": 1 + max((read_run_info(draft.parent / key).generation for key in earlier), default=0),
     }
-    files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(content), indent=2))
+    files.write_file(draft / RUN, msgspec.json.format(msgspec.json.encode(_in_utf8(content)), indent=2))
+
+
+def _in_utf8(value: Any) -> Any:
+    """Return `value` with escapes for the bytes of paths that are not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_in_utf8(key): _in_utf8(entry) for key, entry in value.items()}
+    return [_in_utf8(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
 
 import msgspec
 
-from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.errors import BadConfig, BadData, InputMissing, missing_package
 from pipeline.runtime.regular_file import read_regular
 from pipeline.store.code import AS_RELEASED, CodeState
 
@@ -187,9 +187,13 @@ class Identity:
     code: CodeState = AS_RELEASED
 
     def versions(self) -> dict[str, str]:
-        from importlib.metadata import version  # as slow to import as the rest of this package
+        """Return the versions of `libraries`. Raises BadConfig if one is not installed."""
+        from importlib.metadata import PackageNotFoundError, version  # as slow to import as the rest of this package
 
-        return {name: version(name) for name in self.libraries}
+        try:
+            return {name: version(name) for name in self.libraries}
+        except PackageNotFoundError as error:
+            raise missing_package(str(error.name)) from None
 
     @property
     def key(self) -> str:
