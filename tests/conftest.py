@@ -81,6 +81,7 @@ SLOW = (
     "tests/pipeline/tokens/test_stage.py",
     "tests/pipeline/tokens/test_worker.py",
     "tests/pipeline/tokens/test_writer.py",
+    "tests/test_bad_values.py",
     "tests/test_chain.py",
     "tests/test_cli.py::test_bad_input_prints_one_line_with_hint_and_publishes_nothing",
     "tests/test_cli.py::test_closed_pipe_is_not_an_error",

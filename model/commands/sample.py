@@ -46,7 +46,7 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
     ),
     click.option(
         "--num-samples",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 65_536),
         metavar="N",
         default=1,
         show_default=True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from model.config import GPTConfig
 from model.runs.run import Report, checkpoint_path, open_tokenizer, require_intact
 from pipeline.errors import BadConfig, BadData, InputMissing, TryAgain
+from pipeline.runtime.regular_file import regular_file
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Integers, Tokenizer, Unencodable
 
@@ -130,8 +131,10 @@ def encode(tokenizer: Tokenizer, text: str, report: Report) -> list[int]:
 
 
 def _read_prompt_file(path: Path) -> bytes:
-    """The first bytes of a file, one more than a prompt may have."""
+    """The first bytes of a file, one more than a prompt may have. A named pipe, which may have no end, is refused."""
     if not path.exists() or path.is_dir():  # not is_file: it may be a pipe
         raise InputMissing(f"{path}: no such file", hint="check the path")
+    if path.is_fifo() and path.parts[:2] not in (("/", "dev"), ("/", "proc")):  # those are of a shell: <(command)
+        regular_file(path)
     with open(path, "rb") as file:
         return file.read(_MAX_PROMPT_BYTES + 1)

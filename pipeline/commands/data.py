@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "Network",
     click.option(
         "--jobs",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1024),
         metavar="N",
         default=2,
         show_default=True,

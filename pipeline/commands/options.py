@@ -21,7 +21,7 @@ _MAX_NAMES = 8  # of artifacts in a line
 
 JOBS = click.option(
     "--jobs",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1024),
     metavar="N",
     default=0,
     help="Number of worker processes; 0 (default) uses one per core.",

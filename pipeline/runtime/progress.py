@@ -9,6 +9,7 @@ results. A failure to print or to log, such as a full disk or a closed pipe, nev
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -62,6 +63,11 @@ class Progress:
 def _shown(text: str) -> str:
     """Return one line as it may be shown: without credentials and control characters."""
     return printable(redact(text))
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a log; a FIFO that nobody reads is an error (ENXIO) instead of a wait."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 class SilentProgress(Progress):
@@ -125,7 +131,7 @@ class JsonLogProgress(Progress):
         line = json_line({"ts": timestamp, "run_id": self._run_id, "event": event, **values})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as log:
+            with open(self._path, "a", encoding="utf-8", opener=_open_without_waiting) as log:
                 log.write(line + "\n")
         except OSError as error:
             if not self._warned:

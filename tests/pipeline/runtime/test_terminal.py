@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -140,3 +141,12 @@ def test_output_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         terminal.write("x")
     monkeypatch.setattr(sys, "stdout", None)
     terminal.write("x")
+
+
+def test_log_that_is_a_pipe_without_a_reader_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "log")
+    JsonLogProgress(LineProgress(), tmp_path / "log", "1").note("a note")
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {tmp_path / 'log'}: No such device or address; continuing without a log",
+        "a note",
+    ]
