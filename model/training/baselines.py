@@ -68,7 +68,8 @@ def compute_baselines(store: TokenStore, validation: ValidationSet) -> Baselines
     targets = ids[1:].astype(np.int64)
     unigrams = unigram(train, vocab_size)
     bigrams = bigram(train, ids[:-1].astype(np.int64), targets, unigrams)
-    zstd_bits = _zstd_bits_per_byte(store.tokenizer.decode(targets.tolist())) * validation.bytes
+    text = "".join(validation.documents) or store.tokenizer.decode(targets.tolist())
+    zstd_bits = _zstd_bits_per_byte(text) * validation.bytes
     return Baselines(
         uniform=math.log(vocab_size),
         unigram=-float(np.log(unigrams[targets]).mean()),

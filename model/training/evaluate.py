@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,27 +15,30 @@ from model.network.masks import document_mask
 from model.training.distributed import World
 from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer
+from pipeline.tokenizers.roundtrip import roundtrip_of
+from pipeline.tokens.originals import has_originals, validation_documents
 from pipeline.tokens.store import TokenStore
 
-_CODE_POINT_BITS = math.log2(0x110000)
+_CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
 _BATCH_VALUES = 1 << 24  # of the widest layer, 64 MiB: larger batches are no faster, since memory limits them
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The ids to score, after an end-of-text id that is not scored, and the size of the text that they decode to.
+    """The ids to score, after an end-of-text id that is not scored, and the size of the text that they encode.
 
-    `unknown` of the characters have no id of their own.
+    `unknown` of the characters are not in the vocabulary. `documents` is the text if the ids may decode to another one.
     """
 
     ids: np.ndarray
     characters: int
     bytes: int
     unknown: int = 0
+    documents: tuple[str, ...] = ()
 
     @property
     def unknown_bits(self) -> float:
-        """Bits that the unknown characters cost besides their id: a uniform choice among all code points.
+        """Bits that the unknown characters cost besides their id: a uniform choice among the 1,112,064 code points.
 
         Without this cost a tokenizer with a smaller alphabet would seem better.
         """
@@ -44,7 +47,7 @@ class ValidationSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` in nats per token; bits per character and per byte of the text that the scored tokens decode to, with the
+    """`loss` in nats per token; bits per character and per byte of the text that the scored tokens encode, with the
     cost of unknown characters."""
 
     loss: float
@@ -53,29 +56,65 @@ class Evaluation:
 
 
 def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
-    """Take the ids of the first `max_bytes` of validation text, for any tokenizer; 0 takes all of it.
+    """Take the first `max_bytes` of validation text, for any tokenizer; 0 takes all of it.
 
     Raises BadData if there are no validation tokens.
     """
     count = len(store.val)
+    if count < 1:
+        raise BadData(f"{store.artifact.path}: there are no validation tokens", hint="raise --val-fraction")
+    if has_originals(store):
+        ids, texts = _original_text(store, max_bytes)
+        return scored_set(store.tokenizer, ids, texts)
     ids = store.val.read(0, min(count, _most_ids(max_bytes)) if max_bytes else count)
     if max_bytes:
         ids = ids[: _count_within(store.tokenizer, ids, max_bytes)]
-    if len(ids) < 1:
-        raise BadData(f"{store.artifact.path}: there are no validation tokens", hint="raise --val-fraction")
     return scored_set(store.tokenizer, ids)
 
 
-def scored_set(tokenizer: Tokenizer, ids: np.ndarray) -> ValidationSet:
-    """Score all of `ids` (int64, shape (T,)), as the beginning of a document."""
-    text = tokenizer.decode(ids.tolist())
+def scored_set(tokenizer: Tokenizer, ids: np.ndarray, texts: Sequence[str] = ()) -> ValidationSet:
+    """Score all of `ids` (int64, shape (T,)), as the beginning of a document.
+
+    `texts` are the documents that they encode, () if the ids decode to them.
+    """
+    text = "".join(texts) if texts else tokenizer.decode(ids.tolist())
+    roundtrip = roundtrip_of(tokenizer)
+    if not roundtrip:
+        unknown = 0
+    elif texts:
+        unknown = sum(map(roundtrip.count_unknown, texts))
+    else:
+        unknown = 0 if tokenizer.unknown_id is None else int((ids == tokenizer.unknown_id).sum())
     eos = np.array([tokenizer.end_of_text], ids.dtype)
     return ValidationSet(
         np.concatenate([eos, ids]),
         max(len(text), 1),
         max(len(text.encode(errors="replace")), 1),
-        0 if tokenizer.unknown_id is None else int((ids == tokenizer.unknown_id).sum()),
+        unknown,
+        tuple(texts),
     )
+
+
+def _original_text(store: TokenStore, max_bytes: int) -> tuple[np.ndarray, list[str]]:
+    """Return the ids and the documents of the first `max_bytes` of the original validation text.
+
+    The last document is cut and encoded again, because its ids do not tell where its text may be cut.
+    """
+    rows: list[np.ndarray] = []
+    texts: list[str] = []
+    size = 0
+    for ids, text in validation_documents(store):
+        data = text.encode(errors="replace")
+        if max_bytes and size + len(data) > max_bytes:
+            beginning = data[: max_bytes - size].decode(errors="ignore") or ("" if texts else text[:1])
+            if beginning:
+                rows.append(np.array(store.tokenizer.encode(beginning), np.int64))
+                texts.append(beginning)
+            break
+        rows.append(ids)
+        texts.append(text)
+        size += len(data)
+    return np.concatenate(rows), texts
 
 
 def encode_again(tokenizer: Tokenizer, validation: ValidationSet, other: Tokenizer) -> ValidationSet:
@@ -87,12 +126,14 @@ def encode_again(tokenizer: Tokenizer, validation: ValidationSet, other: Tokeniz
         return validation
     ids = validation.ids[1:]
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
+    documents = [document.tolist() for document in np.split(ids, ends + 1)]
+    texts = list(validation.documents) or list(map(tokenizer.decode, documents))
     encoded: list[int] = []
-    for document in np.split(ids, ends + 1):
-        encoded += other.encode(tokenizer.decode(document.tolist()))
-        if len(document) and document[-1] == tokenizer.end_of_text:
+    for text, document in zip(texts, documents, strict=False):  # after a last end-of-text there is no document
+        encoded += other.encode(text)
+        if document and document[-1] == tokenizer.end_of_text:
             encoded.append(other.end_of_text)
-    scored = scored_set(other, np.array(encoded, np.int64))
+    scored = scored_set(other, np.array(encoded, np.int64), texts)
     return replace(scored, characters=validation.characters, bytes=validation.bytes)
 
 

@@ -114,6 +114,11 @@ def train_tokenizer(
     INCLUDE,
     EXCLUDE,
     MAX_BAD,
+    click.option(
+        "--allow-unknown",
+        is_flag=True,
+        help="Accept a text of which more than 5 % of the characters are not in the vocabulary.",
+    ),
 )
 @option_group(
     "Validation split",
@@ -331,6 +336,8 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
 
 
 def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
+    from pipeline.tokens.totals import describe_unknown
+
     counts = summary.counts
     lines = [
         tokens.ref,
@@ -342,6 +349,7 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
             for split in summary.segments
         ),
         f"longest    {summary.longest:,} tokens",
+        *([f"unknown    {describe_unknown(counts)}"] if "unknown_characters" in counts else []),
     ]
     if "encoder" in counts:
         lines.append(f"encoder    {counts['encoder']}, {counts['compared']:,} documents compared")

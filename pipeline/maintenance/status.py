@@ -22,6 +22,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.generations import current_key, read_run_info, shelves
 from pipeline.store.leftovers import leftovers
 from pipeline.store.manifest import MANIFEST
+from pipeline.tokens.totals import describe_unknown
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def _summary(current: Artifact) -> str:
         "tokens": ("documents", "tokens"),
         "runs": ("steps", "parameters"),
     }[current.manifest.kind]
-    return ", ".join(f"{counts[name]:,} {name}" for name in names if name in counts)
+    texts = [f"{counts[name]:,} {name}" for name in names if name in counts]
+    return ", ".join(texts + ([describe_unknown(counts)] if counts.get("unknown_characters") else []))
 
 
 class _RunResult(msgspec.Struct):

@@ -64,7 +64,8 @@ class Ledger:
         """Check the ledger and return it as a plain dict.
 
         Raises InternalError when a tally does not add up, and TooManyRejects when the bad documents exceed the
-        fraction `max_bad` of the `record_count` records that were read (None: of all documents).
+        fraction `max_bad` of the `record_count` records that were read (None: of all documents but
+        blank lines).
         """
         for name, tally in (("documents", self.documents), ("characters", self.characters)):
             accounted = tally.out + sum(tally.dropped.values()) - sum(tally.added.values())
@@ -73,7 +74,9 @@ class Ledger:
                     f"the ledger of {name} does not add up: {tally.came:,} in, {accounted:,} accounted for",
                     hint="this is a bug; nothing was published",
                 )
-        records = self.documents.came if record_count is None else record_count
+        records = record_count
+        if records is None:
+            records = self.documents.came - self.documents.dropped.get("blank-line", 0)
         if self.documents.bad > max_bad * records:
             reasons = ", ".join(
                 f"{count:,} {reason}" for reason, count in self.documents.dropped.items() if reason.startswith("bad-")

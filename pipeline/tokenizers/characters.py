@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.store import files
-from pipeline.tokenizers.tokenizer import FlatIds, TokenizerCard, save_card
+from pipeline.tokenizers.tokenizer import FlatIds, TokenizerCard, code_points, save_card
 
 _CHARACTERS = "characters.txt"
 _ANYWHERE = re.compile("(?s:(?<=.)(?=.))")
@@ -23,6 +23,7 @@ class Characters:
     kind = "char"
     encoder = "characters"
     boundary = _ANYWHERE
+    normalizes = False
     UNKNOWN = unknown_id = 1
     FIRST = 2
 
@@ -33,7 +34,7 @@ class Characters:
         self.vocab_size = self.FIRST + len(characters)
         self.fingerprint = f"char:{hashlib.sha256(characters.encode()).hexdigest()[:16]}"
         self._ids = np.full(0x110000, self.UNKNOWN, np.uint32)
-        self._ids[_code_points(characters)] = np.arange(self.FIRST, self.vocab_size)
+        self._ids[code_points(characters)] = np.arange(self.FIRST, self.vocab_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.characters, self.name)
@@ -48,12 +49,12 @@ class Characters:
         save_card(self, folder)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._ids[_code_points(text)].tolist()
+        ids: list[int] = self._ids[code_points(text)].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> FlatIds:
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        return self._ids[_code_points("".join(texts))], lengths
+        return self._ids[code_points("".join(texts))], lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         # Printed editions use □ for an illegible character.
@@ -70,7 +71,8 @@ class Characters:
         vocabulary = set(self.characters)
         return "".join(dict.fromkeys(character for character in text if character not in vocabulary))
 
+    def count_unknown(self, text: str) -> int:
+        return int((self._ids[code_points(text)] == self.UNKNOWN).sum())
 
-def _code_points(text: str) -> np.ndarray:
-    """Return the code points of a text as uint32 of shape (characters,)."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    def normalize(self, text: str) -> str:
+        return text

@@ -106,6 +106,10 @@ class FastTokenizer:
         return self._file.unknown_id()
 
     @functools.cached_property
+    def normalizes(self) -> bool:
+        return not self._file.is_exact() or any(self.decode(self._encode_if_possible(text)) != text for text in "a山")
+
+    @functools.cached_property
     def boundary(self) -> re.Pattern[str] | None:
         return safe_boundary(self.encode) if self._file.is_divisible() else None
 
@@ -168,6 +172,19 @@ class FastTokenizer:
         return "".join(
             character for character in dict.fromkeys(text) if self.unknown_id in self._encode_if_possible(character)
         )
+
+    def count_unknown(self, text: str) -> int:
+        if self.unknown_id is None:
+            return 0
+        with _as_unencodable():
+            encoding = self._library.encode(_valid(text), add_special_tokens=False)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)  # an unknown word or run of characters is one token
+        return sum(max(end - start, 1) for token, (start, end) in spans if token == self.unknown_id)
+
+    def normalize(self, text: str) -> str:
+        normalizer = self._library.normalizer
+        normalized: str = normalizer.normalize_str(_valid(text)) if normalizer else text
+        return normalized
 
     def _encode_if_possible(self, text: str) -> list[int]:
         try:

@@ -18,6 +18,7 @@ class Integers:
     encoder = "integers"
     boundary = None
     unknown_id = None
+    normalizes = False
     name = "integers"
     end_of_text = 0
 
@@ -50,3 +51,9 @@ class Integers:
 
     def unknown_characters(self, text: str) -> str:
         return ""
+
+    def count_unknown(self, text: str) -> int:
+        return 0
+
+    def normalize(self, text: str) -> str:
+        return text

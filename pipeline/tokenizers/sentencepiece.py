@@ -15,6 +15,20 @@ from pipeline.store import files
 from pipeline.tokenizers.tokenizer import FlatIds, TokenizerCard, flat_ids, save_card
 
 _MODEL = "tokenizer.model"
+_NORMALIZED = (
+    "a  a",
+    " a",
+    "a ",
+    "a\na",
+    "a\ta",
+    "A",
+    "Ａ",
+    "，",
+    "㈱",
+    "ﬁ",
+    "e\u0301",
+    "a\u200ba",
+)  # by most normalizers
 
 
 class SentencePiece:
@@ -117,6 +131,22 @@ class SentencePiece:
         return "".join(
             character for character in dict.fromkeys(text) if self.decode(self.encode(character)) != character
         )
+
+    @functools.cached_property
+    def normalizes(self) -> bool:
+        return any(self.normalize(text) != text for text in _NORMALIZED)
+
+    def count_unknown(self, text: str) -> int:
+        if self.unknown_id is None:
+            return 0
+        pieces = self.processor.encode(text, return_type="offset_mapping")  # a run of unknown characters is one piece
+        runs = zip(pieces["ids"], pieces["pieces"], pieces["offsets"], strict=True)
+        # A normalizer may make several characters of one, or one of several.
+        return sum(max(min(end - start, len(run)), 1) for token, run, (start, end) in runs if token == self.unknown_id)
+
+    def normalize(self, text: str) -> str:
+        normalized: str = self.processor.normalize(text)
+        return normalized.replace("▁", " ")
 
 
 def _fingerprint_of(model: bytes) -> str:

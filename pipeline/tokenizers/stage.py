@@ -23,6 +23,8 @@ from pipeline.tokenizers.training_text import (
     find_sentences,
     flags_of,
     format_characters,
+    is_foreign,
+    raw_lines,
     size_of,
 )
 
@@ -112,6 +114,8 @@ def identify(
     options |= {"flags": flags.settings()} if flags else {}
     if kind in _SAMPLE_BYTES and size_of(texts) > _SAMPLE_BYTES[kind]:
         options["sample_bytes"] = _SAMPLE_BYTES[kind]
+    if any(map(is_foreign, texts)):
+        options["line_ends"] = "\n"
     return Identity(
         "tokenizers",
         name,
@@ -179,10 +183,8 @@ def _train(
 
 def _train_characters(texts: Sequence[Sentences], vocab_size: int, name: str) -> Characters:
     counts: Counter[str] = Counter()
-    for text in texts:
-        with open(text.path, encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                counts.update(line)
+    for line in raw_lines(texts):
+        counts.update(line.decode())
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     characters = ranked[: vocab_size - Characters.FIRST] if vocab_size else ranked
     return Characters("".join(characters), name)

@@ -40,6 +40,7 @@ class Tiktoken:
     kind = "tiktoken"
     boundary = WORD_OR_LINE
     unknown_id = None
+    normalizes = False
 
     def __init__(
         self, name: str, ranks: bytes, pattern: str, vocab_size: int, end_of_text: int, encoder: str = "auto"
@@ -131,3 +132,9 @@ class Tiktoken:
 
     def unknown_characters(self, text: str) -> str:
         return ""
+
+    def count_unknown(self, text: str) -> int:
+        return 0
+
+    def normalize(self, text: str) -> str:
+        return text

@@ -40,6 +40,7 @@ class Tokenizer(Protocol):
 
     `end_of_text` is the id that follows every document. `vocab_size` counts all ids. `fingerprint` identifies the
     vocabulary. `unknown_id` encodes the characters that are not in the vocabulary, None if every text can be encoded.
+    `normalizes` is true if ids may decode to another text than was encoded even if all its characters are known.
     `encoder` names the library that encodes batches. `boundary` matches, with zero width, the positions where a text
     can be cut so that the ids of its parts, concatenated, are the ids of the text; None if no such position is known.
     """
@@ -53,6 +54,9 @@ class Tokenizer(Protocol):
 
     @property
     def unknown_id(self) -> int | None: ...
+
+    @property
+    def normalizes(self) -> bool: ...
 
     @property
     def boundary(self) -> re.Pattern[str] | None: ...
@@ -74,6 +78,12 @@ class Tokenizer(Protocol):
 
     def unknown_characters(self, text: str) -> str:
         """Return the characters of `text` that this tokenizer cannot represent, each once."""
+
+    def count_unknown(self, text: str) -> int:
+        """Return how many characters of `text`, counted one by one, `unknown_id` stands for."""
+
+    def normalize(self, text: str) -> str:
+        """Return the text that is encoded in place of `text`."""
 
     def save(self, folder: Path) -> None:
         """Write the files that `open_folder` reads, the card last."""
@@ -98,6 +108,11 @@ def save_card(tokenizer: Tokenizer, folder: Path, pattern: str = "") -> None:
         tokenizer.kind, tokenizer.name, tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint, pattern
     )
     files.write_file(folder / CARD, msgspec.json.format(msgspec.json.encode(card), indent=2))
+
+
+def code_points(text: str) -> np.ndarray:
+    """Return the code points of a text as uint32 of shape (characters,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def flat_ids(rows: Sequence[np.ndarray]) -> FlatIds:

@@ -124,6 +124,11 @@ class TokenizerFile:
                 return None
         return self._model_unknown_id()
 
+    def is_exact(self) -> bool:
+        """Return True if every text decodes to itself: byte-level, without a normalizer or tokens that take spaces."""
+        strips = any(token.get("lstrip") or token.get("rstrip") for token in self._added if not token.get("special"))
+        return _BYTE_LEVEL in self.decoders and not self._content.get("normalizer") and not strips
+
     def is_divisible(self) -> bool:
         """Return True if the ids of a text may be those of its parts: its words are encoded one by one.
 

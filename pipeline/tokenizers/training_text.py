@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -113,13 +114,34 @@ def _report_of(text: Sentences) -> _Report:
 
 def lines_of(texts: Sequence[Sentences], limit: int = 0) -> Iterator[str]:
     """Yield the lines of all texts without their line ends, or about `limit` bytes of them, spread evenly."""
-    return (line.decode().removesuffix("\n") for line in sample(_raw_lines(texts), size_of(texts), limit))
+    return (line.decode().removesuffix("\n") for line in sample(raw_lines(texts), size_of(texts), limit))
 
 
-def _raw_lines(texts: Sequence[Sentences]) -> Iterator[bytes]:
+def raw_lines(texts: Sequence[Sentences]) -> Iterator[bytes]:
+    """Yield the lines of all texts in UTF-8 with their line ends: of a file from elsewhere, all as \\n and without a
+    byte order mark."""
     for text in texts:
+        is_plain = text.made_from.role != "corpus"
         with open(text.path, "rb") as lines:
-            yield from lines
+            for line in lines:
+                yield from _plain_lines(line) if is_plain and _is_foreign(line) else (line,)
+
+
+def _is_foreign(line: bytes) -> bool:
+    return b"\r" in line or line.startswith(codecs.BOM_UTF8)
+
+
+def _plain_lines(line: bytes) -> Iterator[bytes]:
+    for part in line.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True):
+        yield part if part[-1:] not in (b"\r", b"\n") else part.rstrip(b"\r\n") + b"\n"
+
+
+def is_foreign(text: Sentences) -> bool:
+    """Return True if a file from elsewhere has carriage returns or byte order marks, which are not trained on."""
+    if text.made_from.role == "corpus":
+        return False
+    with open(text.path, "rb") as lines:
+        return any(map(_is_foreign, lines))
 
 
 def size_of(texts: Sequence[Sentences]) -> int:
@@ -146,7 +168,7 @@ def _raw_paragraphs(texts: Sequence[Sentences]) -> Iterator[bytes]:
             for _, line, _ in jsonl.split_lines(compression.read_blocks(text.documents)):
                 yield from (paragraph.encode() for paragraph in _LINE.split(decode(line).text))
         else:
-            yield from _raw_lines([text])
+            yield from raw_lines([text])
 
 
 def sample(items: Iterable[bytes], total: int, limit: int) -> Iterator[bytes]:

@@ -15,6 +15,24 @@ REJECTS = "rejects.jsonl.zst"
 UNITS = "units.jsonl"
 
 
+class UnitDifferences(msgspec.Struct):
+    """How the texts of a unit differ from what their ids decode to.
+
+    `unknown` is the number of unknown characters of each split, `rewritten` counts the rewrites of characters, and
+    `changed` the validation documents, or parts of long ones, whose original text is kept.
+    """
+
+    unknown: dict[str, int] = {}
+    rewritten: dict[str, int] = {}
+    changed: int = 0
+
+    def add(self, other: UnitDifferences) -> None:
+        for counts, added in ((self.unknown, other.unknown), (self.rewritten, other.rewritten)):
+            for name, count in added.items():
+                counts[name] = counts.get(name, 0) + count
+        self.changed += other.changed
+
+
 class UnitRecord(msgspec.Struct):
     """Contents of one unit. The record is written after the unit's files, so its presence marks the unit complete."""
 
@@ -37,6 +55,7 @@ class UnitRecord(msgspec.Struct):
     files: list[FileRecord] = []
     scratch: list[FileRecord] = []
     ledger: Ledger = msgspec.field(default_factory=Ledger)
+    differences: UnitDifferences | msgspec.UnsetType = msgspec.UNSET  # unset if there are none
 
     @property
     def stem(self) -> str:

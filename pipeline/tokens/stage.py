@@ -21,7 +21,7 @@ from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers.readers import libraries_of
 from pipeline.runtime import workers
-from pipeline.runtime.ledger import DEFAULT_MAX_BAD, Ledger
+from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.runtime.progress import Progress
 from pipeline.sources import inputs as source_inputs
 from pipeline.sources.inputs import InputFile
@@ -33,11 +33,11 @@ from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import hdf5, reuse, survey
 from pipeline.tokens.overlap import Overlap
-from pipeline.tokens.resume import UnitRecord
 from pipeline.tokens.segments import FORMATS, SPLITS, dtype_for
 from pipeline.tokens.split import MODES, SplitRule, rule_of
 from pipeline.tokens.survey import Documents
 from pipeline.tokens.tasks import DocumentFilter, FileSpec, tasks
+from pipeline.tokens.totals import content_of, require_known, warnings_of
 from pipeline.tokens.worker import encode
 from pipeline.tokens.writer import TokenWriter
 
@@ -60,9 +60,10 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
     `val_fraction` is the fraction of the text held out, chosen by a hash; None means that of the generation before, or
     at first 0.05, or 0 with a validation corpus. `val_split` "document" or "stretch" says what is held out; "auto" does
     as the generation before, or chooses (survey.py). `allow_overlap` accepts a validation corpus of which most is
-    trained on too. `max_documents` limits the training files and the validation files separately; 0 sets no limit.
-    `text_fields` names the fields that hold the text of a record; () chooses one.
-    `dedup` "exact" keeps the first of equal texts in input order and takes about 110 bytes of memory per document.
+    trained on too, and `allow_unknown` a text of which more than 5 % of the characters are unknown. `max_documents`
+    limits the training files and the validation files separately; 0 sets no limit. `text_fields` names the fields that
+    hold the text of a record; () chooses one. `dedup` "exact" keeps the first of equal texts in input order and takes
+    about 110 bytes of memory per document.
     """
 
     format: str = "memmap"
@@ -76,6 +77,7 @@ class TokenizeOptions(msgspec.Struct, frozen=True):
     val_split: str = "auto"
     allow_overlap: bool = False
     text_fields: tuple[str, ...] = ()
+    allow_unknown: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -240,6 +242,7 @@ def identify(
         "files": [entry.name for entry in (*inputs.train, *inputs.val)],  # names appear in the manifest and in rejects
         **msgspec.structs.asdict(options.document_filter),
         **({"text_fields": options.text_fields} if options.text_fields else {}),
+        **({"originals": True} if tokenizer.normalizes or tokenizer.unknown_id is not None else {}),
     }
     return Identity("tokens", name, settings, tuple(entries), tokenizer.fingerprint, libraries, state_of(reuse.CODE))
 
@@ -259,8 +262,9 @@ def tokenize(
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
     With `rebuild` published tokens are made again, without units of earlier generations.
 
-    Raises BadData if a file is broken, a split would be empty, most validation documents are trained on too, or
-    gigatoken and tiktoken disagree on a document; TooManyRejects for more bad documents than `options.max_bad`.
+    Raises BadData if a file is broken, a split would be empty, most validation documents are trained on too, more than
+    5 % of the characters are unknown, or gigatoken and tiktoken disagree on a document; TooManyRejects for more bad
+    documents than `options.max_bad`.
     """
     identity = identify(name, inputs, tokenizer, trained, options, root=root)
     rule = rule_of(identity.options)
@@ -283,7 +287,10 @@ def tokenize(
             draft.mkdir()
             raise
 
-    return artifact.build(root, identity, write, keep_draft=True, rebuild=rebuild)
+    built = artifact.build(root, identity, write, keep_draft=True, rebuild=rebuild)
+    for warning in warnings_of(built.artifact.manifest.counts):
+        progress.note(warning)
+    return built
 
 
 def _write(
@@ -329,7 +336,8 @@ def _write(
         for entry, _ in specs:
             source_inputs.require_unchanged(entry)
         units = writer.finish()
-    content = _content(units, tokenizer, dtype, options, rule, overlap)
+    content = content_of(units, tokenizer, dtype, options.max_bad, rule, overlap)
+    require_known(content.counts, allow_unknown=options.allow_unknown)
     if overlap and overlap.count:
         progress.note(
             f"warning: {overlap.count:,} of {overlap.documents:,} validation documents are in the training text too"
@@ -341,60 +349,3 @@ def _write(
             path, bins = draft / f"{split}.h5", writer.bins(split)
             workers.run_isolated(hdf5.write_hdf5, path, bins, dtype, attributes | count)
     return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in specs]})
-
-
-def _content(
-    units: Sequence[UnitRecord],
-    tokenizer: Tokenizer,
-    dtype: str,
-    options: TokenizeOptions,
-    rule: SplitRule | None,
-    overlap: Overlap | None,
-) -> StageOutput:
-    """Return the counts over all units, the closed ledger, and the hashes computed while writing."""
-    ledger = Ledger()
-    split_counts = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "characters")}
-    sets: dict[str, int] = {}
-    for record in units:
-        ledger.add(record.ledger)
-        for split in SPLITS:
-            split_counts[f"{split}_tokens"] += record.tokens.get(split, 0)
-            split_counts[f"{split}_documents"] += record.documents.get(split, 0)
-            split_counts[f"{split}_characters"] += record.characters.get(split, 0)
-        for name, count in record.sets.items():
-            sets[name] = sets.get(name, 0) + count
-    closed = ledger.close(max_bad=options.max_bad)
-    for split in SPLITS if rule or any(record.split == "val" for record in units) else SPLITS[:1]:
-        if not split_counts[f"{split}_tokens"]:
-            raise _empty_split(split, ledger)
-    if rule and rule.mode == "stretch":
-        split_counts |= {
-            f"{split}_stretches": sum(record.stretches.get(split, 0) for record in units) for split in SPLITS
-        }
-    if overlap:
-        split_counts["overlap_documents"] = overlap.count
-    counts = {
-        "tokens": split_counts["train_tokens"] + split_counts["val_tokens"],
-        "documents": ledger.documents.out,
-        "input_bytes": sum(record.input_bytes for record in units),
-        "units": len(units),
-        "longest_document": max(record.longest for record in units),
-        "sets": dict(sorted(sets.items())),
-        "dtype": dtype,
-        "tokenizer": tokenizer.name,
-        "vocab_size": tokenizer.vocab_size,
-        "end_of_text": tokenizer.end_of_text,
-        "encoder": tokenizer.encoder,
-        "compared": sum(record.compared for record in units),
-        **split_counts,
-    }
-    return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
-
-
-def _empty_split(split: str, ledger: Ledger) -> BadData:
-    documents, dropped = ledger.documents.out, ledger.documents.dropped
-    summary = f"the {split} split is empty: {documents:,} documents"
-    if dropped:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        return BadData(f"{summary}; dropped: {reasons}", hint="relax the filters, or check the inputs")
-    return BadData(summary, hint=f"name {'more to train on' if split == 'train' else 'another corpus with --val'}")

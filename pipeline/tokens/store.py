@@ -28,6 +28,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.hdf5 import memmap_hdf5
 from pipeline.tokens.segments import SPLITS, IdsFile
+from pipeline.tokens.totals import unknown_share
 
 _MAPPED = 64  # segments of a split that are open at once
 
@@ -135,14 +136,10 @@ def open_store(tokens: Artifact) -> TokenStore:
 
 def fit_of(tokens: Artifact) -> str:
     """Describe how well the tokenizer of tokens fits their text: "1.52 characters per token, 0.03% unknown"."""
-    counts, store = tokens.manifest.counts, open_store(tokens)
+    counts = tokens.manifest.counts
     characters = sum(counts.get(f"{split}_characters", 0) for split in SPLITS)
     ratio = f"{characters / max(counts['tokens'], 1):.2f} characters per token"
-    if store.tokenizer.unknown_id is None:
-        return ratio
-    segments = (*store.train.segments, *store.val.segments)
-    unknown = sum(int(np.count_nonzero(segment[:] == store.tokenizer.unknown_id)) for segment in segments)
-    return f"{ratio}, {unknown / max(counts['tokens'], 1):.2%} unknown"
+    return f"{ratio}, {unknown_share(counts):.2%} unknown" if "unknown_characters" in counts else ratio
 
 
 def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:

@@ -17,7 +17,8 @@ from pipeline.errors import BadData, InkstoneError
 from pipeline.readers import jsonl
 from pipeline.readers.documents import EXCERPT_CHARACTERS, Reject
 from pipeline.runtime.ledger import Ledger
-from pipeline.tokenizers import Tokenizer, Unencodable
+from pipeline.tokenizers import FlatIds, Tokenizer, Unencodable
+from pipeline.tokenizers.roundtrip import Difference, roundtrip_of
 from pipeline.tokens import segments
 from pipeline.tokens.chunks import last_boundary
 from pipeline.tokens.split import Piece, digest_of, pieces
@@ -46,17 +47,20 @@ class Batch:
     digests: list[bytes]
     documents: np.ndarray  # int64
     stretches: np.ndarray  # int64
+    differences: dict[int, Difference] = field(default_factory=dict)  # by row; without rows that have none
 
 
 @dataclass
 class Encoded:
     """Result of one task. `ledger` counts the documents read and those dropped here; rejects count lines from 0.
 
-    `parts` holds the ids of each part of a long document. A `fault` is raised only if the task is still wanted.
+    `parts` holds the ids of each part of a long document, `differences` those of the parts that have any. A `fault` is
+    raised only if the task is still wanted.
     """
 
     batches: list[Batch] = field(default_factory=list)
     parts: list[np.ndarray] = field(default_factory=list)
+    differences: dict[int, Difference] = field(default_factory=dict)
     fault: InkstoneError | None = None
     ledger: Ledger = field(default_factory=Ledger)
     rejects: list[Reject] = field(default_factory=list)
@@ -149,9 +153,16 @@ def _encode_batches(
                 [row.digest for row in rows],
                 np.array([row.is_first for row in rows], np.int64),
                 np.array([row.stretches for row in rows], np.int64),
+                _differences(tokenizer, [row.text for row in rows], (ids, lengths), split),
             )
         )
     return batches
+
+
+def _differences(tokenizer: Tokenizer, texts: Sequence[str], encoded: FlatIds, split: str) -> dict[int, Difference]:
+    """Return how the texts differ from what their ids decode to. The original text is kept for validation only."""
+    roundtrip = roundtrip_of(tokenizer)
+    return roundtrip.differences(texts, encoded, keep_text=split == "val") if roundtrip else {}
 
 
 def _drop_unencodable(
@@ -199,7 +210,12 @@ def _encode_parts(tokenizer: Tokenizer, task: TokenizeTask, result: Encoded) -> 
     if task.is_first:
         result.lines = 1
         _compare(tokenizer, task, [_Row(task.parts[0].text, task.offset, 0, "", b"")], ids, lengths[:1], result)
-    for part, part_ids in zip(task.parts, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+    ends = np.cumsum(lengths)
+    for index, part in enumerate(task.parts):
+        own = slice(int(ends[index] - lengths[index]), int(ends[index]))
+        if difference := _differences(tokenizer, [part.text], (ids[own], lengths[index : index + 1]), part.split):
+            result.differences[index] = difference[0]
+    for part, part_ids in zip(task.parts, np.split(ids, ends[:-1]), strict=True):
         eos = [tokenizer.end_of_text] if part.ends_row else []
         result.parts.append(np.append(part_ids, np.array(eos, ids.dtype)).astype(task.spec.dtype))
 

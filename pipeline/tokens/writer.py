@@ -1,6 +1,7 @@
 """Collect encoded tasks in input order and write them as segments, unit by unit.
 
     <split>-FFFFF-UUUU.bin .idx .src      a segment: the documents of one split from unit UUUU of input file FFFFF
+    val-FFFFF-UUUU.text.zst               the original texts of validation documents that decode to another text
     units.jsonl                           the records of all units, which let a later generation reuse them
     .work/unit-FFFFF-UUUU.json            the record of a unit, written after its files
     .work/rejects-FFFFF-UUUU.jsonl.zst    its dropped documents, with the reasons
@@ -26,8 +27,10 @@ from pipeline.readers.documents import Reject
 from pipeline.readers.jsonl import ZstdWriter
 from pipeline.store import artifact, files
 from pipeline.store.manifest import FileRecord
+from pipeline.tokenizers.roundtrip import Difference
+from pipeline.tokens import originals
 from pipeline.tokens.overlap import Overlap
-from pipeline.tokens.resume import REJECTS, UNITS, UnitRecord, complete_units
+from pipeline.tokens.resume import REJECTS, UNITS, UnitDifferences, UnitRecord, complete_units
 from pipeline.tokens.segments import SPLITS, SegmentWriter
 from pipeline.tokens.split import DIGEST_BYTES
 from pipeline.tokens.tasks import LongDocument, TokenizeTask
@@ -49,6 +52,7 @@ class OpenUnit:
         self._lines_before = lines_before
         self._segments: dict[str, SegmentWriter] = {}
         self._rejects: ZstdWriter | None = None
+        self._originals: dict[str, ZstdWriter] = {}
 
     def segment(self, split: str) -> SegmentWriter:
         """Return the segment of a split, opened at its first use."""
@@ -68,6 +72,21 @@ class OpenUnit:
         """Count characters written to a split."""
         self.record.ledger.characters.out += characters
         self.record.characters[split] = self.record.characters.get(split, 0) + characters
+
+    def add_difference(self, split: str, difference: Difference, start: int, stop: int) -> None:
+        """Count how a text differs from what the ids `[start, stop)` of its segment decode to; keep the text if needed.
+
+        The end-of-text id is not among these ids.
+        """
+        own = UnitDifferences({split: difference.unknown} if difference.unknown else {}, difference.rewritten)
+        if difference.text is not None:
+            if split not in self._originals:
+                self._originals[split] = ZstdWriter(self._draft / f"{split}-{self.record.stem}{originals.SUFFIX}")
+            originals.write_original(self._originals[split], start, stop, difference.text)
+            own.changed = 1
+        if self.record.differences is msgspec.UNSET:
+            self.record.differences = UnitDifferences({}, {})
+        self.record.differences.add(own)
 
     def count_documents(self, set_names: Sequence[str]) -> None:
         """Count complete documents, each with the name of its set."""
@@ -96,6 +115,9 @@ class OpenUnit:
             record.tokens[split] = segment.tokens
             if segment.documents != record.documents[split]:
                 raise InternalError(f"{split}-{record.stem}: documents were counted and written differently")
+        for split, texts in self._originals.items():
+            texts.close()
+            record.files.append(_file_record(self._draft / f"{split}-{record.stem}{originals.SUFFIX}"))
         if self._rejects:
             self._rejects.close()
             record.scratch.append(_file_record(self._scratch / f"rejects-{record.stem}.jsonl.zst"))
@@ -111,6 +133,8 @@ class OpenUnit:
         """Close the files of a unit that will not be finished."""
         for segment in self._segments.values():
             segment.discard()
+        for texts in self._originals.values():
+            texts.close()
         if self._rejects:
             self._rejects.close()
 
@@ -205,7 +229,7 @@ class TokenWriter:
         for reject in encoded.rejects:
             unit.write_reject(reject)
         if encoded.parts and task.long:
-            self._add_parts(unit, task, task.long, encoded.parts)
+            self._add_parts(unit, task, task.long, encoded)
         self._add_batches(unit, task, encoded.batches)
         record.lines += encoded.lines
         return completed
@@ -232,12 +256,22 @@ class TokenWriter:
             lengths = batch.lengths[keep]
             if len(lengths):
                 ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
-                unit.segment(batch.split).append(ids, lengths, batch.offsets[keep])
+                segment = unit.segment(batch.split)
+                self._add_differences(unit, batch, keep, segment.tokens)
+                segment.append(ids, lengths, batch.offsets[keep])
                 unit.count_rows(batch.split, lengths, int(batch.stretches[keep].sum()))
                 unit.count_characters(batch.split, int(batch.characters[keep].sum()))
                 firsts = np.flatnonzero(keep & (batch.documents > 0)).tolist()
                 unit.count_documents([batch.sets[row] for row in firsts])
                 self._count_overlap(unit, [batch.digests[row] for row in firsts])
+
+    def _add_differences(self, unit: OpenUnit, batch: Batch, keep: np.ndarray, start: int) -> None:
+        """Add the differences of the rows to keep, of which the first begins at id `start` of the segment."""
+        stops = start + np.cumsum(np.where(keep, batch.lengths, 0))
+        for row, difference in batch.differences.items():
+            if keep[row]:
+                stop = int(stops[row])
+                unit.add_difference(batch.split, difference, stop - int(batch.lengths[row]), stop - 1)
 
     def _drop_row(self, unit: OpenUnit, task: TokenizeTask, batch: Batch, row: int, reason: str) -> None:
         tally = unit.record.ledger
@@ -288,7 +322,7 @@ class TokenWriter:
             self._count_documents(split, 1)
         return ""
 
-    def _add_parts(self, unit: OpenUnit, task: TokenizeTask, long: LongDocument, ids: list[np.ndarray]) -> None:
+    def _add_parts(self, unit: OpenUnit, task: TokenizeTask, long: LongDocument, encoded: Encoded) -> None:
         """Add parts of a long document; the length of a row is known with its last part."""
         if task.is_first:
             unit.record.ledger.documents.came += 1
@@ -299,7 +333,11 @@ class TokenWriter:
                 unit.long_tokens = 0
         if unit.long_tokens is None:  # dropped at its first part
             return
-        for part, part_ids in zip(task.parts, ids, strict=True):
+        for index, (part, part_ids) in enumerate(zip(task.parts, encoded.parts, strict=True)):
+            if difference := encoded.differences.get(index):
+                start = unit.segment(part.split).tokens
+                stop = start + len(part_ids) - part.ends_row
+                unit.add_difference(part.split, difference, start, stop)
             unit.long_tokens += len(part_ids)
             lengths = np.array([unit.long_tokens] if part.ends_row else [], np.int64)
             unit.segment(part.split).append(part_ids, lengths, np.full(len(lengths), task.offset, np.int64))

@@ -1,0 +1,126 @@
+"""The counts of tokens over all their units, and whether the tokenizer knows the characters of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import BadData
+from pipeline.runtime.ledger import Ledger
+from pipeline.store.artifact import StageOutput
+from pipeline.tokenizers import Tokenizer
+from pipeline.tokens.overlap import Overlap
+from pipeline.tokens.resume import UnitDifferences, UnitRecord
+from pipeline.tokens.segments import SPLITS
+from pipeline.tokens.split import SplitRule
+
+_WARNED, _REFUSED = 0.001, 0.05  # fractions of unknown characters
+_SHOWN_REWRITES = 10
+
+
+def content_of(
+    units: Sequence[UnitRecord],
+    tokenizer: Tokenizer,
+    dtype: str,
+    max_bad: float,
+    rule: SplitRule | None,
+    overlap: Overlap | None,
+) -> StageOutput:
+    """Return the counts over all units, the closed ledger, and the hashes computed while writing."""
+    ledger = Ledger()
+    split_counts = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "characters")}
+    sets: dict[str, int] = {}
+    differences = UnitDifferences({}, {})
+    for record in units:
+        ledger.add(record.ledger)
+        if record.differences is not msgspec.UNSET:
+            differences.add(record.differences)
+        for split in SPLITS:
+            split_counts[f"{split}_tokens"] += record.tokens.get(split, 0)
+            split_counts[f"{split}_documents"] += record.documents.get(split, 0)
+            split_counts[f"{split}_characters"] += record.characters.get(split, 0)
+        for name, count in record.sets.items():
+            sets[name] = sets.get(name, 0) + count
+    closed = ledger.close(max_bad=max_bad)
+    for split in SPLITS if rule or any(record.split == "val" for record in units) else SPLITS[:1]:
+        if not split_counts[f"{split}_tokens"]:
+            raise _empty_split(split, ledger)
+    if rule and rule.mode == "stretch":
+        split_counts |= {
+            f"{split}_stretches": sum(record.stretches.get(split, 0) for record in units) for split in SPLITS
+        }
+    if overlap:
+        split_counts["overlap_documents"] = overlap.count
+    counts = {
+        "tokens": split_counts["train_tokens"] + split_counts["val_tokens"],
+        "documents": ledger.documents.out,
+        "input_bytes": sum(record.input_bytes for record in units),
+        "units": len(units),
+        "longest_document": max(record.longest for record in units),
+        "sets": dict(sorted(sets.items())),
+        "dtype": dtype,
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "encoder": tokenizer.encoder,
+        "compared": sum(record.compared for record in units),
+        **split_counts,
+    }
+    unknown = sum(differences.unknown.values())
+    if tokenizer.unknown_id is not None or unknown:
+        counts["unknown_characters"] = unknown
+        closed["characters"] |= {"unknown": unknown} if unknown else {}
+    if differences.rewritten or differences.changed:
+        commonest = sorted(differences.rewritten.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_REWRITES]
+        counts["rewritten_characters"] = sum(differences.rewritten.values())
+        counts |= {"rewrites": dict(commonest), "changed_documents": differences.changed}
+    return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
+
+
+def _empty_split(split: str, ledger: Ledger) -> BadData:
+    documents, dropped = ledger.documents.out, ledger.documents.dropped
+    summary = f"the {split} split is empty: {documents:,} documents"
+    if dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        return BadData(f"{summary}; dropped: {reasons}", hint="relax the filters, or check the inputs")
+    return BadData(summary, hint=f"name {'more to train on' if split == 'train' else 'another corpus with --val'}")
+
+
+def require_known(counts: Mapping[str, Any], *, allow_unknown: bool) -> None:
+    """Raise BadData if more than 5 % of the characters are unknown, unless `allow_unknown`."""
+    if unknown_share(counts) > _REFUSED and not allow_unknown:
+        raise BadData(
+            f"{describe_unknown(counts)}, more than {_REFUSED:.0%}: {counts['tokenizer']} does not fit this text",
+            hint="`train-tokenizer` trains one that does; --allow-unknown accepts it",
+        )
+
+
+def warnings_of(counts: Mapping[str, Any]) -> list[str]:
+    """Return what to say about tokens whose ids do not decode to the text: unknown characters and rewrites."""
+    lines = []
+    if unknown_share(counts) > _WARNED:
+        lines.append(f"warning: {describe_unknown(counts)}: they are not in {counts['tokenizer']}")
+    if rewrites := counts.get("rewrites"):
+        shown = ", ".join(f"{rewrite} ({count:,})" for rewrite, count in rewrites.items())
+        lines.append(f"warning: {counts['tokenizer']} rewrites {counts['rewritten_characters']:,} characters: {shown}")
+    elif counts.get("changed_documents") and not counts.get("unknown_characters"):
+        changed, documents = counts["changed_documents"], counts["val_documents"]
+        lines.append(f"warning: {changed:,} of {documents:,} validation documents decode to another text")
+    return lines
+
+
+def describe_unknown(counts: Mapping[str, Any]) -> str:
+    """Return "12 of 3,000 characters (0.40 %) are unknown"."""
+    share, unknown = unknown_share(counts), counts.get("unknown_characters", 0)
+    return f"{unknown:,} of {_characters(counts):,} characters ({100 * share:.2f} %) are unknown"
+
+
+def unknown_share(counts: Mapping[str, Any]) -> float:
+    """Return the fraction of the characters in tokens that are not in the vocabulary."""
+    return float(counts.get("unknown_characters", 0) / max(_characters(counts), 1))
+
+
+def _characters(counts: Mapping[str, Any]) -> int:
+    return sum(counts.get(f"{split}_characters", 0) for split in SPLITS)
