@@ -15,8 +15,8 @@ from model.network.masks import document_mask
 from model.training.distributed import World
 from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokenizers.roundtrip import roundtrip_of
 from pipeline.tokens.originals import has_originals, validation_documents
+from pipeline.tokens.roundtrip import roundtrip_of
 from pipeline.tokens.store import TokenStore
 
 _CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has

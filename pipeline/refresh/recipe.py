@@ -86,6 +86,7 @@ class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
     val_fraction   fraction to hold out; by default that of the generation before, 0.05, or 0 with a validation corpus
     val_split      hold out whole documents or stretches of them; `auto` does as the generation before, or chooses
     allow_overlap  accept a validation corpus of which most is trained on too
+    allow_unknown  accept a text of which more than 5 % of the characters are not in the vocabulary
     max_bad        largest fraction of bad documents that is accepted
     include_sets   sets of the Pile to take, e.g. `["Wikipedia (en)"]`
     exclude_sets   sets of the Pile to leave out

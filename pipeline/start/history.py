@@ -25,6 +25,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import read_run_info
 from pipeline.tokenizers import ENCODINGS
+from pipeline.tokens.totals import has_many_unknown
 
 Sections = dict[str, dict[str, Any]]
 _KINDS = ("runs", "tokens", "corpora")  # in the order in which a bare name is looked for
@@ -260,6 +261,7 @@ def _tokenize(tokens: Artifact) -> dict[str, Any]:
         values |= {"val_fraction": split["fraction"], "val_split": split["mode"]}
     elif not has_own_split:
         values["val_fraction"] = 0.0
+    values["allow_unknown"] = has_many_unknown(tokens.manifest.counts)
     return _differences(values, TokenizeSection())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -137,12 +137,19 @@ class SentencePiece:
         return any(self.normalize(text) != text for text in _NORMALIZED)
 
     def count_unknown(self, text: str) -> int:
-        if self.unknown_id is None:
+        unknown = self.unknown_id
+        if unknown is None:
             return 0
         pieces = self.processor.encode(text, return_type="offset_mapping")  # a run of unknown characters is one piece
-        runs = zip(pieces["ids"], pieces["pieces"], pieces["offsets"], strict=True)
-        # A normalizer may make several characters of one, or one of several.
-        return sum(max(min(end - start, len(run)), 1) for token, run, (start, end) in runs if token == self.unknown_id)
+        runs = zip(pieces["ids"], pieces["offsets"], strict=True)
+        # A normalizer may join a known character to an unknown one, so the characters of a run are tested one by one.
+        return sum(
+            max(sum(map(self._is_unknown, text[start:end])), 1) for token, (start, end) in runs if token == unknown
+        )
+
+    @functools.cached_property
+    def _is_unknown(self) -> Callable[[str], bool]:
+        return functools.cache(lambda character: self.processor.unk_id() in self.encode(character))
 
     def normalize(self, text: str) -> str:
         normalized: str = self.processor.normalize(text)

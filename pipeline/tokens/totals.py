@@ -88,9 +88,14 @@ def _empty_split(split: str, ledger: Ledger) -> BadData:
     return BadData(summary, hint=f"name {'more to train on' if split == 'train' else 'another corpus with --val'}")
 
 
+def has_many_unknown(counts: Mapping[str, Any]) -> bool:
+    """Return True if more than 5 % of the characters are unknown."""
+    return unknown_share(counts) > _REFUSED
+
+
 def require_known(counts: Mapping[str, Any], *, allow_unknown: bool) -> None:
     """Raise BadData if more than 5 % of the characters are unknown, unless `allow_unknown`."""
-    if unknown_share(counts) > _REFUSED and not allow_unknown:
+    if has_many_unknown(counts) and not allow_unknown:
         raise BadData(
             f"{describe_unknown(counts)}, more than {_REFUSED:.0%}: {counts['tokenizer']} does not fit this text",
             hint="`train-tokenizer` trains one that does; --allow-unknown accepts it",

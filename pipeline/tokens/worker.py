@@ -18,9 +18,9 @@ from pipeline.readers import jsonl
 from pipeline.readers.documents import EXCERPT_CHARACTERS, Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.tokenizers import FlatIds, Tokenizer, Unencodable
-from pipeline.tokenizers.roundtrip import Difference, roundtrip_of
 from pipeline.tokens import segments
 from pipeline.tokens.chunks import last_boundary
+from pipeline.tokens.roundtrip import Difference, roundtrip_of
 from pipeline.tokens.split import Piece, digest_of, pieces
 from pipeline.tokens.tasks import TokenizeTask
 

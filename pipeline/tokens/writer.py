@@ -27,10 +27,10 @@ from pipeline.readers.documents import Reject
 from pipeline.readers.jsonl import ZstdWriter
 from pipeline.store import artifact, files
 from pipeline.store.manifest import FileRecord
-from pipeline.tokenizers.roundtrip import Difference
 from pipeline.tokens import originals
 from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import REJECTS, UNITS, UnitDifferences, UnitRecord, complete_units
+from pipeline.tokens.roundtrip import Difference
 from pipeline.tokens.segments import SPLITS, SegmentWriter
 from pipeline.tokens.split import DIGEST_BYTES
 from pipeline.tokens.tasks import LongDocument, TokenizeTask

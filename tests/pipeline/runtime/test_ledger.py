@@ -96,3 +96,10 @@ def test_adding_does_not_change_the_part() -> None:
     total.add(part)
     assert part == Ledger(LedgerTally(2, 1, {"bad-json": 1}))
     assert total.documents == LedgerTally(4, 2, {"bad-json": 2})
+
+
+def test_blank_lines_do_not_dilute_max_bad() -> None:
+    ledger = Ledger(documents=LedgerTally(1010, 9, {"bad-json": 1, "blank-line": 1000}))
+    with pytest.raises(TooManyRejects, match=r"1 of 10 documents are bad .* --max-bad 0\.05"):
+        ledger.close(max_bad=0.05)
+    ledger.close(max_bad=0.1)

@@ -19,7 +19,7 @@ from pipeline.runtime.progress import Progress, SilentProgress
 from pipeline.sources import inputs as source_inputs
 from pipeline.store.artifact import BuildResult
 from pipeline.store.manifest import Input
-from pipeline.tokenizers import FastTokenizer, open_folder, training_text
+from pipeline.tokenizers import Characters, FastTokenizer, open_folder, training_text
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokenizers.training_text import Sentences
 from tests.pipeline.tokenizers.shapes import library
@@ -218,3 +218,21 @@ def test_stop_ends_a_training_and_publishes_nothing(kind: str, tmp_path: Path) -
     with pytest.raises(TryAgain, match="stopped by a signal; nothing was published"):
         train(tmp_path, BOOK, kind, 3000, progress)
     assert not (tmp_path / "artifacts" / "tokenizers" / "text" / "current").exists()
+
+
+@pytest.mark.parametrize(
+    "data", ["\ufeff山水。\r\n石\r\n", "\ufeff山水。\r石\r", "\ufeff山水。\n\ufeff石\n", "山水。\r\r\n石\r\n"]
+)
+@pytest.mark.parametrize("kind", ["char", "bbpe", "bpe"])
+def test_byte_order_marks_and_carriage_returns_are_not_trained_on(tmp_path: Path, kind: str, data: str) -> None:
+    (tmp_path / "windows.txt").write_bytes(data.encode())
+    sentences = tokenizers_stage.find_sentences(tmp_path, [str(tmp_path / "windows.txt")])
+    assert [line for line in training_text.lines_of(sentences) if line] == ["山水。", "石"]
+    assert set("".join(training_text.paragraphs_of(sentences, 1 << 20))) == {*"山水。石\n"}
+    plain = tokenizers_stage.find_sentences(tmp_path, [write(tmp_path, "山水。\n石\n")])
+    assert tokenizers_stage.identify("a", sentences, kind).options["line_ends"] == "\n"
+    assert "line_ends" not in tokenizers_stage.identify("a", plain, kind).options
+    if kind == "char":
+        tokenizer = open_folder(tokenizers_stage.train(tmp_path, "a", sentences, kind).artifact.path)
+        assert isinstance(tokenizer, Characters)
+        assert set(tokenizer.characters) == {*"山水。石\n"}

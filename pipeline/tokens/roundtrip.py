@@ -106,12 +106,12 @@ class Roundtrip:
             ids = self._tokenizer.encode(character)
         except Unencodable:
             return _SAME
-        if self._tokenizer.unknown_id in ids or self._tokenizer.decode(ids) == character:
+        alone = self._tokenizer.decode(ids)
+        if self._tokenizer.unknown_id in ids or alone == character or self._between(character) == character:
             return _SAME
-        decoded = self._between(character)
-        if decoded == character:
-            return _SAME
-        if not decoded and not self._tokenizer.normalize(character).isspace() and self._tokenizer.normalize(character):
+        decoded = alone or self._between(character)
+        normalized = self._tokenizer.normalize(character)
+        if not decoded and normalized and not normalized.isspace():
             return _LOST
         self._rewrites[code] = f"{_name(character)} → {_name(decoded)}"
         return _REWRITTEN
