@@ -25,6 +25,7 @@ CODE = code.Code(
     (
         *("model/network", "model/training", "model/runs", "model/config.py", "model/device.py"),
         *("pipeline/tokens/store.py", "pipeline/tokens/segments.py", "pipeline/tokens/hdf5.py"),
+        *("pipeline/tokens/originals.py", "pipeline/tokens/roundtrip.py"),
     ),
     code.HARMLESS
     | {

@@ -8,6 +8,7 @@ these ids is kept; all other ids decode to theirs.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,6 @@ import numpy as np
 import zstandard
 
 from pipeline.errors import BadData
-from pipeline.readers import jsonl
-from pipeline.readers.jsonl import ZstdWriter
 from pipeline.tokens.segments import segment_lengths, segment_names
 from pipeline.tokens.store import TokenStore
 
@@ -33,8 +32,9 @@ class Original(msgspec.Struct, frozen=True):
     text: str
 
 
-def write_original(out: ZstdWriter, start: int, stop: int, text: str) -> None:
-    out.write(msgspec.json.encode(Original(start, stop, text)) + b"\n")
+def encode_original(start: int, stop: int, text: str) -> bytes:
+    """Return one line of the file."""
+    return msgspec.json.encode(Original(start, stop, text)) + b"\n"
 
 
 def has_originals(store: TokenStore) -> bool:
@@ -79,7 +79,6 @@ def _read(path: Path) -> Iterator[Original]:
     decode = msgspec.json.Decoder(Original).decode
     try:
         with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
-            for _, line, _ in jsonl.split_lines(iter(lambda: reader.read(_BLOCK), b"")):
-                yield decode(line)
-    except (zstandard.ZstdError, *jsonl.DECODE_ERRORS) as error:
+            yield from map(decode, io.BufferedReader(reader, _BLOCK))
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadData(f"{path}: damaged: {error}", hint="`tokenize` it again") from None

@@ -28,7 +28,6 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.hdf5 import memmap_hdf5
 from pipeline.tokens.segments import SPLITS, IdsFile
-from pipeline.tokens.totals import unknown_share
 
 _MAPPED = 64  # segments of a split that are open at once
 
@@ -139,7 +138,9 @@ def fit_of(tokens: Artifact) -> str:
     counts = tokens.manifest.counts
     characters = sum(counts.get(f"{split}_characters", 0) for split in SPLITS)
     ratio = f"{characters / max(counts['tokens'], 1):.2f} characters per token"
-    return f"{ratio}, {unknown_share(counts):.2%} unknown" if "unknown_characters" in counts else ratio
+    if "unknown_characters" not in counts:
+        return ratio
+    return f"{ratio}, {counts['unknown_characters'] / max(characters, 1):.2%} unknown"
 
 
 def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:

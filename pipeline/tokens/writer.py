@@ -82,7 +82,7 @@ class OpenUnit:
         if difference.text is not None:
             if split not in self._originals:
                 self._originals[split] = ZstdWriter(self._draft / f"{split}-{self.record.stem}{originals.SUFFIX}")
-            originals.write_original(self._originals[split], start, stop, difference.text)
+            self._originals[split].write(originals.encode_original(start, stop, difference.text))
             own.changed = 1
         if self.record.differences is msgspec.UNSET:
             self.record.differences = UnitDifferences({}, {})

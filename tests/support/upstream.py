@@ -153,7 +153,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             thread.join()
 
 
-def letters(folder: Path, alphabet: Iterable[str] = map(chr, range(32, 127))) -> Path:
+def letters(folder: Path, alphabet: Iterable[str] = tuple(map(chr, range(32, 127)))) -> Path:
     """Publish a tokenizer of single characters below `folder`, the fastest to build and load."""
 
     def write(draft: Path) -> artifact.StageOutput:
