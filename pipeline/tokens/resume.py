@@ -16,7 +16,7 @@ UNITS = "units.jsonl"
 
 
 class UnitDifferences(msgspec.Struct):
-    """How the texts of a unit differ from what their ids decode to.
+    """Differences between the texts of a unit and what their ids decode to.
 
     `unknown` is the number of unknown characters of each split, `rewritten` counts the rewrites of characters, and
     `changed` the validation documents, or parts of long ones, whose original text is kept.

@@ -1,4 +1,4 @@
-"""What encoding and decoding a text changes: unknown characters, and characters that a normalizer rewrites."""
+"""Changes to a text by encoding and decoding it: unknown characters, and characters that a normalizer rewrites."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPACES = re.compile(" {2,}")
 
 
 class Difference(NamedTuple):
-    """How a decoded text differs from the one encoded.
+    """Differences between a decoded text and the one encoded.
 
     `unknown` is the number of its characters that are not in the vocabulary, `rewritten` counts the rewrites of single
     characters ("， → ,"), and `text` is the original text, None if it need not be kept.

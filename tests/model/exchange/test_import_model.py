@@ -272,22 +272,22 @@ def test_a_pickle_whose_tensors_share_their_values_is_refused(root: Path, folder
         import_folder(root, folder, trusted=True)
 
 
-WRONG_TYPES = [
-    *(("model_type", value) for value in (5, [], {}, True)),
-    *(("n_layer", value) for value in ("2", 2.0, True, [2], {}, -1, 1 << 40, 1 << 80)),
-    *(("n_positions", value) for value in ("many", -5, 1 << 28, (1 << 22) + 1)),
-    *(("vocab_size", value) for value in ([], "1", -1)),
-    *(("resid_pdrop", value) for value in ("0.1", [], True, 5)),
-    *(("tie_word_embeddings", value) for value in ("yes", 1, [])),
-    *(("activation_function", value) for value in (5, [], {"name": "gelu"})),
-    *(("layer_norm_epsilon", value) for value in ("1e-5", [], True)),
-    *(("scale_attn_weights", value) for value in ("no", 1, [])),
-    *(("layer_types", value) for value in (5, "full_attention", {"a": 1}, [1], [None], True)),
-    *(("rope_scaling", value) for value in (5, [1], True, {"rope_type": 5}, {"type": []})),
-    *(("rope_parameters", value) for value in (5, "x", [], {"rope_theta": "x"}, {"partial_rotary_factor": []})),
-    *(("quantization_config", value) for value in (5, "int8", [])),
-    *(("head_dim", value) for value in ("8", 8.5, [])),
-]
+WRONG_TYPES: dict[str, tuple[object, ...]] = {
+    "model_type": (5, [], {}, True),
+    "n_layer": ("2", 2.0, True, [2], {}, -1, 1 << 40, 1 << 80),
+    "n_positions": ("many", -5, 1 << 28, (1 << 22) + 1),
+    "vocab_size": ([], "1", -1),
+    "resid_pdrop": ("0.1", [], True, 5),
+    "tie_word_embeddings": ("yes", 1, []),
+    "activation_function": (5, [], {"name": "gelu"}),
+    "layer_norm_epsilon": ("1e-5", [], True),
+    "scale_attn_weights": ("no", 1, []),
+    "layer_types": (5, "full_attention", {"a": 1}, [1], [None], True),
+    "rope_scaling": (5, [1], True, {"rope_type": 5}, {"type": []}),
+    "rope_parameters": (5, "x", [], {"rope_theta": "x"}, {"partial_rotary_factor": []}),
+    "quantization_config": (5, "int8", []),
+    "head_dim": ("8", 8.5, []),
+}
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_TYPES, ids=[f"{name}={value}" for name, value in WRONG_TYPES])

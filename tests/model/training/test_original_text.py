@@ -55,7 +55,9 @@ def shape(name: str) -> FastTokenizer:
 def _id_of(data: bytes, token: str) -> int:
     import tokenizers
 
-    return int(tokenizers.Tokenizer.from_str(data.decode()).token_to_id(token))
+    number = tokenizers.Tokenizer.from_str(data.decode()).token_to_id(token)
+    assert number is not None
+    return number
 
 
 IDENTITY = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}

@@ -15,7 +15,7 @@ from pipeline.maintenance import retention
 from pipeline.runtime.regular_file import read_regular
 from pipeline.store import artifact, files, locks
 from pipeline.store.generations import current_key, read_run_info, rolled_back_keys
-from pipeline.store.manifest import Identity
+from pipeline.store.manifest import MANIFEST, Identity
 from tests.pipeline.store.test_artifact import in_child, writes
 
 BOOK = Identity("corpora", "book", {"unit": "chapter"}, ())
@@ -84,7 +84,7 @@ def test_lock_in_whose_place_something_else_is_is_refused(tmp_path: Path, kind: 
 @pytest.mark.parametrize("kind", ["a FIFO", "a folder"])
 def test_manifest_in_whose_place_something_else_is_is_built_again(root: Path, kind: str) -> None:
     built = artifact.build(root, BOOK, writes("一")).artifact
-    manifest = built.file(artifact.MANIFEST)
+    manifest = built.file(MANIFEST)
     in_place_of(manifest, kind)
     message = outcome(lambda: artifact.find(root, "corpora", "book"))
     assert message == f"{manifest}: expected a file, got {kind}; it is the current generation of corpora/book"
