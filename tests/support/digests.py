@@ -23,6 +23,7 @@ from model.training import stage as training
 from pipeline import tokenizers
 from pipeline.clean import stage as clean_stage
 from pipeline.clean.options import CleanOptions
+from pipeline.readers import compression
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources.inputs import resolve_inputs
 from pipeline.store import code
@@ -91,17 +92,21 @@ def _corpora(root: Path) -> Iterator[tuple[str, Artifact]]:
 def _tokenizers(root: Path) -> Iterator[tuple[str, Artifact]]:
     texts = tokenizers_stage.find_sentences(root, [str(_NOVEL)])
     for kind, size in _KINDS.items():
-        yield f"{_NOVEL.name}, {kind}", tokenizers_stage.train(root, kind, texts, kind, size).artifact
+        yield (
+            f"{_NOVEL.name} without its byte order mark, {kind}",
+            tokenizers_stage.train(root, kind, texts, kind, size).artifact,
+        )
 
 
 def _tokens(root: Path) -> Iterator[tuple[str, Artifact]]:
-    characters = Characters("".join(sorted({*_NOVEL.read_text(encoding="utf-8")})), "letters")
-    choices: list[tuple[str, tokenizers.Tokenizer]] = [("letters", characters)]
+    ready: list[tuple[str, tokenizers.Tokenizer]] = []
     if SHARED.is_dir():
-        choices.append(("r50k_base", tokenizers.find(root, "r50k_base", "tiktoken")[0]))
+        ready.append(("r50k_base", tokenizers.find(root, "r50k_base", "tiktoken")[0]))
     for path in (_NOVEL, _ENGLISH):
         inputs = TokenizeInputs(tuple(resolve_inputs(root, str(path), corpora=False)), ())
-        for name, tokenizer in choices:
+        text = b"".join(compression.read_blocks(path)).decode()
+        letters = Characters("".join(sorted({*text})), "letters")
+        for name, tokenizer in (("its-letters", letters), *ready):
             options, progress = TokenizeOptions(val_fraction=0.1), SilentProgress()
             built = tokens_stage.tokenize(root, name, inputs, tokenizer, None, options, progress, jobs=1)
             yield f"{path.name}, {name}", built.artifact

@@ -115,7 +115,7 @@ def test_unknown_characters_cost_bits_in_every_baseline() -> None:
     text = tokenizer.decode(val[1:])
     validation = ValidationSet(np.array(val), len(text), len(text.encode()), unknown=50)
     baselines = compute_baselines(store(tokenizer, train, val), validation)
-    extra_bits = 50 * math.log2(0x110000) / len(text)
+    extra_bits = 50 * math.log2(1_112_064) / len(text)
     assert baselines.bits_per_char(baselines.bigram) == pytest.approx(
         without_unknown.bits_per_char(without_unknown.bigram) + extra_bits
     )

@@ -123,7 +123,7 @@ def test_unknown_character_costs_a_choice_among_all_code_points(root: Path, tmp_
     evaluation = evaluate(model, validation, CPU)
     assert evaluation
     token_bits = evaluation.loss * (len(validation.ids) - 1) / math.log(2) / 4
-    assert evaluation.bits_per_char == pytest.approx(token_bits + 2 * math.log2(0x110000) / 4)
+    assert evaluation.bits_per_char == pytest.approx(token_bits + 2 * math.log2(1_112_064) / 4)
 
 
 def test_processes_share_the_windows_and_sum_their_losses(

@@ -62,7 +62,9 @@ def test_tokenizer_trained_on_the_corpus_comes_before_its_namesake_and_a_newer_o
 def test_namesake_is_used_if_none_was_trained_on_the_corpus(root: Path, run: Run) -> None:
     for name in ("other", "river", "newest"):
         run("train-tokenizer", "hills", "--kind", "char", "--name", name)
-    assert "of the same name, trained on hills\n" in run("tokenize", "river", "--val-fraction", "0.2")
+    assert "of the same name, trained on hills\n" in run(
+        "tokenize", "river", "--val-fraction", "0.2", "--allow-unknown"
+    )
     assert tokenizer_of(root, "river") == "tokenizers/river"
     output = run("tokenize", "hills", "--val-fraction", "0.2")
     assert "trained on hills, the newest of 3: newest, other, river\n" in output
@@ -75,7 +77,7 @@ def test_only_tokenizer_is_used_and_named_and_several_are_an_error(root: Path, r
     assert "no tokenizers in" in error
     assert "--tokenizer r50k_base" in error
     run("train-tokenizer", "hills", "--kind", "char", "--name", "one")
-    assert "the only one, trained on hills\n" in run("tokenize", "river", "--val-fraction", "0.2")
+    assert "the only one, trained on hills\n" in run("tokenize", "river", "--val-fraction", "0.2", "--allow-unknown")
     run("train-tokenizer", tmp_path / "hills.txt", "--kind", "char", "--name", "two")
     error = run("tokenize", "river", code=78)
     assert "none of the 2 tokenizers was trained on river: one, two" in error
@@ -89,10 +91,10 @@ def test_tokenizer_that_does_not_fit_is_told_with_its_figure(run: Run) -> None:
     output = json.loads(run("--json", "-q", "tokenize", "river", "--val-fraction", "0.2"))
     assert 0.3 < output["characters_per_token"] < 0.5  # a Chinese character is three bytes
     warning = f"warning: {output['characters_per_token']:.2f} characters per token: hills does not fit this text"
-    assert warning in run("tokenize", "river", "--val-fraction", "0.2")
+    assert warning in run("tokenize", "river", "--val-fraction", "0.2", "--allow-unknown")
     assert "warning" not in run("tokenize", "hills", "--val-fraction", "0.2")
     run("train-tokenizer", "river", "--kind", "char")
-    assert "warning" not in run("tokenize", "river", "--val-fraction", "0.2")
+    assert "warning" not in run("tokenize", "river", "--val-fraction", "0.2", "--allow-unknown")
 
 
 @pytest.mark.usefixtures("corpora")
