@@ -290,7 +290,10 @@ WRONG_TYPES: dict[str, tuple[object, ...]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_TYPES, ids=[f"{name}={value}" for name, value in WRONG_TYPES])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [pytest.param(name, value, id=f"{name}={value}") for name, values in WRONG_TYPES.items() for value in values],
+)
 def test_a_config_value_of_another_type_is_named(name: str, value: Any) -> None:
     with pytest.raises(BadData, match=r"config\.json: ") as caught:
         convert.config_from_huggingface(convert.config_to_huggingface(GPT2) | {name: value}, "config.json")

@@ -124,7 +124,12 @@ def test_changed_source_is_noted(tmp_path: Path, project: Path) -> None:
 def test_ready_tokenizer_and_raw_files_are_named(tmp_path: Path, project: Path) -> None:
     store = tmp_path / "store"
     build(store, write_recipe(project, "trained", '"novel.txt"', CLEAN))
-    path = write_recipe(project, "raw", '"posts"', '[tokenizer]\nuse = "trained"\n[tokenize]\nval_fraction = 0.5\nallow_unknown = true\n')
+    path = write_recipe(
+        project,
+        "raw",
+        '"posts"',
+        '[tokenizer]\nuse = "trained"\n[tokenize]\nval_fraction = 0.5\nallow_unknown = true\n',
+    )
     keys = build(store, path)
     described = history.of(store, history.find(store, "raw"))
     assert described.sections == {
