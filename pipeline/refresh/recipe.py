@@ -211,21 +211,37 @@ def _raised(key: str, check: Callable[[Any], object], value: Any) -> list[Inksto
 def _training_errors(
     section: dict[str, Any], check_training: Callable[[TrainSection], object], strict: bool
 ) -> list[InkstoneError]:
-    """Return the errors of the settings in [train]: of its preset, else of the single entries, else of all together."""
+    """Return the errors of the settings in [train]: of its preset, else of the entries that fit no others, else of all.
+
+    Settings that only fit together, such as width = 192 and heads = 3, are no error.
+    """
 
     def check(key: str, entries: dict[str, Any]) -> list[InkstoneError]:
         return _raised(key, check_training, msgspec.convert(entries, TrainSection, strict=strict))
 
-    preset = {name: section[name] for name in ("preset",) if name in section}
-    single: dict[str, dict[str, Any]] = {
-        f"train.{name}": {name: section[name]} for name in ("steps", "minutes") if name in section
-    }
-    single |= {f"train.set.{name}": {"set": {name: value}} for name, value in section.get("set", {}).items()}
-    return (
-        check("train.preset", preset)
-        or [error for key, entries in single.items() for error in check(key, preset | entries)]
-        or check("train", section)
-    )
+    together = check("train", section)
+    if not together:
+        return []
+    valid: dict[str, Any] = {name: section[name] for name in ("preset",) if name in section}
+    if errors := check("train.preset", valid):
+        return errors
+    left = [("train", name, section[name]) for name in ("steps", "minutes") if name in section]
+    left += [("train.set", name, value) for name, value in section.get("set", {}).items()]
+    while True:  # each round adds the entries that fit the valid ones, until the others are errors
+        rest, errors = [], []
+        for table, name, value in left:
+            more: dict[str, Any] = {name: value}
+            if table == "train.set":
+                more = {"set": valid.get("set", {}) | more}
+            raised = check(f"{table}.{name}", valid | more)
+            if raised:
+                rest.append((table, name, value))
+                errors += raised
+            else:
+                valid |= more
+        if len(rest) in (0, len(left)):
+            return errors or together
+        left = rest
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:

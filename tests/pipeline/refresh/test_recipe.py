@@ -98,6 +98,15 @@ def test_all_errors_are_reported_at_once_with_their_dotted_paths(tmp_path: Path)
     assert "clean.quote: unknown key (did you mean quotes?)" in messages
 
 
+def test_settings_that_only_fit_together_are_no_error(tmp_path: Path) -> None:
+    text = '[download]\nsource = "sample"\n[train]\npreset = "small"\nminutes = 0.2\n'
+    text += "[train.set]\nlayers = 4\nheads = 3\nwidth = 192\n"
+    path = write_recipe(tmp_path, text + "kv_heads = 3\n")
+    assert recipes.load(path, check_training=check_training).train.set["heads"] == 3
+    with pytest.raises(BadConfig, match="toml: train.set.heads: heads must be a multiple of kv_heads, got heads 3"):
+        recipes.load(write_recipe(tmp_path, text + "kv_heads = 2\n"), check_training=check_training)
+
+
 def test_only_a_source_is_required(tmp_path: Path) -> None:
     path = tmp_path / "my book.toml"
     path.write_text('[download]\nsource = "sample"\n', encoding="utf-8")
