@@ -16,7 +16,7 @@ from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name, rea
 from pipeline.errors import BadConfig
 from pipeline.store import artifact, code, files
 from pipeline.store.artifact import Artifact
-from pipeline.store.generations import unfinished_drafts
+from pipeline.store.generations import read_run_info, unfinished_drafts
 from pipeline.store.manifest import Identity, Input, check_name, path_of_ref
 from pipeline.tokenizers import Tokenizer
 
@@ -46,6 +46,13 @@ AUTO = "auto"  # instead of a preset's name in a recipe: see `resolve_auto`
 _CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size")  # of the network of a parent run
 
 
+class Length(msgspec.Struct, frozen=True):
+    """The length of a training, in steps, or in minutes if they are not 0."""
+
+    steps: int
+    minutes: float
+
+
 @dataclass(frozen=True)
 class TrainPlan:
     """A training that can be run: its run's name, its configuration and its tokens.
@@ -54,7 +61,8 @@ class TrainPlan:
     `weights_only` the parent's best weights are loaded and training starts at step 0; otherwise the optimizer's moments
     are loaded too and training continues where the parent ended. `from_scratch` is the reason why the published run of
     this name is not continued, "" if it is, or if there is none. `tensorboard` also writes TensorBoard events. `prompt`
-    is the text to continue at each evaluation, "" for the beginning of the validation text.
+    is the text to continue at each evaluation, "" for the beginning of the validation text. `usual_length` is that of
+    the trainings of this name, if this one has another length for once.
     """
 
     name: str
@@ -67,6 +75,7 @@ class TrainPlan:
     from_scratch: str = ""
     tensorboard: bool = False
     prompt: str = ""
+    usual_length: Length | None = None
 
 
 class Annealed(Exception):
@@ -278,8 +287,23 @@ def plan_continuation(
             hint=f"`inkstone train --from {run.manifest.name} --name NEW` starts from its weights",
         )
     _require_same_tokenizer(tokens, run)
+    usual = _usual_length(run)
     preset = _override(preset, steps, minutes, None)
-    return _continue(TrainPlan(run.manifest.name, preset_name, preset, tokens), run)
+    is_usual = _length(preset.train) == usual
+    plan = TrainPlan(run.manifest.name, preset_name, preset, tokens, usual_length=None if is_usual else usual)
+    return _continue(plan, run)
+
+
+def _length(train: TrainConfig) -> Length:
+    return Length(train.steps, train.minutes)
+
+
+def _usual_length(run: Artifact) -> Length:
+    """Return the length of the trainings of a run's name: its own, unless its run.json says that it is another one."""
+    try:
+        return msgspec.convert(read_run_info(run.path).settings, Length)
+    except msgspec.ValidationError:  # none was recorded
+        return _length(run.manifest.option("train", TrainConfig))
 
 
 def _continue(plan: TrainPlan, run: Artifact) -> TrainPlan:
@@ -291,8 +315,8 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
 
     The run must have the same configuration and tokenizer, and other tokens; otherwise the plan gets the reason why it
     starts from scratch. If the run was trained on these very tokens, the plan gets the parent of that run, so that it
-    is recognised as that run. With `more`, the plan continues the run on any tokens, and for another length than it was
-    trained for.
+    is recognised as that run. So it does if that run had another length than usual. With `more`, the plan continues the
+    run on any tokens, and for another length than it was trained for.
     """
     run = artifact.current(root, "runs", plan.name)
     if run is None:
@@ -309,6 +333,7 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
         parent=parent,
         parent_path=path if path and path.is_dir() else None,
         weights_only="afresh" in run.manifest.options,
+        preset=dataclasses.replace(plan.preset, train=run.manifest.option("train", TrainConfig)),
     )
 
 
@@ -322,7 +347,7 @@ def _obstacle(run: Artifact, plan: TrainPlan, *, any_length: bool) -> str:
     if options.get("stage") != SCHEMA:
         return f"{run.ref} was trained by another version of this program"
     train = run.manifest.option("train", TrainConfig)
-    if any_length:
+    if any_length or _length(plan.preset.train) == _usual_length(run):
         train = dataclasses.replace(train, steps=plan.preset.train.steps, minutes=plan.preset.train.minutes)
     changes = config.differences(plan.preset.model, run.manifest.option("model", GPTConfig))
     changes += config.differences(plan.preset.train, train)

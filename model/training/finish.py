@@ -143,5 +143,5 @@ def report_comparison(
     if accept:
         report(f"worse than {current.ref}, and accepted: {comparison}")
         return ""
-    report(f"worse than {current.ref}, which stays current: {comparison}; --accept-worse makes the new run current")
+    report(f"worse than {current.ref}, which stays current: {comparison}; --accept-worse makes it current")
     return f"worse than current ({comparison})"

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.runs.plan import Annealed, TrainPlan, identify
-from model.runs.run import Report, Result
+from model.runs.run import Report, Result, read_result
 from pipeline import errors
 from pipeline.errors import InkstoneError
 from pipeline.store import artifact, files
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.code import built_with
+from pipeline.store.generations import current_key, is_rolled_back, set_aside
+from pipeline.store.manifest import Identity
 
 if TYPE_CHECKING:
     from model.training.distributed import World
@@ -101,6 +103,7 @@ class _Publisher:
             return self._output(draft, train(draft))
 
         identity = identify(self.plan)
+        self._compare_published(identity)
         try:
             return artifact.build(self.root, identity, write, keep_draft=True, accept=self.accept, rebuild=self.rebuild)
         except Annealed as annealed:
@@ -120,7 +123,18 @@ class _Publisher:
         require_readable(folder, result, self.plan)
         counts = {"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters}
         reason = self._reason_to_stay(folder, result)
-        return StageOutput(counts, run={"reason": reason} if reason else {}, promote=not reason)
+        run: dict[str, Any] = {"reason": reason} if reason else {}
+        if self.plan.usual_length:
+            run["settings"] = self.plan.usual_length
+        return StageOutput(counts, run=run, promote=not reason)
+
+    def _compare_published(self, identity: Identity) -> None:
+        """Record whether a published run of `identity` is worse than the current one, if that is another one."""
+        if self.rebuild or is_rolled_back(self.root, identity):
+            return
+        published = artifact.find_published(self.root, identity)
+        if published and current_key(published.path.parent) != identity.key:
+            set_aside(published.path, self._reason_to_stay(published.path, read_result(published.path)))
 
     def _reason_to_stay(self, folder: Path, result: Result) -> str:
         """Return why the current run stays current, "" if the new one in `folder` replaces it."""

@@ -28,6 +28,7 @@ from pipeline.sources import download
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 from pipeline.store.code import build_note
+from pipeline.store.generations import current_key
 from pipeline.store.leftovers import remove_leftovers_of
 from pipeline.store.manifest import Identity
 from pipeline.tokens.store import fit_of
@@ -120,7 +121,7 @@ def _run(
                 last = built.artifact
                 if built.result == "built":
                     journal.end(step, _own_bytes(last))
-                why = step.why if built.result == "built" else ""
+                why = step.why if built.result == "built" else _way_back(before, last)
                 note = build_note(last.manifest.code, built.result, rebuilt=built.rebuilt)
                 outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref, why=why, note=note))
                 if step.stage == "tokenize" and "train-tokenizer" in refresh_plan.fresh:
@@ -138,6 +139,13 @@ def _current(root: Path, identity: Identity) -> Artifact | None:
     with suppress(InkstoneError):
         return artifact.current(root, identity.kind, identity.name)
     return None
+
+
+def _way_back(before: Artifact | None, published: Artifact) -> str:
+    """Return that a generation published earlier replaced the one `before` it, "" if it did not."""
+    key = published.manifest.key
+    is_current = current_key(published.path.parent) == key
+    return f"back to {key}, which exists already" if before and before.manifest.key != key and is_current else ""
 
 
 def _report_fit(before: Artifact | None, tokens: Artifact, progress: Progress) -> None:

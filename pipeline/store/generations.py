@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,17 @@ def read_run_info(folder: Path) -> RunInfo:
 
 def promote(folder: Path) -> None:
     """Record in run.json that a generation which was published without becoming current may become it."""
-    if not read_run_info(folder).promoted:
-        content: dict[str, Any] = msgspec.json.decode((folder / RUN).read_bytes())
-        data = msgspec.json.encode({**content, "promoted": True, "reason": ""})
+    set_aside(folder, "")
+
+
+def set_aside(folder: Path, reason: str) -> None:
+    """Record in run.json why a generation is not to become current; it may become it if the reason is empty."""
+    run = read_run_info(folder)
+    if (run.promoted, run.reason) != (not reason, reason):
+        content: dict[str, Any] = {}
+        with suppress(FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            content = msgspec.json.decode(read_regular(folder / RUN))
+        data = msgspec.json.encode({**content, "promoted": not reason, "reason": reason})
         files.write_file(folder / RUN, msgspec.json.format(data, indent=2))
 
 

@@ -261,6 +261,40 @@ def test_worse_run_stays_aside_and_later_nights_go_on_from_the_current_one(proje
     assert run.read_result(project.current_run.path).steps == 1
 
 
+def test_longer_training_on_request_is_kept_by_the_nights(project: Project) -> None:
+    project.refresh()
+    first = project.current_run
+    tokens = artifact.find(project.root, "tokens", "small")
+    more = runs_plan.plan_continuation(first, tokens, steps=2 * STEPS)
+    longer = stage.train(project.root, more, device="cpu", resume=True, report=project.messages.append).artifact
+    assert project.current_run == longer
+    assert {*results(project.refresh()).values()} == {"unchanged"}
+    assert project.current_run == longer
+    project.write("more.jsonl", "more")
+    project.refresh()
+    assert parent_of(project.current_run) == longer.ref
+    assert run.read_result(project.current_run.path).steps == STEPS, "the length of the recipe"
+    assert results(project.refresh(steps=1))["train"] == "built"
+    assert any(line.startswith("starts from scratch: steps: 1, not 12") for line in project.messages)
+
+
+def test_way_back_to_a_worse_run_is_compared(project: Project) -> None:
+    project.refresh(steps=1)
+    worse = project.current_run
+    project.refresh(steps=30)
+    better = project.current_run
+    project.messages.clear()
+    back = project.refresh(steps=1)
+    assert (project.current_run, back.last) == (better, worse)
+    assert any(line.startswith(f"worse than {better.ref}, which stays current: ") for line in project.messages)
+    night = project.refresh(steps=1)
+    assert night.notes[0].startswith(f"{worse.ref} is worse than current (")
+    assert project.refresh(steps=1, accept=True).notes == [f"back to {worse.manifest.key}, which exists already"]
+    assert project.current_run == worse
+    assert project.refresh(steps=30).notes == [f"back to {better.manifest.key}, which exists already"]
+    assert any(line.startswith(f"compared with {worse.ref}: ") for line in project.messages)
+
+
 def test_rolled_back_run_stays_so_until_the_text_changes(project: Project) -> None:
     project.refresh()
     first = project.current_run

@@ -215,7 +215,11 @@ def test_rolled_back_tokens_stay_and_the_stages_after_use_the_current_ones(
     second = artifact.find(root, "tokens", "small")
     retention.rollback(root, "tokens/small")
     night = run(root, small_recipe, stage(root, trained_on))
-    assert night.notes == [f"{second.ref} was rolled back; nothing to do until the text changes"]
+    run_key = artifact.find(root, "runs", "small").manifest.key
+    assert night.notes == [
+        f"{second.ref} was rolled back; nothing to do until the text changes",
+        f"back to {run_key}, which exists already",
+    ]
     assert artifact.find(root, "tokens", "small") == first
     assert trained_on == [first.ref, second.ref], "the run on the first tokens exists"
     assert artifact.find(root, "runs", "small").manifest.inputs == (first.as_input("tokens"),)
