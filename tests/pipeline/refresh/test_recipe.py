@@ -103,7 +103,7 @@ def test_settings_that_only_fit_together_are_no_error(tmp_path: Path) -> None:
     text += "[train.set]\nlayers = 4\nheads = 3\nwidth = 192\n"
     path = write_recipe(tmp_path, text + "kv_heads = 3\n")
     assert recipes.load(path, check_training=check_training).train.set["heads"] == 3
-    with pytest.raises(BadConfig, match="toml: train.set.heads: heads must be a multiple of kv_heads, got heads 3"):
+    with pytest.raises(BadConfig, match=r"toml: train\.set\.heads: heads must be a multiple of kv_heads, got heads 3"):
         recipes.load(write_recipe(tmp_path, text + "kv_heads = 2\n"), check_training=check_training)
 
 
