@@ -259,8 +259,8 @@ def train_stage(
     current even if it is worse. With `rebuild`, a published run is trained again. Raises BadConfig for a device that
     this machine does not have, and for bad values of [sample].
     """
+    from model.runs import continuing, unfinished
     from model.runs import plan as run_plan
-    from model.runs import unfinished
     from model.training import stage
     from pipeline.refresh.stages import TrainStage
 
@@ -280,7 +280,7 @@ def train_stage(
                 tokens, section.preset, name=name, steps=steps, minutes=minutes, settings=section.set
             )
         planned = replace(planned, prompt=next(iter(recipe.sample.prompts), ""))
-        return run_plan.continue_published(settings.root, planned, more=more)
+        return continuing.continue_published(settings.root, planned, more=more)
 
     def run(tokens: Artifact) -> BuildResult:
         planned = plan(tokens)
@@ -306,7 +306,7 @@ def train_stage(
         check=lambda: check_training(section),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=run,
-        outlook=lambda tokens: run_plan.describe_start(plan(tokens)),
+        outlook=lambda tokens: continuing.describe_start(plan(tokens)),
     )
 
 

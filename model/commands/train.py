@@ -199,6 +199,7 @@ def _plan(
     device: str,
 ) -> TrainPlan:
     """Plan the run. Without a preset, one is chosen and reported, and the run is named after the tokens."""
+    from model.runs import continuing
     from model.runs import plan as run_plan
 
     if not preset and not parent:
@@ -217,7 +218,7 @@ def _plan(
             minutes=minutes,
             settings=overrides,
         )
-    return plan if parent else run_plan.continue_published(settings.root, plan)
+    return plan if parent else continuing.continue_published(settings.root, plan)
 
 
 def _require_alone(option: str, values: Mapping[str, object]) -> None:
@@ -233,13 +234,13 @@ def _continuation(
     settings: Settings, continued: str, reference: str, counting: bool, steps: int | None, minutes: float | None
 ) -> TrainPlan:
     """Plan a new generation of a finished run, by default on the current tokens of the name that it was trained on."""
-    from model.runs import plan as run_plan
+    from model.runs import continuing
 
     run = find_artifact(settings, "runs", continued)
     if not reference and not counting:
         names = [entry.name.split("/")[1] for entry in run.manifest.inputs if entry.role == "tokens"]
         reference = names[0] if names else run.manifest.name
-    return run_plan.plan_continuation(run, _tokens(settings, reference, counting), steps=steps, minutes=minutes)
+    return continuing.plan_continuation(run, _tokens(settings, reference, counting), steps=steps, minutes=minutes)
 
 
 def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:

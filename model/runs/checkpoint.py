@@ -228,7 +228,9 @@ def load_newest(
             files.remove_tree(quarantine / path.name)
             files.move(path, quarantine / path.name)
     if paths or newest_first(quarantine):
-        raise BadData(f"{folder}: no checkpoint of the unfinished run is readable", hint="start again with --no-resume")
+        raise BadData(
+            f"{folder}: no checkpoint of the unfinished run is readable", hint="`train NAME --no-resume` starts again"
+        )
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import msgspec
 
 from model import config, presets
-from model.config import GPTConfig, Preset, TrainConfig
-from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name, read_result
-from pipeline.errors import BadConfig
+from model.config import GPTConfig, Preset
+from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
+from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact, code, files
 from pipeline.store.artifact import Artifact
-from pipeline.store.generations import read_run_info, unfinished_drafts
-from pipeline.store.manifest import Identity, Input, check_name, path_of_ref
+from pipeline.store.generations import unfinished_drafts
+from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
 
 SCHEMA = 2
@@ -31,6 +32,7 @@ CODE = code.Code(
     | {
         "model/generation": "samples texts for people",
         "model/presets.py": "numbers, which are part of the key",
+        "model/runs/continuing.py": "chooses the run to continue, which is part of the key",
         "model/runs/plan.py": "chooses numbers and tokens, which are part of the key",
         "model/runs/run.py": "reads finished runs",
         "model/runs/unfinished.py": "chooses which run to resume",
@@ -93,10 +95,13 @@ def resolve_preset(
 
     Raises BadConfig for a configuration that no tokens could be trained with.
     """
-    return _override(presets.get_preset(preset_name), steps, minutes, settings)
+    return override_preset(presets.get_preset(preset_name), steps, minutes, settings)
 
 
-def _override(preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None) -> Preset:
+def override_preset(
+    preset: Preset, steps: int | None, minutes: float | None, settings: Mapping[str, Any] | None
+) -> Preset:
+    """Return `preset` with the overrides applied: see `resolve_preset`."""
     if steps is not None and minutes is not None:
         raise BadConfig("--steps and --minutes exclude each other", hint="give one of them")
     _require_positive(minutes)
@@ -144,10 +149,12 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
     otherwise `presets.choose` decides. `minutes` replaces the length; `device` is that of the training, or "auto".
     """
     _require_positive(minutes)
-    published = artifact.current(root, "runs", check_name(name))
+    published = None
+    with suppress(BadData):  # `continue_published` says what becomes of a damaged one
+        published = artifact.current(root, "runs", check_name(name))
     folders = [published.path] if published else [draft for draft, _ in unfinished_drafts(root, "runs", name)]
     for folder in reversed(folders):
-        preset_name, resolved = _read_preset(folder)
+        preset_name, resolved = read_preset(folder)
         if resolved is None or preset_name not in presets.PRESETS:
             continue  # an imported run, or one of a preset that no longer exists
         settings = settings_of(resolved, presets.get_preset(preset_name))
@@ -163,7 +170,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
     return Resolved(choice.preset, dict(choice.settings), choice.minutes, choice.reason)
 
 
-def _read_preset(folder: Path) -> tuple[str, Preset | None]:
+def read_preset(folder: Path) -> tuple[str, Preset | None]:
     """Return the name of the preset and the resolved preset of a run or a draft; "" and None if it has none."""
     preset = read_config(folder)
     return (read_preset_name(folder), preset) if preset else ("", None)
@@ -203,17 +210,17 @@ def make_plan(
         preset = resolve_preset(preset_name, steps, minutes, settings)
         fitted = config.resolve_vocab_size(preset.model, tokens.manifest.require_counts("vocab_size")["vocab_size"])
         return TrainPlan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
-    _require_same_tokenizer(tokens, parent)
+    require_same_tokenizer(tokens, parent)
     network = parent.manifest.option("model", GPTConfig)
     preset = dataclasses.replace(presets.get_preset(preset_name), model=network, family=network.family)
-    preset = _override(preset, steps, minutes, settings)
+    preset = override_preset(preset, steps, minutes, settings)
     _require_same_network(preset.model, network, parent)
     if name == parent.manifest.name:
         raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
     return TrainPlan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
 
 
-def _require_same_tokenizer(tokens: Artifact, parent: Artifact) -> None:
+def require_same_tokenizer(tokens: Artifact, parent: Artifact) -> None:
     """Raise BadConfig unless the tokens have the tokenizer of a parent run."""
     if tokens.manifest.tokenizer != parent.manifest.tokenizer:
         raise BadConfig(
@@ -270,100 +277,6 @@ def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     inputs = (plan.tokens.as_input("tokens"), *([plan.parent] if plan.parent else []))
     fingerprint = plan.tokens.manifest.tokenizer
     return Identity("runs", plan.name, options, inputs, fingerprint, ("torch",), code=code.state_of(CODE))
-
-
-def plan_continuation(
-    run: Artifact, tokens: Artifact, *, steps: int | None = None, minutes: float | None = None
-) -> TrainPlan:
-    """Plan a new generation of a published run, with its preset, its numbers, its last weights and optimizer state.
-
-    `steps` or `minutes` replace its length. Raises BadConfig if the tokens have another tokenizer, and for a run that
-    was imported.
-    """
-    preset_name, preset = _read_preset(run.path)
-    if preset is None or "train" not in run.manifest.options:
-        raise BadConfig(
-            f"{run.ref} was not trained here, and has no optimizer state to continue with",
-            hint=f"`inkstone train --from {run.manifest.name} --name NEW` starts from its weights",
-        )
-    _require_same_tokenizer(tokens, run)
-    usual = _usual_length(run)
-    preset = _override(preset, steps, minutes, None)
-    is_usual = _length(preset.train) == usual
-    plan = TrainPlan(run.manifest.name, preset_name, preset, tokens, usual_length=None if is_usual else usual)
-    return _continue(plan, run)
-
-
-def _length(train: TrainConfig) -> Length:
-    return Length(train.steps, train.minutes)
-
-
-def _usual_length(run: Artifact) -> Length:
-    """Return the length of the trainings of a run's name: its own, unless its run.json says that it is another one."""
-    try:
-        return msgspec.convert(read_run_info(run.path).settings, Length)
-    except msgspec.ValidationError:  # none was recorded
-        return _length(run.manifest.option("train", TrainConfig))
-
-
-def _continue(plan: TrainPlan, run: Artifact) -> TrainPlan:
-    return dataclasses.replace(plan, parent=run.as_input("parent"), parent_path=run.path)
-
-
-def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> TrainPlan:
-    """Let a plan continue the published run of its name if that run was trained on an older generation of the data.
-
-    The run must have the same configuration and tokenizer, and other tokens; otherwise the plan gets the reason why it
-    starts from scratch. If the run was trained on these very tokens, the plan gets the parent of that run, so that it
-    is recognised as that run. So it does if that run had another length than usual. With `more`, the plan continues the
-    run on any tokens, and for another length than it was trained for.
-    """
-    run = artifact.current(root, "runs", plan.name)
-    if run is None:
-        return plan
-    if reason := _obstacle(run, plan, any_length=more):
-        return dataclasses.replace(plan, from_scratch=reason)
-    inputs = {entry.role: entry for entry in run.manifest.inputs}
-    if more or inputs["tokens"].digest != plan.tokens.digest:
-        return _continue(plan, run)
-    parent = inputs.get("parent")
-    path = path_of_ref(root, parent.name) if parent else None
-    return dataclasses.replace(
-        plan,
-        parent=parent,
-        parent_path=path if path and path.is_dir() else None,
-        weights_only="afresh" in run.manifest.options,
-        preset=dataclasses.replace(plan.preset, train=run.manifest.option("train", TrainConfig)),
-    )
-
-
-def _obstacle(run: Artifact, plan: TrainPlan, *, any_length: bool) -> str:
-    """Return the reason why a plan cannot continue a published run, "" if it can."""
-    options = run.manifest.options
-    if "train" not in options:
-        return f"{run.ref} was not trained here"
-    if run.manifest.tokenizer != plan.tokens.manifest.tokenizer:
-        return "the tokenizer changed"
-    if options.get("stage") != SCHEMA:
-        return f"{run.ref} was trained by another version of this program"
-    train = run.manifest.option("train", TrainConfig)
-    if any_length or _length(plan.preset.train) == _usual_length(run):
-        train = dataclasses.replace(train, steps=plan.preset.train.steps, minutes=plan.preset.train.minutes)
-    changes = config.differences(plan.preset.model, run.manifest.option("model", GPTConfig))
-    changes += config.differences(plan.preset.train, train)
-    if not changes and "ended" in options and not any_length:
-        return f"{run.ref} was ended by a signal; `train --continue {plan.name}` continues it"
-    return "; ".join(changes)
-
-
-def describe_start(plan: TrainPlan) -> str:
-    """Return what a plan starts from: "continues from step 2,310 of runs/book/KEY", or why from scratch; "" if new."""
-    if plan.from_scratch:
-        return f"starts from scratch: {plan.from_scratch}"
-    if plan.parent is None or plan.parent_path is None or plan.weights_only:
-        return ""
-    result = read_result(plan.parent_path)
-    return f"continues from step {result.steps_before + result.steps:,} of {plan.parent.name}"
 
 
 def read_config(folder: Path) -> Preset | None:

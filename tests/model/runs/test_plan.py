@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.runs import plan
+from model.runs.continuing import continue_published, describe_start, plan_continuation
 from model.runs.plan import TrainPlan
 from model.training import stage
 from pipeline.errors import BadConfig, TryAgain
@@ -85,24 +86,24 @@ def short(tokens: Artifact, **settings: object) -> TrainPlan:
 
 def test_finished_run_continues_as_a_new_generation_of_its_name(root: Path, tokens: Artifact) -> None:
     first = train(root, short(tokens))
-    planned = plan.plan_continuation(first, tokens, steps=2)
-    assert plan.describe_start(planned) == f"continues from step 3 of {first.ref}"
+    planned = plan_continuation(first, tokens, steps=2)
+    assert describe_start(planned) == f"continues from step 3 of {first.ref}"
     assert (planned.preset_name, planned.preset.model.width, planned.preset.train.steps) == ("mini", 64, 2)
     second = train(root, planned)
     assert second.manifest.name == "numbers"
     assert first.as_input("parent") in second.manifest.inputs
-    assert plan.describe_start(plan.plan_continuation(second, tokens)) == f"continues from step 5 of {second.ref}"
-    assert plan.plan_continuation(second, tokens).preset.train.steps == 2, "its own length"
+    assert describe_start(plan_continuation(second, tokens)) == f"continues from step 5 of {second.ref}"
+    assert plan_continuation(second, tokens).preset.train.steps == 2, "its own length"
 
 
 def test_continuing_refuses_another_tokenizer_and_an_imported_run(root: Path, tokens: Artifact, tmp_path: Path) -> None:
     first = train(root, short(tokens))
     other = tokenize(root, some(tmp_path)).artifact
     with pytest.raises(BadConfig, match="integers:100"):
-        plan.plan_continuation(first, other)
+        plan_continuation(first, other)
     imported = publish_run(root, replace(GPT2, vocab_size=100), Integers(100), name="imported")
     with pytest.raises(BadConfig, match="was not trained here") as refused:
-        plan.plan_continuation(imported, tokens)
+        plan_continuation(imported, tokens)
     assert refused.value.hint == "`inkstone train --from imported --name NEW` starts from its weights"
 
 
@@ -113,19 +114,19 @@ def test_continuing_refuses_another_tokenizer_and_an_imported_run(root: Path, to
 def test_plan_gives_the_reason_for_starting_from_scratch(
     root: Path, tokens: Artifact, settings: dict[str, object], reason: str
 ) -> None:
-    assert plan.describe_start(plan.continue_published(root, short(tokens))) == "", "there is no run of this name"
+    assert describe_start(continue_published(root, short(tokens))) == "", "there is no run of this name"
     train(root, short(tokens))
-    planned = plan.continue_published(root, short(tokens, **settings))
-    assert plan.describe_start(planned) == f"starts from scratch: {reason}"
+    planned = continue_published(root, short(tokens, **settings))
+    assert describe_start(planned) == f"starts from scratch: {reason}"
 
 
 def test_run_that_started_from_another_is_recognised_and_continued(root: Path, tokens: Artifact) -> None:
     parent = train(root, short(tokens))
     tuned = train(root, plan.make_plan(tokens, "mini", parent=parent, name="tuned", steps=2))
     planned, _ = plan.make_auto_plan(root, tokens, "tuned")
-    assert plan.identify(plan.continue_published(root, planned)).key == tuned.manifest.key
+    assert plan.identify(continue_published(root, planned)).key == tuned.manifest.key
     newer = replace(planned, tokens=replace(tokens, digest="of newer tokens"))
-    assert plan.describe_start(plan.continue_published(root, newer)) == f"continues from step 5 of {tuned.ref}"
+    assert describe_start(continue_published(root, newer)) == f"continues from step 5 of {tuned.ref}"
 
 
 def test_command_continues_a_run_by_its_name(root: Path, tokens: Artifact) -> None:

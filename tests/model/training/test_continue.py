@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.runs import checkpoint, run
+from model.runs import checkpoint, continuing, run
 from model.runs import plan as runs_plan
 from model.runs.plan import TrainPlan
 from model.runs.run import Report
@@ -28,6 +28,7 @@ from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import generation_keys
+from pipeline.store.manifest import Identity
 from tests.support.faults import Command, assert_one_error
 from tests.support.training import no_loss_curve, preloaded
 from tests.support.upstream import letters, texts
@@ -77,7 +78,7 @@ preset = "mini"
 
         def plan(tokens: Artifact) -> TrainPlan:
             new = runs_plan.make_plan(tokens, recipe.train.preset, name=recipe.name, settings=recipe.train.set)
-            return runs_plan.continue_published(self.root, new)
+            return continuing.continue_published(self.root, new)
 
         training = TrainStage(
             check=lambda: None,
@@ -85,7 +86,7 @@ preset = "mini"
             run=lambda tokens: stage.train(
                 self.root, plan(tokens), device="cpu", resume=True, report=report, accept=accept
             ),
-            outlook=lambda tokens: runs_plan.describe_start(plan(tokens)),
+            outlook=lambda tokens: continuing.describe_start(plan(tokens)),
         )
         options = RefreshOptions(accept_worse=accept, allow_shrink=allow_shrink)
         self.planned = planning.plan(Chain(self.root, recipe, training, SilentProgress(), 1), options, {})
@@ -265,7 +266,7 @@ def test_longer_training_on_request_is_kept_by_the_nights(project: Project) -> N
     project.refresh()
     first = project.current_run
     tokens = artifact.find(project.root, "tokens", "small")
-    more = runs_plan.plan_continuation(first, tokens, steps=2 * STEPS)
+    more = continuing.plan_continuation(first, tokens, steps=2 * STEPS)
     longer = stage.train(project.root, more, device="cpu", resume=True, report=project.messages.append).artifact
     assert project.current_run == longer
     assert {*results(project.refresh()).values()} == {"unchanged"}
@@ -396,6 +397,58 @@ def test_damaged_parent_is_an_error_until_it_is_rolled_back(
     retention.rollback(project.root, "runs/small")
     project.refresh()
     assert parent_of(project.current_run) == first.ref
+
+
+def test_new_library_continues_a_run_whose_parent_was_pruned(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.refresh()
+    first = project.current_run
+    monkeypatch.setattr(Identity, "versions", lambda identity: {"torch": "99"} if identity.kind == "runs" else {})
+    project.messages.clear()
+    assert results(project.refresh())["train"] == "built"
+    assert f"starts from scratch: the code or the libraries changed since {first.ref}" in project.messages
+    monkeypatch.undo()
+    project.write("more.jsonl", "more")
+    project.refresh()
+    second = project.current_run
+    retention.prune(project.root, keep=1)
+    monkeypatch.setattr(Identity, "versions", lambda identity: {"torch": "99"} if identity.kind == "runs" else {})
+    assert results(project.refresh())["train"] == "built"
+    assert parent_of(project.current_run) == second.ref
+    assert results(project.refresh())["train"] == "unchanged"
+
+
+def test_interrupted_repair_of_the_current_run_goes_on(project: Project) -> None:
+    project.refresh()
+    project.write("more.jsonl", "more")
+    project.refresh()
+    second = project.current_run
+    expected = weights(second)
+    (second.path / "result.json").unlink()
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        project.refresh(interrupt)
+    assert not second.path.exists(), "its files are in the draft"
+    assert results(project.refresh())["train"] == "built"
+    assert project.current_run.manifest.key == second.manifest.key
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(project.current_run).items())
+
+
+def test_run_without_its_manifest_is_trained_again_or_rolled_back(project: Project) -> None:
+    project.refresh()
+    first = project.current_run
+    (first.path / "manifest.json").unlink()
+    assert results(project.refresh())["train"] == "built"
+    assert any(line.startswith(f"resuming from step {STEPS}") for line in project.messages)
+    assert project.current_run.manifest.key == first.manifest.key
+    project.write("more.jsonl", "more")
+    project.refresh()
+    (project.current_run.path / "manifest.json").unlink()
+    with pytest.raises(BadData) as caught:
+        project.refresh()
+    assert caught.value.hint == "`inkstone rollback runs/small` returns to the run before"
 
 
 def test_prune_deletes_the_parent_of_a_published_run(project: Project) -> None:
