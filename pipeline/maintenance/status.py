@@ -22,7 +22,6 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.generations import current_key, read_run_info, shelves
 from pipeline.store.leftovers import leftovers
 from pipeline.store.manifest import MANIFEST
-from pipeline.tokens.totals import describe_unknown
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,12 @@ def _summary(current: Artifact) -> str:
         "tokens": ("documents", "tokens"),
         "runs": ("steps", "parameters"),
     }[current.manifest.kind]
-    texts = [f"{counts[name]:,} {name}" for name in names if name in counts]
-    return ", ".join(texts + ([describe_unknown(counts)] if counts.get("unknown_characters") else []))
+    summary = ", ".join(f"{counts[name]:,} {name}" for name in names if name in counts)
+    if counts.get("unknown_characters"):
+        from pipeline.tokens.totals import describe_unknown  # takes longer than the rest of `status`
+
+        summary += f", {describe_unknown(counts)}"
+    return summary
 
 
 class _RunResult(msgspec.Struct):

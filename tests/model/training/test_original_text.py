@@ -18,6 +18,7 @@ from model.config import GPTConfig
 from model.network.gpt import GPT
 from model.training.evaluate import encode_again, evaluate, validation_set
 from pipeline.errors import BadData
+from pipeline.maintenance.status import status
 from pipeline.tokenizers import Characters, FastTokenizer, SentencePiece, Tokenizer
 from pipeline.tokens.originals import has_originals
 from pipeline.tokens.stage import TokenizeInputs
@@ -191,6 +192,8 @@ def test_text_of_unknown_characters_is_refused(root: Path, tmp_path: Path) -> No
     tokens = run(root, inputs, tokenizer=tokenizer, val_fraction=0, allow_unknown=True).artifact
     assert tokens.manifest.counts["unknown_characters"] == 2
     assert tokens.manifest.ledger["characters"]["unknown"] == 2
+    (row,) = status(root)
+    assert row.summary == "2 documents, 40 tokens, 2 of 38 characters (5.26 %) are unknown"
     assert not [record.name for record in tokens.manifest.files if record.name.endswith(".text.zst")]
 
 
