@@ -65,14 +65,13 @@ def refresh(
 
     `wait` is the number of seconds to wait for the lock. If no stage is stale, only the recipe's state is written.
     """
-    chain = Chain(root, recipe, train, progress, options.jobs, rebuild=options.rebuild)
-    chain.stages(options.through)  # rejects an unknown stage before waiting for the lock
     path = state.lock_of(root, recipe.name)
     with locks.lock(path, wait=wait, action=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
         remove_leftovers_of(state.path_of(root, recipe.name))
         journal = _Journal(root, state.read(root, recipe.name), run_id, lock)
         with journal, ExitStack() as leases:
             journal.begin("plan")
+            chain = Chain(root, recipe, train, progress, options.jobs, rebuild=options.rebuild)
             refresh_plan = plan(chain, options, journal.state.paces)
             files.require_space(root, sum(step.disk or 0 for step in refresh_plan.steps))
             return _run(chain, refresh_plan, options, journal, leases)
@@ -161,8 +160,7 @@ def _own_bytes(built: Artifact) -> int:
 
 
 def _report(step: PlanStep, progress: Progress) -> None:
-    reason = f": {step.why}" if step.result == "unchanged" and step.why else ""
-    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}{reason}" + (f", {step.note}" if step.note else ""))
+    progress.note(f"{step.stage:<16} {step.result:<10} {step.what}" + (f", {step.note}" if step.note else ""))
     progress.event("stage", stage=step.stage, result=step.result, what=step.what)
 
 

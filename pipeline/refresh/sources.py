@@ -88,8 +88,9 @@ def _resolve_one(
     except (InputMissing, NotText) as error:
         if not local.is_lost(root, reference, recipe):
             raise
+        loss = error.message if Path(reference).exists() else f"{reference} vanished"
         raise UpstreamChanged(
-            f"{error.message}; the old copy is kept", hint="put it back, or take it out of the recipe"
+            f"{loss}; the old copy is kept", hint="put it back, or take it out of the recipe"
         ) from None
 
 

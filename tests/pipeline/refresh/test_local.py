@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import TryAgain, UpstreamChanged
 from pipeline.refresh import recipe as recipes
+from pipeline.refresh import state
 from pipeline.runtime.progress import Advance, SilentProgress
 from pipeline.sources import hashes
 from pipeline.sources.catalogue import resolve_source
@@ -115,7 +116,12 @@ def test_source_that_vanished_is_refused(root: Path, novels: Path, source: str) 
             path.unlink()
     else:
         shutil.rmtree(novels) if source == "folder" else (novels / "a.txt").unlink()
-    assert nights.refused().endswith("the old copy is kept")
+    message = nights.refused()
+    assert message.endswith("the old copy is kept")
+    if source != "emptied":
+        assert message.startswith(f"{paths[0]} vanished")
+    recorded = state.read(root, "mine")
+    assert (recorded.exit_code, recorded.error) == (10, message), "`status --check` says the same"
 
 
 def test_added_grown_and_renamed_files_are_taken(root: Path, novels: Path) -> None:
