@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pipeline.refresh.stages import Chain, TrainStage
 from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
-from pipeline.store.generations import generation_keys
+from pipeline.store.generations import generation_keys, set_current
 from pipeline.store.manifest import Identity
 from tests.support.faults import Command, assert_one_error
 from tests.support.training import no_loss_curve, preloaded
@@ -233,6 +234,10 @@ def test_plan_says_what_the_training_will_start_from(project: Project) -> None:
     project.refresh()
     assert outlook() == f"tokenize is stale; continues from step {STEPS} of {first.ref}"
     second = project.current_run
+    shutil.rmtree(second.path)  # as if it had been killed before it was published
+    set_current(second.path.parent, first.path.name)
+    project.refresh()
+    assert outlook() == f"tokens/small changed; continues from step {STEPS} of {first.ref}"
     project.write("more.jsonl", "even more")
     project.refresh(learning_rate=0.01)
     assert outlook() == "tokenize is stale; starts from scratch: learning_rate: 0.01, not 0.003"
