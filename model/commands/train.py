@@ -151,9 +151,10 @@ def train(
         tokens = _tokens(settings, reference, counting)
         plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
     plan = replace(plan, tensorboard=tensorboard, prompt=prompt)
+    names_generation = "/" in reference.removeprefix("tokens/")
     if dry_run:
-        return Outcome("unchanged", lines=stage.dry_run(plan, device=device), always=True)
-    plan = _resumable(settings, plan, resume, names_generation="/" in reference.removeprefix("tokens/"))
+        return _dry_run(settings, plan, device, names_generation=names_generation)
+    plan = _resumable(settings, plan, resume, names_generation=names_generation)
     with training_watch(settings) as watch:
         built = stage.train(
             settings.root,
@@ -235,8 +236,17 @@ def _continuation(
 ) -> TrainPlan:
     """Plan a new generation of a finished run, by default on the current tokens of the name that it was trained on."""
     from model.runs import continuing
+    from pipeline.store.generations import unfinished_drafts
 
-    run = find_artifact(settings, "runs", continued)
+    try:
+        run = find_artifact(settings, "runs", continued)
+    except errors.InputMissing:
+        name = continued.removeprefix("runs/").partition("/")[0]
+        if not any(unfinished_drafts(settings.root, "runs", name)):
+            raise
+        raise errors.BadConfig(
+            f"the run {name} is not finished", hint="the command that started it resumes it"
+        ) from None
     if not reference and not counting:
         names = [entry.name.split("/")[1] for entry in run.manifest.inputs if entry.role == "tokens"]
         reference = names[0] if names else run.manifest.name
@@ -252,6 +262,16 @@ def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
     from pipeline.tokens.counting import build as build_counting_tokens
 
     return build_counting_tokens(settings.root).artifact
+
+
+def _dry_run(settings: Settings, plan: TrainPlan, device: str, *, names_generation: bool) -> Outcome:
+    """Return the plan as text, with the unfinished runs of its name that it does not resume."""
+    from model.runs import unfinished
+    from model.training import stage
+
+    resumed = plan if names_generation else unfinished.pin_unfinished(settings.root, plan)
+    others = unfinished.describe_others(settings.root, resumed)
+    return Outcome("unchanged", lines=[*stage.dry_run(plan, device=device), *others], always=True)
 
 
 def _resumable(settings: Settings, plan: TrainPlan, resume: bool | None, *, names_generation: bool) -> TrainPlan:

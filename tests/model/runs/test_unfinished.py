@@ -16,6 +16,7 @@ from pipeline.errors import BadConfig, TryAgain
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import draft_path, read_run_info
 from pipeline.tokens import counting
+from tests.support.faults import Command, assert_one_error
 from tests.support.training import before_call, no_loss_curve
 
 __all__ = ["no_loss_curve"]  # a fixture
@@ -67,3 +68,13 @@ def test_resume_without_an_unfinished_run_names_the_finished_one(root: Path, tok
     with pytest.raises(BadConfig, match=f"nothing to resume: {finished.ref} is finished") as refused:
         unfinished.require_unfinished(root, planned(tokens))
     assert refused.value.hint == "`inkstone train --continue numbers` trains it further"
+
+
+def test_command_names_the_unfinished_run(root: Path, tokens: Artifact) -> None:
+    stop_at_5(root, planned(tokens))
+    refused = Command(root, ("train", "--continue", "numbers")).run_forked()
+    assert_one_error(refused, 78, ["the run numbers is not finished", "the command that started it resumes it"])
+    preset = ("--preset", "mini", "--name", "numbers", "--tokens", "counting", "--steps", "3")
+    shown = Command(root, ("train", *preset, "--dry-run", "--device", "cpu")).run_forked()
+    assert shown.code == 0, shown.err
+    assert "an unfinished run numbers at step 5 is another training: steps: 3, not 8; " in shown.out
