@@ -90,7 +90,8 @@ def describe(text: Survey, vocabulary: int) -> Lines:
 
 
 def _describe_input(entry: InputSummary) -> str:
-    formats = " and ".join(_KINDS.get(name, name.upper()) for name, _ in entry.formats.most_common(3))
+    names = dict.fromkeys(_KINDS.get(name, name.upper()) for name, _ in entry.formats.most_common())
+    formats = " and ".join(list(names)[:3])
     is_one = entry.files == 1
     files = "" if is_one else f" {entry.files:,} files ({formats})"
     documents = f" {entry.documents:,} documents" if is_one and entry.documents > 1 else ""

@@ -90,3 +90,10 @@ def test_recipe_with_byte_order_mark_and_windows_line_ends_is_extended(tmp_path:
     assert extended.startswith(written.partition(b"source")[0])
     assert recipe_file.load(path).download.sources == (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
     assert recipe_file.load(path).train.minutes == 2.0
+
+
+def test_kinds_of_files_are_named_once(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.txt", "b.txt", "c", "d.md")]
+    for number, path in enumerate(paths):
+        path.write_text(f"# {number}\n\n{ENGLISH}", encoding="utf-8")
+    assert "4 files (text and Markdown)" in dict(decide.describe(survey([("notes", paths)]), 1000))["text"]
