@@ -144,6 +144,7 @@ def train(
     from model.training import stage
 
     reference = _reference(settings, positional, reference)
+    is_exact = "/" in reference.removeprefix("tokens/")
     if continued:
         _require_alone("--continue", {"--preset": preset, "--set": pairs, "--from": parent, "--name": name})
         plan = _continuation(settings, continued, reference, counting, steps, minutes)
@@ -151,14 +152,12 @@ def train(
         tokens = _tokens(settings, reference, counting)
         plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
     plan = replace(plan, tensorboard=tensorboard, prompt=prompt)
-    names_generation = "/" in reference.removeprefix("tokens/")
     if dry_run:
-        return _dry_run(settings, plan, device, names_generation=names_generation)
-    plan = _resumable(settings, plan, resume, names_generation=names_generation)
+        return _dry_run(settings, plan, device, names_generation=is_exact)
+    plan = _resumable(settings, plan, resume, names_generation=is_exact)
     with training_watch(settings) as watch:
         built = stage.train(
-            settings.root,
-            plan,
+            *(settings.root, plan),
             device=device,
             resume=resume is not False,
             report=settings.progress.note,

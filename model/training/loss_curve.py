@@ -31,7 +31,7 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     with open(metrics, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -44,6 +44,7 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     if validation:
         axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
     _set_limits(axes, [loss for _, loss in (*training, *validation, *lines)], baselines)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _draw_lines(axes, lines, max((step for step, _ in (*training, *validation)), default=0))
     units = _units(rows, baselines)

@@ -8,11 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model.commands import train
 from model.runs import plan, unfinished
 from model.runs.plan import TrainPlan
 from model.training import stage
 from model.training.learner import Learner
+from pipeline.commands.console import Settings
 from pipeline.errors import BadConfig, TryAgain
+from pipeline.runtime.progress import SilentProgress
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import draft_path, read_run_info
 from pipeline.tokens import counting
@@ -74,7 +77,6 @@ def test_command_names_the_unfinished_run(root: Path, tokens: Artifact) -> None:
     stop_at_5(root, planned(tokens))
     refused = Command(root, ("train", "--continue", "numbers")).run_forked()
     assert_one_error(refused, 78, ["the run numbers is not finished", "the command that started it resumes it"])
-    preset = ("--preset", "mini", "--name", "numbers", "--tokens", "counting", "--steps", "3")
-    shown = Command(root, ("train", *preset, "--dry-run", "--device", "cpu")).run_forked()
-    assert shown.code == 0, shown.err
-    assert "an unfinished run numbers at step 5 is another training: steps: 3, not 8; " in shown.out
+    settings = Settings(root, quiet=False, json=False, progress=SilentProgress(), run_id="")
+    lines = train._dry_run(settings, planned(tokens, steps=3), "cpu", names_generation=False).lines
+    assert lines[-1].startswith("an unfinished run numbers at step 5 is another training: steps: 3, not 8; ")

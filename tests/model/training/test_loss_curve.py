@@ -23,14 +23,14 @@ def metrics(tmp_path: Path) -> Path:
     return write(tmp_path / "metrics.csv", LOSSES)
 
 
-def write(path: Path, losses: tuple[tuple[object, object], ...], *, bits: bool = True) -> Path:
+def write(path: Path, losses: tuple[tuple[object, object], ...], *, bits: bool = True, every: int = 1000) -> Path:
     with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS)
         rows.writeheader()
         for index, (validation, training) in enumerate(losses):
             rows.writerow(
                 {
-                    "step": 1000 * index,
+                    "step": every * index,
                     "val_loss": validation,
                     "train_loss": training,
                     "bits_per_char": validation if bits else "",
@@ -73,6 +73,13 @@ def test_labels_are_to_the_right_of_the_curve_and_clear_of_each_other(tmp_path: 
     assert min(x for x, _ in labels) > max(markers) + 4  # its radius in points
     heights = sorted(y for _, y in labels)
     assert min(lower - upper for upper, lower in itertools.pairwise(heights)) > 8  # font size in points
+
+
+def test_steps_on_the_axis_are_whole(tmp_path: Path) -> None:
+    draw(write(tmp_path / "metrics.csv", ((8.3, ""), (5.2, 5.3)), every=17), tmp_path, "a run", BASELINES)
+    ticks = [int(label) for label in re.findall(r"<!-- (\d+) -->", (tmp_path / "loss.svg").read_text(encoding="utf-8"))]
+    steps = ticks[: ticks.index(max(ticks)) + 1]
+    assert len({after - before for before, after in itertools.pairwise(steps)}) == 1, steps
 
 
 def test_no_baseline_lines_and_no_bits_axis_without_data(tmp_path: Path) -> None:
