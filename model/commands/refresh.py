@@ -116,7 +116,7 @@ def refresh(
     recipe = load_recipe(path, overrides, check_training)
     if retrain_tokenizer:
         recipe = _retraining(recipe)
-    accept = accept_worse or any(entry.startswith("train.") for entry in overrides)
+    accept = accept_worse or retrain_tokenizer or any(entry.startswith("train.") for entry in overrides)
     train = train_stage(settings, recipe, device, accept=accept, rebuild=rebuild)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
