@@ -195,5 +195,5 @@ def test_source_that_cannot_be_read_does_not_reach_the_recipe(tmp_path: Path, in
     inkstone("start", "--name", "novel", "paper.pdf", cwd=tmp_path, code=65)
     assert (tmp_path / "novel.toml").read_bytes() == before
     (tmp_path / "novel.txt").rename(tmp_path / "moved.txt")
-    missing = inkstone("start", "--name", "novel", cwd=tmp_path, code=66)
-    assert "novel.txt: a source of novel.toml" in missing["error"]
+    missing = inkstone("start", "--name", "novel", cwd=tmp_path, code=10)
+    assert "novel.txt vanished; the old copy is kept" in missing["error"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 1 << 63
 _MIN_TEMPERATURE = 1e-6  # fp32 overflows below it
-_MAX_COUNT = (1 << 31) - 1
+_MAX_COUNT = 1 << 31
 RANGES = {  # the server accepts the same
     "max_tokens": Range(1, _MAX_COUNT),
     "temperature": Range(0.0, 100.0),

@@ -222,7 +222,7 @@ def test_a_closed_pipe_is_not_an_error(trained_root: Path) -> None:
 
 def test_ctrl_c_exits_with_130(trained_root: Path) -> None:
     """Case 63."""
-    words = command(trained_root, "--prompt", "话说", "--stream", "--num-samples", 100000)
+    words = command(trained_root, "--prompt", "话说", "--stream", "--num-samples", 60000)
     # A background job of a shell ignores SIGINT, and so would its children.
     reset_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=reset_sigint) as process:

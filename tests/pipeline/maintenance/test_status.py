@@ -120,10 +120,10 @@ NAGIOS: dict[str, tuple[int, str, Callable[[Path], object]]] = {
     ),
     "record that is a folder": (
         2,
-        "small.json: expected a file, got a folder",
+        "CRITICAL - small: last success never",
         lambda root: state.path_of(root, "small").mkdir(parents=True),
     ),
-    "record that is a FIFO": (2, "small.json: expected a file, got a FIFO", fifo_record),
+    "record that is a FIFO": (2, "CRITICAL - small: last success never", fifo_record),
     "damaged artifact": (2, "is damaged; small: last success", with_damage),
     "the worst of two": (
         2,

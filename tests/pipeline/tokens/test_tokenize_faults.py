@@ -363,7 +363,7 @@ def test_text_never_becomes_a_control_piece_of_a_trained_model(
 def test_text_never_becomes_end_of_text_of_an_untrusted_model(tmp_path: Path, root: Path) -> None:
     """Case 39 of docs/design/reliability.md."""
     tokenizer = SentencePiece(model(b"</", b"s>"), "elsewhere")
-    tokens = run(root, train_inputs(tmp_path, *SPELLING), tokenizer=tokenizer).artifact
+    tokens = run(root, train_inputs(tmp_path, *SPELLING), tokenizer=tokenizer, allow_unknown=True).artifact
     assert_ends_only(tokens, {1})
 
 
@@ -385,7 +385,9 @@ def test_ids_above_65535_take_four_bytes(tmp_path: Path, root: Path, extra: int,
     wide = "".join(map(chr, range(0x10000, 0x20000 - 2 + extra)))
     tokenizer = Characters(wide, "wide")
     assert tokenizer.vocab_size == 65_536 + extra
-    tokens = run(root, train_inputs(tmp_path, wide[-3:]), tokenizer=tokenizer, format=layout).artifact
+    tokens = run(
+        root, train_inputs(tmp_path, wide[-3:]), tokenizer=tokenizer, format=layout, allow_unknown=True
+    ).artifact
     assert tokens.manifest.counts["dtype"] == dtype
     array = open_store(tokens).train
     assert array.read(0, 4).tolist() == [*range(tokenizer.vocab_size - 3, tokenizer.vocab_size), 0]
@@ -458,16 +460,16 @@ def cuts(shard: Path, count: int, seed: int) -> list[int]:
 
 def test_truncated_shard_publishes_nothing(tmp_path: Path, root: Path, shard: Path) -> None:
     val = lines(tmp_path / "val.jsonl", ["held out"])
-    complete = run(tmp_path / "whole", beside(shard, val)).artifact
+    complete = run(tmp_path / "whole", beside(shard, val), allow_unknown=True).artifact
     path = tmp_path / "00.jsonl.zst"
     for size in cuts(shard, 50, 24):
         path.write_bytes(shard.read_bytes()[:size])
         with pytest.raises(BadData, match=r"00\.jsonl\.zst: "):
-            run(root, beside(path, val))
+            run(root, beside(path, val), allow_unknown=True)
         assert nothing_published(root)
         assert no_draft(root)
     path.write_bytes(shard.read_bytes())
-    assert run(root, beside(path, val)).artifact.digest == complete.digest
+    assert run(root, beside(path, val), allow_unknown=True).artifact.digest == complete.digest
 
 
 def beside(path: Path, val: inputs.InputFile) -> TokenizeInputs:
