@@ -59,15 +59,20 @@ class Nights:
         return Command(self.root, words, constants=constants)
 
     def expect(self, code: int, *options: object) -> tuple[dict[str, object], str]:
-        """Refresh, and return the JSON object and stderr. Assert that no worse run became current without a word."""
+        """Refresh, and return the JSON object and all that was printed.
+
+        Asserts that no worse run became current without a word.
+        """
         run = self.refresh(*options)
         assert run.code == code, run.err
         bits = self.result().best_bits_per_char
         assert bits is not None
         if self.bits and bits > 1.01 * self.bits[-1]:
-            assert re.search("bits per character|was rolled back", run.err), "a worse run is current without a word"
+            assert re.search("bits per character|was rolled back", run.err + run.out), (
+                "a worse run is current without a word"
+            )
         self.bits.append(bits)
-        return json.loads(run.out), run.err
+        return json.loads(run.out), run.err + run.out
 
     def run(self) -> Artifact:
         return artifact.find(self.root, "runs", "tales")
