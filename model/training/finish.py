@@ -87,7 +87,7 @@ class Comparison:
         return not self.new <= _TOLERANCE * self.current and math.isfinite(self.current)
 
     def __str__(self) -> str:
-        return f"{self.new:#.3g} against {self.current:#.3g} bits per character"
+        return f"{self.new:.3f} against {self.current:.3f} bits per character"
 
 
 def compare(folder: Path, result: Result, plan: TrainPlan, current: Artifact, device: str) -> Comparison | None:

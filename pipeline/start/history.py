@@ -238,9 +238,7 @@ def _tokenizer(root: Path, last: Artifact, name: str, corpora: list[Artifact]) -
         is_own = trained.manifest.name in (name, last.manifest.name) and "flags" not in options
         if not is_own or [text.rpartition("/")[0] for text in texts] != own[: len(texts)]:
             return {"use": trained.manifest.name}
-        is_kept = texts != [corpus.ref for corpus in corpora]
-        section = {"kind": options["kind"], "vocab_size": options["vocab_size"]}
-        return section | ({"keep": True} if is_kept else {})
+        return {"kind": trained.manifest.option("kind", str), "vocab_size": options.get("vocab_size", "auto")}
     ready = last.manifest.counts["tokenizer"]
     if ready not in ENCODINGS:
         raise BadConfig(
@@ -254,9 +252,9 @@ def _tokenize(tokens: Artifact) -> dict[str, Any]:
     """Return [tokenize]."""
     options = tokens.manifest.options
     values = {name: options[name] for name in TokenizeSection.__struct_fields__ if name in options}
-    values["encoder"] = "tiktoken" if options["encoder"] == "tiktoken" else "auto"
+    values["encoder"] = "tiktoken" if options.get("encoder") == "tiktoken" else "auto"
     has_own_split = any(entry.role == "val" for entry in tokens.manifest.inputs)
-    split = options["split"]
+    split = options.get("split")
     if split:
         values |= {"val_fraction": split["fraction"], "val_split": split["mode"]}
     elif not has_own_split:

@@ -23,9 +23,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from pipeline.readers import compression, jsonl
 from pipeline.store import artifact, files, locks
@@ -262,17 +263,35 @@ def leftovers(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.name.startswith(LEFTOVERS))
 
 
-def rounds(trial: Trial, folder: Path, count: int, seed: int) -> list[Round]:
+class Outcome(Protocol):
+    """Result of a round; `problems` is empty if it passed."""
+
+    @property
+    def problems(self) -> tuple[str, ...]: ...
+
+
+_Outcome = TypeVar("_Outcome", bound=Outcome)
+
+
+def repeat(
+    disturb: Callable[[int, Path, random.Random], _Outcome], folder: Path, count: int, seed: int
+) -> list[_Outcome]:
+    """Return the results of `count` rounds, each in a folder of its own; that of a failed one is kept."""
+    folder.mkdir(exist_ok=True)
     results = []
     for index in range(count):
         root = folder / f"round-{index}"
-        result = disturb(trial, root, random.Random(f"{seed} {index}"))
+        result = disturb(index, root, random.Random(f"{seed} {index}"))
         results.append(result)
         if result.problems:
-            print(f"round {index} ({result.victim}): {'; '.join(result.problems)}", file=sys.stderr, flush=True)
+            print(f"round {index} ({result})", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(root)
     return results
+
+
+def rounds(trial: Trial, folder: Path, count: int, seed: int) -> list[Round]:
+    return repeat(lambda _, root, generator: disturb(trial, root, generator), folder, count, seed)
 
 
 def summary(results: Sequence[Round]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -156,17 +155,9 @@ def _damage(root: Path, *, raw: bool = False) -> list[str]:
 
 def rounds(trials: Sequence[RefreshTrial], folder: Path, count: int, seed: int) -> list[RefreshRound]:
     """Run `count` rounds. One in eight is of the sample, which has few documents."""
-    results = []
-    for index in range(count):
-        root, generator = folder / f"round-{index}", random.Random(f"{seed} {index}")
-        root.parent.mkdir(exist_ok=True)
-        result = disturb(trials[index % 8 > 0], root, generator)
-        results.append(result)
-        if result.problems:
-            print(f"round {index} ({result})", file=sys.stderr, flush=True)
-        else:
-            shutil.rmtree(root)
-    return results
+    return chaos.repeat(
+        lambda index, root, generator: disturb(trials[index % 8 > 0], root, generator), folder, count, seed
+    )
 
 
 def summary(results: Sequence[RefreshRound]) -> str:

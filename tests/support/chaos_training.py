@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from pipeline.maintenance import verify
 from pipeline.store import artifact
-from tests.support.chaos import leftovers
+from tests.support import chaos
 from tests.support.nights import Nights, chapters, data, nights_in
 from tests.support.training import assert_same_run, preload
 
@@ -76,7 +75,7 @@ def disturb(trial: TrainingTrial, root: Path, generator: random.Random) -> Train
     problems += [
         f"{link} points to no valid artifact" for link in root.glob("*/*/current") if not artifact.is_intact(link)
     ]
-    problems += [f"leftover: {path}" for path in leftovers(root)]
+    problems += [f"leftover: {path}" for path in chaos.leftovers(root)]
     return TrainingRound(tuple(stages), tuple(problems))
 
 
@@ -87,16 +86,7 @@ def _stage(root: Path) -> str:
 
 
 def rounds(trial: TrainingTrial, folder: Path, count: int, seed: int) -> list[TrainingRound]:
-    results = []
-    for index in range(count):
-        root = folder / f"round-{index}"
-        result = disturb(trial, root, random.Random(f"{seed} {index}"))
-        results.append(result)
-        if result.problems:
-            print(f"round {index} ({result})", file=sys.stderr, flush=True)
-        else:
-            shutil.rmtree(root)
-    return results
+    return chaos.repeat(lambda _, root, generator: disturb(trial, root, generator), folder, count, seed)
 
 
 def summary(results: Sequence[TrainingRound]) -> str:

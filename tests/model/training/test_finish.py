@@ -54,10 +54,10 @@ def test_worse_run_is_published_and_the_current_one_stays(root: Path, tokens: Ar
     (line,) = [line for line in messages if line.startswith("worse than")]
     figures = [run.read_result(published.path).best_bits_per_char for published in (worse, good)]
     assert line == (
-        f"worse than {good.ref}, which stays current: {figures[0]:#.3g} against {figures[1]:#.3g} bits per character; "
+        f"worse than {good.ref}, which stays current: {figures[0]:.3f} against {figures[1]:.3f} bits per character; "
         "--accept-worse makes it current"
     )
-    reason = f"worse than current ({figures[0]:#.3g} against {figures[1]:#.3g} bits per character)"
+    reason = f"worse than current ({figures[0]:.3f} against {figures[1]:.3f} bits per character)"
     assert read_run_info(worse.path).reason == reason
     again, _ = train(root, tokens, HARDLY)
     assert (again, current(root)) == (worse, good)

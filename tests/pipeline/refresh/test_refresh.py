@@ -22,6 +22,7 @@ from pipeline.runtime.progress import SilentProgress
 from pipeline.store import artifact, locks
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.manifest import Identity
+from tests.support.notes import Notes
 
 SAMPLE = Path(__file__).resolve().parents[3] / "pipeline" / "sample"
 
@@ -79,17 +80,6 @@ def run(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> refres
 
 def make_plan(root: Path, recipe: Recipe, train: TrainStage, **options: Any) -> plan.RefreshPlan:
     return plan.plan(Chain(root, recipe, train, SilentProgress(), 1), RefreshOptions(**options), {})
-
-
-class Notes(SilentProgress):
-    """Progress that keeps its notes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def artifact_of(outcome: refresh.RefreshResult, stage: str) -> str:

@@ -20,6 +20,7 @@ from pipeline.sources.walk import LeftOut, NotText
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
+from tests.support.notes import Notes
 
 SHARDS = {"train/00.jsonl": "train", "train/01.jsonl": "train", "val.jsonl": "val"}
 
@@ -283,17 +284,6 @@ def test_flipped_bit_in_a_corpus_is_detected_by_manifest_and_checksum(root: Path
 
 
 # Several inputs, folders with other files, and names that are both a path and a source
-
-
-class Notes(SilentProgress):
-    """Keeps the lines that a command would print."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_overlapping_inputs_count_once(root: Path, tmp_path: Path) -> None:

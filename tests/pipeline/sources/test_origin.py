@@ -12,15 +12,7 @@ from pipeline.runtime.progress import Progress, SilentProgress
 from pipeline.sources import cache, origin
 from pipeline.sources.catalogue import Source, resolve_source
 from pipeline.sources.download import DownloadResult, download
-
-
-class Notes(SilentProgress):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
+from tests.support.notes import Notes
 
 
 def folder(parent: Path, text: str, name: str = "corp") -> Path:

@@ -26,17 +26,7 @@ from tests.pipeline.tokenizers.shapes import library
 from tests.pipeline.tokenizers.test_fast_tokenizer import ENGLISH, random_texts
 from tests.pipeline.tokenizers.test_huggingface import NOVELS, PILE, POEMS, texts
 from tests.pipeline.tokenizers.test_tokenizers import BOOK, SAMPLE, TRICKY, rows
-
-
-class Notes(Progress):
-    """Messages, collected."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
+from tests.support.notes import Notes
 
 
 def write(folder: Path, text: str, name: str = "text.txt") -> str:
