@@ -13,7 +13,6 @@ import msgspec
 
 from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.refresh import state
-from pipeline.refresh.state import RefreshState
 from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
@@ -243,13 +242,7 @@ def refreshes(root: Path) -> list[RefreshStatus]:
     """Return the status of each recipe's refreshes. Takes no lock."""
     statuses = []
     for recipe in state.recipe_names(root):
-        lock = state.lock_of(root, recipe)
-        try:
-            record = state.read(root, recipe)
-        except BadData as error:  # one unreadable record must not hide the others
-            record = RefreshState(
-                recipe, result="failed", exit_code=error.exit_code, error=error.message, hint=error.hint
-            )
+        record, lock = state.read(root, recipe), state.lock_of(root, recipe)
         running = str(locks.current_holder(lock) or "by an unknown process") if locks.is_locked(lock) else ""
         statuses.append(
             RefreshStatus(
