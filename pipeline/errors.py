@@ -217,8 +217,6 @@ def to_inkstone_error(error: BaseException) -> InkstoneError:
         return BadConfig(f"{name!a}: not UTF-8", hint="rename the file, or write the option in UTF-8")
     if isinstance(error, ValueError) and "embedded null" in str(error):  # from the system, about a path
         return BadConfig("a path contains a NUL character", hint="check the paths and names")
-    if isinstance(error, OverflowError):
-        return BadConfig(f"a number is too large: {error}", hint="choose a smaller one")
     if isinstance(error, MemoryError):
         return WorkerLost("out of memory", hint="use fewer --jobs or smaller values, or split the input")
     message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -28,6 +28,7 @@ from pipeline.tokenizers.stage import KINDS as TOKENIZER_KINDS
 from pipeline.tokens.segments import FORMATS as TOKEN_FORMATS
 from pipeline.tokens.split import MODES as VAL_SPLITS
 from pipeline.tokens.stage import DEDUP as TOKENIZE_DEDUP
+from tests.support.faults import Command
 
 ROOT = Path(__file__).resolve().parent.parent
 Inkstone = Callable[..., dict[str, Any]]
@@ -276,20 +277,19 @@ BAD_INPUT = [
 
 
 @pytest.mark.usefixtures("artifacts")
-def test_bad_input_prints_one_line_with_hint_and_publishes_nothing(
-    inkstone: Inkstone, root: Path, tmp_path: Path
-) -> None:
+def test_bad_input_prints_one_line_with_hint_and_publishes_nothing(root: Path, tmp_path: Path) -> None:
     files = {f"{{{name}}}": path for name, path in broken_inputs(tmp_path).items()}
     before = published(root)
-    for arguments, code, message in BAD_INPUT:
-        outcome = inkstone(*(files.get(str(argument), argument) for argument in arguments), code=code)
-        assert outcome["result"] == "failed", arguments
-        assert outcome["exit_code"] == code
+    for words, code, message in BAD_INPUT:
+        arguments = [files.get(str(word), word) for word in words]
+        run = Command(root, ("--json", *arguments)).run_forked()
+        assert run.code == code, (arguments, run.err)
+        outcome = json.loads(run.out)
+        assert (outcome["result"], outcome["exit_code"]) == ("failed", code), arguments
         assert message in f"{outcome['error']} {outcome['hint']}", (arguments, outcome)
         assert outcome["hint"], arguments
-        last = outcome["stderr"].strip().splitlines()[-1]
-        assert last.startswith("error: "), arguments
-        assert "Traceback" not in outcome["stderr"]
+        assert run.err.strip().splitlines()[-1].startswith("error: "), arguments
+        assert "Traceback" not in run.err
         assert published(root) == before, arguments
 
 
