@@ -25,12 +25,17 @@ def send_in_time(send: Callable[[], requests.Response], seconds: float, check: C
     the thread that waits for it does not keep this process from ending.
     """
     future: Future[requests.Response] = Future()
+    delivery = threading.Lock()  # while it is held and the future is not done, the thread is running
 
     def run() -> None:
         try:
-            future.set_result(send())
+            response = send()
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
-            future.set_exception(error)
+            with delivery:
+                future.set_exception(error)
+        else:
+            with delivery:
+                future.set_result(response)
 
     thread = threading.Thread(target=run, name="request", daemon=True)
     thread.start()
@@ -42,13 +47,15 @@ def send_in_time(send: Callable[[], requests.Response], seconds: float, check: C
                 raise requests.exceptions.ReadTimeout(f"no complete headers in {seconds:.0f} seconds")
         return future.result()
     except BaseException:
-        _abandon(thread, future)
+        future.add_done_callback(lambda done: None if done.exception() else done.result().close())
+        with delivery:  # the identifier of a thread that has ended may belong to a new one already
+            if not future.done():
+                _end_at_next_byte(thread)
         raise
 
 
-def _abandon(thread: threading.Thread, future: Future[requests.Response]) -> None:
-    """End a thread at the next byte that it receives, and close its response if it gets one."""
-    future.add_done_callback(lambda done: None if done.exception() else done.result().close())
+def _end_at_next_byte(thread: threading.Thread) -> None:
+    """Raise SystemExit in a running thread as soon as it leaves the system call that it waits in."""
     if thread.ident:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 

@@ -70,7 +70,7 @@ class Server:
         return self.wait()
 
     def wait(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, "".join(self.stderr_lines) + err
 
 
@@ -172,7 +172,7 @@ def begin(server: Server, buffer: int = 0, **fields: object) -> socket.socket:
     return connection
 
 
-def wait_for_health(server: Server, seconds: float = 10.0, **expected: object) -> None:
+def wait_for_health(server: Server, seconds: float = 60.0, **expected: object) -> None:
     """Wait until /health has the expected fields."""
     deadline = time.monotonic() + seconds
     while {name: server.health()[name] for name in expected} != expected:

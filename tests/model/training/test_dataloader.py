@@ -287,7 +287,7 @@ def test_threaded_loader_prefetches_two_batches() -> None:
 
     with make_loader(Sampler(Watched(sampler.tokens.segments), 20, 1, "random", KEY), "threaded") as loader:
         next(loader)
-        assert all(requests.acquire(timeout=10) for _ in range(3)), "this one and two more"
+        assert all(requests.acquire(timeout=60) for _ in range(3)), "this one and two more"
         assert not requests.acquire(timeout=0.1)
 
 

@@ -122,7 +122,7 @@ def run_as_cron(variables: dict[str, str], command: str) -> subprocess.Completed
         text=True,
         cwd="/",
         start_new_session=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -241,7 +241,7 @@ def test_waiting_refresh_times_out_and_stops_at_a_signal(job: Nightly, root: Pat
         time.sleep(1.5)
         assert waiting.poll() is None
         waiting.terminate()
-        _, stderr = waiting.communicate(timeout=10)
+        _, stderr = waiting.communicate(timeout=60)
     assert waiting.returncode == 75
     assert "in use by process" in stderr
     assert not (root / "raw").exists()
@@ -811,7 +811,7 @@ def test_sigterm_during_download_exits_75_and_next_run_resumes(tmp_path: Path, r
         part = root / "raw" / "pile" / "train" / "00.jsonl.zst.part"
         wait_for(lambda: part.exists() and part.stat().st_size > 1 << 17, first)
         first.terminate()
-        _, stderr = first.communicate(timeout=30)
+        _, stderr = first.communicate(timeout=60)
         assert first.returncode == 75
         assert "stopped by a signal" in stderr
         assert locks.is_locked(state.lock_of(root, "small")) is False
@@ -833,7 +833,7 @@ def test_sigterm_during_tokenizing_exits_75_and_keeps_finished_units(
     first = job.start(root, "--jobs", 2)
     wait_for(lambda: list(root.glob("tokens/small/.draft-*/.work/unit-*.json")), first)
     first.terminate()
-    _, stderr = first.communicate(timeout=30)
+    _, stderr = first.communicate(timeout=60)
     assert first.returncode == 75, stderr
     assert "units are kept" in stderr
     assert chaos.survivors(first.pid) == []
@@ -858,7 +858,7 @@ def test_sigterm_while_the_server_is_silent_exits_75_at_once_and_next_refresh_re
     time.sleep(0.5)
     start = time.monotonic()
     first.terminate()
-    _, stderr = first.communicate(timeout=10)
+    _, stderr = first.communicate(timeout=60)
     assert first.returncode == 75
     assert time.monotonic() - start < 3
     assert "Traceback" not in stderr
