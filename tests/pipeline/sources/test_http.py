@@ -74,11 +74,12 @@ HUB = "https://huggingface.co/datasets/x/resolve/main/a.zst"
 
 @pytest.fixture
 def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Addresses of host names; every other name resolves to a public address."""
+    """Addresses of host names, separated by spaces; every other name resolves to a public address."""
     overrides: dict[str, str] = {}
 
     def resolve(host: str, port: object, *_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (overrides.get(host, "18.64.1.1"), 0))]
+        resolved = overrides.get(host, "18.64.1.1").split()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in resolved]
 
     monkeypatch.setattr("pipeline.sources.redirects.socket.getaddrinfo", resolve)
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -97,6 +98,9 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("https://github.com/a/raw/HEAD/a.txt", "https://raw.githubusercontent.com/a/a.txt"),
         ("https://www.example.org/a", "https://files.example.org/a"),
         ("http://127.0.0.1:8080/a", "http://127.0.0.1:8080/b"),
+        ("http://mirror.lan/a", "http://mirror.lan:80/b"),
+        ("https://mirror.lan:443/a", "https://mirror.lan/b"),
+        ("https://mirror.lan/a", "https://mirror.lan./b"),
         ("http://mirror.lan/a", "https://mirror.lan/a"),
     ],
 )
@@ -136,12 +140,37 @@ def test_redirect_to_another_host_is_refused(target: str, reason: str) -> None:
 PRIVATE = ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%eth0"]
 
 
-@pytest.mark.parametrize("address", [*PRIVATE, "fd00::1", "::ffff:127.0.0.1"])
+MIXED = ["18.64.1.1 10.0.0.1", "10.0.0.1 18.64.1.1", "::ffff:18.64.1.1 ::ffff:10.0.0.1", "2600:9000::1 fd00::1"]
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, "fd00::1", "::ffff:127.0.0.1", *MIXED])
 def test_known_host_with_a_private_address_is_refused(addresses: dict[str, str], address: str) -> None:
     """Case 14."""
     addresses["cdn-lfs.hf.co"] = address
     with pytest.raises(ProtocolBroken, match="private address"):
         check_redirect(HUB, "https://cdn-lfs.hf.co/a")
+
+
+@pytest.mark.parametrize("address", ["::ffff:18.64.1.1", "2600:9000::1", "18.64.1.1 2600:9000::1"])
+def test_known_host_with_public_addresses_only_is_followed(addresses: dict[str, str], address: str) -> None:
+    addresses["cdn-lfs.hf.co"] = address
+    check_redirect(HUB, "https://cdn-lfs.hf.co/a")
+
+
+def test_private_host_may_redirect_to_its_own_default_port_with_tls(addresses: dict[str, str]) -> None:
+    addresses["mirror.lan"] = "10.0.0.1"
+    check_redirect("http://mirror.lan:8080/a", "https://mirror.lan/a")
+    with pytest.raises(ProtocolBroken, match="private address"):
+        check_redirect("http://mirror.lan:8080/a", "https://mirror.lan:8443/a")
+
+
+@pytest.mark.usefixtures("addresses")
+def test_host_without_an_address_is_left_to_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise socket.gaierror
+
+    monkeypatch.setattr("pipeline.sources.redirects.socket.getaddrinfo", fail)
+    check_redirect(HUB, "https://cdn-lfs.hf.co/a")
 
 
 @pytest.mark.usefixtures("addresses")

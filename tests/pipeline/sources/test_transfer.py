@@ -217,6 +217,62 @@ def test_file_replaced_within_one_command_is_never_a_mix(either: Trial) -> None:
     either.assert_survived(run, OTHER)
 
 
+ANOTHER_ETAG = respond(200, ETag='"another"', Content_Length=str(len(DATA)))
+
+
+def test_file_with_another_etag_than_announced_is_described_again(plain: Trial) -> None:
+    """Case 3. The size is the same, so only the ETag tells the two files apart."""
+    plain.serve_file(DATA, heads=(ANOTHER_ETAG,))
+    run = plain.run()
+    assert [request.method for request in plain.server.log] == ["HEAD", "GET"] * 2
+    plain.assert_survived(run)
+
+
+def test_file_that_never_has_the_announced_etag_is_given_up(plain: Trial) -> None:
+    """Case 3."""
+    plain.serve_file(DATA, heads=(ANOTHER_ETAG,) * 9)
+    first = plain.run()
+    assert len(plain.server.gets) == 4
+    plain.assert_survived(first, code=75, names=["a.jsonl.zst", "keeps changing"])
+
+
+@pytest.mark.parametrize(
+    ("announced", "sent", "is_same"),
+    [
+        ('"a"', 'W/"a"', True),
+        ('W/"a"', '"a"', True),
+        ('W/"a"', 'W/"b"', False),
+        ('"a"', "", True),
+        ("", '"a"', True),
+        ("Fri, 20 Nov 2026 10:00:00 GMT", '"a"', True),
+    ],
+)
+def test_etags_are_compared_weakly(plain: Trial, announced: str, sent: str, is_same: bool) -> None:
+    """Case 3. A server that compresses weakens its ETags; a date or no ETag identifies nothing."""
+    plain.server.announces, plain.server.headers = "nothing", {"ETag": sent}
+    plain.serve_file(DATA, heads=(respond(200, ETag=announced, Content_Length=str(len(DATA))),))
+    assert plain.run().code == 0
+    assert len(plain.server.gets) == (1 if is_same else 2)
+    assert plain.target.read_bytes() == DATA
+
+
+def test_one_byte_more_than_announced_is_refused(either: Trial) -> None:
+    """Case 6. A chunked response has no length of its own."""
+    either.serve_file(DATA, send_chunked(DATA, b"!"), send_chunked(DATA + b"!"))
+    first = either.run()
+    assert either.starts == [0, 0]
+    assert faults.published(either.root) == {}
+    either.assert_survived(first, code=76, names=[either.path, f"more than the {len(DATA):,} bytes that it announced"])
+
+
+def test_response_without_a_length_of_its_own_may_have_the_announced_size(either: Trial) -> None:
+    """Case 6."""
+    either.serve_file(DATA, send_chunked(DATA[:HALF], DATA[HALF:]))
+    run = either.run()
+    assert either.starts == [0]
+    either.assert_survived(run)
+
+
 def test_replaced_pinned_file_is_refused(either: Trial) -> None:
     """Case 3."""
     either.serve_file(DATA)
@@ -269,6 +325,14 @@ def test_response_that_ignores_the_range_is_compared_with_the_part(hub: Trial) -
     assert run.code == 0
     assert [bool(request.range) for request in hub.server.gets] == [False, True]
     hub.assert_survived(run)
+
+
+def test_equal_pieces_after_the_part_are_all_kept(plain: Trial) -> None:
+    data = DATA[:4] + b"x" * 200_000 + noise(KIB)
+    plain.serve_file(data, cut_after(len(data) // 2), ignore_range)
+    run = plain.run()
+    assert plain.target.read_bytes() == data
+    plain.assert_survived(run, data)
 
 
 def test_part_is_replaced_from_the_first_difference_on(hub: Trial) -> None:
