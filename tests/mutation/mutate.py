@@ -39,7 +39,7 @@ MODULES = {  # module: the tests beside it, and which of them (seconds in all)
     "pipeline/sources/http.py": ("http watchdog", ""),
     "pipeline/sources/redirects.py": ("http", "redirect or address"),
     "pipeline/maintenance/retention.py": ("retention", "not interrupted"),
-    "model/runs/checkpoint.py": ("checkpoint", ""),
+    "model/runs/checkpoint.py": ("checkpoint foreign_run", ""),
     "model/serving/timeouts.py": ("timeouts", ""),
     "model/serving/server.py": ("server", "port or address or signal or extra or choices"),
 }

@@ -158,6 +158,16 @@ def test_state_with_a_changed_number_is_bad_data(tmp_path: Path) -> None:
         checkpoint.read_state(path)
 
 
+def test_state_of_an_older_version_has_counted_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    state = msgspec.json.decode((path / "state.json").read_bytes())
+    for name in ("seal", "skipped", "rollbacks", "evaluations", "share", "since_row"):
+        del state[name]
+    (path / "state.json").write_bytes(msgspec.json.encode({**state, "seal": checkpoint._seal(state)}))
+    read = checkpoint.read_state(path)
+    assert (read.skipped, read.rollbacks, read.evaluations, read.share, read.since_row) == (0, 0, 0, 0.0, (0, 0.0, 0.0))
+
+
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="no checkpoint here"):
         checkpoint.read_state(tmp_path / "step-00000001")
@@ -181,9 +191,10 @@ def test_checkpoint_for_sampling_has_weights_only(tmp_path: Path) -> None:
 
 def test_best_is_the_latest_of_the_lowest_losses_that_can_be_read(tmp_path: Path) -> None:
     assert checkpoint.best(tmp_path) is None
-    for step, loss in ((1, None), (2, 1.0), (3, 1.0), (4, 2.0), (5, 0.5), (6, None)):
+    for step, loss in ((1, None), (2, 1.0), (3, 1.0), (4, 2.0), (5, 0.5), (6, None), (7, 0.1)):
         save(tmp_path, step, loss)
-    flip_bit(tmp_path / "step-00000005" / "state.json")
+    for step in (5, 7):
+        flip_bit(tmp_path / f"step-0000000{step}" / "state.json")
     assert checkpoint.best(tmp_path) == tmp_path / "step-00000003"
     checkpoint.delete_except(tmp_path, {tmp_path / "step-00000001", None, tmp_path / "step-00000006"})
     assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["step-00000006", "step-00000001"]

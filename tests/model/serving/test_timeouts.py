@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from model.serving.requests import error_body
 from model.serving.timeouts import TimeoutProtocol
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -268,6 +269,34 @@ def test_end_within_a_request_is_400(part: bytes) -> None:
             assert json.loads(body)["error"]["message"] == "The request is incomplete."
 
     run(test)
+
+
+def test_response_that_is_ready_at_the_end_of_an_incomplete_request_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class EarlySite(Site):
+        async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.ready.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": self.body})
+
+    async def test(loop: ShiftedLoop) -> None:
+        site = EarlySite()
+
+        def make_ready(*arguments: Any) -> bytes:
+            site.ready.set()
+            return error_body(*arguments)
+
+        monkeypatch.setattr("model.serving.timeouts.error_body", make_ready)
+        async with site.listen():
+            reader, writer = await site.connect(POST)
+            await asyncio.sleep(0.01)
+            writer.write_eof()
+            reply = await read_rest(reader)
+            assert (reply[:13], reply.count(b"HTTP/1.1")) == (b"HTTP/1.1 400 ", 1)
+
+    run(test)
+    assert not caplog.records
 
 
 def test_end_without_a_request_is_not_answered() -> None:

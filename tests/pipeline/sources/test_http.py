@@ -670,6 +670,43 @@ def test_ping_sends_one_request_and_ignores_failures(
     assert [(request.path, request.headers.get("Authorization")) for request in server.log] == [("/ping/start", None)]
 
 
+@pytest.mark.parametrize(("is_stopped", "seconds"), [(False, 5.0), (True, 0.5)])
+def test_ping_waits_five_seconds_at_most(monkeypatch: pytest.MonkeyPatch, is_stopped: bool, seconds: float) -> None:
+    limits: list[Network] = []
+    monkeypatch.setattr(http, "_probe", lambda method, url, network: limits.append(network))
+    stop = threading.Event()
+    if is_stopped:
+        stop.set()
+    http.ping("http://monitor.invalid/ping", stop)
+    assert [sum(network.timeout()) for network in limits] == [seconds]
+
+
+def test_statuses_that_are_worth_a_retry() -> None:
+    retried = set()
+    for status in range(100, 600):
+        response = requests.Response()
+        response.status_code = status
+        try:
+            http.raise_if_busy(response)
+        except Retry:
+            retried.add(status)
+    assert retried == {408, 425, 429, 500, 502, 503, 504}
+
+
+def test_stopped_command_asks_for_nothing(server: Server) -> None:
+    stop = threading.Event()
+    stop.set()
+    with HTTPClient(Network(stop=stop)) as client, pytest.raises(TryAgain, match="stopped by a signal"):
+        client.describe(f"{server.url}/a")
+    assert server.log == []
+
+
+@pytest.mark.parametrize(("path", "has_terms"), [("/datasets/x/a", True), ("/a", False)])
+def test_terms_are_those_of_datasets(path: str, has_terms: bool) -> None:
+    hint = http.forbidden(f"https://hub.invalid{path}", 403).hint
+    assert hint.startswith("accept the terms of the dataset" if has_terms else "set HF_TOKEN")
+
+
 def test_server_date_returns_the_date_header(server: Server) -> None:
     assert "GMT" in http.server_date(f"{server.url}/", threading.Event())
     with pytest.raises(TryAgain, match="no connection to 127"):

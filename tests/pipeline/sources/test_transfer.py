@@ -273,6 +273,27 @@ def test_response_without_a_length_of_its_own_may_have_the_announced_size(either
     either.assert_survived(run)
 
 
+def test_file_with_another_length_than_announced_is_described_again(plain: Trial) -> None:
+    """Case 3."""
+    longer = respond(200, ETag=bad_server.strong_etag(DATA), Content_Length=str(len(DATA) + 1))
+    plain.serve_file(DATA, heads=(longer,))
+    run = plain.run()
+    assert [request.method for request in plain.server.log] == ["HEAD", "GET"] * 2
+    plain.assert_survived(run)
+    plain.target.unlink()
+    plain.serve_file(DATA, heads=(longer, longer))
+    numbers = f"{len(DATA):,} bytes but announced {len(DATA) + 1:,}"
+    plain.assert_survived(plain.run(), code=76, names=["a.jsonl.zst", numbers], damaged=True)
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, 69), (410, 69), (401, 77), (403, 77), (400, 76), (405, 76)])
+def test_refused_get_of_a_file_that_was_described_ends_the_command(plain: Trial, status: int, code: int) -> None:
+    plain.serve_file(DATA, respond(status))
+    first = plain.run()
+    assert plain.starts == [0]
+    plain.assert_survived(first, code=code, names=["a.jsonl.zst", str(status)])
+
+
 def test_replaced_pinned_file_is_refused(either: Trial) -> None:
     """Case 3."""
     either.serve_file(DATA)
@@ -577,6 +598,13 @@ def test_trickling_server_is_retried_and_then_given_up(either: Trial) -> None:
     assert 1 < len(either.server.gets) < 9
     either.assert_survived(first, code=75, names=[either.path, "received only"])
     assert either.starts[-1] > 0  # the bytes received were kept
+
+
+def test_rate_limit_slows_the_transfer_down(plain: Trial) -> None:
+    plain.serve_file(DATA)
+    run = plain.run("--limit-rate", "400K")  # for 200 KiB
+    assert 0.4 < run.seconds < 2
+    plain.assert_survived(run)
 
 
 def stall_late(handler: Handler) -> None:
