@@ -207,9 +207,15 @@ def test_rollback_without_earlier_generation_changes_nothing(root: Path) -> None
     with pytest.raises(InputMissing, match="no earlier generation") as caught:
         rollback(root, "tokens/pile")
     assert caught.value.exit_code == 66
+    assert caught.value.hint == "other generations for --to: none"
     with pytest.raises(InputMissing, match=generations[0].manifest.key):
         rollback(root, "tokens/pile", to="0" * 16)
     assert tree(root) == files_before
+    newer = publish(root, 1)
+    assert rollback(root, "tokens/pile").artifact == generations[0]
+    with pytest.raises(InputMissing, match="no earlier generation") as caught:
+        rollback(root, "tokens/pile")
+    assert caught.value.hint == f"other generations for --to: {newer.manifest.key}"
 
 
 def test_beginning_of_a_key_names_its_generation(root: Path) -> None:
