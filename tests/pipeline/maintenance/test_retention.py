@@ -551,6 +551,17 @@ def test_freed_bytes_count_with_last_hard_link(root: Path) -> None:
     assert [row.bytes for row in prune(root, keep=1)] == [freed[1], 0]
 
 
+def test_links_and_folders_free_no_bytes(root: Path, tmp_path: Path) -> None:
+    old, *_ = publish_many(root, 3)
+    before = [row.bytes for row in prune(root, keep=1, dry_run=True) if row.ref == old.ref]
+    (tmp_path / "elsewhere").write_bytes(bytes(1000))
+    (old.path / "file").symlink_to(tmp_path / "elsewhere")
+    (old.path / "broken").symlink_to(tmp_path / "missing")
+    (old.path / "folder").mkdir()
+    assert [row.bytes for row in prune(root, keep=1) if row.ref == old.ref] == before
+    assert (tmp_path / "elsewhere").stat().st_size == 1000
+
+
 def test_leftovers_of_killed_commands_are_deleted_and_counted(root: Path) -> None:
     generations = publish_many(root, 1)
     folder = root / FOLDER
