@@ -3,8 +3,9 @@
     tokens/<name>/<old key>/train-00002-0000.bin  ══ same inode ══▶  tokens/<name>/<new key>/train-00003-0000.bin
 
 A unit is reused if its input file has the same content, name and role, if everything else that decides its bytes is
-equal, and if its files still have the sha256 of their record. So after a change of one file, only that file is encoded
-again. With `--dedup` or `--max-documents` a document depends on those before it, and nothing is reused.
+equal, if its record is the published one, and if its files still have the sha256 of that record. So after a change of
+one file, only that file is encoded again. With `--dedup` or `--max-documents` a document depends on those before it,
+and nothing is reused.
 """
 
 from __future__ import annotations
@@ -111,13 +112,16 @@ class ReusableGeneration:
         self._reject_offsets: dict[str, int] = {}  # stem of a unit → offset of its rejects in the file of all rejects
 
     def units(self) -> dict[int, list[UnitRecord]]:
-        """Return the units by file number; empty if their list is missing or damaged."""
+        """Return the units by file number; empty if their list is missing, or is not the published one."""
         try:
-            lines = (self.path / UNITS).read_bytes().splitlines()
-            records = [msgspec.json.decode(line, type=UnitRecord) for line in lines]
+            data = (self.path / UNITS).read_bytes()
             offset = (self.path / REJECTS).stat().st_size
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except OSError:
             return {}
+        published = {file.name: file.sha256 for file in self.manifest.files}
+        if hashlib.sha256(data).hexdigest() != published.get(UNITS):
+            return {}
+        records = [msgspec.json.decode(line, type=UnitRecord) for line in data.splitlines()]
         for record in reversed(records):
             if rejects := _rejects_of(record):
                 offset -= rejects.size

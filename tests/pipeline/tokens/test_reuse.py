@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -145,7 +146,7 @@ def test_rejects_of_reused_files_are_kept(root: Path, tmp_path: Path) -> None:
     assert [(file, line) for file, line, _, _ in rejects(rebuilt)] == [("d.jsonl", 13)]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index", "rejects", "units", "no units"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index", "rejects", "units", "no units", "count of units"])
 def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str) -> None:
     content = {**FIVE, "b.jsonl": ["{broken", *texts("b")]}
     before = build(root, sources(tmp_path / "in", content))
@@ -156,6 +157,8 @@ def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str
         victim.unlink()
     elif damage in ("cut", "units"):
         victim.write_bytes(data[: len(data) // 2])
+    elif damage == "count of units":  # still valid JSON
+        victim.write_bytes(re.sub(rb'"longest":\d+', b'"longest":7777', data))
     else:
         victim.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
         os.utime(victim, (1e9, 1e9))  # as after bit rot
