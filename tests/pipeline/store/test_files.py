@@ -6,15 +6,18 @@ import errno
 import hashlib
 import io
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import StorageFailed
+from pipeline.errors import CannotCreate, StorageFailed
 from pipeline.store import files
-from tests.support.faults import another_process
+from tests.support.faults import LoggingDisk, another_process, disk
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -172,6 +175,163 @@ def test_point_replaces_a_relative_symlink(tmp_path: Path) -> None:
         assert os.readlink(tmp_path / "current") == key
         assert (tmp_path / "current" / "deep" / "a.txt").read_text() == key
     assert sorted(os.listdir(tmp_path)) == ["current", "first", "second"]
+
+
+def logged(root: Path, action: Callable[[], object]) -> list[str]:
+    """Return the disk operations of `action`, with paths relative to `root`."""
+    log = LoggingDisk()
+    with disk(log):
+        action()
+    return [f"{operation.kind} {operation.path.relative_to(root)}" for operation in log.log]
+
+
+def test_folder_is_synced_with_all_below_it_before_it_is_renamed(tmp_path: Path) -> None:
+    draft = folder_with(tmp_path / ".draft", "new")
+    operations = logged(tmp_path, lambda: files.publish_directory(draft, tmp_path / "key"))
+    assert operations[-2:] == ["rename .draft", "sync ."]
+    assert {"sync .draft", "sync .draft/deep", "sync .draft/deep/a.txt"} == set(operations[:-2])
+
+
+def test_moving_syncs_both_folders_once(tmp_path: Path) -> None:
+    folder_with(tmp_path / "one", "text")
+    (tmp_path / "other").mkdir()
+    move = partial(files.move, tmp_path / "one" / "deep", tmp_path / "other" / "deep")
+    assert logged(tmp_path, move) == ["rename one/deep", "sync other", "sync one"]
+    move = partial(files.move, tmp_path / "other" / "deep", tmp_path / "other" / "new")
+    assert logged(tmp_path, move) == ["rename other/deep", "sync other"]
+
+
+def test_syncing_files_syncs_each_and_then_their_folders(tmp_path: Path) -> None:
+    paths = [folder_with(tmp_path / name, "text") / "deep" / "a.txt" for name in ("one", "other")]
+    operations = logged(tmp_path, lambda: files.sync(paths))
+    assert operations[:2] == ["sync one/deep/a.txt", "sync other/deep/a.txt"]
+    assert set(operations[2:]) == {"sync one/deep", "sync other/deep"}
+
+
+def test_symlink_is_renamed_and_its_folder_synced(tmp_path: Path) -> None:
+    operations = logged(tmp_path, lambda: files.point_symlink(tmp_path / "current", "key"))
+    assert [operation.split()[0] for operation in operations] == ["symlink", "rename", "sync"]
+    assert operations[-1] == "sync ."
+
+
+@pytest.mark.parametrize(("code", "tolerated"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_only_file_systems_that_cannot_sync_folders_are_tolerated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, tolerated: bool
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if tolerated:
+        files.sync_directory(tmp_path)
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)) as caught:
+            files.sync_directory(tmp_path)
+        assert caught.value.filename == str(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "copied"), [(errno.EXDEV, True), (errno.EMLINK, True), (errno.EIO, False)])
+def test_file_is_copied_only_where_no_link_is_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, copied: bool
+) -> None:
+    def fail(old: Path, new: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "old").write_text("text")
+    monkeypatch.setattr(os, "link", fail)
+    if copied:
+        files.link_or_copy(tmp_path / "old", tmp_path / "new")
+        assert (tmp_path / "new").read_text() == "text"
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            files.link_or_copy(tmp_path / "old", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_link_shares_the_inode(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("text")
+    files.link_or_copy(tmp_path / "old", tmp_path / "new")
+    assert os.path.samefile(tmp_path / "old", tmp_path / "new")
+
+
+def test_new_folder_is_refused_if_its_target_was_created_meanwhile(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(CannotCreate, match="created meanwhile"), files.new_folder(target) as draft:
+        (draft / "a").write_text("new")
+        folder_with(target, "old")
+    assert (target / "deep" / "a.txt").read_text() == "old"
+    assert os.listdir(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_new_folder_appears_only_when_its_block_ends_without_an_error(tmp_path: Path, fails: bool) -> None:
+    with suppress(RuntimeError), files.new_folder(tmp_path / "out") as draft:
+        (draft / "a").write_text("new")
+        assert not (tmp_path / "out").exists()
+        if fails:
+            raise RuntimeError
+    assert os.listdir(tmp_path) == ([] if fails else ["out"])
+
+
+def test_discarded_folder_leaves_nothing(tmp_path: Path) -> None:
+    files.discard_folder(folder_with(tmp_path / "key", "old"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("recursive", [True, False])
+def test_temporaries_are_deleted_and_nothing_else(tmp_path: Path, recursive: bool) -> None:
+    (tmp_path / "deep").mkdir()
+    for folder in (tmp_path, tmp_path / "deep"):
+        (folder / "a").write_text("text")
+        (folder / ".tmp.a").write_text("half")
+        folder_with(folder / ".trash.b", "old")
+        (folder / ".tmp.link").symlink_to("a")
+    files.remove_temporaries(tmp_path, recursive=recursive)
+    assert sorted(os.listdir(tmp_path)) == ["a", "deep"]
+    assert sorted(os.listdir(tmp_path / "deep")) == (["a"] if recursive else [".tmp.a", ".tmp.link", ".trash.b", "a"])
+
+
+def test_unfinished_file_is_continued_and_deleted_only_if_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.part"
+    with files.open_partial(path) as part:
+        assert path.exists()
+    assert not path.exists()
+    with suppress(RuntimeError), files.open_partial(path) as part:
+        part.write(b"half")
+        raise RuntimeError
+    with files.open_partial(path) as part:
+        part.truncate(2)
+        assert (part.size, part.sha256) == (2, hashlib.sha256(b"ha").hexdigest())
+        part.write(b"t")
+        assert part.flushed_path().read_bytes() == b"hat"
+        part.rotate_to(tmp_path / "before")
+        part.write(b"new")
+        assert (part.size, part.sha256) == (3, hashlib.sha256(b"new").hexdigest())
+    assert ((tmp_path / "before").read_bytes(), path.read_bytes()) == (b"hat", b"new")
+
+
+def test_unfinished_file_is_not_followed_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("keep")
+    (tmp_path / "a.part").symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic"), files.open_partial(tmp_path / "a.part"):
+        pytest.fail("opened through a link")
+
+
+def test_sizes(tmp_path: Path) -> None:
+    folder_with(tmp_path / "key", "four")
+    assert files.folder_size(tmp_path) == 4
+    assert files.folder_size(tmp_path / "none") == 0
+    assert files.file_size(tmp_path / "key" / "deep" / "a.txt") == 4
+    assert files.file_size(tmp_path / "key") is None
+
+
+def test_folder_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
+    assert list(files.walk(folder_with(tmp_path / "key", "text"))) == [
+        (str(tmp_path / "key"), []),
+        (str(tmp_path / "key" / "deep"), ["a.txt"]),
+    ]
+    with pytest.raises(FileNotFoundError):
+        list(files.walk(tmp_path / "none"))
 
 
 def test_removing_a_missing_tree_does_nothing(tmp_path: Path) -> None:
