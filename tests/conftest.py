@@ -101,9 +101,11 @@ if SHARED.is_dir():  # it holds tiktoken's rank files, so that no test needs the
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw 20 random examples per test, not 100, in `make test-fast`."""
+    """Limit no random example in time, and draw 20 per test, not 100, in `make test-fast`."""
+    hypothesis.settings.register_profile("whole", deadline=None)  # other tests may hold the processor for a second
+    hypothesis.settings.load_profile("whole")
     if config.option.markexpr == "not slow":
-        hypothesis.settings.register_profile("fast", max_examples=20)
+        hypothesis.settings.register_profile("fast", deadline=None, max_examples=20)
         hypothesis.settings.load_profile("fast")
 
 

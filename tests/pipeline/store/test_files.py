@@ -256,8 +256,7 @@ def test_link_shares_the_inode(tmp_path: Path) -> None:
 
 def test_new_folder_is_refused_if_its_target_was_created_meanwhile(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "out"
-    with pytest.raises(CannotCreate, match="created meanwhile"), files.new_folder(target) as draft:
-        (draft / "a").write_text("new")
+    with pytest.raises(CannotCreate, match="created meanwhile"), files.new_folder(target):
         folder_with(target, "old")
     assert (target / "deep" / "a.txt").read_text() == "old"
     assert os.listdir(target.parent) == ["out"]
