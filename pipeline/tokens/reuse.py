@@ -112,16 +112,16 @@ class ReusableGeneration:
         self._reject_offsets: dict[str, int] = {}  # stem of a unit → offset of its rejects in the file of all rejects
 
     def units(self) -> dict[int, list[UnitRecord]]:
-        """Return the units by file number; empty if their list is missing, or is not the published one."""
+        """Return the units by file number; empty if their list cannot be read, or is not the published one."""
         try:
             data = (self.path / UNITS).read_bytes()
+            records = [msgspec.json.decode(line, type=UnitRecord) for line in data.splitlines()]
             offset = (self.path / REJECTS).stat().st_size
-        except OSError:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
         published = {file.name: file.sha256 for file in self.manifest.files}
         if hashlib.sha256(data).hexdigest() != published.get(UNITS):
             return {}
-        records = [msgspec.json.decode(line, type=UnitRecord) for line in data.splitlines()]
         for record in reversed(records):
             if rejects := _rejects_of(record):
                 offset -= rejects.size

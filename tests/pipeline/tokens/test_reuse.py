@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from pipeline.runtime import workers
 from pipeline.runtime.progress import Progress
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import FileRecord
 from pipeline.tokens import chunks, reuse
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.resume import UNITS
@@ -167,6 +170,17 @@ def test_damaged_units_are_encoded_again(root: Path, tmp_path: Path, damage: str
     assert_same(tokens, build(tmp_path / "fresh", inputs))
     files_taken = {name.split("-")[1] for name in reused(tokens, before)}
     assert files_taken == (set() if "units" in damage else {"00000", "00002", "00003"})
+
+
+def test_units_in_the_format_of_another_version_are_not_reused(root: Path, tmp_path: Path) -> None:
+    tokens = build(root, sources(tmp_path / "in", FIVE))
+    assert reuse.ReusableGeneration(tokens.path, tokens.manifest).units()
+    data = b'{"file":"0"}\n'
+    tokens.file(UNITS).write_bytes(data)
+    record = FileRecord(UNITS, len(data), hashlib.sha256(data).hexdigest())
+    published = tuple(record if file.name == UNITS else file for file in tokens.manifest.files)
+    manifest = msgspec.structs.replace(tokens.manifest, files=published)
+    assert reuse.ReusableGeneration(tokens.path, manifest).units() == {}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +349,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     return iter(lambda: tmp_path_factory.mktemp("states"), None)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(states=STATES)
 def test_any_sequence_of_changes_equals_a_fresh_build(folders: Iterator[Path], states: list[Any]) -> None:
     folder = next(folders)
