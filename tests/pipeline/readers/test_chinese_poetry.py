@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BadData
@@ -172,7 +172,6 @@ ENTRIES = st.recursive(
 
 
 @given(st.lists(st.fixed_dictionaries({"paragraphs": st.lists(ENTRIES, max_size=3)}), max_size=4))
-@settings(deadline=None)
 def test_every_paragraph_is_in_exactly_one_document(
     tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
 ) -> None:

@@ -88,7 +88,7 @@ def refuse(path: Path, match: str | None = None) -> None:
 
 
 @given(st.binary(max_size=300), st.booleans(), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_bytes_round_trip_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, checksum: bool, sized: bool
 ) -> None:

@@ -96,7 +96,7 @@ def test_rejects_are_written_as_json_lines(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(), max_size=20), st.integers(1, 50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_documents_round_trip(tmp_path_factory: pytest.TempPathFactory, written: list[str], size: int) -> None:
     data = b"".join(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in written)
     frames = [frame(data[start : start + size]) for start in range(0, len(data), size)] or [frame(b"")]
@@ -249,7 +249,7 @@ def test_title_and_meta_are_read(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200).filter(lambda data: data[:2] not in (b"\xff\xfe", b"\xfe\xff")))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_bytes_are_parsed_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     try:
         documents, rejects, ledger = read(file_of(tmp_path_factory.mktemp("any"), data, "a.jsonl"))
@@ -356,7 +356,7 @@ def test_text_file_is_one_document(tmp_path: Path, name: str, pack: Callable[[by
     st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
     st.integers(4, 9),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_text_is_one_json_line_for_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str, size: int
 ) -> None:

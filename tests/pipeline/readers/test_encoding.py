@@ -191,7 +191,7 @@ SMALL = BOOK[:300].replace("\n", "\n\nEnglish too: caf\u00e9\n", 2)
     cuts=st.lists(st.integers(0, 3000), max_size=12),
     ascii_first=st.sampled_from([0, 1, 100]),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_text_is_the_same_for_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, variant: str, cuts: list[int], ascii_first: int
 ) -> None:
@@ -211,7 +211,7 @@ def test_text_is_the_same_for_any_blocks(
 
 
 @given(text=st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=60), size=...)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_text_with_a_mark_or_a_requested_encoding_round_trips(
     tmp_path_factory: pytest.TempPathFactory, text: str, size: bool
 ) -> None:
@@ -579,7 +579,7 @@ def test_invalid_byte_is_reported_with_its_offset(tmp_path: Path, encoding: str,
 
 
 @given(cuts=st.lists(st.integers(1, 2000), max_size=8), offset=st.integers(700, 1500))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_offset_of_an_invalid_byte_is_the_same_for_any_blocks(cuts: list[int], offset: int) -> None:
     good = (POEM * 20).encode()
     offset -= offset % 3

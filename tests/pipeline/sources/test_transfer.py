@@ -603,7 +603,7 @@ def test_trickling_server_is_retried_and_then_given_up(either: Trial) -> None:
 def test_rate_limit_slows_the_transfer_down(plain: Trial) -> None:
     plain.serve_file(DATA)
     run = plain.run("--limit-rate", "400K")  # for 200 KiB
-    assert 0.4 < run.seconds < 2
+    assert 0.4 < run.seconds < 20
     plain.assert_survived(run)
 
 

@@ -136,7 +136,7 @@ SPELLED = st.lists(st.tuples(st.sampled_from(ALPHABET), st.integers(0, 3)), max_
 
 
 @given(SPELLED, st.integers(1, 20), st.sampled_from([ANYWHERE, WORDS]))
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=700)
 @example([("水", 3)] * 40, 1, ANYWHERE)
 @example([("😀", 2)] * 40, 1, ANYWHERE)
 @example([("\\", 1)] * 40, 1, ANYWHERE)
@@ -161,7 +161,7 @@ def parts_of(line: bytes, part: int, boundary: re.Pattern[str] | None) -> list[s
 
 
 @given(st.text(), st.integers(1, 30), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_parts_of_any_json_text_concatenate_to_it(text: str, part: int, ascii_only: bool) -> None:
     line = json.dumps({"meta": {"a": [1]}, "text": text}, ensure_ascii=ascii_only).encode()
     assert "".join(parts_of(line, part, ANYWHERE)) == text
@@ -187,7 +187,7 @@ FRAGMENTS += ["水".encode(), b"\xe6", b"\xb0", b"\xff", b"\n", b"\0", b"abcdefg
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=30), st.integers(1, 12))
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=700)
 @example([b"\\ud83d", b"\\ude00"] * 5, 1)
 @example([b"\\ud83d"] * 5, 1)
 @example([b"abcdefghijklm", b"\xe6"], 1)

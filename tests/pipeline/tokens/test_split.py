@@ -73,7 +73,7 @@ TEXT = st.lists(
 
 
 @given(TEXT, st.lists(st.integers(1, 90), max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_stretches_do_not_depend_on_how_the_text_arrives(text: str, sizes: list[int]) -> None:
     whole = list(split.stretches([text], 64))
     assert b"".join(whole).decode() == text
@@ -86,7 +86,7 @@ def test_stretches_do_not_depend_on_how_the_text_arrives(text: str, sizes: list[
 
 
 @given(TEXT, TEXT)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_appended_text_moves_no_border_and_no_side(text: str, more: str) -> None:
     before = list(split.drawn_stretches([text], HALF))
     after = list(split.drawn_stretches([text + more], HALF))

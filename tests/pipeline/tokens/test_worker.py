@@ -153,7 +153,7 @@ CHUNKS = st.tuples(
 
 
 @given(CHUNKS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @example(b'{"text":"a"}{"text":"b"}\n{"text":"c"}')
 @example(b'{"text":"a"}{"text":"b"}\n\n{"text":"c"}')
 @example(b'{"text":"a"}{"text":"b"}\n{}\n')
@@ -166,7 +166,7 @@ def test_batch_decoding_equals_line_by_line(data: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from([b"{", b"}", b"\n", b'"text"', b":", b",", b'"a"', b"[", b"]", b" ", b'{"text":"a"}'])))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_any_json_tokens_decode_as_line_by_line(tokens: list[bytes]) -> None:
     """Case 31 of docs/design/reliability.md."""
     if data := b"".join(tokens):
@@ -208,7 +208,7 @@ def test_a_hundred_thousand_brackets_are_one_bad_line() -> None:
 
 
 @given(CHUNKS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_chunk_encodes_to_its_documents_and_the_ledger_adds_up(data: bytes) -> None:
     out, rows = encoded(data)
     expected, ledger, rejects = one_by_one(data)
@@ -368,7 +368,7 @@ def test_every_document_has_the_ids_of_tiktoken(shared: Path, name: str) -> None
     assert tokenizer.encoder == "gigatoken"
 
     @given(st.lists(ODD | RUNS, min_size=1, max_size=20).map(lambda texts: [text for text in texts if text] or ["a"]))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(texts: list[str]) -> None:
         _, (rows,) = encoded(lines_of(*texts), tokenizer=tokenizer, check_first=0)
         assert rows == [tokenizer.encode(text) for text in texts]
