@@ -85,14 +85,14 @@ class GPTConfig:
 
     @property
     def family(self) -> str:
-        """The matching model type of Hugging Face's transformers, "gpt2" or "qwen3"; "fast" if there is none."""
+        """The matching model type of Hugging Face's transformers: "gpt2", "gpt_neox", "qwen3"; else "fast"."""
         extensions = (self.softcap, self.scalars, self.bigrams, self.convolution, self.values, self.gates)
         standard = not any((*extensions, self.input_norm, self.head_bias))
-        gpt2 = (self.positions, self.norm, self.activation, self.qk_norm) == ("learned", "layer", "gelu", False)
-        qwen3 = (self.positions, self.norm, self.activation, self.qk_norm) == ("rotary", "rms", "swiglu", True)
-        if standard and gpt2 and self.kv_width == self.width:
-            return "gpt2"
-        return "qwen3" if standard and qwen3 and not (self.bias or self.qkv_bias) else "fast"
+        parts = (self.norm, self.activation, self.qk_norm)
+        if standard and parts == ("layer", "gelu", False) and self.kv_width == self.width:
+            return {"learned": "gpt2", "rotary": "gpt_neox"}.get(self.positions, "fast")
+        qwen3 = standard and parts == ("rms", "swiglu", True) and self.positions == "rotary"
+        return "qwen3" if qwen3 and not (self.bias or self.qkv_bias) else "fast"
 
     @property
     def parameters(self) -> int:

@@ -1,8 +1,8 @@
 """Named presets: a model configuration, its training, and the source of the numbers.
 
-Presets of the family "gpt2" or "qwen3" use only parts that Hugging Face's transformers has too; those of the family
-"fast" use the parts that learn fastest. benchmarks/NOTES.md has the experiments behind the tuned presets. `choose`
-picks a preset for a text, a device and a time.
+Presets of the families "gpt2", "gpt_neox" and "qwen3" use only parts that Hugging Face's transformers has too; those of
+the family "fast" use the parts that learn fastest. benchmarks/NOTES.md has the experiments behind the tuned presets.
+`choose` picks a preset for a text, a device and a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRESETS: dict[str, Preset] = {
         TrainConfig(batch_size=32, steps=1000, learning_rate=3e-3),
     ),
     "sample": Preset(
-        "fast",
+        "gpt_neox",
         "for the embedded sample: a minute on two CPU cores",
         GPTConfig(block_size=128, layers=4, heads=4, width=128, dropout=0.1, positions="rotary"),
         TrainConfig(batch_size=16, steps=300, learning_rate=2e-3, warmup=30, evaluations=6),
@@ -47,7 +47,7 @@ PRESETS: dict[str, Preset] = {
         TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),
     ),
     "shuihu-8m-rope": Preset(
-        "fast",
+        "gpt_neox",
         "shuihu-8m with the rotary positions of MoiraiLM's train_gpt_RoPE.py",
         GPTConfig(block_size=128, layers=5, heads=4, width=256, dropout=0.1, positions="rotary", tied=False),
         TrainConfig(batch_size=8, steps=3000, learning_rate=1e-3),

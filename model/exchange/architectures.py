@@ -1,6 +1,7 @@
 """Architectures that other programs implement too, with the names of their tensors and config fields.
 
-"gpt2" is transformers' GPT2LMHeadModel, "qwen3" its Qwen3ForCausalLM; GGUF has both under the same names.
+"gpt2" is transformers' GPT2LMHeadModel, "gpt_neox" its GPTNeoXForCausalLM without parallel residual, "qwen3" its
+Qwen3ForCausalLM. GGUF has them too.
 
 Each `Family` is one table for both directions: export looks up their names for ours, import our names for theirs. Two
 tables could disagree. With one, the weights of an imported model are exported again bit for bit.
@@ -9,7 +10,7 @@ tables could disagree. With one, the weights of an imported model are exported a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import GPTConfig
@@ -22,17 +23,21 @@ class Family:
     """A table of names: ours, transformers' and GGUF's.
 
     architecture   class name in transformers
+    gguf           name of the architecture in GGUF
     prefix         of the names of all modules except the head in transformers
     layers         name of the list of blocks in transformers
     has_biases     True if all modules except embeddings and head have biases
     model_modules  rows of module names (ours, transformers', GGUF's) outside the blocks
     block_modules  the same inside a block; several of ours, separated by spaces, are concatenated into one of theirs
     sizes          rows of config fields (ours, transformers', transformers' default)
-    fixed_fields   transformers' config fields that must have one of some values; the first is transformers' default
+    fixed_fields   transformers' config fields that must have one of some values; the first is written
     our_fields     our config fields with one value for the family
+    defaults       transformers' defaults of the fixed fields that are none of those values
+    by_head        transformers stores the queries, keys and values of a head next to each other
     """
 
     architecture: str
+    gguf: str
     prefix: str
     layers: str
     has_biases: bool
@@ -41,11 +46,19 @@ class Family:
     sizes: tuple[tuple[str, str, Any], ...]
     fixed_fields: dict[str, tuple[Any, ...]]
     our_fields: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
+    by_head: bool = False
+
+    def name_in_transformers(self, module: str) -> str:
+        """Return the name of one of our modules outside the blocks, such as "head", in transformers."""
+        name = next(theirs for ours, theirs, _ in self.model_modules if ours == module)
+        return name if module == "head" else self.prefix + name
 
 
 FAMILIES = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
+        gguf="gpt2",
         prefix="transformer.",
         layers="h",
         has_biases=True,
@@ -84,8 +97,53 @@ FAMILIES = {
         },
         our_fields={"positions": "learned", "norm": "layer", "activation": "gelu", "qk_norm": False},
     ),
+    "gpt_neox": Family(
+        architecture="GPTNeoXForCausalLM",
+        gguf="gptneox",
+        prefix="gpt_neox.",
+        layers="layers",
+        has_biases=True,
+        model_modules=(
+            ("embedding", "embed_in", "token_embd"),
+            ("norm", "final_layer_norm", "output_norm"),
+            ("head", "embed_out", "output"),
+        ),
+        block_modules=(
+            ("attention_norm", "input_layernorm", "attn_norm"),
+            ("attention.q attention.k attention.v", "attention.query_key_value", "attn_qkv"),
+            ("attention.out", "attention.dense", "attn_output"),
+            ("feed_forward_norm", "post_attention_layernorm", "ffn_norm"),
+            ("feed_forward.up", "mlp.dense_h_to_4h", "ffn_up"),
+            ("feed_forward.out", "mlp.dense_4h_to_h", "ffn_down"),
+        ),
+        sizes=(
+            ("vocab_size", "vocab_size", 50_432),
+            ("block_size", "max_position_embeddings", 2048),
+            ("layers", "num_hidden_layers", 44),
+            ("heads", "num_attention_heads", 64),
+            ("width", "hidden_size", 6144),
+            ("hidden", "intermediate_size", 24_576),
+            ("rotary_base", "rotary_emb_base", 10_000.0),
+            ("dropout", "hidden_dropout", 0.0),
+            ("attention_dropout", "attention_dropout", 0.0),
+            ("tied", "tie_word_embeddings", False),
+        ),
+        fixed_fields={
+            "hidden_act": ("gelu_new", "gelu_pytorch_tanh"),
+            "layer_norm_eps": (1e-5,),
+            "rotary_pct": (1.0,),
+            "use_parallel_residual": (False,),
+            "attention_bias": (True,),
+            "rope_scaling": (None,),
+            "quantization_config": (None,),
+        },
+        our_fields={"positions": "rotary", "norm": "layer", "activation": "gelu", "qk_norm": False},
+        defaults={"hidden_act": "gelu", "rotary_pct": 0.25, "use_parallel_residual": True},
+        by_head=True,
+    ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
+        gguf="qwen3",
         prefix="model.",
         layers="layers",
         has_biases=False,
@@ -166,13 +224,15 @@ def family_of(config: GPTConfig) -> Family:
 class TensorMapping:
     """One tensor of another program: its names there, and the names of ours that it concatenates along dimension 0.
 
-    `transposed`: transformers stores its transpose, as GPT-2's Conv1D does.
+    transposed  transformers stores its transpose, as GPT-2's Conv1D does
+    heads       transformers concatenates ours head by head, of which there are so many; 0: one after the other
     """
 
     ours: tuple[str, ...]
     huggingface: str
     gguf: str
-    transposed: bool
+    transposed: bool = False
+    heads: int = 0
 
 
 def tensor_mappings(config: GPTConfig) -> Iterator[TensorMapping]:
@@ -183,7 +243,7 @@ def tensor_mappings(config: GPTConfig) -> Iterator[TensorMapping]:
             continue
         prefix = "" if ours == "head" else family.prefix
         for kind in ("weight", "bias") if family.has_biases and ours == "norm" else ("weight",):
-            yield TensorMapping((f"{ours}.{kind}",), f"{prefix}{theirs}.{kind}", f"{gguf}.{kind}", transposed=False)
+            yield TensorMapping((f"{ours}.{kind}",), f"{prefix}{theirs}.{kind}", f"{gguf}.{kind}")
     for layer in range(config.layers):
         for ours, theirs, gguf in family.block_modules:
             for kind in ("weight", "bias") if family.has_biases else ("weight",):
@@ -192,4 +252,5 @@ def tensor_mappings(config: GPTConfig) -> Iterator[TensorMapping]:
                     f"{family.prefix}{family.layers}.{layer}.{theirs}.{kind}",
                     f"blk.{layer}.{gguf}.{kind}",
                     transposed=config.family == "gpt2" and kind == "weight" and "norm" not in ours,
+                    heads=config.heads if family.by_head and " " in ours else 0,
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,29 +26,47 @@ _TYPES: dict[str, Any] = {
     "head_dim": int,
     "layer_types": list[str],
     "partial_rotary_factor": float,
+    "rope_theta": float,
     "quantization_config": dict[str, Any],
     "rope_parameters": dict[str, Any],
     "rope_scaling": dict[str, Any] | str,
 }
 _ROPE_TYPES: dict[str, Any] = {"rope_type": str, "type": str, "rope_theta": float, "partial_rotary_factor": float}
+_ROTARY_FIELDS = ("rope_theta", "partial_rotary_factor")
 _CHECK_FOLDER = "check that the folder is complete, and that its config.json belongs to its weights"
 
 
 def to_huggingface(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert our weights to transformers' names and shapes. A bias that our config omits becomes zero."""
-    joined = ((mapping, _join(mapping, weights)) for mapping in tensor_mappings(config))
+    joined = ((mapping, _join(mapping, weights, mapping.heads)) for mapping in tensor_mappings(config))
     return {
         mapping.huggingface: tensor.t().contiguous() if mapping.transposed else tensor for mapping, tensor in joined
     }
 
 
 def to_gguf(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert our weights to GGUF's names and shapes."""
-    return {mapping.gguf: _join(mapping, weights) for mapping in tensor_mappings(config)}
+    """Convert our weights to GGUF's names and shapes. llama.cpp reads no tied head of GPT-NeoX, so that is copied."""
+    tensors = {mapping.gguf: _join(mapping, weights) for mapping in tensor_mappings(config)}
+    if config.family == "gpt_neox" and config.tied:
+        tensors["output.weight"] = tensors["token_embd.weight"]
+    return tensors
 
 
-def _join(mapping: TensorMapping, weights: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([_weight_or_zero_bias(weights, name) for name in mapping.ours])
+def _join(mapping: TensorMapping, weights: Mapping[str, Tensor], heads: int = 0) -> Tensor:
+    """Concatenate our tensors along dimension 0; head by head if `heads` is not 0."""
+    parts = [_weight_or_zero_bias(weights, name) for name in mapping.ours]
+    if not heads:
+        return torch.cat(parts)
+    return torch.cat([part.reshape(heads, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 1)
+
+
+def _split(mapping: TensorMapping, tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Split transformers' tensor into ours, with these sizes of dimension 0."""
+    tensor = tensor.t() if mapping.transposed else tensor
+    if not mapping.heads:
+        return torch.split(tensor, list(sizes))
+    by_head = tensor.reshape(mapping.heads, -1, *tensor.shape[1:])
+    return [part.flatten(0, 1) for part in torch.split(by_head, [size // mapping.heads for size in sizes], dim=1)]
 
 
 def _weight_or_zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
@@ -68,8 +86,9 @@ def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str
         raise BadData(f"{path}: {len(tensors):,} tensors are too few for {config.layers:,} layers", hint=_CHECK_FOLDER)
     with torch.device("meta"):
         our_shapes = dict(GPT(config).named_parameters())
-    prefix = family_of(config).prefix
-    names = {name: name if name.startswith(("lm_head.", prefix)) else prefix + name for name in tensors}
+    family = family_of(config)
+    complete = (f"{family.name_in_transformers('head')}.", family.prefix)
+    names = {name: name if name.startswith(complete) else family.prefix + name for name in tensors}
     require_unique(names.values(), path)
     tensors = {names[name]: tensor for name, tensor in tensors.items()}
     tensors = _without_tied_head(config, tensors, path)
@@ -78,8 +97,7 @@ def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str
     for mapping in tensor_mappings(config):
         tensor = tensors[mapping.huggingface]
         sizes = [len(our_shapes[name]) for name in mapping.ours]
-        parts = torch.split(tensor.t() if mapping.transposed else tensor, sizes)
-        for name, part in zip(mapping.ours, parts, strict=True):
+        for name, part in zip(mapping.ours, _split(mapping, tensor, sizes), strict=True):
             weights[name] = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             if not _is_finite(weights[name]):
                 raise BadData(
@@ -110,13 +128,16 @@ def _require_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor
 def _without_tied_head(config: GPTConfig, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """Drop the copy of the embedding that some folders store as a tied head. Raises BadData if it differs."""
     family = family_of(config)
-    head = tensors.get("lm_head.weight")
-    embedding = tensors.get(f"{family.prefix}{family.model_modules[0][1]}.weight")
+    head_name = family.name_in_transformers("head")
+    head = tensors.get(f"{head_name}.weight")
+    embedding = tensors.get(f"{family.name_in_transformers('embedding')}.weight")
     if not config.tied or head is None or embedding is None:
         return tensors
     if head.shape != embedding.shape or not torch.equal(head, embedding):
-        raise BadData(f"{path}: lm_head differs from the embedding, but tie_word_embeddings is set", hint=_CHECK_FOLDER)
-    return {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+        raise BadData(
+            f"{path}: {head_name} differs from the embedding, but tie_word_embeddings is set", hint=_CHECK_FOLDER
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != f"{head_name}.weight"}
 
 
 def _shape(tensor: Tensor) -> str:
@@ -131,8 +152,10 @@ def config_to_huggingface(config: GPTConfig) -> dict[str, Any]:
     fields = {"architectures": [family.architecture], "model_type": config.family, **fixed, **sizes}
     if config.family == "gpt2":
         return fields | {"n_inner": config.hidden_width, "embd_pdrop": config.dropout}
+    fields["intermediate_size"] = config.hidden_width
+    if config.family == "gpt_neox":
+        return fields
     return fields | {
-        "intermediate_size": config.hidden_width,
         "num_key_value_heads": config.kv_heads or config.heads,
         "head_dim": config.head_width,
     }
@@ -154,7 +177,7 @@ def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTCon
     fixed_types = {name: type(values[0]) for name, values in family.fixed_fields.items() if name not in _TYPES}
     size_types = {theirs: type(getattr(GPTConfig, ours)) for ours, theirs, _ in family.sizes}
     _require_types(config_json, fixed_types | size_types, path)
-    fields = _normalized(config_json, path)
+    fields = {**family.defaults, **_normalized(config_json, path)}
     unsupported = [
         f"{name}={fields[name]}"
         for name, values in family.fixed_fields.items()
@@ -196,11 +219,14 @@ def _normalized(config_json: Mapping[str, Any], path: str) -> dict[str, Any]:
     Versions of transformers have put them in different fields.
     """
     fields = dict(config_json)
+    is_neox = fields.get("model_type") == "gpt_neox"
+    names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"} if is_neox else {}
     old, new = fields.pop("rope_scaling", None), fields.pop("rope_parameters", None)
     rope = new or old or {}
     rope = rope if isinstance(rope, dict) else {"rope_type": rope}
     _require_types(rope, _ROPE_TYPES, path)
-    fields |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    rotary = {name: source[name] for source in (fields, rope) for name in _ROTARY_FIELDS if name in source}
+    fields |= {names.get(name, name): value for name, value in rotary.items()}
     if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
         fields["rope_scaling"] = rope_type
     if "sliding_attention" in (fields.get("layer_types") or ()):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.exchange import convert
+from model.exchange.architectures import family_of
 from model.exchange.export_source import ExportSource
 from pipeline.errors import BadConfig, install_command
 from pipeline.tokenizers import (
@@ -55,7 +56,7 @@ def _gguf() -> ModuleType:
 def write(source: ExportSource, folder: Path) -> None:
     """Write NAME.gguf into `folder`."""
     config, name = source.state.model, source.run.manifest.name
-    writer = _gguf().GGUFWriter(folder / f"{name}.gguf", config.family)
+    writer = _gguf().GGUFWriter(folder / f"{name}.gguf", family_of(config).gguf)
     writer.add_name(name)
     writer.add_file_type(0)  # all fp32
     writer.add_context_length(config.block_size)
@@ -64,9 +65,13 @@ def write(source: ExportSource, folder: Path) -> None:
     writer.add_feed_forward_length(config.hidden_width)
     writer.add_head_count(config.heads)
     writer.add_vocab_size(config.vocab_size)
-    if config.family == "gpt2":
+    if config.norm == "layer":
         writer.add_layer_norm_eps(1e-5)
-    else:
+    if config.family == "gpt_neox":
+        writer.add_parallel_residual(False)
+        writer.add_rope_dimension_count(config.head_width)
+        writer.add_rope_freq_base(config.rotary_base)
+    if config.family == "qwen3":
         writer.add_head_count_kv(config.kv_heads or config.heads)
         writer.add_key_length(config.head_width)
         writer.add_value_length(config.head_width)

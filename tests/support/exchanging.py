@@ -28,10 +28,15 @@ from pipeline.tokenizers import Characters, Tokenizer
 LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水□", "letters")
 GPT2 = GPTConfig(vocab_size=LETTERS.vocab_size, block_size=96, layers=2, heads=4, width=32)
 QWEN3 = replace(GPT2, positions="rotary", norm="rms", activation="swiglu", bias=False, qk_norm=True, kv_heads=2)
+NEOX = replace(GPT2, positions="rotary")
 CONFIGS = {
     "gpt2": GPT2,
     "gpt2 with biases in attention": replace(GPT2, qkv_bias=True),
     "gpt2 without biases, untied, padded": replace(GPT2, bias=False, tied=False, hidden=48, vocab_size=128),
+    "gpt_neox": NEOX,
+    "gpt_neox without biases, untied, padded": replace(
+        NEOX, bias=False, qkv_bias=True, tied=False, hidden=48, rotary_base=1e6, vocab_size=128
+    ),
     "qwen3": QWEN3,
     "qwen3 untied, padded, with all heads": replace(QWEN3, tied=False, kv_heads=0, rotary_base=1e6, vocab_size=128),
 }

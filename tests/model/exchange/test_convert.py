@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.support.exchanging import (
     CONFIGS,
     GPT2,
     LETTERS,
+    NEOX,
     QWEN3,
     each_config,
     export_run,
@@ -87,7 +89,7 @@ def test_transformers_never_generates_padding_ids(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"positions": "rotary"}, "positions=rotary"),
+        ({"positions": "none"}, "positions=none"),
         ({"activation": "relu2", "softcap": 9.0}, "softcap, activation=relu2"),
         ({"heads": 4, "kv_heads": 2}, "kv_heads"),
         ({"gates": True, "values": True}, "values, gates"),
@@ -125,6 +127,11 @@ def save_with_transformers(folder: Path, model_type: str, **settings: Any) -> An
     if model_type == "gpt2":
         sizes = {"n_positions": 48, "n_embd": 24, "n_layer": 2, "n_head": 3, "vocab_size": LETTERS.vocab_size}
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **common}))
+    elif model_type == "gpt_neox":
+        sizes = {"max_position_embeddings": 48, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+        sizes |= {"intermediate_size": 40, "vocab_size": LETTERS.vocab_size}
+        kinds: dict[str, Any] = {"use_parallel_residual": False, "hidden_act": "gelu_new", "rotary_pct": 1.0}
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**{**sizes, **kinds, **common}))
     else:
         sizes = {"max_position_embeddings": 48, "hidden_size": 24, "num_hidden_layers": 2, "head_dim": 8}
         sizes |= {"num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 40}
@@ -151,6 +158,8 @@ def read_weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:
     [
         ("gpt2", {}),
         ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
+        ("gpt_neox", {}),
+        ("gpt_neox", {"tie_word_embeddings": True, "rotary_emb_base": 5e5}),
         ("qwen3", {}),
         ("qwen3", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     ],
@@ -173,12 +182,13 @@ def test_an_imported_network_keeps_its_logits_and_exports_the_same_bits(
         assert torch.equal(load_in_transformers(out)(ids).logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "qwen3"])
 def test_shards_bare_names_masks_and_tied_heads_are_read(root: Path, tmp_path: Path, model_type: str) -> None:
     save_with_transformers(tmp_path / "single", model_type)
     expected = read_weights(import_folder(root, tmp_path / "single"))
     tensors = load_file(tmp_path / "single" / "model.safetensors")
-    bare = {name.removeprefix("transformer.").removeprefix("model."): tensor for name, tensor in tensors.items()}
+    prefix = re.compile(r"^(transformer|gpt_neox|model)\.")
+    bare = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
     if model_type == "gpt2":
         bare |= {"h.0.attn.bias": torch.ones(1, 1, 48, 48), "h.1.attn.masked_bias": torch.tensor(-1e4)}
         bare["lm_head.weight"] = bare["wte.weight"].clone()  # some folders store it although it is tied
@@ -210,6 +220,10 @@ def test_half_precision_becomes_fp32(root: Path, tmp_path: Path) -> None:
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False"),
         ("gpt2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06"),
         ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("gpt_neox", {"use_parallel_residual": True}, "use_parallel_residual=True"),
+        ("gpt_neox", {"hidden_act": "gelu"}, "hidden_act=gelu"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.25}}, "rotary_pct=0.25"),
+        ("gpt_neox", {"attention_bias": False}, "attention_bias=False"),
         ("qwen3", {"attention_bias": True}, "attention_bias=True"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "use_sliding_window=True"),
@@ -222,9 +236,18 @@ def test_half_precision_becomes_fp32(root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_unsupported_options_are_named(model_type: str, changes: dict[str, Any], message: str) -> None:
-    config_json = convert.config_to_huggingface(QWEN3 if model_type == "qwen3" else GPT2)
+    configs = {"qwen3": QWEN3, "gpt_neox": NEOX}
+    config_json = convert.config_to_huggingface(configs.get(model_type, GPT2))
     with pytest.raises(BadConfig, match=message):
         convert.config_from_huggingface({**config_json, "model_type": model_type, **changes}, "config.json")
+
+
+def test_absent_options_of_gpt_neox_have_the_defaults_of_transformers() -> None:
+    config_json = convert.config_to_huggingface(NEOX)
+    for name, default in (("hidden_act", "gelu"), ("rotary_pct", 0.25), ("use_parallel_residual", True)):
+        rest = {field: value for field, value in config_json.items() if field != name}
+        with pytest.raises(BadConfig, match=f"{name}={default}"):
+            convert.config_from_huggingface(rest, "config.json")
 
 
 @pytest.mark.parametrize("changes", [{"n_embd": "32"}, {"n_embd": 0}, {"n_layer": -1}, {"vocab_size": 1 << 62}])
@@ -237,7 +260,7 @@ def test_invalid_sizes_in_a_config_raise_bad_data(changes: dict[str, Any]) -> No
 def test_a_config_survives_the_round_trip(config: GPTConfig) -> None:
     converted = convert.config_from_huggingface(convert.config_to_huggingface(config), "config.json")
     explicit = replace(config, hidden=config.hidden_width, kv_heads=converted.kv_heads)
-    biases: dict[str, Any] = {"bias": True, "qkv_bias": True} if config.family == "gpt2" else {}
+    biases: dict[str, Any] = {"bias": True, "qkv_bias": True} if config.norm == "layer" else {}
     assert converted == replace(explicit, **biases)
     assert converted.kv_width == config.kv_width
 

@@ -15,7 +15,7 @@ import pytest
 
 from model.config import GPTConfig
 from model.exchange import convert
-from model.exchange.architectures import tensor_mappings
+from model.exchange.architectures import family_of, tensor_mappings
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, open_folder
 from tests.pipeline.tokenizers.test_tokenizers import trained
@@ -23,6 +23,7 @@ from tests.support.exchanging import (
     CONFIGS,
     GPT2,
     LETTERS,
+    NEOX,
     QWEN3,
     export_run,
     publish_run,
@@ -51,7 +52,14 @@ def fields(reader: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "gpt2 without biases, untied, padded", "qwen3 untied, padded, with all heads"]
+    "name",
+    [
+        "gpt2",
+        "gpt2 without biases, untied, padded",
+        "gpt_neox",
+        "gpt_neox without biases, untied, padded",
+        "qwen3 untied, padded, with all heads",
+    ],
 )
 def test_every_tensor_reads_back_unchanged(root: Path, bpe: Tokenizer, name: str) -> None:
     config = replace(CONFIGS[name], vocab_size=bpe.vocab_size + 5)
@@ -68,7 +76,7 @@ def test_tensor_names_are_those_of_the_package_for_the_architecture() -> None:
     from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
 
     for config in CONFIGS.values():
-        architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == config.family)
+        architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == family_of(config).gguf)
         names = {TENSOR_NAMES[tensor] for tensor in MODEL_TENSORS[architecture]}
         for mapping in tensor_mappings(config):
             name = mapping.gguf.rpartition(".")[0]
@@ -82,6 +90,17 @@ def test_gpt2_has_the_fields_that_llama_cpp_requires(root: Path, bpe: Tokenizer)
     for name, value in {**expected, "attention.head_count": 4}.items():
         assert metadata[f"gpt2.{name}"] == value
     assert metadata["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+
+
+def test_gpt_neox_has_the_fields_that_llama_cpp_requires(root: Path, bpe: Tokenizer) -> None:
+    reader = export_and_read(root, replace(NEOX, vocab_size=bpe.vocab_size), bpe)
+    metadata, tensors = fields(reader), {tensor.name: tensor.data for tensor in reader.tensors}
+    assert metadata["general.architecture"] == "gptneox"
+    expected = {"use_parallel_residual": False, "rope.dimension_count": 8, "rope.freq_base": 10_000.0}
+    for name, value in {**expected, "attention.head_count": 4, "feed_forward_length": 128}.items():
+        assert metadata[f"gptneox.{name}"] == value
+    assert metadata["gptneox.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+    assert np.array_equal(tensors["output.weight"], tensors["token_embd.weight"]), "a tied head is written too"
 
 
 def test_qwen3_has_the_fields_that_llama_cpp_requires(root: Path, bpe: Tokenizer) -> None:
