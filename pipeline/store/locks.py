@@ -225,13 +225,11 @@ def lease(path: Path) -> Iterator[None]:
 @contextmanager
 def if_unleased(path: Path) -> Iterator[bool]:
     """Yield True if there is no lease on `path`. In that case, none can be taken until the block ends."""
-    descriptor = open_regular(path)
+    descriptor, free = open_regular(path), False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
-    except BlockingIOError:
-        free = False
-    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
         yield free
     finally:
         os.close(descriptor)
