@@ -96,14 +96,12 @@ class HashingFile:
     def truncate(self, size: int) -> None:
         """Truncate the file to `size` bytes, and hash those again from the disk."""
         with _naming_file(self.path):
-            self._handle.flush()
-            disk.truncate(self._handle, self.path, size)
+            disk.truncate(self._handle, self.path, size)  # flushes first
         self._handle.seek(0)
         self._hash, self.size = hashlib.sha256(), 0
         while block := self._handle.read(1 << 20):
             self._hash.update(block)
             self.size += len(block)
-        self._handle.seek(self.size)
 
     def rotate_to(self, other: Path) -> None:
         """Rename the file to `other`, and start again with an empty one."""
@@ -220,15 +218,19 @@ def sync(paths: Iterable[Path]) -> None:
     """Make the bytes of files durable, then their names."""
     folders = set()
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            with _naming_file(path):
-                disk.sync(descriptor, path)
-        finally:
-            os.close(descriptor)
+        _sync_file(path)
         folders.add(path.parent)
     for folder in folders:
         sync_directory(folder)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with _naming_file(path):
+            disk.sync(descriptor, path)
+    finally:
+        os.close(descriptor)
 
 
 def start_writeback(paths: Iterable[Path]) -> None:
@@ -246,7 +248,8 @@ def start_writeback(paths: Iterable[Path]) -> None:
 def sync_tree(root: Path) -> None:
     """Make every file and folder below `root` durable."""
     for folder, names in walk(root):
-        sync(Path(folder, name) for name in names)
+        for name in names:
+            _sync_file(Path(folder, name))
         sync_directory(Path(folder))
 
 

@@ -10,16 +10,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import CannotCreate, StorageFailed
-from pipeline.store import files
+from pipeline.store import files, locks
 from tests.support.faults import LoggingDisk, another_process, disk
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("no_descriptor_stays_open")
 
 WRITE_HALF = """
 import sys, time
@@ -37,10 +38,13 @@ def test_new_file_holds_the_written_bytes_and_their_hash(tmp_path: Path) -> None
     with files.new_file(target) as out:
         out.write(b"ink")
         assert not target.exists()
-        out.write(b"stone")
+        assert locks.is_held(out.path)
+        assert out.write(b"stone") == 5
     assert target.read_bytes() == b"inkstone"
     assert (out.size, out.sha256) == (8, hashlib.sha256(b"inkstone").hexdigest())
     assert os.listdir(tmp_path) == ["a.txt"]
+    with pytest.raises(ValueError, match="closed"):
+        out.write(b"more")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -120,22 +124,51 @@ def test_longest_chinese_file_name_can_be_written(tmp_path: Path) -> None:
     write_and_read_back(tmp_path / ("水" * 85))
 
 
-@given(before=st.lists(st.binary()), after=st.lists(st.binary()))
-def test_truncation_to_zero_resets_the_hash(before: list[bytes], after: list[bytes]) -> None:
-    handle = io.BytesIO()
+@given(before=st.lists(st.binary()), size=st.integers(0, 20) | st.just(0), after=st.lists(st.binary()))
+def test_truncation_hashes_the_bytes_that_stay(before: list[bytes], size: int, after: list[bytes]) -> None:
+    handle, written = io.BytesIO(), b"".join(before)
     out = files.HashingFile(handle, Path("unused"))
     for data in before:
         out.write(data)
-    assert out.sha256 == hashlib.sha256(b"".join(before)).hexdigest()
-    out.truncate(0)
+    assert (out.size, out.sha256) == (len(written), hashlib.sha256(written).hexdigest())
+    out.truncate(min(size, len(written)))
     for data in after:
         out.write(data)
-    expected = b"".join(after)
+    expected = written[:size] + b"".join(after)
     assert (handle.getvalue(), out.size, out.sha256) == (
         expected,
         len(expected),
         hashlib.sha256(expected).hexdigest(),
     )
+
+
+def test_error_of_a_write_names_the_file_unless_it_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.part"
+    for name in (None, "another"):
+
+        class Full(files.Disk):
+            def write(self, handle: BinaryIO, path: Path, data: bytes | memoryview, name: str | None = name) -> None:
+                raise OSError(errno.ENOSPC, "no space left on device", name)
+
+        monkeypatch.setattr(files, "disk", Full())
+        with pytest.raises(OSError, match="no space") as caught, files.open_partial(path) as out:
+            out.write(b"ink")
+        assert caught.value.filename == (name or str(path))
+
+
+def test_failed_writer_closes_its_file_even_if_it_was_deleted(tmp_path: Path) -> None:
+    with suppress(RuntimeError), files.new_file(tmp_path / "a.txt") as out:
+        out.path.unlink()
+        raise RuntimeError
+    with pytest.raises(ValueError, match="closed"):
+        out.write(b"more")
+
+
+def test_synced_bytes_are_in_the_file(tmp_path: Path) -> None:
+    with files.open_partial(tmp_path / "a.part") as out:
+        out.write(b"ink")
+        out.sync()
+        assert out.path.read_bytes() == b"ink"
 
 
 def folder_with(path: Path, text: str) -> Path:
@@ -189,7 +222,7 @@ def test_folder_is_synced_with_all_below_it_before_it_is_renamed(tmp_path: Path)
     draft = folder_with(tmp_path / ".draft", "new")
     operations = logged(tmp_path, lambda: files.publish_directory(draft, tmp_path / "key"))
     assert operations[-2:] == ["rename .draft", "sync ."]
-    assert {"sync .draft", "sync .draft/deep", "sync .draft/deep/a.txt"} == set(operations[:-2])
+    assert operations[:-2] == ["sync .draft", "sync .draft/deep/a.txt", "sync .draft/deep"]
 
 
 def test_moving_syncs_both_folders_once(tmp_path: Path) -> None:
@@ -206,6 +239,23 @@ def test_syncing_files_syncs_each_and_then_their_folders(tmp_path: Path) -> None
     operations = logged(tmp_path, lambda: files.sync(paths))
     assert operations[:2] == ["sync one/deep/a.txt", "sync other/deep/a.txt"]
     assert set(operations[2:]) == {"sync one/deep", "sync other/deep"}
+
+
+def test_writing_to_the_disk_is_started_for_all_bytes_where_the_system_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [folder_with(tmp_path / name, "text") / "deep" / "a.txt" for name in ("one", "other")]
+    calls: list[tuple[object, ...]] = []
+
+    def advise(descriptor: int, *arguments: object) -> None:
+        calls.append((os.fstat(descriptor).st_ino, *arguments))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    files.start_writeback(paths)
+    assert calls == [(path.stat().st_ino, 0, 0, 4) for path in paths]
+    monkeypatch.delattr(os, "posix_fadvise")
+    files.start_writeback(paths)
 
 
 def test_symlink_is_renamed_and_its_folder_synced(tmp_path: Path) -> None:
@@ -264,12 +314,14 @@ def test_new_folder_is_refused_if_its_target_was_created_meanwhile(tmp_path: Pat
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_new_folder_appears_only_when_its_block_ends_without_an_error(tmp_path: Path, fails: bool) -> None:
-    with suppress(RuntimeError), files.new_folder(tmp_path / "out") as draft:
+    target = tmp_path / "not" / "created" / "out"
+    with suppress(RuntimeError), files.new_folder(target) as draft:
         (draft / "a").write_text("new")
-        assert not (tmp_path / "out").exists()
+        assert locks.is_held(draft)
+        assert not target.exists()
         if fails:
             raise RuntimeError
-    assert os.listdir(tmp_path) == ([] if fails else ["out"])
+    assert os.listdir(target.parent) == ([] if fails else ["out"])
 
 
 def test_discarded_folder_leaves_nothing(tmp_path: Path) -> None:
@@ -277,17 +329,26 @@ def test_discarded_folder_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("recursive", [True, False])
-def test_temporaries_are_deleted_and_nothing_else(tmp_path: Path, recursive: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"recursive": True}, {"recursive": False}])
+def test_temporaries_are_deleted_and_nothing_else(tmp_path: Path, options: dict[str, bool]) -> None:
+    recursive = options.get("recursive", True)
     (tmp_path / "deep").mkdir()
     for folder in (tmp_path, tmp_path / "deep"):
         (folder / "a").write_text("text")
         (folder / ".tmp.a").write_text("half")
         folder_with(folder / ".trash.b", "old")
         (folder / ".tmp.link").symlink_to("a")
-    files.remove_temporaries(tmp_path, recursive=recursive)
+    files.remove_temporaries(tmp_path, **options)
     assert sorted(os.listdir(tmp_path)) == ["a", "deep"]
     assert sorted(os.listdir(tmp_path / "deep")) == (["a"] if recursive else [".tmp.a", ".tmp.link", ".trash.b", "a"])
+
+
+class DiskThatReads(files.Disk):
+    """A disk on which a file has its new name as content when it is renamed."""
+
+    def rename(self, old: Path, new: Path) -> None:
+        assert old.read_text() == new.name
+        super().rename(old, new)
 
 
 def test_unfinished_file_is_continued_and_deleted_only_if_empty(tmp_path: Path) -> None:
@@ -303,10 +364,15 @@ def test_unfinished_file_is_continued_and_deleted_only_if_empty(tmp_path: Path) 
         assert (part.size, part.sha256) == (2, hashlib.sha256(b"ha").hexdigest())
         part.write(b"t")
         assert part.flushed_path().read_bytes() == b"hat"
-        part.rotate_to(tmp_path / "before")
+        part.write(b"e")
+        part.truncate(4)  # of which one is in the buffer
+        assert (part.size, part.sha256) == (4, hashlib.sha256(b"hate").hexdigest())
+        part.write(b"d")
+        with disk(DiskThatReads()):
+            part.rotate_to(tmp_path / "hated")
         part.write(b"new")
         assert (part.size, part.sha256) == (3, hashlib.sha256(b"new").hexdigest())
-    assert ((tmp_path / "before").read_bytes(), path.read_bytes()) == (b"hat", b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_unfinished_file_is_not_followed_through_a_link(tmp_path: Path) -> None:
@@ -347,7 +413,15 @@ def test_sha256_of_matches_hashlib(tmp_path: Path, size: int) -> None:
 
 
 def test_free_space_is_that_of_nearest_existing_folder(tmp_path: Path) -> None:
-    files.require_space(tmp_path / "not" / "created" / "yet", 1)
-    with pytest.raises(StorageFailed, match="GB needed") as caught:
-        files.require_space(tmp_path / "not" / "created" / "yet", 1 << 62)
-    assert caught.value.exit_code == 74
+    assert files.free_space(tmp_path / "not" / "created" / "yet") == pytest.approx(files.free_space(tmp_path), rel=0.01)
+
+
+def test_missing_space_is_an_error_that_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "free_space", lambda folder: 2 * 10**9)
+    files.require_space(tmp_path, 2 * 10**9)
+    for options, named in (({}, "--artifacts"), ({"option": "--out"}, "--out")):
+        with pytest.raises(StorageFailed) as caught:
+            files.require_space(tmp_path, 2 * 10**9 + 1, **options)
+        assert caught.value.message == f"{tmp_path}: 2.00 GB needed, 2.00 GB free"
+        assert caught.value.hint.endswith(named)
+        assert caught.value.exit_code == 74
