@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -67,28 +67,30 @@ class UnitRecord(msgspec.Struct):
         return f"unit-{self.stem}.json"
 
 
-def complete_units(scratch: Path, path_of: Callable[[str], Path]) -> Iterator[UnitRecord]:
+def complete_units(
+    scratch: Path, path_of: Callable[[str], Path], verified: Collection[str] = ()
+) -> Iterator[UnitRecord]:
     """Yield the records of the units that an earlier run completed, up to the first that is missing or damaged.
 
     `path_of` maps the name of a published file to its path in the draft. Units taken over from another generation do
-    not depend on earlier units, so they count even after a damaged one.
+    not depend on earlier units, so they count even after a damaged one. The files of units whose stem is in `verified`
+    are not read.
     """
-    previous, unbroken = UnitRecord(-1, -1), True
+    previous, following = "", (0, 0)
     for path in sorted(scratch.glob("unit-*.json")):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=UnitRecord)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            unbroken = False
             continue
-        outputs = [(path_of(file.name), file) for file in record.files]
-        outputs += [(scratch / file.name, file) for file in record.scratch]
-        intact = all(
-            files.file_size(path) == file.size and files.sha256_of(path) == file.sha256 for path, file in outputs
-        )
-        follows = record.unit == 0 or (record.file, record.unit) == (previous.file, previous.unit + 1)
-        unbroken = unbroken and (record.taken_over or record.after == (previous.stem if previous.file >= 0 else ""))
-        if intact and follows and (unbroken or record.taken_over):
-            previous = record
+        follows = record.unit == 0 or (record.file, record.unit) == following
+        continues = record.taken_over or record.after == previous
+        if follows and continues and (record.stem in verified or _is_intact(record, scratch, path_of)):
+            previous, following = record.stem, (record.file, record.unit + 1)
             yield record
-        else:
-            unbroken = False
+
+
+def _is_intact(record: UnitRecord, scratch: Path, path_of: Callable[[str], Path]) -> bool:
+    """Return True if the files of a unit are those of its record."""
+    outputs = [(path_of(file.name), file) for file in record.files]
+    outputs += [(scratch / file.name, file) for file in record.scratch]
+    return all(files.file_size(path) == file.size and files.sha256_of(path) == file.sha256 for path, file in outputs)

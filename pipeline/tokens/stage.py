@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,7 +281,8 @@ def tokenize(
                 for entry in (*inputs.train, *inputs.val):
                     if entry.corpus:
                         leases.enter_context(artifact.lease(entry.corpus))
-                return _write(draft, inputs, tokenizer, options, rule, progress, jobs)
+                verified = {record.stem for record in reused}
+                return _write(draft, inputs, tokenizer, options, rule, progress, jobs, verified)
         except BadData:  # resuming from the units of this run would fail in the same way
             files.remove_tree(draft)
             draft.mkdir()
@@ -301,6 +302,7 @@ def _write(
     rule: SplitRule | None,
     progress: Progress,
     jobs: int,
+    verified: Collection[str],
 ) -> StageOutput:
     dtype = dtype_for(tokenizer.vocab_size)
     dedup = options.dedup == "exact"  # then a validation document that is trained on too is dropped
@@ -323,6 +325,7 @@ def _write(
             dedup=dedup,
             max_documents=options.max_documents,
             overlap=overlap,
+            verified=verified,
         ) as writer,
     ):
         note = functools.cache(progress.note)  # the same field of many files is noted once

@@ -16,7 +16,7 @@ cut too. The published files are synced once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -140,7 +140,10 @@ class OpenUnit:
 
 
 class TokenWriter:
-    """Writes encoded tasks in input order. Use it in a `with` block, which closes the files on failure."""
+    """Writes encoded tasks in input order. Use it in a `with` block, which closes the files on failure.
+
+    `verified` are the stems of units in the draft whose files need not be read again.
+    """
 
     def __init__(
         self,
@@ -151,6 +154,7 @@ class TokenWriter:
         dedup: bool = False,
         max_documents: int = 0,
         overlap: Overlap | None = None,
+        verified: Collection[str] = (),
     ) -> None:
         self._draft, self._dtype = draft, np.dtype(dtype).str
         self._scratch = draft / artifact.SCRATCH
@@ -161,7 +165,7 @@ class TokenWriter:
         self._document_counts: dict[str, int] = {}  # written so far, by the split of their file
         self._unit: OpenUnit | None = None
         self._scratch.mkdir(exist_ok=True)
-        self.records = list(complete_units(self._scratch, lambda name: _path_of(name, draft, self._bins)))
+        self.records = [*complete_units(self._scratch, lambda name: _path_of(name, draft, self._bins), verified)]
         self._resume()
 
     def __enter__(self) -> TokenWriter:

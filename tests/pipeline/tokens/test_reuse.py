@@ -140,6 +140,7 @@ def test_rejects_of_reused_files_are_kept(root: Path, tmp_path: Path) -> None:
     inputs = sources(tmp_path / "in", {**bad, "a.jsonl": texts("new")})
     tokens = build(root, inputs)
     assert_same(tokens, build(tmp_path / "fresh", inputs))
+    assert {name.split("-")[1] for name in reused(tokens, before)} == {"00001", "00002", "00003", "00004"}
     assert [(file, line) for file, line, _, _ in rejects(tokens)] == [("b.jsonl", 1), ("b.jsonl", 14), ("d.jsonl", 13)]
     assert tokens.manifest.ledger["documents"] == before.manifest.ledger["documents"]
     fewer = sources(tmp_path / "in", {name: bad[name] for name in bad if name != "b.jsonl"})
