@@ -499,6 +499,9 @@ def test_missing_file_is_found_and_rebuilt(root: Path) -> None:
     built = artifact.build(root, BOOK, writes("一", "二")).artifact
     built.file("part/00001.txt").unlink()
     assert artifact.find_problems(built) == [f"{built.file('part/00001.txt')}: missing"]
+    built.file("part/00001.txt").mkdir()
+    assert artifact.find_problems(built) == [f"{built.file('part/00001.txt')}: missing"], "a folder is not the file"
+    built.file("part/00001.txt").rmdir()
     assert artifact.build(root, BOOK, writes("一", "二")).result == "built"
 
 
@@ -605,6 +608,7 @@ def test_missing_current_generation_is_an_error_if_others_exist(root: Path) -> N
     assert first.ref in caught.value.hint
     shutil.rmtree(first.path)
     assert artifact.current(root, "corpora", "shuihu") is None
+    assert artifact.list_names(root, "corpora") == []
     with pytest.raises(InputMissing, match="`clean` creates one"):
         artifact.find(root, "corpora", "shuihu")
 
@@ -964,6 +968,20 @@ def test_generation_published_by_another_process_is_not_replaced(
     assert leftovers(root) == []
 
 
+def test_damaged_generation_of_another_process_is_replaced(root: Path) -> None:
+    """Case 75."""
+    rival = artifact.build(root / "other", BOOK, writes("一")).artifact
+    rival.file("part/00000.txt").write_text("half")
+
+    def write(draft: Path) -> StageOutput:
+        shutil.copytree(rival.path, draft.with_name(BOOK.key))
+        return writes("一")(draft)
+
+    built = artifact.build(root, BOOK, write).artifact
+    assert artifact.find_problems(built, deep=True) == []
+    assert leftovers(root) == []
+
+
 def test_generation_damaged_right_after_publishing_is_deleted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 75."""
     old = artifact.build(root, changed(options={}), writes("old")).artifact
@@ -973,6 +991,7 @@ def test_generation_damaged_right_after_publishing_is_deleted(root: Path, monkey
     with pytest.raises(TryAgain, match="another process builds it too"):
         artifact.build(root, BOOK, writes("一"))
     monkeypatch.undo()
+    assert not (root / "corpora" / "shuihu" / BOOK.key).exists()
     assert artifact.find(root, "corpora", "shuihu") == old
     assert_survived(root, old, artifact.build(root, BOOK, writes("一")).artifact)
 
