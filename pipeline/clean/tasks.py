@@ -81,6 +81,7 @@ class TaskReader:
             self.on_reject,
             encoding=self.options.encoding,
             text_fields=self.options.text_fields,
+            members=self.entry.members,
             note=self.note,
             advance=advance,
         ):

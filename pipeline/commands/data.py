@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, short_help="Download sources into the raw cache.")
-@click.argument("references", metavar="SOURCE|URL|PATH...", nargs=-1, required=True)
+@click.argument("references", metavar="SOURCE|URL|PATH...", nargs=-1)
 @option_group(
     "Input",
+    click.option("--list", "list_only", is_flag=True, help="List the public sources with their sizes and licences."),
     click.option(
         "--shards", default="", metavar="SHARDS", help="Shards of the Pile to fetch: e.g. 0-2,val,test, or all."
     ),
     INCLUDE,
     EXCLUDE,
-    click.option("--mirror", default="", metavar="URL", help="Fetch from this server instead of the source's own."),
+    click.option("--mirror", default="", metavar="URL|DIR", help="Fetch from this server or local clone instead of the source's own."),
     click.option(
         "--update-lock", is_flag=True, help="Check files that are already here too, and fetch those that changed."
     ),
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 def download(
     settings: Settings,
     references: tuple[str, ...],
+    list_only: bool,
     shards: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -77,8 +79,8 @@ def download(
 ) -> Outcome:
     """Download sources into the raw cache, and verify and pin every file.
 
-    A source is sample, pile, shuihu or song-ci, hf:OWNER/NAME[@REVISION] for a dataset of the Hugging Face hub, a URL,
-    or a local file or folder. An interrupted download resumes. tokenizer:NAME is one of tiktoken's encodings, kept for
+    A source is a name that --list shows, such as shuihu or classics; hf:OWNER/NAME[@REVISION] for a dataset of the
+    Hugging Face hub; a URL; or a local file or folder. An interrupted download resumes. tokenizer:NAME is one of tiktoken's encodings, kept for
     later use without a network.
 
     \b
@@ -86,6 +88,10 @@ def download(
       inkstone download pile --shards 0,val
       inkstone download hf:Salesforce/wikitext --include "wikitext-2-raw-v1/*"
     """
+    if list_only:
+        return downloads.list_outcome()
+    if not references:
+        raise click.UsageError("Missing argument 'SOURCE|URL|PATH...'.")
     from pipeline.sources import catalogue, hub, origin
     from pipeline.sources import download as download_stage
 

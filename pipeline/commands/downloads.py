@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import humanize
+import msgspec
+
 from pipeline import errors
 from pipeline.commands.console import Outcome, Settings
 
@@ -38,6 +41,20 @@ def download_tokenizers(references: Sequence[str], network: Network, mirror: str
     count = sum(is_new for _, is_new in fetched)
     counts = {"files": len(fetched), "fetched": count, "unchanged": len(fetched) - count}
     return Outcome("built" if count else "unchanged", path=fetched[-1][0], counts=counts, lines=lines)
+
+
+def list_outcome() -> Outcome:
+    """Return the table of public sources."""
+    from pipeline.sources.catalogue import CATALOGUE
+
+    lines, records = [], []
+    for name, entry in CATALOGUE.items():
+        size = humanize.naturalsize(entry.bytes, format="%.0f")
+        lines.append(f"{name:<16} {size:>7}  {entry.licence:<14} {entry.what}")
+        if entry.left_out:
+            lines.append(f"{'':<26} left out: {entry.left_out}")
+        records.append({"name": name, **msgspec.structs.asdict(entry), "files": entry.paths()})
+    return Outcome("unchanged", extra={"sources": records}, lines=lines, always=True)
 
 
 def dry_run_outcome(root: Path, sources: Sequence[Source], left_out: Sequence[dict[str, str]]) -> Outcome:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import chain
 from typing import BinaryIO, cast
 
@@ -44,15 +45,17 @@ class Omitted:
         return ", ".join(counts[:_SHOWN] + more)
 
 
-def members(content: Content, omitted: Omitted) -> Iterator[Content]:
+def members(content: Content, omitted: Omitted, pattern: str = "") -> Iterator[Content]:
     """Yield the content of each readable member, in the order of the archive; read one before the next is asked for.
+
+    With a `pattern`, only members whose names match it.
 
     Raises BadData if the archive is truncated, corrupt or encrypted, or has too many members or bytes.
     """
     if content.kind.archive == "zip":
-        yield from _zip_members(content, omitted)
+        yield from _zip_members(content, omitted, pattern)
     else:
-        yield from _tar_members(content, omitted)
+        yield from _tar_members(content, omitted, pattern)
 
 
 class ZipReader:
@@ -107,15 +110,17 @@ def zip_errors(label: str, name: str) -> Iterator[None]:
         raise BadData(f"{label}: not {name}, or truncated or corrupt: {error}", hint=_DOWNLOAD_AGAIN) from None
 
 
-def _zip_members(content: Content, omitted: Omitted) -> Iterator[Content]:
+def _zip_members(content: Content, omitted: Omitted, pattern: str) -> Iterator[Content]:
     with zip_errors(content.label, "a ZIP archive"), content.seekable() as file, zipfile.ZipFile(file) as archive:
         reader = ZipReader(archive, content.label)
         for name in reader:
-            if not _is_left_out(name, omitted) and (member := _member(content, name, reader.blocks(name), omitted)):
+            if _is_left_out(name, omitted, pattern):
+                continue
+            if member := _member(content, name, reader.blocks(name), omitted):
                 yield member
 
 
-def _tar_members(content: Content, omitted: Omitted) -> Iterator[Content]:
+def _tar_members(content: Content, omitted: Omitted, pattern: str) -> Iterator[Content]:
     source = _TarSource(content.blocks)
     try:
         with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]
@@ -125,7 +130,7 @@ def _tar_members(content: Content, omitted: Omitted) -> Iterator[Content]:
                     continue
                 if not info.isreg():
                     omitted.add(info.name, "links or devices")
-                elif not _is_left_out(info.name, omitted):
+                elif not _is_left_out(info.name, omitted, pattern):
                     file = cast(BinaryIO, archive.extractfile(info))
                     if member := _member(content, info.name, _tar_blocks(file, content.label), omitted):
                         yield member
@@ -175,13 +180,16 @@ def _check_count(count: int, label: str) -> None:
         raise BadData(f"{label}: more than {MAX_MEMBERS:,} members", hint="unpack it, then name the folder")
 
 
-def _is_left_out(name: str, omitted: Omitted) -> bool:
+def _is_left_out(name: str, omitted: Omitted, pattern: str) -> bool:
     parts = name.split("/")
     if "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts):
         omitted.add(name, "hidden")
         return True
     if not has_text_suffix(parts[-1]):
         omitted.add(name, "of other kinds")
+        return True
+    if pattern and not fnmatchcase(name, pattern):
+        omitted.add(name, "not included")
         return True
     return False
 

@@ -23,11 +23,15 @@ _MARKS = ((codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF16_LE, "utf-16-le")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Options of reading that a user sets; `note` receives the choices that the reader made itself."""
+    """Options of reading; `note` receives the choices that the reader made itself.
+
+    `members` is the pattern of the files to read of an archive, "" for all; its `*` stands for any characters, `/` too.
+    """
 
     note: Note
     encoding: str = AUTO
     text_fields: tuple[str, ...] = ()
+    members: str = ""
 
 
 @dataclass(frozen=True)

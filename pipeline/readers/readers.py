@@ -37,16 +37,17 @@ def read_documents(
     *,
     encoding: str = encodings.AUTO,
     text_fields: tuple[str, ...] = (),
+    members: str = "",
     note: Note = log_note,
     advance: Advance = lambda count: None,
 ) -> Iterator[Document]:
     """Yield the documents of one file in order.
 
     Input and rejects are counted in `ledger`; the caller counts as output or dropped every document it receives.
-    `encoding` applies to text, HTML and CSV, `text_fields` to records. Raises BadData if the file is truncated, corrupt
+    `encoding` applies to text, HTML and CSV, `text_fields` to records, `members` to archives. Raises BadData if the file is truncated, corrupt
     or of a kind that cannot be read, or if no field holds text.
     """
-    options = ReadOptions(note, encoding, text_fields)
+    options = ReadOptions(note, encoding, text_fields, members)
     for content in _contents(path, options, advance):
         if content.kind.format == "jsonl":
             yield from json_lines.read_documents(content, options, ledger, on_reject)
@@ -69,6 +70,7 @@ def read_json_lines(
     *,
     encoding: str = encodings.AUTO,
     text_fields: tuple[str, ...] = (),
+    members: str = "",
     note: Note = log_note,
 ) -> Iterator[bytes]:
     """Yield a file as blocks of JSON lines: JSON lines with `text` unchanged, any other document as one line.
@@ -76,7 +78,7 @@ def read_json_lines(
     A record without text is a line that is not an object. Raises BadData like `read_documents`, also if a text ends
     within a character.
     """
-    options = ReadOptions(note, encoding, text_fields)
+    options = ReadOptions(note, encoding, text_fields, members)
     for content in _contents(path, options, advance):
         if content.kind.format == "jsonl":
             blocks = json_lines.read_blocks(content, options)
@@ -108,7 +110,7 @@ def _contents(path: Path, options: ReadOptions, advance: Advance) -> Iterator[Co
         yield content
         return
     omitted, count = archives.Omitted(), 0
-    for member in archives.members(content, omitted):
+    for member in archives.members(content, omitted, options.members):
         count += 1
         yield member
     if not count:

@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from pipeline.errors import BadData
 from pipeline.runtime.regular_file import read_regular
+from pipeline.sources import partial
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
 
 ORIGIN_FILE = ".origin"  # names the source that the folder belongs to
+_WRITE_SECONDS = 1.0  # between two writes of the lock file
 _MAX_NAME = 255  # bytes, the limit of common file systems
 _DOWNLOAD_AGAIN = "delete it and download again"
 
@@ -23,7 +27,8 @@ class RawFile(msgspec.Struct, frozen=True):
     """Pin of a cached file.
 
     `origin` is its URL, or for a local file its path, size and time there when it was copied. `etag` reveals a
-    change upstream where no hash is published; `commit` is the commit of the repository that it comes from.
+    change upstream where no hash is published; `commit` is the commit of the repository that it comes from. `members`
+    is the pattern of the files to read of an archive, "" for all.
     """
 
     size: int
@@ -33,6 +38,7 @@ class RawFile(msgspec.Struct, frozen=True):
     split: str = ""
     etag: str = ""
     commit: str = ""
+    members: str = ""
 
 
 def source_folder(root: Path, source: str) -> Path:
@@ -76,6 +82,41 @@ def name_problem(cache: Path, name: str) -> str:
 def write_lock_file(root: Path, source: str, pinned: dict[str, RawFile]) -> None:
     data = msgspec.json.format(msgspec.json.encode(pinned, order="deterministic"), indent=2)
     files.write_file(source_folder(root, source) / LOCK_FILE, data)
+
+
+class PinWriter:
+    """The lock file while files are fetched: written at most every second, since a source may have a thousand files.
+
+    The state of a file that is not pinned yet stays beside it, so that it is not fetched again after a kill.
+    """
+
+    def __init__(self, root: Path, source: str, pinned: dict[str, RawFile]) -> None:
+        self._root, self._source, self._pinned = root, source, pinned
+        self._lock = threading.Lock()
+        self._waiting: list[str] = []
+        self._written = 0.0  # time of the last write
+        self.added: set[str] = set()
+
+    def add(self, name: str, pin: RawFile) -> None:
+        with self._lock:
+            self._pinned[name] = pin
+            self._waiting.append(name)
+            if time.monotonic() - self._written >= _WRITE_SECONDS:
+                self._write()
+
+    def write(self) -> None:
+        """Write the pins that are not written yet."""
+        with self._lock:
+            if self._waiting:
+                self._write()
+
+    def _write(self) -> None:
+        write_lock_file(self._root, self._source, self._pinned)
+        for name in self._waiting:
+            partial.delete_state(source_folder(self._root, self._source) / name)
+        self.added.update(self._waiting)
+        self._waiting.clear()
+        self._written = time.monotonic()
 
 
 def is_intact(path: Path, pin: RawFile) -> bool:

@@ -1,27 +1,31 @@
 """Resolve the name of a source to a list of files, without network access.
 
-`sample` is part of this package; `pile`, `shuihu` and `song-ci` are public; `hf:OWNER/NAME` is a dataset of the Hugging
-Face hub; any other name is a URL or a local path.
+`catalogue.toml` lists the public sources; `hf:OWNER/NAME` is a dataset of the Hugging Face hub; any other name is a URL
+or a local path.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
 
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.runtime.redaction import redact_url
 from pipeline.runtime.regular_file import regular_file, require_utf8
 from pipeline.sources import dataset as datasets
-from pipeline.sources.walk import LeftOut, require_text, walk
+from pipeline.sources.walk import LeftOut, matches, require_text, walk
 from pipeline.store.manifest import name_from_path
 
 HUB = "https://huggingface.co"
 RAW_GITHUB = "https://raw.githubusercontent.com"
+ARCHIVES_GITHUB = "https://codeload.github.com"
 PILE_TRAIN_SHARDS = 30
 _SAMPLE = Path(__file__).parent.parent / "sample"
 
@@ -33,7 +37,7 @@ class SourceFile:
     `urls` are equivalent, tried in order if one answers 404; `local` is set instead for a file on this machine. `split`
     is "train", "val" or "test" if the source defines it, else "". `is_bare_url` is True if the URL identifies the file,
     False for a file of the catalogue, whose URL depends on the mirror. `size` in bytes, `sha256` and `commit` are those
-    of the listing of a dataset, else None or "".
+    of the listing of a dataset, else None or "". `members` is the pattern of the files to read of an archive.
     """
 
     name: str
@@ -45,6 +49,7 @@ class SourceFile:
     size: int | None = None
     sha256: str = ""
     commit: str = ""
+    members: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,43 @@ class Source:
         return next(paths, None)
 
 
-CATALOGUE = {
-    "sample": "sample text included in Inkstone: a novel in 15 chapters and 96 English documents (CC0)",
-    "pile": "The Pile without its copyrighted parts: monology/pile-uncopyrighted on the Hugging Face hub",
-    "shuihu": "水浒传, the training text of MoiraiLM",
-    "song-ci": "全宋词 from chinese-poetry, 23 JSON files",
-}
+class PublicSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Entry of `catalogue.toml`, which explains the fields."""
+
+    what: str
+    licence: str
+    bytes: int
+    repository: str = ""
+    files: tuple[str, ...] = ()
+    archives: tuple[str, ...] = ()
+    members: str = ""
+    parts: tuple[str, ...] = ()
+    left_out: str = ""
+
+    def paths(self) -> tuple[str, ...]:
+        """Return the paths of its files in `repository`, those of its parts first."""
+        own = (path for pattern in self.files for path in _expand(pattern))
+        return (*(path for part in self.parts for path in CATALOGUE[part].paths()), *own)
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """Yield what a pattern stands for: `a{1..3}` and `a{1,2,3}` are a1, a2 and a3; `{0..9000..1000}` has a step."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if not braces:
+        yield pattern
+        return
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", braces[1]):
+        first, last, step = int(span[1]), int(span[2]), int(span[3] or 1)
+        choices = [f"{number:0{len(span[1])}}" for number in range(first, last + 1, step)]
+    else:
+        choices = braces[1].split(",")
+    for choice in choices:
+        yield from _expand(pattern[: braces.start()] + choice + pattern[braces.end() :])
+
+
+CATALOGUE: dict[str, PublicSource] = msgspec.convert(
+    tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")), dict[str, PublicSource]
+)
 _SOURCES = ", ".join((*CATALOGUE, f"{datasets.PREFIX}OWNER/NAME"))
 
 
@@ -93,7 +129,8 @@ def resolve_source(
     """Return the source that `reference` names: a catalogue name, a dataset of the hub, a URL, or a path.
 
     `shards` selects files of the Pile ("0-2,val"). `mirror` replaces the scheme and host of catalogue URLs; it may
-    serve the files under the same path or at its root. HF_ENDPOINT and HF_TOKEN are read from `environment`. Of a
+    serve the files under the same path, under their path in the repository, or at its root. It may also be a local
+    folder: a clone of the repository, or a folder of clones. HF_ENDPOINT and HF_TOKEN are read from `environment`. Of a
     folder or dataset, `include` and `exclude` choose the files; of a folder also `leave_out` and `text_fields`, as
     `walk` explains.
     Raises BadConfig for invalid options or URLs, InputMissing if nothing has that name, BadData for a file that is no
@@ -115,12 +152,10 @@ def resolve_source(
     if reference == "pile":
         endpoint, token = _hub(mirror, environment)
         return Source("pile", tuple(_pile_file(shard, endpoint, token) for shard in pile_shards(shards)))
-    if reference == "shuihu":
-        return Source("shuihu", (_github("colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", mirror),))
-    if reference == "song-ci":
-        parts = (*range(0, 22_000, 1000), "2019y")
-        paths = (f"chinese-poetry/chinese-poetry/HEAD/宋词/ci.song.{part}.json" for part in parts)
-        return Source("song-ci", tuple(_github(path, mirror) for path in paths))
+    if reference in CATALOGUE:
+        entry, folder = CATALOGUE[reference], _folder(mirror)
+        files = _files_in(entry, folder) if folder else _files_at(entry, mirror.rstrip("/"))
+        return Source(reference, tuple(files))
     if re.match(r"https?://", reference):
         try:
             file_name = unquote(urlsplit(reference).path).rsplit("/", 1)[-1]
@@ -141,6 +176,8 @@ def resolve_source(
 
 def _hub(mirror: str, environment: Mapping[str, str]) -> tuple[str, str]:
     """Return the address of the hub or its mirror, and the token if it may be sent there: over TLS, or to localhost."""
+    if _folder(mirror):
+        raise BadConfig(f"--mirror {mirror}: the hub's mirror is a URL", hint="serve the folder, or name it as the source")
     endpoint = (mirror or environment.get("HF_ENDPOINT") or HUB).rstrip("/")
     try:
         parts = urlsplit(endpoint)
@@ -186,12 +223,79 @@ def _pile_file(path: str, endpoint: str, token: str) -> SourceFile:
     return SourceFile(path, urls if endpoint != HUB else urls[:1], split=split, token=token)
 
 
-def _github(path: str, mirror: str) -> SourceFile:
-    name = path.rsplit("/", 1)[-1]
+# Repositories of GitHub and their mirrors
+
+
+def _folder(mirror: str) -> Path | None:
+    """Return the folder that `mirror` names, None if it is a URL or empty."""
+    if not mirror or re.match(r"https?://", mirror):
+        return None
+    path = Path(unquote(mirror.removeprefix("file://")) if mirror.startswith("file://") else mirror)
+    if not path.is_dir():
+        raise BadConfig(f"--mirror {mirror}: neither a URL nor a folder", hint="for example http://127.0.0.1:8000")
+    return path
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Return the names in the raw cache: the paths, without the folder if all files are in one."""
+    parents = {PurePosixPath(path).parent for path in paths}
+    return [PurePosixPath(path).name if len(parents) == 1 else path for path in paths]
+
+
+def _files_at(entry: PublicSource, mirror: str) -> Iterator[SourceFile]:
+    """Yield the files of a public source on GitHub, or on a mirror."""
+    paths = entry.paths()
+    for path, name in zip(paths, _names(paths), strict=True):
+        shapes = (f"{entry.repository}/HEAD/{path}", path, PurePosixPath(path).name)
+        yield SourceFile(name, _urls(RAW_GITHUB, mirror, shapes))
+    for repository in entry.archives:
+        name = f"{repository.rpartition('/')[2]}.tar.gz"
+        yield SourceFile(name, _urls(ARCHIVES_GITHUB, mirror, (f"{repository}/tar.gz/HEAD", name)), members=entry.members)
+
+
+def _urls(server: str, mirror: str, shapes: Sequence[str]) -> tuple[str, ...]:
     if not mirror:
-        return SourceFile(name, (f"{RAW_GITHUB}/{quote(path)}",))
-    root = mirror.rstrip("/")
-    return SourceFile(name, (f"{root}/{quote(path)}", f"{root}/{quote(name)}"))
+        return (f"{server}/{quote(shapes[0])}",)
+    return tuple(dict.fromkeys(f"{mirror}/{quote(shape)}" for shape in shapes))
+
+
+def _files_in(entry: PublicSource, folder: Path) -> Iterator[SourceFile]:
+    """Yield the files of a public source in a clone of its repository, or in a folder of clones.
+
+    Raises InputMissing if there is one that it lacks.
+    """
+    paths = entry.paths()
+    for path, name in zip(paths, _names(paths), strict=True):
+        tops = (f"{entry.repository}/HEAD", entry.repository, entry.repository.rpartition("/")[2], "")
+        shapes = (*(folder / top / path for top in tops), folder / PurePosixPath(path).name)
+        local = next((shape for shape in shapes if shape.is_file()), None)
+        if not local:
+            raise _not_in(folder, path, entry.repository)
+        yield SourceFile(name, local=local)
+    for repository in entry.archives:
+        yield from _clone_files(repository, entry.members, folder)
+
+
+def _clone_files(repository: str, members: str, folder: Path) -> Iterator[SourceFile]:
+    """Yield the archive of a repository if the folder has it, or else the files of its clone that match `members`."""
+    name = repository.rpartition("/")[2]
+    if (archive := folder / f"{name}.tar.gz").is_file():
+        yield SourceFile(archive.name, local=archive, members=members)
+        return
+    for clone in (folder / repository, folder / name, folder):
+        if not clone.is_dir():
+            continue
+        paths = sorted(path for path in clone.rglob(members.rpartition("/")[2]) if path.is_file())
+        inside = [path.relative_to(clone).as_posix() for path in paths]
+        if chosen := [path for path in inside if matches(f"{name}/{path}", [members])]:
+            yield from (SourceFile(f"{name}/{path}", local=clone / path) for path in chosen)
+            return
+    raise _not_in(folder, f"{name}/{members.removeprefix('*/')}", repository)
+
+
+def _not_in(folder: Path, path: str, repository: str) -> InputMissing:
+    hint = f"name a clone of https://github.com/{repository}, or a folder of clones"
+    return InputMissing(f"--mirror {folder}: no file {path}", hint=hint)
 
 
 def _local(

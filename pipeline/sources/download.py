@@ -9,7 +9,6 @@ shrank or is gone upstream never replaces the cached one without an explicit opt
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -254,6 +253,7 @@ def fetch_missing(
             hub.store_listing(root, source)
             for name in removed:
                 pinned.pop(name, None)
+            if removed:
                 cache.write_lock_file(root, source.name, pinned)
             hashed = local.digests(root, source, pinned)
             missing = [status for status in missing if not _is_fetched(folder, status, pinned, hashed)]
@@ -286,7 +286,7 @@ def _fetch_all(
 ) -> int:
     """Fetch files, add them to the existing pins in `pinned`, and return the bytes of all."""
     folder = cache.source_folder(root, source.name)
-    pinning = threading.Lock()
+    pins = cache.PinWriter(root, source.name, pinned)
     hashed: dict[Path, tuple[Stamp, str]] = {}
 
     def fetch_one(status: FileStatus) -> int:
@@ -297,14 +297,7 @@ def _fetch_all(
             hashed[original] = stamp, raw_file.sha256
         else:
             raw_file = _fetch_file(status, target, pinned.get(name) if not update else None, network, advance)
-        with pinning:
-            pinned[name] = raw_file
-            cache.write_lock_file(root, source.name, pinned)
-        partial.delete_state(target)
-        if status.remote and not status.remote.sha256:
-            progress.note(
-                f"{name}: the server publishes no hash; pinned the sha256 of this download ({raw_file.sha256[:12]}…)"
-            )
+        pins.add(name, raw_file)
         return raw_file.size
 
     sizes = [status.bytes for status in missing]
@@ -313,7 +306,20 @@ def _fetch_all(
         with progress.bar(f"download {source.name}", total) as advance, _thread_pool(jobs, network) as pool:
             return sum(pool.map(fetch_one, missing))
     finally:
+        pins.write()
         hashes.store_hashes(root, hashed)
+        unpublished = [status.file.name for status in missing if status.remote and not status.remote.sha256]
+        _note_unpublished([name for name in unpublished if name in pins.added], pinned, progress)
+
+
+def _note_unpublished(names: Sequence[str], pinned: Mapping[str, RawFile], progress: Progress) -> None:
+    """Report in one line the files that were pinned by the hash of this download."""
+    if len(names) == 1:
+        (name,) = names
+        digest = pinned[name].sha256[:12]
+        progress.note(f"{name}: the server publishes no hash; pinned the sha256 of this download ({digest}…)")
+    elif names:
+        progress.note(f"{len(names):,} files: the server publishes no hashes; pinned the sha256 of this download")
 
 
 def _fetch_file(status: FileStatus, target: Path, pin: RawFile | None, network: Network, advance: Advance) -> RawFile:
@@ -336,7 +342,7 @@ def _fetch_file(status: FileStatus, target: Path, pin: RawFile | None, network: 
             smallest=status.smallest,
         )
     remote, mtime_ns = fetched.remote, target.stat().st_mtime_ns
-    return RawFile(fetched.size, fetched.sha256, mtime_ns, url, file.split, remote.etag, remote.commit)
+    return RawFile(fetched.size, fetched.sha256, mtime_ns, url, file.split, remote.etag, remote.commit, file.members)
 
 
 def _decompress(folder: Path, names: list[str], fetched: set[str], progress: Progress) -> None:

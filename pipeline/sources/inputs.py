@@ -29,7 +29,10 @@ _MAX_NAMED = 8  # files in an error
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that a stage reads. `digest` is part of the stage's key; `split` is "train", "val", "test" or ""."""
+    """A file that a stage reads. `digest` is part of the stage's key; `split` is "train", "val", "test" or "".
+
+    `members` is the pattern of the files to read of an archive, "" for all.
+    """
 
     path: Path
     name: str
@@ -37,6 +40,7 @@ class InputFile:
     stamp: Stamp = field(compare=False)  # of the file when `digest` was computed
     split: str = ""
     corpus: artifact.Artifact | None = field(default=None, compare=False)  # the corpus that it belongs to
+    members: str = ""
 
     def as_input(self, role: str) -> Input:
         return Input(role, self.name, self.digest)
@@ -186,14 +190,16 @@ def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool 
     Raises BadData if one is damaged.
     """
     pins, input_files = read_lock_file(root, source), []
-    is_local = not any(pin.origin.startswith(("https://", "http://")) for pin in pins.values())
+    is_local = source not in CATALOGUE and not any(pin.origin.startswith(("https://", "http://")) for pin in pins.values())
     for name in sorted({*names} & pins.keys(), key=natural_key if is_local else None):
         path = source_folder(root, source) / name
         stamp_before = file_stamp(path) if path.is_file() else Stamp(0, 0, 0, 0)
         if not is_intact(path, pins[name]) or (deep and files.sha256_of(path) != pins[name].sha256):
             raise BadData(f"{path}: not the file that was downloaded", hint="download it again")
-        digest, split = pins[name].sha256, pins[name].split
-        input_files.append(InputFile(path, f"{source}/{name}", digest, stamp_before, split))
+        pin = pins[name]
+        input_files.append(
+            InputFile(path, f"{source}/{name}", pin.sha256, stamp_before, pin.split, members=pin.members)
+        )
     return input_files
 
 

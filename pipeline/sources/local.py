@@ -110,7 +110,8 @@ def copy(
         if error.filename != str(local):
             raise
         raise _changing(local) from None
-    return RawFile(out.size, out.sha256, target.stat().st_mtime_ns, origin, file.split), stamp
+    mtime_ns = target.stat().st_mtime_ns
+    return RawFile(out.size, out.sha256, mtime_ns, origin, file.split, members=file.members), stamp
 
 
 def _blocks(path: Path, network: Network) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.errors import BadConfig
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.redaction import redact_url
 from pipeline.sources import cache
@@ -27,8 +28,12 @@ _WAIT = 10.0  # seconds; another process holds the lock for an instant
 def with_folder(root: Path, source: Source) -> Source:
     """Return the source with the name of its folder in the raw cache. Writes nothing.
 
-    Raises BadData if the lock file of a folder cannot be read.
+    Raises BadData if the lock file of a folder cannot be read, BadConfig if the folder of a source of the catalogue
+    holds files that came from elsewhere, before its name was in the catalogue.
     """
+    if source.name in CATALOGUE and not source.origin and (owner := _owner(root, source.name)):
+        folder = cache.source_folder(root, source.name)
+        raise BadConfig(f"{folder}: holds the files of {owner}", hint="delete it, or download into another --artifacts")
     if not source.origin or source.name.endswith(_suffix(source)):
         return source
     own = f"{source.name[:_MAX_STEM]}{_suffix(source)}"

@@ -93,7 +93,9 @@ class Documents:
                     yield from filter(None, map(len, chunk.data.split(b"\n")))
 
     def _chunks_of(self, entry: InputFile) -> Iterator[Chunk]:
-        blocks = readers.read_json_lines(entry.path, text_fields=self.text_fields, note=lambda line: None)
+        blocks = readers.read_json_lines(
+            entry.path, text_fields=self.text_fields, members=entry.members, note=lambda line: None
+        )
         return split_chunks(blocks)
 
     def _documents_of(self, chunk: Chunk) -> Iterator[SurveyedDocument]:

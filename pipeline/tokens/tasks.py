@@ -131,7 +131,9 @@ def tasks(
             continue
         last = TokenizeTask(spec, index, first_unit, 0)
         try:
-            blocks = readers.read_json_lines(entry.path, advance, text_fields=text_fields, note=note)
+            blocks = readers.read_json_lines(
+                entry.path, advance, text_fields=text_fields, members=entry.members, note=note
+            )
             for task in _file_tasks(entry, last, boundary, blocks):
                 if is_full(spec.split):
                     break

@@ -102,10 +102,10 @@ def test_hf_endpoint_may_name_the_hub_itself() -> None:
     assert file.urls == (f"https://huggingface.co/{HUB_FOLDER}/val.jsonl.zst",)
 
 
-def test_mirror_may_serve_a_book_under_its_path_or_at_its_root() -> None:
+def test_mirror_may_serve_a_book_under_its_path_or_that_in_the_repository_or_at_its_root() -> None:
     (file,) = resolve_source("shuihu", mirror="http://127.0.0.1:8000/", environment={}).files
     top = "http://127.0.0.1:8000"
-    assert file.urls == (f"{top}/colinwps/MoiraiLM/HEAD/data/raw_shuihu.txt", f"{top}/raw_shuihu.txt")
+    assert file.urls == tuple(f"{top}/{path}raw_shuihu.txt" for path in ("colinwps/MoiraiLM/HEAD/data/", "data/", ""))
 
 
 def test_token_is_only_for_the_pile_and_never_shown() -> None:
@@ -194,7 +194,7 @@ def test_folder_without_data_and_missing_path_raise_input_missing(tmp_path: Path
         resolve_source(str(tmp_path), environment={})
     assert caught.value.exit_code == 66
     for reference in (str(tmp_path / "nowhere"), "honglou", "ftp://example.org/a.txt"):
-        with pytest.raises(InputMissing, match="pile, shuihu, song-ci"):
+        with pytest.raises(InputMissing, match="pile, shuihu, song-ci, tang"):
             resolve_source(reference, environment={})
 
 
