@@ -40,7 +40,12 @@ if TYPE_CHECKING:
     ),
     INCLUDE,
     EXCLUDE,
-    click.option("--mirror", default="", metavar="URL|DIR", help="Fetch from this server or local clone instead of the source's own."),
+    click.option(
+        "--mirror",
+        default="",
+        metavar="URL|DIR",
+        help="Fetch from this server or local clone instead of the source's own.",
+    ),
     click.option(
         "--update-lock", is_flag=True, help="Check files that are already here too, and fetch those that changed."
     ),
@@ -79,9 +84,9 @@ def download(
 ) -> Outcome:
     """Download sources into the raw cache, and verify and pin every file.
 
-    A source is a name that --list shows, such as shuihu or classics; hf:OWNER/NAME[@REVISION] for a dataset of the
-    Hugging Face hub; a URL; or a local file or folder. An interrupted download resumes. tokenizer:NAME is one of tiktoken's encodings, kept for
-    later use without a network.
+    A source is a name that --list shows, such as shuihu or classics, hf:OWNER/NAME[@REVISION] for a dataset of the
+    Hugging Face hub, a URL, or a local file or folder. An interrupted download resumes. tokenizer:NAME is one of
+    tiktoken's encodings, kept for later use without a network.
 
     \b
     Examples:
@@ -92,7 +97,7 @@ def download(
         return downloads.list_outcome()
     if not references:
         raise click.UsageError("Missing argument 'SOURCE|URL|PATH...'.")
-    from pipeline.sources import catalogue, hub, origin
+    from pipeline.sources import catalogue
     from pipeline.sources import download as download_stage
 
     network = network_of(settings, **limits)
@@ -106,9 +111,7 @@ def download(
     ]
     left_out = downloads.report_left_out(settings, references, sources)
     if dry_run:
-        sources = [origin.with_folder(settings.root, source) for source in sources]
-        listed = [hub.list_source(settings.root, source, network, settings.progress) for source in sources]
-        return downloads.dry_run_outcome(settings.root, listed, left_out)
+        return downloads.dry_run_outcome(settings, sources, network, left_out)
     results = [
         download_stage.download(
             settings.root,

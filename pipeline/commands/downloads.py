@@ -57,10 +57,16 @@ def list_outcome() -> Outcome:
     return Outcome("unchanged", extra={"sources": records}, lines=lines, always=True)
 
 
-def dry_run_outcome(root: Path, sources: Sequence[Source], left_out: Sequence[dict[str, str]]) -> Outcome:
+def dry_run_outcome(
+    settings: Settings, sources: Sequence[Source], network: Network, left_out: Sequence[dict[str, str]]
+) -> Outcome:
     """Return the list of files, and the sizes of those that have one before they are fetched."""
     from pipeline.sources import download as download_stage
+    from pipeline.sources import hub, origin
 
+    root = settings.root
+    sources = [origin.with_folder(root, source) for source in sources]
+    sources = [hub.list_source(root, source, network, settings.progress) for source in sources]
     rows = [row for source in sources for row in download_stage.list_files(root, source)]
     sizes = [file.local.stat().st_size if file.local else file.size for source in sources for file in source.files]
     lines = [f"{'there' if is_there else 'fetch':<6} {name:<28} {origin}" for name, origin, is_there in rows]

@@ -44,8 +44,8 @@ def read_documents(
     """Yield the documents of one file in order.
 
     Input and rejects are counted in `ledger`; the caller counts as output or dropped every document it receives.
-    `encoding` applies to text, HTML and CSV, `text_fields` to records, `members` to archives. Raises BadData if the file is truncated, corrupt
-    or of a kind that cannot be read, or if no field holds text.
+    `encoding` applies to text, HTML and CSV, `text_fields` to records, `members` to archives. Raises BadData if the
+    file is truncated, corrupt or of a kind that cannot be read, or if no field holds text.
     """
     options = ReadOptions(note, encoding, text_fields, members)
     for content in _contents(path, options, advance):

@@ -94,7 +94,7 @@ class PinWriter:
         self._root, self._source, self._pinned = root, source, pinned
         self._lock = threading.Lock()
         self._waiting: list[str] = []
-        self._written = 0.0  # time of the last write
+        self._written = float("-inf")  # time of the last write
         self.added: set[str] = set()
 
     def add(self, name: str, pin: RawFile) -> None:

@@ -109,8 +109,9 @@ def _expand(pattern: str) -> Iterator[str]:
         yield from _expand(pattern[: braces.start()] + choice + pattern[braces.end() :])
 
 
+_TABLE = Path(__file__).parents[1] / "catalogue.toml"
 CATALOGUE: dict[str, PublicSource] = msgspec.convert(
-    tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")), dict[str, PublicSource]
+    tomllib.loads(_TABLE.read_text(encoding="utf-8")), dict[str, PublicSource]
 )
 _SOURCES = ", ".join((*CATALOGUE, f"{datasets.PREFIX}OWNER/NAME"))
 
@@ -177,7 +178,9 @@ def resolve_source(
 def _hub(mirror: str, environment: Mapping[str, str]) -> tuple[str, str]:
     """Return the address of the hub or its mirror, and the token if it may be sent there: over TLS, or to localhost."""
     if _folder(mirror):
-        raise BadConfig(f"--mirror {mirror}: the hub's mirror is a URL", hint="serve the folder, or name it as the source")
+        raise BadConfig(
+            f"--mirror {mirror}: the hub's mirror is a URL", hint="serve the folder, or name it as the source"
+        )
     endpoint = (mirror or environment.get("HF_ENDPOINT") or HUB).rstrip("/")
     try:
         parts = urlsplit(endpoint)
@@ -250,7 +253,9 @@ def _files_at(entry: PublicSource, mirror: str) -> Iterator[SourceFile]:
         yield SourceFile(name, _urls(RAW_GITHUB, mirror, shapes))
     for repository in entry.archives:
         name = f"{repository.rpartition('/')[2]}.tar.gz"
-        yield SourceFile(name, _urls(ARCHIVES_GITHUB, mirror, (f"{repository}/tar.gz/HEAD", name)), members=entry.members)
+        yield SourceFile(
+            name, _urls(ARCHIVES_GITHUB, mirror, (f"{repository}/tar.gz/HEAD", name)), members=entry.members
+        )
 
 
 def _urls(server: str, mirror: str, shapes: Sequence[str]) -> tuple[str, ...]:

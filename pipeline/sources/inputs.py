@@ -190,7 +190,9 @@ def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool 
     Raises BadData if one is damaged.
     """
     pins, input_files = read_lock_file(root, source), []
-    is_local = source not in CATALOGUE and not any(pin.origin.startswith(("https://", "http://")) for pin in pins.values())
+    is_local = source not in CATALOGUE and not any(
+        pin.origin.startswith(("https://", "http://")) for pin in pins.values()
+    )
     for name in sorted({*names} & pins.keys(), key=natural_key if is_local else None):
         path = source_folder(root, source) / name
         stamp_before = file_stamp(path) if path.is_file() else Stamp(0, 0, 0, 0)
