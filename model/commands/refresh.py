@@ -102,7 +102,7 @@ def refresh(
     """Run the stale stages of a recipe.
 
     A stage is stale if its inputs, options, libraries or source code changed. RECIPE is a TOML file or a bundled
-    recipe: sample, pile, shuihu or song-ci.
+    recipe: sample, pile, shuihu, song-ci, classics or poetry.
 
     \b
     Examples:

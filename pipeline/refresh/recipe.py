@@ -34,7 +34,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DownloadSection(_Section, frozen=True):
     """Sources to download.
 
-    source       a file, a folder, a URL, `sample`, `pile`, `shuihu`, `song-ci` or `hf:OWNER/NAME`, or a list of these;
+    source       a file, a folder, a URL, a name of `download --list`, `hf:OWNER/NAME`, or a list of these;
                  each entry of a list is cleaned into a corpus of its own
     shards       shards of the Pile, e.g. `"0,val"`
     include      patterns of the files to take of a folder or dataset, e.g. `["*.md"]`
