@@ -39,7 +39,7 @@ class DownloadSection(_Section, frozen=True):
     shards       shards of the Pile, e.g. `"0,val"`
     include      patterns of the files to take of a folder or dataset, e.g. `["*.md"]`
     exclude      patterns of the files and folders to leave out
-    mirror       server to use instead of the source's own
+    mirror       server or local clone to use instead of the source's own
     locked       keep the pinned files, even if they change upstream
     allow_hosts  further hosts that redirects may lead to
     """
