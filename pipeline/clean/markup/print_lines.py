@@ -1,0 +1,192 @@
+"""Print lines of Kanripo texts: a newline of the file is that of a printed page, and ¶ marks it.
+
+A wrapped line is full: it has as many characters as the print allows. It continues in a line of the same indent, as
+commentary (注) does that is set below the text (經), or in a less indented one, as the first line of a paragraph does.
+All else begins a paragraph. Some editions have a clause on each line instead: these are joined up to the next indent.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from pipeline.clean.markup.parsed import add_count
+from pipeline.clean.rule import Counts
+from pipeline.clean.rules import headings
+from pipeline.clean.utf16 import BLANKS, CLAUSE_MARKS, CLOSERS, OPENERS, SENTENCE_ENDS
+
+MIN_WIDTH = 12  # characters of a full line; shorter ones are clauses or verse
+MIN_FULL_LINES = 5  # that are needed to determine the width of a print
+MIN_LINES = 20  # that are needed to conclude that no line is full
+_RAGGED = sys.maxsize  # width of a text without full lines, such as a list
+_INDENT = "\u3000"
+_MARKS = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS + OPENERS  # added by editors: they take no room in the print
+_MARK = re.compile(f"[{re.escape(_MARKS)}]")
+_TWO_COLUMNS = re.compile(r"\(([^()/]*)/([^()/]*)\)")
+_NOTE = re.compile(r"\(([^()/]*)\)")
+_NOTE_END = re.compile(r"\([^()]*\)$")
+_GAIJI = re.compile(r"&[A-Za-z0-9-]{1,12};")
+_GAP = re.compile(r"(?<=[^ \u3000])[ \u3000]*\u3000[ \u3000]*(?=[^ \u3000])")
+_FORM = re.compile(r"[ \t\u3000]*(?:@[A-Za-z]{1,8})+(?=[^A-Za-z@\n])")  # `@fw`: the line is set in large type
+
+
+@dataclass(frozen=True)
+class _PrintLine:
+    """One line of the file. `text` has no ¶."""
+
+    text: str
+    is_apart: bool  # a heading, or a line that the file marks as one
+    continues: bool  # the newline is one of the print
+
+    @cached_property
+    def body(self) -> str:
+        return self.text.strip(BLANKS)
+
+    @cached_property
+    def indent(self) -> int:
+        return len(self.text) - len(self.text.lstrip(BLANKS))
+
+    @cached_property
+    def gap(self) -> re.Match[str] | None:
+        """Blank between two words of the line."""
+        return _GAP.search(self.body)
+
+    @cached_property
+    def length(self) -> int:
+        """Characters from top to bottom with the indent, or 0 if unknown. The longer column of a note counts."""
+        line = _MARK.sub("", _GAIJI.sub("□", self.text.rstrip(BLANKS)))
+        line = _TWO_COLUMNS.sub(lambda note: "□" * max(len(note[1]), len(note[2])), line)
+        line = _NOTE.sub(lambda note: "□" * ((len(note[1]) + 1) // 2), line)
+        return 0 if "(" in line or ")" in line else len(line)
+
+
+def join_print_lines(text: str, counts: Counts) -> str:
+    """Join the print lines of a text, remove ¶, and count the changes.
+
+    A line that begins a paragraph is indented, so that no other rule joins it. Names in a list, which blanks separate,
+    become lines.
+    """
+    has_marks = "¶" in text
+    lines = [_read_line(line, counts) for line in text.split("\n")]
+    if not has_marks:
+        return "\n".join(line.text for line in lines)
+    layout = _Layout(lines)
+    pieces = [lines[0].text]
+    for index, (previous, line) in enumerate(pairwise(lines), 1):
+        if layout.is_list_line(index):
+            counts["U+3000 in a list"] += len(_GAP.findall(line.body))
+            separator = "\n" + (line.text[: line.indent] or _INDENT)
+            pieces.append(separator + _GAP.sub(separator, line.body))
+        elif layout.is_wrapped(index - 1):
+            add_count(counts, "indent", line.indent)
+            pieces.append(line.text.lstrip(BLANKS))
+        elif previous.body and line.body and not line.indent and not line.is_apart and previous.continues:
+            add_count(counts, "short ¶ line", not previous.is_apart)
+            pieces += ("\n", "" if previous.is_apart and not previous.indent else _INDENT, line.text)
+        else:
+            pieces += ("\n", line.text)
+    return "".join(pieces)
+
+
+def _read_line(line: str, counts: Counts) -> _PrintLine:
+    plain = line.replace("¶", "")
+    body = plain.strip(BLANKS)
+    if form := _FORM.match(plain):
+        counts["@ mark"] += 1
+        return _PrintLine(_INDENT + plain[form.end() :], is_apart=True, continues=True)
+    heading = (body, "") if plain.startswith("** ") else headings.parse_heading(plain)
+    ends_print_line = line.rstrip(" \t").endswith("¶") or not body.endswith(tuple(SENTENCE_ENDS + CLOSERS))
+    return _PrintLine(plain, is_apart=bool(heading), continues=ends_print_line)
+
+
+class _Layout:
+    """Width of a print, and how its paragraphs are indented.
+
+    width   characters of a full line; 0 if the lines are clauses or too few
+    hangs   indents of first lines, which continue in a less indented line
+    widths  the width of each line: a preface, for example, is narrower than the text
+    """
+
+    def __init__(self, lines: list[_PrintLine]) -> None:
+        self._lines = lines
+        self.width = _print_width(lines)
+        self.widths = [self.width] * len(lines)
+        same, less = Counter[int](), Counter[int]()
+        for index, (line, following) in enumerate(pairwise(lines)):
+            if line.body and following.body and self._is_full(index):
+                same[line.indent] += following.indent == line.indent
+                less[line.indent] += following.indent < line.indent
+        self.hangs = {indent for indent in less if less[indent] > same[indent]}
+        width = self.width
+        for index, (line, following) in enumerate(pairwise(lines)):
+            if line.indent or not line.body:
+                width = self.width
+            if line.indent in self.hangs and not following.indent:
+                room = line.length - line.indent
+                width = room if MIN_WIDTH <= room == following.length else width
+            self.widths[index] = min(width, self.width)
+
+    def _is_full(self, index: int) -> bool:
+        length = self._lines[index].length
+        return self.width != _RAGGED and (not length or length >= self.widths[index])
+
+    def is_wrapped(self, index: int) -> bool:
+        """Return True if the line `index` continues in the next one."""
+        line, following = self._lines[index], self._lines[index + 1]
+        if not (line.continues and line.body and following.body) or line.is_apart or following.is_apart:
+            return False
+        if self.is_list_line(index) or self.is_list_line(index + 1):
+            return False
+        if not self.width:
+            return not following.indent
+        if following.indent == line.indent:
+            # A commentary has no paragraphs within a block, so its line may lack a character that could not be typed.
+            return self._is_full(index) or (line.indent > 0 and line.length == self.width - 1)
+        return following.indent < line.indent and line.indent in self.hangs and self._is_full(index)
+
+    def is_list_line(self, index: int) -> bool:
+        """Return True if a blank separates words here and in a neighbouring line of the same indent.
+
+        In full lines it must be at the same place: a blank shows respect, too, or a lost character. A line alone is a
+        list if its words end in the same character, such as 佛.
+        """
+        line = self._lines[index]
+        if not line.gap or line.is_apart:
+            return False
+        is_full = bool(self.width) and self._is_full(index)
+        if not is_full and len({_NOTE_END.sub("", word)[-1:] for word in _GAP.split(line.body)}) == 1:
+            return True
+        neighbours = self._lines[max(index - 1, 0) : index] + self._lines[index + 1 : index + 2]
+        return any(
+            other.gap and other.indent == line.indent and (not is_full or other.gap.span() == line.gap.span())
+            for other in neighbours
+        )
+
+
+def _print_width(lines: list[_PrintLine]) -> int:
+    """Return the characters in a full line of the print, or 0 if unknown.
+
+    At least a fifth of the lines must have this length, and at most a twentieth may be longer without their indent. In
+    an uneven print, half of the lines must be at most two characters shorter than the longest. Lines with notes are not
+    counted, and lines with gaps, which are often lists, are not counted as full.
+    """
+    texts = [line for line in lines if line.body and not line.is_apart]
+    if 2 * sum(line.body[-1] in _MARKS for line in texts) >= len(texts):
+        return 0  # a line is a clause
+    measured = [line for line in texts if line.length and "(" not in line.text]
+    lengths = sorted(line.length for line in measured)
+    common = Counter(line.length for line in measured if line.length >= MIN_WIDTH and not line.gap).most_common(1)
+    if not common:
+        return 0
+    width, full_lines = common[0]
+    longer_lines = sum(line.length - line.indent > width for line in measured)
+    if full_lines >= MIN_FULL_LINES and 5 * full_lines >= len(lengths) and 20 * longer_lines <= len(lengths):
+        return width
+    if len(lengths) < MIN_LINES:
+        return 0
+    shortest_full = lengths[-1 - len(lengths) // 50] - 2
+    return shortest_full if lengths[len(lengths) // 2] >= shortest_full >= MIN_WIDTH else _RAGGED
