@@ -22,6 +22,7 @@ import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.cleaner import Cleaner
+from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import examples, render
 from pipeline.clean.report.report import CleaningReport
@@ -54,6 +55,9 @@ def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> I
     """Return the identity of the corpus: all that its bytes depend on."""
     # File names are part of it, because each document names its source.
     decisive = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
+    listed_titles = [titles.listed_title(entry.path) for entry in inputs]
+    if any(listed_titles):  # they stand in files that are no inputs
+        decisive["titles"] = listed_titles
     libraries = ["zstandard"]
     libraries += sorted({library for entry in inputs for library in readers.libraries_of(entry.path)})
     libraries += ["opencc"] if options.script != "keep" else []

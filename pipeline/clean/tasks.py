@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from pipeline.clean import profiles
+from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, readers
@@ -69,6 +71,10 @@ class TaskReader:
             yield from self._from_documents(advance)
         else:
             yield from self._from_text(advance)
+
+    @cached_property
+    def _text_title(self) -> str:
+        return titles.file_title(self.entry.path, self.entry.name)
 
     def _from_documents(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield batches of complete documents."""
@@ -137,7 +143,17 @@ class TaskReader:
     ) -> CleanTask:
         page = join_documents([text]).units.tobytes()
         return CleanTask(
-            profile.name, self.entry.name, page, len(text), [""], [None], [1], [0], continues, separator, open
+            profile.name,
+            self.entry.name,
+            page,
+            len(text),
+            [self._text_title],
+            [None],
+            [1],
+            [0],
+            continues,
+            separator,
+            open,
         )
 
 
