@@ -30,6 +30,7 @@ _SECTION = re.compile(
 )
 _SERIAL_LINE = re.compile(rf"^[ \t\u3000]*No\. ?[0-9][^\n{_HAN}]*(?:\n|\Z)", re.MULTILINE)
 _LINK_END = re.compile(r"=>(?=[ \t]*¶?[ \t]*$)", re.MULTILINE)
+_INNER_FORM = re.compile(rf"(?<=¶)(?=@[A-Za-z]{{1,8}}[{_HAN}])")  # a newline is missing before `@fw`
 _BARS = re.compile(r"[ \t\u3000]*[|｜](?:[ \t\u3000¶]*[|｜])*[ \t\u3000]*")
 _STARS = re.compile(r"^\*+(?=[ \t])", re.MULTILINE)
 _ORG_LINK = re.compile(r"\[\[[^][\n]{1,300}\]\[([^][\n]{1,300})\]\]|\[\[([^][\n]{1,300})\]\]")
@@ -49,6 +50,7 @@ def kanripo(text: str, counts: Counts) -> Parsed:
     text = drop(_PROPERTY_LINE, text, lambda _: ": line", counts)
     text = drop(_SERIAL_LINE, text, lambda _: "No. line", counts)
     text = drop(_LINK_END, text, lambda _: "=>", counts)
+    text = _INNER_FORM.sub("\n", text)
     add_count(counts, "|", text.count("|") + text.count("｜"))
     text = _BARS.sub("\n\u3000", _STARS.sub("**", text))
     text = replace(_SECTION, text, r"** \1", "section number", counts)

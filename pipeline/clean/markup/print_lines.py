@@ -11,7 +11,6 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 from pipeline.clean.markup.parsed import add_count
@@ -20,11 +19,12 @@ from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import BLANKS, CLAUSE_MARKS, CLOSERS, OPENERS, SENTENCE_ENDS
 
 MIN_WIDTH = 12  # characters of a full line; shorter ones are clauses or verse
-MIN_FULL_LINES = 5  # that are needed to determine the width of a print
+MIN_FULL_LINES = 2  # that are needed to determine the width of a print
 MIN_LINES = 20  # that are needed to conclude that no line is full
 _RAGGED = sys.maxsize  # width of a text without full lines, such as a list
 _INDENT = "\u3000"
 _MARKS = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS + OPENERS  # added by editors: they take no room in the print
+_SENTENCE_ENDS = tuple(SENTENCE_ENDS + CLOSERS)
 _MARK = re.compile(f"[{re.escape(_MARKS)}]")
 _TWO_COLUMNS = re.compile(r"\(([^()/]*)/([^()/]*)\)")
 _NOTE = re.compile(r"\(([^()/]*)\)")
@@ -34,34 +34,26 @@ _GAP = re.compile(r"(?<=[^ \u3000])[ \u3000]*\u3000[ \u3000]*(?=[^ \u3000])")
 _FORM = re.compile(r"[ \t\u3000]*(?:@[A-Za-z]{1,8})+(?=[^A-Za-z@\n])")  # `@fw`: the line is set in large type
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _PrintLine:
-    """One line of the file. `text` has no ¶."""
+    """One line of the file.
+
+    text       without ¶
+    body       without blanks around it
+    indent     blanks before the body
+    length     characters from top to bottom with the indent, or 0 if unknown; of a note the longer column counts
+    gap        blank between two words
+    is_apart   a heading, or a line that the file marks as one
+    continues  its newline is one of the print
+    """
 
     text: str
-    is_apart: bool  # a heading, or a line that the file marks as one
-    continues: bool  # the newline is one of the print
-
-    @cached_property
-    def body(self) -> str:
-        return self.text.strip(BLANKS)
-
-    @cached_property
-    def indent(self) -> int:
-        return len(self.text) - len(self.text.lstrip(BLANKS))
-
-    @cached_property
-    def gap(self) -> re.Match[str] | None:
-        """Blank between two words of the line."""
-        return _GAP.search(self.body)
-
-    @cached_property
-    def length(self) -> int:
-        """Characters from top to bottom with the indent, or 0 if unknown. The longer column of a note counts."""
-        line = _MARK.sub("", _GAIJI.sub("□", self.text.rstrip(BLANKS)))
-        line = _TWO_COLUMNS.sub(lambda note: "□" * max(len(note[1]), len(note[2])), line)
-        line = _NOTE.sub(lambda note: "□" * ((len(note[1]) + 1) // 2), line)
-        return 0 if "(" in line or ")" in line else len(line)
+    body: str
+    indent: int
+    length: int
+    gap: re.Match[str] | None
+    is_apart: bool
+    continues: bool
 
 
 def join_print_lines(text: str, counts: Counts) -> str:
@@ -93,27 +85,41 @@ def join_print_lines(text: str, counts: Counts) -> str:
 
 
 def _read_line(line: str, counts: Counts) -> _PrintLine:
-    plain = line.replace("¶", "")
-    body = plain.strip(BLANKS)
-    if form := _FORM.match(plain):
+    text = line.replace("¶", "")
+    is_apart = False
+    if "@" in text and (form := _FORM.match(text)):
         counts["@ mark"] += 1
-        return _PrintLine(_INDENT + plain[form.end() :], is_apart=True, continues=True)
-    heading = (body, "") if plain.startswith("** ") else headings.parse_heading(plain)
-    ends_print_line = line.rstrip(" \t").endswith("¶") or not body.endswith(tuple(SENTENCE_ENDS + CLOSERS))
-    return _PrintLine(plain, is_apart=bool(heading), continues=ends_print_line)
+        text, is_apart = _INDENT + text[form.end() :], True
+    body = text.strip(BLANKS)
+    is_apart = is_apart or text.startswith("** ") or headings.parse_heading(text) is not None
+    ends_print_line = is_apart or line.rstrip(" \t").endswith("¶") or not body.endswith(_SENTENCE_ENDS)
+    gap = _GAP.search(body) if _INDENT in body else None
+    return _PrintLine(text, body, len(text) - len(text.lstrip(BLANKS)), _length(text), gap, is_apart, ends_print_line)
+
+
+def _length(line: str) -> int:
+    line = _MARK.sub("", line.rstrip(BLANKS))
+    if "&" in line:
+        line = _GAIJI.sub("□", line)
+    if "(" in line:
+        line = _TWO_COLUMNS.sub(lambda note: "□" * max(len(note[1]), len(note[2])), line)
+        line = _NOTE.sub(lambda note: "□" * ((len(note[1]) + 1) // 2), line)
+    return 0 if "(" in line or ")" in line else len(line)
 
 
 class _Layout:
     """Width of a print, and how its paragraphs are indented.
 
-    width   characters of a full line; 0 if the lines are clauses or too few
+    width   characters of a full line; 0 if unknown, or if each line is a clause
     hangs   indents of first lines, which continue in a less indented line
     widths  the width of each line: a preface, for example, is narrower than the text
     """
 
     def __init__(self, lines: list[_PrintLine]) -> None:
         self._lines = lines
-        self.width = _print_width(lines)
+        texts = [line for line in lines if line.body and not line.is_apart]
+        self.has_clauses = 2 * sum(line.body[-1] in _MARKS for line in texts) >= len(texts)
+        self.width = 0 if self.has_clauses else _print_width(texts)
         self.widths = [self.width] * len(lines)
         same, less = Counter[int](), Counter[int]()
         for index, (line, following) in enumerate(pairwise(lines)):
@@ -142,7 +148,7 @@ class _Layout:
         if self.is_list_line(index) or self.is_list_line(index + 1):
             return False
         if not self.width:
-            return not following.indent
+            return not following.indent and (self.has_clauses or not line.indent)
         if following.indent == line.indent:
             # A commentary has no paragraphs within a block, so its line may lack a character that could not be typed.
             return self._is_full(index) or (line.indent > 0 and line.length == self.width - 1)
@@ -174,15 +180,13 @@ def _print_width(lines: list[_PrintLine]) -> int:
     an uneven print, half of the lines must be at most two characters shorter than the longest. Lines with notes are not
     counted, and lines with gaps, which are often lists, are not counted as full.
     """
-    texts = [line for line in lines if line.body and not line.is_apart]
-    if 2 * sum(line.body[-1] in _MARKS for line in texts) >= len(texts):
-        return 0  # a line is a clause
-    measured = [line for line in texts if line.length and "(" not in line.text]
+    measured = [line for line in lines if line.length and "(" not in line.text]
     lengths = sorted(line.length for line in measured)
-    common = Counter(line.length for line in measured if line.length >= MIN_WIDTH and not line.gap).most_common(1)
-    if not common:
+    lines_by_length = Counter(line.length for line in measured if line.length >= MIN_WIDTH and not line.gap)
+    if not lines_by_length:
         return 0
-    width, full_lines = common[0]
+    width = min(lines_by_length, key=lambda length: (-lines_by_length[length], length))
+    full_lines = lines_by_length[width]
     longer_lines = sum(line.length - line.indent > width for line in measured)
     if full_lines >= MIN_FULL_LINES and 5 * full_lines >= len(lengths) and 20 * longer_lines <= len(lengths):
         return width

@@ -129,6 +129,33 @@ def test_commentary_by_indent_is_joined_in_itself_and_never_with_the_text_below_
     ]
 
 
+@pytest.mark.parametrize(
+    ("case", "lines"),
+    [
+        ("04_kr_juan_di_N", ["卷第一", "毗婆尸佛", "尸棄佛", "十祖脇尊者", "卷第二", "牛頭第一世", "天台雲居　智禪師"]),
+        ("06_kr_commentary", ["政曰", "政者法教也此明帝王之政事以為法教可稱也"]),
+        ("28_kr_fw_marks", ["重刋道藏輯要", "元始无量度人上品妙經卷之一"]),
+        ("29_kr_table", ["帝王世國號", "顓頊屬", "黃帝生昌意。", "帝顓頊，黃帝孫。起黃帝，至顓頊三世，號高陽。"]),
+    ],
+)
+def test_lines_of_real_excerpts_are_those_of_the_text(case: str, lines: list[str], shared: Path) -> None:
+    path = shared / "cases" / "chinese" / f"{case}.txt"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    text = text_of(kanripo, path.read_text(encoding="utf-8"))
+    assert {*lines} <= {line.strip("　") for line in text.split("\n")}
+    assert not re.search("[|｜¶@]", text)
+
+
+@pytest.mark.parametrize("first", [0, 3, 9])
+def test_a_few_lines_of_commentary_are_enough(first: int) -> None:
+    lines = [line for line in COMMENTARY.split("\n") if not line.startswith("<")][first : first + 5]
+    text = text_of(kanripo, "¶\n".join(lines))
+    assert "也政曰" not in text
+    assert "也故其" not in text
+    assert first != 0 or "王者布政施令" in text
+
+
 POEMS = """　　題松隠圖
 
 　　蒼蒼蘚石謖謖雲松空山無人明月在筇我思武夷三
@@ -187,11 +214,11 @@ def test_no_line_of_a_list_without_a_common_length_is_joined() -> None:
 
 
 def test_newlines_of_a_witness_are_joined_where_marks_stand_inside_lines() -> None:
-    text = "@fw重<md:KR5a0001_HFL_001-001a>¶刋道藏輯要\n@fw經卷之一¶\n道言昔於始青天中碧落空¶元始\n品元始天尊\n"
+    text = "@fw重<md:KR5a0001_HFL_001-001a>¶刋道藏輯要¶@fw經卷之一¶\n道言昔於始青天中碧落空¶元始\n品元始天尊\n"
     counts: Counts = Counter()
     parsed = kanripo(text, counts)
     assert parsed.text == "　重刋道藏輯要\n　經卷之一\n　道言昔於始青天中碧落空元始品元始天尊\n"
-    assert counts == {"<md:>": 1, "¶": 3, "@ mark": 2}
+    assert counts == {"<md:>": 1, "¶": 4, "@ mark": 2}
 
 
 def test_cells_of_a_table_become_lines_and_bars_are_counted() -> None:
