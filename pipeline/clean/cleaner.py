@@ -12,7 +12,7 @@ from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Effect, Rule
-from pipeline.clean.rules import characters, headings, notes, order, whitespace
+from pipeline.clean.rules import characters, headings, notes, order, series, whitespace
 from pipeline.clean.utf16 import (
     UNIT_COUNT,
     Utf16Text,
@@ -36,8 +36,9 @@ class Page:
     effects          of each rule, by name, in the order of the rules
     input_size       code points of the texts
     size             code points of the page at present
-    chapter_numbers  (kind, number) of each chapter heading
+    chapter_numbers  (pattern, number) of each chapter heading
     unheaded         lines without a heading, in texts where each chapter is a line that begins with its heading
+    missed           numbers that rise like those of chapters and are part of no heading
     parsed           for each text, the result of its markup parser
     notes            extracted notes, by the index of their text
     """
@@ -50,6 +51,7 @@ class Page:
     size: int = 0
     chapter_numbers: list[tuple[str, int]] = field(default_factory=list)
     unheaded: int = 0
+    missed: list[series.MissedNumber] = field(default_factory=list)
     parsed: list[Parsed] = field(default_factory=list)
     notes: dict[int, list[str]] = field(default_factory=dict)
 
@@ -65,13 +67,14 @@ class Cleaner:
         self._before_headings = order.before_headings(profile, options)
         self._after_headings = order.after_headings(profile, options)
         self._note_policies = order.note_policies(profile, options)
+        self._heading_patterns = headings.compile_patterns(options.heading)
 
-    def clean(self, texts: Sequence[str]) -> Page:
+    def clean(self, texts: Sequence[str], titles: Sequence[str] = ()) -> Page:
         """Clean texts."""
-        return self.clean_page(join_documents(texts), len(texts), sum(map(len, texts)))
+        return self.clean_page(join_documents(texts), len(texts), sum(map(len, texts)), titles)
 
-    def clean_page(self, array: Utf16Text, count: int, size: int) -> Page:
-        """Clean `count` texts that are already joined.
+    def clean_page(self, array: Utf16Text, count: int, size: int, titles: Sequence[str] = ()) -> Page:
+        """Clean `count` texts that are already joined. `titles` are those that they have already.
 
         `size` is the number of their code points, including NULs that were removed when they were joined.
         """
@@ -85,7 +88,7 @@ class Cleaner:
         if "extract" in self._note_policies.values():
             self._extract_notes(page)
         if self._profile.headings:
-            self._cut_at_headings(page)
+            self._cut_at_headings(page, titles)
         self._apply(page, self._after_headings, present)
         if self._profile.chinese or self._options.unit in text_units.UNITS:
             self._divide_into_units(page)
@@ -149,13 +152,13 @@ class Cleaner:
                 effect.counts["extracted"] += len(extracted)
         self._update(page, "notes", join_documents(texts))
 
-    def _cut_at_headings(self, page: Page) -> None:
+    def _cut_at_headings(self, page: Page, titles: Sequence[str]) -> None:
         policy = self._options.headings
         if policy == "boundary" and self._options.unit == "document":
             policy = "drop"
-        sections = headings.split_at_headings(page.array, policy)
+        sections = headings.split_at_headings(page.array, policy, self._heading_patterns, titles)
         page.chapter_numbers, page.origin = sections.numbers, page.origin[sections.origin]
-        page.unheaded = sections.lines_without_heading
+        page.unheaded, page.missed = sections.lines_without_heading, sections.missed
         page.titles = [sections.titles.get(index, "") for index in range(len(page.origin))]
         page.effects.setdefault("headings", Effect())
         self._update(page, "headings", sections.page)

@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
-from pipeline.clean.rules import boilerplate, gaiji, lacunae, notes, punctuation, script, variants, verse
+from pipeline.clean.rules import boilerplate, gaiji, headings, lacunae, notes, punctuation, script, variants, verse
 from pipeline.errors import BadConfig
 from pipeline.readers.encoding import codec_name
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
@@ -60,6 +60,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unit         text that becomes one document of the corpus
     encoding     encoding of plain text files, e.g. `gb18030`; `auto` detects it
     headings     use chapter headings as boundaries, drop them, or keep them as text
+    heading      regular expressions of further headings, such as `^正文 第.+回.*`; the match is the title
     unwrap       join hard-wrapped lines; by default as the profile says
     notes        policies for notes in brackets, such as `（）=drop`, which override those of the profile
     gaiji        keep characters without an encoding, replace them by □, or drop them
@@ -89,6 +90,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unit: str = "chapter"
     encoding: str = "auto"
     headings: str = "boundary"
+    heading: tuple[str, ...] = ()
     unwrap: bool | None = None
     notes: tuple[str, ...] = ()
     gaiji: str = "lacuna"
@@ -140,6 +142,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         codec_name(self.encoding)
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
+        headings.compile_patterns(self.heading)
         load_tables(self)
 
     def identity(self) -> dict[str, Any]:
@@ -150,8 +153,9 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if options[name]:
                 options[name] = hashlib.sha256(regular_file(Path(options[name])).read_bytes()).hexdigest()
         del options["max_bad"], options["preset"]
-        if not self.text_fields:
-            del options["text_fields"]
+        for name in ("heading", "text_fields"):
+            if not options[name]:
+                del options[name]
         return options
 
     def settings(self) -> dict[str, Any]:

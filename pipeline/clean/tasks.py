@@ -16,6 +16,7 @@ import msgspec
 from pipeline.clean import profiles
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
+from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, readers
 from pipeline.runtime.ledger import Ledger
@@ -125,6 +126,8 @@ class TaskReader:
         for block in itertools.chain([head], blocks):
             text = text + block if text else block
             start = 0
+            if len(text) >= TASK_CHARACTERS and not (continues or is_indivisible) and profile.headings:
+                is_indivisible = headings.has_weak_series(text[:_HEAD_CHARACTERS])
             while len(text) - start >= TASK_CHARACTERS and not is_indivisible:
                 cut = text.rfind("\n", start, start + TASK_CHARACTERS) + 1 or text.find("\n", start) + 1
                 if not cut and len(text) - start < MAX_LINE:

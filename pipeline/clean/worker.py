@@ -171,7 +171,7 @@ def _subtask(task: CleanTask, indices: Sequence[int] | np.ndarray, profile: str,
 
 def clean_task(part: TaskPart, cleaner: Cleaner) -> Page:
     """Return the page of a part of a task after all rules. An exception in a rule is raised."""
-    return cleaner.clean_page(part.page, len(part.task.lines), part.task.characters)
+    return cleaner.clean_page(part.page, len(part.task.lines), part.task.characters, part.task.titles)
 
 
 @cache
@@ -221,7 +221,7 @@ def _clean_safely(part: TaskPart, options: CleanOptions, result: CleanResult) ->
         if not good:
             return part, None
         task = _subtask(part.task, good, part.task.profile, part.task.characters)
-        return TaskPart(task, part.page, part.texts[good]), cleaner.clean([texts[index] for index in good])
+        return TaskPart(task, part.page, part.texts[good]), cleaner.clean([texts[index] for index in good], task.titles)
 
 
 def _is_cleanable(text: str, index: int, cleaner: Cleaner, task: CleanTask, result: CleanResult) -> bool:
@@ -246,12 +246,13 @@ def _count_effects(task: CleanTask, page: Page, report: CleaningReport) -> None:
     """Add the effects of the rules on a page to the report."""
     report.add_effects(page.input_size, page.effects, page.size)
     file = report.file(task.file)
-    for kind, number in page.chapter_numbers:
-        pattern = f"第N{kind}" if number else kind
+    for pattern, number in page.chapter_numbers:
         if number:
             numbers = file.numbers.setdefault(pattern, {})
             numbers[number] = numbers.get(number, 0) + 1
         report.headings[pattern] = report.headings.get(pattern, 0) + 1
+    for pattern, number, example in page.missed:
+        file.missed.setdefault(pattern, {}).setdefault(number, example)
     report.lines_without_heading += page.unheaded
     if profiles.PROFILES[task.profile].chinese:
         faults = quotes.count_unbalanced(page.array)

@@ -196,6 +196,12 @@ _CLEAN_RULES = option_group(
         help="Use chapter headings as boundaries, drop them, or keep them as text.",
     ),
     click.option(
+        "--heading",
+        multiple=True,
+        metavar="REGEX",
+        help="Match further chapter headings within a line, e.g. '^正文 第.+回.*' (repeatable).",
+    ),
+    click.option(
         "--notes",
         multiple=True,
         metavar="BRACKETS=POLICY",

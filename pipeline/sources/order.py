@@ -9,10 +9,14 @@ import re
 import unicodedata
 from pathlib import PurePath
 
-_DIGITS = str.maketrans("〇零一二三四五六七八九两０１２３４５６７８９", "001234567892" + "0123456789")
+NUMERALS = "〇零一二三四五六七八九十百千两兩廿卅卌0123456789０１２３４５６７８９"
+_DIGITS = str.maketrans(
+    dict(zip("〇零一二三四五六七八九两兩０１２３４５６７８９", "0012345678922" + "0123456789", strict=True))
+    | {"廿": "2十", "卅": "3十", "卌": "4十"}
+)
 _POWERS = {"十": 10, "百": 100, "千": 1000}
 _VOLUMES = "上中下"  # of a book in two or three
-_TOKEN = re.compile(rf"(\d+|[〇零一二三四五六七八九十百千两]+|[{_VOLUMES}](?=[册卷部篇集.)）]|$)|\.)")
+_TOKEN = re.compile(rf"(\d+|[〇零一二三四五六七八九十百千两兩廿卅卌]+|[{_VOLUMES}](?=[册卷部篇集.)）]|$)|\.)")
 _DOT, _NUMBER, _TEXT = range(3)  # a.txt comes before a2.txt, a2 before ab
 
 
@@ -43,7 +47,7 @@ def _tokens(name: str) -> list[_Token]:
 
 
 def parse_numeral(numeral: str) -> int:
-    """Return the value of a Chinese or Arabic numeral: 一百零八, 一〇八, 108, １０８ → 108."""
+    """Return the value of a Chinese or Arabic numeral: 一百零八, 一〇八, 108, １０８ → 108; 廿三 → 23."""
     digits = numeral.translate(_DIGITS)
     if digits.isdigit():
         return int(digits)

@@ -22,7 +22,7 @@ from pipeline.clean.report.report import (
     SentenceCounts,
     add_counts,
 )
-from pipeline.clean.rules import script
+from pipeline.clean.rules import script, series
 from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
@@ -173,6 +173,7 @@ def warnings(report: CleaningReport) -> list[str]:
         texts.append(
             f"NOT CHINESE, {han_ratio:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
         )
+    texts += _missed_chapters(report)
     for name, pattern, numbers in _series(report):
         gaps = _gaps(name, pattern, numbers)
         problems = [f"{problem} {_first_few(gaps[problem])}" for problem in ("missing", "repeated") if gaps[problem]]
@@ -182,6 +183,24 @@ def warnings(report: CleaningReport) -> list[str]:
     if "script" in report.rules and (guesses := script.ambiguous_pairs(report.rules["script"].cases)):
         pairs = [f"{pair} {count:,}" for pair, count in guesses.items()]
         texts.append(f"{script.WARNING}: {_first_few(pairs, limit=4)}")
+    return texts
+
+
+def _missed_chapters(report: CleaningReport) -> list[str]:
+    """Return a line for each series of chapter numbers that are part of no heading."""
+    examples_of: dict[tuple[str, str], dict[int, str]] = {}
+    for name, file in sorted(report.files.items()):
+        for pattern, examples in file.missed.items():
+            unknown = {number: text for number, text in examples.items() if number not in file.numbers.get(pattern, {})}
+            entry = examples_of.setdefault((name if len(unknown) > 1 else "", pattern), {})
+            entry |= {**unknown, **entry}
+    texts = []
+    for (name, pattern), examples in sorted(examples_of.items()):
+        if run := series.longest_run(examples):
+            texts.append(
+                f"{len(run):,} chapters {pattern} of {visible(name) or 'all files'} are in lines that are not known as "
+                f"headings, such as `{visible(examples[run[0]])}`: --heading REGEX"
+            )
     return texts
 
 

@@ -77,7 +77,8 @@ class FileCounts(msgspec.Struct):
     """One input file.
 
     `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile.
-    `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}.
+    `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
+    each number that is part of no heading.
     """
 
     name: str
@@ -89,6 +90,7 @@ class FileCounts(msgspec.Struct):
     han: int = 0
     sentence_ends: int = 0
     numbers: dict[str, dict[int, int]] = {}
+    missed: dict[str, dict[int, str]] = {}
 
     def add_text(self, histogram: Histogram, profile: str) -> None:
         """Add published text by its histogram."""
@@ -119,6 +121,8 @@ class FileCounts(msgspec.Struct):
         self.sentence_ends += other.sentence_ends
         for pattern, numbers in other.numbers.items():
             add_counts(self.numbers.setdefault(pattern, {}), numbers)
+        for pattern, examples in other.missed.items():
+            self.missed[pattern] = {**examples, **self.missed.get(pattern, {})}
 
     @property
     def is_unpunctuated(self) -> bool:

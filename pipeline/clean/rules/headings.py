@@ -2,52 +2,98 @@
 
 A heading is a line of its own, or the start of the line that holds the complete chapter
 (`第二段  高俅奸佞虽堪恨，…`). In the second case only the heading is removed; the remainder of the line is the text.
+Numbers inside lines and lines such as `一 灭门` are headings where a series proves it (series.py), and so are the
+matches of `--heading`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.clean.rules import series
+from pipeline.clean.rules.series import KINDS, NUMBER, Lines, MissedNumber, Ordinals
 from pipeline.clean.utf16 import (
     BLANKS,
+    HAN,
     LINE_ENDS,
     SEPARATOR,
     Utf16Text,
+    class_table,
     decode_utf16,
     delete_units,
     encode_utf16,
     expand_ranges,
+    insert_unit,
     is_one_of,
     positions_of,
     replace_units,
     units_at,
 )
-from pipeline.sources.order import parse_numeral
+from pipeline.errors import BadConfig
+from pipeline.sources.order import NUMERALS, parse_numeral
 
-_NUMERALS = "〇零一二三四五六七八九十百千两0123456789０１２３４５６７８９"
-_NUMBER = f"[{_NUMERALS}]+"
+MAX_TITLE = 40
+_BLANK = f"[{BLANKS}]"
+_NUMBERED = f"第{_BLANK}?{NUMBER}{_BLANK}?[{KINDS}]"
+_VOLUME = f"卷[之第]?(?:{NUMBER}(?:[上中下]|之{NUMBER})?|[上中下])"
+_WORK = "《[^《》]{0,12}》"
 _HEADING = re.compile(
-    rf"""[ \t\u00a0\u3000]*
-    (?: [^\s，。！？：；“”‘’「」、]{{0,8}} 第{_NUMBER}[回章节卷段折出篇则部集]
-      | 卷之?(?:{_NUMBER}|[上中下])
-      | 楔子 | 引首 | 序言? | 自序 | 跋 | 凡例 | 附录 )
-    (?= [ \t\u00a0\u3000] | $ )""",
+    rf"""{_BLANK}*
+    (?: (?: (?:{_WORK})? (?:正文|目[录錄]) {_BLANK}+ | {_WORK} {_BLANK}+ )?
+        (?: [^\s，。！？：；“”‘’「」、【】（）]{{0,8}} {_NUMBERED} )
+      | (?: [{HAN}·]{{1,24}} 卷第{NUMBER}[上中下]? | {_VOLUME} )
+      | 楔子 | 引首 | 序言? | 自序 | 跋 | 凡例 | 附[录錄] )
+    (?= {_BLANK} | $ )""",
+    re.VERBOSE,
+)
+# Headings only if their line is complete and is no sentence.
+_WORDS = "尾[声聲]|[后後前][记記]|[前引]言|引子|[后後]序|序[章幕曲]|[终終][章曲]|番外"
+_OWN_LINE = re.compile(
+    rf"""(?: (?: [^\s，。！？：；“”‘’「」、]{{1,8}} {_BLANK}+ )?
+        [^\s，。！？：；“”‘’「」、【（〔〖(\[]{{0,8}} {_NUMBERED} (?: [：、．.·:。—–-]+ (?=.) )?
+      | [【（〔〖《(\[] {_NUMBERED} (?: [{BLANKS}：、·] [^】）〕〗》)\]]+ )? [】）〕〗》)\]]
+      | [{HAN}·]{{1,8}} {_VOLUME} (?={_BLANK}|$)
+      | (?:{_WORDS}) (?:{NUMBER})? (?: [{BLANKS}：、·:] | $ )
+      | [A-Z]?[0-9]+(?:\.[0-9]+)* {_BLANK}? 《[^《》]{{1,24}}》 $
+      | 《[^《》]{{1,24}} 第{NUMBER}》 $ )""",
     re.VERBOSE,
 )
 _MARKED = re.compile(r"[ \t\u00a0\u3000]*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
 _BLANKS = re.compile(r"[ \t\u00a0\u3000]*")
 _STOP = re.compile("[，。！？：；、“”‘’「」…—]")
+_SENTENCE = re.compile("[。“”「」…]|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
+_END_MARK = re.compile("[（(]?[完终終毕畢竟][）)]?")  # 卷一 终
+_VERSE_OPENING = re.compile(f"{_BLANK}([诗詩词詞]曰：?)$")
 _TITLE_END = re.compile(r"[ \t\u00a0\u3000]{2,}")
 _TITLE_END_SINGLE = re.compile(r"\u3000")
-_NUMBERED = re.compile(f"第({_NUMBER})([回章节卷段折出篇则部集])")
-MAX_TITLE = 40
-_MAX_INDENT, _MAX_PREFIX = 8, 8  # blanks before a heading, and characters of a book title before its number
+_COUPLET = re.compile(rf"([{HAN}]{{5,11}}){_BLANK}+([{HAN}]{{5,11}}){_BLANK}+")
+_NUMBER_OF_KIND = re.compile(f"第{_BLANK}?({NUMBER}){_BLANK}?([{KINDS}])")
+_NUMBER_OF_VOLUME = re.compile(f"卷[之第]?({NUMBER})")
+_NUMBER_OF_WORK = re.compile(f"[A-Z]?(?:[0-9]+[.])*([0-9]+){_BLANK}?《")
+_NUMBER_IN_WORK = re.compile(f"第({NUMBER})》")
+_MAX_PREFIX = 16  # units before 第 in a heading: two words and a blank
+_MAX_BOOK = 25  # units before 卷第
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
-_FIRST_UNITS, _MARKUP_UNITS = "卷楔引序自跋凡附", "◎#*="  # that start a heading without 第
-_SECOND_UNITS = _NUMERALS + "之上中下子首言序例录" + BLANKS + LINE_ENDS  # that may follow one of _FIRST_UNITS
+_AFTER_VOLUME = NUMERALS + "之第上中下"
+_IS_MARKUP, _IS_WORD, _IS_DIGIT = 1, 2, 3  # kinds of first units, besides the numbers after 第 and 卷
+_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外" + BLANKS + LINE_ENDS
+
+
+class Heading(NamedTuple):
+    """A heading on a page: its start, the end of what is removed, and its title; pattern and number for the report."""
+
+    start: int
+    end: int
+    title: str
+    pattern: str
+    number: int
+    has_body: bool = False  # on the same line
 
 
 @dataclass
@@ -57,73 +103,207 @@ class HeadingSplit:
     page: Utf16Text
     origin: np.ndarray  # of each document, the index of the document on the old page that it is part of
     titles: dict[int, str]  # by document, for those that start with a heading
-    numbers: list[tuple[str, int]]  # kind and number of each heading, as ("回", 12); the number is 0 if it has none
+    numbers: list[tuple[str, int]]  # pattern and number of each heading, as ("第N回", 12); 0 if it has no number
     lines_without_heading: int = 0  # lines without a heading, in texts whose headings share the line of their chapter
+    missed: list[MissedNumber] = field(default_factory=list)
 
 
-def split_at_headings(page: Utf16Text, policy: str) -> HeadingSplit:
+def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
+    """Compile the patterns of `--heading`. Raises BadConfig for one that is invalid or matches the empty string."""
+    compiled = []
+    for pattern in patterns:
+        try:
+            pattern.encode()
+            compiled.append(re.compile(pattern))
+        except (re.error, UnicodeEncodeError, RecursionError) as error:
+            raise BadConfig(f"--heading {pattern!r}: {error}", hint="write a Python regular expression") from error
+        if compiled[-1].search(""):
+            raise BadConfig(
+                f"--heading {pattern!r} matches the empty string",
+                hint="write a pattern that needs at least one character",
+            )
+    return compiled
+
+
+def split_at_headings(
+    page: Utf16Text, policy: str, patterns: Sequence[re.Pattern[str]] = (), titles: Sequence[str] = ()
+) -> HeadingSplit:
     """Remove the headings of a page.
 
     With the policy "boundary" each heading starts a new document, and becomes its title. With "drop" it is only
-    removed. With "keep" it stays and is only counted.
+    removed. With "keep" it stays and is only counted. `patterns` match further headings within a line; `titles` are
+    those of the documents of the page, if they have any.
     """
-    nuls = positions_of(page, SEPARATOR)
-    split = HeadingSplit(page, np.arange(len(nuls) + 1), {}, [])
-    heading_starts: list[int] = []
-    heading_ends: list[int] = []
-    boundaries: list[int] = []
-    inline_count = 0
-    line_ends = np.append(positions_of(page, LINE_ENDS), len(page))
-    for start, end in _candidate_lines(page, line_ends):
-        line = decode_utf16(Utf16Text(page.units[start : min(end, start + _SCANNED_UNITS)]))
-        heading = parse_heading(line, is_complete=end - start <= _SCANNED_UNITS)
-        if not heading:
-            continue
-        title, body = heading
-        split.numbers.append(_kind_and_number(title))
-        inline_count += bool(body)
-        if policy == "keep":
-            continue
-        removed = line[: len(line) - len(body)]
-        heading_starts.append(start)
-        heading_ends.append(start + len(encode_utf16(removed)))
-        if policy == "boundary":
-            if start and page.units[start - 1]:
-                boundaries.append(start - 1)
-            split.titles[int(np.searchsorted(nuls, start)) + len(boundaries)] = title
-    if inline_count:
-        split.lines_without_heading = int(np.count_nonzero(np.diff(line_ends, prepend=-1) > 1)) - inline_count
-    if heading_starts:
-        positions = np.array(boundaries, int)
-        split.origin = np.sort(np.concatenate((split.origin, np.searchsorted(nuls, positions))))
-        removed_units = expand_ranges(np.array(heading_starts), np.array(heading_ends))
-        split.page = delete_units(replace_units(page, positions, 0), removed_units)
+    lines = series.lines_of(page)
+    numbers = series.ordinals(page)
+    inline = series.inline_headings(page, lines, numbers) if policy != "keep" else numbers.starts[:0]
+    matches = _matches(page, lines, patterns) if patterns else []
+    if policy != "keep":
+        inside = {start for start, _ in matches} - {*lines.starts.tolist()} if matches else set()
+        if inside or len(inline):  # they become headings at line starts
+            inline = np.array(sorted({*inline.tolist(), *inside}), int)
+            page = insert_unit(page, inline, "\n")
+            moved = (
+                np.searchsorted(inline, np.array(column, int), side="right") for column in zip(*matches, strict=True)
+            )
+            matches = [
+                (start + int(before), end + int(after))
+                for (start, end), before, after in zip(matches, *moved, strict=True)
+            ]
+            lines, numbers = series.lines_of(page), series.ordinals(page)
+    headings = _headings(page, lines, numbers, matches, titles)
+    split = HeadingSplit(
+        page, np.arange(len(positions_of(page, SEPARATOR)) + 1), {}, [heading[3:5] for heading in headings]
+    )
+    inline_count = sum(heading.has_body for heading in headings)
+    text_lines = int(np.count_nonzero(lines.ends > lines.starts)) if inline_count else 0
+    if 2 * inline_count > text_lines:
+        split.lines_without_heading = text_lines - inline_count
+    if policy != "keep":
+        starts, ends = (np.array([heading[column] for heading in headings], int) for column in (0, 1))
+        split.missed = series.missed_numbers(page, lines, numbers, (starts, ends))
+        _remove(split, headings, starts, ends, cuts=policy == "boundary")
     return split
 
 
-def _candidate_lines(page: Utf16Text, line_ends: np.ndarray) -> list[tuple[int, int]]:
-    """Return start and end of the lines whose first units allow a heading. `line_ends` are those of all lines."""
-    starts = np.concatenate(([0], line_ends[:-1] + 1))
-    first = starts.copy()
-    for _ in range(_MAX_INDENT):
-        is_blank = is_one_of(units_at(page, first), BLANKS)
-        if not is_blank.any():
-            break
-        first += is_blank
-    is_candidate = is_one_of(units_at(page, first), _FIRST_UNITS)
-    lines = np.flatnonzero(is_candidate)
-    is_candidate[lines] = is_one_of(units_at(page, first[lines] + 1), _SECOND_UNITS)
-    is_candidate |= is_one_of(units_at(page, first), _MARKUP_UNITS)
-    numbered = positions_of(page, "第")
-    numbered = numbered[is_one_of(units_at(page, numbered + 1), _NUMERALS)]
-    line = np.searchsorted(starts, numbered, side="right") - 1
-    is_candidate[line[numbered - first[line] <= _MAX_PREFIX]] = True
-    return list(zip(starts[is_candidate].tolist(), line_ends[is_candidate].tolist(), strict=True))
+def has_weak_series(head: str) -> bool:
+    """Return True if the first characters of a text show that it numbers its chapters by lines such as `一 灭门`.
+
+    The evidence for the others may be far away, so that such a text has to be read whole.
+    """
+    page = encode_utf16(head)
+    lines, numbers = series.lines_of(page), series.ordinals(page)
+    return bool(series.weak_headings(page, lines, numbers, lambda: _sections(page, lines, {}, ()), min_run=2))
 
 
-def _kind_and_number(title: str) -> tuple[str, int]:
-    numbered = _NUMBERED.search(title)
-    return (numbered[2], parse_numeral(numbered[1])) if numbered else (title.split()[0][:4], 0)
+def _remove(
+    split: HeadingSplit, headings: Sequence[Heading], starts: np.ndarray, ends: np.ndarray, *, cuts: bool
+) -> None:
+    """Remove the headings from the page of `split`; with `cuts`, start a document at each of them."""
+    if not headings:
+        return
+    page, boundaries = split.page, starts[:0]
+    if cuts:
+        nuls = positions_of(page, SEPARATOR)
+        is_boundary = (starts > 0) & (units_at(page, starts - 1) != 0)
+        boundaries = starts[is_boundary] - 1
+        documents = np.searchsorted(nuls, starts) + np.cumsum(is_boundary)
+        split.titles = dict(zip(documents.tolist(), (heading.title for heading in headings), strict=True))
+        split.origin = np.sort(np.concatenate((split.origin, np.searchsorted(nuls, boundaries))))
+    split.page = delete_units(replace_units(page, boundaries, 0), expand_ranges(starts, ends))
+
+
+def _headings(
+    page: Utf16Text, lines: Lines, numbers: Ordinals, matches: Sequence[tuple[int, int]], titles: Sequence[str]
+) -> list[Heading]:
+    """Return the headings of a page in order: matches of patterns, known shapes, and lines of a series."""
+    headings: dict[int, Heading] = {}  # by line
+    for start, end in matches:
+        title = _join_blanks(decode_utf16(Utf16Text(page.units[start:end])))
+        line = int(lines.at(np.array([start]))[0])
+        has_body = bool(decode_utf16(Utf16Text(page.units[end : int(lines.ends[line])])).strip(BLANKS))
+        headings.setdefault(line, Heading(start, end, title, *_pattern_and_number(title), has_body))
+    for line in _candidate_lines(page, lines, numbers):
+        if line not in headings and (heading := _parse_line(page, int(lines.starts[line]), int(lines.ends[line]))):
+            headings[line] = heading
+    for weak in series.weak_headings(page, lines, numbers, lambda: _sections(page, lines, headings, titles)):
+        start, end = int(lines.starts[weak.line]), int(lines.ends[weak.line])
+        headings[weak.line] = Heading(start, end, _join_blanks(weak.title), weak.pattern, weak.number)
+    return [headings[line] for line in sorted(headings)]
+
+
+def _sections(page: Utf16Text, lines: Lines, headings: dict[int, Heading], titles: Sequence[str]) -> np.ndarray:
+    """Return a section number for each line, and -1 for the lines of sections that have a number in their title."""
+    document = np.searchsorted(positions_of(page, SEPARATOR), lines.starts)
+    is_numbered = np.zeros(document[-1] + 1, bool)
+    is_numbered[: len(titles)] = [series.is_numbered(title) for title in titles]
+    sections = document.copy()
+    blocked = is_numbered[document]
+    at = sorted(headings)
+    for index, line in enumerate(at):
+        end = at[index + 1] if index + 1 < len(at) else len(document)
+        end = min(end, int(np.searchsorted(document, document[line], side="right")))
+        sections[line:end] = document[-1] + 1 + index
+        blocked[line:end] = is_numbered[document[line]] or series.is_numbered(headings[line].title)
+        sections[line] = -1
+    sections[blocked] = -1
+    return sections
+
+
+def _matches(page: Utf16Text, lines: Lines, patterns: Sequence[re.Pattern[str]]) -> list[tuple[int, int]]:
+    """Return start and end of the matches of patterns within lines, in order and without overlaps.
+
+    A match at the start of a line includes the blanks before it.
+    """
+    spans: list[tuple[int, int]] = []
+    for start, end in zip(lines.starts.tolist(), lines.ends.tolist(), strict=True):
+        line = decode_utf16(Utf16Text(page.units[start:end]))
+        previous = 0
+        for match in sorted((m.span() for pattern in patterns for m in pattern.finditer(line)), key=lambda span: span):
+            first, last = match
+            if first < previous or not line[first:last].strip(BLANKS):
+                continue
+            first = first if line[:first].strip(BLANKS) else 0
+            unit, stop = (start + len(encode_utf16(line[:offset])) for offset in (first, last))
+            spans.append((unit, stop))
+            previous = last
+    return spans
+
+
+def _candidate_lines(page: Utf16Text, lines: Lines, numbers: Ordinals) -> list[int]:
+    """Return the lines whose units allow a heading."""
+    first = lines.first
+    kinds = _first_kinds().take(units_at(page, first))
+    is_candidate = kinds == _IS_MARKUP
+    words = np.flatnonzero(kinds == _IS_WORD)
+    is_candidate[words] = is_one_of(units_at(page, first[words] + 1), _SECOND_UNITS)
+    works = np.flatnonzero(kinds == _IS_DIGIT)
+    is_candidate[works] = is_one_of(units_at(page, lines.ends[works] - 1), "》")
+    line = lines.at(numbers.starts)
+    distance = numbers.starts - first[line]
+    in_work = is_one_of(units_at(page, numbers.ends), "》") & (distance <= _MAX_BOOK)
+    is_candidate[line[numbers.has_kind & (distance <= _MAX_PREFIX) | in_work]] = True
+    volumes = numbers.volumes
+    volumes = volumes[is_one_of(units_at(page, volumes + 1), _AFTER_VOLUME)]
+    ends = series.skip(page, series.skip(page, volumes + 1, "之第", 1), _AFTER_VOLUME, series.MAX_DIGITS)
+    volumes = volumes[is_one_of(units_at(page, ends), BLANKS + LINE_ENDS)]
+    line = lines.at(volumes)
+    is_candidate[line[volumes - first[line] <= _MAX_BOOK]] = True
+    return np.flatnonzero(is_candidate).tolist()
+
+
+@cache
+def _first_kinds() -> np.ndarray:
+    """Return the kind of line that each unit may start."""
+    return class_table(
+        (_IS_MARKUP, "◎#*="),
+        (_IS_WORD, "楔引序自跋凡附尾后後前终終番"),
+        (_IS_DIGIT, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    )
+
+
+def _parse_line(page: Utf16Text, start: int, end: int) -> Heading | None:
+    line = decode_utf16(Utf16Text(page.units[start : min(end, start + _SCANNED_UNITS)]))
+    heading = parse_heading(line, is_complete=end - start <= _SCANNED_UNITS)
+    if not heading:
+        return None
+    title, body = heading
+    removed = len(encode_utf16(line[: len(line) - len(body)]))
+    return Heading(start, start + removed, title, *_pattern_and_number(title), bool(body))
+
+
+def _pattern_and_number(title: str) -> tuple[str, int]:
+    """Return the pattern of a title and its number, as ("第N回", 12), or its first word and 0.
+
+    Of 第一卷 … 第三章 the chapter counts.
+    """
+    if numbered := _NUMBER_OF_KIND.findall(title):
+        number, kind = numbered[-1] if numbered[0][1] in "卷部集篇" else numbered[0]
+        return f"第N{kind}", parse_numeral(number)
+    for pattern, shape in (("卷N", _NUMBER_OF_VOLUME), ("N《…》", _NUMBER_OF_WORK), ("《…第N》", _NUMBER_IN_WORK)):
+        if match := shape.search(title):
+            return pattern, parse_numeral(match[1])
+    return title.split()[0][:4], 0
 
 
 def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | None:
@@ -136,19 +316,51 @@ def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | N
         return (title, "") if title else None
     heading = _HEADING.match(line)
     if not heading:
-        return None
+        return _parse_own_line(line.strip(BLANKS)) if is_complete else None
     name = heading.group().strip(BLANKS)
     blanks = _BLANKS.match(line, heading.end())
     remainder = line[blanks.end() if blanks else 0 :]
-    if is_complete and len(remainder) <= MAX_TITLE and not re.search("[。！？，]", remainder):
-        return _join_blanks(f"{name} {remainder}"), ""
+    if _END_MARK.fullmatch(remainder.strip(BLANKS)):
+        return None
+    if is_complete and len(remainder) <= MAX_TITLE:
+        verse = _VERSE_OPENING.search(remainder)
+        title = remainder[: verse.start()] if verse else remainder
+        if _is_title(name, title.rstrip(BLANKS)):
+            return _join_blanks(f"{name} {title}"), verse[1] if verse else ""
     # The title, if there is one, ends at a gap that comes before any punctuation.
     stop = _STOP.search(remainder)
     limit = min(stop.start() if stop else len(remainder), MAX_TITLE)
+    couplet = _COUPLET.match(remainder, 0, limit)
+    if couplet and len(couplet[1]) == len(couplet[2]):
+        return _join_blanks(f"{name} {couplet[0]}"), remainder[couplet.end() :]
     gap = _TITLE_END.search(remainder, 0, limit) or _TITLE_END_SINGLE.search(remainder, 0, limit)
     if gap:
         return _join_blanks(f"{name} {remainder[: gap.start()]}"), remainder[gap.end() :]
     return name, remainder
+
+
+def _is_title(name: str, title: str) -> bool:
+    """Return True if the text after the number of a chapter is its title, not the start of the chapter.
+
+    Clauses of a title are equally long, but for those of modern chapters.
+    """
+    clauses = re.split("[，、；]", title)
+    is_even = all(len(clause) == len(clauses[0]) for clause in clauses) or name[-1] in "章节節"
+    return is_even and not _SENTENCE.search(title)
+
+
+def _parse_own_line(line: str) -> tuple[str, str] | None:
+    """Return the title of a line that is a heading only as a complete line."""
+    if len(line) > MAX_TITLE + _MAX_BOOK:
+        return None
+    heading = _OWN_LINE.match(line)
+    if not heading:
+        return None
+    remainder = line[heading.end() :]
+    if _SENTENCE.search(remainder) or _NUMBER_OF_KIND.search(remainder) or _END_MARK.fullmatch(remainder.strip(BLANKS)):
+        return None
+    is_closed = heading.group()[-1] in "】）〕〗》)]：、．.·:。—–-" + BLANKS
+    return (_join_blanks(line), "") if is_closed or not remainder or remainder[0] in BLANKS else None
 
 
 def _join_blanks(title: str) -> str:

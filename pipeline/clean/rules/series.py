@@ -1,0 +1,327 @@
+"""Series of chapter numbers: evidence for headings whose shape alone proves nothing.
+
+A number inside a line, `一 灭门`, `第1章灭门` or `學而第一` is a heading where such numbers rise by one in a text.
+Numbers that rise and that no rule took are returned for the report.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.clean.utf16 import (
+    BLANKS,
+    CLOSERS,
+    ELLIPSIS,
+    LINE_ENDS,
+    OPENERS,
+    SENTENCE_ENDS,
+    SEPARATOR,
+    Utf16Text,
+    decode_utf16,
+    is_one_of,
+    positions_of,
+    units_at,
+)
+from pipeline.sources.order import NUMERALS, parse_numeral
+
+NUMBER = f"[{NUMERALS}]+"
+KINDS = "回章节節卷段折摺出齣篇则則部集"
+MIN_RUN = 3  # numbers that rise by one, from which they count as a series
+MIN_MISSED = 5  # numbers that rise by one, from which the report names them
+MAX_DIGITS, MAX_INDENT = 9, 8
+_MAX_WEAK = 40  # units of a line that a series makes a heading
+_EXAMPLE = 24
+_NEAR_START = 12  # units between the start of a line and a number that may head it
+_BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
+_REPORTED_KINDS = "回章卷"
+_TEXT = "[^\\s，。！？：；“”「」…]"
+_WEAK_SHAPES = (  # a text has one of them: the first of which its numbers rise
+    ("第N", re.compile(f"(?:正文)?第({NUMBER})[{KINDS}](?! )[^。：；“”「」…]{{1,30}}(?<![，、])")),
+    ("…第N", re.compile(f"{_TEXT}{{1,8}}第({NUMBER})")),
+    ("N …", re.compile(f"({NUMBER})[{BLANKS}]+{_TEXT}(?:[^，。！？：；“”「」…]{{0,20}})")),
+)
+_NUMBERED_TITLE = re.compile(
+    f"第[{BLANKS}]?{NUMBER}|卷[之第]?(?:{NUMBER}|[上中下])|^[A-Z]?[{NUMERALS}.]+(?:[{BLANKS}]|《)"
+)
+
+
+def is_numbered(title: str) -> bool:
+    """Return True for the title of a chapter: sections inside of it are no chapters of the book."""
+    return bool(_NUMBERED_TITLE.search(title))
+
+
+# Lines and numbers of a page
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of a page: their starts, their ends (exclusive), and the position of the first unit after the indent."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    first: np.ndarray
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the indices of the lines that hold `positions`."""
+        indices: np.ndarray = np.searchsorted(self.starts, positions, side="right") - 1
+        return indices
+
+
+def lines_of(page: Utf16Text) -> Lines:
+    """Return the lines of a page."""
+    ends = np.append(positions_of(page, LINE_ENDS), len(page))
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    return Lines(starts, ends, skip(page, starts, BLANKS, MAX_INDENT))
+
+
+def skip(page: Utf16Text, positions: np.ndarray, characters: str, limit: int) -> np.ndarray:
+    """Return `positions` moved behind at most `limit` of `characters`."""
+    positions = positions.copy()
+    for _ in range(limit):
+        is_skipped = is_one_of(units_at(page, positions), characters)
+        if not is_skipped.any():
+            break
+        positions += is_skipped
+    return positions
+
+
+class Ordinals(NamedTuple):
+    """Numbers after 第 on a page: the positions of 第, of the end of the number, and of the unit after a blank.
+
+    `has_kind` is a mask of those with a kind, such as 回, at `ends`. `volumes` are the positions of 卷.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    has_kind: np.ndarray
+    volumes: np.ndarray
+
+    def of_kind(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the starts and the positions after the kind of those that have one."""
+        return self.starts[self.has_kind], self.ends[self.has_kind] + 1
+
+
+def ordinals(page: Utf16Text) -> Ordinals:
+    """Return the numbers after 第 on a page. One blank is allowed on each side of a number."""
+    marks = positions_of(page, "第卷")
+    is_volume = page.units[marks] == ord("卷")
+    starts, volumes = marks[~is_volume], marks[is_volume]
+    digits = skip(page, starts + 1, BLANKS, 1)
+    starts, digits = (positions[is_one_of(units_at(page, digits), NUMERALS)] for positions in (starts, digits))
+    ends = skip(page, digits, NUMERALS, MAX_DIGITS)
+    after = skip(page, ends, BLANKS, 1)
+    has_kind = is_one_of(units_at(page, after), KINDS)
+    return Ordinals(starts, np.where(has_kind, after, ends), has_kind, volumes)
+
+
+def _text(page: Utf16Text, start: int, end: int) -> str:
+    return decode_utf16(Utf16Text(page.units[start:end]))
+
+
+def _numbers(page: Utf16Text, starts: np.ndarray, ends: np.ndarray) -> list[tuple[str, int]]:
+    """Return kind and number of each ordinal."""
+    texts = [_text(page, start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return [(text[-1], parse_numeral(text[1:-1].strip(BLANKS))) for text in texts]
+
+
+# Headings inside lines
+
+
+def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndarray:
+    """Return the positions inside lines where a chapter begins: `…下回分解。第二回 贾夫人…`.
+
+    Before them a sentence ends or a blank stands, after them comes a blank, and their numbers rise by one in their
+    text, together with those at line starts.
+    """
+    starts, ends = numbers.of_kind()
+    is_open = is_one_of(units_at(page, ends), BLANKS)
+    starts, ends = starts[is_open], ends[is_open]
+    before_indent = lines.first[lines.at(starts)]
+    is_first = starts - before_indent <= MAX_INDENT
+    is_inside: np.ndarray = ~is_first & is_one_of(units_at(page, starts - 1), _BEFORE_INLINE)
+    if not is_inside.any() or len(starts) < MIN_RUN:
+        return np.array([], int)
+    chosen = is_first | is_inside
+    starts, ends, is_inside = starts[chosen], ends[chosen], is_inside[chosen]
+    documents = np.searchsorted(positions_of(page, SEPARATOR), starts).tolist()
+    series: dict[tuple[int, str], list[tuple[int, int, bool]]] = {}
+    for document, (kind, number), start, inside in zip(
+        documents, _numbers(page, starts, ends), starts.tolist(), is_inside.tolist(), strict=True
+    ):
+        series.setdefault((document, kind), []).append((start, number, inside))
+    positions = [start for entries in series.values() for run in _runs(entries) for start, _, inside in run if inside]
+    return np.array(sorted(positions), int)
+
+
+def _runs(entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int, bool]]]:
+    """Yield the runs of numbers that rise by one. A number inside a line that does not continue a run is no part."""
+    run: list[tuple[int, int, bool]] = []
+    for entry in entries:
+        _, number, inside = entry
+        if run and number == run[-1][1] + 1:
+            run.append(entry)
+        elif number == 1 or not inside:
+            if len(run) >= MIN_RUN:
+                yield run
+            run = [entry]
+    if len(run) >= MIN_RUN:
+        yield run
+
+
+# Lines that only a series makes headings
+
+
+class WeakHeading(NamedTuple):
+    """A line that is a heading because its text numbers its chapters so. `pattern` and `number` are for the report."""
+
+    line: int
+    title: str
+    pattern: str
+    number: int
+
+
+def weak_headings(
+    page: Utf16Text,
+    lines: Lines,
+    numbers: Ordinals,
+    find_sections: Callable[[], np.ndarray],
+    min_run: int = MIN_RUN,
+) -> list[WeakHeading]:
+    """Return the lines that a series of numbers makes headings.
+
+    `find_sections` returns the section of each line, -1 where none may be. The numbers of a section rise from 1 in
+    at least `min_run` lines, and text stands between them, so that neither a table of contents nor a list is a series.
+    """
+    by_section: dict[tuple[int, str], list[WeakHeading]] = {}
+    weak_lines = _weak_lines(page, lines, numbers)
+    if len(weak_lines) < min_run:
+        return []
+    sections = find_sections()
+    for line in weak_lines.tolist():
+        text = _text(page, int(lines.first[line]), int(lines.ends[line])).rstrip(BLANKS)
+        section = int(sections[line])
+        for pattern, shape in _WEAK_SHAPES if section >= 0 else ():
+            if match := shape.fullmatch(text):
+                heading = WeakHeading(line, text, _pattern(pattern, text), parse_numeral(match[1]))
+                by_section.setdefault((section, pattern), []).append(heading)
+                break
+    headings: list[WeakHeading] = []
+    has_text = np.cumsum(lines.ends > lines.first)  # number of lines with text up to each line
+    order = [name for name, _ in _WEAK_SHAPES]
+    ranked = sorted(by_section, key=lambda key: (key[0], order.index(key[1])))
+    for _, keys in groupby(ranked, key=lambda key: key[0]):
+        headings += next(filter(None, (_rising(by_section[key], has_text, min_run) for key in keys)), [])
+    return headings
+
+
+def _pattern(pattern: str, text: str) -> str:
+    kind = re.search(f"第{NUMBER}([{KINDS}])", text)
+    return f"{pattern}{kind[1]}" if kind and pattern == "第N" else pattern
+
+
+def _weak_lines(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndarray:
+    """Return the indices of the short lines that may have one of the weak shapes."""
+    is_digit = is_one_of(units_at(page, lines.first), NUMERALS)
+    short = np.flatnonzero(is_digit & (lines.ends - lines.first <= _MAX_WEAK))
+    after = skip(page, lines.first[short], NUMERALS, MAX_DIGITS)
+    short = short[is_one_of(units_at(page, after), BLANKS)]
+    line = lines.at(numbers.starts)
+    is_near = (numbers.starts - lines.first[line] <= MAX_INDENT) & (lines.ends[line] - lines.first[line] <= _MAX_WEAK)
+    is_last = is_one_of(units_at(page, numbers.ends), BLANKS + LINE_ENDS)
+    near = line[is_near & (numbers.has_kind | is_last)]
+    return np.array(sorted({*short.tolist(), *near.tolist()}), int)
+
+
+def _rising(headings: list[WeakHeading], has_text: np.ndarray, min_run: int) -> list[WeakHeading]:
+    """Return the headings from number 1 on if they are a series, else none."""
+    ranks = [int(has_text[heading.line]) for heading in headings]
+    with_text = [
+        heading
+        for heading, rank, following in zip(headings, ranks, [*ranks[1:], -1], strict=True)
+        if following != rank + 1
+    ]
+    first = next((index for index, heading in enumerate(with_text) if heading.number == 1), len(with_text))
+    series = with_text[first:]
+    values = [heading.number for heading in series]
+    is_rising = all(a < b for a, b in pairwise(values))
+    return series if len(series) >= min_run and is_rising and 4 * values[-1] <= 5 * len(values) + 3 else []
+
+
+# Numbers that no heading took
+
+
+class MissedNumber(NamedTuple):
+    """A number that looks like that of a chapter and is part of no heading."""
+
+    pattern: str
+    number: int
+    example: str
+
+
+def missed_numbers(
+    page: Utf16Text, lines: Lines, numbers: Ordinals, spans: tuple[np.ndarray, np.ndarray]
+) -> list[MissedNumber]:
+    """Return the numbers near a line start or after a sentence end that are part of no heading, if they rise.
+
+    `spans` are the starts and ends of the headings.
+    """
+    starts, ends = numbers.of_kind()
+    line = lines.at(starts)
+    is_candidate: np.ndarray = is_one_of(units_at(page, ends - 1), _REPORTED_KINDS)
+    is_near = starts - lines.first[line] <= _NEAR_START
+    is_candidate &= is_near | is_one_of(units_at(page, starts - 1), _BEFORE_INLINE + OPENERS)
+    if len(spans[0]):
+        heading = np.searchsorted(spans[0], starts, side="right") - 1
+        is_candidate &= (heading < 0) | (starts >= spans[1][heading])
+    origin = np.where(is_near, lines.first[line], starts)[is_candidate]
+    stops = np.minimum(lines.ends[line][is_candidate], origin + _EXAMPLE)
+    values = _numbers(page, starts[is_candidate], ends[is_candidate])
+    missed = [
+        (f"第N{kind}", number, start, stop)
+        for (kind, number), start, stop in zip(values, origin.tolist(), stops.tolist(), strict=True)
+    ]
+    missed += _missed_titles(page, lines, spans)
+    missed.sort(key=lambda entry: entry[0])  # stable: by pattern, in the order of the page
+    result = []
+    for _, group in groupby(missed, key=lambda entry: entry[0]):
+        entries = list(group)
+        values_before = [0, *(entry[1] for entry in entries[:-1])]
+        values_after = [*(entry[1] for entry in entries[1:]), 0]
+        result += [
+            MissedNumber(pattern, number, _text(page, start, stop).strip())
+            for (pattern, number, start, stop), before, after in zip(entries, values_before, values_after, strict=True)
+            if len(entries) == 1 or number in (before + 1, after - 1)
+        ]
+    return result
+
+
+def longest_run(numbers: Iterable[int]) -> list[int]:
+    """Return the longest run of numbers that rise by one, if it has at least `MIN_MISSED`, else nothing."""
+    best: list[int] = []
+    run: list[int] = []
+    for number in sorted(numbers):
+        run = [*run, number] if run and number == run[-1] + 1 else [number]
+        best = max(best, run, key=len)
+    return best if len(best) >= MIN_MISSED else []
+
+
+_NUMBERED_WORK = re.compile(r"[A-Z]?(?:\d+\.)*(\d+)[ \u3000]?《")
+
+
+def _missed_titles(
+    page: Utf16Text, lines: Lines, spans: tuple[np.ndarray, np.ndarray]
+) -> Iterator[tuple[str, int, int, int]]:
+    """Yield pattern, number, start and end of the example of each line that begins like `12《…》` and is no heading."""
+    at = positions_of(page, "《")
+    at = at[is_one_of(units_at(page, at - 1), "0123456789 \u3000")]
+    line = lines.at(at)
+    line = line[(at - lines.first[line] <= _NEAR_START) & ~np.isin(lines.starts[line], spans[0])]
+    for start, end in zip(lines.first[line].tolist(), lines.ends[line].tolist(), strict=True):
+        if match := _NUMBERED_WORK.match(_text(page, start, min(end, start + _EXAMPLE))):
+            yield "N《…》", int(match[1]), start, min(end, start + _EXAMPLE)
