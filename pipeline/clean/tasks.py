@@ -127,7 +127,7 @@ class TaskReader:
             text = text + block if text else block
             start = 0
             if len(text) >= TASK_CHARACTERS and not (continues or is_indivisible) and profile.headings:
-                is_indivisible = headings.has_weak_series(text[:_HEAD_CHARACTERS])
+                is_indivisible = headings.has_weak_series(text[:TASK_CHARACTERS])
             while len(text) - start >= TASK_CHARACTERS and not is_indivisible:
                 cut = text.rfind("\n", start, start + TASK_CHARACTERS) + 1 or text.find("\n", start) + 1
                 if not cut and len(text) - start < MAX_LINE:

@@ -139,21 +139,25 @@ def split_at_headings(
     inline = series.inline_headings(page, lines, numbers) if policy != "keep" else numbers.starts[:0]
     matches = _matches(page, lines, patterns) if patterns else []
     if policy != "keep":
-        inside = {start for start, _ in matches} - {*lines.starts.tolist()} if matches else set()
-        if inside or len(inline):  # they become headings at line starts
-            inline = np.array(sorted({*inline.tolist(), *inside}), int)
-            page = insert_unit(page, inline, "\n")
-            moved = (
-                np.searchsorted(inline, np.array(column, int), side="right") for column in zip(*matches, strict=True)
-            )
+        cuts = _cuts(lines, inline, matches)
+        if len(cuts):  # they become headings at line starts
+            page = insert_unit(page, cuts, "\n")
             matches = [
                 (start + int(before), end + int(after))
-                for (start, end), before, after in zip(matches, *moved, strict=True)
+                for (start, end), before, after in zip(
+                    matches,
+                    np.searchsorted(cuts, [start for start, _ in matches], side="right"),
+                    np.searchsorted(cuts, [end for _, end in matches]),
+                    strict=True,
+                )
             ]
             lines, numbers = series.lines_of(page), series.ordinals(page)
     headings = _headings(page, lines, numbers, matches, titles)
     split = HeadingSplit(
-        page, np.arange(len(positions_of(page, SEPARATOR)) + 1), {}, [heading[3:5] for heading in headings]
+        page,
+        np.arange(len(positions_of(page, SEPARATOR)) + 1),
+        {},
+        [(heading.pattern, heading.number) for heading in headings],
     )
     inline_count = sum(heading.has_body for heading in headings)
     text_lines = int(np.count_nonzero(lines.ends > lines.starts)) if inline_count else 0
@@ -164,6 +168,16 @@ def split_at_headings(
         split.missed = series.missed_numbers(page, lines, numbers, (starts, ends))
         _remove(split, headings, starts, ends, cuts=policy == "boundary")
     return split
+
+
+def _cuts(lines: Lines, inline: np.ndarray, matches: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the positions inside lines where headings start: `inline`, unless inside a match, and those of matches."""
+    if not matches:
+        return inline
+    starts, ends = np.array(matches).T
+    last = np.searchsorted(starts, inline, side="right") - 1
+    is_outside = (last < 0) | (inline >= ends[last])
+    return np.union1d(inline[is_outside], np.setdiff1d(starts, lines.starts))
 
 
 def has_weak_series(head: str) -> bool:

@@ -282,33 +282,39 @@ def missed_numbers(
     origin = np.where(is_near, lines.first[line], starts)[is_candidate]
     stops = np.minimum(lines.ends[line][is_candidate], origin + _EXAMPLE)
     values = _numbers(page, starts[is_candidate], ends[is_candidate])
-    missed = [
-        (f"第N{kind}", number, start, stop)
+    entries = [
+        (start, stop, f"第N{kind}", number)
         for (kind, number), start, stop in zip(values, origin.tolist(), stops.tolist(), strict=True)
     ]
-    missed += _missed_titles(page, lines, spans)
-    missed.sort(key=lambda entry: entry[0])  # stable: by pattern, in the order of the page
-    result = []
-    for _, group in groupby(missed, key=lambda entry: entry[0]):
-        entries = list(group)
-        values_before = [0, *(entry[1] for entry in entries[:-1])]
-        values_after = [*(entry[1] for entry in entries[1:]), 0]
-        result += [
-            MissedNumber(pattern, number, _text(page, start, stop).strip())
-            for (pattern, number, start, stop), before, after in zip(entries, values_before, values_after, strict=True)
-            if len(entries) == 1 or number in (before + 1, after - 1)
-        ]
-    return result
+    entries += _missed_titles(page, lines, spans)
+    nuls = positions_of(page, SEPARATOR)
+    series: dict[tuple[int, str], list[MissedNumber]] = {}
+    for start, stop, pattern, number in entries:
+        missed = MissedNumber(pattern, number, _text(page, start, stop).strip())
+        series.setdefault((int(np.searchsorted(nuls, start)), pattern), []).append(missed)
+    if len(nuls):  # a record is a complete text, other than a part of a file, which may hold a single chapter
+        series = {key: run for key, run in series.items() if len(run) >= MIN_RUN}
+    return [missed for run in series.values() for missed in _neighbours(run)]
+
+
+def _neighbours(entries: list[MissedNumber]) -> list[MissedNumber]:
+    """Return the numbers that follow the one before them, or that the next one follows, or a single number."""
+    before = [0, *(entry.number for entry in entries[:-1])]
+    after = [*(entry.number for entry in entries[1:]), 0]
+    return [
+        entry
+        for entry, low, high in zip(entries, before, after, strict=True)
+        if len(entries) == 1 or entry.number in (low + 1, high - 1)
+    ]
 
 
 def longest_run(numbers: Iterable[int]) -> list[int]:
     """Return the longest run of numbers that rise by one, if it has at least `MIN_MISSED`, else nothing."""
-    best: list[int] = []
-    run: list[int] = []
-    for number in sorted(numbers):
-        run = [*run, number] if run and number == run[-1] + 1 else [number]
-        best = max(best, run, key=len)
-    return best if len(best) >= MIN_MISSED else []
+    ordered = sorted(numbers)
+    breaks = [index for index in range(1, len(ordered)) if ordered[index] != ordered[index - 1] + 1]
+    runs = (ordered[start:end] for start, end in pairwise([0, *breaks, len(ordered)]))
+    longest = max(runs, key=len)
+    return longest if len(longest) >= MIN_MISSED else []
 
 
 _NUMBERED_WORK = re.compile(r"[A-Z]?(?:\d+\.)*(\d+)[ \u3000]?《")
@@ -316,12 +322,12 @@ _NUMBERED_WORK = re.compile(r"[A-Z]?(?:\d+\.)*(\d+)[ \u3000]?《")
 
 def _missed_titles(
     page: Utf16Text, lines: Lines, spans: tuple[np.ndarray, np.ndarray]
-) -> Iterator[tuple[str, int, int, int]]:
-    """Yield pattern, number, start and end of the example of each line that begins like `12《…》` and is no heading."""
+) -> Iterator[tuple[int, int, str, int]]:
+    """Yield example, as start and end, pattern and number of lines that begin like `12《…》` and are no headings."""
     at = positions_of(page, "《")
     at = at[is_one_of(units_at(page, at - 1), "0123456789 \u3000")]
     line = lines.at(at)
     line = line[(at - lines.first[line] <= _NEAR_START) & ~np.isin(lines.starts[line], spans[0])]
     for start, end in zip(lines.first[line].tolist(), lines.ends[line].tolist(), strict=True):
         if match := _NUMBERED_WORK.match(_text(page, start, min(end, start + _EXAMPLE))):
-            yield "N《…》", int(match[1]), start, min(end, start + _EXAMPLE)
+            yield start, min(end, start + _EXAMPLE), "N《…》", int(match[1])
