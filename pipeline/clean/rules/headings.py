@@ -185,9 +185,10 @@ def has_weak_series(head: str) -> bool:
 
     The evidence for the others may be far away, so that such a text has to be read whole.
     """
-    page = encode_utf16(head)
+    short = series.MAX_WEAK + series.MAX_INDENT
+    page = encode_utf16("\n".join([line if len(line) <= short else "。" for line in head.split("\n")]))
     lines, numbers = series.lines_of(page), series.ordinals(page)
-    return bool(series.weak_headings(page, lines, numbers, lambda: _sections(page, lines, {}, ()), min_run=2))
+    return bool(series.weak_headings(page, lines, numbers, lambda at: _sections(page, lines, at, {}, ()), min_run=2))
 
 
 def _remove(
@@ -220,28 +221,29 @@ def _headings(
     for line in _candidate_lines(page, lines, numbers):
         if line not in headings and (heading := _parse_line(page, int(lines.starts[line]), int(lines.ends[line]))):
             headings[line] = heading
-    for weak in series.weak_headings(page, lines, numbers, lambda: _sections(page, lines, headings, titles)):
+    for weak in series.weak_headings(page, lines, numbers, lambda at: _sections(page, lines, at, headings, titles)):
         start, end = int(lines.starts[weak.line]), int(lines.ends[weak.line])
         headings[weak.line] = Heading(start, end, _join_blanks(weak.title), weak.pattern, weak.number)
     return [headings[line] for line in sorted(headings)]
 
 
-def _sections(page: Utf16Text, lines: Lines, headings: dict[int, Heading], titles: Sequence[str]) -> np.ndarray:
-    """Return a section number for each line, and -1 for the lines of sections that have a number in their title."""
+def _sections(
+    page: Utf16Text, lines: Lines, at: np.ndarray, headings: dict[int, Heading], titles: Sequence[str]
+) -> np.ndarray:
+    """Return a section number for the lines `at`, and -1 for those in a section that has a number in its title."""
     document = np.searchsorted(positions_of(page, SEPARATOR), lines.starts)
     is_numbered = np.zeros(document[-1] + 1, bool)
-    is_numbered[: len(titles)] = [series.is_numbered(title) for title in titles]
-    sections = document.copy()
-    blocked = is_numbered[document]
-    at = sorted(headings)
-    for index, line in enumerate(at):
-        end = at[index + 1] if index + 1 < len(at) else len(document)
-        end = min(end, int(np.searchsorted(document, document[line], side="right")))
-        sections[line:end] = document[-1] + 1 + index
-        blocked[line:end] = is_numbered[document[line]] or series.is_numbered(headings[line].title)
-        sections[line] = -1
-    sections[blocked] = -1
-    return sections
+    for index in {*document[at].tolist()} if any(titles) else ():
+        is_numbered[index] = series.is_numbered(titles[index])
+    heads = np.array(sorted(headings), int)
+    sections = []
+    for line, head in zip(at.tolist(), (np.searchsorted(heads, at, side="right") - 1).tolist(), strict=True):
+        index = int(document[line])
+        in_section = head >= 0 and document[heads[head]] == index
+        is_blocked = series.is_numbered(headings[int(heads[head])].title) if in_section else is_numbered[index]
+        is_blocked |= line in headings
+        sections.append(-1 if is_blocked else len(document) + head if in_section else index)
+    return np.array(sections)
 
 
 def _matches(page: Utf16Text, lines: Lines, patterns: Sequence[re.Pattern[str]]) -> list[tuple[int, int]]:
@@ -334,9 +336,9 @@ def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | N
     name = heading.group().strip(BLANKS)
     blanks = _BLANKS.match(line, heading.end())
     remainder = line[blanks.end() if blanks else 0 :]
-    if _END_MARK.fullmatch(remainder.strip(BLANKS)):
-        return None
     if is_complete and len(remainder) <= MAX_TITLE:
+        if _END_MARK.fullmatch(remainder.strip(BLANKS)):
+            return None
         verse = _VERSE_OPENING.search(remainder)
         title = remainder[: verse.start()] if verse else remainder
         if _is_title(name, title.rstrip(BLANKS)):
@@ -344,8 +346,7 @@ def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | N
     # The title, if there is one, ends at a gap that comes before any punctuation.
     stop = _STOP.search(remainder)
     limit = min(stop.start() if stop else len(remainder), MAX_TITLE)
-    couplet = _COUPLET.match(remainder, 0, limit)
-    if couplet and len(couplet[1]) == len(couplet[2]):
+    if (couplet := _COUPLET.match(remainder, 0, limit)) and len(couplet[1]) == len(couplet[2]):
         return _join_blanks(f"{name} {couplet[0]}"), remainder[couplet.end() :]
     gap = _TITLE_END.search(remainder, 0, limit) or _TITLE_END_SINGLE.search(remainder, 0, limit)
     if gap:

@@ -35,7 +35,7 @@ KINDS = "回章节節卷段折摺出齣篇则則部集"
 MIN_RUN = 3  # numbers that rise by one, from which they count as a series
 MIN_MISSED = 5  # numbers that rise by one, from which the report names them
 MAX_DIGITS, MAX_INDENT = 9, 8
-_MAX_WEAK = 40  # units of a line that a series makes a heading
+MAX_WEAK = 40  # units of a line that a series makes a heading
 _EXAMPLE = 24
 _NEAR_START = 12  # units between the start of a line and a number that may head it
 _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
@@ -109,9 +109,7 @@ class Ordinals(NamedTuple):
 
 def ordinals(page: Utf16Text) -> Ordinals:
     """Return the numbers after 第 on a page. One blank is allowed on each side of a number."""
-    marks = positions_of(page, "第卷")
-    is_volume = page.units[marks] == ord("卷")
-    starts, volumes = marks[~is_volume], marks[is_volume]
+    starts, volumes = positions_of(page, "第"), positions_of(page, "卷")
     digits = skip(page, starts + 1, BLANKS, 1)
     starts, digits = (positions[is_one_of(units_at(page, digits), NUMERALS)] for positions in (starts, digits))
     ends = skip(page, digits, NUMERALS, MAX_DIGITS)
@@ -190,22 +188,21 @@ def weak_headings(
     page: Utf16Text,
     lines: Lines,
     numbers: Ordinals,
-    find_sections: Callable[[], np.ndarray],
+    find_sections: Callable[[np.ndarray], np.ndarray],
     min_run: int = MIN_RUN,
 ) -> list[WeakHeading]:
     """Return the lines that a series of numbers makes headings.
 
-    `find_sections` returns the section of each line, -1 where none may be. The numbers of a section rise from 1 in
-    at least `min_run` lines, and text stands between them, so that neither a table of contents nor a list is a series.
+    `find_sections` returns the sections of lines, -1 where none may be. The numbers of a section rise from 1 in at
+    least `min_run` lines, and text stands between them, so that neither a table of contents nor a list is a series.
     """
     by_section: dict[tuple[int, str], list[WeakHeading]] = {}
     weak_lines = _weak_lines(page, lines, numbers)
     if len(weak_lines) < min_run:
         return []
-    sections = find_sections()
-    for line in weak_lines.tolist():
+    sections = find_sections(weak_lines)
+    for line, section in zip(weak_lines.tolist(), sections.tolist(), strict=True):
         text = _text(page, int(lines.first[line]), int(lines.ends[line])).rstrip(BLANKS)
-        section = int(sections[line])
         for pattern, shape in _WEAK_SHAPES if section >= 0 else ():
             if match := shape.fullmatch(text):
                 heading = WeakHeading(line, text, _pattern(pattern, text), parse_numeral(match[1]))
@@ -228,11 +225,11 @@ def _pattern(pattern: str, text: str) -> str:
 def _weak_lines(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndarray:
     """Return the indices of the short lines that may have one of the weak shapes."""
     is_digit = is_one_of(units_at(page, lines.first), NUMERALS)
-    short = np.flatnonzero(is_digit & (lines.ends - lines.first <= _MAX_WEAK))
+    short = np.flatnonzero(is_digit & (lines.ends - lines.first <= MAX_WEAK))
     after = skip(page, lines.first[short], NUMERALS, MAX_DIGITS)
     short = short[is_one_of(units_at(page, after), BLANKS)]
     line = lines.at(numbers.starts)
-    is_near = (numbers.starts - lines.first[line] <= MAX_INDENT) & (lines.ends[line] - lines.first[line] <= _MAX_WEAK)
+    is_near = (numbers.starts - lines.first[line] <= MAX_INDENT) & (lines.ends[line] - lines.first[line] <= MAX_WEAK)
     is_last = is_one_of(units_at(page, numbers.ends), BLANKS + LINE_ENDS)
     near = line[is_near & (numbers.has_kind | is_last)]
     return np.array(sorted({*short.tolist(), *near.tolist()}), int)
@@ -272,10 +269,11 @@ def missed_numbers(
     `spans` are the starts and ends of the headings.
     """
     starts, ends = numbers.of_kind()
+    is_reported = is_one_of(units_at(page, ends - 1), _REPORTED_KINDS)
+    starts, ends = starts[is_reported], ends[is_reported]
     line = lines.at(starts)
-    is_candidate: np.ndarray = is_one_of(units_at(page, ends - 1), _REPORTED_KINDS)
     is_near = starts - lines.first[line] <= _NEAR_START
-    is_candidate &= is_near | is_one_of(units_at(page, starts - 1), _BEFORE_INLINE + OPENERS)
+    is_candidate = is_near | is_one_of(units_at(page, starts - 1), _BEFORE_INLINE + OPENERS)
     if len(spans[0]):
         heading = np.searchsorted(spans[0], starts, side="right") - 1
         is_candidate &= (heading < 0) | (starts >= spans[1][heading])

@@ -267,3 +267,19 @@ def test_cleaning_the_documents_again_changes_nothing_and_counts_add_up(seed: in
         if documents:
             again = cleaner.clean([text for _, text in documents], [title for title, _ in documents])
             assert split_documents(again.array) == [text for _, text in documents]
+
+
+# Excerpts of real books
+
+
+def test_headings_of_the_excerpts_are_taken(shared: Path) -> None:
+    folder = shared / "cases" / "chinese"
+    if not folder.is_dir():
+        pytest.skip("the excerpts are not here")
+
+    def of(name: str) -> list[str]:
+        return titles((folder / name).read_text(encoding="utf-8"))
+
+    assert [title.split()[1] for title in of("01_zhengwen_hui.txt")] == ["第一回", "第二回", "第三回"]
+    assert len(of("03_heading_shapes.txt")) == 17
+    assert of("27_title_with_mark.txt")[1] == "第六十二回 憨湘云醉眠芍药茵？呆香菱情解石榴裙"
