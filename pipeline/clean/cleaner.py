@@ -11,7 +11,7 @@ from pipeline.clean import text_units
 from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
-from pipeline.clean.rule import Effect, Rule
+from pipeline.clean.rule import ANY, Effect, Rule
 from pipeline.clean.rules import characters, headings, notes, order, series, whitespace
 from pipeline.clean.utf16 import (
     UNIT_COUNT,
@@ -136,7 +136,10 @@ class Cleaner:
             if rule.triggers and not present[rule.trigger_table].any():
                 continue
             self._update(page, rule.name, rule.apply(page.array, effect.counts))
-            present[encode_utf16(rule.produces).units] = True
+            if rule.produces is ANY:
+                present[:] = _units_present(page.array)
+            else:
+                present[encode_utf16(rule.produces).units] = True
             if rule is whitespace.DELETE_SPACES and effect.counts[whitespace.INSIDE_LINES]:
                 spaces_removed = True
                 present[:] = _units_present(page.array)

@@ -35,7 +35,7 @@ CHOICES = {
 }
 RULES = (  # that --without can switch off
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse"),
+    *("marks", "script", "variants", "punct", "verse", "entities"),
 )
 # A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
 # per line, without quotes and with the commonest marks only, but without losing or splitting any character.

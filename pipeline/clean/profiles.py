@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.clean import han_rich
 from pipeline.clean.markup import detect as markup
+from pipeline.clean.markup import entities
 from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.rule import Counts
 from pipeline.clean.rules import notes
@@ -46,6 +47,9 @@ PROFILES = {
         Profile("daizhige", container=markup.daizhige, notes=notes.DAIZHIGE_POLICIES),
         Profile("wikitext-lite", container=markup.wikitext_lite),
         Profile("org", container=markup.org),
+        Profile("html", container=markup.html),
+        Profile("markdown", container=markup.markdown),
+        Profile("cbeta", container=markup.cbeta),
         Profile(TEXT, chinese=False, headings=False),
     )
 }
@@ -74,7 +78,7 @@ def for_text(profile: str, head: str) -> str:
         return profile
     detected = markup.detect(head)
     container = PROFILES[detected].container
-    body = container(head, Counter()).text if container else head
+    body = entities.unescape(container(head, Counter()).text if container else head, Counter())
     if container and not han_rich.has_letters(body):
         return detected
     return detected if han_rich.is_han_rich(body) else TEXT

@@ -26,6 +26,7 @@ from pipeline.clean.utf16 import (
 
 Counts = Counter[str]  # changes by their description in the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, both ends inclusive
+ANY = "any"  # produced by a rule that may insert every character
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Rule:
     the changed page. It must not add, remove or move a NUL. It is called only for a page that contains a unit of
     `triggers`, or for every page if there are no triggers.
 
-    `produces` are the characters that it may insert and that may trigger a later rule.
+    `produces` are the characters that it may insert and that may trigger a later rule, or `ANY`.
     """
 
     name: str

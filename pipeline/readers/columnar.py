@@ -152,7 +152,7 @@ def _columns(choice: FieldChoice, names: Sequence[str], label: str) -> list[str]
     """Return the columns to read, in the order of the file. Raises BadData if two have the same name."""
     wanted = {name for field in choice.names for name in names if field == name or field.startswith(f"{name}.")}
     _require_one_each(wanted, names, label)
-    return [name for name in names if name in wanted | {"title", "meta"}]
+    return [name for name in names if name in wanted | fields.BESIDE_TEXT]
 
 
 def _require_one_each(wanted: Iterable[str], names: Sequence[str], label: str) -> None:
@@ -174,8 +174,8 @@ def _documents(batches: Iterator[Any], choice: FieldChoice, content: Content, si
             )
         for row in part.to_pylist():
             line += 1
-            meta = None if "meta" in choice.names else row.get("meta")
-            yield Document(choice.text_of(row) or "", fields.title_of(row, choice), meta, content.file, line)
+            title, meta = fields.title_of(row, choice), fields.meta_of(row, choice)
+            yield Document(choice.text_of(row) or "", title, meta, content.file, line)
 
 
 def _rows_at_once(table: Any, columns: Sequence[str], file: BinaryIO, label: str, *, limit: int) -> int:

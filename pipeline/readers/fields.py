@@ -1,8 +1,9 @@
 """Choose which field of a record is its text, and take the text out of it.
 
 In this order: the fields that the user named; `text`, if it is a string; `messages` or `conversations`, which become
-turns; the one string field that holds more than half of all characters in the first records. Other records are refused
-with the names of their fields. A name may lead into nested objects: `meta.body`.
+turns; a Chinese name of the text, such as 内容; the one string field that holds more than half of all characters in the
+first records. Other records are refused with the names of their fields. A name may lead into nested objects:
+`meta.body`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,31 @@ TEXT = "text"
 SAMPLE = 100  # records from which the field is chosen
 _CHATS = ("messages", "conversations")  # of OpenAI, and of ShareGPT
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_CHINESE_TEXTS = ("内容", "內容", "正文", "原文", "全文", "文本", "诗文", "詩文", "诗句", "詩句")
+_TITLES = (
+    "title",
+    "题目",
+    "題目",
+    "标题",
+    "標題",
+    "诗题",
+    "詩題",
+    "诗名",
+    "詩名",
+    "篇名",
+    "题名",
+    "題名",
+    "书名",
+    "書名",
+)
+_ORIGINS = {  # names of fields that become meta
+    **dict.fromkeys(("author", "作者", "诗人", "詩人", "作家"), "author"),
+    **dict.fromkeys(("dynasty", "朝代", "年代", "时代", "時代"), "dynasty"),
+}
+BESIDE_TEXT = frozenset(("meta", *_TITLES, *_ORIGINS))  # names of all fields that a document takes besides its text
 _ABOUT = {  # names of fields about a text, never chosen by themselves
+    *_TITLES,
+    *_ORIGINS,
     *("author", "authors", "category", "date", "desc", "description", "file", "filename", "id", "label", "lang"),
     *("language", "license", "link", "name", "path", "short_description", "source", "split", "summary", "tags", "time"),
     *("timestamp", "title", "topic", "type", "uri", "url", "uuid"),
@@ -71,6 +96,9 @@ def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) 
     for name in _CHATS:
         if any(_as_turns(record.get(name)) for record in records):
             return FieldChoice((name,))
+    for name in _CHINESE_TEXTS:
+        if any(_as_text(record.get(name)) for record in records):
+            return FieldChoice((name,))
     sizes = _string_sizes(records)
     total = sum(sizes.values())
     for name, size in sizes.items():
@@ -101,9 +129,17 @@ def entries(value: Any) -> Sequence[Any]:
 
 
 def title_of(record: Mapping[str, Any], choice: FieldChoice) -> str:
-    """Return the field `title` if it is a string and not the text itself, else ""."""
-    title = record.get("title")
-    return title if isinstance(title, str) and "title" not in choice.names else ""
+    """Return the field `title`, or 题目 and the like, if it is a string and not the text itself, else ""."""
+    titles = (record[name] for name in _TITLES if name in record and name not in choice.names)
+    return next((title for title in titles if isinstance(title, str)), "")
+
+
+def meta_of(record: Mapping[str, Any], choice: FieldChoice) -> Any:
+    """Return the field `meta` if it is not the text itself, else the author and the dynasty."""
+    if "meta" in record:
+        return record["meta"] if "meta" not in choice.names else None
+    pairs = ((key, record[name]) for name, key in _ORIGINS.items() if name in record and name not in choice.names)
+    return {key: value.strip() for key, value in pairs if isinstance(value, str) and value.strip()} or None
 
 
 def _lookup(record: Any, name: str) -> Any:

@@ -15,11 +15,11 @@ from pipeline.readers.encoding import AUTO, EncodingStats, decode_blocks
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
 
-_DROPPED = [  # elements whose content is not text
+DROPPED = (  # elements whose content is not text
     *("script", "style", "noscript", "template", "nav", "menu", "svg", "math", "iframe", "object", "canvas", "audio"),
-    *("video", "button", "select", "textarea", "datalist", "rt", "rp", "[role=navigation]", "[hidden]"),
-]
-_BLOCKS = frozenset(
+    *("video", "button", "select", "textarea", "datalist", "rt", "rp"),
+)
+BLOCKS = frozenset(
     [
         *("address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "details", "dialog"),
         *("div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
@@ -27,7 +27,7 @@ _BLOCKS = frozenset(
         *("tbody", "tfoot", "thead", "tr", "ul"),
     ]
 )
-_CELLS = ("td", "th")
+CELLS = ("td", "th")
 _KEPT_SPACE = "\0"  # a space of preformatted text, while others are joined; markup has no NUL
 _SPACE = re.compile(r"[ \t\n\f\r]+")  # not U+3000 and U+00A0, which indent paragraphs
 _CHARSET = re.compile(rb"""<(?:meta|\?xml)\b[^>]*?\b(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
@@ -55,7 +55,7 @@ def page(data: bytes, label: str, file: str, encoding: str = AUTO) -> Document:
     tree = LexborHTMLParser(_SELF_CLOSED.sub(r"<\1\2></\1>", markup))
     title = tree.css_first("title")
     heading = tree.css_first("h1, h2, h3")
-    tree.strip_tags(_DROPPED)
+    tree.strip_tags([*DROPPED, "[role=navigation]", "[hidden]"])
     titles = (_one_line(node.text()) for node in (heading, title) if node)
     text = _text(tree.body) if tree.body else ""
     return Document(text, next(filter(None, titles), ""), file=file)
@@ -99,14 +99,14 @@ def _open(node: LexborNode, parts: list[str], *, is_preformatted: bool) -> None:
     if node.tag == "-text":
         text = node.text_content or ""
         parts.append(text.replace(" ", _KEPT_SPACE) if is_preformatted else _SPACE.sub(" ", text))
-    elif node.tag in _BLOCKS:
+    elif node.tag in BLOCKS:
         parts.append("\n")
-    elif node.tag in _CELLS:
+    elif node.tag in CELLS:
         parts.append(" ")
 
 
 def _close(node: LexborNode | None, parts: list[str]) -> None:
-    if node is not None and node.tag in _BLOCKS:
+    if node is not None and node.tag in BLOCKS:
         parts.append("\n")
 
 

@@ -50,5 +50,5 @@ def to_document(row: Row, choice: FieldChoice, file: str) -> Document | Reject:
     """Return the document of a record, or a reject if it has no text."""
     if not isinstance(row.value, Mapping) or (text := choice.text_of(row.value)) is None:
         return Reject(file, row.line, row.offset, "bad-record", str(row.value)[:EXCERPT_CHARACTERS])
-    title, meta = fields.title_of(row.value, choice), row.value.get("meta")
-    return Document(text, title, None if "meta" in choice.names else meta, file, row.line, row.offset)
+    title, meta = fields.title_of(row.value, choice), fields.meta_of(row.value, choice)
+    return Document(text, title, meta, file, row.line, row.offset)

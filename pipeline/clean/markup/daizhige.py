@@ -10,7 +10,7 @@ from pipeline.clean.rule import Counts
 MAX_FRONT_MATTER = 200  # lines
 _MAX_FRONT_LINE = 2000  # characters
 _FRONT_LINE = re.compile(r"([ \t]*)(?:- +)?(?:([A-Za-z_][\w-]*):(?:[ \t]+|$))?(.*)")
-_HARD_BREAK = re.compile(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
+HARD_BREAK = re.compile(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
 _LINE_BREAK = re.compile(r"<br[ \t]*/?>\n?", re.IGNORECASE)
 
 
@@ -30,7 +30,7 @@ def daizhige(text: str, counts: Counts) -> Parsed:
     for name in ("title", "author"):  # either may have a form for each script
         forms = [value for key, value in meta.items() if key.startswith(name + ".")]
         meta.setdefault(name, meta.get(name + ".zh-hans", forms[0] if forms else ""))
-    text = replace(_HARD_BREAK, text, "", "line break", counts)
+    text = replace(HARD_BREAK, text, "", "line break", counts)
     text = replace(_LINE_BREAK, text, "\n", "line break", counts)
     return Parsed(text, meta.pop("title"), {key: value for key, value in meta.items() if value})
 

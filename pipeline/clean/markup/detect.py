@@ -1,4 +1,4 @@
-"""Detection of the markup of a text by its header, and the parsers themselves.
+"""Detection of the markup of a text by its header or its tags, and the parsers themselves.
 
 A parser takes the complete text of a document, with lines that end in "\\n", and a counter in which it counts what it
 removes by kind. It never mistakes text for markup: markup that is opened but not closed nearby is counted and stays.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 
+from pipeline.clean.markup.cbeta import cbeta, is_cbeta
 from pipeline.clean.markup.daizhige import daizhige, front_matter
+from pipeline.clean.markup.html import html, is_html
 from pipeline.clean.markup.kanripo import kanripo, org
+from pipeline.clean.markup.markdown import is_markdown, markdown
 from pipeline.clean.markup.wikitext import wikitext_lite
 
-__all__ = ("daizhige", "detect", "kanripo", "org", "wikitext_lite")
+__all__ = ("cbeta", "daizhige", "detect", "html", "kanripo", "markdown", "org", "wikitext_lite")
 
 _MANDOKU = re.compile(r"# -\*-[^\n]*mandoku|(?:#[^\n]*\n){0,20}#\+PROPERTY:[ \t]*(?:ID|BASEEDITION)[ \t]")
 _PAGE_MARK = re.compile(r"<pb:[A-Za-z0-9]+_[^<>\n]{1,60}>")
@@ -34,4 +37,7 @@ def detect(head: str) -> str:
     preamble = _WIKI_PREAMBLE.match(head)
     if _WIKI_HEADER.match(head, preamble.end() if preamble else 0):
         return "wikitext-lite"
-    return "wikitext-lite" if all(re.search(sign, head) for sign in _WIKI_SIGNS) else "plain"
+    if all(re.search(sign, head) for sign in _WIKI_SIGNS):
+        return "wikitext-lite"
+    tests = {"cbeta": is_cbeta, "markdown": is_markdown, "html": is_html}
+    return next((name for name, is_detected in tests.items() if is_detected(head)), "plain")

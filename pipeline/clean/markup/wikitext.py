@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Iterator
 
+from pipeline.clean.markup import entities
 from pipeline.clean.markup.parsed import MAX_BLOCK, MAX_DEPTH, MAX_NOTE, Parsed, add_count, drop, replace
 from pipeline.clean.rule import Counts
 
@@ -29,7 +29,6 @@ _ELEMENT = re.compile(r"</?(?!ref\b)[A-Za-z][A-Za-z0-9]{0,20}(?:[ \t]+[^<>\n]{0,
 _SWITCH = re.compile(r"__[A-Z]{3,30}__|'{2,5}|^-{4,}[ \t]*$", re.MULTILINE)
 _LIST = re.compile(r"^[:;*#]+[ \t]*", re.MULTILINE)
 _WIKI_HEADING = re.compile(r"^={1,6}[ \t]*([^=\n]+?)[ \t]*={1,6}[ \t]*$", re.MULTILINE)
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#x[0-9a-fA-F]{1,6}|[a-z]{2,8});")
 _NOTES = {"*", "註", "注", "小註", "小注", "雙行註", "双行注", "sk notes", "annotation"}
 _SHOW_FIRST = {  # templates that set their first argument in another type, or add a remark for browsers
     *("專", "专", "書", "书", "另", "另2", "yl", "!", "僻字", "pua", "annotate", "ruby", "propernoun", "tooltip"),
@@ -61,7 +60,7 @@ def wikitext_lite(text: str, counts: Counts) -> Parsed:
     text = replace(_SWITCH, text, "", "'' __ ----", counts)
     text = replace(_LIST, text, "", ": * line", counts)
     text = _WIKI_HEADING.sub(r"==\1==", text)
-    text = replace(_ENTITY, text, lambda entity: html.unescape(entity[0]), "&entity;", counts)
+    text = entities.unescape(text, counts)
     for mark in ("<!--", "<ref"):
         add_count(counts, f"unclosed {mark}", text.count(mark))
     title = meta.pop("title", "") or meta.get("section", "")

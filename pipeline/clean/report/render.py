@@ -174,6 +174,10 @@ def warnings(report: CleaningReport) -> list[str]:
             f"NOT CHINESE, {han_ratio:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
         )
     texts += _missed_chapters(report)
+    if marked := [file for file in files if file.has_markup]:
+        density = 1000 * sum(file.tags for file in marked) / max(sum(file.characters for file in marked), 1)
+        names = _names([file.name for file in marked], files)
+        texts.append(f"MARKUP, {density:.1f} tags per 1,000 characters, in {names}: --profile html?")
     for name, pattern, numbers in _series(report):
         gaps = _gaps(name, pattern, numbers)
         problems = [f"{problem} {_first_few(gaps[problem])}" for problem in ("missing", "repeated") if gaps[problem]]

@@ -31,6 +31,7 @@ from pipeline.runtime.ledger import Ledger, LedgerTally
 
 _MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1
 _MIN_HAN_RATIO = 0.5  # of the characters of a Chinese text; books and poems have 0.8 to 0.9
+_MIN_TAGS, _MIN_TAG_RATIO = 3, 0.0005  # tags and references left in the Chinese text of a file, and per character
 _MIN_SAMPLE = 50  # characters: with fewer, a file's punctuation and language are not judged
 _MAX_HISTOGRAMS = 64  # that are kept before they are merged into one
 _SORT_BELOW = 1 << 13  # units: counting fewer is faster by sorting
@@ -79,6 +80,7 @@ class FileCounts(msgspec.Struct):
     `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile.
     `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
     each number that is part of no heading.
+    `tags` counts what looks like a tag or a reference of HTML in its Chinese text, before documents are dropped.
     """
 
     name: str
@@ -91,6 +93,7 @@ class FileCounts(msgspec.Struct):
     sentence_ends: int = 0
     numbers: dict[str, dict[int, int]] = {}
     missed: dict[str, dict[int, str]] = {}
+    tags: int = 0
 
     def add_text(self, histogram: Histogram, profile: str) -> None:
         """Add published text by its histogram."""
@@ -119,6 +122,7 @@ class FileCounts(msgspec.Struct):
         self.characters += other.characters
         self.han += other.han
         self.sentence_ends += other.sentence_ends
+        self.tags += other.tags
         for pattern, numbers in other.numbers.items():
             add_counts(self.numbers.setdefault(pattern, {}), numbers)
         for pattern, examples in other.missed.items():
@@ -128,6 +132,10 @@ class FileCounts(msgspec.Struct):
     def is_unpunctuated(self) -> bool:
         is_chinese = any(PROFILES[name].chinese for name in self.profiles)
         return is_chinese and self.han >= _MIN_SAMPLE and self.sentence_ends < _MIN_STOP_RATIO * self.han
+
+    @property
+    def has_markup(self) -> bool:
+        return self.tags >= max(_MIN_TAGS, _MIN_TAG_RATIO * self.characters)
 
     @property
     def is_foreign(self) -> bool:

@@ -7,6 +7,7 @@ the container format of the profile is removed.
 
 from __future__ import annotations
 
+from pipeline.clean.markup import entities
 from pipeline.clean.options import CleanOptions, load_tables
 from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Rule
@@ -27,13 +28,14 @@ from pipeline.clean.rules import (
 
 
 def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
-    """Return the rules that make headings recognisable: those on lines, brackets and unreadable characters."""
+    """Return the rules that make headings recognisable: on references, lines, brackets and unreadable characters."""
     tables = load_tables(options)
     policies = note_policies(profile, options)
     unwraps = profile.unwrap if options.unwrap is None else options.unwrap
     return _enabled(
         profile,
         options,
+        entities.RULE,
         unwrap.UNWRAP if unwraps else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.markup.detect import daizhige, detect, kanripo, org, wikitext_lite
+from pipeline.clean.markup.detect import cbeta, daizhige, detect, html, kanripo, markdown, org, wikitext_lite
 from pipeline.clean.markup.parsed import MAX_DEPTH, MAX_NOTE, Parsed
 from pipeline.clean.rule import Counts
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
 Parse = Callable[[str, Counts], Parsed]
-PARSERS: tuple[Parse, ...] = (kanripo, daizhige, wikitext_lite, org)
+PARSERS: tuple[Parse, ...] = (kanripo, daizhige, wikitext_lite, org, html, markdown, cbeta)
 
 
 def text_of(parse: Parse, text: str) -> str:
@@ -371,6 +371,13 @@ def test_org_keeps_headings_and_drops_keywords_comments_drawers_and_link_targets
         ("{{header2|title=甲}}\n", "wikitext-lite"),
         ("<!-- x -->\n<noinclude>{{Novel header\n|title=甲}}", "wikitext-lite"),
         ("== 本紀 ==\n[[w:太祖|太祖]]起兵。{{*|注}}\n", "wikitext-lite"),
+        ("<html><body>话说</body></html>", "html"),
+        ("话说林冲。<br>又一日。<br/>却说宋江。<BR />", "html"),
+        ("&lt;p&gt;话说林冲。&lt;/p&gt;&lt;p&gt;又一日。&lt;/p&gt;", "html"),
+        ("话说林冲。 ```(批：好。)``` 又一日。\n", "markdown"),
+        ("# 卷一\n\n---\n\n**话说**林冲。\n\n> 又一日。\n", "markdown"),
+        ("T08n0251_p0848c07║觀自在菩薩\n" * 3, "cbeta"),
+        ("#-----\n#【經文資訊】大正藏第八冊 No. 251《心經》\n\n觀自在菩薩。\n", "cbeta"),
     ],
 )
 def test_markup_is_detected_by_its_header(head: str, name: str) -> None:
@@ -403,7 +410,6 @@ def test_markup_is_detected_by_its_header(head: str, name: str) -> None:
         "¶话说林冲¶\n",
         "他写道：#+TITLE: 论语\n",
         "<poem>\n床前明月光\n</poem>\n",
-        "<html><body>话说</body></html>",
     ],
 )
 def test_plain_text_with_similar_marks_is_plain(head: str) -> None:

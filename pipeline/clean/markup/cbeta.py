@@ -1,0 +1,75 @@
+"""Sutras of CBETA as plain text: a header, and print lines that begin with their place, `T08n0251_p0848c07║`."""
+
+from __future__ import annotations
+
+import re
+import statistics
+
+from pipeline.clean.markup.parsed import Parsed, add_count, drop
+from pipeline.clean.rule import Counts
+from pipeline.clean.rules import headings
+from pipeline.clean.utf16 import BLANKS, HAN
+
+MIN_LINES = 3  # with a head, in a text without a header
+_FULL = 0.8  # Han of a full line, as a fraction of the median; stops take room too
+_HEAD = re.compile(
+    r"^[ \t]*\[?(?P<work>[A-Z]{1,3}[0-9]{2,3}n[A-Za-z]?[0-9]{3,4}[A-Za-z]?)_p[a-z]?[0-9]{4}[a-z][0-9]{2}\]?"
+    r"(?:\([0-9]{2}\))?(?:[A-Za-z0-9_]?\#[A-Za-z0-9#])?[ \t]?[║│|]?",
+    re.MULTILINE,
+)
+_ABOUT = "[經经]文[資资][訊讯]|版本[記记][錄录]|[編编][輯辑][說说]明|原始[資资]料|其他事[項项]"
+_HEADER = re.compile(
+    rf"^[ \t]*\#?[ \t]*【(?:{_ABOUT})】[^\n]*(?:\n|\Z)|^\#[^\n]*(?:\n|\Z)|^[=-]{{10,}}[ \t]*(?:\n|\Z)", re.M
+)
+_TITLE = re.compile(
+    r"【[經经]文[資资][訊讯]】[^\n]*?No\.[ \t]*(?P<number>[A-Za-z]?[0-9]+[A-Za-z]?)[ \t]*(?P<title>[^\n]*)"
+)
+_NUMBER = re.compile(
+    r"^[ \t\u3000]*No\.[ \t]*[A-Za-z]?[0-9]+(?:[-,A-Za-z0-9 ]*)(?:[\[(（][^\])）\n]*[\])）])?[ \t\u3000]*(?:\n|\Z)",
+    re.M,
+)
+_FOOTNOTE = re.compile(r"\[(?:[A-Za-z]?[0-9]{1,7}[a-z]?|[*＊])\]")
+_HAN = re.compile(f"[{HAN}]")
+
+
+def is_cbeta(head: str) -> bool:
+    """Return True if a text that begins with `head` has the header of CBETA, or lines that begin with their place."""
+    is_named = bool(_TITLE.match(head.lstrip("#- \n")))
+    return is_named or ("_p" in head and sum(1 for _ in _HEAD.finditer(head)) >= MIN_LINES)
+
+
+def cbeta(text: str, counts: Counts) -> Parsed:
+    """Remove the header, the heads of lines, numbers of works and marks of footnotes, and join the print lines.
+
+    A full line is joined to the next one, unless that is blank, indented or a heading.
+    """
+    title, place = _TITLE.search(text), _HEAD.search(text)
+    meta = {"id": place["work"]} if place else {"id": f"No. {title['number']}"} if title else {}
+    if title:
+        text = drop(_HEADER, text, lambda _: "header", counts)
+    pieces: list[str] = []
+    has_heads = False
+    for line in text.split("\n"):
+        body = _HEAD.sub("", line, count=1)
+        has_heads |= body != line
+        add_count(counts, "place", body != line)
+        pieces.append(body)
+    text = drop(_NUMBER, "\n".join(pieces), lambda _: "No.", counts)
+    text = drop(_FOOTNOTE, text, lambda _: "[01]", counts) if title or place else text
+    text = _join(text.split("\n"), counts) if has_heads else text
+    return Parsed(text, title["title"].strip(" 　《》") if title else "", meta)
+
+
+def _join(lines: list[str], counts: Counts) -> str:
+    lengths = [len(_HAN.findall(line)) for line in lines]
+    flush = [length for line, length in zip(lines, lengths, strict=True) if length and line[0] not in BLANKS]
+    full = _FULL * statistics.median(flush) if flush else 0
+    pieces: list[str] = []
+    goes_on = False
+    for line, length in zip(lines, lengths, strict=True):
+        is_text = bool(line.strip()) and not headings.parse_heading(line)
+        joins = goes_on and is_text and line[0] not in BLANKS
+        add_count(counts, "joined line", joins)
+        pieces.append(line if joins or not pieces else f"\n{line}")
+        goes_on = is_text and length >= full and (joins or line[0] not in BLANKS)
+    return "".join(pieces)

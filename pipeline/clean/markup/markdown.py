@@ -1,0 +1,39 @@
+"""Markdown of books: code fences, rules, emphasis, links, quotes and hard breaks. `#` headings stay."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.clean.markup.daizhige import HARD_BREAK
+from pipeline.clean.markup.html import html, is_html
+from pipeline.clean.markup.parsed import Parsed, drop, replace
+from pipeline.clean.rule import Counts
+
+_MIN_SIGNS = 3  # fences, rules, emphasis and links of a text that has headings
+_HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*`{3,}[ \t]*[A-Za-z0-9+#-]*[ \t]*(?:\n|\Z)|`{3,}", re.MULTILINE)
+_RULE = re.compile(r"^[ \t]*(?:(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|(?:\*[ \t]*){3,}|={3,}[ \t]*)(?:\n|\Z)", re.MULTILINE)
+_STRONG = re.compile(r"(\*{2,3}|__)(?=\S)([^*_\n]{1,300})(?<=\S)\1")
+_IMAGE = re.compile(r"!\[[^][\n]{0,300}\]\([^()\n]{0,1000}\)")
+_LINK = re.compile(r"(?<!!)\[([^][\n]{1,300})\]\((?:https?:|[./#])[^()\n]{0,1000}\)")
+_QUOTE = re.compile(r"^[ \t]{0,3}>(?:[ \t]?>)*[ \t]?", re.MULTILINE)
+
+
+def is_markdown(head: str) -> bool:
+    """Return True if a text that begins with `head` is Markdown: it has code fences, or headings and other signs."""
+    if "```" in head:
+        return True
+    signs = (_RULE, _STRONG, _LINK, _IMAGE, _QUOTE)
+    return bool(_HEADING.search(head)) and sum(len(sign.findall(head)) for sign in signs) >= _MIN_SIGNS
+
+
+def markdown(text: str, counts: Counts) -> Parsed:
+    """Remove the marks of Markdown and keep what they enclose; tags in it are those of HTML."""
+    text = replace(_FENCE, text, "", "```", counts)
+    text = drop(_RULE, text, lambda _: "----", counts)
+    text = replace(_STRONG, text, r"\2", "**", counts)
+    text = drop(_IMAGE, text, lambda _: "![]()", counts)
+    text = replace(_LINK, text, r"\1", "[]()", counts)
+    text = replace(_QUOTE, text, "", ">", counts)
+    text = replace(HARD_BREAK, text, "", "line break", counts)
+    return html(text, counts) if is_html(text) else Parsed(text)
