@@ -123,14 +123,13 @@ class _Parser(HTMLParser):
         self._count("?")
 
     def parse_pi(self, i: int) -> int:
-        return super().parse_pi(i) if self.rawdata[i + 2 : i + 3].isascii() else self.parse_bogus_comment(i)
+        start = self.rawdata[i + 2 : i + 3]
+        return super().parse_pi(i) if start.isascii() and start.isalpha() else self.parse_bogus_comment(i)
 
     def parse_bogus_comment(self, i: int, report: bool = True) -> int:
-        """Take `</甲>` and `<!甲>` as text."""
-        end = self.rawdata.find(">", i + 2) + 1
-        if end:
-            self.handle_data(self.rawdata[i:end])
-        return end or -1
+        """Take the `<` of `</甲>` and `<!甲>` as text."""
+        self.handle_data("<")
+        return i + 1
 
     def parse_marked_section(self, i: int, report: bool = True) -> int:
         """Take the content of `<![CDATA[…]]>` as text, and drop marks such as `<![endif]>`."""
