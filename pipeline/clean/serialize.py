@@ -11,6 +11,7 @@ import numpy as np
 import zstandard
 
 from pipeline.clean import dedup, lines
+from pipeline.clean.markup import entities
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report.report import CleaningReport, add_counts
@@ -76,6 +77,7 @@ def publish_sentences(
     file.add_documents(count, profile)
     report.documents += count
     if PROFILES[profile].chinese:
+        file.tags += entities.count_tags(page)
         is_flat = options.split == "flat"
         sentences = lines.sentence_lines(
             page, encoded, options.max_bytes, inside_quotes=is_flat, by_document=by_document

@@ -19,7 +19,6 @@ import numpy as np
 from pipeline.clean import dedup, filters, profiles
 from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.han_rich import MIN_HAN, han_rich_documents
-from pipeline.clean.markup import entities
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.rules import quotes
@@ -259,7 +258,6 @@ def _count_effects(task: CleanTask, page: Page, report: CleaningReport) -> None:
         faults = quotes.count_unbalanced(page.array)
         report.reopened_quotes += faults["reopened"]
         report.orphan_quotes += faults["orphans"]
-        file.tags += entities.count_tags(page.array)
 
 
 # Filtering

@@ -146,8 +146,10 @@ def decompress(settings: Settings, paths: tuple[Path, ...], out: Path | None) ->
     return Outcome("built", path=written[-1], counts=counts, lines=lines)
 
 
-_PROFILES = ("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org")
-_PROFILES += ("html", "markdown", "cbeta", "text")
+_PROFILES = (
+    *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
+    "text",
+)
 _RULES = (
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
     *("marks", "script", "variants", "punct", "verse", "entities"),

@@ -1,4 +1,4 @@
-"""Sutras of CBETA as plain text: a header, and print lines that begin with their place, `T08n0251_p0848c07║`."""
+"""Sutras of CBETA as plain text: a header, and print lines that begin with their position, `T08n0251_p0848c07║`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pipeline.clean.utf16 import BLANKS, HAN
 
 MIN_LINES = 3  # with a head, in a text without a header
 _FULL = 0.8  # Han of a full line, as a fraction of the median; stops take room too
+_MIN_WIDTH = 10  # Han of a full line of prose; prints have 15 to 20, verse has fewer
 _HEAD = re.compile(
-    r"^[ \t]*\[?(?P<work>[A-Z]{1,3}[0-9]{2,3}n[A-Za-z]?[0-9]{3,4}[A-Za-z]?)_p[a-z]?[0-9]{4}[a-z][0-9]{2}\]?"
-    r"(?:\([0-9]{2}\))?(?:[A-Za-z0-9_]?\#[A-Za-z0-9#])?[ \t]?[║│|]?",
-    re.MULTILINE,
+    r"""^[ \t]*
+    (?: (?P<work>[A-Z]{1,3}[0-9]{2,3}n[A-Za-z]?[0-9]{3,4}[A-Za-z]?)_p[a-z]?[0-9]{4}[a-z][0-9]{2}
+        (?:\([0-9]{2}\))? (?:[A-Za-z0-9_]?\#[A-Za-z0-9#])? [ \t]?[║│|]?
+      | \[?p?[0-9]{4}[a-z][0-9]{2}\]?[ \t]?[║│] )""",
+    re.MULTILINE | re.VERBOSE,
 )
 _ABOUT = "[經经]文[資资][訊讯]|版本[記记][錄录]|[編编][輯辑][說说]明|原始[資资]料|其他事[項项]"
 _HEADER = re.compile(
@@ -33,18 +36,21 @@ _HAN = re.compile(f"[{HAN}]")
 
 
 def is_cbeta(head: str) -> bool:
-    """Return True if a text that begins with `head` has the header of CBETA, or lines that begin with their place."""
+    """Return True if a text that begins with `head` has the header of CBETA, or heads of lines."""
     is_named = bool(_TITLE.match(head.lstrip("#- \n")))
-    return is_named or ("_p" in head and sum(1 for _ in _HEAD.finditer(head)) >= MIN_LINES)
+    return is_named or (
+        any(mark in head for mark in ("_p", "║", "│")) and sum(1 for _ in _HEAD.finditer(head)) >= MIN_LINES
+    )
 
 
 def cbeta(text: str, counts: Counts) -> Parsed:
     """Remove the header, the heads of lines, numbers of works and marks of footnotes, and join the print lines.
 
-    A full line is joined to the next one, unless that is blank, indented or a heading.
+    A full line of prose is joined to the next one, unless that is blank, indented or a heading.
     """
-    title, place = _TITLE.search(text), _HEAD.search(text)
-    meta = {"id": place["work"]} if place else {"id": f"No. {title['number']}"} if title else {}
+    title, first_head = _TITLE.search(text), _HEAD.search(text)
+    work = first_head["work"] if first_head else None
+    work = work or (f"No. {title['number']}" if title else None)
     if title:
         text = drop(_HEADER, text, lambda _: "header", counts)
     pieces: list[str] = []
@@ -52,24 +58,24 @@ def cbeta(text: str, counts: Counts) -> Parsed:
     for line in text.split("\n"):
         body = _HEAD.sub("", line, count=1)
         has_heads |= body != line
-        add_count(counts, "place", body != line)
+        add_count(counts, "line head", body != line)
         pieces.append(body)
     text = drop(_NUMBER, "\n".join(pieces), lambda _: "No.", counts)
-    text = drop(_FOOTNOTE, text, lambda _: "[01]", counts) if title or place else text
+    text = drop(_FOOTNOTE, text, lambda _: "[01]", counts) if title or first_head else text
     text = _join(text.split("\n"), counts) if has_heads else text
-    return Parsed(text, title["title"].strip(" 　《》") if title else "", meta)
+    return Parsed(text, title["title"].strip(" 　《》") if title else "", {"id": work} if work else {})
 
 
 def _join(lines: list[str], counts: Counts) -> str:
     lengths = [len(_HAN.findall(line)) for line in lines]
-    flush = [length for line, length in zip(lines, lengths, strict=True) if length and line[0] not in BLANKS]
-    full = _FULL * statistics.median(flush) if flush else 0
+    is_prose = [bool(line) and not any(blank in line.rstrip() for blank in BLANKS) for line in lines]
+    prose = [length for length, is_line in zip(lengths, is_prose, strict=True) if is_line]
+    full = max(_FULL * statistics.median(prose or [0]), _MIN_WIDTH)
     pieces: list[str] = []
     goes_on = False
-    for line, length in zip(lines, lengths, strict=True):
-        is_text = bool(line.strip()) and not headings.parse_heading(line)
-        joins = goes_on and is_text and line[0] not in BLANKS
+    for line, length, is_line in zip(lines, lengths, is_prose, strict=True):
+        joins = goes_on and bool(line) and line[0] not in BLANKS and not headings.parse_heading(line)
         add_count(counts, "joined line", joins)
         pieces.append(line if joins or not pieces else f"\n{line}")
-        goes_on = is_text and length >= full and (joins or line[0] not in BLANKS)
+        goes_on = is_line and length >= full and not headings.parse_heading(line)
     return "".join(pieces)

@@ -15,13 +15,14 @@ from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
 from pipeline.readers.html import BLOCKS, CELLS, DROPPED
 
+_LINES = frozenset((*BLOCKS, *CELLS))  # elements on lines of their own; spaces between cells would be deleted
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _PARAGRAPHS = ("p", "li", "dt", "dd", "td", "th", "caption")  # whose line ends are spaces
 _INLINE = (
     *("a", "b", "big", "code", "del", "em", "font", "head", "html", "i", "img", "ins", "link", "meta", "s", "small"),
     *("span", "strike", "strong", "sub", "sup", "tt", "u", "script", "style", "title"),
 )
-_KNOWN = {f"<{name}>" for name in (*BLOCKS, *CELLS, *_INLINE)}
+_KNOWN = {f"<{name}>" for name in (*_LINES, *_INLINE)}
 _MIN_TAGS, _MIN_TAG_RATIO = 3, 0.001  # of a text that is HTML: tags, and tags per character
 _MAX_UNCLOSED = 100  # unclosed tags and comments after which the remainder is text
 _BREAK, _AMPERSAND = "\x01", "\0"  # characters that no text contains at this point
@@ -44,15 +45,15 @@ def html(text: str, counts: Counts) -> Parsed:
     References are replaced first, so that tags written as `&lt;br&gt;` are found. A tag that is not closed is text.
     """
     parser = _Parser(counts)
-    rest = entities.unescape(text, counts).replace("&", _AMPERSAND)
+    remainder = entities.unescape(text, counts).replace("&", _AMPERSAND)
     for _ in range(_MAX_UNCLOSED):
-        parser.feed(rest)
+        parser.feed(remainder)
         if not parser.rawdata:
             break
-        rest = parser.rawdata[1:]
+        remainder = parser.rawdata[1:]
         parser.restart()
     else:
-        parser.parts.append(rest)
+        parser.parts.append(remainder)
     marked = "".join(parser.parts).replace(_AMPERSAND, "&")
     lines = (line.strip(" \t") for line in marked.replace(_BREAK, "\n").split("\n"))
     return Parsed("\n".join(filter(None, lines)) if parser.has_tags else marked, parser.title)
@@ -88,8 +89,8 @@ class _Parser(HTMLParser):
             self.parts.append(source)
             return
         self._count(tag)
-        if tag in BLOCKS or tag in CELLS:
-            self.parts.append(_BREAK if tag in BLOCKS else " ")
+        if tag in _LINES:
+            self.parts.append(_BREAK)
         if tag in _PARAGRAPHS or tag in _HEADINGS or tag in DROPPED or tag == "title":
             self._open.append((tag, len(self.parts)))
 
@@ -106,7 +107,7 @@ class _Parser(HTMLParser):
             content = "".join(self.parts[start:])
             del self._open[index:], self.parts[start:]
             self.parts.append(self._closed(tag, content))
-        if tag in BLOCKS:
+        if tag in _LINES:
             self.parts.append(_BREAK)
 
     def handle_comment(self, data: str) -> None:

@@ -31,7 +31,7 @@ from pipeline.runtime.ledger import Ledger, LedgerTally
 
 _MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1
 _MIN_HAN_RATIO = 0.5  # of the characters of a Chinese text; books and poems have 0.8 to 0.9
-_MIN_TAGS, _MIN_TAG_RATIO = 3, 0.0005  # tags and references left in the Chinese text of a file, and per character
+_MIN_TAGS, _MIN_TAG_RATIO = 3, 0.0001  # tags and references left in the Chinese text of a file, and per character
 _MIN_SAMPLE = 50  # characters: with fewer, a file's punctuation and language are not judged
 _MAX_HISTOGRAMS = 64  # that are kept before they are merged into one
 _SORT_BELOW = 1 << 13  # units: counting fewer is faster by sorting
@@ -80,7 +80,7 @@ class FileCounts(msgspec.Struct):
     `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile.
     `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
     each number that is part of no heading.
-    `tags` counts what looks like a tag or a reference of HTML in its Chinese text, before documents are dropped.
+    `tags` counts what looks like a tag or a reference of HTML in its published Chinese text.
     """
 
     name: str

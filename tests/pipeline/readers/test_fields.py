@@ -23,6 +23,7 @@ PROSE = "The old man sat in the boat and did not say where he went. "
         ({"prompt": PROSE * 9, "messages": [{"role": "user", "content": "a"}]}, ("messages",)),
         ({"messages": "none", "story": PROSE}, ("story",)),
         ({"conversations": [{"from": "human", "value": "a"}]}, ("conversations",)),
+        ({"标题": PROSE * 3, "内容": "君来召我。", "赏析": PROSE * 9}, ("内容",)),
     ],
 )
 def test_field_of_the_text_is_chosen(record: dict[str, Any], names: tuple[str, ...]) -> None:

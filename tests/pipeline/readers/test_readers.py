@@ -211,6 +211,32 @@ def test_csv_in_any_dialect(tmp_path: Path, separator: str, encoding: str, end: 
     assert (rejects, notes, documents[0].line) == ([], ["text from field content"], 2)
 
 
+@pytest.mark.parametrize(
+    ("columns", "title", "author", "dynasty", "text"),
+    [
+        ("题目,朝代,作者,内容", 0, 2, 1, 3),
+        ("作者,詩題,正文,註,時代", 1, 0, 4, 2),
+        ("title,author,content,dynasty", 0, 1, 2, 3),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table_of_poems_gives_title_author_and_dynasty(
+    tmp_path: Path, columns: str, title: int, author: int, dynasty: int, text: int, suffix: str
+) -> None:
+    names, cells = columns.split(","), [""] * len(columns.split(","))
+    cells[title], cells[author], cells[dynasty], cells[text] = "静夜思", "李白", "唐", "床前明月光。疑是地上霜。"
+    cells = [cell or "一首思乡的诗，写于扬州旅舍。" * 3 for cell in cells]
+    if suffix == "csv":
+        path = file_of(tmp_path, "a.csv", "\n".join([columns, *[",".join(cells)] * 3]))
+    else:
+        path = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.table({name: [cell] for name, cell in zip(names, cells, strict=True)}), path)
+    documents, rejects, _ = read(path)
+    assert not rejects
+    assert {(document.text, document.title) for document in documents} == {("床前明月光。疑是地上霜。", "静夜思")}
+    assert documents[0].meta == {"author": "李白", "dynasty": "唐"}
+
+
 def test_csv_without_header_whose_only_column_is_text(tmp_path: Path) -> None:
     lines = ["It was late, and cold.", "He went, she stayed, they wept, and so on.", "Nobody came"] * 3
     assert texts(file_of(tmp_path, "a.csv", "\n".join(lines))) == lines

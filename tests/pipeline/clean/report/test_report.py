@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean.report.render import COLUMNS, LINES, table, table_from_json, to_json, warnings
-from pipeline.clean.report.report import CleaningReport, RuleTally, check_balance
+from pipeline.clean.report.report import CleaningReport, FileCounts, RuleTally, check_balance
 from pipeline.clean.rule import Counts, Effect
 from pipeline.clean.utf16 import join_documents
 from pipeline.errors import InternalError
@@ -233,6 +233,18 @@ def test_foreign_text_in_a_chinese_profile_gives_a_warning() -> None:
     english = "It was the best of times, it was the worst of times." * 5
     assert any(text.startswith("NOT CHINESE, 0% Han, in 1 of 1 files") for text in warnings(report_of(english)))
     assert not warnings(report_of(english, profile="text"))
+
+
+def test_tags_in_published_text_give_a_warning() -> None:
+    report = report_of(BOOK * 5)
+    report.files["book.txt"].tags = 3
+    report.files["book.txt"].add(FileCounts("book.txt", tags=1))
+    (warning,) = warnings(report)
+    assert warning == "MARKUP, 30.8 tags per 1,000 characters, in 1 of 1 files (book.txt): --profile html?"
+    report.files["book.txt"].tags = 2
+    assert not warnings(report)
+    report.files["book.txt"].tags, report.files["book.txt"].characters = 9, 100_000
+    assert not warnings(report)
 
 
 def test_real_texts_are_punctuated_chinese(shared: Path) -> None:

@@ -1,0 +1,55 @@
+"""Markdown marks go, and what they enclose stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from pipeline.clean.markup.markdown import is_markdown, markdown
+from tests.pipeline.clean.pages import clean_documents
+
+BOOK = """### 【第二回】 风雪
+----
+
+&nbsp;&nbsp;话说林冲。 ```(侧批：好。)```  \n\
+&nbsp;&nbsp;又一日。
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("话说 ```(批：好。)```林冲", "话说 (批：好。)林冲"),
+        ("```text\n话说\n```\n林冲", "话说\n林冲"),
+        ("甲\n---\n乙\n* * *\n丙\n___\n丁\n====", "甲\n乙\n丙\n丁\n"),
+        ("话说**林冲**，***走***也。", "话说林冲，走也。"),
+        ("** 重点 ** 甲**乙", "** 重点 ** 甲**乙"),
+        ("> 话说\n> > 林冲", "话说\n林冲"),
+        ("见[林冲](http://a.b/c)，![图](x.png)[注](一)。", "见林冲，[注](一)。"),
+        ("# 卷一\n话说。  \n又。", "# 卷一\n话说。\n又。"),
+        ("话说<br>林冲<br/>走<br>也", "话说\n林冲\n走\n也"),
+    ],
+)
+def test_marks_of_markdown_are_removed(text: str, expected: str) -> None:
+    assert markdown(text, Counter()).text == expected
+
+
+def test_removed_marks_are_counted() -> None:
+    counts: Counter[str] = Counter()
+    markdown(BOOK, counts)
+    assert counts == {"```": 2, "----": 1, "line break": 1}
+
+
+def test_notes_in_fences_follow_the_policy_of_their_brackets() -> None:
+    [(_, kept)] = clean_documents(BOOK, profile="markdown")[-1:]
+    assert kept.endswith("话说林冲。（侧批：好。）\n又一日。")
+    [(_, dropped)] = clean_documents(BOOK, profile="markdown", notes=("（）=drop:侧批",))[-1:]
+    assert dropped.endswith("话说林冲。\n又一日。")
+
+
+def test_fences_or_headings_with_other_signs_make_a_text_markdown() -> None:
+    assert is_markdown(BOOK)
+    assert is_markdown("# 甲\n\n**乙**\n\n---\n\n> 丙\n")
+    assert not is_markdown("# 甲\n\n---\n\n乙\n")
+    assert not is_markdown("甲\n---\n乙\n---\n丙\n---\n")
