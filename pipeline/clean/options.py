@@ -34,8 +34,9 @@ CHOICES = {
     "dedup": ("no", "exact", "near"),
 }
 RULES = (  # that --without can switch off
+    "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "entities"),
+    *("marks", "script", "variants", "punct", "verse"),
 )
 # A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
 # per line, without quotes and with the commonest marks only, but without losing or splitting any character.

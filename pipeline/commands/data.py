@@ -151,8 +151,9 @@ _PROFILES = (
     "text",
 )
 _RULES = (
+    "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "entities"),
+    *("marks", "script", "variants", "punct", "verse"),
 )
 _CLEAN_INPUT = option_group(
     "Input",
