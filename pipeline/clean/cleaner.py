@@ -129,7 +129,7 @@ class Cleaner:
         """
         spaces_removed = False
         for rule in rules:
-            is_repeated = rule.name in page.effects and rule is not whitespace.DELETE_SPACES
+            is_repeated = rule.name in page.effects and rule.name != whitespace.DELETE_SPACES.name
             effect = page.effects.setdefault(rule.name, Effect())
             if is_repeated and not spaces_removed:
                 continue
@@ -140,7 +140,7 @@ class Cleaner:
                 present[:] = _units_present(page.array)
             else:
                 present[encode_utf16(rule.produces).units] = True
-            if rule is whitespace.DELETE_SPACES and effect.counts[whitespace.INSIDE_LINES]:
+            if rule.name == whitespace.DELETE_SPACES.name and effect.counts[whitespace.INSIDE_LINES]:
                 spaces_removed = True
                 present[:] = _units_present(page.array)
 

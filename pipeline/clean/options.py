@@ -13,7 +13,18 @@ import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
-from pipeline.clean.rules import boilerplate, gaiji, headings, lacunae, notes, punctuation, script, variants, verse
+from pipeline.clean.rules import (
+    boilerplate,
+    gaiji,
+    headings,
+    lacunae,
+    notes,
+    punctuation,
+    script,
+    variants,
+    verse,
+    whitespace,
+)
 from pipeline.errors import BadConfig
 from pipeline.readers.encoding import codec_name
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
@@ -27,6 +38,7 @@ CHOICES = {
     "headings": ("boundary", "drop", "keep"),
     "gaiji": gaiji.POLICIES,
     "lacunae": lacunae.POLICIES,
+    "gaps": tuple(whitespace.POLICIES),
     "quotes": ("keep", "curly", "corner", "strip"),
     "script": script.POLICIES,
     "verse": verse.POLICIES,
@@ -69,6 +81,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pua_map      table (a file) that replaces private-use characters
     lacunae      keep □, collapse runs of them, or drop the documents that contain them
     boilerplate  regular expressions of text to delete; `chapter-ends` deletes 且听下回分解 and its variants
+    gaps         keep the spaces between clauses of text without punctuation, make them ， or line ends, or drop them
     quotes       keep quotation marks, convert them to “” or 「」, or strip them
     script       convert Chinese characters with OpenCC
     variants     table (a file) of characters and what replaces them, e.g. 爲 → 為
@@ -113,6 +126,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preset: str = ""
     max_bad: float = DEFAULT_MAX_BAD
     text_fields: tuple[str, ...] = ()
+    gaps: str = "keep"
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -157,6 +171,8 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("heading", "text_fields"):
             if not options[name]:
                 del options[name]
+        if self.gaps == "keep":
+            del options["gaps"]
         return options
 
     def settings(self) -> dict[str, Any]:

@@ -232,6 +232,13 @@ _CLEAN_RULES = option_group(
         help="Remove text that matches; chapter-ends matches 且听下回分解 and its variants (repeatable).",
     ),
     click.option(
+        "--gaps",
+        type=Choice(["keep", "comma", "newline", "drop"]),
+        default="keep",
+        show_default=True,
+        help="Keep spaces between clauses of text without punctuation, make them ， or line ends, or drop them.",
+    ),
+    click.option(
         "--quotes",
         type=Choice(["keep", "curly", "corner", "strip"]),
         default="keep",

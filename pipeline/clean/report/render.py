@@ -22,7 +22,7 @@ from pipeline.clean.report.report import (
     SentenceCounts,
     add_counts,
 )
-from pipeline.clean.rules import script, series
+from pipeline.clean.rules import script, series, whitespace
 from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
@@ -178,6 +178,8 @@ def warnings(report: CleaningReport) -> list[str]:
         density = 1000 * sum(file.tags for file in marked) / max(sum(file.characters for file in marked), 1)
         names = _names([file.name for file in marked], files)
         texts.append(f"MARKUP, {density:.1f} tags per 1,000 characters, in {names}: --profile html?")
+    if "spaces" in report.rules and (gap_count := report.rules["spaces"].cases.get(whitespace.GAPS_KEPT)):
+        texts.append(f"SPACES ARE THE ONLY MARKS between clauses: {gap_count:,} kept; --gaps comma, newline or drop?")
     for name, pattern, numbers in _series(report):
         gaps = _gaps(name, pattern, numbers)
         problems = [f"{problem} {_first_few(gaps[problem])}" for problem in ("missing", "repeated") if gaps[problem]]

@@ -65,7 +65,7 @@ def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
         boilerplate.rule(options.boilerplate) if options.boilerplate else None,
         quotes.CURL,
         quotes.style_rule(options.quotes) if options.quotes != "keep" else None,
-        whitespace.DELETE_SPACES,
+        whitespace.rule(options.gaps),
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
@@ -74,7 +74,7 @@ def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
         script.rule(options.script),
         variants.rule(tables.variants) if options.variants else None,
         punctuation.rule(options.punct) if options.punct != "keep" else None,
-        whitespace.DELETE_SPACES if options.punct != "keep" else None,
+        whitespace.rule(options.gaps) if options.punct != "keep" else None,
         verse.rule(options.verse) if profile.verse else None,
     )
 

@@ -1,10 +1,13 @@
 """Whitespace: spaces in Chinese text and blank lines are removed, and pages are split into documents.
 
-spaces        the rule that deletes spaces beside Chinese text and at the ends of lines
+spaces        the rule that deletes spaces beside Chinese text and at the ends of lines, but not the gaps of text
+              without marks: 床前明月光　疑是地上霜
 blank-lines   `split_documents`, which removes blank lines; if a document is a paragraph or a sentence, it splits there
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 
@@ -12,40 +15,107 @@ from pipeline.clean import sentences
 from pipeline.clean.rule import Counts, Rule, units
 from pipeline.clean.utf16 import (
     BLANKS,
+    HAN_KIND,
     LINE_ENDS,
     LINE_KIND,
+    SENTENCE_ENDS,
     SEPARATOR,
     Utf16Text,
+    count_distinct,
     delete_units,
     expand_ranges,
     insert_unit,
     is_chinese,
+    is_common_han,
+    is_one_of,
     kinds_at,
     positions_of,
     replace_units,
     run_bounds,
 )
 
+POLICIES = {"keep": "", "comma": "，", "newline": "\n", "drop": ""}  # for gaps, and what each puts in their place
 # The key that counts runs of spaces inside lines. If there were any, the rules before this one saw torn text.
 INSIDE_LINES = "inside lines"
+GAPS_KEPT = "gaps kept"
 _BLANK_NAMES = dict(zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True))
+_IDEOGRAPHIC_SPACE = 0x3000
+
+_MARKS = "，、；" + SENTENCE_ENDS  # without ：, which follows 作者 in text without marks
+_HAN_PER_MARK = 50  # of text without marks, at least; sutras with 。 only have about 25
 
 
-def _delete_spaces(text: Utf16Text, counts: Counts) -> Utf16Text:
-    """Delete the runs of spaces that touch Chinese text or a line end on either side."""
+def rule(gaps: str = "keep") -> Rule:
+    """Return the rule that deletes spaces, and treats gaps by one of POLICIES.
+
+    A gap is a space between two clauses of text without marks, where it is the only mark. A gap that is kept becomes
+    one space.
+    """
+    return Rule("spaces", partial(_delete_spaces, gaps), units(BLANKS), produces=POLICIES[gaps])
+
+
+def _delete_spaces(gaps: str, text: Utf16Text, counts: Counts) -> Utf16Text:
+    """Delete the runs of spaces that touch Chinese text or a line end on either side, except for gaps."""
     first, after = run_bounds(positions_of(text, BLANKS))
     kind_before, kind_after = kinds_at(text, first - 1), kinds_at(text, after)
     at_line_end = (kind_before == LINE_KIND) | (kind_after == LINE_KIND)
     is_deleted = is_chinese(kind_before) | is_chinese(kind_after) | at_line_end
-    deleted = expand_ranges(first[is_deleted], after[is_deleted])
-    counts[INSIDE_LINES] += int((is_deleted & ~at_line_end).sum())
+    is_gap = (kind_before == HAN_KIND) & (kind_after == HAN_KIND)
+    is_gap[is_gap] = _separates_clauses(text, first[is_gap], after[is_gap]) if gaps != "drop" else False
+    text = _replace_gaps(gaps, text, first[is_gap], counts)
+    deleted = expand_ranges((first + is_gap)[is_deleted], after[is_deleted])
+    counts[INSIDE_LINES] += int((is_deleted & ~at_line_end & ~is_gap).sum())
     deleted_units = text.units[deleted]
     for blank, name in _BLANK_NAMES.items():
         counts[name] += int((deleted_units == ord(blank)).sum())
     return delete_units(text, deleted)
 
 
-DELETE_SPACES = Rule("spaces", _delete_spaces, units(BLANKS))
+DELETE_SPACES = rule("drop")
+
+
+def _replace_gaps(gaps: str, text: Utf16Text, at: np.ndarray, counts: Counts) -> Utf16Text:
+    """Replace the first units of gaps by what the policy says. A kept gap is a space or an ideographic space."""
+    if mark := POLICIES[gaps]:
+        counts["gap → line end" if mark == "\n" else f"gap → {mark}"] += len(at)
+        return replace_units(text, at, ord(mark))
+    counts[GAPS_KEPT] += len(at)
+    return replace_units(text, at[is_one_of(text.units[at], BLANKS[1:3])], ord(" "))
+
+
+def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return a mask of the runs between Han that stand between clauses of text without marks.
+
+    Neither the document nor the line has marks, and both clauses have two characters or more: spaces between single
+    characters are layout, as in 杜 甫.
+    """
+    is_gap: np.ndarray = (kinds_at(text, first - 2) == HAN_KIND) & (kinds_at(text, after + 1) == HAN_KIND)
+    if not is_gap.any():
+        return is_gap
+    ends = np.append(positions_of(text, SEPARATOR), len(text))
+    document = np.searchsorted(ends, first)
+    # Most documents with marks have enough 。 for their length; others are counted exactly, which is slow.
+    stop_count = np.diff(np.searchsorted(positions_of(text, "。"), ends), prepend=0)
+    is_gap &= (stop_count * _HAN_PER_MARK < np.diff(ends, prepend=0))[document]
+    if is_gap.any():
+        is_gap[is_gap] = _are_unmarked(text, ends, document[is_gap])
+    if is_gap.any():
+        line_ends = np.append(positions_of(text, LINE_ENDS), len(text))
+        mark_count = np.searchsorted(positions_of(text, _MARKS), np.concatenate(([0], line_ends)))
+        is_gap &= (np.diff(mark_count) == 0)[np.searchsorted(line_ends, first)]
+    return is_gap
+
+
+def _are_unmarked(text: Utf16Text, ends: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Return True for each of the sorted indices `documents` whose text has few marks. `ends` are those of all."""
+    indices, _ = count_distinct(documents)
+    starts = np.concatenate(([0], ends[:-1] + 1))[indices]
+    part = text.units[expand_ranges(starts, ends[indices])]
+    bounds = np.concatenate(([0], np.cumsum(ends[indices] - starts)))
+    mark_count = np.diff(np.searchsorted(np.flatnonzero(is_one_of(part, _MARKS)), bounds))
+    han_count = np.diff(np.searchsorted(np.flatnonzero(is_common_han(part)), bounds))
+    is_unmarked: np.ndarray = mark_count * _HAN_PER_MARK < han_count
+    return is_unmarked[np.searchsorted(indices, documents)]
 
 
 def split_documents(page: Utf16Text, unit: str, *, inside_quotes: bool = False) -> tuple[Utf16Text, np.ndarray]:
