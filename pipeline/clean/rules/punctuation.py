@@ -46,6 +46,7 @@ LETTER_RANGES = (*HAN_UNITS, HAN_HIGH_SURROGATES, (0xE000, 0xF8FF), (0xDC00, 0xD
 LETTER_SIGNS = "〇□"
 
 _NARROW, _WIDE = ",!?;:()", "，！？；：（）"
+_MAX_NESTING = 16  # of brackets in pairs; outer ones are widened alone
 _CLOSING_QUOTES = "”’\"'"  # after a stop they end the sentence with it
 
 _DOTS = (("…⋯", 1), (".", 3), ("。", 3))  # characters, and how many in a row make an ellipsis
@@ -67,7 +68,10 @@ def _full_width() -> np.ndarray:
 
 
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
-    """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers."""
+    """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers.
+
+    Brackets are widened in pairs: (1)第一条 → （1）第一条.
+    """
     full_stops = positions_of(text, "．")
     in_number = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
     text = replace_units(text, full_stops, np.where(in_number, ord("."), ord("。")))
@@ -75,6 +79,8 @@ def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
 
     first, after = run_bounds(positions_of(text, _NARROW + BLANKS))
     is_near_chinese = is_chinese(kinds_at(text, first - 1)) | is_chinese(kinds_at(text, after))
+    if contains_any(text, "()"):
+        is_near_chinese = _spread_over_pairs(text, first, is_near_chinese)
     positions = expand_ranges(first[is_near_chinese], after[is_near_chinese])
     old_units = text.units[positions]
     for narrow, wide in zip(_NARROW, _WIDE, strict=True):
@@ -93,6 +99,51 @@ def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
         text = replace_units(text, stops[np.searchsorted(stops, first[is_stop])], ord("。"))
         counts[". → 。"] += int(is_stop.sum())
     return text
+
+
+def _spread_over_pairs(text: Utf16Text, first: np.ndarray, is_near_chinese: np.ndarray) -> np.ndarray:
+    """Widen both brackets of a pair or none: a run of marks also counts as near Chinese if a bracket of it has a wide
+    partner, or one in a run that counts.
+
+    `first` are the starts of the runs.
+    """
+    opening, closing = _bracket_pairs(text)
+    opens_narrow, closes_narrow = text.units[opening] == ord("("), text.units[closing] == ord(")")
+    opening_run, closing_run = (np.searchsorted(first, at, side="right") - 1 for at in (opening, closing))
+    is_near_chinese = is_near_chinese.copy()
+    is_near_chinese[opening_run[opens_narrow & ~closes_narrow]] = True
+    is_near_chinese[closing_run[closes_narrow & ~opens_narrow]] = True
+    is_narrow = opens_narrow & closes_narrow
+    opening_run, closing_run = opening_run[is_narrow], closing_run[is_narrow]
+    if not (is_near_chinese[opening_run] != is_near_chinese[closing_run]).any():
+        return is_near_chinese
+    group = np.arange(len(first))  # of runs joined by pairs, as its first run
+    while ((left := group[opening_run]) != (right := group[closing_run])).any():
+        for joined in (left, right):
+            np.minimum.at(group, joined, np.minimum(left, right))
+        group = group[group]
+    is_near_group = np.zeros(len(first), bool)
+    is_near_group[group[is_near_chinese]] = True
+    spread: np.ndarray = is_near_group[group]
+    return spread
+
+
+def _bracket_pairs(text: Utf16Text) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the opening and of the closing brackets of the pairs within lines, nested ones too."""
+    positions = positions_of(text, "()（）" + LINE_ENDS)
+    mark_units = text.units[positions]
+    direction = is_one_of(mark_units, "(（").astype(np.int8) - is_one_of(mark_units, ")）")
+    opening, closing = [positions[:0]], [positions[:0]]
+    for _ in range(_MAX_NESTING):
+        pairs = np.flatnonzero((direction[:-1] == 1) & (direction[1:] == -1))
+        if not len(pairs):
+            break
+        opening.append(positions[pairs])
+        closing.append(positions[pairs + 1])
+        is_left = np.ones(len(positions), bool)
+        is_left[pairs] = is_left[pairs + 1] = False
+        positions, direction = positions[is_left], direction[is_left]
+    return np.concatenate(opening), np.concatenate(closing)
 
 
 # marks

@@ -35,8 +35,25 @@ def _width(text: str) -> str:
     """Make Chinese punctuation full width, digits and Latin letters ASCII: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
     text = text.translate({**_VERTICAL, **_DIGITS_AND_LETTERS})
     text = re.sub(r"(?<=[0-9])．(?=[0-9])", ".", text).replace("．", "。")
-    text = re.sub(_ASCII_MARKS, lambda marks: marks[0].translate(_FULL_WIDTH), text)
+    text = "\n".join(map(_widen_line, text.split("\n")))
     return re.sub(rf"(?<={_CHINESE})([{_BLANKS}]*)\.([{_BLANKS}]*)(?=$|\n|{_CHINESE}|[”’\"'])", r"\1。\2", text)
+
+
+def _widen_line(line: str) -> str:
+    """Widen the ASCII marks that touch Chinese text, and with one bracket of a pair the marks at the other."""
+    while True:
+        line = re.sub(_ASCII_MARKS, lambda marks: marks[0].translate(_FULL_WIDTH), line)
+        stack, pairs = list[int](), list[tuple[int, int]]()
+        for index, character in enumerate(line):
+            if character in "(（":
+                stack.append(index)
+            elif character in ")）" and stack:
+                pairs.append((stack.pop(), index))
+        split = [pair for pair in pairs if line[pair[0]] + line[pair[1]] in ("(）", "（)")]
+        if not split:
+            return line
+        for pair in split:
+            line = line[: pair[0]] + "（" + line[pair[0] + 1 : pair[1]] + "）" + line[pair[1] + 1 :]
 
 
 _ASCII_MARKS = re.compile(rf"(?<={_CHINESE})[,!?;:(){_BLANKS}]+|[,!?;:(){_BLANKS}]+(?={_CHINESE})")

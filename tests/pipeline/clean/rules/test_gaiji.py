@@ -69,6 +69,38 @@ def test_ordinary_brackets_and_entities_are_kept(text: str) -> None:
     assert run(gaiji.rule(), text) == (text, Counter())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("他写道{大笑}，便走了。", "{笑}", "{掌声}", "{众人笑}", "{拍手大笑}", "{大笑？}", "{下略}", "{唱、白}"),
+        *("[北京-上海]的车票", "[三国演义/罗贯中著]", "[三国演义 / 罗贯中 著 ]", "[作者-译者]", "<水浒/红楼>"),
+        *("{北京/上海}", "{左传}", "{上接第一版}", "{(大笑)}"),
+    ],
+)
+def test_words_in_brackets_are_kept(text: str) -> None:
+    assert run(gaiji.rule(), text) == (text, Counter())
+
+
+@pytest.mark.parametrize(
+    "gaiji_text",
+    [
+        *("{口大}", "{風昔}", "{孛支}", "{蜳攵}", "{疒}", "{鋹金}", "{糹耳少}", "{車□}", "{\ue10e大}"),
+        *("{巩/言}", "{姊女=臼}", "{果/虫虫}", "{彳|天天/心}", "{篦𥫗+鳥}", "[序-予+廢]", "[(王*巨)/木]", "<亻/木>"),
+        *("{上休下鳥}", "{右上加卄}", "{喁左爲禹}", "{伭右上爲一}", "{下爲火}", "{丿爲丶}"),
+    ],
+)
+def test_descriptions_of_characters_are_gaiji(gaiji_text: str) -> None:
+    assert run(gaiji.rule(), f"見{gaiji_text}之")[0] == "見□之"
+
+
+def test_words_in_brackets_that_a_map_contains_are_replaced() -> None:
+    assert run(gaiji.rule("lacuna", {"{大笑}": "甲"}), "{大笑}{大哭}")[0] == "甲{大哭}"
+
+
+def test_gaiji_within_words_in_brackets_are_replaced() -> None:
+    assert run(gaiji.rule(), "{甲乙丙\ue10e丁}[北京-⿰木養海]")[0] == "{甲乙丙□丁}[北京-□海]"
+
+
 @pytest.mark.parametrize("text", ["⿰木", "⿰⿱木養，深", "⿰，", "木⿰", "⿰木\n養"])
 def test_malformed_description_sequence_is_kept_and_counted(text: str) -> None:
     cleaned, counts = run(gaiji.rule("drop"), text)

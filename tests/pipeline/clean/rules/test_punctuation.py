@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.punctuation import rule
+from pipeline.clean.rules.punctuation import WIDEN, rule
 from pipeline.clean.utf16 import decode_utf16, encode_utf16, join_documents, split_documents
 from pipeline.errors import BadConfig
+from tests.pipeline.clean.rules import slow_rules
 
 
 def stripped(text: str, policy: str = "strip", counts: Counter[str] | None = None) -> str:
@@ -60,6 +61,61 @@ def test_strip_removes_only_the_punctuation_of_chinese_text(text: str, expected:
 )
 def test_only_keeps_the_named_marks_without_repeating_them(policy: str, text: str, expected: str) -> None:
     assert stripped(text, policy) == expected
+
+
+def widened(text: str) -> str:
+    return decode_utf16(WIDEN.apply(encode_utf16(text), Counter()))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(1)第一条", "（1）第一条"),
+        ("(2) 第二条", "（2） 第二条"),
+        ("狂人日记(1)", "狂人日记（1）"),
+        ("见(二)与(3)两节", "见（二）与（3）两节"),
+        ("狂人日记(1", "狂人日记（1"),
+        ("1)第一条", "1）第一条"),
+        ("（1)第一条", "（1）第一条"),
+        ("(1）", "（1）"),
+        ("林冲(Lin (Chong)) x", "林冲（Lin （Chong）） x"),
+        ("林冲(a)(b)(c), d", "林冲（a）（b）（c）， d"),
+        ("a (b) c，(d) 林冲", "a (b) c，（d） 林冲"),
+        ("(a) b", "(a) b"),
+        ("林冲(a\nb) c", "林冲（a\nb) c"),
+        (") a (林冲", ") a （林冲"),
+    ],
+)
+def test_brackets_are_widened_in_pairs(text: str, expected: str) -> None:
+    assert widened(text) == expected
+    assert widened(expected) == expected
+
+
+BRACKETS = st.lists(st.sampled_from([*"()（）, 林a.", "\n"]), max_size=24).map("".join)
+
+
+@given(BRACKETS)
+@example("(" * 20 + "林" + ")" * 20)
+def test_both_brackets_of_a_pair_are_wide_or_none(text: str) -> None:
+    once = widened(text)
+    assert widened(once) == once
+    for line in once.split("\n"):
+        stack: list[str] = []
+        for character in line:
+            if character in "(（":
+                stack.append(character)
+            elif character in ")）" and stack:
+                assert stack.pop() + character in ("()", "（）")
+
+
+@given(BRACKETS)
+def test_widening_equals_its_reference(text: str) -> None:
+    assert widened(text) == slow_rules.CHINESE[0].apply(text)
+
+
+def test_deeply_nested_brackets_are_widened_in_a_moment() -> None:
+    assert widened("林" + "(" * 30_000 + "a" + ")" * 30_000).startswith("林（（")
+    assert widened("林" + "(a)" * 30_000) == "林" + "（a）" * 30_000
 
 
 def test_removed_marks_are_counted() -> None:
