@@ -1,4 +1,4 @@
-"""The Chinese characters and marks that texts contain most often, by which their encoding is detected."""
+"""The Chinese characters and marks that texts contain most often, by which their encoding and script are detected."""
 
 COMMON_CHARACTERS = (  # of novels, poems and news, simplified and traditional
     "一七万三上下不与专且世业东两並个中为主么义之九也书了争事二于云五些交亦产京亭亲人什今从他仙代令以们件任休众会"
@@ -16,4 +16,21 @@ COMMON_CHARACTERS = (  # of novels, poems and news, simplified and traditional
     "那郎部都酒醉里重量金錢钱银長长門開間關门问闲间队阳际院陽随際难雖雙離難雨雪雲電霜露青非面革音領題须领题風风飛"
     "飞首香馬马體高麼黃黄點黨龙"
     "，。、：；！？“”‘’「」『』《》（）—…·\u3000"
+)
+
+# The commonest characters of 水浒, 宋词 and 全唐诗 that only one script has, in pairs, by the dictionaries of OpenCC;
+# without those that stand for several characters, or that books of the other script have too.
+SIMPLIFIED = (  # of simplified texts alone
+    "来无风时见长为归处诗门与东将马声头飞红谁应书远阳开还满楼张过两从梦旧难说间树龙军问独华闻边尘乐气宫犹轻离断题绿"
+    "听对随阴汉刘双国岁语怀临杨儿关吴寻晓这残鸟连辞数罗惊传忆师动经画乡会鹤终隐园转兰许凤赠横绝点节兴鱼陈齐灯灵乱虚"
+    "萧觉众欢细孙岂调怜车爱谢词鸣锦宝阁亲记学苍桥圣观识迟报银丝结颜伤寿内钱饮镜顾虽穷卢鬓飘贤杀莺载赵渐贵娇罢阑荣骑"
+    "条进诸赋庆战领渔话图杂肠妆庄县义韩频异遗礼户绣莲贺举计缘禅庙琼韵阙浅劳忧盘赏试鸿陆论称倾韦尔没烛岭况绕雾鸾怅拟"
+    "盖纷约机郑请阵轩业献乌"
+)
+TRADITIONAL = (  # of traditional texts alone
+    "來無風時見長爲歸處詩門與東將馬聲頭飛紅誰應書遠陽開還滿樓張過兩從夢舊難說間樹龍軍問獨華聞邊塵樂氣宮猶輕離斷題綠"
+    "聽對隨陰漢劉雙國歲語懷臨楊兒關吳尋曉這殘鳥連辭數羅驚傳憶師動經畫鄉會鶴終隱園轉蘭許鳳贈橫絕點節興魚陳齊燈靈亂虛"
+    "蕭覺衆歡細孫豈調憐車愛謝詞鳴錦寶閣親記學蒼橋聖觀識遲報銀絲結顏傷壽內錢飲鏡顧雖窮盧鬢飄賢殺鶯載趙漸貴嬌罷闌榮騎"
+    "條進諸賦慶戰領漁話圖雜腸妝莊縣義韓頻異遺禮戶繡蓮賀舉計緣禪廟瓊韻闕淺勞憂盤賞試鴻陸論稱傾韋爾沒燭嶺況繞霧鸞悵擬"
+    "蓋紛約機鄭請陣軒業獻烏"
 )

@@ -37,7 +37,7 @@ from pipeline.tokens.segments import FORMATS, SPLITS, dtype_for
 from pipeline.tokens.split import MODES, SplitRule, rule_of
 from pipeline.tokens.survey import Documents
 from pipeline.tokens.tasks import DocumentFilter, FileSpec, tasks
-from pipeline.tokens.totals import content_of, require_known, warnings_of
+from pipeline.tokens.totals import commonest_unknown, content_of, has_some_unknown, require_known, warnings_of
 from pipeline.tokens.worker import encode
 from pipeline.tokens.writer import TokenWriter
 
@@ -340,7 +340,11 @@ def _write(
             source_inputs.require_unchanged(entry)
         units = writer.finish()
     content = content_of(units, tokenizer, dtype, options.max_bad, rule, overlap)
-    require_known(content.counts, allow_unknown=options.allow_unknown)
+    if has_some_unknown(content.counts):
+        documents = _documents((*inputs.train, *inputs.val), options)
+        blocks = (block for document in documents for block in document.blocks())
+        content.counts["commonest_unknown"] = commonest_unknown(tokenizer, blocks)
+    require_known(content.counts, tokenizer, allow_unknown=options.allow_unknown)
     if overlap and overlap.count:
         progress.note(
             f"warning: {overlap.count:,} of {overlap.documents:,} validation documents are in the training text too"

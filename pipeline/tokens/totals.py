@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from pipeline.errors import BadData
+from pipeline.readers.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger
 from pipeline.store.artifact import StageOutput
 from pipeline.tokenizers import Tokenizer
@@ -18,6 +20,8 @@ from pipeline.tokens.split import SplitRule
 
 _WARNED, _REFUSED = 0.001, 0.05  # fractions of unknown characters
 _SHOWN_REWRITES = 10
+_SHOWN_UNKNOWN, _SAMPLE = 8, 1_000_000  # characters: unknown ones in a warning, and those searched for them
+_SCRIPT_RATIO = 10  # characters of one script in a vocabulary, for one of the other
 
 
 def content_of(
@@ -73,7 +77,7 @@ def content_of(
         counts["unknown_characters"] = unknown
         closed["characters"] |= {"unknown": unknown} if unknown else {}
     if differences.rewritten or differences.changed:
-        commonest = sorted(differences.rewritten.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_REWRITES]
+        commonest = _ranked(differences.rewritten)[:_SHOWN_REWRITES]
         counts["rewritten_characters"] = sum(differences.rewritten.values())
         counts |= {"rewrites": dict(commonest), "changed_documents": differences.changed}
     return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
@@ -88,25 +92,66 @@ def _empty_split(split: str, ledger: Ledger) -> BadData:
     return BadData(summary, hint=f"name {'more to train on' if split == 'train' else 'another corpus with --val'}")
 
 
+def has_some_unknown(counts: Mapping[str, Any]) -> bool:
+    """Return True if so many characters are unknown that a warning says so."""
+    return unknown_share(counts) > _WARNED
+
+
 def has_many_unknown(counts: Mapping[str, Any]) -> bool:
     """Return True if more than 5 % of the characters are unknown."""
     return unknown_share(counts) > _REFUSED
 
 
-def require_known(counts: Mapping[str, Any], *, allow_unknown: bool) -> None:
+def require_known(counts: Mapping[str, Any], tokenizer: Tokenizer, *, allow_unknown: bool) -> None:
     """Raise BadData if more than 5 % of the characters are unknown, unless `allow_unknown`."""
     if has_many_unknown(counts) and not allow_unknown:
+        hint = "`train-tokenizer` trains one that does; --allow-unknown accepts it"
+        if script := script_of(tokenizer):
+            hint = f"its vocabulary is {script} Chinese, to which `clean --script {script}` converts; {hint}"
         raise BadData(
-            f"{describe_unknown(counts)}, more than {_REFUSED:.0%}: {counts['tokenizer']} does not fit this text",
-            hint="`train-tokenizer` trains one that does; --allow-unknown accepts it",
+            f"{describe_unknown(counts)}{_examples(counts)}, more than {_REFUSED:.0%}: "
+            f"{counts['tokenizer']} does not fit this text",
+            hint=hint,
         )
+
+
+def commonest_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int]:
+    """Return the frequencies of the commonest unknown characters at the beginning of the texts."""
+    frequencies, size = Counter[str](), 0
+    for text in texts:
+        sample = text[: _SAMPLE - size]
+        unknown = {*tokenizer.unknown_characters(sample)}
+        frequencies.update(character for character in sample if character in unknown)
+        size += len(sample)
+        if size >= _SAMPLE:
+            break
+    return dict(_ranked(frequencies)[:_SHOWN_UNKNOWN])
+
+
+def _examples(counts: Mapping[str, Any]) -> str:
+    examples = ", ".join(character for character, _ in _ranked(counts.get("commonest_unknown", {})))
+    return f", such as {examples}" if examples else ""
+
+
+def _ranked(frequencies: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(frequencies.items(), key=lambda item: (-item[1], item[0]))
+
+
+def script_of(tokenizer: Tokenizer) -> str:
+    """Return "simplified" or "traditional" if the vocabulary has mostly characters of one Chinese script, else ""."""
+    simplified, traditional = (
+        len(characters) - len(tokenizer.unknown_characters(characters)) for characters in (SIMPLIFIED, TRADITIONAL)
+    )
+    if max(simplified, traditional) < _SCRIPT_RATIO * max(min(simplified, traditional), 1):
+        return ""
+    return "simplified" if simplified > traditional else "traditional"
 
 
 def warnings_of(counts: Mapping[str, Any]) -> list[str]:
     """Return what to say about tokens whose ids do not decode to the text: unknown characters and rewrites."""
     lines = []
-    if unknown_share(counts) > _WARNED:
-        lines.append(f"warning: {describe_unknown(counts)}: they are not in {counts['tokenizer']}")
+    if has_some_unknown(counts):
+        lines.append(f"warning: {describe_unknown(counts)}{_examples(counts)}: they are not in {counts['tokenizer']}")
     if rewrites := counts.get("rewrites"):
         shown = ", ".join(f"{rewrite} ({count:,})" for rewrite, count in rewrites.items())
         lines.append(f"warning: {counts['tokenizer']} rewrites {counts['rewritten_characters']:,} characters: {shown}")

@@ -30,6 +30,7 @@ LINES, COLUMNS = 24, 110  # of the table, at most: one screen
 _HAN = re.compile(f"[{HAN}]")
 _MAX_LISTED = 100  # ranges of missing chapter numbers, and repeated numbers, in report.json
 _LABEL_WIDTH = 14
+_MIN_OTHER_SCRIPT, _MIN_OTHER_SHARE = 20, 0.02  # characters of the rarer script that make a text mixed
 _MAX_CASES, _MAX_WARNINGS = 3, 5  # in the table: cases of a rule, lines of warnings
 
 
@@ -178,6 +179,7 @@ def warnings(report: CleaningReport) -> list[str]:
         density = 1000 * sum(file.tags for file in marked) / max(sum(file.characters for file in marked), 1)
         names = _names([file.name for file in marked], files)
         texts.append(f"MARKUP, {density:.1f} tags per 1,000 characters, in {names}: --profile html?")
+    texts += _mixed_scripts(files)
     if "spaces" in report.rules and (gap_count := report.rules["spaces"].cases.get(whitespace.GAPS_KEPT)):
         texts.append(f"SPACES ARE THE ONLY MARKS between clauses: {gap_count:,} kept; --gaps comma, newline or drop?")
     for name, pattern, numbers in _series(report):
@@ -208,6 +210,18 @@ def _missed_chapters(report: CleaningReport) -> list[str]:
                 f"headings, such as `{visible(examples[run[0]])}`: --heading REGEX"
             )
     return texts
+
+
+def _mixed_scripts(files: Sequence[FileCounts]) -> list[str]:
+    """Return a line with the shares of simplified and traditional characters if the text has both."""
+    counts = {script: sum(getattr(file, script) for file in files) for script in ("simplified", "traditional")}
+    common, rare = sorted(counts, key=lambda script: (-counts[script], script))
+    share = counts[rare] / max(sum(counts.values()), 1)
+    if counts[rare] < _MIN_OTHER_SCRIPT or share < _MIN_OTHER_SHARE:
+        return []
+    others = [file.name for file in files if getattr(file, rare) > getattr(file, common)]
+    names = f"; {rare}: {_names(others, files)}" if others else ""
+    return [f"MIXED SCRIPTS, {1 - share:.0%} {common}, {share:.0%} {rare} characters: --script {common}?{names}"]
 
 
 def _names(names: Sequence[str], files: Sequence[FileCounts]) -> str:

@@ -27,6 +27,7 @@ from pipeline.clean.utf16 import (
     decode_utf16,
 )
 from pipeline.errors import InternalError
+from pipeline.readers.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger, LedgerTally
 
 _MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1
@@ -77,10 +78,11 @@ class ProfileCounts(msgspec.Struct):
 class FileCounts(msgspec.Struct):
     """One input file.
 
-    `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile.
+    `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile,
+    `simplified` and `traditional` the common characters of one script alone, `tags` what looks like a tag or a
+    reference of HTML in its Chinese text.
     `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
     each number that is part of no heading.
-    `tags` counts what looks like a tag or a reference of HTML in its published Chinese text.
     """
 
     name: str
@@ -91,6 +93,8 @@ class FileCounts(msgspec.Struct):
     characters: int = 0
     han: int = 0
     sentence_ends: int = 0
+    simplified: int = 0
+    traditional: int = 0
     numbers: dict[str, dict[int, int]] = {}
     missed: dict[str, dict[int, str]] = {}
     tags: int = 0
@@ -104,6 +108,9 @@ class FileCounts(msgspec.Struct):
         self.profile(profile).characters += characters
         self.han += _sum(counts, flags & _HAN)
         self.sentence_ends += _sum(counts, flags & _SENTENCE_END)
+        if PROFILES[profile].chinese:
+            self.simplified += _sum(counts, flags & _SIMPLIFIED)
+            self.traditional += _sum(counts, flags & _TRADITIONAL)
 
     def add_documents(self, count: int, profile: str) -> None:
         """Add published documents."""
@@ -123,6 +130,8 @@ class FileCounts(msgspec.Struct):
         self.han += other.han
         self.sentence_ends += other.sentence_ends
         self.tags += other.tags
+        self.simplified += other.simplified
+        self.traditional += other.traditional
         for pattern, numbers in other.numbers.items():
             add_counts(self.numbers.setdefault(pattern, {}), numbers)
         for pattern, examples in other.missed.items():
@@ -335,7 +344,7 @@ def _sum(counts: np.ndarray, mask: np.ndarray) -> int:
     return int(counts[mask.astype(bool)].sum())
 
 
-_STARTS_CHARACTER, _IS_CHARACTER, _IS_SURROGATE, _HAN, _SENTENCE_END = 1, 2, 4, 8, 16
+_STARTS_CHARACTER, _IS_CHARACTER, _IS_SURROGATE, _HAN, _SENTENCE_END, _SIMPLIFIED, _TRADITIONAL = 1, 2, 4, 8, 16, 32, 64
 
 
 @cache
@@ -347,7 +356,8 @@ def _unit_flags() -> np.ndarray:
     table[0xDC00:0xE000] = _IS_SURROGATE
     for first, last in (*HAN_UNITS, HAN_HIGH_SURROGATES):
         table[first : last + 1] |= _HAN
-    table[[ord(mark) for mark in SENTENCE_ENDS]] |= _SENTENCE_END
+    for flag, characters in ((_SENTENCE_END, SENTENCE_ENDS), (_SIMPLIFIED, SIMPLIFIED), (_TRADITIONAL, TRADITIONAL)):
+        table[[ord(character) for character in characters]] |= flag
     return table
 
 

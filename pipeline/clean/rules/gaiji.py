@@ -48,7 +48,7 @@ _OPERATOR = r"*/+@|=?()＊／＋＝？\-"
 _RADICALS = (
     "囗亻氵扌艹忄犭礻衤纟钅饣讠彳辶阝刂灬疒宀冖彡攵罒耂虍糹訁飠釒𥫗卄凵厶匚冂勹廴屮"  # never words by themselves
 )
-_LEFT_RADICALS = "口山巾弓月歹火牛犬目石禾羽舟虫貝身車酉金革韋頁風食馬骨鬼魚鳥鹿麥"
+_LEFT_RADICALS = "口山巾弓月歹火牛犬目石禾羽舟虫貝足身車酉金革韋頁風食馬骨鬼魚鳥鹿麥"
 _RIGHT_RADICALS = "支攴殳隹頁"
 _LEVEL_1 = ((b"\xb0", b"\xd7"), (b"\xa4", b"\xc6"))  # first bytes in GB 2312 and in Big5
 _MAX_COMPONENTS = 3

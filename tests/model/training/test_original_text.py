@@ -23,6 +23,7 @@ from pipeline.tokenizers import Characters, FastTokenizer, SentencePiece, Tokeni
 from pipeline.tokens.originals import has_originals
 from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import TokenStore, open_store
+from pipeline.tokens.totals import script_of, warnings_of
 from tests.pipeline.tokenizers.shapes import END_OF_TEXT_OF, SHAPES
 from tests.support.tokenizing import lines, run, shrink_chunks
 
@@ -195,6 +196,33 @@ def test_text_of_unknown_characters_is_refused(root: Path, tmp_path: Path) -> No
     (row,) = status(root)
     assert row.summary == "2 documents, 40 tokens, 2 of 38 characters (5.26 %) are unknown"
     assert not [record.name for record in tokens.manifest.files if record.name.endswith(".text.zst")]
+
+
+def test_commonest_unknown_characters_and_the_script_of_the_vocabulary_are_named(root: Path, tmp_path: Path) -> None:
+    simplified = "风来无声时见归人长安诗书"
+    texts = [f"{simplified}無無{simplified * 9}", "聲無時" + simplified]
+    inputs = TokenizeInputs((lines(tmp_path / "a.jsonl", texts),), ())
+    tokens = run(root, inputs, tokenizer=Characters(simplified, "book"), val_fraction=0, allow_unknown=True).artifact
+    assert tokens.manifest.counts["commonest_unknown"] == {"無": 3, "時": 1, "聲": 1}
+    assert warnings_of(tokens.manifest.counts)[0].endswith("are unknown, such as 無, 時, 聲: they are not in book")
+    other = TokenizeInputs((lines(tmp_path / "b.jsonl", ["風來無聲" * 9]),), ())
+    with pytest.raises(BadData, match=r"are unknown, such as 來, 無, 聲, 風, more than 5%") as error:
+        run(root / "other", other, tokenizer=Characters(simplified, "book"), val_fraction=0)
+    assert "its vocabulary is simplified Chinese" in (error.value.hint or "")
+    assert "clean --script simplified" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "script"),
+    [
+        ("风来无声时见归人长安诗书", "simplified"),
+        ("風來無聲時見歸人長安詩書", "traditional"),
+        ("风來", ""),
+        ("山石", ""),
+    ],
+)
+def test_script_of_a_vocabulary_is_that_of_most_of_its_characters(vocabulary: str, script: str) -> None:
+    assert script_of(Characters(vocabulary, "book")) == script
 
 
 def test_rewrites_are_counted(root: Path, tmp_path: Path) -> None:

@@ -255,6 +255,31 @@ def test_real_texts_are_punctuated_chinese(shared: Path) -> None:
         assert any("NO PUNCTUATION" in text for text in warnings(report_of(bare, name=name)))
 
 
+SIMPLE_LINES, FULL_LINES = "风来无声，时见归人。长安诗书。" * 5, "風來無聲，時見歸人。長安詩書。" * 2
+
+
+def test_both_scripts_in_one_text_give_a_warning_with_their_shares() -> None:
+    (warning,) = warnings(report_of(SIMPLE_LINES, FULL_LINES))
+    assert warning == "MIXED SCRIPTS, 71% simplified, 29% traditional characters: --script simplified?"
+
+
+def test_files_of_the_other_script_are_named() -> None:
+    report = report_of(SIMPLE_LINES * 3, name="a.txt")
+    report.add(report_of(FULL_LINES * 3, name="b.txt"))
+    (warning,) = warnings(report)
+    assert warning.endswith("--script simplified?; traditional: 1 of 2 files (b.txt)")
+    assert any("MIXED SCRIPTS" in line for line in table(report))
+
+
+@pytest.mark.parametrize("text", [SIMPLE_LINES * 4, FULL_LINES * 4, SIMPLE_LINES * 40 + "風來", "风來"])
+def test_one_script_with_a_few_characters_of_the_other_gives_no_warning(text: str) -> None:
+    assert not warnings(report_of(text))
+
+
+def test_scripts_are_counted_in_chinese_text_only() -> None:
+    assert not warnings(report_of(SIMPLE_LINES, FULL_LINES, profile="text"))
+
+
 def test_guesses_of_traditional_script_give_a_warning() -> None:
     counts: Counts = Counter({"发 → 發": 3, "龙 → 龍": 9})
     report = report_of(BOOK, effects={"script": Effect(counts=counts)})
