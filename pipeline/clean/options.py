@@ -48,7 +48,7 @@ CHOICES = {
 RULES = (  # that --without can switch off
     "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes"),
 )
 # A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
 # per line, without quotes and with the commonest marks only, but without losing or splitting any character.
@@ -74,8 +74,10 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding     encoding of plain text files, e.g. `gb18030`; `auto` detects it
     headings     use chapter headings as boundaries, drop them, or keep them as text
     heading      regular expressions of further headings, such as `^正文 第.+回.*`; the match is the title
-    unwrap       join hard-wrapped lines; by default as the profile says
-    notes        policies for notes in brackets, such as `（）=drop`, which override those of the profile
+    unwrap       join hard-wrapped lines; by default as the profile says, and where it is clear that lines are
+                 hard-wrapped
+    notes        policies for notes in brackets, such as `（）=drop`, which override those of the profile, and for
+                 footnotes: `footnotes=drop`
     gaiji        keep characters without an encoding, replace them by □, or drop them
     gaiji_map    table (a file) that replaces characters without an encoding, such as {上休下鳥}
     pua_map      table (a file) that replaces private-use characters

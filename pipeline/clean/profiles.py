@@ -21,7 +21,7 @@ class Profile:
 
     chinese     if False, only line ends and control characters are normalised
     headings    cut texts at chapter headings
-    unwrap      join hard-wrapped lines
+    unwrap      join hard-wrapped lines; None: those of documents that are clearly hard-wrapped
     verse       look for verse in prose
     container   parser that takes a complete text out of its markup
     notes       policies for the brackets of this source
@@ -30,7 +30,7 @@ class Profile:
     name: str
     chinese: bool = True
     headings: bool = True
-    unwrap: bool = False
+    unwrap: bool | None = None
     verse: bool = True
     container: Callable[[str, Counts], Parsed] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("plain"),
-        Profile("chinese-poetry", headings=False, verse=False, notes=notes.POETRY_POLICIES),
+        Profile("chinese-poetry", headings=False, unwrap=False, verse=False, notes=notes.POETRY_POLICIES),
         Profile("kanripo", unwrap=True, container=markup.kanripo, notes=notes.KANRIPO_POLICIES),
         Profile("daizhige", container=markup.daizhige, notes=notes.DAIZHIGE_POLICIES),
         Profile("wikitext-lite", container=markup.wikitext_lite),

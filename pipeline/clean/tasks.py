@@ -16,7 +16,7 @@ import msgspec
 from pipeline.clean import profiles
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.rules import headings
+from pipeline.clean.rules import headings, print_layout
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, readers
 from pipeline.runtime.ledger import Ledger
@@ -121,7 +121,7 @@ class TaskReader:
         blocks = encoding.read_text(self.entry.path, self.stats, encoding=self.options.encoding, advance=advance)
         head, blocks = _read_head(blocks)
         profile = profiles.PROFILES[profiles.for_text(self.options.profile, head.lstrip()[:_HEAD_CHARACTERS])]
-        is_indivisible = _needs_all(profile, self.options)
+        is_indivisible = _needs_all(profile, self.options) or _is_wrapped(profile, self.options, head)
         text, separator, continues = "", "\n", False
         for block in itertools.chain([head], blocks):
             text = text + block if text else block
@@ -184,3 +184,11 @@ def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
         or options.verse != "inline"
         or options.dedup != "no"
     )
+
+
+def _is_wrapped(profile: profiles.Profile, options: CleanOptions, head: str) -> bool:
+    """Return True if the lines of a text that begins with `head` may be joined by default."""
+    if not profile.chinese or options.unwrap is not None or profile.unwrap is not None or "unwrap" in options.without:
+        return False
+    head = head[:_HEAD_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
+    return bool(print_layout.suspects(join_documents([head]))) and print_layout.measure(head) is not None

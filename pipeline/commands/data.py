@@ -153,7 +153,7 @@ _PROFILES = (
 _RULES = (
     "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes"),
 )
 _CLEAN_INPUT = option_group(
     "Input",
@@ -191,7 +191,11 @@ _CLEAN_RULES = option_group(
         default="",
         help="Preset of the options below. moirai: one sentence per line, no quotes, common punctuation only.",
     ),
-    click.option("--unwrap/--no-unwrap", default=None, help="Join hard-wrapped lines (default: set by the profile)."),
+    click.option(
+        "--unwrap/--no-unwrap",
+        default=None,
+        help="Join hard-wrapped lines (default: set by the profile, or where lines are clearly hard-wrapped).",
+    ),
     click.option(
         "--headings",
         type=Choice(["boundary", "drop", "keep"]),
@@ -209,7 +213,8 @@ _CLEAN_RULES = option_group(
         "--notes",
         multiple=True,
         metavar="BRACKETS=POLICY",
-        help="Policy for notes in these brackets: keep, drop, drop:WORDS or extract, e.g. （）=drop (repeatable).",
+        help="Policy for notes in these brackets: keep, drop, drop:WORDS or extract, e.g. （）=drop; footnotes=drop "
+        "removes ①, [1] and the lines that they refer to (repeatable).",
     ),
     click.option(
         "--gaiji",

@@ -22,7 +22,7 @@ from pipeline.clean.report.report import (
     SentenceCounts,
     add_counts,
 )
-from pipeline.clean.rules import script, series, whitespace
+from pipeline.clean.rules import script, series, unwrap, whitespace
 from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
@@ -188,6 +188,8 @@ def warnings(report: CleaningReport) -> list[str]:
         if problems:
             span = f"{gaps['first']} to {gaps['last']} of {visible(name) or 'all files'}"
             texts.append(f"chapters {pattern} {span}: {', '.join(problems)}")
+    if "unwrap" in report.rules:
+        texts += _wrapped(report.rules["unwrap"].cases)
     if "script" in report.rules and (guesses := script.ambiguous_pairs(report.rules["script"].cases)):
         pairs = [f"{pair} {count:,}" for pair, count in guesses.items()]
         texts.append(f"{script.WARNING}: {_first_few(pairs, limit=4)}")
@@ -222,6 +224,15 @@ def _mixed_scripts(files: Sequence[FileCounts]) -> list[str]:
     others = [file.name for file in files if getattr(file, rare) > getattr(file, common)]
     names = f"; {rare}: {_names(others, files)}" if others else ""
     return [f"MIXED SCRIPTS, {1 - share:.0%} {common}, {share:.0%} {rare} characters: --script {common}?{names}"]
+
+
+def _wrapped(cases: Mapping[str, int]) -> list[str]:
+    """Return a warning if documents seem hard-wrapped and were not joined."""
+    widths = {case.removeprefix(unwrap.KEPT): count for case, count in cases.items() if case.startswith(unwrap.KEPT)}
+    ranked = [width for width, _ in sorted(widths.items(), key=lambda item: (-item[1], int(item[0])))]
+    count = sum(widths.values())
+    documents = f" in {count:,} documents" if count > 1 else ""
+    return [f"HARD-WRAPPED at {_first_few(ranked, limit=2)} characters{documents}: --unwrap?"] if widths else []
 
 
 def _names(names: Sequence[str], files: Sequence[FileCounts]) -> str:

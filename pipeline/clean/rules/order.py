@@ -13,6 +13,7 @@ from pipeline.clean.profiles import Profile
 from pipeline.clean.rule import Rule
 from pipeline.clean.rules import (
     boilerplate,
+    footnotes,
     gaiji,
     lacunae,
     mojibake,
@@ -31,18 +32,27 @@ def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
     """Return the rules that make headings recognisable: on references, lines, brackets and unreadable characters."""
     tables = load_tables(options)
     policies = note_policies(profile, options)
-    unwraps = profile.unwrap if options.unwrap is None else options.unwrap
     return _enabled(
         profile,
         options,
         entities.RULE,
-        unwrap.UNWRAP if unwraps else None,
+        _unwrap_rule(profile, options),
+        footnotes.rule() if policies.get(notes.FOOTNOTES) == "drop" else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
         punctuation.WIDEN,
         None if "extract" in policies.values() else notes.rule(policies),
     )
+
+
+def _unwrap_rule(profile: Profile, options: CleanOptions) -> Rule | None:
+    """Return the rule that the option selects, or without it the profile."""
+    if profile.unwrap:
+        return None if options.unwrap is False else unwrap.UNWRAP
+    if options.unwrap:
+        return unwrap.UNWRAP_PAGES
+    return unwrap.UNWRAP_WHERE_CLEAR if options.unwrap is profile.unwrap else None
 
 
 def note_policies(profile: Profile, options: CleanOptions) -> dict[str, str]:

@@ -3,14 +3,21 @@
 A line continues in the next one unless it ends a sentence (。！？：… or a closing mark), or the next line is blank,
 starts with a space or is a heading. A heading on a line of its own is not joined.
 `余乆擬西南遊\\n遷延` becomes `余乆擬西南遊遷延`.
+
+If the width of the print is known (print_layout.py), only a full line continues, and page numbers, running heads and
+footnotes may be between the two. By default documents of clear width are joined, and others are reported.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from itertools import pairwise
 
-from pipeline.clean.rule import Counts, textual, units
-from pipeline.clean.rules import headings
+from pipeline.clean.rule import Counts, Rule, textual, units
+from pipeline.clean.rules import headings, print_layout
+from pipeline.clean.rules.footnotes import NOTE_LINE
+from pipeline.clean.rules.print_layout import Layout
 from pipeline.clean.utf16 import (
     BLANKS,
     CHINESE_MARKS,
@@ -22,6 +29,9 @@ from pipeline.clean.utf16 import (
     OPENERS,
     SENTENCE_ENDS,
     SEPARATOR,
+    Utf16Text,
+    join_documents,
+    split_documents,
 )
 
 # ASCII marks included: this rule runs before they are widened.
@@ -29,33 +39,148 @@ _SENTENCE_ENDS = tuple(SENTENCE_ENDS + "：" + ELLIPSIS + CLOSERS + ".!?:" + "\"
 _CHINESE = re.compile(f"[{HAN}{LACUNA}{CHINESE_MARKS}{CLAUSE_MARKS}{OPENERS}{CLOSERS}—・·]")
 
 
+class _Lines:
+    """The lines of a document, which are joined as they are added.
+
+    layout  print layout, or None if its width is unknown: then each line continues unless it ends a sentence
+    lines   added lines, each in pieces
+    """
+
+    def __init__(self, layout: Layout | None, counts: Counts) -> None:
+        self._layout, self._counts = layout, counts
+        self.lines: list[list[str]] = []
+        self._target: int | None = None  # index of the line that may continue
+        self._previous = ""  # its last print line
+        self._previous_is_heading: bool | None = None  # None: not checked yet, because parsing a heading is slow
+        self._note: tuple[int, str] | None = None  # index and text of the note line just before
+        self._blank_lines, self._is_interrupted = 0, False
+
+    def interrupt(self) -> None:
+        """Note that a page number or running head was removed here."""
+        self._is_interrupted, self._note = True, None
+
+    def add(self, line: str) -> None:
+        """Add a line, or join it to the line that it continues."""
+        if not line.strip(BLANKS):
+            self._blank_lines += 1
+            self._note = None
+            self.lines.append([line])
+        elif NOTE_LINE.match(line):
+            self._add_note(line)
+        elif self._note and self._continues(self._note[1], line):
+            self._join(self._note[0], self._note[1], line)
+            self._note = self._note[0], line
+        else:
+            self._add_text(line)
+
+    def _add_note(self, line: str) -> None:
+        """Add the line of a footnote. The paragraph before it may continue after it."""
+        self._note = len(self.lines), line
+        self._is_interrupted = True
+        self.lines.append([line])
+
+    def _add_text(self, line: str) -> None:
+        is_heading: bool | None = None
+        target = self._target
+        if target is not None and self._is_adjacent() and self._continues(self._previous, line):
+            heading = headings.parse_heading(line)
+            is_heading = _is_own_line(heading)
+            if not heading and self._previous_is_heading is None:
+                self._previous_is_heading = _is_own_line(headings.parse_heading(self._previous))
+            if heading or self._previous_is_heading:
+                target = None
+        else:
+            target = None
+        if target is None:
+            self._target = len(self.lines)
+            self.lines.append([line])
+        else:
+            between = [pieces for pieces in self.lines[target + 1 :] if pieces[0].strip(BLANKS)]
+            del self.lines[target + 1 :]
+            if self._blank_lines:
+                self._counts["blank lines"] += self._blank_lines
+            self._join(target, self._previous, line)
+            self.lines += between
+        self._previous, self._previous_is_heading = line, is_heading
+        self._note, self._blank_lines, self._is_interrupted = None, 0, False
+
+    def _is_adjacent(self) -> bool:
+        is_spaced = self._layout is not None and self._layout.is_double_spaced
+        return self._blank_lines <= is_spaced or self._is_interrupted
+
+    def _continues(self, previous: str, line: str) -> bool:
+        layout = self._layout
+        if not layout:
+            return _is_open(previous) and line[0] not in BLANKS
+        if not layout.is_full(previous) or print_layout.indent(line) != layout.indent:
+            return False
+        return layout.is_indented or print_layout.is_open(previous)
+
+    def _join(self, target: int, previous: str, line: str) -> None:
+        if self._layout:
+            line = line.lstrip(BLANKS)
+        is_chinese = previous[-1] in BLANKS or _CHINESE.match(previous[-1]) or _CHINESE.match(line)
+        self.lines[target] += ("" if is_chinese else " ", line)
+        self._counts["joins"] += 1
+
+
 def unwrap(text: str, counts: Counts) -> str:
     """Join the print lines of the documents of `text`, which NUL separates, and count the joins.
 
     Between two words that are not Chinese the newline becomes a space.
     """
-    return SEPARATOR.join(_join_lines(document, counts) for document in text.split(SEPARATOR))
+    return SEPARATOR.join(_join_lines(document, None, {}, counts) for document in text.split(SEPARATOR))
 
 
-def _join_lines(document: str, counts: Counts) -> str:
-    previous, *following = document.split("\n")
-    pieces = [previous]
-    previous_is_heading: bool | None = None  # None: not checked yet, because parsing a heading is slow
-    for line in following:
-        separator, is_heading = "\n", None
-        if _is_open(previous) and line and line[0] not in BLANKS:
-            heading = headings.parse_heading(line)
-            is_heading = _is_own_line(heading)
-            if not heading and previous_is_heading is None:
-                previous_is_heading = _is_own_line(headings.parse_heading(previous))
-            if not heading and not previous_is_heading:
-                separator = (
-                    "" if previous[-1] in BLANKS or _CHINESE.match(previous[-1]) or _CHINESE.match(line) else " "
-                )
-                counts["joins"] += 1
-        pieces += (separator, line)
-        previous, previous_is_heading = line, is_heading
-    return "".join(pieces)
+def _join_lines(document: str, layout: Layout | None, marks: Mapping[int, str], counts: Counts) -> str:
+    """Join the print lines of a document. `marks` are what remains of the lines that its pages repeat."""
+    joined = _Lines(layout, counts)
+    for index, line in enumerate(document.split("\n")):
+        if index in marks and not marks[index]:
+            joined.interrupt()
+        else:
+            joined.add(marks.get(index, line))
+    if marks:
+        counts["page numbers, running heads"] += len(marks)
+    return "\n".join(map("".join, joined.lines))
+
+
+def unwrap_pages(text: str, counts: Counts) -> str:
+    """Join print lines by the layout of each document, without page numbers and running heads."""
+    return SEPARATOR.join(_unwrap_print(document, counts) for document in text.split(SEPARATOR))
+
+
+def _unwrap_print(document: str, counts: Counts) -> str:
+    layout = print_layout.measure(document)
+    return _join_lines(document, layout, print_layout.page_marks(document.split("\n"), layout), counts)
+
+
+def _unwrap_where_clear(page: Utf16Text, counts: Counts) -> Utf16Text:
+    """Join the print lines of the documents and chapters that are clearly hard-wrapped. Count those that may be."""
+    suspects = print_layout.suspects(page)
+    if not suspects:
+        return page
+    documents = split_documents(page)
+    for index in suspects:
+        text = documents[index]
+        layout = print_layout.measure(text)
+        if layout and layout.is_clear:
+            documents[index] = _unwrap_print(text, counts)
+            continue
+        documents[index] = "\n".join(
+            _unwrap_print(chapter, counts) if (part := print_layout.measure(chapter)) and part.is_clear else chapter
+            for chapter in _chapters(text)
+        )
+        if layout and documents[index] == text:
+            counts[f"{KEPT}{layout.characters}"] += 1
+    return join_documents(documents)
+
+
+def _chapters(text: str) -> list[str]:
+    """Return the parts of a text that begin with a heading, and the part before the first."""
+    lines = text.split("\n")
+    starts = [index for index, line in enumerate(lines) if index and headings.parse_heading(line)]
+    return ["\n".join(lines[start:end]) for start, end in pairwise((0, *starts, len(lines)))]
 
 
 def _is_open(line: str) -> bool:
@@ -68,4 +193,7 @@ def _is_own_line(heading: tuple[str, str] | None) -> bool:
     return heading is not None and not heading[1]
 
 
+KEPT = "kept lines of "  # characters, in the counts of documents that may be hard-wrapped
 UNWRAP = textual("unwrap", unwrap, units("\n"))
+UNWRAP_PAGES = textual("unwrap", unwrap_pages, units("\n"))
+UNWRAP_WHERE_CLEAR = Rule("unwrap", _unwrap_where_clear, units("\n"))
