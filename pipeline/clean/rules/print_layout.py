@@ -30,6 +30,7 @@ _MIN_MID = 0.2  # of the full open lines end between two words, not after a mark
 _MIN_ENDS = 0.004  # sentence ends per character: a text without them may be verse
 _MIN_INDENTED = 3  # lines with another indent, from which paragraphs are recognised
 _MIN_BROKEN = 1 / 3  # of the page numbers or running heads that interrupt a sentence
+_MAX_DISTANCE = 24  # lines from the first to the last of such lines, if a blank line follows each
 _SAMPLE = 60  # lines that decide whether a text is verse
 
 _ENDS = "。！？…．.!?"
@@ -76,7 +77,7 @@ class Layout:
 def suspects(page: Utf16Text) -> list[int]:
     """Return the indices of the documents that may be hard-wrapped, from the lengths of their lines alone.
 
-    Three long lines in turn that do not end a sentence have nearly equal lengths, not counting other lines.
+    Four long lines that do not end a sentence are near each other and have nearly equal lengths.
     """
     ends = np.append(positions_of(page, LINE_ENDS), len(page))
     lengths = np.diff(ends, prepend=-1) - 1
@@ -86,13 +87,19 @@ def suspects(page: Utf16Text) -> list[int]:
     last = ends[long_lines]
     is_open = ~is_one_of(page.units[last - 1], _LAST_UNITS)
     is_open &= units_at(page, last) == ord("\n")
-    last, lengths = last[is_open], lengths[long_lines[is_open]]
-    if len(last) < _MIN_LINES:
+    long_lines, last = long_lines[is_open], last[is_open]
+    gap = _MIN_LINES - 1
+    if len(last) <= gap:
+        return []
+    is_even = np.abs(np.diff(lengths[long_lines])) <= _SPREAD
+    is_run = (long_lines[gap:] - long_lines[:-gap] <= _MAX_DISTANCE) & is_even[gap - 1 :]
+    for step in range(gap - 1):
+        is_run &= is_even[step : step - gap + 1]
+    if not is_run.any():
         return []
     documents = np.searchsorted(positions_of(page, SEPARATOR), last)
-    steps = np.abs(np.diff(lengths))
-    is_run = (steps[1:] <= _SPREAD) & (steps[:-1] <= _SPREAD) & (documents[2:] == documents[:-2])
-    return sorted({*documents[2:][is_run].tolist()})
+    is_run &= documents[gap:] == documents[:-gap]
+    return sorted({*documents[gap:][is_run].tolist()})
 
 
 def _is_text(line: str) -> bool:
