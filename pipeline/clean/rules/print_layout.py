@@ -30,8 +30,8 @@ _MIN_MID = 0.2  # of the full open lines end between two words, not after a mark
 _MIN_ENDS = 0.004  # sentence ends per character: a text without them may be verse
 _MIN_INDENTED = 3  # lines with another indent, from which paragraphs are recognised
 _MIN_BROKEN = 1 / 3  # of the page numbers or running heads that interrupt a sentence
-_MAX_DISTANCE = 24  # lines from the first to the last of such lines, if a blank line follows each
-_SAMPLE = 60  # lines that decide whether a text is verse
+_MAX_DISTANCE = 16  # lines from the first to the last of such lines, if a blank line follows each
+_SAMPLE = 60  # lines that decide whether a text is verse or a list of headings
 
 _ENDS = "。！？…．.!?"
 _CLOSERS = "”’」』）》〉】〕〗\"')"
@@ -59,7 +59,7 @@ class Layout:
     characters of most full lines, for messages
     is_clear   True if the evidence is enough to join lines
     is_double_spaced  True if a blank line follows nearly every line
-    is_indented  True if the first line of a paragraph has another indent than the following ones
+    marks_paragraphs  True if paragraphs begin with another indent, or a blank line is before them
     """
 
     width: int
@@ -67,7 +67,7 @@ class Layout:
     characters: int
     is_clear: bool
     is_double_spaced: bool
-    is_indented: bool
+    marks_paragraphs: bool
 
     def is_full(self, line: str) -> bool:
         """Return True if a line has about the full width."""
@@ -77,7 +77,8 @@ class Layout:
 def suspects(page: Utf16Text) -> list[int]:
     """Return the indices of the documents that may be hard-wrapped, from the lengths of their lines alone.
 
-    Four long lines that do not end a sentence are near each other and have nearly equal lengths.
+    Some long lines that do not end a sentence are near each other and have nearly equal lengths: four in turn, or three
+    in a document that has few shorter ones.
     """
     ends = np.append(positions_of(page, LINE_ENDS), len(page))
     lengths = np.diff(ends, prepend=-1) - 1
@@ -88,25 +89,32 @@ def suspects(page: Utf16Text) -> list[int]:
     is_open = ~is_one_of(page.units[last - 1], _LAST_UNITS)
     is_open &= units_at(page, last) == ord("\n")
     long_lines, last = long_lines[is_open], last[is_open]
-    gap = _MIN_LINES - 1
-    if len(last) <= gap:
+    if len(last) < _MIN_LINES:
         return []
     is_even = np.abs(np.diff(lengths[long_lines])) <= _SPREAD
-    is_run = (long_lines[gap:] - long_lines[:-gap] <= _MAX_DISTANCE) & is_even[gap - 1 :]
-    for step in range(gap - 1):
-        is_run &= is_even[step : step - gap + 1]
+    is_run = is_even[1:] & is_even[:-1] & (long_lines[2:] - long_lines[:-2] <= _MAX_DISTANCE)
     if not is_run.any():
         return []
-    documents = np.searchsorted(positions_of(page, SEPARATOR), last)
-    is_run &= documents[gap:] == documents[:-gap]
-    return sorted({*documents[gap:][is_run].tolist()})
+    separators = positions_of(page, SEPARATOR)
+    documents = np.searchsorted(separators, last)
+    is_run &= documents[2:] == documents[:-2]
+    is_long_run = is_run[1:] & is_run[:-1]
+    indices = {*documents[3:][is_long_run].tolist()}
+    for index in {*documents[2:][is_run].tolist()} - indices:
+        bounds = np.searchsorted(ends, separators[max(index - 1, 0) : index + 1])
+        first, stop = bounds[0] + 1 if index else 0, bounds[-1] if index < len(separators) else len(ends)
+        line_ends = ends[first:stop][lengths[first:stop] > 0]
+        open_count = np.count_nonzero(~is_one_of(page.units[line_ends - 1], _LAST_UNITS))
+        if np.count_nonzero(documents == index) >= _MIN_SHARE * open_count:
+            indices.add(index)
+    return sorted(indices)
 
 
-def _is_text(line: str) -> bool:
-    """Return False for a blank line, a footnote, and what looks like a page number or running head."""
-    text = line.strip(BLANKS)
-    marks = (_DECORATED, _BARE, _HEAD_WITH_NUMBER) if len(text) <= _MAX_MARK else ()
-    return bool(text) and not NOTE_LINE.match(text) and not any(mark.fullmatch(text) for mark in marks)
+def _is_mark(text: str) -> bool:
+    """Return True for a footnote, and for what looks like a page number or running head."""
+    if NOTE_LINE.match(text):
+        return True
+    return len(text) <= _MAX_MARK and any(mark.fullmatch(text) for mark in (_DECORATED, _BARE, _HEAD_WITH_NUMBER))
 
 
 def columns(line: str) -> int:
@@ -128,7 +136,10 @@ def is_open(line: str) -> bool:
 
 def measure(text: str) -> Layout | None:
     """Return the layout of a document, or None if it is not hard-wrapped."""
-    lines = [line for line in text.split("\n") if _is_text(line)]
+    rows = text.strip().split("\n")
+    repeated = _repeated_lines(rows)
+    rows = [row for row in rows if not _is_mark(row.strip(BLANKS)) and row.strip(BLANKS) not in repeated]
+    lines = [row for row in rows if row.strip(BLANKS)]
     open_lines = [index for index, line in enumerate(lines[:-1]) if is_open(line)]
     long_lines = [index for index in open_lines if columns(lines[index].lstrip(BLANKS)) >= 2 * MIN_WIDTH]
     if len(long_lines) < _MIN_LINES:
@@ -140,10 +151,10 @@ def measure(text: str) -> Layout | None:
     even, share = len(full) / len(long_lines), len(full) / len(open_lines)
     if len(full) < _MIN_LINES or even < _MIN_EVEN or share < _MIN_SHARE or longer > max(1, _MAX_LONGER * len(lines)):
         return None
-    if _is_verse([lines[index] for index in full[:_SAMPLE]]):
+    if _are_units([lines[index] for index in full[:_SAMPLE]]):
         return None
     mid = sum(not _LAST_MARK.search(lines[index].rstrip(BLANKS)) for index in full)
-    ends = sum(map(text.count, _ENDS))
+    ends = sum(text.count(mark) for mark in _ENDS)
     following = Counter(indent(lines[index + 1]) for index in full)
     common = following.most_common(1)[0][0]
     return Layout(
@@ -156,8 +167,8 @@ def measure(text: str) -> Layout | None:
         and longer <= _MAX_LONGER * len(lines)
         and mid >= _MIN_MID * len(full)
         and ends >= _MIN_ENDS * len(text),
-        is_double_spaced=_is_double_spaced(text),
-        is_indented=sum(indent(line) > common for line in lines) >= max(_MIN_INDENTED, 0.03 * len(lines)),
+        is_double_spaced=_is_double_spaced(rows),
+        marks_paragraphs=_has_indents(lines, common) or _has_blank_lines(rows, top),
     )
 
 
@@ -168,17 +179,34 @@ def _densest(widths: np.ndarray) -> int:
     return int(np.argmax(sums))
 
 
-def _is_verse(lines: Sequence[str]) -> bool:
-    """Return True if half of the lines consist of clauses of one length."""
-    verses = 0
+def _are_units(lines: Sequence[str]) -> bool:
+    """Return True if half of the lines are headings, or verse: clauses of one length."""
+    count = 0
     for line in lines:
         lengths = [len(clause) for clause in _CLAUSE_MARKS.split(line) if clause]
-        verses += len(lengths) > 1 and len({*lengths}) == 1
-    return 2 * verses >= len(lines)
+        is_verse = len(lengths) > 1 and len({*lengths}) == 1
+        count += is_verse or headings.parse_heading(line) is not None
+    return 2 * count >= len(lines)
 
 
-def _is_double_spaced(text: str) -> bool:
-    lines = [bool(line.strip(BLANKS)) for line in text.strip().split("\n")]
+def _has_indents(lines: Sequence[str], common: int) -> bool:
+    """Return True if some lines are indented by more than those that continue a paragraph."""
+    return sum(indent(line) > common for line in lines) >= max(_MIN_INDENTED, 0.03 * len(lines))
+
+
+def _has_blank_lines(rows: Sequence[str], width: int) -> bool:
+    """Return True if a blank line follows nearly every line that ends a sentence before the full width."""
+    last = [
+        not following.strip(BLANKS)
+        for line, following in pairwise(rows)
+        if line.strip(BLANKS) and not is_open(line) and columns(line) < width - _SPREAD - _SLACK
+    ]
+    return len(last) >= _MIN_INDENTED and sum(last) >= 0.8 * len(last) and not _is_double_spaced(rows)
+
+
+def _is_double_spaced(rows: Sequence[str]) -> bool:
+    """Return True if a blank line follows nearly every line."""
+    lines = [bool(row.strip(BLANKS)) for row in rows]
     adjacent = sum(one and other for one, other in pairwise(lines))
     return adjacent <= 0.1 * sum(lines)
 

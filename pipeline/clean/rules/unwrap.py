@@ -34,9 +34,10 @@ from pipeline.clean.utf16 import (
     split_documents,
 )
 
+_NO_BEGIN = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS  # that no paragraph begins with
 # ASCII marks included: this rule runs before they are widened.
 _SENTENCE_ENDS = tuple(SENTENCE_ENDS + "：" + ELLIPSIS + CLOSERS + ".!?:" + "\"')]")
-_CHINESE = re.compile(f"[{HAN}{LACUNA}{CHINESE_MARKS}{CLAUSE_MARKS}{OPENERS}{CLOSERS}—・·]")
+_CHINESE = re.compile(f"[{HAN}{LACUNA}{CHINESE_MARKS}{CLAUSE_MARKS}{OPENERS}{CLOSERS}{ELLIPSIS}—・·]")
 
 
 class _Lines:
@@ -114,7 +115,8 @@ class _Lines:
             return _is_open(previous) and line[0] not in BLANKS
         if not layout.is_full(previous) or print_layout.indent(line) != layout.indent:
             return False
-        return layout.is_indented or print_layout.is_open(previous)
+        begins_with_mark = line.lstrip(BLANKS)[0] in _NO_BEGIN
+        return layout.marks_paragraphs or begins_with_mark or print_layout.is_open(previous)
 
     def _join(self, target: int, previous: str, line: str) -> None:
         if self._layout:
