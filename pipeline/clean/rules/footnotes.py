@@ -55,18 +55,22 @@ def _remove_from(document: str, counts: Counts) -> str:
 def _pairs(lines: Sequence[str]) -> tuple[set[int], set[tuple[int, int, int]]]:
     """Return the indices of the note lines, and the marks that refer to them as line, start and end.
 
-    A mark refers to the next line that begins with it.
+    Marks and the lines that begin with them pair up in their order. A line may have more than one mark.
     """
     note_lines, marks = set[int](), set[tuple[int, int, int]]()
     pending: dict[str, list[tuple[int, int, int]]] = {}
+    last_note: dict[str, int] = {}
     for index, line in enumerate(lines):
         note = NOTE_LINE.match(line)
-        if note and note[1] in pending:
+        if note and pending.get(note[1]):
             note_lines.add(index)
-            marks |= {*pending.pop(note[1])}
+            last_note[note[1]] = index
+            marks.add(pending[note[1]].pop(0))
             continue
         for mark in _MARKS.finditer(line, note.end() if note else 0):
             pending.setdefault(mark[0], []).append((index, mark.start(), mark.end()))
+    for label, index in last_note.items():
+        marks |= {mark for mark in pending[label] if mark[0] < index}
     return note_lines, marks
 
 

@@ -29,7 +29,9 @@ _MAX_LONGER = 0.02  # of all lines
 _MIN_MID = 0.2  # of the full open lines end between two words, not after a mark: otherwise the lines are clauses
 _MIN_ENDS = 0.004  # sentence ends per character: a text without them may be verse
 _MIN_INDENTED = 3  # lines with another indent, from which paragraphs are recognised
-_MIN_BROKEN = 1 / 3  # of the page numbers or running heads that interrupt a sentence
+_MIN_BROKEN = 0.3  # of the page numbers or running heads that interrupt a sentence
+_MIN_BROKEN_OF_SERIES = 0.1  # of three or more that are decorated or equal but for the number
+_SERIES = 3
 _MAX_DISTANCE = 16  # lines from the first to the last of such lines, if a blank line follows each
 _SAMPLE = 60  # lines that decide whether a text is verse or a list of headings
 
@@ -274,19 +276,23 @@ def _page_numbers(numbers: dict[int, int], decorated: set[int], broken: set[int]
     for (index, number), (following, next_number) in pairwise(numbers.items()):
         if number < next_number <= number + 2:
             chain |= {index, following}
-    if len(chain & broken) < _MIN_BROKEN * len(chain):
+    if not _interrupt(chain, broken, is_series=len(chain & decorated) >= max(_SERIES, 0.9 * len(chain))):
         chain.clear()
     return sorted(chain | (decorated & broken))
+
+
+def _interrupt(indices: set[int], broken: set[int], *, is_series: bool) -> bool:
+    """Return True if enough of the lines interrupt a sentence."""
+    return len(indices & broken) >= max(1, (_MIN_BROKEN_OF_SERIES if is_series else _MIN_BROKEN) * len(indices))
 
 
 def _is_running_head(
     occurrences: Sequence[tuple[int, int | None]], broken: set[int], marks: dict[int, str], lines: Sequence[str]
 ) -> bool:
     indices = [index for index, _ in occurrences]
-    interrupting = sum(index in broken for index in indices)
-    if len(indices) < 2 or interrupting < _MIN_BROKEN * len(indices):
-        return False
     numbers = [number for _, number in occurrences if number is not None]
+    if len(indices) < 2 or not _interrupt({*indices}, broken, is_series=len(numbers) >= _SERIES):
+        return False
     if len(numbers) == len(indices):
         return all(one < other for one, other in pairwise(numbers))
     return len(indices) > 2 or all(_is_beside_mark(index, marks, lines) for index in indices)
