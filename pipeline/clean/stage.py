@@ -8,7 +8,8 @@ report.json           effects of each rule, statistics of the output, and tokeni
 tasks.py reads files into tasks of about a megabyte, worker.py cleans each in any process, writer.py collects the
 results in order. A document of more than 4 M characters is filtered by its beginning and written as it is read, so
 that memory use does not grow. A complete text file is held in memory only if a rule needs more context than a line
-(containers, --notes, --unwrap, --verse, --dedup, --unit paragraph or sentence, chapters that only a series proves).
+(containers, hard-wrapped lines, --notes, --unwrap, --verse, --dedup, --unit paragraph or sentence, chapters that only a
+series proves).
 """
 
 from __future__ import annotations

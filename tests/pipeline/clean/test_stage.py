@@ -345,6 +345,22 @@ def test_document_longer_than_a_task_is_filtered_as_one(
     assert len(entries(clean(root, path))) == 1
 
 
+def test_hard_wrapped_text_longer_than_a_task_is_joined_as_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "TASK_CHARACTERS", 50)
+    paragraph = (
+        "且说林冲别了柴进，背上包裹，取路投东，行了十数日，时遇暮冬天气，彤云密布，朔风紧起，又见纷纷扬扬下着满天大雪。"
+    )
+    lines = [paragraph[at : at + 22] for at in range(0, len(paragraph), 22)] * 8
+    path = tmp_path / "book.txt"
+    path.write_text("\r\n".join(lines), encoding="utf-8")
+    assert titles_and_texts(clean(root, path)) == [("", "\n".join([paragraph] * 8))]
+    kept = [("", "\n".join(lines))]
+    assert titles_and_texts(clean(root, path, name="kept", unwrap=False)) == kept
+    assert titles_and_texts(clean(root, path, name="without", without=("unwrap",))) == kept
+
+
 def test_text_without_line_ends_is_cut_after_a_sentence_and_rejoined(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from pipeline.clean.report.render import COLUMNS, LINES, table, table_from_json, to_json, warnings
 from pipeline.clean.report.report import CleaningReport, FileCounts, RuleTally, check_balance
 from pipeline.clean.rule import Counts, Effect
+from pipeline.clean.rules import unwrap
 from pipeline.clean.utf16 import join_documents
 from pipeline.errors import InternalError
 
@@ -383,3 +384,12 @@ def test_empty_report_has_a_table() -> None:
     assert len(table(CleaningReport())) <= LINES
     check_balance(CleaningReport())
     assert to_json(CleaningReport())["sentences"]["characters"] == {"p50": 0, "p95": 0, "p99": 0, "max": 0}
+
+
+def test_lines_that_seem_hard_wrapped_and_stay_give_a_warning() -> None:
+    effects = {"unwrap": Effect(counts=Counter({"joins": 5, f"{unwrap.KEPT}33": 1}))}
+    assert "HARD-WRAPPED at 33 characters: --unwrap?" in warnings(report_of("武陵人", effects=effects))
+    effects["unwrap"].counts[f"{unwrap.KEPT}21"] = 4
+    text = "HARD-WRAPPED at 21, 33 characters in 5 documents: --unwrap?"
+    assert text in warnings(report_of("武陵人", effects=effects))
+    assert not warnings(report_of("武陵人", effects={"unwrap": Effect(counts=Counter(joins=5))}))
