@@ -191,4 +191,4 @@ def _is_wrapped(profile: profiles.Profile, options: CleanOptions, head: str) -> 
     if not profile.chinese or options.unwrap is not None or profile.unwrap is not None or "unwrap" in options.without:
         return False
     head = head[:_HEAD_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
-    return bool(print_layout.suspects(join_documents([head]))) and print_layout.measure(head) is not None
+    return any(print_layout.suspects(join_documents([head])).values()) and print_layout.measure(head) is not None

@@ -22,6 +22,7 @@ from pipeline.sources.order import parse_numeral
 MIN_WIDTH = 16  # characters of a print line: shorter ones are verse
 _MIN_LINES, _CLEAR_LINES = 4, 8  # open lines of full width: to report a text, and to join its lines without being asked
 _SPREAD = 8  # columns between the shortest and the longest full line: marks do not begin a line
+_MAX_WIDTH = 1000  # units of a line that are told apart
 _SLACK = 4  # columns by which a line may be shorter still, for a long word after it, or longer
 _MIN_EVEN, _CLEAR_EVEN = 0.7, 0.85  # of the long open lines that are full
 _MIN_SHARE, _CLEAR_SHARE = 0.3, 0.5  # of all open lines that are full
@@ -76,40 +77,53 @@ class Layout:
         return columns(line) >= self.width - _SPREAD - _SLACK
 
 
-def suspects(page: Utf16Text) -> list[int]:
-    """Return the indices of the documents that may be hard-wrapped, from the lengths of their lines alone.
+def suspects(page: Utf16Text) -> dict[int, bool]:
+    """Return the indices of the documents that may be hard-wrapped, from the lengths of their lines in units alone.
 
-    Some long lines that do not end a sentence are near each other and have nearly equal lengths: four in turn, or three
-    in a document that has few shorter ones.
+    In such a document three long lines that do not end a sentence are near each other and have nearly equal lengths.
+    The value is False if only a part of the document may be hard-wrapped.
     """
     ends = np.append(positions_of(page, LINE_ENDS), len(page))
     lengths = np.diff(ends, prepend=-1) - 1
     long_lines = np.flatnonzero(lengths >= MIN_WIDTH)
     if len(long_lines) < _MIN_LINES:
-        return []
+        return {}
     last = ends[long_lines]
     is_open = ~is_one_of(page.units[last - 1], _LAST_UNITS)
     is_open &= units_at(page, last) == ord("\n")
     long_lines, last = long_lines[is_open], last[is_open]
     if len(last) < _MIN_LINES:
-        return []
+        return {}
     is_even = np.abs(np.diff(lengths[long_lines])) <= _SPREAD
     is_run = is_even[1:] & is_even[:-1] & (long_lines[2:] - long_lines[:-2] <= _MAX_DISTANCE)
     if not is_run.any():
-        return []
-    separators = positions_of(page, SEPARATOR)
-    documents = np.searchsorted(separators, last)
+        return {}
+    separators = np.searchsorted(ends, positions_of(page, SEPARATOR))
+    documents = np.searchsorted(separators, long_lines)
     is_run &= documents[2:] == documents[:-2]
-    is_long_run = is_run[1:] & is_run[:-1]
-    indices = {*documents[3:][is_long_run].tolist()}
-    for index in {*documents[2:][is_run].tolist()} - indices:
-        bounds = np.searchsorted(ends, separators[max(index - 1, 0) : index + 1])
-        first, stop = bounds[0] + 1 if index else 0, bounds[-1] if index < len(separators) else len(ends)
-        line_ends = ends[first:stop][lengths[first:stop] > 0]
-        open_count = np.count_nonzero(~is_one_of(page.units[line_ends - 1], _LAST_UNITS))
-        if np.count_nonzero(documents == index) >= _MIN_SHARE * open_count:
-            indices.add(index)
-    return sorted(indices)
+    bounds = np.concatenate(([-1], separators, [len(ends) - 1]))
+    entire = {}
+    for index in sorted({*documents[2:][is_run].tolist()}):
+        lines = slice(bounds[index] + 1, bounds[index + 1])
+        is_text = lengths[lines] > 0
+        open_count = int(np.count_nonzero(~is_one_of(page.units[ends[lines][is_text] - 1], _LAST_UNITS)))
+        entire[index] = _may_be_wrapped(lengths[long_lines[documents == index]], open_count, lengths[lines][is_text])
+    return entire
+
+
+def _may_be_wrapped(open_lengths: np.ndarray, open_count: int, lengths: np.ndarray) -> bool:
+    """Return False if a document is clearly not hard-wrapped: `measure` is exact, but slow.
+
+    `open_lengths` are those of long lines that do not end a sentence, of which there are `open_count` with short ones.
+    """
+    top = _densest(np.minimum(open_lengths, _MAX_WIDTH))
+    even = np.count_nonzero((open_lengths >= top - _SPREAD) & (open_lengths <= top))
+    longer = np.count_nonzero(lengths > top + _SPREAD)
+    return bool(
+        2 * even >= len(open_lengths)
+        and even >= 0.5 * _MIN_SHARE * open_count
+        and longer <= max(2, 2 * _MAX_LONGER * len(lengths))
+    )
 
 
 def _is_mark(text: str) -> bool:
@@ -127,6 +141,8 @@ def columns(line: str) -> int:
 
 def indent(line: str) -> int:
     """Return the columns of the blanks before a line."""
+    if line[:1] not in BLANKS:
+        return 0
     return columns(line[: len(line) - len(line.lstrip(BLANKS))] + "|") - 1
 
 

@@ -149,11 +149,11 @@ def _join_lines(document: str, layout: Layout | None, marks: Mapping[int, str], 
 
 def unwrap_pages(text: str, counts: Counts) -> str:
     """Join print lines by the layout of each document, without page numbers and running heads."""
-    return SEPARATOR.join(_unwrap_print(document, counts) for document in text.split(SEPARATOR))
+    documents = text.split(SEPARATOR)
+    return SEPARATOR.join(_unwrap_print(document, print_layout.measure(document), counts) for document in documents)
 
 
-def _unwrap_print(document: str, counts: Counts) -> str:
-    layout = print_layout.measure(document)
+def _unwrap_print(document: str, layout: Layout | None, counts: Counts) -> str:
     return _join_lines(document, layout, print_layout.page_marks(document.split("\n"), layout), counts)
 
 
@@ -162,20 +162,32 @@ def _unwrap_where_clear(page: Utf16Text, counts: Counts) -> Utf16Text:
     suspects = print_layout.suspects(page)
     if not suspects:
         return page
-    documents = split_documents(page)
-    for index in suspects:
+    documents, has_joins = split_documents(page), False
+    for index, is_entire in suspects.items():
         text = documents[index]
-        layout = print_layout.measure(text)
+        layout = print_layout.measure(text) if is_entire else None
         if layout and layout.is_clear:
-            documents[index] = _unwrap_print(text, counts)
-            continue
-        documents[index] = "\n".join(
-            _unwrap_print(chapter, counts) if (part := print_layout.measure(chapter)) and part.is_clear else chapter
-            for chapter in _chapters(text)
-        )
-        if layout and documents[index] == text:
+            documents[index] = _unwrap_print(text, layout, counts)
+        elif _has_wrapped_chapter(text):
+            documents[index] = "\n".join(_unwrap_if_clear(chapter, counts) for chapter in _chapters(text))
+        elif layout:
             counts[f"{KEPT}{layout.characters}"] += 1
-    return join_documents(documents)
+        has_joins |= documents[index] is not text
+    return join_documents(documents) if has_joins else page
+
+
+def _unwrap_if_clear(chapter: str, counts: Counts) -> str:
+    layout = print_layout.measure(chapter)
+    return _unwrap_print(chapter, layout, counts) if layout and layout.is_clear else chapter
+
+
+def _has_wrapped_chapter(text: str) -> bool:
+    """Return True if a chapter is clearly hard-wrapped. This is fast for a text without such a chapter."""
+    chapters = headings.split_at_headings(join_documents([text]), "boundary").page
+    suspects = print_layout.suspects(chapters)
+    texts = split_documents(chapters) if any(suspects.values()) else []
+    layouts = (print_layout.measure(texts[index]) for index, is_entire in suspects.items() if is_entire)
+    return len(texts) > 1 and any(layout is not None and layout.is_clear for layout in layouts)
 
 
 def _chapters(text: str) -> list[str]:
