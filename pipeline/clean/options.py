@@ -48,7 +48,7 @@ CHOICES = {
 RULES = (  # that --without can switch off
     "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "footnotes"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads"),
 )
 # A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
 # per line, without quotes and with the commonest marks only, but without losing or splitting any character.
@@ -82,7 +82,8 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gaiji_map    table (a file) that replaces characters without an encoding, such as {上休下鳥}
     pua_map      table (a file) that replaces private-use characters
     lacunae      keep □, collapse runs of them, or drop the documents that contain them
-    boilerplate  regular expressions of text to delete; `chapter-ends` deletes 且听下回分解 and its variants
+    boilerplate  regular expressions of text to delete; `chapter-ends` deletes 且听下回分解 and its variants, `site-ads`
+                 what websites add: addresses, notices, navigation, lines of marks
     gaps         keep the spaces between clauses of text without punctuation, make them ， or line ends, or drop them
     quotes       keep quotation marks, convert them to “” or 「」, or strip them
     script       convert Chinese characters with OpenCC

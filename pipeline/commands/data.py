@@ -153,7 +153,7 @@ _PROFILES = (
 _RULES = (
     "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "footnotes"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads"),
 )
 _CLEAN_INPUT = option_group(
     "Input",
@@ -234,7 +234,8 @@ _CLEAN_RULES = option_group(
         "--boilerplate",
         multiple=True,
         metavar="REGEX",
-        help="Remove text that matches; chapter-ends matches 且听下回分解 and its variants (repeatable).",
+        help="Remove text that matches; chapter-ends matches 且听下回分解 and its variants, site-ads what websites "
+        "add: addresses, notices, navigation, lines of marks (repeatable).",
     ),
     click.option(
         "--gaps",

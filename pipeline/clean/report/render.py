@@ -22,7 +22,7 @@ from pipeline.clean.report.report import (
     SentenceCounts,
     add_counts,
 )
-from pipeline.clean.rules import script, series, unwrap, whitespace
+from pipeline.clean.rules import script, series, site_ads, unwrap, whitespace
 from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
@@ -193,6 +193,8 @@ def warnings(report: CleaningReport) -> list[str]:
     if "script" in report.rules and (guesses := script.ambiguous_pairs(report.rules["script"].cases)):
         pairs = [f"{pair} {count:,}" for pair, count in guesses.items()]
         texts.append(f"{script.WARNING}: {_first_few(pairs, limit=4)}")
+    if site_ads.NAME in report.rules:
+        texts += _site_ads(report.rules[site_ads.NAME].cases)
     return texts
 
 
@@ -233,6 +235,16 @@ def _wrapped(cases: Mapping[str, int]) -> list[str]:
     count = sum(widths.values())
     documents = f" in {count:,} documents" if count > 1 else ""
     return [f"HARD-WRAPPED at {_first_few(ranked, limit=2)} characters{documents}: --unwrap?"] if widths else []
+
+
+def _site_ads(cases: Mapping[str, int]) -> list[str]:
+    """Return the warning about ads that were not removed."""
+    ads = {case.removeprefix(site_ads.LEFT): count for case, count in cases.items() if case.startswith(site_ads.LEFT)}
+    if not ads:
+        return []
+    ranked = sorted(ads, key=lambda ad: (ad == site_ads.OTHERS, -ads[ad], ad))
+    examples = [f"{visible(ad)} {ads[ad]:,}" for ad in ranked]
+    return [f"SITE ADS in {sum(ads.values()):,} lines: --boilerplate site-ads; {_first_few(examples, limit=2)}"]
 
 
 def _names(names: Sequence[str], files: Sequence[FileCounts]) -> str:

@@ -24,6 +24,7 @@ _CHAPTER_ENDS = (
     f"|(?<=[且再请請]){_FORMULA}[。！？]?)"
 )
 PRESETS: Mapping[str, str] = MappingProxyType({"chapter-ends": _CHAPTER_ENDS})
+SITE_ADS = "site-ads"  # see site_ads.py
 _PRESET_WORDS = ("分解", "分说", "分說")  # every match of a preset contains one of these
 NamedPatterns = Sequence[tuple[str, re.Pattern[str]]]  # the name is the key under which matches are counted
 
@@ -31,10 +32,12 @@ NamedPatterns = Sequence[tuple[str, re.Pattern[str]]]  # the name is the key und
 def rule(patterns: Sequence[str]) -> Rule:
     """Return the rule that removes matches of `patterns`, each a name in PRESETS or a regular expression.
 
-    Raises BadConfig for an invalid pattern and for one that matches the empty string.
+    `site-ads` is the preset of another rule. Raises BadConfig for an invalid pattern and for one that matches the empty
+    string.
     """
-    compiled = [(pattern, _compile(PRESETS.get(pattern, pattern))) for pattern in dict.fromkeys(patterns)]
-    only_presets = all(pattern in PRESETS for pattern in patterns)
+    names = [pattern for pattern in dict.fromkeys(patterns) if pattern != SITE_ADS]
+    compiled = [(name, _compile(PRESETS.get(name, name))) for name in names]
+    only_presets = all(name in PRESETS for name in names)
     required_words = _PRESET_WORDS if only_presets else ("",)
 
     def apply(text: str, counts: Counts) -> str:

@@ -1,0 +1,316 @@
+"""Site ads: what a website adds to a book that it publishes. Counted by default, removed with `--boilerplate site-ads`.
+
+    请收藏本站：https://www.example.com      notices: the site's name, navigation, downloads, pleas for votes
+    Ww w.exa mpletxT.ne t                    addresses, also with blanks and marks between the letters
+    更新时间:2007-11-16 本章字数:4804         the time and size of a chapter
+    ------------, ☆☆☆                        lines of marks
+
+A line of ads goes with its line end. In other lines only the ad goes: its sentence, or its bracket （未完待续）, or the
+address alone. Words are compared in full-width and half-width, simplified and traditional form alike, without blanks
+and marks. Lines of marks are removed, but not counted as ads: many books separate scenes by them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+
+from pipeline.clean.rule import Counts, Rule
+from pipeline.clean.rules import headings
+from pipeline.clean.utf16 import (
+    BLANKS,
+    HAN,
+    LINE_ENDS,
+    SENTENCE_ENDS,
+    UNIT_COUNT,
+    Utf16Text,
+    decode_utf16,
+    encode_utf16,
+    is_one_of,
+    positions_of,
+    units_at,
+)
+
+NAME = "site-ads"
+LEFT = "left: "  # prefix of the counted ads that are not removed
+_MAX_LISTED = 20  # most frequent ads of a page that are counted one by one
+OTHERS = "other ads"
+_EXCERPT = 24  # characters of an ad in the report
+_LONG_LINE = 2000  # units: a longer line is a chapter, of which only the sentences with ads are looked at
+_REACH = 300  # units around a word of an ad in a long line
+_LEAST_SHARE = 0.4  # of the letters of a sentence: with more of them in notices, all of it goes
+_MAX_SITE_NAME = 12  # Han beside an address that may be the name of the site
+
+_TRADITIONAL = (
+    "請藏記網址備點擊繼續頁簽機電腦訪問彈節時間數刪購買權歸業轉載錄書製鮮訂閱賞讀發說學錄貝後無費員廣樓開內錯陸"
+)
+_SIMPLIFIED = (
+    "请藏记网址备点击继续页签机电脑访问弹节时间数删购买权归业转载录书制鲜订阅赏读发说学录贝后无费员广楼开内错陆"
+)
+_TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
+
+# Notices, as letters and digits only. Every alternative contains one of the pairs below.
+_NOTICE = re.compile(
+    r"请(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9]|$)|记得收藏|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|求收藏"
+    r"|(?:记住|来自|访问|关注|登[录陆])本站|本站(?:地址|网址|域名|所有|最新|手机|首发|提供|小说|内容|收录|永久|公告)"
+    r"|一秒记住|(?:最新|备用|永久|请记住|官方)(?:网址|域名)|本章未完|未完待续|点击(?:下一[页章]|继续)|下一[页章]继续"
+    r"|加入书[签架]|(?:推荐|投票|放入|存)书[签架]|(?:手机|平板|电脑)用户|手机版(?:阅读|网址|地址|访问)|手机(?:阅读|看书|访问)请?"
+    r"|无弹窗|无广告|(?:最快|实时|同步|首发|全网)更新|更新最快|最新章节(?:请|尽在|全文|列表|目录|阅读|更新|免费)"
+    r"|免费(?:小说|阅读|全本)(?:网|站|请|尽在)|全文(?:免费)?阅读|章节(?:内容|正文)(?:开始|结束)|章节(?:目录|列表|报错|错误)"
+    r"|本章字数|更新时间.{0,30}字数|更新时间\d{2,4}|24小时(?:之)?内删除|下载后?.{0,16}删除|购买正版|正版(?:图书|订阅|阅读)"
+    r"|版权归.{0,10}所有|版权所有|网友(?:上传|收集|整理|提供)|仅供(?:读者|网友|书友|学习|个人|交流|试读|预览)"
+    r"|(?:不得|请勿)用[作于]商业|转载请(?:注明|保留)|[书文集说版]由.{0,24}(?:制作|整理|提供|上传|收集|下载|首发|发布|扫描|校对)"
+    r"|更多(?:更好)?(?:好书|好看|精彩|小说|电子书|免费|全本|最新|章节).{0,16}(?:访问|请|尽在|关注|登|下载|在|到)"
+    r"|(?:txt|全本|全集|电子书|小说|免费)(?:免费|全集)?下载|下载(?:txt|全集|电子书|本书)"
+    r"|求(?:月票|推荐票|推荐|订阅|打赏|红票)|[投给](?:张|点|几张)?(?:推荐票|月票|红票)|(?:书友|读者|粉丝|qq)群(?:号|\d)"
+    r"|(?:小说|文学|读书|中文|书)网(?:首发|手打|提供|更新|欢迎)|(?:文字|小说|独家)首发|首发(?:网站|网址|更新)|手打(?:更新|首发|文字|版)"
+    r"|笔趣阁|书包网|用户上传|尽在.{1,10}网|首页.{0,12}(?:小说|文学|目录|书库)"
+    r"|(?:百度|谷歌)(?:一下|搜索).{0,12}(?:小说|阅读|网|最新)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临|访问|阅读)"
+)
+_NAVIGATION = re.compile(  # links, if a clause or line has nothing else
+    "(?:上一[章页回节篇]|下一[章页回节篇]|返?回(?:目录|书页|首页|列表|书目|章节|顶部)|返回|目录|章节|列表|首页|书架|书签|加入|推荐|投票|评论|本书)+"
+    "|本章完"
+)
+_PAIRS = re.findall(  # of neighbouring characters; a text without them has no notice
+    "..",
+    "收藏本站秒记网址域名章未待续击下击继页继章继书签书架用户机版机阅机看机访弹窗广告更新新最新章免费文阅章节"
+    "章字章完户上尽在首页内删下载正版版权网友仅供商业载请书由文由集由说由版由更多月票荐票求推订阅打赏红票友群"
+    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广",
+)
+
+# Addresses, in lower case. Between the letters of some may be anything but Han, stops and line ends.
+_GAP = rf"[^{HAN}a-z0-9\n，！？；“”]{{0,3}}"
+_DOMAINS = "com|net|org|cn|cc|info|tw|hk|la|me|xyz|top|vip|club|tv|co|biz"
+_SPACED_DOMAINS = "|".join(_GAP.join(name) for name in _DOMAINS.split("|"))
+_PATH = r"(?::\d+)?(?:/[a-z0-9./_\-~?=&%#]*)?"
+_ADDRESS = re.compile(
+    rf"https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
+    rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
+    rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^{HAN}\n，。！？；“”()（）]*)"
+    rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
+)
+_W = "wWｗＷⓦⓌ"
+_MAX_WWW = 12  # units from the first w to the third
+_SITE = re.compile(
+    "[站网书阁版址载访]|txt|小说|手机|整理|制作|来源|出处|首发|电子|更多|阅读|文学|[吧屋城库楼坊斋馆社家]$"
+)
+
+_NOT_LETTERS = re.compile(f"[^{HAN}a-z0-9]+")
+_HAN = re.compile(f"[{HAN}]")
+_SENTENCE = re.compile(r"[^。！？!?…]*[。！？!?…]*[”’」』）)】\]]*")
+_CLAUSE = re.compile(r"[^，,；; \t\u3000]*[，,；; \t\u3000]*")
+_BRACKETED = re.compile(r"[（(【\[『「〔《<{]([^（(【\[『「〔《<{）)】\]』」〕》>}]{2,60})[）)】\]』」〕》>}]")
+_LINE_END_UNITS = [ord(unit) for unit in LINE_ENDS]
+_MARKS = "-=_*＊☆★◇◆~～#＝－─━—→←╔╗╚╝║═│┌┐└┘├┤┼+＋|｜^"
+_MARK_LINE = re.compile(rf"[{BLANKS}]*(?:[{_MARKS}][{BLANKS}]*){{3,}}")
+
+
+def rule(*, remove: bool) -> Rule:
+    """Return the rule that removes site ads, or only counts them, for the warning that names the option."""
+
+    def apply(page: Utf16Text, counts: Counts) -> Utf16Text:
+        ads: Counter[str] = Counter()
+        pieces, copied = [], 0
+        for start, end in _stretches(page, _candidates(page, with_marks=remove)):
+            text = decode_utf16(page[start:end])
+            if remove and _MARK_LINE.fullmatch(text):
+                counts["lines of marks"] += 1
+                remainder = ""
+            else:
+                remainder = strip_ads(text, ads)
+            if remove and remainder != text:
+                pieces += [page.units[copied:start], encode_utf16(remainder).units]
+                is_line = not remainder and (not start or page.units[start - 1] in _LINE_END_UNITS)
+                copied = end + (is_line and end < len(page) and page.units[end] == ord("\n"))
+        _count(ads, counts, "" if remove else LEFT)
+        return Utf16Text(np.concatenate([*pieces, page.units[copied:]])) if pieces else page
+
+    return Rule(NAME, apply)
+
+
+def strip_ads(text: str, ads: Counter[str]) -> str:
+    """Return a line, or sentences of one, without ads, which are added to `ads`: "" if nothing but ads is left."""
+    remainder, previous = text, ""
+    has_address = False
+    while remainder != previous:  # removing one may join the parts of another
+        previous = remainder
+        folded, addresses = _mask_addresses(_fold(remainder))
+        if not addresses and not any(map(_is_notice, _SENTENCE.findall(folded))):
+            break
+        has_address = has_address or bool(addresses)
+        spans = _bracketed_notices(folded, addresses) or _notices(folded, addresses, is_heading=_is_heading(remainder))
+        for start, end in reversed(spans):
+            remainder = remainder[:start] + remainder[end:]
+    if remainder == text:
+        return text
+    han = _HAN.findall(remainder)
+    is_site = has_address and len(han) <= _MAX_SITE_NAME and _SITE.search(_fold(remainder).strip())
+    if not han or (is_site and not _is_heading(remainder)):
+        remainder = ""
+    ads[_excerpt(text, remainder)] += 1
+    return remainder
+
+
+def _bracketed_notices(folded: str, addresses: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the brackets that hold nothing but a notice or an address."""
+    brackets = list(_BRACKETED.finditer(folded))
+    is_address = [any(match.start() < start < match.end() for start, _ in addresses) for match in brackets]
+    return [
+        match.span()
+        for match, masked in zip(brackets, is_address, strict=True)
+        if _is_notice(match[1]) or (masked and not _HAN.search(match[1]))
+    ]
+
+
+def _notices(folded: str, addresses: list[tuple[int, int]], *, is_heading: bool) -> list[tuple[int, int]]:
+    """Return the sentences and clauses that are notices, and the addresses outside of them."""
+    spans: list[tuple[int, int]] = []
+    for sentence in _SENTENCE.finditer(folded):
+        clauses = [clause for clause in _CLAUSE.finditer(folded, *sentence.span()) if clause[0]]
+        notices = [clause for clause in clauses if _is_notice(clause[0])]
+        if not notices and not _is_notice(sentence[0]):
+            continue
+        size = sum(_count_letters(clause[0]) for clause in notices)
+        if not is_heading and (not notices or size >= _LEAST_SHARE * _count_letters(sentence[0])):
+            notices = [sentence]
+        elif notices:  # the time of day after a date
+            notices += [
+                clause for clause in clauses if clause.start() > notices[0].start() and not _HAN.search(clause[0])
+            ]
+        spans += [match.span() for match in notices]
+    outside = [span for span in addresses if not any(start <= span[0] < end for start, end in spans)]
+    return sorted({*spans, *outside})
+
+
+def _mask_addresses(folded: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text with each address replaced by as many letters, and the bounds of the addresses."""
+    spans = [match.span() for match in _ADDRESS.finditer(folded)]
+    return _ADDRESS.sub(lambda match: "a" * len(match[0]), folded) if spans else folded, spans
+
+
+def _fold(text: str) -> str:
+    """Return the text in lower case, half width and simplified form, with as many characters as before."""
+    folded = unicodedata.normalize("NFKC", text) if not text.isascii() else text
+    if len(folded) != len(text):
+        variants = [(character, unicodedata.normalize("NFKC", character)) for character in text]
+        folded = "".join([variant if len(variant) == 1 else character for character, variant in variants])
+    lower = folded.lower()
+    return (lower if len(lower) == len(folded) else folded).translate(_TO_SIMPLIFIED)
+
+
+def _is_notice(text: str) -> bool:
+    letters = _NOT_LETTERS.sub("", text)
+    return bool(_NOTICE.search(letters) or _NAVIGATION.fullmatch(letters))
+
+
+def _count_letters(text: str) -> int:
+    return len(_NOT_LETTERS.sub("", text))
+
+
+def _is_heading(text: str) -> bool:
+    return headings.parse_heading(text, is_complete=len(text) < _LONG_LINE) is not None
+
+
+def _excerpt(text: str, remainder: str) -> str:
+    """Return the ad for the report: the text of which `remainder` is left, with all numbers as 0."""
+    start = next((index for index, (a, b) in enumerate(zip(text, remainder, strict=False)) if a != b), len(remainder))
+    end = len(text) - (len(remainder) - start)
+    return re.sub(r"\d+", "0", " ".join(text[start:end].split()))[:_EXCERPT]
+
+
+def _count(ads: Counter[str], counts: Counts, prefix: str) -> None:
+    """Count the most frequent ads of a page one by one, and the others together."""
+    ranked = sorted(ads.items(), key=lambda item: (-item[1], item[0]))
+    for ad, count in ranked[:_MAX_LISTED]:
+        counts[prefix + ad] += count
+    if rest := sum(count for _, count in ranked[_MAX_LISTED:]):
+        counts[prefix + OTHERS] += rest
+
+
+# Where to look
+
+
+def _candidates(page: Utf16Text, *, with_marks: bool) -> np.ndarray:
+    """Return the sorted positions of the pairs of notices, of parts of addresses, and of marks that begin a line."""
+    hashes = _hash(page.units[:-1], page.units[1:])
+    pairs = np.flatnonzero(_pair_table().take(hashes))
+    codes = _codes(page.units[pairs], page.units[pairs + 1])
+    pairs = pairs[_pair_codes().take(np.searchsorted(_pair_codes(), codes), mode="clip") == codes]
+    is_common = (page.units[pairs] == ord("上")) & ~is_one_of(units_at(page, pairs + 2), "章页頁回节節篇")
+    pairs = pairs[~is_common]
+    w = positions_of(page, _W)
+    is_triple = w[2:] - w[:-2] <= _MAX_WWW
+    dots = positions_of(page, ".．")
+    dots = dots[_is_letter(units_at(page, dots + 1))]
+    slashes = positions_of(page, "/")
+    parts = [pairs, w[:-2][is_triple] if len(w) > 2 else w[:0], dots, slashes[units_at(page, slashes + 1) == ord("/")]]
+    if with_marks:
+        marks = positions_of(page, _MARKS)
+        parts.append(marks[is_one_of(units_at(page, marks - 1), LINE_ENDS + BLANKS)])
+    return np.sort(np.concatenate(parts))
+
+
+def _stretches(page: Utf16Text, at: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the lines that contain one of the positions `at`; of long lines, of sentences around it."""
+    if not len(at):
+        return
+    line_ends = np.append(positions_of(page, LINE_ENDS), len(page))
+    done = 0
+    for position in at.tolist():
+        if position < done:
+            continue
+        line = int(np.searchsorted(line_ends, position))
+        start, end = int(line_ends[line - 1]) + 1 if line else 0, int(line_ends[line])
+        if end - start > _LONG_LINE:
+            start, end = _around(page, position, max(start, done), end)
+        yield start, end
+        done = end
+
+
+def _around(page: Utf16Text, position: int, start: int, end: int) -> tuple[int, int]:
+    """Return the part of a long line around a position: up to a stop, or `_REACH` units, on each side."""
+    start, end = max(start, position - _REACH), min(end, position + _REACH)
+    stops = start + np.flatnonzero(is_one_of(page.units[start:end], SENTENCE_ENDS))
+    index = int(np.searchsorted(stops, position))
+    return int(stops[index - 1]) + 1 if index else start, int(stops[index]) + 1 if index < len(stops) else end
+
+
+def _hash(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return a hash of each pair of units, as uint16."""
+    hashes: np.ndarray = first * np.uint16(31)
+    hashes += second
+    return hashes
+
+
+def _codes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    codes: np.ndarray = first.astype(np.uint32) << 16 | second
+    return codes
+
+
+@cache
+def _pair_codes() -> np.ndarray:
+    """Return the code of each pair in simplified, traditional and mixed form."""
+    variants = zip(_TRADITIONAL, _SIMPLIFIED, strict=True)
+    forms = {simplified: simplified + traditional for traditional, simplified in variants}
+    pairs = [a + b for pair in _PAIRS for a in forms.get(pair[0], pair[0]) for b in forms.get(pair[1], pair[1])]
+    units = encode_utf16("".join(pairs)).units
+    return np.sort(_codes(units[::2], units[1::2]))
+
+
+@cache
+def _pair_table() -> np.ndarray:
+    """Return a mask over hashes: True for those of a pair."""
+    table = np.zeros(UNIT_COUNT, bool)
+    codes = _pair_codes()
+    table[_hash((codes >> 16).astype("<u2"), codes.astype("<u2"))] = True
+    return table
+
+
+def _is_letter(units: np.ndarray) -> np.ndarray:
+    letters: np.ndarray = (units | 0x20) - np.uint16(ord("a")) < 26
+    return letters

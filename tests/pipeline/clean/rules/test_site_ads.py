@@ -1,0 +1,142 @@
+"""Site ads: addresses, notices, navigation and lines of marks are counted, and removed if asked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.clean.options import CleanOptions
+from pipeline.clean.report import render
+from pipeline.clean.report.report import CleaningReport
+from pipeline.clean.rule import Counts, Effect
+from pipeline.clean.rules import site_ads
+from pipeline.clean.utf16 import decode_utf16, encode_utf16
+from tests.pipeline.clean.pages import clean_documents
+
+BODY = "话说当日林冲正闲走间，忽然背后人叫。"
+ADS = (
+    "请收藏本站：https://www.example.com。",
+    "請收藏本站，方便下次閱讀！",
+    "Ww w.exa mpletxT.ne t",
+    "ＷＷＷ．ＥＸＡＭＰＬＥ．ＣＯＭ",
+    "w-w-w.e x.c-o-m",
+    "example.net",
+    "小说天堂 www.example.com",
+    "看书网www点example点com首发",
+    "（本章未完，请点击下一页继续阅读）",
+    "『加入书签，方便阅读』",
+    "上一章 返回目录 下一章",
+    "【上一回】【回目录】【下一回】",
+    "更新时间:2007-11-16 7:55:51 本章字数:4804",
+    "更新時間：2010-1-1 本章字數：3210",
+    "------章节内容开始-------",
+    "作品仅供读者预览,请在下载24小时内删除，不得用作商业用途；请您购买正版图书!",
+    "PS：求月票，求推荐票！",
+    "天才一秒记住本站地址：www.example.com，最快更新！无广告！",
+    "更多好书，更多精彩，请访问本页",
+)
+MARKS = ("------------", "=====", "☆☆☆☆", "* * *", "╔☆→——————←☆╗")
+PIECES = st.sampled_from(
+    [*ADS, *MARKS, BODY, "“好！”", "第三章 风雪", "www", ".com", "收藏", " ", "\n", "\0", "𠮷", "，"]
+)
+
+
+def run(text: str, *, remove: bool = True) -> tuple[str, Counts]:
+    counts: Counts = Counter()
+    return decode_utf16(site_ads.rule(remove=remove).apply(encode_utf16(text), counts)), counts
+
+
+@pytest.mark.parametrize("ad", [*ADS, *MARKS])
+def test_line_of_ads_goes_with_its_line_end(ad: str) -> None:
+    assert run(f"{BODY}\n　　{ad}\n{BODY}")[0] == f"{BODY}\n{BODY}"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("当初多得林冲看顾。(未完待续。)", "当初多得林冲看顾。"),
+        ("“好！”（本章未完）", "“好！”"),
+        ("话说当日林冲Ww w.exa mple.co m正闲走间。", "话说当日林冲正闲走间。"),
+        (f"{BODY}请收藏本站：www.example.com！{BODY}", f"{BODY}{BODY}"),
+        ("第一章 风雪山神庙 www.example.cc", "第一章 风雪山神庙 "),
+        ("第一回 宴桃园豪杰三结义 更新时间:2007-11-16 7:55:51 本章字数:4804", "第一回 宴桃园豪杰三结义 "),
+    ],
+)
+def test_only_the_ad_goes_from_a_line_with_text(line: str, expected: str) -> None:
+    assert run(f"{BODY}\n{line}\n{BODY}")[0] == f"{BODY}\n{expected}\n{BODY}"
+
+
+def test_ad_in_a_chapter_of_one_line_goes_alone() -> None:
+    chapter = BODY * 200
+    assert run(f"{chapter}（未完待续）{chapter}www.example.com{chapter}")[0] == chapter * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "那人道：“请收藏这本书罢。”",
+        "他在返回目录厅的路上说了一番话，众人都道好。",
+        "林冲道：“本站在此。”且听下回分解。",
+        "诗之首章，下一章言其志。更新百度，推荐二人。",
+        "见 README.md 文，版本 v1.0；he said: a.b, w w",
+        "上一回说到林冲。",
+    ],
+)
+def test_words_of_ads_in_prose_are_kept(text: str) -> None:
+    assert run(text) == (text, Counter())
+
+
+def test_ads_are_counted_by_their_text_and_left_by_default() -> None:
+    text = f"{BODY}\n更新时间:2007-1-2 本章字数:41\n{BODY}\n更新时间:2008-3-4 本章字数:5\n-----\nexample.com"
+    cleaned, counts = run(text, remove=False)
+    assert cleaned == text
+    assert counts == {"left: 更新时间:0-0-0 本章字数:0": 2, "left: example.com": 1}
+    assert run(text)[1] == {"更新时间:0-0-0 本章字数:0": 2, "example.com": 1, "lines of marks": 1}
+
+
+def test_rare_ads_of_a_page_are_counted_together() -> None:
+    text = "\n".join(f"{chr(ord('a') + n % 26) * (n // 26 + 3)}.com" for n in range(50))
+    counts = run(text)[1]
+    assert (len(counts), counts["other ads"], sum(counts.values())) == (21, 30, 50)
+
+
+def test_warning_names_the_option_and_the_commonest_ads() -> None:
+    report = CleaningReport()
+    effect = Effect()
+    _, effect.counts = run("请收藏本站！\n请收藏本站！\nexample.com", remove=False)
+    report.add_effects(0, {"site-ads": effect}, 0)
+    [warning] = render.warnings(report)
+    assert warning == "SITE ADS in 3 lines: --boilerplate site-ads; 请收藏本站！ 2, example.com 1"
+    json.dumps(render.to_json(report), ensure_ascii=False)
+
+
+def test_option_removes_ads_before_headings_and_also_those_with_spaces_between() -> None:
+    text = f"第一章 风雪\n请收藏本站！\n{BODY}\n请 收 藏 本 站\n{BODY}"
+    assert clean_documents(text, boilerplate=("site-ads",)) == [("第一章 风雪", f"{BODY}\n{BODY}")]
+    assert "收藏" in clean_documents(text)[0][1]
+    assert "收藏" not in clean_documents(text, boilerplate=("site-ads", "背后人叫"))[0][1]
+    assert "收藏" in clean_documents(text, boilerplate=("背后人叫",))[0][1]
+    assert CleanOptions(boilerplate=("site-ads",)).identity() != CleanOptions().identity()
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_rule_is_idempotent_and_keeps_documents_apart(text: str) -> None:
+    once, _ = run(text)
+    assert run(once)[0] == once
+    assert once.split("\0") == [run(document)[0] for document in text.split("\0")]
+
+
+@settings(max_examples=500)
+@given(st.from_regex(site_ads._NOTICE, fullmatch=True, alphabet=st.sampled_from(sorted({*site_ads._NOTICE.pattern}))))
+def test_every_notice_contains_a_pair_that_it_is_looked_for_by(notice: str) -> None:
+    assert any(pair in notice for pair in site_ads._PAIRS)
+
+
+@pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])
+def test_classical_books_have_no_ads(shared: Path, book: str) -> None:
+    assert run((shared / "data" / book).read_text(encoding="utf-8-sig"), remove=False)[1] == {}
