@@ -40,10 +40,10 @@ from pipeline.errors import BadConfig
 
 REASONS = ("empty", "too-short", "no-han", "lacunae", "mojibake", "few-han")
 # The result of a wrong encoding: replacement characters, C1 controls, box drawing, half-width kana; and kana, bopomofo
-# and Cyrillic, which are rows of symbols in GBK.
+# and Cyrillic, which are rows of symbols in GBK. Not の, which modern Chinese writes for 的.
 _MOJIBAKE_RANGES = (
     *((0xFFFD, 0xFFFD), (0x80, 0x9F), (0x2500, 0x257F), (0xFF61, 0xFF9F)),
-    *((0x3041, 0x30FF), (0x3105, 0x312F), (0x0400, 0x04FF)),
+    *((0x3041, 0x306D), (0x306F, 0x30FF), (0x3105, 0x312F), (0x0400, 0x04FF)),
 )
 CLASSES = 10  # number of unit classes
 _LONG_DOCUMENT = 128  # special units per document from which on counting one by one is faster

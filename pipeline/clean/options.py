@@ -48,7 +48,7 @@ CHOICES = {
 RULES = (  # that --without can switch off
     "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads", "shifted"),
 )
 # A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
 # per line, without quotes and with the commonest marks only, but without losing or splitting any character.

@@ -100,6 +100,7 @@ class CorpusWriter:
         file = self.report.file(reader.entry.name)
         file.encoding = reader.stats.encoding
         file.bytes += reader.entry.stamp[0]
+        file.invalid_bytes, file.invalid_offset = reader.stats.errors, reader.stats.error_offset
 
     # Results, in input order
 

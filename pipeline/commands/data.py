@@ -153,7 +153,7 @@ _PROFILES = (
 _RULES = (
     "entities",
     *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads", "shifted"),
 )
 _CLEAN_INPUT = option_group(
     "Input",

@@ -75,7 +75,9 @@ def read(content: Content, options: ReadOptions) -> Iterator[Document | Reject]:
     Raises BadData if the file is empty, ends within a quoted cell or has no column of text.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
-    lines = _lines(decode_blocks(content.blocks, content.label, EncodingStats(), encoding=options.encoding))
+    lines = _lines(
+        decode_blocks(content.blocks, content.label, EncodingStats(), encoding=options.encoding, strict=True)
+    )
     sample = list(_take(lines))
     dialect = _Dialect("\t") if content.kind.format == "tsv" else _Dialect(",")
     dialect = _sniff(sample, dialect)

@@ -6,16 +6,17 @@ poems, of 50 characters and more, score 0.2 to 1 in the right encoding and at mo
 encoding that decodes without an error is not enough, because GB18030 accepts the bytes of Big5. Without a clear winner,
 ASCII with a few accented letters is read as cp1252; anything else is an error: no encoding is guessed.
 
+Bytes that are invalid in the encoding become U+FFFD and are counted, up to 1 in 1,000 bytes of the file, or 3 in a
+shorter one: one bad byte does not cost a book. With more of them the file is refused.
+
 In the order of this file: `read_text` reads a file, `detect` finds the encoding of its head, then the errors.
 """
 
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pipeline.errors import BadConfig, BadData
@@ -29,39 +30,33 @@ from pipeline.readers.binary import (
     refuse_other_formats,
     without_few_nuls,
 )
-from pipeline.readers.common_characters import COMMON_CHARACTERS
 from pipeline.readers.compression import read_blocks
+from pipeline.readers.detection.scores import (
+    BIG5,
+    CERTAIN,
+    MIN_HITS,
+    NOT_ASCII,
+    UTF_16,
+    ascii_prefix,
+    byte_order_mark,
+    is_utf8,
+    is_western,
+    japanese_or_korean,
+    scores_of,
+    utf8_prefix,
+    winner,
+)
 from pipeline.runtime.progress import Advance
 
 AUTO = "auto"
 HEAD_BYTES = 1 << 16  # from which the encoding is detected
 _FIRST_LOOK = 1 << 13  # bytes of the head that are scored first; they decide most files
-_CLEAR = 0.3  # minimum score of the right encoding, and its minimum lead over the others
-_CERTAIN = 0.45  # a score that no Japanese or Korean text reaches
-_MIN_HITS = 8  # common characters; with fewer the score is 0
-
-_BIG5 = ("cp950", "big5hkscs")
-_UTF_16 = ("utf-16-le", "utf-16-be")
 # GB2312 and GBK are subsets of GB18030; cp950 is Big5 as used in practice, with 裏 and 恒
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950"}
-_MARKS = (
-    (b"\xef\xbb\xbf", "utf-8"),
-    (b"\xff\xfe\0\0", "utf-32-le"),  # before the mark of UTF-16, which is its prefix
-    (b"\0\0\xfe\xff", "utf-32-be"),
-    (b"\xff\xfe", "utf-16-le"),
-    (b"\xfe\xff", "utf-16-be"),
-    (b"\x84\x31\x95\x33", "gb18030"),
-)
-
-_WESTERN = re.compile("[À-ÖØ-Ýß-öø-ýÿŒœ’‘“”„–—…£«»°§\xa0]")
-_NEIGHBOURS, _MARK_IN_WORD = re.compile("[^\0-\x7f]{2}"), re.compile("[A-Za-z][“”„«»…£°§][A-Za-z]")
-_NOT_ASCII, _ASCII = re.compile(rb"[\x80-\xff]"), re.compile(r"[\0-\x7f]+")
-_RUNS = re.compile(r"[^\0-\x7f]{2,}")  # Latin text decoded as Chinese has isolated ones, between letters
-_UNLIKELY = re.compile(  # controls, Greek and Cyrillic, Hangul, box drawing, kana and bopomofo, private use
-    r"[\0-\x08\x0e-\x1f\x7f-\x9f\u0370-\u052f\u1100-\u11ff\u2500-\u259f\u3040-\u312f\uac00-\ud7af\ue000-\uf8ff\ufffd]"
-)
-_KANA, _HANGUL = re.compile("[\u3041-\u30ff]+"), re.compile("[\uac00-\ud7a3]+")
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇]+")
+_STATEFUL = ("iso2022", "hz", "utf_7", "utf-7")  # prefixes of encodings in which an error may change all that follows
+_BYTES_PER_ERROR = 1_000  # fewer, and the text is refused
+_FEW_ERRORS = 3  # that are accepted in a text of any size
+_MANY_ERRORS = 100  # at once that are accepted before the size of the text is known
 
 
 @dataclass
@@ -73,6 +68,9 @@ class EncodingStats:
     truncated_bytes: bytes = b""  # bytes of a truncated last character, not part of the text either
     truncated_offset: int = 0  # their offset in the decompressed file
     nuls: int = 0  # NUL characters, which are not part of the text
+    errors: int = 0  # invalid bytes or characters, each of which is U+FFFD in the text
+    error_offset: int = 0  # offset of the first in the decompressed file
+    error_byte: int = 0  # its first byte
 
 
 def read_text(
@@ -81,18 +79,23 @@ def read_text(
     """Yield the text of a file in pieces, some of them empty, and fill `stats`.
 
     A byte order mark overrides `encoding`. NUL characters are removed and counted if they are single ones and fewer
-    than 1 in 1,000. Raises BadData if the file is empty, not text, has bytes that are invalid in its encoding, or if no
-    encoding is detected; BadConfig if `encoding` does not exist.
+    than 1 in 1,000. Raises BadData if the file is empty, not text, has too many invalid bytes, or if no encoding is
+    detected; BadConfig if `encoding` does not exist.
     """
     yield from decode_blocks(read_blocks(path, advance), str(path), stats, encoding=encoding)
 
 
-def decode_blocks(blocks: Iterator[bytes], label: str, stats: EncodingStats, *, encoding: str = AUTO) -> Iterator[str]:
-    """Yield the text of a file that is read already, like `read_text`; `label` is its name in errors."""
+def decode_blocks(
+    blocks: Iterator[bytes], label: str, stats: EncodingStats, *, encoding: str = AUTO, strict: bool = False
+) -> Iterator[str]:
+    """Yield the text of a file that is read already, like `read_text`; `label` is its name in errors.
+
+    With `strict` the first invalid byte raises BadData.
+    """
     requested, nuls = codec_name(encoding), NulFilter()
     is_blank, size = True, 0
     try:
-        for piece in _pieces(blocks, requested, stats, nuls):
+        for piece in _pieces(_Blocks(blocks), requested, stats, nuls, strict=strict):
             is_blank = is_blank and (not piece or piece.isspace())
             size += len(piece)
             yield piece
@@ -106,28 +109,69 @@ def decode_blocks(blocks: Iterator[bytes], label: str, stats: EncodingStats, *, 
         raise BadData(f"{label}: {error.message}", hint=error.hint) from None
 
 
-def _pieces(blocks: Iterator[bytes], requested: str, stats: EncodingStats, nuls: NulFilter) -> Iterator[str]:
-    current = ""
+class _Blocks(Iterator[bytes]):
+    """The blocks of a file, of which the next one can be looked at."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._next = blocks, b""
+
+    def __next__(self) -> bytes:
+        block, self._next = self._next or next(self._blocks), b""
+        return block
+
+    def peek(self) -> bytes:
+        """Return the next block without taking it, b"" at the end."""
+        self._next = self._next or next(self._blocks, b"")
+        return self._next
+
+
+def _pieces(blocks: _Blocks, requested: str, stats: EncodingStats, nuls: NulFilter, *, strict: bool) -> Iterator[str]:
+    current, offset = "", 0
     decoder = codecs.getincrementaldecoder("ascii")()
     for offset, block in _detected_blocks(blocks, requested, stats):
         if current != stats.encoding:  # at the beginning, and at the first block that is not ASCII
             current = stats.encoding
             decoder = codecs.getincrementaldecoder(current)()
-        pending = decoder.getstate()[0]
-        start = offset - len(pending)
-        try:
-            piece = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            if block:
-                before = error.object[: error.start].decode(current)
-                nuls.remove(before, start, current)
-                following = error.object[error.start :] + next(blocks, b"")
-                if is_binary(following[:BINARY_WINDOW]) and (text := before_binary(before)) != before:
-                    raise binary_error(start + len(text.encode(current, "replace"))) from None
-                raise _invalid_bytes(current, start + error.start, following, requested) from None
-            stats.truncated_bytes, stats.truncated_offset, piece = pending, start, ""
-        yield nuls.remove(piece, start, current)
+        start, data, is_last = offset - len(decoder.getstate()[0]), block, not block
+        while True:
+            pending = decoder.getstate()[0]
+            try:
+                piece, error = decoder.decode(data, final=is_last), None
+            except UnicodeDecodeError as caught:
+                error = caught
+            if error is None:
+                yield nuls.remove(piece, start, current)
+                break
+            if is_last:
+                stats.truncated_bytes, stats.truncated_offset = pending, start
+                break
+            before, invalid, data = (error.object[part] for part in _parts(error))
+            decoder.reset()
+            text = before.decode(current)
+            yield nuls.remove(text, start, current)
+            _refuse_binary(text, start, invalid + data + (b"" if len(data) > BINARY_WINDOW else blocks.peek()), current)
+            if not stats.errors:
+                stats.error_offset, stats.error_byte = start + len(before), invalid[0]
+            stats.errors += 1
+            yield "\ufffd"
+            start += len(before) + len(invalid)
+            is_too_many = stats.errors > _MANY_ERRORS + start // (_BYTES_PER_ERROR // 10)
+            if strict or is_too_many or current.startswith(_STATEFUL):
+                raise _invalid_bytes(stats, requested)
         stats.nuls = nuls.count
+    if stats.errors > max(_FEW_ERRORS, offset // _BYTES_PER_ERROR):
+        raise _invalid_bytes(stats, requested)
+
+
+def _parts(error: UnicodeDecodeError) -> tuple[slice, slice, slice]:
+    """Return where the bytes before an error, the invalid bytes and those after them are in its object."""
+    return slice(0, error.start), slice(error.start, error.end), slice(error.end, None)
+
+
+def _refuse_binary(text: str, start: int, following: bytes, encoding: str) -> None:
+    """Raise BadData if binary data follows a text that begins at byte `start` of the file."""
+    if is_binary(following[:BINARY_WINDOW]):
+        raise binary_error(start + len(before_binary(text).encode(encoding, "replace")))
 
 
 def is_text(head: bytes, *, is_complete: bool) -> bool:
@@ -148,13 +192,7 @@ def detect(head: bytes, *, is_complete: bool) -> str:
     no encoding is detected.
     """
     refuse_other_formats(head)
-    return _byte_order_mark(head)[1] or _detect_unmarked(head, is_complete, 0)
-
-
-def han_ratio(text: str) -> float:
-    """Return the fraction of Han characters among those that are not white space, 0 if there are none."""
-    size = sum(map(len, text.split()))
-    return sum(map(len, _HAN.findall(text))) / size if size else 0.0
+    return byte_order_mark(head)[1] or _detect_unmarked(head, is_complete, 0)
 
 
 # Blocks of a file, with their encoding
@@ -163,7 +201,7 @@ def han_ratio(text: str) -> float:
 def _detected_blocks(file_blocks: Iterator[bytes], requested: str, stats: EncodingStats) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, block), with an empty block last; `stats.encoding` is set before each."""
     head, is_complete = _read_head(file_blocks, HEAD_BYTES)
-    stats.byte_order_mark, _ = _byte_order_mark(head)
+    stats.byte_order_mark, _ = byte_order_mark(head)
     if requested == AUTO:
         stats.encoding = detect(head, is_complete=is_complete)
     else:
@@ -185,7 +223,7 @@ def _read_head(file_blocks: Iterator[bytes], size: int) -> tuple[bytes, bool]:
     """Return at least `size` bytes, and HEAD_BYTES from the first that is not ASCII; True if the file ends there."""
     head, is_complete = _read_at_least(file_blocks, size)
     if not is_complete and not head.isascii():
-        extra, is_complete = _read_at_least(file_blocks, _ascii_prefix(head) + HEAD_BYTES - len(head))
+        extra, is_complete = _read_at_least(file_blocks, ascii_prefix(head) + HEAD_BYTES - len(head))
         head += extra
     return head, is_complete
 
@@ -199,12 +237,6 @@ def _read_at_least(file_blocks: Iterator[bytes], size: int) -> tuple[bytes, bool
         parts.append(block)
         missing -= len(block)
     return b"".join(parts), False
-
-
-def _ascii_prefix(data: bytes) -> int:
-    """Return the number of ASCII bytes at the beginning."""
-    match = _NOT_ASCII.search(data)
-    return match.start() if match else len(data)
 
 
 # Detection
@@ -227,7 +259,7 @@ def codec_name(encoding: str) -> str:
 def _check_requested(requested: str, head: bytes, is_complete: bool) -> str:
     """Return the encoding to use for a requested one. Raises BadData if the text is clearly in another."""
     refuse_other_formats(head)
-    if marked := _byte_order_mark(head)[1]:
+    if marked := byte_order_mark(head)[1]:
         return marked
     if requested.startswith("utf-8"):  # its decoder rejects other encodings by itself
         return requested
@@ -236,12 +268,12 @@ def _check_requested(requested: str, head: bytes, is_complete: bool) -> str:
     except BadData:
         detected = ""
     if requested == "utf-16":
-        if detected in _UTF_16:
+        if detected in UTF_16:
             return detected
         raise BadData("UTF-16 without a byte order mark", hint="pass --encoding utf-16-le or utf-16-be")
-    if detected in ("", "ascii", requested) or {detected, requested} <= {*_BIG5}:
+    if detected in ("", "ascii", requested) or {detected, requested} <= {*BIG5}:
         return requested
-    if detected == "utf-8" and len(_NOT_ASCII.findall(head[:HEAD_BYTES])) < 4 * _MIN_HITS:  # too few bytes to be sure
+    if detected == "utf-8" and len(NOT_ASCII.findall(head[:HEAD_BYTES])) < 4 * MIN_HITS:  # too few bytes to be sure
         return requested
     raise BadData(
         f"--encoding {requested} was given, but the content is {detected}", hint="leave out --encoding for this file"
@@ -252,10 +284,10 @@ def _detect_unmarked(head: bytes, is_complete: bool, offset: int) -> str:
     """Detect the encoding of a head without a mark, at `offset` of its file, after nothing but ASCII."""
     beginning = b"" if offset else head[:HEAD_BYTES]  # UTF-16 would have been detected from the first byte on
     if is_binary(without_few_nuls(beginning)):
-        if name := _winner(_scores(beginning[:_FIRST_LOOK], b"")) or _winner(_scores(beginning, b"")):
+        if name := winner(scores_of(beginning[:_FIRST_LOOK], b"")) or winner(scores_of(beginning, b"")):
             return name
         control = next(position for position, byte in enumerate(beginning) if byte in CONTROLS)
-        invalid = _utf8_prefix(beginning[:control])
+        invalid = utf8_prefix(beginning[:control])
         raise binary_error(invalid if invalid >= BINARY_WINDOW else control)
     if head.isascii():
         if b"\x1b$" in beginning:
@@ -264,127 +296,34 @@ def _detect_unmarked(head: bytes, is_complete: bool, offset: int) -> str:
                 hint="pass --encoding iso2022_jp or a similar name",
             )
         return "ascii"
-    start = _ascii_prefix(head)
+    start = ascii_prefix(head)
     sample = head[start : start + HEAD_BYTES]
-    if _is_utf8(sample, is_complete and start + HEAD_BYTES >= len(head)):
+    if is_utf8(sample, is_complete and start + HEAD_BYTES >= len(head)):
         return "utf-8"
-    scores = _scores(beginning[:_FIRST_LOOK], sample[:_FIRST_LOOK])
-    if max(scores.values()) < _CERTAIN:
-        scores = _scores(beginning, sample)
-    name = _winner(scores)
-    if max(scores.values()) < _CERTAIN and (foreign := _japanese_or_korean(sample)):
+    scores = scores_of(beginning[:_FIRST_LOOK], sample[:_FIRST_LOOK])
+    if max(scores.values()) < CERTAIN:
+        scores = scores_of(beginning, sample)
+    name = winner(scores)
+    if max(scores.values()) < CERTAIN and (foreign := japanese_or_korean(sample)):
         raise BadData(f"the text is Japanese or Korean in {foreign}", hint=f"pass --encoding {foreign}")
     if name:
         return name
     if is_binary(sample[:BINARY_WINDOW]):
         raise binary_error(offset + start)
-    if _is_western(sample):
+    if is_western(sample):
         return "cp1252"
-    raise _undetected_error(head, offset, start + _utf8_prefix(sample), scores)
-
-
-def _is_utf8(sample: bytes, is_complete: bool) -> bool:
-    """Return True if bytes that begin with one that is not ASCII are UTF-8.
-
-    A truncated last character is allowed, and a few invalid ones among many valid.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoded = decoder.decode(sample)
-    invalid = decoded.count("\ufffd")
-    valid = _count_beyond_ascii(decoded) - invalid
-    is_doubtful = invalid or (is_complete and decoder.getstate()[0])
-    return valid >= max(16, 4 * invalid) if is_doubtful else bool(valid) or not is_complete
-
-
-def _is_western(sample: bytes) -> bool:
-    """Return True for ASCII with a few accented letters and typographic marks of Windows' Western encoding."""
-    text = sample.decode("cp1252", "replace")
-    count, western = _count_beyond_ascii(text), "".join(_WESTERN.findall(text))
-    is_sparse = 8 * count <= len(text) and 3 * len(_NEIGHBOURS.findall(text)) <= count
-    capitals = sum(map(str.isupper, western))
-    return is_sparse and len(western) >= 0.98 * count >= 2 * capitals and not _MARK_IN_WORD.search(text)
-
-
-def _utf8_prefix(data: bytes) -> int:
-    """Return the number of bytes before the first that is not UTF-8."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(data)
-
-
-def _japanese_or_korean(sample: bytes) -> str:
-    """Return the encoding in which the bytes decode to kana or Hangul without an error, or "".
-
-    Decoded as GB18030 or Big5, such text may have as many common characters as some poems. Chinese text passes this
-    test in none of the three encodings, except for a few words.
-    """
-    for name, script, least_ratio in (("euc_jp", _KANA, 0.2), ("shift_jis", _KANA, 0.2), ("euc_kr", _HANGUL, 0.85)):
-        decoded = _decode(sample, name)
-        count, han = (sum(map(len, pattern.findall(decoded))) for pattern in (script, _HAN))
-        if "\ufffd" not in decoded and count >= max(_MIN_HITS, least_ratio * (count + han)):
-            return name
-    return ""
-
-
-def _scores(beginning: bytes, sample: bytes) -> dict[str, float]:
-    """Score each encoding, at most 1: how much the file looks like Chinese text, or any text for UTF-16.
-
-    `beginning` is the beginning of the file, for UTF-16, and `sample` begins with its first byte that is not ASCII.
-    """
-    big5 = min(_BIG5, key=lambda name: _decode(sample, name).count("\ufffd"))
-    candidates = [(name, sample) for name in ("gb18030", big5) if sample]
-    candidates += [(name, beginning) for name in _UTF_16 if beginning]
-    return {name: _score(_decode(data, name), name) for name, data in candidates}
-
-
-def _decode(data: bytes, name: str) -> str:
-    """Decode any bytes with replacement characters, without a truncated last character."""
-    return codecs.getincrementaldecoder(name)("replace").decode(data)
-
-
-def _score(decoded: str, name: str) -> float:
-    size = _count_beyond_ascii(decoded)
-    runs = "".join(_RUNS.findall(decoded))
-    hits = len(runs) - len(_common_pattern().sub("", runs))
-    if name in _UTF_16:  # where ASCII is evidence too: every second byte is a zero
-        hits += sum(map(len, re.findall(r"[\t\n\r -~]+", decoded)))
-        size = len(decoded)
-    return (hits - len(_UNLIKELY.findall(decoded))) / size if hits >= _MIN_HITS else 0.0
-
-
-def _count_beyond_ascii(text: str) -> int:
-    return len(text) - sum(map(len, _ASCII.findall(text)))
-
-
-@cache
-def _common_pattern() -> re.Pattern[str]:
-    return re.compile(f"[{COMMON_CHARACTERS}]+")
-
-
-def _winner(scores: Mapping[str, float]) -> str:
-    """Return the encoding with the best score, or "" if it is not clearly the best."""
-    best = max(scores, key=lambda name: scores[name])
-    second = max(score for name, score in scores.items() if name != best)
-    return best if scores[best] >= _CLEAR and scores[best] - second >= _CLEAR else ""
-
-
-def _byte_order_mark(head: bytes) -> tuple[bytes, str]:
-    """Return the byte order mark at the beginning and its encoding, or two empty values."""
-    return next(((mark, name) for mark, name in _MARKS if head.startswith(mark)), (b"", ""))
+    raise _undetected_error(head, offset, start + utf8_prefix(sample), scores)
 
 
 # Errors
 
 
-def _invalid_bytes(name: str, offset: int, following: bytes, requested: str) -> BadData:
-    """Return the error for bytes that are invalid in the encoding `name`; `following` begins with them."""
-    if is_binary(following[:BINARY_WINDOW]):
-        return binary_error(offset)
+def _invalid_bytes(stats: EncodingStats, requested: str) -> BadData:
+    """Return the error for a text with too many bytes that are invalid in its encoding."""
+    more = f", and {stats.errors - 1:,} more" if stats.errors > 1 else ""
     return BadData(
-        f"not {name} text: byte {following[0]:#04x} at offset {offset:,}",
-        hint=f"the text before it is {name}: repair the file there, or pass another --encoding"
+        f"not {stats.encoding} text: byte {stats.error_byte:#04x} at offset {stats.error_offset:,}{more}",
+        hint=f"the text before it is {stats.encoding}: repair the file there, or pass another --encoding"
         if requested == AUTO
         else "leave out --encoding, pass the right one (gb18030, big5, utf-16), or check that the file is text",
     )

@@ -72,7 +72,7 @@ def _decode(data: bytes, label: str, encoding: str) -> str:
                 return data.decode(_SUPERSETS.get(name, name)).replace("\0", "")
             except (LookupError, UnicodeDecodeError):
                 continue
-    return "".join(decode_blocks(iter([data]), label, EncodingStats(), encoding=encoding))
+    return "".join(decode_blocks(iter([data]), label, EncodingStats(), encoding=encoding, strict=True))
 
 
 def _text(body: LexborNode) -> str:

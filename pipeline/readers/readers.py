@@ -143,6 +143,8 @@ def _read_text(content: Content, options: ReadOptions, ledger: Ledger, on_reject
     stats = EncodingStats()
     text = "".join(encodings.decode_blocks(content.blocks, content.label, stats, encoding=options.encoding))
     count_losses(stats, content.file, ledger, on_reject)
+    if stats.errors:
+        options.note(f"{content.label}: {stats.errors:,} invalid bytes became U+FFFD")
     return Document(text, file=content.file)
 
 
@@ -167,6 +169,12 @@ def _text_line(content: Content, options: ReadOptions) -> Iterator[bytes]:
             f"{content.label}: the file ends within a character "
             f"(bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",
             hint="download it again, or run `clean` on it, which keeps the rest and counts the lost bytes",
+        )
+    if stats.errors:
+        raise BadData(
+            f"{content.label}: not {stats.encoding} text: byte {stats.error_byte:#04x} at offset "
+            f"{stats.error_offset:,}",
+            hint="repair the file there, or run `clean` on it, which writes □ for invalid bytes and counts them",
         )
     if stats.nuls:
         options.note(f"{content.label}: removed {stats.nuls:,} NUL characters")

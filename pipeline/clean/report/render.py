@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.clean.damage import shifted_gbk
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.examples import visible
@@ -37,7 +38,8 @@ _MAX_CASES, _MAX_WARNINGS = 3, 5  # in the table: cases of a rule, lines of warn
 def to_json(report: CleaningReport) -> dict[str, Any]:
     """Return report.json: plain data that depends on the counts alone, with lists in a fixed order and sorted dicts.
 
-    files        of each: name, encoding, bytes, profile, profiles, documents, characters, han, unpunctuated
+    files        of each: name, encoding, bytes, profile, profiles, documents, characters, han, unpunctuated, and
+                 invalid_bytes if it has any
     profiles     published documents and characters by profile, the largest share first
     documents    in, out, dropped by reason, duplicates
     characters   in, out, dropped by reason (of the documents), kinds, han, histogram of the published text
@@ -84,6 +86,7 @@ def _file(file: FileCounts) -> dict[str, Any]:
         "profile": ", ".join(shares),
         "profiles": shares,
         "unpunctuated": file.is_unpunctuated,
+        **({"invalid_bytes": file.invalid_bytes} if file.invalid_bytes else {}),
     }
 
 
@@ -169,6 +172,15 @@ def warnings(report: CleaningReport) -> list[str]:
         texts.append(
             f"NO PUNCTUATION in {_names(unpunctuated, files)}: their sentences are lines or windows, not sentences"
         )
+    if damaged := [file for file in files if file.invalid_bytes]:
+        count, first = sum(file.invalid_bytes for file in damaged), damaged[0]
+        texts.append(
+            f"INVALID BYTES: {count:,} in {_names([file.name for file in damaged], files)}, each now □; the first at "
+            f"offset {first.invalid_offset:,} of {visible(first.name)}"
+        )
+    if shifted_gbk.NAME in report.rules and (cases := report.rules[shifted_gbk.NAME].cases):
+        count, passages = cases[shifted_gbk.CASE], cases[shifted_gbk.PASSAGES]
+        texts.append(f"GBK READ FROM THE WRONG BYTE: {count:,} characters in {passages:,} passages, each passage now □")
     if foreign := [file for file in files if file.is_foreign]:
         han_ratio = sum(file.han for file in foreign) / sum(file.characters for file in foreign)
         texts.append(

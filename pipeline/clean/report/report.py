@@ -83,6 +83,8 @@ class FileCounts(msgspec.Struct):
     reference of HTML in its Chinese text.
     `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
     each number that is part of no heading.
+    `invalid_bytes` counts the places where bytes of the file were invalid in its encoding, each now □; the first is at
+    `invalid_offset`.
     """
 
     name: str
@@ -98,6 +100,8 @@ class FileCounts(msgspec.Struct):
     numbers: dict[str, dict[int, int]] = {}
     missed: dict[str, dict[int, str]] = {}
     tags: int = 0
+    invalid_bytes: int = 0
+    invalid_offset: int = 0
 
     def add_text(self, histogram: Histogram, profile: str) -> None:
         """Add published text by its histogram."""
@@ -132,6 +136,8 @@ class FileCounts(msgspec.Struct):
         self.tags += other.tags
         self.simplified += other.simplified
         self.traditional += other.traditional
+        self.invalid_offset = self.invalid_offset if self.invalid_bytes else other.invalid_offset
+        self.invalid_bytes += other.invalid_bytes
         for pattern, numbers in other.numbers.items():
             add_counts(self.numbers.setdefault(pattern, {}), numbers)
         for pattern, examples in other.missed.items():

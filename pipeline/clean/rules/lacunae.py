@@ -44,7 +44,7 @@ _RUN = re.compile(f"[{_SIGNS}{LACUNA}]+")
 _CERTAIN = re.compile(f"[■{LACUNA}]|囗囗")
 _CHINESE = re.compile(f"[{HAN}]")
 _CONTINUATION = re.compile(
-    f"[{HAN}，。；：、！？,.;:!?]"
+    f"[{HAN}，。；：、！？．,.;:!?]"
 )  # ASCII marks included: this rule runs before they are widened
 
 

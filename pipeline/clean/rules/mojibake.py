@@ -5,22 +5,21 @@
 
 One to three of the latter in a row count only inside Chinese text: between Chinese characters, or between one and a
 stop or line end. Genuine Japanese, Russian and bopomofo are kept: their words are longer or more numerous, or are in
-brackets and quotes. Lines of HTTP and HTML debris are dropped.
+brackets and quotes. の stays: modern Chinese writes it for 的 (新鲜の). Debris of HTTP and HTML is dropped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
+from pipeline.clean.damage import debris
 from pipeline.clean.rule import Counts, Rule, apply_to_lines, lines_containing, units
 from pipeline.clean.utf16 import (
     HAN,
     LACUNA,
-    SEPARATOR,
     UNIT_COUNT,
     Utf16Text,
     decode_utf16,
@@ -32,8 +31,8 @@ from pipeline.clean.utf16 import (
 )
 
 _REPLACEMENT = "\ufffd"
-# Without ・ and ー, which separate and lengthen words, and the lines ─ │, which are dashes or draw tables.
-_KANA = "\u3041-\u3096\u309d\u309e\u30a1-\u30fa\u30fd\u30fe"
+# Without ・ and ー, which separate and lengthen words, の, and the lines ─ │, which are dashes or draw tables.
+_KANA = "\u3041-\u306d\u306f-\u3096\u309d\u309e\u30a1-\u30fa\u30fd\u30fe"
 _CYRILLIC = "\u0400-\u052f"
 _BOPOMOFO = "\u3105-\u312f\u31a0-\u31bf"
 _BOX = "\u250c-\u254b\u2552-\u257f"
@@ -41,8 +40,9 @@ _FOREIGN = _KANA + _CYRILLIC + _BOPOMOFO + _BOX
 _TABLE = re.compile("[─━│┃═║]")
 
 _RUN = re.compile(f"[{_FOREIGN}]+")
+_RUN_WITH_NO = re.compile(f"[{_FOREIGN}の]+")  # tells whether a line with other kana is Japanese
 _CHINESE = f"{HAN}{LACUNA}{_REPLACEMENT}"
-_STOP = "，。！？：；、…,.!?:; \t\u3000"  # ASCII marks included: this rule runs before they are widened
+_STOP = "，。！？：；、…．,.!?:; \t\u3000"  # ASCII marks included: this rule runs before they are widened
 _LOST = re.compile(
     rf"(?<=[{_CHINESE}])[{_FOREIGN}]{{1,3}}(?=[{_CHINESE}{_STOP}]|$)"
     rf"|(?:^|(?<=[{_STOP}]))[{_FOREIGN}]{{1,3}}(?=[{_CHINESE}])"
@@ -53,31 +53,22 @@ _MAX_CHANCE = 3  # runs, and characters of a run, that may be mojibake
 _MAX_RATIO = 0.05  # of the letters of a document, or of a line with more than _MAX_CHANCE
 _MAX_RATIO_OF_LINE = 0.25  # of the letters of any line
 
-_DEBRIS = re.compile(r"Connection=\[|Content-Type=|HTTP/1\.[01] \d{3}|charset=|<html|<head|<script|<!doctype", re.I)
-_DEBRIS_MARKS = "=/<"
-_DEBRIS_WORDS = {  # by mark: `str` rules them out much faster than _DEBRIS
-    "=": ("onnection=[", "ontent-type=", "ontent-Type=", "harset=", "ONNECTION=[", "ONTENT-TYPE=", "HARSET="),
-    "/": ("http/1.", "HTTP/1."),
-    "<": ("<html", "<head", "<script", "<!doctype", "<HTML", "<HEAD", "<SCRIPT", "<!DOCTYPE"),
-}
-_LINES = re.compile("[^\n]*\n|[^\n]+")
 _LINE_ENDS = re.compile("([\n\0])")
-_MAX_DEBRIS = 4000  # characters: a longer line is a chapter with debris in it
 
 
 def rule() -> Rule:
     """Return the rule that replaces lost characters by □, one for one, and drops lines of debris."""
     ranges = [(ord(first), ord(last)) for first, last in re.findall("(.)-(.)", _FOREIGN)]
     singles = re.sub("(.)-(.)", "", _FOREIGN)
-    return Rule("mojibake", _apply, units(_REPLACEMENT + singles + _DEBRIS_MARKS, *ranges), produces=LACUNA)
+    return Rule("mojibake", _apply, units(_REPLACEMENT + singles + debris.MARKS, *ranges), produces=LACUNA)
 
 
 def _apply(page: Utf16Text, counts: Counts) -> Utf16Text:
-    if len(marks := positions_of(page, _DEBRIS_MARKS)) and _may_hold_debris(
+    if len(marks := positions_of(page, debris.MARKS)) and debris.may_hold_debris(
         decode_utf16(lines_containing(page, marks))
     ):
         text = decode_utf16(page)
-        cleaned = _change_documents(_DEBRIS, text, lambda document: _drop_debris(document, counts))
+        cleaned = debris.drop_debris(text, counts)
         page = encode_utf16(cleaned) if cleaned != text else page
     foreign = page.special_positions[_is_in(_RUN).take(page.special_units)]
     if len(foreign):
@@ -102,10 +93,6 @@ def _in_chinese_documents(page: Utf16Text, foreign: np.ndarray, counts: Counts) 
         else:
             parts.append(foreign[inside])
     return np.concatenate(parts)
-
-
-def _may_hold_debris(text: str) -> bool:
-    return any(mark in text and any(word in text for word in words) for mark, words in _DEBRIS_WORDS.items())
 
 
 def _count_letters(text: Utf16Text) -> int:
@@ -133,38 +120,10 @@ def _repair_lines(lines: str, counts: Counts) -> str:
     return "".join(parts)
 
 
-def _change_documents(pattern: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
-    """Apply `change` to the documents of `text` that `pattern` matches in."""
-    pieces, copied = [], 0
-    for match in pattern.finditer(text):
-        if match.start() >= copied:
-            start = max(text.rfind(SEPARATOR, copied, match.start()) + 1, copied)
-            end = text.find(SEPARATOR, match.end())
-            end = len(text) if end < 0 else end
-            pieces += [text[copied:start], change(text[start:end])]
-            copied = end
-    return "".join([*pieces, text[copied:]]) if pieces else text
-
-
-def _drop_debris(text: str, counts: Counts) -> str:
-    return "".join([line for line in _LINES.findall(text) if not _is_debris(line, counts)])
-
-
-def _is_debris(line: str, counts: Counts) -> bool:
-    if not _DEBRIS.search(line):
-        return False
-    if len(line) > _MAX_DEBRIS:
-        counts["debris left in a long line"] += 1
-        return False
-    counts["lines of debris"] += 1
-    counts["characters of debris"] += len(line)
-    return True
-
-
 def _repair_line(line: str, counts: Counts) -> str:
-    foreign_runs = _RUN.findall(line)
+    foreign_runs = _RUN_WITH_NO.findall(line)
     foreign_count = sum(map(len, foreign_runs))
-    ratio = foreign_count / _total_length(_LETTERS, line)
+    ratio = foreign_count / max(_total_length(_LETTERS, line), foreign_count)
     is_beyond_chance = len(foreign_runs) > _MAX_CHANCE or max(map(len, foreign_runs)) > _MAX_CHANCE
     is_foreign = (ratio > _MAX_RATIO and is_beyond_chance) or (
         ratio > _MAX_RATIO_OF_LINE and foreign_count >= _MAX_CHANCE

@@ -7,6 +7,7 @@ the container format of the profile is removed.
 
 from __future__ import annotations
 
+from pipeline.clean.damage import shifted_gbk
 from pipeline.clean.markup import entities
 from pipeline.clean.options import CleanOptions, load_tables
 from pipeline.clean.profiles import Profile
@@ -38,6 +39,7 @@ def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
         options,
         entities.RULE,
         site_ads.rule(remove=boilerplate.SITE_ADS in options.boilerplate),
+        shifted_gbk.RULE,
         _unwrap_rule(profile, options),
         footnotes.rule() if policies.get(notes.FOOTNOTES) == "drop" else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),

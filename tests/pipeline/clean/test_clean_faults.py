@@ -212,8 +212,8 @@ def test_byte_order_mark_and_line_ends_do_not_change_the_corpus(
 
 BYTES = BOOK.encode()
 BROKEN_TEXTS: dict[str, tuple[bytes, str]] = {
-    "bad byte": (b"abc\n" * 7500 + b"\xff" + BYTES, "byte 0xff at offset 30,000"),
-    "surrogate": (("林冲。" * 50 + "\ud800").encode("utf-8", "surrogatepass") + BYTES, "byte 0xed at offset 450"),
+    "bad byte": (b"abc\n" * 7500 + b"\xff" * 500 + BYTES, "byte 0xff at offset 30,000"),
+    "surrogate": (("林冲。" * 50 + "\ud800" * 500).encode("utf-8", "surrogatepass") + BYTES, "byte 0xed at offset 450"),
     "zeros": (BYTES + bytes(4096), "and binary data after it"),
     "word": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(5000), "an old Word file, not text"),
     "empty": (b"", "the file is empty"),

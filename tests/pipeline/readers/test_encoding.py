@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import compression, content, readers
 from pipeline.readers import encoding as encodings
+from pipeline.readers.detection.scores import han_ratio
 from pipeline.readers.documents import Document, Reject
-from pipeline.readers.encoding import HEAD_BYTES, EncodingStats, detect, han_ratio
+from pipeline.readers.encoding import HEAD_BYTES, EncodingStats, detect
 from pipeline.runtime.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -569,29 +570,64 @@ def test_text_followed_by_random_bytes_is_refused_near_the_offset(tmp_path: Path
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5"])
 @pytest.mark.parametrize("before", [5, 2000, 30_000])
-def test_invalid_byte_is_reported_with_its_offset(tmp_path: Path, encoding: str, before: int) -> None:
-    good = (POEM * (before + 40)).encode(encoding)
-    offset = len((POEM * before).encode(encoding))
+def test_invalid_byte_is_replaced_and_counted(tmp_path: Path, encoding: str, before: int) -> None:
+    data, after = (POEM * before).encode(encoding), (POEM * 40).encode(encoding)
+    path = file_of(tmp_path, data + b"\xff" + after, "a.txt.gz")
     for requested in ("auto", encoding):
-        error = refused(file_of(tmp_path, good[:offset] + b"\xff" + good[offset:], "a.txt.gz"), requested)
+        text, stats = text_of(path, requested)
+        assert text == POEM * before + "\ufffd" + POEM * 40
+        assert (stats.errors, stats.error_offset, stats.error_byte) == (1, len(data), 0xFF)
         meant = {"big5": "cp950"}.get(encoding, encoding)
-        assert f"not {meant} text: byte 0xff at offset {offset:,}" in error.message
+        with pytest.raises(BadData, match=f"not {meant} text: byte 0xff at offset {len(data):,}") as caught:
+            list(readers.read_json_lines(path, encoding=requested))
+        assert "`clean`" in caught.value.hint
 
 
-@given(cuts=st.lists(st.integers(1, 2000), max_size=8), offset=st.integers(700, 1500))
+@given(
+    cuts=st.lists(st.integers(1, 2000), max_size=8), offsets=st.lists(st.integers(700, 1500), min_size=1, max_size=3)
+)
 @settings(max_examples=40)
-def test_offset_of_an_invalid_byte_is_the_same_for_any_blocks(cuts: list[int], offset: int) -> None:
-    good = (POEM * 20).encode()
-    offset -= offset % 3
-    data = good[: 3 * 500].replace(b"\n", "〇".encode())
-    data = data[:offset] + b"\xff" + data[offset:]
+def test_invalid_bytes_are_replaced_alike_for_any_blocks(cuts: list[int], offsets: list[int]) -> None:
+    data = (POEM * 20).replace("\n", "〇").encode()[: 3 * 500]
+    for offset in sorted(offsets, reverse=True):
+        data = data[:offset] + b"\xff" + data[offset:]
     boundaries = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     blocks = [data[start:end] for start, end in pairwise(boundaries)]
     with pytest.MonkeyPatch.context() as patch:
         for module in (encodings, content):
             patch.setattr(module, "read_blocks", lambda path, advance: iter(blocks))
-        with pytest.raises(BadData, match=f"not utf-8 text: byte 0xff at offset {offset:,} "):
-            text_of(Path("a.txt"))
+        if (expected := data.decode(errors="replace")).count("\ufffd") <= 3:
+            text, stats = text_of(Path("a.txt"))
+            assert text == expected
+            assert (stats.errors, data[stats.error_offset]) == (expected.count("\ufffd"), stats.error_byte)
+            assert stats.error_offset == len(expected.partition("\ufffd")[0].encode())
+        else:
+            with pytest.raises(BadData, match=r"not utf-8 text: byte 0x.. at offset [0-9,]+, and \d more"):
+                text_of(Path("a.txt"))
+
+
+@pytest.mark.parametrize(("lines", "accepted"), [(1, 3), (140, 3), (500, 10)])
+def test_invalid_bytes_are_accepted_up_to_a_share(tmp_path: Path, lines: int, accepted: int) -> None:
+    line = POEM.strip().replace("\n", "").encode("gb18030") + b"\n"  # 97 bytes
+    for count in (accepted, accepted + 1):
+        path = file_of(tmp_path, b"\xff" * count + line * (lines * 21 // 97 + 1))
+        if count == accepted:
+            assert text_of(path)[1].errors == accepted
+        else:
+            assert f"byte 0xff at offset 0, and {accepted} more" in refused_text(path)
+
+
+def refused_text(path: Path) -> str:
+    with pytest.raises(BadData) as caught:
+        text_of(path)
+    return caught.value.message
+
+
+def test_text_of_another_encoding_is_refused_before_all_of_it_is_decoded(tmp_path: Path) -> None:
+    data = (POEM * 700).encode() + (POEM * 5000).encode("gb18030")
+    error = refused_text(file_of(tmp_path, data))
+    assert f"not utf-8 text: byte 0xc7 at offset {len((POEM * 700).encode()):,}, and" in error
+    assert int(error.split()[-2].replace(",", "")) < 2000
 
 
 @pytest.mark.parametrize("name", PACKINGS)

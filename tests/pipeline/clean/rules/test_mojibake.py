@@ -94,11 +94,32 @@ def test_lines_of_debris_are_dropped_and_counted() -> None:
     assert counts == {"lines of debris": 3, "characters of debris": len(DEBRIS) + 15 + 16}
 
 
-def test_chapter_with_debris_in_it_is_kept() -> None:
-    chapter = "话说" * 3000 + "charset=gb2312" + "却说" * 3000
-    cleaned, counts = run(chapter)
-    assert cleaned == chapter
-    assert counts == {"debris left in a long line": 1}
+@pytest.mark.parametrize(
+    "debris",
+    [
+        "charset=gb2312",
+        '<!--script>document.write("广告");x=1<script-->',
+        "<script src=x></script>",
+        "<html><head>",
+        "{Connection=[close],Content-Type=[text/html;charset=gb2312]}",
+    ],
+)
+@pytest.mark.parametrize("before", ["却说玄德大惊，滚鞍下马。“好”", "话说" * 3000])
+def test_line_with_debris_in_it_keeps_its_text(before: str, debris: str) -> None:
+    cleaned, counts = run(f"{before}{debris}问其缘故。\n卢植曰\n")
+    assert cleaned == f"{before}问其缘故。\n卢植曰\n"
+    assert counts == {"debris in lines of text": 1, "characters of debris": len(debris)}
+
+
+def test_no_of_modern_chinese_is_kept_and_other_kana_beside_it_repaired() -> None:
+    text = "新鲜の每日坊开在街角，卖茶の人不多。\n倚杖け然长啸，能ㄋ嗽。"
+    assert run(text)[0] == text.replace("け", "□").replace("ㄋ", "□")
+
+
+def test_lone_symbol_before_a_full_width_full_stop_becomes_a_lacuna() -> None:
+    assert run("一边是玻璃ニ．地下两溜交椅．正看至《外篇．て箧》一则")[0] == (
+        "一边是玻璃□．地下两溜交椅．正看至《外篇．□箧》一则"
+    )
 
 
 @pytest.mark.parametrize("text", ["a<b", "x=1", "1/2", "字符集", "he said <heart>"])

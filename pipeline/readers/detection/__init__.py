@@ -1,0 +1,1 @@
+"""Detection of the encoding of a text file from its bytes."""
