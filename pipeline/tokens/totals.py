@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import BadData
-from pipeline.readers.common_characters import SIMPLIFIED, TRADITIONAL
+from pipeline.readers.detection.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger
 from pipeline.store.artifact import StageOutput
 from pipeline.tokenizers import Tokenizer

@@ -27,7 +27,7 @@ from pipeline.clean.utf16 import (
     decode_utf16,
 )
 from pipeline.errors import InternalError
-from pipeline.readers.common_characters import SIMPLIFIED, TRADITIONAL
+from pipeline.readers.detection.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger, LedgerTally
 
 _MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1

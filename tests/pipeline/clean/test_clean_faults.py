@@ -353,10 +353,10 @@ def crash_at(patch: pytest.MonkeyPatch, *marks: str) -> None:
     """Make cleaning raise an unexpected error on every text that contains one of `marks`."""
     original = Cleaner.clean_page
 
-    def crashing(self: Cleaner, page: Utf16Text, *counts: int) -> Any:
+    def crashing(self: Cleaner, page: Utf16Text, *arguments: Any) -> Any:
         if any(mark in decode_utf16(page) for mark in marks):
             raise ZeroDivisionError("a bug of a rule")
-        return original(self, page, *counts)
+        return original(self, page, *arguments)
 
     patch.setattr(Cleaner, "clean_page", crashing)
 
