@@ -7,7 +7,7 @@ encoding that decodes without an error is not enough, because GB18030 accepts th
 ASCII with a few accented letters is read as cp1252; anything else is an error: no encoding is guessed.
 
 Bytes that are invalid in the encoding become U+FFFD and are counted, up to 1 in 1,000 bytes of the file, or 3 in a
-shorter one: one bad byte does not cost a book. With more of them the file is refused.
+shorter one, 1 in 32: one bad byte does not cost a book. With more of them the file is refused.
 
 In the order of this file: `read_text` reads a file, `detect` finds the encoding of its head, then the errors.
 """
@@ -55,7 +55,7 @@ _FIRST_LOOK = 1 << 13  # bytes of the head that are scored first; they decide mo
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950"}
 _STATEFUL = ("iso2022", "hz", "utf_7", "utf-7")  # prefixes of encodings in which an error may change all that follows
 _BYTES_PER_ERROR = 1_000  # fewer, and the text is refused
-_FEW_ERRORS = 3  # that are accepted in a text of any size
+_FEW_ERRORS, _BYTES_PER_FEW = 3, 32  # that are accepted in a short text, one in so many bytes
 _MANY_ERRORS = 100  # at once that are accepted before the size of the text is known
 
 
@@ -159,7 +159,7 @@ def _pieces(blocks: _Blocks, requested: str, stats: EncodingStats, nuls: NulFilt
             if strict or is_too_many or current.startswith(_STATEFUL):
                 raise _invalid_bytes(stats, requested)
         stats.nuls = nuls.count
-    if stats.errors > max(_FEW_ERRORS, offset // _BYTES_PER_ERROR):
+    if stats.errors > max(min(_FEW_ERRORS, offset // _BYTES_PER_FEW), offset // _BYTES_PER_ERROR):
         raise _invalid_bytes(stats, requested)
 
 

@@ -50,6 +50,7 @@ _SYMBOLS = (  # ?, private use, and the rows of symbols of GB2312
     *((0x3041, 0x30F6), (0x3105, 0x3129), (0x3220, 0x3229)),
 )
 _WORD, _SYMBOL, _LACUNA = 1, 2, 3
+_NO_CODE, _HAN_ROWS = (0, 0), range(0xB0, 0xF8)  # bytes of a character that GB2312 lacks; first bytes of its Han
 _FULL_WIDTH = 0xFEE0  # from an ASCII character to its full-width form, as which GBK encodes it here
 
 
@@ -103,15 +104,17 @@ def _with_lost(text: str, start: int, end: int) -> tuple[int, int]:
 def _scores(text: str) -> list[int]:
     """Return for each character 1, 0 or -1: how much better its second byte reads with the next character's first."""
     codes, is_common = _tables()
-    bytes_of = [codes.get(character) for character in text]
-    scores = []
-    for index, (character, code) in enumerate(zip(text, bytes_of, strict=True)):
-        following = bytes_of[index + 1] if index + 1 < len(text) else None
-        shifted = code is not None and following is not None and is_common[code[1], following[0]]
+    rows = [codes.get(character, _NO_CODE) for character in text]
+    scores, previous = list[int](), _NO_CODE
+    for character, code, following in zip(text, rows, [*rows[1:], _NO_CODE], strict=True):
+        is_word = code[0] not in _HAN_ROWS and code[0] in (previous[0], following[0])  # a number, or in another script
         if character in _LOST:
             scores.append(0)
+        elif is_word or code is _NO_CODE:
+            scores.append(-1)
         else:
-            scores.append(int(shifted) - int(code is None or bool(is_common[code])))
+            scores.append(int(is_common[code[1], following[0]]) - int(is_common[code]))
+        previous = code
     return scores
 
 

@@ -55,7 +55,7 @@ _SIMPLIFIED = (
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
 # Notices, as letters and digits only. Every alternative contains one of the pairs below.
-_NOTICE = re.compile(
+_NOTICE = (
     r"请(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9]|$)|记得收藏|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|求收藏"
     r"|(?:记住|来自|访问|关注|登[录陆])本站|本站(?:地址|网址|域名|所有|最新|手机|首发|提供|小说|内容|收录|永久|公告)"
     r"|一秒记住|(?:最新|备用|永久|请记住|官方)(?:网址|域名)|本章未完|未完待续|点击(?:下一[页章]|继续)|下一[页章]继续"
@@ -84,14 +84,14 @@ _PAIRS = re.findall(  # of neighbouring characters; a text without them has no n
 )
 
 # Addresses, in lower case. Between the letters of some may be anything but Han, stops and line ends.
-_GAP = rf"[^{HAN}a-z0-9\n，！？；“”]{{0,3}}"
+_GAP = r"[^\w\n，！？；“”]{0,3}"
 _DOMAINS = "com|net|org|cn|cc|info|tw|hk|la|me|xyz|top|vip|club|tv|co|biz"
-_SPACED_DOMAINS = "|".join(_GAP.join(name) for name in _DOMAINS.split("|"))
+_SPACED_DOMAINS = "|".join(_GAP.join(name) for name in ("com", "net", "org", "cn", "cc"))
 _PATH = r"(?::\d+)?(?:/[a-z0-9./_\-~?=&%#]*)?"
-_ADDRESS = re.compile(
+_ADDRESS = (
     rf"https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
     rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
-    rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^{HAN}\n，。！？；“”()（）]*)"
+    rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^\n，。！？；“”()（）\u3400-\U0003ffff]*)"
     rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
 )
 _W = "wWｗＷⓦⓌ"
@@ -101,7 +101,7 @@ _SITE = re.compile(
 )
 
 _NOT_LETTERS = re.compile(f"[^{HAN}a-z0-9]+")
-_HAN = re.compile(f"[{HAN}]")
+_HAN, _LATIN = re.compile(f"[{HAN}]"), re.compile("[a-z]")
 _SENTENCE = re.compile(r"[^。！？!?…]*[。！？!?…]*[”’」』）)】\]]*")
 _CLAUSE = re.compile(r"[^，,；; \t\u3000]*[，,；; \t\u3000]*")
 _BRACKETED = re.compile(r"[（(【\[『「〔《<{]([^（(【\[『「〔《<{）)】\]』」〕》>}]{2,60})[）)】\]』」〕》>}]")
@@ -189,8 +189,16 @@ def _notices(folded: str, addresses: list[tuple[int, int]], *, is_heading: bool)
 
 def _mask_addresses(folded: str) -> tuple[str, list[tuple[int, int]]]:
     """Return the text with each address replaced by as many letters, and the bounds of the addresses."""
-    spans = [match.span() for match in _ADDRESS.finditer(folded)]
-    return _ADDRESS.sub(lambda match: "a" * len(match[0]), folded) if spans else folded, spans
+    if not _LATIN.search(folded):
+        return folded, []
+    spans = [match.span() for match in _pattern(_ADDRESS).finditer(folded)]
+    return _pattern(_ADDRESS).sub(lambda match: "a" * len(match[0]), folded) if spans else folded, spans
+
+
+@cache
+def _pattern(expression: str) -> re.Pattern[str]:
+    """Compile an expression on first use: these are slow to compile, and most texts need none of them."""
+    return re.compile(expression)
 
 
 def _fold(text: str) -> str:
@@ -205,7 +213,7 @@ def _fold(text: str) -> str:
 
 def _is_notice(text: str) -> bool:
     letters = _NOT_LETTERS.sub("", text)
-    return bool(_NOTICE.search(letters) or _NAVIGATION.fullmatch(letters))
+    return bool(_pattern(_NOTICE).search(letters) or _NAVIGATION.fullmatch(letters))
 
 
 def _count_letters(text: str) -> int:
