@@ -19,7 +19,7 @@ import click
 from model.commands import exchange, presets, recipe, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
-from pipeline.commands import console, data, maintenance, tokens
+from pipeline.commands import clean, console, data, maintenance, tokens
 from pipeline.commands.console import Command, Group, Outcome, Settings
 from pipeline.errors import DISTRIBUTION
 from pipeline.runtime import terminal
@@ -53,7 +53,7 @@ def _bench() -> click.Command:
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Everything at once": (start.start, refresh.demo),
-    "Data": (data.download, data.decompress, data.clean),
+    "Data": (data.download, data.decompress, clean.clean),
     "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
     "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (

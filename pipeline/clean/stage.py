@@ -41,12 +41,13 @@ from pipeline.store import artifact, code
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
-SCHEMA = 4  # increase when the same options give different bytes
+SCHEMA = 5  # increase when the same options give different bytes
 CODE = code.Code(
     ("pipeline/clean", "pipeline/readers", "pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
     code.HARMLESS
     | {
         "pipeline/clean/report/examples.py": "finds examples for people",
+        "pipeline/clean/report/problems.py": "words the warnings of the report",
         "pipeline/clean/report/render.py": "prints the report",
     },
 )

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -340,11 +341,7 @@ def _write(
             source_inputs.require_unchanged(entry)
         units = writer.finish()
     content = content_of(units, tokenizer, dtype, options.max_bad, rule, overlap)
-    if has_some_unknown(content.counts):
-        documents = _documents((*inputs.train, *inputs.val), options)
-        blocks = (block for document in documents for block in document.blocks())
-        content.counts["commonest_unknown"] = commonest_unknown(tokenizer, blocks)
-    require_known(content.counts, tokenizer, allow_unknown=options.allow_unknown)
+    _check_unknown(content.counts, inputs, tokenizer, options)
     if overlap and overlap.count:
         progress.note(
             f"warning: {overlap.count:,} of {overlap.documents:,} validation documents are in the training text too"
@@ -356,3 +353,14 @@ def _write(
             path, bins = draft / f"{split}.h5", writer.bins(split)
             workers.run_isolated(hdf5.write_hdf5, path, bins, dtype, attributes | count)
     return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in specs]})
+
+
+def _check_unknown(
+    counts: dict[str, Any], inputs: TokenizeInputs, tokenizer: Tokenizer, options: TokenizeOptions
+) -> None:
+    """Add the commonest unknown characters to the counts. Raises BadData for too many, unless they are allowed."""
+    if has_some_unknown(counts):
+        documents = _documents((*inputs.train, *inputs.val), options)
+        blocks = (block for document in documents for block in document.blocks())
+        counts["commonest_unknown"] = commonest_unknown(tokenizer, blocks)
+    require_known(counts, tokenizer, allow_unknown=options.allow_unknown)

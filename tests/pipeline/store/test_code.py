@@ -109,7 +109,7 @@ def test_a_deleted_file_counts_as_edited(sources: Path) -> None:
         ("model/training/optim.py", {"train"}),
         ("model/training/progress.py", set()),
         ("pipeline/clean/report/render.py", set()),
-        ("pipeline/commands/data.py", set()),
+        ("pipeline/commands/clean.py", set()),
         ("pipeline/errors.py", set()),
         ("pipeline/store/files.py", set()),
         ("model/presets.py", set()),

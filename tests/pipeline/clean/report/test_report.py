@@ -18,7 +18,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.report.render import COLUMNS, LINES, table, table_from_json, to_json, warnings
+from pipeline.clean.report.problems import warnings
+from pipeline.clean.report.render import COLUMNS, LINES, table, table_from_json, to_json
 from pipeline.clean.report.report import CleaningReport, FileCounts, RuleTally, check_balance
 from pipeline.clean.rule import Counts, Effect
 from pipeline.clean.rules import unwrap

@@ -13,7 +13,7 @@ from pipeline.clean import stage
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
-from pipeline.clean.report import render
+from pipeline.clean.report import problems
 from pipeline.clean.rules.headings import has_weak_series
 from pipeline.clean.tasks import TASK_CHARACTERS
 from pipeline.clean.utf16 import split_documents
@@ -46,7 +46,7 @@ def warnings_of(root: Path, text: str, **options: Any) -> list[str]:
     path.write_text(text, encoding="utf-8")
     inputs = resolve_inputs(root, str(path), corpora=False)
     report = stage.build_report(inputs, CleanOptions(**options), SilentProgress())
-    return [text for text in render.warnings(report) if "--heading REGEX" in text]
+    return [text for text in problems.warnings(report) if "--heading REGEX" in text]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report import render
+from pipeline.clean.report import problems, render
 from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.rule import Counts, Effect
 from pipeline.clean.rules import site_ads
@@ -110,7 +110,7 @@ def test_warning_names_the_option_and_the_commonest_ads() -> None:
     effect = Effect()
     _, effect.counts = run("请收藏本站！\n请收藏本站！\nexample.com", remove=False)
     report.add_effects(0, {"site-ads": effect}, 0)
-    [warning] = render.warnings(report)
+    [warning] = problems.warnings(report)
     assert warning == "SITE ADS in 3 lines: --boilerplate site-ads; 请收藏本站！ 2, example.com 1"
     json.dumps(render.to_json(report), ensure_ascii=False)
 

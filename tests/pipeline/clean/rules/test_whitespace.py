@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.report import render
+from pipeline.clean.report import problems
 from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.rules import whitespace
 from pipeline.clean.utf16 import join_documents, split_documents
@@ -92,10 +92,10 @@ def test_report_names_kept_gaps_and_the_option() -> None:
     page = clean_page("床前明月光　疑是地上霜")
     report = CleaningReport()
     report.add_effects(page.input_size, page.effects, page.size)
-    (warning,) = [line for line in render.warnings(report) if "SPACES" in line]
+    (warning,) = [line for line in problems.warnings(report) if "SPACES" in line]
     assert "between clauses: 1 kept" in warning
     assert "--gaps" in warning
-    assert not render.warnings(CleaningReport())
+    assert not problems.warnings(CleaningReport())
 
 
 @given(TEXT, POLICY)

@@ -1,0 +1,295 @@
+"""The command `clean`.
+
+The stage is imported inside the functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
+from pipeline.commands.options import (
+    EXCLUDE,
+    INCLUDE,
+    JOBS,
+    MAX_BAD,
+    NAME,
+    REBUILD,
+    TEXT_FIELD,
+    outcome_of,
+    worker_count,
+)
+
+if TYPE_CHECKING:
+    from pipeline.clean.report.report import CleaningReport
+
+
+_PROFILES = (
+    *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
+    "text",
+)
+_RULES = (
+    "entities",
+    *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
+    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads", "shifted"),
+)
+_CLEAN_INPUT = option_group(
+    "Input",
+    click.option(
+        "--profile",
+        type=Choice(_PROFILES),
+        default="auto",
+        show_default=True,
+        help="Format of the input; auto cleans each document as Chinese if most of its letters are Han, else as text.",
+    ),
+    click.option(
+        "--encoding",
+        default="auto",
+        show_default=True,
+        metavar="ENCODING",
+        help="Encoding of plain text files, e.g. gb18030; auto detects it.",
+    ),
+    TEXT_FIELD,
+    click.option(
+        "--gaiji-map",
+        default="",
+        metavar="FILE",
+        help="Table that replaces unencoded characters such as {上休下鳥} and &KR0869;.",
+    ),
+    click.option("--pua-map", default="", metavar="FILE", help="Table that replaces private-use characters."),
+    INCLUDE,
+    EXCLUDE,
+    MAX_BAD,
+)
+_CLEAN_RULES = option_group(
+    "Cleaning",
+    click.option(
+        "--preset",
+        type=Choice(["moirai"]),
+        default="",
+        help="Preset of the options below. moirai: one sentence per line, no quotes, common punctuation only.",
+    ),
+    click.option(
+        "--unwrap/--no-unwrap",
+        default=None,
+        help="Join hard-wrapped lines (default: set by the profile, or where lines are clearly hard-wrapped).",
+    ),
+    click.option(
+        "--headings",
+        type=Choice(["boundary", "drop", "keep"]),
+        default="boundary",
+        show_default=True,
+        help="Use chapter headings as boundaries, drop them, or keep them as text.",
+    ),
+    click.option(
+        "--heading",
+        multiple=True,
+        metavar="REGEX",
+        help="Match further chapter headings within a line, e.g. '^正文 第.+回.*' (repeatable).",
+    ),
+    click.option(
+        "--notes",
+        multiple=True,
+        metavar="BRACKETS=POLICY",
+        help="Policy for notes in these brackets: keep, drop, drop:WORDS or extract, e.g. （）=drop; footnotes=drop "
+        "removes ①, [1] and the lines that they refer to (repeatable).",
+    ),
+    click.option(
+        "--gaiji",
+        type=Choice(["keep", "lacuna", "drop"]),
+        default="lacuna",
+        show_default=True,
+        help="Keep unencoded characters, replace them by a lacuna (□), or drop them.",
+    ),
+    click.option(
+        "--lacunae",
+        type=Choice(["keep", "collapse", "drop-unit"]),
+        default="keep",
+        show_default=True,
+        help="Keep lacunae (□), collapse runs of them, or drop the documents that contain them.",
+    ),
+    click.option(
+        "--boilerplate",
+        multiple=True,
+        metavar="REGEX",
+        help="Remove text that matches; chapter-ends matches 且听下回分解 and its variants, site-ads what websites "
+        "add: addresses, notices, navigation, lines of marks (repeatable).",
+    ),
+    click.option(
+        "--gaps",
+        type=Choice(["keep", "comma", "newline", "drop"]),
+        default="keep",
+        show_default=True,
+        help="Keep spaces between clauses of text without punctuation, make them ， or line ends, or drop them.",
+    ),
+    click.option(
+        "--quotes",
+        type=Choice(["keep", "curly", "corner", "strip"]),
+        default="keep",
+        show_default=True,
+        help="Keep quotation marks, convert them to “” or 「」, or strip them.",
+    ),
+    click.option(
+        "--script",
+        type=Choice(["keep", "simplified", "traditional"]),
+        default="keep",
+        show_default=True,
+        help="Convert Chinese characters with OpenCC.",
+    ),
+    click.option("--variants", default="", metavar="FILE", help="Table of variant characters, e.g. 爲 → 為."),
+    click.option(
+        "--punct",
+        default="keep",
+        show_default=True,
+        metavar="POLICY",
+        help="Policy for punctuation: keep, strip, or only:MARKS (such as only:。，！？) to keep these marks.",
+    ),
+    click.option(
+        "--verse",
+        type=Choice(["inline", "own-unit", "drop"]),
+        default="inline",
+        show_default=True,
+        help="Keep verse within prose, put it on lines of its own, or drop it.",
+    ),
+    click.option(
+        "--without",
+        type=Choice(_RULES),
+        multiple=True,
+        metavar="RULE",
+        help=f"Switch a rule off (repeatable). Rules: {', '.join(_RULES)}.",
+    ),
+)
+_CLEAN_UNITS = option_group(
+    "Documents",
+    click.option(
+        "--unit",
+        type=Choice(["chapter", "paragraph", "sentence", "document"]),
+        default="chapter",
+        show_default=True,
+        help="Text that becomes one document of the corpus.",
+    ),
+    click.option(
+        "--split",
+        type=Choice(["quoted", "flat"]),
+        default="quoted",
+        show_default=True,
+        help="Split sentences outside quotes only (quoted), or at every sentence end (flat).",
+    ),
+    click.option(
+        "--min-chars", type=int, metavar="N", default=1, show_default=True, help="Drop documents with fewer characters."
+    ),
+    click.option(
+        "--min-han",
+        type=Number(),
+        metavar="FRACTION",
+        help="Drop documents with a smaller fraction of Han among their letters (default: 0.5 if --profile names a "
+        "Chinese one, otherwise no limit).",
+    ),
+    click.option(
+        "--dedup",
+        type=Choice(["no", "exact", "near"]),
+        default="no",
+        show_default=True,
+        help="Drop documents equal to an earlier one (exact), or nearly so (near).",
+    ),
+    click.option(
+        "--max-bytes",
+        type=int,
+        metavar="N",
+        default=4192,
+        show_default=True,
+        help="Limit the length of lines in sentences.txt, in bytes of UTF-8.",
+    ),
+)
+
+
+@click.command(cls=Command)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@_CLEAN_INPUT
+@_CLEAN_RULES
+@_CLEAN_UNITS
+@option_group(
+    "Output",
+    NAME,
+    click.option("--dry-run", is_flag=True, help="Print the report without writing a corpus."),
+    REBUILD,
+    click.option(
+        "--explain",
+        type=Choice(_RULES),
+        default="",
+        metavar="RULE",
+        help="Print ten examples of a rule's changes and stop.",
+    ),
+    JOBS,
+)
+def clean(
+    settings: Settings,
+    inputs: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    name: str,
+    dry_run: bool,
+    rebuild: bool,
+    explain: str,
+    jobs: int,
+    **options: Any,
+) -> Outcome:
+    """Clean text into a corpus.
+
+    INPUT is a downloaded source, a file or a folder: text, Markdown, HTML, EPUB, JSON, JSON lines, CSV, Parquet or
+    Arrow, also as .gz, .zst, .bz2 or .xz, and in .zip or .tar archives. Files of a folder that hold no text are left
+    out and counted. The report counts every change and every
+    rejected document.
+
+    \b
+    Examples:
+      inkstone clean BOOK.txt --name book
+      inkstone clean shuihu --notes （）=drop --dry-run
+    """
+    from pipeline.clean import stage
+    from pipeline.clean.options import CleanOptions
+    from pipeline.sources.inputs import gather_inputs
+    from pipeline.sources.walk import as_records
+    from pipeline.store.manifest import check_name, name_from_path
+
+    clean_options = CleanOptions(**options)
+    gathered = gather_inputs(
+        settings.root,
+        inputs,
+        settings.progress,
+        corpora=False,
+        include=include,
+        exclude=exclude,
+        text_fields=clean_options.text_fields,
+    )
+    files = gathered.files
+    extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
+    if explain:
+        examples = stage.explain(files, clean_options, explain)
+        lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]
+        records = [{"before": before, "after": after} for before, after in examples]
+        lines = lines or [f"{explain} changes nothing here"]
+        return Outcome("unchanged", extra={"samples": records, **extra}, lines=lines, always=True)
+    jobs = worker_count(jobs)
+    if dry_run:
+        report = stage.build_report(files, clean_options, settings.progress, jobs=jobs)
+        return _report_outcome(report, extra)
+    name = check_name(name or name_from_path(inputs[0]))
+    built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs, rebuild=rebuild)
+    outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
+    outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
+    outcome.lines.append(f"next: inkstone train-tokenizer {name}")
+    return outcome
+
+
+def _report_outcome(report: CleaningReport, extra: dict[str, Any]) -> Outcome:
+    """Return the outcome of `clean --dry-run`: the report, and the source files that were edited."""
+    from pipeline.clean import stage
+    from pipeline.clean.report import render
+    from pipeline.store.code import built_with, state_of
+
+    lines = [*render.table(report), built_with(state_of(stage.CODE).edited)]
+    extra["report"] = render.to_json(report)
+    return Outcome("unchanged", extra=extra, lines=[*filter(None, lines)], always=True)
