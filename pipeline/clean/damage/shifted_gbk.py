@@ -11,6 +11,7 @@ characters of a shifted passage are such.
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -102,19 +103,23 @@ def _with_lost(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _scores(text: str) -> list[int]:
-    """Return for each character 1, 0 or -1: how much better its second byte reads with the next character's first."""
+    """Return for each character 1, 0 or -1: how much better its second byte reads with the next character's first.
+
+    Symbols of one row of GBK side by side are a number or a word, and no evidence; three of them are none of damage.
+    """
     codes, is_common = _tables()
     rows = [codes.get(character, _NO_CODE) for character in text]
-    scores, previous = list[int](), _NO_CODE
-    for character, code, following in zip(text, rows, [*rows[1:], _NO_CODE], strict=True):
-        is_word = code[0] not in _HAN_ROWS and code[0] in (previous[0], following[0])  # a number, or in another script
-        if character in _LOST:
-            scores.append(0)
-        elif is_word or code is _NO_CODE:
-            scores.append(-1)
-        else:
-            scores.append(int(is_common[code[1], following[0]]) - int(is_common[code]))
-        previous = code
+    scores = list[int]()
+    for lead, group in itertools.groupby(zip(text, rows, [*rows[1:], _NO_CODE], strict=True), lambda item: item[1][0]):
+        run = list(group)
+        is_word = len(run) > 1 and lead not in _HAN_ROWS
+        for character, code, following in run:
+            if character in _LOST:
+                scores.append(0)
+            elif is_word or code is _NO_CODE:
+                scores.append(-int(len(run) > 2 or code is _NO_CODE))
+            else:
+                scores.append(int(is_common[code[1], following[0]]) - int(is_common[code]))
     return scores
 
 
