@@ -18,10 +18,10 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 
 KEYS = {
-    "corpora": "ce41b35bbf633082",
-    "tokenizers": "a01566c2e8a75768",
-    "tokens": "74021cd2d844a1ce",
-    "runs": "353b872e021d2ef0",
+    "corpora": "0cfaf925d833cfcd",
+    "tokenizers": "bfe8582ae95de8a8",
+    "tokens": "b3da6747638af546",
+    "runs": "1de4813164f4e4f8",
 }
 
 
