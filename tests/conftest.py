@@ -44,6 +44,7 @@ SLOW = (
     "tests/pipeline/clean/test_cleaner.py",
     "tests/pipeline/clean/test_dedup.py",
     "tests/pipeline/clean/test_filters.py",
+    "tests/pipeline/clean/test_planted.py",
     "tests/pipeline/clean/test_profiles.py",
     "tests/pipeline/clean/test_sentences.py::test_split_equals_the_slow_reference",
     "tests/pipeline/clean/test_sentences.py::test_split_of_real_books_equals_the_slow_reference",

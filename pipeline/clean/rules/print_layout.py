@@ -42,6 +42,7 @@ _SENTENCE_END = re.compile(f"[{re.escape(_ENDS)}][{re.escape(_CLOSERS)}]*$")
 _LAST_UNITS = _ENDS + "”」』"
 _CLAUSE_MARKS = re.compile(rf"[，。！？：；、,.!?:;{BLANKS}]+")
 _LAST_MARK = re.compile("[，；、：,;:—]$")
+_PUNCTUATION = re.compile("[，。！？；：、“”‘’「」『』—…]")
 _NUMERAL = "(?:[0-9]{1,4}|[〇一二三四五六七八九十百]{1,5})"
 _OPENING, _CLOSING = r"[-—–－─·•・.~*〔\[(（第]{1,2}", r"[-—–－─·•・.~*〕\])）页頁]{1,2}"
 _DECORATED = re.compile(rf"{_OPENING}[{BLANKS}]*({_NUMERAL})[{BLANKS}]*{_CLOSING}")
@@ -269,9 +270,9 @@ def page_marks(lines: Sequence[str], layout: Layout | None) -> dict[int, str]:
 
 
 def _repeated_lines(lines: Sequence[str]) -> set[str]:
-    """Return short lines that occur more than once and end no sentence."""
+    """Return short lines without punctuation that occur more than once."""
     counts = Counter(text for line in lines if 0 < len(text := line.strip(BLANKS)) <= _MAX_HEAD)
-    return {text for text, count in counts.items() if count > 1 and is_open(text) and not _LAST_MARK.search(text)}
+    return {text for text, count in counts.items() if count > 1 and not _PUNCTUATION.search(text)}
 
 
 def _broken_sentences(lines: Sequence[str], candidates: set[int], layout: Layout | None) -> set[int]:

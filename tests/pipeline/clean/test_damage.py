@@ -117,12 +117,3 @@ def test_shifted_passage_is_reported(tmp_path: Path) -> None:
     assert any("in 1 passages" in warning for warning in report["warnings"])
     texts, report = build(tmp_path, path, without=("shifted",))
     assert not any("WRONG BYTE" in warning for warning in report["warnings"])
-
-
-def test_second_cleaning_of_every_case_changes_nothing(tmp_path: Path, shared: Path) -> None:
-    for path in sorted((shared / "cases" / "chinese").glob("[0-9]*.*")):
-        if path.is_file():
-            texts, _ = build(tmp_path / "first", path)
-            again = tmp_path / f"{path.stem}.jsonl"
-            again.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-            assert build(tmp_path / "second", again)[0] == texts, path.name

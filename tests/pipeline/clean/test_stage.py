@@ -506,33 +506,3 @@ def test_tags_that_the_profile_does_not_remove_are_reported(tmp_path: Path) -> N
     assert re.fullmatch(
         r"MARKUP, .* tags per 1,000 characters, in 1 of 1 files \(book.txt\): --profile html\?", warning
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "beginning", "absent"),
-    [
-        ("10_html_fragment.html", {}, "会稽一抔土，见者有遗羞。\n贫贱亦恒情，", "[<>&;]"),
-        ("11_markdown_entities.md", {"notes": ("（）=drop:前词/侧批/眉批/夹批",)}, "话说宝玉养过了", "[`&;]|---|侧批"),
-        ("25_cbeta_lines.txt", {}, "般若波羅蜜多心經\n唐三藏法師玄奘譯\n觀自在", "[0-9A-Za-z║【=]"),
-    ],
-)
-def test_markup_of_real_texts_is_removed(
-    shared: Path, tmp_path: Path, name: str, options: dict[str, Any], beginning: str, absent: str
-) -> None:
-    path = shared / "cases" / "chinese" / name
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    [entry] = entries(clean(tmp_path, path, **options))
-    assert entry["text"].startswith(beginning)
-    assert not re.search(absent, entry["text"])
-
-
-def test_print_lines_of_a_real_sutra_are_joined(shared: Path, tmp_path: Path) -> None:
-    path = shared / "cases" / "chinese" / "25_cbeta_lines.txt"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    [entry] = entries(clean(tmp_path, path))
-    assert entry["title"] == "般若波羅蜜多心經"
-    assert entry["text"].endswith(
-        "照見五蘊皆空。度一切苦厄。舍利子。色不異空。空不異色。色即是空。空即是色。受想行識亦復如是。舍利子。是諸法空相。不生不滅。不垢不淨不增不減。是故空中無色。無受想行識。"
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -48,24 +46,6 @@ def test_commentary_by_indent_is_joined_in_itself_and_never_with_the_text_below_
         "也",
         "",
     ]
-
-
-@pytest.mark.parametrize(
-    ("case", "lines"),
-    [
-        ("04_kr_juan_di_N", ["卷第一", "毗婆尸佛", "尸棄佛", "十祖脇尊者", "卷第二", "牛頭第一世", "天台雲居　智禪師"]),
-        ("06_kr_commentary", ["政曰", "政者法教也此明帝王之政事以為法教可稱也"]),
-        ("28_kr_fw_marks", ["重刋道藏輯要", "元始无量度人上品妙經卷之一"]),
-        ("29_kr_table", ["帝王世國號", "顓頊屬", "黃帝生昌意。", "帝顓頊，黃帝孫。起黃帝，至顓頊三世，號高陽。"]),
-    ],
-)
-def test_lines_of_real_excerpts_are_those_of_the_text(case: str, lines: list[str], shared: Path) -> None:
-    path = shared / "cases" / "chinese" / f"{case}.txt"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    text = text_of(path.read_text(encoding="utf-8"))
-    assert {*lines} <= {line.strip("　") for line in text.split("\n")}
-    assert not re.search("[|｜¶@]", text)
 
 
 @pytest.mark.parametrize("first", [0, 3, 9])
