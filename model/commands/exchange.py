@@ -35,7 +35,7 @@ _MODEL_FORMATS = ("hf", "gguf")
     help="Accept a pickle (pytorch_model.bin) too; only its tensors are read.",
 )
 def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, trust_checkpoint: bool) -> Outcome:
-    """Import GPT-2, GPT-NeoX or Qwen3 weights as a run.
+    """Import GPT-2, GPT-NeoX or Qwen3 weights.
 
     DIR is a Hugging Face model folder. The run can be sampled, trained further and exported.
 

@@ -13,14 +13,17 @@ from __future__ import annotations
 import glob
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline.errors import StorageFailed
 from pipeline.runtime.redaction import redact_url
-from pipeline.sources.http import RemoteFile
 from pipeline.store import files
 from pipeline.store.files import HashingFile
+
+if TYPE_CHECKING:  # `status` needs no requests
+    from pipeline.sources.http import RemoteFile
 
 QUARANTINE = "quarantine"
 RESERVE = 64 << 20  # bytes to leave free on the disk

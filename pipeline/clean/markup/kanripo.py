@@ -31,7 +31,7 @@ _SECTION = re.compile(
 _SERIAL_LINE = re.compile(rf"^[ \t\u3000]*No\. ?[0-9][^\n{_HAN}]*(?:\n|\Z)", re.MULTILINE)
 _LINK_END = re.compile(r"=>(?=[ \t]*¶?[ \t]*$)", re.MULTILINE)
 _INNER_FORM = re.compile(rf"(?<=¶)(?=@[A-Za-z]{{1,8}}[{_HAN}])")  # a newline is missing before `@fw`
-_BARS = re.compile(r"[ \t\u3000]*[|｜](?:[ \t\u3000¶]*[|｜])*[ \t\u3000]*")
+_BARS = re.compile(r"(?<![ \t\u3000])[ \t\u3000]*[|｜](?:[ \t\u3000¶]*[|｜])*[ \t\u3000]*")
 _STARS = re.compile(r"^\*+(?=[ \t])", re.MULTILINE)
 _ORG_LINK = re.compile(r"\[\[[^][\n]{1,300}\]\[([^][\n]{1,300})\]\]|\[\[([^][\n]{1,300})\]\]")
 

@@ -30,7 +30,7 @@ _TWO_COLUMNS = re.compile(r"\(([^()/]*)/([^()/]*)\)")
 _NOTE = re.compile(r"\(([^()/]*)\)")
 _NOTE_END = re.compile(r"\([^()]*\)$")
 _GAIJI = re.compile(r"&[A-Za-z0-9-]{1,12};")
-_GAP = re.compile(r"(?<=[^ \u3000])[ \u3000]*\u3000[ \u3000]*(?=[^ \u3000])")
+_GAP = re.compile(r"(?<=[^ \u3000]) *\u3000[ \u3000]*(?=[^ \u3000])")
 _FORM = re.compile(r"[ \t\u3000]*(?:@[A-Za-z]{1,8})+(?=[^A-Za-z@\n])")  # `@fw`: the line is set in large type
 
 

@@ -75,7 +75,7 @@ def test_short_print_line_ends_its_paragraph() -> None:
     parsed = kanripo("¶\n".join([*page, ""]), counts)
     assert parsed.text.split("\n") == [
         "　魏志卷一",
-        "晉著作郎陳壽撰",  # after a heading, so that it needs no indent
+        "　晉著作郎陳壽撰",
         "　" + "".join(full) + "徙屯白馬",
         "　" + "".join(full * 10) + "終(一/二",
         "",

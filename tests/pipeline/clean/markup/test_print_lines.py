@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -148,3 +149,10 @@ def test_cells_of_a_table_become_lines_and_bars_are_counted() -> None:
 )
 def test_numbers_of_editors_are_removed_at_the_start_of_a_line(line: str, text: str) -> None:
     assert text_of(line) == text
+
+
+@pytest.mark.parametrize("run", ["　", " ", "|", "　|", "甲　", "@fw"])
+def test_long_runs_of_one_mark_take_linear_time(run: str) -> None:
+    start = time.process_time()
+    text_of("話說\n" + run * (100_000 // len(run)))
+    assert time.process_time() - start < 1

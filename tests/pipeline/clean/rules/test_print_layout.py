@@ -212,7 +212,9 @@ def test_pages_of_a_print_are_joined_on_request(shared: Path) -> None:
     unwrapped = unwrap_pages(text, counts)
     assert "一事无成，忽念及当日所有之女子" in unwrapped
     assert "\n①　通灵：指通灵宝玉。\n②　裙钗：指女子。" in unwrapped
-    assert not re.search("— 1 —|- 2 -|红楼梦", unwrapped)
+    assert not re.search("— 1 —|- 2 -", unwrapped)
+    assert unwrapped.startswith("红楼梦　第一回\n此开卷第一回也。"), "the running head is the heading of the chapter"
+    assert unwrapped.count("红楼梦") == 1
     assert counts["page numbers, running heads"] == 4
 
 
