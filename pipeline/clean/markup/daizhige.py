@@ -11,14 +11,24 @@ MAX_FRONT_MATTER = 200  # lines
 _MAX_FRONT_LINE = 2000  # characters
 _FRONT_LINE = re.compile(r"([ \t]*)(?:- +)?(?:([A-Za-z_][\w-]*):(?:[ \t]+|$))?(.*)")
 HARD_BREAK = re.compile(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
+ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")  # a mark of ASCII that Markdown is to print, as in \[穀\-禾\+牛\]
 _LINE_BREAK = re.compile(r"<br[ \t]*/?>\n?", re.IGNORECASE)
 
 
 def daizhige(text: str, counts: Counts) -> Parsed:
-    """Parse the Markdown of daizhige: YAML front matter, and line breaks written as two spaces.
+    """Parse the Markdown of daizhige: YAML front matter, line breaks written as two spaces, and escapes.
 
     Every line is a paragraph or a row of a table. Indents, `#` headings, 【notes】 and 〔emendations〕 stay.
     """
+    parsed = without_front_matter(text, counts)
+    text = replace(HARD_BREAK, parsed.text, "", "line break", counts)
+    text = replace(_LINE_BREAK, text, "\n", "line break", counts)
+    text = replace(ESCAPE, text, r"\1", "\\ escape", counts)
+    return Parsed(text, parsed.title, parsed.meta)
+
+
+def without_front_matter(text: str, counts: Counts) -> Parsed:
+    """Return `text` without its YAML front matter, whose values are its title and metadata."""
     body = text.lstrip("\ufeff\n")
     meta: dict[str, str] = {}
     if front := front_matter(body):
@@ -30,8 +40,6 @@ def daizhige(text: str, counts: Counts) -> Parsed:
     for name in ("title", "author"):  # either may have a form for each script
         forms = [value for key, value in meta.items() if key.startswith(name + ".")]
         meta.setdefault(name, meta.get(name + ".zh-hans", forms[0] if forms else ""))
-    text = replace(HARD_BREAK, text, "", "line break", counts)
-    text = replace(_LINE_BREAK, text, "\n", "line break", counts)
     return Parsed(text, meta.pop("title"), {key: value for key, value in meta.items() if value})
 
 

@@ -33,7 +33,7 @@ def detect(head: str) -> str:
     if _ORG.match(head):
         return "org"
     if (front := front_matter(head)) and any(key.partition(".")[0] == "title" for key in front[0]):
-        return "daizhige"
+        return "markdown" if "title" in front[0] and is_markdown(head[front[1] :]) else "daizhige"
     preamble = _WIKI_PREAMBLE.match(head)
     if _WIKI_HEADER.match(head, preamble.end() if preamble else 0):
         return "wikitext-lite"

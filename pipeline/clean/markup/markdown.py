@@ -1,10 +1,13 @@
-"""Markdown of books: code fences, rules, emphasis, links, quotes and hard breaks. `#` headings stay."""
+"""Markdown of books: front matter, code fences, rules, emphasis, links, quotes, hard breaks and escapes.
+
+`#` headings stay.
+"""
 
 from __future__ import annotations
 
 import re
 
-from pipeline.clean.markup.daizhige import HARD_BREAK
+from pipeline.clean.markup.daizhige import ESCAPE, HARD_BREAK, front_matter, without_front_matter
 from pipeline.clean.markup.html import html, is_html
 from pipeline.clean.markup.parsed import Parsed, drop, replace
 from pipeline.clean.rule import Counts
@@ -29,11 +32,15 @@ def is_markdown(head: str) -> bool:
 
 def markdown(text: str, counts: Counts) -> Parsed:
     """Remove the marks of Markdown and keep what they enclose; tags in it are those of HTML."""
-    text = replace(_FENCE, text, "", "```", counts)
+    has_front = front_matter(text.lstrip("\ufeff\n")) is not None  # else `---` is a rule
+    front = without_front_matter(text, counts) if has_front else Parsed(text)
+    text = replace(_FENCE, front.text, "", "```", counts)
     text = drop(_RULE, text, lambda _: "----", counts)
     text = replace(_STRONG, text, r"\2", "**", counts)
     text = drop(_IMAGE, text, lambda _: "![]()", counts)
     text = replace(_LINK, text, r"\1", "[]()", counts)
     text = replace(_QUOTE, text, "", ">", counts)
     text = replace(HARD_BREAK, text, "", "line break", counts)
-    return html(text, counts) if is_html(text) else Parsed(text)
+    text = replace(ESCAPE, text, r"\1", "\\ escape", counts)
+    inner = html(text, counts) if is_html(text) else Parsed(text)
+    return Parsed(inner.text, front.title or inner.title, front.meta)

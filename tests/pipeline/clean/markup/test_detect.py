@@ -212,6 +212,12 @@ def test_unclosed_front_matter_is_text(text: str) -> None:
     assert counts == {"unclosed ---": 1}
 
 
+def test_escapes_of_markdown_are_removed() -> None:
+    counts: Counts = Counter()
+    assert daizhige("阿难\\[穀\\-禾\\+牛\\]取乳", counts).text == "阿难[穀-禾+牛]取乳"
+    assert counts == {"\\ escape": 4}
+
+
 def test_text_without_front_matter_is_unchanged() -> None:
     assert daizhige("　　话说。\n---\n又", Counter()) == Parsed("　　话说。\n---\n又")
 
@@ -367,6 +373,8 @@ def test_org_keeps_headings_and_drops_keywords_comments_drawers_and_link_targets
         ("# -*- mode: org; -*-\n論", "org"),
         (MARKDOWN, "daizhige"),
         ("---\ntitle: 三国志\n---\n　　太祖", "daizhige"),
+        ("---\ntitle: 三国志\n---\n# 卷一\n\n**太祖**见[注](#a)。\n> 又\n", "markdown"),
+        ("---\ntitle:\n  zh-hans: 三国志\n---\n# 卷一\n\n**太祖**见[注](#a)。\n> 又\n", "daizhige"),
         (WIKI, "wikitext-lite"),
         ("{{header2|title=甲}}\n", "wikitext-lite"),
         ("<!-- x -->\n<noinclude>{{Novel header\n|title=甲}}", "wikitext-lite"),

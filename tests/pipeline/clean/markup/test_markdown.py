@@ -29,6 +29,8 @@ BOOK = """### 【第二回】 风雪
         ("见[林冲](http://a.b/c)，![图](x.png)[注](一)。", "见林冲，[注](一)。"),
         ("# 卷一\n话说。  \n又。", "# 卷一\n话说。\n又。"),
         ("话说<br>林冲<br/>走<br>也", "话说\n林冲\n走\n也"),
+        ("话说\\*林冲\\*，阿难\\[穀\\-禾\\+牛\\]取乳\\。", "话说*林冲*，阿难[穀-禾+牛]取乳\\。"),
+        ("---\n话说。\n---\n又。", "话说。\n又。"),
     ],
 )
 def test_marks_of_markdown_are_removed(text: str, expected: str) -> None:
@@ -53,3 +55,11 @@ def test_fences_or_headings_with_other_signs_make_a_text_markdown() -> None:
     assert is_markdown("# 甲\n\n**乙**\n\n---\n\n> 丙\n")
     assert not is_markdown("# 甲\n\n---\n\n乙\n")
     assert not is_markdown("甲\n---\n乙\n---\n丙\n---\n")
+
+
+def test_front_matter_is_title_and_meta_of_markdown() -> None:
+    counts: Counter[str] = Counter()
+    parsed = markdown(f"---\ntitle: 水浒\nauthor: 施耐庵\n---\n{BOOK}", counts)
+    assert (parsed.title, parsed.meta) == ("水浒", {"author": "施耐庵"})
+    assert parsed.text == markdown(BOOK, Counter()).text
+    assert counts["--- front matter"] == 1
