@@ -33,6 +33,8 @@ from pipeline.store.leftovers import remove_leftovers_of
 from pipeline.store.manifest import Identity
 from pipeline.tokens.store import fit_of
 
+_MAX_WARNINGS = 5  # lines for each corpus
+
 
 @dataclass(frozen=True)
 class RefreshResult:
@@ -128,6 +130,8 @@ def _run(
         leases.enter_context(artifact.lease(last))
         chain.artifacts[step.stage] = last
         _report(outcomes[-1], progress)
+        if last.manifest.kind == "corpora" and outcomes[-1].result == "built":
+            _report_warnings(step.stage, last, progress)
     refreshed = RefreshResult(tuple(outcomes), last)
     journal.result = refreshed.result
     return refreshed
@@ -162,6 +166,15 @@ def _own_bytes(built: Artifact) -> int:
 def _report(step: PlanStep, progress: Progress) -> None:
     progress.note(f"{step.stage:<16} {step.result:<10} {step.what}" + (f", {step.note}" if step.note else ""))
     progress.event("stage", stage=step.stage, result=step.result, what=step.what)
+
+
+def _report_warnings(stage: str, corpus: Artifact, progress: Progress) -> None:
+    """Print the warnings of a corpus, which nobody sees otherwise before a model is trained on it."""
+    warnings = msgspec.json.decode((corpus.path / "report.json").read_bytes())["warnings"]
+    for warning in warnings[:_MAX_WARNINGS]:
+        progress.note(f"{stage:<16} {'warning':<10} {warning}")
+    if (hidden := len(warnings) - _MAX_WARNINGS) > 0:
+        progress.note(f"{stage:<16} {'warning':<10} {hidden:,} more in {corpus.ref}/report.json")
 
 
 class _Journal:

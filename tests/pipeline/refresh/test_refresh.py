@@ -101,6 +101,16 @@ def test_second_refresh_builds_nothing(root: Path, source: Path, tmp_path: Path)
     assert len(trained_on) == 1
 
 
+def test_warnings_of_a_new_corpus_are_printed_once(root: Path, source: Path, tmp_path: Path) -> None:
+    ads = "雨下了一夜。\n本书由某某网整理，更多免费小说请访问 www.example.com\n"
+    (source / "ads.txt").write_text(ads, encoding="utf-8")
+    progress = Notes()
+    for _ in range(2):
+        refresh.refresh(root, recipe(source, tmp_path), stage(root, []), progress, RefreshOptions(through="clean"))
+    (warning,) = [line for line in progress.lines if line.startswith("clean            warning    SITE ADS in 1 lines")]
+    assert "--boilerplate site-ads" in warning
+
+
 def test_plan_predicts_what_refresh_does(root: Path, source: Path, tmp_path: Path) -> None:
     small_recipe, train = recipe(source, tmp_path), stage(root, [])
     first = make_plan(root, small_recipe, train)
