@@ -11,6 +11,7 @@ digits, spaces, □ and the marks of English text are never stripped.
 
 from __future__ import annotations
 
+import re
 from functools import cache, partial
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipeline.clean.utf16 import (
     Utf16Text,
     contains_any,
     count_distinct,
+    decode_utf16,
     delete_units,
     expand_ranges,
     is_chinese,
@@ -46,6 +48,7 @@ LETTER_RANGES = (*HAN_UNITS, HAN_HIGH_SURROGATES, (0xE000, 0xF8FF), (0xDC00, 0xD
 LETTER_SIGNS = "〇□"
 
 _NARROW, _WIDE = ",!?;:()", "，！？；：（）"
+_REFERENCE, _MAX_REFERENCE = re.compile("&#?[0-9A-Za-z+-]{2,};"), 24  # its units
 _MAX_NESTING = 16  # of brackets in pairs; outer ones are widened alone
 _CLOSING_QUOTES = "”’\"'"  # after a stop they end the sentence with it
 
@@ -70,7 +73,7 @@ def _full_width() -> np.ndarray:
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers.
 
-    Brackets are widened in pairs: (1)第一条 → （1）第一条.
+    Brackets are widened in pairs: (1)第一条 → （1）第一条. The ; of a reference, such as &KR0869;, stays.
     """
     full_stops = positions_of(text, "．")
     in_number = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
@@ -82,6 +85,8 @@ def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     if contains_any(text, "()"):
         is_near_chinese = _spread_over_pairs(text, first, is_near_chinese)
     positions = expand_ranges(first[is_near_chinese], after[is_near_chinese])
+    if contains_any(text, "&"):
+        positions = np.setdiff1d(positions, _reference_ends(text), assume_unique=True)
     old_units = text.units[positions]
     for narrow, wide in zip(_NARROW, _WIDE, strict=True):
         counts[f"{narrow} → {wide}"] += int((old_units == ord(narrow)).sum())
@@ -99,6 +104,20 @@ def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
         text = replace_units(text, stops[np.searchsorted(stops, first[is_stop])], ord("。"))
         counts[". → 。"] += int(is_stop.sum())
     return text
+
+
+def _reference_ends(text: Utf16Text) -> np.ndarray:
+    """Return the positions of the ; that end references, which a policy has kept."""
+    ampersands, semicolons = positions_of(text, "&"), positions_of(text, ";")
+    after = np.searchsorted(semicolons, ampersands)
+    ends = semicolons[after[after < len(semicolons)]].tolist()
+    spans = zip(ampersands[: len(ends)].tolist(), ends, strict=True)
+    return np.array([end for start, end in spans if _is_reference(text, start, end)], int)
+
+
+def _is_reference(text: Utf16Text, start: int, end: int) -> bool:
+    is_short = end - start <= _MAX_REFERENCE
+    return is_short and bool(_REFERENCE.fullmatch(decode_utf16(Utf16Text(text.units[start : end + 1]))))
 
 
 def _spread_over_pairs(text: Utf16Text, first: np.ndarray, is_near_chinese: np.ndarray) -> np.ndarray:

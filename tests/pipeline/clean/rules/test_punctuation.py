@@ -63,6 +63,21 @@ def test_only_keeps_the_named_marks_without_repeating_them(policy: str, text: st
     assert stripped(text, policy) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("阿難&KR0869;也;走;", "阿難&KR0869;也；走；"),
+        ("&CB00104;&#x4E00;,走", "&CB00104;&#x4E00;，走"),
+        ("甲&乙&M04;丙", "甲&乙&M04;丙"),
+        ("R&D;研發", "R&D；研發"),
+        ("甲&" + "a" * 30 + ";乙", "甲&" + "a" * 30 + "；乙"),
+        ("甲;乙&丙", "甲；乙&丙"),
+    ],
+)
+def test_the_end_of_a_reference_is_not_widened(text: str, expected: str) -> None:
+    assert widened(text) == expected
+
+
 def widened(text: str) -> str:
     return decode_utf16(WIDEN.apply(encode_utf16(text), Counter()))
 
