@@ -58,6 +58,17 @@ def test_both_readmes_have_the_same_commands() -> None:
     assert english == chinese
 
 
+def test_both_pages_on_chinese_text_have_the_same_parts() -> None:
+    def parts(page: str) -> tuple[list[str], list[str], list[str], set[str]]:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        code = [re.sub("  +#.*", "", block) for block in re.findall(r"^```.*?^```", text, re.DOTALL | re.MULTILINE)]
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        first_codes = [found[1] for row in rows if (found := re.match(r"\| `([^`]+)`", row))]
+        return re.findall("^#+", text, re.MULTILINE), code, first_codes, set(re.findall("--[a-z][a-z-]+", text))
+
+    assert parts("chinese.md") == parts("chinese.zh.md")
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_every_command_of_the_documents_exists(path: Path) -> None:
     import cli
