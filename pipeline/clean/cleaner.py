@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +39,7 @@ class Page:
     chapter_numbers  (pattern, number) of each chapter heading
     unheaded         lines without a heading, in texts where each chapter is a line that begins with its heading
     missed           numbers that rise like those of chapters and are part of no heading
+    matches          number of headings by pattern of the user
     parsed           for each text, the result of its markup parser
     notes            extracted notes, by the index of their text
     """
@@ -52,6 +53,7 @@ class Page:
     chapter_numbers: list[tuple[str, int]] = field(default_factory=list)
     unheaded: int = 0
     missed: list[series.MissedNumber] = field(default_factory=list)
+    matches: Mapping[str, int] = field(default_factory=dict)
     parsed: list[Parsed] = field(default_factory=list)
     notes: dict[int, list[str]] = field(default_factory=dict)
 
@@ -161,7 +163,7 @@ class Cleaner:
             policy = "drop"
         sections = headings.split_at_headings(page.array, policy, self._heading_patterns, titles)
         page.chapter_numbers, page.origin = sections.numbers, page.origin[sections.origin]
-        page.unheaded, page.missed = sections.lines_without_heading, sections.missed
+        page.unheaded, page.missed, page.matches = sections.lines_without_heading, sections.missed, sections.matches
         page.titles = [sections.titles.get(index, "") for index in range(len(page.origin))]
         page.effects.setdefault("headings", Effect())
         self._update(page, "headings", sections.page)

@@ -254,6 +254,7 @@ def _count_effects(task: CleanTask, page: Page, report: CleaningReport) -> None:
     for pattern, number, example in page.missed:
         file.missed.setdefault(pattern, {}).setdefault(number, example)
     report.lines_without_heading += page.unheaded
+    report.add_matches(page.matches)
     if profiles.PROFILES[task.profile].chinese:
         faults = quotes.count_unbalanced(page.array)
         report.reopened_quotes += faults["reopened"]

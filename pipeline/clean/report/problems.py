@@ -63,6 +63,11 @@ def warnings(report: CleaningReport) -> list[str]:
         texts.append(
             f"NOT CHINESE, {han_ratio:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
         )
+    texts += [
+        f"NO HEADING matches `{visible(pattern)}`: blanks before a line are part of it; --heading '^\\s*…'?"
+        for pattern, count in report.heading_matches.items()
+        if not count
+    ]
     texts += _missed_chapters(report)
     if marked := [file for file in files if file.has_markup]:
         density = 1000 * sum(file.tags for file in marked) / max(sum(file.characters for file in marked), 1)

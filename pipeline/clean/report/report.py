@@ -227,6 +227,7 @@ class CleaningReport(msgspec.Struct, eq=False):
     sentences: SentenceCounts = msgspec.field(default_factory=SentenceCounts)
     headings: dict[str, int] = {}  # by pattern
     lines_without_heading: int = 0  # lines that start no chapter
+    heading_matches: dict[str, int] = {}  # by pattern of the user, 0 for one without any
     reopened_quotes: int = 0  # “ while another is open
     orphan_quotes: int = 0  # ” while none is open
 
@@ -299,8 +300,13 @@ class CleaningReport(msgspec.Struct, eq=False):
         self.sentences.add(other.sentences)
         add_counts(self.headings, other.headings)
         self.lines_without_heading += other.lines_without_heading
+        self.add_matches(other.heading_matches)
         self.reopened_quotes += other.reopened_quotes
         self.orphan_quotes += other.orphan_quotes
+
+    def add_matches(self, matches: Mapping[str, int]) -> None:
+        for pattern, count in matches.items():
+            self.heading_matches[pattern] = self.heading_matches.get(pattern, 0) + count
 
     def lines(self) -> LineStats:
         """Return the statistics that the settings for SentencePiece follow from."""

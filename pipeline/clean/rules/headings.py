@@ -9,6 +9,7 @@ matches of `--heading`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -106,6 +107,7 @@ class HeadingSplit:
     numbers: list[tuple[str, int]]  # pattern and number of each heading, as ("第N回", 12); 0 if it has no number
     lines_without_heading: int = 0  # lines without a heading, in texts whose headings share the line of their chapter
     missed: list[MissedNumber] = field(default_factory=list)
+    matches: Counter[str] = field(default_factory=Counter)  # of each pattern of the user
 
 
 def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
@@ -137,7 +139,8 @@ def split_at_headings(
     lines = series.lines_of(page)
     numbers = series.ordinals(page)
     inline = series.inline_headings(page, lines, numbers) if policy != "keep" else numbers.starts[:0]
-    matches = _matches(page, lines, patterns) if patterns else []
+    counts = Counter({pattern.pattern: 0 for pattern in patterns})
+    matches = _matches(page, lines, patterns, counts) if patterns else []
     if policy != "keep":
         cuts = _cuts(lines, inline, matches)
         if len(cuts):  # they become headings at line starts
@@ -158,6 +161,7 @@ def split_at_headings(
         np.arange(len(positions_of(page, SEPARATOR)) + 1),
         {},
         [(heading.pattern, heading.number) for heading in headings],
+        matches=counts,
     )
     inline_count = sum(heading.has_body for heading in headings)
     text_lines = int(np.count_nonzero(lines.ends > lines.starts)) if inline_count else 0
@@ -246,8 +250,10 @@ def _sections(
     return np.array(sections)
 
 
-def _matches(page: Utf16Text, lines: Lines, patterns: Sequence[re.Pattern[str]]) -> list[tuple[int, int]]:
-    """Return start and end of the matches of patterns within lines, in order and without overlaps.
+def _matches(
+    page: Utf16Text, lines: Lines, patterns: Sequence[re.Pattern[str]], counts: Counter[str]
+) -> list[tuple[int, int]]:
+    """Return start and end of the matches of patterns within lines, in order and without overlaps, and count them.
 
     A match at the start of a line includes the blanks before it.
     """
@@ -255,10 +261,10 @@ def _matches(page: Utf16Text, lines: Lines, patterns: Sequence[re.Pattern[str]])
     for start, end in zip(lines.starts.tolist(), lines.ends.tolist(), strict=True):
         line = decode_utf16(Utf16Text(page.units[start:end]))
         previous = 0
-        for match in sorted((m.span() for pattern in patterns for m in pattern.finditer(line)), key=lambda span: span):
-            first, last = match
+        for first, last, pattern in sorted((*m.span(), p.pattern) for p in patterns for m in p.finditer(line)):
             if first < previous or not line[first:last].strip(BLANKS):
                 continue
+            counts[pattern] += 1
             first = first if line[:first].strip(BLANKS) else 0
             unit, stop = (start + len(encode_utf16(line[:offset])) for offset in (first, last))
             spans.append((unit, stop))

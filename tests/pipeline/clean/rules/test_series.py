@@ -46,7 +46,7 @@ def warnings_of(root: Path, text: str, **options: Any) -> list[str]:
     path.write_text(text, encoding="utf-8")
     inputs = resolve_inputs(root, str(path), corpora=False)
     report = stage.build_report(inputs, CleanOptions(**options), SilentProgress())
-    return [text for text in problems.warnings(report) if "--heading REGEX" in text]
+    return [text for text in problems.warnings(report) if "--heading" in text]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -197,6 +197,14 @@ def test_missed_series_is_reported_with_count_example_and_option(tmp_path: Path)
         "such as `卷首之语言即是第一回之事也`: --heading REGEX"
     ]
     assert warnings_of(tmp_path, text, heading=("^卷首.*也$",)) == []
+
+
+def test_pattern_without_a_match_is_reported(tmp_path: Path) -> None:
+    text = "　　【出城】\n　　天未亮。\n　　【入山】\n　　山路难行。\n"
+    assert warnings_of(tmp_path, text, heading=("^【.+】$", "【出.】")) == [
+        "NO HEADING matches `^【.+】$`: blanks before a line are part of it; --heading '^\\s*…'?"
+    ]
+    assert warnings_of(tmp_path, text, heading=(r"^\s*【.+】$",)) == []
 
 
 def test_missed_numbers_inside_lines_and_before_works_are_reported(tmp_path: Path) -> None:
