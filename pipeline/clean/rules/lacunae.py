@@ -18,10 +18,10 @@ from pipeline.errors import BadConfig
 
 POLICIES = ("keep", "collapse", "drop-unit")
 
-_SIGNS = "■囗○●"
+SIGNS = "■囗○●"
 _ZERO = "〇"
 _DIGIT = "一二三四五六七八九"
-_NUMBER_CONTEXT = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{_SIGNS}{LACUNA}"  # no complete number has one of these beside it
+_NUMBER_CONTEXT = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{SIGNS}{LACUNA}"  # no complete number has one of these beside it
 _COUNTED = "年月日岁歲卷頁页首章回條条號号冊册函篇人里世代则則步尺丈石斤字名家戶户處处"
 
 
@@ -40,7 +40,7 @@ def _circle() -> re.Pattern[str]:
     )
 
 
-_RUN = re.compile(f"[{_SIGNS}{LACUNA}]+")
+_RUN = re.compile(f"[{SIGNS}{LACUNA}]+")
 _CERTAIN = re.compile(f"[■{LACUNA}]|囗囗")
 _CHINESE = re.compile(f"[{HAN}]")
 _CONTINUATION = re.compile(
@@ -58,7 +58,7 @@ def rule(policy: str = "keep") -> Rule:
         raise BadConfig(f"--lacunae must be one of {', '.join(POLICIES)}, got {policy!r}", hint="choose one of these")
 
     def apply(text: Utf16Text, counts: Counts) -> Utf16Text:
-        if len(signs := positions_of(text, _SIGNS)):
+        if len(signs := positions_of(text, SIGNS)):
             text = apply_to_lines(lambda lines: encode_utf16(_replace_signs(decode_utf16(lines), counts)), text, signs)
         lacunae = positions_of(text, LACUNA)
         if policy == "collapse":
@@ -69,7 +69,7 @@ def rule(policy: str = "keep") -> Rule:
         counts[LACUNA] += len(lacunae)
         return text
 
-    return Rule("lacuna", apply, units(_SIGNS + LACUNA), produces=LACUNA + _ZERO)
+    return Rule("lacuna", apply, units(SIGNS + LACUNA), produces=LACUNA + _ZERO)
 
 
 def _replace_signs(text: str, counts: Counts) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.clean.rule import Counts, Rule, units
+from pipeline.clean.rules.lacunae import SIGNS
 from pipeline.clean.utf16 import (
     BLANKS,
     LINE_ENDS,
@@ -33,7 +34,7 @@ _CURLY, _CORNER = "“”‘’", "「」『』"
 
 
 def _curl_all(text: Utf16Text, counts: Counts) -> Utf16Text:
-    """Make the ASCII quotes curly that touch Chinese text, with or without spaces between."""
+    """Make the ASCII quotes curly that touch Chinese text or a sign of a lacuna, with or without spaces between."""
     for ascii_quote, opener, closer in _KINDS:
         text = _curl(text, ascii_quote, opener, closer, counts)
     return text
@@ -47,6 +48,7 @@ def _curl(text: Utf16Text, ascii_quote: str, opener: str, closer: str, counts: C
     kind_before = kinds_at(text, first - 1)
     may_open = (kind_before == LINE_KIND) | is_one_of(units_at(text, first - 1), _BEFORE_OPENER)
     is_near_chinese = is_chinese(kind_before) | is_chinese(kinds_at(text, after))
+    is_near_chinese |= is_one_of(units_at(text, first - 1), SIGNS) | is_one_of(units_at(text, after), SIGNS)
     first_quotes = np.append(quotes, len(text))[np.searchsorted(quotes, first)]  # the first quote of each run
 
     # The state after a mark: line ends, curly quotes and opening positions set it; other ASCII quotes toggle it.

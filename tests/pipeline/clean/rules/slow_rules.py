@@ -14,6 +14,7 @@ from dataclasses import dataclass
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇□"
 _MARKS = "，。！？：；、「」『』《》〈〉（）〔〕【】"  # without “”‘’…—, which other scripts have too
 _CHINESE = f"[{_HAN}{_MARKS}]"
+_LACUNAE = "■囗○●"
 _BLANKS = " \t\u00a0\u3000"
 
 
@@ -75,7 +76,7 @@ def quotes_of_line(line: str, ascii_quote: str, opener: str, closer: str) -> str
         if character != ascii_quote:
             continue
         before, after = line[:index].rstrip(_BLANKS + ascii_quote), line[index:].lstrip(_BLANKS + ascii_quote)
-        if not (re.search(f"{_CHINESE}$", before) or re.match(_CHINESE, after)):
+        if not (re.search(f"(?:{_CHINESE}|[{_LACUNAE}])$", before) or re.match(f"{_CHINESE}|[{_LACUNAE}]", after)):
             continue
         is_first = ascii_quote not in line[len(before) : index]
         is_open = (is_first and before[-1:] in ("", "：", "“", "‘")) or not is_open
