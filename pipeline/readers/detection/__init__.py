@@ -1,1 +1,1 @@
-"""Detection of the encoding of a text file from its bytes."""
+"""Detection of the encoding and the script of a text."""
