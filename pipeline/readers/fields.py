@@ -23,20 +23,7 @@ _CHATS = ("messages", "conversations")  # of OpenAI, and of ShareGPT
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 _CHINESE_TEXTS = ("内容", "內容", "正文", "原文", "全文", "文本", "诗文", "詩文", "诗句", "詩句")
 _TITLES = (
-    "title",
-    "题目",
-    "題目",
-    "标题",
-    "標題",
-    "诗题",
-    "詩題",
-    "诗名",
-    "詩名",
-    "篇名",
-    "题名",
-    "題名",
-    "书名",
-    "書名",
+    *("title", "题目", "題目", "标题", "標題", "诗题", "詩題", "诗名", "詩名", "篇名", "题名", "題名", "书名", "書名"),
 )
 _ORIGINS = {  # names of fields that become meta
     **dict.fromkeys(("author", "作者", "诗人", "詩人", "作家"), "author"),
@@ -46,9 +33,9 @@ BESIDE_TEXT = frozenset(("meta", *_TITLES, *_ORIGINS))  # names of all fields th
 _ABOUT = {  # names of fields about a text, never chosen by themselves
     *_TITLES,
     *_ORIGINS,
-    *("author", "authors", "category", "date", "desc", "description", "file", "filename", "id", "label", "lang"),
-    *("language", "license", "link", "name", "path", "short_description", "source", "split", "summary", "tags", "time"),
-    *("timestamp", "title", "topic", "type", "uri", "url", "uuid"),
+    *("authors", "category", "date", "desc", "description", "file", "filename", "id", "label", "lang", "language"),
+    *("license", "link", "name", "path", "short_description", "source", "split", "summary", "tags", "time"),
+    *("timestamp", "topic", "type", "uri", "url", "uuid"),
 }
 _DEPTH = 4  # of nested objects
 _NAMES_SHOWN = 12

@@ -9,14 +9,15 @@ import re
 import unicodedata
 from pathlib import PurePath
 
-NUMERALS = "〇零一二三四五六七八九十百千两兩廿卅卌0123456789０１２３４５６７８９"
+_CHINESE = "〇零一二三四五六七八九十百千两兩廿卅卌"
+NUMERALS = _CHINESE + "0123456789０１２３４５６７８９"
 _DIGITS = str.maketrans(
     dict(zip("〇零一二三四五六七八九两兩０１２３４５６７８９", "0012345678922" + "0123456789", strict=True))
     | {"廿": "2十", "卅": "3十", "卌": "4十"}
 )
 _POWERS = {"十": 10, "百": 100, "千": 1000}
 _VOLUMES = "上中下"  # of a book in two or three
-_TOKEN = re.compile(rf"(\d+|[〇零一二三四五六七八九十百千两兩廿卅卌]+|[{_VOLUMES}](?=[册卷部篇集.)）]|$)|\.)")
+_TOKEN = re.compile(rf"(\d+|[{_CHINESE}]+|[{_VOLUMES}](?=[册卷部篇集.)）]|$)|\.)")
 _DOT, _NUMBER, _TEXT = range(3)  # a.txt comes before a2.txt, a2 before ab
 
 
