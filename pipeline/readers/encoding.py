@@ -132,21 +132,21 @@ def _pieces(blocks: _Blocks, requested: str, stats: EncodingStats, nuls: NulFilt
         if current != stats.encoding:  # at the beginning, and at the first block that is not ASCII
             current = stats.encoding
             decoder = codecs.getincrementaldecoder(current)()
-        start, data, is_last = offset - len(decoder.getstate()[0]), block, not block
+        start, data = offset - len(decoder.getstate()[0]), block
         while True:
             pending = decoder.getstate()[0]
             try:
-                piece, error = decoder.decode(data, final=is_last), None
-            except UnicodeDecodeError as caught:
-                error = caught
-            if error is None:
+                piece = decoder.decode(data, final=not block)
+            except UnicodeDecodeError as error:
+                if not block:
+                    stats.truncated_bytes, stats.truncated_offset = pending, start
+                    break
+                source, bad = error.object, slice(error.start, error.end)
+                before, invalid, data = source[: bad.start], source[bad], source[bad.stop :]
+                decoder.reset()
+            else:
                 yield nuls.remove(piece, start, current)
                 break
-            if is_last:
-                stats.truncated_bytes, stats.truncated_offset = pending, start
-                break
-            before, invalid, data = (error.object[part] for part in _parts(error))
-            decoder.reset()
             text = before.decode(current)
             yield nuls.remove(text, start, current)
             _refuse_binary(text, start, invalid + data + (b"" if len(data) > BINARY_WINDOW else blocks.peek()), current)
@@ -161,11 +161,6 @@ def _pieces(blocks: _Blocks, requested: str, stats: EncodingStats, nuls: NulFilt
         stats.nuls = nuls.count
     if stats.errors > max(min(_FEW_ERRORS, offset // _BYTES_PER_FEW), offset // _BYTES_PER_ERROR):
         raise _invalid_bytes(stats, requested)
-
-
-def _parts(error: UnicodeDecodeError) -> tuple[slice, slice, slice]:
-    """Return where the bytes before an error, the invalid bytes and those after them are in its object."""
-    return slice(0, error.start), slice(error.start, error.end), slice(error.end, None)
 
 
 def _refuse_binary(text: str, start: int, following: bytes, encoding: str) -> None:

@@ -13,7 +13,6 @@ _CLEAR = 0.3  # minimum score of the right encoding, and its minimum lead over t
 CERTAIN = 0.45  # a score that no Japanese or Korean text reaches
 MIN_HITS = 8  # common characters; with fewer the score is 0
 
-
 BIG5 = ("cp950", "big5hkscs")
 UTF_16 = ("utf-16-le", "utf-16-be")
 _MARKS = (
@@ -24,7 +23,6 @@ _MARKS = (
     (b"\xfe\xff", "utf-16-be"),
     (b"\x84\x31\x95\x33", "gb18030"),
 )
-
 
 _WESTERN = re.compile("[À-ÖØ-Ýß-öø-ýÿŒœ’‘“”„–—…£«»°§\xa0]")
 _NEIGHBOURS, _MARK_IN_WORD = re.compile("[^\0-\x7f]{2}"), re.compile("[A-Za-z][“”„«»…£°§][A-Za-z]")
