@@ -18,8 +18,9 @@ import zstandard
 import cli
 from model.exchange import export as model_export
 from model.presets import PRESETS
-from pipeline.clean.options import CHOICES, RULES
+from pipeline.clean.options import CHOICES
 from pipeline.clean.options import PRESETS as CLEAN_PRESETS
+from pipeline.clean.rule_names import RULES
 from pipeline.commands.console import Choice
 from pipeline.export import export as token_export
 from pipeline.refresh.stages import STAGES

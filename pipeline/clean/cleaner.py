@@ -11,7 +11,7 @@ from pipeline.clean import text_units
 from pipeline.clean.markup.parsed import Parsed
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import Profile
-from pipeline.clean.rule import ANY, Effect, Rule
+from pipeline.clean.rule import ANY, Effect, Rule, compile_pattern
 from pipeline.clean.rules import characters, headings, notes, order, series, whitespace
 from pipeline.clean.utf16 import (
     UNIT_COUNT,
@@ -69,7 +69,7 @@ class Cleaner:
         self._before_headings = order.before_headings(profile, options)
         self._after_headings = order.after_headings(profile, options)
         self._note_policies = order.note_policies(profile, options)
-        self._heading_patterns = headings.compile_patterns(options.heading)
+        self._heading_patterns = [compile_pattern("--heading", pattern) for pattern in options.heading]
 
     def clean(self, texts: Sequence[str], titles: Sequence[str] = ()) -> Page:
         """Clean texts."""

@@ -13,10 +13,11 @@ import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
+from pipeline.clean.rule import compile_pattern
+from pipeline.clean.rule_names import RULES
 from pipeline.clean.rules import (
     boilerplate,
     gaiji,
-    headings,
     lacunae,
     notes,
     punctuation,
@@ -45,11 +46,6 @@ CHOICES = {
     "split": ("quoted", "flat"),
     "dedup": ("no", "exact", "near"),
 }
-RULES = (  # that --without can switch off
-    "entities",
-    *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads", "shifted"),
-)
 # A preset sets the options that are left at their defaults. "moirai" is the format that MoiraiLM trains on: a sentence
 # per line, without quotes and with the commonest marks only, but without losing or splitting any character.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -160,7 +156,8 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         codec_name(self.encoding)
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
-        headings.compile_patterns(self.heading)
+        for pattern in self.heading:
+            compile_pattern("--heading", pattern)
         load_tables(self)
 
     def identity(self) -> dict[str, Any]:

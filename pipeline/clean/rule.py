@@ -1,11 +1,12 @@
 """The interface of a cleaning rule: a name, the characters that trigger it, and one function on a page.
 
 To add a rule, start with `textual`: it turns a function of a str into a rule. Rewrite it on UTF-16 units only if it is
-slow. Then list the rule in `rules/order.py`, and its name in `RULES` of options.py so that `--without` accepts it.
+slow. Then list the rule in `rules/order.py`, and its name in `rule_names.py` so that `--without` accepts it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from pipeline.clean.utf16 import (
     positions_of,
     replace_units,
 )
+from pipeline.errors import BadConfig
 
 Counts = Counter[str]  # changes by their description in the report: {"PUA → □": 47}
 Ranges = tuple[tuple[int, int], ...]  # of UTF-16 code units, both ends inclusive
@@ -94,6 +96,20 @@ def textual(name: str, apply: Callable[[str, Counts], str], triggers: Ranges = (
 def units(characters: str, *ranges: tuple[int, int]) -> Ranges:
     """Return triggers: single characters of the BMP, and ranges of code units."""
     return (*((ord(character), ord(character)) for character in characters), *ranges)
+
+
+def compile_pattern(option: str, pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression of the user. Raises BadConfig if it is invalid or matches the empty string."""
+    try:
+        pattern.encode()
+        compiled = re.compile(pattern)
+    except (re.error, UnicodeEncodeError, RecursionError) as error:
+        raise BadConfig(f"{option} {pattern!r}: {error}", hint="write a Python regular expression") from error
+    if compiled.search(""):
+        raise BadConfig(
+            f"{option} {pattern!r} matches the empty string", hint="write a pattern that needs at least one character"
+        )
+    return compiled
 
 
 def apply_to_lines(apply: Callable[[Utf16Text], Utf16Text], page: Utf16Text, at: np.ndarray) -> Utf16Text:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.clean.rule_names import RULES
 from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import (
     EXCLUDE,
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 _PROFILES = (
     *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
     "text",
-)
-_RULES = (
-    "entities",
-    *("unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes", "boilerplate", "quotes", "quote-style", "spaces"),
-    *("marks", "script", "variants", "punct", "verse", "footnotes", "site-ads", "shifted"),
 )
 _CLEAN_INPUT = option_group(
     "Input",
@@ -155,10 +151,10 @@ _CLEAN_RULES = option_group(
     ),
     click.option(
         "--without",
-        type=Choice(_RULES),
+        type=Choice(RULES),
         multiple=True,
         metavar="RULE",
-        help=f"Switch a rule off (repeatable). Rules: {', '.join(_RULES)}.",
+        help=f"Switch a rule off (repeatable). Rules: {', '.join(RULES)}.",
     ),
 )
 _CLEAN_UNITS = option_group(
@@ -217,7 +213,7 @@ _CLEAN_UNITS = option_group(
     REBUILD,
     click.option(
         "--explain",
-        type=Choice(_RULES),
+        type=Choice(RULES),
         default="",
         metavar="RULE",
         help="Print ten examples of a rule's changes and stop.",

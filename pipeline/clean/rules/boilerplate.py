@@ -9,9 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from pipeline.clean.rule import Counts, Rule, textual, units
+from pipeline.clean.rule import Counts, Rule, compile_pattern, textual, units
 from pipeline.clean.utf16 import SEPARATOR
-from pipeline.errors import BadConfig
 
 # 且听下回分解 and its variants, with the question before them: 毕竟…何人，且听下回分解。 The pattern starts with one
 # character set because `re` finds that fast; the lookbehinds then check the word that the character belongs to.
@@ -24,7 +23,6 @@ _CHAPTER_ENDS = (
     f"|(?<=[且再请請]){_FORMULA}[。！？]?)"
 )
 PRESETS: Mapping[str, str] = MappingProxyType({"chapter-ends": _CHAPTER_ENDS})
-SITE_ADS = "site-ads"  # see site_ads.py
 _PRESET_WORDS = ("分解", "分说", "分說")  # every match of a preset contains one of these
 NamedPatterns = Sequence[tuple[str, re.Pattern[str]]]  # the name is the key under which matches are counted
 
@@ -32,12 +30,13 @@ NamedPatterns = Sequence[tuple[str, re.Pattern[str]]]  # the name is the key und
 def rule(patterns: Sequence[str]) -> Rule:
     """Return the rule that removes matches of `patterns`, each a name in PRESETS or a regular expression.
 
-    `site-ads` is the preset of another rule. Raises BadConfig for an invalid pattern and for one that matches the empty
-    string.
+    Raises BadConfig for an invalid pattern and for one that matches the empty string.
     """
-    names = [pattern for pattern in dict.fromkeys(patterns) if pattern != SITE_ADS]
-    compiled = [(name, _compile(PRESETS.get(name, name))) for name in names]
-    only_presets = all(name in PRESETS for name in names)
+    compiled = [
+        (pattern, compile_pattern("--boilerplate", PRESETS.get(pattern, pattern)))
+        for pattern in dict.fromkeys(patterns)
+    ]
+    only_presets = all(pattern in PRESETS for pattern in patterns)
     required_words = _PRESET_WORDS if only_presets else ("",)
 
     def apply(text: str, counts: Counts) -> str:
@@ -50,20 +49,6 @@ def rule(patterns: Sequence[str]) -> Rule:
         return cleaned
 
     return textual("boilerplate", apply, units("分") if only_presets else ())
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        pattern.encode()
-        compiled = re.compile(pattern)
-    except (re.error, UnicodeEncodeError, RecursionError) as error:
-        raise BadConfig(f"--boilerplate {pattern!r}: {error}", hint="write a Python regular expression") from error
-    if compiled.search(""):
-        raise BadConfig(
-            f"--boilerplate {pattern!r} matches the empty string",
-            hint="write a pattern that needs at least one character",
-        )
-    return compiled
 
 
 def _clean_document(text: str, patterns: NamedPatterns, required_words: Sequence[str], counts: Counts) -> str:

@@ -14,7 +14,7 @@ from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.utf16 import SEPARATOR
 from pipeline.sources.order import parse_numeral
 
-POLICIES = ("keep", "drop")
+NAME, POLICIES = "footnotes", ("keep", "drop")
 _CIRCLED = "①-⑳㉑-㉟㊱-㊿"
 _NUMERAL = "(?:[0-9]{1,3}|[〇一二三四五六七八九十百]{1,4})"
 _MARK = rf"(?:[{_CIRCLED}]|\[{_NUMERAL}\]|［{_NUMERAL}］|〔{_NUMERAL}〕|【[0-9]{{1,3}}】)"
@@ -27,7 +27,7 @@ _MIN_SERIES = 3  # marks 1, 2, 3 that are footnotes without their lines
 
 def rule() -> Rule:
     """Return the rule that removes footnotes and their marks."""
-    return textual("footnotes", _remove, units("[［〔【", (0x2460, 0x2473), (0x3251, 0x325F), (0x32B1, 0x32BF)))
+    return textual(NAME, _remove, units("[［〔【", (0x2460, 0x2473), (0x3251, 0x325F), (0x32B1, 0x32BF)))
 
 
 def _remove(text: str, counts: Counts) -> str:

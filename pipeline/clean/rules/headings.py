@@ -36,7 +36,6 @@ from pipeline.clean.utf16 import (
     replace_units,
     units_at,
 )
-from pipeline.errors import BadConfig
 from pipeline.sources.order import NUMERALS, parse_numeral
 
 MAX_TITLE = 40
@@ -108,23 +107,6 @@ class HeadingSplit:
     lines_without_heading: int = 0  # lines without a heading, in texts whose headings share the line of their chapter
     missed: list[MissedNumber] = field(default_factory=list)
     matches: Counter[str] = field(default_factory=Counter)  # of each pattern of the user
-
-
-def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern[str]]:
-    """Compile the patterns of `--heading`. Raises BadConfig for one that is invalid or matches the empty string."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            pattern.encode()
-            compiled.append(re.compile(pattern))
-        except (re.error, UnicodeEncodeError, RecursionError) as error:
-            raise BadConfig(f"--heading {pattern!r}: {error}", hint="write a Python regular expression") from error
-        if compiled[-1].search(""):
-            raise BadConfig(
-                f"--heading {pattern!r} matches the empty string",
-                hint="write a pattern that needs at least one character",
-            )
-    return compiled
 
 
 def split_at_headings(

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pipeline.clean.rule import Counts, Rule, textual, units
+from pipeline.clean.rules import footnotes
 from pipeline.clean.utf16 import LINE_ENDS, SEPARATOR
 from pipeline.errors import BadConfig
 
 MAX_LENGTH = 2000  # characters of a note, without the notes that were removed from it
 MAX_DEPTH = 3  # a note in a note in a note
 
-FOOTNOTES = "footnotes"  # the class of footnote marks and their lines, see footnotes.py
 BRACKET_CLASSES = ("（）", "［］", "【】", "〔〕", "〖〗", "<>", "〈〉", "{}")
 _ASCII = {"()": "（）", "[]": "［］"}  # in Chinese text they mean the same, and are widened later
 _CLASS_OF = {bracket: pair for pair in BRACKET_CLASSES for bracket in pair} | {
@@ -119,8 +119,8 @@ def _active_policies(policies: Mapping[str, str]) -> Policies:
     """Return the policies other than keep by class of brackets, checked and compiled."""
     active = {}
     for brackets, policy in policies.items():
-        if brackets == FOOTNOTES:
-            if policy not in ("keep", "drop"):
+        if brackets == footnotes.NAME:
+            if policy not in footnotes.POLICIES:
                 raise BadConfig(f"--notes: unknown policy {policy!r} for footnotes", hint="choose keep or drop")
             continue
         pair = _ASCII.get(brackets, brackets)
@@ -128,7 +128,7 @@ def _active_policies(policies: Mapping[str, str]) -> Policies:
         if pair not in BRACKET_CLASSES:
             raise BadConfig(
                 f"--notes: unknown brackets {brackets!r}",
-                hint=f"choose from {' '.join((*BRACKET_CLASSES, *_ASCII, FOOTNOTES))}",
+                hint=f"choose from {' '.join((*BRACKET_CLASSES, *_ASCII, footnotes.NAME))}",
             )
         if name not in ("keep", "drop", "extract") or (colon and (name != "drop" or not words.strip("/"))):
             raise BadConfig(

@@ -38,10 +38,10 @@ def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
         profile,
         options,
         entities.RULE,
-        site_ads.rule(remove=boilerplate.SITE_ADS in options.boilerplate),
+        site_ads.rule(remove=site_ads.NAME in options.boilerplate),
         shifted_gbk.RULE,
         _unwrap_rule(profile, options),
-        footnotes.rule() if policies.get(notes.FOOTNOTES) == "drop" else None,
+        footnotes.rule() if policies.get(footnotes.NAME) == "drop" else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),
@@ -73,14 +73,15 @@ def after_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
     Some of the rules before headings run again after the spaces between such neighbours are gone.
     """
     tables = load_tables(options)
+    patterns = [pattern for pattern in options.boilerplate if pattern != site_ads.NAME]
     return _enabled(
         profile,
         options,
-        boilerplate.rule(options.boilerplate) if {*options.boilerplate} - {boilerplate.SITE_ADS} else None,
+        boilerplate.rule(patterns) if patterns else None,
         quotes.CURL,
         quotes.style_rule(options.quotes) if options.quotes != "keep" else None,
         whitespace.rule(options.gaps),
-        site_ads.rule(remove=True) if boilerplate.SITE_ADS in options.boilerplate else None,
+        site_ads.rule(remove=True) if site_ads.NAME in options.boilerplate else None,
         gaiji.rule(options.gaiji, tables.gaiji, tables.pua),
         mojibake.rule(),
         lacunae.rule(options.lacunae),

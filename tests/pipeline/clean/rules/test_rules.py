@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.clean.options import RULES as RULE_NAMES
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.rule import Rule
+from pipeline.clean.rule_names import RULES as RULE_NAMES
 from pipeline.clean.rules import order, punctuation, quotes, whitespace
 from tests.pipeline.clean.pages import apply_rule, normalise, remove_blank_lines
 from tests.pipeline.clean.rules import slow_rules
