@@ -46,11 +46,14 @@ _REACH = 300  # units around a word of an ad in a long line
 _LEAST_SHARE = 0.4  # of the letters of a sentence: with more of them in notices, all of it goes
 _MAX_SITE_NAME = 12  # Han beside an address that may be the name of the site
 
+# The characters of the patterns below that have another form in traditional script
 _TRADITIONAL = (
-    "請藏記網址備點擊繼續頁簽機電腦訪問彈節時間數刪購買權歸業轉載錄書製鮮訂閱賞讀發說學錄貝後無費員廣樓開內錯陸"
+    "請藏記網址備點擊繼續頁簽機電腦訪問彈節時間數刪購買權歸業轉載錄書製訂閱賞讀發說學後無費廣樓開內錯陸們來關"
+    "籤薦戶實盡結報誤圖傳僅習個試預覽於掃對紅給張幾絲羣號歡獨筆閣庫臨頂評論處齋館"
 )
 _SIMPLIFIED = (
-    "请藏记网址备点击继续页签机电脑访问弹节时间数删购买权归业转载录书制鲜订阅赏读发说学录贝后无费员广楼开内错陆"
+    "请藏记网址备点击继续页签机电脑访问弹节时间数删购买权归业转载录书制订阅赏读发说学后无费广楼开内错陆们来关"
+    "签荐户实尽结报误图传仅习个试预览于扫对红给张几丝群号欢独笔阁库临顶评论处斋馆"
 )
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
@@ -303,9 +306,10 @@ def _codes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 @cache
 def _pair_codes() -> np.ndarray:
     """Return the code of each pair in simplified, traditional and mixed form."""
-    variants = zip(_TRADITIONAL, _SIMPLIFIED, strict=True)
-    forms = {simplified: simplified + traditional for traditional, simplified in variants}
-    pairs = [a + b for pair in _PAIRS for a in forms.get(pair[0], pair[0]) for b in forms.get(pair[1], pair[1])]
+    forms = {character: character for pair in _PAIRS for character in pair}
+    for traditional, simplified in zip(_TRADITIONAL, _SIMPLIFIED, strict=True):
+        forms[simplified] = forms.get(simplified, "") + traditional
+    pairs = [a + b for first, second in _PAIRS for a in forms[first] for b in forms[second]]
     units = encode_utf16("".join(pairs)).units
     return np.sort(_codes(units[::2], units[1::2]))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import opencc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +17,11 @@ from pipeline.clean.report import problems, render
 from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.rule import Counts, Effect
 from pipeline.clean.rules import site_ads
+from pipeline.clean.utf16 import HAN as HAN_CHARACTERS
 from pipeline.clean.utf16 import decode_utf16, encode_utf16
 from tests.pipeline.clean.pages import clean_documents
 
+HAN = re.compile(f"[{HAN_CHARACTERS}]")
 BODY = "话说当日林冲正闲走间，忽然背后人叫。"
 ADS = (
     "请收藏本站：https://www.example.com。",
@@ -39,6 +43,8 @@ ADS = (
     "PS：求月票，求推荐票！",
     "天才一秒记住本站地址：www.example.com，最快更新！无广告！",
     "更多好书，更多精彩，请访问本页",
+    "『加入書籤，投推薦票』",
+    "手機用戶請訪問筆趣閣",
 )
 MARKS = ("------------", "=====", "☆☆☆☆", "* * *", "╔☆→——————←☆╗")
 PIECES = st.sampled_from(
@@ -135,6 +141,12 @@ def test_rule_is_idempotent_and_keeps_documents_apart(text: str) -> None:
 @given(st.from_regex(site_ads._NOTICE, fullmatch=True, alphabet=st.sampled_from(sorted({*site_ads._NOTICE}))))
 def test_every_notice_contains_a_pair_that_it_is_looked_for_by(notice: str) -> None:
     assert any(pair in notice for pair in site_ads._PAIRS)
+
+
+def test_traditional_form_of_every_character_of_a_notice_is_known() -> None:
+    characters = sorted(filter(HAN.match, {*site_ads._NOTICE, *site_ads._NAVIGATION.pattern, *site_ads._SITE.pattern}))
+    traditional = map(opencc.OpenCC("s2t").convert, characters)
+    assert [character.translate(site_ads._TO_SIMPLIFIED) for character in traditional] == characters
 
 
 @pytest.mark.parametrize("book", ["shuihu_raw.txt", "song_ci.txt"])
