@@ -26,7 +26,6 @@ from pipeline.clean.utf16 import (
     SEPARATOR,
     Utf16Text,
     class_table,
-    decode_utf16,
     delete_units,
     encode_utf16,
     expand_ranges,
@@ -64,19 +63,19 @@ _OWN_LINE = re.compile(
       | 《[^《》]{{1,24}} 第{NUMBER}》 $ )""",
     re.VERBOSE,
 )
-_MARKED = re.compile(r"[ \t\u00a0\u3000]*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
-_BLANKS = re.compile(r"[ \t\u00a0\u3000]*")
+_MARKED = re.compile(rf"{_BLANK}*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
 _STOP = re.compile("[，。！？：；、“”‘’「」…—]")
 _SENTENCE = re.compile("[。“”「」…]|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
 _END_MARK = re.compile("[（(]?[完终終毕畢竟][）)]?")  # 卷一 终
 _VERSE_OPENING = re.compile(f"{_BLANK}([诗詩词詞]曰：?)$")
-_TITLE_END = re.compile(r"[ \t\u00a0\u3000]{2,}")
-_TITLE_END_SINGLE = re.compile(r"\u3000")
+_TITLE_END, _TITLE_END_SINGLE = re.compile(f"{_BLANK}{{2,}}"), re.compile("\u3000")
 _COUPLET = re.compile(rf"([{HAN}]{{5,11}}){_BLANK}+([{HAN}]{{5,11}}){_BLANK}+")
 _NUMBER_OF_KIND = re.compile(f"第{_BLANK}?({NUMBER}){_BLANK}?([{KINDS}])")
-_NUMBER_OF_VOLUME = re.compile(f"卷[之第]?({NUMBER})")
-_NUMBER_OF_WORK = re.compile(f"[A-Z]?(?:[0-9]+[.])*([0-9]+){_BLANK}?《")
-_NUMBER_IN_WORK = re.compile(f"第({NUMBER})》")
+_OTHER_NUMBERS = (
+    ("卷N", re.compile(f"卷[之第]?({NUMBER})")),
+    ("N《…》", series.NUMBER_OF_WORK),
+    ("《…第N》", re.compile(f"第({NUMBER})》")),
+)
 _MAX_PREFIX = 16  # units before 第 in a heading: two words and a blank
 _MAX_BOOK = 25  # units before 卷第
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
@@ -118,25 +117,17 @@ def split_at_headings(
     removed. With "keep" it stays and is only counted. `patterns` match further headings within a line; `titles` are
     those of the documents of the page, if they have any.
     """
-    lines = series.lines_of(page)
-    numbers = series.ordinals(page)
-    inline = series.inline_headings(page, lines, numbers) if policy != "keep" else numbers.starts[:0]
+    lines, numbers = series.lines_of(page), series.ordinals(page)
     counts = Counter({pattern.pattern: 0 for pattern in patterns})
     matches = _matches(page, lines, patterns, counts) if patterns else []
-    if policy != "keep":
-        cuts = _cuts(lines, inline, matches)
-        if len(cuts):  # they become headings at line starts
-            page = insert_unit(page, cuts, "\n")
-            matches = [
-                (start + int(before), end + int(after))
-                for (start, end), before, after in zip(
-                    matches,
-                    np.searchsorted(cuts, [start for start, _ in matches], side="right"),
-                    np.searchsorted(cuts, [end for _, end in matches]),
-                    strict=True,
-                )
-            ]
-            lines, numbers = series.lines_of(page), series.ordinals(page)
+    cuts = _cuts(page, lines, numbers, matches) if policy != "keep" else numbers.starts[:0]
+    if len(cuts):  # they become headings at line starts
+        page = insert_unit(page, cuts, "\n")
+        matches = [
+            (start + int(np.searchsorted(cuts, start, side="right")), end + int(np.searchsorted(cuts, end)))
+            for start, end in matches
+        ]
+        lines, numbers = series.lines_of(page), series.ordinals(page)
     headings = _headings(page, lines, numbers, matches, titles)
     split = HeadingSplit(
         page,
@@ -156,8 +147,9 @@ def split_at_headings(
     return split
 
 
-def _cuts(lines: Lines, inline: np.ndarray, matches: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the positions inside lines where headings start: `inline`, unless inside a match, and those of matches."""
+def _cuts(page: Utf16Text, lines: Lines, numbers: Ordinals, matches: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the positions inside lines where headings start: those of matches, and those of a series outside them."""
+    inline = series.inline_headings(page, lines, numbers)
     if not matches:
         return inline
     starts, ends = np.array(matches).T
@@ -200,9 +192,9 @@ def _headings(
     """Return the headings of a page in order: matches of patterns, known shapes, and lines of a series."""
     headings: dict[int, Heading] = {}  # by line
     for start, end in matches:
-        title = _join_blanks(decode_utf16(Utf16Text(page.units[start:end])))
+        title = _join_blanks(series.text_of(page, start, end))
         line = int(lines.at(np.array([start]))[0])
-        has_body = bool(decode_utf16(Utf16Text(page.units[end : int(lines.ends[line])])).strip(BLANKS))
+        has_body = bool(series.text_of(page, end, int(lines.ends[line])).strip(BLANKS))
         headings.setdefault(line, Heading(start, end, title, *_pattern_and_number(title), has_body))
     for line in _candidate_lines(page, lines, numbers):
         if line not in headings and (heading := _parse_line(page, int(lines.starts[line]), int(lines.ends[line]))):
@@ -241,7 +233,7 @@ def _matches(
     """
     spans: list[tuple[int, int]] = []
     for start, end in zip(lines.starts.tolist(), lines.ends.tolist(), strict=True):
-        line = decode_utf16(Utf16Text(page.units[start:end]))
+        line = series.text_of(page, start, end)
         previous = 0
         for first, last, pattern in sorted((*m.span(), p.pattern) for p in patterns for m in p.finditer(line)):
             if first < previous or not line[first:last].strip(BLANKS):
@@ -287,7 +279,7 @@ def _first_kinds() -> np.ndarray:
 
 
 def _parse_line(page: Utf16Text, start: int, end: int) -> Heading | None:
-    line = decode_utf16(Utf16Text(page.units[start : min(end, start + _SCANNED_UNITS)]))
+    line = series.text_of(page, start, min(end, start + _SCANNED_UNITS))
     heading = parse_heading(line, is_complete=end - start <= _SCANNED_UNITS)
     if not heading:
         return None
@@ -304,7 +296,7 @@ def _pattern_and_number(title: str) -> tuple[str, int]:
     if numbered := _NUMBER_OF_KIND.findall(title):
         number, kind = numbered[-1] if numbered[0][1] in "卷部集篇" else numbered[0]
         return f"第N{kind}", parse_numeral(number)
-    for pattern, shape in (("卷N", _NUMBER_OF_VOLUME), ("N《…》", _NUMBER_OF_WORK), ("《…第N》", _NUMBER_IN_WORK)):
+    for pattern, shape in _OTHER_NUMBERS:
         if match := shape.search(title):
             return pattern, parse_numeral(match[1])
     return title.split()[0][:4], 0
@@ -322,8 +314,7 @@ def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | N
     if not heading:
         return _parse_own_line(line.strip(BLANKS)) if is_complete else None
     name = heading.group().strip(BLANKS)
-    blanks = _BLANKS.match(line, heading.end())
-    remainder = line[blanks.end() if blanks else 0 :]
+    remainder = line[heading.end() :].lstrip(BLANKS)
     if is_complete and len(remainder) <= MAX_TITLE:
         if _END_MARK.fullmatch(remainder.strip(BLANKS)):
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,7 @@ _WEAK_SHAPES = (  # a text has one of them: the first of which its numbers rise
 _NUMBERED_TITLE = re.compile(
     f"第[{BLANKS}]?{NUMBER}|卷[之第]?(?:{NUMBER}|[上中下])|^[A-Z]?[{NUMERALS}.]+(?:[{BLANKS}]|《)"
 )
+NUMBER_OF_WORK = re.compile(f"[A-Z]?(?:[0-9]+[.])*([0-9]+)[{BLANKS}]?《")
 
 
 def is_numbered(title: str) -> bool:
@@ -118,13 +119,14 @@ def ordinals(page: Utf16Text) -> Ordinals:
     return Ordinals(starts, np.where(has_kind, after, ends), has_kind, volumes)
 
 
-def _text(page: Utf16Text, start: int, end: int) -> str:
+def text_of(page: Utf16Text, start: int, end: int) -> str:
+    """Return the text from one position to another."""
     return decode_utf16(Utf16Text(page.units[start:end]))
 
 
 def _numbers(page: Utf16Text, starts: np.ndarray, ends: np.ndarray) -> list[tuple[str, int]]:
     """Return kind and number of each ordinal."""
-    texts = [_text(page, start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    texts = [text_of(page, start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     return [(text[-1], parse_numeral(text[1:-1].strip(BLANKS))) for text in texts]
 
 
@@ -140,8 +142,7 @@ def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndar
     starts, ends = numbers.of_kind()
     is_open = is_one_of(units_at(page, ends), BLANKS)
     starts, ends = starts[is_open], ends[is_open]
-    before_indent = lines.first[lines.at(starts)]
-    is_first = starts - before_indent <= MAX_INDENT
+    is_first = starts - lines.first[lines.at(starts)] <= MAX_INDENT
     is_inside: np.ndarray = ~is_first & is_one_of(units_at(page, starts - 1), _BEFORE_INLINE)
     if not is_inside.any() or len(starts) < MIN_RUN:
         return np.array([], int)
@@ -196,25 +197,23 @@ def weak_headings(
     `find_sections` returns the sections of lines, -1 where none may be. The numbers of a section rise from 1 in at
     least `min_run` lines, and text stands between them, so that neither a table of contents nor a list is a series.
     """
-    by_section: dict[tuple[int, str], list[WeakHeading]] = {}
+    candidates: dict[tuple[int, int], list[WeakHeading]] = {}  # by section and shape
     weak_lines = _weak_lines(page, lines, numbers)
     if len(weak_lines) < min_run:
         return []
     sections = find_sections(weak_lines)
     for line, section in zip(weak_lines.tolist(), sections.tolist(), strict=True):
-        text = _text(page, int(lines.first[line]), int(lines.ends[line])).rstrip(BLANKS)
-        for pattern, shape in _WEAK_SHAPES if section >= 0 else ():
+        text = text_of(page, int(lines.first[line]), int(lines.ends[line])).rstrip(BLANKS)
+        for index, (pattern, shape) in enumerate(_WEAK_SHAPES) if section >= 0 else ():
             if match := shape.fullmatch(text):
                 heading = WeakHeading(line, text, _pattern(pattern, text), parse_numeral(match[1]))
-                by_section.setdefault((section, pattern), []).append(heading)
+                candidates.setdefault((section, index), []).append(heading)
                 break
-    headings: list[WeakHeading] = []
     has_text = np.cumsum(lines.ends > lines.first)  # number of lines with text up to each line
-    order = [name for name, _ in _WEAK_SHAPES]
-    ranked = sorted(by_section, key=lambda key: (key[0], order.index(key[1])))
-    for _, keys in groupby(ranked, key=lambda key: key[0]):
-        headings += next(filter(None, (_rising(by_section[key], has_text, min_run) for key in keys)), [])
-    return headings
+    headings: dict[int, list[WeakHeading]] = {}  # by section
+    for section, index in sorted(candidates):
+        headings[section] = headings.get(section) or _rising(candidates[section, index], has_text, min_run)
+    return [heading for run in headings.values() for heading in run]
 
 
 def _pattern(pattern: str, text: str) -> str:
@@ -288,7 +287,7 @@ def missed_numbers(
     nuls = positions_of(page, SEPARATOR)
     series: dict[tuple[int, str], list[MissedNumber]] = {}
     for start, stop, pattern, number in entries:
-        missed = MissedNumber(pattern, number, _text(page, start, stop).strip())
+        missed = MissedNumber(pattern, number, text_of(page, start, stop).strip())
         series.setdefault((int(np.searchsorted(nuls, start)), pattern), []).append(missed)
     if len(nuls):  # a record is a complete text, other than a part of a file, which may hold a single chapter
         series = {key: run for key, run in series.items() if len(run) >= MIN_RUN}
@@ -315,9 +314,6 @@ def longest_run(numbers: Iterable[int]) -> list[int]:
     return longest if len(longest) >= MIN_MISSED else []
 
 
-_NUMBERED_WORK = re.compile(r"[A-Z]?(?:\d+\.)*(\d+)[ \u3000]?《")
-
-
 def _missed_titles(
     page: Utf16Text, lines: Lines, spans: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[tuple[int, int, str, int]]:
@@ -327,5 +323,5 @@ def _missed_titles(
     line = lines.at(at)
     line = line[(at - lines.first[line] <= _NEAR_START) & ~np.isin(lines.starts[line], spans[0])]
     for start, end in zip(lines.first[line].tolist(), lines.ends[line].tolist(), strict=True):
-        if match := _NUMBERED_WORK.match(_text(page, start, min(end, start + _EXAMPLE))):
+        if match := NUMBER_OF_WORK.match(text_of(page, start, min(end, start + _EXAMPLE))):
             yield start, min(end, start + _EXAMPLE), "N《…》", int(match[1])
