@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from pipeline.clean.rule import Counts
-from pipeline.clean.utf16 import HAN, SENTENCE_ENDS, SEPARATOR
+from pipeline.clean.utf16 import HAN, LINE_ENDS, SENTENCE_ENDS
 
 MARKS = "=/<"
 _DEBRIS = re.compile(
@@ -25,7 +24,7 @@ _END_OF_SCRIPT = re.compile("</?script[^<>\n]{0,20}>", re.IGNORECASE)
 _MAX_SCRIPT = 2000  # characters, which may hold Han
 _CODE, _CODE_BEFORE = re.compile("[ -~]*"), re.compile("[ -~]*$")
 _COMMENT = "<!--"
-_LINES = re.compile("[^\n]*\n|[^\n]+")
+_LINE = re.compile("[^\n\0]*\n?")
 _HAN = re.compile(f"[{HAN}]")
 _LITTLE_HAN = 20  # characters: a line with fewer, and without a stop, is debris
 _STOP = re.compile(f"[{SENTENCE_ENDS}，…”」]")
@@ -38,11 +37,14 @@ def may_hold_debris(text: str) -> bool:
 
 def drop_debris(text: str, counts: Counts) -> str:
     """Return documents, separated by NUL, without debris."""
-    return _change_documents(_DEBRIS, text, lambda document: _clean_document(document, counts))
-
-
-def _clean_document(text: str, counts: Counts) -> str:
-    return "".join([_clean_line(line, counts) if _DEBRIS.search(line) else line for line in _LINES.findall(text)])
+    pieces, copied = [], 0
+    for match in _DEBRIS.finditer(text):
+        if match.start() >= copied:
+            start = max(copied, *(text.rfind(mark, copied, match.start()) + 1 for mark in LINE_ENDS))
+            line = next(_LINE.finditer(text, start))[0]
+            pieces += [text[copied:start], _clean_line(line, counts)]
+            copied = start + len(line)
+    return "".join([*pieces, text[copied:]])
 
 
 def _clean_line(line: str, counts: Counts) -> str:
@@ -73,16 +75,3 @@ def _bounds(line: str, match: re.Match[str]) -> tuple[int, int]:
     if "script" in match[0].lower() and (close := _END_OF_SCRIPT.search(line, match.end(), match.end() + _MAX_SCRIPT)):
         return start, close.end()
     return start, line.rfind(">", match.end(), end) + 1 or end
-
-
-def _change_documents(pattern: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
-    """Apply `change` to the documents of `text` that `pattern` matches in."""
-    pieces, copied = [], 0
-    for match in pattern.finditer(text):
-        if match.start() >= copied:
-            start = max(text.rfind(SEPARATOR, copied, match.start()) + 1, copied)
-            end = text.find(SEPARATOR, match.end())
-            end = len(text) if end < 0 else end
-            pieces += [text[copied:start], change(text[start:end])]
-            copied = end
-    return "".join([*pieces, text[copied:]]) if pieces else text
