@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import statistics
 
-from pipeline.clean.markup.parsed import Parsed, add_count, drop
+from pipeline.clean.markup.parsed import Parsed, add_count, replace
 from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import BLANKS, HAN
 
-MIN_LINES = 3  # with a head, in a text without a header
+_MIN_LINES = 3  # with a head, in a text without a header
 _FULL = 0.8  # Han of a full line, as a fraction of the median; stops take room too
 _MIN_WIDTH = 10  # Han of a full line of prose; prints have 15 to 20, verse has fewer
 _HEAD = re.compile(
@@ -38,9 +38,7 @@ _HAN = re.compile(f"[{HAN}]")
 def is_cbeta(head: str) -> bool:
     """Return True if a text that begins with `head` has the header of CBETA, or heads of lines."""
     is_named = bool(_TITLE.match(head.lstrip("#- \n")))
-    return is_named or (
-        any(mark in head for mark in ("_p", "║", "│")) and sum(1 for _ in _HEAD.finditer(head)) >= MIN_LINES
-    )
+    return is_named or (any(mark in head for mark in ("_p", "║", "│")) and len(_HEAD.findall(head)) >= _MIN_LINES)
 
 
 def cbeta(text: str, counts: Counts) -> Parsed:
@@ -52,17 +50,11 @@ def cbeta(text: str, counts: Counts) -> Parsed:
     work = first_head["work"] if first_head else None
     work = work or (f"No. {title['number']}" if title else None)
     if title:
-        text = drop(_HEADER, text, lambda _: "header", counts)
-    pieces: list[str] = []
-    has_heads = False
-    for line in text.split("\n"):
-        body = _HEAD.sub("", line, count=1)
-        has_heads |= body != line
-        add_count(counts, "line head", body != line)
-        pieces.append(body)
-    text = drop(_NUMBER, "\n".join(pieces), lambda _: "No.", counts)
-    text = drop(_FOOTNOTE, text, lambda _: "[01]", counts) if title or first_head else text
-    text = _join(text.split("\n"), counts) if has_heads else text
+        text = replace(_HEADER, text, "", "header", counts)
+    text = replace(_HEAD, text, "", "line head", counts)
+    text = replace(_NUMBER, text, "", "No.", counts)
+    text = replace(_FOOTNOTE, text, "", "[01]", counts) if title or first_head else text
+    text = _join(text.split("\n"), counts) if first_head else text
     return Parsed(text, title["title"].strip(" 　《》") if title else "", {"id": work} if work else {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.clean.markup.parsed import Parsed, add_count, drop, replace
+from pipeline.clean.markup.parsed import Parsed, add_count, replace
 from pipeline.clean.markup.print_lines import join_print_lines
 from pipeline.clean.rule import Counts
 
@@ -44,12 +44,13 @@ def kanripo(text: str, counts: Counts) -> Parsed:
     """
     add_count(counts, "¶", text.count("¶"))
     text, meta = _without_hash_lines(text, counts, _HASH_LINE)
-    text = drop(_TAG_LINE, text, lambda tag: f"<{tag.lstrip()[1:3]}:>", counts)
-    text = drop(_TAGS, text, lambda tag: f"<{tag[1:3]}:>", counts)
-    text = drop(_READING_LINE, text, lambda _: "@ line", counts)
-    text = drop(_PROPERTY_LINE, text, lambda _: ": line", counts)
-    text = drop(_SERIAL_LINE, text, lambda _: "No. line", counts)
-    text = drop(_LINK_END, text, lambda _: "=>", counts)
+    for pattern in (_TAG_LINE, _TAGS):
+        counts.update(f"<{match[0].lstrip()[1:3]}:>" for match in pattern.finditer(text))
+        text = pattern.sub("", text)
+    text = replace(_READING_LINE, text, "", "@ line", counts)
+    text = replace(_PROPERTY_LINE, text, "", ": line", counts)
+    text = replace(_SERIAL_LINE, text, "", "No. line", counts)
+    text = replace(_LINK_END, text, "", "=>", counts)
     text = _INNER_FORM.sub("\n", text)
     add_count(counts, "|", text.count("|") + text.count("｜"))
     text = _BARS.sub("\n\u3000", _STARS.sub("**", text))
@@ -61,7 +62,7 @@ def kanripo(text: str, counts: Counts) -> Parsed:
 def org(text: str, counts: Counts) -> Parsed:
     """Parse an org file: `#+KEY:` lines, `# ` comments, property drawers, links. `*` headings become `**` lines."""
     text, meta = _without_hash_lines(text, counts, _COMMENT_LINE)
-    text = drop(_PROPERTY_LINE, text, lambda _: ": line", counts)
+    text = replace(_PROPERTY_LINE, text, "", ": line", counts)
     text = replace(_ORG_LINK, text, lambda link: link[1] or link[2], "[[]]", counts)
     return Parsed(_STARS.sub("**", text), meta.pop("title", ""), meta)
 

@@ -9,7 +9,7 @@ import re
 
 from pipeline.clean.markup.daizhige import ESCAPE, HARD_BREAK, front_matter, without_front_matter
 from pipeline.clean.markup.html import html, is_html
-from pipeline.clean.markup.parsed import Parsed, drop, replace
+from pipeline.clean.markup.parsed import Parsed, replace
 from pipeline.clean.rule import Counts
 
 _MIN_SIGNS = 3  # fences, rules, emphasis and links of a text that has headings
@@ -35,9 +35,9 @@ def markdown(text: str, counts: Counts) -> Parsed:
     has_front = front_matter(text.lstrip("\ufeff\n")) is not None  # else `---` is a rule
     front = without_front_matter(text, counts) if has_front else Parsed(text)
     text = replace(_FENCE, front.text, "", "```", counts)
-    text = drop(_RULE, text, lambda _: "----", counts)
+    text = replace(_RULE, text, "", "----", counts)
     text = replace(_STRONG, text, r"\2", "**", counts)
-    text = drop(_IMAGE, text, lambda _: "![]()", counts)
+    text = replace(_IMAGE, text, "", "![]()", counts)
     text = replace(_LINK, text, r"\1", "[]()", counts)
     text = replace(_QUOTE, text, "", ">", counts)
     text = replace(HARD_BREAK, text, "", "line break", counts)

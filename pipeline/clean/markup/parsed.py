@@ -1,4 +1,4 @@
-"""The result of a markup parser, the limits of markup, and helpers that remove markup and count it."""
+"""The result of a markup parser, the limits of markup, and helpers that replace markup and count it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,6 @@ class Parsed:
     text: str
     title: str = ""
     meta: dict[str, str] = field(default_factory=dict)
-
-
-def drop(pattern: re.Pattern[str], text: str, kind: Callable[[str], str], counts: Counts) -> str:
-    """Delete all matches. `kind` returns the name under which a match is counted."""
-
-    def count_match(match: re.Match[str]) -> str:
-        counts[kind(match[0])] += 1
-        return ""
-
-    return pattern.sub(count_match, text)
 
 
 def replace(

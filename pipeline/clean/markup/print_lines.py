@@ -18,9 +18,9 @@ from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import BLANKS, CLAUSE_MARKS, CLOSERS, OPENERS, SENTENCE_ENDS
 
-MIN_WIDTH = 12  # characters of a full line; shorter ones are clauses or verse
-MIN_FULL_LINES = 2  # that are needed to determine the width of a print
-MIN_LINES = 20  # that are needed to conclude that no line is full
+_MIN_WIDTH = 12  # characters of a full line; shorter ones are clauses or verse
+_MIN_FULL_LINES = 2  # that are needed to determine the width of a print
+_MIN_LINES = 20  # that are needed to conclude that no line is full
 _RAGGED = sys.maxsize  # width of a text without full lines, such as a list
 _INDENT = "\u3000"
 _MARKS = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS + OPENERS  # added by editors: they take no room in the print
@@ -92,9 +92,9 @@ def _read_line(line: str, counts: Counts) -> _PrintLine:
         text, is_apart = _INDENT + text[form.end() :], True
     body = text.strip(BLANKS)
     is_apart = is_apart or text.startswith("** ") or headings.parse_heading(text) is not None
-    ends_print_line = is_apart or line.rstrip(" \t").endswith("¶") or not body.endswith(_SENTENCE_ENDS)
+    continues = is_apart or line.rstrip(" \t").endswith("¶") or not body.endswith(_SENTENCE_ENDS)
     gap = _GAP.search(body) if _INDENT in body else None
-    return _PrintLine(text, body, len(text) - len(text.lstrip(BLANKS)), _length(text), gap, is_apart, ends_print_line)
+    return _PrintLine(text, body, len(text) - len(text.lstrip(BLANKS)), _length(text), gap, is_apart, continues)
 
 
 def _length(line: str) -> int:
@@ -133,7 +133,7 @@ class _Layout:
                 width = self.width
             if line.indent in self.hangs and not following.indent:
                 room = line.length - line.indent
-                width = room if MIN_WIDTH <= room == following.length else width
+                width = room if _MIN_WIDTH <= room == following.length else width
             self.widths[index] = min(width, self.width)
 
     def _is_full(self, index: int) -> bool:
@@ -182,15 +182,15 @@ def _print_width(lines: list[_PrintLine]) -> int:
     """
     measured = [line for line in lines if line.length and "(" not in line.text]
     lengths = sorted(line.length for line in measured)
-    lines_by_length = Counter(line.length for line in measured if line.length >= MIN_WIDTH and not line.gap)
+    lines_by_length = Counter(line.length for line in measured if line.length >= _MIN_WIDTH and not line.gap)
     if not lines_by_length:
         return 0
     width = min(lines_by_length, key=lambda length: (-lines_by_length[length], length))
     full_lines = lines_by_length[width]
     longer_lines = sum(line.length - line.indent > width for line in measured)
-    if full_lines >= MIN_FULL_LINES and 5 * full_lines >= len(lengths) and 20 * longer_lines <= len(lengths):
+    if full_lines >= _MIN_FULL_LINES and 5 * full_lines >= len(lengths) and 20 * longer_lines <= len(lengths):
         return width
-    if len(lengths) < MIN_LINES:
+    if len(lengths) < _MIN_LINES:
         return 0
     shortest_full = lengths[-1 - len(lengths) // 50] - 2
-    return shortest_full if lengths[len(lengths) // 2] >= shortest_full >= MIN_WIDTH else _RAGGED
+    return shortest_full if lengths[len(lengths) // 2] >= shortest_full >= _MIN_WIDTH else _RAGGED

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pipeline.clean.markup import entities
-from pipeline.clean.markup.parsed import MAX_BLOCK, MAX_DEPTH, MAX_NOTE, Parsed, add_count, drop, replace
+from pipeline.clean.markup.parsed import MAX_BLOCK, MAX_DEPTH, MAX_NOTE, Parsed, add_count, replace
 from pipeline.clean.rule import Counts
 
 _COMMENT_BODY = rf"<!--(?:(?!<!--|-->).){{0,{MAX_NOTE}}}-->"
@@ -46,8 +46,8 @@ def wikitext_lite(text: str, counts: Counts) -> Parsed:
     A template is dropped unless it is known to show text. `{{:page}}` is only counted, since its text is on that page.
     """
     meta: dict[str, str] = {}
-    text = drop(_COMMENT, text, lambda _: "<!-- -->", counts)
-    text = drop(_REF, text, lambda _: "<ref>", counts)
+    text = replace(_COMMENT, text, "", "<!-- -->", counts)
+    text = replace(_REF, text, "", "<ref>", counts)
     for _ in range(2):  # the caption of a picture may contain links
         text = replace(_LINK, text, _link, "[[]]", counts)
     text = replace(_URL, text, lambda url: url[1] or "", "[url]", counts)
