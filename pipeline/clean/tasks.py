@@ -16,7 +16,7 @@ import msgspec
 from pipeline.clean import profiles
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.rules import headings, print_layout
+from pipeline.clean.rules import headings, order, print_layout, unwrap
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, readers
 from pipeline.runtime.ledger import Ledger
@@ -188,7 +188,7 @@ def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
 
 def _is_wrapped(profile: profiles.Profile, options: CleanOptions, head: str) -> bool:
     """Return True if the lines of a text that begins with `head` may be joined by default."""
-    if not profile.chinese or options.unwrap is not None or profile.unwrap is not None or "unwrap" in options.without:
+    if unwrap.UNWRAP_WHERE_CLEAR not in order.before_headings(profile, options):
         return False
     head = head[:_HEAD_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
     return any(print_layout.suspects(join_documents([head])).values()) and print_layout.measure(head) is not None

@@ -52,11 +52,10 @@ def before_headings(profile: Profile, options: CleanOptions) -> list[Rule]:
 
 def _unwrap_rule(profile: Profile, options: CleanOptions) -> Rule | None:
     """Return the rule that the option selects, or without it the profile."""
-    if profile.unwrap:
-        return None if options.unwrap is False else unwrap.UNWRAP
-    if options.unwrap:
-        return unwrap.UNWRAP_PAGES
-    return unwrap.UNWRAP_WHERE_CLEAR if options.unwrap is profile.unwrap else None
+    is_wanted = profile.unwrap if options.unwrap is None else options.unwrap
+    if is_wanted is None:
+        return unwrap.UNWRAP_WHERE_CLEAR
+    return (unwrap.UNWRAP if profile.unwrap else unwrap.UNWRAP_PAGES) if is_wanted else None
 
 
 def note_policies(profile: Profile, options: CleanOptions) -> dict[str, str]:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.profiles import PROFILES
+from pipeline.clean.profiles import PROFILES, Profile
 from pipeline.clean.rule import Rule
 from pipeline.clean.rule_names import RULES as RULE_NAMES
 from pipeline.clean.rules import order, punctuation, quotes, whitespace
@@ -54,6 +54,11 @@ def test_rules_run_in_the_documented_order() -> None:
     assert before == [*("entities", "site-ads", "shifted", "unwrap", "gaiji", "mojibake", "lacuna", "widen", "notes")]
     after = [rule.name for rule in order.after_headings(profile, options)]
     assert after == ["quotes", "spaces", "gaiji", "mojibake", "lacuna", "widen", "marks", "verse"]
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_no_unwrap_joins_no_lines_in_any_profile(profile: Profile) -> None:
+    assert "unwrap" not in {rule.name for rule in order.before_headings(profile, CleanOptions(unwrap=False))}
 
 
 def test_every_rule_can_be_switched_off_by_name() -> None:
