@@ -58,6 +58,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "split": "flat",
     },
 }
+# Defaults of options that older versions do not have: left out of the identity, so that their keys stay.
+_NEW_DEFAULTS: dict[str, Any] = {"heading": (), "text_fields": (), "gaps": "keep"}
 TABLE_FILES = ("gaiji_map", "pua_map", "variants")
 
 
@@ -168,12 +170,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if options[name]:
                 options[name] = hashlib.sha256(regular_file(Path(options[name])).read_bytes()).hexdigest()
         del options["max_bad"], options["preset"]
-        for name in ("heading", "text_fields"):
-            if not options[name]:
-                del options[name]
-        if self.gaps == "keep":
-            del options["gaps"]
-        return options
+        return {name: value for name, value in options.items() if value != _NEW_DEFAULTS.get(name, ...)}
 
     def settings(self) -> dict[str, Any]:
         """Return what the identity does not show, if it is not the default: `max_bad`, and the paths of tables."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.clean.rule import Counts, Rule, textual, units
-from pipeline.clean.utf16 import SEPARATOR
+from pipeline.clean.utf16 import BLANKS, LINE_ENDS, SEPARATOR
 from pipeline.sources.order import parse_numeral
 
 NAME, POLICIES = "footnotes", ("keep", "drop")
@@ -19,7 +19,7 @@ _CIRCLED = "①-⑳㉑-㉟㊱-㊿"
 _NUMERAL = "(?:[0-9]{1,3}|[〇一二三四五六七八九十百]{1,4})"
 _MARK = rf"(?:[{_CIRCLED}]|\[{_NUMERAL}\]|［{_NUMERAL}］|〔{_NUMERAL}〕|【[0-9]{{1,3}}】)"
 _MARKS = re.compile(_MARK)
-NOTE_LINE = re.compile(rf"[ \t\u00a0\u3000]*({_MARK})[ \t\u00a0\u3000]*(?=[^ \t\u00a0\u3000\n\0])")
+NOTE_LINE = re.compile(rf"[{BLANKS}]*({_MARK})[{BLANKS}]*(?=[^{BLANKS}{LINE_ENDS}])")
 TRAILING_MARKS = re.compile(rf"(?:{_MARK})+$")
 _TITLE = re.compile(r"\s*[【\[〔［]?(?:注释|注釋|脚注|腳注|註釋|注解|校注|注)[】\]〕］]?[：:]?\s*")
 _MIN_SERIES = 3  # marks 1, 2, 3 that are footnotes without their lines
@@ -27,7 +27,8 @@ _MIN_SERIES = 3  # marks 1, 2, 3 that are footnotes without their lines
 
 def rule() -> Rule:
     """Return the rule that removes footnotes and their marks."""
-    return textual(NAME, _remove, units("[［〔【", (0x2460, 0x2473), (0x3251, 0x325F), (0x32B1, 0x32BF)))
+    circled = [(ord(first), ord(last)) for first, last in re.findall("(.)-(.)", _CIRCLED)]
+    return textual(NAME, _remove, units("[［〔【", *circled))
 
 
 def _remove(text: str, counts: Counts) -> str:
