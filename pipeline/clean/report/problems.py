@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -44,6 +45,7 @@ def warnings(report: CleaningReport) -> list[str]:
     They are part of report.json, so a change of their wording changes its bytes.
     """
     files = [file for _, file in sorted(report.files.items())]
+    cases_of = defaultdict(dict, {name: rule.cases for name, rule in report.rules.items()})
     texts = []
     if unpunctuated := [file.name for file in files if file.is_unpunctuated]:
         texts.append(
@@ -55,7 +57,7 @@ def warnings(report: CleaningReport) -> list[str]:
             f"INVALID BYTES: {count:,} in {_names([file.name for file in damaged], files)}, each now □; the first at "
             f"offset {first.invalid_offset:,} of {visible(first.name)}"
         )
-    if shifted_gbk.NAME in report.rules and (cases := report.rules[shifted_gbk.NAME].cases):
+    if cases := cases_of[shifted_gbk.NAME]:
         count, passages = cases[shifted_gbk.CASE], cases[shifted_gbk.PASSAGES]
         texts.append(f"GBK READ FROM THE WRONG BYTE: {count:,} characters in {passages:,} passages, each passage now □")
     if foreign := [file for file in files if file.is_foreign]:
@@ -74,7 +76,7 @@ def warnings(report: CleaningReport) -> list[str]:
         names = _names([file.name for file in marked], files)
         texts.append(f"MARKUP, {density:.1f} tags per 1,000 characters, in {names}: --profile html?")
     texts += _mixed_scripts(files)
-    if "spaces" in report.rules and (gap_count := report.rules["spaces"].cases.get(whitespace.GAPS_KEPT)):
+    if gap_count := cases_of["spaces"].get(whitespace.GAPS_KEPT):
         texts.append(f"SPACES ARE THE ONLY MARKS between clauses: {gap_count:,} kept; --gaps comma, newline or drop?")
     for name, pattern, numbers in chapter_series(report):
         gaps = chapter_gaps(name, pattern, numbers)
@@ -82,14 +84,11 @@ def warnings(report: CleaningReport) -> list[str]:
         if problems:
             span = f"{gaps['first']} to {gaps['last']} of {visible(name) or 'all files'}"
             texts.append(f"chapters {pattern} {span}: {', '.join(problems)}")
-    if "unwrap" in report.rules:
-        texts += _wrapped(report.rules["unwrap"].cases)
-    if "script" in report.rules and (guesses := script.ambiguous_pairs(report.rules["script"].cases)):
+    texts += _wrapped(cases_of["unwrap"])
+    if guesses := script.ambiguous_pairs(cases_of["script"]):
         pairs = [f"{pair} {count:,}" for pair, count in guesses.items()]
         texts.append(f"{script.WARNING}: {_first_few(pairs, limit=4)}")
-    if site_ads.NAME in report.rules:
-        texts += _site_ads(report.rules[site_ads.NAME].cases)
-    return texts
+    return texts + _site_ads(cases_of[site_ads.NAME])
 
 
 def _missed_chapters(report: CleaningReport) -> list[str]:
