@@ -76,8 +76,7 @@ _OTHER_NUMBERS = (
     ("N《…》", series.NUMBER_OF_WORK),
     ("《…第N》", re.compile(f"第({NUMBER})》")),
 )
-_MAX_PREFIX = 16  # units before 第 in a heading: two words and a blank
-_MAX_BOOK = 25  # units before 卷第
+_MAX_PREFIX = 25  # units before 第 or 卷 in a heading: a work, 正文, a blank and a word; or a book
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
 _AFTER_VOLUME = NUMERALS + "之第上中下"
 _IS_MARKUP, _IS_WORD, _IS_DIGIT = 1, 2, 3  # kinds of first units, besides the numbers after 第 and 卷
@@ -257,14 +256,14 @@ def _candidate_lines(page: Utf16Text, lines: Lines, numbers: Ordinals) -> list[i
     is_candidate[works] = is_one_of(units_at(page, lines.ends[works] - 1), "》")
     line = lines.at(numbers.starts)
     distance = numbers.starts - first[line]
-    in_work = is_one_of(units_at(page, numbers.ends), "》") & (distance <= _MAX_BOOK)
-    is_candidate[line[numbers.has_kind & (distance <= _MAX_PREFIX) | in_work]] = True
+    is_number = numbers.has_kind | is_one_of(units_at(page, numbers.ends), "》")
+    is_candidate[line[is_number & (distance <= _MAX_PREFIX)]] = True
     volumes = numbers.volumes
     volumes = volumes[is_one_of(units_at(page, volumes + 1), _AFTER_VOLUME)]
     ends = series.skip(page, series.skip(page, volumes + 1, "之第", 1), _AFTER_VOLUME, series.MAX_DIGITS)
     volumes = volumes[is_one_of(units_at(page, ends), BLANKS + LINE_ENDS)]
     line = lines.at(volumes)
-    is_candidate[line[volumes - first[line] <= _MAX_BOOK]] = True
+    is_candidate[line[volumes - first[line] <= _MAX_PREFIX]] = True
     return np.flatnonzero(is_candidate).tolist()
 
 
@@ -345,7 +344,7 @@ def _is_title(name: str, title: str) -> bool:
 
 def _parse_own_line(line: str) -> tuple[str, str] | None:
     """Return the title of a line that is a heading only as a complete line."""
-    if len(line) > MAX_TITLE + _MAX_BOOK:
+    if len(line) > MAX_TITLE + _MAX_PREFIX:
         return None
     heading = _OWN_LINE.match(line)
     if not heading:

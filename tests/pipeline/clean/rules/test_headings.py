@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.clean.rules.headings import MAX_TITLE, parse_heading
+from pipeline.clean.rules.headings import MAX_TITLE, parse_heading, split_at_headings
+from pipeline.clean.utf16 import encode_utf16
 from pipeline.sources.order import parse_numeral
 from tests.pipeline.clean.pages import cut_sections
 
@@ -161,6 +162,21 @@ def test_inline_and_own_line_heading_give_the_same_chapter() -> None:
     assert [(part.title, part.text.strip("\n")) for part in inline] == [
         (part.title, part.text.strip("\n")) for part in own_line
     ]
+
+
+WORDS = """
+第 一 十二 3 廿 ０ 回 章 篇 卷 之 上 卷第 第三 终 诗曰： 林冲 · 《 》 水浒 正文 目录 1.2 A5. ◎ # ** == 【 】 （ ）
+： 、 。 “ 楔子 引首 序 序言 自序 跋 凡例 附录 尾声 后记 前言 引子 后序 序章 终曲 番外
+"""
+PIECES = (*WORDS.split(), " ", "  ", "\t", "\u3000", "\u00a0")
+
+
+@example(["《新编石头记全本》正文 ", "石头记卷之", "第一回"])
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=7))
+def test_every_line_that_is_a_heading_is_looked_at(pieces: list[str]) -> None:
+    line = "".join(pieces)
+    headings = split_at_headings(encode_utf16(line), "keep").numbers
+    assert len(headings) == (parse_heading(line) is not None)
 
 
 def test_text_before_the_first_heading_has_no_title() -> None:
