@@ -314,7 +314,7 @@ def test_rejects_of_refused_corpus_are_kept_in_named_folder(inkstone: Inkstone, 
 
 @pytest.mark.usefixtures("artifacts")
 def test_damaged_artifact_is_reported_and_not_used(inkstone: Inkstone, root: Path) -> None:
-    victim = next((root / "tokens" / "book").glob("*/train-00000-0000.bin"))
+    victim = next((root / "tokens" / "book").glob("*/train-00000-0000.bin")).resolve()  # not in `current`
     victim.write_bytes(victim.read_bytes()[:-2])
     outcome = inkstone("verify", code=65)
     assert str(victim.parent.name) in outcome["error"]
