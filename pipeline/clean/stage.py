@@ -60,6 +60,8 @@ def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> I
     listed_titles = [titles.listed_title(entry.path) for entry in inputs]
     if any(listed_titles):  # they stand in files that are no inputs
         decisive["titles"] = listed_titles
+    if any(members := [entry.members for entry in inputs]):
+        decisive["members"] = members
     libraries = ["zstandard"]
     libraries += sorted({library for entry in inputs for library in readers.libraries_of(entry.path)})
     libraries += ["opencc"] if options.script != "keep" else []

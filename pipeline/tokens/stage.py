@@ -232,7 +232,9 @@ def identify(
     libraries = _LIBRARIES.get(tokenizer.encoder, ())
     if options.format != "memmap":
         libraries += ("h5py",)
-    libraries += tuple(sorted({name for entry in (*inputs.train, *inputs.val) for name in libraries_of(entry.path)}))
+    files_read = (*inputs.train, *inputs.val)
+    libraries += tuple(sorted({name for entry in files_read for name in libraries_of(entry.path)}))
+    members = [entry.members for entry in files_read]
     settings = {
         "stage": SCHEMA,
         "format": options.format,
@@ -240,9 +242,10 @@ def identify(
         "encoder": tokenizer.encoder,
         "max_documents": options.max_documents,
         "dedup": options.dedup,
-        "files": [entry.name for entry in (*inputs.train, *inputs.val)],  # names appear in the manifest and in rejects
+        "files": [entry.name for entry in files_read],  # names appear in the manifest and in rejects
         **msgspec.structs.asdict(options.document_filter),
         **({"text_fields": options.text_fields} if options.text_fields else {}),
+        **({"members": members} if any(members) else {}),
         **({"originals": True} if tokenizer.normalizes or tokenizer.unknown_id is not None else {}),
     }
     return Identity("tokens", name, settings, tuple(entries), tokenizer.fingerprint, libraries, state_of(reuse.CODE))

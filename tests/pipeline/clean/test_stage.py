@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,8 @@ def test_key_depends_on_the_options_that_decide_bytes(root: Path, tmp_path: Path
     assert len(set(keys)) == len(keys)
     assert stage.identify("other", inputs, CleanOptions()).key == keys[0]
     assert stage.identify("some", inputs, CleanOptions(max_bad=0.5)).key == keys[0]
+    parts = [replace(entry, members="*.txt") for entry in inputs]
+    assert stage.identify("some", parts, CleanOptions()).key not in keys
 
 
 BOOK = (
