@@ -57,33 +57,41 @@ _SIMPLIFIED = (
 )
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
-# Notices, as letters and digits only. Every alternative contains one of the pairs below.
+# Notices, as letters and digits only, with a line end for each comma. Every alternative contains one of the pairs below.
 _NOTICE = (
-    r"请(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9]|$)|记得收藏|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|求收藏"
-    r"|(?:记住|来自|访问|关注|登[录陆])本站|本站(?:地址|网址|域名|所有|最新|手机|首发|提供|小说|内容|收录|永久|公告)"
-    r"|一秒记住|(?:最新|备用|永久|请记住|官方)(?:网址|域名)|本章未完|未完待续|点击(?:下一[页章]|继续)|下一[页章]继续"
-    r"|加入书[签架]|(?:推荐|投票|放入|存)书[签架]|(?:手机|平板|电脑)用户|手机版(?:阅读|网址|地址|访问)|手机(?:阅读|看书|访问)请?"
-    r"|无弹窗|无广告|(?:最快|实时|同步|首发|全网)更新|更新最快|最新章节(?:请|尽在|全文|列表|目录|阅读|更新|免费)"
-    r"|免费(?:小说|阅读|全本)(?:网|站|请|尽在)|全文(?:免费)?阅读|章节(?:内容|正文)(?:开始|结束)|章节(?:目录|列表|报错|错误)"
-    r"|本章字数|更新时间.{0,30}字数|更新时间\d{2,4}|24小时(?:之)?内删除|下载后?.{0,16}删除|购买正版|正版(?:图书|订阅|阅读)"
-    r"|版权归.{0,10}所有|版权所有|网友(?:上传|收集|整理|提供)|仅供(?:读者|网友|书友|学习|个人|交流|试读|预览)"
-    r"|(?:不得|请勿)用[作于]商业|转载请(?:注明|保留)|[书文集说版]由.{0,24}(?:制作|整理|提供|上传|收集|下载|首发|发布|扫描|校对)"
-    r"|更多(?:更好)?(?:好书|好看|精彩|小说|电子书|免费|全本|最新|章节).{0,16}(?:访问|请|尽在|关注|登|下载|在|到)"
-    r"|(?:txt|全本|全集|电子书|小说|免费)(?:免费|全集)?下载|下载(?:txt|全集|电子书|本书)"
-    r"|求(?:月票|推荐票|推荐|订阅|打赏|红票)|[投给](?:张|点|几张)?(?:推荐票|月票|红票)|(?:书友|读者|粉丝|qq)群(?:号|\d)"
-    r"|(?:小说|文学|读书|中文|书)网(?:首发|手打|提供|更新|欢迎)|(?:文字|小说|独家)首发|首发(?:网站|网址|更新)|手打(?:更新|首发|文字|版)"
-    r"|笔趣阁|书包网|用户上传|尽在.{1,10}网|首页.{0,12}(?:小说|文学|目录|书库)"
-    r"|(?:百度|谷歌)(?:一下|搜索).{0,12}(?:小说|阅读|网|最新)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临|访问|阅读)"
+    r"请(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9]|$)|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏"
+    r"|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|(?:记住|来自|访问|关注|登[录陆])本站"
+    r"|本站(?:地址|网址|域名|最新|手机|首发|小说|收录|永久|公告|(?:所有|提供).{0,8}(?:小说|内容|章节|资源|作品|电子书|下载))"
+    r"|一秒记住|(?:最新|备用|永久|请记住|官方|首发)(?:网址|域名)|本章未完|未完待续(?!的)|点击(?:下一[页章]|继续)"
+    r"|下一[页章]继续[阅观]?[读看]|加入书[签架]|(?:推荐|投票|放入|存)书[签架]"
+    r"|(?:手机|平板|电脑)用户(?:请|可以?(?:浏览|访问|登[录陆])|浏览|访问|登[录陆]|[a-z0-9])|手机版(?:阅读|网址|地址|访问)"
+    r"|手机(?:阅读|看书|访问)(?:请|本|网址|地址|[a-z0-9])|无弹窗|无广告|(?:最快|首发)更新|更新(?:速度)?最快|更多更新"
+    r"|(?:最新章节|全文字)(?:请|尽在|全文|列表|目录|阅读|更新|免费|版)|免费(?:小说|阅读|全本)(?:网|站|请|尽在)"
+    r"|全文(?:免费)?阅读(?=最新|请|网|尽|[a-z0-9]|$)|章节(?:内容|正文)(?:开始|结束)|章节(?:列表|报错)|章节错误.{0,2}点|点此举报"
+    r"|校正章节|本章字数|更新时间.{0,30}字数|更新时间\d{2,4}|(?:24|二十四)小时(?:之)?内(?:请|自行|必须)?删除|请.{0,6}下载.{0,16}删除"
+    r"|请.{0,14}购买正版|请.{0,14}支持正版|正版(?:订阅|阅读)|版权归.{0,10}所有|版权所有(?!者|权|的)|由?网友(?:上传|收集整理)(?!的|了|到)"
+    r"|仅供(?:网友|书友|试读|预览|(?:读者|个人)?(?:学习|欣赏|交流|预览|试读)(?!参))|(?:不得|请勿)用[作于]商业|转载请(?:注明|保留)"
+    r"|[书文集说版]由.{0,24}(?:收集整理|整理(?:制作|上传|提供|下载|收集)|制作上传|手打)"
+    r"|[书文集说版]由.{0,16}(?:网|吧|论坛|书[屋社库城]|[a-z]{3}|网友|会员|用户|为您).{0,12}(?:制作|整理|提供|上传|收集|下载|首发|扫描|校对)"
+    r"|更多(?:更好)?(?:好书|好看|精彩|小说|电子书|免费|全本|最新|章节|全集)(?s:.{0,16})(?:访问|请(?:到|进|继续|浏览)|尽在|关注|登[录陆]|下载)"
+    r"|(?:txt|全本(?:书籍)?|全集|电子书|小说)(?:免费|全集)?下载(?!量|了|完|过|次)|免费下载(?=txt|[a-z0-9]|尽在|本书|地址)|下载(?:txt|全集|本书)"
+    r"|(?<![请要需追])求(?:月票|推荐票|推荐(?=$|收|订|月)|订阅|打赏|红票|鲜花)|[投给](?:张|点|几张)?(?:推荐票|月票|红票)"
+    r"|感谢.{0,24}(?:打赏|月票|推荐票)|打赏.{0,4}\d|第[一二三四五六七八九十\d]{1,3}更(?:送上|奉上|献上|送到)|今[天日]第[一二三四五六七八九]更"
+    r"|(?:书友|读者|粉丝|qq)群(?:号|\d)|关注.{0,6}公众号|公众号(?s:.{0,16})(?:回复.{1,16}(?:获取|领取|查看|阅读)|搜索.{0,8}关注)"
+    r"|(?:小说|文学|读书|中文|书)网(?:首发|手打|更新|欢迎)|(?:文字|小说)首发|首发(?:网站|网址|更新)|手打(?:更新|首发|文字|版)"
+    r"|笔趣阁|书包网|飞卢(?:小说网|提醒)|用户上传(?=$|之|整)|尽在.{1,10}网$|尽在起点|^首页.{0,12}(?:小说|文学|目录|书库)"
+    r"|(?:百度|谷歌)(?:一下|里?搜索).{0,12}(?:小说|阅读|网|最新)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临|访问|阅读)"
+    r"|上一[章页回节篇]第.{1,30}下一[章页回节篇](?:第|没有|目录|$)"
 )
 _NAVIGATION = re.compile(  # links, if a clause or line has nothing else
-    "(?:上一[章页回节篇]|下一[章页回节篇]|返?回(?:目录|书页|首页|列表|书目|章节|顶部)|返回|目录|章节|列表|首页|书架|书签|加入|推荐|投票|评论|本书)+"
+    "(?:上一[章页回节篇]|下一[章页回节篇]|返?回(?:目录|书页|首页|列表|书目|章节|顶部)|返回|目录|章节|列表|首页|书架|书签|加入|推荐票?|投票?|评论|本书)+"
     "|本章完"
 )
 _PAIRS = re.findall(  # of neighbouring characters; a text without them has no notice
     "..",
     "收藏本站秒记网址域名章未待续击下击继页继章继书签书架用户机版机阅机看机访弹窗广告更新新最新章免费文阅章节"
     "章字章完户上尽在首页内删下载正版版权网友仅供商业载请书由文由集由说由版由更多月票荐票求推订阅打赏红票友群"
-    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广",
+    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广文字此举飞卢鲜花更送更奉更献公众内请行删须删天第日第",
 )
 
 # Addresses, in lower case. Between the letters of some may be anything but Han, stops and line ends.
@@ -103,9 +111,11 @@ _SITE = re.compile(
     "[站网书阁版址载访]|txt|小说|手机|整理|制作|来源|出处|首发|电子|更多|阅读|文学|[吧屋城库楼坊斋馆社家]$"
 )
 
-_NOT_LETTERS = re.compile(f"[^{HAN}a-z0-9]+")
+_NOT_LETTERS = re.compile(f"[^{HAN}a-z0-9\\n]+")
+_COMMA_TO_LINE_END = dict.fromkeys(map(ord, "，,；;、"), "\n")  # no notice goes beyond one
 _HAN, _LATIN = re.compile(f"[{HAN}]"), re.compile("[a-z]")
 _SENTENCE = re.compile(r"[^。！？!?…]*[。！？!?…]*[”’」』）)】\]]*")
+_SPEECH, _SPOKEN = re.compile("[“「][^“”「」]*[。!?,…][”」]"), "言"  # and a character that no notice has
 _CLAUSE = re.compile(r"[^，,；; \t\u3000]*[，,；; \t\u3000]*")
 _BRACKETED = re.compile(r"[（(【\[『「〔《<{]([^（(【\[『「〔《<{）)】\]』」〕》>}]{2,60})[）)】\]』」〕》>}]")
 _LINE_END_UNITS = [ord(unit) for unit in LINE_ENDS]
@@ -143,6 +153,7 @@ def strip_ads(text: str, ads: Counter[str]) -> str:
     while remainder != previous:  # removing one may join the parts of another
         previous = remainder
         folded, addresses = _mask_addresses(_fold(remainder))
+        folded = _mask_speech(folded, addresses)
         if not addresses and not any(map(_is_notice, _SENTENCE.findall(folded))):
             break
         has_address = has_address or bool(addresses)
@@ -178,7 +189,9 @@ def _notices(folded: str, addresses: list[tuple[int, int]], *, is_heading: bool)
         notices = [clause for clause in clauses if _is_notice(clause[0])]
         if not notices and not _is_notice(sentence[0]):
             continue
-        size = sum(_count_letters(clause[0]) for clause in notices)
+        size = sum(
+            _count_letters(clause[0]) for clause in clauses if clause in notices or _is_masked(clause, addresses)
+        )
         if not is_heading and (not notices or size >= _LEAST_SHARE * _count_letters(sentence[0])):
             notices = [sentence]
         elif notices:  # the time of day after a date
@@ -190,12 +203,27 @@ def _notices(folded: str, addresses: list[tuple[int, int]], *, is_heading: bool)
     return sorted({*spans, *outside})
 
 
+def _is_masked(clause: re.Match[str], addresses: list[tuple[int, int]]) -> bool:
+    """Return True for a clause that is nothing but an address."""
+    return not _HAN.search(clause[0]) and any(clause.start() <= start < clause.end() for start, _ in addresses)
+
+
 def _mask_addresses(folded: str) -> tuple[str, list[tuple[int, int]]]:
     """Return the text with each address replaced by as many letters, and the bounds of the addresses."""
     if not _LATIN.search(folded):
         return folded, []
     spans = [match.span() for match in _pattern(_ADDRESS).finditer(folded)]
     return _pattern(_ADDRESS).sub(lambda match: "a" * len(match[0]), folded) if spans else folded, spans
+
+
+def _mask_speech(folded: str, addresses: list[tuple[int, int]]) -> str:
+    """Return the text with what somebody says in quotes replaced, unless it holds an address: “求月票！” is no ad."""
+
+    def mask(match: re.Match[str]) -> str:
+        has_address = any(match.start() < start < match.end() for start, _ in addresses)
+        return match[0] if has_address else _SPOKEN * len(match[0])
+
+    return _SPEECH.sub(mask, folded)
 
 
 @cache
@@ -215,7 +243,7 @@ def _fold(text: str) -> str:
 
 
 def _is_notice(text: str) -> bool:
-    letters = _NOT_LETTERS.sub("", text)
+    letters = _NOT_LETTERS.sub("", text.translate(_COMMA_TO_LINE_END))
     return bool(_pattern(_NOTICE).search(letters) or _NAVIGATION.fullmatch(letters))
 
 
