@@ -44,7 +44,7 @@ _EXCERPT = 24  # characters of an ad in the report
 _LONG_LINE = 2000  # units: a longer line is a chapter, of which only the sentences with ads are looked at
 _REACH = 300  # units around a word of an ad in a long line
 _LEAST_SHARE = 0.4  # of the letters of a sentence: with more of them in notices, all of it goes
-_MAX_SITE_NAME = 12  # Han beside an address that may be the name of the site
+_MAX_SITE_NAME = 12  # letters beside an address that may be the name of the site
 
 # The characters of the patterns below that have another form in traditional script
 _TRADITIONAL = (
@@ -57,17 +57,18 @@ _SIMPLIFIED = (
 )
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
-# Notices, as letters and digits only, with a line end for each comma. Every alternative contains one of the pairs below.
+# Notices, as letters and digits, with a line end for each comma. Every alternative contains one of the pairs below.
 _NOTICE = (
-    r"请(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9]|$)|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏"
-    r"|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|(?:记住|来自|访问|关注|登[录陆])本站"
-    r"|本站(?:地址|网址|域名|最新|手机|首发|小说|收录|永久|公告|(?:所有|提供).{0,8}(?:小说|内容|章节|资源|作品|电子书|下载))"
+    r"请(?:(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9])|(?:大家|记得|点击)?收藏$)|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏"
+    r"|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|(?:记住|来自|访问|登[录陆])本站|关注本站(?=$|最新)"
+    r"|本站(?:地址|网址|域名|最新|手机|首发|小说|收录|永久|(?:所有|提供).{0,8}(?:小说|内容|章节|资源|作品|电子书|下载))"
     r"|一秒记住|(?:最新|备用|永久|请记住|官方|首发)(?:网址|域名)|本章未完|未完待续(?!的)|点击(?:下一[页章]|继续)"
     r"|下一[页章]继续[阅观]?[读看]|加入书[签架]|(?:推荐|投票|放入|存)书[签架]"
-    r"|(?:手机|平板|电脑)用户(?:请|可以?(?:浏览|访问|登[录陆])|浏览|访问|登[录陆]|[a-z0-9])|手机版(?:阅读|网址|地址|访问)"
-    r"|手机(?:阅读|看书|访问)(?:请|本|网址|地址|[a-z0-9])|无弹窗|无广告|(?:最快|首发)更新|更新(?:速度)?最快|更多更新"
+    r"|(?:手机|平板|电脑)用户(?:请|可以?(?:浏览|访问|登[录陆])|浏览|访问|登[录陆]|[a-z0-9])|手机版(?:阅读|访问|网址|地址)(?=[a-z0-9]|$|网址|地址|请)"
+    r"|手机(?:阅读|看书|访问)(?:请|本|网址|地址|[a-z0-9])|无弹窗|无广告(?!的)|首发更新|最快更新(?=.{0,24}(?:章节|小说)|[a-z0-9]|$)|更新(?:速度)?最快|无错(?:章节|小说)"
     r"|(?:最新章节|全文字)(?:请|尽在|全文|列表|目录|阅读|更新|免费|版)|免费(?:小说|阅读|全本)(?:网|站|请|尽在)"
-    r"|全文(?:免费)?阅读(?=最新|请|网|尽|[a-z0-9]|$)|章节(?:内容|正文)(?:开始|结束)|章节(?:列表|报错)|章节错误.{0,2}点|点此举报"
+    r"|全文(?:免费)?阅读(?=最新|请|网|尽|[a-z0-9]|$)|章节(?:内容|正文)(?:开始|结束)|章节(?:列表|报错)|章节错误.{0,2}点|点此[举报][报错]"
+    r"|方便(?:下次|以后)阅读|下次打开书架|向[你您](?s:.{0,28})推荐(?:本书|哦)|消息给管理员|请(?:重新)?刷新页面|正在手打"
     r"|校正章节|本章字数|更新时间.{0,30}字数|更新时间\d{2,4}|(?:24|二十四)小时(?:之)?内(?:请|自行|必须)?删除|请.{0,6}下载.{0,16}删除"
     r"|请.{0,14}购买正版|请.{0,14}支持正版|正版(?:订阅|阅读)|版权归.{0,10}所有|版权所有(?!者|权|的)|由?网友(?:上传|收集整理)(?!的|了|到)"
     r"|仅供(?:网友|书友|试读|预览|(?:读者|个人)?(?:学习|欣赏|交流|预览|试读)(?!参))|(?:不得|请勿)用[作于]商业|转载请(?:注明|保留)"
@@ -77,10 +78,10 @@ _NOTICE = (
     r"|(?:txt|全本(?:书籍)?|全集|电子书|小说)(?:免费|全集)?下载(?!量|了|完|过|次)|免费下载(?=txt|[a-z0-9]|尽在|本书|地址)|下载(?:txt|全集|本书)"
     r"|(?<![请要需追])求(?:月票|推荐票|推荐(?=$|收|订|月)|订阅|打赏|红票|鲜花)|[投给](?:张|点|几张)?(?:推荐票|月票|红票)"
     r"|感谢.{0,24}(?:打赏|月票|推荐票)|打赏.{0,4}\d|第[一二三四五六七八九十\d]{1,3}更(?:送上|奉上|献上|送到)|今[天日]第[一二三四五六七八九]更"
-    r"|(?:书友|读者|粉丝|qq)群(?:号|\d)|关注.{0,6}公众号|公众号(?s:.{0,16})(?:回复.{1,16}(?:获取|领取|查看|阅读)|搜索.{0,8}关注)"
+    r"|(?:书友|读者|粉丝|qq)群(?:号|\d)|关注.{0,6}公众号(?!的|文章|[里中上和])|公众号(?s:.{0,16})(?:回复.{1,16}(?:获取|领取|查看|阅读)|搜索.{0,8}关注)"
     r"|(?:小说|文学|读书|中文|书)网(?:首发|手打|更新|欢迎)|(?:文字|小说)首发|首发(?:网站|网址|更新)|手打(?:更新|首发|文字|版)"
-    r"|笔趣阁|书包网|飞卢(?:小说网|提醒)|用户上传(?=$|之|整)|尽在.{1,10}网$|尽在起点|^首页.{0,12}(?:小说|文学|目录|书库)"
-    r"|(?:百度|谷歌)(?:一下|里?搜索).{0,12}(?:小说|阅读|网|最新)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临|访问|阅读)"
+    r"|笔趣阁|书包网(?!住|兜|袋)|飞卢(?:小说网|提醒)|用户上传(?=$|之|整)|尽在.{1,10}网$|尽在起点|^首页.{0,12}(?:小说|文学|目录|书库)"
+    r"|(?:百度|谷歌)(?:一下|里?搜索).{0,12}(?:(?:小说|文学|读书|看书|中文|书)网|最新章节)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临|访问|阅读)"
     r"|上一[章页回节篇]第.{1,30}下一[章页回节篇](?:第|没有|目录|$)"
 )
 _NAVIGATION = re.compile(  # links, if a clause or line has nothing else
@@ -91,7 +92,7 @@ _PAIRS = re.findall(  # of neighbouring characters; a text without them has no n
     "..",
     "收藏本站秒记网址域名章未待续击下击继页继章继书签书架用户机版机阅机看机访弹窗广告更新新最新章免费文阅章节"
     "章字章完户上尽在首页内删下载正版版权网友仅供商业载请书由文由集由说由版由更多月票荐票求推订阅打赏红票友群"
-    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广文字此举飞卢鲜花更送更奉更献公众内请行删须删天第日第",
+    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广文字此举飞卢鲜花更送更奉更献公众内请行删须删天第日第无错此报次阅后阅开书荐本荐哦给管刷新",
 )
 
 # Addresses, in lower case. Between the letters of some may be anything but Han, stops and line ends.
@@ -103,6 +104,7 @@ _ADDRESS = (
     rf"https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
     rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
     rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^\n，。！？；“”()（）\u3400-\U0003ffff]*)"
+    rf"|(?<![a-z0-9])(?:[a-z0-9] ?){{2,24}}[.点] ?c ?o ?m(?![a-z]){_PATH}"
     rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
 )
 _W = "wWｗＷⓦⓌ"
@@ -163,7 +165,9 @@ def strip_ads(text: str, ads: Counter[str]) -> str:
     if remainder == text:
         return text
     han = _HAN.findall(remainder)
-    is_site = has_address and len(han) <= _MAX_SITE_NAME and _SITE.search(_fold(remainder).strip())
+    is_site = (
+        has_address and _count_letters(_fold(remainder)) <= _MAX_SITE_NAME and _SITE.search(_fold(remainder).strip())
+    )
     if not han or (is_site and not _is_heading(remainder)):
         remainder = ""
     ads[_excerpt(text, remainder)] += 1
@@ -189,9 +193,8 @@ def _notices(folded: str, addresses: list[tuple[int, int]], *, is_heading: bool)
         notices = [clause for clause in clauses if _is_notice(clause[0])]
         if not notices and not _is_notice(sentence[0]):
             continue
-        size = sum(
-            _count_letters(clause[0]) for clause in clauses if clause in notices or _is_masked(clause, addresses)
-        )
+        ads = [clause[0] for clause in clauses if clause in notices or _is_masked(clause, addresses)]
+        size = sum(map(_count_letters, ads))
         if not is_heading and (not notices or size >= _LEAST_SHARE * _count_letters(sentence[0])):
             notices = [sentence]
         elif notices:  # the time of day after a date
@@ -285,7 +288,7 @@ def _candidates(page: Utf16Text, *, with_marks: bool) -> np.ndarray:
     w = positions_of(page, _W)
     is_triple = w[2:] - w[:-2] <= _MAX_WWW
     dots = positions_of(page, ".．")
-    dots = dots[_is_letter(units_at(page, dots + 1))]
+    dots = dots[_is_letter(units_at(page, dots + 1 + is_one_of(units_at(page, dots + 1), BLANKS)))]
     slashes = positions_of(page, "/")
     parts = [pairs, w[:-2][is_triple] if len(w) > 2 else w[:0], dots, slashes[units_at(page, slashes + 1) == ord("/")]]
     if with_marks:

@@ -56,6 +56,11 @@ ADS = (
     "投推荐票 上一章 章节目录 下一章 加入书签",
     "手机用户请浏览m.example.com阅读，更优质的阅读体验。",
     "本书由风雪书社整理制作",
+    "『點此報錯』『加入書籤』",
+    "喜欢《风雪》请向你的朋友（QQ、博客等）推荐本书，谢谢您的支持！！",
+    "正在手打中，请稍等片刻，内容更新后，请重新刷新页面。",
+    "為了方便下次閱讀，你可以點擊下方的收藏，下次打開書架即可看到！",
+    "風雪 23 x. c o m 更新最快",
 )
 MARKS = ("------------", "=====", "☆☆☆☆", "* * *", "╔☆→——————←☆╗")
 PIECES = st.sampled_from(
@@ -88,6 +93,11 @@ def test_only_the_ad_goes_from_a_line_with_text(line: str, expected: str) -> Non
     assert run(f"{BODY}\n{line}\n{BODY}")[0] == f"{BODY}\n{expected}\n{BODY}"
 
 
+def test_sentence_of_foreign_words_is_not_the_name_of_a_site() -> None:
+    line = "The site example.com is the home of standards，网页标准由它制定。"
+    assert run(line)[0] == line.replace("example.com", "")
+
+
 def test_ad_in_a_chapter_of_one_line_goes_alone() -> None:
     chapter = BODY * 200
     assert run(f"{chapter}（未完待续）{chapter}www.example.com{chapter}")[0] == chapter * 3
@@ -113,7 +123,10 @@ def test_ad_in_a_chapter_of_one_line_goes_alone() -> None:
         "他从不购买正版软件。一切尽在掌握之中，网络也不例外。",
         "该书由中华书局整理出版，文章由王五校对，照片由网友提供。",
         "数据实时更新，手机同步更新。",
-        "他要求推荐一人，请求推荐。",
+        "他要求推荐一人，请求推荐。此物请您收藏。",
+        "最快更新也要等到明天。请关注公众号文章的质量。请旅客关注本站公告。",
+        "他在百度搜索“小说”二字，结果有三百万条。公司推出手机版，手机版网址尚未公布。",
+        "无广告的日子真好。书包网住了一条鱼。",
     ],
 )
 def test_words_of_ads_in_prose_are_kept(text: str) -> None:
