@@ -104,7 +104,7 @@ _ADDRESS = (
     rf"https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
     rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
     rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^\n，。！？；“”()（）\u3400-\U0003ffff]*)"
-    rf"|(?<![a-z0-9])(?:[a-z0-9] ?){{2,24}}[.点] ?c ?o ?m(?![a-z]){_PATH}"
+    rf"|(?<![a-z0-9])(?:[a-z0-9] ){{0,24}}[a-z0-9]{{1,24}} ?[.点] ?(?:c o ?m|co m)(?![a-z]){_PATH}"
     rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
 )
 _W = "wWｗＷⓦⓌ"
@@ -164,11 +164,9 @@ def strip_ads(text: str, ads: Counter[str]) -> str:
             remainder = remainder[:start] + remainder[end:]
     if remainder == text:
         return text
-    han = _HAN.findall(remainder)
-    is_site = (
-        has_address and _count_letters(_fold(remainder)) <= _MAX_SITE_NAME and _SITE.search(_fold(remainder).strip())
-    )
-    if not han or (is_site and not _is_heading(remainder)):
+    folded = _fold(remainder).strip()
+    is_site = has_address and _count_letters(folded) <= _MAX_SITE_NAME and _SITE.search(folded)
+    if not _HAN.search(remainder) or (is_site and not _is_heading(remainder)):
         remainder = ""
     ads[_excerpt(text, remainder)] += 1
     return remainder
