@@ -1,7 +1,7 @@
 """Whitespace: spaces in Chinese text and blank lines are removed, and pages are split into documents.
 
 spaces        the rule that deletes spaces beside Chinese text and at the ends of lines, but not the gaps of text
-              without marks: 床前明月光　疑是地上霜
+              without marks, 床前明月光　疑是地上霜, nor wide ones in lines without marks, 静夜思　李白
 blank-lines   `split_documents`, which removes blank lines; if a document is a paragraph or a sentence, it splits there
 """
 
@@ -38,6 +38,7 @@ POLICIES = {"keep": "", "comma": "，", "newline": "\n", "drop": ""}  # for gaps
 # The key that counts runs of spaces inside lines. If there were any, the rules before this one saw torn text.
 INSIDE_LINES = "inside lines"
 GAPS_KEPT = "gaps kept"
+_WIDE_GAPS_KEPT = "ideographic spaces kept in lines without marks"  # of text with marks
 _BLANK_NAMES = dict(zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True))
 
 _MARKS = "，、；" + SENTENCE_ENDS  # without ：, which follows 作者 in text without marks
@@ -48,7 +49,8 @@ def rule(gaps: str = "keep") -> Rule:
     """Return the rule that deletes spaces, and treats gaps by one of POLICIES.
 
     A gap is a space between two clauses of text without marks, where it is the only mark. A gap that is kept becomes
-    one space.
+    one space. In text with marks, an ideographic space between two clauses of a line without marks stays too, unless
+    gaps are dropped: it parts a title from its author, or the clauses of a verse.
     """
     return Rule("spaces", partial(_delete_spaces, gaps), units(BLANKS), produces=POLICIES[gaps])
 
@@ -59,11 +61,14 @@ def _delete_spaces(gaps: str, text: Utf16Text, counts: Counts) -> Utf16Text:
     kind_before, kind_after = kinds_at(text, first - 1), kinds_at(text, after)
     at_line_end = (kind_before == LINE_KIND) | (kind_after == LINE_KIND)
     is_deleted = is_chinese(kind_before) | is_chinese(kind_after) | at_line_end
-    is_gap = (kind_before == HAN_KIND) & (kind_after == HAN_KIND)
-    is_gap[is_gap] = _separates_clauses(text, first[is_gap], after[is_gap]) if gaps != "drop" else False
+    is_wide = is_gap = np.zeros(len(first), bool)
+    if gaps != "drop":
+        is_gap, is_wide = _separates_clauses(text, first, after)
     text = _replace_gaps(gaps, text, first[is_gap], counts)
-    deleted = expand_ranges((first + is_gap)[is_deleted], after[is_deleted])
-    counts[INSIDE_LINES] += int((is_deleted & ~at_line_end & ~is_gap).sum())
+    counts[_WIDE_GAPS_KEPT] += int(is_wide.sum())
+    is_kept = is_gap | is_wide
+    deleted = expand_ranges((first + is_kept)[is_deleted], after[is_deleted])
+    counts[INSIDE_LINES] += int((is_deleted & ~at_line_end & ~is_kept).sum())
     deleted_units = text.units[deleted]
     for blank, name in _BLANK_NAMES.items():
         counts[name] += int((deleted_units == ord(blank)).sum())
@@ -82,15 +87,17 @@ def _replace_gaps(gaps: str, text: Utf16Text, at: np.ndarray, counts: Counts) ->
     return replace_units(text, at[is_one_of(text.units[at], BLANKS[1:3])], ord(" "))
 
 
-def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return a mask of the runs between Han that stand between clauses of text without marks.
+def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks of the runs between clauses in lines without marks: in text without marks, and wide ones in other.
 
-    Neither the document nor the line has marks, and both clauses have two characters or more: spaces between single
-    characters are layout, as in 杜 甫.
+    Both clauses have two Han or more: spaces between single characters are layout, as in 杜 甫.
     """
-    is_gap: np.ndarray = (kinds_at(text, first - 2) == HAN_KIND) & (kinds_at(text, after + 1) == HAN_KIND)
-    if not is_gap.any():
-        return is_gap
+    is_between: np.ndarray = (kinds_at(text, first - 1) == HAN_KIND) & (kinds_at(text, after) == HAN_KIND)
+    is_between[is_between] = kinds_at(text, first[is_between] - 2) == HAN_KIND
+    is_between[is_between] = kinds_at(text, after[is_between] + 1) == HAN_KIND
+    is_gap, is_wide = is_between.copy(), np.zeros(len(first), bool)
+    if not is_between.any():
+        return is_gap, is_wide
     ends = np.append(positions_of(text, SEPARATOR), len(text))
     document = np.searchsorted(ends, first)
     # Most documents with marks have enough 。 for their length; others are counted exactly, which is slow.
@@ -98,11 +105,13 @@ def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) ->
     is_gap &= (stop_count * _HAN_PER_MARK < np.diff(ends, prepend=0))[document]
     if is_gap.any():
         is_gap[is_gap] = _are_unmarked(text, ends, document[is_gap])
-    if is_gap.any():
+    is_wide = is_between & ~is_gap & (text.units[first] == _IDEOGRAPHIC_SPACE)
+    if is_gap.any() or is_wide.any():
         line_ends = np.append(positions_of(text, LINE_ENDS), len(text))
         mark_count = np.searchsorted(positions_of(text, _MARKS), np.concatenate(([0], line_ends)))
-        is_gap &= (np.diff(mark_count) == 0)[np.searchsorted(line_ends, first)]
-    return is_gap
+        is_in_line = (np.diff(mark_count) == 0)[np.searchsorted(line_ends, first)]
+        is_gap, is_wide = is_gap & is_in_line, is_wide & is_in_line
+    return is_gap, is_wide
 
 
 def _are_unmarked(text: Utf16Text, ends: np.ndarray, documents: np.ndarray) -> np.ndarray:

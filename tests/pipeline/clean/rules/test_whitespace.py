@@ -64,9 +64,16 @@ def test_policy_decides_what_stands_for_a_gap(gaps: str, expected: str) -> None:
     assert clean_documents("床前明月光　疑是地上霜", gaps=gaps) == [("", expected)]
 
 
-@pytest.mark.parametrize("line", ["静夜思　李白", "导引 和岘", "林冲 去了"])
+@pytest.mark.parametrize("line", ["导引 和岘", "林冲 去了", "林冲　去了。", "杜　甫", "登鹳雀楼 　王之涣"])
 def test_gap_in_a_document_with_marks_is_deleted(line: str) -> None:
     assert spaces(f"{line}\n{PROSE}") == re.sub("[ \u3000]", "", line) + "\n" + PROSE
+
+
+@pytest.mark.parametrize("line", ["静夜思　李白", "滚滚长江东逝水　　浪花淘尽英雄"])
+def test_ideographic_space_in_a_line_without_marks_is_kept_unless_gaps_are_dropped(line: str) -> None:
+    for gaps in ("keep", "comma"):
+        assert spaces(f"{line}\n{PROSE}", gaps) == line.replace("　　", "　") + "\n" + PROSE
+    assert spaces(f"{line}\n{PROSE}", "drop") == line.replace("　", "") + "\n" + PROSE
 
 
 def test_line_with_a_mark_in_a_text_without_marks_keeps_no_gap() -> None:
