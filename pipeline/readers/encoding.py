@@ -54,6 +54,8 @@ _FIRST_LOOK = 1 << 13  # bytes of the head that are scored first; they decide mo
 # GB2312 and GBK are subsets of GB18030; cp950 is Big5 as used in practice, with 裏 and 恒
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950"}
 _STATEFUL = ("iso2022", "hz", "utf_7", "utf-7")  # prefixes of encodings in which an error may change all that follows
+_WIDE = ("utf-16", "utf_16", "utf-32", "utf_32")  # prefixes of encodings whose text has zeros, like binary data
+_MAX_INVALID = 4  # characters of such text in BINARY_WINDOW; random bytes have 16
 _BYTES_PER_ERROR = 1_000  # fewer, and the text is refused
 _FEW_ERRORS, _BYTES_PER_FEW = 3, 32  # that are accepted in a short text, one in so many bytes
 _MANY_ERRORS = 100  # at once that are accepted before the size of the text is known
@@ -165,7 +167,13 @@ def _pieces(blocks: _Blocks, requested: str, stats: EncodingStats, nuls: NulFilt
 
 def _refuse_binary(text: str, start: int, following: bytes, encoding: str) -> None:
     """Raise BadData if binary data follows a text that begins at byte `start` of the file."""
-    if is_binary(following[:BINARY_WINDOW]):
+    window = following[:BINARY_WINDOW]
+    if encoding.startswith(_WIDE):
+        decoded = window.decode(encoding, "replace")
+        is_data = "\0" in decoded or decoded.count("\ufffd") > _MAX_INVALID
+    else:
+        is_data = is_binary(window)
+    if is_data:
         raise binary_error(start + len(before_binary(text).encode(encoding, "replace")))
 
 

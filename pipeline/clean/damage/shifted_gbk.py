@@ -35,6 +35,7 @@ _REACH = 400  # units around such a window that are scored
 _LEAST_SCORE = 8
 _MAX_DROP = 5  # of the score before a passage ends
 _NEAR = 2  # characters beside a passage among which a lost one belongs to it
+_MAX_AMBIGUOUS = 8  # characters without a score between a passage and a lost one or the end of its line
 _LOST = f"?{LACUNA}\ufffd"  # what readers write for bytes that they cannot decode
 _MARKS = "，。！？：；、“”‘’《》…—（）"
 _ASCII = ((0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A))
@@ -79,19 +80,30 @@ def find_passages(text: str) -> list[tuple[int, int]]:
             highest, best = total, index + 1
         if total <= 0 or highest - total > _MAX_DROP or index == len(scores):
             if highest >= _LEAST_SCORE:
-                passages.append(_with_lost(text, start, best))
+                passages.append(_extend(text, scores, start, best))
             start, total, highest = index + 1, 0, 0
     return passages
 
 
-def _with_lost(text: str, start: int, end: int) -> tuple[int, int]:
-    """Extend a passage by the lost characters beside it, and the one character between."""
+def _extend(text: str, scores: list[int], start: int, end: int) -> tuple[int, int]:
+    """Extend a passage by the lost characters beside it, and by what between them reads well from either byte."""
     while lost := [index for index in range(max(start - _NEAR, 0), start) if text[index] in _LOST]:
         start = lost[0]
     end = min(end + 1, len(text))  # the score of a character tells of the next one too
     while lost := [index for index in range(end, min(end + _NEAR, len(text))) if text[index] in _LOST]:
         end = lost[-1] + 1
-    return start, end
+    before = _count_ambiguous(text[:start][::-1], scores[:start][::-1])
+    return start - before, end + _count_ambiguous(text[end:], scores[end:])
+
+
+def _count_ambiguous(text: str, scores: list[int]) -> int:
+    """Count the characters up to a lost one or the end of `text`: 0 if they are many, or if one has a score."""
+    for index, character in enumerate(text[: _MAX_AMBIGUOUS + 1]):
+        if character in _LOST:
+            return index + 1
+        if scores[index] or character in _MARKS:
+            return 0
+    return len(text) if len(text) <= _MAX_AMBIGUOUS else 0
 
 
 def _scores(text: str) -> list[int]:

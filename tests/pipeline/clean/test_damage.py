@@ -56,6 +56,13 @@ def test_passage_that_was_shifted_becomes_one_lacuna(start: int) -> None:
     assert counts["characters of passages"] == len(GOOD + passage + GOOD) + 2 - len(cleaned)
 
 
+def test_passage_goes_to_the_lost_character_at_the_end_of_its_line() -> None:
+    text = "玄德称善，遂命云长守住江口，翼德引兵巡视四乡。当夜月明星稀，遂令军士护送老弱先行，自与赵云断后。"
+    passage = shift(text)
+    assert passage.endswith("贫虾蟆\ufffd")  # common characters from either byte
+    assert run(f"{GOOD}\n{passage}\n{GOOD}")[0] == f"{GOOD}\n□\n{GOOD}"
+
+
 def test_question_marks_of_a_shifted_passage_end_no_sentence() -> None:
     passage = "".join("?" if "\ue000" <= character <= "\uf8ff" else character for character in shift(PROSE[:120]))
     assert "?" in passage

@@ -583,6 +583,15 @@ def test_invalid_byte_is_replaced_and_counted(tmp_path: Path, encoding: str, bef
         assert "`clean`" in caught.value.hint
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_lone_surrogate_of_utf_16_is_replaced_and_counted(tmp_path: Path, encoding: str) -> None:
+    mark, lone = "\ufeff".encode(encoding), "\ud800".encode(encoding, "surrogatepass")
+    data = mark + (POEM * 40).encode(encoding) + lone + (POEM * 40).encode(encoding)
+    text, stats = text_of(file_of(tmp_path, data))
+    assert text == POEM * 40 + "\ufffd" + POEM * 40
+    assert stats.errors == 1
+
+
 @given(
     cuts=st.lists(st.integers(1, 2000), max_size=8), offsets=st.lists(st.integers(700, 1500), min_size=1, max_size=3)
 )
