@@ -1,6 +1,6 @@
 """Gaiji: characters missing from the encoding of a text, and the notations used in their place.
 
-    &KR0869; &CB00104;     entities of Kanripo, CBETA and others
+    &KR0869; &M012345;     entities of Kanripo, CBETA, Mojikyo and others
     {上休下鳥} <囗贵>      the components, in words or with composition operators
     [女*比] [H。/70x]      the same in CBETA's square brackets; an ordinary [注] does not count
     ⿰木養                 ideographic description sequences
@@ -66,7 +66,8 @@ def _gaiji() -> re.Pattern[str]:
     """Pattern of a gaiji. Compiling it is slow, so it is done on first use."""
     return re.compile(
         rf"""
-          & (?: [A-Z]{{2,4}}-? | [A-Z]- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
+          & (?: [A-Z]{{2,4}}-? | [A-Z][0-9]?- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
+        | &M[0-9]{{5,6}};
         | (?<![{{$]) \{{ [{_COMPONENT}{_OPERATOR}，、]{{1,16}} \}} (?!\}})
         | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMERALS}]+ \] )
           [{_OPERATOR}]* [{_COMPONENT}] [{_COMPONENT}{_OPERATOR}]{{1,22}} \]
