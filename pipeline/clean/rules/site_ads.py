@@ -3,6 +3,7 @@
     请收藏本站：https://www.example.com      notices: the site's name, navigation, downloads, pleas for votes
     Ww w.exa mpletxT.ne t                    addresses, also with blanks and marks between the letters
     更新时间:2007-11-16 本章字数:4804         the time and size of a chapter
+    read_middle();                           calls of the site's scripts, treated as addresses
     ------------, ☆☆☆                        lines of marks
 
 A line of ads goes with its line end. In other lines only the ad goes: its sentence, or its bracket （未完待续）, or the
@@ -105,6 +106,7 @@ _ADDRESS = (
     rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
     rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^\n，。！？；“”()（）\u3400-\U0003ffff]*)"
     rf"|(?<![a-z0-9])(?:[a-z0-9] ){{0,24}}[a-z0-9]{{1,24}} ?[.点] ?(?:c o ?m|co m)(?![a-z]){_PATH}"
+    r"|(?<![a-z0-9_.])[a-z_]{0,12}(?:read|style|chap|show|theme|mid|bottom|top|txt|ads?_)[a-z0-9_]{0,12}\(['\"a-z0-9_]{0,16}\);"
     rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
 )
 _W = "wWｗＷⓦⓌ"
@@ -287,8 +289,10 @@ def _candidates(page: Utf16Text, *, with_marks: bool) -> np.ndarray:
     is_triple = w[2:] - w[:-2] <= _MAX_WWW
     dots = positions_of(page, ".．")
     dots = dots[_is_letter(units_at(page, dots + 1 + is_one_of(units_at(page, dots + 1), BLANKS)))]
-    slashes = positions_of(page, "/")
-    parts = [pairs, w[:-2][is_triple] if len(w) > 2 else w[:0], dots, slashes[units_at(page, slashes + 1) == ord("/")]]
+    slashes, calls = positions_of(page, "/"), positions_of(page, ")）")
+    slashes = slashes[units_at(page, slashes + 1) == ord("/")]
+    calls = calls[is_one_of(units_at(page, calls + 1), ";；")]
+    parts = [pairs, w[:-2][is_triple] if len(w) > 2 else w[:0], dots, slashes, calls]
     if with_marks:
         marks = positions_of(page, _MARKS)
         parts.append(marks[is_one_of(units_at(page, marks - 1), LINE_ENDS + BLANKS)])
