@@ -63,15 +63,15 @@ _NOTICE = (
     r"请(?:(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9])|(?:大家|记得|点击)?收藏$)|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏"
     r"|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|(?:记住|来自|访问|登[录陆])本站|关注本站(?=$|最新)"
     r"|本站(?:地址|网址|域名|最新|手机|首发|小说|收录|永久|(?:所有|提供).{0,8}(?:小说|内容|章节|资源|作品|电子书|下载))"
-    r"|一秒记住|(?:最新|备用|永久|请记住|官方|首发)(?:网址|域名)|本章未完|未完待续(?!的)|点击(?:下一[页章]|继续)"
+    r"|一秒记住(?=\n|$|本|.{0,16}(?:[网站阁吧]|小说|[a-z0-9]))|(?:最新|备用|永久|请记住|官方|首发)(?:网址|域名)|本章未完|未完待续(?!的)|点击(?:下一[页章])?继续阅"
     r"|下一[页章]继续[阅观]?[读看]|加入书[签架]|(?:推荐|投票|放入|存)书[签架]"
     r"|(?:手机|平板|电脑)用户(?:请|可以?(?:浏览|访问|登[录陆])|浏览|访问|登[录陆]|[a-z0-9])|手机版(?:阅读|访问|网址|地址)(?=[a-z0-9]|$|网址|地址|请)"
     r"|手机(?:阅读|看书|访问)(?:请|本|网址|地址|[a-z0-9])|无弹窗|无广告(?!的)|首发更新|最快更新(?=.{0,24}(?:章节|小说)|[a-z0-9]|$)|更新(?:速度)?最快|无错(?:章节|小说)"
     r"|(?:最新章节|全文字)(?:请|尽在|全文|列表|目录|阅读|更新|免费|版)|免费(?:小说|阅读|全本)(?:网|站|请|尽在)"
     r"|全文(?:免费)?阅读(?=最新|请|网|尽|[a-z0-9]|$)|章节(?:内容|正文)(?:开始|结束)|章节(?:列表|报错)|章节错误.{0,2}点|点此[举报][报错]"
-    r"|方便(?:下次|以后)阅读|下次打开书架|向[你您](?s:.{0,28})推荐(?:本书|哦)|消息给管理员|请(?:重新)?刷新页面|正在手打"
+    r"|方便(?:下次|以后)阅读|下次打开书架|向[你您](?s:.{0,28})推荐(?:本书|哦)|键(?:返回|进入)(?:书目|目录|上一页|下一页)|消息给管理员|请(?:重新)?刷新页面|正在手打"
     r"|校正章节|本章字数|更新时间.{0,30}字数|更新时间\d{2,4}|(?:24|二十四)小时(?:之)?内(?:请|自行|必须)?删除|请.{0,6}下载.{0,16}删除"
-    r"|请.{0,14}购买正版|请.{0,14}支持正版|正版(?:订阅|阅读)|版权归.{0,10}所有|版权所有(?!者|权|的)|由?网友(?:上传|收集整理)(?!的|了|到)"
+    r"|请.{0,14}购买正版|请.{0,14}支持正版|正版(?:订阅|阅读)|版权归(?:原|.{0,6}[网站]).{0,8}所有|版权所有(?!者|权|的)|由?网友(?:上传|收集整理)(?!的|了|到)"
     r"|仅供(?:网友|书友|试读|预览|(?:读者|个人)?(?:学习|欣赏|交流|预览|试读)(?!参))|(?:不得|请勿)用[作于]商业|转载请(?:注明|保留)"
     r"|[书文集说版]由.{0,24}(?:收集整理|整理(?:制作|上传|提供|下载|收集)|制作上传|手打)"
     r"|[书文集说版]由.{0,16}(?:网|吧|论坛|书[屋社库城]|[a-z]{3}|网友|会员|用户|为您).{0,12}(?:制作|整理|提供|上传|收集|下载|首发|扫描|校对)"
@@ -79,7 +79,7 @@ _NOTICE = (
     r"|(?:txt|全本(?:书籍)?|全集|电子书|小说)(?:免费|全集)?下载(?!量|了|完|过|次)|免费下载(?=txt|[a-z0-9]|尽在|本书|地址)|下载(?:txt|全集|本书)"
     r"|(?<![请要需追])求(?:月票|推荐票|推荐(?=$|收|订|月)|订阅|打赏|红票|鲜花)|[投给](?:张|点|几张)?(?:推荐票|月票|红票)"
     r"|感谢.{0,24}(?:打赏|月票|推荐票)|打赏.{0,4}\d|第[一二三四五六七八九十\d]{1,3}更(?:送上|奉上|献上|送到)|今[天日]第[一二三四五六七八九]更"
-    r"|(?:书友|读者|粉丝|qq)群(?:号|\d)|关注.{0,6}公众号(?!的|文章|[里中上和])|公众号(?s:.{0,16})(?:回复.{1,16}(?:获取|领取|查看|阅读)|搜索.{0,8}关注)"
+    r"|(?:书友|读者|粉丝|qq)群号?\d|关注.{0,6}公众号(?!的|文章|[里中上和])|公众号(?s:.{0,16})(?:回复.{1,16}(?:获取|领取|查看|阅读)|搜索.{0,8}关注)"
     r"|(?:小说|文学|读书|中文|书)网(?:首发|手打|更新|欢迎)|(?:文字|小说)首发|首发(?:网站|网址|更新)|手打(?:更新|首发|文字|版)"
     r"|笔趣阁|书包网(?!住|兜|袋)|飞卢(?:小说网|提醒)|用户上传(?=$|之|整)|尽在.{1,10}网$|尽在起点|^首页.{0,12}(?:小说|文学|目录|书库)"
     r"|(?:百度|谷歌)(?:一下|里?搜索).{0,12}(?:(?:小说|文学|读书|看书|中文|书)网|最新章节)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临|访问|阅读)"
@@ -93,26 +93,29 @@ _PAIRS = re.findall(  # of neighbouring characters; a text without them has no n
     "..",
     "收藏本站秒记网址域名章未待续击下击继页继章继书签书架用户机版机阅机看机访弹窗广告更新新最新章免费文阅章节"
     "章字章完户上尽在首页内删下载正版版权网友仅供商业载请书由文由集由说由版由更多月票荐票求推订阅打赏红票友群"
-    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广文字此举飞卢鲜花更送更奉更献公众内请行删须删天第日第无错此报次阅后阅开书荐本荐哦给管刷新",
+    "者群丝群q群Q群文网书网说网学网首发手打上一返回回目笔趣书包百度谷歌迎书迎读迎广文字此举飞卢鲜花更送更奉更献公众内请行删须删天第日第无错此报次阅后阅开书荐本荐哦给管刷新键返键进",
 )
 
 # Addresses, in lower case. Between the letters of some may be anything but Han, stops and line ends.
+_SITES = "笔趣阁|书包网|飞卢小说网|起点中文网|顶点小说网?|飘天文学网?"
+_OPENING, _CLOSING = "（(【[『「〔《<{", "）)】]』」〕》>}"
+_BRACKETS = re.escape(_OPENING + _CLOSING)
 _GAP = r"[^\w\n，！？；“”]{0,3}"
 _DOMAINS = "com|net|org|cn|cc|info|tw|hk|la|me|xyz|top|vip|club|tv|co|biz"
 _SPACED_DOMAINS = "|".join(_GAP.join(name) for name in ("com", "net", "org", "cn", "cc"))
 _PATH = r"(?::\d+)?(?:/[a-z0-9./_\-~?=&%#]*)?"
 _ADDRESS = (
-    rf"https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
-    rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
-    rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^\n，。！？；“”()（）\u3400-\U0003ffff]*)"
-    rf"|(?<![a-z0-9])(?:[a-z0-9] ){{0,24}}[a-z0-9]{{1,24}} ?[.点] ?(?:c o ?m|co m)(?![a-z]){_PATH}"
-    r"|(?<![a-z0-9_.])[a-z_]{0,12}(?:read|style|chap|show|theme|mid|bottom|top|txt|ads?_)[a-z0-9_]{0,12}\(['\"a-z0-9_]{0,16}\);"
+    rf"(?:(?:{_SITES})[ :]*)?(?:https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
     rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
+    rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
+    rf"(?:[^\n，！？；“”]{{0,40}}?[.。点·,]{_GAP}(?:{_SPACED_DOMAINS})(?![a-z]){_PATH}|[^\n,。!?;“”{_BRACKETS}\u3400-\U0003ffff]*)"
+    rf"|(?<![a-z0-9])(?:[a-z0-9] ){{0,24}}[a-z0-9]{{1,24}} ?[.点] ?(?:c o ?m|co m)(?![a-z]){_PATH}"
+    r"|(?<![a-z0-9_.])[a-z_]{0,12}(?:read|style|chap|show|theme|mid|bottom|top|txt|ads?_)[a-z0-9_]{0,12}\(['\"a-z0-9_]{0,16}\);)"
 )
 _W = "wWｗＷⓦⓌ"
 _MAX_WWW = 12  # units from the first w to the third
 _SITE = re.compile(
-    "[站网书阁版址载访]|txt|小说|手机|整理|制作|来源|出处|首发|电子|更多|阅读|文学|[吧屋城库楼坊斋馆社家]$"
+    "^欢迎[您你]|[站网书阁版址载访]|txt|小说|手机|整理|制作|来源|出处|首发|电子|更多|阅读|文学|[吧屋城库楼坊斋馆社家]$"
 )
 
 _NOT_LETTERS = re.compile(f"[^{HAN}a-z0-9\\n]+")
@@ -121,7 +124,7 @@ _HAN, _LATIN = re.compile(f"[{HAN}]"), re.compile("[a-z]")
 _SENTENCE = re.compile(r"[^。！？!?…]*[。！？!?…]*[”’」』）)】\]]*")
 _SPEECH, _SPOKEN = re.compile("[“「][^“”「」]*[。!?,…][”」]"), "言"  # and a character that no notice has
 _CLAUSE = re.compile(r"[^，,；; \t\u3000]*[，,；; \t\u3000]*")
-_BRACKETED = re.compile(r"[（(【\[『「〔《<{]([^（(【\[『「〔《<{）)】\]』」〕》>}]{2,60})[）)】\]』」〕》>}]")
+_BRACKETED = re.compile(f"[{re.escape(_OPENING)}]([^{_BRACKETS}]{{2,120}})[{re.escape(_CLOSING)}]")
 _LINE_END_UNITS = [ord(unit) for unit in LINE_ENDS]
 _MARKS = "-=_*＊☆★◇◆~～#＝－─━—→←╔╗╚╝║═│┌┐└┘├┤┼+＋|｜^"
 _MARK_LINE = re.compile(rf"[{BLANKS}]*(?:[{_MARKS}][{BLANKS}]*){{3,}}")
@@ -175,14 +178,10 @@ def strip_ads(text: str, ads: Counter[str]) -> str:
 
 
 def _bracketed_notices(folded: str, addresses: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the brackets that hold nothing but a notice or an address."""
+    """Return the brackets that hold a notice or an address."""
     brackets = list(_BRACKETED.finditer(folded))
     is_address = [any(match.start() < start < match.end() for start, _ in addresses) for match in brackets]
-    return [
-        match.span()
-        for match, masked in zip(brackets, is_address, strict=True)
-        if _is_notice(match[1]) or (masked and not _HAN.search(match[1]))
-    ]
+    return [match.span() for match, masked in zip(brackets, is_address, strict=True) if masked or _is_notice(match[1])]
 
 
 def _notices(folded: str, addresses: list[tuple[int, int]], *, is_heading: bool) -> list[tuple[int, int]]:
@@ -317,11 +316,24 @@ def _stretches(page: Utf16Text, at: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _around(page: Utf16Text, position: int, start: int, end: int) -> tuple[int, int]:
-    """Return the part of a long line around a position: up to a stop, or `_REACH` units, on each side."""
+    """Return the part of a long line around a position: up to a stop, or `_REACH` units, on each side.
+
+    It holds the brackets around the position too, and begins after the quotes that close the sentence before it.
+    """
     start, end = max(start, position - _REACH), min(end, position + _REACH)
-    stops = start + np.flatnonzero(is_one_of(page.units[start:end], SENTENCE_ENDS))
-    index = int(np.searchsorted(stops, position))
-    return int(stops[index - 1]) + 1 if index else start, int(stops[index]) + 1 if index < len(stops) else end
+    text = [chr(unit) for unit in page.units[start:end].tolist()]
+    at = position - start
+    first = next((index + 1 for index in range(at - 1, -1, -1) if text[index] in SENTENCE_ENDS), 0)
+    while first < at and text[first] in "”’」』":
+        first += 1
+    last = next((index + 1 for index in range(at, len(text)) if text[index] in SENTENCE_ENDS), len(text))
+    opened = list[int]()
+    for index, character in enumerate(text):
+        if character in _OPENING:
+            opened.append(index)
+        elif character in _CLOSING and opened and (opening := opened.pop()) < at <= index:
+            first, last = min(first, opening), max(last, index + 1)
+    return start + first, start + last
 
 
 def _hash(first: np.ndarray, second: np.ndarray) -> np.ndarray:

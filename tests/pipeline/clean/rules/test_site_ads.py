@@ -86,6 +86,10 @@ def test_line_of_ads_goes_with_its_line_end(ad: str) -> None:
         ("当初多得林冲看顾。(未完待续。)", "当初多得林冲看顾。"),
         ("“好！”（本章未完）", "“好！”"),
         ("林冲大惊，read_xia();翻身下马。", "林冲大惊，翻身下马。"),
+        ("林冲大喜笔趣阁www.example.info，遂命进兵。", "林冲大喜，遂命进兵。"),
+        ("林冲【书屋 www.example.info】大喜，遂命进兵。", "林冲大喜，遂命进兵。"),
+        ("林冲大喜(看书·悠~悠 www.example.com)，遂命进兵。", "林冲大喜，遂命进兵。"),
+        ("林冲大喜,(全文字阅读,更新,尽在文学网,电脑站:www.16k.cn支持文学!)遂命进兵。", "林冲大喜,遂命进兵。"),
         ("话说当日林冲Ww w.exa mple.co m正闲走间。", "话说当日林冲正闲走间。"),
         (f"{BODY}请收藏本站：www.example.com！{BODY}", f"{BODY}{BODY}"),
         ("第一章 风雪山神庙 www.example.cc", "第一章 风雪山神庙 "),
@@ -104,6 +108,12 @@ def test_sentence_of_foreign_words_is_not_the_name_of_a_site() -> None:
 def test_ad_in_a_chapter_of_one_line_goes_alone() -> None:
     chapter = BODY * 200
     assert run(f"{chapter}（未完待续）{chapter}www.example.com{chapter}")[0] == chapter * 3
+
+
+def test_bracket_of_several_sentences_goes_and_the_quote_before_it_stays() -> None:
+    chapter = BODY * 200 + "那人道：“好！”"
+    ad = "(未完待续。如果您喜欢这部作品，欢迎您来起点（example.com）投推荐票，您的支持，就是我最大的动力。)"
+    assert run(f"{chapter}{ad}{chapter}")[0] == chapter * 2
 
 
 @pytest.mark.parametrize(
@@ -130,6 +140,8 @@ def test_ad_in_a_chapter_of_one_line_goes_alone() -> None:
         "最快更新也要等到明天。请关注公众号文章的质量。请旅客关注本站公告。",
         "他在百度搜索“小说”二字，结果有三百万条。公司推出手机版，手机版网址尚未公布。",
         "函数 f(x); 与 print(a); 不同，（见上）；以及 main();",
+        "在手机上点击下一页就能看。系统提示：点击继续。网站的版权归公司所有。",
+        "一秒记住一个单词的方法。他的QQ群号是123456，微信公众号是“春天”。",
         "无广告的日子真好。书包网住了一条鱼。",
     ],
 )
