@@ -99,6 +99,7 @@ _PAIRS = re.findall(  # of neighbouring characters; a text without them has no n
 # Addresses, in lower case. Between the letters of some may be anything but Han, stops and line ends.
 _SITES = "笔趣阁|书包网|飞卢小说网|起点中文网|顶点小说网?|飘天文学网?"
 _OPENING, _CLOSING = "（(【[『「〔《<{", "）)】]』」〕》>}"
+_CLOSING_QUOTES = "”’」』"
 _BRACKETS = re.escape(_OPENING + _CLOSING)
 _GAP = r"[^\w\n，！？；“”]{0,3}"
 _DOMAINS = "com|net|org|cn|cc|info|tw|hk|la|me|xyz|top|vip|club|tv|co|biz"
@@ -288,10 +289,9 @@ def _candidates(page: Utf16Text, *, with_marks: bool) -> np.ndarray:
     is_triple = w[2:] - w[:-2] <= _MAX_WWW
     dots = positions_of(page, ".．")
     dots = dots[_is_letter(units_at(page, dots + 1 + is_one_of(units_at(page, dots + 1), BLANKS)))]
-    slashes, calls = positions_of(page, "/"), positions_of(page, ")）")
-    slashes = slashes[units_at(page, slashes + 1) == ord("/")]
-    calls = calls[is_one_of(units_at(page, calls + 1), ";；")]
-    parts = [pairs, w[:-2][is_triple] if len(w) > 2 else w[:0], dots, slashes, calls]
+    others = positions_of(page, "/)")
+    others = others[is_one_of(units_at(page, others + 1), "/;；")]
+    parts = [pairs, w[:-2][is_triple] if len(w) > 2 else w[:0], dots, others]
     if with_marks:
         marks = positions_of(page, _MARKS)
         parts.append(marks[is_one_of(units_at(page, marks - 1), LINE_ENDS + BLANKS)])
@@ -321,18 +321,19 @@ def _around(page: Utf16Text, position: int, start: int, end: int) -> tuple[int, 
     It holds the brackets around the position too, and begins after the quotes that close the sentence before it.
     """
     start, end = max(start, position - _REACH), min(end, position + _REACH)
-    text = [chr(unit) for unit in page.units[start:end].tolist()]
-    at = position - start
-    first = next((index + 1 for index in range(at - 1, -1, -1) if text[index] in SENTENCE_ENDS), 0)
-    while first < at and text[first] in "”’」』":
+    window, at = page.units[start:end], position - start
+    stops = np.flatnonzero(is_one_of(window, SENTENCE_ENDS))
+    index = int(np.searchsorted(stops, at))
+    first = int(stops[index - 1]) + 1 if index else 0
+    last = int(stops[index]) + 1 if index < len(stops) else len(window)
+    while first < at and chr(window[first]) in _CLOSING_QUOTES:
         first += 1
-    last = next((index + 1 for index in range(at, len(text)) if text[index] in SENTENCE_ENDS), len(text))
     opened = list[int]()
-    for index, character in enumerate(text):
-        if character in _OPENING:
-            opened.append(index)
-        elif character in _CLOSING and opened and (opening := opened.pop()) < at <= index:
-            first, last = min(first, opening), max(last, index + 1)
+    for bracket in np.flatnonzero(is_one_of(window, _OPENING + _CLOSING)).tolist():
+        if chr(window[bracket]) in _OPENING:
+            opened.append(bracket)
+        elif opened and (opening := opened.pop()) < at <= bracket:
+            first, last = min(first, opening), max(last, bracket + 1)
     return start + first, start + last
 
 

@@ -61,9 +61,9 @@ def _delete_spaces(gaps: str, text: Utf16Text, counts: Counts) -> Utf16Text:
     kind_before, kind_after = kinds_at(text, first - 1), kinds_at(text, after)
     at_line_end = (kind_before == LINE_KIND) | (kind_after == LINE_KIND)
     is_deleted = is_chinese(kind_before) | is_chinese(kind_after) | at_line_end
-    is_wide = is_gap = np.zeros(len(first), bool)
-    if gaps != "drop":
-        is_gap, is_wide = _separates_clauses(text, first, after)
+    is_gap = (kind_before == HAN_KIND) & (kind_after == HAN_KIND) & (gaps != "drop")
+    is_wide = is_gap.copy()
+    is_gap[is_gap], is_wide[is_wide] = _separates_clauses(text, first[is_gap], after[is_gap])
     text = _replace_gaps(gaps, text, first[is_gap], counts)
     counts[_WIDE_GAPS_KEPT] += int(is_wide.sum())
     is_kept = is_gap | is_wide
@@ -88,14 +88,14 @@ def _replace_gaps(gaps: str, text: Utf16Text, at: np.ndarray, counts: Counts) ->
 
 
 def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of the runs between clauses in lines without marks: in text without marks, and wide ones in other.
+    """Return masks of the runs between Han that part clauses of text without marks, and wide ones in other text.
 
-    Both clauses have two Han or more: spaces between single characters are layout, as in 杜 甫.
+    Neither the document nor the line has marks, or for wide ones the line; and both clauses have two characters or
+    more: spaces between single characters are layout, as in 杜 甫.
     """
-    is_between: np.ndarray = (kinds_at(text, first - 1) == HAN_KIND) & (kinds_at(text, after) == HAN_KIND)
-    is_between[is_between] = kinds_at(text, first[is_between] - 2) == HAN_KIND
-    is_between[is_between] = kinds_at(text, after[is_between] + 1) == HAN_KIND
-    is_gap, is_wide = is_between.copy(), np.zeros(len(first), bool)
+    is_between: np.ndarray = (kinds_at(text, first - 2) == HAN_KIND) & (kinds_at(text, after + 1) == HAN_KIND)
+    is_wide = is_between & (text.units[first] == _IDEOGRAPHIC_SPACE)
+    is_gap = is_between
     if not is_between.any():
         return is_gap, is_wide
     ends = np.append(positions_of(text, SEPARATOR), len(text))
@@ -104,26 +104,27 @@ def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) ->
     stop_count = np.diff(np.searchsorted(positions_of(text, "。"), ends), prepend=0)
     is_gap &= (stop_count * _HAN_PER_MARK < np.diff(ends, prepend=0))[document]
     if is_gap.any():
-        is_gap[is_gap] = _are_unmarked(text, ends, document[is_gap])
-    is_wide = is_between & ~is_gap & (text.units[first] == _IDEOGRAPHIC_SPACE)
-    if is_gap.any() or is_wide.any():
-        line_ends = np.append(positions_of(text, LINE_ENDS), len(text))
-        mark_count = np.searchsorted(positions_of(text, _MARKS), np.concatenate(([0], line_ends)))
-        is_in_line = (np.diff(mark_count) == 0)[np.searchsorted(line_ends, first)]
-        is_gap, is_wide = is_gap & is_in_line, is_wide & is_in_line
+        is_gap[is_gap] = _are_unmarked(text, ends, document[is_gap], 1 / _HAN_PER_MARK)
+    is_wide &= ~is_gap
+    if (is_either := is_gap | is_wide).any():
+        ends = np.append(positions_of(text, LINE_ENDS), len(text))
+        is_in_line = np.zeros(len(first), bool)
+        is_in_line[is_either] = _are_unmarked(text, ends, np.searchsorted(ends, first[is_either]), 0)
+        is_gap &= is_in_line
+        is_wide &= is_in_line
     return is_gap, is_wide
 
 
-def _are_unmarked(text: Utf16Text, ends: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Return True for each of the sorted indices `documents` whose text has few marks. `ends` are those of all."""
-    indices, _ = count_distinct(documents)
+def _are_unmarked(text: Utf16Text, ends: np.ndarray, parts: np.ndarray, marks_per_han: float) -> np.ndarray:
+    """Return True for each of the sorted indices `parts` that has fewer marks, or none. `ends` are those of all parts."""
+    indices, _ = count_distinct(parts)
     starts = np.concatenate(([0], ends[:-1] + 1))[indices]
     part = text.units[expand_ranges(starts, ends[indices])]
     bounds = np.concatenate(([0], np.cumsum(ends[indices] - starts)))
     mark_count = np.diff(np.searchsorted(np.flatnonzero(is_one_of(part, _MARKS)), bounds))
     han_count = np.diff(np.searchsorted(np.flatnonzero(is_common_han(part)), bounds))
-    is_unmarked: np.ndarray = mark_count * _HAN_PER_MARK < han_count
-    return is_unmarked[np.searchsorted(indices, documents)]
+    is_unmarked: np.ndarray = (mark_count == 0) | (mark_count < han_count * marks_per_han)
+    return is_unmarked[np.searchsorted(indices, parts)]
 
 
 def split_documents(page: Utf16Text, unit: str, *, inside_quotes: bool = False) -> tuple[Utf16Text, np.ndarray]:
