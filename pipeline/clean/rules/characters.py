@@ -4,7 +4,8 @@
     controls   C0 and C1, byte order marks, zero-width and direction marks, soft hyphens, tags: dropped
     unicode    NFC; compatibility ideographs and radicals become unified characters, variation selectors are dropped;
                never NFKC, which would turn ，！？ into ASCII
-    width      full-width digits and letters become ASCII, vertical brackets become horizontal ones
+    width      full-width digits and letters become ASCII, vertical brackets become horizontal ones; em spaces become
+               ideographic ones, with which paragraphs are indented, and narrower ones ASCII
 
 None of these characters is in the table of common ones (utf16.py), so a text whose other characters include none of
 them is returned unchanged.
@@ -47,6 +48,8 @@ _COMPATIBILITY: Ranges = ((0xF900, 0xFAD9),)
 _FULL_WIDTH: Ranges = ((0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A))
 _COMPOSABLE: Ranges = ((0x300, 0x33FF), (0xA000, 0xABFF), (0xFA00, 0xFB4F))  # blocks that NFC may change
 _VERTICAL = dict(zip("︽︾﹁﹂﹃﹄︵︶︻︼︿﹀", "《》「」『』（）【】〈〉", strict=True))
+_SPACES = {**dict.fromkeys("\u2001\u2003", "\u3000"), **dict.fromkeys("\u2000\u2002\u202f\u205f", " ")}
+_SPACES |= dict.fromkeys(map(chr, range(0x2004, 0x200B)), " ")
 # Radicals of the supplement that are characters too. Unicode's own NFKC maps the Kangxi radicals.
 _RADICALS = dict(
     zip(
@@ -86,7 +89,7 @@ def _tables(chinese: bool) -> _Tables:
         unified = unicodedata.normalize("NFC", chr(unit))
         if len(unified) == 1 and ord(unified) < UNIT_COUNT:
             replacement[unit] = ord(unified)
-    for old, new in (_VERTICAL | _RADICALS).items():
+    for old, new in (_VERTICAL | _SPACES | _RADICALS).items():
         replacement[ord(old)] = ord(new)
     is_changed = (replacement != identity) | (replacement == _DROPPED)  # U+FFFF maps to itself, and is dropped
     changed = np.flatnonzero(is_changed)
@@ -96,7 +99,7 @@ def _tables(chinese: bool) -> _Tables:
         "unicode": np.concatenate(
             (_within(changed, (*_SELECTORS, *_KANGXI, *_COMPATIBILITY)), _code_points("".join(_RADICALS)))
         ),
-        "width": np.concatenate((_within(changed, _FULL_WIDTH), _code_points("".join(_VERTICAL)))),
+        "width": np.concatenate((_within(changed, _FULL_WIDTH), _code_points("".join(_VERTICAL | _SPACES)))),
     }
     needs_nfc = np.zeros(UNIT_COUNT, bool)
     for first, last in _COMPOSABLE:

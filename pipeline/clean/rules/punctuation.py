@@ -12,6 +12,7 @@ digits, spaces, □ and the marks of English text are never stripped.
 from __future__ import annotations
 
 import re
+import string
 from functools import cache, partial
 
 import numpy as np
@@ -49,6 +50,8 @@ LETTER_SIGNS = "〇□"
 
 _NARROW, _WIDE = ",!?;:()", "，！？；：（）"
 _REFERENCE, _MAX_REFERENCE = re.compile("&#?[0-9A-Za-z+-]{2,};"), 24  # its units
+_DIGITS, _LETTERS = string.digits, string.ascii_letters
+_BEFORE_LABEL = BLANKS + "。；，？！（:："
 _MAX_NESTING = 16  # of brackets in pairs; outer ones are widened alone
 _CLOSING_QUOTES = "”’\"'"  # after a stop they end the sentence with it
 
@@ -73,12 +76,14 @@ def _full_width() -> np.ndarray:
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers.
 
-    Brackets are widened in pairs: (1)第一条 → （1）第一条. The ; of a reference, such as &KR0869;, stays.
+    Brackets are widened in pairs: (1)第一条 → （1）第一条. ． becomes . after a label too: 1．张三 → 1.张三. The ; of a
+    reference, such as &KR0869;, stays.
     """
     full_stops = positions_of(text, "．")
-    in_number = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
-    text = replace_units(text, full_stops, np.where(in_number, ord("."), ord("。")))
-    counts["． → 。"] += int((~in_number).sum())
+    is_point = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
+    is_point |= _ends_label(text, full_stops)
+    text = replace_units(text, full_stops, np.where(is_point, ord("."), ord("。")))
+    counts["． → 。"] += int((~is_point).sum())
 
     first, after = run_bounds(positions_of(text, _NARROW + BLANKS))
     is_near_chinese = is_chinese(kinds_at(text, first - 1)) | is_chinese(kinds_at(text, after))
@@ -118,6 +123,21 @@ def _reference_ends(text: Utf16Text) -> np.ndarray:
 def _is_reference(text: Utf16Text, start: int, end: int) -> bool:
     is_short = end - start <= _MAX_REFERENCE
     return is_short and bool(_REFERENCE.fullmatch(decode_utf16(Utf16Text(text.units[start : end + 1]))))
+
+
+def _ends_label(text: Utf16Text, stops: np.ndarray) -> np.ndarray:
+    """Return a mask of the stops after the number or the letter of an item: one to three digits, or one letter.
+
+    A label begins a line, or follows a blank or a mark: A．甲；B．乙.
+    """
+    is_label = np.zeros(len(stops), bool)
+    for length in (1, 2, 3) if len(stops) else ():
+        labels = _LETTERS + _DIGITS if length == 1 else _DIGITS
+        is_inside = [is_one_of(units_at(text, stops - offset), labels) for offset in range(1, length + 1)]
+        before = stops - length - 1
+        begins = (kinds_at(text, before) == LINE_KIND) | is_one_of(units_at(text, before), _BEFORE_LABEL)
+        is_label |= np.all(is_inside, axis=0) & begins
+    return is_label
 
 
 def _spread_over_pairs(text: Utf16Text, first: np.ndarray, is_near_chinese: np.ndarray) -> np.ndarray:

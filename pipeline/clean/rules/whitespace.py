@@ -116,7 +116,7 @@ def _separates_clauses(text: Utf16Text, first: np.ndarray, after: np.ndarray) ->
 
 
 def _are_unmarked(text: Utf16Text, ends: np.ndarray, parts: np.ndarray, marks_per_han: float) -> np.ndarray:
-    """Return True for each of the sorted indices `parts` that has fewer marks, or none. `ends` are those of all parts."""
+    """Return True for each of the sorted indices `parts` that has few marks, or none. `ends` are those of all parts."""
     indices, _ = count_distinct(parts)
     starts = np.concatenate(([0], ends[:-1] + 1))[indices]
     part = text.units[expand_ranges(starts, ends[indices])]
