@@ -16,6 +16,8 @@ from pipeline.clean.rules import characters
 from pipeline.clean.utf16 import Utf16Text, decode_utf16, encode_utf16, is_one_of, positions_of, units_at
 
 _MAX_NESTED = 8  # references whose characters form other references
+_MIN_NAME, _MAX_NAME = 2, 10  # units of a reference, without ; and with & and ;
+_NAME = string.ascii_letters + string.digits + "#"
 _BARE = "nbsp|lt|gt|amp|quot"  # names that are read without their semicolon too
 _WIDE_SPACES = "\u2001\u2002\u2003"  # &emsp; and &ensp;, with which paragraphs are indented
 _AFTER_TAG_START = string.ascii_letters + "/!?#"
@@ -47,9 +49,18 @@ def unescape(text: str, counts: Counts) -> str:
 
 
 def count_tags(page: Utf16Text) -> int:
-    """Count what looks like a tag, a comment or a reference of HTML."""
-    following = units_at(page, positions_of(page, "<&") + 1)
-    return int(is_one_of(following, _AFTER_TAG_START).sum()) if len(following) else 0
+    """Count what looks like a tag, a comment or a reference of HTML: not AT&T, nor R&D."""
+    starts = positions_of(page, "<&")
+    if not len(starts):
+        return 0
+    is_tag = page.units[starts] == ord("<")
+    is_tag &= is_one_of(units_at(page, starts + 1), _AFTER_TAG_START)
+    is_name = page.units[starts] == ord("&")
+    for offset in range(1, _MAX_NAME):
+        following = units_at(page, starts + offset)
+        is_tag |= is_name & is_one_of(following, ";；") if offset > _MIN_NAME else False
+        is_name &= is_one_of(following, _NAME)
+    return int(is_tag.sum())
 
 
 def _named(name: str) -> str | None:

@@ -76,8 +76,8 @@ def _full_width() -> np.ndarray:
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers.
 
-    Brackets are widened in pairs: (1)第一条 → （1）第一条. ． becomes . after a label too: 1．张三 → 1.张三. The ; of a
-    reference, such as &KR0869;, stays.
+    Brackets are widened in pairs, (1)第一条 → （1）第一条, but not those of formulae: f(x)是函数. ． becomes . after a label
+    too: 1．张三 → 1.张三. The ; of a reference, such as &KR0869;, stays.
     """
     full_stops = positions_of(text, "．")
     is_point = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
@@ -85,10 +85,17 @@ def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     text = replace_units(text, full_stops, np.where(is_point, ord("."), ord("。")))
     counts["． → 。"] += int((~is_point).sum())
 
-    first, after = run_bounds(positions_of(text, _NARROW + BLANKS))
-    is_near_chinese = is_chinese(kinds_at(text, first - 1)) | is_chinese(kinds_at(text, after))
+    marks = positions_of(text, _NARROW + BLANKS)
+    opening = closing = marks[:0]
     if contains_any(text, "()"):
-        is_near_chinese = _spread_over_pairs(text, first, is_near_chinese)
+        opening, closing = _bracket_pairs(text)
+        is_formula = _are_formulae(text, opening, closing)
+        marks = np.setdiff1d(marks, np.concatenate((opening[is_formula], closing[is_formula])), assume_unique=True)
+        opening, closing = opening[~is_formula], closing[~is_formula]
+    first, after = run_bounds(marks)
+    is_near_chinese = is_chinese(kinds_at(text, first - 1)) | is_chinese(kinds_at(text, after))
+    if len(opening):
+        is_near_chinese = _spread_over_pairs(text, first, is_near_chinese, opening, closing)
     positions = expand_ranges(first[is_near_chinese], after[is_near_chinese])
     if contains_any(text, "&"):
         positions = np.setdiff1d(positions, _reference_ends(text), assume_unique=True)
@@ -140,13 +147,24 @@ def _ends_label(text: Utf16Text, stops: np.ndarray) -> np.ndarray:
     return is_label
 
 
-def _spread_over_pairs(text: Utf16Text, first: np.ndarray, is_near_chinese: np.ndarray) -> np.ndarray:
+def _are_formulae(text: Utf16Text, opening: np.ndarray, closing: np.ndarray) -> np.ndarray:
+    """Return a mask of the pairs of ASCII brackets that follow a letter or digit and hold nothing but ASCII."""
+    is_formula: np.ndarray = is_one_of(units_at(text, opening - 1), _LETTERS + _DIGITS) & (
+        text.units[closing] == ord(")")
+    )
+    for pair in np.flatnonzero(is_formula).tolist():
+        is_formula[pair] = bool((text.units[opening[pair] : closing[pair]] < 0x80).all())
+    return is_formula
+
+
+def _spread_over_pairs(
+    text: Utf16Text, first: np.ndarray, is_near_chinese: np.ndarray, opening: np.ndarray, closing: np.ndarray
+) -> np.ndarray:
     """Widen both brackets of a pair or none: a run of marks also counts as near Chinese if a bracket of it has a wide
     partner, or one in a run that counts.
 
-    `first` are the starts of the runs.
+    `first` are the starts of the runs, `opening` and `closing` the brackets.
     """
-    opening, closing = _bracket_pairs(text)
     opens_narrow, closes_narrow = text.units[opening] == ord("("), text.units[closing] == ord(")")
     opening_run, closing_run = (np.searchsorted(first, at, side="right") - 1 for at in (opening, closing))
     is_near_chinese = is_near_chinese.copy()

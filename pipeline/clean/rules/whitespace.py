@@ -40,6 +40,7 @@ INSIDE_LINES = "inside lines"
 GAPS_KEPT = "gaps kept"
 _WIDE_GAPS_KEPT = "ideographic spaces kept in lines without marks"  # of text with marks
 _BLANK_NAMES = dict(zip(BLANKS, ("space", "tab", "no-break space", "ideographic space"), strict=True))
+_IDEOGRAPHIC_SPACE = 0x3000
 
 _MARKS = "，、；" + SENTENCE_ENDS  # without ：, which follows 作者 in text without marks
 _HAN_PER_MARK = 50  # of text without marks, at least; sutras with 。 only have about 25

@@ -63,4 +63,5 @@ def test_cleaning_references_is_idempotent_and_counted(parts: list[str]) -> None
 def test_tags_and_references_left_in_a_page_are_counted() -> None:
     page = join_documents(["<p>话说</p><甲>", "1 < 2 &nbsp; & <!--"])
     assert entities.count_tags(page) == 4
+    assert entities.count_tags(join_documents(["AT&T公司与R&D部门; Q&A", "a&b"])) == 0
     assert entities.count_tags(join_documents([""])) == 0

@@ -43,19 +43,27 @@ def _width(text: str) -> str:
 
 def _widen_line(line: str) -> str:
     """Widen the ASCII marks that touch Chinese text, and with one bracket of a pair the marks at the other."""
+    for opening, closing in _pairs(line):
+        is_ascii = line[opening : closing + 1].translate({1: "(", 2: ")"}).isascii()
+        if is_ascii and opening and line[opening - 1].isascii() and line[opening - 1].isalnum():
+            line = f"{line[:opening]}\1{line[opening + 1 : closing]}\2{line[closing + 1 :]}"
     while True:
         line = re.sub(_ASCII_MARKS, lambda marks: marks[0].translate(_FULL_WIDTH), line)
-        stack, pairs = list[int](), list[tuple[int, int]]()
-        for index, character in enumerate(line):
-            if character in "(（":
-                stack.append(index)
-            elif character in ")）" and stack:
-                pairs.append((stack.pop(), index))
-        split = [pair for pair in pairs if line[pair[0]] + line[pair[1]] in ("(）", "（)")]
+        split = [pair for pair in _pairs(line) if line[pair[0]] + line[pair[1]] in ("(）", "（)")]
         if not split:
-            return line
+            return line.translate({1: "(", 2: ")"})
         for pair in split:
             line = line[: pair[0]] + "（" + line[pair[0] + 1 : pair[1]] + "）" + line[pair[1] + 1 :]
+
+
+def _pairs(line: str) -> list[tuple[int, int]]:
+    stack, pairs = list[int](), list[tuple[int, int]]()
+    for index, character in enumerate(line):
+        if character in "(（":
+            stack.append(index)
+        elif character in ")）" and stack:
+            pairs.append((stack.pop(), index))
+    return pairs
 
 
 _ASCII_MARKS = re.compile(rf"(?<={_CHINESE})[,!?;:(){_BLANKS}]+|[,!?;:(){_BLANKS}]+(?={_CHINESE})")

@@ -99,6 +99,11 @@ def widened(text: str) -> str:
         ("(a) b", "(a) b"),
         ("林冲(a\nb) c", "林冲（a\nb) c"),
         (") a (林冲", ") a （林冲"),
+        ("f(x)是函数", "f(x)是函数"),
+        ("设P(A|B),g(f(1))为", "设P(A|B),g(f(1))为"),
+        ("main()函数", "main()函数"),
+        ("林冲(Lin(Chong))走", "林冲（Lin(Chong)）走"),
+        ("Python(编程语言)是", "Python（编程语言）是"),
     ],
 )
 def test_brackets_are_widened_in_pairs(text: str, expected: str) -> None:
