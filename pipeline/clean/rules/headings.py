@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.clean.rules import series
-from pipeline.clean.rules.series import KINDS, NUMBER, Lines, MissedNumber, Ordinals
+from pipeline.clean.rules.series import KINDS, NUMBER, Heading, Lines, MissedNumber, Ordinals
 from pipeline.clean.utf16 import (
     BLANKS,
     HAN,
@@ -83,17 +82,6 @@ _IS_MARKUP, _IS_WORD, _IS_DIGIT = 1, 2, 3  # kinds of first units, besides the n
 _SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外" + BLANKS + LINE_ENDS
 
 
-class Heading(NamedTuple):
-    """A heading on a page: its start, the end of what is removed, and its title; pattern and number for the report."""
-
-    start: int
-    end: int
-    title: str
-    pattern: str
-    number: int
-    has_body: bool = False  # on the same line
-
-
 @dataclass
 class HeadingSplit:
     """A page split at its headings. Documents are identified by their index on the page."""
@@ -128,11 +116,12 @@ def split_at_headings(
         ]
         lines, numbers = series.lines_of(page), series.ordinals(page)
     headings = _headings(page, lines, numbers, matches, titles)
+    chapters = series.chapter_headings(page, headings)
     split = HeadingSplit(
         page,
         np.arange(len(positions_of(page, SEPARATOR)) + 1),
         {},
-        [(heading.pattern, heading.number) for heading in headings],
+        [(chapter.pattern, chapter.number) for chapter in chapters],
         matches=counts,
     )
     inline_count = sum(heading.has_body for heading in headings)
@@ -142,7 +131,9 @@ def split_at_headings(
     if policy != "keep":
         starts, ends = (np.array([heading[column] for heading in headings], int) for column in (0, 1))
         split.missed = series.missed_numbers(page, lines, numbers, (starts, ends))
-        _remove(split, headings, starts, ends, cuts=policy == "boundary")
+        if policy == "boundary" and chapters:
+            _start_documents(split, chapters)
+        split.page = delete_units(split.page, expand_ranges(starts, ends)) if headings else split.page
     return split
 
 
@@ -168,21 +159,16 @@ def has_weak_series(head: str) -> bool:
     return bool(series.weak_headings(page, lines, numbers, lambda at: _sections(page, lines, at, {}, ()), min_run=2))
 
 
-def _remove(
-    split: HeadingSplit, headings: Sequence[Heading], starts: np.ndarray, ends: np.ndarray, *, cuts: bool
-) -> None:
-    """Remove the headings from the page of `split`; with `cuts`, start a document at each of them."""
-    if not headings:
-        return
-    page, boundaries = split.page, starts[:0]
-    if cuts:
-        nuls = positions_of(page, SEPARATOR)
-        is_boundary = (starts > 0) & (units_at(page, starts - 1) != 0)
-        boundaries = starts[is_boundary] - 1
-        documents = np.searchsorted(nuls, starts) + np.cumsum(is_boundary)
-        split.titles = dict(zip(documents.tolist(), (heading.title for heading in headings), strict=True))
-        split.origin = np.sort(np.concatenate((split.origin, np.searchsorted(nuls, boundaries))))
-    split.page = delete_units(replace_units(page, boundaries, 0), expand_ranges(starts, ends))
+def _start_documents(split: HeadingSplit, chapters: Sequence[Heading]) -> None:
+    """Start a document at each chapter of the page of `split`."""
+    starts = np.array([chapter.start for chapter in chapters], int)
+    nuls = positions_of(split.page, SEPARATOR)
+    is_boundary = (starts > 0) & (units_at(split.page, starts - 1) != 0)
+    boundaries = starts[is_boundary] - 1
+    documents = np.searchsorted(nuls, starts) + np.cumsum(is_boundary)
+    split.titles = dict(zip(documents.tolist(), (chapter.title for chapter in chapters), strict=True))
+    split.origin = np.sort(np.concatenate((split.origin, np.searchsorted(nuls, boundaries))))
+    split.page = replace_units(split.page, boundaries, 0)
 
 
 def _headings(

@@ -7,7 +7,7 @@ Numbers that rise and that no rule took are returned for the report.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -37,6 +37,9 @@ MIN_MISSED = 5  # numbers that rise by one, from which the report names them
 MAX_DIGITS, MAX_INDENT = 9, 8
 MAX_WEAK = 40  # units of a line that a series makes a heading
 _EXAMPLE = 24
+_PAGE_NUMBER = re.compile("(?: [·…]*|[·…]+)[0-9]{1,4}$")
+_PAGE_MARK = re.compile("[^\\w，、；：。！？…”’」』）》】〕]*(?:\n[^\\w\n]*(?:第?[0-9]{1,4}[页頁]?[^\\w\n]*)?)*$")
+_MAX_PAGE_MARK = 80  # units of the lines between a page and its running head
 _NEAR_START = 12  # units between the start of a line and a number that may head it
 _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
 _REPORTED_KINDS = "回章卷"
@@ -247,6 +250,56 @@ def _rising(headings: list[WeakHeading], has_text: np.ndarray, min_run: int) -> 
     values = [heading.number for heading in series]
     is_rising = all(a < b for a, b in pairwise(values))
     return series if len(series) >= min_run and is_rising and 4 * values[-1] <= 5 * len(values) + 3 else []
+
+
+# Running heads
+
+
+class Heading(NamedTuple):
+    """A heading on a page: its start, the end of what is removed, and its title; pattern and number for the report."""
+
+    start: int
+    end: int
+    title: str
+    pattern: str
+    number: int
+    has_body: bool = False  # on the same line
+
+
+def chapter_headings(page: Utf16Text, headings: Sequence[Heading]) -> list[Heading]:
+    """Return the headings without the running heads of pages, which repeat the chapter before them.
+
+    Only a page number, as in `红楼梦　第一回　2`, may be added, and one of the running heads of a chapter interrupts a
+    sentence. Chapters in parts repeat their number, too, but no sentence runs from one into the next.
+    """
+    nuls = positions_of(page, SEPARATOR)
+    documents = np.searchsorted(nuls, np.array([heading.start for heading in headings], int)).tolist()
+    chapters: list[list[Heading]] = []  # with the headings that repeat them
+    for previous, index, heading in zip([-1, *documents], documents, headings, strict=False):
+        if previous == index and _repeats(heading, chapters[-1][0]):
+            chapters[-1].append(heading)
+        else:
+            chapters.append([heading])
+    chosen: list[Heading] = []
+    for first, *repeated in chapters:
+        is_running = any(_is_interrupted(page, heading.start) for heading in repeated)
+        title = _PAGE_NUMBER.sub("", first.title) if is_running else first.title
+        chosen += [first._replace(title=title), *([] if is_running else repeated)]
+    return chosen
+
+
+def _repeats(heading: Heading, first: Heading) -> bool:
+    if (heading.pattern, heading.number) != (first.pattern, first.number):
+        return False
+    base = _PAGE_NUMBER.sub("", heading.title)
+    return base == _PAGE_NUMBER.sub("", first.title) or (heading.number > 0 and base != heading.title)
+
+
+def _is_interrupted(page: Utf16Text, position: int) -> bool:
+    """Return True if the text before a line is no complete sentence. A page number may be between."""
+    before = _text(page, max(position - _MAX_PAGE_MARK, 0), position).rpartition(SEPARATOR)[2]
+    before = _PAGE_MARK.sub("", before)
+    return bool(before) and before[-1] not in SENTENCE_ENDS + CLOSERS + ELLIPSIS
 
 
 # Numbers that no heading took
