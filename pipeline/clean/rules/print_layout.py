@@ -30,7 +30,7 @@ _MAX_LONGER = 0.02  # of all lines
 _MIN_MID = 0.2  # of the full open lines end between two words, not after a mark: otherwise the lines are clauses
 _MIN_ENDS = 0.004  # sentence ends per character: a text without them may be verse
 _MIN_INDENTED = 3  # lines with another indent, from which paragraphs are recognised
-_MIN_BROKEN = 0.3  # of the page numbers or running heads that interrupt a sentence
+_MIN_BROKEN = 0.25  # of the page numbers or running heads that interrupt a sentence
 _MIN_BROKEN_OF_SERIES = 0.1  # of three or more that are decorated or equal but for the number
 _SERIES = 3
 _MAX_DISTANCE = 16  # lines from the first to the last of such lines, if a blank line follows each
@@ -44,12 +44,17 @@ _CLAUSE_MARKS = re.compile(rf"[，。！？：；、,.!?:;{BLANKS}]+")
 _LAST_MARK = re.compile("[，；、：,;:—]$")
 _PUNCTUATION = re.compile("[，。！？；：、“”‘’「」『』—…]")
 _NUMERAL = "(?:[0-9]{1,4}|[〇一二三四五六七八九十百]{1,5})"
-_OPENING, _CLOSING = r"[-—–－─·•・.~*〔\[(（第]{1,2}", r"[-—–－─·•・.~*〕\])）页頁]{1,2}"
-_DECORATED = re.compile(rf"{_OPENING}[{BLANKS}]*({_NUMERAL})[{BLANKS}]*{_CLOSING}")
-_BARE = re.compile(r"([0-9]{1,4})")
-_HEAD_WITH_NUMBER = re.compile(
-    rf"(\S.{{0,30}}?)[{BLANKS}]+[-—·•・.…]*[{BLANKS}]*([0-9]{{1,4}})|([0-9]{{1,4}})[{BLANKS}]+(\S.{{0,30}})"
+_OPENING, _CLOSING = r"[-—–－─~～·•・.*◆●☆★〔\[(（第]{1,2}", r"[-—–－─~～·•・.*◆●☆★〕\])）页頁]{1,2}"
+_B = f"[{BLANKS}]*"
+_DECORATED = re.compile(
+    rf"""{_OPENING}{_B}({_NUMERAL}){_B}{_CLOSING}
+    | (?:{_OPENING})?{_B} [Pp](?:age|AGE)?[.:]?{_B}([0-9]{{1,4}}) (?:{_B}(?:of|/){_B}[0-9]{{1,4}})? {_B}(?:{_CLOSING})?
+    | (?:{_OPENING})?{_B} ({_NUMERAL}){_B}[页頁]?{_B} (?:[/／|,，]|共|of)+{_B}共?{_B}{_NUMERAL} {_B}(?:{_CLOSING})?""",
+    re.VERBOSE,
 )
+_BARE = re.compile(r"([0-9]{1,4})")
+_GAP = rf"(?:[{BLANKS}]+[-—·•・.…|│/／]*{_B}|[-—·•・…|│/／]+{_B})"  # before a page number in a running head
+_HEAD_WITH_NUMBER = re.compile(rf"(\S.{{0,30}}?){_GAP}([0-9]{{1,4}})|([0-9]{{1,4}}){_GAP}(\S.{{0,30}})")
 _MAX_MARK = 80  # characters of a running head, blanks and page number
 _MAX_HEAD = 20  # characters of a running head without a number
 
@@ -243,6 +248,7 @@ def page_marks(lines: Sequence[str], layout: Layout | None) -> dict[int, str]:
     heads: dict[str, list[tuple[int, int | None]]] = {}
     short = _repeated_lines(lines)
     decorated = set[int]()
+    pages: dict[int, int] = {}  # the numbers of running heads
     for index, line in enumerate(lines):
         text = line.strip(BLANKS)
         if not text or len(text) > _MAX_MARK:
@@ -250,18 +256,20 @@ def page_marks(lines: Sequence[str], layout: Layout | None) -> dict[int, str]:
         if number := _DECORATED.fullmatch(text):
             decorated.add(index)
         if number := number or _BARE.fullmatch(text):
-            numbers[index] = parse_numeral(number[1])
+            numbers[index] = parse_numeral(next(filter(None, number.groups())))
         elif text in short:
             heads.setdefault(text, []).append((index, None))
         elif head := _HEAD_WITH_NUMBER.fullmatch(text):
-            heads.setdefault(head[1] or head[4], []).append((index, int(head[2] or head[3])))
+            pages[index] = int(head[2] or head[3])
+            heads.setdefault(head[1] or head[4], []).append((index, pages[index]))
     if not numbers and not heads:
         return {}
     candidates = {*numbers, *(index for lines_of in heads.values() for index, _ in lines_of)}
     broken = _broken_sentences(lines, candidates, layout)
     marks = dict.fromkeys(_page_numbers(numbers, decorated, broken), "")
+    book = _page_series(pages, broken, lines)
     for name, occurrences in heads.items():
-        if _is_running_head(occurrences, broken, marks, lines):
+        if book.issuperset(index for index, _ in occurrences) or _is_running_head(occurrences, broken, marks, lines):
             marks |= dict.fromkeys([index for index, _ in occurrences], "")
             first = occurrences[0][0]
             if first not in broken and headings.parse_heading(name) and not _is_repeated(name, lines[:first]):
@@ -298,6 +306,19 @@ def _page_numbers(numbers: dict[int, int], decorated: set[int], broken: set[int]
     return sorted(chain | (decorated & broken))
 
 
+def _page_series(pages: dict[int, int], broken: set[int], lines: Sequence[str]) -> set[int]:
+    """Return the indices of running heads whose page numbers rise through the book, whatever their names.
+
+    Left and right pages have different ones, and so have chapters. Text stands between them, unlike in a table.
+    """
+    chain = set[int]()
+    for (index, number), (following, next_number) in pairwise(pages.items()):
+        has_text = sum(len(line) >= MIN_WIDTH for line in lines[index + 1 : following]) >= _SERIES
+        if number < next_number <= number + 2 and has_text:
+            chain |= {index, following}
+    return chain if len(chain) >= _SERIES and _interrupt(chain, broken, is_series=True) else set()
+
+
 def _interrupt(indices: set[int], broken: set[int], *, is_series: bool) -> bool:
     """Return True if enough of the lines interrupt a sentence."""
     return len(indices & broken) >= max(1, (_MIN_BROKEN_OF_SERIES if is_series else _MIN_BROKEN) * len(indices))
@@ -308,7 +329,11 @@ def _is_running_head(
 ) -> bool:
     indices = [index for index, _ in occurrences]
     numbers = [number for _, number in occurrences if number is not None]
-    if len(indices) < 2 or not _interrupt({*indices}, broken, is_series=len(numbers) >= _SERIES):
+    if len(indices) < 2:
+        return False
+    if marks and all(_is_beside_mark(index, marks, lines) for index in indices):
+        return True
+    if not _interrupt({*indices}, broken, is_series=len(numbers) >= _SERIES):
         return False
     if len(numbers) == len(indices):
         return all(one < other for one, other in pairwise(numbers))

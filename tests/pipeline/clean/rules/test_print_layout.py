@@ -104,6 +104,12 @@ def test_no_sentence_is_cut_in_a_print_that_does_not_mark_paragraphs(printed: Pr
         ("陶渊明集", "N"),
         ("陶渊明集", ""),
         ("陶渊明集", "\n— N —\n"),
+        ("", "第N页 共9页"),
+        ("", "N/120"),
+        ("", "[P00N]"),
+        ("", "～N～"),
+        ("陶渊明集（上）", "Page N of 9"),
+        ("陶渊明集·桃源·N", ""),
     ],
 )
 def test_page_numbers_and_running_heads_do_not_interrupt_a_sentence(before: str, after: str) -> None:
@@ -111,6 +117,20 @@ def test_page_numbers_and_running_heads_do_not_interrupt_a_sentence(before: str,
     lines = "\n".join(paged(indented(21), before, after)).split("\n")
     assert joined(lines, counts) == [*PROSE]
     assert counts["page numbers, running heads"] == len([line for line in lines if line.strip()]) - len(indented(21))
+
+
+def test_left_and_right_pages_may_have_different_running_heads() -> None:
+    names = ["桃源", "陶渊明集", "桃花源记", "诗文", "桃花源诗"]
+    pages = paged(indented(21), "N　@")
+    assert joined([line.replace("@", names[int(line[0]) - 1]) if "@" in line else line for line in pages]) == [*PROSE]
+
+
+def test_running_heads_beside_page_numbers_need_not_interrupt_sentences_themselves() -> None:
+    lines = indented(21)
+    ends = [index + 1 for index, line in enumerate(lines) if line[-1] in "。”"]
+    for index, at in reversed([*enumerate(sorted((2, *ends)))]):
+        lines[at:at] = [f"— {index + 12} —", "陶渊明集"]
+    assert joined(lines) == [*PROSE]
 
 
 def test_running_head_with_the_chapter_stays_once_as_its_heading() -> None:
