@@ -10,12 +10,14 @@ import unicodedata
 from pathlib import PurePath
 
 _CHINESE = "〇零一二三四五六七八九十百千两兩廿卅卌"
-NUMERALS = _CHINESE + "0123456789０１２３４５６７８９"
+_FORMAL = "壹贰貳叁參叄肆伍陆陸柒捌玖"  # forms of digits in documents
+NUMERALS = f"{_CHINESE}○{_FORMAL}拾佰仟0123456789０１２３４５６７８９"
 _DIGITS = str.maketrans(
-    dict(zip("〇零一二三四五六七八九两兩０１２３４５６７８９", "0012345678922" + "0123456789", strict=True))
+    dict(zip("〇零○一二三四五六七八九两兩０１２３４５６７８９", "00012345678922" + "0123456789", strict=True))
+    | dict(zip(_FORMAL, "122333456678" + "9", strict=True))
     | {"廿": "2十", "卅": "3十", "卌": "4十"}
 )
-_POWERS = {"十": 10, "百": 100, "千": 1000}
+_POWERS = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
 _VOLUMES = "上中下"  # of a book in two or three
 _TOKEN = re.compile(rf"(\d+|[{_CHINESE}]+|[{_VOLUMES}](?=[册卷部篇集.)）]|$)|\.)")
 _DOT, _NUMBER, _TEXT = range(3)  # a.txt comes before a2.txt, a2 before ab

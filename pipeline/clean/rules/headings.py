@@ -44,23 +44,33 @@ _WORK = "《[^《》]{0,12}》"
 _HEADING = re.compile(
     rf"""{_BLANK}*
     (?: (?: (?:{_WORK})? (?:正文|目[录錄]) {_BLANK}+ | {_WORK} {_BLANK}+ )?
-        (?: [^\s，。！？：；“”‘’「」、【】（）]{{0,8}} {_NUMBERED} )
+        (?: [^\s，。！？：；“”‘’「」、【】（）—–]{{0,8}} {_NUMBERED} )
       | (?: [{HAN}·]{{1,24}} 卷第{NUMBER}[上中下]? | {_VOLUME} )
-      | 楔子 | 引首 | 序言? | 自序 | 跋 | 凡例 | 附[录錄] )
+      | 楔{_BLANK}*子 | 引首 | 序言? | 自{_BLANK}*序 | 跋 | 凡{_BLANK}*例 | 附{_BLANK}*[录錄] )
     (?= {_BLANK} | $ )""",
     re.VERBOSE,
 )
 # Headings only if their line is complete and is no sentence.
-_WORDS = "尾[声聲]|[后後前][记記]|[前引]言|引子|[后後]序|序[章幕曲]|[终終][章曲]|番外"
+_WORDS = (
+    "(?:[译譯编編代原]|[再初]版|作者)?(?:[后後]~[记記]|[前引]~言|[后後]?序言?)|尾~[声聲]|前~[记記]|引~子|序~[章幕曲]"
+    "|[终終]~[章曲]|番~外篇?|[内內]容(?:[简簡]介|提要)|出版[说說]明"
+).replace("~", f"{_BLANK}*")
+_SEPARATORS = "：、．.·・:。—–|｜/／_~～★☆-"
 _OWN_LINE = re.compile(
     rf"""(?: (?: [^\s，。！？：；“”‘’「」、]{{1,8}} {_BLANK}+ )?
-        [^\s，。！？：；“”‘’「」、【（〔〖(\[]{{0,8}} {_NUMBERED} (?: [：、．.·:。—–-]+ (?=.) )?
-      | [【（〔〖《(\[] {_NUMBERED} (?: [{BLANKS}：、·] [^】）〕〗》)\]]+ )? [】）〕〗》)\]]
-      | [{HAN}·]{{1,8}} {_VOLUME} (?={_BLANK}|$)
+        [^\s，。！？：；“”‘’「」、【（〔〖(\[〈＜<『—–-]{{0,8}} {_NUMBERED} (?: [{_SEPARATORS}]+ (?=.) )?
+      | [【（〔〖《〈＜<(\[] {_NUMBERED} (?: [{BLANKS}：、·] [^】）〕〗》〉＞>)\]]+ )? [】）〕〗》〉＞>)\]]
+      | [「『] {_NUMBERED} [」』] (?= {_BLANK} | $ )
+      | (?: {_WORK} | [{HAN}]{{1,8}} ) [{BLANKS}·・/／]{{0,2}} {_VOLUME} (?= [{BLANKS}·・/／] | $ )
+      | {_VOLUME} (?= [·・/／：] )
       | (?:{_WORDS}) (?:{NUMBER})? (?: [{BLANKS}：、·:] | $ )
       | [A-Z]?[0-9]+(?:\.[0-9]+)* {_BLANK}? 《[^《》]{{1,24}}》 $
       | 《[^《》]{{1,24}} 第{NUMBER}》 $ )""",
     re.VERBOSE,
+)
+_ORNAMENTS = "☆★◆◇※＝=~～*＊#_"
+_ORNAMENTED = re.compile(
+    rf"{_BLANK}*(?:[{_ORNAMENTS}]+[、．.]?|([-—–]+)){_BLANK}*(\S.*?){_BLANK}*([{_ORNAMENTS}—–-]*){_BLANK}*"
 )
 _MARKED = re.compile(rf"{_BLANK}*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
 _STOP = re.compile("[，。！？：；、“”‘’「」…—]")
@@ -79,7 +89,7 @@ _MAX_PREFIX = 25  # units before 第 or 卷 in a heading: a work, 正文, a blan
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
 _AFTER_VOLUME = NUMERALS + "之第上中下"
 _IS_MARKUP, _IS_WORD, _IS_DIGIT = 1, 2, 3  # kinds of first units, besides the numbers after 第 and 卷
-_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外" + BLANKS + LINE_ENDS
+_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外后後前版者容" + BLANKS + LINE_ENDS
 
 
 @dataclass
@@ -247,7 +257,7 @@ def _candidate_lines(page: Utf16Text, lines: Lines, numbers: Ordinals) -> list[i
     volumes = numbers.volumes
     volumes = volumes[is_one_of(units_at(page, volumes + 1), _AFTER_VOLUME)]
     ends = series.skip(page, series.skip(page, volumes + 1, "之第", 1), _AFTER_VOLUME, series.MAX_DIGITS)
-    volumes = volumes[is_one_of(units_at(page, ends), BLANKS + LINE_ENDS)]
+    volumes = volumes[is_one_of(units_at(page, ends), BLANKS + LINE_ENDS + "·・/／：")]
     line = lines.at(volumes)
     is_candidate[line[volumes - first[line] <= _MAX_PREFIX]] = True
     return np.flatnonzero(is_candidate).tolist()
@@ -257,8 +267,8 @@ def _candidate_lines(page: Utf16Text, lines: Lines, numbers: Ordinals) -> list[i
 def _first_kinds() -> np.ndarray:
     """Return the kind of line that each unit may start."""
     return class_table(
-        (_IS_MARKUP, "◎#*="),
-        (_IS_WORD, "楔引序自跋凡附尾后後前终終番"),
+        (_IS_MARKUP, "◎#*=" + _ORNAMENTS),
+        (_IS_WORD, "楔引序自跋凡附尾后後前终終番译譯编編代原再初作内內出"),
         (_IS_DIGIT, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
     )
 
@@ -295,6 +305,9 @@ def parse_heading(line: str, *, is_complete: bool = True) -> tuple[str, str] | N
     if _MARKED.match(line) and is_complete and len(line) <= MAX_TITLE and not re.search("[。！？，]", line):
         title = _join_blanks(line.strip(BLANKS + "◎#*="))
         return (title, "") if title else None
+    if is_complete and (inner := _ORNAMENTED.fullmatch(line)) and (inner[3] or not inner[1]):
+        plain = parse_heading(inner[2])
+        return plain if plain and not plain[1] else None
     heading = _HEADING.match(line)
     if not heading:
         return _parse_own_line(line.strip(BLANKS)) if is_complete else None
@@ -338,8 +351,8 @@ def _parse_own_line(line: str) -> tuple[str, str] | None:
     remainder = line[heading.end() :]
     if _SENTENCE.search(remainder) or _NUMBER_OF_KIND.search(remainder) or _END_MARK.fullmatch(remainder.strip(BLANKS)):
         return None
-    is_closed = heading.group()[-1] in "】）〕〗》)]：、．.·:。—–-" + BLANKS
-    return (_join_blanks(line), "") if is_closed or not remainder or remainder[0] in BLANKS else None
+    is_closed = heading.group()[-1] in "】）〕〗》〉＞>)]" + _SEPARATORS + BLANKS
+    return (_join_blanks(line), "") if is_closed or not remainder or remainder[0] in BLANKS + "·・/／：" else None
 
 
 def _join_blanks(title: str) -> str:

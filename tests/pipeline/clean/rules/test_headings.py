@@ -258,3 +258,50 @@ def test_the_running_head_of_a_chapter_may_have_a_shorter_title() -> None:
 def test_parts_of_a_chapter_that_repeat_its_number_are_chapters() -> None:
     text = "第一章 坐斗 1\n他来了。\n第一章 坐斗 2\n他走了。"
     assert clean_documents(text) == [("第一章 坐斗 1", "他来了。"), ("第一章 坐斗 2", "他走了。")]
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("〈第一回〉　靈根育孕源流出", "〈第一回〉 靈根育孕源流出"),
+        ("『第三回』　四海千山皆拱伏", "『第三回』 四海千山皆拱伏"),
+        ("第五回/发矫诏诸镇应曹公/破关兵三英战吕布", "第五回/发矫诏诸镇应曹公/破关兵三英战吕布"),
+        ("☆、第一章 重生", "第一章 重生"),
+        ("☆、楔子", "楔子"),
+        ("======第四章 夜雨======", "第四章 夜雨"),
+        ("----第五章 晨光----", "第五章 晨光"),
+        ("聊齋志異 卷之三", "聊齋志異 卷之三"),
+        ("漢書卷六十二·司馬遷傳第三十二", "漢書卷六十二·司馬遷傳第三十二"),
+        ("三國志·卷一·魏書一·武帝紀第一", "三國志·卷一·魏書一·武帝紀第一"),
+        ("晉書/卷001 帝紀第一", "晉書/卷001 帝紀第一"),
+        ("《資治通鑒》卷第一百九十一", "《資治通鑒》卷第一百九十一"),
+        ("第○一回 靈根育孕源流出", "第○一回 靈根育孕源流出"),
+        ("第壹佰零壹回 功成", "第壹佰零壹回 功成"),
+        ("楔 子", "楔 子"),
+        ("尾　　声", "尾 声"),
+        ("番外篇：夏", "番外篇：夏"),
+        ("译后记", "译后记"),
+        ("再版前言", "再版前言"),
+        ("内容简介", "内容简介"),
+    ],
+)
+def test_shapes_of_sites_and_prints_are_headings(line: str, title: str) -> None:
+    assert parse_heading(line) == (title, "")
+    assert [section.title for section in cut_sections(f"甲\n{line}\n乙") if section.headed] == [title]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "——《红楼梦》第三回",
+        "——第三回",
+        "「第五回」在那裡",
+        "☆、他来了",
+        "=====",
+        "卷一看，原来是账簿",
+        "后 记得要关门",
+        "作者的前言不搭后语",
+    ],
+)
+def test_citations_and_sentences_are_no_headings(line: str) -> None:
+    assert parse_heading(line) is None
