@@ -147,9 +147,18 @@ def split_at_headings(
     return split
 
 
+def _outside_headings(page: Utf16Text, lines: Lines, inline: np.ndarray) -> np.ndarray:
+    """Return the positions without those of a heading that begins its line with a word, as in `正文 第一回 …`."""
+    line = lines.at(inline)
+    is_near = inline - lines.first[line] <= series.MAX_INDENT
+    heads = {at for at in line[is_near].tolist() if _parse_line(page, int(lines.starts[at]), int(lines.ends[at]))}
+    outside: np.ndarray = inline[~(is_near & np.isin(line, [*heads]))]
+    return outside
+
+
 def _cuts(page: Utf16Text, lines: Lines, numbers: Ordinals, matches: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return the positions inside lines where headings start: those of matches, and those of a series outside them."""
-    inline = series.inline_headings(page, lines, numbers)
+    inline = _outside_headings(page, lines, series.inline_headings(page, lines, numbers))
     if not matches:
         return inline
     starts, ends = np.array(matches).T

@@ -140,15 +140,18 @@ def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndar
     """Return the positions inside lines where a chapter begins: `…下回分解。第二回 贾夫人…`.
 
     Before them a sentence ends or a blank stands, after them comes a blank, and their numbers rise by one in their
-    text, together with those at line starts.
+    text, together with those at line starts. A word such as the title of the book may begin the line.
     """
     starts, ends = numbers.of_kind()
     is_open = is_one_of(units_at(page, ends), BLANKS)
     starts, ends = starts[is_open], ends[is_open]
-    is_first = starts - lines.first[lines.at(starts)] <= MAX_INDENT
-    is_inside: np.ndarray = ~is_first & is_one_of(units_at(page, starts - 1), _BEFORE_INLINE)
+    before_indent = lines.first[lines.at(starts)]
+    is_first = starts - before_indent <= MAX_INDENT
+    is_after = (starts > before_indent) & is_one_of(units_at(page, starts - 1), _BEFORE_INLINE)
+    is_inside: np.ndarray = ~is_first & is_after
     if not is_inside.any() or len(starts) < MIN_RUN:
         return np.array([], int)
+    is_cut = starts[is_after]
     chosen = is_first | is_inside
     starts, ends, is_inside = starts[chosen], ends[chosen], is_inside[chosen]
     documents = np.searchsorted(positions_of(page, SEPARATOR), starts).tolist()
@@ -157,8 +160,8 @@ def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndar
         documents, _numbers(page, starts, ends), starts.tolist(), is_inside.tolist(), strict=True
     ):
         series.setdefault((document, kind), []).append((start, number, inside))
-    positions = [start for entries in series.values() for run in _runs(entries) for start, _, inside in run if inside]
-    return np.array(sorted(positions), int)
+    positions = [start for entries in series.values() for run in _runs(entries) for start, _, _ in run]
+    return np.intersect1d(np.array(positions, int), is_cut)
 
 
 def _runs(entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int, bool]]]:

@@ -114,6 +114,16 @@ ONE_LINE = (
 )
 
 
+def test_first_chapter_of_one_line_may_follow_the_title_of_the_book() -> None:
+    documents = clean_documents(ONE_LINE.replace("紅樓夢 曹雪芹 著", "紅樓夢"))
+    assert documents[:2] == [
+        ("", "紅樓夢"),
+        ("第一回 甄士隱夢幻識通靈 賈雨村風塵懷閨秀", "此開卷第一回也。且聽第三回分解。"),
+    ]
+    title, _ = clean_documents(ONE_LINE.replace("紅樓夢 曹雪芹 著", "正文"))[0]
+    assert title == "正文 第一回 甄士隱夢幻識通靈 賈雨村風塵懷閨秀"
+
+
 def test_chapters_inside_one_line_are_cut_with_their_titles() -> None:
     assert clean_documents(ONE_LINE) == [
         ("", "紅樓夢 曹雪芹著"),
