@@ -32,15 +32,12 @@ from pipeline.sources.order import NUMERALS, parse_numeral
 
 NUMBER = f"[{NUMERALS}]+"
 KINDS = "回章节節卷段折摺出齣篇则則部集"
-MIN_RUN = 3  # numbers that rise by one, from which they count as a series
-MIN_MISSED = 5  # numbers that rise by one, from which the report names them
-MAX_DIGITS, MAX_INDENT = 9, 8
-MAX_WEAK = 40  # units of a line that a series makes a heading
-_EXAMPLE = 24
+MIN_RUN, MIN_MISSED = 3, 5  # numbers that rise by one: from which they are a series, and the report names them
+MAX_DIGITS, MAX_INDENT, MAX_WEAK = 9, 8, 40  # units, the last of a line that a series makes a heading
 _PAGE_NUMBER = re.compile("(?: [·…]*|[·…]+)[0-9]{1,4}$")
 _PAGE_MARK = re.compile("[^\\w，、；：。！？…”’」』）》】〕]*(?:\n[^\\w\n]*(?:第?[0-9]{1,4}[页頁]?[^\\w\n]*)?)*$")
 _MAX_PAGE_MARK = 80  # units of the lines between a page and its running head
-_NEAR_START = 12  # units between the start of a line and a number that may head it
+_EXAMPLE, _NEAR_START = 24, 12  # units: of an example; between the start of a line and a number that may head it
 _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
 _REPORTED_KINDS = "回章卷"
 _TEXT = "[^\\s，。！？：；“”「」…]"
@@ -275,8 +272,8 @@ def chapter_headings(page: Utf16Text, headings: Sequence[Heading]) -> list[Headi
     Only a page number, as in `红楼梦　第一回　2`, may be added, and one of the running heads of a chapter interrupts a
     sentence. Chapters in parts repeat their number, too, but no sentence runs from one into the next.
     """
-    nuls = positions_of(page, SEPARATOR)
-    documents = np.searchsorted(nuls, np.array([heading.start for heading in headings], int)).tolist()
+    starts = np.array([heading.start for heading in headings], int)
+    documents = np.searchsorted(positions_of(page, SEPARATOR), starts).tolist()
     chapters: list[list[Heading]] = []  # with the headings that repeat them
     for previous, index, heading in zip([-1, *documents], documents, headings, strict=False):
         if previous == index and _repeats(heading, chapters[-1][0]):
@@ -285,9 +282,10 @@ def chapter_headings(page: Utf16Text, headings: Sequence[Heading]) -> list[Headi
             chapters.append([heading])
     chosen: list[Heading] = []
     for first, *repeated in chapters:
-        is_running = any(_is_interrupted(page, heading.start) for heading in repeated)
-        title = _PAGE_NUMBER.sub("", first.title) if is_running else first.title
-        chosen += [first._replace(title=title), *([] if is_running else repeated)]
+        if any(_is_interrupted(page, heading.start) for heading in repeated):
+            chosen.append(first._replace(title=_PAGE_NUMBER.sub("", first.title)))
+        else:
+            chosen += [first, *repeated]
     return chosen
 
 
@@ -300,8 +298,7 @@ def _repeats(heading: Heading, first: Heading) -> bool:
 
 def _is_interrupted(page: Utf16Text, position: int) -> bool:
     """Return True if the text before a line is no complete sentence. A page number may be between."""
-    before = _text(page, max(position - _MAX_PAGE_MARK, 0), position).rpartition(SEPARATOR)[2]
-    before = _PAGE_MARK.sub("", before)
+    before = _PAGE_MARK.sub("", text_of(page, max(position - _MAX_PAGE_MARK, 0), position).rpartition(SEPARATOR)[2])
     return bool(before) and before[-1] not in SENTENCE_ENDS + CLOSERS + ELLIPSIS
 
 
@@ -340,6 +337,7 @@ def missed_numbers(
         for (kind, number), start, stop in zip(values, origin.tolist(), stops.tolist(), strict=True)
     ]
     entries += _missed_titles(page, lines, spans)
+    entries += _missed_lines(page, lines)
     nuls = positions_of(page, SEPARATOR)
     series: dict[tuple[int, str], list[MissedNumber]] = {}
     for start, stop, pattern, number in entries:
@@ -370,6 +368,9 @@ def longest_run(numbers: Iterable[int]) -> list[int]:
     return longest if len(longest) >= MIN_MISSED else []
 
 
+_NUMBERED_LINE = re.compile(f"({NUMBER})[、．.] ?{_TEXT}[^，。！？：；“”「」…]*")
+
+
 def _missed_titles(
     page: Utf16Text, lines: Lines, spans: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[tuple[int, int, str, int]]:
@@ -381,3 +382,18 @@ def _missed_titles(
     for start, end in zip(lines.first[line].tolist(), lines.ends[line].tolist(), strict=True):
         if match := NUMBER_OF_WORK.match(text_of(page, start, min(end, start + _EXAMPLE))):
             yield start, min(end, start + _EXAMPLE), "N《…》", int(match[1])
+
+
+def _missed_lines(page: Utf16Text, lines: Lines) -> Iterator[tuple[int, int, str, int]]:
+    """Yield example, pattern and number of lines such as `一、灭门` if text stands between them, unlike in a list."""
+    short = np.flatnonzero(is_one_of(units_at(page, lines.first), NUMERALS) & (lines.ends - lines.first <= MAX_WEAK))
+    short = short[is_one_of(units_at(page, skip(page, lines.first[short], NUMERALS, MAX_DIGITS)), "、．.")]
+    nuls, has_text = positions_of(page, SEPARATOR), np.cumsum(lines.ends > lines.first)
+    by_document: dict[int, list[WeakHeading]] = {}
+    for line in short.tolist():
+        if match := _NUMBERED_LINE.fullmatch(text_of(page, int(lines.first[line]), int(lines.ends[line]))):
+            heading = WeakHeading(line, match[0], "N、…", parse_numeral(match[1]))
+            by_document.setdefault(int(np.searchsorted(nuls, lines.starts[line])), []).append(heading)
+    for headings in by_document.values():
+        for line, _, pattern, number in _rising(headings, has_text, MIN_MISSED):
+            yield int(lines.first[line]), int(lines.ends[line]), pattern, number

@@ -287,4 +287,9 @@ def test_cleaning_the_documents_again_changes_nothing_and_counts_add_up(seed: in
             assert split_documents(again.array) == [text for _, text in documents]
 
 
-# Excerpts of real books
+def test_numbered_lines_with_text_between_are_reported_and_stay() -> None:
+    text = book("{}、灭门", "一二三四五")
+    assert [title for title, _ in clean_documents(text)] == [""]
+    assert [missed.number for missed in clean_page(text).missed] == [1, 2, 3, 4, 5]
+    assert clean_page(book("{}、灭门", "一二三四")).missed == []
+    assert clean_page("".join(f"{number}、灭门\n" for number in "一二三四五")).missed == []
