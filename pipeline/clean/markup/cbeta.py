@@ -16,8 +16,8 @@ _MIN_WIDTH = 10  # Han of a full line of prose; prints have 15 to 20, verse has 
 _HEAD = re.compile(
     r"""^[ \t]*
     (?: (?P<work>[A-Z]{1,3}[0-9]{2,3}n[A-Za-z]?[0-9]{3,4}[A-Za-z]?)_p[a-z]?[0-9]{4}[a-z][0-9]{2}
-        (?:\([0-9]{2}\))? (?:[A-Za-z0-9_]?\#[A-Za-z0-9#])? [ \t]?[║│|]?
-      | \[?p?[0-9]{4}[a-z][0-9]{2}\]?[ \t]?[║│] )""",
+        (?:\([0-9]{2}\))? (?:[A-Za-z0-9_]?\#[A-Za-z0-9#])? [ \t]?[║│|‖∥]?
+      | \[?p?[0-9]{4}[a-z][0-9]{2}\]?[ \t]?[║│‖∥] )""",
     re.MULTILINE | re.VERBOSE,
 )
 _ABOUT = "[經经]文[資资][訊讯]|版本[記记][錄录]|[編编][輯辑][說说]明|原始[資资]料|其他事[項项]"
@@ -28,17 +28,18 @@ _TITLE = re.compile(
     r"【[經经]文[資资][訊讯]】[^\n]*?No\.[ \t]*(?P<number>[A-Za-z]?[0-9]+[A-Za-z]?)[ \t]*(?P<title>[^\n]*)"
 )
 _NUMBER = re.compile(
-    r"^[ \t\u3000]*No\.[ \t]*[A-Za-z]?[0-9]+(?:[-,A-Za-z0-9 ]*)(?:[\[(（][^\])）\n]*[\])）])?[ \t\u3000]*(?:\n|\Z)",
+    r"^[ \t\u3000]*No\.[ \t]*[A-Za-z]?[0-9]+(?:[-,A-Za-z0-9 ]*)(?:[\[(（][^\]\n]*[\])）])?[ \t\u3000]*(?:\n|\Z)",
     re.M,
 )
-_FOOTNOTE = re.compile(r"\[(?:[A-Za-z]?[0-9]{1,7}[a-z]?|[*＊])\]")
+_FOOTNOTE = re.compile(r"\[(?:[A-Za-z]?[0-9]{1,7}[a-z]?|[*＊])\]|\[p?[0-9]{4}[a-z][0-9]{2}\][ \t]*")  # or a position
 _HAN = re.compile(f"[{HAN}]")
 
 
 def is_cbeta(head: str) -> bool:
     """Return True if a text that begins with `head` has the header of CBETA, or heads of lines."""
     is_named = bool(_TITLE.match(head.lstrip("#- \n")))
-    return is_named or (any(mark in head for mark in ("_p", "║", "│")) and len(_HEAD.findall(head)) >= _MIN_LINES)
+    has_mark = any(mark in head for mark in ("_p", "║", "│", "‖", "∥"))
+    return is_named or (has_mark and len(_HEAD.findall(head)) >= _MIN_LINES)
 
 
 def cbeta(text: str, counts: Counts) -> Parsed:

@@ -1,4 +1,4 @@
-"""Markdown of books: front matter, code fences, rules, emphasis, links, quotes, hard breaks and escapes.
+"""Markdown of books: front matter, fences, rules, emphasis, links, quotes, lists, tables, hard breaks and escapes.
 
 `#` headings stay.
 """
@@ -18,7 +18,14 @@ _FENCE = re.compile(r"^[ \t]*`{3,}[ \t]*[A-Za-z0-9+#-]*[ \t]*(?:\n|\Z)|`{3,}", r
 _RULE = re.compile(r"^[ \t]*(?:(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|(?:\*[ \t]*){3,}|={3,}[ \t]*)(?:\n|\Z)", re.MULTILINE)
 _STRONG = re.compile(r"(\*{2,3}|__)(?=\S)([^*_\n]{1,300})(?<=\S)\1")
 _IMAGE = re.compile(r"!\[[^][\n]{0,300}\]\([^()\n]{0,1000}\)")
-_LINK = re.compile(r"(?<!!)\[([^][\n]{1,300})\]\((?:https?:|[./#])[^()\n]{0,1000}\)")
+_LINK = re.compile(r"(?<!!)\[([^][\n]{1,300})\]\((?=[!-~]*[:./#])[!-~]{0,1000}?(?: \"[^\"\n]*\")?\)")
+_EMPHASIS = re.compile(r"(?<![*A-Za-z0-9])\*(?=[^\s*])([^*\n]{1,300})(?<=[^\s*])\*(?![*A-Za-z0-9])")
+_ITEM = re.compile(r"^[ \t]*[-*+][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.MULTILINE)
+_CONTENTS = re.compile(r"^[ \t]*\[(?:TOC|toc)\][ \t]*(?:\n|\Z)", re.MULTILINE)
+_FOOTNOTE = re.compile(r"\[\^([0-9]{1,3})\](:[ \t]*)?")
+_TABLE_RULE = re.compile(r"^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?(?:\n|\Z)", re.MULTILINE)
+_ROW = re.compile(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
+_TAG = re.compile(r"<(?:!--|br\b)")
 _QUOTE = re.compile(r"^[ \t]{0,3}>(?:[ \t]?>)*[ \t]?", re.MULTILINE)
 
 
@@ -26,7 +33,7 @@ def is_markdown(head: str) -> bool:
     """Return True if a text that begins with `head` is Markdown: it has code fences, or headings and other signs."""
     if "```" in head:
         return True
-    signs = (_RULE, _STRONG, _LINK, _IMAGE, _QUOTE)
+    signs = (_RULE, _STRONG, _LINK, _IMAGE, _QUOTE, _TABLE_RULE, _FOOTNOTE)
     return bool(_HEADING.search(head)) and sum(len(sign.findall(head)) for sign in signs) >= _MIN_SIGNS
 
 
@@ -40,7 +47,14 @@ def markdown(text: str, counts: Counts) -> Parsed:
     text = replace(_IMAGE, text, "", "![]()", counts)
     text = replace(_LINK, text, r"\1", "[]()", counts)
     text = replace(_QUOTE, text, "", ">", counts)
+    text = replace(_EMPHASIS, text, r"\1", "*", counts)
+    text = replace(_CONTENTS, text, "", "[TOC]", counts)
+    text = replace(_ITEM, text, "", "-", counts)
+    text = replace(_FOOTNOTE, text, lambda mark: f"[{mark[1]}]", "[^1]", counts)
+    if _TABLE_RULE.search(text):
+        text = replace(_TABLE_RULE, text, "", "| --- |", counts)
+        text = replace(_ROW, text, lambda row: re.sub(r"[ \t]*\|[ \t]*", "\n", row[1].strip()), "| row |", counts)
     text = replace(HARD_BREAK, text, "", "line break", counts)
     text = replace(ESCAPE, text, r"\1", "\\ escape", counts)
-    inner = html(text, counts) if is_html(text) else Parsed(text)
+    inner = html(text, counts) if is_html(text) or _TAG.search(text) else Parsed(text)
     return Parsed(inner.text, front.title or inner.title, front.meta)

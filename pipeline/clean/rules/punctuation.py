@@ -76,8 +76,8 @@ def _full_width() -> np.ndarray:
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
     """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers.
 
-    Brackets are widened in pairs, (1)第一条 → （1）第一条, but not those of formulae: f(x)是函数. The ; of a reference, such
-    as &KR0869;, stays. ． becomes . after a label too: 1．张三 → 1.张三.
+    Brackets are widened in pairs, (1)第一条 → （1）第一条, but not those of formulae: f(x)是函数. The ; of a reference,
+    such as &KR0869;, stays. ． becomes . after a label too: 1．张三 → 1.张三.
     """
     full_stops = positions_of(text, "．")
     is_point = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)

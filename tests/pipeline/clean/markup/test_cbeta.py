@@ -66,3 +66,20 @@ def test_verse_without_indent_is_not_joined() -> None:
 def test_text_without_heads_and_title_stays(text: str) -> None:
     assert HAN.findall(cbeta(text, Counter()).text) == HAN.findall(text)
     assert not is_cbeta(text * 3)
+
+
+@pytest.mark.parametrize("mark", ["║", " ‖", "∥"])
+def test_line_heads_end_in_any_double_bar(mark: str) -> None:
+    lines = [
+        f"X63n1217_p0001a0{number}{mark}{text}"
+        for number, text in enumerate(["達磨大師血脉論", "三界混起", "同歸一心"])
+    ]
+    assert is_cbeta("\n".join(lines))
+    assert cbeta("\n".join(lines), Counter()).text == "達磨大師血脉論\n三界混起\n同歸一心"
+
+
+def test_positions_of_paragraphs_and_numbers_with_notes_are_removed() -> None:
+    text = (
+        "【經文資訊】大正藏第 08 冊 No. 0235 金剛般若波羅蜜經\nNo. 235 [Nos. 220(9), 236-239]\n[0749a05] 時，長老須菩提"
+    )
+    assert cbeta(text, Counter()).text == "時，長老須菩提"

@@ -31,6 +31,13 @@ BOOK = """### 【第二回】 风雪
         ("话说<br>林冲<br/>走<br>也", "话说\n林冲\n走\n也"),
         ("话说\\*林冲\\*，阿难\\[穀\\-禾\\+牛\\]取乳\\。", "话说*林冲*，阿难[穀-禾+牛]取乳\\。"),
         ("---\n话说。\n---\n又。", "话说。\n又。"),
+        ("话说*林冲*走，a*b*c，***。", "话说林冲走，a*b*c，***。"),
+        ("- 林冲\n* 宋江\n  + [x] 武松\n-甲", "林冲\n宋江\n武松\n-甲"),
+        ('[目录](../README.md)[图](a/b.html "题")', "目录图"),
+        ("[TOC]\n话说[^1]林冲\n\n[^1]: 好汉。", "话说[1]林冲\n\n[1]好汉。"),
+        ("| 原文 | 译文 |\n| --- | :-: |\n| 道 | 路 |\n", "原文\n译文\n道\n路\n"),
+        ("| 没有 | 表头 |\n", "| 没有 | 表头 |\n"),
+        ("话说<!-- 注 -->林冲", "话说林冲"),
     ],
 )
 def test_marks_of_markdown_are_removed(text: str, expected: str) -> None:
@@ -63,3 +70,8 @@ def test_front_matter_is_title_and_meta_of_markdown() -> None:
     assert (parsed.title, parsed.meta) == ("水浒", {"author": "施耐庵"})
     assert parsed.text == markdown(BOOK, Counter()).text
     assert counts["--- front matter"] == 1
+
+
+def test_markdown_with_front_matter_is_parsed() -> None:
+    [(title, text)] = clean_documents("---\ntitle: 道德经\n---\n# 道德经\n```\n道*可*道\n```\n", profile="markdown")
+    assert (title, text) == ("道德经", "道可道")
