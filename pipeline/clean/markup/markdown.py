@@ -30,8 +30,8 @@ _QUOTE = re.compile(r"^[ \t]{0,3}>(?:[ \t]?>)*[ \t]?", re.MULTILINE)
 
 
 def is_markdown(head: str) -> bool:
-    """Return True if a text that begins with `head` is Markdown: it has code fences, or headings and other signs."""
-    if "```" in head:
+    """Return True if a text that begins with `head` is Markdown: it has code fences, a table, or headings and more."""
+    if "```" in head or _TABLE_RULE.search(head):
         return True
     signs = (_RULE, _STRONG, _LINK, _IMAGE, _QUOTE, _TABLE_RULE, _FOOTNOTE)
     return bool(_HEADING.search(head)) and sum(len(sign.findall(head)) for sign in signs) >= _MIN_SIGNS

@@ -44,7 +44,8 @@ _CLAUSE_MARKS = re.compile(rf"[，。！？：；、,.!?:;{BLANKS}]+")
 _LAST_MARK = re.compile("[，；、：,;:—]$")
 _PUNCTUATION = re.compile("[，。！？；：、“”‘’「」『』—…]")
 _NUMERAL = "(?:[0-9]{1,4}|[〇一二三四五六七八九十百]{1,5})"
-_OPENING, _CLOSING = r"[-—–－─~～·•・.*◆●☆★〔\[(（第]{1,2}", r"[-—–－─~～·•・.*◆●☆★〕\])）页頁]{1,2}"
+_SIGNS = "-—–－─~～=＝·•・.*◆●☆★"
+_OPENING, _CLOSING = rf"[{_SIGNS}〔\[(（<《【第]{{1,12}}", rf"[{_SIGNS}〕\])）>》】页頁]{{1,12}}"
 _B = f"[{BLANKS}]*"
 _DECORATED = re.compile(
     rf"""{_OPENING}{_B}({_NUMERAL}){_B}{_CLOSING}
@@ -53,8 +54,8 @@ _DECORATED = re.compile(
     re.VERBOSE,
 )
 _BARE = re.compile(r"([0-9]{1,4})")
-_GAP = rf"(?:[{BLANKS}]+[-—·•・.…|│/／]*{_B}|[-—·•・…|│/／]+{_B})"  # before a page number in a running head
-_HEAD_WITH_NUMBER = re.compile(rf"(\S.{{0,30}}?){_GAP}([0-9]{{1,4}})|([0-9]{{1,4}}){_GAP}(\S.{{0,30}})")
+_GAP = rf"(?:[{BLANKS}]+[-—·•・.…|│/／(（]*{_B}|[-—·•・…|│/／(（]+{_B})"  # before a page number in a running head
+_HEAD_WITH_NUMBER = re.compile(rf"(\S.{{0,30}}?){_GAP}({_NUMERAL}){_B}[-—·•・.)）]*|({_NUMERAL}){_GAP}(\S.{{0,30}})")
 _MAX_MARK = 80  # characters of a running head, blanks and page number
 _MAX_HEAD = 20  # characters of a running head without a number
 
@@ -260,7 +261,7 @@ def page_marks(lines: Sequence[str], layout: Layout | None) -> dict[int, str]:
         elif text in short:
             heads.setdefault(text, []).append((index, None))
         elif head := _HEAD_WITH_NUMBER.fullmatch(text):
-            pages[index] = int(head[2] or head[3])
+            pages[index] = parse_numeral(head[2] or head[3])
             heads.setdefault(head[1] or head[4], []).append((index, pages[index]))
     if not numbers and not heads:
         return {}

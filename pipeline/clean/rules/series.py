@@ -34,9 +34,9 @@ NUMBER = f"[{NUMERALS}]+"
 KINDS = "回章节節卷段折摺出齣篇则則部集"
 MIN_RUN, MIN_MISSED = 3, 5  # numbers that rise by one: from which they are a series, and the report names them
 MAX_DIGITS, MAX_INDENT, MAX_WEAK = 9, 8, 40  # units, the last of a line that a series makes a heading
-_PAGE_NUMBER = re.compile("(?: [·…]*|[·…]+)[0-9]{1,4}$")
+_PAGE_NUMBER = re.compile(f"(?: [-—·…(（]*|[-—·…(（]+) ?(?:[0-9]{{1,4}}|{NUMBER})[-—·)） ]*$")
 _PAGE_MARK = re.compile("[^\\w，、；：。！？…”’」』）》】〕]*(?:\n[^\\w\n]*(?:第?[0-9]{1,4}[页頁]?[^\\w\n]*)?)*$")
-_MAX_PAGE_MARK = 80  # units of the lines between a page and its running head
+_MAX_PAGE_MARK, _MIN_PRINT_LINE = 100, 12  # units: of the last line of a page with its number; of that line
 _EXAMPLE, _NEAR_START = 24, 12  # units: of an example; between the start of a line and a number that may head it
 _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
 _REPORTED_KINDS = "回章卷"
@@ -290,16 +290,16 @@ def chapter_headings(page: Utf16Text, headings: Sequence[Heading]) -> list[Headi
 
 
 def _repeats(heading: Heading, first: Heading) -> bool:
-    if (heading.pattern, heading.number) != (first.pattern, first.number):
-        return False
+    is_same = heading.number > 0 and (heading.pattern, heading.number) == (first.pattern, first.number)
     base = _PAGE_NUMBER.sub("", heading.title)
-    return base == _PAGE_NUMBER.sub("", first.title) or (heading.number > 0 and base != heading.title)
+    return is_same and (base != heading.title or base == _PAGE_NUMBER.sub("", first.title))
 
 
 def _is_interrupted(page: Utf16Text, position: int) -> bool:
-    """Return True if the text before a line is no complete sentence. A page number may be between."""
+    """Return True if a long line before this one is no complete sentence. A page number may be between."""
     before = _PAGE_MARK.sub("", text_of(page, max(position - _MAX_PAGE_MARK, 0), position).rpartition(SEPARATOR)[2])
-    return bool(before) and before[-1] not in SENTENCE_ENDS + CLOSERS + ELLIPSIS
+    line = before.rpartition("\n")[2]
+    return len(line) >= _MIN_PRINT_LINE and line[-1] not in SENTENCE_ENDS + CLOSERS + ELLIPSIS
 
 
 # Numbers that no heading took

@@ -60,6 +60,7 @@ def test_notes_in_fences_follow_the_policy_of_their_brackets() -> None:
 def test_fences_or_headings_with_other_signs_make_a_text_markdown() -> None:
     assert is_markdown(BOOK)
     assert is_markdown("# 甲\n\n**乙**\n\n---\n\n> 丙\n")
+    assert is_markdown("| 甲 | 乙 |\n|----|----|\n| 丙 | 丁 |\n")
     assert not is_markdown("# 甲\n\n---\n\n乙\n")
     assert not is_markdown("甲\n---\n乙\n---\n丙\n---\n")
 

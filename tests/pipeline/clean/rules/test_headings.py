@@ -242,22 +242,25 @@ def test_numeral_is_parsed(numeral: str, value: int) -> None:
     assert parse_numeral(numeral) == value
 
 
-@pytest.mark.parametrize("mark", ["", "— 1 —\n", "- 1 -\n\n", "·1·\n"])
+@pytest.mark.parametrize("mark", ["", "— 1 —\n", "- 1 -\n\n", "·1·\n", "第1页\n"])
 def test_a_repeated_heading_with_a_page_number_inside_a_sentence_is_a_running_head(mark: str) -> None:
-    text = f"红楼梦　第一回　　1\n一事无成，忽念\n{mark}红楼梦　第一回　　2\n及当日所有之女子。\n"
+    text = f"红楼梦　第一回　　1\n今风尘碌碌，半生潦倒，一事无成，忽念\n{mark}红楼梦　第一回　　2\n及当日所有之女子。\n"
     assert clean_documents(text) == [
-        ("红楼梦 第一回", f"一事无成，忽念\n{mark}及当日所有之女子。".replace("\n\n", "\n"))
+        ("红楼梦 第一回", f"今风尘碌碌，半生潦倒，一事无成，忽念\n{mark}及当日所有之女子。".replace("\n\n", "\n"))
     ]
 
 
 def test_the_running_head_of_a_chapter_may_have_a_shorter_title() -> None:
-    text = "第二回　王教头私走延安府\n且说史进\n水浒传　第二回　　12\n走了。\n第三回　史大郎\n走了。"
-    assert clean_documents(text) == [("第二回 王教头私走延安府", "且说史进\n走了。"), ("第三回 史大郎", "走了。")]
+    text = "第二回　王教头私走延安府\n且说史进在路，免不得饥餐渴饮，夜住\n水浒传　第二回　　12\n走了。\n第三回\n走了。"
+    assert clean_documents(text) == [
+        ("第二回 王教头私走延安府", "且说史进在路，免不得饥餐渴饮，夜住\n走了。"),
+        ("第三回", "走了。"),
+    ]
 
 
 def test_parts_of_a_chapter_that_repeat_its_number_are_chapters() -> None:
-    text = "第一章 坐斗 1\n他来了。\n第一章 坐斗 2\n他走了。"
-    assert clean_documents(text) == [("第一章 坐斗 1", "他来了。"), ("第一章 坐斗 2", "他走了。")]
+    text = "第一章 坐斗 1\n他来了。\n未完待续\n第一章 坐斗 2\n他走了。"
+    assert clean_documents(text) == [("第一章 坐斗 1", "他来了。\n未完待续"), ("第一章 坐斗 2", "他走了。")]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,10 @@ def test_no_sentence_is_cut_in_a_print_that_does_not_mark_paragraphs(printed: Pr
         ("", "～N～"),
         ("陶渊明集（上）", "Page N of 9"),
         ("陶渊明集·桃源·N", ""),
+        ("陶渊明：桃源（N）", ""),
+        ("", "陶渊明集 · N ·"),
+        ("", "====== N ======"),
+        ("", "<<第N页>>"),
     ],
 )
 def test_page_numbers_and_running_heads_do_not_interrupt_a_sentence(before: str, after: str) -> None:
@@ -131,6 +135,13 @@ def test_running_heads_beside_page_numbers_need_not_interrupt_sentences_themselv
     for index, at in reversed([*enumerate(sorted((2, *ends)))]):
         lines[at:at] = [f"— {index + 12} —", "陶渊明集"]
     assert joined(lines) == [*PROSE]
+
+
+def test_page_numbers_of_running_heads_may_be_chinese() -> None:
+    pages = paged(indented(21), "陶渊明集　卷五　N")
+    numerals = ["一", "二", "三", "四", "五", "六"]
+    lines = [f"{line[:-1]}{numerals[int(line[-1]) - 1]}" if line[-1].isdigit() else line for line in pages]
+    assert clean_documents("\n".join(lines)) == [("陶渊明集 卷五", "\n".join(PROSE))]
 
 
 def test_running_head_with_the_chapter_stays_once_as_its_heading() -> None:
