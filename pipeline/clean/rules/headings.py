@@ -53,12 +53,14 @@ _HEADING = re.compile(
 # Headings only if their line is complete and is no sentence.
 _WORDS = (
     "(?:[译譯编編代原]|[再初]版|作者)?(?:[后後]~[记記]|[前引]~言|[后後]?序言?)|尾~[声聲]|前~[记記]|引~子|序~[章幕曲]"
-    "|[终終]~[章曲]|番~外篇?|[内內]容(?:[简簡]介|提要)|出版[说說]明"
+    "|[终終]~[章曲]|番~外篇?|[内內]容(?:[简簡]介|提要)|出版[说說]明|附~[录錄]|[上中下][册冊卷]"
 ).replace("~", f"{_BLANK}*")
 _SEPARATORS = "：、．.·・:。—–|｜/／_~～★☆-"
 _OWN_LINE = re.compile(
-    rf"""(?: (?: [^\s，。！？：；“”‘’「」、]{{1,8}} {_BLANK}+ )?
-        [^\s，。！？：；“”‘’「」、【（〔〖(\[〈＜<『—–-]{{0,8}} {_NUMBERED} (?: [{_SEPARATORS}]+ (?=.) )?
+    rf"""(?: (?: [^\s，。！？：；“”‘’「」、]{{1,8}} (?: {_BLANK}+ | {_BLANK}*[：>＞]{_BLANK}* )
+            | 【[^【】]{{1,12}}】{_BLANK}* )?
+        [^\s，。！？：；“”‘’「」、【（〔〖(\[〈＜<『—–-]{{0,8}} {_NUMBERED}
+        (?: [（(] (?:[上中下续續]|{NUMBER}) [）)] )? (?: [{_SEPARATORS}]+ (?=.) )?
       | [【（〔〖《〈＜<(\[] {_NUMBERED} (?: [{BLANKS}：、·] [^】）〕〗》〉＞>)\]]+ )? [】）〕〗》〉＞>)\]]
       | [「『] {_NUMBERED} [」』] (?= {_BLANK} | $ )
       | (?: {_WORK} | [{HAN}]{{1,8}} ) [{BLANKS}·・/／]{{0,2}} {_VOLUME} (?= [{BLANKS}·・/／] | $ )
@@ -74,7 +76,8 @@ _ORNAMENTED = re.compile(
 )
 _MARKED = re.compile(rf"{_BLANK}*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
 _STOP = re.compile("[，。！？：；、“”‘’「」…—]")
-_SENTENCE = re.compile("[。“”「」…]|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
+_SENTENCE = re.compile("[。“”「」]|…(?!…*$)|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
+_QUOTATION = re.compile("“[^“”。]{1,20}”|「[^「」。]{1,20}」")  # a title, if nothing follows
 _END_MARK = re.compile("[（(]?[完终終毕畢竟][）)]?")  # 卷一 终
 _VERSE_OPENING = re.compile(f"{_BLANK}([诗詩词詞]曰：?)$")
 _TITLE_END, _TITLE_END_SINGLE = re.compile(f"{_BLANK}{{2,}}"), re.compile("\u3000")
@@ -89,7 +92,7 @@ _MAX_PREFIX = 25  # units before 第 or 卷 in a heading: a work, 正文, a blan
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
 _AFTER_VOLUME = NUMERALS + "之第上中下"
 _IS_MARKUP, _IS_WORD, _IS_DIGIT = 1, 2, 3  # kinds of first units, besides the numbers after 第 and 卷
-_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外后後前版者容" + BLANKS + LINE_ENDS
+_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外后後前版者容册冊卷" + BLANKS + LINE_ENDS
 
 
 @dataclass
@@ -277,7 +280,7 @@ def _first_kinds() -> np.ndarray:
     """Return the kind of line that each unit may start."""
     return class_table(
         (_IS_MARKUP, "◎#*=" + _ORNAMENTS),
-        (_IS_WORD, "楔引序自跋凡附尾后後前终終番译譯编編代原再初作内內出"),
+        (_IS_WORD, "楔引序自跋凡附尾后後前终終番译譯编編代原再初作内內出上中下"),
         (_IS_DIGIT, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
     )
 
@@ -345,6 +348,8 @@ def _is_title(name: str, title: str) -> bool:
 
     Clauses of a title are equally long, but for those of modern chapters.
     """
+    if name[-1] == "章" and _QUOTATION.fullmatch(title):
+        return True
     clauses = re.split("[，、；]", title)
     is_even = all(len(clause) == len(clauses[0]) for clause in clauses) or name[-1] in "章节節"
     return is_even and not _SENTENCE.search(title)

@@ -31,7 +31,7 @@ from pipeline.clean.utf16 import (
 from pipeline.sources.order import NUMERALS, parse_numeral
 
 NUMBER = f"[{NUMERALS}]+"
-KINDS = "回章节節卷段折摺出齣篇则則部集"
+KINDS = "回囘囬廻章节節卷段折摺出齣篇则則部集幕讲講"
 MIN_RUN, MIN_MISSED = 3, 5  # numbers that rise by one: from which they are a series, and the report names them
 MAX_DIGITS, MAX_INDENT, MAX_WEAK = 9, 8, 40  # units, the last of a line that a series makes a heading
 _PAGE_NUMBER = re.compile(f"(?: [-—·…(（]*|[-—·…(（]+) ?(?:[0-9]{{1,4}}|{NUMBER})[-—·)） ]*$")

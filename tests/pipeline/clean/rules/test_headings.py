@@ -286,6 +286,16 @@ def test_parts_of_a_chapter_that_repeat_its_number_are_chapters() -> None:
         ("译后记", "译后记"),
         ("再版前言", "再版前言"),
         ("内容简介", "内容简介"),
+        ("第一囘　甄士隱", "第一囘 甄士隱"),
+        ("第二幕", "第二幕"),
+        ("第三章（上） 归来", "第三章（上） 归来"),
+        ("第十章 再见……", "第十章 再见……"),
+        ("第五章 “你是谁？”", "第五章 “你是谁？”"),
+        ("射雕英雄传：第二章 江南七怪", "射雕英雄传：第二章 江南七怪"),
+        ("【射雕英雄传】第四章 黑风双煞", "【射雕英雄传】第四章 黑风双煞"),
+        ("射雕英雄传 > 第五章 弯弓", "射雕英雄传 > 第五章 弯弓"),
+        ("附录：人名索引", "附录：人名索引"),
+        ("下册", "下册"),
     ],
 )
 def test_shapes_of_sites_and_prints_are_headings(line: str, title: str) -> None:
@@ -304,6 +314,8 @@ def test_shapes_of_sites_and_prints_are_headings(line: str, title: str) -> None:
         "卷一看，原来是账簿",
         "后 记得要关门",
         "作者的前言不搭后语",
+        "下册已经看完了",
+        "他说：第二章不好",
     ],
 )
 def test_citations_and_sentences_are_no_headings(line: str) -> None:
