@@ -21,6 +21,7 @@ _MARK = rf"(?:[{_CIRCLED}]|\[{_NUMERAL}\]|［{_NUMERAL}］|〔{_NUMERAL}〕|【[
 _MARKS = re.compile(_MARK)
 NOTE_LINE = re.compile(rf"[{BLANKS}]*({_MARK})[{BLANKS}]*(?=[^{BLANKS}{LINE_ENDS}])")
 TRAILING_MARKS = re.compile(rf"(?:{_MARK})+$")
+NOTE_RULE = re.compile(r"[ \t\u00a0\u3000]*[-—―─━_]{4,}[ \t\u00a0\u3000]*$")  # drawn between a page and its notes
 _TITLE = re.compile(r"\s*[【\[〔［]?(?:注释|注釋|脚注|腳注|註釋|注解|校注|注)[】\]〕］]?[：:]?\s*")
 _MIN_SERIES = 3  # marks 1, 2, 3 that are footnotes without their lines
 
@@ -44,7 +45,7 @@ def _remove_from(document: str, counts: Counts) -> str:
         title = index - 1
         while title >= 0 and not lines[title].strip():
             title -= 1
-        if title >= 0 and _TITLE.fullmatch(lines[title]):
+        if title >= 0 and (_TITLE.fullmatch(lines[title]) or NOTE_RULE.match(lines[title])):
             dropped.add(title)
     for index, start, end in sorted(marks, reverse=True):
         lines[index] = lines[index][:start] + lines[index][end:]

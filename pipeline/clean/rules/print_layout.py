@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.clean.rules import headings
-from pipeline.clean.rules.footnotes import NOTE_LINE, TRAILING_MARKS
+from pipeline.clean.rules.footnotes import NOTE_LINE, NOTE_RULE, TRAILING_MARKS
 from pipeline.clean.utf16 import BLANKS, LINE_ENDS, SEPARATOR, Utf16Text, is_one_of, positions_of, units_at
 from pipeline.sources.order import parse_numeral
 
@@ -291,7 +291,7 @@ def _broken_sentences(lines: Sequence[str], candidates: set[int], layout: Layout
         if index in candidates:
             if is_broken:
                 broken.add(index)
-        elif line.strip(BLANKS) and not NOTE_LINE.match(line):
+        elif line.strip(BLANKS) and not NOTE_LINE.match(line) and not NOTE_RULE.match(line):
             is_broken = is_open(line) and (layout is None or layout.is_full(line))
     return broken
 

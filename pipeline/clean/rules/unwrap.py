@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.rules import headings, print_layout
-from pipeline.clean.rules.footnotes import NOTE_LINE
+from pipeline.clean.rules.footnotes import NOTE_LINE, NOTE_RULE
 from pipeline.clean.rules.print_layout import Layout
 from pipeline.clean.utf16 import (
     BLANKS,
@@ -57,7 +57,7 @@ class _Lines:
         self._blank_lines, self._is_interrupted = 0, False
 
     def interrupt(self) -> None:
-        """Note that a page number or running head was removed here."""
+        """Note that a page ends here: a page number, a running head or the rule above its footnotes."""
         self._is_interrupted, self._note = True, None
 
     def add(self, line: str) -> None:
@@ -68,6 +68,9 @@ class _Lines:
             self.lines.append([line])
         elif NOTE_LINE.match(line):
             self._add_note(line)
+        elif NOTE_RULE.match(line):
+            self.interrupt()
+            self.lines.append([line])
         elif self._note and self._continues(self._note[1], line):
             self._join(self._note[0], self._note[1], line)
             self._note = self._note[0], line

@@ -58,3 +58,9 @@ def test_footnotes_are_kept_unless_asked() -> None:
 def test_other_policies_for_footnotes_are_refused() -> None:
     with pytest.raises(BadConfig, match="unknown policy 'extract' for footnotes"):
         parse_policies(["footnotes=extract"])
+
+
+def test_the_rule_above_removed_footnotes_is_removed() -> None:
+    assert clean_documents("借通灵①之说。\n――――――\n①　通灵：指宝玉。\n――――――\n又。", notes=("footnotes=drop",)) == [
+        ("", "借通灵之说。\n――――――\n又。")
+    ]

@@ -159,12 +159,13 @@ def test_numbers_between_sections_stay() -> None:
     assert [line for line in joined(sections) if line.isdigit()] == [str(number + 1) for number in range(len(PROSE))]
 
 
-def test_notes_below_a_page_do_not_cut_the_sentence_above_them() -> None:
+@pytest.mark.parametrize("rule", [(), ("――――――――",), ("________________________",)])
+def test_notes_below_a_page_do_not_cut_the_sentence_above_them(rule: tuple[str, ...]) -> None:
     lines = indented(21)
     broken = next(index for index, line in enumerate(lines) if index > 8 and print_layout.is_open(line)) + 1
     notes = ["①　武陵：郡名。", "②　缘：沿着。", "— 1 —"]
-    text = joined([*lines[:broken], *notes, *lines[broken:], "— 2 —"])
-    assert [line for line in text if line[0] not in "①②"] == [*PROSE]
+    text = joined([*lines[:broken], *rule, *notes, *lines[broken:], "— 2 —"])
+    assert [line for line in text if line[0] not in "①②―_"] == [*PROSE]
     assert [line for line in text if line[0] in "①②"] == notes[:2]
 
 
