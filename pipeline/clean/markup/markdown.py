@@ -19,7 +19,7 @@ _RULE = re.compile(r"^[ \t]*(?:(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|(?:\*[ \t]*){3,}|
 _STRONG = re.compile(r"(\*{2,3}|__)(?=\S)([^*_\n]{1,300})(?<=\S)\1")
 _IMAGE = re.compile(r"!\[[^][\n]{0,300}\]\([^()\n]{0,1000}\)")
 _LINK = re.compile(r"(?<!!)\[([^][\n]{1,300})\]\((?=[!-~]*[:./#])[!-~]{0,1000}?(?: \"[^\"\n]*\")?\)")
-_EMPHASIS = re.compile(r"(?<![*A-Za-z0-9])\*(?=[^\s*])([^*\n]{1,300})(?<=[^\s*])\*(?![*A-Za-z0-9])")
+_EMPHASIS = re.compile(r"(?<![*A-Za-z0-9\\])\*(?=[^\s*])([^*\n]{1,300})(?<=[^\s*\\])\*(?![*A-Za-z0-9])")
 _ITEM = re.compile(r"^[ \t]*[-*+][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.MULTILINE)
 _CONTENTS = re.compile(r"^[ \t]*\[(?:TOC|toc)\][ \t]*(?:\n|\Z)", re.MULTILINE)
 _FOOTNOTE = re.compile(r"\[\^([0-9]{1,3})\](:[ \t]*)?")
