@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from pipeline.store import artifact, code
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
 
+# Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
+_GC_THRESHOLDS = (100_000, 50, 100)
 SCHEMA = 5  # increase when the same options give different bytes
 CODE = code.Code(
     ("pipeline/clean", "pipeline/readers", "pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
@@ -119,6 +122,8 @@ def _clean_into(
     with progress.bar("clean", total) as advance:
         note = functools.cache(progress.note)  # the same field of many files is noted once
         tasks = _read_tasks(writer, inputs, options, advance, note)
+        thresholds = gc.get_threshold()
+        gc.set_threshold(*_GC_THRESHOLDS)
         results = workers.map_ordered(CleanWorker(options), tasks, jobs=jobs)
         try:
             for task, result in results:
@@ -126,6 +131,7 @@ def _clean_into(
                 writer.add(task, result)
         finally:
             results.close()
+            gc.set_threshold(*thresholds)
 
 
 def _read_tasks(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts
 from pipeline.clean.utf16 import HAN, LINE_ENDS, SENTENCE_ENDS
 
 MARKS = "=/<"
-_DEBRIS = re.compile(
+_DEBRIS = lazy_pattern(
     r"Connection=\[|Content-Type=|HTTP/1\.[01] \d{3}|charset=|<html|<head|<(?:!--)?script|<!doctype", re.I
 )
 _WORDS = {  # by mark: `str` rules them out much faster than _DEBRIS
@@ -20,14 +21,14 @@ _WORDS = {  # by mark: `str` rules them out much faster than _DEBRIS
     "/": ("http/1.", "HTTP/1."),
     "<": ("<html", "<head", "<script", "<!--script", "<!doctype", "<HTML", "<HEAD", "<SCRIPT", "<!DOCTYPE"),
 }
-_END_OF_SCRIPT = re.compile("</?script[^<>\n]{0,20}>", re.IGNORECASE)
+_END_OF_SCRIPT = lazy_pattern("</?script[^<>\n]{0,20}>", re.IGNORECASE)
 _MAX_SCRIPT = 2000  # characters, which may hold Han
-_CODE, _CODE_BEFORE = re.compile("[ -~]*"), re.compile("[ -~]*$")
+_CODE, _CODE_BEFORE = lazy_pattern("[ -~]*"), lazy_pattern("[ -~]*$")
 _COMMENT = "<!--"
-_LINE = re.compile("[^\n\0]*\n?")
-_HAN = re.compile(f"[{HAN}]")
+_LINE = lazy_pattern("[^\n\0]*\n?")
+_HAN = lazy_pattern(f"[{HAN}]")
 _LITTLE_HAN = 20  # characters: a line with fewer, and without a stop, is debris
-_STOP = re.compile(f"[{SENTENCE_ENDS}，…”」]")
+_STOP = lazy_pattern(f"[{SENTENCE_ENDS}，…”」]")
 
 
 def may_hold_debris(text: str) -> bool:

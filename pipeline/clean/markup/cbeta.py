@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import statistics
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.parsed import Parsed, add_count, replace
 from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
@@ -13,7 +13,7 @@ from pipeline.clean.utf16 import BLANKS, HAN
 _MIN_LINES = 3  # with a head, in a text without a header
 _FULL = 0.8  # Han of a full line, as a fraction of the median; stops take room too
 _MIN_WIDTH = 10  # Han of a full line of prose; prints have 15 to 20, verse has fewer
-_HEAD = re.compile(
+_HEAD = lazy_pattern(
     r"""^[ \t]*
     (?: (?P<work>[A-Z]{1,3}[0-9]{2,3}n[A-Za-z]?[0-9]{3,4}[A-Za-z]?)_p[a-z]?[0-9]{4}[a-z][0-9]{2}
         (?:\([0-9]{2}\))? (?:[A-Za-z0-9_]?\#[A-Za-z0-9#])? [ \t]?[║│|‖∥]?
@@ -21,18 +21,18 @@ _HEAD = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 _ABOUT = "[經经]文[資资][訊讯]|版本[記记][錄录]|[編编][輯辑][說说]明|原始[資资]料|其[他它]事[項项]"
-_HEADER = re.compile(
+_HEADER = lazy_pattern(
     rf"^[ \t]*\#?[ \t]*【(?:{_ABOUT})】[^\n]*(?:\n|\Z)|^\#[^\n]*(?:\n|\Z)|^[=-]{{10,}}[ \t]*(?:\n|\Z)", re.M
 )
-_TITLE = re.compile(
+_TITLE = lazy_pattern(
     r"【[經经]文[資资][訊讯]】[^\n]*?No\.[ \t]*(?P<number>[A-Za-z]?[0-9]+[A-Za-z]?)[ \t]*(?P<title>[^\n]*)"
 )
-_NUMBER = re.compile(
+_NUMBER = lazy_pattern(
     r"^[ \t\u3000]*No\.[ \t]*[A-Za-z]?[0-9]+(?:[-,A-Za-z0-9 ]*)(?:[\[(（][^\]\n]*[\])）])?[ \t\u3000]*(?:\n|\Z)",
     re.M,
 )
-_FOOTNOTE = re.compile(r"\[(?:[A-Za-z]?[0-9]{1,7}[a-z]?|[*＊])\]|\[p?[0-9]{4}[a-z][0-9]{2}\][ \t]*")  # or a position
-_HAN = re.compile(f"[{HAN}]")
+_FOOTNOTE = lazy_pattern(r"\[(?:[A-Za-z]?[0-9]{1,7}[a-z]?|[*＊])\]|\[p?[0-9]{4}[a-z][0-9]{2}\][ \t]*")  # or a position
+_HAN = lazy_pattern(f"[{HAN}]")
 
 
 def is_cbeta(head: str) -> bool:
@@ -63,7 +63,8 @@ def _join(lines: list[str], counts: Counts) -> str:
     lengths = [len(_HAN.findall(line)) for line in lines]
     is_prose = [bool(line) and not any(blank in line.rstrip() for blank in BLANKS) for line in lines]
     prose = [length for length, is_line in zip(lengths, is_prose, strict=True) if is_line]
-    full = max(_FULL * statistics.median(prose or [0]), _MIN_WIDTH)
+    median = sorted(prose)[len(prose) // 2] if prose else 0
+    full = max(_FULL * median, _MIN_WIDTH)
     pieces: list[str] = []
     goes_on = False
     for line, length, is_line in zip(lines, lengths, is_prose, strict=True):

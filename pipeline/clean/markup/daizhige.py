@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.parsed import Parsed, replace
 from pipeline.clean.rule import Counts
 
 MAX_FRONT_MATTER = 200  # lines
 _MAX_FRONT_LINE = 2000  # characters
-_FRONT_LINE = re.compile(r"([ \t]*)(?:- +)?(?:([A-Za-z_][\w-]*):(?:[ \t]+|$))?(.*)")
-HARD_BREAK = re.compile(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
-ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")  # a mark of ASCII that Markdown is to print, as in \[穀\-禾\+牛\]
-_LINE_BREAK = re.compile(r"<br[ \t]*/?>\n?", re.IGNORECASE)
+_FRONT_LINE = lazy_pattern(r"([ \t]*)(?:- +)?(?:([A-Za-z_][\w-]*):(?:[ \t]+|$))?(.*)")
+HARD_BREAK = lazy_pattern(r"(?<=[^\s])(?: {2,}|\\)(?=\n|\Z)")
+ESCAPE = lazy_pattern(r"\\([!-/:-@\[-`{-~])")  # a mark of ASCII that Markdown is to print, as in \[穀\-禾\+牛\]
+_LINE_BREAK = lazy_pattern(r"<br[ \t]*/?>\n?", re.IGNORECASE)
 
 
 def daizhige(text: str, counts: Counts) -> Parsed:

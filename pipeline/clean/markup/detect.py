@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.cbeta import cbeta, is_cbeta
 from pipeline.clean.markup.daizhige import daizhige, front_matter
 from pipeline.clean.markup.html import html, is_html
@@ -17,11 +18,11 @@ from pipeline.clean.markup.wikitext import wikitext_lite
 
 __all__ = ("cbeta", "daizhige", "detect", "html", "kanripo", "markdown", "org", "wikitext_lite")
 
-_MANDOKU = re.compile(r"# -\*-[^\n]*mandoku|(?:#[^\n]*\n){0,20}#\+PROPERTY:[ \t]*(?:ID|BASEEDITION)[ \t]")
-_PAGE_MARK = re.compile(r"<pb:[A-Za-z0-9]+_[^<>\n]{1,60}>")
-_ORG = re.compile(r"#\+[A-Za-z_]+:|# -\*-[^\n]*\borg\b[^\n]*-\*-")
-_WIKI_PREAMBLE = re.compile(r"(?:\s+|__[A-Z]+__|<!--(?:(?!-->).){0,500}-->|</?[a-z][^<>\n]{0,200}>)+", re.DOTALL)
-_WIKI_HEADER = re.compile(r"\{\{[^{}|\n]{0,30}header[^{}|\n]{0,20}\s*(?:\||\}\})", re.IGNORECASE)
+_MANDOKU = lazy_pattern(r"# -\*-[^\n]*mandoku|(?:#[^\n]*\n){0,20}#\+PROPERTY:[ \t]*(?:ID|BASEEDITION)[ \t]")
+_PAGE_MARK = lazy_pattern(r"<pb:[A-Za-z0-9]+_[^<>\n]{1,60}>")
+_ORG = lazy_pattern(r"#\+[A-Za-z_]+:|# -\*-[^\n]*\borg\b[^\n]*-\*-")
+_WIKI_PREAMBLE = lazy_pattern(r"(?:\s+|__[A-Z]+__|<!--(?:(?!-->).){0,500}-->|</?[a-z][^<>\n]{0,200}>)+", re.DOTALL)
+_WIKI_HEADER = lazy_pattern(r"\{\{[^{}|\n]{0,30}header[^{}|\n]{0,20}\s*(?:\||\}\})", re.IGNORECASE)
 _WIKI_SIGNS = (r"(?m)^==[^=\n]{1,80}==[ \t]*$", r"\[\[[^][\n]{1,80}\]\]", r"\{\{[^{}\n]{1,200}\}\}")
 
 

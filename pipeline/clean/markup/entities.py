@@ -11,6 +11,7 @@ import re
 import string
 from html.entities import html5
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import ANY, Counts, textual, units
 from pipeline.clean.rules import characters
 from pipeline.clean.utf16 import Utf16Text, decode_utf16, encode_utf16, is_one_of, positions_of, units_at
@@ -21,7 +22,7 @@ _NAME = string.ascii_letters + string.digits + "#"
 _BARE = "nbsp|lt|gt|amp|quot"  # names that are read without their semicolon too
 _WIDE_SPACES = "\u2001\u2002\u2003"  # &emsp; and &ensp;, with which paragraphs are indented
 _AFTER_TAG_START = string.ascii_letters + "/!?#"
-_REFERENCE = re.compile(
+_REFERENCE = lazy_pattern(
     rf"""&(?P<again>(?:(?:amp|\#38|\#x26)[;；])*)
     (?: (?P<name>\#[0-9]{{1,7}}|\#[xX][0-9a-fA-F]{{1,6}}|[A-Za-z][A-Za-z0-9]{{1,31}})[;；]
       | (?P<bare>{_BARE})(?![A-Za-z0-9=]) )""",

@@ -6,9 +6,9 @@ that is closed, such as `<p>…</p>`.
 
 from __future__ import annotations
 
-import re
 from html.parser import HTMLParser
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup import entities
 from pipeline.clean.markup.parsed import MAX_NOTE, Parsed, add_count
 from pipeline.clean.rule import Counts
@@ -26,7 +26,7 @@ _KNOWN = {f"<{name}>" for name in (*_LINES, *_INLINE)}
 _MIN_TAGS, _MIN_TAG_RATIO = 3, 0.001  # of a text that is HTML: tags, and tags per character
 _MAX_UNCLOSED = 100  # unclosed tags and comments after which the remainder is text
 _BREAK, _AMPERSAND = "\x01", "\0"  # characters that no text contains at this point
-_LINE_END = re.compile(r"[ \t]*\n(?![\u3000\u00a0])[ \t]*")
+_LINE_END = lazy_pattern(r"[ \t]*\n(?![\u3000\u00a0])[ \t]*")
 
 
 def is_html(head: str) -> bool:

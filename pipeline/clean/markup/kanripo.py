@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import re
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.parsed import Parsed, add_count, replace
 from pipeline.clean.markup.print_lines import join_print_lines
 from pipeline.clean.rule import Counts
 
 _HAN = r"\u3400-\u9fff\U00020000-\U0003ffff□&"  # in a character class: Han, and what stands for it
-_HASH_LINE = re.compile(r"^[ \t]*#[^\n]*(?:\n|\Z)", re.MULTILINE)
-_COMMENT_LINE = re.compile(r"^[ \t]*#(?:\+|[ \t]|$)[^\n]*(?:\n|\Z)", re.MULTILINE)
-_KEYWORD = re.compile(r"[ \t]*#\+([A-Za-z_]+):[ \t]*(.*)")
+_HASH_LINE = lazy_pattern(r"^[ \t]*#[^\n]*(?:\n|\Z)", re.MULTILINE)
+_COMMENT_LINE = lazy_pattern(r"^[ \t]*#(?:\+|[ \t]|$)[^\n]*(?:\n|\Z)", re.MULTILINE)
+_KEYWORD = lazy_pattern(r"[ \t]*#\+([A-Za-z_]+):[ \t]*(.*)")
 _TAG = r"<(?:pb|md|cb|lb):(?:[^<>\n]{0,120}>|[A-Za-z0-9_.-]*)"  # the second form was cut off before its >
-_TAG_LINE = re.compile(rf"^[ \t]*{_TAG}(?:[ \t]*{_TAG})*[ \t]*¶?[ \t]*(?:\n|\Z)", re.MULTILINE)
-_TAGS = re.compile(_TAG)
-_READING_LINE = re.compile(rf"^[^\s@]{{0,8}}@[A-Za-z\u00c0-\u024f][^\n{_HAN}]*(?:\n|\Z)", re.MULTILINE)
-_PROPERTY_LINE = re.compile(r"^[ \t]*:[A-Za-z_-]+:(?:[ \t][^\n]*)?(?:\n|\Z)", re.MULTILINE)
+_TAG_LINE = lazy_pattern(rf"^[ \t]*{_TAG}(?:[ \t]*{_TAG})*[ \t]*¶?[ \t]*(?:\n|\Z)", re.MULTILINE)
+_TAGS = lazy_pattern(_TAG)
+_READING_LINE = lazy_pattern(rf"^[^\s@]{{0,8}}@[A-Za-z\u00c0-\u024f][^\n{_HAN}]*(?:\n|\Z)", re.MULTILINE)
+_PROPERTY_LINE = lazy_pattern(r"^[ \t]*:[A-Za-z_-]+:(?:[ \t][^\n]*)?(?:\n|\Z)", re.MULTILINE)
 _NUMBER = r"[A-Z]?[0-9]{1,3}(?:\.[0-9]{1,3})"  # `14.1`, `A1.1.3`
-_VERSE_NUMBER = re.compile(
+_VERSE_NUMBER = lazy_pattern(
     r"^([ \t\u3000¶]*(?:@[A-Za-z]{1,8})*)"
     rf"(?:{_NUMBER}{{1,4}}[ \u3000¶]*(?=[《〈「『{_HAN}]|$)|[0-9]{{1,3}}(?=[《〈]))",
     re.MULTILINE,
 )
-_SECTION = re.compile(
+_SECTION = lazy_pattern(
     rf"^[ \t\u3000]*{_NUMBER}{{0,4}}[ \u3000]*"
     r"([《〈][^《》〈〉\n¶]{1,30}[》〉](?:[ \u3000]*第?[一二三四五六七八九十百〇上中下]{1,6})?)[ \u3000]*¶?[ \t]*$",
     re.MULTILINE,
 )
-_SERIAL_LINE = re.compile(rf"^[ \t\u3000]*No\. ?[0-9][^\n{_HAN}]*(?:\n|\Z)", re.MULTILINE)
-_LINK_END = re.compile(r"=>(?=[ \t]*¶?[ \t]*$)", re.MULTILINE)
-_INNER_FORM = re.compile(rf"(?<=¶)(?=@[A-Za-z]{{1,8}}[{_HAN}])")  # a newline is missing before `@fw`
-_BARS = re.compile(r"(?<![ \t\u3000])[ \t\u3000]*[|｜](?:[ \t\u3000¶]*[|｜])*[ \t\u3000]*")
-_STARS = re.compile(r"^\*+(?=[ \t])", re.MULTILINE)
-_ORG_LINK = re.compile(r"\[\[[^][\n]{1,300}\]\[([^][\n]{1,300})\]\]|\[\[([^][\n]{1,300})\]\]")
+_SERIAL_LINE = lazy_pattern(rf"^[ \t\u3000]*No\. ?[0-9][^\n{_HAN}]*(?:\n|\Z)", re.MULTILINE)
+_LINK_END = lazy_pattern(r"=>(?=[ \t]*¶?[ \t]*$)", re.MULTILINE)
+_INNER_FORM = lazy_pattern(rf"(?<=¶)(?=@[A-Za-z]{{1,8}}[{_HAN}])")  # a newline is missing before `@fw`
+_BARS = lazy_pattern(r"(?<![ \t\u3000])[ \t\u3000]*[|｜](?:[ \t\u3000¶]*[|｜])*[ \t\u3000]*")
+_STARS = lazy_pattern(r"^\*+(?=[ \t])", re.MULTILINE)
+_ORG_LINK = lazy_pattern(r"\[\[[^][\n]{1,300}\]\[([^][\n]{1,300})\]\]|\[\[([^][\n]{1,300})\]\]")
 
 
 def kanripo(text: str, counts: Counts) -> Parsed:

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import re
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.daizhige import ESCAPE, HARD_BREAK, front_matter, without_front_matter
 from pipeline.clean.markup.html import html, is_html
 from pipeline.clean.markup.parsed import Parsed, replace
 from pipeline.clean.rule import Counts
 
 _MIN_SIGNS = 3  # fences, rules, emphasis and links of a text that has headings
-_HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
-_FENCE = re.compile(r"^[ \t]*`{3,}[ \t]*[A-Za-z0-9+#-]*[ \t]*(?:\n|\Z)|`{3,}", re.MULTILINE)
-_RULE = re.compile(r"^[ \t]*(?:(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|(?:\*[ \t]*){3,}|={3,}[ \t]*)(?:\n|\Z)", re.MULTILINE)
-_STRONG = re.compile(r"(\*{2,3}|__)(?=\S)([^*_\n]{1,300})(?<=\S)\1")
-_IMAGE = re.compile(r"!\[[^][\n]{0,300}\]\([^()\n]{0,1000}\)")
-_LINK = re.compile(r"(?<!!)\[([^][\n]{1,300})\]\((?=[!-~]*[:./#])[!-~]{0,1000}?(?: \"[^\"\n]*\")?\)")
-_EMPHASIS = re.compile(r"(?<![*A-Za-z0-9\\])\*(?=[^\s*])([^*\n]{1,300})(?<=[^\s*\\])\*(?![*A-Za-z0-9])")
-_ITEM = re.compile(r"^[ \t]*[-*+][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.MULTILINE)
-_CONTENTS = re.compile(r"^[ \t]*\[(?:TOC|toc)\][ \t]*(?:\n|\Z)", re.MULTILINE)
-_FOOTNOTE = re.compile(r"\[\^([0-9]{1,3})\](:[ \t]*)?")
-_TABLE_RULE = re.compile(r"^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?(?:\n|\Z)", re.MULTILINE)
-_ROW = re.compile(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
-_TAG = re.compile(r"<(?:!--|br\b)")
-_QUOTE = re.compile(r"^[ \t]{0,3}>(?:[ \t]?>)*[ \t]?", re.MULTILINE)
+_HEADING = lazy_pattern(r"^#{1,6}[ \t]+\S", re.MULTILINE)
+_FENCE = lazy_pattern(r"^[ \t]*`{3,}[ \t]*[A-Za-z0-9+#-]*[ \t]*(?:\n|\Z)|`{3,}", re.MULTILINE)
+_RULE = lazy_pattern(r"^[ \t]*(?:(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|(?:\*[ \t]*){3,}|={3,}[ \t]*)(?:\n|\Z)", re.MULTILINE)
+_STRONG = lazy_pattern(r"(\*{2,3}|__)(?=\S)([^*_\n]{1,300})(?<=\S)\1")
+_IMAGE = lazy_pattern(r"!\[[^][\n]{0,300}\]\([^()\n]{0,1000}\)")
+_LINK = lazy_pattern(r"(?<!!)\[([^][\n]{1,300})\]\((?=[!-~]*[:./#])[!-~]{0,1000}?(?: \"[^\"\n]*\")?\)")
+_EMPHASIS = lazy_pattern(r"(?<![*A-Za-z0-9\\])\*(?=[^\s*])([^*\n]{1,300})(?<=[^\s*\\])\*(?![*A-Za-z0-9])")
+_ITEM = lazy_pattern(r"^[ \t]*[-*+][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", re.MULTILINE)
+_CONTENTS = lazy_pattern(r"^[ \t]*\[(?:TOC|toc)\][ \t]*(?:\n|\Z)", re.MULTILINE)
+_FOOTNOTE = lazy_pattern(r"\[\^([0-9]{1,3})\](:[ \t]*)?")
+_TABLE_RULE = lazy_pattern(r"^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?(?:\n|\Z)", re.MULTILINE)
+_ROW = lazy_pattern(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
+_TAG = lazy_pattern(r"<(?:!--|br\b)")
+_QUOTE = lazy_pattern(r"^[ \t]{0,3}>(?:[ \t]?>)*[ \t]?", re.MULTILINE)
 
 
 def is_markdown(head: str) -> bool:

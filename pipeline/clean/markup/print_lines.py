@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.parsed import add_count
 from pipeline.clean.rule import Counts
 from pipeline.clean.rules import headings
@@ -25,13 +26,13 @@ _RAGGED = sys.maxsize  # width of a text without full lines, such as a list
 _INDENT = "\u3000"
 _MARKS = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS + OPENERS  # added by editors: they take no room in the print
 _SENTENCE_ENDS = tuple(SENTENCE_ENDS + CLOSERS)
-_MARK = re.compile(f"[{re.escape(_MARKS)}]")
-_TWO_COLUMNS = re.compile(r"\(([^()/]*)/([^()/]*)\)")
-_NOTE = re.compile(r"\(([^()/]*)\)")
-_NOTE_END = re.compile(r"\([^()]*\)$")
-_GAIJI = re.compile(r"&[A-Za-z0-9-]{1,12};")
-_GAP = re.compile(r"(?<=[^ \u3000]) *\u3000[ \u3000]*(?=[^ \u3000])")
-_FORM = re.compile(r"[ \t\u3000]*(?:@[A-Za-z]{1,8})+(?=[^A-Za-z@\n])")  # `@fw`: the line is set in large type
+_MARK = lazy_pattern(f"[{re.escape(_MARKS)}]")
+_TWO_COLUMNS = lazy_pattern(r"\(([^()/]*)/([^()/]*)\)")
+_NOTE = lazy_pattern(r"\(([^()/]*)\)")
+_NOTE_END = lazy_pattern(r"\([^()]*\)$")
+_GAIJI = lazy_pattern(r"&[A-Za-z0-9-]{1,12};")
+_GAP = lazy_pattern(r"(?<=[^ \u3000]) *\u3000[ \u3000]*(?=[^ \u3000])")
+_FORM = lazy_pattern(r"[ \t\u3000]*(?:@[A-Za-z]{1,8})+(?=[^A-Za-z@\n])")  # `@fw`: the line is set in large type
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ import functools
 import re
 from pathlib import Path
 
+from pipeline.clean.lazy_pattern import lazy_pattern
+
 _LISTS = ("Readme.org", "README.org")  # of a Kanripo repository: the chapters of each file
-_LINK = re.compile(r"\[\[file:([^][\n]{1,200}?)(?:::[^][\n]{0,200})?\]\[([^][\n]{1,200})\]\]")
-_BOOK = re.compile(r"^#\+TITLE:[ \t]*(.*?)[ \t]*(?:/[ \t]*[A-Z0-9-]+[ \t]*)?$", re.MULTILINE | re.IGNORECASE)
-_HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+_LINK = lazy_pattern(r"\[\[file:([^][\n]{1,200}?)(?:::[^][\n]{0,200})?\]\[([^][\n]{1,200})\]\]")
+_BOOK = lazy_pattern(r"^#\+TITLE:[ \t]*(.*?)[ \t]*(?:/[ \t]*[A-Z0-9-]+[ \t]*)?$", re.MULTILINE | re.IGNORECASE)
+_HAN = lazy_pattern("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _MAX_BYTES = 1 << 20  # of a list of chapters
 MAX_TITLE = 60
 _SAYS_NOTHING = frozenset(("text", "source", "target", "bitext", "content", "index"))  # names of files without suffix

@@ -5,30 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup import entities
 from pipeline.clean.markup.parsed import MAX_BLOCK, MAX_DEPTH, MAX_NOTE, Parsed, add_count, replace
 from pipeline.clean.rule import Counts
 
 _COMMENT_BODY = rf"<!--(?:(?!<!--|-->).){{0,{MAX_NOTE}}}-->"
-_COMMENT = re.compile(rf"^[ \t]*{_COMMENT_BODY}[ \t]*\n|{_COMMENT_BODY}", re.DOTALL | re.MULTILINE)
-_REF = re.compile(
+_COMMENT = lazy_pattern(rf"^[ \t]*{_COMMENT_BODY}[ \t]*\n|{_COMMENT_BODY}", re.DOTALL | re.MULTILINE)
+_REF = lazy_pattern(
     rf"<(ref|gallery)\b[^<>]{{0,200}}(?<!/)>(?:(?!</?(?:ref|gallery)\b).){{0,{MAX_NOTE}}}</\1>"
     r"|<(?:ref|references)\b[^<>]{0,200}/>",
     re.DOTALL | re.IGNORECASE,
 )
-_VARIANT = re.compile(r"-\{([^{}\n]{0,300})\}-")
-_LINK = re.compile(r"\[\[([^][\n|]{0,300})((?:\|[^][|\n]{0,1000})*)\]\]")
-_NOT_TEXT = re.compile(r"[ \t]*(?:category|分類|分类|file|image|文件|檔案|圖像)[ \t]*:", re.IGNORECASE)
-_LANGUAGE = re.compile(r"[a-z]{2,3}:")
-_PARAMETER = re.compile(r"\{\{\{[^{}\n]{0,100}\}\}\}")
-_URL = re.compile(r"\[(?:https?:)?//[^][\s]{1,500}(?:[ \t]+([^][\n]{0,300}))?\]")
-_BRACES = re.compile(r"(\{\{|\}\})")
-_TABLE_ENDS = re.compile(r"(^[ \t:]*\{\|[^\n]*\n|^[ \t]*\|\}(?!\})[^\n]*(?:\n|\Z))", re.MULTILINE)
-_BREAK = re.compile(r"<br\b[^<>\n]{0,100}>\n?|</p>\n?|<hr\b[^<>\n]{0,100}>", re.IGNORECASE)
-_ELEMENT = re.compile(r"</?(?!ref\b)[A-Za-z][A-Za-z0-9]{0,20}(?:[ \t]+[^<>\n]{0,300})?/?>")
-_SWITCH = re.compile(r"__[A-Z]{3,30}__|'{2,5}|^-{4,}[ \t]*$", re.MULTILINE)
-_LIST = re.compile(r"^[:;*#]+[ \t]*", re.MULTILINE)
-_WIKI_HEADING = re.compile(r"^={1,6}[ \t]*([^=\n]+?)[ \t]*={1,6}[ \t]*$", re.MULTILINE)
+_VARIANT = lazy_pattern(r"-\{([^{}\n]{0,300})\}-")
+_LINK = lazy_pattern(r"\[\[([^][\n|]{0,300})((?:\|[^][|\n]{0,1000})*)\]\]")
+_NOT_TEXT = lazy_pattern(r"[ \t]*(?:category|分類|分类|file|image|文件|檔案|圖像)[ \t]*:", re.IGNORECASE)
+_LANGUAGE = lazy_pattern(r"[a-z]{2,3}:")
+_PARAMETER = lazy_pattern(r"\{\{\{[^{}\n]{0,100}\}\}\}")
+_URL = lazy_pattern(r"\[(?:https?:)?//[^][\s]{1,500}(?:[ \t]+([^][\n]{0,300}))?\]")
+_BRACES = lazy_pattern(r"(\{\{|\}\})")
+_TABLE_ENDS = lazy_pattern(r"(^[ \t:]*\{\|[^\n]*\n|^[ \t]*\|\}(?!\})[^\n]*(?:\n|\Z))", re.MULTILINE)
+_BREAK = lazy_pattern(r"<br\b[^<>\n]{0,100}>\n?|</p>\n?|<hr\b[^<>\n]{0,100}>", re.IGNORECASE)
+_ELEMENT = lazy_pattern(r"</?(?!ref\b)[A-Za-z][A-Za-z0-9]{0,20}(?:[ \t]+[^<>\n]{0,300})?/?>")
+_SWITCH = lazy_pattern(r"__[A-Z]{3,30}__|'{2,5}|^-{4,}[ \t]*$", re.MULTILINE)
+_LIST = lazy_pattern(r"^[:;*#]+[ \t]*", re.MULTILINE)
+_WIKI_HEADING = lazy_pattern(r"^={1,6}[ \t]*([^=\n]+?)[ \t]*={1,6}[ \t]*$", re.MULTILINE)
 _NOTES = {"*", "註", "注", "小註", "小注", "雙行註", "双行注", "sk notes", "annotation"}
 _SHOW_FIRST = {  # templates that set their first argument in another type, or add a remark for browsers
     *("專", "专", "書", "书", "另", "另2", "yl", "!", "僻字", "pua", "annotate", "ruby", "propernoun", "tooltip"),

@@ -5,12 +5,12 @@ Both follow from the counts of report.py alone, so equal corpora have equal repo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report import problems, sentencepiece_flags
 from pipeline.clean.report.examples import visible
@@ -25,7 +25,7 @@ from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
 LINES, COLUMNS = 24, 110  # of the table, at most: one screen
-_HAN = re.compile(f"[{HAN}]")
+_HAN = lazy_pattern(f"[{HAN}]")
 _LABEL_WIDTH = 14
 _MAX_CASES, _MAX_WARNINGS = 3, 5  # in the table: cases of a rule, lines of warnings
 

@@ -13,7 +13,6 @@ them is returned unchanged.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from functools import cache
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Effect, Ranges
 from pipeline.clean.utf16 import (
     UNIT_COUNT,
@@ -58,8 +58,8 @@ _RADICALS = dict(
         strict=True,
     )
 )
-_TAGS = re.compile("[\U000e0000-\U000e007f]")
-_SUPPLEMENTARY_SELECTORS = re.compile("[\U000e0100-\U000e01ef]")
+_TAGS = lazy_pattern("[\U000e0000-\U000e007f]")
+_SUPPLEMENTARY_SELECTORS = lazy_pattern("[\U000e0100-\U000e01ef]")
 _TAG_OR_SELECTOR = 0xDB40  # the high surrogate of both
 _COMPATIBILITY_SUPPLEMENT = 0xD87E  # the high surrogate of U+2F800 to U+2FA1F
 

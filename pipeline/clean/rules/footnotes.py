@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.utf16 import BLANKS, LINE_ENDS, SEPARATOR
 from pipeline.sources.order import parse_numeral
@@ -18,11 +19,11 @@ NAME, POLICIES = "footnotes", ("keep", "drop")
 _CIRCLED = "①-⑳㉑-㉟㊱-㊿"
 _NUMERAL = "(?:[0-9]{1,3}|[〇一二三四五六七八九十百]{1,4})"
 _MARK = rf"(?:[{_CIRCLED}]|\[{_NUMERAL}\]|［{_NUMERAL}］|〔{_NUMERAL}〕|【[0-9]{{1,3}}】)"
-_MARKS = re.compile(_MARK)
-NOTE_LINE = re.compile(rf"[{BLANKS}]*({_MARK})[{BLANKS}]*(?=[^{BLANKS}{LINE_ENDS}])")
-TRAILING_MARKS = re.compile(rf"(?:{_MARK})+$")
-NOTE_RULE = re.compile(r"[ \t\u00a0\u3000]*[-—―─━_]{4,}[ \t\u00a0\u3000]*$")  # drawn between a page and its notes
-_TITLE = re.compile(r"\s*[【\[〔［]?(?:注释|注釋|脚注|腳注|註釋|注解|校注|注)[】\]〕］]?[：:]?\s*")
+_MARKS = lazy_pattern(_MARK)
+NOTE_LINE = lazy_pattern(rf"[{BLANKS}]*({_MARK})[{BLANKS}]*(?=[^{BLANKS}{LINE_ENDS}])")
+TRAILING_MARKS = lazy_pattern(rf"(?:{_MARK})+$")
+NOTE_RULE = lazy_pattern(r"[ \t\u00a0\u3000]*[-—―─━_]{4,}[ \t\u00a0\u3000]*$")  # drawn between a page and its notes
+_TITLE = lazy_pattern(r"\s*[【\[〔［]?(?:注释|注釋|脚注|腳注|註釋|注解|校注|注)[】\]〕］]?[：:]?\s*")
 _MIN_SERIES = 3  # marks 1, 2, 3 that are footnotes without their lines
 
 

@@ -23,6 +23,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, apply_to_lines, units
 from pipeline.clean.rules.characters import normalise
 from pipeline.clean.utf16 import (
@@ -52,12 +53,12 @@ _LEFT_RADICALS = "口山巾弓月歹火牛犬目石禾羽舟虫貝足身車酉�
 _RIGHT_RADICALS = "支攴殳隹頁"
 _LEVEL_1 = ((b"\xb0", b"\xd7"), (b"\xa4", b"\xc6"))  # first bytes in GB 2312 and in Big5
 _MAX_COMPONENTS = 3
-_BARE = re.compile(f"[{_COMPONENT}]+")
+_BARE = lazy_pattern(f"[{_COMPONENT}]+")
 _NUMERALS = "〇○零一二三四五六七八九十百千-"  # [一-三] is a reference
 
 _DESCRIPTION_OPERATORS = frozenset(map(chr, (*range(0x2FF0, 0x3000), 0x31EF)))
 _OPERAND_COUNTS = {"\u2ff2": 3, "\u2ff3": 3, "\u2ffe": 1, "\u2fff": 1}  # all other operators take two
-_OPERAND = re.compile(f"[{_COMPONENT}？]")
+_OPERAND = lazy_pattern(f"[{_COMPONENT}？]")
 _MAX_SEQUENCE = 32  # characters of a description sequence; the longest in use have about 25
 
 
@@ -123,7 +124,7 @@ def _is_usual(character: str) -> bool:
 
 
 _OPENERS = "&{[<"
-_START = re.compile(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # much faster to search for than _gaiji() itself
+_START = lazy_pattern(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # much faster to search for than _gaiji() itself
 _MAX_PASSES = 16  # one gaiji may be a component of another: [女*{口大}]
 
 _PRIVATE_UNITS = (0xE000, 0xF8FF)

@@ -16,6 +16,7 @@ from functools import cache
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rules import series
 from pipeline.clean.rules.series import KINDS, NUMBER, Heading, Lines, MissedNumber, Ordinals
 from pipeline.clean.utf16 import (
@@ -41,7 +42,7 @@ _BLANK = f"[{BLANKS}]"
 _NUMBERED = f"第{_BLANK}?{NUMBER}{_BLANK}?[{KINDS}]"
 _VOLUME = f"卷[之第]?(?:{NUMBER}(?:[上中下]|之{NUMBER})?|[上中下])"
 _WORK = "《[^《》]{0,12}》"
-_HEADING = re.compile(
+_HEADING = lazy_pattern(
     rf"""{_BLANK}*
     (?: (?: (?:{_WORK})? (?:正文|目[录錄]) {_BLANK}+ | {_WORK} {_BLANK}+ )?
         (?: [^\s，。！？：；“”‘’「」、【】（）—–]{{0,8}} {_NUMBERED} )
@@ -56,7 +57,7 @@ _WORDS = (
     "|[终終]~[章曲]|番~外篇?|[内內]容(?:[简簡]介|提要)|出版[说說]明|附~[录錄]|[上中下][册冊卷]"
 ).replace("~", f"{_BLANK}*")
 _SEPARATORS = "：、．.·・:。—–|｜/／_~～★☆-"
-_OWN_LINE = re.compile(
+_OWN_LINE = lazy_pattern(
     rf"""(?: (?: [^\s，。！？：；“”‘’「」、]{{1,8}} (?: {_BLANK}+ | {_BLANK}*[：>＞]{_BLANK}* )
             | 【[^【】]{{1,12}}】{_BLANK}* )?
         [^\s，。！？：；“”‘’「」、【（〔〖(\[〈＜<『—–-]{{0,8}} {_NUMBERED}
@@ -71,18 +72,18 @@ _OWN_LINE = re.compile(
     re.VERBOSE,
 )
 _ORNAMENTS = "☆★◆◇※＝=~～*＊#_"
-_ORNAMENTED = re.compile(
+_ORNAMENTED = lazy_pattern(
     rf"{_BLANK}*(?:[{_ORNAMENTS}]+[、．.]?|([-—–]+)){_BLANK}*(\S.*?){_BLANK}*([{_ORNAMENTS}—–-]*){_BLANK}*"
 )
-_MARKED = re.compile(rf"{_BLANK}*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
-_STOP = re.compile("[，。！？：；、“”‘’「」…—]")
-_SENTENCE = re.compile("[。“”「」]|…(?!…*$)|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
-_QUOTATION = re.compile("“[^“”。]{1,20}”|「[^「」。]{1,20}」")  # a title, if nothing follows
-_END_MARK = re.compile("[（(]?[完终終毕畢竟][）)]?")  # 卷一 终
-_VERSE_OPENING = re.compile(f"{_BLANK}([诗詩词詞]曰：?)$")
-_TITLE_END, _TITLE_END_SINGLE = re.compile(f"{_BLANK}{{2,}}"), re.compile("\u3000")
-_COUPLET = re.compile(rf"([{HAN}]{{5,11}}){_BLANK}+([{HAN}]{{5,11}}){_BLANK}+")
-_NUMBER_OF_KIND = re.compile(f"第{_BLANK}?({NUMBER}){_BLANK}?([{KINDS}])")
+_MARKED = lazy_pattern(rf"{_BLANK}*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
+_STOP = lazy_pattern("[，。！？：；、“”‘’「」…—]")
+_SENTENCE = lazy_pattern("[。“”「」]|…(?!…*$)|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
+_QUOTATION = lazy_pattern("“[^“”。]{1,20}”|「[^「」。]{1,20}」")  # a title, if nothing follows
+_END_MARK = lazy_pattern("[（(]?[完终終毕畢竟][）)]?")  # 卷一 终
+_VERSE_OPENING = lazy_pattern(f"{_BLANK}([诗詩词詞]曰：?)$")
+_TITLE_END, _TITLE_END_SINGLE = lazy_pattern(f"{_BLANK}{{2,}}"), lazy_pattern("\u3000")
+_COUPLET = lazy_pattern(rf"([{HAN}]{{5,11}}){_BLANK}+([{HAN}]{{5,11}}){_BLANK}+")
+_NUMBER_OF_KIND = lazy_pattern(f"第{_BLANK}?({NUMBER}){_BLANK}?([{KINDS}])")
 _OTHER_NUMBERS = (
     ("卷N", re.compile(f"卷[之第]?({NUMBER})")),
     ("N《…》", series.NUMBER_OF_WORK),
@@ -92,7 +93,7 @@ _MAX_PREFIX = 25  # units before 第 or 卷 in a heading: a work, 正文, a blan
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading
 _AFTER_VOLUME = NUMERALS + "之第上中下"
 _IS_MARKUP, _IS_WORD, _IS_DIGIT = 1, 2, 3  # kinds of first units, besides the numbers after 第 and 卷
-_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外后後前版者容册冊卷" + BLANKS + LINE_ENDS
+_SECOND_UNITS = "子首言序例录錄声聲记記章幕曲外后後前版者容册冊卷：、·:" + NUMERALS + BLANKS + LINE_ENDS
 
 
 @dataclass

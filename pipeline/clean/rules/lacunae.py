@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, apply_to_lines, units
 from pipeline.clean.utf16 import HAN, LACUNA, Utf16Text, decode_utf16, delete_units, encode_utf16, positions_of
 from pipeline.errors import BadConfig
@@ -40,10 +41,10 @@ def _circle() -> re.Pattern[str]:
     )
 
 
-_RUN = re.compile(f"[{SIGNS}{LACUNA}]+")
-_CERTAIN = re.compile(f"[■{LACUNA}]|囗囗")
-_CHINESE = re.compile(f"[{HAN}]")
-_CONTINUATION = re.compile(
+_RUN = lazy_pattern(f"[{SIGNS}{LACUNA}]+")
+_CERTAIN = lazy_pattern(f"[■{LACUNA}]|囗囗")
+_CHINESE = lazy_pattern(f"[{HAN}]")
+_CONTINUATION = lazy_pattern(
     f"[{HAN}，。；：、！？．,.;:!?]"
 )  # ASCII marks included: this rule runs before they are widened
 

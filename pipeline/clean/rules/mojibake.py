@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 
 from pipeline.clean.damage import debris
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, apply_to_lines, lines_containing, units
 from pipeline.clean.utf16 import (
     HAN,
@@ -37,23 +38,23 @@ _CYRILLIC = "\u0400-\u052f"
 _BOPOMOFO = "\u3105-\u312f\u31a0-\u31bf"
 _BOX = "\u250c-\u254b\u2552-\u257f"
 _FOREIGN = _KANA + _CYRILLIC + _BOPOMOFO + _BOX
-_TABLE = re.compile("[─━│┃═║]")
+_TABLE = lazy_pattern("[─━│┃═║]")
 
-_RUN = re.compile(f"[{_FOREIGN}]+")
-_RUN_WITH_NO = re.compile(f"[{_FOREIGN}の]+")  # tells whether a line with other kana is Japanese
+_RUN = lazy_pattern(f"[{_FOREIGN}]+")
+_RUN_WITH_NO = lazy_pattern(f"[{_FOREIGN}の]+")  # tells whether a line with other kana is Japanese
 _CHINESE = f"{HAN}{LACUNA}{_REPLACEMENT}"
 _STOP = "，。！？：；、…．,.!?:; \t\u3000"  # ASCII marks included: this rule runs before they are widened
-_LOST = re.compile(
+_LOST = lazy_pattern(
     rf"(?<=[{_CHINESE}])[{_FOREIGN}]{{1,3}}(?=[{_CHINESE}{_STOP}]|$)"
     rf"|(?:^|(?<=[{_STOP}]))[{_FOREIGN}]{{1,3}}(?=[{_CHINESE}])"
 )
-_LETTERS = re.compile(f"[{_CHINESE}{_FOREIGN}]+")
+_LETTERS = lazy_pattern(f"[{_CHINESE}{_FOREIGN}]+")
 # A document or line with more foreign letters than this is written in another script:
 _MAX_CHANCE = 3  # runs, and characters of a run, that may be mojibake
 _MAX_RATIO = 0.05  # of the letters of a document, or of a line with more than _MAX_CHANCE
 _MAX_RATIO_OF_LINE = 0.25  # of the letters of any line
 
-_LINE_ENDS = re.compile("([\n\0])")
+_LINE_ENDS = lazy_pattern("([\n\0])")
 
 
 def rule() -> Rule:

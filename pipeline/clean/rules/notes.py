@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.rules import footnotes
 from pipeline.clean.utf16 import LINE_ENDS, SEPARATOR
@@ -32,7 +33,7 @@ _WRONG_CLOSERS = frozenset(
     BRACKET_CLASSES.index(pair) + 1 for pair in ("［］", "{}")
 )  # may close （ by mistake: （…] and （…}
 _MARKS = "，。；：、！？ \t\u3000"  # a line of nothing but these and notes is removed
-_ONLY_MARKS = re.compile(f"[{_MARKS}]*")
+_ONLY_MARKS = lazy_pattern(f"[{_MARKS}]*")
 
 # Regular expressions that distinguish an editor's note in chinese-poetry from an aside in the verse.
 _EDITORIAL = (
@@ -135,7 +136,7 @@ def _active_policies(policies: Mapping[str, str]) -> Policies:
                 f"--notes: unknown policy {policy!r}", hint="choose keep, drop, extract, or drop:一作/按/見"
             )
         try:
-            pattern = re.compile("|".join(f"(?:{word})" for word in words.split("/") if word)) if colon else None
+            pattern = lazy_pattern("|".join(f"(?:{word})" for word in words.split("/") if word)) if colon else None
         except re.error as error:
             raise BadConfig(f"--notes: {policy!r}: {error}", hint="write each word as a regular expression") from error
         if name != "keep":

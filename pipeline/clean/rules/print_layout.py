@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rules import headings
 from pipeline.clean.rules.footnotes import NOTE_LINE, NOTE_RULE, TRAILING_MARKS
 from pipeline.clean.utf16 import BLANKS, LINE_ENDS, SEPARATOR, Utf16Text, is_one_of, positions_of, units_at
@@ -38,24 +39,24 @@ _SAMPLE = 60  # lines that decide whether a text is verse or a list of headings
 
 _ENDS = "。！？…．.!?"
 _CLOSERS = "”’」』）》〉】〕〗\"')"
-_SENTENCE_END = re.compile(f"[{re.escape(_ENDS)}][{re.escape(_CLOSERS)}]*$")
+_SENTENCE_END = lazy_pattern(f"[{re.escape(_ENDS)}][{re.escape(_CLOSERS)}]*$")
 _LAST_UNITS = _ENDS + "”」』"
-_CLAUSE_MARKS = re.compile(rf"[，。！？：；、,.!?:;{BLANKS}]+")
-_LAST_MARK = re.compile("[，；、：,;:—]$")
-_PUNCTUATION = re.compile("[，。！？；：、“”‘’「」『』—…]")
+_CLAUSE_MARKS = lazy_pattern(rf"[，。！？：；、,.!?:;{BLANKS}]+")
+_LAST_MARK = lazy_pattern("[，；、：,;:—]$")
+_PUNCTUATION = lazy_pattern("[，。！？；：、“”‘’「」『』—…]")
 _NUMERAL = "(?:[0-9]{1,4}|[〇一二三四五六七八九十百]{1,5})"
 _SIGNS = "-—–－─~～=＝·•・.*◆●☆★"
 _OPENING, _CLOSING = rf"[{_SIGNS}〔\[(（<《【第]{{1,12}}", rf"[{_SIGNS}〕\])）>》】页頁]{{1,12}}"
 _B = f"[{BLANKS}]*"
-_DECORATED = re.compile(
+_DECORATED = lazy_pattern(
     rf"""{_OPENING}{_B}({_NUMERAL}){_B}{_CLOSING}
     | (?:{_OPENING})?{_B} [Pp](?:age|AGE)?[.:]?{_B}([0-9]{{1,4}}) (?:{_B}(?:of|/){_B}[0-9]{{1,4}})? {_B}(?:{_CLOSING})?
     | (?:{_OPENING})?{_B} ({_NUMERAL}){_B}[页頁]?{_B} (?:[/／|,，]|共|of)+{_B}共?{_B}{_NUMERAL} {_B}(?:{_CLOSING})?""",
     re.VERBOSE,
 )
-_BARE = re.compile(r"([0-9]{1,4})")
+_BARE = lazy_pattern(r"([0-9]{1,4})")
 _GAP = rf"(?:[{BLANKS}]+[-—·•・.…|│/／(（]*{_B}|[-—·•・…|│/／(（]+{_B})"  # before a page number in a running head
-_HEAD_WITH_NUMBER = re.compile(rf"(\S.{{0,30}}?){_GAP}({_NUMERAL}){_B}[-—·•・.)）]*|({_NUMERAL}){_GAP}(\S.{{0,30}})")
+_HEAD_WITH_NUMBER = lazy_pattern(rf"(\S.{{0,30}}?){_GAP}({_NUMERAL}){_B}[-—·•・.)）]*|({_NUMERAL}){_GAP}(\S.{{0,30}})")
 _MAX_MARK = 80  # characters of a running head, blanks and page number
 _MAX_HEAD = 20  # characters of a running head without a number
 

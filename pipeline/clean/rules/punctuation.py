@@ -11,12 +11,12 @@ digits, spaces, □ and the marks of English text are never stripped.
 
 from __future__ import annotations
 
-import re
 import string
 from functools import cache, partial
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, units
 from pipeline.clean.utf16 import (
     BLANKS,
@@ -49,7 +49,7 @@ LETTER_RANGES = (*HAN_UNITS, HAN_HIGH_SURROGATES, (0xE000, 0xF8FF), (0xDC00, 0xD
 LETTER_SIGNS = "〇□"
 
 _NARROW, _WIDE = ",!?;:()", "，！？；：（）"
-_REFERENCE, _MAX_REFERENCE = re.compile("&#?[0-9A-Za-z+-]{2,};"), 24  # its units
+_REFERENCE, _MAX_REFERENCE = lazy_pattern("&#?[0-9A-Za-z+-]{2,};"), 24  # its units
 _DIGITS, _LETTERS = string.digits, string.ascii_letters
 _BEFORE_LABEL = BLANKS + "。；，？！（:："
 _MAX_NESTING = 16  # of brackets in pairs; outer ones are widened alone

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.utf16 import (
     BLANKS,
     CLOSERS,
@@ -34,8 +35,8 @@ NUMBER = f"[{NUMERALS}]+"
 KINDS = "回囘囬廻章节節卷段折摺出齣篇则則部集幕讲講"
 MIN_RUN, MIN_MISSED = 3, 5  # numbers that rise by one: from which they are a series, and the report names them
 MAX_DIGITS, MAX_INDENT, MAX_WEAK = 9, 8, 40  # units, the last of a line that a series makes a heading
-_PAGE_NUMBER = re.compile(f"(?: [-—·…(（]*|[-—·…(（]+) ?(?:[0-9]{{1,4}}|{NUMBER})[-—·)） ]*$")
-_PAGE_MARK = re.compile("[^\\w，、；：。！？…”’」』）》】〕]*(?:\n[^\\w\n]*(?:第?[0-9]{1,4}[页頁]?[^\\w\n]*)?)*$")
+_PAGE_NUMBER = lazy_pattern(f"(?: [-—·…(（]*|[-—·…(（]+) ?(?:[0-9]{{1,4}}|{NUMBER})[-—·)） ]*$")
+_PAGE_MARK = lazy_pattern("[^\\w，、；：。！？…”’」』）》】〕]*(?:\n[^\\w\n]*(?:第?[0-9]{1,4}[页頁]?[^\\w\n]*)?)*$")
 _MAX_PAGE_MARK, _MIN_PRINT_LINE = 100, 12  # units: of the last line of a page with its number; of that line
 _EXAMPLE, _NEAR_START = 24, 12  # units: of an example; between the start of a line and a number that may head it
 _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
@@ -46,10 +47,10 @@ _WEAK_SHAPES = (  # a text has one of them: the first of which its numbers rise
     ("…第N", re.compile(f"{_TEXT}{{1,8}}第({NUMBER})")),
     ("N …", re.compile(f"({NUMBER})[{BLANKS}]+{_TEXT}(?:[^，。！？：；“”「」…]{{0,20}})")),
 )
-_NUMBERED_TITLE = re.compile(
+_NUMBERED_TITLE = lazy_pattern(
     f"第[{BLANKS}]?{NUMBER}|卷[之第]?(?:{NUMBER}|[上中下])|^[A-Z]?[{NUMERALS}.]+(?:[{BLANKS}]|《)"
 )
-NUMBER_OF_WORK = re.compile(f"[A-Z]?(?:[0-9]+[.])*([0-9]+)[{BLANKS}]?《")
+NUMBER_OF_WORK = lazy_pattern(f"[A-Z]?(?:[0-9]+[.])*([0-9]+)[{BLANKS}]?《")
 
 
 def is_numbered(title: str) -> bool:
@@ -368,7 +369,7 @@ def longest_run(numbers: Iterable[int]) -> list[int]:
     return longest if len(longest) >= MIN_MISSED else []
 
 
-_NUMBERED_LINE = re.compile(f"({NUMBER})[、．.] ?{_TEXT}[^，。！？：；“”「」…]*")
+_NUMBERED_LINE = lazy_pattern(f"({NUMBER})[、．.] ?{_TEXT}[^，。！？：；“”「」…]*")
 
 
 def _missed_titles(

@@ -21,6 +21,7 @@ from functools import cache
 
 import numpy as np
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule
 from pipeline.clean.rules import headings
 from pipeline.clean.utf16 import (
@@ -85,7 +86,7 @@ _NOTICE = (
     r"|(?:百度|谷歌)(?:一下|里?搜索).{0,12}(?:(?:小说|文学|读书|看书|中文|书)网|最新章节)|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临(?!寒|指)|访问|阅读)"
     r"|上一[章页回节篇]第.{1,30}下一[章页回节篇](?:第|没有|目录|$)"
 )
-_NAVIGATION = re.compile(  # links, if a clause or line has nothing else
+_NAVIGATION = lazy_pattern(  # links, if a clause or line has nothing else
     "(?:上一[章页回节篇]|下一[章页回节篇]|返?回(?:目录|书页|首页|列表|书目|章节|顶部)|返回|目录|章节|列表|首页|书架|书签|加入|推荐票?|投票?|评论|本书)+"
     "|本章完"
 )
@@ -115,20 +116,20 @@ _ADDRESS = (
 )
 _W = "wWｗＷⓦⓌ"
 _MAX_WWW = 12  # units from the first w to the third
-_SITE = re.compile(
+_SITE = lazy_pattern(
     "^欢迎[您你]|[站网书阁版址载访]|txt|小说|手机|整理|制作|来源|出处|首发|电子|更多|阅读|文学|[吧屋城库楼坊斋馆社家]$"
 )
 
-_NOT_LETTERS = re.compile(f"[^{HAN}a-z0-9\\n]+")
+_NOT_LETTERS = lazy_pattern(f"[^{HAN}a-z0-9\\n]+")
 _COMMA_TO_LINE_END = dict.fromkeys(map(ord, "，,；;、"), "\n")  # no notice goes beyond one
-_HAN, _LATIN = re.compile(f"[{HAN}]"), re.compile("[a-z]")
-_SENTENCE = re.compile(r"[^。！？!?…]*[。！？!?…]*[”’」』）)】\]]*")
-_SPEECH, _SPOKEN = re.compile("[“「][^“”「」]*[。!?,…][”」]"), "言"  # and a character that no notice has
-_CLAUSE = re.compile(r"[^，,；; \t\u3000]*[，,；; \t\u3000]*")
-_BRACKETED = re.compile(f"[{re.escape(_OPENING)}]([^{_BRACKETS}]{{2,120}})[{re.escape(_CLOSING)}]")
+_HAN, _LATIN = lazy_pattern(f"[{HAN}]"), lazy_pattern("[a-z]")
+_SENTENCE = lazy_pattern(r"[^。！？!?…]*[。！？!?…]*[”’」』）)】\]]*")
+_SPEECH, _SPOKEN = lazy_pattern("[“「][^“”「」]*[。!?,…][”」]"), "言"  # and a character that no notice has
+_CLAUSE = lazy_pattern(r"[^，,；; \t\u3000]*[，,；; \t\u3000]*")
+_BRACKETED = lazy_pattern(f"[{re.escape(_OPENING)}]([^{_BRACKETS}]{{2,120}})[{re.escape(_CLOSING)}]")
 _LINE_END_UNITS = [ord(unit) for unit in LINE_ENDS]
 _MARKS = "-=_*＊☆★◇◆~～#＝－─━—→←╔╗╚╝║═│┌┐└┘├┤┼+＋|｜^"
-_MARK_LINE = re.compile(rf"[{BLANKS}]*(?:[{_MARKS}][{BLANKS}]*){{3,}}")
+_MARK_LINE = lazy_pattern(rf"[{BLANKS}]*(?:[{_MARKS}][{BLANKS}]*){{3,}}")
 
 
 def rule(*, remove: bool) -> Rule:

@@ -10,10 +10,10 @@ footnotes may be between the two. By default documents of clear width are joined
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import pairwise
 
+from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, textual, units
 from pipeline.clean.rules import headings, print_layout
 from pipeline.clean.rules.footnotes import NOTE_LINE, NOTE_RULE
@@ -37,7 +37,7 @@ from pipeline.clean.utf16 import (
 _NO_BEGIN = SENTENCE_ENDS + CLAUSE_MARKS + CLOSERS  # that no paragraph begins with
 # ASCII marks included: this rule runs before they are widened.
 _SENTENCE_ENDS = tuple(SENTENCE_ENDS + "：" + ELLIPSIS + CLOSERS + ".!?:" + "\"')]")
-_CHINESE = re.compile(f"[{HAN}{LACUNA}{CHINESE_MARKS}{CLAUSE_MARKS}{OPENERS}{CLOSERS}{ELLIPSIS}—・·]")
+_CHINESE = lazy_pattern(f"[{HAN}{LACUNA}{CHINESE_MARKS}{CLAUSE_MARKS}{OPENERS}{CLOSERS}{ELLIPSIS}—・·]")
 
 
 class _Lines:
