@@ -9,7 +9,7 @@ import click
 from model.commands.options import DEVICE
 from pipeline.commands.console import Command, Outcome, Settings
 
-_EXPORTS = {"gpt2": "transformers, GGUF", "qwen3": "transformers, GGUF", "fast": "none"}
+_EXPORTS = dict.fromkeys(("gpt2", "gpt_neox", "qwen3"), "transformers, GGUF") | {"fast": "none"}
 
 
 @click.command(cls=Command)
@@ -44,10 +44,10 @@ def presets(settings: Settings, vocab_size: int, lists_settings: bool, device: s
     picked = pick_device(device)
     rate = measure_flops(PRESETS["small"], picked)
     rows = [_row(name, vocab_size, rate) for name in PRESETS]
-    header = f"{'preset':<15} {'parameters':>12} {'minutes':>12}  {'family':<6}  {'exports to':<18}  description"
+    header = f"{'preset':<15} {'parameters':>12} {'minutes':>12}  {'family':<8}  {'exports to':<18}  description"
     lines = [header]
     lines += [
-        f"{row['name']:<15} {row['parameters'] / 1e6:>11,.2f}M {_minutes(row)}  {row['family']:<6}  "
+        f"{row['name']:<15} {row['parameters'] / 1e6:>11,.2f}M {_minutes(row)}  {row['family']:<8}  "
         f"{row['exports']:<18}  {row['description']}"
         for row in rows
     ]

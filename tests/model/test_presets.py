@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+import cli
 from model.config import Preset, override, resolve_vocab_size
 from model.presets import PRESETS, Choice, choose, get_preset
 
@@ -31,6 +34,17 @@ def test_every_choice_can_be_exported_and_trained(tokens: int, vocab_size: int, 
         assert preset.model.block_size < tokens
         assert choice.minutes == minutes or minutes is None
         assert all(getattr(PRESETS["small"].model, name, None) != value for name, value in choice.settings.items())
+
+
+def test_the_command_lists_every_preset_with_the_formats_that_it_can_be_exported_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("model.training.estimate.measure_flops", lambda preset, device: 1e10)
+    assert cli.main(["presets", "--json"]) == 0
+    exports = {row["name"]: row["exports"] for row in json.loads(capsys.readouterr().out)["presets"]}
+    assert list(exports) == list(PRESETS)
+    assert {exports[name] for name in ("mini", "sample", "small")} == {"transformers, GGUF"}
+    assert exports["shuihu-fast"] == "none"
 
 
 def test_short_text_gets_a_smaller_network_more_dropout_and_less_time() -> None:
