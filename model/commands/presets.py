@@ -9,7 +9,7 @@ import click
 from model.commands.options import DEVICE
 from pipeline.commands.console import Command, Outcome, Settings
 
-_EXPORTS = dict.fromkeys(("gpt2", "gpt_neox", "qwen3"), "transformers, GGUF") | {"fast": "none"}
+_EXPORTS = dict.fromkeys(("gpt2", "gpt_neox", "qwen3"), "transformers, GGUF") | {"fast": "transformers"}
 
 
 @click.command(cls=Command)

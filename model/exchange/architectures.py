@@ -216,7 +216,8 @@ def family_of(config: GPTConfig) -> Family:
     options = extensions + min(mismatches, key=len) or ["kv_heads"]
     presets = ", ".join(name for name, preset in PRESETS.items() if preset.model.family in FAMILIES)
     raise BadConfig(
-        f"other programs have no counterpart of {', '.join(options)}", hint=f"use one of the presets {presets}"
+        f"other programs have no counterpart of {', '.join(options)}",
+        hint=f"export with --to hf, which adds the network's code, or use one of the presets {presets}",
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from model.config import GPTConfig
 from model.exchange import convert, gguf, huggingface, model_card
-from model.exchange.architectures import family_of
 from model.exchange.export_source import ExportSource
 from model.runs import checkpoint, run
 from pipeline.errors import BadConfig, export_mismatch
@@ -29,26 +28,26 @@ class ModelFormat:
     """A format of another program.
 
     library  name of the library that loads the format
-    require  raises BadConfig for a tokenizer that the format cannot hold; called before any weights are loaded
+    require  raises BadConfig for a network or tokenizer that the format cannot hold; called before weights are loaded
     weights  converts our weights to the names and shapes of the format
     write    writes the model into a folder
     read     reads the weights back from that folder
-    usage    example code for the model card, for a model of that name
+    usage    example code for the model card, for a network and a model of that name
     """
 
     library: str
-    require: Callable[[Tokenizer], None]
+    require: Callable[[GPTConfig, Tokenizer], None]
     weights: Callable[[GPTConfig, Mapping[str, Tensor]], dict[str, Tensor]]
     write: Callable[[ExportSource, Path], None]
     read: Callable[[Path], dict[str, Tensor]]
-    usage: Callable[[str], str]
+    usage: Callable[[GPTConfig, str], str]
 
 
 FORMATS = {
     "hf": ModelFormat(
         "transformers",
         huggingface.require,
-        convert.to_huggingface,
+        huggingface.weights,
         huggingface.write,
         huggingface.read,
         huggingface.usage,
@@ -87,8 +86,7 @@ def export(
     path = run.checkpoint_path(run_artifact, checkpoint_name)
     run.require_intact(run_artifact, path)
     state, tokenizer = checkpoint.read_state(path), run.open_tokenizer(run_artifact)
-    family_of(state.model)  # raises for a network without a counterpart
-    model_format.require(tokenizer)
+    model_format.require(state.model, tokenizer)
     files.require_space(out.parent, 4 * state.model.parameters, option="--out")
     with files.new_folder(out) as draft, artifact.lease(run_artifact):
         model = checkpoint.load_model(path, torch.device("cpu"))
@@ -98,7 +96,9 @@ def export(
         model_format.write(source, draft)
         if verify:
             _require_equal(model_format.read(draft), model_format.weights(state.model, weights))
-        card = model_card.text(source, model_format.library, model_format.usage(run_artifact.manifest.name))
+        card = model_card.text(
+            source, model_format.library, model_format.usage(state.model, run_artifact.manifest.name)
+        )
         (draft / "README.md").write_text(card, encoding="utf-8")
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
         names = tuple(str(path.relative_to(draft)) for path in paths)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.config import GPTConfig
 from model.exchange import convert
 from model.exchange.architectures import family_of
 from model.exchange.export_source import ExportSource
@@ -33,8 +34,9 @@ from pipeline.tokenizers import (
 _SPLIT_PATTERNS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
 
 
-def require(tokenizer: Tokenizer) -> None:
-    """Raise BadConfig if llama.cpp has no equal tokenizer, or if the package `gguf` is not installed."""
+def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Raise BadConfig if llama.cpp has no equal network or tokenizer, or if the package `gguf` is not installed."""
+    family_of(config)  # raises for a network without a counterpart
     _gguf()
     if isinstance(tokenizer, SentencePiece):
         require_exportable(tokenizer)
@@ -130,7 +132,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def usage(name: str) -> str:
+def usage(config: GPTConfig, name: str) -> str:
     """Return example code for the model card."""
     return f"""```sh
 llama-cli --model {name}.gguf --prompt "..." -no-cnv

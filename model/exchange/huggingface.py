@@ -1,5 +1,6 @@
-"""Export to Hugging Face: a folder for `AutoModelForCausalLM.from_pretrained(DIR)`, without custom code.
+"""Export to Hugging Face: a folder for `AutoModelForCausalLM.from_pretrained(DIR)`.
 
+*.py                      the network's code, only if transformers has no class for it (custom_code.py)
 config.json               the network
 model.safetensors         its weights in fp32
 generation_config.json    the end of text, and padding ids to suppress
@@ -9,6 +10,7 @@ tokenizer_config.json     how transformers loads tokenizer.json
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import msgspec
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.exchange import convert
+from model.config import GPTConfig
+from model.exchange import convert, custom_code
 from model.exchange.export_source import ExportSource
 from model.runs import checkpoint
 from pipeline.tokenizers import Integers, Tokenizer, require_exportable, token_strings, tokenizer_json
@@ -32,26 +35,36 @@ _TEST_TEXTS = (
 )
 
 
-def require(tokenizer: Tokenizer) -> None:
+def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
     """Raise BadConfig if no tokenizer.json gives the same ids as the tokenizer."""
     require_exportable(tokenizer)
 
 
+def weights(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert our weights to the names and shapes of the folder."""
+    convert_weights = custom_code.weights if custom_code.is_needed(config) else convert.to_huggingface
+    return convert_weights(config, tensors)
+
+
 def write(source: ExportSource, folder: Path) -> None:
-    """Write the five files. Raises BadData if tokenizer.json gives other ids than ours for one of the texts."""
+    """Write the files. Raises BadData if tokenizer.json gives other ids than ours for one of the texts."""
     config, tokenizer = source.state.model, source.tokenizer
     test_texts = () if isinstance(tokenizer, Integers) else _TEST_TEXTS
     (folder / "tokenizer.json").write_bytes(tokenizer_json(tokenizer, (*test_texts, *source.texts)))
     eos = tokenizer.end_of_text
     special_ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
-    config_json = convert.config_to_huggingface(config) | special_ids | {"dtype": "float32"}
-    _write_json(folder / "config.json", config_json)
+    if custom_code.is_needed(config):
+        custom_code.write(folder)
+        fields = custom_code.config_json(config)
+    else:
+        fields = convert.config_to_huggingface(config)
+    _write_json(folder / "config.json", fields | special_ids | {"dtype": "float32"})
     # Rows beyond the tokenizer's ids are padding and must not be sampled.
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
     _write_json(folder / "generation_config.json", special_ids | ({"suppress_tokens": padding} if padding else {}))
-    weights = folder / _WEIGHTS
-    checkpoint.write_tensors(weights, convert.to_huggingface(config, source.weights), {"format": "pt"})
-    weights.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
+    path = folder / _WEIGHTS
+    checkpoint.write_tensors(path, weights(config, source.weights), {"format": "pt"})
+    path.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
     eos_piece = token_strings(tokenizer)[eos]
     _write_json(
         folder / "tokenizer_config.json",
@@ -76,13 +89,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
-def usage(name: str) -> str:
-    """Return example code for the model card."""
+def usage(config: GPTConfig, name: str) -> str:
+    """Return example code for the model card, and why it must be trusted if the folder has code."""
+    option = ", trust_remote_code=True" if custom_code.is_needed(config) else ""
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}-hf")
-model = AutoModelForCausalLM.from_pretrained("{name}-hf")
+tokenizer = AutoTokenizer.from_pretrained("{name}-hf"{option})
+model = AutoModelForCausalLM.from_pretrained("{name}-hf"{option})
 prompt = tokenizer("...", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))
-```"""
+```{custom_code.NOTE if option else ""}"""

@@ -44,7 +44,7 @@ def test_the_command_lists_every_preset_with_the_formats_that_it_can_be_exported
     exports = {row["name"]: row["exports"] for row in json.loads(capsys.readouterr().out)["presets"]}
     assert list(exports) == list(PRESETS)
     assert {exports[name] for name in ("mini", "sample", "small")} == {"transformers, GGUF"}
-    assert exports["shuihu-fast"] == "none"
+    assert exports["shuihu-fast"] == "transformers"
 
 
 def test_short_text_gets_a_smaller_network_more_dropout_and_less_time() -> None:

@@ -100,7 +100,7 @@ def test_a_network_without_counterpart_raises_and_suggests_presets(
 ) -> None:
     run_artifact = publish_run(root, replace(GPT2, **changes))
     with pytest.raises(BadConfig, match=message) as caught:
-        export_run(run_artifact)
+        export_run(run_artifact, "gguf")
     assert "qwen-8m" in caught.value.hint
     assert not list((root / "exports").glob("*"))
 
