@@ -17,9 +17,10 @@ from torch import Tensor
 
 from model.device import free_memory
 from model.generation.sampling import SEED_LIMIT, Candidate, SampledToken, SampleOptions, sample_token
+from model.generation.scoring import TokenScore, not_finite, score_prompts
 from model.network.gpt import GPT
 from model.network.kv_cache import KVCache
-from pipeline.errors import BadConfig, BadData, TryAgain
+from pipeline.errors import BadConfig, TryAgain
 from pipeline.tokenizers import IncrementalDetokenizer, Tokenizer
 
 _MAX_ROWS = 16  # of the engine of `sample`
@@ -45,12 +46,23 @@ class Sample:
 class TokenSequence:
     """A sequence that is being generated: the ids of its prompt and of its text so far.
 
-    `ended` is "" until the sequence ends, then the reason as in `Sample`.
+    `finish_reason` is "" until the sequence ends, then the reason as in `Sample.ended`. With `scores_prompt` the engine
+    sets `prompt_scores`, of the ids after the first one, before the first token; such a prompt must fit in the block.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: SampleOptions, seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        options: SampleOptions,
+        seed: int,
+        *,
+        scores_prompt: bool = False,
+    ) -> None:
         self.options, self.token_ids, self.text, self.finish_reason = options, list[int](), "", ""
         self.context = list(prompt) or [tokenizer.end_of_text]  # an empty prompt starts a new document
+        self.scores_prompt, self.prompt_scores = scores_prompt, tuple[TokenScore, ...]()
+        self.vocab_size = tokenizer.vocab_size
         self._tokenizer = tokenizer
         # Generated integers are decoded without the prompt's last one, and so without a space before the first.
         last_id = prompt[-1] if prompt and tokenizer.kind != "integers" else None
@@ -63,12 +75,10 @@ class TokenSequence:
 
         The repetition penalty applies to the last `block_size` ids only, so that its cost does not grow with the text.
         """
-        logits = logits[: self._tokenizer.vocab_size]  # the other rows are padding
+        logits = logits[: self.vocab_size]  # the other rows are padding
         if not math.isfinite(float(logits.sum())):
-            raise BadData(
-                "the network's logits are not finite: its weights are damaged", hint="`verify --deep` the run"
-            )
-        token = sample_token(logits, self.options, self._generator, self.context[-block_size:])
+            raise not_finite()
+        token = sample_token(logits, self.options, self._generator, self.context[-block_size:], self.token_ids)
         candidates: list[Candidate] = []
         sampled = Candidate(token, "", 0.0)
         if self.options.candidates:
@@ -115,6 +125,7 @@ def _overlap(text: str, stop: str) -> int:
 class Engine:
     """Generates up to `rows` sequences at a time. `active` are those that have not ended, in the order of their rows.
 
+    A prompt to score is not in a row before its first token: it is computed without the cache, beside others.
     Raises BadConfig if there is not enough memory for so many rows.
     """
 
@@ -125,23 +136,37 @@ class Engine:
                 f"{rows:,} rows of KV cache need more memory than is free on {weight.device}",
                 hint=f"--rows {max_rows} would fit" if max_rows else "use a smaller network, or a larger machine",
             )
-        self.model, self.active = model.eval(), list[TokenSequence]()
+        self.model, self.active, self._unscored = model.eval(), list[TokenSequence](), list[TokenSequence]()
         self._cache = KVCache(model.config, rows, weight.dtype, weight.device)
         self._device = weight.device
 
     @property
     def is_full(self) -> bool:
         """True if every row is in use."""
-        return len(self.active) >= len(self._cache.lengths)
+        return len(self.active) + len(self._unscored) >= len(self._cache.lengths)
 
     def add(self, sequence: TokenSequence) -> None:
-        """Add a sequence in the next free row. The engine must not be full."""
+        """Add a sequence. The engine must not be full."""
         assert not self.is_full
+        if sequence.scores_prompt:
+            self._unscored.append(sequence)
+        else:
+            self._add_row(sequence)
+
+    def clear(self) -> None:
+        """Remove all sequences."""
+        self.active.clear()
+        self._unscored.clear()
+
+    def _add_row(self, sequence: TokenSequence) -> None:
         self._cache.reset(len(self.active))
         self.active.append(sequence)
 
     def remove(self, sequence: TokenSequence) -> None:
         """Remove a sequence. The last row moves to its row."""
+        if sequence in self._unscored:
+            self._unscored.remove(sequence)
+            return
         row, last_row = self.active.index(sequence), len(self.active) - 1
         if row != last_row:
             self._cache.copy(last_row, row)
@@ -150,7 +175,30 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[TokenSequence, SampledToken]]:
-        """Generate one token of each active sequence, and remove those that end with it."""
+        """Generate one token of each sequence, and remove those that end with it."""
+        tokens = self._step_rows() if self.active else []
+        unscored, self._unscored = self._unscored, []
+        for sequence, token in self._score(unscored):
+            tokens.append((sequence, token))
+            if not sequence.finish_reason:
+                self._add_row(sequence)
+        return tokens
+
+    def _score(self, sequences: Sequence[TokenSequence]) -> list[tuple[TokenSequence, SampledToken]]:
+        """Score the prompts of sequences, and generate their first tokens."""
+        if not sequences:
+            return []
+        likeliest = max(sequence.options.candidates for sequence in sequences)
+        prompts = [sequence.context for sequence in sequences]
+        scores = score_prompts(self.model, prompts, sequences[0].vocab_size, likeliest)
+        for sequence, score in zip(sequences, scores, strict=True):
+            sequence.prompt_scores = score.tokens
+        return [
+            (sequence, sequence.append(score.next_logits, self._cache.size))
+            for sequence, score in zip(sequences, scores, strict=True)
+        ]
+
+    def _step_rows(self) -> list[tuple[TokenSequence, SampledToken]]:
         for row in range(len(self.active)):
             if self._cache.lengths[row] == 0 or self._cache.is_full(row):
                 self._prefill(row)

@@ -26,6 +26,8 @@ RANGES = {  # the server accepts the same
     "top_p": Range(0.0, 1.0),
     "min_p": Range(0.0, 1.0),
     "repetition_penalty": Range(0.1, 10.0),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "presence_penalty": Range(-2.0, 2.0),
     "seed": Range(0, SEED_LIMIT - 1),
     "candidates": Range(0, _MAX_COUNT),
 }
@@ -44,6 +46,8 @@ class SampleOptions:
     min_p               sample among the tokens at least min_p times as likely as the most likely one; 0: all
     repetition_penalty  divide positive logits of tokens that already occurred within the block size, and multiply
                         negative ones, by this (Keskar et al. 2019); 1: no penalty
+    frequency_penalty   subtract this from the logit of a token for each time that it was generated; 0: no penalty
+    presence_penalty    subtract this once from the logit of each token that was generated; 0: no penalty
     stop                texts that end a generated text, which does not include them
     candidates          number of most likely tokens to report at each step
     """
@@ -58,6 +62,8 @@ class SampleOptions:
     seed: int = 1
     stop: tuple[str, ...] = ()
     candidates: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name, values in RANGES.items():
@@ -91,15 +97,25 @@ class SampledToken:
 
 
 def sample_token(
-    logits: Tensor, options: SampleOptions, generator: torch.Generator, context: Sequence[int] = ()
+    logits: Tensor,
+    options: SampleOptions,
+    generator: torch.Generator,
+    context: Sequence[int] = (),
+    generated: Sequence[int] = (),
 ) -> int:
-    """Return one id sampled from logits (V,). `context` are the earlier ids, for the repetition penalty."""
+    """Return one id sampled from logits (V,).
+
+    `context` are the earlier ids, for the repetition penalty; `generated` those after the prompt, for the other two.
+    """
     import torch
 
     if options.repetition_penalty != 1 and context:
         repeated = torch.tensor(sorted({token for token in context if token < len(logits)}))
         values, penalty = logits[repeated], options.repetition_penalty
         logits = logits.index_copy(0, repeated, torch.where(values > 0, values / penalty, values * penalty))
+    if generated and (options.frequency_penalty or options.presence_penalty):
+        counts = torch.bincount(torch.tensor(generated), minlength=len(logits))
+        logits = logits - options.frequency_penalty * counts - options.presence_penalty * (counts > 0)
     if options.greedy or options.temperature < _MIN_TEMPERATURE:
         return int(logits.argmax())
     ids = None  # of `logits` once those are sorted, the most likely first

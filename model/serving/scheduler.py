@@ -214,8 +214,7 @@ class Scheduler:
         """Remove all active sequences and fail their requests; with `waiting_too`, fail every request."""
         with self._changed:
             requests = self._requests if waiting_too else {request for request, _ in self._owners.values()}
-            for sequence in list(self._engine.active):
-                self._engine.remove(sequence)
+            self._engine.clear()
             self._owners.clear()
             for request in requests:
                 loop.call_soon_threadsafe(request.push, failure)
