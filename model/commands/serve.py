@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +32,19 @@ from pipeline.commands.options import find_artifact
         help="Port to listen on; 0 picks a free one.",
     ),
     click.option(
+        "--server-name",
+        "server_names",
+        multiple=True,
+        metavar="NAME",
+        help="Another host name of this server, such as host.docker.internal; repeatable.",
+    ),
+    click.option(
+        "--api-key-file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File with keys, one a line; requests to the API must have one of them.",
+    ),
+    click.option(
         "--rows",
         type=click.IntRange(1, 256),
         metavar="N",
@@ -51,8 +65,8 @@ from pipeline.commands.options import find_artifact
 def serve(settings: Settings, reference: str, checkpoint: str, precision: str, device: str, **server: Any) -> Outcome:
     """Serve a model over HTTP.
 
-    Serves a page to write with and OpenAI's completions API until Ctrl-C or SIGTERM. Needs the extra [serve]. Without
-    RUN, the newest run is served.
+    Serves a page to write with and OpenAI's completions and chat API until Ctrl-C or SIGTERM. Needs the extra
+    [serve]. Without RUN, the newest run is served.
 
     \b
     Example:

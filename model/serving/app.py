@@ -1,8 +1,9 @@
-"""HTTP application: OpenAI's completions and models routes, and the web page with what it needs.
+"""HTTP application: OpenAI's completions, chat and models routes, and the web page with what it needs.
 
 Every input is bounded in bytes and in seconds, and no part of a request names a file. Errors have OpenAI's format.
-There is no authentication. On a loopback address only loopback host names are accepted, so that a foreign page cannot
-reach the server under a name of its own (DNS rebinding), and no page of another origin can read a response.
+With a list of keys, the routes of OpenAI's API need one of them. On a loopback address only loopback host names and
+`--server-name` are accepted, so that a foreign page cannot reach the server under a name of its own (DNS rebinding),
+and no page of another origin can read a response.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.generation.sampling import SampleOptions
 from model.generation.session import Session
 from model.runs.run import read_result
+from model.serving.access import Access, KeyCheck
+from model.serving.chat import BASE_MODEL, ChatRequest
+from model.serving.chat_responses import ChatResponse
 from model.serving.hosts import HostCheck
-from model.serving.requests import APIError, error_body, make_sequences, parse, tokenize_prompts
+from model.serving.requests import APIError, CompletionRequest, error_body, make_sequences, parse, tokenize_prompts
 from model.serving.responses import CompletionResponse
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
 from pipeline.tokenizers import Tokenizer
@@ -61,6 +65,7 @@ class ModelInfo:
     page: bytes
     curve: bytes | None
     created: int  # Unix time
+    block_size: int
 
 
 def load_model_info(session: Session) -> ModelInfo:
@@ -74,7 +79,9 @@ def load_model_info(session: Session) -> ModelInfo:
     }
     curve = run.file("loss.svg")
     svg = curve.read_bytes() if curve.is_file() else None
-    return ModelInfo(run.manifest.name, run.ref, tokenizer, summary, _page(), svg, int(time.time()))
+    return ModelInfo(
+        run.manifest.name, run.ref, tokenizer, summary, _page(), svg, int(time.time()), session.model.config.block_size
+    )
 
 
 def _page() -> bytes:
@@ -86,9 +93,14 @@ def _page() -> bytes:
 
 
 def create_app(
-    model: ModelInfo, scheduler: Scheduler, *, local: bool, report: Callable[[str], None], on_start: Callable[[], None]
+    model: ModelInfo,
+    scheduler: Scheduler,
+    *,
+    access: Access,
+    report: Callable[[str], None],
+    on_start: Callable[[], None],
 ) -> ASGIApp:
-    """Build the application. `local` restricts the host names; `report` receives internal errors, one line each."""
+    """Build the application. `report` receives internal errors, one line each."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -103,9 +115,11 @@ def create_app(
             Route("/curve.svg", endpoints.curve),
             Route("/health", endpoints.health),
             Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         ],
-        middleware=[Middleware(HostCheck, local=local)],
+        middleware=[Middleware(HostCheck, access=access), Middleware(KeyCheck, access=access)],
         exception_handlers=_error_handlers(report),
         lifespan=lifespan,
     )
@@ -140,20 +154,41 @@ class _Endpoints:
         return _json({"ok": True, "run": model.ref, "model": model.name, **model.summary, **curve, **load})
 
     async def models(self, _: Request) -> Response:
-        entry = {"id": self._model.name, "object": "model", "created": self._model.created, "owned_by": "inkstone"}
-        return _json({"object": "list", "data": [entry]})
+        return _json({"object": "list", "data": [self._model_entry()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return _json(self._model_entry())
 
     async def completions(self, request: Request) -> Response:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != _JSON:  # which a page of another origin cannot send without a preflight request
-            raise APIError(415, f"the content type must be {_JSON}, got {content_type or 'none'}")
-        body, model = parse(await _read_body(request)), self._model
-        if body.model not in ("", model.name, model.ref):
-            message = f"model {body.model!r} not found; this server has {model.name!r}"
+        body, warnings = parse(await _read_json(request), CompletionRequest)
+        return await self._respond(request, body, warnings, CompletionResponse)
+
+    async def chat(self, request: Request) -> Response:
+        body, warnings = parse(await _read_json(request), ChatRequest)
+        completion = body.completion(self._model.tokenizer)
+        return await self._respond(request, completion, [BASE_MODEL, *warnings], ChatResponse)
+
+    def _model_entry(self) -> dict[str, Any]:
+        return {"id": self._model.name, "object": "model", "created": self._model.created, "owned_by": "inkstone"}
+
+    def _check_model(self, name: str) -> None:
+        model = self._model
+        if name not in (model.name, model.ref):
+            message = f"model {name!r} not found; this server has {model.name!r}"
             raise APIError(404, message, "model", "model_not_found")
-        prompts = await asyncio.to_thread(tokenize_prompts, body, model.tokenizer, self._scheduler.capacity)
+
+    async def _respond(
+        self, request: Request, body: CompletionRequest, warnings: list[str], kind: type[CompletionResponse]
+    ) -> Response:
+        model = self._model
+        if body.model:
+            self._check_model(body.model)
+        prompts = await asyncio.to_thread(
+            tokenize_prompts, body, model.tokenizer, self._scheduler.capacity, model.block_size
+        )
         generation = self._scheduler.submit(make_sequences(body, prompts, model.tokenizer))
-        response = CompletionResponse(body, prompts, generation, model.tokenizer, model.name)
+        response = kind(body, prompts, generation, model.tokenizer, model.name, warnings)
         if body.stream:
             return _EventStream(response, self._scheduler)
         return await _complete(request, response, self._scheduler)
@@ -203,6 +238,14 @@ def _error_handlers(report: Callable[[str], None]) -> dict[Any, Callable[[Reques
         ClientDisconnect: disconnected,
         Exception: internal_error,
     }
+
+
+async def _read_json(request: Request) -> bytes:
+    """Read a body of JSON. Raises APIError for another content type, and as `_read_body`."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != _JSON:  # which a page of another origin cannot send without a preflight request
+        raise APIError(415, f"the content type must be {_JSON}, got {content_type or 'none'}")
+    return await _read_body(request)
 
 
 async def _read_body(request: Request) -> bytes:

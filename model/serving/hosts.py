@@ -8,21 +8,21 @@ from urllib.parse import unquote
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from model.serving.access import Access
 from model.serving.requests import error_body
 
-_LOOPBACK = re.compile(rb"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{0,5})?", re.IGNORECASE)
 _ABSOLUTE = re.compile(rb"http://([^/@]+)(/.*)?", re.IGNORECASE)  # RFC 9112, 3.2.2; of a target without its query
 
 
 class HostCheck:
-    """Middleware that routes an absolute target by its path, and with `local` accepts loopback host names only.
+    """Middleware that routes an absolute target by its path, and accepts the host names of `access` only.
 
     The name in an absolute target counts besides the Host header, so that neither can hide the other. A request
     without either is of HTTP/1.0, which no browser sends.
     """
 
-    def __init__(self, app: ASGIApp, local: bool) -> None:
-        self._app, self._local = app, local
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,9 +33,9 @@ class HostCheck:
             hosts.append(target[1])
             path = target[2] or b"/"
             scope = {**scope, "path": unquote(path.decode("ascii")), "raw_path": path}
-        foreign = [host for host in hosts if not _LOOPBACK.fullmatch(host)] if self._local else []
+        foreign = [host for host in hosts if not self._access.has_host(host)]
         if foreign:
-            message = f"this server is not {foreign[0].decode('latin-1')!r}: use 127.0.0.1 or localhost"
+            message = f"this server is not {foreign[0].decode('latin-1')!r}: use {self._access.example_host}"
             await Response(error_body(400, message), 400, media_type="application/json")(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -5,26 +5,38 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
-from model.generation.sampling import Candidate
+from model.generation.scoring import LOG_ZERO
 from model.serving.requests import CompletionRequest, TokenizedPrompt, error_body
 from model.serving.scheduler import GenerationFailed, GenerationRequest, ShuttingDown, TokenEvent
 from pipeline.tokenizers import END_OF_TEXT, IncrementalDetokenizer, Tokenizer
 
 _FINISH_REASONS = {"length": "length", "stop": "stop", "end of text": "stop"}
-_LOG_ZERO = -9999.0  # OpenAI's value for the logarithm of a probability of 0
 
 
-class _TokenLogprob(NamedTuple):
-    offset: int  # characters of generated text before the token
+class TokenLogprob(NamedTuple):
+    """A token of a choice. The first token of a prompt has no log probability."""
+
+    offset: int  # characters of the choice before the token
+    token_id: int
+    logprob: float | None
+    likeliest: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a choice. `logprobs` is None unless they were asked for."""
+
+    index: int
     text: str
-    logprob: float
-    top: dict[str, float]
+    logprobs: Sequence[TokenLogprob] | None
+    finish_reason: str | None = None
+    is_first: bool = False
 
 
 @dataclass
@@ -35,14 +47,17 @@ class _Choice:
     index: int
     prompt: TokenizedPrompt
     detokenizer: IncrementalDetokenizer
+    has_begun: bool = False
     sent: int = 0
     generated: int = 0
     tokens: int = 0
-    pending: list[_TokenLogprob] = field(default_factory=list)
+    pending: list[TokenLogprob] = field(default_factory=list)
 
 
 class CompletionResponse:
     """Response to one request: complete by `json`, or token by token by `stream`."""
+
+    id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
     def __init__(
         self,
@@ -51,9 +66,12 @@ class CompletionResponse:
         generation: GenerationRequest,
         tokenizer: Tokenizer,
         model: str,
+        warnings: Sequence[str] = (),
     ) -> None:
         self.generation = generation
         self._request, self._prompts, self._tokenizer = request, prompts, tokenizer
+        self._warnings = list(warnings)  # that are not sent yet
+        self._token_texts: dict[int, str] = {}
         repeated = [prompt for prompt in prompts for _ in range(request.n)]
         is_counting = tokenizer.kind == "integers"
         self._separator = " → " if is_counting else ""
@@ -66,28 +84,25 @@ class CompletionResponse:
             for index, prompt in enumerate(repeated)
         ]
         self._envelope = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
+            "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
+            "object": self.chunk_kind if request.stream else self.kind,
             "created": int(time.time()),
             "model": model,
         }
 
     async def json(self) -> bytes:
         """Wait for all sequences and encode the response. Raises GenerationFailed."""
-        chunks: list[list[dict[str, Any]]] = [[self._first_chunk(choice)] for choice in self._choices]
+        chunks: list[list[Chunk]] = [[] for _ in self._choices]
         async for event in self.generation.events():
-            chunks[event.index] += self._chunk(event)
-        return self._encode([_merge(parts) for parts in chunks], usage=self._usage())
+            chunks[event.index] += self._chunks(event)
+        return self._encode([self.choice(_merge(parts)) for parts in chunks], usage=self._usage())
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the response as server-sent events; a failure becomes an error event before the final [DONE]."""
-        if self._request.echo:
-            for choice in self._choices:
-                yield _sse(self._encode([self._first_chunk(choice)]))
         try:
             async for event in self.generation.events():
-                for chunk in self._chunk(event):
-                    yield _sse(self._encode([chunk]))
+                for chunk in self._chunks(event):
+                    yield _sse(self._encode([self.choice_part(chunk)]))
         except GenerationFailed as error:
             status = 503 if isinstance(error, ShuttingDown) else 500
             yield _sse(error_body(status, str(error)))
@@ -96,7 +111,53 @@ class CompletionResponse:
                 yield _sse(self._encode([], usage=self._usage()))
         yield _sse(b"[DONE]")
 
+    # The format, which chats replace
+
+    def choice(self, chunk: Chunk) -> dict[str, Any]:
+        """Return a complete choice."""
+        logprobs = None if chunk.logprobs is None else self._logprobs(chunk.logprobs)
+        return {"text": chunk.text, "index": chunk.index, "logprobs": logprobs, "finish_reason": chunk.finish_reason}
+
+    def choice_part(self, chunk: Chunk) -> dict[str, Any]:
+        """Return a part of a choice, for a stream."""
+        return self.choice(chunk)
+
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        return {
+            "tokens": [self.token_text(entry.token_id) for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [self._top_logprobs(entry) for entry in entries],
+            "text_offset": [entry.offset for entry in entries],
+        }
+
+    def _top_logprobs(self, entry: TokenLogprob) -> dict[str, float] | None:
+        """Log probabilities by text. The token's own is among them, so there may be one more than requested."""
+        if entry.logprob is None:
+            return None
+        by_text = {self.token_text(entry.token_id): entry.logprob}
+        for token_id, logprob in entry.likeliest:
+            if token_id != entry.token_id:
+                text = self.token_text(token_id)
+                by_text[f"token_id:{token_id}" if text in by_text else text] = logprob
+        return by_text
+
+    def token_text(self, token_id: int) -> str:
+        """Text of a token, or its bytes in OpenAI's notation if they are only a part of a character."""
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = _text(self.token_bytes(token_id))
+        return self._token_texts[token_id]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id == self._tokenizer.end_of_text:
+            return END_OF_TEXT.encode()
+        return self._tokenizer.token_bytes(token_id, self._tokenizer.end_of_text)
+
+    # The content
+
     def _encode(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+        """Encode choices; the first encoded part of a response has its warnings."""
+        if self._warnings:
+            fields["warnings"], self._warnings = self._warnings, []
         return msgspec.json.encode({**self._envelope, "choices": choices, **fields})
 
     def _usage(self) -> dict[str, int]:
@@ -104,67 +165,73 @@ class CompletionResponse:
         completion = sum(choice.tokens for choice in self._choices)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def _first_chunk(self, choice: _Choice) -> dict[str, Any]:
-        """Chunk before any generated token: the prompt with `echo`, else empty."""
-        text = choice.prompt.text + self._separator if self._request.echo else ""
-        return {"text": text, "index": choice.index, "logprobs": None, "finish_reason": None}
-
-    def _chunk(self, event: TokenEvent) -> list[dict[str, Any]]:
-        """Convert one token event to at most one response chunk."""
+    def _chunks(self, event: TokenEvent) -> list[Chunk]:
+        """Convert one token event to the chunks that it completes."""
         choice, text = self._choices[event.index], event.token.text
-        if event.token.chosen.token_id != self._tokenizer.end_of_text:
-            choice.tokens += 1
-            if self._request.logprobs is not None:
-                choice.pending.append(self._logprob(choice, event))
+        chunks = list[Chunk]()
+        if self._request.echo and not choice.has_begun:
+            prompt = choice.prompt.text + self._separator
+            choice.sent = choice.generated = len(prompt)
+            chunks.append(Chunk(choice.index, prompt, self._prompt_logprobs(choice)))
+        has_logprobs = self._request.logprobs is not None
+        if self._request.max_tokens == 0:
+            return [*chunks, Chunk(choice.index, "", [] if has_logprobs else None, "length", is_first=True)]
+        if has_logprobs:
+            choice.pending.append(self._logprob(choice, event))
+        choice.tokens += event.token.chosen.token_id != self._tokenizer.end_of_text
         choice.sent += len(text)
-        if not (text or event.finish_reason):
-            return []
-        reason = _FINISH_REASONS[event.finish_reason] if event.finish_reason else None
-        logprobs = None if self._request.logprobs is None else _sent_logprobs(choice, event.finish_reason)
-        return [{"text": text, "index": choice.index, "logprobs": logprobs, "finish_reason": reason}]
+        if text or event.finish_reason:
+            reason = _FINISH_REASONS[event.finish_reason] if event.finish_reason else None
+            logprobs = _take_logprobs(choice, event.finish_reason) if has_logprobs else None
+            chunks.append(Chunk(choice.index, text, logprobs, reason, is_first=not choice.has_begun))
+        choice.has_begun = choice.has_begun or bool(chunks)
+        return chunks
 
-    def _logprob(self, choice: _Choice, event: TokenEvent) -> _TokenLogprob:
+    def _logprob(self, choice: _Choice, event: TokenEvent) -> TokenLogprob:
         token, offset = event.token.chosen, choice.generated
-        choice.generated += len(choice.detokenizer.add(token.token_id))
-        likeliest = event.token.candidates[: self._request.logprobs]
-        top = {self._token_text(candidate): _log(candidate.probability) for candidate in likeliest}
-        if likeliest:  # OpenAI adds the sampled token, so there may be one entry more than requested
-            top[self._token_text(token)] = _log(token.probability)
-        return _TokenLogprob(offset, self._token_text(token), _log(token.probability), top)
+        if token.token_id != self._tokenizer.end_of_text:
+            choice.generated += len(choice.detokenizer.add(token.token_id))
+        candidates = event.token.candidates[: self._request.logprobs]
+        likeliest = [(candidate.token_id, _log(candidate.probability)) for candidate in candidates]
+        return TokenLogprob(offset, token.token_id, _log(token.probability), likeliest)
 
-    def _token_text(self, candidate: Candidate) -> str:
-        """Text of a token, or its bytes in OpenAI's notation if they are only a part of a character."""
-        if candidate.token_id == self._tokenizer.end_of_text:
-            return END_OF_TEXT
-        utf8 = self._tokenizer.token_bytes(candidate.token_id, self._tokenizer.end_of_text)
-        try:
-            return utf8.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in utf8)
+    def _prompt_logprobs(self, choice: _Choice) -> list[TokenLogprob] | None:
+        """Log probabilities of the tokens of a prompt, the first of which has none."""
+        if self._request.logprobs is None:
+            return None
+        entries, offset, detokenizer = list[TokenLogprob](), 0, IncrementalDetokenizer(self._tokenizer)
+        scores = (None, *self.generation.sequences[choice.index].prompt_scores)
+        for token_id, score in zip(choice.prompt.ids, scores, strict=False):  # an empty prompt has no first token
+            likeliest = score.likeliest[: self._request.logprobs] if score else ()
+            entries.append(TokenLogprob(offset, token_id, score.logprob if score else None, likeliest))
+            offset += len(detokenizer.add(token_id))
+        return entries
 
 
-def _sent_logprobs(choice: _Choice, finish_reason: str) -> dict[str, list[Any]]:
+def _take_logprobs(choice: _Choice, finish_reason: str) -> list[TokenLogprob]:
     """Remove and return the log probabilities of the tokens whose text was sent; tokens of a stop text never are."""
     flush = finish_reason in ("length", "end of text")
     ready = [entry for entry in choice.pending if flush or entry.offset < choice.sent]
     choice.pending = choice.pending[len(ready) :]
-    return {
-        "tokens": [entry.text for entry in ready],
-        "token_logprobs": [entry.logprob for entry in ready],
-        "top_logprobs": [entry.top for entry in ready],
-        "text_offset": [entry.offset for entry in ready],
-    }
+    return ready
 
 
-def _merge(chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge(chunks: Sequence[Chunk]) -> Chunk:
     """Merge the chunks of one choice into one."""
-    parts = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
-    logprobs = {name: [entry for part in parts for entry in part[name]] for name in parts[0]} if parts else None
-    return {**chunks[-1], "text": "".join(chunk["text"] for chunk in chunks), "logprobs": logprobs}
+    last, text = chunks[-1], "".join(chunk.text for chunk in chunks)
+    logprobs = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    return Chunk(last.index, text, None if last.logprobs is None else logprobs, last.finish_reason)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _log(probability: float) -> float:
-    return math.log(probability) if probability > 0 else _LOG_ZERO
+    return math.log(probability) if probability > 0 else LOG_ZERO
 
 
 def _sse(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.generation.session import Session
 from model.runs.run import Report
@@ -19,12 +20,14 @@ _FLUSH_SECONDS = 5  # for clients to read buffered data after the last sequence 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Address to listen on, sequences to generate at a time, and sequences that may wait."""
+    """Address to listen on, sequences to generate at a time, sequences that may wait, more host names, file of keys."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     rows: int = 8
     queue: int = 64
+    server_names: tuple[str, ...] = ()
+    api_key_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
     except ImportError:
         raise BadConfig("starlette and uvicorn are not installed", hint=install_command("serve")) from None
     from model.generation.engine import Engine
+    from model.serving.access import make_access
     from model.serving.app import create_app, load_model_info
     from model.serving.scheduler import Scheduler
     from model.serving.timeouts import TimeoutProtocol
@@ -67,17 +71,18 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
     with closing(listen(config.host, config.port)) as listener:
         host, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        access = make_access(local, config.server_names, config.api_key_file)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         model = load_model_info(session)
         scheduler = Scheduler(Engine(session.model, config.rows), config.rows, config.queue, report)
-        if not local:
-            report(f"warning: {config.host} is reachable from other machines and has no authentication")
+        if warning := access.warning(config.host):
+            report(warning)
 
         def on_start() -> None:
             report(f"serving {model.ref} at {url} (press Ctrl-C to stop)")
 
         settings = uvicorn.Config(
-            create_app(model, scheduler, local=local, report=report, on_start=on_start),
+            create_app(model, scheduler, access=access, report=report, on_start=on_start),
             loop="asyncio",
             http=TimeoutProtocol,
             ws="none",
