@@ -16,6 +16,8 @@ from model.settings import SETTINGS
 from pipeline.errors import BadConfig
 
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
+NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
+_UNLISTED = ("head_dim", "norm_epsilon")  # left out of a run's key at their defaults, which older keys lack
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class GPTConfig:
     activation: str = "gelu"
     kv_heads: int = 0
     hidden: int = 0
+    head_dim: int = 0
+    norm_epsilon: float = 0.0
     bias: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -53,7 +57,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         _check(self)
         heads, kv_heads = self.heads, self.kv_heads
-        if self.width % heads:
+        if not self.head_dim and self.width % heads:
             raise BadConfig(
                 f"width must be a multiple of heads, got width {self.width} and heads {heads}",
                 hint="change one of them with --set",
@@ -70,12 +74,21 @@ class GPTConfig:
 
     @property
     def head_width(self) -> int:
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together: `width`, unless `head_dim` is set."""
+        return self.heads * self.head_width
 
     @property
     def kv_width(self) -> int:
         """Width of all key heads together, which is also that of all value heads."""
         return (self.kv_heads or self.heads) * self.head_width
+
+    @property
+    def epsilon(self) -> float:
+        return self.norm_epsilon or NORM_EPSILON[self.norm]
 
     @property
     def hidden_width(self) -> int:
@@ -85,14 +98,21 @@ class GPTConfig:
 
     @property
     def family(self) -> str:
-        """The matching model type of Hugging Face's transformers: "gpt2", "gpt_neox", "qwen3"; else "fast"."""
+        """The matching model type of Hugging Face's transformers, one of architectures.FAMILIES; else "fast"."""
         extensions = (self.softcap, self.scalars, self.bigrams, self.convolution, self.values, self.gates)
         standard = not any((*extensions, self.input_norm, self.head_bias))
-        parts = (self.norm, self.activation, self.qk_norm)
-        if standard and parts == ("layer", "gelu", False) and self.kv_width == self.width:
-            return {"learned": "gpt2", "rotary": "gpt_neox"}.get(self.positions, "fast")
-        qwen3 = standard and parts == ("rms", "swiglu", True) and self.positions == "rotary"
-        return "qwen3" if qwen3 and not (self.bias or self.qkv_bias) else "fast"
+        has_equal_heads = self.kv_width == self.query_width == self.width
+        if standard and (self.norm, self.qk_norm) == ("layer", False) and has_equal_heads:
+            has_counterpart = self.activation in ("gelu", "gelu_erf", "relu")
+            return {"learned": "gpt2", "rotary": "gpt_neox"}.get(self.positions, "fast") if has_counterpart else "fast"
+        parts = (self.norm, self.activation, self.positions, self.bias)
+        if not standard or parts != ("rms", "swiglu", "rotary", False):
+            return "fast"
+        if self.qk_norm:
+            return "fast" if self.qkv_bias else "qwen3"
+        if self.qkv_bias:
+            return "qwen2" if self.query_width == self.width else "fast"
+        return "llama"
 
     @property
     def parameters(self) -> int:
@@ -113,8 +133,8 @@ class GPTConfig:
 
     @property
     def _block_parameters(self) -> int:
-        width, kv_width, hidden = self.width, self.kv_width, self.hidden_width
-        attention = 2 * width * width + 2 * width * kv_width + self.qkv_bias * (width + 2 * kv_width)
+        width, query_width, kv_width, hidden = self.width, self.query_width, self.kv_width, self.hidden_width
+        attention = 2 * width * (query_width + kv_width) + self.qkv_bias * (query_width + 2 * kv_width)
         attention += self.qk_norm * 2 * self._norm_parameters(self.head_width)
         attention += self.gates * self.heads * min(GATE_WIDTH, width)
         matrices = 3 if self.activation == "swiglu" else 2
@@ -127,7 +147,7 @@ class GPTConfig:
     def flops_per_token(self) -> float:
         """FLOPs to train on one token: 6 per weight in a matrix product, plus attention (PaLM, appendix B)."""
         lookups = (self.bigrams + (0 if self.tied else self.vocab_size)) * self.width + self._position_parameters
-        return 6 * (self.parameters - lookups) + 12 * self.layers * self.width * self.block_size
+        return 6 * (self.parameters - lookups) + 12 * self.layers * self.query_width * self.block_size
 
 
 @dataclass(frozen=True)
@@ -217,6 +237,12 @@ def override(preset: Preset, settings: Mapping[str, Any]) -> Preset:
         model=dataclasses.replace(preset.model, **changes["model"]),
         train=dataclasses.replace(preset.train, **changes["train"]),
     )
+
+
+def identity(config: GPTConfig) -> dict[str, Any]:
+    """Return the settings as part of a run's key."""
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if value or name not in _UNLISTED}
 
 
 def differences(config: GPTConfig | TrainConfig, reference: GPTConfig | TrainConfig) -> list[str]:

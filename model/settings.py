@@ -84,8 +84,9 @@ SETTINGS: dict[str, Setting] = {
     "rotary_base": Setting("base of the rotary positions", Range(1.001, 1e12)),
     "norm": Setting("layer norm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019)", ("layer", "rms")),
     "activation": Setting(
-        "GELU in GPT-2's tanh form, ReLU, squared ReLU (So et al. 2021) or SwiGLU (Shazeer 2020)",
-        ("gelu", "relu", "relu2", "swiglu"),
+        "GELU in GPT-2's tanh form or by the error function, ReLU, squared ReLU (So et al. 2021) or SwiGLU "
+        "(Shazeer 2020)",
+        ("gelu", "gelu_erf", "relu", "relu2", "swiglu"),
     ),
     "kv_heads": Setting(
         "key and value heads that the query heads share (Ainslie et al. 2023); 0: as many as `heads`",
@@ -94,6 +95,11 @@ SETTINGS: dict[str, Setting] = {
     "hidden": Setting(
         "hidden width of the feed-forward; 0: 4 x width, or 8/3 x for swiglu, rounded up to a multiple of 32",
         Range(0, 1 << 22),
+    ),
+    "head_dim": Setting("dimensions of each attention head; 0: width / heads", Range(0, 1 << 16)),
+    "norm_epsilon": Setting(
+        "number that is added to the variance in norms; 0: 1e-5 for layer norm, 1e-6 for RMSNorm",
+        Range(1e-12, 0.1, zero=True),
     ),
     "bias": Setting("biases in the projections back into the stream, the feed-forward and layer norms"),
     "qkv_bias": Setting("biases in the projections of queries, keys and values"),

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from model.config import GPTConfig
-from model.exchange.architectures import FAMILIES, TensorMapping, family_of, tensor_mappings
+from model.config import NORM_EPSILON, GPTConfig
+from model.exchange.architectures import FAMILIES, Family, TensorMapping, family_of, tensor_mappings
 from model.exchange.weight_files import require_unique
 from model.network.gpt import GPT
 from pipeline.errors import BadConfig, BadData
 
 _MAX_LISTED = 5  # tensors in an error message
 _MAX_SIZE = 1 << 28  # of any size in a config.json: a larger one would not fit a file, nor a product of two an integer
+_POSITIVE = ("head_dim", "norm_epsilon")
 _MAX_POSITIONS = 1 << 22  # a network of either family has a million at most; tables of them take memory
 _CHECK_CONFIG = "check that it is the config.json of a model"
 # Types of config fields that are read, beside those of `Family.sizes` and `Family.fixed_fields`.
 _TYPES: dict[str, Any] = {
     "model_type": str,
     "head_dim": int,
+    "rope_interleaved": bool,
     "layer_types": list[str],
     "partial_rotary_factor": float,
     "rope_theta": float,
@@ -38,15 +41,28 @@ _CHECK_FOLDER = "check that the folder is complete, and that its config.json bel
 
 def to_huggingface(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert our weights to transformers' names and shapes. A bias that our config omits becomes zero."""
-    joined = ((mapping, _join(mapping, weights, mapping.heads)) for mapping in tensor_mappings(config))
+    return _joined(tensor_mappings(config), weights)
+
+
+def _joined(mappings: Iterable[TensorMapping], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    joined = ((mapping, _join(mapping, weights, mapping.heads)) for mapping in mappings)
     return {
         mapping.huggingface: tensor.t().contiguous() if mapping.transposed else tensor for mapping, tensor in joined
     }
 
 
 def to_gguf(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert our weights to GGUF's names and shapes. llama.cpp reads no tied head of GPT-NeoX, so that is copied."""
+    """Convert our weights to GGUF's names and shapes.
+
+    llama.cpp reads no tied head of GPT-NeoX, so that is copied. It rotates neighbours in Llama's heads, while we rotate
+    dimension i with i + D/2, so the rows of queries and keys are moved there.
+    """
     tensors = {mapping.gguf: _join(mapping, weights) for mapping in tensor_mappings(config)}
+    if config.family == "llama":
+        for name in tensors:
+            if name.endswith(("attn_q.weight", "attn_k.weight")):
+                halves = tensors[name].view(-1, 2, config.head_width // 2, config.width)
+                tensors[name] = halves.transpose(1, 2).reshape(-1, config.width)
     if config.family == "gpt_neox" and config.tied:
         tensors["output.weight"] = tensors["token_embd.weight"]
     return tensors
@@ -76,9 +92,12 @@ def _weight_or_zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weight.new_zeros(len(weight))
 
 
-def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+def from_huggingface(
+    config: GPTConfig, tensors: Mapping[str, Tensor], path: str, *, nanogpt: bool = False
+) -> dict[str, Tensor]:
     """Convert transformers' tensors to our fp32 weights. Their names may lack the prefix of the architecture.
 
+    `nanogpt` is true for nanoGPT's tensors: the same names, but none transposed, and no bias that our config omits.
     `path` is for error messages. Raises BadData, listing tensors that are missing, unexpected or of another shape, and
     for one that is named twice or not finite.
     """
@@ -92,9 +111,12 @@ def from_huggingface(config: GPTConfig, tensors: Mapping[str, Tensor], path: str
     require_unique(names.values(), path)
     tensors = {names[name]: tensor for name, tensor in tensors.items()}
     tensors = _without_tied_head(config, tensors, path)
-    _require_shapes(tensors, to_huggingface(config, our_shapes), path)
+    mappings = list(tensor_mappings(config))
+    if nanogpt:
+        mappings = [replace(mapping, transposed=False) for mapping in mappings if mapping.ours[0] in our_shapes]
+    _require_shapes(tensors, _joined(mappings, our_shapes), path)
     weights: dict[str, Tensor] = {}
-    for mapping in tensor_mappings(config):
+    for mapping in mappings:
         tensor = tensors[mapping.huggingface]
         sizes = [len(our_shapes[name]) for name in mapping.ours]
         for name, part in zip(mapping.ours, _split(mapping, tensor, sizes), strict=True):
@@ -147,18 +169,13 @@ def _shape(tensor: Tensor) -> str:
 def config_to_huggingface(config: GPTConfig) -> dict[str, Any]:
     """Return the fields of a config.json that describe the network."""
     family = family_of(config)
-    sizes = {theirs: getattr(config, ours) for ours, theirs, _ in family.sizes}
+    defaults: dict[str, Any] = {"hidden": config.hidden_width, "kv_heads": config.kv_heads or config.heads}
+    defaults |= {"head_dim": config.head_width, "norm_epsilon": config.epsilon}
+    sizes = {theirs: defaults.get(ours, getattr(config, ours)) for ours, theirs, _ in family.sizes}
     fixed = {name: values[0] for name, values in family.fixed_fields.items() if values[0] is not None}
-    fields = {"architectures": [family.architecture], "model_type": config.family, **fixed, **sizes}
-    if config.family == "gpt2":
-        return fields | {"n_inner": config.hidden_width, "embd_pdrop": config.dropout}
-    fields["intermediate_size"] = config.hidden_width
-    if config.family == "gpt_neox":
-        return fields
-    return fields | {
-        "num_key_value_heads": config.kv_heads or config.heads,
-        "head_dim": config.head_width,
-    }
+    fields = {"architectures": [family.architecture], "model_type": config.family}
+    fields |= {family.activation: family.activation_in_transformers(config.activation), **fixed, **sizes}
+    return fields | ({"embd_pdrop": config.dropout} if config.family == "gpt2" else {})
 
 
 def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTConfig:
@@ -176,24 +193,22 @@ def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTCon
     family = FAMILIES[model_type]
     fixed_types = {name: type(values[0]) for name, values in family.fixed_fields.items() if name not in _TYPES}
     size_types = {theirs: type(getattr(GPTConfig, ours)) for ours, theirs, _ in family.sizes}
-    _require_types(config_json, fixed_types | size_types, path)
+    _require_types(config_json, fixed_types | size_types | {family.activation: str}, path)
     fields = {**family.defaults, **_normalized(config_json, path)}
     unsupported = [
         f"{name}={fields[name]}"
         for name, values in family.fixed_fields.items()
         if name in fields and fields[name] not in values
     ]
+    activation = family.our_activation(fields[family.activation])
+    if not activation:
+        unsupported.append(f"{family.activation}={fields[family.activation]}")
+        activation = family.activations[0][0]
     try:
-        sizes = {}
-        for ours, theirs, default in family.sizes:
-            value, limit = fields.get(theirs, default), _MAX_POSITIONS if ours == "block_size" else _MAX_SIZE
-            sizes[ours] = size_types[theirs]() if value is None else msgspec.convert(value, size_types[theirs])
-            if sizes[ours] > limit:
-                raise BadConfig(f"{theirs} is {value:,}, at most {limit:,} is possible")
-        config = GPTConfig(**{"bias": True, "qkv_bias": True, **family.our_fields, **sizes})
+        config = _with_sizes(family, {**family.our_fields, "activation": activation}, fields)
     except BadConfig as error:
         raise BadData(f"{path}: {error.message}", hint=_CHECK_CONFIG) from None
-    if fields.get("head_dim", config.head_width) != config.head_width:
+    if fields.get("head_dim") not in (None, config.head_width):
         unsupported.append(f"head_dim={fields['head_dim']}, not width / heads = {config.head_width}")
     layer_types = {*(fields.get("layer_types") or ())} - {"full_attention", "sliding_attention"}
     unsupported += [f"layer_types={kind}" for kind in sorted(layer_types)]
@@ -202,6 +217,25 @@ def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTCon
             f"{path}: {'; '.join(unsupported)} is not supported", hint="import a network without these options"
         )
     return config
+
+
+def _with_sizes(family: Family, options: Mapping[str, Any], fields: Mapping[str, Any]) -> GPTConfig:
+    """Return the network of a family with the sizes in fields of a config.json. Raises BadConfig."""
+    sizes: dict[str, Any] = {}
+    for ours, theirs, default in family.sizes:
+        value, limit = fields.get(theirs, default), _MAX_POSITIONS if ours == "block_size" else _MAX_SIZE
+        size_type = type(getattr(GPTConfig, ours))
+        sizes[ours] = size_type() if value is None else msgspec.convert(value, size_type)
+        if sizes[ours] > limit:
+            raise BadConfig(f"{theirs} is {value:,}, at most {limit:,} is possible")
+        if ours in _POSITIVE and value == 0:
+            raise BadConfig(f"{theirs} is 0, expected more")  # 0 stands for our default
+    config = GPTConfig(**{"bias": True, "qkv_bias": True, **options, **sizes})
+    is_default = {
+        "head_dim": config.head_dim * config.heads == config.width,
+        "norm_epsilon": config.norm_epsilon == NORM_EPSILON[config.norm],
+    }
+    return replace(config, **{name: type(sizes[name])() for name in sizes if is_default.get(name)})
 
 
 def _require_types(fields: Mapping[str, Any], types: Mapping[str, Any], path: str) -> None:

@@ -30,6 +30,7 @@ from pipeline.tokenizers import (
     token_strings,
 )
 
+_ACTIVATIONS = ("gelu", "swiglu")
 # llama.cpp names the split pattern of an encoding after the first model that used it.
 _SPLIT_PATTERNS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
 
@@ -38,6 +39,11 @@ def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
     """Raise BadConfig if llama.cpp has no equal network or tokenizer, or if the package `gguf` is not installed."""
     family_of(config)  # raises for a network without a counterpart
     _gguf()
+    if config.activation not in _ACTIVATIONS:
+        raise BadConfig(
+            f"llama.cpp has no {family_of(config).architecture} with activation={config.activation}",
+            hint="export with --to hf",
+        )
     if isinstance(tokenizer, SentencePiece):
         require_exportable(tokenizer)
     elif not (isinstance(tokenizer, Tiktoken) and tokenizer.name in _SPLIT_PATTERNS):
@@ -68,16 +74,17 @@ def write(source: ExportSource, folder: Path) -> None:
     writer.add_head_count(config.heads)
     writer.add_vocab_size(config.vocab_size)
     if config.norm == "layer":
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(config.epsilon)
     if config.family == "gpt_neox":
         writer.add_parallel_residual(False)
         writer.add_rope_dimension_count(config.head_width)
         writer.add_rope_freq_base(config.rotary_base)
-    if config.family == "qwen3":
+    if config.norm == "rms":
         writer.add_head_count_kv(config.kv_heads or config.heads)
         writer.add_key_length(config.head_width)
         writer.add_value_length(config.head_width)
-        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_layer_norm_rms_eps(config.epsilon)
+        writer.add_rope_dimension_count(config.head_width)
         writer.add_rope_freq_base(config.rotary_base)
     _add_tokenizer(writer, source.tokenizer, config.vocab_size)
     for tensor_name, tensor in convert.to_gguf(config, source.weights).items():

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from model.config import GPTConfig, Preset, TrainConfig
+from model.config import GPTConfig, Preset, TrainConfig, identity
 from model.device import ExecutionConfig
 from model.exchange import convert
 from model.exchange.weight_files import read_tensors, require_unique, require_weights
@@ -167,7 +167,7 @@ def import_model(root: Path, folder: Path, name: str, *, tokenizer: str = "", tr
     source = open_checkpoint(folder, trusted=trusted)
     run_tokenizer, _ = tokenizers.find(root, tokenizer or default_tokenizer(source.config))
     require_tokenizer(source, run_tokenizer)
-    options = {"stage": SCHEMA, "imported": True, "model": asdict(source.config)}
+    options = {"stage": SCHEMA, "imported": True, "model": identity(source.config)}
 
     def write(draft: Path) -> StageOutput:
         weights = source.weights()

@@ -12,7 +12,14 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import KINDS
 
-_ARCHITECTURES = {"gpt2": "GPT-2", "gpt_neox": "GPT-NeoX", "qwen3": "Qwen3", "fast": "Inkstone (family `fast`)"}
+_ARCHITECTURES = {
+    "gpt2": "GPT-2",
+    "gpt_neox": "GPT-NeoX",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "fast": "Inkstone (family `fast`)",
+}
 
 
 def text(source: ExportSource, library: str, usage: str) -> str:

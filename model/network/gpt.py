@@ -24,7 +24,9 @@ from model.network.skip_init import SkipInit
 
 
 def norm(config: GPTConfig, width: int) -> nn.Module:
-    return nn.RMSNorm(width, eps=1e-6) if config.norm == "rms" else nn.LayerNorm(width, bias=config.bias)
+    if config.norm == "rms":
+        return nn.RMSNorm(width, eps=config.epsilon)
+    return nn.LayerNorm(width, eps=config.epsilon, bias=config.bias)
 
 
 class Rotary(nn.Module):
@@ -76,18 +78,18 @@ class Attention(nn.Module):
         super().__init__()
         self.head_width, self.dropout, self.returns_values = config.head_width, config.attention_dropout, config.values
         # Three matrices, since Muon orthogonalises each of them separately.
-        self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.q = nn.Linear(config.width, config.query_width, bias=config.qkv_bias)
         self.k = nn.Linear(config.width, config.kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, config.kv_width, bias=config.qkv_bias)
         self.fused_qkv: Callable[[Tensor], Tensor] | None = None  # replaces all three (generation/quantization.py)
-        self._widths = [config.width, config.kv_width, config.kv_width]
+        self._widths = [config.query_width, config.kv_width, config.kv_width]
         self.q_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = norm(config, config.head_width) if config.qk_norm else nn.Identity()
         mixes_values = config.values and not is_first
         # Weights of this block's values and of the first block's.
         self.mix = nn.Parameter(torch.tensor([0.5, 0.5])) if mixes_values else None
         self.gate = nn.Linear(min(GATE_WIDTH, config.width), config.heads, bias=False) if config.gates else None
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.out = nn.Linear(config.query_width, config.width, bias=config.bias)
 
     def forward(
         self, x: Tensor, context: BlockContext, layer_cache: LayerCache | None, first_v: Tensor | None
@@ -96,7 +98,7 @@ class Attention(nn.Module):
 
         `first_v` are the values of the first block.
         """
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         head_shape = (batch, length, -1, self.head_width)
         q, k, v = self._project(x)
         q = self.q_norm(q.view(head_shape)).transpose(1, 2)  # (B, H, T, D)
@@ -121,7 +123,7 @@ class Attention(nn.Module):
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
-        return self.out(y.reshape(batch, length, width)), new_v.contiguous() if self.returns_values else None
+        return self.out(y.flatten(2)), new_v.contiguous() if self.returns_values else None
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, T, C), keys and values (B, T, K * D) of x (B, T, C)."""
@@ -145,6 +147,8 @@ class FeedForward(nn.Module):
             hidden = F.silu(self.gate(x)) * hidden
         elif self.activation == "gelu":
             hidden = F.gelu(hidden, approximate="tanh")  # GPT-2's GELU
+        elif self.activation == "gelu_erf":
+            hidden = F.gelu(hidden)
         elif self.activation == "relu":
             hidden = F.relu(hidden)
         elif self.activation == "relu2":

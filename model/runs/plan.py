@@ -267,7 +267,7 @@ def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     """Return the identity of a plan's run; `ended` is the last step if a signal ended it early."""
     options: dict[str, Any] = {
         "stage": SCHEMA,
-        "model": dataclasses.asdict(plan.preset.model),
+        "model": config.identity(plan.preset.model),
         "train": dataclasses.asdict(plan.preset.train),
     }
     if plan.weights_only:

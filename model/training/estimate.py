@@ -133,7 +133,7 @@ def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str) -> in
     """
     value = 2 if precision == "bf16" else 4
     hidden = 3 if model.activation == "swiglu" else 2
-    values = 3 * model.width + 2 * model.kv_width + hidden * model.hidden_width
+    values = model.width + 2 * model.query_width + 2 * model.kv_width + hidden * model.hidden_width
     stream = 4 * model.width * (4 + (2 if model.dropout else 0))
     block = stream + value * values
     blocks = model.layers * (4 * model.width if train.recompute else block) + (block if train.recompute else 0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import msgspec
 import pytest
 
-from model.config import GPTConfig, TrainConfig, differences, override, resolve_vocab_size
+from model.config import GPTConfig, TrainConfig, differences, identity, override, resolve_vocab_size
 from model.presets import PRESETS, get_preset
 from model.settings import SETTINGS, Range
 from pipeline.errors import BadConfig
@@ -39,12 +39,29 @@ def test_the_family_of_a_preset_is_that_of_its_model(name: str) -> None:
         (QWEN3, "qwen3"),
         ({**QWEN3, "kv_heads": 2}, "qwen3"),
         ({**QWEN3, "bias": True}, "fast"),
+        ({**QWEN3, "qkv_bias": True}, "fast"),
+        ({**QWEN3, "head_dim": 128}, "qwen3"),
+        ({**QWEN3, "qk_norm": False}, "llama"),
+        ({**QWEN3, "qk_norm": False, "qkv_bias": True}, "qwen2"),
+        ({**QWEN3, "qk_norm": False, "qkv_bias": True, "head_dim": 128}, "fast"),
+        ({"head_dim": 128}, "fast"),
+        ({"activation": "gelu_erf"}, "gpt2"),
         ({**QWEN3, "bigrams": 64}, "fast"),
     ],
     ids=str,
 )
 def test_the_family_is_a_model_type_of_transformers_or_fast(changes: dict[str, object], family: str) -> None:
     assert replace(GPTConfig(vocab_size=100), **changes).family == family  # type: ignore[arg-type]
+
+
+def test_settings_that_older_keys_lack_are_part_of_a_key_only_if_set() -> None:
+    config = GPTConfig(width=96)
+    assert not {"head_dim", "norm_epsilon"} & identity(config).keys()
+    assert identity(config).keys() | {"head_dim", "norm_epsilon"} == asdict(config).keys()
+    assert identity(replace(config, head_dim=8, norm_epsilon=1e-6)) == asdict(config) | {
+        "head_dim": 8,
+        "norm_epsilon": 1e-6,
+    }
 
 
 def test_differences_list_fields_with_both_values() -> None:

@@ -29,6 +29,8 @@ LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水□", "l
 GPT2 = GPTConfig(vocab_size=LETTERS.vocab_size, block_size=96, layers=2, heads=4, width=32)
 QWEN3 = replace(GPT2, positions="rotary", norm="rms", activation="swiglu", bias=False, qk_norm=True, kv_heads=2)
 NEOX = replace(GPT2, positions="rotary")
+LLAMA = replace(QWEN3, qk_norm=False)
+QWEN2 = replace(LLAMA, qkv_bias=True)
 CONFIGS = {
     "gpt2": GPT2,
     "gpt2 with biases in attention": replace(GPT2, qkv_bias=True),
@@ -37,7 +39,15 @@ CONFIGS = {
     "gpt_neox without biases, untied, padded": replace(
         NEOX, bias=False, qkv_bias=True, tied=False, hidden=48, rotary_base=1e6, vocab_size=128
     ),
+    "gpt2 with exact gelu": replace(GPT2, activation="gelu_erf"),
+    "gpt2 with relu": replace(GPT2, activation="relu", norm_epsilon=1e-3),
+    "gpt_neox with exact gelu": replace(NEOX, activation="gelu_erf", norm_epsilon=1e-3),
+    "llama": replace(LLAMA, norm_epsilon=1e-3, head_dim=12),
+    "llama untied, padded, with all heads": replace(LLAMA, tied=False, kv_heads=0, rotary_base=1e5, vocab_size=128),
+    "qwen2": QWEN2,
+    "qwen2 untied, padded": replace(QWEN2, tied=False, norm_epsilon=1e-3, rotary_base=1e6, vocab_size=128),
     "qwen3": QWEN3,
+    "qwen3 with wide heads": replace(QWEN3, head_dim=16, norm_epsilon=1e-3),
     "qwen3 untied, padded, with all heads": replace(QWEN3, tied=False, kv_heads=0, rotary_base=1e6, vocab_size=128),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

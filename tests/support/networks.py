@@ -23,12 +23,13 @@ def config_variants() -> list[GPTConfig]:
     """Each choice of each option once; the last one combines those that have no counterpart elsewhere."""
     options: list[dict[str, Any]] = [
         *({"positions": choice} for choice in ("learned", "rotary", "none")),
-        *({"activation": choice} for choice in ("gelu", "relu", "relu2", "swiglu")),
+        *({"activation": choice} for choice in ("gelu", "gelu_erf", "relu", "relu2", "swiglu")),
         *({name: True} for name in ("qkv_bias", "qk_norm", "scalars", "values", "gates", "input_norm", "head_bias")),
         *({"norm": norm, "bias": bias, "qk_norm": True} for norm in ("layer", "rms") for bias in (True, False)),
         {"tied": False},
         {"heads": 4, "kv_heads": 2},
         {"hidden": 24},
+        {"head_dim": 12, "norm_epsilon": 1e-3},
         {"softcap": 10.0},
         {"bigrams": 64},
         {"convolution": 3},

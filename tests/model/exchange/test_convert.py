@@ -26,7 +26,9 @@ from tests.support.exchanging import (
     CONFIGS,
     GPT2,
     LETTERS,
+    LLAMA,
     NEOX,
+    QWEN2,
     QWEN3,
     each_config,
     export_run,
@@ -130,13 +132,14 @@ def save_with_transformers(folder: Path, model_type: str, **settings: Any) -> An
     elif model_type == "gpt_neox":
         sizes = {"max_position_embeddings": 48, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
         sizes |= {"intermediate_size": 40, "vocab_size": LETTERS.vocab_size}
-        kinds: dict[str, Any] = {"use_parallel_residual": False, "hidden_act": "gelu_new", "rotary_pct": 1.0}
+        kinds: dict[str, Any] = {"use_parallel_residual": False, "rotary_pct": 1.0}
         model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**{**sizes, **kinds, **common}))
     else:
-        sizes = {"max_position_embeddings": 48, "hidden_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+        sizes = {"max_position_embeddings": 48, "hidden_size": 24, "num_hidden_layers": 2}
         sizes |= {"num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 40}
-        sizes |= {"vocab_size": LETTERS.vocab_size}
-        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**sizes, **common}))
+        sizes |= {"vocab_size": LETTERS.vocab_size} | ({"head_dim": 8} if model_type == "qwen3" else {})
+        config = transformers.AutoConfig.for_model(model_type, **{**sizes, **common})
+        model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():  # biases are initialised to zero, norms to one
             weight.add_(torch.randn_like(weight), alpha=0.1)
@@ -159,7 +162,14 @@ def read_weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:
         ("gpt2", {}),
         ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
         ("gpt_neox", {}),
-        ("gpt_neox", {"tie_word_embeddings": True, "rotary_emb_base": 5e5}),
+        ("gpt_neox", {"tie_word_embeddings": True, "rotary_emb_base": 5e5, "hidden_act": "gelu_new"}),
+        ("gpt2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "head_dim": 10}),
+        ("llama", {"rms_norm_eps": 0.03, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True, "rms_norm_eps": 0.03, "num_key_value_heads": 3}),
+        ("qwen3", {"head_dim": 20, "rms_norm_eps": 0.03}),
         ("qwen3", {}),
         ("qwen3", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     ],
@@ -182,7 +192,7 @@ def test_an_imported_network_keeps_its_logits_and_exports_the_same_bits(
         assert torch.equal(load_in_transformers(out)(ids).logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "qwen3"])
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "llama", "qwen2", "qwen3"])
 def test_shards_bare_names_masks_and_tied_heads_are_read(root: Path, tmp_path: Path, model_type: str) -> None:
     save_with_transformers(tmp_path / "single", model_type)
     expected = read_weights(import_folder(root, tmp_path / "single"))
@@ -215,13 +225,12 @@ def test_half_precision_becomes_fp32(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("gpt2", {"activation_function": "relu"}, "activation_function=relu"),
+        ("gpt2", {"activation_function": "gelu_fast"}, "activation_function=gelu_fast"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False"),
-        ("gpt2", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06"),
         ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("gpt_neox", {"use_parallel_residual": True}, "use_parallel_residual=True"),
-        ("gpt_neox", {"hidden_act": "gelu"}, "hidden_act=gelu"),
+        ("gpt_neox", {"hidden_act": "quick_gelu"}, "hidden_act=quick_gelu"),
         ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.25}}, "rotary_pct=0.25"),
         ("gpt_neox", {"attention_bias": False}, "attention_bias=False"),
         ("qwen3", {"attention_bias": True}, "attention_bias=True"),
@@ -230,21 +239,88 @@ def test_half_precision_becomes_fp32(root: Path, tmp_path: Path) -> None:
         ("qwen3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling=yarn"),
         ("qwen3", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_scaling=llama3"),
         ("qwen3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
-        ("qwen3", {"head_dim": 16}, "head_dim=16"),
-        ("qwen3", {"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05"),
-        ("llama", {}, "model_type 'llama'"),
+        ("qwen2", {"head_dim": 16}, "head_dim=16"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu"),
+        ("llama", {"attention_bias": True}, "attention_bias=True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved=True"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling=llama3"),
+        ("mistral", {}, "model_type 'mistral'"),
     ],
 )
 def test_unsupported_options_are_named(model_type: str, changes: dict[str, Any], message: str) -> None:
-    configs = {"qwen3": QWEN3, "gpt_neox": NEOX}
+    configs = {"qwen3": QWEN3, "qwen2": QWEN2, "llama": LLAMA, "gpt_neox": NEOX}
     config_json = convert.config_to_huggingface(configs.get(model_type, GPT2))
     with pytest.raises(BadConfig, match=message):
         convert.config_from_huggingface({**config_json, "model_type": model_type, **changes}, "config.json")
 
 
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "Qwen3-0.6B": (
+        {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": True, "vocab_size": 151936}
+        | {"max_window_layers": 28, "sliding_window": None, "rope_scaling": None, "use_sliding_window": False},
+        {"head_dim": 128, "norm_epsilon": 0.0, "qk_norm": True},
+        596_049_920,
+    ),
+    "Qwen3-4B": (
+        {"model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": True, "vocab_size": 151936},
+        {"head_dim": 128, "norm_epsilon": 0.0},
+        4_022_468_096,
+    ),
+    "SmolLM2-135M": (
+        {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+        | {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "hidden_act": "silu"}
+        | {"rms_norm_eps": 1e-5, "rope_theta": 100000, "tie_word_embeddings": True, "vocab_size": 49152}
+        | {"attention_bias": False, "mlp_bias": False, "rope_interleaved": False, "is_llama_config": True},
+        {"head_dim": 0, "norm_epsilon": 1e-5, "qkv_bias": False},
+        134_515_008,
+    ),
+    "Qwen2.5-0.5B": (
+        {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+        | {"num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True, "vocab_size": 151936},
+        {"head_dim": 0, "norm_epsilon": 0.0, "qkv_bias": True},
+        494_032_768,
+    ),
+}
+
+
+@pytest.mark.parametrize(("config_json", "expected", "parameters"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_configs_of_published_models_are_read(
+    config_json: dict[str, Any], expected: dict[str, Any], parameters: int
+) -> None:
+    config = convert.config_from_huggingface(config_json, "config.json")
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.parameters == parameters
+    with torch.device("meta"):
+        assert (
+            sum(weight.numel() for weight in GPT(replace(config, layers=1)).parameters())
+            == replace(config, layers=1).parameters
+        )
+
+
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": 0.0}, {"head_dim": 0}])
+def test_a_zero_that_stands_for_our_default_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadData, match=f"{next(iter(changes))} is 0"):
+        convert.config_from_huggingface(convert.config_to_huggingface(LLAMA) | changes, "config.json")
+
+
+def test_absent_options_have_the_defaults_of_transformers() -> None:
+    neox = {name: value for name, value in convert.config_to_huggingface(NEOX).items() if name != "hidden_act"}
+    assert convert.config_from_huggingface(neox, "config.json").activation == "gelu_erf"
+    qwen3 = {name: value for name, value in convert.config_to_huggingface(QWEN3).items() if name != "head_dim"}
+    assert convert.config_from_huggingface(qwen3, "config.json").head_width == 128
+    assert convert.config_from_huggingface(qwen3 | {"head_dim": None}, "config.json").head_width == 8
+
+
 def test_absent_options_of_gpt_neox_have_the_defaults_of_transformers() -> None:
     config_json = convert.config_to_huggingface(NEOX)
-    for name, default in (("hidden_act", "gelu"), ("rotary_pct", 0.25), ("use_parallel_residual", True)):
+    for name, default in (("rotary_pct", 0.25), ("use_parallel_residual", True)):
         rest = {field: value for field, value in config_json.items() if field != name}
         with pytest.raises(BadConfig, match=f"{name}={default}"):
             convert.config_from_huggingface(rest, "config.json")

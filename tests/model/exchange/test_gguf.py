@@ -23,6 +23,7 @@ from tests.support.exchanging import (
     CONFIGS,
     GPT2,
     LETTERS,
+    LLAMA,
     NEOX,
     QWEN3,
     export_run,
@@ -59,6 +60,8 @@ def fields(reader: Any) -> dict[str, Any]:
         "gpt_neox",
         "gpt_neox without biases, untied, padded",
         "qwen3 untied, padded, with all heads",
+        "llama",
+        "qwen2",
     ],
 )
 def test_every_tensor_reads_back_unchanged(root: Path, bpe: Tokenizer, name: str) -> None:
@@ -109,6 +112,26 @@ def test_qwen3_has_the_fields_that_llama_cpp_requires(root: Path, bpe: Tokenizer
     for name, value in {**expected, "attention.value_length": 8, "rope.freq_base": 10_000.0}.items():
         assert metadata[f"qwen3.{name}"] == value
     assert metadata["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+
+
+def test_llama_has_heads_in_the_order_of_llama_cpp(root: Path, bpe: Tokenizer) -> None:
+    config = replace(LLAMA, vocab_size=bpe.vocab_size, norm_epsilon=1e-5)
+    reader = export_and_read(root, config, bpe)
+    metadata, tensors = fields(reader), {tensor.name: tensor.data for tensor in reader.tensors}
+    assert metadata["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+    assert metadata["llama.rope.dimension_count"] == 8
+    weights = dict(random_network(config).named_parameters())
+    for name, theirs in (("q", "attn_q"), ("k", "attn_k")):
+        weight = weights[f"blocks.0.attention.{name}.weight"].detach().numpy()
+        rows = [head * 8 + pair + half * 4 for head in range(len(weight) // 8) for pair in range(4) for half in (0, 1)]
+        assert np.array_equal(tensors[f"blk.0.{theirs}.weight"], weight[rows])
+
+
+@pytest.mark.parametrize("activation", ["gelu_erf", "relu"])
+def test_an_activation_without_llama_cpp_counterpart_raises(root: Path, bpe: Tokenizer, activation: str) -> None:
+    run_artifact = publish_run(root, replace(GPT2, vocab_size=bpe.vocab_size, activation=activation), bpe)
+    with pytest.raises(BadConfig, match=f"activation={activation}"):
+        export_run(run_artifact, "gguf")
 
 
 def test_sentencepiece_keeps_its_pieces_scores_and_types(root: Path, bpe: Tokenizer) -> None:
