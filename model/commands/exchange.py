@@ -27,17 +27,31 @@ _MODEL_FORMATS = ("hf", "gguf")
     "--tokenizer",
     default="",
     metavar="NAME|FILE",
-    help="Trained tokenizer, SentencePiece .model file, or tiktoken encoding (default: GPT-2's, if the model fits it).",
+    help="Trained tokenizer, .model file of SentencePiece, tokenizer.json, or tiktoken encoding (default: DIR's).",
+)
+@click.option(
+    "--end-of-text", default="", metavar="TOKEN", help="Token of a tokenizer.json that ends a text, if it is not clear."
+)
+@click.option(
+    "--assume-tokenizer", is_flag=True, help="Accept a tokenizer without a file in DIR that it could be compared with."
 )
 @click.option(
     "--trust-checkpoint",
     is_flag=True,
-    help="Accept a pickle (pytorch_model.bin) too; only its tensors are read.",
+    help="Accept a pickle (pytorch_model.bin, ckpt.pt) too; no code in it is run.",
 )
-def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, trust_checkpoint: bool) -> Outcome:
-    """Import GPT-2, GPT-NeoX or Qwen3 weights.
+def import_model(
+    settings: Settings,
+    folder: Path,
+    name: str,
+    tokenizer: str,
+    end_of_text: str,
+    assume_tokenizer: bool,
+    trust_checkpoint: bool,
+) -> Outcome:
+    """Import GPT-2, GPT-NeoX, Llama or Qwen weights.
 
-    DIR is a Hugging Face model folder. The run can be sampled, trained further and exported.
+    DIR is a Hugging Face model folder, or a ckpt.pt of nanoGPT. The run can be sampled, trained further and exported.
 
     \b
     Example:
@@ -45,7 +59,15 @@ def import_model(settings: Settings, folder: Path, name: str, tokenizer: str, tr
     """
     from model.exchange import import_model as importer
 
-    built = importer.import_model(settings.root, folder, name, tokenizer=tokenizer, trusted=trust_checkpoint)
+    built = importer.import_model(
+        settings.root,
+        folder,
+        name,
+        tokenizer=tokenizer,
+        trusted=trust_checkpoint,
+        assumed=assume_tokenizer,
+        end_of_text=end_of_text,
+    )
     return outcome_of(built, ("parameters",), tokenizer=built.artifact.manifest.tokenizer)
 
 

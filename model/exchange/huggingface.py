@@ -21,18 +21,11 @@ from torch import Tensor
 from model.config import GPTConfig
 from model.exchange import convert, custom_code
 from model.exchange.export_source import ExportSource
+from model.exchange.probe_texts import PROBE_TEXTS
 from model.runs import checkpoint
 from pipeline.tokenizers import Integers, Tokenizer, require_exportable, token_strings, tokenizer_json
 
 _WEIGHTS = "model.safetensors"
-# Texts on which tokenizers often differ: spaces, line breaks, digits, contractions, special tokens spelled out, and
-# characters of several bytes.
-_TEST_TEXTS = (
-    "  double  spaces \n\n\tand a tab\r\n ",
-    "It's 12345 o'clock, I'LL say; don’t they've 3,141.59?",
-    "<|endoftext|> </s> <unk> <0x0A> ▁",
-    "话说天下大势，分久必合。𠮷 é ﬁ 🙂",
-)
 
 
 def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
@@ -49,7 +42,7 @@ def weights(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 def write(source: ExportSource, folder: Path) -> None:
     """Write the files. Raises BadData if tokenizer.json gives other ids than ours for one of the texts."""
     config, tokenizer = source.state.model, source.tokenizer
-    test_texts = () if isinstance(tokenizer, Integers) else _TEST_TEXTS
+    test_texts = () if isinstance(tokenizer, Integers) else PROBE_TEXTS
     (folder / "tokenizer.json").write_bytes(tokenizer_json(tokenizer, (*test_texts, *source.texts)))
     eos = tokenizer.end_of_text
     special_ids = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}

@@ -49,18 +49,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise BadData(f"{path}: not valid safetensors: {error}", hint=hint) from None
         require_unique(_names_in_header(path), path)
         return tensors
-    return _read_pickle(path)
+    return require_tensors(load_pickle(path), path)
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def load_pickle(path: Path) -> object:
+    """Return the content of a pickle of tensors, containers and plain values. Raises BadData for any other object."""
     mmap = zipfile.is_zipfile(path)  # torch < 1.6 wrote no zip files, which cannot be mapped
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensors that are refused below
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except _UNPICKLING_ERRORS as error:
         reason = " ".join(str(error).split())[:150]
         raise BadData(f"{path}: damaged, or contains more than tensors: {reason}", hint="do not use it") from None
+    return content
+
+
+def require_tensors(tensors: object, path: Path) -> dict[str, Tensor]:
+    """Return `tensors`, the content of a pickle. Raises BadData unless it is a dict of tensors."""
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):

@@ -149,7 +149,7 @@ def save_with_transformers(folder: Path, model_type: str, **settings: Any) -> An
 
 def import_folder(root: Path, folder: Path) -> Artifact:
     reference = str(letters(root, map(chr, range(32, 127))))
-    return import_model.import_model(root, folder, "theirs", tokenizer=reference).artifact
+    return import_model.import_model(root, folder, "theirs", tokenizer=reference, assumed=True).artifact
 
 
 def read_weights(run_artifact: Artifact) -> dict[str, torch.Tensor]:

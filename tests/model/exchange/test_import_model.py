@@ -33,7 +33,7 @@ from tests.model.training.test_train_faults import (
     a_tensor_of_2_pib,
     saved_by_torch,
 )
-from tests.support.exchanging import GPT2, QWEN3, export_run, publish_run, random_network, single_thread_offline
+from tests.support.exchanging import GPT2, QWEN3, export_run, publish_run, single_thread_offline
 from tests.support.upstream import letters
 
 __all__ = ["single_thread_offline"]  # fixtures
@@ -311,7 +311,7 @@ def test_attention_of_another_kind_is_not_supported(kinds: list[str]) -> None:
     assert convert.config_from_huggingface(full, "config.json") == replace(QWEN3, hidden=QWEN3.hidden_width)
 
 
-# Missing files and wrong tokenizers
+# Missing files
 
 
 def test_missing_files_are_named(root: Path, tmp_path: Path, folder: Path) -> None:
@@ -335,51 +335,9 @@ def test_an_invalid_config_raises_bad_data(root: Path, folder: Path, content: st
         import_folder(root, folder)
 
 
-def test_an_added_token_that_is_not_a_string_is_ignored(root: Path, folder: Path) -> None:
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["added_tokens"].append({"content": [], "id": 3})
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert import_folder(root, folder).manifest.kind == "runs"
-
-
 def test_a_folder_inside_the_artifacts_folder_can_be_imported_and_exported(root: Path, folder: Path) -> None:
     inside = folder.rename(root / "theirs")
     assert export_run(import_folder(root, inside)).is_dir()
-
-
-def test_an_unknown_vocabulary_size_requires_a_tokenizer(root: Path, folder: Path) -> None:
-    with pytest.raises(BadConfig, match="no default tokenizer") as caught:
-        import_folder(root, folder, tokenizer="")
-    assert "--tokenizer" in caught.value.hint
-
-
-def test_the_default_tokenizer_of_gpt2s_vocabulary_is_r50k_base(root: Path, shared: Path, tmp_path: Path) -> None:
-    config = replace(GPT2, vocab_size=50_257, width=8)
-    out = tmp_path / "gpt2"
-    out.mkdir()
-    save_file(
-        convert.to_huggingface(config, dict(random_network(config).named_parameters())), out / "model.safetensors"
-    )
-    (out / "config.json").write_text(json.dumps(convert.config_to_huggingface(config)))
-    run_artifact = import_model.import_model(root, out, "gpt2").artifact
-    assert run.open_tokenizer(run_artifact).name == "r50k_base"
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
-def test_a_tokenizer_with_other_ids_than_the_folders_raises(root: Path, folder: Path, name: str) -> None:
-    theirs = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = theirs["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (folder / "tokenizer.json").unlink()
-    (folder / name).write_text(json.dumps(theirs if name == "tokenizer.json" else vocabulary))
-    with pytest.raises(BadData, match="for 'a'") as caught:
-        import_folder(root, folder)
-    assert "--tokenizer" in caught.value.hint
-
-
-def test_a_tokenizer_with_more_ids_than_the_network_raises(root: Path, folder: Path, shared: Path) -> None:
-    with pytest.raises(BadConfig, match="50,257 ids"):
-        import_folder(root, folder, tokenizer="r50k_base")
 
 
 # The imported run
