@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import GPTConfig
 from model.exchange import convert, import_model
-from model.exchange.architectures import tensor_mappings
+from model.exchange.architectures import FAMILIES, tensor_mappings
 from model.generation import engine
 from model.generation.sampling import SampleOptions
 from model.network.gpt import GPT
@@ -192,7 +192,7 @@ def test_an_imported_network_keeps_its_logits_and_exports_the_same_bits(
         assert torch.equal(load_in_transformers(out)(ids).logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_shards_bare_names_masks_and_tied_heads_are_read(root: Path, tmp_path: Path, model_type: str) -> None:
     save_with_transformers(tmp_path / "single", model_type)
     expected = read_weights(import_folder(root, tmp_path / "single"))
@@ -214,12 +214,21 @@ def test_shards_bare_names_masks_and_tied_heads_are_read(root: Path, tmp_path: P
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
 
 
-def test_half_precision_becomes_fp32(root: Path, tmp_path: Path) -> None:
-    theirs = save_with_transformers(tmp_path / "theirs", "qwen3")
-    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "half")
-    weights = read_weights(import_folder(root, tmp_path / "half"))
-    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    assert torch.equal(weights["embedding.weight"], theirs.model.embed_tokens.weight.float())
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_shards_in_bfloat16_are_exported_with_the_same_values(
+    root: Path, tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    theirs = save_with_transformers(tmp_path / "whole", model_type, tie_word_embeddings=tied)
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
+    shards = list((tmp_path / "theirs").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    run_artifact = import_folder(root, tmp_path / "theirs")
+    assert {tensor.dtype for tensor in read_weights(run_artifact).values()} == {torch.float32}
+    exported = load_file(export_run(run_artifact) / "model.safetensors")
+    expected = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], tensor.float()) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize(
