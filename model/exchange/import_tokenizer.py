@@ -21,7 +21,7 @@ from model.exchange.probe_texts import PROBE_TEXTS
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
 from pipeline.runtime.regular_file import regular_file
-from pipeline.tokenizers import FastTokenizer, Integers, SentencePiece, Tokenizer, require_same_ids, token_strings
+from pipeline.tokenizers import FastTokenizer, Integers, Tokenizer, require_same_ids, token_strings
 from pipeline.tokenizers.tokenizer import Unencodable
 from pipeline.tokenizers.tokenizer_file import TokenizerFile
 from pipeline.tokenizers.untrusted import open_foreign
@@ -50,12 +50,16 @@ def find_tokenizer(
             hint="copy one of them there, or pass --assume-tokenizer if you are sure",
         )
     added: frozenset[str] | None = None
+    model = open_foreign(folder / _MODEL) if _MODEL in present else None
+    is_own_model = model is not None and tokenizer.fingerprint == model.fingerprint
     for name in present:
         path = folder / name
         if name == _JSON:
-            added = _compare_json(tokenizer, path)
-        elif name == _MODEL:
-            _compare_model(tokenizer, path, added)
+            added = _compare_json(tokenizer, path, same_texts=not is_own_model)
+        elif model is not None and name == _MODEL:
+            _compare(tokenizer, dict(enumerate(model.pieces())), path, added)
+            if added is None and not is_own_model:
+                _require_same_texts(tokenizer, model, _texts(tokenizer), path)
         else:
             _compare(tokenizer, _read_vocabulary(path) if name == _VOCABULARY else _read_lines(path), path, added)
     return tokenizer
@@ -73,8 +77,12 @@ def _default(folder: Path, vocab_size: int) -> str:
     )
 
 
-def _compare_json(tokenizer: Tokenizer, path: Path) -> frozenset[str]:
-    """Compare with a tokenizer.json, and return its special tokens, which our tokenizer may lack."""
+def _compare_json(tokenizer: Tokenizer, path: Path, *, same_texts: bool) -> frozenset[str]:
+    """Compare with a tokenizer.json, and return its special tokens, which our tokenizer may lack.
+
+    Texts are compared if `same_texts`. The tokenizer.model from which a tokenizer.json was converted often gives other
+    ids to spaces at the beginning of a text.
+    """
     data = path.read_bytes()
     theirs = TokenizerFile(data, str(path))
     special = frozenset(token for token in theirs.special.values() if isinstance(token, str))
@@ -83,20 +91,14 @@ def _compare_json(tokenizer: Tokenizer, path: Path) -> frozenset[str]:
     ids = {token: token_id for token_id, token in theirs.tokens.items() if isinstance(token, str)}
     require_same_ids(tokenizer, ids, str(path))
     _require_known(tokenizer, theirs.tokens, path, special)
+    if not same_texts:
+        return special
     texts = _texts(tokenizer)
     texts += [
         tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size) if token_id != tokenizer.unknown_id
     ]
     _require_same_texts(tokenizer, FastTokenizer(data, str(path), tokenizer.end_of_text, theirs), texts, path)
     return special
-
-
-def _compare_model(tokenizer: Tokenizer, path: Path, added: frozenset[str] | None) -> None:
-    theirs = open_foreign(path)
-    if not (isinstance(tokenizer, SentencePiece) and tokenizer.fingerprint == theirs.fingerprint):
-        _compare(tokenizer, dict(enumerate(theirs.pieces())), path, added)
-        if added is None:
-            _require_same_texts(tokenizer, theirs, _texts(tokenizer), path)
 
 
 def _compare(tokenizer: Tokenizer, theirs: Mapping[int, str], path: Path, added: frozenset[str] | None) -> None:

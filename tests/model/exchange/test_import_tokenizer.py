@@ -16,7 +16,7 @@ from model.exchange.import_tokenizer import find_tokenizer
 from model.runs import run
 from pipeline.errors import BadConfig, BadData
 from pipeline.store.artifact import Artifact
-from pipeline.tokenizers import FastTokenizer, SentencePiece, open_folder, token_strings
+from pipeline.tokenizers import FastTokenizer, SentencePiece, open_folder, token_strings, tokenizer_json
 from tests.conftest import Inkstone
 from tests.model.exchange.test_import_model import folder, import_folder
 from tests.pipeline.tokenizers.shapes import qwen, wordpiece
@@ -174,6 +174,21 @@ def test_a_sentencepiece_model_with_other_pieces_is_refused(
         check(root, theirs, ours.file("tokenizer.model"))
     (theirs / "tokenizer.model").write_bytes(ours.file("tokenizer.model").read_bytes())
     assert check(root, theirs, ours.file("tokenizer.model")).vocab_size == 2600
+
+
+def test_the_model_from_which_a_tokenizer_json_was_converted_may_split_spaces_otherwise(
+    root: Path, theirs: Path, trained: Callable[[str], Artifact]
+) -> None:
+    model = trained("bpe").file("tokenizer.model")
+    content = json.loads(tokenizer_json(open_folder(trained("bpe").path), ()))
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [prepend, content["normalizer"]]}
+    (theirs / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BadData, match="has other ids"):
+        check(root, theirs, model)
+    (theirs / "tokenizer.model").write_bytes(model.read_bytes())
+    assert check(root, theirs, model).kind == "sentencepiece"
+    assert check(root, theirs, "").kind == "huggingface"
 
 
 def test_a_vocab_json_that_differs_is_refused(root: Path, ours: Path, theirs: Path) -> None:
