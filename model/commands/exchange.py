@@ -49,7 +49,7 @@ def import_model(
     assume_tokenizer: bool,
     trust_checkpoint: bool,
 ) -> Outcome:
-    """Import GPT-2, GPT-NeoX, Llama or Qwen weights.
+    """Import GPT-2, NeoX, Llama or Qwen weights.
 
     DIR is a Hugging Face model folder, or a ckpt.pt of nanoGPT. The run can be sampled, trained further and exported.
 
