@@ -58,5 +58,7 @@ def config_json(config: GPTConfig) -> dict[str, Any]:
         **fields,
         "kv_heads": config.kv_heads or config.heads,
         "hidden": config.hidden_width,
+        "head_dim": config.head_width,
+        "norm_epsilon": config.epsilon,
         "tie_word_embeddings": is_tied,
     }

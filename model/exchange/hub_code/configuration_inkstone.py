@@ -9,6 +9,7 @@ DEFAULTS = {
     "block_size": 256,  # tokens that attention reaches back, and rows of learned positions
     "layers": 6,
     "heads": 6,
+    "head_dim": 64,
     "width": 384,  # of the residual stream
     "dropout": 0.0,
     "attention_dropout": 0.0,
@@ -16,7 +17,8 @@ DEFAULTS = {
     "positions": "learned",  # or "rotary", "none"
     "rotary_base": 10_000.0,
     "norm": "layer",  # or "rms"
-    "activation": "gelu",  # or "relu", "relu2", "swiglu"
+    "norm_epsilon": 1e-5,
+    "activation": "gelu",  # or "gelu_erf", "relu", "relu2", "swiglu"
     "kv_heads": 6,
     "hidden": 1536,  # width of the feed-forward
     "bias": True,  # in the projections back into the stream, the feed-forward and layer norms

@@ -1,9 +1,8 @@
 """Networks of Inkstone's family `fast` for transformers 4.56 or later, with a KV cache.
 
-Its options are in configuration_inkstone.py. All weights have the names of Inkstone's checkpoints.
-
-Shapes in comments: B sequences, T new tokens, S tokens in all (T and those in the cache), C = width, H query heads of
-D = C / H dimensions, K key and value heads, V = vocabulary size.
+Its options are in configuration_inkstone.py. All weights have the names of Inkstone's checkpoints. Shapes in comments:
+B sequences, T new tokens, S tokens (T and those in the cache), C = width, H query heads, K key and value heads of D
+dimensions, V = vocabulary size.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_value
 
 
 def norm(config: InkstoneConfig, width: int) -> nn.Module:
-    return nn.RMSNorm(width, eps=1e-6) if config.norm == "rms" else nn.LayerNorm(width, bias=config.bias)
+    eps = config.norm_epsilon
+    return nn.RMSNorm(width, eps) if config.norm == "rms" else nn.LayerNorm(width, eps, bias=config.bias)
 
 
 class Step:
@@ -84,14 +84,14 @@ class Convolution(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: InkstoneConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_width, self.dropout = layer, config.width // config.heads, config.attention_dropout
-        kv_width = config.kv_heads * self.head_width
-        self.q = nn.Linear(config.width, config.width, bias=config.qkv_bias)
+        self.layer, self.head_width, self.dropout = layer, config.head_dim, config.attention_dropout
+        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q = nn.Linear(config.width, q_width, bias=config.qkv_bias)
         self.k, self.v = (nn.Linear(config.width, kv_width, bias=config.qkv_bias) for _ in "kv")
         self.q_norm, self.k_norm = (norm(config, self.head_width) if config.qk_norm else nn.Identity() for _ in "qk")
         self.mix = nn.Parameter(torch.tensor([0.5, 0.5])) if config.values and layer else None
         self.gate = nn.Linear(min(GATE_WIDTH, config.width), config.heads, bias=False) if config.gates else None
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.out = nn.Linear(q_width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, step: Step, first_v: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, T, C) -> (B, T, C), and the values (B, K, T, D), which later blocks mix with theirs."""
@@ -128,8 +128,8 @@ class FeedForward(nn.Module):
         hidden = self.up(x)
         if self.gate is not None:
             hidden = F.silu(self.gate(x)) * hidden
-        elif self.activation == "gelu":
-            hidden = F.gelu(hidden, approximate="tanh")
+        elif self.activation in ("gelu", "gelu_erf"):
+            hidden = F.gelu(hidden, approximate="tanh" if self.activation == "gelu" else "none")
         else:
             hidden = F.relu(hidden).square() if self.activation == "relu2" else F.relu(hidden)
         return self.out(hidden)
@@ -238,7 +238,7 @@ class InkstoneForCausalLM(PreTrainedModel, GenerationMixin):
         if self.position is not None:
             x = x + self.position(positions)
         if self.config.positions == "rotary":
-            width = self.config.width // self.config.heads
+            width = self.config.head_dim
             frequencies = self.config.rotary_base ** (-torch.arange(0, width, 2, device=ids.device) / width)
             angles = positions[:, None, :, None] * frequencies
             step.cos_sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)

@@ -7,6 +7,7 @@ each character occurs and from the lengths of the lines, so it is known before a
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.utf16 import HAN
 
 DEFAULT_MAX_LINE_BYTES = 4192  # bytes: SentencePiece's default for max_sentence_length; it skips longer lines silently
@@ -29,9 +29,9 @@ _SPACE, _UNKNOWN = "▁", "▅"  # as the trainer writes them
 _MAX_CHARACTER_RATIO = 0.75  # of a vocabulary: single characters may use this much, the remainder is for words
 _MAX_INT32 = (1 << 31) - 1  # the type of max_sentence_length
 # Characters that the `nmt` rules change in addition to NFKC, and the one character that they protect from it.
-_NMT = lazy_pattern("[\x01-\x1f\x7f\x8f\x9f\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\ufeff\ufffd]")
+_NMT = re.compile("[\x01-\x1f\x7f\x8f\x9f\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029\ufeff\ufffd]")
 _NOT_NFKC = "～"
-_HAN = lazy_pattern(f"[{HAN}]")
+_HAN = re.compile(f"[{HAN}]")
 
 
 class Flags(msgspec.Struct, frozen=True):

@@ -215,6 +215,7 @@ def test_every_option_of_the_network_is_in_the_configuration() -> None:
     assert set(DEFAULTS) == options | {"use_cache"}
     config = GPTConfig()
     changes = {"kv_heads": config.heads, "hidden": config.hidden_width, "use_cache": True}
+    changes |= {"head_dim": config.head_width, "norm_epsilon": config.epsilon}
     assert {name: getattr(config, name, None) for name in DEFAULTS} | changes == DEFAULTS
 
 
