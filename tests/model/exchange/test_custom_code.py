@@ -214,7 +214,7 @@ def test_every_option_of_the_network_is_in_the_configuration() -> None:
     options = {field.name for field in fields(GPTConfig)} - {"zero_init", "tied"}
     assert set(DEFAULTS) == options | {"use_cache"}
     config = GPTConfig()
-    changes = {"kv_heads": config.heads, "hidden": config.hidden_width, "use_cache": True}
+    changes: dict[str, Any] = {"kv_heads": config.heads, "hidden": config.hidden_width, "use_cache": True}
     changes |= {"head_dim": config.head_width, "norm_epsilon": config.epsilon}
     assert {name: getattr(config, name, None) for name in DEFAULTS} | changes == DEFAULTS
 
