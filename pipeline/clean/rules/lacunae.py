@@ -14,7 +14,16 @@ from functools import cache
 
 from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, apply_to_lines, units
-from pipeline.clean.utf16 import HAN, LACUNA, Utf16Text, decode_utf16, delete_units, encode_utf16, positions_of
+from pipeline.clean.utf16 import (
+    BLANKS,
+    HAN,
+    LACUNA,
+    Utf16Text,
+    decode_utf16,
+    delete_units,
+    encode_utf16,
+    positions_of,
+)
 from pipeline.errors import BadConfig
 
 POLICIES = ("keep", "collapse", "drop-unit")
@@ -41,7 +50,7 @@ def _circle() -> re.Pattern[str]:
     )
 
 
-_RUN = lazy_pattern(f"[{SIGNS}{LACUNA}]+")
+_RUN = lazy_pattern(f"[{SIGNS}{LACUNA}](?:[{BLANKS}]*[{SIGNS}{LACUNA}])*")  # blanks between them go later
 _CERTAIN = lazy_pattern(f"[■{LACUNA}]|囗囗")
 _CHINESE = lazy_pattern(f"[{HAN}]")
 _CONTINUATION = lazy_pattern(
@@ -82,13 +91,14 @@ def _replace_run(run: re.Match[str], counts: Counts) -> str:
     """Replace a complete run of signs if one of them is certainly a lacuna, except for bullets that start the text."""
     signs, text = run[0], run.string
     follows_chinese = run.start() > 0 and _CHINESE.match(text[run.start() - 1]) is not None
-    core = signs if follows_chinese else signs.lstrip("●")
-    is_inside = follows_chinese and set(core) == {"●"} and _CONTINUATION.match(text, run.end())
+    core = signs if follows_chinese else signs.lstrip("●" + BLANKS)
+    is_inside = follows_chinese and {*core} - {*BLANKS} == {"●"} and _CONTINUATION.match(text, run.end())
     if _CERTAIN.search(core) or is_inside:
-        for sign in {*core} - {LACUNA}:
-            _replace(counts, core, sign, LACUNA)
-        signs = signs[: len(signs) - len(core)] + LACUNA * len(core)
-    for sign in {*signs} - {LACUNA}:
+        signs = signs[: len(signs) - len(core)]
+        for sign in {*core} & {*SIGNS}:
+            core = _replace(counts, core, sign, LACUNA)
+        signs += core
+    for sign in {*signs} & {*SIGNS}:
         counts[f"{sign} left"] += signs.count(sign)
     return signs
 

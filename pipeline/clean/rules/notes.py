@@ -136,7 +136,7 @@ def _active_policies(policies: Mapping[str, str]) -> Policies:
                 f"--notes: unknown policy {policy!r}", hint="choose keep, drop, extract, or drop:一作/按/見"
             )
         try:
-            pattern = lazy_pattern("|".join(f"(?:{word})" for word in words.split("/") if word)) if colon else None
+            pattern = re.compile("|".join(f"(?:{word})" for word in words.split("/") if word)) if colon else None
         except re.error as error:
             raise BadConfig(f"--notes: {policy!r}: {error}", hint="write each word as a regular expression") from error
         if name != "keep":

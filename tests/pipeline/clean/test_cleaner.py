@@ -50,6 +50,7 @@ def clean(text: str, unit: str, headings: str = "keep") -> list[str]:
 @given(TEXT, st.sampled_from(["chapter", "document", "sentence"]))  # not paragraph: it may contain line ends
 @example('汉""a\n第一回', "chapter")
 @example('"○　　{上休下鳥}', "chapter")
+@example("□　　○　　a", "chapter")
 def test_cleaning_is_idempotent(text: str, unit: str) -> None:
     documents = clean(text, unit)
     assert [part for document in documents for part in clean(document, unit)] == documents
