@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -597,6 +597,11 @@ def test_pauses_grow_until_retries_are_exhausted(monkeypatch: pytest.MonkeyPatch
     assert "secret" not in str(caught.value)
 
 
+def test_problem_of_a_retry_is_shown_without_its_wait() -> None:
+    with pytest.raises(TryAgain, match=r"a\.txt: busy \(check"):
+        RetryPolicy(Network(attempts=1), "http://files.invalid/a.txt").wait(Retry("busy", 3.0))
+
+
 def test_stalled_response_is_retried_once_after_a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "sleep", lambda *_: None)
     monkeypatch.setattr(http, "_MAX_IDLE", -1.0)
@@ -639,6 +644,26 @@ def test_wait_beyond_the_deadline_is_not_started() -> None:
     with pytest.raises(TryAgain, match=r"^a\.txt: no time left"):
         Network(deadline=time.monotonic() + 5).sleep(20, "a.txt")
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "name", "is_refused"),
+    [
+        (200, "text/html", "a.txt", True),
+        (200, "Text/HTML; charset=utf-8", "a.zst?page=b.html", True),
+        (200, "text/html", "A.HTML?x=1", False),
+        (200, "text/html", "a.htm", False),
+        (200, "text/plain", "a.txt", False),
+        (200, "", "a.txt", False),
+        (404, "text/html", "a.txt", False),
+    ],
+)
+def test_web_page_in_place_of_a_file_is_refused(status: int, content_type: str, name: str, is_refused: bool) -> None:
+    response = requests.Response()
+    response.status_code = status
+    response.headers.update({"Content-Type": content_type} if content_type else {})
+    with pytest.raises(TryAgain, match="the server sent a web page") if is_refused else nullcontext():
+        http.raise_if_page(f"http://files.invalid/{name}", response)
 
 
 @pytest.mark.parametrize("status", [404, 410])

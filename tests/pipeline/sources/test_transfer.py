@@ -523,6 +523,16 @@ def test_captive_portal_without_content_type_is_not_accepted(either: Trial) -> N
     either.assert_survived(first, code=75, names=[either.path, "data that is not zstd"])
 
 
+@pytest.mark.parametrize("cut", [1, 3])
+def test_first_bytes_of_a_page_are_not_part_of_the_file(either: Trial, cut: int) -> None:
+    """Case 10."""
+    page = functools.partial(serve, cut=cut, change=lambda body: b"<html>".ljust(len(body)))
+    either.serve_file(DATA, page)
+    first = either.run()
+    assert either.starts == [0, cut]
+    either.assert_survived(first, code=75, names=[either.path, "data that is not zstd"])
+
+
 def test_captive_portal_is_not_taken_for_a_shrunk_file(either: Trial) -> None:
     """Case 10."""
     either.serve_file(DATA)
