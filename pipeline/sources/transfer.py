@@ -308,7 +308,7 @@ class _Transfer:
             for piece in pieces:
                 old_piece = part_file.read(max(0, min(len(piece), end - position)))
                 if piece[: len(old_piece)] != old_piece:
-                    common = next(i for i, (new, old) in enumerate(zip(piece, old_piece, strict=False)) if new != old)
+                    common = next(i for i, old in enumerate(old_piece) if piece[i] != old)
                     end = position + common
                     self._truncate(end)
                     old_piece = old_piece[:common]
