@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.store.artifact import SCRATCH, StageOutput
 from pipeline.store.code import CodeState
 from pipeline.store.generations import current_key, draft_path, generation_keys
 from pipeline.store.manifest import Identity
+from tests.pipeline.store.test_artifact import must_not_be_called
 from tests.support.faults import leftovers
 
 BOOK = Identity("corpora", "book", {"unit": "chapter"}, ())
@@ -112,7 +114,20 @@ def test_a_rebuild_does_not_start_with_the_files_of_a_damaged_artifact(root: Pat
 def test_an_artifact_that_is_read_is_not_replaced(root: Path) -> None:
     first = artifact.build(root, BOOK, writes("one")).artifact
     with artifact.lease(first), pytest.raises(TryAgain, match="cannot be replaced while it is read"):
-        artifact.build(root, BOOK, writes("two"), rebuild=True)
+        artifact.build(root, BOOK, must_not_be_called, rebuild=True)
+    assert text_of(root) == "one"
+
+
+def test_an_artifact_that_is_read_since_the_rebuild_began_is_not_replaced(root: Path) -> None:
+    first = artifact.build(root, BOOK, writes("one")).artifact
+    with ExitStack() as reader:
+
+        def write(draft: Path) -> StageOutput:
+            reader.enter_context(artifact.lease(first))
+            return writes("two")(draft)
+
+        with pytest.raises(TryAgain, match="cannot be replaced while it is read"):
+            artifact.build(root, BOOK, write, rebuild=True)
     assert text_of(root) == "one"
 
 
