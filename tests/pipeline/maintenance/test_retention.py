@@ -241,8 +241,11 @@ def test_beginning_of_several_keys_names_none(root: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["pile", "tokens", "tokens/", "tokens/book", "raw/pile", "tokens/../tokens/pile"])
 def test_rollback_of_unknown_artifact_lists_existing_ones(root: Path, reference: str) -> None:
-    publish_many(root, 1)
-    with pytest.raises(InputMissing, match="existing: tokens/pile"):
+    with pytest.raises(InputMissing, match="existing: none yet"):
+        rollback(root, reference)
+    for kind, name in (("tokens", "pile"), ("corpora", "pile"), ("tokens", "other")):
+        publish_many(root, 1, kind=kind, name=name)
+    with pytest.raises(InputMissing, match=r"existing: corpora/pile, tokens/other, tokens/pile\)?$"):
         rollback(root, reference)
 
 
