@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -266,6 +268,7 @@ def test_end_within_a_request_is_400(part: bytes) -> None:
             writer.write_eof()
             head, _, body = (await read_rest(reader)).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 ")
+            assert b"content-type: application/json\r\n" in head
             assert json.loads(body)["error"]["message"] == "The request is incomplete."
 
     run(test)
@@ -329,6 +332,24 @@ def test_client_that_has_closed_its_socket_is_noticed_within_a_second(is_stream:
             await asyncio.wait_for(site.disconnected.wait(), 0.5)
             assert not site.state.connections
             await loop.put_forward(0.4)  # no check follows
+
+    run(test)
+
+
+def test_client_that_is_gone_is_noticed_between_two_writes() -> None:
+    async def test(loop: ShiftedLoop) -> None:
+        site = Site()
+        async with site.listen():
+            _, writer = await site.connect(GET)
+            writer.write_eof()
+            for _ in range(5):  # the next write is that of the eighth check
+                await loop.put_forward(0.2)
+            assert not site.disconnected.is_set()
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()  # sends a reset
+            await loop.put_forward(0.2)
+            assert site.disconnected.is_set()
+            assert not site.state.connections
 
     run(test)
 
