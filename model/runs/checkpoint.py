@@ -227,11 +227,11 @@ def load_newest(
             quarantine.mkdir(parents=True, exist_ok=True)
             files.remove_tree(quarantine / path.name)
             files.move(path, quarantine / path.name)
-    if paths or newest_first(quarantine):
-        raise BadData(
-            f"{folder}: no checkpoint of the unfinished run is readable", hint="`train NAME --no-resume` starts again"
-        )
-    return None
+    if not paths and not newest_first(quarantine):
+        return None
+    raise BadData(
+        f"{folder}: no checkpoint of the unfinished run is readable", hint="`train NAME --no-resume` starts again"
+    )
 
 
 def load_model(path: Path, device: torch.device) -> GPT:
