@@ -248,7 +248,6 @@ class TokenWriter:
         unit.record.last = last
         self.records.append(unit.close(with_digests=self._digests is not None))
         self.records.sort(key=lambda record: record.stem)  # units that were taken over may follow this one
-        self._unit = None
 
     def _add_batches(self, unit: OpenUnit, task: TokenizeTask, batches: list[Batch]) -> None:
         dropped = self._dropped(unit, batches)
