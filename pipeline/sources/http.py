@@ -32,7 +32,7 @@ ATTEMPTS = 5  # in a row without new bytes
 MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0  # seconds
 _MAX_IDLE = 18.0  # seconds without new bytes, not counting waits that a server requested
-_PAUSE, _LONGEST_PAUSE = 0.4, 10.0  # seconds before the first retry, and before any
+_PAUSE = 0.4  # seconds before the first retry at most, doubled before each further one
 _MAX_WAIT = 300.0  # seconds, of the wait that a server requests
 _RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PERMANENT = (
@@ -155,7 +155,7 @@ class RetryPolicy:
             hint = "check the network, the clock and the proxy, or pass a --mirror; then run the same command again"
             raise TryAgain(problem, hint=hint) from None
         requested = error.wait if isinstance(error, Retry) else 0.0
-        pause = min(_PAUSE * 2 ** (self._failures - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        pause = _PAUSE * 2 ** (self._failures - 1) * random.uniform(0.5, 1.0)
         self._network.sleep(max(requested, pause), self._shown_url)
         self._start += requested
 

@@ -597,6 +597,16 @@ def test_pauses_grow_until_retries_are_exhausted(monkeypatch: pytest.MonkeyPatch
     assert "secret" not in str(caught.value)
 
 
+def test_server_decides_how_long_the_pause_is_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(Network, "sleep", lambda network, seconds, where: waits.append(seconds))
+    retries = RetryPolicy(Network(), "http://files.invalid/a.txt")
+    for error in (Retry("busy", 3.0), Retry("busy", 0.1), requests.exceptions.ReadTimeout()):
+        retries.wait(error)
+    assert waits[0] == 3.0
+    assert 0.4 <= waits[1] <= 0.8 <= waits[2] <= 1.6
+
+
 def test_problem_of_a_retry_is_shown_without_its_wait() -> None:
     with pytest.raises(TryAgain, match=r"a\.txt: busy \(check"):
         RetryPolicy(Network(attempts=1), "http://files.invalid/a.txt").wait(Retry("busy", 3.0))
