@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadData, TryAgain
+from pipeline.errors import BadData, TryAgain, UpstreamChanged
 from pipeline.store import artifact, files
 from pipeline.store.artifact import SCRATCH, StageOutput
 from pipeline.store.code import CodeState
-from pipeline.store.generations import current_key, draft_path, generation_keys
+from pipeline.store.generations import ROLLED_BACK, current_key, draft_path, generation_keys
 from pipeline.store.manifest import Identity
 from tests.pipeline.store.test_artifact import must_not_be_called
 from tests.support.faults import leftovers
@@ -64,6 +64,14 @@ def test_a_rebuild_of_an_older_generation_makes_it_current(root: Path) -> None:
     artifact.build(root, dataclasses.replace(BOOK, options={}), writes("other"))
     assert artifact.build(root, BOOK, writes("one"), rebuild=True).result == "unchanged"
     assert current_key(root / SHELF) == BOOK.key
+
+
+def test_what_was_rolled_back_is_not_built(root: Path) -> None:
+    built = artifact.build(root, BOOK, writes("one")).artifact
+    (root / SHELF / ROLLED_BACK).write_text(json.dumps([BOOK.key]))
+    for rebuild in (False, True):
+        with pytest.raises(UpstreamChanged, match=rf"{built.ref} was rolled back"):
+            artifact.build(root, BOOK, must_not_be_called, rebuild=rebuild)
 
 
 def test_a_rebuild_of_what_is_not_published_is_a_build(root: Path) -> None:
