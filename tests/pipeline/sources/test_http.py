@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import requests
 
-from pipeline.errors import InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
+from pipeline.errors import BadConfig, InkstoneError, NotPermitted, ProtocolBroken, RemoteGone, TryAgain
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import catalogue, http
 from pipeline.sources.download import download
@@ -334,6 +334,19 @@ def test_error_of_a_proxy_does_not_show_its_password(root: Path, proxy: str) -> 
     assert run.code in (75, 76)
     faults.assert_one_error(run, run.code, ["files.invalid"])
     faults.assert_silent(run.out + run.err, ["proxysecret", "secret"])
+
+
+def test_socks_proxy_is_used_once_its_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = "Socks5h://127.0.0.1:1"
+    monkeypatch.setenv("http_proxy", proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    packages: dict[str, object] = {}
+    monkeypatch.setattr("importlib.util.find_spec", packages.get)
+    with pytest.raises(BadConfig, match="PySocks"):
+        http._proxies("http://files.invalid/a.txt")
+    packages["socks"] = "its specification"
+    assert http._proxies("http://files.invalid/a.txt")["http"] == proxy
 
 
 @pytest.mark.parametrize("token", ["hf_secret\n", "hf_sécret", "hf_\x01secret"])
