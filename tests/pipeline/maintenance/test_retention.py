@@ -627,6 +627,7 @@ def test_other_files_and_folders_are_not_touched(root: Path) -> None:
     for name in ("notes", "0123456789abcdeX", ".draft-0123456789abcdef"):
         (root / FOLDER / name).mkdir()
     (root / FOLDER / "0123456789abcdef").write_text("a file")
+    temporary(root / FOLDER / ".draft-0123456789abcdef" / "x")  # it belongs to the draft
     files_before = tree(root)
     prune(root, keep=1)
     assert tree(root) == files_before
