@@ -27,11 +27,12 @@ _COMMENT = b":\n\n"  # in server-sent events
 class _Connection(h11.Connection):
     """State of a connection.
 
-    `sent` counts the bytes of `_RESPONSE_START` that were sent before the next response, `is_stream` is true if the
-    last response is an event stream, the only kind without a length.
+    `sent` counts the bytes of `_RESPONSE_START` that were sent before the next response. Each response sets
+    `is_stream`: true for an event stream, the only kind without a length.
     """
 
-    sent, is_stream = 0, False
+    sent = 0
+    is_stream: bool
 
     def send(self, event: Any) -> Any:
         if isinstance(event, h11.Response):

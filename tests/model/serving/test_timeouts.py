@@ -268,7 +268,7 @@ def test_end_within_a_request_is_400(part: bytes) -> None:
             writer.write_eof()
             head, _, body = (await read_rest(reader)).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 ")
-            assert b"content-type: application/json\r\n" in head
+            assert {b"content-type: application/json", b"connection: close"} <= {*head.split(b"\r\n")}
             assert json.loads(body)["error"]["message"] == "The request is incomplete."
 
     run(test)
