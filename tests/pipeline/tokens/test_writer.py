@@ -13,6 +13,7 @@ import zstandard
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import BuildResult
+from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import resume, segments
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
@@ -85,9 +86,10 @@ def test_set_both_included_and_excluded_is_refused() -> None:
         TokenizeOptions(include_sets=("a", "b"), exclude_sets=("b", "c"))
 
 
-def test_command_line_filters_documents(inkstone: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_command_line_filters_documents(inkstone: Callable[..., dict[str, Any]], root: Path, tmp_path: Path) -> None:
     paths = [file.path for file in of_sets(tmp_path).train]
-    arguments = ("tokenize", *paths, "--tokenizer", "r50k_base")
+    tokenizers_stage.train(root, "letters", tokenizers_stage.find_sentences(root, [*map(str, paths)]), "char", 0)
+    arguments = ("tokenize", *paths, "--tokenizer", "letters")
     outcome = inkstone(
         *arguments, "--exclude-set", "Pile-CC", "--min-chars", "7", "--max-documents", "99", "--dedup", "exact"
     )
