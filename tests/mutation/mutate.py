@@ -122,7 +122,8 @@ def survives(tree: Path, module: str, source: str, timeout: float | None) -> boo
     beside = f"tests/{Path(module).parent}/test_"
     tests = [name if name.endswith(".py") else f"{beside}{name}.py" for name in MODULES[module][0].split()]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", MODULES[module][1], *tests]
-    with Popen(command, cwd=tree, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as process:
+    output = DEVNULL if timeout else None  # shown without a mutant, so that a failure is understood
+    with Popen(command, cwd=tree, stdout=output, stderr=output, start_new_session=True) as process:
         try:
             return process.wait(timeout) == 0
         except TimeoutExpired:
