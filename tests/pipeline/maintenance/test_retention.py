@@ -96,6 +96,14 @@ def test_rollback_to_key_is_idempotent(root: Path) -> None:
     assert {path: path.lstat().st_mtime_ns for path in (root / FOLDER).iterdir() if path.name != ".lock"} == times
 
 
+@pytest.mark.parametrize("act", [lambda root: rollback(root, "tokens/pile"), lambda root: publish(root, 2)])
+def test_temporaries_are_deleted_except_those_of_a_draft(root: Path, act: Callable[[Path], object]) -> None:
+    publish_many(root, 2)
+    torn, of_draft = temporary(root / FOLDER / "x"), temporary(root / FOLDER / ".draft-0123456789abcdef" / "x")
+    act(root)
+    assert (torn.exists(), of_draft.exists()) == (False, True)
+
+
 def test_generation_order_does_not_depend_on_clock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generations = []
     for number, year in enumerate((2030, 1970, 2026)):
