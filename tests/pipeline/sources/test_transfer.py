@@ -610,6 +610,13 @@ def test_trickling_server_is_retried_and_then_given_up(either: Trial) -> None:
     assert either.starts[-1] > 0  # the bytes received were kept
 
 
+def test_server_that_is_slow_but_fast_enough_is_not_interrupted(plain: Trial) -> None:
+    plain.serve_file(DATA, trickle(80 * KIB, 0.02))
+    slow = {"pipeline__sources__transfer___SLOW_SECONDS": 0.01, "pipeline__sources__transfer___SLOW_BYTES": KIB}
+    assert plain.run(**slow).code == 0
+    assert plain.starts == [0]
+
+
 def test_rate_limit_slows_the_transfer_down(plain: Trial) -> None:
     plain.serve_file(DATA)
     run = plain.run("--limit-rate", "400K")  # for 200 KiB
