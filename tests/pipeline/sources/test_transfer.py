@@ -11,20 +11,21 @@ import json
 import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import zstandard
 
-from pipeline.errors import NotPermitted
+from pipeline.errors import BadData, NotPermitted
 from pipeline.runtime.progress import SilentProgress
-from pipeline.sources import catalogue, download, partial
+from pipeline.sources import catalogue, download, partial, transfer
 from pipeline.sources.catalogue import Source
-from pipeline.sources.http import Network
+from pipeline.sources.http import Network, RemoteFile
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import files
 from tests.support import bad_server, faults
@@ -500,6 +501,20 @@ def test_wrong_bit_in_an_earlier_part_is_detected(hub: Trial) -> None:
         part.write(bytes([DATA[1000] ^ 1]))
     hub.assert_survived(first)
     assert len(hub.quarantined) == 1
+
+
+@pytest.mark.parametrize(
+    ("commit", "sha256", "is_refused"),
+    [("c1", "b", True), ("", "b", True), ("c2", "b", False), ("c1", "a", False), ("c1", "", False)],
+)
+def test_one_commit_has_one_content(commit: str, sha256: str, is_refused: bool) -> None:
+    url = "http://files.invalid/a.txt"
+    client: Any = SimpleNamespace(describe=lambda url: RemoteFile(url, sha256=sha256, commit=commit))
+    part: Any = SimpleNamespace(truncate=lambda size: None)
+    old = RemoteFile(url, sha256="a", commit="c1")
+    started = transfer._Transfer(client, url, old, Path("a.txt"), part, Network(), lambda count: None, "", 0)
+    with pytest.raises(BadData, match="for the same commit") if is_refused else nullcontext():
+        started._start_over()
 
 
 PORTAL = respond(200, b"<html>Log in to the hotel's network</html>", Content_Type="text/html; charset=utf-8")
