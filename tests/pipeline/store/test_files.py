@@ -425,3 +425,11 @@ def test_missing_space_is_an_error_that_names_the_option(tmp_path: Path, monkeyp
         assert caught.value.message == f"{tmp_path}: 2.00 GB needed, 2.00 GB free"
         assert caught.value.hint.endswith(named)
         assert caught.value.exit_code == 74
+
+
+def test_new_folder_appears_in_a_new_and_in_an_existing_folder(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with files.new_folder(tmp_path / "exports" / name) as draft:
+            (draft / "a").write_bytes(b"a")
+            assert not (tmp_path / "exports" / name).exists()
+        assert (tmp_path / "exports" / name / "a").read_bytes() == b"a"
