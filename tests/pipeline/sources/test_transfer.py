@@ -538,6 +538,11 @@ def test_captive_portal_without_content_type_is_not_accepted(either: Trial) -> N
     either.assert_survived(first, code=75, names=[either.path, "data that is not zstd"])
 
 
+def test_response_shorter_than_the_first_bytes_of_zstd_is_not_accepted(either: Trial) -> None:
+    either.serve_file(DATA, *[respond(200, b"ab")] * 9, heads=(respond(405),))
+    either.assert_survived(either.run(), code=75, names=[either.path, "data that is not zstd (2 bytes)"])
+
+
 @pytest.mark.parametrize("cut", [1, 3])
 def test_first_bytes_of_a_page_are_not_part_of_the_file(either: Trial, cut: int) -> None:
     """Case 10."""
