@@ -362,6 +362,7 @@ def test_part_is_replaced_from_the_first_difference_on(hub: Trial) -> None:
     hub.serve_file(DATA, flip_bit(1000, cut=HALF), ignore_range)
     run = hub.run()
     assert run.code == 0
+    assert len(hub.server.gets) == 2, "the second response was enough"
     assert hub.quarantined == []
     hub.assert_survived(run)
 
