@@ -759,3 +759,18 @@ def test_server_date_returns_the_date_header(server: Server) -> None:
     assert "GMT" in http.server_date(f"{server.url}/", threading.Event())
     with pytest.raises(TryAgain, match="no connection to 127"):
         http.server_date("http://127.0.0.1:1/", threading.Event())
+
+
+def test_date_of_a_server_without_a_clock_is_empty() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert http.server_date(f"http://127.0.0.1:{listener.getsockname()[1]}/", threading.Event()) == ""
+        thread.join()
