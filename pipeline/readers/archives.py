@@ -103,7 +103,7 @@ def member_name(info: zipfile.ZipInfo) -> str:
 
 @contextmanager
 def zip_errors(label: str, name: str) -> Iterator[None]:
-    """Convert the errors of zipfile to BadData."""
+    """Convert the errors of zipfile to BadData. For compression that it does not know it raises NotImplementedError."""
     try:
         yield
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, UnicodeError) as error:

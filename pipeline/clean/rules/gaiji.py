@@ -62,43 +62,34 @@ _OPERAND = lazy_pattern(f"[{_COMPONENT}？]")
 _MAX_SEQUENCE = 32  # characters of a description sequence; the longest in use have about 25
 
 
-@cache
-def _gaiji() -> re.Pattern[str]:
-    """Pattern of a gaiji. Compiling it is slow, so it is done on first use."""
-    return re.compile(
-        rf"""
-          & (?: [A-Z]{{2,4}}-? | [A-Z][0-9]?- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
-        | &M[0-9]{{5,6}};
-        | (?<![{{$]) \{{ [{_COMPONENT}{_OPERATOR}，、]{{1,16}} \}} (?!\}})
-        | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMERALS}]+ \] )
-          [{_OPERATOR}]* [{_COMPONENT}] [{_COMPONENT}{_OPERATOR}]{{1,22}} \]
-        | \[ [A-Z] 。? / [0-9A-Fa-f]{{2,4}} x? \]
-        | < (?= [^<>\n\0]{{0,5}} [{_RADICALS}*/+@=-] ) [{_COMPONENT}] [{_COMPONENT}{_OPERATOR}]{{1,5}} >
-        | [\u2ff0-\u2fff\u31ef]
-        | [{_PRIVATE}]
-        """,
-        re.VERBOSE,
-    )
-
-
-@cache
-def _description() -> re.Pattern[str]:
-    """Pattern of the inside of brackets that describes a character and can hardly be words.
-
-    巩/言  女*((奐-大)/比)  果/虫虫     operators between components, one of which at least stands alone
-    上休下鳥  右上加卄  喁左爲禹        components by their positions
-    """
-    operand, operator, separator = f"[{_COMPONENT}?？]", r"[*/+@|=＊／＋＝\-]", r"[*/+@|=()＊／＋＝，、\-]"
-    return re.compile(
-        rf"""
-          (?= .* {operator} ) (?= (?: .* {separator} )? {operand} (?: {separator} | $ ) )
-          {separator}* {operand}{{1,2}} (?: {separator}+ {operand}{{1,2}} )* {separator}*
-        | {operand}? (?: [上下左右中內内外]{{1,2}} {operand}{{1,2}} ){{2,3}}
-        | {operand}? [上下左右中內内外]{{1,2}} [爲為为作从從加] {operand}{{1,2}}
-        | {operand}[爲為为]{operand}
-        """,
-        re.VERBOSE,
-    )
+_GAIJI = lazy_pattern(
+    rf"""
+      & (?: [A-Z]{{2,4}}-? | [A-Z][0-9]?- ) [0-9A-Za-z+-]{{0,12}} [0-9][0-9A-Za-z]{{0,7}} ;
+    | &M[0-9]{{5,6}};
+    | (?<![{{$]) \{{ [{_COMPONENT}{_OPERATOR}，、]{{1,16}} \}} (?!\}})
+    | \[ (?= [^\[\]\n\0]{{0,23}} [*/+@?＊／＋？-] ) (?! [{_NUMERALS}]+ \] )
+      [{_OPERATOR}]* [{_COMPONENT}] [{_COMPONENT}{_OPERATOR}]{{1,22}} \]
+    | \[ [A-Z] 。? / [0-9A-Fa-f]{{2,4}} x? \]
+    | < (?= [^<>\n\0]{{0,5}} [{_RADICALS}*/+@=-] ) [{_COMPONENT}] [{_COMPONENT}{_OPERATOR}]{{1,5}} >
+    | [\u2ff0-\u2fff\u31ef]
+    | [{_PRIVATE}]
+    """,
+    re.VERBOSE,
+)
+# The inside of brackets that describes a character and can hardly be words:
+# 巩/言  女*((奐-大)/比)  果/虫虫     operators between components, one of which at least stands alone
+# 上休下鳥  右上加卄  喁左爲禹        components by their positions
+_OPERAND_CLASS, _OPERATORS, _SEPARATORS = f"[{_COMPONENT}?？]", r"[*/+@|=＊／＋＝\-]", r"[*/+@|=()＊／＋＝，、\-]"
+_DESCRIPTION = lazy_pattern(
+    rf"""
+      (?= .* {_OPERATORS} ) (?= (?: .* {_SEPARATORS} )? {_OPERAND_CLASS} (?: {_SEPARATORS} | $ ) )
+      {_SEPARATORS}* {_OPERAND_CLASS}{{1,2}} (?: {_SEPARATORS}+ {_OPERAND_CLASS}{{1,2}} )* {_SEPARATORS}*
+    | {_OPERAND_CLASS}? (?: [上下左右中內内外]{{1,2}} {_OPERAND_CLASS}{{1,2}} ){{2,3}}
+    | {_OPERAND_CLASS}? [上下左右中內内外]{{1,2}} [爲為为作从從加] {_OPERAND_CLASS}{{1,2}}
+    | {_OPERAND_CLASS}[爲為为]{_OPERAND_CLASS}
+    """,
+    re.VERBOSE,
+)
 
 
 def _is_description(notation: str) -> bool:
@@ -108,7 +99,7 @@ def _is_description(notation: str) -> bool:
     the outer ones are a radical in its usual position: {口大}, {孛支}, but not {大笑}.
     """
     inside = notation[1:-1]
-    if notation[0] not in "{[<" or "A" <= inside[0] <= "Z" or _description().fullmatch(inside):
+    if notation[0] not in "{[<" or "A" <= inside[0] <= "Z" or _DESCRIPTION.fullmatch(inside):
         return True
     if len(inside) > _MAX_COMPONENTS or not _BARE.fullmatch(inside):
         return False
@@ -124,7 +115,7 @@ def _is_usual(character: str) -> bool:
 
 
 _OPENERS = "&{[<"
-_START = lazy_pattern(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # much faster to search for than _gaiji() itself
+_START = lazy_pattern(rf"[&{{\[<\u2ff0-\u2fff\u31ef{_PRIVATE}]")  # much faster to search for than _GAIJI itself
 _MAX_PASSES = 16  # one gaiji may be a component of another: [女*{口大}]
 
 _PRIVATE_UNITS = (0xE000, 0xF8FF)
@@ -207,7 +198,7 @@ def _find(text: str, mapping: Mapping[str, str]) -> Iterator[tuple[int, int, boo
     end = 0
     for opener in _START.finditer(text):
         start = opener.start()
-        if start >= end and (match := _gaiji().match(text, start)):  # before `end` it is part of the previous gaiji
+        if start >= end and (match := _GAIJI.match(text, start)):  # before `end` it is part of the previous gaiji
             if match[0] not in mapping and not _is_description(match[0]):
                 continue
             is_sequence = match[0] in _DESCRIPTION_OPERATORS
@@ -222,7 +213,7 @@ def _sequence_end(text: str, start: int) -> tuple[int, bool]:
         if text[position] in _DESCRIPTION_OPERATORS:
             missing += _OPERAND_COUNTS.get(text[position], 2) - 1
             position += 1
-        elif operand := _OPERAND.match(text, position) or _gaiji().match(text, position):
+        elif operand := _OPERAND.match(text, position) or _GAIJI.match(text, position):
             missing, position = missing - 1, operand.end()
         else:
             break
@@ -365,6 +356,6 @@ def _fault(source: str, target: str) -> str:
         return f"{source!r} is not a gaiji"
     if not target:
         return f"{source} has no target"
-    if _gaiji().search(target) or re.search(r"[&;{}\[\]<>\0\n]", target):
+    if _GAIJI.search(target) or re.search(r"[&;{}\[\]<>\0\n]", target):
         return f"{source} maps to {target!r}, which is not plain text"
     return ""

@@ -85,9 +85,9 @@ _TITLE_END, _TITLE_END_SINGLE = lazy_pattern(f"{_BLANK}{{2,}}"), lazy_pattern("\
 _COUPLET = lazy_pattern(rf"([{HAN}]{{5,11}}){_BLANK}+([{HAN}]{{5,11}}){_BLANK}+")
 _NUMBER_OF_KIND = lazy_pattern(f"第{_BLANK}?({NUMBER}){_BLANK}?([{KINDS}])")
 _OTHER_NUMBERS = (
-    ("卷N", re.compile(f"卷[之第]?({NUMBER})")),
+    ("卷N", lazy_pattern(f"卷[之第]?({NUMBER})")),
     ("N《…》", series.NUMBER_OF_WORK),
-    ("《…第N》", re.compile(f"第({NUMBER})》")),
+    ("《…第N》", lazy_pattern(f"第({NUMBER})》")),
 )
 _MAX_PREFIX = 25  # units before 第 or 卷 in a heading: a work, 正文, a blank and a word; or a book
 _SCANNED_UNITS = 200  # of a line: enough to recognise a heading

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, apply_to_lines, units
@@ -35,21 +34,17 @@ _NUMBER_CONTEXT = f"{_DIGIT}〇十百千万萬亿億零两兩廿卅{SIGNS}{LACUN
 _COUNTED = "年月日岁歲卷頁页首章回條条號号冊册函篇人里世代则則步尺丈石斤字名家戶户處处"
 
 
-@cache
-def _circle() -> re.Pattern[str]:
-    """Pattern of a ○ that is a digit, with its number. Compiling it is slow, so it is done on first use."""
-    return re.compile(
-        rf"""
-          # a number written digit by digit; in one with 十 the circle separates two numbers
-          (?<! [{_NUMBER_CONTEXT}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_NUMBER_CONTEXT}] )
-          (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
-        | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_NUMBER_CONTEXT}] ) )
-        | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_NUMBER_CONTEXT}] ) )
-        """,
-        re.VERBOSE,
-    )
-
-
+# A ○ that is a digit, with its number
+_CIRCLE = lazy_pattern(
+    rf"""
+      # a number written digit by digit; in one with 十 the circle separates two numbers
+      (?<! [{_NUMBER_CONTEXT}] ) [{_DIGIT}] [{_DIGIT}〇]* ○ [{_DIGIT}〇○]* (?! [{_NUMBER_CONTEXT}] )
+      (?: (?<! ○ ) | (?<= [{_DIGIT}〇○]{{2}} ○ ) | (?! [{HAN}] ) | (?= [{_COUNTED}] ) )
+    | (?<= [{_DIGIT}] 百 ) ○ (?= [{_DIGIT}] (?! [{_NUMBER_CONTEXT}] ) )
+    | (?<= [{_DIGIT}] 千 ) ○ (?= [{_DIGIT}] (?: 十 [{_DIGIT}]? )? (?! [{_NUMBER_CONTEXT}] ) )
+    """,
+    re.VERBOSE,
+)
 _RUN = lazy_pattern(f"[{SIGNS}{LACUNA}](?:[{BLANKS}]*[{SIGNS}{LACUNA}])*")  # blanks between them go later
 _CERTAIN = lazy_pattern(f"[■{LACUNA}]|囗囗")
 _CHINESE = lazy_pattern(f"[{HAN}]")
@@ -83,7 +78,7 @@ def rule(policy: str = "keep") -> Rule:
 
 
 def _replace_signs(text: str, counts: Counts) -> str:
-    text = _circle().sub(lambda number: _replace(counts, number[0], "○", _ZERO), text) if "○" in text else text
+    text = _CIRCLE.sub(lambda number: _replace(counts, number[0], "○", _ZERO), text) if "○" in text else text
     return _RUN.sub(lambda run: _replace_run(run, counts), text)
 
 

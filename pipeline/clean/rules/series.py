@@ -43,9 +43,9 @@ _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside
 _REPORTED_KINDS = "回章卷"
 _TEXT = "[^\\s，。！？：；“”「」…]"
 _WEAK_SHAPES = (  # a text has one of them: the first of which its numbers rise
-    ("第N", re.compile(f"(?:正文)?第({NUMBER})[{KINDS}](?! )[^。：；“”「」…]{{1,30}}(?<![，、])")),
-    ("…第N", re.compile(f"{_TEXT}{{1,8}}第({NUMBER})")),
-    ("N …", re.compile(f"({NUMBER})[{BLANKS}]+{_TEXT}(?:[^，。！？：；“”「」…]{{0,20}})")),
+    ("第N", lazy_pattern(f"(?:正文)?第({NUMBER})[{KINDS}](?! )[^。：；“”「」…]{{1,30}}(?<![，、])")),
+    ("…第N", lazy_pattern(f"{_TEXT}{{1,8}}第({NUMBER})")),
+    ("N …", lazy_pattern(f"({NUMBER})[{BLANKS}]+{_TEXT}(?:[^，。！？：；“”「」…]{{0,20}})")),
 )
 _NUMBERED_TITLE = lazy_pattern(
     f"第[{BLANKS}]?{NUMBER}|卷[之第]?(?:{NUMBER}|[上中下])|^[A-Z]?[{NUMERALS}.]+(?:[{BLANKS}]|《)"

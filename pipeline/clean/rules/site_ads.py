@@ -60,7 +60,7 @@ _SIMPLIFIED = (
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
 # Notices, as letters and digits, with a line end for each comma. Every alternative contains one of the pairs below.
-_NOTICE = (
+_NOTICE = lazy_pattern(
     r"请(?:(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9])|(?:大家|记得|点击)?收藏$)|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏"
     r"|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)|(?:记住|来自|访问|登[录陆])本站|关注本站(?=$|最新)"
     r"|本站(?:地址|网址|域名|最新|手机|首发|小说|收录|永久|(?:所有|提供).{0,8}(?:小说|内容|章节|资源|作品|电子书|下载))"
@@ -106,7 +106,7 @@ _GAP = r"[^\w\n，！？；“”]{0,3}"
 _DOMAINS = "com|net|org|cn|cc|info|tw|hk|la|me|xyz|top|vip|club|tv|co|biz"
 _SPACED_DOMAINS = "|".join(_GAP.join(name) for name in ("com", "net", "org", "cn", "cc"))
 _PATH = r"(?::\d+)?(?:/[a-z0-9./_\-~?=&%#]*)?"
-_ADDRESS = (
+_ADDRESS = lazy_pattern(
     rf"(?:(?:{_SITES})[ :]*)?(?:https?\s*:\s*/\s*/[a-z0-9./_\-~?=&%#:]+"
     rf"|(?<![a-z0-9.@\-])(?:[a-z0-9\-]+\.)+(?:{_DOMAINS})(?![a-z0-9]){_PATH}"
     rf"|(?<![a-z])w{_GAP}w{_GAP}w(?!w)"  # with a name in letters or Han, or cut off
@@ -216,8 +216,8 @@ def _mask_addresses(folded: str) -> tuple[str, list[tuple[int, int]]]:
     """Return the text with each address replaced by as many letters, and the bounds of the addresses."""
     if not _LATIN.search(folded):
         return folded, []
-    spans = [match.span() for match in _pattern(_ADDRESS).finditer(folded)]
-    return _pattern(_ADDRESS).sub(lambda match: "a" * len(match[0]), folded) if spans else folded, spans
+    spans = [match.span() for match in _ADDRESS.finditer(folded)]
+    return _ADDRESS.sub(lambda match: "a" * len(match[0]), folded) if spans else folded, spans
 
 
 def _mask_speech(folded: str, addresses: list[tuple[int, int]]) -> str:
@@ -228,12 +228,6 @@ def _mask_speech(folded: str, addresses: list[tuple[int, int]]) -> str:
         return match[0] if has_address else _SPOKEN * len(match[0])
 
     return _SPEECH.sub(mask, folded)
-
-
-@cache
-def _pattern(expression: str) -> re.Pattern[str]:
-    """Compile an expression on first use: these are slow to compile, and most texts need none of them."""
-    return re.compile(expression)
 
 
 def _fold(text: str) -> str:
@@ -248,7 +242,7 @@ def _fold(text: str) -> str:
 
 def _is_notice(text: str) -> bool:
     letters = _NOT_LETTERS.sub("", text.translate(_COMMA_TO_LINE_END))
-    return bool(_pattern(_NOTICE).search(letters) or _NAVIGATION.fullmatch(letters))
+    return bool(_NOTICE.search(letters) or _NAVIGATION.fullmatch(letters))
 
 
 def _count_letters(text: str) -> int:

@@ -10,22 +10,16 @@ import pytest
 
 from model.serving.access import Access, make_access, read_keys
 from pipeline.errors import BadConfig, BadData, InputMissing
-from tests.support.serving import NAME, Server, ask, exchange, serving, train
+from tests.support.serving import NAME, Server, ask, exchange, serving
 
 KEY, OTHER_KEY = "sk-inkstone-123", "another-key"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("access")
-    train(root, steps=5, evaluations=1)
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(trained: Path) -> Iterator[Server]:
-    (trained / "keys").write_text(f"# of the team\n{KEY}\n\n{OTHER_KEY}  \n")
-    with serving(trained, "--api-key-file", trained / "keys", "--server-name", "Host.Docker.Internal") as started:
+def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    keys = tmp_path_factory.mktemp("access") / "keys"
+    keys.write_text(f"# of the team\n{KEY}\n\n{OTHER_KEY}  \n")
+    with serving(trained, "--api-key-file", keys, "--server-name", "Host.Docker.Internal") as started:
         yield started
 
 
@@ -86,9 +80,9 @@ def test_a_large_body_without_a_key_is_not_read(server: Server) -> None:
     assert ask(server, "/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status == 200
 
 
-def test_a_public_server_with_keys_warns_about_encryption(trained: Path) -> None:
-    (trained / "keys").write_text(KEY)
-    with serving(trained, "--host", "0.0.0.0", "--api-key-file", trained / "keys") as server:
+def test_a_public_server_with_keys_warns_about_encryption(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    with serving(trained, "--host", "0.0.0.0", "--api-key-file", tmp_path / "keys") as server:
         assert "sends its keys unencrypted" in server.stderr_lines[0]
         assert KEY not in "".join(server.stderr_lines)
 

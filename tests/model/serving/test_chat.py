@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,22 +10,9 @@ import pytest
 
 from model.serving.chat import BASE_MODEL, Message, plain_prompt
 from pipeline.tokenizers import Characters
-from tests.support.serving import NAME, Reply, Server, ask, begin, complete, serving, train
+from tests.support.serving import NAME, Reply, Server, ask, begin, complete
 
 USER = {"role": "user", "content": "话说"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root: Path = tmp_path_factory.mktemp("chat")
-    train(root, steps=30, evaluations=1)
-    with serving(root) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def chat(server: Server, **fields: object) -> Reply:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,9 @@ import torch
 from model.generation.session import Session
 from model.network.gpt import GPT
 from pipeline.store import artifact
-from tests.support.serving import NAME, Server, ask, complete, serving, train
+from tests.support.serving import NAME, Server, ask, complete, serving
 
 TEXT = "却说阿渊离了山门，径往东行"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("scoring")
-    train(root, steps=30, evaluations=1)
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(trained: Path) -> Iterator[Server]:
-    with serving(trained) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
