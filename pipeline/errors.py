@@ -19,6 +19,7 @@ _EXTRAS = {  # of setup.cfg, by package or module
     "gguf": "exchange",
     "starlette": "serve",
     "uvicorn": "serve",
+    "obstore": "scale",
 }
 _OWN_MODULES = ("cli", "pipeline", "model", "benchmarks", "tests")
 _IS_CHECKOUT = (Path(__file__).resolve().parent.parent / "setup.cfg").is_file()

@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+
+from tests.support.object_store import ENVIRONMENT, MotoServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("INKSTONE_SHARED") or ROOT.parent / "shared").resolve()
@@ -62,6 +64,7 @@ SLOW = (
     "tests/pipeline/sources/test_http.py",
     "tests/pipeline/sources/test_hub.py::test_refresh_of_a_dataset*",
     "tests/pipeline/sources/test_transfer.py",
+    "tests/pipeline/store/test_remote.py::test_seaweedfs*",
     "tests/pipeline/tokenizers/test_detokenizer.py",
     "tests/pipeline/tokenizers/test_huggingface.py",
     "tests/pipeline/tokenizers/test_ranks.py::test_download_for_later*",
@@ -158,3 +161,21 @@ def inkstone(root: Path) -> Inkstone:
         return {**output, "stderr": process.stderr, "code": process.returncode}
 
     return run
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[MotoServer]:
+    """Run moto's S3 server, with a bucket called `bucket`. Tests that need it are skipped without moto[server]."""
+    server = MotoServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(moto: MotoServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Return the URL of an empty prefix in moto's bucket; its address and its credentials are in the environment."""
+    pytest.importorskip("obstore")
+    moto.busy = 0
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": moto.url}.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{tmp_path.name}"

@@ -41,7 +41,14 @@ def book(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("package", "extra"),
-    [("rensa", "dedup"), ("OpenCC", "zh"), ("tensorboard", "logging"), ("gguf", "exchange"), ("uvicorn", "serve")],
+    [
+        ("rensa", "dedup"),
+        ("OpenCC", "zh"),
+        ("tensorboard", "logging"),
+        ("gguf", "exchange"),
+        ("uvicorn", "serve"),
+        ("obstore", "scale"),
+    ],
 )
 def test_missing_package_is_named_with_the_extra_that_installs_it(package: str, extra: str) -> None:
     for error in (PackageNotFoundError(package), ModuleNotFoundError("none", name=f"{package}.inner")):

@@ -1,0 +1,318 @@
+"""Buckets: object stores (S3, GCS, Azure), and a local folder by the same code, with conditional writes.
+
+Credentials come from the environment of the process, as the SDK of each store reads them (`AWS_ACCESS_KEY_ID`,
+`GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_KEY`, …), and are never part of a URL, a file or a message.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline.errors import (
+    BadConfig,
+    BadData,
+    InkstoneError,
+    InputMissing,
+    NotPermitted,
+    ProtocolBroken,
+    TryAgain,
+    UpstreamChanged,
+)
+from pipeline.store import locks
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import ClientConfig, ObjectStore
+
+_URL = re.compile(r"(s3|gs|az|file)://")
+_LOCK = ".bucket.lock"  # in a local folder, whose files have no compare-and-swap
+_CLIENT: ClientConfig = {
+    "allow_http": True,  # only a URL of the user's own names http
+    "connect_timeout": "10s",
+    "read_timeout": "60s",
+    "timeout": "24h",  # of one object; the default of 30 seconds would end every large transfer
+}
+_PART = 16 << 20  # bytes of a part of an upload: 10,000 of them are 160 GB
+_MAX_REASON = 160  # characters
+_MAX_SMALL = 1 << 28  # bytes of an object that is read into memory: as of a manifest
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object of a bucket: its name below the prefix, and the size and version that it had when it was listed."""
+
+    name: str
+    size: int
+    version: UpdateVersion = field(compare=False)
+
+    @property
+    def tag(self) -> str:
+        return self.version.get("e_tag") or self.version.get("version") or ""
+
+
+class _Refused(InkstoneError):
+    """The condition of a write was not met, or its answer was lost and a retry met its own object."""
+
+
+class _Unsupported(InkstoneError):
+    """The store cannot do what was requested."""
+
+
+def is_url(reference: str) -> bool:
+    """Return True if `reference` is the URL of a bucket or of an object in one."""
+    return _URL.match(reference) is not None
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Divide a URL into that of its bucket and the name below it. Raises BadConfig for one with credentials."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc or ("?" in url and parts.scheme != "file" and "=" in url.rpartition("?")[2]):
+        raise BadConfig(
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}: the URL holds credentials or a query",
+            hint="set the credentials in the environment, and name only the bucket and the path",
+        )
+    scheme, _, rest = url.partition("://")
+    bucket, _, name = rest.partition("/")
+    if not bucket and scheme != "file":
+        raise BadConfig(f"{url}: no bucket in the URL", hint="for example s3://bucket/prefix")
+    return f"{scheme}://{bucket or '/'}", name.strip("/")
+
+
+class Bucket:
+    """Objects below the prefix of a URL. All methods take names below that prefix, with "/" between folders.
+
+    Every method raises NotPermitted (77) without access, TryAgain (75) if the store cannot be reached or is busy after
+    all retries. With `conditional` False, `create` and `replace` write without conditions: for one writer only.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url, self.conditional = url if url.endswith("://") else url.rstrip("/"), True
+        self._obstore = _import_obstore()
+        self._folder = _local_folder(url)
+        try:
+            self._store = self._open()
+        except (ValueError, self._obstore.exceptions.BaseError) as error:
+            raise BadConfig(
+                f"{url}: {_first_line(error)}", hint="check the URL, and the settings of its store in the environment"
+            ) from None
+
+    def _open(self) -> ObjectStore:
+        from obstore.store import LocalStore, from_url
+
+        if self._folder:
+            return LocalStore(self._folder, mkdir=True)
+        split_url(self.url)  # refuses credentials and a missing bucket
+        if self.url.startswith("s3:"):
+            return from_url(self.url, client_options=_CLIENT, checksum_algorithm="SHA256")
+        return from_url(self.url, client_options=_CLIENT)
+
+    def read(self, name: str) -> tuple[bytes, Object] | None:
+        """Return the content of a small object, with its version; None if there is none."""
+        with self._translated(name):
+            try:
+                response = self._obstore.get(self._store, name)
+            except FileNotFoundError:
+                return None
+            if response.meta["size"] > _MAX_SMALL:
+                raise BadData(f"{self.url}/{name}: {response.meta['size']:,} bytes, expected fewer", hint="delete it")
+            return bytes(response.bytes()), _object(name, response.meta)
+
+    def stat(self, name: str) -> Object | None:
+        """Return the size and version of an object; None if there is none."""
+        with self._translated(name):
+            try:
+                return _object(name, self._obstore.head(self._store, name))
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+    def stream(self, name: str, pinned: Object | None = None) -> Iterator[memoryview]:
+        """Yield the bytes of an object. Raises UpstreamChanged unless it is still the version `pinned`."""
+        condition: Any = {"if_match": pinned.version.get("e_tag")} if pinned and pinned.version.get("e_tag") else {}
+        try:
+            with self._translated(name):
+                response = self._obstore.get(self._store, name, options=condition)
+                if pinned and response.meta["size"] != pinned.size:
+                    raise _Refused("")
+                yield from (memoryview(block) for block in response.stream(min_chunk_size=1 << 20))
+        except _Refused:
+            raise UpstreamChanged(
+                f"{self.url}/{name}: the object changed after it was listed",
+                hint="run the same command again when the object is complete",
+            ) from None
+        except FileNotFoundError:
+            raise InputMissing(f"{self.url}/{name}: no such object", hint="check the URL") from None
+
+    def has(self, name: str, size: int, sha256: str) -> bool:
+        """Return True if an earlier `put` stored a file of this size and sha256. A local folder does not record it."""
+        with self._translated(name):
+            try:
+                response = self._obstore.get(self._store, name, options={"head": True})
+            except FileNotFoundError:
+                return False
+            return bool(response.meta["size"] == size and response.attributes.get("sha256") == sha256)
+
+    def put(self, name: str, path: Path, sha256: str) -> None:
+        """Upload a file, replacing what is there. S3 refuses bytes that do not have the hash that is sent along."""
+        self._put(name, path, **({} if self._folder else {"attributes": {"sha256": sha256}}))
+        stored = self.stat(name)
+        if not stored or stored.size != path.stat().st_size:
+            raise ProtocolBroken(f"{self.url}/{name}: not stored as it was sent", hint="run the same command again")
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small object if there is none of that name; return False if there is, or if it may be our own."""
+        if not self.conditional:
+            if self.stat(name):
+                return False
+            return self._write(name, data, "overwrite")
+        return self._write(name, data, "create")
+
+    def replace(self, name: str, data: bytes, former: Object) -> bool:
+        """Write a small object if it still has the version `former`; return False if not, or if it may be our own."""
+        if not self.conditional:
+            return self._write(name, data, "overwrite")
+        if not self._folder:
+            return self._write(name, data, former.version)
+        with locks.lock(self._folder / _LOCK, wait=10, action="publish"):
+            current = self.stat(name)
+            return current is not None and current.tag == former.tag and self._write(name, data, "overwrite")
+
+    def _write(self, name: str, data: bytes, mode: Any) -> bool:
+        try:
+            self._put(name, data, mode=mode, use_multipart=False)
+        except _Refused:
+            return False
+        return True
+
+    def _put(self, name: str, content: Path | bytes, **options: Any) -> None:
+        try:
+            with self._translated(name):
+                self._obstore.put(self._store, name, content, chunk_size=_PART, **options)
+        except FileNotFoundError:
+            raise InputMissing(f"{self.url}: no such bucket", hint="check the URL, or create the bucket") from None
+
+    def objects(self, prefix: str = "") -> Iterator[Object]:
+        """Yield the objects whose names begin with the folder `prefix`, or all."""
+        with self._translated(prefix):
+            for batch in self._obstore.list(self._store, prefix.rstrip("/") or None):
+                yield from (_object(meta["path"], meta) for meta in batch)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below the folder `prefix`, sorted."""
+        with self._translated(prefix):
+            listed = self._obstore.list_with_delimiter(self._store, prefix)
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in listed["common_prefixes"])
+
+    def delete(self, name: str) -> None:
+        with self._translated(name), suppress(FileNotFoundError):
+            self._obstore.delete(self._store, name)
+
+    def problem(self) -> str:
+        """Write a probe and return what the store does wrong: conditions or Range that it ignores; "" if nothing."""
+        name = f".inkstone-probe-{secrets.token_hex(8)}"
+        try:
+            self.create(name, b"first")
+            if self.create(name, b"again"):
+                return "overwrites an object that If-None-Match protects"
+            written = self.read(name)
+            if not written or not self.replace(name, b"second", written[1]):
+                return "refuses If-Match for the version that it holds"
+            if self.replace(name, b"third", written[1]):
+                return "overwrites a version that If-Match does not name"
+            with self._translated(name):
+                if bytes(self._obstore.get_range(self._store, name, start=1, end=4)) != b"eco":
+                    return "ignores Range"
+        except _Unsupported as error:
+            return f"cannot do what publishing needs: {error.message}"
+        except ProtocolBroken:
+            return "ignores Range"
+        finally:
+            with suppress(InkstoneError):
+                self.delete(name)
+        return ""
+
+    def require_conditions(self, *, one_writer: bool) -> str:
+        """Return a note if the store ignores conditions and there is only `one_writer`; otherwise raise BadConfig."""
+        problem = self.problem()
+        if problem and not one_writer:
+            raise BadConfig(
+                f"{self.url}: the store {problem}",
+                hint="use another store; if no other process publishes there, --one-writer or INKSTONE_ONE_WRITER=1",
+            )
+        self.conditional = not problem
+        return f"{self.url}: the store {problem}; only one process may publish there at a time" if problem else ""
+
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        """Turn errors of obstore into errors of this program; FileNotFoundError stays."""
+        errors = self._obstore.exceptions
+        where = f"{self.url}/{name}"
+        try:
+            yield
+        except (errors.AlreadyExistsError, errors.PreconditionError, errors.NotModifiedError):
+            raise _Refused(where) from None
+        except (errors.PermissionDeniedError, errors.UnauthenticatedError):
+            raise NotPermitted(
+                f"{where}: access denied", hint="set credentials with access to the bucket in the environment"
+            ) from None
+        except (errors.NotSupportedError, NotImplementedError) as error:
+            raise _Unsupported(_first_line(error)) from None
+        except errors.BaseError as error:
+            raise _generic(where, str(error)) from None
+
+
+def _generic(where: str, text: str) -> InkstoneError:
+    """Return the error for an answer that obstore has no class for."""
+    reason = " ".join(text.partition("Debug source")[0].split())
+    status = re.search(r"status code: (\d{3})", reason)
+    code = int(status[1]) if status else 0
+    if code == 501:
+        return _Unsupported("not implemented (501)")
+    if code == 404:
+        return InputMissing(f"{where}: no such bucket", hint="check the URL, or create the bucket")
+    if code == 409:
+        return _Refused(where)
+    if "NotPartial" in text or ("range" in reason.lower() and "partial" in text.lower()):
+        return ProtocolBroken(f"{where}: the store ignores Range", hint="use another store")
+    missing = "credential" in text.lower() or "169.254." in text
+    if missing:
+        return NotPermitted(f"{where}: no credentials", hint="set them in the environment, such as AWS_ACCESS_KEY_ID")
+    cause = f"the server answered {code}" if code else _cause(reason)
+    if 400 <= code < 500 and code != 429:
+        return ProtocolBroken(f"{where}: {cause}", hint="check the URL and the endpoint in the environment")
+    return TryAgain(f"{where}: {cause}", hint="run the same command again later")
+
+
+def _cause(reason: str) -> str:
+    """Return the end of a message of obstore, which says what failed; its beginning repeats the request."""
+    if reason.endswith("error sending request"):
+        return "cannot be reached"
+    return (reason.rpartition(" - ")[2] or reason)[:_MAX_REASON]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:_MAX_REASON]
+
+
+def _object(name: str, meta: Any) -> Object:
+    version: Any = {field: meta[field] for field in ("e_tag", "version") if meta[field]}
+    return Object(name, meta["size"], version)
+
+
+def _local_folder(url: str) -> Path | None:
+    if url.startswith("file://"):
+        return Path(urlsplit(url).path or "/")
+    return None if is_url(url) else Path(url).absolute()
+
+
+def _import_obstore() -> Any:
+    import obstore  # an extra: only those who use a bucket need it
+    import obstore.exceptions
+
+    return obstore
