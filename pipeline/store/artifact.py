@@ -30,7 +30,7 @@ from pipeline.errors import (
     TryAgain,
     UpstreamChanged,
 )
-from pipeline.store import files, locks
+from pipeline.store import files, locks, remote
 from pipeline.store.drafts import prepare_draft, replace_generation, restore_replaced, unread, write_run
 from pipeline.store.generations import (
     RUN,
@@ -109,6 +109,7 @@ class BuildResult:
 
 def find_published(root: Path, identity: Identity) -> Artifact | None:
     """Return the artifact of this identity if it is already published and undamaged, else None."""
+    remote.fetch(root, identity.kind, identity.name, identity.key)
     try:
         artifact = read(root / identity.kind / check_name(identity.name) / identity.key)
     except (InputMissing, BadData):  # never built, or its manifest is torn
@@ -166,7 +167,7 @@ def build(
         with unread(published.file(MANIFEST) if published else None):
             artifact = _publish(root, identity, draft, target, replace=published is not None)
         make_current(target, accept=accept)
-    return BuildResult(artifact, "built", rebuilt=published is not None)
+        return BuildResult(artifact, remote.publish(root, target), rebuilt=published is not None)
 
 
 def _keep_published(artifact: Artifact, draft: Path, *, accept: bool, rebuilt: bool = False) -> BuildResult:
@@ -175,6 +176,7 @@ def _keep_published(artifact: Artifact, draft: Path, *, accept: bool, rebuilt: b
         files.remove_tree(leftover)
     files.remove_temporaries(artifact.path)
     make_current(artifact.path, accept=accept)
+    remote.publish(artifact.path.parents[2], artifact.path)
     return BuildResult(artifact, "unchanged", rebuilt)
 
 
@@ -238,7 +240,9 @@ def read(path: Path) -> Artifact:
 
 def read_ref(root: Path, ref: str) -> Artifact:
     """Return the artifact `kind/name/key`, as a manifest names an input. Raises as `read`, BadData for another name."""
-    return read(path_of_ref(root, ref))
+    folder = path_of_ref(root, ref)
+    remote.fetch(root, *ref.split("/"))
+    return read(folder)
 
 
 def current(root: Path, kind: str, name: str) -> Artifact | None:
@@ -248,6 +252,7 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
     request it by its key, but never gets old data implicitly.
     """
     shelf = root / kind / name
+    remote.fetch(root, kind, name)
     key = current_key(shelf)
     if not key or not ((shelf / key).exists() or generation_keys(shelf)):
         return None
@@ -293,6 +298,7 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
     name, _, key = reference.partition("/")
     if not key and (artifact := current(root, kind, name)):
         return artifact
+    remote.fetch(root, kind, name, key)
     for folder in (root / kind / reference, path):
         if (folder / MANIFEST).exists():
             artifact = replace(read(folder), path=folder.resolve())
@@ -311,6 +317,7 @@ def latest(root: Path, kind: str, *, exclude: str = "") -> Artifact:
 
     Commands use it when the user names none. Raises InputMissing when there is none, BadData when it is damaged.
     """
+    remote.require_name(root, kind)
     names = [name for name in names_newest_first(root, kind) if name != exclude]
     artifact = current(root, kind, names[0]) if names else None
     if not artifact:
