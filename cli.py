@@ -19,7 +19,7 @@ import click
 from model.commands import exchange, presets, recipe, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
-from pipeline.commands import clean, console, data, maintenance, tokens
+from pipeline.commands import buckets, clean, console, data, maintenance, tokens
 from pipeline.commands.console import Command, Group, Outcome, Settings
 from pipeline.errors import DISTRIBUTION
 from pipeline.runtime import terminal
@@ -58,7 +58,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (
         *(refresh.refresh, recipe.recipe, maintenance.status, maintenance.verify, maintenance.rollback),
-        *(maintenance.prune, maintenance.schedule, maintenance.doctor),
+        *(maintenance.prune, maintenance.schedule, maintenance.doctor, buckets.push, buckets.pull),
     ),
     "Development": (_bench(),),
 }

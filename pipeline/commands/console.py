@@ -23,6 +23,8 @@ from pipeline.runtime import progress, terminal
 from pipeline.runtime.signals import stop_on_sigterm
 
 _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
+_PUBLISHING = ("clean", "train-tokenizer", "tokenize", "train")  # commands that work with a bucket
+_READING = ("inspect", "sample", "export")
 _SHORT_HELP = 60  # characters of a command's line in the list of commands
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -124,9 +126,9 @@ def _global_options() -> list[click.Option]:
     return [
         click.Option(
             ["--artifacts"],
-            type=click.Path(path_type=Path),
+            type=click.Path(),
             metavar="DIR",
-            help="Folder of all artifacts (default: $INKSTONE_ARTIFACTS, or ./artifacts).",
+            help="Folder of all artifacts, or s3://BUCKET/PREFIX (default: $INKSTONE_ARTIFACTS, or ./artifacts).",
         ),
         click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing on success."),
         click.Option(["--json"], is_flag=True, help="Print one JSON object at the end and nothing else."),
@@ -150,7 +152,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         start = time.monotonic()
         stop = threading.Event()
-        settings = _settings(_pop_global_options(ctx), stop)
+        settings = _settings(_pop_global_options(ctx), stop, self.name or "")
         try:
             with stop_on_sigterm(stop):
                 outcome: Outcome = self.callback(settings, **ctx.params) if self.callback else Outcome("unchanged")
@@ -206,7 +208,7 @@ def _pop_global_options(context: click.Context) -> dict[str, Any]:
     return {name: context.params.pop(name) or inherited.get(name) for name in _GLOBAL_OPTIONS}
 
 
-def _settings(options: Mapping[str, Any], stop: threading.Event) -> Settings:
+def _settings(options: Mapping[str, Any], stop: threading.Event, command: str) -> Settings:
     is_terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     kind = (
         progress.SilentProgress if options["quiet"] else progress.BarProgress if is_terminal else progress.LineProgress
@@ -215,8 +217,29 @@ def _settings(options: Mapping[str, Any], stop: threading.Event) -> Settings:
     run_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(3).hex()}"
     if options["log_json"]:
         reporter = progress.JsonLogProgress(reporter, options["log_json"], run_id)
-    root = options["artifacts"] or Path(os.environ.get("INKSTONE_ARTIFACTS") or "artifacts")
-    return Settings(root, bool(options["quiet"]), bool(options["json"]), reporter, run_id)
+    artifacts = options["artifacts"] or os.environ.get("INKSTONE_ARTIFACTS") or "artifacts"
+    return Settings(
+        _root(str(artifacts), command, reporter), bool(options["quiet"]), bool(options["json"]), reporter, run_id
+    )
+
+
+def _root(artifacts: str, command: str, reporter: progress.Progress) -> Path:
+    """Return the folder of all artifacts; for a bucket, its local mirror. Raises BadConfig if `command` has none."""
+    from pipeline.store.bucket import is_url
+
+    if not is_url(artifacts):
+        return Path(artifacts)
+    if command not in (*_PUBLISHING, *_READING):
+        raise errors.BadConfig(
+            f"{command} works on a local folder, and --artifacts names a bucket",
+            hint=f"with a bucket: {', '.join((*_PUBLISHING, *_READING))}; `pull` copies an artifact to a local folder",
+        )
+    from pipeline.store import remote
+
+    root = remote.open_mirror(artifacts)
+    if command in _PUBLISHING and (note := remote.check(root)):
+        reporter.note(note)
+    return root
 
 
 def explain(error: BaseException) -> errors.InkstoneError:

@@ -241,7 +241,9 @@ def tokenize(
 def _choose_tokenizer(settings: Settings, texts: list[str], name: str) -> str:
     """Return the tokenizer for these corpora, and report the choice unless it is obvious."""
     from pipeline import tokenizers
+    from pipeline.store import remote
 
+    remote.fetch_all(settings.root, "tokenizers")
     chosen, reason = tokenizers.choose(settings.root, texts, name)
     if reason:
         settings.progress.note(f"using {chosen.ref}, {reason}")

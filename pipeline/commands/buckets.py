@@ -1,0 +1,89 @@
+"""The commands that copy artifacts to and from a bucket: push and pull."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.commands.console import Command, Outcome, Settings
+
+
+@click.command(cls=Command)
+@click.argument("reference", metavar="KIND/NAME[/KEY]")
+@click.argument("url", metavar="URL")
+@click.option(
+    "--one-writer",
+    is_flag=True,
+    envvar="INKSTONE_ONE_WRITER",
+    help="Accept a store that ignores conditions: no other process publishes there.",
+)
+def push(settings: Settings, reference: str, url: str, one_writer: bool) -> Outcome:
+    """Copy an artifact to a bucket.
+
+    URL is s3://BUCKET/PREFIX, gs://, az:// or a folder; credentials come from the environment. Readers see the
+    artifact when all its files are there. It becomes the current generation there if it is the current one here.
+
+    \b
+    Example:
+      inkstone push tokens/pile s3://bucket/store
+    """
+    from pipeline.errors import BadConfig
+    from pipeline.store import artifact, remote
+    from pipeline.store.bucket import Bucket
+    from pipeline.store.generations import current_key
+    from pipeline.store.manifest import KINDS
+
+    kind = reference.partition("/")[0]
+    if kind not in KINDS:
+        raise BadConfig(f"{reference!r} is not a KIND/NAME or KIND/NAME/KEY", hint=f"kinds: {', '.join(KINDS)}")
+    pushed = artifact.require_intact(artifact.find(settings.root, kind, reference))
+    bucket = Bucket(url)
+    if note := bucket.require_conditions(one_writer=one_writer):
+        settings.progress.note(note)
+    with artifact.lease(pushed):
+        is_current = current_key(pushed.path.parent) == pushed.manifest.key
+        result = remote.push(
+            bucket, pushed.path, promote=is_current or not remote.remote_key(bucket, kind, pushed.manifest.name)
+        )
+    size = sum(record.size for record in pushed.manifest.files)
+    files = len(pushed.manifest.files)
+    return Outcome(
+        result,
+        pushed.ref,
+        pushed.path,
+        counts={"files": files, "bytes": size},
+        extra={"url": f"{bucket.url}/{pushed.ref}"},
+        lines=[f"{result}: {bucket.url}/{pushed.ref} ({files:,} files, {size:,} bytes)"],
+    )
+
+
+@click.command(cls=Command)
+@click.argument("url", metavar="URL")
+@click.argument("reference", metavar="KIND/NAME[/KEY]")
+def pull(settings: Settings, url: str, reference: str) -> Outcome:
+    """Copy an artifact from a bucket.
+
+    URL is s3://BUCKET/PREFIX, gs://, az:// or a folder. Every file is compared with the sha256 in the manifest. An
+    interrupted copy resumes. Without KEY, the current generation there becomes the current one here.
+
+    \b
+    Example:
+      inkstone pull s3://bucket/store tokens/pile
+    """
+    from pipeline.store import artifact, remote
+    from pipeline.store.bucket import Bucket
+    from pipeline.store.generations import current_key, set_current
+
+    bucket = Bucket(url)
+    kind, name, key = remote.parse_ref(bucket, reference)
+    folder, result = remote.pull(bucket, settings.root, f"{kind}/{name}/{key}")
+    if current_key(folder.parent) != key and (reference.count("/") == 1 or not current_key(folder.parent)):
+        set_current(folder.parent, key)
+    pulled = artifact.read(folder)
+    size = sum(record.size for record in pulled.manifest.files)
+    return Outcome(
+        result,
+        pulled.ref,
+        pulled.path,
+        pulled.manifest.counts,
+        lines=[f"{result}: {pulled.ref} ({len(pulled.manifest.files):,} files, {size:,} bytes, every sha256 compared)"],
+    )
