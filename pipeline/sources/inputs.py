@@ -18,10 +18,12 @@ from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_fo
 from pipeline.sources.catalogue import CATALOGUE, resolve_source
 from pipeline.sources.dataset import PREFIX
 from pipeline.sources.hashes import Stamp, file_stamp, local_hashes
+from pipeline.sources.objects.fetch import fetch_objects
 from pipeline.sources.order import natural_key
 from pipeline.sources.origin import with_folder
 from pipeline.sources.walk import LeftOut, NotText, matches, note_left_out, require_text, walk
 from pipeline.store import artifact, files
+from pipeline.store.bucket import is_url
 from pipeline.store.manifest import Input, is_valid_name
 
 _MAX_NAMED = 8  # files in an error
@@ -123,10 +125,11 @@ def resolve_inputs(
     """Return the files that `reference` names, in a fixed order.
 
     It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a dataset that was downloaded
-    (`hf:OWNER/NAME`), a file, or a folder. A path that exists goes before a raw source; before a corpus only if it is
-    written as a path, with "/" or a suffix. `progress` says which is read if a bare name could be both. Of the files of
-    a folder or source, `include`, `exclude` and `text_fields` choose, as `walk` explains; the entries of a folder that
-    are not read are added to `left_out`. With `deep` every byte is hashed again.
+    (`hf:OWNER/NAME`), objects in a bucket (`s3://bucket/pile/*.jsonl.zst`), a file, or a folder. A path that exists
+    goes before a raw source; before a corpus only if it is written as a path, with "/" or a suffix. `progress` says
+    which is read if a bare name could be both. Of the files of a folder or source, `include`, `exclude` and
+    `text_fields` choose, as `walk` explains; the entries of a folder that are not read are added to `left_out`. With
+    `deep` every byte is hashed again.
 
     Raises InputMissing with the command to run first if there is none, NotText if a named file cannot be read as text,
     BadData if a cached file is damaged.
@@ -135,6 +138,9 @@ def resolve_inputs(
         raise BadConfig("an input name is empty", hint="run `status` to list artifacts and sources")
     if reference.startswith(PREFIX):
         return _dataset_files(root, reference, deep)
+    if is_url(reference):
+        fetched = fetch_objects(root, reference, include=include, exclude=exclude, left_out=left_out, progress=progress)
+        return _local_files(root, fetched, deep)
     path = Path(reference)
     is_path = path.exists() and not _is_within(path, root)
     if corpora and not (is_path and ("/" in reference or path.suffix)) and (corpus := _find_corpus(root, reference)):

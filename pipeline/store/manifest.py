@@ -363,6 +363,8 @@ def check_name(name: str) -> str:
 def name_from_path(path_or_name: str) -> str:
     """Derive an artifact name from a path, a URL or a name: `../data/a b.jsonl.zst` → `a-b`, `.` → the folder's."""
     last = path_or_name.rstrip("/").rsplit("/", 1)[-1]
+    if "://" in path_or_name and re.search(r"[*?\[]", last):  # a pattern in a bucket: its folder names it
+        last = path_or_name.rstrip("/").rsplit("/", 2)[-2]
     if last in (".", ".."):
         last = os.path.basename(os.path.realpath(path_or_name))
     stem = _SUFFIXES.sub("", unicodedata.normalize("NFC", last))
