@@ -5,6 +5,6 @@ function of a task), `writer.py` (collect results in order), `stage.py` (identit
 
 A worker passes a page of documents through `cleaner.py`, which applies the rules in `rules/`. `rule.py` defines a rule
 and explains how to add one; `utf16.py` is the array of UTF-16 units that rules work on. Then `filters.py` rejects
-non-text, `dedup.py` finds duplicates, and `sentences.py` and `lines.py` make the lines of sentences.txt. `options.py`
-and `profiles.py` choose the rules, `markup/` parses marked-up sources, `report/` counts what changed.
+non-text, `duplicates/` finds duplicates, and `sentences.py` and `lines.py` make the lines of sentences.txt.
+`options.py` and `profiles.py` choose the rules, `markup/` parses marked-up sources, `report/` counts what changed.
 """

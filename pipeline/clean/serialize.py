@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from pipeline.clean import dedup, lines
+from pipeline.clean import lines
 from pipeline.clean.markup import entities
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
@@ -24,14 +24,14 @@ _OTHER_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """A complete document that may be a duplicate. `sketch` is for --dedup near."""
+    """A complete document that may be a duplicate. `signature` is for --dedup near."""
 
     json_line: bytes
     text: str
     profile: str
     fingerprint: bytes
     location: tuple[int, int]  # line and byte offset in its file
-    sketch: dedup.Sketch = None
+    signature: bytes = b""
 
 
 def as_json(page: Utf16Text, encoded: bytes) -> list[memoryview | bytes]:

@@ -132,6 +132,7 @@ def _clean_into(
         finally:
             results.close()
             gc.set_threshold(*thresholds)
+    writer.publish_candidates(progress, jobs)
 
 
 def _read_tasks(

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean import dedup, filters, profiles
+from pipeline.clean import filters, profiles
 from pipeline.clean.cleaner import Cleaner, Page
+from pipeline.clean.duplicates import fingerprints, signatures
 from pipeline.clean.han_rich import MIN_HAN, han_rich_documents
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report.report import CleaningReport
@@ -321,17 +322,17 @@ def _serialize(
     columns.texts += part.texts[page.origin[accepted]].tolist()
     if options.dedup == "no":
         columns.json_lines += json_lines
-        columns.digests += dedup.digests(array)
+        columns.digests += fingerprints.digests(array)
         columns.sentences += publish_sentences(
             array, encoded, task.file, task.profile, options, report, count=len(accepted), by_document=by_document
         )
         return
-    texts, fingerprints = split_documents(array), dedup.fingerprints(array)
-    for index, json_line, text, fingerprint in zip(accepted, json_lines, texts, fingerprints, strict=True):
-        sketch = dedup.sketch(text) if options.dedup == "near" else None
+    texts, prints = split_documents(array), fingerprints.fingerprints(array)
+    rows = [row.tobytes() for row in signatures.signatures(array)] if options.dedup == "near" else [b""] * len(texts)
+    for index, json_line, text, fingerprint, signature in zip(accepted, json_lines, texts, prints, rows, strict=True):
         origin = int(page.origin[index])
         location = task.lines[origin], task.offsets[origin]
-        columns.rows.append(CorpusRow(b"".join(json_line), text, task.profile, fingerprint, location, sketch))
+        columns.rows.append(CorpusRow(b"".join(json_line), text, task.profile, fingerprint, location, signature))
 
 
 def _fragment(part: Utf16Text, task: CleanTask, options: CleanOptions) -> Fragment:

@@ -7,6 +7,7 @@ it has 4 M characters. From then on its fragments are written as they arrive, so
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,7 +17,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.clean import dedup, filters, serialize, worker
+from pipeline.clean import filters, serialize, worker
+from pipeline.clean.duplicates.candidates import CandidateFolder, CandidateWriter, ExampleTexts, read_candidates
+from pipeline.clean.duplicates.fingerprints import DIGEST_BYTES, ExactIndex
+from pipeline.clean.duplicates.near import NEAR_REASON, find_duplicates
+from pipeline.clean.duplicates.signatures import load_rensa
 from pipeline.clean.no_text import no_text_left
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import render
@@ -28,8 +33,9 @@ from pipeline.clean.worker import CleanResult, Fragment
 from pipeline.readers import documents, jsonl
 from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
+from pipeline.runtime.progress import Progress
 from pipeline.sources.inputs import InputFile
-from pipeline.store.artifact import StageOutput
+from pipeline.store.artifact import SCRATCH, StageOutput
 from pipeline.store.files import HashingFile
 from pipeline.store.manifest import FileRecord
 
@@ -69,10 +75,16 @@ class CorpusWriter:
         self._stack = ExitStack()
         self._open = OpenDocument()
         self._pending_json = bytearray()  # uncompressed JSON between two frames
-        self._exact = dedup.ExactIndex()
-        self._near = dedup.NearIndex() if options.dedup == "near" else None
+        self._exact = ExactIndex()
+        self._candidates: CandidateWriter | None = None
 
     def __enter__(self) -> CorpusWriter:
+        if self._options.dedup == "near":
+            load_rensa()
+            scratch = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._draft, prefix=SCRATCH))
+            self._folder = CandidateFolder(Path(scratch))
+            self._candidates = CandidateWriter(self._folder)
+            self._stack.callback(self._candidates.close)
         self._rejects = self._stack.enter_context(jsonl.ZstdWriter(self._path("rejects.jsonl.zst")))
         self._documents, self._sentences = self._file("documents.jsonl.zst"), self._file("sentences.txt")
         return self
@@ -114,28 +126,48 @@ class CorpusWriter:
         if result.closes:
             self._close()
         self._write(result.frame, result.sentences)
-        self._write_distinct(task, result.rows)
+        if self._candidates:
+            self._candidates.add(task.file, result.rows)
+        elif result.rows:
+            is_duplicate = [self._exact.add(row.fingerprint) for row in result.rows]
+            self._write_distinct(task.file, result.rows, ["duplicate" if equal else "" for equal in is_duplicate])
         for digest in result.digests:
             self.report.duplicates += self._exact.add(digest)
         if result.tail:
             self._open = OpenDocument(task.file, task.profile, result.title, result.meta)
             self._extend(result.tail)
 
-    def _write_distinct(self, task: CleanTask, rows: Sequence[CorpusRow]) -> None:
-        """Write the documents that are not duplicates of earlier ones, and reject the others."""
+    def publish_candidates(self, progress: Progress, jobs: int) -> None:
+        """Write the candidates of --dedup near, after all of them were added."""
+        if not self._candidates:
+            return
+        self._candidates.close()
+        folder = self._folder
+        with progress.bar("near duplicates", folder.signatures.stat().st_size) as advance:
+            duplicates = find_duplicates(
+                [folder.fingerprints], [folder.signatures], folder.path, jobs=jobs, advance=advance
+            )
+        texts = ExampleTexts(duplicates.examples)
+        number = 0
+        for source, rows in read_candidates([folder.documents]):
+            progress.safe_point("nothing was published")
+            texts.add(number, source, rows)
+            self._write_distinct(source, rows, duplicates.reasons(number, number + len(rows)))
+            number += len(rows)
+        self.report.near_pairs = duplicates.counts()
+        self.report.add_examples(NEAR_REASON, texts.examples())
+
+    def _write_distinct(self, source: str, rows: Sequence[CorpusRow], reasons: Sequence[str]) -> None:
+        """Write the documents without a reason to drop them, and reject the others."""
         unique = []
-        for row in rows:
-            is_duplicate = self._exact.add(row.fingerprint)
-            self.report.duplicates += is_duplicate
-            reason = "duplicate" if is_duplicate else ""
-            if not reason and self._near is not None and self._near.add(row.sketch, len(self._near)):
-                reason = "near-duplicate"
+        for row, reason in zip(rows, reasons, strict=True):
+            self.report.duplicates += reason == "duplicate"
             if reason:
-                self._reject(reason, task.file, row.text, len(row.text), row.location)
+                self._reject(reason, source, row.text, len(row.text), row.location)
             else:
                 unique.append(row)
         if unique:
-            sentences = serialize.publish_rows(unique, task.file, self._options, self.report)
+            sentences = serialize.publish_rows(unique, source, self._options, self.report)
             self._write(serialize.compress(b"".join(row.json_line for row in unique)), sentences)
 
     def _extend(self, fragment: Fragment) -> None:
@@ -192,7 +224,7 @@ class CorpusWriter:
             self._pending_json += jsonl.line_suffix(document.title, document.source, document.meta)
             self.report.documents += 1
             self.report.file(document.source).add_documents(1, document.profile)
-            self.report.duplicates += self._exact.add(document.hash.digest()[: dedup.DIGEST_BYTES])
+            self.report.duplicates += self._exact.add(document.hash.digest()[:DIGEST_BYTES])
         self._open = OpenDocument()
 
     def _reject(self, reason: str, source: str, text: str, characters: int, location: tuple[int, int] = (1, 0)) -> None:

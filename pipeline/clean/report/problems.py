@@ -65,6 +65,11 @@ def warnings(report: CleaningReport) -> list[str]:
         texts.append(
             f"NOT CHINESE, {han_ratio:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
         )
+    if uncompared := report.near_pairs.get("uncompared"):
+        texts.append(
+            f"NEAR DUPLICATES may remain: {uncompared:,} comparisons were left out, because too many documents share "
+            "the same phrases"
+        )
     texts += [
         f"NO HEADING matches `{visible(pattern)}`: blanks before a line are part of it; --heading '^\\s*…'?"
         for pattern, count in report.heading_matches.items()

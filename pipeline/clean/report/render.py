@@ -24,6 +24,7 @@ from pipeline.clean.report.report import (
 from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
+_OPTIONAL = ("near_pairs", "examples")  # only with the options that they belong to
 LINES, COLUMNS = 24, 110  # of the table, at most: one screen
 _HAN = lazy_pattern(f"[{HAN}]")
 _LABEL_WIDTH = 14
@@ -44,6 +45,8 @@ def to_json(report: CleaningReport) -> dict[str, Any]:
                  (the file "" stands for all files of one chapter each)
     quotes       reopened (“ while one is open), orphans (” while none is open)
     warnings     problems that a user should look at, one line each
+    near_pairs   with --dedup near: pairs that were compared, those that are similar, and those left out (uncompared)
+    examples     of near duplicates, with their source and line
     defaults     effects of SentencePiece's defaults on this text, one line each
     tokenizer    the settings for SentencePiece that suit this text, see sentencepiece_flags.Flags
     """
@@ -67,6 +70,7 @@ def to_json(report: CleaningReport) -> dict[str, Any]:
             "series": [problems.chapter_gaps(*series) for series in problems.chapter_series(report)],
         },
         "quotes": {"reopened": report.reopened_quotes, "orphans": report.orphan_quotes},
+        **{name: value for name in _OPTIONAL if (value := getattr(report, name))},
         "warnings": problems.warnings(report),
         "defaults": sentencepiece_flags.warnings(lines),
         "tokenizer": msgspec.structs.asdict(sentencepiece_flags.flags(lines)),

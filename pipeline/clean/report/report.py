@@ -35,6 +35,7 @@ _MIN_HAN_RATIO = 0.5  # of the characters of a Chinese text; books and poems hav
 _MIN_TAGS, _MIN_TAG_RATIO = 3, 0.0001  # tags and references left in the Chinese text of a file, and per character
 _MIN_SAMPLE = 50  # characters: with fewer, a file's punctuation and language are not judged
 _MAX_HISTOGRAMS = 64  # that are kept before they are merged into one
+MAX_EXAMPLES, EXAMPLE_CHARACTERS = 5, 80  # of the dropped documents of each reason
 _SORT_BELOW = 1 << 13  # units: counting fewer is faster by sorting
 
 Histogram = tuple[np.ndarray, np.ndarray]  # UTF-16 units that occur, in order, and the frequency of each
@@ -230,6 +231,8 @@ class CleaningReport(msgspec.Struct, eq=False):
     heading_matches: dict[str, int] = {}  # by pattern of the user, 0 for one without any
     reopened_quotes: int = 0  # “ while another is open
     orphan_quotes: int = 0  # ” while none is open
+    near_pairs: dict[str, int] = {}  # counts of --dedup near
+    examples: dict[str, list[dict[str, Any]]] = {}  # the first documents dropped for a reason
 
     @property
     def characters(self) -> dict[str, int]:
@@ -301,8 +304,15 @@ class CleaningReport(msgspec.Struct, eq=False):
         add_counts(self.headings, other.headings)
         self.lines_without_heading += other.lines_without_heading
         self.add_matches(other.heading_matches)
+        for reason, examples in other.examples.items():
+            self.add_examples(reason, examples)
         self.reopened_quotes += other.reopened_quotes
         self.orphan_quotes += other.orphan_quotes
+
+    def add_examples(self, reason: str, examples: Sequence[dict[str, Any]]) -> None:
+        """Add documents dropped for a reason, of which the first few are kept."""
+        if examples:
+            self.examples[reason] = [*self.examples.get(reason, []), *examples][:MAX_EXAMPLES]
 
     def add_matches(self, matches: Mapping[str, int]) -> None:
         for pattern, count in matches.items():

@@ -394,6 +394,34 @@ def test_near_duplicate_has_its_own_reject_reason(root: Path, tmp_path: Path) ->
     path = json_lines(tmp_path / "a.jsonl", *(json.dumps({"text": text}) for text in texts))
     corpus = clean(root, path, dedup="near")
     assert corpus.manifest.ledger["documents"] == {"in": 2, "out": 1, "dropped": {"near-duplicate": 1}}
+    report = json.loads(corpus.file("report.json").read_bytes())
+    assert report["near_pairs"] == {"compared": 1, "similar": 1, "uncompared": 0}
+    [example] = report["examples"]["near-duplicate"]
+    assert 0.9 < example["similarity"] < 1
+    assert example["original"] == {"source": "a.jsonl", "line": 1, "text": text[:80]}
+    assert example["duplicate"] == {"source": "a.jsonl", "line": 2, "text": text[:80]}
+    assert [path.name for path in corpus.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_near_duplicates_are_dropped_across_files_for_any_number_of_jobs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "TASK_CHARACTERS", 3000)
+    text = (SAMPLE / "yanshan.txt").read_text(encoding="utf-8-sig").replace("\n", "")
+    texts = [text[start : start + 1000] for start in range(0, 9000, 1000)]
+    changed = [text[:-9] + "另有一段。" for text in texts]
+    one = json_lines(tmp_path / "a.jsonl", *(json.dumps({"text": text}) for text in [*texts, *changed[:3]]))
+    other = json_lines(
+        tmp_path / "b.jsonl", *(json.dumps({"text": text}) for text in [*changed[2:], *texts[:2], "甲。"])
+    )
+    corpora = []
+    for jobs in (1, 2):
+        inputs = [file for path in (one, other) for file in resolve_inputs(root, str(path), corpora=False)]
+        options = CleanOptions(dedup="near", profile="plain")
+        corpora.append(stage.clean(root / str(jobs), "near", inputs, options, SilentProgress(), jobs=jobs).artifact)
+    assert corpora[0].digest == corpora[1].digest
+    assert corpora[0].manifest.ledger["documents"]["dropped"] == {"duplicate": 3, "near-duplicate": 9}
+    assert [entry["source"] for entry in entries(corpora[0])] == ["a.jsonl"] * 9 + ["b.jsonl"]
 
 
 def test_extracted_notes_are_in_the_meta_of_their_document(root: Path, tmp_path: Path) -> None:

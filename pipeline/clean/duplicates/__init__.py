@@ -1,0 +1,5 @@
+"""Documents that repeat others: equal or similar ones in the corpus.
+
+Start with `near.py`: which documents of a corpus are duplicates. `fingerprints.py` has what is compared for equality,
+`signatures.py` what is compared for similarity, `candidates.py` the files in which documents wait for the decision.
+"""
