@@ -93,7 +93,8 @@ def clean(
         exclude=exclude,
         text_fields=chosen.text_fields,
     )
-    return stage.clean(folder, check_name(name), gathered.files, chosen, Progress()).artifact
+    held_out = stage.held_out_files(folder, chosen)
+    return stage.clean(folder, check_name(name), gathered.files, chosen, Progress(), held_out=held_out).artifact
 
 
 def train_tokenizer(

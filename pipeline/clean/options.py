@@ -99,6 +99,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bad      largest fraction of bad documents that is accepted
     text_fields  names of the fields or columns that hold the text of a record; by default `text`, or the one that
                  dominates
+    decontaminate  validation or test corpora, files or folders: drop the documents that share passages with them
     """
 
     profile: str = "auto"
@@ -128,6 +129,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bad: float = DEFAULT_MAX_BAD
     text_fields: tuple[str, ...] = ()
     gaps: str = "keep"
+    decontaminate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.preset:
@@ -169,13 +171,14 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in TABLE_FILES:
             if options[name]:
                 options[name] = hashlib.sha256(regular_file(Path(options[name])).read_bytes()).hexdigest()
-        del options["max_bad"], options["preset"]
+        del options["max_bad"], options["preset"], options["decontaminate"]  # which is among the inputs
         return {name: value for name, value in options.items() if value != _NEW_DEFAULTS.get(name, ...)}
 
     def settings(self) -> dict[str, Any]:
-        """Return what the identity does not show, if it is not the default: `max_bad`, and the paths of tables."""
+        """Return what the identity does not show, if it is not the default: `max_bad`, tables, held-out text."""
         tables = {name: os.path.abspath(path) for name in TABLE_FILES if (path := getattr(self, name))}
-        return tables | ({"max_bad": self.max_bad} if self.max_bad != DEFAULT_MAX_BAD else {})
+        others: dict[str, Any] = {"decontaminate": self.decontaminate} if self.decontaminate else {}
+        return tables | others | ({"max_bad": self.max_bad} if self.max_bad != DEFAULT_MAX_BAD else {})
 
 
 def _check_choice(label: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,7 +8,8 @@ report.json           effects of each rule, statistics of the output, and tokeni
 tasks.py reads files into tasks of about a megabyte, worker.py cleans each in any process, writer.py collects the
 results in order. A document of more than 4 M characters is filtered by its beginning and written as it is read, so
 that memory use does not grow. A complete text file is held in memory only if a rule needs more context than a line
-(containers, hard-wrapped lines, --notes, --unwrap, --verse, --dedup, --unit paragraph or sentence, chapters that only a
+(containers, hard-wrapped lines, --notes, --unwrap, --verse, --dedup,
+--decontaminate, --unit paragraph or sentence, chapters that only a
 series proves).
 """
 
@@ -17,13 +18,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.cleaner import Cleaner
+from pipeline.clean.duplicates import held_out as held_out_text
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report import examples, render
@@ -37,7 +41,7 @@ from pipeline.readers import documents, readers
 from pipeline.runtime import workers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance, Progress
-from pipeline.sources.inputs import InputFile, require_unchanged
+from pipeline.sources.inputs import InputFile, require_unchanged, resolve_inputs
 from pipeline.store import artifact, code
 from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.manifest import Identity
@@ -56,7 +60,9 @@ CODE = code.Code(
 )
 
 
-def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> Identity:
+def identify(
+    name: str, inputs: Sequence[InputFile], options: CleanOptions, held_out: Sequence[InputFile] = ()
+) -> Identity:
     """Return the identity of the corpus: all that its bytes depend on."""
     # File names are part of it, because each document names its source.
     decisive = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
@@ -73,7 +79,7 @@ def identify(name: str, inputs: Sequence[InputFile], options: CleanOptions) -> I
         "corpora",
         name,
         decisive,
-        tuple(entry.as_input("raw") for entry in inputs),
+        tuple(entry.as_input(role) for role, files in (("raw", inputs), ("held-out", held_out)) for entry in files),
         libraries=tuple(libraries),
         code=code.state_of(CODE),
     )
@@ -88,43 +94,55 @@ def clean(
     *,
     jobs: int = 1,
     rebuild: bool = False,
+    held_out: Sequence[InputFile] = (),
 ) -> BuildResult:
     """Clean every input into the corpus `name`, with `jobs` processes; with `rebuild` even if it is published.
 
+    Documents that share passages with the files `held_out` are dropped; `options.decontaminate` only names them.
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
 
     def write(draft: Path) -> StageOutput:
         with CorpusWriter(options, draft) as writer:
-            _clean_into(writer, inputs, options, progress, jobs)
+            _clean_into(writer, inputs, options, progress, jobs, held_out)
             content = writer.finish(inputs)
         paths = [str(entry.path.absolute()) for entry in inputs]
         return dataclasses.replace(content, run={"inputs": paths, "settings": options.settings()})
 
-    return artifact.build(root, identify(name, inputs, options), write, rebuild=rebuild)
+    return artifact.build(root, identify(name, inputs, options, held_out), write, rebuild=rebuild)
 
 
 def build_report(
-    inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, *, jobs: int = 1
+    inputs: Sequence[InputFile],
+    options: CleanOptions,
+    progress: Progress,
+    *,
+    jobs: int = 1,
+    held_out: Sequence[InputFile] = (),
 ) -> CleaningReport:
     """Return the report that `clean` would publish, without writing anything. Raises the same errors."""
     with CorpusWriter(options, None) as writer:
-        _clean_into(writer, inputs, options, progress, jobs)
+        _clean_into(writer, inputs, options, progress, jobs, held_out)
         writer.check(inputs)
         return writer.report
 
 
 def _clean_into(
-    writer: CorpusWriter, inputs: Sequence[InputFile], options: CleanOptions, progress: Progress, jobs: int
+    writer: CorpusWriter,
+    inputs: Sequence[InputFile],
+    options: CleanOptions,
+    progress: Progress,
+    jobs: int,
+    held_out: Sequence[InputFile],
 ) -> None:
     """Clean all inputs in `jobs` processes, and write the results in input order."""
     total = sum(entry.path.stat().st_size for entry in inputs)
-    with progress.bar("clean", total) as advance:
+    with _held_out_index(writer, held_out, options) as index, progress.bar("clean", total) as advance:
         note = functools.cache(progress.note)  # the same field of many files is noted once
         tasks = _read_tasks(writer, inputs, options, advance, note)
         thresholds = gc.get_threshold()
         gc.set_threshold(*_GC_THRESHOLDS)
-        results = workers.map_ordered(CleanWorker(options), tasks, jobs=jobs)
+        results = workers.map_ordered(CleanWorker(options, index), tasks, jobs=jobs)
         try:
             for task, result in results:
                 progress.safe_point("nothing was published")
@@ -133,6 +151,43 @@ def _clean_into(
             results.close()
             gc.set_threshold(*thresholds)
     writer.publish_candidates(progress, jobs)
+
+
+def held_out_files(root: Path, options: CleanOptions, progress: Progress | None = None) -> list[InputFile]:
+    """Return the files that `options.decontaminate` names. Raises the errors of `resolve_inputs`."""
+    return [
+        file
+        for reference in options.decontaminate
+        for file in resolve_inputs(root, reference, corpora=True, text_fields=options.text_fields, progress=progress)
+    ]
+
+
+@contextmanager
+def _held_out_index(writer: CorpusWriter, inputs: Sequence[InputFile], options: CleanOptions) -> Iterator[Path | None]:
+    """Yield a temporary folder with the index of held-out text; None if there is none."""
+    if not inputs:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="inkstone-") as name:
+        folder = Path(name)
+        counts = held_out_text.write_index(_held_out_texts(inputs, options), folder)
+        writer.report.held_out = counts._asdict()
+        yield folder
+
+
+def _held_out_texts(inputs: Sequence[InputFile], options: CleanOptions) -> Iterator[str]:
+    for entry in inputs:
+        with artifact.lease(entry.corpus) if entry.corpus else nullcontext():
+            for document in readers.read_documents(
+                entry.path,
+                Ledger(),
+                lambda reject: None,
+                encoding=options.encoding,
+                text_fields=options.text_fields,
+                members=entry.members,
+            ):
+                yield document.text
+        require_unchanged(entry)
 
 
 def _read_tasks(

@@ -183,6 +183,7 @@ def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
         or options.unit in ("paragraph", "sentence")  # their titles and bounds depend on text far before them
         or options.verse != "inline"
         or options.dedup != "no"
+        or options.decontaminate
     )
 
 

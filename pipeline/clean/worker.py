@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ import numpy as np
 
 from pipeline.clean import filters, profiles
 from pipeline.clean.cleaner import Cleaner, Page
-from pipeline.clean.duplicates import fingerprints, signatures
+from pipeline.clean.duplicates import fingerprints, held_out, signatures
 from pipeline.clean.han_rich import MIN_HAN, han_rich_documents
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report.report import CleaningReport
@@ -120,15 +121,16 @@ class TaskPart:
 
 @dataclass(frozen=True)
 class CleanWorker:
-    """Callable that cleans a task."""
+    """Callable that cleans a task. `held_out` is a folder with the index of held-out text, if there is such text."""
 
     options: CleanOptions
+    held_out: Path | None = None
 
     def __call__(self, task: CleanTask) -> CleanResult:
         result, columns = CleanResult(), DocumentColumns()
         parts = divide_by_profile(task)
         for part in parts:
-            _clean_part(part, self.options, result, columns, is_mixed=len(parts) > 1)
+            _clean_part(part, self, result, columns, is_mixed=len(parts) > 1)
         if len(parts) > 1:
             columns.sort()
             text = {location: index for index, location in enumerate(zip(task.lines, task.offsets, strict=True))}
@@ -181,9 +183,10 @@ def _cleaner(profile: str, options: CleanOptions) -> Cleaner:
 
 
 def _clean_part(
-    part: TaskPart, options: CleanOptions, result: CleanResult, columns: DocumentColumns, *, is_mixed: bool
+    part: TaskPart, worker: CleanWorker, result: CleanResult, columns: DocumentColumns, *, is_mixed: bool
 ) -> None:
     """Clean texts of one profile. Add accepted documents to `columns`, and all else to `result`."""
+    options = worker.options
     part, page = _clean_safely(part, options, result)
     task = part.task
     if page is None:
@@ -201,7 +204,10 @@ def _clean_part(
         last -= 1
         result.tail = _fragment(page.array[slice(*bounds[last])], task, options)
         result.title, result.meta = _title(task, page, last), _meta(task, page, last)
-    if accepted := _filter(task, page, bounds, range(first, last), options, result):
+    accepted = _filter(task, page, bounds, range(first, last), options, result)
+    if accepted and worker.held_out:
+        accepted = _decontaminate(task, page, bounds, accepted, held_out.open_index(worker.held_out), result)
+    if accepted:
         array = subpage(page.array, bounds, accepted)
         _serialize(part, page, array, accepted, options, result.report, columns, by_document=is_mixed)
 
@@ -299,6 +305,25 @@ def _filter(
             result.report.drop(reason, 1, len(text))
             result.rejects.append(_reject(task, origin, reason, text))
     return accepted
+
+
+def _decontaminate(
+    task: CleanTask,
+    page: Page,
+    bounds: list[tuple[int, int]],
+    indices: list[int],
+    index: held_out.HeldOutIndex,
+    result: CleanResult,
+) -> list[int]:
+    """Return the documents that share no passage with held-out text, and reject the others."""
+    contaminated = index.find(subpage(page.array, bounds, indices))
+    for number, (shared, passage) in contaminated.items():
+        text, origin = decode_utf16(page.array[slice(*bounds[indices[number]])]), int(page.origin[indices[number]])
+        result.report.drop(held_out.REASON, 1, len(text))
+        result.rejects.append(_reject(task, origin, held_out.REASON, text))
+        place = {"source": task.file, "line": task.lines[origin]}
+        result.report.add_examples(held_out.REASON, [place | {"shared": shared, "passage": passage}])
+    return [index for number, index in enumerate(indices) if number not in contaminated]
 
 
 # Serializing

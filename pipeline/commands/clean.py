@@ -191,6 +191,13 @@ _CLEAN_UNITS = option_group(
         help="Drop documents equal to an earlier one (exact), or nearly so (near).",
     ),
     click.option(
+        "--decontaminate",
+        multiple=True,
+        metavar="CORPUS",
+        help="Drop documents that share passages with this validation or test corpus, file or folder: 8 or more "
+        "sequences of 13 words or Chinese characters (repeatable).",
+    ),
+    click.option(
         "--max-bytes",
         type=int,
         metavar="N",
@@ -268,11 +275,14 @@ def clean(
         lines = lines or [f"{explain} changes nothing here"]
         return Outcome("unchanged", extra={"samples": records, **extra}, lines=lines, always=True)
     jobs = worker_count(jobs)
+    held_out = stage.held_out_files(settings.root, clean_options, settings.progress)
     if dry_run:
-        report = stage.build_report(files, clean_options, settings.progress, jobs=jobs)
+        report = stage.build_report(files, clean_options, settings.progress, jobs=jobs, held_out=held_out)
         return _report_outcome(report, extra)
     name = check_name(name or name_from_path(inputs[0]))
-    built = stage.clean(settings.root, name, files, clean_options, settings.progress, jobs=jobs, rebuild=rebuild)
+    built = stage.clean(
+        settings.root, name, files, clean_options, settings.progress, jobs=jobs, rebuild=rebuild, held_out=held_out
+    )
     outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
     outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
     outcome.lines.append(f"next: inkstone train-tokenizer {name}")

@@ -248,7 +248,7 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
     """Join relative paths of the recipe with its folder."""
     resolvers = {
         "download": {"source": _resolve_source},
-        "clean": dict.fromkeys(TABLE_FILES, _resolve_table),
+        "clean": {**dict.fromkeys(TABLE_FILES, _resolve_table), "decontaminate": _resolve_corpus},
         "tokenizer": {"use": _resolve_tokenizer},
     }
     for section, keys in resolvers.items():
@@ -264,9 +264,10 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
 
 
 def local_paths(recipe: Recipe) -> tuple[Path, ...]:
-    """Return the files and folders that a recipe names: sources, tables and a tokenizer."""
+    """Return the files and folders that a recipe names: sources, tables, held-out text and a tokenizer."""
     tables = [getattr(recipe.clean, name) for name in TABLE_FILES] if recipe.clean else []
-    names = (*recipe.download.sources, *tables, recipe.tokenizer.use)
+    held_out = recipe.clean.decontaminate if recipe.clean else ()
+    names = (*recipe.download.sources, *tables, *held_out, recipe.tokenizer.use)
     return tuple(Path(name) for name in names if os.path.isabs(name))
 
 
@@ -279,6 +280,12 @@ def _resolve_source(folder: Path, name: str) -> str:
 
 def _resolve_table(folder: Path, name: str) -> str:
     return os.path.abspath(folder / name)
+
+
+def _resolve_corpus(folder: Path, name: str) -> str:
+    """Return the absolute path of a corpus that is named by a path; other names are artifacts or sources."""
+    path = folder / name
+    return str(path.resolve()) if ("/" in name or path.suffix) and path.exists() else name
 
 
 def _resolve_tokenizer(folder: Path, name: str) -> str:

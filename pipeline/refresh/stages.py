@@ -157,9 +157,10 @@ class Chain:
         assert self.recipe.clean
         name, options = group.corpus_name(self.recipe.name), self.recipe.clean
         inputs = self._raw_files(group.names)
-        identity = clean_stage.identify(name, inputs, options)
+        held_out = clean_stage.held_out_files(self.root, options)
+        identity = clean_stage.identify(name, inputs, options, held_out)
         return identity, lambda: clean_stage.clean(
-            self.root, name, inputs, options, self.progress, jobs=self.jobs, rebuild=self.rebuild
+            self.root, name, inputs, options, self.progress, jobs=self.jobs, rebuild=self.rebuild, held_out=held_out
         )
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:

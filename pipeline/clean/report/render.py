@@ -24,7 +24,7 @@ from pipeline.clean.report.report import (
 from pipeline.clean.utf16 import HAN
 
 SCHEMA = 1
-_OPTIONAL = ("near_pairs", "examples")  # only with the options that they belong to
+_OPTIONAL = ("near_pairs", "held_out", "examples")  # only with the options that they belong to
 LINES, COLUMNS = 24, 110  # of the table, at most: one screen
 _HAN = lazy_pattern(f"[{HAN}]")
 _LABEL_WIDTH = 14
@@ -46,7 +46,8 @@ def to_json(report: CleaningReport) -> dict[str, Any]:
     quotes       reopened (“ while one is open), orphans (” while none is open)
     warnings     problems that a user should look at, one line each
     near_pairs   with --dedup near: pairs that were compared, those that are similar, and those left out (uncompared)
-    examples     of near duplicates, with their source and line
+    held_out     with --decontaminate: documents, those too short to be recognised in part (short), and sequences
+    examples     of near duplicates and contaminated documents, with their source and line
     defaults     effects of SentencePiece's defaults on this text, one line each
     tokenizer    the settings for SentencePiece that suit this text, see sentencepiece_flags.Flags
     """

@@ -232,6 +232,7 @@ class CleaningReport(msgspec.Struct, eq=False):
     reopened_quotes: int = 0  # “ while another is open
     orphan_quotes: int = 0  # ” while none is open
     near_pairs: dict[str, int] = {}  # counts of --dedup near
+    held_out: dict[str, int] = {}  # counts of the text of --decontaminate
     examples: dict[str, list[dict[str, Any]]] = {}  # the first documents dropped for a reason
 
     @property
