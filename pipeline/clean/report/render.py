@@ -44,10 +44,10 @@ def to_json(report: CleaningReport) -> dict[str, Any]:
     headings     patterns, unheaded, series: first, last, missing and repeated numbers by file and pattern
                  (the file "" stands for all files of one chapter each)
     quotes       reopened (“ while one is open), orphans (” while none is open)
-    warnings     problems that a user should look at, one line each
     near_pairs   with --dedup near: pairs that were compared, those that are similar, and those left out (uncompared)
     held_out     with --decontaminate: documents, those too short to be recognised in part (short), and sequences
     examples     of near duplicates and contaminated documents, with their source and line
+    warnings     problems that a user should look at, one line each
     defaults     effects of SentencePiece's defaults on this text, one line each
     tokenizer    the settings for SentencePiece that suit this text, see sentencepiece_flags.Flags
     """

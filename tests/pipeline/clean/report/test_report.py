@@ -161,7 +161,11 @@ def test_inconsistent_rule_and_histogram_raise() -> None:
 
 def test_json_is_plain_data_with_the_documented_keys() -> None:
     report = report_of(BOOK, effects={"spaces": Effect(removed=1, counts=Counter({"space": 1, "tab": 0}))})
+    assert not {"near_pairs", "held_out", "examples"} & to_json(report).keys()
+    report.near_pairs, report.held_out = {"compared": 2}, {"documents": 1}
+    report.add_examples("contaminated", [{"line": line} for line in range(9)])
     data = to_json(report)
+    assert data["examples"] == {"contaminated": [{"line": line} for line in range(5)]}
     documented = re.findall(r"(?m)^    (\w+) {2,}\w", to_json.__doc__ or "")
     assert list(data) == ["schema", *documented]
     assert data["rules"] == [
