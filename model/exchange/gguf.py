@@ -131,7 +131,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores([*scores, *(-10_000.0 for _ in padding)])
         writer.add_unk_token_id(processor.unk_id())
-        writer.add_add_space_prefix(False)
+        writer.add_add_space_prefix(tokenizer.adds_prefix)
     writer.add_token_list([*names, *(f"[PAD{padding_id}]" for padding_id in padding)])
     writer.add_token_types([*types, *(token_type.UNUSED for _ in padding)])
     writer.add_bos_token_id(tokenizer.end_of_text)

@@ -27,6 +27,7 @@ from pipeline.tokenizers.tokenizer_file import bytes_to_unicode
 
 UNKNOWN = "<unk>"
 _NORMALIZER_PROBE = " Ａ①  b "  # every normaliser but the identity changes it
+_SPACE = "▁"
 Piece = TypeVar("Piece", str, bytes)
 
 
@@ -133,10 +134,16 @@ def _sentencepiece(tokenizer: SentencePiece, vocabulary: dict[str, int]) -> dict
         for piece, token_id in vocabulary.items()
         if not (processor.is_control(token_id) or processor.is_unknown(token_id) or processor.is_byte(token_id))
     }
-    space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    normalizer: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    space = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+    decoders = [space, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if tokenizer.adds_prefix:  # not Metaspace, which adds none to a text that begins with a space
+        prefix = {"type": "Prepend", "prepend": _SPACE}
+        normalizer = {"type": "Sequence", "normalizers": [prefix, normalizer]}
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "decoder": {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "normalizer": normalizer,
+        "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _bpe(vocabulary, bpe_merges(ranks), byte_fallback=True),
     }
 
@@ -145,11 +152,11 @@ def require_exportable(tokenizer: Tokenizer) -> None:
     """Raise BadConfig for a SentencePiece model for which other programs would give different ids."""
     if not isinstance(tokenizer, SentencePiece):
         return
-    normalized = tokenizer.processor.normalize(_NORMALIZER_PROBE)
+    prefix = " " if tokenizer.adds_prefix else ""
     requirements = (
         (tokenizer.is_bpe(), "a unigram model"),
         (tokenizer.unknown_id is None, "a model without byte fallback"),
-        (normalized == _NORMALIZER_PROBE.replace(" ", "▁"), "a model that normalises text"),
+        (tokenizer.normalize(_NORMALIZER_PROBE) == prefix + _NORMALIZER_PROBE, "a model that normalises text"),
     )
     for is_met, description in requirements:
         if not is_met:

@@ -133,6 +133,11 @@ class SentencePiece:
         )
 
     @functools.cached_property
+    def adds_prefix(self) -> bool:
+        """True if the model puts a space before each text (add_dummy_prefix), which decoding removes."""
+        return self.normalize("a") == " a"
+
+    @functools.cached_property
     def normalizes(self) -> bool:
         return any(self.normalize(text) != text for text in _NORMALIZED)
 

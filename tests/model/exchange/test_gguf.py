@@ -18,7 +18,7 @@ from model.exchange import convert
 from model.exchange.architectures import family_of, tensor_mappings
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, open_folder
-from tests.pipeline.tokenizers.test_tokenizers import trained
+from tests.pipeline.tokenizers.test_tokenizers import AS_EVER, BOOK, model_of, trained
 from tests.support.exchanging import (
     CONFIGS,
     GPT2,
@@ -150,6 +150,12 @@ def test_sentencepiece_keeps_its_pieces_scores_and_types(root: Path, bpe: Tokeni
     assert metadata["tokenizer.ggml.add_space_prefix"] is False
     assert metadata["tokenizer.ggml.add_bos_token"] is False
     assert metadata["tokenizer.ggml.eos_token_id"] == bpe.end_of_text
+
+
+def test_a_dummy_prefix_is_added_by_llama_cpp_too(root: Path) -> None:
+    tokenizer = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, "add_dummy_prefix": True}), "foreign")
+    metadata = fields(export_and_read(root, replace(GPT2, vocab_size=tokenizer.vocab_size), tokenizer))
+    assert metadata["tokenizer.ggml.add_space_prefix"] is True
 
 
 def small_encoding(name: str) -> Tiktoken:

@@ -31,6 +31,7 @@ from tests.pipeline.tokenizers.test_tokenizers import AS_EVER, BOOK, ENCODINGS_H
 __all__ = ["trained"]  # a fixture
 
 KINDS = ["bpe", "char", *ENCODINGS_HERE]
+PREFIX = "bpe with a dummy prefix"
 PILE = ["pile_train_00.jsonl.zst", "pile_train_01.jsonl.zst", "pile_val.jsonl.zst"]
 NOVELS = ["shuihu_raw.txt", "song_ci.txt", "bench/shuihu_train.txt", "bench/shuihu_val.txt"]
 POEMS = ["bench/songci_train.txt", "bench/songci_val.txt", "tang_poems.jsonl.zst"]
@@ -38,12 +39,14 @@ POEMS += [f"chinese-poetry/{name}.json" for name in ("ci.song.0", "lunyu", "poet
 _EACH = 60_000  # characters of each file; the ids of the complete files were compared by hand
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=[*KINDS, PREFIX])
 def pair(request: pytest.FixtureRequest, trained: Callable[[str], Artifact]) -> tuple[Tokenizer, Any]:
     """A tokenizer of ours, and its tokenizer.json opened with `tokenizers`."""
     if request.param in ENCODINGS_HERE:
         request.getfixturevalue("shared")
         tokenizer: Tokenizer = Tiktoken.named(request.param)
+    elif request.param == PREFIX:
+        tokenizer = SentencePiece(model_of(BOOK, 2600, **{**AS_EVER, "add_dummy_prefix": True}), "foreign")
     else:
         tokenizer = open_folder(trained(request.param).path)
     return tokenizer, opened(tokenizer_json(tokenizer, ()))
@@ -77,7 +80,7 @@ def texts(path: Path) -> list[str]:
     return merge_list
 
 
-@pytest.mark.parametrize("text", [*TRICKY, BOOK, "ababa" * 9, "aaaaaaa", "한국어 e\u0301 İß", " \n \r\n\n  x\t\t"])
+@pytest.mark.parametrize("text", [*TRICKY, BOOK, "ababa" * 9, "aaaaaaa", "한국어 e\u0301 İß", " \n \r\n\n  x\t\t", " ", "  ", ""])
 def test_hard_texts_have_the_same_ids_and_decode_back(pair: tuple[Tokenizer, Any], text: str) -> None:
     tokenizer, theirs = pair
     ids = tokenizer.encode(text)
@@ -117,7 +120,8 @@ def test_unigram_model_is_refused(trained: Callable[[str], Artifact]) -> None:
     [
         ({"byte_fallback": False}, "without byte fallback"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalises"),
-        ({"add_dummy_prefix": True}, "normalises"),
+        ({"remove_extra_whitespaces": True}, "normalises"),
+        ({"treat_whitespace_as_suffix": True, "add_dummy_prefix": True}, "normalises"),
     ],
 )
 def test_model_that_cannot_be_exact_is_refused(settings: dict[str, Any], why: str) -> None:
