@@ -98,7 +98,8 @@ class TokenFormat:
 
     `write` fills an empty folder. `read` yields all ids of that folder, split by split, in the order and with the
     end-of-text ids of our own store. It relies only on the format's own headers and indexes, and raises BadData where
-    they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them.
+    they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them. `check`
+    compares what else the folder holds with the source, and raises BadData.
     `max_vocab_size` is the largest vocabulary that fits. `itemsize` is the bytes per id where it differs from the
     store's. `links` is True if a split of one segment is hard-linked and needs no space.
     """
@@ -110,3 +111,4 @@ class TokenFormat:
     max_vocab_size: int = MAX_VOCAB_SIZE
     itemsize: int | None = None
     links: bool = False
+    check: Callable[[Path, TokenSource], None] | None = None

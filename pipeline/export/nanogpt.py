@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import Span, TokenFormat, TokenSource
-from pipeline.tokenizers import END_OF_TEXT, Tokenizer
+from pipeline.runtime.plain_pickle import load_plain_pickle
+from pipeline.tokenizers import END_OF_TEXT, Tokenizer, texts_of_ids
 from pipeline.tokens import segments
 
 _DTYPE = "<u2"  # the only one that train.py reads
@@ -27,19 +29,39 @@ def _write(source: TokenSource, folder: Path) -> None:
         arrays.write_split(split, folder / f"{split.name}.bin")
     tokenizer = source.store.tokenizer
     if (tokenizer.kind, tokenizer.name) not in _GPT2_ENCODINGS:
-        (folder / "meta.pkl").write_bytes(pickle.dumps(_meta(tokenizer), protocol=4))
+        (folder / "meta.pkl").write_bytes(pickle.dumps(_meta(tokenizer, texts_of_ids(tokenizer)), protocol=4))
 
 
-def _meta(tokenizer: Tokenizer) -> dict[str, Any]:
+def _meta(tokenizer: Tokenizer, itos: dict[int, str]) -> dict[str, Any]:
     """Return the size of the vocabulary, and the maps between ids and texts without which sample.py fails.
 
-    Several ids may have the same text, such as parts of a character. `stoi` has the last of them. For a character
-    that occurs in the training text, that is its own id and not that of the unknown character.
+    sample.py joins the texts of `itos`, so each is that of its id inside a text, with its space. sample.py encodes a
+    prompt character by character. Several ids may have the same text, such as parts of a character. `stoi` has the last
+    of them. For a character that occurs in the training text, that is its own id and not that of the unknown character.
+    A character that has an id only after a space has that one.
     """
-    itos = {token: tokenizer.decode([token]) for token in range(tokenizer.vocab_size)}
-    itos[tokenizer.end_of_text] = END_OF_TEXT
-    stoi = {text: token for token, text in itos.items()}
-    return {"vocab_size": tokenizer.vocab_size, "itos": itos, "stoi": stoi}
+    alone = {tokenizer.decode([token]): token for token in itos}
+    return {"vocab_size": len(itos), "itos": itos, "stoi": alone | {text: token for token, text in itos.items()}}
+
+
+def _check(folder: Path, source: TokenSource) -> None:
+    """Raise BadData unless meta.pkl has the texts to which the tokenizer decodes the ids inside a text."""
+    tokenizer, path = source.store.tokenizer, folder / "meta.pkl"
+    if path.exists() and load_plain_pickle(path) != _meta(tokenizer, _decoded(tokenizer)):
+        raise export_mismatch(path.name, f"the texts of its ids are not those of {tokenizer.name}")
+
+
+def _decoded(tokenizer: Tokenizer) -> dict[int, str]:
+    """Decode each id after the first word of the vocabulary, whose beginning a decoder may change."""
+    texts = {token: tokenizer.decode([token]) for token in range(tokenizer.vocab_size)}
+    words = (token for token, text in texts.items() if text.strip("\ufffd ") and token != tokenizer.unknown_id)
+    first = next(words, 0)
+    inside = {
+        token: tokenizer.decode([first, token]).removeprefix(texts[first])
+        for token, text in texts.items()
+        if "\ufffd" not in text  # the parts of two characters may form a third
+    }
+    return texts | inside | {tokenizer.end_of_text: END_OF_TEXT}
 
 
 def _read(folder: Path) -> Iterator[Span]:
@@ -50,4 +72,4 @@ def _read(folder: Path) -> Iterator[Span]:
                 yield Span(split, path.name, ids)
 
 
-FORMAT = TokenFormat("nanogpt", _write, _read, max_vocab_size=1 << 16, links=True)
+FORMAT = TokenFormat("nanogpt", _write, _read, max_vocab_size=1 << 16, links=True, check=_check)

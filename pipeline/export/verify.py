@@ -29,6 +29,8 @@ def require_same(token_format: TokenFormat, folder: Path, source: TokenSource) -
     if token_format.read_lengths:
         for split in source.splits:
             _compare_lengths(token_format.read_lengths(folder, split.name), source.lengths(split.name), split.name)
+    if token_format.check:
+        token_format.check(folder, source)
 
 
 def _compare_ids(span: Span, array: TokenArray, start: int) -> None:

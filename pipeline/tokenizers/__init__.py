@@ -28,7 +28,7 @@ from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.loading import check_encoder, choose, find, open_folder
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import ENCODINGS, Tiktoken
-from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, Tokenizer, TokenizerCard, Unencodable
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, FlatIds, Tokenizer, TokenizerCard, Unencodable, texts_of_ids
 from pipeline.tokenizers.tokenizer_file import bytes_to_unicode
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "open_folder",
     "require_exportable",
     "require_same_ids",
+    "texts_of_ids",
     "token_strings",
     "tokenizer_json",
 ]

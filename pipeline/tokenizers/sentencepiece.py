@@ -139,7 +139,8 @@ class SentencePiece:
 
     @functools.cached_property
     def normalizes(self) -> bool:
-        return any(self.normalize(text) != text for text in _NORMALIZED)
+        prefix = " " if self.adds_prefix else ""
+        return any(self.normalize(text) != prefix + text for text in _NORMALIZED)
 
     def count_unknown(self, text: str) -> int:
         unknown = self.unknown_id

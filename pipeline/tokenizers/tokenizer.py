@@ -110,6 +110,12 @@ def save_card(tokenizer: Tokenizer, folder: Path, pattern: str = "") -> None:
     files.write_file(folder / CARD, msgspec.json.format(msgspec.json.encode(card), indent=2))
 
 
+def texts_of_ids(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the text that each id adds inside a text, U+FFFD for parts of a character, END_OF_TEXT for its id."""
+    texts = (tokenizer.token_bytes(token, token).decode(errors="replace") for token in range(tokenizer.vocab_size))
+    return {**dict(enumerate(texts)), tokenizer.end_of_text: END_OF_TEXT}
+
+
 def code_points(text: str) -> np.ndarray:
     """Return the code points of a text as uint32 of shape (characters,)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

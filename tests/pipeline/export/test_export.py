@@ -30,8 +30,9 @@ from pipeline.export.verify import require_same
 from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, StageOutput
 from pipeline.store.manifest import Identity
-from pipeline.tokenizers import END_OF_TEXT, Characters, Integers, Tiktoken, Tokenizer
+from pipeline.tokenizers import END_OF_TEXT, Characters, Integers, SentencePiece, Tiktoken, Tokenizer
 from pipeline.tokens.store import TokenArray
+from tests.pipeline.tokenizers.test_tokenizers import AS_EVER, model_of
 
 Documents = list[list[int]]
 Segments = dict[str, list[Documents]]
@@ -426,6 +427,36 @@ def test_nanogpt_samples_characters_with_its_meta_file(root: Path, tmp_path: Pat
     assert [meta["stoi"][character] for character in "水滸□\n"] == tokenizer.encode("水滸□\n")
     ids = np.fromfile(out / "train.bin", np.uint16).tolist()
     assert "".join(meta["itos"][token] for token in ids) == f"水滸傳{END_OF_TEXT}□□{END_OF_TEXT}"
+
+
+def printed_by_sample_py(folder: Path, prompt: str) -> str:
+    """What nanoGPT's sample.py prints of a prompt and the ids of train.bin after it, with its two lambdas."""
+    meta = pickle.loads((folder / "meta.pkl").read_bytes())
+    stoi, itos = meta["stoi"], meta["itos"]
+    ids = [stoi[c] for c in prompt] + np.fromfile(folder / "train.bin", np.uint16).tolist()
+    return "".join([itos[i] for i in ids])
+
+
+@pytest.mark.parametrize("adds_prefix", [True, False], ids=["dummy prefix", "no prefix"])
+def test_nanogpt_samples_words_with_their_spaces(root: Path, tmp_path: Path, adds_prefix: bool) -> None:
+    text = "the quick brown fox  jumps over\nthe lazy dog"
+    settings = {**AS_EVER, "add_dummy_prefix": adds_prefix}
+    tokenizer = SentencePiece(model_of(f"{text}\n" * 50, 310, **settings), "foreign")
+    tokens = store(root, {"train": [[tokenizer.encode(text)]]}, tokenizer)
+    out = export(tokens, "nanogpt", tmp_path / "out", verify=True).path
+    prefix = " " if adds_prefix else ""
+    assert printed_by_sample_py(out, "a dog\n") == f"a dog\n{prefix}{text}{END_OF_TEXT}"
+
+
+def test_nanogpt_texts_that_lose_a_space_are_found(root: Path, tmp_path: Path) -> None:
+    tokenizer = SentencePiece(model_of("the fox\n" * 50, 270, **{**AS_EVER, "add_dummy_prefix": True}), "foreign")
+    tokens = store(root, {"train": [[tokenizer.encode("the fox")]]}, tokenizer)
+    out = export(tokens, "nanogpt", tmp_path / "out", verify=True).path
+    meta = pickle.loads((out / "meta.pkl").read_bytes())
+    meta["itos"] = {token: text.removeprefix(" ") for token, text in meta["itos"].items()}
+    (out / "meta.pkl").write_bytes(pickle.dumps(meta))
+    with pytest.raises(BadData, match=r"meta\.pkl: the texts of its ids are not those of foreign"):
+        require_same(FORMATS["nanogpt"], out, open_source(tokens))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("r50k_base", ["train.bin"]), ("p50k_base", ["meta.pkl", "train.bin"])])

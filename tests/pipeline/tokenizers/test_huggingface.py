@@ -80,7 +80,9 @@ def texts(path: Path) -> list[str]:
     return merge_list
 
 
-@pytest.mark.parametrize("text", [*TRICKY, BOOK, "ababa" * 9, "aaaaaaa", "한국어 e\u0301 İß", " \n \r\n\n  x\t\t", " ", "  ", ""])
+@pytest.mark.parametrize(
+    "text", [*TRICKY, BOOK, "ababa" * 9, "aaaaaaa", "한국어 e\u0301 İß", " \n \r\n\n  x\t\t", " ", "  ", ""]
+)
 def test_hard_texts_have_the_same_ids_and_decode_back(pair: tuple[Tokenizer, Any], text: str) -> None:
     tokenizer, theirs = pair
     ids = tokenizer.encode(text)
