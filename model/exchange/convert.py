@@ -93,26 +93,24 @@ def _weight_or_zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def from_huggingface(
-    config: GPTConfig, tensors: Mapping[str, Tensor], path: str, *, nanogpt: bool = False
+    config: GPTConfig, tensors: Mapping[str, Tensor], path: str, writer: str = "transformers"
 ) -> dict[str, Tensor]:
     """Convert transformers' tensors to our fp32 weights. Their names may lack the prefix of the architecture.
 
-    `nanogpt` is true for nanoGPT's tensors: the same names, but none transposed, and no bias that our config omits.
-    `path` is for error messages. Raises BadData, listing tensors that are missing, unexpected or of another shape, and
-    for one that is named twice or not finite.
+    `writer` is "nanogpt" for tensors with the same names, but none transposed, and no bias that our config omits, and
+    "inkstone" for tensors with our names. `path` is for error messages. Raises BadData, listing tensors that are
+    missing, unexpected or of another shape, and for one that is named twice or not finite.
     """
     if config.layers > len(tensors):
         raise BadData(f"{path}: {len(tensors):,} tensors are too few for {config.layers:,} layers", hint=_CHECK_FOLDER)
     with torch.device("meta"):
         our_shapes = dict(GPT(config).named_parameters())
-    family = family_of(config)
-    complete = (f"{family.name_in_transformers('head')}.", family.prefix)
-    names = {name: name if name.startswith(complete) else family.prefix + name for name in tensors}
-    require_unique(names.values(), path)
-    tensors = {names[name]: tensor for name, tensor in tensors.items()}
-    tensors = _without_tied_head(config, tensors, path)
-    mappings = list(tensor_mappings(config))
-    if nanogpt:
+    if writer == "inkstone":
+        mappings = [TensorMapping((name,), name, "") for name in our_shapes]
+    else:
+        tensors = _without_tied_head(config, _with_prefix(family_of(config), tensors, path), path)
+        mappings = list(tensor_mappings(config))
+    if writer == "nanogpt":
         mappings = [replace(mapping, transposed=False) for mapping in mappings if mapping.ours[0] in our_shapes]
     _require_shapes(tensors, _joined(mappings, our_shapes), path)
     weights: dict[str, Tensor] = {}
@@ -127,6 +125,14 @@ def from_huggingface(
                     hint="download it again, or do not use it",
                 )
     return weights
+
+
+def _with_prefix(family: Family, tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Add the prefix of the architecture to names without it. Raises BadData if a tensor is named twice."""
+    complete = (f"{family.name_in_transformers('head')}.", family.prefix)
+    names = {name: name if name.startswith(complete) else family.prefix + name for name in tensors}
+    require_unique(names.values(), path)
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import GPTConfig, Preset, TrainConfig, identity
 from model.device import ExecutionConfig
-from model.exchange import convert, nanogpt
+from model.exchange import convert, custom_code, nanogpt
 from model.exchange.import_tokenizer import find_tokenizer
 from model.exchange.weight_files import read_tensors, require_unique, require_weights
 from model.runs import checkpoint
@@ -39,6 +39,7 @@ CODE = code.Code(
     (
         *("model/exchange/import_model.py", "model/exchange/weight_files.py"),
         *("model/exchange/convert.py", "model/exchange/architectures.py", "model/exchange/nanogpt.py"),
+        "model/exchange/custom_code.py",
         *("model/network", "model/config.py", "model/runs/checkpoint.py"),
     ),
     {
@@ -55,17 +56,20 @@ _MASK_BUFFER = re.compile(r"(^|\.)attn\.(masked_)?bias$")  # GPT-2's causal mask
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A Hugging Face folder or one with a ckpt.pt of nanoGPT: the config of its network and its weight files."""
+    """A folder with a network: its config and its weight files.
+
+    `writer` is "transformers", "nanogpt" for a ckpt.pt, or "inkstone" for an export of the family "fast".
+    """
 
     folder: Path
     config: GPTConfig
     files: tuple[Path, ...]
-    is_nanogpt: bool = False
+    writer: str = "transformers"
 
     @property
     def inputs(self) -> tuple[Input, ...]:
         """config.json and the weight files, with their hashes."""
-        paths = self.files if self.is_nanogpt else (self.folder / "config.json", *self.files)
+        paths = self.files if self.writer == "nanogpt" else (self.folder / "config.json", *self.files)
         return tuple(Input("model", f"{self.folder.name}/{path.name}", files.sha256_of(path)) for path in paths)
 
     def weights(self) -> dict[str, Tensor]:
@@ -75,12 +79,12 @@ class CheckpointFolder:
         """
         tensors: dict[str, Tensor] = {}
         for path in self.files:
-            tensors_of_file = nanogpt.read_tensors(path) if self.is_nanogpt else read_tensors(path)
+            tensors_of_file = nanogpt.read_tensors(path) if self.writer == "nanogpt" else read_tensors(path)
             weights = {name: tensor for name, tensor in tensors_of_file.items() if not _MASK_BUFFER.search(name)}
             require_weights(weights, path)
             require_unique((*tensors, *weights), path)
             tensors |= weights
-        return convert.from_huggingface(self.config, tensors, str(self.folder), nanogpt=self.is_nanogpt)
+        return convert.from_huggingface(self.config, tensors, str(self.folder), self.writer)
 
 
 def open_checkpoint(folder: Path, *, trusted: bool = False) -> CheckpointFolder:
@@ -93,11 +97,14 @@ def open_checkpoint(folder: Path, *, trusted: bool = False) -> CheckpointFolder:
     file = folder if folder.suffix == ".pt" and folder.is_file() else folder / nanogpt.CHECKPOINT
     if regular_file(file).is_file() and not (file.parent / "config.json").is_file():
         _require_trusted(file, trusted=trusted)
-        return CheckpointFolder(file.parent, nanogpt.read_config(file), (file,), is_nanogpt=True)
+        return CheckpointFolder(file.parent, nanogpt.read_config(file), (file,), "nanogpt")
     if not folder.is_dir():
         raise InputMissing(f"{folder}: no such folder", hint="name the folder that contains config.json or ckpt.pt")
-    config = convert.config_from_huggingface(_read_json(folder / "config.json"), str(folder / "config.json"))
-    return CheckpointFolder(folder, config, _weight_files(folder, trusted=trusted))
+    content, path = _read_json(folder / "config.json"), str(folder / "config.json")
+    is_own = content.get("model_type") == custom_code.MODEL_TYPE
+    config = (custom_code.config_from_json if is_own else convert.config_from_huggingface)(content, path)
+    files_of_weights = _weight_files(folder, trusted=trusted)
+    return CheckpointFolder(folder, config, files_of_weights, "inkstone" if is_own else "transformers")
 
 
 def _weight_files(folder: Path, *, trusted: bool) -> tuple[Path, ...]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from model.config import GPTConfig
-from model.exchange import custom_code, export
+from model.exchange import custom_code, export, import_model
 from model.generation import engine
 from model.generation.sampling import SampleOptions
 from model.presets import PRESETS
-from pipeline.errors import BadConfig
+from model.runs import checkpoint, run
+from pipeline.errors import BadConfig, BadData
 from tests.support.exchanging import GPT2, LETTERS, export_run, publish_run, random_network, single_thread_offline
 from tests.support.networks import config_variants, perturbed_network
 
@@ -191,6 +194,57 @@ def test_a_model_saved_by_transformers_opens_again_with_its_code(root: Path, tmp
 def test_a_cache_of_fixed_size_is_refused_by_name(root: Path) -> None:
     with pytest.raises(ValueError, match="expected a DynamicCache, got a StaticCache"):
         greedy(exported(root, ALL), [[1, 2]], 2, cache_implementation="static")
+
+
+# --- import ---
+
+
+@each_config
+def test_an_export_is_imported_with_the_same_network_and_exported_with_the_same_bits(
+    root: Path, config: GPTConfig
+) -> None:
+    folder = export_run(publish_run(root, config))
+    imported = import_model.import_model(root, folder, "again").artifact
+    path = run.checkpoint_path(imported, "best")
+    assert checkpoint.read_state(path).model == replace(config, zero_init=False)
+    again = export_run(imported)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+    ids, ours = random_ids(2, 40), checkpoint.load_model(path, torch.device("cpu")).eval()
+    with torch.no_grad():
+        assert torch.equal(ours(ids), random_network(config)(ids))
+
+
+def test_a_folder_that_transformers_saved_in_half_precision_is_imported(root: Path, tmp_path: Path) -> None:
+    folder = export_run(publish_run(root, replace(ALL, layers=GPTConfig.layers)))
+    load(folder).to(torch.bfloat16).save_pretrained(tmp_path / "again", max_shard_size="30KB")
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
+    shutil.copy(folder / "tokenizer.json", tmp_path / "again")
+    shutil.copy(folder / "tokenizer_config.json", tmp_path / "again")
+    imported = import_model.import_model(root, tmp_path / "again", "again").artifact
+    ours = checkpoint.load_model(run.checkpoint_path(imported, "best"), torch.device("cpu"))
+    weights = dict(random_network(replace(ALL, layers=GPTConfig.layers)).named_parameters())
+    assert all(torch.equal(weight, weights[name].bfloat16().float()) for name, weight in ours.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 3}, "is missing"),
+        ({"layers": "2"}, "layers: Expected `int`"),
+        ({"layers": 1 << 40}, "at most"),
+        ({"activation": "gelu_fast"}, "activation"),
+        ({"bigrams": 128}, r"bigrams\.table\.weight is 64 x 32, not 128 x 32"),
+        ({"gates": False}, r"gate\.weight is unexpected"),
+        ({"tie_word_embeddings": True}, r"head\.weight is unexpected"),
+    ],
+)
+def test_a_configuration_of_another_network_is_refused(root: Path, change: dict[str, Any], message: str) -> None:
+    folder = export_run(publish_run(root, ALL))
+    content = msgspec.json.decode((folder / "config.json").read_bytes())
+    (folder / "config.json").write_bytes(msgspec.json.encode(content | change))
+    with pytest.raises(BadData, match=message):
+        import_model.import_model(root, folder, "again")
 
 
 # --- the folder ---
