@@ -46,6 +46,8 @@ CODE = code.Code(
         **_TRAINING.harmless,
         "model/device.py": "chooses hardware, on which nothing is computed",
         "model/exchange/import_tokenizer.py": "chooses and compares the tokenizer, which is part of the key",
+        "model/exchange/nanogpt_vocabulary.py": "opens the tokenizer, which is part of the key",
+        "pipeline/runtime/plain_pickle.py": "reads the vocabulary of the tokenizer, which is part of the key",
         "model/exchange/probe_texts.py": "texts for the comparison of tokenizers",
     },
 )

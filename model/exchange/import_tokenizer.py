@@ -4,6 +4,7 @@ tokenizer.json    compared id by id; the text of each token, and texts on which 
 tokenizer.model   SentencePiece's, compared piece by piece; texts on which tokenizers differ give the same ids
 vocab.json        token by token
 vocab.txt         line by line
+meta.pkl          nanoGPT's, the text of each id
 
 Beside a tokenizer.json the others may lack tokens that were added to it.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from model.exchange.nanogpt_vocabulary import META, open_vocabulary, require_same_texts
 from model.exchange.probe_texts import PROBE_TEXTS
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
@@ -27,7 +29,7 @@ from pipeline.tokenizers.tokenizer_file import TokenizerFile
 from pipeline.tokenizers.untrusted import open_foreign
 
 _JSON, _MODEL, _VOCABULARY, _LINES = "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"
-_FILES = (_JSON, _MODEL, _VOCABULARY, _LINES)
+_FILES = (_JSON, _MODEL, _VOCABULARY, _LINES, META)
 _GPT2_VOCAB_SIZE = 50_257
 _HINT = "name the tokenizer that the model was trained with, with --tokenizer"
 
@@ -37,16 +39,22 @@ def find_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer that `reference` names; "": the folder's own, or GPT-2's for a vocabulary of its size.
 
+    `reference` may be a meta.pkl of nanoGPT too.
+
     Raises BadConfig if it has more ids than the network's `vocab_size`, BadData if a file in the folder has others, and
     BadConfig if the folder has no file that proves it to be the network's, unless it is `assumed`.
     """
-    tokenizer, _ = tokenizers.find(root, reference or _default(folder, vocab_size), end_of_text=end_of_text)
+    reference = reference or _default(folder, vocab_size)
+    if Path(reference).suffix == ".pkl":
+        tokenizer = open_vocabulary(Path(reference), end_of_text)
+    else:
+        tokenizer, _ = tokenizers.find(root, reference, end_of_text=end_of_text)
     if tokenizer.vocab_size > vocab_size:
         raise BadConfig(f"{tokenizer.name} has {tokenizer.vocab_size:,} ids, the network {vocab_size:,}", hint=_HINT)
     present = [name for name in _FILES if regular_file(folder / name).is_file()]
     if not (present or assumed):
         raise BadConfig(
-            f"{folder}: no {', '.join(_FILES[:-1])} or {_LINES} that proves {tokenizer.name} to be the network's",
+            f"{folder}: no {', '.join(_FILES[:-1])} or {_FILES[-1]} that proves {tokenizer.name} to be the network's",
             hint="copy one of them there, or pass --assume-tokenizer if you are sure",
         )
     added: frozenset[str] | None = None
@@ -56,6 +64,8 @@ def find_tokenizer(
         path = folder / name
         if name == _JSON:
             added = _compare_json(tokenizer, path, same_texts=not is_own_model)
+        elif name == META:
+            require_same_texts(tokenizer, path)
         elif model is not None and name == _MODEL:
             _compare(tokenizer, dict(enumerate(model.pieces())), path, added)
             if added is None and not is_own_model:
@@ -66,14 +76,14 @@ def find_tokenizer(
 
 
 def _default(folder: Path, vocab_size: int) -> str:
-    for name in (_JSON, _MODEL):
+    for name in (_JSON, _MODEL, META):
         if regular_file(folder / name).is_file():
             return str(folder / name)
     if vocab_size == _GPT2_VOCAB_SIZE:
         return "r50k_base"
     raise BadConfig(
         f"no default tokenizer for a vocabulary of {vocab_size:,}",
-        hint="name it with --tokenizer: an encoding, a trained tokenizer, a .model file, or a tokenizer.json",
+        hint="name it with --tokenizer: an encoding, a trained tokenizer, a .model file, a tokenizer.json, a meta.pkl",
     )
 
 

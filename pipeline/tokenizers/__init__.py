@@ -19,6 +19,7 @@ from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.gigatoken import ENCODERS, gigatoken_problem
 from pipeline.tokenizers.huggingface import (
     bpe_merges,
+    character_json,
     require_exportable,
     require_same_ids,
     token_strings,
@@ -47,6 +48,7 @@ __all__ = [
     "Unencodable",
     "bpe_merges",
     "bytes_to_unicode",
+    "character_json",
     "check_encoder",
     "choose",
     "find",

@@ -22,7 +22,7 @@ from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tiktoken import Tiktoken
-from pipeline.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from pipeline.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, Unencodable
 from pipeline.tokenizers.tokenizer_file import bytes_to_unicode
 
 UNKNOWN = "<unk>"
@@ -86,26 +86,40 @@ def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
         case SentencePiece():
             parts = _sentencepiece(tokenizer, vocabulary)
         case Characters():
-            parts = _word_level(vocabulary, "[\\s\\S]", "Isolated", {"type": "Fuse"})
+            parts = _character_level(vocabulary)
         case Integers():
             parts = _word_level(vocabulary, "[\\s,]+", "Removed", None)
         case _:
             raise BadConfig(f"a {tokenizer.kind} tokenizer cannot be exported to a tokenizer.json")
-    eos = {"id": tokenizer.end_of_text, "content": strings[tokenizer.end_of_text], "special": True, "normalized": False}
-    data = msgspec.json.encode(
+    data = _encoded(tokenizer.end_of_text, strings[tokenizer.end_of_text], parts)
+    _require_same(tokenizer, strings, _opened(data), texts)
+    return data
+
+
+def character_json(ids: dict[str, int], end_of_text: str) -> bytes:
+    """Return a tokenizer.json of characters with these ids. `end_of_text` is the one that ends a text."""
+    return _encoded(ids[end_of_text], end_of_text, _character_level(ids))
+
+
+def _character_level(vocabulary: dict[str, int]) -> dict[str, Any]:
+    return _word_level(vocabulary, "[\\s\\S]", "Isolated", {"type": "Fuse"})
+
+
+def _encoded(eos_id: int, eos: str, parts: dict[str, Any]) -> bytes:
+    """Return the bytes of a tokenizer.json with one special token."""
+    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    return msgspec.json.encode(
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{**eos, "single_word": False, "lstrip": False, "rstrip": False}],
+            "added_tokens": [{"id": eos_id, "content": eos, **flags}],
             "normalizer": None,
             "pre_tokenizer": None,
             "post_processor": None,
             **parts,
         }
     )
-    _require_same(tokenizer, strings, _opened(data), texts)
-    return data
 
 
 def _tiktoken(tokenizer: Tiktoken, vocabulary: dict[str, int]) -> dict[str, Any]:
@@ -206,7 +220,10 @@ def _require_same(tokenizer: Tokenizer, strings: Sequence[str], exported: Any, t
     unknown = tokenizer.unknown_id
     token_texts = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size) if token_id != unknown]
     for text in [*token_texts, *texts]:
-        ids = tokenizer.encode(text)
+        try:
+            ids = tokenizer.encode(text)
+        except Unencodable:  # characters without an id
+            continue
         if exported.encode(text, add_special_tokens=False).ids != ids:
             raise _differs(tokenizer, f"{text[:40]!r} is encoded differently")
         if "\ufffd" not in text and unknown not in ids and exported.decode(ids) != tokenizer.decode(ids):

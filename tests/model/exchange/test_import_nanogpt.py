@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from model.exchange import import_model
+from model.exchange.import_tokenizer import find_tokenizer
+from model.exchange.nanogpt_vocabulary import open_vocabulary
 from model.runs import checkpoint, run
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.store.artifact import Artifact
+from pipeline.tokenizers import END_OF_TEXT, texts_of_ids
 from tests.conftest import Inkstone
 from tests.model.exchange.test_convert import random_ids, save_with_transformers
 from tests.model.training.test_train_faults import saved_by_torch
@@ -134,3 +138,74 @@ def test_a_pickle_without_model_args_is_refused(root: Path, tmp_path: Path) -> N
     torch.save({"weight": torch.ones(3)}, tmp_path / "out" / "ckpt.pt")
     with pytest.raises(BadData, match="no model and model_args"):
         import_checkpoint(root, tmp_path / "out")
+
+
+# meta.pkl
+
+
+def save_meta(folder: Path, texts: list[str]) -> Path:
+    """Save a meta.pkl as prepare.py of shakespeare_char does."""
+    itos, stoi = dict(enumerate(texts)), {text: token for token, text in enumerate(texts)}
+    folder.mkdir(exist_ok=True)
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(texts), "itos": itos, "stoi": stoi}))
+    return folder / "meta.pkl"
+
+
+CHARACTERS = [*"\n !$',abc"]
+
+
+def test_a_network_of_characters_is_imported_with_its_own_meta_file(root: Path, tmp_path: Path) -> None:
+    characters = sorted({*map(chr, range(32, 127)), "\n", "砚", "山", "石", "水", "□", "é", "文"})
+    assert len(characters) == LETTERS.vocab_size
+    save_checkpoint(tmp_path / "out")
+    save_meta(tmp_path / "out", characters)
+    imported = import_checkpoint(root, tmp_path / "out", tokenizer="", assumed=False, end_of_text="~")
+    tokenizer = run.open_tokenizer(imported)
+    text = "A text,\nwith $3 and 砚."
+    assert tokenizer.encode(text) == [characters.index(character) for character in text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (len(characters), characters.index("~"))
+    assert (export_run(imported) / "tokenizer.json").is_file()
+
+
+def test_the_meta_file_of_our_tokens_gives_the_same_tokenizer(root: Path, tmp_path: Path) -> None:
+    texts = texts_of_ids(LETTERS)
+    save_checkpoint(tmp_path / "out")
+    save_meta(tmp_path / "out", list(texts.values()))
+    imported = import_checkpoint(root, tmp_path / "out", tokenizer="", assumed=False)
+    assert run.open_tokenizer(imported).fingerprint == LETTERS.fingerprint
+
+
+def test_a_meta_file_proves_a_tokenizer_that_is_named(root: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "out")
+    save_meta(tmp_path / "out", ["!", *"abc"])
+    with pytest.raises(BadData, match=r"meta\.pkl: '!' for id 0, but '<\|endoftext\|>' in"):
+        import_checkpoint(root, tmp_path / "out", assumed=False)
+    meta = save_meta(tmp_path / "out", CHARACTERS)
+    named = find_tokenizer(root, tmp_path / "out", 20, str(meta), end_of_text="$")
+    assert find_tokenizer(root, tmp_path / "out", 20, end_of_text="$").fingerprint == named.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("texts", "end_of_text", "error", "message"),
+    [
+        (CHARACTERS, "", BadConfig, "no id ends a text"),
+        (CHARACTERS, "€", BadConfig, "no token '€'"),
+        ([END_OF_TEXT, " the", "a"], "", BadConfig, "several characters"),
+        (["a", "b", "a"], "a", BadData, "two ids have the same text"),
+    ],
+)
+def test_a_meta_file_without_a_tokenizer_is_refused(
+    tmp_path: Path, texts: list[str], end_of_text: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_vocabulary(save_meta(tmp_path, texts), end_of_text)
+
+
+@pytest.mark.parametrize(
+    "content", [5, {"itos": {}}, {"vocab_size": 2, "itos": {0: "a"}}, {"vocab_size": 1, "itos": [1]}]
+)
+def test_a_meta_file_without_the_texts_of_all_ids_is_refused(tmp_path: Path, content: object) -> None:
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(BadData, match=r"meta\.pkl: "):
+        open_vocabulary(tmp_path / "meta.pkl", "a")

@@ -222,7 +222,7 @@ def test_a_vocab_txt_is_compared_line_by_line(root: Path, ours: Path, theirs: Pa
 
 def test_a_kind_of_file_that_proves_nothing_needs_the_option(root: Path, ours: Path, theirs: Path) -> None:
     (theirs / "merges.txt").write_text("#version: 0.2\na b\n")
-    with pytest.raises(BadConfig, match=r"no tokenizer\.json, tokenizer\.model, vocab\.json or vocab\.txt"):
+    with pytest.raises(BadConfig, match=r"no tokenizer\.json, tokenizer\.model, vocab\.json, vocab\.txt or meta\.pkl"):
         check(root, theirs, ours)
     assert find_tokenizer(root, theirs, 100_000, str(ours), assumed=True).kind == "huggingface"
 
