@@ -20,6 +20,7 @@ _EXTRAS = {  # of setup.cfg, by package or module
     "starlette": "serve",
     "uvicorn": "serve",
     "obstore": "scale",
+    "ray": "scale",
 }
 _OWN_MODULES = ("cli", "pipeline", "model", "benchmarks", "tests")
 _IS_CHECKOUT = (Path(__file__).resolve().parent.parent / "setup.cfg").is_file()

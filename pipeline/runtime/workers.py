@@ -81,7 +81,7 @@ def _isolated_main(
 ) -> None:
     """Send the outcome of one call to the parent."""
     _end_with_parent(parent)
-    sender.send(_run(lambda arguments: function(*arguments), arguments))
+    sender.send(run_task(lambda arguments: function(*arguments), arguments))
 
 
 def map_ordered(
@@ -155,7 +155,7 @@ class WorkerPool(Generic[Task, Result]):
         pending = Pending(task)
         self._queue.append(pending)
         if not any(worker.send(pending) for worker in self._workers):
-            pending.outcome = _run(self._function, task)
+            pending.outcome = run_task(self._function, task)
 
     def _start_workers(self) -> None:
         function = bytearray(_SLOT_BYTES)
@@ -185,10 +185,11 @@ class WorkerPool(Generic[Task, Result]):
         ready = connections.wait([worker.connection for worker in self._workers], None if wait else 0)
         for worker in self._workers:
             if worker.connection in ready and (unsent := worker.receive()) is not None:
-                unsent.outcome = _run(self._function, unsent.task)
+                unsent.outcome = run_task(self._function, unsent.task)
 
 
-def _run(function: Callable[[Task], Any], task: Task) -> Returned | Raised:
+def run_task(function: Callable[[Task], Any], task: Task) -> Returned | Raised:
+    """Return the outcome of `function(task)`."""
     try:
         return Returned(function(task))
     except Exception as error:  # noqa: BLE001 - raised again when the task is due
@@ -305,7 +306,7 @@ def _worker_main(
         connection.send((slot, None))
     while True:
         slot, size = connection.recv()
-        outcome = _run(function, pickle.loads(slots[slot][:size]))
+        outcome = run_task(function, pickle.loads(slots[slot][:size]))
         connection.send((slot, _dump(outcome, slots[slot])))
 
 

@@ -21,10 +21,13 @@ PACKAGES = Path(__file__).resolve().parents[2]  # the folder of `pipeline` and `
 RELEASED = Path(__file__).with_name("released.json")
 HARMLESS = {  # to every stage
     "pipeline/errors.py": "messages and exit codes",
+    "pipeline/runtime/engines.py": "opens an engine by its name",
     "pipeline/runtime/progress.py": "reports to people",
+    "pipeline/runtime/ray_engine.py": "runs tasks on other machines",
     "pipeline/runtime/redaction.py": "hides secrets in messages",
     "pipeline/runtime/regular_file.py": "refuses what is not a file",
     "pipeline/runtime/terminal.py": "prints lines",
+    "pipeline/runtime/spread.py": "chooses where a task runs",
     "pipeline/runtime/signals.py": "stops a stage, which publishes nothing then",
     "pipeline/sources": "fetches and selects files, whose names and hashes are part of the key",
     "pipeline/store": "computes keys, and stores files without changing them",

@@ -1,0 +1,64 @@
+"""The engine of a Ray cluster: each call is a Ray task with as many processors as it has processes.
+
+This is the only module that imports Ray (extra `scale`). Ray retries nothing: `spread.py` does, because it knows
+which units are finished. Every node needs the same versions of Ray, Python and Inkstone.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from pipeline.errors import TryAgain
+from pipeline.runtime.spread import Engine
+
+
+@contextmanager
+def open_ray(address: str, cores: int) -> Iterator[Engine]:
+    """Connect to the cluster at `address`, HOST:PORT, by default the one that this machine belongs to.
+
+    At the end of the block Ray ends all tasks that still run. Raises TryAgain if there is no cluster.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TryAgain(
+            f"no Ray cluster at {address or 'this machine'}: {reason}",
+            hint="start it with `ray start --head`, and run this command on one of its nodes",
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
+    try:
+        yield RayEngine(cores)
+    finally:
+        ray.shutdown()
+
+
+class RayEngine:
+    """Runs each call as a Ray task on a node that has `cores` free processors."""
+
+    def __init__(self, cores: int) -> None:
+        self.cores = cores
+        options = {"num_cpus": cores, "max_retries": 0, "scheduling_strategy": "SPREAD"}
+        self._remote = ray.remote(**options)(_call)
+
+    @property
+    def slots(self) -> int:
+        """The calls that the present nodes of the cluster can run at once."""
+        return int(ray.cluster_resources().get("CPU", 0)) // self.cores
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = self._remote.remote(call, *arguments).future()
+        return future
+
+
+def _call(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)

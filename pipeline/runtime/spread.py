@@ -1,0 +1,182 @@
+"""Spread tasks over an engine: calls that run in other processes, on this machine or on the nodes of a cluster.
+
+An engine has the `submit` of `concurrent.futures.Executor`, so thread and process pools are engines too. Only what a
+task says and what its call returns passes through an engine, and both are small: the call reads and writes files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from pipeline.errors import BadData, TryAgain, WorkerLost
+from pipeline.runtime.signals import current_stop
+from pipeline.runtime.workers import Raised, Returned, run_task
+
+_POLL = 0.5  # seconds between two looks at the stop event
+_CHECKS = 30  # of the progress of a task before its deadline
+_LOSSES = 3  # of a task, one after the other without progress, that end the command
+
+
+class Engine(Protocol):
+    """Runs calls elsewhere: `slots` calls at once, each with `cores` processes."""
+
+    cores: int
+
+    @property
+    def slots(self) -> int: ...
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        """Return the future result of `call(*arguments)`. Its exceptions are those of the engine: a lost worker."""
+
+
+class Sign(NamedTuple):
+    """Signs of work on a task: the number of its finished units, and of units that were begun and are not finished."""
+
+    finished: int
+    begun: int
+
+
+class SpreadTask(Protocol):
+    """A task that any node can do, again and again: `size` in bytes orders the tasks, `name` is for messages."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def sign(self) -> Sign:
+        """Return the present signs of work on this task."""
+
+
+Task = TypeVar("Task", bound=SpreadTask)
+Result = TypeVar("Result")
+
+
+def spread(
+    engine: Engine, call: Callable[[Task], Result], tasks: Sequence[Task], *, deadline: float = 900.0
+) -> Iterator[tuple[Task, Result]]:
+    """Yield `(task, call(task))` of all tasks as they end, computed by an engine.
+
+    The largest tasks come first, and at most two per slot are submitted at a time. A task whose worker was lost is
+    submitted again, and so is one that shows no new sign of work for `deadline` seconds after its first.
+
+    Raises the BadData of the first task in order that has one, after all tasks before it; another error of `call` at
+    once; WorkerLost for a task that was lost three times without finishing a unit in between; TryAgain after SIGTERM.
+    """
+    run = _Spread(engine, call, tasks, deadline)
+    try:
+        yield from run.results()
+    finally:
+        run.cancel()
+
+
+@dataclass
+class _Attempt:
+    """A submitted task, by its index, with the signs at its submission and at the last look."""
+
+    index: int
+    first: Sign
+    last: Sign
+    changed: float = field(default_factory=time.monotonic)
+
+
+class _Spread(Generic[Task, Result]):
+    """The state of one `spread`: tasks that wait (the largest last), attempts that run, and indices that are done."""
+
+    def __init__(self, engine: Engine, call: Callable[[Task], Result], tasks: Sequence[Task], deadline: float) -> None:
+        self._engine, self._call, self._tasks, self._deadline = engine, call, tasks, deadline
+        self._waiting = sorted(range(len(tasks)), key=lambda index: (tasks[index].size, -index))
+        self._attempts: dict[Future[Any], _Attempt] = {}
+        self._finished: set[int] = set()
+        self._losses: dict[int, int] = {}
+        self._fault: BadData | None = None
+        self._stop = len(tasks)  # index of the fault; tasks after it are not needed
+        self._next_check = 0.0
+
+    def results(self) -> Iterator[tuple[Task, Result]]:
+        stop = current_stop()
+        while self._unfinished():
+            if stop.is_set():
+                raise TryAgain(
+                    "stopped by a signal; finished units are kept", hint="run the same command again to resume"
+                )
+            self._submit_waiting()
+            for future in wait(self._attempts, _POLL, FIRST_COMPLETED).done:
+                yield from self._received(future)
+            self._resubmit_late()
+        if self._fault:
+            raise self._fault
+
+    def _unfinished(self) -> bool:
+        return any(index not in self._finished for index in range(self._stop))
+
+    def _submit_waiting(self) -> None:
+        while self._waiting and len(self._attempts) < max(2 * self._engine.slots, 1):
+            self._submit(self._waiting.pop())
+
+    def _submit(self, index: int) -> None:
+        sign = self._tasks[index].sign()
+        attempt = _Attempt(index, sign, sign)
+        try:
+            future = self._engine.submit(run_task, self._call, self._tasks[index])
+        except Exception as error:  # noqa: BLE001 - of the engine, such as a pool that broke
+            self._lose(attempt, error)
+        else:
+            self._attempts[future] = attempt
+
+    def _received(self, future: Future[Any]) -> Iterator[tuple[Task, Result]]:
+        """Take the outcome of a finished attempt; an outcome of a task that is finished already counts no more."""
+        attempt = self._attempts.pop(future)
+        if attempt.index in self._finished or attempt.index >= self._stop:
+            return
+        try:
+            outcome: Returned | Raised = future.result()
+        except Exception as error:  # noqa: BLE001 - of the engine: the outcome holds those of the call
+            self._lose(attempt, error)
+            return
+        if isinstance(outcome, Returned):
+            self._finished.add(attempt.index)
+            yield self._tasks[attempt.index], outcome.result
+        elif isinstance(outcome.error, BadData):
+            self._fault, self._stop = outcome.error, attempt.index
+            self._waiting = [index for index in self._waiting if index < self._stop]
+        else:
+            raise outcome.error
+
+    def _lose(self, attempt: _Attempt, error: Exception) -> None:
+        """Submit a lost task again, unless another attempt at it runs. Raises WorkerLost for the last loss."""
+        index, task = attempt.index, self._tasks[attempt.index]
+        has_progress = task.sign().finished > attempt.first.finished
+        self._losses[index] = 1 if has_progress else self._losses.get(index, 0) + 1
+        if self._losses[index] >= _LOSSES:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise WorkerLost(
+                f"{task.name}: its worker was lost {_LOSSES} times without finishing a unit; {reason}",
+                hint="it may need more memory: use fewer --jobs, or split the file; finished units are kept",
+            ) from None
+        if not any(other.index == index for other in self._attempts.values()):
+            self._waiting.append(index)
+
+    def _resubmit_late(self) -> None:
+        """Submit tasks again that have shown no new sign of work until their deadline."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + self._deadline / _CHECKS
+        for attempt in list(self._attempts.values()):
+            sign = self._tasks[attempt.index].sign()
+            if sign != attempt.last:
+                attempt.last, attempt.changed = sign, now
+            elif sign != attempt.first and now - attempt.changed > self._deadline:
+                attempt.changed = now
+                self._submit(attempt.index)
+
+    def cancel(self) -> None:
+        """Cancel the attempts that are not needed any more."""
+        for future in self._attempts:
+            future.cancel()
