@@ -23,7 +23,7 @@ from pipeline.clean.report.sentencepiece_flags import LineStats
 from pipeline.runtime.progress import SilentProgress
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
-from pipeline.tokens.stage import TokenizeOptions
+from pipeline.tokens.options import TokenizeOptions
 
 _SENTENCE = re.compile("(?<=[。！？\n])")
 

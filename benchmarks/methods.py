@@ -203,6 +203,7 @@ def inkstone(shards: Sequence[Path], jobs: int, folder: Path, encoder: str = "au
     from pipeline import tokenizers
     from pipeline.runtime import progress
     from pipeline.tokens import stage
+    from pipeline.tokens.options import TokenizeOptions
 
     val = folder / "val.jsonl"
     val.write_text('{"text": "held out"}\n')
@@ -210,7 +211,7 @@ def inkstone(shards: Sequence[Path], jobs: int, folder: Path, encoder: str = "au
     tokenizer.encode_batch(["ready"])
     yield 0
     inputs = stage.gather_inputs(folder, [str(shard) for shard in shards], [str(val)])
-    options = stage.TokenizeOptions()
+    options = TokenizeOptions()
     built = stage.tokenize(folder, "bench", inputs, tokenizer, None, options, progress.SilentProgress(), jobs=jobs)
     yield int(built.artifact.manifest.counts["train_tokens"])
 

@@ -140,9 +140,10 @@ def tokenize(
     With `jobs` above 1 the call starts worker processes, so a script needs the guard `if __name__ == "__main__":`.
     """
     from pipeline.tokens import stage
+    from pipeline.tokens.options import TokenizeOptions
 
     folder = artifacts_folder(root)
-    chosen = stage.TokenizeOptions(layout, **options)
+    chosen = TokenizeOptions(layout, **options)
     references = [str(corpus) for corpus in corpora]
     inputs = stage.gather_inputs(
         folder, references, list(val), text_fields=chosen.text_fields, allow_overlap=chosen.allow_overlap

@@ -21,7 +21,7 @@ from pipeline.store.manifest import check_name, name_from_path
 from pipeline.tokenizers import ENCODINGS
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokenizers.end_of_text import tokenizer_file_at
-from pipeline.tokens.stage import TokenizeOptions
+from pipeline.tokens.options import TokenizeOptions
 
 BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
 _COMPARE = f"compare it with {BUNDLED / 'sample.toml'}"

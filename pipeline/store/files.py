@@ -183,6 +183,11 @@ def write_file(target: Path, data: bytes) -> None:
         out.write(data)
 
 
+def move_unsynced(old: Path, new: Path) -> None:
+    """Rename a file, which replaces a file at `new`. Its name is durable once the folder is synced."""
+    disk.rename(old, new)
+
+
 def move(old: Path, new: Path) -> None:
     """Rename a file or a folder, durably."""
     disk.rename(old, new)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
 
 from pipeline.errors import BadData
+from pipeline.store import files
 from pipeline.tokens.split import DIGEST_BYTES
-from pipeline.tokens.survey import Documents, SurveyedDocument
+from pipeline.tokens.survey import SurveyedDocument
 from pipeline.tokens.worker import PRINT_CHARACTERS, print_of
 
 
@@ -17,7 +21,7 @@ class Overlap:
     validation documents whose text is trained on, `documents` the number of all validation documents.
     """
 
-    def __init__(self, documents: Documents, *, allow: bool) -> None:
+    def __init__(self, documents: Iterable[SurveyedDocument], *, allow: bool) -> None:
         self._allow = allow
         self._numbers: dict[bytes, int] = {}
         self._copies: list[int] = []  # validation documents with the text of each number
@@ -32,6 +36,19 @@ class Overlap:
                 self._copies.append(0)
             self._copies[number] += 1
         self.prints = frozenset(prints)
+
+    def save(self, path: Path) -> None:
+        """Write the hashes and prints, with which other nodes number the texts."""
+        files.write_file(path, msgspec.msgpack.encode(([*self._numbers], [*self.prints])))
+
+    @classmethod
+    def load(cls, path: Path) -> Overlap:
+        """Read what `save` wrote. Texts are numbered as before; `count` and `documents` are not those of the text."""
+        digests, prints = msgspec.msgpack.decode(path.read_bytes(), type=tuple[list[bytes], frozenset[int]])
+        overlap = cls((), allow=True)
+        overlap._numbers = {digest: number for number, digest in enumerate(digests)}
+        overlap._copies, overlap.prints = [0] * len(digests), prints
+        return overlap
 
     def numbers_of(self, digests: Iterable[bytes]) -> list[int]:
         """Return the numbers of the validation texts with these hashes; other hashes are left out."""

@@ -13,6 +13,7 @@ from pipeline.store.manifest import FileRecord
 
 REJECTS = "rejects.jsonl.zst"
 UNITS = "units.jsonl"
+OPEN = "open-"  # and the stem of a unit: the folder in which it is written
 
 
 class UnitDifferences(msgspec.Struct):
@@ -39,7 +40,7 @@ class UnitRecord(msgspec.Struct):
     file: int
     unit: int
     after: str = ""  # stem of the previous record; not published
-    taken_over: bool = False  # from an earlier generation; not published
+    taken_over: bool = False  # it does not depend on the records before it; not published
     split: str = ""  # of the file: "train", "val", or "" if its documents are divided
     last: bool = False  # last unit of its file
     lines: int = 0
@@ -68,23 +69,24 @@ class UnitRecord(msgspec.Struct):
 
 
 def complete_units(
-    scratch: Path, path_of: Callable[[str], Path], verified: Collection[str] = ()
+    scratch: Path, path_of: Callable[[str], Path], verified: Collection[str] = (), file: int | None = None
 ) -> Iterator[UnitRecord]:
     """Yield the records of the units that an earlier run completed, up to the first that is missing or damaged.
 
-    `path_of` maps the name of a published file to its path in the draft. Units taken over from another generation do
-    not depend on earlier units, so they count even after a damaged one. The files of units whose stem is in `verified`
-    are not read.
+    `path_of` maps the name of a published file to its path in the draft. Units that were taken over, from another
+    generation or another node, do not depend on earlier units, so they count even after a damaged one. Units whose stem
+    is in `verified` count without a look at their files. With `file`, only the units of that file count.
     """
     previous, following = "", (0, 0)
-    for path in sorted(scratch.glob("unit-*.json")):
+    for path in sorted(scratch.glob("unit-*.json" if file is None else f"unit-{file:05d}-*.json")):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=UnitRecord)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
         follows = record.unit == 0 or (record.file, record.unit) == following
         continues = record.taken_over or record.after == previous
-        if follows and continues and (record.stem in verified or _is_intact(record, scratch, path_of)):
+        is_valid = record.stem in verified or (continues and _is_intact(record, scratch, path_of))
+        if follows and is_valid:
             previous, following = record.stem, (record.file, record.unit + 1)
             yield record
 

@@ -44,14 +44,11 @@ def append_eos(ids: np.ndarray, lengths: np.ndarray, dtype: str, end_of_text: in
 
 
 class SegmentWriter:
-    """Writes one segment: `NAME.bin` as ids arrive, `NAME.idx` and `NAME.src` at the end.
+    """Writes one segment: `NAME.bin` as ids arrive, `NAME.idx` and `NAME.src` at the end."""
 
-    `ids_folder` is the folder of the .bin file if it is not `folder`.
-    """
-
-    def __init__(self, folder: Path, name: str, dtype: str, *, ids_folder: Path | None = None) -> None:
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
         self._folder, self._name, self._dtype = folder, name, dtype
-        self._path = (ids_folder or folder) / f"{name}.bin"
+        self._path = folder / f"{name}.bin"
         self._file = open(self._path, "wb")  # noqa: SIM115 - closed in close() and discard()
         self._out = HashingFile(self._file, self._path)
         self._lengths: list[np.ndarray] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers.readers import libraries_of
 from pipeline.runtime import workers
-from pipeline.runtime.ledger import DEFAULT_MAX_BAD
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.progress import Advance, Progress
 from pipeline.sources import inputs as source_inputs
 from pipeline.sources.inputs import InputFile
 from pipeline.sources.walk import LeftOut
@@ -33,18 +33,20 @@ from pipeline.store.code import state_of
 from pipeline.store.manifest import Identity, Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import hdf5, reuse, survey
+from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.overlap import Overlap
-from pipeline.tokens.segments import FORMATS, SPLITS, dtype_for
-from pipeline.tokens.split import MODES, SplitRule, rule_of
+from pipeline.tokens.resume import UnitRecord
+from pipeline.tokens.segments import SPLITS, dtype_for
+from pipeline.tokens.split import SplitRule, rule_of
 from pipeline.tokens.survey import Documents
-from pipeline.tokens.tasks import DocumentFilter, FileSpec, tasks
+from pipeline.tokens.tasks import FileSpec
 from pipeline.tokens.totals import commonest_unknown, content_of, has_some_unknown, require_known, warnings_of
-from pipeline.tokens.worker import encode
+from pipeline.tokens.units.adopt import file_tasks, spread_files
+from pipeline.tokens.units.make import encode_files
 from pipeline.tokens.writer import TokenWriter
 
 SCHEMA = 5  # raise when the same options give different bytes
 DEFAULT_VAL_FRACTION = 0.05
-DEDUP = ("no", "exact")
 _REPEATED = "the same content as an earlier file"
 _SMALL = 2 << 20  # bytes of input files, compressed or not, below which starting a worker costs more than it saves
 _LIBRARIES = {
@@ -53,57 +55,6 @@ _LIBRARIES = {
     "sentencepiece": ("sentencepiece",),
     "tokenizers": ("tokenizers",),
 }
-
-
-class TokenizeOptions(msgspec.Struct, frozen=True):
-    """Options of the stage.
-
-    `val_fraction` is the fraction of the text held out, chosen by a hash; None means that of the generation before, or
-    at first 0.05, or 0 with a validation corpus. `val_split` "document" or "stretch" says what is held out; "auto" does
-    as the generation before, or chooses (survey.py). `allow_overlap` accepts a validation corpus of which most is
-    trained on too, and `allow_unknown` a text of which more than 5 % of the characters are unknown. `max_documents`
-    limits the training files and the validation files separately; 0 sets no limit. `text_fields` names the fields that
-    hold the text of a record; () chooses one. `dedup` "exact" keeps the first of equal texts in input order and takes
-    about 110 bytes of memory per document.
-    """
-
-    format: str = "memmap"
-    val_fraction: float | None = None
-    max_bad: float = DEFAULT_MAX_BAD
-    include_sets: tuple[str, ...] = ()
-    exclude_sets: tuple[str, ...] = ()
-    min_chars: int = 0
-    max_documents: int = 0
-    dedup: str = "no"
-    val_split: str = "auto"
-    allow_overlap: bool = False
-    text_fields: tuple[str, ...] = ()
-    allow_unknown: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise BadConfig(f"unknown format {self.format!r}", hint=f"formats: {', '.join(FORMATS)}")
-        if not 0 <= (self.val_fraction or 0) < 1:
-            raise BadConfig(f"--val-fraction must be in [0, 1), got {self.val_fraction}", hint="for example 0.05")
-        for option, value in (("--min-chars", self.min_chars), ("--max-documents", self.max_documents)):
-            if value < 0:
-                raise BadConfig(f"{option} must be at least 0, got {value}", hint="pass 0 for no limit")
-        if not 0 <= self.max_bad <= 1:
-            raise BadConfig(f"--max-bad must be in [0, 1], got {self.max_bad:g}", hint="for example 0.01")
-        if self.val_split not in MODES:
-            raise BadConfig(
-                f"--val-split must be one of {', '.join(MODES)}, got {self.val_split!r}", hint="omit it for auto"
-            )
-        if self.dedup not in DEDUP:
-            raise BadConfig(
-                f"--dedup must be one of {', '.join(DEDUP)}, got {self.dedup!r}", hint="omit it to keep duplicates"
-            )
-        if overlap := set(self.include_sets) & set(self.exclude_sets):
-            raise BadConfig(f"{min(overlap)} is both included and excluded", hint="omit one of the two options")
-
-    @property
-    def document_filter(self) -> DocumentFilter:
-        return DocumentFilter(tuple(sorted({*self.include_sets})), tuple(sorted({*self.exclude_sets})), self.min_chars)
 
 
 @dataclass(frozen=True)
@@ -262,9 +213,11 @@ def tokenize(
     *,
     jobs: int,
     rebuild: bool = False,
+    open_engine: OpenEngine = no_engine,
 ) -> BuildResult:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
-    With `rebuild` published tokens are made again, without units of earlier generations.
+    With `rebuild` published tokens are made again, without units of earlier generations. The engine that `open_engine`
+    gives makes the units on other nodes; they must see the artifacts folder, and the inputs, under the same paths.
 
     Raises BadData if a file is broken, a split would be empty, most validation documents are trained on too, more than
     5 % of the characters are unknown, or gigatoken and tiktoken disagree on a document; TooManyRejects for more bad
@@ -285,8 +238,8 @@ def tokenize(
                 for entry in (*inputs.train, *inputs.val):
                     if entry.corpus:
                         leases.enter_context(artifact.lease(entry.corpus))
-                verified = {record.stem for record in reused}
-                return _write(draft, inputs, tokenizer, options, rule, progress, jobs, verified)
+                work = _Work(draft, inputs, tokenizer, options, rule, identity.libraries, reused)
+                return _write(work, progress, jobs, open_engine)
         except BadData:  # resuming from the units of this run would fail in the same way
             files.remove_tree(draft)
             draft.mkdir()
@@ -298,53 +251,71 @@ def tokenize(
     return built
 
 
-def _write(
-    draft: Path,
-    inputs: TokenizeInputs,
-    tokenizer: Tokenizer,
-    options: TokenizeOptions,
-    rule: SplitRule | None,
-    progress: Progress,
-    jobs: int,
-    verified: Collection[str],
-) -> StageOutput:
-    dtype = dtype_for(tokenizer.vocab_size)
-    dedup = options.dedup == "exact"  # then a validation document that is trained on too is dropped
+@dataclass(frozen=True)
+class _Work:
+    """Everything that decides the units of a draft, and those that are `reused` from other generations."""
+
+    draft: Path
+    inputs: TokenizeInputs
+    tokenizer: Tokenizer
+    options: TokenizeOptions
+    rule: SplitRule | None
+    libraries: tuple[str, ...]
+    reused: list[UnitRecord]
+
+    @functools.cached_property
+    def dtype(self) -> str:
+        return dtype_for(self.tokenizer.vocab_size)
+
+    @property
+    def is_deduplicated(self) -> bool:
+        """True if a validation document that is trained on too is dropped, as is any other repeated text."""
+        return self.options.dedup == "exact"
+
+    @functools.cached_property
+    def sources(self) -> list[tuple[int, InputFile, FileSpec]]:
+        """The input files with their numbers and settings, in order."""
+        splits = ((self.inputs.train, "" if self.rule else "train"), (self.inputs.val, "val"))
+        entries = [(entry, split) for group, split in splits for entry in group]
+        document_filter = self.options.document_filter
+        return [
+            (number, entry, FileSpec(self.dtype, entry.name, split, self.rule, document_filter, self.is_deduplicated))
+            for number, (entry, split) in enumerate(entries)
+        ]
+
+
+def _write(work: _Work, progress: Progress, jobs: int, open_engine: OpenEngine) -> StageOutput:
+    draft, options, tokenizer = work.draft, work.options, work.tokenizer
     overlap = None
-    if inputs.val and not dedup:
-        overlap = Overlap(_documents(inputs.val, options), allow=options.allow_overlap)
-    specs = [
-        (entry, FileSpec(dtype, entry.name, split, rule, options.document_filter, dedup))
-        for entries, split in ((inputs.train, "" if rule else "train"), (inputs.val, "val"))
-        for entry in entries
-    ]
-    total = sum(entry.path.stat().st_size for entry, _ in specs)
+    if work.inputs.val and not work.is_deduplicated:
+        overlap = Overlap(_documents(work.inputs.val, options), allow=options.allow_overlap)
+    total = sum(entry.path.stat().st_size for _, entry, _ in work.sources)
     tokenizer.save(draft)
-    with (
-        progress.bar("tokenize", total) as advance,
-        TokenWriter(
+    with progress.bar("tokenize", total) as advance:
+        elsewhere = _spread(work, overlap, progress, advance, open_engine)
+        with TokenWriter(
             draft,
-            dtype,
+            work.dtype,
             keep_bins=options.format != "hdf5",
-            dedup=dedup,
+            dedup=work.is_deduplicated,
             max_documents=options.max_documents,
             overlap=overlap,
-            verified=verified,
-        ) as writer,
-    ):
-        note = functools.cache(progress.note)  # the same field of many files is noted once
-        todo = tasks(specs, tokenizer.boundary, writer.next_unit, writer.is_full, advance, options.text_fields, note)
-        jobs = jobs if total > _SMALL else 1
-        function = functools.partial(encode, tokenizer, val_prints=overlap.prints if overlap else frozenset())
-        with contextlib.closing(workers.map_ordered(function, todo, jobs=jobs)) as results:
-            for task, encoded in results:
-                if writer.add(task, encoded):
-                    progress.safe_point(f"{len(writer.records)} complete units are kept")
-        for entry, _ in specs:
-            source_inputs.require_unchanged(entry)
-        units = writer.finish()
-    content = content_of(units, tokenizer, dtype, options.max_bad, rule, overlap)
-    _check_unknown(content.counts, inputs, tokenizer, options)
+            verified={*(record.stem for record in work.reused), *elsewhere},
+        ) as writer:
+            encode_files(
+                writer,
+                work.sources,
+                tokenizer,
+                overlap,
+                options.text_fields,
+                jobs if total > _SMALL else 1,
+                (lambda count: None) if elsewhere else advance,
+                functools.cache(progress.note),  # the same field of many files is noted once
+                progress,
+            )
+            units = writer.finish()
+    content = content_of(units, tokenizer, work.dtype, options.max_bad, work.rule, overlap)
+    _check_unknown(content.counts, work.inputs, tokenizer, options)
     if overlap and overlap.count:
         progress.note(
             f"warning: {overlap.count:,} of {overlap.documents:,} validation documents are in the training text too"
@@ -354,8 +325,36 @@ def _write(
         for split in SPLITS:
             count = {"documents": content.counts[f"{split}_documents"]}
             path, bins = draft / f"{split}.h5", writer.bins(split)
-            workers.run_isolated(hdf5.write_hdf5, path, bins, dtype, attributes | count)
-    return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for entry, _ in specs]})
+            workers.run_isolated(hdf5.write_hdf5, path, bins, work.dtype, attributes | count)
+    return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for _, entry, _ in work.sources]})
+
+
+def _spread(
+    work: _Work, overlap: Overlap | None, progress: Progress, advance: Advance, open_engine: OpenEngine
+) -> list[str]:
+    """Make the units on the nodes of an engine, if there is one. Returns the stems of those that are in the draft."""
+    if open_engine is no_engine:
+        return []
+    options = work.options
+    if options.max_documents or options.format != "memmap":
+        reason = "--max-documents" if options.max_documents else f"--format {options.format}"
+        progress.note(f"{reason}: this machine encodes everything, without the engine")
+        return []
+    with open_engine() as engine:
+        if engine is None:
+            return []
+        (work.draft / artifact.SCRATCH).mkdir(exist_ok=True)
+        todo = file_tasks(
+            work.draft,
+            work.sources,
+            work.reused,
+            work.libraries,
+            work.tokenizer.encoder,
+            options.text_fields,
+            engine.cores,
+        )
+        progress.note(f"{len(todo)} files on {engine.slots} slots of {engine.cores} cores")
+        return spread_files(engine, todo, overlap, advance)
 
 
 def _check_unknown(

@@ -109,7 +109,7 @@ class TokenizeTask(msgspec.Struct, frozen=True):
 
 
 def tasks(
-    files: Sequence[tuple[InputFile, FileSpec]],
+    files: Sequence[tuple[int, InputFile, FileSpec]],
     boundary: re.Pattern[str] | None,
     next_unit: Callable[[int], int | None],
     is_full: Callable[[str], bool],
@@ -117,14 +117,15 @@ def tasks(
     text_fields: tuple[str, ...] = (),
     note: Note = log_note,
 ) -> Iterator[TokenizeTask]:
-    """Yield the tasks of all files in input order. `boundary` is the tokenizer's, `text_fields` hold the texts.
+    """Yield the tasks of all files, each with its number, in order. `boundary` is the tokenizer's, `text_fields` hold
+    the texts.
 
     `next_unit(file)` is the first unit to do of a file, None if there is none; `is_full(split)` ends a split early.
 
     Input errors are yielded as tasks so that they are raised in input order: reading runs ahead of encoding, and an
     error after the last wanted document must not depend on how far ahead.
     """
-    for index, (entry, spec) in enumerate(files):
+    for index, entry, spec in files:
         first_unit = next_unit(index)
         if first_unit is None or is_full(spec.split):
             advance(entry.path.stat().st_size)

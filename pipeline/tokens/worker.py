@@ -92,6 +92,20 @@ def encode(tokenizer: Tokenizer, task: TokenizeTask, val_prints: AbstractSet[int
     return result
 
 
+def document_digests(task: TokenizeTask) -> list[bytes]:
+    """Return the hashes of the documents of a task that pass the filter. Raises the fault of the task."""
+    if task.fault:
+        raise task.fault
+    if task.refused:
+        return []
+    if task.long:
+        return [task.long.digest] if task.is_first else []
+    spec = task.spec
+    rows = jsonl.decode_lines(bytes(task.lines), spec.file, task.offset, Ledger(), lambda reject: None)
+    texts = ((text, set_name) for _, text, set_name in rows if text is not None)
+    return [digest_of(text) for text, set_name in texts if not spec.filter.drop_reason(len(text), set_name)]
+
+
 def print_of(beginning: str, characters: int) -> int:
     """Return a 32-bit checksum of the beginning and the length of a text, much cheaper than its digest."""
     return zlib.crc32(beginning[:PRINT_CHARACTERS].encode(), characters & 0xFFFFFFFF)

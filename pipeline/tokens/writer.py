@@ -6,6 +6,7 @@
     .work/unit-FFFFF-UUUU.json            the record of a unit, written after its files
     .work/rejects-FFFFF-UUUU.jsonl.zst    its dropped documents, with the reasons
     .work/digests-FFFFF-UUUU              with --dedup: the hashes of its documents
+    .work/open-FFFFF-UUUU-*/              a unit that is being written; its files are renamed when it is complete
 
 Duplicates and `--max-documents` depend on the documents before, so they are decided here and not in the workers.
 
@@ -16,133 +17,31 @@ cut too. The published files are synced once, at the end.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from pipeline.errors import InternalError
 from pipeline.readers.documents import Reject
 from pipeline.readers.jsonl import ZstdWriter
 from pipeline.store import artifact, files
-from pipeline.store.manifest import FileRecord
-from pipeline.tokens import originals
 from pipeline.tokens.overlap import Overlap
-from pipeline.tokens.resume import REJECTS, UNITS, UnitDifferences, UnitRecord, complete_units
-from pipeline.tokens.roundtrip import Difference
-from pipeline.tokens.segments import SPLITS, SegmentWriter
+from pipeline.tokens.resume import REJECTS, UNITS, UnitRecord, complete_units
+from pipeline.tokens.segments import SPLITS
 from pipeline.tokens.split import DIGEST_BYTES
 from pipeline.tokens.tasks import LongDocument, TokenizeTask
+from pipeline.tokens.units.open_unit import OpenUnit, path_of
 from pipeline.tokens.worker import Batch, Encoded
-
-
-class OpenUnit:
-    """The unit being written: its record, its segments by split, its rejects and the digests of its documents.
-
-    `lines_before` is the number of lines in the file's earlier units.
-    """
-
-    def __init__(self, record: UnitRecord, draft: Path, bins: Path, dtype: str, lines_before: int) -> None:
-        self.record = record
-        self.digests = bytearray()
-        self.long_tokens: int | None = None  # tokens so far of a long document's open row, None if there is none
-        self._draft, self._bins, self._scratch = draft, bins, draft / artifact.SCRATCH
-        self._dtype = dtype
-        self._lines_before = lines_before
-        self._segments: dict[str, SegmentWriter] = {}
-        self._rejects: ZstdWriter | None = None
-        self._originals: dict[str, ZstdWriter] = {}
-
-    def segment(self, split: str) -> SegmentWriter:
-        """Return the segment of a split, opened at its first use."""
-        if split not in self._segments:
-            name = f"{split}-{self.record.stem}"
-            self._segments[split] = SegmentWriter(self._draft, name, self._dtype, ids_folder=self._bins)
-        return self._segments[split]
-
-    def count_rows(self, split: str, lengths: np.ndarray, stretches: int) -> None:
-        """Count rows written to a split, of `lengths` in tokens."""
-        record = self.record
-        record.longest = max(record.longest, int(lengths.max()))
-        record.documents[split] = record.documents.get(split, 0) + len(lengths)
-        record.stretches[split] = record.stretches.get(split, 0) + stretches
-
-    def count_characters(self, split: str, characters: int) -> None:
-        """Count characters written to a split."""
-        self.record.ledger.characters.out += characters
-        self.record.characters[split] = self.record.characters.get(split, 0) + characters
-
-    def add_difference(self, split: str, difference: Difference, start: int, stop: int) -> None:
-        """Count how a text differs from what the ids `[start, stop)` of its segment decode to; keep the text if needed.
-
-        The end-of-text id is not among these ids.
-        """
-        own = UnitDifferences({split: difference.unknown} if difference.unknown else {}, difference.rewritten)
-        if difference.text is not None:
-            if split not in self._originals:
-                self._originals[split] = ZstdWriter(self._draft / f"{split}-{self.record.stem}{originals.SUFFIX}")
-            self._originals[split].write(originals.encode_original(start, stop, difference.text))
-            own.changed = 1
-        if self.record.differences is msgspec.UNSET:
-            self.record.differences = UnitDifferences({}, {})
-        self.record.differences.add(own)
-
-    def count_documents(self, set_names: Sequence[str]) -> None:
-        """Count complete documents, each with the name of its set."""
-        self.record.ledger.documents.out += len(set_names)
-        for name in filter(None, set_names):
-            self.record.sets[name] = self.record.sets.get(name, 0) + 1
-
-    def drop(self, reject: Reject, characters: int) -> None:
-        """Count a document as dropped and write its reject."""
-        self.record.ledger.documents.record_dropped(reject.reason, 1)
-        self.record.ledger.characters.record_dropped(reject.reason, characters)
-        self.write_reject(reject)
-
-    def write_reject(self, reject: Reject) -> None:
-        """Write the reject of a document; its `line` counts from 0 in the current task."""
-        if self._rejects is None:
-            self._rejects = ZstdWriter(self._scratch / f"rejects-{self.record.stem}.jsonl.zst")
-        line = self._lines_before + self.record.lines + reject.line + 1
-        self._rejects.write_reject(Reject(reject.file, line, reject.offset, reject.reason, reject.excerpt))
-
-    def close(self, *, with_digests: bool) -> UnitRecord:
-        """Finish the files of the unit, then write its record. Returns the record."""
-        record = self.record
-        for split, segment in self._segments.items():
-            record.files += segment.close()
-            record.tokens[split] = segment.tokens
-            if segment.documents != record.documents[split]:
-                raise InternalError(f"{split}-{record.stem}: documents were counted and written differently")
-        for split, texts in self._originals.items():
-            texts.close()
-            record.files.append(_file_record(self._draft / f"{split}-{record.stem}{originals.SUFFIX}"))
-        if self._rejects:
-            self._rejects.close()
-            record.scratch.append(_file_record(self._scratch / f"rejects-{record.stem}.jsonl.zst"))
-        if with_digests:
-            path = self._scratch / f"digests-{record.stem}"
-            path.write_bytes(self.digests)
-            record.scratch.append(_file_record(path))
-        files.start_writeback(_path_of(file.name, self._draft, self._bins) for file in record.files)
-        (self._scratch / record.name).write_bytes(msgspec.json.encode(record))
-        return record
-
-    def discard(self) -> None:
-        """Close the files of a unit that will not be finished."""
-        for segment in self._segments.values():
-            segment.discard()
-        for texts in self._originals.values():
-            texts.close()
-        if self._rejects:
-            self._rejects.close()
 
 
 class TokenWriter:
     """Writes encoded tasks in input order. Use it in a `with` block, which closes the files on failure.
 
-    `verified` are the stems of units in the draft whose files need not be read again.
+    `verified` are the stems of units in the draft whose files need not be read again. With `file`, it writes the units
+    of that file only, while writers of other files, or another one of this file, may share the draft. `earlier` is then
+    a file with the hashes of documents of the files before it.
     """
 
     def __init__(
@@ -155,18 +54,22 @@ class TokenWriter:
         max_documents: int = 0,
         overlap: Overlap | None = None,
         verified: Collection[str] = (),
+        file: int | None = None,
+        earlier: Path | None = None,
     ) -> None:
         self._draft, self._dtype = draft, np.dtype(dtype).str
         self._scratch = draft / artifact.SCRATCH
         self._bins = draft if keep_bins else self._scratch
-        self._digests: set[bytes] | None = set() if dedup else None
+        self._dedup, self._file, self._earlier = dedup, file, earlier
         self._overlap = overlap
         self._max_documents = max_documents
         self._document_counts: dict[str, int] = {}  # written so far, by the split of their file
         self._unit: OpenUnit | None = None
         self._scratch.mkdir(exist_ok=True)
-        self.records = [*complete_units(self._scratch, lambda name: _path_of(name, draft, self._bins), verified)]
-        self._resume()
+        self.records = [*complete_units(self._scratch, lambda name: path_of(name, draft, self._bins), verified, file)]
+        if file is None:
+            self._delete_incomplete()
+        self._count_records()
 
     def __enter__(self) -> TokenWriter:
         return self
@@ -175,22 +78,28 @@ class TokenWriter:
         if self._unit:
             self._unit.discard()
 
-    def _resume(self) -> None:
-        """Resume after the last complete unit: delete partial files, reload the document counts and digests."""
+    def _delete_incomplete(self) -> None:
+        """Delete the files of units that are not complete."""
         complete = {file.name for record in self.records for file in (*record.files, *record.scratch)}
         complete |= {record.name for record in self.records}
         paths = [*self._scratch.iterdir(), *(path for split in SPLITS for path in self._draft.glob(f"{split}-*"))]
         for path in paths:
             if path.name not in complete:
-                path.unlink()
+                files.remove_any(path)
+
+    def _count_records(self) -> None:
+        """Count the documents of the complete units, and those among them that are validation documents too."""
         for record in self.records:
             self._count_documents(record.split, record.ledger.documents.out)
             if self._overlap:
                 self._overlap.add(record.overlap)
-        if self._digests is not None:
-            for record in self.records:
-                data = (self._scratch / f"digests-{record.stem}").read_bytes()
-                self._digests |= {data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)}
+
+    @functools.cached_property
+    def _digests(self) -> set[bytes]:
+        """The hashes of the documents so far, read when the first document is to be written."""
+        paths = [self._scratch / f"digests-{record.stem}" for record in self.records]
+        contents = (path.read_bytes() for path in [*([self._earlier] if self._earlier else []), *paths])
+        return {data[start : start + DIGEST_BYTES] for data in contents for start in range(0, len(data), DIGEST_BYTES)}
 
     def _count_documents(self, split: str, count: int) -> None:
         self._document_counts[split] = self._document_counts.get(split, 0) + count
@@ -239,14 +148,15 @@ class TokenWriter:
         return completed
 
     def _open(self, task: TokenizeTask) -> OpenUnit:
-        record = UnitRecord(task.file, task.unit, split=task.spec.split)
+        is_independent = self._file is not None and not self._dedup
+        record = UnitRecord(task.file, task.unit, taken_over=is_independent, split=task.spec.split)
         record.after = max((earlier.stem for earlier in self.records if earlier.stem < record.stem), default="")
         lines_before = sum(earlier.lines for earlier in self._records_of(task.file))
         return OpenUnit(record, self._draft, self._bins, self._dtype, lines_before)
 
     def _complete(self, unit: OpenUnit, *, last: bool) -> None:
         unit.record.last = last
-        self.records.append(unit.close(with_digests=self._digests is not None))
+        self.records.append(unit.close(with_digests=self._dedup))
         self.records.sort(key=lambda record: record.stem)  # units that were taken over may follow this one
 
     def _add_batches(self, unit: OpenUnit, task: TokenizeTask, batches: list[Batch]) -> None:
@@ -300,7 +210,7 @@ class TokenWriter:
         have one offset, share its fate.
         """
         dropped: dict[int, dict[int, str]] = {}
-        if self._digests is None and not self._max_documents:
+        if not self._dedup and not self._max_documents:
             return dropped
         rows = [(offset, index, row) for index, batch in enumerate(batches) for row, offset in enumerate(batch.offsets)]
         previous, reason = -1, ""
@@ -316,7 +226,7 @@ class TokenWriter:
         split = unit.record.split
         if self.is_full(split):
             return "over-max-documents"
-        if self._digests is not None:
+        if self._dedup:
             if digest in self._digests:
                 return "duplicate"
             self._digests.add(digest)
@@ -353,10 +263,16 @@ class TokenWriter:
             self._count_overlap(unit, [long.digest])
             unit.long_tokens = None
 
-    def finish(self) -> list[UnitRecord]:
-        """Complete the last unit, write the records and rejects of all units, and return the records."""
+    def complete(self) -> list[UnitRecord]:
+        """Complete the last unit. Returns the records of all units."""
         if self._unit:
             self._complete(self._unit, last=True)
+            self._unit = None
+        return self.records
+
+    def finish(self) -> list[UnitRecord]:
+        """Complete the last unit, write the records and rejects of all units, and return the records."""
+        self.complete()
         published = (msgspec.structs.replace(record, after="", taken_over=False) for record in self.records)
         (self._draft / UNITS).write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in published))
         with ZstdWriter(self._draft / REJECTS):  # an empty frame, so that the file is valid without any reject
@@ -371,11 +287,3 @@ class TokenWriter:
     def bins(self, split: str) -> list[Path]:
         """Return the token files of a split, in order."""
         return sorted(self._bins.glob(f"{split}-*.bin"))
-
-
-def _path_of(name: str, draft: Path, bins: Path) -> Path:
-    return (bins if name.endswith(".bin") else draft) / name
-
-
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(path.name, path.stat().st_size, files.sha256_of(path))

@@ -235,16 +235,14 @@ class LeftBehind:
 
 
 def left_behind(root: Path) -> LeftBehind:
-    finished, started = {}, set()
+    finished, started = {}, 0
     for draft in root.glob("tokens/*/.draft-*"):
         stems = {path.name[5:-5] for path in draft.glob(f"{artifact.SCRATCH}/unit-*.json") if _is_json(path)}
         for path in draft.glob("*.bin"):
-            stem = path.stem.partition("-")[2]
-            if stem in stems:
+            if path.stem.partition("-")[2] in stems:
                 finished[path.name] = stamp(path)
-            else:
-                started.add(stem)
-    return LeftBehind(finished, len(started))
+        started += len(list(draft.glob(f"{artifact.SCRATCH}/open-*")))
+    return LeftBehind(finished, started)
 
 
 def _is_json(path: Path) -> bool:

@@ -164,17 +164,6 @@ def test_segment_without_a_last_length_raises_internal_error(tmp_path: Path) -> 
         segment.close()
 
 
-def test_ids_may_be_in_another_folder_than_the_index(tmp_path: Path) -> None:
-    (tmp_path / ".work").mkdir()
-    segment = SegmentWriter(tmp_path, "train-00000-0000", "<u4", ids_folder=tmp_path / ".work")
-    segment.append(np.array([1 << 17, END], "<u4"), np.array([2]), np.array([0]))
-    assert [record.name for record in segment.close()] == [
-        f"train-00000-0000.{suffix}" for suffix in ("bin", "idx", "src")
-    ]
-    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file())
-    assert names == [".work/train-00000-0000.bin", "train-00000-0000.idx", "train-00000-0000.src"]
-
-
 def test_strided_ids_are_written_in_order(tmp_path: Path) -> None:
     segment = SegmentWriter(tmp_path, "train-00000-0000", "<u2")
     segment.append(np.arange(10, dtype="<u2")[::2], np.array([5]), np.array([0]))

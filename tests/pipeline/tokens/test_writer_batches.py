@@ -256,7 +256,8 @@ def test_resumed_writer_continues_after_the_complete_units(tmp_path: Path) -> No
     (tmp_path / "train-00009-0000.src").touch()
     (tmp_path / "other").touch()
     scratch = tmp_path / artifact.SCRATCH
-    assert (scratch / "rejects-00000-0001.jsonl.zst").exists()
+    (scratch / "open-00000-0001-killed").mkdir()
+    (scratch / "open-00000-0001-killed" / "rejects-00000-0001.jsonl.zst").touch()
     with TokenWriter(tmp_path, "uint16", dedup=True, max_documents=5) as writer:
         assert [record.stem for record in writer.records] == ["00000-0000"]
         assert sorted(os.listdir(scratch)) == ["digests-00000-0000", "unit-00000-0000.json"]

@@ -1,0 +1,171 @@
+"""Make the units of one input file on any node, into the draft that all nodes see.
+
+The text and its ids go from files to files. Only the task and the records of its units, a few kilobytes, travel between
+the nodes. A unit is written in a folder of its own and then renamed, so several attempts at one file may run at once:
+they write the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from pipeline import tokenizers
+from pipeline.errors import DISTRIBUTION, BadConfig, BadData, InputMissing
+from pipeline.readers.documents import Note, log_note
+from pipeline.runtime import workers
+from pipeline.runtime.progress import Advance, Progress
+from pipeline.runtime.spread import Sign
+from pipeline.sources.hashes import file_stamp
+from pipeline.sources.inputs import InputFile, require_unchanged
+from pipeline.store import artifact, files
+from pipeline.store.code import state_of
+from pipeline.tokenizers import Tokenizer
+from pipeline.tokens import reuse
+from pipeline.tokens.overlap import Overlap
+from pipeline.tokens.resume import OPEN, UnitRecord
+from pipeline.tokens.tasks import FileSpec, tasks
+from pipeline.tokens.worker import encode
+from pipeline.tokens.writer import TokenWriter
+
+OVERLAP = "overlap.msgpack"  # in the scratch folder: the validation texts, where they are compared
+SHARED = "put it in a folder that all nodes share, under the same path"
+_CODE = "source code"
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """One input file, as any node can encode it. Its path and `draft` are absolute.
+
+    The `digest` of `entry` is the sha256 of the file's bytes. With `--dedup exact`, `earlier` names the file in the
+    scratch folder with the hashes of documents of earlier files. `versions` are those of Inkstone and of the libraries
+    that decide bytes.
+    """
+
+    number: int
+    entry: InputFile
+    spec: FileSpec
+    draft: Path
+    encoder: str
+    text_fields: tuple[str, ...]
+    jobs: int
+    earlier: str
+    versions: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def size(self) -> int:
+        return self.entry.stamp.size
+
+    @property
+    def scratch(self) -> Path:
+        return self.draft / artifact.SCRATCH
+
+    def sign(self) -> Sign:
+        names = [path.name for path in self.scratch.glob(f"*-{self.number:05d}-*")]
+        return Sign(sum(name.startswith("unit-") for name in names), sum(name.startswith(OPEN) for name in names))
+
+
+def make(task: FileTask) -> list[UnitRecord]:
+    """Encode one input file and return the records of its units. Units that are in the draft already stay.
+
+    Raises BadConfig on a node with other versions or without the draft, InputMissing or BadData for the file.
+    """
+    entry = local_file(task)
+    tokenizer = _tokenizer(task.draft, task.encoder)
+    overlap = Overlap.load(task.scratch / OVERLAP) if (task.scratch / OVERLAP).exists() else None
+    with TokenWriter(
+        task.draft,
+        task.spec.dtype,
+        dedup=bool(task.earlier),
+        overlap=overlap,
+        file=task.number,
+        earlier=task.scratch / task.earlier if task.earlier else None,
+    ) as writer:
+        encode_files(writer, [(task.number, entry, task.spec)], tokenizer, overlap, task.text_fields, task.jobs)
+        return writer.complete()
+
+
+def encode_files(
+    writer: TokenWriter,
+    sources: Sequence[tuple[int, InputFile, FileSpec]],
+    tokenizer: Tokenizer,
+    overlap: Overlap | None,
+    text_fields: tuple[str, ...],
+    jobs: int,
+    advance: Advance = lambda count: None,
+    note: Note = log_note,
+    progress: Progress | None = None,
+) -> None:
+    """Encode the files that `writer` does not have yet, each with its number, in order; by `jobs` processes."""
+    todo = tasks(sources, tokenizer.boundary, writer.next_unit, writer.is_full, advance, text_fields, note)
+    function = functools.partial(encode, tokenizer, val_prints=overlap.prints if overlap else frozenset())
+    with closing(workers.map_ordered(function, todo, jobs=jobs)) as results:
+        for task, encoded in results:
+            if writer.add(task, encoded) and progress:
+                progress.safe_point(f"{len(writer.records)} complete units are kept")
+    for _, entry, _ in sources:
+        require_unchanged(entry)
+
+
+def local_file(task: FileTask) -> InputFile:
+    """Return the file of a task as this node sees it, after checking that this node can make its units.
+
+    A file with another time or inode is hashed: it may be a copy. Raises as `make`.
+    """
+    _require_versions(task.versions)
+    if not task.scratch.is_dir():
+        raise BadConfig(f"{platform.node()}: {task.draft}: no such folder", hint=f"the artifacts folder: {SHARED}")
+    path = task.entry.path
+    try:
+        stamp = file_stamp(path)
+    except FileNotFoundError:
+        raise InputMissing(f"{platform.node()}: {path}: no such file", hint=SHARED) from None
+    if stamp != task.entry.stamp and (stamp.size != task.size or files.sha256_of(path) != task.entry.digest):
+        raise BadData(
+            f"{platform.node()}: {path}: not the file that the command was started with", hint="copy it again"
+        )
+    return dataclasses.replace(task.entry, stamp=stamp)
+
+
+def versions_of(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the versions here of what decides bytes: Inkstone and its source code, zstandard and `libraries`."""
+    state = state_of(reuse.CODE)
+    names = sorted({*libraries, "zstandard"})
+    return {DISTRIBUTION: state.version, _CODE: state.digest[:16]} | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _require_versions(expected: dict[str, str]) -> None:
+    """Raise BadConfig if this node would make other bytes."""
+    own = versions_of(expected.keys() - {DISTRIBUTION, _CODE})
+    for name, version in expected.items():
+        if own[name] != version:
+            raise BadConfig(
+                f"{platform.node()} has {name} {own[name]}, this command {version}",
+                hint="install the same versions on every node",
+            )
+
+
+@functools.lru_cache(1)
+def _tokenizer(folder: Path, encoder: str) -> Tokenizer:
+    """Open the tokenizer of a draft, once in a process."""
+    tokenizer = tokenizers.open_folder(folder)
+    if tokenizer.encoder != encoder:
+        tokenizer.encoder = encoder  # tiktoken, although this node has gigatoken
+    return tokenizer
