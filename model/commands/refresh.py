@@ -14,7 +14,7 @@ from model.commands.training_bar import training_watch
 from model.commands.training_summary import add_promotion
 from pipeline import errors
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
-from pipeline.commands.options import JOBS, NETWORK, REBUILD, THROUGH, network_of, worker_count
+from pipeline.commands.options import ENGINE, JOBS, NETWORK, REBUILD, THROUGH, engine_of, network_of, worker_count
 
 if TYPE_CHECKING:
     import threading
@@ -78,6 +78,7 @@ _SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "min_p", "seed")  # samp
         help="Monitor to notify: requests URL/start, then URL on success or URL/fail.",
     ),
     JOBS,
+    ENGINE,
     DEVICE,
 )
 @NETWORK
@@ -96,6 +97,7 @@ def refresh(
     allow_shrink: bool,
     allow_hosts: tuple[str, ...],
     jobs: int,
+    engine: str,
     device: str,
     **limits: Any,
 ) -> Outcome:
@@ -120,7 +122,8 @@ def refresh(
     train = train_stage(settings, recipe, device, accept=accept, rebuild=rebuild)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
-    options = RefreshOptions(through, locked, allow_shrink, worker_count(jobs), network, rebuild, accept)
+    jobs, open_engine = worker_count(jobs), engine_of(engine, jobs)
+    options = RefreshOptions(through, locked, allow_shrink, jobs, network, rebuild, accept, open_engine)
     if dry_run:
         return _plan_outcome(settings, recipe, train, options)
     with _pinged(ping_url, settings.progress.stop):

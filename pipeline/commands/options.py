@@ -14,6 +14,7 @@ from pipeline import errors
 from pipeline.commands.console import Choice, Number, Outcome, Settings, option_group
 
 if TYPE_CHECKING:
+    from pipeline.runtime.engines import OpenEngine
     from pipeline.sources.http import Network
     from pipeline.store.artifact import Artifact, BuildResult
 
@@ -25,6 +26,14 @@ JOBS = click.option(
     metavar="N",
     default=0,
     help="Number of worker processes; 0 (default) uses one per core.",
+)
+ENGINE = click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    metavar="local|ray|ray:HOST:PORT",
+    help="Tokenize on this machine, or on the nodes of a Ray cluster; then --jobs is the number of cores for each file "
+    "(default 1).",
 )
 NAME = click.option(
     "--name", default="", metavar="NAME", help="Name of the new artifact (default: taken from its input)."
@@ -98,6 +107,13 @@ def worker_count(jobs: int) -> int:
     from pipeline.runtime import workers
 
     return jobs or workers.default_jobs()
+
+
+def engine_of(engine: str, jobs: int) -> OpenEngine:
+    """Return the function that opens the engine of --engine, for a value of --jobs. Raises BadConfig."""
+    from pipeline.runtime.engines import engine_named
+
+    return engine_named(engine, jobs or 1)
 
 
 def network_of(settings: Settings, limit_rate: str, deadline: float, allow_hosts: tuple[str, ...]) -> Network:

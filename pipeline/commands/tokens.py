@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import click
 
 from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import (
+    ENGINE,
     EXCLUDE,
     INCLUDE,
     JOBS,
@@ -17,6 +18,7 @@ from pipeline.commands.options import (
     NAME,
     REBUILD,
     TEXT_FIELD,
+    engine_of,
     find_artifact,
     name_of,
     outcome_of,
@@ -177,6 +179,7 @@ def train_tokenizer(
     ),
     REBUILD,
     JOBS,
+    ENGINE,
 )
 def tokenize(
     settings: Settings,
@@ -191,6 +194,7 @@ def tokenize(
     deep: bool,
     rebuild: bool,
     jobs: int,
+    engine: str,
     **options: Any,
 ) -> Outcome:
     """Tokenize corpora into token arrays.
@@ -206,11 +210,11 @@ def tokenize(
     from pipeline import tokenizers
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
+    from pipeline.tokens.options import TokenizeOptions
 
     corpora = corpora or (find_artifact(settings, "corpora", "").ref,)
-    texts = [name_of(corpus, "corpora") for corpus in corpora]
-    name = check_name(name or texts[0])
-    tokenize_options = stage.TokenizeOptions(**options)
+    name = check_name(name or name_of(corpora[0], "corpora"))
+    tokenize_options, open_engine = TokenizeOptions(**options), engine_of(engine, jobs)
     inputs = stage.gather_inputs(
         settings.root,
         corpora,
@@ -222,7 +226,7 @@ def tokenize(
         deep=deep,
         allow_overlap=tokenize_options.allow_overlap,
     )
-    reference = reference or _choose_tokenizer(settings, texts, name)
+    reference = reference or _choose_tokenizer(settings, corpora, name)
     tokenizer, trained = tokenizers.find(settings.root, reference, encoder, end_of_text)
     built = stage.tokenize(
         settings.root,
@@ -234,16 +238,18 @@ def tokenize(
         settings.progress,
         jobs=worker_count(jobs),
         rebuild=rebuild,
+        open_engine=open_engine,
     )
     return _tokenize_outcome(built, inputs, tokenizer)
 
 
-def _choose_tokenizer(settings: Settings, texts: list[str], name: str) -> str:
+def _choose_tokenizer(settings: Settings, corpora: Sequence[str], name: str) -> str:
     """Return the tokenizer for these corpora, and report the choice unless it is obvious."""
     from pipeline import tokenizers
     from pipeline.store import remote
 
     remote.fetch_all(settings.root, "tokenizers")
+    texts = [name_of(corpus, "corpora") for corpus in corpora]
     chosen, reason = tokenizers.choose(settings.root, texts, name)
     if reason:
         settings.progress.note(f"using {chosen.ref}, {reason}")

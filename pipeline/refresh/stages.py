@@ -17,6 +17,7 @@ from pipeline.errors import BadConfig, BadData, InkstoneError
 from pipeline.refresh import sources
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.sources import SourceGroup
+from pipeline.runtime.engines import OpenEngine, no_engine
 from pipeline.runtime.progress import Progress
 from pipeline.sources import hub
 from pipeline.sources import inputs as source_inputs
@@ -72,16 +73,24 @@ class Stage:
 class Chain:
     """The stages of one recipe, in order. `artifacts` holds the results of earlier stages by label.
 
-    With `rebuild` they build what is published too.
+    With `rebuild` they build what is published too. `open_engine` opens the engine that tokenizes.
 
     Raises BadConfig if any stage of the recipe is invalid.
     """
 
     def __init__(
-        self, root: Path, recipe: Recipe, train: TrainStage, progress: Progress, jobs: int, *, rebuild: bool = False
+        self,
+        root: Path,
+        recipe: Recipe,
+        train: TrainStage,
+        progress: Progress,
+        jobs: int,
+        *,
+        rebuild: bool = False,
+        open_engine: OpenEngine = no_engine,
     ) -> None:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
-        self.rebuild = rebuild
+        self.rebuild, self.open_engine = rebuild, open_engine
         self.artifacts: dict[str, Artifact] = {}
         train.check()
         self.source, self.groups = self._resolve()
@@ -185,7 +194,16 @@ class Chain:
             tokenizer, trained = self._ready_tokenizer()
         identity = tokens_stage.identify(name, inputs, tokenizer, trained, options, root=self.root)
         return identity, lambda: tokens_stage.tokenize(
-            self.root, name, inputs, tokenizer, trained, options, self.progress, jobs=self.jobs, rebuild=self.rebuild
+            self.root,
+            name,
+            inputs,
+            tokenizer,
+            trained,
+            options,
+            self.progress,
+            jobs=self.jobs,
+            rebuild=self.rebuild,
+            open_engine=self.open_engine,
         )
 
     def _ready_tokenizer(self) -> tuple[Tokenizer, Artifact | None]:
