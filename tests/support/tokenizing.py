@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.readers import compression, readers
+from pipeline.runtime.engines import OpenEngine, no_engine
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import inputs as source_inputs
@@ -66,12 +67,15 @@ def run(
     tokenizer: Tokenizer = LETTERS,
     trained: Artifact | None = None,
     jobs: int = 1,
+    open_engine: OpenEngine = no_engine,
     **options: Any,
 ) -> BuildResult:
     """Tokenize as the artifact `some`; a tenth of the documents is held out unless there are validation files."""
     defaults = {"val_fraction": None if inputs.val else 0.1, "val_split": "document"}
     settings = TokenizeOptions(**{**defaults, **options})
-    return tokens_stage.tokenize(root, "some", inputs, tokenizer, trained, settings, SilentProgress(), jobs=jobs)
+    return tokens_stage.tokenize(
+        root, "some", inputs, tokenizer, trained, settings, SilentProgress(), jobs=jobs, open_engine=open_engine
+    )
 
 
 def shrink_chunks(patch: pytest.MonkeyPatch, unit: int, chunk: int, long_line: int = 1 << 30) -> None:
