@@ -48,6 +48,7 @@ def book(tmp_path: Path) -> Path:
         ("gguf", "exchange"),
         ("uvicorn", "serve"),
         ("obstore", "scale"),
+        ("ray", "scale"),
     ],
 )
 def test_missing_package_is_named_with_the_extra_that_installs_it(package: str, extra: str) -> None:
@@ -80,6 +81,18 @@ def test_missing_package_is_told_before_the_work(
     assert package in err
     assert "pip install" in err
     assert not list(root.rglob("manifest.json"))
+
+
+def test_engine_that_is_not_installed_is_named_with_its_extra(
+    run: Run, root: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
+    for command in (("tokenize", book), ("refresh", "sample")):
+        code, err = run(*command, "--engine", "ray")
+        assert code == 78
+        assert f"Python package ray, which is not installed — {errors.install_command('scale')}" in err
+    assert not root.exists()
 
 
 def _without(package: str) -> Callable[[str], str]:

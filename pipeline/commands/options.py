@@ -31,9 +31,9 @@ ENGINE = click.option(
     "--engine",
     default="local",
     show_default=True,
-    metavar="local|ray|ray:HOST:PORT",
-    help="Tokenize on this machine, or on the nodes of a Ray cluster; then --jobs is the number of cores for each file "
-    "(default 1).",
+    metavar="ENGINE",
+    help="Where files are tokenized: local, or on the nodes of a Ray cluster with ray or ray:HOST:PORT; then --jobs is "
+    "the number of cores for each file (default 1).",
 )
 NAME = click.option(
     "--name", default="", metavar="NAME", help="Name of the new artifact (default: taken from its input)."

@@ -6,6 +6,8 @@ which units are finished. Every node needs the same versions of Ray, Python and 
 
 from __future__ import annotations
 
+import functools
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +17,10 @@ from typing import Any
 
 import ray
 
-from pipeline.errors import TryAgain
+from pipeline.errors import BadConfig, TryAgain
 from pipeline.runtime.spread import Engine
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @contextmanager
@@ -56,9 +60,27 @@ class RayEngine:
         return int(ray.cluster_resources().get("CPU", 0)) // self.cores
 
     def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
-        future: Future[Any] = self._remote.remote(call, *arguments).future()
+        future: Future[Any] = Future()
+        self._remote.remote(call, *arguments).future().add_done_callback(functools.partial(_settle, future))
         return future
 
 
 def _call(call: Callable[..., Any], *arguments: Any) -> Any:
     return call(*arguments)
+
+
+def _settle(future: Future[Any], outcome: Future[Any]) -> None:
+    """Pass on the outcome of a Ray task. An error inside of a node, where the call could not begin, is a BadConfig."""
+    if not future.set_running_or_notify_cancel():
+        return
+    error = outcome.exception()
+    if isinstance(error, ray.exceptions.RayTaskError):
+        reason = " ".join(_COLOUR.sub("", str(error)).split())
+        error = BadConfig(
+            f"a node cannot run this task: {reason[-300:]}",
+            hint="install the same Inkstone on every node, and start the command in a folder without another one",
+        )
+    if error:
+        future.set_exception(error)
+    else:
+        future.set_result(outcome.result())

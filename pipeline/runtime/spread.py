@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from pipeline.errors import BadData, TryAgain, WorkerLost
+from pipeline.errors import BadData, InkstoneError, TryAgain, WorkerLost
 from pipeline.runtime.signals import current_stop
 from pipeline.runtime.workers import Raised, Returned, run_task
 
@@ -30,7 +30,10 @@ class Engine(Protocol):
     def slots(self) -> int: ...
 
     def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
-        """Return the future result of `call(*arguments)`. Its exceptions are those of the engine: a lost worker."""
+        """Return the future result of `call(*arguments)`. Its exceptions are those of the engine.
+
+        An InkstoneError ends the command; any other exception is a lost worker.
+        """
 
 
 class Sign(NamedTuple):
@@ -136,6 +139,8 @@ class _Spread(Generic[Task, Result]):
             return
         try:
             outcome: Returned | Raised = future.result()
+        except InkstoneError:  # the engine cannot do what it should
+            raise
         except Exception as error:  # noqa: BLE001 - of the engine: the outcome holds those of the call
             self._lose(attempt, error)
             return
