@@ -43,10 +43,13 @@ def artifacts_folder(root: str | Path | None = None) -> Path:
 def load_corpus(name: str, root: str | Path | None = None) -> Iterator[CorpusDocument]:
     """Iterate over the documents of a corpus, in order. Raises InputMissing if there is none of that name."""
     corpus = artifact.find(artifacts_folder(root), "corpora", name)
-    decode = msgspec.json.Decoder(CorpusDocument).decode
-    return (
-        decode(line) for _, line, _ in jsonl.split_lines(compression.read_blocks(corpus.file("documents.jsonl.zst")))
-    )
+    lines = jsonl.split_lines(compression.read_blocks(corpus.file("documents.jsonl.zst")))
+    return (_decode_document(line) for _, line, _ in lines)
+
+
+def _decode_document(line: bytes) -> CorpusDocument:
+    document = msgspec.json.decode(line, type=CorpusDocument)
+    return msgspec.structs.replace(document, meta=jsonl.unpack_meta(document.meta))
 
 
 def load_tokenizer(name: str, root: str | Path | None = None, *, end_of_text: str = "") -> Tokenizer:

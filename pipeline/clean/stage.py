@@ -1,6 +1,6 @@
 """The clean stage: raw files become a corpus, one artifact in which every lost character is counted.
 
-documents.jsonl.zst   one document per line: text, title, source, meta
+documents.jsonl.zst   one document per line: text, title, source, meta, all strings; meta is JSON
 sentences.txt         one sentence per line, to train SentencePiece on
 rejects.jsonl.zst     records that could not be read or were filtered out, with file, line, byte offset and reason
 report.json           effects of each rule, statistics of the output, and tokenizer settings that suit it
@@ -48,7 +48,7 @@ from pipeline.store.manifest import Identity
 
 # Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
 _GC_THRESHOLDS = (100_000, 50, 100)
-SCHEMA = 5  # increase when the same options give different bytes
+SCHEMA = 6  # increase when the same options give different bytes
 CODE = code.Code(
     ("pipeline/clean", "pipeline/readers", "pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
     code.HARMLESS

@@ -1,8 +1,12 @@
 """JSON lines: the format of corpora, of the Pile and of reject lists.
 
-A line is an object with the string `text`, and optionally `title`, `source` and `meta`. In the order of this file:
+A line is an object with the string `text`, and optionally `title`, `source` and `meta`. The lines of a corpus have all
+four as strings, `meta` as JSON: other readers take the fields and types of a file from its first lines. In the order of
+this file:
 
-    encode_line, ZstdWriter   write documents and rejects
+    encode_line               a document of a file of another kind
+    LINE_PREFIX, line_suffix  a document of a corpus
+    ZstdWriter                writes rejects
     split_lines, parse_line   split bytes into lines and decode one, for cleaning
     decode_lines              decode a chunk of lines at once, for tokenizing
 
@@ -32,14 +36,16 @@ LINE_PREFIX = b'{"text":"'
 
 
 def encode_line(text: str, title: str, source: str, meta: Any) -> bytes:
-    """Return a document as one line of a corpus, without empty fields."""
+    """Return a document as one line without empty fields."""
     fields = {"title": title, "source": source, "meta": meta}
     return msgspec.json.encode({"text": text} | {name: value for name, value in fields.items() if value}) + b"\n"
 
 
 def line_suffix(title: str, source: str, meta: Any) -> bytes:
-    """Return the part of `encode_line` that follows the text, from its closing quote."""
-    return encode_line("", title, source, meta).removeprefix(LINE_PREFIX)
+    """Return the line of a corpus after its text, from the closing quote. Every field is a string, "" if it is empty."""
+    packed = meta if isinstance(meta, str) else msgspec.json.encode(meta).decode() if meta else ""
+    fields = {"title": title, "source": source, "meta": packed}
+    return b'",' + msgspec.json.encode(fields).removeprefix(b"{") + b"\n"
 
 
 class ZstdWriter:
@@ -83,7 +89,7 @@ class Record(msgspec.Struct):
     @property
     def meta(self) -> Any:
         """The decoded meta, or None if it cannot be decoded."""
-        return decode_field(self.raw_meta)
+        return unpack_meta(decode_field(self.raw_meta))
 
 
 _decode_record = msgspec.json.Decoder(Record).decode
@@ -95,6 +101,16 @@ def decode_field(raw: msgspec.Raw) -> Any:
         return msgspec.json.decode(raw)
     except DECODE_ERRORS:
         return None
+
+
+def unpack_meta(meta: Any) -> Any:
+    """Return the object or list that a corpus holds as a string of JSON, None for "", and any other value as it is."""
+    if not isinstance(meta, str) or not meta.startswith(("{", "[")):
+        return None if meta == "" else meta
+    try:
+        return msgspec.json.decode(meta)
+    except DECODE_ERRORS:
+        return meta
 
 
 def split_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes, bool]]:
@@ -164,7 +180,13 @@ class _PileMeta(msgspec.Struct, gc=False):
 
 class _PileLine(msgspec.Struct, gc=False):
     text: str
-    meta: _PileMeta | None = None
+    meta: _PileMeta | str | None = None
+
+    @property
+    def set_name(self) -> str:
+        if isinstance(self.meta, _PileMeta):
+            return self.meta.pile_set_name
+        return pile_set_name(self.meta) if self.meta and "pile_set_name" in self.meta else ""
 
 
 _decode_objects = msgspec.json.Decoder(_PileLine).decode_lines
@@ -185,10 +207,8 @@ def decode_lines(data: bytes, file: str, offset: int, ledger: Ledger, on_reject:
         if len(records) == len(starts):
             ledger.documents.came += len(records)
             ledger.characters.came += sum(len(record.text) for record in records)
-            set_names = [record.meta.pile_set_name if record.meta else "" for record in records]
             return [
-                (offset + start, record.text, name)
-                for start, record, name in zip(starts, records, set_names, strict=True)
+                (offset + start, record.text, record.set_name) for start, record in zip(starts, records, strict=True)
             ]
     ends = [*(start - 1 for start in starts[1:]), len(data.removesuffix(b"\n"))]
     return [
@@ -209,6 +229,7 @@ def _decode_one(line: bytes, file: str, number: int, offset: int, ledger: Ledger
 
 def pile_set_name(meta: object) -> str:
     """Return the name of the subset of the Pile that a document belongs to, or ""."""
+    meta = unpack_meta(meta)
     name = meta.get("pile_set_name") if isinstance(meta, dict) else ""
     return name if isinstance(name, str) else ""
 

@@ -17,7 +17,7 @@ from pipeline.clean import stage, tasks
 from pipeline.clean.options import MAX_SENTENCE_BYTES, CleanOptions
 from pipeline.clean.report import render
 from pipeline.errors import BadConfig, BadData, TooManyRejects
-from pipeline.readers import compression, readers
+from pipeline.readers import compression, jsonl, readers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources.inputs import resolve_inputs
@@ -34,7 +34,12 @@ def clean(root: Path, *paths: Path, name: str = "sample", **options: Any) -> Art
 
 def entries(corpus: Artifact) -> list[dict[str, Any]]:
     data = b"".join(compression.read_blocks(corpus.file("documents.jsonl.zst")))
-    return [msgspec.json.decode(line) for line in data.splitlines()]
+    decoded = [msgspec.json.decode(line) for line in data.splitlines()]
+    return [entry | {"meta": jsonl.unpack_meta(entry["meta"])} for entry in decoded]
+
+
+def documents_of(corpus: Artifact) -> Path:
+    return corpus.file("documents.jsonl.zst")
 
 
 def rejects(folder: Path) -> list[dict[str, Any]]:
@@ -199,7 +204,21 @@ def test_poems_keep_their_titles_and_authors(root: Path, tmp_path: Path) -> None
     poem, ci = entries(clean(root, path))
     assert (poem["text"], poem["title"]) == ("白日依山尽，\n黄河入海流。", "登鹳雀楼")
     assert (poem["source"], poem["meta"]) == ("poems.json", {"author": "王之涣"})
-    assert ci == {"text": "春花秋月何时了？", "title": "虞美人", "source": "poems.json"}
+    assert ci == {"text": "春花秋月何时了？", "title": "虞美人", "source": "poems.json", "meta": None}
+
+
+def test_every_line_of_a_corpus_has_the_same_fields_of_the_same_type(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("引首的话。\n第一回　得宝\n林冲走了一回。", encoding="utf-8")
+    metas: list[Any] = ["a note", {"author": "甲", "tags": [1]}, None, 7, "{not JSON"]
+    lines = [json.dumps({"text": f"one text {number}", "meta": meta}) for number, meta in enumerate(metas)]
+    corpus = clean(root, tmp_path / "book.txt", json_lines(tmp_path / "some.jsonl", *lines))
+    written = [json.loads(line) for line in b"".join(compression.read_blocks(documents_of(corpus))).splitlines()]
+    assert {tuple(entry) for entry in written} == {("text", "title", "source", "meta")}
+    assert {type(value) for entry in written for value in entry.values()} == {str}
+    assert [entry["meta"] for entry in entries(corpus)] == [None, None, "a note", metas[1], None, "7", "{not JSON"]
+    assert [entry["meta"] for entry in entries(clean(root, documents_of(corpus), name="again"))] == [
+        entry["meta"] for entry in entries(corpus)
+    ]
 
 
 def test_too_many_bad_lines_publish_nothing_and_keep_the_rejects(root: Path, tmp_path: Path) -> None:

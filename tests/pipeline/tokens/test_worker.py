@@ -77,6 +77,8 @@ GOOD = [
     b'{"text":"a","meta":7}',
     b'{"text":"a","meta":null}',
     b'{"text":"a","meta":"name"}',
+    b'{"text":"a","meta":"{\\"pile_set_name\\":\\"Pile-CC\\"}"}',
+    b'{"text":"a","title":"","source":"","meta":""}',
     b'{"text":"a","meta":{"pile_set_name":7}}',
     b'{"text":"a","meta":{"pile_set_name":null}}',
     b'{"text":"a","meta":{"other":[{}]}}',
