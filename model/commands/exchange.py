@@ -113,8 +113,7 @@ def export(
         from pipeline.export import export as token_export
 
         exported = token_export.export(source, target_format, folder, verify=verify)
-        counts = {"tokens": exported.tokens, "documents": exported.documents}
-        counts |= {"bytes": exported.bytes, "linked": exported.linked}
+        counts = {"tokens": exported.tokens, "documents": exported.documents, "bytes": exported.bytes}
         return _exported(source.ref, exported, counts, f"{exported.tokens:,} tokens")
 
     from model.exchange import export as model_export

@@ -6,5 +6,5 @@ that writes it, and one that reads it back by the format's own rules. Each forma
 ids. `verify.py` compares an export with the store. To add a format, write one such module and add it to the table.
 
 An export is a plain folder, not an artifact: it appears complete or not at all, and then belongs to the other tool.
-Where a format's bytes equal those of a published segment, its file is a hard link and takes no space.
+Its files are copies, never links: a tool that rewrites one does not change the store.
 """

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadData, export_mismatch
-from pipeline.export.format import Split
-from pipeline.store import files
 from pipeline.tokens.segments import IdsFile
 from pipeline.tokens.store import TokenArray
 
@@ -65,14 +63,6 @@ def write_ids(path: Path, ids: Iterable[np.ndarray], header: bytes = b"") -> Non
             file.write(block.data)
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Write all ids of a split as one file without a header, or link the segment if there is only one."""
-    if split.bin:
-        files.link_or_copy(split.bin, path)
-    else:
-        write_ids(path, blocks(split.ids))
-
-
 def read_ids(path: Path, dtype: str, offset: int = 0) -> Iterator[np.ndarray]:
     """Yield the ids from byte `offset` to the end of a file, in blocks of a few MiB.
 
@@ -85,8 +75,3 @@ def read_ids(path: Path, dtype: str, offset: int = 0) -> Iterator[np.ndarray]:
         file.seek(offset)
         while len(block := np.fromfile(file, dtype, BLOCK)):
             yield block
-
-
-def can_link(source: Path, folder: Path) -> bool:
-    """Return True if both are on one file system, so that a hard link is likely to succeed."""
-    return source.stat().st_dev == folder.stat().st_dev

@@ -28,7 +28,7 @@ def _write(source: TokenSource, folder: Path) -> None:
     itemsize = np.dtype(source.dtype).itemsize
     for split in source.splits:
         path = folder / f"{source.name}_{split.name}.ds"
-        arrays.write_split(split, path)
+        arrays.write_ids(path, arrays.blocks(split.ids))
         ends = np.cumsum(source.lengths(split.name), dtype="<u8")
         arrays.write_ids(path.with_suffix(".ds.index"), [ends])
         lines = [f"{name}|{itemsize}", str(len(split.ids)), _metric(len(split.ids))]
@@ -71,4 +71,4 @@ def _read_lengths(folder: Path, split: str) -> DocumentLengths:
     return DocumentLengths(path.name, np.diff(np.fromfile(path, "<u8").astype(np.int64), prepend=0))
 
 
-FORMAT = TokenFormat("datatrove", _write, _read, _read_lengths, links=True)
+FORMAT = TokenFormat("datatrove", _write, _read, _read_lengths)

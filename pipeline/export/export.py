@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadConfig
-from pipeline.export import arrays, datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt
+from pipeline.export import datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt
 from pipeline.export.format import TokenFormat, TokenSource, open_source
 from pipeline.export.verify import require_same
 from pipeline.store import artifact, files
@@ -24,8 +24,7 @@ FORMATS: dict[str, TokenFormat] = {
 class ExportedTokens:
     """Outcome of an export.
 
-    `files` are paths inside `path`, `bytes` their total size, and `linked` the number of them that are hard links to
-    files of the store.
+    `files` are paths inside `path`, `bytes` their total size.
     """
 
     format: str
@@ -34,7 +33,6 @@ class ExportedTokens:
     tokens: int
     documents: int
     bytes: int
-    linked: int
     verified: bool
 
 
@@ -75,12 +73,7 @@ def _require_fit(source: TokenSource, token_format: TokenFormat) -> None:
 
 def _require_space(source: TokenSource, token_format: TokenFormat, folder: Path) -> None:
     itemsize = token_format.itemsize or np.dtype(source.dtype).itemsize
-    copied = [
-        split
-        for split in source.splits
-        if not (token_format.links and split.bin and arrays.can_link(split.bin, folder))
-    ]
-    files.require_space(folder, sum(len(split.ids) for split in copied) * itemsize, option="--out")
+    files.require_space(folder, sum(len(split.ids) for split in source.splits) * itemsize, option="--out")
 
 
 def _describe(source: TokenSource, token_format: TokenFormat, draft: Path, out: Path, verified: bool) -> ExportedTokens:
@@ -93,6 +86,5 @@ def _describe(source: TokenSource, token_format: TokenFormat, draft: Path, out: 
         tokens=sum(len(split.ids) for split in source.splits),
         documents=sum(int(counts[f"{split.name}_documents"]) for split in source.splits),
         bytes=sum(path.stat().st_size for path in paths),
-        linked=sum(path.stat().st_nlink > 1 for path in paths),
         verified=verified,
     )

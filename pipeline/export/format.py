@@ -18,12 +18,10 @@ MAX_VOCAB_SIZE = 1 << 31  # every id fits into an int32, in which Megatron and H
 
 @dataclass(frozen=True)
 class Split:
-    """A split that is not empty. If one segment holds all of it, `bin` and `idx` are the files of that segment."""
+    """A split that is not empty."""
 
     name: str
     ids: TokenArray
-    bin: Path | None
-    idx: Path | None
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,8 @@ def open_source(artifact: Artifact) -> TokenSource:
     """Open a tokens artifact for export. Raises BadData if it is damaged."""
     store = open_store(artifact)
     arrays = {"train": store.train, "val": store.val}
-    splits = tuple(_open_split(artifact, name, ids) for name, ids in arrays.items() if len(ids))
+    splits = tuple(Split(name, ids) for name, ids in arrays.items() if len(ids))
     return TokenSource(artifact, store, splits)
-
-
-def _open_split(artifact: Artifact, name: str, ids: TokenArray) -> Split:
-    sizes = {record.name: record.size for record in artifact.manifest.files}
-    non_empty = [file for file in sizes if file.startswith(f"{name}-") and file.endswith(".bin") and sizes[file]]
-    if len(non_empty) != 1:
-        return Split(name, ids, None, None)
-    path = artifact.file(non_empty[0])
-    return Split(name, ids, path, path.with_suffix(".idx"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class TokenFormat:
     they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them. `check`
     compares what else the folder holds with the source, and raises BadData.
     `max_vocab_size` is the largest vocabulary that fits. `itemsize` is the bytes per id where it differs from the
-    store's. `links` is True if a split of one segment is hard-linked and needs no space.
+    store's.
     """
 
     name: str
@@ -110,5 +99,4 @@ class TokenFormat:
     read_lengths: Callable[[Path, str], DocumentLengths] | None = None
     max_vocab_size: int = MAX_VOCAB_SIZE
     itemsize: int | None = None
-    links: bool = False
     check: Callable[[Path, TokenSource], None] | None = None

@@ -17,7 +17,6 @@ import numpy as np
 from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import DocumentLengths, Span, TokenFormat, TokenSource
-from pipeline.store import files
 from pipeline.tokens import segments
 
 _HEADER = struct.Struct("<9sQBQQ")
@@ -28,11 +27,8 @@ _DTYPES = {8: "<u2", 4: "<i4"}
 def _write(source: TokenSource, folder: Path) -> None:
     for split in source.splits:
         stem = f"{source.name}_{split.name}_document"
-        arrays.write_split(split, folder / f"{stem}.bin")
-        if split.idx:
-            files.link_or_copy(split.idx, folder / f"{stem}.idx")
-        else:
-            (folder / f"{stem}.idx").write_bytes(segments.megatron_index(source.lengths(split.name), source.dtype))
+        arrays.write_ids(folder / f"{stem}.bin", arrays.blocks(split.ids))
+        (folder / f"{stem}.idx").write_bytes(segments.megatron_index(source.lengths(split.name), source.dtype))
 
 
 def _read(folder: Path) -> Iterator[Span]:
@@ -73,4 +69,4 @@ def _read_lengths(folder: Path, split: str) -> DocumentLengths:
     return DocumentLengths(path.name, lengths)
 
 
-FORMAT = TokenFormat("megatron", _write, _read, _read_lengths, links=True)
+FORMAT = TokenFormat("megatron", _write, _read, _read_lengths)

@@ -26,7 +26,7 @@ _GPT2_ENCODINGS = (("tiktoken", "gpt2"), ("tiktoken", "r50k_base"))
 
 def _write(source: TokenSource, folder: Path) -> None:
     for split in source.splits:
-        arrays.write_split(split, folder / f"{split.name}.bin")
+        arrays.write_ids(folder / f"{split.name}.bin", arrays.blocks(split.ids))
     tokenizer = source.store.tokenizer
     if (tokenizer.kind, tokenizer.name) not in _GPT2_ENCODINGS:
         (folder / "meta.pkl").write_bytes(pickle.dumps(_meta(tokenizer, texts_of_ids(tokenizer)), protocol=4))
@@ -72,4 +72,4 @@ def _read(folder: Path) -> Iterator[Span]:
                 yield Span(split, path.name, ids)
 
 
-FORMAT = TokenFormat("nanogpt", _write, _read, max_vocab_size=1 << 16, links=True, check=_check)
+FORMAT = TokenFormat("nanogpt", _write, _read, max_vocab_size=1 << 16, check=_check)

@@ -169,41 +169,16 @@ def test_bytes_do_not_depend_on_segments(root: Path, tmp_path: Path, to: str) ->
     assert several == one
 
 
-@pytest.mark.parametrize(
-    ("to", "suffixes"), [("nanogpt", {".bin"}), ("megatron", {".bin", ".idx"}), ("datatrove", {".ds"})]
-)
+@pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("segments", [ONE, ONE_AND_EMPTY])
-def test_single_segment_is_linked_and_not_copied(
-    root: Path, tmp_path: Path, to: str, suffixes: set[str], segments: Segments
+def test_a_tool_that_rewrites_exported_files_does_not_change_the_store(
+    root: Path, tmp_path: Path, to: str, segments: Segments
 ) -> None:
     tokens = store(root, segments)
-    exported = export(tokens, to, tmp_path / "out")
-    published = {path.stat().st_ino for path in tokens.path.iterdir()}
-    linked = {name for name in exported.files if (exported.path / name).stat().st_ino in published}
-    assert {Path(name).suffix for name in linked} == suffixes
-    assert exported.linked == len(linked) == 2 * len(suffixes)
-
-
-@pytest.mark.parametrize("cause", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_bytes_are_copied_where_links_are_impossible(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(cause, os.strerror(cause))
-
-    monkeypatch.setattr(os, "link", refuse)
-    exported = export(store(root, ONE), "megatron", tmp_path / "out", verify=True)
-    assert exported.linked == 0
-    assert read_back("megatron", exported.path) == {split: flat(parts) for split, parts in ONE.items()}
-
-
-def test_disk_error_while_linking_is_raised(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "link", fail)
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        export(store(root, ONE), "megatron", tmp_path / "out")
+    out = export(tokens, to, tmp_path / "out").path
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        path.write_bytes(b"changed")
+    assert artifact.find_problems(tokens, deep=True) == []
 
 
 # --- refusals ---
@@ -277,16 +252,16 @@ def test_index_that_does_not_match_the_tokens_is_not_exported(root: Path, tmp_pa
         export(tokens, to, tmp_path / "out")
 
 
-def test_space_is_checked_before_writing_and_links_need_none(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("segments", [ONE, SEVERAL])
+def test_space_is_checked_before_writing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: Segments
 ) -> None:
-    several, one = store(root, SEVERAL), store(root, ONE)
+    tokens = store(root, segments)
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(StorageFailed) as refused:
-        export(several, "nanogpt", tmp_path / "several")
+        export(tokens, "nanogpt", tmp_path / "out")
     assert "--out" in refused.value.hint
-    assert export(one, "nanogpt", tmp_path / "one").linked == 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), BadData("no")])
