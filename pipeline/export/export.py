@@ -24,7 +24,7 @@ FORMATS: dict[str, TokenFormat] = {
 class ExportedTokens:
     """Outcome of an export.
 
-    `files` are paths inside `path`, `bytes` their total size.
+    `files` are paths inside `path`, `bytes` their total size. `warning` is what the user should know, or "".
     """
 
     format: str
@@ -34,21 +34,28 @@ class ExportedTokens:
     documents: int
     bytes: int
     verified: bool
+    warning: str
 
 
-def export(tokens: Artifact, format_name: str, out: Path, *, verify: bool = False) -> ExportedTokens:
+def export(
+    tokens: Artifact, format_name: str, out: Path, *, verify: bool = False, shard_tokens: int = 0
+) -> ExportedTokens:
     """Write a tokens artifact in another format as the new folder `out`, completely or not at all.
 
-    With `verify`, the export is first read back by the format's own rules and compared with the store.
+    With `verify`, the export is first read back by the format's own rules and compared with the store. `shard_tokens`
+    is the number of ids in a file of llmc, 0 for its default.
 
-    Raises BadConfig for an unknown format or a vocabulary that does not fit it, CannotCreate if `out` exists,
-    StorageFailed when there is not enough space, BadData when the artifact is damaged or the export does not read back.
+    Raises BadConfig for an unknown format, a vocabulary that does not fit it or files of a size that it does not have,
+    CannotCreate if `out` exists, StorageFailed when there is not enough space, BadData when the artifact is damaged or
+    the export does not read back.
     """
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")
     token_format = FORMATS[format_name]
+    if shard_tokens and not token_format.has_shards:
+        raise BadConfig(f"--shard-tokens is for --to llmc, not for {format_name}", hint="leave it out")
     require_new(out, outside=tokens.path)
-    source = open_source(tokens)
+    source = open_source(tokens, shard_tokens)
     _require_fit(source, token_format)
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_space(source, token_format, out.parent)
@@ -87,4 +94,5 @@ def _describe(source: TokenSource, token_format: TokenFormat, draft: Path, out: 
         documents=sum(int(counts[f"{split.name}_documents"]) for split in source.splits),
         bytes=sum(path.stat().st_size for path in paths),
         verified=verified,
+        warning=token_format.warning(source),
     )

@@ -26,11 +26,12 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """An opened tokens artifact to export."""
+    """An opened tokens artifact to export. `shard_tokens` is the number of ids in a file, 0 for the format's own."""
 
     artifact: Artifact
     store: TokenStore
     splits: tuple[Split, ...]
+    shard_tokens: int = 0
 
     @property
     def name(self) -> str:
@@ -56,12 +57,12 @@ class TokenSource:
         return lengths
 
 
-def open_source(artifact: Artifact) -> TokenSource:
+def open_source(artifact: Artifact, shard_tokens: int = 0) -> TokenSource:
     """Open a tokens artifact for export. Raises BadData if it is damaged."""
     store = open_store(artifact)
     arrays = {"train": store.train, "val": store.val}
     splits = tuple(Split(name, ids) for name, ids in arrays.items() if len(ids))
-    return TokenSource(artifact, store, splits)
+    return TokenSource(artifact, store, splits, shard_tokens)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class TokenFormat:
     they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them. `check`
     compares what else the folder holds with the source, and raises BadData.
     `max_vocab_size` is the largest vocabulary that fits. `itemsize` is the bytes per id where it differs from the
-    store's.
+    store's. `warning` returns what the user should know about this export, "" if nothing. `has_shards` is True if the
+    user may choose the size of files.
     """
 
     name: str
@@ -100,3 +102,5 @@ class TokenFormat:
     max_vocab_size: int = MAX_VOCAB_SIZE
     itemsize: int | None = None
     check: Callable[[Path, TokenSource], None] | None = None
+    warning: Callable[[TokenSource], str] = lambda source: ""
+    has_shards: bool = False

@@ -3,6 +3,8 @@
 There, documents start with end-of-text; here, they end with it. So the stream is shifted by one: end-of-text comes
 first, and the end-of-text of the last document is left out. A document may continue in the next file.
 
+The training split has at least two files: modded-nanogpt reads the second one before it uses the first.
+
 Source: llm.c's dev/data/data_common.py and llmc/dataloader.h; modded-nanogpt's train_gpt.py.
 """
 
@@ -14,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import BadData, export_mismatch
+from pipeline.errors import BadConfig, BadData, export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import Span, Split, TokenFormat, TokenSource
 from pipeline.tokens import segments
 
 _HEADER_SIZE = 256  # int32: magic, version, number of tokens, zeros
 _FILE_IDS = 100_000_000
+_MAX_FILES = 1_000_000  # the index in a name has six digits
 # dataloader.h asserts that each file has a full batch of all processes; 2**19 ids is the batch of llm.c's recipes
 _MIN_LAST_FILE_IDS = 1 << 20
 
@@ -42,12 +45,30 @@ def _write(source: TokenSource, folder: Path) -> None:
                 f"{source.artifact.path}: the {split.name} split does not end with end-of-text",
                 hint="`tokenize` it again",
             )
-        for index, (start, stop) in enumerate(arrays.file_ranges(len(split.ids), _FILE_IDS, _MIN_LAST_FILE_IDS)):
+        for index, (start, stop) in enumerate(_file_ranges(split, source.shard_tokens)):
             header = np.zeros(_HEADER_SIZE, "<i4")
             header[:3] = file_type.magic, file_type.version, stop - start
             path = folder / f"{source.name}_{split.name}_{index:06d}.bin"
             shifted = _shifted_blocks(split, start, stop, np.array([eos], source.dtype))
             arrays.write_ids(path, shifted, header.tobytes())
+
+
+def _file_ranges(split: Split, shard_tokens: int) -> list[tuple[int, int]]:
+    """Return `[start, stop)` of each file of a split, at least two for training. Raises BadConfig for too many."""
+    total = len(split.ids)
+    size = shard_tokens or min(_FILE_IDS, (total + 1) // 2 if split.name == "train" else total)
+    if total // size >= _MAX_FILES:
+        raise BadConfig(
+            f"--shard-tokens {size:,} makes more than {_MAX_FILES:,} files of {total:,} tokens",
+            hint=f"choose at least {total // _MAX_FILES + 1:,}",
+        )
+    return arrays.file_ranges(total, size, min(_MIN_LAST_FILE_IDS, size // 2))
+
+
+def _warning(source: TokenSource) -> str:
+    if source.dtype == "<u2":
+        return ""
+    return "ids of 4 bytes: of llm.c only train_llama3.py reads them, modded-nanogpt does not"
 
 
 def _shifted_blocks(split: Split, start: int, stop: int, eos: np.ndarray) -> Iterator[np.ndarray]:
@@ -82,4 +103,4 @@ def _checked_dtype(path: Path) -> str:
     raise export_mismatch(path.name, f"magic {header[0]} with version {header[1]} is not a file type of llm.c")
 
 
-FORMAT = TokenFormat("llmc", _write, _read)
+FORMAT = TokenFormat("llmc", _write, _read, warning=_warning, has_shards=True)

@@ -517,6 +517,40 @@ def test_llmc_merges_a_too_short_last_file_into_the_one_before(root: Path, tmp_p
     assert [len(llmc_tokens(path)) for path in sorted(out.iterdir())] == [6, 8]
 
 
+@pytest.mark.parametrize(("tokens", "sizes"), [(1, [1]), (2, [1, 1]), (11, [6, 5])])
+def test_llmc_has_two_training_files_where_there_are_two_ids(
+    root: Path, tmp_path: Path, tokens: int, sizes: list[int]
+) -> None:
+    segments = {"train": [[[1] * (tokens - 1)]], "val": [[[2] * 9]]}
+    out = export(store(root, segments), "llmc", tmp_path / "out", verify=True).path
+    assert [len(llmc_tokens(path)) for path in sorted(out.glob("small_train_*"))] == sizes
+    assert [path.name for path in out.glob("small_val_*")] == ["small_val_000000.bin"]
+
+
+def test_llmc_has_files_of_the_chosen_size(root: Path, tmp_path: Path) -> None:
+    tokens = store(root, {"train": [[[1] * 13]], "val": [[[2] * 4]]})
+    out = export(tokens, "llmc", tmp_path / "out", verify=True, shard_tokens=4).path
+    assert [len(llmc_tokens(path)) for path in sorted(out.glob("small_train_*"))] == [4, 4, 4, 2]
+    assert [len(llmc_tokens(path)) for path in sorted(out.glob("small_val_*"))] == [5]
+    with pytest.raises(BadConfig, match="--shard-tokens is for --to llmc"):
+        export(tokens, "nanogpt", tmp_path / "other", shard_tokens=4)
+
+
+def test_llmc_refuses_more_files_than_names(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmc, "_MAX_FILES", 3)
+    with pytest.raises(BadConfig, match="more than 3 files") as caught:
+        export(store(root, {"train": [[[1] * 13]]}), "llmc", tmp_path / "out", shard_tokens=4)
+    assert caught.value.hint == "choose at least 5"
+
+
+@pytest.mark.parametrize(("tokenizer", "segments", "start"), [(NARROW, SEVERAL, ""), (WIDE, SEVERAL_WIDE, "ids of 4")])
+def test_llmc_warns_of_ids_that_only_train_llama3_reads(
+    root: Path, tmp_path: Path, tokenizer: Tokenizer, segments: Segments, start: str
+) -> None:
+    warning = export(store(root, segments, tokenizer), "llmc", tmp_path / "out").warning
+    assert warning[:8] == start
+
+
 def test_llmc_refuses_split_without_final_end_of_text(root: Path, tmp_path: Path) -> None:
     tokens = store(root, ONE)
     path = tokens.file("train-00000-0000.bin")
