@@ -22,6 +22,7 @@ from pipeline.clean.options import CHOICES
 from pipeline.clean.options import PRESETS as CLEAN_PRESETS
 from pipeline.clean.rule_names import RULES
 from pipeline.commands.console import Choice
+from pipeline.export import corpus as corpus_export
 from pipeline.export import export as token_export
 from pipeline.refresh.stages import STAGES
 from pipeline.tokenizers import ENCODERS
@@ -94,7 +95,10 @@ def test_choices_in_help_are_those_of_the_stages() -> None:
         "clean": {**CHOICES, "preset": tuple(filter(None, CLEAN_PRESETS)), "without": RULES, "explain": RULES},
         "train-tokenizer": {"kind": TOKENIZER_KINDS},
         "tokenize": {"format": TOKEN_FORMATS, "dedup": TOKENIZE_DEDUP, "encoder": ENCODERS, "val_split": VAL_SPLITS},
-        "export": {"target_format": (*token_export.FORMATS, *model_export.FORMATS)},
+        "export": {
+            "target_format": tuple({**corpus_export.FORMATS, **token_export.FORMATS, **model_export.FORMATS}),
+            "quantize": model_export.FORMATS["gguf"].types,
+        },
         "train": {"preset": tuple(PRESETS)},
         "refresh": {"through": STAGES},
         "schedule": {"through": STAGES},

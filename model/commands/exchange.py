@@ -14,10 +14,16 @@ from pipeline.commands.options import find_artifact, outcome_of
 
 if TYPE_CHECKING:
     from model.exchange.export import ExportedModel
+    from pipeline.export.corpus import ExportedCorpus
     from pipeline.export.export import ExportedTokens
 
-_TOKEN_FORMATS = ("nanogpt", "megatron", "llmc", "datatrove", "hdf5-int32", "litdata")
-_MODEL_FORMATS = ("hf", "gguf")
+_FORMATS = {  # of each kind
+    "corpus": ("parquet", "jsonl", "hf"),
+    "tokens": ("nanogpt", "megatron", "llmc", "datatrove", "hdf5-int32", "litdata"),
+    "model": ("hf", "gguf"),
+}
+_ARTIFACTS = {"corpus": "corpora", "tokens": "tokens", "model": "runs"}
+_MAX_SHARD_TOKENS = 2_000_000_000  # the header of llm.c counts them in an int32
 
 
 @click.command("import-model", cls=Command)
@@ -72,58 +78,88 @@ def import_model(
 
 
 @click.command(cls=Command)
-@click.argument("kind", metavar="tokens|model", type=click.Choice(["tokens", "model"]))
+@click.argument("kind", metavar="corpus|tokens|model", type=click.Choice(list(_FORMATS)))
 @click.argument("reference", metavar="[NAME]", default="")
 @click.option(
     "--to",
     "target_format",
-    type=Choice([*_TOKEN_FORMATS, *_MODEL_FORMATS]),
+    type=Choice(list(dict.fromkeys(name for names in _FORMATS.values() for name in names))),
     default="",
     metavar="FORMAT",
-    help=f"Target format. Tokens: {', '.join(_TOKEN_FORMATS)}. Models: {', '.join(_MODEL_FORMATS)}.",
+    help="Target format. " + " ".join(f"{kind.capitalize()}: {', '.join(names)}." for kind, names in _FORMATS.items()),
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="New output folder (default: exports/NAME-FORMAT in the artifacts folder).",
+    metavar="PATH",
+    help="New output folder, or the file itself if it ends in .jsonl or .gguf "
+    "(default: exports/NAME-FORMAT in the artifacts folder).",
+)
+@click.option("--verify", is_flag=True, help="Read the export back and compare it before publishing.")
+@click.option(
+    "--shard-tokens",
+    type=click.IntRange(0, _MAX_SHARD_TOKENS),
+    default=0,
+    metavar="N",
+    help="Tokens in a file of llmc (default: at most 100 million, and two files for training).",
 )
 @click.option(
-    "--verify", is_flag=True, help="Read the exported tokens or weights back and compare them before publishing."
+    "--quantize", type=Choice(["q8_0"]), default="", metavar="KIND", help="Store the matrices of a GGUF file as q8_0."
 )
 @CHECKPOINT
 def export(
-    settings: Settings, kind: str, reference: str, target_format: str, out: Path | None, verify: bool, checkpoint: str
+    settings: Settings,
+    kind: str,
+    reference: str,
+    target_format: str,
+    out: Path | None,
+    verify: bool,
+    shard_tokens: int,
+    quantize: str,
+    checkpoint: str,
 ) -> Outcome:
-    """Export tokens or a model to another format.
+    """Export a corpus, tokens or a model.
 
-    Without NAME, the newest token arrays or the newest run are exported.
+    Without NAME, the newest corpus, token arrays or run is exported.
 
     \b
     Examples:
+      inkstone export corpus book --to parquet
       inkstone export tokens book --to megatron --verify
       inkstone export model book --to hf
     """
-    formats = _TOKEN_FORMATS if kind == "tokens" else _MODEL_FORMATS
     if not target_format:
-        raise errors.BadConfig("--to must name a format to export to", hint=f"--to {', '.join(formats)}")
-    source = find_artifact(settings, "tokens" if kind == "tokens" else "runs", reference)
-    folder = out or settings.root / "exports" / f"{source.manifest.name}-{target_format}"
+        raise errors.BadConfig("--to must name a format to export to", hint=f"--to {', '.join(_FORMATS[kind])}")
+    for option, value, needed in (("--shard-tokens", shard_tokens, "tokens"), ("--quantize", quantize, "model")):
+        if value and kind != needed:
+            raise errors.BadConfig(f"{option} is for `export {needed}`, not for `export {kind}`", hint="leave it out")
+    source = find_artifact(settings, _ARTIFACTS[kind], reference)
+    path = out or settings.root / "exports" / "-".join(filter(None, (source.manifest.name, target_format, quantize)))
+    if kind == "corpus":
+        from pipeline.export import corpus
+
+        rows = corpus.export(source, target_format, path, verify=verify)
+        counts = {"documents": rows.documents, "characters": rows.characters, "bytes": rows.bytes}
+        return _exported(source.ref, rows, counts, f"{rows.documents:,} documents")
     if kind == "tokens":
         from pipeline.export import export as token_export
 
-        exported = token_export.export(source, target_format, folder, verify=verify)
+        exported = token_export.export(source, target_format, path, verify=verify, shard_tokens=shard_tokens)
+        if exported.warning:
+            settings.progress.note(f"warning: {exported.warning}")
         counts = {"tokens": exported.tokens, "documents": exported.documents, "bytes": exported.bytes}
         return _exported(source.ref, exported, counts, f"{exported.tokens:,} tokens")
 
     from model.exchange import export as model_export
 
-    model = model_export.export(source, target_format, folder, checkpoint, verify=verify)
+    model = model_export.export(source, target_format, path, checkpoint, verify=verify, quantize=quantize)
     counts = {"parameters": model.parameters, "step": model.step, "bytes": model.bytes}
     return _exported(source.ref, model, counts, f"{model.parameters:,} parameters of step {model.step:,}")
 
 
-def _exported(source: str, exported: ExportedTokens | ExportedModel, counts: dict[str, int], summary: str) -> Outcome:
+def _exported(
+    source: str, exported: ExportedCorpus | ExportedTokens | ExportedModel, counts: dict[str, int], summary: str
+) -> Outcome:
     verified = ", read back and equal" if exported.verified else ""
     return Outcome(
         "built",

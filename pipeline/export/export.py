@@ -11,7 +11,7 @@ from pipeline.errors import BadConfig
 from pipeline.export import datatrove, hdf5_int32, litdata, llmc, megatron, nanogpt
 from pipeline.export.format import TokenFormat, TokenSource, open_source
 from pipeline.export.verify import require_same
-from pipeline.store import artifact, files
+from pipeline.store import artifact, exports, files
 from pipeline.store.artifact import Artifact
 from pipeline.store.leftovers import require_new
 
@@ -59,12 +59,11 @@ def export(
     _require_fit(source, token_format)
     out.parent.mkdir(parents=True, exist_ok=True)
     _require_space(source, token_format, out.parent)
-    with files.new_folder(out) as draft:
-        with artifact.lease(tokens):
-            token_format.write(source, draft)
-            if verify:
-                require_same(token_format, draft, source)
-        return _describe(source, token_format, draft, out, verify)
+    with artifact.lease(tokens), exports.new_export(out) as draft:
+        token_format.write(source, draft)
+        if verify:
+            require_same(token_format, draft, source)
+    return _describe(source, token_format, out, verify)
 
 
 def _require_fit(source: TokenSource, token_format: TokenFormat) -> None:
@@ -83,16 +82,16 @@ def _require_space(source: TokenSource, token_format: TokenFormat, folder: Path)
     files.require_space(folder, sum(len(split.ids) for split in source.splits) * itemsize, option="--out")
 
 
-def _describe(source: TokenSource, token_format: TokenFormat, draft: Path, out: Path, verified: bool) -> ExportedTokens:
-    paths = sorted(path for path in draft.rglob("*") if path.is_file())
+def _describe(source: TokenSource, token_format: TokenFormat, out: Path, verified: bool) -> ExportedTokens:
+    names, size = exports.files_of(out)
     counts = source.artifact.manifest.counts
     return ExportedTokens(
         format=token_format.name,
         path=out,
-        files=tuple(str(path.relative_to(draft)) for path in paths),
+        files=names,
         tokens=sum(len(split.ids) for split in source.splits),
         documents=sum(int(counts[f"{split.name}_documents"]) for split in source.splits),
-        bytes=sum(path.stat().st_size for path in paths),
+        bytes=size,
         verified=verified,
         warning=token_format.warning(source),
     )
