@@ -181,7 +181,9 @@ def config_to_huggingface(config: GPTConfig) -> dict[str, Any]:
     fixed = {name: values[0] for name, values in family.fixed_fields.items() if values[0] is not None}
     fields = {"architectures": [family.architecture], "model_type": config.family}
     fields |= {family.activation: family.activation_in_transformers(config.activation), **fixed, **sizes}
-    return fields | ({"embd_pdrop": config.dropout} if config.family == "gpt2" else {})
+    if config.family == "gpt2":
+        fields |= {"embd_pdrop": config.dropout, "n_ctx": config.block_size}  # llama.cpp's converter reads n_ctx
+    return fields
 
 
 def config_from_huggingface(config_json: Mapping[str, Any], path: str) -> GPTConfig:

@@ -17,7 +17,8 @@ from pipeline.tokenizers import Tokenizer
 class ExportSource:
     """A run and one of its checkpoints: `weights` are the moving average if there is one.
 
-    `texts` are the samples from training, on which the exported tokenizer is compared with ours.
+    `texts` are the samples from training, on which the exported tokenizer is compared with ours. `quantize` is the type
+    of the exported matrices, "" for float32.
     """
 
     run: Artifact
@@ -27,3 +28,4 @@ class ExportSource:
     tokenizer: Tokenizer
     weights: Mapping[str, Tensor]
     texts: tuple[str, ...]
+    quantize: str = ""

@@ -1,4 +1,4 @@
-"""GGUF export for llama.cpp: one .gguf file with the config, the tokenizer and fp32 weights, which it can quantise.
+"""GGUF export for llama.cpp: one .gguf file with the config, the tokenizer and the weights in fp32 or in q8_0.
 
 The layout is that of llama.cpp's convert_hf_to_gguf.py; names come from the package `gguf`. Two tokenizers of llama.cpp
 give our ids: "gpt2" those of tiktoken encodings, if it has their split pattern (their merges reach every piece), and
@@ -8,10 +8,12 @@ no character tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +35,8 @@ from pipeline.tokenizers import (
 _ACTIVATIONS = ("gelu", "swiglu")
 # llama.cpp names the split pattern of an encoding after the first model that used it.
 _SPLIT_PATTERNS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
+
+TYPES = {"q8_0": "Q8_0"}  # of matrices, by our name; llama.cpp makes the others from a file in fp32
 
 
 def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
@@ -62,11 +66,15 @@ def _gguf() -> ModuleType:
 
 
 def write(source: ExportSource, folder: Path) -> None:
-    """Write NAME.gguf into `folder`."""
-    config, name = source.state.model, source.run.manifest.name
-    writer = _gguf().GGUFWriter(folder / f"{name}.gguf", family_of(config).gguf)
-    writer.add_name(name)
-    writer.add_file_type(0)  # all fp32
+    """Write NAME.gguf into `folder`. Raises BadConfig if the rows of a matrix cannot be quantised."""
+    package, config = _gguf(), source.state.model
+    writer = package.GGUFWriter(folder / _file_name(source), family_of(config).gguf)
+    writer.add_name(source.run.manifest.name)
+    if source.quantize:
+        writer.add_file_type(package.LlamaFileType[f"MOSTLY_{TYPES[source.quantize]}"])
+        writer.add_quantization_version(package.GGML_QUANT_VERSION)
+    else:
+        writer.add_file_type(package.LlamaFileType.ALL_F32)
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
@@ -87,19 +95,53 @@ def write(source: ExportSource, folder: Path) -> None:
         writer.add_rope_dimension_count(config.head_width)
         writer.add_rope_freq_base(config.rotary_base)
     _add_tokenizer(writer, source.tokenizer, config.vocab_size)
-    for tensor_name, tensor in convert.to_gguf(config, source.weights).items():
-        writer.add_tensor(tensor_name, tensor.numpy())
+    for tensor_name, (data, tensor_type) in _tensors(source):
+        writer.add_tensor(tensor_name, data, raw_dtype=tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+def _tensors(source: ExportSource) -> Iterator[tuple[str, tuple[np.ndarray, Any]]]:
+    """Yield the name, the stored data and the type of each tensor.
+
+    Matrices are quantised, except the positions: llama.cpp's converter keeps those and all vectors in fp32.
+    """
+    types, quantize = _gguf().GGMLQuantizationType, _gguf().quants.quantize
+    for name, tensor in convert.to_gguf(source.state.model, source.weights).items():
+        tensor_type = types.F32
+        if source.quantize and tensor.ndim == 2 and name != "position_embd.weight":
+            tensor_type = types[TYPES[source.quantize]]
+            block = _gguf().GGML_QUANT_SIZES[tensor_type][0]
+            if tensor.shape[1] % block:
+                raise BadConfig(
+                    f"--quantize {source.quantize} needs rows of a multiple of {block} weights, {name} has "
+                    f"{tensor.shape[1]}",
+                    hint="leave out --quantize",
+                )
+        yield name, (quantize(tensor.numpy(), tensor_type), tensor_type)
+
+
+def weights(source: ExportSource) -> dict[str, Tensor]:
+    """Convert our weights to the names, shapes and precision of the file."""
+    dequantize = _gguf().quants.dequantize
+    return {name: torch.from_numpy(dequantize(data, stored)) for name, (data, stored) in _tensors(source)}
+
+
 def read(folder: Path) -> dict[str, Tensor]:
     """Read the weights back. GGUF lists dimensions in reverse order."""
     (path,) = folder.glob("*.gguf")
-    tensors = _gguf().GGUFReader(path).tensors
-    return {tensor.name: torch.tensor(tensor.data).view(*reversed(tensor.shape.tolist())) for tensor in tensors}
+    return {
+        tensor.name: torch.tensor(_gguf().quants.dequantize(tensor.data, tensor.tensor_type)).view(
+            *reversed(tensor.shape.tolist())
+        )
+        for tensor in _gguf().GGUFReader(path).tensors
+    }
+
+
+def _file_name(source: ExportSource) -> str:
+    return f"{'-'.join(filter(None, (source.run.manifest.name, source.quantize)))}.gguf"
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
@@ -139,8 +181,18 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def usage(config: GPTConfig, name: str) -> str:
-    """Return example code for the model card."""
-    return f"""```sh
-llama-cli --model {name}.gguf --prompt "..." -no-cnv
+def usage(source: ExportSource) -> str:
+    """Return example commands for the model card."""
+    name = source.run.manifest.name
+    run = f"""```sh
+llama-completion --model {_file_name(source)} --prompt "..." -n 100 -no-cnv
+```
+
+In llama.cpp's builds before December 2025 the command is `llama-cli`."""
+    if source.quantize:
+        return f"{run} The matrices are stored as {source.quantize}."
+    return f"""{run} It quantises the weights to other types, such as `Q4_K_M`:
+
+```sh
+llama-quantize {name}.gguf {name}-q4_k_m.gguf Q4_K_M
 ```"""

@@ -6,11 +6,11 @@ model.safetensors         its weights in fp32
 generation_config.json    the end of text, and padding ids to suppress
 tokenizer.json            the tokenizer, which was compared with ours id by id
 tokenizer_config.json     how transformers loads tokenizer.json
+tokenizer.model           the SentencePiece model, which llama.cpp's converter reads
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from model.exchange import convert, custom_code
 from model.exchange.export_source import ExportSource
 from model.exchange.probe_texts import PROBE_TEXTS
 from model.runs import checkpoint
-from pipeline.tokenizers import Integers, Tokenizer, require_exportable, token_strings, tokenizer_json
+from pipeline.tokenizers import Integers, SentencePiece, Tokenizer, require_exportable, token_strings, tokenizer_json
 
 _WEIGHTS = "model.safetensors"
 
@@ -33,10 +33,11 @@ def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
     require_exportable(tokenizer)
 
 
-def weights(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights(source: ExportSource) -> dict[str, Tensor]:
     """Convert our weights to the names and shapes of the folder."""
+    config = source.state.model
     convert_weights = custom_code.weights if custom_code.is_needed(config) else convert.to_huggingface
-    return convert_weights(config, tensors)
+    return convert_weights(config, source.weights)
 
 
 def write(source: ExportSource, folder: Path) -> None:
@@ -56,9 +57,12 @@ def write(source: ExportSource, folder: Path) -> None:
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
     _write_json(folder / "generation_config.json", special_ids | ({"suppress_tokens": padding} if padding else {}))
     path = folder / _WEIGHTS
-    checkpoint.write_tensors(path, weights(config, source.weights), {"format": "pt"})
+    checkpoint.write_tensors(path, weights(source), {"format": "pt"})
     path.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
     eos_piece = token_strings(tokenizer)[eos]
+    is_sentencepiece = isinstance(tokenizer, SentencePiece)
+    if is_sentencepiece:
+        (folder / "tokenizer.model").write_bytes(tokenizer.processor.serialized_model_proto())
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -69,6 +73,9 @@ def write(source: ExportSource, folder: Path) -> None:
             "model_max_length": config.block_size,
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
+            # llama.cpp's converter reads them
+            "add_bos_token": False,
+            **({"add_prefix_space": False} if is_sentencepiece else {}),
         },
     )
 
@@ -82,9 +89,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
-def usage(config: GPTConfig, name: str) -> str:
+def usage(source: ExportSource) -> str:
     """Return example code for the model card, and why it must be trusted if the folder has code."""
-    option = ", trust_remote_code=True" if custom_code.is_needed(config) else ""
+    name = source.run.manifest.name
+    option = ", trust_remote_code=True" if custom_code.is_needed(source.state.model) else ""
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
