@@ -6,7 +6,7 @@ model.safetensors         its weights in fp32
 generation_config.json    the end of text, and padding ids to suppress
 tokenizer.json            the tokenizer, which was compared with ours id by id
 tokenizer_config.json     how transformers loads tokenizer.json
-tokenizer.model           the SentencePiece model, which llama.cpp's converter reads
+tokenizer.model           the SentencePiece model, which llama.cpp's converter reads, only if it gives the same ids
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ def write(source: ExportSource, folder: Path) -> None:
     checkpoint.write_tensors(path, weights(source), {"format": "pt"})
     path.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
     eos_piece = token_strings(tokenizer)[eos]
-    is_sentencepiece = isinstance(tokenizer, SentencePiece)
-    if is_sentencepiece:
+    prefix = {}
+    # llama.cpp's converter reads `add_prefix_space` for Llama only; other families would get a space before each text.
+    if isinstance(tokenizer, SentencePiece) and config.family == "llama":
         (folder / "tokenizer.model").write_bytes(tokenizer.processor.serialized_model_proto())
+        prefix = {"add_prefix_space": False}
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -73,9 +75,8 @@ def write(source: ExportSource, folder: Path) -> None:
             "model_max_length": config.block_size,
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
-            # llama.cpp's converter reads them
-            "add_bos_token": False,
-            **({"add_prefix_space": False} if is_sentencepiece else {}),
+            "add_bos_token": False,  # for llama.cpp's converter
+            **prefix,
         },
     )
 

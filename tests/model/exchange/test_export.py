@@ -16,9 +16,18 @@ from model.exchange.export_source import ExportSource
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
 from pipeline.store import files
-from pipeline.tokenizers import Integers, Tiktoken, Tokenizer, open_folder, tokenizer_json
+from pipeline.tokenizers import Integers, SentencePiece, Tiktoken, Tokenizer, open_folder, tokenizer_json
 from tests.pipeline.tokenizers.test_tokenizers import BOOK, trained
-from tests.support.exchanging import CONFIGS, GPT2, LETTERS, QWEN3, export_run, publish_run, single_thread_offline
+from tests.support.exchanging import (
+    CONFIGS,
+    GPT2,
+    LETTERS,
+    LLAMA,
+    QWEN3,
+    export_run,
+    publish_run,
+    single_thread_offline,
+)
 
 __all__ = ["single_thread_offline", "trained"]  # fixtures
 
@@ -39,6 +48,25 @@ def test_two_exports_have_the_same_bytes(root: Path, tmp_path: Path) -> None:
     first, second = (export.export(run_artifact, "hf", tmp_path / name).path for name in ("first", "second"))
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_gpt2_has_the_field_that_llama_cpp_converts(root: Path) -> None:
+    assert json.loads((export_run(publish_run(root, GPT2)) / "config.json").read_text())["n_ctx"] == GPT2.block_size
+
+
+@pytest.mark.parametrize(("config", "is_written"), [(LLAMA, True), (QWEN3, False)], ids=["llama", "qwen3"])
+def test_sentencepiece_model_lies_beside_networks_that_llama_cpp_converts_with_equal_ids(
+    root: Path, request: pytest.FixtureRequest, config: GPTConfig, is_written: bool
+) -> None:
+    tokenizer = load_tokenizer("bpe", request)
+    assert isinstance(tokenizer, SentencePiece)
+    out = export_run(publish_run(root, replace(config, vocab_size=tokenizer.vocab_size), tokenizer))
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert settings["add_bos_token"] is False
+    assert settings.get("add_prefix_space") == (False if is_written else None)
+    path = out / "tokenizer.model"
+    assert path.exists() == is_written
+    assert not is_written or path.read_bytes() == tokenizer.processor.serialized_model_proto()
 
 
 def load_tokenizer(kind: str, request: pytest.FixtureRequest) -> Tokenizer:

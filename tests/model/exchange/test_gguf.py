@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from model.config import GPTConfig
-from model.exchange import convert
+from model.exchange import convert, export
 from model.exchange.architectures import family_of, tensor_mappings
 from pipeline.errors import BadConfig
 from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, open_folder
@@ -73,6 +73,54 @@ def test_every_tensor_reads_back_unchanged(root: Path, bpe: Tokenizer, name: str
         shape = tuple(reversed(tensors[tensor_name].shape.tolist()))
         assert shape == tuple(tensor.shape)
         assert np.array_equal(tensors[tensor_name].data.reshape(shape), tensor.numpy()), tensor_name
+
+
+@pytest.mark.parametrize("config", [GPT2, QWEN3], ids=["gpt2", "qwen3"])
+def test_quantised_matrices_are_close_and_vectors_and_positions_are_equal(
+    root: Path, bpe: Tokenizer, config: GPTConfig
+) -> None:
+    from gguf import GGMLQuantizationType, GGUFReader, dequantize
+
+    config = replace(config, vocab_size=bpe.vocab_size)
+    out = root / "exports" / "book.gguf"
+    exported = export.export(publish_run(root, config, bpe), "gguf", out, quantize="q8_0", verify=True)
+    assert (exported.files, exported.bytes) == (("book.gguf",), out.stat().st_size)
+    reader, expected = GGUFReader(out), convert.to_gguf(config, dict(random_network(config).named_parameters()))
+    assert fields(reader)["general.file_type"] == 7
+    for tensor in reader.tensors:
+        weight = expected[tensor.name].numpy()
+        is_matrix = weight.ndim == 2 and tensor.name != "position_embd.weight"
+        assert tensor.tensor_type == (GGMLQuantizationType.Q8_0 if is_matrix else GGMLQuantizationType.F32)
+        values = dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape)
+        # the scale of 32 weights is their largest divided by 127, and is itself rounded to half precision
+        assert np.abs(values - weight).max() <= is_matrix * np.abs(weight).max() * (0.5 / 127 + 2**-10), tensor.name
+
+
+def test_file_and_card_are_named_after_the_type(root: Path, bpe: Tokenizer) -> None:
+    run_artifact = publish_run(root, replace(GPT2, vocab_size=bpe.vocab_size), bpe)
+    quantised = export.export(run_artifact, "gguf", root / "exports" / "q8", quantize="q8_0")
+    assert quantised.files == ("README.md", "small-q8_0.gguf")
+    card = (quantised.path / "README.md").read_text()
+    assert "llama-completion --model small-q8_0.gguf" in card
+    assert "llama-quantize" not in card
+    assert (
+        "llama-quantize small.gguf small-q4_k_m.gguf Q4_K_M"
+        in (export_run(run_artifact, "gguf") / "README.md").read_text()
+    )
+
+
+def test_rows_that_are_not_whole_blocks_are_not_quantised(root: Path, bpe: Tokenizer) -> None:
+    run_artifact = publish_run(root, replace(GPT2, vocab_size=bpe.vocab_size, width=40), bpe)
+    with pytest.raises(BadConfig, match=r"multiple of 32 weights, token_embd\.weight has 40"):
+        export.export(run_artifact, "gguf", root / "exports" / "q8", quantize="q8_0")
+    assert not (root / "exports" / "q8").exists()
+
+
+@pytest.mark.parametrize(("to", "quantize"), [("hf", "q8_0"), ("gguf", "q4_k_m")])
+def test_unknown_type_of_matrices_raises(root: Path, bpe: Tokenizer, to: str, quantize: str) -> None:
+    run_artifact = publish_run(root, replace(GPT2, vocab_size=bpe.vocab_size), bpe)
+    with pytest.raises(BadConfig, match=f"no type '{quantize}'"):
+        export.export(run_artifact, to, root / "exports" / "out", quantize=quantize)
 
 
 def test_tensor_names_are_those_of_the_package_for_the_architecture() -> None:
