@@ -43,9 +43,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	@touch $(READY)
 
-# Other tools, which read what `export` writes in the tests, and are measured beside ours.
+# Other tools, which read what `export` writes in the tests, and are measured beside ours. litdata asks for torchvision,
+# but reads tokens without it. One that was built for another torch (CUDA's beside the CPU's) makes transformers fail.
 $(PEERS): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $(PEERS)
 
 clean:

@@ -7,9 +7,7 @@ weights and sample from the 50 likeliest tokens, and they run alternately.
 from __future__ import annotations
 
 import copy
-import importlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,10 +102,6 @@ def _recomputing(model: GPT) -> GenerateFunction:
 
 
 def _transformers(model: GPT) -> GenerateFunction:
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):  # missing, or built for another torch: importing transformers would fail
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
     import transformers
 
     config = transformers.GPT2Config(**convert.config_to_huggingface(model.config))

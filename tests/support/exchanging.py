@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +56,6 @@ def single_thread_offline() -> None:
     """Use one thread, since OpenMP's threads do not survive the forks of other tests, and no network."""
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):  # one built for another torch makes transformers fail
-        sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
 def random_network(config: GPTConfig, seed: int = 1) -> GPT:
