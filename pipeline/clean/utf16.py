@@ -214,6 +214,14 @@ def merge_sorted(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate((one, other)), kind="stable")  # a stable sort is fast on sorted parts
 
 
+def is_member(values: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Return a mask of the values that are one of the sorted `members`, like np.isin, which is slow to import."""
+    if not len(members):
+        return np.zeros(len(values), bool)
+    mask: np.ndarray = members.take(np.searchsorted(members, values), mode="clip") == values
+    return mask
+
+
 def count_distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted distinct values and their counts, like np.unique, which is slow to import."""
     values = np.sort(values)

@@ -30,6 +30,7 @@ from pipeline.clean.utf16 import (
     encode_utf16,
     expand_ranges,
     insert_unit,
+    is_member,
     is_one_of,
     positions_of,
     replace_units,
@@ -155,8 +156,8 @@ def _outside_headings(page: Utf16Text, lines: Lines, inline: np.ndarray) -> np.n
     """Return the positions without those of a heading that begins its line with a word, as in `正文 第一回 …`."""
     line = lines.at(inline)
     is_near = inline - lines.first[line] <= series.MAX_INDENT
-    heads = {at for at in line[is_near].tolist() if _parse_line(page, int(lines.starts[at]), int(lines.ends[at]))}
-    outside: np.ndarray = inline[~(is_near & np.isin(line, [*heads]))]
+    heads = [at for at in line[is_near].tolist() if _parse_line(page, int(lines.starts[at]), int(lines.ends[at]))]
+    outside: np.ndarray = inline[~(is_near & is_member(line, np.array(heads, int)))]
     return outside
 
 
@@ -168,7 +169,7 @@ def _cuts(page: Utf16Text, lines: Lines, numbers: Ordinals, matches: Sequence[tu
     starts, ends = np.array(matches).T
     last = np.searchsorted(starts, inline, side="right") - 1
     is_outside = (last < 0) | (inline >= ends[last])
-    return np.union1d(inline[is_outside], np.setdiff1d(starts, lines.starts))
+    return np.sort(np.concatenate((inline[is_outside], starts[~is_member(starts, lines.starts)])))
 
 
 def has_weak_series(head: str) -> bool:

@@ -25,6 +25,7 @@ from pipeline.clean.utf16 import (
     SEPARATOR,
     Utf16Text,
     decode_utf16,
+    is_member,
     is_one_of,
     positions_of,
     units_at,
@@ -158,8 +159,8 @@ def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndar
         documents, _numbers(page, starts, ends), starts.tolist(), is_inside.tolist(), strict=True
     ):
         series.setdefault((document, kind), []).append((start, number, inside))
-    positions = [start for entries in series.values() for run in _runs(entries) for start, _, _ in run]
-    return np.intersect1d(np.array(positions, int), is_cut)
+    positions = sorted(start for entries in series.values() for run in _runs(entries) for start, _, _ in run)
+    return np.compress(is_member(is_cut, np.array(positions, int)), is_cut)
 
 
 def _runs(entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int, bool]]]:
@@ -364,8 +365,7 @@ def longest_run(numbers: Iterable[int]) -> list[int]:
     """Return the longest run of numbers that rise by one, if it has at least `MIN_MISSED`, else nothing."""
     ordered = sorted(numbers)
     breaks = [index for index in range(1, len(ordered)) if ordered[index] != ordered[index - 1] + 1]
-    runs = (ordered[start:end] for start, end in pairwise([0, *breaks, len(ordered)]))
-    longest = max(runs, key=len)
+    longest = max((ordered[start:end] for start, end in pairwise([0, *breaks, len(ordered)])), key=len)
     return longest if len(longest) >= MIN_MISSED else []
 
 
@@ -379,7 +379,7 @@ def _missed_titles(
     at = positions_of(page, "《")
     at = at[is_one_of(units_at(page, at - 1), "0123456789 \u3000")]
     line = lines.at(at)
-    line = line[(at - lines.first[line] <= _NEAR_START) & ~np.isin(lines.starts[line], spans[0])]
+    line = line[(at - lines.first[line] <= _NEAR_START) & ~is_member(lines.starts[line], spans[0])]
     for start, end in zip(lines.first[line].tolist(), lines.ends[line].tolist(), strict=True):
         if match := NUMBER_OF_WORK.match(text_of(page, start, min(end, start + _EXAMPLE))):
             yield start, min(end, start + _EXAMPLE), "N《…》", int(match[1])

@@ -27,6 +27,7 @@ from pipeline.clean.utf16 import (
     insert_unit,
     is_chinese,
     is_common_han,
+    is_member,
     is_one_of,
     kinds_at,
     positions_of,
@@ -150,7 +151,7 @@ def split_documents(page: Utf16Text, unit: str, *, inside_quotes: bool = False) 
             has_blank_lines[document[after - first > 1]] = True
             boundaries = first[(after - first > 1) | ~has_blank_lines[document]]
         page = replace_units(page, boundaries, 0)
-        origin = np.sort(np.concatenate((origin, document[np.isin(first, boundaries)])))
+        origin = np.sort(np.concatenate((origin, document[is_member(first, boundaries)])))
     page = delete_units(
         page, np.sort(np.concatenate((removed[page.units[removed] != 0], expand_ranges(first + 1, after))))
     )
