@@ -59,8 +59,8 @@ _SIMPLIFIED = (
 )
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
-# Notices, as letters and digits, with a line end for each comma, by the words one of which each contains. A pattern is
-# compiled for a text that has its words. Every alternative contains one of the pairs below, too.
+# Notices, as letters and digits, with a line end for each comma, by the words one of which each contains, none of which
+# begins with another one. Only the patterns whose words a text has are compiled. Each contains one of the pairs below.
 _NOTICES = {
     "收藏": r"请(?:(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9])|(?:大家|记得|点击)?收藏$)"
     r"|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)",
@@ -82,13 +82,11 @@ _NOTICES = {
     "免费 下载": "免费(?:小说|阅读|全本)(?:网|站|请|尽在)|免费下载(?=txt|[a-z0-9]|尽在|本书|地址)"
     r"|请.{0,6}下载.{0,16}删除|(?:txt|全本(?:书籍)?|全集|电子书|小说)(?:免费|全集)?下载(?=$|\n|[a-z0-9地网站请更]|尽在)"
     "|下载(?:txt(?!文|格)|全集|本书)",
-    "报错 举错 举报 报报": "点此[举报][报错]",
-    "荐": r"向[你您](?s:.{0,28})推荐(?:本书|哦)",
     "键返 键进 消息给 刷新页 在手打 内": "键(?:返回|进入)(?:书目|目录|上一页|下一页)|消息给管理员|请(?:重新)?刷新页面"
     "|正在手打|(?:24|二十四)小时(?:之)?内(?:请|自行|必须)?删除",
     "正版": "请.{0,14}购买正版|请.{0,14}支持正版|正版(?:订阅|阅读)",
     "版权": "(?:内容|作品|小说|本书)版权归.{0,10}所有|版权归(?:原|.{0,6}[网站]).{0,8}所有|版权所有(?!者|权|的)",
-    "网友": "由?网友(?:上传|收集整理)(?!的|了|到)",
+    "报错 举错 举报 报报 网友": "点此[举报][报错]|由?网友(?:上传|收集整理)(?!的|了|到)",
     "仅供 商业 转载": "仅供(?:网友|书友|试读|预览|(?:读者|个人)?(?:学习|欣赏|交流|预览|试读)(?!参))"
     "|(?:不得|请勿)用[作于]商业|转载请(?:注明|保留)",
     "由": "[书文集说版]由.{0,24}(?:收集整理|整理(?:制作|上传|提供|下载|收集)|制作上传|手打)"
@@ -97,20 +95,25 @@ _NOTICES = {
     "(?:访问|请(?:到|进|继续|浏览)|尽在(?:本|.{0,12}[网站吧阁a-z0-9])|关注|登[录陆]|下载)",
     "票 求推 订阅 打赏 鲜花": r"(?<![请要需追])求(?:月票|推荐票|推荐(?=$|收|订|月)|订阅|打赏|红票|鲜花)"
     r"|[投给](?:张|点|几张)?(?:推荐票|月票|红票)|感谢(?![他她]).{0,24}(?:打赏|月票|推荐票)|打赏.{0,4}\d",
-    "更": r"第[一二三四五六七八九十\d]{1,3}更(?:送上|奉上|献上)|今[天日]第[一二三四五六七八九]更(?=$|\n|求|完|来)",
+    "更送 更奉 更献 天第 日第": r"第[一二三四五六七八九十\d]{1,3}更(?:送上|奉上|献上)"
+    r"|今[天日]第[一二三四五六七八九]更(?=$|\n|求|完|来)",
     "群": r"(?:书友|读者|粉丝|qq)群号?\d{5}",
     "公众号": r"关注(?:微信|官方|我们?的?|作者|本站)*公众号(?!的|文章|[里中上和很])"
     r"|公众号(?s:.{0,16})(?:回复.{1,16}(?:获取|领取|查看|阅读)|搜索.{0,8}关注)",
     "首发 手打 网更 网欢": "(?:小说|文学|读书|中文|书)网(?:首发|手打|更新|欢迎)|(?:文字|小说)首发(?!明|现|表|式)"
     "|首发(?:网站|网址|更新)|手打(?:更新|首发|文字|版)",
-    "笔趣 书包网 飞卢": "笔趣阁|书包网(?!住|兜|袋)|飞卢(?:小说网|提醒)",
-    "尽在": "尽在.{1,10}网$|尽在起点",
-    "首页": "^首页.{0,12}(?:小说|文学|目录|书库)",
+    "荐 笔趣 书包网 飞卢": "向[你您](?s:.{0,28})推荐(?:本书|哦)|笔趣阁|书包网(?!住|兜|袋)|飞卢(?:小说网|提醒)",
+    "尽在 首页": "尽在.{1,10}网$|尽在起点|^首页.{0,12}(?:小说|文学|目录|书库)",
     "百度 谷歌 欢迎": r"(?:百度|谷歌)(?:一下|里?搜索).{0,12}(?:(?:小说|文学|读书|看书|中文|书)网|最新章节)"
     r"|欢迎(?:广大)?(?:书友|读者).{0,8}(?:光临(?!寒|指)|访问|阅读)",
     "上一": r"上一[章页回节篇]第.{1,30}下一[章页回节篇](?:第|没有|目录|$)",
 }
-_PATTERNS = [(words.split(), lazy_pattern(notices)) for words, notices in _NOTICES.items()]
+_PATTERN_OF = {
+    word: pattern
+    for words, pattern in ((words, lazy_pattern(notices)) for words, notices in _NOTICES.items())
+    for word in words.split()
+}
+_WORD = lazy_pattern(f"(?=[{''.join(word[0] for word in _PATTERN_OF)}])(?=({'|'.join(_PATTERN_OF)}))")
 _NAVIGATION = lazy_pattern(  # links, if a clause or line has nothing else
     "(?:上一[章页回节篇]|下一[章页回节篇]|返?回(?:目录|书页|首页|列表|书目|章节|顶部)|返回|目录|章节|列表|首页|书架|书签|加入|推荐票?|投票?|评论|本书)+"
     "|本章完"
@@ -267,9 +270,8 @@ def _fold(text: str) -> str:
 
 def _is_notice(text: str) -> bool:
     letters = _NOT_LETTERS.sub("", text.translate(_COMMA_TO_LINE_END))
-    return bool(_NAVIGATION.fullmatch(letters)) or any(
-        pattern.search(letters) for words, pattern in _PATTERNS if any(word in letters for word in words)
-    )
+    words = {*_WORD.findall(letters)}
+    return any(_PATTERN_OF[word].search(letters) for word in words) or bool(_NAVIGATION.fullmatch(letters))
 
 
 def _count_letters(text: str) -> int:

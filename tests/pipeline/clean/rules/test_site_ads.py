@@ -192,18 +192,26 @@ def test_rule_is_idempotent_and_keeps_documents_apart(text: str) -> None:
     assert once.split("\0") == [run(document)[0] for document in text.split("\0")]
 
 
-NOTICE = site_ads._NOTICE.pattern
+NOTICE = "|".join(site_ads._NOTICES.values())
+NOTICES = st.sampled_from(sorted(site_ads._NOTICES)).flatmap(
+    lambda words: st.tuples(
+        st.just(words.split()),
+        st.from_regex(site_ads._NOTICES[words], fullmatch=True, alphabet=st.sampled_from(sorted({*NOTICE}))),
+    )
+)
 
 
 @settings(max_examples=500)
-@given(st.from_regex(NOTICE, fullmatch=True, alphabet=st.sampled_from(sorted({*NOTICE}))))
-def test_every_notice_contains_a_pair_that_it_is_looked_for_by(notice: str) -> None:
+@given(NOTICES)
+def test_every_notice_contains_a_word_and_a_pair_that_it_is_looked_for_by(case: tuple[list[str], str]) -> None:
+    words, notice = case
+    assert {*words} & {*site_ads._WORD.findall(notice)}
     assert any(pair in notice for pair in site_ads._PAIRS)
 
 
 def test_traditional_form_of_every_character_of_a_notice_is_known() -> None:
-    patterns = (site_ads._NOTICE, site_ads._NAVIGATION, site_ads._SITE)
-    characters = sorted(filter(HAN.match, {character for pattern in patterns for character in pattern.pattern}))
+    patterns = (NOTICE, site_ads._NAVIGATION.pattern, site_ads._SITE.pattern)
+    characters = sorted(filter(HAN.match, {*"".join(patterns)}))
     convert = pytest.importorskip("opencc").OpenCC("s2t").convert
     traditional = map(convert, characters)
     assert [character.translate(site_ads._TO_SIMPLIFIED) for character in traditional] == characters
