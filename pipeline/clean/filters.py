@@ -46,6 +46,7 @@ _MOJIBAKE_RANGES = (
     *((0x3041, 0x306D), (0x306F, 0x30FF), (0x3105, 0x312F), (0x0400, 0x04FF)),
 )
 CLASSES = 10  # number of unit classes
+_LONG_RANGE = 1024  # units per document from which on the same is true of a mask
 _LONG_DOCUMENT = 128  # special units per document from which on counting one by one is faster
 _OTHER, _HAN, _LETTER, _LACUNA, _MOJIBAKE, _MOJIBAKE_LETTER, _SPACE, _END, _LOW_SURROGATE, _SEPARATOR = range(CLASSES)
 
@@ -90,14 +91,23 @@ def class_counts(page: Utf16Text) -> np.ndarray:
         counts = np.bincount(cells, minlength=len(ends) * CLASSES).reshape(len(ends), CLASSES)
     else:
         counts = np.array([np.bincount(part, minlength=CLASSES) for part in np.split(classes, separators)])
-    # Common units are Han, 。！？ and other marks. They are counted document by document.
+    # Common units are Han, 。！？ and other marks, which have no class above.
     starts = np.append(0, ends[:-1] + 1)
     is_han, is_end = is_common_han(page.units), is_one_of(page.units, SENTENCE_ENDS)
-    for document, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        counts[document, _HAN] += np.count_nonzero(is_han[start:end])
-        counts[document, _END] = np.count_nonzero(is_end[start:end])
+    counts[:, _HAN] += _count_between(is_han, starts, ends)
+    counts[:, _END] = _count_between(is_end, starts, ends)
     counts[:, _SEPARATOR] = counts[:, _OTHER] = 0
     counts[:, _OTHER] = ends - starts - counts.sum(axis=1)
+    return counts
+
+
+def _count_between(mask: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Count the true values of each range from `starts` to `ends` (exclusive)."""
+    if len(mask) > _LONG_RANGE * len(starts):
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        return np.array([np.count_nonzero(mask[start:end]) for start, end in pairs])
+    before = np.append(0, np.cumsum(mask))
+    counts: np.ndarray = before[ends] - before[starts]
     return counts
 
 
