@@ -21,11 +21,12 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection as connections
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.errors import TryAgain, WorkerLost
@@ -209,7 +210,8 @@ class WorkerProcess(Generic[Task]):
         self._slots[0][: len(function)] = function
         arguments = (os.getpid(), len(function), worker_end, memory)
         self._process = context.Process(target=_worker_main, args=arguments, daemon=True)
-        self._process.start()
+        with nullcontext() if b"__main__" in bytes(function) else _hidden_main():
+            self._process.start()
         worker_end.close()
         memory.close_file()
         self._free_slots: list[int] = []  # the worker announces its slots once it has started
@@ -278,6 +280,17 @@ class SharedMemory:
         self._size, self._file = state[0], state[1].detach()
         self._map = mmap.mmap(self._file, self._size)
         self.close_file()
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Start a process that does not import the main module, all of the command line, which no worker needs."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _unnamed_file(size: int) -> int:
