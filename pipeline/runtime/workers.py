@@ -11,6 +11,7 @@ carries only the slot's number and the size in bytes.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import multiprocessing
 import os
@@ -39,6 +40,8 @@ _SLOT_BYTES = 12 << 20  # several times what tokenizing sends at once, so that n
 _TASKS_PER_WORKER = 4  # unfinished or unread, at most
 _STOP_INTERVAL = 0.1  # seconds between two looks at the stop event
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
+_GC_THRESHOLDS = (100_000, 50, 100)
 _PICKLE_ERRORS = (pickle.PickleError, TypeError, AttributeError)  # raised for an object that cannot be pickled
 
 
@@ -98,13 +101,23 @@ def map_ordered(
     Raises an error of `function` when its task is due, an error of `tasks` at once, and WorkerLost when a worker was
     killed.
     """
-    with WorkerPool(function, jobs - 1) as pool:
+    with _rare_collections(), WorkerPool(function, jobs - 1) as pool:
         for task in tasks:
             pool.submit(task)
             while result := pool.next_result(wait=pool.is_full):
                 yield result
         while result := pool.next_result(wait=True):
             yield result
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 class Returned(NamedTuple):
@@ -313,6 +326,7 @@ def _worker_main(
 ) -> None:
     """Run a worker: unpickle the function from slot 0, then apply it to each task received, until killed."""
     _end_with_parent(parent)
+    gc.set_threshold(*_GC_THRESHOLDS)
     slots = memory.slots()
     function = pickle.loads(slots[0][:function_size])
     for slot in range(len(slots)):
