@@ -46,6 +46,7 @@ _MOJIBAKE_RANGES = (
     *((0x3041, 0x306D), (0x306F, 0x30FF), (0x3105, 0x312F), (0x0400, 0x04FF)),
 )
 CLASSES = 10  # number of unit classes
+_LAST_SPACE = 0x3000  # the space with the highest code
 _LONG_RANGE = 1024  # units per document from which on the same is true of a mask
 _LONG_DOCUMENT = 128  # special units per document from which on counting one by one is faster
 _OTHER, _HAN, _LETTER, _LACUNA, _MOJIBAKE, _MOJIBAKE_LETTER, _SPACE, _END, _LOW_SURROGATE, _SEPARATOR = range(CLASSES)
@@ -136,8 +137,7 @@ def reject_reason(counts: list[int], requirements: Filter = DEFAULT) -> str:
 def _classes() -> np.ndarray:
     """Return the class of each unit. Common units are _OTHER, because they are counted separately."""
     table = np.zeros(UNIT_COUNT, np.uint8)
-    characters = [*map(chr, range(UNIT_COUNT))]
-    table[np.fromiter(map(str.isspace, characters), bool)] = _SPACE
+    table[[unit for unit in range(_LAST_SPACE + 1) if chr(unit).isspace()]] = _SPACE
     table[letter_units()] = _LETTER
     for first, last in _MOJIBAKE_RANGES:
         part = table[first : last + 1]
