@@ -27,9 +27,9 @@ from pipeline.export import export as token_export
 from pipeline.refresh.stages import STAGES
 from pipeline.tokenizers import ENCODERS
 from pipeline.tokenizers.stage import KINDS as TOKENIZER_KINDS
+from pipeline.tokens.options import DEDUP as TOKENIZE_DEDUP
 from pipeline.tokens.segments import FORMATS as TOKEN_FORMATS
 from pipeline.tokens.split import MODES as VAL_SPLITS
-from pipeline.tokens.stage import DEDUP as TOKENIZE_DEDUP
 from tests.support.faults import Command
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -179,7 +179,7 @@ def config_to_huggingface(config: GPTConfig) -> dict[str, Any]:
     defaults |= {"head_dim": config.head_width, "norm_epsilon": config.epsilon}
     sizes = {theirs: defaults.get(ours, getattr(config, ours)) for ours, theirs, _ in family.sizes}
     fixed = {name: values[0] for name, values in family.fixed_fields.items() if values[0] is not None}
-    fields = {"architectures": [family.architecture], "model_type": config.family}
+    fields: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family}
     fields |= {family.activation: family.activation_in_transformers(config.activation), **fixed, **sizes}
     if config.family == "gpt2":
         fields |= {"embd_pdrop": config.dropout, "n_ctx": config.block_size}  # llama.cpp's converter reads n_ctx

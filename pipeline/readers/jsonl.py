@@ -42,7 +42,7 @@ def encode_line(text: str, title: str, source: str, meta: Any) -> bytes:
 
 
 def line_suffix(title: str, source: str, meta: Any) -> bytes:
-    """Return the line of a corpus after its text, from the closing quote. Every field is a string, "" if it is empty."""
+    """Return the line of a corpus after its text, from the closing quote. Every field is a string, "" if empty."""
     packed = meta if isinstance(meta, str) else msgspec.json.encode(meta).decode() if meta else ""
     fields = {"title": title, "source": source, "meta": packed}
     return b'",' + msgspec.json.encode(fields).removeprefix(b"{") + b"\n"

@@ -33,7 +33,8 @@ from pipeline.tokenizers import Characters
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import counting, reuse
 from pipeline.tokens import stage as tokens_stage
-from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
+from pipeline.tokens.options import TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs
 from tests.conftest import ROOT, SHARED
 
 STAGES: dict[str, tuple[int, Code]] = {

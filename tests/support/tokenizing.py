@@ -19,9 +19,10 @@ from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.tokenizers import Characters, Tokenizer
 from pipeline.tokens import chunks
 from pipeline.tokens import stage as tokens_stage
+from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.segments import document_lengths
 from pipeline.tokens.split import SplitRule, digest_of, draw_of, threshold_of
-from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import open_store
 
 LETTERS = Characters("".join(map(chr, range(32, 127))) + "\n砚山石水", "letters")

@@ -30,7 +30,7 @@ from pipeline.runtime.signals import stop_on_sigterm
 from pipeline.store import artifact
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
-from pipeline.tokens.stage import TokenizeOptions
+from pipeline.tokens.options import TokenizeOptions
 from tests.support.faults import ROOT
 
 TEXT = "".join(f"第{n}回　话说{n}日天明，众人起身。行了{n}里，到了一处！\n" for n in "一二三四五六七八九十")

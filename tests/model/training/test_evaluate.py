@@ -19,7 +19,7 @@ from pipeline.tokenizers import Characters
 from pipeline.tokens import counting
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens import store as tokens
-from pipeline.tokens.stage import TokenizeOptions
+from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.store import TokenStore
 
 CPU = torch.device("cpu")

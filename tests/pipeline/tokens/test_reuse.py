@@ -25,8 +25,9 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import FileRecord
 from pipeline.tokens import chunks, reuse
 from pipeline.tokens import stage as tokens_stage
+from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.resume import UNITS
-from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs
 from tests.pipeline.store.test_artifact import in_child
 from tests.support import chaos
 from tests.support.tokenizing import LETTERS, checksums, input_file, rejects

@@ -21,8 +21,9 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import locate, split, survey, worker
 from pipeline.tokens import stage as tokens_stage
+from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.split import SplitRule, digest_of, draw_of, find_border, pieces, threshold_of
-from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import open_store
 from pipeline.tokens.tasks import TokenizeTask
 from pipeline.tokens.worker import Encoded

@@ -34,7 +34,8 @@ from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import chunks, locate
 from pipeline.tokens import segments as tokens_segments
 from pipeline.tokens import stage as tokens_stage
-from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions, assign_splits
+from pipeline.tokens.options import TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs, assign_splits
 from pipeline.tokens.store import open_store
 from tests.support import chaos
 from tests.support.tokenizing import (

@@ -16,7 +16,8 @@ from pipeline.store.artifact import BuildResult
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import resume, segments
 from pipeline.tokens import stage as tokens_stage
-from pipeline.tokens.stage import TokenizeInputs, TokenizeOptions
+from pipeline.tokens.options import TokenizeOptions
+from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.writer import TokenWriter
 from tests.support.chaos import left_behind, stamp
 from tests.support.tokenizing import (

@@ -115,7 +115,7 @@ def killed_once(call: Callable[..., Any], *arguments: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
         return add(writer, *added)
 
-    TokenWriter.add = add_or_die  # type: ignore[method-assign]
+    TokenWriter.add = add_or_die  # type: ignore[method-assign, assignment]
     return call(*arguments)
 
 
@@ -156,7 +156,8 @@ def test_the_same_command_makes_only_unfinished_units(tmp_path: Path, root: Path
             run(folder, inputs, open_engine=opening(engine))
         before = left_behind(folder).finished
         assert len(before) > 4
-        tokens = run(folder, inputs, **({"open_engine": opening(again)} if again else {})).artifact
+        options: dict[str, Any] = {"open_engine": opening(again)} if again else {}
+        tokens = run(folder, inputs, **options).artifact
         assert {name: stamp(tokens.file(name)) for name in before} == before
         assert tokens.digest == expected
 
@@ -167,7 +168,7 @@ def test_bad_file_is_the_first_in_input_order_and_publishes_nothing(tmp_path: Pa
         data = zstandard.compress(b"".join(b'{"text": "%d of %b"}\n' % (n, name.encode()) for n in range(99)))
         (tmp_path / f"{name}.jsonl.zst").write_bytes(data[: len(data) - cut])
     inputs = TokenizeInputs(tuple(input_file(tmp_path / f"{name}.jsonl.zst") for name in names), ())
-    rule = {"val_fraction": 0}
+    rule: dict[str, Any] = {"val_fraction": 0}
     with Threads(1) as engine, pytest.raises(BadData, match=r"b\.jsonl\.zst") as caught:
         run(root, inputs, open_engine=opening(engine), **rule)
     with pytest.raises(BadData) as local:
@@ -267,7 +268,7 @@ def test_texts_of_earlier_files_are_those_of_a_slow_search(tmp_path: Path) -> No
     random = np.random.default_rng(0)
     pool = [bytes([first, *random.bytes(11), 0, 0, 0, end]) for first in range(256) for end in (0, 1)]
     lists = [[pool[index] for index in random.choice(512, 200, replace=False)] for _ in range(4)]
-    tasks = []
+    tasks: list[Any] = []
     for number, hashes in enumerate(lists):
         (draft / f"texts-{number:05d}").write_bytes(b"".join(sorted(hashes)))
         tasks.append(SimpleNamespace(number=number, scratch=draft))
