@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,7 +50,7 @@ class _Document(msgspec.Struct):
     text: str
     title: str | None = None
     source: str | None = None
-    meta: msgspec.Raw = msgspec.Raw(b"null")
+    meta: Any = None  # a string since SCHEMA 6 of clean
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,8 @@ def _rows(corpus: Artifact) -> Iterator[Row]:
     for path in _documents(corpus):
         for _, line, _ in jsonl.split_lines(compression.read_blocks(path)):
             document = decode(line)
-            meta = bytes(document.meta)
-            yield Row(
-                document.text,
-                document.title or "",
-                document.source or "",
-                "" if meta == b"null" else meta.decode(),
-            )
+            meta = jsonl.pack_meta(document.meta)
+            yield Row(document.text, document.title or "", document.source or "", meta)
 
 
 def _require_same(exported: Iterator[Row], corpus: Artifact) -> None:

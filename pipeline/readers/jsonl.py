@@ -43,9 +43,15 @@ def encode_line(text: str, title: str, source: str, meta: Any) -> bytes:
 
 def line_suffix(title: str, source: str, meta: Any) -> bytes:
     """Return the line of a corpus after its text, from the closing quote. Every field is a string, "" if empty."""
-    packed = meta if isinstance(meta, str) else msgspec.json.encode(meta).decode() if meta else ""
-    fields = {"title": title, "source": source, "meta": packed}
+    fields = {"title": title, "source": source, "meta": pack_meta(meta)}
     return b'",' + msgspec.json.encode(fields).removeprefix(b"{") + b"\n"
+
+
+def pack_meta(meta: Any) -> str:
+    """Return metadata as a corpus holds it: a string of JSON, "" without any. The inverse is `unpack_meta`."""
+    if isinstance(meta, str):
+        return meta
+    return msgspec.json.encode(meta).decode() if meta else ""
 
 
 class ZstdWriter:
