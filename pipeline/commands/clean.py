@@ -5,6 +5,10 @@ The stage is imported inside the functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.clean.report.report import CleaningReport
 
 
+_BYTES_PER_WORKER = 3 << 20  # of input: to clean fewer takes less time than to start a worker
 _PROFILES = (
     *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
     "text",
@@ -250,11 +255,12 @@ def clean(
       inkstone clean BOOK.txt --name book
       inkstone clean shuihu --notes （）=drop --dry-run
     """
-    from pipeline.clean import stage
-    from pipeline.clean.options import CleanOptions
-    from pipeline.sources.inputs import gather_inputs
-    from pipeline.sources.walk import as_records
-    from pipeline.store.manifest import check_name, name_from_path
+    with _cheap_imports():
+        from pipeline.clean import stage
+        from pipeline.clean.options import CleanOptions
+        from pipeline.sources.inputs import gather_inputs
+        from pipeline.sources.walk import as_records
+        from pipeline.store.manifest import check_name, name_from_path
 
     clean_options = CleanOptions(**options)
     gathered = gather_inputs(
@@ -274,8 +280,9 @@ def clean(
         records = [{"before": before, "after": after} for before, after in examples]
         lines = lines or [f"{explain} changes nothing here"]
         return Outcome("unchanged", extra={"samples": records, **extra}, lines=lines, always=True)
-    jobs = worker_count(jobs)
     held_out = stage.held_out_files(settings.root, clean_options, settings.progress)
+    size = sum(entry.stamp[0] for entry in files)
+    jobs = jobs or min(worker_count(jobs), 1 + size // _BYTES_PER_WORKER)
     if dry_run:
         report = stage.build_report(files, clean_options, settings.progress, jobs=jobs, held_out=held_out)
         return _report_outcome(report, extra)
@@ -287,6 +294,17 @@ def clean(
     outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
     outcome.lines.append(f"next: inkstone train-tokenizer {name}")
     return outcome
+
+
+@contextmanager
+def _cheap_imports() -> Iterator[None]:
+    """Import without work that takes as long as to clean a book: modules hold no garbage, and need no threads."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads wait for matrix products: there are none
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _report_outcome(report: CleaningReport, extra: dict[str, Any]) -> Outcome:
