@@ -16,7 +16,7 @@ from model.network.gpt import GPT
 from pipeline.errors import BadData
 
 _BATCH_TOKENS = 4096  # of one forward pass, with padding
-_LOGITS = 1 << 24  # at a time, 64 MB
+_LOGITS, _ROWS = 1 << 21, 256  # at a time: 8 MB stay in the cache; but at least so many rows, for fast products
 LOG_ZERO = -9999.0  # OpenAI's value for the logarithm of a probability of 0
 
 
@@ -83,18 +83,18 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
 def _score_tokens(model: GPT, states: Tensor, targets: Tensor, vocab_size: int, likeliest: int) -> list[TokenScore]:
     """Score each of `targets` (M,) after its hidden state, of `states` (M, C)."""
     scores: list[TokenScore] = []
-    size = max(_LOGITS // vocab_size, 1)
+    size = max(_LOGITS // vocab_size, _ROWS)
     for start in range(0, len(targets), size):
         logits = model.logits(states[start : start + size])[:, :vocab_size]
-        if not math.isfinite(float(logits.sum())):
-            raise not_finite()
         logprobs = logits.log_softmax(-1)  # (M, V)
         ids = targets[start : start + size]
-        target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0].clamp(min=LOG_ZERO).tolist()
+        target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0]
+        if not math.isfinite(float(target_logprobs.sum())):  # one bad logit of a row makes the row so
+            raise not_finite()
         top = logprobs.topk(min(likeliest, vocab_size))
         top_ids, top_logprobs = top.indices.tolist(), top.values.clamp(min=LOG_ZERO).tolist()
         for token, logprob, row_ids, row_logprobs in zip(
-            ids.tolist(), target_logprobs, top_ids, top_logprobs, strict=True
+            ids.tolist(), target_logprobs.clamp(min=LOG_ZERO).tolist(), top_ids, top_logprobs, strict=True
         ):
             scores.append(TokenScore(token, logprob, tuple(zip(row_ids, row_logprobs, strict=True))))
     return scores
