@@ -93,7 +93,7 @@ def import_model(
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="New output folder, or the file itself if it ends in .jsonl or .gguf "
-    "(default: exports/NAME-FORMAT in the artifacts folder).",
+    "(default: exports/NAME-FORMAT in the artifacts folder, for a corpus NAME-corpus-FORMAT).",
 )
 @click.option("--verify", is_flag=True, help="Read the export back and compare it before publishing.")
 @click.option(
@@ -134,7 +134,8 @@ def export(
         if value and kind != needed:
             raise errors.BadConfig(f"{option} is for `export {needed}`, not for `export {kind}`", hint="leave it out")
     source = find_artifact(settings, _ARTIFACTS[kind], reference)
-    path = out or settings.root / "exports" / "-".join(filter(None, (source.manifest.name, target_format, quantize)))
+    words = (source.manifest.name, "corpus" if kind == "corpus" else "", target_format, quantize)
+    path = out or settings.root / "exports" / "-".join(filter(None, words))
     if kind == "corpus":
         from pipeline.export import corpus
 
