@@ -121,7 +121,12 @@ def _set_thread_wait_policy() -> None:
 
 
 def _is_reported_by_rank_0(failure: errors.InkstoneError) -> bool:
-    """Return True if this process is a secondary torchrun rank and rank 0 reports the same failure."""
+    """Return True if this process is a secondary torchrun rank and rank 0 reports the same failure.
+
+    A lost node, which may be that of rank 0, is reported by one process of each other node.
+    """
+    if isinstance(failure, errors.NodeLost):
+        return os.environ.get("LOCAL_RANK", "0") != "0"
     affects_all_ranks = isinstance(failure, (errors.TryAgain, errors.BadConfig, errors.TrainingDiverged))
     return is_secondary_rank() and (affects_all_ranks or failure.already_reported)
 

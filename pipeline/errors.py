@@ -134,6 +134,10 @@ class TryAgain(InkstoneError):
     exit_code = 75
 
 
+class NodeLost(TryAgain):
+    """Another process of a training ended, or its node can no longer be reached."""
+
+
 class ProtocolBroken(InkstoneError):
     """A server's answer cannot be trusted."""
 

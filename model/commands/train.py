@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -133,7 +133,7 @@ def train(
 
     TOKENS is the same as --tokens. `inkstone presets` compares the presets. The run folder holds everything that
     `sample` needs. The first Ctrl-C or SIGTERM stops at the next step with everything saved; a second one stops at
-    once. `torchrun cli.py train` trains one model with several processes.
+    once. `torchrun cli.py train` trains one model with several processes, on one machine or more (docs/scale.md).
 
     \b
     Examples:
@@ -144,20 +144,20 @@ def train(
     from model.training import stage
 
     reference = _reference(settings, positional, reference)
-    is_exact = "/" in reference.removeprefix("tokens/")
-    if continued:
-        _require_alone("--continue", {"--preset": preset, "--set": pairs, "--from": parent, "--name": name})
-        plan = _continuation(settings, continued, reference, counting, steps, minutes)
-    else:
-        tokens = _tokens(settings, reference, counting)
-        plan = _plan(settings, tokens, preset, parent, name, steps, minutes, parse_key_values(pairs), device)
-    plan = replace(plan, tensorboard=tensorboard, prompt=prompt)
+
+    def make_plan() -> TrainPlan:
+        if continued:
+            _require_alone("--continue", {"--preset": preset, "--set": pairs, "--from": parent, "--name": name})
+            plan = _continuation(settings, continued, reference, counting, steps, minutes)
+        else:
+            plan = _plan(settings, reference, counting, preset, parent, name, steps, minutes, pairs, device)
+        return replace(plan, tensorboard=tensorboard, prompt=prompt)
+
     if dry_run:
-        return _dry_run(settings, plan, device, names_generation=is_exact)
-    plan = _resumable(settings, plan, resume, names_generation=is_exact)
+        return _dry_run(settings, make_plan(), device, reference)
     with training_watch(settings) as watch:
         built = stage.train(
-            *(settings.root, plan),
+            *(settings.root, lambda: _resumable(settings, make_plan(), resume, reference)),
             device=device,
             resume=resume is not False,
             report=settings.progress.note,
@@ -167,7 +167,7 @@ def train(
             watch=watch,
             rebuild=rebuild,
         )
-    return replace(training_outcome(built), silent=is_secondary_rank())
+    return Outcome(built.result, silent=True) if is_secondary_rank() else training_outcome(built)
 
 
 def _reference(settings: Settings, positional: str, reference: str) -> str:
@@ -189,19 +189,21 @@ def _reference(settings: Settings, positional: str, reference: str) -> str:
 
 def _plan(
     settings: Settings,
-    tokens: Artifact,
+    reference: str,
+    counting: bool,
     preset: str,
     parent: str,
     name: str,
     steps: int | None,
     minutes: float | None,
-    overrides: dict[str, Any],
+    pairs: tuple[str, ...],
     device: str,
 ) -> TrainPlan:
     """Plan the run. Without a preset, one is chosen and reported, and the run is named after the tokens."""
     from model.runs import continuing
     from model.runs import plan as run_plan
 
+    tokens, overrides = _tokens(settings, reference, counting), parse_key_values(pairs)
     if not preset and not parent:
         name = name or tokens.manifest.name
         plan, resolved = run_plan.make_auto_plan(
@@ -263,26 +265,30 @@ def _tokens(settings: Settings, reference: str, counting: bool) -> Artifact:
     return build_counting_tokens(settings.root).artifact
 
 
-def _dry_run(settings: Settings, plan: TrainPlan, device: str, *, names_generation: bool) -> Outcome:
+def _names_generation(reference: str) -> bool:
+    return "/" in reference.removeprefix("tokens/")
+
+
+def _dry_run(settings: Settings, plan: TrainPlan, device: str, reference: str) -> Outcome:
     """Return the plan as text, with the unfinished runs of its name that it does not resume."""
     from model.runs import unfinished
     from model.training import stage
 
-    resumed = plan if names_generation else unfinished.pin_unfinished(settings.root, plan)
+    resumed = plan if _names_generation(reference) else unfinished.pin_unfinished(settings.root, plan)
     others = unfinished.describe_others(settings.root, resumed)
     return Outcome("unchanged", lines=[*stage.dry_run(plan, device=device), *others], always=True)
 
 
-def _resumable(settings: Settings, plan: TrainPlan, resume: bool | None, *, names_generation: bool) -> TrainPlan:
+def _resumable(settings: Settings, plan: TrainPlan, resume: bool | None, reference: str) -> TrainPlan:
     """Return the plan with the tokens of its unfinished run, if there is one, and report other unfinished runs.
 
-    Tokens whose generation was named stay. Raises BadConfig for --resume if no run of this plan is unfinished.
+    Tokens whose generation `reference` names stay. Raises BadConfig for --resume if no run of this plan is unfinished.
     """
     from model.runs import unfinished
 
     tokens = plan.tokens
     if resume is not False:
-        plan = plan if names_generation else unfinished.pin_unfinished(settings.root, plan)
+        plan = plan if _names_generation(reference) else unfinished.pin_unfinished(settings.root, plan)
         _accept_edited_code(settings, plan, accept=resume is True)
     if plan.tokens.digest != tokens.digest:
         settings.progress.note(f"the unfinished run {plan.name} keeps its tokens: {plan.tokens.ref}")
@@ -297,5 +303,5 @@ def _accept_edited_code(settings: Settings, plan: TrainPlan, *, accept: bool) ->
     """Let the unfinished run of a plan resume though source files were edited since. Raises unless `accept`."""
     from model.runs import unfinished
 
-    for file in unfinished.resume_edited(settings.root, plan, accept=accept, is_main=not is_secondary_rank()):
+    for file in unfinished.resume_edited(settings.root, plan, accept=accept):
         settings.progress.note(f"the unfinished run {plan.name} continues though {file} changed")

@@ -65,11 +65,10 @@ def edited_files(root: Path, plan: TrainPlan) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def resume_edited(root: Path, plan: TrainPlan, *, accept: bool, is_main: bool = True) -> list[str]:
+def resume_edited(root: Path, plan: TrainPlan, *, accept: bool) -> list[str]:
     """Let a plan resume its unfinished run although source files were edited since, and return those files.
 
-    Of several processes, the main one renames the draft. Raises BadConfig that names the files unless `accept`,
-    TryAgain if the run is being trained.
+    Raises BadConfig that names the files unless `accept`, TryAgain if the run is being trained.
     """
     draft, paths = edited_files(root, plan)
     if draft is None:
@@ -79,8 +78,6 @@ def resume_edited(root: Path, plan: TrainPlan, *, accept: bool, is_main: bool = 
             f"the unfinished run {plan.name} was started before {', '.join(paths)} changed",
             hint="--resume continues it with the changed code, --no-resume starts over",
         )
-    if not is_main:
-        return []
     with locks.lock(draft.parent / ".lock", action=f"train {plan.name}"):
         files.move(draft, draft_path(root, identify(plan)))
     return paths
@@ -108,14 +105,14 @@ def describe_others(root: Path, plan: TrainPlan) -> list[str]:
     """Return a line for each unfinished run of this name that is another training than the plan."""
     own = draft_path(root, identify(plan))
     return [
-        f"an unfinished run {plan.name} at step {_saved_step(draft):,} is another training: "
+        f"an unfinished run {plan.name} at step {saved_step(draft):,} is another training: "
         f"{_differences(plan, draft, inputs)}; it stays until `prune` deletes it"
         for draft, inputs in unfinished_drafts(root, "runs", plan.name)
         if draft != own
     ]
 
 
-def _saved_step(draft: Path) -> int:
+def saved_step(draft: Path) -> int:
     """Return the step of the newest checkpoint of a draft, 0 if there is none."""
     names = (path.name.removeprefix("step-") for path in (draft / CHECKPOINTS).glob("step-*"))
     return max((int(name) for name in names if name.isdecimal()), default=0)

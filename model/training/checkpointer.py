@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from model.config import Preset
 from model.runs import checkpoint
@@ -18,6 +20,29 @@ QUARANTINE = "quarantine"  # in the scratch folder of the draft
 _SECONDS = 300.0
 _RECENT = 2
 _MAX_FAILURES = 3  # in a row
+T = TypeVar("T")
+
+
+def read_on_main(
+    world: World, read: Callable[[], tuple[T, CheckpointTensors] | None]
+) -> tuple[T, CheckpointTensors] | None:
+    """Return the same in all processes: what `read` returns in the main one, which sends the tensors one by one.
+
+    So only its node needs the files, and no process needs twice the memory.
+    """
+    loaded: tuple[T, CheckpointTensors] | None = None
+
+    def load() -> tuple[T] | None:
+        nonlocal loaded
+        loaded = read()
+        return (loaded[0],) if loaded else None
+
+    head = world.from_main(load)
+    if head is None:
+        return None
+    tensors = loaded[1] if loaded else CheckpointTensors({}, {})
+    parts = (tensors.weights, tensors.moments, tensors.average)
+    return head[0], CheckpointTensors(*map(world.broadcast_tensors, parts))
 
 
 class Checkpointer:
@@ -37,11 +62,11 @@ class Checkpointer:
 
     def load_newest(self) -> tuple[TrainState, CheckpointTensors] | None:
         """Load the newest intact checkpoint, the same in all processes; None if there never was one."""
-        newest: tuple[TrainState, CheckpointTensors] | None = None
-        if self._world.is_main:
-            preset = self._preset
-            newest = checkpoint.load_newest(self.folder, preset.model, preset.train, self._quarantine, self._report)
-        newest = self._world.broadcast_object(newest)
+        model, train = self._preset.model, self._preset.train
+        newest = read_on_main(
+            self._world,
+            lambda: checkpoint.load_newest(self.folder, model, train, self._quarantine, self._report),
+        )
         self.saved_step = newest[0].step if newest else -1
         return newest
 

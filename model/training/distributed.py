@@ -7,10 +7,12 @@ takes its rows of a batch that is the same for any number of processes, so the l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,18 +22,34 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model.network.gpt import GPT
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, InkstoneError, NodeLost, to_inkstone_error
+
+TIMEOUT = "INKSTONE_NODE_TIMEOUT"  # environment variable, in minutes
+_TIMEOUT = 10.0  # minutes: more than a checkpoint takes to be written, which the others wait for
+_SETUP_TIMEOUT = timedelta(days=1)
+_LOST = re.compile(r"pair closure|Timed out waiting|NCCL|[Cc]onnection (closed|reset)|Broken pipe")  # errors of torch
+_SOURCE = re.compile(r"^\[[^]]*\] ")  # the file of torch at their beginning
+T = TypeVar("T")
+
+
+class MainProcessFailed(InkstoneError):
+    """The main process failed and reports the error; this process only exits with the same code."""
+
+    def __init__(self, error: InkstoneError) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.exit_code, self.already_reported = error.exit_code, True
 
 
 @dataclass(frozen=True)
 class World:
     """This process as `rank` of `size` processes. By default it is alone and no collective communicates.
 
-    All processes must call a collective, in the same order.
+    All processes must call a collective, in the same order. `group` is theirs, None for the default one.
     """
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None  # its gloo backend: collectives are of CPU tensors
 
     @property
     def is_main(self) -> bool:
@@ -53,7 +71,7 @@ class World:
         if self.size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64)
-        dist.broadcast(tensor, 0, group=_cpu_group())
+        dist.broadcast(tensor, 0, group=self.group)
         return float(tensor)
 
     def any(self, flag: bool) -> bool:
@@ -65,7 +83,7 @@ class World:
         if self.size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(tensor, group=_cpu_group())
+        dist.all_reduce(tensor, group=self.group)
         return float(tensor)
 
     def first_nonempty(self, name: str) -> str:
@@ -73,7 +91,7 @@ class World:
         if self.size == 1:
             return name
         names = [""] * self.size
-        dist.all_gather_object(names, name, group=_cpu_group())
+        dist.all_gather_object(names, name, group=self.group)
         return next(filter(None, names), "")
 
     def broadcast_object(self, value: Any) -> Any:
@@ -81,8 +99,54 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, 0, group=_cpu_group())
+        dist.broadcast_object_list(values, 0, group=self.group)
         return values[0]
+
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the main process's CPU tensors, sent one at a time; those of the others are ignored."""
+        if self.size == 1:
+            return dict(tensors)
+        layouts = self.broadcast_object({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        received = {}
+        for name, (shape, dtype) in layouts.items():
+            tensor = tensors[name].contiguous() if self.is_main else torch.empty(shape, dtype=dtype)
+            dist.broadcast(tensor.view(-1).view(torch.uint8), 0, group=self.group)
+            received[name] = tensor
+        return received
+
+    def from_main(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns in the main process; if it fails there, raise in all. A collective."""
+        if not self.is_main:
+            value, error = self.broadcast_object(None)
+            if error:
+                raise MainProcessFailed(error)
+            return value  # type: ignore[no-any-return]
+        try:
+            value = call()
+        except BaseException as failure:
+            self.broadcast_object((None, to_inkstone_error(failure)))
+            raise
+        self.broadcast_object((value, None))
+        return value
+
+    def raise_first(self, error: InkstoneError | None) -> None:
+        """Raise the first error in rank order, if there is one, in all processes. A collective."""
+        if self.size == 1:
+            errors = [error]
+        else:
+            errors = [None] * self.size
+            dist.all_gather_object(errors, error, group=self.group)
+        if first := next(filter(None, errors), None):
+            raise first if self.is_main else MainProcessFailed(first)
+
+    def for_setup(self) -> World:
+        """Return these processes with a group that waits for a day, for fetching and publishing. A collective."""
+        return replace(self, group=dist.new_group(backend="gloo", timeout=_SETUP_TIMEOUT)) if self.size > 1 else self
+
+    @property
+    def is_first_on_node(self) -> bool:
+        """True for one process of each node, as torchrun counts them."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager
@@ -93,15 +157,47 @@ def process_group(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo")
+    timeout = _timeout()
+    with detect_lost_process():
+        dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", timeout=timeout)
+        try:
+            yield World(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+
+def _timeout() -> timedelta:
+    """Return how long a collective waits for the other processes."""
+    text = os.environ.get(TIMEOUT, "")
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        minutes = float(text or _TIMEOUT)
+        if not 0 < minutes <= 60 * 24:
+            raise ValueError
+    except ValueError:
+        raise BadConfig(
+            f"{TIMEOUT}={text[:40]}: expected minutes from above 0 to 1,440", hint=f"for example {TIMEOUT}=5"
+        ) from None
+    return timedelta(minutes=minutes)
 
 
-def _cpu_group() -> dist.ProcessGroup | None:
-    return dist.group.WORLD  # its gloo backend: collectives of `World` are of small CPU tensors
+@contextmanager
+def detect_lost_process(saved_step: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Raise NodeLost instead of torch's error for a process that ended, or cannot be reached.
+
+    `saved_step` returns the step of the last checkpoint, 0 if that is not known here.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = _SOURCE.sub("", " ".join(str(error).split()))
+        if not (isinstance(error, dist.DistError) or _LOST.search(text)):
+            raise
+        subject = "process" if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE") else "node"
+        step = saved_step()
+        raise NodeLost(
+            f"a {subject} was lost: {text.partition('. ')[0][:160]}",
+            hint="the same command continues from " + (f"step {step:,}" if step else "the last checkpoint, if any"),
+        ) from error
 
 
 def wrap(model: GPT, world: World, parallel: str) -> nn.Module:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
+from model.runs.plan import TrainPlan
 from model.runs.run import CHECKPOINTS, Report, Result, read_result
+from model.training.checkpointer import read_on_main
 from model.training.learner import Learner
 from pipeline.errors import BadData
-from pipeline.store.manifest import Input
 from pipeline.tokens.store import TokenStore
 
 _MAX_COUNTED = 1 << 24  # tokens: they are counted in a second
@@ -38,34 +39,43 @@ class Parent:
         return self.result.steps_before + self.result.steps
 
 
-def open_parent(parent: Input | None, path: Path | None, *, weights_only: bool) -> Parent | None:
+def open_parent(plan: TrainPlan) -> Parent | None:
     """Open the parent run of a plan, if it has one. Raises BadData if that run is gone."""
-    if parent is None:
+    if plan.parent is None:
         return None
-    if path is None:
+    if plan.parent_path is None:
         raise BadData(
-            f"{parent.name}: the parent run is gone", hint="train from the start under another name, with --name"
+            f"{plan.parent.name}: the parent run is gone", hint="train from the start under another name, with --name"
         )
-    return Parent(path, read_result(path), weights_only)
+    return Parent(plan.parent_path, read_result(plan.parent_path), plan.weights_only)
 
 
 def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
-    """Load the best weights of a parent run, or its last checkpoint. Raises BadData if it is damaged."""
-    checkpoints = parent.path / CHECKPOINTS
+    """Load the best weights of a parent run, or its last checkpoint, which the main process reads.
+
+    Raises BadData if it is damaged.
+    """
     run = f"{parent.path.parent.name}/{parent.path.name}"
-    try:
-        if parent.weights_only:
-            weights = checkpoint.read_weights(checkpoints / parent.result.best)
-            learner.load(CheckpointTensors(_cut_positions(weights, learner.model.config.block_size), {}))
-        else:
-            learner.load(checkpoint.read(checkpoints / parent.result.last))
-    except BadData as error:
-        hint = f"`rollback runs/{parent.path.parent.name}` returns to the run before"
-        raise BadData(error.message, hint=hint) from None
+    block_size = learner.model.config.block_size
+    if loaded := read_on_main(learner.world, lambda: ("", _read(parent, block_size))):
+        learner.load(loaded[1])
     if parent.weights_only:
         report(f"starting from the weights of {run}")
     else:
         report(f"continues from step {parent.steps:,} of runs/{run}")
+
+
+def _read(parent: Parent, block_size: int) -> CheckpointTensors:
+    checkpoints = parent.path / CHECKPOINTS
+    try:
+        if not parent.weights_only:
+            return checkpoint.read(checkpoints / parent.result.last)
+        return CheckpointTensors(
+            _cut_positions(checkpoint.read_weights(checkpoints / parent.result.best), block_size), {}
+        )
+    except BadData as error:
+        hint = f"`rollback runs/{parent.path.parent.name}` returns to the run before"
+        raise BadData(error.message, hint=hint) from None
 
 
 def _cut_positions(weights: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:

@@ -9,19 +9,21 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from model.runs.plan import Annealed, TrainPlan, identify
 from model.runs.run import Report, Result, read_result
+from model.runs.unfinished import saved_step
 from pipeline import errors
-from pipeline.errors import InkstoneError
+from pipeline.errors import BadConfig, InkstoneError, InputMissing
 from pipeline.store import artifact, files
-from pipeline.store.artifact import BuildResult, StageOutput
+from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.code import built_with
-from pipeline.store.generations import current_key, is_rolled_back, set_aside
+from pipeline.store.generations import current_key, draft_path, is_rolled_back, set_aside
 from pipeline.store.manifest import Identity
 
 if TYPE_CHECKING:
@@ -29,17 +31,9 @@ if TYPE_CHECKING:
     from model.training.progress import Watch
 
 
-class MainProcessFailed(InkstoneError):
-    """The main process failed and reports the error; this process only exits with the same code."""
-
-    def __init__(self, error: InkstoneError) -> None:
-        super().__init__(error.message, hint=error.hint)
-        self.exit_code, self.already_reported = error.exit_code, True
-
-
 def train(
     root: Path,
-    plan: TrainPlan,
+    plan: TrainPlan | Callable[[], TrainPlan],
     *,
     device: str,
     resume: bool,
@@ -50,15 +44,18 @@ def train(
     watch: Watch | None = None,
     rebuild: bool = False,
 ) -> BuildResult:
-    """Train a plan and publish its run. With `resume`, an unfinished run of the plan resumes from its last checkpoint.
+    """Train a plan, or the one that `plan` returns, and publish its run.
 
+    With `resume`, an unfinished run of the plan resumes from its last checkpoint.
     With `rebuild` the run is trained even if it is published, and takes the place of the published one. A run that is
     worse than the current one of its name, on its own validation text, does not become current, unless `accept` is set.
 
     With `watch`, the state of the training is passed to it about every second, instead of reported in lines. A signal,
     or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
-    first and the result is published as a run of its own, so that the unfinished one can still be resumed. Under
-    torchrun all processes train, and the main process publishes.
+    first and the result is published as a run of its own, so that the unfinished one can still be resumed.
+
+    Under torchrun all processes train, and the main one plans, saves and publishes below its root. Each node reads the
+    tokens below its own root. The result of the others names the folder of the main process.
     """
     options: dict[str, Any] = {
         "device": device,
@@ -71,6 +68,7 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _train_together(root, plan, options, accept=accept, rebuild=rebuild)
 
+    plan = plan if isinstance(plan, TrainPlan) else plan()
     publisher = _Publisher(root, plan, device, report, accept, rebuild)
 
     def train(draft: Path) -> Result:
@@ -151,7 +149,12 @@ class _Publisher:
 
 
 def _train_together(
-    root: Path, plan: TrainPlan, options: dict[str, Any], *, accept: bool, rebuild: bool
+    root: Path,
+    plan: TrainPlan | Callable[[], TrainPlan],
+    options: dict[str, Any],
+    *,
+    accept: bool,
+    rebuild: bool,
 ) -> BuildResult:
     """Train in all processes that torchrun started, by the plan of the main process.
 
@@ -163,54 +166,132 @@ def _train_together(
 
     with ExitStack() as stack:
         world = stack.enter_context(distributed.process_group(pick_device(options["device"])))
-        plan = world.broadcast_object(plan)
-        stack.enter_context(artifact.lease(plan.tokens))
+        setup = world.for_setup()
+        local = _agree(setup, root, plan, resume=options["resume"])
+        stack.enter_context(artifact.lease(local.tokens))
 
         def train(draft: Path) -> Result:
-            return fit(draft, plan, world=world, **options)
+            with distributed.detect_lost_process(lambda: saved_step(draft) if world.is_main else 0):
+                return fit(draft, local, world=world, **options)
 
         if world.is_main:
-            publisher = _Publisher(root, plan, options["device"], options["report"], accept, rebuild)
-            return _lead(publisher, world, train)
-        _follow(world, train)
-        return BuildResult(artifact.find(root, "runs", plan.name), "built")
+            publisher = _Publisher(root, local, options["device"], options["report"], accept, rebuild)
+            return _lead(publisher, setup, train)
+        return _follow(setup, train)
+
+
+def _agree(world: World, root: Path, plan: TrainPlan | Callable[[], TrainPlan], *, resume: bool) -> TrainPlan:
+    """Return the main process's plan, with the tokens that this node has below its own root.
+
+    Raises in all processes if a node lacks the tokens, has other code or libraries, or is further with the same run.
+    """
+
+    def make() -> tuple[TrainPlan, _State]:
+        planned = plan if isinstance(plan, TrainPlan) else plan()
+        return planned, _State.of(root, planned)
+
+    planned, state = world.from_main(make)
+    failure = None
+    try:
+        local = replace(planned, tokens=_find_tokens(root, planned.tokens))
+        state.compare(_State.of(root, local), resume=resume)
+        if world.is_first_on_node:
+            artifact.require_intact(local.tokens)
+    except Exception as error:  # noqa: BLE001 - raised again below, in all processes
+        failure = errors.to_inkstone_error(error)
+        if not world.is_main:
+            failure = type(failure)(f"process {world.rank} on {gethostname()}: {failure.message}", hint=failure.hint)
+    world.raise_first(failure)
+    return local
+
+
+@dataclass(frozen=True)
+class _State:
+    """Versions, digest of the code and step of the unfinished run, compared between the processes."""
+
+    versions: dict[str, str]
+    code: str
+    step: int
+
+    @classmethod
+    def of(cls, root: Path, plan: TrainPlan) -> _State:
+        identity = identify(plan)
+        versions = {"inkstone": identity.code.version, **identity.versions()}
+        return cls(versions, identity.code.digest, saved_step(draft_path(root, identity)))
+
+    def compare(self, other: _State, *, resume: bool) -> None:
+        """Raise BadConfig if the state of another process than the main one does not fit to this one of the main."""
+        for name, version in self.versions.items():
+            if other.versions[name] != version:
+                raise BadConfig(
+                    f"{name} {other.versions[name]}, expected {version} as in the main process",
+                    hint="install the same version on every node",
+                )
+        if other.code != self.code:
+            raise BadConfig("other source code than in the main process", hint="use the same checkout on every node")
+        if resume and other.step > self.step:
+            raise BadConfig(
+                f"has step {other.step:,} of this run, and the main process step {self.step:,}",
+                hint="give that node rank 0, as before: --node-rank 0",
+            )
+
+
+def _find_tokens(root: Path, planned: Artifact) -> Artifact:
+    """Return the planned tokens below `root`, fetched if it mirrors a bucket, or where the main process has them."""
+    finders: list[Callable[[], Artifact]] = [
+        lambda: artifact.read_ref(root, planned.ref),
+        lambda: artifact.read(planned.path),
+    ]
+    for find in finders:
+        with suppress(InputMissing):
+            tokens = find()
+            if tokens.digest == planned.digest:
+                return tokens
+    raise InputMissing(
+        f"{root}: no {planned.ref} with the digest {planned.digest[:12]}",
+        hint=f"copy {planned.path} of the main node to {root / planned.ref}, or `push` and `pull` it",
+    )
 
 
 def _lead(publisher: _Publisher, world: World, train: Callable[[Path], Result]) -> BuildResult:
     """Publish the run of a plan as the main process.
 
-    Broadcasts the draft, or None if there is nothing to train, and then None, or the error if training cannot start.
+    Broadcasts whether there is something to train, and then the result, or the error if training cannot start.
     """
     has_started = False
 
     def start(draft: Path) -> Result:
         nonlocal has_started
-        world.broadcast_object(draft)
-        has_started = True
+        has_started = world.broadcast_object(True)
         return train(draft)
 
     try:
         built = publisher.publish(start)
     except BaseException as error:
         if not has_started:
-            world.broadcast_object(None)
+            world.broadcast_object(False)
             world.broadcast_object(errors.to_inkstone_error(error))
         raise
     if not has_started:  # the run is published already
-        world.broadcast_object(None)
-    world.broadcast_object(None)
+        world.broadcast_object(False)
+    world.broadcast_object(built)
     return built
 
 
-def _follow(world: World, train: Callable[[Path], Result]) -> None:
-    """Take part in the training of the main process, until it has published the run.
+def _follow(world: World, train: Callable[[Path], Result]) -> BuildResult:
+    """Take part in the training of the main process, until it has published the run; return its result.
 
     Raises MainProcessFailed if training could not start there.
     """
-    if draft := world.broadcast_object(None):
-        train(draft)
-    if error := world.broadcast_object(None):
-        raise MainProcessFailed(error)
+    from model.training.distributed import MainProcessFailed
+
+    if world.broadcast_object(None):
+        train(Path())  # the main process writes all files
+    outcome = world.broadcast_object(None)
+    if isinstance(outcome, InkstoneError):
+        raise MainProcessFailed(outcome)
+    built: BuildResult = outcome
+    return built
 
 
 def dry_run(plan: TrainPlan, *, device: str) -> list[str]:

@@ -107,7 +107,7 @@ class Trainer:
         model, self.config = plan.preset.model, plan.preset.train
         self.folder, self.preset, self.preset_name = draft, plan.preset, plan.preset_name
         self.device, self.report, self.world, self._resume = device, report, world, resume
-        self.store = open_store(plan.tokens)
+        self.store = open_store(plan.tokens, is_intact=world.size > 1)  # each node has checked its own
         self.sampler = Sampler(self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key)
         validation = validation_set(self.store, self.config.eval_bytes) if len(self.store.val) else None
         first, count = world.rows(self.config.batch_size)
@@ -128,7 +128,7 @@ class Trainer:
         self.baselines: Baselines | None = None
         self._log_timer = Every(_LOG_SECONDS)
         self._progress = ProgressReporter(report, watch, self._step_tokens)
-        self._parent = open_parent(plan.parent, plan.parent_path, weights_only=plan.weights_only)
+        self._parent = world.from_main(lambda: open_parent(plan))
         self._from_scratch = plan.from_scratch
         self._restore(newest)
         self._load_batches()

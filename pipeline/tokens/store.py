@@ -119,9 +119,13 @@ class TokenStore:
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
 
-def open_store(tokens: Artifact) -> TokenStore:
-    """Open a tokens artifact, memmap or HDF5. Raises BadData if files are missing or do not match the manifest."""
-    artifact.require_intact(tokens)
+def open_store(tokens: Artifact, *, is_intact: bool = False) -> TokenStore:
+    """Open a tokens artifact, memmap or HDF5. Raises BadData if files are missing or do not match the manifest.
+
+    With `is_intact` another process of this machine has just checked the files.
+    """
+    if not is_intact:
+        artifact.require_intact(tokens)
     counts = tokens.manifest.require_counts("dtype", *(f"{split}_tokens" for split in SPLITS))
     train, val = (_open_split(tokens, split, counts["dtype"]) for split in SPLITS)
     for split, array in (("train", train), ("val", val)):

@@ -141,6 +141,16 @@ def samples(run_artifact: Artifact) -> list[object]:
     return [msgspec.json.decode(line) for line in run_artifact.file("samples.jsonl").read_bytes().splitlines()]
 
 
+def assert_same_curve(actual: Artifact, expected_run: Artifact) -> None:
+    """Assert that losses differ by at most 1e-5 and half a unit of the last digit that is written."""
+    assert [row["step"] for row in metric_rows(actual)] == [row["step"] for row in metric_rows(expected_run)]
+    for name in ("train_loss", "val_loss", "bits_per_char"):
+        losses, expected = (
+            [float(row[name]) for row in metric_rows(curve) if row[name]] for curve in (actual, expected_run)
+        )
+        assert losses == pytest.approx(expected, abs=1.5e-5), name
+
+
 def assert_same_run(actual: Artifact, expected: Artifact) -> None:
     """Assert that two runs have the same tensors to the last bit, and the same records."""
     expected_tensors = dict(tensors(expected))

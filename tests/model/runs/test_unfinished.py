@@ -78,5 +78,5 @@ def test_command_names_the_unfinished_run(root: Path, tokens: Artifact) -> None:
     refused = Command(root, ("train", "--continue", "numbers")).run_forked()
     assert_one_error(refused, 78, ["the run numbers is not finished", "the command that started it resumes it"])
     settings = Settings(root, quiet=False, json=False, progress=SilentProgress(), run_id="")
-    lines = train._dry_run(settings, planned(tokens, steps=3), "cpu", names_generation=False).lines
+    lines = train._dry_run(settings, planned(tokens, steps=3), "cpu", reference="counting").lines
     assert lines[-1].startswith("an unfinished run numbers at step 5 is another training: steps: 3, not 8; ")

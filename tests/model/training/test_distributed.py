@@ -22,7 +22,16 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokens import counting
 from tests.model.training.together import STOP
 from tests.support.faults import ROOT, Command, Run, assert_one_error
-from tests.support.training import DRAW, STEP, before_call, draw_placeholder, metric_rows, preloaded, saved_steps, send
+from tests.support.training import (
+    DRAW,
+    STEP,
+    assert_same_curve,
+    before_call,
+    draw_placeholder,
+    preloaded,
+    saved_steps,
+    send,
+)
 
 __all__ = ["preloaded"]  # fixtures
 
@@ -103,16 +112,6 @@ def train_alone(root: Path, name: str, **settings: object) -> Artifact:
     process = Command(root, tuple(words(root, name, **settings)[2:])).run_forked()
     assert process.code == 0, process.err
     return artifact.find(root, "runs", name)
-
-
-def assert_same_curve(actual: Artifact, expected_run: Artifact) -> None:
-    """Assert that losses differ by at most 1e-5 and half a unit of the last digit that is written."""
-    assert [row["step"] for row in metric_rows(actual)] == [row["step"] for row in metric_rows(expected_run)]
-    for name in ("train_loss", "val_loss", "bits_per_char"):
-        losses, expected = (
-            [float(row[name]) for row in metric_rows(curve) if row[name]] for curve in (actual, expected_run)
-        )
-        assert losses == pytest.approx(expected, abs=1.5e-5), name
 
 
 @pytest.mark.parametrize(("parallel", "optimizer"), KINDS)
