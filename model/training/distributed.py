@@ -27,7 +27,9 @@ from pipeline.errors import BadConfig, InkstoneError, NodeLost, to_inkstone_erro
 TIMEOUT = "INKSTONE_NODE_TIMEOUT"  # environment variable, in minutes
 _TIMEOUT = 10.0  # minutes: more than a checkpoint takes to be written, which the others wait for
 _SETUP_TIMEOUT = timedelta(days=1)
-_LOST = re.compile(r"pair closure|Timed out waiting|NCCL|[Cc]onnection (closed|reset)|Broken pipe")  # errors of torch
+_LOST = re.compile(  # in errors of torch
+    r"pair closure|Timed out waiting|NCCL|[Cc]onnection (closed|reset)|Broken pipe|No route|unreachable"
+)
 _SOURCE = re.compile(r"^\[[^]]*\] ")  # the file of torch at their beginning
 T = TypeVar("T")
 

@@ -137,6 +137,19 @@ def test_node_without_the_tokens_ends_all_with_one_line_that_tells_what_to_copy(
     assert (second.code, second.out, second.err) == (66, "", "")
 
 
+def test_node_with_damaged_tokens_ends_all_before_the_training(roots: Roots) -> None:
+    next(roots[1].glob("tokens/counting/*/train-*.bin")).write_bytes(b"")
+    first, second = train_on_nodes(roots)
+    assert_one_error(first, 65, ["process 1 on ", "0 bytes where the manifest says"])
+    assert (second.code, second.out, second.err) == (65, "", "")
+
+
+def test_tokens_are_checked_by_one_process_of_a_node(roots: Roots) -> None:
+    refuse = {"pipeline.store.artifact.find_problems": lambda *_: ["checked"]}
+    first, second = train_on_nodes(roots, constants=[{}, refuse], LOCAL_RANK="1")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+
+
 def test_node_fetches_the_tokens_from_the_bucket_that_its_root_mirrors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
