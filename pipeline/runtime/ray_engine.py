@@ -6,13 +6,15 @@ which units are finished. Every node needs the same versions of Ray, Python and 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -20,19 +22,24 @@ import ray
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.runtime.spread import Engine
 
+_CONNECT_SECONDS = 5.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_ray(address: str, cores: int) -> Iterator[Engine]:
     """Connect to the cluster at `address`, HOST:PORT, by default the one that this machine belongs to.
 
     At the end of the block Ray ends all tasks that still run. Raises TryAgain if there is no cluster.
     """
     handler = signal.getsignal(signal.SIGTERM)
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts; Ray's own 20 take minutes
     try:
+        if address:  # refused at once, where Ray would wait
+            host, _, port = address.partition(":")
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TryAgain(
             f"no Ray cluster at {address or 'this machine'}: {reason}",
@@ -40,10 +47,12 @@ def open_ray(address: str, cores: int) -> Iterator[Engine]:
         ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own
-    try:
-        yield RayEngine(cores)
-    finally:
-        ray.shutdown()
+    # Ray prints its messages about lost workers to stdout, which belongs to the result of the command.
+    with open(os.devnull, "w") as discarded, contextlib.redirect_stdout(discarded):
+        try:
+            yield RayEngine(cores)
+        finally:
+            ray.shutdown()
 
 
 class RayEngine:
