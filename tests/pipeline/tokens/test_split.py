@@ -26,6 +26,7 @@ from pipeline.tokens.split import SplitRule, digest_of, draw_of, find_border, pi
 from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import open_store
 from pipeline.tokens.tasks import TokenizeTask
+from pipeline.tokens.units import make
 from pipeline.tokens.worker import Encoded
 from tests.support import chaos
 from tests.support.tokenizing import (
@@ -338,7 +339,7 @@ def test_units_of_stretches_are_reused(tmp_path: Path, root: Path, monkeypatch: 
         encoded.append(task.spec.file)
         return worker.encode(tokenizer, task, **options)
 
-    monkeypatch.setattr(tokens_stage, "encode", encode_and_record)
+    monkeypatch.setattr(make, "encode", encode_and_record)
     second = auto(root, TokenizeInputs((*first, more), ()))
     assert encoded == ["d.jsonl"]
     assert second.manifest.counts["documents"] == 4

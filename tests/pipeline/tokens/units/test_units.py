@@ -16,6 +16,7 @@ import pytest
 import zstandard
 
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.runtime.engines import no_engine
 from pipeline.runtime.progress import SilentProgress
 from pipeline.runtime.spread import Sign
 from pipeline.store import artifact
@@ -156,8 +157,7 @@ def test_the_same_command_makes_only_unfinished_units(tmp_path: Path, root: Path
             run(folder, inputs, open_engine=opening(engine))
         before = left_behind(folder).finished
         assert len(before) > 4
-        options: dict[str, Any] = {"open_engine": opening(again)} if again else {}
-        tokens = run(folder, inputs, **options).artifact
+        tokens = run(folder, inputs, open_engine=opening(again) if again else no_engine).artifact
         assert {name: stamp(tokens.file(name)) for name in before} == before
         assert tokens.digest == expected
 
@@ -168,11 +168,10 @@ def test_bad_file_is_the_first_in_input_order_and_publishes_nothing(tmp_path: Pa
         data = zstandard.compress(b"".join(b'{"text": "%d of %b"}\n' % (n, name.encode()) for n in range(99)))
         (tmp_path / f"{name}.jsonl.zst").write_bytes(data[: len(data) - cut])
     inputs = TokenizeInputs(tuple(input_file(tmp_path / f"{name}.jsonl.zst") for name in names), ())
-    rule: dict[str, Any] = {"val_fraction": 0}
     with Threads(1) as engine, pytest.raises(BadData, match=r"b\.jsonl\.zst") as caught:
-        run(root, inputs, open_engine=opening(engine), **rule)
+        run(root, inputs, open_engine=opening(engine), val_fraction=0)
     with pytest.raises(BadData) as local:
-        run(tmp_path / "local", inputs, **rule)
+        run(tmp_path / "local", inputs, val_fraction=0)
     assert str(caught.value) == str(local.value)
     assert nothing_published(root)
 
