@@ -55,7 +55,8 @@ def _forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: floa
     """Return the loss and save the gradients of `x`, `weight` and `bias` for `backward`.
 
     The softmax itself is never computed. Its rows are `exp` = exp(logits - max) divided by their sums; the products
-    of `exp` are divided instead, which have C numbers per row and not V.
+    of `exp` are divided instead, which have C numbers per row and not V. The 1 that the gradient subtracts at the
+    target is subtracted from `exp` as the row's sum.
     """
     count, vocab_size = len(targets), len(weight)
     rows = min(count, max(_MIN_ROWS, _CHUNK_LOGITS.get(x.device.type, 1 << 24) // vocab_size))
@@ -63,7 +64,6 @@ def _forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: floa
     narrow_weight = weight.to(x.dtype)  # once, in the dtype of the products
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
     grad_bias = grad_weight.new_zeros(vocab_size)
-    target_slopes = grad_weight.new_ones(count, 1)  # derivative of the softcap at the target's logit
     # The chunks share these buffers: reallocating them would cost as much as the products.
     logits_buffer = x.new_empty(rows, vocab_size)
     factors_buffer = grad_weight.new_empty(rows, vocab_size) if softcap else grad_weight
@@ -83,11 +83,12 @@ def _forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: floa
         total += (sums.log() + max_logits - target_logits).sum()
         if not needs_grad:
             continue
+        # One target per row: no addition to an address twice, which a GPU would do in any order.
+        exp.scatter_(-1, target_ids, exp.gather(-1, target_ids) - sums)
         if bias is not None:
             grad_bias.addmv_(exp.t(), (1 / sums).squeeze(-1))
         if softcap:  # d/dz of c z / sqrt(c² + z²) is (1 + z² / c²) ^ -3/2
             exp.mul_(factors.pow_(3))
-            target_slopes[chunk] = factors.gather(-1, target_ids)
         exp = exp.to(x.dtype)
         torch.mm(exp, narrow_weight, out=grad_x[chunk])
         grad_x[chunk] /= sums
@@ -97,8 +98,5 @@ def _forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: floa
         else:  # accumulate over the chunks in fp32
             grad_weight += exp.t() @ scaled_x
     if needs_grad:
-        grad_x -= narrow_weight[targets] * target_slopes.to(x.dtype)
-        grad_weight.index_add_(0, targets, x * target_slopes, alpha=-1)
-        grad_bias.index_add_(0, targets, target_slopes.new_ones(count), alpha=-1)
         ctx.save_for_backward(grad_x.div_(count), grad_weight.div_(count).to(weight.dtype), grad_bias.div_(count))
     return total / count

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.device import free_memory
 from model.training.permutation import GOLDEN, mix, permute
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokens.store import TokenArray
@@ -119,10 +120,18 @@ class Sampler:
 
 
 def to_device(ids: np.ndarray, device: torch.device) -> Tensor:
-    """Convert uint16 or uint32 ids to int64 on a device. The narrow ids are copied, without waiting for the copy."""
+    """Convert uint16 or uint32 ids to int64 on a device."""
     if device.type == "cpu":
         return torch.from_numpy(ids.astype(np.int64))
-    return widen(_narrow(ids, device).to(device, non_blocking=True))
+    return widen(_send(_narrow(ids, device), device))
+
+
+def _send(narrow: Tensor, device: torch.device) -> Tensor:
+    """Copy ids to a device, on CUDA without waiting for the copy.
+
+    MPS reads pageable memory even after it was freed, unless the copy is waited for (pytorch issue 189690).
+    """
+    return narrow.to(device, non_blocking=device.type == "cuda")
 
 
 def widen(narrow: Tensor) -> Tensor:
@@ -185,7 +194,8 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Stop the thread, if any."""
+        """Stop the thread and free the store on the device, if any."""
+        self._store = None
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
@@ -213,7 +223,7 @@ class Loader:
             self._pending.append(thread.submit(self._load, self._step + len(self._pending)))
         narrow = self._pending[0].result()
         self._pending.popleft()
-        return widen(narrow.to(self._device, non_blocking=True))
+        return widen(_send(narrow, self._device))
 
     def _load(self, step: int) -> Tensor:
         return _narrow(self._sampler.batch(step, *self._rows), self._device)
@@ -225,8 +235,7 @@ def is_resident(option: str, tokens: TokenArray, device: torch.device) -> bool:
         raise BadConfig(f"resident must be one of {', '.join(RESIDENT)}, got {option}", hint="--set resident=auto")
     if option != "auto" or device.type != "cuda":
         return option == "yes"
-    free, _ = torch.cuda.mem_get_info(device)
-    return len(tokens) * tokens.dtype.itemsize < free / 8
+    return len(tokens) * tokens.dtype.itemsize < free_memory(device) / 8
 
 
 def _on_device(tokens: TokenArray, device: torch.device) -> Tensor:
