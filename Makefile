@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
 
-.PHONY: demo test test-fast chaos lint docs digests bench clean
+.PHONY: demo test test-fast test-gpu chaos lint docs digests bench clean
 
 demo: $(READY)
 	@$(BIN)/inkstone demo
@@ -15,6 +15,10 @@ test: $(PEERS)
 # For contributors: no long training, no kill loops; under 90 seconds on two cores.
 test-fast: $(READY)
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# On a machine with a GPU. All other tests compute on the CPU, on every machine.
+test-gpu: $(PEERS)
+	@$(BIN)/pytest -m cuda
 
 # Kill tokenize, refresh and continued training 200 times each; `make test` does 20 rounds of the first two.
 chaos: $(READY)

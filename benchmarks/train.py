@@ -63,7 +63,7 @@ def _compare(
     report: Callable[[str], None],
 ) -> list[Row]:
     sampler = Sampler(tokens, model.block_size, config.seed, "random", "bench")
-    steps, per_step = _STEPS[device.type], config.batch_size * model.block_size
+    steps, per_step = _STEPS.get(device.type, _STEPS["cuda"]), config.batch_size * model.block_size
     ours = _Ours(model, config, sampler, device)
     peers: dict[str, _Loop] = {"a plain loop": _Plain(model, config, sampler, device)}
     if devices.has_compiler():
@@ -87,7 +87,7 @@ def _compare(
     rows.append(
         Row(f"loss after {_COMPARED} of the same steps", last["ours"], last["a plain loop"], "a plain loop", "nats")
     )
-    if peak := devices.peak_flops(device):
+    if peak := devices.peak_flops(device, ours.learner.execution.precision):
         report(f"MFU {median['ours'] * model.flops_per_token / peak:.1%}, waiting for data {ours.waiting:.2%}")
     return rows
 
@@ -106,18 +106,21 @@ class _Ours:
         self.learner.initialise()
         self._schedule = LRSchedule(config)
         self._loader = Loader(sampler, config.batch_size, device)
-        self._start = time.monotonic()
+        self._seconds = 0.0
 
     def step(self) -> float:
+        start = time.monotonic()
         self._schedule.apply(self.learner.optimizers)
         result = self.learner.step(next(self._loader), 1, self._schedule.step, 50_256)
         self._schedule.advance()
-        return float(result.loss)
+        loss = float(result.loss)
+        self._seconds += time.monotonic() - start
+        return loss
 
     @property
     def waiting(self) -> float:
-        """Fraction of the time since the start that was spent waiting for data."""
-        return self._loader.waited / (time.monotonic() - self._start)
+        """Fraction of the time of the steps that was spent waiting for data."""
+        return self._loader.waited / self._seconds
 
 
 class _Plain:

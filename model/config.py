@@ -17,7 +17,11 @@ from pipeline.errors import BadConfig
 
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
-_UNLISTED = ("head_dim", "norm_epsilon")  # left out of a run's key at their defaults, which older keys lack
+_UNLISTED = (
+    "head_dim",
+    "norm_epsilon",
+    "deterministic",
+)  # left out of a run's key at their defaults, which older keys lack
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class TrainConfig:
     ema: float = 0.0
     precision: str = "auto"
     compile: str = "auto"
+    deterministic: bool = False
     recompute: bool = False
     parallel: str = "ddp"
     resident: str = "auto"
@@ -239,7 +244,7 @@ def override(preset: Preset, settings: Mapping[str, Any]) -> Preset:
     )
 
 
-def identity(config: GPTConfig) -> dict[str, Any]:
+def identity(config: GPTConfig | TrainConfig) -> dict[str, Any]:
     """Return the settings as part of a run's key."""
     values = dataclasses.asdict(config)
     return {name: value for name, value in values.items() if value or name not in _UNLISTED}

@@ -7,18 +7,74 @@ import math
 import os
 import re
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from pipeline.errors import BadConfig
 
-# Dense bfloat16 FLOP/s from NVIDIA's data sheets (SXM parts).
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+# (words that the name of a GPU contains, teraFLOP/s of dense products in bfloat16 with fp32 sums, and in fp32), by the
+# data sheets and white papers of NVIDIA. The first row that matches counts. None: no bfloat16, or not published.
+_PEAKS: tuple[tuple[str, float | None, float | None], ...] = (
+    ("Laptop", None, None),  # their clocks differ between notebooks
+    ("GB200", 2500, 80),
+    ("B200", 2250, 75),
+    ("H200 NVL", 835, 60),
+    ("H200", 989, 67),
+    ("H100 NVL", 835, 60),
+    ("H100 PCIe", 756, 51),
+    ("H100", 989, 67),
+    ("H800 PCIe", 756, 51),
+    ("H800", 989, 67),
+    ("H20", 148, 44),
+    ("A100", 312, 19.5),
+    ("A800", 312, 19.5),
+    ("A40", 150, 37.4),
+    ("A30", 165, 10.3),
+    ("A10G", 70, 35),
+    ("A10", 125, 31.2),
+    ("L40S", 362, 91.6),
+    ("L40", 181, 90.5),
+    ("L4", 121, 30.3),
+    ("V100", None, 15.7),
+    ("T4", None, 8.1),
+    ("RTX 6000 Ada", 364, 91.1),
+    ("RTX A6000", 155, 38.7),
+    ("RTX A5000", 111, 27.8),
+    ("RTX A4000", 76.7, 19.2),
+    ("RTX 5090 D", None, None),
+    ("RTX 5090", 209.5, 104.8),
+    ("RTX 5080", 112.6, 56.3),
+    ("RTX 5070 Ti", 87.9, 43.9),
+    ("RTX 5070", 61.7, 30.9),
+    ("RTX 5060 Ti", 47.4, 23.7),
+    ("RTX 5060", 38.4, 19.2),
+    ("RTX 4090 D", 147, 73.5),
+    ("RTX 4090", 165.2, 82.6),
+    ("RTX 4080 SUPER", 104.4, 52.2),
+    ("RTX 4080", 97.5, 48.7),
+    ("RTX 4070 Ti SUPER", 88.2, 44.1),
+    ("RTX 4070 Ti", 80.2, 40.1),
+    ("RTX 4070 SUPER", 71, 35.5),
+    ("RTX 4070", 58.3, 29.1),
+    ("RTX 4060 Ti", 44.1, 22.1),
+    ("RTX 4060", 30.2, 15.1),
+    ("RTX 3090 Ti", 80, 40),
+    ("RTX 3090", 71, 35.6),
+    ("RTX 3080 Ti", 68.2, 34.1),
+    ("RTX 3080", 59.5, 29.8),
+    ("RTX 3070 Ti", 43.5, 21.7),
+    ("RTX 3070", 40.6, 20.3),
+    ("RTX 3060 Ti", 32.4, 16.2),
+    ("RTX 3060", 25.4, 12.7),
+)
+_DRIVER = Path("/proc/driver/nvidia/version")
 _MAX_REASON = 200  # characters of an error of torch
 
 
@@ -32,7 +88,7 @@ def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line:
     """
     torch.set_flush_denormal(True)
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    counts = {"cuda": _gpu_count(report), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     names = [kind for kind, count in counts.items() if count]
     if name == "auto":
         for kind in names[:-1]:
@@ -50,10 +106,29 @@ def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line:
     return device
 
 
-def _problem(device: torch.device) -> str:
-    """Return the first line of the error of a first allocation on a device, "" if it works."""
+def _gpu_count(report: Callable[[str], None] = lambda line: None) -> int:
+    """Return the number of GPUs; a driver that is too old for this build of torch is reported."""
+    count = torch.cuda.device_count()
+    if not count and (problem := driver_problem()):
+        report(f"the GPU cannot be used ({problem})")
+    return count
+
+
+def driver_problem() -> str:
+    """Return why no GPU is there although this build of torch supports them, "" without a driver."""
+    if not (torch.version.cuda and _DRIVER.exists()) or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return ""
     try:
-        torch.zeros(1, device=device)
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).split(". ")[0][:_MAX_REASON]
+    return ""
+
+
+def _problem(device: torch.device) -> str:
+    """Return the first line of the error of a first computation on a device, "" if it works."""
+    try:
+        torch.ones(1, device=device).add(1).item()  # an allocation, a kernel, and the wait for its end
     except (RuntimeError, AssertionError) as error:  # no driver, no kernels for it, no memory left, not compiled in
         return (str(error).splitlines() or [type(error).__name__])[0][:_MAX_REASON]
     return ""
@@ -69,13 +144,55 @@ class ExecutionConfig:
     precision: str  # of the matrix products: "bf16" or "fp32"
     compiled: bool
     micro_batch: int  # sequences per forward pass
+    deterministic: bool = False  # use only operations that repeat bit for bit
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
+def set_deterministic(enabled: bool) -> None:
+    """Let torch, its compiler and cuBLAS use only operations that repeat bit for bit on the same GPU, or any.
+
+    An operation that has no such form raises a RuntimeError then. Memory is not filled before it is written.
+    """
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+    torch.use_deterministic_algorithms(enabled)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if enabled or "torch._inductor.config" in sys.modules:  # importing it takes a second
+        import torch._inductor.config as inductor
+
+        inductor.deterministic = enabled
+
+
+def is_nondeterministic(error: BaseException) -> bool:
+    """True if an operation has no form that repeats bit for bit."""
+    return isinstance(error, RuntimeError) and "deterministic" in str(error)
+
+
+def describe(device: torch.device) -> str:
+    """Name the kind of a device and its model: runs keep their settings only on another device of the same name."""
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has computed all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def pick_precision(device: torch.device, setting: str = "auto") -> str:
-    """Return `setting`; for "auto" "bf16" if the device multiplies bfloat16 faster than fp32, else "fp32"."""
+    """Return `setting`; for "auto" "bf16" if the device multiplies bfloat16 faster than fp32, else "fp32".
+
+    Raises BadConfig for "bf16" on a GPU that has no instructions for it.
+    """
+    if setting == "bf16" and device.type == "cuda" and not _has_fast_bfloat16(device):
+        raise BadConfig(
+            f"precision=bf16, and {torch.cuda.get_device_name(device)} does not multiply bfloat16",
+            hint="--set precision=fp32, or auto",
+        )
     if setting != "auto":
         return setting
     return "bf16" if _has_fast_bfloat16(device) else "fp32"
@@ -125,15 +242,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+@contextmanager
+def out_of_memory_refused(device: torch.device) -> Iterator[None]:
+    """Raise BadConfig instead where memory does not suffice and no smaller micro-batch would help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BadConfig(
+            f"the training does not fit into the memory of {device}",
+            hint="choose a smaller model, or close other programs; the same command resumes from the last checkpoint",
+        ) from None
+
+
 def is_compiler_error(error: BaseException) -> bool:
     """True if torch.compile failed, whether in its own stages or in the compiler that it calls."""
     return any(type(error).__module__.startswith(package) for package in ("torch._dynamo", "torch._inductor", "triton"))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory available on the device."""
+    """Bytes of memory available on the device, with those that torch's allocator holds and does not use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     try:
@@ -143,9 +275,13 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Published dense bfloat16 FLOP/s of the device, None if unknown."""
+def peak_flops(device: torch.device, precision: str = "bf16") -> float | None:
+    """Published FLOP/s of dense products of that precision on the device, None if unknown."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for model, peak in _PEAK_FLOPS.items() if model in name), None)
+    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    for model, *peaks in _PEAKS:
+        if words.issuperset(model.split()):
+            peak = peaks[precision == "fp32"]
+            return peak and peak * 1e12
+    return None

@@ -165,7 +165,10 @@ SETTINGS: dict[str, Setting] = {
     "document_mask": Setting("hide earlier documents of the same row from attention"),
     "ema": Setting("decay of a moving average of the weights that is evaluated and sampled; 0: none", _BELOW_ONE),
     "precision": Setting("precision of matrix products; auto: the fastest", ("auto", "fp32", "bf16")),
-    "compile": Setting("compile the network with torch.compile; auto: on CUDA", ("auto", "yes", "no")),
+    "compile": Setting(
+        "compile the network with torch.compile; auto: on CUDA, where it saves time", ("auto", "yes", "no")
+    ),
+    "deterministic": Setting("on CUDA, repeat a training bit for bit, with slower kernels; a CPU always does"),
     "recompute": Setting("repeat the forward pass of each block in the backward pass: less memory, a third more time"),
     "parallel": Setting("how several processes share the work: DDP or FSDP", ("ddp", "fsdp")),
     "resident": Setting("keep all tokens on the device; auto: on CUDA if there is room", ("auto", "yes", "no")),

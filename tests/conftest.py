@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -21,6 +22,11 @@ SHARED = Path(os.environ.get("INKSTONE_SHARED") or ROOT.parent / "shared").resol
 
 # OpenMP threads that spin while waiting make two trainings on two cores many times slower. PASSIVE lets them sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Tests train on the CPU, in this process and in those that it starts, unless they are marked `cuda`. torch reads the
+# variable at its first use of a GPU.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Slow tests, which `make test-fast` leaves out: complete chains, trainings, kill loops. A pattern matches a file, or a
 # file with the name of a test. tests/test_house.py checks that every folder keeps fast tests.
@@ -115,6 +121,11 @@ def pytest_configure(config: pytest.Config) -> None:
     count = 20 if config.option.markexpr == "not slow" else 100
     hypothesis.settings.register_profile("inkstone", deadline=None, max_examples=count)
     hypothesis.settings.load_profile("inkstone")
+    if config.option.markexpr == "cuda":
+        if GPUS is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = GPUS
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest applies -m
@@ -124,6 +135,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needs_run = item.nodeid.startswith("tests/model/") and "trained" in getattr(item, "fixturenames", ())
         if needs_run or is_slow(item.nodeid):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("cuda") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device: NOT tested here; `make test-gpu` on a GPU"))
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def is_slow(test: str) -> bool:

@@ -33,6 +33,11 @@ def linear_cross_entropy(
     return apply(x, weight, targets, softcap, bias)
 
 
+def chunk_rows(count: int, vocab_size: int, device_type: str) -> int:
+    """Return how many of `count` rows have their logits in memory at once."""
+    return min(count, max(_MIN_ROWS, _CHUNK_LOGITS.get(device_type, 1 << 24) // vocab_size))
+
+
 def softcapped(logits: Tensor, softcap: float) -> Tensor:
     """Limit logits to +-softcap by c z / sqrt(c² + z²); a softcap of 0 returns them unchanged."""
     return softcap * logits * torch.rsqrt(logits.square() + softcap**2) if softcap else logits
@@ -59,7 +64,7 @@ def _forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: floa
     target is subtracted from `exp` as the row's sum.
     """
     count, vocab_size = len(targets), len(weight)
-    rows = min(count, max(_MIN_ROWS, _CHUNK_LOGITS.get(x.device.type, 1 << 24) // vocab_size))
+    rows = chunk_rows(count, vocab_size, x.device.type)
     needs_grad = any(ctx.needs_input_grad)
     narrow_weight = weight.to(x.dtype)  # once, in the dtype of the products
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)

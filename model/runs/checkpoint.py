@@ -47,6 +47,7 @@ class TrainState(msgspec.Struct, frozen=True):
     evaluations  number of evaluations so far
     share        the learning rates of the last step, as a fraction of their peaks
     since_row    number of steps since the last row of the metrics, and the sums of their losses and gradient norms
+    device       kind and model of the device that computed it, "" if it was saved before this was recorded
     """
 
     step: int
@@ -60,6 +61,7 @@ class TrainState(msgspec.Struct, frozen=True):
     evaluations: int = 0
     share: float = 0.0
     since_row: tuple[int, float, float] = (0, 0.0, 0.0)
+    device: str = ""
     sha256: dict[str, str] = {}
 
 

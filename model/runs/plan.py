@@ -268,7 +268,7 @@ def identify(plan: TrainPlan, ended: int = 0) -> Identity:
     options: dict[str, Any] = {
         "stage": SCHEMA,
         "model": config.identity(plan.preset.model),
-        "train": dataclasses.asdict(plan.preset.train),
+        "train": config.identity(plan.preset.train),
     }
     if plan.weights_only:
         options["afresh"] = True

@@ -88,6 +88,14 @@ class World:
         dist.all_reduce(tensor, group=self.group)
         return float(tensor)
 
+    def least(self, value: float) -> float:
+        """Return the least value of all processes."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN, group=self.group)
+        return float(tensor)
+
     def first_nonempty(self, name: str) -> str:
         """Return the first name that is not empty, in rank order."""
         if self.size == 1:
@@ -158,7 +166,7 @@ def process_group(device: torch.device) -> Iterator[World]:
         yield World()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_own_gpu(device))
     timeout = _timeout()
     with detect_lost_process():
         dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", timeout=timeout)
@@ -200,6 +208,20 @@ def detect_lost_process(saved_step: Callable[[], int] = lambda: 0) -> Iterator[N
             f"a {subject} was lost: {text.partition('. ')[0][:160]}",
             hint="the same command continues from " + (f"step {step:,}" if step else "the last checkpoint, if any"),
         ) from error
+
+
+def _own_gpu(device: torch.device) -> int:
+    """Return the index of this process's GPU. Raises BadConfig if the processes of this machine would share one."""
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    size = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), rank + 1)
+    if device.index is not None and size > 1:
+        raise BadConfig(f"--device {device} names one GPU for {size} processes", hint="--device cuda gives one to each")
+    if size > count:
+        raise BadConfig(
+            f"{size} processes on this machine need {size} GPUs, and it has {count}",
+            hint=f"torchrun --nproc-per-node {count}",
+        )
+    return rank if device.index is None else device.index
 
 
 def wrap(model: GPT, world: World, parallel: str) -> nn.Module:

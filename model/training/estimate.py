@@ -6,11 +6,13 @@ back, with one line.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,20 +20,25 @@ from torch import Tensor
 from model import device as devices
 from model.config import GPTConfig, Preset, TrainConfig
 from model.device import ExecutionConfig
+from model.network.cross_entropy import chunk_rows
 from model.runs.run import Report
 from model.training.baselines import Baselines
 from pipeline.errors import BadConfig
 
 if TYPE_CHECKING:
+    from model.runs.checkpoint import TrainState
+    from model.training.distributed import World
     from model.training.learner import Learner
 
+T = TypeVar("T")
+
 _USABLE_FRACTION = 0.85  # of the free memory: the allocator rounds up, and other processes run too
-_LOGITS_BYTES = 1 << 28  # of logits and their gradients that exist at once, at most (cross_entropy.py)
 _BYTES_PER_ID = 16  # of a batch: as stored, as int64, and the positions that they are read from
 _PROBES = 3
 _MAX_REASON = 200  # characters of an error of torch
 _PROBE_VOCABULARY, _PROBE_ROWS = 8_000, 8
 _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its caches
+_MIN_COMPILED = 300.0  # seconds of a training: compiling takes one or two minutes
 
 
 @dataclass(frozen=True)
@@ -48,31 +55,37 @@ class ExecutionPlan:
 
 
 def choose_execution(
-    model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, processes: int = 1
+    model: GPTConfig,
+    train: TrainConfig,
+    rows: int,
+    device: torch.device,
+    processes: int = 1,
+    *,
+    available: float | None = None,
 ) -> ExecutionPlan:
     """Choose the precision for the device and the largest micro-batch of at most `rows` sequences that fits.
 
-    Each of `processes` computes such a micro-batch. Raises BadConfig if not even one sequence fits, and suggests a
-    smaller model.
+    Each of `processes` computes such a micro-batch, in `available` bytes, by default those that are free on the device.
+    Raises BadConfig if not even one sequence fits, and suggests a smaller model.
     """
     _require_batch(model, rows, processes)
     precision = devices.pick_precision(device, train.precision)
-    free = int(devices.free_memory(device) * _USABLE_FRACTION)
+    free = int((devices.free_memory(device) if available is None else available) * _USABLE_FRACTION)
     if device.type == "cpu":
         free //= processes  # they share the memory
     size = min(train.micro_batch or rows, rows)
     if device.type == "cpu" and not train.micro_batch:
         size = min(rows, max(1, _CPU_TOKENS // model.block_size))
-    max_size = _max_micro_batch(model, train, precision, free, processes)
+    max_size = _max_micro_batch(model, train, precision, free, processes, device.type)
     if max_size < 1:
-        gigabytes = needed_bytes(model, train, precision, 1, processes) / 1e9
+        gigabytes = needed_bytes(model, train, precision, 1, processes, device.type) / 1e9
         raise BadConfig(
             f"training {model.parameters / 1e6:,.1f}M parameters needs {gigabytes:.1f} GB with one sequence at a time; "
             f"{free / 1e9:.1f} GB available",
-            hint=_suggest_smaller(model, train, precision, free, processes),
+            hint=_suggest_smaller(model, train, precision, free, processes, device.type),
         )
     if train.micro_batch and size > max_size:
-        gigabytes = needed_bytes(model, train, precision, size, processes) / 1e9
+        gigabytes = needed_bytes(model, train, precision, size, processes, device.type) / 1e9
         raise BadConfig(
             f"a micro-batch of {size} sequences needs {gigabytes:.1f} GB; {free / 1e9:.1f} GB available",
             hint=f"--set micro_batch={max_size}, or 0 to choose it automatically",
@@ -83,8 +96,43 @@ def choose_execution(
     compiled = devices.should_compile(device, train.compile)
     would_compile = train.compile == "auto" and device.type == "cuda"
     note = "there is no C++ compiler: the network runs without torch.compile" if would_compile and not compiled else ""
-    needed = needed_bytes(model, train, precision, size, processes)
-    return ExecutionPlan(ExecutionConfig(precision, compiled, size), needed, free, note)
+    needed = needed_bytes(model, train, precision, size, processes, device.type)
+    return ExecutionPlan(ExecutionConfig(precision, compiled, size, train.deterministic), needed, free, note)
+
+
+def choose_together(
+    model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, world: World, store_bytes: int
+) -> ExecutionPlan:
+    """Choose the execution of all processes, of which each has `store_bytes` of tokens on its device.
+
+    They measure time and free memory on their own, so the main process decides, by the least memory.
+    """
+    available = world.least(devices.free_memory(device)) - store_bytes
+    plan: ExecutionPlan = world.broadcast_object(
+        choose_execution(model, train, rows, device, world.size, available=available)
+    )
+    return plan
+
+
+def resumed_execution(
+    plan: ExecutionPlan, state: TrainState, device: torch.device, processes: int, report: Report
+) -> ExecutionConfig:
+    """Return how a checkpoint was computed, with a smaller micro-batch if there is less memory now.
+
+    On another device than that of the checkpoint, return the plan's execution, and report it: the rounding differs
+    there anyway.
+    """
+    execution, name = state.execution, devices.describe(device)
+    if state.device and state.device != name:
+        execution = replace(plan.execution, compiled=plan.execution.compiled and state.train.compile == "yes")
+        report(
+            f"continues on {name}, not on {state.device}: precision, micro-batch and compilation are chosen again, "
+            "and the rounding differs"
+        )
+    size = execution.micro_batch
+    if needed_bytes(state.model, state.train, execution.precision, size, processes, device.type) > plan.free:
+        execution = replace(execution, micro_batch=plan.execution.micro_batch)
+    return execution
 
 
 def _require_batch(model: GPTConfig, rows: int, processes: int) -> None:
@@ -98,23 +146,37 @@ def _require_batch(model: GPTConfig, rows: int, processes: int) -> None:
         )
 
 
-def needed_bytes(model: GPTConfig, train: TrainConfig, precision: str, micro_batch: int, processes: int = 1) -> int:
-    """Return the bytes that a process needs to train with micro-batches of that many sequences."""
+def needed_bytes(
+    model: GPTConfig, train: TrainConfig, precision: str, micro_batch: int, processes: int = 1, kind: str = "cpu"
+) -> int:
+    """Return the bytes that a process needs to train with micro-batches of that many sequences on a `kind` of device.
+
+    The tokens on the device are not among them.
+    """
     weights = weight_bytes(model, train) // (processes if train.parallel == "fsdp" else 1)
-    logits = min(_LOGITS_BYTES, micro_batch * _logit_bytes(model))
-    return weights + micro_batch * activation_bytes(model, train, precision) + logits
+    copies = 2 * (model.parameters - model.vocab_size * model.width) if precision == "bf16" else 0
+    activations = micro_batch * activation_bytes(model, train, precision)
+    return weights + copies + activations + _head_bytes(model, precision, micro_batch, kind)
 
 
-def _max_micro_batch(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> int:
-    """Return how many sequences fit into `free` bytes, whether their logits are computed at once or in chunks."""
-    remaining = free - needed_bytes(model, train, precision, 0, processes)
-    sequence = activation_bytes(model, train, precision)
-    return max((remaining - _LOGITS_BYTES) // sequence, remaining // (sequence + _logit_bytes(model)), 0)
+def _head_bytes(model: GPTConfig, precision: str, micro_batch: int, kind: str) -> int:
+    """Return the bytes of a chunk of logits, and of the head's gradient and copies (cross_entropy.py).
+
+    Each logit is there as a product, in fp32 and as its exponential, and a softcap needs its slope. In fp32 the first
+    three share their memory.
+    """
+    logits = chunk_rows(micro_batch * model.block_size, model.vocab_size, kind) * model.vocab_size
+    logit = (8 if precision == "bf16" else 4) + (4 if model.softcap else 0)
+    return logits * logit + 8 * model.vocab_size * model.width
 
 
-def _logit_bytes(model: GPTConfig) -> int:
-    """Return the bytes of one sequence's logits in fp32, and of as many intermediate values."""
-    return 4 * 2 * model.block_size * model.vocab_size
+def _max_micro_batch(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int, kind: str) -> int:
+    """Return how many sequences fit into `free` bytes."""
+
+    def bytes_of(size: int) -> int:
+        return needed_bytes(model, train, precision, size, processes, kind)
+
+    return bisect.bisect_right(range(1, 1 << 31), free, key=bytes_of)
 
 
 def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:
@@ -127,15 +189,19 @@ def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:
 def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str) -> int:
     """Return the bytes that one sequence keeps for the backward pass, counted from the operations in gpt.py.
 
-    A block keeps the residual stream twice, the outputs of both norms, q, k, v, the output of the heads, the masks of
-    the dropouts, and the feed-forward's hidden values before and after the activation. With `recompute` only the stream
-    between blocks is kept.
+    A block keeps in fp32 the inputs of its norms and of what mixes the stream, in the precision of the products the
+    inputs of q, k, v and the feed-forward (in bfloat16 three copies for q, k and v), the results of q, k, v and the
+    heads, the feed-forward's hidden values before and after the activation, and the masks of the dropouts and, for
+    pairs of tokens, of the documents. With `recompute` only the stream between blocks is kept.
     """
     value = 2 if precision == "bf16" else 4
-    hidden = 3 if model.activation == "swiglu" else 2
-    values = model.width + 2 * model.query_width + 2 * model.kv_width + hidden * model.hidden_width
-    stream = 4 * model.width * (4 + (2 if model.dropout else 0))
-    block = stream + value * values
+    hidden = 4 if model.activation == "swiglu" else 2
+    heads = model.query_width + model.kv_width
+    stream = 4 * model.width * (2 + model.scalars + (2 if model.convolution else 0))
+    values = model.width * (4 if value == 2 else 2) + 2 * heads + hidden * model.hidden_width
+    values += (2 * model.width if model.dropout else 0) + (model.block_size if train.document_mask else 0)
+    values += model.kv_width if model.values else 0
+    block = stream + value * values + (4 * heads if model.qk_norm else 0)
     blocks = model.layers * (4 * model.width if train.recompute else block) + (block if train.recompute else 0)
     masks = model.block_size if train.document_mask else 0
     return model.block_size * (blocks + 12 * model.width + masks)
@@ -183,11 +249,11 @@ def _format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _suggest_smaller(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int) -> str:
+def _suggest_smaller(model: GPTConfig, train: TrainConfig, precision: str, free: int, processes: int, kind: str) -> str:
     """Return a hint with a smaller model of the same kind that fits."""
 
     def fits(smaller: GPTConfig) -> bool:
-        return _max_micro_batch(smaller, train, precision, free, processes) >= 1
+        return _max_micro_batch(smaller, train, precision, free, processes, kind) >= 1
 
     for layers in range(model.layers - 1, 0, -1):
         if fits(smaller := dataclasses.replace(model, layers=layers)):
@@ -221,36 +287,72 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(_PROBES):
         start = time.monotonic()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        devices.synchronize(device)
         times.append(time.monotonic() - start)
     return min(times)
 
 
-def measure_step(learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report) -> float:
+def measure_step(
+    learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report, *, compiles: bool = False
+) -> float:
     """Return the seconds of a trial pass of a micro-batch, and let the learner fall back until one succeeds.
 
-    `load` returns the ids (rows, T + 1) of that many sequences. Raises BadConfig if the network cannot be compiled, or
-    memory does not suffice, as the user wanted it.
+    `load` returns the ids (rows, T + 1) of that many sequences. With `compiles` the network is compiled if the training
+    would take longer than five minutes without, and if that makes it faster. Raises BadConfig if the network cannot be
+    compiled, or memory does not suffice, as the user wanted it.
     """
-    while True:
-        try:
-            return _seconds(learner, load(learner.execution.micro_batch), eos)
-        except Exception as error:  # torch has no common class for what a compiler or an allocator raises
-            if devices.is_compiler_error(error):
-                fallback = _eager(learner, error, report)
-            elif devices.is_out_of_memory(error):
-                fallback = _smaller(learner, report)
-            else:
-                raise
-        learner.model.zero_grad(set_to_none=True)
-        if learner.device.type == "cuda":
-            torch.cuda.empty_cache()
-        learner.use(fallback)
+    seconds, world, config = _passing_seconds(learner, load, eos, report), learner.world, learner.config
+    passes = math.ceil(learner.rows / learner.execution.micro_batch)
+    total = 60 * config.minutes or config.steps * passes * seconds
+    if not compiles or learner.execution.compiled or world.broadcast(total) < _MIN_COMPILED:
+        return seconds
+    eager = learner.execution
+    learner.use(replace(eager, compiled=True))
+    compiled_seconds = _passing_seconds(learner, load, eos, report)
+    is_compiled = not world.any(not learner.execution.compiled)
+    if is_compiled and world.broadcast(compiled_seconds) < world.broadcast(seconds):
+        return compiled_seconds
+    if is_compiled:
+        report("the network runs without torch.compile, with which a trial pass takes longer")
+    learner.use(eager)
+    return seconds
+
+
+def _passing_seconds(learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report) -> float:
+    return retried(learner, lambda: _seconds(learner, load(learner.execution.micro_batch), eos), report)
 
 
 def _seconds(learner: Learner, ids: Tensor, eos: int) -> float:
     return seconds_of(lambda: learner.probe(ids, eos), learner.device)
+
+
+def retried(learner: Learner, work: Callable[[], T], report: Report) -> T:
+    """Return the result of `work` of the learner, and let the learner fall back until it succeeds."""
+    while True:
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - torch has no class for what a compiler or an allocator raises
+            fall_back(learner, error, report)
+
+
+def fall_back(learner: Learner, error: Exception, report: Report) -> None:
+    """Let the learner compute with less than what failed with `error`: not compiled, or a smaller micro-batch.
+
+    Raises BadConfig if the user wanted it so, and any other error again.
+    """
+    if devices.is_compiler_error(error):
+        execution = _eager(learner, error, report)
+    elif devices.is_out_of_memory(error):
+        execution = _smaller(learner, report)
+    elif learner.execution.deterministic and devices.is_nondeterministic(error):
+        reason = (str(error).splitlines() or [""])[0][:_MAX_REASON]
+        raise BadConfig(f"deterministic=true: {reason}", hint="--set deterministic=false") from None
+    else:
+        raise error
+    learner.model.zero_grad(set_to_none=True)
+    if learner.device.type == "cuda":
+        torch.cuda.empty_cache()
+    learner.use(execution)
 
 
 def _eager(learner: Learner, error: Exception, report: Report) -> ExecutionConfig:

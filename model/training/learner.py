@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model import device as devices
 from model.config import GPTConfig, TrainConfig
 from model.device import ExecutionConfig
 from model.network import masks
@@ -62,6 +63,8 @@ class Learner:
     def use(self, execution: ExecutionConfig) -> None:
         """Compute the next steps as `execution` says, which must have the precision of the optimizers."""
         self.execution = execution
+        if self.device.type == "cuda":
+            devices.set_deterministic(execution.deterministic)
         self._loss: Callable[..., Tensor] = self._wrapped
         if execution.compiled:
             self._loss = torch.compile(self._wrapped, dynamic=False)
@@ -143,8 +146,9 @@ class Learner:
                 culprit = f"gradient of {gradient_name}" if gradient_name else "loss"
         else:
             torch._foreach_mul_(list(gradients.values()), (self.config.clip / (norm + 1e-6)).clamp(max=1.0))
-            for optimizer in self.optimizers:
-                optimizer.step()
+            with devices.out_of_memory_refused(self.device):
+                for optimizer in self.optimizers:
+                    optimizer.step()
             self._update_average(steps_taken)
         self.model.zero_grad(set_to_none=True)
         return StepResult(loss, norm, culprit)

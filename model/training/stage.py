@@ -302,5 +302,5 @@ def dry_run(plan: TrainPlan, *, device: str) -> list[str]:
 
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(Path(folder), plan, pick_device(device), lines.append, World()).announce()
+        Trainer(Path(folder), plan, pick_device(device), lines.append, World()).announce(compiles=False)
     return [*lines, *filter(None, [built_with(identify(plan).code.edited)])]

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from model import device as devices
+from model.device import out_of_memory_refused
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import Annealed, TrainPlan, write_config
@@ -22,9 +23,8 @@ from model.runs.run import CHECKPOINTS, Report, Result
 from model.training import estimate
 from model.training.baselines import Baselines, compute_baselines
 from model.training.checkpointer import Checkpointer
-from model.training.dataloader import Loader, Sampler, to_device
+from model.training.dataloader import Loader, Sampler, is_resident, to_device
 from model.training.distributed import World
-from model.training.estimate import ExecutionPlan
 from model.training.evaluate import Evaluation, validation_set
 from model.training.evaluator import Evaluator, sample_prompt
 from model.training.finish import copy_records, finish
@@ -65,7 +65,7 @@ def fit(
     Annealed. Raises TrainingDiverged if the numbers stay non-finite after two rollbacks.
     """
     world = world or World()
-    report = report if world.is_main else _discard
+    report = report if world.is_main else lambda line: None
     watch = watch if world.is_main else None
     trainer = Trainer(draft, plan, devices.pick_device(device, report), report, world, resume=resume, watch=watch)
     tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
@@ -73,7 +73,8 @@ def fit(
         write_config(draft, plan.preset_name, plan.preset, tokenizer)
     baselines = trainer.announce()
     folder = draft if world.is_main else None
-    with signals.stop_on_signals(stopped) as stop, Metrics(folder, saved_step, board=plan.tensorboard) as metrics:
+    metrics_file = Metrics(folder, saved_step, board=plan.tensorboard)
+    with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, out_of_memory_refused(trainer.device):
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:
@@ -112,10 +113,9 @@ class Trainer:
         validation = validation_set(self.store, self.config.eval_bytes) if len(self.store.val) else None
         first, count = world.rows(self.config.batch_size)
         self.rows = range(first, first + count)
-        # Processes that measure time and free memory on their own may choose differently.
-        self.execution_plan: ExecutionPlan = world.broadcast_object(
-            estimate.choose_execution(model, self.config, count, device, world.size)
-        )
+        self.is_resident = is_resident(self.config.resident, self.store.train, device)
+        store_bytes = len(self.store.train) * self.store.train.dtype.itemsize * self.is_resident
+        self.execution_plan = estimate.choose_together(model, self.config, count, device, world, store_bytes)
         if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
                 files.remove_tree(draft / name)
@@ -134,11 +134,13 @@ class Trainer:
         self._load_batches()
 
     def _build_learner(self, state: TrainState | None) -> Learner:
-        """Build the learner as a checkpoint was computed, with a smaller micro-batch if there is less memory now."""
-        model, execution = self.preset.model, state.execution if state else self.execution_plan.execution
-        precision, size = execution.precision, execution.micro_batch
-        if estimate.needed_bytes(model, self.config, precision, size, self.world.size) > self.execution_plan.free:
-            execution = replace(execution, micro_batch=self.execution_plan.execution.micro_batch)
+        """Build the learner as a checkpoint was computed, or to be tried without compiling first."""
+        model, plan = self.preset.model, self.execution_plan
+        if state:
+            execution = estimate.resumed_execution(plan, state, self.device, self.world.size, self.report)
+        else:
+            execution = replace(plan.execution, compiled=self.config.compile == "yes")
+        self._may_compile = plan.execution.compiled and not (state and execution == state.execution)
         counts = count_tokens(self.store, model.vocab_size) if model.head_bias else None
         return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts)
 
@@ -172,7 +174,7 @@ class Trainer:
             step=self.data_step,
             first=self.rows.start,
             count=len(self.rows),
-            resident=self.config.resident,
+            resident="yes" if self.is_resident else "no",
         )
 
     @property
@@ -184,10 +186,10 @@ class Trainer:
     def _first_data_step(self) -> int:
         return self._parent.steps if self._parent and not self._parent.weights_only else 0
 
-    def announce(self) -> Baselines | None:
+    def announce(self, *, compiles: bool = True) -> Baselines | None:
         """Report the plan, the estimated time and the losses of simple baselines; return the baselines.
 
-        There are none without a validation set.
+        There are none without a validation set. The network is compiled only with `compiles`.
         """
         validation = self.evaluator.validation
         self.baselines = compute_baselines(self.store, validation) if validation else None
@@ -198,6 +200,7 @@ class Trainer:
             lambda rows: to_device(self.sampler.batch(0, rows), self.device),
             self.store.tokenizer.end_of_text,
             self.report,
+            compiles=compiles and self._may_compile,
         )
         execution = self.learner.execution
         seconds *= math.ceil(len(self.rows) / execution.micro_batch)
@@ -247,7 +250,8 @@ class Trainer:
     def _step(self) -> None:
         seed = (self.config.seed << 32) + self.data_step
         self.schedule.apply(self.learner.optimizers)
-        result = self.learner.step(next(self.loader), seed, self.schedule.step, self.store.tokenizer.end_of_text)
+        ids, step, eos = next(self.loader), self.schedule.step, self.store.tokenizer.end_of_text
+        result = estimate.retried(self.learner, lambda: self.learner.step(ids, seed, step, eos), self.report)
         self.schedule.advance()
         if result.culprit:
             self._skip(result)
@@ -333,6 +337,7 @@ class Trainer:
             evaluations=self.evaluator.count,
             share=self.schedule.applied_factor,
             since_row=self.sums.totals(self.world),
+            device=devices.describe(self.device),
         )
         self.checkpointer.save(state, self.learner.state_tensors(), self.metrics, required=required)
 
@@ -365,7 +370,7 @@ class Trainer:
         best_rows = [row for row in evaluated if checkpoint.folder_name(int(row["step"])) == best]
         seconds, model = self.schedule.seconds, self.preset.model
         tokens = self.schedule.step * self._step_tokens
-        rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(self.device)
+        rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(self.device, self.learner.execution.precision)
         return Result(
             steps=self.schedule.step,
             tokens=tokens,
@@ -392,7 +397,3 @@ class Trainer:
 def _number(rows: list[dict[str, str]], column: str) -> float | None:
     """Return a number of the first row, None without rows."""
     return float(rows[0][column]) if rows else None
-
-
-def _discard(line: str) -> None:
-    """Discard log lines on ranks other than 0."""

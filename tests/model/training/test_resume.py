@@ -276,7 +276,7 @@ def test_micro_batch_size_changes_rounding_only(tmp_path: Path) -> None:
 def test_resume_with_less_memory_uses_a_smaller_micro_batch(root: Path, tmp_path: Path) -> None:
     expected = train_undisturbed(tmp_path / "quiet", dropout=0.0)
     assert train(root, constants=stop_at(7), dropout=0.0).code == 75
-    resumed = train(root, constants={"model.device.free_memory": lambda device: 2 << 20}, dropout=0.0)
+    resumed = train(root, constants={"model.device.free_memory": lambda device: 3 << 19}, dropout=0.0)
     assert resumed.code == 0, resumed.err
     assert "resuming from step 7 " in resumed.err
     for actual_row, expected_row in zip(metric_rows(current_run(root)), metric_rows(expected), strict=True):
