@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from model.commands import exchange, presets, recipe, refresh, sample, serve, start, train
+from model.commands import doctor, exchange, presets, recipe, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import buckets, clean, console, data, maintenance, tokens
@@ -58,7 +58,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (
         *(refresh.refresh, recipe.recipe, maintenance.status, maintenance.verify, maintenance.rollback),
-        *(maintenance.prune, maintenance.schedule, maintenance.doctor, buckets.push, buckets.pull),
+        *(maintenance.prune, maintenance.schedule, doctor.doctor, buckets.push, buckets.pull),
     ),
     "Development": (_bench(),),
 }

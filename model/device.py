@@ -175,6 +175,21 @@ def describe(device: torch.device) -> str:
     return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
+def describe_gpus() -> list[str]:
+    """Describe every GPU that torch can see: its name, capability, memory, driver and bfloat16."""
+    driver = re.search(r"Module.*?(\d+\.[\d.]+)", _DRIVER.read_text("utf-8")) if _DRIVER.exists() else None
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free = torch.cuda.mem_get_info(index)[0]
+        lines.append(
+            f"{properties.name}, capability {properties.major}.{properties.minor}, {free / 1e9:.1f} of "
+            f"{properties.total_memory / 1e9:.1f} GB free, driver {driver[1] if driver else 'unknown'}, torch for CUDA "
+            f"{torch.version.cuda}, {'bfloat16' if _has_fast_bfloat16(torch.device('cuda', index)) else 'no bfloat16'}"
+        )
+    return lines
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has computed all that it was given."""
     if device.type == "cuda":

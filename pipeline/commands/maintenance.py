@@ -1,8 +1,7 @@
-"""The maintenance commands: status, verify, rollback, prune, schedule and doctor."""
+"""The maintenance commands: status, verify, rollback, prune and schedule."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from contextlib import suppress
@@ -15,7 +14,6 @@ import click
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings
 from pipeline.commands.options import STAGES
-from pipeline.errors import DISTRIBUTION
 
 if TYPE_CHECKING:
     from pipeline.maintenance.status import Publication
@@ -265,40 +263,3 @@ def schedule(
             exit_code=process.returncode,
         )
     return Outcome("unchanged", extra={"text": text}, lines=text.splitlines(), always=True)
-
-
-@click.command(cls=Command)
-@click.option("--cron", is_flag=True, help="Check as cron would run it: no terminal and an almost empty environment.")
-@click.option("--offline", is_flag=True, help="Do not contact the server that data is downloaded from.")
-def doctor(settings: Settings, cron: bool, offline: bool) -> Outcome:
-    """Check disk, locks, clock, network, versions.
-
-    Exits with 78 if this machine cannot run Inkstone reliably. The checks leave nothing behind.
-    """
-    from pipeline.maintenance import doctor as checks
-    from pipeline.sources.catalogue import HUB
-    from pipeline.sources.http import server_date
-
-    if cron:
-        options = ["--offline"] if offline else []
-        command = [sys.executable, str(PROGRAM), "--artifacts", str(settings.root.absolute()), "doctor", *options]
-        process = checks.under_cron(command)
-        lines = (process.stdout + process.stderr).splitlines()
-        result = "failed" if process.returncode else "unchanged"
-        return Outcome(result, extra={"output": lines}, lines=lines, always=True, exit_code=process.returncode)
-    endpoint = os.environ.get("HF_ENDPOINT") or HUB
-    findings = checks.examine(
-        settings.root, DISTRIBUTION, ask=None if offline else lambda: server_date(endpoint, settings.progress.stop)
-    )
-    failed = any(finding.state == "fail" for finding in findings)
-    return Outcome(
-        "failed" if failed else "unchanged",
-        path=settings.root,
-        extra={"findings": [asdict(finding) for finding in findings]},
-        lines=[
-            f"{finding.state:<5} {finding.name:<14} {finding.what}" + (f" — {finding.hint}" if finding.hint else "")
-            for finding in findings
-        ],
-        always=True,
-        exit_code=errors.BadConfig.exit_code if failed else 0,
-    )
