@@ -67,14 +67,15 @@ def fit(
     world = world or World()
     report = report if world.is_main else lambda line: None
     watch = watch if world.is_main else None
-    trainer = Trainer(draft, plan, devices.pick_device(device, report), report, world, resume=resume, watch=watch)
+    with out_of_memory_refused(picked := devices.pick_device(device, report)):
+        trainer = Trainer(draft, plan, picked, report, world, resume=resume, watch=watch)
     tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
     if world.is_main:
         write_config(draft, plan.preset_name, plan.preset, tokenizer)
     baselines = trainer.announce()
     folder = draft if world.is_main else None
     metrics_file = Metrics(folder, saved_step, board=plan.tensorboard)
-    with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, out_of_memory_refused(trainer.device):
+    with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, out_of_memory_refused(picked):
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import weakref
@@ -18,7 +19,6 @@ from model import device as devices
 from model.commands import doctor
 from model.config import GPTConfig, TrainConfig, identity
 from model.device import ExecutionConfig
-from model.generation import engine
 from model.runs import checkpoint
 from model.runs.checkpoint import TrainState
 from model.training import dataloader, distributed, estimate
@@ -96,7 +96,7 @@ def test_deterministic_setting_reaches_torch_and_the_checkpoint(monkeypatch: pyt
 
         assert torch.are_deterministic_algorithms_enabled()
         assert inductor.deterministic
-        assert devices.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         devices.set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
@@ -145,7 +145,7 @@ class Compiler:
                 return eager
             self.attempts += 1
             if compiled is None:
-                raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no Python.h"), [])
+                raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no Python.h"), None)
             return compiled
 
         def use(execution: ExecutionConfig) -> None:
@@ -214,9 +214,15 @@ def test_run_out_of_memory_at_a_later_step_ends_well_or_names_the_setting(root: 
     assert result.code == 0, result.err
     assert "16 sequences at once do not fit into the memory of cpu: trying 8" in result.err
     assert len(metric_rows(current_run(root))) >= 2
+    full = train(root, constants={"model.training.learner.Learner.initialise": fail_to_allocate}, seed=3)
+    assert full.code == 78, full.err
     named = train(root, constants=constants, micro_batch=16, seed=2)
     assert named.code == 78, named.err
     assert "--set micro_batch=8" in named.err
+
+
+def fail_to_allocate(*arguments: object) -> None:
+    raise OUT_OF_MEMORY
 
 
 def scarce_from_step(number: int) -> object:
@@ -234,11 +240,7 @@ def scarce_from_step(number: int) -> object:
 def test_optimizer_without_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A4: a smaller micro-batch would not help, and some weights may be updated already."""
     learner = small_learner()
-
-    def fail() -> None:
-        raise OUT_OF_MEMORY
-
-    monkeypatch.setattr(learner.optimizers[0], "step", fail)
+    monkeypatch.setattr(learner.optimizers[0], "step", fail_to_allocate)
     with pytest.raises(BadConfig, match="does not fit into the memory"):
         estimate.retried(learner, lambda: learner.step(ids(), 1, 0, 0), print)
 
@@ -267,7 +269,6 @@ def test_sample_that_fails_does_not_end_the_training(failure: Exception, root: P
 
 def test_sample_without_free_memory_does_not_end_the_training(root: Path) -> None:
     """A6."""
-    assert engine.free_memory is devices.free_memory
     result = train(root, constants={"model.generation.engine.free_memory": lambda device: 1000})
     assert result.code == 0, result.err
 
@@ -298,7 +299,7 @@ def never(line: str) -> None:
 
 def test_gpus_are_hidden_from_the_tests_and_their_processes() -> None:
     """A9."""
-    assert devices.os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert torch.cuda.device_count() == 0
 
 
