@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
 
-.PHONY: demo test test-fast test-gpu chaos lint docs digests bench clean
+.PHONY: demo test test-fast test-gpu chaos lint docs digests bench gpu-check clean
 
 demo: $(READY)
 	@$(BIN)/inkstone demo
@@ -38,6 +38,11 @@ digests: $(READY)
 
 bench: $(PEERS)
 	@$(BIN)/inkstone bench
+
+# At most 10 minutes on a GPU; docs/gpu.md says which file to send. Without a GPU: make gpu-check DEVICE=cpu
+DEVICE ?= cuda
+gpu-check: $(READY)
+	@$(BIN)/inkstone bench gpu --device $(DEVICE)
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + \

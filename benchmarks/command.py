@@ -96,6 +96,7 @@ _BENCHMARKS: dict[str, Callable[[_Options], list[Row]]] = {
     "sample": _sample,
     "loss": _loss,
 }
+_GPU = "gpu"  # claims about one device, instead of comparisons
 _DEFAULT = [name for name in _BENCHMARKS if name != "loss"]  # loss needs two texts and minutes of training
 
 
@@ -107,12 +108,12 @@ class _BenchmarkName(click.Choice[str]):
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
             raise errors.BadConfig(
-                f"unknown benchmark {value!r}", hint=f"choose one of {', '.join(_BENCHMARKS)}"
+                f"unknown benchmark {value!r}", hint=f"choose one of {', '.join(self.choices)}"
             ) from error
 
 
 @click.command(cls=Command, short_help="Measure against other tools.")
-@click.argument("name", type=_BenchmarkName(list(_BENCHMARKS)), required=False)
+@click.argument("name", type=_BenchmarkName([*_BENCHMARKS, _GPU]), required=False)
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each side; the median counts."
@@ -130,6 +131,8 @@ class _BenchmarkName(click.Choice[str]):
     help="Tokenizer for loss, for example bpe-8000 or char (default: the preset's).",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Random seed for loss.")
+@click.option("--device", default="cuda", show_default=True, help="Device that gpu checks.")
+@click.option("--quick", is_flag=True, help="Leave out the claims of gpu that take more than half a minute.")
 def bench(
     settings: Settings,
     name: str | None,
@@ -141,16 +144,20 @@ def bench(
     pairs: tuple[str, ...],
     tokenizer: str,
     seed: int,
+    device: str,
+    quick: bool,
 ) -> Outcome:
     """Compare Inkstone with other tools that do the same work, alternately on this machine.
 
-    Without a name, all benchmarks except loss run. `bench tokenize SHARD...` measures your own shards instead of
+    Without a name, all benchmarks except loss and gpu run. `bench tokenize SHARD...` measures your own shards, not
     generated ones. `bench loss TRAIN.txt VAL.txt` trains on the first text and reports the bits per character of the
-    second.
+    second. `bench gpu` checks what Inkstone claims about a GPU, one line per claim (docs/gpu.md).
     """
     if missing := [path for path in files if not path.is_file()]:
         raise errors.InputMissing(f"{missing[0]}: no such file", hint="check the path")
     report = settings.progress.note
+    if name == _GPU:
+        return _check_gpu(device, report, quick=quick)
     options = _Options(files, rounds, size, minutes, preset, parse_key_values(pairs), tokenizer, seed, report)
     rows = [row for benchmark in ([name] if name else _DEFAULT) for row in _BENCHMARKS[benchmark](options)]
     return Outcome(
@@ -158,4 +165,21 @@ def bench(
         extra={"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]},
         lines=[row.line() for row in rows],
         always=True,
+    )
+
+
+def _check_gpu(device: str, report: Callable[[str], None], *, quick: bool) -> Outcome:
+    """Measure the claims about a device; exit with 1 if one of them fails."""
+    from benchmarks.gpu import check
+
+    verdicts, path = check.bench(device, report, quick=quick)
+    counts = {kind: sum(row.verdict == kind for row in verdicts) for kind in ("PASS", "FAIL", "SKIP")}
+    return Outcome(
+        "failed" if counts["FAIL"] else "passed",
+        path=path,
+        counts=counts,
+        extra={"claims": [row.fields() for row in verdicts]},
+        lines=[*(row.line() for row in verdicts), f"{path}: {counts}"],
+        always=True,
+        exit_code=1 if counts["FAIL"] else 0,
     )

@@ -65,9 +65,9 @@ def _compare(
     sampler = Sampler(tokens, model.block_size, config.seed, "random", "bench")
     steps, per_step = _STEPS.get(device.type, _STEPS["cuda"]), config.batch_size * model.block_size
     ours = _Ours(model, config, sampler, device)
-    peers: dict[str, _Loop] = {"a plain loop": _Plain(model, config, sampler, device)}
+    peers: dict[str, _Loop] = {"a plain loop": PlainLoop(model, config, sampler, device)}
     if devices.has_compiler():
-        peers["a plain loop, compiled"] = _Plain(model, config, sampler, device, compiled=True)
+        peers["a plain loop, compiled"] = PlainLoop(model, config, sampler, device, compiled=True)
     report(f"{model.parameters / 1e6:.1f}M parameters on {device}, {per_step:,} tokens a step")
     loops: dict[str, _Loop] = {"ours": ours, **peers}
     losses = {name: [loop.step() for _ in range(_COMPARED)] for name, loop in loops.items()}
@@ -123,7 +123,7 @@ class _Ours:
         return self._loader.waited / self._seconds
 
 
-class _Plain:
+class PlainLoop:
     """The training step of nanoGPT's train.py, on our network."""
 
     def __init__(
