@@ -55,7 +55,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim("filled card", "with 1 GiB free, fewer sequences are computed at once", memory.filled_card),
     Claim("memory of the head", "the loss needs little memory", memory.head_peak),
-    Claim("waiting", "a training does not wait for batches", numbers.waiting, slow=True),
+    Claim("waiting", "a training does not wait for batches", numbers.waiting, of_gpus=True, slow=True),
     Claim("plain loop", "a step is as fast as a plain loop's", speed.plain_loop, slow=True),
     Claim(
         "MFU, gpt2-124m",

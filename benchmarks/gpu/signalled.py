@@ -26,5 +26,5 @@ if __name__ == "__main__":
             os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
         return take_step(*arguments)
 
-    Learner.step = signalled_step  # type: ignore[method-assign]
+    Learner.step = signalled_step  # type: ignore[assignment, method-assign]
     sys.exit(main(words))
