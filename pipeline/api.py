@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.readers import compression, jsonl
+from pipeline.readers import compression, corpora, jsonl
 from pipeline.runtime.progress import Progress
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
@@ -43,8 +43,11 @@ def artifacts_folder(root: str | Path | None = None) -> Path:
 def load_corpus(name: str, root: str | Path | None = None) -> Iterator[CorpusDocument]:
     """Iterate over the documents of a corpus, in order. Raises InputMissing if there is none of that name."""
     corpus = artifact.find(artifacts_folder(root), "corpora", name)
-    lines = jsonl.split_lines(compression.read_blocks(corpus.file("documents.jsonl.zst")))
-    return (_decode_document(line) for _, line, _ in lines)
+    return (
+        _decode_document(line)
+        for path in corpora.document_files(corpus)
+        for _, line, _ in jsonl.split_lines(compression.read_blocks(path))
+    )
 
 
 def _decode_document(line: bytes) -> CorpusDocument:

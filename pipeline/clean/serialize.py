@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import msgspec
@@ -16,22 +16,20 @@ from pipeline.clean.options import CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report.report import CleaningReport, add_counts
 from pipeline.clean.utf16 import Utf16Text, contains_any, decode_utf16, join_documents, split_documents
+from pipeline.readers.jsonl import LINE_PREFIX
 
 ZSTD_LEVEL = 1  # three times as fast as the library's default, for a tenth more bytes
 _JSON_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\t", b"\\t"))  # the backslash first
 _OTHER_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
 
 
-@dataclass(frozen=True)
-class CorpusRow:
-    """A complete document that may be a duplicate. `signature` is for --dedup near."""
+class CorpusRow(msgspec.Struct, frozen=True, array_like=True):
+    """A complete document that may be a duplicate. `json_end` follows its text in its JSON line."""
 
-    json_line: bytes
     text: str
+    json_end: bytes
     profile: str
-    fingerprint: bytes
     location: tuple[int, int]  # line and byte offset in its file
-    signature: bytes = b""
 
 
 def as_json(page: Utf16Text, encoded: bytes) -> list[memoryview | bytes]:
@@ -90,20 +88,26 @@ def publish_sentences(
     return sentences.pieces
 
 
-def publish_rows(rows: Sequence[CorpusRow], source: str, options: CleanOptions, report: CleaningReport) -> bytes:
-    """Count documents of a file as published, and return their lines of sentences.txt."""
+def publish_rows(
+    rows: Sequence[CorpusRow], source: str, options: CleanOptions, report: CleaningReport
+) -> tuple[bytes, bytes]:
+    """Count documents of a file as published, and return their JSON lines, compressed, and lines of sentences.txt."""
     indices_of: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         indices_of.setdefault(row.profile, []).append(index)
+    texts: dict[int, memoryview | bytes] = {}
     pieces: dict[int, bytes] = {}
     for profile, indices in indices_of.items():
         page = join_documents([rows[index].text for index in indices])
         encoded, is_mixed = decode_utf16(page).encode(), len(indices_of) > 1
+        texts |= dict(zip(indices, as_json(page, encoded), strict=True))
         parts = publish_sentences(
             page, encoded, source, profile, options, report, count=len(indices), by_document=is_mixed
         )
         pieces |= dict(zip(indices, parts, strict=is_mixed))
-    return b"".join(piece for _, piece in sorted(pieces.items()))
+    lines_of = ((LINE_PREFIX, texts[index], row.json_end) for index, row in enumerate(rows))
+    frame = compress(b"".join(itertools.chain.from_iterable(lines_of)))
+    return frame, b"".join(piece for _, piece in sorted(pieces.items()))
 
 
 def compress(data: bytes | memoryview) -> bytes:

@@ -5,49 +5,51 @@ sentences.txt         one sentence per line, to train SentencePiece on
 rejects.jsonl.zst     records that could not be read or were filtered out, with file, line, byte offset and reason
 report.json           effects of each rule, statistics of the output, and tokenizer settings that suit it
 
-tasks.py reads files into tasks of about a megabyte, worker.py cleans each in any process, writer.py collects the
-results in order. A document of more than 4 M characters is filtered by its beginning and written as it is read, so
+Of more than 64 MiB of files, documents-00000.jsonl.zst and sentences-00000.txt are those of the first part, and so on.
+
+tasks.py reads files into tasks of about a megabyte, worker.py cleans each in any process, parts/ collects the results
+in order. A document of more than 4 M characters is filtered by its beginning and written as it is read, so
 that memory use does not grow. A complete text file is held in memory only if a rule needs more context than a line
-(containers, hard-wrapped lines, --notes, --unwrap, --verse, --dedup,
---decontaminate, --unit paragraph or sentence, chapters that only a
-series proves).
+(containers, hard-wrapped lines, --notes, --unwrap, --verse, --dedup, --decontaminate, --unit paragraph or sentence,
+chapters that only a series proves).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import gc
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from pipeline.clean import profiles
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.duplicates import held_out as held_out_text
+from pipeline.clean.duplicates.signatures import load_rensa
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
+from pipeline.clean.parts.assembly import REPORT, CorpusAssembly
+from pipeline.clean.parts.builder import Part, make_parts, rare_garbage_collection
+from pipeline.clean.parts.part import DIGESTS, PART_BYTES, PartTask, divide, read_record
 from pipeline.clean.report import examples, render
 from pipeline.clean.report.report import CleaningReport
-from pipeline.clean.tasks import CleanTask, TaskReader
+from pipeline.clean.tasks import TaskReader
 from pipeline.clean.utf16 import Utf16Text, decode_utf16
-from pipeline.clean.worker import CleanWorker, clean_task, divide_by_profile
-from pipeline.clean.writer import REPORT, CorpusWriter
-from pipeline.errors import BadConfig
-from pipeline.readers import documents, readers
-from pipeline.runtime import workers
+from pipeline.clean.worker import clean_task, divide_by_profile
+from pipeline.errors import BadConfig, BadData
+from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.progress import Advance, Progress
+from pipeline.runtime.progress import Progress
 from pipeline.sources.inputs import InputFile, require_unchanged, resolve_inputs
-from pipeline.store import artifact, code
+from pipeline.store import artifact, code, files
 from pipeline.store.artifact import BuildResult, StageOutput
+from pipeline.store.generations import RUN
 from pipeline.store.manifest import Identity
 
-# Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
-_GC_THRESHOLDS = (100_000, 50, 100)
+_HELD_OUT = "held-out"  # folder in the scratch folder of the draft
 SCHEMA = 6  # increase when the same options give different bytes
 CODE = code.Code(
     ("pipeline/clean", "pipeline/readers", "pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
@@ -95,21 +97,35 @@ def clean(
     jobs: int = 1,
     rebuild: bool = False,
     held_out: Sequence[InputFile] = (),
+    part_bytes: int = PART_BYTES,
 ) -> BuildResult:
     """Clean every input into the corpus `name`, with `jobs` processes; with `rebuild` even if it is published.
 
     Documents that share passages with the files `held_out` are dropped; `options.decontaminate` only names them.
+    Parts that a killed run completed are reused. `part_bytes` decides bytes without being part of the key, so only
+    tests set it.
+
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
 
     def write(draft: Path) -> StageOutput:
-        with CorpusWriter(options, draft) as writer:
-            _clean_into(writer, inputs, options, progress, jobs, held_out)
-            content = writer.finish(inputs)
+        scratch = draft / artifact.SCRATCH
+        _remove_all_but(draft, artifact.SCRATCH, RUN)
+        scratch.mkdir(exist_ok=True)
+        sources = CleanSources(inputs, held_out, options, part_bytes)
+        try:
+            content = _assemble(sources, scratch, progress, jobs).finish(draft, inputs)
+        except BadData:  # the same parts would fail in the same way
+            _remove_all_but(draft, RUN)
+            raise
+        except BaseException:
+            if not any(scratch.glob("part-*")):
+                files.remove_tree(scratch)
+            raise
         paths = [str(entry.path.absolute()) for entry in inputs]
         return dataclasses.replace(content, run={"inputs": paths, "settings": options.settings()})
 
-    return artifact.build(root, identify(name, inputs, options, held_out), write, rebuild=rebuild)
+    return artifact.build(root, identify(name, inputs, options, held_out), write, keep_draft=True, rebuild=rebuild)
 
 
 def build_report(
@@ -120,37 +136,68 @@ def build_report(
     jobs: int = 1,
     held_out: Sequence[InputFile] = (),
 ) -> CleaningReport:
-    """Return the report that `clean` would publish, without writing anything. Raises the same errors."""
-    with CorpusWriter(options, None) as writer:
-        _clean_into(writer, inputs, options, progress, jobs, held_out)
-        writer.check(inputs)
-        return writer.report
+    """Return the report that `clean` would publish, without publishing anything. Raises the same errors.
+
+    Only with --dedup and --decontaminate, temporary files are written.
+    """
+    with tempfile.TemporaryDirectory(prefix="inkstone-") as folder:
+        sources = CleanSources(inputs, held_out, options, PART_BYTES)
+        assembly = _assemble(sources, Path(folder), progress, jobs, is_trial=True)
+        assembly.check([entry.name for entry in inputs])
+        return assembly.report
 
 
-def _clean_into(
-    writer: CorpusWriter,
-    inputs: Sequence[InputFile],
-    options: CleanOptions,
-    progress: Progress,
-    jobs: int,
-    held_out: Sequence[InputFile],
-) -> None:
-    """Clean all inputs in `jobs` processes, and write the results in input order."""
-    total = sum(entry.path.stat().st_size for entry in inputs)
-    with _held_out_index(writer, held_out, options) as index, progress.bar("clean", total) as advance:
-        note = functools.cache(progress.note)  # the same field of many files is noted once
-        tasks = _read_tasks(writer, inputs, options, advance, note)
-        thresholds = gc.get_threshold()
-        gc.set_threshold(*_GC_THRESHOLDS)
-        results = workers.map_ordered(CleanWorker(options, index), tasks, jobs=jobs)
-        try:
-            for task, result in results:
-                progress.safe_point("nothing was published")
-                writer.add(task, result)
-        finally:
-            results.close()
-            gc.set_threshold(*thresholds)
-    writer.publish_candidates(progress, jobs)
+class CleanSources(NamedTuple):
+    """The files that a corpus is made from, and the options."""
+
+    inputs: Sequence[InputFile]
+    held_out: Sequence[InputFile]
+    options: CleanOptions
+    part_bytes: int
+
+
+def _assemble(
+    sources: CleanSources, scratch: Path, progress: Progress, jobs: int, *, is_trial: bool = False
+) -> CorpusAssembly:
+    """Make the parts that are not complete yet in `scratch`, in `jobs` processes, and return all. A trial writes none.
+
+    Candidates of --dedup are written in a trial too.
+    """
+    options, is_unique = sources.options, sources.options.dedup != "no"
+    if options.dedup == "near":
+        load_rensa()
+    assembly = CorpusAssembly(options)
+    index = None
+    if sources.held_out:
+        index = scratch / _HELD_OUT
+        assembly.report.held_out = _write_held_out(index, sources.held_out, options)
+    folder = None if is_trial and not is_unique else scratch
+    tasks = divide(sources.inputs, options, folder, sources.part_bytes, index)
+    with rare_garbage_collection():
+        for task, part in zip(tasks, _make_missing(tasks, progress, jobs), strict=True):
+            assembly.add(task, part)
+        if is_unique:
+            assembly.drop_duplicates(tasks, progress, jobs, writes=not is_trial)
+    return assembly
+
+
+def _make_missing(tasks: Sequence[PartTask], progress: Progress, jobs: int) -> list[Part]:
+    """Return all parts in order: those that an earlier run completed, and the others, made in `jobs` processes."""
+    with progress.bar("clean", sum(task.size for task in tasks)) as advance:
+        complete = {task.number: record for task in tasks if (record := read_record(task))}
+        if complete:
+            progress.note(f"reusing {len(complete)} of {len(tasks)} parts of an interrupted run")
+        parts = {number: Part(record, tasks[number].path(DIGESTS).read_bytes()) for number, record in complete.items()}
+        advance(sum(tasks[number].size for number in complete))
+        missing = [task for task in tasks if task.number not in complete]
+        parts |= {part.record.number: part for part in make_parts(missing, advance, progress, jobs, len(complete))}
+        return [parts[task.number] for task in tasks]
+
+
+def _remove_all_but(draft: Path, *names: str) -> None:
+    for path in draft.iterdir():
+        if path.name not in names:
+            files.remove_any(path)
 
 
 def held_out_files(root: Path, options: CleanOptions, progress: Progress | None = None) -> list[InputFile]:
@@ -162,17 +209,11 @@ def held_out_files(root: Path, options: CleanOptions, progress: Progress | None 
     ]
 
 
-@contextmanager
-def _held_out_index(writer: CorpusWriter, inputs: Sequence[InputFile], options: CleanOptions) -> Iterator[Path | None]:
-    """Yield a temporary folder with the index of held-out text; None if there is none."""
-    if not inputs:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="inkstone-") as name:
-        folder = Path(name)
-        counts = held_out_text.write_index(_held_out_texts(inputs, options), folder)
-        writer.report.held_out = counts._asdict()
-        yield folder
+def _write_held_out(folder: Path, inputs: Sequence[InputFile], options: CleanOptions) -> dict[str, int]:
+    """Write the index of held-out text into a folder, and return its counts."""
+    files.remove_tree(folder)
+    folder.mkdir()
+    return held_out_text.write_index(_held_out_texts(inputs, options), folder)._asdict()
 
 
 def _held_out_texts(inputs: Sequence[InputFile], options: CleanOptions) -> Iterator[str]:
@@ -188,22 +229,6 @@ def _held_out_texts(inputs: Sequence[InputFile], options: CleanOptions) -> Itera
             ):
                 yield document.text
         require_unchanged(entry)
-
-
-def _read_tasks(
-    writer: CorpusWriter,
-    inputs: Sequence[InputFile],
-    options: CleanOptions,
-    advance: Advance,
-    note: documents.Note,
-) -> Iterator[CleanTask]:
-    for entry in inputs:
-        reader = TaskReader(entry, options, writer.ledger, writer.write_reject, note)
-        for task in reader.tasks(advance):
-            writer.count_records(task)
-            yield task
-        require_unchanged(entry)
-        writer.count_file(reader)
 
 
 def report_table(built: artifact.Artifact) -> list[str]:

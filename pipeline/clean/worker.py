@@ -62,7 +62,8 @@ class CleanResult:
     closes             True if that document ends in this task
     frame, sentences   complete documents as compressed JSON lines, and their lines of sentences.txt
     digests            of the same documents
-    rows               complete documents, instead of the three above, if duplicates are removed
+    rows               complete documents, instead of frame and sentences, if duplicates are removed
+    signatures         of the same documents, for --dedup near
     tail, title, meta  the document that is open after the task
     """
 
@@ -72,6 +73,7 @@ class CleanResult:
     sentences: bytes = b""
     digests: list[bytes] = field(default_factory=list)
     rows: list[CorpusRow] = field(default_factory=list)
+    signatures: list[bytes] = field(default_factory=list)
     tail: Fragment | None = None
     title: str = ""
     meta: Any = None
@@ -87,7 +89,8 @@ class DocumentColumns:
     json_lines  pieces of its JSON line
     sentences   its lines of sentences.txt; of a task with one profile, one piece for all documents
     digests     hash of its text
-    rows        the document, instead of the two above, if duplicates are removed
+    rows        the document, instead of its JSON line and sentences, if duplicates are removed
+    signatures  for --dedup near
     """
 
     texts: list[int] = field(default_factory=list)
@@ -95,17 +98,18 @@ class DocumentColumns:
     sentences: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     rows: list[CorpusRow] = field(default_factory=list)
+    signatures: list[bytes] = field(default_factory=list)
 
     def sort(self) -> None:
         """Sort the documents of two profiles by their text. Those of one text have one profile and are in order."""
         order = np.argsort(np.array(self.texts, int), kind="stable").tolist()
-        for name in ("json_lines", "sentences", "digests", "rows"):
+        for name in ("json_lines", "sentences", "digests", "rows", "signatures"):
             if column := getattr(self, name):
                 setattr(self, name, [column[index] for index in order])
 
     def write(self, result: CleanResult) -> None:
-        result.rows, result.digests = self.rows, self.digests
-        if self.digests:
+        result.rows, result.digests, result.signatures = self.rows, self.digests, self.signatures
+        if self.json_lines:
             result.frame = compress(b"".join(itertools.chain.from_iterable(self.json_lines)))
             result.sentences = b"".join(self.sentences)
 
@@ -343,21 +347,22 @@ def _serialize(
     """Add the documents `accepted` of a page, which are joined in `array`, to the columns."""
     task, encoded = part.task, decode_utf16(array).encode()
     ends = [jsonl.line_suffix(_title(task, page, index), task.file, _meta(task, page, index)) for index in accepted]
-    json_lines = [(jsonl.LINE_PREFIX, text, end) for text, end in zip(as_json(array, encoded), ends, strict=True)]
     columns.texts += part.texts[page.origin[accepted]].tolist()
     if options.dedup == "no":
-        columns.json_lines += json_lines
+        columns.json_lines += zip(itertools.repeat(jsonl.LINE_PREFIX), as_json(array, encoded), ends)
         columns.digests += fingerprints.digests(array)
         columns.sentences += publish_sentences(
             array, encoded, task.file, task.profile, options, report, count=len(accepted), by_document=by_document
         )
         return
-    texts, prints = split_documents(array), fingerprints.fingerprints(array)
-    rows = [row.tobytes() for row in signatures.signatures(array)] if options.dedup == "near" else [b""] * len(texts)
-    for index, json_line, text, fingerprint, signature in zip(accepted, json_lines, texts, prints, rows, strict=True):
-        origin = int(page.origin[index])
-        location = task.lines[origin], task.offsets[origin]
-        columns.rows.append(CorpusRow(b"".join(json_line), text, task.profile, fingerprint, location, signature))
+    columns.digests += fingerprints.fingerprints(array)
+    if options.dedup == "near":
+        columns.signatures += [row.tobytes() for row in signatures.signatures(array)]
+    origins = page.origin[accepted].tolist()
+    columns.rows += [
+        CorpusRow(text, end, task.profile, (task.lines[origin], task.offsets[origin]))
+        for origin, text, end in zip(origins, split_documents(array), ends, strict=True)
+    ]
 
 
 def _fragment(part: Utf16Text, task: CleanTask, options: CleanOptions) -> Fragment:

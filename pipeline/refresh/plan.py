@@ -244,13 +244,14 @@ def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:
 def _digests(inputs: Sequence[Input]) -> dict[str, str]:
     """Return the digests of inputs by name: a file's own name, or an artifact's without its key; none of a parent run.
 
-    What a training continues is told by its outlook.
+    Those of the parts of a corpus are joined. What a training continues is told by its outlook.
     """
-    return {
-        entry.name.rpartition("/")[0] if entry.name.split("/")[0] in KINDS else entry.name: entry.digest
-        for entry in inputs
-        if entry.role != "parent"
-    }
+    digests: dict[str, str] = {}
+    for entry in inputs:
+        if entry.role != "parent":
+            name = entry.name.rpartition("/")[0] if entry.name.split("/")[0] in KINDS else entry.name
+            digests[name] = digests.get(name, "") + entry.digest
+    return digests
 
 
 def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -174,10 +174,7 @@ class Chain:
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, section = self.recipe.name, self.recipe.tokenizer
-        texts = [
-            tokenizers_stage.Sentences(corpus.file("sentences.txt"), corpus.as_input("corpus"))
-            for corpus in self._corpora()
-        ]
+        texts = [tokenizers_stage.sentences_of(corpus) for corpus in self._corpora()]
         identity = tokenizers_stage.identify(name, texts, section.kind, section.vocab_size)
         return identity, lambda: tokenizers_stage.train(
             self.root, name, texts, section.kind, section.vocab_size, progress=self.progress, rebuild=self.rebuild
@@ -186,7 +183,7 @@ class Chain:
     def _tokenize(self) -> tuple[Identity, Callable[[], BuildResult]]:
         name, options = self.recipe.name, self.recipe.tokenize
         corpora, trained = self._corpora(), self.artifacts.get("train-tokenizer")
-        files = [source_inputs.corpus_input(corpus) for corpus in corpora] or self._raw_files()
+        files = [file for corpus in corpora for file in source_inputs.corpus_inputs(corpus)] or self._raw_files()
         inputs = tokens_stage.assign_splits(files, [])
         if trained:
             tokenizer = tokenizers.open_folder(trained.path)

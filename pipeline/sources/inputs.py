@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import BadConfig, BadData, InputMissing
+from pipeline.readers import corpora as corpus_files
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.regular_file import regular_file, require_utf8
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
@@ -146,7 +147,7 @@ def resolve_inputs(
     if corpora and not (is_path and ("/" in reference or path.suffix)) and (corpus := _find_corpus(root, reference)):
         if is_path and progress:
             progress.note(f"{reference}: using the corpus; write ./{reference} for the path of this name")
-        return [corpus_input(corpus, deep=deep)]
+        return corpus_inputs(corpus, deep=deep)
     source, _, part = reference.partition("/")
     is_bare = path.name == reference
     pins = read_lock_file(root, source) if is_valid_name(source) and (is_bare or not is_path) else {}
@@ -181,13 +182,20 @@ def _is_within(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def corpus_input(corpus: artifact.Artifact, *, deep: bool = False) -> InputFile:
-    """Return the documents of a corpus. Raises BadData if they are damaged."""
-    path = artifact.require_intact(corpus).file("documents.jsonl.zst")
-    stamp_before = file_stamp(path)
+def corpus_inputs(corpus: artifact.Artifact, *, deep: bool = False) -> list[InputFile]:
+    """Return the files of documents of a corpus. Raises BadData if they are damaged.
+
+    All have the name of the corpus. The digest of an only file is that of the corpus, as before corpora had parts.
+    """
+    records = corpus_files.document_records(artifact.require_intact(corpus))
+    stamps = [file_stamp(corpus.file(record.name)) for record in records]
     if deep and (problems := artifact.find_problems(corpus, deep=True)):
         raise BadData(problems[0], hint="run `clean` again")
-    return InputFile(path, corpus.ref, corpus.digest, stamp_before, corpus=corpus)
+    digests = [record.sha256 for record in records] if len(records) > 1 else [corpus.digest]
+    return [
+        InputFile(corpus.file(record.name), corpus.ref, digest, stamp, corpus=corpus)
+        for record, digest, stamp in zip(records, digests, stamps, strict=True)
+    ]
 
 
 def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool = False) -> list[InputFile]:

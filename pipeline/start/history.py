@@ -109,7 +109,7 @@ def _corpora(root: Path, last: Artifact) -> list[Artifact]:
     if last.manifest.kind == "corpora":
         return [last]
     inputs = last.manifest.inputs
-    texts = [entry.name for entry in inputs if entry.role == "train"]
+    texts = list(dict.fromkeys(entry.name for entry in inputs if entry.role == "train"))
     validation = [entry.name for entry in inputs if entry.role == "val"]
     own_sources = {name.partition("/")[0] for name in texts}
     if any(name.startswith("corpora/") or name.partition("/")[0] not in own_sources for name in validation):

@@ -25,16 +25,33 @@ from pipeline.tokenizers.training_text import (
     format_characters,
     is_foreign,
     raw_lines,
+    sentences_of,
     size_of,
 )
 
-__all__ = ["AUTO", "KINDS", "Sentences", "check_options", "find_sentences", "flags_of", "identify", "mismatch", "train"]
+__all__ = [
+    "AUTO",
+    "KINDS",
+    "Sentences",
+    "check_options",
+    "find_sentences",
+    "flags_of",
+    "identify",
+    "mismatch",
+    "sentences_of",
+    "train",
+]
 
 SCHEMA = 2  # raise when the same options give different bytes
 CODE = code.Code(
     (
         *("pipeline/tokenizers", "pipeline/clean/report/sentencepiece_flags.py", "pipeline/clean/utf16.py"),
-        *("pipeline/readers/compression.py", "pipeline/readers/documents.py", "pipeline/readers/jsonl.py"),
+        *(
+            "pipeline/readers/compression.py",
+            "pipeline/readers/corpora.py",
+            "pipeline/readers/documents.py",
+            "pipeline/readers/jsonl.py",
+        ),
         "pipeline/runtime/ledger.py",
     ),
     code.HARMLESS
@@ -151,7 +168,7 @@ def train(
         try:
             tokenizer, run = _train(texts, kind, requested_size(kind, vocab_size), name, flags, progress)
         except UnicodeDecodeError as error:
-            raise BadData(f"{texts[0].path}: not UTF-8 text ({error.reason})", hint="`clean` it first") from None
+            raise BadData(f"{texts[0].paths[0]}: not UTF-8 text ({error.reason})", hint="`clean` it first") from None
         tokenizer.save(draft)
         return StageOutput({"vocab_size": tokenizer.vocab_size, "end_of_text": tokenizer.end_of_text}, run=run)
 

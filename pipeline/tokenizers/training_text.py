@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES, Flags, LineStats, flags
 from pipeline.errors import BadData
-from pipeline.readers import compression, jsonl
+from pipeline.readers import compression, corpora, jsonl
 from pipeline.runtime.regular_file import regular_file
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Input
@@ -22,16 +22,25 @@ _LINE = re.compile(r"(?<=\S\n)(?=\S)")  # where a text is cut; no split pattern 
 
 
 class Sentences(NamedTuple):
-    """A file with one sentence per line, and what the key of the tokenizer records of its origin."""
+    """Files with one sentence per line, and what the key of the tokenizer records of their origin.
 
-    path: Path
+    `documents` are the files of documents of the corpus that the sentences are from, none for a plain text file.
+    """
+
+    paths: tuple[Path, ...]
     made_from: Input
+    documents: tuple[Path, ...] = ()
 
     @property
-    def documents(self) -> Path | None:
-        """The documents of the corpus that the sentences are from, None for a plain text file."""
-        path = self.path.parent / "documents.jsonl.zst"
-        return path if self.made_from.role == "corpus" and path.is_file() else None
+    def size(self) -> int:
+        """Bytes of the sentences."""
+        return sum(path.stat().st_size for path in self.paths)
+
+
+def sentences_of(corpus: artifact.Artifact) -> Sentences:
+    """Return the sentences of a corpus."""
+    paths, documents = corpora.sentence_files(corpus), corpora.document_files(corpus)
+    return Sentences(tuple(paths), corpus.as_input("corpus"), tuple(documents))
 
 
 class Advice(NamedTuple):
@@ -62,10 +71,9 @@ def find_sentences(root: Path, references: Sequence[str]) -> list[Sentences]:
     for reference in references:
         path = Path(reference)
         if regular_file(path).is_file():
-            sentences = Sentences(path, Input("sentences", path.name, files.sha256_of(path)))
+            sentences = Sentences((path,), Input("sentences", path.name, files.sha256_of(path)))
         else:
-            corpus = artifact.require_intact(artifact.find(root, "corpora", reference))
-            sentences = Sentences(corpus.file("sentences.txt"), corpus.as_input("corpus"))
+            sentences = sentences_of(artifact.require_intact(artifact.find(root, "corpora", reference)))
         texts.setdefault(sentences.made_from.digest, sentences)
     return list(texts.values())
 
@@ -78,7 +86,7 @@ def flags_of(texts: Sequence[Sentences]) -> Flags:
     BadData if a report is damaged.
     """
     settings = [_report_of(text).tokenizer for text in texts]
-    sizes = [text.path.stat().st_size for text in texts] if len(texts) > 1 else [0]
+    sizes = [text.size for text in texts] if len(texts) > 1 else [0]
     return msgspec.structs.replace(
         settings[sizes.index(max(sizes))],
         max_sentence_length=max(flags.max_sentence_length for flags in settings),
@@ -103,7 +111,7 @@ def _advice_of(text: Sentences) -> Advice:
 
 
 def _report_of(text: Sentences) -> _Report:
-    path = text.path.parent / "report.json"
+    path = text.paths[0].parent / "report.json"
     if text.made_from.role != "corpus" or not path.is_file():
         return _Report()
     try:
@@ -122,9 +130,10 @@ def raw_lines(texts: Sequence[Sentences]) -> Iterator[bytes]:
     byte order mark."""
     for text in texts:
         is_plain = text.made_from.role != "corpus"
-        with open(text.path, "rb") as lines:
-            for line in lines:
-                yield from _plain_lines(line) if is_plain and _is_foreign(line) else (line,)
+        for path in text.paths:
+            with open(path, "rb") as lines:
+                for line in lines:
+                    yield from _plain_lines(line) if is_plain and _is_foreign(line) else (line,)
 
 
 def _is_foreign(line: bytes) -> bool:
@@ -140,13 +149,13 @@ def is_foreign(text: Sentences) -> bool:
     """Return True if a file from elsewhere has carriage returns or byte order marks, which are not trained on."""
     if text.made_from.role == "corpus":
         return False
-    with open(text.path, "rb") as lines:
+    with open(text.paths[0], "rb") as lines:
         return any(map(_is_foreign, lines))
 
 
 def size_of(texts: Sequence[Sentences]) -> int:
     """Return the size of the sentences in bytes."""
-    return sum(text.path.stat().st_size for text in texts)
+    return sum(text.size for text in texts)
 
 
 def paragraphs_of(texts: Sequence[Sentences], limit: int) -> Iterator[str]:
@@ -164,10 +173,10 @@ class _Document(msgspec.Struct):
 def _raw_paragraphs(texts: Sequence[Sentences]) -> Iterator[bytes]:
     decode = msgspec.json.Decoder(_Document).decode
     for text in texts:
-        if text.documents:
-            for _, line, _ in jsonl.split_lines(compression.read_blocks(text.documents)):
+        for path in text.documents:
+            for _, line, _ in jsonl.split_lines(compression.read_blocks(path)):
                 yield from (paragraph.encode() for paragraph in _LINE.split(decode(line).text))
-        else:
+        if not text.documents:
             yield from raw_lines([text])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline.errors import BadConfig, BadData, InputMissing
-from pipeline.readers import jsonl, readers
-from pipeline.store.artifact import Artifact
+from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing
+from pipeline.readers import corpora, jsonl, readers
+from pipeline.store.artifact import Artifact, read_ref
 from pipeline.store.manifest import Input
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.segments import SPLITS, document_lengths, segment_lengths, segment_names, source_offsets
@@ -142,7 +143,10 @@ def _source_file(artifact: Artifact, file: int) -> tuple[Input, Path]:
     source = sources[file]
     root = artifact.path.parents[2]
     run: dict[str, Any] = msgspec.json.decode(artifact.file("run.json").read_bytes())
-    paths = [root / "raw" / source.name, root / source.name / "documents.jsonl.zst"]
+    paths = [root / "raw" / source.name]
+    with suppress(InkstoneError):  # not a corpus, or one that was pruned
+        number = [entry.name for entry in sources[:file]].count(source.name)
+        paths.append(corpora.document_files(read_ref(root, source.name))[number])
     if isinstance(inputs := run.get("inputs"), list):
         paths.append(Path(inputs[file]))
     for path in paths:

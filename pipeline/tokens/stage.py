@@ -235,9 +235,9 @@ def tokenize(
             progress.note(f"reusing {len(reused)} units of {len({record.file for record in reused})} unchanged files")
         try:
             with contextlib.ExitStack() as leases:
-                for entry in (*inputs.train, *inputs.val):
-                    if entry.corpus:
-                        leases.enter_context(artifact.lease(entry.corpus))
+                corpora = {entry.corpus.path: entry.corpus for entry in (*inputs.train, *inputs.val) if entry.corpus}
+                for corpus in corpora.values():
+                    leases.enter_context(artifact.lease(corpus))
                 work = _Work(draft, inputs, tokenizer, options, rule, identity.libraries, reused)
                 return _write(work, progress, jobs, open_engine)
         except BadData:  # resuming from the units of this run would fail in the same way

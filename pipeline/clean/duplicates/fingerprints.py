@@ -50,19 +50,3 @@ def letter_table() -> np.ndarray:
         if character.isalnum() or 0xD800 <= unit < 0xF900 or character in LACUNA + SEPARATOR:
             table[unit] = ord(lower)
     return table
-
-
-class ExactIndex:
-    """The digests of all documents so far, about 100 bytes each."""
-
-    def __init__(self) -> None:
-        self._digests: set[bytes] = set()
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def add(self, digest: bytes) -> bool:
-        """Add a document. Return True if it is a duplicate."""
-        before = len(self._digests)
-        self._digests.add(digest)
-        return len(self._digests) == before

@@ -587,9 +587,9 @@ def test_damaged_tokenizer_raises_bad_data(root: Path) -> None:
 def test_corpus_provides_sentences_to_train_on(root: Path) -> None:
     inputs = source_inputs.resolve_inputs(root, str(SAMPLE / "yanshan.txt"), corpora=False)
     corpus_artifact = clean_stage.clean(root, "book", inputs, CleanOptions(), SilentProgress()).artifact
-    [(sentences, made_from)] = tokenizers_stage.find_sentences(root, ["book"])
-    assert sentences == corpus_artifact.file("sentences.txt")
-    assert made_from.digest == corpus_artifact.digest
+    [sentences] = tokenizers_stage.find_sentences(root, ["book"])
+    assert sentences.paths == (corpus_artifact.file("sentences.txt"),)
+    assert sentences.made_from.digest == corpus_artifact.digest
 
 
 # Settings from a corpus's report
@@ -736,7 +736,7 @@ def test_size_far_from_the_suggestion_gives_a_warning(root: Path) -> None:
 def test_report_that_does_not_parse_raises_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(BadData, match=r"report\.json: not a report"):
-        tokenizers_stage.flags_of([Sentences(tmp_path / "sentences.txt", Input("corpus", "corpora/book/1", "0"))])
+        tokenizers_stage.flags_of([Sentences((tmp_path / "sentences.txt",), Input("corpus", "corpora/book/1", "0"))])
 
 
 # tiktoken

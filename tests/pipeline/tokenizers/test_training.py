@@ -128,7 +128,9 @@ def test_settings_of_several_corpora_fit_all_of_them(tmp_path: Path) -> None:
         ("large", 20, '{"max_sentence_length": 5000, "vocab_size": 8000, "character_coverage": 0.7}'),
     ]:
         write(tmp_path / name, f'{{"tokenizer": {settings}, "characters": {{"out": {size}}}}}', "report.json")
-        corpora.append(Sentences(Path(write(tmp_path / name, "x" * size)), Input("corpus", f"corpora/{name}/1", name)))
+        corpora.append(
+            Sentences((Path(write(tmp_path / name, "x" * size)),), Input("corpus", f"corpora/{name}/1", name))
+        )
     flags = tokenizers_stage.flags_of(corpora)
     assert (flags.max_sentence_length, flags.vocab_size, flags.character_coverage) == (9000, 16_000, 0.7)
     assert training_text.advice_for(corpora) == (16_000, 30)

@@ -1,0 +1,139 @@
+"""Make parts: read their files into tasks, clean these in worker processes, and write each part into its folder.
+
+The tasks of all parts go through the same workers, so that these start once. A part appears under its name when it is
+complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline.clean.parts import part as parts
+from pipeline.clean.parts.candidates import CandidateWriter
+from pipeline.clean.parts.part import PartRecord, PartTask
+from pipeline.clean.parts.writer import PartWriter
+from pipeline.clean.report.report import CleaningReport
+from pipeline.clean.tasks import CleanTask, TaskReader
+from pipeline.clean.worker import CleanWorker
+from pipeline.readers.documents import Note, Reject
+from pipeline.runtime import workers
+from pipeline.runtime.ledger import Ledger
+from pipeline.runtime.progress import Advance, Progress, SilentProgress
+from pipeline.sources.inputs import require_unchanged
+from pipeline.store import files
+
+# Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
+_GC_THRESHOLDS = (100_000, 50, 100)
+
+
+class Part(NamedTuple):
+    """A complete part: its record, and 16 bytes for each of its documents, duplicates included."""
+
+    record: PartRecord
+    digests: bytes
+
+
+@dataclass
+class PartReading:
+    """The counts of reading a part. `rejects` are those since the last task."""
+
+    task: PartTask
+    ledger: Ledger = field(default_factory=Ledger)
+    report: CleaningReport = field(default_factory=CleaningReport)
+    records: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+
+    def tasks(self, advance: Advance, note: Note) -> Iterator[CleanTask]:
+        for entry in self.task.inputs:
+            reader = TaskReader(entry, self.task.options, self.ledger, lambda reject: self.rejects.append(reject), note)
+            for task in reader.tasks(advance):
+                self.records += not task.continues and len(task.lines)
+                yield task
+            require_unchanged(entry)
+            file = self.report.file(entry.name)
+            file.encoding = reader.stats.encoding
+            file.bytes += entry.stamp[0]
+            file.invalid_bytes, file.invalid_offset = reader.stats.errors, reader.stats.error_offset
+
+    def take_rejects(self) -> list[Reject]:
+        rejects, self.rejects = self.rejects, []
+        return rejects
+
+
+@contextlib.contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+def make_part(task: PartTask, jobs: int = 1) -> PartRecord:
+    """Make one part by itself, in its folder, and return its record; one that is complete already is not made again."""
+    if record := parts.read_record(task):
+        return record
+    with rare_garbage_collection():
+        [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
+    return part.record
+
+
+def make_parts(
+    tasks: Sequence[PartTask], advance: Advance, progress: Progress, jobs: int, complete: int = 0
+) -> Iterator[Part]:
+    """Make parts in `jobs` processes, and yield each, in order, when it is complete; `complete` others are already."""
+    if not tasks:
+        return
+    readings = [PartReading(task) for task in tasks]
+    steps: deque[tuple[PartReading, list[Reject]]] = deque()  # of tasks whose results are due
+    note = functools.cache(progress.note)  # the same field of many files is noted once
+
+    def read() -> Iterator[CleanTask]:
+        for reading in readings:
+            for task in reading.tasks(advance, note):
+                steps.append((reading, reading.take_rejects()))
+                yield task
+
+    results = workers.map_ordered(CleanWorker(tasks[0].options, tasks[0].held_out), read(), jobs=jobs)
+    with contextlib.closing(results):
+        due = next(results, None)
+        for number, reading in enumerate(readings, complete):
+            with _open_part(reading) as writer:
+                while due and steps[0][0] is reading:
+                    progress.safe_point(f"{number} complete parts are kept" if number else "nothing was published")
+                    writer.add(*due, steps.popleft()[1])
+                    due = next(results, None)
+                part = _finish_part(reading, writer)
+            yield part
+
+
+@contextlib.contextmanager
+def _open_part(reading: PartReading) -> Iterator[PartWriter | CandidateWriter]:
+    """Open the writer of a part in a temporary folder, which gets its name when the block ends without an error."""
+    task = reading.task
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if task.folder:
+            files.remove_tree(task.folder)  # damaged
+            folder = stack.enter_context(files.new_folder(task.folder))
+        if task.options.dedup == "no":
+            yield stack.enter_context(PartWriter(task.options, folder))
+        else:
+            assert folder
+            yield stack.enter_context(CandidateWriter(folder))
+
+
+def _finish_part(reading: PartReading, writer: PartWriter | CandidateWriter) -> Part:
+    written = writer.finish(reading.take_rejects())
+    reading.report.add(writer.report)  # so that the files are in input order
+    record = PartRecord(reading.task.number, reading.records, reading.ledger, reading.report, written)
+    if writer.folder:
+        parts.write_record(writer.folder, record)
+    return Part(record, bytes(writer.digests))
