@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import cache
 
 import msgspec
 import numpy as np
@@ -112,9 +111,4 @@ def publish_rows(
 
 def compress(data: bytes | memoryview) -> bytes:
     """Compress to a zstd frame. Concatenated frames are a valid file."""
-    return _compressor().compress(data)
-
-
-@cache
-def _compressor() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(data)  # threads cannot share one

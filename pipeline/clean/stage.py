@@ -33,6 +33,7 @@ from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.parts.assembly import REPORT, CorpusAssembly
 from pipeline.clean.parts.builder import Part, make_parts, rare_garbage_collection
+from pipeline.clean.parts.nodes import CODE, make_spread
 from pipeline.clean.parts.part import DIGESTS, PART_BYTES, PartTask, divide, read_record
 from pipeline.clean.report import examples, render
 from pipeline.clean.report.report import CleaningReport
@@ -41,6 +42,7 @@ from pipeline.clean.utf16 import Utf16Text, decode_utf16
 from pipeline.clean.worker import clean_task, divide_by_profile
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import readers
+from pipeline.runtime.engines import OpenEngine, no_engine
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Progress
 from pipeline.sources.inputs import InputFile, require_unchanged, resolve_inputs
@@ -49,17 +51,10 @@ from pipeline.store.artifact import BuildResult, StageOutput
 from pipeline.store.generations import RUN
 from pipeline.store.manifest import Identity
 
+__all__ = ["CODE", "SCHEMA", "build_report", "clean", "explain", "held_out_files", "identify", "report_table"]
+
 _HELD_OUT = "held-out"  # folder in the scratch folder of the draft
 SCHEMA = 6  # increase when the same options give different bytes
-CODE = code.Code(
-    ("pipeline/clean", "pipeline/readers", "pipeline/runtime/ledger.py", "pipeline/runtime/workers.py"),
-    code.HARMLESS
-    | {
-        "pipeline/clean/report/examples.py": "finds examples for people",
-        "pipeline/clean/report/problems.py": "words the warnings of the report",
-        "pipeline/clean/report/render.py": "prints the report",
-    },
-)
 
 
 def identify(
@@ -98,12 +93,14 @@ def clean(
     rebuild: bool = False,
     held_out: Sequence[InputFile] = (),
     part_bytes: int = PART_BYTES,
+    open_engine: OpenEngine = no_engine,
 ) -> BuildResult:
     """Clean every input into the corpus `name`, with `jobs` processes; with `rebuild` even if it is published.
 
     Documents that share passages with the files `held_out` are dropped; `options.decontaminate` only names them.
-    Parts that a killed run completed are reused. `part_bytes` decides bytes without being part of the key, so only
-    tests set it.
+    The engine that `open_engine` gives makes parts on other nodes; they must see the artifacts folder, and the inputs,
+    under the same paths. Parts that a killed run completed are reused. `part_bytes` decides bytes without being part of
+    the key, so only tests set it.
 
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
@@ -112,7 +109,7 @@ def clean(
         scratch = draft / artifact.SCRATCH
         _remove_all_but(draft, artifact.SCRATCH, RUN)
         scratch.mkdir(exist_ok=True)
-        sources = CleanSources(inputs, held_out, options, part_bytes)
+        sources = CleanSources(inputs, held_out, options, part_bytes, identity.libraries, open_engine)
         try:
             content = _assemble(sources, scratch, progress, jobs).finish(draft, inputs)
         except BadData:  # the same parts would fail in the same way
@@ -125,7 +122,8 @@ def clean(
         paths = [str(entry.path.absolute()) for entry in inputs]
         return dataclasses.replace(content, run={"inputs": paths, "settings": options.settings()})
 
-    return artifact.build(root, identify(name, inputs, options, held_out), write, keep_draft=True, rebuild=rebuild)
+    identity = identify(name, inputs, options, held_out)
+    return artifact.build(root, identity, write, keep_draft=True, rebuild=rebuild)
 
 
 def build_report(
@@ -141,19 +139,21 @@ def build_report(
     Only with --dedup and --decontaminate, temporary files are written.
     """
     with tempfile.TemporaryDirectory(prefix="inkstone-") as folder:
-        sources = CleanSources(inputs, held_out, options, PART_BYTES)
+        sources = CleanSources(inputs, held_out, options)
         assembly = _assemble(sources, Path(folder), progress, jobs, is_trial=True)
         assembly.check([entry.name for entry in inputs])
         return assembly.report
 
 
 class CleanSources(NamedTuple):
-    """The files that a corpus is made from, and the options."""
+    """The files that a corpus is made from, the options, and the engine that makes its parts with `libraries`."""
 
     inputs: Sequence[InputFile]
     held_out: Sequence[InputFile]
     options: CleanOptions
-    part_bytes: int
+    part_bytes: int = PART_BYTES
+    libraries: Sequence[str] = ()
+    open_engine: OpenEngine = no_engine
 
 
 def _assemble(
@@ -174,23 +174,31 @@ def _assemble(
     folder = None if is_trial and not is_unique else scratch
     tasks = divide(sources.inputs, options, folder, sources.part_bytes, index)
     with rare_garbage_collection():
-        for task, part in zip(tasks, _make_missing(tasks, progress, jobs), strict=True):
+        for task, part in zip(tasks, _make_missing(sources, tasks, progress, jobs), strict=True):
             assembly.add(task, part)
         if is_unique:
             assembly.drop_duplicates(tasks, progress, jobs, writes=not is_trial)
     return assembly
 
 
-def _make_missing(tasks: Sequence[PartTask], progress: Progress, jobs: int) -> list[Part]:
+def _make_missing(sources: CleanSources, tasks: Sequence[PartTask], progress: Progress, jobs: int) -> list[Part]:
     """Return all parts in order: those that an earlier run completed, and the others, made in `jobs` processes."""
-    with progress.bar("clean", sum(task.size for task in tasks)) as advance:
+    with sources.open_engine() as engine, progress.bar("clean", sum(task.size for task in tasks)) as advance:
         complete = {task.number: record for task in tasks if (record := read_record(task))}
         if complete:
             progress.note(f"reusing {len(complete)} of {len(tasks)} parts of an interrupted run")
         parts = {number: Part(record, tasks[number].path(DIGESTS).read_bytes()) for number, record in complete.items()}
         advance(sum(tasks[number].size for number in complete))
         missing = [task for task in tasks if task.number not in complete]
-        parts |= {part.record.number: part for part in make_parts(missing, advance, progress, jobs, len(complete))}
+        for task in missing:
+            if task.folder:
+                files.remove_tree(task.folder)  # damaged
+        if engine:
+            progress.note(f"{len(missing)} parts on {engine.slots} slots of {engine.cores} cores")
+            new_parts = make_spread(engine, missing, sources.libraries, advance)
+        else:
+            new_parts = make_parts(missing, advance, progress, jobs, len(complete))
+        parts |= {part.record.number: part for part in new_parts}
         return [parts[task.number] for task in tasks]
 
 

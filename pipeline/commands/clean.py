@@ -16,6 +16,7 @@ import click
 from pipeline.clean.rule_names import RULES
 from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import (
+    ENGINE,
     EXCLUDE,
     INCLUDE,
     JOBS,
@@ -23,6 +24,7 @@ from pipeline.commands.options import (
     NAME,
     REBUILD,
     TEXT_FIELD,
+    engine_of,
     outcome_of,
     worker_count,
 )
@@ -231,6 +233,7 @@ _CLEAN_UNITS = option_group(
         help="Print ten examples of a rule's changes and stop.",
     ),
     JOBS,
+    ENGINE,
 )
 def clean(
     settings: Settings,
@@ -242,6 +245,7 @@ def clean(
     rebuild: bool,
     explain: str,
     jobs: int,
+    engine: str,
     **options: Any,
 ) -> Outcome:
     """Clean text into a corpus.
@@ -275,24 +279,24 @@ def clean(
     files = gathered.files
     extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
     if explain:
-        examples = stage.explain(files, clean_options, explain)
-        lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]
-        records = [{"before": before, "after": after} for before, after in examples]
-        lines = lines or [f"{explain} changes nothing here"]
-        return Outcome("unchanged", extra={"samples": records, **extra}, lines=lines, always=True)
-    held_out = stage.held_out_files(settings.root, clean_options, settings.progress)
+        return _examples_outcome(stage.explain(files, clean_options, explain), explain, extra)
     size = sum(entry.stamp[0] for entry in files)
+    open_engine = engine_of(engine, jobs)
     jobs = jobs or min(worker_count(jobs), 1 + size // _BYTES_PER_WORKER)
+    held_out, progress = stage.held_out_files(settings.root, clean_options, settings.progress), settings.progress
     if dry_run:
-        report = stage.build_report(files, clean_options, settings.progress, jobs=jobs, held_out=held_out)
+        report = stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out)
         return _report_outcome(report, extra)
     name = check_name(name or name_from_path(inputs[0]))
     built = stage.clean(
-        settings.root, name, files, clean_options, settings.progress, jobs=jobs, rebuild=rebuild, held_out=held_out
+        *(settings.root, name, files, clean_options, progress),
+        jobs=jobs,
+        rebuild=rebuild,
+        held_out=held_out,
+        open_engine=open_engine,
     )
     outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
-    outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact)]
-    outcome.lines.append(f"next: inkstone train-tokenizer {name}")
+    outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact), f"next: inkstone train-tokenizer {name}"]
     return outcome
 
 
@@ -305,6 +309,14 @@ def _cheap_imports() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _examples_outcome(examples: list[tuple[str, str]], rule: str, extra: dict[str, Any]) -> Outcome:
+    """Return the outcome of `clean --explain`: changes of a rule, each before and after."""
+    lines = [line for before, after in examples for line in (f"- {before}", f"+ {after}", "")]
+    records = [{"before": before, "after": after} for before, after in examples]
+    lines = lines or [f"{rule} changes nothing here"]
+    return Outcome("unchanged", extra={"samples": records, **extra}, lines=lines, always=True)
 
 
 def _report_outcome(report: CleaningReport, extra: dict[str, Any]) -> Outcome:

@@ -32,8 +32,8 @@ ENGINE = click.option(
     default="local",
     show_default=True,
     metavar="ENGINE",
-    help="Where files are tokenized: local, or on the nodes of a Ray cluster with ray or ray:HOST:PORT; then --jobs is "
-    "the number of cores for each file (default 1).",
+    help="Where the work is done: local, or on the nodes of a Ray cluster with ray or ray:HOST:PORT; then --jobs is "
+    "the number of cores for each part or file (default 1).",
 )
 NAME = click.option(
     "--name", default="", metavar="NAME", help="Name of the new artifact (default: taken from its input)."

@@ -42,7 +42,7 @@ class RefreshOptions:
     allow_shrink  accept files that became smaller upstream
     rebuild       build every stage, also where the same key is published
     accept_worse  make a run current that is worse than the one before
-    open_engine   opens the engine that tokenizes
+    open_engine   opens the engine that cleans and tokenizes
     """
 
     through: str = STAGES[-1]

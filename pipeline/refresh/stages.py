@@ -73,7 +73,7 @@ class Stage:
 class Chain:
     """The stages of one recipe, in order. `artifacts` holds the results of earlier stages by label.
 
-    With `rebuild` they build what is published too. `open_engine` opens the engine that tokenizes.
+    With `rebuild` they build what is published too. `open_engine` opens the engine that cleans and tokenizes.
 
     Raises BadConfig if any stage of the recipe is invalid.
     """
@@ -169,7 +169,15 @@ class Chain:
         held_out = clean_stage.held_out_files(self.root, options)
         identity = clean_stage.identify(name, inputs, options, held_out)
         return identity, lambda: clean_stage.clean(
-            self.root, name, inputs, options, self.progress, jobs=self.jobs, rebuild=self.rebuild, held_out=held_out
+            self.root,
+            name,
+            inputs,
+            options,
+            self.progress,
+            jobs=self.jobs,
+            rebuild=self.rebuild,
+            held_out=held_out,
+            open_engine=self.open_engine,
         )
 
     def _train_tokenizer(self) -> tuple[Identity, Callable[[], BuildResult]]:

@@ -21,6 +21,7 @@ from pipeline.clean.parts.writer import PartWriter
 from pipeline.clean.report.report import CleaningReport
 from pipeline.clean.tasks import CleanTask, TaskReader
 from pipeline.clean.worker import CleanWorker
+from pipeline.errors import CannotCreate
 from pipeline.readers.documents import Note, Reject
 from pipeline.runtime import workers
 from pipeline.runtime.ledger import Ledger
@@ -80,8 +81,13 @@ def make_part(task: PartTask, jobs: int = 1) -> PartRecord:
     """Make one part by itself, in its folder, and return its record; one that is complete already is not made again."""
     if record := parts.read_record(task):
         return record
-    with rare_garbage_collection():
-        [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
+    try:
+        with rare_garbage_collection():
+            [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
+    except CannotCreate:  # another node has just made it
+        if record := parts.read_record(task):
+            return record
+        raise
     return part.record
 
 
@@ -121,7 +127,6 @@ def _open_part(reading: PartReading) -> Iterator[PartWriter | CandidateWriter]:
     with contextlib.ExitStack() as stack:
         folder = None
         if task.folder:
-            files.remove_tree(task.folder)  # damaged
             folder = stack.enter_context(files.new_folder(task.folder))
         if task.options.dedup == "no":
             yield stack.enter_context(PartWriter(task.options, folder))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.errors import BadConfig
 from pipeline.runtime.progress import Advance
 from pipeline.runtime.spread import Engine, spread
 from pipeline.sources.inputs import InputFile
-from pipeline.store import artifact, files
+from pipeline.sources.nodes.check import PATIENCE, versions_of, wait_for_files
+from pipeline.store import artifact
+from pipeline.tokens import reuse
 from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import UnitRecord
 from pipeline.tokens.tasks import FileSpec
 from pipeline.tokens.units import duplicates
-from pipeline.tokens.units.make import OVERLAP, SHARED, FileTask, make, versions_of
-
-_PATIENCE = 30.0  # seconds until a network file system shows a new file
+from pipeline.tokens.units.make import OVERLAP, FileTask, make
 
 
 def spread_files(engine: Engine, tasks: Sequence[FileTask], overlap: Overlap | None, advance: Advance) -> list[str]:
@@ -44,23 +42,16 @@ def spread_files(engine: Engine, tasks: Sequence[FileTask], overlap: Overlap | N
     return stems
 
 
-def adopt(draft: Path, records: Iterable[UnitRecord], patience: float = _PATIENCE) -> list[str]:
+def adopt(draft: Path, records: Iterable[UnitRecord], patience: float = PATIENCE) -> list[str]:
     """Return the stems of units that a node made, after checking that their files are in the draft.
 
-    The bytes are not read: they have just been hashed where they were written. Raises BadConfig for a missing file.
+    Raises BadConfig for a missing file.
     """
     records = list(records)
-    until = time.monotonic() + patience
     for record in records:
         paths = [(draft / file.name, file.size) for file in record.files]
         paths += [(draft / artifact.SCRATCH / file.name, file.size) for file in record.scratch]
-        for path, size in paths:
-            while files.file_size(path) != size:
-                if time.monotonic() >= until:
-                    raise BadConfig(
-                        f"{path}: a node wrote it, but it is not here", hint=f"the artifacts folder: {SHARED}"
-                    )
-                time.sleep(min(0.2, patience))
+        wait_for_files(paths, patience)
     return [record.stem for record in records]
 
 
@@ -75,7 +66,7 @@ def file_tasks(
 ) -> list[FileTask]:
     """Return the tasks of the files of which `reused` does not have all units."""
     complete = {record.file for record in reused if record.last}
-    versions = versions_of(libraries)
+    versions = versions_of(reuse.CODE, libraries)
     return [
         FileTask(
             number,

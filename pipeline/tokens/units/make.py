@@ -7,25 +7,21 @@ they write the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from pipeline import tokenizers
-from pipeline.errors import DISTRIBUTION, BadConfig, BadData, InputMissing
 from pipeline.readers.documents import Note, log_note
 from pipeline.runtime import workers
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.runtime.spread import Sign
-from pipeline.sources.hashes import file_stamp
 from pipeline.sources.inputs import InputFile, require_unchanged
-from pipeline.store import artifact, files
-from pipeline.store.code import state_of
+from pipeline.sources.nodes import check
+from pipeline.sources.nodes.check import require_draft, require_versions
+from pipeline.store import artifact
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens import reuse
 from pipeline.tokens.overlap import Overlap
@@ -35,8 +31,6 @@ from pipeline.tokens.worker import encode
 from pipeline.tokens.writer import TokenWriter
 
 OVERLAP = "overlap.msgpack"  # in the scratch folder: the validation texts, where they are compared
-SHARED = "put it in a folder that all nodes share, under the same path"
-_CODE = "source code"
 
 
 @dataclass(frozen=True)
@@ -120,46 +114,11 @@ def encode_files(
 def local_file(task: FileTask) -> InputFile:
     """Return the file of a task as this node sees it, after checking that this node can make its units.
 
-    A file with another time or inode is hashed: it may be a copy. Raises as `make`.
+    Raises as `make`.
     """
-    _require_versions(task.versions)
-    if not task.scratch.is_dir():
-        raise BadConfig(f"{platform.node()}: {task.draft}: no such folder", hint=f"the artifacts folder: {SHARED}")
-    path = task.entry.path
-    try:
-        stamp = file_stamp(path)
-    except FileNotFoundError:
-        raise InputMissing(f"{platform.node()}: {path}: no such file", hint=SHARED) from None
-    if stamp != task.entry.stamp and (stamp.size != task.size or files.sha256_of(path) != task.entry.digest):
-        raise BadData(
-            f"{platform.node()}: {path}: not the file that the command was started with", hint="copy it again"
-        )
-    return dataclasses.replace(task.entry, stamp=stamp)
-
-
-def versions_of(libraries: Iterable[str]) -> dict[str, str]:
-    """Return the versions here of what decides bytes: Inkstone and its source code, zstandard and `libraries`."""
-    state = state_of(reuse.CODE)
-    names = sorted({*libraries, "zstandard"})
-    return {DISTRIBUTION: state.version, _CODE: state.digest[:16]} | {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
-def _require_versions(expected: dict[str, str]) -> None:
-    """Raise BadConfig if this node would make other bytes."""
-    own = versions_of(expected.keys() - {DISTRIBUTION, _CODE})
-    for name, version in expected.items():
-        if own[name] != version:
-            raise BadConfig(
-                f"{platform.node()} has {name} {own[name]}, this command {version}",
-                hint="install the same versions on every node",
-            )
+    require_versions(task.versions, reuse.CODE)
+    require_draft(task.draft)
+    return check.local_file(task.entry)
 
 
 @functools.lru_cache(1)
