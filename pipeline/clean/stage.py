@@ -32,7 +32,7 @@ from pipeline.clean.duplicates.signatures import load_rensa
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.parts.assembly import REPORT, CorpusAssembly
-from pipeline.clean.parts.builder import Part, make_parts, rare_garbage_collection
+from pipeline.clean.parts.builder import Part, make_parts
 from pipeline.clean.parts.nodes import CODE, make_spread
 from pipeline.clean.parts.part import DIGESTS, PART_BYTES, PartTask, divide, read_record
 from pipeline.clean.report import examples, render
@@ -42,6 +42,7 @@ from pipeline.clean.utf16 import Utf16Text, decode_utf16
 from pipeline.clean.worker import clean_task, divide_by_profile
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import readers
+from pipeline.runtime import workers
 from pipeline.runtime.engines import OpenEngine, no_engine
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Progress
@@ -173,7 +174,7 @@ def _assemble(
         assembly.report.held_out = _write_held_out(index, sources.held_out, options)
     folder = None if is_trial and not is_unique else scratch
     tasks = divide(sources.inputs, options, folder, sources.part_bytes, index)
-    with rare_garbage_collection():
+    with workers.rare_collections():
         for task, part in zip(tasks, _make_missing(sources, tasks, progress, jobs), strict=True):
             assembly.add(task, part)
         if is_unique:

@@ -25,6 +25,7 @@ import msgspec
 from pipeline.errors import BadConfig, export_mismatch
 from pipeline.export import dataset_card
 from pipeline.readers import compression, jsonl
+from pipeline.readers.corpora import document_files
 from pipeline.store import artifact, exports, files
 from pipeline.store.artifact import Artifact
 from pipeline.store.leftovers import require_new
@@ -91,7 +92,9 @@ def export(corpus: Artifact, format_name: str, out: Path, *, verify: bool = Fals
     corpus_format = FORMATS[format_name]
     require_new(out, outside=corpus.path)
     counts = artifact.require_intact(corpus).manifest.require_counts("documents", "characters")
-    size = counts["characters"] if format_name == "jsonl" else sum(path.stat().st_size for path in _documents(corpus))
+    size = (
+        counts["characters"] if format_name == "jsonl" else sum(path.stat().st_size for path in document_files(corpus))
+    )
     files.require_space(out.parent, size, option="--out")
     with artifact.lease(corpus), exports.new_export(out, corpus_format.suffix) as draft:
         corpus_format.write(corpus, draft)
@@ -101,15 +104,9 @@ def export(corpus: Artifact, format_name: str, out: Path, *, verify: bool = Fals
     return ExportedCorpus(format_name, out, names, counts["documents"], counts["characters"], size, verify)
 
 
-def _documents(corpus: Artifact) -> list[Path]:
-    """Return the files of documents in order; a large corpus has several."""
-    names = sorted(record.name for record in corpus.manifest.files if record.name.startswith("documents"))
-    return [corpus.file(name) for name in names]
-
-
 def _rows(corpus: Artifact) -> Iterator[Row]:
     decode = msgspec.json.Decoder(_Document).decode
-    for path in _documents(corpus):
+    for path in document_files(corpus):
         for _, line, _ in jsonl.split_lines(compression.read_blocks(path)):
             document = decode(line)
             meta = jsonl.pack_meta(document.meta)

@@ -101,7 +101,7 @@ def map_ordered(
     Raises an error of `function` when its task is due, an error of `tasks` at once, and WorkerLost when a worker was
     killed.
     """
-    with _rare_collections(), WorkerPool(function, jobs - 1) as pool:
+    with rare_collections(), WorkerPool(function, jobs - 1) as pool:
         for task in tasks:
             pool.submit(task)
             while result := pool.next_result(wait=pool.is_full):
@@ -111,7 +111,8 @@ def map_ordered(
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
+    """Look for cycles rarely within the context."""
     thresholds = gc.get_threshold()
     gc.set_threshold(*_GC_THRESHOLDS)
     try:

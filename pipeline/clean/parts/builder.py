@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +27,6 @@ from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance, Progress, SilentProgress
 from pipeline.sources.inputs import require_unchanged
 from pipeline.store import files
-
-# Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
-_GC_THRESHOLDS = (100_000, 50, 100)
 
 
 class Part(NamedTuple):
@@ -67,23 +63,12 @@ class PartReading:
         return rejects
 
 
-@contextlib.contextmanager
-def rare_garbage_collection() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-
-
 def make_part(task: PartTask, jobs: int = 1) -> PartRecord:
     """Make one part by itself, in its folder, and return its record; one that is complete already is not made again."""
     if record := parts.read_record(task):
         return record
     try:
-        with rare_garbage_collection():
-            [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
+        [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
     except CannotCreate:  # another node has just made it
         if record := parts.read_record(task):
             return record
