@@ -319,12 +319,7 @@ def _unnamed_file(size: int) -> int:
         return os.dup(written.fileno())
 
 
-def _worker_main(
-    parent: int,
-    function_size: int,
-    connection: Connection[Any, Any],
-    memory: SharedMemory,
-) -> None:
+def _worker_main(parent: int, function_size: int, connection: Connection[Any, Any], memory: SharedMemory) -> None:
     """Run a worker: unpickle the function from slot 0, then apply it to each task received, until killed."""
     _end_with_parent(parent)
     gc.set_threshold(*_GC_THRESHOLDS)
