@@ -18,10 +18,10 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 
 KEYS = {
-    "corpora": "0cfaf925d833cfcd",
-    "tokenizers": "bfe8582ae95de8a8",
-    "tokens": "b3da6747638af546",
-    "runs": "1de4813164f4e4f8",
+    "corpora": "08db9e45eb81a223",
+    "tokenizers": "189225ebfdc7cfba",
+    "tokens": "57b89f900b3d5704",
+    "runs": "4156f5e7b34b5b17",
 }
 
 

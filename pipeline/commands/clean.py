@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from pipeline.commands.options import (
 
 if TYPE_CHECKING:
     from pipeline.clean.report.report import CleaningReport
+    from pipeline.sources.inputs import InputFile
 
 
 _BYTES_PER_WORKER = 3 << 20  # of input: to clean fewer takes less time than to start a worker
@@ -280,9 +281,7 @@ def clean(
     extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
     if explain:
         return _examples_outcome(stage.explain(files, clean_options, explain), explain, extra)
-    size = sum(entry.stamp[0] for entry in files)
-    open_engine = engine_of(engine, jobs)
-    jobs = jobs or min(worker_count(jobs), 1 + size // _BYTES_PER_WORKER)
+    open_engine, jobs = engine_of(engine, jobs), jobs or _useful_workers(files)
     held_out, progress = stage.held_out_files(settings.root, clean_options, settings.progress), settings.progress
     if dry_run:
         report = stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out)
@@ -309,6 +308,11 @@ def _cheap_imports() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _useful_workers(inputs: Sequence[InputFile]) -> int:
+    """Return the number of processes that clean the inputs in the least time."""
+    return min(worker_count(0), 1 + sum(entry.stamp[0] for entry in inputs) // _BYTES_PER_WORKER)
 
 
 def _examples_outcome(examples: list[tuple[str, str]], rule: str, extra: dict[str, Any]) -> Outcome:
