@@ -267,11 +267,11 @@ def clean(
         from pipeline.sources.walk import as_records
         from pipeline.store.manifest import check_name, name_from_path
 
-    clean_options = CleanOptions(**options)
+    clean_options, progress = CleanOptions(**options), settings.progress
     gathered = gather_inputs(
         settings.root,
         inputs,
-        settings.progress,
+        progress,
         corpora=False,
         include=include,
         exclude=exclude,
@@ -282,10 +282,9 @@ def clean(
     if explain:
         return _examples_outcome(stage.explain(files, clean_options, explain), explain, extra)
     open_engine, jobs = engine_of(engine, jobs), jobs or _useful_workers(files)
-    held_out, progress = stage.held_out_files(settings.root, clean_options, settings.progress), settings.progress
+    held_out = stage.held_out_files(settings.root, clean_options, progress)
     if dry_run:
-        report = stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out)
-        return _report_outcome(report, extra)
+        return _report_outcome(stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out), extra)
     name = check_name(name or name_from_path(inputs[0]))
     built = stage.clean(
         *(settings.root, name, files, clean_options, progress),
