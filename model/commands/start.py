@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
 
 _HEADING = 10  # characters
-_SIMPLE_MODELS = {"uniform": "random", "unigram": "letter frequency", "bigram": "pairs", "zstd": "compressor"}
+_SIMPLE_MODELS = {
+    "uniform": "random",
+    "unigram": "letter frequency",
+    "bigram": "pairs",
+    "zstd": "compressor",
+    "ngram": "n-grams",
+}
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
 
 

@@ -17,6 +17,7 @@ _NAMES = {
     "unigram": "letter frequency",
     "bigram": "counting pairs",
     "zstd": "the compressor zstd",
+    "ngram": "counting n-grams",
 }
 _EQUAL = 0.03  # relative difference of scores that are about the same
 _WORSE = 1.01  # times the best score: the last one shows that the model learned its text by heart

@@ -1,5 +1,5 @@
-"""Losses of simple models on the validation text, to compare the loss of a training with: uniform, unigram, bigram and
-zstd."""
+"""Losses of simple models on the validation text, to compare the loss of a training with: uniform, unigram, bigram,
+zstd and n-grams of characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
-from model.training.evaluate import ValidationSet
+from model.training.evaluate import CODE_POINT_BITS, ValidationSet
+from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
 
 _MAX_COUNTED = 1 << 24  # training tokens: their pairs are sorted in less than a second
 _MAX_COMPRESSED = 1 << 19  # bytes of the validation text: a quarter of a second
 _LEVEL = 19  # the highest without --ultra; its window of 8 MiB covers all of these bytes
+_MAX_CHARACTERS = 1 << 21  # of training text for n-grams: 2 s for a million
+_MAX_ORDER = 8  # characters of an n-gram
+_DECODED = 1 << 17  # tokens at once
+_MULTIPLIER = 0x9E3779B97F4A7C15  # an odd number; n-grams are compared by a polynomial in it modulo 2**64
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Baselines:
     unigram       uses the counts of ids in the training split
     bigram        uses the counts of pairs of ids
     zstd          is zstd -19 on the first 512 KiB of the validation text alone, without training data or a tokenizer
+    ngram         counts the n-grams of up to 8 characters, in the training text and in the validation text before
+                  each character, as a compressor by context mixing does (PPM)
     unknown_bits  cost of the characters that are not in the vocabulary, the same for all models
     """
 
@@ -32,6 +39,7 @@ class Baselines:
     unigram: float
     bigram: float
     zstd: float
+    ngram: float
     tokens: int
     characters: int
     unknown_bits: float = 0.0
@@ -43,7 +51,7 @@ class Baselines:
     @property
     def losses(self) -> dict[str, float]:
         """Nats per token by name, without those that are above uniform: zstd is, on a short text."""
-        losses = {name: getattr(self, name) for name in ("uniform", "unigram", "bigram", "zstd")}
+        losses = {name: getattr(self, name) for name in ("uniform", "unigram", "bigram", "zstd", "ngram")}
         return {name: loss for name, loss in losses.items() if loss <= self.uniform}
 
     @property
@@ -62,7 +70,10 @@ class Baselines:
 
 
 def compute_baselines(store: TokenStore, validation: ValidationSet) -> Baselines:
-    """Score the tokens that `evaluate` scores, with counts of the first 2**24 training tokens."""
+    """Score the tokens that `evaluate` scores, with counts of the first 2**24 training tokens.
+
+    N-grams are counted in the first 2**21 characters of training text.
+    """
     train = store.train.read(0, min(_MAX_COUNTED, len(store.train)))
     ids, vocab_size = validation.ids, store.tokenizer.vocab_size
     targets = ids[1:].astype(np.int64)
@@ -75,6 +86,7 @@ def compute_baselines(store: TokenStore, validation: ValidationSet) -> Baselines
         unigram=-float(np.log(unigrams[targets]).mean()),
         bigram=-float(np.log(bigrams).mean()),
         zstd=zstd_bits * math.log(2) / len(targets),
+        ngram=_ngram_bits(_decode_start(train, store.tokenizer), text) * math.log(2) / len(targets),
         tokens=len(targets),
         characters=validation.characters,
         unknown_bits=validation.unknown_bits,
@@ -124,3 +136,76 @@ def _zstd_bits_per_byte(text: str) -> float:
     data = text.encode(errors="replace")[:_MAX_COMPRESSED]
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=False)
     return 8 * len(compressor.compress(data)) / max(len(data), 1)
+
+
+def _decode_start(train: np.ndarray, tokenizer: Tokenizer) -> str:
+    parts: list[str] = []
+    for first in range(0, len(train), _DECODED):
+        parts.append(tokenizer.decode(train[first : first + _DECODED].tolist()))
+        if sum(map(len, parts)) >= _MAX_CHARACTERS:
+            break
+    return "".join(parts)[:_MAX_CHARACTERS]
+
+
+def _ngram_bits(train: str, text: str) -> float:
+    if not text:
+        return 0.0
+    codes = np.frombuffer((train + text).encode("utf-32-le", "surrogatepass"), "<u4")
+    return -float(np.log2(ngram(codes, len(train), 2.0**-CODE_POINT_BITS)).sum())
+
+
+def ngram(codes: np.ndarray, start: int, unseen: float, order: int = _MAX_ORDER) -> np.ndarray:
+    """Return the float64 probability of each character from `start` on, given all characters before it.
+
+    `codes` (N,) are code points; a character that did not occur before has the probability `unseen` after the shortest
+    context. Modified Kneser-Ney smoothing (Chen & Goodman 1998): of the count of every n-gram a discount is subtracted,
+    and for each context the subtracted mass is distributed by the next shorter n-grams, of which only those are counted
+    whose next longer n-gram was new. Counts are of all earlier positions, by sorting: one sort for each order.
+    """
+    values, length, order = codes.astype(np.uint64) + np.uint64(1), len(codes), min(order, len(codes))
+    powers = [np.uint64(pow(_MULTIPLIER, n, 1 << 64)) for n in range(order)]
+    keys = np.zeros(length, np.uint64)  # of the n-gram that ends at each position
+    for n, power in enumerate(powers):
+        keys[n:] += values[: length - n] * power
+    places, is_counted = np.argsort(keys, kind="stable"), np.ones(length, bool)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for n in range(order - 1, -1, -1):
+        counts = _sum_before(is_counted.astype(np.int64), keys, places)
+        discounts = _discounts(counts[is_counted])
+        steps = np.where(is_counted, discounts[np.minimum(counts + 1, 3)] - discounts[np.minimum(counts, 3)], 0.0)
+        keys[n:] -= values[: length - n] * powers[n]
+        places = np.argsort(keys, kind="stable")
+        contexts, after = np.roll(keys, 1), (places + 1) % length
+        contexts[0], after = 0, np.concatenate([[0], after[after > 0]])
+        totals = _sum_before(is_counted.astype(np.int64), contexts, after)
+        masses = _sum_before(steps, contexts, after)
+        parts.append((counts[start:] - discounts[np.minimum(counts[start:], 3)], masses[start:], totals[start:]))
+        is_counted &= counts == 0
+    probabilities = np.full(length - start, unseen)
+    for discounted, masses, totals in reversed(parts):
+        mixed = (discounted + masses * probabilities) / np.maximum(totals, 1)
+        probabilities = np.where(totals > 0, mixed, probabilities)
+    return probabilities
+
+
+def _sum_before(values: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Sum the values at all earlier positions of the same key. `places` sort the keys and are stable."""
+    ordered, sorted_keys = values[places], keys[places]
+    sums = np.cumsum(ordered) - ordered
+    is_first = np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]])
+    firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(keys)), 0))
+    result = np.empty_like(sums)
+    result[places] = sums - sums[firsts]
+    return result
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """Return the discounts of counts 0, 1, 2 and more, from how many n-grams occur one to four times.
+
+    `counts` are those before each occurrence.
+    """
+    reached = np.bincount(counts[counts <= 4], minlength=5)
+    once, twice, thrice, often = reached[:4] - reached[1:] + 1.0
+    rate = once / (once + 2 * twice)
+    discounts = [0, 1 - 2 * rate * twice / once, 2 - 3 * rate * thrice / twice, 3 - 4 * rate * often / thrice]
+    return np.clip(discounts, [0, 0.05, 0.05, 0.05], [0, 0.95, 1.95, 2.95])

@@ -19,7 +19,7 @@ from pipeline.tokens.originals import has_originals, validation_documents
 from pipeline.tokens.roundtrip import roundtrip_of
 from pipeline.tokens.store import TokenStore
 
-_CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
+CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
 _BATCH_VALUES = 1 << 24  # of the widest layer, 64 MiB: larger batches are no faster, since memory limits them
 
 
@@ -42,7 +42,7 @@ class ValidationSet:
 
         Without this cost a tokenizer with a smaller alphabet would seem better.
         """
-        return self.unknown * _CODE_POINT_BITS
+        return self.unknown * CODE_POINT_BITS
 
 
 @dataclass(frozen=True)

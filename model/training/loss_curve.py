@@ -91,6 +91,7 @@ def _baseline_lines(baselines: Baselines) -> list[tuple[str, float]]:
         ("unigram", baselines.unigram),
         ("bigram", baselines.bigram),
         ("zstd -19", baselines.zstd),
+        ("n-grams", baselines.ngram),
     ]
     return sorted((line for line in lines if line[1] <= baselines.uniform), key=lambda line: -line[1])
 

@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.training.baselines import Baselines, bigram, compute_baselines, unigram
+from model.training.baselines import Baselines, bigram, compute_baselines, ngram, unigram
 from model.training.evaluate import ValidationSet
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters, Integers, Tokenizer
@@ -104,7 +104,7 @@ def test_zstd_compresses_the_validation_text_alone() -> None:
 
 
 def test_nats_and_bits_convert_both_ways() -> None:
-    baselines = Baselines(3.0, 2.0, 1.0, 1.0, tokens=100, characters=150)
+    baselines = Baselines(3.0, 2.0, 1.0, 1.0, 1.0, tokens=100, characters=150)
     assert baselines.bits_per_char(3 * math.log(2)) == pytest.approx(2)
     assert baselines.loss(2) == pytest.approx(3 * math.log(2))
 
@@ -119,9 +119,10 @@ def test_unknown_characters_cost_bits_in_every_baseline() -> None:
     assert baselines.bits_per_char(baselines.bigram) == pytest.approx(
         without_unknown.bits_per_char(without_unknown.bigram) + extra_bits
     )
-    assert baselines.bits_per_char(baselines.zstd) == pytest.approx(
-        without_unknown.bits_per_char(without_unknown.zstd) + extra_bits
-    )
+    for name in ("zstd", "ngram"):
+        assert baselines.bits_per_char(getattr(baselines, name)) == pytest.approx(
+            without_unknown.bits_per_char(getattr(without_unknown, name)) + extra_bits
+        )
     assert baselines.loss(baselines.bits_per_char(2.5)) == pytest.approx(2.5)
 
 
@@ -144,8 +145,79 @@ def test_training_split_may_have_any_dtype_and_length() -> None:
 
 def test_a_million_tokens_take_less_than_two_seconds() -> None:
     rng = np.random.default_rng(1)
-    train = np.minimum(rng.zipf(1.2, 1_000_000), 49_999).astype("<u2")
-    token_store = TokenStore(cast(Artifact, None), Integers(50_000), TokenArray((train,)), TokenArray((train,)))
+    train = np.minimum(rng.zipf(1.2, 1_000_000), 49_999)
     start = time.process_time()
-    compute_baselines(token_store, ValidationSet(train[: 1 << 16].astype(np.int64), 1, 1))
+    bigram(train, train[: 1 << 16], train[1 : (1 << 16) + 1], unigram(train, 50_000))
     assert time.process_time() - start < 2, "0.4 s on an idle core"
+
+
+def test_n_grams_of_half_a_million_characters_take_less_than_three_seconds() -> None:
+    codes = np.minimum(np.random.default_rng(1).zipf(1.5, 500_000), 5_000).astype("<u4")
+    start = time.process_time()
+    ngram(codes, 400_000, 1e-6)
+    assert time.process_time() - start < 3, "0.9 s on a busy core"
+
+
+def slow_ngrams(codes: list[int], unseen: float, order: int) -> list[dict[int, float]]:
+    """Return the probabilities of all characters before each position, by counting in dictionaries."""
+    padded, size = [-1] * order + codes, max(codes, default=0) + 1
+    counts = [Counter[tuple[int, ...]]() for _ in range(order)]
+    discounts, ends = discounts_of(padded, order), range(order, len(padded))
+    rows = []
+    for end in ends:
+        row = dict.fromkeys(range(size), unseen)
+        for n, table in enumerate(counts):
+            context = tuple(padded[end - n : end])
+            seen = {gram[-1]: count for gram, count in table.items() if gram[:-1] == context}
+            total = sum(seen.values())
+            mass = sum(discounts[n][min(count, 3)] for count in seen.values())
+            for code in row if total else ():
+                count = seen.get(code, 0)
+                row[code] = (count - discounts[n][min(count, 3)] + mass * row[code]) / total
+        rows.append(row)
+        count_ngrams(counts, padded, end)
+    return rows
+
+
+def count_ngrams(counts: list[Counter[tuple[int, ...]]], padded: list[int], end: int) -> None:
+    """Count the longest n-gram that ends here, and shorter ones until one was not new."""
+    for n in range(len(counts) - 1, -1, -1):
+        gram = tuple(padded[end - n : end + 1])
+        counts[n][gram] += 1
+        if counts[n][gram] > 1:
+            break
+
+
+def discounts_of(padded: list[int], order: int) -> list[list[float]]:
+    """Return the discounts of each length, from the counts of the complete text (Chen & Goodman 1998)."""
+    counts = [Counter[tuple[int, ...]]() for _ in range(order)]
+    for end in range(order, len(padded)):
+        count_ngrams(counts, padded, end)
+    result = []
+    for table in counts:
+        one, two, three, four = (sum(count == times for count in table.values()) + 1 for times in (1, 2, 3, 4))
+        rate = one / (one + 2 * two)
+        values = (1 - 2 * rate * two / one, 2 - 3 * rate * three / two, 3 - 4 * rate * four / three)
+        result.append([0.0, *(min(max(value, 0.05), n + 0.95) for n, value in enumerate(values))])
+    return result
+
+
+@given(st.lists(st.integers(0, SIZE - 1), min_size=2, max_size=60), st.integers(1, 4), st.data())
+def test_ngrams_equal_a_slow_reference_whose_probabilities_sum_to_one(
+    codes: list[int], order: int, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(codes) - 1))
+    rows = slow_ngrams(codes, 1 / (max(codes) + 1), order)
+    assert [sum(row.values()) for row in rows] == pytest.approx([1.0] * len(rows))
+    expected = [row[code] for row, code in zip(rows, codes, strict=True)][start:]
+    assert ngram(np.array(codes, "<u4"), start, 1 / (max(codes) + 1), order) == pytest.approx(expected)
+
+
+def test_ngrams_score_a_novel_better_than_pairs_of_its_characters() -> None:
+    baselines = baselines_of(*encode_novel())
+    assert baselines.ngram < baselines.bigram
+
+
+def test_ngrams_of_a_validation_text_without_characters_cost_nothing() -> None:
+    tokenizer, train, _ = encode_novel()
+    assert baselines_of(tokenizer, train, [tokenizer.end_of_text, tokenizer.end_of_text]).ngram == 0

@@ -14,7 +14,7 @@ from model.training.baselines import Baselines
 from model.training.loss_curve import draw
 from model.training.metrics import COLUMNS
 
-BASELINES = Baselines(8.31, 6.41, 4.88, 5.99, tokens=1000, characters=1442)
+BASELINES = Baselines(8.31, 6.41, 4.88, 5.99, 4.5, tokens=1000, characters=1442)
 LOSSES = ((8.4, ""), (5.2, 5.3), (4.5, 4.4), (4.6, 4.1))  # of validation and training, every 100 steps
 
 
@@ -47,7 +47,7 @@ def labels_in(folder: Path) -> set[str]:
 def test_lines_and_best_step_are_labelled_with_their_losses(metrics: Path, tmp_path: Path) -> None:
     draw(metrics, tmp_path, "a run", BASELINES)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    expected = {"a run", "uniform, ln V 8.31", "unigram 6.41", "bigram 4.88", "zstd -19 5.99"}
+    expected = {"a run", "uniform, ln V 8.31", "unigram 6.41", "bigram 4.88", "zstd -19 5.99", "n-grams 4.50"}
     expected |= {"bits per character", "best: 4.500 nats per token, 4.502 bits per character, step 2,000"}
     assert expected <= labels_in(tmp_path)
 
@@ -62,14 +62,14 @@ def test_same_metrics_give_the_same_bytes(metrics: Path, tmp_path: Path) -> None
 
 
 def test_labels_are_to_the_right_of_the_curve_and_clear_of_each_other(tmp_path: Path) -> None:
-    """The losses of three baselines, and that of the last step, differ by less than the height of a label."""
+    """The losses of four baselines, and that of the last step, differ by less than the height of a label."""
     metrics = write(tmp_path / "metrics.csv", ((8.3, ""), (5.2, 5.3), (4.90, 4.9)))
-    draw(metrics, tmp_path, "a run", Baselines(8.31, 4.95, 4.88, 4.8, tokens=1000, characters=1442))
+    draw(metrics, tmp_path, "a run", Baselines(8.31, 4.95, 4.88, 4.8, 4.78, tokens=1000, characters=1442))
     picture = (tmp_path / "loss.svg").read_text(encoding="utf-8")
-    label = r"<!-- (?:uniform|unigram|bigram|zstd).* -->\s*<g [^>]*translate\(([\d.]+) ([\d.]+)\)"
+    label = r"<!-- (?:uniform|unigram|bigram|zstd|n-grams).* -->\s*<g [^>]*translate\(([\d.]+) ([\d.]+)\)"
     labels = [(float(x), float(y)) for x, y in re.findall(label, picture)]
     markers = [float(x) for x in re.findall(r'<use [^>]* x="([\d.]+)" y="[\d.]+" style="fill: #1d2530', picture)]
-    assert len(labels) == 4
+    assert len(labels) == 5
     assert min(x for x, _ in labels) > max(markers) + 4  # its radius in points
     heights = sorted(y for _, y in labels)
     assert min(lower - upper for upper, lower in itertools.pairwise(heights)) > 8  # font size in points

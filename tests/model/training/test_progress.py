@@ -126,7 +126,7 @@ def test_end_of_a_long_prompt_is_shown_before_the_text() -> None:
 def test_result_has_the_scores_of_simple_models(root: Path, tokens: Artifact) -> None:
     trained, lines = train(root, tokens)
     scores = run.read_result(trained.path).baselines
-    assert list(scores) == ["uniform", "unigram", "bigram", "zstd"]
+    assert list(scores) == ["uniform", "unigram", "bigram", "zstd", "ngram"]
     listed = ", ".join(f"{name} {bits:.2f}" for name, bits in scores.items())
     assert [line for line in lines if line.startswith("baselines") and line.endswith(listed)]
 
@@ -195,5 +195,11 @@ def test_time_left(seconds: float | None, text: str) -> None:
 
 
 def test_best_baseline_below_a_loss() -> None:
-    baselines = Baselines(uniform=5.0, unigram=4.0, bigram=3.0, zstd=3.5, tokens=10, characters=10)
-    assert [baselines.best_beaten(loss) for loss in (5.5, 4.5, 3.2, 2.0)] == ["", "uniform", "zstd", "bigram"]
+    baselines = Baselines(uniform=5.0, unigram=4.0, bigram=3.0, zstd=3.5, ngram=2.0, tokens=10, characters=10)
+    assert [baselines.best_beaten(loss) for loss in (5.5, 4.5, 3.2, 2.5, 1.0)] == [
+        "",
+        "uniform",
+        "zstd",
+        "bigram",
+        "ngram",
+    ]
