@@ -38,9 +38,10 @@ def bench(
     settings: Mapping[str, str] | None = None,
     tokenizer_name: str = "",
 ) -> list[Row]:
-    """Return one row: bits per character of `val` after training for `minutes` (`ours`) and before training (`peer`).
+    """Return one row: bits per character of `val` at the end of `minutes` of training (`ours`) and before it (`peer`).
 
-    `settings` override values of the preset. The default tokenizer is the one that the preset was tuned with.
+    Without a preset, `presets.choose` picks preset and tokenizer. `settings` override values of the preset. The default
+    tokenizer is the one that the preset was tuned with.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "artifacts"
@@ -58,6 +59,9 @@ def bench(
         result = run.read_result(artifact.path)
         rows = metrics.read(artifact.file("metrics.csv"))
     report(f"{result.steps:,} steps, {result.epochs:.1f} epochs, {result.tokens_per_second:,.0f} tokens/s")
+    report(f"bits/char: best {result.best_bits_per_char:.3f}, last {result.bits_per_char:.3f}")
+    if result.ended_early:
+        report(f"ended early: {result.ended_early}")
     evaluated = [row for row in rows if row["bits_per_char"]]
     for row in evaluated:
         report(f"{float(row['seconds']):7.1f} s  {float(row['bits_per_char']):.3f} bits/char")

@@ -17,11 +17,8 @@ from pipeline.errors import BadConfig
 
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
-_UNLISTED = (
-    "head_dim",
-    "norm_epsilon",
-    "deterministic",
-)  # left out of a run's key at their defaults, which older keys lack
+# Left out of a run's key at their defaults, which older keys lack.
+_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience")
 
 
 @dataclass(frozen=True)
@@ -165,6 +162,8 @@ class TrainConfig:
     at least 10 steps apart; if `minutes` is set, there are fewer when they would take over a tenth of the time. But six
     are made, if `evaluations` allows it, unless they would take longer than a minute and than the training by the
     clock.
+
+    If the validation loss rises, a training by the clock, or one with `patience`, ends early from its best checkpoint.
     """
 
     batch_size: int = 16
@@ -199,6 +198,7 @@ class TrainConfig:
     resident: str = "auto"
     evaluations: int = 10
     eval_bytes: int = 1 << 18
+    patience: int = 0
     seed: int = 1
 
     def __post_init__(self) -> None:

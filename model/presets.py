@@ -228,7 +228,7 @@ DEFAULT_MINUTES = 5.0  # of a training for which the user names neither preset n
 # Tokens a second that `small` trains on two CPU cores and, an unmeasured guess, on a GPU: they only decide the dropout.
 _CPU_RATE, _GPU_RATE = 4_000, 200_000
 _MIN_MINUTES = 1.0
-_MAX_EPOCHS = 60  # of a training of default length: beyond that the validation loss of a short text only rises
+MAX_EPOCHS = 60  # of a training of default length: beyond that the validation loss of a short text only rises
 _DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
 _TUNED_VOCABULARY = 4_000
 _LARGE_VOCABULARY = 20_000  # ids: on a CPU the head of `small` then takes half of the time
@@ -289,9 +289,9 @@ def choose(
 
     epochs_per_minute = 60 * _tokens_per_second(size, vocab_size, is_gpu) / max(tokens, 1)
     if minutes is None:
-        length = max(round(min(length, _MAX_EPOCHS / epochs_per_minute), 1), _MIN_MINUTES)
+        length = max(round(min(length, MAX_EPOCHS / epochs_per_minute), 1), _MIN_MINUTES)
     epochs = length * epochs_per_minute
-    dropout = next((dropout for limit, dropout in _DROPOUTS if epochs <= limit), 0.3)
+    dropout = dropout_for(epochs)
     block_size = min(size.model["block_size"], 1 << max((tokens // 8).bit_length() - 1, 0))
     settings = {**size.model, "block_size": block_size, "batch_size": size.batch_size, "dropout": dropout}
     preset = PRESETS["small"]
@@ -301,6 +301,11 @@ def choose(
         if value != getattr(preset.model if hasattr(preset.model, name) else preset.train, name)
     }
     return Choice("small", settings, length, _reason(tokens, vocab_size, device, length, epochs, size))
+
+
+def dropout_for(epochs: float) -> float:
+    """Return the dropout of a training that sees its text that many times."""
+    return next((dropout for limit, dropout in _DROPOUTS if epochs <= limit), 0.3)
 
 
 def _model(size: _Size, vocab_size: int) -> GPTConfig:

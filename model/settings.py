@@ -176,5 +176,10 @@ SETTINGS: dict[str, Setting] = {
     "eval_bytes": Setting(
         "first bytes of the validation text that are evaluated; 0: all of it", Range(0, (1 << 53) - 1), "bytes"
     ),
+    "patience": Setting(
+        "evaluations since the best one, when the loss is 2 % above it, after which the training ends from its best "
+        "checkpoint; 0: 2 by the clock, and only a warning by steps",
+        _COUNT,
+    ),
     "seed": Setting("decides the first weights, the batches and the dropout", _COUNT),
 }

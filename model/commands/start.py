@@ -311,12 +311,14 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     result = run.read_result(refreshed.last.path)
     samples = refresh_command.continuations(settings, recipe, refreshed.last, device)
     loss_curve = refreshed.last.path / "loss.png"
-    score = "" if result.bits_per_char is None else f"{result.bits_per_char:.2f} bits per character, "
+    score = "" if result.best_bits_per_char is None else f"{result.best_bits_per_char:.2f} bits per character, "
+    early = [_line("early end", result.ended_early)] if result.ended_early else []
     lines = [
         *refresh_command.sample_lines(samples),
         _line(
             "done", f"{score}{result.steps:,} steps in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}"
         ),
+        *early,
         *_yardstick(settings, refreshed.last, result),
         *(
             _line("" if index else "next", f"inkstone {command}")
@@ -327,6 +329,8 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     outcome.extra |= {
         "recipe": str(path),
         "bits_per_char": result.bits_per_char,
+        "best_bits_per_char": result.best_bits_per_char,
+        "ended_early": result.ended_early,
         "loss_curve": str(loss_curve),
         "samples": samples,
     }

@@ -75,6 +75,13 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
         help="Plan the schedule to end after this many minutes (default: the preset's; 5 if it was chosen).",
     ),
     click.option(
+        "--patience",
+        type=click.IntRange(1),
+        metavar="N",
+        help="End from the best checkpoint when the validation loss is 2 % above its best, N evaluations after it "
+        "(default: 2 with --minutes; with --steps, only a warning).",
+    ),
+    click.option(
         "--resume/--no-resume",
         default=None,
         help="Resume an unfinished run, or start over (default: resume if the plan is the same).",
@@ -116,6 +123,7 @@ def train(
     name: str,
     steps: int | None,
     minutes: float | None,
+    patience: int | None,
     resume: bool | None,
     accept_worse: bool,
     on_stop: str,
@@ -144,13 +152,15 @@ def train(
     from model.training import stage
 
     reference = _reference(settings, positional, reference)
+    overrides = parse_key_values(pairs) | ({"patience": str(patience)} if patience else {})
 
     def make_plan() -> TrainPlan:
         if continued:
-            _require_alone("--continue", {"--preset": preset, "--set": pairs, "--from": parent, "--name": name})
+            _require_alone("--continue", {"--preset": preset, "--set": overrides, "--from": parent, "--name": name})
             plan = _continuation(settings, continued, reference, counting, steps, minutes)
         else:
-            plan = _plan(settings, reference, counting, preset, parent, name, steps, minutes, pairs, device)
+            tokens = _tokens(settings, reference, counting)
+            plan = _plan(settings, tokens, preset, parent, name, steps, minutes, overrides, device)
         return replace(plan, tensorboard=tensorboard, prompt=prompt)
 
     if dry_run:
@@ -189,21 +199,19 @@ def _reference(settings: Settings, positional: str, reference: str) -> str:
 
 def _plan(
     settings: Settings,
-    reference: str,
-    counting: bool,
+    tokens: Artifact,
     preset: str,
     parent: str,
     name: str,
     steps: int | None,
     minutes: float | None,
-    pairs: tuple[str, ...],
+    overrides: Mapping[str, str],
     device: str,
 ) -> TrainPlan:
     """Plan the run. Without a preset, one is chosen and reported, and the run is named after the tokens."""
     from model.runs import continuing
     from model.runs import plan as run_plan
 
-    tokens, overrides = _tokens(settings, reference, counting), parse_key_values(pairs)
     if not preset and not parent:
         name = name or tokens.manifest.name
         plan, resolved = run_plan.make_auto_plan(

@@ -61,6 +61,8 @@ def verdict(result: Result) -> str:
     text = f"{bits:.2f} bits per character, {relation} {_NAMES[best]} ({scores[best]:.2f})"
     if best != lowest:
         text += f", not as good as {_NAMES[lowest]} ({scores[lowest]:.2f})"
+    if result.ended_early:
+        return f"{text}; its validation loss rose, so more text helps, and longer training does not"
     if (result.bits_per_char or 0.0) > _WORSE * bits:
         return f"{text}; it was best before the end, so more text helps, and longer training does not"
     return text if best == lowest and not equal else f"{text}: train longer"
@@ -83,9 +85,11 @@ def add_promotion(outcome: Outcome, run: Artifact) -> None:
 def _loss_lines(result: Result) -> list[str]:
     if result.bits_per_char is None:
         return ["validation: none, since the tokens have no validation part; the last checkpoint is the best"]
+    early = [f"ended early from its best checkpoint: {result.ended_early}"] if result.ended_early else []
     return [
+        *early,
         f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "
-        f"(best {result.best_bits_per_char:.3f}), {result.val_loss:.3f} nats per token"
+        f"(best {result.best_bits_per_char:.3f}), {result.val_loss:.3f} nats per token",
     ]
 
 

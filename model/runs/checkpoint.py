@@ -46,6 +46,8 @@ class TrainState(msgspec.Struct, frozen=True):
     rollbacks    number of times that training was rolled back
     evaluations  number of evaluations so far
     share        the learning rates of the last step, as a fraction of their peaks
+    cooldown     first and last step of the learning rates' fall to zero and their fraction before, if they fall early
+    ended_early  why they do, "" if they do not
     since_row    number of steps since the last row of the metrics, and the sums of their losses and gradient norms
     device       kind and model of the device that computed it, "" if it was saved before this was recorded
     """
@@ -60,6 +62,8 @@ class TrainState(msgspec.Struct, frozen=True):
     rollbacks: int = 0
     evaluations: int = 0
     share: float = 0.0
+    cooldown: tuple[int, int, float] | None = None
+    ended_early: str = ""
     since_row: tuple[int, float, float] = (0, 0.0, 0.0)
     device: str = ""
     sha256: dict[str, str] = {}
@@ -147,6 +151,11 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """Return the step of the checkpoint in a folder of that name."""
+    return int(name.removeprefix("step-"))
+
+
 def moments(model: GPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Collect the optimizers' state tensors, keyed by "weight/moment"."""
     return {
@@ -205,15 +214,16 @@ def read(path: Path) -> CheckpointTensors:
 
 
 def load_newest(
-    folder: Path, model: GPTConfig, train: TrainConfig, quarantine: Path, report: Report
+    folder: Path, model: GPTConfig, train: TrainConfig, quarantine: Path, report: Report, *, best_only: bool = False
 ) -> tuple[TrainState, CheckpointTensors] | None:
-    """Load the newest intact checkpoint in `folder`; None if there never was one.
+    """Load the newest intact checkpoint in `folder`, or with `best_only` the best one; None if there never was one.
 
     Damaged checkpoints are moved into `quarantine` and the one before is tried. Raises BadData if all are damaged, so
     that training never silently starts from scratch. Raises BadConfig if the checkpoint is of another model or
     training.
     """
-    paths = newest_first(folder)
+    best_path = best(folder) if best_only else None
+    paths = [best_path] if best_path else newest_first(folder)
     for path in paths:
         try:
             state = read_state(path)

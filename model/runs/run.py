@@ -39,7 +39,8 @@ class Result(msgspec.Struct, frozen=True):
     Losses are in nats per token on the validation set, and None for imported runs, which were never evaluated here.
     `last` and `best` are folder names of checkpoints. `mfu` is the fraction of the device's peak FLOP/s that was used,
     None if the peak is unknown. `waited` is the fraction of the training time spent waiting for batches. `baselines`
-    are bits per character of simple models on the validation set, by name.
+    are bits per character of simple models on the validation set, by name. `ended_early` is the reason why the training
+    ended before its planned length, "" if it did not.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Result(msgspec.Struct, frozen=True):
     epochs: float = 0.0  # over the training split, including those of earlier runs
     waited: float = 0.0
     baselines: dict[str, float] = {}
+    ended_early: str = ""
 
 
 def read_preset_name(folder: Path) -> str:

@@ -181,7 +181,7 @@ def ngram(codes: np.ndarray, start: int, unseen: float, order: int = _MAX_ORDER)
         masses = _sum_before(steps, contexts, after)
         parts.append((counts[start:] - discounts[np.minimum(counts[start:], 3)], masses[start:], totals[start:]))
         is_counted &= counts == 0
-    probabilities = np.full(length - start, unseen)
+    probabilities: np.ndarray = np.full(length - start, unseen)
     for discounted, masses, totals in reversed(parts):
         mixed = (discounted + masses * probabilities) / np.maximum(totals, 1)
         probabilities = np.where(totals > 0, mixed, probabilities)
@@ -194,7 +194,7 @@ def _sum_before(values: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.
     sums = np.cumsum(ordered) - ordered
     is_first = np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]])
     firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(keys)), 0))
-    result = np.empty_like(sums)
+    result: np.ndarray = np.empty_like(sums)
     result[places] = sums - sums[firsts]
     return result
 
@@ -208,4 +208,5 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     once, twice, thrice, often = reached[:4] - reached[1:] + 1.0
     rate = once / (once + 2 * twice)
     discounts = [0, 1 - 2 * rate * twice / once, 2 - 3 * rate * thrice / twice, 3 - 4 * rate * often / thrice]
-    return np.clip(discounts, [0, 0.05, 0.05, 0.05], [0, 0.95, 1.95, 2.95])
+    clipped: np.ndarray = np.clip(discounts, [0, 0.05, 0.05, 0.05], [0, 0.95, 1.95, 2.95])
+    return clipped

@@ -60,15 +60,22 @@ class Checkpointer:
         self._preset, self._world, self._report = preset, world, report
         self._failures = 0  # in a row
 
-    def load_newest(self) -> tuple[TrainState, CheckpointTensors] | None:
-        """Load the newest intact checkpoint, the same in all processes; None if there never was one."""
-        model, train = self._preset.model, self._preset.train
+    def load_newest(self, *, best_only: bool = False) -> tuple[TrainState, CheckpointTensors] | None:
+        """Load the newest intact checkpoint, or the best, the same in all processes; None if there never was one."""
+        configs = (self._preset.model, self._preset.train)
         newest = read_on_main(
             self._world,
-            lambda: checkpoint.load_newest(self.folder, model, train, self._quarantine, self._report),
+            lambda: checkpoint.load_newest(self.folder, *configs, self._quarantine, self._report, best_only=best_only),
         )
         self.saved_step = newest[0].step if newest else -1
         return newest
+
+    def delete_later(self, step: int) -> None:
+        """Delete the checkpoints of steps after this one, the newest first: what is left can always be resumed."""
+        if self._world.is_main:
+            names = [path.name for path in checkpoint.newest_first(self.folder)]
+            earlier = {self.folder / name for name in names if name <= checkpoint.folder_name(step)}
+            checkpoint.delete_except(self.folder, {*earlier, None})
 
     def save(self, state: TrainState, tensors: CheckpointTensors, metrics: Metrics, *, required: bool = False) -> None:
         """Save a checkpoint, after the rows of the metrics that lead to it, and delete those that are not kept.

@@ -21,6 +21,7 @@ from model import device as devices
 from model.config import GPTConfig, Preset, TrainConfig
 from model.device import ExecutionConfig
 from model.network.cross_entropy import chunk_rows
+from model.presets import MAX_EPOCHS, dropout_for
 from model.runs.run import Report
 from model.training.baselines import Baselines
 from pipeline.errors import BadConfig
@@ -231,9 +232,21 @@ def plan_lines(
         f"model     {preset_name}: {model.parameters / 1e6:.2f}M parameters, family {model.family}",
         f"device    {device}, {precision}, {plan.bytes / 1e9:.1f} GB, {execution.micro_batch} of {train.batch_size} "
         "sequences at once",
-        f"tokens    {train_tokens:,} to train on, {step_tokens:,} a step: {epoch_steps:,.0f} steps an epoch",
+        f"tokens    {train_tokens:,} to train on, {step_tokens:,} a step: {epoch_steps:,.0f} steps an epoch, "
+        f"{model.parameters / max(train_tokens, 1):,.3g} parameters per token",
         f"schedule  {length}, {epochs:.1f} epochs, {rate:,.0f} tokens/s in {_PROBES} trial passes",
+        *(f"warning: {text}" for text in [overfitting_risk(model, epochs)] if text),
     ]
+
+
+def overfitting_risk(model: GPTConfig, epochs: float) -> str:
+    """Return what to change if the validation loss will probably rise before the end, "" if nothing."""
+    dropout = dropout_for(epochs)
+    if epochs > MAX_EPOCHS:
+        return f"{epochs:,.0f} epochs: beyond {MAX_EPOCHS}, the validation loss of a short text only rises"
+    if max(model.dropout, model.attention_dropout) < dropout:
+        return f"{epochs:.1f} epochs with dropout {model.dropout:g} may overfit: try --set dropout={dropout:g}"
+    return ""
 
 
 def scale(baselines: Baselines) -> str:

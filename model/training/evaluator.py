@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from model.generation import engine
 from model.generation.engine import Sample
@@ -15,7 +17,7 @@ from model.training.distributed import World
 from model.training.evaluate import Evaluation, ValidationSet, evaluate
 from model.training.learner import Learner
 from model.training.lr_schedule import LRSchedule
-from model.training.metrics import Metrics
+from model.training.metrics import Metrics, evaluations
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
 
@@ -23,6 +25,37 @@ _MAX_TIME_FRACTION = 0.1  # of a training by the clock
 _MIN_EVALUATIONS = 6  # after the first, however few steps there are
 _MIN_SECONDS = 60.0  # that those may take, however short the training is
 _PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
+_PATIENCE = 2  # evaluations since the best one, after which a rise is noticed
+_RISE = 1.02  # times the best loss
+
+
+@dataclass(frozen=True)
+class Rise:
+    """A rise of the validation loss, in nats per token: the best step and its loss, the last step and its loss."""
+
+    best_step: int
+    best: float
+    step: int
+    loss: float
+
+    def __str__(self) -> str:
+        percent = 100 * (self.loss / self.best - 1)
+        return (
+            f"validation rose by {percent:.1f} %, from {self.best:.3f} nats per token at step {self.best_step:,} "
+            f"to {self.loss:.3f} at step {self.step:,}"
+        )
+
+
+def find_rise(losses: Sequence[tuple[int, float]], patience: int) -> Rise | None:
+    """Return the rise if the best of these evaluations, (step, loss), was `patience` before the last one or earlier.
+
+    The last loss must be at least 2 % above the best. Step 0 does not count: it has no checkpoint.
+    """
+    trained = [(step, loss) for step, loss in losses if step]
+    best = min(range(len(trained)), key=lambda index: (trained[index][1], -index), default=0)
+    if len(trained) - 1 - best < patience or trained[-1][1] < _RISE * trained[best][1]:
+        return None
+    return Rise(*trained[best], *trained[-1])
 
 
 class Evaluator:
@@ -47,6 +80,7 @@ class Evaluator:
         self.sample: Sample | None = None
         self._prompt = prompt
         self._tokenizer, self._learner, self._schedule, self._world = tokenizer, learner, schedule, world
+        self._has_warned = False
         self._seconds = 0.0  # spent evaluating by this process
         self._evaluated_at = 0.0  # progress of the schedule at the last evaluation by this process
 
@@ -75,6 +109,18 @@ class Evaluator:
         is_overdue = self._schedule.progress - self._evaluated_at >= 1 / _MIN_EVALUATIONS
         is_affordable = self._seconds <= (max(seconds, _MIN_SECONDS) if is_overdue else _MAX_TIME_FRACTION * seconds)
         return not self._learner.config.minutes or bool(self._world.broadcast(is_affordable))
+
+    def ends_early(self, metrics: Metrics, report: Report) -> str:
+        """Return why the training should end now, "" if it should not; warn if its length in steps was planned."""
+        config, rise = self._learner.config, None
+        if metrics.folder:
+            rise = find_rise(evaluations(metrics.folder), config.patience or _PATIENCE)
+        if rise and not (config.patience or config.minutes):
+            if not self._has_warned:
+                report(f"warning: {rise}: more text or --set dropout=… helps; --patience {_PATIENCE} ends it early")
+            self._has_warned, rise = True, None
+        reason: str = self._world.broadcast_object(str(rise or ""))
+        return reason
 
     def evaluate(self, metrics: Metrics, stopped: threading.Event) -> Evaluation | None:
         """Score the validation set and write a sample, with the average of the weights if there is one.

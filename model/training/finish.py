@@ -6,11 +6,13 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import torch
 
 from model import device as devices
-from model.config import TrainConfig
+from model.config import Preset, TrainConfig
 from model.runs import checkpoint
 from model.runs.plan import TrainPlan, read_config
 from model.runs.run import (
@@ -27,7 +29,8 @@ from model.runs.run import (
 from model.training import loss_curve
 from model.training.baselines import Baselines
 from model.training.evaluate import ValidationSet, encode_again, evaluate, validation_set
-from model.training.metrics import LOG, METRICS, SAMPLES
+from model.training.lr_schedule import LRSchedule
+from model.training.metrics import LOG, METRICS, SAMPLES, scores
 from pipeline.errors import InkstoneError, InternalError
 from pipeline.store import files
 from pipeline.store.artifact import Artifact
@@ -46,6 +49,40 @@ def finish(folder: Path, result: Result, baselines: Baselines | None, title: str
         checkpoint.drop_moments(best)
     files.write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
     loss_curve.draw(folder / METRICS, folder, title, baselines)
+
+
+def make_result(
+    records: Path,
+    folder: Path,
+    schedule: LRSchedule,
+    preset: Preset,
+    device: torch.device,
+    precision: str,
+    processes: int,
+    **values: Any,
+) -> Result:
+    """Return the final numbers of a training, from the metrics in `records` and the checkpoints in `folder`.
+
+    `values` are further fields of the result.
+    """
+    model, seconds = preset.model, schedule.seconds
+    last, best = checkpoint.folder_name(schedule.step), checkpoint.best(folder / CHECKPOINTS)
+    best_name = best.name if best else last
+    tokens = schedule.step * preset.train.batch_size * model.block_size
+    rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(device, precision)
+    return Result(
+        steps=schedule.step,
+        tokens=tokens,
+        parameters=model.parameters,
+        device=str(device),
+        seconds=round(seconds, 3),
+        tokens_per_second=round(rate, 1),
+        mfu=round(rate * model.flops_per_token / peak / processes, 4) if peak else None,
+        last=last,
+        best=best_name,
+        **scores(records, checkpoint.step_of(best_name)),
+        **values,
+    )
 
 
 def require_readable(folder: Path, result: Result, plan: TrainPlan) -> None:

@@ -42,7 +42,8 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     axes = figure.subplots()
     axes.plot(*_columns(training), color=_WASH, linewidth=1.2, label="training", zorder=2)
     if validation:
-        axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label="validation", zorder=3)
+        label = f"validation, last {validation[-1][1]:.3f}"
+        axes.plot(*_columns(validation), "o-", color=_INK, linewidth=1.6, markersize=4, label=label, zorder=3)
     _set_limits(axes, [loss for _, loss in (*training, *validation, *lines)], baselines)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

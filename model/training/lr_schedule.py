@@ -19,17 +19,20 @@ class LRSchedule:
     """Counts steps and seconds of training, and sets learning rates. `paused` stops the clock.
 
     `broadcast` returns the main process's value, so that several processes follow one clock. `applied_factor` is the
-    factor that `apply` used last.
+    factor that `apply` used last. `cooldown` is the first and the last step of an early end and the factor to start
+    from, None if the schedule ends as planned.
     """
 
     def __init__(self, config: TrainConfig, broadcast: Callable[[float], float] = float) -> None:
         self._config, self._broadcast = config, broadcast
         self._resumed_at: float | None = None  # when the clock last started; None while it is stopped
-        self._anneal: tuple[int, int, float] | None = None  # first step, last step, and the factor to start from
         self.restore(step=0, seconds=0.0, applied_factor=0.0)
 
-    def restore(self, step: int, seconds: float, applied_factor: float) -> None:
+    def restore(
+        self, step: int, seconds: float, applied_factor: float, cooldown: tuple[int, int, float] | None = None
+    ) -> None:
         """Move to the position of a checkpoint."""
+        self.cooldown = cooldown
         self.step, self._seconds, self.applied_factor = step, seconds, applied_factor
         if self._resumed_at is not None:
             self._resumed_at = time.monotonic()
@@ -59,8 +62,8 @@ class LRSchedule:
     @property
     def progress(self) -> float:
         """Fraction of the schedule that has passed; 1 or more at its end."""
-        if self._anneal:
-            return float(self.step >= self._anneal[1])
+        if self.cooldown:
+            return float(self.step >= self.cooldown[1])
         if self._config.minutes:
             return self._clock_progress
         return self.step / self._config.steps
@@ -68,9 +71,9 @@ class LRSchedule:
     @property
     def seconds_left(self) -> float | None:
         """Seconds of training until the end, None before the first step."""
-        if self._config.minutes and not self._anneal:
+        if self._config.minutes and not self.cooldown:
             return max(60 * self._config.minutes - self.seconds, 0.0)
-        end = self._anneal[1] if self._anneal else self._config.steps
+        end = self.cooldown[1] if self.cooldown else self._config.steps
         return self.seconds / self.step * max(end - self.step, 0) if self.step else None
 
     @property
@@ -87,19 +90,19 @@ class LRSchedule:
         """End soon: rates fall to zero over a tenth of the steps so far, or over the remaining steps if fewer."""
         progress = max(self.progress, 1e-9)
         steps = min(math.ceil(self.step * _ANNEAL_FRACTION), math.ceil(self.step * (1 - progress) / progress))
-        self._anneal = (self.step, self.step + max(1, steps), self.lr_factor)
+        self.cooldown = (self.step, self.step + max(1, steps), self.lr_factor)
 
     @property
     def annealing(self) -> bool:
-        return self._anneal is not None
+        return self.cooldown is not None
 
     @property
     def lr_factor(self) -> float:
         """The learning rates of the next step, as a fraction of their peaks."""
         config, progress = self._config, min(self.progress, 1.0)
         warmup = min((self.step + 1) / max(config.warmup, 1), 1.0)
-        if self._anneal:
-            start, end, peak = self._anneal
+        if self.cooldown:
+            start, end, peak = self.cooldown
             return peak * (end - self.step) / (end - start)
         if config.schedule == "cosine":
             decay = 0.5 * (1 + math.cos(math.pi * progress))

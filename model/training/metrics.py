@@ -198,6 +198,26 @@ def _open_board(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    """Return the step and the validation loss in nats per token of every evaluation so far."""
+    return [(int(row["step"]), float(row["val_loss"])) for row in read(folder / METRICS) if row["val_loss"]]
+
+
+def scores(folder: Path, best: int) -> dict[str, Any]:
+    """Return the first, the last and the best scores as fields of a result. `best` is the step of the best one."""
+    rows = [row for row in read(folder / METRICS) if row["val_loss"]]
+    best_rows = [row for row in rows if int(row["step"]) == best]
+    columns = ("val_loss", "bits_per_char", "bits_per_byte")
+    values: dict[str, Any] = {name: _number(rows[-1:], name) for name in columns}
+    values["first_bits_per_char"] = _number(rows, "bits_per_char")
+    return values | {f"best_{name}": _number(best_rows or rows[-1:], name) for name in columns[:2]}
+
+
+def _number(rows: list[dict[str, str]], column: str) -> float | None:
+    """Return a number of the first row, None without rows."""
+    return float(rows[0][column]) if rows else None
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """Read the rows of a metrics.csv."""
     with open(path, encoding="utf-8", newline="") as file:

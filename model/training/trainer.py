@@ -16,7 +16,6 @@ import torch
 
 from model import device as devices
 from model.device import out_of_memory_refused
-from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import Annealed, TrainPlan, write_config
 from model.runs.run import CHECKPOINTS, Report, Result
@@ -27,10 +26,10 @@ from model.training.dataloader import Loader, Sampler, is_resident, to_device
 from model.training.distributed import World
 from model.training.evaluate import Evaluation, validation_set
 from model.training.evaluator import Evaluator, sample_prompt
-from model.training.finish import copy_records, finish
+from model.training.finish import copy_records, finish, make_result
 from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
-from model.training.metrics import METRICS, Metrics, RunningSums, read
+from model.training.metrics import Metrics, RunningSums
 from model.training.progress import ProgressReporter, Watch
 from model.training.resume import count_tokens, load_parent, open_parent
 from model.training.timer import Every
@@ -107,7 +106,7 @@ class Trainer:
         watch: Watch | None = None,
     ) -> None:
         model, self.config = plan.preset.model, plan.preset.train
-        self.folder, self.preset, self.preset_name = draft, plan.preset, plan.preset_name
+        self.folder, self.preset, self.preset_name, self._draft = draft, plan.preset, plan.preset_name, draft
         self.device, self.report, self.world, self._resume = device, report, world, resume
         self.store = open_store(plan.tokens, is_intact=world.size > 1)  # each node has checked its own
         self.sampler = Sampler(self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key)
@@ -150,13 +149,15 @@ class Trainer:
         if saved:
             state, tensors = saved
             self.learner.load(tensors)
-            self.schedule.restore(state.step, state.seconds, state.share)
+            self.schedule.restore(state.step, state.seconds, state.share, state.cooldown)
+            self.ended_early = state.ended_early
             self.skipped, self.rollbacks, self.evaluator.count = state.skipped, state.rollbacks, state.evaluations
             self.sums = RunningSums.on(self.device, *state.since_row)
             self.report(f"resuming from step {state.step:,} of an unfinished run")
         else:
             self.schedule.restore(step=0, seconds=0.0, applied_factor=0.0)
             self.skipped = self.rollbacks = self.evaluator.count = 0
+            self.ended_early = ""
             self.sums = RunningSums.on(self.device)
             if self._parent:
                 load_parent(self.learner, self._parent, self.report)
@@ -217,10 +218,11 @@ class Trainer:
         self.metrics = metrics
         self._restart_timers()
         self.learner.model.train()
+        self._end_early()
         while True:
             with self.schedule.paused():
                 self._between_steps(stopped)
-                is_ending = self.schedule.finished or self.schedule.annealing
+                is_ending = self.schedule.finished or self.folder != self._draft
                 if not is_ending and self.world.any(stopped.is_set()):
                     self._stop(anneal=anneal)
             if self.schedule.finished:
@@ -242,6 +244,7 @@ class Trainer:
         clock = self._clock()
         if self.evaluator.due:
             self._evaluate(threading.Event() if self.schedule.finished else stopped)
+            self._end_early()
         elif self.checkpointer.timer.due(clock):
             self._save()
         elif self._log_timer.due(clock):
@@ -275,7 +278,7 @@ class Trainer:
         Raises TrainingDiverged the third time, and while the learning rates fall after a signal.
         """
         step, data_step, rollbacks = self.schedule.step, self.data_step, self.rollbacks + 1
-        if rollbacks > _MAX_ROLLBACKS or self.schedule.annealing:
+        if rollbacks > _MAX_ROLLBACKS or self.folder != self._draft:
             raise TrainingDiverged(
                 f"{culprit} is not finite at step {step:,}; the last checkpoint was kept",
                 hint=f"try a smaller --set learning_rate=… than {self.config.learning_rate:g}",
@@ -286,6 +289,31 @@ class Trainer:
         self._restore(self.checkpointer.load_newest())
         self.metrics.back_to(self.checkpointer.saved_step)
         self.rollbacks, self.skipped = rollbacks, data_step - self._first_data_step - self.schedule.step
+        self._load_batches()
+
+    def _end_early(self) -> None:
+        """Let the learning rates fall to zero from the best checkpoint on, if the validation loss has risen.
+
+        A kill at any moment resumes before this or after it: first the best checkpoint says that they fall, then later
+        checkpoints are deleted, then the later rows of the metrics.
+        """
+        if self.schedule.finished or self.schedule.annealing:
+            return
+        reason = self.evaluator.ends_early(self.metrics, self.report)
+        if not reason:
+            return
+        self.report(f"{reason}: the learning rates fall to zero from the best checkpoint on, then the training ends")
+        self.metrics.event("ends early", step=self.schedule.step, cause=reason)
+        self.loader.close()
+        best = self.checkpointer.load_newest(best_only=True)
+        assert best, "the best step has a checkpoint"
+        self._restore(best)
+        if not self.schedule.annealing:
+            self.schedule.anneal()
+            self.ended_early = reason
+        self._save(best[0].val_loss, required=True)
+        self.checkpointer.delete_later(self.schedule.step)
+        self.metrics.back_to(self.schedule.step)
         self._load_batches()
 
     def _evaluate(self, stopped: threading.Event) -> None:
@@ -337,6 +365,8 @@ class Trainer:
             rollbacks=self.rollbacks,
             evaluations=self.evaluator.count,
             share=self.schedule.applied_factor,
+            cooldown=self.schedule.cooldown,
+            ended_early=self.ended_early,
             since_row=self.sums.totals(self.world),
             device=devices.describe(self.device),
         )
@@ -365,36 +395,12 @@ class Trainer:
 
     def result(self, records: Path) -> Result:
         """Return the final numbers, from the metrics in `records` and the checkpoints in `folder`."""
-        evaluated = [row for row in read(records / METRICS) if row["val_loss"]]
-        last, best_path = checkpoint.folder_name(self.schedule.step), checkpoint.best(self.folder / CHECKPOINTS)
-        best = best_path.name if best_path else last
-        best_rows = [row for row in evaluated if checkpoint.folder_name(int(row["step"])) == best]
-        seconds, model = self.schedule.seconds, self.preset.model
-        tokens = self.schedule.step * self._step_tokens
-        rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(self.device, self.learner.execution.precision)
-        return Result(
-            steps=self.schedule.step,
-            tokens=tokens,
-            parameters=model.parameters,
-            device=str(self.device),
-            seconds=round(seconds, 3),
-            tokens_per_second=round(rate, 1),
-            mfu=round(rate * model.flops_per_token / peak / self.world.size, 4) if peak else None,
-            val_loss=_number(evaluated[-1:], "val_loss"),
-            bits_per_char=_number(evaluated[-1:], "bits_per_char"),
-            bits_per_byte=_number(evaluated[-1:], "bits_per_byte"),
-            first_bits_per_char=_number(evaluated, "bits_per_char"),
-            best_val_loss=_number(best_rows or evaluated[-1:], "val_loss"),
-            best_bits_per_char=_number(best_rows or evaluated[-1:], "bits_per_char"),
-            last=last,
-            best=best,
+        precision = self.learner.execution.precision
+        return make_result(
+            *(records, self.folder, self.schedule, self.preset, self.device, precision, self.world.size),
             steps_before=self._parent.steps if self._parent else 0,
             epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
-            waited=round(self.loader.waited / max(seconds, 1e-9), 4),
+            waited=round(self.loader.waited / max(self.schedule.seconds, 1e-9), 4),
             baselines=self.baselines.scores if self.baselines else {},
+            ended_early=self.ended_early,
         )
-
-
-def _number(rows: list[dict[str, str]], column: str) -> float | None:
-    """Return a number of the first row, None without rows."""
-    return float(rows[0][column]) if rows else None

@@ -152,14 +152,15 @@ class _RunResult(msgspec.Struct):
 
 
 def _quality(run: Artifact) -> str:
-    """Return the bits per character and the duration of a training; "" for an imported run."""
+    """Return the best and the last bits per character and the duration of a training; "" for an imported run."""
     try:
         result = msgspec.json.decode(read_regular(run.file("result.json")), type=_RunResult)
     except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     bits = result.bits_per_char if result.best_bits_per_char is None else result.best_bits_per_char
+    last = "" if bits == result.bits_per_char else f" (last {result.bits_per_char:.2f})"
     texts = [
-        "" if bits is None else f"{bits:.2f} bits per character",
+        "" if bits is None else f"{bits:.2f} bits per character{last}",
         duration(result.seconds) if result.seconds else "",
     ]
     return "".join(f", {text}" for text in texts if text)

@@ -164,10 +164,10 @@ def assert_same_run(actual: Artifact, expected: Artifact) -> None:
     assert artifact.find_problems(actual, deep=True) == []
 
 
-def assert_resumes_to(root: Path, expected: Artifact, **settings: Any) -> Run:
+def assert_resumes_to(root: Path, expected: Artifact, *options: object, **settings: Any) -> Run:
     """Repeat the command; assert that it ends with the expected run and nothing else is left. Return its output."""
     assert [path for path in root.rglob("*.lock") if locks.is_locked(path)] == []
-    result = train(root, **settings)
+    result = train(root, *options, **settings)
     assert result.code == 0, result.err
     assert_same_run(current_run(root), expected)
     assert leftovers(root) == []
