@@ -122,7 +122,7 @@ class _BenchmarkName(click.Choice[str]):
     "--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text that tokenize generates."
 )
 @click.option("--minutes", type=Number(), default=5, show_default=True, help="Training time for loss.")
-@click.option("--preset", default="shuihu-fast", show_default=True, help="Preset that loss trains.")
+@click.option("--preset", default="shuihu-fast", show_default=True, help="Preset that loss trains, or auto: chosen.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one value of the preset for loss.")
 @click.option(
     "--tokenizer",

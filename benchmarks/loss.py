@@ -16,11 +16,13 @@ from pathlib import Path
 from benchmarks.rows import Row
 from model.presets import get_preset
 from model.runs import plan, run
+from model.runs.plan import TrainPlan
 from model.training import metrics, stage
 from pipeline import tokenizers
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import LineStats
 from pipeline.runtime.progress import SilentProgress
+from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.options import TokenizeOptions
@@ -40,21 +42,21 @@ def bench(
 ) -> list[Row]:
     """Return one row: bits per character of `val` at the end of `minutes` of training (`ours`) and before it (`peer`).
 
-    Without a preset, `presets.choose` picks preset and tokenizer. `settings` override values of the preset. The default
-    tokenizer is the one that the preset was tuned with.
+    The preset "auto" is the one that `start` would choose for the text and the minutes. `settings` override values of
+    the preset. The default tokenizer is the one that the preset was tuned with, or BPE of the size that suits the text.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "artifacts"
         inputs = tokens_stage.gather_inputs(root, (str(train),), (str(val),))
-        tokenizer, tokenizer_artifact = tokenizers.find(
-            root, _tokenizer(root, train, tokenizer_name or get_preset(preset_name).tokenizer or "char")
-        )
+        tuned = "bpe" if preset_name == plan.AUTO else get_preset(preset_name).tokenizer
+        reference = _tokenizer(root, train, tokenizer_name or tuned or "char")
+        tokenizer, tokenizer_artifact = tokenizers.find(root, reference)
         options = TokenizeOptions("memmap")
         encoded = tokens_stage.tokenize(
             root, "text", inputs, tokenizer, tokenizer_artifact, options, SilentProgress(), jobs=1
         )
         overrides = {"seed": seed, "eval_bytes": 0, **(settings or {})}
-        planned = plan.make_plan(encoded.artifact, preset_name, name="loss", minutes=minutes, settings=overrides)
+        planned = _plan(root, encoded.artifact, preset_name, minutes, overrides, report)
         artifact = stage.train(root, planned, device="auto", resume=False, report=report).artifact
         result = run.read_result(artifact.path)
         rows = metrics.read(artifact.file("metrics.csv"))
@@ -70,6 +72,21 @@ def bench(
     return [Row(work, result.bits_per_char, float(evaluated[0]["bits_per_char"]), "before training", "bits/char")]
 
 
+def _plan(
+    root: Path,
+    tokens: Artifact,
+    preset_name: str,
+    minutes: float,
+    overrides: Mapping[str, object],
+    report: Callable[[str], None],
+) -> TrainPlan:
+    if preset_name != plan.AUTO:
+        return plan.make_plan(tokens, preset_name, name="loss", minutes=minutes, settings=overrides)
+    planned, resolved = plan.make_auto_plan(root, tokens, "loss", minutes=minutes, settings=overrides)
+    report(f"preset {resolved}")
+    return planned
+
+
 def _tokenizer(root: Path, text: Path, name: str) -> str:
     """Return a reference to the tokenizer `name`. One that must be trained is trained on the training text alone."""
     kind, _, size = name.partition("-")
@@ -82,5 +99,6 @@ def _tokenizer(root: Path, text: Path, name: str) -> str:
     texts = tokenizers_stage.find_sentences(root, [str(path)])
     longest = max(len(sentence.encode()) for sentence in sentences)
     flags = sentencepiece_flags.flags(LineStats(Counter(lines), lines.count("\n"), longest, 0))
-    trained = tokenizers_stage.train(root, "text", texts, kind, int(size or 0), flags)
+    default = 0 if kind == "char" else flags.vocab_size
+    trained = tokenizers_stage.train(root, "text", texts, kind, int(size or default), flags)
     return trained.artifact.ref

@@ -158,7 +158,7 @@ def _quality(run: Artifact) -> str:
     except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     bits = result.bits_per_char if result.best_bits_per_char is None else result.best_bits_per_char
-    last = "" if bits == result.bits_per_char else f" (last {result.bits_per_char:.2f})"
+    last = "" if result.bits_per_char in (None, bits) else f" (last {result.bits_per_char:.2f})"
     texts = [
         "" if bits is None else f"{bits:.2f} bits per character{last}",
         duration(result.seconds) if result.seconds else "",

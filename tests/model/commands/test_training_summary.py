@@ -45,6 +45,11 @@ def test_verdict(best: float | None, last: float | None, text: str) -> None:
     assert verdict(result(best, last)) == text
 
 
+def test_verdict_of_an_early_end_advises_more_text_and_not_more_time() -> None:
+    ended = result(1.5, 1.5, ended_early="validation rose by 2.1 %, …")
+    assert verdict(ended).endswith("its validation loss rose, so more text helps, and longer training does not")
+
+
 def test_run_of_an_older_version_has_no_verdict() -> None:
     assert verdict(result(2.0, baselines={})) == ""
 

@@ -26,6 +26,20 @@ CPU = torch.device("cpu")
 LARGE: dict[str, Any] = {"layers": 48, "width": 4096, "heads": 32, "block_size": 1024, "vocab_size": 50_000}
 
 
+@pytest.mark.parametrize(
+    ("epochs", "dropout", "text"),
+    [
+        (1.0, 0.0, ""),
+        (5.0, 0.1, ""),
+        (5.0, 0.0, "5.0 epochs with dropout 0 may overfit: try --set dropout=0.1"),
+        (20.0, 0.1, "20.0 epochs with dropout 0.1 may overfit: try --set dropout=0.2"),
+        (100.0, 0.3, "100 epochs: beyond 60, the validation loss of a short text only rises"),
+    ],
+)
+def test_many_epochs_with_little_dropout_are_a_risk(epochs: float, dropout: float, text: str) -> None:
+    assert estimate.overfitting_risk(GPTConfig(dropout=dropout), epochs) == text
+
+
 def never(*arguments: object, **options: object) -> None:
     raise AssertionError("something was allocated")
 
