@@ -159,8 +159,7 @@ def train(
             _require_alone("--continue", {"--preset": preset, "--set": overrides, "--from": parent, "--name": name})
             plan = _continuation(settings, continued, reference, counting, steps, minutes)
         else:
-            tokens = _tokens(settings, reference, counting)
-            plan = _plan(settings, tokens, preset, parent, name, steps, minutes, overrides, device)
+            plan = _plan(settings, reference, counting, preset, parent, name, steps, minutes, overrides, device)
         return replace(plan, tensorboard=tensorboard, prompt=prompt)
 
     if dry_run:
@@ -199,7 +198,8 @@ def _reference(settings: Settings, positional: str, reference: str) -> str:
 
 def _plan(
     settings: Settings,
-    tokens: Artifact,
+    reference: str,
+    counting: bool,
     preset: str,
     parent: str,
     name: str,
@@ -212,6 +212,7 @@ def _plan(
     from model.runs import continuing
     from model.runs import plan as run_plan
 
+    tokens = _tokens(settings, reference, counting)
     if not preset and not parent:
         name = name or tokens.manifest.name
         plan, resolved = run_plan.make_auto_plan(
