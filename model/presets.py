@@ -323,9 +323,10 @@ def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
 
 
 def _reason(tokens: int, vocab_size: int, device: str, minutes: float, epochs: float, size: _Size) -> str:
-    """Describe the text and the length; and the size of the network where it is not that of `small`."""
+    """Describe the text and the length; and the dropout and the size of the network where they are not `small`'s."""
     times = f"{epochs:.1f}" if epochs < 10 else f"{epochs:,.0f}"
-    parts = [f"{tokens:,} training tokens, about {times} epochs in {minutes:g} min on {device}"]
+    regularised = "" if (dropout := dropout_for(epochs)) == PRESETS["small"].model.dropout else f": dropout {dropout:g}"
+    parts = [f"{tokens:,} training tokens, about {times} epochs in {minutes:g} min on {device}{regularised}"]
     if size.model is not _SMALL:
         parts.append(f"{size.model['layers']} layers, {size.model['width']} wide")
         if not device.startswith("cuda") and vocab_size > _LARGE_VOCABULARY:

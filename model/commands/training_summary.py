@@ -30,7 +30,7 @@ def training_outcome(built: BuildResult) -> Outcome:
 
     from model.runs import run
 
-    result = run.read_result(built.artifact.path)
+    result, name = run.read_result(built.artifact.path), built.artifact.manifest.name
     outcome = outcome_of(built, ("steps", "tokens", "parameters"))
     fields = msgspec.structs.asdict(result)
     outcome.extra |= {key: fields[key] for key in fields if key not in ("seconds", "last", "best")}
@@ -40,10 +40,11 @@ def training_outcome(built: BuildResult) -> Outcome:
         *_loss_lines(result),
         *(f"verdict: {text}" for text in [verdict(result)] if text),
         f"loss curve: {outcome.extra['loss_curve']}",
-        f"next: inkstone sample {built.artifact.manifest.name}{_prompt(built.artifact)}",
-        f"      inkstone serve {built.artifact.manifest.name}",
-        f"      inkstone train --continue {built.artifact.manifest.name} --minutes {minutes(result)}",
+        f"next: inkstone sample {name}{_prompt(built.artifact)}",
+        f"      inkstone serve {name}",
     ]
+    if not result.ended_early:
+        outcome.lines.append(f"      inkstone train --continue {name} --minutes {minutes(result)}")
     add_promotion(outcome, built.artifact)
     return outcome
 
