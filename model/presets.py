@@ -261,7 +261,7 @@ def _size(layers: int, heads: int, kv_heads: int, width: int, block_size: int) -
 
 _TINY, _LITTLE, _SMALL = _size(4, 2, 2, 128, 64), _size(4, 3, 3, 192, 128), _size(6, 4, 2, 256, 128)
 _MEDIUM, _LARGE, _124M = _size(8, 6, 3, 384, 256), _size(12, 8, 4, 512, 512), _size(12, 12, 6, 768, 1024)
-_CPU_SIZES = (_Size(0, 0, _TINY), _Size(30_000, 0, _LITTLE), _Size(100_000, 0, _SMALL), _Size(3_000_000, 60, _MEDIUM))
+_CPU_SIZES = (_Size(0, 0, _TINY), _Size(30_000, 0, _LITTLE), _Size(100_000, 2, _SMALL), _Size(3_000_000, 60, _MEDIUM))
 _GPU_SIZES = (
     *(_Size(0, 0, _TINY), _Size(30_000, 0, _LITTLE), _Size(100_000, 0, _SMALL), _Size(1_000_000, 2, _MEDIUM, 32)),
     *(_Size(10_000_000, 5, _LARGE, 64), _Size(100_000_000, 30, _124M, 64)),
@@ -274,8 +274,9 @@ def choose(
     """Choose a preset for `tokens` training tokens (an estimate will do) of a vocabulary, a device and a length.
 
     The network is always of the family "qwen3", so that it can be exported: `small`, or a smaller one for little text,
-    or a larger one for more text and time. `device` is "cpu", "cuda" or "mps"; `memory` its free bytes, if known. The
-    default length is 5 minutes, less for a text that would be repeated more than 60 times.
+    or for less than two minutes on a CPU, or a larger one for more text and time. `device` is "cpu", "cuda" or "mps";
+    `memory` its free bytes, if known. The default length is 5 minutes, less for a text that would be repeated more than
+    60 times.
     """
     is_gpu = device.startswith("cuda")
     length = DEFAULT_MINUTES if minutes is None else minutes

@@ -55,11 +55,18 @@ def test_short_text_gets_a_smaller_network_more_dropout_and_less_time() -> None:
     assert choose(*TEXTS["40 kB"], "cpu", 20).minutes == 20, "a length that the user gives is not changed"
 
 
-@pytest.mark.parametrize(("minutes", "dropout"), [(1.0, 0.0), (5.0, 0.1), (30.0, 0.2), (120.0, 0.3)])
+@pytest.mark.parametrize(("minutes", "dropout"), [(0.5, 0.0), (5.0, 0.1), (30.0, 0.2), (120.0, 0.3)])
 def test_dropout_follows_the_epochs_of_a_novel_and_the_reason_says_it(minutes: float, dropout: float) -> None:
     choice = choose(*TEXTS["1 MB"], "cpu", minutes)
     assert resolved(choice, 4_000).model.dropout == dropout
     assert dropout == 0.1 or f"in {minutes:g} min on cpu: dropout {dropout:g}" in choice.reason
+
+
+def test_a_novel_gets_a_smaller_network_for_one_minute_on_a_cpu_than_for_five() -> None:
+    one, five = (resolved(choose(*TEXTS["1 MB"], "cpu", minutes), 4_000) for minutes in (1, 5))
+    assert (one.model.layers, one.model.width) == (4, 192)
+    assert one.model.parameters < five.model.parameters / 2
+    assert "4 layers, 192 wide" in choose(*TEXTS["1 MB"], "cpu", 1).reason
 
 
 def test_block_fits_eight_times_into_the_text() -> None:

@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
     **{"steps": 300, "evaluations": 10, "learning_rate": 1e-3},
 }
 OPTIONS = ("--tokens", "random", "--device", "cpu")
-PATIENCE = {"patience": 2}
+PATIENCE: dict[str, Any] = {"patience": 2}
 CHECKPOINTER = "model.training.checkpointer.Checkpointer"
 
 
