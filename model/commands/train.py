@@ -145,7 +145,6 @@ def train(
 
     \b
     Examples:
-      inkstone train book
       inkstone train book --preset shuihu-8m-rope --minutes 10
       inkstone train --continue book --minutes 10
     """

@@ -240,15 +240,15 @@ class Trainer:
             timer.restart(clock)
 
     def _between_steps(self, stopped: threading.Event) -> None:
-        """Evaluate and save, or save, or log, whichever is due."""
+        """Evaluate and save, or save, or report the training loss, whichever is due."""
         clock = self._clock()
         if self.evaluator.due:
             self._evaluate(threading.Event() if self.schedule.finished else stopped)
             self._end_early()
         elif self.checkpointer.timer.due(clock):
             self._save()
-        elif self._log_timer.due(clock):
-            self._log()
+        elif self._log_timer.due(clock) and (loss := self._record()) is not None:
+            self._progress.report(self.schedule, loss)
         self._progress.tick(self.schedule)
 
     def _step(self) -> None:
@@ -331,12 +331,6 @@ class Trainer:
         if self.schedule.step:
             self._save(evaluation.loss if evaluation else None, required=self.schedule.finished)
         self._restart_timers()
-
-    def _log(self) -> None:
-        """Record and report the training loss."""
-        loss = self._record()
-        if loss is not None:
-            self._progress.report(self.schedule, loss)
 
     def _record(self, evaluation: Evaluation | None = None) -> float | None:
         """Write a row of the metrics; return the mean loss since the last row, None if no step was taken."""
