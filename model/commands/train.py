@@ -139,9 +139,8 @@ def train(
 ) -> Outcome:
     """Train a GPT on token arrays.
 
-    TOKENS is the same as --tokens. `inkstone presets` compares the presets. The run folder holds everything that
-    `sample` needs. The first Ctrl-C or SIGTERM stops at the next step with everything saved; a second one stops at
-    once. `torchrun cli.py train` trains one model with several processes, on one machine or more (docs/scale.md).
+    TOKENS is the same as --tokens. `inkstone presets` compares the presets. The first Ctrl-C or SIGTERM stops at the
+    next step with everything saved, a second one at once. For several processes see docs/scale.md.
 
     \b
     Examples:
