@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,26 @@ def test_damaged_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "meta.pkl").write_bytes(data)
     with pytest.raises(BadData, match=r"meta\.pkl: not a pickle"):
         load_plain_pickle(tmp_path / "meta.pkl")
+
+
+DEEP_KEY = b"}N" + pickle.TUPLE1 * 1_000_000 + b"Ns."  # hashing it overflows the stack
+LARGE_MEMO = b"N" + pickle.LONG_BINPUT + b"\xff\xff\xff\x7f."  # the unpickler in C allocates 32 GiB
+
+
+def test_nested_keys_are_refused_before_they_are_hashed(tmp_path: Path) -> None:
+    (tmp_path / "meta.pkl").write_bytes(DEEP_KEY)
+    with pytest.raises(BadData, match=r"meta\.pkl: not a pickle of plain values"):
+        load_plain_pickle(tmp_path / "meta.pkl")
+
+
+def test_an_index_of_the_memo_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "meta.pkl").write_bytes(LARGE_MEMO)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, limits[1]))
+    try:
+        assert load_plain_pickle(tmp_path / "meta.pkl") is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_a_file_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
