@@ -73,7 +73,7 @@ def pull(settings: Settings, url: str, reference: str) -> Outcome:
     from pipeline.store.bucket import Bucket
     from pipeline.store.generations import current_key, set_current
 
-    bucket = Bucket(url)
+    bucket = Bucket(url, must_exist=True)
     kind, name, key = remote.parse_ref(bucket, reference)
     folder, result = remote.pull(bucket, settings.root, f"{kind}/{name}/{key}")
     if current_key(folder.parent) != key and (reference.count("/") == 1 or not current_key(folder.parent)):

@@ -225,9 +225,7 @@ def _settings(options: Mapping[str, Any], stop: threading.Event, command: str) -
 
 def _root(artifacts: str, command: str, reporter: progress.Progress) -> Path:
     """Return the folder of all artifacts; for a bucket, its local mirror. Raises BadConfig if `command` has none."""
-    from pipeline.store.bucket import is_url
-
-    if not is_url(artifacts):
+    if "://" not in artifacts:
         return Path(artifacts)
     if command not in (*_PUBLISHING, *_READING):
         raise errors.BadConfig(

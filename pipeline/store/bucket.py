@@ -26,6 +26,7 @@ from pipeline.errors import (
     UpstreamChanged,
 )
 from pipeline.store import locks
+from pipeline.store.manifest import KINDS
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -71,7 +72,7 @@ def is_url(reference: str) -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Divide a URL into that of its bucket and the name below it. Raises BadConfig for one with credentials."""
+    """Divide a URL into that of its bucket and the name below it. Raises BadConfig for one with credentials or ".."."""
     parts = urlsplit(url)
     if "@" in parts.netloc or ("?" in url and parts.scheme != "file" and "=" in url.rpartition("?")[2]):
         raise BadConfig(
@@ -82,6 +83,8 @@ def split_url(url: str) -> tuple[str, str]:
     bucket, _, name = rest.partition("/")
     if not bucket and scheme != "file":
         raise BadConfig(f"{url}: no bucket in the URL", hint="for example s3://bucket/prefix")
+    if ".." in name.split("/"):
+        raise BadConfig(f"{url}: expected no '..' in the URL", hint="write the name as the store lists it")
     return f"{scheme}://{bucket or '/'}", name.strip("/")
 
 
@@ -89,13 +92,16 @@ class Bucket:
     """Objects below the prefix of a URL. All methods take names below that prefix, with "/" between folders.
 
     Every method raises NotPermitted (77) without access, TryAgain (75) if the store cannot be reached or is busy after
-    all retries. With `conditional` False, `create` and `replace` write without conditions: for one writer only.
+    all retries. With `conditional` False, `create` and `replace` write without conditions: for one writer only. A local
+    folder is created unless it `must_exist`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, must_exist: bool = False) -> None:
         self.url, self.conditional = url if url.endswith("://") else url.rstrip("/"), True
         self._obstore = _import_obstore()
         self._folder = _local_folder(url)
+        if self._folder:
+            _prepare_folder(self._folder, url, must_exist=must_exist)
         try:
             self._store = self._open()
         except (ValueError, self._obstore.exceptions.BaseError) as error:
@@ -107,7 +113,7 @@ class Bucket:
         from obstore.store import LocalStore, from_url
 
         if self._folder:
-            return LocalStore(self._folder, mkdir=True)
+            return LocalStore(self._folder)
         split_url(self.url)  # refuses credentials and a missing bucket
         if self.url.startswith("s3:"):
             return from_url(self.url, client_options=_CLIENT, checksum_algorithm="SHA256")
@@ -263,6 +269,8 @@ class Bucket:
             ) from None
         except (errors.NotSupportedError, NotImplementedError) as error:
             raise _Unsupported(_first_line(error)) from None
+        except ValueError as error:  # a name such as a/../b
+            raise BadConfig(f"{where}: {_first_line(error)}", hint="write the name as the store lists it") from None
         except errors.BaseError as error:
             raise _generic(where, str(error)) from None
 
@@ -272,6 +280,8 @@ def _generic(where: str, text: str) -> InkstoneError:
     reason = " ".join(text.partition("Debug source")[0].split())
     status = re.search(r"status code: (\d{3})", reason)
     code = int(status[1]) if status else 0
+    if "with invalid path" in reason:
+        return BadData(f"{where}: {_cause(reason)}", hint="rename that object, or name another folder")
     if code == 501:
         return _Unsupported("not implemented (501)")
     if code == 404:
@@ -306,9 +316,32 @@ def _object(name: str, meta: Any) -> Object:
 
 
 def _local_folder(url: str) -> Path | None:
+    """Return the folder that a URL or a path names; None for an object store. Raises BadConfig for another scheme."""
     if url.startswith("file://"):
-        return Path(urlsplit(url).path or "/")
-    return None if is_url(url) else Path(url).absolute()
+        host, _, path = url.removeprefix("file://").partition("/")
+        if host not in ("", "localhost"):
+            raise BadConfig(f"{url}: a file URL names no host, got {host!r}", hint="file:///FOLDER with three slashes")
+        return Path(f"/{path}")
+    if is_url(url):
+        return None
+    if not url or "://" in url:
+        raise BadConfig(
+            f"{url.partition('://')[0]!r} is no bucket: expected a URL or a folder",
+            hint="s3://, gs://, az://, file:///FOLDER, or the path of a folder",
+        )
+    return Path(url).absolute()
+
+
+def _prepare_folder(folder: Path, url: str, *, must_exist: bool) -> None:
+    """Create the folder. Raises InputMissing if it `must_exist` and does not, BadConfig if it holds artifacts."""
+    if must_exist and not folder.is_dir():
+        raise InputMissing(f"{url}: no such folder", hint="check the path")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any((shelf / "current").is_symlink() for kind in KINDS for shelf in folder.glob(f"{kind}/*")):
+        raise BadConfig(
+            f"{url}: a folder that stages write to, not a bucket",
+            hint="name another folder; --artifacts takes this one",
+        )
 
 
 def _import_obstore() -> Any:

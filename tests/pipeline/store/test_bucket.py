@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -160,7 +161,11 @@ def test_busy_store_is_asked_again(s3: str, moto: MotoServer, tmp_path: Path) ->
         ("s3://", errors.BadConfig),
         ("s3://key:secret@bucket/prefix", errors.BadConfig),
         ("s3://bucket/prefix?X-Amz-Signature=abc", errors.BadConfig),
+        ("s3://bucket/a/../b", errors.BadConfig),
         ("az://container/prefix", errors.BadConfig),
+        ("http://key:secret@bucket/prefix", errors.BadConfig),
+        ("file://data/folder", errors.BadConfig),
+        ("", errors.BadConfig),
         ("s3://none/prefix", errors.InputMissing),
     ],
 )
@@ -168,6 +173,39 @@ def test_wrong_url_is_one_line_without_its_secrets(s3: str, url: str, error: typ
     with pytest.raises(error) as caught:
         Bucket(url).create("a", b"text")
     assert not any(part in str(caught.value) for part in ("\n", "secret", "abc"))
+
+
+def test_name_with_dots_is_one_line(bucket: Bucket) -> None:
+    with pytest.raises(errors.BadConfig, match=r"a/\.\./b: "):
+        bucket.stat("a/../b")
+
+
+def test_object_with_an_impossible_name_is_no_temporary_obstacle(s3: str, moto: MotoServer) -> None:
+    name = s3.removeprefix("s3://")
+    urllib.request.urlopen(urllib.request.Request(f"{moto.url}/{name}/%2e%2e/b", data=b"text", method="PUT")).close()
+    with pytest.raises(errors.BadData, match="invalid path"):
+        list(Bucket(s3).objects())
+
+
+def test_folder_with_artifacts_is_no_bucket(tmp_path: Path) -> None:
+    shelf = tmp_path / "artifacts" / "corpora" / "book"
+    shelf.mkdir(parents=True)
+    (shelf / "current").symlink_to("0123456789abcdef")
+    with pytest.raises(errors.BadConfig, match="a folder that stages write to"):
+        Bucket(str(tmp_path / "artifacts"))
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["corpora"]
+
+
+def test_reading_creates_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputMissing, match="no such folder"):
+        Bucket(str(tmp_path / "none"), must_exist=True)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("text", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=r"book\.txt"):
+        Bucket(str(tmp_path / "book.txt"))
 
 
 def test_unreachable_store_exits_with_75(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
