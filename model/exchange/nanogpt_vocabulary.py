@@ -5,6 +5,7 @@ Source: nanoGPT's data/shakespeare_char/prepare.py and sample.py. The pickle has
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from pipeline.tokenizers import (
 )
 
 META = "meta.pkl"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Meta(msgspec.Struct):
@@ -39,7 +41,10 @@ def read_texts(path: Path) -> list[str]:
         raise BadData(
             f"{path}: {len(meta.itos):,} texts, vocab_size {meta.vocab_size:,}", hint="expected a meta.pkl of nanoGPT"
         )
-    return [meta.itos[token] for token in range(meta.vocab_size)]
+    texts = [meta.itos[token] for token in range(meta.vocab_size)]
+    if surrogates := _SURROGATE.findall("".join(texts)):
+        raise BadData(f"{path}: {surrogates[0]!r} is no character", hint="expected a meta.pkl of nanoGPT")
+    return texts
 
 
 def open_vocabulary(path: Path, end_of_text: str = "") -> Tokenizer:
