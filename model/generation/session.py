@@ -127,7 +127,8 @@ def encode(tokenizer: Tokenizer, text: str, report: Report) -> list[int]:
     try:
         return tokenizer.encode(text)
     except Unencodable as error:
-        raise BadData(f"the tokenizer cannot encode the prompt: {error}", hint="break up its longest part") from None
+        hint = "leave out characters that its vocabulary lacks, or break up the longest part of the prompt"
+        raise BadData(f"the tokenizer cannot encode the prompt: {error}", hint=hint) from None
 
 
 def _read_prompt_file(path: Path) -> bytes:

@@ -20,7 +20,7 @@ import pytest
 
 from model.commands import sample as commands_sample
 from model.generation.sampling import SampleOptions
-from model.generation.session import EncodedPrompt, Session
+from model.generation.session import EncodedPrompt, Session, encode
 from model.runs import plan
 from model.training import stage
 from pipeline import tokenizers
@@ -258,3 +258,9 @@ def test_prompt_that_is_awaited_ends_with_sigterm(monkeypatch: pytest.MonkeyPatc
     with stop_on_sigterm(stop := threading.Event()), pytest.raises(Terminated):
         commands_sample.converse(cast(Session, None), SampleOptions(), stop)  # the session is needed for a prompt only
     os.close(writer)
+
+
+def test_prompt_of_characters_that_the_vocabulary_lacks_is_refused_with_that_hint() -> None:
+    tokenizer = tokenizers.FastTokenizer(tokenizers.character_json({"\n": 0, "a": 1}, "\n"), "letters", 0)
+    with pytest.raises(BadData, match="leave out characters that its vocabulary lacks"):
+        encode(tokenizer, "砚", print)
