@@ -5,10 +5,8 @@ The stage is imported inside the functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.sources.inputs import InputFile
 
 
-_BYTES_PER_WORKER = 3 << 20  # of input: to clean fewer takes less time than to start a worker
+_BYTES_PER_WORKER = 3 << 20  # of input, which one process cleans in the time that a worker takes to start
 _PROFILES = (
     *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
     "text",
@@ -260,12 +258,12 @@ def clean(
       inkstone clean BOOK.txt --name book
       inkstone clean shuihu --notes （）=drop --dry-run
     """
-    with _cheap_imports():
-        from pipeline.clean import stage
-        from pipeline.clean.options import CleanOptions
-        from pipeline.sources.inputs import gather_inputs
-        from pipeline.sources.walk import as_records
-        from pipeline.store.manifest import check_name, name_from_path
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy, which are started and never used
+    from pipeline.clean import stage
+    from pipeline.clean.options import CleanOptions
+    from pipeline.sources.inputs import gather_inputs
+    from pipeline.sources.walk import as_records
+    from pipeline.store.manifest import check_name, name_from_path
 
     clean_options, progress = CleanOptions(**options), settings.progress
     gathered = gather_inputs(
@@ -298,20 +296,9 @@ def clean(
     return outcome
 
 
-@contextmanager
-def _cheap_imports() -> Iterator[None]:
-    """Import without work that takes as long as to clean a book: modules hold no garbage, and need no threads."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads wait for matrix products: there are none
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _useful_workers(inputs: Sequence[InputFile]) -> int:
     """Return the number of processes that clean the inputs in the least time."""
-    return min(worker_count(0), 1 + sum(entry.stamp[0] for entry in inputs) // _BYTES_PER_WORKER)
+    return min(worker_count(0), 1 + sum(entry.stamp.size for entry in inputs) // _BYTES_PER_WORKER)
 
 
 def _examples_outcome(examples: list[tuple[str, str]], rule: str, extra: dict[str, Any]) -> Outcome:
