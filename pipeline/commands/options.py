@@ -109,8 +109,8 @@ def worker_count(jobs: int) -> int:
     return jobs or workers.default_jobs()
 
 
-def engine_of(engine: str, jobs: int) -> OpenEngine:
-    """Return the function that opens the engine of --engine, for a value of --jobs. Raises BadConfig."""
+def engine_of(engine: str, jobs: int) -> OpenEngine | None:
+    """Return the function that opens the engine of --engine, with --jobs cores a file. Raises BadConfig."""
     from pipeline.runtime.engines import engine_named
 
     return engine_named(engine, jobs or 1)

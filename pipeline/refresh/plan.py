@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import InkstoneError
 from pipeline.refresh.stages import STAGES, Chain, Stage
 from pipeline.refresh.state import StageTiming
-from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.engines import OpenEngine
 from pipeline.sources import download
 from pipeline.sources.download import FileStatus
 from pipeline.sources.http import Network
@@ -42,7 +42,7 @@ class RefreshOptions:
     allow_shrink  accept files that became smaller upstream
     rebuild       build every stage, also where the same key is published
     accept_worse  make a run current that is worse than the one before
-    open_engine   opens the engine that cleans and tokenizes
+    open_engine   opens the engine that cleans and tokenizes; None: this machine does
     """
 
     through: str = STAGES[-1]
@@ -52,7 +52,7 @@ class RefreshOptions:
     network: Network = field(default_factory=Network)
     rebuild: bool = False
     accept_worse: bool = False
-    open_engine: OpenEngine = no_engine
+    open_engine: OpenEngine | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pipeline.errors import BadConfig, BadData, InkstoneError
 from pipeline.refresh import sources
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.sources import SourceGroup
-from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.progress import Progress
 from pipeline.sources import hub
 from pipeline.sources import inputs as source_inputs
@@ -73,7 +73,7 @@ class Stage:
 class Chain:
     """The stages of one recipe, in order. `artifacts` holds the results of earlier stages by label.
 
-    With `rebuild` they build what is published too. `open_engine` opens the engine that cleans and tokenizes.
+    With `rebuild` they build what is published too. `open_engine` opens the engine that cleans and tokenizes, if any.
 
     Raises BadConfig if any stage of the recipe is invalid.
     """
@@ -87,7 +87,7 @@ class Chain:
         jobs: int,
         *,
         rebuild: bool = False,
-        open_engine: OpenEngine = no_engine,
+        open_engine: OpenEngine | None = None,
     ) -> None:
         self.root, self.recipe, self.train, self.progress, self.jobs = root, recipe, train, progress, jobs
         self.rebuild, self.open_engine = rebuild, open_engine

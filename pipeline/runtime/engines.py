@@ -1,11 +1,11 @@
-"""The engines that `--engine` names: "local", this process and its workers, and Ray (`ray_engine.py`)."""
+"""The engines that `--engine` names: "local" is none, and the other is Ray (`ray_engine.py`)."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 from pipeline.errors import BadConfig, missing_package
 from pipeline.runtime.spread import Engine
@@ -13,21 +13,16 @@ from pipeline.runtime.spread import Engine
 LOCAL = "local"
 _RAY = re.compile(r"ray(:[^\s:/]+:\d{1,5})?")
 
-OpenEngine = Callable[[], AbstractContextManager[Engine | None]]
+OpenEngine = Callable[[], AbstractContextManager[Engine]]
 
 
-def no_engine() -> AbstractContextManager[None]:
-    """Open the engine "local": this process and its workers do all the work."""
-    return nullcontext()
-
-
-def engine_named(name: str, cores: int) -> OpenEngine:
-    """Return the function that opens the engine `name`: "local", "ray" or "ray:HOST:PORT".
+def engine_named(name: str, cores: int) -> OpenEngine | None:
+    """Return the function that opens the engine `name`: "ray" or "ray:HOST:PORT"; None for "local".
 
     Raises BadConfig for another name, or if the package of the engine is not installed.
     """
     if name == LOCAL:
-        return no_engine
+        return None
     if not _RAY.fullmatch(name):
         raise BadConfig(f"unknown engine {name!r}", hint="engines: local, ray, ray:HOST:PORT")
     if importlib.util.find_spec("ray") is None:

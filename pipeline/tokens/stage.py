@@ -22,7 +22,7 @@ from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers.readers import libraries_of
 from pipeline.runtime import workers
-from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.sources import inputs as source_inputs
 from pipeline.sources.inputs import InputFile
@@ -213,11 +213,11 @@ def tokenize(
     *,
     jobs: int,
     rebuild: bool = False,
-    open_engine: OpenEngine = no_engine,
+    open_engine: OpenEngine | None = None,
 ) -> BuildResult:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
     With `rebuild` published tokens are made again, without units of earlier generations. The engine that `open_engine`
-    gives makes the units on other nodes; they must see the artifacts folder, and the inputs, under the same paths.
+    opens makes the units on other nodes; they must see the artifacts folder, and the inputs, under the same paths.
 
     Raises BadData if a file is broken, a split would be empty, most validation documents are trained on too, more than
     5 % of the characters are unknown, or gigatoken and tiktoken disagree on a document; TooManyRejects for more bad
@@ -284,7 +284,7 @@ class _Work:
         ]
 
 
-def _write(work: _Work, progress: Progress, jobs: int, open_engine: OpenEngine) -> StageOutput:
+def _write(work: _Work, progress: Progress, jobs: int, open_engine: OpenEngine | None) -> StageOutput:
     draft, options, tokenizer = work.draft, work.options, work.tokenizer
     overlap = None
     if work.inputs.val and not work.is_deduplicated:
@@ -330,10 +330,10 @@ def _write(work: _Work, progress: Progress, jobs: int, open_engine: OpenEngine) 
 
 
 def _spread(
-    work: _Work, overlap: Overlap | None, progress: Progress, advance: Advance, open_engine: OpenEngine
+    work: _Work, overlap: Overlap | None, progress: Progress, advance: Advance, open_engine: OpenEngine | None
 ) -> list[str]:
     """Make the units on the nodes of an engine, if there is one. Returns the stems of those that are in the draft."""
-    if open_engine is no_engine:
+    if not open_engine:
         return []
     options = work.options
     if options.max_documents or options.format != "memmap":
@@ -341,8 +341,6 @@ def _spread(
         progress.note(f"{reason}: this machine encodes everything, without the engine")
         return []
     with open_engine() as engine:
-        if engine is None:
-            return []
         (work.draft / artifact.SCRATCH).mkdir(exist_ok=True)
         todo = file_tasks(
             work.draft,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.readers import compression, readers
-from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import inputs as source_inputs
@@ -68,7 +68,7 @@ def run(
     tokenizer: Tokenizer = LETTERS,
     trained: Artifact | None = None,
     jobs: int = 1,
-    open_engine: OpenEngine = no_engine,
+    open_engine: OpenEngine | None = None,
     **options: Any,
 ) -> BuildResult:
     """Tokenize as the artifact `some`; a tenth of the documents is held out unless there are validation files."""
