@@ -77,34 +77,18 @@ def test_every_task_is_done_once_and_the_largest_first(tmp_path: Path) -> None:
     assert (sizes, results) == ([3, 2, 1], {3: 1, 2: 2, 1: 0})
 
 
-class Counted(Threads):
-    """Threads that note the largest number of unfinished calls."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-        self.unfinished: list[Future[Any]] = []
-        self.most = 0
-
-    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # type: ignore[override]
-        future = super().submit(call, *arguments)
-        self.unfinished = [earlier for earlier in (*self.unfinished, future) if not earlier.done()]
-        self.most = max(self.most, len(self.unfinished))
-        return future
-
-
 def test_at_most_two_tasks_a_slot_are_submitted(tmp_path: Path) -> None:
-    gate = threading.Semaphore(0)
+    class Counting(Threads):
+        submitted = 0
 
-    def wait_for_the_consumer(task: Numbered) -> int:
-        gate.acquire()
-        return task.number
+        def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # type: ignore[override]
+            self.submitted += 1
+            return super().submit(call, *arguments)
 
-    with Counted() as engine:
-        gate.release()
-        for _ in spread(engine, wait_for_the_consumer, tasks_of(tmp_path, *range(20))):
-            gate.release()
-        gate.release(20)
-    assert engine.most == 4
+    with Counting(2) as engine:
+        results = spread(engine, lambda task: task.number, tasks_of(tmp_path, *range(20)))
+        outstanding = [engine.submitted - received for received, _ in enumerate(results)]
+    assert (len(outstanding), max(outstanding)) == (20, 4)
 
 
 def test_the_first_fault_in_input_order_is_raised_after_the_tasks_before_it(tmp_path: Path) -> None:
