@@ -17,7 +17,7 @@ from pipeline.errors import BadConfig
 
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
-# Left out of a run's key at their defaults, which older keys lack.
+# Left out of a key at their defaults, as in older keys.
 _UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience")
 
 

@@ -106,7 +106,7 @@ def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line:
     return device
 
 
-def _gpu_count(report: Callable[[str], None] = lambda line: None) -> int:
+def _gpu_count(report: Callable[[str], None]) -> int:
     """Return the number of GPUs; a driver that is too old for this build of torch is reported."""
     count = torch.cuda.device_count()
     if not count and (problem := driver_problem()):

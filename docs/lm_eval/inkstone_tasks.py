@@ -35,14 +35,14 @@ def ask(texts: Iterable[str], limit: int) -> list[dict[str, Any]]:
     """
     pairs = [pair for text in texts for pair in _pairs(text)]
     by_length = sorted({sentence.strip() for _, sentence in pairs}, key=lambda sentence: (len(sentence), sentence))
-    places = {sentence: place for place, sentence in enumerate(by_length)}
+    positions = {sentence: position for position, sentence in enumerate(by_length)}
     if len(by_length) < _CHOICES:
         raise ValueError(f"the corpus has {len(by_length)} different sentences, expected at least {_CHOICES}")
     generator = random.Random(0)
     test = []
     for context, sentence in sorted(generator.sample(pairs, min(limit, len(pairs)))):
         right = sentence.strip()
-        start = max(min(places[right] - _NEIGHBOURS // 2, len(by_length) - _NEIGHBOURS - 1), 0)
+        start = max(min(positions[right] - _NEIGHBOURS // 2, len(by_length) - _NEIGHBOURS - 1), 0)
         others = [other for other in by_length[start : start + _NEIGHBOURS + 1] if other != right]
         choices = [right, *generator.sample(others, _CHOICES - 1)]
         generator.shuffle(choices)

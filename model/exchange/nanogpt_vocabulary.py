@@ -50,8 +50,8 @@ def read_texts(path: Path) -> list[str]:
 def open_vocabulary(path: Path, end_of_text: str = "") -> Tokenizer:
     """Return the tokenizer of a network of characters. `end_of_text` is the character that ends a text.
 
-    It is "" for a file that our export of tokens wrote, which has an id for the end of a text. Raises BadData for a
-    file that is none, and BadConfig for a vocabulary of longer texts, and if no id ends a text.
+    It is "" for a file that our export of tokens wrote, which has an id for the end of a text. Raises BadData for
+    another file, and BadConfig for a vocabulary of longer texts, and if no id ends a text.
     """
     texts = read_texts(path)
     if not end_of_text and texts[0] == END_OF_TEXT:
@@ -66,7 +66,7 @@ def open_vocabulary(path: Path, end_of_text: str = "") -> Tokenizer:
             hint="name the tokenizer that the model was trained with, with --tokenizer",
         )
     if len(ids) < len(texts):
-        raise BadData(f"{path}: two ids have the same text", hint="do not use it")
+        raise BadData(f"{path}: two ids have the same text", hint="expected a meta.pkl of nanoGPT")
     if end_of_text not in ids:
         raise BadConfig(
             f"{path}: {f'no token {end_of_text!r}' if end_of_text else 'no id ends a text'}",

@@ -16,7 +16,8 @@ from model.network.gpt import GPT
 from pipeline.errors import BadData
 
 _BATCH_TOKENS = 4096  # of one forward pass, with padding
-_LOGITS, _ROWS = 1 << 21, 256  # at a time: 8 MB stay in the cache; but at least so many rows, for fast products
+_LOGITS = 1 << 21  # at a time: 8 MB, which stay in the cache of a processor
+_MIN_ROWS = 256  # at a time, also of a large vocabulary: products of fewer are slow
 LOG_ZERO = -9999.0  # OpenAI's value for the logarithm of a probability of 0
 
 
@@ -83,13 +84,13 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
 def _score_tokens(model: GPT, states: Tensor, targets: Tensor, vocab_size: int, likeliest: int) -> list[TokenScore]:
     """Score each of `targets` (M,) after its hidden state, of `states` (M, C)."""
     scores: list[TokenScore] = []
-    size = max(_LOGITS // vocab_size, _ROWS)
+    size = max(_LOGITS // vocab_size, _MIN_ROWS)
     for start in range(0, len(targets), size):
         logits = model.logits(states[start : start + size])[:, :vocab_size]
         logprobs = logits.log_softmax(-1)  # (M, V)
         ids = targets[start : start + size]
         target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0]
-        if not math.isfinite(float(target_logprobs.sum())):  # one bad logit of a row makes the row so
+        if not math.isfinite(float(target_logprobs.sum())):  # NaN or infinite as soon as one logit of a row is
             raise not_finite()
         top = logprobs.topk(min(likeliest, vocab_size))
         top_ids, top_logprobs = top.indices.tolist(), top.values.clamp(min=LOG_ZERO).tolist()

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from model import device as devices
-from model.device import out_of_memory_refused
 from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import Annealed, TrainPlan, write_config
 from model.runs.run import CHECKPOINTS, Report, Result
@@ -66,7 +65,8 @@ def fit(
     world = world or World()
     report = report if world.is_main else lambda line: None
     watch = watch if world.is_main else None
-    with out_of_memory_refused(picked := devices.pick_device(device, report)):
+    picked = devices.pick_device(device, report)
+    with devices.out_of_memory_refused(picked):
         trainer = Trainer(draft, plan, picked, report, world, resume=resume, watch=watch)
     tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
     if world.is_main:
@@ -74,7 +74,7 @@ def fit(
     baselines = trainer.announce()
     folder = draft if world.is_main else None
     metrics_file = Metrics(folder, saved_step, board=plan.tensorboard)
-    with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, out_of_memory_refused(picked):
+    with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, devices.out_of_memory_refused(picked):
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:

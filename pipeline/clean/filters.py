@@ -47,8 +47,9 @@ _MOJIBAKE_RANGES = (
 )
 CLASSES = 10  # number of unit classes
 _LAST_SPACE = 0x3000  # the space with the highest code
-_LONG_RANGE = 1024  # units per document from which on the same is true of a mask
-_LONG_DOCUMENT = 128  # special units per document from which on counting one by one is faster
+# From these numbers of units per document on, documents are counted faster one by one than together.
+_LONG_DOCUMENT = 128  # special units
+_LONG_RANGE = 1024  # units of a mask
 _OTHER, _HAN, _LETTER, _LACUNA, _MOJIBAKE, _MOJIBAKE_LETTER, _SPACE, _END, _LOW_SURROGATE, _SEPARATOR = range(CLASSES)
 
 

@@ -23,8 +23,8 @@ from pipeline.runtime import progress, terminal
 from pipeline.runtime.signals import stop_on_sigterm
 
 _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
-_PUBLISHING = ("clean", "train-tokenizer", "tokenize", "train")  # commands that work with a bucket
-_READING = ("inspect", "sample", "export")
+_PUBLISHING = ("clean", "train-tokenizer", "tokenize", "train")  # commands that publish to a bucket
+_READING = ("inspect", "sample", "export")  # commands that only fetch from one
 _SHORT_HELP = 60  # characters of a command's line in the list of commands
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -219,7 +219,7 @@ def _settings(options: Mapping[str, Any], stop: threading.Event, command: str) -
         reporter = progress.JsonLogProgress(reporter, options["log_json"], run_id)
     artifacts = options["artifacts"] or os.environ.get("INKSTONE_ARTIFACTS") or "artifacts"
     return Settings(
-        _root(str(artifacts), command, reporter), bool(options["quiet"]), bool(options["json"]), reporter, run_id
+        _root(artifacts, command, reporter), bool(options["quiet"]), bool(options["json"]), reporter, run_id
     )
 
 
@@ -235,7 +235,7 @@ def _root(artifacts: str, command: str, reporter: progress.Progress) -> Path:
     from pipeline.store import remote
 
     root = remote.open_mirror(artifacts)
-    if command in _PUBLISHING and (note := remote.check(root)):
+    if command in _PUBLISHING and (note := remote.require_conditions(root)):
         reporter.note(note)
     return root
 

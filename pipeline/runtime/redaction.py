@@ -15,12 +15,8 @@ _PATH_QUERY = re.compile(r"(with url: [^\s?]*\?|/[^\s?\"']*\?(?=[^\s\"<>=]+=))[^
 _TOKEN = re.compile(r"\b(hf_|Bearer\s+|Basic\s+)[\w.~+/=-]{4,}")
 _TOKEN_VARIABLES = (
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    *(
-        "AZURE_STORAGE_ACCOUNT_KEY",
-        "AZURE_STORAGE_SAS_KEY",
-        "AZURE_STORAGE_CLIENT_SECRET",
-        "GOOGLE_SERVICE_ACCOUNT_KEY",
-    ),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_CLIENT_SECRET"),
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
 )
 _MIN_SECRET = 4  # characters: a shorter value is not a secret, and would match everywhere
 

@@ -98,7 +98,7 @@ class _Spread(Generic[Task, Result]):
         self._finished: set[int] = set()
         self._losses: dict[int, int] = {}
         self._fault: BadData | None = None
-        self._stop = len(tasks)  # index of the fault; tasks after it are not needed
+        self._needed = len(tasks)  # tasks before the first fault
         self._next_check = 0.0
 
     def results(self) -> Iterator[tuple[Task, Result]]:
@@ -116,7 +116,7 @@ class _Spread(Generic[Task, Result]):
             raise self._fault
 
     def _unfinished(self) -> bool:
-        return any(index not in self._finished for index in range(self._stop))
+        return any(index not in self._finished for index in range(self._needed))
 
     def _submit_waiting(self) -> None:
         while self._waiting and len(self._attempts) < max(2 * self._engine.slots, 1):
@@ -133,9 +133,9 @@ class _Spread(Generic[Task, Result]):
             self._attempts[future] = attempt
 
     def _received(self, future: Future[Any]) -> Iterator[tuple[Task, Result]]:
-        """Take the outcome of a finished attempt; an outcome of a task that is finished already counts no more."""
+        """Take the outcome of a finished attempt; another outcome of a finished task is ignored."""
         attempt = self._attempts.pop(future)
-        if attempt.index in self._finished or attempt.index >= self._stop:
+        if attempt.index in self._finished or attempt.index >= self._needed:
             return
         try:
             outcome: Returned | Raised = future.result()
@@ -148,8 +148,8 @@ class _Spread(Generic[Task, Result]):
             self._finished.add(attempt.index)
             yield self._tasks[attempt.index], outcome.result
         elif isinstance(outcome.error, BadData):
-            self._fault, self._stop = outcome.error, attempt.index
-            self._waiting = [index for index in self._waiting if index < self._stop]
+            self._fault, self._needed = outcome.error, attempt.index
+            self._waiting = [index for index in self._waiting if index < self._needed]
         else:
             raise outcome.error
 

@@ -224,7 +224,7 @@ class WorkerProcess(Generic[Task]):
         self._slots[0][: len(function)] = function
         arguments = (os.getpid(), len(function), worker_end, memory)
         self._process = context.Process(target=_worker_main, args=arguments, daemon=True)
-        with nullcontext() if b"__main__" in bytes(function) else _hidden_main():
+        with nullcontext() if b"__main__" in bytes(function) else _hidden_main():  # the pickle may need that module
             self._process.start()
         worker_end.close()
         memory.close_file()
@@ -298,7 +298,7 @@ class SharedMemory:
 
 @contextmanager
 def _hidden_main() -> Iterator[None]:
-    """Start a process that does not import the main module, all of the command line, which no worker needs."""
+    """Start processes in this block that do not import the main module: no worker needs the command line."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -172,7 +172,7 @@ class Bucket:
             raise ProtocolBroken(f"{self.url}/{name}: not stored as it was sent", hint="run the same command again")
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small object if there is none of that name; return False if there is, or if it may be our own."""
+        """Write a small object and return True; False if there is one, which a lost answer may have left."""
         if not self.conditional:
             if self.stat(name):
                 return False
@@ -180,7 +180,7 @@ class Bucket:
         return self._write(name, data, "create")
 
     def replace(self, name: str, data: bytes, former: Object) -> bool:
-        """Write a small object if it still has the version `former`; return False if not, or if it may be our own."""
+        """Replace a small object of the version `former` and return True; False for another version, as in `create`."""
         if not self.conditional:
             return self._write(name, data, "overwrite")
         if not self._folder:

@@ -251,7 +251,7 @@ def require_name(root: Path, kind: str) -> None:
         raise BadConfig(f"{bucket.url}: none of the {kind} is named", hint=f"name one of those in the bucket: {names}")
 
 
-def check(root: Path) -> str:
+def require_conditions(root: Path) -> str:
     """Return a note if the bucket of a mirror ignores conditions and has one writer; raise BadConfig if it has more."""
     bucket = bucket_of(root)
     return bucket.require_conditions(one_writer=bool(os.environ.get(ONE_WRITER))) if bucket else ""
@@ -264,5 +264,5 @@ def publish(root: Path, folder: Path) -> str:
     """
     if not (bucket := bucket_of(root)):
         return "built"
-    check(root)
+    require_conditions(root)
     return push(bucket, folder, promote=current_key(folder.parent) == folder.name)

@@ -59,8 +59,9 @@ _SIMPLIFIED = (
 )
 _TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
 
-# Notices, as letters and digits, with a line end for each comma, by the words one of which each contains, none of which
-# begins with another one. Only the patterns whose words a text has are compiled. Each contains one of the pairs below.
+# Notices, as letters and digits, with a line end for each comma. A notice of a pattern has one of the words before it,
+# so only the patterns of the words in a text are compiled. No word begins with another one, or `_WORD` would miss it.
+# Each alternative contains one of the pairs below.
 _NOTICES = {
     "收藏": r"请(?:(?:您|大家|记得|点击)?收藏(?=本|此|我们|网|一下|[a-z0-9])|(?:大家|记得|点击)?收藏$)"
     r"|记得收藏(?=本|我们|网|书|哦|[a-z0-9])|求收藏|收藏(?:好)?(?:本|此|我们)?(?:站|网站|网址|本书)",

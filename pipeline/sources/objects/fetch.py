@@ -44,8 +44,8 @@ def fetch_objects(
     Raises InputMissing if there is none, UpstreamChanged if one changes meanwhile, NotText for one that is named and
     holds no text, StorageFailed if the disk is too small.
     """
-    place, pattern = split_url(url)
-    bucket = Bucket(place)
+    bucket_url, pattern = split_url(url)
+    bucket = Bucket(bucket_url)
     objects = _list(bucket, pattern)
     if isinstance(objects, Object):
         return {_checked(_copy(root, bucket, objects, progress)): objects.name.rpartition("/")[2]}

@@ -33,7 +33,7 @@ def test_scores_equal_a_forward_pass_of_each_prompt(
     config: GPTConfig, batch_tokens: int, logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "_LOGITS", logits)
-    monkeypatch.setattr(scoring, "_ROWS", 1)
+    monkeypatch.setattr(scoring, "_MIN_ROWS", 1)
     network = perturbed_network(config)
     scores = score_prompts(network, PROMPTS, VOCABULARY, 3, batch_tokens)
     for prompt, score in zip(PROMPTS, scores, strict=True):

@@ -139,7 +139,9 @@ def test_verify_names_the_first_document_that_differs(
     assert not (tmp_path / "out").exists()
 
 
-def test_refusals(mixed: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_format_and_full_disk_are_refused(
+    mixed: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BadConfig) as caught:
         export(mixed, "csv", tmp_path / "out")
     assert caught.value.hint == "formats: parquet, jsonl, hf"
