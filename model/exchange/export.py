@@ -56,9 +56,7 @@ FORMATS = {
         huggingface.read,
         huggingface.usage,
     ),
-    "gguf": ModelFormat(
-        "gguf", gguf.require, gguf.weights, gguf.write, gguf.read, gguf.usage, ".gguf", tuple(gguf.TYPES)
-    ),
+    "gguf": ModelFormat("gguf", gguf.require, gguf.weights, gguf.write, gguf.read, gguf.usage, ".gguf", gguf.TYPES),
 }
 
 

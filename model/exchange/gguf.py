@@ -36,7 +36,7 @@ _ACTIVATIONS = ("gelu", "swiglu")
 # llama.cpp names the split pattern of an encoding after the first model that used it.
 _SPLIT_PATTERNS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
 
-TYPES = {"q8_0": "Q8_0"}  # of matrices, by our name; llama.cpp makes the others from a file in fp32
+TYPES = ("q8_0",)  # of matrices; llama.cpp makes the others from a file in fp32
 
 
 def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
@@ -71,7 +71,7 @@ def write(source: ExportSource, folder: Path) -> None:
     writer = package.GGUFWriter(folder / _file_name(source), family_of(config).gguf)
     writer.add_name(source.run.manifest.name)
     if source.quantize:
-        writer.add_file_type(package.LlamaFileType[f"MOSTLY_{TYPES[source.quantize]}"])
+        writer.add_file_type(package.LlamaFileType[f"MOSTLY_{source.quantize.upper()}"])
         writer.add_quantization_version(package.GGML_QUANT_VERSION)
     else:
         writer.add_file_type(package.LlamaFileType.ALL_F32)
@@ -112,7 +112,7 @@ def _tensors(source: ExportSource) -> Iterator[tuple[str, tuple[np.ndarray, Any]
     for name, tensor in convert.to_gguf(source.state.model, source.weights).items():
         tensor_type = types.F32
         if source.quantize and tensor.ndim == 2 and name != "position_embd.weight":
-            tensor_type = types[TYPES[source.quantize]]
+            tensor_type = types[source.quantize.upper()]
             block = _gguf().GGML_QUANT_SIZES[tensor_type][0]
             if tensor.shape[1] % block:
                 raise BadConfig(
