@@ -55,6 +55,14 @@ def test_nothing_outside_the_repository_is_cited() -> None:
     ]
 
 
+def test_lines_that_the_examples_of_contributing_replace_are_in_the_code() -> None:
+    blocks = re.findall(r"^```diff\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
+    changes = [change.splitlines() for block in blocks for change in re.split(r"^--- ", block, flags=re.M)[1:]]
+    replaced = [(name, line[1:]) for name, *lines in changes for line in lines if line.startswith("-")]
+    assert len(replaced) > 3
+    assert not [entry for entry in replaced if entry[1] not in (ROOT / entry[0]).read_text("utf-8").splitlines()]
+
+
 def test_a_citation_that_does_not_resolve_is_seen() -> None:
     assert citations("see docs/design/cleaning.md 4.2 for why") == [("cleaning.md", "4.2")]
     assert not resolves("cleaning.md", "9.9")
