@@ -26,24 +26,18 @@ def push(settings: Settings, reference: str, url: str, one_writer: bool) -> Outc
     Example:
       inkstone push tokens/pile s3://bucket/store
     """
-    from pipeline.errors import BadConfig
     from pipeline.store import artifact, remote
     from pipeline.store.bucket import Bucket
     from pipeline.store.generations import current_key
-    from pipeline.store.manifest import KINDS
 
-    kind = reference.partition("/")[0]
-    if kind not in KINDS:
-        raise BadConfig(f"{reference!r} is not a KIND/NAME or KIND/NAME/KEY", hint=f"kinds: {', '.join(KINDS)}")
+    kind, name, _ = remote.split_ref(reference)
     pushed = artifact.require_intact(artifact.find(settings.root, kind, reference))
     bucket = Bucket(url)
     if note := bucket.require_conditions(one_writer=one_writer):
         settings.progress.note(note)
     with artifact.lease(pushed):
         is_current = current_key(pushed.path.parent) == pushed.manifest.key
-        result = remote.push(
-            bucket, pushed.path, promote=is_current or not remote.remote_key(bucket, kind, pushed.manifest.name)
-        )
+        result = remote.push(bucket, pushed.path, promote=is_current or not remote.remote_key(bucket, kind, name))
     size = sum(record.size for record in pushed.manifest.files)
     files = len(pushed.manifest.files)
     return Outcome(
@@ -74,7 +68,7 @@ def pull(settings: Settings, url: str, reference: str) -> Outcome:
     from pipeline.store.generations import current_key, set_current
 
     bucket = Bucket(url, must_exist=True)
-    kind, name, key = remote.parse_ref(bucket, reference)
+    kind, name, key = remote.resolve_ref(bucket, reference)
     folder, result = remote.pull(bucket, settings.root, f"{kind}/{name}/{key}")
     if current_key(folder.parent) != key and (reference.count("/") == 1 or not current_key(folder.parent)):
         set_current(folder.parent, key)

@@ -103,14 +103,20 @@ def remote_names(bucket: Bucket, kind: str) -> list[str]:
     return [name for name in bucket.folders(kind) if is_valid_name(name)]
 
 
-def parse_ref(bucket: Bucket, reference: str) -> tuple[str, str, str]:
-    """Divide `kind/name` or `kind/name/key` into its parts; without a key, that of the current generation.
-
-    Raises BadConfig for another form, InputMissing if there is none.
-    """
+def split_ref(reference: str) -> tuple[str, str, str]:
+    """Divide `kind/name` or `kind/name/key` into its parts; the key is "" without one. Raises BadConfig."""
     kind, name, key = (*reference.split("/"), "", "")[:3]
     if kind not in KINDS or not is_valid_name(name) or reference.count("/") > 2 or (key and not is_key(key)):
         raise BadConfig(f"{reference!r} is not a KIND/NAME or KIND/NAME/KEY", hint=f"kinds: {', '.join(KINDS)}")
+    return kind, name, key
+
+
+def resolve_ref(bucket: Bucket, reference: str) -> tuple[str, str, str]:
+    """Divide a reference as `split_ref` does; without a key, take that of the current generation in the bucket.
+
+    Raises BadConfig for another form, InputMissing if there is none.
+    """
+    kind, name, key = split_ref(reference)
     key = key or remote_key(bucket, kind, name)
     if not key:
         names = ", ".join(remote_names(bucket, kind)) or "none"
