@@ -65,19 +65,20 @@ def train(
         "stopped": stopped,
         "watch": watch,
     }
+    make_plan: Callable[[], TrainPlan] = (lambda: plan) if isinstance(plan, TrainPlan) else plan
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _train_together(root, plan, options, accept=accept, rebuild=rebuild)
+        return _train_together(root, make_plan, options, accept=accept, rebuild=rebuild)
 
-    plan = plan if isinstance(plan, TrainPlan) else plan()
-    publisher = _Publisher(root, plan, device, report, accept, rebuild)
+    planned = make_plan()
+    publisher = _Publisher(root, planned, device, report, accept, rebuild)
 
     def train(draft: Path) -> Result:
         from model.training.trainer import fit
 
-        if note := built_with(identify(plan).code.edited):
+        if note := built_with(identify(planned).code.edited):
             report(note)
-        with artifact.lease(plan.tokens):
-            return fit(draft, plan, **options)
+        with artifact.lease(planned.tokens):
+            return fit(draft, planned, **options)
 
     return publisher.publish(train)
 
@@ -150,7 +151,7 @@ class _Publisher:
 
 def _train_together(
     root: Path,
-    plan: TrainPlan | Callable[[], TrainPlan],
+    make_plan: Callable[[], TrainPlan],
     options: dict[str, Any],
     *,
     accept: bool,
@@ -167,7 +168,7 @@ def _train_together(
     with ExitStack() as stack:
         world = stack.enter_context(distributed.process_group(pick_device(options["device"])))
         setup = world.for_setup()
-        local = _agree(setup, root, plan, resume=options["resume"])
+        local = _agree(setup, root, make_plan, resume=options["resume"])
         stack.enter_context(artifact.lease(local.tokens))
 
         def train(draft: Path) -> Result:
@@ -180,14 +181,14 @@ def _train_together(
         return _follow(setup, train)
 
 
-def _agree(world: World, root: Path, plan: TrainPlan | Callable[[], TrainPlan], *, resume: bool) -> TrainPlan:
+def _agree(world: World, root: Path, make_plan: Callable[[], TrainPlan], *, resume: bool) -> TrainPlan:
     """Return the main process's plan, with the tokens that this node has below its own root.
 
     Raises in all processes if a node lacks the tokens, has other code or libraries, or is further with the same run.
     """
 
     def make() -> tuple[TrainPlan, _State]:
-        planned = plan if isinstance(plan, TrainPlan) else plan()
+        planned = make_plan()
         return planned, _State.of(root, planned)
 
     planned, state = world.from_main(make)
