@@ -105,7 +105,7 @@ def traced_peak(model: GPTConfig, config: TrainConfig, precision: str, micro_bat
 def test_planned_memory_on_cuda_is_within_15_percent_of_the_traced_peak(
     preset_name: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A5: pieces of logits and copies in bfloat16 are counted."""
+    """Pieces of logits and copies in bfloat16 are counted."""
     as_on_cuda(monkeypatch)
     preset = presets.get_preset(preset_name)
     model = replace(preset.model, attention_dropout=0.0)  # with it, a CPU computes all attention weights
@@ -117,7 +117,7 @@ def test_planned_memory_on_cuda_is_within_15_percent_of_the_traced_peak(
 
 
 def test_tokens_on_the_device_are_planned_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A5: the store of tokens takes memory from the micro-batch."""
+    """The store of tokens takes memory from the micro-batch."""
     model, config = replace(presets.get_preset("babygpt").model, vocab_size=1000), TrainConfig(precision="fp32")
     free = int(estimate.needed_bytes(model, config, "fp32", 8) / 0.85) + (1 << 10)
     monkeypatch.setattr("model.device.free_memory", lambda device: free)

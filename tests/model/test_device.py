@@ -1,0 +1,111 @@
+"""Devices: which one is taken, what it can do, and one line if it cannot be used; without a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import device as devices
+from pipeline.errors import BadConfig
+from tests.support.gpu import use_gpu
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_gpus_are_hidden_from_the_tests_and_their_processes() -> None:
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert torch.cuda.device_count() == 0
+
+
+def test_gpu_without_kernels_in_this_build_gives_one_line_and_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch, name="Tesla P100")
+
+    def fail(*arguments: object, **options: Any) -> torch.Tensor:
+        if torch.device(options["device"]).type == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+        return torch.zeros(1)
+
+    monkeypatch.setattr(torch, "ones", fail)
+    lines: list[str] = []
+    assert devices.pick_device("auto", lines.append) == CPU
+    assert len(lines) == 1
+    assert "no kernel image" in lines[0]
+    with pytest.raises(BadConfig, match="device cuda cannot be used: CUDA error: no kernel image"):
+        devices.pick_device("cuda")
+
+
+def test_old_driver_gives_one_line_and_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040). Please update it.")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    lines: list[str] = []
+    assert devices.pick_device("auto", lines.append) == CPU
+    assert lines == ["the GPU cannot be used (The NVIDIA driver on your system is too old (found version 11040))"]
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps", "cuda:99999", "gpu"])
+def test_named_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(BadConfig, match=f"no device '{name}' on this machine") as caught:
+        devices.pick_device(name)
+    assert caught.value.exit_code == 78
+    assert caught.value.hint == "use one of: cuda, cpu"
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch, name="Tesla T4", is_bf16_supported=lambda including_emulation=True: including_emulation)
+    assert devices.pick_precision(CUDA) == "fp32"
+    with pytest.raises(BadConfig, match="Tesla T4 does not multiply bfloat16"):
+        devices.pick_precision(CUDA, "bf16")
+    devices._has_fast_bfloat16.cache_clear()
+
+
+def test_memory_that_the_allocator_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(
+        monkeypatch,
+        mem_get_info=lambda device: (1 << 20, 16 << 30),
+        memory_reserved=lambda device: 9 << 30,
+        memory_allocated=lambda device: 4 << 30,
+    )
+    assert devices.free_memory(CUDA) == (5 << 30) + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
+        ("NVIDIA H100 PCIe", 756e12, 51e12),
+        ("NVIDIA H100 NVL", 835e12, 60e12),
+        ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA H20", 148e12, 44e12),
+        ("NVIDIA H800", 989e12, 67e12),
+        ("NVIDIA A800-SXM4-80GB", 312e12, 19.5e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12, 19.5e12),
+        ("NVIDIA L4", 121e12, 30.3e12),
+        ("NVIDIA L40S", 362e12, 91.6e12),
+        ("Tesla T4", None, 8.1e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+        ("NVIDIA GeForce RTX 4090 D", 147e12, 73.5e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA GeForce RTX 3060", 25.4e12, 12.7e12),
+        ("NVIDIA GeForce RTX 3060 Ti", 32.4e12, 16.2e12),
+        ("NVIDIA TITAN Xp", None, None),
+    ],
+)
+def test_peak_is_that_of_the_very_card_and_precision(
+    name: str, bf16: float | None, fp32: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_gpu(monkeypatch, name=name)
+    assert devices.peak_flops(CUDA, "bf16") == pytest.approx(bf16)
+    assert devices.peak_flops(CUDA, "fp32") == pytest.approx(fp32)
+    assert devices.peak_flops(CPU) is None
