@@ -43,7 +43,7 @@ from pipeline.clean.worker import clean_task, divide_by_profile
 from pipeline.errors import BadConfig, BadData
 from pipeline.readers import readers
 from pipeline.runtime import workers
-from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Progress
 from pipeline.sources.inputs import InputFile, require_unchanged, resolve_inputs
@@ -94,7 +94,7 @@ def clean(
     rebuild: bool = False,
     held_out: Sequence[InputFile] = (),
     part_bytes: int = PART_BYTES,
-    open_engine: OpenEngine = no_engine,
+    open_engine: OpenEngine | None = None,
 ) -> BuildResult:
     """Clean every input into the corpus `name`, with `jobs` processes; with `rebuild` even if it is published.
 
@@ -154,7 +154,7 @@ class CleanSources(NamedTuple):
     options: CleanOptions
     part_bytes: int = PART_BYTES
     libraries: Sequence[str] = ()
-    open_engine: OpenEngine = no_engine
+    open_engine: OpenEngine | None = None
 
 
 def _assemble(
@@ -184,7 +184,8 @@ def _assemble(
 
 def _make_missing(sources: CleanSources, tasks: Sequence[PartTask], progress: Progress, jobs: int) -> list[Part]:
     """Return all parts in order: those that an earlier run completed, and the others, made in `jobs` processes."""
-    with sources.open_engine() as engine, progress.bar("clean", sum(task.size for task in tasks)) as advance:
+    opened = sources.open_engine() if sources.open_engine else nullcontext()
+    with opened as engine, progress.bar("clean", sum(task.size for task in tasks)) as advance:
         complete = {task.number: record for task in tasks if (record := read_record(task))}
         if complete:
             progress.note(f"reusing {len(complete)} of {len(tasks)} parts of an interrupted run")

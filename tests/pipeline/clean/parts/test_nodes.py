@@ -14,7 +14,7 @@ from pipeline.clean import stage
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.parts import nodes, part
 from pipeline.errors import BadConfig, BadData, WorkerLost
-from pipeline.runtime.engines import OpenEngine, no_engine
+from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources.inputs import resolve_inputs
 from pipeline.sources.nodes.check import versions_of
@@ -37,7 +37,7 @@ def texts(tmp_path: Path) -> Path:
     return folder
 
 
-def clean(root: Path, texts: Path, open_engine: OpenEngine = no_engine, **options: Any) -> Artifact:
+def clean(root: Path, texts: Path, open_engine: OpenEngine | None = None, **options: Any) -> Artifact:
     inputs, held_out = (resolve_inputs(root, str(path), corpora=False) for path in (texts, texts / "4.jsonl"))
     chosen = CleanOptions(max_bad=0.5, decontaminate=("held",), **options)
     return stage.clean(
