@@ -97,7 +97,8 @@ class Bucket:
     """
 
     def __init__(self, url: str, *, must_exist: bool = False) -> None:
-        self.url, self.conditional = url if url.endswith("://") else url.rstrip("/"), True
+        scheme, mark, path = url.partition("://")
+        self.url, self.conditional = f"{scheme}{mark}{path.rstrip('/')}" if mark else url.rstrip("/"), True
         self._obstore = _import_obstore()
         self._folder = _local_folder(url)
         if self._folder:

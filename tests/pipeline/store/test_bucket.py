@@ -225,3 +225,7 @@ def test_unreachable_store_exits_with_75(s3: str, monkeypatch: pytest.MonkeyPatc
 )
 def test_url_is_divided_into_bucket_and_name(url: str, expected: tuple[str, str]) -> None:
     assert split_url(url) == expected
+
+
+def test_url_of_the_root_keeps_its_slashes() -> None:
+    assert f"{Bucket('file:///').url}/data/a.txt" == "file:///data/a.txt"
