@@ -55,7 +55,8 @@ All columns are strings, "" where a document has no such field.
 def _sources(corpus: Artifact) -> Iterator[tuple[str, int, str]]:
     """Yield each source with the number of its files, and the licence that the catalogue states."""
     root = corpus.path.parents[2]
-    for source, files in Counter(_source(root, entry) for entry in corpus.manifest.inputs).items():
+    texts = (entry for entry in corpus.manifest.inputs if entry.role != "held-out")
+    for source, files in Counter(_source(root, entry) for entry in texts).items():
         yield (source, files, CATALOGUE[source].licence) if source else ("local files", files, "not known")
 
 

@@ -31,7 +31,9 @@ RECORDS: list[dict[str, Any]] = [
 
 def clean(root: Path, reference: str, **options: Any) -> Artifact:
     inputs = resolve_inputs(root, reference, corpora=False)
-    return stage.clean(root, "mixed", inputs, CleanOptions(**options), SilentProgress()).artifact
+    settings = CleanOptions(**options)
+    held_out = stage.held_out_files(root, settings)
+    return stage.clean(root, "mixed", inputs, settings, SilentProgress(), held_out=held_out).artifact
 
 
 @pytest.fixture
@@ -159,6 +161,15 @@ def test_dataset_card_names_sources_counts_and_licences(root: Path, tmp_path: Pa
     public = clean(root, "sample")
     card = (export(public, "hf", tmp_path / "public").path / "README.md").read_text()
     assert "| sample | 2 | CC0 |" in card
+
+
+def test_dataset_card_counts_no_held_out_text_as_a_source(root: Path, tmp_path: Path, mixed: Artifact) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("The moss of the north wall is older than the wall.", encoding="utf-8")
+    filtered = clean(root, str(other), decontaminate=(mixed.ref,))
+    card = (export(filtered, "hf", tmp_path / "out").path / "README.md").read_text()
+    assert "| local files | 1 | not known |" in card
+    assert f"| {mixed.ref} | `{mixed.digest}` |" in card
 
 
 # --- by the readers themselves ---
