@@ -216,9 +216,9 @@ def sample_options(section: SampleSection) -> SampleOptions:
 
 
 def sample_lines(samples: list[dict[str, Any]]) -> list[str]:
-    """Format continuations, with a bar between prompt and continuation."""
+    """Format continuations, with a bar between prompt and continuation, and without blank lines."""
     texts = [f"  {sample['prompt']}|{sample['text']}".split("\n") for sample in samples]
-    return [line for first, *rest in texts for line in (first, *(f"    {line}" for line in rest))]
+    return [line for first, *rest in texts for line in (first, *(f"    {line}" for line in rest if line.strip()))]
 
 
 def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
