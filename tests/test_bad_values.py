@@ -106,6 +106,8 @@ def base(place: Place, option: str) -> dict[str, list[str]]:
         "schedule": [str(place.folder / "recipe.toml")],
         "doctor": ["--offline"],
         "bench": ["loss", "missing"],
+        "push": ["tokens/book", "bucket"],
+        "pull": ["bucket", "tokens/book"],
     }
 
 

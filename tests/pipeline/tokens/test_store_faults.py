@@ -277,6 +277,7 @@ class Unsynced(files.Disk):
             if kind == "names are lost":
                 for old, new, link in reversed(self._renamed):
                     old, new = (state / path.relative_to(self._root) for path in (old, new))
+                    old.parent.mkdir(exist_ok=True)  # its removal is lost too
                     new.rename(old)
                     if link:
                         new.symlink_to(link)
