@@ -240,12 +240,15 @@ def plan_lines(
 
 
 def overfitting_risk(model: GPTConfig, epochs: float) -> str:
-    """Return what to change if the validation loss will probably rise before the end, "" if nothing."""
-    dropout = dropout_for(epochs)
+    """Return what to change if the validation loss will probably rise before the end, "" if nothing.
+
+    A dropout that suits half as many epochs is enough: the demo learns to its end with 0.1 in 12.5 epochs.
+    """
     if epochs > MAX_EPOCHS:
         return f"{epochs:,.0f} epochs: beyond {MAX_EPOCHS}, the validation loss of a short text only rises"
-    if max(model.dropout, model.attention_dropout) < dropout:
-        return f"{epochs:.1f} epochs with dropout {model.dropout:g} may overfit: try --set dropout={dropout:g}"
+    if max(model.dropout, model.attention_dropout) < dropout_for(epochs / 2):
+        better = dropout_for(epochs)
+        return f"{epochs:.1f} epochs with dropout {model.dropout:g} may overfit: try --set dropout={better:g}"
     return ""
 
 

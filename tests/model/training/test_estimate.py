@@ -32,7 +32,8 @@ LARGE: dict[str, Any] = {"layers": 48, "width": 4096, "heads": 32, "block_size":
         (1.0, 0.0, ""),
         (5.0, 0.1, ""),
         (5.0, 0.0, "5.0 epochs with dropout 0 may overfit: try --set dropout=0.1"),
-        (20.0, 0.1, "20.0 epochs with dropout 0.1 may overfit: try --set dropout=0.2"),
+        (12.5, 0.1, ""),
+        (24.0, 0.1, "24.0 epochs with dropout 0.1 may overfit: try --set dropout=0.2"),
         (100.0, 0.3, "100 epochs: beyond 60, the validation loss of a short text only rises"),
     ],
 )
