@@ -31,7 +31,7 @@ from pipeline.errors import (
     UpstreamChanged,
 )
 from pipeline.store import files, locks, remote
-from pipeline.store.drafts import prepare_draft, replace_generation, restore_replaced, unread, write_run
+from pipeline.store.drafts import finish_killed, prepare_draft, replace_generation, unread, write_run
 from pipeline.store.generations import (
     RUN,
     current_key,
@@ -144,8 +144,7 @@ def build(
                 f"{identity.kind}/{identity.name}/{identity.key} was rolled back",
                 hint=f"`rollback {identity.kind}/{identity.name} --to {identity.key}` makes it current again",
             )
-        files.remove_temporaries(shelf, recursive=False)
-        restore_replaced(shelf)
+        finish_killed(shelf, SCRATCH)
         published = find_published(root, identity)
         if published and not rebuild:
             return _keep_published(published, draft, accept=accept)
@@ -172,8 +171,7 @@ def build(
 
 def _keep_published(artifact: Artifact, draft: Path, *, accept: bool, rebuilt: bool = False) -> BuildResult:
     """Make a published artifact the current one, and delete the draft of the same key."""
-    for leftover in (artifact.file(SCRATCH), draft):  # without working locks, another process may have left a draft
-        files.remove_tree(leftover)
+    files.remove_tree(draft)  # without working locks, another process may have left one
     files.remove_temporaries(artifact.path)
     make_current(artifact.path, accept=accept)
     remote.publish(artifact.path.parents[2], artifact.path)

@@ -85,7 +85,7 @@ def unread(manifest: Path | None) -> Iterator[None]:
 def replace_generation(draft: Path, target: Path) -> None:
     """Put a finished draft in the place of a published generation.
 
-    A folder cannot be replaced in one step. After a kill between the two, `restore_replaced` brings the old one back.
+    A folder cannot be replaced in one step. After a kill between the two, `finish_killed` brings the old one back.
     """
     replaced = target.with_name(f"{_REPLACED}{target.name}")
     files.sync_tree(draft)
@@ -98,8 +98,19 @@ def replace_generation(draft: Path, target: Path) -> None:
     files.discard_folder(replaced)
 
 
-def restore_replaced(shelf: Path) -> None:
-    """Finish what a killed `replace_generation` left. The caller must hold the lock of the shelf."""
+def finish_killed(shelf: Path, scratch: str) -> None:
+    """Finish what a killed publishing left on a shelf. The caller must hold the lock of the shelf.
+
+    A published generation keeps no folder `scratch`, also if it is not current and never will be.
+    """
+    files.remove_temporaries(shelf, recursive=False)
+    _restore_replaced(shelf)
+    for folder in shelf.glob(f"[!.]*/{scratch}"):
+        files.remove_tree(folder)
+
+
+def _restore_replaced(shelf: Path) -> None:
+    """Finish what a killed `replace_generation` left."""
     for replaced in shelf.glob(f"{_REPLACED}*"):
         target = shelf / replaced.name.removeprefix(_REPLACED)
         if target.is_dir():

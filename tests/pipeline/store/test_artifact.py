@@ -323,6 +323,14 @@ def test_leftover_scratch_in_published_folder_is_deleted(root: Path) -> None:
     assert not built.file(artifact.SCRATCH).exists()
 
 
+def test_leftover_scratch_of_another_generation_is_deleted(root: Path) -> None:
+    """A kill right after publishing, and then the input changes: that generation never becomes current."""
+    old = artifact.build(root, BOOK, writes("一")).artifact
+    write_with_scratch(old.path)
+    artifact.build(root, changed(options={"unit": "line"}), writes("二"))
+    assert not old.file(artifact.SCRATCH).exists()
+
+
 def test_hash_of_the_stage_is_used_if_the_size_matches(root: Path) -> None:
     hashed = [FileRecord("part/00000.txt", 3, "5" * 64), FileRecord("part/00001.txt", 4, "0" * 64)]
 
