@@ -25,7 +25,7 @@ JOBS = click.option(
     type=click.IntRange(0, 1024),
     metavar="N",
     default=0,
-    help="Number of worker processes; 0 (default) uses one per core.",
+    help="Number of worker processes; 0 (default) uses one per core, fewer for small input.",
 )
 ENGINE = click.option(
     "--engine",

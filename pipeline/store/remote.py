@@ -5,7 +5,7 @@
     <kind>/<name>/current               the key of the current generation, moved by compare-and-swap
 
 There is no rename in a bucket. A publisher that is killed leaves files without a manifest, which no reader sees; as
-the same key means the same bytes, another publisher goes on with them.
+the same key means the same bytes, another publisher reuses them.
 
 With `--artifacts s3://bucket/prefix`, stages work in a local folder, the mirror. A reference is resolved in the bucket
 and fetched before it is read; what a stage builds is published afterwards. `bucket.json` in the mirror names the

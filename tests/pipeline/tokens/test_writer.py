@@ -38,12 +38,6 @@ from tests.support.tokenizing import (
 )
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks in a unit, and several units in a file."""
-    shrink_chunks(monkeypatch, 600, 150)
-
-
 def kept(tokens: artifact.Artifact) -> set[str]:
     return {text for split in segments.SPLITS for text in texts_of(tokens, split)}
 

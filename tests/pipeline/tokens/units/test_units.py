@@ -40,15 +40,8 @@ from tests.support.tokenizing import (
     nothing_published,
     rejects,
     run,
-    shrink_chunks,
     some,
 )
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks in a unit, and several units in a file."""
-    shrink_chunks(monkeypatch, 600, 150)
 
 
 def repeated(folder: Path, files: int = 4) -> TokenizeInputs:
