@@ -28,6 +28,7 @@ RAW_GITHUB = "https://raw.githubusercontent.com"
 ARCHIVES_GITHUB = "https://codeload.github.com"
 PILE_TRAIN_SHARDS = 30
 _SAMPLE = Path(__file__).parent.parent / "sample"
+_SAMPLE_TEXTS = ("sample.jsonl.zst", "yanshan.txt")  # its other files are conversations
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def resolve_source(
             hint="leave them out",
         )
     if reference == "sample":
-        return Source("sample", tuple(SourceFile(path.name, local=path) for path in walk(_SAMPLE).files))
+        return Source("sample", tuple(SourceFile(name, local=_SAMPLE / name) for name in _SAMPLE_TEXTS))
     if reference == "pile":
         endpoint, token = _hub(mirror, environment)
         return Source("pile", tuple(_pile_file(shard, endpoint, token) for shard in pile_shards(shards)))

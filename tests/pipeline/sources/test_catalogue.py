@@ -23,9 +23,9 @@ def test_every_catalogue_name_is_a_source_with_files() -> None:
         assert all(url.isascii() and url.startswith("https://") for file in source.files for url in file.urls)
 
 
-def test_sample_is_local() -> None:
+def test_sample_is_the_two_bundled_texts_without_the_conversations() -> None:
     files = resolve_source("sample", environment={}).files
-    assert files
+    assert [file.name for file in files] == ["sample.jsonl.zst", "yanshan.txt"]
     assert all(file.local and file.local.is_file() for file in files)
 
 
