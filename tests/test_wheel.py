@@ -43,6 +43,8 @@ def test_top_level_of_the_wheel(wheel: list[str]) -> None:
 def test_the_wheel_has_its_data(wheel: list[str]) -> None:
     expected = {
         "pipeline/recipes/sample.toml",
+        "pipeline/sample/conversations.jsonl",
+        "pipeline/sample/preferences.jsonl",
         "pipeline/sample/yanshan.txt",
         "pipeline/py.typed",
         "pipeline/store/released.json",

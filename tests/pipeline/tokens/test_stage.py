@@ -70,9 +70,8 @@ Inkstone = Callable[..., dict[str, Any]]
 def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
     """A root with the corpus of the embedded sample and a small SentencePiece tokenizer trained on it."""
     root = tmp_path_factory.mktemp("artifacts")
-    clean_stage.clean(
-        root, "sample", source_inputs.resolve_inputs(root, str(SAMPLE), corpora=False), CleanOptions(), SilentProgress()
-    )
+    files = source_inputs.resolve_inputs(root, str(SAMPLE), corpora=False, exclude=("*.jsonl",))
+    clean_stage.clean(root, "sample", files, CleanOptions(), SilentProgress())
     texts = tokenizers_stage.find_sentences(root, ["sample"])
     return root, tokenizers_stage.train(root, "sample", texts, "bpe", 3000).artifact
 
