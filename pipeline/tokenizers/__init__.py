@@ -9,11 +9,13 @@ from, and `gigatoken.py`, its fast encoder), `sentencepiece.py`, `fast_tokenizer
 file says), `characters.py` and `integers.py`. `loading.py` opens a saved folder or resolves a name; it checks
 SentencePiece models of unknown origin with `untrusted.py`, and `end_of_text.py` opens a tokenizer.json from elsewhere.
 `boundaries.py` says where a long text can be cut. `stage.py` trains a tokenizer on `training_text.py` with
-`sentencepiece_training.py` or `byte_level.py`. `detokenizer.py` decodes ids one at a time, and `huggingface.py` writes
+`sentencepiece_training.py` or `byte_level.py`. `chat/` encodes conversations with any of them.
+`detokenizer.py` decodes ids one at a time, and `huggingface.py` writes
 the tokenizer.json that other programs read.
 """
 
 from pipeline.tokenizers.characters import Characters
+from pipeline.tokenizers.chat import ChatTokenizer
 from pipeline.tokenizers.detokenizer import IncrementalDetokenizer
 from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.gigatoken import ENCODERS, gigatoken_problem
@@ -37,6 +39,7 @@ __all__ = [
     "ENCODINGS",
     "END_OF_TEXT",
     "Characters",
+    "ChatTokenizer",
     "FastTokenizer",
     "FlatIds",
     "IncrementalDetokenizer",

@@ -14,6 +14,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.generations import names_newest_first
 from pipeline.store.manifest import name_from_path
 from pipeline.tokenizers.characters import Characters
+from pipeline.tokenizers.chat import ChatCard, ChatTokenizer
 from pipeline.tokenizers.end_of_text import missing_file, open_tokenizer_file, tokenizer_file_at
 from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.gigatoken import choose_encoder
@@ -104,7 +105,10 @@ def check_encoder(reference: str, encoder: str) -> None:
 def open_folder(folder: Path) -> Tokenizer:
     """Open the tokenizer saved in `folder`. Raises InputMissing, and BadData if it does not match its card."""
     try:
-        card = msgspec.json.decode(regular_file(folder / CARD).read_bytes(), type=TokenizerCard)
+        data = regular_file(folder / CARD).read_bytes()
+        card = msgspec.json.decode(data, type=TokenizerCard)
+        if card.kind == ChatTokenizer.kind:
+            card = msgspec.json.decode(data, type=ChatCard)
         tokenizer = _load(card, folder)
     except FileNotFoundError as error:
         raise InputMissing(f"{error.filename}: missing", hint="build the artifact again") from None
@@ -119,6 +123,8 @@ def open_folder(folder: Path) -> Tokenizer:
 
 
 def _load(card: TokenizerCard, folder: Path) -> Tokenizer:
+    if isinstance(card, ChatCard):
+        return ChatTokenizer(_load(card.base, folder), card.template)
     match card.kind:
         case Tiktoken.kind:
             return Tiktoken.load(folder, card)

@@ -60,7 +60,7 @@ CODE = code.Code(
             *("pipeline/tokenizers/__init__.py", "pipeline/tokenizers/loading.py", "pipeline/tokenizers/untrusted.py"),
             *("pipeline/tokenizers/end_of_text.py", "pipeline/tokenizers/ranks.py", "pipeline/tokenizers/tiktoken.py"),
             *("pipeline/tokenizers/gigatoken.py", "pipeline/tokenizers/integers.py"),
-            *("pipeline/tokenizers/detokenizer.py", "pipeline/tokenizers/huggingface.py"),
+            *("pipeline/tokenizers/detokenizer.py", "pipeline/tokenizers/huggingface.py", "pipeline/tokenizers/chat"),
         ),
         "for tokenizers that exist already",
     )
