@@ -97,7 +97,7 @@ def clean(
         corpora=False,
         include=include,
         exclude=exclude,
-        text_fields=chosen.text_fields,
+        text_fields=chosen.record_fields,
     )
     held_out = stage.held_out_files(folder, chosen)
     return stage.clean(folder, check_name(name), gathered.files, chosen, Progress(), held_out=held_out).artifact

@@ -42,6 +42,7 @@ class Page:
     matches          number of headings by pattern of the user
     parsed           for each text, the result of its markup parser
     notes            extracted notes, by the index of their text
+    turns            fields with the messages of a conversation, by the index of its first text
     """
 
     array: Utf16Text
@@ -56,6 +57,7 @@ class Page:
     matches: Mapping[str, int] = field(default_factory=dict)
     parsed: list[Parsed] = field(default_factory=list)
     notes: dict[int, list[str]] = field(default_factory=dict)
+    turns: dict[int, bytes] = field(default_factory=dict)
 
 
 class Cleaner:

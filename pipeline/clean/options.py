@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline.clean import profiles
+from pipeline.clean.chat.formats import KINDS
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES
 from pipeline.clean.rule import compile_pattern
 from pipeline.clean.rule_names import RULES
@@ -28,6 +29,7 @@ from pipeline.clean.rules import (
 )
 from pipeline.errors import BadConfig
 from pipeline.readers.encoding import codec_name
+from pipeline.readers.fields import RECORD
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.runtime.regular_file import regular_file
 
@@ -67,7 +69,7 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of `inkstone clean`. docs/design/cleaning.md 4.2 describes the rules that they control.
 
     profile      format of the input; `auto` cleans each document as Chinese if most of its letters are Han, else as
-                 text
+                 text; `chat` keeps the turns of conversations or of preference pairs, whichever the first record is
     unit         text that becomes one document of the corpus
     encoding     encoding of plain text files, e.g. `gb18030`; `auto` detects it
     headings     use chapter headings as boundaries, drop them, or keep them as text
@@ -157,12 +159,25 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.min_han is not None and not 0 <= self.min_han <= 1:
             raise BadConfig(f"--min-han must be in [0, 1], got {self.min_han}", hint="pass a fraction of the letters")
+        if self.is_chat and (self.text_fields or self.unit in ("paragraph", "sentence")):
+            option = "--text-field" if self.text_fields else f"--unit {self.unit}"
+            raise BadConfig(f"{option} and --profile {self.profile} exclude each other", hint=f"leave {option} out")
         codec_name(self.encoding)
         punctuation.rule(self.punct)
         boilerplate.rule(self.boilerplate)
         for pattern in self.heading:
             compile_pattern("--heading", pattern)
         load_tables(self)
+
+    @property
+    def is_chat(self) -> bool:
+        """True if the records are conversations or preference pairs."""
+        return self.profile in KINDS
+
+    @property
+    def record_fields(self) -> tuple[str, ...]:
+        """The fields that are read from a record: those with its text, or the complete record."""
+        return RECORD if self.is_chat else self.text_fields
 
     def identity(self) -> dict[str, Any]:
         """Return the options that decide bytes, with table files replaced by the SHA-256 of their content."""
@@ -171,6 +186,8 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in TABLE_FILES:
             if options[name]:
                 options[name] = hashlib.sha256(regular_file(Path(options[name])).read_bytes()).hexdigest()
+        if self.is_chat:
+            options["format"] = self.profile
         del options["max_bad"], options["preset"], options["decontaminate"]  # which is among the inputs
         return {name: value for name, value in options.items() if value != _NEW_DEFAULTS.get(name, ...)}
 

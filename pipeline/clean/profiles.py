@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.clean import han_rich
+from pipeline.clean.chat.formats import KINDS
 from pipeline.clean.markup import detect as markup
 from pipeline.clean.markup import entities
 from pipeline.clean.markup.parsed import Parsed
@@ -51,6 +52,7 @@ PROFILES = {
         Profile("markdown", container=markup.markdown),
         Profile("cbeta", container=markup.cbeta),
         Profile(TEXT, chinese=False, headings=False),
+        *(Profile(kind, chinese=False, headings=False) for kind in KINDS),
     )
 }
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.clean import profiles
+from pipeline.clean.chat.kind import with_kind
 from pipeline.clean.cleaner import Cleaner
 from pipeline.clean.duplicates import held_out as held_out_text
 from pipeline.clean.duplicates.signatures import load_rensa
@@ -62,6 +63,7 @@ def identify(
     name: str, inputs: Sequence[InputFile], options: CleanOptions, held_out: Sequence[InputFile] = ()
 ) -> Identity:
     """Return the identity of the corpus: all that its bytes depend on."""
+    options = with_kind(options, inputs)
     # File names are part of it, because each document names its source.
     decisive = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
     listed_titles = [titles.listed_title(entry.path) for entry in inputs]
@@ -106,6 +108,8 @@ def clean(
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """
 
+    options = with_kind(options, inputs)
+
     def write(draft: Path) -> StageOutput:
         scratch = draft / artifact.SCRATCH
         _remove_all_but(draft, artifact.SCRATCH, RUN)
@@ -139,6 +143,7 @@ def build_report(
 
     Only with --dedup and --decontaminate, temporary files are written.
     """
+    options = with_kind(options, inputs)
     with tempfile.TemporaryDirectory(prefix="inkstone-") as folder:
         sources = CleanSources(inputs, held_out, options)
         assembly = _assemble(sources, Path(folder), progress, jobs, is_trial=True)
@@ -260,6 +265,7 @@ def explain(inputs: Sequence[InputFile], options: CleanOptions, rule: str, limit
         if name == rule and len(changes) < limit and after is not before:
             changes.extend(examples.find_examples(decode_utf16(before), decode_utf16(after), limit - len(changes)))
 
+    options = with_kind(options, inputs)
     for entry in inputs:
         for task in TaskReader(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
             for part in divide_by_profile(task):

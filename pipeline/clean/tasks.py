@@ -5,6 +5,7 @@ A text file is cut at line ends into parts of about a megabyte, unless a rule ne
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,15 @@ from typing import Any
 import msgspec
 
 from pipeline.clean import profiles
+from pipeline.clean.chat.formats import Refused
+from pipeline.clean.chat.kind import conversation_of
+from pipeline.clean.chat.turns import TurnRole
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.rules import headings, order, print_layout, unwrap
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
-from pipeline.readers import documents, encoding, readers
+from pipeline.readers import documents, encoding, fields, readers
+from pipeline.readers.fields import FieldChoice
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 from pipeline.sources.inputs import InputFile
@@ -36,6 +41,8 @@ class CleanTask(msgspec.Struct, frozen=True):
     A text longer than a task is divided: `continues` is True if the first text continues that of the task before,
     `open` if the last text continues in the next task. `separator` is the text between a part and the part before it:
     the line end at which they were cut, or "".
+
+    Of conversations, each turn is a text; `roles` has the role of each.
     """
 
     profile: str
@@ -50,6 +57,19 @@ class CleanTask(msgspec.Struct, frozen=True):
     separator: str = ""
     open: bool = False
     by_document: bool = False
+    roles: tuple[TurnRole, ...] = ()
+
+    @property
+    def firsts(self) -> list[int]:
+        """The indices of the texts with which a record begins."""
+        if not self.roles:
+            return list(range(len(self.lines)))
+        return [index for index, role in enumerate(self.roles) if role.is_first]
+
+    @property
+    def records(self) -> int:
+        """Number of records that begin in this task."""
+        return 0 if self.continues else len(self.firsts)
 
 
 @dataclass
@@ -68,7 +88,9 @@ class TaskReader:
 
     def tasks(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield the tasks of the file, and report the bytes that were read to `advance`."""
-        if readers.has_many_documents(self.entry.path):
+        if self.options.is_chat:
+            yield from self._from_conversations(advance)
+        elif readers.has_many_documents(self.entry.path):
             yield from self._from_documents(advance)
         else:
             yield from self._from_text(advance)
@@ -79,19 +101,9 @@ class TaskReader:
 
     def _from_documents(self, advance: Advance) -> Iterator[CleanTask]:
         """Yield batches of complete documents."""
-        self.stats.encoding = "utf-8"
         batch: list[documents.Document] = []
         size = 0
-        for document in readers.read_documents(
-            self.entry.path,
-            self.ledger,
-            self.on_reject,
-            encoding=self.options.encoding,
-            text_fields=self.options.text_fields,
-            members=self.entry.members,
-            note=self.note,
-            advance=advance,
-        ):
+        for document in self._documents(advance):
             batch.append(document)
             size += len(document.text)
             if size >= TASK_CHARACTERS:
@@ -99,6 +111,50 @@ class TaskReader:
                 batch, size = [], 0
         if batch:
             yield self._batch_task(batch)
+
+    def _documents(self, advance: Advance) -> Iterator[documents.Document]:
+        self.stats.encoding = "utf-8"
+        return readers.read_documents(
+            self.entry.path,
+            self.ledger,
+            self.on_reject,
+            encoding=self.options.encoding,
+            text_fields=self.options.record_fields,
+            members=self.entry.members,
+            note=self.note,
+            advance=advance,
+        )
+
+    def _from_conversations(self, advance: Advance) -> Iterator[CleanTask]:
+        """Yield batches of conversations, each turn as a text. Raises BadData for a record of the other kind."""
+        batch: list[documents.Document] = []
+        roles: list[TurnRole] = []
+        size = 0
+        for record in self._documents(advance):
+            location = f"{self.entry.path}, record {record.line:,}"
+            try:
+                turns = conversation_of(record.meta, self.options.profile, location)
+            except Refused as reason:
+                self._refuse(record, str(reason))
+                continue
+            meta = fields.meta_of(record.meta, FieldChoice())
+            for number, turn in enumerate(turns):
+                batch.append(dataclasses.replace(record, text=turn.content, meta=meta))
+                roles.append(TurnRole(turn.part, turn.role, not number))
+                size += len(turn.content)
+            if size >= TASK_CHARACTERS:
+                yield msgspec.structs.replace(self._batch_task(batch), roles=tuple(roles))
+                batch, roles, size = [], [], 0
+        if batch:
+            yield msgspec.structs.replace(self._batch_task(batch), roles=tuple(roles))
+
+    def _refuse(self, record: documents.Document, reason: str) -> None:
+        """Reject a record, of which the characters of its JSON are counted."""
+        text = msgspec.json.encode(record.meta, enc_hook=str).decode()
+        self.ledger.documents.record_dropped(reason, 1)
+        self.ledger.characters.record_dropped(reason, len(text))
+        excerpt = text[: documents.EXCERPT_CHARACTERS]
+        self.on_reject(documents.Reject(record.file, record.line, record.offset, reason, excerpt))
 
     def _batch_task(self, batch: Sequence[documents.Document]) -> CleanTask:
         return CleanTask(

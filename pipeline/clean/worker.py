@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from pipeline.clean import filters, profiles
+from pipeline.clean.chat.turns import join_turns
 from pipeline.clean.cleaner import Cleaner, Page
 from pipeline.clean.duplicates import fingerprints, held_out, signatures
 from pipeline.clean.han_rich import MIN_HAN, han_rich_documents
@@ -196,8 +197,11 @@ def _clean_part(
     if page is None:
         result.closes = task.continues and not task.open
         return
+    for refusal in join_turns(page, task.roles, task.firsts) if task.roles else ():
+        result.report.drop(refusal.reason, 1, len(refusal.text))
+        result.rejects.append(_reject(task, refusal.origin, refusal.reason, refusal.text))
     _count_effects(task, page, result.report)
-    bounds = document_bounds(page.array)
+    bounds = document_bounds(page.array) if len(page.origin) else []
     first, last = 0, len(bounds)
     continued = task.continues and not page.titles[0]
     result.closes = task.continues and not (continued and task.open and len(bounds) == 1)
@@ -346,7 +350,7 @@ def _serialize(
 ) -> None:
     """Add the documents `accepted` of a page, which are joined in `array`, to the columns."""
     task, encoded = part.task, decode_utf16(array).encode()
-    ends = [jsonl.line_suffix(_title(task, page, index), task.file, _meta(task, page, index)) for index in accepted]
+    ends = [_json_end(task, page, index) for index in accepted]
     columns.texts += part.texts[page.origin[accepted]].tolist()
     if options.dedup == "no":
         columns.json_lines += zip(itertools.repeat(jsonl.LINE_PREFIX), as_json(array, encoded), ends)
@@ -381,6 +385,11 @@ def _fragment(part: Utf16Text, task: CleanTask, options: CleanOptions) -> Fragme
 def _title(task: CleanTask, page: Page, index: int) -> str:
     origin = int(page.origin[index])
     return page.titles[index] or task.titles[origin] or (page.parsed[origin].title if page.parsed else "")
+
+
+def _json_end(task: CleanTask, page: Page, index: int) -> bytes:
+    turns = page.turns.get(int(page.origin[index]), b"")
+    return jsonl.line_suffix(_title(task, page, index), task.file, _meta(task, page, index), turns)
 
 
 def _meta(task: CleanTask, page: Page, index: int) -> Any:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _BYTES_PER_WORKER = 3 << 20  # of input, which one process cleans in the time that a worker takes to start
 _PROFILES = (
     *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
-    "text",
+    *("text", "chat", "preferences"),
 )
 _CLEAN_INPUT = option_group(
     "Input",
@@ -44,7 +44,8 @@ _CLEAN_INPUT = option_group(
         type=Choice(_PROFILES),
         default="auto",
         show_default=True,
-        help="Format of the input; auto cleans each document as Chinese if most of its letters are Han, else as text.",
+        help="Format of the input; auto cleans each document as Chinese if most of its letters are Han, else as text; "
+        "chat keeps the turns of conversations, or of preference pairs.",
     ),
     click.option(
         "--encoding",
@@ -273,7 +274,7 @@ def clean(
         corpora=False,
         include=include,
         exclude=exclude,
-        text_fields=clean_options.text_fields,
+        text_fields=clean_options.record_fields,
     )
     files = gathered.files
     extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}

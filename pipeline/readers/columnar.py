@@ -150,6 +150,9 @@ def _choose(batches: Iterable[Any], names: Sequence[str], label: str, options: R
 
 def _columns(choice: FieldChoice, names: Sequence[str], label: str) -> list[str]:
     """Return the columns to read, in the order of the file. Raises BadData if two have the same name."""
+    if choice.is_record:
+        _require_one_each(names, names, label)
+        return list(names)
     wanted = {name for field in choice.names for name in names if field == name or field.startswith(f"{name}.")}
     _require_one_each(wanted, names, label)
     return [name for name in names if name in wanted | fields.BESIDE_TEXT]

@@ -41,11 +41,20 @@ _DEPTH = 4  # of nested objects
 _NAMES_SHOWN = 12
 
 
+RECORD = ("*",)
+"""As names of fields: the complete record, which becomes the `meta` of a document without text."""
+
+
 @dataclass(frozen=True)
 class FieldChoice:
     """The fields whose texts, joined by a blank line, are the document."""
 
     names: tuple[str, ...] = (TEXT,)
+
+    @property
+    def is_record(self) -> bool:
+        """True if the record is read as it is, without a text."""
+        return self.names == RECORD
 
     @property
     def is_plain(self) -> bool:
@@ -54,6 +63,8 @@ class FieldChoice:
 
     def text_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the text of a record, None if it has none of the fields."""
+        if self.is_record:
+            return ""
         parts = [text for name in self.names if (text := _as_text(_lookup(record, name))) is not None]
         if len(self.names) == 1:
             return parts[0] if parts else None
@@ -73,6 +84,8 @@ def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) 
 
     Raises BadData, without the name of the file, if the records have no such field.
     """
+    if tuple(requested) == RECORD:
+        return FieldChoice(RECORD)
     if names := split_names(requested):
         for name in names:
             if not any(_as_text(_lookup(record, name)) is not None for record in records):
@@ -122,7 +135,9 @@ def title_of(record: Mapping[str, Any], choice: FieldChoice) -> str:
 
 
 def meta_of(record: Mapping[str, Any], choice: FieldChoice) -> Any:
-    """Return the field `meta` if it is not the text itself, else the author and the dynasty."""
+    """Return the field `meta` if it is not the text itself, else the author and the dynasty; or the record itself."""
+    if choice.is_record:
+        return record
     if "meta" in record:
         return record["meta"] if "meta" not in choice.names else None
     pairs = ((key, record[name]) for name, key in _ORIGINS.items() if name in record and name not in choice.names)

@@ -41,10 +41,14 @@ def encode_line(text: str, title: str, source: str, meta: Any) -> bytes:
     return msgspec.json.encode({"text": text} | {name: value for name, value in fields.items() if value}) + b"\n"
 
 
-def line_suffix(title: str, source: str, meta: Any) -> bytes:
-    """Return the line of a corpus after its text, from the closing quote. Every field is a string, "" if empty."""
+def line_suffix(title: str, source: str, meta: Any, turns: bytes = b"") -> bytes:
+    """Return the line of a corpus after its text, from the closing quote. Every field is a string, "" if empty.
+
+    `turns` are the fields with the messages of a conversation, as JSON without brackets.
+    """
     fields = {"title": title, "source": source, "meta": pack_meta(meta)}
-    return b'",' + msgspec.json.encode(fields).removeprefix(b"{") + b"\n"
+    end = b"," + turns + b"}" if turns else b"}"
+    return b'",' + msgspec.json.encode(fields).removeprefix(b"{").removesuffix(b"}") + end + b"\n"
 
 
 def pack_meta(meta: Any) -> str:

@@ -106,7 +106,7 @@ class Chain:
 
     def _resolve(self, list_files: Callable[[Source], Source] | None = None) -> tuple[Source, tuple[SourceGroup, ...]]:
         recipe = self.recipe
-        text_fields = (recipe.clean or recipe.tokenize).text_fields
+        text_fields = recipe.clean.record_fields if recipe.clean else recipe.tokenize.text_fields
         return sources.resolve(recipe.name, recipe.download, self.root, list_files, text_fields)
 
     def stages(self, through: str) -> list[Stage]:

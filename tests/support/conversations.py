@@ -55,3 +55,42 @@ def _turn(base: Tokenizer, header: str, content: str, *, divided: bool) -> tuple
     if ids[: len(alone)] == alone and alone[-1:] != [base.unknown_id]:
         return alone, ids[len(alone) :]
     return alone, base.encode(content)
+
+
+def as_openai(messages: list[dict[str, str]]) -> dict[str, object]:
+    return {"id": 7, "messages": messages}
+
+
+def as_sharegpt(messages: list[dict[str, str]]) -> dict[str, object]:
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    return {"conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in messages]}
+
+
+def as_alpaca(messages: list[dict[str, str]]) -> dict[str, object]:
+    """Write a conversation of one round, whose question has its first line as the instruction."""
+    *system, question, answer = messages
+    instruction, _, given = question["content"].partition("\n")
+    record: dict[str, object] = {"instruction": instruction, "input": given, "output": answer["content"]}
+    return record | ({"system": system[0]["content"]} if system else {})
+
+
+def as_prompt(messages: list[dict[str, str]]) -> dict[str, object]:
+    return {"prompt": messages[:-1], "completion": messages[-1]["content"]}
+
+
+def as_pair(messages: list[dict[str, str]]) -> dict[str, object]:
+    """Write a preference pair, whose rejected answer is the chosen one and a word."""
+    rejected = messages[-1]["content"] + " no"
+    return {"prompt": "", "chosen": messages, "rejected": [*messages[:-1], {"role": "assistant", "content": rejected}]}
+
+
+FORMS = {form.__name__.removeprefix("as_"): form for form in (as_openai, as_sharegpt, as_alpaca, as_prompt, as_pair)}
+
+
+def conversations_for(form: str, count: int, seed: int = 1) -> list[list[dict[str, str]]]:
+    """Return random conversations that a form can hold, without white space at the ends of their turns."""
+    many = [[turn | {"content": turn["content"].strip()} for turn in turns] for turns in conversations(count, seed)]
+    if form != "alpaca":
+        return many
+    rounds = [turns[: 2 + (turns[0]["role"] == "system")] for turns in many]
+    return [turns for turns in rounds if "\n\n" not in turns[-2]["content"]]

@@ -50,7 +50,7 @@ class PartReading:
         for entry in self.task.inputs:
             reader = TaskReader(entry, self.task.options, self.ledger, lambda reject: self.rejects.append(reject), note)
             for task in reader.tasks(advance):
-                self.records += not task.continues and len(task.lines)
+                self.records += task.records
                 yield task
             require_unchanged(entry)
             file = self.report.file(entry.name)

@@ -1,0 +1,118 @@
+"""Take the turns of a conversation out of a record of any known form.
+
+    messages, conversations            [{"role": …, "content": …}] of OpenAI, [{"from": …, "value": …}] of ShareGPT
+    instruction, input, output         Alpaca; `input` may be missing
+    prompt and completion              also question and answer, query and response
+    chosen, rejected                   two answers as texts beside a prompt, or two lists of messages that differ in the
+                                       last one; then the record is a preference pair
+
+A prompt may be a list of messages too. `system` beside any of them is a first message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+CHAT, PREFERENCES = "chat", "preferences"
+KINDS = (CHAT, PREFERENCES)
+FORMS = "messages, conversations, instruction/output, prompt/completion or chosen/rejected"
+
+_ROLES = {
+    **{role: role for role in ("system", "user", "assistant")},
+    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"},
+}
+_LISTS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("instruction", "prompt", "question", "query")
+_ANSWERS = ("output", "completion", "response", "answer")
+_INPUTS = ("input", "context")
+
+
+class Turn(NamedTuple):
+    """One message. `part` is "chosen" or "rejected" for the last message of a preference pair, else "messages"."""
+
+    part: str
+    role: str
+    content: str
+
+
+class Refused(Exception):
+    """A record is in a known form, and wrong: the reason to reject it."""
+
+
+def kind_of(record: Any) -> str:
+    """Return "chat" or "preferences", the kind of a record by its fields; "" for a record of no known form."""
+    if not isinstance(record, Mapping):
+        return ""
+    if record.get("chosen") and record.get("rejected"):
+        return PREFERENCES
+    if any(isinstance(record.get(name), list) for name in _LISTS):
+        return CHAT
+    return CHAT if _first(record, _QUESTIONS) and _first(record, _ANSWERS) else ""
+
+
+def turns_of(record: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of a record of a known form; of a pair those before the answers, the chosen, the rejected one.
+
+    Raises Refused for contents that are no text, roles that are not known, and pairs without a common prompt.
+    """
+    if kind_of(record) == PREFERENCES:
+        return _pair(record)
+    messages = next((record[name] for name in _LISTS if isinstance(record.get(name), list)), None)
+    if messages is None:
+        question, answer = (record[_first(record, names)] for names in (_QUESTIONS, _ANSWERS))
+        given = record.get(_first(record, _INPUTS))
+        if isinstance(question, str) and isinstance(given, str) and given.strip():
+            question = f"{question}\n{given}"
+        messages = [*_as_messages(question, "user"), *_as_messages(answer, "assistant")]
+    return [Turn("messages", role, content) for role, content in _with_system(record, _messages(messages))]
+
+
+def _pair(record: Mapping[str, Any]) -> list[Turn]:
+    prompt = _messages(_as_messages(record.get(_first(record, _QUESTIONS)) or [], "user"))
+    answers = []
+    for part in ("chosen", "rejected"):
+        messages = _messages(_as_messages(record[part], "assistant"))
+        answers.append(messages if messages[: len(prompt)] == prompt else [*prompt, *messages])
+    chosen, rejected = (_with_system(record, messages) for messages in answers)
+    if chosen[:-1] != rejected[:-1]:
+        raise Refused("prompts-differ")
+    turns = [Turn("messages", role, content) for role, content in chosen[:-1]]
+    return [*turns, Turn("chosen", *chosen[-1]), Turn("rejected", *rejected[-1])]
+
+
+def _first(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the first of the fields that a record has with a content, "" if there is none."""
+    return next((name for name in names if record.get(name)), "")
+
+
+def _as_messages(value: Any, role: str) -> list[Any]:
+    return value if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _messages(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    pairs = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise Refused("no-message")
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str) or role.lower() not in _ROLES:
+            raise Refused("unknown-role")
+        pairs.append((_ROLES[role.lower()], _content(message)))
+    return pairs
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, of which OpenAI's form may have several parts."""
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise Refused("no-text")
+    return content
+
+
+def _with_system(record: Mapping[str, Any], messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    system = record.get("system")
+    is_first = isinstance(system, str) and system.strip() and messages[:1] != [("system", system)]
+    return [("system", str(system)), *messages] if is_first else messages
