@@ -93,6 +93,7 @@ SLOW = (
     "tests/pipeline/tokenizers/test_training.py::test_byte_level_ids*",
     "tests/pipeline/tokens/test_chunks.py::test_line_of_300_mb_is_cut_in_less_than_700_mib",
     "tests/pipeline/tokens/test_chunks.py::test_parts_concatenate_to_the_text_for_any_json_escapes",
+    "tests/pipeline/tokens/test_conversations.py::test_ids_and_mask_of_every_form*",
     "tests/pipeline/tokens/test_reuse.py",
     "tests/pipeline/tokens/test_stage.py",
     "tests/pipeline/tokens/test_worker.py",

@@ -7,6 +7,7 @@ this file:
     encode_line               a document of a file of another kind
     LINE_PREFIX, line_suffix  a document of a corpus
     ZstdWriter                writes rejects
+    parse_turns               the messages of a line, for tokenizing a corpus of conversations
     split_lines, parse_line   split bytes into lines and decode one, for cleaning
     decode_lines              decode a chunk of lines at once, for tokenizing
 
@@ -81,6 +82,32 @@ class ZstdWriter:
 
 
 # Read line by line
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str
+
+
+class _Conversation(msgspec.Struct):
+    messages: list[_Message] = []
+    chosen: list[_Message] = []
+    rejected: list[_Message] = []
+
+
+_decode_conversation = msgspec.json.Decoder(_Conversation).decode
+
+
+def parse_turns(line: bytes) -> list[list[dict[str, str]]]:
+    """Return the messages of a line: of one conversation, or the chosen and the rejected one of a preference pair.
+
+    Raises a DECODE_ERRORS for a line with neither.
+    """
+    record = _decode_conversation(line)
+    conversations = [record.messages] if record.messages else [record.chosen, record.rejected]
+    if not all(conversations):
+        raise msgspec.ValidationError("no messages")
+    return [[msgspec.structs.asdict(message) for message in messages] for messages in conversations]
 
 
 class Record(msgspec.Struct):

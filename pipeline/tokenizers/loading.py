@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -28,9 +29,10 @@ from pipeline.tokenizers.untrusted import open_foreign
 def find(root: Path, reference: str, encoder: str = "auto", end_of_text: str = "") -> tuple[Tokenizer, Artifact | None]:
     """Return the tokenizer that `reference` names, and its artifact if it was trained here.
 
-    `reference` is one of tiktoken's encodings, the name of a trained tokenizer, a `.model` file, or a Hugging Face
-    tokenizer.json or its folder. `encoder` is one of ENCODERS; only tiktoken's encodings offer a choice. `end_of_text`
-    is a token of a tokenizer.json, "" for the one that its files name. Raises BadConfig, InputMissing or BadData.
+    `reference` is one of tiktoken's encodings, the name of a trained tokenizer, a `.model` file, a Hugging Face
+    tokenizer.json or its folder, or a run, whose name counts if no tokenizer has it. `encoder` is one of ENCODERS; only
+    tiktoken's encodings offer a choice. `end_of_text` is a token of a tokenizer.json, "" for the one that its files
+    name. Raises BadConfig, InputMissing or BadData.
     """
     check_encoder(reference, encoder)
     is_trained = reference not in ENCODINGS and artifact.current(root, "tokenizers", reference) is not None
@@ -48,12 +50,21 @@ def find(root: Path, reference: str, encoder: str = "auto", end_of_text: str = "
     try:
         trained = artifact.find(root, "tokenizers", reference)
     except InputMissing as error:
+        if tokenizer := _of_run(root, reference):
+            return tokenizer, None
         if path.is_dir():
             raise missing_file(path) from None
         raise InputMissing(error.message, hint=f"{error.hint}; ready ones: {', '.join(ENCODINGS)}") from None
     if problems := artifact.find_problems(trained, deep=True):  # small, and every later artifact depends on it
         raise BadData(problems[0], hint="`train-tokenizer` it again")
     return open_folder(trained.path), trained
+
+
+def _of_run(root: Path, reference: str) -> Tokenizer | None:
+    """Return the tokenizer of a run that is named as `artifact.find` allows, None if there is no such run."""
+    with suppress(InputMissing):
+        return open_folder(artifact.find(root, "runs", reference).path)
+    return None
 
 
 def choose(root: Path, texts: Sequence[str], namesake: str) -> tuple[Artifact, str]:

@@ -15,7 +15,7 @@ from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing
 from pipeline.readers import corpora, jsonl, readers
 from pipeline.store.artifact import Artifact, read_ref
 from pipeline.store.manifest import Input
-from pipeline.tokenizers import Tokenizer
+from pipeline.tokenizers import ChatTokenizer, Tokenizer
 from pipeline.tokens.segments import SPLITS, document_lengths, segment_lengths, segment_names, source_offsets
 from pipeline.tokens.split import SplitRule, pieces, rule_of
 from pipeline.tokens.store import open_store
@@ -82,11 +82,15 @@ def locate(artifact: Artifact, index: int, split: str = "train") -> Location:
     offsets = source_offsets(artifact, document.segment)
     offset = int(offsets[document.row])
     fields = tuple(artifact.manifest.options.get("text_fields", ()))
-    line, record = _read_line(path, offset, fields)
+    line, data, record = _read_line(path, offset, fields)
     piece = int(np.count_nonzero(offsets[: document.row] == offset))
-    skipped, text = _find_piece(record.text, rule_of(artifact.manifest.options), split, piece)
     ids = array.read(document.start, document.end)
-    if len(ids) <= _COMPARED and not _encodes_to(store.tokenizer, text, ids):
+    if store.chat:
+        skipped, is_same = 0, _is_conversation(store.tokenizer, data, piece, ids)
+    else:
+        skipped, text = _find_piece(record.text, rule_of(artifact.manifest.options), split, piece)
+        is_same = len(ids) > _COMPARED or _encodes_to(store.tokenizer, text, ids)
+    if not is_same:
         raise BadData(
             f"{path}: line {line:,} differs from what was tokenized", hint="the file changed since; tokenize it again"
         )
@@ -155,8 +159,8 @@ def _source_file(artifact: Artifact, file: int) -> tuple[Input, Path]:
     raise InputMissing(f"{source.name}: the source no longer exists", hint=f"it was {paths[-1]}")
 
 
-def _read_line(path: Path, offset: int, text_fields: tuple[str, ...]) -> tuple[int, jsonl.Record]:
-    """Return the number, from 1, and the record of the line that begins at byte `offset` of a file's text."""
+def _read_line(path: Path, offset: int, text_fields: tuple[str, ...]) -> tuple[int, bytes, jsonl.Record]:
+    """Return the number, from 1, and the line that begins at byte `offset` of a file's text, also as a record."""
     blocks = readers.read_json_lines(path, text_fields=text_fields, note=lambda text: None)
     position, number = 0, 1
     for block in blocks:
@@ -166,7 +170,7 @@ def _read_line(path: Path, offset: int, text_fields: tuple[str, ...]) -> tuple[i
         if len(before) < len(block):
             _, line, _ = next(jsonl.split_lines(chain([block[len(before) :]], blocks)))
             if not isinstance(record := jsonl.parse_line(line), str):
-                return number, record
+                return number, line, record
             break
     raise BadData(
         f"{path}: no document begins at byte {offset:,} of its text", hint="it changed since it was tokenized"
@@ -185,6 +189,15 @@ def _find_piece(text: str, rule: SplitRule | None, split: str, number: int) -> t
             number -= 1
         skipped += len(piece.text)
     return 0, ""  # equal to no ids: the source changed
+
+
+def _is_conversation(tokenizer: Tokenizer, line: bytes, number: int, ids: np.ndarray) -> bool:
+    """Return True if the ids are those of conversation `number` of a line, and the end-of-text id."""
+    assert isinstance(tokenizer, ChatTokenizer)
+    try:
+        return np.array_equal(tokenizer.encode_messages(jsonl.parse_turns(line)[number]), ids[:-1])
+    except (*jsonl.DECODE_ERRORS, IndexError):
+        return False
 
 
 def _encodes_to(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> bool:

@@ -57,6 +57,7 @@ class UnitRecord(msgspec.Struct):
     scratch: list[FileRecord] = []
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     differences: UnitDifferences | msgspec.UnsetType = msgspec.UNSET  # unset if there are none
+    losses: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # ids with a loss of each split, of conversations
 
     @property
     def stem(self) -> str:

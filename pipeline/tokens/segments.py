@@ -1,4 +1,7 @@
-"""Segments: files of token ids, each with a Megatron index and the source offsets of its documents."""
+"""Segments: files of token ids, each with a Megatron index and the source offsets of its documents.
+
+A segment of conversations has a mask too: a byte for each id, 1 if the id has a loss.
+"""
 
 from __future__ import annotations
 
@@ -43,34 +46,45 @@ def append_eos(ids: np.ndarray, lengths: np.ndarray, dtype: str, end_of_text: in
     return out
 
 
-class SegmentWriter:
-    """Writes one segment: `NAME.bin` as ids arrive, `NAME.idx` and `NAME.src` at the end."""
+MASK = ".mask"
 
-    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+
+class SegmentWriter:
+    """Writes one segment: `NAME.bin` and, for conversations, `NAME.mask` as ids arrive, `NAME.idx` and `NAME.src` at
+    the end.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: str, *, has_mask: bool = False) -> None:
         self._folder, self._name, self._dtype = folder, name, dtype
         self._path = folder / f"{name}.bin"
-        self._file = open(self._path, "wb")  # noqa: SIM115 - closed in close() and discard()
-        self._out = HashingFile(self._file, self._path)
+        self._out = self._open(".bin")
+        self._mask = self._open(MASK) if has_mask else None
         self._lengths: list[np.ndarray] = []
         self._offsets: list[np.ndarray] = []
         self.tokens = 0
         self.documents = 0
 
-    def append(self, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray) -> None:
-        """Append ids in the segment's dtype.
+    def _open(self, suffix: str) -> HashingFile:
+        path = self._folder / f"{self._name}{suffix}"
+        return HashingFile(open(path, "wb"), path)
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Append ids in the segment's dtype, and the `mask` of those of conversations as uint8.
 
         `lengths` (in tokens, end-of-text included) and `offsets` (in the source) are those of the documents that end
         in these ids. A document may take several calls; its length and offset come with the last.
         """
         self._out.write(np.ascontiguousarray(ids).view(np.uint8).data)
+        if self._mask and mask is not None:
+            self._mask.write(np.ascontiguousarray(mask).data)
         self._lengths.append(lengths.astype("<i4"))
         self._offsets.append(offsets.astype("<u8"))
         self.tokens += len(ids)
         self.documents += len(lengths)
 
     def close(self) -> list[FileRecord]:
-        """Finish the three files. Returns their records, named as in the artifact."""
-        self._file.close()
+        """Finish the files. Returns their records, named as in the artifact."""
+        self.discard()
         lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
         if (total := int(lengths.sum(dtype=np.int64))) != self.tokens:
             raise InternalError(f"{self._path}: the documents have {total:,} tokens, but {self.tokens:,} were written")
@@ -78,7 +92,10 @@ class SegmentWriter:
             (".idx", megatron_index(lengths, self._dtype)),
             (".src", np.concatenate([np.empty(0, "<u8"), *self._offsets]).tobytes()),
         ]
-        records = [FileRecord(f"{self._name}.bin", self._out.size, self._out.sha256)]
+        if self._mask and self._mask.size != self.tokens:
+            raise InternalError(f"{self._path}: a mask of {self._mask.size:,} bytes for {self.tokens:,} tokens")
+        written = [self._out, *([self._mask] if self._mask else [])]
+        records = [FileRecord(out.path.name, out.size, out.sha256) for out in written]
         for suffix, data in contents:
             with open(self._folder / f"{self._name}{suffix}", "wb") as handle:
                 out = HashingFile(handle, Path(handle.name))
@@ -87,8 +104,10 @@ class SegmentWriter:
         return records
 
     def discard(self) -> None:
-        """Close the file of a segment that will not be finished."""
-        self._file.close()
+        """Close the files of a segment that will not be finished."""
+        self._out.close()
+        if self._mask:
+            self._mask.close()
 
 
 def megatron_index(lengths: np.ndarray, dtype: str) -> bytes:

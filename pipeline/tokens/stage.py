@@ -31,12 +31,12 @@ from pipeline.store import artifact, files
 from pipeline.store.artifact import Artifact, BuildResult, StageOutput
 from pipeline.store.code import state_of
 from pipeline.store.manifest import Identity, Input
-from pipeline.tokenizers import Tokenizer
+from pipeline.tokenizers import ChatTokenizer, Tokenizer
 from pipeline.tokens import hdf5, reuse, survey
 from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import UnitRecord
-from pipeline.tokens.segments import SPLITS, dtype_for
+from pipeline.tokens.segments import MASK, SPLITS, dtype_for
 from pipeline.tokens.split import SplitRule, rule_of
 from pipeline.tokens.survey import Documents
 from pipeline.tokens.tasks import FileSpec
@@ -68,6 +68,18 @@ class TokenizeInputs:
     val: tuple[InputFile, ...]
     left_out: tuple[LeftOut, ...] = ()
 
+    @property
+    def chat(self) -> str:
+        """The kind of the corpora: "chat" for conversations, "preferences" for pairs of them, else "".
+
+        Raises BadConfig if they are not all of one kind.
+        """
+        kinds = {_chat_kind(file): file.name for file in (*self.train, *self.val)}
+        if len(kinds) > 1:
+            listed = " and ".join(f"{kind or 'text'} ({name})" for kind, name in sorted(kinds.items()))
+            raise BadConfig(f"{listed} together", hint="tokenize each kind by itself: they are trained on differently")
+        return next(iter(kinds), "")
+
     def check_fraction(self, val_fraction: float | None) -> None:
         """Raise BadConfig if a fraction to hold out is set beside validation files."""
         if self.val and val_fraction:
@@ -75,6 +87,10 @@ class TokenizeInputs:
                 f"{self.val[0].name} is for validation, and --val-fraction {val_fraction:g} would hold out more",
                 hint="leave --val-fraction out",
             )
+
+
+def _chat_kind(file: InputFile) -> str:
+    return str(file.corpus.manifest.options.get("format", "")) if file.corpus else ""
 
 
 def gather_inputs(
@@ -155,7 +171,18 @@ def split_rule(root: Path | None, name: str, inputs: TokenizeInputs, options: To
     fraction = options.val_fraction
     if fraction is None:
         fraction = stored.fraction if stored else DEFAULT_VAL_FRACTION
-    return survey.choose_rule(_documents(inputs.train, options), options.val_split, fraction, stored)
+    mode = options.val_split
+    if inputs.chat:
+        if mode == "stretch":
+            raise BadConfig("--val-split stretch would divide conversations", hint="leave it out")
+        mode = "document"
+    return survey.choose_rule(_documents(inputs.train, options), mode, fraction, stored)
+
+
+def _for_inputs(tokenizer: Tokenizer, inputs: TokenizeInputs) -> Tokenizer:
+    """Return the tokenizer of conversations over `tokenizer`, if the inputs are conversations."""
+    is_base = bool(inputs.chat) and not isinstance(tokenizer, ChatTokenizer)
+    return ChatTokenizer(tokenizer) if is_base else tokenizer
 
 
 def _documents(files: Sequence[InputFile], options: TokenizeOptions) -> Documents:
@@ -175,6 +202,7 @@ def identify(
 
     Without `root`, the identity is that of a first generation of the name.
     """
+    tokenizer = _for_inputs(tokenizer, inputs)
     rule = split_rule(root, name, inputs, options)
     entries = [entry.as_input("train") for entry in inputs.train]
     entries += [entry.as_input("val") for entry in inputs.val]
@@ -195,6 +223,7 @@ def identify(
         "dedup": options.dedup,
         "files": [entry.name for entry in files_read],  # names appear in the manifest and in rejects
         **msgspec.structs.asdict(options.document_filter),
+        **({"chat": inputs.chat} if inputs.chat else {}),
         **({"text_fields": options.text_fields} if options.text_fields else {}),
         **({"members": members} if any(members) else {}),
         **({"originals": True} if tokenizer.normalizes or tokenizer.unknown_id is not None else {}),
@@ -223,6 +252,7 @@ def tokenize(
     5 % of the characters are unknown, or gigatoken and tiktoken disagree on a document; TooManyRejects for more bad
     documents than `options.max_bad`.
     """
+    tokenizer = _for_inputs(tokenizer, inputs)
     identity = identify(name, inputs, tokenizer, trained, options, root=root)
     rule = rule_of(identity.options)
     if repeated := [entry.name for entry in inputs.left_out if entry.reason == _REPEATED]:
@@ -277,9 +307,9 @@ class _Work:
         """The input files with their numbers and settings, in order."""
         splits = ((self.inputs.train, "" if self.rule else "train"), (self.inputs.val, "val"))
         entries = [(entry, split) for group, split in splits for entry in group]
-        document_filter = self.options.document_filter
+        shared = (self.rule, self.options.document_filter, self.is_deduplicated, self.inputs.chat)
         return [
-            (number, entry, FileSpec(self.dtype, entry.name, split, self.rule, document_filter, self.is_deduplicated))
+            (number, entry, FileSpec(self.dtype, entry.name, split, *shared))
             for number, (entry, split) in enumerate(entries)
         ]
 
@@ -325,7 +355,8 @@ def _write(work: _Work, progress: Progress, jobs: int, open_engine: OpenEngine |
         for split in SPLITS:
             count = {"documents": content.counts[f"{split}_documents"]}
             path, bins = draft / f"{split}.h5", writer.bins(split)
-            workers.run_isolated(hdf5.write_hdf5, path, bins, work.dtype, attributes | count)
+            masks = [bin.with_suffix(MASK) for bin in bins] if work.inputs.chat else None
+            workers.run_isolated(hdf5.write_hdf5, path, bins, work.dtype, attributes | count, masks)
     return dataclasses.replace(content, run={"inputs": [str(entry.path.absolute()) for _, entry, _ in work.sources]})
 
 

@@ -2,12 +2,13 @@
 
     train-00000-0000.bin    token ids, little-endian, no header: <u2 if the vocabulary has at most 65,536 ids, else <u4
     train-00000-0000.idx    Megatron's index of the same ids: the length and offset of each document
+    train-00000-0000.mask   of conversations: a byte for each id, 1 if the id has a loss
     train-00000-0000.src    source of each document: <u8 byte offsets in the text of the input file
-    train.h5                with --format hdf5 or both: the same ids as one dataset `tokens`
+    train.h5                with --format hdf5 or both: the same ids as one dataset `tokens`, the masks as `mask`
     tokenizer.json          the tokenizer that encoded them
 
 The two numbers are those of an input file and of a unit in it. `val-*` likewise. A document is its ids followed by
-the end-of-text id.
+the end-of-text id. Of a preference pair, the chosen conversation is a document, and the rejected one the next.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pipeline.errors import BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
-from pipeline.tokens.hdf5 import memmap_hdf5
-from pipeline.tokens.segments import SPLITS, IdsFile
+from pipeline.tokens import hdf5
+from pipeline.tokens.segments import MASK, SPLITS, IdsFile, document_lengths
 
 _MAPPED = 64  # segments of a split that are open at once
 
@@ -102,12 +103,23 @@ class TokenArray:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """An open tokens artifact: its two splits, of which `val` may be empty, and the tokenizer that encoded them."""
+    """An open tokens artifact: its two splits, of which `val` may be empty, and the tokenizer that encoded them.
+
+    `chat` is "chat" for conversations and "preferences" for pairs of them, else "". Then each split has a mask, uint8
+    of the same length, with 1 for each id that has a loss: those that the assistant writes.
+    """
 
     artifact: Artifact
     tokenizer: Tokenizer
     train: TokenArray
     val: TokenArray
+    chat: str = ""
+    train_mask: TokenArray | None = None
+    val_mask: TokenArray | None = None
+
+    def document_lengths(self, split: str) -> np.ndarray:
+        """Return the int64 lengths in tokens, end-of-text included, of the documents of a split, in order."""
+        return document_lengths(self.artifact, split).astype(np.int64)
 
     @property
     def key(self) -> str:
@@ -128,13 +140,17 @@ def open_store(tokens: Artifact, *, is_intact: bool = False) -> TokenStore:
         artifact.require_intact(tokens)
     counts = tokens.manifest.require_counts("dtype", *(f"{split}_tokens" for split in SPLITS))
     train, val = (_open_split(tokens, split, counts["dtype"]) for split in SPLITS)
-    for split, array in (("train", train), ("val", val)):
+    chat = str(tokens.manifest.options.get("chat", ""))
+    masks = [_open_split(tokens, split, "u1", MASK, hdf5.MASK) if chat else None for split in SPLITS]
+    for split, array in (("train", train), ("val", val), *zip(SPLITS, masks, strict=True)):
+        if array is None:
+            continue
         if len(array) != (expected := counts[f"{split}_tokens"]):
             raise BadData(
                 f"{tokens.path}: {len(array):,} {split} tokens, but the manifest lists {expected}",
                 hint="`tokenize` it again",
             )
-    return TokenStore(tokens, tokenizers.open_folder(tokens.path), train, val)
+    return TokenStore(tokens, tokenizers.open_folder(tokens.path), train, val, chat, *masks)
 
 
 def fit_of(tokens: Artifact) -> str:
@@ -147,11 +163,13 @@ def fit_of(tokens: Artifact) -> str:
     return f"{ratio}, {counts['unknown_characters'] / max(characters, 1):.2%} unknown"
 
 
-def _open_split(tokens: Artifact, split: str, dtype: str) -> TokenArray:
+def _open_split(
+    tokens: Artifact, split: str, dtype: str, suffix: str = ".bin", dataset: str = hdf5.TOKENS
+) -> TokenArray:
     names = [record.name for record in tokens.manifest.files]
-    bins = [name for name in names if name.startswith(f"{split}-") and name.endswith(".bin")]
-    if bins:
-        return TokenArray(tuple(IdsFile(tokens.file(name), dtype) for name in bins))
+    parts = [name for name in names if name.startswith(f"{split}-") and name.endswith(suffix)]
+    if parts:
+        return TokenArray(tuple(IdsFile(tokens.file(name), dtype) for name in parts))
     if f"{split}.h5" in names:
-        return TokenArray((memmap_hdf5(tokens.file(f"{split}.h5"), dtype),))
+        return TokenArray((hdf5.memmap_hdf5(tokens.file(f"{split}.h5"), dtype, dataset),))
     return TokenArray((np.empty(0, dtype),))  # nothing is held out

@@ -42,7 +42,7 @@ class FileSpec(msgspec.Struct, frozen=True):
     """Settings that all tasks of one input file share.
 
     `split` is "train" or "val" if all documents of the file belong there, "" to divide them by `rule`. `digests` asks
-    for a hash of each document.
+    for a hash of each document. `chat` is "chat" or "preferences" if the documents are conversations or pairs of them.
     """
 
     dtype: str
@@ -51,6 +51,7 @@ class FileSpec(msgspec.Struct, frozen=True):
     rule: SplitRule | None
     filter: DocumentFilter
     digests: bool
+    chat: str = ""
 
     @property
     def stretch_rule(self) -> SplitRule | None:
@@ -163,6 +164,8 @@ def _file_tasks(
         task = TokenizeTask(start.spec, start.file, unit, chunk.offset, len(chunk.data), check_first=check)
         if chunk.overlong:
             yield _overlong_line(entry, task, chunk)
+        elif chunk.long and task.spec.chat:  # a conversation is not encoded in parts
+            yield msgspec.structs.replace(task, refused="bad-too-long", lines=chunk.data[: jsonl.COUNTED_BYTES])
         elif chunk.long:
             yield from _long_document(task, chunk.data, boundary)
         else:

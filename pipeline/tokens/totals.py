@@ -45,6 +45,9 @@ def content_of(
             split_counts[f"{split}_tokens"] += record.tokens.get(split, 0)
             split_counts[f"{split}_documents"] += record.documents.get(split, 0)
             split_counts[f"{split}_characters"] += record.characters.get(split, 0)
+        for split, losses in record.losses.items() if record.losses is not msgspec.UNSET else ():
+            name = f"{split}_loss_tokens"
+            split_counts[name] = split_counts.get(name, 0) + losses
         for name, count in record.sets.items():
             sets[name] = sets.get(name, 0) + count
     closed = ledger.close(max_bad=max_bad)

@@ -6,6 +6,7 @@ The result depends on the task alone. The writer decides everything that depends
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -17,7 +18,8 @@ from pipeline.errors import BadData, InkstoneError
 from pipeline.readers import jsonl
 from pipeline.readers.documents import EXCERPT_CHARACTERS, Reject
 from pipeline.runtime.ledger import Ledger
-from pipeline.tokenizers import FlatIds, Tokenizer, Unencodable
+from pipeline.tokenizers import ChatTokenizer, FlatIds, Tokenizer, Unencodable
+from pipeline.tokenizers.chat import Message
 from pipeline.tokens import segments
 from pipeline.tokens.chunks import last_boundary
 from pipeline.tokens.roundtrip import Difference, roundtrip_of
@@ -31,7 +33,8 @@ _CHECK_LENGTH = 1 << 16  # characters: only the beginning of a longer document i
 
 @dataclass
 class Batch:
-    """Encoded rows of one split, as columns. A row is a document, or with stretches a piece of one.
+    """Encoded rows of one split, as columns. A row is a document, with stretches a piece of one, or one of the two
+    conversations of a preference pair.
 
     All rows of a document have its offset, line, set and digest. `documents` is 1 in its first row, over all batches of
     a task, and 0 in the others, so that each document counts once.
@@ -48,6 +51,7 @@ class Batch:
     documents: np.ndarray  # int64
     stretches: np.ndarray  # int64
     differences: dict[int, Difference] = field(default_factory=dict)  # by row; without rows that have none
+    mask: np.ndarray | None = None  # of conversations: uint8, 1 for each id with a loss
 
 
 @dataclass
@@ -124,6 +128,9 @@ def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, val_prints: Abstract
             continue
         may_overlap = bool(val_prints) and spec.split == "train" and print_of(text, len(text)) in val_prints
         digest = digest_of(text) if spec.needs_digest or may_overlap else b""
+        if spec.chat:
+            _add_conversations(task, _Row(text, offset, line, set_name, digest), by_split, result)
+            continue
         rule = spec.stretch_rule
         parts = pieces(text, rule) if rule else [Piece(spec.split_of(digest), text, 0)]
         for index, piece in enumerate(parts):
@@ -145,14 +152,30 @@ class _Row:
     digest: bytes
     is_first: bool = True
     stretches: int = 0
+    messages: Sequence[Message] = ()
+
+
+def _add_conversations(task: TokenizeTask, row: _Row, by_split: dict[str, list[_Row]], result: Encoded) -> None:
+    """Add the conversation of a line, or the two of a preference pair, whose text is that of the first."""
+    line = bytes(task.lines[row.offset - task.offset :]).partition(b"\n")[0]
+    try:
+        conversations = jsonl.parse_turns(line)
+    except jsonl.DECODE_ERRORS:
+        excerpt = row.text[:EXCERPT_CHARACTERS]
+        result.drop(Reject(task.spec.file, row.line, row.offset, "bad-record", excerpt), len(row.text))
+        return
+    for index, messages in enumerate(conversations):
+        text = "" if index else row.text
+        own = dataclasses.replace(row, text=text, is_first=not index, messages=messages)
+        by_split.setdefault(task.spec.split_of(row.digest), []).append(own)
 
 
 def _encode_batches(
     tokenizer: Tokenizer, task: TokenizeTask, by_split: dict[str, list[_Row]], result: Encoded
 ) -> list[Batch]:
-    flat = {split: tokenizer.encode_batch([row.text for row in rows]) for split, rows in sorted(by_split.items())}
+    flat = {split: _encode_rows(tokenizer, rows) for split, rows in sorted(by_split.items())}
     batches = []
-    for split, (ids, lengths) in flat.items():
+    for split, (ids, lengths, mask) in flat.items():
         rows = by_split[split]
         _compare(tokenizer, task, rows, ids, lengths, result)
         batches.append(
@@ -167,16 +190,35 @@ def _encode_batches(
                 [row.digest for row in rows],
                 np.array([row.is_first for row in rows], np.int64),
                 np.array([row.stretches for row in rows], np.int64),
-                _differences(tokenizer, [row.text for row in rows], (ids, lengths), split),
+                _row_differences(tokenizer, rows, (ids, lengths), split),
+                None if mask is None else segments.append_eos(mask, lengths, "u1", 0),
             )
         )
     return batches
 
 
+def _encode_rows(tokenizer: Tokenizer, rows: Sequence[_Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the flat ids of the rows, the number of each, and of conversations the mask."""
+    if not isinstance(tokenizer, ChatTokenizer) or not rows[0].messages:
+        return *tokenizer.encode_batch([row.text for row in rows]), None
+    return tokenizer.encode_conversations([row.messages for row in rows])
+
+
 def _differences(tokenizer: Tokenizer, texts: Sequence[str], encoded: FlatIds, split: str) -> dict[int, Difference]:
     """Return how the texts differ from what their ids decode to. The original text is kept for validation only."""
-    roundtrip = roundtrip_of(tokenizer)
+    roundtrip = roundtrip_of(tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer)
     return roundtrip.differences(texts, encoded, keep_text=split == "val") if roundtrip else {}
+
+
+def _row_differences(tokenizer: Tokenizer, rows: Sequence[_Row], encoded: FlatIds, split: str) -> dict[int, Difference]:
+    """Return the differences of rows. The text of a conversation is encoded again, without the template.
+
+    It is not kept, since its ids stand between those of the template.
+    """
+    texts = [row.text for row in rows]
+    if not rows[0].messages:
+        return _differences(tokenizer, texts, encoded, split)
+    return _differences(tokenizer, texts, tokenizer.encode_batch(texts), "train")
 
 
 def _drop_unencodable(
@@ -184,7 +226,7 @@ def _drop_unencodable(
 ) -> dict[str, list[_Row]]:
     """Reject the documents with a row that cannot be encoded. Returns the rows of the others."""
     rows = sorted((row for group in by_split.values() for row in group), key=lambda row: not row.is_first)
-    refused = {row.line for row in rows if not _is_encodable(tokenizer, row.text)}
+    refused = {row.line for row in rows if not _is_encodable(tokenizer, row)}
     for row in rows:
         if row.line in refused and row.is_first:
             characters = sum(len(part.text) for part in rows if part.line == row.line)
@@ -193,9 +235,9 @@ def _drop_unencodable(
     return {split: [row for row in group if row.line not in refused] for split, group in by_split.items()}
 
 
-def _is_encodable(tokenizer: Tokenizer, text: str) -> bool:
+def _is_encodable(tokenizer: Tokenizer, row: _Row) -> bool:
     try:
-        tokenizer.encode_batch([text])
+        _encode_rows(tokenizer, [row])
     except Unencodable:
         return False
     return True
@@ -248,15 +290,15 @@ def _compare(
         if index >= task.check_first and not _is_sampled(row.offset, task.unit):
             continue
         text, fast_ids = row.text, ids[ends[index] - lengths[index] : ends[index]]
-        if len(text) > _CHECK_LENGTH:
+        if not row.messages and len(text) > _CHECK_LENGTH:
             if not (tokenizer.boundary and (end := last_boundary(tokenizer.boundary, text[:_CHECK_LENGTH]))):
                 continue
             text = text[:end]
         try:
-            expected = tokenizer.encode(text)
+            expected = _encode_slowly(tokenizer, row, text)
         except Unencodable:
             continue
-        is_complete = len(text) == len(row.text)
+        is_complete = bool(row.messages) or len(text) == len(row.text)
         if fast_ids[: len(expected)].tolist() != expected or (is_complete and len(fast_ids) != len(expected)):
             raise BadData(
                 f"{task.spec.file}: the document at byte {row.offset:,} of its text is encoded differently by "
@@ -264,6 +306,13 @@ def _compare(
                 hint="nothing was published; use the slower --encoder tiktoken, and please report the document",
             )
         result.compared += 1
+
+
+def _encode_slowly(tokenizer: Tokenizer, row: _Row, text: str) -> list[int]:
+    """Return the ids of a row, of which `text` is the beginning that is compared, by the reference encoder."""
+    if isinstance(tokenizer, ChatTokenizer) and row.messages:
+        return tokenizer.encode_messages(row.messages)
+    return tokenizer.encode(text)
 
 
 def _is_sampled(offset: int, seed: int) -> bool:

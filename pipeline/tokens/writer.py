@@ -1,6 +1,7 @@
 """Collect encoded tasks in input order and write them as segments, unit by unit.
 
     <split>-FFFFF-UUUU.bin .idx .src      a segment: the documents of one split from unit UUUU of input file FFFFF
+    <split>-FFFFF-UUUU.mask               of conversations: a byte for each id, 1 if it has a loss
     val-FFFFF-UUUU.text.zst               the original texts of validation documents that decode to another text
     units.jsonl                           the records of all units, which let a later generation reuse them
     .work/unit-FFFFF-UUUU.json            the record of a unit, written after its files
@@ -152,7 +153,8 @@ class TokenWriter:
         record = UnitRecord(task.file, task.unit, taken_over=is_independent, split=task.spec.split)
         record.after = max((earlier.stem for earlier in self.records if earlier.stem < record.stem), default="")
         lines_before = sum(earlier.lines for earlier in self._records_of(task.file))
-        return OpenUnit(record, self._draft, self._bins, self._dtype, lines_before)
+        has_mask = bool(task.spec.chat)
+        return OpenUnit(record, self._draft, self._bins, self._dtype, lines_before, has_mask=has_mask)
 
     def _complete(self, unit: OpenUnit, *, last: bool) -> None:
         unit.record.last = last
@@ -171,7 +173,11 @@ class TokenWriter:
                 ids = batch.ids if keep.all() else batch.ids[np.repeat(keep, batch.lengths)]
                 segment = unit.segment(batch.split)
                 self._add_differences(unit, batch, keep, segment.tokens)
-                segment.append(ids, lengths, batch.offsets[keep])
+                mask = batch.mask
+                if mask is not None:
+                    mask = mask[np.repeat(keep, batch.lengths)]
+                    unit.count_losses(batch.split, mask)
+                segment.append(ids, lengths, batch.offsets[keep], mask)
                 unit.count_rows(batch.split, lengths, int(batch.stretches[keep].sum()))
                 unit.count_characters(batch.split, int(batch.characters[keep].sum()))
                 firsts = np.flatnonzero(keep & (batch.documents > 0)).tolist()

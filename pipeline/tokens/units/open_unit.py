@@ -17,22 +17,24 @@ from pipeline.store.manifest import FileRecord
 from pipeline.tokens import originals
 from pipeline.tokens.resume import OPEN, UnitDifferences, UnitRecord
 from pipeline.tokens.roundtrip import Difference
-from pipeline.tokens.segments import SegmentWriter
+from pipeline.tokens.segments import MASK, SegmentWriter
 
 
 class OpenUnit:
     """The unit being written: its record, its segments by split, its rejects and the digests of its documents.
 
-    `lines_before` is the number of lines in the file's earlier units.
+    `lines_before` is the number of lines in the file's earlier units. With `has_mask` its documents are conversations.
     """
 
-    def __init__(self, record: UnitRecord, draft: Path, bins: Path, dtype: str, lines_before: int) -> None:
+    def __init__(
+        self, record: UnitRecord, draft: Path, bins: Path, dtype: str, lines_before: int, *, has_mask: bool = False
+    ) -> None:
         self.record = record
         self.digests = bytearray()
         self.long_tokens: int | None = None  # tokens so far of a long document's open row, None if there is none
         self._draft, self._bins, self._scratch = draft, bins, draft / artifact.SCRATCH
         self._folder = Path(tempfile.mkdtemp(prefix=f"{OPEN}{record.stem}-", dir=self._scratch))
-        self._dtype = dtype
+        self._dtype, self._has_mask = dtype, has_mask
         self._lines_before = lines_before
         self._segments: dict[str, SegmentWriter] = {}
         self._rejects: ZstdWriter | None = None
@@ -41,7 +43,8 @@ class OpenUnit:
     def segment(self, split: str) -> SegmentWriter:
         """Return the segment of a split, opened at its first use."""
         if split not in self._segments:
-            self._segments[split] = SegmentWriter(self._folder, f"{split}-{self.record.stem}", self._dtype)
+            name = f"{split}-{self.record.stem}"
+            self._segments[split] = SegmentWriter(self._folder, name, self._dtype, has_mask=self._has_mask)
         return self._segments[split]
 
     def count_rows(self, split: str, lengths: np.ndarray, stretches: int) -> None:
@@ -50,6 +53,11 @@ class OpenUnit:
         record.longest = max(record.longest, int(lengths.max()))
         record.documents[split] = record.documents.get(split, 0) + len(lengths)
         record.stretches[split] = record.stretches.get(split, 0) + stretches
+
+    def count_losses(self, split: str, mask: np.ndarray) -> None:
+        """Count the ids with a loss among those written to a split."""
+        losses = {} if self.record.losses is msgspec.UNSET else self.record.losses
+        self.record.losses = losses | {split: losses.get(split, 0) + int(mask.sum())}
 
     def count_characters(self, split: str, characters: int) -> None:
         """Count characters written to a split."""
@@ -129,8 +137,8 @@ class OpenUnit:
 
 
 def path_of(name: str, draft: Path, bins: Path) -> Path:
-    """Return the path of a published file in the draft; those of ids are in the folder `bins`."""
-    return (bins if name.endswith(".bin") else draft) / name
+    """Return the path of a published file in the draft; those of ids and masks are in the folder `bins`."""
+    return (bins if name.endswith((".bin", MASK)) else draft) / name
 
 
 def _file_record(path: Path) -> FileRecord:
