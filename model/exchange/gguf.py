@@ -8,6 +8,7 @@ no character tokenizer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from model.exchange.architectures import family_of
 from model.exchange.export_source import ExportSource
 from pipeline.errors import BadConfig, install_command
 from pipeline.tokenizers import (
+    ChatTokenizer,
     SentencePiece,
     Tiktoken,
     Tokenizer,
@@ -32,6 +34,7 @@ from pipeline.tokenizers import (
     token_strings,
 )
 
+_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a block that only transformers knows
 _ACTIVATIONS = ("gelu", "swiglu")
 # llama.cpp names the split pattern of an encoding after the first model that used it.
 _SPLIT_PATTERNS = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "dbrx"}
@@ -48,9 +51,10 @@ def require(config: GPTConfig, tokenizer: Tokenizer) -> None:
             f"llama.cpp has no {family_of(config).architecture} with activation={config.activation}",
             hint="export with --to hf",
         )
-    if isinstance(tokenizer, SentencePiece):
-        require_exportable(tokenizer)
-    elif not (isinstance(tokenizer, Tiktoken) and tokenizer.name in _SPLIT_PATTERNS):
+    base = tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer
+    if isinstance(base, SentencePiece):
+        require_exportable(base)
+    elif not (isinstance(base, Tiktoken) and base.name in _SPLIT_PATTERNS):
         raise BadConfig(
             f"llama.cpp has no tokenizer that gives the ids of {tokenizer.name}",
             hint=f"export with --to hf; gguf supports SentencePiece BPE and {', '.join(_SPLIT_PATTERNS)}",
@@ -149,31 +153,40 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     token_type = _gguf().TokenType
     names, types = token_strings(tokenizer), [token_type.NORMAL] * tokenizer.vocab_size
     types[tokenizer.end_of_text] = token_type.CONTROL
+    special: list[int] = []
+    if isinstance(tokenizer, ChatTokenizer):
+        special = sorted(tokenizer.special.values())
+        writer.add_eot_token_id(tokenizer.end_of_turn)
+        writer.add_chat_template(_GENERATION.sub("", tokenizer.template))
+    base = tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer
     padding = range(tokenizer.vocab_size, rows)
-    if isinstance(tokenizer, Tiktoken):
+    if isinstance(base, Tiktoken):
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_SPLIT_PATTERNS[tokenizer.name])
-        for unused_id in set(range(tokenizer.vocab_size)) - {*tokenizer.ranks.values(), tokenizer.end_of_text}:
+        writer.add_tokenizer_pre(_SPLIT_PATTERNS[base.name])
+        for unused_id in set(range(base.vocab_size)) - {*base.ranks.values(), base.end_of_text}:
             types[unused_id] = token_type.UNUSED
-        pairs = ((bytes_to_unicode(first), bytes_to_unicode(second)) for first, second in bpe_merges(tokenizer.ranks))
+        pairs = ((bytes_to_unicode(first), bytes_to_unicode(second)) for first, second in bpe_merges(base.ranks))
         writer.add_token_merges([" ".join(pair) for pair in pairs])
     else:
-        assert isinstance(tokenizer, SentencePiece)
-        processor = tokenizer.processor
+        assert isinstance(base, SentencePiece)
+        processor = base.processor
         checks = {
             token_type.BYTE: processor.is_byte,
             token_type.UNKNOWN: processor.is_unknown,
             token_type.CONTROL: processor.is_control,
             token_type.UNUSED: processor.is_unused,
         }
-        for piece_id in range(tokenizer.vocab_size):
+        for piece_id in range(base.vocab_size):
             matches = (kind for kind, is_kind in checks.items() if is_kind(piece_id))
             types[piece_id] = next(matches, token_type.NORMAL)
-        scores = [processor.get_score(piece_id) for piece_id in range(tokenizer.vocab_size)]
+        scores = [processor.get_score(piece_id) for piece_id in range(base.vocab_size)]
+        unscored = rows - base.vocab_size
         writer.add_tokenizer_model("llama")
-        writer.add_token_scores([*scores, *(-10_000.0 for _ in padding)])
+        writer.add_token_scores([*scores, *(-10_000.0 for _ in range(unscored))])
         writer.add_unk_token_id(processor.unk_id())
-        writer.add_add_space_prefix(tokenizer.adds_prefix)
+        writer.add_add_space_prefix(base.adds_prefix)
+    for token_id in special:
+        types[token_id] = token_type.CONTROL
     writer.add_token_list([*names, *(f"[PAD{padding_id}]" for padding_id in padding)])
     writer.add_token_types([*types, *(token_type.UNUSED for _ in padding)])
     writer.add_bos_token_id(tokenizer.end_of_text)

@@ -3,9 +3,9 @@
 *.py                      the network's code, only if transformers has no class for it (custom_code.py)
 config.json               the network
 model.safetensors         its weights in fp32
-generation_config.json    the end of text, and padding ids to suppress
+generation_config.json    the end of text and of an answer, and padding ids to suppress
 tokenizer.json            the tokenizer, which was compared with ours id by id
-tokenizer_config.json     how transformers loads tokenizer.json
+tokenizer_config.json     how transformers loads tokenizer.json, and the chat template
 tokenizer.model           the SentencePiece model, which llama.cpp's converter reads, only if it gives the same ids
 """
 
@@ -23,7 +23,15 @@ from model.exchange import convert, custom_code
 from model.exchange.export_source import ExportSource
 from model.exchange.probe_texts import PROBE_TEXTS
 from model.runs import checkpoint
-from pipeline.tokenizers import Integers, SentencePiece, Tokenizer, require_exportable, token_strings, tokenizer_json
+from pipeline.tokenizers import (
+    ChatTokenizer,
+    Integers,
+    SentencePiece,
+    Tokenizer,
+    require_exportable,
+    token_strings,
+    tokenizer_json,
+)
 
 _WEIGHTS = "model.safetensors"
 
@@ -55,7 +63,12 @@ def write(source: ExportSource, folder: Path) -> None:
     _write_json(folder / "config.json", fields | special_ids | {"dtype": "float32"})
     # Rows beyond the tokenizer's ids are padding and must not be sampled.
     padding = list(range(tokenizer.vocab_size, config.vocab_size))
-    _write_json(folder / "generation_config.json", special_ids | ({"suppress_tokens": padding} if padding else {}))
+    generation: dict[str, Any] = special_ids | ({"suppress_tokens": padding} if padding else {})
+    chat: dict[str, Any] = {}
+    if isinstance(tokenizer, ChatTokenizer):  # an answer ends at its end of turn
+        generation["eos_token_id"] = [tokenizer.end_of_turn, eos]
+        chat = {"chat_template": tokenizer.template, "additional_special_tokens": list(tokenizer.special)}
+    _write_json(folder / "generation_config.json", generation)
     path = folder / _WEIGHTS
     checkpoint.write_tensors(path, weights(source), {"format": "pt"})
     path.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable for the owner only
@@ -77,6 +90,7 @@ def write(source: ExportSource, folder: Path) -> None:
             "clean_up_tokenization_spaces": False,
             "add_bos_token": False,  # for llama.cpp's converter
             **prefix,
+            **chat,
         },
     )
 

@@ -18,6 +18,7 @@ import msgspec
 
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers.characters import Characters
+from pipeline.tokenizers.chat import ChatTokenizer
 from pipeline.tokenizers.fast_tokenizer import FastTokenizer
 from pipeline.tokenizers.integers import Integers
 from pipeline.tokenizers.sentencepiece import SentencePiece
@@ -40,6 +41,11 @@ def token_strings(tokenizer: Tokenizer) -> list[str]:
 def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the token string of each id that has text, and of the end-of-text id."""
     match tokenizer:
+        case ChatTokenizer():
+            return {
+                **_token_strings(tokenizer.base),
+                **{token_id: token for token, token_id in tokenizer.special.items()},
+            }
         case Tiktoken():
             strings = {token_id: bytes_to_unicode(token) for token, token_id in tokenizer.ranks.items()}
         case FastTokenizer():
@@ -71,9 +77,14 @@ def bpe_merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
 def tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str]) -> bytes:
     """Return the bytes of a tokenizer.json, verified by encoding every token string and `texts` with `tokenizers`.
 
-    A fast tokenizer is its own file, unchanged. Raises BadConfig for a kind that cannot be exact, BadData if an id
-    differs.
+    A fast tokenizer is its own file, unchanged. A chat tokenizer is its base with its special tokens added, verified by
+    encoding conversations of `texts` too. Raises BadConfig for a kind that cannot be exact, BadData if an id differs.
     """
+    if isinstance(tokenizer, ChatTokenizer):
+        texts = list(texts)
+        data = _with_special_tokens(tokenizer_json(tokenizer.base, texts), tokenizer)
+        _require_same_conversations(tokenizer, data, texts)
+        return data
     if isinstance(tokenizer, FastTokenizer):
         _require_same(tokenizer, token_strings(tokenizer), _opened(tokenizer.data), texts)
         return tokenizer.data
@@ -107,19 +118,54 @@ def _character_level(vocabulary: dict[str, int]) -> dict[str, Any]:
 
 def _encoded(eos_id: int, eos: str, parts: dict[str, Any]) -> bytes:
     """Return the bytes of a tokenizer.json with one special token."""
-    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     return msgspec.json.encode(
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": eos_id, "content": eos, **flags}],
+            "added_tokens": [_special_token(eos_id, eos)],
             "normalizer": None,
             "pre_tokenizer": None,
             "post_processor": None,
             **parts,
         }
     )
+
+
+def _special_token(token_id: int, content: str) -> dict[str, Any]:
+    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    return {"id": token_id, "content": content, **flags}
+
+
+def _with_special_tokens(data: bytes, tokenizer: ChatTokenizer) -> bytes:
+    """Return a tokenizer.json with the special tokens that its base lacks."""
+    added = [item for item in tokenizer.special.items() if item[1] >= tokenizer.base.vocab_size]
+    if not added:
+        return data
+    content = msgspec.json.decode(data)
+    content["added_tokens"] = [
+        *(content.get("added_tokens") or []),
+        *(_special_token(token_id, token) for token, token_id in added),
+    ]
+    return msgspec.json.encode(content)
+
+
+def _require_same_conversations(tokenizer: ChatTokenizer, data: bytes, texts: Sequence[str]) -> None:
+    """Raise BadData at the first special token, or conversation of `texts`, for which the ids differ from ours."""
+    exported = _opened(data)
+    for token, token_id in tokenizer.special.items():
+        if (actual := exported.token_to_id(token)) != token_id:
+            raise _differs(tokenizer, f"expected id {token_id} for {token!r}, got {actual}")
+    special = [token.content for token in exported.get_added_tokens_decoder().values() if token.special]
+    contents = [text.strip() for text in texts if not any(token in text for token in special)]  # it would become it
+    for question, answer in zip(contents, reversed(contents), strict=True):
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        try:
+            ids = tokenizer.encode_messages(messages)
+        except Unencodable:  # characters without an id
+            continue
+        if exported.encode(tokenizer.text_of(messages), add_special_tokens=False).ids != ids:
+            raise _differs(tokenizer, f"a conversation with {question[:40]!r} is encoded differently")
 
 
 def _tiktoken(tokenizer: Tiktoken, vocabulary: dict[str, int]) -> dict[str, Any]:
@@ -164,6 +210,8 @@ def _sentencepiece(tokenizer: SentencePiece, vocabulary: dict[str, int]) -> dict
 
 def require_exportable(tokenizer: Tokenizer) -> None:
     """Raise BadConfig for a SentencePiece model for which other programs would give different ids."""
+    if isinstance(tokenizer, ChatTokenizer):
+        require_exportable(tokenizer.base)
     if not isinstance(tokenizer, SentencePiece):
         return
     prefix = " " if tokenizer.adds_prefix else ""

@@ -95,6 +95,10 @@ class ChatTokenizer:
         parts = render(self.template, messages, add_generation_prompt=add_generation_prompt)
         return self._join(parts, self.base.encode)[0]
 
+    def text_of(self, messages: Sequence[Message]) -> str:
+        """Return a conversation as the template writes it. Raises as `encode_messages`."""
+        return "".join(part.text for part in render(self.template, messages))
+
     def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Return the ids of a conversation, and True for those with a loss: the answers and their ends of turn.
 

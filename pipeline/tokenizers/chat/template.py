@@ -101,8 +101,10 @@ def _parts(rendered: str) -> Iterator[Part]:
         if piece in (_BEGIN, _END):
             has_loss = piece == _BEGIN
         elif piece:
-            text = _MARKED.sub(lambda match: _UNMARKED[match[1]], piece)
-            yield Part(text, piece in SPECIAL, has_loss)
+            if _MARK in piece:
+                yield Part(_MARKED.sub(lambda match: _UNMARKED[match[1]], piece), False, has_loss)
+            else:
+                yield Part(piece, piece in SPECIAL, has_loss)
 
 
 @functools.lru_cache(8)

@@ -16,8 +16,19 @@ from model.exchange.export_source import ExportSource
 from pipeline import tokenizers
 from pipeline.errors import BadConfig, BadData, CannotCreate, StorageFailed
 from pipeline.store import files
-from pipeline.tokenizers import Integers, SentencePiece, Tiktoken, Tokenizer, open_folder, tokenizer_json
+from pipeline.tokenizers import (
+    ChatTokenizer,
+    FastTokenizer,
+    Integers,
+    SentencePiece,
+    Tiktoken,
+    Tokenizer,
+    open_folder,
+    tokenizer_json,
+)
+from tests.pipeline.tokenizers.shapes import END_OF_TEXT_OF, SHAPES, library
 from tests.pipeline.tokenizers.test_tokenizers import BOOK, trained
+from tests.support.conversations import conversations_for
 from tests.support.exchanging import (
     CONFIGS,
     GPT2,
@@ -93,6 +104,35 @@ def test_transformers_tokenizer_gives_our_ids_and_texts(root: Path, request: pyt
     assert theirs.decode([*ids, tokenizer.end_of_text], skip_special_tokens=True) == text
     assert theirs.model_max_length == config.block_size
     assert len(theirs) == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("kind", ["letters", "bpe", "r50k_base", "qwen", "minimind", "deepseek"])
+def test_transformers_chat_template_gives_our_ids_and_mask(
+    root: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    chat = ChatTokenizer(fast_tokenizer(kind) if kind in SHAPES else load_tokenizer(kind, request))
+    config = replace(GPT2, vocab_size=chat.vocab_size, layers=1, width=8)
+    out = export_run(publish_run(root, config, chat, samples=("once upon a time\n",)))
+    theirs = AutoTokenizer.from_pretrained(out)
+    assert len(theirs) == chat.vocab_size
+    for messages in conversations_for("openai", 200):
+        if any(token in turn["content"] for turn in messages for token in theirs.all_special_tokens):
+            continue  # in transformers, text that spells a special token becomes it
+        ids, mask = chat.encode_conversation(messages)
+        encoded = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert encoded["input_ids"] == ids
+        assert [bool(flag) for flag in encoded["assistant_masks"]] == mask
+        prompt = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+        assert prompt == chat.encode_messages(messages[:-1], add_generation_prompt=True)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [chat.end_of_turn, chat.end_of_text]
+
+
+def fast_tokenizer(shape: str) -> FastTokenizer:
+    data = SHAPES[shape]([BOOK]).encode()
+    return FastTokenizer(data, shape, library(data).token_to_id(END_OF_TEXT_OF[shape]))
 
 
 def test_the_tokenizers_are_compared_on_training_samples_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from model.config import GPTConfig
 from model.exchange import convert, export
 from model.exchange.architectures import family_of, tensor_mappings
 from pipeline.errors import BadConfig
-from pipeline.tokenizers import SentencePiece, Tiktoken, Tokenizer, open_folder
+from pipeline.tokenizers import ChatTokenizer, SentencePiece, Tiktoken, Tokenizer, open_folder
 from tests.pipeline.tokenizers.test_tokenizers import AS_EVER, BOOK, model_of, trained
 from tests.support.exchanging import (
     CONFIGS,
@@ -243,3 +243,17 @@ def test_a_unigram_model_raises(root: Path, request: pytest.FixtureRequest) -> N
     unigram = open_folder(request.getfixturevalue("trained")("unigram").path)
     with pytest.raises(BadConfig, match="unigram"):
         export_run(publish_run(root, replace(GPT2, vocab_size=unigram.vocab_size), unigram), "gguf")
+
+
+def test_chat_template_and_its_tokens_are_in_the_file(root: Path, bpe: Tokenizer) -> None:
+    chat = ChatTokenizer(bpe)
+    exported = fields(export_and_read(root, replace(LLAMA, vocab_size=chat.vocab_size + 6), chat))
+    special = [exported["tokenizer.ggml.tokens"][token] for token in chat.special.values()]
+    assert special == ["<|im_start|>", "<|im_end|>"]
+    control = [exported["tokenizer.ggml.token_type"][token] for token in chat.special.values()]
+    assert control == [exported["tokenizer.ggml.token_type"][chat.end_of_text]] * 2
+    assert exported["tokenizer.ggml.eot_token_id"] == chat.end_of_turn
+    assert "generation %}" not in exported["tokenizer.chat_template"]
+    assert {len(exported[f"tokenizer.ggml.{name}"]) for name in ("tokens", "scores", "token_type")} == {
+        chat.vocab_size + 6
+    }
