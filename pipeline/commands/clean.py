@@ -293,8 +293,12 @@ def clean(
         open_engine=open_engine,
     )
     outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
-    outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact), f"next: inkstone train-tokenizer {name}"]
+    outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact), _next(name, is_chat=clean_options.is_chat)]
     return outcome
+
+
+def _next(name: str, *, is_chat: bool) -> str:
+    return f"next: inkstone {f'tokenize {name} --tokenizer RUN' if is_chat else f'train-tokenizer {name}'}"
 
 
 def _useful_workers(inputs: Sequence[InputFile]) -> int:

@@ -92,8 +92,8 @@ def train_tokenizer(
         "reference",
         default="",
         metavar="NAME|FILE",
-        help="Trained tokenizer, tiktoken encoding such as r50k_base, SentencePiece .model file, or Hugging Face "
-        "tokenizer.json or its folder (default: the tokenizer trained on CORPUS, or that of the same name, or the only "
+        help="Trained tokenizer, tiktoken encoding such as r50k_base, SentencePiece .model file, Hugging Face "
+        "tokenizer.json or its folder, or a run (default: the tokenizer trained on CORPUS, or that of the same name, or the only "
         "one).",
     ),
     click.option(
@@ -266,8 +266,12 @@ def _tokenize_outcome(built: BuildResult, inputs: TokenizeInputs, tokenizer: Tok
     outcome = outcome_of(built, ("documents", "train_tokens", "val_tokens"), **extra)
     outcome.extra["characters_per_token"] = round(_characters_per_token(manifest.counts), 3)
     outcome.lines.append(summary(manifest.options, manifest.counts))
-    outcome.lines += _fit_warning(tokenizer, outcome.extra["characters_per_token"])
-    outcome.lines.append(f"next: inkstone train --tokens {manifest.name}")
+    if kind := manifest.options.get("chat"):
+        task = "dpo" if kind == "preferences" else "sft"
+        outcome.lines.append(f"next: inkstone train --tokens {manifest.name} --from RUN --task {task}")
+    else:
+        outcome.lines += _fit_warning(tokenizer, outcome.extra["characters_per_token"])
+        outcome.lines.append(f"next: inkstone train --tokens {manifest.name}")
     return outcome
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.clean.chat.formats import CHAT, PREFERENCES
 from pipeline.errors import BadConfig, export_mismatch
 from pipeline.export import dataset_card
 from pipeline.readers import compression, jsonl
@@ -36,13 +37,23 @@ _GROUP_CHARACTERS = 1 << 24
 _VALIDATION_PART = 20
 
 
+Messages = list[dict[str, str]] | msgspec.UnsetType
+_TURNS = {CHAT: ("messages",), PREFERENCES: ("chosen", "rejected")}  # fields by the format of the corpus
+
+
 class Row(msgspec.Struct):
-    """One document in an export. `meta` is JSON, or "" without metadata."""
+    """One document in an export. `meta` is JSON, or "" without metadata.
+
+    A conversation has `messages`, a preference pair `chosen` and `rejected`.
+    """
 
     text: str
     title: str = ""
     source: str = ""
     meta: str = ""
+    messages: Messages = msgspec.UNSET
+    chosen: Messages = msgspec.UNSET
+    rejected: Messages = msgspec.UNSET
 
 
 class _Document(msgspec.Struct):
@@ -52,6 +63,9 @@ class _Document(msgspec.Struct):
     title: str | None = None
     source: str | None = None
     meta: Any = None  # a string since SCHEMA 6 of clean
+    messages: Messages = msgspec.UNSET
+    chosen: Messages = msgspec.UNSET
+    rejected: Messages = msgspec.UNSET
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,8 @@ def _rows(corpus: Artifact) -> Iterator[Row]:
         for _, line, _ in jsonl.split_lines(compression.read_blocks(path)):
             document = decode(line)
             meta = jsonl.pack_meta(document.meta)
-            yield Row(document.text, document.title or "", document.source or "", meta)
+            turns = (document.messages, document.chosen, document.rejected)
+            yield Row(document.text, document.title or "", document.source or "", meta, *turns)
 
 
 def _require_same(exported: Iterator[Row], corpus: Artifact) -> None:
@@ -144,7 +159,12 @@ def _write_parquet(corpus: Artifact, folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in Row.__struct_fields__])
+    turns = pyarrow.list_(pyarrow.struct([(name, pyarrow.string()) for name in ("role", "content")]))
+    columns_of_turns = _TURNS.get(str(corpus.manifest.options.get("format", "")), ())
+    schema = pyarrow.schema(
+        [(name, pyarrow.string()) for name in ("text", "title", "source", "meta")]
+        + [(name, turns) for name in columns_of_turns]
+    )
     for file, groups in groupby(_row_groups(corpus), key=itemgetter(0)):
         path = folder / f"{corpus.manifest.name}-{file:05d}.parquet"
         with parquet.ParquetWriter(path, schema, compression="zstd") as writer:

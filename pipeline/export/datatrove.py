@@ -1,6 +1,7 @@
 """datatrove: `NAME_train.ds` holds ids without a header, `.ds.index` document ends, `.ds.metadata` the tokenizer.
 
     .ds.index       <u8 for each document: its end in tokens, exclusive, end-of-text included
+    .ds.loss        of conversations: a byte for each id, 1 if it has a loss
     .ds.metadata    `tokenizer|bytes per id`, number of tokens, the same in readable form; no newline at the end
 
 datatrove's merger assumes 2 bytes per id unless the metadata gives the size, and fails on a `|` in a tokenizer's name.
@@ -18,7 +19,9 @@ from pipeline.errors import export_mismatch
 from pipeline.export import arrays
 from pipeline.export.format import DocumentLengths, Span, TokenFormat, TokenSource
 from pipeline.tokens import segments
+from pipeline.tokens.store import TokenArray
 
+_LOSS = ".ds.loss"
 _DTYPES = {"2": "<u2", "4": "<u4"}
 
 
@@ -26,11 +29,14 @@ def _write(source: TokenSource, folder: Path) -> None:
     tokenizer = source.store.tokenizer
     name = (tokenizer.name or tokenizer.fingerprint).replace("|", "-")
     itemsize = np.dtype(source.dtype).itemsize
+    masks = _masks(source)
     for split in source.splits:
         path = folder / f"{source.name}_{split.name}.ds"
         arrays.write_ids(path, arrays.blocks(split.ids))
         ends = np.cumsum(source.lengths(split.name), dtype="<u8")
         arrays.write_ids(path.with_suffix(".ds.index"), [ends])
+        if mask := masks[split.name]:
+            arrays.write_ids(path.with_suffix(_LOSS), arrays.blocks(mask))
         lines = [f"{name}|{itemsize}", str(len(split.ids)), _metric(len(split.ids))]
         path.with_suffix(".ds.metadata").write_text("\n".join(lines), encoding="utf-8")
 
@@ -71,4 +77,17 @@ def _read_lengths(folder: Path, split: str) -> DocumentLengths:
     return DocumentLengths(path.name, np.diff(np.fromfile(path, "<u8").astype(np.int64), prepend=0))
 
 
-FORMAT = TokenFormat("datatrove", _write, _read, _read_lengths)
+def _masks(source: TokenSource) -> dict[str, TokenArray | None]:
+    return {"train": source.store.train_mask, "val": source.store.val_mask}
+
+
+def _check_losses(folder: Path, source: TokenSource) -> None:
+    """Compare the masks of conversations with the store. Raises BadData at the first difference."""
+    masks = _masks(source)
+    for split in source.splits:
+        path = folder / f"{source.name}_{split.name}{_LOSS}"
+        if (mask := masks[split.name]) and not np.array_equal(np.fromfile(path, "u1"), mask.read(0, len(mask))):
+            raise export_mismatch(path.name, "differs from the mask of the tokens")
+
+
+FORMAT = TokenFormat("datatrove", _write, _read, _read_lengths, check=_check_losses, has_mask=True)

@@ -82,6 +82,16 @@ def _require_space(source: TokenSource, token_format: TokenFormat, folder: Path)
     files.require_space(folder, sum(len(split.ids) for split in source.splits) * itemsize, option="--out")
 
 
+def _warning(source: TokenSource, token_format: TokenFormat) -> str:
+    warnings = [token_format.warning(source)]
+    if source.store.chat and not token_format.has_mask:
+        fitting = ", ".join(name for name, candidate in FORMATS.items() if candidate.has_mask)
+        warnings.append(
+            f"{token_format.name} has no place for the mask: questions are trained on too; {fitting} has one"
+        )
+    return "; ".join(filter(None, warnings))
+
+
 def _describe(source: TokenSource, token_format: TokenFormat, out: Path, verified: bool) -> ExportedTokens:
     names, size = exports.files_of(out)
     counts = source.artifact.manifest.counts
@@ -93,5 +103,5 @@ def _describe(source: TokenSource, token_format: TokenFormat, out: Path, verifie
         documents=sum(int(counts[f"{split.name}_documents"]) for split in source.splits),
         bytes=size,
         verified=verified,
-        warning=token_format.warning(source),
+        warning=_warning(source, token_format),
     )

@@ -90,6 +90,7 @@ class TokenFormat:
     end-of-text ids of our own store. It relies only on the format's own headers and indexes, and raises BadData where
     they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them. `check`
     compares what else the folder holds with the source, and raises BadData.
+    `has_mask` is True if the format has a place for the mask of conversations.
     `max_vocab_size` is the largest vocabulary that fits. `itemsize` is the bytes per id where it differs from the
     store's. `warning` returns what the user should know about this export, "" if nothing. `has_shards` is True if the
     user may choose the size of files.
@@ -104,3 +105,4 @@ class TokenFormat:
     check: Callable[[Path, TokenSource], None] | None = None
     warning: Callable[[TokenSource], str] = lambda source: ""
     has_shards: bool = False
+    has_mask: bool = False

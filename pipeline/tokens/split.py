@@ -154,11 +154,15 @@ def rule_of(options: Mapping[str, Any]) -> SplitRule | None:
     return SplitRule("document", 0, threshold_of(fraction), fraction) if fraction else None
 
 
+_NOUNS = {"chat": "conversation", "preferences": "preference pair"}
+
+
 def summary(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     """Say in a phrase what is held out, from the options and counts of a tokens manifest."""
     characters = counts["train_characters"] + counts["val_characters"]
     share = f"({100 * counts['val_characters'] / max(characters, 1):.1f} %)"
-    documents = _count(counts["val_documents"], "document")
+    count, noun = counts["val_documents"], _NOUNS.get(options.get("chat"), "document")
+    documents = _count(count // 2 if noun == _NOUNS["preferences"] else count, noun)
     rule = rule_of(options)
     if rule and rule.mode == "stretch":
         size = f"{rule.size >> 10} KiB" if rule.size >= 1 << 10 else f"{rule.size} bytes"
