@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pipeline.clean import profiles
-from pipeline.clean.chat.formats import Refused
+from pipeline.clean.chat.formats import HELD_OUT, Refused
 from pipeline.clean.chat.kind import conversation_of
 from pipeline.clean.chat.turns import TurnRole
 from pipeline.clean.markup import titles
@@ -137,10 +137,12 @@ class TaskReader:
             except Refused as reason:
                 self._refuse(record, str(reason))
                 continue
-            meta = fields.meta_of(record.meta, FieldChoice())
+            meta, is_held_out = fields.meta_of(record.meta, FieldChoice()), record.meta.get(HELD_OUT) is True
+            if is_held_out:
+                meta = {**(meta if isinstance(meta, dict) else {"meta": meta} if meta else {}), HELD_OUT: True}
             for number, turn in enumerate(turns):
                 batch.append(dataclasses.replace(record, text=turn.content, meta=meta))
-                roles.append(TurnRole(turn.part, turn.role, not number))
+                roles.append(TurnRole(turn.part, turn.role, not number, is_held_out))
                 size += len(turn.content)
             if size >= TASK_CHARACTERS:
                 yield msgspec.structs.replace(self._batch_task(batch), roles=tuple(roles))

@@ -50,9 +50,9 @@ def list_outcome() -> Outcome:
     lines, records = [], []
     for name, entry in CATALOGUE.items():
         size = humanize.naturalsize(entry.bytes, format="%.0f")
-        lines.append(f"{name:<16} {size:>7}  {entry.licence:<14} {entry.what}")
+        lines.append(f"{name:<20} {size:>7}  {entry.licence:<14} {entry.what}")
         if entry.left_out:
-            lines.append(f"{'':<26} left out: {entry.left_out}")
+            lines.append(f"{'':<30} left out: {entry.left_out}")
         records.append({"name": name, **msgspec.structs.asdict(entry), "files": entry.paths()})
     return Outcome("unchanged", extra={"sources": records}, lines=lines, always=True)
 

@@ -93,8 +93,8 @@ def train_tokenizer(
         default="",
         metavar="NAME|FILE",
         help="Trained tokenizer, tiktoken encoding such as r50k_base, SentencePiece .model file, Hugging Face "
-        "tokenizer.json or its folder, or a run (default: the tokenizer trained on CORPUS, or that of the same name, or the only "
-        "one).",
+        "tokenizer.json or its folder, or a run (default: the tokenizer trained on CORPUS, or that of the same name, "
+        "or the only one).",
     ),
     click.option(
         "--end-of-text",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import zstandard
@@ -93,21 +93,33 @@ class _Conversation(msgspec.Struct):
     messages: list[_Message] = []
     chosen: list[_Message] = []
     rejected: list[_Message] = []
+    raw_meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"null"), name="meta")
 
 
 _decode_conversation = msgspec.json.Decoder(_Conversation).decode
 
 
-def parse_turns(line: bytes) -> list[list[dict[str, str]]]:
-    """Return the messages of a line: of one conversation, or the chosen and the rejected one of a preference pair.
+class Turns(NamedTuple):
+    """The messages of one conversation, or of the chosen and the rejected one of a preference pair.
 
-    Raises a DECODE_ERRORS for a line with neither.
+    `is_held_out` is True if its record says that it is for validation.
     """
+
+    conversations: list[list[dict[str, str]]]
+    is_held_out: bool
+
+
+def parse_turns(line: bytes) -> Turns:
+    """Return the messages of a line. Raises one of DECODE_ERRORS for a line without any."""
     record = _decode_conversation(line)
     conversations = [record.messages] if record.messages else [record.chosen, record.rejected]
     if not all(conversations):
         raise msgspec.ValidationError("no messages")
-    return [[msgspec.structs.asdict(message) for message in messages] for messages in conversations]
+    meta = unpack_meta(decode_field(record.raw_meta))
+    return Turns(
+        [[msgspec.structs.asdict(message) for message in messages] for messages in conversations],
+        isinstance(meta, dict) and meta.get("held_out") is True,
+    )
 
 
 class Record(msgspec.Struct):

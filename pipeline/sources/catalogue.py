@@ -28,7 +28,6 @@ RAW_GITHUB = "https://raw.githubusercontent.com"
 ARCHIVES_GITHUB = "https://codeload.github.com"
 PILE_TRAIN_SHARDS = 30
 _SAMPLE = Path(__file__).parent.parent / "sample"
-_SAMPLE_TEXTS = ("sample.jsonl.zst", "yanshan.txt")  # its other files are conversations
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ class PublicSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     archives: tuple[str, ...] = ()
     members: str = ""
     parts: tuple[str, ...] = ()
+    dataset: str = ""
+    bundled: tuple[str, ...] = ()
     left_out: str = ""
 
     def paths(self) -> tuple[str, ...]:
@@ -149,8 +150,11 @@ def resolve_source(
             f"--include and --exclude are for a folder or {datasets.PREFIX}OWNER/NAME, not for {reference}",
             hint="leave them out",
         )
-    if reference == "sample":
-        return Source("sample", tuple(SourceFile(name, local=_SAMPLE / name) for name in _SAMPLE_TEXTS))
+    if reference in CATALOGUE and (bundled := CATALOGUE[reference].bundled):
+        return Source(reference, tuple(SourceFile(name, local=_SAMPLE / name) for name in bundled))
+    if reference in CATALOGUE and (repository := CATALOGUE[reference].dataset):
+        dataset = datasets.parse(repository, *_hub(mirror, environment), CATALOGUE[reference].files, ())
+        return Source(reference, (), dataset)
     if reference == "pile":
         endpoint, token = _hub(mirror, environment)
         return Source("pile", tuple(_pile_file(shard, endpoint, token) for shard in pile_shards(shards)))

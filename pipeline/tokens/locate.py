@@ -195,7 +195,7 @@ def _is_conversation(tokenizer: Tokenizer, line: bytes, number: int, ids: np.nda
     """Return True if the ids are those of conversation `number` of a line, and the end-of-text id."""
     assert isinstance(tokenizer, ChatTokenizer)
     try:
-        return np.array_equal(tokenizer.encode_messages(jsonl.parse_turns(line)[number]), ids[:-1])
+        return np.array_equal(tokenizer.encode_messages(jsonl.parse_turns(line).conversations[number]), ids[:-1])
     except (*jsonl.DECODE_ERRORS, IndexError):
         return False
 

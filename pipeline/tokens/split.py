@@ -2,6 +2,7 @@
 
     mode "document"   a document is held out if the hash of its text is below the threshold
     mode "stretch"    a document is cut into stretches, and each is held out or not
+    mode "marked"     a conversation is held out if its record says so
 
 A stretch ends at the first paragraph end after `size` bytes of UTF-8 (`find_border`). Whether it is held out depends on
 the hash of the stretch before it, and for the first stretch of a document on the hash of its first `size` bytes. So a
@@ -44,6 +45,9 @@ class SplitRule(msgspec.Struct, frozen=True):
     def split_of(self, draw: int) -> str:
         """Return "val" or "train" for a hash of 64 bits."""
         return "val" if draw < self.threshold else "train"
+
+
+MARKED = SplitRule("marked", 0, 0, 0.0)
 
 
 def threshold_of(fraction: float) -> int:
@@ -161,14 +165,14 @@ def summary(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     """Say in a phrase what is held out, from the options and counts of a tokens manifest."""
     characters = counts["train_characters"] + counts["val_characters"]
     share = f"({100 * counts['val_characters'] / max(characters, 1):.1f} %)"
-    count, noun = counts["val_documents"], _NOUNS.get(options.get("chat"), "document")
+    count, noun = counts["val_documents"], _NOUNS.get(options.get("chat", ""), "document")
     documents = _count(count // 2 if noun == _NOUNS["preferences"] else count, noun)
     rule = rule_of(options)
     if rule and rule.mode == "stretch":
         size = f"{rule.size >> 10} KiB" if rule.size >= 1 << 10 else f"{rule.size} bytes"
         return f"held out {_count(counts['val_stretches'], 'stretch', 'es')} of {size} {share}, chosen by hash"
     if rule:
-        return f"held out {documents} {share}, chosen by hash"
+        return f"held out {documents} {share}, {'as marked' if rule == MARKED else 'chosen by hash'}"
     if counts["val_documents"]:
         return f"held out {documents} of the validation text {share}"
     return "held out nothing: there is no validation part"

@@ -37,7 +37,7 @@ from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import UnitRecord
 from pipeline.tokens.segments import MASK, SPLITS, dtype_for
-from pipeline.tokens.split import SplitRule, rule_of
+from pipeline.tokens.split import MARKED, SplitRule, rule_of
 from pipeline.tokens.survey import Documents
 from pipeline.tokens.tasks import FileSpec
 from pipeline.tokens.totals import commonest_unknown, content_of, has_some_unknown, require_known, warnings_of
@@ -74,11 +74,17 @@ class TokenizeInputs:
 
         Raises BadConfig if they are not all of one kind.
         """
-        kinds = {_chat_kind(file): file.name for file in (*self.train, *self.val)}
+        named = ((file.corpus, file.name) for file in (*self.train, *self.val))
+        kinds = {corpus.manifest.options.get("format", "") if corpus else "": name for corpus, name in named}
         if len(kinds) > 1:
             listed = " and ".join(f"{kind or 'text'} ({name})" for kind, name in sorted(kinds.items()))
             raise BadConfig(f"{listed} together", hint="tokenize each kind by itself: they are trained on differently")
-        return next(iter(kinds), "")
+        return str(next(iter(kinds), ""))
+
+    @property
+    def has_marks(self) -> bool:
+        """True if some records of the corpora say that they are for validation."""
+        return any(file.corpus.manifest.counts.get("held_out") for file in self.train if file.corpus)
 
     def check_fraction(self, val_fraction: float | None) -> None:
         """Raise BadConfig if a fraction to hold out is set beside validation files."""
@@ -87,10 +93,6 @@ class TokenizeInputs:
                 f"{self.val[0].name} is for validation, and --val-fraction {val_fraction:g} would hold out more",
                 hint="leave --val-fraction out",
             )
-
-
-def _chat_kind(file: InputFile) -> str:
-    return str(file.corpus.manifest.options.get("format", "")) if file.corpus else ""
 
 
 def gather_inputs(
@@ -167,15 +169,15 @@ def split_rule(root: Path | None, name: str, inputs: TokenizeInputs, options: To
     inputs.check_fraction(options.val_fraction)
     if inputs.val or options.val_fraction == 0:
         return None
+    if inputs.chat and options.val_split == "stretch":
+        raise BadConfig("--val-split stretch would divide conversations", hint="leave it out")
+    if options.val_fraction is None and inputs.has_marks:
+        return MARKED
     stored = survey.stored_rule(root, name) if root else None
     fraction = options.val_fraction
     if fraction is None:
         fraction = stored.fraction if stored else DEFAULT_VAL_FRACTION
-    mode = options.val_split
-    if inputs.chat:
-        if mode == "stretch":
-            raise BadConfig("--val-split stretch would divide conversations", hint="leave it out")
-        mode = "document"
+    mode = "document" if inputs.chat else options.val_split
     return survey.choose_rule(_documents(inputs.train, options), mode, fraction, stored)
 
 

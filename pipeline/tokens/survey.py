@@ -16,7 +16,16 @@ from pipeline.sources.inputs import InputFile
 from pipeline.store import artifact
 from pipeline.store.generations import current_key, generation_keys
 from pipeline.tokens.chunks import Chunk, LongText, split_chunks
-from pipeline.tokens.split import SplitRule, digest_of, draw_of, drawn_stretches, rule_of, stretches, threshold_of
+from pipeline.tokens.split import (
+    MARKED,
+    SplitRule,
+    digest_of,
+    draw_of,
+    drawn_stretches,
+    rule_of,
+    stretches,
+    threshold_of,
+)
 from pipeline.tokens.tasks import DocumentFilter
 
 FEW_DOCUMENTS = 50  # fewer are divided into stretches
@@ -121,11 +130,15 @@ class Documents:
 
 
 def stored_rule(root: Path, name: str) -> SplitRule | None:
-    """Return the rule of the current generation of some tokens, or of the newest one that can be read."""
+    """Return the rule of the current generation of some tokens, or of the newest one that can be read.
+
+    None if the marks of conversations decided there, which say nothing about others.
+    """
     shelf = root / "tokens" / name
     for key in (current_key(shelf), *reversed(generation_keys(shelf))):
         try:
-            return rule_of(artifact.read(shelf / key).manifest.options) if key else None
+            rule = rule_of(artifact.read(shelf / key).manifest.options) if key else None
+            return None if rule == MARKED else rule
         except InkstoneError:  # damaged: it is built again with the rule of the one before
             continue
     return None

@@ -15,7 +15,7 @@ from pipeline.runtime.progress import Advance
 from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.tokens import chunks
 from pipeline.tokens.chunks import Chunk, LongText, Unbroken, last_boundary
-from pipeline.tokens.split import DIGEST_BYTES, SplitRule, draw_of, drawn_stretches
+from pipeline.tokens.split import DIGEST_BYTES, MARKED, SplitRule, draw_of, drawn_stretches
 
 _CHECK_FIRST = 8  # documents of each unit
 
@@ -62,8 +62,10 @@ class FileSpec(msgspec.Struct, frozen=True):
     def needs_digest(self) -> bool:
         return self.digests or bool(not self.split and self.rule and self.rule.mode == "document")
 
-    def split_of(self, digest: bytes) -> str:
-        """Return the split of a complete document with this hash."""
+    def split_of(self, digest: bytes, *, is_marked: bool = False) -> str:
+        """Return the split of a complete document with this hash; `is_marked` if its record says to hold it out."""
+        if self.rule and self.rule.mode == MARKED.mode and not self.split:
+            return "val" if is_marked else "train"
         return self.split or (self.rule.split_of(draw_of(digest)) if self.rule else "train")
 
 

@@ -159,7 +159,7 @@ def _add_conversations(task: TokenizeTask, row: _Row, by_split: dict[str, list[_
     """Add the conversation of a line, or the two of a preference pair, whose text is that of the first."""
     line = bytes(task.lines[row.offset - task.offset :]).partition(b"\n")[0]
     try:
-        conversations = jsonl.parse_turns(line)
+        conversations, is_held_out = jsonl.parse_turns(line)
     except jsonl.DECODE_ERRORS:
         excerpt = row.text[:EXCERPT_CHARACTERS]
         result.drop(Reject(task.spec.file, row.line, row.offset, "bad-record", excerpt), len(row.text))
@@ -167,7 +167,7 @@ def _add_conversations(task: TokenizeTask, row: _Row, by_split: dict[str, list[_
     for index, messages in enumerate(conversations):
         text = "" if index else row.text
         own = dataclasses.replace(row, text=text, is_first=not index, messages=messages)
-        by_split.setdefault(task.spec.split_of(row.digest), []).append(own)
+        by_split.setdefault(task.spec.split_of(row.digest, is_marked=is_held_out), []).append(own)
 
 
 def _encode_batches(

@@ -36,6 +36,10 @@ class Turn(NamedTuple):
     content: str
 
 
+HELD_OUT = "held_out"
+"""The field of a record that says `true` if it is for validation; in a corpus it is in `meta`."""
+
+
 class Refused(Exception):
     """A record is in a known form, and wrong: the reason to reject it."""
 

@@ -17,7 +17,8 @@ from pipeline.clean.rule import Effect
 from pipeline.clean.utf16 import count_characters, join_documents, split_documents
 
 BETWEEN = "\n\n"
-_RULE = "turns"  # its effects: white space at the ends of turns, and the blank lines between them
+MARKED = "held out"  # a case of the rule: conversations whose record says that they are for validation
+RULE = "turns"  # its effects: white space at the ends of turns, and the blank lines between them
 
 
 class TurnRole(NamedTuple):
@@ -25,7 +26,8 @@ class TurnRole(NamedTuple):
 
     part: str
     role: str
-    is_first: bool  # of its conversation
+    is_first: bool = False  # of its conversation
+    is_held_out: bool = False
 
 
 class Refusal(NamedTuple):
@@ -43,7 +45,7 @@ def join_turns(page: Page, roles: Sequence[TurnRole], firsts: Sequence[int]) -> 
     """
     texts = split_documents(page.array)
     contents = [text.strip() for text in texts]
-    effect = page.effects.setdefault(_RULE, Effect())
+    effect = page.effects.setdefault(RULE, Effect())
     effect.removed += sum(map(len, texts)) - sum(map(len, contents))
     joined, origins, refused = [], [], []
     for first, end in zip(firsts, [*firsts[1:], len(texts)], strict=True):
@@ -53,6 +55,7 @@ def join_turns(page: Page, roles: Sequence[TurnRole], firsts: Sequence[int]) -> 
         if reason := _refusal(turns):
             refused.append(Refusal(first, reason, text))
             continue
+        effect.counts[MARKED] += turns[0][0].is_held_out
         joined.append(text)
         origins.append(first)
         page.turns[first] = _fields(turns)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pipeline.clean.chat.turns import MARKED, RULE
 from pipeline.clean.duplicates.near import FINGERPRINT, equal_to_earlier
 from pipeline.clean.no_text import no_text_left
 from pipeline.clean.options import CleanOptions
@@ -79,6 +80,8 @@ class CorpusAssembly:
             "headings": sum(self.report.headings.values()),
             "input_bytes": sum(entry.stamp[0] for entry in inputs),
         }
+        if self._options.is_chat and (marked := self.report.rule(RULE).cases.get(MARKED)):
+            counts["held_out"] = marked  # `tokenize` validates on these
         return StageOutput(counts, ledger, records)
 
     def _close_ledger(self) -> dict[str, Any]:

@@ -17,6 +17,10 @@ def test_every_catalogue_name_is_a_source_with_files() -> None:
     for name in CATALOGUE:
         source = resolve_source(name, shards="all" if name == "pile" else "", environment={})
         assert source.name == name
+        if source.dataset:  # its files are listed by the hub
+            assert (source.files, CATALOGUE[name].dataset) == ((), str(source.dataset))
+            assert source.dataset.include == CATALOGUE[name].files
+            continue
         assert source.files
         assert len({file.name for file in source.files}) == len(source.files)
         assert all(bool(file.local) != bool(file.urls) for file in source.files)

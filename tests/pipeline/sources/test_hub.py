@@ -24,7 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache, catalogue, dataset, hub
-from pipeline.sources.catalogue import Source
+from pipeline.sources.catalogue import Source, resolve_source
 from pipeline.sources.dataset import DatasetFile, Listing
 from pipeline.sources.download import DownloadResult, download
 from pipeline.sources.http import Network
@@ -424,3 +424,13 @@ def test_listing_is_within_the_deadline(root: Path, server: Server, letters: Hub
     with pytest.raises(TryAgain, match="no time left"):
         hub.list_source(root, wanted, late, SilentProgress())
     assert server.log == []
+
+
+def test_dataset_of_the_catalogue_is_fetched_under_its_name(root: Path, server: Server) -> None:
+    pairs = HubDataset(server, "HuggingFaceH4/ultrafeedback_binarized")
+    names = ("train_prefs-00000-of-00001", "test_prefs-00000-of-00001", "train_sft-00000-of-00001")
+    pairs.publish({f"data/{name}.parquet": name.encode() * 3 for name in names})
+    result = fetch(root, resolve_source("ultrafeedback", mirror=server.url, environment={}))
+    assert sorted(result.names) == [f"data/{name}.parquet" for name in sorted(names[:2])]
+    assert result.path == root / "raw" / "ultrafeedback"
+    assert cache.read_lock_file(root, "ultrafeedback")

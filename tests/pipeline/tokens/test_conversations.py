@@ -18,7 +18,7 @@ from pipeline.store.manifest import Identity
 from pipeline.tokenizers import Characters, ChatTokenizer, FastTokenizer, SentencePiece, Tiktoken, Tokenizer
 from pipeline.tokens import locate
 from pipeline.tokens import stage as tokens_stage
-from pipeline.tokens.split import digest_of, draw_of, rule_of
+from pipeline.tokens.split import digest_of, draw_of, rule_of, summary
 from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import TokenStore, open_store
 from tests.pipeline.clean.chat.test_chat import clean, normalised, write
@@ -210,3 +210,23 @@ def test_tokenizer_of_a_run_is_found_by_the_name_of_the_run(tmp_path: Path) -> N
         assert (tokenizer.fingerprint, trained) == (ChatTokenizer(LETTERS).fingerprint, None)
     with pytest.raises(InputMissing, match="no 'other' among the tokenizers"):
         tokenizers.find(tmp_path, "other")
+
+
+def test_marked_conversations_are_held_out_and_no_others(tmp_path: Path) -> None:
+    many = conversations_for("pair", 60)
+    records = [
+        FORMS["pair"](turns) | ({"held_out": True} if not number % 4 else {}) for number, turns in enumerate(many)
+    ]
+    clean(tmp_path, write(tmp_path / "chat.jsonl", records))
+    built = tokenizing.run(
+        tmp_path, inputs_of(tmp_path, "chat"), val_fraction=None, val_split="auto", allow_unknown=True
+    )
+    store, chat = open_store(built.artifact), ChatTokenizer(LETTERS)
+    chosen = [slow_ids(chat, normalised(turns))[0] for turns in many]
+    assert [ids[:-1] for ids, _ in rows(store, "val")[::2]] == chosen[::4]
+    assert len(rows(store, "train")) == 2 * 45
+    options, counts = built.artifact.manifest.options, built.artifact.manifest.counts
+    assert summary(options, counts).startswith("held out 15 preference pairs")
+    assert summary(options, counts).endswith("as marked")
+    by_hash = run(tmp_path, inputs_of(tmp_path, "chat"), val_fraction=0.5).artifact
+    assert rule_of(by_hash.manifest.options) != rule_of(options)
