@@ -60,8 +60,8 @@ class DownloadSection(_Section, frozen=True):
 class TokenizerSection(_Section, frozen=True):
     """A ready tokenizer, or the kind and size of one to train.
 
-    use         a ready tokenizer: an encoding of tiktoken such as `r50k_base`, the name of one that was trained, a
-                `.model` file, or a tokenizer.json or its folder
+    use         a ready tokenizer: an encoding of tiktoken such as `r50k_base`, the name of one that was trained or of a
+                run, a `.model` file, or a tokenizer.json or its folder
     kind        kind of the tokenizer to train: `bpe`, `unigram`, `char` or `bbpe`
     vocab_size  its size, e.g. 8000; `"auto"`, the default, takes what the report of the corpus advises, and for `char`
                 all characters

@@ -25,6 +25,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import read_run_info
 from pipeline.tokenizers import ENCODINGS
+from pipeline.tokens.split import MARKED
 from pipeline.tokens.totals import has_many_unknown
 
 Sections = dict[str, dict[str, Any]]
@@ -255,9 +256,9 @@ def _tokenize(tokens: Artifact) -> dict[str, Any]:
     values["encoder"] = "tiktoken" if options.get("encoder") == "tiktoken" else "auto"
     has_own_split = any(entry.role == "val" for entry in tokens.manifest.inputs)
     split = options.get("split")
-    if split:
+    if split and split["mode"] != MARKED.mode:
         values |= {"val_fraction": split["fraction"], "val_split": split["mode"]}
-    elif not has_own_split:
+    elif not split and not has_own_split:
         values["val_fraction"] = 0.0
     values["allow_unknown"] = has_many_unknown(tokens.manifest.counts)
     return _differences(values, TokenizeSection())
