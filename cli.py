@@ -19,7 +19,7 @@ import click
 from model.commands import doctor, exchange, presets, recipe, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
-from pipeline.commands import buckets, clean, console, data, maintenance, tokens
+from pipeline.commands import buckets, clean, console, data, maintenance, report, tokens
 from pipeline.commands.console import Command, Group, Outcome, Settings
 from pipeline.errors import DISTRIBUTION
 from pipeline.runtime import terminal
@@ -57,7 +57,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
     "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
     "Refresh and maintenance": (
-        *(refresh.refresh, recipe.recipe, maintenance.status, maintenance.verify, maintenance.rollback),
+        *(refresh.refresh, recipe.recipe, report.report, maintenance.status, maintenance.verify, maintenance.rollback),
         *(maintenance.prune, maintenance.schedule, doctor.doctor, buckets.push, buckets.pull),
     ),
     "Development": (_bench(),),

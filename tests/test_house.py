@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "pipeline": (
         *("errors", "runtime", "store", "readers", "sources", "clean", "tokenizers", "tokens"),
-        *("export", "refresh", "start", "maintenance", "commands", "api"),
+        *("export", "refresh", "start", "report", "maintenance", "commands", "api"),
     ),
     "model": (
         *("settings", "config", "presets", "device", "network", "runs", "exchange", "generation"),

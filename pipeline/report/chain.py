@@ -1,0 +1,51 @@
+"""Artifacts of a report: those that a reference names, or for a recipe all from its corpora to its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import InkstoneError, InputMissing
+from pipeline.refresh import recipe as recipes
+from pipeline.store import artifact
+from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import KINDS
+
+_LAST_FIRST = ("runs", "tokens", "corpora")
+_REPORTED = ("corpora", "tokens", "runs")  # in the order of a report
+
+
+def resolve(root: Path, reference: str) -> list[Artifact]:
+    """Return the artifacts that `reference` names, in the order of their stages.
+
+    KIND/NAME[/KEY] and the path of an artifact are one artifact; a bare name, and the path of a recipe, are the chain
+    of the last artifact of that name. Raises InputMissing if there is none.
+    """
+    if reference.partition("/")[0] in KINDS:
+        return [artifact.find(root, reference.partition("/")[0], reference)]
+    if reference.endswith(".toml"):
+        return chain(root, recipes.load(reference).name)
+    if (Path(reference) / "manifest.json").is_file():
+        return [artifact.read(Path(reference).resolve())]
+    return chain(root, reference)
+
+
+def chain(root: Path, name: str) -> list[Artifact]:
+    """Return the last artifact of a name and those that it was made from, in the order of their stages."""
+    last = next(filter(None, (artifact.current(root, kind, name) for kind in _LAST_FIRST)), None)
+    if last is None:
+        raise InputMissing(f"{name}: no artifact has this name", hint="`inkstone status` lists all artifacts")
+    artifacts = {entry.ref: entry for entry in _sources(root, last)}
+    return sorted(artifacts.values(), key=lambda entry: _REPORTED.index(entry.manifest.kind))
+
+
+def _sources(root: Path, last: Artifact) -> Iterator[Artifact]:
+    """Yield an artifact and the corpora and tokens that it was made from. Those that were deleted are left out."""
+    yield last
+    for entry in last.manifest.inputs:
+        if entry.name.startswith(("corpora/", "tokens/")):
+            try:
+                source = artifact.read_ref(root, entry.name)
+            except InkstoneError:
+                continue
+            yield from _sources(root, source)

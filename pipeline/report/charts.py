@@ -1,0 +1,160 @@
+"""Charts as inline SVG, drawn without a library so that text stays text and a page stays small.
+
+Horizontal positions are percentages and vertical ones are pixels, so that a chart fills any width while its labels keep
+their size. Colours are classes of style.css. All labels are escaped by Markup.format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+HEIGHT = 180  # pixels of the plot, without labels
+MAX_SERIES = 6  # colours of style.css
+_MOST_POINTS = 400  # of a line; more are not visible
+_TICKS = 4
+
+_CHART = Markup('<svg class="chart" role="img" aria-label="{}" height="{}">{}</svg>')
+_GRID = Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/><text class="y" x="-8" y="{0}">{1}</text>')
+_X_TICK = Markup('<text class="x {}" x="{}%" y="{}">{}</text>')
+_BAR = Markup('<rect class="c0" x="{:.3f}%" y="{:.1f}" width="{:.3f}%" height="{:.1f}"><title>{}</title></rect>')
+_PLOT = Markup('<svg width="100%" height="{}" viewBox="0 0 1000 {}" preserveAspectRatio="none">{}</svg>')
+_LINE = Markup('<path class="line c{}" d="{}"/>')
+_LEVEL = Markup('<line class="level c{0}" x1="0" x2="100%" y1="{1:.1f}" y2="{1:.1f}"/>')
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: its name and points. A `level` has one point and is drawn as a dashed line over the full width."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    is_level: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: its range, and whether it is logarithmic."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    def position(self, value: float) -> float:
+        """Return the position of a value between 0 and 1."""
+        low, high, value = (self._scaled(number) for number in (self.low, self.high, value))
+        return min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0)
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(max(value, 1e-12)) if self.is_log else value
+
+    def ticks(self) -> list[float]:
+        """Return round values within the range: powers of ten, or multiples of 1, 2 or 5 times one."""
+        if self.is_log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            step = max(1, math.ceil((last - first) / 5))
+            powers = [10.0**power for power in range(first, last + 1, step)]
+            return powers if len(powers) > 1 else _round_values(self.low, self.high)
+        return _round_values(self.low, self.high)
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Return multiples of 1, 2 or 5 times a power of ten in [low, high]."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(span / _TICKS))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * _TICKS >= span * 0.999)
+    return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def short(value: float) -> str:
+    """Return a number for an axis: 1.5k, 20M, 0.05."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}".replace("e-0", "e-")
+
+
+def histogram(
+    edges: Sequence[float], counts: Sequence[int], label: str, *, is_log: bool = False, is_log_height: bool = False
+) -> Markup:
+    """Return a histogram: bar i spans `[edges[i], edges[i + 1])`. `label` describes the chart to screen readers."""
+    across = Axis(edges[0], edges[-1], is_log)
+    tallest = max([*counts, 1])
+    up = Axis(0.5 if is_log_height else 0.0, float(tallest), is_log_height)
+    parts = [_grid(up)]
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        if count:
+            left, right = 100 * across.position(low), 100 * across.position(high)
+            height = max(1.0, HEIGHT * up.position(count))
+            gap = min(0.15, (right - left) / 5)
+            title = f"{short(low)}–{short(high)}: {count:,}"
+            parts.append(_BAR.format(left, HEIGHT - height, max(right - left - gap, 0.1), height, title))
+    return _CHART.format(label, HEIGHT, Markup("").join([*parts, _x_ticks(across)]))
+
+
+def lines(
+    series: Sequence[Series],
+    label: str,
+    *,
+    is_log: bool = False,
+    is_log_height: bool = False,
+    height: int = HEIGHT,
+    low: float | None = None,
+) -> Markup:
+    """Return a line chart of up to `MAX_SERIES` series. The vertical axis begins at `low`, by default near the least.
+
+    Points that are not finite are left out.
+    """
+    points = [
+        [(x, y) for x, y in zip(entry.xs, entry.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        for entry in series
+    ]
+    xs = [x for entry, line in zip(series, points, strict=True) for x, _ in line if not entry.is_level] or [0.0, 1.0]
+    ys = [y for line in points for _, y in line] or [0.0, 1.0]
+    across = Axis(min(xs), max(xs), is_log)
+    bottom, top = min(ys) if low is None else low, max(ys)
+    margin = 0.0 if is_log_height else 0.04 * ((top - bottom) or abs(top) or 1.0)
+    up = Axis(bottom - (margin if low is None else 0.0), top + margin, is_log_height)
+    paths, levels = [], []
+    for color, (entry, line) in enumerate(zip(series[:MAX_SERIES], points, strict=False)):
+        if entry.is_level and line:
+            levels.append(_LEVEL.format(color, height * (1 - up.position(line[0][1]))))
+        elif line:
+            paths.append(_LINE.format(color, _path(_thinned(line), across, up, height)))
+    plot = _PLOT.format(height, height, Markup("").join(paths))
+    body = Markup("").join([_grid(up, height), *levels, plot, _x_ticks(across, height)])
+    return _CHART.format(label, height, body)
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return every n-th point, and the last, so that a long series stays small."""
+    step = -(-len(points) // _MOST_POINTS)
+    return points if step == 1 else [*points[::step], points[-1]]
+
+
+def _path(points: list[tuple[float, float]], across: Axis, up: Axis, height: int) -> str:
+    if len(points) == 1:  # a single point is drawn as a short stroke
+        points = [points[0], points[0]]
+    coordinates = (f"{1000 * across.position(x):.1f} {height * (1 - up.position(y)):.1f}" for x, y in points)
+    return "M" + "L".join(coordinates)
+
+
+def _grid(up: Axis, height: int = HEIGHT) -> Markup:
+    ticks = [tick for tick in up.ticks() if up.low <= tick <= up.high]
+    return Markup("").join(_GRID.format(round(height * (1 - up.position(tick)), 1), short(tick)) for tick in ticks)
+
+
+def _x_ticks(across: Axis, height: int = HEIGHT) -> Markup:
+    ticks = [tick for tick in across.ticks() if across.low <= tick <= across.high]
+    texts = []
+    for tick in ticks:
+        position = across.position(tick)
+        anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
+        texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", height + 17, short(tick)))
+    return Markup("").join(texts)

@@ -1,0 +1,147 @@
+"""Parts of a report: sections of blocks. Plain data; `page.py` turns it into HTML and escapes all of its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from markupsafe import Markup
+
+from pipeline.runtime.terminal import printable
+
+_NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: column titles, rows of cells, and an optional caption.
+
+    Integers get thousands separators, floats four significant digits, None is a dash. `bars` is the index of a column
+    of numbers that is also drawn as bars; `code` has the indexes of columns set in a fixed-width font.
+    """
+
+    kind: ClassVar[str] = "table"
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    bars: int | None = None
+    code: Sequence[int] = ()
+
+    def is_numeric(self, column: int) -> bool:
+        """Return True if all cells of a column are numbers, so that it is aligned to the right."""
+        return all(not isinstance(row[column], str) or _NUMBER.fullmatch(str(row[column])) for row in self.rows)
+
+    def percent(self, row: Sequence[Cell]) -> str:
+        """Return the length of a row's bar, in percent of the longest."""
+        assert self.bars is not None
+        longest = max((abs(_number(other[self.bars])) for other in self.rows), default=0.0) or 1.0
+        return f"{100 * abs(_number(row[self.bars])) / longest:.2f}"
+
+
+def _number(cell: Cell) -> float:
+    return float(cell) if isinstance(cell, (int, float)) else 0.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart of `charts.py` with its caption, and the table of its numbers."""
+
+    kind: ClassVar[str] = "figure"
+    svg: Markup
+    caption: str
+    table: Table | None = None
+    legend: Sequence[str] = ()  # names of the series, in the order of their colours
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a passage. `tint` is a CSS class of style.css: "t0" to "t4" to tell neighbours apart, "h0" to "h9"
+    for a value from low to high, "" for none. `title` appears while the pointer rests on it.
+    """
+
+    text: str
+    tint: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text of the data with tinted spans; line breaks stay. `scale` labels the ends of the tints h0 and h9."""
+
+    kind: ClassVar[str] = "passage"
+    spans: Sequence[Span]
+    caption: str = ""
+    scale: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Texts before and after a change, with what they illustrate."""
+
+    kind: ClassVar[str] = "pairs"
+    caption: str
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Pre:
+    """Text set as it is, in a fixed-width font: a command, a configuration."""
+
+    kind: ClassVar[str] = "pre"
+    text: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with values, in two columns."""
+
+    kind: ClassVar[str] = "facts"
+    rows: Sequence[tuple[str, Cell]]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark that needs attention, such as a warning."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+Block = str | Table | Figure | Passage | Pairs | Pre | Facts | Note  # a string is a paragraph
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """All sections about one artifact. `ref` is its kind/name/key, `facts` the few figures at its head."""
+
+    title: str
+    ref: str
+    facts: Sequence[tuple[str, Cell]]
+    sections: Sequence[Section]
+    summary: str = ""
+
+
+def cell_text(cell: Cell) -> str:
+    """Return a cell as text: 12,345; 0.1234; a dash for None; escapes for control characters."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, int):
+        return f"{cell:,}".replace("-", "−")
+    if isinstance(cell, float):
+        return f"{cell:,.4g}".replace("-", "−")
+    return printable(cell)
