@@ -51,10 +51,11 @@ def bins_of(frequencies: Mapping[int, int]) -> Bins | None:
 
 
 def _edges(low: int, high: int, *, is_log: bool) -> list[int]:
-    """Return whole edges of at most about `_BINS` bins that cover low to high."""
-    if not is_log:
-        width = -(-(high + 1 - low) // _BINS)
-        return [*range(low, high + 1, width), low + width * -(-(high + 1 - low) // width)]
-    first = max(low, 1)
-    powers = np.unique(np.round(np.geomspace(first, high + 1, _BINS + 1)).astype(np.int64)).tolist()
-    return [*([0] if low == 0 else []), *powers]
+    """Return whole edges of about `_BINS` bins that cover low to high. Their widths never shrink."""
+    edges = [low]
+    ratio = (((high + 1) / max(low, 1)) ** (1 / _BINS) - 1) if is_log else 0.0
+    width = 1 if is_log else -(-(high + 1 - low) // _BINS)
+    while edges[-1] <= high:
+        width = max(width, round(edges[-1] * ratio))
+        edges.append(edges[-1] + width)
+    return edges

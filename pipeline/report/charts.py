@@ -15,7 +15,7 @@ from markupsafe import Markup
 HEIGHT = 180  # pixels of the plot, without labels
 MAX_SERIES = 6  # colours of style.css
 _MOST_POINTS = 400  # of a line; more are not visible
-_TICKS = 4
+_ACROSS, _UP = 6, 4  # ticks of an axis, at most about so many
 
 _CHART = Markup('<svg class="chart" role="img" aria-label="{}" height="{}">{}</svg>')
 _GRID = Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/><text class="y" x="-8" y="{0}">{1}</text>')
@@ -52,23 +52,23 @@ class Axis:
     def _scaled(self, value: float) -> float:
         return math.log10(max(value, 1e-12)) if self.is_log else value
 
-    def ticks(self) -> list[float]:
+    def ticks(self, most: int) -> list[float]:
         """Return round values within the range: powers of ten, or multiples of 1, 2 or 5 times one."""
         if self.is_log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            step = max(1, math.ceil((last - first) / 5))
+            step = max(1, math.ceil((last - first) / most))
             powers = [10.0**power for power in range(first, last + 1, step)]
-            return powers if len(powers) > 1 else _round_values(self.low, self.high)
-        return _round_values(self.low, self.high)
+            return powers if len(powers) > 1 else _round_values(self.low, self.high, most)
+        return _round_values(self.low, self.high, most)
 
 
-def _round_values(low: float, high: float) -> list[float]:
+def _round_values(low: float, high: float, most: int) -> list[float]:
     """Return multiples of 1, 2 or 5 times a power of ten in [low, high]."""
     span = high - low
     if span <= 0:
         return [low]
-    power = 10.0 ** math.floor(math.log10(span / _TICKS))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * _TICKS >= span * 0.999)
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * most >= span * 0.999)
     return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
@@ -78,6 +78,12 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}".replace("e-0", "e-")
+
+
+def percent(count: int, total: int) -> str:
+    """Return a share such as "1.25 %", or "<0.01 %"."""
+    share = 100 * count / max(total, 1)
+    return "<0.01 %" if 0 < share < 0.005 else f"{share:.2f} %"
 
 
 def histogram(
@@ -146,15 +152,65 @@ def _path(points: list[tuple[float, float]], across: Axis, up: Axis, height: int
 
 
 def _grid(up: Axis, height: int = HEIGHT) -> Markup:
-    ticks = [tick for tick in up.ticks() if up.low <= tick <= up.high]
+    ticks = [tick for tick in up.ticks(_UP) if up.low <= tick <= up.high]
     return Markup("").join(_GRID.format(round(height * (1 - up.position(tick)), 1), short(tick)) for tick in ticks)
 
 
 def _x_ticks(across: Axis, height: int = HEIGHT) -> Markup:
-    ticks = [tick for tick in across.ticks() if across.low <= tick <= across.high]
+    ticks = [tick for tick in across.ticks(_ACROSS) if across.low <= tick <= across.high]
     texts = []
     for tick in ticks:
         position = across.position(tick)
         anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
         texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", height + 17, short(tick)))
     return Markup("").join(texts)
+
+
+_ROW, _HEAD = 44, 40  # pixels of a branch of a flow, and of its beginning and its end
+_BAND, _BRANCH_END = 440.0, 500.0  # of 1000: width of the stream, and where the branches end
+_BRANCH = Markup('<path class="{}" d="{}"/>')
+_BRANCH_TEXT = Markup('<text class="label" x="52%" y="{}">{}</text><text x="52%" y="{}">{}</text>')
+_END_TEXT = Markup('<text class="label" x="10" y="{}">{}</text>')
+
+
+def flow(start: tuple[str, int], branches: Sequence[tuple[str, int]], end: tuple[str, int], label: str) -> Markup:
+    """Return a stream from `start` to `end`, from which branches leave (counts below 0) or which they join.
+
+    Widths are in proportion to the counts, but a branch has at least a hairline.
+    """
+    total = max(start[1] + sum(max(count, 0) for _, count in branches), 1)
+    height = 2 * _HEAD + _ROW * len(branches)
+    shapes, texts = [], [_END_TEXT.format(25, f"{start[0]} {start[1]:,}")]
+    present, top = start[1], 0
+    for index, (name, count) in enumerate(branches):
+        y = _HEAD + _ROW * index
+        following = present + count
+        wide, narrow = (_BAND * max(size, 0) / total for size in (max(present, following), min(present, following)))
+        shapes.append(_BRANCH.format("band", _rectangle(_BAND * present / total, top, y)))
+        shapes.append(
+            _BRANCH.format("joins" if count > 0 else "leaves", _branch(wide, narrow, y, is_joining=count > 0))
+        )
+        sign = "+" if count > 0 else "−"
+        share = percent(abs(count), total)
+        texts.append(_BRANCH_TEXT.format(y + 18, name, y + 34, f"{sign}{abs(count):,} ({share})"))
+        present, top = following, y
+    shapes.append(_BRANCH.format("band", _rectangle(_BAND * present / total, top, height)))
+    texts.append(_END_TEXT.format(height - 14, f"{end[0]} {end[1]:,}"))
+    plot = _PLOT.format(height, height, Markup("").join(shapes))
+    return _CHART.format(label, height, Markup("").join([plot, *texts]))
+
+
+def _rectangle(width: float, top: float, bottom: float) -> str:
+    return f"M0 {top}H{max(width, 1.5):.1f}V{bottom}H0Z"
+
+
+def _branch(wide: float, narrow: float, y: float, *, is_joining: bool) -> str:
+    """Return the outline of a branch that bends between the edge of the stream and the right."""
+    narrow = min(narrow, wide - 1.5)
+    half = min(max(0.8, 20 * (wide - narrow) / _BAND), 9.0)
+    middle, edge = y + 17, y + 34 if is_joining else y
+    return (
+        f"M{narrow:.1f} {edge}L{wide:.1f} {edge}C{wide:.1f} {middle - half:.1f} {wide:.1f} {middle - half:.1f} "
+        f"{_BRANCH_END:.0f} {middle - half:.1f}V{middle + half:.1f}C{narrow:.1f} {middle + half:.1f} "
+        f"{narrow:.1f} {middle + half:.1f} {narrow:.1f} {edge}Z"
+    )

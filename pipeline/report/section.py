@@ -13,6 +13,8 @@ from pipeline.runtime.terminal import printable
 
 _NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
 
+_LONG = 36  # characters of a cell
+
 Cell = str | int | float | None
 
 
@@ -35,6 +37,10 @@ class Table:
         """Return True if all cells of a column are numbers, so that it is aligned to the right."""
         return all(not isinstance(row[column], str) or _NUMBER.fullmatch(str(row[column])) for row in self.rows)
 
+    def width(self, cell: Cell) -> str:
+        """Return the CSS class of a cell whose text may break anywhere because it is long, "" for another."""
+        return " long" if isinstance(cell, str) and len(cell) > _LONG else ""
+
     def percent(self, row: Sequence[Cell]) -> str:
         """Return the length of a row's bar, in percent of the longest."""
         assert self.bars is not None
@@ -55,6 +61,7 @@ class Figure:
     caption: str
     table: Table | None = None
     legend: Sequence[str] = ()  # names of the series, in the order of their colours
+    is_bare: bool = False  # without axes, so that no space is left for their labels
 
 
 @dataclass(frozen=True)
