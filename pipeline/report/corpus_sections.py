@@ -145,8 +145,9 @@ def _characters(numbers: CorpusNumbers, say: Language) -> Section:
     columns = (say("character", "字符"), say("code point", "码位"), say("count", "次数"), say("per 1,000", "每千字符"))
     rare = corpus.rarest(frequencies, _RAREST)
     limit = max((count for _, count in rare), default=0)
+    times = "once" if limit == 1 else f"at most {limit:,} times"
     caption = say(
-        f"The {len(rare)} rarest characters, each of which occurs {'once' if limit == 1 else f'at most {limit:,} times'}",
+        f"The {len(rare)} rarest characters, each of which occurs {times}",
         f"最罕见的 {len(rare)} 个字符，各至多出现 {limit:,} 次",
     )
     spans = [Span(f"{character}\u2002", "", _describe(character, count)) for character, count in rare]

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import BadConfig
-from pipeline.report import corpus_sections, page
+from pipeline.report import corpus_sections, page, tokens_sections
 from pipeline.report.languages import Language
 from pipeline.report.section import Chapter
 from pipeline.store import files
 from pipeline.store.artifact import Artifact, require_intact
 
 FOLDER = "reports"
-CHAPTERS: dict[str, Callable[[Artifact, Language], Chapter]] = {"corpora": corpus_sections.chapter}
+CHAPTERS: dict[str, Callable[[Artifact, Language], Chapter]] = {
+    "corpora": corpus_sections.chapter,
+    "tokens": tokens_sections.chapter,
+}
 
 
 def render(title: str, artifacts: Sequence[Artifact], say: Language) -> bytes:

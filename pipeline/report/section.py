@@ -13,7 +13,7 @@ from pipeline.runtime.terminal import printable
 
 _NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
 
-_LONG = 36  # characters of a cell
+_SHORT, _LONG = 16, 36  # characters of a cell
 
 Cell = str | int | float | None
 
@@ -38,8 +38,9 @@ class Table:
         return all(not isinstance(row[column], str) or _NUMBER.fullmatch(str(row[column])) for row in self.rows)
 
     def width(self, cell: Cell) -> str:
-        """Return the CSS class of a cell whose text may break anywhere because it is long, "" for another."""
-        return " long" if isinstance(cell, str) and len(cell) > _LONG else ""
+        """Return the CSS class of a cell by the length of its text: a short one is not broken, a long one anywhere."""
+        length = len(cell) if isinstance(cell, str) else 0
+        return " long" if length > _LONG else " short" if length <= _SHORT else ""
 
     def percent(self, row: Sequence[Cell]) -> str:
         """Return the length of a row's bar, in percent of the longest."""
@@ -77,12 +78,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Passage:
-    """Text of the data with tinted spans; line breaks stay. `scale` labels the ends of the tints h0 and h9."""
+    """Text of the data with tinted spans; line breaks stay. `scale` labels the ends of the tints h0 and h9.
+
+    `table` has the values of the spans.
+    """
 
     kind: ClassVar[str] = "passage"
     spans: Sequence[Span]
     caption: str = ""
     scale: tuple[str, str] | None = None
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
