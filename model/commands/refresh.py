@@ -132,6 +132,7 @@ def refresh(
         )
     last = refreshed.last
     outcome = refresh_outcome(refreshed, [f"{refreshed.result}: {last.ref if last else recipe.name}"])
+    add_report(settings, recipe, outcome)
     if refreshed.result == "built" and last and last.manifest.kind == "runs" and recipe.sample.prompts:
         samples = continuations(settings, recipe, last, device)
         outcome.extra["samples"] = samples
@@ -235,6 +236,22 @@ def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
     if last and last.manifest.kind == "runs":
         add_promotion(outcome, last)
     return outcome
+
+
+def add_report(settings: Settings, recipe: Recipe, outcome: Outcome) -> None:
+    """Write the report of a recipe if something was built or it is missing, and add its path to the outcome."""
+    from pipeline.report import reports
+
+    if outcome.result != "built" and reports.path_of(settings.root, recipe.name).is_file():
+        return
+    try:
+        path = reports.write_of_recipe(settings.root, recipe.name, recipe.report.lang)
+    except (errors.InkstoneError, OSError) as error:  # the artifacts are published, and the next refresh tries again
+        reason = error.message if isinstance(error, errors.InkstoneError) else errors.from_os_error(error).message
+        settings.progress.note(f"warning: no report: {reason}")
+        return
+    outcome.extra["report"] = str(path)
+    outcome.lines.append(f"report: {path}")
 
 
 def check_training(section: TrainSection) -> None:
@@ -349,6 +366,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         "  inkstone start BOOK.txt",
     ]
     outcome = refresh_outcome(refreshed, lines)
+    add_report(settings, recipe, outcome)
     outcome.extra |= {
         "first_bits_per_char": result.first_bits_per_char,
         "bits_per_char": result.bits_per_char,

@@ -219,6 +219,8 @@ def _write_recipe(
 ) -> list[str]:
     """Look at the sources, decide, and write the recipe. Returns the lines of the plan."""
     from model import presets
+    from pipeline.refresh.recipe import ReportSection
+    from pipeline.report.languages import language_of
     from pipeline.start import decide, recipe_file
 
     text = _survey(settings, path.stem, sources, options, plan_only)
@@ -232,6 +234,8 @@ def _write_recipe(
     ]
     if not plan_only:
         sections = decide.recipe_sections(text, sources, options, choice.minutes, choice.preset, choice.settings)
+        if (lang := language_of().code) != ReportSection().lang:
+            sections["report"] = {"lang": lang}
         recipe_file.write(path, sections)
     return [_line(heading, content) for heading, content in described]
 
@@ -326,6 +330,7 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
         ),
     ]
     outcome = refresh_command.refresh_outcome(refreshed, lines)
+    refresh_command.add_report(settings, recipe, outcome)
     outcome.extra |= {
         "recipe": str(path),
         "bits_per_char": result.bits_per_char,

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import BadConfig, BadData, InkstoneError, InputMissing, TryAgain
+from pipeline.report import page, reports
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import (
@@ -161,7 +162,7 @@ def prune(root: Path, *, keep: int = 2, dry_run: bool = False) -> list[PruneRow]
     # From runs back to corpora, so that a generation is checked after everything that could need it.
     folders = sorted(shelves(root), key=lambda folder: KINDS.index(folder.parent.name), reverse=True)  # stable
     rows = [row for folder in folders for row in pruning.prune(folder)]
-    return [*rows, *pruning.prune_leftovers(), *_quarantined(root)]
+    return [*rows, *pruning.prune_reports(), *pruning.prune_leftovers(), *_quarantined(root)]
 
 
 class _Pruning:
@@ -181,6 +182,19 @@ class _Pruning:
             return [PruneRow(self._ref(folder / key), False, 0, busy.message) for key in generation_keys(folder)]
         except BadData as error:  # what is not a link, a lock or a record of rollbacks: the other folders are pruned
             return [PruneRow(self._ref(folder), False, 0, error.message)]
+
+    def prune_reports(self) -> Iterator[PruneRow]:
+        """Delete the reports about artifacts of which none is left."""
+        for path in reports.paths(self.root):
+            refs = page.refs_of(path.read_bytes())
+            remaining = [ref for ref in refs if ref not in self.removed and (self.root / ref / MANIFEST).exists()]
+            if remaining or not refs:
+                yield PruneRow(self._ref(path), False, 0, f"about {remaining[0]}" if remaining else "about no artifact")
+                continue
+            freed = self._freed_bytes(path)
+            if not self.dry_run:
+                files.remove_any(path)
+            yield PruneRow(self._ref(path), True, freed, "about generations that were deleted")
 
     def prune_leftovers(self) -> list[PruneRow]:
         """Delete what killed commands left outside the folders of artifacts: exports, downloads, states."""

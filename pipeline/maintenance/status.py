@@ -6,13 +6,14 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import msgspec
 
 from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.refresh import state
+from pipeline.report import page, reports
 from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
@@ -39,7 +40,7 @@ class StatusRow:
 
 
 def status(root: Path) -> list[StatusRow]:
-    """Return the status of every raw source, of every artifact's current generation and drafts, and of leftovers.
+    """Return the status of every raw source, every artifact's current generation and drafts, reports and leftovers.
 
     Raises OSError for a folder that may not be read.
     """
@@ -59,6 +60,7 @@ def status(root: Path) -> list[StatusRow]:
             rows += [
                 _leftover_row(draft, f"{name}/{draft.name.removeprefix('.draft-')}", draft_state) for draft in drafts
             ]
+    rows += [_report_row(root, path) for path in reports.paths(root)]
     prune = "left by a killed command; `prune` deletes it"
     return rows + [_leftover_row(path, str(path.relative_to(root)), "leftover", prune) for path in leftovers(root)]
 
@@ -114,6 +116,19 @@ def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
     older = len(list(folder.glob(f"[!.]*/{MANIFEST}"))) - 2  # `current` matches as well as its target
     suffix = f", {older} older" if older > 0 else ""
     return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, summary + suffix)
+
+
+def _report_row(root: Path, path: Path) -> StatusRow:
+    """Return the row of a report; the summary says if a generation that it describes is no longer current."""
+    ref = path.relative_to(root).as_posix()
+    try:
+        content = read_regular(path)
+    except (OSError, BadData) as error:
+        return StatusRow(ref, "damaged", _age_hours(path), 0, str(error))
+    refs = [PurePosixPath(name) for name in page.refs_of(content)]
+    older = [name for name in refs if current_key(root / name.parent) != name.name]
+    summary = f"about {', '.join(map(str, refs))}" + (f"; {len(older)} no longer current" if older else "")
+    return StatusRow(ref, "current" if page.is_intact(content) else "damaged", _age_hours(path), len(content), summary)
 
 
 def _source_row(root: Path, folder: Path) -> StatusRow:

@@ -1,4 +1,4 @@
-"""Verify published artifacts and raw files."""
+"""Verify published artifacts, raw files and reports."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import InkstoneError
-from pipeline.runtime.regular_file import not_regular
+from pipeline.report import page, reports
+from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.sources import cache
 from pipeline.store import artifact
 from pipeline.store.generations import RUN
 
 
 def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Yield (name, problems) for every raw source and every generation, or for those that `reference` names.
+    """Yield (name, problems) for every raw source, generation and report, or for those that `reference` names.
 
     A reference is a name of any kind (`shuihu`), a kind, a kind and a name, all of that with a key, or the path of an
     artifact. With `deep` every byte is hashed. Raises InputMissing if nothing has that name, OSError for what may not
@@ -36,12 +37,14 @@ def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[t
 
 
 def _checks(root: Path, deep: bool) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """Yield the name of each raw source and each generation with the function that checks it."""
+    """Yield the name of each raw source, generation and report with the function that checks it."""
     raw = root / "raw"
     for folder in sorted(path for path in raw.iterdir() if path.is_dir()) if raw.is_dir() else ():
         yield f"raw/{folder.name}", partial(_problems, partial(_source_problems, root, folder, deep=deep))
     for path in artifact.generations(root):
         yield path.relative_to(root).as_posix(), partial(_problems, partial(_artifact_problems, path, deep))
+    for path in reports.paths(root):
+        yield path.relative_to(root).as_posix(), partial(_problems, partial(_report_problems, path))
 
 
 def _problems(check: Callable[[], list[str]]) -> list[str]:
@@ -49,6 +52,11 @@ def _problems(check: Callable[[], list[str]]) -> list[str]:
         return check()
     except InkstoneError as error:  # a torn manifest or lock file is a problem to report
         return [error.message]
+
+
+def _report_problems(path: Path) -> list[str]:
+    intact = page.is_intact(read_regular(path))
+    return [] if intact else [f"{path}: not the report that was written; `report` or `refresh` writes it again"]
 
 
 def _artifact_problems(path: Path, deep: bool) -> list[str]:

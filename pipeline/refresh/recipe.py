@@ -23,6 +23,7 @@ from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokenizers.end_of_text import tokenizer_file_at
 from pipeline.tokens.options import TokenizeOptions
 
+LANGUAGES = ("en", "zh")  # of reports
 BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
 _COMPARE = f"compare it with {BUNDLED / 'sample.toml'}"
 
@@ -135,6 +136,19 @@ class SampleSection(_Section, frozen=True):
     seed: int | None = None
 
 
+class ReportSection(_Section, frozen=True):
+    """The report that a refresh writes to `reports/NAME.html`.
+
+    lang  its language: `en` or `zh`
+    """
+
+    lang: str = "en"
+
+    def __post_init__(self) -> None:
+        if self.lang not in LANGUAGES:
+            raise BadConfig(f"lang must be one of {', '.join(LANGUAGES)}, got {self.lang}", hint="for example zh")
+
+
 class Recipe(_Section, frozen=True):
     """A recipe.
 
@@ -151,6 +165,7 @@ class Recipe(_Section, frozen=True):
     tokenize: TokenizeSection = TokenizeSection()
     train: TrainSection = TrainSection()
     sample: SampleSection = SampleSection()
+    report: ReportSection = ReportSection()
 
     def __post_init__(self) -> None:
         tokenizers.check_encoder(self.tokenizer.use, self.tokenize.encoder)

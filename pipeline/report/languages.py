@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import BadConfig
 
-CODES = ("en", "zh")
+LANGUAGES = ("en", "zh")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Language:
 
 def language_of(code: str = "", environment: Mapping[str, str] | None = None) -> Language:
     """Return the language of a code; of the locale if it is "". Raises BadConfig for another code."""
-    if code in CODES:
+    if code in LANGUAGES:
         return Language(code)
     if code:
         raise BadConfig(
-            f"the language of a report must be one of {', '.join(CODES)}, got {code}", hint="for example zh"
+            f"the language of a report must be one of {', '.join(LANGUAGES)}, got {code}", hint="for example zh"
         )
     variables = os.environ if environment is None else environment
     locale = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := variables.get(name))), "")

@@ -1,40 +1,55 @@
-"""Reports of artifacts: the chapters of a page, and the file."""
+"""Reports of artifacts: the chapters of a page, and the files in `reports/`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from pipeline.errors import BadConfig
-from pipeline.report import corpus_sections, page, tokens_sections
-from pipeline.report.languages import Language
+from pipeline.report import page
+from pipeline.report.languages import Language, language_of
 from pipeline.report.section import Chapter
 from pipeline.store import files
 from pipeline.store.artifact import Artifact, require_intact
 
 FOLDER = "reports"
-CHAPTERS: dict[str, Callable[[Artifact, Language], Chapter]] = {
-    "corpora": corpus_sections.chapter,
-    "tokens": tokens_sections.chapter,
-}
+# Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them: `status`, which
+# only lists reports, takes less time than they.
+CHAPTERS = {"corpora": "pipeline.report.corpus_sections", "tokens": "pipeline.report.tokens_sections"}
 
 
 def render(title: str, artifacts: Sequence[Artifact], say: Language) -> bytes:
     """Return the page about artifacts, one chapter for each. Raises BadData for one that is damaged."""
-    chapters = [CHAPTERS[entry.manifest.kind](require_intact(entry), say) for entry in artifacts if _is_reported(entry)]
-    if not chapters:
+    reported = [entry for entry in artifacts if entry.manifest.kind in CHAPTERS]
+    if not reported:
         kinds = ", ".join(CHAPTERS)
         raise BadConfig(f"{title}: there are no reports of this kind", hint=f"reports exist for {kinds}")
-    return page.render(title, chapters, say)
+    return page.render(title, [_chapter(require_intact(entry), say) for entry in reported], say)
 
 
-def _is_reported(entry: Artifact) -> bool:
-    return entry.manifest.kind in CHAPTERS
+def _chapter(entry: Artifact, say: Language) -> Chapter:
+    describe: Callable[[Artifact, Language], Chapter] = import_module(CHAPTERS[entry.manifest.kind]).chapter
+    return describe(entry, say)
 
 
 def path_of(root: Path, name: str) -> Path:
     """Return the path of the report of a recipe."""
     return root / FOLDER / f"{name}.html"
+
+
+def write_of_recipe(root: Path, name: str, lang: str) -> Path:
+    """Write the report of a recipe, about the chain of what is current, and return its path."""
+    from pipeline.report import chain
+
+    path = path_of(root, name)
+    write(path, render(name, chain.chain(root, name), language_of(lang)))
+    return path
+
+
+def paths(root: Path) -> list[Path]:
+    """Return the reports in the folder of artifacts, sorted."""
+    return sorted(path for path in (root / FOLDER).glob("*.html") if not path.name.startswith("."))
 
 
 def write(path: Path, content: bytes) -> None:

@@ -50,7 +50,7 @@ class PageToken:
 
 @dataclass(frozen=True)
 class Shift:
-    """How validation differs from training.
+    """Differences of validation from training.
 
     divergence   Jensen–Shannon divergence of the distributions of their tokens, in bits: 0 equal, 1 disjoint
     expected     that of a random sample of the training tokens, as large as validation, which is by chance

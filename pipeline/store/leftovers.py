@@ -18,7 +18,7 @@ from pipeline.store import files, locks
 from pipeline.store.manifest import KINDS
 
 _WRITER = re.compile(r"\.([0-9a-f]{0,8})\.([0-9]+)\.[0-9a-f]{8}$")  # boot and process id in `files.temporary_path`
-_FOLDERS = ("exports", ".state", *(f"{kind}/*" for kind in KINDS))
+_FOLDERS = ("exports", "reports", ".state", *(f"{kind}/*" for kind in KINDS))
 
 
 def leftovers(root: Path) -> list[Path]:
