@@ -202,8 +202,9 @@ def _rules(artifact: Artifact, numbers: CorpusNumbers, say: Language) -> Section
     changes, is_unchanged = changes_of_rules(artifact)
     if not is_unchanged:
         missing = say(
-            "There are no examples: the source files are not where they were, have changed, or are larger than 64 MiB.",
-            "没有示例：源文件已移动、已更改，或大于 64 MiB。",
+            "There are no examples: the source files are not where they were, have changed, or are texts of more than "
+            "64 MiB.",
+            "没有示例：源文件已移动、已更改，或为大于 64 MiB 的文本。",
         )
         return Section(say("Rules", "清洗规则"), [*blocks, missing])
     names = [rule["name"] for rule in active if rule["name"] in changes]

@@ -19,6 +19,7 @@ from pipeline.clean.tasks import TaskReader
 from pipeline.clean.utf16 import Utf16Text, decode_utf16
 from pipeline.clean.worker import clean_task, divide_by_profile
 from pipeline.errors import InkstoneError
+from pipeline.readers import readers
 from pipeline.runtime.ledger import Ledger
 from pipeline.sources.inputs import InputFile, resolve_inputs
 from pipeline.store.artifact import Artifact
@@ -26,7 +27,7 @@ from pipeline.store.generations import read_run_info
 
 _FILES = 8  # spread evenly over the inputs
 _CHARACTERS = 4_000_000  # of all of them
-_LONGEST = 1 << 26  # bytes of a file that is read
+_LONGEST = 1 << 26  # bytes of a text file, which may be read as one; records of any file are read one by one
 PAIRS = 3  # of a rule
 
 Changes = dict[str, list[tuple[str, str]]]
@@ -71,7 +72,7 @@ def _sources(corpus: Artifact) -> list[InputFile]:
     files = []
     for index in range(0, len(inputs), -(-len(inputs) // _FILES)):
         path = Path(paths[index])
-        if not path.is_file() or path.stat().st_size > _LONGEST:
+        if not path.is_file() or (path.stat().st_size > _LONGEST and not readers.has_many_documents(path)):
             return []
         (file,) = resolve_inputs(corpus.path.parents[2], str(path), corpora=False)
         if file.digest != inputs[index].digest:

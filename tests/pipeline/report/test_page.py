@@ -1,0 +1,175 @@
+"""The page of a report: self-contained, inert whatever the corpus holds, readable and the same for the same inputs."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+from pathlib import Path
+
+import jinja2
+import pytest
+from markupsafe import Markup
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from pipeline.errors import BadConfig
+from pipeline.report import chain, charts, page, reports
+from pipeline.report.charts import Series
+from pipeline.report.languages import Language, language_of
+from pipeline.report.section import Block, Chapter, Figure, Note, Pairs, Passage, Pre, Section, Span, Table, cell_text
+from tests.pipeline.report.conftest import HOSTILE
+from tests.support.browser import low_contrast, open_browser, requested_urls, show
+
+ENGLISH = Language("en")
+
+
+class Elements(html.parser.HTMLParser):
+    """The elements of a page, with their attributes, and its text."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(content.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def render(store: Path, name: str, code: str = "en") -> bytes:
+    return reports.render(name, chain.chain(store, name), Language(code))
+
+
+@pytest.fixture(scope="module")
+def pages(store: Path) -> dict[str, bytes]:
+    return {name: render(store, name) for name in ("novel", "hostile")}
+
+
+def test_text_of_a_corpus_never_becomes_markup(pages: dict[str, bytes]) -> None:
+    parsed = Elements(pages["hostile"])
+    names = {tag for tag, _ in parsed.elements}
+    assert not names & {"script", "img", "iframe", "object", "embed", "form", "b", "base"}
+    assert not [attributes for _, attributes in parsed.elements if any(name.startswith("on") for name in attributes)]
+    links = [attributes["href"] for tag, attributes in parsed.elements if tag == "a"]
+    assert all(link and link.startswith("#") for link in links)
+    assert "{{7*7}}" in parsed.text
+    assert "<script>" in parsed.text
+
+
+def test_page_has_no_control_characters_and_no_marks_of_reading_order(pages: dict[str, bytes]) -> None:
+    for content in pages.values():
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", content.decode())
+
+
+def test_every_block_escapes_its_text() -> None:
+    text = "".join(HOSTILE)
+    table = Table([text], [[text], [1]], text, bars=0, code=(0,))
+    svg = charts.lines([Series(text, [1, 2], [3, 4])], text)
+    blocks: list[Block] = [
+        text,
+        table,
+        Figure(svg, text, table, [text]),
+        Figure(charts.histogram([0, 1], [3], text), text),
+        Figure(charts.flow((text, 3), [(text, -1)], (text, 2), text), text),
+        Passage([Span(text, "t0", text)], text, (text, text)),
+        Pairs(text, [(text, text)]),
+        Pre(text, text),
+        Note(text),
+    ]
+    plain = [tag for tag, _ in Elements(page.render("", [Chapter("", "", [], [Section("", [])])], ENGLISH)).elements]
+    content = page.render(text, [Chapter(text, text, [(text, text)], [Section(text, blocks)], text)], ENGLISH)
+    tags = [tag for tag, _ in Elements(content).elements]
+    assert {"script", "img"}.isdisjoint(tags)
+    assert tags.count("h1") == plain.count("h1") == 1
+    assert isinstance(svg, Markup)
+
+
+def test_same_inputs_give_the_same_bytes(store: Path, pages: dict[str, bytes], tmp_path: Path) -> None:
+    assert render(store, "novel") == pages["novel"]
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(store)
+    assert render(moved, "novel") == pages["novel"]
+    assert str(store).encode() not in pages["novel"]
+
+
+def test_page_of_a_recipe_has_a_chapter_for_each_stage_and_names_its_artifacts(
+    store: Path, pages: dict[str, bytes]
+) -> None:
+    refs = page.refs_of(pages["novel"])
+    assert [ref.split("/")[0] for ref in refs] == ["corpora", "tokens"]
+    assert all((store / ref / "manifest.json").is_file() for ref in refs)
+
+
+def test_changed_page_is_not_intact(pages: dict[str, bytes]) -> None:
+    content = pages["novel"]
+    assert page.is_intact(content)
+    assert not page.is_intact(content.replace(b"novel", b"novem", 1))
+    assert not page.is_intact(content[:-100])
+    assert not page.is_intact(b"")
+
+
+def test_both_languages_have_the_same_structure(store: Path, pages: dict[str, bytes]) -> None:
+    chinese = Elements(render(store, "novel", "zh"))
+    english = Elements(pages["novel"])
+    assert [tag for tag, _ in chinese.elements] == [tag for tag, _ in english.elements]
+    assert "语料" in chinese.text
+
+
+def test_language_is_that_of_the_locale_unless_it_is_named() -> None:
+    assert language_of("", {"LANG": "zh_CN.UTF-8"}).code == "zh"
+    assert language_of("", {"LC_ALL": "C", "LANG": "zh_CN.UTF-8"}).code == "en"
+    assert language_of("", {}).code == "en"
+    assert language_of("en", {"LANG": "zh_TW"}).code == "en"
+    with pytest.raises(BadConfig, match="one of en, zh, got fr"):
+        language_of("fr")
+
+
+def test_undefined_name_in_a_template_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError):
+        page._environment().from_string("{{ nothing }}").render()
+
+
+def test_numbers_are_written_for_readers() -> None:
+    assert [cell_text(cell) for cell in (1234567, -3, 0.123456, None, "a\x1bb")] == [
+        *("1,234,567", "−3", "0.1235", "–", "a\\x1bb"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["novel", "hostile"])
+def test_page_in_a_browser_is_silent_legible_and_fits(pages: dict[str, bytes], tmp_path: Path, name: str) -> None:
+    path = tmp_path / "report.html"
+    path.write_bytes(pages[name])
+    with open_browser(tmp_path / "profile") as browser:
+        browser.get(path.as_uri())
+        assert browser.get_log("browser") == []
+        assert [url for url in requested_urls(browser) if not url.startswith("data:")] == [path.as_uri()]
+        assert browser.title == f"{name} · Inkstone 砚"
+        browser.execute_script("document.querySelectorAll('details').forEach(entry => { entry.open = true; })")
+        for is_dark in (False, True):
+            for width in (390, 1280):
+                show(browser, width=width, is_dark=is_dark)
+                assert low_contrast(browser) == []
+                assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.get_log("browser") == []
+        browser.execute_script("document.querySelector('h1').style.color = '#555'")
+        assert [text for text, _ in low_contrast(browser)] == [name]  # the check sees a pale heading
+
+
+def test_keyboard_reaches_links_tables_and_numbers(pages: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_bytes(pages["novel"])
+    with open_browser(tmp_path / "profile") as browser:
+        browser.get(path.as_uri())
+        expected = len(browser.find_elements(By.CSS_SELECTOR, "a, summary, main [tabindex='0']"))
+        hidden = len(browser.find_elements(By.CSS_SELECTOR, "details [tabindex='0']"))
+        reached = set()
+        for _ in range(expected + 5):
+            browser.switch_to.active_element.send_keys(Keys.TAB)
+            reached.add(browser.switch_to.active_element.id)
+        assert len(reached - {browser.find_element(By.TAG_NAME, "body").id}) == expected - hidden
+        summary = browser.find_element(By.TAG_NAME, "summary")
+        summary.send_keys(Keys.ENTER)
+        assert browser.find_element(By.CSS_SELECTOR, "details[open] table").is_displayed()
