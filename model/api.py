@@ -28,6 +28,7 @@ from model.network.gpt import GPT
 from model.runs.plan import make_plan
 from model.training import evaluate, stage
 from model.training.dataloader import Sampler
+from model.training.metrics import OnRow
 from pipeline.api import artifacts_folder, load_tokens
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
@@ -114,16 +115,21 @@ def train(
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
+    on_row: OnRow | None = None,
     root: str | Path | None = None,
 ) -> Run:
     """Train a preset on token arrays, publish the run and load it. Without `name` the run is named after the preset.
 
     `steps` or `minutes` set the length, `settings` override single numbers, such as {"dropout": 0.2}. An unfinished run
     of the same plan is resumed; a published one is returned unchanged.
+
+    `on_row` is called with the numbers of each row of metrics.csv, by column, about every ten seconds and at each
+    evaluation. After a kill, rows since the last checkpoint come again. An error that it raises ends the training as a
+    kill does.
     """
     folder = artifacts_folder(root)
     plan = make_plan(
         load_tokens(tokens, root).artifact, preset, name=name, steps=steps, minutes=minutes, settings=settings
     )
-    built = stage.train(folder, plan, device=device, resume=True, report=_report)
+    built = stage.train(folder, plan, device=device, resume=True, report=_report, on_row=on_row)
     return Run(built.artifact, "best", device, "fp32")

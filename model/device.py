@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import re
+import resource
 import shutil
 import sys
 import time
@@ -288,6 +289,18 @@ def free_memory(device: torch.device) -> int:
             return next(int(line.split()[1]) << 10 for line in meminfo if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux: half of the physical memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes of memory that torch's allocator holds on the device; on a CPU, those of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # macOS: the most so far, which it counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def peak_flops(device: torch.device, precision: str = "bf16") -> float | None:

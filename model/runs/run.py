@@ -3,9 +3,10 @@
 runs/<name>/<key>/config.json       the preset, with every number resolved
                   tokenizer.json    and the tokenizer's model file, so that sampling needs nothing outside this folder
                   checkpoints/      the last checkpoint, and the best one if it is a different one
-                  metrics.csv       losses, learning rates and gradient norms over the steps
+                  metrics.csv       losses, learning rates, gradient norms and memory over the steps
                   log.jsonl         all events of the training
                   samples.jsonl     a generated text for each evaluation
+                  losses.safetensors  the loss of each validation token at the end
                   loss.png, .svg    the loss curve, with the losses of simple baselines
                   result.json       final numbers (`Result`)
 """

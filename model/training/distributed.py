@@ -88,6 +88,12 @@ class World:
         dist.all_reduce(tensor, group=self.group)
         return float(tensor)
 
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a CPU tensor over all processes, in its own memory."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
     def least(self, value: float) -> float:
         """Return the least value of all processes."""
         if self.size == 1:

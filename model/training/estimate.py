@@ -252,8 +252,10 @@ def overfitting_risk(model: GPTConfig, epochs: float) -> str:
     return ""
 
 
-def scale(baselines: Baselines) -> str:
+def scale(baselines: Baselines | None) -> str:
     """Describe the bits per character of the baselines, to compare the losses of the training with."""
+    if baselines is None:
+        return "the tokens have no validation part: nothing is evaluated, and the last checkpoint is the best"
     scores = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines.scores.items())
     return f"baselines bits per character of {baselines.characters:,}: {scores}"
 

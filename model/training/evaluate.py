@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pipeline.tokens.roundtrip import roundtrip_of
 from pipeline.tokens.store import TokenStore
 
 CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
+MAX_TOKEN_LOSSES = 1 << 20  # more of them are not held one by one
 _BATCH_VALUES = 1 << 24  # of the widest layer, 64 MiB: larger batches are no faster, since memory limits them
 
 
@@ -48,11 +49,18 @@ class ValidationSet:
 @dataclass(frozen=True)
 class Evaluation:
     """`loss` in nats per token; bits per character and per byte of the text that the scored tokens encode, with the
-    cost of unknown characters."""
+    cost of unknown characters.
+
+    `token_losses` (T,) are the nats of the scored tokens, of the first 2**20 at most. `position_losses` (block_size,)
+    are the mean nats at each position of a block, over all blocks that were computed; a token that is only context in
+    one block is scored in another. NaN where no block reaches. Both are float32.
+    """
 
     loss: float
     bits_per_char: float
     bits_per_byte: float
+    token_losses: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), compare=False, repr=False)
+    position_losses: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), compare=False, repr=False)
 
 
 def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
@@ -193,41 +201,77 @@ def evaluate(
     pieces = 1 if world.size > 1 else -(-block_size * model.config.vocab_size // _BATCH_VALUES)  # FSDP hooks `forward`
     was_training = model.training
     model.eval()
-    nats, is_stopped = 0.0, False
+    sums, is_stopped = _Sums(len(ids) - 1, block_size), False
     for first in range(0, len(spans), rows):
         is_stopped = is_stopped or stopped()
         if is_stopped and world.size == 1:
             break
+        batch = spans[first : first + rows]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            nats += _score(model, ids, spans[first : first + rows], device, mask_eos, pieces)
+            sums.add(batch, _score(model, ids, [start for start, _ in batch], device, mask_eos, pieces))
     model.train(was_training)
-    nats = world.all_reduce_sum(nats)
     if world.any(is_stopped):
         return None
+    nats, token_losses, position_losses = sums.totals(world)
     bits = nats / math.log(2) + validation.unknown_bits
-    return Evaluation(nats / (len(ids) - 1), bits / validation.characters, bits / validation.bytes)
+    return Evaluation(
+        nats / (len(ids) - 1),
+        bits / validation.characters,
+        bits / validation.bytes,
+        token_losses,
+        position_losses,
+    )
+
+
+class _Sums:
+    """Sums of the losses of `count` tokens: of those that are scored, each of the first ones, and by position."""
+
+    def __init__(self, count: int, block_size: int) -> None:
+        self._count, self._nats = count, 0.0
+        self._tokens = torch.zeros(min(count, MAX_TOKEN_LOSSES), dtype=torch.float64)
+        self._positions = torch.zeros(2, block_size, dtype=torch.float64)  # sums, and numbers of losses
+
+    def add(self, spans: list[tuple[int, int]], losses: torch.Tensor) -> None:
+        """Add the losses (B, T) of a batch of windows, on the CPU."""
+        losses = losses.double()
+        for (start, first), row in zip(spans, losses, strict=True):
+            end = min(start + len(row), self._count)
+            if first >= start + len(row):  # padding
+                continue
+            self._positions[0, : end - start] += row[: end - start]
+            self._positions[1, : end - start] += 1
+            scored = row[first - start if first else 0 : end - start]
+            self._nats += float(scored.sum())
+            part = self._tokens[first or start :][: len(scored)]
+            part.copy_(scored[: len(part)])
+
+    def totals(self, world: World) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return the sum, the losses of the first tokens and the mean losses by position. A collective."""
+        tokens, positions = world.sum_tensor(self._tokens), world.sum_tensor(self._positions)
+        means = positions[0] / positions[1]
+        return world.all_reduce_sum(self._nats), tokens.float().numpy(), means.float().numpy()
 
 
 def _score(
-    model: GPT, ids: torch.Tensor, spans: list[tuple[int, int]], device: torch.device, mask_eos: int | None, pieces: int
-) -> float:
-    """Return the summed loss in nats of a batch of windows. Short ones are padded with ids that are not scored.
+    model: GPT, ids: torch.Tensor, starts: list[int], device: torch.device, mask_eos: int | None, pieces: int
+) -> torch.Tensor:
+    """Return the losses (B, T) in nats of a batch of windows, on the CPU; 0 after the last id.
 
     The logits of `pieces` parts are held one after the other: those of one long window may not fit into memory.
     """
     block_size = min(model.config.block_size, len(ids) - 1)
-    positions = torch.tensor([start for start, _ in spans])[:, None] + torch.arange(block_size)  # (B, T)
-    first_scored = torch.tensor([first for _, first in spans])[:, None]
-    is_scored = (positions >= first_scored) & (positions < len(ids) - 1)
+    positions = torch.tensor(starts)[:, None] + torch.arange(block_size)  # (B, T)
     inputs = ids[positions.clamp(max=len(ids) - 1)].to(device)
-    targets = torch.where(is_scored, ids[(positions + 1).clamp(max=len(ids) - 1)], -1).to(device)
+    targets = torch.where(positions < len(ids) - 1, ids[(positions + 1).clamp(max=len(ids) - 1)], -1).to(device)
     mask = None if mask_eos is None else document_mask(inputs, mask_eos)
     if pieces == 1:
-        return _summed(model(inputs, mask=mask).flatten(0, 1), targets.flatten())
-    states = model.hidden_states(inputs, mask).flatten(0, 1)
-    parts = zip(states.chunk(pieces), targets.flatten().chunk(pieces), strict=True)
-    return sum(_summed(model.logits(part), part_targets) for part, part_targets in parts)
+        losses = _losses(model(inputs, mask=mask).flatten(0, 1), targets.flatten())
+    else:
+        states = model.hidden_states(inputs, mask).flatten(0, 1)
+        parts = zip(states.chunk(pieces), targets.flatten().chunk(pieces), strict=True)
+        losses = torch.cat([_losses(model.logits(part), part_targets) for part, part_targets in parts])
+    return losses.view(positions.shape).cpu()
 
 
-def _summed(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    return float(F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum"))
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="none").float()

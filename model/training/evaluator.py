@@ -141,6 +141,8 @@ class Evaluator:
                     return None
             if evaluation is None or math.isfinite(evaluation.loss):
                 self._write_sample(metrics)
+        if evaluation and self.validation and self._schedule.finished:
+            metrics.write_losses(self._schedule.step, self.validation.ids[1:], evaluation)
         self._seconds += time.monotonic() - start
         self.count, self._evaluated_at = self._scheduled, self._schedule.progress
         return evaluation

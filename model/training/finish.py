@@ -30,7 +30,7 @@ from model.training import loss_curve
 from model.training.baselines import Baselines
 from model.training.evaluate import ValidationSet, encode_again, evaluate, validation_set
 from model.training.lr_schedule import LRSchedule
-from model.training.metrics import LOG, METRICS, SAMPLES, scores
+from model.training.metrics import LOG, LOSSES, METRICS, SAMPLES, scores
 from pipeline.errors import InkstoneError, InternalError
 from pipeline.store import files
 from pipeline.store.artifact import Artifact
@@ -106,9 +106,10 @@ def require_readable(folder: Path, result: Result, plan: TrainPlan) -> None:
 
 
 def copy_records(source: Path, target: Path) -> None:
-    """Copy the metrics, the log and the samples of a training into another folder."""
-    for name in (METRICS, LOG, SAMPLES):
-        shutil.copyfile(source / name, target / name)
+    """Copy the metrics, the log, the samples and the losses of a training into another folder."""
+    for name in (METRICS, LOG, SAMPLES, LOSSES):
+        if (source / name).exists():  # there are no losses without validation text
+            shutil.copyfile(source / name, target / name)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Records of a training: `metrics.csv` (a row for each report), `samples.jsonl` (a text for each evaluation) and
-`log.jsonl` (all events).
+"""Records of a training: `metrics.csv` (a row for each report), `samples.jsonl` (a text for each evaluation),
+`log.jsonl` (all events) and `losses.safetensors` (the loss of every validation token at the end).
 
 When training resumes from a checkpoint, rows and samples of later steps are cut off, so that a run that was killed ends
 with the same records as one that was not.
@@ -12,21 +12,25 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import numpy as safetensors
 from torch import Tensor
 
+from model import device as devices
 from model.training.distributed import World
 from model.training.evaluate import Evaluation
 from model.training.lr_schedule import LRSchedule
 from pipeline.errors import BadConfig, install_command
 from pipeline.store import files
 
-METRICS, SAMPLES, LOG = "metrics.csv", "samples.jsonl", "log.jsonl"
+METRICS, SAMPLES, LOG, LOSSES = "metrics.csv", "samples.jsonl", "log.jsonl", "losses.safetensors"
 
 COLUMNS = (
     "step",
@@ -38,7 +42,10 @@ COLUMNS = (
     "val_loss",
     "bits_per_char",
     "bits_per_byte",
+    "memory_mb",  # millions of bytes
 )
+_FORMATS = {"learning_rate": ".6g", "memory_mb": ".0f"}
+OnRow = Callable[[dict[str, float]], None]
 
 _MAX_SUM = torch.finfo(torch.float32).max
 _LINE_STEP = re.compile(rb'(?:{"step": ?)?(\d+),')  # at the start of a row, and of a sample
@@ -77,15 +84,25 @@ class RunningSums:
 class Metrics:
     """Writer of the records, as a context manager. Rows and samples after `step` are dropped; -1 recreates all files.
 
-    With `board`, TensorBoard events are written too, into `tensorboard/` beside them. Without a folder nothing is
-    written. Raises OSError at the end of the context if a full disk still refuses some lines.
+    With `board`, TensorBoard events are written too, into `tensorboard/` beside them. `on_row` is called with the
+    numbers of every row. Without a folder nothing is written or called. Raises OSError at the end of the context if a
+    full disk still refuses some lines.
     """
 
-    def __init__(self, folder: Path | None, step: int = -1, *, board: bool = False) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path | None,
+        step: int = -1,
+        device: torch.device | None = None,
+        *,
+        board: bool = False,
+        on_row: OnRow | None = None,
+    ) -> None:
+        self.folder, self._device, self._on_row = folder, device, on_row if folder else None
         self._board = _open_board(folder / "tensorboard") if board and folder else None
         if folder and step < 0:
-            (folder / LOG).unlink(missing_ok=True)
+            for name in (LOG, LOSSES):
+                (folder / name).unlink(missing_ok=True)
         self._open(step)
 
     def _open(self, step: int) -> None:
@@ -113,6 +130,7 @@ class Metrics:
             "learning_rate": schedule.learning_rate,
             "train_loss": loss,
             "gradient_norm": norm,
+            "memory_mb": devices.used_memory(self._device) / 1e6 if self._device else None,
         }
         if evaluation:
             values |= {
@@ -121,17 +139,27 @@ class Metrics:
                 "bits_per_byte": evaluation.bits_per_byte,
             }
         numbers = {name: value for name, value in values.items() if value is not None}
-        texts = {name: f"{value:.6g}" if name == "learning_rate" else f"{value:.5f}" for name, value in numbers.items()}
+        texts = {name: format(value, _FORMATS.get(name, ".5f")) for name, value in numbers.items()}
         fields = {"step": schedule.step, "tokens": tokens, "seconds": f"{schedule.seconds:.2f}", **texts}
         self._rows.add(",".join(str(fields.get(name, "")) for name in COLUMNS))
         self.event("evaluation" if evaluation else "step", **fields)
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, schedule.step)
+        if self._on_row:
+            self._on_row({"step": schedule.step, "tokens": tokens, "seconds": schedule.seconds, **numbers})
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record the text that the model generated after a prompt."""
         self._samples.add(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False))
+
+    def write_losses(self, step: int, ids: np.ndarray, evaluation: Evaluation) -> None:
+        """Write the losses of an evaluation of `ids` (T,), in nats: by token and by position. Raises OSError."""
+        if self.folder:
+            losses = evaluation.token_losses
+            arrays = {"ids": ids[: len(losses)].astype(np.uint32), "losses": losses}
+            arrays["position_losses"] = evaluation.position_losses
+            files.write_file(self.folder / LOSSES, safetensors.save(arrays, {"step": str(step)}))
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append an event to the log, with the time in UTC."""

@@ -28,6 +28,7 @@ from pipeline.store.manifest import Identity
 
 if TYPE_CHECKING:
     from model.training.distributed import World
+    from model.training.metrics import OnRow
     from model.training.progress import Watch
 
 
@@ -42,6 +43,7 @@ def train(
     accept: bool = False,
     stopped: threading.Event | None = None,
     watch: Watch | None = None,
+    on_row: OnRow | None = None,
     rebuild: bool = False,
 ) -> BuildResult:
     """Train a plan, or the one that `plan` returns, and publish its run.
@@ -50,9 +52,10 @@ def train(
     With `rebuild` the run is trained even if it is published, and takes the place of the published one. A run that is
     worse than the current one of its name, on its own validation text, does not become current, unless `accept` is set.
 
-    With `watch`, the state of the training is passed to it about every second, instead of reported in lines. A signal,
-    or setting `stopped`, saves everything and raises TryAgain. With `anneal`, the learning rates fall to zero
-    first and the result is published as a run of its own, so that the unfinished one can still be resumed.
+    With `watch`, the state of the training is passed to it about every second, instead of reported in lines. In the
+    main process, the numbers of each row of the metrics are passed to `on_row`. A signal, or setting `stopped`, saves
+    everything and raises TryAgain. With `anneal`, the learning rates fall to zero first and the result is published as
+    a run of its own, so that the unfinished one can still be resumed.
 
     Under torchrun all processes train, and the main one plans, saves and publishes below its root. Each node reads the
     tokens below its own root. The result of the others names the folder of the main process.
@@ -64,6 +67,7 @@ def train(
         "anneal": anneal,
         "stopped": stopped,
         "watch": watch,
+        "on_row": on_row,
     }
     make_plan: Callable[[], TrainPlan] = (lambda: plan) if isinstance(plan, TrainPlan) else plan
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

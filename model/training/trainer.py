@@ -28,7 +28,7 @@ from model.training.evaluator import Evaluator, sample_prompt
 from model.training.finish import copy_records, finish, make_result
 from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
-from model.training.metrics import Metrics, RunningSums
+from model.training.metrics import Metrics, OnRow, RunningSums
 from model.training.progress import ProgressReporter, Watch
 from model.training.resume import count_tokens, load_parent, open_parent
 from model.training.timer import Every
@@ -38,7 +38,6 @@ from pipeline.store import artifact, files
 from pipeline.tokens.store import open_store
 
 _LOG_SECONDS = 10.0
-_NO_VALIDATION = "the tokens have no validation part: nothing is evaluated, and the last checkpoint is the best"
 _MAX_BAD_STEPS, _MAX_ROLLBACKS = 3, 2  # bad steps in a row
 ANNEALED = "annealed"  # in the scratch folder of the draft
 
@@ -53,11 +52,13 @@ def fit(
     anneal: bool = False,
     stopped: threading.Event | None = None,
     watch: Watch | None = None,
+    on_row: OnRow | None = None,
     world: World | None = None,
 ) -> Result:
     """Train the model of a plan and write all files of its run into `draft`.
 
-    `watch` is called about every second, and the lines of steps and evaluations are then not reported.
+    `watch` is called about every second, and the lines of steps and evaluations are then not reported; `on_row` with
+    the numbers of each row of the metrics.
     A signal ends it early, and so does setting `stopped`. Then everything is saved and TryAgain raised; or, with
     `anneal`, the learning rates fall to zero, the run is written into a folder of its own and the main process raises
     Annealed. Raises TrainingDiverged if the numbers stay non-finite after two rollbacks.
@@ -72,9 +73,9 @@ def fit(
     if world.is_main:
         write_config(draft, plan.preset_name, plan.preset, tokenizer)
     baselines = trainer.announce()
-    folder = draft if world.is_main else None
-    metrics_file = Metrics(folder, saved_step, board=plan.tensorboard)
+    metrics_file = Metrics(draft if world.is_main else None, saved_step, picked, board=plan.tensorboard, on_row=on_row)
     with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, devices.out_of_memory_refused(picked):
+        metrics.event("plan", **trainer.planned)
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:
@@ -206,10 +207,11 @@ class Trainer:
         )
         execution = self.learner.execution
         seconds *= math.ceil(len(self.rows) / execution.micro_batch)
+        self.planned = {"seconds_per_step": seconds, "bytes": self.execution_plan.bytes}
         lines = estimate.plan_lines(
             self.preset_name, self.preset, len(self.store.train), self.execution_plan, execution, self.device, seconds
         )
-        for line in (*lines, estimate.scale(self.baselines) if self.baselines else _NO_VALIDATION):
+        for line in (*lines, estimate.scale(self.baselines)):
             self.report(line)
         return self.baselines
 
@@ -299,8 +301,7 @@ class Trainer:
         """
         if self.schedule.finished or self.schedule.annealing:
             return
-        reason = self.evaluator.ends_early(self.metrics, self.report)
-        if not reason:
+        if not (reason := self.evaluator.ends_early(self.metrics, self.report)):
             return
         self.report(f"{reason}: the learning rates fall to zero from the best checkpoint on, then the training ends")
         self.metrics.event("ends early", step=self.schedule.step, cause=reason)
@@ -374,9 +375,8 @@ class Trainer:
                 f"stopped by a signal at step {self.schedule.step:,}; everything is saved",
                 hint=f"the same command{'' if self._resume else ' without --no-resume'} resumes from there",
             )
-        self.report(
-            "stopped by a signal: learning rates fall to zero, then the run is published; a second signal ends it now"
-        )
+        line = "learning rates fall to zero, then the run is published; a second signal ends it now"
+        self.report(f"stopped by a signal: {line}")
         self.schedule.anneal()
         self.folder = self.folder / artifact.SCRATCH / ANNEALED
         self.checkpointer.folder = self.folder / CHECKPOINTS

@@ -133,12 +133,17 @@ def tensors(run_artifact: Artifact, which: str = "last") -> Iterator[tuple[str, 
 
 
 def metric_rows(run_artifact: Artifact) -> list[dict[str, str]]:
-    """Return the rows of the metrics without their seconds."""
-    return [{**row, "seconds": ""} for row in metrics.read(run_artifact.file("metrics.csv"))]
+    """Return the rows of the metrics without their seconds and memory."""
+    return [{**row, "seconds": "", "memory_mb": ""} for row in metrics.read(run_artifact.file("metrics.csv"))]
 
 
 def samples(run_artifact: Artifact) -> list[object]:
     return [msgspec.json.decode(line) for line in run_artifact.file("samples.jsonl").read_bytes().splitlines()]
+
+
+def losses(run_artifact: Artifact) -> bytes:
+    """Return the file of the losses of the validation tokens."""
+    return run_artifact.file("losses.safetensors").read_bytes()
 
 
 def assert_same_curve(actual: Artifact, expected_run: Artifact) -> None:
@@ -160,6 +165,7 @@ def assert_same_run(actual: Artifact, expected: Artifact) -> None:
         assert torch.equal(tensor, expected_tensors[name]), name
     assert metric_rows(actual) == metric_rows(expected)
     assert samples(actual) == samples(expected)
+    assert losses(actual) == losses(expected)
     assert actual.manifest.key == expected.manifest.key
     assert artifact.find_problems(actual, deep=True) == []
 

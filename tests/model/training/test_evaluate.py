@@ -51,24 +51,53 @@ def test_windows_score_each_input_once_with_half_a_block_of_context(block: int) 
         assert scored == [1] * (count - 1) + [0], count
 
 
-def scored_one_by_one(model: GPT, validation: ValidationSet) -> float:
-    """Return the summed nats of every id but the first, each from its own pass over the context in its window."""
-    ids, total = torch.from_numpy(validation.ids), 0.0
+def scored_one_by_one(model: GPT, validation: ValidationSet) -> list[float]:
+    """Return the nats of every id but the first, each from its own pass over the context in its window."""
+    ids, losses = torch.from_numpy(validation.ids), list[float]()
     for start, first in windows(len(ids), model.config.block_size):
         for position in range(first, min(start + model.config.block_size, len(ids) - 1)):
             with torch.no_grad():
-                total -= float(model(ids[None, start : position + 1])[0, -1].log_softmax(-1)[ids[position + 1]])
-    return total
+                losses.append(-float(model(ids[None, start : position + 1])[0, -1].log_softmax(-1)[ids[position + 1]]))
+    return losses
 
 
 @pytest.mark.parametrize("size", [1, 20, 47, 60, 300])
 def test_loss_equals_scoring_one_token_at_a_time(store: TokenStore, model: GPT, size: int) -> None:
     validation = validation_set(store, size)
-    expected, evaluation = scored_one_by_one(model, validation), evaluate(model, validation, CPU)
+    losses, evaluation = scored_one_by_one(model, validation), evaluate(model, validation, CPU)
+    expected = sum(losses)
     assert evaluation
+    assert evaluation.token_losses == pytest.approx(losses, rel=1e-4, abs=1e-5)
     assert evaluation.loss == pytest.approx(expected / (len(validation.ids) - 1), rel=1e-4)
     assert evaluation.bits_per_char == pytest.approx(expected / math.log(2) / validation.characters, rel=1e-4)
     assert evaluation.bits_per_byte == pytest.approx(expected / math.log(2) / validation.bytes, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 47, 300])
+def test_losses_by_position_are_means_over_all_windows(store: TokenStore, model: GPT, size: int) -> None:
+    validation, block = validation_set(store, size), model.config.block_size
+    ids, columns = torch.from_numpy(validation.ids), [list[float]() for _ in range(block)]
+    for start, _ in windows(len(ids), block):
+        window = ids[start : start + block + 1]
+        with torch.no_grad():
+            losses = F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none")
+        for column, loss in zip(columns, losses.tolist(), strict=False):
+            column.append(loss)
+    expected = [sum(column) / len(column) if column else math.nan for column in columns]
+    evaluation = evaluate(model, validation, CPU)
+    assert evaluation
+    assert evaluation.position_losses == pytest.approx(expected, rel=1e-4, nan_ok=True)
+
+
+def test_only_the_first_token_losses_are_held(store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = validation_set(store, 300)
+    complete = evaluate(model, validation, CPU)
+    monkeypatch.setattr("model.training.evaluate.MAX_TOKEN_LOSSES", 37)
+    first = evaluate(model, validation, CPU)
+    assert complete
+    assert first
+    assert first.loss == complete.loss
+    assert first.token_losses.tolist() == complete.token_losses[:37].tolist()
 
 
 def test_logits_of_a_long_window_are_held_in_pieces(
@@ -132,16 +161,25 @@ def test_processes_share_the_windows_and_sum_their_losses(
     validation = validation_set(store, 400)
     expected = evaluate(model, validation, CPU)
     parts: list[float] = []
+    tensors: list[torch.Tensor] = []
 
     def total(self: World, value: float) -> float:
         parts.append(value)
         return value
 
+    def tensor_total(self: World, tensor: torch.Tensor) -> torch.Tensor:
+        tensors.append(tensor.clone())
+        return tensor
+
     monkeypatch.setattr(World, "all_reduce_sum", total)
+    monkeypatch.setattr(World, "sum_tensor", tensor_total)
     for rank in range(3):
         evaluate(model, validation, CPU, world=World(rank, 3))
     assert expected
-    assert sum(parts[::2]) / (len(validation.ids) - 1) == pytest.approx(expected.loss, rel=1e-5)
+    assert sum(parts[1::2]) / (len(validation.ids) - 1) == pytest.approx(expected.loss, rel=1e-5)
+    token_losses, (sums, counts) = (torch.stack(tensors[first::2]).sum(0) for first in (0, 1))
+    assert token_losses.tolist() == pytest.approx(expected.token_losses, rel=1e-5, abs=1e-6)
+    assert (sums / counts).tolist() == pytest.approx(expected.position_losses, rel=1e-5)
 
 
 def test_stopped_evaluation_returns_none(store: TokenStore, model: GPT) -> None:

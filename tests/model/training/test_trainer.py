@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,6 +32,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
 from pipeline.store.generations import draft_path
 from pipeline.tokens import counting
+from pipeline.tokens.store import open_store
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -99,6 +101,54 @@ def test_run_records_events_and_samples(root: Path, tokens: Artifact) -> None:
     assert [sample["step"] for sample in samples] == [0, 10, 20]
     assert all(sample["prompt"] for sample in samples)
     assert b"<svg" in run_artifact.file("loss.svg").read_bytes()
+
+
+def test_run_holds_the_losses_of_its_last_evaluation(root: Path, tokens: Artifact) -> None:
+    run_artifact = train(root, tokens, steps=20, evaluations=1).artifact
+    losses, result = load_file(run_artifact.file("losses.safetensors")), run.read_result(run_artifact.path)
+    ids = open_store(tokens).val.read(0, len(losses["ids"]))
+    assert losses["ids"].tolist() == ids.tolist()
+    assert len(ids) == len(open_store(tokens).val)
+    assert float(losses["losses"].double().mean()) == pytest.approx(result.val_loss, abs=1e-5)
+    assert losses["position_losses"].shape == (make_plan(tokens).preset.model.block_size,)
+    with safe_open(run_artifact.file("losses.safetensors"), "pt") as file:
+        assert file.metadata() == {"step": "20"}
+    assert "losses.safetensors" in [record.name for record in run_artifact.manifest.files]
+
+
+def test_rows_of_the_metrics_are_passed_to_a_function(root: Path, tokens: Artifact) -> None:
+    rows: list[dict[str, float]] = []
+    run_artifact = stage.train(
+        root, make_plan(tokens, steps=20), device="cpu", resume=True, report=ignore, on_row=rows.append
+    ).artifact
+    written = metrics.read(run_artifact.file("metrics.csv"))
+    assert len(rows) == len(written) == 3
+    for row, texts in zip(rows, written, strict=True):
+        numbers = {name: float(text) for name, text in texts.items() if text}
+        assert row == {
+            name: pytest.approx(number, rel=1e-3, abs=0.5 if name == "memory_mb" else 1e-2)
+            for name, number in numbers.items()
+        }
+    assert all(row["memory_mb"] > 1 for row in rows)
+
+
+def test_draft_with_rows_of_an_older_version_resumes(root: Path, tokens: Artifact) -> None:
+    stopped = threading.Event()
+    with pytest.raises(TryAgain):
+        stage.train(
+            root,
+            make_plan(tokens, steps=20),
+            device="cpu",
+            resume=True,
+            report=ignore,
+            stopped=stopped,
+            on_row=lambda row: stopped.set() if row["step"] else None,
+        )
+    draft = draft_path(root, plan.identify(make_plan(tokens, steps=20)))
+    rows = [line.rpartition(",")[0] for line in (draft / "metrics.csv").read_text().splitlines()]
+    (draft / "metrics.csv").write_text("\n".join(rows) + "\n")
+    run_artifact = run_stage(root, make_plan(tokens, steps=20)).artifact
+    assert [row["memory_mb"] is None for row in metrics.read(run_artifact.file("metrics.csv"))] == [True, True, False]
 
 
 def test_tensorboard_events_match_the_metrics(root: Path, tokens: Artifact) -> None:
