@@ -46,6 +46,7 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
       inkstone status --check --max-age 36h
     """
     from pipeline.maintenance import status as status_report
+    from pipeline.runtime.terminal import sparkline
     from pipeline.store import files
 
     if check:
@@ -54,7 +55,7 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
     rows, refreshes = status_report.status(settings.root), status_report.refreshes(settings.root)
     lines = [
         f"{row.ref:<48} {row.state:<10} {status_report.duration(row.age_hours * 3600):>23}"
-        f" {status_report.size(row.bytes):>10}  {row.summary}"
+        f" {status_report.size(row.bytes):>10}  {row.summary}{'  ' if row.curve else ''}{sparkline(row.curve)}"
         for row in rows
     ]
     lines += [refresh.line() for refresh in refreshes]

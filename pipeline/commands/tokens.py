@@ -341,7 +341,12 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
         tokens.path,
         summary.counts,
         tokens.manifest.ledger,
-        {"longest": summary.longest, "segments": summary.segments, "first_document": summary.first},
+        {
+            "longest": summary.longest,
+            "lengths": summary.lengths,
+            "segments": summary.segments,
+            "first_document": summary.first,
+        },
         _summary_lines(tokens, summary),
         always=True,
     )
@@ -361,6 +366,7 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
             for split in summary.segments
         ),
         f"longest    {summary.longest:,} tokens",
+        *_length_lines(summary.lengths),
         *([f"unknown    {describe_unknown(counts)}"] if "unknown_characters" in counts else []),
     ]
     if "encoder" in counts:
@@ -368,3 +374,17 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
     for index, (name, documents) in enumerate(sorted(counts.get("sets", {}).items(), key=lambda item: -item[1])):
         lines.append(f"{'' if index else 'sets':<10} {documents:>12,} {name}")
     return [*lines, f"begins     {summary.first!r}"]
+
+
+def _length_lines(lengths: Sequence[int]) -> list[str]:
+    """Return a histogram of the lengths of documents: a line for each power of two from the shortest on."""
+    from pipeline.runtime.terminal import bars
+
+    first = next((power for power, count in enumerate(lengths) if count), 0)
+    ranges = [f"{1 << power:,}–{(2 << power) - 1:,}" if power else "1" for power in range(len(lengths))]
+    width = max(map(len, ranges), default=0)
+    return [
+        f"{'' if power > first else 'lengths':<10} {ranges[power]:>{width}} {bar} {lengths[power]:,}"
+        for power, bar in enumerate(bars(lengths))
+        if power >= first
+    ]

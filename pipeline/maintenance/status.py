@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from contextlib import suppress
@@ -29,7 +30,7 @@ class StatusRow:
     """Status of one source or artifact.
 
     `state` is "current", "damaged", "unfinished" (a draft without a running build), "in use" (being built) or
-    "leftover" (of a killed command).
+    "leftover" (of a killed command). `curve` are the bits per character at the evaluations of a run, in order.
     """
 
     ref: str
@@ -37,6 +38,7 @@ class StatusRow:
     age_hours: float
     bytes: int
     summary: str
+    curve: tuple[float, ...] = ()
 
 
 def status(root: Path) -> list[StatusRow]:
@@ -110,12 +112,12 @@ def _current_row(link: Path, name: str) -> StatusRow:
 def _artifact_row(current: Artifact, folder: Path) -> StatusRow:
     size = sum(record.size for record in current.manifest.files)
     current_state = "current" if not artifact.find_problems(current) else "damaged"
-    summary = _summary(current)
+    summary, curve = _summary(current), tuple[float, ...]()
     if current.manifest.kind == "runs" and current_state == "current":
-        summary += _quality(current)
+        summary, curve = summary + _quality(current), _curve(current)
     older = len(list(folder.glob(f"[!.]*/{MANIFEST}"))) - 2  # `current` matches as well as its target
     suffix = f", {older} older" if older > 0 else ""
-    return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, summary + suffix)
+    return StatusRow(current.ref, current_state, _age_hours(folder / "current"), size, summary + suffix, curve)
 
 
 def _report_row(root: Path, path: Path) -> StatusRow:
@@ -181,6 +183,15 @@ def _quality(run: Artifact) -> str:
     return "".join(f", {text}" for text in texts if text)
 
 
+def _curve(run: Artifact) -> tuple[float, ...]:
+    """Return the bits per character at the evaluations of a run; () if it has none that can be read."""
+    try:
+        lines = read_regular(run.file("metrics.csv")).decode("ascii").splitlines()
+        return tuple(float(text) for row in csv.DictReader(lines) if (text := row.get("bits_per_char")))
+    except (OSError, BadData, ValueError, csv.Error):
+        return ()
+
+
 def _age_hours(path: Path) -> float:
     """Return the hours since the last change of `path`, or 0 if it was deleted in the meantime."""
     with suppress(FileNotFoundError):
@@ -195,6 +206,7 @@ def as_dict(row: StatusRow) -> dict[str, Any]:
         "age_hours": round(row.age_hours, 2),
         "bytes": row.bytes,
         "summary": row.summary,
+        "curve": list(row.curve),
     }
 
 

@@ -11,10 +11,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from pipeline.errors import StorageFailed
+
+SPARKS, BAR = 24, 30  # characters of a sparkline and of the longest bar, at most
 
 # Controls, line separators, marks of reading order, invisible format characters, and lone surrogates (bytes of a name
 # that are not UTF-8). The joiners U+200C and U+200D stay: scripts and emoji need them.
@@ -48,6 +50,34 @@ def json_line(fields: Mapping[str, Any], *, encoding: str = "utf-8") -> str:
 
 def _json_escaped(match: re.Match[str]) -> str:
     return json.dumps(match[0])[1:-1]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return numbers as one character each, from the lowest to the highest; of many, `SPARKS` at equal distances."""
+    count = len(values)
+    if count > SPARKS:
+        values = [values[round(index * (count - 1) / (SPARKS - 1))] for index in range(SPARKS)]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    levels = drawable("▁▂▃▄▅▆▇█", "_.-:=+*#")
+    return "".join(levels[round((len(levels) - 1) * (value - low) / ((high - low) or 1.0))] for value in values)
+
+
+def bars(counts: Sequence[int]) -> list[str]:
+    """Return a bar for each count, `BAR` characters for the greatest; a count above 0 has at least the shortest bar."""
+    eighths = drawable(" ▏▎▍▌▋▊▉█", " #")
+    parts = len(eighths) - 1  # of a character
+    unit = BAR * parts / max([1, *counts])
+    lengths = [max(round(count * unit), min(count, 1)) for count in counts]
+    return [(eighths[-1] * (length // parts) + eighths[length % parts]).rstrip() for length in lengths]
+
+
+def drawable(characters: str, substitute: str) -> str:
+    """Return `characters` if standard output can show them, else their ASCII substitute."""
+    try:
+        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return substitute
+    return characters
 
 
 def write(text: str) -> None:

@@ -27,11 +27,16 @@ _COMPARED = 1 << 20  # tokens of the longest document that is encoded again to v
 
 @dataclass(frozen=True)
 class TokensSummary:
-    """Summary of a tokens artifact. `longest` is in tokens, end-of-text included; `first` is the first document."""
+    """Summary of a tokens artifact.
+
+    `longest` is in tokens, end-of-text included. `lengths` has the numbers of documents of 1, 2 to 3, 4 to 7, … tokens.
+    `first` is the first document.
+    """
 
     counts: dict[str, Any]
     segments: dict[str, int]
     longest: int
+    lengths: list[int]
     first: str
 
 
@@ -65,7 +70,15 @@ def summarize(artifact: Artifact) -> TokensSummary:
     segments = {split: len(segment_names(artifact, split)) for split in SPLITS}
     first = store.train.read(0, min(int(lengths["train"][0]), 4 * _SHOWN))
     longest = max((int(tokens.max()) for tokens in lengths.values() if len(tokens)), default=0)
-    return TokensSummary(artifact.manifest.counts, segments, longest, store.tokenizer.decode(first)[:_SHOWN])
+    sizes = sum(np.bincount(_bit_lengths(tokens), minlength=64) for tokens in lengths.values())
+    histogram = np.trim_zeros(np.asarray(sizes)[1:], "b").tolist()
+    return TokensSummary(artifact.manifest.counts, segments, longest, histogram, store.tokenizer.decode(first)[:_SHOWN])
+
+
+def _bit_lengths(numbers: np.ndarray) -> np.ndarray:
+    """Return the number of binary digits of each: 1 for 1, 2 for 2 and 3, 3 for 4 to 7."""
+    exponents: np.ndarray = np.frexp(numbers.astype(np.float64))[1]
+    return exponents
 
 
 def locate(artifact: Artifact, index: int, split: str = "train") -> Location:

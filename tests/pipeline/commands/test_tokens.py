@@ -41,6 +41,21 @@ def corpora(run: Run, tmp_path: Path) -> None:
         run("clean", path)
 
 
+def test_inspect_counts_the_lengths_of_documents_by_powers_of_two(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"text": "山" * count}) + "\n" for count in (1, 1, 2, 3, 9, 40)))
+    run("clean", path)
+    run("train-tokenizer", "lines", "--kind", "char")
+    run("tokenize", path, "--val-fraction", "0", "--tokenizer", "lines", "--name", "lines")
+    lengths = [2, 2, 3, 4, 10, 41]  # with end-of-text
+    expected = [sum(1 << power <= length < 2 << power for length in lengths) for power in range(6)]
+    output = run("inspect", "tokens", "lines")
+    assert json.loads(run("--json", "inspect", "tokens", "lines"))["lengths"] == expected == [0, 3, 1, 1, 0, 1]
+    histogram = output.splitlines()[output.splitlines().index("longest    41 tokens") + 1 :][:5]
+    assert [line[11:].split()[0] for line in histogram] == ["2–3", "4–7", "8–15", "16–31", "32–63"]
+    assert [int(line.split()[-1]) for line in histogram] == expected[1:]
+
+
 def tokenizer_of(root: Path, tokens: str) -> str:
     """Return the tokenizer artifact that some tokens were made with, as kind/name."""
     manifest = artifact.find(root, "tokens", tokens).manifest

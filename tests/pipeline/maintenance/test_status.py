@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+import cli
 from pipeline.maintenance import retention, status
 from pipeline.refresh import state
 from pipeline.refresh.state import RefreshState
+from pipeline.runtime.terminal import sparkline
 from pipeline.sources import cache
 from pipeline.store import artifact, files, locks
 from pipeline.store.artifact import Artifact, StageOutput
@@ -269,6 +271,29 @@ def test_run_row_has_bits_per_character_and_minutes(root: Path, result: str) -> 
 
     artifact.build(root, Identity("runs", "small", {}, ()), write)
     assert status.status(root)[0].summary == f"12 steps{RESULTS[result]}"
+
+
+def test_run_row_has_the_curve_of_its_evaluations(
+    root: Path, inkstone: Inkstone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(draft: Path) -> StageOutput:
+        (draft / "metrics.csv").write_text("step,train_loss,bits_per_char\n0,,5.2\n5,7.1,\n10,6.9,3.5\n20,6.8,4.5\n")
+        return StageOutput({"steps": 20})
+
+    artifact.build(root, Identity("runs", "small", {}, ()), write)
+    assert status.status(root)[0].curve == (5.2, 3.5, 4.5)
+    assert inkstone("status")["rows"][0]["curve"] == [5.2, 3.5, 4.5]
+    assert cli.main(["--artifacts", str(root), "status"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(f"20 steps  {sparkline((5.2, 3.5, 4.5))}")
+
+
+def test_run_row_without_readable_metrics_has_no_curve(root: Path) -> None:
+    def write(draft: Path) -> StageOutput:
+        (draft / "metrics.csv").write_text("step,bits_per_char\n0,high\n")
+        return StageOutput({"steps": 20})
+
+    artifact.build(root, Identity("runs", "small", {}, ()), write)
+    assert status.status(root)[0].curve == ()
 
 
 def test_publications_are_those_of_the_last_day_newest_first(root: Path) -> None:

@@ -43,6 +43,36 @@ def test_json_has_the_same_values_in_every_encoding(encoding: str) -> None:
     assert "\n" not in line
 
 
+class Stream(io.StringIO):
+    """Standard output of an encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+
+@pytest.mark.parametrize(
+    ("encoding", "line", "bar"), [("utf-8", "█▄▁▁", "▏"), ("gbk", "█▄▁▁", "▏"), ("ascii", "#:__", "#")]
+)
+def test_small_charts_have_characters_that_the_terminal_can_show(
+    encoding: str, line: str, bar: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Stream(encoding))
+    assert terminal.sparkline([5.0, 4.1, 3.4, 3.4]) == line
+    assert terminal.bars([0, 1, 100_000]) == ["", bar, (bar if encoding == "ascii" else "█") * terminal.BAR]
+    assert (terminal.sparkline([]), terminal.bars([])) == ("", [])
+
+
+def test_sparkline_of_many_values_has_the_first_and_the_last() -> None:
+    line = terminal.sparkline([9.0, *[5.0] * 1000, 1.0])
+    assert len(line) == terminal.SPARKS
+    assert (line[0], line[-1]) == (terminal.sparkline([9.0, 1.0])[0], terminal.sparkline([9.0, 1.0])[1])
+
+
 @pytest.mark.parametrize(
     "arguments", [["clean", HOSTILE], [f"--{HOSTILE}"], [HOSTILE], ["clean", "--min-chars", HOSTILE]]
 )
