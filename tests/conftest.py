@@ -114,6 +114,7 @@ SLOW = (
     "tests/test_foreign_tokenizer.py",
     "tests/test_readme.py::test_the_offline_commands_run_as_written",
     "tests/test_start.py",
+    "tests/test_waits.py::test_commands_explain_what_takes_long",
     "tests/test_wheel.py",
 )
 

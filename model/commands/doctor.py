@@ -35,10 +35,11 @@ def doctor(settings: Settings, cron: bool, offline: bool) -> Outcome:
         result = "failed" if process.returncode else "unchanged"
         return Outcome(result, extra={"output": lines}, lines=lines, always=True, exit_code=process.returncode)
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
-    findings = checks.examine(
-        settings.root, DISTRIBUTION, ask=None if offline else lambda: server_date(endpoint, settings.progress.stop)
-    )
-    findings += device_findings()
+    with settings.progress.wait("checking this machine"):
+        findings = checks.examine(
+            settings.root, DISTRIBUTION, ask=None if offline else lambda: server_date(endpoint, settings.progress.stop)
+        )
+        findings += device_findings()
     failed = any(finding.state == "fail" for finding in findings)
     return Outcome(
         "failed" if failed else "unchanged",

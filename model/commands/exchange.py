@@ -65,15 +65,16 @@ def import_model(
     """
     from model.exchange import import_model as importer
 
-    built = importer.import_model(
-        settings.root,
-        folder,
-        name,
-        tokenizer=tokenizer,
-        trusted=trust_checkpoint,
-        assumed=assume_tokenizer,
-        end_of_text=end_of_text,
-    )
+    with settings.progress.wait(f"importing {folder}"):
+        built = importer.import_model(
+            settings.root,
+            folder,
+            name,
+            tokenizer=tokenizer,
+            trusted=trust_checkpoint,
+            assumed=assume_tokenizer,
+            end_of_text=end_of_text,
+        )
     return outcome_of(built, ("parameters",), tokenizer=built.artifact.manifest.tokenizer)
 
 
@@ -136,24 +137,28 @@ def export(
     source = find_artifact(settings, _ARTIFACTS[kind], reference)
     words = (source.manifest.name, "corpus" if kind == "corpus" else "", target_format, quantize)
     path = out or settings.root / "exports" / "-".join(filter(None, words))
+    wait = settings.progress.wait(f"exporting {source.ref}")
     if kind == "corpus":
         from pipeline.export import corpus
 
-        rows = corpus.export(source, target_format, path, verify=verify)
+        with wait:
+            rows = corpus.export(source, target_format, path, verify=verify)
         counts = {"documents": rows.documents, "characters": rows.characters, "bytes": rows.bytes}
         return _exported(source.ref, rows, counts, f"{rows.documents:,} documents")
     if kind == "tokens":
         from pipeline.export import export as token_export
 
-        exported = token_export.export(source, target_format, path, verify=verify, shard_tokens=shard_tokens)
+        with wait:
+            exported = token_export.export(source, target_format, path, verify=verify, shard_tokens=shard_tokens)
         if exported.warning:
             settings.progress.note(f"warning: {exported.warning}")
         counts = {"tokens": exported.tokens, "documents": exported.documents, "bytes": exported.bytes}
         return _exported(source.ref, exported, counts, f"{exported.tokens:,} tokens")
 
-    from model.exchange import export as model_export
+    with wait:
+        from model.exchange import export as model_export
 
-    model = model_export.export(source, target_format, path, checkpoint, verify=verify, quantize=quantize)
+        model = model_export.export(source, target_format, path, checkpoint, verify=verify, quantize=quantize)
     counts = {"parameters": model.parameters, "step": model.step, "bytes": model.bytes}
     return _exported(source.ref, model, counts, f"{model.parameters:,} parameters of step {model.step:,}")
 

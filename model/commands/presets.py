@@ -37,12 +37,14 @@ def presets(settings: Settings, vocab_size: int, lists_settings: bool, device: s
     """
     if lists_settings:
         return _list_settings()
-    from model.device import pick_device
     from model.presets import PRESETS
-    from model.training.estimate import measure_flops
 
-    picked = pick_device(device)
-    rate = measure_flops(PRESETS["small"], picked)
+    with settings.progress.wait("measuring the speed of this machine"):
+        from model.device import pick_device
+        from model.training.estimate import measure_flops
+
+        picked = pick_device(device)
+        rate = measure_flops(PRESETS["small"], picked)
     rows = [_row(name, vocab_size, rate) for name in PRESETS]
     header = f"{'preset':<15} {'parameters':>12} {'minutes':>12}  {'family':<8}  {'exports to':<18}  description"
     lines = [header]

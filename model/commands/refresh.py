@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.commands.options import DEVICE
-from model.commands.training_bar import training_watch
+from model.commands.training_bar import MEASURING, training_watch
 from model.commands.training_summary import add_promotion
 from pipeline import errors
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
@@ -202,7 +202,9 @@ def continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str
     from model.commands import sample
     from model.generation.session import Session
 
-    session = Session(run, "best", device, "fp32", settings.progress.note)
+    with settings.progress.wait(f"loading {run.ref}"):
+        session = Session(run, "best", device, "fp32", settings.progress.note)
+        session.load()
     prompts = [session.encode_prompt(text) for text in recipe.sample.prompts]
     options = sample_options(recipe.sample)
     return [sample.as_fields(result) for result in session.sample(prompts, options, settings.progress.stop)]
@@ -309,7 +311,7 @@ def train_stage(
             settings.progress.note(f"starts over: {', '.join(paths)} changed since the unfinished run {draft.name}")
         for line in unfinished.describe_others(settings.root, planned):
             settings.progress.note(line)
-        with training_watch(settings) as watch:
+        with settings.progress.wait(MEASURING), training_watch(settings) as watch:
             return stage.train(
                 settings.root,
                 planned,

@@ -153,7 +153,8 @@ def sample(
             "--interactive reads its prompts from the terminal", hint="leave out the prompt options and --num-samples"
         )
     run = _find_run(settings, reference)
-    session = Session(run, checkpoint, device, precision, settings.progress.note)
+    with settings.progress.wait(f"verifying {run.ref}"):
+        session = Session(run, checkpoint, device, precision, settings.progress.note)
     parsed = [session.prompt_from_file("-") if text == "-" else session.encode_prompt(text) for text in texts]
     parsed += [session.encode_prompt(text) for text in prompts]
     parsed += [session.prompt_from_ids(text) for text in prompt_ids]
@@ -162,12 +163,15 @@ def sample(
 
     sample_options = SampleOptions(**options, candidates=_CANDIDATES if explain else 0)
     outcome = Outcome("built", run.ref, run.path, {"samples": len(repeated)}, always=True)
+    with settings.progress.wait(f"loading {run.ref}"):
+        session.load()
     if interactive:
         outcome.counts = {"samples": converse(session, sample_options, settings.progress.stop)}
     elif stream:
         stream_samples(session, repeated, sample_options, settings.progress.stop)
     else:
-        samples = session.sample(repeated, sample_options, settings.progress.stop)
+        with settings.progress.wait(f"writing {len(repeated):,} texts of up to {sample_options.max_tokens:,} tokens"):
+            samples = session.sample(repeated, sample_options, settings.progress.stop)
         outcome.extra["samples"] = [as_fields(sample) for sample in samples]
         outcome.lines = "\n\n".join(map(format_sample, repeated, samples)).split("\n")
     return outcome

@@ -77,7 +77,9 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
     from model.serving.server import serve as run_server
 
     run = find_artifact(settings, "runs", reference)
-    session = Session(run, checkpoint, device, precision, settings.progress.note)
+    with settings.progress.wait(f"loading {run.ref}"):
+        session = Session(run, checkpoint, device, precision, settings.progress.note)
+        session.load()
     served = run_server(session, ServerConfig(**server), settings.progress.note, settings.progress.stop)
     return Outcome(
         "unchanged",

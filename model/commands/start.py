@@ -223,7 +223,8 @@ def _write_recipe(
     from pipeline.report.languages import language_of
     from pipeline.start import decide, recipe_file
 
-    text = _survey(settings, path.stem, sources, options, plan_only)
+    with settings.progress.wait("reading the text"):
+        text = _survey(settings, path.stem, sources, options, plan_only)
     vocabulary, device = decide.vocab_size(text), _device_name(device)
     choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes)
     described = [

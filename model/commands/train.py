@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from model.commands.options import DEVICE, is_secondary_rank, parse_key_values
-from model.commands.training_bar import training_watch
+from model.commands.training_bar import MEASURING, training_watch
 from model.commands.training_summary import training_outcome
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
@@ -162,7 +162,7 @@ def train(
 
     if dry_run:
         return _dry_run(settings, make_plan(), device, reference)
-    with training_watch(settings) as watch:
+    with settings.progress.wait(MEASURING), training_watch(settings) as watch:
         built = stage.train(
             *(settings.root, lambda: _resumable(settings, make_plan(), resume, reference)),
             device=device,
@@ -283,7 +283,9 @@ def _dry_run(settings: Settings, plan: TrainPlan, device: str, reference: str) -
 
     resumed = plan if _names_generation(reference) else unfinished.pin_unfinished(settings.root, plan)
     others = unfinished.describe_others(settings.root, resumed)
-    return Outcome("unchanged", lines=[*stage.dry_run(plan, device=device), *others], always=True)
+    with settings.progress.wait(MEASURING):
+        lines = stage.dry_run(plan, device=device)
+    return Outcome("unchanged", lines=[*lines, *others], always=True)
 
 
 def _resumable(settings: Settings, plan: TrainPlan, resume: bool | None, reference: str) -> TrainPlan:

@@ -13,6 +13,8 @@ from pipeline.runtime.terminal import printable
 if TYPE_CHECKING:
     from model.training.progress import TrainProgress, Watch
 
+MEASURING = "measuring the baselines and the time of a step"  # before a training has its first line
+
 
 @contextmanager
 def training_watch(settings: Settings) -> Iterator[Watch | None]:

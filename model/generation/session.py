@@ -50,6 +50,10 @@ class Session:
 
     @property
     def model(self) -> GPT:
+        return self.load()
+
+    def load(self) -> GPT:
+        """Load the model, unless it is loaded already."""
         if self._model is None:
             from model import device
             from model.generation import quantization

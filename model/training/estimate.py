@@ -39,6 +39,7 @@ _PROBES = 3
 _MAX_REASON = 200  # characters of an error of torch
 _PROBE_VOCABULARY, _PROBE_ROWS = 8_000, 8
 _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its caches
+_COMPILING = "compiling the network, which takes a minute or two"
 _MIN_COMPILED = 300.0  # seconds of a training: compiling takes one or two minutes
 
 
@@ -319,12 +320,15 @@ def measure_step(
     would take longer than five minutes without, and if that makes it faster. Raises BadConfig if the network cannot be
     compiled, or memory does not suffice, as the user wanted it.
     """
+    if learner.execution.compiled:
+        report(_COMPILING)
     seconds, world, config = _passing_seconds(learner, load, eos, report), learner.world, learner.config
     passes = math.ceil(learner.rows / learner.execution.micro_batch)
     total = 60 * config.minutes or config.steps * passes * seconds
     if not compiles or learner.execution.compiled or world.broadcast(total) < _MIN_COMPILED:
         return seconds
     eager = learner.execution
+    report(_COMPILING)
     learner.use(replace(eager, compiled=True))
     compiled_seconds = _passing_seconds(learner, load, eos, report)
     is_compiled = not world.any(not learner.execution.compiled)

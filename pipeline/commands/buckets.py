@@ -35,10 +35,12 @@ def push(settings: Settings, reference: str, url: str, one_writer: bool) -> Outc
     bucket = Bucket(url)
     if note := bucket.require_conditions(one_writer=one_writer):
         settings.progress.note(note)
+    size = sum(record.size for record in pushed.manifest.files)
     with artifact.lease(pushed):
         is_current = current_key(pushed.path.parent) == pushed.manifest.key
-        result = remote.push(bucket, pushed.path, promote=is_current or not remote.remote_key(bucket, kind, name))
-    size = sum(record.size for record in pushed.manifest.files)
+        promote = is_current or not remote.remote_key(bucket, kind, name)
+        with settings.progress.wait(f"copying {size:,} bytes to {bucket.url}"):
+            result = remote.push(bucket, pushed.path, promote=promote)
     files = len(pushed.manifest.files)
     return Outcome(
         result,
@@ -69,7 +71,8 @@ def pull(settings: Settings, url: str, reference: str) -> Outcome:
 
     bucket = Bucket(url, must_exist=True)
     kind, name, key = remote.resolve_ref(bucket, reference)
-    folder, result = remote.pull(bucket, settings.root, f"{kind}/{name}/{key}")
+    with settings.progress.wait(f"copying {kind}/{name}/{key} from {bucket.url}"):
+        folder, result = remote.pull(bucket, settings.root, f"{kind}/{name}/{key}")
     if current_key(folder.parent) != key and (reference.count("/") == 1 or not current_key(folder.parent)):
         set_current(folder.parent, key)
     pulled = artifact.read(folder)

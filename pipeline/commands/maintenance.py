@@ -60,7 +60,8 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
     ]
     lines += [refresh.line() for refresh in refreshes]
     free, published = files.free_space(settings.root), status_report.publications(settings.root)
-    used = status_report.store_size(settings.root)
+    with settings.progress.wait("adding up the sizes of all files"):
+        used = status_report.store_size(settings.root)
     lines += _publication_lines(published)
     if lines:
         lines.append(f"{status_report.size(used)} in this store, {status_report.size(free)} free on this disk")
@@ -113,7 +114,7 @@ def verify(settings: Settings, reference: str, deep: bool) -> Outcome:
     from pipeline.maintenance import verify as verification
     from pipeline.store import artifact
 
-    checked = list(verification.verify(settings.root, reference, deep=deep))
+    checked = list(verification.verify(settings.root, reference, deep=deep, progress=settings.progress))
     if not checked:
         missing = "no artifacts and no sources here" if settings.root.is_dir() else "no such folder"
         raise errors.InputMissing(
@@ -187,7 +188,8 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
     from pipeline.maintenance import retention
     from pipeline.maintenance.status import size
 
-    rows = retention.prune(settings.root, keep=keep, dry_run=dry_run)
+    with settings.progress.wait("comparing the generations with what needs them"):
+        rows = retention.prune(settings.root, keep=keep, dry_run=dry_run)
     removed = [row for row in rows if row.removed]
     freed = sum(row.bytes for row in removed)
     verb = "would delete" if dry_run else "deleted"

@@ -10,13 +10,16 @@ import msgspec
 
 from pipeline.errors import InkstoneError
 from pipeline.report import page, reports
+from pipeline.runtime.progress import Progress
 from pipeline.runtime.regular_file import not_regular, read_regular
 from pipeline.sources import cache
 from pipeline.store import artifact
 from pipeline.store.generations import RUN
 
 
-def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+def verify(
+    root: Path, reference: str = "", *, deep: bool = False, progress: Progress | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Yield (name, problems) for every raw source, generation and report, or for those that `reference` names.
 
     A reference is a name of any kind (`shuihu`), a kind, a kind and a name, all of that with a key, or the path of an
@@ -24,12 +27,14 @@ def verify(root: Path, reference: str = "", *, deep: bool = False) -> Iterator[t
     be read.
     """
     target = reference.removesuffix("/").removeprefix("raw/")
-    any_found = False
+    any_found, progress = False, progress or Progress()
     for ref, check in _checks(root, deep):
         kind, name, *_ = ref.split("/")
         if not reference or target in (ref, name, f"{kind}/{name}", kind):
             any_found = True
-            yield ref, check()
+            with progress.wait(f"checking {ref}"):
+                problems = check()
+            yield ref, problems
     if any_found or not reference:
         return
     external = artifact.read(Path(reference))

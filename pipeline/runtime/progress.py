@@ -24,6 +24,7 @@ from pipeline.runtime.terminal import json_line, printable
 
 Advance = Callable[[int], None]
 _HEARTBEAT = 60.0  # seconds
+_PATIENCE = 2.0  # seconds without a report, after which a wait is explained
 
 
 class Progress:
@@ -47,6 +48,11 @@ class Progress:
         Yields a function to call with each count of bytes processed.
         """
         yield lambda count: None
+
+    @contextmanager
+    def wait(self, title: str) -> Iterator[None]:
+        """Explain a piece of work that has no bar: report its title if nothing is reported for two seconds."""
+        yield
 
     def event(self, event: str, **fields: Any) -> None:
         """Append an event to the JSON log, if there is one."""
@@ -80,12 +86,34 @@ class SilentProgress(Progress):
 class LineProgress(Progress):
     """Plain lines: one per note, and one when a piece of work has finished."""
 
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        super().__init__(stop)
+        self._reports = 0  # notes and bars so far
+
     def note(self, text: str) -> None:
+        self._reports += 1
         with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
             print(_shown(text), file=sys.stderr, flush=True)
 
     @contextmanager
+    def wait(self, title: str) -> Iterator[None]:
+        reports = self._reports
+
+        def explain() -> None:
+            if self._reports == reports:
+                self.note(f"{title} …")
+
+        timer = threading.Timer(_PATIENCE, explain)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:
+        self._reports += 1
         processed, start = 0, time.monotonic()
 
         def advance(count: int) -> None:
@@ -108,6 +136,7 @@ class BarProgress(LineProgress):
         from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as RichProgress
 
+        self._reports += 1
         columns = ("[progress.description]{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with RichProgress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as rich:
             task = rich.add_task(escape(_shown(title)), total=total)
@@ -141,6 +170,11 @@ class JsonLogProgress(Progress):
     def note(self, text: str) -> None:
         self.event("note", text=text)
         self._display.note(text)
+
+    @contextmanager
+    def wait(self, title: str) -> Iterator[None]:
+        with self._display.wait(title):
+            yield
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Advance]:

@@ -78,17 +78,18 @@ def gather_inputs(
     unreadable: list[NotText] = []
     for reference in references:
         try:
-            named += resolve_inputs(
-                root,
-                reference,
-                corpora=corpora,
-                include=include,
-                exclude=exclude,
-                text_fields=text_fields,
-                deep=deep,
-                left_out=left_out,
-                progress=progress,
-            )
+            with progress.wait(f"hashing the files of {reference}"):
+                named += resolve_inputs(
+                    root,
+                    reference,
+                    corpora=corpora,
+                    include=include,
+                    exclude=exclude,
+                    text_fields=text_fields,
+                    deep=deep,
+                    left_out=left_out,
+                    progress=progress,
+                )
         except NotText as error:
             unreadable.append(error)
     if unreadable:

@@ -166,7 +166,8 @@ def train(
 
     def write(draft: Path) -> StageOutput:
         try:
-            tokenizer, run = _train(texts, kind, requested_size(kind, vocab_size), name, flags, progress)
+            with progress.wait(f"training the tokenizer {name}"):
+                tokenizer, run = _train(texts, kind, requested_size(kind, vocab_size), name, flags, progress)
         except UnicodeDecodeError as error:
             raise BadData(f"{texts[0].paths[0]}: not UTF-8 text ({error.reason})", hint="`clean` it first") from None
         tokenizer.save(draft)
