@@ -288,8 +288,14 @@ def read_config(folder: Path) -> Preset | None:
 
 
 def write_config(folder: Path, preset_name: str, preset: Preset, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer and the resolved preset, which resuming and sampling a run require."""
+    """Write the tokenizer and the resolved preset, which resuming and sampling a run require.
+
+    `settings` in the file are those that differ from the named preset; without one of that name they are missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    data = msgspec.json.encode({"preset": preset_name, **asdict(preset)})
+    fields = {"preset": preset_name, **asdict(preset)}
+    if reference := presets.PRESETS.get(preset_name):
+        fields["settings"] = settings_of(preset, reference)
+    data = msgspec.json.encode(fields)
     files.write_file(folder / CONFIG, msgspec.json.format(data, indent=2))

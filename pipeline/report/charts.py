@@ -7,7 +7,7 @@ their size. Colours are classes of style.css. All labels are escaped by Markup.f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -17,12 +17,14 @@ MAX_SERIES = 6  # colours of style.css
 _MOST_POINTS = 400  # of a line; more are not visible
 _ACROSS, _UP = 6, 4  # ticks of an axis, at most about so many
 
-_CHART = Markup('<svg class="chart" role="img" aria-label="{}" height="{}">{}</svg>')
+_CHART = Markup('<svg class="chart{}" role="img" aria-label="{}" height="{}">{}</svg>')
 _GRID = Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/><text class="y" x="-8" y="{0}">{1}</text>')
 _X_TICK = Markup('<text class="x {}" x="{}%" y="{}">{}</text>')
 _BAR = Markup('<rect class="c0" x="{:.3f}%" y="{:.1f}" width="{:.3f}%" height="{:.1f}"><title>{}</title></rect>')
 _PLOT = Markup('<svg width="100%" height="{}" viewBox="0 0 1000 {}" preserveAspectRatio="none">{}</svg>')
 _LINE = Markup('<path class="line c{}" d="{}"/>')
+_RIGHT = Markup('<text class="y right" x="100%" dx="8" y="{}">{}</text>')
+_SCALE = Markup('<text class="scale-name" x="-8" y="{}">{}</text>')
 _LEVEL = Markup('<line class="level c{0}" x1="0" x2="100%" y1="{1:.1f}" y2="{1:.1f}"/>')
 
 
@@ -34,6 +36,14 @@ class Series:
     xs: Sequence[float]
     ys: Sequence[float]
     is_level: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A line of labels below the horizontal axis, such as the time at each step."""
+
+    name: str
+    label: Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def histogram(
             gap = min(0.15, (right - left) / 5)
             title = f"{short(low)}–{short(high)}: {count:,}"
             parts.append(_BAR.format(left, HEIGHT - height, max(right - left - gap, 0.1), height, title))
-    return _CHART.format(label, HEIGHT, Markup("").join([*parts, _x_ticks(across)]))
+    return _CHART.format("", label, HEIGHT, Markup("").join([*parts, _x_ticks(across)]))
 
 
 def lines(
@@ -112,10 +122,13 @@ def lines(
     is_log_height: bool = False,
     height: int = HEIGHT,
     low: float | None = None,
+    right: Callable[[float], float] | None = None,
+    scales: Sequence[Scale] = (),
 ) -> Markup:
     """Return a line chart of up to `MAX_SERIES` series. The vertical axis begins at `low`, by default near the least.
 
-    Points that are not finite are left out.
+    `right` converts heights to the unit of an axis on the right, by a linear function that grows. `scales` label the
+    ticks of the horizontal axis, one line each, instead of their numbers. Points that are not finite are left out.
     """
     points = [
         [(x, y) for x, y in zip(entry.xs, entry.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
@@ -134,8 +147,9 @@ def lines(
         elif line:
             paths.append(_LINE.format(color, _path(_thinned(line), across, up, height)))
     plot = _PLOT.format(height, height, Markup("").join(paths))
-    body = Markup("").join([_grid(up, height), *levels, plot, _x_ticks(across, height)])
-    return _CHART.format(label, height, body)
+    body = Markup("").join([_grid(up, height), *levels, plot, _right(up, right, height)])
+    body += _scale_ticks(across, scales, height) if scales else _x_ticks(across, height)
+    return _CHART.format(f"{' right' if right else ''}{' scales' if scales else ''}", label, height, body)
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -154,6 +168,29 @@ def _path(points: list[tuple[float, float]], across: Axis, up: Axis, height: int
 def _grid(up: Axis, height: int = HEIGHT) -> Markup:
     ticks = [tick for tick in up.ticks(_UP) if up.low <= tick <= up.high]
     return Markup("").join(_GRID.format(round(height * (1 - up.position(tick)), 1), short(tick)) for tick in ticks)
+
+
+def _right(up: Axis, convert: Callable[[float], float] | None, height: int) -> Markup:
+    """Return the labels of an axis on the right."""
+    if convert is None:
+        return Markup("")
+    axis = Axis(convert(up.low), convert(up.high))
+    ticks = (tick for tick in axis.ticks(_UP) if axis.low <= tick <= axis.high)
+    return Markup("").join(_RIGHT.format(round(height * (1 - axis.position(tick)), 1), short(tick)) for tick in ticks)
+
+
+def _scale_ticks(across: Axis, scales: Sequence[Scale], height: int) -> Markup:
+    """Return a line of labels for each scale, with its name on the left."""
+    ticks = [tick for tick in across.ticks(_UP) if across.low <= tick <= across.high]
+    texts = []
+    for line, scale in enumerate(scales):
+        y = height + 17 + 15 * line
+        texts.append(_SCALE.format(y, scale.name))
+        for tick in ticks:
+            position = across.position(tick)
+            anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
+            texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", y, scale.label(tick)))
+    return Markup("").join(texts)
 
 
 def _x_ticks(across: Axis, height: int = HEIGHT) -> Markup:
@@ -197,7 +234,7 @@ def flow(start: tuple[str, int], branches: Sequence[tuple[str, int]], end: tuple
     shapes.append(_BRANCH.format("band", _rectangle(_BAND * present / total, top, height)))
     texts.append(_END_TEXT.format(height - 14, f"{end[0]} {end[1]:,}"))
     plot = _PLOT.format(height, height, Markup("").join(shapes))
-    return _CHART.format(label, height, Markup("").join([plot, *texts]))
+    return _CHART.format("", label, height, Markup("").join([plot, *texts]))
 
 
 def _rectangle(width: float, top: float, bottom: float) -> str:

@@ -16,16 +16,30 @@ from pipeline.store.artifact import Artifact, require_intact
 FOLDER = "reports"
 # Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them: `status`, which
 # only lists reports, takes less time than they.
-CHAPTERS = {"corpora": "pipeline.report.corpus_sections", "tokens": "pipeline.report.tokens_sections"}
+CHAPTERS = {
+    "corpora": "pipeline.report.corpus_sections",
+    "tokens": "pipeline.report.tokens_sections",
+    "runs": "pipeline.report.run_sections",
+}
 
 
 def render(title: str, artifacts: Sequence[Artifact], say: Language) -> bytes:
-    """Return the page about artifacts, one chapter for each. Raises BadData for one that is damaged."""
+    """Return the page about artifacts, one chapter for each; several runs are compared in the first one.
+
+    Raises BadData for an artifact that is damaged.
+    """
     reported = [entry for entry in artifacts if entry.manifest.kind in CHAPTERS]
     if not reported:
         kinds = ", ".join(CHAPTERS)
         raise BadConfig(f"{title}: there are no reports of this kind", hint=f"reports exist for {kinds}")
-    return page.render(title, [_chapter(require_intact(entry), say) for entry in reported], say)
+    chapters = [_chapter(require_intact(entry), say) for entry in reported]
+    runs = [entry for entry in reported if entry.manifest.kind == "runs"]
+    if len(runs) > 1:
+        from pipeline.report import run
+        from pipeline.report.runs import chapter
+
+        chapters.insert(0, chapter([run.collect(entry) for entry in runs], say))
+    return page.render(title, chapters, say)
 
 
 def _chapter(entry: Artifact, say: Language) -> Chapter:

@@ -23,7 +23,8 @@ class Table:
     """A table: column titles, rows of cells, and an optional caption.
 
     Integers get thousands separators, floats four significant digits, None is a dash. `bars` is the index of a column
-    of numbers that is also drawn as bars; `code` has the indexes of columns set in a fixed-width font.
+    of numbers that is also drawn as bars; `code` has the indexes of columns set in a fixed-width font. A folded table
+    opens at a click on its caption.
     """
 
     kind: ClassVar[str] = "table"
@@ -32,6 +33,7 @@ class Table:
     caption: str = ""
     bars: int | None = None
     code: Sequence[int] = ()
+    is_folded: bool = False
 
     def is_numeric(self, column: int) -> bool:
         """Return True if all cells of a column are numbers, so that it is aligned to the right."""

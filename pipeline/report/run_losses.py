@@ -1,0 +1,134 @@
+"""Sections of a report about the loss of each validation token: by position, by passage, by character."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pipeline.report import charts, run
+from pipeline.report.charts import Series, percent
+from pipeline.report.languages import Language
+from pipeline.report.run import Losses, RunNumbers, ScoredPassage
+from pipeline.report.section import Block, Figure, Note, Passage, Section, Span, Table
+
+_CHARACTERS = 18  # rows of a table
+_TINTS = 10  # h0 to h9
+_OCCURRENCES = 5  # of a character whose mean cost is listed
+_POINTS = 24  # of the curve by position
+_VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣ U+3000"}
+
+
+def sections(numbers: RunNumbers, say: Language) -> list[Section]:
+    """Return the sections; one that says why they are missing if the run has no losses of tokens."""
+    losses = numbers.losses
+    if losses is None and numbers.score is None:
+        return []
+    if losses is None:
+        missing = say(
+            "This run has no losses.safetensors: it was trained by an earlier version, which did not store the loss of "
+            "each token. `train` it again to see passages, characters and positions.",
+            "这次训练没有 losses.safetensors：较早的版本不保存每个词元的损失。重新训练后即可看到段落、字符和位置。",
+        )
+        return [Section(say("Loss by token", "逐词元损失"), [Note(missing)])]
+    return [_positions(losses, say), _passages(losses, numbers.tokenizer.vocab_size, say), _characters(losses, say)]
+
+
+def _positions(losses: Losses, say: Language) -> Section:
+    title = say("Loss by position", "损失与位置")
+    ranges = run.by_position(losses.positions, _POINTS)
+    if len(ranges) < 2:
+        return Section(title, [])
+    caption = say("Bits per token by position in the block (logarithmic)", "块内位置与每词元比特（位置为对数轴）")
+    series = Series(caption, [math.sqrt(low * high) for low, high, _ in ranges], [bits for _, _, bits in ranges])
+    rows = [(f"{low:,}–{high:,}" if low < high else f"{low:,}", round(bits, 4)) for low, high, bits in ranges]
+    table = Table((say("position", "位置"), say("bits per token", "每词元比特")), rows)
+    text = say(
+        "The first tokens of a block have little before them. Where the line stops falling, more context no longer "
+        "helps this model.",
+        "块开头的词元可依据的上文很少；曲线不再下降之处，更长的上文对这个模型已无帮助。",
+    )
+    return Section(title, [text, Figure(charts.lines([series], caption, is_log=True), caption, table)])
+
+
+def _passages(losses: Losses, vocab_size: int, say: Language) -> Section:
+    """Return the best and the worst validation passages, tinted by loss."""
+    title = say("Best and worst passages", "最好与最差的段落")
+    most = math.log2(max(vocab_size, 2))
+    scale = (say("0 bits", "0 比特"), say(f"{most:.0f} bits or more: a guess", f"{most:.0f} 比特以上：等于乱猜"))
+    blocks: list[Block] = [
+        say(
+            f"Passages of up to {run.PASSAGE} validation tokens, tinted by the loss of each token at step "
+            f"{losses.step:,}, and chosen by bits per byte.",
+            f"最多 {run.PASSAGE} 个词元的验证段落，按第 {losses.step:,} 步每个词元的损失着色，按每字节比特挑选。",
+        )
+    ]
+    for passages, name in ((losses.best, say("Best", "最好")), (losses.worst, say("Worst", "最差"))):
+        for number, passage in enumerate(passages, start=1):
+            bits, byte_bits = passage.bits_per_char, passage.bits_per_byte
+            caption = say(
+                f"{name} {number}: {bits:.3f} bits per character, {byte_bits:.3f} per byte",
+                f"{name} {number}：每字符 {bits:.3f} 比特，每字节 {byte_bits:.3f} 比特",
+            )
+            blocks.append(_passage(passage, caption, most, scale if len(blocks) == 1 else None, say))
+    return Section(title, blocks if len(blocks) > 1 else [])
+
+
+def _passage(
+    passage: ScoredPassage, caption: str, most: float, scale: tuple[str, str] | None, say: Language
+) -> Passage:
+    spans = [
+        Span(
+            token.text,
+            f"h{min(int(_TINTS * max(token.bits, 0.0) / most), _TINTS - 1)}",
+            say(f"{token.bits:.2f} bits", f"{token.bits:.2f} 比特"),
+        )
+        for token in passage.tokens
+    ]
+    rows = [(_visible(token.text), round(token.bits, 3)) for token in passage.tokens]
+    table = Table((say("token", "词元"), say("bits", "比特")), rows, bars=1, code=(0,))
+    return Passage(spans, caption, scale, table)
+
+
+def _visible(text: str) -> str:
+    """Return a text with signs for blanks and line ends."""
+    return "".join(_VISIBLE.get(character, character) for character in text)
+
+
+def _characters(losses: Losses, say: Language) -> Section:
+    title = say("What characters cost most", "最费比特的字符")
+    if not losses.characters:
+        return Section(title, [])
+    total = sum(cost.bits for cost in losses.characters) + losses.ends[0]
+    columns = (
+        *(say("character", "字符"), say("occurrences", "次数"), say("bits in all", "总比特")),
+        *(say("share", "占比"), say("bits each", "平均比特")),
+    )
+
+    def table(costs: Sequence[run.CharacterCost], caption: str, bars: int) -> Table:
+        rows = [
+            (
+                _visible(cost.character),
+                cost.count,
+                round(cost.bits),
+                percent(round(cost.bits), round(total)),
+                round(cost.bits / cost.count, 3),
+            )
+            for cost in costs
+        ]
+        return Table(columns, rows, caption, bars=bars, code=(0,))
+
+    often = [cost for cost in losses.characters if cost.count >= _OCCURRENCES]
+    dearest = sorted(often, key=lambda cost: (-cost.bits / cost.count, cost.character))
+    text = say(
+        "The loss of a token is divided evenly by its bytes. Ends of documents cost "
+        f"{percent(round(losses.ends[0]), round(total))} of all bits.",
+        f"词元的损失按字节平均分摊。文档结尾占全部比特的 {percent(round(losses.ends[0]), round(total))}。",
+    )
+    blocks: list[Block] = [text, table(losses.characters[:_CHARACTERS], say("In all", "合计"), 2)]
+    if dearest:
+        caption = say(
+            f"For each occurrence, of characters that occur at least {_OCCURRENCES} times",
+            f"平均每次，限出现至少 {_OCCURRENCES} 次的字符",
+        )
+        blocks.append(table(dearest[:_CHARACTERS], caption, 4))
+    return Section(title, blocks)
