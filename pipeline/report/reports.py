@@ -7,39 +7,41 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline.errors import BadConfig
-from pipeline.report import page
+from pipeline.report import overview, page
 from pipeline.report.languages import Language, language_of
 from pipeline.report.section import Chapter
+from pipeline.runtime.progress import Advance
 from pipeline.store import files
-from pipeline.store.artifact import Artifact, require_intact
+from pipeline.store.artifact import Artifact, lease, require_intact
 
 FOLDER = "reports"
 # Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them: `status`, which
 # only lists reports, takes less time than they.
-CHAPTERS = {
-    "corpora": "pipeline.report.corpus_sections",
-    "tokens": "pipeline.report.tokens_sections",
-    "runs": "pipeline.report.run_sections",
-}
+CHAPTERS = {"corpora": "pipeline.report.corpus_sections", "tokens": "pipeline.report.tokens_sections"}
 
 
-def render(title: str, artifacts: Sequence[Artifact], say: Language) -> bytes:
-    """Return the page about artifacts, one chapter for each; several runs are compared in the first one.
+def render(title: str, artifacts: Sequence[Artifact], say: Language, advance: Advance = lambda count: None) -> bytes:
+    """Return the page about artifacts, one chapter for each, and for a chain one before them with all stages.
 
-    Raises BadData for an artifact that is damaged.
+    `advance` is called with the bytes of each artifact that was read. Raises BadData for one that is damaged,
+    InputMissing for one that was pruned meanwhile.
     """
     reported = [entry for entry in artifacts if entry.manifest.kind in CHAPTERS]
     if not reported:
         kinds = ", ".join(CHAPTERS)
         raise BadConfig(f"{title}: there are no reports of this kind", hint=f"reports exist for {kinds}")
-    chapters = [_chapter(require_intact(entry), say) for entry in reported]
-    runs = [entry for entry in reported if entry.manifest.kind == "runs"]
-    if len(runs) > 1:
-        from pipeline.report import run
-        from pipeline.report.runs import chapter
-
-        chapters.insert(0, chapter([run.collect(entry) for entry in runs], say))
+    is_chain = len({entry.manifest.kind for entry in artifacts}) > 1
+    chapters = [overview.chapter(title, artifacts, say)] if is_chain else []
+    for entry in reported:
+        with lease(entry):
+            chapters.append(_chapter(require_intact(entry), say))
+        advance(size_of(entry))
     return page.render(title, chapters, say)
+
+
+def size_of(entry: Artifact) -> int:
+    """Return the bytes of the files of an artifact."""
+    return sum(record.size for record in entry.manifest.files)
 
 
 def _chapter(entry: Artifact, say: Language) -> Chapter:

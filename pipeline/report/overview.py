@@ -1,0 +1,66 @@
+"""The first chapter of a report about a chain: one row for each stage, from the source to the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from pipeline.errors import BadData
+from pipeline.report.languages import Language
+from pipeline.report.section import Cell, Chapter, Section, Table
+from pipeline.runtime.regular_file import read_regular
+from pipeline.store.artifact import Artifact
+
+_Row = tuple[str, str, str]
+
+
+class _RunResult(msgspec.Struct):
+    """The fields of a run's result.json that are shown."""
+
+    bits_per_char: float | None = None
+    best_bits_per_char: float | None = None
+
+
+def chapter(title: str, artifacts: Sequence[Artifact], say: Language) -> Chapter:
+    """Return the chapter of a chain, whose artifacts are in the order of their stages."""
+    rows: list[Sequence[Cell]] = [row for entry in artifacts for row in _rows(entry, say)]
+    columns = (say("stage", "阶段"), say("artifact", "产物"), say("contents", "内容"))
+    sections = [Section(say("From source to model", "从来源到模型"), [Table(columns, rows, code=(1,))])]
+    return Chapter(title, "", [], sections)
+
+
+def _rows(entry: Artifact, say: Language) -> Iterator[_Row]:
+    counts, inputs = entry.manifest.counts, entry.manifest.inputs
+    match entry.manifest.kind:
+        case "corpora":
+            files = sum(source.role == "raw" for source in inputs)
+            size = counts.get("input_bytes", 0)
+            label = say(f"{files:,} files" if files != 1 else "1 file", f"{files:,} 个文件")
+            yield say("source", "来源"), label, say(f"{size:,} bytes", f"{size:,} 字节")
+            documents, characters = counts.get("documents", 0), counts.get("characters", 0)
+            text = say(f"{documents:,} documents, {characters:,} characters", f"{documents:,} 篇，{characters:,} 字符")
+            yield "clean", entry.ref, text
+        case "tokens":
+            ids = counts.get("vocab_size", 0)
+            trained = next(
+                (source.name for source in inputs if source.role == "tokenizer"), counts.get("tokenizer", "")
+            )
+            yield "train-tokenizer", trained, say(f"{ids:,} ids", f"词表 {ids:,}")
+            train, val = counts.get("train_tokens", 0), counts.get("val_tokens", 0)
+            text = say(f"{train:,} training and {val:,} validation tokens", f"训练 {train:,}、验证 {val:,} 词元")
+            yield "tokenize", entry.ref, text
+        case "runs":
+            steps, parameters = counts.get("steps", 0), counts.get("parameters", 0)
+            text = say(f"{steps:,} steps, {parameters:,} parameters", f"{steps:,} 步，{parameters:,} 参数")
+            yield "train", entry.ref, text + _score(entry, say)
+
+
+def _score(run: Artifact, say: Language) -> str:
+    """Return the best bits per character of a run, "" if it has none."""
+    try:
+        result = msgspec.json.decode(read_regular(run.file("result.json")), type=_RunResult)
+    except (OSError, BadData, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    bits = result.bits_per_char if result.best_bits_per_char is None else result.best_bits_per_char
+    return "" if bits is None else say(f", {bits:.3f} bits per character", f"，每字符 {bits:.3f} 比特")
