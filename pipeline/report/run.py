@@ -42,10 +42,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """Text of one token, or of several that are parts of one character, and its loss in bits."""
+    """Text of one token, or of several that are parts of one character, its loss in bits, and the number of its ids."""
 
     text: str
     bits: float
+    ids: int
 
 
 @dataclass(frozen=True)
@@ -256,15 +257,15 @@ def analyse(step: int, ids: np.ndarray, nats: np.ndarray, positions: np.ndarray,
 
 def _passages(ids: np.ndarray, bits: np.ndarray, ends: np.ndarray, tokenizer: Tokenizer) -> list[ScoredPassage]:
     """Divide the documents into passages of `PASSAGE` tokens; short ones only count if there are no others."""
-    borders = [0, *(int(end) + 1 for end in ends), len(ids)]
-    spans = [
-        (start, min(start + PASSAGE, stop))
-        for first, stop in pairwise(borders)
-        for start in range(first, stop, PASSAGE)
-    ]
-    spans = [span for span in spans if span[1] - span[0] >= _SHORTEST] or spans
-    passages = (ScoredPassage(start, scored(ids[start:stop], bits[start:stop], tokenizer)) for start, stop in spans)
-    return [passage for passage in passages if passage.characters]
+    passages: list[ScoredPassage] = []
+    for start, stop in pairwise([0, *(int(end) + 1 for end in ends), len(ids)]):
+        tokens = scored(ids[start:stop], bits[start:stop], tokenizer)
+        for first in range(0, len(tokens), PASSAGE):
+            passage = ScoredPassage(start, tokens[first : first + PASSAGE])
+            passages.append(passage)
+            start += sum(token.ids for token in passage.tokens)
+    passages = [passage for passage in passages if passage.characters]
+    return [passage for passage in passages if len(passage.tokens) >= _SHORTEST] or passages
 
 
 def scored(ids: np.ndarray, bits: np.ndarray, tokenizer: Tokenizer) -> tuple[ScoredToken, ...]:
@@ -280,10 +281,10 @@ def scored(ids: np.ndarray, bits: np.ndarray, tokenizer: Tokenizer) -> tuple[Sco
             if pieces < _MAX_PIECES:
                 continue
             text = pending.decode(errors="replace")
-        tokens.append(ScoredToken(text, cost))
+        tokens.append(ScoredToken(text, cost, pieces))
         pending, cost, pieces = b"", 0.0, 0
     if pieces:
-        tokens.append(ScoredToken(pending.decode(errors="replace"), cost))
+        tokens.append(ScoredToken(pending.decode(errors="replace"), cost, pieces))
     return tuple(tokens)
 
 
