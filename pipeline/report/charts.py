@@ -204,9 +204,9 @@ def _x_ticks(across: Axis, height: int = HEIGHT) -> Markup:
 
 
 _ROW, _HEAD = 44, 40  # pixels of a branch of a flow, and of its beginning and its end
-_BAND, _BRANCH_END = 440.0, 500.0  # of 1000: width of the stream, and where the branches end
+_BAND, _BRANCH_END = 360.0, 430.0  # of 1000: width of the stream, and where the branches end
 _BRANCH = Markup('<path class="{}" d="{}"/>')
-_BRANCH_TEXT = Markup('<text class="label" x="52%" y="{}">{}</text><text x="52%" y="{}">{}</text>')
+_BRANCH_TEXT = Markup('<text class="label" x="45%" y="{}">{}</text><text x="45%" y="{}">{}</text>')
 _END_TEXT = Markup('<text class="label" x="10" y="{}">{}</text>')
 
 

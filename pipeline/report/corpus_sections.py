@@ -35,7 +35,7 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
         (say("sentences", "句子"), counts.get("sentences")),
         (say("characters", "字符"), counts.get("characters")),
         (say("distinct characters", "不同字符"), len(numbers.histogram)),
-        (say("Han", "汉字占比"), f"{han:.1%}"),
+        (say("Han", "汉字占比"), f"{100 * han:.1f} %"),
         (say("bytes of input", "输入字节"), counts.get("input_bytes")),
     ]
     sections = [

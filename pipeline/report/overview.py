@@ -22,12 +22,12 @@ class _RunResult(msgspec.Struct):
     best_bits_per_char: float | None = None
 
 
-def chapter(title: str, artifacts: Sequence[Artifact], say: Language) -> Chapter:
+def chapter(artifacts: Sequence[Artifact], say: Language) -> Chapter:
     """Return the chapter of a chain, whose artifacts are in the order of their stages."""
     rows: list[Sequence[Cell]] = [row for entry in artifacts for row in _rows(entry, say)]
     columns = (say("stage", "阶段"), say("artifact", "产物"), say("contents", "内容"))
     sections = [Section(say("From source to model", "从来源到模型"), [Table(columns, rows, code=(1,))])]
-    return Chapter(title, "", [], sections)
+    return Chapter(say("Overview", "概览"), "", [], sections)
 
 
 def _rows(entry: Artifact, say: Language) -> Iterator[_Row]:

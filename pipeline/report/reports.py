@@ -31,7 +31,7 @@ def render(title: str, artifacts: Sequence[Artifact], say: Language, advance: Ad
         kinds = ", ".join(CHAPTERS)
         raise BadConfig(f"{title}: there are no reports of this kind", hint=f"reports exist for {kinds}")
     is_chain = len({entry.manifest.kind for entry in artifacts}) > 1
-    chapters = [overview.chapter(title, artifacts, say)] if is_chain else []
+    chapters = [overview.chapter(artifacts, say)] if is_chain else []
     for entry in reported:
         with lease(entry):
             chapters.append(_chapter(require_intact(entry), say))

@@ -13,7 +13,7 @@ from pipeline.runtime.terminal import printable
 
 _NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
 
-_SHORT, _LONG = 16, 36  # characters of a cell
+_SHORT, _LONG = 20, 36  # characters of a cell
 
 Cell = str | int | float | None
 

@@ -117,7 +117,7 @@ def collect(artifact: Artifact) -> TokenNumbers:
         (len(text), len(text.encode())),
         (
             Fertility(store.tokenizer.name or store.tokenizer.kind, store.tokenizer.vocab_size, own, True),
-            *_others(text),
+            *_others(text, store.tokenizer.name),
         ),
         page,
         page_split,
@@ -171,10 +171,10 @@ def _sample(store: TokenStore, lengths: np.ndarray) -> tuple[str, int]:
     return "".join(texts), tokens
 
 
-def _others(text: str) -> Iterator[Fertility]:
-    """Yield the fertility of OpenAI's encodings whose ranks are on this machine, and that of characters."""
+def _others(text: str, own: str) -> Iterator[Fertility]:
+    """Yield the fertility of OpenAI's other encodings whose ranks are on this machine, and that of characters."""
     for name in _COMPARED:
-        if _is_local(name):
+        if name != own and _is_local(name):
             encoding = tokenizers.Tiktoken.named(name, "tiktoken")
             yield Fertility(name, encoding.vocab_size, len(encoding.encode(text)))
     yield Fertility("characters", len(set(text)), len(text))

@@ -86,7 +86,7 @@ def _page(numbers: TokenNumbers, say: Language) -> Section:
     ]
     split = say("validation", "验证集") if numbers.page_split == "val" else say("training", "训练集")
     caption = say(
-        f"The beginning of a document of {split}, one tint for each token; the pointer shows its id",
+        f"The beginning of a {split} document, one tint for each token; the pointer shows its id",
         f"{split}中一篇文档的开头，每个词元一种底色；指针悬停显示编号",
     )
     ids = [(token.text, " ".join(map(str, token.ids))) for token in numbers.page[:40]]
@@ -125,12 +125,11 @@ def _vocabulary(numbers: TokenNumbers, say: Language) -> Section:
         )
     )
     if len(unused):
-        spans = [
-            Span(f"{_visible(text_of(numbers.tokenizer, int(token)))}\u2002", "", str(token))
-            for token in unused[:_UNUSED]
-            if token != numbers.tokenizer.end_of_text
-        ]
-        caption = say(f"The first {len(spans)} ids that never occur", f"前 {len(spans)} 个从未出现的词元")
+        names = {int(token): text_of(numbers.tokenizer, int(token)) for token in unused}
+        names.pop(numbers.tokenizer.end_of_text, None)
+        ranked = sorted(names, key=lambda token: (-len(names[token]), token))[:_UNUSED]
+        spans = [Span(f"{_visible(names[token])}\u2002", "", str(token)) for token in ranked]
+        caption = say(f"The {len(spans)} longest tokens that never occur", f"从未出现的词元中最长的 {len(spans)} 个")
         blocks.append(Passage(spans, caption))
     return Section(say("Use of the vocabulary", "词表使用"), blocks)
 
