@@ -178,8 +178,9 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
     from pipeline.refresh.stages import Chain
     from pipeline.store import files
 
-    chain = Chain(settings.root, recipe, train, settings.progress, options.jobs)
-    steps = plan(chain, options, state.read(settings.root, recipe.name).paces).steps
+    with settings.progress.wait("comparing the sources with what was built"):
+        chain = Chain(settings.root, recipe, train, settings.progress, options.jobs)
+        steps = plan(chain, options, state.read(settings.root, recipe.name).paces).steps
     lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>23}  reason"]
     lines += [
         f"{step.stage:<16} {step.result:<6} {size(step.fetch):>10} {size(step.disk):>10} "

@@ -176,7 +176,8 @@ def _assemble(
     index = None
     if sources.held_out:
         index = scratch / _HELD_OUT
-        assembly.report.held_out = _write_held_out(index, sources.held_out, options)
+        with progress.wait("reading the held-out text"):
+            assembly.report.held_out = _write_held_out(index, sources.held_out, options)
     folder = None if is_trial and not is_unique else scratch
     tasks = divide(sources.inputs, options, folder, sources.part_bytes, index)
     with workers.rare_collections():

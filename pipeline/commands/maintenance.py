@@ -256,7 +256,8 @@ def schedule(
     )
     text = schedules.cron(job) if kind == "cron" else schedules.systemd(job)
     if check:
-        process = schedules.check(job, kind)
+        with settings.progress.wait("running the command of the schedule with --dry-run"):
+            process = schedules.check(job, kind)
         output = (process.stdout + process.stderr).splitlines()
         return Outcome(
             "failed" if process.returncode else "unchanged",

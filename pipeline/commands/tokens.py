@@ -320,7 +320,8 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
 
     tokens = find_artifact(settings, kind, reference)
     if index is not None:
-        location = locate.locate(tokens, index, split)
+        with settings.progress.wait("reading the source of the token"):
+            location = locate.locate(tokens, index, split)
         lines = [
             f"{split} token {location.index:,}: {location.token!r}, number {location.place:,} of document "
             f"{location.document:,}",

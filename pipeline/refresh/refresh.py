@@ -73,16 +73,17 @@ def refresh(
         journal = _Journal(root, state.read(root, recipe.name), run_id, lock)
         with journal, ExitStack() as leases:
             journal.begin("plan")
-            chain = Chain(
-                root,
-                recipe,
-                train,
-                progress,
-                options.jobs,
-                rebuild=options.rebuild,
-                open_engine=options.open_engine,
-            )
-            refresh_plan = plan(chain, options, journal.state.paces)
+            with progress.wait("comparing the sources with what was built"):
+                chain = Chain(
+                    root,
+                    recipe,
+                    train,
+                    progress,
+                    options.jobs,
+                    rebuild=options.rebuild,
+                    open_engine=options.open_engine,
+                )
+                refresh_plan = plan(chain, options, journal.state.paces)
             files.require_space(root, sum(step.disk or 0 for step in refresh_plan.steps))
             return _run(chain, refresh_plan, options, journal, leases)
 
