@@ -20,7 +20,7 @@ from pipeline.tokens.roundtrip import roundtrip_of
 from pipeline.tokens.store import TokenStore
 
 CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
-MAX_TOKEN_LOSSES = 1 << 20  # more of them are not held one by one
+MAX_TOKEN_LOSSES = 1 << 18  # more of them are not held one by one
 _BATCH_VALUES = 1 << 24  # of the widest layer, 64 MiB: larger batches are no faster, since memory limits them
 
 
@@ -51,7 +51,7 @@ class Evaluation:
     """`loss` in nats per token; bits per character and per byte of the text that the scored tokens encode, with the
     cost of unknown characters.
 
-    `token_losses` (T,) are the nats of the scored tokens, of the first 2**20 at most. `position_losses` (block_size,)
+    `token_losses` (T,) are the nats of the scored tokens, of the first 2**18 at most. `position_losses` (block_size,)
     are the mean nats at each position of a block, over all blocks that were computed; a token that is only context in
     one block is scored in another. NaN where no block reaches. Both are float32.
     """
