@@ -233,17 +233,16 @@ class _Sums:
 
     def add(self, spans: list[tuple[int, int]], losses: torch.Tensor) -> None:
         """Add the losses (B, T) of a batch of windows, on the CPU."""
-        losses = losses.double()
-        for (start, first), row in zip(spans, losses, strict=True):
-            end = min(start + len(row), self._count)
-            if first >= start + len(row):  # padding
-                continue
-            self._positions[0, : end - start] += row[: end - start]
-            self._positions[1, : end - start] += 1
-            scored = row[first - start if first else 0 : end - start]
-            self._nats += float(scored.sum())
-            part = self._tokens[first or start :][: len(scored)]
-            part.copy_(scored[: len(part)])
+        losses, length = losses.double(), losses.shape[1]
+        starts, firsts = (torch.tensor(column)[:, None] for column in zip(*spans, strict=True))
+        positions = starts + torch.arange(length)
+        is_valid = (positions < self._count) & (firsts < starts + length)  # without padding
+        self._positions[0, :length] += (losses * is_valid).sum(0)
+        self._positions[1, :length] += is_valid.sum(0)
+        is_scored = is_valid & (positions >= firsts)
+        self._nats += float(losses[is_scored].sum())
+        is_held = is_scored & (positions < len(self._tokens))
+        self._tokens[positions[is_held]] = losses[is_held]
 
     def totals(self, world: World) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the sum, the losses of the first tokens and the mean losses by position. A collective."""
