@@ -43,9 +43,8 @@ def report(settings: Settings, references: tuple[str, ...], out: Path | None, op
     say = language_of(lang)
     artifacts = {entry.ref: entry for name in references for entry in chain.resolve(settings.root, name)}
     title = ", ".join(dict.fromkeys(entry.manifest.name for entry in artifacts.values()))
-    size = sum(reports.size_of(entry) for entry in artifacts.values())
-    with settings.progress.bar("report", size) as advance:
-        content = reports.render(title, list(artifacts.values()), say, advance)
+    with settings.progress.wait("reading the artifacts"):
+        content = reports.render(title, list(artifacts.values()), say)
     path = out or reports.path_of(settings.root, _file_stem(references))
     reports.write(path, content)
     if opens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -10,38 +11,41 @@ from pipeline.errors import BadConfig
 from pipeline.report import overview, page
 from pipeline.report.languages import Language, language_of
 from pipeline.report.section import Chapter
-from pipeline.runtime.progress import Advance
 from pipeline.store import files
 from pipeline.store.artifact import Artifact, lease, require_intact
 
 FOLDER = "reports"
 # Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them: `status`, which
 # only lists reports, takes less time than they.
-CHAPTERS = {"corpora": "pipeline.report.corpus_sections", "tokens": "pipeline.report.tokens_sections"}
+CHAPTERS = {
+    "corpora": "pipeline.report.corpus_sections",
+    "tokens": "pipeline.report.tokens_sections",
+    "runs": "pipeline.report.run_sections",
+}
 
 
-def render(title: str, artifacts: Sequence[Artifact], say: Language, advance: Advance = lambda count: None) -> bytes:
-    """Return the page about artifacts, one chapter for each, and for a chain one before them with all stages.
+def render(title: str, artifacts: Sequence[Artifact], say: Language) -> bytes:
+    """Return the page about artifacts, one chapter for each.
 
-    `advance` is called with the bytes of each artifact that was read. Raises BadData for one that is damaged,
-    InputMissing for one that was pruned meanwhile.
+    Before them, the artifacts of a chain are listed by stage, and several runs are compared. Raises BadData for an
+    artifact that is damaged, InputMissing for one that was pruned meanwhile.
     """
     reported = [entry for entry in artifacts if entry.manifest.kind in CHAPTERS]
     if not reported:
         kinds = ", ".join(CHAPTERS)
         raise BadConfig(f"{title}: there are no reports of this kind", hint=f"reports exist for {kinds}")
-    is_chain = len({entry.manifest.kind for entry in artifacts}) > 1
-    chapters = [overview.chapter(artifacts, say)] if is_chain else []
-    for entry in reported:
-        with lease(entry):
-            chapters.append(_chapter(require_intact(entry), say))
-        advance(size_of(entry))
+    with ExitStack() as leases:
+        for entry in reported:
+            leases.enter_context(lease(entry))
+        chapters = [_chapter(require_intact(entry), say) for entry in reported]
+        if len(runs := [entry for entry in reported if entry.manifest.kind == "runs"]) > 1:
+            from pipeline.report import run
+            from pipeline.report.runs import chapter
+
+            chapters.insert(0, chapter([run.collect(entry) for entry in runs], say))
+    if len({entry.manifest.kind for entry in reported}) > 1:
+        chapters.insert(0, overview.chapter(reported, say))
     return page.render(title, chapters, say)
-
-
-def size_of(entry: Artifact) -> int:
-    """Return the bytes of the files of an artifact."""
-    return sum(record.size for record in entry.manifest.files)
 
 
 def _chapter(entry: Artifact, say: Language) -> Chapter:
