@@ -93,7 +93,9 @@ def _configuration(numbers: RunNumbers, say: Language) -> Section:
     config, title = numbers.config, say("Configuration", "配置")
     names = {"model": say("network", "网络"), "train": say("training", "训练")}
     rows: list[tuple[str, Cell]] = [(say("preset", "预设"), str(config.get("preset") or "–"))]
-    rows.append((say("tokens", "词元数据"), tokens_ref(numbers) or "–"))
+    rows.append((say("tokens", "词元数据"), input_of(numbers, "tokens") or "–"))
+    if parent := input_of(numbers, "parent"):
+        rows.append((say("starts from the run", "起点训练"), parent))
     rows.append((say("tokenizer", "分词器"), f"{numbers.tokenizer.name}, {numbers.tokenizer.vocab_size:,}"))
     rows.append((say("device", "设备"), str(numbers.result.get("device") or "–")))
     if isinstance(changed := config.get("settings"), dict):
@@ -114,20 +116,19 @@ def setting_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def tokens_ref(numbers: RunNumbers) -> str:
-    """Return the tokens that a run was trained on, as name/key; "" for an imported run."""
-    return next(
-        (entry.name.removeprefix("tokens/") for entry in numbers.artifact.manifest.inputs if entry.role == "tokens"), ""
-    )
+def input_of(numbers: RunNumbers, role: str) -> str:
+    """Return the "tokens" or the "parent" run that a run was made from, as name/key; "" if it has none."""
+    names = (entry.name for entry in numbers.artifact.manifest.inputs if entry.role == role)
+    return next(names, "").partition("/")[2]
 
 
 def _reproduce(numbers: RunNumbers, say: Language) -> list[Block]:
     """Return the command that trains this run again."""
     config, manifest = numbers.config, numbers.artifact.manifest
-    tokens, settings = tokens_ref(numbers), config.get("settings")
+    tokens, settings = input_of(numbers, "tokens"), config.get("settings")
     if not tokens:
         return []
-    parent = next((entry.name.removeprefix("runs/") for entry in manifest.inputs if entry.role == "parent"), "")
+    parent = input_of(numbers, "parent")
     train = config["train"]
     length = ["--minutes", f"{train['minutes']:g}"] if train["minutes"] else ["--steps", str(train["steps"])]
     options = [["--tokens", tokens]]

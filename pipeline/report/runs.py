@@ -9,7 +9,7 @@ from pipeline.report import charts
 from pipeline.report.charts import MAX_SERIES, Series
 from pipeline.report.languages import Language
 from pipeline.report.run import RunNumbers, duration, whole
-from pipeline.report.run_outcome import setting_text, tokens_ref
+from pipeline.report.run_outcome import input_of, setting_text
 from pipeline.report.section import Block, Cell, Chapter, Figure, Note, Section, Table
 
 
@@ -48,7 +48,7 @@ def _results(runs: Sequence[RunNumbers], names: Sequence[str], say: Language) ->
         *(say("steps", "步数"), say("time", "时间"), say("tokens per second", "每秒词元")),
     )
     blocks: list[Block] = [Table(columns, rows)]
-    if len({tokens_ref(numbers) for numbers in runs}) > 1:
+    if len({input_of(numbers, "tokens") for numbers in runs}) > 1:
         blocks.append(
             Note(
                 say(

@@ -204,6 +204,17 @@ def test_command_of_the_report_trains_the_same_run(
     assert (output["result"], output["artifact"]) == ("unchanged", novel.ref)
 
 
+def test_command_of_a_continued_run_names_its_parent(trained: Path, novel: Artifact) -> None:
+    command(trained, "train", "--continue", novel.ref, "--tokens", "novel", "--steps", 2, "--device", "cpu")
+    continued = read(trained, "runs", "novel")
+    (command_line,) = blocks_of(run_sections.chapter(continued, ENGLISH), Pre)
+    words = shlex.split(command_line.text.replace("\\\n", " "))
+    assert words[words.index("--continue") + 1] == novel.ref.removeprefix("runs/")
+    assert cli.main(["--artifacts", str(trained), *words[1:]]) == 0
+    assert read(trained, "runs", "novel").ref == continued.ref
+    command(trained, "rollback", "runs/novel", "--to", novel.manifest.key)
+
+
 def test_run_without_token_losses_says_why_they_are_missing(novel: Artifact, tmp_path: Path) -> None:
     older = copy_without(novel, tmp_path / "older", "losses.safetensors")
     chapter = run_sections.chapter(older, ENGLISH)
