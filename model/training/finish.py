@@ -128,7 +128,9 @@ class Comparison:
         return f"{self.new:.3f} against {self.current:.3f} bits per character"
 
 
-def compare(folder: Path, result: Result, plan: TrainPlan, current: Artifact, device: str) -> Comparison | None:
+def compare(
+    folder: Path, result: Result, plan: TrainPlan, current: Artifact, device: str, report: Report
+) -> Comparison | None:
     """Evaluate the new run in `folder` and the current one on the part of the validation text that `plan` evaluates.
 
     The current run scores the same text with its own tokenizer. Return None if the tokens have no validation part.
@@ -137,6 +139,7 @@ def compare(folder: Path, result: Result, plan: TrainPlan, current: Artifact, de
     store, train = open_store(plan.tokens), plan.preset.train
     if not len(store.val):
         return None
+    report(f"comparing with {current.ref}")
     validation = validation_set(store, train.eval_bytes)
     path, tokenizer = checkpoint_path(current, "best"), open_tokenizer(current)
     require_intact(current, path)
@@ -168,7 +171,7 @@ def report_comparison(
     Return why the current one stays current, "" if the new one replaces it: it is not worse, or `accept` is set.
     """
     try:
-        comparison = compare(folder, result, plan, current, device)
+        comparison = compare(folder, result, plan, current, device, report)
     except InkstoneError as error:
         report(f"not compared with {current.ref}: {error.message}")
         return ""
