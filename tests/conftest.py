@@ -71,7 +71,7 @@ SLOW = (
     "tests/pipeline/readers/test_encoding.py",
     "tests/pipeline/refresh/test_refresh.py",
     "tests/pipeline/report/test_page.py::test_keyboard*",
-    "tests/pipeline/report/test_page.py::test_page_in_a_browser*",
+    "tests/pipeline/report/test_page.py::test_page_*in_a_browser*",
     "tests/pipeline/report/test_run.py",
     "tests/pipeline/runtime/test_spread.py::test_*killed*",
     "tests/pipeline/runtime/test_spread.py::test_*losses*",

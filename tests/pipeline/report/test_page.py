@@ -29,7 +29,7 @@ from pipeline.report.section import (
     Table,
     cell_text,
 )
-from tests.pipeline.report.conftest import HOSTILE
+from tests.pipeline.report.conftest import HOSTILE, run
 from tests.support.browser import low_contrast, open_browser, requested_urls, show
 
 ENGLISH = Language("en")
@@ -179,8 +179,23 @@ def test_numbers_are_written_for_readers() -> None:
 
 @pytest.mark.parametrize("name", ["novel", "hostile", "gallery"])
 def test_page_in_a_browser_is_silent_legible_and_fits(pages: dict[str, bytes], tmp_path: Path, name: str) -> None:
+    assert_fine_in_a_browser(pages[name], name, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["shuihu_raw.txt", "pile_val.jsonl.zst"])
+def test_page_of_a_real_text_in_a_browser(store: Path, shared: Path, tmp_path: Path, file: str) -> None:
+    name = file.partition("_")[0]
+    run(store, "clean", shared / "data" / file, "--name", name)
+    run(store, "tokenize", name, "--tokenizer", "novel", "--allow-unknown", "--jobs", 1)
+    content = render(store, name)
+    assert len(content) < 3_000_000
+    assert_fine_in_a_browser(content, name, tmp_path)
+
+
+def assert_fine_in_a_browser(content: bytes, name: str, tmp_path: Path) -> None:
+    """Assert that a page is silent, requests nothing, fits its window and is legible, in both colour schemes."""
     path = tmp_path / "report.html"
-    path.write_bytes(pages[name])
+    path.write_bytes(content)
     with open_browser(tmp_path / "profile") as browser:
         browser.get(path.as_uri())
         assert browser.get_log("browser") == []
