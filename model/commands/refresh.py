@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.commands.options import DEVICE
-from model.commands.training_bar import MEASURING, training_watch
+from model.commands.training_bar import training_watch
 from model.commands.training_summary import add_promotion
 from pipeline import errors
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
@@ -312,7 +312,7 @@ def train_stage(
             settings.progress.note(f"starts over: {', '.join(paths)} changed since the unfinished run {draft.name}")
         for line in unfinished.describe_others(settings.root, planned):
             settings.progress.note(line)
-        with settings.progress.wait(MEASURING), training_watch(settings) as watch:
+        with training_watch(settings) as watch:
             return stage.train(
                 settings.root,
                 planned,

@@ -162,7 +162,7 @@ def train(
 
     if dry_run:
         return _dry_run(settings, make_plan(), device, reference)
-    with settings.progress.wait(MEASURING), training_watch(settings) as watch:
+    with training_watch(settings) as watch:
         built = stage.train(
             *(settings.root, lambda: _resumable(settings, make_plan(), resume, reference)),
             device=device,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from model.commands.options import is_secondary_rank
 from pipeline.commands.console import Settings
 from pipeline.runtime.terminal import printable
 
@@ -18,7 +19,16 @@ MEASURING = "measuring the baselines and the time of a step"  # before a trainin
 
 @contextmanager
 def training_watch(settings: Settings) -> Iterator[Watch | None]:
-    """Yield a function that draws the state of a training as a bar, or None if lines are to be printed instead."""
+    """Yield a function that draws the state of a training as a bar, or None if lines are to be printed instead.
+
+    If nothing is reported at first, a line says why. Of several processes only the main one reports.
+    """
+    with nullcontext() if is_secondary_rank() else settings.progress.wait(MEASURING), _bar(settings) as watch:
+        yield watch
+
+
+@contextmanager
+def _bar(settings: Settings) -> Iterator[Watch | None]:
     if settings.quiet or settings.json or not (sys.stderr and sys.stderr.isatty()):
         yield None
         return
