@@ -99,6 +99,7 @@ def base(place: Place, option: str) -> dict[str, list[str]]:
         "export": ["tokens", "book", "--to", "nanogpt", "--out", "exported"],
         "refresh": [str(place.folder / "recipe.toml"), "--dry-run", *jobs],
         "recipe": ["tokens/book"],
+        "report": ["tokens/book", "--out", "report.html"],
         "status": [],
         "verify": ["tokens/book"],
         "rollback": ["tokens/book"],

@@ -24,7 +24,7 @@ from pipeline.runtime.signals import stop_on_sigterm
 
 _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
 _PUBLISHING = ("clean", "train-tokenizer", "tokenize", "train")  # commands that publish to a bucket
-_READING = ("inspect", "sample", "export")  # commands that only fetch from one
+_READING = ("inspect", "report", "sample", "export")  # commands that only fetch from one
 _SHORT_HELP = 60  # characters of a command's line in the list of commands
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import webbrowser
 from pathlib import Path
 
@@ -41,11 +42,11 @@ def report(settings: Settings, references: tuple[str, ...], out: Path | None, op
     from pipeline.report.languages import language_of
 
     say = language_of(lang)
+    path = reports.require_replaceable(out or reports.path_of(settings.root, _file_stem(references)))
     artifacts = {entry.ref: entry for name in references for entry in chain.resolve(settings.root, name)}
     title = ", ".join(dict.fromkeys(entry.manifest.name for entry in artifacts.values()))
     with settings.progress.wait("reading the artifacts"):
         content = reports.render(title, list(artifacts.values()), say)
-    path = out or reports.path_of(settings.root, _file_stem(references))
     reports.write(path, content)
     if opens:
         webbrowser.open(path.absolute().as_uri())
@@ -60,5 +61,5 @@ def report(settings: Settings, references: tuple[str, ...], out: Path | None, op
 
 def _file_stem(references: tuple[str, ...]) -> str:
     """Return the name of the file for references: `corpora/book` → corpora-book, `book.toml` → book."""
-    names = [Path(name).stem if name.endswith(".toml") else name.strip("/").replace("/", "-") for name in references]
-    return "-".join(names)[:100]
+    names = [Path(name).stem if name.endswith(".toml") else name for name in references]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(names))[:60].strip("-.") or "report"

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.report.languages import Language
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import jinja2
 
 _CHECKSUM = re.compile(rb"<!-- sha256 ([0-9a-f]{64}) -->\n\Z")
+_HEAD = 1 << 20  # bytes with the references, which may be many
 _REFS = re.compile(rb'<meta name="inkstone-artifacts" content="([^"]*)">')
 
 
@@ -40,6 +42,12 @@ def is_intact(page: bytes) -> bool:
     """Return True if the bytes of a page are those that `render` returned."""
     match = _CHECKSUM.search(page)
     return bool(match) and hashlib.sha256(page[: match.start()]).hexdigest().encode() == match[1] if match else False
+
+
+def is_report(path: Path) -> bool:
+    """Return True if a regular file begins as the page of a report."""
+    with open(path, "rb") as file:
+        return bool(_REFS.search(file.read(_HEAD)))
 
 
 def refs_of(page: bytes) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, CannotCreate
 from pipeline.report import overview, page
 from pipeline.report.languages import Language, language_of
 from pipeline.report.section import Chapter
@@ -62,7 +63,7 @@ def write_of_recipe(root: Path, name: str, lang: str) -> Path:
     """Write the report of a recipe, about the chain of what is current, and return its path."""
     from pipeline.report import chain
 
-    path = path_of(root, name)
+    path = require_replaceable(path_of(root, name))
     write(path, render(name, chain.chain(root, name), language_of(lang)))
     return path
 
@@ -70,6 +71,13 @@ def write_of_recipe(root: Path, name: str, lang: str) -> Path:
 def paths(root: Path) -> list[Path]:
     """Return the reports in the folder of artifacts, sorted."""
     return sorted(path for path in (root / FOLDER).glob("*.html") if not path.name.startswith("."))
+
+
+def require_replaceable(path: Path) -> Path:
+    """Return the path of a report to write. Raises CannotCreate if something else is there, which would be lost."""
+    if os.path.lexists(path) and not (path.is_file() and page.is_report(path)):
+        raise CannotCreate(f"{path}: exists and is not a report", hint="choose another file with --out")
+    return path
 
 
 def write(path: Path, content: bytes) -> None:

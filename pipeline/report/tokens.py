@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import tokenizers
 from pipeline.errors import InkstoneError
 from pipeline.report.bins import Bins, bins_of
 from pipeline.store.artifact import Artifact
@@ -173,10 +172,12 @@ def _sample(store: TokenStore, lengths: np.ndarray) -> tuple[str, int]:
 
 def _others(text: str, own: str) -> Iterator[Fertility]:
     """Yield the fertility of OpenAI's other encodings whose ranks are on this machine, and that of characters."""
+    import tiktoken
+
     for name in _COMPARED:
         if name != own and _is_local(name):
-            encoding = tokenizers.Tiktoken.named(name, "tiktoken")
-            yield Fertility(name, encoding.vocab_size, len(encoding.encode(text)))
+            encoding = tiktoken.Encoding(**ranks.definition(name))  # in half the time of `Tiktoken.named`
+            yield Fertility(name, encoding.n_vocab, len(encoding.encode_ordinary(text)))
     yield Fertility("characters", len(set(text)), len(text))
 
 

@@ -129,6 +129,16 @@ def test_command_writes_one_artifact_or_the_chain_of_a_name(inkstone: Inkstone, 
     assert "nothing: no artifact has this name" in failed["error"]
 
 
+@pytest.mark.parametrize("name", ["book.txt", "folder", ""])
+def test_file_that_is_no_report_is_not_replaced(root: Path, recipe: Path, capfd: Any, name: str) -> None:
+    run(root, "refresh", recipe, "--through", "clean")
+    (recipe.parent / "folder").mkdir()
+    out = recipe.parent / name if name else ""
+    assert cli.main(["--artifacts", str(root), "report", "corpora/book", "--out", str(out)]) == 73
+    assert "exists and is not a report" in capfd.readouterr().err
+    assert (recipe.parent / "book.txt").read_text(encoding="utf-8") == TEXT * 3
+
+
 def test_report_of_a_damaged_artifact_is_refused(root: Path, recipe: Path, capfd: Any) -> None:
     run(root, "refresh", recipe, "--through", "clean")
     corpus = artifact.find(root, "corpora", "book")
