@@ -157,9 +157,9 @@ def commonest(histogram: Mapping[str, int], limit: int) -> list[tuple[str, int]]
 
 
 def rarest(histogram: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Return the least frequent characters with their frequencies, in the order of their code points."""
-    ranked = sorted(histogram.items(), key=lambda item: (item[1], item[0]))[:limit]
-    return sorted(ranked, key=lambda item: item[0])
+    """Return the least frequent characters with their frequencies, by code point and without blanks."""
+    ranked = sorted(histogram.items(), key=lambda item: (item[1], item[0]))
+    return sorted([item for item in ranked if not item[0].isspace()][:limit])
 
 
 def kinds_that_cover(histogram: Mapping[str, int], fraction: float) -> int:

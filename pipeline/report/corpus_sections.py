@@ -17,6 +17,7 @@ from pipeline.report.replay import changes_of_rules
 from pipeline.report.section import Block, Cell, Chapter, Facts, Figure, Note, Pairs, Passage, Section, Span, Table
 from pipeline.store.artifact import Artifact
 
+_LEAST_SHOWN = 0.0005  # share of Han
 _MAX_BRANCHES = 7  # of a flow; the smaller ones are summed up
 _COMMONEST, _RAREST, _MARKS, _FILES = 20, 90, 16, 25  # rows of tables, characters of a passage
 _CHINESE = {
@@ -35,7 +36,7 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
         (say("sentences", "句子"), counts.get("sentences")),
         (say("characters", "字符"), counts.get("characters")),
         (say("distinct characters", "不同字符"), len(numbers.histogram)),
-        (say("Han", "汉字占比"), f"{100 * han:.1f} %"),
+        *([(say("Han", "汉字占比"), f"{100 * han:.1f} %")] if han > _LEAST_SHOWN else []),
         (say("bytes of input", "输入字节"), counts.get("input_bytes")),
     ]
     sections = [
@@ -143,7 +144,7 @@ def _characters(numbers: CorpusNumbers, say: Language) -> Section:
         for character, count in corpus.commonest(frequencies, _COMMONEST)
     ]
     columns = (say("character", "字符"), say("code point", "码位"), say("count", "次数"), say("per 1,000", "每千字符"))
-    rare = corpus.rarest(frequencies, _RAREST)
+    rare = corpus.rarest(frequencies, min(_RAREST, len(frequencies) // 2))
     limit = max((count for _, count in rare), default=0)
     times = "once" if limit == 1 else f"at most {limit:,} times"
     caption = say(
