@@ -66,7 +66,7 @@ def write(source: ExportSource, folder: Path) -> None:
     generation: dict[str, Any] = special_ids | ({"suppress_tokens": padding} if padding else {})
     chat: dict[str, Any] = {}
     if isinstance(tokenizer, ChatTokenizer):  # an answer ends at its end of turn
-        generation["eos_token_id"] = [tokenizer.end_of_turn, eos]
+        generation["eos_token_id"] = list(dict.fromkeys([tokenizer.end_of_turn, eos]))
         chat = {"chat_template": tokenizer.template, "additional_special_tokens": list(tokenizer.special)}
     _write_json(folder / "generation_config.json", generation)
     path = folder / _WEIGHTS

@@ -366,6 +366,11 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
             f"{summary.segments[split]} segments"
             for split in summary.segments
         ),
+        *(
+            f"mask       {counts[name]:,} of {counts[f'{split}_tokens']:,} {split} tokens have a loss"
+            for split in summary.segments
+            if (name := f"{split}_loss_tokens") in counts
+        ),
         f"longest    {summary.longest:,} tokens",
         *_length_lines(summary.lengths),
         *([f"unknown    {describe_unknown(counts)}"] if "unknown_characters" in counts else []),

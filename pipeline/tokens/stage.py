@@ -261,7 +261,7 @@ def tokenize(
         progress.note(f"{', '.join(repeated)}: {_REPEATED}, counted once")
 
     def write(draft: Path) -> StageOutput:
-        if tokenizer.kind == "tiktoken" and (problem := tokenizers.gigatoken_problem(tokenizer.name)):
+        if tokenizer.encoder == "tiktoken" and (problem := tokenizers.gigatoken_problem(tokenizer.name)):
             progress.note(f"gigatoken {problem}: using tiktoken, which gives the same ids many times slower")
         if reused := [] if rebuild else reuse.reuse_units(draft, identity):
             progress.note(f"reusing {len(reused)} units of {len({record.file for record in reused})} unchanged files")

@@ -21,11 +21,15 @@ from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.split import digest_of, draw_of, rule_of, summary
 from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import TokenStore, open_store
+from pipeline.tokens.tasks import TokenizeTask
+from pipeline.tokens.worker import Encoded
+from pipeline.tokens.writer import TokenWriter
 from tests.pipeline.clean.chat.test_chat import clean, normalised, write
 from tests.pipeline.tokenizers.shapes import minimind, qwen
 from tests.pipeline.tokenizers.test_tokenizers import AS_EVER, BOOK, model_of
 from tests.support import tokenizing
 from tests.support.conversations import FORMS, conversations_for, slow_ids
+from tests.support.engines import Threads, opening
 from tests.support.tokenizing import LETTERS, lines, shrink_chunks
 
 COUNT = 1000
@@ -230,3 +234,28 @@ def test_marked_conversations_are_held_out_and_no_others(tmp_path: Path) -> None
     assert summary(options, counts).endswith("as marked")
     by_hash = run(tmp_path, inputs_of(tmp_path, "chat"), val_fraction=0.5).artifact
     assert rule_of(by_hash.manifest.options) != rule_of(options)
+
+
+def test_nodes_and_resumed_runs_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = conversations_for("pair", 200)
+    for name, part in (("a", many[:100]), ("b", many[100:])):
+        corpus_of(tmp_path, "pair", part, name)
+    shrink_chunks(monkeypatch, unit=40_000, chunk=10_000)
+    inputs = inputs_of(tmp_path, "a", "b")
+    whole = run(tmp_path / "one", inputs).artifact
+    spread = run(tmp_path / "nodes", inputs, open_engine=opening(Threads(2))).artifact
+    complete, add = [], TokenWriter.add
+
+    def add_until_killed(writer: TokenWriter, task: TokenizeTask, encoded: Encoded) -> bool:
+        complete.append(add(writer, task, encoded))
+        if sum(complete) == 2:
+            raise KeyboardInterrupt
+        return complete[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenWriter, "add", add_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", inputs)
+    resumed = run(tmp_path / "killed", inputs).artifact
+    assert len([record for record in whole.manifest.files if record.name.endswith(".mask")]) > 4
+    assert spread.manifest.files == resumed.manifest.files == whole.manifest.files
