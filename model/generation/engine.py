@@ -21,7 +21,7 @@ from model.generation.scoring import TokenScore, not_finite, score_prompts
 from model.network.gpt import GPT
 from model.network.kv_cache import KVCache
 from pipeline.errors import BadConfig, TryAgain
-from pipeline.tokenizers import IncrementalDetokenizer, Tokenizer
+from pipeline.tokenizers import ChatTokenizer, IncrementalDetokenizer, Tokenizer
 
 _MAX_ROWS = 16  # of the engine of `sample`
 _MEMORY_FRACTION = 0.9  # of the free memory, for the KV cache
@@ -31,8 +31,8 @@ _MEMORY_FRACTION = 0.9  # of the free memory, for the KV cache
 class Sample:
     """A generated text. `text` and `token_ids` do not include the prompt.
 
-    `ended` is the reason for its end: "end of text" if the network sampled that token, "stop" for a stop text, or
-    "length" for the maximum number of tokens.
+    `ended` is the reason for its end: "end of text" or "end of turn" if the network sampled that token, "stop" for a
+    stop text, or "length" for the maximum number of tokens.
     """
 
     prompt: str
@@ -64,6 +64,9 @@ class TokenSequence:
         self.scores_prompt, self.prompt_scores = scores_prompt, tuple[TokenScore, ...]()
         self.vocab_size = tokenizer.vocab_size
         self._tokenizer = tokenizer
+        self._ends = {tokenizer.end_of_text: "end of text"}
+        if isinstance(tokenizer, ChatTokenizer):
+            self._ends[tokenizer.end_of_turn] = "end of turn"
         # Generated integers are decoded without the prompt's last one, and so without a space before the first.
         last_id = prompt[-1] if prompt and tokenizer.kind != "integers" else None
         self._detokenizer = IncrementalDetokenizer(tokenizer, last_id)
@@ -90,14 +93,14 @@ class TokenSequence:
         return SampledToken(sampled, self._append(token), tuple(candidates))
 
     def _candidate(self, token: int, probability: float) -> Candidate:
-        is_eos = token == self._tokenizer.end_of_text
-        text = "" if is_eos else self._tokenizer.token_bytes(token, self.context[-1]).decode(errors="ignore")
+        is_end = token in self._ends
+        text = "" if is_end else self._tokenizer.token_bytes(token, self.context[-1]).decode(errors="ignore")
         return Candidate(token, text, float(f"{probability:.6g}"))
 
     def _append(self, token: int) -> str:
         """Append a token. Return the new text that cannot be part of a stop text any more."""
-        if token == self._tokenizer.end_of_text:
-            self.finish_reason = "end of text"
+        if token in self._ends:
+            self.finish_reason = self._ends[token]
             return self._emit(self._pending)
         self.token_ids.append(token)
         self.context.append(token)
