@@ -49,7 +49,8 @@ def test_the_wheel_has_its_data(wheel: list[str]) -> None:
         "pipeline/py.typed",
         "pipeline/store/released.json",
         "model/py.typed",
-        "model/serving/page.html",
+        "model/serving/page/page.html",
+        "model/serving/page/write.js",
     }
     assert expected <= set(wheel)
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from model.commands.options import CHECKPOINT, DEVICE, PRECISION
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
+from pipeline.errors import InkstoneError
+
+if TYPE_CHECKING:
+    from model.generation.session import Session
+    from model.serving.model_info import PageContent
+    from pipeline.store.artifact import Artifact
+
+_HEAD = 20_000  # tokens from which beginnings are taken
+_USER = "user\n"  # before a question, in the templates of ChatML and its relatives
+_MOST_QUESTION = 60  # characters of a question to choose
 
 
 @click.command(cls=Command)
@@ -80,7 +91,8 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
     with settings.progress.wait(f"loading {run.ref}"):
         session = Session(run, checkpoint, device, precision, settings.progress.note)
         session.load()
-    served = run_server(session, ServerConfig(**server), settings.progress.note, settings.progress.stop)
+        content = page_content(settings.root, session)
+    served = run_server(session, ServerConfig(**server), content, settings.progress.note, settings.progress.stop)
     return Outcome(
         "unchanged",
         run.ref,
@@ -89,3 +101,65 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
         extra={"url": served.url},
         lines=[f"served {served.texts:,} texts, {served.tokens:,} tokens"],
     )
+
+
+def page_content(root: Path, session: Session) -> PageContent:
+    """Return what the page shows of the text that a run was trained on; little, if its tokens are no longer here."""
+    from model.serving.model_info import PageContent
+    from pipeline.report.page import stylesheet
+
+    run, tokens = session.run, _tokens(root, session.run)
+    counts = tokens.manifest.counts if tokens else {}
+    return PageContent(
+        style=stylesheet(),
+        beginnings=_beginnings(tokens) if tokens else (),
+        characters=sum(counts.get(f"{split}_characters", 0) for split in ("train", "val")),
+        report=lambda code: _report(run, code),
+    )
+
+
+def _report(run: Artifact, code: str) -> bytes:
+    from pipeline.report import reports
+    from pipeline.report.languages import language_of
+
+    return reports.render(run.manifest.name, [run], language_of(code))
+
+
+def _tokens(root: Path, run: Artifact) -> Artifact | None:
+    from pipeline.store import artifact
+    from pipeline.store.manifest import path_of_ref
+
+    reference = next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), "")
+    try:
+        return artifact.read(path_of_ref(root, reference)) if reference else None
+    except InkstoneError:  # deleted, or never on this machine; not fetched for this
+        return None
+
+
+def _beginnings(tokens: Artifact) -> Sequence[str]:
+    """Return beginnings of validation text, of training text if none was held out; of chats, questions of users."""
+    from pipeline.start.survey import prompts
+    from pipeline.tokenizers import ChatTokenizer
+    from pipeline.tokens.store import open_store
+
+    try:
+        store = open_store(tokens)
+    except InkstoneError:
+        return ()
+    tokenizer = store.tokenizer
+    if tokenizer.kind == "integers":
+        return ()
+    ends = [tokenizer.end_of_text]
+    if is_chat := isinstance(tokenizer, ChatTokenizer):
+        ends.append(tokenizer.end_of_turn)
+    texts, ids = [], list[int]()
+    for token in (store.val if len(store.val) else store.train).read(0, _HEAD).tolist():
+        if token in ends:
+            texts.append(tokenizer.decode(ids))
+            ids = []
+        else:
+            ids.append(token)
+    if not is_chat:
+        return prompts("\n".join([*texts, tokenizer.decode(ids)]))
+    questions = (text.strip().removeprefix(_USER) for text in texts if text.strip().startswith(_USER))
+    return list(dict.fromkeys(question for question in questions if len(question) <= _MOST_QUESTION))[:3]

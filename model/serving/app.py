@@ -1,4 +1,4 @@
-"""HTTP application: OpenAI's completions, chat and models routes, and the web page with what it needs.
+"""HTTP application: OpenAI's completions, chat and models routes, the web page with what it needs, the report.
 
 Every input is bounded in bytes and in seconds, and no part of a request names a file. Errors have OpenAI's format.
 With a list of keys, the routes of OpenAI's API need one of them. On a loopback address only loopback host names and
@@ -11,12 +11,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import re
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,23 +24,21 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.generation.sampling import SampleOptions
-from model.generation.session import Session
-from model.runs.run import read_result
 from model.serving.access import Access, KeyCheck
-from model.serving.chat import BASE_MODEL, ChatRequest
+from model.serving.chat import ChatRequest
 from model.serving.chat_responses import ChatResponse
 from model.serving.hosts import HostCheck
+from model.serving.model_info import ModelInfo
 from model.serving.requests import APIError, CompletionRequest, error_body, make_sequences, parse, tokenize_prompts
 from model.serving.responses import CompletionResponse
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
-from pipeline.tokenizers import Tokenizer
 
 _MAX_BODY = 1 << 20  # bytes
 _MAX_DISCARDED = 16 << 20  # bytes of an oversized body to read, so that the client gets to read the error
 _BODY_SECONDS = 30.0  # for a client to send its body
 _JSON, _CLOSE = "application/json", {"Connection": "close"}
-_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+_INLINE = (b"script", b"style")
+_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -52,44 +46,6 @@ _SECURITY_HEADERS = {
     b"cache-control": b"no-store",
     b"content-security-policy": b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
 }
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Names and summary of the served run, its loss curve (None without one), and the web page."""
-
-    name: str
-    ref: str
-    tokenizer: Tokenizer
-    summary: Mapping[str, Any]
-    page: bytes
-    curve: bytes | None
-    created: int  # Unix time
-    block_size: int
-
-
-def load_model_info(session: Session) -> ModelInfo:
-    run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
-    summary = {
-        "parameters": result.parameters,
-        "steps": result.steps,
-        "bits_per_char": result.best_bits_per_char if session.checkpoint == "best" else result.bits_per_char,
-        "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
-        "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
-    }
-    curve = run.file("loss.svg")
-    svg = curve.read_bytes() if curve.is_file() else None
-    return ModelInfo(
-        run.manifest.name, run.ref, tokenizer, summary, _page(), svg, int(time.time()), session.model.config.block_size
-    )
-
-
-def _page() -> bytes:
-    """Return the web page, with its sliders at the defaults of sampling."""
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    for name in ("temperature", "top_p", "min_p"):
-        page = page.replace(f"{{{name}}}", str(getattr(SampleOptions, name)))
-    return page.encode()
 
 
 def create_app(
@@ -112,7 +68,8 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/", endpoints.page),
-            Route("/curve.svg", endpoints.curve),
+            Route("/run", endpoints.run),
+            Route("/report", endpoints.report),
             Route("/health", endpoints.health),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
@@ -132,15 +89,26 @@ class _Endpoints:
 
     def __init__(self, model: ModelInfo, scheduler: Scheduler) -> None:
         self._model, self._scheduler = model, scheduler
+        self._about = msgspec.json.encode({**model.about, "block_size": model.block_size})
+        self._reports: dict[str, bytes] = {}  # by language
+        self._rendering = asyncio.Lock()
         self._page_headers = {"Content-Security-Policy": _page_policy(model.page), "Cache-Control": "no-cache"}
 
     async def page(self, _: Request) -> Response:
         return Response(self._model.page, media_type="text/html", headers=self._page_headers)
 
-    async def curve(self, _: Request) -> Response:
-        if self._model.curve is None:
-            raise APIError(404, "this run has no loss curve")
-        return Response(self._model.curve, media_type="image/svg+xml", headers={"Cache-Control": "no-cache"})
+    async def run(self, _: Request) -> Response:
+        return _json(self._about)
+
+    async def report(self, request: Request) -> Response:
+        language = "zh" if request.query_params.get("language") == "zh" else "en"
+        if self._model.report is None:
+            raise APIError(404, "this server has no report of its run")
+        async with self._rendering:  # one at a time; it is rendered once in each language
+            if language not in self._reports:
+                self._reports[language] = await asyncio.to_thread(self._model.report, language)
+        report = self._reports[language]
+        return Response(report, media_type="text/html", headers={"Content-Security-Policy": _REPORT_POLICY})
 
     async def health(self, _: Request) -> Response:
         stats, model = self._scheduler.stats(), self._model
@@ -150,8 +118,7 @@ class _Endpoints:
             "rows": self._scheduler.rows,
             "places": self._scheduler.capacity,
         }
-        curve = {"curve": model.curve is not None}
-        return _json({"ok": True, "run": model.ref, "model": model.name, **model.summary, **curve, **load})
+        return _json({"ok": True, "run": model.ref, "model": model.name, **model.summary, **load})
 
     async def models(self, _: Request) -> Response:
         return _json({"object": "list", "data": [self._model_entry()]})
@@ -162,12 +129,13 @@ class _Endpoints:
 
     async def completions(self, request: Request) -> Response:
         body, warnings = parse(await _read_json(request), CompletionRequest)
-        return await self._respond(request, body, warnings, CompletionResponse)
+        return await self._respond(request, body, {"warnings": warnings}, CompletionResponse)
 
     async def chat(self, request: Request) -> Response:
         body, warnings = parse(await _read_json(request), ChatRequest)
-        completion = body.completion(self._model.tokenizer)
-        return await self._respond(request, completion, [BASE_MODEL, *warnings], ChatResponse)
+        completion, notes = await asyncio.to_thread(body.completion, self._model.tokenizer, self._model.block_size)
+        notes["warnings"] = [*notes.get("warnings", ()), *warnings]
+        return await self._respond(request, completion, notes, ChatResponse)
 
     def _model_entry(self) -> dict[str, Any]:
         return {"id": self._model.name, "object": "model", "created": self._model.created, "owned_by": "inkstone"}
@@ -179,7 +147,7 @@ class _Endpoints:
             raise APIError(404, message, "model", "model_not_found")
 
     async def _respond(
-        self, request: Request, body: CompletionRequest, warnings: list[str], kind: type[CompletionResponse]
+        self, request: Request, body: CompletionRequest, notes: dict[str, Any], kind: type[CompletionResponse]
     ) -> Response:
         model = self._model
         if body.model:
@@ -188,7 +156,8 @@ class _Endpoints:
             tokenize_prompts, body, model.tokenizer, self._scheduler.capacity, model.block_size
         )
         generation = self._scheduler.submit(make_sequences(body, prompts, model.tokenizer))
-        response = kind(body, prompts, generation, model.tokenizer, model.name, warnings)
+        present = {name: note for name, note in notes.items() if note}
+        response = kind(body, prompts, generation, model.tokenizer, model.name, present)
         if body.stream:
             return _EventStream(response, self._scheduler)
         return await _complete(request, response, self._scheduler)
@@ -200,11 +169,15 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def _page_policy(page: bytes) -> str:
-    """Content security policy of the page: its own inline script, and requests to this server."""
-    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(page)]
-    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    sources = f"script-src {scripts}; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    """Content security policy of the page: its own inline script and style, and requests to this server."""
+    script, style = (base64.b64encode(hashlib.sha256(_inline(page, name)).digest()).decode() for name in _INLINE)
+    sources = f"script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; connect-src 'self'"
     return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def _inline(page: bytes, name: bytes) -> bytes:
+    """Return the contents of the only element `name` of a page."""
+    return page.partition(b"<%s>" % name)[2].partition(b"</%s>" % name)[0]
 
 
 def _error_handlers(report: Callable[[str], None]) -> dict[Any, Callable[[Request, Any], Any]]:

@@ -1,20 +1,26 @@
-"""Chat requests: OpenAI's `POST /v1/chat/completions` for a base model, which knows no turns and no instructions.
+"""Chat requests: OpenAI's `POST /v1/chat/completions`.
 
-The plain template joins the contents of the messages, and the model continues the last one. Every response says so.
+With a chat template in the tokenizer of the run, the messages become the turns of the template. The oldest ones are
+left out if they do not fit, and the response says so. A base model knows no turns and no instructions: the contents of
+the messages are joined, and the model continues the last one. Every response says so.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from model.serving.requests import MAX_TOKENS, CompletionRequest, SamplingFields
-from pipeline.tokenizers import Tokenizer
+from model.serving.requests import MAX_TOKENS, APIError, CompletionRequest, SamplingFields
+from pipeline.errors import BadData
+from pipeline.tokenizers import ChatTokenizer, Tokenizer, Unencodable
 
 BASE_MODEL = "this is a base model without a chat template: it continues the messages, joined by line ends, as one text"
+_DROPPED = "the oldest {} messages were left out: the model reads {} tokens at a time"
+_ROLES = {"developer": "system"}  # OpenAI's newer name
 
 
 class _TextPart(msgspec.Struct, frozen=True):
@@ -23,7 +29,7 @@ class _TextPart(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message of a chat. The role is checked, and has no effect."""
+    """One message of a chat. The role has no effect on a base model."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_TextPart] | None = None
@@ -54,13 +60,48 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
         if self.top_logprobs and not self.logprobs:
             self.refuse("top_logprobs")
 
-    def completion(self, tokenizer: Tokenizer) -> CompletionRequest:
-        """Return the completion request for the same text."""
+    def completion(self, tokenizer: Tokenizer, block_size: int) -> tuple[CompletionRequest, dict[str, Any]]:
+        """Return the completion request for this chat, and notes for its response. Raises APIError."""
         fields = {name: getattr(self, name) for name in SamplingFields.__struct_fields__}
         if self.max_completion_tokens is not None:
             fields["max_tokens"] = self.max_completion_tokens
         logprobs = self.top_logprobs if self.logprobs else None
-        return CompletionRequest(**fields, prompt=plain_prompt(self.messages, tokenizer), logprobs=logprobs)
+        prompt: Any
+        if isinstance(tokenizer, ChatTokenizer):
+            prompt, dropped = template_prompt(self.messages, tokenizer, block_size, fields["max_tokens"])
+            notes = {"dropped_messages": dropped, "warnings": [_DROPPED.format(dropped, block_size)] * bool(dropped)}
+        else:
+            prompt, notes = plain_prompt(self.messages, tokenizer), {"warnings": [BASE_MODEL]}
+        return CompletionRequest(**fields, prompt=prompt, logprobs=logprobs), notes
+
+
+def template_prompt(
+    messages: Sequence[Message], tokenizer: ChatTokenizer, block_size: int, max_tokens: int
+) -> tuple[list[int], int]:
+    """Return the ids of a chat up to the beginning of the answer, and the number of messages that were left out.
+
+    As many of the latest turns as leave room in the block for `max_tokens` (at most half the block); messages of the
+    system at the beginning always stay. Raises APIError if the last turn alone does not fit.
+    """
+    turns = [{"role": _ROLES.get(message.role, message.role), "content": message.text} for message in messages]
+    start = next((index for index, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    system, turns = turns[:start], turns[start:]
+    starts = sorted({0, *(index for index, turn in enumerate(turns) if turn["role"] == "user")})
+    room = block_size - min(max_tokens, block_size // 2)
+
+    def encode(first: int) -> list[int]:
+        try:
+            return tokenizer.encode_messages([*system, *turns[first:]], add_generation_prompt=True)
+        except (BadData, Unencodable) as error:
+            raise APIError(400, f"messages: {error}", "messages") from None
+
+    index = bisect.bisect_left(starts, True, key=lambda first: len(encode(first)) <= room)
+    first = starts[min(index, len(starts) - 1)]
+    ids = encode(first)
+    if len(ids) >= block_size:
+        message = f"messages: the last turn has {len(ids)} ids, but the model reads {block_size} at a time"
+        raise APIError(400, message, "messages", "context_length_exceeded")
+    return ids, first
 
 
 def plain_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> str:

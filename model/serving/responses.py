@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from model.serving.requests import CompletionRequest, TokenizedPrompt, error_bod
 from model.serving.scheduler import GenerationFailed, GenerationRequest, ShuttingDown, TokenEvent
 from pipeline.tokenizers import END_OF_TEXT, IncrementalDetokenizer, Tokenizer
 
-_FINISH_REASONS = {"length": "length", "stop": "stop", "end of text": "stop"}
+_ENDS = ("end of text", "end of turn")  # by a token that is not part of the text
+_FINISH_REASONS = {"length": "length", "stop": "stop", **dict.fromkeys(_ENDS, "stop")}
 
 
 class TokenLogprob(NamedTuple):
@@ -55,7 +56,10 @@ class _Choice:
 
 
 class CompletionResponse:
-    """Response to one request: complete by `json`, or token by token by `stream`."""
+    """Response to one request: complete by `json`, or token by token by `stream`.
+
+    `notes` are fields of the response besides OpenAI's, such as `warnings`.
+    """
 
     id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
@@ -66,11 +70,11 @@ class CompletionResponse:
         generation: GenerationRequest,
         tokenizer: Tokenizer,
         model: str,
-        warnings: Sequence[str] = (),
+        notes: Mapping[str, Any],
     ) -> None:
         self.generation = generation
         self._request, self._prompts, self._tokenizer = request, prompts, tokenizer
-        self._warnings = list(warnings)  # that are not sent yet
+        self._notes = dict(notes)  # fields that are not sent yet
         self._token_texts: dict[int, str] = {}
         repeated = [prompt for prompt in prompts for _ in range(request.n)]
         is_counting = tokenizer.kind == "integers"
@@ -155,9 +159,8 @@ class CompletionResponse:
     # The content
 
     def _encode(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
-        """Encode choices; the first encoded part of a response has its warnings."""
-        if self._warnings:
-            fields["warnings"], self._warnings = self._warnings, []
+        """Encode choices; the first encoded part of a response has its notes."""
+        fields, self._notes = {**fields, **self._notes}, {}
         return msgspec.json.encode({**self._envelope, "choices": choices, **fields})
 
     def _usage(self) -> dict[str, int]:
@@ -178,7 +181,7 @@ class CompletionResponse:
             return [*chunks, Chunk(choice.index, "", [] if has_logprobs else None, "length", is_first=True)]
         if has_logprobs:
             choice.pending.append(self._logprob(choice, event))
-        choice.tokens += event.token.chosen.token_id != self._tokenizer.end_of_text
+        choice.tokens += event.finish_reason not in _ENDS
         choice.sent += len(text)
         if text or event.finish_reason:
             reason = _FINISH_REASONS[event.finish_reason] if event.finish_reason else None
@@ -210,7 +213,7 @@ class CompletionResponse:
 
 def _take_logprobs(choice: _Choice, finish_reason: str) -> list[TokenLogprob]:
     """Remove and return the log probabilities of the tokens whose text was sent; tokens of a stop text never are."""
-    flush = finish_reason in ("length", "end of text")
+    flush = finish_reason in ("length", *_ENDS)
     ready = [entry for entry in choice.pending if flush or entry.offset < choice.sent]
     choice.pending = choice.pending[len(ready) :]
     return ready

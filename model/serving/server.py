@@ -10,10 +10,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.generation.session import Session
 from model.runs.run import Report
 from pipeline.errors import BadConfig, NotPermitted, TryAgain, install_command
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
+
+    from model.serving.model_info import PageContent
 
 _FLUSH_SECONDS = 5  # for clients to read buffered data after the last sequence has ended
 
@@ -39,8 +46,10 @@ class ServerSummary:
     tokens: int
 
 
-def serve(session: Session, config: ServerConfig, report: Report, stopped: threading.Event) -> ServerSummary:
-    """Serve a run until a signal arrives or `stopped` is set.
+def serve(
+    session: Session, config: ServerConfig, content: PageContent, report: Report, stopped: threading.Event
+) -> ServerSummary:
+    """Serve a run until a signal arrives or `stopped` is set; `content` is for its page.
 
     Raises BadConfig if the optional packages are not installed, TryAgain if the port is in use.
     """
@@ -51,9 +60,9 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
         raise BadConfig("starlette and uvicorn are not installed", hint=install_command("serve")) from None
     from model.generation.engine import Engine
     from model.serving.access import make_access
-    from model.serving.app import create_app, load_model_info
+    from model.serving.app import create_app
+    from model.serving.model_info import load_model_info
     from model.serving.scheduler import Scheduler
-    from model.serving.timeouts import TimeoutProtocol
     from pipeline.runtime.signals import stop_on_signals
 
     class Server(uvicorn.Server):
@@ -72,33 +81,61 @@ def serve(session: Session, config: ServerConfig, report: Report, stopped: threa
         host, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
         access = make_access(local, config.server_names, config.api_key_file)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        model = load_model_info(session)
+        url, others_url = addresses(host, port)
+        model = load_model_info(session, content, public=not access.keys)
         scheduler = Scheduler(Engine(session.model, config.rows), config.rows, config.queue, report)
         if warning := access.warning(config.host):
             report(warning)
 
         def on_start() -> None:
             report(f"serving {model.ref} at {url} (press Ctrl-C to stop)")
+            if others_url:
+                report(f"from other machines: {others_url}")
 
-        settings = uvicorn.Config(
-            create_app(model, scheduler, access=access, report=report, on_start=on_start),
-            loop="asyncio",
-            http=TimeoutProtocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=_FLUSH_SECONDS,
-        )
+        app = create_app(model, scheduler, access=access, report=report, on_start=on_start)
         with stop_on_signals(stopped):
-            Server(settings).run([listener])
+            Server(_settings(app)).run([listener])
     scheduler.result()
     stats = scheduler.stats()
     return ServerSummary(url, stats.sequences, stats.tokens)
+
+
+def _settings(app: ASGIApp) -> uvicorn.Config:
+    import uvicorn
+
+    from model.serving.timeouts import TimeoutProtocol
+
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=TimeoutProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_FLUSH_SECONDS,
+    )
+
+
+def addresses(host: str, port: int) -> tuple[str, str]:
+    """Return the URL of a listening address, and one for other machines, "" unless all addresses are listened on."""
+
+    def url(name: str) -> str:
+        return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+    if not ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        return url(host), ""
+    is_ipv6 = ":" in host
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("2001:db8::1" if is_ipv6 else "192.0.2.1", 9))  # chooses a route; sends nothing
+            name = str(probe.getsockname()[0])
+        except OSError:  # no route, as in a network without a gateway
+            name = socket.gethostname()
+    return url("::1" if is_ipv6 else "127.0.0.1"), url(name)
 
 
 def listen(host: str, port: int) -> socket.socket:

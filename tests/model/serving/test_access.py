@@ -71,7 +71,14 @@ def test_every_route_of_the_api_needs_a_key(server: Server, path: str) -> None:
 
 
 def test_the_page_and_health_need_no_key(server: Server) -> None:
-    assert [ask(server, path).status for path in ("/", "/health", "/curve.svg")] == [200] * 3
+    assert [ask(server, path).status for path in ("/", "/health", "/run")] == [200] * 3
+
+
+def test_without_a_key_no_text_of_the_run_is_shown(server: Server) -> None:
+    about = ask(server, "/run").json()
+    assert about["curve"]["validation"]
+    assert (about["sample"], about["beginnings"], about["has_report"]) == (None, [], False)
+    assert ask(server, "/report").status == 404
 
 
 def test_a_large_body_without_a_key_is_not_read(server: Server) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.support.serving import NAME, Server, complete, serving, train, wait_for_health
+from tests.support.serving import NAME, ROOT, Server, ask, complete, serving, train, wait_for_health
 
 FLAGS = (
     "--headless",
@@ -38,21 +42,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+@contextmanager
+def chromium(profile: Path, language: str = "en") -> Iterator[webdriver.Chrome]:
     program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
     if not (program and driver):
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
+    options.add_experimental_option("prefs", {"intl.accept_languages": language})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     started = webdriver.Chrome(options, Service(driver))
     try:
         yield started
     finally:
         started.quit()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path / "profile") as started:
+        yield started
 
 
 class Page:
@@ -64,10 +75,13 @@ class Page:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         browser.get(f"{server.url}/")
-        self.wait(lambda: NAME in self["facts"].text)
+        self.wait(lambda: self["name"].text == NAME)
 
     def __getitem__(self, name: str) -> WebElement:
         return self.browser.find_element(By.ID, name)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition: object) -> None:
         WebDriverWait(self.browser, 20, 0.05).until(lambda _: condition())  # type: ignore[operator]
@@ -77,7 +91,11 @@ class Page:
         self.browser.execute_script(script, self[name], value)
 
     def wait_for_end(self) -> None:
-        self.wait(lambda: self["go"].text == "Generate" and "tokens" in self["pace"].text)
+        self.wait(lambda: self["go"].text == "Write" and "token" in self["pace"].text)
+
+    def text_of(self, name: str) -> str:
+        """The text of an element, with its spaces."""
+        return str(self[name].get_property("textContent"))
 
     def screenshot(self, name: str) -> None:
         """Save a screenshot in the folder that INKSTONE_PICTURES names, if it is set."""
@@ -89,32 +107,195 @@ class Page:
         return [entry for entry in self.browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_generate_streams_text_after_the_prompt(
-    browser: webdriver.Chrome, server: Server, size: str, scheme: str
-) -> None:
+def prefer(browser: webdriver.Chrome, scheme: str) -> None:
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_text_is_streamed_after_the_prompt(
+    browser: webdriver.Chrome, server: Server, size: str, scheme: str
+) -> None:
+    prefer(browser, scheme)
     page = Page(browser, server, *SIZES[size])
     page["prompt"].send_keys("宋江")
     page.set("max_tokens", 120)
+    if size == "narrow":  # where the settings are folded
+        page.all("#settings summary")[0].click()
     page["seed"].send_keys("5")
     page["go"].click()
     page.wait(lambda: len(page["completion"].text) > 3)
     page.wait_for_end()
     expected = complete(server, prompt="宋江", max_tokens=120, seed=5, temperature=0.8, min_p=0.05)
     assert page["prompt-text"].text == "宋江"
-    assert page["completion"].get_property("textContent") == expected.text
+    assert page.text_of("completion") == expected.text
     assert page["completion"].value_of_css_property("color") != page["prompt-text"].value_of_css_property("color")
     assert f"{expected.json()['usage']['completion_tokens']} tokens" in page["pace"].text
     assert "tokens/s" in page["pace"].text
-    assert page["curve"].is_displayed()
-    assert page["curve"].get_property("naturalWidth")
+    page["tokens"].click()
+    assert page.all("#curve svg")[0].size["width"] == page["curve"].size["width"]
     width = browser.execute_script("return document.documentElement.scrollWidth")
     assert width <= SIZES[size][0], "the page is wider than the window"
+    assert browser.execute_script(_LEAST_CONTRAST) >= 4.5
     page.screenshot(f"{size}-{scheme}")
     assert page.browser_errors() == []
+
+
+# The least contrast of any visible text with the colours behind it (WCAG 2).
+_LEAST_CONTRAST = """
+const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
+const context = canvas.getContext("2d", { willReadFrequently: true })
+const rgb = colors => {
+    for (const color of colors) { context.fillStyle = color; context.fillRect(0, 0, 1, 1) }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+}
+const luminance = color => color.map(value => value / 255)
+    .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0)
+let least = 21
+for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())
+    if (!own || !element.checkVisibility({ visibilityProperty: true })) continue
+    const behind = []
+    for (let node = element; node; node = node.parentElement) behind.unshift(getComputedStyle(node).backgroundColor)
+    const style = getComputedStyle(element)
+    const text = element instanceof SVGElement ? style.fill : style.color
+    const [light, dark] = [luminance(rgb(behind)), luminance(rgb([...behind, text]))].sort((a, b) => b - a)
+    least = Math.min(least, (light + 0.05) / (dark + 0.05))
+}
+return least
+"""
+
+
+def test_the_first_sight_has_a_sample_beginnings_and_a_summary(browser: webdriver.Chrome, server: Server) -> None:
+    page = Page(browser, server)
+    about = ask(server, "/run").json()
+    assert page.text_of("completion") == about["sample"]["text"]
+    assert page["caption"].text == "Written at the end of the training, step 200"
+    assert [chip.text for chip in page.all("#beginnings button")] == about["beginnings"]
+    assert f"{about['bits_per_char']:.2f} bits per character" in page["about"].text
+    assert about["finished"][:4] in page["about"].text
+    assert about["run"].split("/")[2] not in page["about"].text
+    page.all("#beginnings button")[0].click()
+    page.wait_for_end()
+    assert page["prompt-text"].text == about["beginnings"][0]
+    assert page.browser_errors() == []
+
+
+@pytest.mark.parametrize(("language", "label"), [("zh-CN", "续写"), ("zh-TW,en", "续写"), ("de", "Write")])
+def test_the_language_is_that_of_the_browser(server: Server, tmp_path: Path, language: str, label: str) -> None:
+    with chromium(tmp_path / "profile", language) as browser:
+        page = Page(browser, server)
+        assert page["go"].text == label
+        html = browser.find_element(By.TAG_NAME, "html")
+        assert html.get_attribute("lang") == ("zh-Hans" if label == "续写" else "en")
+        page["language"].click()
+        other = {"续写": "Write", "Write": "续写"}[label]
+        page.wait(lambda: page["go"].text == other)
+        assert page.browser_errors() == []
+
+
+def test_every_text_of_the_page_exists_in_both_languages() -> None:
+    script = (ROOT / "model" / "serving" / "page" / "strings.js").read_text("utf-8")
+    table = script[: script.index("};")]
+    keys = re.findall(r"^  (\w+): \[", table, re.MULTILINE)
+    texts = re.findall(r'"([^"]*)"', table)
+    assert len(texts) == 2 * len(keys) > 100
+    for english, chinese in zip(texts[::2], texts[1::2], strict=True):
+        assert set(re.findall(r"\{\w+\}", english)) == set(re.findall(r"\{\w+\}", chinese)), english
+    used = {
+        key for path in (ROOT / "model" / "serving" / "page").iterdir() for key in used_keys(path.read_text("utf-8"))
+    }
+    assert used - set(keys) == set()
+
+
+def used_keys(text: str) -> list[str]:
+    return [max(match) for match in re.findall(r'\bt\("(\w+)"|data-(?:text|label|placeholder)="(\w+)"', text)]
+
+
+def test_continue_appends_to_the_text_and_the_history_has_it_once(browser: webdriver.Chrome, server: Server) -> None:
+    page = Page(browser, server)
+    page["prompt"].send_keys("话说")
+    page.set("max_tokens", 20)
+    page["seed"].send_keys("3")
+    page["go"].click()
+    page.wait_for_end()
+    first = page.text_of("completion")
+    assert first == complete(server, max_tokens=20, seed=3, temperature=0.8, min_p=0.05).text
+    page["continue"].click()
+    page.wait(lambda: len(page.text_of("completion")) > len(first))
+    page.wait_for_end()
+    second = complete(server, prompt=f"话说{first}", max_tokens=20, seed=3, temperature=0.8, min_p=0.05).text
+    assert page.text_of("completion") == first + second
+    page["prompt"].clear()
+    page["prompt"].send_keys("却说")
+    page["go"].click()
+    page.wait(lambda: page["prompt-text"].text == "却说")
+    page.wait_for_end()
+    assert [entry.get_property("textContent") for entry in page.all("#texts li > p")] == [f"话说{first}{second}"]
+    browser.refresh()
+    page.wait(lambda: len(page.all("#texts li")) == 2)
+    page.all("#texts li:last-child button")[0].click()  # use again
+    assert page["prompt"].get_property("value") == "话说"
+    assert page["seed"].get_property("value") == "3"
+    page.all("#texts li:last-child button")[2].click()  # remove
+    assert len(page.all("#texts li")) == 1
+    assert page.browser_errors() == []
+
+
+def test_copy_takes_prompt_and_text(browser: webdriver.Chrome, server: Server) -> None:
+    page = Page(browser, server)
+    page["copy"].click()
+    page.wait(lambda: page["notice"].text == "Copied")
+    page["prompt"].send_keys(Keys.CONTROL, "v")
+    about = ask(server, "/run").json()
+    pasted = str(page["prompt"].get_property("value"))
+    assert pasted == about["sample"]["prompt"] + about["sample"]["text"]
+
+
+def test_tokens_show_their_probabilities_by_pointer_and_by_keyboard(browser: webdriver.Chrome, server: Server) -> None:
+    page = Page(browser, server)
+    page["prompt"].send_keys("话说")
+    page["seed"].send_keys("3")
+    page.set("max_tokens", 20)
+    page["go"].click()
+    page.wait_for_end()
+    text = page.text_of("completion")
+    page["tokens"].click()
+    fields = {"max_tokens": 20, "seed": 3, "temperature": 0.8, "min_p": 0.05, "logprobs": 5}
+    logprobs = complete(server, **fields).json()["choices"][0]["logprobs"]
+    tokens = [token for token in logprobs["tokens"] if token != "<|endoftext|>"]
+    assert [span.get_property("textContent") for span in page.all(".token")] == tokens
+    assert page.text_of("completion") == text
+    page.all(".token")[2].click()
+    likeliest = sorted(logprobs["top_logprobs"][2].values(), reverse=True)[:5]
+    rows = [row.text for row in page.all("#alternatives em")]
+    assert len(rows) == 5
+    assert [float(row.strip("<% ")) for row in rows] == pytest.approx([100 * math.exp(p) for p in likeliest], abs=0.6)
+    page["completion"].send_keys(Keys.ARROW_RIGHT)
+    assert "pointed" in str(page.all(".token")[3].get_attribute("class"))
+    page["completion"].send_keys(Keys.ESCAPE)
+    assert not page["alternatives"].is_displayed()
+    page["tokens"].click()
+    assert page.all(".token") == []
+    assert page.browser_errors() == []
+
+
+def test_every_control_is_reached_by_the_keyboard(browser: webdriver.Chrome, server: Server) -> None:
+    page = Page(browser, server)
+    controls = [
+        control
+        for control in page.all("button, a[href], input, textarea, summary")
+        if control.is_displayed() and control.get_attribute("tabindex") != "-1"
+    ]
+    reached = []
+    for _ in controls:
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(browser.switch_to.active_element)
+    assert reached == controls
+    page["prompt"].send_keys("话说", Keys.CONTROL, Keys.ENTER)
+    page.wait_for_end()
 
 
 # Click in the page itself: a text may end before the driver could react.
@@ -141,18 +322,34 @@ def test_stop_button_ends_generation_and_frees_the_row(browser: webdriver.Chrome
     assert page.browser_errors() == []
 
 
-def test_page_shows_errors(browser: webdriver.Chrome, server: Server) -> None:
+def test_errors_are_plain(browser: webdriver.Chrome, server: Server) -> None:
     page = Page(browser, server)
+    for seed in ("1.5", "-1", "seven", "99999999999999999"):
+        page["seed"].clear()
+        page["seed"].send_keys(seed)
+        page["go"].click()
+        page.wait(lambda: page["pace"].text == "The seed is a whole number, such as 7.")
+        page["seed"].clear()
+        page["seed"].send_keys("1")
+        page["go"].click()
+        page.wait_for_end()
     page.browser.execute_script("document.getElementById('prompt').value = '话'.repeat(60000)")
     page["go"].click()
     page.wait(lambda: "at most 50,000" in page["pace"].text)
-    assert page["go"].text == "Generate"
+    assert page["go"].text == "Write"
+
+
+def test_a_server_that_is_gone_is_said_so(browser: webdriver.Chrome, trained: Path) -> None:
+    with serving(trained) as server:
+        page = Page(browser, server)
+    page["go"].click()
+    page.wait(lambda: page["pace"].text == "The server does not answer. Is it still running?")
 
 
 def test_controls_are_labelled_and_text_is_escaped(browser: webdriver.Chrome, server: Server) -> None:
     page = Page(browser, server)
-    for control in browser.find_elements(By.CSS_SELECTOR, "input, textarea, button, img"):
-        assert control.accessible_name, control.get_attribute("id")
+    for control in page.all("input, textarea, button, a, svg[role], [role=tablist], [role=group]"):
+        assert control.accessible_name or not control.is_displayed(), control.get_attribute("id")
     page["prompt"].send_keys("<img src=x onerror=alert(1)><b>")
     page.set("max_tokens", 20)
     page["go"].click()

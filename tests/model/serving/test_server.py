@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import math
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,9 +23,11 @@ import pytest
 import cli
 from model.generation.engine import Engine, TokenSequence
 from model.generation.sampling import SampledToken, SampleOptions
+from model.runs.run import read_result
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
-from model.serving.server import listen
+from model.serving.server import addresses, listen
 from pipeline.errors import BadConfig
+from pipeline.store.artifact import find
 from pipeline.tokenizers import Integers
 from tests.model.generation.test_engine import small_network
 from tests.support.bad_server import wait_for
@@ -334,8 +338,8 @@ def test_oversized_body_is_413_in_every_transfer_encoding(server: Server) -> Non
     assert server.memory() - before < 16
 
 
-PATHS = ("/nothing", "/v1", "/v1/completions/", "/curve.svg/", "/docs", "/openapi.json", "/page.html", "/%00")
-OUTSIDE = ("/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "/curve.svg/../x", "//etc/passwd")
+PATHS = ("/nothing", "/v1", "/v1/completions/", "/run/", "/report", "/docs", "/page.html", "/page/page.css", "/%00")
+OUTSIDE = ("/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "/run/../x", "//etc/passwd")
 
 
 @pytest.mark.parametrize("path", PATHS + OUTSIDE)
@@ -448,10 +452,11 @@ def test_the_page_may_run_its_own_script_and_nothing_else(server: Server) -> Non
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in policy
     assert "script-src 'sha256-" in policy
-    assert "unsafe-eval" not in policy
+    assert "style-src 'sha256-" in policy
+    assert "unsafe-" not in policy
     assert b"http://" not in page.body.replace(b"http://www.w3.org/2000/svg", b"")
     assert b"https://" not in page.body
-    for path in ("/", "/health", "/curve.svg", "/nothing"):
+    for path in ("/", "/health", "/run", "/nothing"):
         headers = ask(server, path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -466,9 +471,28 @@ def test_health_describes_the_run_and_the_load(server: Server) -> None:
     assert reply["trained_on"].startswith(f"tokens/{NAME}/")
     assert reply["steps"] == 30
     assert reply.keys() >= {"parameters", "bits_per_char", "tokenizer", "active", "waiting", "rows", "places"}
-    curve = ask(server, "/curve.svg")
-    assert curve.headers["Content-Type"] == "image/svg+xml"
-    assert b"<svg" in curve.body
+
+
+def test_the_page_gets_numbers_and_texts_of_the_run(server: Server, trained: Path) -> None:
+    about = ask(server, "/run").json()
+    run = find(trained, "runs", NAME)
+    rows = list(csv.DictReader(run.file("metrics.csv").read_text("utf-8").splitlines()))
+    expected = [[int(row["step"]), float(row["bits_per_char"])] for row in rows if row["bits_per_char"]]
+    assert about["curve"]["validation"] == expected
+    assert about["baselines"] == read_result(run.path).baselines
+    assert about["sample"] == json.loads(run.file("samples.jsonl").read_text("utf-8").splitlines()[-1])
+    assert about["characters"] > 20_000
+    assert len(set(about["beginnings"])) == 3
+    text = (ROOT / "pipeline" / "sample" / "yanshan.txt").read_text("utf-8")
+    assert all(beginning in text for beginning in about["beginnings"])
+
+
+def test_a_run_whose_tokens_were_deleted_is_served_without_beginnings(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs", symlinks=True)
+    with serving(tmp_path) as server:
+        about = ask(server, "/run").json()
+    assert about["characters"] == 0
+    assert about["beginnings"] == [about["sample"]["prompt"]] * bool(about["sample"]["prompt"])
 
 
 # Start and shutdown
@@ -538,8 +562,19 @@ def test_missing_extra_names_the_install_command(trained: Path) -> None:
 def test_public_address_warns_and_accepts_any_host_name(trained: Path) -> None:
     with serving(trained, "--host", "0.0.0.0") as server:
         assert "no authentication" in server.stderr_lines[0]
+        assert server.url == f"http://127.0.0.1:{server.port}"
         reply = exchange(server, b"GET /health HTTP/1.1\r\nHost: my.machine\r\nConnection: close\r\n\r\n")
         assert reply.startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_address_for_other_machines_is_one_of_this_machine() -> None:
+    local, others = addresses("0.0.0.0", 8000)
+    assert local == "http://127.0.0.1:8000"
+    name = others.removeprefix("http://").removesuffix(":8000")
+    with socket.socket() as listener:
+        listener.bind((name, 0))  # fails for a foreign address
+    assert addresses("127.0.0.1", 80) == ("http://127.0.0.1:80", "")
+    assert addresses("::1", 80) == ("http://[::1]:80", "")
 
 
 # The scheduler alone
