@@ -36,6 +36,7 @@ SLOW = (
     "tests/model/exchange/test_export.py::test_transformers_*",
     "tests/model/exchange/test_import_model.py",
     "tests/model/generation/test_session.py",
+    "tests/model/serving/test_chat_template.py",
     "tests/model/serving/test_page.py",
     "tests/model/training/test_continue.py",
     "tests/model/training/test_distributed.py",

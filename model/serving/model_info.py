@@ -63,7 +63,8 @@ def load_model_info(session: Session, content: PageContent, *, public: bool = Tr
         "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
         "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
     }
-    sample = _last_sample(run.file("samples.jsonl")) if public else None
+    has_chat = isinstance(tokenizer, ChatTokenizer)
+    sample = _last_sample(run.file("samples.jsonl")) if public and not has_chat else None
     beginnings = [sample["prompt"] if sample else "", *content.beginnings] if public else []
     report = content.report if public else None
     about = {
@@ -78,7 +79,7 @@ def load_model_info(session: Session, content: PageContent, *, public: bool = Tr
         "sample": sample,
         "beginnings": list(dict.fromkeys(filter(None, beginnings)))[:_MOST_BEGINNINGS],
         "has_report": report is not None,
-        "has_chat": isinstance(tokenizer, ChatTokenizer),
+        "has_chat": has_chat,
     }
     return ModelInfo(
         run.manifest.name,

@@ -44,6 +44,24 @@ def train(root: Path, preset: str = "mini", **settings: object) -> None:
         assert cli.main(["--artifacts", str(root), "-q", *map(str, words)]) == 0, words
 
 
+def train_chat(root: Path) -> None:
+    """Train a small chat model on conversations about numbers. Its block holds about five short turns."""
+    lines = [
+        {"messages": [{"role": "user", "content": f"{number}+1?"}, {"role": "assistant", "content": f"{number + 1}!"}]}
+        for number in range(200)
+    ]
+    settings = [word for pair in ("vocab_size=0", "block_size=96", "steps=150") for word in ("--set", pair)]
+    path = root / "conversations.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    for words in (
+        ("clean", path, "--name", NAME, "--profile", "chat"),
+        ("train-tokenizer", NAME, "--kind", "bpe", "--vocab-size", "280"),
+        ("tokenize", NAME, "--val-fraction", "0.1", "--jobs", "1"),
+        ("train", "--tokens", NAME, "--preset", "mini", "--name", NAME, *settings),
+    ):
+        assert cli.main(["--artifacts", str(root), "-q", *map(str, words)]) == 0, words
+
+
 @dataclass
 class Server:
     """Process of `cli.py serve` and its URL."""

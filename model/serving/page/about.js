@@ -70,7 +70,8 @@ function drawCurve() {
   const { training, validation } = run.curve;
   const width = at("curve").clientWidth, height = Math.round(Math.min(Math.max(width * 0.45, 240), 360));
   if (!width) return;
-  const top = 12, right = 8, bottom = 30, left = 34;
+  const isWide = width >= 560;  // with room for the names of the baselines beside the curve
+  const top = 12, right = isWide ? 140 : 8, bottom = 30, left = 34;
   const losses = [...training, ...validation].map(point => point[1]);
   const ceiling = Math.max(...validation.map(point => point[1]), run.baselines.uniform ?? 0);
   const lines = BASELINES.filter(name => run.baselines[name] <= (run.baselines.uniform ?? Infinity));
@@ -88,17 +89,16 @@ function drawCurve() {
   for (const step of ticks(0, last, width < 500 ? 3 : 6)) {
     drawing.append(svg("text", { x: x(step), y: height - 10, "text-anchor": !step ? "start" : x(step) > width - 30 ? "end" : "middle" }, number.format(step)));
   }
-  const labels = [];
   let above = -Infinity;  // the height of the label above
   for (const name of lines.sort((a, b) => run.baselines[b] - run.baselines[a])) {
     const loss = run.baselines[name];
     drawing.append(svg("line", { x1: left, x2: width - right, y1: y(loss), y2: y(loss), class: "baseline" }));
     above = Math.max(y(loss) - 5, above + 15);
-    labels.push(svg("text", { x: width - right, y: above, "text-anchor": "end", class: "halo" }, `${t(name)} ${bits(loss)}`));
+    const beside = isWide ? { x: width - right + 8, y: above + 9 } : { x: width - right, y: above, "text-anchor": "end" };
+    drawing.append(svg("text", beside, `${t(name)} ${bits(loss)}`));
   }
   drawing.append(svg("polyline", { points: path(training), class: "training" }), svg("polyline", { points: path(validation), class: "validation" }));
   for (const [step, loss] of validation) drawing.append(svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "validation" }));
-  drawing.append(...labels);
   at("curve").replaceChildren(drawing);
 }
 

@@ -1,4 +1,5 @@
 // Chat view, of models whose tokenizer has a chat template.
+const border = element("li", { className: "note" });  // above the first message that the model still reads
 let messages = [];
 
 function addTurn(role, text) {
@@ -21,8 +22,8 @@ async function chat(question, signal) {
     const body = { ...values, seed, messages: [...(system ? [{ role: "system", content: system }] : []), ...sent] };
     for await (const event of stream("/v1/chat/completions", body, signal)) {
       if (event.dropped_messages) {
-        const values = { count: event.dropped_messages, size: number.format(run.block_size) };
-        answer.parentNode.before(element("li", { className: "note", textContent: t("left_out", values) }));
+        border.textContent = t("left_out", { size: number.format(run.block_size) });
+        at("turns").querySelectorAll(".user, .assistant")[event.dropped_messages].before(border);
       }
       for (const choice of event.choices) {
         text += choice.delta.content;
@@ -32,6 +33,7 @@ async function chat(question, signal) {
       }
       if (event.usage) pace(ending, event.usage.completion_tokens);
     }
+    if (!text) throw new PlainError(t("error_nothing"));
   } finally {
     if (text) {
       messages = [...sent, { role: "assistant", content: text }];
@@ -85,5 +87,6 @@ function startChat() {
       at(`tab-${other}`).focus();
     });
   }
+  showChips(at("questions"), at("message"), at("send"));
   selectView("chat");
 }

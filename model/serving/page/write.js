@@ -108,19 +108,24 @@ function reuse(text) {
   at("prompt").focus();
 }
 
-function startWriting() {
-  texts = memory.read(`texts:${run.model}`) ?? [];
-  at("prompt").lang = run.sample && !isChinese(run.sample.prompt + run.sample.text) ? "en" : "zh-Hans";
-  at("beginnings").hidden = !run.beginnings.length;
-  at("beginnings").append(...run.beginnings.map(beginning => {
-    const chip = element("button", { type: "button", textContent: beginning, lang: at("prompt").lang });
+// Texts to choose; each fills `area` and presses `button`.
+function showChips(box, area, button) {
+  box.hidden = !run.beginnings.length;
+  box.append(...run.beginnings.map(text => {
+    const chip = element("button", { type: "button", textContent: text, lang: isChinese(text) ? "zh-Hans" : "en" });
     chip.addEventListener("click", () => {
-      if (at("go").controller) return;
-      at("prompt").value = beginning;
-      at("form").requestSubmit();
+      if (button.controller) return;
+      area.value = text;
+      button.form.requestSubmit();
     });
     return chip;
   }));
+}
+
+function startWriting() {
+  texts = memory.read(`texts:${run.model}`) ?? [];
+  at("prompt").lang = run.sample && !isChinese(run.sample.prompt + run.sample.text) ? "en" : "zh-Hans";
+  if (!run.has_chat) showChips(at("beginnings"), at("prompt"), at("go"));
   if (run.sample) {
     const { prompt, text, step } = run.sample;
     show({ prompt, text, tokens: null }, t("example", { step: number.format(step) }));

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.support.serving import NAME, ROOT, Server, ask, complete, serving, train, wait_for_health
+from tests.support.page import Page, chromium, prefer
+from tests.support.serving import ROOT, Server, ask, complete, serving, train, wait_for_health
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
 SIZES = {"wide": (1200, 900), "narrow": (390, 844)}
 
 
@@ -42,74 +26,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-@contextmanager
-def chromium(profile: Path, language: str = "en") -> Iterator[webdriver.Chrome]:
-    program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"intl.accept_languages": language})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options, Service(driver))
-    try:
-        yield started
-    finally:
-        started.quit()
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     with chromium(tmp_path / "profile") as started:
         yield started
-
-
-class Page:
-    """The web page, opened and loaded."""
-
-    def __init__(self, browser: webdriver.Chrome, server: Server, width: int = 1200, height: int = 900) -> None:
-        self.browser = browser
-        # Size of the viewport, not of the window around it.
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(f"{server.url}/")
-        self.wait(lambda: self["name"].text == NAME)
-
-    def __getitem__(self, name: str) -> WebElement:
-        return self.browser.find_element(By.ID, name)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def wait(self, condition: object) -> None:
-        WebDriverWait(self.browser, 20, 0.05).until(lambda _: condition())  # type: ignore[operator]
-
-    def set(self, name: str, value: float) -> None:
-        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
-        self.browser.execute_script(script, self[name], value)
-
-    def wait_for_end(self) -> None:
-        self.wait(lambda: self["go"].text == "Write" and "token" in self["pace"].text)
-
-    def text_of(self, name: str) -> str:
-        """The text of an element, with its spaces."""
-        return str(self[name].get_property("textContent"))
-
-    def screenshot(self, name: str) -> None:
-        """Save a screenshot in the folder that INKSTONE_PICTURES names, if it is set."""
-        if folder := os.environ.get("INKSTONE_PICTURES"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.browser.save_screenshot(f"{folder}/{name}.png")
-
-    def browser_errors(self) -> list[object]:
-        return [entry for entry in self.browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-
-
-def prefer(browser: webdriver.Chrome, scheme: str) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -135,37 +55,10 @@ def test_the_text_is_streamed_after_the_prompt(
     assert "tokens/s" in page["pace"].text
     page["tokens"].click()
     assert page.all("#curve svg")[0].size["width"] == page["curve"].size["width"]
-    width = browser.execute_script("return document.documentElement.scrollWidth")
-    assert width <= SIZES[size][0], "the page is wider than the window"
-    assert browser.execute_script(_LEAST_CONTRAST) >= 4.5
+    assert page.scroll_width() <= SIZES[size][0], "the page is wider than the window"
+    assert page.least_contrast() >= 4.5
     page.screenshot(f"{size}-{scheme}")
     assert page.browser_errors() == []
-
-
-# The least contrast of any visible text with the colours behind it (WCAG 2).
-_LEAST_CONTRAST = """
-const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
-const context = canvas.getContext("2d", { willReadFrequently: true })
-const rgb = colors => {
-    for (const color of colors) { context.fillStyle = color; context.fillRect(0, 0, 1, 1) }
-    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
-}
-const luminance = color => color.map(value => value / 255)
-    .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0)
-let least = 21
-for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())
-    if (!own || !element.checkVisibility({ visibilityProperty: true })) continue
-    const behind = []
-    for (let node = element; node; node = node.parentElement) behind.unshift(getComputedStyle(node).backgroundColor)
-    const style = getComputedStyle(element)
-    const text = element instanceof SVGElement ? style.fill : style.color
-    const [light, dark] = [luminance(rgb(behind)), luminance(rgb([...behind, text]))].sort((a, b) => b - a)
-    least = Math.min(least, (light + 0.05) / (dark + 0.05))
-}
-return least
-"""
 
 
 def test_the_first_sight_has_a_sample_beginnings_and_a_summary(browser: webdriver.Chrome, server: Server) -> None:
