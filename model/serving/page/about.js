@@ -71,7 +71,7 @@ function drawCurve() {
   const width = at("curve").clientWidth, height = Math.round(Math.min(Math.max(width * 0.45, 240), 360));
   if (!width) return;
   const isWide = width >= 560;  // with room for the names of the baselines beside the curve
-  const top = 12, right = isWide ? 140 : 8, bottom = 30, left = 34;
+  const top = 12, right = isWide ? 168 : 8, bottom = 30, left = 34;
   const losses = [...training, ...validation].map(point => point[1]);
   const ceiling = Math.max(...validation.map(point => point[1]), run.baselines.uniform ?? 0);
   const lines = BASELINES.filter(name => run.baselines[name] <= (run.baselines.uniform ?? Infinity));
