@@ -42,6 +42,7 @@ SLOW = (
     "tests/model/training/test_distributed.py",
     "tests/model/training/test_early_end.py",
     "tests/model/training/test_estimate.py",
+    "tests/model/training/test_graphs.py",
     "tests/model/training/test_learner.py::test_compiled_step_gives_the_same_gradients",
     "tests/model/training/test_loss_curve.py",
     "tests/model/training/test_memory.py::test_planned*",

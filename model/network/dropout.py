@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_LEAST = -(2**63)  # of an int64
+
 
 class Dropout(nn.Module):
     """Set elements to zero with probability `p` and scale up the others (Srivastava et al. 2014), in training only.
@@ -24,7 +26,8 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
         threshold = min(max(round(self.p * 256), 1), 255)
-        random = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+        # All 64 bits, by a function that torch.compile knows. Older versions drew them without the highest bit flipped.
+        random = torch.randint(_LEAST, -(_LEAST + 1), (-(-x.numel() // 8),)) ^ _LEAST
         keep = random.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
         return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.config import GATE_WIDTH, GPTConfig
+from model.network.causal_attention import causal_attention, is_fast
 from model.network.cross_entropy import linear_cross_entropy, softcapped
 from model.network.dropout import Dropout
 from model.network.kv_cache import CacheView, LayerCache
@@ -117,9 +118,12 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         enable_gqa = k.shape[1] != q.shape[1]
         is_causal = context.mask is None and k.shape[2] == q.shape[2]  # otherwise attend to all cached tokens
-        y = F.scaled_dot_product_attention(
-            q, k.to(q.dtype), v.to(q.dtype), context.mask, dropout, is_causal=is_causal, enable_gqa=enable_gqa
-        )
+        if is_causal and not dropout and layer_cache is None and is_fast(q):
+            y = causal_attention(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k.to(q.dtype), v.to(q.dtype), context.mask, dropout, is_causal=is_causal, enable_gqa=enable_gqa
+            )
         y = y.transpose(1, 2)  # (B, T, H, D)
         if self.gate is not None:
             y = y * (2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features])))[..., None]
