@@ -22,7 +22,9 @@ def is_fast(q: Tensor) -> bool:
 
 
 def pairs(length: int) -> int:
-    """Return how many probabilities a head keeps for a block of `length` tokens, 0 if torch's attention is used."""
+    """Return how many probabilities `causal_attention` keeps of a head, for a block of `length` tokens."""
+    if length > _MAX_LENGTH:
+        return 0
     ends = [min(start + _ROWS, length) for start in range(0, length, _ROWS)]
     return sum((end - start) * end for start, end in zip(range(0, length, _ROWS), ends, strict=True))
 
@@ -68,7 +70,7 @@ def _forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> T
     (batch, heads, length, width), kv_shape = q.shape, k.shape
     y = q.new_empty(batch, length, heads, width, dtype=dtype).transpose(1, 2)
     ctx.shapes, ctx.dtypes = (q.shape, kv_shape), (q.dtype, k.dtype)
-    q = q.unflatten(1, (kv_shape[1], -1)).flatten(0, 1)  # (G, R, T, D)
+    q = q.reshape(batch * kv_shape[1], -1, length, width)  # (G, R, T, D)
     k, v = k.flatten(0, 1), v.flatten(0, 1).to(dtype)  # (G, T, D)
     wide_k, probabilities = k.float(), []
     for start in range(0, length, _ROWS):

@@ -26,11 +26,14 @@ def linear_cross_entropy(
 
     `x` (N, C), `weight` (V, C), `targets` (N,) ids, `bias` (V,). Under autocast the products are in its dtype.
     """
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        x = x.to(torch.get_autocast_dtype(device_type))
     apply: Callable[..., Tensor] = _LinearCrossEntropy.apply
-    return apply(x, weight, targets, softcap, bias)
+    return apply(in_autocast_dtype(x), weight, targets, softcap, bias)
+
+
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """Convert to the dtype of products under autocast; without autocast return `x`."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def chunk_rows(count: int, vocab_size: int, device_type: str) -> int:

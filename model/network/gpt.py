@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import GATE_WIDTH, GPTConfig
 from model.network.causal_attention import causal_attention, is_fast
-from model.network.cross_entropy import linear_cross_entropy, softcapped
+from model.network.cross_entropy import in_autocast_dtype, linear_cross_entropy, softcapped
 from model.network.dropout import Dropout
 from model.network.kv_cache import CacheView, LayerCache
 from model.network.skip_init import SkipInit
@@ -132,6 +132,7 @@ class Attention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, T, C), keys and values (B, T, K * D) of x (B, T, C)."""
         if self.fused_qkv is None:
+            x = in_autocast_dtype(x)  # once: each product would do it
             return self.q(x), self.k(x), self.v(x)
         return torch.split(self.fused_qkv(x), self._widths, dim=-1)
 

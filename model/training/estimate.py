@@ -20,6 +20,7 @@ from torch import Tensor
 from model import device as devices
 from model.config import GPTConfig, Preset, TrainConfig
 from model.device import ExecutionConfig
+from model.network import causal_attention
 from model.network.cross_entropy import chunk_rows
 from model.presets import MAX_EPOCHS, dropout_for
 from model.runs.run import Report
@@ -157,7 +158,7 @@ def needed_bytes(
     """
     weights = weight_bytes(model, train) // (processes if train.parallel == "fsdp" else 1)
     copies = 2 * (model.parameters - model.vocab_size * model.width) if precision == "bf16" else 0
-    activations = micro_batch * activation_bytes(model, train, precision)
+    activations = micro_batch * activation_bytes(model, train, precision, kind)
     return weights + copies + activations + _head_bytes(model, precision, micro_batch, kind)
 
 
@@ -188,22 +189,24 @@ def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:
     return 4 * ((4 + (train.ema > 0)) * model.parameters - by_muon)
 
 
-def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str) -> int:
+def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str, kind: str = "cpu") -> int:
     """Return the bytes that one sequence keeps for the backward pass, counted from the operations in gpt.py.
 
     A block keeps in fp32 the inputs of its norms and of what mixes the stream, in the precision of the products the
-    inputs of q, k, v and the feed-forward (in bfloat16 three copies for q, k and v), the results of q, k, v and the
-    heads, the feed-forward's hidden values before and after the activation, and the masks of the dropouts and, for
-    pairs of tokens, of the documents. With `recompute` only the stream between blocks is kept.
+    inputs of attention and feed-forward, the results of q, k, v and the heads, the feed-forward's hidden values before
+    and after the activation, the masks of the dropouts and, for pairs of tokens, of the documents, and what
+    causal_attention.py keeps. With `recompute` only the stream between blocks is kept.
     """
     value = 2 if precision == "bf16" else 4
     hidden = 4 if model.activation == "swiglu" else 2
     heads = model.query_width + model.kv_width
     stream = 4 * model.width * (2 + model.scalars + (2 if model.convolution else 0))
-    values = model.width * (4 if value == 2 else 2) + 2 * heads + hidden * model.hidden_width
+    values = 2 * model.width + 2 * heads + hidden * model.hidden_width
     values += (2 * model.width if model.dropout else 0) + (model.block_size if train.document_mask else 0)
     values += model.kv_width if model.values else 0
     block = stream + value * values + (4 * heads if model.qk_norm else 0)
+    if kind == "cpu" and precision == "bf16" and not (train.document_mask or model.attention_dropout):
+        block += value * model.heads * causal_attention.pairs(model.block_size) // model.block_size
     blocks = model.layers * (4 * model.width if train.recompute else block) + (block if train.recompute else 0)
     masks = model.block_size if train.document_mask else 0
     return model.block_size * (blocks + 12 * model.width + masks)

@@ -116,6 +116,20 @@ def test_planned_memory_on_cuda_is_within_15_percent_of_the_traced_peak(
     assert planned == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("preset_name", ["shuihu-fast", "qwen-8m"])
+def test_planned_memory_on_a_cpu_is_within_a_quarter_of_the_traced_peak(
+    preset_name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 attention keeps its probabilities."""
+    monkeypatch.setattr(GPT, "to", lambda network, device: network)
+    preset = presets.get_preset(preset_name)
+    model = replace(preset.model, vocab_size=4000)
+    moments = estimate.weight_bytes(model, preset.train) - 8 * model.parameters
+    peak = traced_peak(model, preset.train, precision, 16) + moments
+    assert estimate.needed_bytes(model, preset.train, precision, 16) == pytest.approx(peak, rel=0.25)
+
+
 def test_tokens_on_the_device_are_planned_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store of tokens takes memory from the micro-batch."""
     model, config = replace(presets.get_preset("babygpt").model, vocab_size=1000), TrainConfig(precision="fp32")
