@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
@@ -77,6 +78,7 @@ _PEAKS: tuple[tuple[str, float | None, float | None], ...] = (
 )
 _DRIVER = Path("/proc/driver/nvidia/version")
 _MAX_REASON = 200  # characters of an error of torch
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc; the values are in bytes
 
 
 def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line: None) -> torch.device:
@@ -84,10 +86,11 @@ def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line:
 
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
     zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads inherit that setting
-    when they start, so call this before torch starts any. And silences torch's warning that RMSNorm is not fused under
-    autocast.
+    when they start, so call this before torch starts any. Also lets the process keep the memory that it frees, and
+    silences torch's warning that RMSNorm is not fused under autocast.
     """
     torch.set_flush_denormal(True)
+    _keep_freed_memory()
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     counts = {"cuda": _gpu_count(report), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     names = [kind for kind, count in counts.items() if count]
@@ -105,6 +108,17 @@ def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line:
     if problem := _problem(device):
         raise BadConfig(f"device {name} cannot be used: {problem}", hint="--device auto takes one that can")
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Let the allocator of glibc reuse the memory of large tensors, where it has such a setting.
+
+    Otherwise each step returns it to the system, which fills it with zeros again (benchmarks/NOTES.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 28)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _gpu_count(report: Callable[[str], None]) -> int:
