@@ -123,7 +123,7 @@ def to_device(ids: np.ndarray, device: torch.device) -> Tensor:
     """Convert uint16 or uint32 ids to int64 on a device."""
     if device.type == "cpu":
         return torch.from_numpy(ids.astype(np.int64))
-    return widen(_send(_narrow(ids, device), device))
+    return widen(_send(_pinned(ids.view(_signed(ids.dtype)), device), device))
 
 
 def _send(narrow: Tensor, device: torch.device) -> Tensor:
@@ -139,13 +139,13 @@ def widen(narrow: Tensor) -> Tensor:
     return narrow.long() & (0xFFFF if narrow.dtype == torch.int16 else 0xFFFF_FFFF)
 
 
-def _narrow(ids: np.ndarray, device: torch.device) -> Tensor:
-    """View ids as signed integers of the same size, in pinned memory for CUDA so that the copy is asynchronous.
+def _pinned(integers: np.ndarray, device: torch.device) -> Tensor:
+    """Return signed integers, in pinned memory for CUDA so that the copy is asynchronous.
 
     torch reuses a pinned buffer only after the copies out of it have finished.
     """
-    narrow = torch.from_numpy(ids.view(_signed(ids.dtype)))
-    return narrow.pin_memory() if device.type == "cuda" else narrow
+    tensor = torch.from_numpy(integers)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def _signed(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -215,7 +215,7 @@ class Loader:
         return ids
 
     def _gather(self, store: Tensor) -> Tensor:
-        offsets = torch.from_numpy(self._sampler.offsets(self._step, *self._rows)).to(self._device)
+        offsets = _send(_pinned(self._sampler.offsets(self._step, *self._rows), self._device), self._device)
         return widen(store[offsets[:, None] + torch.arange(self._sampler.block_size + 1, device=self._device)])
 
     def _prefetch(self, thread: ThreadPoolExecutor) -> Tensor:
@@ -226,7 +226,8 @@ class Loader:
         return widen(_send(narrow, self._device))
 
     def _load(self, step: int) -> Tensor:
-        return _narrow(self._sampler.batch(step, *self._rows), self._device)
+        ids = self._sampler.batch(step, *self._rows)
+        return _pinned(ids.view(_signed(ids.dtype)), self._device)
 
 
 def is_resident(option: str, tokens: TokenArray, device: torch.device) -> bool:
