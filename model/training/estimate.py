@@ -220,16 +220,18 @@ def plan_lines(
     execution: ExecutionConfig,
     device: torch.device,
     seconds: float,
+    compiling: float = 0.0,
 ) -> list[str]:
-    """Describe a training for a person. `execution` is used instead of the plan's; a step takes `seconds`."""
+    """Describe a training by `execution`, whose steps take `seconds`; `compiling` seconds are part of its minutes."""
     model, train = preset.model, preset.train
     step_tokens = train.batch_size * model.block_size
     epoch_steps, rate = train_tokens / step_tokens, step_tokens / seconds
     precision = f"{'bfloat16' if execution.precision == 'bf16' else 'fp32'}{', compiled' if execution.compiled else ''}"
-    steps = int(train.minutes * 60 / seconds) if train.minutes else train.steps
+    steps = int(max(train.minutes * 60 - compiling, 0) / seconds) if train.minutes else train.steps
     epochs = steps * step_tokens / max(train_tokens, 1)
     if train.minutes:
-        length = f"{train.minutes:g} minutes, about {steps:,} steps"
+        compilation = f", {compiling:.0f} s of them for compiling" if compiling >= 1 else ""
+        length = f"{train.minutes:g} minutes{compilation}, about {steps:,} steps"
     else:
         length = f"{train.steps:,} steps, about {_format_seconds(steps * seconds)}"
     return [
@@ -316,35 +318,38 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 def measure_step(
     learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report, *, compiles: bool = False
-) -> float:
-    """Return the seconds of a trial pass of a micro-batch, and let the learner fall back until one succeeds.
+) -> tuple[float, float]:
+    """Return the seconds of a step, by trial passes of a micro-batch, and those that were spent compiling.
 
-    `load` returns the ids (rows, T + 1) of that many sequences. With `compiles` the network is compiled if the training
-    would take longer than five minutes without, and if that makes it faster. Raises BadConfig if the network cannot be
-    compiled, or memory does not suffice, as the user wanted it.
+    The learner falls back until a pass succeeds. `load` returns the ids (rows, T + 1) of that many sequences. With
+    `compiles` the network is compiled if the training would take longer than five minutes without, and if that makes it
+    faster. Raises BadConfig if the network cannot be compiled, or memory does not suffice, as the user wanted it.
     """
-    if learner.execution.compiled:
+    start, is_compiled, world, config = time.monotonic(), learner.execution.compiled, learner.world, learner.config
+    if is_compiled:
         report(_COMPILING)
-    seconds, world, config = _passing_seconds(learner, load, eos, report), learner.world, learner.config
-    passes = math.ceil(learner.rows / learner.execution.micro_batch)
-    total = 60 * config.minutes or config.steps * passes * seconds
-    if not compiles or learner.execution.compiled or world.broadcast(total) < _MIN_COMPILED:
-        return seconds
-    eager = learner.execution
+    seconds = _step_seconds(learner, load, eos, report)
+    if is_compiled:
+        return seconds, time.monotonic() - start
+    total = 60 * config.minutes or config.steps * seconds
+    if not compiles or world.broadcast(total) < _MIN_COMPILED:
+        return seconds, 0.0
+    eager, start = learner.execution, time.monotonic()
     report(_COMPILING)
     learner.use(replace(eager, compiled=True))
-    compiled_seconds = _passing_seconds(learner, load, eos, report)
+    compiled_seconds = _step_seconds(learner, load, eos, report)
     is_compiled = not world.any(not learner.execution.compiled)
     if is_compiled and world.broadcast(compiled_seconds) < world.broadcast(seconds):
-        return compiled_seconds
+        return compiled_seconds, time.monotonic() - start
     if is_compiled:
         report("the network runs without torch.compile, with which a trial pass takes longer")
     learner.use(eager)
-    return seconds
+    return seconds, time.monotonic() - start
 
 
-def _passing_seconds(learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report) -> float:
-    return retried(learner, lambda: _seconds(learner, load(learner.execution.micro_batch), eos), report)
+def _step_seconds(learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report) -> float:
+    seconds = retried(learner, lambda: _seconds(learner, load(learner.execution.micro_batch), eos), report)
+    return seconds * math.ceil(learner.rows / learner.execution.micro_batch)
 
 
 def _seconds(learner: Learner, ids: Tensor, eos: int) -> float:

@@ -59,6 +59,12 @@ class LRSchedule:
         finally:
             self._resumed_at = time.monotonic()
 
+    def spend(self, seconds: float) -> None:
+        """Count seconds without a step, such as those of compiling, towards a length in minutes."""
+        if self._config.minutes:
+            self._seconds += seconds
+            self._clock_progress = self._read_clock()
+
     @property
     def progress(self) -> float:
         """Fraction of the schedule that has passed; 1 or more at its end."""

@@ -198,18 +198,18 @@ class Trainer:
         self.baselines = compute_baselines(self.store, validation) if validation else None
         if self.execution_plan.note:
             self.report(self.execution_plan.note)
-        seconds = estimate.measure_step(
+        seconds, compiling = estimate.measure_step(
             self.learner,
             lambda rows: to_device(self.sampler.batch(0, rows), self.device),
             self.store.tokenizer.end_of_text,
             self.report,
             compiles=compiles and self._may_compile,
         )
-        execution = self.learner.execution
-        seconds *= math.ceil(len(self.rows) / execution.micro_batch)
+        self.schedule.spend(compiling)
         self.planned = {"seconds_per_step": seconds, "bytes": self.execution_plan.bytes}
         lines = estimate.plan_lines(
-            self.preset_name, self.preset, len(self.store.train), self.execution_plan, execution, self.device, seconds
+            *(self.preset_name, self.preset, len(self.store.train), self.execution_plan),
+            *(self.learner.execution, self.device, seconds, compiling),
         )
         for line in (*lines, estimate.scale(self.baselines)):
             self.report(line)

@@ -38,7 +38,7 @@ def load(rows: int) -> Tensor:
 
 def test_automatic_micro_batch_is_halved_until_it_fits() -> None:
     small, lines = learner(), list[str]()
-    assert estimate.measure_step(small, load, 0, lines.append) > 0
+    assert estimate.measure_step(small, load, 0, lines.append)[0] > 0
     assert small.execution.micro_batch == 2
     assert [line.rpartition(" ")[2] for line in lines] == ["4", "2"]
 

@@ -18,6 +18,7 @@ import torch
 from model import device as devices
 from model.config import GPTConfig, TrainConfig, identity
 from model.device import ExecutionConfig
+from model.presets import get_preset
 from model.runs import checkpoint
 from model.runs.checkpoint import TrainState
 from model.training import dataloader, distributed, estimate
@@ -25,6 +26,7 @@ from model.training.dataloader import Loader
 from model.training.distributed import World
 from model.training.estimate import ExecutionPlan
 from model.training.learner import Learner
+from model.training.lr_schedule import LRSchedule
 from pipeline.errors import BadConfig
 from tests.support.faults import ROOT
 from tests.support.gpu import use_gpu
@@ -152,12 +154,25 @@ def test_network_is_compiled_only_where_that_pays(
     """Eager passes take one second."""
     learner, lines = small_learner(steps=steps), list[str]()
     compiler = Compiler(monkeypatch, learner, 1.0, compiled_seconds)
-    seconds = estimate.measure_step(learner, ids, 0, lines.append, compiles=True)
+    seconds, compiling = estimate.measure_step(learner, ids, 0, lines.append, compiles=True)
     assert learner.execution.compiled == is_compiled
     assert compiler.attempts == attempts
+    assert (compiling > 0) == bool(attempts)
     assert seconds == (compiled_seconds if is_compiled else 1.0)
     assert [text for text in lines if line in text] == lines
     assert len(lines) == bool(line)
+
+
+def test_compiling_counts_towards_minutes_and_not_towards_steps() -> None:
+    """A minute of two leaves half of the schedule."""
+    for settings, progress in (({"minutes": 2.0}, 0.5), ({"steps": 10}, 0.0)):
+        schedule = LRSchedule(TrainConfig(**settings))  # type: ignore[arg-type]
+        schedule.spend(60.0)
+        assert schedule.progress == progress
+    preset = replace(get_preset("mini"), train=TrainConfig(minutes=2.0))
+    plan = ExecutionPlan(ExecutionConfig("fp32", True, 8), 0, 0)
+    line = estimate.plan_lines("mini", preset, 1000, plan, plan.execution, CPU, 0.1, 60.0)[3]
+    assert "2 minutes, 60 s of them for compiling, about 600 steps" in line
 
 
 def test_later_step_without_memory_is_repeated_with_half_the_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
