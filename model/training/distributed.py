@@ -102,6 +102,17 @@ class World:
         dist.all_reduce(tensor, dist.ReduceOp.MIN, group=self.group)
         return float(tensor)
 
+    def map_shared(self, function: Callable[[Tensor], Tensor], stacked: Tensor) -> Tensor:
+        """Apply `function` to N tensors (N, …), which all processes have. Each computes its share. A collective."""
+        if self.size == 1:
+            return function(stacked)
+        share = -(-len(stacked) // self.size)
+        padding = stacked.new_zeros(share * self.size - len(stacked), *stacked.shape[1:])
+        mine = function(torch.cat((stacked, padding))[self.rank * share :][:share]).contiguous()
+        results = torch.empty_like(mine).repeat(self.size, *[1] * (mine.dim() - 1))
+        dist.all_gather_into_tensor(results.view(torch.uint8), mine.view(torch.uint8), group=self.group)
+        return results[: len(stacked)]
+
     def first_nonempty(self, name: str) -> str:
         """Return the first name that is not empty, in rank order."""
         if self.size == 1:
@@ -267,6 +278,13 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return what belongs to this process of a full tensor that all have, distributed like `like`."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather tensors on the CPU; unsharded CPU tensors are not copied. A collective."""
     return {name: full_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -274,7 +292,7 @@ def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def copy_into(target: Tensor, source: Tensor) -> None:
-    """Copy a full tensor into `target`, of which this process may hold a shard."""
+    """Copy a full tensor that all processes have into `target`, of which this one may hold a shard."""
     if isinstance(target, DTensor):
-        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)
+        source = local_part(source.to(target.device), target)
     target.copy_(source)

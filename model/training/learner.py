@@ -57,7 +57,7 @@ class Learner:
         self.model.to(device)
         self._wrapped = distributed.wrap(self.model, world, config.parallel)
         self.use(how)
-        self.optimizers = optim.make_optimizers(self.model, config, how.precision)
+        self.optimizers = optim.make_optimizers(self.model, config, how.precision, world)
         self.average: dict[str, Tensor] = {}
 
     def use(self, execution: ExecutionConfig) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import TrainConfig
 from model.network.gpt import GPT
-from model.training.distributed import full_tensor
+from model.training.distributed import World, full_tensor, local_part
 
 # Coefficients of a quintic that maps singular values towards 1, and its iterations (Jordan et al. 2024, Muon).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -23,8 +22,13 @@ _EPSILON = 1e-10
 _VECTORS = ("shares", "attention.gate.weight")  # two-dimensional, but their rows are independent
 
 
-def make_optimizers(model: GPT, config: TrainConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
-    """Build the optimizers that together train each weight once. `precision` is that of Muon's matrix products."""
+def make_optimizers(
+    model: GPT, config: TrainConfig, precision: str = "fp32", world: World | None = None
+) -> list[torch.optim.Optimizer]:
+    """Build the optimizers that together train each weight once.
+
+    `precision` is that of Muon's matrix products, which the processes of `world` share.
+    """
     bigrams = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []
     embeddings = [table.weight for table in (model.embedding, model.position) if table is not None]
@@ -48,7 +52,7 @@ def make_optimizers(model: GPT, config: TrainConfig, precision: str = "fp32") ->
         if matrices:
             options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            optimizers.append(Muon(matrices, **options, cautious=config.cautious, dtype=dtype))
+            optimizers.append(Muon(matrices, **options, cautious=config.cautious, dtype=dtype, world=world))
     adamw = [{"params": weights, "lr": rate, "weight_decay": decay} for weights, rate, decay in groups if weights]
     # Fused: one kernel for all weights. Gradients of rare tokens are small, so epsilon must be small too.
     return [*optimizers, torch.optim.AdamW(adamw, config.learning_rate, betas, eps=_EPSILON, fused=True)]
@@ -58,8 +62,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalized updates: all directions of a matrix learn at one rate (Jordan et al. 2024).
 
     Like torch.optim.Muon with its original scaling, sqrt(max(1, rows / columns)), and Nesterov momentum. In addition,
-    matrices of one shape are orthogonalized together, with products in `dtype`, and `cautious` decays a weight only
-    where the step shrinks it too (Chen et al. 2025).
+    matrices of one shape are orthogonalized together, with products in `dtype`, each by one process of `world`, and
+    `cautious` decays a weight only where the step shrinks it too (Chen et al. 2025).
     """
 
     def __init__(
@@ -71,8 +75,9 @@ class Muon(torch.optim.Optimizer):
         *,
         cautious: bool = False,
         dtype: torch.dtype = torch.bfloat16,
+        world: World | None = None,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.world = dtype, world or World()
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "cautious": cautious})
 
     @torch.no_grad()
@@ -96,10 +101,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch._foreach_lerp(gradients, buffers, momentum)
         stacked = torch.stack([full_tensor(update) for update in nesterov])
-        updates = orthogonal(stacked.to(self.dtype))  # (N, R, S)
+        updates = self.world.map_shared(orthogonal, stacked.to(self.dtype))  # (N, R, S)
         scale = max(1.0, weights[0].shape[0] / weights[0].shape[1]) ** 0.5
         for weight, update in zip(weights, updates.to(weights[0].dtype), strict=True):
-            change = _shard(update, weight)
+            change = local_part(update, weight)
             if group["cautious"]:
                 weight.mul_(1 - rate * group["weight_decay"] * (change * weight > 0))
             else:
@@ -117,10 +122,3 @@ def orthogonal(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
-
-
-def _shard(matrix: Tensor, weight: Tensor) -> Tensor:
-    """Return this process's shard of a full matrix, distributed like `weight`."""
-    if not isinstance(weight, DTensor):
-        return matrix
-    return distribute_tensor(matrix, weight.device_mesh, weight.placements)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from model.config import GPTConfig, TrainConfig
 from model.network.gpt import GPT
 from model.training import optim
+from model.training.distributed import World
 
 
 def network(**changes: object) -> GPT:
@@ -56,6 +61,43 @@ def test_muon_steps_like_torch_muon(shapes: list[tuple[int, int]]) -> None:
             torch.testing.assert_close(
                 our_weight, their_weight, atol=2e-4, rtol=2e-3
             )  # products in bfloat16, in another order
+
+
+SHAPES = [(8, 8), (8, 8), (8, 8), (16, 4), (4, 16)]
+
+
+def trained(world: World) -> list[Tensor]:
+    """Return weights after three steps of Muon in fp32, by gradients that all processes have."""
+    weights = [weight.requires_grad_() for weight in matrices(SHAPES, 1)]
+    muon = optim.Muon(weights, 0.02, 0.1, 0.95, cautious=True, dtype=torch.float32, world=world)
+    for step in range(3):
+        for weight, gradient in zip(weights, matrices(SHAPES, 10 + step), strict=True):
+            weight.grad = gradient
+        muon.step()
+    return [weight.detach() for weight in weights]
+
+
+def train_as(rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    torch.save(trained(World(rank, size)), folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_that_share_the_matrices_of_muon_get_the_weights_of_one(tmp_path: Path, size: int) -> None:
+    """Bit for bit the same in all of them. Three matrices of a shape are not divisible, and one is less than two."""
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=train_as, args=(rank, size, tmp_path)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(size))
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
+    for weight, alone in zip(first, trained(World()), strict=True):
+        torch.testing.assert_close(weight, alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (20, 8), (8, 20)])
