@@ -109,9 +109,9 @@ class World:
         share = -(-len(stacked) // self.size)
         padding = stacked.new_zeros(share * self.size - len(stacked), *stacked.shape[1:])
         mine = function(torch.cat((stacked, padding))[self.rank * share :][:share]).contiguous()
-        results = torch.empty_like(mine).repeat(self.size, *[1] * (mine.dim() - 1))
-        dist.all_gather_into_tensor(results.view(torch.uint8), mine.view(torch.uint8), group=self.group)
-        return results[: len(stacked)]
+        results = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather([result.view(torch.uint8) for result in results], mine.view(torch.uint8), group=self.group)
+        return torch.cat(results)[: len(stacked)]
 
     def first_nonempty(self, name: str) -> str:
         """Return the first name that is not empty, in rank order."""
