@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from model.network.gpt import GPT
@@ -21,7 +22,8 @@ from pipeline.tokens.store import TokenStore
 
 CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
 MAX_TOKEN_LOSSES = 1 << 18  # more of them are not held one by one
-_BATCH_VALUES = 1 << 24  # of the widest layer, 64 MiB: larger batches are no faster, since memory limits them
+# Of the widest layer of a batch, and of logits at once: 64 MiB on a CPU, where memory limits larger ones.
+_BATCH_VALUES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True)
@@ -196,22 +198,28 @@ def evaluate(
     spans += [(0, block_size)] * (-len(spans) % world.size)
     spans = spans[world.rank :: world.size]
     masks = 0 if mask_eos is None else 4 * block_size
-    width = max(model.config.vocab_size, model.config.hidden_width, masks)
-    rows = max(1, _BATCH_VALUES // (block_size * width))
-    pieces = 1 if world.size > 1 else -(-block_size * model.config.vocab_size // _BATCH_VALUES)  # FSDP hooks `forward`
+    vocab_size, values = model.config.vocab_size, _BATCH_VALUES.get(device.type, _BATCH_VALUES["cpu"])
+    is_whole = isinstance(model, FSDPModule)  # it gathers its weights for `forward` only, which returns all logits
+    width = max(vocab_size * is_whole, model.config.hidden_width, masks)
+    rows = min(max(1, values // (block_size * width)), len(spans))
+    pieces = 1 if is_whole else -(-rows * block_size * vocab_size // values)
     was_training = model.training
     model.eval()
-    sums, is_stopped = _Sums(len(ids) - 1, block_size), False
+    batches, losses, is_stopped = list[list[tuple[int, int]]](), list[torch.Tensor](), False
     for first in range(0, len(spans), rows):
         is_stopped = is_stopped or stopped()
         if is_stopped and world.size == 1:
             break
         batch = spans[first : first + rows]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            sums.add(batch, _score(model, ids, [start for start, _ in batch], device, mask_eos, pieces))
+            losses.append(_score(model, ids, [start for start, _ in batch], device, mask_eos, pieces))
+            batches.append(batch)
     model.train(was_training)
     if world.any(is_stopped):
         return None
+    sums = _Sums(len(ids) - 1, block_size)
+    for batch, batch_losses in zip(batches, losses, strict=True):
+        sums.add(batch, batch_losses.cpu())
     nats, token_losses, position_losses = sums.totals(world)
     bits = nats / math.log(2) + validation.unknown_bits
     return Evaluation(
@@ -254,9 +262,10 @@ class _Sums:
 def _score(
     model: GPT, ids: torch.Tensor, starts: list[int], device: torch.device, mask_eos: int | None, pieces: int
 ) -> torch.Tensor:
-    """Return the losses (B, T) in nats of a batch of windows, on the CPU; 0 after the last id.
+    """Return the losses (B, T) in nats of a batch of windows, 0 after the last id. The device is not waited for.
 
     The logits of `pieces` parts are held one after the other: those of one long window may not fit into memory.
+    Short windows are padded with ids that are not scored.
     """
     block_size = min(model.config.block_size, len(ids) - 1)
     positions = torch.tensor(starts)[:, None] + torch.arange(block_size)  # (B, T)
@@ -269,7 +278,7 @@ def _score(
         states = model.hidden_states(inputs, mask).flatten(0, 1)
         parts = zip(states.chunk(pieces), targets.flatten().chunk(pieces), strict=True)
         losses = torch.cat([_losses(model.logits(part), part_targets) for part, part_targets in parts])
-    return losses.view(positions.shape).cpu()
+    return losses.view(positions.shape)
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
-"""A GPU that torch reports and that is not there."""
+"""A GPU that torch reports and that is not there, and what it would wait for."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import device as devices
 
@@ -21,3 +24,15 @@ def use_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "NVIDIA H100 80GB HBM3"
     }
     for function, fake in (defaults | functions).items():
         monkeypatch.setattr(torch.cuda, function, fake)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the numbers that the host reads from the device, for each of which it would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))

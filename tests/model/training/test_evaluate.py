@@ -21,6 +21,7 @@ from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens import store as tokens
 from pipeline.tokens.options import TokenizeOptions
 from pipeline.tokens.store import TokenStore
+from tests.support.gpu import HostReads
 
 CPU = torch.device("cpu")
 
@@ -106,7 +107,7 @@ def test_logits_of_a_long_window_are_held_in_pieces(
     validation = validation_set(store, 300)
     expected = evaluate(model, validation, CPU)
     limit = 3 * model.config.vocab_size
-    monkeypatch.setattr("model.training.evaluate._BATCH_VALUES", limit)
+    monkeypatch.setattr("model.training.evaluate._BATCH_VALUES", {"cpu": limit})
     sizes: list[int] = []
 
     def logits(network: GPT, states: torch.Tensor) -> torch.Tensor:
@@ -121,6 +122,16 @@ def test_logits_of_a_long_window_are_held_in_pieces(
     assert evaluation
     assert max(sizes) <= limit
     assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_the_host_reads_one_number_of_an_evaluation(
+    store: TokenStore, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = validation_set(store, 300)
+    monkeypatch.setattr("model.training.evaluate._BATCH_VALUES", {"cpu": 1})
+    with HostReads() as reads:
+        evaluate(model, validation, CPU)
+    assert reads.count == 1
 
 
 def test_validation_set_is_cut_by_bytes_of_text(store: TokenStore) -> None:

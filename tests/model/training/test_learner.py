@@ -16,6 +16,7 @@ from model.network import masks
 from model.network.gpt import GPT
 from model.training.distributed import World
 from model.training.learner import Learner
+from tests.support.gpu import HostReads
 from tests.support.training import preloaded
 
 __all__ = ["preloaded"]  # fixtures
@@ -85,6 +86,16 @@ def test_training_uses_the_document_mask(ids: Tensor) -> None:
                 nats += float(document_loss.detach()) * (stop - start)
     assert float(loss) == pytest.approx(nats / (4 * MODEL.block_size), abs=1e-5)
     assert float(unmasked) != pytest.approx(float(loss), abs=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_host_reads_one_number_of_a_step(ids: Tensor, optimizer: str) -> None:
+    """Whether the gradient is finite."""
+    learner = make_learner(optimizer=optimizer, document_mask=True, ema=0.9)
+    learner.step(ids, 1, 0, END)
+    with HostReads() as reads:
+        learner.step(ids, 2, 1, END)
+    assert reads.count == 1
 
 
 def test_compiled_step_gives_the_same_gradients(ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
