@@ -38,6 +38,7 @@ SLOW = (
     "tests/model/generation/test_session.py",
     "tests/model/serving/test_chat_template.py",
     "tests/model/serving/test_page.py",
+    "tests/model/training/test_checkpointer.py::test_training_that_was_killed*",
     "tests/model/training/test_continue.py",
     "tests/model/training/test_distributed.py",
     "tests/model/training/test_early_end.py",

@@ -120,7 +120,7 @@ class Trainer:
         if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
                 files.remove_tree(draft / name)
-        self.checkpointer = Checkpointer(draft, plan.preset, world, report)
+        self.checkpointer = Checkpointer(draft, plan.preset, world, report, threaded=device.type == "cuda")
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
         self.schedule = LRSchedule(self.config, world.broadcast)
