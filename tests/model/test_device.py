@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,18 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_gpus_are_hidden_from_the_tests_and_their_processes() -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert torch.cuda.device_count() == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator has no such setting")
+def test_memory_of_freed_tensors_is_used_again() -> None:
+    """Without a page fault for each 4 KiB of 64 MiB, once the process has grown."""
+    devices.pick_device("cpu")
+    for _ in range(10):
+        torch.ones(1 << 24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(1 << 24)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
 
 
 def test_gpu_without_kernels_in_this_build_gives_one_line_and_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
