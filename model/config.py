@@ -18,7 +18,7 @@ from pipeline.errors import BadConfig
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
 # Left out of a key at their defaults, as in older keys.
-_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience")
+_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class GPTConfig:
     input_norm: bool = False
     head_bias: bool = False
     zero_init: bool = False
+    ngram: int = 0
 
     def __post_init__(self) -> None:
         _check(self)

@@ -133,6 +133,12 @@ SETTINGS: dict[str, Setting] = {
     "zero_init": Setting(
         "initialise the projections back into the stream to zero, instead of normal(0, 0.02 / sqrt(2 layers))"
     ),
+    "ngram": Setting(
+        "n-grams of up to so many tokens, counted in the training text and in the text that is read, have half of the "
+        "probability; the network is trained without them (docs/training.md); 0: none",
+        Range(0, 8),
+        "tokens",
+    ),
     "batch_size": Setting("sequences of a step", Range(1, _MAX_INT), "sequences"),
     "micro_batch": Setting(
         "sequences computed at once; 0: as many as fit into memory. A step is the same on every machine", _COUNT

@@ -159,6 +159,8 @@ def export(
         from model.exchange import export as model_export
 
         model = model_export.export(source, target_format, path, checkpoint, verify=verify, quantize=quantize)
+    if model.warning:
+        settings.progress.note(f"warning: {model.warning}")
     counts = {"parameters": model.parameters, "step": model.step, "bytes": model.bytes}
     return _exported(source.ref, model, counts, f"{model.parameters:,} parameters of step {model.step:,}")
 

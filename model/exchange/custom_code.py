@@ -51,7 +51,7 @@ def config_json(config: GPTConfig) -> dict[str, Any]:
     """Return the fields of a config.json that describe the network and name its classes."""
     options = asdict(config)
     is_tied = options.pop("tied")
-    del options["zero_init"]  # of training only
+    del options["zero_init"], options["ngram"]  # of training, and of the mixture with n-grams, which is not exported
     return {
         "architectures": ["InkstoneForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -77,7 +77,7 @@ def config_from_json(content: Mapping[str, Any], path: str) -> GPTConfig:
     options: dict[str, Any] = {}
     for option in fields(GPTConfig):
         name = "tie_word_embeddings" if option.name == "tied" else option.name
-        if option.name == "zero_init":
+        if option.name in ("zero_init", "ngram"):
             continue
         try:
             options[option.name] = msgspec.convert(content[name], type(option.default))

@@ -21,6 +21,7 @@ from pipeline.store.leftovers import require_new
 from pipeline.tokenizers import Tokenizer
 
 _SAMPLES = "samples.jsonl"
+_NO_NGRAMS = "exported is the network alone: no format holds the n-grams that `sample` mixes in (docs/training.md)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """Result of an export: `files` relative to `path`, their total size in `bytes`, and the checkpoint's `step`."""
+    """Result of an export: `files` relative to `path`, their total size in `bytes`, and the checkpoint's `step`.
+
+    `warning` says which part of the run the format cannot hold, "" if it holds all.
+    """
 
     format: str
     path: Path
@@ -71,6 +75,7 @@ class ExportedModel:
     step: int
     bytes: int
     verified: bool
+    warning: str = ""
 
 
 def export(
@@ -113,7 +118,8 @@ def export(
         card = model_card.text(source, model_format.library, model_format.usage(source))
         (draft / "README.md").write_text(card, encoding="utf-8")
     names, size = exports.files_of(out)
-    return ExportedModel(format_name, out, names, state.model.parameters, state.step, size, verify)
+    warning = _NO_NGRAMS if state.model.ngram else ""
+    return ExportedModel(format_name, out, names, state.model.parameters, state.step, size, verify, warning)
 
 
 def _require_equal(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

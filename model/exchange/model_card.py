@@ -64,6 +64,8 @@ def _training_rows(source: ExportSource) -> Iterator[tuple[str, str]]:
     yield "checkpoint", f"step {state.step:,} of {result.steps:,}, after {result.steps_before:,} of earlier runs"
     yield "trained on", f"{result.tokens:,} tokens, {result.epochs:g} epochs"
     yield "validation", _loss(state.val_loss, result)
+    if state.model.ngram:
+        yield "n-grams", "not exported; the validation loss of the network alone is higher"
     yield "tokenizer", f"{tokenizer.name}, {tokenizer.vocab_size:,} ids, `{tokenizer.fingerprint}`"
     if padding := state.model.vocab_size - tokenizer.vocab_size:
         yield "vocabulary", f"{state.model.vocab_size:,} rows, the last {padding:,} are padding"

@@ -5,14 +5,16 @@ Shapes in comments: B prompts, T tokens of the longest one, N tokens of all of t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.network.gpt import GPT
+from model.network.ngrams import NGrams, Prediction, Reader, mixed
 from pipeline.errors import BadData
 
 _BATCH_TOKENS = 4096  # of one forward pass, with padding
@@ -70,10 +72,15 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
     # A token does not attend to those after it, so the padding at the end changes nothing.
     states = model.hidden_states(ids.to(device))  # (B, T, C)
     next_logits = torch.stack([row[length - 1] for row, length in zip(states, lengths, strict=True)])
-    next_logits = model.logits(next_logits)[:, :vocab_size].cpu()  # (B, V)
+    next_logits = model.logits(next_logits).cpu()  # (B, V)
+    predictions = None
+    if model.ngrams:
+        predictions = _after_each(model.ngrams, [prompt[:-1] for prompt in prompts])
+        next_logits = mixed(next_logits, [_after(model.ngrams, prompt) for prompt in prompts])
+    next_logits = next_logits[:, :vocab_size]
     before = torch.cat([row[: length - 1] for row, length in zip(states, lengths, strict=True)])  # (N - B, C)
     targets = torch.tensor([token for prompt in prompts for token in prompt[1:]], dtype=torch.int64)
-    tokens = _score_tokens(model, before, targets, vocab_size, likeliest)
+    tokens = _score_tokens(model, before, targets, vocab_size, likeliest, predictions)
     scores, start = [], 0
     for length, logits in zip(lengths, next_logits, strict=True):
         scores.append(PromptScore(tuple(tokens[start : start + length - 1]), logits))
@@ -81,13 +88,41 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
     return scores
 
 
-def _score_tokens(model: GPT, states: Tensor, targets: Tensor, vocab_size: int, likeliest: int) -> list[TokenScore]:
-    """Score each of `targets` (M,) after its hidden state, of `states` (M, C)."""
+def _after(ngrams: NGrams, prompt: Sequence[int]) -> Prediction:
+    """Predict the token after a prompt by n-grams."""
+    reader = Reader(ngrams)
+    reader.read(prompt)
+    return reader.predict()
+
+
+def _after_each(ngrams: NGrams, prompts: Sequence[Sequence[int]]) -> Iterator[Prediction]:
+    """Predict the token after each token of each prompt by n-grams."""
+    for prompt in prompts:
+        reader = Reader(ngrams)
+        for token in prompt:
+            reader.read([token])
+            yield reader.predict()
+
+
+def _score_tokens(
+    model: GPT,
+    states: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    likeliest: int,
+    predictions: Iterator[Prediction] | None = None,
+) -> list[TokenScore]:
+    """Score each of `targets` (M,) after its hidden state, of `states` (M, C).
+
+    `predictions` are those by n-grams, if they are to be mixed with the network's.
+    """
     scores: list[TokenScore] = []
     size = max(_LOGITS // vocab_size, _MIN_ROWS)
     for start in range(0, len(targets), size):
-        logits = model.logits(states[start : start + size])[:, :vocab_size]
-        logprobs = logits.log_softmax(-1)  # (M, V)
+        logits = model.logits(states[start : start + size])
+        if predictions:
+            logits = mixed(logits, [*itertools.islice(predictions, len(logits))])
+        logprobs = logits[:, :vocab_size].log_softmax(-1)  # (M, V)
         ids = targets[start : start + size]
         target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0]
         if not math.isfinite(float(target_logprobs.sum())):  # NaN or infinite as soon as one logit of a row is

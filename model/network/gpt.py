@@ -21,6 +21,7 @@ from model.network.causal_attention import causal_attention, is_fast
 from model.network.cross_entropy import in_autocast_dtype, linear_cross_entropy, softcapped
 from model.network.dropout import Dropout
 from model.network.kv_cache import CacheView, LayerCache
+from model.network.ngrams import NGrams
 from model.network.skip_init import SkipInit
 
 
@@ -303,6 +304,7 @@ class GPT(nn.Module):
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self.packed_head: Callable[[Tensor], Tensor] | None = None  # replaces the head (generation/quantization.py)
+        self.ngrams: NGrams | None = None  # to be mixed with the network's probabilities; `logits` are without them
 
     @classmethod
     def empty(cls, config: GPTConfig, device: torch.device) -> GPT:

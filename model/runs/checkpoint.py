@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,8 @@ from torch import Tensor
 from model.config import GPTConfig, TrainConfig, differences
 from model.device import ExecutionConfig
 from model.network.gpt import GPT
-from model.runs.run import Report
+from model.network.ngrams import NGrams
+from model.runs.run import NGRAMS, Report
 from pipeline.errors import BadConfig, BadData, InputMissing, InternalError, StorageFailed
 from pipeline.store import files
 
@@ -259,7 +261,20 @@ def load_model(path: Path, device: torch.device) -> GPT:
     model = GPT.empty(config, device)
     require_fit(CheckpointTensors(weights, {}), model)
     model.load_state_dict(weights)
+    if config.ngram:
+        model.ngrams = _read_ngrams(path.parents[1] / NGRAMS, config)
     return model
+
+
+def _read_ngrams(path: Path, config: GPTConfig) -> NGrams:
+    """Count the n-grams of the training text, whose ids the folder of the run holds. Raises BadData if it does not."""
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadData(f"{path}: {error}", hint="`train` the run again") from None
+    if ids.ndim != 1 or ids.dtype.kind != "u" or ids.max(initial=0) >= config.vocab_size:
+        raise BadData(f"{path}: not the ids of a text, below {config.vocab_size:,}", hint="`train` the run again")
+    return NGrams(ids.astype(np.int64), config.vocab_size, config.ngram)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from model.runs.plan import (
     SCHEMA,
     Length,
     TrainPlan,
+    earlier_folders,
     identify,
     override_preset,
     read_config,
@@ -75,6 +76,7 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
 
     Raises BadData if that run is damaged, unless the plan builds it again, or there is no older one to go back to.
     """
+    plan = _without_later_settings(root, plan)
     try:
         run = artifact.current(root, "runs", plan.name)
     except BadData as error:
@@ -101,6 +103,16 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
         return _continue(plan, run)
     reason = "" if parent else f"the code or the libraries changed since {run.ref}"
     return dataclasses.replace(same, from_scratch=reason)
+
+
+def _without_later_settings(root: Path, plan: TrainPlan) -> TrainPlan:
+    """Leave out n-grams that a preset got after a run of this name was begun, unless they are among the settings."""
+    for folder in earlier_folders(root, plan.name):
+        name, preset = read_preset(folder)
+        if preset and name == plan.preset_name and "ngram" not in plan.given:
+            model = dataclasses.replace(plan.preset.model, ngram=preset.model.ngram)
+            return dataclasses.replace(plan, preset=dataclasses.replace(plan.preset, model=model))
+    return plan
 
 
 def _instead_of_damaged(root: Path, plan: TrainPlan, error: BadData) -> TrainPlan:

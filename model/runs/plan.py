@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from model import config, presets
 from model.config import GPTConfig, Preset
-from model.runs.run import CONFIG, Result, open_tokenizer, read_preset_name
+from model.runs.run import CONFIG, NGRAMS, Result, open_tokenizer, read_preset_name
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact, code, files
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import unfinished_drafts
 from pipeline.store.manifest import Identity, Input, check_name
 from pipeline.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from model.network.ngrams import NGrams
 
 SCHEMA = 2
 CODE = code.Code(
@@ -45,7 +48,7 @@ CODE = code.Code(
     },
 )
 AUTO = "auto"  # instead of a preset's name in a recipe: see `resolve_auto`
-_CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size")  # of the network of a parent run
+_CHANGEABLE = ("dropout", "attention_dropout", "last_dropout", "block_size", "ngram")  # of the network of a parent run
 
 
 class Length(msgspec.Struct, frozen=True):
@@ -64,7 +67,8 @@ class TrainPlan:
     are loaded too and training continues where the parent ended. `from_scratch` is the reason why the published run of
     this name is not continued, "" if it is, or if there is none. `tensorboard` also writes TensorBoard events. `prompt`
     is the text to continue at each evaluation, "" for the beginning of the validation text. `usual_length` is that of
-    the trainings of this name, if this one has another length for once.
+    the trainings of this name, if this one has another length for once. `given` are the names of the settings that do
+    not come from the preset.
     """
 
     name: str
@@ -78,6 +82,7 @@ class TrainPlan:
     tensorboard: bool = False
     prompt: str = ""
     usual_length: Length | None = None
+    given: frozenset[str] = frozenset()
 
 
 class Annealed(Exception):
@@ -149,18 +154,15 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
     otherwise `presets.choose` decides. `minutes` replaces the length; `device` is that of the training, or "auto".
     """
     _require_positive(minutes)
-    published = None
-    with suppress(BadData):  # `continue_published` says what becomes of a damaged one
-        published = artifact.current(root, "runs", check_name(name))
-    folders = [published.path] if published else [draft for draft, _ in unfinished_drafts(root, "runs", name)]
-    for folder in reversed(folders):
+    for folder in earlier_folders(root, name):
         preset_name, resolved = read_preset(folder)
         if resolved is None or preset_name not in presets.PRESETS:
             continue  # an imported run, or one of a preset that no longer exists
         settings = settings_of(resolved, presets.get_preset(preset_name))
         if minutes is not None:
             settings = {field: value for field, value in settings.items() if field not in ("steps", "minutes")}
-        return Resolved(preset_name, settings, minutes, f"as the {'' if published else 'unfinished '}run {name} has it")
+        state = "unfinished " if folder.name.startswith(".") else ""
+        return Resolved(preset_name, settings, minutes, f"as the {state}run {name} has it")
     from model import device as devices  # imports torch
 
     picked, counts = devices.pick_device(device), tokens.manifest.counts
@@ -168,6 +170,14 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
         counts["train_tokens"], counts["vocab_size"], picked.type, minutes, devices.free_memory(picked)
     )
     return Resolved(choice.preset, dict(choice.settings), choice.minutes, choice.reason)
+
+
+def earlier_folders(root: Path, name: str) -> list[Path]:
+    """Return the folder of the current run of a name; if there is none, those of unfinished runs, the last first."""
+    with suppress(BadData):  # `continue_published` says what becomes of a damaged one
+        if published := artifact.current(root, "runs", check_name(name)):
+            return [published.path]
+    return [draft for draft, _ in reversed([*unfinished_drafts(root, "runs", name)])]
 
 
 def read_preset(folder: Path) -> tuple[str, Preset | None]:
@@ -209,7 +219,8 @@ def make_plan(
     if parent is None:
         preset = resolve_preset(preset_name, steps, minutes, settings)
         fitted = config.resolve_vocab_size(preset.model, tokens.manifest.require_counts("vocab_size")["vocab_size"])
-        return TrainPlan(name, preset_name, dataclasses.replace(preset, model=fitted), tokens)
+        preset = dataclasses.replace(preset, model=fitted)
+        return TrainPlan(name, preset_name, preset, tokens, given=frozenset(settings or ()))
     require_same_tokenizer(tokens, parent)
     network = parent.manifest.option("model", GPTConfig)
     preset = dataclasses.replace(presets.get_preset(preset_name), model=network, family=network.family)
@@ -252,7 +263,7 @@ def make_auto_plan(
 
 
 def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:
-    """Raise BadConfig unless `model` is the parent's network, except for dropout and a shorter block."""
+    """Raise BadConfig unless `model` is the parent's network, except for dropout, a shorter block and n-grams."""
     comparable = dataclasses.replace(model, **{field: getattr(network, field) for field in _CHANGEABLE})
     if changes := config.differences(comparable, network):
         raise BadConfig(f"the network of {parent.ref} cannot change: {'; '.join(changes)}", hint="drop that --set")
@@ -287,8 +298,10 @@ def read_config(folder: Path) -> Preset | None:
         return None
 
 
-def write_config(folder: Path, preset_name: str, preset: Preset, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer and the resolved preset, which resuming and sampling a run require.
+def write_config(
+    folder: Path, preset_name: str, preset: Preset, tokenizer: Tokenizer, ngrams: NGrams | None = None
+) -> None:
+    """Write what resuming and sampling a run require: the tokenizer, the resolved preset and the text of `ngrams`.
 
     `settings` in the file are those that differ from the named preset; without one of that name they are missing.
     """
@@ -299,3 +312,5 @@ def write_config(folder: Path, preset_name: str, preset: Preset, tokenizer: Toke
         fields["settings"] = settings_of(preset, reference)
     data = msgspec.json.encode(fields)
     files.write_file(folder / CONFIG, msgspec.json.format(data, indent=2))
+    if ngrams:
+        files.write_file(folder / NGRAMS, ngrams.to_bytes())

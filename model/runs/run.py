@@ -9,6 +9,7 @@ runs/<name>/<key>/config.json       the preset, with every number resolved
                   losses.safetensors  the loss of each validation token at the end
                   loss.png, .svg    the loss curve, with the losses of simple baselines
                   result.json       final numbers (`Result`)
+                  ngrams.npy        with the setting `ngram`: the ids of the training text, to be counted
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
 
-RESULT, CONFIG, CHECKPOINTS = "result.json", "config.json", "checkpoints"
+RESULT, CONFIG, CHECKPOINTS, NGRAMS = "result.json", "config.json", "checkpoints", "ngrams.npy"
 Report = Callable[[str], None]
 
 

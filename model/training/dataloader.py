@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.config import GPTConfig
 from model.device import free_memory
+from model.network.ngrams import TOKEN_BYTES
 from model.training.permutation import GOLDEN, mix, permute
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokens.store import TokenArray
@@ -237,6 +239,12 @@ def is_resident(option: str, tokens: TokenArray, device: torch.device) -> bool:
     if option != "auto" or device.type != "cuda":
         return option == "yes"
     return len(tokens) * tokens.dtype.itemsize < free_memory(device) / 8
+
+
+def tokens_bytes(tokens: TokenArray, model: GPTConfig, device: torch.device, *, is_resident: bool) -> int:
+    """Return the bytes that a store needs on the device: its ids if they are resident, on a CPU its n-grams, if any."""
+    ngrams = TOKEN_BYTES * model.ngram * (device.type == "cpu")
+    return len(tokens) * (tokens.dtype.itemsize * is_resident + ngrams)
 
 
 def _on_device(tokens: TokenArray, device: torch.device) -> Tensor:

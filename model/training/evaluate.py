@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model.network.gpt import GPT
 from model.network.masks import document_mask
+from model.network.ngrams import Reader, mixed_logprobs, share
 from model.training.distributed import World
 from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer
@@ -193,6 +194,7 @@ def evaluate(
     world = world or World()
     block_size = model.config.block_size
     ids = torch.from_numpy(validation.ids)
+    counted = torch.from_numpy(Reader(model.ngrams).read(validation.ids)) if model.ngrams else None
     spans = windows(len(ids), block_size)
     # Padding that scores nothing gives all processes the same number of windows.
     spans += [(0, block_size)] * (-len(spans) % world.size)
@@ -217,7 +219,7 @@ def evaluate(
     model.train(was_training)
     if world.any(is_stopped):
         return None
-    sums = _Sums(len(ids) - 1, block_size)
+    sums = _Sums(len(ids) - 1, block_size, counted)
     for batch, batch_losses in zip(batches, losses, strict=True):
         sums.add(batch, batch_losses.cpu())
     nats, token_losses, position_losses = sums.totals(world)
@@ -232,10 +234,13 @@ def evaluate(
 
 
 class _Sums:
-    """Sums of the losses of `count` tokens: of those that are scored, each of the first ones, and by position."""
+    """Sums of the losses of `count` tokens: of those that are scored, each of the first ones, and by position.
 
-    def __init__(self, count: int, block_size: int) -> None:
-        self._count, self._nats = count, 0.0
+    `counted` are the probabilities of the ids by n-grams, if those of the network are mixed with them.
+    """
+
+    def __init__(self, count: int, block_size: int, counted: torch.Tensor | None) -> None:
+        self._count, self._counted, self._nats = count, counted, 0.0
         self._tokens = torch.zeros(min(count, MAX_TOKEN_LOSSES), dtype=torch.float64)
         self._positions = torch.zeros(2, block_size, dtype=torch.float64)  # sums, and numbers of losses
 
@@ -245,6 +250,9 @@ class _Sums:
         starts, firsts = (torch.tensor(column)[:, None] for column in zip(*spans, strict=True))
         positions = starts + torch.arange(length)
         is_valid = (positions < self._count) & (firsts < starts + length)  # without padding
+        if self._counted is not None:
+            scored = (positions + 1).clamp(max=self._count)  # as many tokens were read before each of them
+            losses = -mixed_logprobs(-losses, self._counted[scored], share(scored))
         self._positions[0, :length] += (losses * is_valid).sum(0)
         self._positions[1, :length] += is_valid.sum(0)
         is_scored = is_valid & (positions >= firsts)

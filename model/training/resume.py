@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.config import GPTConfig
+from model.network.ngrams import MAX_TOKENS, NGrams
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
 from model.runs.plan import TrainPlan
@@ -87,3 +89,10 @@ def count_tokens(store: TokenStore, vocab_size: int) -> Tensor:
     """Count each id (V,) in the training split, or in its first 2**24 tokens."""
     ids = store.train.read(0, min(len(store.train), _MAX_COUNTED))
     return torch.from_numpy(np.bincount(ids, minlength=vocab_size))
+
+
+def count_ngrams(store: TokenStore, model: GPTConfig) -> NGrams | None:
+    """Count the n-grams of the training split, if the network is mixed with them."""
+    if not model.ngram:
+        return None
+    return NGrams(store.train.read(0, min(len(store.train), MAX_TOKENS + 1)), model.vocab_size, model.ngram)

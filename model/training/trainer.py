@@ -21,7 +21,7 @@ from model.runs.run import CHECKPOINTS, Report, Result
 from model.training import estimate
 from model.training.baselines import Baselines, compute_baselines
 from model.training.checkpointer import Checkpointer
-from model.training.dataloader import Loader, Sampler, is_resident, to_device
+from model.training.dataloader import Loader, Sampler, is_resident, to_device, tokens_bytes
 from model.training.distributed import World
 from model.training.evaluate import Evaluation, validation_set
 from model.training.evaluator import Evaluator, sample_prompt
@@ -30,7 +30,7 @@ from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics, OnRow, RunningSums
 from model.training.progress import ProgressReporter, Watch
-from model.training.resume import count_tokens, load_parent, open_parent
+from model.training.resume import count_ngrams, count_tokens, load_parent, open_parent
 from model.training.timer import Every
 from pipeline.errors import TrainingDiverged, TryAgain
 from pipeline.runtime import signals
@@ -65,22 +65,22 @@ def fit(
     """
     world = world or World()
     report = report if world.is_main else lambda line: None
-    watch = watch if world.is_main else None
     picked = devices.pick_device(device, report)
     with devices.out_of_memory_refused(picked):
-        trainer = Trainer(draft, plan, picked, report, world, resume=resume, watch=watch)
-    tokenizer, saved_step = trainer.store.tokenizer, trainer.checkpointer.saved_step
+        trainer = Trainer(draft, plan, picked, report, world, resume=resume, watch=watch if world.is_main else None)
+    tokenizer, ngrams = trainer.store.tokenizer, trainer.learner.model.ngrams
     if world.is_main:
-        write_config(draft, plan.preset_name, plan.preset, tokenizer)
+        write_config(draft, plan.preset_name, plan.preset, tokenizer, ngrams)
     baselines = trainer.announce()
-    metrics_file = Metrics(draft if world.is_main else None, saved_step, picked, board=plan.tensorboard, on_row=on_row)
+    folder, saved_step = draft if world.is_main else None, trainer.checkpointer.saved_step
+    metrics_file = Metrics(folder, saved_step, picked, board=plan.tensorboard, on_row=on_row)
     with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, devices.out_of_memory_refused(picked):
         metrics.event("plan", **trainer.planned)
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:
         if trainer.folder != draft:
-            write_config(trainer.folder, plan.preset_name, plan.preset, tokenizer)
+            write_config(trainer.folder, plan.preset_name, plan.preset, tokenizer, ngrams)
             copy_records(draft, trainer.folder)
         finish(trainer.folder, result, baselines, f"{plan.name} ({plan.preset_name})")
         if trainer.folder != draft:
@@ -115,14 +115,15 @@ class Trainer:
         first, count = world.rows(self.config.batch_size)
         self.rows = range(first, first + count)
         self.is_resident = is_resident(self.config.resident, self.store.train, device)
-        store_bytes = len(self.store.train) * self.store.train.dtype.itemsize * self.is_resident
-        self.execution_plan = estimate.choose_together(model, self.config, count, device, world, store_bytes)
+        needed = tokens_bytes(self.store.train, model, device, is_resident=self.is_resident)
+        self.execution_plan = estimate.choose_together(model, self.config, count, device, world, needed)
         if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
                 files.remove_tree(draft / name)
         self.checkpointer = Checkpointer(draft, plan.preset, world, report, threaded=device.type == "cuda")
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
+        self.learner.model.ngrams = count_ngrams(self.store, model)
         self.schedule = LRSchedule(self.config, world.broadcast)
         prompt = sample_prompt(self.store, plan.prompt, report)
         self.evaluator = Evaluator(validation, prompt, self.store.tokenizer, self.learner, self.schedule, world)

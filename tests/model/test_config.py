@@ -56,12 +56,10 @@ def test_the_family_is_a_model_type_of_transformers_or_fast(changes: dict[str, o
 
 def test_settings_that_older_keys_lack_are_part_of_a_key_only_if_set() -> None:
     config = GPTConfig(width=96)
-    assert not {"head_dim", "norm_epsilon"} & identity(config).keys()
-    assert identity(config).keys() | {"head_dim", "norm_epsilon"} == asdict(config).keys()
-    assert identity(replace(config, head_dim=8, norm_epsilon=1e-6)) == asdict(config) | {
-        "head_dim": 8,
-        "norm_epsilon": 1e-6,
-    }
+    later = {"head_dim": 8, "norm_epsilon": 1e-6, "ngram": 3}
+    assert not later.keys() & identity(config).keys()
+    assert identity(config).keys() | later.keys() == asdict(config).keys()
+    assert identity(replace(config, **later)) == asdict(config) | later  # type: ignore[arg-type]
 
 
 def test_differences_list_fields_with_both_values() -> None:

@@ -265,7 +265,7 @@ def test_every_option_of_the_network_is_in_the_configuration() -> None:
     from model.exchange.hub_code.configuration_inkstone import DEFAULTS, InkstoneConfig
 
     assert isinstance(InkstoneConfig.keys_to_ignore_at_inference, list), "the Trainer appends a list to it"
-    options = {field.name for field in fields(GPTConfig)} - {"zero_init", "tied"}
+    options = {field.name for field in fields(GPTConfig)} - {"zero_init", "tied", "ngram"}
     assert set(DEFAULTS) == options | {"use_cache"}
     config = GPTConfig()
     changes: dict[str, Any] = {"kv_heads": config.heads, "hidden": config.hidden_width, "use_cache": True}
