@@ -74,6 +74,7 @@ PRESETS: dict[str, Preset] = {
             input_norm=True,
             head_bias=True,
             zero_init=True,
+            ngram=4,
         ),
         TrainConfig(
             batch_size=16,

@@ -107,7 +107,7 @@ def export(
     model_format.require(state.model, tokenizer)
     files.require_space(out.parent, 4 * state.model.parameters, option="--out")
     with artifact.lease(run_artifact), exports.new_export(out, model_format.suffix) as draft:
-        model = checkpoint.load_model(path, torch.device("cpu"))
+        model = checkpoint.load_network(path, torch.device("cpu"))
         weights = {name: weight.detach() for name, weight in model.named_parameters()}
         preset, result = run.read_preset_name(run_artifact.path), run.read_result(run_artifact.path)
         texts = _sample_texts(run_artifact)

@@ -249,7 +249,18 @@ def load_newest(
 
 
 def load_model(path: Path, device: torch.device) -> GPT:
-    """Load and verify the model of a checkpoint, with the average of its weights if there is one.
+    """Load the network of a checkpoint, and count the n-grams of its run if it is mixed with them.
+
+    Raises BadData if their bytes are not those that were saved.
+    """
+    model = load_network(path, device)
+    if model.config.ngram:
+        model.ngrams = _read_ngrams(path.parents[1] / NGRAMS, model.config)
+    return model
+
+
+def load_network(path: Path, device: torch.device) -> GPT:
+    """Load and verify the network of a checkpoint, with the average of its weights if there is one.
 
     Raises BadData if its bytes are not those that were saved.
     """
@@ -261,8 +272,6 @@ def load_model(path: Path, device: torch.device) -> GPT:
     model = GPT.empty(config, device)
     require_fit(CheckpointTensors(weights, {}), model)
     model.load_state_dict(weights)
-    if config.ngram:
-        model.ngrams = _read_ngrams(path.parents[1] / NGRAMS, config)
     return model
 
 
