@@ -13,11 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from benchmarks.rows import Row
 from model.presets import get_preset
-from model.runs import plan, run
+from model.runs import checkpoint, plan, run
 from model.runs.plan import TrainPlan
 from model.training import metrics, stage
+from model.training.evaluate import evaluate, validation_set
 from pipeline import tokenizers
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import LineStats
@@ -26,6 +29,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
 from pipeline.tokens.options import TokenizeOptions
+from pipeline.tokens.store import open_store
 
 _SENTENCE = re.compile("(?<=[。！？\n])")
 
@@ -60,6 +64,8 @@ def bench(
         artifact = stage.train(root, planned, device="auto", resume=False, report=report).artifact
         result = run.read_result(artifact.path)
         rows = metrics.read(artifact.file("metrics.csv"))
+        if planned.preset.model.ngram:
+            _report_network(artifact, encoded.artifact, report)
     report(f"{result.steps:,} steps, {result.epochs:.1f} epochs, {result.tokens_per_second:,.0f} tokens/s")
     report(f"bits/char: best {result.best_bits_per_char:.3f}, last {result.bits_per_char:.3f}")
     if result.ended_early:
@@ -70,6 +76,15 @@ def bench(
     work = f"{minutes:g} min of {preset_name}, seed {seed}"
     assert result.bits_per_char is not None
     return [Row(work, result.bits_per_char, float(evaluated[0]["bits_per_char"]), "before training", "bits/char")]
+
+
+def _report_network(trained: Artifact, tokens: Artifact, report: Callable[[str], None]) -> None:
+    """Report the bits per character of the network without the n-grams that it is mixed with."""
+    device = torch.device("cpu")
+    network = checkpoint.load_network(run.checkpoint_path(trained, "best"), device)
+    evaluation = evaluate(network, validation_set(open_store(tokens)), device)
+    assert evaluation is not None
+    report(f"bits/char of the network alone: {evaluation.bits_per_char:.3f}")
 
 
 def _plan(

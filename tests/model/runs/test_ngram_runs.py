@@ -86,6 +86,23 @@ def test_run_that_starts_from_another_may_have_other_ngrams(root: Path, mixed: A
     assert [bool(model.ngrams) for model in loaded] == [True, False]
 
 
+def test_stopped_run_resumes_to_the_same_loss_and_a_continued_one_counts_again(root: Path, mixed: Artifact) -> None:
+    stopped, planned = threading.Event(), make_plan(root, "again", ngram=3)
+
+    def stop_at_a_step(line: str) -> None:
+        if line.startswith("step      0"):
+            stopped.set()
+
+    with pytest.raises(TryAgain):
+        stage.train(root, planned, device="cpu", resume=True, report=stop_at_a_step, stopped=stopped)
+    resumed = train(root, "again", ngram=3)
+    assert run.read_result(resumed.path).val_loss == run.read_result(mixed.path).val_loss
+    longer = continuing.plan_continuation(mixed, counting.build(root).artifact, steps=4)
+    continued = stage.train(root, longer, device="cpu", resume=True, report=lambda line: None).artifact
+    assert run.read_result(continued.path).steps_before == 8
+    assert checkpoint.load_model(run.checkpoint_path(continued, "best"), CPU).ngrams
+
+
 def test_preset_that_gets_ngrams_leaves_the_runs_of_a_name_as_they_are(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
