@@ -23,11 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import BadConfig
-
 # The share of the counts at the start of a text, and after much of it; how many tokens are half of the way.
 _FIRST_SHARE, _LAST_SHARE, _HALF_WAY = 0.25, 0.55, 256  # benchmarks/NOTES.md
-MAX_TOKENS = 1 << 22  # of a training text: counting their 4-grams takes 7 s and 0.8 GB
+MAX_TOKENS = 1 << 22  # of a training text that are counted: 7 s and 0.8 GB for 4-grams
 TOKEN_BYTES = 50  # to count a token, for each length of n-grams
 _MULTIPLIER = 0x9E3779B97F4A7C15  # an odd number; n-grams are compared by a polynomial in it modulo 2**64
 
@@ -76,13 +74,9 @@ class _Table:
 
 
 class NGrams:
-    """Counts of the n-grams of up to `order` tokens in `ids` (N,). Raises BadConfig for more than 2**22 tokens."""
+    """Counts of the n-grams of up to `order` tokens in `ids` (N,)."""
 
     def __init__(self, ids: np.ndarray, vocab_size: int, order: int) -> None:
-        if len(ids) > MAX_TOKENS:
-            raise BadConfig(
-                f"ngram={order} counts at most {MAX_TOKENS:,} training tokens, got more", hint="--set ngram=0"
-            )
         self.ids, self.vocab_size, self.order = ids, vocab_size, order
         self.tables: list[_Table] = []  # by the length of the context
         is_counted = np.ones(len(ids), bool)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.config import GPTConfig
 from model.device import free_memory
-from model.network.ngrams import TOKEN_BYTES
+from model.network.ngrams import MAX_TOKENS, TOKEN_BYTES
 from model.training.permutation import GOLDEN, mix, permute
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokens.store import TokenArray
@@ -243,8 +243,8 @@ def is_resident(option: str, tokens: TokenArray, device: torch.device) -> bool:
 
 def tokens_bytes(tokens: TokenArray, model: GPTConfig, device: torch.device, *, is_resident: bool) -> int:
     """Return the bytes that a store needs on the device: its ids if they are resident, on a CPU its n-grams, if any."""
-    ngrams = TOKEN_BYTES * model.ngram * (device.type == "cpu")
-    return len(tokens) * (tokens.dtype.itemsize * is_resident + ngrams)
+    counted = min(len(tokens), MAX_TOKENS) * (device.type == "cpu")
+    return len(tokens) * tokens.dtype.itemsize * is_resident + counted * TOKEN_BYTES * model.ngram
 
 
 def _on_device(tokens: TokenArray, device: torch.device) -> Tensor:

@@ -91,8 +91,11 @@ def count_tokens(store: TokenStore, vocab_size: int) -> Tensor:
     return torch.from_numpy(np.bincount(ids, minlength=vocab_size))
 
 
-def count_ngrams(store: TokenStore, model: GPTConfig) -> NGrams | None:
-    """Count the n-grams of the training split, if the network is mixed with them."""
+def count_ngrams(store: TokenStore, model: GPTConfig, report: Report) -> NGrams | None:
+    """Count the n-grams of the training split, or of its first 2**22 tokens, if the network is mixed with them."""
     if not model.ngram:
         return None
-    return NGrams(store.train.read(0, min(len(store.train), MAX_TOKENS + 1)), model.vocab_size, model.ngram)
+    size = len(store.train)
+    if size > MAX_TOKENS:
+        report(f"n-grams are counted in the first {MAX_TOKENS:,} of {size:,} training tokens")
+    return NGrams(store.train.read(0, min(size, MAX_TOKENS)), model.vocab_size, model.ngram)

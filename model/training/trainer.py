@@ -123,7 +123,7 @@ class Trainer:
         self.checkpointer = Checkpointer(draft, plan.preset, world, report, threaded=device.type == "cuda")
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
-        self.learner.model.ngrams = count_ngrams(self.store, model)
+        self.learner.model.ngrams = count_ngrams(self.store, model, report)
         self.schedule = LRSchedule(self.config, world.broadcast)
         prompt = sample_prompt(self.store, plan.prompt, report)
         self.evaluator = Evaluator(validation, prompt, self.store.tokenizer, self.learner, self.schedule, world)

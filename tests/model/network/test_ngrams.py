@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from model.generation.engine import Engine, TokenSequence
 from model.generation.sampling import SampleOptions
 from model.generation.scoring import score_prompts
-from model.network import ngrams
 from model.network.gpt import GPT
 from model.network.ngrams import NGrams, Reader, mixed, share
 from model.training.evaluate import ValidationSet, evaluate
-from pipeline.errors import BadConfig
 from pipeline.tokenizers import Integers
 from tests.support.networks import SMALL, perturbed_network
 
@@ -95,12 +93,6 @@ def test_mixture_is_a_distribution() -> None:
     reader.read(TEXT[:20])
     logprobs = mixed(torch.randn(2, 45), [reader.predict(), reader.predict()])
     assert logprobs.exp().sum(-1).tolist() == pytest.approx([1, 1])
-
-
-def test_more_text_than_can_be_counted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngrams, "MAX_TOKENS", 399)
-    with pytest.raises(BadConfig, match="at most 399 training tokens"):
-        NGrams(TEXT, 45, 3)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(45, np.uint8), (6_000, np.uint16), (1 << 16, np.uint32)])

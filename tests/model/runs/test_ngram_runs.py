@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from model import presets
+from model.config import GPTConfig
 from model.exchange import export
 from model.generation.sampling import SampleOptions
 from model.generation.session import Session
 from model.runs import checkpoint, continuing, plan, run
 from model.runs.plan import TrainPlan, identify
 from model.runs.run import NGRAMS
-from model.training import stage
+from model.training import resume, stage
 from pipeline.errors import BadData, TryAgain
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
@@ -65,6 +66,17 @@ def test_run_holds_the_ids_that_are_counted(root: Path, mixed: Artifact) -> None
     session = Session(mixed, "best", "cpu", "fp32", lambda line: None)
     (sample,) = session.sample([session.prompt_from_ids("5,6,7,8,9")], SampleOptions(max_tokens=3, temperature=0))
     assert sample.token_ids == [10, 11, 12], "after 8 steps the network alone cannot count"
+
+
+def test_beginning_of_a_long_training_text_is_counted_and_a_line_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lines = open_store(counting.build(root).artifact), list[str]()
+    monkeypatch.setattr(resume, "MAX_TOKENS", 100)
+    counted = resume.count_ngrams(store, GPTConfig(vocab_size=100, ngram=2), lines.append)
+    assert counted
+    assert len(counted.ids) == 100
+    assert lines == [f"n-grams are counted in the first 100 of {len(store.train):,} training tokens"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "no array", "other ids"])
