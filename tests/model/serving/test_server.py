@@ -27,6 +27,8 @@ from model.runs.run import read_result
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
 from model.serving.server import addresses, listen
 from pipeline.errors import BadConfig
+from pipeline.report.languages import language_of
+from pipeline.report.reports import render
 from pipeline.store.artifact import find
 from pipeline.tokenizers import Integers
 from tests.model.generation.test_engine import small_network
@@ -338,7 +340,7 @@ def test_oversized_body_is_413_in_every_transfer_encoding(server: Server) -> Non
     assert server.memory() - before < 16
 
 
-PATHS = ("/nothing", "/v1", "/v1/completions/", "/run/", "/report", "/docs", "/page.html", "/page/page.css", "/%00")
+PATHS = ("/nothing", "/v1", "/v1/completions/", "/run/", "/report/", "/docs", "/page.html", "/page/page.css", "/%00")
 OUTSIDE = ("/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "/run/../x", "//etc/passwd")
 
 
@@ -485,6 +487,17 @@ def test_the_page_gets_numbers_and_texts_of_the_run(server: Server, trained: Pat
     assert len(set(about["beginnings"])) == 3
     text = (ROOT / "pipeline" / "sample" / "yanshan.txt").read_text("utf-8")
     assert all(beginning in text for beginning in about["beginnings"])
+
+
+def test_the_report_of_the_run_is_served_in_both_languages(server: Server, trained: Path) -> None:
+    run = find(trained, "runs", NAME)
+    for language, tag in (("en", b'lang="en"'), ("zh", b'lang="zh-Hans"'), ("fr", b'lang="en"')):
+        reply = ask(server, f"/report?language={language}")
+        assert reply.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "script-src" not in reply.headers["Content-Security-Policy"]
+        assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert tag in reply.body
+        assert reply.body == render(NAME, [run], language_of("zh" if language == "zh" else "en"))
 
 
 def test_a_run_whose_tokens_were_deleted_is_served_without_beginnings(trained: Path, tmp_path: Path) -> None:
